@@ -1,0 +1,166 @@
+"""How a stage's parameters are declared, read from flags and YAML, converted and refused."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import math
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+
+Config = TypeVar("Config", bound="StageConfig")
+
+
+def param(help: str, default: Any = MISSING, factory: Any = MISSING, metavar: str | None = None) -> Any:
+    """A field of a stage: its help text and, unless it is required, its default."""
+    metadata = {"help": help, "metavar": metavar}
+    if factory is not MISSING:
+        return field(default_factory=factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(kw_only=True)
+class StageConfig:
+    """Base of the stages' parameters. Subclasses say what the stage does in `summary` and `example`."""
+
+    summary: ClassVar[str] = ""
+    example: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is not ClassVar:
+                setattr(self, name, convert(getattr(self, name), kind, flag(name)))
+        self.validate()
+
+    def validate(self) -> None:
+        """Raises ValueError for values that make no sense together."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def load(
+    stage: type[Config], flags: dict[str, Any], file: str | None = None, preset: dict[str, Any] | None = None
+) -> Config:
+    """A stage's parameters from flags over the YAML `file` over `preset` over the defaults.
+
+    Raises:
+        ValueError: an unknown key (the nearest known name is given), a value of the wrong type, a required one missing.
+    """
+    values = dict(preset or {})
+    if file:
+        values |= read_yaml(stage, Path(file))
+    values |= flags
+    check_names(stage, values, "parameters")
+    missing = [
+        flag(f.name)
+        for f in fields(stage)
+        if f.name not in values and f.default is MISSING and f.default_factory is MISSING
+    ]
+    require(not missing, f"missing: {', '.join(missing)}")
+    return stage(**values)
+
+
+def read_yaml(stage: type[StageConfig], path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ValueError(f"--config {path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {path}: no valid YAML: {' '.join(str(error).split())}") from None
+    require(isinstance(content, dict), f"--config {path}: expected 'name: value' lines")
+    values = {str(name).replace("-", "_"): value for name, value in content.items()}
+    check_names(stage, values, f"--config {path}")
+    return values
+
+
+def check_names(stage: type[StageConfig], values: dict[str, Any], where: str) -> None:
+    known = [f.name for f in fields(stage)]
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(known)}"
+            raise ValueError(f"{where}: unknown name '{name}'{hint}")
+
+
+def convert(value: Any, kind: Any, name: str) -> Any:
+    """`value` (a string from the command line, or a YAML value) as `kind`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    origin = get_origin(kind)
+    if origin is Literal:
+        require(value in get_args(kind), f"{name}: '{value}' is none of {', '.join(map(str, get_args(kind)))}")
+        return value
+    if origin is list:
+        items = [part for part in value.split(",") if part] if isinstance(value, str) else value
+        require(isinstance(items, list | tuple), f"{name}: expected a list, got '{value}'")
+        return [convert(item, get_args(kind)[0], name) for item in items]
+    if origin is dict:
+        if isinstance(value, str):
+            pairs = [part.split("=", 1) for part in value.split(",") if part]
+            require(all(len(pair) == 2 for pair in pairs), f"{name}: expected NAME=VALUE,..., got '{value}'")
+            value = {key.strip(): item for key, item in pairs}
+        require(isinstance(value, dict), f"{name}: expected NAME=VALUE pairs, got '{value}'")
+        return {str(key): convert(item, get_args(kind)[1], name) for key, item in value.items()}
+    if kind is bool:
+        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        if isinstance(value, str) and value.lower() in words:
+            return words[value.lower()]
+        require(isinstance(value, bool), f"{name}: expected true or false, got '{value}'")
+        return value
+    if kind is str:
+        require(
+            isinstance(value, str | int | float) and not isinstance(value, bool),
+            f"{name}: expected text, got '{value}'",
+        )
+        return str(value)
+    assert kind in (int, float), kind
+    if isinstance(value, bool) or (kind is int and isinstance(value, float) and value != int(value)):
+        raise ValueError(f"{name}: expected {'a whole number' if kind is int else 'a number'}, got '{value}'")
+    try:
+        number = kind(value)
+        require(math.isfinite(number), "")
+        return number
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: expected {'a whole number' if kind is int else 'a number'}, got '{value}'") from None
+
+
+def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None:
+    """One flag for each parameter; a flag that is not given leaves no trace in the parsed namespace."""
+    hints = get_type_hints(stage)
+    for parameter in fields(stage):
+        kind = hints[parameter.name]
+        required = parameter.default is MISSING and parameter.default_factory is MISSING
+        default = parameter.default if parameter.default is not MISSING else None
+        if parameter.default_factory is not MISSING:
+            default = show(parameter.default_factory())
+        text = parameter.metadata["help"].replace("%", "%%")
+        text += " [required]" if required else f" [{default}]" if default not in ("", None) else ""
+        options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS, "dest": parameter.name}
+        if kind is bool:
+            parser.add_argument(flag(parameter.name), action=argparse.BooleanOptionalAction, **options)
+        else:
+            metavar = "|".join(get_args(kind)) if get_origin(kind) is Literal else parameter.metadata["metavar"] or "X"
+            parser.add_argument(flag(parameter.name), metavar=metavar, **options)
+
+
+def show(value: Any) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{key}={item:g}" for key, item in value.items())
+    return ",".join(f"{item}" for item in value)
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ValueError(message), the error of a user's input, unless `condition` holds."""
+    if not condition:
+        raise ValueError(message)
