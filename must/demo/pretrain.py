@@ -190,14 +190,16 @@ def render(glyphs: Tensor, count: int, generator: torch.Generator) -> tuple[Tens
 
     digits = torch.randint(10, (count,), generator=generator)
     pictures = glyphs[torch.randint(len(glyphs), (count,), generator=generator), digits]
-    angle, shear = uniform(-0.25, 0.25), uniform(-0.25, 0.25)
-    width, height = uniform(0.55, 1.25), uniform(0.6, 0.9)
+    angle, shear = uniform(-0.25, 0.25), uniform(-0.3, 0.3)
+    width, height = uniform(0.45, 1.0), uniform(0.5, 0.75)  # parts of the canvas that are shown: the ink fills the frame
     cos, sin = angle.cos(), angle.sin()
     rotation = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], 1)
     skew = torch.stack([torch.stack([width, shear], -1), torch.stack([torch.zeros(count), height], -1)], 1)
-    theta = torch.cat([rotation @ skew, uniform(-0.1, 0.1, 2, 1)], -1)
+    theta = torch.cat([rotation @ skew, uniform(-0.08, 0.08, 2, 1)], -1)
     grid = F.affine_grid(theta, [count, 1, CANVAS, CANVAS], align_corners=False)
-    pictures = F.grid_sample(pictures, grid, align_corners=False)
+    bend = uniform(-0.12, 0.12, 2, 4, 4)  # a smooth random deformation: no two strokes are straight in the same way
+    bend = F.interpolate(bend, size=(CANVAS, CANVAS), mode="bicubic", align_corners=True)
+    pictures = F.grid_sample(pictures, grid + bend.permute(0, 2, 3, 1), align_corners=False)
     small = int(torch.randint(8, 17, (1,), generator=generator))  # a coarse scan, as of a small camera or sensor
     pictures = F.interpolate(pictures, size=(small, small), mode="area")
     pictures = F.interpolate(pictures, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bicubic", align_corners=False)

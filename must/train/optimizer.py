@@ -1,0 +1,66 @@
+"""AdamW with layer-wise learning rates, and the two schedules (arXiv 2206.02967, appendix; numbers as published)."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import torch
+from torch import nn
+
+BETAS, EPS = (0.9, 0.999), 1e-8
+
+
+def layer_id(name: str, layers: int) -> int:
+    """0 for embeddings and what comes before the first block, N + 1 for block N, layers + 1 for everything after."""
+    block = re.search(r"\.resblocks\.(\d+)\.", name)
+    if block:
+        return int(block.group(1)) + 1
+    if any(part in name for part in ("embedding", "mask_token", "conv1", "ln_pre")):
+        return 0
+    return layers + 1
+
+
+def parameter_groups(model: nn.Module, layers: int, layer_decay: float, weight_decay: float) -> list[dict]:
+    """One group for each (layer, decayed or not): ``lr_scale`` = layer_decay ^ (layers + 1 - id).
+
+    Weight decay is left out for one-dimensional tensors alone: embeddings, projection and classifier are decayed.
+    """
+    groups: dict[tuple[int, bool], dict] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        number, decayed = layer_id(name, layers), parameter.ndim > 1
+        group = groups.setdefault(
+            (number, decayed),
+            {
+                "name": f"layer_{number}_{'decay' if decayed else 'no_decay'}",
+                "params": [],
+                "lr_scale": layer_decay ** (layers + 1 - number),
+                "weight_decay": weight_decay if decayed else 0.0,
+            },
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def build_optimizer(model: nn.Module, layers: int, layer_decay: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW; the learning rate is set by `set_learning_rate` before every step."""
+    groups = parameter_groups(model, layers, layer_decay, weight_decay)
+    return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=EPS, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+
+
+def learning_rate(step: int, steps: int, lr: float, min_lr: float, batch_size: int) -> float:
+    """Cosine from lr to min_lr, both x batch_size / 256, over all steps; no warm-up, the end itself is not reached."""
+    scale = batch_size / 256
+    return scale * (min_lr + (lr - min_lr) / 2 * (1 + math.cos(math.pi * step / steps)))
+
+
+def ema_decay(step: int, start: float, end: float, warmup_steps: int) -> float:
+    """Linear ramp from start to end over warmup_steps, then constant."""
+    return start + (end - start) * min(1.0, step / warmup_steps if warmup_steps else 1.0)

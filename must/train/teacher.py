@@ -1,0 +1,24 @@
+"""The teacher: an exponential moving average of the student's weights."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def make_teacher(student: Model) -> Model:
+    """A copy of the student, every tensor of it, that no gradient reaches."""
+    teacher = copy.deepcopy(student)
+    teacher.requires_grad_(False)
+    return teacher.eval()
+
+
+@torch.no_grad()
+def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None:
+    """teacher <- decay x teacher + (1 - decay) x student, for every parameter (classifier, mask token, decoder too)."""
+    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - decay)
