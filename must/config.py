@@ -38,8 +38,25 @@ class ShardConfig(StageConfig):
         "largest share of undecodable files; above it the run ends with code 2", 0.01, metavar="SHARE"
     )
     workers: int = param("processes that read and check images; 0 means one a core", 0, metavar="N")
+    append: bool = param("add the source's new files to the shards in --output; old samples keep their places", False)
+    drop_duplicates: bool = param(
+        "keep one of several byte-identical images; across splits, test keeps it and train loses it in any case", False
+    )
+    check: Literal["decode", "header"] = param(
+        "decode every image once, which finds damaged ones, or read headers only, which is faster", "decode"
+    )
+    resize: int = param(
+        "re-encode larger images as JPEG with this shorter side; 0 keeps every file byte for byte", 0, metavar="PX"
+    )
+    quality: int = param("JPEG quality of --resize", 90, metavar="1-95")
+    max_pixels: int = param("images of more pixels (width x height) are rejected", 89_478_485, metavar="N")
+    max_file_mb: int = param("files of more megabytes are rejected", 256, metavar="MB")
 
     def validate(self) -> None:
+        require(1 <= self.quality <= 95, "--quality must lie between 1 and 95")
+        require(self.resize >= 0, "--resize must not be negative")
+        require(1 <= self.max_pixels <= 178_956_970, "--max-pixels must lie between 1 and 178956970")
+        require(self.max_file_mb >= 1, "--max-file-mb must be at least 1")
         require(self.samples_per_shard >= 1, "--samples-per-shard must be at least 1")
         require(0 <= self.max_rejected <= 1, "--max-rejected must lie between 0 and 1")
         require(self.workers >= 0, "--workers must not be negative")
@@ -209,18 +226,39 @@ class EvaluateConfig(StageConfig):
 
     model: str = param("the bundle written by `must train`", metavar="BUNDLE")
     baseline: str = param(
-        "classifier file: its zero-shot model is what the bundle is compared with", "", metavar="FILE"
+        "what it is compared with: a classifier file (its zero-shot model), or another bundle",
+        "",
+        metavar="FILE|BUNDLE",
     )
     shards: str = param("folder of shards made by `must shard`", metavar="URI")
     split: str = param("split to evaluate on", "test", metavar="NAME")
-    output: str = param("folder for metrics.json and report.html", metavar="DIR")
+    output: str = param("folder for metrics.json, predictions.csv and report.html", metavar="URI")
+    labels: Literal["auto", "ignore"] = param(
+        "auto: use the labels there are; ignore: evaluate as if there were none", "auto"
+    )
+    few_shot: list[int] = param(
+        "also fit a linear probe and Tip-Adapter on so many labelled images a class, e.g. 1,2,4,8,16",
+        factory=list,
+        metavar="N,...",
+    )
+    few_shot_split: str = param("split that --few-shot takes its labelled images from", "train", metavar="NAME")
+    few_shot_seeds: int = param("draws of labelled images that --few-shot averages over", 3, metavar="N")
     batch_size: int = param("images a forward pass", 256, metavar="N")
     workers: int = param("loader processes", 2, metavar="N")
     device: str = param("auto, cpu, cuda or cuda:N", "auto")
+    timeout: int = param("seconds after which a process that waits for a lost one gives up", 600, metavar="S")
 
     def validate(self) -> None:
         require(self.batch_size >= 1, "--batch-size must be at least 1")
         require(self.workers >= 0, "--workers must not be negative")
+        require(all(n >= 1 for n in self.few_shot), "--few-shot needs numbers of 1 or more")
+        require(self.few_shot_seeds >= 1, "--few-shot-seeds must be at least 1")
+        require(self.timeout >= 1, "--timeout must be at least 1")
+        require(not self.few_shot or bool(self.baseline), "--few-shot needs --baseline, whose features it uses")
+        require(
+            not self.few_shot or self.few_shot_split != self.split,
+            f"--few-shot-split {self.few_shot_split}: is the split that is evaluated; take another one",
+        )
 
 
 @dataclass(kw_only=True)
@@ -229,7 +267,30 @@ class ExportConfig(StageConfig):
     example = "must export --model model/ --output onnx/"
 
     model: str = param("the bundle written by `must train`", metavar="BUNDLE")
-    output: str = param("folder for model.onnx and labels.txt", metavar="DIR")
+    output: str = param("folder for model.onnx, labels.txt and the model card", metavar="URI")
+    precision: Literal["fp32", "fp16", "int8"] = param("of weights and arithmetic; outputs are float32", "fp32")
+    input: Literal["normalized", "uint8"] = param(
+        "what the graph takes: float32 [N,3,S,S], normalised, or uint8 [N,S,S,3] pixels that it normalises itself",
+        "normalized",
+    )
+    shards: str = param(
+        "shards whose images the export is checked with, and int8 is calibrated on; random pixels without",
+        "",
+        metavar="URI",
+    )
+    split: str = param("split of --shards to take images from", "train", metavar="NAME")
+    images: int = param("images of --shards to check and calibrate with", 256, metavar="N")
+    min_agreement: float = param(
+        "smallest share of images that must get PyTorch's class; 0 means 1 for fp32, 0.99 for fp16, 0.97 for int8", 0.0
+    )
+    metrics: str = param("metrics.json of `must evaluate`, for the model card", "", metavar="FILE")
+    triton: str = param(
+        "also write a Triton model repository and a KServe manifest for a model of this name", "", metavar="NAME"
+    )
+
+    def validate(self) -> None:
+        require(self.images >= 1, "--images must be at least 1")
+        require(0 <= self.min_agreement <= 1, "--min-agreement must lie between 0 and 1")
 
 
 @dataclass(kw_only=True)
@@ -238,14 +299,21 @@ class PredictConfig(StageConfig):
     example = "must predict --model onnx/model.onnx photo.jpg more-photos/"
 
     model: str = param("model.onnx, or the folder it lies in", metavar="FILE|DIR")
-    images: list[str] = param("images or folders of images", metavar="IMAGE|DIR")
+    images: list[str] = param("images, folders or globs; - reads names from standard input", metavar="IMAGE|DIR")
     top_k: int = param("classes to print for an image", 1, metavar="K")
     batch_size: int = param("images a forward pass", 32, metavar="N")
     output: str = param("CSV or JSONL file to write instead of the table on the terminal", "", metavar="FILE")
+    threads: int = param("threads of a forward pass; 0 means one a core", 0, metavar="N")
 
     def validate(self) -> None:
         require(self.top_k >= 1, "--top-k must be at least 1")
         require(self.batch_size >= 1, "--batch-size must be at least 1")
+        require(self.threads >= 0, "--threads must not be negative")
+        require(bool(self.images), "no image given")
+        require(
+            not self.output or self.output.lower().endswith((".csv", ".jsonl")),
+            f"--output {self.output}: the name must end in .csv or .jsonl",
+        )
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,153 @@
+"""Decodes an image file to the RGB picture a person sees in a viewer: for sharding, training and prediction alike."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms
+
+MAX_PIXELS = 89_478_485
+"""Default limit on width x height, Pillow's own threshold of a decompression bomb: 268 MB as RGB."""
+
+# Only formats whose decoders read untrusted bytes safely: no EPS or WMF, which start other programs.
+Image.init()  # registers the formats this Pillow was built with
+KNOWN = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
+FORMATS = tuple(name for name in KNOWN if name in Image.OPEN)
+EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
+ORIENTATION = 0x0112
+
+# About large images (our own limit decides) and damaged metadata (the pixels count): nothing a user could act on.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> Image.Image:
+    """The whole image as RGB [height, width], fully decoded.
+
+    EXIF orientation is applied; transparent images are laid on white; CMYK goes through its colour profile if it
+    carries one; 16 bits and floats are scaled to 8; of an animation the first frame is taken. A plain RGB or grey
+    JPEG or PNG gives exactly ``PIL.Image.open(file).convert("RGB")``.
+
+    Args:
+        shorter_side: when given, a large JPEG may be decoded at a fraction of its size (libjpeg's scaling), but never
+            with a shorter side below this many pixels.
+
+    Raises:
+        ValueError: the bytes are no image, are damaged, or hold more than `max_pixels` pixels. The text is the reason.
+    """
+    image = identify(data, max_pixels)
+    try:
+        if shorter_side and image.format in ("JPEG", "MPO"):
+            width, height = image.size
+            scale = shorter_side / min(width, height)
+            image.draft(None, (max(1, int(width * scale)), max(1, int(height * scale))))
+        image.load()
+        return as_seen(image)
+    except Exception as error:
+        raise ValueError(reason(error)) from error
+
+
+def identify(data: bytes, max_pixels: int = MAX_PIXELS) -> Any:
+    """The image with its header read: size and format are known, pixels are not decoded yet.
+
+    Raises:
+        ValueError: as `decode`, as far as the header tells.
+    """
+    if not data:
+        raise ValueError("empty file")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        raise ValueError("not an image of a known format") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"more than {max_pixels} pixels") from None
+    except Exception as error:
+        raise ValueError(reason(error)) from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ValueError(f"{width}x{height} is more than {max_pixels} pixels")
+    if width < 1 or height < 1:
+        raise ValueError(f"{width}x{height} has no pixels")
+    return image
+
+
+def extension(image: Any) -> str:
+    """The usual ending of a file of this image's format, such as jpg."""
+    return EXTENSIONS.get(image.format, str(image.format).lower())
+
+
+def as_seen(image: Any) -> Image.Image:
+    rgb = to_rgb(image)
+    # Only after loading: the TIFF decoder turns the image itself and then says so.
+    try:
+        turned = int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # damaged EXIF: viewers show such a picture as it lies
+        return rgb
+    return TURNS[turned](rgb) if turned in TURNS else rgb
+
+
+TURNS = {
+    2: lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    3: lambda image: image.transpose(Image.Transpose.ROTATE_180),
+    4: lambda image: image.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+    5: lambda image: image.transpose(Image.Transpose.TRANSPOSE),
+    6: lambda image: image.transpose(Image.Transpose.ROTATE_270),
+    7: lambda image: image.transpose(Image.Transpose.TRANSVERSE),
+    8: lambda image: image.transpose(Image.Transpose.ROTATE_90),
+}
+
+
+def to_rgb(image: Any) -> Image.Image:
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    if image.mode == "CMYK":
+        return cmyk_to_rgb(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(to_8_bits(np.asarray(image))).convert("RGB")
+    return image.convert("RGB")
+
+
+def cmyk_to_rgb(image: Any) -> Image.Image:
+    """Printing inks by the profile that says what they look like; without one, Pillow's plain formula."""
+    profile = image.info.get("icc_profile")
+    if profile:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            if converted is not None:
+                return converted
+        except (ImageCms.PyCMSError, OSError):
+            pass  # a damaged profile: viewers ignore it too
+    return image.convert("RGB")
+
+
+def to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Grey values of 16 or 32 bits, or floats, [H, W] -> uint8 [H, W].
+
+    16-bit files use their whole range, so it is divided by 257. A wider or a floating-point file does not say what is
+    white; then floats within 0..1 are scaled by 255, and others from their darkest to their brightest value.
+    """
+    if not np.isfinite(values).all():
+        raise ValueError("pixel values that are not finite")
+    low, high = float(values.min()), float(values.max())
+    if values.dtype.kind == "f" and low >= 0 and high <= 1:
+        scaled = values * 255.0
+    elif values.dtype.kind != "f" and low >= 0 and high <= 65535:
+        scaled = values.astype(np.float64) / 257.0
+    else:
+        scaled = (values.astype(np.float64) - low) * (255.0 / max(high - low, 1e-12))
+    return np.rint(scaled).astype(np.uint8)
+
+
+def reason(error: BaseException) -> str:
+    """A decoder's error in one short line that does not differ from run to run."""
+    if isinstance(error, MemoryError):
+        return "too large for the memory"
+    text = " ".join(str(error).split())
+    if "BytesIO" in text:  # Pillow names the object's address
+        text = "not an image of a known format"
+    return text[:200] or type(error).__name__

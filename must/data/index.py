@@ -1,0 +1,157 @@
+"""The index of a folder of shards: what lies in it, where each sample stands, and whether it is still whole."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from must import storage
+
+VERSION = 1
+NAME = "index.json"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file and its table of offsets, `<name without .tar>.npy`."""
+
+    name: str  # of the tar, relative to the index
+    split: str
+    samples: int
+    bytes: int
+    sha256: str  # of the tar
+    offsets_sha256: str  # of the .npy
+    labelled: int  # samples whose json member has a label
+
+    @property
+    def offsets_name(self) -> str:
+        return self.name.removesuffix(".tar") + ".npy"
+
+
+@dataclass(frozen=True)
+class Index:
+    """What `must shard` made. Sample i of a split is the i-th of its shards' samples, in the order of `shards`."""
+
+    revision: int
+    created_by: str
+    source: dict[str, Any]
+    settings: dict[str, Any]
+    shards: tuple[Shard, ...]
+    splits: dict[str, dict[str, int]]  # name -> {"samples": ..., "labelled": ...}
+    labels: tuple[str, ...]
+    rejected: int  # files set aside as no whole images
+    reasons: dict[str, int]  # why, numbers replaced by N, most frequent first
+    duplicates: int  # samples whose content had occurred before
+    dropped: int  # duplicates that were left out of the shards
+    skipped: dict[str, int] = field(default_factory=dict)  # files that no image would be called, by extension
+    tables: tuple[dict[str, str], ...] = ()  # {"name", "sha256"} of the files by which --append knows the old images
+    units: int = 0  # numbers of work units used up, so that appended samples get new keys
+    version: int = VERSION
+    sha256: str = field(default="", compare=False)  # of index.json as it was read
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards)
+
+    def shards_of(self, split: str) -> tuple[Shard, ...]:
+        """The shards of a split, in order. Raises ValueError, naming the splits there are, when it is unknown."""
+        if split not in self.splits:
+            known = ", ".join(f"{name} ({counts['samples']} images)" for name, counts in self.splits.items())
+            raise ValueError(f"the shards hold no split '{split}'; there are: {known}")
+        return tuple(shard for shard in self.shards if shard.split == split)
+
+    def to_json(self) -> bytes:
+        content = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "sha256"}
+        content["shards"] = [vars(shard) for shard in self.shards]
+        return json.dumps(content, indent=1, ensure_ascii=True).encode() + b"\n"
+
+
+def load_index(uri: str) -> Index:
+    """Reads `uri`/index.json.
+
+    Raises:
+        ValueError: there is none, it is damaged, or it was written by a newer version.
+    """
+    path = storage.join(uri, NAME)
+    try:
+        data = storage.read_bytes(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{uri} holds no {NAME}; make it with: must shard --source IMAGES --output {uri}") from None
+    return parse_index(data, path)
+
+
+def parse_index(data: bytes, path: str) -> Index:
+    try:
+        content = json.loads(data)
+        version = content["version"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is damaged: no index of shards; run `must shard` again") from None
+    if version != VERSION:
+        raise ValueError(f"{path} has version {version}, this program reads {VERSION}; update it, or shard again")
+    try:
+        content["shards"] = tuple(Shard(**shard) for shard in content["shards"])
+        content["labels"] = tuple(content["labels"])
+        content["tables"] = tuple(content["tables"])
+        index = Index(**content, sha256=hashlib.sha256(data).hexdigest())
+        counted = {name: counts["samples"] for name, counts in index.splits.items()}
+        for shard in index.shards:
+            counted[shard.split] -= shard.samples
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); run `must shard` again") from None
+    if any(counted.values()):
+        raise ValueError(f"{path} is damaged: the shards' samples do not add up to the splits'; run `must shard` again")
+    return index
+
+
+def load_offsets(uri: str, shard: Shard) -> np.ndarray:
+    """Where each sample's members stand in the tar: int64 [samples, 4], bytes.
+
+    Columns: image offset, image size, json offset, json size.
+
+    Raises:
+        ValueError: the table is missing, damaged or another one than the index names.
+    """
+    path = storage.join(uri, shard.offsets_name)
+    try:
+        data = storage.read_bytes(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; run `must shard` again") from None
+    if hashlib.sha256(data).hexdigest() != shard.offsets_sha256:
+        raise ValueError(f"{path} is damaged: its sha256 is not the index's; run `must shard` again")
+    offsets = np.load(io.BytesIO(data), allow_pickle=False)
+    if offsets.shape != (shard.samples, 4) or offsets.dtype != np.int64:
+        raise ValueError(f"{path} is damaged: int64 [{shard.samples}, 4] expected, not {offsets.dtype} {offsets.shape}")
+    return offsets
+
+
+def show(uri: str) -> Index:
+    """Prints what a folder of shards holds."""
+    index = load_index(uri)
+    print(f"{uri}  revision {index.revision}, made by {index.created_by} from {index.source['uri']}")
+    print(f"{'split':<12}{'images':>12}{'labelled':>12}{'shards':>9}{'MB':>12}")
+    for name, counts in index.splits.items():
+        shards = index.shards_of(name)
+        size = sum(shard.bytes for shard in shards) / 1e6
+        print(f"{name:<12}{counts['samples']:>12}{counts['labelled']:>12}{len(shards):>9}{size:>12.1f}")
+    if index.labels:
+        shown = ", ".join(index.labels[:10]) + (", ..." if len(index.labels) > 10 else "")
+        print(f"labels: {len(index.labels)} ({shown})")
+    print(f"rejected: {index.rejected}  duplicates: {index.duplicates} ({index.dropped} left out)")
+    print(f"sha256 of the index: {index.sha256}")
+    return index
+
+
+def verify(uri: str) -> Index:
+    """Reads every shard again and checks sizes, checksums, offsets and counts; prints a line for what is broken.
+
+    Raises:
+        ValueError: something is broken.
+    """
+    from must.data.verify import verify_shards  # it needs this module
+
+    return verify_shards(uri)

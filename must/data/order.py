@@ -1,0 +1,107 @@
+"""In which order samples are used: a pure function of (seed, epoch), whatever the number of processes or workers.
+
+Shards are permuted; the samples of a window of consecutive shards are shuffled together; global step s of an epoch
+takes positions [s G, (s + 1) G) of the result, each rank its part of them. So N processes see the batches of one,
+a run resumes at any step without reading what was used, and every rank takes the same number of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+
+SHARDS_ORDER, WINDOW_ORDER = 0, 1  # keep the two uses of the generator apart
+
+
+class EpochOrder:
+    """Sample numbers of one epoch by position.
+
+    Args:
+        sizes: samples of each shard, in index order; sample numbers count through them.
+        window: shards that are shuffled together.
+    """
+
+    def __init__(self, sizes: list[int], seed: int, epoch: int, window: int) -> None:
+        self.starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        self.seed, self.epoch, self.window = seed, epoch, max(1, window)
+        generator = np.random.default_rng((SHARDS_ORDER, seed, epoch))
+        self.shards = generator.permutation(len(sizes))
+        in_order = np.asarray(sizes, dtype=np.int64)[self.shards]
+        ends = np.cumsum(in_order)[self.window - 1 :: self.window]
+        total = int(in_order.sum())
+        self.window_ends = ends if len(ends) and ends[-1] == total else np.append(ends, total)
+        self.samples = lru_cache(maxsize=2)(self.window_samples)
+
+    def __len__(self) -> int:
+        return int(self.window_ends[-1])
+
+    def window_samples(self, number: int) -> np.ndarray:
+        shards = self.shards[number * self.window : (number + 1) * self.window]
+        samples = np.concatenate([np.arange(self.starts[s], self.starts[s + 1]) for s in shards])
+        np.random.default_rng((WINDOW_ORDER, self.seed, self.epoch, number)).shuffle(samples)
+        return samples
+
+    def take(self, start: int, stop: int) -> np.ndarray:
+        """Sample numbers at positions [start, stop): int64."""
+        parts = []
+        while start < stop:
+            number = int(np.searchsorted(self.window_ends, start, side="right"))
+            first = 0 if number == 0 else int(self.window_ends[number - 1])
+            end = min(stop, int(self.window_ends[number]))
+            parts.append(self.samples(number)[start - first : end - first])
+            start = end
+        return np.concatenate(parts)
+
+    def window_at(self, position: int) -> np.ndarray:
+        """Numbers of the shards that are read at a position."""
+        number = int(np.searchsorted(self.window_ends, position, side="right"))
+        return self.shards[number * self.window : (number + 1) * self.window]
+
+
+class GlobalBatches:
+    """A DataLoader's batch sampler: one rank's (epoch, sample) pairs for every step of a whole run.
+
+    Args:
+        first_step: where to go on; earlier steps cost nothing.
+
+    Raises:
+        ValueError: the batch does not divide over the ranks, or is larger than the split.
+    """
+
+    def __init__(
+        self,
+        sizes: list[int],
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        window: int = 16,
+        first_step: int = 0,
+    ) -> None:
+        if batch_size % world:
+            raise ValueError(f"--batch-size {batch_size}: must be a multiple of the number of processes ({world})")
+        samples = sum(sizes)
+        if samples < batch_size:
+            raise ValueError(
+                f"--batch-size {batch_size}: the split holds {samples} images only; use a batch of at most that many"
+            )
+        self.sizes, self.batch_size, self.seed, self.window = sizes, batch_size, seed, window
+        self.rank, self.local_size = rank, batch_size // world
+        self.steps_per_epoch = samples // batch_size
+        self.steps = self.steps_per_epoch * epochs
+        self.first_step = first_step
+
+    def __len__(self) -> int:
+        return self.steps - self.first_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = None
+        for step in range(self.first_step, self.steps):
+            epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+            if order is None or order.epoch != epoch:
+                order = EpochOrder(self.sizes, self.seed, epoch, self.window)
+            start = step_of_epoch * self.batch_size + self.rank * self.local_size
+            yield [(epoch, int(sample)) for sample in order.take(start, start + self.local_size)]

@@ -1,0 +1,200 @@
+"""`must shard`: images of any source become WebDataset shards with an index.
+
+    list -> shuffled plan of units -> units in parallel (read, check, pack) -> duplicates -> shards -> index
+
+Memory is bounded by the number of processes and the size of a unit. A run that was killed goes on where it was: the
+listing is made again, and where it and the settings are the same as before, units that have a record are not repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from must import storage
+from must.config import ShardConfig
+from must.data import finish, index
+from must.data.history import History
+from must.data.index import Index
+from must.data.lock import locked
+from must.data.plan import Plan, make_plan
+from must.data.pool import Pool
+from must.data.report import Progress, summary
+from must.data.sources import Problems, Source, open_source
+from must.data.unit import Settings, Unit
+from must.data.work import Work
+from must.parameters import require
+
+
+def shard(config: ShardConfig) -> Index:
+    """Shards `config.source` (and `config.test_source`) into `config.output`; prints progress and a summary.
+
+    Raises:
+        ValueError: nothing to read, no images, more rejected files than allowed, an output that holds other shards or
+            that another run is writing, a full disk. The index is then not written, and what was done is kept for a
+            next try unless it is worthless.
+    """
+    sources = open_sources(config)
+    with fresh_folder(config.output), locked(config.output) as still_ours:
+        previous = existing_index(config)
+        with Work(config.output) as work:
+            return run(config, sources, previous, work, still_ours)
+
+
+def run(
+    config: ShardConfig, sources: list[tuple[Source, str]], previous: Index | None, work: Work, still_ours: Any
+) -> Index:
+    began = time.monotonic()
+    history = History(config.output, previous if config.append else None, work.local)
+    listing = list_sources(config, sources, history, work)
+    if previous and not config.append:
+        return same_or_refuse(config, listing, previous, work)
+    if previous and not listing.items and not listing.rejected:
+        print(f"{config.output}: nothing new in {config.source}; it stays at revision {previous.revision}")
+        work.clear()
+        return previous
+    if not listing.items:
+        work.clear()
+        raise ValueError(nothing_found(config, listing))
+    work.start({"key": listing.key, "revision": previous.revision + 1 if previous else 0})
+
+    settings = settings_of(config)
+    units = list(units_of(listing, first=previous.units if previous else 0))
+    workers = min(config.workers or cores(), len(units))
+    with Pool(workers) as pool:
+        done = work.done([unit.number for unit in units])
+        with Progress(listing.items, done) as progress:
+            for unit in pool.do_units([unit for unit in units if unit.number not in done], settings, work):
+                progress.add(unit)
+        still_ours()
+        result = finish.finish(config, settings_json(config), listing, units, previous, history, work, pool)
+    still_ours()
+    storage.write_bytes(storage.join(config.output, index.NAME), result.to_json())
+    work.clear()
+    written = index.load_index(config.output)
+    summary(config, written, listing.items + len(listing.rejected), time.monotonic() - began, progress.read_bytes)
+    return written
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All files of a run, in order."""
+
+    parts: tuple[tuple[Source, str, Plan], ...]  # source, the split all of it goes to or "", its plan
+    rejected: tuple[tuple[str, str], ...]  # (name, reason) of what could not even be listed
+    skipped: dict[str, int]
+    fingerprint: str
+    key: str  # of everything that decides the output's bytes
+
+    @property
+    def items(self) -> int:
+        return sum(plan.items for _, _, plan in self.parts)
+
+
+def open_sources(config: ShardConfig) -> list[tuple[Source, str]]:
+    """The test source comes first, so that its shards do not depend on how much else there is."""
+    sources = [(open_source(config.source, config.labels, "--source", config.output), "")]
+    if config.test_source:
+        sources.insert(0, (open_source(config.test_source, config.labels, "--test-source", config.output), "test"))
+    return sources
+
+
+def list_sources(config: ShardConfig, sources: list[tuple[Source, str]], history: History, work: Work) -> Listing:
+    rejected: list[tuple[str, str]] = []
+    problems = Problems(lambda name, reason: rejected.append((name, reason)))
+    parts = []
+    for number, (source, split) in enumerate(sources):
+        items = history.unseen(source.uri, source.items(problems))
+        plan = make_plan(items, work.local / f"plan-{number}", config.samples_per_shard)
+        parts.append((source, split, plan))
+    fingerprint = hashlib.sha256("".join(plan.fingerprint for _, _, plan in parts).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([fingerprint, sorted(rejected), settings_json(config)]).encode()).hexdigest()
+    return Listing(tuple(parts), tuple(sorted(rejected)), dict(sorted(problems.skipped.items())), fingerprint, key)
+
+
+def units_of(listing: Listing, first: int) -> Iterator[Unit]:
+    number = first
+    for source, split, plan in listing.parts:
+        for position in range(plan.units):
+            yield Unit(number, source, plan.path, *plan.unit(position), split)
+            number += 1
+
+
+def settings_of(config: ShardConfig) -> Settings:
+    return Settings(
+        split=config.split,
+        resize=config.resize,
+        quality=config.quality,
+        check=config.check,
+        max_pixels=config.max_pixels,
+        max_bytes=config.max_file_mb * 1_000_000,
+    )
+
+
+def settings_json(config: ShardConfig) -> dict[str, Any]:
+    """What the index says about how the shards were made; two runs with the same may share their work."""
+    own = {"labels": config.labels, "samples_per_shard": config.samples_per_shard}
+    return own | asdict(settings_of(config)) | {"drop_duplicates": config.drop_duplicates}
+
+
+def existing_index(config: ShardConfig) -> Index | None:
+    """The index in the output, if there is one."""
+    path = storage.join(config.output, index.NAME)
+    if not storage.exists(path):
+        return None
+    previous = index.load_index(config.output)
+    if config.append:
+        require(
+            previous.settings["resize"] == config.resize,
+            f"--append: the images in {config.output} were made with --resize {previous.settings['resize']}; "
+            "give the same",
+        )
+    return previous
+
+
+def same_or_refuse(config: ShardConfig, listing: Listing, previous: Index, work: Work) -> Index:
+    """A finished run that is started again has nothing to do; shards of something else are not overwritten."""
+    same = previous.source["fingerprint"] == listing.fingerprint and previous.settings == settings_json(config)
+    work.clear()
+    require(
+        same,
+        f"{config.output} already holds shards of other images or settings (from {previous.source['uri']}); "
+        "choose another --output, delete the folder, or add to it with --append",
+    )
+    print(f"{config.output}: these shards are complete already (revision {previous.revision}); nothing to do")
+    return previous
+
+
+def nothing_found(config: ShardConfig, listing: Listing) -> str:
+    where = f"--source {config.source}: "
+    if listing.skipped:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in listing.skipped.items())
+        return f"{where}no images, only other files ({kinds}); known endings are .jpg, .png, .webp and the like"
+    if listing.rejected:
+        name, reason = listing.rejected[0]
+        return f"{where}no images that can be read; {name}: {reason}"
+    return f"{where}no images in there"
+
+
+@contextmanager
+def fresh_folder(output: str) -> Iterator[None]:
+    """Removes the output folder again if it was made by this run and nothing came of it."""
+    new = not storage.is_remote(output) and not Path(storage.local(output)).exists()
+    try:
+        yield
+    finally:
+        if new:
+            with suppress(OSError):  # it is not empty: there is work to go on with
+                storage.local(output).rmdir()
+
+
+def cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

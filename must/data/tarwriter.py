@@ -1,0 +1,76 @@
+"""Writes WebDataset tars whose bytes depend on nothing but the samples, and notes where each member stands."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from array import array
+from typing import BinaryIO
+
+import numpy as np
+
+BLOCK = 512
+
+
+class TarWriter:
+    """Appends samples to a binary file that is open for writing; `close` ends the tar and leaves the file open.
+
+    Members have mtime 0, owner 0 and mode 0644. The checksum grows along, so that the file need not be read again.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.position = 0
+        self.offsets = array("q")
+        self.sha256 = hashlib.sha256()
+
+    def add_sample(self, key: str, extension: str, image: bytes, text: bytes) -> None:
+        """Members `key`.`extension` and `key`.json. The key holds no dot: it ends there for WebDataset's readers."""
+        self.offsets.extend((*self.add(f"{key}.{extension}", image), *self.add(f"{key}.json", text)))
+
+    def add(self, name: str, data: bytes) -> tuple[int, int]:
+        header = header_of(name, len(data))
+        start = self.position + len(header)
+        padding = bytes(-len(data) % BLOCK)
+        for part in (header, data, padding):
+            self.file.write(part)
+            self.sha256.update(part)
+        self.position = start + len(data) + len(padding)
+        return start, len(data)
+
+    def add_raw(self, block: bytes) -> None:
+        """Whole members, headers and padding included, copied from another of our tars; offsets are the caller's."""
+        assert len(block) % BLOCK == 0
+        self.file.write(block)
+        self.sha256.update(block)
+        self.position += len(block)
+
+    def close(self) -> None:
+        """Two empty blocks, as the format asks for, and up to a full record of 20 blocks, as `tar` itself writes."""
+        end = self.position + 2 * BLOCK
+        end += -end % tarfile.RECORDSIZE
+        self.add_raw(bytes(end - self.position))
+
+    @property
+    def samples(self) -> int:
+        return len(self.offsets) // 4
+
+    def table(self) -> np.ndarray:
+        """int64 [samples, 4]: image offset, image size, json offset, json size."""
+        return np.frombuffer(self.offsets, np.int64).reshape(-1, 4).copy()
+
+
+def header_of(name: str, size: int) -> bytes:
+    """The 512 bytes in front of a member; GNU's extra blocks come in front of them for 8 GiB and more."""
+    info = tarfile.TarInfo(name)
+    info.size = size
+    info.mode = 0o644
+    return info.tobuf(tarfile.GNU_FORMAT, "ascii", "strict")
+
+
+def npy(values: np.ndarray) -> bytes:
+    """The bytes of a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, values, allow_pickle=False)
+    return buffer.getvalue()
