@@ -95,9 +95,17 @@ def read_bytes(uri: str | Path, start: int = 0, length: int | None = None) -> by
     """The file's bytes [start, start + length), or up to its end. Raises FileNotFoundError."""
     if is_remote(uri):
         return remote().read_bytes(str(uri), start, length)
-    with local(uri).open("rb") as file:
-        file.seek(start)
-        return file.read() if length is None else file.read(length)
+    # Unbuffered and of the exact size: this is the inner loop of sharding, and a buffered read of "at most N bytes"
+    # first allocates all N.
+    with open(str(uri).removeprefix("file://"), "rb", buffering=0) as file:
+        available = max(0, os.fstat(file.fileno()).st_size - start)
+        wanted = available if length is None else min(length, available)
+        if start:
+            file.seek(start)
+        data = file.read(wanted) or b""
+        while len(data) < wanted and (more := file.read(wanted - len(data))):
+            data += more
+        return data
 
 
 def write_bytes(uri: str | Path, data: bytes) -> None:

@@ -73,6 +73,16 @@ def identify(data: bytes, max_pixels: int = MAX_PIXELS) -> Any:
     return image
 
 
+def check(image: Any) -> None:
+    """Decodes what `identify` gave, only to see that it is whole. Raises ValueError when `decode` would."""
+    try:
+        image.load()
+        if image.mode not in ("RGB", "L", "P", "CMYK"):  # from these the way to RGB always succeeds
+            to_rgb(image)
+    except Exception as error:
+        raise ValueError(reason(error)) from error
+
+
 def extension(image: Any) -> str:
     """The usual ending of a file of this image's format, such as jpg."""
     return EXTENSIONS.get(image.format, str(image.format).lower())

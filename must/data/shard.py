@@ -110,8 +110,11 @@ def list_sources(config: ShardConfig, sources: list[tuple[Source, str]], history
     problems = Problems(lambda name, reason: rejected.append((name, reason)))
     parts = []
     for number, (source, split) in enumerate(sources):
+        folder = work.local / f"plan-{number}"
+        folder.mkdir(parents=True, exist_ok=True)
+        source.prepare(folder)
         items = history.unseen(source.uri, source.items(problems))
-        plan = make_plan(items, work.local / f"plan-{number}", config.samples_per_shard)
+        plan = make_plan(items, folder, config.samples_per_shard)
         parts.append((source, split, plan))
     fingerprint = hashlib.sha256("".join(plan.fingerprint for _, _, plan in parts).encode()).hexdigest()
     key = hashlib.sha256(json.dumps([fingerprint, sorted(rejected), settings_json(config)]).encode()).hexdigest()

@@ -1,9 +1,14 @@
-"""What images come from: a folder or a manifest of paths. Listings are streamed; images are read by the workers."""
+"""What images come from: folders, bucket prefixes, manifests; `must.data.archives` adds archives and shards.
+
+Listings are streamed; images are read by the workers.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +20,7 @@ from must.parameters import require
 EXTENSIONS = frozenset(
     "jpg jpeg jpe jfif mpo png webp gif bmp dib tif tiff ppm pgm pbm pnm jp2 j2k jpx avif ico tga".split()  # noqa: SIM905
 )
+ARCHIVE = re.compile(r"\.(zip|tar|tgz|tar\.gz|tar\.bz2|tar\.xz)$", re.IGNORECASE)
 
 
 class Item(NamedTuple):
@@ -39,6 +45,9 @@ class Source(Protocol):
     uri: str
     slow: bool  # reading waits for a network, so that several reads should be on their way at once
 
+    def prepare(self, folder: Path) -> None:
+        """Called once before anything else; `folder` is local and lasts as long as the run."""
+
     def items(self, problems: Problems) -> Iterator[Item]:
         """All images, in any order."""
 
@@ -57,15 +66,20 @@ def open_source(uri: str, labels: str, option: str, exclude: str = "") -> Source
     Raises:
         ValueError: there is nothing, or nothing of a known kind.
     """
-    name = uri.rstrip("/").lower()
-    if name.endswith((".csv", ".jsonl", ".ndjson", ".tsv")):
+    from must.data.archives import open_archives  # it needs this module
+
+    if uri.lower().endswith((".csv", ".tsv", ".jsonl", ".ndjson")):
         require(storage.exists(uri), f"{option} {uri}: there is no such file")
         return Manifest(uri, labels, option)
-    if not storage.is_remote(uri):
+    several = "{" in uri and bool(ARCHIVE.search(uri))
+    if not storage.is_remote(uri) and not several:
         path = storage.local(uri)
         require(path.exists(), f"{option} {uri}: there is no such folder or file")
-        require(path.is_dir(), f"{option} {uri}: expected a folder of images or a .csv or .jsonl manifest")
-    return Folder(uri, labels, exclude)
+        require(
+            path.is_dir() or bool(ARCHIVE.search(uri)),
+            f"{option} {uri}: expected a folder of images, a .csv or .jsonl manifest, or a .tar or .zip archive",
+        )
+    return open_archives(uri, labels, option, below(uri, exclude)) or Folder(uri, labels, exclude)
 
 
 class Folder:
@@ -75,6 +89,9 @@ class Folder:
         self.uri, self.labels = uri, labels
         self.slow = storage.is_remote(uri)
         self.exclude = below(uri, exclude)
+
+    def prepare(self, folder: Path) -> None:
+        pass
 
     def items(self, problems: Problems) -> Iterator[Item]:
         for entry in storage.list_files(self.uri, problems.reject):
@@ -124,6 +141,9 @@ class Manifest:
         self.uri, self.labels, self.option = uri, labels, option
         self.slow = True  # its lines may name any place
         self.base = uri.rpartition("/")[0] or ("" if not uri.startswith("/") else "/")
+
+    def prepare(self, folder: Path) -> None:
+        pass
 
     def items(self, problems: Problems) -> Iterator[Item]:
         for line, row in self.rows():
@@ -184,8 +204,6 @@ class LocalCopy:
     def __enter__(self) -> Path:
         if not storage.is_remote(self.uri):
             return storage.local(self.uri)
-        import tempfile
-
         self.copy = Path(tempfile.mkdtemp(prefix="must-")) / "copy"
         storage.download(self.uri, self.copy)
         return self.copy

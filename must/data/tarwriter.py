@@ -12,6 +12,11 @@ import numpy as np
 
 BLOCK = 512
 
+# A member's header around its name, size and checksum. From these constants' bytes comes the constant share of the sum.
+TEMPLATE = tarfile.TarInfo("").tobuf(tarfile.GNU_FORMAT)
+HEAD, MIDDLE, TAIL = TEMPLATE[100:124], TEMPLATE[135:148], TEMPLATE[156:]
+CHECKSUM = sum(HEAD) + sum(MIDDLE) + sum(TAIL) + 8 * ord(" ")
+
 
 class TarWriter:
     """Appends samples to a binary file that is open for writing; `close` ends the tar and leaves the file open.
@@ -62,11 +67,11 @@ class TarWriter:
 
 
 def header_of(name: str, size: int) -> bytes:
-    """The 512 bytes in front of a member; GNU's extra blocks come in front of them for 8 GiB and more."""
-    info = tarfile.TarInfo(name)
-    info.size = size
-    info.mode = 0o644
-    return info.tobuf(tarfile.GNU_FORMAT, "ascii", "strict")
+    """The 512 bytes in front of a member, as `tarfile` makes them; it takes five times as long."""
+    assert len(name) < 100 and size < 8**11, "a key is short, and --max-file-mb is below 8 GiB"
+    fields, digits = name.encode("ascii"), b"%011o" % size
+    checksum = CHECKSUM + sum(fields) + sum(digits)
+    return b"".join((fields, bytes(100 - len(fields)), HEAD, digits, MIDDLE, b"%06o\0 " % checksum, TAIL))
 
 
 def npy(values: np.ndarray) -> bytes:

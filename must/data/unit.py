@@ -156,7 +156,7 @@ def checked(data: bytes, settings: Settings) -> tuple[str, bytes]:
     if settings.resize and min(header.size) > settings.resize:
         return "jpg", resized(data, settings)
     if settings.check == "decode":
-        images.decode(data, settings.max_pixels)
+        images.check(header)
     return images.extension(header), data
 
 

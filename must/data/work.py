@@ -15,6 +15,7 @@ from must.data import index
 from must.data.unit import record_name
 
 NAME = ".shard"
+RUN = "run.json"
 SHARD = re.compile(r"[a-z_][a-z0-9_]*-\d{6,}\.(tar|npy)")
 
 
@@ -39,13 +40,15 @@ class Work:
     def __exit__(self, *error: object) -> None:
         if self.remote:
             shutil.rmtree(self.local, ignore_errors=True)
+        elif not (self.local / RUN).exists():  # it failed before there was anything to go on with
+            shutil.rmtree(self.local, ignore_errors=True)
         else:  # the lists are made anew by each run
             for folder in self.local.glob("plan-*"):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def start(self, run: dict[str, Any]) -> None:
         """Goes on with the work of an equal run; throws the work of another one away."""
-        path, data = storage.join(self.uri, "run.json"), json.dumps(run).encode()
+        path, data = storage.join(self.uri, RUN), json.dumps(run).encode()
         try:
             if storage.read_bytes(path) == data:
                 return

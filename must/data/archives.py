@@ -1,0 +1,193 @@
+"""Images inside tar and zip archives and inside WebDataset shards, read where they stand: nothing is unpacked.
+
+So a member's name is only ever a name: it cannot lead out of any folder.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import re
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from must import storage
+from must.data.sources import ARCHIVE, Item, Problems, folder_label, kind_of
+from must.parameters import require
+
+COMPRESSED: dict[str, Any] = {"gz": gzip.open, "tgz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
+LABELS = ("cls", "json")  # members of a WebDataset sample that may hold its label
+
+
+class Archives:
+    """One or more archives. Those in a bucket are downloaded and compressed tars are expanded, for as long as the run
+    lasts, into the folder that `prepare` gets: reading a member must not cost reading everything before it."""
+
+    slow = False
+
+    def __init__(self, uri: str, files: list[str], labels: str, option: str) -> None:
+        self.uri, self.labels, self.option = uri, labels, option
+        self.files = files
+        self.paths = list(files)  # of plain local copies
+
+    def prepare(self, folder: Path) -> None:
+        for number, file in enumerate(self.files):
+            path, kind = storage.local(file), file.lower().rpartition(".")[2]
+            if storage.is_remote(file):
+                path = folder / f"archive-{number}.{kind}"
+                storage.download(file, path)
+            if kind in COMPRESSED:
+                plain = folder / f"archive-{number}.tar"
+                try:
+                    with COMPRESSED[kind](path, "rb") as packed, storage.open_write(plain) as out:
+                        shutil.copyfileobj(packed, out, 1 << 20)
+                except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+                    raise ValueError(f"{self.option} {file}: the archive is damaged: {error}") from None
+                path = plain
+            self.paths[number] = str(path)
+
+    def items(self, problems: Problems) -> Iterator[Item]:
+        for number, (file, path) in enumerate(zip(self.files, self.paths, strict=True)):
+            members = zip_members if path.lower().endswith(".zip") else tar_members
+            prefix = file.rpartition("/")[2] + "/" if len(self.files) > 1 else ""
+            try:
+                for name, size, place, label in members(path, problems):
+                    kind = kind_of(name)
+                    if kind is not None:
+                        problems.skipped[kind] += 1
+                        continue
+                    chosen = {"folder": folder_label(name), "csv": label}.get(self.labels)
+                    yield Item(prefix + name, size, chosen, None, [number, *place])
+            except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+                raise ValueError(f"{self.option} {file}: the archive is damaged: {error}") from None
+
+    def read(self, item: Item, limit: int) -> bytes:
+        number, start, size, *packed = item.place
+        if packed:
+            return unzipped(self.paths[number], start, size, packed[0], packed[1], limit)
+        return storage.read_bytes(self.paths[number], start, size)
+
+
+def open_archives(uri: str, labels: str, option: str, exclude: str) -> Archives | None:
+    """The archives that `uri` means, None when it means something else.
+
+    It may name one file, a range such as shards/{000000..000009}.tar, or a folder that holds archives and no images.
+    """
+    if ARCHIVE.search(uri):
+        files = expanded(uri)
+        missing = [file for file in files if not storage.exists(file)]
+        require(not missing, f"{option} {uri}: there is no such file: {missing[0] if missing else ''}")
+        return Archives(uri, files, labels, option)
+    found: list[str] = []
+    for entry in storage.list_files(uri):
+        if exclude and entry.name.startswith(exclude):
+            continue
+        if kind_of(entry.name) is None:
+            return None
+        if ARCHIVE.search(entry.name):
+            found.append(storage.join(uri, entry.name))
+    return Archives(uri, sorted(found), labels, option) if found else None
+
+
+def expanded(uri: str) -> list[str]:
+    """x-{000..002}.tar -> x-000.tar, x-001.tar, x-002.tar; {a,b} likewise; several braces multiply."""
+    match = re.search(r"\{([^{}]*)\}", uri)
+    if not match:
+        return [uri]
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    if span:
+        width = len(span[1])
+        values = [str(number).zfill(width) for number in range(int(span[1]), int(span[2]) + 1)]
+    else:
+        values = match[1].split(",")
+    return [file for value in values for file in expanded(uri[: match.start()] + value + uri[match.end() :])]
+
+
+def tar_members(path: str, problems: Problems) -> Iterator[tuple[str, int, tuple[int, int], str | None]]:
+    """(name, size, (offset, size), label) of the images. Neighbours of the same key are one WebDataset sample."""
+    key: str | None = None
+    images: list[tuple[str, int, tuple[int, int]]] = []
+    label: str | None = None
+    with tarfile.open(path, "r:") as tar:
+        while (member := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+            if member.isdir():
+                continue
+            name = member.name.removeprefix("./")
+            if not member.isreg():
+                problems.reject(name, "a link or device inside an archive")
+                continue
+            base, extension = key_of(name)
+            if base != key:
+                yield from ((*image, label) for image in images)
+                key, images, label = base, [], None
+            if extension in LABELS:
+                file = tar.extractfile(member)
+                label = label_in(extension, file.read(1 << 20) if file else b"") or label
+            else:
+                images.append((name, member.size, (member.offset_data, member.size)))
+        yield from ((*image, label) for image in images)
+
+
+def key_of(name: str) -> tuple[str, str]:
+    """A sample's key and a member's extension as WebDataset splits them: at the first dot of the file's own name."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+def label_in(extension: str, data: bytes) -> str | None:
+    text = data.decode("utf-8", "replace").strip()
+    if extension == "cls":
+        return text or None
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return None
+    label = content.get("label") if isinstance(content, dict) else None
+    return None if label is None or label == "" else str(label)
+
+
+def zip_members(path: str, problems: Problems) -> Iterator[tuple[str, int, tuple[int, int, int, int], None]]:
+    """(name, size, (offset of the local header, packed size, method, checksum), no label). Python holds a zip's
+    directory in memory: about 500 bytes a member while listing."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.is_dir():
+                continue
+            if member.flag_bits & 1:
+                problems.reject(member.filename, "encrypted in the archive")
+            elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                problems.reject(member.filename, f"compressed by method {member.compress_type}, which is not supported")
+            else:
+                place = (member.header_offset, member.compress_size, member.compress_type, member.CRC)
+                yield member.filename, member.file_size, place, None
+
+
+def unzipped(path: str, start: int, size: int, method: int, checksum: int, limit: int) -> bytes:
+    """A zip member's bytes. Its local header has its own lengths of name and extra field.
+
+    Raises:
+        ValueError: it is damaged. No more than `limit` bytes are ever expanded, whatever the directory claims.
+    """
+    header = np.frombuffer(storage.read_bytes(path, start, 30), "<u2")
+    if len(header) != 15:
+        raise ValueError("damaged in the archive")
+    data = storage.read_bytes(path, start + 30 + int(header[13]) + int(header[14]), size)
+    try:
+        if method == zipfile.ZIP_DEFLATED:
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, limit)
+    except zlib.error as error:
+        raise ValueError(f"damaged in the archive: {error}") from None
+    if len(data) < limit and zlib.crc32(data) != checksum:
+        raise ValueError("damaged in the archive: wrong checksum")
+    return data
