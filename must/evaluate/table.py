@@ -1,0 +1,65 @@
+"""The small table at the end of `must evaluate`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+CLASSES_SHOWN = 20
+
+
+def table(metrics: dict[str, Any]) -> str:
+    """Aligned text: a row a metric, then a row a class (of many classes: those that changed most)."""
+    rows: list[tuple[str, ...]] = []
+    name = metrics["baseline_name"]
+    if metrics["labelled"]:
+        before, after = metrics["baseline"], metrics["adapted"]
+        rows.append((f"{metrics['labelled']} labelled images", *([name] if before else []), "adapted", "difference"))
+        for key, title in (("top1", "top-1"), ("top5", "top-5"), ("mean_per_class", "mean per class")):
+            if key == "top5" and len(metrics["classes"]) <= 5:
+                continue
+            rows.append(metric_row(title, before and before[key], after[key], metrics["intervals"].get(key)))
+        rows.append(("",))
+        rows.extend(class_rows(metrics))
+    else:
+        before, after = metrics["label_free"]["baseline"], metrics["label_free"]["adapted"]
+        rows.append((f"{metrics['images']} images, no labels", *([name] if before else []), "adapted", "difference"))
+        for key, title in (("confidence", "mean confidence"), ("confident", "confident (> 0.7)")):
+            rows.append(metric_row(title, before and before[key], after[key], None))
+        if compared := metrics["label_free"]["compared"]:
+            rows.append((f"same class as {name}", "", percent(compared["agreement"])))
+    return align(rows)
+
+
+def metric_row(title: str, before: float | None, after: float, interval: list[float] | None) -> tuple[str, ...]:
+    if before is None:
+        return (title, percent(after))
+    spread = f"  [{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}]" if interval else ""
+    return (title, percent(before), percent(after), f"{100 * (after - before):+.1f}{spread}")
+
+
+def class_rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows = [row for row in metrics["per_class"] if row["support"]]
+    if len(rows) > CLASSES_SHOWN:
+        rows = sorted(rows, key=lambda row: -abs(row["difference"] or 0))[:CLASSES_SHOWN]
+    return [metric_row(printable(row["class"]), row["baseline_recall"], row["recall"], None) for row in rows]
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}%"
+
+
+def printable(name: str) -> str:
+    """A class name that cannot steer the terminal, at most 32 characters."""
+    text = "".join(character if character.isprintable() else "?" for character in name)
+    return text if len(text) <= 32 else text[:31] + "…"
+
+
+def align(rows: list[tuple[str, ...]]) -> str:
+    """First column to the left, the others to the right; the last one, which may carry an interval, to the left."""
+    columns = max(len(row) for row in rows)
+    widths = [max((len(row[i]) for row in rows if i < len(row)), default=0) for i in range(columns)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(widths[i]) if i == 0 or i == 3 else cell.rjust(widths[i]) for i, cell in enumerate(row)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,159 @@
+"""From the model to an ONNX graph: only what classifying needs, with a dynamic batch."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import onnx
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from must.data.eval_view import Preprocess
+from must.model.bundle import Bundle, preprocess_of
+from must.model.masked_vit import MaskedViT
+
+INPUT, OUTPUT = "image", "probability"
+OPSET = 18
+PROTOBUF_LIMIT = 2**31
+
+
+class Deployed(nn.Module):
+    """Images -> class probabilities float32 [B, K], as they are served: the plain image tower and the classifier.
+
+    Mask token, patch LayerNorm and decoder are for training only and stay out.
+
+    Images are float32 [B, 3, S, S], normalised; or, with `uint8`, uint8 [B, S, S, 3] pixels that the graph normalises.
+    """
+
+    mean: Tensor
+    std: Tensor
+    classifier: Tensor
+
+    def __init__(self, model: MaskedViT, preprocess: Preprocess, uint8: bool, half: bool) -> None:
+        super().__init__()
+        self.visual = model.visual
+        self.logit_factor = model.logit_factor
+        self.register_buffer("classifier", model.classifier.detach())
+        if half:
+            self.half()
+        self.uint8, self.half_precision = uint8, half
+        self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(preprocess.std).view(1, 3, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        if self.uint8:
+            image = (image.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+        if self.half_precision:
+            image = image.half()
+        feature = F.normalize(self.visual(image).float(), dim=-1)
+        logits = self.logit_factor * feature @ self.classifier.float()
+        return logits.softmax(dim=-1)  # float32 from the feature on, whatever the arithmetic before it
+
+
+def to_graph(bundle: Bundle, uint8: bool = False, half: bool = False) -> onnx.ModelProto:
+    """The ONNX model, checked by onnx.checker. The bundle's model is changed in place to half precision if asked for.
+
+    Raises:
+        ValueError: the model is too large for one ONNX file.
+    """
+    preprocess = preprocess_of(bundle.description)
+    size = preprocess.size
+    module = Deployed(bundle.model, preprocess, uint8, half).eval()
+    # two images: torch.export takes an example's batch of one for a constant
+    example = torch.zeros((2, size, size, 3), dtype=torch.uint8) if uint8 else torch.zeros(2, 3, size, size)
+    weights = sum(value.numel() * value.element_size() for value in bundle.model.state_dict().values())
+    if weights > PROTOBUF_LIMIT * 0.95:
+        raise ValueError(f"the model has {weights / 1e9:.1f} GB, one ONNX file can hold 2; try --precision fp16")
+    with quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1, max=4096)}},
+            verbose=False,
+        )
+    assert program is not None
+    graph = program.model_proto
+    strip_tracing_notes(graph)
+    onnx.checker.check_model(graph, full_check=True)
+    return graph
+
+
+def add_metadata(graph: onnx.ModelProto, bundle: Bundle, **extra: Any) -> None:
+    """Writes what a server or a reader must know into metadata_props; values that are not strings as JSON."""
+    description = asdict(bundle.description)
+    provenance = description.pop("provenance")
+    values = {
+        "classes": description["classes"],
+        "preprocess": description["preprocess"],
+        "preprocess_text": describe_preprocess(preprocess_of(bundle.description)),
+        "logit_factor": description["logit_factor"],
+        "backbone": description["backbone"],
+        "pretrained": description["pretrained"],
+        "templates": description["templates"],
+        "must_version": description["must_version"],
+        "provenance": provenance,
+        **extra,
+    }
+    del graph.metadata_props[:]
+    for key, value in values.items():
+        graph.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
+    graph.producer_name, graph.producer_version = "must", description["must_version"]
+    graph.doc_string = "CLIP image classifier, adapted without labels (MUST, arXiv 2206.02967)"
+
+
+def describe_preprocess(preprocess: Preprocess) -> str:
+    """The steps from a decoded image to the float input, in words."""
+    size = preprocess.size
+    if preprocess.resize_mode == "squash":
+        resize = f"resize to {size} x {size}"
+    else:
+        resize = f"resize the shorter side to {size} (longer side rounded down), centre crop {size} x {size}"
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (preprocess.mean, preprocess.std))
+    return (
+        f"RGB; {resize}, {preprocess.interpolation} with antialiasing (Pillow) on 8-bit pixels; divide by 255; "
+        f"subtract ({mean}); divide by ({std}); order N, C, H, W"
+    )
+
+
+def strip_tracing_notes(graph: onnx.ModelProto) -> None:
+    """Removes the exporter's notes: stack traces with file names of the machine it ran on."""
+    del graph.metadata_props[:]
+    del graph.graph.metadata_props[:]
+    for node in graph.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in [*graph.graph.input, *graph.graph.output, *graph.graph.value_info, *graph.graph.initializer]:
+        del value.metadata_props[:]
+        value.doc_string = ""
+    for function in graph.functions:
+        del function.metadata_props[:]
+        for node in function.node:
+            del node.metadata_props[:]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """The exporter's progress lines and warnings are of no use to a user; its errors still come through."""
+    names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+    levels = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

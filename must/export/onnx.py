@@ -1,0 +1,97 @@
+"""The stage `must export`: the adapted model as ONNX, compared with PyTorch before it gets its name."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from must import storage
+from must.config import ExportConfig
+from must.export.check import LARGEST_DIFFERENCE, Check, compare, reference
+from must.export.session import LABELS_FILE, MODEL_FILE, OnnxClassifier
+from must.model.bundle import Bundle, load_bundle, preprocess_of
+from must.parameters import require
+
+LEAST_AGREEMENT = {"fp32": 1.0, "fp16": 0.99, "int8": 0.97}
+RANDOM_IMAGES = 64
+
+
+def export(config: ExportConfig) -> dict[str, Any]:
+    """Writes OUTPUT/model.onnx and labels.txt (and what `--triton` and `--metrics` ask for); returns the comparison.
+
+    Raises:
+        ValueError: no bundle, no shards, or a file that agrees with PyTorch less than stated; nothing is written then.
+    """
+    from must.export.graph import add_metadata, to_graph  # needs onnx and the exporter
+
+    bundle = load_bundle(config.model)
+    pixels = check_images(config, bundle)
+    expected = reference(bundle, pixels)
+    graph = to_graph(bundle, uint8=config.input == "uint8", half=config.precision == "fp16")
+    method: str = config.precision
+    with tempfile.TemporaryDirectory(prefix="must-export-") as folder:
+        path = Path(folder) / MODEL_FILE
+        if config.precision == "int8":
+            from must.export.quantize import quantize
+
+            graph, method = quantize(
+                graph, pixels if config.shards else None, preprocess_of(bundle.description), Path(folder)
+            )
+        add_metadata(graph, bundle, precision=config.precision, input=config.input, arithmetic=method)
+        path.write_bytes(graph.SerializeToString())
+        classifier = OnnxClassifier(path)
+        check = compare(expected, classifier, pixels)
+        refuse(check, config)
+        labels = "".join(" ".join(name.split()) + "\n" for name in bundle.description.classes)
+        storage.write_bytes(storage.join(config.output, LABELS_FILE), labels.encode())
+        storage.upload(path, storage.join(config.output, MODEL_FILE))
+        megabytes = path.stat().st_size / 1e6
+    result = {
+        "precision": config.precision,
+        "arithmetic": method,
+        "megabytes": megabytes,
+        "check": check.to_dict(),
+        "checked_on": f"{config.split} of {config.shards}" if config.shards else "random pixels",
+    }
+    print(f"{storage.join(config.output, MODEL_FILE)}  {method}, {megabytes:.1f} MB")
+    print(check.line() + ("" if config.shards else " of random pixels; --shards checks it on real ones"))
+    return result
+
+
+def check_images(config: ExportConfig, bundle: Bundle) -> np.ndarray:
+    """uint8 [N, S, S, 3]: images spread evenly over a split of the shards, or random pixels without shards."""
+    preprocess = preprocess_of(bundle.description)
+    if not config.shards:
+        shape = (RANDOM_IMAGES, preprocess.size, preprocess.size, 3)
+        return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    from must.data.eval_view import EvalView
+    from must.data.image import decode
+    from must.data.reader import ShardReader
+
+    reader, view = ShardReader(config.shards, config.split), EvalView(preprocess)
+    count = min(config.images, len(reader))
+    pixels = []
+    for number in np.linspace(0, len(reader) - 1, count).astype(int):
+        try:
+            pixels.append(view(decode(reader.image(int(number)))))
+        except ValueError:
+            continue  # evaluate counts such images; here the others do
+    require(bool(pixels), f"--shards {config.shards}: no image of split '{config.split}' can be decoded")
+    return np.stack(pixels)
+
+
+def refuse(check: Check, config: ExportConfig) -> None:
+    least = config.min_agreement or LEAST_AGREEMENT[config.precision]
+    require(
+        check.agreement >= least,
+        f"the {config.precision} file gives PyTorch's class on {100 * check.agreement:.2f}% of {check.images} images, "
+        f"{100 * least:g}% are needed; nothing was written. Use another --precision, "
+        "more calibration images (--shards, --images), or lower --min-agreement",
+    )
+    require(
+        config.precision != "fp32" or check.largest_difference < LARGEST_DIFFERENCE,
+        f"the file's probabilities differ from PyTorch's by up to {check.largest_difference:.1e}; nothing was written",
+    )

@@ -1,0 +1,86 @@
+"""int8: onnxruntime's static quantization, calibrated on real images; dynamic where there is nothing to calibrate on.
+
+Weights are quantized per output channel, activations per tensor, in the matrix products of the blocks. The patch
+embedding, LayerNorms, attention's softmax and the classifier stay in float32: they are a small part of the work and
+most of the error.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from must.data.eval_view import Preprocess, normalize_pixels
+from must.export.graph import INPUT
+
+CALIBRATION_BATCH = 16
+
+
+def quantize(
+    graph: onnx.ModelProto, pixels: np.ndarray | None, preprocess: Preprocess, folder: Path
+) -> tuple[onnx.ModelProto, str]:
+    """The int8 model and what was done, in words.
+
+    Args:
+        pixels: uint8 [N, S, S, 3] to calibrate on; None quantizes activations as they come, image by image.
+        folder: for intermediate files.
+    """
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    source, prepared, target = (folder / f"{name}.onnx" for name in ("float", "prepared", "int8"))
+    onnx.save(graph, source)
+    logging.getLogger().setLevel(max(logging.ERROR, logging.getLogger().level))
+    quant_pre_process(source, prepared, skip_symbolic_shape=True)
+    nodes = products_with_weights(onnx.load(prepared))
+    options = {"per_channel": True, "weight_type": QuantType.QInt8, "nodes_to_quantize": nodes}
+    if pixels is None:
+        quantize_dynamic(prepared, target, **options)
+        return onnx.load(target), "int8 weights, activations quantized as they come (dynamic)"
+    quantize_static(
+        prepared,
+        target,
+        Calibration(pixels, preprocess, takes_pixels(graph)),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QUInt8,
+        **options,
+    )
+    return onnx.load(target), f"int8 weights and activations (static, calibrated on {len(pixels)} images)"
+
+
+def products_with_weights(graph: onnx.ModelProto) -> list[str]:
+    """Names of the matrix products of an activation with a constant weight, but for the last: the classifier."""
+    constants = {value.name for value in graph.graph.initializer}
+    nodes = [
+        node.name
+        for node in graph.graph.node
+        if node.op_type in ("MatMul", "Gemm") and any(name in constants for name in node.input[:2])
+    ]
+    return nodes[:-1]
+
+
+def takes_pixels(graph: onnx.ModelProto) -> bool:
+    return graph.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+
+
+class Calibration:
+    """Batches of the graph's input, as onnxruntime's calibration asks for them."""
+
+    def __init__(self, pixels: np.ndarray, preprocess: Preprocess, as_pixels: bool) -> None:
+        self.pixels, self.preprocess, self.as_pixels = pixels, preprocess, as_pixels
+        self.batches = self._batches()
+
+    def _batches(self) -> Iterator[dict[str, np.ndarray]]:
+        for start in range(0, len(self.pixels), CALIBRATION_BATCH):
+            part = self.pixels[start : start + CALIBRATION_BATCH]
+            yield {INPUT: part if self.as_pixels else normalize_pixels(part, self.preprocess)}
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self.batches, None)
+
+    def rewind(self) -> None:
+        self.batches = self._batches()

@@ -1,0 +1,71 @@
+"""An exported model, ready to run: onnxruntime and numpy, no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from must import storage
+from must.data.eval_view import Preprocess, normalize_pixels
+from must.parameters import require
+
+MODEL_FILE, LABELS_FILE = "model.onnx", "labels.txt"
+
+
+class OnnxClassifier:
+    """Pixels -> class probabilities, by an ONNX file of `must export`.
+
+    Args:
+        model: the file's bytes, or its local path (needed for a very large one).
+        threads: of a forward pass; 0 leaves it to onnxruntime.
+
+    Raises:
+        ValueError: not an ONNX file that onnxruntime reads, or one without the metadata of `must export`.
+    """
+
+    def __init__(self, model: bytes | Path, where: str = "", threads: int = 0) -> None:
+        import onnxruntime
+
+        where = where or str(model)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors; warnings are about graph optimizations
+        options.intra_op_num_threads = threads
+        source = model if isinstance(model, bytes) else str(model)
+        try:
+            self.session = onnxruntime.InferenceSession(source, options, providers=providers(onnxruntime))
+        except Exception as error:  # onnxruntime's own exception classes are private
+            raise ValueError(f"{where}: onnxruntime cannot read it: {' '.join(str(error).split())[:200]}") from None
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        require(
+            {"classes", "preprocess"} <= metadata.keys(), f"{where}: names no classes; it was not made by `must export`"
+        )
+        self.metadata: dict[str, str] = metadata
+        self.classes: list[str] = json.loads(metadata["classes"])
+        self.preprocess = Preprocess.from_dict(json.loads(metadata["preprocess"]))
+        node = self.session.get_inputs()[0]
+        self.input_name, self.takes_pixels = node.name, "uint8" in node.type
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 [B, S, S, 3] -> float32 [B, K]"""
+        inputs = pixels if self.takes_pixels else normalize_pixels(pixels, self.preprocess)
+        return self.session.run(None, {self.input_name: inputs})[0]
+
+
+def load_classifier(model: str, threads: int = 0) -> OnnxClassifier:
+    """From model.onnx or the folder it lies in, local or gs://.
+
+    Raises:
+        ValueError: there is none, or it is not one of `must export`.
+    """
+    uri = model if model.endswith(".onnx") else storage.join(model, MODEL_FILE)
+    require(storage.exists(uri), f"--model {uri}: no such file; make it with `must export`")
+    return OnnxClassifier(storage.read_bytes(uri) if storage.is_remote(uri) else storage.local(uri), uri, threads)
+
+
+def providers(onnxruntime: Any) -> list[str]:
+    """A GPU if this build of onnxruntime has one, else the CPU."""
+    known = onnxruntime.get_available_providers()
+    return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in known]

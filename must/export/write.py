@@ -1,0 +1,63 @@
+"""How predictions are shown: a table on the terminal, or a CSV or JSON-lines file that is complete or absent."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+from must import storage
+
+if TYPE_CHECKING:
+    from must.export.predict import Prediction
+
+
+@contextmanager
+def open_writer(output: str, top: int) -> Iterator[Callable[[Prediction], None]]:
+    """A function that takes one prediction after the other. `output`: FILE.csv, FILE.jsonl, or '' for the terminal."""
+    if not output:
+        yield print_row
+        return
+    with storage.open_write(output) as binary:
+        text = io.TextIOWrapper(binary, encoding="utf-8", errors="surrogateescape", newline="", write_through=True)
+        yield csv_writer(text, top) if output.lower().endswith(".csv") else jsonl_writer(text)
+        text.flush()
+        text.detach()
+
+
+def print_row(prediction: Prediction) -> None:
+    pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+    found = "  ".join(f"{name} {100 * probability:.1f}%" for name, probability in pairs)
+    print(f"{prediction.image}  {found}".encode("utf-8", "replace").decode())
+
+
+def csv_writer(text: TextIO, top: int) -> Callable[[Prediction], None]:
+    """Columns: image, class, probability, and for more than one class class_2, probability_2, ..."""
+    writer = csv.writer(text, lineterminator="\n")
+    header = ["image"]
+    for rank in range(1, top + 1):
+        suffix = f"_{rank}" if rank > 1 else ""
+        header += [f"class{suffix}", f"probability{suffix}"]
+    writer.writerow(header)
+
+    def write(prediction: Prediction) -> None:
+        row = [prediction.image]
+        for name, probability in zip(prediction.classes, prediction.probabilities, strict=True):
+            row += [name, f"{probability:.6f}"]
+        writer.writerow(row)
+
+    return write
+
+
+def jsonl_writer(text: TextIO) -> Callable[[Prediction], None]:
+    """A line an image: {"image": ..., "predictions": [{"class": ..., "probability": ...}, ...]}"""
+
+    def write(prediction: Prediction) -> None:
+        pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+        found = [{"class": name, "probability": round(probability, 6)} for name, probability in pairs]
+        text.write(json.dumps({"image": prediction.image, "predictions": found}) + "\n")
+
+    return write
