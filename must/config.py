@@ -75,10 +75,10 @@ class ShardConfig(StageConfig):
 @dataclass(kw_only=True)
 class ClassifierConfig(StageConfig):
     summary = "Turn class names and prompt templates into zero-shot text classifier weights."
-    example = "must classifier --classes classes.yaml --model ViT-B-16-quickgelu --pretrained openai --output classifier.safetensors"
+    example = "must classifier --classes classes.yaml --model ViT-B-16-quickgelu --pretrained openai --output clip.safetensors"
 
     classes: str = param(
-        "YAML file with classes: (names, or {name, prompts}) and templates: (strings with {}), or the set that ships: imagenet",
+        "YAML file with classes: (names, or {name, prompts}) and templates: (strings with {}); or the set imagenet",
         metavar="FILE|SET",
     )
     model: str = param("an open_clip model name, or a folder with open_clip_config.json", metavar="NAME|PATH")
@@ -141,13 +141,13 @@ class TrainConfig(StageConfig):
         metavar="X|model",
     )
     loss_reduction: Literal["global", "rank"] = param(
-        "mean of the self-training loss over the confident images of all processes (N processes = one), or a mean of each process's mean, as published",
+        "self-training loss: mean over the confident images of all processes, or of each process, then over them (published)",
         "global",
     )
 
     # views
     weak_padding: int = param(
-        "pixels of padding before the weak view's random crop: a shift for images that are not larger than the model's input",
+        "pixels of padding before the weak view's random crop: a shift for images no larger than the model's input",
         0,
         metavar="PX",
     )

@@ -53,7 +53,7 @@ def load(
     """
     values = dict(preset or {})
     if file:
-        values |= read_yaml(stage, Path(file))
+        values |= read_yaml(stage, file)
     values |= flags
     check_names(stage, values, "parameters")
     missing = [
@@ -65,7 +65,8 @@ def load(
     return stage(**values)
 
 
-def read_yaml(stage: type[StageConfig], path: Path) -> dict[str, Any]:
+def read_yaml(stage: type[StageConfig], file: str) -> dict[str, Any]:
+    path = Path(file)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:

@@ -18,6 +18,7 @@ import math
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -35,16 +36,26 @@ STROKES = (0, 1, 2, 3)  # extra stroke width in canvas pixels: the same font fro
 HELD_OUT_FONTS = ("STIXGeneralItalic", "DejaVuSerif-Bold", "cmss10")  # measured on, not trained on
 
 # Fonts whose glyphs at the code points of 0-9 are ordinary digits.
-MATPLOTLIB_FONTS = ["DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-BoldOblique", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-BoldOblique", "DejaVuSansMono-Oblique", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-BoldItalic", "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralBol", "STIXGeneralBolIta", "STIXGeneralItalic", "cmb10", "cmr10", "cmss10", "cmti10", "cmtt10"]
+MATPLOTLIB_FONTS = (
+    *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-BoldOblique", "DejaVuSans-Oblique", "DejaVuSansMono"),
+    *("DejaVuSansMono-Bold", "DejaVuSansMono-BoldOblique", "DejaVuSansMono-Oblique", "DejaVuSerif"),
+    *("DejaVuSerif-Bold", "DejaVuSerif-BoldItalic", "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralBol"),
+    *("STIXGeneralBolIta", "STIXGeneralItalic", "cmb10", "cmr10", "cmss10", "cmti10", "cmtt10"),
+)
 
-MODEL_CONFIG = {
+MODEL_CONFIG: dict[str, Any] = {
     "embed_dim": 64,
     "quick_gelu": False,
     "vision_cfg": {"image_size": IMAGE_SIZE, "patch_size": 8, "width": 128, "layers": 4, "head_width": 32},
     "text_cfg": {"context_length": 24, "vocab_size": 0, "width": 64, "heads": 2, "layers": 2},
 }
 # A black background stays black where an augmentation has to fill in pixels: the fill colour is the mean.
-PREPROCESS_CONFIG = {"size": IMAGE_SIZE, "mean": [0.0, 0.0, 0.0], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic"}
+PREPROCESS_CONFIG: dict[str, Any] = {
+    "size": IMAGE_SIZE,
+    "mean": [0.0, 0.0, 0.0],
+    "std": [0.5, 0.5, 0.5],
+    "interpolation": "bicubic",
+}
 
 
 def main() -> None:
@@ -161,7 +172,7 @@ def draw_glyphs() -> tuple[Tensor, list[str]]:
     from matplotlib import get_data_path
 
     folder = Path(get_data_path()) / "fonts" / "ttf"
-    fonts = {name: ImageFont.truetype(str(folder / f"{name}.ttf"), 46) for name in MATPLOTLIB_FONTS}
+    fonts: dict[str, Any] = {name: ImageFont.truetype(str(folder / f"{name}.ttf"), 46) for name in MATPLOTLIB_FONTS}
     fonts["Pillow"] = ImageFont.load_default(46)
     glyphs, names = [], []
     for name, font in fonts.items():
@@ -171,10 +182,12 @@ def draw_glyphs() -> tuple[Tensor, list[str]]:
     return torch.stack(glyphs), names
 
 
-def draw_digit(text: str, font, stroke: int) -> Tensor:
+def draw_digit(text: str, font: Any, stroke: int) -> Tensor:
     picture = Image.new("L", (CANVAS, CANVAS))
     ImageDraw.Draw(picture).text((CANVAS / 2, CANVAS / 2), text, fill=255, font=font, anchor="mm", stroke_width=stroke)
-    left, top, right, bottom = picture.getbbox()  # centre the ink itself, not the font's line box
+    box = picture.getbbox()
+    assert box is not None
+    left, top, right, bottom = box  # centre the ink itself, not the font's line box
     centred = Image.new("L", (CANVAS, CANVAS))
     centred.paste(
         picture.crop((left, top, right, bottom)), ((CANVAS - right + left) // 2, (CANVAS - bottom + top) // 2)
@@ -191,7 +204,10 @@ def render(glyphs: Tensor, count: int, generator: torch.Generator) -> tuple[Tens
     digits = torch.randint(10, (count,), generator=generator)
     pictures = glyphs[torch.randint(len(glyphs), (count,), generator=generator), digits]
     angle, shear = uniform(-0.25, 0.25), uniform(-0.3, 0.3)
-    width, height = uniform(0.45, 1.0), uniform(0.5, 0.75)  # parts of the canvas that are shown: the ink fills the frame
+    width, height = (
+        uniform(0.45, 1.0),
+        uniform(0.5, 0.75),
+    )  # parts of the canvas that are shown: the ink fills the frame
     cos, sin = angle.cos(), angle.sin()
     rotation = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], 1)
     skew = torch.stack([torch.stack([width, shear], -1), torch.stack([torch.zeros(count), height], -1)], 1)

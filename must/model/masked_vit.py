@@ -1,4 +1,4 @@
-"""The network that MUST trains: CLIP's image tower with a mask token, a patch LayerNorm, a pixel decoder and a classifier.
+"""The network that MUST trains: CLIP's image tower with a mask token, a patch LayerNorm, a pixel decoder, a classifier.
 
 Shapes: B images, L patches, M masked patches an image, W width of the tower, D embedding, K classes, P patch side.
 Source of every formula: Li, Savarese, Hoi, "Masked Unsupervised Self-training for Label-free Image Classification",
@@ -7,7 +7,7 @@ arXiv 2206.02967.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ class MaskedViT(nn.Module):
         ValueError: the tower is none that the method can mask (no class token, no plain patch embedding).
     """
 
-    def __init__(self, visual: nn.Module, classifier: Tensor, logit_factor: float = 100.0) -> None:
+    def __init__(self, visual: Any, classifier: Tensor, logit_factor: float = 100.0) -> None:
         super().__init__()
         check_supported(visual)
         width, embed = visual.conv1.out_channels, visual.output_dim
@@ -41,7 +41,7 @@ class MaskedViT(nn.Module):
                 f"the classifier is for embeddings of {classifier.shape[0]} numbers, the model's have {embed}: "
                 "it was made with another model; run `must classifier` with this one"
             )
-        self.visual = visual
+        self.visual: Any = visual
         self.patch_size: int = visual.patch_size[0]
         self.logit_factor = logit_factor
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -75,7 +75,7 @@ class MaskedViT(nn.Module):
         return visual.transformer(visual.ln_pre(tokens))
 
 
-def check_supported(visual: nn.Module) -> None:
+def check_supported(visual: Any) -> None:
     name = type(visual).__name__
     if not all(hasattr(visual, part) for part in ("conv1", "class_embedding", "transformer", "ln_post", "proj")):
         raise ValueError(f"image tower {name} is not supported: MUST needs a Vision Transformer with a class token")

@@ -64,3 +64,17 @@ def learning_rate(step: int, steps: int, lr: float, min_lr: float, batch_size: i
 def ema_decay(step: int, start: float, end: float, warmup_steps: int) -> float:
     """Linear ramp from start to end over warmup_steps, then constant."""
     return start + (end - start) * min(1.0, step / warmup_steps if warmup_steps else 1.0)
+
+
+def step_if_finite(optimizer: torch.optim.AdamW) -> torch.Tensor:
+    """Steps unless a gradient is not finite; whether it did, as a bool tensor on the device.
+
+    The fused kernel itself skips the update when ``found_inf`` is set (as GradScaler sets it), so the host need not
+    wait for the answer. After DistributedDataParallel's averaging all processes see the same gradients.
+    """
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    finite = torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all()
+    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    optimizer.step()
+    return finite

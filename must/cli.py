@@ -1,0 +1,116 @@
+"""The command line: one subcommand a stage, its flags made from must/config.py."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import must
+from must.config import STAGES, TrainConfig
+from must.parameters import StageConfig, add_flags, load, read_yaml
+
+STAGE_FUNCTIONS = {
+    "shard": "must.data.shard:shard",
+    "classifier": "must.model.classifier:classifier",
+    "train": "must.train.trainer:train",
+    "evaluate": "must.evaluate.evaluate:evaluate",
+    "export": "must.export.onnx:export",
+    "predict": "must.export.predict:predict",
+    "demo": "must.demo:demo",
+}
+EPILOG = """\
+exit codes: 0 done, 2 the input is wrong (one line says what), 75 stopped by a signal and resumable, 1 a bug
+a first run:  must demo --output demo && must shard --source demo/images/unlabeled \\
+              --test-source demo/images/test --labels folder --output demo/shards
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a stage. Exits with 2 and one line when the user's input is wrong."""
+    options = vars(build_parser().parse_args(arguments))
+    command = options.pop("command")
+    try:
+        if command == "index":
+            run_index(options)
+        else:
+            run_stage(command, read_config(command, options))
+    except (ValueError, FileNotFoundError) as error:
+        fail(command, error)
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print(f"must {command}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def run_stage(command: str, config: StageConfig) -> Any:
+    """Imports no more than the stage needs: `must shard` runs where there is no torch."""
+    module, function = STAGE_FUNCTIONS[command].split(":")
+    return getattr(importlib.import_module(module), function)(config)
+
+
+def run_index(options: dict[str, Any]) -> None:
+    from must.data.index import show, verify
+
+    {"show": show, "verify": verify}[options["action"]](options["uri"])
+
+
+def read_config(command: str, flags: dict[str, Any]) -> StageConfig:
+    file = flags.pop("config_file", None)
+    stage = STAGES[command]
+    base: dict[str, Any] = {}
+    if stage is TrainConfig:
+        from_file = read_yaml(stage, file) if file else {}
+        base = train_preset({**from_file, **flags})
+    return load(stage, flags, file, base)
+
+
+def train_preset(values: dict[str, Any]) -> dict[str, Any]:
+    """The preset's settings for the model, which the classifier file names unless --model does."""
+    if not values.get("preset"):
+        return {}
+    from must.model.classifier import load_classifier
+    from must.train.presets import preset
+
+    model = values.get("model") or (load_classifier(values["classifier"]).model if values.get("classifier") else "")
+    return preset(values["preset"], model)
+
+
+def fail(command: str, error: Exception) -> NoReturn:
+    text = " ".join(str(error).split())
+    if isinstance(error, FileNotFoundError) and error.filename:
+        text = f"{error.filename}: no such file or folder"
+    print(f"must {command}: {text}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="must", description=must.__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"must {must.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, stage in STAGES.items():
+        command = commands.add_parser(
+            name,
+            help=stage.summary,
+            description=stage.summary,
+            epilog=f"example:\n  {stage.example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        add_flags(command, stage)
+        command.add_argument(
+            "--config",
+            dest="config_file",
+            metavar="FILE.yaml",
+            default=None,
+            help="these parameters as a YAML file; flags win",
+        )
+    index = commands.add_parser("index", help="Show or verify a folder of shards.")
+    index.add_argument("action", choices=("show", "verify"))
+    index.add_argument("uri", metavar="URI", help="folder of shards made by `must shard`")
+    return parser

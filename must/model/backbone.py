@@ -1,0 +1,127 @@
+"""Loads CLIP models through open_clip: by name and pretrained tag, from a checkpoint file, or from a model folder."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from torch import nn
+
+from must.data.eval_view import Preprocess
+
+MODEL_FOLDER_FILE = "open_clip_config.json"
+TOKENIZER_FILE = "bpe.txt.gz"  # a model folder may bring its own byte-pair vocabulary
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A whole CLIP model and what is needed to build its image tower again without the weights."""
+
+    clip: nn.Module
+    tokenizer: Any
+    model: str
+    pretrained: str
+    architecture: dict[str, Any]  # embed_dim, vision_cfg, quick_gelu
+    preprocess: Preprocess
+    logit_scale: float  # learned factor on the cosine
+
+
+def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True) -> Backbone:
+    """Loads `model` (an open_clip name, ``hf-hub:...``, or a folder with open_clip_config.json) in float32 on the CPU.
+
+    Raises:
+        ValueError: unknown model or tag, weights that cannot be read or downloaded, or weights of another model.
+    """
+    name, tokenizer_options = model, {}
+    if is_folder(model):
+        folder = Path(model.removeprefix("local-dir:"))
+        if not (folder / MODEL_FOLDER_FILE).is_file():
+            raise ValueError(f"--model {model}: no {MODEL_FOLDER_FILE} in this folder")
+        name = f"local-dir:{folder}"
+        if (folder / TOKENIZER_FILE).is_file():
+            tokenizer_options["bpe_path"] = str(folder / TOKENIZER_FILE)
+    elif not model.startswith("hf-hub:"):
+        check_name(model)
+        check_pretrained(model, pretrained)
+    options = quick_gelu_option(model, pretrained)
+    logging.getLogger().setLevel(max(logging.WARNING, logging.getLogger().level))  # open_clip logs its every step
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="These pretrained weights")
+            clip = open_clip.create_model(name, pretrained=pretrained or None, **options)
+            tokenizer = open_clip.get_tokenizer(name, **tokenizer_options) if with_tokenizer else None
+    except Exception as error:  # open_clip and the hub raise anything from OSError to pickle errors
+        raise ValueError(
+            f"--model {model} --pretrained {pretrained or '(none)'}: cannot be loaded: {first_line(error)}"
+        ) from error
+    config = open_clip.get_model_config(name) or {}
+    architecture = {
+        "embed_dim": config["embed_dim"],
+        "vision_cfg": config["vision_cfg"],
+        "quick_gelu": bool(options.get("force_quick_gelu", config.get("quick_gelu", False))),
+    }
+    return Backbone(
+        clip=clip.eval(),
+        tokenizer=tokenizer,
+        model=model,
+        pretrained=pretrained,
+        architecture=architecture,
+        preprocess=Preprocess.from_dict(open_clip.get_model_preprocess_cfg(clip)),
+        logit_scale=clip.logit_scale.exp().item(),
+    )
+
+
+def build_visual(architecture: dict[str, Any]) -> Any:
+    """The image tower of a stored architecture, with random weights.
+
+    The text tower that open_clip's constructor insists on is made as small as it can be, and dropped.
+    """
+    text = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
+    return open_clip.CLIP(
+        embed_dim=architecture["embed_dim"],
+        vision_cfg=dict(architecture["vision_cfg"]),
+        text_cfg=text,
+        quick_gelu=architecture["quick_gelu"],
+    ).visual
+
+
+def is_folder(model: str) -> bool:
+    return model.startswith("local-dir:") or Path(model).is_dir() or model.startswith(("/", "./", "../"))
+
+
+def check_name(model: str) -> None:
+    known = open_clip.list_models()
+    if model.replace("/", "-") not in known:
+        near = difflib.get_close_matches(model.replace("/", "-"), known, n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"--model {model}: no open_clip model and no folder{hint}")
+
+
+def check_pretrained(model: str, pretrained: str) -> None:
+    tags = open_clip.list_pretrained_tags_by_model(model.replace("/", "-"))
+    if not pretrained:
+        raise ValueError(f"--model {model}: needs --pretrained, one of {', '.join(tags)}, or a checkpoint file")
+    looks_like_path = os.sep in pretrained or Path(pretrained).suffix in (".pt", ".pth", ".bin", ".safetensors")
+    if looks_like_path and not Path(pretrained).is_file():
+        raise ValueError(f"--pretrained {pretrained}: no such file")
+    if not Path(pretrained).is_file() and pretrained not in tags:
+        raise ValueError(
+            f"--pretrained {pretrained}: no tag of {model}; known: {', '.join(tags)}; or a checkpoint file"
+        )
+
+
+def quick_gelu_option(model: str, pretrained: str) -> dict[str, bool]:
+    """OpenAI's weights (and some others) want QuickGELU, whatever the model's name says."""
+    tag = open_clip.get_pretrained_cfg(model.replace("/", "-"), pretrained) if pretrained else {}
+    return {"force_quick_gelu": True} if tag.get("quick_gelu") else {}
+
+
+def first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines)[:300] if lines else type(error).__name__

@@ -1,0 +1,201 @@
+"""Zero-shot classifier weights from class names and prompt templates, and the file they travel in."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from must import storage
+from must.config import ClassifierConfig
+from must.parameters import require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+METADATA_KEY = "must"
+
+
+@dataclass(frozen=True)
+class ClassSet:
+    """Class names, and for each class the prompts that describe it."""
+
+    names: tuple[str, ...]
+    prompts: tuple[tuple[str, ...], ...]
+    templates: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TextClassifier:
+    """`weights` [D, K], unit columns, and where they come from."""
+
+    weights: Tensor
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    model: str
+    pretrained: str
+    logit_scale: float
+
+
+def classifier(config: ClassifierConfig) -> TextClassifier:
+    """The stage: reads the class file, runs the text tower, writes the classifier file."""
+    from must.model.backbone import load_backbone
+    from must.train.distributed import pick_device
+
+    class_set = load_class_set(config.classes)
+    backbone = load_backbone(config.model, config.pretrained)
+    weights = build_classifier(backbone, class_set, pick_device(config.device))
+    result = TextClassifier(
+        weights=weights,
+        classes=class_set.names,
+        templates=class_set.templates,
+        model=config.model,
+        pretrained=config.pretrained,
+        logit_scale=backbone.logit_scale,
+    )
+    save_classifier(result, config.output)
+    prompts = sum(map(len, class_set.prompts))
+    print(f"{len(class_set.names)} classes, {prompts} prompts, {weights.shape[0]} dimensions -> {config.output}")
+    return result
+
+
+def build_classifier(backbone: Any, class_set: ClassSet, device: Any) -> Tensor:
+    """Mean of a class's unit prompt features, made unit again: float32 [D, K]."""
+    import torch
+    from open_clip import build_zero_shot_classifier
+
+    too_long = longest_prompt_problem(backbone.tokenizer, class_set)
+    require(not too_long, too_long)
+    clip = backbone.clip.to(device)
+    columns = []
+    shared = all(len(prompts) == len(class_set.prompts[0]) for prompts in class_set.prompts)
+    if shared:  # the same number of prompts a class: open_clip batches over classes
+        lookup = dict(zip(class_set.names, class_set.prompts, strict=True))
+        templates = [lambda name, i=i: lookup[name][i] for i in range(len(class_set.prompts[0]))]
+        columns.append(
+            build_zero_shot_classifier(
+                clip, backbone.tokenizer, class_set.names, templates, device=device, use_tqdm=True
+            )
+        )
+    else:
+        for name, prompts in zip(class_set.names, class_set.prompts, strict=True):
+            templates = [lambda _, prompt=prompt: prompt for prompt in prompts]
+            columns.append(build_zero_shot_classifier(clip, backbone.tokenizer, [name], templates, device=device))
+    return torch.cat(columns, dim=1).float().cpu()
+
+
+def longest_prompt_problem(tokenizer: Any, class_set: ClassSet) -> str:
+    """A message if a prompt does not fit the text tower: open_clip would cut it off in silence."""
+    limit = getattr(tokenizer, "context_length", None)
+    if limit is None or not hasattr(tokenizer, "encode"):
+        return ""
+    for prompts in class_set.prompts:
+        for prompt in prompts:
+            if (length := len(tokenizer.encode(prompt)) + 2) > limit:
+                return f"the prompt '{prompt[:80]}' has {length} tokens, the model takes {limit}; shorten it"
+    return ""
+
+
+def load_class_set(source: str) -> ClassSet:
+    """Reads a class file (YAML) or the set that ships ('imagenet': 1,000 names and 80 templates, from open_clip).
+
+    The file holds ``classes:``, a list of names or of ``{name, prompts}``, and ``templates:``, strings with ``{}``.
+
+    Raises:
+        ValueError: no such file or set, fewer than two classes, an empty or repeated name, a template without {}.
+    """
+    if source == "imagenet":
+        from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
+
+        templates = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
+        return make_class_set(list(IMAGENET_CLASSNAMES), templates, "imagenet", allow_repeats=True)
+    path = Path(source)
+    require(path.is_file(), f"--classes {source}: no such file; a set that ships: imagenet")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--classes {source}: no valid YAML: {' '.join(str(error).split())}") from None
+    require(
+        isinstance(content, dict) and "classes" in content, f"--classes {source}: expected 'classes:' and 'templates:'"
+    )
+    unknown = content.keys() - {"classes", "templates"}
+    require(not unknown, f"--classes {source}: unknown key '{', '.join(map(str, unknown))}'; known: classes, templates")
+    return make_class_set(content["classes"], content.get("templates") or ["a photo of a {}."], f"--classes {source}")
+
+
+def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool = False) -> ClassSet:
+    require(isinstance(classes, list) and len(classes) >= 2, f"{where}: needs at least two classes")
+    require(isinstance(templates, list), f"{where}: templates must be a list of strings with {{}}")
+    for template in templates:
+        require(
+            isinstance(template, str) and template.count("{}") >= 1,
+            f"{where}: the template '{template}' has no {{}} for the class name",
+        )
+    names, prompts = [], []
+    for number, entry in enumerate(classes):
+        name: Any = entry.get("name") if isinstance(entry, dict) else entry
+        if isinstance(name, int | float) and not isinstance(name, bool):
+            name = str(name)
+        require(
+            isinstance(name, str) and bool(name.strip()),
+            f"{where}: class {number + 1} has no name (YAML reads yes, no, on and off as true and false: quote them)",
+        )
+        name = name.strip()
+        own = entry.get("prompts") if isinstance(entry, dict) else None
+        require(
+            own is None or (isinstance(own, list) and bool(own) and all(isinstance(p, str) and p.strip() for p in own)),
+            f"{where}: the prompts of class '{name}' must be a list of strings",
+        )
+        names.append(name)
+        prompts.append(tuple(own or (template.replace("{}", name) for template in templates)))
+    repeated = sorted({name for name in names if names.count(name) > 1}) if not allow_repeats else []
+    require(not repeated, f"{where}: class '{', '.join(repeated)}' stands more than once")
+    return ClassSet(unique(names), tuple(prompts), tuple(templates))
+
+
+def unique(names: list[str]) -> tuple[str, ...]:
+    """ImageNet has two 'missile's and two 'sunglasses': the later one is numbered, its prompts stay as they are."""
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        result.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return tuple(result)
+
+
+def save_classifier(result: TextClassifier, uri: str) -> None:
+    from safetensors.torch import save
+
+    description = asdict(result)
+    del description["weights"]
+    storage.write_bytes(uri, save({"classifier": result.weights.contiguous()}, {METADATA_KEY: json.dumps(description)}))
+
+
+def load_classifier(uri: str) -> TextClassifier:
+    """Reads a classifier file, local or gs://.
+
+    Raises:
+        ValueError: no such file, or none that `must classifier` wrote.
+    """
+    from safetensors.torch import load
+
+    require(storage.exists(uri), f"--classifier {uri}: no such file; make it with `must classifier`")
+    data = storage.read_bytes(uri)
+    try:
+        description = json.loads(
+            json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"][METADATA_KEY]
+        )
+        weights = load(data)["classifier"]
+    except Exception:
+        raise ValueError(f"--classifier {uri}: is damaged or no file of `must classifier`") from None
+    return TextClassifier(
+        weights=weights,
+        classes=tuple(description["classes"]),
+        templates=tuple(description["templates"]),
+        model=description["model"],
+        pretrained=description["pretrained"],
+        logit_scale=description["logit_scale"],
+    )

@@ -1,0 +1,79 @@
+"""Processes: torch.distributed as torchrun sets it up, or a single process without it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+PREEMPTED = 75  # exit code: stopped by a signal, a checkpoint is saved, run again to go on (EX_TEMPFAIL)
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def pick_device(name: str) -> torch.device:
+    """'auto' takes this process's GPU if there is one. Raises ValueError: a device this machine does not have."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"--device {name}: there is no such device here; 'auto' takes what there is") from None
+    return device
+
+
+@contextmanager
+def world(device_name: str, timeout: int) -> Iterator[World]:
+    """Joins torchrun's process group, if the process was started by torchrun; leaves it at the end.
+
+    Args:
+        timeout: seconds after which a collective gives up waiting for a lost process.
+    """
+    device = pick_device(device_name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if "RANK" not in os.environ:
+        yield World(0, 1, device)
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()
+
+
+class StopSignal:
+    """Turns SIGTERM and SIGINT into a flag that the training loop reads after each step; a second one kills."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._previous = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def _handle(self, number: int, _frame: object) -> None:
+        if self.received:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.received = True
+
+    def restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

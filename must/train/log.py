@@ -1,0 +1,119 @@
+"""What a run says: a progress bar or plain lines, ``train_log.jsonl`` and TensorBoard event files."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+LOG_FILE = "train_log.jsonl"
+LINE_SECONDS = 5  # without a terminal, a line at most this often
+
+
+class Meter:
+    """Sums values on the device; reading them, the only point where the host waits, is `read`."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.total: Tensor | None = None
+        self.count = 0
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        stacked = torch.stack([value.detach() for value in values.values()])
+        self.names = list(values)
+        self.total = stacked.double() if self.total is None else self.total + stacked
+        self.count += 1
+
+    def read(self) -> dict[str, float]:
+        """Means since the last call."""
+        assert self.total is not None
+        means = dict(zip(self.names, (self.total / self.count).tolist(), strict=True))
+        self.total, self.count = None, 0
+        return means
+
+
+class TrainLog:
+    """The main process's log. After a resume, lines of steps that are trained again are taken out first."""
+
+    def __init__(self, folder: Path, steps: int, first_step: int, tensorboard: bool = True) -> None:
+        self.path = folder / LOG_FILE
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in read_log(self.path) if line["step"] < first_step]
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self.file = self.path.open("a")
+        self.steps = steps
+        self.bar = tqdm(total=steps, initial=first_step, unit="step", disable=not sys.stderr.isatty(), leave=True)
+        self.started, self.first_step = time.monotonic(), first_step
+        self.last_line = 0.0
+        self.writer: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
+
+    def advance(self) -> None:
+        self.bar.update()
+
+    def write(self, step: int, line: dict[str, Any]) -> None:
+        """`step`: number of the step just done, from 0."""
+        self.file.write(json.dumps({"step": step, **line}) + "\n")
+        self.file.flush()
+        if self.writer:
+            for name, value in line.items():
+                if isinstance(value, int | float):
+                    self.writer.add_scalar(f"train/{name}", value, step)
+        self.bar.set_postfix_str(short(line))
+        now = time.monotonic()
+        if self.bar.disable and (now - self.last_line >= LINE_SECONDS or step + 1 == self.steps):
+            self.last_line = now
+            done = step + 1 - self.first_step
+            eta = (now - self.started) / done * (self.steps - step - 1)
+            print(f"step {step + 1}/{self.steps}  {short(line)}  eta {clock(eta)}", flush=True)
+
+    def close(self) -> None:
+        self.bar.close()
+        self.file.close()
+        if self.writer:
+            self.writer.close()
+
+
+def short(line: dict[str, Any]) -> str:
+    parts = [f"loss {line['loss']:.3f}"]
+    parts += [
+        f"{short_name} {line[name]:.3f}"
+        for short_name, name in (
+            ("st", "loss_self_training"),
+            ("fair", "loss_fairness"),
+            ("mim", "loss_reconstruction"),
+            ("align", "loss_alignment"),
+        )
+    ]
+    parts.append(f"confident {line['confident']:.0%}")
+    if "agreement" in line:
+        parts.append(f"as zero-shot {line['agreement']:.0%}")
+    parts.append(f"{line['images_per_s']:.0f} img/s")
+    return "  ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The log's lines; a last line that a kill cut off is left out."""
+    lines = []
+    if path.exists():
+        for text in path.read_text().splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+    return lines

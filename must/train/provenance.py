@@ -1,0 +1,59 @@
+"""Where a model comes from: what makes two runs the same run, and what a bundle tells about its training."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import must
+from must.config import TrainConfig
+from must.data.index import Index
+from must.model.bundle import Description
+
+# Parameters that say how and where a run is carried out; the result does not depend on them.
+CIRCUMSTANCES = frozenset(
+    {"shards", "classifier", "output", "preset", "model", "pretrained", "device", "workers", "checkpoints"}
+    | {"checkpoint_every", "keep_checkpoints", "resume", "save", "log_every", "timeout"}
+)
+
+
+def identity(config: TrainConfig, index_sha256: str, classifier_sha256: str) -> dict[str, Any]:
+    """Two runs with the same identity give the same weights: a checkpoint of one may go on as the other."""
+    settings = {name: value for name, value in config.to_dict().items() if name not in CIRCUMSTANCES}
+    return {"index_sha256": index_sha256, "classifier_sha256": classifier_sha256, **settings}
+
+
+def provenance(
+    zero_shot: Description, config: TrainConfig, index: Index, processes: int, summary: dict[str, Any]
+) -> Description:
+    """The zero-shot model's description with the training's story in it."""
+    packages = ("torch", "open_clip_torch", "timm", "pillow", "numpy")
+    return replace(
+        zero_shot,
+        provenance={
+            "index_sha256": index.sha256,
+            "index_revision": index.revision,
+            "config": config.to_dict(),
+            "processes": processes,
+            "summary": summary,
+            "git_revision": git_revision(),
+            "versions": {"must": must.__version__, "python": platform.python_version()}
+            | {name: metadata.version(name) for name in packages},
+        },
+    )
+
+
+def git_revision() -> str | None:
+    """Of the image that runs (MUST_GIT_REVISION), else of the checkout that this package stands in, if it does."""
+    if revision := os.environ.get("MUST_GIT_REVISION"):
+        return revision
+    root = Path(must.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or None
