@@ -9,7 +9,7 @@ from __future__ import annotations
 import http.client
 import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
@@ -28,6 +28,7 @@ from must.storage import ConflictError, Entry
 
 Result = TypeVar("Result")
 RANGE = 32 << 20  # bytes fetched by one request of a download: what a lost connection costs at most
+FIRST_PAUSE = 0.2  # seconds before a request is repeated; then twice as long each time, up to 20, at random below that
 TIMEOUT = (10, 60)  # seconds to connect, seconds without a byte
 PATIENCE = 300.0  # seconds of repeated failure after which a request is given up
 
@@ -57,7 +58,8 @@ def list_files(uri: str) -> Iterator[Entry]:
     prefix = prefix.rstrip("/") + "/" if prefix else ""
     token: str | None = None
     while True:
-        page, token = patiently(uri, partial(one_page, bucket, prefix, token))
+        with needing_bucket(uri):
+            page, token = patiently(uri, partial(one_page, bucket, prefix, token))
         yield from page
         if not token:
             return
@@ -105,12 +107,14 @@ def download(uri: str, file: BinaryIO) -> None:
 
 def write_bytes(uri: str, data: bytes) -> None:
     blob = blob_of(uri)
-    patiently(
-        uri,
-        lambda: blob.upload_from_string(
+
+    def send() -> None:
+        blob.upload_from_string(
             data, content_type="application/octet-stream", checksum="auto", retry=None, timeout=TIMEOUT
-        ),
-    )
+        )
+
+    with needing_bucket(uri):
+        patiently(uri, send)
 
 
 def upload(path: Path, uri: str, if_generation_match: int | None) -> None:
@@ -125,7 +129,8 @@ def upload(path: Path, uri: str, if_generation_match: int | None) -> None:
         )
 
     try:
-        patiently(uri, send)
+        with needing_bucket(uri):
+            patiently(uri, send)
     except ConflictError:
         # A first try may have arrived while its answer got lost. Then what is there is what we sent.
         if exists(uri) and stat(uri).size == path.stat().st_size and read_bytes(uri) == path.read_bytes():
@@ -156,6 +161,19 @@ def delete(uri: str) -> None:
     blob = blob_of(uri)
     with suppress(FileNotFoundError):
         patiently(uri, lambda: blob.delete(retry=None, timeout=TIMEOUT))
+
+
+@contextmanager
+def needing_bucket(uri: str) -> Iterator[None]:
+    """Listing and writing find no object missing: then it is the bucket."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        bucket, _ = split(uri)
+        raise ValueError(
+            f"{uri}: there is no bucket '{bucket}', or you may not see it; "
+            f"check the name, or make it with: gcloud storage buckets create gs://{bucket}"
+        ) from error
 
 
 def split(uri: str) -> tuple[str, str]:
@@ -204,7 +222,7 @@ NO_CREDENTIALS = (
 def patiently(uri: str, call: Callable[[], Result]) -> Result:
     """`call`, repeated while the server is busy or the connection breaks; its errors in the words of `must.storage`."""
     try:
-        return Retry(predicate=passes_by, initial=0.2, maximum=20.0, multiplier=2.0, timeout=PATIENCE)(call)()
+        return Retry(predicate=passes_by, initial=FIRST_PAUSE, maximum=20.0, multiplier=2.0, timeout=PATIENCE)(call)()
     except (api.NotFound, InvalidResponse) as error:
         if isinstance(error, InvalidResponse) and status_of(error) != 404:
             raise

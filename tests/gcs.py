@@ -70,6 +70,7 @@ def gcs_server(gcs_process: tuple[str, Faults], monkeypatch: pytest.MonkeyPatch)
 
     url, faults = gcs_process
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+    monkeypatch.setattr(gcs, "FIRST_PAUSE", 0.01)  # tests need not be polite
     name = f"bucket-{next(numbers)}"
     gcs.client().create_bucket(name)
     faults.plan, faults.requests, faults.done = [], 0, Counter()

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from must import storage
-from must.data.sources import ARCHIVE, Item, Problems, folder_label, kind_of
+from must.data.sources import ARCHIVE, Item, Problems, UnreadableError, folder_label, kind_of
 from must.parameters import require
 
 COMPRESSED: dict[str, Any] = {"gz": gzip.open, "tgz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
@@ -177,17 +177,17 @@ def unzipped(path: str, start: int, size: int, method: int, checksum: int, limit
     """A zip member's bytes. Its local header has its own lengths of name and extra field.
 
     Raises:
-        ValueError: it is damaged. No more than `limit` bytes are ever expanded, whatever the directory claims.
+        UnreadableError: it is damaged. No more than `limit` bytes are ever expanded, whatever the directory claims.
     """
     header = np.frombuffer(storage.read_bytes(path, start, 30), "<u2")
     if len(header) != 15:
-        raise ValueError("damaged in the archive")
+        raise UnreadableError("damaged in the archive")
     data = storage.read_bytes(path, start + 30 + int(header[13]) + int(header[14]), size)
     try:
         if method == zipfile.ZIP_DEFLATED:
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, limit)
     except zlib.error as error:
-        raise ValueError(f"damaged in the archive: {error}") from None
+        raise UnreadableError(f"damaged in the archive: {error}") from None
     if len(data) < limit and zlib.crc32(data) != checksum:
-        raise ValueError("damaged in the archive: wrong checksum")
+        raise UnreadableError("damaged in the archive: wrong checksum")
     return data

@@ -33,6 +33,10 @@ class Item(NamedTuple):
     place: Any  # what the source needs to find it again
 
 
+class UnreadableError(Exception):
+    """One image cannot be had from its source, for the reason given; the others may be whole."""
+
+
 class Problems:
     """What a listing found besides images."""
 
@@ -52,7 +56,12 @@ class Source(Protocol):
         """All images, in any order."""
 
     def read(self, item: Item, limit: int) -> bytes:
-        """An image's bytes, at most `limit` of them. OSError when it cannot be read."""
+        """An image's bytes, at most `limit` of them.
+
+        Raises:
+            UnreadableError, OSError: this one cannot be read; it is set aside.
+            ValueError: the source as a whole cannot be read, for want of credentials for instance.
+        """
 
 
 def open_source(uri: str, labels: str, option: str, exclude: str = "") -> Source:

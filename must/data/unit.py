@@ -23,7 +23,7 @@ from PIL import Image
 from must import storage
 from must.data import image as images
 from must.data.plan import read_unit
-from must.data.sources import Item, Source
+from must.data.sources import Item, Source, UnreadableError
 from must.data.tarwriter import TarWriter
 
 READERS = 16  # threads that fetch from a bucket for one worker; each waits for the network most of the time
@@ -116,7 +116,7 @@ def do_unit(unit: Unit, settings: Settings, work: str, records: Path) -> Record:
                     raise data
                 record.read_bytes += len(data)
                 extension, stored = checked(data, settings)
-            except (ValueError, OSError) as error:
+            except (ValueError, UnreadableError, OSError) as error:
                 record.rejected.append((item.name, reason(error)))
                 continue
             digest = hashlib.sha256(data).digest()
@@ -192,12 +192,12 @@ def read_ahead(unit: Unit, settings: Settings) -> Iterator[tuple[Item, bytes | E
 
     def read(item: Item) -> bytes | Exception:
         if item.size > settings.max_bytes:
-            return ValueError(f"more than {settings.max_bytes} bytes")
+            return UnreadableError(f"more than {settings.max_bytes} bytes")
         try:
             return unit.source.read(item, settings.max_bytes + 1)
         except FileNotFoundError:
-            return ValueError("there is no such file")
-        except OSError as error:
+            return UnreadableError("there is no such file")
+        except (UnreadableError, OSError) as error:
             return error
 
     items = read_unit(unit.plan, unit.start, unit.stop)

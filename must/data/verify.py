@@ -30,14 +30,33 @@ def verify_shards(uri: str) -> Index:
         for line in found:
             tqdm.write(line)
         faults += found[:1]
+    broken = len(faults)
+    for table in index.tables:
+        fault = fault_of_table(uri, table)
+        if fault:
+            print(fault)
+            faults.append(fault)
     names = {name for shard in index.shards for name in (shard.name, shard.offsets_name)}
     stray = [entry.name for entry in storage.list_files(uri) if entry.name.endswith(".tar") and entry.name not in names]
     if stray:
         print(f"not in the index, and not read by anything: {', '.join(sorted(stray)[:10])}")
     if faults:
-        raise ValueError(f"{uri}: {len(faults)} of {len(index.shards)} shards are broken; the first: {faults[0]}")
+        what = f"{broken} of {len(index.shards)} shards are broken" if broken else "--append's tables are broken"
+        raise ValueError(f"{uri}: {what}; the first fault: {faults[0]}")
     print(f"{uri}: {len(index.shards)} shards, {sum(s.samples for s in index.shards)} images, all whole")
     return index
+
+
+def fault_of_table(uri: str, table: dict[str, str]) -> str:
+    try:
+        with tempfile.TemporaryDirectory(prefix="must-") as folder:
+            path = Path(folder) / "table"
+            storage.download(storage.join(uri, table["name"]), path)
+            with path.open("rb") as file:
+                whole = hashlib.file_digest(file, "sha256").hexdigest() == table["sha256"]
+        return "" if whole else f"{table['name']}: its bytes have changed (sha256)"
+    except FileNotFoundError:
+        return f"{table['name']}: missing"
 
 
 def faults_of(uri: str, shard: Shard) -> Iterator[str]:

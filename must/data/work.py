@@ -38,9 +38,8 @@ class Work:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.remote:
-            shutil.rmtree(self.local, ignore_errors=True)
-        elif not (self.local / RUN).exists():  # it failed before there was anything to go on with
+        # Without RUN it failed before there was anything to go on with.
+        if self.remote or not (self.local / RUN).exists():
             shutil.rmtree(self.local, ignore_errors=True)
         else:  # the lists are made anew by each run
             for folder in self.local.glob("plan-*"):
