@@ -37,41 +37,35 @@ class Deployed(nn.Module):
     std: Tensor
     classifier: Tensor
 
-    def __init__(self, model: MaskedViT, preprocess: Preprocess, uint8: bool, half: bool) -> None:
+    def __init__(self, model: MaskedViT, preprocess: Preprocess, uint8: bool) -> None:
         super().__init__()
         self.visual = model.visual
-        self.logit_factor = model.logit_factor
-        self.register_buffer("classifier", model.classifier.detach())
-        if half:
-            self.half()
-        self.uint8, self.half_precision = uint8, half
+        self.register_buffer("classifier", model.logit_factor * model.classifier.detach())  # [D, K]
+        self.uint8 = uint8
         self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(preprocess.std).view(1, 3, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
         if self.uint8:
             image = (image.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
-        if self.half_precision:
-            image = image.half()
-        feature = F.normalize(self.visual(image).float(), dim=-1)
-        logits = self.logit_factor * feature @ self.classifier.float()
-        return logits.softmax(dim=-1)  # float32 from the feature on, whatever the arithmetic before it
+        feature = F.normalize(self.visual(image), dim=-1)
+        return (feature @ self.classifier).softmax(dim=-1)
 
 
-def to_graph(bundle: Bundle, uint8: bool = False, half: bool = False) -> onnx.ModelProto:
-    """The ONNX model, checked by onnx.checker. The bundle's model is changed in place to half precision if asked for.
+def to_graph(bundle: Bundle, uint8: bool = False) -> onnx.ModelProto:
+    """The ONNX model in float32, checked by onnx.checker.
 
     Raises:
         ValueError: the model is too large for one ONNX file.
     """
     preprocess = preprocess_of(bundle.description)
     size = preprocess.size
-    module = Deployed(bundle.model, preprocess, uint8, half).eval()
+    module = Deployed(bundle.model, preprocess, uint8).eval()
     # two images: torch.export takes an example's batch of one for a constant
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8) if uint8 else torch.zeros(2, 3, size, size)
     weights = sum(value.numel() * value.element_size() for value in bundle.model.state_dict().values())
     if weights > PROTOBUF_LIMIT * 0.95:
-        raise ValueError(f"the model has {weights / 1e9:.1f} GB, one ONNX file can hold 2; try --precision fp16")
+        raise ValueError(f"the model has {weights / 1e9:.1f} GB, one ONNX file can hold 2")
     with quiet(), torch.no_grad():
         program = torch.onnx.export(
             module,

@@ -26,17 +26,18 @@ def export(config: ExportConfig) -> dict[str, Any]:
         ValueError: no bundle, no shards, or a file that agrees with PyTorch less than stated; nothing is written then.
     """
     from must.export.graph import add_metadata, to_graph  # needs onnx and the exporter
+    from must.export.quantize import quantize, to_half
 
     bundle = load_bundle(config.model)
     pixels = check_images(config, bundle)
     expected = reference(bundle, pixels)
-    graph = to_graph(bundle, uint8=config.input == "uint8", half=config.precision == "fp16")
+    graph = to_graph(bundle, uint8=config.input == "uint8")
     method: str = config.precision
     with tempfile.TemporaryDirectory(prefix="must-export-") as folder:
         path = Path(folder) / MODEL_FILE
-        if config.precision == "int8":
-            from must.export.quantize import quantize
-
+        if config.precision == "fp16":
+            graph = to_half(graph)
+        elif config.precision == "int8":
             graph, method = quantize(
                 graph, pixels if config.shards else None, preprocess_of(bundle.description), Path(folder)
             )
