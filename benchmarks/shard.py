@@ -18,7 +18,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -37,24 +39,32 @@ def main() -> None:
         return
     size = make_images(images, args.images)
     print(f"{args.images} JPEGs, {size / 1e6:.0f} MB, {size / args.images / 1e3:.0f} kB each; {os.cpu_count()} cores")
-    best: dict[str, tuple[float, float]] = {}
+    best: dict[str, Measure] = {}
     for _ in range(args.repeat):
         for way in WAYS:
             shutil.rmtree(output, ignore_errors=True)
             os.sync()
-            seconds, memory = measured([sys.executable, __file__, *sys.argv[1:], "--worker", way])
-            if way not in best or seconds < best[way][0]:
-                best[way] = seconds, memory
+            now = measured([sys.executable, __file__, *sys.argv[1:], "--worker", way])
+            best[way] = min(now, best.get(way, now))
     shutil.rmtree(output, ignore_errors=True)
-    print(f"{'':<32}{'s':>8}{'images/s':>10}{'MB/s':>8}{'peak MB':>9}")
-    for way, (seconds, memory) in best.items():
-        print(f"{way:<32}{seconds:>8.2f}{args.images / seconds:>10.0f}{size / seconds / 1e6:>8.0f}{memory / 1e6:>9.0f}")
-    ratio = {way: seconds for way, (seconds, _) in best.items()}
-    print(f"header check against tar:            {ratio['tar cf'] / ratio['must shard, header']:.2f} of its speed")
-    print(
-        f"decode check against decoding alone: {ratio['decoding alone'] / ratio['must shard, decode']:.2f} of its speed"
-    )
-    print(f"header check against ShardWriter:    {ratio['webdataset.ShardWriter'] / ratio['must shard, header']:.2f}x")
+    print(f"{'':<32}{'s':>8}{'images/s':>10}{'MB/s':>8}{'CPU s':>8}{'peak MB':>9}")
+    for way, (seconds, cpu, memory) in best.items():
+        rates = f"{args.images / seconds:>10.0f}{size / seconds / 1e6:>8.0f}"
+        print(f"{way:<32}{seconds:>8.2f}{rates}{cpu:>8.1f}{memory / 1e6:>9.0f}")
+
+    def speed(way: str, other: str) -> float:
+        return best[other].seconds / best[way].seconds
+
+    print(f"header check: {speed('must shard, header', 'tar cf'):.2f} of tar's speed")
+    print(f"header check: {speed('must shard, header', 'tar cf, synced to disk'):.2f} of tar's speed when it syncs too")
+    print(f"header check: {speed('must shard, header', 'webdataset.ShardWriter'):.2f} of ShardWriter's speed")
+    print(f"decode check: {speed('must shard, decode', 'decoding alone'):.2f} of the speed of decoding alone")
+
+
+class Measure(NamedTuple):
+    seconds: float  # on the wall
+    cpu: float  # seconds, of all its processes
+    peak: int  # bytes, of all its processes
 
 
 def make_images(folder: Path, count: int) -> int:
@@ -75,15 +85,27 @@ def path_of(folder: Path, number: int) -> Path:
 
 def make_image(folder: Path, number: int) -> None:
     random = np.random.default_rng(number)
-    frequency = np.hypot(np.fft.fftfreq(400)[:, None], np.fft.rfftfreq(500)[None])
-    amplitude = 1 / np.maximum(frequency, 1 / 500)
     planes = []
-    for weight in (1.0, 0.3, 0.3):  # brightness varies more than colour
-        phase = np.exp(2j * np.pi * random.random(amplitude.shape, dtype=np.float32))
-        plane = np.fft.irfft2(amplitude * phase, (400, 500))
-        planes.append(np.clip(128 + 50 * weight * plane / plane.std(), 0, 255).astype(np.uint8))
-    picture = Image.merge("YCbCr", [Image.fromarray(plane) for plane in planes])
-    picture.save(path_of(folder, number), "JPEG", quality=90)
+    for contrast in (50, 15, 15):  # brightness varies more than colour
+        plane = sum(crop(random) for _ in range(2)) / np.sqrt(2)
+        planes.append(Image.fromarray(np.clip(128 + contrast * plane, 0, 255).astype(np.uint8)))
+    Image.merge("YCbCr", planes).save(path_of(folder, number), "JPEG", quality=90)
+
+
+def crop(random: np.random.Generator) -> np.ndarray:
+    field = noise(int(random.integers(4)))
+    y, x = random.integers(field.shape[0] - 400), random.integers(field.shape[1] - 500)
+    return field[y : y + 400, x : x + 500]
+
+
+@lru_cache(maxsize=4)
+def noise(seed: int) -> np.ndarray:
+    """Standardised noise [1200, 1500] whose amplitude falls as 1 / frequency."""
+    random = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(1200)[:, None], np.fft.rfftfreq(1500)[None])
+    phase = np.exp(2j * np.pi * random.random(frequency.shape))
+    field = np.fft.irfft2(phase / np.maximum(frequency, 1 / 1500), (1200, 1500))
+    return ((field - field.mean()) / field.std()).astype(np.float32)
 
 
 def tar(images: Path, output: Path) -> None:
@@ -138,25 +160,25 @@ WAYS: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
-def measured(command: list[str]) -> tuple[float, float]:
-    """Wall-clock seconds of a process and the peak of the bytes that it and its children hold."""
+def measured(command: list[str]) -> Measure:
     began = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        peak = [0]
-        watcher = threading.Thread(target=watch, args=(process, peak), daemon=True)
-        watcher.start()
-        code = process.wait()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    peak, ended = [0], threading.Event()
+    watcher = threading.Thread(target=watch, args=(process.pid, peak, ended), daemon=True)
+    watcher.start()
+    _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - began
+    process.returncode = os.waitstatus_to_exitcode(status)
+    ended.set()
     watcher.join()
-    assert code == 0, command
-    return seconds, peak[0]
+    assert process.returncode == 0, command
+    return Measure(seconds, usage.ru_utime + usage.ru_stime, peak[0])
 
 
-def watch(process: subprocess.Popen[bytes], peak: list[int]) -> None:
+def watch(process: int, peak: list[int], ended: threading.Event) -> None:
     """Adds up the proportional set sizes, in which memory that processes share counts once."""
-    while process.poll() is None:
-        peak[0] = max(peak[0], sum(memory_of(number) for number in family(process.pid)))
-        time.sleep(0.2)
+    while not ended.wait(0.3):
+        peak[0] = max(peak[0], sum(memory_of(number) for number in family(process)))
 
 
 def family(parent: int) -> list[int]:

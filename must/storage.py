@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -192,8 +193,8 @@ def delete(uri: str | Path) -> None:
 def delete_folder(uri: str | Path) -> None:
     """Deletes everything below a folder, and the folder."""
     if is_remote(uri):
-        for entry in list_files(uri):
-            delete(join(uri, entry.name))
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(lambda entry: delete(join(uri, entry.name)), list_files(uri)))
     else:
         shutil.rmtree(local(uri), ignore_errors=True)
 

@@ -81,6 +81,7 @@ def gcs_server(gcs_process: tuple[str, Faults], monkeypatch: pytest.MonkeyPatch)
 def proxy_to(port: int, faults: Faults) -> ThreadingHTTPServer:
     class Proxy(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # or each answer waits 40 ms for an acknowledgement
 
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))

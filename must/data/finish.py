@@ -48,7 +48,9 @@ def finish(
     splits = in_order({*totals.splits, *old_splits}, config)
     found = duplicates(config, totals, history, splits, work)
     rejected = write_rejected(config, listing, numbers, found, previous, work)
-    check_rejected(config, listing, totals, previous)
+    check_rejected(config, totals, rejected.total(), previous)
+    if previous and totals.samples == 0:
+        return previous
 
     jobs = shard_jobs(config, numbers, splits, found, previous, work)
     shards = (*(previous.shards if previous else ()), *pool.assemble(jobs, work))
@@ -90,11 +92,10 @@ class Totals:
         self.work, self.numbers = work, numbers
         self.splits: set[str] = set()
         self.labels: set[str] = set()
-        self.rejected = self.samples = 0
+        self.samples = 0
         for record in records(work, numbers):
             self.splits |= set(record.pieces)
             self.labels |= set(record.labels)
-            self.rejected += len(record.rejected)
             self.samples += sum(len(values) for values in record.hashes.values())
 
 
@@ -221,8 +222,10 @@ def still_rejected(path: str, listing: Listing, numbers: list[int], work: Work) 
     ]
 
 
-def check_rejected(config: ShardConfig, listing: Listing, totals: Totals, previous: Index | None) -> None:
-    rejected, files = totals.rejected + len(listing.rejected), listing.items + len(listing.rejected)
+def check_rejected(config: ShardConfig, totals: Totals, rejected: int, previous: Index | None) -> None:
+    """The share counts over all revisions: files that are rejected again and again must not fail each small append."""
+    old = sum(counts["samples"] for counts in previous.splits.values()) + previous.dropped if previous else 0
+    files = old + totals.samples + rejected
     path = storage.join(config.output, REJECTED)
     if totals.samples == 0 and previous is None:
         raise ValueError(f"none of the {files} files of {config.source} is an image; see the reasons in {path}")

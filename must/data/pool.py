@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -82,7 +83,9 @@ def unit_job(unit: Unit, settings: Settings, work: str, records: Any) -> Done:
 
 
 def follow_parent(parent: int) -> None:
-    """Ends a worker whose parent was killed: it would wait for work for ever."""
+    """Ends a worker whose parent was killed: it would wait for work for ever. Signals are the parent's to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def watch() -> None:
         while os.getppid() == parent:

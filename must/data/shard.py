@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -41,7 +45,7 @@ def shard(config: ShardConfig) -> Index:
             next try unless it is worthless.
     """
     sources = open_sources(config)
-    with fresh_folder(config.output), locked(config.output) as still_ours:
+    with ending_on_signal(), fresh_folder(config.output), locked(config.output) as still_ours:
         previous = existing_index(config)
         with Work(config.output) as work:
             return run(config, sources, previous, work, still_ours)
@@ -55,10 +59,8 @@ def run(
     listing = list_sources(config, sources, history, work)
     if previous and not config.append:
         return same_or_refuse(config, listing, previous, work)
-    if previous and not listing.items and not listing.rejected:
-        print(f"{config.output}: nothing new in {config.source}; it stays at revision {previous.revision}")
-        work.clear()
-        return previous
+    if previous and not listing.items:
+        return nothing_new(config, previous, work)
     if not listing.items:
         work.clear()
         raise ValueError(nothing_found(config, listing))
@@ -74,6 +76,8 @@ def run(
                 progress.add(unit)
         still_ours()
         result = finish.finish(config, settings_json(config), listing, units, previous, history, work, pool)
+    if result is previous:
+        return nothing_new(config, previous, work)
     still_ours()
     storage.write_bytes(storage.join(config.output, index.NAME), result.to_json())
     work.clear()
@@ -174,6 +178,12 @@ def same_or_refuse(config: ShardConfig, listing: Listing, previous: Index, work:
     return previous
 
 
+def nothing_new(config: ShardConfig, previous: Index, work: Work) -> Index:
+    work.clear()
+    print(f"{config.output}: nothing new in {config.source}; it stays at revision {previous.revision}")
+    return previous
+
+
 def nothing_found(config: ShardConfig, listing: Listing) -> str:
     where = f"--source {config.source}: "
     if listing.skipped:
@@ -183,6 +193,27 @@ def nothing_found(config: ShardConfig, listing: Listing) -> str:
         name, reason = listing.rejected[0]
         return f"{where}no images that can be read; {name}: {reason}"
     return f"{where}no images in there"
+
+
+@contextmanager
+def ending_on_signal() -> Iterator[None]:
+    """SIGTERM, a pod's eviction for instance, ends the run in good order: units under way are finished, the lock goes.
+
+    Exit code 75 says that the same command continues it.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        print("must shard: stopped by SIGTERM; run the same command again to go on", file=sys.stderr)
+        raise SystemExit(75)
+
+    if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -198,6 +229,4 @@ def fresh_folder(output: str) -> Iterator[None]:
 
 
 def cores() -> int:
-    import os
-
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

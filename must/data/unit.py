@@ -27,6 +27,7 @@ from must.data.sources import Item, Source, UnreadableError
 from must.data.tarwriter import TarWriter
 
 READERS = 16  # threads that fetch from a bucket for one worker; each waits for the network most of the time
+AHEAD = 256_000_000  # bytes that they may hold, as far as the listing told their sizes
 
 
 @dataclass(frozen=True)
@@ -206,10 +207,13 @@ def read_ahead(unit: Unit, settings: Settings) -> Iterator[tuple[Item, bytes | E
         return
     with ThreadPoolExecutor(READERS) as pool:
         waiting: deque[tuple[Item, Future[bytes | Exception]]] = deque()
+        size = 0
         for item in items:
             waiting.append((item, pool.submit(read, item)))
-            if len(waiting) >= 2 * READERS:
+            size += item.size
+            while len(waiting) >= 2 * READERS or (size > AHEAD and waiting):
                 first, future = waiting.popleft()
+                size -= first.size
                 yield first, future.result()
         for first, future in waiting:
             yield first, future.result()

@@ -35,6 +35,10 @@ class Work:
     def __enter__(self) -> Work:
         with storage.disk_errors(self.local):
             self.records.mkdir(parents=True, exist_ok=True)
+        if not self.remote:  # what a killed run was writing; the caller holds the lock
+            for folder in (self.local, self.records, storage.local(self.output)):
+                for path in folder.glob(f"{storage.TEMPORARY}*"):
+                    path.unlink(missing_ok=True)
         return self
 
     def __exit__(self, *error: object) -> None:

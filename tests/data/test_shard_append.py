@@ -83,6 +83,9 @@ def test_append_tries_rejected_files_again(tmp_path: Path) -> None:
     index = run(tmp_path / "in", tmp_path / "out", append=True, max_rejected=1)
     assert index.rejected == 1 and set(rejected(tmp_path / "out")) == {"broken.png"}
     assert "mended.png" in samples(tmp_path / "out", "train")
+    again = run(tmp_path / "in", tmp_path / "out", append=True, max_rejected=0.2)  # 1 of 7, not 1 of the 1 tried again
+    assert (again.revision, again.sha256) == (1, index.sha256)
+    assert set(rejected(tmp_path / "out")) == {"broken.png"} and not (tmp_path / "out" / ".shard").exists()
 
 
 def test_append_knows_contents_of_earlier_revisions(tmp_path: Path) -> None:

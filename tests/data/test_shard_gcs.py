@@ -95,7 +95,7 @@ from must.config import ShardConfig
 from must.data.shard import shard
 shard(ShardConfig(source={source!r}, output={output!r}, workers=2, max_rejected=0.1, **{OPTIONS!r}))
 """
-    gcs_server.faults.plan = ["slow"]
+    gcs_server.faults.plan = ["slow", "", ""]
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL) as process:
         while process.poll() is None and not any(
             e.name.endswith(".npz") for e in storage.list_files(output + "/.shard")

@@ -114,6 +114,19 @@ def test_the_second_of_two_runs_refuses(images: Path, tmp_path: Path) -> None:
     assert tree(output) == tree(tmp_path / "whole")
 
 
+def test_sigterm_ends_in_good_order_with_code_75(images: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with start(images, output) as process:
+        wait_until(lambda: len(list(output.glob(".shard/records/*.npz"))) >= 1)
+        process.terminate()
+        assert process.wait(30) == 75
+        assert process.stderr is not None and "run the same command again" in process.stderr.read()
+    assert (output / ".shard").exists() and not (output / ".shard.lock").exists()
+    assert not list(output.rglob(".tmp-*"))
+    run(images, output, **OPTIONS)
+    verify(str(output))
+
+
 def test_a_lost_worker_is_said_in_one_line_and_the_next_run_continues(images: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     with start(images, output) as process:
