@@ -1,0 +1,34 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from must.config import EvaluateConfig
+from must.evaluate.evaluate import evaluate
+from tests.evaluate.digits import Digits
+from tests.evaluate.digits import digits as make_digits
+
+
+@pytest.fixture(scope="session")
+def digits() -> Digits:
+    return make_digits()
+
+
+@pytest.fixture(scope="session")
+def evaluated(digits, tmp_path_factory):
+    """(metrics, output folder) of a whole run with labels, baseline and few-shot rivals."""
+    output = tmp_path_factory.mktemp("report")
+    metrics = evaluate(
+        EvaluateConfig(
+            model=digits.adapted,
+            baseline=digits.classifier,
+            shards=digits.shards,
+            output=str(output),
+            few_shot=[1, 8],
+            workers=0,
+            batch_size=50,
+            device="cpu",
+        )
+    )
+    assert json.loads((Path(output) / "metrics.json").read_text()) == metrics
+    return metrics, output

@@ -1,0 +1,145 @@
+"""The stage on real shards and real models."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from must.config import EvaluateConfig, ShardConfig
+from must.data.shard import shard
+from must.data.views import normalize
+from must.demo.data import CLASSES
+from must.evaluate.evaluate import evaluate
+from must.evaluate.table import table
+from must.model.bundle import load_bundle, preprocess_of, save_bundle
+from tests.evaluate.digits import pixels_of
+
+
+def settings(digits, output, **changes):
+    values = {"model": digits.adapted, "baseline": digits.classifier, "shards": digits.shards, "output": str(output)}
+    return EvaluateConfig(**values | {"workers": 0, "device": "cpu"} | changes)
+
+
+def test_accuracy_is_that_of_the_model_on_the_files(digits, evaluated):
+    metrics, _ = evaluated
+    files = sorted((digits.images / "test").rglob("*.png"))
+    labels = np.array([CLASSES.index(path.parent.name) for path in files])
+    for name, folder in (("adapted", digits.adapted), ("baseline", digits.zero_shot)):
+        bundle = load_bundle(folder)
+        pixels = torch.from_numpy(pixels_of(bundle, [Image.open(path) for path in files]))
+        with torch.no_grad():
+            logits = bundle.model(normalize(pixels, preprocess_of(bundle.description)))
+        assert metrics[name]["top1"] == pytest.approx((logits.argmax(1).numpy() == labels).mean(), abs=1e-12)
+        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).item()
+        assert metrics[name]["nll"] == pytest.approx(loss, rel=1e-5)
+    assert metrics["adapted"]["top1"] > metrics["baseline"]["top1"]
+
+
+def test_the_numbers_fit_together(evaluated):
+    metrics, output = evaluated
+    changed, images = metrics["paired"], metrics["labelled"]
+    assert changed["fixed"] + changed["broken"] + changed["both_right"] + changed["both_wrong"] == images == 120
+    gain = metrics["adapted"]["top1"] - metrics["baseline"]["top1"]
+    assert gain == pytest.approx((changed["fixed"] - changed["broken"]) / images)
+    low, high = metrics["intervals"]["top1"]
+    assert low < gain < high
+    matrix = np.array(metrics["confusion"]["adapted"]["matrix"])
+    assert np.trace(matrix) / matrix.sum() == pytest.approx(metrics["adapted"]["top1"])
+    with (output / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 120
+    assert sum(row["adapted"] == row["label"] for row in rows) / 120 == pytest.approx(metrics["adapted"]["top1"])
+
+
+def test_table_is_aligned_and_has_every_class(evaluated):
+    lines = table(evaluated[0]).splitlines()
+    assert all(any(line.startswith(name) for line in lines) for name in CLASSES)
+    places = {line.index("%") for line in lines if "%" in line}
+    assert len(places) == 1, "the first column of percentages must be aligned"
+
+
+def test_without_labels_nothing_is_said_about_accuracy(digits, tmp_path, capsys):
+    metrics = evaluate(settings(digits, tmp_path, labels="ignore"))
+    assert metrics["labelled"] == 0 and metrics["adapted"] is None and "per_class" not in metrics
+    assert 0 < metrics["label_free"]["compared"]["agreement"] < 1
+    assert sum(metrics["label_free"]["adapted"]["histogram"]) == 120
+    page = (tmp_path / "report.html").read_text()
+    assert "accuracy is unknown" in page and "Most confident changes" in page
+    assert "no labels" in capsys.readouterr().out
+
+
+def test_without_baseline(digits, tmp_path):
+    metrics = evaluate(settings(digits, tmp_path, baseline=""))
+    assert metrics["baseline"] is None and metrics["adapted"]["top1"] > 0.5
+    assert "No baseline was given" in (tmp_path / "report.html").read_text()
+    unlabelled = evaluate(settings(digits, tmp_path, baseline="", labels="ignore"))
+    assert unlabelled["label_free"]["compared"] is None
+
+
+def test_a_bundle_as_baseline(digits, tmp_path):
+    metrics = evaluate(settings(digits, tmp_path, baseline=digits.adapted))
+    assert metrics["baseline_name"] == "baseline"
+    assert metrics["paired"]["fixed"] == metrics["paired"]["broken"] == 0
+    assert metrics["paired"]["mcnemar_p"] == 1
+    assert metrics["label_free"]["compared"]["agreement"] == 1
+
+
+def test_wrong_inputs_are_one_clear_line(digits, tmp_path):
+    bundle = load_bundle(digits.adapted)
+    other = str(tmp_path / "other")
+    save_bundle(other, bundle.model, replace(bundle.description, classes=["nought", *CLASSES[1:]]))
+    cases = (
+        ({"split": "validation"}, "no split 'validation'"),
+        ({"model": str(tmp_path)}, "no model.json"),
+        ({"baseline": str(tmp_path / "none.safetensors")}, "no such file"),
+        ({"baseline": other}, "has other classes"),
+        ({"model": other, "baseline": ""}, "its label 'zero' is none of the 10 classes (nought, one,"),
+    )
+    for changes, text in cases:
+        with pytest.raises(ValueError) as caught:
+            evaluate(settings(digits, tmp_path / "out", **changes))
+        assert text in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists(), "nothing half-written"
+
+
+def test_some_images_without_a_label(digits, tmp_path):
+    lines = []
+    for number, path in enumerate(sorted((digits.images / "test").rglob("*.png"))):
+        lines.append(f"{path},{path.parent.name if number % 3 else ''},test\n")
+    (tmp_path / "list.csv").write_text("path,label,split\n" + "".join(lines))
+    shard(ShardConfig(source=str(tmp_path / "list.csv"), labels="csv", output=str(tmp_path / "shards"), workers=1))
+    metrics = evaluate(settings(digits, tmp_path / "out", shards=str(tmp_path / "shards")))
+    assert (metrics["images"], metrics["labelled"]) == (120, 80)
+    assert "40 of the 120 images have no label" in (tmp_path / "out/report.html").read_text()
+
+
+@pytest.mark.slow
+def test_two_processes_say_what_one_says(digits, evaluated, tmp_path):
+    metrics, _ = evaluated
+    flags = ["--model", digits.adapted, "--baseline", digits.classifier, "--shards", digits.shards, "--workers", "0"]
+    flags += ["--output", str(tmp_path), "--device", "cpu", "--few-shot", "1,8", "--batch-size", "50"]
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29517", "-m", "must"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*start, "evaluate", *flags], capture_output=True, text=True, env=environment, cwd=Path.cwd(), timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    both = json.loads((tmp_path / "metrics.json").read_text())
+    for name in ("adapted", "baseline"):
+        for key in ("top1", "top5", "mean_per_class"):
+            assert both[name][key] == metrics[name][key]
+        assert both[name]["nll"] == pytest.approx(metrics[name]["nll"], rel=1e-6)
+        assert both[name]["ece"] == pytest.approx(metrics[name]["ece"], abs=1e-6)
+    for key in ("paired", "images", "labelled", "few_shot", "confusion"):
+        assert both[key] == metrics[key]
+    assert both["label_free"]["adapted"]["nuclear_norm"] == pytest.approx(
+        metrics["label_free"]["adapted"]["nuclear_norm"], rel=1e-6
+    )

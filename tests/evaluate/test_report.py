@@ -1,0 +1,175 @@
+"""The report: complete in itself, small, and safe to open whatever the classes and files are called."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+
+from must.config import EvaluateConfig
+from must.evaluate.evaluate import MATRIX_LIMIT, measure
+from must.evaluate.report import command, render_report
+from must.evaluate.scores import Collector, Samples
+from must.evaluate.verdict import verdict
+from must.model.bundle import load_bundle
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(2)>',
+    "'; drop table--",
+    "{{ 7 * 7 }}{% raw %}",
+    "</style><svg onload=alert(3)>",
+    "javascript:alert(4)",
+    "a\x00b\u202etxt",
+    "&lt;b&gt;",
+    "-->",
+    "日本語 \U0001f600",
+)
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.text, self.open = [], [], "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes.extend((tag, name, value or "") for name, value in attrs)
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def check_harmless(page):
+    assert not {"script", "iframe", "object", "embed", "link", "base", "form"} & set(page.tags)
+    for tag, name, value in page.attributes:
+        assert not name.startswith("on"), (tag, name, value)
+        if name in ("src", "href", "srcset", "data", "action"):
+            assert value.startswith("data:image/jpeg;base64,"), (tag, name, value[:60])
+    assert not page.open, "every element is closed"
+
+
+def test_the_report_is_complete_in_itself(evaluated):
+    text = (evaluated[1] / "report.html").read_text()
+    page = Page(text)
+    check_harmless(page)
+    assert not re.search(r"url\(|@import|https?://", text)
+    assert len(text.encode()) < 2_000_000
+    assert page.tags.count("img") > 10
+    for heading in ("Better than zero-shot", "By class", "Confusion", "Calibration", "Worth how many labels?"):
+        assert heading in page.text
+    top1 = f"{100 * evaluated[0]['adapted']['top1']:.1f}%"
+    assert top1 in page.text
+
+
+def synthetic(classes, images=400, labelled=True, seed=0, after_quality=3.0):
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, len(classes), images)
+    scores = []
+    for quality in (after_quality, 1.0):
+        logits = generator.normal(size=(images, len(classes)))
+        logits[np.arange(images), labels] += quality
+        collector = Collector(len(classes))
+        collector.add(torch.from_numpy(logits).float(), labels if labelled else np.full(images, -1))
+        scores.append(collector.result())
+    sources = np.array([f"folder/{HOSTILE[i % len(HOSTILE)]}/{i}.png" for i in range(images)], dtype=object)
+    samples = Samples(np.arange(images) % 100, labels if labelled else np.full(images, -1), sources)
+    return samples, scores[0], scores[1]
+
+
+def rendered(digits, classes, model="", **options):
+    samples, after, before = synthetic(classes, **options)
+    config = EvaluateConfig(
+        model=model or digits.adapted, shards=digits.shards, output="out", baseline="zero.safetensors"
+    )
+    metrics = measure(samples, after, before, list(classes)) | {
+        "must_version": "0",
+        "baseline_name": "zero-shot",
+        "model": {
+            "bundle": HOSTILE[0],
+            "backbone": HOSTILE[1],
+            "pretrained": HOSTILE[4],
+            "logit_factor": 100,
+            "must_version": "0",
+            "provenance": {"config": {"shards": HOSTILE[0]}, "note": HOSTILE[1]},
+        },
+        "data": {
+            "shards": digits.shards,
+            "split": "test",
+            "splits": {HOSTILE[0]: {"samples": 1, "labelled": 0}},
+            "rejected": 0,
+            "duplicates": 0,
+            "index_sha256": "0" * 64,
+        },
+    }
+    return render_report(config, metrics, samples, after, before), metrics
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_hostile_names_stay_text(digits, labelled):
+    text, _ = rendered(digits, HOSTILE, labelled=labelled)
+    page = Page(text)
+    check_harmless(page)
+    for name in HOSTILE:
+        if "\x00" not in name:
+            assert name in page.text, "shown as it is written"
+    assert "49" not in re.findall(r"class=\"label\">(.*?)<", text), "a name is no template"
+
+
+def test_a_thousand_classes_are_still_under_two_megabytes(digits):
+    names = [f"a rather long class name number {i}" for i in range(1000)]
+    text, metrics = rendered(digits, names, images=3000)
+    assert len(text.encode()) < 2_000_000
+    assert len(names) > MATRIX_LIMIT and metrics["confusion"]["adapted"]["matrix"] is None
+    check_harmless(Page(text))
+
+
+def test_the_verdict_says_no_more_than_the_interval(digits):
+    classes = [str(i) for i in range(10)]
+    for quality, tone in ((3.0, "good"), (1.0, "open"), (0.0, "bad")):
+        _, metrics = rendered(digits, classes, after_quality=quality)
+        found = verdict(metrics)
+        assert found.tone == tone, found
+    assert "Worse than zero-shot" in found.headline
+
+
+def test_collapse_is_named_without_labels(digits):
+    samples, _, before = synthetic(["a", "b", "c", "d"], labelled=False)
+    collector = Collector(4)
+    collector.add(torch.tensor([[9.0, 0, 0, 0]]).repeat(400, 1), samples.labels)
+    metrics = measure(samples, collector.result(), before, ["a", "b", "c", "d"]) | {"baseline_name": "zero-shot"}
+    found = verdict(metrics)
+    assert found.tone == "bad" and "hardly predicted any more (b, c, d)" in found.text
+
+
+def test_curves_are_drawn_from_the_log_even_when_it_is_cut_off(digits, tmp_path):
+    bundle = load_bundle(digits.adapted)
+    from must.model.bundle import save_bundle
+
+    save_bundle(str(tmp_path), bundle.model, replace(bundle.description))
+    lines = [f'{{"step": {i}, "confident": {0.5 + i / 200}, "lr": 0.001, "loss_fairness": NaN}}' for i in range(50)]
+    (tmp_path / "train_log.jsonl").write_text("\n".join(lines) + '\n{"step": 50, "confi')
+    text, _ = rendered(digits, [str(i) for i in range(10)], model=str(tmp_path))
+    page = Page(text)
+    assert "Confident pseudo-labels" in page.text and "Learning rate" in page.text
+    assert "nan" not in text.lower().replace("finance", "")
+
+
+def test_the_command_to_reproduce_can_be_pasted():
+    config = EvaluateConfig(model="my model", shards="gs://b/it's", output="o", few_shot=[1, 2], baseline="b")
+    line = command("evaluate", EvaluateConfig, config.to_dict())
+    import shlex
+
+    words = shlex.split(line)
+    assert words[:2] == ["must", "evaluate"] and "my model" in words and "gs://b/it's" in words and "1,2" in words
+    assert "--split" not in words, "defaults are left out"
