@@ -13,7 +13,7 @@ from typing import NamedTuple
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 320, 200
-LEFT, RIGHT, TOP, BOTTOM = 40, 10, 12, 26
+LEFT, RIGHT, TOP, BOTTOM = 40, 16, 12, 26
 POINTS = 240  # of a line; more would not be seen
 
 
@@ -81,7 +81,7 @@ def reliability_chart(title: str, models: Sequence[tuple[str, str, Sequence[dict
     for name, style, bins in models:
         total = sum(row["images"] for row in bins)
         points = [(row["confidence"], row["accuracy"]) for row in bins]
-        parts.append(polyline(Line(name, style, points), axes))
+        parts.append(polyline(Line(name, f"{style} faint", points), axes))
         for row in bins:
             radius = round(2 + 9 * math.sqrt(row["images"] / total), 1)
             hint = f"{name}: {row['images']} images, confidence {row['confidence']:.0%}, accuracy {row['accuracy']:.0%}"

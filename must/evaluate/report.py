@@ -91,8 +91,8 @@ def summary_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
             better = (high < 0) if key in ("nll", "ece") else (low > 0)
             worse = (low > 0) if key in ("nll", "ece") else (high < 0)
             row["difference"] = {
-                "value": f"{change:+.{digits}f}",
-                "interval": f"{low:+.{digits}f} to {high:+.{digits}f}",
+                "value": signed(change, digits),
+                "interval": f"{signed(low, digits)} to {signed(high, digits)}",
                 "tone": "good" if better else "bad" if worse else "open",
             }
         rows.append(row)
@@ -338,4 +338,8 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def points(value: float | None) -> str:
-    return NOTHING if value is None else f"{100 * value:+.1f}"
+    return NOTHING if value is None else signed(100 * value, 1)
+
+
+def signed(value: float, digits: int) -> str:
+    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")

@@ -1,0 +1,21 @@
+from pathlib import Path
+
+import pytest
+
+from must.config import ExportConfig
+from must.export.onnx import export
+from tests.evaluate.digits import Digits
+from tests.evaluate.digits import digits as make_digits
+
+
+@pytest.fixture(scope="session")
+def digits() -> Digits:
+    return make_digits()
+
+
+@pytest.fixture(scope="session")
+def exported(digits, tmp_path_factory):
+    """(result, folder) of a float32 export, checked on shard images."""
+    folder = tmp_path_factory.mktemp("onnx")
+    result = export(ExportConfig(model=digits.adapted, output=str(folder), shards=digits.shards, images=40))
+    return result, Path(folder)

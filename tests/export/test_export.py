@@ -1,0 +1,134 @@
+"""What is exported says what PyTorch says."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+from must.config import ExportConfig
+from must.data.eval_view import normalize_pixels
+from must.data.views import normalize
+from must.demo.data import CLASSES
+from must.export.check import compare, reference
+from must.export.onnx import export, refuse
+from must.export.session import OnnxClassifier
+from must.model.bundle import load_bundle, preprocess_of
+from tests.evaluate.digits import pixels_of
+
+
+@pytest.fixture(scope="module")
+def real(digits):
+    """(uint8 pixels [24, S, S, 3], PyTorch's probabilities [24, K], preprocessing) of test images."""
+    bundle = load_bundle(digits.adapted)
+    files = sorted((digits.images / "test").rglob("*.png"))[::5]
+    pixels = pixels_of(bundle, [Image.open(path) for path in files])
+    preprocess = preprocess_of(bundle.description)
+    with torch.no_grad():
+        probability = bundle.model(normalize(torch.from_numpy(pixels), preprocess)).softmax(-1)
+    return pixels, probability.numpy(), preprocess
+
+
+def run(folder, inputs):
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    return session.run(["probability"], {"image": inputs})[0]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8, 24])
+def test_any_batch_size_gives_pytorchs_probabilities(exported, real, batch):
+    pixels, expected, preprocess = real
+    got = run(exported[1], normalize_pixels(pixels[:batch], preprocess))
+    assert got.dtype == np.float32 and got.shape == (batch, 10)
+    np.testing.assert_allclose(got, expected[:batch], atol=1e-5)
+    np.testing.assert_allclose(got.sum(1), 1, atol=1e-5)
+
+
+def test_the_file_tells_what_a_server_must_know(exported, digits):
+    result, folder = exported
+    model = onnx.load(folder / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    bundle = load_bundle(digits.adapted)
+    assert json.loads(metadata["classes"]) == list(CLASSES)
+    assert json.loads(metadata["preprocess"]) == bundle.description.preprocess
+    assert float(metadata["logit_factor"]) == pytest.approx(bundle.description.logit_factor)
+    assert json.loads(metadata["provenance"])["config"]["epochs"] == 3
+    assert metadata["precision"] == "fp32" and metadata["input"] == "normalized"
+    assert "resize the shorter side to 32" in metadata["preprocess_text"]
+    assert (folder / "labels.txt").read_text().splitlines() == list(CLASSES)
+    assert result["check"]["agreement"] == 1 and result["check"]["images"] == 40
+    shape = model.graph.input[0].type.tensor_type.shape.dim
+    assert shape[0].dim_param and [d.dim_value for d in shape[1:]] == [3, 32, 32]
+
+
+def test_nothing_of_training_or_of_this_machine_is_inside(exported, digits):
+    folder = exported[1]
+    model = onnx.load(folder / "model.onnx")
+    stored = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
+    network = load_bundle(digits.adapted).model
+    needed = sum(p.numel() for p in network.visual.parameters()) + network.classifier.numel()
+    assert needed <= stored < needed + 200, "the mask token, decoder and patch LayerNorm have more than 200 numbers"
+    decoder = sum(p.numel() for p in network.decoder.parameters()) + network.mask_token.numel()
+    assert decoder > 200
+    assert all(not node.metadata_props and not node.doc_string for node in model.graph.node)
+    assert b".py" not in model.SerializeToString().replace(b"model.py", b""), "no stack traces of the exporter"
+
+
+@pytest.mark.parametrize(("precision", "least", "tolerance"), [("fp16", 0.55, 0.02), ("int8", 0.4, 0.15)])
+def test_smaller_precisions(digits, real, tmp_path, exported, precision, least, tolerance):
+    """With pixels as input at the same time: both run through the same graph."""
+    result = export(
+        ExportConfig(
+            model=digits.adapted,
+            output=str(tmp_path),
+            precision=precision,
+            input="uint8",
+            shards=digits.shards,
+            images=100,
+        )
+    )
+    pixels, expected, _ = real
+    for batch in (1, 3, 8, 24):
+        got = run(tmp_path, pixels[:batch])
+        np.testing.assert_allclose(got, expected[:batch], atol=tolerance)
+    assert (got.argmax(1) == expected.argmax(1)).mean() >= 0.95
+    full = (exported[1] / "model.onnx").stat().st_size
+    assert (tmp_path / "model.onnx").stat().st_size < least * full
+    assert result["check"]["agreement"] >= 0.97 and precision in result["arithmetic"]
+
+
+def test_int8_without_images_quantizes_dynamically(digits, tmp_path, real):
+    result = export(ExportConfig(model=digits.adapted, output=str(tmp_path), precision="int8", min_agreement=0.5))
+    assert "dynamic" in result["arithmetic"]
+    pixels, expected, preprocess = real
+    got = run(tmp_path, normalize_pixels(pixels, preprocess))
+    assert (got.argmax(1) == expected.argmax(1)).mean() >= 0.95
+
+
+def test_a_file_of_another_model_is_refused(digits, exported, real):
+    pixels, *_ = real
+    classifier = OnnxClassifier(exported[1] / "model.onnx")
+    config = ExportConfig(model=digits.adapted, output="out")
+    refuse(compare(reference(load_bundle(digits.adapted), pixels), classifier, pixels), config)
+    check = compare(reference(load_bundle(digits.zero_shot), pixels), classifier, pixels)
+    assert check.agreement < 1
+    with pytest.raises(ValueError, match="nothing was written"):
+        refuse(check, config)
+    refuse(check, ExportConfig(model="m", output="out", precision="int8", min_agreement=0.01))
+    with pytest.raises(ValueError, match="probabilities differ"):
+        refuse(replace(check, agreement=1.0), config)
+
+
+def test_wrong_inputs(digits, tmp_path):
+    for changes, text in (
+        ({"model": str(tmp_path)}, "no model.json"),
+        ({"shards": str(tmp_path)}, "holds no index.json"),
+        ({"shards": digits.shards, "split": "nope"}, "no split 'nope'"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            export(ExportConfig(**{"model": digits.adapted, "output": str(tmp_path / "out")} | changes))
+    assert not (tmp_path / "out").exists()
