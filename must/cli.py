@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import must
@@ -37,14 +40,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run_index(options)
         else:
             run_stage(command, read_config(command, options))
-    except (ValueError, FileNotFoundError) as error:
-        fail(command, error)
-    except BrokenPipeError:
+    except BrokenPipeError:  # `must ... | head`
         sys.stderr.close()
         raise SystemExit(1) from None
+    except (ValueError, OSError) as error:
+        fail(command, error)
     except KeyboardInterrupt:
         print(f"must {command}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def run(command: str, **values: Any) -> Any:
+    """A stage from another program, such as a pipeline component: returns its result, exits as the command line does.
+
+    Values that are None are left at their defaults.
+    """
+    try:
+        return run_stage(command, read_config(command, {k: v for k, v in values.items() if v is not None}))
+    except (ValueError, OSError) as error:
+        fail(command, error)
 
 
 def run_stage(command: str, config: StageConfig) -> Any:
@@ -81,11 +95,33 @@ def train_preset(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def fail(command: str, error: Exception) -> NoReturn:
-    text = " ".join(str(error).split())
-    if isinstance(error, FileNotFoundError) and error.filename:
-        text = f"{error.filename}: no such file or folder"
-    print(f"must {command}: {text}", file=sys.stderr)
+    """One line and exit code 2 for the user's error; a bug goes on as what it is, with its traceback."""
+    if not is_users(error):
+        raise error
+    print(f"must {command}: {message(error)}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def is_users(error: Exception) -> bool:
+    """Our own code raises ValueError for wrong input alone; one from a library's depths is a bug of ours.
+
+    An error of a loader process arrives with its traceback as text.
+    """
+    if isinstance(error, OSError):
+        return True
+    files = re.findall(r'File "([^"]+)", line', str(error))
+    if not files:
+        files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    return Path(files[-1]).is_relative_to(Path(must.__file__).parent)
+
+
+def message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    text = str(error).strip()
+    if "Original Traceback" in text:
+        text = text.splitlines()[-1].removeprefix("ValueError: ")
+    return " ".join(text.split())
 
 
 def build_parser() -> argparse.ArgumentParser:

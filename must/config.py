@@ -6,6 +6,7 @@ Values are taken in the order flags, ``--config`` file, ``--preset``, default.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -291,6 +292,10 @@ class ExportConfig(StageConfig):
     def validate(self) -> None:
         require(self.images >= 1, "--images must be at least 1")
         require(0 <= self.min_agreement <= 1, "--min-agreement must lie between 0 and 1")
+        require(
+            not self.triton or re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", self.triton) is not None,
+            f"--triton {self.triton}: must be a name that Kubernetes takes: small letters, digits and -, at most 63",
+        )
 
 
 @dataclass(kw_only=True)
@@ -299,7 +304,9 @@ class PredictConfig(StageConfig):
     example = "must predict --model onnx/model.onnx photo.jpg more-photos/"
 
     model: str = param("model.onnx, or the folder it lies in", metavar="FILE|DIR")
-    images: list[str] = param("images, folders or globs; - reads names from standard input", metavar="IMAGE|DIR")
+    images: list[str] = param(
+        "images, folders or globs; - reads names from standard input", metavar="IMAGE|DIR", positional=True
+    )
     top_k: int = param("classes to print for an image", 1, metavar="K")
     batch_size: int = param("images a forward pass", 32, metavar="N")
     output: str = param("CSV or JSONL file to write instead of the table on the terminal", "", metavar="FILE")

@@ -15,9 +15,11 @@ import yaml
 Config = TypeVar("Config", bound="StageConfig")
 
 
-def param(help: str, default: Any = MISSING, factory: Any = MISSING, metavar: str | None = None) -> Any:
+def param(
+    help: str, default: Any = MISSING, factory: Any = MISSING, metavar: str | None = None, positional: bool = False
+) -> Any:
     """A field of a stage: its help text and, unless it is required, its default."""
-    metadata = {"help": help, "metavar": metavar}
+    metadata = {"help": help, "metavar": metavar, "positional": positional}
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -144,7 +146,10 @@ def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None
         text = parameter.metadata["help"].replace("%", "%%")
         text += " [required]" if required else f" [{default}]" if default not in ("", None) else ""
         options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS, "dest": parameter.name}
-        if kind is bool:
+        if parameter.metadata["positional"]:
+            del options["dest"]
+            parser.add_argument(parameter.name, nargs="+", metavar=parameter.metadata["metavar"], **options)
+        elif kind is bool:
             parser.add_argument(flag(parameter.name), action=argparse.BooleanOptionalAction, **options)
         else:
             metavar = "|".join(get_args(kind)) if get_origin(kind) is Literal else parameter.metadata["metavar"] or "X"

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from PIL import Image
+from timm.data import auto_augment
 from timm.data.auto_augment import rand_augment_ops, rand_augment_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
@@ -97,13 +98,22 @@ def randaugment(config: str, names: tuple[str, ...], size: int, fill: tuple[int,
     hparams = {"translate_const": int(size * 0.45), "img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
     try:
         rand_augment_ops(transforms=list(names) or None)
-        return rand_augment_transform(config, hparams, transforms=list(names) or None)
+        augment = rand_augment_transform(config, hparams, transforms=list(names) or None)
     except (AssertionError, KeyError, ValueError) as error:
         what = f"{type(error).__name__}: {error}" if str(error) else "not understood"
         raise ValueError(
             f"--randaugment {config} / --randaugment-ops {','.join(names)}: {what}; "
             "expected timm's notation, such as rand-m9-mstd0.5-inc1, and operations such as Rotate,ShearX"
         ) from None
+    for operation in augment.ops:
+        if operation.aug_fn is auto_augment.posterize:
+            operation.aug_fn = posterize
+    return augment
+
+
+def posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    """Keeps the highest bits; none at the highest magnitude, which is black (newer Pillows refuse 0 bits)."""
+    return auto_augment.posterize(image, bits) if bits else Image.new(image.mode, image.size)
 
 
 def seed_views(seed: int, epoch: int, sample: int) -> None:

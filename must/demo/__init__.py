@@ -23,9 +23,23 @@ def demo(config: DemoConfig) -> Path:
     counts = write_images(output / "images")
     classes = {"classes": list(CLASSES), "templates": list(TEMPLATES)}
     (output / "classes.yaml").write_text(yaml.safe_dump(classes, sort_keys=False))
+    (output / "pipeline.yaml").write_text(yaml.safe_dump(pipeline_parameters(output.resolve()), sort_keys=False))
     shutil.copytree(asset_folder(), output / "model", dirs_exist_ok=True)
     print(
         f"{output}: {counts['unlabeled']} unlabeled images, {counts['test']} labelled ones for reporting only, "
-        "classes.yaml, and the tiny CLIP in model/"
+        "classes.yaml, the tiny CLIP in model/, and pipeline.yaml to run it all"
     )
     return output
+
+
+def pipeline_parameters(folder: Path) -> dict[str, str]:
+    """Parameters of the Kubeflow pipeline for the bundled example in `folder`."""
+    return {
+        "source": str(folder / "images" / "unlabeled"),
+        "test_source": str(folder / "images" / "test"),
+        "labels": "folder",
+        "classes": str(folder / "classes.yaml"),
+        "model": str(folder / "model"),
+        "pretrained": "",
+        "preset": "digits",
+    }

@@ -32,7 +32,7 @@ from must.demo.data import CLASSES, TEMPLATES
 
 CANVAS = 64  # pixels; digits are drawn at this size, then distorted and reduced to IMAGE_SIZE
 IMAGE_SIZE = 32
-STROKES = (0, 1, 2, 3)  # extra stroke width in canvas pixels: the same font from thin to bold
+STROKES = (0, 1, 3, 4)  # extra stroke width in canvas pixels: the same font from thin to a felt pen
 HELD_OUT_FONTS = ("STIXGeneralItalic", "DejaVuSerif-Bold", "cmss10")  # measured on, not trained on
 
 # Fonts whose glyphs at the code points of 0-9 are ordinary digits.
@@ -216,7 +216,7 @@ def render(glyphs: Tensor, count: int, generator: torch.Generator) -> tuple[Tens
     bend = uniform(-0.12, 0.12, 2, 4, 4)  # a smooth random deformation: no two strokes are straight in the same way
     bend = F.interpolate(bend, size=(CANVAS, CANVAS), mode="bicubic", align_corners=True)
     pictures = F.grid_sample(pictures, grid + bend.permute(0, 2, 3, 1), align_corners=False)
-    small = int(torch.randint(8, 17, (1,), generator=generator))  # a coarse scan, as of a small camera or sensor
+    small = int(torch.randint(8, 14, (1,), generator=generator))  # a coarse scan, as of a small camera or sensor
     pictures = F.interpolate(pictures, size=(small, small), mode="area")
     pictures = F.interpolate(pictures, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bicubic", align_corners=False)
     pictures = pictures * uniform(0.6, 1.3, 1, 1, 1) + uniform(0, 0.08, 1, 1, 1) * torch.randn(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -77,7 +77,7 @@ def build_classifier(backbone: Any, class_set: ClassSet, device: Any) -> Tensor:
         templates = [lambda name, i=i: lookup[name][i] for i in range(len(class_set.prompts[0]))]
         columns.append(
             build_zero_shot_classifier(
-                clip, backbone.tokenizer, class_set.names, templates, device=device, use_tqdm=True
+                clip, backbone.tokenizer, class_set.names, templates, device=device, use_tqdm=sys.stderr.isatty()
             )
         )
     else:
@@ -112,10 +112,9 @@ def load_class_set(source: str) -> ClassSet:
 
         templates = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
         return make_class_set(list(IMAGENET_CLASSNAMES), templates, "imagenet", allow_repeats=True)
-    path = Path(source)
-    require(path.is_file(), f"--classes {source}: no such file; a set that ships: imagenet")
+    require(storage.exists(source), f"--classes {source}: no such file; a set that ships: imagenet")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(storage.read_bytes(source).decode())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"--classes {source}: no valid YAML: {' '.join(str(error).split())}") from None
     require(

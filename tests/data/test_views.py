@@ -94,6 +94,14 @@ def test_digits_are_not_mirrored_and_draw_from_the_named_operations_only():
         assert strong[:, :8].mean() > 200 and strong[:, -8:].mean() < 50
 
 
+def test_posterize_at_the_highest_magnitude_keeps_no_bit(picture):
+    settings = ViewSettings(
+        PREPROCESS, 8, 16, randaugment="rand-m10-p1-inc1", randaugment_ops=("PosterizeIncreasing",), flip=0
+    )
+    _, strong, _ = TrainViews(settings)(picture)
+    assert (strong == 0).all()
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

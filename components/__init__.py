@@ -1,0 +1,1 @@
+"""Thin Kubeflow adapters: parameters and artifacts in, one call into must, metadata out."""

@@ -1,0 +1,33 @@
+"""Several training processes on one machine, under torchrun, from a program that is none of them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import yaml
+
+from must.model.bundle import load_description
+
+
+def launch(values: dict[str, Any], processes: int) -> dict[str, Any]:
+    """Runs `must train` in `processes` processes; returns the run's summary. Exits with the code of torchrun's child.
+
+    A SIGTERM is handed on, so that the processes save a checkpoint before they stop.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(values, file)
+        file.flush()
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        child = subprocess.Popen([*command, "-m", "must", "train", "--config", file.name])
+        previous = signal.signal(signal.SIGTERM, lambda number, _: child.send_signal(number))
+        try:
+            code = child.wait()
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+    if code:
+        raise SystemExit(code)
+    return load_description(values["output"]).provenance["summary"]

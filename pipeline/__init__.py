@@ -1,0 +1,1 @@
+"""The DAG, how it is compiled, and how it runs on a laptop."""

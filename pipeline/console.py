@@ -1,0 +1,52 @@
+"""Shows what the stages say, without what the local runner of Kubeflow Pipelines says about running them."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import TextIO
+
+COLOR = re.compile(r"\x1b\[[0-9;]*m")
+LOG_LINE = re.compile(r"\d\d:\d\d:\d\d\.\d{3} - (INFO|ERROR|WARNING) - (.*)")
+INDENT = "    "  # the runner's, in front of a stage's lines
+
+
+class StageOutput(io.TextIOBase):
+    """A stand-in for stdout: passes a stage's own lines on and puts its name above them."""
+
+    def __init__(self, target: TextIO) -> None:
+        self.target = target
+        self.pending = ""
+        self.skipping_json = False
+        self.in_runner_text = False
+
+    def write(self, text: str) -> int:
+        self.pending += text
+        *lines, self.pending = self.pending.split("\n")
+        for line in lines:
+            if (shown := self.show(COLOR.sub("", line))) is not None:
+                self.target.write(shown + "\n")
+                self.target.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        self.target.flush()
+
+    def show(self, line: str) -> str | None:
+        """What to print for a line, or None."""
+        if match := LOG_LINE.match(line):
+            level, text = match.groups()
+            self.in_runner_text = "Streamed logs" not in text
+            if stage := re.match(r"Executing task '(.*)'", text):
+                return f"\n== {stage.group(1)} =="
+            return text if level != "INFO" else None
+        stage_line = line.removeprefix(INDENT)
+        if self.skipping_json:
+            self.skipping_json = stage_line != "}"
+            return None
+        if stage_line.startswith("[KFP Executor"):
+            self.skipping_json = "Got executor_input" in stage_line
+            return None
+        if self.in_runner_text or not stage_line.strip() or set(line) == {"-"}:
+            return None
+        return stage_line

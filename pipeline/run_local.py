@@ -1,0 +1,113 @@
+"""Runs the compiled DAG on this machine: python pipeline/run_local.py --parameters FILE.yaml --output FOLDER.
+
+Every stage is the same component as on a cluster; it runs as a subprocess of this interpreter, so no container engine
+is needed. The parameters file holds the pipeline's parameters (see pipeline/pipeline.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from pipeline.console import COLOR, StageOutput
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parameters", type=Path, required=True, help="YAML file with the pipeline's parameters")
+    parser.add_argument("--output", type=Path, required=True, help="folder for shards, checkpoints and artifacts")
+    parser.add_argument(
+        "--pipeline", type=Path, default=ROOT / "pipeline" / "must_pipeline.yaml", help="compiled pipeline to run"
+    )
+    parser.add_argument("--verbose", action="store_true", help="show the runner's own log, too")
+    options = parser.parse_args()
+    try:
+        started = time.monotonic()
+        artifacts = run_local(options.pipeline, read_parameters(options.parameters), options.output, options.verbose)
+    except ValueError as error:
+        print(f"run_local: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    print(summary(artifacts, time.monotonic() - started))
+
+
+def run_local(pipeline: Path, parameters: dict[str, Any], output: Path, verbose: bool = False) -> dict[str, Path]:
+    """Runs the compiled pipeline; returns the paths of its artifacts by name.
+
+    Raises:
+        ValueError: a parameter the pipeline does not have, or a stage that failed.
+    """
+    from kfp import components, local
+
+    output.mkdir(parents=True, exist_ok=True)
+    parameters = {"work_uri": str(output.resolve()), **parameters}
+    dag = components.load_component_from_file(str(pipeline))
+    known = set(dag.component_spec.inputs or {})
+    if unknown := sorted(parameters.keys() - known):
+        raise ValueError(f"the pipeline has no parameter '{', '.join(unknown)}'; it has: {', '.join(sorted(known))}")
+    warnings.filterwarnings("ignore", message="You may be attemping to run a task")  # in an image without Python
+    warnings.filterwarnings("ignore", message=r"Task '.*': settings \[.*\] have no effect")  # display names
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")  # a stage's lines show when they are printed
+    root = output / "runs"
+    local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(root.resolve()))
+    before = set(root.glob("*")) if root.exists() else set()
+    try:
+        with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(StageOutput(sys.stdout)):  # type: ignore[type-var]
+            dag(**parameters)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the run failed: {str(error).splitlines()[0]}; the stage's own message stands above"
+        ) from None
+    (run,) = set(root.glob("*")) - before
+    latest = output / "latest"
+    latest.unlink(missing_ok=True)
+    latest.symlink_to(run.relative_to(output))
+    return {path.name: path for path in latest.glob("*/*")}
+
+
+def read_parameters(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"--parameters {path}: no such file")
+    content = yaml.safe_load(path.read_text())
+    if not isinstance(content, dict):
+        raise ValueError(f"--parameters {path}: expected 'name: value' lines")
+    return content
+
+
+def summary(artifacts: dict[str, Path], seconds: float) -> str:
+    """What a newcomer wants to see at the end."""
+    onnx = artifacts["onnx"] / "model.onnx"
+    metrics = json.loads((artifacts["details"] / "metrics.json").read_text())
+    from must.evaluate.table import table
+
+    return f"""
+{table(metrics)}
+
+The DAG ran in {seconds:.0f} s. What it made:
+  report, to open in a browser   {shown(artifacts["details"] / "report.html")}
+  adapted model                  {shown(artifacts["bundle"])}
+  ONNX model                     {shown(onnx)}
+Classify an image with it:
+  must predict --model {shown(onnx)} IMAGE
+"""
+
+
+def shown(path: Path) -> str:
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+if __name__ == "__main__":
+    main()
