@@ -11,24 +11,28 @@ import numpy as np
 from must import storage
 from must.config import ExportConfig
 from must.export.check import LARGEST_DIFFERENCE, Check, compare, reference
+from must.export.serving import write_serving
 from must.export.session import LABELS_FILE, MODEL_FILE, OnnxClassifier
 from must.model.bundle import Bundle, load_bundle, preprocess_of
 from must.parameters import require
 
 LEAST_AGREEMENT = {"fp32": 1.0, "fp16": 0.99, "int8": 0.97}
 RANDOM_IMAGES = 64
+CARD_FILE = "MODEL_CARD.md"
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
-    """Writes OUTPUT/model.onnx and labels.txt (and what `--triton` and `--metrics` ask for); returns the comparison.
+    """Writes OUTPUT/model.onnx, labels.txt, MODEL_CARD.md and what `--triton` asks for; returns the comparison.
 
     Raises:
         ValueError: no bundle, no shards, or a file that agrees with PyTorch less than stated; nothing is written then.
     """
     from must.export.graph import add_metadata, to_graph  # needs onnx and the exporter
+    from must.export.model_card import model_card, read_metrics
     from must.export.quantize import quantize, to_half
 
     bundle = load_bundle(config.model)
+    metrics = read_metrics(config.metrics)
     pixels = check_images(config, bundle)
     expected = reference(bundle, pixels)
     graph = to_graph(bundle, uint8=config.input == "uint8")
@@ -46,20 +50,28 @@ def export(config: ExportConfig) -> dict[str, Any]:
         classifier = OnnxClassifier(path)
         check = compare(expected, classifier, pixels)
         refuse(check, config)
-        labels = "".join(" ".join(name.split()) + "\n" for name in bundle.description.classes)
-        storage.write_bytes(storage.join(config.output, LABELS_FILE), labels.encode())
-        storage.upload(path, storage.join(config.output, MODEL_FILE))
-        megabytes = path.stat().st_size / 1e6
-    result = {
-        "precision": config.precision,
-        "arithmetic": method,
-        "megabytes": megabytes,
-        "check": check.to_dict(),
-        "checked_on": f"{config.split} of {config.shards}" if config.shards else "random pixels",
-    }
-    print(f"{storage.join(config.output, MODEL_FILE)}  {method}, {megabytes:.1f} MB")
+        result = {
+            "precision": config.precision,
+            "arithmetic": method,
+            "megabytes": path.stat().st_size / 1e6,
+            "check": check.to_dict(),
+            "checked_on": f"{config.split} of {config.shards}" if config.shards else "random pixels",
+        }
+        write(config, bundle, path, model_card(bundle.description, result, metrics))
+    print(f"{storage.join(config.output, MODEL_FILE)}  {method}, {result['megabytes']:.1f} MB")
     print(check.line() + ("" if config.shards else " of random pixels; --shards checks it on real ones"))
     return result
+
+
+def write(config: ExportConfig, bundle: Bundle, model: Path, card: str) -> None:
+    """Everything beside the model first, so that a folder with model.onnx is complete."""
+    labels = "".join(" ".join(name.split()) + "\n" for name in bundle.description.classes).encode()
+    storage.write_bytes(storage.join(config.output, LABELS_FILE), labels)
+    storage.write_bytes(storage.join(config.output, CARD_FILE), card.encode())
+    if config.triton:
+        preprocess = preprocess_of(bundle.description)
+        write_serving(config.output, config.triton, model, labels, preprocess, config.input == "uint8")
+    storage.upload(model, storage.join(config.output, MODEL_FILE))
 
 
 def check_images(config: ExportConfig, bundle: Bundle) -> np.ndarray:

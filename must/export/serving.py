@@ -1,0 +1,85 @@
+"""What a server needs around model.onnx: a Triton model repository and a KServe InferenceService that serves it.
+
+OUTPUT/triton/NAME/config.pbtxt
+OUTPUT/triton/NAME/labels.txt
+OUTPUT/triton/NAME/1/model.onnx
+OUTPUT/kserve.yaml
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+
+from must import storage
+from must.data.eval_view import Preprocess
+from must.export.session import LABELS_FILE, MODEL_FILE
+
+MAX_BATCH = 64
+QUEUE_DELAY = 2000  # microseconds that a request may wait for others to fill its batch
+PLACEHOLDER = "gs://BUCKET/PATH/triton"
+
+
+def write_serving(output: str, name: str, model: Path, labels: bytes, preprocess: Preprocess, uint8: bool) -> None:
+    """Writes the repository and the manifest; config.pbtxt, which makes the repository complete, last."""
+    folder = storage.join(output, "triton", name)
+    storage.upload(model, storage.join(folder, "1", MODEL_FILE))
+    storage.write_bytes(storage.join(folder, LABELS_FILE), labels)
+    config = triton_config(name, preprocess, len(labels.splitlines()), uint8)
+    storage.write_bytes(storage.join(folder, "config.pbtxt"), config.encode())
+    uri = storage.join(output, "triton") if storage.is_remote(output) else PLACEHOLDER
+    storage.write_bytes(storage.join(output, "kserve.yaml"), kserve_manifest(name, uri).encode())
+
+
+def triton_config(name: str, preprocess: Preprocess, classes: int, uint8: bool) -> str:
+    """Triton's ModelConfig as protobuf text. The preprocessing travels as a parameter, for clients to read."""
+    size = preprocess.size
+    kind, shape = ("TYPE_UINT8", f"{size}, {size}, 3") if uint8 else ("TYPE_FP32", f"3, {size}, {size}")
+    return f"""\
+name: {quoted(name)}
+backend: "onnxruntime"
+max_batch_size: {MAX_BATCH}
+input [
+  {{ name: "image" data_type: {kind} dims: [ {shape} ] }}
+]
+output [
+  {{ name: "probability" data_type: TYPE_FP32 dims: [ {classes} ] label_filename: "{LABELS_FILE}" }}
+]
+dynamic_batching {{ max_queue_delay_microseconds: {QUEUE_DELAY} }}
+parameters {{
+  key: "preprocess"
+  value: {{ string_value: {quoted(json.dumps(preprocess.to_dict()))} }}
+}}
+"""
+
+
+def kserve_manifest(name: str, storage_uri: str) -> str:
+    """An InferenceService for KServe's Triton runtime, speaking the open inference protocol (v2)."""
+    manifest = {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {"name": name},
+        "spec": {
+            "predictor": {
+                "model": {
+                    "modelFormat": {"name": "triton", "version": "2"},
+                    "runtime": "kserve-tritonserver",
+                    "protocolVersion": "v2",
+                    "storageUri": storage_uri,
+                    "resources": {
+                        "requests": {"cpu": "1", "memory": "2Gi"},
+                        "limits": {"cpu": "4", "memory": "4Gi"},
+                    },
+                }
+            }
+        },
+    }
+    note = "# storageUri is the folder triton/ where the cluster can read it\n" if storage_uri == PLACEHOLDER else ""
+    return note + yaml.safe_dump(manifest, sort_keys=False)
+
+
+def quoted(text: str) -> str:
+    """A protobuf text string: JSON's escapes are a subset of its own for ASCII."""
+    return json.dumps(text, ensure_ascii=True)
