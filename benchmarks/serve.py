@@ -111,8 +111,8 @@ def top1(candidates: dict[str, Classify], bundle: Bundle, options: argparse.Name
     labels = [bundle.description.classes.index(reader.description(i)["label"]) for i in range(len(reader))]
     found = {}
     for name, run in candidates.items():
-        predicted = np.concatenate([run(pixels[i : i + 32]).argmax(1) for i in range(0, len(pixels) // 32 * 32, 32)])
-        found[name] = float((predicted == labels[: len(predicted)]).mean())
+        predicted = np.concatenate([run(pixels[i : i + 32]).argmax(1) for i in range(0, len(pixels), 32)])
+        found[name] = float((predicted == labels).mean())
     return found
 
 

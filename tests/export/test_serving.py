@@ -17,7 +17,6 @@ from must.export.onnx import export
 from must.export.predict import predict
 from must.export.serving import triton_config
 
-
 # Of V1beta1ModelSpec in KServe 0.21's Python models.
 MODEL_SPEC = {"modelFormat", "runtime", "protocolVersion", "storageUri", "storage", "resources", "args", "env", "image"}
 
