@@ -7,8 +7,9 @@ Each revision adds two tables to the output: `names-NNNN.npy`, uint64 [files, 2]
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -104,20 +105,14 @@ def write_table(rows: Iterable[np.ndarray], shape: tuple[int, int], dtype: type,
     """Writes a .npy of known shape piece by piece; its name and checksum for the index."""
     digest = hashlib.sha256()
     with storage.open_write(uri) as file:
-        header = npy_header(shape, dtype)
-        for part in (header, *()):
-            file.write(part)
-            digest.update(part)
-        for values in rows:
-            data = np.ascontiguousarray(values, dtype).tobytes()
+        for values in chain([np.frombuffer(npy_header(shape, dtype), np.uint8)], rows):
+            data = values.tobytes()
             file.write(data)
             digest.update(data)
     return {"name": uri.rpartition("/")[2], "sha256": digest.hexdigest()}
 
 
 def npy_header(shape: tuple[int, int], dtype: type) -> bytes:
-    import io
-
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         buffer, {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}

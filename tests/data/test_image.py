@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from must.data.image import decode
+from must.data.image import check, decode, identify
 from tests.data import zoo
 
 
@@ -103,6 +104,24 @@ def test_the_limit_of_pixels_can_be_set() -> None:
     assert decode(data, max_pixels=64 * 48).size == (64, 48)
     with pytest.raises(ValueError, match="64x48 is more than 3071 pixels"):
         decode(data, max_pixels=64 * 48 - 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"mode": "CMYK"}, {"mode": "L"}])
+def test_checking_a_jpeg_finds_what_decoding_finds(options: dict[str, Any]) -> None:
+    """Cut at many places, some of them so near the end that both still pass."""
+    settings = dict(options)
+    data = zoo.encoded(zoo.picture(1, 300, 200).convert(settings.pop("mode", "RGB")), "JPEG", quality=95, **settings)
+    verdicts: list[list[str]] = []
+    for length in [*range(700, len(data), 211), *range(len(data) - 12, len(data) + 1)]:
+        verdicts.append([])
+        for function in (decode, lambda part: check(identify(part))):
+            try:
+                function(data[:length])
+                verdicts[-1].append("whole")
+            except ValueError:
+                verdicts[-1].append("damaged")
+    assert all(decoded == checked for decoded, checked in verdicts)
+    assert ["damaged", "damaged"] in verdicts and ["whole", "whole"] in verdicts
 
 
 def test_a_large_jpeg_is_decoded_small_but_never_too_small() -> None:

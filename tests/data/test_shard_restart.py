@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,14 @@ except ValueError as error:
 OPTIONS = {"samples_per_shard": 6, "split": {"train": 0.8, "test": 0.2}}
 
 
-def start(source: Path, output: Path, workers: int = 2) -> subprocess.Popen[str]:
+@contextmanager
+def start(source: Path, output: Path, workers: int = 2) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", CODE, str(source), str(output), str(workers)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
@@ -55,7 +61,15 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("moment", ["first unit", "tenth unit", "first shard", "tenth shard"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param("first unit", marks=pytest.mark.slow),
+        "tenth unit",
+        pytest.param("first shard", marks=pytest.mark.slow),
+        "tenth shard",
+    ],
+)
 def test_a_killed_run_continues_to_the_same_bytes(images: Path, tmp_path: Path, moment: str) -> None:
     run(images, tmp_path / "whole", **OPTIONS)
     output, count = tmp_path / "killed", 10 if "tenth" in moment else 1
