@@ -19,15 +19,18 @@ class ShardConfig(StageConfig):
     example = "must shard --source photos/ --test-source labelled/ --labels folder --output shards/"
 
     source: str = param(
-        "folder of images (nested or flat), or a .csv/.jsonl manifest with the columns path[,label][,split]",
-        metavar="PATH",
+        "images: a folder or gs:// prefix, a .csv/.jsonl manifest with the columns path[,label][,split], a tar or zip "
+        "archive, or WebDataset shards (a folder of them, or x-{000..099}.tar)",
+        metavar="URI",
     )
     output: str = param("folder for the shards and index.json: a path or gs://bucket/prefix", metavar="URI")
     test_source: str = param(
-        "more images, as --source, that become the split 'test': labelled images kept for reporting", "", metavar="PATH"
+        "more images, as --source, that become the split 'test': labelled images kept for reporting", "", metavar="URI"
     )
     labels: Literal["folder", "csv", "none"] = param(
-        "where labels stand: the name of the folder an image lies in, the manifest's column label, or nowhere", "none"
+        "where labels stand: the name of the folder an image lies in; the manifest's column label, or a WebDataset "
+        "sample's cls or json; or nowhere",
+        "none",
     )
     split: dict[str, float] = param(
         "share of --source for each split, e.g. train=0.9,test=0.1; an image's split is a hash of its content",
