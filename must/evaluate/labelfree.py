@@ -43,6 +43,8 @@ def label_free(scores: Scores) -> dict[str, Any]:
 def compare(before: Scores, after: Scores) -> dict[str, Any]:
     """Of two models on the same images.
 
+    - estimated_change: of accuracy, by the difference of the mean confidences (Guillory et al. 2021, arXiv 2107.03315).
+      Self-training makes models sure of themselves, so it errs: docs/evaluation.md says by how much.
     - agreement: share of equal predictions.
     - agreement_confident: the same among images of which the first model is confident; None if there are none.
     - histogram_distance: total variation between the predicted class histograms, 0 (equal) to 1 (disjoint).
@@ -54,7 +56,9 @@ def compare(before: Scores, after: Scores) -> dict[str, Any]:
     confident = before.confidence > CONFIDENT
     old = np.bincount(before.prediction, minlength=classes) / images
     new = np.bincount(after.prediction, minlength=classes) / images
+    gain = after.confidence.mean(dtype=np.float64) - before.confidence.mean(dtype=np.float64)
     return {
+        "estimated_change": float(gain),
         "agreement": float(same.mean()),
         "agreement_confident": float(same[confident].mean()) if confident.any() else None,
         "histogram_distance": float(np.abs(old - new).sum() / 2),

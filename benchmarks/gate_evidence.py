@@ -1,0 +1,177 @@
+"""How well do label-free signals tell good adaptations from bad ones? Trains both kinds on the bundled digits.
+
+    python benchmarks/gate_evidence.py --output evidence/ [--epochs 12] [--seeds 0 1]
+
+Each row is a whole run of `must train` with settings that are right, doubtful or wrong on purpose, or a model damaged
+after training. Signals and the gate see predictions only; the labels of the test part judge them afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import spearmanr
+
+from must.config import ClassifierConfig, DemoConfig, EvaluateConfig, ShardConfig, TrainConfig
+from must.data.shard import shard
+from must.demo import demo
+from must.evaluate.evaluate import evaluate
+from must.evaluate.gate import label_free_gate
+from must.model.bundle import load_bundle, save_bundle
+from must.model.classifier import classifier, load_classifier, save_classifier
+from must.parameters import load
+from must.train.presets import preset
+from must.train.trainer import train
+
+RUNS: dict[str, dict[str, Any]] = {
+    "preset": {},
+    "half as long": {"epochs": 0.5},
+    "four epochs": {"epochs": 4},
+    "threshold 0.95": {"confidence_threshold": 0.95},
+    "no fairness": {"fairness_weight": 0},
+    "no fairness, threshold 0": {"fairness_weight": 0, "confidence_threshold": 0},
+    "learning rate x 10": {"lr": 0.04},
+    "learning rate x 10, no fairness": {"lr": 0.04, "fairness_weight": 0},
+    "logit factor 100": {"logit_factor": "100"},
+    "mirrored views": {"flip": 0.5},
+    "three names shuffled": {"shuffle": 3},
+    "all names shuffled": {"shuffle": 10},
+}
+DAMAGED = {"two classes swapped": "swap", "noise on the weights": "noise", "all images one class": "collapse"}
+SIGNALS = {
+    "estimated change": lambda free: free["compared"]["estimated_change"],
+    "agreement": lambda free: free["compared"]["agreement"],
+    "agreement, confident": lambda free: free["compared"]["agreement_confident"],
+    "confidence": lambda free: free["adapted"]["confidence"],
+    "mutual information": lambda free: free["adapted"]["mutual_information"],
+    "nuclear norm": lambda free: free["adapted"]["nuclear_norm"],
+    "effective classes": lambda free: free["adapted"]["effective_classes"],
+    "- histogram distance": lambda free: -free["compared"]["histogram_distance"],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--workers", type=int, default=0)
+    options = parser.parse_args()
+    root = Path(options.output)
+    with quiet():
+        shards, names = prepare(root)
+    rows = []
+    for seed in options.seeds:
+        for name, changes in RUNS.items():
+            folder = root / f"{name} {seed}".replace(" ", "-")
+            with quiet():
+                run(folder, shards, names, changes, seed, options)
+            rows.append(judge(name, seed, folder, shards, names, root))
+        for name, damage in DAMAGED.items():
+            folder = root / f"{name} {seed}".replace(" ", "-")
+            damaged(root / f"preset-{seed}", folder, damage)
+            rows.append(judge(name, seed, folder, shards, names, root))
+    (root / "evidence.json").write_text(json.dumps(rows, indent=1))
+    summarize(rows)
+
+
+def prepare(root: Path) -> tuple[str, str]:
+    demo(DemoConfig(output=str(root / "demo")))
+    shards, names = str(root / "shards"), str(root / "classifier.safetensors")
+    images = root / "demo/images"
+    shard(
+        ShardConfig(
+            source=str(images / "unlabeled"),
+            test_source=str(images / "test"),
+            labels="folder",
+            output=shards,
+            workers=1,
+        )
+    )
+    classifier(ClassifierConfig(classes=str(root / "demo/classes.yaml"), model=str(root / "demo/model"), output=names))
+    return shards, names
+
+
+def run(folder: Path, shards: str, names: str, changes: dict[str, Any], seed: int, options: argparse.Namespace) -> None:
+    """A training run; skipped when its bundle is there already."""
+    if (folder / "model.json").exists():
+        return
+    changes = dict(changes)
+    weights = names
+    if count := changes.pop("shuffle", 0):
+        original = load_classifier(names)
+        order = [*torch.arange(count).roll(1).tolist(), *range(count, original.weights.shape[1])]
+        weights = str(folder / "shuffled.safetensors")
+        folder.mkdir(parents=True, exist_ok=True)
+        save_classifier(replace(original, weights=original.weights[:, order].contiguous()), weights)
+    epochs = changes.pop("epochs", options.epochs)
+    epochs = int(epochs * options.epochs) if epochs < 1 else epochs
+    model = load_classifier(names).model
+    flags = {"shards": shards, "classifier": weights, "output": str(folder), "epochs": epochs, "seed": seed, **changes}
+    train(load(TrainConfig, flags | {"workers": options.workers, "device": "cpu"}, None, preset("digits", model)))
+
+
+def damaged(source: Path, folder: Path, damage: str) -> None:
+    bundle = load_bundle(str(source))
+    weights = bundle.model.classifier.data
+    if damage == "swap":
+        weights[:, [3, 8]] = weights[:, [8, 3]]
+    elif damage == "collapse":
+        weights[:] = weights.mean(1, keepdim=True) + 0.02 * weights
+        weights[:, 4] += 0.2 * weights[:, 4]
+    else:
+        torch.manual_seed(0)
+        for parameter in bundle.model.visual.parameters():
+            parameter.data += 0.35 * parameter.data.std() * torch.randn_like(parameter)
+    save_bundle(str(folder), bundle.model, bundle.description)
+
+
+def judge(name: str, seed: int, folder: Path, shards: str, names: str, root: Path) -> dict[str, Any]:
+    """Evaluates with labels, and asks the gate, which does not see them."""
+    config = EvaluateConfig(
+        model=str(folder), baseline=names, shards=shards, output=str(folder / "report"), workers=0, device="cpu"
+    )
+    with quiet():
+        metrics = evaluate(config)
+    decision = label_free_gate(metrics)
+    change = metrics["adapted"]["top1"] - metrics["baseline"]["top1"]
+    free = metrics["label_free"]
+    row = {"run": name, "seed": seed, "top1": metrics["adapted"]["top1"], "change": change}
+    row |= {signal: value(free) for signal, value in SIGNALS.items()}
+    row |= {"passed": decision.passed, "reasons": [text for text in decision.reasons if text.startswith("STOP")]}
+    gained = free["adapted"]["mutual_information"] - free["baseline"]["mutual_information"]
+    print(
+        f"{name:<32}{seed:>2}  top-1 {100 * row['top1']:5.1f}  {100 * change:+6.1f}  estimate "
+        f"{100 * row['estimated change']:+6.1f}  agreement {row['agreement']:.2f} / {row['agreement, confident']:.2f}  "
+        f"mutual information {gained:+.3f}  {'pass' if decision.passed else 'STOP'}",
+        flush=True,
+    )
+    return row
+
+
+def summarize(rows: list[dict[str, Any]]) -> None:
+    print("\nSpearman correlation with the change of accuracy")
+    for signal in SIGNALS:
+        print(f"  {signal:<22}{spearmanr([r[signal] for r in rows], [r['change'] for r in rows]).statistic:+.2f}")
+    error = sum(abs(r["estimated change"] - r["change"]) for r in rows) / len(rows)
+    print(f"mean error of the estimated change: {100 * error:.1f} points")
+    good, bad = [r for r in rows if r["change"] > 0], [r for r in rows if r["change"] <= 0]
+    print(f"gate: passed {sum(r['passed'] for r in good)} of {len(good)} that were better than zero-shot")
+    print(f"      stopped {sum(not r['passed'] for r in bad)} of {len(bad)} that were not")
+
+
+@contextlib.contextmanager
+def quiet() -> Any:
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+if __name__ == "__main__":
+    main()
