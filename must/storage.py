@@ -252,7 +252,7 @@ def disk_errors(path: str | Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ValueError(f"{path}: the disk is full; free some space or write to another place") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
             raise ValueError(f"{path}: cannot be written: {(error.strerror or '').lower()}") from error
         raise
 

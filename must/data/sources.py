@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import tempfile
 from collections import Counter
@@ -84,6 +85,7 @@ def open_source(uri: str, labels: str, option: str, exclude: str = "") -> Source
     if not storage.is_remote(uri) and not several:
         path = storage.local(uri)
         require(path.exists(), f"{option} {uri}: there is no such folder or file")
+        require(os.access(path, os.R_OK), f"{option} {uri}: no permission to read it")
         require(
             path.is_dir() or bool(ARCHIVE.search(uri)),
             f"{option} {uri}: expected a folder of images, a .csv or .jsonl manifest, or a .tar or .zip archive",

@@ -184,6 +184,15 @@ def test_nothing_to_shard_is_said_and_leaves_no_index(tmp_path: Path, content: s
         assert not (tmp_path / "out").exists()
 
 
+def test_an_output_that_is_a_file_is_one_line(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 2)
+    (tmp_path / "file").write_bytes(b"x")
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match="cannot be written"):
+            run(tmp_path / "in", output)
+    assert (tmp_path / "file").read_bytes() == b"x"
+
+
 def test_a_finished_run_is_not_repeated_and_other_images_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
