@@ -10,8 +10,9 @@ import torch
 
 from must.config import EvaluateConfig
 from must.evaluate.evaluate import MATRIX_LIMIT, measure
-from must.evaluate.report import command, render_report
+from must.evaluate.report import render_report
 from must.evaluate.scores import Collector, Samples
+from must.evaluate.story import command
 from must.evaluate.verdict import verdict
 from must.model.bundle import load_bundle
 
