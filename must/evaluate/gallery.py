@@ -10,13 +10,14 @@ from must.evaluate.numbers import percent
 from must.evaluate.pictures import Thumbnails
 from must.evaluate.scores import Samples, Scores
 
-IMAGES_SHOWN, PAIRS_SHOWN, OF_PAIR = 18, 8, 4
+IMAGES_SHOWN, OF_KIND = 18, 3
+PAIRS_SHOWN, OF_PAIR = 8, 4
 
 
 def gallery(
     metrics: dict[str, Any], samples: Samples, after: Scores, before: Scores | None, pictures: Thumbnails
 ) -> dict[str, Any]:
-    """The most confident mistakes; without labels, the most confident predictions that differ from the baseline's."""
+    """The most confident mistakes; without labels, the most confident changes from the baseline. Few of a kind."""
     if metrics["labelled"]:
         wrong = np.flatnonzero(samples.labelled & (after.prediction != samples.labels))
         title, empty = "Most confident mistakes", "No mistakes on this split."
@@ -26,9 +27,25 @@ def gallery(
     else:
         wrong = np.arange(len(samples.numbers))
         title, empty = "Most confident predictions", ""
-    order = wrong[np.argsort(-after.confidence[wrong], kind="stable")][:IMAGES_SHOWN]
-    images = [picture(row, metrics, samples, after, before, pictures) for row in order]
+    order = wrong[np.argsort(-after.confidence[wrong], kind="stable")]
+    kinds = samples.labels if metrics["labelled"] or before is None else before.prediction
+    chosen = few_of_a_kind(order, kinds, after.prediction)
+    images = [picture(row, metrics, samples, after, before, pictures) for row in chosen]
     return {"title": title, "empty": empty, "images": images}
+
+
+def few_of_a_kind(rows: np.ndarray, kinds: np.ndarray, predictions: np.ndarray) -> list[int]:
+    """The first rows, at most OF_KIND with the same (kind, prediction): one frequent confusion would fill the page."""
+    seen: dict[tuple[int, int], int] = {}
+    chosen: list[int] = []
+    for row in rows.tolist():
+        pair = (int(kinds[row]), int(predictions[row]))
+        seen[pair] = seen.get(pair, 0) + 1
+        if seen[pair] <= OF_KIND:
+            chosen.append(row)
+        if len(chosen) == IMAGES_SHOWN:
+            break
+    return chosen
 
 
 def changed_pairs(

@@ -10,6 +10,7 @@ import torch
 
 from must.config import EvaluateConfig
 from must.evaluate.evaluate import MATRIX_LIMIT, measure
+from must.evaluate.gallery import few_of_a_kind
 from must.evaluate.report import render_report
 from must.evaluate.scores import Collector, Samples
 from must.evaluate.story import command
@@ -164,6 +165,11 @@ def test_curves_are_drawn_from_the_log_even_when_it_is_cut_off(digits, tmp_path)
     page = Page(text)
     assert "Confident pseudo-labels" in page.text and "Learning rate" in page.text
     assert "nan" not in text.lower().replace("finance", "")
+
+
+def test_one_frequent_confusion_does_not_fill_the_page():
+    labels, predictions = np.array([1] * 10 + [2, 3]), np.array([4] * 10 + [4, 4])
+    assert few_of_a_kind(np.arange(12), labels, predictions) == [0, 1, 2, 10, 11]
 
 
 def test_the_command_to_reproduce_can_be_pasted():
