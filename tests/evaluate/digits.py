@@ -26,6 +26,8 @@ from must.demo.data import CLASSES, TEMPLATES, digit_parts
 from must.model.bundle import Bundle, preprocess_of, save_bundle, zero_shot_bundle
 from must.model.classifier import classifier, load_classifier
 
+torch.set_num_threads(1)  # the model is so small that threads cost more than they bring
+
 
 class Digits(NamedTuple):
     """Paths; every image has a label in both splits, train (150 images) and test (120)."""
