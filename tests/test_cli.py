@@ -1,0 +1,81 @@
+"""The command line as a user meets it: real processes, their output and exit codes."""
+
+import subprocess
+import sys
+
+import pytest
+
+from must.config import STAGES
+
+
+def must(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "must", *map(str, arguments)], capture_output=True, text=True, check=False, **options
+    )
+
+
+def test_version_and_help():
+    assert must("--version").stdout.startswith("must 0.")
+    text = must("--help").stdout
+    assert all(stage in text for stage in STAGES) and "exit codes" in text
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_of_every_stage_has_an_example(stage):
+    text = must(stage, "--help").stdout
+    assert f"must {stage}" in text and "example:" in text
+
+
+def test_shard_needs_no_torch(tmp_path):
+    """The sharding image has none: importing it must not be tried."""
+    (tmp_path / "torch.py").write_text("raise ImportError('torch was imported')")
+    (tmp_path / "images").mkdir()  # empty: the stage gets as far as looking into it
+    result = must("shard", "--source", tmp_path / "images", "--output", tmp_path / "out", env={"PYTHONPATH": tmp_path})
+    assert result.returncode == 2 and "no images" in result.stderr and "was imported" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["shard", "--source", "nowhere", "--output", "out"], "nowhere"),
+        (["classifier", "--classes", "none.yaml", "--model", "ViT-B-16", "--output", "c"], "none.yaml: no such file"),
+        (["classifier", "--classes", "imagenet", "--model", "VitB16", "--output", "c"], "no open_clip model"),
+        (["classifier", "--classes", "imagenet", "--model", "ViT-B-16", "--output", "c"], "needs --pretrained"),
+        (
+            ["classifier", "--classes", "imagenet", "--model", "ViT-B-16", "--pretrained", "opanai", "--output", "c"],
+            "no tag of ViT-B-16",
+        ),
+        (["train", "--shards", "nowhere", "--classifier", "c", "--output", "m"], "nowhere holds no index.json"),
+        (["train", "--lr", "x", "--shards", "a", "--classifier", "c", "--output", "m"], "--lr: expected a number"),
+        (["train", "--classifier", "c", "--output", "m"], "missing: --shards"),
+        (["train", "--config", "none.yaml"], "none.yaml: cannot be read"),
+        (["evaluate", "--model", "nowhere", "--shards", "s", "--output", "o"], "nowhere"),
+        (["export", "--model", "nowhere", "--output", "o"], "nowhere"),
+        (["predict", "--model", "nowhere.onnx", "a.png"], "nowhere.onnx"),
+        (["index", "show", "nowhere"], "nowhere holds no index.json"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_wrong_input_is_one_line_and_leaves_nothing(tmp_path, arguments, message):
+    result = must(*arguments, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and message in lines[0] and lines[0].startswith(f"must {arguments[0]}: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_flag_is_named():
+    result = must("train", "--leraning-rate", "1")
+    assert result.returncode == 2 and "--leraning-rate" in result.stderr
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    from must import cli
+
+    monkeypatch.setitem(cli.STAGE_FUNCTIONS, "demo", "tests.test_cli:a_bug")
+    with pytest.raises(ValueError, match="invalid literal"):
+        cli.main(["demo", "--output", "x"])
+
+
+def a_bug(_config):
+    return int("no number")

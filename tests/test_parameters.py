@@ -1,0 +1,82 @@
+"""Parameters: flags over file over preset over default; whatever is wrong is refused by name, in one line."""
+
+import pytest
+
+from must.config import STAGES, ShardConfig, TrainConfig
+from must.parameters import load
+
+REQUIRED = {"shards": "s", "classifier": "c", "output": "o"}
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path):
+    file = tmp_path / "train.yaml"
+    file.write_text("lr: 2e-5\nepochs: 7\nstrong-scale: [0.5, 1]\n")
+    preset = {"lr": 1.0, "epochs": 1, "seed": 5}
+    config = load(TrainConfig, {**REQUIRED, "epochs": "9"}, str(file), preset)
+    assert (config.lr, config.epochs, config.seed, config.strong_scale) == (2e-5, 9, 5, [0.5, 1.0])
+    assert config.batch_size == 1024
+
+
+def test_numbers_of_a_pipeline_arrive_as_floats_and_are_whole_again():
+    assert load(TrainConfig, {**REQUIRED, "epochs": 2.0}).epochs == 2
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"epoch": 3}, "unknown name 'epoch'; did you mean 'epochs'"),
+        ({"zzz": 3}, "unknown name 'zzz'; known: shards"),
+        ({"epochs": "three"}, "--epochs: expected a whole number, got 'three'"),
+        ({"epochs": 2.5}, "--epochs: expected a whole number"),
+        ({"epochs": True}, "--epochs: expected a whole number"),
+        ({"epochs": 0}, "--epochs must be at least 1"),
+        ({"lr": "nan"}, "--lr: expected a number"),
+        ({"lr": -1}, "--lr must not be negative"),
+        ({"mask_ratio": 0}, "--mask-ratio must lie between 0 and 1"),
+        ({"confidence_threshold": 1}, "--confidence-threshold"),
+        ({"strong_scale": "0.3"}, "--strong-scale needs two areas"),
+        ({"strong_scale": 3}, "--strong-scale: expected a list"),
+        ({"logit_factor": "big"}, "--logit-factor: expected a number"),
+        ({"precision": "fp8"}, "--precision: 'fp8' is none of auto, fp32, bf16"),
+        ({"resume": "perhaps"}, "--resume: expected true or false"),
+        ({"save": 1}, "--save: '1' is none of teacher, student"),
+    ],
+)
+def test_wrong_values_are_named(values, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")) as error:
+        load(TrainConfig, {**REQUIRED, **values})
+    assert "\n" not in str(error.value)
+
+
+def test_missing_ones_are_named():
+    with pytest.raises(ValueError, match="missing: --classifier, --output"):
+        load(TrainConfig, {"shards": "s"})
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [("lr: [", "no valid YAML"), ("- 1\n", "expected 'name: value' lines"), ("lrr: 1\n", "did you mean 'lr'")],
+)
+def test_a_bad_file_is_named(tmp_path, text, message):
+    file = tmp_path / "train.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        load(TrainConfig, REQUIRED, str(file))
+    assert str(file) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_split_shares():
+    values = {"source": "a", "output": "b"}
+    assert load(ShardConfig, {**values, "split": "train=0.9,test=0.1"}).split == {"train": 0.9, "test": 0.1}
+    for split, message in [("train=0.9", "must add up to 1"), ("train", "NAME=VALUE"), ("A b=1", "no split name")]:
+        with pytest.raises(ValueError, match=message):
+            load(ShardConfig, {**values, "split": split})
+
+
+def test_every_parameter_says_what_it_is():
+    from dataclasses import fields
+
+    for stage in STAGES.values():
+        assert stage.summary and stage.example
+        for parameter in fields(stage):
+            assert len(parameter.metadata["help"]) > 10, (stage, parameter.name)
