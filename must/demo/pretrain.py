@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, required=True, help="folder for the config, the weights and the tokenizer"
     )
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -40,6 +40,17 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def share_cores(device: torch.device, workers: int) -> None:
+    """On a CPU: leaves the loader processes a core each, and divides the rest among this machine's processes.
+
+    More threads than cores cost far more than they bring: they wait for each other in busy loops. An explicit
+    OMP_NUM_THREADS is left alone (torchrun sets it to 1).
+    """
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(max(1, cores - workers))
+
+
 @contextmanager
 def world(device_name: str, timeout: int) -> Iterator[World]:
     """Joins torchrun's process group, if the process was started by torchrun; leaves it at the end.

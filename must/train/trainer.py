@@ -24,7 +24,7 @@ from must.model.bundle import Bundle, preprocess_of, save_bundle, zero_shot_bund
 from must.model.classifier import TextClassifier, load_classifier
 from must.model.masked_vit import MaskedViT
 from must.train.checkpoint import Checkpoints
-from must.train.distributed import PREEMPTED, StopSignal, World, world
+from must.train.distributed import PREEMPTED, StopSignal, World, share_cores, world
 from must.train.log import Meter, TrainLog, clock
 from must.train.losses import LossWeights, must_losses, pseudo_labels
 from must.train.optimizer import build_optimizer, ema_decay, learning_rate, set_learning_rate, step_if_finite
@@ -62,6 +62,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     stop = StopSignal()
     try:
         with world(config.device, config.timeout) as processes:
+            share_cores(processes.device, config.workers)
             trainer = Trainer(config, processes)
             trainer.resume()
             return trainer.run(stop)
