@@ -79,7 +79,7 @@ class ShardConfig(StageConfig):
 @dataclass(kw_only=True)
 class ClassifierConfig(StageConfig):
     summary = "Turn class names and prompt templates into zero-shot text classifier weights."
-    example = "must classifier --classes classes.yaml --model ViT-B-16-quickgelu --pretrained openai --output clip.safetensors"
+    example = "must classifier --classes classes.yaml --model ViT-B-16 --pretrained openai --output clip.safetensors"
 
     classes: str = param(
         "YAML file with classes: (names, or {name, prompts}) and templates: (strings with {}); or the set imagenet",
@@ -145,7 +145,7 @@ class TrainConfig(StageConfig):
         metavar="X|model",
     )
     loss_reduction: Literal["global", "rank"] = param(
-        "self-training loss: mean over the confident images of all processes, or of each process, then over them (published)",
+        "mean of the self-training loss over the confident images of all processes, or per process (published)",
         "global",
     )
 

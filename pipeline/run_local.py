@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import sys
 import time
 import warnings
@@ -22,7 +21,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.console import COLOR, StageOutput
+from pipeline.console import StageOutput
 
 
 def main() -> None:

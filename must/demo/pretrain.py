@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import itertools
 import json
 import math
 import time
@@ -42,6 +43,8 @@ MATPLOTLIB_FONTS = (
     *("DejaVuSerif-Bold", "DejaVuSerif-BoldItalic", "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralBol"),
     *("STIXGeneralBolIta", "STIXGeneralItalic", "cmb10", "cmr10", "cmss10", "cmti10", "cmtt10"),
 )
+
+SANS_SERIF = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-BoldOblique", "DejaVuSans-Oblique", "cmss10", "Pillow")
 
 MODEL_CONFIG: dict[str, Any] = {
     "embed_dim": 64,
@@ -116,7 +119,8 @@ def pretrain(output: Path, steps: int, batch_size: int, lr: float, seed: int) ->
         optimizer.step()
         if step % 100 == 0 or step == steps - 1:
             print(
-                f"step {step} loss {loss.item():.4f} logit scale {scale.item():.2f} {time.perf_counter() - started:.0f} s",
+                f"step {step} loss {loss.item():.4f} logit scale {scale.item():.2f} "
+                f"{time.perf_counter() - started:.0f} s",
                 flush=True,
             )
 
@@ -150,7 +154,7 @@ def learn_merges(captions: list[str], limit: int = 200) -> list[str]:
     while len(merges) < limit:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, symbols in spelled.items():
-            for pair in zip(symbols, symbols[1:], strict=False):
+            for pair in itertools.pairwise(symbols):
                 pairs[pair] += words[word]
         if not pairs:
             break
@@ -176,8 +180,10 @@ def draw_glyphs() -> tuple[Tensor, list[str]]:
     fonts["Pillow"] = ImageFont.load_default(46)
     glyphs, names = [], []
     for name, font in fonts.items():
-        for stroke in STROKES:
-            glyphs.append(torch.stack([draw_digit(str(digit), font, stroke) for digit in range(10)]))
+        # Many people write a one as a bare stroke: sans-serif fonts draw it once as their 1, once as their l.
+        alphabets = ("0123456789", "0l23456789") if name in SANS_SERIF else ("0123456789",)
+        for stroke, alphabet in itertools.product(STROKES, alphabets):
+            glyphs.append(torch.stack([draw_digit(character, font, stroke) for character in alphabet]))
             names.append(name)
     return torch.stack(glyphs), names
 

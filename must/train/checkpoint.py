@@ -1,7 +1,7 @@
 """Checkpoints: step-named, whole or absent, checked by sha256, written in the background.
 
-``step-000000400.pt`` holds the state, ``step-000000400.json`` (written after it) its size and sha256, ``LAST`` the newest's
-name. A checkpoint without a matching description does not count.
+``step-000000400.pt`` holds the state, ``step-000000400.json`` (written after it) its size and sha256; ``LAST`` names
+the newest. A checkpoint without a matching description does not count.
 """
 
 from __future__ import annotations

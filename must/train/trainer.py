@@ -62,7 +62,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     stop = StopSignal()
     try:
         with world(config.device, config.timeout) as processes:
-            share_cores(processes.device, config.workers)
+            share_cores(processes.device)
             trainer = Trainer(config, processes)
             trainer.resume()
             return trainer.run(stop)

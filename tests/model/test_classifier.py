@@ -1,0 +1,150 @@
+"""Text classifiers: the recorded one, the class file and everything that can be wrong with it."""
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+
+from must.config import ClassifierConfig
+from must.demo import asset_folder
+from must.model.backbone import load_backbone
+from must.model.bundle import load_bundle, save_bundle, zero_shot_bundle
+from must.model.classifier import ClassSet, build_classifier, classifier, load_class_set, load_classifier
+from must.model.masked_vit import MaskedViT
+from tests.golden import facts, golden
+
+GOOD = "classes: [cat, dog]\ntemplates: ['a photo of a {}.']\n"
+
+
+def test_the_recorded_classifier_from_the_recorded_text_tower():
+    """Tokens 10 classes x 3 templates; a stand-in tokenizer looks them up, as the recording did."""
+    recorded = golden("text")
+    text = {"context_length": 77, "vocab_size": 64, "width": 64, "heads": 1, "layers": 2}
+    vision = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 1, "head_width": 64}
+    clip = open_clip.CLIP(32, vision, text, quick_gelu=True)
+    weights = {n: torch.from_numpy(v) for n, v in recorded.items() if n not in ("tokens", "classifier")}
+    weights["logit_scale"] = weights["logit_scale"].reshape(())
+    missing, unexpected = clip.load_state_dict(weights, strict=False)
+    assert not unexpected and all(name.startswith("visual.") or name == "attn_mask" for name in missing)
+
+    class Lookup:
+        def __call__(self, texts):
+            return torch.stack([torch.from_numpy(recorded["tokens"][tuple(map(int, t.split()))]) for t in texts])
+
+    class Backbone:
+        tokenizer = Lookup()
+
+    Backbone.clip = clip.eval()
+    prompts = tuple(tuple(f"{k} {t}" for t in range(3)) for k in range(10))
+    ours = build_classifier(Backbone, ClassSet(tuple(map(str, range(10))), prompts, ()), torch.device("cpu"))
+    np.testing.assert_allclose(ours.numpy(), recorded["classifier"], atol=1e-6)
+
+
+@pytest.mark.parametrize("row", facts()["text_facts"]["tokenizer_examples"], ids=lambda row: row["text"][:20])
+def test_recorded_tokens(row):
+    (tokens,) = open_clip.get_tokenizer("ViT-B-16-quickgelu")([row["text"]])
+    ids = row["ids_until_eot"]
+    assert tokens.tolist() == ids + [row["pad"]] * (row["length"] - len(ids))
+
+
+def test_imagenet_ships():
+    names, templates = facts()["text_facts"]["classes"]["imagenet"], facts()["text_facts"]["templates"]["imagenet"]
+    class_set = load_class_set("imagenet")
+    assert len(class_set.names) == names == len(set(class_set.names))
+    assert {len(prompts) for prompts in class_set.prompts} == {templates}
+
+
+def write(tmp_path, text):
+    path = tmp_path / "classes.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_own_prompts_and_number_names(tmp_path):
+    text = "classes:\n- 7\n- {name: dog, prompts: [a dog, a puppy]}\ntemplates: ['a {}', 'the {}']\n"
+    class_set = load_class_set(write(tmp_path, text))
+    assert class_set.names == ("7", "dog")
+    assert class_set.prompts == (("a 7", "the 7"), ("a dog", "a puppy"))
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("classes: [cat]\n", "needs at least two classes"),
+        ("classes: []\n", "needs at least two classes"),
+        ("classes: [cat, '']\n", "class 2 has no name"),
+        ("classes: [cat, no]\n", "class 2 has no name .YAML reads yes, no"),
+        ("classes: [cat, cat]\n", "class 'cat' stands more than once"),
+        ("classes: [cat, dog]\ntemplates: ['a photo']\n", "'a photo' has no {}"),
+        ("classes: [cat, dog]\ntemplates: a {}\n", "must be a list"),
+        ("classes: [cat, {name: dog, prompts: []}]\n", "prompts of class 'dog'"),
+        ("klasses: [cat, dog]\n", "expected 'classes:'"),
+        ("classes: [cat, dog]\nnames: 3\n", "unknown key 'names'"),
+        ("classes: [cat\n", "no valid YAML"),
+    ],
+)
+def test_wrong_class_files_are_one_line(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message) as error:
+        load_class_set(write(tmp_path, text))
+    assert "\n" not in str(error.value)
+
+
+def test_a_prompt_that_does_not_fit_is_refused_not_cut_off(tmp_path):
+    file = write(tmp_path, "classes: [cat, dog]\ntemplates: ['" + "very " * 60 + "good {}']\n")
+    output = tmp_path / "c.safetensors"
+    with pytest.raises(ValueError, match=r"has \d+ tokens, the model takes 24"):
+        classifier(ClassifierConfig(classes=file, model=str(asset_folder()), output=str(output)))
+    assert not output.exists()
+
+
+def test_the_file_comes_back_as_it_was(tmp_path):
+    output = str(tmp_path / "c.safetensors")
+    made = classifier(ClassifierConfig(classes=write(tmp_path, GOOD), model=str(asset_folder()), output=output))
+    back = load_classifier(output)
+    assert torch.equal(back.weights, made.weights) and back.classes == ("cat", "dog")
+    torch.testing.assert_close(back.weights.norm(dim=0), torch.ones(2))
+    assert back.logit_scale == pytest.approx(load_backbone(str(asset_folder())).logit_scale)
+
+
+def test_damaged_or_other_files_are_named(tmp_path):
+    path = tmp_path / "c.safetensors"
+    path.write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="is damaged or no file of `must classifier`"):
+        load_classifier(str(path))
+
+
+def test_a_classifier_of_another_model_is_refused():
+    visual = load_backbone(str(asset_folder())).clip.visual
+    with pytest.raises(ValueError, match="made with another model"):
+        MaskedViT(visual, torch.eye(32))
+
+
+@pytest.mark.parametrize("name", ["RN50", "convnext_base"])
+def test_towers_without_patches_to_mask_are_refused(name):
+    tower = open_clip.create_model(name, load_weights=False).visual
+    with pytest.raises(ValueError, match="needs a Vision Transformer with a class token"):
+        MaskedViT(tower, torch.eye(2))
+
+
+def test_openais_weights_get_their_activation_and_others_theirs():
+    from must.model.backbone import quick_gelu_option
+
+    assert quick_gelu_option("ViT-B-16", "openai") == {"force_quick_gelu": True}
+    assert quick_gelu_option("ViT-B-16", "laion2b_s34b_b88k") == {}
+
+
+def test_a_bundle_classifies_as_before_and_damage_is_named(tmp_path):
+    output = str(tmp_path / "c.safetensors")
+    classifier(ClassifierConfig(classes=write(tmp_path, GOOD), model=str(asset_folder()), output=output))
+    bundle = zero_shot_bundle(load_classifier(output))
+    folder = tmp_path / "bundle"
+    save_bundle(str(folder), bundle.model, bundle.description)
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(load_bundle(str(folder)).model(images), bundle.model(images))
+    (folder / "model.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(ValueError, match=r"model.safetensors: is damaged"):
+        load_bundle(str(folder))
+    (folder / "model.json").write_text("{")
+    with pytest.raises(ValueError, match=r"model.json: is damaged"):
+        load_bundle(str(folder))

@@ -1,0 +1,239 @@
+"""Training as users run it: real processes that are killed, stopped and run again, and what a run leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from must.config import ShardConfig, TrainConfig
+from must.data.shard import shard
+from must.model.bundle import load_bundle, load_description
+from must.parameters import load
+from must.train.log import read_log
+from must.train.optimizer import build_optimizer, set_learning_rate, step_if_finite
+from must.train.presets import preset
+from must.train.trainer import train
+from tests.evaluate.digits import digits as make_digits
+from tests.golden import golden_model
+
+SETTINGS = {"epochs": 4, "batch_size": 25, "workers": 1, "checkpoint_every": 3, "log_every": 2, "seed": 1}
+STEPS = 24  # 150 images, 6 batches an epoch
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return make_digits()
+
+
+def config(digits, output, **changes):
+    values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output), "preset": "digits"}
+    return load(TrainConfig, {**values, **SETTINGS, **changes}, preset=preset("digits", "any"))
+
+
+def command(digits, output, *extra, launcher=(sys.executable, "-m")):
+    flags = [part for name, value in SETTINGS.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    paths = ["--shards", digits.shards, "--classifier", digits.classifier, "--output", str(output)]
+    return [*launcher, "must", "train", *paths, "--preset", "digits", *flags, *extra]
+
+
+def run(digits, output, *extra, **options):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command(digits, output, *extra, **options), capture_output=True, text=True, check=False, env=environment
+    )
+
+
+def start_and_stop(digits, output, number, after_step=6):
+    """Starts a run, sends it a signal once a checkpoint of `after_step` is whole, returns (exit code, output)."""
+    process = subprocess.Popen(
+        command(digits, output), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (output / "checkpoints" / f"step-{after_step:09d}.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline, "ended before it could be stopped"
+        time.sleep(0.005)
+    process.send_signal(number)
+    text, _ = process.communicate(timeout=60)
+    return process.returncode, text
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(digits, tmp_path_factory):
+    torch.set_num_threads(1)
+    output = tmp_path_factory.mktemp("uninterrupted")
+    summary = train(config(digits, output))
+    return output, summary
+
+
+def assert_same_weights(folder, other):
+    ours, theirs = (load_file(Path(place) / "model.safetensors") for place in (folder, other))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_run_leaves_a_bundle_a_log_and_its_story(uninterrupted, digits):
+    output, summary = uninterrupted
+    assert (summary["steps"], summary["images"], summary["skipped_steps"]) == (STEPS, STEPS * 25, 0)
+    description = load_description(str(output))
+    assert description.provenance["config"]["seed"] == 1 and len(description.provenance["index_sha256"]) == 64
+    lines = read_log(output / "train_log.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, STEPS, 2))
+    assert all({"loss_self_training", "confident", "agreement", "lr", "images_per_s"} <= line.keys() for line in lines)
+    assert lines[-1]["loss_reconstruction"] < lines[0]["loss_reconstruction"]
+    assert list((output / "tensorboard").glob("events*"))
+    assert load_bundle(str(output)).model.classifier.shape == (64, 10)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_stopped_run_goes_on_to_the_same_weights_bit_for_bit(digits, uninterrupted, tmp_path, number):
+    code, text = start_and_stop(digits, tmp_path, number)
+    if number == signal.SIGTERM:
+        assert code == 75 and "run the same command to go on" in text
+    else:
+        assert code == -signal.SIGKILL
+    assert not (tmp_path / "model.json").exists()
+    result = run(digits, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "going on after step" in result.stdout
+    assert_same_weights(tmp_path, uninterrupted[0])
+    assert [line["step"] for line in read_log(tmp_path / "train_log.jsonl")][-1] == STEPS - 1
+
+
+def test_a_finished_run_has_nothing_left_to_do(digits, tmp_path):
+    first = train(config(digits, tmp_path, epochs=1))
+    before = (tmp_path / "model.safetensors").read_bytes()
+    assert train(config(digits, tmp_path, epochs=1))["seconds"] == pytest.approx(first["seconds"], abs=0.5)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "bits", "no description"])
+def test_a_damaged_checkpoint_is_passed_over(digits, uninterrupted, tmp_path, damage):
+    start_and_stop(digits, tmp_path, signal.SIGTERM)
+    newest = sorted((tmp_path / "checkpoints").glob("*.pt"))[-1]
+    data = bytearray(newest.read_bytes())
+    if damage == "truncated":
+        newest.write_bytes(data[: len(data) // 2])
+    elif damage == "bits":
+        data[len(data) // 2] ^= 1
+        newest.write_bytes(data)
+    else:
+        newest.with_suffix(".json").unlink()
+    with pytest.warns(UserWarning, match="passed over") if damage != "no description" else no_warning():
+        train(config(digits, tmp_path))
+    assert_same_weights(tmp_path, uninterrupted[0])
+
+
+def no_warning():
+    from contextlib import nullcontext
+
+    return nullcontext()
+
+
+def test_another_runs_checkpoints_are_refused_by_what_differs(digits, tmp_path):
+    train(config(digits, tmp_path, epochs=1))
+    with pytest.raises(ValueError, match=r"other settings: epochs \(1 -> 2\), lr \(0.004 -> 0.001\); use those"):
+        train(config(digits, tmp_path, epochs=2, lr=0.001))
+    assert train(config(digits, tmp_path, epochs=2, lr=0.001, resume=False))["steps"] == 12
+
+
+def test_labels_make_no_difference(digits, tmp_path):
+    """The same images with labels and without: the same weights. Nothing in training looks at them."""
+    weights = []
+    for labels in ("folder", "none"):
+        shards = str(tmp_path / f"shards-{labels}")
+        shard(ShardConfig(source=str(digits.images / "train"), labels=labels, output=shards, workers=1))
+        output = tmp_path / labels
+        train(config(digits, output, shards=shards, epochs=1, workers=0))
+        weights.append(output)
+    assert_same_weights(*weights)
+
+
+def test_worker_count_makes_no_difference(digits, tmp_path):
+    for workers in (0, 2):
+        train(config(digits, tmp_path / str(workers), epochs=1, workers=workers))
+    assert_same_weights(tmp_path / "0", tmp_path / "2")
+
+
+def test_numbers_that_stop_being_numbers_stop_the_run(digits, tmp_path):
+    with pytest.raises(ValueError, match=r"gradients of 2\d steps were not finite; lower --lr"):
+        train(config(digits, tmp_path, lr=1e30, epochs=5))
+    assert not (tmp_path / "model.json").exists()
+    assert list((tmp_path / "checkpoints").glob("*.pt"))
+
+
+def test_a_step_without_finite_gradients_changes_nothing():
+    model = golden_model()
+    optimizer = build_optimizer(model, 3, 0.65, 0.05)
+    set_learning_rate(optimizer, 0.1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for value, expected in [(float("nan"), False), (float("inf"), False), (1.0, True)]:
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        model.classifier.grad[0, 0] = value
+        assert step_if_finite(optimizer).item() is expected
+        same = all(torch.equal(before[name], now) for name, now in model.state_dict().items())
+        assert same is not expected
+
+
+def test_a_truncated_shard_is_one_clear_line(digits, tmp_path):
+    shards = tmp_path / "shards"
+    shard(ShardConfig(source=str(digits.images / "train"), output=str(shards), workers=1))
+    tar = next(shards.glob("train-*.tar"))
+    tar.write_bytes(tar.read_bytes()[:2000])
+    result = run(digits, tmp_path / "out", "--shards", str(shards))
+    assert result.returncode == 2
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("must train: ") and "truncated" in line and "must index verify" in line
+    assert not (tmp_path / "out" / "model.json").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"batch_size": 1000}, "the split holds 150 images only"),
+        ({"split": "nothing"}, "no split 'nothing'"),
+        ({"mask_patch_size": 12}, "must be a multiple of the model's patch"),
+        ({"randaugment": "strong"}, "--randaugment strong"),
+        ({"device": "cuda:9"}, "there is no such device"),
+        ({"model": "ViT-B-16", "pretrained": "none.pt"}, "no such file"),
+    ],
+)
+def test_wrong_input_leaves_nothing(digits, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(config(digits, tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_and_back_again(digits, uninterrupted, tmp_path):
+    """Started on two processes, killed, gone on with on one: the uninterrupted run's weights to float tolerance."""
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
+    changed = [*SETTINGS.items(), ("batch_size", 50)]
+    flags = [part for name, value in changed for part in (f"--{name.replace('_', '-')}", str(value))]
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    assert run(digits, alone, *flags).returncode == 0
+    process = subprocess.Popen(command(digits, both, *flags, launcher=launcher), start_new_session=True)
+    while not (both / "checkpoints" / "step-000000003.json").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    result = run(digits, both, *flags)
+    assert result.returncode == 0 and "going on after step" in result.stdout
+    ours, theirs = (load_file(place / "model.safetensors") for place in (both, alone))
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-2, atol=1e-3)
+
+
+def test_log_survives_a_cut_off_line(tmp_path):
+    path = tmp_path / "train_log.jsonl"
+    path.write_text(json.dumps({"step": 1}) + "\n" + '{"step": 3, "lo')
+    assert read_log(path) == [{"step": 1}]
