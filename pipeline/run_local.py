@@ -64,7 +64,7 @@ def run_local(pipeline: Path, parameters: dict[str, Any], output: Path, verbose:
     local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(root.resolve()))
     before = set(root.glob("*")) if root.exists() else set()
     try:
-        with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(StageOutput(sys.stdout)):  # type: ignore[type-var]
+        with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(StageOutput(sys.stdout)):
             dag(**parameters)
     except RuntimeError as error:
         raise ValueError(

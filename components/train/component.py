@@ -20,7 +20,7 @@ def train(
     Args:
         shards_uri: where the shard stage put the shards.
         index_sha256: of their index; a change of the data changes the stage's inputs.
-        checkpoints_uri: where checkpoints are kept; must outlive the pod.
+        checkpoints_uri: where checkpoints are kept, a folder a run's data and settings; must outlive the pod.
         classifier: text classifier file.
         bundle: the adapted model, with its log.
         training: the run's figures.
@@ -30,11 +30,11 @@ def train(
     """
     from must.cli import run
     from must.train.launch import launch
+    from must.train.provenance import run_key
 
-    values = {
-        **settings, "preset": preset, "shards": shards_uri, "classifier": classifier.path, "output": bundle.path,
-        "checkpoints": checkpoints_uri,
-    }  # fmt: skip
+    values = {**settings, "preset": preset, "shards": shards_uri, "classifier": classifier.path, "output": bundle.path}
+    key = run_key(index_sha256, classifier.path, {**settings, "preset": preset})
+    values["checkpoints"] = f"{checkpoints_uri}/{key}"
     summary = run("train", **values) if processes == 1 else launch(values, processes)
     for name, value in summary.items():
         training.log_metric(name, float(value or 0))

@@ -53,8 +53,9 @@ class TrainDataset(Dataset):
         epoch, wanted = key
         for attempt in range(REPLACEMENTS):
             sample = (wanted + attempt) % len(self.reader)  # a replacement is as reproducible as the sample itself
+            data = self.reader.image(sample)  # outside: a damaged shard is no damaged image
             try:
-                image = decode(self.reader.image(sample))
+                image = decode(data)
             except ValueError as error:
                 problem = error
                 continue
@@ -133,8 +134,9 @@ class EvalDataset(Dataset):
         self.reader, self.view = reader, EvalView(preprocess)
 
     def __getitem__(self, sample: int) -> tuple[np.ndarray, int, str | None, str] | None:
+        data = self.reader.image(sample)  # outside: a damaged shard is no damaged image
         try:
-            image = decode(self.reader.image(sample))
+            image = decode(data)
         except ValueError:
             return None
         description = self.reader.description(sample)

@@ -70,7 +70,7 @@ class MaskedViT(nn.Module):
             is_masked = torch.zeros(patches.shape[:2], dtype=torch.bool, device=patches.device)
             is_masked = is_masked.scatter(1, masked, True)[..., None]
             patches = torch.where(is_masked, self.mask_token.to(patches.dtype), patches)
-        class_token = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        class_token = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
         tokens = torch.cat([class_token, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
         return visual.transformer(visual.ln_pre(tokens))
 

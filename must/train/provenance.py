@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import must
+from must import storage
 from must.config import TrainConfig
 from must.data.index import Index
 from must.model.bundle import Description
@@ -26,6 +29,12 @@ def identity(config: TrainConfig, index_sha256: str, classifier_sha256: str) -> 
     """Two runs with the same identity give the same weights: a checkpoint of one may go on as the other."""
     settings = {name: value for name, value in config.to_dict().items() if name not in CIRCUMSTANCES}
     return {"index_sha256": index_sha256, "classifier_sha256": classifier_sha256, **settings}
+
+
+def run_key(index_sha256: str, classifier: str, settings: dict[str, Any]) -> str:
+    """A short name for what a run is made of: a retry finds its checkpoints, another run does not."""
+    parts = [index_sha256, hashlib.sha256(storage.read_bytes(classifier)).hexdigest(), settings]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def provenance(
