@@ -100,7 +100,7 @@ The DAG ran in {seconds:.0f} s. What it made:
   adapted model                  {shown(artifacts["bundle"])}
   ONNX model                     {shown(onnx)}
 Classify an image with it:
-  must predict --model {shown(onnx)} IMAGE
+  {shown(Path(sys.executable).with_name("must"))} predict --model {shown(onnx)} IMAGE
 """
 
 

@@ -65,11 +65,9 @@ def test_the_compiled_dag_runs_from_images_to_onnx(demo, tmp_path):
     assert "zero-shot  adapted" in result.stdout and "executor_input" not in result.stdout
     latest = tmp_path / "run" / "latest"
     assert (latest / "evaluate" / "report").read_text().startswith("<!doctype html")
-    predict = result.stdout.split("Classify an image with it:")[1].split("IMAGE")[0].split()[1:]
+    predict = result.stdout.split("Classify an image with it:")[1].split("IMAGE")[0].split()
     image = next((demo / "images" / "test" / "seven").glob("*.png"))
-    predicted = subprocess.run(
-        [sys.executable, "-m", "must", *predict, image], capture_output=True, text=True, check=False, cwd=tmp_path
-    )
+    predicted = subprocess.run([*predict, image], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert predicted.returncode == 0 and image.name in predicted.stdout
 
 
