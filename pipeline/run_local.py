@@ -67,9 +67,8 @@ def run_local(pipeline: Path, parameters: dict[str, Any], output: Path, verbose:
         with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(StageOutput(sys.stdout)):
             dag(**parameters)
     except RuntimeError as error:
-        raise ValueError(
-            f"the run failed: {str(error).splitlines()[0]}; the stage's own message stands above"
-        ) from None
+        failed = re.findall(r"task failed: '(.*?)'", COLOR.sub("", str(error))) or ["?"]
+        raise ValueError(f"the stage '{failed[-1]}' failed; its own message stands above") from None
     (run,) = set(root.glob("*")) - before
     latest = output / "latest"
     latest.unlink(missing_ok=True)
