@@ -39,13 +39,15 @@ class Meter:
 
 
 class TrainLog:
-    """The main process's log. After a resume, lines of steps that are trained again are taken out first."""
+    """The main process's log. A resumed run starts with the lines that its checkpoint carries, in any folder."""
 
-    def __init__(self, folder: Path, steps: int, first_step: int, tensorboard: bool = True) -> None:
+    def __init__(
+        self, folder: Path, steps: int, first_step: int, lines: list[dict[str, Any]], tensorboard: bool = True
+    ) -> None:
         self.path = folder / LOG_FILE
         folder.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in read_log(self.path) if line["step"] < first_step]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self.lines = lines
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
         self.file = self.path.open("a")
         self.steps = steps
         self.bar = tqdm(total=steps, initial=first_step, unit="step", disable=not sys.stderr.isatty(), leave=True)
@@ -62,7 +64,8 @@ class TrainLog:
 
     def write(self, step: int, line: dict[str, Any]) -> None:
         """`step`: number of the step just done, from 0."""
-        self.file.write(json.dumps({"step": step, **line}) + "\n")
+        self.lines.append({"step": step, **line})
+        self.file.write(json.dumps(self.lines[-1]) + "\n")
         self.file.flush()
         if self.writer:
             for name, value in line.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ class Trainer:
         self.weights = LossWeights(config.fairness_weight, config.reconstruction_weight, config.align_weight)
         self.class_balance: Tensor | None = None
         self.progress = Progress()
+        self.log_lines: list[dict[str, Any]] = []  # of the whole run; they travel with the checkpoints
         self.views = ViewSettings(
             preprocess=self.preprocess,
             patch_size=self.student.patch_size,
@@ -131,7 +133,7 @@ class Trainer:
         log = None
         if self.world.is_main:
             self.announce(plan)
-            log = TrainLog(Path(config.output), plan.steps, self.progress.step)
+            log = TrainLog(Path(config.output), plan.steps, self.progress.step, self.log_lines)
         loader = train_batches(self.dataset, plan, config.workers, pin_memory=self.device.type == "cuda")
         every = config.checkpoint_every or plan.steps_per_epoch
         meter, waiting, started, logged_at = Meter(), time.monotonic(), time.monotonic(), time.monotonic()
@@ -250,6 +252,7 @@ class Trainer:
                 "teacher": self.teacher.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "class_balance": self.class_balance,
+                "log": json.dumps(self.log_lines),
             }
             self.checkpoints.save(self.progress.step, state)
 
@@ -266,6 +269,7 @@ class Trainer:
                 "use those, another --checkpoints, or --no-resume to start afresh"
             )
         self.progress = Progress(**state["progress"])
+        self.log_lines = json.loads(state["log"])
         self.student.load_state_dict(state["student"])
         self.teacher.load_state_dict(state["teacher"])
         self.optimizer.load_state_dict(state["optimizer"])

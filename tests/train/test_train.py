@@ -114,6 +114,18 @@ def test_a_finished_run_has_nothing_left_to_do(digits, tmp_path):
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
+def test_a_retry_in_another_folder_keeps_the_whole_log(digits, uninterrupted, tmp_path):
+    """A pod that is tried again starts with an empty disk: only the checkpoints are left."""
+    start_and_stop(digits, tmp_path / "first", signal.SIGTERM)
+    train(config(digits, tmp_path / "second", checkpoints=str(tmp_path / "first" / "checkpoints")))
+    assert_same_weights(tmp_path / "second", uninterrupted[0])
+    steps = [
+        [line["step"] for line in read_log(place / "train_log.jsonl")]
+        for place in (tmp_path / "second", uninterrupted[0])
+    ]
+    assert steps[0] == steps[1]
+
+
 @pytest.mark.parametrize("damage", ["truncated", "bits", "no description"])
 def test_a_damaged_checkpoint_is_passed_over(digits, uninterrupted, tmp_path, damage):
     start_and_stop(digits, tmp_path, signal.SIGTERM)
