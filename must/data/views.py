@@ -21,7 +21,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision import transforms
 
-from must.data.eval_view import EvalView, Preprocess
+from must.data.eval_view import Preprocess
 
 
 @dataclass(frozen=True)
@@ -139,15 +139,3 @@ def normalize(pixels: Tensor, preprocess: Preprocess) -> Tensor:
     std = torch.tensor(preprocess.std, device=pixels.device).view(1, 3, 1, 1)
     images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     return images.div_(255).sub_(mean).div_(std)
-
-
-__all__ = [
-    "EvalView",
-    "PatchMask",
-    "Preprocess",
-    "TrainViews",
-    "ViewSettings",
-    "normalize",
-    "seed_generators",
-    "seed_views",
-]
