@@ -2,8 +2,10 @@
 
 from kfp import dsl
 
+from components import images
 
-@dsl.component(base_image="must-torch", install_kfp_package=False)
+
+@dsl.component(base_image=images.TORCH, install_kfp_package=False)
 def evaluate(
     shards_uri: str,
     index_sha256: str,

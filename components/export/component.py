@@ -2,8 +2,10 @@
 
 from kfp import dsl
 
+from components import images
 
-@dsl.component(base_image="must-torch", install_kfp_package=False)
+
+@dsl.component(base_image=images.TORCH, install_kfp_package=False)
 def export(shards_uri: str, bundle: dsl.Input[dsl.Model], onnx: dsl.Output[dsl.Model], precision: str = "fp32") -> None:
     """Exports the model with its class names and preprocessing.
 

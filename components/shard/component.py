@@ -2,8 +2,10 @@
 
 from kfp import dsl
 
+from components import images
 
-@dsl.component(base_image="must-shard", install_kfp_package=False)
+
+@dsl.component(base_image=images.SHARD, install_kfp_package=False)
 def shard(
     source: str,
     output_uri: str,
