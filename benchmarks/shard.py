@@ -55,10 +55,10 @@ def main() -> None:
     def speed(way: str, other: str) -> float:
         return best[other].seconds / best[way].seconds
 
-    print(f"header check: {speed('must shard, header', 'tar cf'):.2f} of tar's speed")
-    print(f"header check: {speed('must shard, header', 'tar cf, synced to disk'):.2f} of tar's speed when it syncs too")
-    print(f"header check: {speed('must shard, header', 'webdataset.ShardWriter'):.2f} of ShardWriter's speed")
-    print(f"decode check: {speed('must shard, decode', 'decoding alone'):.2f} of the speed of decoding alone")
+    print(f"header validation: {speed('must shard, header', 'tar cf'):.2f} of tar's speed")
+    print(f"header validation: {speed('must shard, header', 'tar cf, synced to disk'):.2f} of tar's speed, synced")
+    print(f"header validation: {speed('must shard, header', 'webdataset.ShardWriter'):.2f} of ShardWriter's speed")
+    print(f"decode validation: {speed('must shard, decode', 'decoding alone'):.2f} of the speed of decoding alone")
 
 
 class Measure(NamedTuple):
@@ -131,12 +131,12 @@ def shard_writer(images: Path, output: Path) -> None:
             writer.write(sample)
 
 
-def must_shard(check: str) -> Callable[[Path, Path], None]:
+def must_shard(validate: str) -> Callable[[Path, Path], None]:
     def run(images: Path, output: Path) -> None:
         from must.config import ShardConfig
         from must.data.shard import shard
 
-        shard(ShardConfig(source=str(images), output=str(output), check=check))
+        shard(ShardConfig(source=str(images), output=str(output), validate=validate))
 
     return run
 

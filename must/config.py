@@ -46,7 +46,7 @@ class ShardConfig(StageConfig):
     drop_duplicates: bool = param(
         "keep one of several byte-identical images; across splits, test keeps it and train loses it in any case", False
     )
-    check: Literal["decode", "header"] = param(
+    validate: Literal["decode", "header"] = param(
         "decode every image once, which finds damaged ones, or read headers only, which is faster", "decode"
     )
     resize: int = param(
@@ -56,7 +56,7 @@ class ShardConfig(StageConfig):
     max_pixels: int = param("images of more pixels (width x height) are rejected", 89_478_485, metavar="N")
     max_file_mb: int = param("files of more megabytes are rejected", 256, metavar="MB")
 
-    def validate(self) -> None:
+    def check_values(self) -> None:
         require(1 <= self.quality <= 95, "--quality must lie between 1 and 95")
         require(self.resize >= 0, "--resize must not be negative")
         require(1 <= self.max_pixels <= 178_956_970, "--max-pixels must lie between 1 and 178956970")
@@ -184,7 +184,7 @@ class TrainConfig(StageConfig):
     log_every: int = param("steps between log lines", 10, metavar="N")
     timeout: int = param("seconds after which a process that waits for a lost one gives up", 600, metavar="S")
 
-    def validate(self) -> None:
+    def check_values(self) -> None:
         for name in ("epochs", "batch_size", "mask_patch_size", "keep_checkpoints", "log_every", "timeout"):
             require(getattr(self, name) >= 1, f"{flag(name)} must be at least 1")
         for name in (
@@ -252,7 +252,7 @@ class EvaluateConfig(StageConfig):
     device: str = param("auto, cpu, cuda or cuda:N", "auto")
     timeout: int = param("seconds after which a process that waits for a lost one gives up", 600, metavar="S")
 
-    def validate(self) -> None:
+    def check_values(self) -> None:
         require(self.batch_size >= 1, "--batch-size must be at least 1")
         require(self.workers >= 0, "--workers must not be negative")
         require(all(n >= 1 for n in self.few_shot), "--few-shot needs numbers of 1 or more")
@@ -292,7 +292,7 @@ class ExportConfig(StageConfig):
         "also write a Triton model repository and a KServe manifest for a model of this name", "", metavar="NAME"
     )
 
-    def validate(self) -> None:
+    def check_values(self) -> None:
         require(self.images >= 1, "--images must be at least 1")
         require(0 <= self.min_agreement <= 1, "--min-agreement must lie between 0 and 1")
         require(
@@ -315,7 +315,7 @@ class PredictConfig(StageConfig):
     output: str = param("CSV or JSONL file to write instead of the table on the terminal", "", metavar="FILE")
     threads: int = param("threads of a forward pass; 0 means one a core", 0, metavar="N")
 
-    def validate(self) -> None:
+    def check_values(self) -> None:
         require(self.top_k >= 1, "--top-k must be at least 1")
         require(self.batch_size >= 1, "--batch-size must be at least 1")
         require(self.threads >= 0, "--threads must not be negative")

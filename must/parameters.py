@@ -36,9 +36,9 @@ class StageConfig:
         for name, kind in get_type_hints(type(self)).items():
             if get_origin(kind) is not ClassVar:
                 setattr(self, name, convert(getattr(self, name), kind, flag(name)))
-        self.validate()
+        self.check_values()
 
-    def validate(self) -> None:
+    def check_values(self) -> None:
         """Raises ValueError for values that make no sense together."""
 
     def to_dict(self) -> dict[str, Any]:

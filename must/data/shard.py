@@ -138,7 +138,7 @@ def settings_of(config: ShardConfig) -> Settings:
         split=config.split,
         resize=config.resize,
         quality=config.quality,
-        check=config.check,
+        validate=config.validate,
         max_pixels=config.max_pixels,
         max_bytes=config.max_file_mb * 1_000_000,
     )

@@ -37,7 +37,7 @@ class Settings:
     split: dict[str, float]
     resize: int
     quality: int
-    check: str
+    validate: str
     max_pixels: int
     max_bytes: int
 
@@ -156,7 +156,7 @@ def checked(data: bytes, settings: Settings) -> tuple[str, bytes]:
     header = images.identify(data, settings.max_pixels)
     if settings.resize and min(header.size) > settings.resize:
         return "jpg", resized(data, settings)
-    if settings.check == "decode":
+    if settings.validate == "decode":
         images.check(header)
     return images.extension(header), data
 

@@ -136,7 +136,7 @@ def test_header_checks_find_what_the_header_tells(tmp_path: Path) -> None:
     zoo.fill(tmp_path / "in", 3)
     (tmp_path / "in" / "text.jpg").write_bytes(b"hello")
     (tmp_path / "in" / "truncated.jpg").write_bytes(zoo.truncated("JPEG"))
-    run(tmp_path / "in", tmp_path / "out", check="header", max_rejected=1)
+    run(tmp_path / "in", tmp_path / "out", validate="header", max_rejected=1)
     assert set(rejected(tmp_path / "out")) == {"text.jpg"}
 
 
