@@ -1,4 +1,4 @@
-"""The command line: one subcommand a stage, its flags made from must/config.py."""
+"""The command line: one subcommand a stage, its flags made from must/config/."""
 
 from __future__ import annotations
 

@@ -1,0 +1,39 @@
+"""Every stage's parameters, a dataclass a stage: the only place where a name, type, default and help text stand.
+
+The command line, the YAML files (``--config``), the presets and the pipeline components all read these classes.
+Values are taken in the order flags, ``--config`` file, ``--preset``, default.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from must.config.classifier import ClassifierConfig
+from must.config.demo import DemoConfig
+from must.config.evaluate import EvaluateConfig
+from must.config.export import ExportConfig
+from must.config.predict import PredictConfig
+from must.config.shard import ShardConfig
+from must.config.train import TrainConfig
+from must.parameters import StageConfig
+
+STAGES: Final[dict[str, type[StageConfig]]] = {
+    "shard": ShardConfig,
+    "classifier": ClassifierConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "export": ExportConfig,
+    "predict": PredictConfig,
+    "demo": DemoConfig,
+}
+
+__all__ = [
+    "STAGES",
+    "ClassifierConfig",
+    "DemoConfig",
+    "EvaluateConfig",
+    "ExportConfig",
+    "PredictConfig",
+    "ShardConfig",
+    "TrainConfig",
+]

@@ -1,0 +1,52 @@
+"""Parameters of `must evaluate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from must.parameters import StageConfig, param, require
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig(StageConfig):
+    summary = "Measure the adapted model against the zero-shot one; write metrics.json and report.html."
+    example = (
+        "must evaluate --model model/ --baseline classifier.safetensors --shards shards/ --split test --output report/"
+    )
+
+    model: str = param("the bundle written by `must train`", metavar="BUNDLE")
+    baseline: str = param(
+        "what it is compared with: a classifier file (its zero-shot model), or another bundle",
+        "",
+        metavar="FILE|BUNDLE",
+    )
+    shards: str = param("folder of shards made by `must shard`", metavar="URI")
+    split: str = param("split to evaluate on", "test", metavar="NAME")
+    output: str = param("folder for metrics.json, predictions.csv and report.html", metavar="URI")
+    labels: Literal["auto", "ignore"] = param(
+        "auto: use the labels there are; ignore: evaluate as if there were none", "auto"
+    )
+    few_shot: list[int] = param(
+        "also fit a linear probe and Tip-Adapter on so many labelled images a class, e.g. 1,2,4,8,16",
+        factory=list,
+        metavar="N,...",
+    )
+    few_shot_split: str = param("split that --few-shot takes its labelled images from", "train", metavar="NAME")
+    few_shot_seeds: int = param("draws of labelled images that --few-shot averages over", 3, metavar="N")
+    batch_size: int = param("images a forward pass", 256, metavar="N")
+    workers: int = param("loader processes", 2, metavar="N")
+    device: str = param("auto, cpu, cuda or cuda:N", "auto")
+    timeout: int = param("seconds after which a process that waits for a lost one gives up", 600, metavar="S")
+
+    def check_values(self) -> None:
+        require(self.batch_size >= 1, "--batch-size must be at least 1")
+        require(self.workers >= 0, "--workers must not be negative")
+        require(all(n >= 1 for n in self.few_shot), "--few-shot needs numbers of 1 or more")
+        require(self.few_shot_seeds >= 1, "--few-shot-seeds must be at least 1")
+        require(self.timeout >= 1, "--timeout must be at least 1")
+        require(not self.few_shot or bool(self.baseline), "--few-shot needs --baseline, whose features it uses")
+        require(
+            not self.few_shot or self.few_shot_split != self.split,
+            f"--few-shot-split {self.few_shot_split}: is the split that is evaluated; take another one",
+        )

@@ -1,0 +1,71 @@
+"""Parameters of `must shard`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from must.parameters import StageConfig, param, require
+
+
+@dataclass(kw_only=True)
+class ShardConfig(StageConfig):
+    summary = "Pack images into WebDataset shards with an index, ready to train on."
+    example = "must shard --source photos/ --test-source labelled/ --labels folder --output shards/"
+
+    source: str = param(
+        "images: a folder or gs:// prefix, a .csv/.jsonl manifest with the columns path[,label][,split], a tar or zip "
+        "archive, or WebDataset shards (a folder of them, or x-{000..099}.tar)",
+        metavar="URI",
+    )
+    output: str = param("folder for the shards and index.json: a path or gs://bucket/prefix", metavar="URI")
+    test_source: str = param(
+        "more images, as --source, that become the split 'test': labelled images kept for reporting", "", metavar="URI"
+    )
+    labels: Literal["folder", "csv", "none"] = param(
+        "where labels stand: the name of the folder an image lies in; the manifest's column label, or a WebDataset "
+        "sample's cls or json; or nowhere",
+        "none",
+    )
+    split: dict[str, float] = param(
+        "share of --source for each split, e.g. train=0.9,test=0.1; an image's split is a hash of its content",
+        factory=lambda: {"train": 1.0},
+        metavar="NAME=SHARE,...",
+    )
+    samples_per_shard: int = param("images in a shard", 1000, metavar="N")
+    max_rejected: float = param(
+        "largest share of undecodable files; above it the run ends with code 2", 0.01, metavar="SHARE"
+    )
+    workers: int = param("processes that read and check images; 0 means one a core", 0, metavar="N")
+    append: bool = param("add the source's new files to the shards in --output; old samples keep their places", False)
+    drop_duplicates: bool = param(
+        "keep one of several byte-identical images; across splits, test keeps it and train loses it in any case", False
+    )
+    validate: Literal["decode", "header"] = param(
+        "decode every image once, which finds damaged ones, or read headers only, which is faster", "decode"
+    )
+    resize: int = param(
+        "re-encode larger images as JPEG with this shorter side; 0 keeps every file byte for byte", 0, metavar="PX"
+    )
+    quality: int = param("JPEG quality of --resize", 90, metavar="1-95")
+    max_pixels: int = param("images of more pixels (width x height) are rejected", 89_478_485, metavar="N")
+    max_file_mb: int = param("files of more megabytes are rejected", 256, metavar="MB")
+
+    def check_values(self) -> None:
+        require(1 <= self.quality <= 95, "--quality must lie between 1 and 95")
+        require(self.resize >= 0, "--resize must not be negative")
+        require(1 <= self.max_pixels <= 178_956_970, "--max-pixels must lie between 1 and 178956970")
+        require(self.max_file_mb >= 1, "--max-file-mb must be at least 1")
+        require(self.samples_per_shard >= 1, "--samples-per-shard must be at least 1")
+        require(0 <= self.max_rejected <= 1, "--max-rejected must lie between 0 and 1")
+        require(self.workers >= 0, "--workers must not be negative")
+        require(
+            bool(self.split) and all(share >= 0 for share in self.split.values()), "--split needs shares of 0 or more"
+        )
+        total = sum(self.split.values())
+        require(abs(total - 1) < 1e-6, f"--split must add up to 1, not {total:g}")
+        for name in self.split:
+            require(
+                name.isidentifier() and name.islower(),
+                f"--split: '{name}' is no split name; use lower-case letters, digits and _",
+            )

@@ -1,0 +1,134 @@
+"""Parameters of `must train`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from must.parameters import StageConfig, convert, flag, param, require
+
+
+@dataclass(kw_only=True)
+class TrainConfig(StageConfig):
+    """Defaults are the published method's (arXiv 2206.02967); presets set what differs from task to task."""
+
+    summary = "Adapt the zero-shot classifier to unlabeled images with masked unsupervised self-training (MUST)."
+    example = (
+        "must train --shards shards/ --classifier classifier.safetensors --preset imagenet --output model/\n"
+        "  torchrun --nproc-per-node=8 -m must train --shards ... (on several GPUs)"
+    )
+
+    # what goes in and out
+    shards: str = param("folder of shards made by `must shard`", metavar="URI")
+    classifier: str = param("classifier file made by `must classifier`; it names the model", metavar="FILE")
+    output: str = param("folder for the adapted model (the bundle), the logs and the curves", metavar="DIR")
+    split: str = param("split to train on; its labels, if there are any, are not read", "train", metavar="NAME")
+    preset: str = param(
+        "published settings of a data set: imagenet, sun397, food101, gtsrb, dtd, ucf101, pets, caltech101; or digits",
+        "",
+        metavar="NAME",
+    )
+    model: str = param("the model, if it must be another name or place than the classifier's", "", metavar="NAME|PATH")
+    pretrained: str = param(
+        "the pretrained weights, if in another place than the classifier says", "", metavar="TAG|PATH"
+    )
+
+    # optimisation
+    epochs: int = param("passes over the split", 30, metavar="N")
+    batch_size: int = param("global batch: images a step, over all processes", 1024, metavar="N")
+    lr: float = param("learning rate for 256 images a step; it is scaled by batch size / 256", 2e-5)
+    min_lr: float = param("the cosine schedule's end, scaled the same way", 1e-6)
+    weight_decay: float = param("AdamW weight decay of everything but one-dimensional tensors", 0.05)
+    layer_decay: float = param("learning rate of a layer, as a factor of the layer above", 0.65)
+    seed: int = param("of sample order, augmentation, masks and new weights", 0, metavar="N")
+
+    # the method
+    confidence_threshold: float = param("teacher probability above which a pseudo-label counts", 0.7)
+    fairness_weight: float = param("weight of the class balance term", 1.0)
+    reconstruction_weight: float = param("weight of the masked image modelling term", 1.0)
+    align_weight: float = param("weight of the global-local alignment term", 0.2)
+    mask_patch_size: int = param("side of a masked cell in pixels; a multiple of the model's patch", 32, metavar="PX")
+    mask_ratio: float = param("share of cells that are masked (rounded up)", 0.3)
+    ema_decay_init: float = param("teacher's EMA decay at the first step", 0.999)
+    ema_decay: float = param("teacher's EMA decay after the ramp", 0.9998)
+    ema_warmup_steps: int = param("steps of the linear ramp between the two", 2000, metavar="N")
+    logit_factor: str = param(
+        "factor on the cosine logits: 100 as published, or 'model' for the model's own logit scale",
+        "100",
+        metavar="X|model",
+    )
+    loss_reduction: Literal["global", "rank"] = param(
+        "mean of the self-training loss over the confident images of all processes, or per process (published)",
+        "global",
+    )
+
+    # views
+    weak_padding: int = param(
+        "pixels of padding before the weak view's random crop: a shift for images no larger than the model's input",
+        0,
+        metavar="PX",
+    )
+    strong_scale: list[float] = param(
+        "smallest and largest area of the strong view's random resized crop",
+        factory=lambda: [0.3, 1.0],
+        metavar="LOW,HIGH",
+    )
+    flip: float = param("probability of mirroring the strong view (0 for digits, text, traffic signs)", 0.5)
+    randaugment: str = param(
+        "RandAugment of the strong view in timm's notation; empty for none", "rand-m9-mstd0.5-inc1"
+    )
+    randaugment_ops: list[str] = param(
+        "operations to draw from, by timm's names (Rotate, ShearX, ...); empty for all",
+        factory=list,
+        metavar="NAME,...",
+    )
+
+    # running
+    device: str = param("auto, cpu, cuda or cuda:N", "auto")
+    precision: Literal["auto", "fp32", "bf16"] = param(
+        "auto: bf16 autocast on a GPU that has it, else fp32; weights, losses and EMA stay fp32", "auto"
+    )
+    workers: int = param("loader processes for each training process", 2, metavar="N")
+    checkpoints: str = param("folder for checkpoints; OUTPUT/checkpoints if empty", "", metavar="URI")
+    checkpoint_every: int = param("steps between checkpoints; 0: once an epoch", 0, metavar="N")
+    keep_checkpoints: int = param("newest checkpoints to keep", 2, metavar="N")
+    resume: bool = param("go on from the newest checkpoint if there is one; --no-resume starts afresh", True)
+    save: Literal["teacher", "student"] = param("which of the two becomes the model", "teacher")
+    log_every: int = param("steps between log lines", 10, metavar="N")
+    timeout: int = param("seconds after which a process that waits for a lost one gives up", 600, metavar="S")
+
+    def check_values(self) -> None:
+        for name in ("epochs", "batch_size", "mask_patch_size", "keep_checkpoints", "log_every", "timeout"):
+            require(getattr(self, name) >= 1, f"{flag(name)} must be at least 1")
+        for name in (
+            "fairness_weight",
+            "reconstruction_weight",
+            "align_weight",
+            "weight_decay",
+            "workers",
+            "ema_warmup_steps",
+            "lr",
+            "weak_padding",
+            "checkpoint_every",
+        ):
+            require(getattr(self, name) >= 0, f"{flag(name)} must not be negative")
+        require(0 <= self.confidence_threshold < 1, "--confidence-threshold must be at least 0 and below 1")
+        require(
+            0 < self.mask_ratio < 1,
+            "--mask-ratio must lie between 0 and 1; with nothing masked two of the losses are undefined",
+        )
+        require(
+            0 <= self.ema_decay_init <= 1 and 0 <= self.ema_decay <= 1,
+            "--ema-decay and --ema-decay-init must lie between 0 and 1",
+        )
+        require(0 < self.layer_decay <= 1, "--layer-decay must be above 0 and at most 1")
+        require(0 <= self.flip <= 1, "--flip must lie between 0 and 1")
+        require(
+            len(self.strong_scale) == 2 and 0 < self.strong_scale[0] <= self.strong_scale[1] <= 1,
+            "--strong-scale needs two areas, such as 0.3,1",
+        )
+        if self.logit_factor != "model":
+            require(
+                convert(self.logit_factor, float, "--logit-factor") > 0,
+                "--logit-factor must be a positive number or 'model'",
+            )
