@@ -1,0 +1,67 @@
+"""What a run is besides its networks: how far it got, what it logged, and which checkpoints it may go on from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from must import storage
+from must.config import TrainConfig
+from must.data.index import Index
+from must.model.classifier import TextClassifier
+from must.train.checkpoint import Checkpoints
+from must.train.provenance import identity
+from must.train.step import MustStep
+
+
+@dataclass
+class Progress:
+    """What changes during a run besides weights."""
+
+    step: int = 0
+    skipped: int = 0  # steps without finite gradients
+    replaced: int = 0  # samples that could not be decoded
+    seconds: float = 0.0
+    waited: float = 0.0  # of `seconds`, for data
+
+
+@dataclass
+class RunState:
+    """Saves to, and goes on from, the checkpoints of one run."""
+
+    checkpoints: Checkpoints
+    identity: dict[str, Any]
+    progress: Progress = field(default_factory=Progress)
+    log_lines: list[dict[str, Any]] = field(default_factory=list)  # of the whole run; they travel with the checkpoints
+
+    @classmethod
+    def of(cls, config: TrainConfig, index: Index, classifier: TextClassifier) -> RunState:
+        weights = hashlib.sha256(classifier.weights.numpy().tobytes()).hexdigest()
+        uri = config.checkpoints or storage.join(config.output, "checkpoints")
+        return cls(Checkpoints(uri, config.keep_checkpoints), identity(config, index.sha256, weights))
+
+    def save(self, method: MustStep) -> None:
+        """Starts writing a checkpoint in the background. Every process calls this; the main one writes."""
+        state = method.state_dict()
+        if method.world.is_main:
+            run = {"identity": self.identity, "progress": asdict(self.progress), "log": json.dumps(self.log_lines)}
+            self.checkpoints.save(self.progress.step, run | state)
+
+    def resume(self, method: MustStep) -> bool:
+        """Goes on from the newest whole checkpoint, if there is one. Raises ValueError: it belongs to another run."""
+        state = self.checkpoints.load_newest()
+        if state is None:
+            return False
+        ours, theirs = self.identity, state["identity"]
+        changed = [f"{name} ({theirs.get(name)} -> {ours[name]})" for name in ours if theirs.get(name) != ours[name]]
+        if changed:
+            raise ValueError(
+                f"{self.checkpoints.uri}: holds checkpoints of a run with other settings: {', '.join(changed[:5])}; "
+                "use those, another --checkpoints, or --no-resume to start afresh"
+            )
+        self.progress = Progress(**state["progress"])
+        self.log_lines = json.loads(state["log"])
+        method.load_state_dict(state)
+        return True
