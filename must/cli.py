@@ -21,6 +21,8 @@ STAGE_FUNCTIONS = {
     "train": "must.train.trainer:train",
     "evaluate": "must.evaluate.evaluate:evaluate",
     "export": "must.export.onnx:export",
+    "gate": "must.promote.decide:gate",
+    "promote": "must.promote.promote:promote",
     "predict": "must.export.predict:predict",
     "demo": "must.demo:demo",
 }

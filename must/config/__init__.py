@@ -12,7 +12,9 @@ from must.config.classifier import ClassifierConfig
 from must.config.demo import DemoConfig
 from must.config.evaluate import EvaluateConfig
 from must.config.export import ExportConfig
+from must.config.gate import GateConfig
 from must.config.predict import PredictConfig
+from must.config.promote import PromoteConfig
 from must.config.shard import ShardConfig
 from must.config.train import TrainConfig
 from must.parameters import StageConfig
@@ -23,6 +25,8 @@ STAGES: Final[dict[str, type[StageConfig]]] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
+    "gate": GateConfig,
+    "promote": PromoteConfig,
     "predict": PredictConfig,
     "demo": DemoConfig,
 }
@@ -33,7 +37,9 @@ __all__ = [
     "DemoConfig",
     "EvaluateConfig",
     "ExportConfig",
+    "GateConfig",
     "PredictConfig",
+    "PromoteConfig",
     "ShardConfig",
     "TrainConfig",
 ]

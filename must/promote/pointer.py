@@ -1,0 +1,71 @@
+"""A small file that several programs may move at once: read it, decide, write it if nobody else did meanwhile."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from must import storage
+from must.storage import ConflictError
+
+Token = int | str
+"""Stands for the content that was read: an object's generation, or a local file's sha256. 0: there was no file."""
+
+
+def read(uri: str) -> tuple[bytes | None, Token]:
+    """The content, None if there is no file, and the token that `move` wants."""
+    if not storage.is_remote(uri):
+        data = read_local(uri)
+        return data, token_of(data)
+    generation = storage.generation(uri)  # before the content: if it changes in between, `move` fails, which is safe
+    if generation is None:
+        return None, 0
+    return storage.read_bytes(uri), generation
+
+
+def move(uri: str, data: bytes, token: Token) -> None:
+    """Writes `data` if the file is still the one that `token` stands for.
+
+    In a bucket the server compares generations. Locally the comparison and the writing happen under a lock of the
+    operating system, which a process that dies lets go.
+
+    Raises:
+        ConflictError: somebody else wrote the file meanwhile.
+    """
+    if not storage.is_remote(uri):
+        with locked(uri):
+            if token_of(read_local(uri)) != token:
+                raise ConflictError(f"{uri} was written by somebody else")
+            storage.write_bytes(uri, data)
+        return
+    assert isinstance(token, int), token
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        storage.upload(file.name, uri, if_generation_match=token)
+
+
+def read_local(uri: str) -> bytes | None:
+    try:
+        return storage.read_bytes(uri)
+    except FileNotFoundError:
+        return None
+
+
+def token_of(data: bytes | None) -> Token:
+    return 0 if data is None else hashlib.sha256(data).hexdigest()
+
+
+@contextmanager
+def locked(uri: str) -> Iterator[None]:
+    """Waits for its turn; the lock file stays, for removing it would let two processes lock two files."""
+    path = Path(storage.local(uri))
+    with storage.disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_name(f".{path.name}.lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield

@@ -1,0 +1,217 @@
+"""The registry: versions are whole, LATEST moves once, of two rivals one loses aloud, one command goes back."""
+
+import hashlib
+import json
+import multiprocessing
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from must.cli import main
+from must.config import GateConfig
+from must.evaluate.gate import LabelFreeLimits
+from must.promote.registry import Registry
+from tests.promote.bundles import make_bundle
+
+
+@pytest.fixture(params=["local", "bucket"])
+def registry(request, tmp_path):
+    """A registry's URI: a folder, or a bucket on a real server of the protocol."""
+    if request.param == "local":
+        return str(tmp_path / "registry")
+    return request.getfixturevalue("gcs_server").uri + "/registry"
+
+
+def promote(registry, *flags):
+    main(["promote", "--registry", registry, "--name", "digits", *map(str, flags)])
+
+
+def latest(registry):
+    return Registry(registry, "digits").latest()
+
+
+def test_a_version_holds_the_bundle_the_onnx_and_where_they_come_from(registry, tmp_path, capsys):
+    bundle = make_bundle(tmp_path / "model", seed=1, revision=3)
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "model.onnx").write_bytes(b"onnx")
+    metrics = {"adapted": {"top1": 0.9, "confusion": []}, "baseline": {"top1": 0.7}}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    promote(registry, "--model", bundle, "--onnx", tmp_path / "onnx", "--metrics", tmp_path / "metrics.json")
+    assert "LATEST is r0003-" in capsys.readouterr().out
+    (version,) = Registry(registry, "digits").versions()
+    weights = hashlib.sha256((bundle / "model.safetensors").read_bytes()).hexdigest()
+    assert version["version"] == f"r0003-{weights[:12]}" == latest(registry).version
+    assert set(version["files"]) == {"bundle/model.safetensors", "bundle/model.json", "onnx/model.onnx"}
+    assert version["files"]["bundle/model.safetensors"] == {"bytes": 1000, "sha256": weights}
+    assert version["metrics"] == {"adapted": {"top1": 0.9}, "baseline": {"top1": 0.7}}
+    assert (version["index_revision"], version["git_revision"]) == (3, "abc")
+    promote(registry, "--list")
+    assert "90.0%" in (line := capsys.readouterr().out) and line.rstrip().endswith("LATEST")
+
+
+def test_rolling_back_goes_one_champion_further_each_time(registry, tmp_path, capsys):
+    names = []
+    for seed in range(3):
+        promote(registry, "--model", make_bundle(tmp_path / str(seed), seed=seed))
+        names.append(latest(registry).version)
+    promote(registry, "--rollback")
+    assert latest(registry).version == names[1]
+    promote(registry, "--rollback")
+    assert (latest(registry).version, latest(registry).previous) == (names[0], ())
+    with pytest.raises(SystemExit, match="2"):
+        promote(registry, "--rollback")
+    assert "no earlier champion to go back to" in capsys.readouterr().err
+    promote(registry, "--model", tmp_path / "2")  # and forward again
+    promote(registry, "--model", tmp_path / "1")
+    promote(registry, "--rollback", "--to", names[0])
+    assert latest(registry).version == names[0]
+
+
+def test_a_repeated_promotion_changes_nothing(registry, tmp_path):
+    bundle = make_bundle(tmp_path / "model")
+    promote(registry, "--model", bundle, "--champion", "none")
+    before = latest(registry)
+    promote(registry, "--model", bundle, "--champion", "none")  # a retried pod
+    assert latest(registry) == before and len(Registry(registry, "digits").versions()) == 1
+
+
+def test_a_challenger_of_yesterdays_champion_is_refused(registry, tmp_path, capsys):
+    promote(registry, "--model", make_bundle(tmp_path / "a", seed=1), "--champion", "none")
+    with pytest.raises(SystemExit, match="2"):
+        promote(registry, "--model", make_bundle(tmp_path / "b", seed=2), "--champion", "none")
+    assert "LATEST is r0000-" in (line := capsys.readouterr().err) and "not empty, which this model" in line
+    assert latest(registry).previous == ()
+
+
+def rival(registry, bundle, barrier, results):
+    barrier.wait()
+    code = 0
+    try:
+        promote(registry, "--model", bundle, "--champion", "none")
+    except SystemExit as error:
+        code = error.code
+    results.put(code)
+
+
+def test_of_rivals_that_finish_together_one_wins_and_the_others_say_so(registry, tmp_path):
+    """Real processes, all at once, each compared with the same champion."""
+    context, rivals = multiprocessing.get_context("fork"), 4
+    bundles = [make_bundle(tmp_path / str(seed), seed=seed) for seed in range(rivals)]
+    barrier, results = context.Barrier(rivals), context.Queue()
+    processes = [context.Process(target=rival, args=(registry, b, barrier, results)) for b in bundles]
+    for process in processes:
+        process.start()
+    codes = Counter(results.get(timeout=60) for _ in processes)
+    for process in processes:
+        process.join()
+    assert codes == {0: 1, 2: rivals - 1}
+    assert latest(registry).version and latest(registry).previous == ()
+
+
+def test_a_writer_between_reading_and_moving_is_noticed(registry, tmp_path, monkeypatch):
+    from must.promote import pointer
+
+    place, real = Registry(registry, "digits"), pointer.read
+    for version in ("a", "b"):
+        place.add(version, {}, {})
+
+    def read_then_lose(uri):
+        seen = real(uri)
+        monkeypatch.setattr(pointer, "read", real)
+        Registry(registry, "digits").move("b", "the rival")
+        return seen
+
+    monkeypatch.setattr(pointer, "read", read_then_lose)
+    with pytest.raises(ValueError, match="another run moved LATEST at the same moment; a is stored but is not"):
+        place.move("a", "promoted")
+    assert place.latest().version == "b"
+
+
+def test_a_lost_answer_to_the_move_is_no_defeat(gcs_server, tmp_path):
+    registry = gcs_server.uri + "/registry"
+    gcs_server.faults.plan = ["lost", "", "503", ""]
+    promote(registry, "--model", make_bundle(tmp_path / "model"), "--champion", "none")
+    gcs_server.faults.plan = []
+    assert latest(registry).version.startswith("r0000-") and gcs_server.faults.done["lost"]
+
+
+def test_a_killed_promotion_leaves_no_half_version(tmp_path):
+    """The description comes last: a folder without it is no version, and the same command completes it."""
+    registry, bundle = str(tmp_path / "registry"), make_bundle(tmp_path / "model")
+    command = ["promote", "--registry", registry, "--name", "digits", "--model", str(bundle)]
+    code = (
+        "import os, must.promote.registry as r; copy = r.copy\n"
+        "r.copy = lambda s, t: os._exit(9) if t.endswith('model.json') else copy(s, t)\n"
+        f"from must.cli import main; main({command})"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    assert Registry(registry, "digits").versions() == [] and latest(registry).version == ""
+    promote(registry, "--model", bundle)
+    assert len(Registry(registry, "digits").versions()) == 1
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--model", "nowhere"], "no model.json there"),
+        ([], "which bundle is to be promoted is missing"),
+        (["--rollback", "--list"], "give one of them"),
+        (["--to", "r1"], "--to goes with --rollback"),
+        (["--model", "x", "--version", "../y"], "make a version"),
+        (["--model", "x", "--name", "A/B"], "make a name"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        promote("registry", *flags)
+    assert message in (line := capsys.readouterr().err) and len(line.splitlines()) == 1
+
+
+METRICS = {
+    "classes": ["a", "b"],
+    "labelled": 200,
+    "baseline": {"top1": 0.7},
+    "adapted": {"top1": 0.8},
+    "intervals": {"top1": [0.05, 0.15]},
+    "label_free": {
+        "compared": {"agreement": 0.9, "agreement_confident": 0.95, "vanished": []},
+        "baseline": {"effective_classes": 2.0, "mutual_information": 0.5},
+        "adapted": {"effective_classes": 1.9, "mutual_information": 0.5},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "flags, passed",
+    [
+        ([], True),
+        (["--min-agreement", "0.95"], False),
+        (["--gate", "labelled"], True),
+        (["--gate", "labelled", "--min-gain", "0.1"], False),
+        (["--gate", "labelled", "--min-images", "201"], False),
+        (["--gate", "none", "--min-agreement", "1"], True),
+    ],
+)
+def test_the_gate_decides_and_promote_obeys(tmp_path, capsys, flags, passed):
+    (tmp_path / "metrics.json").write_text(json.dumps(METRICS))
+    decision = tmp_path / "decision.json"
+    main(["gate", "--metrics", str(tmp_path / "metrics.json"), "--output", str(decision), *flags])
+    shown = capsys.readouterr().out
+    assert json.loads(decision.read_text())["passed"] is passed
+    assert ("STOP" in shown) is not passed
+    bundle, registry = make_bundle(tmp_path / "model"), str(tmp_path / "registry")
+    if passed:
+        promote(registry, "--model", bundle, "--decision", decision)
+        assert Registry(registry, "digits").versions()[0]["decision"]["passed"]
+    else:
+        with pytest.raises(SystemExit, match="2"):
+            promote(registry, "--model", bundle, "--decision", decision)
+        assert "the gate stopped this model" in capsys.readouterr().err
+
+
+def test_the_gates_defaults_are_those_of_the_evidence():
+    config = GateConfig(metrics="m")
+    assert all(getattr(config, name) == value for name, value in vars(LabelFreeLimits()).items())
