@@ -36,6 +36,11 @@ class TrainConfig(StageConfig):
     # optimisation
     epochs: int = param("passes over the split", 30, metavar="N")
     batch_size: int = param("global batch: images a step, over all processes", 1024, metavar="N")
+    accumulate: int = param(
+        "micro-batches a process cuts its part of a step into: less memory, the same gradients, a quarter more work",
+        1,
+        metavar="N",
+    )
     lr: float = param("learning rate for 256 images a step; it is scaled by batch size / 256", 2e-5)
     min_lr: float = param("the cosine schedule's end, scaled the same way", 1e-6)
     weight_decay: float = param("AdamW weight decay of everything but one-dimensional tensors", 0.05)
@@ -98,7 +103,15 @@ class TrainConfig(StageConfig):
     timeout: int = param("seconds after which a process that waits for a lost one gives up", 600, metavar="S")
 
     def check_values(self) -> None:
-        for name in ("epochs", "batch_size", "mask_patch_size", "keep_checkpoints", "log_every", "timeout"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "accumulate",
+            "mask_patch_size",
+            "keep_checkpoints",
+            "log_every",
+            "timeout",
+        ):
             require(getattr(self, name) >= 1, f"{flag(name)} must be at least 1")
         for name in (
             "fairness_weight",

@@ -105,3 +105,26 @@ class GlobalBatches:
                 order = EpochOrder(self.sizes, self.seed, epoch, self.window)
             start = step_of_epoch * self.batch_size + self.rank * self.local_size
             yield [(epoch, int(sample)) for sample in order.take(start, start + self.local_size)]
+
+
+class MicroBatches:
+    """A batch sampler that hands out each of another's batches in `parts` equal pieces, one after the other.
+
+    Raises:
+        ValueError: the batch of a process does not divide.
+    """
+
+    def __init__(self, batches: GlobalBatches, parts: int) -> None:
+        if batches.local_size % parts:
+            raise ValueError(
+                f"--accumulate {parts}: must divide the {batches.local_size} images that each process takes a step"
+            )
+        self.batches, self.parts = batches, parts
+
+    def __len__(self) -> int:
+        return len(self.batches) * self.parts
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        size = self.batches.local_size // self.parts
+        for batch in self.batches:
+            yield from (batch[start : start + size] for start in range(0, len(batch), size))

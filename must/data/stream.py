@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from must.data.eval_view import EvalView, Preprocess
 from must.data.image import decode
 from must.data.index import Index
-from must.data.order import GlobalBatches
+from must.data.order import GlobalBatches, MicroBatches
 from must.data.reader import ShardReader
 from must.data.views import TrainViews, ViewSettings, seed_views
 
@@ -64,7 +64,9 @@ class TrainDataset(Dataset):
         raise ValueError(f"{self.reader.uri}: {REPLACEMENTS} samples in a row cannot be read, the last one: {problem}")
 
 
-def train_batches(dataset: TrainDataset, batches: GlobalBatches, workers: int, pin_memory: bool = False) -> DataLoader:
+def train_batches(
+    dataset: TrainDataset, batches: GlobalBatches | MicroBatches, workers: int, pin_memory: bool = False
+) -> DataLoader:
     """One rank's batches, from `batches.first_step` to the end of the run, as a DataLoader of TrainBatch."""
     return DataLoader(
         dataset,

@@ -73,11 +73,28 @@ def world(device_name: str, timeout: int) -> Iterator[World]:
         dist.destroy_process_group()
 
 
+class HostCopy:
+    """A number on its way from the device to the host."""
+
+    def __init__(self, value: torch.Tensor) -> None:
+        self.value, self.arrived = value, None
+        if value.is_cuda:
+            self.value = torch.empty((), dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+
+    def read(self) -> float:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.value.item()
+
+
 class StopSignal:
     """Turns SIGTERM and SIGINT into a flag that the training loop reads after each step; a second one kills."""
 
     def __init__(self) -> None:
         self.received = False
+        self._flags: list[HostCopy] = []
         self._previous = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
 
     def _handle(self, number: int, _frame: object) -> None:
@@ -85,6 +102,16 @@ class StopSignal:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.received = True
+
+    def agreed(self, flag: torch.Tensor, world: World) -> bool:
+        """Whether all processes leave now. Call it after every step, with the step's sum of `received`.
+
+        On a GPU the answer is that of the step before, so that the host never waits for the step just queued.
+        """
+        if world.size == 1:
+            return self.received
+        self._flags.append(HostCopy(flag))
+        return len(self._flags) > (world.device.type == "cuda") and self._flags.pop(0).read() > 0
 
     def restore(self) -> None:
         for number, handler in self._previous.items():

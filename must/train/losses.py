@@ -32,12 +32,38 @@ class PseudoLabels(NamedTuple):
     confident: Tensor  # [B] bool
 
 
+class Terms(NamedTuple):
+    """Sums over some images of one process; differentiable."""
+
+    cross_entropy: Tensor  # of the confident images
+    confident: Tensor  # how many
+    images: Tensor
+    reconstruction: Tensor
+    alignment: Tensor
+    probability: Tensor  # [K]
+
+
+class Totals(NamedTuple):
+    """What the losses must know of the whole global batch before they can be differentiated; detached."""
+
+    cross_entropy: Tensor
+    confident: Tensor
+    images: Tensor
+    reconstruction: Tensor
+    alignment: Tensor
+    rank_means: Tensor  # of the self-training loss, summed over processes
+    probability: Tensor  # [K]
+    riders: Tensor  # see `add_up`
+    own_confident: Tensor  # of this process alone
+
+
 class Losses(NamedTuple):
     """`total` is what a process differentiates; the rest are the global batch's values, detached."""
 
     total: Tensor
     values: dict[str, Tensor]
     class_balance: Tensor | None  # the running mean to hand to the next step of the epoch
+    riders: Tensor
 
 
 def pseudo_labels(teacher_logits: Tensor, threshold: float) -> PseudoLabels:
@@ -54,9 +80,10 @@ def must_losses(
     weights: LossWeights,
     class_balance: Tensor | None = None,
     reduction: str = "global",
-    group: dist.ProcessGroup | None = None,
+    totals: Totals | None = None,
+    riders: Tensor | None = None,
 ) -> Losses:
-    """All losses of a step.
+    """All losses of a step, or of one of its micro-batches.
 
     Args:
         student: of this process's strong images, [B, ...].
@@ -65,48 +92,31 @@ def must_losses(
         masked: [B, M] numbers of the masked patches, the same M for every image.
         class_balance: running class balance [K] of this epoch's steps before (512 classes and more), else None.
         reduction: 'global', or 'rank': the self-training mean is taken per process, then over processes (published).
-        group: the processes that share the batch; None for the default group, if there is one.
+        totals: of the whole global batch, if these images are but a micro-batch of it: the gradients of all
+            micro-batches then add up to the batch's. Without it these images are this process's part of the batch.
+        riders: see `add_up`; only used without `totals`.
     """
-    logits = wide(student.logits)
-    patch = round((student.reconstruction.shape[-1] / 3) ** 0.5)
-    target = take(patchify(strong_images, patch), masked)
-    cross_entropy = (F.cross_entropy(logits, labels.label, reduction="none") * labels.confident).sum()
-    reconstruction = (wide(student.reconstruction) - target).abs().mean()
-    alignment = wide(student.alignment).mean()
-    probability = logits.softmax(-1).sum(0)
-    confident = labels.confident.sum().to(logits.dtype)
-    count = torch.full((), len(logits), dtype=logits.dtype, device=logits.device)
-
-    world = dist.get_world_size(group) if dist.is_initialized() else 1
-    own_mean = cross_entropy / confident.clamp(min=1)
-    scalars = torch.stack([cross_entropy, confident, count, reconstruction * count, alignment * count, own_mean])
-    totals = torch.cat([scalars, probability]).detach()
-    if world > 1:
-        dist.all_reduce(totals, group=group)
-    ce_sum, confident_sum, count_sum, rec_sum, align_sum, mean_sum = totals[:6]
-    balance = totals[6:] / count_sum
-
+    terms = loss_terms(student, labels, strong_images, masked)
+    totals = totals or add_up([terms], riders)
+    world = dist.get_world_size() if dist.is_initialized() else 1
     if reduction == "global":
-        self_training = world * cross_entropy / confident_sum.clamp(min=1)
-        self_training_value = ce_sum / confident_sum.clamp(min=1)
+        self_training = world * terms.cross_entropy / totals.confident.clamp(min=1)
+        self_training_value = totals.cross_entropy / totals.confident.clamp(min=1)
     else:
-        self_training, self_training_value = own_mean, mean_sum / world
-    # The value is the global mean; the gradient is this process's share of it, times `world` against DDP's averaging.
-    local = world * probability / count_sum
+        self_training = terms.cross_entropy / totals.own_confident.clamp(min=1)
+        self_training_value = totals.rank_means / world
+    # The value is the global batch's; the gradient is that of these images, times `world` against DDP's averaging.
+    balance, local = totals.probability / totals.images, world * terms.probability / totals.images
     fairness, running = fairness_loss(local + (balance - local).detach(), class_balance)
+    pixels = weights.reconstruction * terms.reconstruction + weights.alignment * terms.alignment
+    total = self_training + weights.fairness * fairness + world * pixels / totals.images
 
-    share = world * count / count_sum  # 1, unless processes hold batches of different sizes
-    total = (
-        self_training
-        + weights.fairness * fairness
-        + share * (weights.reconstruction * reconstruction + weights.alignment * alignment)
-    )
     values = {
         "loss_self_training": self_training_value,
         "loss_fairness": fairness.detach(),
-        "loss_reconstruction": rec_sum / count_sum,
-        "loss_alignment": align_sum / count_sum,
-        "confident": confident_sum / count_sum,
+        "loss_reconstruction": totals.reconstruction / totals.images,
+        "loss_alignment": totals.alignment / totals.images,
+        "confident": totals.confident / totals.images,
     }
     values["loss"] = (
         values["loss_self_training"]
@@ -114,7 +124,40 @@ def must_losses(
         + weights.reconstruction * values["loss_reconstruction"]
         + weights.alignment * values["loss_alignment"]
     )
-    return Losses(total, values, running)
+    return Losses(total, values, running, totals.riders)
+
+
+def loss_terms(student: StudentOutput, labels: PseudoLabels, strong_images: Tensor, masked: Tensor) -> Terms:
+    """The sums that the losses are made of; arguments as in `must_losses`."""
+    logits = wide(student.logits)
+    patch = round((student.reconstruction.shape[-1] / 3) ** 0.5)
+    target = take(patchify(strong_images, patch), masked)
+    count = len(logits)
+    return Terms(
+        cross_entropy=(F.cross_entropy(logits, labels.label, reduction="none") * labels.confident).sum(),
+        confident=labels.confident.sum().to(logits.dtype),
+        images=torch.full((), count, dtype=logits.dtype, device=logits.device),
+        reconstruction=count * (wide(student.reconstruction) - target).abs().mean(),
+        alignment=count * wide(student.alignment).mean(),
+        probability=logits.softmax(-1).sum(0),
+    )
+
+
+def add_up(parts: list[Terms], riders: Tensor | None = None) -> Totals:
+    """Sums over this process's micro-batches and over all processes: one all-reduce of K + 6 numbers and the riders.
+
+    Args:
+        riders: [R] numbers that have nothing to do with the losses, to be summed over processes on the same trip.
+    """
+    own = Terms(*(torch.stack(values).sum(0).detach() for values in zip(*parts, strict=True)))
+    *sums, probability = own
+    sums.append(own.cross_entropy / own.confident.clamp(min=1))
+    riders = probability.new_zeros(0) if riders is None else riders.to(probability.dtype)
+    everything = torch.cat([torch.stack(sums), probability, riders])
+    if dist.is_initialized():
+        dist.all_reduce(everything)
+    scalars, probability, riders = everything.split([len(sums), len(probability), len(riders)])
+    return Totals(*scalars, probability, riders, own.confident)  # type: ignore[call-arg]
 
 
 def fairness_loss(balance: Tensor, running: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ from must.config import TrainConfig
 from must.data.eval_view import Preprocess
 from must.data.stream import TrainBatch
 from must.data.views import normalize
-from must.model.masked_vit import MaskedViT
+from must.model.masked_vit import MaskedViT, StudentOutput
 from must.train.distributed import World
-from must.train.losses import LossWeights, must_losses, pseudo_labels
+from must.train.losses import LossWeights, PseudoLabels, Totals, add_up, loss_terms, must_losses, pseudo_labels
 from must.train.optimizer import build_optimizer, ema_decay, learning_rate, set_learning_rate, step_if_finite
 from must.train.teacher import make_teacher, update_teacher
 
@@ -49,28 +50,71 @@ class MustStep:
             devices = [world.device] if world.device.type == "cuda" else None
             self.network = DistributedDataParallel(student, device_ids=devices)
 
-    def __call__(self, step: int, batch: TrainBatch) -> dict[str, Tensor]:
-        """Trains on this process's part of global batch `step`; values of the global batch, on the device."""
-        config = self.config
-        batch = batch.to(self.world.device)
-        weak, strong = normalize(batch.weak, self.preprocess), normalize(batch.strong, self.preprocess)
+    def __call__(self, step: int, parts: Sequence[TrainBatch], stop: bool = False) -> dict[str, Tensor]:
+        """Trains on this process's part of global batch `step`, cut into one or more micro-batches of equal size.
+
+        Args:
+            stop: whether this process was told to stop.
+
+        Returns:
+            Values of the global batch, on the device: nothing here waits for them. Among them 'stop', how many
+            processes were told to, and 'replaced', the samples that could not be decoded.
+        """
         set_learning_rate(self.optimizer, self.learning_rate(step))
         if step % self.steps_per_epoch == 0:
             self.class_balance = None
+        batches = [part.to(self.world.device) for part in parts]
+        labels = [self.pseudo_labels(batch) for batch in batches]
+        riders = torch.stack([batch.replaced for batch in batches]).sum(0, keepdim=True)
+        riders = torch.cat([riders, torch.full_like(riders, int(stop))])
+        totals = None if len(batches) == 1 else self.totals(batches, labels, riders)
 
-        with torch.no_grad(), self.autocast():
-            labels = pseudo_labels(self.teacher(weak), config.confidence_threshold)
-        with self.autocast():
-            output = self.network(strong, batch.masked)
-        losses = must_losses(
-            output, labels, strong, batch.masked, self.weights, self.class_balance, config.loss_reduction
-        )
         self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
+        for number, (batch, label) in enumerate(zip(batches, labels, strict=True), start=1):
+            with self.gradients_meet(number == len(batches)):
+                output, strong = self.look(batch)
+                losses = must_losses(
+                    output, label, strong, batch.masked, self.weights, self.class_balance,
+                    self.config.loss_reduction, totals, riders,
+                )  # fmt: skip
+                losses.total.backward()
         finite = step_if_finite(self.optimizer)
         update_teacher(self.teacher, self.student, self.ema_decay(step))
         self.class_balance = losses.class_balance
-        return {**losses.values, "skipped": (~finite).float(), "replaced": batch.replaced.float()}
+        replaced, stops = losses.riders.unbind()
+        return {**losses.values, "skipped": (~finite).float(), "replaced": replaced, "stop": stops}
+
+    @torch.no_grad()
+    def pseudo_labels(self, batch: TrainBatch) -> PseudoLabels:
+        """The teacher on the weak views."""
+        with self.autocast():
+            logits = self.teacher(normalize(batch.weak, self.preprocess))
+        return pseudo_labels(logits, self.config.confidence_threshold)
+
+    def look(self, batch: TrainBatch) -> tuple[StudentOutput, Tensor]:
+        """The student on the masked strong views, and those."""
+        strong = normalize(batch.strong, self.preprocess)
+        with self.autocast():
+            return self.network(strong, batch.masked), strong
+
+    @torch.no_grad()
+    def totals(self, batches: list[TrainBatch], labels: list[PseudoLabels], riders: Tensor) -> Totals:
+        """What the losses must know of the whole batch before any micro-batch of it can be differentiated.
+
+        The class balance is that of all images, and its logarithm is not linear: so the student looks at every
+        micro-batch twice, here without gradients. That makes five forward passes' worth of work of four.
+        """
+        terms = []
+        for batch, label in zip(batches, labels, strict=True):
+            output, strong = self.look(batch)
+            terms.append(loss_terms(output, label, strong, batch.masked))
+        return add_up(terms, riders)
+
+    def gradients_meet(self, last: bool) -> AbstractContextManager:
+        """Processes average their gradients once a step, after the last micro-batch."""
+        if isinstance(self.network, DistributedDataParallel) and not last:
+            return self.network.no_sync()
+        return nullcontext()
 
     @torch.no_grad()
     def predict(self, network: nn.Module, pixels: Tensor) -> Tensor:

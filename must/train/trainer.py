@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from must.config import TrainConfig
-from must.data.order import GlobalBatches
+from must.data.order import GlobalBatches, MicroBatches
 from must.data.reader import ShardReader
 from must.data.stream import TrainBatch, TrainDataset, train_batches
 from must.data.views import ViewSettings
@@ -66,6 +67,7 @@ class Trainer:
         views = view_settings(config, preprocess, student.patch_size)
         self.dataset = TrainDataset(self.reader, views, config.seed)
         plan = self.batches(0)
+        MicroBatches(plan, config.accumulate)  # refuses what does not divide, before anything is made
         self.method = MustStep(student, preprocess, config, processes, plan.steps, plan.steps_per_epoch)
         self.state = RunState.of(config, self.reader.index, classifier)
 
@@ -87,25 +89,27 @@ class Trainer:
         if self.world.is_main:
             self.announce(plan)
             log = TrainLog(Path(config.output), plan.steps, progress.step, self.state.log_lines)
-        loader = train_batches(self.dataset, plan, config.workers, pin_memory=self.world.device.type == "cuda")
+        on_gpu = self.world.device.type == "cuda"
+        loader = train_batches(self.dataset, MicroBatches(plan, config.accumulate), config.workers, pin_memory=on_gpu)
         every = config.checkpoint_every or plan.steps_per_epoch
         meter, waiting, started, logged_at = Meter(), time.monotonic(), time.monotonic(), time.monotonic()
-        for batch in loader:
+        for parts in grouped(loader, config.accumulate):
             progress.waited += time.monotonic() - waiting
             step = progress.step
-            meter.add(self.method(step, batch))
+            values = self.method(step, parts, stop.received)
+            stopping = stop.agreed(values.pop("stop"), self.world)
+            meter.add(values)
             progress.step += 1
             if log:
                 log.advance()
             if progress.step % config.log_every == 0 or progress.step == plan.steps:
                 count = meter.count
-                line = self.read(meter, step, batch)
+                line = self.read(meter, step, parts[0])
                 if log:
                     now = time.monotonic()
                     line["images_per_s"] = count * config.batch_size / (now - logged_at)
                     logged_at = now
                     log.write(step, line)
-            stopping = self.should_stop(stop)
             if stopping or (progress.step % every == 0 and progress.step < plan.steps):
                 progress.seconds += time.monotonic() - started
                 started = time.monotonic()
@@ -147,13 +151,6 @@ class Trainer:
         }
         return line
 
-    def should_stop(self, stop: StopSignal) -> bool:
-        """Whether any process was told to stop: all of them leave after the same step."""
-        received = torch.tensor(float(stop.received), device=self.world.device)
-        if self.world.size > 1:
-            dist.all_reduce(received)
-        return bool(received.item())
-
     def announce(self, plan: GlobalBatches) -> None:
         config, description = self.config, self.zero_shot.description
         parameters = sum(p.numel() for p in self.method.student.parameters()) / 1e6
@@ -191,6 +188,12 @@ class Trainer:
                 flush=True,
             )
         return summary
+
+
+def grouped(batches: Iterable[TrainBatch], size: int) -> Iterator[list[TrainBatch]]:
+    iterator = iter(batches)
+    while group := list(itertools.islice(iterator, size)):
+        yield group
 
 
 def view_settings(config: TrainConfig, preprocess: Any, patch_size: int) -> ViewSettings:

@@ -1,0 +1,93 @@
+"""The step cut over processes and micro-batches: the same gradients, values and weights as in one piece."""
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from must.config import TrainConfig
+from must.data.order import GlobalBatches, MicroBatches
+from must.parameters import load
+from must.train.distributed import World
+from tests.train.step_ranks import run_steps
+from tests.train.test_distributed import relative
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def run_ranks(tmp_path, world, **settings):
+    output = tmp_path / "rank0.pickle"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+    result = subprocess.run(
+        [*launcher, "-m", "tests.train.step_ranks", output, json.dumps(settings)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert result.returncode == 0, result.stderr
+    return pickle.loads(output.read_bytes())
+
+
+def assert_same(ours, theirs, record_property):
+    for name, tolerance in [("gradients", 1e-5), ("student", 1e-4), ("teacher", 1e-4)]:
+        deviation = relative(ours[name], theirs[name])
+        record_property(f"relative deviation, {name}", deviation)
+        assert deviation < tolerance, name
+    for mine, expected in zip(ours["values"], theirs["values"], strict=True):
+        assert mine == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"classes": 600},  # the running class balance
+        {"confidence_threshold": 0.9},  # micro-batches without a confident image
+        {"fairness_weight": 0.0},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("accumulate", [2, 8])
+def test_micro_batches_give_the_gradients_of_the_whole_batch(accumulate, settings, record_property):
+    torch.set_num_threads(1)
+    assert_same(run_steps(ALONE, accumulate=accumulate, **settings), run_steps(ALONE, **settings), record_property)
+
+
+@pytest.mark.parametrize("reduction", ["global", "rank"])
+def test_micro_batches_on_two_processes(tmp_path, reduction, record_property):
+    ours = run_ranks(tmp_path, 2, accumulate=2, loss_reduction=reduction)
+    theirs = run_steps(ALONE) if reduction == "global" else run_ranks(tmp_path, 2, loss_reduction=reduction)
+    assert_same(ours, theirs, record_property)
+
+
+def test_a_mean_over_micro_batches_would_be_another_gradient():
+    """What the second look at each micro-batch is for: adding up their own losses is not the batch's."""
+    whole = run_steps(ALONE)["gradients"]
+    halves = [run_steps(ALONE, first=first, images=4)["gradients"] for first in (0, 4)]
+    naive = {name: (halves[0][name] + halves[1][name]) / 2 for name in whole}
+    assert relative(naive, whole) > 0.01
+
+
+def test_all_processes_learn_that_one_is_told_to_stop(tmp_path):
+    values = run_ranks(tmp_path, 2, stop_at=1)["values"]
+    assert [value["stop"] for value in values] == [0, 1, 0]
+    assert [value["replaced"] for value in values] == [1, 1, 1]  # in the batch of the first process
+
+
+def test_micro_batches_are_the_batches_in_pieces():
+    batches = GlobalBatches([10, 14], 8, 2, seed=3, rank=1, world=2)
+    pieces = list(MicroBatches(batches, 2))
+    assert len(pieces) == len(MicroBatches(batches, 2)) == 12 and all(len(piece) == 2 for piece in pieces)
+    assert [pieces[i] + pieces[i + 1] for i in range(0, 12, 2)] == list(batches)
+
+
+def test_micro_batches_must_divide():
+    with pytest.raises(ValueError, match="--accumulate 3: must divide the 8 images"):
+        MicroBatches(GlobalBatches([20], 8, 1, seed=0), 3)
+    with pytest.raises(ValueError, match="--accumulate must be at least 1"):
+        load(TrainConfig, {"shards": "-", "classifier": "-", "output": "-", "accumulate": 0})
