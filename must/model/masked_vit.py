@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from must.model.attention import use_contiguous_attention
+
 
 class StudentOutput(NamedTuple):
     """What the student says about masked images."""
@@ -41,6 +43,7 @@ class MaskedViT(nn.Module):
                 f"the classifier is for embeddings of {classifier.shape[0]} numbers, the model's have {embed}: "
                 "it was made with another model; run `must classifier` with this one"
             )
+        use_contiguous_attention(visual)
         self.visual: Any = visual
         self.patch_size: int = visual.patch_size[0]
         self.logit_factor = logit_factor
