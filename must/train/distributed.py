@@ -40,14 +40,14 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def share_cores(device: torch.device) -> None:
-    """On a CPU: leaves one core to the loaders, and divides the rest among this machine's training processes.
+def share_cores() -> None:
+    """Leaves one core to the loaders, and divides the rest among this machine's training processes.
 
     More threads than cores cost far more than they bring: they wait for each other in busy loops. The number
     does not depend on --workers, for sums in another order are not the same to the bit. An explicit OMP_NUM_THREADS is
     left alone (torchrun sets it to 1).
     """
-    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+    if "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         torch.set_num_threads(max(1, cores - 1))
 

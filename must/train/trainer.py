@@ -17,8 +17,9 @@ from must.data.stream import TrainBatch, TrainDataset, train_batches
 from must.data.views import ViewSettings
 from must.model.bundle import preprocess_of, save_bundle, zero_shot_bundle
 from must.model.classifier import load_classifier
-from must.train.distributed import PREEMPTED, StopSignal, World, share_cores, world
+from must.train.distributed import PREEMPTED, StopSignal, World, world
 from must.train.log import Meter, TrainLog, clock
+from must.train.machine import prepare_machine
 from must.train.provenance import provenance
 from must.train.run_state import RunState
 from must.train.step import MustStep
@@ -44,7 +45,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     stop = StopSignal()
     try:
         with world(config.device, config.timeout) as processes:
-            share_cores(processes.device)
+            prepare_machine(processes.device)
             trainer = Trainer(config, processes)
             trainer.resume()
             return trainer.run(stop)

@@ -1,0 +1,217 @@
+"""Speed and memory of one training step against a plain implementation of it (benchmarks/plain_must.py).
+
+    python benchmarks/train_step.py                                  ViT-B/16 at 224 px, on what the machine has
+    python benchmarks/train_step.py --model ViT-L-14-quickgelu --batch-size 256 --device cuda --compile
+
+Every variant runs in a process of its own, on random weights and random images that lie in memory (no loading). The
+work is counted as a dense forward pass for the teacher and three for the student (forward and backward), whatever a
+variant really saves; the peak is that of a matrix product of the model's own shapes in the same precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="ViT-B-16-quickgelu", help="an open_clip ViT [%(default)s]")
+    parser.add_argument("--batch-size", type=int, default=16, help="images a step [%(default)s]")
+    parser.add_argument("--accumulate", type=int, default=1, help="micro-batches a step, ours only")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps, after two others [%(default)s]")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--compile", action="store_true", help="also measure ours with torch.compile")
+    parser.add_argument("--checkpointing", action="store_true", help="also measure ours with activation checkpointing")
+    parser.add_argument("--profile", action="store_true", help="print where the time of each variant's step goes")
+    parser.add_argument("--variant", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.variant:
+        print(json.dumps(measure(options, json.loads(options.variant))))
+        return
+    print(f"{options.model}, batch {options.batch_size}, {options.steps} steps, median [smallest, largest]")
+    rows = []
+    for variant in variants(options):
+        rows.append(run(variant))
+        print(line(rows[-1], rows[0]), flush=True)
+
+
+def variants(options: argparse.Namespace) -> list[dict[str, Any]]:
+    ours: list[dict[str, Any]] = [
+        {"name": "must, fp32", "precision": "fp32"},
+        {"name": "must, bf16", "precision": "bf16"},
+    ]
+    if options.compile:
+        ours.append({"name": "must, bf16, compiled", "precision": "bf16", "compile": True})
+    if options.checkpointing:
+        ours.append({"name": "must, bf16, checkpointing", "precision": "bf16", "activation_checkpointing": True})
+    plain = {"name": "plain, fp32", "plain": True, "precision": "fp32"}
+    return [plain, {"name": "plain, bf16 autocast", "plain": True, "precision": "bf16"}, *ours]
+
+
+def run(variant: dict[str, Any]) -> dict[str, Any]:
+    result = subprocess.run(
+        [sys.executable, __file__, *sys.argv[1:], "--variant", json.dumps(variant)], stdout=subprocess.PIPE, text=True
+    )
+    if result.returncode:
+        return {"name": variant["name"], "error": f"failed with code {result.returncode}"}
+    *said, last = result.stdout.strip().splitlines()
+    print("\n".join(said), end="\n" if said else "")
+    return {"name": variant["name"], **json.loads(last)}
+
+
+def line(row: dict[str, Any], base: dict[str, Any]) -> str:
+    if "error" in row:
+        return f"{row['name']:28} {row['error']}"
+    low, middle, high = row["images_per_s"]
+    return (
+        f"{row['name']:28} {middle:8.2f} images/s [{low:.2f}, {high:.2f}]  {row['tflops']:7.3f} TFLOP/s  "
+        f"{row['mfu']:5.1%} of {row['peak_tflops']:.3f}  {row['memory_gb']:.2f} GB  "
+        f"{middle / base['images_per_s'][1]:.2f} x"
+    )
+
+
+def measure(options: argparse.Namespace, variant: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    from must.train.distributed import pick_device
+
+    device = pick_device(options.device)
+    peak = matmul_peak(device, torch.bfloat16 if variant["precision"] == "bf16" else torch.float32)
+    step, flops = build(options, variant, device)
+    seconds = []
+    for number in range(options.steps + 2):
+        synchronise(device)
+        started = time.perf_counter()
+        step(number)
+        synchronise(device)
+        seconds.append(time.perf_counter() - started)
+    if options.profile:
+        profile(step, device)
+    speeds = sorted(options.batch_size / s for s in seconds[2:])
+    middle = statistics.median(speeds)
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated() / 1e9
+    else:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return {
+        "images_per_s": (speeds[0], middle, speeds[-1]),
+        "tflops": middle * flops / 1e12,
+        "peak_tflops": peak / 1e12,
+        "mfu": middle * flops / peak,
+        "memory_gb": memory,
+    }
+
+
+def build(options: argparse.Namespace, variant: dict[str, Any], device: Any) -> tuple[Any, float]:
+    """(a function of the step's number, floating point operations an image)"""
+    import logging
+
+    import open_clip
+    import torch
+
+    logging.disable(logging.WARNING)
+    torch.manual_seed(0)
+    visual = open_clip.create_model(options.model, pretrained=None).visual
+    classifier = torch.nn.functional.normalize(torch.randn(visual.output_dim, options.classes), dim=0)
+    size, patch, B = visual.image_size[0], visual.patch_size[0], options.batch_size
+    weak, strong = (torch.randint(0, 256, (B, size, size, 3)).byte() for _ in range(2))
+    patches = (size // patch) ** 2
+    masked = torch.stack([torch.randperm(patches)[: int(0.3 * patches)].sort().values for _ in range(B)])
+    flops = 4 * forward_flops(visual, patches)
+    if variant.get("plain"):
+        from benchmarks.plain_must import PlainStep
+        from must.data.eval_view import Preprocess
+        from must.data.views import normalize
+
+        plain = PlainStep(visual, classifier, device, variant["precision"] == "bf16")
+        views = [normalize(view.to(device), Preprocess(size=size)) for view in (weak, strong)]
+        mask = torch.zeros(B, patches).scatter(1, masked, 1.0).to(device)
+        return lambda _: plain(*views, mask), flops
+    return ours(options, variant, device, visual, classifier, (weak, strong, masked)), flops
+
+
+def ours(options: argparse.Namespace, variant: dict[str, Any], device: Any, visual: Any, classifier: Any, data: Any):
+    import torch
+    from must.train.machine import prepare_machine
+
+    from must.config import TrainConfig
+    from must.data.eval_view import Preprocess
+    from must.data.stream import TrainBatch
+    from must.model.masked_vit import MaskedViT
+    from must.train.distributed import World
+    from must.train.step import MustStep
+
+    prepare_machine(device)
+    settings = {name: value for name, value in variant.items() if name not in ("name", "plain")}
+    config = TrainConfig(
+        shards="-", classifier="-", output="-", batch_size=options.batch_size, accumulate=options.accumulate, **settings
+    )
+    student = MaskedViT(visual, classifier).to(device)
+    step = MustStep(student, Preprocess(size=visual.image_size[0]), config, World(0, 1, device), 1000, 1000)
+    size = options.batch_size // options.accumulate
+    parts = [
+        TrainBatch(*(value[n : n + size] for value in (*data, torch.arange(len(data[0])))), torch.tensor(0))
+        for n in range(0, options.batch_size, size)
+    ]
+    return lambda number: step(number, parts)
+
+
+def forward_flops(visual: Any, patches: int) -> float:
+    """Of one image: 2 x (patch embedding + blocks of 12 W^2 a token + attention's two products of (L + 1)^2 W)."""
+    width, tokens, layers = visual.conv1.out_channels, patches + 1, len(visual.transformer.resblocks)
+    embedding = patches * width * 3 * visual.patch_size[0] ** 2
+    return 2 * (embedding + layers * (12 * width**2 * tokens + 2 * tokens**2 * width))
+
+
+def matmul_peak(device: Any, dtype: Any) -> float:
+    """Largest floating point operations a second of a product of a ViT-B block's shapes."""
+    import torch
+
+    a, b = (torch.randn(shape, device=device).to(dtype) for shape in ((197 * 32, 768), (3072, 768)))
+    if device.type == "cuda":
+        a = a.repeat(8, 1)
+    best = float("inf")
+    for _ in range(8):
+        synchronise(device)
+        started = time.perf_counter()
+        for _ in range(4):
+            torch.nn.functional.linear(a, b)
+        synchronise(device)
+        best = min(best, (time.perf_counter() - started) / 4)
+    return 2 * a.shape[0] * a.shape[1] * b.shape[0] / best
+
+
+def synchronise(device: Any) -> None:
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def profile(step: Any, device: Any) -> None:
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    with profiler(activities=activities) as recorded:
+        step(0)
+        synchronise(device)
+    order = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    averages = recorded.key_averages()
+    print(averages.table(sort_by=order, row_limit=12, max_name_column_width=48), flush=True)
+
+
+if __name__ == "__main__":
+    main()
