@@ -93,6 +93,15 @@ class TrainConfig(StageConfig):
     precision: Literal["auto", "fp32", "bf16"] = param(
         "auto: bf16 autocast on a GPU that has it, else fp32; weights, losses and EMA stay fp32", "auto"
     )
+    parallel: Literal["ddp", "fsdp"] = param(
+        "several processes: ddp keeps whole networks on each; fsdp cuts their parameters over them (ViT-H and larger)",
+        "ddp",
+    )
+    activation_checkpointing: bool = param(
+        "compute the student's blocks again in the backward pass: less memory, a quarter more work, the same gradients",
+        False,
+    )
+    compile: bool = param("run the networks' blocks through torch.compile (needs a C++ compiler or a GPU)", False)
     workers: int = param("loader processes for each training process", 2, metavar="N")
     checkpoints: str = param("folder for checkpoints; OUTPUT/checkpoints if empty", "", metavar="URI")
     checkpoint_every: int = param("steps between checkpoints; 0: once an epoch", 0, metavar="N")

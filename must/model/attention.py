@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,8 +28,20 @@ class SelfAttention(nn.Module):
         B, L, W = x.shape
         packed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         query, key, value = packed.view(B, L, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask)
+        mixed = (
+            attend(query, key, value)
+            if attn_mask is None
+            else F.scaled_dot_product_attention(query, key, value, attn_mask)
+        )
         return self.out_proj(mixed.transpose(1, 2).reshape(B, L, W)), None
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """[B, H, L, D] each -> [B, H, L, D]. On a CPU in bf16 two plain products are faster than torch's fused attention."""
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+        return weights.softmax(-1) @ value
+    return F.scaled_dot_product_attention(query, key, value)
 
 
 def use_contiguous_attention(tower: nn.Module) -> None:

@@ -8,6 +8,8 @@ import re
 import torch
 from torch import nn
 
+from must.train.parallel import everywhere, local
+
 BETAS, EPS = (0.9, 0.999), 1e-8
 
 
@@ -70,10 +72,11 @@ def step_if_finite(optimizer: torch.optim.AdamW) -> torch.Tensor:
     """Steps unless a gradient is not finite; whether it did, as a bool tensor on the device.
 
     The fused kernel itself skips the update when ``found_inf`` is set (as GradScaler sets it), so the host need not
-    wait for the answer. After DistributedDataParallel's averaging all processes see the same gradients.
+    wait for the answer. After averaging all processes see the same gradients, or their parts of the same.
     """
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    finite = torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all()
+    finite = torch.isfinite(torch.stack(torch._foreach_norm([local(gradient) for gradient in gradients]))).all()
+    finite = everywhere(finite, like=gradients[0])
     optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
     optimizer.grad_scale = None  # type: ignore[attr-defined]
     optimizer.step()

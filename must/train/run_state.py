@@ -42,12 +42,16 @@ class RunState:
         uri = config.checkpoints or storage.join(config.output, "checkpoints")
         return cls(Checkpoints(uri, config.keep_checkpoints), identity(config, index.sha256, weights))
 
-    def save(self, method: MustStep) -> None:
-        """Starts writing a checkpoint in the background. Every process calls this; the main one writes."""
+    def save(self, method: MustStep) -> dict[str, Any]:
+        """Starts writing a checkpoint in the background, and returns the networks' state.
+
+        Every process calls this; the main one writes.
+        """
         state = method.state_dict()
         if method.world.is_main:
             run = {"identity": self.identity, "progress": asdict(self.progress), "log": json.dumps(self.log_lines)}
             self.checkpoints.save(self.progress.step, run | state)
+        return state
 
     def resume(self, method: MustStep) -> bool:
         """Goes on from the newest whole checkpoint, if there is one. Raises ValueError: it belongs to another run."""

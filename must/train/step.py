@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from must.config import TrainConfig
 from must.data.eval_view import Preprocess
@@ -18,6 +17,7 @@ from must.model.masked_vit import MaskedViT, StudentOutput
 from must.train.distributed import World
 from must.train.losses import LossWeights, PseudoLabels, Totals, add_up, loss_terms, must_losses, pseudo_labels
 from must.train.optimizer import build_optimizer, ema_decay, learning_rate, set_learning_rate, step_if_finite
+from must.train.parallel import gradients_meet, load_network, load_optimizer, replicate, shard, whole
 from must.train.teacher import make_teacher, update_teacher
 
 
@@ -41,14 +41,25 @@ class MustStep:
         self.student, self.preprocess, self.config, self.world = student, preprocess, config, world
         self.steps, self.steps_per_epoch = steps, steps_per_epoch
         self.teacher = make_teacher(student)
+        self.prepare()
         layers = len(student.visual.transformer.resblocks)
         self.optimizer = build_optimizer(student, layers, config.layer_decay, config.weight_decay)
         self.weights = LossWeights(config.fairness_weight, config.reconstruction_weight, config.align_weight)
         self.class_balance: Tensor | None = None  # of the epoch's steps before, with many classes
-        self.network: nn.Module = student
-        if world.size > 1:
-            devices = [world.device] if world.device.type == "cuda" else None
-            self.network = DistributedDataParallel(student, device_ids=devices)
+        self.network = student if self.is_cut else replicate(student, world)
+
+    def prepare(self) -> None:
+        """What must be done to the networks before the optimizer sees their parameters."""
+        config = self.config
+        if config.activation_checkpointing:
+            self.student.visual.set_grad_checkpointing()
+        for network in (self.student, self.teacher):
+            blocks = list(network.visual.transformer.resblocks)
+            if self.is_cut:
+                shard(network, blocks, self.precision == "bf16")
+            if config.compile:
+                for block in blocks:  # all blocks are the same code: compiling one compiles them all
+                    block.compile()
 
     def __call__(self, step: int, parts: Sequence[TrainBatch], stop: bool = False) -> dict[str, Tensor]:
         """Trains on this process's part of global batch `step`, cut into one or more micro-batches of equal size.
@@ -71,7 +82,7 @@ class MustStep:
 
         self.optimizer.zero_grad(set_to_none=True)
         for number, (batch, label) in enumerate(zip(batches, labels, strict=True), start=1):
-            with self.gradients_meet(number == len(batches)):
+            with gradients_meet(self.network, number == len(batches)):
                 output, strong = self.look(batch)
                 losses = must_losses(
                     output, label, strong, batch.masked, self.weights, self.class_balance,
@@ -110,12 +121,6 @@ class MustStep:
             terms.append(loss_terms(output, label, strong, batch.masked))
         return add_up(terms, riders)
 
-    def gradients_meet(self, last: bool) -> AbstractContextManager:
-        """Processes average their gradients once a step, after the last micro-batch."""
-        if isinstance(self.network, DistributedDataParallel) and not last:
-            return self.network.no_sync()
-        return nullcontext()
-
     @torch.no_grad()
     def predict(self, network: nn.Module, pixels: Tensor) -> Tensor:
         """Class numbers [B] that a network gives to uint8 pixels [B, H, W, 3]."""
@@ -130,24 +135,32 @@ class MustStep:
     def ema_decay(self, step: int) -> float:
         return ema_decay(step, self.config.ema_decay_init, self.config.ema_decay, self.config.ema_warmup_steps)
 
-    def autocast(self) -> Any:
+    @property
+    def is_cut(self) -> bool:
+        return self.config.parallel == "fsdp" and self.world.size > 1
+
+    @property
+    def precision(self) -> str:
+        if self.config.precision != "auto":
+            return self.config.precision
+        return "bf16" if self.world.device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+    def autocast(self) -> AbstractContextManager:
         """bf16 for the networks, if wanted; weights, losses and EMA stay float32."""
-        precision, device = self.config.precision, self.world.device.type
-        if precision == "auto":
-            precision = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-        return torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
+        return torch.autocast(self.world.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
-        return {
+        """Whole tensors, on the main process; every process must call this."""
+        state = {
             "student": self.student.state_dict(),
             "teacher": self.teacher.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "class_balance": self.class_balance,
         }
+        return {**whole(state, self.world.is_main), "class_balance": self.class_balance}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.student.load_state_dict(state["student"])
-        self.teacher.load_state_dict(state["teacher"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_network(self.student, state["student"])
+        load_network(self.teacher, state["teacher"])
+        load_optimizer(self.optimizer, state["optimizer"])
         balance = state["class_balance"]
         self.class_balance = None if balance is None else balance.to(self.world.device)

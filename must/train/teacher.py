@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from must.train.parallel import local
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -21,4 +23,5 @@ def make_teacher(student: Model) -> Model:
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None:
     """teacher <- decay x teacher + (1 - decay) x student, for every parameter (classifier, mask token, decoder too)."""
-    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - decay)
+    ours, theirs = ([local(parameter) for parameter in network.parameters()] for network in (teacher, student))
+    torch._foreach_lerp_(ours, theirs, 1 - decay)

@@ -140,9 +140,8 @@ class Trainer:
                 f"stopped after step {progress.step}: the gradients of {progress.skipped} steps were not "
                 "finite; lower --lr, or use --precision fp32"
             )
-        if self.world.is_main:
-            same = method.predict(method.teacher, batch.weak) == method.predict(self.reference, batch.weak)
-            line["agreement"] = same.float().mean().item()
+        same = method.predict(method.teacher, batch.weak) == method.predict(self.reference, batch.weak)
+        line["agreement"] = same.float().mean().item()  # of this process's images; all look, as parameters may be cut
         line |= {
             "epoch": (step + 1) / method.steps_per_epoch,
             "lr": method.learning_rate(step),
@@ -176,12 +175,12 @@ class Trainer:
             "skipped_steps": progress.skipped,
             "replaced_samples": progress.replaced,
         }
-        self.state.save(self.method)
+        networks = self.state.save(self.method)
         if self.world.is_main:
             self.state.checkpoints.close()
-            model = self.method.teacher if config.save == "teacher" else self.method.student
+            self.reference.load_state_dict(networks[config.save])
             description = provenance(self.zero_shot.description, config, self.reader.index, self.world.size, summary)
-            save_bundle(config.output, model, description)
+            save_bundle(config.output, self.reference, description)
             print(
                 f"trained {summary['images']:,} images in {clock(progress.seconds)} "
                 f"({summary['images_per_s']} images/s, {summary['waiting_for_data']:.1%} of the time waiting for data, "

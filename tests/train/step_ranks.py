@@ -12,6 +12,7 @@ from must.config import TrainConfig
 from must.data.eval_view import Preprocess
 from must.data.stream import TrainBatch
 from must.train.distributed import World, world
+from must.train.parallel import whole
 from must.train.step import MustStep
 from tests.golden import golden_model
 
@@ -29,10 +30,17 @@ def made_batch(step: int, images: range) -> TrainBatch:
     )
 
 
-def run_steps(processes: World, first: int = 0, images: int = IMAGES, **settings) -> dict:
-    """Gradients of the first step, values of each, and both networks after the last, of `STEPS` steps.
+def run_steps(
+    processes: World,
+    first: int = 0,
+    images: int = IMAGES,
+    state: dict | None = None,
+    steps: range = range(STEPS),
+    **settings,
+) -> dict:
+    """Gradients of the first step, values of each, and the state after the last.
 
-    The batch is `images` images from number `first` on.
+    The batch is `images` images from number `first` on; `state` is what the steps before left behind.
     """
     classes, stop_at = settings.pop("classes", 0), settings.pop("stop_at", None)
     student = golden_model()
@@ -42,22 +50,25 @@ def run_steps(processes: World, first: int = 0, images: int = IMAGES, **settings
     defaults = {"batch_size": IMAGES, "lr": 0.032, "ema_decay_init": 0.9, "ema_decay": 0.99, "ema_warmup_steps": 3}
     config = TrainConfig(shards="-", classifier="-", output="-", **{**defaults, **settings})
     method = MustStep(student, Preprocess(size=32), config, processes, STEPS, 2)
+    if state:
+        method.load_state_dict(state)
     gradients, values = {}, []
     share = images // processes.size
     start, size = first + processes.rank * share, share // config.accumulate
-    for step in range(STEPS):
+    for step in steps:
         parts = [made_batch(step, range(n, n + size)) for n in range(start, start + share, size)]
         stop = (step, processes.rank) == (stop_at, processes.size - 1)
         values.append({name: value.item() for name, value in method(step, parts, stop).items()})
-        gradients = gradients or {name: p.grad.clone() for name, p in student.named_parameters()}
-    state = method.state_dict()
-    return {"gradients": gradients, "values": values, "student": state["student"], "teacher": state["teacher"]}
+        gradients = gradients or {n: whole(p.grad, True).clone() for n, p in student.named_parameters()}
+    return {"gradients": gradients, "values": values, **method.state_dict()}
 
 
 if __name__ == "__main__":
-    output, settings = sys.argv[1:]
+    output, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
     torch.set_num_threads(1)
+    if before := settings.pop("state", None):
+        settings["state"] = pickle.loads(Path(before).read_bytes())
     with world("cpu", 60) as processes:
-        result = run_steps(processes, **json.loads(settings))
+        result = run_steps(processes, steps=range(*settings.pop("steps", [STEPS])), **settings)
         if processes.is_main:
-            Path(output).write_bytes(pickle.dumps(result))
+            output.write_bytes(pickle.dumps(result))

@@ -65,6 +65,28 @@ def test_micro_batches_on_two_processes(tmp_path, reduction, record_property):
     assert_same(ours, theirs, record_property)
 
 
+def test_parameters_cut_over_processes_train_the_same(tmp_path, record_property):
+    assert_same(run_ranks(tmp_path, 2, parallel="fsdp", accumulate=2), run_steps(ALONE), record_property)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_another_form(tmp_path, record_property):
+    """One process, then parameters cut over two, then a copy on each of two: as if nothing had changed."""
+    states = [run_steps(ALONE, steps=range(1))]
+    for form, steps in [("fsdp", [1, 2]), ("ddp", [2, 3])]:
+        before = tmp_path / f"before-{form}.pickle"
+        before.write_bytes(pickle.dumps(states[-1]))
+        states.append(run_ranks(tmp_path, 2, parallel=form, state=str(before), steps=steps))
+    expected = run_steps(ALONE)
+    for name in ("student", "teacher"):
+        assert relative(states[-1][name], expected[name]) < 1e-4
+    assert states[-1]["values"][-1] == pytest.approx(expected["values"][-1], rel=1e-4, abs=1e-5)
+
+
+def test_activation_checkpointing_gives_the_same_gradients(record_property):
+    assert_same(run_steps(ALONE, activation_checkpointing=True), run_steps(ALONE), record_property)
+
+
 def test_a_mean_over_micro_batches_would_be_another_gradient():
     """What the second look at each micro-batch is for: adding up their own losses is not the batch's."""
     whole = run_steps(ALONE)["gradients"]
