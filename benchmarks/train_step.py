@@ -144,13 +144,13 @@ def build(options: argparse.Namespace, variant: dict[str, Any], device: Any) -> 
 
 def ours(options: argparse.Namespace, variant: dict[str, Any], device: Any, visual: Any, classifier: Any, data: Any):
     import torch
-    from must.train.machine import prepare_machine
 
     from must.config import TrainConfig
     from must.data.eval_view import Preprocess
     from must.data.stream import TrainBatch
     from must.model.masked_vit import MaskedViT
     from must.train.distributed import World
+    from must.train.machine import prepare_machine
     from must.train.step import MustStep
 
     prepare_machine(device)

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
 from torch import nn
 
 from must.data.eval_view import Preprocess
+from must.model.towers import tower_of
 
 MODEL_FOLDER_FILE = "open_clip_config.json"
 TOKENIZER_FILE = "bpe.txt.gz"  # a model folder may bring its own byte-pair vocabulary
@@ -50,6 +52,8 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
         check_name(model)
         check_pretrained(model, pretrained)
     options = quick_gelu_option(model, pretrained)
+    architecture = architecture_of(model, name, options)
+    check_tower(model, architecture)  # before gigabytes are downloaded
     logging.getLogger().setLevel(max(logging.WARNING, logging.getLogger().level))  # open_clip logs its every step
     try:
         with warnings.catch_warnings():
@@ -57,15 +61,10 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
             clip = open_clip.create_model(name, pretrained=pretrained or None, **options)
             tokenizer = open_clip.get_tokenizer(name, **tokenizer_options) if with_tokenizer else None
     except Exception as error:  # open_clip and the hub raise anything from OSError to pickle errors
+        hint = "; install what it needs with: pip install 'must-clip[siglip]'" if "transformers" in str(error) else ""
         raise ValueError(
-            f"--model {model} --pretrained {pretrained or '(none)'}: cannot be loaded: {first_line(error)}"
+            f"--model {model} --pretrained {pretrained or '(none)'}: cannot be loaded: {first_line(error)}{hint}"
         ) from error
-    config = open_clip.get_model_config(name) or {}
-    architecture = {
-        "embed_dim": config["embed_dim"],
-        "vision_cfg": config["vision_cfg"],
-        "quick_gelu": bool(options.get("force_quick_gelu", config.get("quick_gelu", False))),
-    }
     return Backbone(
         clip=clip.eval(),
         tokenizer=tokenizer,
@@ -78,17 +77,43 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
 
 
 def build_visual(architecture: dict[str, Any]) -> Any:
-    """The image tower of a stored architecture, with random weights.
+    """The image tower of a stored architecture, with random weights and no access to any hub.
 
     The text tower that open_clip's constructor insists on is made as small as it can be, and dropped.
     """
     text = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
     return open_clip.CLIP(
         embed_dim=architecture["embed_dim"],
-        vision_cfg=dict(architecture["vision_cfg"]),
+        vision_cfg={**architecture["vision_cfg"], "timm_model_pretrained": False},
         text_cfg=text,
         quick_gelu=architecture["quick_gelu"],
     ).visual
+
+
+def architecture_of(model: str, name: str, options: dict[str, bool]) -> dict[str, Any]:
+    """What `build_visual` needs. Raises ValueError: the configuration cannot be read."""
+    try:
+        config = open_clip.get_model_config(name)
+        return {
+            "embed_dim": config["embed_dim"],
+            "vision_cfg": config["vision_cfg"],
+            "quick_gelu": bool(options.get("force_quick_gelu", config.get("quick_gelu", False))),
+        }
+    except Exception as error:  # a damaged file, or anything that the hub raises
+        raise ValueError(f"--model {model}: its configuration cannot be read: {first_line(error)}") from error
+
+
+def check_tower(model: str, architecture: dict[str, Any]) -> None:
+    """Raises ValueError: the image tower is none that MUST can train. Needs no weights."""
+    try:
+        with torch.device("meta"):
+            visual = build_visual(architecture)
+    except Exception as error:
+        raise ValueError(f"--model {model}: the image tower cannot be built: {first_line(error)}") from error
+    try:
+        tower_of(visual)
+    except ValueError as error:
+        raise ValueError(f"--model {model}: {error}") from None
 
 
 def is_folder(model: str) -> bool:

@@ -1,4 +1,4 @@
-"""The network that MUST trains: CLIP's image tower with a mask token, a patch LayerNorm, a pixel decoder, a classifier.
+"""The network that MUST trains: an image tower with a mask token, a patch LayerNorm, a pixel decoder, a classifier.
 
 Shapes: B images, L patches, M masked patches an image, W width of the tower, D embedding, K classes, P patch side.
 Source of every formula: Li, Savarese, Hoi, "Masked Unsupervised Self-training for Label-free Image Classification",
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from must.model.attention import use_contiguous_attention
+from must.model.towers import tower_of
 
 
 class StudentOutput(NamedTuple):
@@ -25,67 +26,66 @@ class StudentOutput(NamedTuple):
 
 
 class MaskedViT(nn.Module):
-    """`visual`: an open_clip VisionTransformer with a class token; `classifier`: [D, K], unit columns.
+    """`visual`: the image tower of an open_clip model; `classifier`: [D, K], unit columns.
 
     Without `masked` it is the plain zero-shot classifier; with it, the masked student of the method. The teacher is
-    a second instance of the same class.
+    a second instance of the same class. What depends on the tower's architecture is in `must.model.towers`.
 
     Raises:
-        ValueError: the tower is none that the method can mask (no class token, no plain patch embedding).
+        ValueError: the tower is none that the method can train, or the classifier is of another model.
     """
 
     def __init__(self, visual: Any, classifier: Tensor, logit_factor: float = 100.0) -> None:
         super().__init__()
-        check_supported(visual)
-        width, embed = visual.conv1.out_channels, visual.output_dim
+        self.tower = tower_of(visual)
+        width, embed = self.tower.width, self.tower.embed
         if classifier.ndim != 2 or classifier.shape[0] != embed:
             raise ValueError(
                 f"the classifier is for embeddings of {classifier.shape[0]} numbers, the model's have {embed}: "
                 "it was made with another model; run `must classifier` with this one"
             )
-        use_contiguous_attention(visual)
+        for block in self.tower.blocks:
+            use_contiguous_attention(block)
         self.visual: Any = visual
-        self.patch_size: int = visual.patch_size[0]
+        self.patch_size: int = self.tower.patch
         self.logit_factor = logit_factor
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.ln_patch = type(visual.ln_post)(width)
+        self.ln_patch = self.tower.patch_norm()
         self.decoder = nn.Linear(width, 3 * self.patch_size**2)
         self.classifier = nn.Parameter(classifier.detach().clone())
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, images: Tensor, masked: Tensor | None = None) -> Tensor | StudentOutput:
         """Images [B, 3, H, W], normalised -> logits [B, K]; with masked patch numbers [B, M] -> StudentOutput."""
-        tokens = self.encode(images, masked)
-        feature = F.normalize(self.visual.ln_post(tokens[:, 0]) @ self.visual.proj, dim=-1)
+        tokens = self.tower.tokens(images, lambda patches: self.mask(patches, masked))
+        feature = F.normalize(self.tower.feature(tokens), dim=-1)
         logits = self.logit_factor * feature @ self.classifier
         if masked is None:
             return logits
-        patches = self.ln_patch(take(tokens[:, 1:], masked))
-        local = F.normalize(patches @ self.visual.proj, dim=-1)
+        patches = self.ln_patch(take(self.tower.patches(tokens), masked))
+        local = F.normalize(self.tower.local(patches), dim=-1)
         alignment = (local - feature[:, None]).square().sum(-1)
         return StudentOutput(logits, self.decoder(patches), alignment)
 
-    def encode(self, images: Tensor, masked: Tensor | None) -> Tensor:
-        """All tokens after the last block, [B, 1 + L, W]. Masking replaces patches before positions are added."""
-        visual = self.visual
-        patches = visual.conv1(images).flatten(2).transpose(1, 2)
-        if masked is not None:
-            is_masked = torch.zeros(patches.shape[:2], dtype=torch.bool, device=patches.device)
-            is_masked = is_masked.scatter(1, masked, True)[..., None]
-            patches = torch.where(is_masked, self.mask_token.to(patches.dtype), patches)
-        class_token = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
-        tokens = torch.cat([class_token, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
-        return visual.transformer(visual.ln_pre(tokens))
+    def mask(self, patches: Tensor, masked: Tensor | None) -> Tensor:
+        """Patch embeddings [B, L, W], those with the numbers `masked` [B, M] replaced by the mask token."""
+        if masked is None:
+            return patches
+        is_masked = torch.zeros(patches.shape[:2], dtype=torch.bool, device=patches.device)
+        is_masked = is_masked.scatter(1, masked, True)[..., None]
+        return torch.where(is_masked, self.mask_token.to(patches.dtype), patches)
 
+    @property
+    def layers(self) -> int:
+        """Blocks of the tower."""
+        return len(self.tower.blocks)
 
-def check_supported(visual: Any) -> None:
-    name = type(visual).__name__
-    if not all(hasattr(visual, part) for part in ("conv1", "class_embedding", "transformer", "ln_post", "proj")):
-        raise ValueError(f"image tower {name} is not supported: MUST needs a Vision Transformer with a class token")
-    if getattr(visual, "attn_pool", None) is not None or getattr(visual, "pool_type", "tok") != "tok":
-        raise ValueError(f"image tower {name} does not classify from a class token, which MUST needs")
-    if visual.proj is None or visual.patch_size[0] != visual.patch_size[1]:
-        raise ValueError(f"image tower {name} has no projection or no square patches, which MUST needs")
+    def layer_of(self, name: str) -> int:
+        """Of a parameter: 0 for embeddings and the mask token, N + 1 for block N, layers + 1 for what comes after."""
+        if name == "mask_token":
+            return 0
+        inside = name.removeprefix("visual.")
+        return self.tower.layer_of(inside) if inside != name else self.layers + 1
 
 
 def take(tokens: Tensor, index: Tensor) -> Tensor:

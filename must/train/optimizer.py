@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
 
 import torch
-from torch import nn
 
+from must.model.masked_vit import MaskedViT
 from must.train.parallel import everywhere, local
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 
 
-def layer_id(name: str, layers: int) -> int:
-    """0 for embeddings and what comes before the first block, N + 1 for block N, layers + 1 for everything after."""
-    block = re.search(r"\.resblocks\.(\d+)\.", name)
-    if block:
-        return int(block.group(1)) + 1
-    if any(part in name for part in ("embedding", "mask_token", "conv1", "ln_pre")):
-        return 0
-    return layers + 1
-
-
-def parameter_groups(model: nn.Module, layers: int, layer_decay: float, weight_decay: float) -> list[dict]:
-    """One group for each (layer, decayed or not): ``lr_scale`` = layer_decay ^ (layers + 1 - id).
+def parameter_groups(model: MaskedViT, layer_decay: float, weight_decay: float) -> list[dict]:
+    """One group for each (layer, decayed or not): ``lr_scale`` = layer_decay ^ (layers + 1 - layer).
 
     Weight decay is left out for one-dimensional tensors alone: embeddings, projection and classifier are decayed.
     """
@@ -32,13 +21,13 @@ def parameter_groups(model: nn.Module, layers: int, layer_decay: float, weight_d
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        number, decayed = layer_id(name, layers), parameter.ndim > 1
+        number, decayed = model.layer_of(name), parameter.ndim > 1
         group = groups.setdefault(
             (number, decayed),
             {
                 "name": f"layer_{number}_{'decay' if decayed else 'no_decay'}",
                 "params": [],
-                "lr_scale": layer_decay ** (layers + 1 - number),
+                "lr_scale": layer_decay ** (model.layers + 1 - number),
                 "weight_decay": weight_decay if decayed else 0.0,
             },
         )
@@ -46,9 +35,9 @@ def parameter_groups(model: nn.Module, layers: int, layer_decay: float, weight_d
     return list(groups.values())
 
 
-def build_optimizer(model: nn.Module, layers: int, layer_decay: float, weight_decay: float) -> torch.optim.AdamW:
+def build_optimizer(model: MaskedViT, layer_decay: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW; the learning rate is set by `set_learning_rate` before every step."""
-    groups = parameter_groups(model, layers, layer_decay, weight_decay)
+    groups = parameter_groups(model, layer_decay, weight_decay)
     return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=EPS, fused=True)
 
 

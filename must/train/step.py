@@ -42,8 +42,7 @@ class MustStep:
         self.steps, self.steps_per_epoch = steps, steps_per_epoch
         self.teacher = make_teacher(student)
         self.prepare()
-        layers = len(student.visual.transformer.resblocks)
-        self.optimizer = build_optimizer(student, layers, config.layer_decay, config.weight_decay)
+        self.optimizer = build_optimizer(student, config.layer_decay, config.weight_decay)
         self.weights = LossWeights(config.fairness_weight, config.reconstruction_weight, config.align_weight)
         self.class_balance: Tensor | None = None  # of the epoch's steps before, with many classes
         self.network = student if self.is_cut else replicate(student, world)
@@ -52,9 +51,9 @@ class MustStep:
         """What must be done to the networks before the optimizer sees their parameters."""
         config = self.config
         if config.activation_checkpointing:
-            self.student.visual.set_grad_checkpointing()
+            self.student.tower.checkpoint_activations()
         for network in (self.student, self.teacher):
-            blocks = list(network.visual.transformer.resblocks)
+            blocks = list(network.tower.blocks)
             if self.is_cut:
                 shard(network, blocks, self.precision == "bf16")
             if config.compile:

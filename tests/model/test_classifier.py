@@ -119,13 +119,6 @@ def test_a_classifier_of_another_model_is_refused():
         MaskedViT(visual, torch.eye(32))
 
 
-@pytest.mark.parametrize("name", ["RN50", "convnext_base"])
-def test_towers_without_patches_to_mask_are_refused(name):
-    tower = open_clip.create_model(name, load_weights=False).visual
-    with pytest.raises(ValueError, match="needs a Vision Transformer with a class token"):
-        MaskedViT(tower, torch.eye(2))
-
-
 def test_openais_weights_get_their_activation_and_others_theirs():
     from must.model.backbone import quick_gelu_option
 

@@ -24,7 +24,7 @@ def four_steps(part, reduction="global", threshold=0.7, classes=0):
         student.classifier = torch.nn.Parameter(weights)
     teacher = make_teacher(student)
     network = DistributedDataParallel(student) if dist.is_initialized() else student
-    optimizer = build_optimizer(student, 3, 0.65, 0.05)
+    optimizer = build_optimizer(student, 0.65, 0.05)
     gradients, values, balance = {}, [], None
     for step in range(4):
         weak, strong, masked = (value[part] for value in golden_batch(step))

@@ -11,7 +11,6 @@ from must.train.losses import LossWeights, fairness_loss, must_losses, pseudo_la
 from must.train.optimizer import (
     build_optimizer,
     ema_decay,
-    layer_id,
     learning_rate,
     parameter_groups,
     set_learning_rate,
@@ -44,7 +43,7 @@ def run(dtype):
     """The four recorded steps -> (values of each step, student, teacher)."""
     student = golden_model(dtype)
     teacher = make_teacher(student)
-    optimizer = build_optimizer(student, layers=3, layer_decay=0.65, weight_decay=0.05)
+    optimizer = build_optimizer(student, layer_decay=0.65, weight_decay=0.05)
     values = []
     for step in range(4):
         weak, strong, masked = golden_batch(step, dtype)
@@ -159,20 +158,20 @@ def test_parameter_groups_are_the_published_ones():
     expected = {our_name(row["name"]): row for row in facts()["param_table"]}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert set(names.values()) == set(expected)
-    for group in parameter_groups(model, 3, 0.65, 0.05):
+    for group in parameter_groups(model, 0.65, 0.05):
         for parameter in group["params"]:
             row = expected[names[id(parameter)]]
             assert group["weight_decay"] == row["weight_decay"], row["name"]
             assert group["lr_scale"] == pytest.approx(row["lr_scale"], rel=1e-12), row["name"]
-            assert layer_id(names[id(parameter)], 3) == row["layer_id"], row["name"]
-    optimizer = build_optimizer(model, 3, 0.65, 0.05)
+            assert model.layer_of(names[id(parameter)]) == row["layer_id"], row["name"]
+    optimizer = build_optimizer(model, 0.65, 0.05)
     assert {group["name"] for group in optimizer.param_groups} == {row["group"] for row in facts()["param_table"]}
     assert (optimizer.defaults["betas"], optimizer.defaults["eps"]) == ((0.9, 0.999), 1e-8)
 
 
 def test_group_learning_rates_of_every_step():
     recorded = golden("trajectory")
-    optimizer = build_optimizer(golden_model(), 3, 0.65, 0.05)
+    optimizer = build_optimizer(golden_model(), 0.65, 0.05)
     for step in range(4):
         set_learning_rate(optimizer, learning_rate(step, 4, 0.032, 1e-6, 8))
         ours = {group["name"]: group["lr"] for group in optimizer.param_groups}

@@ -183,7 +183,7 @@ def test_numbers_that_stop_being_numbers_stop_the_run(digits, tmp_path):
 
 def test_a_step_without_finite_gradients_changes_nothing():
     model = golden_model()
-    optimizer = build_optimizer(model, 3, 0.65, 0.05)
+    optimizer = build_optimizer(model, 0.65, 0.05)
     set_learning_rate(optimizer, 0.1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for value, expected in [(float("nan"), False), (float("inf"), False), (1.0, True)]:

@@ -1,0 +1,68 @@
+"""The interface between MUST and an image tower.
+
+Shapes: B images, L patches, M masked patches an image, T = prefix tokens + L, W width, D embedding, P patch side.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Tower(ABC):
+    """An image tower of open_clip, taken apart. It refers to the module `visual`; the parameters stay that module's.
+
+    The local feature u of a patch is one rule for every family: the tower's own head, applied to that patch as if it
+    were all there is, with ln_patch in place of the tower's last normalization.
+
+    - class token (as published, arXiv 2206.02967):  u = n(proj(ln_patch(x)))
+    - mean of the patches:                           u = n(proj(ln_patch(x))): the mean over one patch is the patch
+    - attention pooling:                             u = n(head(pool({ln_patch(x)}))): the softmax over one key is 1, so
+      the patch passes through the value and output projections (and the pool's MLP, if it has one)
+
+    n(v) = v / |v|. The last two are ours; the paper has class tokens only.
+    """
+
+    visual: Any
+    width: int  # W
+    embed: int  # D
+    patch: int  # P, pixels
+    blocks: Sequence[nn.Module]
+
+    @abstractmethod
+    def tokens(self, images: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
+        """Images [B, 3, H, W] -> all tokens after the last block, [B, T, W].
+
+        `replace` maps patch embeddings [B, L, W] to what goes on: masking happens before positions are added.
+        """
+
+    @abstractmethod
+    def patches(self, tokens: Tensor) -> Tensor:
+        """The patches [B, L, W] among the tokens."""
+
+    @abstractmethod
+    def feature(self, tokens: Tensor) -> Tensor:
+        """The image's feature [B, D], as `visual(images)` gives it; not normalised."""
+
+    @abstractmethod
+    def local(self, normed: Tensor) -> Tensor:
+        """Features [B, M, D] of patches [B, M, W] that went through ln_patch; not normalised."""
+
+    @abstractmethod
+    def patch_norm(self) -> nn.Module:
+        """A new ln_patch.
+
+        With a class token it starts fresh, as published. Where the head reads patches it starts as a copy of the
+        tower's last normalization, which is what the head was trained on.
+        """
+
+    @abstractmethod
+    def layer_of(self, name: str) -> int:
+        """Of a parameter of `visual`: 0 for embeddings, N + 1 for block N, len(blocks) + 1 for what comes after."""
+
+    def checkpoint_activations(self, on: bool = True) -> None:
+        """Trades memory for work: each block's activations are computed again in the backward pass."""
+        self.visual.set_grad_checkpointing(on)

@@ -1,0 +1,85 @@
+"""open_clip's own VisionTransformer: with a class token (OpenAI, LAION, ...), mean (CLIPA) or attention pool (CoCa)."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from must.model.towers.base import Tower
+
+BEFORE_THE_BLOCKS = ("class_embedding", "positional_embedding", "conv1", "ln_pre")
+
+
+class ClipTower(Tower):
+    """Class token, as in the paper."""
+
+    def __init__(self, visual: Any) -> None:
+        self.visual = visual
+        self.width, self.embed, self.patch = visual.conv1.out_channels, visual.output_dim, visual.patch_size[0]
+        self.blocks = visual.transformer.resblocks
+        visual.output_tokens = False  # CoCa's towers hand out all tokens besides the feature
+
+    def tokens(self, images: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
+        visual = self.visual
+        patches = replace(visual.conv1(images).flatten(2).transpose(1, 2))
+        class_token = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
+        tokens = torch.cat([class_token, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
+        return visual.transformer(visual.ln_pre(tokens))
+
+    def patches(self, tokens: Tensor) -> Tensor:
+        return tokens[:, 1:]
+
+    def feature(self, tokens: Tensor) -> Tensor:
+        return self.visual.ln_post(tokens[:, 0]) @ self.visual.proj
+
+    def local(self, normed: Tensor) -> Tensor:
+        return normed @ self.visual.proj
+
+    def patch_norm(self) -> nn.Module:
+        norm = copy.deepcopy(self.visual.ln_post)
+        norm.reset_parameters()
+        return norm
+
+    def layer_of(self, name: str) -> int:
+        block = re.match(r"transformer\.resblocks\.(\d+)\.", name)
+        if block:
+            return int(block.group(1)) + 1
+        return 0 if name.startswith(BEFORE_THE_BLOCKS) else len(self.blocks) + 1
+
+
+class ClipMeanTower(ClipTower):
+    """Mean of the patches (CLIPA); there is a class token too, which takes part in attention only."""
+
+    def feature(self, tokens: Tensor) -> Tensor:
+        visual, patches = self.visual, tokens[:, 1:]
+        if visual.final_ln_after_pool:
+            return visual.ln_post(patches.mean(dim=1)) @ visual.proj
+        return visual.ln_post(patches).mean(dim=1) @ visual.proj
+
+    def patch_norm(self) -> nn.Module:
+        return copy.deepcopy(self.visual.ln_post)
+
+
+class CocaTower(ClipTower):
+    """Attention pooling with many queries (CoCa), of which the first one gives the image's feature."""
+
+    def feature(self, tokens: Tensor) -> Tensor:
+        return self.pooled(self.visual.attn_pool.ln_k(tokens))
+
+    def local(self, normed: Tensor) -> Tensor:
+        return self.pooled(normed.flatten(0, 1).unsqueeze(1)).unflatten(0, normed.shape[:2])
+
+    def patch_norm(self) -> nn.Module:
+        return copy.deepcopy(self.visual.attn_pool.ln_k)
+
+    def pooled(self, keys: Tensor) -> Tensor:
+        """Feature [N, D] of normalised tokens [N, T, W]."""
+        visual, pool = self.visual, self.visual.attn_pool
+        query = pool.ln_q(pool.query)[:1].expand(len(keys), 1, -1)
+        pooled, _ = pool.attn(query, keys, keys, need_weights=False)
+        return visual.ln_post(pooled[:, 0]) @ visual.proj

@@ -1,0 +1,121 @@
+"""A tiny model of every architecture family, with random weights, as open_clip model folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from safetensors.torch import save_file
+from timm.models import register_model
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+
+from must.demo import asset_folder
+
+SIZE, PATCH, WIDTH, EMBED, LAYERS = 32, 8, 32, 24, 2
+CLIP = {"image_size": SIZE, "patch_size": PATCH, "width": WIDTH, "layers": LAYERS, "head_width": 16}
+TIMM = {"image_size": SIZE, "timm_model_pretrained": False}
+COMMON = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": LAYERS, "num_heads": 2}
+
+
+OURS = ("num_classes", "global_pool", "drop_path_rate")  # of what timm.create_model hands on
+
+
+def made(kind: type, options: dict[str, Any], **settings: Any) -> Any:
+    model = kind(**COMMON, **settings, **{name: value for name, value in options.items() if name in OURS})
+    model.default_cfg = {}
+    return model
+
+
+@register_model
+def must_tiny_siglip(**options: Any) -> VisionTransformer:
+    return made(VisionTransformer, options, class_token=False)
+
+
+@register_model
+def must_tiny_gap(**options: Any) -> VisionTransformer:
+    return made(VisionTransformer, options, class_token=False, reg_tokens=2, dynamic_img_size=True, global_pool="avg")
+
+
+@register_model
+def must_tiny_token(**options: Any) -> VisionTransformer:
+    return made(VisionTransformer, options, pre_norm=True)
+
+
+@register_model
+def must_tiny_eva(**options: Any) -> Eva:
+    rotary = {"use_rot_pos_emb": True, "use_post_transformer_norm": True}
+    return made(Eva, options, swiglu_mlp=True, scale_mlp=True, **rotary)
+
+
+@register_model
+def must_tiny_pe(**options: Any) -> Eva:
+    rotary = {"use_rot_pos_emb": True, "use_pre_transformer_norm": True, "use_post_transformer_norm": True}
+    return made(Eva, options, attn_pool_num_heads=2, attn_pool_mlp_ratio=2.0, use_fc_norm=False, **rotary)
+
+
+# family -> (embed_dim, vision_cfg, more of the model's configuration)
+FAMILIES: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
+    "clip": (EMBED, CLIP, {"quick_gelu": True}),
+    "clip, layer scale": (EMBED, {**CLIP, "ls_init_value": 0.1}, {}),
+    "clipa": (
+        EMBED,
+        {**CLIP, "no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True, "norm_kwargs": {"eps": 1e-6}},
+        {},
+    ),
+    "coca": (EMBED, {**CLIP, "attentional_pool": True, "attn_pooler_queries": 5, "output_tokens": True}, {}),
+    "siglip": (
+        WIDTH,
+        {**TIMM, "timm_model_name": "must_tiny_siglip", "timm_pool": "map", "timm_proj": "none"},
+        {"custom_text": True, "init_logit_bias": -10.0, "init_logit_scale": 2.3},
+    ),
+    "timm, mean": (EMBED, {**TIMM, "timm_model_name": "must_tiny_gap", "timm_pool": "", "timm_proj": "linear"}, {}),
+    "timm, class token": (
+        EMBED,
+        {**TIMM, "timm_model_name": "must_tiny_token", "timm_pool": "token", "timm_proj": None, "timm_drop_path": 0.1},
+        {"custom_text": True},
+    ),
+    "eva": (
+        EMBED,
+        {**TIMM, "timm_model_name": "must_tiny_eva", "timm_pool": "token", "timm_proj": None},
+        {"custom_text": True},
+    ),
+    "perception encoder": (
+        EMBED,
+        {**TIMM, "timm_model_name": "must_tiny_pe", "timm_pool": "map", "timm_proj": None},
+        {"custom_text": True},
+    ),
+}
+
+
+def model_config(family: str) -> dict[str, Any]:
+    embed, vision, more = FAMILIES[family]
+    text = {"context_length": 24, "vocab_size": 576, "width": 32, "heads": 2, "layers": 1}
+    if family == "coca":
+        more = {"multimodal_cfg": {**text, "attn_pooler_heads": 2}, "custom_text": True, **more}
+        text = {**text, "embed_cls": True, "output_tokens": True}
+    return {"embed_dim": embed, "vision_cfg": vision, "text_cfg": text, **more}
+
+
+def model_folder(family: str, folder: Path) -> str:
+    """Writes a random model of a family; every weight is stirred, so that no zero or one hides a mistake."""
+    folder.mkdir(parents=True)
+    config = model_config(family)
+    preprocess = {"size": SIZE, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
+    if "timm_model_name" in config["vision_cfg"]:
+        preprocess["resize_mode"] = "squash"
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
+    shutil.copy(asset_folder() / "bpe.txt.gz", folder)
+    torch.manual_seed(0)
+    clip = open_clip.create_model(f"local-dir:{folder}")
+    with torch.no_grad():
+        for name, parameter in clip.named_parameters():
+            if name not in ("logit_scale", "logit_bias"):
+                parameter += 0.02 * torch.randn_like(parameter)
+    weights = {name: value.contiguous() for name, value in clip.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+    return str(folder)
