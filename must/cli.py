@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +28,9 @@ STAGE_FUNCTIONS = {
     "predict": "must.export.predict:predict",
     "demo": "must.demo:demo",
 }
+OTHERS_WAIT = 3  # seconds: of a fault that all processes find, torchrun lets only the first one speak
 EPILOG = """\
-exit codes: 0 done, 2 the input is wrong (one line says what), 75 stopped by a signal and resumable, 1 a bug
+exit codes: 0 done, 2 the input is wrong (one line says what), 75 stopped and resumable, 1 a bug
 a first run:  must demo --output demo && must shard --source demo/images/unlabeled \\
               --test-source demo/images/test --labels folder --output demo/shards
 """
@@ -100,6 +103,8 @@ def fail(command: str, error: Exception) -> NoReturn:
     """One line and exit code 2 for the user's error; a bug goes on as what it is, with its traceback."""
     if not is_users(error):
         raise error
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(OTHERS_WAIT)
     print(f"must {command}: {message(error)}", file=sys.stderr)
     raise SystemExit(2)
 

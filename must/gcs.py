@@ -24,7 +24,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage as google_storage
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 
-from must.storage import ConflictError, Entry
+from must.storage import ConflictError, Entry, UnreachableError
 
 Result = TypeVar("Result")
 RANGE = 32 << 20  # bytes fetched by one request of a download: what a lost connection costs at most
@@ -236,7 +236,7 @@ def patiently(uri: str, call: Callable[[], Result]) -> Result:
     except auth.RefreshError as error:
         raise ValueError(f"{uri}: the credentials have expired or were revoked. {NO_CREDENTIALS}") from error
     except (api.RetryError, *LOST) as error:
-        raise ValueError(f"{uri}: the server could not be reached for {PATIENCE:g} s: {error}") from error
+        raise UnreachableError(f"{uri}: the server could not be reached for {PATIENCE:g} s: {error}") from error
 
 
 LOST = (

@@ -32,6 +32,10 @@ class ConflictError(OSError):
     """The object is not at the generation that the caller expected: somebody else wrote it."""
 
 
+class UnreachableError(ValueError):
+    """A server did not answer for minutes. Nobody's input is wrong: the same may work later."""
+
+
 def is_remote(uri: str | Path) -> bool:
     """Whether `uri` is a gs:// URI. Raises ValueError for a scheme that is not known."""
     text = str(uri)

@@ -106,10 +106,13 @@ class TrainConfig(StageConfig):
     checkpoints: str = param("folder for checkpoints; OUTPUT/checkpoints if empty", "", metavar="URI")
     checkpoint_every: int = param("steps between checkpoints; 0: once an epoch", 0, metavar="N")
     keep_checkpoints: int = param("newest checkpoints to keep", 2, metavar="N")
+    keep_every: int = param("besides those, keep the checkpoint of every Nth step for good; 0: none", 0, metavar="N")
     resume: bool = param("go on from the newest checkpoint if there is one; --no-resume starts afresh", True)
     save: Literal["teacher", "student"] = param("which of the two becomes the model", "teacher")
     log_every: int = param("steps between log lines", 10, metavar="N")
-    timeout: int = param("seconds after which a process that waits for a lost one gives up", 600, metavar="S")
+    timeout: int = param(
+        "seconds after which a lost, frozen or stuck process is given up; the run ends with code 75", 600, metavar="S"
+    )
 
     def check_values(self) -> None:
         for name in (
@@ -132,6 +135,7 @@ class TrainConfig(StageConfig):
             "lr",
             "weak_padding",
             "checkpoint_every",
+            "keep_every",
         ):
             require(getattr(self, name) >= 0, f"{flag(name)} must not be negative")
         require(0 <= self.confidence_threshold < 1, "--confidence-threshold must be at least 0 and below 1")

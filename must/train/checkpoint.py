@@ -1,100 +1,194 @@
 """Checkpoints: step-named, whole or absent, checked by sha256, written in the background.
 
 ``step-000000400.pt`` holds the state, ``step-000000400.json`` (written after it) its size and sha256; ``LAST`` names
-the newest. A checkpoint without a matching description does not count.
+the newest. A checkpoint without a matching description does not count. Order is by step: nothing here looks at a clock
+or at the time of a file.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
+import sys
+import tempfile
+import time
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 
 from must import storage
+from must.train.snapshot import Snapshot
 
 LAST = "LAST"
-NAME = re.compile(r"step-(\d{9})\.json")
+NAME = re.compile(r"step-(\d{9})\.(json|pt)")
+FAILURES = 2  # writes that may fail in a row before training stops: a full disk may be emptied, a bucket come back
 
 
 class Checkpoints:
-    """The checkpoints of one run in a folder or under a gs:// prefix."""
+    """The checkpoints of one run in a folder or under a gs:// prefix. One process writes there.
 
-    def __init__(self, uri: str, keep: int = 2) -> None:
-        self.uri, self.keep = uri, keep
+    Args:
+        keep: how many of the newest to keep.
+        keep_every: besides those, keep the ones whose step is a multiple of this for good; 0: none.
+    """
+
+    def __init__(self, uri: str, keep: int = 2, keep_every: int = 0) -> None:
+        self.uri, self.keep, self.keep_every = uri, keep, keep_every
+        self._waited = 0.0
+        self._snapshot = Snapshot()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future | None = None
+        self._failures: list[Exception] = []  # of the writes since the last good one
+
+    def due(self, step: int, every: int) -> bool:
+        """Whether a checkpoint is wanted after `step` steps, with one every `every`."""
+        return step % every == 0 or (self.keep_every > 0 and step % self.keep_every == 0)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Copies `state` to host memory and writes it in the background; an earlier write's error comes out here."""
-        self.wait()
-        self._pending = self._writer.submit(self._write, step, copy_to_host(state))
+        """Copies `state` to host memory and writes it in the background, after an earlier write is done.
+
+        A write that fails is reported at once and training goes on; when the next one fails too, its error comes out
+        here.
+        """
+        started = time.monotonic()
+        self._finish_pending()
+        if len(self._failures) >= FAILURES:
+            raise self._failures[-1]
+        self._pending = self._writer.submit(self._try_to_write, step, self._snapshot.take(state))
+        self._waited += time.monotonic() - started
 
     def wait(self) -> None:
-        """Returns when everything is on disk. Raises what went wrong there."""
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            pending.result()
+        """Returns when the last state is on disk. Raises what went wrong there."""
+        started = time.monotonic()
+        self._finish_pending()
+        self._waited += time.monotonic() - started
+        if self._failures:
+            raise self._failures[-1]
+
+    def take_waited(self) -> float:
+        """Seconds that training stood still for checkpoints since the last call."""
+        waited, self._waited = self._waited, 0.0
+        return waited
 
     def close(self) -> None:
         self.wait()
         self._writer.shutdown()
 
+    def _finish_pending(self) -> None:
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def _try_to_write(self, step: int, state: dict[str, Any]) -> None:
+        try:
+            self._write(step, state)
+            self._failures.clear()
+        except (ValueError, OSError) as error:
+            self._failures.append(error)
+            print(f"the checkpoint of step {step} could not be written: {error}", file=sys.stderr, flush=True)
+
     def _write(self, step: int, state: dict[str, Any]) -> None:
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        data = buffer.getvalue()
         name = f"step-{step:09d}"
-        description = {"step": step, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        storage.write_bytes(storage.join(self.uri, f"{name}.pt"), data)
+        with storage.open_write(storage.join(self.uri, f"{name}.pt")) as file:
+            hashing = HashingFile(file)
+            try:
+                torch.save(state, cast(IO[bytes], hashing))
+            except RuntimeError as error:  # torch says so of any error of the file, a full disk among them
+                raise (hashing.error or error) from None
+        description = {"step": step, "bytes": hashing.size, "sha256": hashing.sha256.hexdigest()}
         storage.write_bytes(storage.join(self.uri, f"{name}.json"), json.dumps(description).encode())
         storage.write_bytes(storage.join(self.uri, LAST), name.encode())
-        for old in self.steps()[: -self.keep]:
-            self.remove(old)
+        self._tidy(step)
 
-    def steps(self) -> list[int]:
-        """Steps that have a description, ascending."""
+    def _tidy(self, step: int) -> None:
+        """Removes what is not to be kept once `step` is whole.
+
+        Later steps are of a life that was given up (--no-resume, or a damaged checkpoint that was passed over). A
+        state without a description is what a kill left of a write.
+        """
+        files = self._files()
+        whole = sorted(number for number, ending in files if ending == "json")
+        old = [number for number in whole if number <= step]
+        kept = set(old[-self.keep :]) | {number for number in old if self.keep_every and number % self.keep_every == 0}
+        for number in {number for number, _ in files} - kept:
+            self.remove(number)
+
+    def _files(self) -> list[tuple[int, str]]:
+        """(step, "pt" or "json") of every file there."""
         try:
             names = [NAME.fullmatch(entry.name) for entry in storage.list_files(self.uri)]
         except FileNotFoundError:
             return []
-        return sorted(int(match.group(1)) for match in names if match)
+        return [(int(match.group(1)), match.group(2)) for match in names if match]
+
+    def steps(self) -> list[int]:
+        """Steps that have a description, ascending."""
+        return sorted(step for step, ending in self._files() if ending == "json")
 
     def remove(self, step: int) -> None:
         for ending in ("json", "pt"):  # the description first: what is left of a half-done removal does not count
             storage.delete(storage.join(self.uri, f"step-{step:09d}.{ending}"))
+
+    def remove_leftovers(self) -> None:
+        """Temporary files that a kill left in a local folder; only while nothing is being written there."""
+        if not storage.is_remote(self.uri):
+            for path in storage.local(self.uri).glob(f"{storage.TEMPORARY}*"):
+                path.unlink(missing_ok=True)
 
     def load_newest(self) -> dict[str, Any] | None:
         """The newest whole checkpoint's state, or None. Damaged ones are passed over with a warning."""
         for step in reversed(self.steps()):
             try:
                 return self._load(step)
-            except (ValueError, FileNotFoundError) as error:
+            except (ValueError, FileNotFoundError, KeyError) as error:
                 warnings.warn(f"checkpoint passed over: {error}", stacklevel=2)
         return None
 
     def _load(self, step: int) -> dict[str, Any]:
         uri = storage.join(self.uri, f"step-{step:09d}.pt")
         description = json.loads(storage.read_bytes(storage.join(self.uri, f"step-{step:09d}.json")))
-        data = storage.read_bytes(uri)
-        if len(data) != description["bytes"]:
-            raise ValueError(f"{uri} is truncated: {len(data)} of {description['bytes']} bytes")
-        if hashlib.sha256(data).hexdigest() != description["sha256"]:
-            raise ValueError(f"{uri} is damaged: its sha256 differs")
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with local_copy(uri) as path:
+            if path.stat().st_size != description["bytes"]:
+                raise ValueError(f"{uri} is truncated: {path.stat().st_size} of {description['bytes']} bytes")
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != description["sha256"]:
+                    raise ValueError(f"{uri} is damaged: its sha256 differs")
+            return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def copy_to_host(value: Any) -> Any:
-    """A deep copy with every tensor in host memory, so that training can go on while it is written."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: copy_to_host(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(copy_to_host(item) for item in value)
-    return value
+class HashingFile:
+    """A file to write to that counts and hashes what passes: the state is never held as bytes in memory."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.size, self.sha256 = file, 0, hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        self.size += len(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+@contextmanager
+def local_copy(uri: str) -> Iterator[Path]:
+    """A path at which the file can be read: itself, or a copy of the remote one for as long as the block lasts."""
+    if not storage.is_remote(uri):
+        yield storage.local(uri)
+        return
+    with tempfile.TemporaryDirectory(prefix="must-checkpoint-") as folder:
+        path = Path(folder) / "state.pt"
+        storage.download(uri, path)
+        yield path

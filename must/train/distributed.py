@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +14,11 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-PREEMPTED = 75  # exit code: stopped by a signal, a checkpoint is saved, run again to go on (EX_TEMPFAIL)
+from must.train.heartbeat import LEFT, LONGEST_INTERVAL, PREEMPTED, Heartbeat, connect
+
+__all__ = ["PREEMPTED", "LostRank", "StopSignal", "World", "pick_device", "share_cores", "world"]
+
+SIGNAL_ECHO = 3.0  # seconds in which the same signal may arrive twice: from the terminal, and handed on by torchrun
 
 
 @dataclass(frozen=True)
@@ -20,10 +26,23 @@ class World:
     rank: int
     size: int
     device: torch.device
+    heartbeat: Heartbeat | None = None
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    def begin(self, step: int) -> None:
+        """Call it when a step begins, so that a lost process can be named by the step it is in."""
+        if self.heartbeat is not None:
+            self.heartbeat.begin(step)
+
+
+class LostRank(SystemExit):
+    """Another process of the run is gone; exits with the code that says 'run me again'."""
+
+    def __init__(self) -> None:
+        super().__init__(PREEMPTED)
 
 
 def pick_device(name: str) -> torch.device:
@@ -57,7 +76,10 @@ def world(device_name: str, timeout: int) -> Iterator[World]:
     """Joins torchrun's process group, if the process was started by torchrun; leaves it at the end.
 
     Args:
-        timeout: seconds after which a collective gives up waiting for a lost process.
+        timeout: seconds after which a lost, frozen or stuck process is given up.
+
+    Raises:
+        LostRank: a collective failed because another process is gone; a line on stderr says which.
     """
     device = pick_device(device_name)
     if device.type == "cuda":
@@ -66,10 +88,25 @@ def world(device_name: str, timeout: int) -> Iterator[World]:
         yield World(0, 1, device)
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    # The heartbeat can say who is lost, so it comes first; the collectives' own limit is the net below it.
+    limit = timeout + 4 * min(LONGEST_INTERVAL, timeout)
+    dist.init_process_group(backend, timeout=timedelta(seconds=limit))
+    rank, size = dist.get_rank(), dist.get_world_size()
+    heartbeat = Heartbeat(connect(timeout), rank, size, timeout) if size > 1 else None
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), device)
+        yield World(rank, size, device, heartbeat)
+    except RuntimeError as error:
+        reason = ""
+        if heartbeat and is_of_collective(error):
+            reason = heartbeat.explain(min(timeout, 3 * heartbeat.interval))
+        if not reason:
+            raise
+        if reason != LEFT:
+            print(f"must train: {reason}", file=sys.stderr, flush=True)
+        raise LostRank from None
     finally:
+        if heartbeat:
+            heartbeat.close()
         dist.destroy_process_group()
 
 
@@ -89,19 +126,27 @@ class HostCopy:
         return self.value.item()
 
 
+def is_of_collective(error: RuntimeError) -> bool:
+    words = ("gloo", "nccl", "closed by peer", "reset by peer", "timed out")
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
+
+
 class StopSignal:
     """Turns SIGTERM and SIGINT into a flag that the training loop reads after each step; a second one kills."""
 
     def __init__(self) -> None:
         self.received = False
         self._flags: list[HostCopy] = []
+        self._since = 0.0
         self._previous = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
 
     def _handle(self, number: int, _frame: object) -> None:
+        if self.received and time.monotonic() - self._since < SIGNAL_ECHO:
+            return
         if self.received:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self.received = True
+        self.received, self._since = True, time.monotonic()
 
     def agreed(self, flag: torch.Tensor, world: World) -> bool:
         """Whether all processes leave now. Call it after every step, with the step's sum of `received`.

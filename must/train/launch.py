@@ -11,23 +11,30 @@ from typing import Any
 import yaml
 
 from must.model.bundle import load_description
+from must.train.distributed import PREEMPTED
 
 
 def launch(values: dict[str, Any], processes: int) -> dict[str, Any]:
-    """Runs `must train` in `processes` processes; returns the run's summary. Exits with the code of torchrun's child.
+    """Runs `must train` in `processes` processes; returns the run's summary.
 
     A SIGTERM is handed on, so that the processes save a checkpoint before they stop.
+
+    Raises:
+        SystemExit: the processes failed, with the code of the one that ended first: 2, the input is wrong (it said
+            so in one line); 75, stopped and resumable.
     """
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(values, file)
         file.flush()
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command = [sys.executable, "-m", "must.train.torchrun", "--standalone", f"--nproc-per-node={processes}"]
         child = subprocess.Popen([*command, "-m", "must", "train", "--config", file.name])
         previous = signal.signal(signal.SIGTERM, lambda number, _: child.send_signal(number))
         try:
             code = child.wait()
         finally:
             signal.signal(signal.SIGTERM, previous)
+    if code == -signal.SIGTERM:  # it had not even begun
+        code = PREEMPTED
     if code:
-        raise SystemExit(code)
+        raise SystemExit(code if code > 0 else 1)
     return load_description(values["output"]).provenance["summary"]

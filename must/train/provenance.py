@@ -21,7 +21,17 @@ from must.model.bundle import Description
 # Parameters that say how and where a run is carried out; the result does not depend on them.
 CIRCUMSTANCES = frozenset(
     {"shards", "classifier", "output", "preset", "model", "pretrained", "device", "workers", "checkpoints"}
-    | {"checkpoint_every", "keep_checkpoints", "resume", "save", "log_every", "timeout", "accumulate", "parallel"}
+    | {
+        "checkpoint_every",
+        "keep_checkpoints",
+        "keep_every",
+        "resume",
+        "save",
+        "log_every",
+        "timeout",
+        "accumulate",
+        "parallel",
+    }
     | {"activation_checkpointing", "compile"}
 )
 

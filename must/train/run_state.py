@@ -25,6 +25,7 @@ class Progress:
     replaced: int = 0  # samples that could not be decoded
     seconds: float = 0.0
     waited: float = 0.0  # of `seconds`, for data
+    saving: float = 0.0  # of `seconds`, for checkpoints
 
 
 @dataclass
@@ -40,7 +41,9 @@ class RunState:
     def of(cls, config: TrainConfig, index: Index, classifier: TextClassifier) -> RunState:
         weights = hashlib.sha256(classifier.weights.numpy().tobytes()).hexdigest()
         uri = config.checkpoints or storage.join(config.output, "checkpoints")
-        return cls(Checkpoints(uri, config.keep_checkpoints), identity(config, index.sha256, weights))
+        return cls(
+            Checkpoints(uri, config.keep_checkpoints, config.keep_every), identity(config, index.sha256, weights)
+        )
 
     def save(self, method: MustStep) -> dict[str, Any]:
         """Starts writing a checkpoint in the background, and returns the networks' state.
@@ -49,12 +52,15 @@ class RunState:
         """
         state = method.state_dict()
         if method.world.is_main:
+            self.progress.saving += self.checkpoints.take_waited()
             run = {"identity": self.identity, "progress": asdict(self.progress), "log": json.dumps(self.log_lines)}
             self.checkpoints.save(self.progress.step, run | state)
         return state
 
     def resume(self, method: MustStep) -> bool:
         """Goes on from the newest whole checkpoint, if there is one. Raises ValueError: it belongs to another run."""
+        if method.world.is_main:
+            self.checkpoints.remove_leftovers()
         state = self.checkpoints.load_newest()
         if state is None:
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from must import storage
 from must.config import TrainConfig
 from must.data.order import GlobalBatches, MicroBatches
 from must.data.reader import ShardReader
@@ -29,7 +31,7 @@ MAX_SKIPPED = 20  # steps without finite gradients in one run, after which train
 
 
 class Preempted(SystemExit):
-    """Stopped by a signal after saving a checkpoint; exits with the code that says 'run me again'."""
+    """Stopped, with a checkpoint to go on from; exits with the code that says 'run me again'."""
 
     def __init__(self) -> None:
         super().__init__(PREEMPTED)
@@ -40,7 +42,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     Raises:
         ValueError: the user's input is wrong, or the numbers stopped being numbers.
-        Preempted: SIGTERM or SIGINT arrived; a checkpoint is saved.
+        Preempted: a signal arrived and a checkpoint is saved; or the place of the checkpoints cannot be reached.
+        LostRank: another process of the run is gone.
     """
     stop = StopSignal()
     try:
@@ -49,6 +52,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
             trainer = Trainer(config, processes)
             trainer.resume()
             return trainer.run(stop)
+    except storage.UnreachableError as error:
+        print(f"must train: {error}; run the same command to go on from the last checkpoint", file=sys.stderr)
+        raise Preempted from error
     finally:
         stop.restore()
 
@@ -97,6 +103,7 @@ class Trainer:
         for parts in grouped(loader, config.accumulate):
             progress.waited += time.monotonic() - waiting
             step = progress.step
+            self.world.begin(step)
             values = self.method(step, parts, stop.received)
             stopping = stop.agreed(values.pop("stop"), self.world)
             meter.add(values)
@@ -111,7 +118,7 @@ class Trainer:
                     line["images_per_s"] = count * config.batch_size / (now - logged_at)
                     logged_at = now
                     log.write(step, line)
-            if stopping or (progress.step % every == 0 and progress.step < plan.steps):
+            if stopping or (self.state.checkpoints.due(progress.step, every) and progress.step < plan.steps):
                 progress.seconds += time.monotonic() - started
                 started = time.monotonic()
                 self.state.save(self.method)
@@ -172,6 +179,7 @@ class Trainer:
             "seconds": round(progress.seconds, 2),
             "images_per_s": round(trained / progress.seconds, 1) if progress.seconds else None,
             "waiting_for_data": round(progress.waited / progress.seconds, 4) if progress.seconds else None,
+            "saving_checkpoints": round(progress.saving / progress.seconds, 4) if progress.seconds else None,
             "skipped_steps": progress.skipped,
             "replaced_samples": progress.replaced,
         }
@@ -184,6 +192,7 @@ class Trainer:
             print(
                 f"trained {summary['images']:,} images in {clock(progress.seconds)} "
                 f"({summary['images_per_s']} images/s, {summary['waiting_for_data']:.1%} of the time waiting for data, "
+                f"{summary['saving_checkpoints']:.1%} saving; "
                 f"{progress.skipped} steps skipped, {progress.replaced} samples replaced) -> {config.output}",
                 flush=True,
             )

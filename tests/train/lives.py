@@ -1,0 +1,118 @@
+"""A run as real processes that are killed: how to start it, find its processes, and let it live several lives."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+SETTINGS = {
+    "preset": "digits", "epochs": 12, "batch_size": 50, "workers": 1, "checkpoint_every": 2, "keep_checkpoints": 3,
+    "log_every": 4, "seed": 1,
+}  # fmt: skip
+STEPS = 36  # 150 images, 3 batches an epoch
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def command(digits: Any, output: Path, processes: int = 1, torchrun: tuple = (), **changes: Any) -> list[str]:
+    values = {"shards": digits.shards, "classifier": digits.classifier, "output": output, **SETTINGS, **changes}
+    flags = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    launcher = ["-m", "must.train.torchrun", "--standalone", f"--nproc-per-node={processes}", *torchrun]
+    return [sys.executable, *(launcher if processes > 1 else []), "-m", "must", "train", *flags]
+
+
+def start(digits: Any, output: Path, processes: int = 1, torchrun: tuple = (), **changes: Any) -> subprocess.Popen:
+    """In a session of its own; stdout and stderr go to OUTPUT.log, one life after the other."""
+    with output.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen(
+            command(digits, output, processes, torchrun, **changes),
+            stdout=log, stderr=log, env=os.environ | ENVIRONMENT, start_new_session=True,
+        )  # fmt: skip
+
+
+def log_of(output: Path) -> str:
+    return output.with_suffix(".log").read_text()
+
+
+def finish(process: subprocess.Popen, output: Path, seconds: float = 120) -> None:
+    assert process.wait(timeout=seconds) == 0, log_of(output)
+
+
+def ranks(process: subprocess.Popen) -> dict[int, int]:
+    """Process numbers of a torchrun's ranks that are alive."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = dict(
+                entry.split("=", 1) for entry in (folder / "environ").read_text().split("\0") if "=" in entry
+            )
+            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+        except (OSError, ValueError):
+            continue
+        if parent == process.pid and "RANK" in environment:
+            found[int(environment["RANK"])] = int(folder.name)
+    return found
+
+
+def last_step(output: Path) -> int:
+    """Of the newest whole checkpoint; 0 without one."""
+    return max((int(path.stem[5:]) for path in (output / "checkpoints").glob("step-*.json")), default=0)
+
+
+def wait_for_step(process: subprocess.Popen, output: Path, step: int, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while last_step(output) < step:
+        assert process.poll() is None, f"ended with {process.returncode}:\n{log_of(output)}"
+        assert time.monotonic() < deadline, log_of(output)
+        time.sleep(0.005)
+
+
+def live_and_die(digits: Any, output: Path, processes: int, number: int, chance: random.Random) -> str:
+    """One life: starts or goes on, and gets a signal at a random moment. Returns a line about it.
+
+    Most moments lie in training, which is a second of a life of many; every fifth one lies in the start.
+    """
+    began = time.monotonic()
+    before = last_step(output)
+    process = start(digits, output, processes)
+    if chance.random() < 0.2:
+        moment, where = chance.uniform(0.05, 4.0), "starting"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=moment)
+    else:
+        where = "training"
+        wait_for_step(process, output, min(before + 2, STEPS))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=chance.uniform(0, 0.4))
+    alive = process.poll() is None
+    if alive and number == signal.SIGKILL:
+        os.killpg(process.pid, signal.SIGKILL)  # everything at once: the machine is lost
+    elif alive:
+        process.send_signal(number)
+    code = process.wait(timeout=120)
+    name = signal.Signals(number).name
+    assert code in (0, 75, -signal.SIGKILL, -signal.SIGTERM), f"{code}:\n{log_of(output)}"
+    end = "had ended before" if not alive else f"{name} while {where}"
+    return (
+        f"{processes} process(es), {end}, after {time.monotonic() - began:.1f} s: exit {code}, "
+        f"checkpoint {before} -> {last_step(output)}"
+    )
+
+
+def difference(folder: Path, other: Path) -> float:
+    """Relative distance of two runs' final weights, over all tensors; 0.0 only for the same bits."""
+    ours, theirs = (load_file(place / "model.safetensors") for place in (folder, other))
+    assert ours.keys() == theirs.keys()
+    if all(torch.equal(ours[name], theirs[name]) for name in ours):
+        return 0.0
+    distance = sum((ours[name].double() - theirs[name].double()).square().sum() for name in ours)
+    return (distance / sum(value.double().square().sum() for value in theirs.values())).sqrt().item()

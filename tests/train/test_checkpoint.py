@@ -1,0 +1,220 @@
+"""Checkpoints where they are kept: on a disk that fills up, on a bucket that goes away, whatever the clock says."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from must import gcs, storage
+from must.train.checkpoint import Checkpoints
+from must.train.snapshot import Snapshot
+
+ROOT = Path(__file__).parents[2]
+
+
+def state(step, size=1000):
+    return {"weights": {"a": torch.full((size,), float(step)), "b": torch.tensor(step)}, "progress": {"step": step}}
+
+
+def names(folder):
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+@pytest.fixture(params=["local", "gs"])
+def place(request, tmp_path):
+    return str(tmp_path) if request.param == "local" else request.getfixturevalue("gcs_server").uri + "/run"
+
+
+def test_the_last_k_and_every_nth_stay(place):
+    checkpoints = Checkpoints(place, keep=2, keep_every=6)
+    for step in range(2, 17, 2):
+        checkpoints.save(step, state(step))
+    checkpoints.close()
+    assert checkpoints.steps() == [6, 12, 14, 16]
+    assert storage.read_bytes(storage.join(place, "LAST")) == b"step-000000016"
+    assert {entry.name.split(".")[0] for entry in storage.list_files(place)} == {
+        "LAST", "step-000000006", "step-000000012", "step-000000014", "step-000000016",
+    }  # fmt: skip
+    newest = Checkpoints(place).load_newest()
+    assert newest["progress"] == {"step": 16} and torch.equal(newest["weights"]["a"], torch.full((1000,), 16.0))
+
+
+def test_when_a_checkpoint_is_due():
+    checkpoints = Checkpoints("unused", keep_every=5)
+    assert [step for step in range(1, 16) if checkpoints.due(step, 4)] == [4, 5, 8, 10, 12, 15]
+
+
+def test_what_is_saved_is_the_moment_of_saving(tmp_path):
+    """Training goes on while the state is written: the file must not see it."""
+    checkpoints, weights = Checkpoints(str(tmp_path), keep=9), torch.zeros(3_000_000)
+    for step in range(1, 4):
+        checkpoints.save(step, {"weights": weights})
+        weights += 1
+    checkpoints.close()
+    for step in range(1, 4):
+        assert (checkpoints._load(step)["weights"] == step - 1).all()
+
+
+def test_a_snapshot_uses_its_memory_again():
+    snapshot, weights = Snapshot(), torch.zeros(10)
+    first = snapshot.take({"a": [weights, 3]})
+    second = snapshot.take({"a": [weights + 1, 4]})
+    assert second["a"][0].data_ptr() == first["a"][0].data_ptr() != weights.data_ptr()
+    assert second["a"][1] == 4 and second["a"][0].sum() == 10
+
+
+def test_a_run_that_starts_afresh_leaves_nothing_of_its_former_life(tmp_path):
+    """Else the new run's checkpoints would be the oldest ones, and be removed as such."""
+    old = Checkpoints(str(tmp_path), keep=3)
+    for step in (10, 20, 30):
+        old.save(step, state(step))
+    old.close()
+    new = Checkpoints(str(tmp_path), keep=3)
+    new.save(5, state(5))
+    new.close()
+    assert new.steps() == [5] and names(tmp_path) == ["LAST", "step-000000005.json", "step-000000005.pt"]
+
+
+def test_leftovers_of_a_kill_are_removed(tmp_path):
+    (tmp_path / "step-000000003.pt").write_bytes(b"without a description: cut off")
+    (tmp_path / ".tmp-abc").write_bytes(b"half a state")
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.remove_leftovers()
+    assert checkpoints.load_newest() is None
+    checkpoints.save(4, state(4))
+    checkpoints.close()
+    assert names(tmp_path) == ["LAST", "step-000000004.json", "step-000000004.pt"]
+
+
+def test_the_times_of_files_mean_nothing(tmp_path):
+    """A clock that jumped: the newest checkpoint looks the oldest, another one comes from the future."""
+    checkpoints = Checkpoints(str(tmp_path), keep=3)
+    for step, date in [(1, time.time()), (2, time.time() + 10**9), (3, 0.0)]:
+        checkpoints.save(step, state(step))
+        checkpoints.wait()
+        for path in tmp_path.glob(f"step-{step:09d}.*"):
+            os.utime(path, (date, date))
+    checkpoints.save(4, state(4))
+    checkpoints.close()
+    assert checkpoints.steps() == [2, 3, 4] and checkpoints.load_newest()["progress"]["step"] == 4
+
+
+def test_a_failed_write_is_told_at_once_and_the_second_one_ends_it(tmp_path, capsys):
+    folder = tmp_path / "checkpoints"
+    checkpoints = Checkpoints(str(folder))
+    checkpoints.save(1, state(1))
+    checkpoints.wait()
+    folder.rename(tmp_path / "away")
+    folder.write_text("a file where the folder was")
+    checkpoints.save(2, state(2))
+    checkpoints._finish_pending()
+    assert capsys.readouterr().err.startswith("the checkpoint of step 2 could not be written: ")
+    checkpoints.save(3, state(3))
+    with pytest.raises(ValueError, match="cannot be written"):
+        checkpoints.save(4, state(4))
+    folder.unlink()
+    (tmp_path / "away").rename(folder)
+    assert Checkpoints(str(folder)).load_newest()["progress"]["step"] == 1
+
+
+def test_a_write_that_succeeds_makes_up_for_one_that_failed(tmp_path):
+    checkpoints = Checkpoints(str(tmp_path / "f"))
+    for round in (1, 2):
+        (tmp_path / "f").write_text("in the way")
+        checkpoints.save(2 * round, state(1))
+        checkpoints._finish_pending()
+        (tmp_path / "f").unlink()
+        checkpoints.save(2 * round + 1, state(2 * round + 1))
+        checkpoints.wait()
+        saved = checkpoints.load_newest()["progress"]["step"]
+        assert saved == 2 * round + 1
+        (tmp_path / "f").rename(tmp_path / f"aside-{round}")
+
+
+FILL = """
+import sys, torch
+from must.train.checkpoint import Checkpoints
+checkpoints = Checkpoints(sys.argv[1], keep=9)
+try:
+    for step in range(1, 9):
+        checkpoints.save(step, {"weights": torch.zeros(100_000), "progress": {"step": step}})
+    checkpoints.close()
+except ValueError as error:
+    print("STOPPED", error)
+import os
+print("FILES", sorted(os.listdir(sys.argv[1])))
+print("NEWEST", Checkpoints(sys.argv[1]).load_newest()["progress"]["step"])
+"""
+
+
+def test_a_full_disk_leaves_the_older_checkpoints_whole(tmp_path):
+    """On a real file system of 1 MB, which holds two of these checkpoints."""
+    mount = "mount -t tmpfs -o size=1m none"
+    shell = f'{mount} "$1" && exec "$2" -c "$3" "$1"'
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", shell, "sh"]
+    if subprocess.run([*command[:4], "sh", "-c", f'{mount} "$1"', "sh", tmp_path], capture_output=True).returncode:
+        pytest.skip("this machine does not let a user mount a file system of his own")
+    result = subprocess.run([*command, tmp_path, sys.executable, FILL], capture_output=True, text=True, cwd=ROOT)
+    lines = dict(line.split(" ", 1) for line in result.stdout.splitlines())
+    assert "the disk is full; free some space" in lines["STOPPED"], result.stderr
+    assert "the checkpoint of step 3 could not be written" in result.stderr
+    assert lines["NEWEST"] == "2" and "tmp" not in lines["FILES"]
+
+
+def test_a_bucket_that_is_gone_for_a_while_costs_nothing(gcs_server):
+    checkpoints = Checkpoints(gcs_server.uri + "/run", keep=3)
+    checkpoints.save(1, state(1))
+    checkpoints.wait()
+    gcs_server.faults.plan = ["503", "lost"]
+    back = threading.Timer(2.0, lambda: gcs_server.faults.plan.clear())
+    back.start()
+    started = time.monotonic()
+    checkpoints.save(2, state(2))
+    assert time.monotonic() - started < 1, "training stood still"
+    checkpoints.save(3, state(3))
+    checkpoints.close()
+    back.join()
+    assert gcs_server.faults.done["503"] > 1
+    assert checkpoints.steps() == [1, 2, 3] and checkpoints.load_newest()["progress"]["step"] == 3
+
+
+def test_a_bucket_that_stays_away_ends_it_and_the_older_checkpoints_are_whole(gcs_server, monkeypatch, capsys):
+    uri = gcs_server.uri + "/run"
+    checkpoints = Checkpoints(uri)
+    checkpoints.save(1, state(1))
+    checkpoints.wait()
+    monkeypatch.setattr(gcs, "PATIENCE", 0.3)
+    gcs_server.faults.plan = ["503"]
+    checkpoints.save(2, state(2))
+    with pytest.raises(storage.UnreachableError, match=r"could not be reached for 0.3 s") as error:
+        checkpoints.close()
+    assert "\n" not in str(error.value) and "the checkpoint of step 2" in capsys.readouterr().err
+    gcs_server.faults.plan = []
+    assert Checkpoints(uri).load_newest()["progress"]["step"] == 1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other bytes", "no state", "description cut off"])
+def test_a_damaged_remote_checkpoint_is_passed_over(gcs_server, damage):
+    uri = gcs_server.uri + "/run"
+    checkpoints = Checkpoints(uri)
+    for step in (1, 2):
+        checkpoints.save(step, state(step))
+    checkpoints.close()
+    pt, description = (f"{uri}/step-000000002.{ending}" for ending in ("pt", "json"))
+    data = storage.read_bytes(pt)
+    if damage == "truncated":
+        storage.write_bytes(pt, data[:-100])
+    elif damage == "other bytes":
+        storage.write_bytes(pt, data[:-1] + bytes([data[-1] ^ 1]))
+    elif damage == "no state":
+        storage.delete(pt)
+    else:
+        storage.write_bytes(description, json.dumps({"step": 2}).encode())
+    with pytest.warns(UserWarning, match="passed over"):
+        assert Checkpoints(uri).load_newest()["progress"]["step"] == 1

@@ -1,0 +1,113 @@
+"""Signs of life: who is named when a process is killed, frozen or stuck. Real store, real processes."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from datetime import timedelta
+
+import pytest
+import torch.distributed as dist
+
+from must.train.heartbeat import LEFT, Heartbeat, is_running
+
+TIMEOUT = 1.2
+
+
+def client(port):
+    return dist.PrefixStore("test", dist.TCPStore("localhost", port, is_master=False, timeout=timedelta(seconds=10)))
+
+
+def beat(port, rank, size, step):
+    heartbeat = Heartbeat(client(port), rank, size, TIMEOUT, act=False)
+    if step is not None:
+        heartbeat.begin(step)
+    time.sleep(60)
+
+
+@pytest.fixture
+def processes():
+    """start(rank, step) starts another process of a run of three; (rank 0's heartbeat, the processes by rank)."""
+    server = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    started = {}
+    for rank, step in [(1, 7), (2, 6)]:
+        started[rank] = multiprocessing.get_context("fork").Process(target=beat, args=(server.port, rank, 3, step))
+        started[rank].start()
+    heartbeat = Heartbeat(client(server.port), 0, 3, TIMEOUT, act=False)
+    heartbeat.begin(7)
+    yield heartbeat, started
+    heartbeat.close()
+    for process in started.values():
+        process.kill()
+        process.join()
+
+
+def until(condition, seconds=8.0):
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return result
+
+
+def test_a_frozen_process_is_named_and_one_that_lives_is_not(processes):
+    heartbeat, started = processes
+    time.sleep(2 * TIMEOUT)
+    assert heartbeat.lost() == []
+    os.kill(started[1].pid, signal.SIGSTOP)
+    assert until(heartbeat.lost) == [1]
+    line = heartbeat.line([1], "is lost")
+    assert line.startswith(f"rank 1 (pid {started[1].pid} on ") and "in step 8" in line and "\n" not in line
+    os.kill(started[1].pid, signal.SIGCONT)
+    until(lambda: heartbeat.lost() == [])
+
+
+def test_a_killed_process_is_known_at_once(processes):
+    heartbeat, started = processes
+    started[2].kill()
+    started[2].join()
+    began = time.monotonic()
+    assert until(heartbeat.lost) == [2] and time.monotonic() - began < TIMEOUT / 2
+    assert heartbeat.explain(TIMEOUT).startswith("rank 2 (pid ")
+
+
+def test_a_stuck_process_is_the_one_behind(processes):
+    heartbeat, _ = processes
+    assert heartbeat.stuck() == []
+    assert until(heartbeat.stuck) == [2], "it is alive, but has not begun the step that the others wait in"
+    heartbeat.begin(8)
+    assert heartbeat.stuck() == []
+
+
+def test_a_process_that_left_on_its_own_is_no_lost_one(processes):
+    heartbeat, started = processes
+    one = client(heartbeat.store.underlying_store.port)
+    started[1].kill()
+    started[1].join()
+    one.set("1", f"99 {LEFT} {started[1].pid} somewhere")
+    until(heartbeat.anyone_left)
+    assert heartbeat.lost() == [] and heartbeat.explain(0.1) == LEFT and heartbeat.stuck() == []
+
+
+def test_a_store_that_is_gone_is_said(processes):
+    heartbeat, _ = processes
+
+    class Gone:
+        def multi_get(self, keys):
+            raise dist.DistNetworkError("Connection reset by peer")
+
+        def set(self, key, value):
+            raise dist.DistNetworkError("Connection reset by peer")
+
+    heartbeat.store = Gone()
+    assert "common store is gone" in heartbeat.explain(0.1)
+
+
+def test_a_zombie_does_not_run():
+    process = multiprocessing.get_context("fork").Process(target=lambda: None)
+    process.start()
+    until(lambda: not is_running(process.pid))
+    process.join()
+    assert not is_running(process.pid) and is_running(os.getpid())
+    assert threading.main_thread().is_alive()

@@ -1,0 +1,80 @@
+"""A run that is killed again and again ends with the weights of one that was left alone."""
+
+import random
+import signal
+
+import pytest
+
+from tests.evaluate.digits import digits as make_digits
+from tests.train.lives import STEPS, difference, finish, last_step, live_and_die, log_of, start
+
+KILLS = (signal.SIGKILL, signal.SIGTERM)
+TOLERANCE = 1e-3  # relative distance of the weights, across numbers of processes: sums in another order
+CHANGE = 1e-2  # training moves the weights by more than this
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return make_digits()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(digits, tmp_path_factory):
+    """folder(processes): a run of so many processes that nobody disturbed."""
+    made = {}
+
+    def folder(processes):
+        if processes not in made:
+            made[processes] = tmp_path_factory.mktemp(f"undisturbed-{processes}") / "run"
+            finish(start(digits, made[processes], processes), made[processes])
+        return made[processes]
+
+    return folder
+
+
+def lives(digits, output, kills, processes, seed):
+    """`kills` lives that end in a signal, and one that may end by itself. Prints the log of them."""
+    chance = random.Random(seed)
+    lines = []
+    for number in range(kills):
+        if last_step(output) >= STEPS - 4:  # nearly done: begin again, so that every kill hits a run
+            for path in sorted((output / "checkpoints").glob("step-*"))[: -2 if number % 2 else None]:
+                path.unlink()
+        count = processes if isinstance(processes, int) else chance.choice(processes)
+        lines.append(live_and_die(digits, output, count, KILLS[number % 2], chance))
+        print(f"life {number + 1}: {lines[-1]}", flush=True)
+    count = processes if isinstance(processes, int) else chance.choice(processes)
+    finish(start(digits, output, count), output)
+    print(f"last life: {count} process(es), done", flush=True)
+    assert last_step(output) == STEPS, log_of(output)
+    return lines
+
+
+def test_three_kills_on_changing_numbers_of_processes(digits, undisturbed, tmp_path, record_property):
+    output = tmp_path / "run"
+    lives(digits, output, 3, (1, 2), seed=3)
+    deviation = difference(output, undisturbed(1))
+    record_property("relative difference of the weights", deviation)
+    assert deviation < TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_twenty_kills_change_not_one_bit(digits, undisturbed, tmp_path, processes):
+    output = tmp_path / "run"
+    lines = lives(digits, output, 20, processes, seed=processes)
+    assert sum("while training" in line for line in lines) >= 10
+    assert difference(output, undisturbed(processes)) == 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_twenty_kills_on_changing_numbers_of_processes(digits, undisturbed, tmp_path, record_property):
+    output = tmp_path / "run"
+    lives(digits, output, 20, (1, 2), seed=20)
+    deviation = difference(output, undisturbed(1))
+    record_property("relative difference of the weights", deviation)
+    print(f"relative difference of the weights: {deviation:.1e}; 2 undisturbed processes: ", end="")
+    print(f"{difference(undisturbed(2), undisturbed(1)):.1e}")
+    assert deviation < TOLERANCE
