@@ -1,7 +1,8 @@
 """Runs the compiled DAG on this machine: python pipeline/run_local.py --parameters FILE.yaml --output FOLDER.
 
-Every stage is the same component as on a cluster; it runs as a subprocess of this interpreter, so no container engine
-is needed. The parameters file holds the pipeline's parameters (see pipeline/pipeline.py).
+Every stage is the same component as on a cluster. It runs as a subprocess of this interpreter, so that no container
+engine is needed, or with --runner docker in its own image (docs/containers.md). The parameters file holds the
+pipeline's parameters (see pipeline/pipeline.py).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from pipeline.console import COLOR, StageOutput
+from pipeline.docker_runner import docker_runner
 
 
 def main() -> None:
@@ -32,19 +34,31 @@ def main() -> None:
     parser.add_argument(
         "--pipeline", type=Path, default=ROOT / "pipeline" / "must_pipeline.yaml", help="compiled pipeline to run"
     )
+    parser.add_argument("--runner", choices=("subprocess", "docker"), default="subprocess", help="[subprocess]")
+    parser.add_argument("--user", default="", metavar="UID:GID", help="docker: user inside the containers [you:0]")
+    parser.add_argument(
+        "--mount", type=Path, action="append", metavar="PATH", help="docker: one more path to show the containers"
+    )
+    parser.add_argument("--gpus", action="store_true", help="docker: give the containers this machine's GPUs")
     parser.add_argument("--verbose", action="store_true", help="show the runner's own log, too")
     options = parser.parse_args()
     try:
         started = time.monotonic()
-        artifacts = run_local(options.pipeline, read_parameters(options.parameters), options.output, options.verbose)
+        parameters = read_parameters(options.parameters)
+        runner = None
+        if options.runner == "docker":
+            runner = docker_runner(parameters, options.output, options.user, options.mount, options.gpus)
+        artifacts = run_local(options.pipeline, parameters, options.output, options.verbose, runner)
     except ValueError as error:
         print(f"run_local: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     print(summary(artifacts, time.monotonic() - started))
 
 
-def run_local(pipeline: Path, parameters: dict[str, Any], output: Path, verbose: bool = False) -> dict[str, Path]:
-    """Runs the compiled pipeline; returns the paths of its artifacts by name.
+def run_local(
+    pipeline: Path, parameters: dict[str, Any], output: Path, verbose: bool = False, runner: Any = None
+) -> dict[str, Path]:
+    """Runs the compiled pipeline; returns the paths of its artifacts by name. `runner`: kfp's; None for subprocesses.
 
     Raises:
         ValueError: a parameter the pipeline does not have, or a stage that failed.
@@ -62,8 +76,9 @@ def run_local(pipeline: Path, parameters: dict[str, Any], output: Path, verbose:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     os.environ.setdefault("PYTHONUNBUFFERED", "1")  # a stage's lines show when they are printed
     root = output / "runs"
-    local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(root.resolve()))
-    before = set(root.glob("*")) if root.exists() else set()
+    root.mkdir(exist_ok=True)
+    local.init(runner=runner or local.SubprocessRunner(use_venv=False), pipeline_root=str(root.resolve()))
+    before = set(root.glob("*"))
     try:
         with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(StageOutput(sys.stdout)):
             dag(**parameters)

@@ -1,0 +1,23 @@
+#!/bin/sh
+# install.sh IMPORTS LOCK... [-- PIP_OPTION...]: installs lock files into /opt/must, small.
+#
+# Packages' own tests and what only building against them needs (headers, static libraries, numpy's Fortran tools) goes.
+# Only what IMPORTS loads is compiled to bytecode, not what nobody calls: at run time the file system is read-only and
+# nothing can be compiled for later. IMPORTS 'all' compiles everything.
+set -eu
+imports=$1
+shift
+requirements=""
+while [ $# -gt 0 ] && [ "$1" != -- ]; do
+    requirements="$requirements --requirement /opt/must/locks/$1"
+    shift
+done
+[ $# -eq 0 ] || shift
+compile=--no-compile
+[ "$imports" != all ] || compile=--compile
+# shellcheck disable=SC2086 # a word each
+/opt/tools/bin/pip --python /opt/must/bin/python install --quiet --disable-pip-version-check --root-user-action=ignore \
+    --no-deps "$compile" $requirements "$@"
+find /opt/must/lib -type d \( -name tests -o -path '*/numpy/f2py' -o -path '*/numpy/distutils' \) -prune -exec rm -r {} +
+find /opt/must/lib -type f \( -name '*.h' -o -name '*.hpp' -o -name '*.cuh' -o -name '*.a' -o -name '*.pxd' \) -delete
+[ "$imports" = all ] || PYTHONDONTWRITEBYTECODE="" _KFP_RUNTIME=true /opt/must/bin/python -c "import $imports"
