@@ -6,7 +6,7 @@ DEMO ?= build/demo
 
 .PHONY: help
 help:  ## Show these commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 # One environment for everything; made again when the project's requirements change.
 $(VENV)/installed: pyproject.toml
@@ -47,6 +47,53 @@ format: setup  ## Mend what the style check can mend
 .PHONY: compile
 compile: setup  ## Compile the Kubeflow pipeline
 	@$(BIN)/python pipeline/compile.py
+
+# -- images (docs/containers.md) ----------------------------------------------------------------------------------------
+IMAGES := must-shard must-torch must-train must-launcher
+ENGINE ?= $(shell command -v docker || command -v podman)
+REGISTRY ?=
+TAG ?= $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' must/__init__.py)
+BASE ?= docker.io/library/python:3.11-slim
+# must-train has torch from TORCH_INDEX (PyPI's carries CUDA), the other images with torch have it from CPU_INDEX.
+TORCH_INDEX ?= https://pypi.org/simple
+TORCH_LOCK ?= torch-cuda.txt
+CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+CPU_LOCK ?= torch.in
+PREFIX := $(if $(REGISTRY),$(REGISTRY)/)
+REVISION := $(shell git rev-parse HEAD 2>/dev/null)$(shell git diff --quiet HEAD 2>/dev/null || echo -dirty)
+SOURCE ?= $(shell git config --get remote.origin.url | sed 's,//[^@/]*@,//,')
+
+.PHONY: images $(IMAGES) must-tools
+images: $(IMAGES)  ## Build the images (REGISTRY=..., TAG=..., ENGINE=podman; TORCH_INDEX=... for another CUDA)
+must-train: TORCH_ARGS = --build-arg TORCH_INDEX=$(TORCH_INDEX) --build-arg TORCH_LOCK=$(TORCH_LOCK)
+must-torch: TORCH_ARGS = --build-arg TORCH_INDEX=$(CPU_INDEX) --build-arg TORCH_LOCK=$(CPU_LOCK)
+$(IMAGES) must-tools:
+	@test -n "$(ENGINE)" || { echo "make: neither docker nor podman is here; ENGINE=... names one"; exit 2; }
+	$(ENGINE) build --file images/Dockerfile --target $@ --tag $(PREFIX)$@:$(TAG) --build-arg BASE=$(BASE) $(TORCH_ARGS) \
+		--build-arg VERSION=$(TAG) --build-arg REVISION=$(REVISION) --build-arg SOURCE=$(SOURCE) .
+
+.PHONY: push
+push: images  ## Push the images to REGISTRY
+	@test -n "$(REGISTRY)" || { echo "make: say where: make push REGISTRY=..."; exit 2; }
+	@for image in $(IMAGES); do $(ENGINE) push $(PREFIX)$$image:$(TAG) || exit 1; done
+
+.PHONY: test-containers
+test-containers: setup images  ## Build the images and test them, alone and as a pipeline
+	@$(BIN)/python -m pytest -m containers tests/containers
+
+.PHONY: sbom
+sbom: $(IMAGES) must-tools  ## Write what is in each image to build/sbom (CycloneDX)
+	@ENGINE="$(ENGINE)" PREFIX="$(PREFIX)" TAG="$(TAG)" sh images/sbom.sh build/sbom $(IMAGES)
+
+.PHONY: audit
+audit: must-tools  ## Look the locked packages up among the known vulnerabilities
+	@$(ENGINE) run --rm --interactive --volume "$(CURDIR)/images/locks:/locks:ro" $(PREFIX)must-tools:$(TAG) \
+		python - shard kfp torch train torch-cuda launcher < images/audit.py
+
+.PHONY: lock
+lock: must-tools  ## Renew the lock files of the images (LOCK_ARGS=... for uv)
+	@$(ENGINE) run --rm --user "$$(id -u):0" --env HOME=/tmp --env LOCK_ARGS --volume "$(CURDIR):/src" --workdir /src \
+		$(PREFIX)must-tools:$(TAG) sh images/lock.sh
 
 .PHONY: clean
 clean:  ## Remove the environment and everything built

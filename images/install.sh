@@ -1,7 +1,7 @@
 #!/bin/sh
 # install.sh IMPORTS LOCK... [-- PIP_OPTION...]: installs lock files into /opt/must, small.
 #
-# Packages' own tests and what only building against them needs (headers, static libraries, numpy's Fortran tools) goes.
+# Packages' own tests and what only building against them needs (headers, stubs, static libraries, numpy's Fortran tools) goes.
 # Only what IMPORTS loads is compiled to bytecode, not what nobody calls: at run time the file system is read-only and
 # nothing can be compiled for later. IMPORTS 'all' compiles everything.
 set -eu
@@ -19,5 +19,5 @@ compile=--no-compile
 /opt/tools/bin/pip --python /opt/must/bin/python install --quiet --disable-pip-version-check --root-user-action=ignore \
     --no-deps "$compile" $requirements "$@"
 find /opt/must/lib -type d \( -name tests -o -path '*/numpy/f2py' -o -path '*/numpy/distutils' \) -prune -exec rm -r {} +
-find /opt/must/lib -type f \( -name '*.h' -o -name '*.hpp' -o -name '*.cuh' -o -name '*.a' -o -name '*.pxd' \) -delete
+find /opt/must/lib -type f \( -name '*.h' -o -name '*.hpp' -o -name '*.cuh' -o -name '*.a' -o -name '*.pxd' -o -name '*.pyi' \) -delete
 [ "$imports" = all ] || PYTHONDONTWRITEBYTECODE="" _KFP_RUNTIME=true /opt/must/bin/python -c "import $imports"

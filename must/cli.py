@@ -6,10 +6,13 @@ import argparse
 import importlib
 import os
 import re
+import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -69,7 +72,30 @@ def run(command: str, **values: Any) -> Any:
 def run_stage(command: str, config: StageConfig) -> Any:
     """Imports no more than the stage needs: `must shard` runs where there is no torch."""
     module, function = STAGE_FUNCTIONS[command].split(":")
-    return getattr(importlib.import_module(module), function)(config)
+    with ending_on_sigterm(command):
+        return getattr(importlib.import_module(module), function)(config)
+
+
+@contextmanager
+def ending_on_sigterm(command: str) -> Iterator[None]:
+    """SIGTERM ends the stage with exit code 75: nothing half-written is left, and the same command can be run again.
+
+    In a container the stage is the first process, which the kernel does not end by a signal it did not ask for. Stages
+    that save their state take the signal over while they run.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        print(f"must {command}: stopped by SIGTERM; run the same command again", file=sys.stderr)
+        raise SystemExit(75)
+
+    if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_index(options: dict[str, Any]) -> None:

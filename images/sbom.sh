@@ -1,0 +1,25 @@
+#!/bin/sh
+# sbom.sh FOLDER IMAGE...: a software bill of materials of each image, read from the image itself.
+#
+# IMAGE.python.cdx.json by cyclonedx-py, with licences and dependencies; IMAGE.debian.cdx.json by debsbom.
+set -eu
+folder=$1
+shift
+mkdir -p "$folder"
+tools="${PREFIX}must-tools:$TAG"
+for image in "$@"; do
+    container=$("$ENGINE" create "$PREFIX$image:$TAG")
+    "$ENGINE" export --output "$folder/root.tar" "$container"
+    "$ENGINE" rm "$container" >/dev/null
+    "$ENGINE" run --rm --interactive "$tools" sh -c 'mkdir /image && tar -x -C /image opt/must 2>/dev/null \
+        && cyclonedx-py environment --output-reproducible --of JSON /image/opt/must/bin/python' \
+        <"$folder/root.tar" >"$folder/$image.python.cdx.json"
+    "$ENGINE" run --rm --interactive "$tools" debsbom generate --root - --sbom-type cdx --out - \
+        <"$folder/root.tar" >"$folder/$image.debian.cdx.json" 2>"$folder/log"
+    rm "$folder/root.tar"
+    for kind in python debian; do
+        count=$("$ENGINE" run --rm --interactive "$tools" python -c \
+            'import json, sys; print(len(json.load(sys.stdin)["components"]))' <"$folder/$image.$kind.cdx.json")
+        echo "$folder/$image.$kind.cdx.json: $count components"
+    done
+done

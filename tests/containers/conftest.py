@@ -1,0 +1,63 @@
+"""Fixtures of the container tests. They need docker or podman, and the images: `make test-containers` builds them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.containers.engine import ENGINE, IMAGES, UID, engine, image, own, run
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.containers)
+            item.add_marker(pytest.mark.timeout(600))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def images():
+    """Skips where there is no engine at all, unless REQUIRE_CONTAINERS says that there has to be one."""
+    if not ENGINE:
+        (pytest.fail if os.environ.get("REQUIRE_CONTAINERS") else pytest.skip)("neither docker nor podman is here")
+    for name in IMAGES:
+        assert engine("image", "inspect", image(name), check=False).returncode == 0, f"{image(name)}: make images"
+
+
+@pytest.fixture(scope="session")
+def docker_host():
+    """An engine's API for kfp's DockerRunner: DOCKER_HOST, or docker's own socket."""
+    if not os.environ.get("DOCKER_HOST") and not Path("/var/run/docker.sock").exists():
+        message = "no DOCKER_HOST; for podman: podman system service"
+        (pytest.fail if os.environ.get("REQUIRE_CONTAINERS") else pytest.skip)(message)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """The bundled example, as `must demo` writes it, in a folder that belongs to the containers' user."""
+    folder = tmp_path_factory.mktemp("demo")
+    subprocess.run([sys.executable, "-m", "must", "demo", "--output", folder], check=True, capture_output=True)
+    return own(folder)
+
+
+@pytest.fixture(scope="session")
+def prepared(demo):
+    """The example, sharded, with its classifier: what training needs."""
+    source = ("--source", "/data/images/unlabeled", "--test-source", "/data/images/test", "--labels", "folder")
+    run("must-shard", "must", "shard", *source, "--output", "/data/shards", data=demo)
+    classes = ("--classes", "/data/classes.yaml", "--model", "/data/model")
+    run("must-torch", "must", "classifier", *classes, "--output", "/data/classifier.safetensors", data=demo)
+    assert (demo / "shards" / "index.json").stat().st_uid == UID
+    return demo
+
+
+@pytest.fixture
+def name(request):
+    """A container's name; the container is removed at the end."""
+    chosen = f"must-{os.getpid()}-{abs(hash(request.node.nodeid)) % 10**6}"
+    yield chosen
+    engine("rm", "--force", chosen, check=False)

@@ -1,0 +1,24 @@
+"""gs:// from inside a container, against a real server of the protocol."""
+
+from tests.containers.engine import run
+
+
+def test_sharding_into_a_bucket(demo, gcs_server):
+    import os
+
+    from must import storage
+
+    options = ("--network", "host", "--env", f"STORAGE_EMULATOR_HOST={os.environ['STORAGE_EMULATOR_HOST']}")
+    source = ("--source", "/data/images/test", "--labels", "folder", "--output", f"{gcs_server.uri}/shards")
+    run("must-shard", "must", "shard", *source, data=demo, options=options)
+    names = {entry.name for entry in storage.list_files(f"{gcs_server.uri}/shards")}
+    assert "index.json" in names and any(name.endswith(".tar") for name in names)
+    result = run("must-shard", "must", "index", "verify", f"{gcs_server.uri}/shards", options=options)
+    assert "500" in result.stdout
+
+
+def test_a_key_that_is_not_there_is_the_users_error(demo):
+    options = ("--env", "GOOGLE_APPLICATION_CREDENTIALS=/key.json")
+    command = ("must", "shard", "--source", "gs://bucket/images", "--output", "/data/from-bucket")
+    result = run("must-shard", *command, data=demo, options=options, check=False)
+    assert result.returncode == 2 and "/key.json" in result.stderr and "Traceback" not in result.stderr

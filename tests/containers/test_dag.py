@@ -1,0 +1,121 @@
+"""The compiled DAG, each stage in its image, through Kubeflow's local DockerRunner."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import must
+from tests.containers.engine import UID, engine, image, own
+
+ROOT = Path(must.__file__).parent.parent
+STAGES = ("shard", "classifier", "train", "evaluate", "export")
+pytestmark = pytest.mark.usefixtures("docker_host")
+
+
+def command(parameters: Path, output: Path, runner: str) -> list[str]:
+    options = ["--parameters", str(parameters), "--output", str(output), "--runner", runner]
+    if runner == "docker" and os.getuid() == 0:  # as somebody who is not root
+        (output / "runs").mkdir(parents=True, exist_ok=True)
+        own(output)
+        options += ["--user", f"{UID}:0"]
+    return [sys.executable, str(ROOT / "pipeline" / "run_local.py"), *options]
+
+
+def run_local(parameters: Path, output: Path, runner: str, timeout=500) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(parameters, output, runner), capture_output=True, text=True, check=False, timeout=timeout
+    )
+
+
+def write(folder: Path, demo: Path, **changes) -> Path:
+    parameters = yaml.safe_load((demo / "pipeline.yaml").read_text()) | changes
+    folder.mkdir(exist_ok=True, parents=True)
+    (folder / "parameters.yaml").write_text(yaml.safe_dump(parameters))
+    return folder / "parameters.yaml"
+
+
+def metrics(output: Path) -> dict:
+    return json.loads((output / "latest" / "evaluate" / "details" / "metrics.json").read_text())
+
+
+def in_containers() -> set[str]:
+    return set(engine("ps", "--all", "--quiet").stdout.split())
+
+
+@pytest.fixture(scope="module")
+def reference(demo, tmp_path_factory):
+    """The same DAG in subprocesses, with its parameters."""
+    folder = tmp_path_factory.mktemp("reference")
+    parameters = write(folder, demo, settings={"epochs": 2, "workers": 1})
+    result = run_local(parameters, folder / "run", "subprocess")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return parameters, metrics(folder / "run")
+
+
+def same(ours: dict, theirs: dict) -> None:
+    for model in ("baseline", "adapted"):
+        for key, value in theirs[model].items():
+            if isinstance(value, float):
+                assert ours[model][key] == pytest.approx(value, abs=2e-3), f"{model} {key}"
+
+
+def test_each_stage_in_its_image_gives_what_subprocesses_give(reference, tmp_path):
+    before = in_containers()
+    result = run_local(reference[0], tmp_path / "run", "docker")
+    assert result.returncode == 0, result.stdout + result.stderr
+    if folder := os.environ.get("TRANSCRIPTS"):
+        Path(folder, "dag.txt").write_text(result.stdout)
+    for stage in STAGES:
+        assert f"== {stage} ==" in result.stdout
+    same(metrics(tmp_path / "run"), reference[1])
+    artifacts = list((tmp_path / "run" / "latest").resolve().glob("*/*"))
+    assert artifacts and all(path.stat().st_uid == UID for path in artifacts)
+    description = json.loads((tmp_path / "run" / "latest" / "train" / "bundle" / "model.json").read_text())
+    inside = json.loads(engine("image", "inspect", image("must-train")).stdout)[0]["Config"]["Labels"]
+    assert description["provenance"]["git_revision"] == inside["org.opencontainers.image.revision"]
+    assert in_containers() <= before, "containers were left behind"
+
+
+def test_a_failing_component_fails_the_run(demo, tmp_path):
+    """kfp's own DockerRunner would go on: the engine has removed the container when it asks for the exit code."""
+    parameters = write(tmp_path, demo, classes=str(demo / "classes-that-are-not-there.yaml"))
+    result = run_local(parameters, tmp_path / "run", "docker")
+    assert result.returncode == 2
+    assert "no such file" in result.stdout and "the stage 'classifier' failed" in result.stderr
+    assert "Traceback" not in result.stderr and "== train ==" not in result.stdout
+
+
+def test_an_image_that_is_not_there_is_named(demo, tmp_path):
+    other = tmp_path / "pipeline.yaml"
+    text = (ROOT / "pipeline" / "must_pipeline.yaml").read_text()
+    other.write_text(text.replace("image: must-shard:", "image: localhost:1/must-shard-of-nobody:"))
+    parameters = write(tmp_path, demo)
+    arguments = [*command(parameters, tmp_path / "run", "docker"), "--pipeline", str(other)]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=300)
+    assert result.returncode == 2
+    assert "must-shard-of-nobody" in result.stderr and "make images" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_training_component_that_is_stopped_is_tried_again_and_goes_on(demo, tmp_path, reference):
+    parameters = write(tmp_path, demo, settings={"epochs": 2, "workers": 1, "checkpoint_every": 2})
+    output = tmp_path / "run"
+    with subprocess.Popen(
+        command(parameters, output, "docker"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        deadline = time.monotonic() + 300
+        while not list(output.glob("checkpoints/*/step-*.json")):
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+            time.sleep(0.2)
+        (running,) = engine("ps", "--quiet", "--filter", f"ancestor={image('must-train')}").stdout.split()
+        engine("stop", "--time", "60", running)
+        text, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, text
+    assert "run the same command to go on" in text and "going on after step" in text
+    same(metrics(output), reference[1])

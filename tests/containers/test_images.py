@@ -1,0 +1,117 @@
+"""What an image is: small, without root, without tools, with exactly what its locks say."""
+
+import json
+import re
+import subprocess
+
+import pytest
+
+from tests.containers.engine import IMAGES, ROOT_LOCKS, VERSION, engine, image, inspect, run
+
+MB = 10**6
+SIZES = {"must-shard": 250 * MB, "must-torch": 1300 * MB, "must-launcher": 350 * MB}
+LOCKS = {
+    "must-shard": ("shard", "kfp"),
+    "must-torch": ("shard", "kfp", "torch"),
+    "must-train": ("shard", "kfp", "train"),
+    "must-launcher": ("shard", "kfp", "launcher"),
+}
+LIST_PACKAGES = """
+import importlib.metadata, json, re
+print(json.dumps({re.sub("[-_.]+", "-", d.name.lower()): d.version for d in importlib.metadata.distributions()}))
+"""
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_size(name, record_property):
+    size = inspect(name)["Size"]
+    record_property("bytes", size)
+    assert size < SIZES[name], f"{name}: {size / MB:.0f} MB"
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_settings_and_labels(name):
+    config = inspect(name)["Config"]
+    assert not config.get("Entrypoint") and config["User"] == "10001:0"
+    labels = config["Labels"]
+    prefix = "org.opencontainers.image"
+    assert labels[f"{prefix}.title"] == name and labels[f"{prefix}.version"] == VERSION
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert labels[f"{prefix}.revision"].removesuffix("-dirty") == head, "the images are of another commit: make images"
+    assert f"{prefix}.source" in labels and labels[f"{prefix}.base.name"]
+    env = dict(item.split("=", 1) for item in config["Env"])
+    assert env["HOME"] == env["TMPDIR"] == "/tmp" and env["PATH"].startswith("/opt/must/bin:")
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_the_command_runs_as_a_user_without_a_name_on_a_read_only_root(name):
+    assert run(name, "must", "--version").stdout == f"must {VERSION}\n"
+    look = "import getpass, tempfile; print(getpass.getuser(), tempfile.gettempdir())"
+    lines = run(name, "sh", "-c", f"id -u; touch /opt/must/x /x 2>&1; python -c '{look}'").stdout.splitlines()
+    assert "Read-only file system" in lines[1] and "Read-only file system" in lines[2]
+    assert lines[-1] == "must /tmp"
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_nothing_to_build_with_and_no_leftovers(name):
+    tools = "for t in gcc cc g++ make cmake git pip pip3 uv curl wget; do command -v $t; done; true"
+    assert run(name, "sh", "-c", tools).stdout == ""
+    assert run(name, "python", "-c", "import pip", check=False).returncode == 1
+    find = "find / -xdev ( -name *.whl -o -name *.tar.gz -o -name *.pyc -path */tests/* ) -print"
+    assert run(name, *find.split()).stdout == ""
+    caches = (
+        "find /var/cache/pip /root /var/lib/apt/lists /var/cache/apt/archives /home /opt -maxdepth 2 -type f -size +0"
+    )
+    found = run(name, "sh", "-c", f"{caches} 2>/dev/null; true", options=("--user", "0:0")).stdout.splitlines()
+    assert [path for path in found if not re.match(r"/opt/must/|/root/\.(bashrc|profile)", path)] == []
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_the_packages_are_those_of_the_locks(name):
+    installed = json.loads(run(name, "python", "-c", LIST_PACKAGES).stdout)
+    assert installed.pop("must-clip") == VERSION
+    locks = [(ROOT_LOCKS / f"{lock}.txt").read_text() for lock in LOCKS[name]]
+    assert all(" --hash=sha256:" in lock for lock in locks)
+    locked = dict(re.findall(r"^([a-z0-9-]+)==([^\s\\]+)", "\n".join(locks), re.M))
+    if name in ("must-torch", "must-train"):
+        pins = dict(re.findall(r"^([a-z]+)==(\S+)", (ROOT_LOCKS / "torch.in").read_text(), re.M))
+        for package, version in pins.items():
+            assert installed.pop(package).split("+")[0] == version
+        of_cuda = re.findall(r"^([a-z0-9-]+)==", (ROOT_LOCKS / "torch-cuda.txt").read_text(), re.M)
+        installed = {p: v for p, v in installed.items() if p in locked or p not in of_cuda}
+    assert installed == locked
+
+
+def test_only_the_images_that_need_torch_have_it():
+    for name in ("must-shard", "must-launcher"):
+        result = run(name, "python", "-c", "import torch", check=False)
+        assert result.returncode == 1 and "No module named 'torch'" in result.stderr
+    assert (
+        "TrainerClient"
+        in run("must-launcher", "python", "-c", "from kubeflow.trainer import TrainerClient as t; print(t)").stdout
+    )
+
+
+def test_a_stage_whose_packages_are_not_in_the_image_says_so(demo):
+    """`must train` in the shard image is the user's mistake, not a traceback to read."""
+    result = run("must-shard", "must", "classifier", "--classes", "/data/classes.yaml", "--model", "/data/model",
+                 "--output", "/tmp/x.safetensors", data=demo, check=False)  # fmt: skip
+    assert result.returncode != 0 and "torch" in result.stderr
+
+
+def test_the_images_share_their_layers():
+    layers = {name: inspect(name)["RootFS"]["Layers"] for name in IMAGES}
+    shared = layers["must-shard"][:4]  # the base, the lock files, the packages
+    for name in IMAGES:
+        assert layers[name][: len(shared) - 1] == shared[:-1], name
+
+
+def test_the_git_revision_reaches_the_provenance():
+    result = run("must-train", "python", "-c", "from must.train.provenance import git_revision as g; print(g())")
+    assert result.stdout.strip() == inspect("must-train")["Config"]["Labels"]["org.opencontainers.image.revision"]
+
+
+def test_history_has_no_secrets_of_the_build():
+    for name in IMAGES:
+        text = engine("history", "--no-trunc", image(name)).stdout
+        assert not re.search(r"(?i)token|password|secret", text)

@@ -1,0 +1,78 @@
+"""A container that is stopped: SIGTERM reaches Python, the exit code is the documented one, a retry goes on."""
+
+import re
+import subprocess
+import time
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from tests.containers.engine import ENGINE, container, engine, image, run
+
+PREEMPTED = 75
+
+
+def start(name: str, image_name: str, *command: str, data, options=()) -> None:
+    engine("run", "--detach", "--name", name, *container(data), *options, image(image_name), *command)
+
+
+def wait_for_line(name: str, pattern: str, seconds: float = 120) -> str:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        log = engine("logs", name)
+        if match := re.search(pattern, log.stdout + log.stderr):
+            return match.group()
+        assert engine("inspect", "--format", "{{.State.Running}}", name).stdout.strip() == "true", (
+            log.stdout + log.stderr
+        )
+        time.sleep(0.2)
+    raise AssertionError(f"{pattern} did not appear: {log.stdout}{log.stderr}")
+
+
+def stop(name: str) -> int:
+    began = time.monotonic()
+    engine("stop", "--time", "60", name)
+    assert time.monotonic() - began < 50, "SIGTERM was not heeded; the engine killed the container"
+    return int(engine("wait", name).stdout)
+
+
+def train(output: str, **options) -> list[str]:
+    values = {"shards": "/data/shards", "classifier": "/data/classifier.safetensors", "preset": "digits"}
+    values |= {"epochs": 3, "batch-size": 50, "log-every": 5, "workers": 1, "output": output} | options
+    return ["must", "train"] + [text for name, value in values.items() for text in (f"--{name}", str(value))]
+
+
+def test_stopped_training_exits_with_75_and_its_retry_goes_on_to_the_same_model(prepared, name):
+    start(name, "must-train", *train("/data/stopped"), data=prepared)
+    wait_for_line(name, r"step +1\d")
+    assert stop(name) == PREEMPTED
+    assert not (prepared / "stopped" / "model.safetensors").exists()
+    retry = run("must-train", *train("/data/stopped"), data=prepared)
+    assert "going on after step" in retry.stdout
+    run("must-train", *train("/data/straight"), data=prepared)
+    ours, theirs = (load_file(prepared / place / "model.safetensors") for place in ("stopped", "straight"))
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_processes_under_torchrun_save_too(prepared, name):
+    command = ["torchrun", "--standalone", "--nproc-per-node", "2", "-m", *train("/data/ranks", epochs=20)]
+    start(name, "must-train", *command, data=prepared)
+    wait_for_line(name, r"step +1\d")
+    stop(name)
+    assert list((prepared / "ranks" / "checkpoints").glob("step-*"))
+    assert not (prepared / "ranks" / "model.safetensors").exists()
+
+
+def test_a_stage_without_state_ends_at_once_too(prepared, name):
+    """A container's first process ignores SIGTERM unless it asks for it: the engine would wait, then kill."""
+    fifo = (
+        "mkfifo /tmp/names; exec must classifier --classes /tmp/names --model /data/model --output /tmp/x.safetensors"
+    )
+    start(name, "must-torch", "sh", "-c", fifo, data=prepared)
+    deadline = time.monotonic() + 60
+    while b"must" not in subprocess.run([ENGINE, "top", name], capture_output=True, check=False).stdout:
+        assert time.monotonic() < deadline
+    time.sleep(5)  # imports; then it waits for the class names, which never come
+    assert stop(name) == PREEMPTED
+    assert "stopped by SIGTERM; run the same command again" in engine("logs", name).stderr
