@@ -1,7 +1,7 @@
 #!/bin/sh
 # install.sh IMPORTS LOCK... [-- PIP_OPTION...]: installs lock files into /opt/must, small.
 #
-# Packages' own tests and what only building against them needs (headers, stubs, static libraries, numpy's Fortran tools) goes.
+# Packages' own tests and what only building against them needs (headers, stubs, static libraries, Fortran tools) goes.
 # Only what IMPORTS loads is compiled to bytecode, not what nobody calls: at run time the file system is read-only and
 # nothing can be compiled for later. IMPORTS 'all' compiles everything.
 set -eu

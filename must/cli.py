@@ -73,7 +73,15 @@ def run_stage(command: str, config: StageConfig) -> Any:
     """Imports no more than the stage needs: `must shard` runs where there is no torch."""
     module, function = STAGE_FUNCTIONS[command].split(":")
     with ending_on_sigterm(command):
-        return getattr(importlib.import_module(module), function)(config)
+        try:
+            return getattr(importlib.import_module(module), function)(config)
+        except ModuleNotFoundError as error:  # a small installation, or the wrong image
+            if (error.name or "must").split(".")[0] == "must":
+                raise
+            raise ValueError(
+                f"the package {error.name} is not installed here; install it with: pip install 'must-clip[all]', "
+                "or take the image that has it (docs/containers.md)"
+            ) from None
 
 
 @contextmanager

@@ -49,7 +49,6 @@ def test_every_stage_by_hand_with_the_documented_commands(demo, tmp_path):
 
 
 def test_wrong_input_is_one_line_and_exit_code_2(demo):
-    from tests.containers.engine import run
 
     result = run(
         "must-shard", "must", "shard", "--source", "/data/nowhere", "--output", "/data/x", data=demo, check=False
