@@ -16,8 +16,8 @@ done
 compile=--no-compile
 [ "$imports" != all ] || compile=--compile
 # shellcheck disable=SC2086 # a word each
-/opt/tools/bin/pip --python /opt/must/bin/python install --quiet --disable-pip-version-check --root-user-action=ignore \
-    --no-deps "$compile" $requirements "$@"
+/opt/tools/bin/pip --python /opt/must/bin/python install --quiet --no-deps "$compile" \
+    --disable-pip-version-check --root-user-action=ignore $requirements "$@"
 find /opt/must/lib -type d \( -name tests -o -path '*/numpy/f2py' -o -path '*/numpy/distutils' \) -prune -exec rm -r {} +
 find /opt/must/lib -type f \( -name '*.h' -o -name '*.hpp' -o -name '*.cuh' -o -name '*.a' -o -name '*.pxd' -o -name '*.pyi' \) -delete
 [ "$imports" = all ] || PYTHONDONTWRITEBYTECODE="" _KFP_RUNTIME=true /opt/must/bin/python -c "import $imports"
