@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
+from must.data.jpeg import decode_plain
+
 MAX_PIXELS = 89_478_485
 """Default limit on width x height, Pillow's own threshold of a decompression bomb: 268 MB as RGB."""
 
@@ -39,12 +41,14 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> 
     """
     image = identify(data, max_pixels)
     try:
+        if not shorter_side and (pixels := decode_plain(data, image)) is not None:
+            return as_seen(pixels, image)
         if shorter_side and image.format in ("JPEG", "MPO"):
             width, height = image.size
             scale = shorter_side / min(width, height)
             image.draft(None, (max(1, int(width * scale)), max(1, int(height * scale))))
         image.load()
-        return as_seen(image)
+        return as_seen(to_rgb(image), image)
     except Exception as error:
         raise ValueError(reason(error)) from error
 
@@ -95,14 +99,19 @@ def extension(image: Any) -> str:
     return EXTENSIONS.get(image.format, str(image.format).lower())
 
 
-def as_seen(image: Any) -> Image.Image:
-    rgb = to_rgb(image)
-    # Only after loading: the TIFF decoder turns the image itself and then says so.
-    try:
-        turned = int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # damaged EXIF: viewers show such a picture as it lies
-        return rgb
+def as_seen(pixels: Image.Image, image: Any) -> Image.Image:
+    """The pixels of `image` as RGB, turned upright."""
+    rgb = pixels.convert("RGB") if pixels.mode != "RGB" else pixels
+    turned = orientation(image)
     return TURNS[turned](rgb) if turned in TURNS else rgb
+
+
+def orientation(image: Any) -> int:
+    """EXIF's, 1 if there is none. After loading: the TIFF decoder turns the image itself and then says so."""
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # damaged EXIF: viewers show such a picture as it lies
+        return 1
 
 
 TURNS = {

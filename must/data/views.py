@@ -1,27 +1,28 @@
 """The views of an image: weak for the teacher, strong and masked for the student, and the evaluation view.
 
-Views are uint8 pixels; `normalize` makes the network's input of a whole batch at once, on the device. The three random
-generators and the order in which they are used are those of the published implementation, so that the same seeds give
+Views are uint8 pixels; `normalize` makes the network's input of a whole batch at once, on the device. What is drawn
+(must/data/draws.py) and how the pixels are computed follow the published implementation, so that the same seeds give
 the same views bit for bit (tests/golden/augment.npz).
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import auto_augment
-from timm.data.auto_augment import rand_augment_ops, rand_augment_transform
-from timm.data.transforms import RandomResizedCropAndInterpolation
+from timm.data.auto_augment import NAME_TO_OP
 from torch import Tensor
-from torchvision import transforms
 
+from must.data.draws import Draw, Draws, Operation, PatchMask, resized, seed_views
 from must.data.eval_view import Preprocess
+from must.data.image import decode
+
+BICUBIC = Image.Resampling.BICUBIC
 
 
 @dataclass(frozen=True)
@@ -47,84 +48,65 @@ class TrainViews:
     """
 
     def __init__(self, settings: ViewSettings) -> None:
-        size, fill = settings.preprocess.size, fill_color(settings.preprocess.mean)
-        bicubic = transforms.InterpolationMode.BICUBIC
-        self.weak = transforms.Compose(
-            [
-                transforms.Resize(size, interpolation=bicubic),
-                transforms.RandomCrop(size, padding=settings.weak_padding or None, fill=fill),
-            ]
-        )
-        steps = [
-            RandomResizedCropAndInterpolation(size, scale=settings.strong_scale, interpolation="bicubic"),
-            transforms.RandomHorizontalFlip(settings.flip),
-        ]
-        if settings.randaugment:
-            steps.append(randaugment(settings.randaugment, settings.randaugment_ops, size, fill))
-        self.strong = transforms.Compose(steps)
-        self.mask = PatchMask(size, settings.patch_size, settings.mask_patch_size, settings.mask_ratio)
+        self.size, self.padding = settings.preprocess.size, settings.weak_padding
+        self.fill = fill_color(settings.preprocess.mean)
+        self.draws = draws_of(settings)
 
     def __call__(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        weak = np.asarray(self.weak(image))
-        strong = np.asarray(self.strong(image))
-        return weak, strong, self.mask()
+        draw = self.draws(*image.size)
+        return self.weak(image, draw), self.strong(image, draw), draw.masked
+
+    def of_file(self, data: bytes, seeds: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of an image file, decoded once. `seeds`: seed, epoch, sample. Raises ValueError: it is no whole image."""
+        image = decode(data)
+        seed_views(*seeds)
+        return self(image)
+
+    def weak(self, image: Image.Image, draw: Draw) -> np.ndarray:
+        """Shorter side to `size`, a border of `padding`, a random crop."""
+        (width, height), (left, top), size = resized(*image.size, self.size), draw.weak, self.size
+        if self.padding:
+            whole = ImageOps.expand(image.resize((width, height), BICUBIC), self.padding, self.fill)
+            return np.asarray(whole.crop((left, top, left + size, top + size)))
+        # Pillow resizes rows, then columns. Columns that the crop leaves out are dropped in between: the same pixels.
+        rows = image.resize((width, image.height), BICUBIC).crop((left, 0, left + size, image.height))
+        return np.asarray(rows.resize((size, height), BICUBIC).crop((0, top, size, top + size)))
+
+    def strong(self, image: Image.Image, draw: Draw) -> np.ndarray:
+        """A random resized crop, perhaps mirrored, and RandAugment's operations."""
+        x, y, w, h = draw.strong
+        view = image.crop((x, y, x + w, y + h)).resize((self.size, self.size), BICUBIC)
+        if draw.flip:
+            view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.asarray(operate(view, draw.operations, self.fill, BICUBIC))
 
 
-class PatchMask:
-    """Draws which patches are masked: ceil(cells x ratio) cells of `cell` pixels, the same number for every image."""
-
-    def __init__(self, image: int, patch: int, cell: int, ratio: float) -> None:
-        if cell % patch or image % cell:
-            raise ValueError(
-                f"--mask-patch-size {cell}: must be a multiple of the model's patch ({patch} px) that divides its "
-                f"image size ({image} px)"
-            )
-        self.side, self.scale = image // cell, cell // patch
-        self.cells = self.side**2
-        self.masked_cells = math.ceil(self.cells * ratio)
-        self.masked_patches = self.masked_cells * self.scale**2
-        if self.masked_cells >= self.cells:
-            raise ValueError(f"--mask-ratio {ratio:g}: would mask all of the image's {self.cells} cells")
-
-    def __call__(self) -> np.ndarray:
-        """Numbers of the masked patches, ascending: int64 [M]."""
-        mask = np.zeros(self.cells, dtype=bool)
-        mask[np.random.permutation(self.cells)[: self.masked_cells]] = True
-        mask = mask.reshape(self.side, self.side).repeat(self.scale, axis=0).repeat(self.scale, axis=1)
-        return np.flatnonzero(mask)
+def draws_of(settings: ViewSettings) -> Draws:
+    size = settings.preprocess.size
+    return Draws(
+        size,
+        settings.weak_padding,
+        settings.strong_scale,
+        settings.flip,
+        settings.randaugment,
+        settings.randaugment_ops,
+        PatchMask(size, settings.patch_size, settings.mask_patch_size, settings.mask_ratio),
+    )
 
 
-def randaugment(config: str, names: tuple[str, ...], size: int, fill: tuple[int, int, int]):
-    hparams = {"translate_const": int(size * 0.45), "img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
-    try:
-        rand_augment_ops(transforms=list(names) or None)
-        augment = rand_augment_transform(config, hparams, transforms=list(names) or None)
-    except (AssertionError, KeyError, ValueError) as error:
-        what = f"{type(error).__name__}: {error}" if str(error) else "not understood"
-        raise ValueError(
-            f"--randaugment {config} / --randaugment-ops {','.join(names)}: {what}; "
-            "expected timm's notation, such as rand-m9-mstd0.5-inc1, and operations such as Rotate,ShearX"
-        ) from None
-    for operation in augment.ops:
-        if operation.aug_fn is auto_augment.posterize:
-            operation.aug_fn = posterize
-    return augment
+def operate(
+    image: Image.Image, operations: Sequence[Operation], fill: tuple[int, int, int], filter: Image.Resampling
+) -> Image.Image:
+    """RandAugment's operations as timm does them."""
+    for name, arguments in operations:
+        function: Any = posterize if name.startswith("Posterize") else NAME_TO_OP[name]
+        image = function(image, *arguments, fillcolor=fill, resample=filter)
+    return image
 
 
 def posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
     """Keeps the highest bits; none at the highest magnitude, which is black (newer Pillows refuse 0 bits)."""
     return auto_augment.posterize(image, bits) if bits else Image.new(image.mode, image.size)
-
-
-def seed_views(seed: int, epoch: int, sample: int) -> None:
-    """Seeds the three generators of the views: a sample's views depend on nothing but (seed, epoch, sample)."""
-    seed_generators(int.from_bytes(hashlib.blake2b(f"{seed},{epoch},{sample}".encode(), digest_size=4).digest()))
-
-
-def seed_generators(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def fill_color(mean: tuple[float, ...]) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from must.data.image import check, decode, identify
+from must.data.jpeg import decode_plain
 from tests.data import zoo
 
 
@@ -122,6 +123,44 @@ def test_checking_a_jpeg_finds_what_decoding_finds(options: dict[str, Any]) -> N
                 verdicts[-1].append("damaged")
     assert all(decoded == checked for decoded, checked in verdicts)
     assert ["damaged", "damaged"] in verdicts and ["whole", "whole"] in verdicts
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_checking_a_jpeg_finds_damaged_bytes_as_decoding_does(options: dict[str, Any]) -> None:
+    """Bytes overwritten anywhere; where the damage leaves a decodable stream, neither finds it."""
+    whole = zoo.encoded(zoo.picture(1, 300, 200), "JPEG", quality=90, **options)
+    random, verdicts = np.random.default_rng(0), set()
+    for _ in range(400):
+        data = bytearray(whole)
+        start = int(random.integers(2, len(data) - 8))
+        data[start : start + 8] = random.integers(0, 256, 8, np.uint8).tobytes()
+        found = []
+        for function in (lambda part: identify(part).load(), lambda part: check(identify(part))):
+            try:
+                function(bytes(data))
+                found.append("whole")
+            except (ValueError, OSError, SyntaxError):
+                found.append("damaged")
+        verdicts.add(tuple(found))
+    assert verdicts == {("whole", "whole"), ("damaged", "damaged")}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize(
+    "options",
+    [{"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"progressive": True}, {"restart_marker_rows": 1}],
+)
+def test_the_faster_decoder_gives_pillows_pixels(mode: str, options: dict[str, Any]) -> None:
+    pytest.importorskip("simplejpeg")
+    random = np.random.default_rng(0)
+    for width, height, quality in ((64, 48, 95), (61, 47, 30), (17, 33, 75), (1, 1, 90), (500, 375, 85)):
+        noise = random.integers(0, 256, (height, width, 3), np.uint8)
+        image = Image.blend(zoo.picture(1, width, height), Image.fromarray(noise), 0.3).convert(mode)
+        data = zoo.encoded(image, "JPEG", quality=quality, **options)
+        opened = identify(data)
+        ours = decode_plain(data, opened)
+        assert ours is not None and ours.mode == mode
+        assert np.array_equal(np.asarray(ours), np.asarray(Image.open(io.BytesIO(data))))
 
 
 def test_a_large_jpeg_is_decoded_small_but_never_too_small() -> None:
