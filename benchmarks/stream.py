@@ -1,0 +1,217 @@
+"""Two training views at 224 px: our loader against ImageFolder and the same transforms in torch's DataLoader.
+
+    python benchmarks/stream.py [--images 1500] [--workers 1] [--folder DIR]
+
+The files are those of benchmarks/shard.py: 500x400 JPEGs with the noise spectrum of photographs. Every way makes the
+same batches of two views and a mask with the same number of loader processes, in a process of its own; they take
+turns, and the best of --repeat runs counts. "a core" divides by the CPU seconds of all processes, the main one too,
+so that it says what a machine of many cores would give, and bears a neighbour on this one.
+
+"plain" is what the published code does: torchvision's ImageFolder, torchvision's and timm's transforms, a float tensor
+for each view. The second table says where the time of one image goes, in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from shard import make_images
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from must.config import ShardConfig
+from must.data.draws import PatchMask, seed_views
+from must.data.eval_view import CLIP_MEAN, CLIP_STD
+from must.data.image import decode
+from must.data.order import GlobalBatches
+from must.data.reader import ShardReader
+from must.data.shard import shard
+from must.data.stream import TrainDataset, make_views, train_batches
+from must.data.views import TrainViews, ViewSettings, fill_color
+
+SIZE, BATCH = 224, 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=1500)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--folder", default="/tmp/must-benchmark-stream")
+    parser.add_argument("--way", default="", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    images, shards = Path(args.folder) / f"images-{args.images}", Path(args.folder) / f"shards-{args.images}"
+    torch.set_num_threads(1)
+    if args.way:
+        loader = plain(images, args.workers) if args.way == "plain" else ours(shards, args.workers, args.way)
+        print(json.dumps(consume(loader)))
+        return
+    make_images(images, args.images)
+    shard(ShardConfig(source=str(images), output=str(shards)))
+    print(f"{args.images} images, {args.workers} loader process(es), {os.cpu_count()} cores")
+    best: dict[str, dict[str, float]] = {}
+    for _ in range(args.repeat):
+        for way in ("plain", "exact", "fast", "gpu"):
+            command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
+            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            if way not in best or found["a core"] > best[way]["a core"]:
+                best[way] = found
+    print(f"{'':<28}{'images/s':>10}{'a core':>8}{'ms CPU an image':>17}{'ratio a core':>14}")
+    for way, found in best.items():
+        ratio, cpu = found["a core"] / best["plain"]["a core"], 1000 / found["a core"]
+        print(f"{NAMES[way]:<28}{found['images/s']:>10.0f}{found['a core']:>8.0f}{cpu:>17.2f}{ratio:>14.2f}")
+    breakdown(images)
+
+
+NAMES = {
+    "plain": "ImageFolder + DataLoader",
+    "exact": "must, --views exact",
+    "fast": "must, --views fast",
+    "gpu": "must, --augment-device gpu",
+}
+
+
+def consume(loader: Iterable[Any]) -> dict[str, float]:
+    """Images a second from the second batch on, and for each CPU second of this process and its children."""
+    batches = iter(loader)
+    next(batches)
+    began, images = time.perf_counter(), 0
+    for batch in batches:
+        images += len(batch[0])
+    seconds = time.perf_counter() - began
+    del batches  # ends the loader processes, whose times are counted then
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    cpu = sum(u.ru_utime + u.ru_stime for u in usage) - START
+    return {"images/s": images / seconds, "a core": (images + BATCH) / cpu}
+
+
+def cpu_now() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+class TwoViews:
+    """The published transforms: float tensors [3, 224, 224], and the mask."""
+
+    def __init__(self) -> None:
+        bicubic, fill = transforms.InterpolationMode.BICUBIC, fill_color(CLIP_MEAN)
+        hparams = {"translate_const": int(SIZE * 0.45), "img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
+        to_input = [transforms.ToTensor(), transforms.Normalize(CLIP_MEAN, CLIP_STD)]
+        self.weak = transforms.Compose([transforms.Resize(SIZE, bicubic), transforms.RandomCrop(SIZE), *to_input])
+        self.strong = transforms.Compose(
+            [
+                RandomResizedCropAndInterpolation(SIZE, (0.3, 1.0), interpolation="bicubic"),
+                transforms.RandomHorizontalFlip(),
+                rand_augment_transform("rand-m9-mstd0.5-inc1", hparams),
+                *to_input,
+            ]
+        )
+        self.mask = PatchMask(SIZE, 16, 32, 0.3)
+
+    def __call__(self, image: Image.Image) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+        return self.weak(image), self.strong(image), self.mask()
+
+
+def plain(images: Path, workers: int) -> Iterable[Any]:
+    loader = DataLoader(
+        ImageFolder(str(images), TwoViews()), BATCH, shuffle=True, num_workers=workers, drop_last=True,
+        prefetch_factor=4 if workers else None,
+    )  # fmt: skip
+    return (views for views, _ in loader)
+
+
+def ours(shards: Path, workers: int, way: str) -> Iterable[Any]:
+    reader = ShardReader(str(shards), "train")
+    order = GlobalBatches(reader.sizes, BATCH, 1, 0)
+    device = "gpu" if way == "gpu" else "cpu"
+    dataset = TrainDataset(reader, make_views(ViewSettings(), way, device), 0)
+    return train_batches(dataset, order, workers, torch.device("cpu"))
+
+
+def breakdown(images: Path) -> None:
+    from must.data.fast_views import FastViews
+
+    files = sorted(images.rglob("*.jpg"))[:300]
+    data = [path.read_bytes() for path in files]
+    pictures = [decode(part) for part in data]
+    exact, fast, theirs = TrainViews(ViewSettings()), FastViews(ViewSettings()), TwoViews()
+    to_input = transforms.Compose(theirs.weak.transforms[2:])
+    draws = []
+    for number, picture in enumerate(pictures):
+        seed_views(0, 0, number)
+        draws.append(exact.draws(*picture.size))
+    headers = [Image.open(path) for path in files]
+    reduced = [fast.pixels(part, header, draw) for part, header, draw in zip(data, headers, draws, strict=True)]
+    print(f"\n{'ms an image, one process':<40}{'plain':>8}{'exact':>8}{'fast':>8}")
+    rows: list[tuple[str, list[Callable[[int], Any] | None]]] = [
+        (
+            "decode",
+            [
+                lambda i: Image.open(files[i]).convert("RGB"),
+                lambda i: decode(data[i]),
+                lambda i: fast.pixels(data[i], headers[i], draws[i]),
+            ],
+        ),
+        (
+            "seeds and draws",
+            [
+                None,
+                lambda i: (seed_views(0, 0, i), exact.draws(500, 400)),
+                lambda i: (seed_views(0, 0, i), exact.draws(500, 400)),
+            ],
+        ),
+        (
+            "weak view",
+            [
+                lambda i: transforms.Compose(theirs.weak.transforms[:2])(pictures[i]),
+                lambda i: exact.weak(pictures[i], draws[i]),
+                lambda i: fast.fast_weak(*reduced[i], 500, 400, draws[i]),
+            ],
+        ),
+        (
+            "strong view",
+            [
+                lambda i: transforms.Compose(theirs.strong.transforms[:3])(pictures[i]),
+                lambda i: exact.strong(pictures[i], draws[i]),
+                lambda i: fast.fast_strong(*reduced[i], draws[i]),
+            ],
+        ),
+        (
+            "both to float and normalised",
+            [lambda i: [to_input(pictures[i].crop((0, 0, SIZE, SIZE))) for _ in range(2)], None, None],
+        ),
+    ]
+    for name, functions in rows:
+        cells = "".join(f"{milliseconds(f, len(files)):>8.2f}" if f else f"{'':>8}" for f in functions)
+        print(f"{name:<40}{cells}")
+
+
+def milliseconds(function: Callable[[int], Any], count: int) -> float:
+    best = float("inf")
+    for _ in range(3):
+        began = time.process_time()
+        for number in range(count):
+            function(number)
+        best = min(best, (time.process_time() - began) / count * 1000)
+    return best
+
+
+START = cpu_now()
+
+if __name__ == "__main__":
+    main()
