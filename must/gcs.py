@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import requests.adapters  # type: ignore[import-untyped]
 import requests.exceptions  # type: ignore[import-untyped]
@@ -24,7 +24,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage as google_storage
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 
-from must.storage import ConflictError, Entry, UnreachableError
+from must.storage import ConflictError, Entry, UnreachableError, Writable
 
 Result = TypeVar("Result")
 RANGE = 32 << 20  # bytes fetched by one request of a download: what a lost connection costs at most
@@ -95,7 +95,7 @@ def read_bytes(uri: str, start: int = 0, length: int | None = None, generation: 
     return patiently(uri, read)
 
 
-def download(uri: str, file: BinaryIO) -> None:
+def download(uri: str, file: Writable) -> None:
     """By ranges of one generation: a lost connection costs a range, and a write in between cannot mix two versions."""
     size, generation = stat(uri)
     for start in range(0, size, RANGE):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 TEMPORARY = ".tmp-"
 """Prefix of files that are not complete yet. Listings leave them out."""
@@ -26,6 +26,10 @@ class Entry(NamedTuple):
 
     name: str
     size: int
+
+
+class Writable(Protocol):
+    def write(self, data: bytes, /) -> int: ...
 
 
 class ConflictError(OSError):
@@ -154,11 +158,16 @@ def open_write(uri: str | Path) -> Iterator[BinaryIO]:
 def download(uri: str | Path, path: str | Path) -> None:
     """Copies a file to a local path, which then holds all of it or does not exist. Raises FileNotFoundError."""
     with open_write(path) as file:
-        if is_remote(uri):
-            remote().download(str(uri), file)
-        else:
-            with local(uri).open("rb") as source:
-                shutil.copyfileobj(source, file, 1 << 20)
+        copy(uri, file)
+
+
+def copy(uri: str | Path, file: Writable) -> None:
+    """Writes a file's bytes to an open one. Raises FileNotFoundError."""
+    if is_remote(uri):
+        remote().download(str(uri), file)
+    else:
+        with local(uri).open("rb") as source:
+            shutil.copyfileobj(source, file, 1 << 20)
 
 
 def upload(path: str | Path, uri: str | Path, if_generation_match: int | None = None) -> None:

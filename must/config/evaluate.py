@@ -36,12 +36,17 @@ class EvaluateConfig(StageConfig):
     few_shot_seeds: int = param("draws of labelled images that --few-shot averages over", 3, metavar="N")
     batch_size: int = param("images a forward pass", 256, metavar="N")
     workers: int = param("loader processes", 2, metavar="N")
+    cache: str = param(
+        "folder on this machine's own disk for remote shards; ~/.cache/must/shards if empty", "", metavar="DIR"
+    )
+    cache_gb: float = param("gigabytes that all runs' shards may take there", 30.0, metavar="GB")
     device: str = param("auto, cpu, cuda or cuda:N", "auto")
     timeout: int = param("seconds after which a process that waits for a lost one gives up", 600, metavar="S")
 
     def check_values(self) -> None:
         require(self.batch_size >= 1, "--batch-size must be at least 1")
         require(self.workers >= 0, "--workers must not be negative")
+        require(self.cache_gb > 0, "--cache-gb must be above 0")
         require(all(n >= 1 for n in self.few_shot), "--few-shot needs numbers of 1 or more")
         require(self.few_shot_seeds >= 1, "--few-shot-seeds must be at least 1")
         require(self.timeout >= 1, "--timeout must be at least 1")

@@ -88,6 +88,24 @@ class TrainConfig(StageConfig):
         metavar="NAME,...",
     )
 
+    views: Literal["exact", "fast"] = param(
+        "exact: the published views bit for bit; fast: the same crops and operations by faster arithmetic", "exact"
+    )
+    augment_device: Literal["cpu", "gpu"] = param(
+        "where views are computed: by the loader processes, or on --device in batches, by fast arithmetic", "cpu"
+    )
+
+    # data
+    shuffle_window: int = param("shards whose images are shuffled together", 16, metavar="N")
+    max_replaced: float = param(
+        "largest share of undecodable images, which are replaced; above it training stops", 0.01, metavar="SHARE"
+    )
+    cache: str = param(
+        "folder on this machine's own disk for remote shards; ~/.cache/must/shards if empty", "", metavar="DIR"
+    )
+    cache_gb: float = param("gigabytes that all runs' shards may take there", 30.0, metavar="GB")
+    workers: int = param("loader processes for each training process", 2, metavar="N")
+
     # running
     device: str = param("auto, cpu, cuda or cuda:N", "auto")
     precision: Literal["auto", "fp32", "bf16"] = param(
@@ -102,7 +120,6 @@ class TrainConfig(StageConfig):
         False,
     )
     compile: bool = param("run the networks' blocks through torch.compile (needs a C++ compiler or a GPU)", False)
-    workers: int = param("loader processes for each training process", 2, metavar="N")
     checkpoints: str = param("folder for checkpoints; OUTPUT/checkpoints if empty", "", metavar="URI")
     checkpoint_every: int = param("steps between checkpoints; 0: once an epoch", 0, metavar="N")
     keep_checkpoints: int = param("newest checkpoints to keep", 2, metavar="N")
@@ -123,6 +140,7 @@ class TrainConfig(StageConfig):
             "keep_checkpoints",
             "log_every",
             "timeout",
+            "shuffle_window",
         ):
             require(getattr(self, name) >= 1, f"{flag(name)} must be at least 1")
         for name in (
@@ -138,6 +156,8 @@ class TrainConfig(StageConfig):
             "keep_every",
         ):
             require(getattr(self, name) >= 0, f"{flag(name)} must not be negative")
+        require(0 <= self.max_replaced <= 1, "--max-replaced must lie between 0 and 1")
+        require(self.cache_gb > 0, "--cache-gb must be above 0")
         require(0 <= self.confidence_threshold < 1, "--confidence-threshold must be at least 0 and below 1")
         require(
             0 < self.mask_ratio < 1,

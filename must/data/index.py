@@ -116,11 +116,18 @@ def load_offsets(uri: str, shard: Shard) -> np.ndarray:
     Raises:
         ValueError: the table is missing, damaged or another one than the index names.
     """
+    return parse_offsets(read_offsets(uri, shard), storage.join(uri, shard.offsets_name), shard)
+
+
+def read_offsets(uri: str, shard: Shard) -> bytes:
     path = storage.join(uri, shard.offsets_name)
     try:
-        data = storage.read_bytes(path)
+        return storage.read_bytes(path)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; run `must shard` again") from None
+
+
+def parse_offsets(data: bytes, path: str, shard: Shard) -> np.ndarray:
     if hashlib.sha256(data).hexdigest() != shard.offsets_sha256:
         raise ValueError(f"{path} is damaged: its sha256 is not the index's; run `must shard` again")
     offsets = np.load(io.BytesIO(data), allow_pickle=False)

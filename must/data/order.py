@@ -8,7 +8,7 @@ a run resumes at any step without reading what was used, and every rank takes th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -43,21 +43,20 @@ class EpochOrder:
         np.random.default_rng((WINDOW_ORDER, self.seed, self.epoch, number)).shuffle(samples)
         return samples
 
+    def window_at(self, position: int) -> int:
+        """Number of the window that a position lies in."""
+        return int(np.searchsorted(self.window_ends, position, side="right"))
+
     def take(self, start: int, stop: int) -> np.ndarray:
         """Sample numbers at positions [start, stop): int64."""
         parts = []
         while start < stop:
-            number = int(np.searchsorted(self.window_ends, start, side="right"))
+            number = self.window_at(start)
             first = 0 if number == 0 else int(self.window_ends[number - 1])
             end = min(stop, int(self.window_ends[number]))
             parts.append(self.samples(number)[start - first : end - first])
             start = end
         return np.concatenate(parts)
-
-    def window_at(self, position: int) -> np.ndarray:
-        """Numbers of the shards that are read at a position."""
-        number = int(np.searchsorted(self.window_ends, position, side="right"))
-        return self.shards[number * self.window : (number + 1) * self.window]
 
 
 class GlobalBatches:
@@ -92,19 +91,30 @@ class GlobalBatches:
         self.rank, self.local_size = rank, batch_size // world
         self.steps_per_epoch = samples // batch_size
         self.steps = self.steps_per_epoch * epochs
-        self.first_step = first_step
+        self.epochs, self.first_step = epochs, first_step
+        self.order = lru_cache(maxsize=2)(partial(EpochOrder, sizes, seed, window=window))
 
     def __len__(self) -> int:
         return self.steps - self.first_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = None
         for step in range(self.first_step, self.steps):
             epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-            if order is None or order.epoch != epoch:
-                order = EpochOrder(self.sizes, self.seed, epoch, self.window)
             start = step_of_epoch * self.batch_size + self.rank * self.local_size
-            yield [(epoch, int(sample)) for sample in order.take(start, start + self.local_size)]
+            samples = self.order(epoch).take(start, start + self.local_size)
+            yield [(epoch, int(sample)) for sample in samples]
+
+    def places(self, step: int) -> tuple[int, int]:
+        """Where the shards of a step's windows stand in the run's sequence of shards: places [first, stop)."""
+        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+        start, shards = step_of_epoch * self.batch_size, len(self.sizes)
+        first, last = (self.order(epoch).window_at(place) for place in (start, start + self.batch_size - 1))
+        return epoch * shards + first * self.window, epoch * shards + min((last + 1) * self.window, shards)
+
+    def shard_at(self, place: int) -> int | None:
+        """Number of the shard at a place of that sequence; None behind the run's end."""
+        epoch, number = divmod(place, len(self.sizes))
+        return int(self.order(epoch).shards[number]) if epoch < self.epochs else None
 
 
 class MicroBatches:

@@ -4,34 +4,65 @@ from __future__ import annotations
 
 import json
 import os
+from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from must import storage
+from must.data.cache import GB, ShardCache
 from must.data.index import Index, load_index, load_offsets
+
+CACHE_GB = 30.0  # of the cache, unless told otherwise
+OPEN = 32  # shards whose files a reader keeps open, unless told otherwise
+
+
+def open_reader(uri: str, split: str, cache: str, cache_gb: float, window: int) -> ShardReader:
+    """A reader that reads remote shards through the cache in the folder `cache` ("" is the user's own).
+
+    Args:
+        window: shards that are read at the same time.
+
+    Raises:
+        ValueError: as ShardReader does; or the cache has no room for the window.
+    """
+    reader = ShardReader(uri, split, keep_open=window + 4)
+    if storage.is_remote(uri):
+        reader.cache = ShardCache(cache or default_cache(), int(cache_gb * GB))
+        reader.cache.check(reader.shards, window)
+    return reader
+
+
+def default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "must" / "shards"
+
+
+class OpenShard(NamedTuple):
+    file: int | None  # None: there is no room in the cache, each image is read from the bucket
+    offsets: np.ndarray
 
 
 class ShardReader:
     """Sample number -> image bytes and description, for one split of local or remote shards.
 
-    Files are opened when first needed, so that a reader can be handed to worker processes.
+    Files are opened when first needed, so that a reader can be handed to worker processes. Without a cache, images of
+    remote shards are read one by one.
 
     Raises:
         ValueError: no index, an unknown split, or an empty one.
     """
 
-    def __init__(self, uri: str, split: str, cache: Any | None = None) -> None:
-        self.uri, self.split, self.cache = str(uri), split, cache
+    def __init__(self, uri: str, split: str, cache: ShardCache | None = None, keep_open: int = OPEN) -> None:
+        self.uri, self.split, self.cache, self.keep_open = str(uri), split, cache, keep_open
         self.index: Index = load_index(self.uri)
         self.shards = self.index.shards_of(split)
         self.sizes = [shard.samples for shard in self.shards]
         if not sum(self.sizes):
             raise ValueError(f"{uri}: the split '{split}' is empty")
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
-        self._files: dict[int, int] = {}
-        self._offsets: dict[int, np.ndarray] = {}
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._process = os.getpid()
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -44,33 +75,64 @@ class ShardReader:
         """{'source': where it came from, 'label': class name or None, ...}"""
         return json.loads(self._member(sample, 2))
 
+    def shard_of(self, sample: int) -> int:
+        """Number of the shard that holds a sample."""
+        return int(np.searchsorted(self.starts, sample, side="right")) - 1
+
     def _member(self, sample: int, column: int) -> bytes:
-        number = int(np.searchsorted(self.starts, sample, side="right")) - 1
-        if number not in self._offsets:
-            self._offsets[number] = load_offsets(self.uri, self.shards[number])
-        row = self._offsets[number][sample - self.starts[number]]
+        number = self.shard_of(sample)
+        file, offsets = self._shard(number)
+        row = offsets[sample - self.starts[number]]
         offset, size = int(row[column]), int(row[column + 1])
-        data = self._read(number, offset, size)
+        name = storage.join(self.uri, self.shards[number].name)
+        data = storage.read_bytes(name, offset, size) if file is None else os.pread(file, size, offset)
         if len(data) != size:
-            name = storage.join(self.uri, self.shards[number].name)
             raise ValueError(f"{name}: is truncated; `must index verify {self.uri}` tells what is broken")
         return data
 
-    def _read(self, number: int, offset: int, size: int) -> bytes:
-        if storage.is_remote(self.uri) and self.cache is None:
-            return storage.read_bytes(storage.join(self.uri, self.shards[number].name), offset, size)
-        if number not in self._files:
-            self._files[number] = os.open(self._path(number), os.O_RDONLY)
-        return os.pread(self._files[number], size, offset)
+    def _shard(self, number: int) -> OpenShard:
+        if self._process != os.getpid():  # forked: the files are the parent's, and so is what they hold in the cache
+            self._close(0)
+            self._process = os.getpid()
+        found = self._open.get(number)
+        if found is None or (found.file is None and self.cache is not None):
+            self._open.pop(number, None)
+            self._close(self.keep_open - 1)
+            found = OpenShard(self._file(number), self._offsets(number) if found is None else found.offsets)
+            self._open[number] = found
+        self._open.move_to_end(number)
+        return found
 
-    def _path(self, number: int) -> Path:
+    def _offsets(self, number: int) -> np.ndarray:
+        if self.cache is not None:
+            return self.cache.offsets(self.uri, self.shards[number])
+        return load_offsets(self.uri, self.shards[number])
+
+    def _file(self, number: int) -> int | None:
         shard = self.shards[number]
         if self.cache is not None:
-            return self.cache.fetch(self.uri, shard)
-        path = Path(storage.join(self.uri, shard.name))
+            file = self.cache.open(self.uri, shard)
+            if file is None:  # perhaps it is us who hold what could go
+                self._close(len(self._open) - 1)
+                file = self.cache.open(self.uri, shard)
+            return file
+        if storage.is_remote(self.uri):
+            return None
+        path = storage.local(storage.join(self.uri, shard.name))
         if not path.is_file():
             raise ValueError(f"{path}: is missing; `must index verify {self.uri}` tells what is broken")
-        return path
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def _close(self, keep: int) -> None:
+        """Closes all but the `keep` shards that were used last."""
+        while len(self._open) > max(keep, 0):
+            _, (file, _) = self._open.popitem(last=False)
+            if file is not None:
+                os.close(file)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_open"):
+            self._close(0)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_files": {}}
+        return self.__dict__ | {"_open": OrderedDict()}

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from must.data.ahead import ReadAhead
+from must.data.device_views import DeviceInputs, DeviceViews
 from must.data.eval_view import EvalView, Preprocess
+from must.data.fast_views import FastViews
 from must.data.image import decode
-from must.data.index import Index
+from must.data.index import Index, Shard
 from must.data.order import GlobalBatches, MicroBatches
-from must.data.reader import ShardReader
-from must.data.views import TrainViews, ViewSettings, seed_views
+from must.data.reader import CACHE_GB, ShardReader, open_reader
+from must.data.views import TrainViews, ViewSettings
 
+PREFETCH = 4  # batches that each loader process makes ahead
+TELL = 5  # replaced samples that each loader process names
+AHEAD = 4  # shards that evaluation downloads ahead
 REPLACEMENTS = 16  # undecodable samples in a row after which something larger is wrong
+
+
+class Views(Protocol):
+    def of_file(self, data: bytes, seeds: tuple[int, int, int]) -> tuple[np.ndarray, ...]:
+        """Of an image file and (seed, epoch, sample). Raises ValueError: the bytes are no whole image."""
 
 
 class TrainBatch(NamedTuple):
@@ -31,9 +43,6 @@ class TrainBatch(NamedTuple):
     def to(self, device: torch.device) -> TrainBatch:
         return TrainBatch(*(value.to(device, non_blocking=True) for value in self))
 
-    def pin_memory(self) -> TrainBatch:
-        return TrainBatch(*(value.pin_memory() for value in self))
-
 
 class EvalBatch(NamedTuple):
     pixels: Tensor  # uint8 [B, H, W, 3]
@@ -43,51 +52,111 @@ class EvalBatch(NamedTuple):
 
 
 class TrainDataset(Dataset):
-    """(epoch, sample number) -> the sample's views, a function of (seed, epoch, sample) alone."""
+    """(epoch, sample number) -> the sample's views, a function of (seed, epoch, sample) alone.
 
-    def __init__(self, reader: ShardReader, views: ViewSettings, seed: int) -> None:
-        self.reader, self.seed = reader, seed
-        self.views = TrainViews(views)
+    Args:
+        views: how the views are computed, and where.
+    """
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, int]:
+    def __init__(self, reader: ShardReader, views: Views, seed: int) -> None:
+        self.reader, self.views, self.seed = reader, views, seed
+        self.told = 0
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, ...]:
         epoch, wanted = key
         for attempt in range(REPLACEMENTS):
             sample = (wanted + attempt) % len(self.reader)  # a replacement is as reproducible as the sample itself
             data = self.reader.image(sample)  # outside: a damaged shard is no damaged image
             try:
-                image = decode(data)
+                return *self.views.of_file(data, (self.seed, epoch, sample)), sample, int(attempt > 0)
             except ValueError as error:
                 problem = error
-                continue
-            seed_views(self.seed, epoch, sample)
-            return *self.views(image), sample, int(attempt > 0)
+                self.tell(sample, error)
         raise ValueError(f"{self.reader.uri}: {REPLACEMENTS} samples in a row cannot be read, the last one: {problem}")
+
+    def tell(self, sample: int, problem: ValueError) -> None:
+        """Names the first few on standard error: this may be a loader process, which nobody else can ask."""
+        if self.told < TELL:
+            name = self.reader.shards[self.reader.shard_of(sample)].name
+            source = self.reader.description(sample).get("source", "")
+            more = "; further ones are only counted" if self.told + 1 == TELL else ""
+            print(
+                f"warning: sample {sample} of {name} ({source}) cannot be decoded and is replaced by the next one: "
+                f"{problem}{more}",
+                file=sys.stderr,
+                flush=True,
+            )
+        self.told += 1
+
+
+def make_views(settings: ViewSettings, kind: str = "exact", device: str = "cpu") -> Views:
+    """The views that ``--views`` (exact or fast) and ``--augment-device`` (cpu or gpu) ask for."""
+    if device == "gpu":
+        return DeviceViews(settings)
+    return FastViews(settings) if kind == "fast" else TrainViews(settings)
 
 
 def train_batches(
-    dataset: TrainDataset, batches: GlobalBatches | MicroBatches, workers: int, pin_memory: bool = False
-) -> DataLoader:
-    """One rank's batches, from `batches.first_step` to the end of the run, as a DataLoader of TrainBatch."""
-    return DataLoader(
+    dataset: TrainDataset, batches: GlobalBatches | MicroBatches, workers: int, device: torch.device | None = None
+) -> Iterator[TrainBatch]:
+    """One rank's batches, from `batches.first_step` to the end of the run. `device` is where they will be used."""
+    loader = DataLoader(
         dataset,
-        batch_sampler=batches,
+        batch_sampler=ReadingAhead(batches, dataset.reader, workers * PREFETCH),
         num_workers=workers,
         collate_fn=collate,
-        pin_memory=pin_memory,
+        pin_memory=device is not None and device.type == "cuda",
         worker_init_fn=quiet_worker,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=PREFETCH if workers else None,
     )
+    for *views, samples, replaced in loader:
+        if isinstance(dataset.views, DeviceViews):
+            inputs = DeviceInputs(*(value.to(device, non_blocking=True) for value in views))
+            yield TrainBatch(*dataset.views(inputs), inputs.masked, samples, replaced)
+        else:
+            yield TrainBatch._make([*views, samples, replaced])
 
 
-def collate(samples: list[tuple[np.ndarray, np.ndarray, np.ndarray, int, int]]) -> TrainBatch:
-    weak, strong, masked, numbers, replaced = zip(*samples, strict=True)
-    return TrainBatch(
-        torch.from_numpy(np.stack(weak)),
-        torch.from_numpy(np.stack(strong)),
-        torch.from_numpy(np.stack(masked)),
-        torch.tensor(numbers),
-        torch.tensor(sum(replaced)),
-    )
+class ReadingAhead:
+    """A batch sampler that tells the cache of remote shards what comes.
+
+    Args:
+        in_flight: batches that the loader processes may still be making.
+    """
+
+    def __init__(self, batches: GlobalBatches | MicroBatches, reader: ShardReader, in_flight: int) -> None:
+        self.batches, self.reader = batches, reader
+        self.steps, self.parts = (batches.batches, batches.parts) if isinstance(batches, MicroBatches) else (batches, 1)
+        self.in_flight = -(-in_flight // self.parts)  # steps
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        steps, reader = self.steps, self.reader
+        if reader.cache is None:
+            yield from self.batches
+            return
+        ahead = ReadAhead(reader.cache, reader.uri, self.shard_at, steps.window)
+        try:
+            for number, batch in enumerate(self.batches):
+                step = steps.first_step + number // self.parts
+                oldest = max(step - self.in_flight, steps.first_step)
+                ahead.use(steps.places(oldest)[0], steps.places(step)[1])
+                yield batch
+        finally:
+            ahead.close()
+
+    def shard_at(self, place: int) -> Shard | None:
+        number = self.steps.shard_at(place)
+        return None if number is None else self.reader.shards[number]
+
+
+def collate(samples: list[tuple[Any, ...]]) -> tuple[Tensor, ...]:
+    """Stacks everything but the last, the replacements, which are counted."""
+    *arrays, numbers, replaced = zip(*samples, strict=True)
+    stacked = (torch.from_numpy(np.stack(part)) for part in arrays)
+    return *stacked, torch.tensor(numbers), torch.tensor(sum(replaced))
 
 
 class EvalSource:
@@ -98,9 +167,9 @@ class EvalSource:
     """
 
     def __init__(
-        self, uri: str, split: str, preprocess: Preprocess, batch_size: int, workers: int, rank: int = 0, world: int = 1
+        self, reader: ShardReader, preprocess: Preprocess, batch_size: int, workers: int, rank: int = 0, world: int = 1
     ) -> None:
-        self.reader = ShardReader(uri, split)
+        self.reader = reader
         self.dataset = EvalDataset(self.reader, preprocess)
         self.batch_size, self.workers = batch_size, workers
         self.numbers = range(rank, len(self.reader), world)
@@ -118,7 +187,7 @@ class EvalSource:
         loader = DataLoader(
             self.dataset,
             batch_size=self.batch_size,
-            sampler=self.numbers,
+            sampler=InOrder(self.reader, self.numbers, self.batch_size * (2 * self.workers + 1)),
             num_workers=self.workers,
             collate_fn=list,
             worker_init_fn=quiet_worker,
@@ -129,6 +198,31 @@ class EvalSource:
             if whole:
                 pixels, numbers, labels, sources = zip(*whole, strict=True)
                 yield EvalBatch(torch.from_numpy(np.stack(pixels)), torch.tensor(numbers), list(labels), list(sources))
+
+
+class InOrder:
+    """A sampler that tells the cache of remote shards what comes; `in_flight`: samples that may still be read."""
+
+    def __init__(self, reader: ShardReader, numbers: range, in_flight: int) -> None:
+        self.reader, self.numbers, self.in_flight = reader, numbers, in_flight
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[int]:
+        reader = self.reader
+        if reader.cache is None:
+            yield from self.numbers
+            return
+        shards = dict(enumerate(reader.shards))
+        ahead = ReadAhead(reader.cache, reader.uri, shards.get, AHEAD)
+        try:
+            for place, sample in enumerate(self.numbers):
+                oldest = self.numbers[max(place - self.in_flight, 0)]
+                ahead.use(reader.shard_of(oldest), reader.shard_of(sample) + 1)
+                yield sample
+        finally:
+            ahead.close()
 
 
 class EvalDataset(Dataset):
@@ -146,10 +240,23 @@ class EvalDataset(Dataset):
 
 
 def eval_batches(
-    shards: str, split: str, preprocess: Preprocess, batch_size: int, workers: int, rank: int = 0, world: int = 1
+    shards: str,
+    split: str,
+    preprocess: Preprocess,
+    batch_size: int,
+    workers: int,
+    rank: int = 0,
+    world: int = 1,
+    cache: str = "",
+    cache_gb: float = CACHE_GB,
 ) -> EvalSource:
-    """The samples of a split in index order. Raises ValueError: no index there, or no such split."""
-    return EvalSource(shards, split, preprocess, batch_size, workers, rank, world)
+    """The samples of a split in index order; remote ones by way of the cache.
+
+    Raises:
+        ValueError: no index there, no such split, or no room for the cache.
+    """
+    reader = open_reader(shards, split, cache, cache_gb, window=1)
+    return EvalSource(reader, preprocess, batch_size, workers, rank, world)
 
 
 def quiet_worker(_: int) -> None:

@@ -114,8 +114,9 @@ def score(
     for run in runs:
         preprocess = preprocess_of(run[0].description)
         source = eval_batches(
-            config.shards, config.split, preprocess, config.batch_size, config.workers, here.rank, here.size
-        )
+            config.shards, config.split, preprocess, config.batch_size, config.workers, here.rank, here.size,
+            config.cache, config.cache_gb,
+        )  # fmt: skip
         models = [item.model for item in run]
         classes = bundle.description.classes
         samples, scores = score_split(models, source, preprocess, classes, here, config.labels == "auto")

@@ -82,7 +82,10 @@ def labelled_features(config: EvaluateConfig, split: str, baseline: Bundle, here
     """The labelled images' features, computed in parts by all processes, in the order of sample numbers."""
     description = baseline.description
     preprocess = preprocess_of(description)
-    source = eval_batches(config.shards, split, preprocess, config.batch_size, config.workers, here.rank, here.size)
+    source = eval_batches(
+        config.shards, split, preprocess, config.batch_size, config.workers, here.rank, here.size,
+        config.cache, config.cache_gb,
+    )  # fmt: skip
     lookup = {name: number for number, name in enumerate(description.classes)}
     visual = baseline.model.visual.to(here.device)
     numbers, features, labels, problem = [], [], [], ""

@@ -7,15 +7,15 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from must import storage
 from must.config import TrainConfig
 from must.data.order import GlobalBatches, MicroBatches
-from must.data.reader import ShardReader
-from must.data.stream import TrainBatch, TrainDataset, train_batches
+from must.data.reader import open_reader
+from must.data.stream import TrainBatch, TrainDataset, make_views, train_batches
 from must.data.views import ViewSettings
 from must.model.bundle import preprocess_of, save_bundle, zero_shot_bundle
 from must.model.classifier import load_classifier
@@ -64,7 +64,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, processes: World) -> None:
         self.config, self.world = config, processes
-        self.reader = ShardReader(config.shards, config.split)
+        self.reader = open_reader(config.shards, config.split, config.cache, config.cache_gb, config.shuffle_window)
         classifier = load_classifier(config.classifier)
         torch.manual_seed(config.seed)  # mask token and decoder start at random, the same in every process
         self.zero_shot = zero_shot_bundle(classifier, config.model, config.pretrained, config.logit_factor)
@@ -72,7 +72,7 @@ class Trainer:
         self.reference = make_teacher(student)  # the zero-shot model: for the share of labels that changed
         preprocess = preprocess_of(self.zero_shot.description)
         views = view_settings(config, preprocess, student.patch_size)
-        self.dataset = TrainDataset(self.reader, views, config.seed)
+        self.dataset = TrainDataset(self.reader, make_views(views, config.views, config.augment_device), config.seed)
         plan = self.batches(0)
         MicroBatches(plan, config.accumulate)  # refuses what does not divide, before anything is made
         self.method = MustStep(student, preprocess, config, processes, plan.steps, plan.steps_per_epoch)
@@ -81,7 +81,14 @@ class Trainer:
     def batches(self, first_step: int) -> GlobalBatches:
         config, rank, size = self.config, self.world.rank, self.world.size
         return GlobalBatches(
-            self.reader.sizes, config.batch_size, config.epochs, config.seed, rank, size, first_step=first_step
+            self.reader.sizes,
+            config.batch_size,
+            config.epochs,
+            config.seed,
+            rank,
+            size,
+            config.shuffle_window,
+            first_step,
         )
 
     def resume(self) -> None:
@@ -96,8 +103,8 @@ class Trainer:
         if self.world.is_main:
             self.announce(plan)
             log = TrainLog(Path(config.output), plan.steps, progress.step, self.state.log_lines)
-        on_gpu = self.world.device.type == "cuda"
-        loader = train_batches(self.dataset, MicroBatches(plan, config.accumulate), config.workers, pin_memory=on_gpu)
+        parts_of_steps = MicroBatches(plan, config.accumulate)
+        loader = train_batches(self.dataset, parts_of_steps, config.workers, self.world.device)
         every = config.checkpoint_every or plan.steps_per_epoch
         meter, waiting, started, logged_at = Meter(), time.monotonic(), time.monotonic(), time.monotonic()
         for parts in grouped(loader, config.accumulate):
@@ -140,12 +147,15 @@ class Trainer:
         line: dict[str, Any] = meter.read()
         progress.skipped += round(line.pop("skipped") * count)
         progress.replaced += round(line.pop("replaced") * count)
+        if self.too_many_replaced():
+            self.stop_with_checkpoint(
+                f"{progress.replaced} of {progress.step * self.config.batch_size:,} images could not be decoded, more "
+                f"than --max-replaced {self.config.max_replaced:g}; `must index verify {self.reader.uri}` tells "
+                "whether the shards are whole; shard again with --validate decode, or allow more"
+            )
         if progress.skipped > MAX_SKIPPED:
-            self.state.save(method)
-            self.state.checkpoints.close()
-            raise ValueError(
-                f"stopped after step {progress.step}: the gradients of {progress.skipped} steps were not "
-                "finite; lower --lr, or use --precision fp32"
+            self.stop_with_checkpoint(
+                f"the gradients of {progress.skipped} steps were not finite; lower --lr, or use --precision fp32"
             )
         same = method.predict(method.teacher, batch.weak) == method.predict(self.reference, batch.weak)
         line["agreement"] = same.float().mean().item()  # of this process's images; all look, as parameters may be cut
@@ -157,6 +167,16 @@ class Trainer:
             "replaced_samples": progress.replaced,
         }
         return line
+
+    def too_many_replaced(self) -> bool:
+        """The share is of all images so far, but at least of an epoch or of 1000: one of the first ten is no share."""
+        seen = self.state.progress.step * self.config.batch_size
+        return self.state.progress.replaced > self.config.max_replaced * max(seen, min(1000, len(self.reader)))
+
+    def stop_with_checkpoint(self, reason: str) -> NoReturn:
+        self.state.save(self.method)
+        self.state.checkpoints.close()
+        raise ValueError(f"stopped after step {self.state.progress.step}: {reason}")
 
     def announce(self, plan: GlobalBatches) -> None:
         config, description = self.config, self.zero_shot.description

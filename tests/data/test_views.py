@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
+from must.data.draws import PatchMask, seed_generators, seed_views
 from must.data.eval_view import EvalView, Preprocess, normalize_pixels
-from must.data.views import PatchMask, TrainViews, ViewSettings, normalize, seed_generators, seed_views
+from must.data.views import TrainViews, ViewSettings, fill_color, normalize
 from tests.golden import facts, golden
 
 PREPROCESS = Preprocess(size=32)
@@ -31,6 +34,35 @@ def test_views_are_the_published_ones_for_the_same_seeds(picture):
         np.testing.assert_array_equal(as_input(weak), recorded["weak"][seed])
         np.testing.assert_array_equal(as_input(strong), recorded["strong"][seed])
         np.testing.assert_array_equal(masked, np.flatnonzero(recorded["mask"][seed]))
+
+
+@pytest.mark.parametrize(
+    "width, height, padding",
+    [(61, 44, 0), (44, 61, 0), (500, 375, 0), (32, 32, 0), (20, 33, 0), (28, 28, 4), (90, 9, 0)],
+)
+def test_views_are_what_torchvision_and_timm_compute(width, height, padding):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    bicubic, fill = transforms.InterpolationMode.BICUBIC, fill_color(PREPROCESS.mean)
+    hparams = {"translate_const": 14, "img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
+    theirs = (
+        transforms.Compose(
+            [transforms.Resize(32, bicubic), transforms.RandomCrop(32, padding=padding or None, fill=fill)]
+        ),
+        transforms.Compose(
+            [
+                RandomResizedCropAndInterpolation(32, (0.3, 1.0), interpolation="bicubic"),
+                transforms.RandomHorizontalFlip(),
+                rand_augment_transform("rand-m9-mstd0.5-inc1", hparams),
+            ]
+        ),
+    )
+    views = TrainViews(ViewSettings(PREPROCESS, 8, 16, weak_padding=padding))
+    for seed in range(30):
+        seed_generators(seed)
+        expected = [np.asarray(view(image)) for view in theirs]
+        seed_generators(seed)
+        for ours, other in zip(views(image)[:2], expected, strict=True):
+            np.testing.assert_array_equal(ours, other)
 
 
 def test_evaluation_view_is_the_published_one(picture):

@@ -1,0 +1,222 @@
+"""A folder on a node's own disk that holds the remote shards in use: bounded, shared, and safe to kill at any moment.
+
+A shard is a file named after its sha256, so it is never stale, whichever run or revision fetched it. It is downloaded
+under another name and gets its own only when it is whole: complete, and of the sha256 in the index. All processes of
+the node work on the folder at once, and the operating system's file locks (`flock`) tell them of each other: whoever
+reads a shard holds it shared, whoever downloads or deletes it holds it alone. A killed process holds nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from must import storage
+from must.data.index import Shard, parse_offsets, read_offsets
+
+GB = 10**9
+SPARE = 200_000_000  # bytes of the disk that are always left to others
+TRIES = 2  # downloads of a shard whose bytes are wrong
+
+
+class ShardCache:
+    """At most `limit` bytes of shards below `folder`; the least recently opened one that nobody holds goes first.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: str | Path, limit: int) -> None:
+        self.folder, self.limit = Path(folder).expanduser(), limit
+        with storage.disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o666))
+
+    def check(self, shards: Sequence[Shard], window: int) -> None:
+        """Raises ValueError unless the `window` largest of the shards fit, into the limit and onto the disk."""
+        need = sum(sorted((shard.bytes for shard in shards), reverse=True)[:window])
+        what = f"the {min(window, len(shards))} shards that are shuffled together take up to {need / GB:.3g} GB"
+        if need > self.limit:
+            raise ValueError(
+                f"--cache-gb {self.limit / GB:.3g}: {what}; allow more, lower --shuffle-window, or make smaller shards"
+            )
+        room = self.room()
+        if need > room:
+            raise ValueError(
+                f"--cache {self.folder}: {what}, and the disk has room for {max(room, 0) / GB:.3g} GB; "
+                "free some, name a larger disk, or lower --shuffle-window"
+            )
+
+    def room(self) -> int:
+        """Bytes that shards may take in all, with what is there already."""
+        with self.alone():
+            held = sum(file.size for file in self.files())
+            return min(self.limit, held + shutil.disk_usage(self.folder).free - SPARE)
+
+    def open(self, uri: str, shard: Shard, wait: bool = True) -> int | None:
+        """A file descriptor of the whole shard, downloaded if it is not there. Until it is closed, the shard stays.
+
+        None when there is no room for it; without `wait`, also when another process is just downloading it.
+
+        Raises:
+            ValueError: the object is missing, or its bytes are not those of the index.
+        """
+        path = self.folder / f"{shard.sha256}.tar"
+        while True:
+            descriptor = self.hold(path, shard.bytes)
+            if descriptor is not None or not self.download(uri, shard, path, wait):
+                return descriptor
+
+    def offsets(self, uri: str, shard: Shard) -> np.ndarray:
+        """`load_offsets`, whose file is kept here too."""
+        path = self.folder / f"{shard.offsets_sha256}.npy"
+        with suppress(OSError, ValueError):
+            table = parse_offsets(storage.read_bytes(path), str(path), shard)
+            os.utime(path)
+            return table
+        data = read_offsets(uri, shard)
+        table = parse_offsets(data, storage.join(uri, shard.offsets_name), shard)
+        if self.make_room(len(data)):
+            with suppress(ValueError):  # the disk is full: it will be read again
+                storage.write_bytes(path, data)
+        return table
+
+    def hold(self, path: Path, size: int) -> int | None:
+        """The file, open and locked so that it stays; None when there is none of that size."""
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        status = os.fstat(descriptor)
+        if status.st_nlink and status.st_size == size:
+            os.utime(descriptor)  # least recently used is oldest by this
+            return descriptor
+        os.close(descriptor)
+        if status.st_nlink:  # somebody has cut it off
+            self.evict(path)
+        return None
+
+    def download(self, uri: str, shard: Shard, path: Path, wait: bool) -> bool:
+        """Whether it is worth looking for the shard again: it was downloaded, by us or by another process."""
+        part = path.with_suffix(".part")
+        with storage.disk_errors(part):
+            descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        with os.fdopen(descriptor, "wb") as file:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if wait:  # until whoever downloads it is done; they may then go on holding it, as readers do
+                    fcntl.flock(descriptor, fcntl.LOCK_SH)
+                return wait
+            if os.fstat(descriptor).st_nlink == 0 or path.exists():  # whoever held it before us has done it
+                self.remove(part, descriptor)
+                return True
+            try:
+                whole = self.fill(uri, shard, file)
+                if whole:
+                    part.replace(path)
+                return whole
+            finally:
+                self.remove(part, descriptor)
+
+    def remove(self, part: Path, descriptor: int) -> None:
+        """Deletes the file if it still is the one that we hold."""
+        with suppress(FileNotFoundError):
+            if part.stat().st_ino == os.fstat(descriptor).st_ino:
+                part.unlink()
+
+    def fill(self, uri: str, shard: Shard, file: BinaryIO) -> bool:
+        """Downloads into the file that we hold alone. Returns False if there is no room."""
+        source = storage.join(uri, shard.name)
+        for _ in range(TRIES):
+            if not self.make_room(shard.bytes, file):
+                return False
+            target = Hashing(file)
+            try:
+                with storage.disk_errors(self.folder):
+                    storage.copy(source, target)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except FileNotFoundError:
+                raise ValueError(f"{source}: is missing; `must index verify {uri}` tells what is broken") from None
+            if target.sha256.hexdigest() == shard.sha256:
+                return True
+            file.seek(0)
+        raise ValueError(f"{source}: has changed (sha256); `must index verify {uri}` tells what is broken")
+
+    def make_room(self, size: int, reserve: BinaryIO | None = None) -> bool:
+        """Deletes until `size` more bytes fit, and gives the file `reserve` that size, so that the others count it."""
+        with self.alone():
+            if reserve:
+                reserve.truncate(0)
+            files = sorted(self.files(), key=lambda file: file.used)
+            held = sum(file.size for file in files)
+            allowed = min(self.limit, held + shutil.disk_usage(self.folder).free - SPARE)
+            for file in files:
+                if held + size <= allowed:
+                    break
+                if self.evict(file.path):
+                    held -= file.size
+            if held + size > allowed:
+                return False
+            if reserve:
+                reserve.truncate(size)
+            return True
+
+    def evict(self, path: Path) -> bool:
+        """Deletes a file unless somebody holds it. Of a killed process's download nobody does."""
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+            return True
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(descriptor)
+
+    def files(self) -> Iterator[Cached]:
+        for path in self.folder.iterdir():
+            if path.suffix in (".tar", ".part", ".npy"):
+                with suppress(FileNotFoundError):
+                    status = path.stat()
+                    yield Cached(path, status.st_size, status.st_mtime_ns)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """One process at a time counts and deletes."""
+        descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+class Cached(NamedTuple):
+    path: Path
+    size: int
+    used: int  # ns
+
+
+class Hashing:
+    """A file that knows the sha256 of what is written to it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.sha256 = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        return self.file.write(data)

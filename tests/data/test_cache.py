@@ -1,0 +1,239 @@
+"""The cache of remote shards: bounded, shared by processes, never a half or wrong shard, whatever is killed when."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from must import storage
+from must.data.ahead import ReadAhead
+from must.data.cache import ShardCache
+from must.data.index import Index, Shard, load_index, load_offsets
+from must.data.reader import ShardReader, open_reader
+from tests.data import zoo
+from tests.data.test_shard import run
+from tests.data.test_shard_gcs import upload
+from tests.gcs import Server
+
+FAULTS = ["", "503", "", "cut", "", "", "429", "slow", "lost"]
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 shards of 5 images."""
+    folder = tmp_path_factory.mktemp("shards")
+    zoo.fill(folder / "in", 60)
+    run(folder / "in", folder / "out", samples_per_shard=5)
+    return folder / "out"
+
+
+def index_of(shards: Path) -> Index:
+    return load_index(str(shards))
+
+
+def cache_for(folder: Path, shards: Path, count: float) -> ShardCache:
+    """With room for `count` shards."""
+    return ShardCache(folder, int(count * max(shard.bytes for shard in index_of(shards).shards)))
+
+
+def look(cache: ShardCache, uri: Path | str, shard: Shard) -> None:
+    file = cache.open(str(uri), shard)
+    assert file is not None
+    assert os.pread(file, shard.bytes + 1, 0) == storage.read_bytes(storage.join(uri, shard.name))
+    os.close(file)
+
+
+def held(cache: ShardCache, shards: Path) -> list[int]:
+    """Numbers of the shards that lie in the cache."""
+    return [n for n, shard in enumerate(index_of(shards).shards) if (cache.folder / f"{shard.sha256}.tar").exists()]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def in_a_process(function: Callable[[], None]) -> int:
+    process = FORK.Process(target=function)
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def test_the_least_recently_used_shard_goes_first(shards: Path, tmp_path: Path) -> None:
+    cache, all_shards = cache_for(tmp_path, shards, 3.5), index_of(shards).shards
+    for number in (0, 1, 2, 0, 3):
+        look(cache, shards, all_shards[number])
+    assert held(cache, shards) == [0, 2, 3]
+    assert sum(file.size for file in cache.files()) <= cache.limit
+
+
+def test_a_shard_that_any_process_reads_stays(shards: Path, tmp_path: Path) -> None:
+    cache, (first, second, third, *_) = cache_for(tmp_path, shards, 2.5), index_of(shards).shards
+    mine = cache.open(str(shards), first)
+    ready, done = FORK.Event(), FORK.Event()
+
+    def other() -> None:
+        assert cache.open(str(shards), second) is not None
+        ready.set()
+        done.wait()
+        os.kill(os.getpid(), signal.SIGKILL)  # the system lets go of what a killed process held
+
+    process = FORK.Process(target=other)
+    process.start()
+    assert ready.wait(20)
+    assert cache.open(str(shards), third) is None
+    assert held(cache, shards) == [0, 1]
+    done.set()
+    process.join()
+    look(cache, shards, third)
+    assert held(cache, shards) == [0, 2]
+    assert mine is not None
+    os.close(mine)
+
+
+def test_a_download_that_was_killed_is_never_used(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, shard = cache_for(tmp_path, shards, 1.5), index_of(shards).shards[0]
+
+    def half(uri: str, file: storage.Writable) -> None:
+        data = storage.read_bytes(uri)
+        file.write(data[: len(data) // 2])
+        file.file.flush()  # type: ignore[attr-defined]
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "copy", half)
+        assert in_a_process(lambda: look(cache, shards, shard)) == -signal.SIGKILL
+    assert held(cache, shards) == [] and list(tmp_path.glob("*.part"))
+    look(cache, shards, shard)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_what_a_killed_download_left_makes_room(shards: Path, tmp_path: Path) -> None:
+    cache, shard = cache_for(tmp_path, shards, 1.5), index_of(shards).shards[0]
+    (tmp_path / f"{'0' * 64}.part").write_bytes(bytes(cache.limit))
+    look(cache, shards, shard)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_damaged_file_in_the_cache_is_fetched_again(shards: Path, tmp_path: Path) -> None:
+    cache, shard = cache_for(tmp_path, shards, 2), index_of(shards).shards[0]
+    (tmp_path / f"{shard.sha256}.tar").write_bytes(b"cut off")
+    look(cache, shards, shard)
+    (tmp_path / f"{shard.offsets_sha256}.npy").write_bytes(b"x")
+    np.testing.assert_array_equal(cache.offsets(str(shards), shard), load_offsets(str(shards), shard))
+
+
+def test_wrong_bytes_are_refused_and_leave_nothing(gcs_server: Server, shards: Path, tmp_path: Path) -> None:
+    shard, uri = index_of(shards).shards[0], gcs_server.uri
+    cache = cache_for(tmp_path, shards, 2)
+    with pytest.raises(ValueError, match=f"{uri}/{shard.name}: is missing; `must index verify"):
+        cache.open(uri, shard)
+    storage.write_bytes(storage.join(uri, shard.name), bytes(shard.bytes))
+    with pytest.raises(ValueError, match=r"has changed \(sha256\); `must index verify"):
+        cache.open(uri, shard)
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_too_little_room_is_said_up_front(gcs_server: Server, shards: Path, tmp_path: Path) -> None:
+    upload(shards, gcs_server.uri)
+    with pytest.raises(ValueError, match="--cache-gb 1e-06: the 12 shards that are shuffled together take up to"):
+        open_reader(gcs_server.uri, "train", str(tmp_path), 1e-6, window=16)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="cannot be written"):
+        open_reader(gcs_server.uri, "train", str(tmp_path / "file"), 1, window=2)
+    huge = Shard("x.tar", "train", 1, 10**18, "", "", 0)
+    with pytest.raises(ValueError, match=r"take up to 2e\+09 GB, and the disk has room for [\d.]+ GB; free some"):
+        ShardCache(tmp_path, 10**20).check([huge, huge], 4)
+
+
+def test_processes_share_a_cache_smaller_than_the_split(gcs_server: Server, shards: Path, tmp_path: Path) -> None:
+    """Four processes read everything in different orders from a failing server, with room for a third of it."""
+    upload(shards, gcs_server.uri)
+    expected = ShardReader(str(shards), "train")
+    images = [expected.image(number) for number in range(60)]
+    cache = cache_for(tmp_path, shards, 4.5)
+    gcs_server.faults.plan = FAULTS
+    sizes = FORK.Queue()
+
+    def read(seed: int) -> None:
+        reader = ShardReader(gcs_server.uri, "train", cache, keep_open=1)
+        largest = 0
+        for shard in np.random.default_rng(seed).permutation(12):
+            for number in range(shard * 5, shard * 5 + 5):
+                assert reader.image(number) == images[number]
+            largest = max(largest, sum(file.size for file in cache.files() if file.path.suffix != ".npy"))
+        sizes.put(largest)
+
+    processes = [FORK.Process(target=read, args=(seed,)) for seed in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert max(sizes.get() for _ in range(4)) <= cache.limit
+    assert all(gcs_server.faults.done[fault] for fault in ("503", "429", "cut", "lost", "slow"))
+
+
+def test_a_shard_is_downloaded_once_for_all_processes(gcs_server: Server, shards: Path, tmp_path: Path) -> None:
+    upload(shards, gcs_server.uri)
+    cache, shard = cache_for(tmp_path, shards, 4), index_of(shards).shards[0]
+    gcs_server.faults.requests = 0
+
+    def fetch() -> None:
+        assert cache.open(gcs_server.uri, shard) is not None
+
+    processes = [FORK.Process(target=fetch) for _ in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 6
+    assert gcs_server.faults.requests < 6  # a download is two, and the client asks for the bucket once
+
+
+def test_what_comes_next_is_there_before_it_is_needed(shards: Path, tmp_path: Path) -> None:
+    cache, all_shards = cache_for(tmp_path, shards, 5.5), index_of(shards).shards
+    ahead = ReadAhead(cache, str(shards), dict(enumerate(all_shards)).get, ahead=2)
+    ahead.use(0, 3)
+    until(lambda: held(cache, shards) == [0, 1, 2, 3, 4])
+    time.sleep(0.1)
+    assert held(cache, shards) == [0, 1, 2, 3, 4]  # no further, and what is in use stays
+    assert cache.open(str(shards), all_shards[9]) is None
+    ahead.use(3, 5)
+    until(lambda: {3, 4, 5, 6} <= set(held(cache, shards)))
+    ahead.close()
+    until(lambda: not ahead.held and not ahead.busy)
+    for number in range(7, 12):
+        look(cache, shards, all_shards[number])
+
+
+def test_a_reader_keeps_few_files_open_and_reads_on_where_there_is_no_room(
+    gcs_server: Server, shards: Path, tmp_path: Path
+) -> None:
+    upload(shards, gcs_server.uri)
+    expected = ShardReader(str(shards), "train", keep_open=3)
+    images = [expected.image(number) for number in range(60)]
+    assert len(expected._open) == 3
+    cache = cache_for(tmp_path, shards, 2.5)
+    others = [cache.open(gcs_server.uri, shard) for shard in index_of(shards).shards[:2]]
+    reader = ShardReader(gcs_server.uri, "train", cache)
+    assert [reader.image(number) for number in range(10, 60)] == images[10:]
+    assert held(cache, shards) == [0, 1]
+    for file in others:
+        assert file is not None
+        os.close(file)
+    assert [reader.image(number) for number in range(60)] == images

@@ -1,0 +1,84 @@
+"""Training and evaluation straight from a bucket that fails now and then: the same as from a local folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from must.config import EvaluateConfig, TrainConfig
+from must.data.order import GlobalBatches
+from must.data.reader import open_reader
+from must.data.stream import TrainDataset, train_batches
+from must.data.views import TrainViews
+from must.evaluate.evaluate import evaluate
+from must.train.trainer import train
+from tests.data import zoo
+from tests.data.test_shard import run
+from tests.data.test_shard_gcs import upload
+from tests.data.test_views import SETTINGS
+from tests.evaluate.digits import digits
+from tests.gcs import Server
+
+FAULTS = ["", "503", "", "cut", "", "", "429", "slow", "lost"]
+
+
+def batches(uri: str, cache: Path, workers: int, cache_gb: float = 1.0) -> list[list[torch.Tensor]]:
+    reader = open_reader(uri, "train", str(cache), cache_gb, window=2)
+    dataset = TrainDataset(reader, TrainViews(SETTINGS), seed=3)
+    order = GlobalBatches(reader.sizes, 8, 2, 3, window=2, first_step=1)
+    return [list(batch) for batch in train_batches(dataset, order, workers)]
+
+
+def test_batches_from_a_failing_bucket_are_those_of_a_folder(gcs_server: Server, tmp_path: Path) -> None:
+    """With a cache of all shards, and with one of a few that must be cleared again and again."""
+    zoo.fill(tmp_path / "in", 60)
+    index = run(tmp_path / "in", tmp_path / "out", samples_per_shard=6)
+    upload(tmp_path / "out", gcs_server.uri)
+    expected = batches(str(tmp_path / "out"), tmp_path / "unused", 0)
+    gcs_server.faults.plan = FAULTS
+    few = 5 * max(shard.bytes for shard in index.shards) / 1e9
+    for name, workers, size in (("all", 2, 1.0), ("few", 2, few), ("alone", 0, few)):
+        found = batches(gcs_server.uri, tmp_path / name, workers, size)
+        assert len(found) == len(expected) == 13
+        for ours, theirs in zip(found, expected, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        assert sum(path.stat().st_size for path in (tmp_path / name).glob("*.tar")) <= size * 1e9
+    assert len(list((tmp_path / "all").glob("*.tar"))) == 10
+    assert not (tmp_path / "unused").exists()
+    assert all(gcs_server.faults.done[fault] for fault in ("503", "429", "cut", "lost", "slow"))
+
+
+def test_training_and_evaluation_straight_from_a_bucket(gcs_server: Server, tmp_path: Path) -> None:
+    data = digits()
+    upload(Path(data.shards), gcs_server.uri)
+    gcs_server.faults.plan = FAULTS
+    weights, metrics = [], []
+    for name, shards in (("local", data.shards), ("remote", gcs_server.uri)):
+        cache = str(tmp_path / "cache")
+        settings = {"epochs": 1, "batch_size": 25, "workers": 2, "cache": cache, "mask_patch_size": 8, "lr": 0.004}
+        train(TrainConfig(shards=shards, classifier=data.classifier, output=str(tmp_path / name), **settings))
+        weights.append(load_file(tmp_path / name / "model.safetensors"))
+        report = str(tmp_path / f"{name}-report")
+        evaluate(EvaluateConfig(model=str(tmp_path / name), shards=shards, output=report, cache=cache))
+        metrics.append(json.loads((Path(report) / "metrics.json").read_text()))
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert metrics[0]["adapted"] == metrics[1]["adapted"]
+    assert len(list((tmp_path / "cache").glob("*.tar"))) == len(list(Path(data.shards).glob("*.tar")))
+    assert all(gcs_server.faults.done[fault] for fault in ("503", "429", "cut", "lost"))
+
+
+def test_a_cache_without_room_is_one_line_and_exit_code_2(gcs_server: Server, tmp_path: Path) -> None:
+    data = digits()
+    upload(Path(data.shards), gcs_server.uri)
+    paths = ["--shards", gcs_server.uri, "--classifier", data.classifier, "--output", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "must", "train", *paths, "--cache", str(tmp_path), "--cache-gb", "0.00001"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"HOME": "/"})
+    assert result.returncode == 2
+    assert result.stderr.startswith("must train: --cache-gb 1e-05: the 3 shards that are shuffled together take up to")
+    assert not (tmp_path / "out").exists()
