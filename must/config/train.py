@@ -32,6 +32,11 @@ class TrainConfig(StageConfig):
     pretrained: str = param(
         "the pretrained weights, if in another place than the classifier says", "", metavar="TAG|PATH"
     )
+    init: str = param(
+        "bundle of an earlier run with the same classes to start from, instead of the zero-shot model",
+        "",
+        metavar="BUNDLE",
+    )
 
     # optimisation
     epochs: int = param("passes over the split", 30, metavar="N")

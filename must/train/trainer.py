@@ -26,6 +26,7 @@ from must.train.provenance import provenance
 from must.train.run_state import RunState
 from must.train.step import MustStep
 from must.train.teacher import make_teacher
+from must.train.warm_start import start_from
 
 MAX_SKIPPED = 20  # steps without finite gradients in one run, after which training stops
 
@@ -70,6 +71,8 @@ class Trainer:
         self.zero_shot = zero_shot_bundle(classifier, config.model, config.pretrained, config.logit_factor)
         student = self.zero_shot.model.to(processes.device)
         self.reference = make_teacher(student)  # the zero-shot model: for the share of labels that changed
+        if config.init:
+            start_from(config.init, self.zero_shot)
         preprocess = preprocess_of(self.zero_shot.description)
         views = view_settings(config, preprocess, student.patch_size)
         self.dataset = TrainDataset(self.reader, make_views(views, config.views, config.augment_device), config.seed)

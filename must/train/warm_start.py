@@ -1,0 +1,22 @@
+"""`must train --init`: start from a model that was adapted before instead of from the zero-shot one."""
+
+from __future__ import annotations
+
+from must.model.bundle import Bundle, load_bundle
+from must.parameters import require
+
+
+def start_from(init: str, zero_shot: Bundle) -> None:
+    """Gives the zero-shot bundle's model all weights of the bundle at `init`: tower, classifier, decoder, mask token.
+
+    Raises:
+        ValueError: there is no bundle, or it has other classes or another architecture.
+    """
+    bundle = load_bundle(init)
+    ours, theirs = zero_shot.description, bundle.description
+    require(ours.classes == theirs.classes, f"--init {init}: was trained for other classes than the classifier file's")
+    require(
+        ours.architecture == theirs.architecture and ours.preprocess == theirs.preprocess,
+        f"--init {init}: is a {theirs.backbone}, the classifier file's model is a {ours.backbone}",
+    )
+    zero_shot.model.load_state_dict(bundle.model.state_dict())

@@ -1,0 +1,71 @@
+"""`must train --init`: a run that starts where another one ended."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+
+from must.cli import main
+from must.config import TrainConfig
+from must.model.bundle import load_bundle, save_bundle, zero_shot_bundle
+from must.model.classifier import load_classifier
+from must.parameters import load
+from must.train.presets import preset
+from must.train.trainer import train
+from must.train.warm_start import start_from
+from tests.evaluate.digits import digits as make_digits
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return make_digits()
+
+
+@pytest.fixture(scope="module")
+def champion(digits, tmp_path_factory):
+    """A bundle that differs from zero-shot in every tensor."""
+    bundle = zero_shot_bundle(load_classifier(digits.classifier))
+    with torch.no_grad():
+        for parameter in bundle.model.parameters():
+            parameter.add_(0.01)
+    folder = str(tmp_path_factory.mktemp("champion") / "bundle")
+    save_bundle(folder, bundle.model, bundle.description)
+    return folder
+
+
+def test_every_tensor_is_the_champions(digits, champion):
+    fresh = zero_shot_bundle(load_classifier(digits.classifier))
+    start_from(champion, fresh)
+    expected = load_bundle(champion).model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in fresh.model.state_dict().items())
+
+
+def test_training_starts_there_and_the_bundle_says_so(digits, champion, tmp_path):
+    values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(tmp_path / "model")}
+    settings = {"epochs": 1, "batch_size": 75, "workers": 0, "lr": 0.0, "min_lr": 0.0, "weight_decay": 0.0}
+    config = {**values, **settings, "init": champion, "preset": "digits"}
+    train(load(TrainConfig, config, preset=preset("digits", "any")))
+    trained, start = load_bundle(str(tmp_path / "model")), load_bundle(champion)
+    for name, value in trained.model.state_dict().items():  # a learning rate of zero leaves everything where it was
+        assert torch.allclose(value, start.model.state_dict()[name], atol=1e-6), name
+    assert trained.description.provenance["config"]["init"] == champion
+
+
+def test_other_classes_or_no_bundle_are_one_line(digits, champion, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(champion, other)
+    description = json.loads((other / "model.json").read_text())
+    description["classes"][0] = "nought"
+    (other / "model.json").write_text(json.dumps(description))
+    fresh = zero_shot_bundle(load_classifier(digits.classifier))
+    with pytest.raises(ValueError, match="was trained for other classes"):
+        start_from(str(other), fresh)
+    changed = dataclasses.replace(fresh, description=dataclasses.replace(fresh.description, architecture={}))
+    with pytest.raises(ValueError, match="the classifier file's model is a"):
+        start_from(champion, changed)
+    paths = ["--shards", digits.shards, "--classifier", digits.classifier, "--output", str(tmp_path / "m")]
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", *paths, "--init", "nowhere"])
+    assert "nowhere: no model.json there" in (line := capsys.readouterr().err) and len(line.splitlines()) == 1
