@@ -11,15 +11,16 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import must
 from must.config import STAGES, TrainConfig
 from must.parameters import StageConfig, add_flags, load, read_yaml
 
+Result = TypeVar("Result")
 STAGE_FUNCTIONS = {
     "shard": "must.data.shard:shard",
     "classifier": "must.model.classifier:classifier",
@@ -65,6 +66,14 @@ def run(command: str, **values: Any) -> Any:
     """
     try:
         return run_stage(command, read_config(command, {k: v for k, v in values.items() if v is not None}))
+    except (ValueError, OSError) as error:
+        fail(command, error)
+
+
+def call(command: str, function: Callable[..., Result], *values: Any) -> Result:
+    """Any function of this package, from a pipeline component: exits as the command line does."""
+    try:
+        return function(*values)
     except (ValueError, OSError) as error:
         fail(command, error)
 

@@ -1,0 +1,52 @@
+"""Copies a folder's files to another place while they grow, so that curves can be watched where TensorBoard looks."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from must import storage
+
+EVERY = 60.0  # seconds
+
+
+@contextmanager
+def mirrored(folder: str, uri: str, pattern: str = "*tfevents*") -> Iterator[None]:
+    """While the block runs, and once more at its end. Nothing happens when `uri` is ''.
+
+    A place that cannot be written to is a warning: it must not be what stops the training.
+    """
+    if not uri:
+        yield
+        return
+    over, sizes = threading.Event(), dict[str, int]()
+    thread = threading.Thread(target=keep_up, args=(Path(folder), uri, pattern, sizes, over), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=EVERY)
+        copy_changed(Path(folder), uri, pattern, sizes)
+
+
+def keep_up(folder: Path, uri: str, pattern: str, sizes: dict[str, int], over: threading.Event) -> None:
+    while not over.wait(EVERY):
+        copy_changed(folder, uri, pattern, sizes)
+
+
+def copy_changed(folder: Path, uri: str, pattern: str, sizes: dict[str, int]) -> None:
+    with suppress(FileNotFoundError):
+        for path in sorted(folder.rglob(pattern)):
+            name, size = str(path.relative_to(folder)), path.stat().st_size
+            if sizes.get(name) == size:
+                continue
+            try:
+                storage.write_bytes(storage.join(uri, name), path.read_bytes())
+                sizes[name] = size
+            except (ValueError, OSError) as error:
+                print(f"must: {uri}: the curves could not be copied: {error}", file=sys.stderr)
+                return

@@ -1,0 +1,72 @@
+"""The last lines that this process and its children print, while they appear where they always do."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections import deque
+from contextlib import suppress
+
+KEPT = 40  # lines
+
+
+class Tail:
+    """While it is open, file descriptors 1 and 2 lead through pipes to where they led before.
+
+    A Python-level stand-in for stdout would miss what torchrun's processes and C libraries print.
+    """
+
+    def __init__(self) -> None:
+        self.kept: deque[str] = deque(maxlen=KEPT)
+        self.lock = threading.Lock()
+        self.before: dict[int, int] = {}
+        self.readers: list[threading.Thread] = []
+
+    def __enter__(self) -> Tail:
+        for descriptor in (1, 2):
+            read_end, write_end = os.pipe()
+            self.before[descriptor] = os.dup(descriptor)
+            flush()
+            os.dup2(write_end, descriptor)
+            os.close(write_end)
+            reader = threading.Thread(target=self.pass_on, args=(read_end, self.before[descriptor]), daemon=True)
+            reader.start()
+            self.readers.append(reader)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        flush()
+        for descriptor, before in self.before.items():
+            os.dup2(before, descriptor)
+        for reader in self.readers:
+            reader.join(timeout=2)  # a child that outlives the stage keeps the pipe open: do not wait for it
+        for reader, before in zip(self.readers, self.before.values(), strict=True):
+            if not reader.is_alive():
+                os.close(before)
+
+    def lines(self) -> list[str]:
+        flush()
+        with self.lock:
+            return list(self.kept)
+
+    def add(self, text: str) -> None:
+        with self.lock:
+            self.kept.extend(text.rstrip().splitlines())
+
+    def pass_on(self, source: int, target: int) -> None:
+        pending = b""
+        while data := os.read(source, 65536):
+            with suppress(OSError):
+                os.write(target, data)
+            *complete, pending = (pending + data).split(b"\n")
+            for line in complete:  # of a progress bar: what stood there last
+                self.add(line.rstrip(b"\r").rsplit(b"\r", 1)[-1].decode(errors="replace"))
+        self.add(pending.decode(errors="replace"))
+        os.close(source)
+
+
+def flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(ValueError, OSError):
+            stream.flush()

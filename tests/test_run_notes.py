@@ -1,0 +1,89 @@
+"""What stages leave for the run's summary, however they end."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from must.run import mirror
+from must.run.mirror import mirrored
+from must.run.notes import clear_notes, noted, read_notes
+from must.run.summary import summarize
+
+
+def stage(work, body):
+    """A real process that runs `body` as the stage train."""
+    code = "import os, sys, signal\nfrom must.run.notes import noted\n"
+    code += f"with noted({str(work)!r}, 'train', {str(work)!r}):\n"
+    code += "".join(f"    {line}\n" for line in body.splitlines())
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def summary(work, succeeded=False):
+    return summarize(str(work), succeeded, "submit.py --again 7")
+
+
+def test_lines_appear_where_they_always_do_and_in_the_note(tmp_path):
+    result = stage(tmp_path, "print('one')\nprint('two', file=sys.stderr)\nos.system('echo three')\nprint('a\\rb')")
+    assert sorted(result.stdout.split()) == ["a", "b", "one", "three"] and result.stderr == "two\n"
+    (note,) = read_notes(str(tmp_path))
+    assert note.state == "done" and sorted(note.lines) == ["b", "one", "three", "two"]
+
+
+@pytest.mark.parametrize(
+    "body, why, resumable",
+    [
+        (
+            "print('x'); raise SystemExit(75)",
+            "stopped by a signal; it saved its work first",
+            "yes; training goes on from",
+        ),
+        ("print('x'); raise SystemExit(2)", "wrong input (exit code 2)", "after the input is mended"),
+        ("print('x'); 1 / 0", "an error in the program or the machine (exit code 1)", "perhaps; training goes on"),
+        ("print('x', flush=True); os.kill(os.getpid(), signal.SIGKILL)", "killed without a word", "yes; training goes"),
+    ],
+)
+def test_each_way_to_fail_has_its_summary(tmp_path, body, why, resumable):
+    (tmp_path / "LAST").write_text("step-000000400")
+    stage(tmp_path, body)
+    page = summary(tmp_path)
+    assert page.startswith("# Run failed: train\n")
+    assert f"- **Why**: {why}" in page and f"- **Resumable**: {resumable}" in page
+    assert "step-000000400" in page and "`submit.py --again 7`" in page
+    if "1 / 0" in body:
+        assert "ZeroDivisionError" in page.split("```")[1]
+
+
+def test_a_note_of_a_run_that_is_over_does_not_come_back(tmp_path):
+    with noted(str(tmp_path), "shard") as note:
+        note.result = "5 images"
+    assert "| shard | done | 0 s | 5 images |" in summary(tmp_path, succeeded=True)
+    clear_notes(str(tmp_path))
+    assert "No stage left a note of its failure" in summary(tmp_path)
+
+
+def test_a_place_that_cannot_be_written_to_does_not_stop_the_stage(tmp_path, capfd):
+    (tmp_path / "notes").write_text("a file where the folder should be")
+    with noted(str(tmp_path), "shard"):
+        print("working")
+    shown = capfd.readouterr()
+    assert "working" in shown.out and "the stage's note could not be written" in shown.err
+
+
+def test_notes_and_curves_go_to_a_bucket_while_the_stage_runs(gcs_server, tmp_path, monkeypatch):
+    monkeypatch.setattr(mirror, "EVERY", 0.05)
+    folder, place = tmp_path / "tensorboard", f"{gcs_server.uri}/curves"
+    from must import storage
+
+    with noted(gcs_server.uri, "train"), mirrored(str(folder), place):
+        assert read_notes(gcs_server.uri)[0].state == "running"
+        folder.mkdir()
+        (folder / "events.out.tfevents.1").write_bytes(b"a")
+        for _ in range(100):
+            if storage.exists(f"{place}/events.out.tfevents.1"):
+                break
+            time.sleep(0.05)
+        (folder / "events.out.tfevents.1").write_bytes(b"ab")
+    assert storage.read_bytes(f"{place}/events.out.tfevents.1") == b"ab"
+    assert read_notes(gcs_server.uri)[0].state == "done"
