@@ -11,7 +11,22 @@ from typing import Any
 import yaml
 
 from must.model.bundle import load_description
+from must.parameters import require
 from must.train.distributed import PREEMPTED
+
+
+def number_of_processes(asked: str) -> int:
+    """`asked` is a number, or auto: one a GPU of this machine, one without GPUs.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if asked == "auto":
+        import torch
+
+        return max(1, torch.cuda.device_count())
+    require(asked.isdigit() and int(asked) >= 1, f"processes '{asked}': a number of 1 or more, or auto")
+    return int(asked)
 
 
 def launch(values: dict[str, Any], processes: int) -> dict[str, Any]:

@@ -1,0 +1,104 @@
+"""What components do besides one call of a stage: figures for Kubeflow's page, the gate, the registry."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from must import storage
+from must.cli import run
+from must.evaluate.gate import Decision
+from must.promote.decide import as_markdown
+from must.promote.promote import read_json
+from must.promote.registry import Registry
+from must.run.training import origin
+
+
+def evaluate(work_uri: str, bundle: str, classifier: str, split: str, details: str, report: str) -> dict[str, Any]:
+    """Evaluates against the zero-shot model; the report is also copied to where Kubeflow shows it."""
+    shards = storage.join(work_uri, "shards")
+    metrics = run("evaluate", model=bundle, baseline=classifier, shards=shards, split=split, output=details)
+    storage.write_bytes(report, storage.read_bytes(storage.join(details, "report.html")))
+    return metrics
+
+
+def figures(metrics: dict[str, Any]) -> dict[str, float]:
+    """The single numbers of both models, for Kubeflow's table."""
+    models = {name: metrics.get(name) or {} for name in ("baseline", "adapted")}
+    return {f"{m}_{k}": v for m, values in models.items() for k, v in values.items() if isinstance(v, float)}
+
+
+def confusion(metrics: dict[str, Any]) -> list[list[int]] | None:
+    return ((metrics.get("confusion") or {}).get("adapted") or {}).get("matrix")
+
+
+def headline(metrics: dict[str, Any]) -> str:
+    after = metrics["adapted"].get("top1")
+    if after is None:
+        return "no labels"
+    before = (metrics.get("baseline") or {}).get("top1")
+    return f"top-1 {after:.1%}" + (f", zero-shot {before:.1%}" if before is not None else "")
+
+
+def decide(
+    work_uri: str,
+    bundle: str,
+    details: str,
+    registry: str,
+    name: str,
+    key: str,
+    champion: str,
+    champion_uri: str,
+    gate: str,
+    settings: dict[str, Any],
+    split: str,
+    decision: str,
+    page: str,
+) -> Decision:
+    """Asks the gate. The labelled one compares with the champion, where there is one: that takes an evaluation."""
+    metrics, against = storage.join(details, "metrics.json"), "the zero-shot model"
+    with tempfile.TemporaryDirectory() as folder:
+        if gate == "labelled" and champion_uri:
+            against, metrics = f"the champion, {champion}", f"{folder}/metrics.json"
+            shards = storage.join(work_uri, "shards")
+            run("evaluate", model=bundle, baseline=champion_uri, shards=shards, split=split, output=folder)
+        result: Decision = run("gate", metrics=metrics, gate=gate, output=decision, **settings)
+    storage.write_bytes(page, as_markdown(result, against).encode())
+    if not result.passed:
+        Registry(registry, name).decide(key, "stopped", result.reasons)
+        print(f"the model is not promoted; it stays among this run's artifacts, and {against} stays what it was")
+    return result
+
+
+def promote(
+    bundle: str,
+    onnx: str,
+    details: str,
+    decision: str,
+    registry: str,
+    name: str,
+    key: str,
+    champion: str,
+    output: str,
+) -> dict[str, Any]:
+    """Promotes, remembers that this data was decided on, and writes down where the version lies."""
+    metrics = storage.join(details, "metrics.json")
+    latest = run(
+        "promote", model=bundle, onnx=onnx, metrics=metrics, decision=decision, registry=registry, name=name,
+        champion=champion,
+    )  # fmt: skip
+    place = Registry(registry, name)
+    place.decide(key, f"promoted as {latest.version}", read_json(decision, "--decision")["reasons"])
+    facts = {"version": latest.version, "registry": place.place(latest.version), **model_facts(bundle, details)}
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    Path(output).write_text(json.dumps(facts, indent=1))
+    return facts
+
+
+def model_facts(bundle: str, details: str) -> dict[str, Any]:
+    """Metadata of a model artifact: accuracy where there are labels, the data's and the code's revision."""
+    metrics = read_json(storage.join(details, "metrics.json"), "metrics")
+    accuracy = metrics["adapted"].get("top1")
+    return origin(bundle) | ({} if accuracy is None else {"accuracy": accuracy})

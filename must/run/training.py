@@ -1,0 +1,62 @@
+"""Training inside one pod of the pipeline: the stage's parameters, its checkpoints' place, its processes."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from must import storage
+from must.cli import run
+from must.model.bundle import WEIGHTS_FILE, load_description
+from must.run.inputs import training_settings
+from must.run.mirror import mirrored
+from must.run.notes import noted
+from must.train.provenance import run_key
+
+
+def train_here(
+    work_uri: str,
+    index_sha256: str,
+    classifier: str,
+    output: str,
+    init: str = "",
+    preset: str = "",
+    settings: dict[str, Any] | None = None,
+    epochs: int = 0,
+    processes: str = "auto",
+    tensorboard_uri: str = "",
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Trains, or goes on with training. Returns the run's summary, and what the bundle tells about its origin."""
+    from must.train.launch import launch, number_of_processes  # torch, which other users of this file do not have
+
+    values = job_values(work_uri, index_sha256, classifier, init, preset, settings or {}, epochs)
+    key = values["checkpoints"].rsplit("/", 1)[-1]
+    curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
+    count = number_of_processes(processes)
+    with noted(work_uri, "train", values["checkpoints"]) as note, mirrored(f"{output}/tensorboard", curves):
+        values |= {"classifier": classifier, "output": output}
+        summary = run("train", **values) if count == 1 else launch(values, count)
+        note.result = f"{summary['steps']:,} steps, {summary['images_per_s']} images/s"
+    return summary, origin(output)
+
+
+def job_values(
+    work_uri: str, index_sha256: str, classifier: str, init: str, preset: str, settings: dict[str, Any], epochs: int
+) -> dict[str, Any]:
+    """Parameters of `must train` but for the classifier's and the output's place.
+
+    Checkpoints get a folder of their own for each combination of data, classes, start and settings: a retry finds them,
+    another run does not.
+    """
+    values = training_settings(settings, preset, epochs) | ({"init": init} if init else {})
+    key = run_key(index_sha256, classifier, values)
+    shards, checkpoints = storage.join(work_uri, "shards"), storage.join(work_uri, "checkpoints", key)
+    return {**values, "shards": shards, "checkpoints": checkpoints}
+
+
+def origin(bundle: str) -> dict[str, Any]:
+    """What the bundle's artifact carries in Kubeflow."""
+    provenance = load_description(bundle).provenance
+    weights = storage.read_bytes(storage.join(bundle, WEIGHTS_FILE))
+    facts = {name: provenance.get(name) for name in ("index_sha256", "index_revision", "git_revision")}
+    return {"sha256": hashlib.sha256(weights).hexdigest(), **facts}

@@ -1,0 +1,59 @@
+"""Before training: who is to be beaten, what to start from, whether there is anything new."""
+
+import pytest
+import torch
+
+from must.model.classifier import TextClassifier, save_classifier
+from must.promote.champion import champion
+from must.promote.registry import Registry
+from tests.promote.bundles import make_bundle
+
+
+@pytest.fixture
+def place(tmp_path):
+    registry = Registry(str(tmp_path / "registry"), "digits")
+
+    def promote(seed=0, **changes):
+        bundle = make_bundle(tmp_path / f"bundle-{seed}", seed=seed, **changes)
+        files = [(str(bundle / name), name) for name in ("model.safetensors", "model.json")]
+        registry.add(f"v{seed}", {"bundle": files}, {})
+        registry.move(f"v{seed}", "promoted")
+
+    registry.promote = promote
+    return registry
+
+
+def ask(place, tmp_path, classes=("cat", "dog"), model="tiny", sha="sha", settings=None, **flags):
+    file = str(tmp_path / "classifier.safetensors")
+    weights = torch.eye(2)
+    save_classifier(TextClassifier(weights, tuple(classes), ("a {}",), model, "", 100.0), file)
+    return champion(str(tmp_path / "registry"), "digits", sha, file, settings or {"lr": 1.0}, **flags)
+
+
+def test_an_empty_registry_has_no_champion(place, tmp_path):
+    found = ask(place, tmp_path, warm_start=True, only_new=True)
+    assert (found.version, found.bundle, found.init, found.action) == ("none", "", "", "train")
+
+
+def test_a_warm_start_wants_the_same_classes_and_backbone(place, tmp_path):
+    place.promote()
+    assert ask(place, tmp_path).init == ""
+    assert ask(place, tmp_path, warm_start=True).init == place.bundle("v0")
+    other = ask(place, tmp_path, warm_start=True, classes=("cat", "fox"))
+    assert other.init == "" and "starts from zero-shot: the champion has other classes" in other.reasons
+    assert "another backbone (tiny)" in ask(place, tmp_path, warm_start=True, model="big").reasons[1]
+
+
+@pytest.mark.parametrize("outcome", ["promoted as v0", "stopped"])
+def test_what_was_decided_is_not_trained_again_and_what_failed_is(place, tmp_path, outcome):
+    first = ask(place, tmp_path, only_new=True)
+    assert ask(place, tmp_path, only_new=True).action == "train"  # the run before failed on its way
+    place.decide(first.key, outcome, [])
+    assert ask(place, tmp_path, only_new=True).action == "nothing new"
+    assert ask(place, tmp_path).action == "train"  # a run by hand
+
+
+@pytest.mark.parametrize("change", [{"sha": "other"}, {"settings": {"lr": 2.0}}, {"classes": ("cat", "fox")}])
+def test_new_data_settings_or_classes_are_new(place, tmp_path, change):
+    place.decide(ask(place, tmp_path).key, "stopped", [])
+    assert ask(place, tmp_path, only_new=True, **change).action == "train"
