@@ -1,0 +1,48 @@
+"""Training on several nodes: submits a TrainJob to Kubeflow Trainer and waits for it."""
+
+from kfp import dsl
+
+from components import images
+
+
+@dsl.component(base_image=images.LAUNCHER, install_kfp_package=False)
+def train_job(
+    work_uri: str,
+    index_sha256: str,
+    classifier: dsl.Input[dsl.Model],
+    bundle: dsl.Output[dsl.Model],
+    training: dsl.Output[dsl.Metrics],
+    nodes: dict,
+    init: str = "",
+    preset: str = "",
+    settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
+    epochs: int = 0,
+    tensorboard_uri: str = "",
+) -> str:
+    """Trains MUST on several nodes; a retry attaches to the job that runs. Never cached.
+
+    Args:
+        work_uri: shards are in its folder shards; checkpoints go to checkpoints, the job's input and model to jobs.
+        index_sha256: of the shards' index.
+        classifier: text classifier file.
+        bundle: the adapted model.
+        training: the run's figures.
+        nodes: how many nodes and what they are like, from cluster.yaml.
+        init: bundle to start from; nothing for the zero-shot model.
+        preset: published settings of a data set; see `must train --help`.
+        settings: any parameters of `must train` by name; they win over the preset.
+        epochs: passes over the data; 0 leaves it to settings and preset.
+        tensorboard_uri: where the curves are copied to while it trains; nothing for nowhere.
+
+    Returns:
+        The sha256 of the model's weights.
+    """
+    from components.train_job.launcher import train_on_nodes
+
+    summary, facts = train_on_nodes(
+        work_uri, index_sha256, classifier.path, bundle.path, nodes, init, preset, settings, epochs, tensorboard_uri
+    )
+    for name, value in summary.items():
+        training.log_metric(name, float(value or 0))
+    bundle.metadata.update(**facts, **summary)
+    return facts["sha256"]

@@ -1,0 +1,49 @@
+"""What a TrainJob's nodes do, with two real ones: the launcher's command, the variables that Trainer sets."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from components.train_job.launcher import copy_bundle, prepare
+from components.train_job.manifest import request
+from must.model.bundle import load_bundle, load_description
+from must.run.training import job_values
+from pipeline.cluster import Cluster
+from pipeline.nodes import nodes_of
+from tests.evaluate.digits import digits as make_digits
+from tests.gcs import free_port
+
+
+@pytest.mark.slow
+def test_two_nodes_train_from_the_jobs_file_and_leave_a_bundle(tmp_path):
+    digits = make_digits()
+    work = tmp_path / "work"
+    shutil.copytree(digits.shards, work / "shards")
+    settings = {"batch_size": 50, "workers": 0, "device": "cpu"}
+    values = job_values(str(work), "sha", digits.classifier, "", "digits", settings, epochs=1)
+    prepare(str(work / "jobs" / "key"), values, digits.classifier, str(tmp_path / "curves"))
+    trainer = request("must-key", nodes_of(Cluster()), str(work / "jobs" / "key"))
+    (command,) = [option.command for option in trainer.options if hasattr(option, "command")]
+    (arguments,) = [option.args for option in trainer.options if hasattr(option, "args")]
+    port = str(free_port())
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, *command[1:], *arguments],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=os.environ | {
+                "PET_NNODES": "2", "PET_NODE_RANK": str(rank), "PET_MASTER_ADDR": "127.0.0.1",
+                "PET_MASTER_PORT": port, "OMP_NUM_THREADS": "1",
+            },
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    texts = [node.communicate(timeout=200)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], texts
+    copy_bundle(str(work / "jobs" / "key" / "bundle"), str(tmp_path / "model"))
+    assert load_description(str(tmp_path / "model")).provenance["processes"] == 2
+    load_bundle(str(tmp_path / "model"))
+    assert list((tmp_path / "curves").rglob("*tfevents*"))
+    assert (work / "checkpoints").is_dir()
