@@ -13,8 +13,8 @@ from must.storage import is_remote, local
 if TYPE_CHECKING:
     from kfp.local import DockerRunner
 
-WRITTEN = ("work_uri", "registry")  # parameters that name a place which stages write to
-PASSED_ON = ("GOOGLE_CLOUD_PROJECT", "STORAGE_EMULATOR_HOST")
+WRITTEN = ("work_uri", "registry_uri")  # parameters that name a place which stages write to
+PASSED_ON = ("GOOGLE_CLOUD_PROJECT", "STORAGE_EMULATOR_HOST", "MUST_RUN_AGAIN")
 CREDENTIALS = "GOOGLE_APPLICATION_CREDENTIALS"
 PATIENCE = 60  # seconds for a stage to save its state when the run is interrupted
 

@@ -1,71 +1,132 @@
-"""The DAG: shard and classifier, then train, evaluate and export."""
+"""The DAG: shard and classifier; then, if there is anything new, train, evaluate, export, gate and promote."""
+
+from typing import Any
 
 from kfp import dsl
 
+from components.champion.component import champion
 from components.classifier.component import classifier
 from components.evaluate.component import evaluate
 from components.export.component import export
+from components.gate.component import gate as gate_stage
+from components.inputs.component import inputs
+from components.promote.component import promote
 from components.shard.component import shard
+from components.summary.component import summary
 from components.train.component import train
+from components.train_job.component import train_job
+from pipeline.cluster import Cluster
+from pipeline.nodes import nodes_of
+from pipeline.placement import place
 
 
-@dsl.pipeline(
-    name="must",
-    description="Adapts CLIP to unlabeled images: masked unsupervised self-training (arXiv 2206.02967).",
-)
-def must_pipeline(
-    source: str,
-    classes: str,
-    work_uri: str,
-    model: str = "ViT-B-16-quickgelu",
-    pretrained: str = "openai",
-    test_source: str = "",
-    labels: str = "none",
-    split: str = "train=1",
-    evaluate_split: str = "test",
-    preset: str = "",
-    settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
-    precision: str = "fp32",
-):
-    """Images and class names in, an adapted and evaluated ONNX model out.
+def make_pipeline(cluster: Cluster) -> Any:
+    """The pipeline for a cluster. Stages that look at the world outside are never cached; see docs/kubeflow.md."""
 
-    Args:
-        source: folder or bucket prefix of unlabeled images, or a manifest.
-        classes: YAML file with class names and prompt templates, or imagenet.
-        work_uri: where shards and checkpoints go: gs://bucket/prefix or a path that all stages see.
-        model: open_clip model name, or a model folder.
-        pretrained: open_clip pretrained tag, or a checkpoint file; nothing for a model folder.
-        test_source: labelled images for reporting, which become the split 'test'.
-        labels: where labels stand: folder, csv or none.
-        split: shares of `source` by split, such as train=0.9,test=0.1.
-        evaluate_split: the split to evaluate on.
-        preset: published settings of a data set, such as imagenet.
-        settings: parameters of `must train` by name; they win over the preset.
-        precision: of the ONNX model: fp32, fp16 or int8.
-    """
-    shards_uri, checkpoints_uri = f"{work_uri}/shards", f"{work_uri}/checkpoints"
-    sharded = shard(
-        source=source, output_uri=shards_uri, test_source=test_source, labels=labels, split=split
-    ).set_display_name("shard images")  # fmt: skip
-    text = classifier(classes=classes, model=model, pretrained=pretrained).set_display_name("zero-shot classifier")
-    trained = (
-        train(
-            shards_uri=shards_uri,
-            index_sha256=sharded.outputs["Output"],
-            checkpoints_uri=checkpoints_uri,
-            classifier=text.outputs["weights"],
-            preset=preset,
-            settings=settings,
-        )
-        .set_display_name("train MUST")
-        .set_caching_options(False)
-        .set_retry(num_retries=3)
+    def put(task: dsl.PipelineTask, stage: str, name: str, cached: bool = False) -> dsl.PipelineTask:
+        return place(task.set_display_name(name).set_caching_options(cached), stage, cluster)
+
+    @dsl.pipeline(
+        name="must",
+        description="Adapts CLIP to unlabeled images: masked unsupervised self-training (arXiv 2206.02967).",
     )
-    evaluate(
-        shards_uri=shards_uri,
-        index_sha256=sharded.outputs["Output"],
-        bundle=trained.outputs["bundle"],
-        classifier=text.outputs["weights"],
-        split=evaluate_split,
-    )
-    export(shards_uri=shards_uri, bundle=trained.outputs["bundle"], precision=precision).set_display_name("export ONNX")
+    def must_pipeline(
+        source: str,
+        classes: str,
+        work_uri: str,
+        registry_uri: str = "",
+        model_name: str = "model",
+        model: str = "ViT-B-16-quickgelu",
+        pretrained: str = "openai",
+        test_source: str = "",
+        labels: str = "none",
+        split: str = "train=1",
+        evaluate_split: str = "test",
+        preset: str = "",
+        epochs: int = 0,
+        settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
+        precision: str = "fp32",
+        gate: str = "label-free",
+        gate_settings: dict = {},  # noqa: B006
+        append: bool = False,
+        warm_start: bool = False,
+        only_new: bool = False,
+    ):
+        """Images and class names in, an adapted, evaluated and promoted ONNX model out.
+
+        Args:
+            source: folder or bucket prefix of unlabeled images, or a manifest.
+            classes: YAML file with class names and prompt templates, or imagenet.
+            work_uri: where shards and checkpoints go: gs://bucket/prefix or a path that all stages see.
+            registry_uri: where promoted models live; work_uri/registry if empty.
+            model_name: the model's name in the registry: small letters, digits and -.
+            model: open_clip model name, or a model folder.
+            pretrained: open_clip pretrained tag, or a checkpoint file; nothing for a model folder.
+            test_source: labelled images for reporting, which become the split 'test'.
+            labels: where labels stand: folder, csv or none.
+            split: shares of `source` by split, such as train=0.9,test=0.1.
+            evaluate_split: the split to evaluate on.
+            preset: published settings of a data set, such as imagenet.
+            epochs: passes over the images; 0 leaves it to settings and preset.
+            settings: parameters of `must train` by name, such as {"lr": 2e-5}; they win over the preset.
+            precision: of the ONNX model: fp32, fp16 or int8.
+            gate: what a model must pass to be promoted: label-free signals against zero-shot; labelled, the interval of
+                its gain over the champion on evaluate_split; or none.
+            gate_settings: parameters of `must gate` by name, such as {"min_gain": 0.01}.
+            append: add the source's new images to the shards that are there.
+            warm_start: start from the champion instead of the zero-shot model.
+            only_new: end early when nothing is new since a model was last promoted or stopped.
+        """
+        page = summary(work_uri=work_uri, run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER)
+        put(page, "summary", "summary")
+        with dsl.ExitHandler(page, name="stages"):
+            names = {"work_uri": work_uri, "classes": classes, "model": model, "pretrained": pretrained}
+            looked = put(inputs(**names), "inputs", "look at inputs")
+            text = classifier(fingerprint=looked.output, **names)
+            put(text, "classifier", "zero-shot classifier", cached=True)
+            sharded = shard(
+                source=source, work_uri=work_uri, test_source=test_source, labels=labels, split=split, append=append
+            )  # fmt: skip
+            put(sharded, "shard", "shard images")
+            index_sha256, weights = sharded.outputs["Output"], text.outputs["weights"]
+            registry = {"registry_uri": registry_uri, "model_name": model_name}
+            recipe = {"preset": preset, "settings": settings, "epochs": epochs}
+            best = champion(
+                work_uri=work_uri, index_sha256=index_sha256, classifier=weights, warm_start=warm_start,
+                only_new=only_new, **registry, **recipe,
+            )  # fmt: skip
+            put(best, "champion", "champion")
+            with dsl.If(best.outputs["Output"] == "train", name="something new"):
+                material = {"work_uri": work_uri, "index_sha256": index_sha256}
+                start = {**material, "classifier": weights, "init": best.outputs["init"], **recipe}
+                if cluster.training.nodes > 1:
+                    trained = train_job(nodes=nodes_of(cluster), tensorboard_uri=cluster.tensorboard, **start)
+                else:
+                    trained = train(processes=cluster.training.processes, tensorboard_uri=cluster.tensorboard, **start)
+                put(trained, "train", "train MUST")
+                bundle, bundle_sha256 = trained.outputs["bundle"], trained.outputs["Output"]
+                evaluated = evaluate(
+                    bundle=bundle, bundle_sha256=bundle_sha256, classifier=weights,
+                    classifier_sha256=text.outputs["Output"], split=evaluate_split, **material,
+                )  # fmt: skip
+                put(evaluated, "evaluate", "evaluate", cached=True)
+                details = evaluated.outputs["details"]
+                decided = gate_stage(
+                    work_uri=work_uri, bundle=bundle, details=details, key=best.outputs["key"], gate=gate,
+                    champion=best.outputs["version"], champion_uri=best.outputs["bundle_uri"],
+                    gate_settings=gate_settings, split=evaluate_split, **registry,
+                )  # fmt: skip
+                put(decided, "gate", "gate")
+                exported = export(
+                    bundle=bundle, bundle_sha256=bundle_sha256, details=details, precision=precision, **material
+                )
+                put(exported, "export", "export ONNX", cached=True)
+                with dsl.If(decided.outputs["Output"] == "promote", name="passed the gate"):
+                    promoted = promote(
+                        work_uri=work_uri, bundle=bundle, onnx=exported.outputs["onnx"], details=details,
+                        decision=decided.outputs["decision"], key=best.outputs["key"], champion=best.outputs["version"],
+                        **registry,
+                    )  # fmt: skip
+                    put(promoted, "promote", "promote")
+
+    return must_pipeline

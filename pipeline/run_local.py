@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import sys
 import time
 import warnings
@@ -25,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from pipeline.console import COLOR, StageOutput
 from pipeline.docker_runner import docker_runner
+from pipeline.local_spec import local_spec
 
 
 def main() -> None:
@@ -44,6 +46,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         started = time.monotonic()
+        os.environ["MUST_RUN_AGAIN"] = shlex.join(["python", *sys.argv])  # for the summary of a run that failed
         parameters = read_parameters(options.parameters)
         runner = None
         if options.runner == "docker":
@@ -67,7 +70,7 @@ def run_local(
 
     output.mkdir(parents=True, exist_ok=True)
     parameters = {"work_uri": str(output.resolve()), **parameters}
-    dag = components.load_component_from_file(str(pipeline))
+    dag = components.load_component_from_text(local_spec(pipeline))
     known = set(dag.component_spec.inputs or {})
     if unknown := sorted(parameters.keys() - known):
         raise ValueError(f"the pipeline has no parameter '{', '.join(unknown)}'; it has: {', '.join(sorted(known))}")
@@ -103,10 +106,15 @@ def read_parameters(path: Path) -> dict[str, Any]:
 
 def summary(artifacts: dict[str, Path], seconds: float) -> str:
     """What a newcomer wants to see at the end."""
+    if "onnx" not in artifacts:
+        return f"\nNothing new to train on. The DAG ran in {seconds:.0f} s."
     onnx = artifacts["onnx"] / "model.onnx"
     metrics = json.loads((artifacts["details"] / "metrics.json").read_text())
     from must.evaluate.table import table
 
+    promoted = f"not promoted; {shown(artifacts['reasons'])} says why"
+    if "promoted" in artifacts:
+        promoted = shown(Path(json.loads(artifacts["promoted"].read_text())["registry"]))
     return f"""
 {table(metrics)}
 
@@ -114,6 +122,7 @@ The DAG ran in {seconds:.0f} s. What it made:
   report, to open in a browser   {shown(artifacts["details"] / "report.html")}
   adapted model                  {shown(artifacts["bundle"])}
   ONNX model                     {shown(onnx)}
+  registry: the new champion     {promoted}
 Classify an image with it:
   {shown(Path(sys.executable).with_name("must"))} predict --model {shown(onnx)} IMAGE
 """

@@ -6,20 +6,30 @@ from components import images
 
 
 @dsl.component(base_image=images.TORCH, install_kfp_package=False)
-def classifier(classes: str, model: str, weights: dsl.Output[dsl.Model], pretrained: str = "") -> str:
+def classifier(
+    work_uri: str, classes: str, model: str, fingerprint: str, weights: dsl.Output[dsl.Model], pretrained: str = ""
+) -> str:
     """Computes the zero-shot classifier.
 
     Args:
+        work_uri: where the run's notes go.
         classes: path or URI of a YAML file with classes and templates, or the set that ships: imagenet.
         model: open_clip model name, or a model folder.
+        fingerprint: of what these hold; another one is computed anew instead of taken from the cache.
         pretrained: open_clip pretrained tag, or a checkpoint file.
         weights: the classifier file (.safetensors).
 
     Returns:
-        The number of classes, as text.
+        The sha256 of the classifier file.
     """
-    from must.cli import run
+    import hashlib
+    from pathlib import Path
 
-    result = run("classifier", classes=classes, model=model, pretrained=pretrained, output=weights.path)
-    weights.metadata.update(model=model, pretrained=pretrained, classes=len(result.classes))
-    return str(len(result.classes))
+    from must.cli import run
+    from must.run.notes import noted
+
+    with noted(work_uri, "classifier") as note:
+        result = run("classifier", classes=classes, model=model, pretrained=pretrained, output=weights.path)
+        note.result = f"{len(result.classes)} classes"
+    weights.metadata.update(model=model, pretrained=pretrained, classes=len(result.classes), fingerprint=fingerprint)
+    return hashlib.sha256(Path(weights.path).read_bytes()).hexdigest()

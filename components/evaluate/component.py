@@ -7,11 +7,14 @@ from components import images
 
 @dsl.component(base_image=images.TORCH, install_kfp_package=False)
 def evaluate(
-    shards_uri: str,
+    work_uri: str,
     index_sha256: str,
+    classifier_sha256: str,
+    bundle_sha256: str,
     bundle: dsl.Input[dsl.Model],
     classifier: dsl.Input[dsl.Model],
     figures: dsl.Output[dsl.Metrics],
+    confusion: dsl.Output[dsl.ClassificationMetrics],
     details: dsl.Output[dsl.Artifact],
     report: dsl.Output[dsl.HTML],
     split: str = "test",
@@ -19,11 +22,14 @@ def evaluate(
     """Evaluates on one split, labelled or not.
 
     Args:
-        shards_uri: where the shard stage put the shards.
-        index_sha256: of their index; a change of the data changes the stage's inputs.
+        work_uri: shards are in its folder shards.
+        index_sha256: of the shards' index; this and the next two make the cache follow what the names stand for.
+        classifier_sha256: of the classifier file.
+        bundle_sha256: of the model's weights.
         bundle: the adapted model.
         classifier: the zero-shot classifier it is compared with.
         figures: headline numbers for the Kubeflow page.
+        confusion: the confusion matrix, where there are labels and not too many classes.
         details: folder with metrics.json and predictions.csv.
         report: the same as a page to read.
         split: the split to evaluate on.
@@ -31,16 +37,14 @@ def evaluate(
     Returns:
         Top-1 of the adapted model, 0..1; -1 when the split has no labels.
     """
-    import shutil
+    from must.run import cards
+    from must.run.notes import noted
 
-    from must.cli import run
-
-    metrics = run(
-        "evaluate", model=bundle.path, baseline=classifier.path, shards=shards_uri, split=split, output=details.path
-    )
-    shutil.copyfile(f"{details.path}/report.html", report.path)
-    for model in ("baseline", "adapted"):
-        for name, value in (metrics.get(model) or {}).items():
-            if isinstance(value, float):
-                figures.log_metric(f"{model}_{name}", value)
+    with noted(work_uri, "evaluate") as note:
+        metrics = cards.evaluate(work_uri, bundle.path, classifier.path, split, details.path, report.path)
+        note.result = cards.headline(metrics)
+    for name, value in cards.figures(metrics).items():
+        figures.log_metric(name, value)
+    if matrix := cards.confusion(metrics):
+        confusion.log_confusion_matrix(metrics["classes"], matrix)
     return metrics["adapted"].get("top1", -1.0)

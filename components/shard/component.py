@@ -8,39 +8,40 @@ from components import images
 @dsl.component(base_image=images.SHARD, install_kfp_package=False)
 def shard(
     source: str,
-    output_uri: str,
+    work_uri: str,
     index: dsl.Output[dsl.Dataset],
     test_source: str = "",
     labels: str = "none",
     split: str = "train=1",
+    append: bool = False,
     samples_per_shard: int = 1000,
 ) -> str:
-    """Packs images into WebDataset shards with an index.
+    """Packs images into WebDataset shards with an index. Never cached, for it looks at the source each time.
 
     Args:
         source: folder or bucket prefix of images, or a manifest; see `must shard --help`.
-        output_uri: where the shards go: gs://bucket/prefix or a path that all stages see.
+        work_uri: the shards go to its folder shards: gs://bucket/prefix or a path that all stages see.
         test_source: labelled images for reporting, which become the split 'test'; nothing for none.
         labels: where labels stand: folder, csv or none.
         split: shares of `source` by split, such as train=0.9,test=0.1.
+        append: add the source's new files to the shards that are there.
         samples_per_shard: images in a shard.
-        index: a copy of index.json; its URI metadata says where the shards are.
+        index: a copy of index.json; its metadata says where the shards are.
 
     Returns:
         The sha256 of index.json: downstream caching follows the data.
     """
-    import shutil
-    from pathlib import Path
-
     from must.cli import run
-    from must.storage import download, join
+    from must.run.notes import noted
+    from must.storage import join, read_bytes, write_bytes
 
-    result = run(
-        "shard", source=source, output=output_uri, test_source=test_source, labels=labels, split=split,
-        samples_per_shard=samples_per_shard,
-    )  # fmt: skip
-    shutil.rmtree(index.path, ignore_errors=True)
-    Path(index.path).parent.mkdir(parents=True, exist_ok=True)
-    download(join(output_uri, "index.json"), index.path)
-    index.metadata.update(shards=output_uri, revision=result.revision, images=sum(s.samples for s in result.shards))
+    with noted(work_uri, "shard") as note:
+        result = run(
+            "shard", source=source, output=join(work_uri, "shards"), test_source=test_source, labels=labels,
+            split=split, append=append, samples_per_shard=samples_per_shard,
+        )  # fmt: skip
+        count = sum(shard.samples for shard in result.shards)
+        note.result = f"{count:,} images, revision {result.revision}"
+        write_bytes(index.path, read_bytes(join(work_uri, "shards", "index.json")))
+        index.metadata.update(shards=join(work_uri, "shards"), revision=result.revision, images=count)
     return result.sha256

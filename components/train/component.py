@@ -7,37 +7,44 @@ from components import images
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
 def train(
-    shards_uri: str,
+    work_uri: str,
     index_sha256: str,
-    checkpoints_uri: str,
     classifier: dsl.Input[dsl.Model],
     bundle: dsl.Output[dsl.Model],
     training: dsl.Output[dsl.Metrics],
+    init: str = "",
     preset: str = "",
     settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
-    processes: int = 1,
-) -> None:
-    """Trains MUST; goes on from the newest checkpoint when it is retried.
+    epochs: int = 0,
+    processes: str = "auto",
+    tensorboard_uri: str = "",
+) -> str:
+    """Trains MUST; goes on from the newest checkpoint when it is retried. Never cached.
 
     Args:
-        shards_uri: where the shard stage put the shards.
-        index_sha256: of their index; a change of the data changes the stage's inputs.
-        checkpoints_uri: where checkpoints are kept, a folder a run's data and settings; must outlive the pod.
+        work_uri: shards are in its folder shards; checkpoints go to checkpoints, a folder a run's data and settings.
+        index_sha256: of the shards' index.
         classifier: text classifier file.
         bundle: the adapted model, with its log.
         training: the run's figures.
+        init: bundle to start from; nothing for the zero-shot model.
         preset: published settings of a data set; see `must train --help`.
         settings: any parameters of `must train` by name; they win over the preset.
-        processes: training processes in this pod, one a GPU; with more than one they run under torchrun.
-    """
-    from must.cli import run
-    from must.train.launch import launch
-    from must.train.provenance import run_key
+        epochs: passes over the data; 0 leaves it to settings and preset.
+        processes: training processes in this pod: a number, or auto for one a GPU. Several run under torchrun.
+        tensorboard_uri: where the curves are copied to while it trains; nothing for nowhere.
 
-    values = {**settings, "preset": preset, "shards": shards_uri, "classifier": classifier.path, "output": bundle.path}
-    key = run_key(index_sha256, classifier.path, {**settings, "preset": preset})
-    values["checkpoints"] = f"{checkpoints_uri}/{key}"
-    summary = run("train", **values) if processes == 1 else launch(values, processes)
+    Returns:
+        The sha256 of the model's weights.
+    """
+    from must.cli import call
+    from must.run.training import train_here
+
+    summary, facts = call(
+        "train", train_here, work_uri, index_sha256, classifier.path, bundle.path, init, preset, settings, epochs,
+        processes, tensorboard_uri,
+    )  # fmt: skip
     for name, value in summary.items():
         training.log_metric(name, float(value or 0))
-    bundle.metadata.update(index_sha256=index_sha256, preset=preset, **summary)
+    bundle.metadata.update(**facts, **summary)
+    return facts["sha256"]

@@ -42,4 +42,5 @@ def pipeline_parameters(folder: Path) -> dict[str, str]:
         "model": str(folder / "model"),
         "pretrained": "",
         "preset": "digits",
+        "model_name": "digits",
     }

@@ -14,7 +14,7 @@ import must
 from tests.containers.engine import UID, engine, image, own
 
 ROOT = Path(must.__file__).parent.parent
-STAGES = ("shard", "classifier", "train", "evaluate", "export")
+STAGES = ("inputs", "shard", "classifier", "champion", "train", "evaluate", "export", "gate", "promote", "summary")
 pytestmark = pytest.mark.usefixtures("docker_host")
 
 
@@ -87,7 +87,7 @@ def test_a_failing_component_fails_the_run(demo, tmp_path):
     parameters = write(tmp_path, demo, classes=str(demo / "classes-that-are-not-there.yaml"))
     result = run_local(parameters, tmp_path / "run", "docker")
     assert result.returncode == 2
-    assert "no such file" in result.stdout and "the stage 'classifier' failed" in result.stderr
+    assert "no such file" in result.stdout and "the stage 'inputs' failed" in result.stderr
     assert "Traceback" not in result.stderr and "== train ==" not in result.stdout
 
 

@@ -1,0 +1,50 @@
+"""The challenger becomes a version of the registry and its champion."""
+
+from kfp import dsl
+
+from components import images
+
+
+@dsl.component(base_image=images.SHARD, install_kfp_package=False)
+def promote(
+    work_uri: str,
+    bundle: dsl.Input[dsl.Model],
+    onnx: dsl.Input[dsl.Model],
+    details: dsl.Input[dsl.Artifact],
+    decision: dsl.Input[dsl.Artifact],
+    promoted: dsl.Output[dsl.Model],
+    key: str,
+    model_name: str,
+    registry_uri: str = "",
+    champion: str = "none",
+) -> str:
+    """Copies the bundle and the ONNX model, then moves LATEST if nobody else did meanwhile. Never cached.
+
+    Args:
+        work_uri: where the run's notes go; the registry is its folder registry where `registry_uri` is empty.
+        bundle: the challenger.
+        onnx: its ONNX model.
+        details: of its evaluation.
+        decision: of the gate.
+        promoted: says where the version lies, with its accuracy and where it comes from.
+        key: of the data and settings, for `only_new`.
+        model_name: the model's name in the registry.
+        registry_uri: where promoted models live.
+        champion: the version the challenger was compared with.
+
+    Returns:
+        The version.
+    """
+    from must.cli import call
+    from must.run import cards
+    from must.run.notes import noted
+
+    registry = registry_uri or f"{work_uri}/registry"
+    with noted(work_uri, "promote") as note:
+        facts = call(
+            "promote", cards.promote, bundle.path, onnx.path, details.path, decision.path, registry, model_name, key,
+            champion, promoted.path,
+        )  # fmt: skip
+        note.result = f"promoted as {facts['version']}"
+    promoted.metadata.update(**facts)
+    return facts["version"]

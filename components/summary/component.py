@@ -1,0 +1,28 @@
+"""The exit handler: one page about the run, whether it went well or not."""
+
+from kfp import dsl
+
+from components import images
+
+
+@dsl.component(base_image=images.SHARD, install_kfp_package=False)
+def summary(status: dsl.PipelineTaskFinalStatus, work_uri: str, run_id: str, page: dsl.Output[dsl.Markdown]) -> None:
+    """Sums up the stages' notes: which one failed, its last lines, whether and how it can go on. Never cached.
+
+    Args:
+        status: of the stages, from Kubeflow.
+        work_uri: where the stages left their notes.
+        run_id: for the command that goes on.
+        page: the summary.
+    """
+    import os
+
+    from must.run.notes import clear_notes
+    from must.run.summary import summarize
+    from must.storage import write_bytes
+
+    again = os.environ.get("MUST_RUN_AGAIN") or f"python pipeline/submit.py --again {run_id}"
+    text = summarize(work_uri, status.state == "SUCCEEDED", again)
+    write_bytes(page.path, text.encode())
+    clear_notes(work_uri)
+    print(text)

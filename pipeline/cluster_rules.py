@@ -1,0 +1,158 @@
+"""What must not stand in cluster.yaml together, and what Kubernetes would refuse later."""
+
+from __future__ import annotations
+
+import re
+
+from must.parameters import require
+from pipeline.cluster import STAGES, WITH_LOADERS, Cluster, Resources, Toleration, nearest
+
+NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+CPU = re.compile(r"\d+(\.\d+)?|\d+m")
+BYTES = re.compile(r"(\d+(?:\.\d+)?)(Ki|Mi|Gi|Ti|k|M|G|T)?")
+UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+def check(cluster: Cluster) -> None:
+    """Raises ValueError, naming the keys."""
+    check_images(cluster)
+    check_access(cluster)
+    check_pools(cluster)
+    check_resources(cluster)
+    check_training(cluster)
+
+
+def check_images(cluster: Cluster) -> None:
+    require(
+        cluster.tag not in ("", "latest"),
+        f"tag '{cluster.tag}': names another image tomorrow, and Kubeflow's cache would not notice; give a version",
+    )
+    require(re.fullmatch(r"\w[\w.-]{0,127}", cluster.tag) is not None, f"tag '{cluster.tag}': is no image tag")
+    require("://" not in cluster.registry, f"registry {cluster.registry}: without https://, such as ghcr.io/team/must")
+    for name, digest in cluster.digests.items():
+        ok = re.fullmatch(r"sha256:[0-9a-f]{64}", digest) is not None
+        require(ok, f"digests.{name} '{digest}': expected sha256: and 64 hex digits")
+
+
+def check_access(cluster: Cluster) -> None:
+    credentials = cluster.credentials
+    for key in ("namespace", "service_account"):
+        value = getattr(cluster, key)
+        require(not value or NAME.fullmatch(value) is not None, f"{key} '{value}': is no Kubernetes name")
+    for name in cluster.pull_secrets:
+        require(NAME.fullmatch(name) is not None, f"pull_secrets '{name}': is no Kubernetes name")
+    require(
+        credentials.kind != "secret" or bool(credentials.secret),
+        "credentials.kind secret needs credentials.secret: the name of the Secret that holds the key file",
+    )
+    require(
+        credentials.kind == "secret" or not credentials.secret,
+        f"credentials.secret contradicts credentials.kind {credentials.kind}: leave it out, or set kind: secret",
+    )
+    require(
+        credentials.kind != "workload-identity" or bool(cluster.service_account),
+        "credentials.kind workload-identity needs service_account: the one that is bound to a cloud identity",
+    )
+    volume = cluster.volume
+    require(bool(volume.claim) == bool(volume.mount), "volume: claim and mount go together")
+    require(
+        not volume.mount or (volume.mount.startswith("/") and volume.mount.rstrip("/") not in ("", "/dev/shm", "/tmp")),
+        f"volume.mount '{volume.mount}': expected a folder such as /data, not / or /tmp or /dev/shm",
+    )
+    board = cluster.tensorboard
+    inside = volume.mount and f"{board}/".startswith(f"{volume.mount.rstrip('/')}/")
+    require(
+        not board or board.startswith("gs://") or bool(inside),
+        f"tensorboard '{board}': must be gs://... or lie below volume.mount; a pod's own disk is gone after the run",
+    )
+
+
+def check_pools(cluster: Cluster) -> None:
+    gpu = cluster.gpu
+    require(gpu.count >= 0, "gpu.count must not be negative")
+    for key in ("node_selector", "tolerations"):
+        require(
+            gpu.count > 0 or not getattr(gpu, key),
+            f"gpu.{key} contradicts gpu.count 0: set the number of GPUs a node, or leave the pool out",
+        )
+    for stage in gpu.stages:
+        require(stage in STAGES, f"gpu.stages '{stage}': unknown; {nearest(stage, STAGES)}")
+    for pool in ("cpu", "gpu"):
+        for number, toleration in enumerate(getattr(cluster, pool).tolerations):
+            check_toleration(toleration, f"{pool}.tolerations[{number}]")
+
+
+def check_toleration(toleration: Toleration, where: str) -> None:
+    exists = toleration.operator == "Exists"
+    require(not (exists and toleration.value), f"{where}: operator Exists contradicts a value")
+    require(exists or bool(toleration.key), f"{where}: without a key the operator must be Exists")
+
+
+def check_resources(cluster: Cluster) -> None:
+    shm = bytes_of(cluster.shm, "shm") if cluster.shm else 0
+    for stage, resources in cluster.resources.items():
+        where = f"resources.{stage}"
+        for key in ("cpu", "cpu_limit"):
+            value = getattr(resources, key)
+            require(not value or CPU.fullmatch(value) is not None, f"{where}.{key} '{value}': expected 4, 0.5 or 500m")
+        check_limits(resources, where)
+        if resources.memory_limit and stage in WITH_LOADERS:
+            limit = bytes_of(resources.memory_limit, where)
+            require(
+                shm < limit,
+                f"shm {cluster.shm} contradicts {where}.memory_limit {resources.memory_limit}: shared memory counts "
+                "against the limit, so it must be smaller",
+            )
+    for stage, seconds in cluster.timeouts.items():
+        require(seconds > 0, f"timeouts.{stage}: seconds above 0; leave it out for no limit")
+    retries = cluster.retries
+    require(retries.count >= 0 and retries.backoff >= 0, "retries: count and backoff must not be negative")
+    require(retries.factor >= 1, f"retries.factor {retries.factor:g}: must be 1 or more")
+    longest = max([retries.backoff, *cluster.timeouts.values()])
+    require(
+        retries.count == 0 or retries.window > longest,
+        f"retries.window {retries.window} contradicts {longest} s in timeouts or retries.backoff: it is counted from "
+        "the first try's start, so a stage that fails later would not be tried again",
+    )
+
+
+def check_limits(resources: Resources, where: str) -> None:
+    pairs = [("cpu", "cpu_limit", cores_of), ("memory", "memory_limit", lambda text: bytes_of(text, where))]
+    for request, limit, number in pairs:
+        asked, allowed = getattr(resources, request), getattr(resources, limit)
+        if asked:
+            number(asked)
+        require(
+            not (asked and allowed) or number(asked) <= number(allowed),
+            f"{where}.{request} {asked} contradicts {where}.{limit} {allowed}: a limit is never below the request",
+        )
+
+
+def check_training(cluster: Cluster) -> None:
+    training, gpus = cluster.training, cluster.gpu.count
+    require(training.nodes >= 1, "training.nodes must be at least 1")
+    processes = training.processes
+    require(
+        processes == "auto" or (processes.isdigit() and int(processes) >= 1),
+        f"training.processes '{processes}': a number of processes a node, or auto for one a GPU",
+    )
+    require(
+        processes == "auto" or not gpus or int(processes) <= gpus,
+        f"training.processes {processes} contradicts gpu.count {gpus}: a process needs a GPU of its own",
+    )
+    require(
+        training.nodes == 1 or "train" in cluster.gpu.stages or not gpus,
+        "gpu.stages without train contradicts training.nodes: several nodes are for training",
+    )
+    require(training.nodes == 1 or bool(training.runtime), "training.nodes above 1 needs training.runtime")
+
+
+def cores_of(text: str) -> float:
+    return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
+
+
+def bytes_of(text: str, where: str) -> float:
+    match = BYTES.fullmatch(text)
+    require(match is not None, f"{where} '{text}': expected an amount of memory, such as 16Gi")
+    assert match
+    return float(match[1]) * UNITS[match[2] or ""]

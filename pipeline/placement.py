@@ -1,0 +1,74 @@
+"""Puts cluster.yaml's decisions on a task: image, pool, resources, volumes, retries, time limit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kfp import dsl, kubernetes
+
+from pipeline.cluster import WITH_LOADERS, Cluster, Toleration
+
+KEY_FOLDER = "/var/secrets/google"
+IMAGE_OF = {"inputs": "must-shard", "shard": "must-shard", "promote": "must-shard", "summary": "must-shard"}
+
+
+def place(task: dsl.PipelineTask, stage: str, cluster: Cluster) -> dsl.PipelineTask:
+    """`stage` is the name under which cluster.yaml has the task's resources and timeout."""
+    launcher = stage == "train" and cluster.training.nodes > 1
+    gpu = cluster.uses_gpu(stage) and not launcher
+    image = IMAGE_OF.get(stage, "must-train" if gpu or stage == "train" else "must-torch")
+    task.set_container_image(cluster.image("must-launcher" if launcher else image))
+    if cluster.pull_policy:
+        kubernetes.set_image_pull_policy(task, cluster.pull_policy)
+    if cluster.pull_secrets:
+        kubernetes.set_image_pull_secrets(task, cluster.pull_secrets)
+    for name, value in cluster.labels.items():
+        kubernetes.add_pod_label(task, name, value)
+    pool = cluster.gpu if gpu else cluster.cpu
+    for name, value in pool.node_selector.items():
+        kubernetes.add_node_selector(task, name, value)
+    for toleration in pool.tolerations:
+        kubernetes.add_toleration(task, **toleration_fields(toleration))
+    if gpu:
+        task.set_accelerator_type(cluster.gpu.accelerator).set_accelerator_limit(cluster.gpu.count)
+    if not launcher:  # a launcher waits; its nodes get these
+        set_resources(task, stage, cluster)
+        if cluster.shm and stage in WITH_LOADERS:
+            kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=cluster.shm)
+    set_access(task, cluster)
+    set_persistence(task, stage, cluster, launcher)
+    return task
+
+
+def set_resources(task: dsl.PipelineTask, stage: str, cluster: Cluster) -> None:
+    if wanted := cluster.resources.get(stage):
+        for value, setter in (
+            (wanted.cpu, task.set_cpu_request),
+            (wanted.memory, task.set_memory_request),
+            (wanted.cpu_limit, task.set_cpu_limit),
+            (wanted.memory_limit, task.set_memory_limit),
+        ):
+            if value:
+                setter(value)
+
+
+def set_access(task: dsl.PipelineTask, cluster: Cluster) -> None:
+    credentials, volume = cluster.credentials, cluster.volume
+    if credentials.kind == "secret":
+        kubernetes.use_secret_as_volume(task, credentials.secret, KEY_FOLDER)
+        task.set_env_variable("GOOGLE_APPLICATION_CREDENTIALS", f"{KEY_FOLDER}/{credentials.key}")
+    if volume.claim:
+        kubernetes.mount_pvc(task, volume.claim, volume.mount)
+
+
+def set_persistence(task: dsl.PipelineTask, stage: str, cluster: Cluster, launcher: bool) -> None:
+    retries = cluster.retries
+    if retries.count and stage != "summary":  # an exit task that fails again and again would hide what it is about
+        task.set_retry(retries.count, f"{retries.backoff}s", retries.factor, f"{retries.window}s")
+    if seconds := cluster.timeouts.get(stage):
+        # The launcher ends its TrainJob itself at the limit, and needs a moment for it.
+        kubernetes.set_timeout(task, seconds + 300 if launcher else seconds)
+
+
+def toleration_fields(toleration: Toleration) -> dict[str, Any]:
+    return {name: value for name, value in vars(toleration).items() if value}

@@ -1,0 +1,67 @@
+"""Runs of the compiled DAG on this machine, small ones, and what their logs tell."""
+
+import hashlib
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from pipeline.console import COLOR, StageOutput
+
+ROOT = Path(__file__).parents[2]
+
+
+def small_demo(folder, images=160):
+    """The bundled example with few images and one epoch; returns the pipeline's parameters."""
+    subprocess.run([sys.executable, "-m", "must", "demo", "--output", folder], check=True, capture_output=True)
+    parameters = yaml.safe_load((folder / "pipeline.yaml").read_text())
+    files = sorted((folder / "images" / "unlabeled").rglob("*.png"))
+    (later := folder / "later").mkdir()
+    for number, file in enumerate(files[images:]):
+        if number < 40:
+            shutil.move(file, later / file.name)
+        else:
+            file.unlink()
+    for file in sorted((folder / "images" / "test").rglob("*.png"))[::4]:
+        file.unlink()
+    return parameters | {"settings": {"batch_size": 32, "workers": 0}, "epochs": 1}
+
+
+class Run:
+    """A finished run: its code, output and artifacts."""
+
+    def __init__(self, parameters, output, *flags):
+        file = output.with_name(f"{output.name}.parameters.yaml")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(yaml.safe_dump(parameters))
+        command = [sys.executable, ROOT / "pipeline" / "run_local.py", "--parameters", file, "--output", output, *flags]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=output.parent)
+        self.code, self.log, self.error = result.returncode, COLOR.sub("", result.stdout), result.stderr
+        newest = max((output / "runs").glob("*"), default=None)
+        self.artifacts = {path.name: path for path in newest.glob("*/*")} if newest else {}
+
+    @property
+    def stages(self):
+        return re.findall(r"Executing task '(.*)'", self.log)
+
+    @property
+    def console(self):
+        """What a user sees without --verbose."""
+        shown = io.StringIO()
+        StageOutput(shown).write(self.log)
+        return shown.getvalue()
+
+    def cache_keys(self):
+        """As Kubeflow makes them: of a stage's parameters and of the names, not the contents, of its artifacts."""
+        keys = {}
+        pattern = r"Executing task '(\w+)'.*?Got executor_input:\n(    \{\n.*?\n    \})\n"
+        for stage, block in re.findall(pattern, self.log, re.DOTALL):
+            inputs = json.loads(block)["inputs"]
+            parts = [inputs.get("parameterValues", {}), sorted(inputs.get("artifacts", {}))]
+            keys[stage] = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return keys

@@ -1,0 +1,216 @@
+"""cluster.yaml: what it says arrives in the compiled pipeline; what makes no sense is refused by name."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.cluster import STAGES, Cluster, load_cluster
+from pipeline.compile import CLUSTER, compile_pipeline
+
+CLUSTERS = Path(CLUSTER).with_name("clusters")
+LOADERS = {"train", "evaluate", "export", "gate"}
+
+
+class Compiled:
+    """A compiled pipeline: the containers, tasks and Kubernetes settings of a stage."""
+
+    def __init__(self, name, folder):
+        self.cluster = load_cluster(CLUSTERS / f"{name}.yaml")
+        compile_pipeline(self.cluster, folder / f"{name}.yaml")
+        self.spec, platform = yaml.safe_load_all((folder / f"{name}.yaml").read_text())
+        self.platform = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+        self.tasks = {}
+        for dag in [self.spec["root"], *self.spec["components"].values()]:
+            self.tasks |= dag.get("dag", {}).get("tasks", {})
+        self.train = "train-job" if self.cluster.training.nodes > 1 else "train"
+
+    def name(self, stage):
+        return self.train if stage == "train" else stage
+
+    def container(self, stage):
+        return self.spec["deploymentSpec"]["executors"][f"exec-{self.name(stage)}"]["container"]
+
+    def kubernetes(self, stage):
+        return self.platform[f"exec-{self.name(stage)}"]
+
+    def nodes(self):
+        """What the launcher gets for the TrainJob's nodes."""
+        return self.tasks["train-job"]["inputs"]["parameters"]["nodes"]["runtimeValue"]["constant"]
+
+
+@pytest.fixture(scope="module", params=["gke", "eks", "openshift"])
+def compiled(request, tmp_path_factory):
+    return Compiled(request.param, tmp_path_factory.mktemp("compiled"))
+
+
+def test_every_stage_runs_the_registrys_image(compiled):
+    cluster = compiled.cluster
+    for stage in STAGES:
+        image = compiled.container(stage)["image"]
+        assert image.startswith(cluster.registry + "/must-")
+        assert ("@sha256:" in image) is bool(cluster.digests) and (cluster.digests or image.endswith(f":{cluster.tag}"))
+    kinds = {stage: compiled.container(stage)["image"].split("/must-")[1][:5] for stage in STAGES}
+    assert kinds["shard"] == "shard" and kinds["classifier"] == "torch"
+    assert kinds["train"] == ("launc" if cluster.training.nodes > 1 else "train")
+    assert kinds["evaluate"] == ("train" if "evaluate" in cluster.gpu.stages else "torch")
+
+
+def test_pools_labels_secrets_and_volumes_are_in_the_platform_document(compiled):
+    cluster = compiled.cluster
+    for stage in STAGES:
+        settings = compiled.kubernetes(stage)
+        on_gpu = cluster.uses_gpu(stage) and not (stage == "train" and cluster.training.nodes > 1)
+        pool = cluster.gpu if on_gpu else cluster.cpu
+        assert settings["nodeSelector"]["labels"] == pool.node_selector
+        found = [{k: v for k, v in t.items() if v} for t in settings.get("tolerations", [])]
+        assert found == [{k: v for k, v in vars(t).items() if v} for t in pool.tolerations]
+        assert settings.get("podMetadata", {}).get("labels", {}) == cluster.labels
+        assert [s["secretName"] for s in settings.get("imagePullSecret", [])] == cluster.pull_secrets
+        assert settings.get("imagePullPolicy", "") == cluster.pull_policy
+        claims = [
+            (m["pvcNameParameter"]["runtimeValue"]["constant"], m["mountPath"]) for m in settings.get("pvcMount", [])
+        ]
+        assert claims == ([(cluster.volume.claim, cluster.volume.mount)] if cluster.volume.claim else [])
+        secrets = [s["secretName"] for s in settings.get("secretAsVolume", [])]
+        assert secrets == ([cluster.credentials.secret] if cluster.credentials.secret else [])
+        env = {e["name"]: e["value"] for e in compiled.container(stage).get("env", [])}
+        assert ("GOOGLE_APPLICATION_CREDENTIALS" in env) is bool(secrets)
+
+
+def test_shared_memory_limits_and_retries(compiled):
+    cluster = compiled.cluster
+    for stage in STAGES:
+        settings = compiled.kubernetes(stage)
+        launcher = stage == "train" and cluster.training.nodes > 1
+        shm = [m for m in settings.get("emptyDirMounts", []) if m["mountPath"] == "/dev/shm"]
+        expected = [{"medium": "Memory", "mountPath": "/dev/shm", "sizeLimit": cluster.shm, "volumeName": "shm"}]
+        assert shm == (expected if stage in LOADERS and not launcher else [])
+        seconds = cluster.timeouts.get(stage, 0) + (300 if launcher else 0)
+        assert int(settings.get("activeDeadlineSeconds", 0)) == seconds
+        policy = compiled.tasks[compiled.name(stage)].get("retryPolicy")
+        if stage == "summary":
+            assert policy is None
+        else:
+            assert policy["maxRetryCount"] == cluster.retries.count
+            assert policy["backoffDuration"] == f"{cluster.retries.backoff}s"
+            assert policy["backoffFactor"] == cluster.retries.factor
+            assert policy["backoffMaxDuration"] == f"{cluster.retries.window}s"
+
+
+def test_requests_limits_and_accelerators(compiled):
+    cluster = compiled.cluster
+    for stage in STAGES:
+        resources = compiled.container(stage).get("resources", {})
+        launcher = stage == "train" and cluster.training.nodes > 1
+        wanted = None if launcher else cluster.resources.get(stage)
+        found = {
+            name: resources.get(f"resource{name}")
+            for name in ("CpuRequest", "CpuLimit", "MemoryRequest", "MemoryLimit")
+        }
+        names = {"CpuRequest": "cpu", "CpuLimit": "cpu_limit", "MemoryRequest": "memory", "MemoryLimit": "memory_limit"}
+        assert found == {name: (getattr(wanted, key) or None) if wanted else None for name, key in names.items()}
+        accelerator = resources.get("accelerator")
+        if cluster.uses_gpu(stage) and not launcher:
+            assert accelerator["resourceType"] == cluster.gpu.accelerator
+            assert accelerator["resourceCount"] == str(cluster.gpu.count)
+        else:
+            assert accelerator is None
+
+
+def test_training_on_one_node_or_several(compiled):
+    cluster = compiled.cluster
+    assert set(compiled.tasks) & {"train", "train-job"} == {compiled.train}
+    parameters = compiled.tasks[compiled.train]["inputs"]["parameters"]
+    assert parameters["tensorboard_uri"]["runtimeValue"]["constant"] == cluster.tensorboard
+    if cluster.training.nodes == 1:
+        assert parameters["processes"]["runtimeValue"]["constant"] == cluster.training.processes
+        return
+    nodes = compiled.nodes()
+    assert nodes["image"] == cluster.image("must-train") and nodes["nodes"] == cluster.training.nodes
+    assert (nodes["gpus"], nodes["accelerator"]) == (cluster.gpu.count, cluster.gpu.accelerator)
+    assert nodes["node_selector"] == cluster.gpu.node_selector and len(nodes["tolerations"]) == len(
+        cluster.gpu.tolerations
+    )
+    assert nodes["memory"] == cluster.resources["train"].memory_limit and nodes["cpu"]
+    assert (nodes["shm"], nodes["claim"], nodes["runtime"]) == (
+        cluster.shm,
+        cluster.volume.claim,
+        cluster.training.runtime,
+    )
+    assert nodes["service_account"] == cluster.service_account and nodes["timeout"] == cluster.timeouts["train"]
+
+
+def test_the_examples_cover_every_setting():
+    """A setting that no example uses is one whose way into the compiled pipeline no test above has seen."""
+    used = set()
+    for file in CLUSTERS.glob("*.yaml"):
+        cluster, default = load_cluster(file), Cluster()
+        used |= {name for name in vars(default) if getattr(cluster, name) != getattr(default, name)}
+    assert used == set(vars(Cluster())) - {"tag"}  # the examples' tag is the default's: this version
+
+
+def test_the_documented_file_holds_every_key_with_its_default():
+    assert load_cluster(CLUSTER) == Cluster()
+
+    def keys(value, default):
+        if hasattr(default, "__dataclass_fields__"):
+            assert set(value) == set(vars(default))
+            for name, item in value.items():
+                keys(item, getattr(default, name))
+
+    keys(yaml.safe_load(CLUSTER.read_text()), Cluster())
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("regsitry: x", "regsitry: unknown key; did you mean 'registry'?"),
+        ("gpu: {cout: 2}", "gpu.cout: unknown key; did you mean 'count'?"),
+        ("cpu: {tolerations: [{kee: a}]}", "cpu.tolerations[0].kee: unknown key; did you mean 'key'?"),
+        ("resources: {trian: {cpu: 1}}", "resources.trian: unknown; did you mean 'train'?"),
+        ("resources: {train: {gpu: 1}}", "resources.train.gpu: unknown key; did you mean 'cpu'?"),
+        ("digests: {must-trian: x}", "digests.must-trian: unknown; did you mean 'must-train'?"),
+        ("zzz: 1", "zzz: unknown key; known: registry"),
+        ("gpu: 4", "gpu: expected 'name: value' lines, got '4'"),
+        ("gpu: {count: two}", "gpu.count: expected a whole number, got 'two'"),
+        ("labels: {a: true}", "labels.a: expected text, got 'true'; put it in quotes"),
+        ("tag:", "tag: has no value"),
+        ("pull_policy: Sometimes", "pull_policy: 'Sometimes' is none of"),
+        ("a: [", "no valid YAML"),
+        ("tag: latest", "tag 'latest': names another image tomorrow"),
+        ("registry: https://ghcr.io/x", "without https://"),
+        ("digests: {must-train: sha256:12}", "digests.must-train 'sha256:12': expected sha256: and 64 hex digits"),
+        ("credentials: {kind: secret}", "credentials.kind secret needs credentials.secret"),
+        ("credentials: {secret: gcs}", "credentials.secret contradicts credentials.kind none"),
+        ("credentials: {kind: workload-identity}", "needs service_account"),
+        ("namespace: Team_A", "namespace 'Team_A': is no Kubernetes name"),
+        ("volume: {claim: x}", "volume: claim and mount go together"),
+        ("volume: {claim: x, mount: /dev/shm}", "volume.mount '/dev/shm': expected a folder such as /data"),
+        ("tensorboard: /logs", "tensorboard '/logs': must be gs://... or lie below volume.mount"),
+        ("gpu: {node_selector: {a: b}}", "gpu.node_selector contradicts gpu.count 0"),
+        ("gpu: {count: 1, stages: [trian]}", "gpu.stages 'trian': unknown; did you mean 'train'?"),
+        ("cpu: {tolerations: [{key: a, operator: Exists, value: b}]}", "operator Exists contradicts a value"),
+        ("cpu: {tolerations: [{value: b}]}", "without a key the operator must be Exists"),
+        (
+            "resources: {train: {cpu: 4, cpu_limit: 2000m}}",
+            "resources.train.cpu 4 contradicts resources.train.cpu_limit",
+        ),
+        ("resources: {train: {memory: 2Gi, memory_limit: 2G}}", "resources.train.memory 2Gi contradicts"),
+        ("resources: {train: {memory: lots}}", "resources.train 'lots': expected an amount of memory"),
+        ("resources: {train: {cpu: many}}", "resources.train.cpu 'many': expected 4, 0.5 or 500m"),
+        ("{shm: 8Gi, resources: {train: {memory_limit: 8Gi}}}", "shm 8Gi contradicts resources.train.memory_limit"),
+        ("{retries: {window: 3600}, timeouts: {train: 7200}}", "retries.window 3600 contradicts 7200 s in timeouts"),
+        ("retries: {factor: 0.5}", "retries.factor 0.5: must be 1 or more"),
+        ("timeouts: {train: 0}", "timeouts.train: seconds above 0"),
+        ("training: {nodes: 0}", "training.nodes must be at least 1"),
+        ("training: {processes: all}", "training.processes 'all': a number of processes a node, or auto"),
+        ("{gpu: {count: 4}, training: {processes: 8}}", "training.processes 8 contradicts gpu.count 4"),
+        ("{gpu: {count: 1, stages: [evaluate]}, training: {nodes: 2}}", "contradicts training.nodes"),
+    ],
+)
+def test_what_is_wrong_is_refused_by_name(tmp_path, text, message):
+    (tmp_path / "cluster.yaml").write_text(text)
+    with pytest.raises(ValueError) as error:
+        load_cluster(tmp_path / "cluster.yaml")
+    assert message in str(error.value) and "\n" not in str(error.value)

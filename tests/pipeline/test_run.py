@@ -1,0 +1,137 @@
+"""The compiled DAG, run for real through Kubeflow's local runner: promoted, stopped, nothing new, failed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from must.promote.registry import Registry
+from tests.pipeline.local import ROOT, Run, small_demo
+
+BEFORE_TRAINING = ["shard", "inputs", "classifier", "champion"]
+ALL = [*BEFORE_TRAINING, "train", "evaluate", "gate", "export", "promote", "summary"]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, small_demo(folder)
+
+
+@pytest.fixture(scope="module")
+def first(demo, tmp_path_factory):
+    """A run whose model passes the gate; the others start where it ended."""
+    work = tmp_path_factory.mktemp("run") / "work"
+    return work, Run(demo[1], work, "--verbose")
+
+
+def latest(work):
+    return Registry(str(work / "registry"), "digits").latest()
+
+
+def test_a_model_that_passes_the_gate_is_promoted(first, demo):
+    work, run = first
+    assert run.code == 0, run.log + run.error
+    assert sorted(run.stages) == sorted(ALL) and run.stages[-2:] == ["promote", "summary"]
+    version = latest(work).version
+    place = work / "registry" / "digits" / version
+    assert {path.name for path in place.iterdir()} == {"bundle", "onnx", "version.json"}
+    facts = json.loads((place / "version.json").read_text())
+    assert facts["decision"]["passed"] and facts["metrics"]["adapted"]["top1"] > 0.5 and facts["index_revision"] == 0
+    assert (work / "latest" / "evaluate" / "report").read_text().startswith("<!doctype html")
+    assert "# Passed by the label-free gate" in run.artifacts["reasons"].read_text()
+    page = run.artifacts["page"].read_text()
+    assert page.startswith("# Run complete") and "| promote | done |" in page and version in page
+    assert not (work / "notes").exists()
+    for stage in ALL:
+        assert f"== {stage} ==" in run.console
+    assert "zero-shot  adapted" in run.console and "executor_input" not in run.console
+
+
+def test_the_printed_command_classifies_an_image(first, demo):
+    work, run = first
+    predict = run.log.split("Classify an image with it:")[1].split("IMAGE")[0].split()
+    image = next((demo[0] / "images" / "test" / "seven").glob("*.png"))
+    predicted = subprocess.run([*predict, image], capture_output=True, text=True, check=False, cwd=work.parent)
+    assert predicted.returncode == 0 and image.name in predicted.stdout
+
+
+def test_kubeflows_page_gets_figures_a_confusion_matrix_and_where_a_model_comes_from(first):
+    work, _ = first
+    outputs = {
+        path.parent.name: json.loads(path.read_text()) for path in (work / "latest").glob("*/executor_output.json")
+    }
+    metadata = {
+        f"{stage}.{name}": items["artifacts"][0]["metadata"]
+        for stage, output in outputs.items()
+        for name, items in output.get("artifacts", {}).items()
+    }
+    assert {"adapted_top1", "baseline_top1"} <= set(metadata["evaluate.figures"])
+    matrix = metadata["evaluate.confusion"]["confusionMatrix"]
+    assert len(matrix["annotationSpecs"]) == len(matrix["rows"]) == 10
+    for model in ("export.onnx", "promote.promoted"):
+        assert metadata[model]["accuracy"] == metadata["evaluate.figures"]["adapted_top1"]
+        assert metadata[model]["index_revision"] == 0 and len(metadata[model]["index_sha256"]) == 64
+        assert "git_revision" in metadata[model]
+    assert {"steps", "images_per_s"} <= set(metadata["train.training"])
+
+
+def test_with_nothing_new_the_run_ends_early_and_green(first, demo):
+    work, before = first
+    run = Run(demo[1] | {"append": True, "only_new": True}, work, "--verbose")
+    assert run.code == 0 and sorted(run.stages) == sorted([*BEFORE_TRAINING, "summary"])
+    assert "nothing new: this data with these settings was promoted as" in run.artifacts["page"].read_text()
+    assert "Nothing new to train on" in run.log
+    assert run.cache_keys()["classifier"] == before.cache_keys()["classifier"]
+
+
+@pytest.mark.slow
+def test_a_model_that_the_gate_stops_is_not_promoted(first, demo):
+    """The same data and settings: stages that may be cached get the same keys. Training has nothing left to do."""
+    work, before = first
+    champion = latest(work)
+    run = Run(demo[1] | {"gate_settings": {"min_agreement": 1.0}}, work, "--verbose")
+    assert run.code == 0 and sorted(run.stages) == sorted(set(ALL) - {"promote"})
+    assert latest(work) == champion
+    assert "STOP  same class as zero-shot" in run.artifacts["reasons"].read_text()
+    assert not json.loads(run.artifacts["decision"].read_text())["passed"]
+    assert "not promoted" in run.log and "| gate | done |" in run.artifacts["page"].read_text()
+    for stage in ("classifier", "evaluate", "export"):
+        assert run.cache_keys()[stage] == before.cache_keys()[stage]
+
+
+def test_a_failing_stage_fails_the_run_and_the_summary_says_why(demo, tmp_path):
+    run = Run(demo[1] | {"model": "ViT-B-17"}, tmp_path / "run")
+    assert run.code == 2
+    assert "must classifier: " in run.log and "ViT-B-17" in run.log
+    assert "the stage 'classifier' failed" in run.error and "Traceback" not in run.error
+    page = run.artifacts["page"].read_text()
+    assert page.startswith("# Run failed: classifier\n") and "wrong input (exit code 2)" in page
+    assert "run_local.py --parameters" in page and "must classifier: " in page.split("```")[1]
+
+
+@pytest.mark.slow
+def test_new_images_are_appended_trained_on_from_the_champion_and_compared_with_it(first, demo, tmp_path):
+    work, before = first
+    champion = latest(work).version
+    scheduled = {"append": True, "only_new": True, "warm_start": True, "gate": "labelled"}
+    folder = demo[0] / "images" / "unlabeled"
+    for file in (demo[0] / "later").iterdir():
+        file.rename(folder / file.name)
+    run = Run(demo[1] | scheduled | {"gate_settings": {"min_gain": -1.0}}, work, "--verbose")
+    assert run.code == 0, run.log + run.error
+    assert f"starts from {champion}" in run.log and "revision 1" in run.artifacts["page"].read_text()
+    assert f"Compared with: the champion, {champion}" in run.artifacts["reasons"].read_text()
+    assert latest(work).version.startswith("r0001-") and latest(work).previous == (champion,)
+    keys, old = run.cache_keys(), before.cache_keys()
+    assert keys["classifier"] == old["classifier"] and keys["evaluate"] != old["evaluate"]
+    assert keys["export"] != old["export"]
+
+
+@pytest.mark.parametrize("text, message", [("sorce: x\n", "no parameter 'sorce'"), ("- 1\n", "expected 'name: value'")])
+def test_wrong_parameters_are_named(tmp_path, text, message):
+    (tmp_path / "p.yaml").write_text(text)
+    command = [sys.executable, ROOT / "pipeline" / "run_local.py", "--parameters", "p.yaml", "--output", "run"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode == 2 and message in result.stderr and len(result.stderr.splitlines()) == 1
