@@ -1,0 +1,58 @@
+"""A run's parameters from a YAML file, checked against the compiled pipeline before anything is submitted."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+LIMIT = 10_000  # bytes of all parameters together, Kubeflow Pipelines' own
+KINDS: dict[str, tuple[type, ...]] = {
+    "STRING": (str,),
+    "NUMBER_INTEGER": (int,),
+    "NUMBER_DOUBLE": (int, float),
+    "BOOLEAN": (bool,),
+    "STRUCT": (dict,),
+    "LIST": (list,),
+}
+
+
+def read_mapping(path: Path, flag: str) -> dict[str, Any]:
+    """Raises ValueError: no such file, or something else than 'name: value' lines."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{flag} {path}: no such file") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{flag} {path}: no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{flag} {path}: expected 'name: value' lines")
+    return content
+
+
+def check_parameters(pipeline: Path, values: dict[str, Any]) -> None:
+    """Raises ValueError: a name the pipeline does not have, one that is missing, a wrong type, too much text."""
+    try:
+        spec = next(yaml.load_all(pipeline.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+        known = spec["root"]["inputDefinitions"]["parameters"]
+    except FileNotFoundError:
+        raise ValueError(f"--pipeline {pipeline}: no such file; make it with pipeline/compile.py") from None
+    except (yaml.YAMLError, KeyError, TypeError, StopIteration):
+        raise ValueError(f"--pipeline {pipeline}: is no compiled pipeline") from None
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else f"; it has: {', '.join(sorted(known))}"
+            raise ValueError(f"the pipeline has no parameter '{name}'{hint}")
+        kind = known[name]["parameterType"]
+        wrong = not isinstance(value, KINDS[kind]) or (isinstance(value, bool) and kind != "BOOLEAN")
+        if wrong:
+            raise ValueError(f"parameter {name}: expected {kind.lower()}, got '{value}'")
+    missing = sorted(name for name, one in known.items() if not one.get("isOptional") and name not in values)
+    if missing:
+        raise ValueError(f"parameters missing: {', '.join(missing)}")
+    if (size := len(json.dumps(values).encode())) > LIMIT:
+        raise ValueError(f"the parameters take {size:,} bytes, Kubeflow Pipelines allows {LIMIT:,}; use a file by URI")

@@ -1,0 +1,193 @@
+"""Scheduled retraining.
+
+    python pipeline/schedule.py apply pipeline/schedule.yaml     make it, or bring it up to date
+    python pipeline/schedule.py list
+    python pipeline/schedule.py pause|resume|delete NAME
+
+A schedule is known by its name: applying the same file again changes nothing. Each run uses the newest version of the
+pipeline, one run at a time, and runs that were missed are not caught up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import kfp_server_api as api
+
+from pipeline.cluster import build, load_cluster
+from pipeline.kfp_api import Kfp, add_arguments, asking
+from pipeline.run_parameters import check_parameters, read_mapping
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What a schedule file holds; pipeline/schedule.yaml explains it."""
+
+    name: str = ""
+    cron: str = ""
+    experiment: str = "must"
+    pipeline: str = "must"
+    description: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("apply", "list", "pause", "resume", "delete"))
+    parser.add_argument("what", nargs="?", metavar="FILE|NAME", help="apply: the schedule's file; else its name")
+    parser.add_argument("--pipeline", type=Path, default=HERE / "must_pipeline.yaml", help="[must_pipeline.yaml]")
+    parser.add_argument(
+        "--cluster", type=Path, default=HERE / "cluster.yaml", help="namespace and account [cluster.yaml]"
+    )
+    add_arguments(parser)
+    options = parser.parse_args()
+    try:
+        cluster = load_cluster(options.cluster)
+        namespace = options.namespace or cluster.namespace
+        if options.action != "list" and not options.what:
+            raise ValueError(f"{options.action}: {'which file' if options.action == 'apply' else 'which schedule'}?")
+        if options.action == "apply":
+            schedule = read_schedule(Path(options.what), options.pipeline)
+            apply(Kfp(options), schedule, options.pipeline, namespace, cluster.service_account)
+        elif options.action == "list":
+            show(Kfp(options), namespace)
+        else:
+            switch(Kfp(options), options.action, options.what, namespace)
+    except ValueError as error:
+        print(f"schedule: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def read_schedule(path: Path, pipeline: Path) -> Schedule:
+    """Raises ValueError: an unknown key, a cron line that is none, parameters that the pipeline does not take."""
+    content = read_mapping(path, "apply")
+    parameters = content.pop("parameters", {})
+    schedule = build(Schedule, content, "")
+    for key in ("name", "cron"):
+        if not getattr(schedule, key):
+            raise ValueError(f"{path}: {key} is missing")
+    if not isinstance(parameters, dict):
+        raise ValueError(f"{path}: parameters: expected 'name: value' lines")
+    check_parameters(pipeline, parameters)
+    return Schedule(**{**vars(schedule), "cron": six_fields(schedule.cron), "parameters": parameters})
+
+
+def six_fields(cron: str) -> str:
+    """Kubeflow's cron lines begin with the second; the usual five fields get a 0 in front."""
+    count = len(cron.split())
+    if count not in (5, 6) and not cron.startswith("@"):
+        raise ValueError(
+            f"cron '{cron}': expected minute hour day month weekday, such as '0 3 * * 1' (Mondays at 3, UTC)"
+        )
+    return f"0 {cron}" if count == 5 else cron
+
+
+def apply(kfp: Kfp, schedule: Schedule, pipeline_file: Path, namespace: str, account: str) -> None:
+    """Kubeflow cannot change a recurring run: a new one is made, then the old one is deleted.
+
+    If this breaks off in between, there are two until it is applied again. Their runs cannot harm each other: sharding
+    takes a lock, and promoting one of them refuses the other.
+    """
+    pipeline, _, uploaded = kfp.upload(pipeline_file, schedule.pipeline, namespace)
+    if uploaded:
+        print(f"pipeline {schedule.pipeline}: new version uploaded; every schedule of it uses it from now on")
+    wanted = recurring_run(kfp, schedule, pipeline, namespace, account)
+    existing = kfp.schedules(namespace, schedule.name)
+    if existing and same(existing[0], wanted):
+        remove(kfp, existing[1:])
+        print(f"{schedule.name}: is up to date ({state(existing[0])})")
+        return
+    with asking(kfp.host):
+        if existing and state(existing[0]) == "paused":
+            wanted.mode = "DISABLE"
+        kfp.recurring.recurring_run_service_create_recurring_run(wanted)
+    remove(kfp, existing)
+    print(f"{schedule.name}: {'updated' if existing else 'created'}, {schedule.cron} (UTC)")
+
+
+def recurring_run(kfp: Kfp, schedule: Schedule, pipeline: str, namespace: str, account: str) -> Any:
+    return api.V2beta1RecurringRun(
+        display_name=schedule.name,
+        description=schedule.description or None,
+        experiment_id=kfp.experiment(schedule.experiment, namespace),
+        pipeline_version_reference=api.V2beta1PipelineVersionReference(pipeline_id=pipeline),  # no version: the newest
+        runtime_config=api.V2beta1RuntimeConfig(parameters=schedule.parameters),
+        trigger=api.V2beta1Trigger(cron_schedule=api.V2beta1CronSchedule(cron=schedule.cron)),
+        max_concurrency="1",
+        no_catchup=True,
+        mode="ENABLE",
+        namespace=namespace or None,
+        service_account=account or None,
+    )
+
+
+def same(found: Any, wanted: Any) -> bool:
+    """Whether the server has what is wanted, besides what it adds itself and whether it is paused."""
+    return facts(found) == facts(wanted)
+
+
+def facts(run: Any) -> list[Any]:
+    reference, cron = run.pipeline_version_reference, run.trigger and run.trigger.cron_schedule
+    return [
+        run.description or None,
+        run.experiment_id,
+        reference and (reference.pipeline_id, reference.pipeline_version_id or None),
+        (run.runtime_config and run.runtime_config.parameters) or {},
+        cron and cron.cron,
+        str(run.max_concurrency),
+        bool(run.no_catchup),
+        run.service_account or None,
+    ]
+
+
+def remove(kfp: Kfp, runs: list[Any]) -> None:
+    with asking(kfp.host):
+        for run in runs:
+            kfp.recurring.recurring_run_service_delete_recurring_run(run.recurring_run_id)
+
+
+def show(kfp: Kfp, namespace: str) -> None:
+    runs = kfp.schedules(namespace)
+    for run in runs:
+        cron = run.trigger.cron_schedule.cron if run.trigger and run.trigger.cron_schedule else "(no cron)"
+        version = run.pipeline_version_reference and run.pipeline_version_reference.pipeline_version_id
+        print(f"{run.display_name:30}  {state(run):7}  {cron:20}  {version or 'newest version'}")
+    if not runs:
+        print("no schedules")
+
+
+def switch(kfp: Kfp, action: str, name: str, namespace: str) -> None:
+    runs = kfp.schedules(namespace, name)
+    if not runs and action == "delete":
+        print(f"{name}: there is no such schedule; nothing to do")
+        return
+    if not runs:
+        known = ", ".join(sorted(run.display_name for run in kfp.schedules(namespace))) or "none"
+        raise ValueError(f"{action} {name}: there is no such schedule; there are: {known}")
+    if action == "delete":
+        remove(kfp, runs)
+    else:
+        call = {
+            "pause": kfp.recurring.recurring_run_service_disable_recurring_run,
+            "resume": kfp.recurring.recurring_run_service_enable_recurring_run,
+        }[action]
+        with asking(kfp.host):
+            for run in runs:
+                call(run.recurring_run_id)
+    print(f"{name}: {action}d")
+
+
+def state(run: Any) -> str:
+    return "paused" if run.mode == "DISABLE" or run.status == "DISABLED" else "active"
+
+
+if __name__ == "__main__":
+    main()

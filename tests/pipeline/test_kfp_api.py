@@ -1,0 +1,215 @@
+"""submit.py and schedule.py against a server that speaks the v2beta1 API: what is sent, said and left behind."""
+
+import sys
+
+import pytest
+import yaml
+
+from pipeline import schedule, submit
+from pipeline.compile import COMPILED
+from tests.pipeline.kfp_server import KfpServer
+
+PARAMETERS = {"source": "gs://b/photos", "classes": "imagenet", "work_uri": "gs://b/work"}
+SCHEDULE = {"name": "weekly", "cron": "0 3 * * 1", "parameters": PARAMETERS | {"only_new": True, "epochs": 5}}
+
+
+@pytest.fixture
+def server(monkeypatch):
+    for name in ("KFP_HOST", "KFP_TOKEN", "KFP_COOKIE", "KF_PIPELINES_SA_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    made = KfpServer()
+    yield made
+    made.server.shutdown()
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(PARAMETERS))
+    (tmp_path / "cluster.yaml").write_text("{namespace: vision, service_account: must}")
+    (tmp_path / "schedule.yaml").write_text(yaml.safe_dump(SCHEDULE))
+    return tmp_path
+
+
+def run(module, monkeypatch, *arguments):
+    """The script's exit code."""
+    monkeypatch.setattr(sys, "argv", [module.__file__, *map(str, arguments)])
+    try:
+        module.main()
+        return 0
+    except SystemExit as error:
+        return error.code
+
+
+@pytest.fixture
+def scheduler(server, files, monkeypatch):
+    return lambda *words: run(schedule, monkeypatch, *words, "--host", server.url, "--cluster", files / "cluster.yaml")
+
+
+@pytest.fixture
+def submitter(server, files, monkeypatch):
+    return lambda *words: run(submit, monkeypatch, *words, "--host", server.url, "--cluster", files / "cluster.yaml")
+
+
+def test_a_schedule_is_made_as_the_documentation_says(server, scheduler, files, capsys):
+    assert scheduler("apply", files / "schedule.yaml") == 0
+    (made,) = server.stored["recurringruns"].values()
+    assert made["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * 1"
+    assert (made["max_concurrency"], made["no_catchup"], made["mode"]) == ("1", True, "ENABLE")
+    assert made["pipeline_version_reference"] == {"pipeline_id": "pipelines-1"}  # no version: the newest
+    assert made["runtime_config"]["parameters"] == SCHEDULE["parameters"]
+    assert (made["namespace"], made["service_account"]) == ("vision", "must")
+    assert server.uploads == [COMPILED.read_bytes()]
+    assert "weekly: created, 0 0 3 * * 1 (UTC)" in capsys.readouterr().out
+
+
+def test_applying_again_changes_nothing(server, scheduler, files, capsys):
+    scheduler("apply", files / "schedule.yaml")
+    before = {kind: dict(items) for kind, items in server.stored.items()}
+    assert scheduler("apply", files / "schedule.yaml") == 0
+    assert server.stored == before and len(server.uploads) == 1
+    assert "weekly: is up to date (active)" in capsys.readouterr().out
+
+
+def test_a_change_replaces_the_schedule_and_leaves_others_and_its_pause_alone(server, scheduler, files):
+    for name in ("a", "b", "weekly", "c"):  # more than a page
+        (files / "other.yaml").write_text(yaml.safe_dump(SCHEDULE | {"name": name}))
+        scheduler("apply", files / "other.yaml")
+    scheduler("pause", "weekly")
+    (files / "schedule.yaml").write_text(yaml.safe_dump(SCHEDULE | {"cron": "0 4 * * 2"}))
+    assert scheduler("apply", files / "schedule.yaml") == 0
+    runs = {run["display_name"]: run for run in server.stored["recurringruns"].values()}
+    assert len(server.stored["recurringruns"]) == 4
+    assert runs["weekly"]["trigger"]["cron_schedule"]["cron"] == "0 0 4 * * 2" and runs["weekly"]["mode"] == "DISABLE"
+    assert runs["a"]["mode"] == "ENABLE"
+
+
+def test_an_update_that_broke_off_is_mended_by_applying_again(server, scheduler, files):
+    scheduler("apply", files / "schedule.yaml")
+    server.refuse = {("DELETE", "recurringruns-4"): (503, "later")}
+    (files / "schedule.yaml").write_text(yaml.safe_dump(SCHEDULE | {"cron": "0 4 * * 2"}))
+    (old,) = server.stored["recurringruns"]
+    server.refuse = {("DELETE", old): (503, "later")}
+    assert scheduler("apply", files / "schedule.yaml") == 2 and len(server.stored["recurringruns"]) == 2
+    server.refuse = {}
+    assert scheduler("apply", files / "schedule.yaml") == 0
+    (left,) = server.stored["recurringruns"].values()
+    assert left["trigger"]["cron_schedule"]["cron"] == "0 0 4 * * 2"
+
+
+def test_another_pipeline_is_a_new_version_and_going_back_is_one_too(server, scheduler, files):
+    changed = files / "changed.yaml"
+    changed.write_text(COMPILED.read_text() + "\n")
+    for file in (COMPILED, changed, COMPILED):
+        assert scheduler("apply", files / "schedule.yaml", "--pipeline", file) == 0
+    names = [version["name"] for version in server.stored["versions"].values()]
+    assert len(set(names)) == 3 and names[2] == f"{names[0]}-2"  # the newest has the content that was applied last
+    assert len(server.stored["pipelines"]) == len(server.stored["recurringruns"]) == 1
+
+
+def test_listing_pausing_resuming_deleting(server, scheduler, files, capsys):
+    scheduler("apply", files / "schedule.yaml")
+    (made,) = server.stored["recurringruns"].values()
+    assert scheduler("pause", "weekly") == 0 and made["mode"] == "DISABLE"
+    capsys.readouterr()
+    scheduler("list")
+    line = capsys.readouterr().out
+    assert "weekly" in line and "paused" in line and "newest version" in line
+    assert scheduler("resume", "weekly") == 0 and made["mode"] == "ENABLE"
+    assert scheduler("delete", "weekly") == 0 and not server.stored["recurringruns"]
+    assert scheduler("delete", "weekly") == 0  # already gone
+    assert scheduler("pause", "weekly") == 2
+    assert "pause weekly: there is no such schedule; there are: none" in capsys.readouterr().err
+
+
+def test_a_run_is_submitted_and_waited_for(server, submitter, files, capsys, monkeypatch):
+    monkeypatch.setattr(submit, "POLL", 0.01)
+    assert submitter("--parameters", files / "run.yaml", "--wait", "--name", "try") == 0
+    (made,) = server.stored["runs"].values()
+    assert made["display_name"] == "try" and made["service_account"] == "must"
+    assert made["pipeline_version_reference"] == {"pipeline_id": "pipelines-1", "pipeline_version_id": "versions-2"}
+    assert made["runtime_config"]["parameters"] == PARAMETERS
+    out = capsys.readouterr().out
+    assert f"/#/runs/details/{made['run_id']}" in out and "succeeded" in out
+    server.states = ["FAILED"]
+    assert submitter("--parameters", files / "run.yaml", "--wait") == 1
+    assert len(server.uploads) == 1
+
+
+def test_a_run_is_started_again_with_its_own_version_and_parameters(server, submitter, files):
+    submitter("--parameters", files / "run.yaml")
+    (first,) = list(server.stored["runs"].values())
+    assert submitter("--again", first["run_id"]) == 0
+    second = list(server.stored["runs"].values())[1]
+    for key in ("pipeline_version_reference", "runtime_config", "experiment_id", "service_account"):
+        assert second[key] == first[key]
+
+
+@pytest.mark.parametrize(
+    "flags, environment, header",
+    [
+        (["--token-file", "token"], {}, ("Authorization", "Bearer secret")),
+        ([], {"KFP_TOKEN": "secret"}, ("Authorization", "Bearer secret")),
+        ([], {"KF_PIPELINES_SA_TOKEN_PATH": "token"}, ("Authorization", "Bearer secret")),  # a pod's own
+        (["--cookie", "authservice_session=abc"], {}, ("Cookie", "authservice_session=abc")),
+        (["--header", "X-Goog-Authenticated-User=me"], {}, ("X-Goog-Authenticated-User", "me")),
+    ],
+)
+def test_the_usual_ways_to_log_in(server, scheduler, files, monkeypatch, flags, environment, header):
+    monkeypatch.chdir(files)
+    (files / "token").write_text("secret\n")
+    server.wanted_header = header
+    assert scheduler("list") == 2
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert scheduler("list", *flags) == 0
+
+
+def test_what_the_server_refuses_is_one_line(server, scheduler, capsys, files):
+    server.wanted_header = ("Authorization", "Bearer x")
+    assert scheduler("list") == 2
+    assert "401 Unauthorized: who are you?; log in with one of" in (line := capsys.readouterr().err)
+    assert len(line.splitlines()) == 1
+    server.wanted_header = None
+    server.refuse = {("POST", "recurringruns"): (400, "Invalid cron")}
+    assert scheduler("apply", files / "schedule.yaml") == 2
+    assert "400 Bad Request: Invalid cron" in (line := capsys.readouterr().err) and len(line.splitlines()) == 1
+    server.html = True  # a login page in front
+    assert scheduler("list") == 2
+    assert "answers, but not as Kubeflow Pipelines does" in (line := capsys.readouterr().err)
+    assert len(line.splitlines()) == 1
+
+
+def test_a_server_that_cannot_be_reached_is_one_line(files, monkeypatch, capsys):
+    words = ["--host", "http://127.0.0.1:9", "--cluster", files / "cluster.yaml"]
+    assert run(schedule, monkeypatch, "list", *words) == 2
+    assert "http://127.0.0.1:9: cannot be reached" in (line := capsys.readouterr().err.strip().splitlines()[-1])
+    assert "kubectl port-forward" in line
+    assert run(submit, monkeypatch, "--parameters", files / "run.yaml") == 2
+    assert "--host: where Kubeflow Pipelines is, is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"crom": "x"}, "crom: unknown key; did you mean 'cron'?"),
+        ({"cron": "daily"}, "cron 'daily': expected minute hour day month weekday"),
+        ({"name": ""}, "name is missing"),
+        ({"parameters": {"sorce": "x"}}, "no parameter 'sorce'; did you mean 'source'?"),
+        ({"parameters": {"source": "x"}}, "parameters missing: classes, work_uri"),
+        ({"parameters": PARAMETERS | {"epochs": "many"}}, "parameter epochs: expected number_integer, got 'many'"),
+        ({"parameters": PARAMETERS | {"append": 1}}, "parameter append: expected boolean"),
+        ({"parameters": PARAMETERS | {"settings": {"x": "y" * 10_000}}}, "Kubeflow Pipelines allows 10,000"),
+    ],
+)
+def test_a_wrong_schedule_is_refused_before_anything_is_sent(server, scheduler, files, capsys, change, message):
+    (files / "schedule.yaml").write_text(yaml.safe_dump(SCHEDULE | change))
+    assert scheduler("apply", files / "schedule.yaml") == 2
+    assert message in (line := capsys.readouterr().err) and len(line.splitlines()) == 1
+    assert not server.calls
+
+
+def test_the_example_is_a_valid_schedule():
+    from pathlib import Path
+
+    example = schedule.read_schedule(Path(schedule.__file__).with_name("schedule.yaml"), COMPILED)
+    assert {"append", "warm_start", "only_new"} <= {k for k, v in example.parameters.items() if v is True}
