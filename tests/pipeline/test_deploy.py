@@ -1,0 +1,64 @@
+"""The manifests in deploy/: each is one that Kubernetes' own models take, and what refers to something finds it."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from kubernetes import client
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+FILES = sorted(path for path in DEPLOY.glob("*.yaml") if path.name != "kustomization.yaml")
+KINDS = {
+    "ServiceAccount": "V1ServiceAccount",
+    "Role": "V1Role",
+    "ClusterRole": "V1ClusterRole",
+    "RoleBinding": "V1RoleBinding",
+    "PersistentVolumeClaim": "V1PersistentVolumeClaim",
+    "ResourceQuota": "V1ResourceQuota",
+    "ConfigMap": "V1ConfigMap",
+}
+
+
+def documents():
+    return [(path.name, document) for path in FILES for document in yaml.safe_load_all(path.read_text())]
+
+
+@pytest.mark.parametrize(
+    "name, document", documents(), ids=lambda value: value if isinstance(value, str) else value["kind"]
+)
+def test_kubernetes_models_know_every_field(name, document):
+    model = getattr(client, KINDS[document["kind"]])
+
+    def check(value, kind):
+        if isinstance(value, list):
+            return [check(item, kind) for item in value]
+        known = {key: attribute for attribute, key in kind.attribute_map.items()}
+        for key, item in value.items():
+            assert key in known, f"{name}: {kind.__name__} has no {key}"
+            inner = kind.openapi_types[known[key]].removeprefix("list[").removesuffix("]")
+            if hasattr(client, inner):
+                check(item, getattr(client, inner))
+        return None
+
+    check(document, model)
+
+
+def test_bindings_name_roles_and_accounts_that_exist():
+    content = [document for _, document in documents()]
+    names = {(document["kind"], document["metadata"]["name"]) for document in content}
+    bindings = [document for document in content if document["kind"] == "RoleBinding"]
+    assert len(bindings) == 3
+    for binding in bindings:
+        assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) in names
+        assert all((subject["kind"], subject["name"]) in names for subject in binding["subjects"])
+
+
+def test_the_kustomization_lists_files_that_exist():
+    resources = yaml.safe_load((DEPLOY / "kustomization.yaml").read_text())["resources"]
+    assert all((DEPLOY / name).is_file() for name in resources)
+
+
+def test_argos_defaults_are_yaml_inside_yaml():
+    (config,) = yaml.safe_load_all((DEPLOY / "argo-retry.yaml").read_text())
+    defaults = yaml.safe_load(config["data"]["workflowDefaults"])
+    assert defaults["spec"]["templateDefaults"]["retryStrategy"]["retryPolicy"] == "OnError"
