@@ -59,7 +59,7 @@ def train_on_nodes(
         Launch(TrainerClient(), request(f"must-{key}", nodes, job), job, int(nodes["timeout"])).run()
         copy_bundle(storage.join(job, "bundle"), output)
         summary = load_description(output).provenance["summary"]
-        note.result = f"{summary['steps']:,} steps on {nodes['nodes']} nodes, {summary['images_per_s']} images/s"
+        note.result = f"{summary['steps']:,} steps on {int(nodes['nodes'])} nodes, {summary['images_per_s']} images/s"
     return summary, origin(output)
 
 
@@ -166,6 +166,17 @@ class Launch:
     def has_bundle(self) -> bool:
         return storage.exists(storage.join(self.job, "bundle", DESCRIPTION_FILE))
 
+    def condition(self) -> str:
+        """Why the controller calls the job failed, such as its deadline; the SDK does not pass it on."""
+        api = self.client.backend
+        with suppress(ApiException):
+            return failed_condition(
+                api.custom_api.get_namespaced_custom_object(
+                    "trainer.kubeflow.org", "v1alpha1", api.namespace, "trainjobs", self.name
+                )
+            )
+        return ""
+
     def report_failure(self) -> NoReturn:
         """The job's last lines and what Kubernetes noted about it."""
         lines, events = ["(no log)"], ["(no events)"]
@@ -174,10 +185,20 @@ class Launch:
         with suppress(RuntimeError, TimeoutError):
             found = self.client.get_job_events(self.name)[-LINES:]
             events = [f"{e.involved_object_kind} {e.involved_object_name}: {e.reason}: {e.message}" for e in found]
-        text = [f"the TrainJob {self.name} failed. Last lines of rank 0:", *(f"  {line}" for line in lines)]
+        text = [
+            f"the TrainJob {self.name} failed{self.condition()}. Last lines of rank 0:",
+            *(f"  {line}" for line in lines),
+        ]
         text += ["Events:", *(f"  {event}" for event in events or ["(no events)"])]
         print("\n".join([*text, "A retry goes on from the newest checkpoint."]), file=sys.stderr, flush=True)
         raise SystemExit(1)
+
+
+def failed_condition(job: dict[str, Any]) -> str:
+    for condition in job.get("status", {}).get("conditions", []):
+        if condition["type"] == "Failed":
+            return f" ({condition.get('reason', '')}: {condition.get('message', '')})"
+    return ""
 
 
 class StoppedError(Exception):

@@ -84,7 +84,7 @@ def fails(*lines):
     def on_create(api, name):
         api.pods[name][0].say(*lines)
         api.note("Pod", api.pods[name][0].name, "OOMKilled", "Container node was killed")
-        api.finish(name, "Failed")
+        api.finish(name, "Failed", "a node was lost")
 
     return on_create
 
@@ -153,7 +153,10 @@ def test_a_failed_job_is_an_error_with_its_last_lines_and_events(api, work, capf
         train(work)
     assert exit_.value.code == 1
     error = capfd.readouterr().err
-    assert "failed. Last lines of rank 0:" in error and "  RuntimeError: CUDA out of memory" in error
+    assert (
+        "failed (Failed: a node was lost). Last lines of rank 0:" in error
+        and "  RuntimeError: CUDA out of memory" in error
+    )
     assert "OOMKilled: Container node was killed" in error and "goes on from the newest checkpoint" in error
     (note,) = read_notes(str(work))
     assert (note.state, note.code) == ("failed", 1)
