@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -54,7 +53,7 @@ class ReadAhead:
 
     def release(self, first: int | None) -> None:
         for place in [place for place in self.held if first is None or place < first]:
-            os.close(self.held.pop(place))
+            self.cache.release(self.held.pop(place))
 
     def work(self) -> None:
         while True:
@@ -77,7 +76,7 @@ class ReadAhead:
                 if descriptor is None:
                     self.not_before[place] = time.monotonic() + PAUSE
                 elif self.closed or place < self.first:
-                    os.close(descriptor)
+                    self.cache.release(descriptor)
                 else:
                     self.held[place] = descriptor
 

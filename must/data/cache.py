@@ -26,6 +26,17 @@ GB = 10**9
 SPARE = 200_000_000  # bytes of the disk that are always left to others
 TRIES = 2  # downloads of a shard whose bytes are wrong
 
+LOCKED: set[int] = set()
+"""Open files of this process that hold locks. A forked process must not keep them, nor what they hold."""
+
+
+def forget() -> None:
+    while LOCKED:
+        os.close(LOCKED.pop())
+
+
+os.register_at_fork(after_in_child=forget)
+
 
 class ShardCache:
     """At most `limit` bytes of shards below `folder`; the least recently opened one that nobody holds goes first.
@@ -62,7 +73,7 @@ class ShardCache:
             return min(self.limit, held + shutil.disk_usage(self.folder).free - SPARE)
 
     def open(self, uri: str, shard: Shard, wait: bool = True) -> int | None:
-        """A file descriptor of the whole shard, downloaded if it is not there. Until it is closed, the shard stays.
+        """A file descriptor of the whole shard, downloaded if it is not there. The shard stays until its `release`.
 
         None when there is no room for it; without `wait`, also when another process is just downloading it.
 
@@ -95,38 +106,51 @@ class ShardCache:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
+        LOCKED.add(descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         status = os.fstat(descriptor)
         if status.st_nlink and status.st_size == size:
             os.utime(descriptor)  # least recently used is oldest by this
             return descriptor
-        os.close(descriptor)
+        self.release(descriptor)
         if status.st_nlink:  # somebody has cut it off
             self.evict(path)
         return None
+
+    def release(self, descriptor: int) -> None:
+        """Lets a shard go that `open` gave."""
+        LOCKED.discard(descriptor)
+        os.close(descriptor)
 
     def download(self, uri: str, shard: Shard, path: Path, wait: bool) -> bool:
         """Whether it is worth looking for the shard again: it was downloaded, by us or by another process."""
         part = path.with_suffix(".part")
         with storage.disk_errors(part):
             descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        with os.fdopen(descriptor, "wb") as file:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if wait:  # until whoever downloads it is done; they may then go on holding it, as readers do
-                    fcntl.flock(descriptor, fcntl.LOCK_SH)
-                return wait
-            if os.fstat(descriptor).st_nlink == 0 or path.exists():  # whoever held it before us has done it
-                self.remove(part, descriptor)
-                return True
-            try:
+        LOCKED.add(descriptor)
+        try:
+            return self.download_alone(uri, shard, path, part, descriptor, wait)
+        finally:
+            self.release(descriptor)
+
+    def download_alone(self, uri: str, shard: Shard, path: Path, part: Path, descriptor: int, wait: bool) -> bool:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if wait:  # until whoever downloads it is done; they may then go on holding it, as readers do
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+            return wait
+        if os.fstat(descriptor).st_nlink == 0 or path.exists():  # whoever held it before us has done it
+            self.remove(part, descriptor)
+            return True
+        try:
+            with os.fdopen(descriptor, "wb", closefd=False) as file:
                 whole = self.fill(uri, shard, file)
-                if whole:
-                    part.replace(path)
-                return whole
-            finally:
-                self.remove(part, descriptor)
+            if whole:
+                part.replace(path)
+            return whole
+        finally:
+            self.remove(part, descriptor)
 
     def remove(self, part: Path, descriptor: int) -> None:
         """Deletes the file if it still is the one that we hold."""

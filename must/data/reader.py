@@ -91,9 +91,7 @@ class ShardReader:
         return data
 
     def _shard(self, number: int) -> OpenShard:
-        if self._process != os.getpid():  # forked: the files are the parent's, and so is what they hold in the cache
-            self._close(0)
-            self._process = os.getpid()
+        self._after_fork()
         found = self._open.get(number)
         if found is None or (found.file is None and self.cache is not None):
             self._open.pop(number, None)
@@ -127,11 +125,21 @@ class ShardReader:
         """Closes all but the `keep` shards that were used last."""
         while len(self._open) > max(keep, 0):
             _, (file, _) = self._open.popitem(last=False)
-            if file is not None:
+            if file is not None and self.cache is not None:
+                self.cache.release(file)
+            elif file is not None:
                 os.close(file)
 
+    def _after_fork(self) -> None:
+        """The files of the cache are the parent's; they were closed in this process when it began."""
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            if self.cache is not None:
+                self._open.clear()
+
     def __del__(self) -> None:
-        if hasattr(self, "_open"):
+        if hasattr(self, "_process"):
+            self._after_fork()
             self._close(0)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def look(cache: ShardCache, uri: Path | str, shard: Shard) -> None:
     file = cache.open(str(uri), shard)
     assert file is not None
     assert os.pread(file, shard.bytes + 1, 0) == storage.read_bytes(storage.join(uri, shard.name))
-    os.close(file)
+    cache.release(file)
 
 
 def held(cache: ShardCache, shards: Path) -> list[int]:
@@ -100,7 +100,27 @@ def test_a_shard_that_any_process_reads_stays(shards: Path, tmp_path: Path) -> N
     look(cache, shards, third)
     assert held(cache, shards) == [0, 2]
     assert mine is not None
-    os.close(mine)
+    cache.release(mine)
+
+
+def test_a_forked_process_does_not_hold_what_its_parent_held(shards: Path, tmp_path: Path) -> None:
+    cache, (_, second, *_) = cache_for(tmp_path, shards, 1.5), index_of(shards).shards
+    reader = ShardReader(str(shards), "train", cache)
+    image = reader.image(0)
+    done = FORK.Event()
+
+    def child() -> None:
+        done.wait()
+        assert reader.image(0) == image  # from a file of its own
+
+    process = FORK.Process(target=child)
+    process.start()
+    assert cache.open(str(shards), second) is None
+    reader._close(0)
+    look(cache, shards, second)
+    done.set()
+    process.join()
+    assert process.exitcode == 0
 
 
 def test_a_download_that_was_killed_is_never_used(
@@ -235,5 +255,5 @@ def test_a_reader_keeps_few_files_open_and_reads_on_where_there_is_no_room(
     assert held(cache, shards) == [0, 1]
     for file in others:
         assert file is not None
-        os.close(file)
+        cache.release(file)
     assert [reader.image(number) for number in range(60)] == images
