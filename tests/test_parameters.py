@@ -39,6 +39,10 @@ def test_numbers_of_a_pipeline_arrive_as_floats_and_are_whole_again():
         ({"logit_factor": "big"}, "--logit-factor: expected a number"),
         ({"precision": "fp8"}, "--precision: 'fp8' is none of auto, fp32, bf16"),
         ({"resume": "perhaps"}, "--resume: expected true or false"),
+        ({"shuffle_window": 0}, "--shuffle-window must be at least 1"),
+        ({"max_replaced": 1.5}, "--max-replaced must lie between 0 and 1"),
+        ({"cache_gb": 0}, "--cache-gb must be above 0"),
+        ({"views": "quick"}, "--views: 'quick' is none of exact, fast"),
         ({"save": 1}, "--save: '1' is none of teacher, student"),
     ],
 )

@@ -54,6 +54,20 @@ def test_batches_from_a_failing_bucket_are_those_of_a_folder(gcs_server: Server,
     assert all(gcs_server.faults.done[fault] for fault in ("503", "429", "cut", "lost", "slow"))
 
 
+def test_going_on_reads_only_what_is_still_to_come(gcs_server: Server, tmp_path: Path) -> None:
+    """At the last of 15 steps, with windows of 2 of 10 shards: neither images nor shards of the steps before."""
+    zoo.fill(tmp_path / "in", 60)
+    run(tmp_path / "in", tmp_path / "out", samples_per_shard=6)
+    upload(tmp_path / "out", gcs_server.uri)
+    reader = open_reader(gcs_server.uri, "train", str(tmp_path / "cache"), 1, window=2)
+    order = GlobalBatches(reader.sizes, 4, 1, 0, window=2, first_step=14)
+    gcs_server.faults.requests = 0
+    (batch,) = train_batches(TrainDataset(reader, TrainViews(SETTINGS), seed=3), order, 0)
+    assert batch.samples.tolist() == [sample for _, sample in next(iter(order))]
+    assert len(list((tmp_path / "cache").glob("*.tar"))) == 2
+    assert gcs_server.faults.requests < 10  # size, bytes and offsets of two shards
+
+
 def test_training_and_evaluation_straight_from_a_bucket(gcs_server: Server, tmp_path: Path) -> None:
     data = digits()
     upload(Path(data.shards), gcs_server.uri)
