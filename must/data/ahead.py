@@ -1,16 +1,79 @@
-"""Downloads the shards that come next, and keeps those that are being read."""
+"""Downloads the shards that come next, and keeps those that are being read: samplers that know, threads that do it."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from must.data.cache import ShardCache
 from must.data.index import Shard
+from must.data.order import GlobalBatches, MicroBatches
+from must.data.reader import ShardReader
 
 THREADS = 4
+AHEAD = 4  # shards that evaluation downloads ahead; training downloads a window
 PAUSE = 1.0  # seconds until a shard is tried again that had no room, or that another process was downloading
+
+
+class ReadingAhead:
+    """A batch sampler that tells the cache of remote shards what comes.
+
+    Args:
+        in_flight: batches that the loader processes may still be making.
+    """
+
+    def __init__(self, batches: GlobalBatches | MicroBatches, reader: ShardReader, in_flight: int) -> None:
+        self.batches, self.reader = batches, reader
+        self.steps, self.parts = (batches.batches, batches.parts) if isinstance(batches, MicroBatches) else (batches, 1)
+        self.in_flight = -(-in_flight // self.parts)  # steps
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        steps, reader = self.steps, self.reader
+        if reader.cache is None:
+            yield from self.batches
+            return
+        ahead = ReadAhead(reader.cache, reader.uri, self.shard_at, steps.window)
+        try:
+            for number, batch in enumerate(self.batches):
+                step = steps.first_step + number // self.parts
+                oldest = max(step - self.in_flight, steps.first_step)
+                ahead.use(steps.places(oldest)[0], steps.places(step)[1])
+                yield batch
+        finally:
+            ahead.close()
+
+    def shard_at(self, place: int) -> Shard | None:
+        number = self.steps.shard_at(place)
+        return None if number is None else self.reader.shards[number]
+
+
+class InOrder:
+    """A sampler that tells the cache of remote shards what comes; `in_flight`: samples that may still be read."""
+
+    def __init__(self, reader: ShardReader, numbers: range, in_flight: int) -> None:
+        self.reader, self.numbers, self.in_flight = reader, numbers, in_flight
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[int]:
+        reader = self.reader
+        if reader.cache is None:
+            yield from self.numbers
+            return
+        shards = dict(enumerate(reader.shards))
+        ahead = ReadAhead(reader.cache, reader.uri, shards.get, AHEAD)
+        try:
+            for place, sample in enumerate(self.numbers):
+                oldest = self.numbers[max(place - self.in_flight, 0)]
+                ahead.use(reader.shard_of(oldest), reader.shard_of(sample) + 1)
+                yield sample
+        finally:
+            ahead.close()
 
 
 class ReadAhead:

@@ -12,19 +12,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from must.data.ahead import ReadAhead
+from must.data.ahead import InOrder, ReadingAhead
 from must.data.device_views import DeviceInputs, DeviceViews
 from must.data.eval_view import EvalView, Preprocess
 from must.data.fast_views import FastViews
 from must.data.image import decode
-from must.data.index import Index, Shard
+from must.data.index import Index
 from must.data.order import GlobalBatches, MicroBatches
 from must.data.reader import CACHE_GB, ShardReader, open_reader
 from must.data.views import TrainViews, ViewSettings
 
 PREFETCH = 4  # batches that each loader process makes ahead
 TELL = 5  # replaced samples that each loader process names
-AHEAD = 4  # shards that evaluation downloads ahead
 REPLACEMENTS = 16  # undecodable samples in a row after which something larger is wrong
 
 
@@ -117,41 +116,6 @@ def train_batches(
             yield TrainBatch._make([*views, samples, replaced])
 
 
-class ReadingAhead:
-    """A batch sampler that tells the cache of remote shards what comes.
-
-    Args:
-        in_flight: batches that the loader processes may still be making.
-    """
-
-    def __init__(self, batches: GlobalBatches | MicroBatches, reader: ShardReader, in_flight: int) -> None:
-        self.batches, self.reader = batches, reader
-        self.steps, self.parts = (batches.batches, batches.parts) if isinstance(batches, MicroBatches) else (batches, 1)
-        self.in_flight = -(-in_flight // self.parts)  # steps
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        steps, reader = self.steps, self.reader
-        if reader.cache is None:
-            yield from self.batches
-            return
-        ahead = ReadAhead(reader.cache, reader.uri, self.shard_at, steps.window)
-        try:
-            for number, batch in enumerate(self.batches):
-                step = steps.first_step + number // self.parts
-                oldest = max(step - self.in_flight, steps.first_step)
-                ahead.use(steps.places(oldest)[0], steps.places(step)[1])
-                yield batch
-        finally:
-            ahead.close()
-
-    def shard_at(self, place: int) -> Shard | None:
-        number = self.steps.shard_at(place)
-        return None if number is None else self.reader.shards[number]
-
-
 def collate(samples: list[tuple[Any, ...]]) -> tuple[Tensor, ...]:
     """Stacks everything but the last, the replacements, which are counted."""
     *arrays, numbers, replaced = zip(*samples, strict=True)
@@ -198,31 +162,6 @@ class EvalSource:
             if whole:
                 pixels, numbers, labels, sources = zip(*whole, strict=True)
                 yield EvalBatch(torch.from_numpy(np.stack(pixels)), torch.tensor(numbers), list(labels), list(sources))
-
-
-class InOrder:
-    """A sampler that tells the cache of remote shards what comes; `in_flight`: samples that may still be read."""
-
-    def __init__(self, reader: ShardReader, numbers: range, in_flight: int) -> None:
-        self.reader, self.numbers, self.in_flight = reader, numbers, in_flight
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __iter__(self) -> Iterator[int]:
-        reader = self.reader
-        if reader.cache is None:
-            yield from self.numbers
-            return
-        shards = dict(enumerate(reader.shards))
-        ahead = ReadAhead(reader.cache, reader.uri, shards.get, AHEAD)
-        try:
-            for place, sample in enumerate(self.numbers):
-                oldest = self.numbers[max(place - self.in_flight, 0)]
-                ahead.use(reader.shard_of(oldest), reader.shard_of(sample) + 1)
-                yield sample
-        finally:
-            ahead.close()
 
 
 class EvalDataset(Dataset):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -85,6 +86,31 @@ def test_training_and_evaluation_straight_from_a_bucket(gcs_server: Server, tmp_
     assert metrics[0]["adapted"] == metrics[1]["adapted"]
     assert len(list((tmp_path / "cache").glob("*.tar"))) == len(list(Path(data.shards).glob("*.tar")))
     assert all(gcs_server.faults.done[fault] for fault in ("503", "429", "cut", "lost"))
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_cache_and_train_as_from_a_folder(gcs_server: Server, tmp_path: Path) -> None:
+    data = digits()
+    upload(Path(data.shards), gcs_server.uri)
+    gcs_server.faults.plan = FAULTS
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "must",
+        "train",
+    ]
+    flags = ["--epochs", "1", "--batch-size", "30", "--workers", "1", "--mask-patch-size", "8", "--classifier"]
+    for name, shards in (("local", data.shards), ("remote", gcs_server.uri)):
+        paths = [data.classifier, "--shards", shards, "--output", str(tmp_path / name), "--cache", str(tmp_path / "c")]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run([*launcher, *flags, *paths], check=True, env=environment, capture_output=True)
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("remote", "local"))
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert len(list((tmp_path / "c").glob("*.tar"))) == 3
 
 
 def test_a_cache_without_room_is_one_line_and_exit_code_2(gcs_server: Server, tmp_path: Path) -> None:
