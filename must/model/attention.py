@@ -23,18 +23,28 @@ class SelfAttention(nn.Module):
         self.in_proj_weight, self.in_proj_bias = original.in_proj_weight, original.in_proj_bias
         self.out_proj = original.out_proj
 
-    def forward(self, x: Tensor, *_: Any, attn_mask: Tensor | None = None, **__: Any) -> tuple[Tensor, None]:
-        """Tokens [B, L, W] -> ([B, L, W], None): queries, keys and values are all of `x`."""
-        assert attn_mask is None, "image towers let every token see every other"
-        B, L, W = x.shape
-        packed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        query, key, value = packed.view(B, L, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = attend(query, key, value)
-        return self.out_proj(mixed.transpose(1, 2).reshape(B, L, W)), None
+    def forward(
+        self, query: Tensor, key: Tensor | None = None, value: Tensor | None = None, **options: Any
+    ) -> tuple[Tensor, None]:
+        """Tokens [B, Q, W] -> ([B, Q, W], None). Keys and values are of the tokens `key` [B, L, W], if it is given."""
+        assert options.get("attn_mask") is None, "image towers let every token see every other"
+        B, Q, W = query.shape
+        if key is None or key is query:
+            packed = F.linear(query, self.in_proj_weight, self.in_proj_bias)
+            q, k, v = packed.view(B, Q, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        else:
+            weights, biases = self.in_proj_weight.split([W, 2 * W]), self.in_proj_bias.split([W, 2 * W])
+            q = F.linear(query, weights[0], biases[0]).view(B, Q, self.num_heads, -1).transpose(1, 2)
+            packed = F.linear(key, weights[1], biases[1])
+            k, v = packed.view(B, key.shape[1], 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        return self.out_proj(attend(q, k, v).transpose(1, 2).reshape(B, Q, W)), None
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """[B, H, L, D] each -> the same. In bf16 on a CPU two plain products are faster than torch's fused attention."""
+    """Queries [B, H, Q, D], keys and values [B, H, L, D] -> [B, H, Q, D].
+
+    In bf16 on a CPU two plain products are faster than torch's fused attention.
+    """
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
         weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
         return weights.softmax(-1) @ value

@@ -57,12 +57,12 @@ class MaskedViT(nn.Module):
 
     def forward(self, images: Tensor, masked: Tensor | None = None) -> Tensor | StudentOutput:
         """Images [B, 3, H, W], normalised -> logits [B, K]; with masked patch numbers [B, M] -> StudentOutput."""
-        tokens = self.tower.tokens(images, lambda patches: self.mask(patches, masked))
+        tokens, chosen = self.tower.look(images, lambda patches: self.mask(patches, masked), masked)
         feature = F.normalize(self.tower.feature(tokens), dim=-1)
         logits = self.logit_factor * feature @ self.classifier
-        if masked is None:
+        if chosen is None:
             return logits
-        patches = self.ln_patch(take(self.tower.patches(tokens), masked))
+        patches = self.ln_patch(chosen)
         local = F.normalize(self.tower.local(patches), dim=-1)
         alignment = (local - feature[:, None]).square().sum(-1)
         return StudentOutput(logits, self.decoder(patches), alignment)
@@ -86,11 +86,6 @@ class MaskedViT(nn.Module):
             return 0
         inside = name.removeprefix("visual.")
         return self.tower.layer_of(inside) if inside != name else self.layers + 1
-
-
-def take(tokens: Tensor, index: Tensor) -> Tensor:
-    """The tokens [B, M, W] with the numbers `index` [B, M] out of tokens [B, L, W]."""
-    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:

@@ -15,7 +15,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from must.model.masked_vit import StudentOutput, patchify, take
+from must.model.masked_vit import StudentOutput, patchify
+from must.model.towers import take
 
 MANY_CLASSES = 512  # from here on the class balance is a running mean: one batch cannot hold all classes
 

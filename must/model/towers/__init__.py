@@ -5,7 +5,7 @@ positions are added, and a class token that becomes the image's feature. A tower
 its patches are, how tokens become the image's feature, and what a single patch looks like in the same space.
 """
 
-from must.model.towers.base import Tower
+from must.model.towers.base import Tower, take
 from must.model.towers.choose import tower_of
 
-__all__ = ["Tower", "tower_of"]
+__all__ = ["Tower", "take", "tower_of"]

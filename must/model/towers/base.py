@@ -39,6 +39,16 @@ class Tower(ABC):
         `replace` maps patch embeddings [B, L, W] to what goes on: masking happens before positions are added.
         """
 
+    def look(
+        self, images: Tensor, replace: Callable[[Tensor], Tensor], masked: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(tokens for `feature`, the patches [B, M, W] with the numbers `masked` [B, M]), after the last block.
+
+        A tower may leave out of its last block what neither of the two needs.
+        """
+        tokens = self.tokens(images, replace)
+        return tokens, None if masked is None else take(self.patches(tokens), masked)
+
     @abstractmethod
     def patches(self, tokens: Tensor) -> Tensor:
         """The patches [B, L, W] among the tokens."""
@@ -66,3 +76,8 @@ class Tower(ABC):
     def checkpoint_activations(self, on: bool = True) -> None:
         """Trades memory for work: each block's activations are computed again in the backward pass."""
         self.visual.set_grad_checkpointing(on)
+
+
+def take(tokens: Tensor, index: Tensor) -> Tensor:
+    """The tokens [B, M, W] with the numbers `index` [B, M] out of tokens [B, L, W]."""
+    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))

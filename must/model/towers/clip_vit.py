@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from must.model.towers.base import Tower
+from must.model.towers.base import Tower, take
 
 BEFORE_THE_BLOCKS = ("class_embedding", "positional_embedding", "conv1", "ln_pre")
 
@@ -25,11 +27,34 @@ class ClipTower(Tower):
         visual.output_tokens = False  # CoCa's towers hand out all tokens besides the feature
 
     def tokens(self, images: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
+        return self.visual.transformer(self.embedded(images, replace))
+
+    def embedded(self, images: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
+        """What goes into the first block."""
         visual = self.visual
         patches = replace(visual.conv1(images).flatten(2).transpose(1, 2))
         class_token = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
         tokens = torch.cat([class_token, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
-        return visual.transformer(visual.ln_pre(tokens))
+        return visual.ln_pre(tokens)
+
+    def look(
+        self, images: Tensor, replace: Callable[[Tensor], Tensor], masked: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        blocks: list[Any] = list(self.blocks)
+        last = blocks.pop()
+        if type(self) is not ClipTower or type(last) is not ResidualAttentionBlock:  # FSDP's blocks are of another type
+            return super().look(images, replace, masked)
+        tokens = self.embedded(images, replace)
+        for block in blocks:
+            if self.visual.transformer.grad_checkpointing:
+                tokens = checkpoint(block, tokens, use_reentrant=False)
+            else:
+                tokens = block(tokens)
+        # The last block's tokens are read for the class and the masked patches only: the others stay keys and values.
+        read = tokens[:, :1] if masked is None else torch.cat([tokens[:, :1], take(tokens[:, 1:], masked)], dim=1)
+        read = read + last.ls_1(last.attn(last.ln_1(read), last.ln_1(tokens))[0])
+        read = read + last.ls_2(last.mlp(last.ln_2(read)))
+        return read, None if masked is None else read[:, 1:]
 
     def patches(self, tokens: Tensor) -> Tensor:
         return tokens[:, 1:]
