@@ -160,8 +160,11 @@ class Trainer:
             self.stop_with_checkpoint(
                 f"the gradients of {progress.skipped} steps were not finite; lower --lr, or use --precision fp32"
             )
-        same = method.predict(method.teacher, batch.weak) == method.predict(self.reference, batch.weak)
-        line["agreement"] = same.float().mean().item()  # of this process's images; all look, as parameters may be cut
+        taught, learned, zero_shot = (  # of this process's images; all look, as parameters may be cut
+            method.predict(model, batch.weak) for model in (method.teacher, method.student, self.reference)
+        )
+        line["agreement"] = (taught == zero_shot).float().mean().item()
+        line["stability"] = (taught == learned).float().mean().item()
         line |= {
             "epoch": (step + 1) / method.steps_per_epoch,
             "lr": method.learning_rate(step),

@@ -86,7 +86,8 @@ def test_a_run_leaves_a_bundle_a_log_and_its_story(uninterrupted, digits):
     assert description.provenance["config"]["seed"] == 1 and len(description.provenance["index_sha256"]) == 64
     lines = read_log(output / "train_log.jsonl")
     assert [line["step"] for line in lines] == list(range(1, STEPS, 2))
-    assert all({"loss_self_training", "confident", "agreement", "lr", "images_per_s"} <= line.keys() for line in lines)
+    told = {"loss_self_training", "confident", "agreement", "stability", "lr", "images_per_s"}
+    assert all(told <= line.keys() and 0 <= line["stability"] <= 1 for line in lines)
     assert lines[-1]["loss_reconstruction"] < lines[0]["loss_reconstruction"]
     assert list((output / "tensorboard").glob("events*"))
     assert load_bundle(str(output)).model.classifier.shape == (64, 10)
