@@ -52,6 +52,9 @@ class EvaluateConfig(StageConfig):
         require(self.timeout >= 1, "--timeout must be at least 1")
         require(not self.few_shot or bool(self.baseline), "--few-shot needs --baseline, whose features it uses")
         require(
+            not self.few_shot or self.labels == "auto", "--few-shot needs the labels that --labels ignore leaves out"
+        )
+        require(
             not self.few_shot or self.few_shot_split != self.split,
             f"--few-shot-split {self.few_shot_split}: is the split that is evaluated; take another one",
         )

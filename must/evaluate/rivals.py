@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from must.config import EvaluateConfig
 from must.data.stream import eval_batches
@@ -106,7 +107,11 @@ def labelled_features(config: EvaluateConfig, split: str, baseline: Bundle, here
     for *_, said in parts:
         require(not said, said)
     numbers, features, labels = ([item for part in parts for item in part[i]] for i in range(3))
-    require(bool(numbers), f"--few-shot needs labels; split '{split}' has none")
+    require(
+        bool(numbers),
+        f"--few-shot needs labels; split '{split}' of {config.shards} has none. The evaluated split (--split) and the "
+        "one that the labelled images are taken from (--few-shot-split) both need some",
+    )
     order = np.argsort(np.concatenate(numbers))
     return Features(np.concatenate(features)[order], np.concatenate(labels)[order])
 
@@ -120,21 +125,54 @@ def draw(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
 
 def linear_probe(few: Features, features: np.ndarray, seed: int) -> np.ndarray:
     """Class numbers [N]. The regularization is cross-validated on the support images where each class has two."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_score
-
-    least = int(np.bincount(few.labels)[np.unique(few.labels)].min())
-    if len(np.unique(few.labels)) < 2:
+    known = np.unique(few.labels)
+    least = int(np.bincount(few.labels)[known].min())
+    if len(known) < 2:
         return np.full(len(features), few.labels[0])
     best = REGULARIZATION[-2]
     if least >= 2:
-        folds = StratifiedKFold(min(least, 4), shuffle=True, random_state=seed)
-        scores = [
-            cross_val_score(LogisticRegression(C=c, max_iter=1000), few.features, few.labels, cv=folds).mean()
-            for c in REGULARIZATION
-        ]
-        best = REGULARIZATION[int(np.argmax(scores))]
-    return LogisticRegression(C=best, max_iter=1000).fit(few.features, few.labels).predict(features)
+        fold = fold_numbers(few.labels, min(least, 4), seed)
+        best = max(REGULARIZATION, key=lambda c: cross_validated(few, fold, c))
+    return logistic_regression(few, best, features)
+
+
+def cross_validated(few: Features, fold: np.ndarray, c: float) -> float:
+    """Mean accuracy on the folds, each predicted from the others."""
+    accuracy = []
+    for number in range(fold.max() + 1):
+        inside, outside = (Features(few.features[rows], few.labels[rows]) for rows in (fold != number, fold == number))
+        accuracy.append((logistic_regression(inside, c, outside.features) == outside.labels).mean())
+    return float(np.mean(accuracy))
+
+
+def fold_numbers(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """The fold of each image, int64 [M]; every class is spread evenly over the folds."""
+    generator, numbers = np.random.default_rng(seed), np.zeros(len(labels), np.int64)
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        numbers[rows] = np.arange(len(rows)) % folds
+    return numbers
+
+
+def logistic_regression(few: Features, c: float, features: np.ndarray) -> np.ndarray:
+    """Class numbers [N] by the minimum of c x (summed cross entropy) + |W|^2 / 2, the intercept not penalised."""
+    known, target = np.unique(few.labels, return_inverse=True)
+    x, y = torch.from_numpy(few.features), torch.from_numpy(target)
+    weight = torch.zeros(x.shape[1], len(known), requires_grad=True)
+    bias = torch.zeros(len(known), requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=500, tolerance_grad=1e-5, tolerance_change=1e-9, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(x @ weight + bias, y) + weight.square().sum() / (2 * c * len(x))
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    with torch.no_grad():
+        return known[(torch.from_numpy(features) @ weight + bias).argmax(dim=1).numpy()]
 
 
 def tip_adapter(few: Features, features: np.ndarray, classifier: np.ndarray, logit_factor: float) -> np.ndarray:

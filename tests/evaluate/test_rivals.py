@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
-from must.evaluate.rivals import Features, draw, linear_probe, tip_adapter
+from must.config import EvaluateConfig, ShardConfig
+from must.data.shard import shard
+from must.evaluate.evaluate import evaluate
+from must.evaluate.rivals import Features, draw, fold_numbers, linear_probe, logistic_regression, tip_adapter
 
 
 def unit(vectors):
@@ -32,6 +35,24 @@ def test_linear_probe_separates_what_can_be_separated():
     assert (linear_probe(few, images, seed=0) == test).mean() > 0.99
 
 
+@pytest.mark.parametrize("c", [0.1, 1.0, 100.0])
+def test_the_probe_is_the_usual_logistic_regression(c):
+    sklearn = pytest.importorskip("sklearn.linear_model")
+    generator = np.random.default_rng(1)
+    labels = generator.integers(3, 8, 60)  # classes 0 to 2 have no image
+    features = unit(np.eye(16)[labels] + 0.6 * generator.normal(size=(60, 16)))
+    images = unit(generator.normal(size=(500, 16)))
+    expected = sklearn.LogisticRegression(C=c, max_iter=5000, tol=1e-8).fit(features, labels).predict(images)
+    assert (logistic_regression(Features(features, labels), c, images) == expected).mean() > 0.99
+
+
+def test_folds_hold_every_class_evenly():
+    labels = np.repeat([0, 1, 4], [8, 5, 4])
+    folds = fold_numbers(labels, 4, seed=0)
+    assert all(np.bincount(folds[labels == label], minlength=4).min() >= 1 for label in (0, 1, 4))
+    assert np.bincount(folds).max() - np.bincount(folds).min() <= 2
+
+
 def test_draw_takes_that_many_of_each_class_and_no_image_twice():
     labels = np.array([0] * 5 + [1] * 2 + [3] * 9)
     rows = draw(labels, 4, seed=1)
@@ -50,8 +71,29 @@ def test_more_labels_help_on_digits(evaluated):
     assert all(0 <= row["spread"] < 0.3 for row in probe["rows"]) and results["seeds"] == 3
 
 
-def test_the_evaluated_split_is_refused_as_support(digits, tmp_path):
-    from must.config import EvaluateConfig
+def test_questions_that_cannot_be_answered():
+    values = {"model": "m", "baseline": "b", "shards": "s", "output": "o", "few_shot": "1"}
+    for changes, text in (
+        ({"few_shot_split": "test"}, "take another one"),
+        ({"labels": "ignore"}, "needs the labels"),
+        ({"baseline": ""}, "needs --baseline"),
+        ({"few_shot": "0"}, "1 or more"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            EvaluateConfig(**values | changes)
 
-    with pytest.raises(ValueError, match="take another one"):
-        EvaluateConfig(model=digits.adapted, baseline="b", shards="s", output="o", few_shot="1", few_shot_split="test")
+
+def test_a_split_without_labels_is_named(digits, tmp_path):
+    shard(ShardConfig(source=str(digits.images / "test"), output=str(tmp_path / "shards"), split="train=0.5,test=0.5"))
+    config = EvaluateConfig(
+        model=digits.adapted,
+        baseline=digits.classifier,
+        shards=str(tmp_path / "shards"),
+        output=str(tmp_path / "out"),
+        few_shot="1",
+        workers=0,
+        device="cpu",
+    )
+    with pytest.raises(ValueError, match=r"split 'train' of .* has none"):
+        evaluate(config)
+    assert not (tmp_path / "out").exists()
