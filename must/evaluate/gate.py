@@ -9,7 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from must.evaluate.table import printable
 from must.parameters import require
+
+NAMED = 5  # vanished classes that a reason names
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,15 @@ def label_free_gate(metrics: dict[str, Any], limits: LabelFreeLimits | None = No
     free, classes = metrics["label_free"], len(metrics["classes"])
     compared, before, after = free["compared"], free["baseline"], free["adapted"]
     require(compared is not None, "the label-free gate compares with zero-shot: give `must evaluate` a --baseline")
+    name = metrics.get("baseline_name", "zero-shot")
     rules = [
-        rule("same class as zero-shot", compared["agreement"], limits.min_agreement),
+        rule(f"same class as {name}", compared["agreement"], limits.min_agreement),
         rule(
-            "effective classes, of zero-shot's number",
+            f"effective classes, of {name}'s number",
             after["effective_classes"] / before["effective_classes"],
             limits.min_effective_classes,
         ),
-        rule("vanished classes", len(compared["vanished"]) / classes, limits.max_vanished, at_most=True),
+        rule(vanished(compared, metrics), len(compared["vanished"]) / classes, limits.max_vanished, at_most=True),
         rule(
             "mutual information gained",
             after["mutual_information"] - before["mutual_information"],
@@ -65,7 +69,7 @@ def label_free_gate(metrics: dict[str, Any], limits: LabelFreeLimits | None = No
     ]
     if compared["agreement_confident"] is not None:
         value = compared["agreement_confident"]
-        rules.insert(1, rule("same class where zero-shot is confident", value, limits.min_agreement_confident))
+        rules.insert(1, rule(f"same class where {name} is confident", value, limits.min_agreement_confident))
     return Decision(all(passed for passed, _ in rules), "label-free", [text for _, text in rules])
 
 
@@ -97,6 +101,12 @@ def labelled_gate(metrics: dict[str, Any], key: str = "top1", min_gain: float = 
         ),
     ]
     return Decision(enough and low > min_gain, "labelled", reasons)
+
+
+def vanished(compared: dict[str, Any], metrics: dict[str, Any]) -> str:
+    names = [printable(metrics["classes"][number]) for number in compared["vanished"]]
+    shown = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+    return f"vanished classes ({shown}): share of all" if names else "vanished classes"
 
 
 def rule(name: str, value: float, limit: float, at_most: bool = False) -> tuple[bool, str]:

@@ -58,7 +58,7 @@ def noisy(logits, labels, generator):
     [
         (better, True, ""),
         (collapsed, False, "effective classes"),
-        (two_vanished, False, "vanished classes"),
+        (two_vanished, False, "vanished classes (b, c)"),
         (shuffled, False, "same class as zero-shot"),
         (noisy, False, "mutual information"),
     ],
