@@ -13,43 +13,14 @@ from typing import Any
 
 import onnx
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from must.data.eval_view import Preprocess
+from must.export.deployed import Deployed
 from must.model.bundle import Bundle, preprocess_of
-from must.model.masked_vit import MaskedViT
 
 INPUT, OUTPUT = "image", "probability"
 OPSET = 18
 PROTOBUF_LIMIT = 2**31
-
-
-class Deployed(nn.Module):
-    """Images -> class probabilities float32 [B, K], as they are served: the plain image tower and the classifier.
-
-    Mask token, patch LayerNorm and decoder are for training only and stay out.
-
-    Images are float32 [B, 3, S, S], normalised; or, with `uint8`, uint8 [B, S, S, 3] pixels that the graph normalises.
-    """
-
-    mean: Tensor
-    std: Tensor
-    classifier: Tensor
-
-    def __init__(self, model: MaskedViT, preprocess: Preprocess, uint8: bool) -> None:
-        super().__init__()
-        self.visual = model.visual
-        self.register_buffer("classifier", model.logit_factor * model.classifier.detach())  # [D, K]
-        self.uint8 = uint8
-        self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(preprocess.std).view(1, 3, 1, 1))
-
-    def forward(self, image: Tensor) -> Tensor:
-        if self.uint8:
-            image = (image.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
-        feature = F.normalize(self.visual(image), dim=-1)
-        return (feature @ self.classifier).softmax(dim=-1)
 
 
 def to_graph(bundle: Bundle, uint8: bool = False) -> onnx.ModelProto:

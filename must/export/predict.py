@@ -10,6 +10,7 @@ from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from must import storage
 from must.config import PredictConfig
@@ -41,7 +42,9 @@ def predict(config: PredictConfig) -> dict[str, int]:
     view, top = EvalView(classifier.preprocess), min(config.top_k, len(classifier.classes))
     counts = {"images": 0, "unreadable": 0}
     names = find_images(config.images, counts)
-    with open_writer(config.output, top) as writer, ThreadPoolExecutor() as pool:
+    # None: no bar where there is no terminal; and none between the rows of a table
+    bar = tqdm(unit="img", desc="predict", leave=False, disable=None if config.output else True)
+    with open_writer(config.output, top) as writer, ThreadPoolExecutor() as pool, bar:
         while batch := list(islice(names, config.batch_size)):
             read = [(name, *item) for name, item in zip(batch, pool.map(lambda n: load(n, view), batch), strict=True)]
             for name, pixels, problem in read:
@@ -55,6 +58,7 @@ def predict(config: PredictConfig) -> dict[str, int]:
                 best = np.argsort(-row, kind="stable")[:top]
                 writer(Prediction(name, [classifier.classes[i] for i in best], [float(row[i]) for i in best]))
             counts["images"] += len(whole)
+            bar.update(len(batch))
         require(counts["images"] > 0, "none of the images could be read")
     if config.output:
         missing = f", {counts['unreadable']} could not be read" if counts["unreadable"] else ""
@@ -99,4 +103,4 @@ def only_images(names: Iterable[str]) -> list[str]:
 
 def warn(name: str, problem: str, counts: dict[str, int]) -> None:
     counts["unreadable"] += 1
-    print(f"{name}: {problem}", file=sys.stderr)
+    tqdm.write(f"{name}: {problem}", file=sys.stderr)
