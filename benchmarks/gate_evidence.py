@@ -2,6 +2,9 @@
 
     python benchmarks/gate_evidence.py --output evidence/ [--epochs 12] [--seeds 0 1]
 
+What was trained already is not trained again, so that the runs can be done in pieces: stop it, go on with the same
+command, or give one seed after the other and all of them at the end (about 7 minutes a seed on two cores).
+
 Each row is a whole run of `must train` with settings that are right, doubtful or wrong on purpose, or a model damaged
 after training. Signals and the gate see predictions only; the labels of the test part judge them afterwards.
 """
@@ -47,6 +50,7 @@ RUNS: dict[str, dict[str, Any]] = {
 DAMAGED = {"two classes swapped": "swap", "noise on the weights": "noise", "all images one class": "collapse"}
 SIGNALS = {
     "estimated change": lambda free: free["compared"]["estimated_change"],
+    "confidence change": lambda free: free["compared"]["confidence_change"],
     "agreement": lambda free: free["compared"]["agreement"],
     "agreement, confident": lambda free: free["compared"]["agreement_confident"],
     "confidence": lambda free: free["adapted"]["confidence"],
@@ -54,6 +58,7 @@ SIGNALS = {
     "nuclear norm": lambda free: free["adapted"]["nuclear_norm"],
     "effective classes": lambda free: free["adapted"]["effective_classes"],
     "- histogram distance": lambda free: -free["compared"]["histogram_distance"],
+    "stability": lambda free: free["training"] and free["training"]["stability"],
 }
 
 
@@ -150,7 +155,8 @@ def judge(name: str, seed: int, folder: Path, shards: str, names: str, root: Pat
     print(
         f"{name:<32}{seed:>2}  top-1 {100 * row['top1']:5.1f}  {100 * change:+6.1f}  estimate "
         f"{100 * row['estimated change']:+6.1f}  agreement {row['agreement']:.2f} / {row['agreement, confident']:.2f}  "
-        f"mutual information {gained:+.3f}  {'pass' if decision.passed else 'STOP'}",
+        f"mutual information {gained:+.3f}  stability {number(row['stability'])}  "
+        f"{'pass' if decision.passed else 'STOP'}",
         flush=True,
     )
     return row
@@ -159,12 +165,24 @@ def judge(name: str, seed: int, folder: Path, shards: str, names: str, root: Pat
 def summarize(rows: list[dict[str, Any]]) -> None:
     print("\nSpearman correlation with the change of accuracy")
     for signal in SIGNALS:
-        print(f"  {signal:<22}{spearmanr([r[signal] for r in rows], [r['change'] for r in rows]).statistic:+.2f}")
-    error = sum(abs(r["estimated change"] - r["change"]) for r in rows) / len(rows)
-    print(f"mean error of the estimated change: {100 * error:.1f} points")
-    good, bad = [r for r in rows if r["change"] > 0], [r for r in rows if r["change"] <= 0]
-    print(f"gate: passed {sum(r['passed'] for r in good)} of {len(good)} that were better than zero-shot")
-    print(f"      stopped {sum(not r['passed'] for r in bad)} of {len(bad)} that were not")
+        known = [r for r in rows if r[signal] is not None]
+        rank = spearmanr([r[signal] for r in known], [r["change"] for r in known]).statistic
+        print(f"  {signal:<22}{rank:+.2f}  of {len(known)} models")
+    for signal in ("estimated change", "confidence change"):
+        error = sum(abs(r[signal] - r["change"]) for r in rows) / len(rows)
+        sign = sum((r[signal] > 0) == (r["change"] > 0) for r in rows)
+        print(f"{signal}: {100 * error:.1f} points off on average, right about the sign of {sign} of {len(rows)}")
+    for seed in sorted({r["seed"] for r in rows}):
+        good = [r for r in rows if r["change"] > 0 and r["seed"] == seed]
+        bad = [r for r in rows if r["change"] <= 0 and r["seed"] == seed]
+        print(
+            f"gate, seed {seed}: passed {sum(r['passed'] for r in good)} of {len(good)} that were better than "
+            f"zero-shot, stopped {sum(not r['passed'] for r in bad)} of {len(bad)} that were not"
+        )
+
+
+def number(value: float | None) -> str:
+    return "  -  " if value is None else f"{value:.3f}"
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from must.evaluate.metrics import (
 )
 from must.evaluate.scores import Samples, Scores, score_split
 from must.evaluate.table import table
+from must.evaluate.training import settled, training_log
 from must.model.bundle import DESCRIPTION_FILE, Bundle, load_bundle, preprocess_of, zero_shot_bundle
 from must.model.classifier import load_classifier
 from must.parameters import require
@@ -58,6 +59,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         if not here.is_main:
             return metrics
         metrics |= origin(config, bundle, baseline)
+        metrics["label_free"]["training"] = settled(training_log(config.model))
+        if metrics["baseline_name"] != "zero-shot" and (compared := metrics["label_free"]["compared"]):
+            compared["estimated_change"] = None  # it takes the baseline's probabilities for what they say
         metrics["data"] |= {
             "index_sha256": index.sha256,
             "index_revision": index.revision,
@@ -132,7 +136,7 @@ def measure(samples: Samples, after: Scores, before: Scores | None, classes: lis
         "labelled": int(chosen.sum()),
         "skipped": samples.skipped,
         "classes": classes,
-        "adapted": None,
+        "adapted": {},
         "baseline": None,
         "intervals": {},
         "bootstrap_replicates": REPLICATES,
@@ -140,6 +144,7 @@ def measure(samples: Samples, after: Scores, before: Scores | None, classes: lis
             "adapted": labelfree.label_free(after),
             "baseline": labelfree.label_free(before) if before else None,
             "compared": labelfree.compare(before, after) if before else None,
+            "training": None,
         },
     }
     if chosen.any():

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from must.evaluate.estimate import estimated_change
 from must.evaluate.scores import Scores
 
 CONFIDENT = 0.7
@@ -43,8 +44,9 @@ def label_free(scores: Scores) -> dict[str, Any]:
 def compare(before: Scores, after: Scores) -> dict[str, Any]:
     """Of two models on the same images.
 
-    - estimated_change: of accuracy, by the difference of the mean confidences (Guillory et al. 2021, arXiv 2107.03315).
-      Self-training makes models sure of themselves, so it errs: docs/evaluation.md says by how much.
+    - estimated_change: of accuracy, where the first model is calibrated (must.evaluate.estimate).
+    - confidence_change: difference of the mean confidences, which for a model that was not trained on its own guesses
+      estimates the change of accuracy (Guillory et al. 2021, arXiv 2107.03315); after self-training it does not.
     - agreement: share of equal predictions.
     - agreement_confident: the same among images of which the first model is confident; None if there are none.
     - histogram_distance: total variation between the predicted class histograms, 0 (equal) to 1 (disjoint).
@@ -58,7 +60,8 @@ def compare(before: Scores, after: Scores) -> dict[str, Any]:
     new = np.bincount(after.prediction, minlength=classes) / images
     gain = after.confidence.mean(dtype=np.float64) - before.confidence.mean(dtype=np.float64)
     return {
-        "estimated_change": float(gain),
+        "estimated_change": estimated_change(before, after),
+        "confidence_change": float(gain),
         "agreement": float(same.mean()),
         "agreement_confident": float(same[confident].mean()) if confident.any() else None,
         "histogram_distance": float(np.abs(old - new).sum() / 2),

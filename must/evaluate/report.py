@@ -17,6 +17,7 @@ from must.evaluate.numbers import percent, points, signed
 from must.evaluate.pictures import Thumbnails
 from must.evaluate.scores import Samples, Scores
 from must.evaluate.story import commands, provenance, training_curves
+from must.evaluate.training import training_log
 from must.evaluate.verdict import verdict
 
 CLASSES_SHOWN = 30  # rows of the class chart at either end; the table below holds all
@@ -53,7 +54,7 @@ def render_report(
         reliability=reliability(metrics),
         few_shot=few_shot(metrics),
         histogram=histogram(metrics),
-        curves=training_curves(config.model),
+        curves=training_curves(training_log(config.model)),
         provenance=provenance(metrics),
         commands=commands(config, metrics),
     )
@@ -72,7 +73,7 @@ def summary_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
         for model in ("baseline", "adapted"):
             if values := metrics[model]:
                 low, high = values["intervals"][key]
-                row[model] = {"value": show(values[key]), "interval": f"{show(low)} to {show(high)}"}
+                row[model] = {"value": show(values[key]), "interval": f"{show(low).rstrip('%')} to {show(high)}"}
         if metrics["baseline"]:
             scale, digits = (100, 1) if is_share else (1, 3)
             change = scale * (metrics["adapted"][key] - metrics["baseline"][key])

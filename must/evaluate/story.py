@@ -2,44 +2,33 @@
 
 from __future__ import annotations
 
-import json
-import math
 import shlex
 from dataclasses import MISSING, fields
 from typing import Any
 
-from must import storage
 from must.config import EvaluateConfig, TrainConfig
 from must.evaluate import charts
 from must.evaluate.charts import Line
-from must.train.log import LOG_FILE
+from must.evaluate.training import is_number
 
 CURVES = (
-    ("Losses", {"loss_self_training": "self-training", "loss_fairness": "fairness"}, False),
+    ("Self-training loss", {"loss_self_training": "cross entropy with the pseudo-labels"}, False),
     ("Image losses", {"loss_reconstruction": "reconstruction", "loss_alignment": "alignment"}, False),
+    ("Class balance", {"loss_fairness": "fairness loss, smaller is more even"}, False),
     ("Confident pseudo-labels", {"confident": "share of a batch"}, True),
-    ("Pseudo-labels as zero-shot", {"agreement": "agreement"}, True),
+    ("Same class", {"agreement": "teacher and zero-shot", "stability": "student and teacher"}, True),
     ("Learning rate", {"lr": "of the top layer"}, False),
     ("Images a second", {"images_per_s": "images/s"}, False),
 )
 
 
-def training_curves(bundle: str) -> list[dict[str, Any]]:
-    """From train_log.jsonl beside the bundle, when it is there; lines that are cut off are left out."""
-    uri = storage.join(bundle, LOG_FILE)
-    if not storage.exists(uri):
-        return []
-    lines = []
-    for text in storage.read_bytes(uri).decode("utf-8", "replace").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
+def training_curves(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Charts of the lines of train_log.jsonl, one for each quantity that it holds."""
     found = []
     for title, names, is_share in CURVES:
         drawn = []
         for number, (key, name) in enumerate(names.items(), start=1):
-            values = [(line["step"], line[key]) for line in lines if is_number(line.get(key)) and "step" in line]
+            values = [(line["step"], line[key]) for line in lines if is_number(line.get(key))]
             if len(values) > 1:
                 drawn.append(Line(name, f"curve-{number}", values))
         if drawn:
@@ -47,10 +36,6 @@ def training_curves(bundle: str) -> list[dict[str, Any]]:
             chart = charts.line_chart(title, drawn, percent=is_share, zero=zero)
             found.append({"title": title, "lines": drawn, "chart": chart})
     return found
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def provenance(metrics: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -54,6 +54,9 @@ def without_labels(metrics: dict[str, Any]) -> Verdict:
     text = (
         f"The split has no labels, so accuracy is unknown. {compared['agreement']:.1%} of the images keep their class."
     )
+    text += (
+        f" The predictions that changed suggest {100 * compared['estimated_change']:+.1f} points, which is an estimate."
+    )
     if warnings:
         return Verdict("bad", "Signs of collapse", f"{text} But {'; '.join(warnings)}.")
     return Verdict("open", "No labels: no accuracy", f"{text} No sign of collapse against {name}.")

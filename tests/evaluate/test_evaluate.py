@@ -68,12 +68,13 @@ def test_table_is_aligned_and_has_every_class(evaluated):
 
 def test_without_labels_nothing_is_said_about_accuracy(digits, tmp_path, capsys):
     metrics = evaluate(settings(digits, tmp_path, labels="ignore"))
-    assert metrics["labelled"] == 0 and metrics["adapted"] is None and "per_class" not in metrics
+    assert metrics["labelled"] == 0 and metrics["adapted"] == {} and "per_class" not in metrics
     assert 0 < metrics["label_free"]["compared"]["agreement"] < 1
     assert sum(metrics["label_free"]["adapted"]["histogram"]) == 120
     page = (tmp_path / "report.html").read_text()
     assert "accuracy is unknown" in page and "Most confident changes" in page
-    assert "no labels" in capsys.readouterr().out
+    estimate = f"{100 * metrics['label_free']['compared']['estimated_change']:+.1f}"
+    assert estimate in page and estimate in (shown := capsys.readouterr().out) and "no labels" in shown
 
 
 def test_without_baseline(digits, tmp_path):
@@ -90,6 +91,8 @@ def test_a_bundle_as_baseline(digits, tmp_path):
     assert metrics["paired"]["fixed"] == metrics["paired"]["broken"] == 0
     assert metrics["paired"]["mcnemar_p"] == 1
     assert metrics["label_free"]["compared"]["agreement"] == 1
+    assert metrics["label_free"]["compared"]["estimated_change"] is None, "a bundle's confidence means nothing here"
+    assert "Estimated change" not in (tmp_path / "report.html").read_text()
 
 
 def test_wrong_inputs_are_one_clear_line(digits, tmp_path):
