@@ -1,10 +1,11 @@
 """An estimate, without labels, of how much accuracy changed: who was right about the images that changed class?
 
-The zero-shot model's probabilities are taken for what they say (CLIP's are roughly calibrated); the adapted model's are
-not, because self-training makes a model sure of itself whatever it has learned. Its predictions are treated as those of
-an annotator whose mistakes are unknown (Dawid & Skene 1979, "Maximum likelihood estimation of observer error-rates
-using the EM algorithm"): how often it says a when zero-shot's probabilities say y is counted over all images, and
-counts as its reliability about y. N images, K classes, C = min(5, K) + 1 candidate classes an image.
+The zero-shot model's probabilities are taken for what they say (CLIP's are roughly calibrated: Minderer et al. 2021,
+arXiv 2106.07998). The adapted model's are not, because self-training makes a model sure of itself whatever it has
+learned. Its predictions are treated as those of an annotator whose mistakes are unknown (Dawid & Skene 1979, "Maximum
+likelihood estimation of observer error-rates using the EM algorithm"): how often it says a when zero-shot's
+probabilities say y is counted over all images, and counts as its reliability about y. N images, K classes,
+C = min(5, K) + 1 candidate classes an image.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from typing import Any
 
@@ -23,6 +24,8 @@ from must.evaluate.verdict import verdict
 CLASSES_SHOWN = 30  # rows of the class chart at either end; the table below holds all
 MATRIX_SHOWN = 25  # classes up to which the confusion matrices are drawn
 
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
 METRICS = (
     ("top1", "Top-1", "share of images whose most probable class is the label", True),
     ("top5", "Top-5", "share of images whose label is among the five most probable classes", True),
@@ -37,7 +40,7 @@ def render_report(
 ) -> str:
     """The page. Class and file names are escaped by the template."""
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, finalize=visible
     )
     environment.filters |= {"percent": percent, "points": points}
     template = environment.from_string(resources.files("must.evaluate").joinpath("report.html").read_text("utf-8"))
@@ -58,6 +61,12 @@ def render_report(
         provenance=provenance(metrics),
         commands=commands(config, metrics),
     )
+
+
+def visible(value: Any) -> Any:
+    """Text without what cannot be seen but changes what is: control characters, and those that turn the direction of
+    writing around, which would make a file name rewrite the words beside it."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", value) if type(value) is str else value
 
 
 def summary_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
