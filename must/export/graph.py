@@ -24,7 +24,7 @@ PROTOBUF_LIMIT = 2**31
 
 
 def to_graph(bundle: Bundle, uint8: bool = False) -> onnx.ModelProto:
-    """The ONNX model in float32, checked by onnx.checker.
+    """The ONNX model in float32.
 
     Raises:
         ValueError: the model is too large for one ONNX file.
@@ -51,8 +51,14 @@ def to_graph(bundle: Bundle, uint8: bool = False) -> onnx.ModelProto:
     assert program is not None
     graph = program.model_proto
     strip_tracing_notes(graph)
-    onnx.checker.check_model(graph, full_check=True)
     return graph
+
+
+def check_graph(graph: onnx.ModelProto) -> None:
+    """onnx.checker with shape inference, and no operator but the standard's: what any ONNX runtime asks for."""
+    onnx.checker.check_model(graph, full_check=True)
+    foreign = {node.domain for node in graph.graph.node} - {"", "ai.onnx"}
+    assert not foreign, f"operators of {foreign}"
 
 
 def add_metadata(graph: onnx.ModelProto, bundle: Bundle, **extra: Any) -> None:
@@ -71,7 +77,10 @@ def add_metadata(graph: onnx.ModelProto, bundle: Bundle, **extra: Any) -> None:
         "provenance": provenance,
         **extra,
     }
-    del graph.metadata_props[:]
+    used = {node.domain for node in graph.graph.node}
+    sets = [entry for entry in graph.opset_import if entry.domain in used]  # the quantizer adds those of its own tools
+    del graph.opset_import[:], graph.metadata_props[:]
+    graph.opset_import.extend(sets)
     for key, value in values.items():
         graph.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
     graph.producer_name, graph.producer_version = "must", description["must_version"]

@@ -27,7 +27,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     Raises:
         ValueError: no bundle, no shards, or a file that agrees with PyTorch less than stated; nothing is written then.
     """
-    from must.export.graph import add_metadata, to_graph  # needs onnx and the exporter
+    from must.export.graph import add_metadata, check_graph, to_graph  # needs onnx and the exporter
     from must.export.model_card import model_card, read_metrics
     from must.export.quantize import quantize, to_half
 
@@ -46,6 +46,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
                 graph, pixels if config.shards else None, preprocess_of(bundle.description), Path(folder)
             )
         add_metadata(graph, bundle, precision=config.precision, input=config.input, arithmetic=method)
+        check_graph(graph)
         path.write_bytes(graph.SerializeToString())
         classifier = OnnxClassifier(path)
         check = compare(expected, classifier, pixels)

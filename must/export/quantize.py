@@ -62,18 +62,23 @@ def to_half(graph: onnx.ModelProto) -> onnx.ModelProto:
     taken in float32 too (onnxruntime 1.32 crashes on the CPU when it fuses a half LayerNorm).
     """
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
     kinds = [node.op_type for node in graph.graph.node]
     first, last = kinds.index("Conv"), kinds.index("ReduceL2")
     outside = [node.name for node in [*graph.graph.node[:first], *graph.graph.node[last:]]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about weights that underflow to the smallest half float
-        return convert_float_to_float16(
+        half = convert_float_to_float16(
             graph,
             keep_io_types=True,
             op_block_list=[*DEFAULT_OP_BLOCK_LIST, "LayerNormalization"],
             node_block_list=outside,
         )
+    model = OnnxModel(half)
+    model.topological_sort()  # the conversion appends its casts behind the nodes that read them,
+    del half.graph.value_info[:]  # and leaves notes of the types there were
+    return half
 
 
 def products_with_weights(graph: onnx.ModelProto) -> list[str]:

@@ -96,6 +96,11 @@ def test_smaller_precisions(digits, real, tmp_path, exported, precision, least, 
         got = run(tmp_path, pixels[:batch])
         np.testing.assert_allclose(got, expected[:batch], atol=tolerance)
     assert (got.argmax(1) == expected.argmax(1)).mean() >= 0.95
+    model = onnx.load(tmp_path / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)], (
+        "the standard's operators only"
+    )
     full = (exported[1] / "model.onnx").stat().st_size
     assert (tmp_path / "model.onnx").stat().st_size < least * full
     assert result["check"]["agreement"] >= 0.97 and precision in result["arithmetic"]
