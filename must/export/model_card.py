@@ -16,6 +16,8 @@ LICENCES = (
     ("datacomp", "MIT (DataComp weights)"),
     ("commonpool", "MIT (DataComp weights)"),
     ("metaclip", "CC-BY-NC 4.0: no commercial use (github.com/facebookresearch/MetaCLIP)"),
+    ("webli", "Apache-2.0 (Google's SigLIP weights)"),
+    ("merged2b", "MIT (EVA-CLIP weights)"),
     ("dfn", "Apple's sample code licence (huggingface.co/apple/DFN*)"),
 )
 """By the beginning of open_clip's pretrained tag, as the publishers stated when this was written."""
