@@ -29,7 +29,16 @@ def table(metrics: dict[str, Any]) -> str:
             rows.append((f"same class as {name}", "", percent(compared["agreement"])))
             if (estimate := compared["estimated_change"]) is not None:
                 rows.append(("accuracy, estimated change", "", "", f"{100 * estimate:+.1f}"))
-    return align(rows)
+    return "\n".join([align(rows), *few_shot_lines(metrics)])
+
+
+def few_shot_lines(metrics: dict[str, Any]) -> list[str]:
+    """A line a rival: top-1 for each number of labelled images a class."""
+    lines = []
+    for method in metrics.get("few_shot", {}).get("methods", []):
+        shots, found = zip(*((str(row["shots"]), percent(row["top1"])) for row in method["rows"]), strict=True)
+        lines.append(f"{method['name']} on {' / '.join(shots)} labelled images a class: {' / '.join(found)}")
+    return ["", *lines] if lines else []
 
 
 def metric_row(title: str, before: float | None, after: float, interval: list[float] | None) -> tuple[str, ...]:

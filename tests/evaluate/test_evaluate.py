@@ -60,10 +60,13 @@ def test_the_numbers_fit_together(evaluated):
 
 
 def test_table_is_aligned_and_has_every_class(evaluated):
-    lines = table(evaluated[0]).splitlines()
+    figures, _, rivals = table(evaluated[0]).rpartition("\n\n")
+    lines = figures.splitlines()
     assert all(any(line.startswith(name) for line in lines) for name in CLASSES)
     places = {line.index("%") for line in lines if "%" in line}
     assert len(places) == 1, "the first column of percentages must be aligned"
+    probe = [f"{100 * row['top1']:.1f}%" for row in evaluated[0]["few_shot"]["methods"][0]["rows"]]
+    assert f"linear probe on 1 / 8 labelled images a class: {probe[0]} / {probe[1]}" in rivals
 
 
 def test_without_labels_nothing_is_said_about_accuracy(digits, tmp_path, capsys):
