@@ -61,4 +61,4 @@ def test_the_kustomization_lists_files_that_exist():
 def test_argos_defaults_are_yaml_inside_yaml():
     (config,) = yaml.safe_load_all((DEPLOY / "argo-retry.yaml").read_text())
     defaults = yaml.safe_load(config["data"]["workflowDefaults"])
-    assert defaults["spec"]["templateDefaults"]["retryStrategy"]["retryPolicy"] == "OnError"
+    assert defaults["spec"]["templateDefaults"]["retryStrategy"]["retryPolicy"] == "Always"
