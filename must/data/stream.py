@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from must.data.ahead import InOrder, ReadingAhead
 from must.data.device_views import DeviceInputs, DeviceViews
@@ -25,6 +26,9 @@ from must.data.views import TrainViews, ViewSettings
 PREFETCH = 4  # batches that each loader process makes ahead
 TELL = 5  # replaced samples that each loader process names
 REPLACEMENTS = 16  # undecodable samples in a row after which something larger is wrong
+
+# Pillow's pixels are read-only, and only read when they are stacked.
+warnings.filterwarnings("ignore", "The given NumPy array is not writable")
 
 
 class Views(Protocol):
@@ -117,10 +121,12 @@ def train_batches(
 
 
 def collate(samples: list[tuple[Any, ...]]) -> tuple[Tensor, ...]:
-    """Stacks everything but the last, the replacements, which are counted."""
+    """Stacks everything but the last, the replacements, which are counted.
+
+    In a loader process torch's own function stacks straight into the memory that the main one will see.
+    """
     *arrays, numbers, replaced = zip(*samples, strict=True)
-    stacked = (torch.from_numpy(np.stack(part)) for part in arrays)
-    return *stacked, torch.tensor(numbers), torch.tensor(sum(replaced))
+    return *(default_collate(list(part)) for part in arrays), torch.tensor(numbers), torch.tensor(sum(replaced))
 
 
 class EvalSource:
