@@ -1,0 +1,61 @@
+"""How far training in bf16 strays from float32 on the bundled task, beside what another seed does.
+
+    python benchmarks/precision.py --output build/precision
+
+Trains the preset `digits` for about 200 steps in float32 and in bf16 (autocast; weights, losses and EMA stay float32)
+with the same seed, and in float32 with another. Prints the losses along the way, their mean absolute difference from
+the first run's, and top-1 of teacher and zero-shot model on the test part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.digits import accuracy, prepare
+from must.model.bundle import load_bundle, zero_shot_bundle
+from must.model.classifier import load_classifier
+from must.train.log import read_log
+
+RUNS = {"fp32": ("fp32", 0), "bf16": ("bf16", 0), "fp32, other seed": ("fp32", 1)}
+VALUES = ("loss_self_training", "loss_fairness", "loss_reconstruction", "loss_alignment", "confident")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder for data, models and logs")
+    parser.add_argument("--epochs", type=int, default=6, help="34 steps each [%(default)s]")
+    options = parser.parse_args()
+    prepare(options.output)
+    zero_shot = zero_shot_bundle(load_classifier(str(options.output / "classifier.safetensors")))
+    print(f"zero-shot: top-1 {accuracy(zero_shot, 'test'):.1f}")
+    logs, base = {}, None
+    for name, (precision, seed) in RUNS.items():
+        folder = options.output / f"{precision}-{seed}-{options.epochs}"
+        train(options.output, folder, precision, seed, options.epochs)
+        logs[name] = read_log(folder / "train_log.jsonl")
+        base = base or logs[name]
+        distance = {
+            value: sum(abs(ours[value] - theirs[value]) for ours, theirs in zip(logs[name], base, strict=True))
+            / len(base)
+            for value in VALUES
+        }
+        print(f"\n{name}: top-1 {accuracy(load_bundle(str(folder)), 'test'):.1f}; mean distance from the first run: ")
+        print("  " + "  ".join(f"{value} {number:.4f}" for value, number in distance.items()))
+        for line in logs[name][4::5]:
+            print(f"  step {line['step'] + 1:3}  " + "  ".join(f"{value} {line[value]:.3f}" for value in VALUES))
+
+
+def train(work: Path, output: Path, precision: str, seed: int, epochs: int) -> None:
+    command = [sys.executable, "-m", "must", "train", "--preset", "digits", "--log-every", "10"]
+    command += ["--shards", work / "shards", "--classifier", work / "classifier.safetensors", "--output", output]
+    command += ["--precision", precision, "--seed", str(seed), "--epochs", str(epochs)]
+    subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    main()
