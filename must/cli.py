@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
 import re
@@ -174,8 +175,24 @@ def message(error: Exception) -> str:
     return " ".join(text.split())
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, with the nearest flag; argparse itself prints all of a stage's flags first."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        namespace, rest = super().parse_known_args(args, namespace)
+        if rest:
+            wrong = next((word for word in rest if word.startswith("-")), rest[0]).split("=")[0]
+            near = difflib.get_close_matches(wrong, self._option_string_actions, n=1)
+            self.error(f"{wrong}: unknown{f'; did you mean {near[0]}?' if near else ''}")
+        return namespace, rest
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message} ({self.prog} --help lists what there is)", file=sys.stderr)
+        raise SystemExit(2)
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="must", description=must.__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"must {must.__version__}")
