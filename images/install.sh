@@ -18,6 +18,9 @@ compile=--no-compile
 # shellcheck disable=SC2086 # a word each
 /opt/tools/bin/pip --python /opt/must/bin/python install --quiet --no-deps "$compile" \
     --disable-pip-version-check --root-user-action=ignore $requirements "$@"
-find /opt/must/lib -type d \( -name tests -o -path '*/numpy/f2py' -o -path '*/numpy/distutils' \) -prune -exec rm -r {} +
-find /opt/must/lib -type f \( -name '*.h' -o -name '*.hpp' -o -name '*.cuh' -o -name '*.a' -o -name '*.pxd' -o -name '*.pyi' \) -delete
+find /opt/must/lib -type d \( -name tests -o -path '*/numpy/f2py' -o -path '*/numpy/distutils' \) -prune \
+    -exec rm -r {} +
+for kind in h hpp cuh a pxd pyi; do
+    find /opt/must/lib -type f -name "*.$kind" -delete
+done
 [ "$imports" = all ] || PYTHONDONTWRITEBYTECODE="" _KFP_RUNTIME=true /opt/must/bin/python -c "import $imports"
