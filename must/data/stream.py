@@ -205,5 +205,8 @@ def eval_batches(
 
 
 def quiet_worker(_: int) -> None:
+    # torchrun passes a SIGTERM on to its processes' whole groups. A loader that dies of it takes its training process
+    # along before that has saved its state, so loaders have groups of their own; they end when their parent does.
+    os.setpgrp()
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -69,6 +69,8 @@ def test_processes_under_torchrun_save_too(prepared, name):
     start(name, "must-train", *command, data=prepared)
     wait_for_line(name, r"step +5/")
     assert stop(name) == PREEMPTED
+    log = engine("logs", name)
+    assert "stopped by a signal after step" in log.stdout, log.stdout + log.stderr
     assert list((prepared / "ranks" / "checkpoints").glob("step-*"))
     assert not (prepared / "ranks" / "model.safetensors").exists()
 
