@@ -36,9 +36,9 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training = Training(args.model, args.batch, device)
+    training.step()  # the optimizer has its moments from here on
     size = sum(v.numel() * v.element_size() for v in tensors(training.state()))
     print(f"{args.model} on {device}, {torch.get_num_threads()} threads, batch {args.batch}; state {size / 1e9:.2f} GB")
-    training.step()
     kinds = {"none": Nothing, "background": Background, "torch.save": Plain}
     speeds: dict[str, list[float]] = {name: [] for name in kinds}
     stalls: dict[str, list[float]] = {name: [] for name in kinds}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import difflib
 import importlib
 import os
@@ -33,7 +34,7 @@ STAGE_FUNCTIONS = {
     "predict": "must.export.predict:predict",
     "demo": "must.demo:demo",
 }
-OTHERS_WAIT = 3  # seconds: of a fault that all processes find, torchrun lets only the first one speak
+OTHERS_WAIT = 10  # seconds: of a fault that all processes find, torchrun lets only the first one speak
 EPILOG = """\
 exit codes: 0 done, 2 the input is wrong (one line says what), 75 stopped and resumable, 1 a bug
 a first run:  must demo --output demo && must shard --source demo/images/unlabeled \\
@@ -43,6 +44,8 @@ a first run:  must demo --output demo && must shard --source demo/images/unlabel
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a stage. Exits with 2 and one line when the user's input is wrong."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
     options = vars(build_parser().parse_args(arguments))
     command = options.pop("command")
     try:
@@ -151,6 +154,13 @@ def fail(command: str, error: Exception) -> NoReturn:
         time.sleep(OTHERS_WAIT)
     print(f"must {command}: {message(error)}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def end_with_parent() -> None:
+    """torchrun's processes are to end with it, however it ends: else they would train on beside those of a retry."""
+    if sys.platform == "linux":
+        set_signal_of_parents_death = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(set_signal_of_parents_death, signal.SIGKILL)
 
 
 def is_users(error: Exception) -> bool:

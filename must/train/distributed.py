@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from must.train.heartbeat import LEFT, LONGEST_INTERVAL, PREEMPTED, Heartbeat, connect
+from must.train.heartbeat import LEFT, LOOK, PREEMPTED, Heartbeat, connect
 
 __all__ = ["PREEMPTED", "LostRank", "StopSignal", "World", "pick_device", "share_cores", "world"]
 
@@ -89,7 +88,7 @@ def world(device_name: str, timeout: int) -> Iterator[World]:
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     # The heartbeat can say who is lost, so it comes first; the collectives' own limit is the net below it.
-    limit = timeout + 4 * min(LONGEST_INTERVAL, timeout)
+    limit = timeout + 4 * min(LOOK, timeout)
     dist.init_process_group(backend, timeout=timedelta(seconds=limit))
     rank, size = dist.get_rank(), dist.get_world_size()
     heartbeat = Heartbeat(connect(timeout), rank, size, timeout) if size > 1 else None
@@ -98,11 +97,11 @@ def world(device_name: str, timeout: int) -> Iterator[World]:
     except RuntimeError as error:
         reason = ""
         if heartbeat and is_of_collective(error):
-            reason = heartbeat.explain(min(timeout, 3 * heartbeat.interval))
-        if not reason:
+            reason = heartbeat.explain(min(timeout, LOOK))
+        if heartbeat is None or not reason:
             raise
         if reason != LEFT:
-            print(f"must train: {reason}", file=sys.stderr, flush=True)
+            heartbeat.say(reason)
         raise LostRank from None
     finally:
         if heartbeat:

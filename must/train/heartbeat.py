@@ -21,7 +21,8 @@ from typing import Any
 import torch.distributed as dist
 
 PREEMPTED = 75  # exit code: run again to go on (EX_TEMPFAIL)
-LONGEST_INTERVAL = 5.0  # seconds between two beats
+BEAT = 1.0  # seconds between two signs of life
+LOOK = 5.0  # seconds between two looks at the others'
 LEFT = "left"  # instead of a step: the process ended on its own and has said why itself
 
 
@@ -64,13 +65,14 @@ class Heartbeat:
 
     def __init__(self, store: Any, rank: int, size: int, timeout: float, act: bool = True) -> None:
         self.store, self.rank, self.timeout, self.act = store, rank, timeout, act
-        self.interval = min(LONGEST_INTERVAL, timeout / 4)
+        self.beat, self.interval = min(BEAT, timeout / 8), min(LOOK, timeout / 4)
         self.others = [other for other in range(size) if other != rank]
         self.step = ""
         self.moved = time.monotonic()
         self._count = 0
         self._stop = threading.Event()
         self._lock = threading.Lock()
+        self._spoken = False
         self._beat()
         self.store.wait([f"{other}" for other in self.others], timedelta(seconds=timeout))
         now = time.monotonic()
@@ -140,33 +142,43 @@ class Heartbeat:
                 return ""
             time.sleep(self.interval / 4)
 
+    def say(self, line: str) -> None:
+        """Once: the main thread and this one may find out at the same time."""
+        with self._lock:
+            spoken, self._spoken = self._spoken, True
+        if not spoken:
+            print(f"must: {line}", file=sys.stderr, flush=True)
+
     def line(self, ranks: list[int], what: str) -> str:
         places = "; ".join(f"rank {rank} ({self.signs[rank].where()})" for rank in ranks if rank in self.signs)
-        return f"{places} {what}; stopping, run the same command to go on from the last checkpoint"
+        return f"{places} {what}; stopping, run the same command again (training goes on from its last checkpoint)"
 
     def _run(self) -> None:
-        reachable = time.monotonic()
-        while not self._stop.wait(self.interval):
+        reachable = looked = time.monotonic()
+        while not self._stop.wait(self.beat):
             try:
                 self._beat()
-                lost = self.lost()
                 reachable = time.monotonic()
+                if reachable - looked < self.interval:
+                    continue
+                looked, lost = reachable, self.lost()
             except Exception as error:  # any error of the store's client: it is looked at again, until the timeout
                 if time.monotonic() - reachable > self.timeout:
                     self._end(f"the processes' common store cannot be reached any more: {first_line(error)}", [])
                 continue
             if lost:
-                self._end(self.line(lost, f"gave no sign of life for {self.timeout:g} s"), lost)
+                self._end(self.line(lost, f"is lost: no sign of life for {self.timeout:g} s, or dead"), lost)
             elif (stuck := self.stuck()) and self.rank not in stuck:
                 self._end(self.line(stuck, f"kept the others waiting for {self.timeout:g} s"), stuck)
 
     def _end(self, line: str, lost: list[int]) -> None:
-        """One process speaks, all end: the main thread may be in a collective for ever."""
-        first = min(rank for rank in (self.rank, *self.others) if rank not in lost)
+        """All end, for the main thread may be in a collective for ever; one process a host says why."""
+        here = socket.gethostname()
+        beside = [rank for rank, sign in self.signs.items() if sign.host == here and rank not in lost]
         if not self.act:
             return
-        if self.rank == first:
-            print(f"must train: {line}", file=sys.stderr, flush=True)
+        if self.rank <= min(beside, default=self.rank):
+            self.say(line)
         else:
             time.sleep(2 * self.interval)  # the end of one is the end of all: torchrun sees to that
         os._exit(PREEMPTED)

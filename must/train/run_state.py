@@ -7,11 +7,16 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
+import torch.distributed as dist
+
 from must import storage
 from must.config import TrainConfig
 from must.data.index import Index
 from must.model.classifier import TextClassifier
+from must.parameters import require
 from must.train.checkpoint import Checkpoints
+from must.train.distributed import World
 from must.train.provenance import identity
 from must.train.step import MustStep
 
@@ -58,10 +63,15 @@ class RunState:
         return state
 
     def resume(self, method: MustStep) -> bool:
-        """Goes on from the newest whole checkpoint, if there is one. Raises ValueError: it belongs to another run."""
+        """Goes on from the newest whole checkpoint, if there is one.
+
+        Raises:
+            ValueError: it belongs to another run, or not all processes find the same one.
+        """
         if method.world.is_main:
             self.checkpoints.remove_leftovers()
         state = self.checkpoints.load_newest()
+        self.check_all_find(state["progress"]["step"] if state else 0, method.world)
         if state is None:
             return False
         ours, theirs = self.identity, state["identity"]
@@ -75,3 +85,16 @@ class RunState:
         self.log_lines = json.loads(state["log"])
         method.load_state_dict(state)
         return True
+
+    def check_all_find(self, step: int, world: World) -> None:
+        """Processes that go on from different steps would train different models, or wait for each other for ever."""
+        if world.size == 1:
+            return
+        found = torch.tensor([step, -step], device=world.device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        newest, oldest = found[0].item(), -found[1].item()
+        require(
+            newest == oldest,
+            f"{self.checkpoints.uri}: some processes find a checkpoint of step {newest} there, others one of step "
+            f"{oldest} (0: none); --checkpoints must be a place that all nodes see",
+        )

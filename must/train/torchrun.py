@@ -20,6 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from must.train.distributed import PREEMPTED
 
 SPOKEN_FOR = (2, PREEMPTED)  # codes of processes that said themselves what the matter is
+FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)  # memory ran out, or somebody wanted the machine
 PATIENCE = "120"  # seconds that stopped processes have to save a checkpoint (torchrun: 30)
 
 
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rank, first = error.get_first_failure()
         if first.exitcode not in SPOKEN_FOR:
             print(f"rank {rank} (pid {first.pid}) {how_it_ended(first.exitcode)}", file=sys.stderr)
+        if first.exitcode in FROM_OUTSIDE:
+            return PREEMPTED
         return first.exitcode if first.exitcode > 0 else 1
     except SignalException:  # handed on to the processes, which saved a checkpoint
         return PREEMPTED

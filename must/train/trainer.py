@@ -54,7 +54,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
             trainer.resume()
             return trainer.run(stop)
     except storage.UnreachableError as error:
-        print(f"must train: {error}; run the same command to go on from the last checkpoint", file=sys.stderr)
+        reason = str(error).strip().splitlines()[-1].removeprefix("must.storage.UnreachableError: ")  # of a loader
+        print(f"must train: {reason}; run the same command to go on from the last checkpoint", file=sys.stderr)
         raise Preempted from error
     finally:
         stop.restore()

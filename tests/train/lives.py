@@ -9,11 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
+
+from must.train.heartbeat import is_running
 
 SETTINGS = {
     "preset": "digits", "epochs": 12, "batch_size": 50, "workers": 1, "checkpoint_every": 2, "keep_checkpoints": 3,
@@ -63,6 +66,14 @@ def ranks(process: subprocess.Popen) -> dict[int, int]:
     return found
 
 
+def until_gone(pids: Iterable[int]) -> None:
+    """torchrun's processes are in sessions of their own, and end with it nevertheless."""
+    deadline = time.monotonic() + 10
+    while alive := [pid for pid in pids if is_running(pid)]:
+        assert time.monotonic() < deadline, f"{alive} outlived torchrun"
+        time.sleep(0.01)
+
+
 def last_step(output: Path) -> int:
     """Of the newest whole checkpoint; 0 without one."""
     return max((int(path.stem[5:]) for path in (output / "checkpoints").glob("step-*.json")), default=0)
@@ -95,7 +106,9 @@ def live_and_die(digits: Any, output: Path, processes: int, number: int, chance:
             process.wait(timeout=chance.uniform(0, 0.4))
     alive = process.poll() is None
     if alive and number == signal.SIGKILL:
+        children = ranks(process).values()
         os.killpg(process.pid, signal.SIGKILL)  # everything at once: the machine is lost
+        until_gone(children)
     elif alive:
         process.send_signal(number)
     code = process.wait(timeout=120)

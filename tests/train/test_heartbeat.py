@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from must.train.heartbeat import LEFT, Heartbeat, is_running
 
-TIMEOUT = 1.2
+TIMEOUT = 0.8
 
 
 def client(port):

@@ -11,8 +11,10 @@ import torch
 
 from must import gcs, storage
 from must.config import TrainConfig
+from must.data.reader import ShardReader
 from must.parameters import load
 from must.train.checkpoint import Checkpoints
+from must.train.distributed import StopSignal
 from must.train.presets import preset
 from must.train.trainer import train
 from tests.evaluate.digits import digits as make_digits
@@ -95,3 +97,30 @@ def test_a_clock_that_jumps_changes_nothing(digits, undisturbed, tmp_path, monke
     summary = train(config(digits, tmp_path))
     assert summary["steps"] == STEPS and 0 < summary["seconds"] < 300
     assert difference(tmp_path, undisturbed) == 0.0
+
+
+def test_a_signal_that_arrives_twice_is_one_signal():
+    """Ctrl-C reaches the processes from the terminal, and again from torchrun, which hands it on."""
+    stop = StopSignal()
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.received
+    finally:
+        stop.restore()
+
+
+def test_shards_that_cannot_be_reached_end_the_run_resumably(digits, tmp_path, monkeypatch, capsys):
+    """The loaders' error travels between processes as a traceback; the user sees a line."""
+
+    def image(self, number):
+        raise storage.UnreachableError("gs://bucket/train-000000.tar: the server could not be reached for 300 s: 503")
+
+    monkeypatch.setattr(ShardReader, "image", image)
+    with pytest.raises(SystemExit) as stopped:
+        train(config(digits, tmp_path / "run", workers=1))
+    assert stopped.value.code == 75
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "must train: gs://bucket/train-000000.tar: the server could not be reached for 300 s: 503; run"
+    )

@@ -127,27 +127,15 @@ def test_a_retry_in_another_folder_keeps_the_whole_log(digits, uninterrupted, tm
     assert steps[0] == steps[1]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "bits", "no description"])
-def test_a_damaged_checkpoint_is_passed_over(digits, uninterrupted, tmp_path, damage):
+def test_a_damaged_checkpoint_is_passed_over(digits, uninterrupted, tmp_path):
     start_and_stop(digits, tmp_path, signal.SIGTERM)
     newest = sorted((tmp_path / "checkpoints").glob("*.pt"))[-1]
     data = bytearray(newest.read_bytes())
-    if damage == "truncated":
-        newest.write_bytes(data[: len(data) // 2])
-    elif damage == "bits":
-        data[len(data) // 2] ^= 1
-        newest.write_bytes(data)
-    else:
-        newest.with_suffix(".json").unlink()
-    with pytest.warns(UserWarning, match="passed over") if damage != "no description" else no_warning():
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    with pytest.warns(UserWarning, match="passed over"):
         train(config(digits, tmp_path))
     assert_same_weights(tmp_path, uninterrupted[0])
-
-
-def no_warning():
-    from contextlib import nullcontext
-
-    return nullcontext()
 
 
 def test_another_runs_checkpoints_are_refused_by_what_differs(digits, tmp_path):
@@ -223,27 +211,6 @@ def test_wrong_input_leaves_nothing(digits, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         train(config(digits, tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-def test_two_processes_and_back_again(digits, uninterrupted, tmp_path):
-    """Started on two processes, killed, gone on with on one: the uninterrupted run's weights to float tolerance."""
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
-    changed = [*SETTINGS.items(), ("batch_size", 50)]
-    flags = [part for name, value in changed for part in (f"--{name.replace('_', '-')}", str(value))]
-    alone, both = tmp_path / "alone", tmp_path / "both"
-    assert run(digits, alone, *flags).returncode == 0
-    process = subprocess.Popen(command(digits, both, *flags, launcher=launcher), start_new_session=True)
-    while not (both / "checkpoints" / "step-000000003.json").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    result = run(digits, both, *flags)
-    assert result.returncode == 0 and "going on after step" in result.stdout
-    ours, theirs = (load_file(place / "model.safetensors") for place in (both, alone))
-    for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-2, atol=1e-3)
 
 
 def test_log_survives_a_cut_off_line(tmp_path):
