@@ -28,7 +28,7 @@ VALUES = ("loss_self_training", "loss_fairness", "loss_reconstruction", "loss_al
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for data, models and logs")
-    parser.add_argument("--epochs", type=int, default=6, help="34 steps each [%(default)s]")
+    parser.add_argument("--epochs", type=int, default=12, help="17 steps each [%(default)s]")
     options = parser.parse_args()
     prepare(options.output)
     zero_shot = zero_shot_bundle(load_classifier(str(options.output / "classifier.safetensors")))
