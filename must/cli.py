@@ -106,7 +106,7 @@ def ending_on_sigterm(command: str) -> Iterator[None]:
     """
 
     def stop(number: int, frame: object) -> None:
-        print(f"must {command}: stopped by SIGTERM; run the same command again", file=sys.stderr)
+        print(f"must {command}: stopped by SIGTERM; run the same command again to go on", file=sys.stderr)
         raise SystemExit(75)
 
     if threading.current_thread() is not threading.main_thread():  # only that one may handle signals

@@ -11,9 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -45,7 +42,7 @@ def shard(config: ShardConfig) -> Index:
             next try unless it is worthless.
     """
     sources = open_sources(config)
-    with ending_on_signal(), fresh_folder(config.output), locked(config.output) as still_ours:
+    with fresh_folder(config.output), locked(config.output) as still_ours:
         previous = existing_index(config)
         with Work(config.output) as work:
             return run(config, sources, previous, work, still_ours)
@@ -193,27 +190,6 @@ def nothing_found(config: ShardConfig, listing: Listing) -> str:
         name, reason = listing.rejected[0]
         return f"{where}no images that can be read; {name}: {reason}"
     return f"{where}no images in there"
-
-
-@contextmanager
-def ending_on_signal() -> Iterator[None]:
-    """SIGTERM, a pod's eviction for instance, ends the run in good order: units under way are finished, the lock goes.
-
-    Exit code 75 says that the same command continues it.
-    """
-
-    def stop(number: int, frame: object) -> None:
-        print("must shard: stopped by SIGTERM; run the same command again to go on", file=sys.stderr)
-        raise SystemExit(75)
-
-    if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
