@@ -107,14 +107,16 @@ def test_a_forked_process_does_not_hold_what_its_parent_held(shards: Path, tmp_p
     cache, (_, second, *_) = cache_for(tmp_path, shards, 1.5), index_of(shards).shards
     reader = ShardReader(str(shards), "train", cache)
     image = reader.image(0)
-    done = FORK.Event()
+    ready, done = FORK.Event(), FORK.Event()
 
     def child() -> None:
+        ready.set()
         done.wait()
         assert reader.image(0) == image  # from a file of its own
 
     process = FORK.Process(target=child)
     process.start()
+    assert ready.wait(20)  # a child that has not run yet holds the lock
     assert cache.open(str(shards), second) is None
     reader._close(0)
     look(cache, shards, second)

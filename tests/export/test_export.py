@@ -75,7 +75,9 @@ def test_nothing_of_training_or_of_this_machine_is_inside(exported, digits):
     decoder = sum(p.numel() for p in network.decoder.parameters()) + network.mask_token.numel()
     assert decoder > 200
     assert all(not node.metadata_props and not node.doc_string for node in model.graph.node)
-    assert b".py" not in model.SerializeToString().replace(b"model.py", b""), "no stack traces of the exporter"
+    for tensor in model.graph.initializer:
+        tensor.ClearField("raw_data")  # among millions of weights any four bytes turn up
+    assert b".py" not in model.SerializeToString(), "no stack traces of the exporter"
 
 
 @pytest.mark.parametrize(("precision", "least", "tolerance"), [("fp16", 0.55, 0.02), ("int8", 0.4, 0.15)])
