@@ -19,14 +19,10 @@ from tests.data.test_shard import run, tree
 
 CODE = """
 import sys
-from must.config import ShardConfig
-from must.data.shard import shard
+from must.cli import run
 source, output, workers = sys.argv[1:]
 split = {"train": 0.8, "test": 0.2}
-try:
-    shard(ShardConfig(source=source, output=output, workers=int(workers), samples_per_shard=6, split=split))
-except ValueError as error:
-    sys.exit(str(error))
+run("shard", source=source, output=output, workers=int(workers), samples_per_shard=6, split=split)
 """
 OPTIONS = {"samples_per_shard": 6, "split": {"train": 0.8, "test": 0.2}}
 
@@ -117,7 +113,7 @@ def test_the_second_of_two_runs_refuses(images: Path, tmp_path: Path) -> None:
         wait_until(lambda: len(list(output.glob(".shard/records/*.npz"))) >= 1)
         first.send_signal(signal.SIGSTOP)
         with start(images, output) as second:
-            assert second.wait(30) == 1
+            assert second.wait(30) == 2
             assert second.stderr is not None
             message = second.stderr.read()
         assert f"being written by another `must shard` (process {first.pid}" in message
@@ -146,7 +142,7 @@ def test_a_lost_worker_is_said_in_one_line_and_the_next_run_continues(images: Pa
     with start(images, output) as process:
         wait_until(lambda: len(list(output.glob(".shard/records/*.npz"))) >= 1)
         os.kill(children(process.pid)[0], signal.SIGKILL)
-        assert process.wait(30) == 1
+        assert process.wait(30) == 2
         assert process.stderr is not None and "a worker process was killed" in process.stderr.read()
     with start(images, output) as process:
         assert process.wait(60) == 0
