@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -51,7 +52,11 @@ class Sign:
 
     def where(self) -> str:
         step = f"in step {int(self.step) + 1}" if self.step not in ("", LEFT) else "before the first step"
-        return f"pid {self.pid} on {self.host}, {step}"
+        return f"pid {self.pid} on {self.host}, last heard of {step}"
+
+    def is_dead(self) -> bool:
+        """For certain: this host's own processes can be looked at."""
+        return self.host == socket.gethostname() and not is_running(self.pid)
 
 
 class Heartbeat:
@@ -82,7 +87,11 @@ class Heartbeat:
 
     def begin(self, step: int) -> None:
         """Call it when step `step` begins: after its data arrived, before the processes wait for each other."""
+        first = not self.step
         self.step, self.moved = str(step), time.monotonic()
+        if first:
+            with suppress(Exception):  # the thread's beats notice whether the store is there
+                self._beat()
 
     def close(self) -> None:
         """This process leaves on its own."""
@@ -101,12 +110,10 @@ class Heartbeat:
             now = time.monotonic()
             for other, text in zip(self.others, self._read(), strict=True):
                 self.signs[other].update(text, now)
-            here = socket.gethostname()
             return [
                 other
                 for other, sign in self.signs.items()
-                if sign.step != LEFT
-                and (now - sign.heard > patience or (sign.host == here and not is_running(sign.pid)))
+                if sign.step != LEFT and (now - sign.heard > patience or sign.is_dead())
             ]
 
     def stuck(self) -> list[int]:
@@ -167,7 +174,9 @@ class Heartbeat:
                     self._end(f"the processes' common store cannot be reached any more: {first_line(error)}", [])
                 continue
             if lost:
-                self._end(self.line(lost, f"is lost: no sign of life for {self.timeout:g} s, or dead"), lost)
+                dead = all(self.signs[rank].is_dead() for rank in lost)
+                why = "its process is dead" if dead else f"no sign of life for {self.timeout:g} s"
+                self._end(self.line(lost, f"is lost: {why}"), lost)
             elif (stuck := self.stuck()) and self.rank not in stuck:
                 self._end(self.line(stuck, f"kept the others waiting for {self.timeout:g} s"), stuck)
 
