@@ -89,7 +89,7 @@ def world(device_name: str, timeout: int) -> Iterator[World]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     # The heartbeat can say who is lost, so it comes first; the collectives' own limit is the net below it.
     limit = timeout + 4 * min(LOOK, timeout)
-    dist.init_process_group(backend, timeout=timedelta(seconds=limit))
+    join(backend, limit)
     rank, size = dist.get_rank(), dist.get_world_size()
     heartbeat = Heartbeat(connect(timeout), rank, size, timeout) if size > 1 else None
     try:
@@ -107,6 +107,20 @@ def world(device_name: str, timeout: int) -> Iterator[World]:
         if heartbeat:
             heartbeat.close()
         dist.destroy_process_group()
+
+
+def join(backend: str, limit: float) -> None:
+    """Into the default process group.
+
+    Where torchrun keeps the store, processes that it started again could find the addresses of those before them in
+    it (torch 2.13 adds no prefix), and wait for what is gone: so this life's keys get a prefix of their own.
+    """
+    wait = timedelta(seconds=limit)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        dist.init_process_group(backend, store=connect(limit, "group"), rank=rank, world_size=size, timeout=wait)
+    else:
+        dist.init_process_group(backend, timeout=wait)
 
 
 class HostCopy:

@@ -200,8 +200,11 @@ class Heartbeat:
         return [value.decode() for value in self.store.multi_get([f"{other}" for other in self.others])]
 
 
-def connect(timeout: float) -> Any:
-    """A connection of its own to the store of this life of torchrun's processes: the main thread blocks on its own."""
+def connect(timeout: float, purpose: str = "heartbeat") -> Any:
+    """A connection of its own to the store of this life of torchrun's processes, for keys of one purpose.
+
+    torchrun keeps one store for all lives of a run: what a life writes there, the next one must not read.
+    """
     store = dist.TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
@@ -210,7 +213,7 @@ def connect(timeout: float) -> Any:
         timeout=timedelta(seconds=timeout),
     )
     life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dist.PrefixStore(f"must/heartbeat/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{life}", store)
+    return dist.PrefixStore(f"must/{purpose}/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{life}", store)
 
 
 def is_running(pid: int) -> bool:
