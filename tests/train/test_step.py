@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,12 @@ def test_a_run_goes_on_in_another_form(tmp_path, record_property):
 
 def test_activation_checkpointing_gives_the_same_gradients(record_property):
     assert_same(run_steps(ALONE, activation_checkpointing=True), run_steps(ALONE), record_property)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_give_the_same_gradients(record_property):
+    assert_same(run_steps(ALONE, compile=True), run_steps(ALONE), record_property)
 
 
 def test_a_mean_over_micro_batches_would_be_another_gradient():
