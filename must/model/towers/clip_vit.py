@@ -105,6 +105,6 @@ class CocaTower(ClipTower):
     def pooled(self, keys: Tensor) -> Tensor:
         """Feature [N, D] of normalised tokens [N, T, W]."""
         visual, pool = self.visual, self.visual.attn_pool
-        query = pool.ln_q(pool.query)[:1].expand(len(keys), 1, -1)
+        query = pool.ln_q(pool.query)[:1].expand(keys.shape[0], 1, -1)
         pooled, _ = pool.attn(query, keys, keys, need_weights=False)
         return visual.ln_post(pooled[:, 0]) @ visual.proj
