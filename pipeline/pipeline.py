@@ -41,10 +41,11 @@ def make_pipeline(cluster: Cluster) -> Any:
         test_source: str = "",
         labels: str = "none",
         split: str = "train=1",
+        shard_settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
         evaluate_split: str = "test",
         preset: str = "",
         epochs: int = 0,
-        settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
+        settings: dict = {},  # noqa: B006
         precision: str = "fp32",
         gate: str = "label-free",
         gate_settings: dict = {},  # noqa: B006
@@ -65,6 +66,7 @@ def make_pipeline(cluster: Cluster) -> Any:
             test_source: labelled images for reporting, which become the split 'test'.
             labels: where labels stand: folder, csv or none.
             split: shares of `source` by split, such as train=0.9,test=0.1.
+            shard_settings: other parameters of `must shard` by name, such as {"max_rejected": 0.05, "workers": 4}.
             evaluate_split: the split to evaluate on.
             preset: published settings of a data set, such as imagenet.
             epochs: passes over the images; 0 leaves it to settings and preset.
@@ -85,7 +87,8 @@ def make_pipeline(cluster: Cluster) -> Any:
             text = classifier(fingerprint=looked.output, **names)
             put(text, "classifier", "zero-shot classifier", cached=True)
             sharded = shard(
-                source=source, work_uri=work_uri, test_source=test_source, labels=labels, split=split, append=append
+                source=source, work_uri=work_uri, test_source=test_source, labels=labels, split=split, append=append,
+                settings=shard_settings,
             )  # fmt: skip
             put(sharded, "shard", "shard images")
             index_sha256, weights = sharded.outputs["Output"], text.outputs["weights"]

@@ -14,7 +14,7 @@ def shard(
     labels: str = "none",
     split: str = "train=1",
     append: bool = False,
-    samples_per_shard: int = 1000,
+    settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
 ) -> str:
     """Packs images into WebDataset shards with an index. Never cached, for it looks at the source each time.
 
@@ -25,21 +25,23 @@ def shard(
         labels: where labels stand: folder, csv or none.
         split: shares of `source` by split, such as train=0.9,test=0.1.
         append: add the source's new files to the shards that are there.
-        samples_per_shard: images in a shard.
+        settings: other parameters of `must shard` by name, such as {"max_rejected": 0.05}.
         index: a copy of index.json; its metadata says where the shards are.
 
     Returns:
         The sha256 of index.json: downstream caching follows the data.
     """
-    from must.cli import run
+    from must.cli import call, run
+    from must.run.inputs import sharding_settings
     from must.run.notes import noted
     from must.storage import join, read_bytes, write_bytes
 
     with noted(work_uri, "shard") as note:
-        result = run(
-            "shard", source=source, output=join(work_uri, "shards"), test_source=test_source, labels=labels,
-            split=split, append=append, samples_per_shard=samples_per_shard,
-        )  # fmt: skip
+        own = {
+            "source": source, "output": join(work_uri, "shards"), "test_source": test_source, "labels": labels,
+            "split": split, "append": append,
+        }  # fmt: skip
+        result = run("shard", **call("shard", sharding_settings, settings, own))
         count = sum(shard.samples for shard in result.shards)
         note.result = f"{count:,} images, revision {result.revision}"
         write_bytes(index.path, read_bytes(join(work_uri, "shards", "index.json")))
