@@ -151,6 +151,7 @@ def open_write(uri: str | Path) -> Iterator[BinaryIO]:
             # mkstemp makes files private; a shard on a shared volume is read by other users' pods
             Path(name).chmod(0o666 & ~umask())
             Path(name).replace(path)
+            keep_names(path.parent)
         finally:
             Path(name).unlink(missing_ok=True)
 
@@ -268,6 +269,19 @@ def disk_errors(path: str | Path) -> Iterator[None]:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
             raise ValueError(f"{path}: cannot be written: {(error.strerror or '').lower()}") from error
         raise
+
+
+def keep_names(folder: Path) -> None:
+    """Makes the system write the folder itself: after a power loss a renamed file has its new name, or never had it."""
+    with suppress(PermissionError):  # a folder in which one may write and not read
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no such thing
+                raise
+        finally:
+            os.close(descriptor)
 
 
 def umask() -> int:

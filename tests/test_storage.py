@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -171,3 +172,19 @@ def test_symbolic_links_in_circles_end(tmp_path: Path) -> None:
         ("deep/up", "symbolic link into a folder above it"),
         ("nowhere", "symbolic link to nowhere"),
     ]
+
+
+def test_after_a_power_loss_a_file_has_its_name_or_never_had_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes reach the disk before the name, and the folder with the name before the block ends."""
+    done: list[tuple[bool, bool]] = []  # of each fsync: was it the folder, was the name there
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        fsync(descriptor)
+        done.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), (tmp_path / "file").exists()))
+
+    monkeypatch.setattr(os, "fsync", note)
+    storage.write_bytes(tmp_path / "file", b"data")
+    assert done == [(False, False), (True, True)]

@@ -24,6 +24,7 @@ from components.train_job.manifest import Request, request
 from must import storage
 from must.cli import call
 from must.model.bundle import DESCRIPTION_FILE, load_description
+from must.names import listed
 from must.run.notes import noted
 from must.run.training import job_values, origin
 
@@ -236,5 +237,5 @@ def explain(error: BaseException, what: str) -> NoReturn:
 
 
 def copy_bundle(uri: str, folder: str) -> None:
-    for entry in storage.list_files(uri):
-        storage.download(storage.join(uri, entry.name), storage.join(folder, entry.name))
+    for name in call("train", listed, uri):
+        storage.download(storage.join(uri, name), storage.join(folder, name))

@@ -103,7 +103,7 @@ class ShardCache:
     def hold(self, path: Path, size: int) -> int | None:
         """The file, open and locked so that it stays; None when there is none of that size."""
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             return None
         LOCKED.add(descriptor)
@@ -126,7 +126,7 @@ class ShardCache:
         """Whether it is worth looking for the shard again: it was downloaded, by us or by another process."""
         part = path.with_suffix(".part")
         with storage.disk_errors(part):
-            descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         LOCKED.add(descriptor)
         try:
             return self.download_alone(uri, shard, path, part, descriptor, wait)
@@ -164,7 +164,7 @@ class ShardCache:
         for _ in range(TRIES):
             if not self.make_room(shard.bytes, file):
                 return False
-            target = Hashing(file)
+            target = Hashing(file, shard.bytes)
             try:
                 with storage.disk_errors(self.folder):
                     storage.copy(source, target)
@@ -172,7 +172,7 @@ class ShardCache:
                     os.fsync(file.fileno())
             except FileNotFoundError:
                 raise ValueError(f"{source}: is missing; `must index verify {uri}` tells what is broken") from None
-            if target.sha256.hexdigest() == shard.sha256:
+            if target.left == 0 and target.sha256.hexdigest() == shard.sha256:
                 return True
             file.seek(0)
         raise ValueError(f"{source}: has changed (sha256); `must index verify {uri}` tells what is broken")
@@ -198,15 +198,15 @@ class ShardCache:
 
     def evict(self, path: Path) -> bool:
         """Deletes a file unless somebody holds it. Of a killed process's download nobody does."""
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
+        try:  # for writing, though nothing is: on NFS an exclusive lock needs it
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:  # it is gone, or somebody else's
             return False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink(missing_ok=True)
             return True
-        except BlockingIOError:
+        except OSError:  # held, or in a folder that is not ours
             return False
         finally:
             os.close(descriptor)
@@ -236,11 +236,14 @@ class Cached(NamedTuple):
 
 
 class Hashing:
-    """A file that knows the sha256 of what is written to it."""
+    """A file that knows the sha256 of what is written to it, and takes the first `left` bytes: the rest has no room."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.sha256 = file, hashlib.sha256()
+    def __init__(self, file: BinaryIO, left: int) -> None:
+        self.file, self.left, self.sha256 = file, left, hashlib.sha256()
 
     def write(self, data: bytes) -> int:
         self.sha256.update(data)
-        return self.file.write(data)
+        self.left -= len(data)
+        if self.left >= 0:
+            self.file.write(data)
+        return len(data)

@@ -30,16 +30,22 @@ class History:
         self.index = index
         self.names: list[np.ndarray] = []
         self.contents: list[np.ndarray] = []
-        for table in index.tables if index else ():
-            path = Path(storage.join(uri, table["name"]))
-            if storage.is_remote(uri):
-                path = folder / table["name"]
-                storage.download(storage.join(uri, table["name"]), path)
+        for number, table in enumerate(index.tables if index else ()):
+            place = storage.join(uri, table["name"])
+            path = folder / f"table-{number}.npy" if storage.is_remote(uri) else storage.local(place)
             try:
-                values = np.load(path, mmap_mode="r", allow_pickle=False)
+                if storage.is_remote(uri):
+                    storage.download(place, path)
+                values = read_table(path, table)
             except (FileNotFoundError, ValueError):
-                raise ValueError(f"{path} is missing or damaged; without it --append cannot tell what is new") from None
-            (self.names if table["name"].startswith("names-") else self.contents).append(values)
+                raise ValueError(
+                    f"{place} is missing or damaged; without it --append cannot tell what is new"
+                ) from None
+            if len(values):
+                (self.names if table["name"].startswith("names-") else self.contents).append(values)
+        known = sum(shard.samples for shard in index.shards) if index else 0
+        if sum(len(values) for values in self.contents) != known:
+            raise ValueError(f"{uri}: the tables contents-*.npy tell of another number of images than the index")
 
     def unseen(self, uri: str, items: Iterable[Item]) -> Iterator[Item]:
         """The items that no earlier revision has accepted from the source `uri`."""
@@ -62,6 +68,21 @@ class History:
                 table, start = table + 1, 0
             yield shard.split, np.asarray(self.contents[table][start : start + shard.samples])
             start += shard.samples
+
+
+def read_table(path: Path, table: dict[str, str]) -> np.ndarray:
+    """The table in the file, mapped. Raises ValueError: not the bytes that the index means, or no such table."""
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != table["sha256"]:
+            raise ValueError("its bytes have changed")
+    columns, dtype = (2, np.uint64) if table["name"].startswith("names-") else (32, np.uint8)
+    try:
+        values = np.lib.format.open_memmap(path, mode="r")
+    except Exception:  # numpy has no one class for what can be wrong with a header
+        raise ValueError("no .npy file") from None
+    if values.ndim != 2 or values.shape[1] != columns or values.dtype != dtype:
+        raise ValueError(f"{dtype.__name__} [n, {columns}] expected")
+    return values
 
 
 def contains(names: np.ndarray, hashes: np.ndarray) -> np.ndarray:

@@ -5,32 +5,18 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
 from must import storage
+from must.data.index_check import Shard, checked
+from must.names import shown
 
 VERSION = 1
 NAME = "index.json"
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One tar file and its table of offsets, `<name without .tar>.npy`."""
-
-    name: str  # of the tar, relative to the index
-    split: str
-    samples: int
-    bytes: int
-    sha256: str  # of the tar
-    offsets_sha256: str  # of the .npy
-    labelled: int  # samples whose json member has a label
-
-    @property
-    def offsets_name(self) -> str:
-        return self.name.removesuffix(".tar") + ".npy"
 
 
 @dataclass(frozen=True)
@@ -92,26 +78,24 @@ def load_index(uri: str, sha256: str = "") -> Index:
 
 
 def parse_index(data: bytes, path: str) -> Index:
+    """The index in the bytes of an index.json, every field of it checked: anybody may have written it.
+
+    Raises:
+        ValueError: damaged, of a newer version, or with a name or checksum that no index of ours has.
+    """
     try:
         content = json.loads(data)
         version = content["version"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{path} is damaged: no index of shards; run `must shard` again") from None
     if version != VERSION:
-        raise ValueError(f"{path} has version {version}, this program reads {VERSION}; update it, or shard again")
+        what = version if isinstance(version, int | float) else f"of type {type(version).__name__}"
+        raise ValueError(f"{path} has version {what}, this program reads {VERSION}; update it, or shard again")
     try:
-        content["shards"] = tuple(Shard(**shard) for shard in content["shards"])
-        content["labels"] = tuple(content["labels"])
-        content["tables"] = tuple(content["tables"])
-        index = Index(**content, sha256=hashlib.sha256(data).hexdigest())
-        counted = {name: counts["samples"] for name, counts in index.splits.items()}
-        for shard in index.shards:
-            counted[shard.split] -= shard.samples
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); run `must shard` again") from None
-    if any(counted.values()):
-        raise ValueError(f"{path} is damaged: the shards' samples do not add up to the splits'; run `must shard` again")
-    return index
+        return Index(**checked(content), sha256=hashlib.sha256(data).hexdigest())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {shown(str(error))}"
+        raise ValueError(f"{path} is damaged ({problem}); run `must shard` again") from None
 
 
 def load_offsets(uri: str, shard: Shard) -> np.ndarray:
@@ -136,10 +120,27 @@ def read_offsets(uri: str, shard: Shard) -> bytes:
 def parse_offsets(data: bytes, path: str, shard: Shard) -> np.ndarray:
     if hashlib.sha256(data).hexdigest() != shard.offsets_sha256:
         raise ValueError(f"{path} is damaged: its sha256 is not the index's; run `must shard` again")
-    offsets = np.load(io.BytesIO(data), allow_pickle=False)
+    try:
+        offsets = parse_npy(data)
+    except Exception:  # numpy has no one class for what can be wrong with a header
+        raise ValueError(f"{path} is damaged: no .npy file; run `must shard` again") from None
     if offsets.shape != (shard.samples, 4) or offsets.dtype != np.int64:
         raise ValueError(f"{path} is damaged: int64 [{shard.samples}, 4] expected, not {offsets.dtype} {offsets.shape}")
+    starts, sizes = offsets[:, ::2], offsets[:, 1::2]
+    if (offsets < 0).any() or (sizes > shard.bytes).any() or (starts > shard.bytes - sizes).any():
+        raise ValueError(f"{path} is damaged: it points behind the end of {shard.name}; run `must shard` again")
     return offsets
+
+
+def parse_npy(data: bytes) -> np.ndarray:
+    """What stands in a .npy file, without a copy: so a header that promises more than there is costs no memory."""
+    file = io.BytesIO(data)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("unknown version")
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    if fortran_order or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+        raise ValueError("not as long as its header says")
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape)
 
 
 def show(uri: str) -> Index:

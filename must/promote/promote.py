@@ -9,6 +9,7 @@ from typing import Any
 from must import storage
 from must.config import PromoteConfig
 from must.model.bundle import DESCRIPTION_FILE, WEIGHTS_FILE, load_description
+from must.names import listed
 from must.parameters import require
 from must.promote.registry import Latest, Registry
 
@@ -50,8 +51,7 @@ def put(registry: Registry, config: PromoteConfig) -> Latest:
     if not registry.has(version):
         files = {"bundle": [(storage.join(config.model, name), name) for name in (WEIGHTS_FILE, DESCRIPTION_FILE)]}
         if config.onnx:
-            names = sorted(entry.name for entry in storage.list_files(config.onnx))
-            files["onnx"] = [(storage.join(config.onnx, name), name) for name in names]
+            files["onnx"] = [(storage.join(config.onnx, name), name) for name in listed(config.onnx)]
         registry.add(version, files, facts)
     expected = {"": None, "none": ""}.get(config.champion, config.champion)
     latest = registry.move(version, "promoted", expected)

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from must import storage
+from must.names import below
 from must.parameters import require
 from must.promote import pointer
 from must.storage import ConflictError
@@ -135,7 +136,8 @@ def parse(data: bytes | None, uri: str) -> Latest:
         return Latest()
     try:
         content = json.loads(data)
-        return Latest(content["version"], tuple(content["previous"]), content["moved"], content["reason"])
+        previous = tuple(below(version, uri) for version in content["previous"])
+        return Latest(below(content["version"], uri), previous, content["moved"], content["reason"])
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{uri} is damaged; write the champion's version with: must promote --rollback --to") from None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -259,3 +261,19 @@ def test_a_reader_keeps_few_files_open_and_reads_on_where_there_is_no_room(
         assert file is not None
         cache.release(file)
     assert [reader.image(number) for number in range(60)] == images
+
+
+def test_a_shard_can_go_on_nfs_too(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There Linux makes `flock` of byte-range locks: an exclusive one of a file that is only open for reading fails."""
+    flock = fcntl.flock
+
+    def nfs_flock(descriptor: int, operation: int) -> None:
+        if operation & fcntl.LOCK_EX and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", nfs_flock)
+    cache, all_shards = cache_for(tmp_path, shards, 1.5), index_of(shards).shards
+    for number in (0, 1):
+        look(cache, shards, all_shards[number])
+    assert held(cache, shards) == [1]

