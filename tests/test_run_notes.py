@@ -1,5 +1,6 @@
 """What stages leave for the run's summary, however they end."""
 
+import os
 import subprocess
 import sys
 import time
@@ -53,6 +54,37 @@ def test_each_way_to_fail_has_its_summary(tmp_path, body, why, resumable):
     assert "step-000000400" in page and "`submit.py --again 7`" in page
     if "1 / 0" in body:
         assert "ZeroDivisionError" in page.split("```")[1]
+
+
+SLOW_READERS = """\
+import threading, time
+from must.run.tail import Tail
+add = Tail.add
+main = threading.current_thread()
+Tail.add = lambda tail, text: (time.sleep(0.1 * (threading.current_thread() is not main)), add(tail, text))
+"""
+
+
+def test_the_last_lines_are_waited_for(tmp_path):
+    """Readers as slow as on a machine that is busy with other things."""
+    stage(tmp_path, SLOW_READERS + "print('out')\nprint('why', file=sys.stderr)\nraise SystemExit(2)")
+    (note,) = read_notes(str(tmp_path))
+    assert (note.state, note.code) == ("failed", 2) and sorted(note.lines) == ["out", "why"]
+
+
+def test_a_traceback_stands_behind_what_was_printed_before_it(tmp_path):
+    stage(tmp_path, SLOW_READERS + "print('out')\n1 / 0")
+    (note,) = read_notes(str(tmp_path))
+    assert note.lines[0] == "out" and note.lines[-1] == "ZeroDivisionError: division by zero"
+
+
+def test_a_child_that_outlives_the_stage_does_not_hold_it_up(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    body = "from must.run import tail\ntail.PATIENCE = 0.2\nimport subprocess\nprint('x')\n"
+    stage(tmp_path, body + f"subprocess.Popen(['cat', {str(tmp_path / 'fifo')!r}])")
+    (note,) = read_notes(str(tmp_path))
+    assert note.state == "done" and note.lines == ["x"]
+    (tmp_path / "fifo").open("w").close()  # the child lives until now: the stage did not wait for it
 
 
 def test_a_note_of_a_run_that_is_over_does_not_come_back(tmp_path):

@@ -44,24 +44,19 @@ def noted(work_uri: str, stage: str, checkpoints: str = "") -> Iterator[Note]:
     A note that cannot be written is a warning: it must not be what stops the stage.
     """
     note, uri = Note(stage, checkpoints=checkpoints), storage.join(work_uri, FOLDER, f"{stage}.json")
-    with Tail() as tail:
-        write(uri, note, tail)
-        over = threading.Event()
-        beat = threading.Thread(target=keep_fresh, args=(uri, note, tail, over), daemon=True)
-        beat.start()
-        try:
+    tail = Tail()
+    try:
+        with tail, kept_fresh(uri, note, tail):
             yield note
-        except BaseException as error:
-            note.state, note.code = ("done", 0) if is_success(error) else ("failed", code_of(error))
-            if not isinstance(error, SystemExit):
-                tail.add(traceback.format_exc())
-            raise
-        else:
-            note.state = "done"
-        finally:
-            over.set()
-            beat.join(timeout=BEAT)
-            write(uri, note, tail)
+    except BaseException as error:
+        note.state, note.code = ("done", 0) if is_success(error) else ("failed", code_of(error))
+        if not isinstance(error, SystemExit):
+            tail.add(traceback.format_exc())
+        raise
+    else:
+        note.state = "done"
+    finally:
+        write(uri, note, tail)  # the tail is closed by now: nothing the stage printed is missing
 
 
 def read_notes(work_uri: str) -> list[Note]:
@@ -79,9 +74,23 @@ def clear_notes(work_uri: str) -> None:
     storage.delete_folder(storage.join(work_uri, FOLDER))
 
 
-def keep_fresh(uri: str, note: Note, tail: Tail, over: threading.Event) -> None:
-    while not over.wait(BEAT):
-        write(uri, note, tail)
+@contextmanager
+def kept_fresh(uri: str, note: Note, tail: Tail) -> Iterator[None]:
+    """Writes the running stage's note now and then every BEAT seconds."""
+
+    def keep_fresh() -> None:
+        while not over.wait(BEAT):
+            write(uri, note, tail)
+
+    write(uri, note, tail)
+    over = threading.Event()
+    beat = threading.Thread(target=keep_fresh, daemon=True)
+    beat.start()
+    try:
+        yield
+    finally:
+        over.set()
+        beat.join(timeout=BEAT)
 
 
 def write(uri: str, note: Note, tail: Tail) -> None:

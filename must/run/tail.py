@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections import deque
 from contextlib import suppress
 
 KEPT = 40  # lines
+PATIENCE = 5.0  # seconds for the last lines; a child that outlives the stage holds its pipe open for longer than that
 
 
 class Tail:
     """While it is open, file descriptors 1 and 2 lead through pipes to where they led before.
 
-    A Python-level stand-in for stdout would miss what torchrun's processes and C libraries print.
+    A Python-level stand-in for stdout would miss what torchrun's processes and C libraries print. All lines are there
+    once it is closed; before that, some may still be on their way through a pipe.
     """
 
     def __init__(self) -> None:
@@ -38,9 +41,10 @@ class Tail:
     def __exit__(self, *_: object) -> None:
         flush()
         for descriptor, before in self.before.items():
-            os.dup2(before, descriptor)
+            os.dup2(before, descriptor)  # closes the write end: what is in the pipe, and then its end, reach the reader
+        deadline = time.monotonic() + PATIENCE
         for reader in self.readers:
-            reader.join(timeout=2)  # a child that outlives the stage keeps the pipe open: do not wait for it
+            reader.join(timeout=max(0.0, deadline - time.monotonic()))
         for reader, before in zip(self.readers, self.before.values(), strict=True):
             if not reader.is_alive():
                 os.close(before)
