@@ -20,6 +20,7 @@ from typing import Any, NoReturn, TypeVar
 
 import must
 from must.config import STAGES, TrainConfig
+from must.first_look import first_look
 from must.parameters import StageConfig, add_flags, load, read_yaml
 
 Result = TypeVar("Result")
@@ -83,9 +84,10 @@ def call(command: str, function: Callable[..., Result], *values: Any) -> Result:
 
 
 def run_stage(command: str, config: StageConfig) -> Any:
-    """Imports no more than the stage needs: `must shard` runs where there is no torch."""
+    """Imports no more than the stage needs (`must shard` runs where there is no torch), and that after a first look."""
     module, function = STAGE_FUNCTIONS[command].split(":")
     with ending_on_sigterm(command):
+        first_look(command, config)
         try:
             return getattr(importlib.import_module(module), function)(config)
         except ModuleNotFoundError as error:  # a small installation, or the wrong image
@@ -139,10 +141,10 @@ def train_preset(values: dict[str, Any]) -> dict[str, Any]:
     """The preset's settings for the model, which the classifier file names unless --model does."""
     if not values.get("preset"):
         return {}
-    from must.model.classifier import load_classifier
+    from must.model.classifier import read_header
     from must.train.presets import preset
 
-    model = values.get("model") or (load_classifier(values["classifier"]).model if values.get("classifier") else "")
+    model = values.get("model") or (read_header(values["classifier"])["model"] if values.get("classifier") else "")
     return preset(values["preset"], model)
 
 
@@ -192,9 +194,16 @@ class OneLineParser(argparse.ArgumentParser):
         namespace, rest = super().parse_known_args(args, namespace)
         if rest:
             wrong = next((word for word in rest if word.startswith("-")), rest[0]).split("=")[0]
-            near = difflib.get_close_matches(wrong, self._option_string_actions, n=1)
-            self.error(f"{wrong}: unknown{f'; did you mean {near[0]}?' if near else ''}")
+            near = self.nearest(wrong)
+            self.error(f"{wrong}: unknown{f'; did you mean {near}?' if near else ''}")
         return namespace, rest
+
+    def nearest(self, wrong: str) -> str:
+        """The flag that was meant, perhaps: written with underscores, cut short, or misspelt; else ''."""
+        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        wrong = wrong.replace("_", "-")
+        whole = [flag for flag in flags if flag == wrong] or [flag for flag in flags if flag.startswith(wrong)]
+        return " or ".join(whole if wrong.strip("-") else []) or "".join(difflib.get_close_matches(wrong, flags, n=1))
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message} ({self.prog} --help lists what there is)", file=sys.stderr)
@@ -203,7 +212,11 @@ class OneLineParser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
-        prog="must", description=must.__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="must",
+        description=must.__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"must {must.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -214,6 +227,7 @@ def build_parser() -> argparse.ArgumentParser:
             description=stage.summary,
             epilog=f"example:\n  {stage.example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,  # --epoch would be --epochs today, and an error once there is an --epoch-something
         )
         add_flags(command, stage)
         command.add_argument(

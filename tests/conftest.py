@@ -1,5 +1,30 @@
-"""Fixtures for all tests."""
+"""Fixtures for all tests, and a folder for what all of a run's processes (pytest-xdist's) share."""
+
+import os
+import shutil
+import tempfile
+
+# Before torch is imported: with a process a core, more threads would wait for each other in busy loops.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
 
 from tests.gcs import gcs_process, gcs_server
+from tests.once import SHARED
 
-__all__ = ["gcs_process", "gcs_server"]
+__all__ = ["digits", "gcs_process", "gcs_server"]
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):  # the process that starts the others, which inherit its environment
+        folder = tempfile.mkdtemp(prefix="must-tests-")
+        os.environ[SHARED] = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """Paths of a small real task, made once a run: images, shards, a classifier file, two bundles. Only read them."""
+    from tests.evaluate.digits import digits
+
+    return digits()

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from must import cli
 from must.config import STAGES
 
 
@@ -39,12 +40,6 @@ def test_shard_needs_no_torch(tmp_path):
     [
         (["shard", "--source", "nowhere", "--output", "out"], "nowhere"),
         (["classifier", "--classes", "none.yaml", "--model", "ViT-B-16", "--output", "c"], "none.yaml: no such file"),
-        (["classifier", "--classes", "imagenet", "--model", "VitB16", "--output", "c"], "no open_clip model"),
-        (["classifier", "--classes", "imagenet", "--model", "ViT-B-16", "--output", "c"], "needs --pretrained"),
-        (
-            ["classifier", "--classes", "imagenet", "--model", "ViT-B-16", "--pretrained", "opanai", "--output", "c"],
-            "no tag of ViT-B-16",
-        ),
         (["train", "--shards", "nowhere", "--classifier", "c", "--output", "m"], "nowhere holds no index.json"),
         (["train", "--lr", "x", "--shards", "a", "--classifier", "c", "--output", "m"], "--lr: expected a number"),
         (["train", "--classifier", "c", "--output", "m"], "missing: --shards"),
@@ -66,14 +61,30 @@ def test_wrong_input_is_one_line_and_leaves_nothing(tmp_path, arguments, message
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        (["VitB16"], "no open_clip model"),
+        (["ViT-B-16"], "needs --pretrained"),
+        (["ViT-B-16", "--pretrained", "opanai"], "no tag of ViT-B-16"),
+    ],
+)
+def test_a_wrong_model_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capfd, model, message):
+    """In this process, as open_clip takes seconds to import."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["classifier", "--classes", "imagenet", "--output", "c", "--model", *model])
+    (line,) = capfd.readouterr().err.splitlines()
+    assert end.value.code == 2 and message in line and line.startswith("must classifier: ")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_wrong_stage_is_one_line():
     result = must("evaluates")
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and "'evaluates'" in result.stderr
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    from must import cli
-
     monkeypatch.setitem(cli.STAGE_FUNCTIONS, "demo", "tests.test_cli:a_bug")
     with pytest.raises(ValueError, match="invalid literal"):
         cli.main(["demo", "--output", "x"])

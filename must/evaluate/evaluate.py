@@ -29,7 +29,6 @@ from must.evaluate.table import table
 from must.evaluate.training import settled, training_log
 from must.model.bundle import DESCRIPTION_FILE, Bundle, load_bundle, preprocess_of, zero_shot_bundle
 from must.model.classifier import load_classifier
-from must.parameters import require
 from must.train.distributed import World, world
 
 METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE = "metrics.json", "predictions.csv", "report.html"
@@ -89,8 +88,7 @@ def load_baseline(uri: str) -> Bundle:
     """A classifier file's zero-shot model, or another bundle. Raises ValueError: neither."""
     if storage.exists(storage.join(uri, DESCRIPTION_FILE)):
         return load_bundle(uri)
-    require(storage.exists(uri), f"--baseline {uri}: no such file; make it with `must classifier`")
-    return zero_shot_bundle(load_classifier(uri))
+    return zero_shot_bundle(load_classifier(uri, "--baseline"))
 
 
 def check_classes(bundle: Bundle, baseline: Bundle, config: EvaluateConfig) -> None:

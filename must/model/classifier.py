@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 METADATA_KEY = "must"
+BUNDLED_SET = "imagenet"
+LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 
 
 @dataclass(frozen=True)
@@ -107,12 +109,12 @@ def load_class_set(source: str) -> ClassSet:
     Raises:
         ValueError: no such file or set, fewer than two classes, an empty or repeated name, a template without {}.
     """
-    if source == "imagenet":
+    if source == BUNDLED_SET:
         from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 
         templates = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
-        return make_class_set(list(IMAGENET_CLASSNAMES), templates, "imagenet", allow_repeats=True)
-    require(storage.exists(source), f"--classes {source}: no such file; a set that ships: imagenet")
+        return make_class_set(list(IMAGENET_CLASSNAMES), templates, BUNDLED_SET, allow_repeats=True)
+    require(storage.exists(source), f"--classes {source}: no such file; a set that ships: {BUNDLED_SET}")
     try:
         content = yaml.safe_load(storage.read_bytes(source).decode())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -173,28 +175,52 @@ def save_classifier(result: TextClassifier, uri: str) -> None:
     storage.write_bytes(uri, save({"classifier": result.weights.contiguous()}, {METADATA_KEY: json.dumps(description)}))
 
 
-def load_classifier(uri: str) -> TextClassifier:
-    """Reads a classifier file, local or gs://.
+def load_classifier(uri: str, flag: str = "--classifier") -> TextClassifier:
+    """Reads a classifier file, local or gs://; `flag` is what the user named it with.
 
     Raises:
         ValueError: no such file, or none that `must classifier` wrote.
     """
     from safetensors.torch import load
 
-    require(storage.exists(uri), f"--classifier {uri}: no such file; make it with `must classifier`")
+    check_is_there(uri, flag)
     data = storage.read_bytes(uri)
+    header = parse_header(data[8 : 8 + header_size(data)], uri, flag)
     try:
-        description = json.loads(
-            json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"][METADATA_KEY]
-        )
         weights = load(data)["classifier"]
     except Exception:
-        raise ValueError(f"--classifier {uri}: is damaged or no file of `must classifier`") from None
+        raise damaged(uri, flag) from None
     return TextClassifier(
         weights=weights,
-        classes=tuple(description["classes"]),
-        templates=tuple(description["templates"]),
-        model=description["model"],
-        pretrained=description["pretrained"],
-        logit_scale=description["logit_scale"],
+        classes=tuple(header["classes"]),
+        templates=tuple(header["templates"]),
+        model=header["model"],
+        pretrained=header["pretrained"],
+        logit_scale=header["logit_scale"],
     )
+
+
+def read_header(uri: str, flag: str = "--classifier") -> dict[str, Any]:
+    """What a classifier file says of itself, all but the weights; needs no torch. Raises as `load_classifier` does."""
+    check_is_there(uri, flag)
+    return parse_header(storage.read_bytes(uri, 8, header_size(storage.read_bytes(uri, 0, 8))), uri, flag)
+
+
+def header_size(data: bytes) -> int:
+    """Bytes of a safetensors file's header, which stands behind the first 8 bytes."""
+    return min(int.from_bytes(data[:8], "little"), LARGEST_HEADER)
+
+
+def parse_header(data: bytes, uri: str, flag: str) -> dict[str, Any]:
+    try:
+        return json.loads(json.loads(data)["__metadata__"][METADATA_KEY])
+    except (ValueError, KeyError, TypeError):
+        raise damaged(uri, flag) from None
+
+
+def check_is_there(uri: str, flag: str) -> None:
+    require(storage.exists(uri), f"{flag} {uri}: no such file; make it with `must classifier`")
+
+
+def damaged(uri: str, flag: str) -> ValueError:
+    return ValueError(f"{flag} {uri}: is damaged or no file of `must classifier`")

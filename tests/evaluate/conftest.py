@@ -5,13 +5,6 @@ import pytest
 
 from must.config import EvaluateConfig
 from must.evaluate.evaluate import evaluate
-from tests.evaluate.digits import Digits
-from tests.evaluate.digits import digits as make_digits
-
-
-@pytest.fixture(scope="session")
-def digits() -> Digits:
-    return make_digits()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ the method that makes one.
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -25,6 +24,7 @@ from must.demo import asset_folder
 from must.demo.data import CLASSES, TEMPLATES, digit_parts
 from must.model.bundle import Bundle, preprocess_of, save_bundle, zero_shot_bundle
 from must.model.classifier import classifier, load_classifier
+from tests.once import made_once
 
 torch.set_num_threads(1)  # the model is so small that threads cost more than they bring
 
@@ -41,7 +41,12 @@ class Digits(NamedTuple):
 
 @cache
 def digits() -> Digits:
-    root = Path(tempfile.mkdtemp(prefix="must-test-digits-"))
+    root = made_once("digits", make)
+    adapted, zero_shot = str(root / "adapted"), str(root / "zero-shot")
+    return Digits(root / "images", str(root / "shards"), str(root / "classifier.safetensors"), zero_shot, adapted)
+
+
+def make(root: Path) -> None:
     parts = digit_parts()
     for split, images in (("train", parts["validation"][:150]), ("test", parts["test"][:120])):
         for number, (image, label) in enumerate(images):
@@ -69,7 +74,6 @@ def digits() -> Digits:
     tune(baseline, parts["validation"][:150])
     story = {"config": {"epochs": 3, "shards": shards}, "index_sha256": "0" * 64, "summary": {"steps": 30}}
     save_bundle(str(root / "adapted"), baseline.model, replace(baseline.description, provenance=story))
-    return Digits(root / "images", shards, weights, str(root / "zero-shot"), str(root / "adapted"))
 
 
 def tune(bundle: Bundle, images: list) -> None:

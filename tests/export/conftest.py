@@ -4,13 +4,6 @@ import pytest
 
 from must.config import ExportConfig
 from must.export.onnx import export
-from tests.evaluate.digits import Digits
-from tests.evaluate.digits import digits as make_digits
-
-
-@pytest.fixture(scope="session")
-def digits() -> Digits:
-    return make_digits()
 
 
 @pytest.fixture(scope="session")

@@ -5,17 +5,11 @@ import signal
 
 import pytest
 
-from tests.evaluate.digits import digits as make_digits
 from tests.train.lives import STEPS, difference, finish, last_step, live_and_die, log_of, start
 
 KILLS = (signal.SIGKILL, signal.SIGTERM)
 TOLERANCE = 1e-3  # relative distance of the weights, across numbers of processes: sums in another order
 CHANGE = 1e-2  # training moves the weights by more than this
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return make_digits()
 
 
 @pytest.fixture(scope="module")

@@ -11,16 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluate.digits import digits as make_digits
 from tests.train.lives import ENVIRONMENT, SETTINGS, difference, finish, log_of, ranks, start, wait_for_step
 
 ROOT = Path(__file__).parents[2]
 LONG = {"epochs": 400}
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return make_digits()
 
 
 def must_lines(output):

@@ -17,16 +17,10 @@ from must.train.checkpoint import Checkpoints
 from must.train.distributed import StopSignal
 from must.train.presets import preset
 from must.train.trainer import train
-from tests.evaluate.digits import digits as make_digits
 from tests.train.lives import difference
 
 SETTINGS = {"epochs": 4, "batch_size": 50, "workers": 0, "checkpoint_every": 2, "seed": 1, "log_every": 2}
 STEPS = 12
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return make_digits()
 
 
 def config(digits, output, **changes):

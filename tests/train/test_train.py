@@ -20,16 +20,10 @@ from must.train.log import read_log
 from must.train.optimizer import build_optimizer, set_learning_rate, step_if_finite
 from must.train.presets import preset
 from must.train.trainer import train
-from tests.evaluate.digits import digits as make_digits
 from tests.golden import golden_model
 
 SETTINGS = {"epochs": 4, "batch_size": 25, "workers": 1, "checkpoint_every": 3, "log_every": 2, "seed": 1}
 STEPS = 24  # 150 images, 6 batches an epoch
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return make_digits()
 
 
 def config(digits, output, **changes):

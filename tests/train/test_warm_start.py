@@ -15,12 +15,6 @@ from must.parameters import load
 from must.train.presets import preset
 from must.train.trainer import train
 from must.train.warm_start import start_from
-from tests.evaluate.digits import digits as make_digits
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return make_digits()
 
 
 @pytest.fixture(scope="module")
