@@ -280,7 +280,7 @@ def test_the_role_in_deploy_allows_what_the_launcher_asks_for(api, work):
     api.on_create = completes(work, "step 1")
     train(work)
     rules = []
-    for file in ("trainjobs.yaml", "service-account.yaml"):
+    for file in ("trainjobs.yaml", "trainjobs-cluster.yaml", "service-account.yaml"):
         for document in yaml.safe_load_all((ROOT / "deploy" / file).read_text()):
             rules += document.get("rules", [])
     for method, path in set(api.calls):

@@ -58,6 +58,28 @@ def test_the_kustomization_lists_files_that_exist():
     assert all((DEPLOY / name).is_file() for name in resources)
 
 
+def by_default():
+    """(kind, rules) of what `kubectl apply -k deploy/` makes."""
+    names = yaml.safe_load((DEPLOY / "kustomization.yaml").read_text())["resources"]
+    content = [document for name in names for document in yaml.safe_load_all((DEPLOY / name).read_text())]
+    return [(document["kind"], document.get("rules", [])) for document in content]
+
+
+def test_pods_that_decode_images_may_read_one_secret_and_start_nothing():
+    rules = [rule for _, rules in by_default() for rule in rules]
+    assert len(rules) > 5
+    for rule in rules:
+        if {"secrets", "configmaps"} & set(rule["resources"]):
+            assert rule["verbs"] and rule["resourceNames"]  # without names it would be all of them
+        assert "trainer.kubeflow.org" not in rule["apiGroups"]
+        assert "pods" not in rule["resources"] or set(rule["verbs"]) <= {"get", "list", "watch"}
+
+
+def test_a_namespaces_admin_may_apply_the_default():
+    assert "ClusterRole" not in {kind for kind, _ in by_default()}
+    assert "ClusterRoleBinding" not in {kind for kind, _ in by_default()}
+
+
 def test_argos_defaults_are_yaml_inside_yaml():
     (config,) = yaml.safe_load_all((DEPLOY / "argo-retry.yaml").read_text())
     defaults = yaml.safe_load(config["data"]["workflowDefaults"])
