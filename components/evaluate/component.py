@@ -23,7 +23,7 @@ def evaluate(
 
     Args:
         work_uri: shards are in its folder shards.
-        index_sha256: of the shards' index; this and the next two make the cache follow what the names stand for.
+        index_sha256: of the shards' index, another one is refused; this and the next two are the cache's key.
         classifier_sha256: of the classifier file.
         bundle_sha256: of the model's weights.
         bundle: the adapted model.
@@ -41,7 +41,7 @@ def evaluate(
     from must.run.notes import noted
 
     with noted(work_uri, "evaluate") as note:
-        metrics = cards.evaluate(work_uri, bundle.path, classifier.path, split, details.path, report.path)
+        metrics = cards.evaluate(work_uri, index_sha256, bundle.path, classifier.path, split, details.path, report.path)
         note.result = cards.headline(metrics)
     for name, value in cards.figures(metrics).items():
         figures.log_metric(name, value)

@@ -19,7 +19,7 @@ def export(
 
     Args:
         work_uri: the shards in its folder shards have the images that the export is checked with.
-        index_sha256: of the shards' index; this and the next make the cache follow what the names stand for.
+        index_sha256: of the shards' index, another one is refused; this and the next are the cache's key.
         bundle_sha256: of the model's weights.
         bundle: the adapted model.
         details: of the evaluation, for the model card.
@@ -33,7 +33,7 @@ def export(
     with noted(work_uri, "export") as note:
         run(
             "export", model=bundle.path, output=onnx.path, precision=precision, shards=f"{work_uri}/shards",
-            metrics=f"{details.path}/metrics.json",
+            index_sha256=index_sha256, metrics=f"{details.path}/metrics.json",
         )  # fmt: skip
         note.result = f"ONNX, {precision}"
     onnx.metadata.update(precision=precision, framework="onnx", **cards.model_facts(bundle.path, details.path))

@@ -23,7 +23,7 @@ def train(
 
     Args:
         work_uri: shards are in its folder shards; checkpoints go to checkpoints, a folder a run's data and settings.
-        index_sha256: of the shards' index.
+        index_sha256: of the shards' index; another one is refused.
         classifier: text classifier file.
         bundle: the adapted model, with its log.
         training: the run's figures.

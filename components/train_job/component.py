@@ -23,7 +23,7 @@ def train_job(
 
     Args:
         work_uri: shards are in its folder shards; checkpoints go to checkpoints, the job's input and model to jobs.
-        index_sha256: of the shards' index.
+        index_sha256: of the shards' index; another one is refused.
         classifier: text classifier file.
         bundle: the adapted model.
         training: the run's figures.

@@ -22,6 +22,9 @@ class EvaluateConfig(StageConfig):
         metavar="FILE|BUNDLE",
     )
     shards: str = param("folder of shards made by `must shard`", metavar="URI")
+    index_sha256: str = param(
+        "refuse shards whose index has another sha256 (`must index show` prints it); any if empty", "", metavar="HEX"
+    )
     split: str = param("split to evaluate on", "test", metavar="NAME")
     output: str = param("folder for metrics.json, predictions.csv and report.html", metavar="URI")
     labels: Literal["auto", "ignore"] = param(

@@ -26,6 +26,9 @@ class ExportConfig(StageConfig):
         "",
         metavar="URI",
     )
+    index_sha256: str = param(
+        "refuse --shards whose index has another sha256 (`must index show` prints it); any if empty", "", metavar="HEX"
+    )
     split: str = param("split of --shards to take images from", "train", metavar="NAME")
     images: int = param("images of --shards to check and calibrate with", 256, metavar="N")
     min_agreement: float = param(

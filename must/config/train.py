@@ -20,6 +20,9 @@ class TrainConfig(StageConfig):
 
     # what goes in and out
     shards: str = param("folder of shards made by `must shard`", metavar="URI")
+    index_sha256: str = param(
+        "refuse shards whose index has another sha256 (`must index show` prints it); any if empty", "", metavar="HEX"
+    )
     classifier: str = param("classifier file made by `must classifier`; it names the model", metavar="FILE")
     output: str = param("folder for the adapted model (the bundle), the logs and the curves", metavar="DIR")
     split: str = param("split to train on; its labels, if there are any, are not read", "train", metavar="NAME")

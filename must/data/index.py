@@ -71,18 +71,24 @@ class Index:
         return json.dumps(content, indent=1, ensure_ascii=True).encode() + b"\n"
 
 
-def load_index(uri: str) -> Index:
-    """Reads `uri`/index.json.
+def load_index(uri: str, sha256: str = "") -> Index:
+    """Reads `uri`/index.json; `sha256` is what it must be, if given.
 
     Raises:
-        ValueError: there is none, it is damaged, or it was written by a newer version.
+        ValueError: there is none, it is damaged, it was written by a newer version, or it is another one.
     """
     path = storage.join(uri, NAME)
     try:
         data = storage.read_bytes(path)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{uri} holds no {NAME}; make it with: must shard --source IMAGES --output {uri}") from None
-    return parse_index(data, path)
+    index = parse_index(data, path)
+    if sha256 and index.sha256 != sha256:
+        raise ValueError(
+            f"{path} has the sha256 {index.sha256}, asked for is {sha256}: the shards were added to or made anew "
+            "in between; start again with those that are there now"
+        )
+    return index
 
 
 def parse_index(data: bytes, path: str) -> Index:

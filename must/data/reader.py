@@ -18,16 +18,17 @@ CACHE_GB = 30.0  # of the cache, unless told otherwise
 OPEN = 32  # shards whose files a reader keeps open, unless told otherwise
 
 
-def open_reader(uri: str, split: str, cache: str, cache_gb: float, window: int) -> ShardReader:
+def open_reader(uri: str, split: str, cache: str, cache_gb: float, window: int, sha256: str = "") -> ShardReader:
     """A reader that reads remote shards through the cache in the folder `cache` ("" is the user's own).
 
     Args:
         window: shards that are read at the same time.
+        sha256: of the index, if it must be a certain one.
 
     Raises:
         ValueError: as ShardReader does; or the cache has no room for the window.
     """
-    reader = ShardReader(uri, split, keep_open=window + 4)
+    reader = ShardReader(uri, split, keep_open=window + 4, sha256=sha256)
     if storage.is_remote(uri):
         reader.cache = ShardCache(cache or default_cache(), int(cache_gb * GB))
         reader.cache.check(reader.shards, window)
@@ -50,12 +51,14 @@ class ShardReader:
     remote shards are read one by one.
 
     Raises:
-        ValueError: no index, an unknown split, or an empty one.
+        ValueError: no index or not the one with `sha256`, an unknown split, or an empty one.
     """
 
-    def __init__(self, uri: str, split: str, cache: ShardCache | None = None, keep_open: int = OPEN) -> None:
+    def __init__(
+        self, uri: str, split: str, cache: ShardCache | None = None, keep_open: int = OPEN, sha256: str = ""
+    ) -> None:
         self.uri, self.split, self.cache, self.keep_open = str(uri), split, cache, keep_open
-        self.index: Index = load_index(self.uri)
+        self.index: Index = load_index(self.uri, sha256)
         self.shards = self.index.shards_of(split)
         self.sizes = [shard.samples for shard in self.shards]
         if not sum(self.sizes):

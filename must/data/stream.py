@@ -194,13 +194,14 @@ def eval_batches(
     world: int = 1,
     cache: str = "",
     cache_gb: float = CACHE_GB,
+    index_sha256: str = "",
 ) -> EvalSource:
     """The samples of a split in index order; remote ones by way of the cache.
 
     Raises:
-        ValueError: no index there, no such split, or no room for the cache.
+        ValueError: no index there or another one than `index_sha256`, no such split, or no room for the cache.
     """
-    reader = open_reader(shards, split, cache, cache_gb, window=1)
+    reader = open_reader(shards, split, cache, cache_gb, window=1, sha256=index_sha256)
     return EvalSource(reader, preprocess, batch_size, workers, rank, world)
 
 

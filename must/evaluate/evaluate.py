@@ -49,7 +49,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         baseline = load_baseline(config.baseline) if config.baseline else None
         if baseline:
             check_classes(bundle, baseline, config)
-        index = load_index(config.shards)  # also tells early when there is none
+        index = load_index(config.shards, config.index_sha256)  # also tells early when there is none
         samples, after, before = score(config, bundle, baseline, here)
         metrics = measure(samples, after, before, bundle.description.classes)
         if config.few_shot and baseline:
@@ -119,7 +119,7 @@ def score(
         preprocess = preprocess_of(run[0].description)
         source = eval_batches(
             config.shards, config.split, preprocess, config.batch_size, config.workers, here.rank, here.size,
-            config.cache, config.cache_gb,
+            config.cache, config.cache_gb, config.index_sha256,
         )  # fmt: skip
         models = [item.model for item in run]
         classes = bundle.description.classes

@@ -17,8 +17,8 @@ QUALITY = 80
 class Thumbnails:
     """Sample number -> data URI of a JPEG, made once for each sample."""
 
-    def __init__(self, shards: str, split: str) -> None:
-        self.reader = ShardReader(shards, split)
+    def __init__(self, shards: str, split: str, index_sha256: str = "") -> None:
+        self.reader = ShardReader(shards, split, sha256=index_sha256)
         self.made: dict[int, str] = {}
 
     def __call__(self, sample: int) -> str:

@@ -44,7 +44,7 @@ def render_report(
     )
     environment.filters |= {"percent": percent, "points": points}
     template = environment.from_string(resources.files("must.evaluate").joinpath("report.html").read_text("utf-8"))
-    pictures = Thumbnails(config.shards, config.split)
+    pictures = Thumbnails(config.shards, config.split, config.index_sha256)
     return template.render(
         m=metrics,
         verdict=verdict(metrics),

@@ -85,7 +85,7 @@ def labelled_features(config: EvaluateConfig, split: str, baseline: Bundle, here
     preprocess = preprocess_of(description)
     source = eval_batches(
         config.shards, split, preprocess, config.batch_size, config.workers, here.rank, here.size,
-        config.cache, config.cache_gb,
+        config.cache, config.cache_gb, config.index_sha256,
     )  # fmt: skip
     lookup = {name: number for number, name in enumerate(description.classes)}
     visual = baseline.model.visual.to(here.device)

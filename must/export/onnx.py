@@ -85,7 +85,7 @@ def check_images(config: ExportConfig, bundle: Bundle) -> np.ndarray:
     from must.data.image import decode
     from must.data.reader import ShardReader
 
-    reader, view = ShardReader(config.shards, config.split), EvalView(preprocess)
+    reader, view = ShardReader(config.shards, config.split, sha256=config.index_sha256), EvalView(preprocess)
     count = min(config.images, len(reader))
     pixels = []
     for number in np.linspace(0, len(reader) - 1, count).astype(int):

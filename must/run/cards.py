@@ -16,10 +16,15 @@ from must.promote.registry import Registry
 from must.run.training import origin
 
 
-def evaluate(work_uri: str, bundle: str, classifier: str, split: str, details: str, report: str) -> dict[str, Any]:
+def evaluate(
+    work_uri: str, index_sha256: str, bundle: str, classifier: str, split: str, details: str, report: str
+) -> dict[str, Any]:
     """Evaluates against the zero-shot model; the report is also copied to where Kubeflow shows it."""
     shards = storage.join(work_uri, "shards")
-    metrics = run("evaluate", model=bundle, baseline=classifier, shards=shards, split=split, output=details)
+    metrics = run(
+        "evaluate", model=bundle, baseline=classifier, shards=shards, index_sha256=index_sha256, split=split,
+        output=details,
+    )  # fmt: skip
     storage.write_bytes(report, storage.read_bytes(storage.join(details, "report.html")))
     return metrics
 
@@ -63,7 +68,11 @@ def decide(
         if gate == "labelled" and champion_uri:
             against, metrics = f"the champion, {champion}", f"{folder}/metrics.json"
             shards = storage.join(work_uri, "shards")
-            run("evaluate", model=bundle, baseline=champion_uri, shards=shards, split=split, output=folder)
+            same = read_json(storage.join(details, "metrics.json"), "metrics")["data"]["index_sha256"]
+            run(
+                "evaluate", model=bundle, baseline=champion_uri, shards=shards, index_sha256=same, split=split,
+                output=folder,
+            )  # fmt: skip
         result: Decision = run("gate", metrics=metrics, gate=gate, output=decision, **settings)
     storage.write_bytes(page, as_markdown(result, against).encode())
     if not result.passed:

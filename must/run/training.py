@@ -51,7 +51,7 @@ def job_values(
     values = training_settings(settings, preset, epochs) | ({"init": init} if init else {})
     key = run_key(index_sha256, classifier, values)
     shards, checkpoints = storage.join(work_uri, "shards"), storage.join(work_uri, "checkpoints", key)
-    return {**values, "shards": shards, "checkpoints": checkpoints}
+    return {**values, "shards": shards, "index_sha256": index_sha256, "checkpoints": checkpoints}
 
 
 def origin(bundle: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ CIRCUMSTANCES = frozenset(
         "accumulate",
         "parallel",
     }
-    | {"activation_checkpointing", "compile", "cache", "cache_gb", "max_replaced"}
+    | {"activation_checkpointing", "compile", "cache", "cache_gb", "max_replaced", "index_sha256"}
 )
 
 

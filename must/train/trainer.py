@@ -66,7 +66,9 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, processes: World) -> None:
         self.config, self.world = config, processes
-        self.reader = open_reader(config.shards, config.split, config.cache, config.cache_gb, config.shuffle_window)
+        self.reader = open_reader(
+            config.shards, config.split, config.cache, config.cache_gb, config.shuffle_window, config.index_sha256
+        )
         classifier = load_classifier(config.classifier)
         torch.manual_seed(config.seed)  # mask token and decoder start at random, the same in every process
         self.zero_shot = zero_shot_bundle(classifier, config.model, config.pretrained, config.logit_factor)

@@ -9,6 +9,7 @@ import pytest
 
 from components.train_job.launcher import copy_bundle, prepare
 from components.train_job.manifest import request
+from must.data.index import load_index
 from must.model.bundle import load_bundle, load_description
 from must.run.training import job_values
 from pipeline.cluster import Cluster
@@ -23,7 +24,9 @@ def test_two_nodes_train_from_the_jobs_file_and_leave_a_bundle(tmp_path):
     work = tmp_path / "work"
     shutil.copytree(digits.shards, work / "shards")
     settings = {"batch_size": 50, "workers": 0, "device": "cpu"}
-    values = job_values(str(work), "sha", digits.classifier, "", "digits", settings, epochs=1)
+    values = job_values(
+        str(work), load_index(digits.shards).sha256, digits.classifier, "", "digits", settings, epochs=1
+    )
     prepare(str(work / "jobs" / "key"), values, digits.classifier, str(tmp_path / "curves"))
     trainer = request("must-key", nodes_of(Cluster()), str(work / "jobs" / "key"))
     (command,) = [option.command for option in trainer.options if hasattr(option, "command")]
