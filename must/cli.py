@@ -22,6 +22,7 @@ import must
 from must.config import STAGES, TrainConfig
 from must.first_look import first_look
 from must.parameters import StageConfig, add_flags, load, read_yaml
+from must.text import printable
 
 Result = TypeVar("Result")
 STAGE_FUNCTIONS = {
@@ -35,6 +36,7 @@ STAGE_FUNCTIONS = {
     "predict": "must.export.predict:predict",
     "demo": "must.demo:demo",
 }
+LONGEST = 2000  # characters of the line that says what is wrong: it may quote what came from outside
 OTHERS_WAIT = 10  # seconds: of a fault that all processes find, torchrun lets only the first one speak
 EPILOG = """\
 exit codes: 0 done, 2 the input is wrong (one line says what), 75 stopped and resumable, 1 a bug
@@ -154,7 +156,7 @@ def fail(command: str, error: Exception) -> NoReturn:
         raise error
     if os.environ.get("RANK", "0") != "0":
         time.sleep(OTHERS_WAIT)
-    print(f"must {command}: {message(error)}", file=sys.stderr)
+    print(f"must {command}: {printable(message(error), LONGEST)}", file=sys.stderr)
     raise SystemExit(2)
 
 

@@ -1,7 +1,7 @@
 """gs:// through the google-cloud-storage client; `must.storage` is what the rest of the code calls.
 
 STORAGE_EMULATOR_HOST points it at another server. Every request is repeated on 429, 5xx and lost connections, with
-growing pauses, for up to five minutes.
+growing pauses, for up to five minutes. Long transfers are many requests, so these count from the last progress.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from must.storage import ConflictError, Entry, UnreachableError, Writable
 
 Result = TypeVar("Result")
-RANGE = 32 << 20  # bytes fetched by one request of a download: what a lost connection costs at most
+RANGE = 32 << 20  # bytes of one request of a download or an upload: what a lost connection costs at most
 FIRST_PAUSE = 0.2  # seconds before a request is repeated; then twice as long each time, up to 20, at random below that
 TIMEOUT = (10, 60)  # seconds to connect, seconds without a byte
 PATIENCE = 300.0  # seconds of repeated failure after which a request is given up
@@ -106,11 +106,9 @@ def download(uri: str, file: Writable) -> None:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    blob = blob_of(uri)
-
     def send() -> None:
-        blob.upload_from_string(
-            data, content_type="application/octet-stream", checksum="auto", retry=None, timeout=TIMEOUT
+        blob_of(uri, pieces=True).upload_from_string(
+            data, content_type="application/octet-stream", checksum="auto", retry=patience(), timeout=TIMEOUT
         )
 
     with needing_bucket(uri):
@@ -119,12 +117,12 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 def upload(path: Path, uri: str, if_generation_match: int | None) -> None:
     def send() -> None:
-        blob_of(uri).upload_from_filename(
+        blob_of(uri, pieces=True).upload_from_filename(
             str(path),
             content_type="application/octet-stream",
             checksum="auto",
             if_generation_match=if_generation_match,
-            retry=None,
+            retry=patience(),  # of each piece; the server leaves out the bytes that it has from a try before
             timeout=TIMEOUT,
         )
 
@@ -142,15 +140,13 @@ def move(uri: str, target: str) -> None:
     """A copy on the server, then a delete. Repeating it after the source is gone is no error if the target is there."""
     source, destination = blob_of(uri), blob_of(target)
 
-    def copy() -> None:
-        token: str | None = None
-        while True:
-            token, _, _ = destination.rewrite(source, token=token, retry=None, timeout=TIMEOUT)
-            if token is None:
-                return
+    def copy(token: str | None) -> str | None:
+        return destination.rewrite(source, token=token, retry=None, timeout=TIMEOUT)[0]
 
     try:
-        patiently(uri, copy)
+        token = patiently(uri, lambda: copy(None))
+        while token is not None:
+            token = patiently(uri, partial(copy, token))
     except FileNotFoundError:
         if not exists(target):
             raise
@@ -184,11 +180,12 @@ def split(uri: str) -> tuple[str, str]:
     return bucket, name
 
 
-def blob_of(uri: str, generation: int | None = None) -> Any:
+def blob_of(uri: str, generation: int | None = None, pieces: bool = False) -> Any:
+    """`pieces`: what is uploaded goes in requests of RANGE bytes, if it is larger than 8 MiB."""
     bucket, name = split(uri)
     if not name:
         raise FileNotFoundError(f"{uri} is a bucket, not an object")
-    return client().bucket(bucket).blob(name, generation=generation)
+    return client().bucket(bucket).blob(name, RANGE if pieces else None, generation=generation)
 
 
 def client() -> Any:
@@ -222,7 +219,7 @@ NO_CREDENTIALS = (
 def patiently(uri: str, call: Callable[[], Result]) -> Result:
     """`call`, repeated while the server is busy or the connection breaks; its errors in the words of `must.storage`."""
     try:
-        return Retry(predicate=passes_by, initial=FIRST_PAUSE, maximum=20.0, multiplier=2.0, timeout=PATIENCE)(call)()
+        return patience()(call)()
     except (api.NotFound, InvalidResponse) as error:
         if isinstance(error, InvalidResponse) and status_of(error) != 404:
             raise
@@ -237,6 +234,11 @@ def patiently(uri: str, call: Callable[[], Result]) -> Result:
         raise ValueError(f"{uri}: the credentials have expired or were revoked. {NO_CREDENTIALS}") from error
     except (api.RetryError, *LOST) as error:
         raise UnreachableError(f"{uri}: the server could not be reached for {PATIENCE:g} s: {error}") from error
+
+
+def patience() -> Retry:
+    """How one request is repeated. Its clock starts with the request."""
+    return Retry(predicate=passes_by, initial=FIRST_PAUSE, maximum=20.0, multiplier=2.0, timeout=PATIENCE)
 
 
 LOST = (

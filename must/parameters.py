@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_ty
 
 import yaml
 
+from must.text import SHORT, brief, printable
+
 Config = TypeVar("Config", bound="StageConfig")
 
 
@@ -73,8 +75,8 @@ def read_yaml(stage: type[StageConfig], file: str) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise ValueError(f"--config {path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path}: no valid YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: no UTF-8, a number or date that is none
+        raise ValueError(f"--config {path}: no valid YAML: {printable(' '.join(str(error).split()), 300)}") from None
     require(isinstance(content, dict), f"--config {path}: expected 'name: value' lines")
     values = {str(name).replace("-", "_"): value for name, value in content.items()}
     check_names(stage, values, f"--config {path}")
@@ -85,9 +87,9 @@ def check_names(stage: type[StageConfig], values: dict[str, Any], where: str) ->
     known = [f.name for f in fields(stage)]
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+            near = difflib.get_close_matches(name[:SHORT], known, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(known)}"
-            raise ValueError(f"{where}: unknown name '{name}'{hint}")
+            raise ValueError(f"{where}: unknown name {brief(name)}{hint}")
 
 
 def convert(value: Any, kind: Any, name: str) -> Any:
@@ -98,40 +100,37 @@ def convert(value: Any, kind: Any, name: str) -> Any:
     """
     origin = get_origin(kind)
     if origin is Literal:
-        require(value in get_args(kind), f"{name}: '{value}' is none of {', '.join(map(str, get_args(kind)))}")
+        require(value in get_args(kind), f"{name}: {brief(value)} is none of {', '.join(map(str, get_args(kind)))}")
         return value
     if origin is list:
         items = [part for part in value.split(",") if part] if isinstance(value, str) else value
-        require(isinstance(items, list | tuple), f"{name}: expected a list, got '{value}'")
+        require(isinstance(items, list | tuple), f"{name}: expected a list, got {brief(value)}")
         return [convert(item, get_args(kind)[0], name) for item in items]
     if origin is dict:
         if isinstance(value, str):
             pairs = [part.split("=", 1) for part in value.split(",") if part]
-            require(all(len(pair) == 2 for pair in pairs), f"{name}: expected NAME=VALUE,..., got '{value}'")
+            require(all(len(pair) == 2 for pair in pairs), f"{name}: expected NAME=VALUE,..., got {brief(value)}")
             value = {key.strip(): item for key, item in pairs}
-        require(isinstance(value, dict), f"{name}: expected NAME=VALUE pairs, got '{value}'")
+        require(isinstance(value, dict), f"{name}: expected NAME=VALUE pairs, got {brief(value)}")
         return {str(key): convert(item, get_args(kind)[1], name) for key, item in value.items()}
     if kind is bool:
         words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
         if isinstance(value, str) and value.lower() in words:
             return words[value.lower()]
-        require(isinstance(value, bool), f"{name}: expected true or false, got '{value}'")
+        require(isinstance(value, bool), f"{name}: expected true or false, got {brief(value)}")
         return value
-    if kind is str:
-        require(
-            isinstance(value, str | int | float) and not isinstance(value, bool),
-            f"{name}: expected text, got '{value}'",
-        )
-        return str(value)
-    assert kind in (int, float), kind
-    if isinstance(value, bool) or (kind is int and isinstance(value, float) and value != int(value)):
-        raise ValueError(f"{name}: expected {'a whole number' if kind is int else 'a number'}, got '{value}'")
+    assert kind in (str, int, float), kind
+    expected = {str: "text", int: "a whole number", float: "a number"}[kind]
+    wrong = f"{name}: expected {expected}, got {brief(value)}"
+    require(isinstance(value, str | int | float) and not isinstance(value, bool), wrong)
+    require(kind is not int or not isinstance(value, float) or value.is_integer(), wrong)
     try:
-        number = kind(value)
-        require(math.isfinite(number), "")
-        return number
-    except (TypeError, ValueError):
-        raise ValueError(f"{name}: expected {'a whole number' if kind is int else 'a number'}, got '{value}'") from None
+        converted = kind(value)
+    except (ValueError, OverflowError):  # no number, or too long a one
+        raise ValueError(wrong) from None
+    require(kind is not float or math.isfinite(converted), wrong)
+    require(kind is not int or abs(converted) < 1 << 63, wrong)
+    return converted
 
 
 def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None:

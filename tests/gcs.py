@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -32,11 +33,13 @@ class Server:
 @dataclass
 class Faults:
     """`plan` says what happens to each request, round and round: "" nothing, "429", "503" an error instead of it,
-    "lost" it is carried out but the answer is cut off, "cut" half of the answer's body arrives, "slow" it trickles."""
+    "unsent" the connection is cut before it is carried out, "lost" it is carried out but the answer is cut off, "cut"
+    half of the answer's body arrives, "slow" it trickles, "late" it comes a little later."""
 
     plan: list[str] = field(default_factory=list)
     done: Counter[str] = field(default_factory=Counter)
     requests: int = 0
+    persisted: dict[str, Any] = field(default_factory=dict)  # resumable upload -> what its last piece was answered
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def next(self) -> str:
@@ -86,13 +89,25 @@ def proxy_to(port: int, faults: Faults) -> ThreadingHTTPServer:
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             fault = faults.next() if urlsplit(self.path).path != "/storage/v1/b" else ""
+            if fault == "late":
+                time.sleep(0.2)
             if fault.isdigit():
                 self.answer(int(fault), {}, b"try again", "")
+                return
+            if fault == "unsent":
+                self.close_connection = True
+                return
+            piece = self.headers.get("Content-Range", "") if "upload_id=" in self.path else ""
+            known = faults.persisted.get(self.path)
+            if piece and known and known[0] == piece:  # Cloud Storage ignores bytes that it has; this server adds them
+                self.answer(*known[1:], fault)
                 return
             connection = http.client.HTTPConnection(HOST, port, timeout=60)
             connection.request(self.command, self.path, body, dict(self.headers))
             response = connection.getresponse()
-            self.answer(response.status, dict(response.getheaders()), response.read(), fault)
+            answer = (response.status, dict(response.getheaders()), response.read())
+            faults.persisted |= {self.path: (piece, *answer)} if piece else {}
+            self.answer(*answer, fault)
             connection.close()
 
         def answer(self, status: int, headers: dict[str, str], body: bytes, fault: str) -> None:

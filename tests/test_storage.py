@@ -90,6 +90,28 @@ def test_a_large_download_is_complete(gcs_server: Server, tmp_path: Path, monkey
     assert gcs_server.faults.done["cut"] > 1
 
 
+@pytest.mark.parametrize("fault", ["503", "unsent", "lost", "last"])
+def test_an_upload_longer_than_our_patience_goes_on_where_it_was(
+    gcs_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Patience is with one request, of which a long upload has many."""
+    from must import gcs
+
+    monkeypatch.setattr(gcs, "RANGE", 1 << 20)
+    monkeypatch.setattr(gcs, "PATIENCE", 1.5)
+    data = os.urandom(12 << 20)
+    (tmp_path / "state").write_bytes(data)
+    place = 13 if fault == "last" else 9  # of the fault among the requests; before it more than 1.5 s have passed
+    fault = fault.replace("last", "lost")
+    gcs_server.faults.plan = ["late"] * 9 + [""] * (place - 9) + [fault] + [""] * 100
+    storage.upload(tmp_path / "state", f"{gcs_server.uri}/step.pt")
+    assert (
+        gcs_server.faults.done[fault] == 1 and gcs_server.faults.requests <= 12 + 3
+    )  # no piece twice but the one that failed
+    gcs_server.faults.plan = []
+    assert storage.read_bytes(f"{gcs_server.uri}/step.pt") == data
+
+
 @pytest.mark.parametrize("fault", ["429", "500", "503", "lost", "cut", "slow"])
 def test_every_call_survives_a_busy_or_breaking_server(gcs_server: Server, tmp_path: Path, fault: str) -> None:
     gcs_server.faults.plan = [fault, ""]

@@ -14,6 +14,7 @@ import numpy as np
 from must import storage
 from must.data.index_check import Shard, checked
 from must.names import shown
+from must.text import printable
 
 VERSION = 1
 NAME = "index.json"
@@ -146,15 +147,15 @@ def parse_npy(data: bytes) -> np.ndarray:
 def show(uri: str) -> Index:
     """Prints what a folder of shards holds."""
     index = load_index(uri)
-    print(f"{uri}  revision {index.revision}, made by {index.created_by} from {index.source['uri']}")
+    print(printable(f"{uri}  revision {index.revision}, made by {index.created_by} from {index.source['uri']}"))
     print(f"{'split':<12}{'images':>12}{'labelled':>12}{'shards':>9}{'MB':>12}")
     for name, counts in index.splits.items():
         shards = index.shards_of(name)
         size = sum(shard.bytes for shard in shards) / 1e6
-        print(f"{name:<12}{counts['samples']:>12}{counts['labelled']:>12}{len(shards):>9}{size:>12.1f}")
+        print(f"{printable(name):<12}{counts['samples']:>12}{counts['labelled']:>12}{len(shards):>9}{size:>12.1f}")
     if index.labels:
         shown = ", ".join(index.labels[:10]) + (", ..." if len(index.labels) > 10 else "")
-        print(f"labels: {len(index.labels)} ({shown})")
+        print(f"labels: {len(index.labels)} ({printable(shown)})")
     print(f"rejected: {index.rejected}  duplicates: {index.duplicates} ({index.dropped} left out)")
     print(f"sha256 of the index: {index.sha256}")
     return index

@@ -11,6 +11,7 @@ from must import storage
 from must.config import ShardConfig
 from must.data.index import Index
 from must.data.pool import Done
+from must.text import printable
 
 LOG_EVERY = 60.0  # seconds between lines where there is no terminal
 
@@ -51,13 +52,16 @@ def summary(config: ShardConfig, index: Index, files: int, seconds: float, read_
     )
     for name, counts in index.splits.items():
         labelled = f", {counts['labelled']} labelled" if counts["labelled"] else ""
-        print(f"  {name}: {counts['samples']} images{labelled} in {len(index.shards_of(name))} shards")
+        print(f"  {printable(name)}: {counts['samples']} images{labelled} in {len(index.shards_of(name))} shards")
     if index.duplicates:
         print(f"  duplicates: {index.duplicates}, of which {index.dropped} left out")
     if index.skipped:
-        print("  other files, not read: " + ", ".join(f"{count} {kind}" for kind, count in index.skipped.items()))
+        print(
+            "  other files, not read: "
+            + ", ".join(f"{count} {printable(kind)}" for kind, count in index.skipped.items())
+        )
     if index.rejected:
         print(f"  rejected: {index.rejected}, listed in {storage.join(config.output, 'rejected.jsonl')}")
         for reason, count in index.reasons.items():
-            print(f"    {count} x {reason}")
+            print(f"    {count} x {printable(reason)}")
     print(f"index: {storage.join(config.output, 'index.json')}", file=sys.stdout)

@@ -22,6 +22,7 @@ from must.data.index import Index
 from must.data.order import GlobalBatches, MicroBatches
 from must.data.reader import CACHE_GB, ShardReader, open_reader
 from must.data.views import TrainViews, ViewSettings
+from must.text import printable
 
 PREFETCH = 4  # batches that each loader process makes ahead
 TELL = 5  # replaced samples that each loader process names
@@ -83,9 +84,9 @@ class TrainDataset(Dataset):
             name = self.reader.shards[self.reader.shard_of(sample)].name
             source = self.reader.description(sample).get("source", "")
             more = "; further ones are only counted" if self.told + 1 == TELL else ""
+            line = f"warning: sample {sample} of {name} ({source}) cannot be decoded and is replaced by the next one: "
             print(
-                f"warning: sample {sample} of {name} ({source}) cannot be decoded and is replaced by the next one: "
-                f"{problem}{more}",
+                printable(f"{line}{problem}{more}"),
                 file=sys.stderr,
                 flush=True,
             )

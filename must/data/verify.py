@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from must import storage
 from must.data.index import Index, Shard, load_index, load_offsets
+from must.text import printable
 
 
 def verify_shards(uri: str) -> Index:
@@ -28,18 +29,18 @@ def verify_shards(uri: str) -> Index:
     for shard in tqdm(index.shards, desc="verify", unit="shard", disable=None):
         found = [f"{shard.name}: {fault}" for fault in faults_of(uri, shard)]
         for line in found:
-            tqdm.write(line)
+            tqdm.write(printable(line))
         faults += found[:1]
     broken = len(faults)
     for table in index.tables:
         fault = fault_of_table(uri, table)
         if fault:
-            print(fault)
+            print(printable(fault))
             faults.append(fault)
     names = {name for shard in index.shards for name in (shard.name, shard.offsets_name)}
     stray = [entry.name for entry in storage.list_files(uri) if entry.name.endswith(".tar") and entry.name not in names]
     if stray:
-        print(f"not in the index, and not read by anything: {', '.join(sorted(stray)[:10])}")
+        print(f"not in the index, and not read by anything: {printable(', '.join(sorted(stray)[:10]))}")
     if faults:
         what = f"{broken} of {len(index.shards)} shards are broken" if broken else "--append's tables are broken"
         raise ValueError(f"{uri}: {what}; the first fault: {faults[0]}")

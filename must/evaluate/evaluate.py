@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from typing import Any
@@ -29,6 +28,7 @@ from must.evaluate.table import table
 from must.evaluate.training import settled, training_log
 from must.model.bundle import DESCRIPTION_FILE, Bundle, load_bundle, preprocess_of, zero_shot_bundle
 from must.model.classifier import load_classifier
+from must.text import Rows, cell, encoded
 from must.train.distributed import World, world
 
 METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE = "metrics.json", "predictions.csv", "report.html"
@@ -74,7 +74,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             storage.join(config.output, PREDICTIONS_FILE), predictions_csv(samples, after, before, metrics)
         )
         report = render_report(config, metrics, samples, after, before)
-        storage.write_bytes(storage.join(config.output, REPORT_FILE), report.encode())
+        storage.write_bytes(storage.join(config.output, REPORT_FILE), encoded(report))
         # last: a folder with metrics.json is a whole result
         storage.write_bytes(storage.join(config.output, METRICS_FILE), to_json(metrics))
         print(table(metrics))
@@ -213,22 +213,22 @@ def origin(config: EvaluateConfig, bundle: Bundle, baseline: Bundle | None) -> d
 
 def predictions_csv(samples: Samples, after: Scores, before: Scores | None, metrics: dict[str, Any]) -> bytes:
     """A row an image: source, label, adapted class and probability, and the baseline's."""
-    classes = metrics["classes"]
+    classes = [cell(name) for name in metrics["classes"]]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    rows = Rows(text)
     header = ["sample", "source", "label", "adapted", "adapted_probability"]
-    writer.writerow(header + (["baseline", "baseline_probability"] if before else []))
+    rows.add(*header, *(["baseline", "baseline_probability"] if before else []))
     for i, number in enumerate(samples.numbers):
         label = classes[samples.labels[i]] if samples.labels[i] >= 0 else ""
-        row = [int(number), samples.sources[i], label, classes[after.prediction[i]], f"{after.confidence[i]:.4f}"]
+        found = [classes[after.prediction[i]], f"{after.confidence[i]:.4f}"]
         if before:
-            row += [classes[before.prediction[i]], f"{before.confidence[i]:.4f}"]
-        writer.writerow(row)
-    return text.getvalue().encode()
+            found += [classes[before.prediction[i]], f"{before.confidence[i]:.4f}"]
+        rows.add(int(number), cell(samples.sources[i]), label, *found)
+    return encoded(text.getvalue())
 
 
 def to_json(metrics: dict[str, Any]) -> bytes:
-    return json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False, default=np_default).encode() + b"\n"
+    return encoded(json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False, default=np_default) + "\n")
 
 
 def np_default(value: Any) -> Any:

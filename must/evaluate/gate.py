@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from must.evaluate.table import printable
+from must.evaluate.table import NAME_SHOWN
 from must.parameters import require
+from must.text import printable
 
 NAMED = 5  # vanished classes that a reason names
 
@@ -104,7 +105,7 @@ def labelled_gate(metrics: dict[str, Any], key: str = "top1", min_gain: float = 
 
 
 def vanished(compared: dict[str, Any], metrics: dict[str, Any]) -> str:
-    names = [printable(metrics["classes"][number]) for number in compared["vanished"]]
+    names = [printable(metrics["classes"][number], NAME_SHOWN) for number in compared["vanished"]]
     shown = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
     return f"vanished classes ({shown}): share of all" if names else "vanished classes"
 

@@ -24,7 +24,7 @@ from must.evaluate.verdict import verdict
 CLASSES_SHOWN = 30  # rows of the class chart at either end; the table below holds all
 MATRIX_SHOWN = 25  # classes up to which the confusion matrices are drawn
 
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 METRICS = (
     ("top1", "Top-1", "share of images whose most probable class is the label", True),
@@ -65,7 +65,7 @@ def render_report(
 
 def visible(value: Any) -> Any:
     """Text without what cannot be seen but changes what is: control characters, and those that turn the direction of
-    writing around, which would make a file name rewrite the words beside it."""
+    writing around, which would make a file name rewrite the words beside it, and bytes that are no UTF-8."""
     return CONTROL.sub("\N{REPLACEMENT CHARACTER}", value) if type(value) is str else value
 
 

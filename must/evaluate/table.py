@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from must.text import printable
+
 CLASSES_SHOWN = 20
+NAME_SHOWN = 32  # characters of a class name
 
 
 def table(metrics: dict[str, Any]) -> str:
@@ -52,17 +55,13 @@ def class_rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:
     rows = [row for row in metrics["per_class"] if row["support"]]
     if len(rows) > CLASSES_SHOWN:
         rows = sorted(rows, key=lambda row: -abs(row["difference"] or 0))[:CLASSES_SHOWN]
-    return [metric_row(printable(row["class"]), row["baseline_recall"], row["recall"], None) for row in rows]
+    return [
+        metric_row(printable(row["class"], NAME_SHOWN), row["baseline_recall"], row["recall"], None) for row in rows
+    ]
 
 
 def percent(value: float) -> str:
     return f"{100 * value:.1f}%"
-
-
-def printable(name: str) -> str:
-    """A class name that cannot steer the terminal, at most 32 characters."""
-    text = "".join(character if character.isprintable() else "?" for character in name)
-    return text if len(text) <= 32 else text[:31] + "…"
 
 
 def align(rows: list[tuple[str, ...]]) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 
 from must.data.eval_view import EvalView, Preprocess, normalize_pixels
 from must.data.image import decode
+from must.text import printable
 
 
 class Client:
@@ -67,4 +68,4 @@ if __name__ == "__main__":
         sys.exit("usage: python -m must.export.client http://HOST:8000 NAME IMAGE...")
     paths = [Path(name) for name in sys.argv[3:]]
     for path, ((label, probability),) in zip(paths, Client(sys.argv[1], sys.argv[2])(paths), strict=True):
-        print(f"{path}  {label} {100 * probability:.1f}%")
+        print(printable(f"{path}  {label} {100 * probability:.1f}%"))

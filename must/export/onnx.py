@@ -15,6 +15,7 @@ from must.export.serving import write_serving
 from must.export.session import LABELS_FILE, MODEL_FILE, OnnxClassifier
 from must.model.bundle import Bundle, load_bundle, preprocess_of
 from must.parameters import require
+from must.text import encoded
 
 LEAST_AGREEMENT = {"fp32": 1.0, "fp16": 0.99, "int8": 0.97}
 RANDOM_IMAGES = 64
@@ -66,9 +67,9 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
 def write(config: ExportConfig, bundle: Bundle, model: Path, card: str) -> None:
     """Everything beside the model first, so that a folder with model.onnx is complete."""
-    labels = "".join(" ".join(name.split()) + "\n" for name in bundle.description.classes).encode()
+    labels = encoded("".join(" ".join(name.split()) + "\n" for name in bundle.description.classes))
     storage.write_bytes(storage.join(config.output, LABELS_FILE), labels)
-    storage.write_bytes(storage.join(config.output, CARD_FILE), card.encode())
+    storage.write_bytes(storage.join(config.output, CARD_FILE), encoded(card))
     if config.triton:
         preprocess = preprocess_of(bundle.description)
         write_serving(config.output, config.triton, model, labels, preprocess, config.input == "uint8")

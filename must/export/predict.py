@@ -20,6 +20,7 @@ from must.data.sources import EXTENSIONS
 from must.export.session import load_classifier
 from must.export.write import open_writer
 from must.parameters import require
+from must.text import printable
 
 
 class Prediction(NamedTuple):
@@ -103,4 +104,4 @@ def only_images(names: Iterable[str]) -> list[str]:
 
 def warn(name: str, problem: str, counts: dict[str, int]) -> None:
     counts["unreadable"] += 1
-    tqdm.write(f"{name}: {problem}", file=sys.stderr)
+    tqdm.write(printable(f"{name}: {problem}"), file=sys.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from must import storage
+from must.text import Rows, cell, printable
 
 if TYPE_CHECKING:
     from must.export.predict import Prediction
@@ -22,7 +22,7 @@ def open_writer(output: str, top: int) -> Iterator[Callable[[Prediction], None]]
         yield print_row
         return
     with storage.open_write(output) as binary:
-        text = io.TextIOWrapper(binary, encoding="utf-8", errors="surrogateescape", newline="", write_through=True)
+        text = io.TextIOWrapper(binary, encoding="utf-8", errors="backslashreplace", newline="", write_through=True)
         yield csv_writer(text, top) if output.lower().endswith(".csv") else jsonl_writer(text)
         text.flush()
         text.detach()
@@ -31,23 +31,23 @@ def open_writer(output: str, top: int) -> Iterator[Callable[[Prediction], None]]
 def print_row(prediction: Prediction) -> None:
     pairs = zip(prediction.classes, prediction.probabilities, strict=True)
     found = "  ".join(f"{name} {100 * probability:.1f}%" for name, probability in pairs)
-    print(f"{prediction.image}  {found}".encode("utf-8", "replace").decode())
+    print(printable(f"{prediction.image}  {found}"))
 
 
 def csv_writer(text: TextIO, top: int) -> Callable[[Prediction], None]:
     """Columns: image, class, probability, and for more than one class class_2, probability_2, ..."""
-    writer = csv.writer(text, lineterminator="\n")
+    rows = Rows(text)
     header = ["image"]
     for rank in range(1, top + 1):
         suffix = f"_{rank}" if rank > 1 else ""
         header += [f"class{suffix}", f"probability{suffix}"]
-    writer.writerow(header)
+    rows.add(*header)
 
     def write(prediction: Prediction) -> None:
-        row = [prediction.image]
+        row = [cell(prediction.image)]
         for name, probability in zip(prediction.classes, prediction.probabilities, strict=True):
-            row += [name, f"{probability:.6f}"]
-        writer.writerow(row)
+            row += [cell(name), f"{probability:.6f}"]
+        rows.add(*row)
 
     return write
 

@@ -36,4 +36,7 @@ def as_markdown(decision: Decision, against: str) -> str:
     head = f"# {'Passed' if decision.passed else 'Stopped'} by the {decision.gate} gate"
     if decision.gate == "none":
         head = "# Passed: no gate"
-    return "\n".join([head, "", f"Compared with: {against}", "", *(f"- `{reason}`" for reason in decision.reasons), ""])
+    reasons = [
+        reason.replace("`", "'") for reason in decision.reasons
+    ]  # they name classes, which must not end the code
+    return "\n".join([head, "", f"Compared with: {against}", "", *(f"- `{reason}`" for reason in reasons), ""])

@@ -12,6 +12,7 @@ from must.model.bundle import DESCRIPTION_FILE, WEIGHTS_FILE, load_description
 from must.names import listed
 from must.parameters import require
 from must.promote.registry import Latest, Registry
+from must.text import printable
 
 
 def promote(config: PromoteConfig) -> Latest:
@@ -80,7 +81,8 @@ def show(registry: Registry) -> Latest:
         top1 = ((version["metrics"] or {}).get("adapted") or {}).get("top1")
         score = "      " if top1 is None else f"{top1:6.1%}"
         mark = "LATEST" if version["version"] == latest.version else ""
-        print(f"{version['version']}  {version['created']}  {score}  {version['backbone']}  {mark}".rstrip())
+        line = f"{version['version']}  {version['created']}  {score}  {version['backbone']}  {mark}"
+        print(printable(line.rstrip()))
     if not latest.version:
         print(f"{registry.uri}: no champion yet")
     return latest

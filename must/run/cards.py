@@ -14,6 +14,7 @@ from must.promote.decide import as_markdown
 from must.promote.promote import read_json
 from must.promote.registry import Registry
 from must.run.training import origin
+from must.text import encoded
 
 
 def evaluate(
@@ -74,7 +75,7 @@ def decide(
                 output=folder,
             )  # fmt: skip
         result: Decision = run("gate", metrics=metrics, gate=gate, output=decision, **settings)
-    storage.write_bytes(page, as_markdown(result, against).encode())
+    storage.write_bytes(page, encoded(as_markdown(result, against)))
     if not result.passed:
         Registry(registry, name).decide(key, "stopped", result.reasons)
         print(f"the model is not promoted; it stays among this run's artifacts, and {against} stays what it was")

@@ -1,0 +1,75 @@
+"""Images whose names are no UTF-8, formulas or escapes: through sharding and evaluation, to the end."""
+
+import csv
+import io
+import json
+import os
+import shutil
+
+import pytest
+
+from must.config import EvaluateConfig, ShardConfig
+from must.data import index
+from must.data.shard import shard
+from must.evaluate.evaluate import evaluate
+from must.evaluate.table import table
+
+NAMES = [
+    b"caf\xe9.png",
+    b"=cmd|' calc'!A0.png",
+    b"\x1b]0;pwned\x07\x1b[2J.png",
+    b"'quoted.png",
+    b"a\r=1.png",
+    b"plain.png",
+]
+
+
+@pytest.fixture(scope="module")
+def hostile(digits, tmp_path_factory):
+    """Shards of the test images (label "zero" only), some under other names; beside them files with odd endings."""
+    root = tmp_path_factory.mktemp("hostile")
+    folder = root / "images" / "zero"
+    folder.mkdir(parents=True)
+    files = sorted((digits.images / "test" / "zero").glob("*.png"))
+    for number, path in enumerate(files):
+        name = NAMES[number] if number < len(NAMES) else path.name.encode()
+        shutil.copy(path, os.path.join(os.fsencode(folder), name))  # noqa: PTH118, a path of bytes
+    (folder / "notes.\x1b[31m").write_text("no image")
+    (folder / "broken\x1b[31m.png").write_bytes(files[0].read_bytes()[:80])
+    shard(
+        ShardConfig(
+            source=str(root / "images"), labels="folder", output=str(root / "shards"), split={"test": 1}, workers=1,
+            max_rejected=0.9,
+        )
+    )  # fmt: skip
+    return str(root / "shards")
+
+
+@pytest.fixture(scope="module")
+def results(digits, hostile, tmp_path_factory):
+    output = tmp_path_factory.mktemp("results")
+    metrics = evaluate(
+        EvaluateConfig(
+            model=digits.adapted, baseline=digits.classifier, shards=hostile, output=str(output), workers=0,
+            device="cpu",
+        )
+    )  # fmt: skip
+    return metrics, output
+
+
+def test_everything_is_written_and_is_utf_8(results):
+    metrics, output = results
+    assert json.loads((output / "metrics.json").read_bytes()) == metrics
+    rows = list(csv.DictReader(io.StringIO((output / "predictions.csv").read_bytes().decode(), newline="")))
+    sources = {row["source"] for row in rows}
+    assert len(rows) == metrics["images"] and {r"zero/caf\udce9.png", "zero/plain.png", "zero/a\r=1.png"} <= sources
+    page = (output / "report.html").read_bytes().decode()
+    assert "\x1b" not in page and not any(0xD800 <= ord(character) < 0xE000 for character in page)
+
+
+def test_nothing_on_the_terminal_is_raw(hostile, results, capfd):
+    index.show(hostile)
+    index.verify(hostile)
+    print(table(results[0]))
+    for line in capfd.readouterr().out.splitlines():
+        assert line.isprintable(), line

@@ -1,0 +1,91 @@
+"""Names from outside on a terminal, in files, in cells and in messages."""
+
+import csv
+import io
+
+import pytest
+import yaml
+
+from must.cli import fail
+from must.config import TrainConfig
+from must.parameters import load
+from must.text import SHORT, Rows, brief, cell, encoded, printable
+
+REQUIRED = {"shards": "s", "classifier": "c", "output": "o"}
+HOSTILE = ["\x1b]0;pwned\x07\x1b[2J", "a\nb", "caf\udce9", "\u202egnp.exe", "\x9b31m", "\ud800", "ﬀ\x7f"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_name_is_one_line_of_what_can_be_seen(name):
+    shown = printable(f"before {name} after")
+    assert shown.isprintable() and shown.startswith("before ") and shown.endswith(" after") and "?" in shown
+    shown.encode()
+
+
+def test_plain_names_of_any_language_stay_as_they_are():
+    for name in ("zero", "café 7", "数字", "n/a (old)", "über-groß"):
+        assert printable(name) == name and encoded(name).decode() == name and cell(name) == name
+    assert printable("abcdef", 4) == "abc…"
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, "café"])
+def test_any_name_can_be_written_as_utf_8(name):
+    encoded(name).decode()
+    assert printable(encoded("caf\udce9").decode()) == r"caf\udce9"
+
+
+FORMULAS = ["=cmd|' /C calc'!A0", "+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1"]
+OTHERS = ["'quoted", "''", "plain", "", "a\r=1", "a,b", 'a"b']
+
+
+@pytest.mark.parametrize("name", [*FORMULAS, *OTHERS])
+def test_no_cell_starts_a_formula_and_every_name_comes_back(name):
+    file = io.StringIO()
+    Rows(file).add(cell(name), "0.5")
+    assert file.getvalue().endswith("0.5\n")
+    ((text, number),) = csv.reader(io.StringIO(file.getvalue(), newline=""))
+    assert not text.startswith(tuple("=+-@\t\r\n\uff1d")) and number == "0.5"
+    assert text.removeprefix("'") == name
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefg", "bcdefgh", strict=True)
+)  # 10^8 words if it is written out
+
+
+@pytest.mark.parametrize("name", ["epochs", "lr", "resume", "precision", "model", "randaugment_ops", "strong_scale"])
+@pytest.mark.parametrize(
+    "value", ["x" * 10**6, yaml.safe_load(BOMB)["h"], {"k": "v" * 10**6}, 1 << 50_000, float("inf")], ids=range(5)
+)
+def test_a_wrong_value_of_any_size_is_a_short_line(name, value):
+    try:
+        load(TrainConfig, {**REQUIRED, name: value})
+    except ValueError as error:
+        assert len(str(error)) < SHORT + 200 and str(error).startswith(f"--{name.replace('_', '-')}")
+    else:
+        assert isinstance(value, str | float) or name == "randaugment_ops"  # these are names and numbers, if odd ones
+
+
+def test_an_unknown_name_of_any_size_is_a_short_line():
+    with pytest.raises(ValueError, match="unknown name 'xxx") as error:
+        load(TrainConfig, {**REQUIRED, "x" * 10**6: 1})
+    assert len(str(error.value)) < 3000
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "epochs: " + "9" * 5000, "when: 2026-99-99", "a: \xff"])
+def test_a_yaml_file_that_no_parser_takes_is_one_line(text, tmp_path):
+    file = tmp_path / "train.yaml"
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"train.yaml: no valid YAML: .{0,300}$"):
+        load(TrainConfig, REQUIRED, str(file))
+
+
+def test_what_the_command_line_says_last_cannot_steer_the_terminal(capsys):
+    with pytest.raises(SystemExit):
+        fail("shard", FileNotFoundError(2, "no such file", "\x1b[2Jcaf\udce9" + "x" * 10**5))
+    line = capsys.readouterr().err.removesuffix("\n")
+    assert line.isprintable() and line.startswith("must shard: ?[2Jcaf?x") and len(line) < 2100
+
+
+def test_values_are_described_by_kind():
+    assert brief([1, 2]) == "a list of 2" and brief({"a": 1}) == "a mapping of 1" and brief(3.5) == "'3.5'"
