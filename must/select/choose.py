@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from must.select.ladder import Climb, climb
+from must.select.ladder import RUNGS, Climb, climb
 from must.select.looking import Looks
 from must.select.neighbours import look_alikes
 from must.select.signal import neighbour_information, renamed
@@ -25,11 +26,11 @@ class Choice:
         return self.climb.to_dict() | {"copies": self.copies, "signal": self.signal}
 
 
-def choose(looks: Looks) -> Choice:
+def choose(looks: Looks, alphas: Sequence[float] = RUNGS) -> Choice:
     """Pure arithmetic; the same looks give the same choice."""
     neighbours, originals = look_alikes(looks.tokens)
     kept = looks if len(originals) == len(looks.numbers) else looks.only(originals)
-    found = climb(kept.probabilities, kept.labels, neighbours)
+    found = climb(kept.probabilities, kept.labels, neighbours, alphas)
     signal = signals(kept.labels[0], kept.labels[-1], neighbours, kept.probabilities.shape[-1])
     return Choice(found, signal, len(looks.numbers) - len(originals))
 

@@ -46,7 +46,10 @@ def between(start: Weights, end: Weights, alpha: float) -> Weights:
     """start + alpha (end - start); at 0 and 1 the very bits of the two."""
     if alpha in (0, 1):
         return end if alpha else start
-    return {name: torch.lerp(value, end[name].to(value), alpha) for name, value in start.items()}
+    return {
+        name: torch.lerp(value, end[name].to(value), alpha) if value.is_floating_point() else value
+        for name, value in start.items()
+    }
 
 
 @torch.inference_mode()
