@@ -29,6 +29,7 @@ STAGE_FUNCTIONS = {
     "shard": "must.data.shard:shard",
     "classifier": "must.model.classifier:classifier",
     "train": "must.train.trainer:train",
+    "select": "must.select.select:select",
     "evaluate": "must.evaluate.evaluate:evaluate",
     "export": "must.export.onnx:export",
     "gate": "must.promote.decide:gate",

@@ -15,6 +15,7 @@ from must.config.export import ExportConfig
 from must.config.gate import GateConfig
 from must.config.predict import PredictConfig
 from must.config.promote import PromoteConfig
+from must.config.select import SelectConfig
 from must.config.shard import ShardConfig
 from must.config.train import TrainConfig
 from must.parameters import StageConfig
@@ -23,6 +24,7 @@ STAGES: Final[dict[str, type[StageConfig]]] = {
     "shard": ShardConfig,
     "classifier": ClassifierConfig,
     "train": TrainConfig,
+    "select": SelectConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
     "gate": GateConfig,
@@ -40,6 +42,7 @@ __all__ = [
     "GateConfig",
     "PredictConfig",
     "PromoteConfig",
+    "SelectConfig",
     "ShardConfig",
     "TrainConfig",
 ]

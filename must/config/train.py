@@ -134,6 +134,11 @@ class TrainConfig(StageConfig):
     keep_every: int = param("besides those, keep the checkpoint of every Nth step for good; 0: none", 0, metavar="N")
     resume: bool = param("go on from the newest checkpoint if there is one; --no-resume starts afresh", True)
     save: Literal["teacher", "student"] = param("which of the two becomes the model", "teacher")
+    select: Literal["none", "ladder"] = param(
+        "ladder: keep as much of the adaptation as the unlabeled images speak for, and zero-shot's weights where they "
+        "speak for none; none: all of it, as published",
+        "none",
+    )
     log_every: int = param("steps between log lines", 10, metavar="N")
     timeout: int = param(
         "seconds after which a lost, frozen or stuck process is given up; the run ends with code 75", 600, metavar="S"

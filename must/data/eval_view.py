@@ -53,6 +53,7 @@ class EvalView:
     """RGB image -> uint8 [size, size, 3], the pixels that torchvision's Resize and CenterCrop give."""
 
     def __init__(self, preprocess: Preprocess) -> None:
+        self.preprocess = preprocess
         self.size = preprocess.size
         self.filter = FILTERS[preprocess.interpolation]
         self.squash = preprocess.resize_mode == "squash"

@@ -27,6 +27,7 @@ CIRCUMSTANCES = frozenset(
         "keep_every",
         "resume",
         "save",
+        "select",
         "log_every",
         "timeout",
         "accumulate",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,6 +24,7 @@ from must.train.log import Meter, TrainLog, clock
 from must.train.machine import prepare_machine
 from must.train.provenance import provenance
 from must.train.run_state import RunState
+from must.train.selected import selected
 from must.train.step import MustStep
 from must.train.teacher import make_teacher
 from must.train.warm_start import start_from
@@ -70,6 +71,7 @@ class Trainer:
             config.shards, config.split, config.cache, config.cache_gb, config.shuffle_window, config.index_sha256
         )
         classifier = load_classifier(config.classifier)
+        self.own_factor = classifier.logit_scale
         torch.manual_seed(config.seed)  # mask token and decoder start at random, the same in every process
         self.zero_shot = zero_shot_bundle(classifier, config.model, config.pretrained, config.logit_factor)
         student = self.zero_shot.model.to(processes.device)
@@ -145,7 +147,7 @@ class Trainer:
         progress.seconds += time.monotonic() - started
         if log:
             log.close()
-        return self.finish()
+        return self.finish(stop)
 
     def read(self, meter: Meter, step: int, batch: TrainBatch) -> dict[str, Any]:
         """The means since the last reading, with what the log adds to them."""
@@ -198,7 +200,7 @@ class Trainer:
             flush=True,
         )
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self, stop: StopSignal) -> dict[str, Any]:
         """Writes the bundle; the checkpoint of the last step stays, so that running again does nothing twice."""
         progress, config = self.state.progress, self.config
         trained = max(progress.step, 1) * config.batch_size
@@ -215,8 +217,13 @@ class Trainer:
         networks = self.state.save(self.method)
         if self.world.is_main:
             self.state.checkpoints.close()
-            self.reference.load_state_dict(networks[config.save])
             description = provenance(self.zero_shot.description, config, self.reader.index, self.world.size, summary)
+            weights = networks[config.save]
+            if config.select == "ladder":
+                weights, description = selected(
+                    config, self.reference, weights, description, self.own_factor, self.world.device, leave_if(stop)
+                )
+            self.reference.load_state_dict(weights)
             save_bundle(config.output, self.reference, description)
             print(
                 f"trained {summary['images']:,} images in {clock(progress.seconds)} "
@@ -226,6 +233,15 @@ class Trainer:
                 flush=True,
             )
         return summary
+
+
+def leave_if(stop: StopSignal) -> Callable[[], None]:
+    def look() -> None:
+        if stop.received:
+            print("stopped by a signal while choosing what to keep; run the same command to go on")
+            raise Preempted
+
+    return look
 
 
 def grouped(batches: Iterable[TrainBatch], size: int) -> Iterator[list[TrainBatch]]:

@@ -1,0 +1,116 @@
+"""Pre-trains a tiny CLIP of the bundled one's size on one style of drawings; it never sees the styles it is adapted to.
+
+python -m benchmarks.shifts.pretrain letters icons      (about ten minutes each on one core)
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import math
+import time
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from benchmarks.shifts.drawings import class_names, drawings
+from benchmarks.shifts.packages import ROOT
+from must.demo.pretrain import IMAGE_SIZE, MODEL_CONFIG, PREPROCESS_CONFIG, learn_merges
+
+SOURCE = {"letters": "computer", "icons": "outline"}
+TEMPLATES = {
+    "letters": ["a photo of the letter {}.", "the letter {}.", "a scan of the letter {}.", "a picture of a {}."],
+    "icons": ["a photo of the icon {}.", "the icon {}.", "a picture of a {}.", "a drawing of a {}."],
+}  # fmt: skip
+
+
+def pretrain(name: str, steps: int = 1000, batch_size: int = 128, lr: float = 1e-3, seed: int = 0) -> None:
+    output = ROOT / "models" / name
+    if (output / "open_clip_model.safetensors").exists():
+        return
+    torch.manual_seed(seed)
+    output.mkdir(parents=True, exist_ok=True)
+    names, templates = class_names(name), TEMPLATES[name]
+    captions = [template.format(text) for template in templates for text in names]
+    bpe = output / "bpe.txt.gz"
+    with open(bpe, "wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
+        file.write("\n".join([f"#version: {name}", *learn_merges(captions, 400)]).encode())
+    config = json.loads(json.dumps(MODEL_CONFIG))
+    tokenizer = open_clip.SimpleTokenizer(bpe_path=str(bpe), context_length=config["text_cfg"]["context_length"])
+    config["text_cfg"]["vocab_size"] = tokenizer.vocab_size
+    model = open_clip.CLIP(**config)
+    tokens = tokenizer(captions).view(len(templates), len(names), -1)
+    pictures, labels = (torch.from_numpy(array) for array in drawings(name, SOURCE[name]))
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.1},
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=lr)
+    generator = torch.Generator().manual_seed(seed)
+    started = time.perf_counter()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        chosen = torch.randint(len(pictures), (batch_size,), generator=generator)
+        images = normalized(distort(pictures[chosen], generator, strength=1.0))
+        template = int(torch.randint(len(templates), (), generator=generator))
+        text = F.normalize(model.encode_text(tokens[template]), dim=-1)
+        logits = model.logit_scale.exp() * F.normalize(model.encode_image(images), dim=-1) @ text.T
+        loss = F.cross_entropy(logits, labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=math.log(100))
+        if step % 100 == 0 or step == steps - 1:
+            right = (logits.argmax(1) == labels[chosen]).float().mean().item()
+            print(f"{name} step {step} loss {loss.item():.3f} right {right:.2f} {time.perf_counter() - started:.0f} s")
+    weights = {key: value.half().contiguous() for key, value in model.state_dict().items() if key != "attn_mask"}
+    (output / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": config, "preprocess_cfg": PREPROCESS_CONFIG}, indent=1) + "\n"
+    )
+    save_file(weights, output / "open_clip_model.safetensors")
+
+
+def distort(pictures: Tensor, generator: torch.Generator, strength: float) -> Tensor:
+    """uint8 [B, C, C] -> float32 [B, IMAGE_SIZE, IMAGE_SIZE] in 0..1: turned, sheared, scaled, bent, blurred, noisy."""
+    count = len(pictures)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(count, *shape, generator=generator)
+
+    angle, shear = strength * uniform(-0.25, 0.25), strength * uniform(-0.25, 0.25)
+    width, height = uniform(0.7, 1.0), uniform(0.7, 1.0)
+    cos, sin = angle.cos(), angle.sin()
+    rotation = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], 1)
+    skew = torch.stack([torch.stack([width, shear], -1), torch.stack([torch.zeros(count), height], -1)], 1)
+    theta = torch.cat([rotation @ skew, uniform(-0.08, 0.08, 2, 1)], -1)
+    grid = F.affine_grid(theta, [count, 1, IMAGE_SIZE * 2, IMAGE_SIZE * 2], align_corners=False)
+    bend = strength * uniform(-0.1, 0.1, 2, 4, 4)
+    bend = F.interpolate(bend, size=grid.shape[1:3], mode="bicubic", align_corners=True)
+    moved = F.grid_sample(pictures[:, None].float() / 255, grid + bend.permute(0, 2, 3, 1), align_corners=False)
+    small = F.interpolate(moved, size=(IMAGE_SIZE, IMAGE_SIZE), mode="area")
+    noise = uniform(0, 0.08, 1, 1, 1) * torch.randn(small.shape, generator=generator)
+    return (small * uniform(0.6, 1.2, 1, 1, 1) + noise).clamp(0, 1)[:, 0]
+
+
+def normalized(pictures: Tensor) -> Tensor:
+    mean, std = (torch.tensor(PREPROCESS_CONFIG[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    return (pictures[:, None].expand(-1, 3, -1, -1) - mean) / std
+
+
+def as_bytes(pictures: Tensor) -> np.ndarray:
+    return (pictures * 255).round().byte().numpy()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+", choices=tuple(SOURCE))
+    torch.set_num_threads(1)
+    for source in parser.parse_args().names:
+        pretrain(source)

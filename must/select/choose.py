@@ -1,0 +1,45 @@
+"""From what was seen to a decision: how much of an adaptation is kept, and what to tell about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from must.select.ladder import RUNGS, Climb, climb
+from must.select.looking import Looks
+from must.select.neighbours import look_alikes
+from must.select.signal import neighbour_information, renamed
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`signal`: what the look-alikes say of the full adaptation and of what is kept; `copies`: images left out."""
+
+    climb: Climb
+    signal: dict[str, Any]
+    copies: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.climb.to_dict() | {"copies": self.copies, "signal": self.signal}
+
+
+def choose(looks: Looks, alphas: Sequence[float] = RUNGS) -> Choice:
+    """Pure arithmetic; the same looks give the same choice."""
+    neighbours, originals = look_alikes(looks.tokens)
+    kept = looks if len(originals) == len(looks.numbers) else looks.only(originals)
+    found = climb(kept.probabilities, kept.labels, neighbours, alphas)
+    signal = signals(kept.labels[0], kept.labels[-1], neighbours, kept.probabilities.shape[-1])
+    return Choice(found, signal, len(looks.numbers) - len(originals))
+
+
+def signals(before: np.ndarray, after: np.ndarray, neighbours: np.ndarray, classes: int) -> dict[str, Any]:
+    """Of the full adaptation: its neighbour information and zero-shot's, in nats, the share of renamed images, and
+    `value`, the gain of the first less twice the second. None where there are too few images."""
+    if neighbours.size == 0:
+        return {"zero_shot": None, "adapted": None, "renamed": None, "value": None}
+    old, new = (neighbour_information(labels, neighbours, classes) for labels in (before, after))
+    match = renamed(before, after, classes)
+    return {"zero_shot": old, "adapted": new, "renamed": match, "value": new - old - 2 * match}

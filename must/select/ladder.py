@@ -1,0 +1,108 @@
+"""The audited ladder: how far from zero-shot towards the adapted weights it is safe to go.
+
+Weights between the two, theta_0 + a (theta_T - theta_0), are tried in turn, a = 0.1, 0.2 ... 1. A rung is judged by
+the rung kept so far, never by itself: did an image's look-alikes believe in its new class before the step was taken?
+A candidate cannot please this judge by becoming smooth, nor by feeding classes that are full already. Pure functions.
+
+Shapes: N images, K classes, C neighbours an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+RUNGS = tuple(round(0.1 * rung, 1) for rung in range(1, 11))
+THRESHOLD = 2.0  # standard errors
+RARE = 1e-3  # probability added to a class's mean, so that a class that nobody predicts has no infinite lift
+MIN_IMAGES = 50
+ROWS = 256  # images whose class probabilities are spread out at a time
+
+
+@dataclass(frozen=True)
+class Rung:
+    """`z`: mean of the images' votes in standard errors; `changed`: share of images with another class than the rung
+    kept before it; `outcome`: kept, undecided or refused."""
+
+    alpha: float
+    z: float
+    changed: float
+    outcome: str
+
+
+@dataclass(frozen=True)
+class Climb:
+    """`alpha`: what is kept, 0 for zero-shot; `reason`: why not more, in words."""
+
+    alpha: float
+    reason: str
+    rungs: list[Rung] = field(default_factory=list)
+    images: int = 0
+
+    @property
+    def kept_zero_shot(self) -> bool:
+        return self.alpha == 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"kept_zero_shot": self.kept_zero_shot}
+
+
+def climb(
+    probabilities: np.ndarray, labels: np.ndarray, neighbours: np.ndarray, alphas: Sequence[float] = RUNGS
+) -> Climb:
+    """Walks up the ladder.
+
+    Args:
+        probabilities: [R + 1, N, K] of zero-shot and then of each rung.
+        labels: [R + 1, N], the most probable class numbers.
+        neighbours: [N, C] places of an image's look-alikes among the N.
+    """
+    images = len(neighbours)
+    if images < MIN_IMAGES or neighbours.shape[1] == 0:
+        reason = f"{images} different images are too few to judge by; {MIN_IMAGES} are needed"
+        return Climb(0.0, reason, images=images)
+    kept, judge, reason = 0.0, 0, ""
+    rungs: list[Rung] = []
+    for number, alpha in enumerate(alphas, start=1):
+        if not np.isfinite(probabilities[number].sum(axis=1, dtype=np.float64)).all():
+            rungs.append(Rung(alpha, 0.0, 1.0, "refused"))
+            reason = f"the predictions at {alpha:g} are not all numbers"
+            break
+        z, changed = audit(probabilities[judge], labels[judge], labels[number], neighbours)
+        outcome = "kept" if z > THRESHOLD else "refused" if z < -THRESHOLD else "undecided"
+        rungs.append(Rung(alpha, z, changed, outcome))
+        if outcome == "refused":
+            reason = f"at {alpha:g} the look-alikes of the images that change class speak against the change"
+            break
+        if outcome == "kept":
+            kept, judge = alpha, number
+    if not reason and kept < alphas[-1]:
+        same = all(rung.changed == 0 for rung in rungs if rung.alpha > kept)
+        reason = "no image changes its class beyond it" if same else "beyond it the evidence is too weak"
+    return Climb(kept, reason, rungs, images)
+
+
+def audit(judge: np.ndarray, old: np.ndarray, new: np.ndarray, neighbours: np.ndarray) -> tuple[float, float]:
+    """(z, share of images that change class) of a step from classes `old` [N] to `new` [N].
+
+    With J_i the mean of the judge's probabilities [N, K] over the look-alikes of image i, L_i = J_i / (mean J + RARE)
+    scaled to sum 1 is the lift: how much more than usual they believe in a class. An image votes L_i(new class) -
+    L_i(old class), 0 where its class stays; z is the votes' mean over its standard error.
+    """
+    changed = np.flatnonzero(old != new)
+    if not len(changed):
+        return 0.0, 0.0
+    usual = judge.mean(axis=0, dtype=np.float64) + RARE
+    votes = np.zeros(len(judge))
+    for start in range(0, len(changed), ROWS):
+        rows = changed[start : start + ROWS]
+        lift = judge[neighbours[rows]].mean(axis=1, dtype=np.float64) / usual
+        lift /= lift.sum(axis=1, keepdims=True)
+        at = np.arange(len(rows))
+        votes[rows] = lift[at, new[rows]] - lift[at, old[rows]]
+    spread = votes.std()
+    z = float(votes.mean() / (spread / np.sqrt(len(votes)))) if spread > 0 else 0.0
+    return z, len(changed) / len(judge)

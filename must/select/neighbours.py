@@ -1,0 +1,52 @@
+"""Which images look alike, to a judge that training cannot influence. N images, D numbers each."""
+
+from __future__ import annotations
+
+import numpy as np
+
+NEIGHBOURS = 10
+SAME = 0.999
+"""Cosine from which two images count as one picture: byte-identical ones, or frames of a video that stands still."""
+ROWS = 1024  # images whose similarities to all others are held at a time
+
+
+def centred(tokens: np.ndarray) -> np.ndarray:
+    """Float32 [N, D], the mean taken away and of unit length; an image that is the mean itself stays zero."""
+    values = tokens.astype(np.float32) - tokens.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+
+
+def look_alikes(tokens: np.ndarray, count: int = NEIGHBOURS, same: float = SAME) -> tuple[np.ndarray, np.ndarray]:
+    """(neighbours, originals): int32 [M, count] most similar other images by cosine, best first, for int64 [M] images.
+
+    Copies would vouch for each other and be counted as so many witnesses. So of images whose cosine is `same` or more
+    the first one stays and the others are left out, as images and as neighbours; `originals` are the numbers of those
+    that stayed, and neighbours are places in it. Memory: ROWS x N at a time.
+    """
+    values = centred(tokens)
+    originals = first_of_copies(values, same)
+    values = values[originals]
+    count = min(count, len(values) - 1)
+    found = np.zeros((len(values), max(count, 0)), np.int32)
+    for start in range(0, len(values) if count > 0 else 0, ROWS):
+        rows = slice(start, start + ROWS)
+        similar = values[rows] @ values.T
+        at = np.arange(len(similar))
+        similar[at, at + start] = -np.inf
+        best = np.argpartition(-similar, count - 1, axis=1)[:, :count]
+        order = np.argsort(-np.take_along_axis(similar, best, axis=1), axis=1, kind="stable")
+        found[rows] = np.take_along_axis(best, order, axis=1)
+    return found, originals
+
+
+def first_of_copies(values: np.ndarray, same: float) -> np.ndarray:
+    """Numbers of the images that are no copy of an earlier original: int64 [M]. `values` are unit vectors."""
+    copy = np.zeros(len(values), bool)
+    for start in range(0, len(values), ROWS):
+        similar = values[start : start + ROWS] @ values.T >= same
+        for row in np.flatnonzero(similar.sum(axis=1) > 1):
+            number = start + row
+            if not copy[number]:
+                later = np.flatnonzero(similar[row])
+                copy[later[later > number]] = True
+    return np.flatnonzero(~copy)

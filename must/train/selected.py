@@ -1,0 +1,39 @@
+"""`must train --select ladder`: after training, what of it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from must.config import TrainConfig
+from must.data.stream import eval_batches
+from must.model.bundle import Description, preprocess_of
+from must.model.masked_vit import MaskedViT
+from must.select.looking import Weights
+from must.select.select import described, keep, told
+
+BATCH = 256  # images a forward pass
+
+
+def selected(
+    config: TrainConfig,
+    zero_shot: MaskedViT,
+    weights: Weights,
+    description: Description,
+    own_factor: float,
+    device: torch.device,
+    pause: Callable[[], None],
+) -> tuple[Weights, Description]:
+    """The weights that become the model, and its description with the reasons, by the training split's images.
+
+    The process that calls this looks alone. It is a function of the weights and the images: a run that was killed
+    here and goes on chooses the same.
+    """
+    source = eval_batches(
+        config.shards, config.split, preprocess_of(description), BATCH, config.workers,
+        cache=config.cache, cache_gb=config.cache_gb,
+    )  # fmt: skip
+    kept, choice = keep(zero_shot, weights, source, device, pause)
+    print(told(choice), flush=True)
+    return kept, described(description, choice, own_factor)

@@ -1,0 +1,140 @@
+"""The ladder as arithmetic: what is kept, what is refused, and that it does not depend on what it must not."""
+
+import numpy as np
+import pytest
+
+from must.select.choose import choose
+from must.select.ladder import MIN_IMAGES, audit, climb
+from must.select.looking import Looks
+from must.select.neighbours import look_alikes
+from must.select.signal import neighbour_information, renamed
+
+K, EACH = 4, 60
+TRUTH = np.repeat(np.arange(K), EACH)
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    """Four clouds of images, well apart."""
+    rng = np.random.default_rng(0)
+    return (4 * np.eye(K, 16)[TRUTH] + rng.normal(size=(K * EACH, 16))).astype(np.float32)
+
+
+def wrong(share, seed=0, shift=1):
+    """The true classes, a share of them wrong."""
+    rng = np.random.default_rng(seed)
+    return np.where(rng.random(len(TRUTH)) < share, (TRUTH + shift) % K, TRUTH)
+
+
+def said(labels, sure=0.7):
+    """Probabilities [N, K] that go with predictions."""
+    return np.where(np.arange(K) == labels[:, None], sure, (1 - sure) / (K - 1)).astype(np.float16)
+
+
+def looks(tokens, *labels):
+    return Looks(
+        np.arange(len(tokens)), tokens, np.stack([said(each) for each in labels]), np.stack(labels).astype(np.int64)
+    )
+
+
+def climbed(tokens, *labels):
+    neighbours, originals = look_alikes(tokens)
+    assert len(originals) == len(tokens)
+    alphas = np.linspace(0, 1, len(labels))[1:]
+    return climb(np.stack([said(each) for each in labels]), np.stack(labels), neighbours, alphas.tolist())
+
+
+def test_steps_towards_the_truth_are_kept(tokens):
+    found = climbed(tokens, wrong(0.4), wrong(0.25), wrong(0.1), TRUTH)
+    assert found.alpha == 1 and [rung.outcome for rung in found.rungs] == ["kept"] * 3
+    assert not found.kept_zero_shot and found.reason == ""
+
+
+def test_steps_away_from_the_truth_are_refused(tokens):
+    found = climbed(tokens, wrong(0.1), wrong(0.3), TRUTH)
+    assert found.kept_zero_shot and len(found.rungs) == 1, "what lies beyond a refusal is not looked at"
+    assert found.rungs[0].outcome == "refused" and "speak against" in found.reason
+
+
+def test_the_way_is_kept_as_far_as_it_is_good(tokens):
+    found = climbed(tokens, wrong(0.4), wrong(0.1), wrong(0.5, seed=1))
+    assert found.alpha == 0.5 and found.rungs[-1].outcome == "refused"
+
+
+def test_changes_at_random_are_no_evidence(tokens):
+    """A third of the images change from one wrong class to another: nobody's look-alikes care."""
+    half = wrong(1.0, shift=1), wrong(1.0, shift=2)
+    neighbours, _ = look_alikes(np.random.default_rng(1).normal(size=tokens.shape))
+    found = climb(np.stack([said(each) for each in half]), np.stack(half), neighbours, [1.0])
+    assert found.kept_zero_shot and abs(found.rungs[0].z) < 2 and found.rungs[0].outcome == "undecided"
+
+
+def test_a_collapse_onto_a_large_class_is_refused(tokens):
+    """Most images are of one class anyway: without the lift their look-alikes would vote for it."""
+    chosen = np.concatenate([np.flatnonzero(k == TRUTH)[: None if k == 0 else 12] for k in range(K)])
+    before, after = wrong(0.15)[chosen], np.zeros(len(chosen), np.int64)
+    neighbours, _ = look_alikes(tokens[chosen])
+    z, changed = audit(said(before), before, after, neighbours)
+    assert z < -2 and changed > 0.3
+
+
+def test_two_classes_that_exchange_names_are_refused(tokens):
+    after = TRUTH.copy()
+    after[TRUTH == 1], after[TRUTH == 2] = 2, 1
+    assert climbed(tokens, wrong(0.2), after).kept_zero_shot
+
+
+def test_no_change_is_said_so(tokens):
+    found = climbed(tokens, wrong(0.2), wrong(0.2), wrong(0.2))
+    assert found.kept_zero_shot and found.reason == "no image changes its class beyond it"
+    assert all(rung.z == 0 and rung.changed == 0 for rung in found.rungs)
+
+
+def test_predictions_that_are_no_numbers_are_refused(tokens):
+    broken = said(TRUTH)
+    broken[3] = np.nan
+    neighbours, _ = look_alikes(tokens)
+    found = climb(np.stack([said(wrong(0.4)), broken]), np.stack([wrong(0.4), TRUTH]), neighbours, [1.0])
+    assert found.kept_zero_shot and "not all numbers" in found.reason
+
+
+@pytest.mark.parametrize("images", [1, 2, 11, MIN_IMAGES - 1])
+def test_too_few_images(tokens, images):
+    chosen = np.arange(len(tokens))[:: len(tokens) // images][:images]
+    choice = choose(looks(tokens[chosen], wrong(0.4)[chosen], TRUTH[chosen]))
+    assert choice.climb.kept_zero_shot and f"{images} different images are too few" in choice.climb.reason
+
+
+def test_copies_are_no_witnesses(tokens):
+    """Every image ten times: the same verdict as once, not one three times as sure."""
+    once = choose(looks(tokens, wrong(0.4), wrong(0.3)), [1.0])
+    ten = choose(looks(np.repeat(tokens, 10, 0), np.repeat(wrong(0.4), 10), np.repeat(wrong(0.3), 10)), [1.0])
+    assert ten.copies == 9 * len(tokens) and ten.climb == once.climb
+
+
+def test_the_order_of_images_does_not_matter(tokens):
+    order = np.random.default_rng(3).permutation(len(tokens))
+    one = choose(looks(tokens, wrong(0.4), wrong(0.1)), [1.0]).climb
+    other = choose(looks(tokens[order], wrong(0.4)[order], wrong(0.1)[order]), [1.0]).climb
+    assert other.alpha == one.alpha and other.rungs[0].z == pytest.approx(one.rungs[0].z, rel=1e-6)
+
+
+def test_look_alikes_are_the_nearest(tokens):
+    neighbours, _ = look_alikes(tokens, count=5)
+    values = tokens - tokens.mean(0)
+    values /= np.linalg.norm(values, axis=1, keepdims=True)
+    cosine = values @ values.T
+    np.fill_diagonal(cosine, -2)
+    assert (neighbours == np.argsort(-cosine, axis=1)[:, :5]).all()
+
+
+def test_neighbour_information_likes_the_truth_and_no_merger(tokens):
+    neighbours, _ = look_alikes(tokens)
+    score = [neighbour_information(labels, neighbours, K) for labels in (TRUTH, wrong(0.1), TRUTH // 2, 0 * TRUTH)]
+    assert score == sorted(score, reverse=True) and score[-1] == 0
+
+
+def test_renamed_finds_a_cycle_of_names():
+    after = np.array([1, 2, 0, 3])[TRUTH]
+    assert renamed(TRUTH, after, K) == 0.75 and renamed(TRUTH, TRUTH, K) == 0
+    assert renamed(TRUTH, wrong(0.3), K) == 0, "wrong here and there is another matter than renamed"
