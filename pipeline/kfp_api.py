@@ -6,8 +6,9 @@ import argparse
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import urllib3.exceptions
 from must import __version__
 
 POD_TOKEN = "/var/run/secrets/kubeflow/pipelines/token"  # where a pod has its token, if its spec asks for one
+SECOND = 1.1  # Kubeflow keeps time in whole seconds: of two versions made in one, either may count as the newest
+IDENTITY = 1800.0  # seconds for which an identity token of Google is used; it lives for an hour
 LOGIN = (
     "log in with one of: $KFP_TOKEN or --token-file (a bearer token), --iap-client-id, "
     "--cookie NAME=VALUE or $KFP_COOKIE (an OIDC session), --header NAME=VALUE"
@@ -51,9 +54,11 @@ class Kfp:
         configuration.retries = 2
         if options.ca_cert:
             configuration.ssl_ca_cert = str(options.ca_cert)
-        if token := find_token(options):
-            configuration.api_key["authorization"] = token
+        self.token = Token(options)
+        if self.token.value:
+            configuration.api_key["authorization"] = self.token.value
             configuration.api_key_prefix["authorization"] = "Bearer"
+            configuration.refresh_api_key_hook = self.token.refresh
         name, _, value = (options.header or "").partition("=")
         client = JsonClient(configuration, header_name=name or None, header_value=value, cookie=options.cookie)
         self.pipelines = api.PipelineServiceApi(client)
@@ -66,6 +71,7 @@ class Kfp:
         """The ids of the pipeline and of its newest version, which has this file's content, and whether it is new.
 
         A version's name is the code's version and the content's checksum: the same file is not uploaded twice in a row.
+        A version that ties with another one for the newest is made again, a second later.
         """
         content = f"{__version__}-{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
         with asking(self.host):
@@ -74,9 +80,13 @@ class Kfp:
             if known and name_of(known[0]).startswith(content):
                 return pipeline, known[0].pipeline_version_id, False
             earlier = sum(name_of(version).startswith(content) for version in known)
-            version = f"{content}-{earlier + 1}" if earlier else content  # back to what an older version holds
-            made = self.uploads.upload_pipeline_version(str(file), name=version, pipelineid=pipeline)
-            return pipeline, made.pipeline_version_id, True
+            while True:
+                version = f"{content}-{earlier + 1}" if earlier else content  # back to what an older version holds
+                made = self.uploads.upload_pipeline_version(str(file), name=version, pipelineid=pipeline)
+                if not known or made.created_at > known[0].created_at:
+                    return pipeline, made.pipeline_version_id, True
+                earlier += 1
+                time.sleep(SECOND)
 
     def pipeline(self, name: str, namespace: str) -> str:
         """Its id; it is made if there is none."""
@@ -93,14 +103,25 @@ class Kfp:
         return sorted(found, key=lambda version: version.created_at, reverse=True)
 
     def experiment(self, name: str, namespace: str) -> str:
-        """Its id; it is made if there is none."""
+        """Its id; it is made if there is none. Its namespace is the one that runs get.
+
+        Raises:
+            ValueError: the server has no namespaces to choose from, and one was asked for.
+        """
         call = self.experiments.experiment_service_list_experiments
         with asking(self.host):
-            for found in self.pages(call, "experiments", namespace=namespace):
-                if found.display_name == name:
-                    return found.experiment_id
-            body = api.V2beta1Experiment(display_name=name, namespace=namespace or None)
-            return self.experiments.experiment_service_create_experiment(body).experiment_id
+            same = (found for found in self.pages(call, "experiments", namespace=namespace)
+                    if found.display_name == name)  # fmt: skip
+            found = next(same, None)
+            if found is None:
+                body = api.V2beta1Experiment(display_name=name, namespace=namespace or None)
+                found = self.experiments.experiment_service_create_experiment(body)
+        if namespace and not found.namespace:
+            raise ValueError(
+                f"namespace {namespace}: this Kubeflow Pipelines is installed for a single user and runs everything in "
+                "its own namespace; leave `namespace` out of cluster.yaml, and create the service account there"
+            )
+        return found.experiment_id
 
     def schedules(self, namespace: str, name: str = "") -> list[Any]:
         """Recurring runs, of that name if one is given; the newest first."""
@@ -131,6 +152,26 @@ class JsonClient(api.ApiClient):
         if "json" not in kind:
             raise ValueError(f"{kind} instead of JSON: a login page?")
         return super().deserialize(response, response_type)
+
+
+class Token:
+    """A bearer token that is looked up again, for a projected one lives for two hours and a run for days."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.value, self.since = find_token(options), time.monotonic()
+
+    def refresh(self, configuration: Any) -> None:
+        """Called by the client before each request. A token that cannot be read now stays what it was."""
+        if self.options.iap_client_id and time.monotonic() - self.since < IDENTITY:
+            return
+        with suppress(ValueError, OSError):
+            self.value, self.since = find_token(self.options), time.monotonic()
+        configuration.api_key["authorization"] = self.value
+
+
+class LaterError(ValueError):
+    """The server did not answer, or not yet: the same request may succeed in a minute."""
 
 
 def name_of(item: Any) -> str:
@@ -168,17 +209,23 @@ def identity_token(audience: str) -> str:
 
 @contextmanager
 def asking(host: str) -> Iterator[None]:
-    """One line for what went wrong: where, what, and what to do."""
+    """One line for what went wrong: where, what, and what to do.
+
+    Raises:
+        LaterError: what may pass by itself.
+        ValueError: everything else.
+    """
     try:
         yield
     except api.ApiException as error:
         hints = {401: f"; {LOGIN}", 403: f"; ask for access to the namespace, or {LOGIN}"}
-        raise ValueError(
-            f"{host}: {error.status} {error.reason}: {detail(error)}{hints.get(error.status, '')}"
-        ) from None
-    except urllib3.exceptions.HTTPError as error:
+        hint = hints.get(error.status, UPLOADING if "error_message" in str(error.body) else "")
+        text = f"{host}: {error.status} {error.reason}: {detail(error)}{hint}"
+        # 500 is how it answers for a version that is not there
+        raise (LaterError if error.status in (401, 408, 429, 502, 503, 504) else ValueError)(text) from None
+    except (urllib3.exceptions.HTTPError, ConnectionError) as error:
         reason = getattr(error, "reason", None) or error
-        raise ValueError(
+        raise LaterError(
             f"{host}: cannot be reached ({type(reason).__name__}); is the address right, and the port forwarded "
             "(kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80)?"
         ) from None
@@ -186,11 +233,14 @@ def asking(host: str) -> Iterator[None]:
         raise ValueError(f"{host}: answers, but not as Kubeflow Pipelines does ({shorten(error)}); {LOGIN}") from None
 
 
+UPLOADING = "; if no reason is given: may this account create pipelines in the namespace (deploy/scheduler.yaml)?"
+
+
 def detail(error: api.ApiException) -> str:
     body = error.body.decode(errors="replace") if isinstance(error.body, bytes) else error.body or ""
     try:
         content = json.loads(body)
-        return shorten(content.get("message") or content.get("error") or body)
+        return shorten(content.get("message") or content.get("error_message") or content.get("error") or body)
     except (ValueError, AttributeError):
         return shorten(body)
 

@@ -96,10 +96,11 @@ def apply(kfp: Kfp, schedule: Schedule, pipeline_file: Path, namespace: str, acc
     If this breaks off in between, there are two until it is applied again. Their runs cannot harm each other: sharding
     takes a lock, and promoting one of them refuses the other.
     """
+    experiment = kfp.experiment(schedule.experiment, namespace)
     pipeline, _, uploaded = kfp.upload(pipeline_file, schedule.pipeline, namespace)
     if uploaded:
         print(f"pipeline {schedule.pipeline}: new version uploaded; every schedule of it uses it from now on")
-    wanted = recurring_run(kfp, schedule, pipeline, namespace, account)
+    wanted = recurring_run(schedule, experiment, pipeline, namespace, account)
     existing = kfp.schedules(namespace, schedule.name)
     if existing and same(existing[0], wanted):
         remove(kfp, existing[1:])
@@ -113,11 +114,11 @@ def apply(kfp: Kfp, schedule: Schedule, pipeline_file: Path, namespace: str, acc
     print(f"{schedule.name}: {'updated' if existing else 'created'}, {schedule.cron} (UTC)")
 
 
-def recurring_run(kfp: Kfp, schedule: Schedule, pipeline: str, namespace: str, account: str) -> Any:
+def recurring_run(schedule: Schedule, experiment: str, pipeline: str, namespace: str, account: str) -> Any:
     return api.V2beta1RecurringRun(
         display_name=schedule.name,
         description=schedule.description or None,
-        experiment_id=kfp.experiment(schedule.experiment, namespace),
+        experiment_id=experiment,
         pipeline_version_reference=api.V2beta1PipelineVersionReference(pipeline_id=pipeline),  # no version: the newest
         runtime_config=api.V2beta1RuntimeConfig(parameters=schedule.parameters),
         trigger=api.V2beta1Trigger(cron_schedule=api.V2beta1CronSchedule(cron=schedule.cron)),

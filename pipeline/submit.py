@@ -57,10 +57,11 @@ def submit(options: argparse.Namespace) -> int:
     else:
         values = read_mapping(options.parameters, "--parameters")
         check_parameters(options.pipeline, values)
+        experiment = kfp.experiment(options.experiment, namespace)
         pipeline, version, new = kfp.upload(options.pipeline, options.pipeline_name, namespace)
         print(f"pipeline {options.pipeline_name}: {'new version uploaded' if new else 'this version is there already'}")
         body = api.V2beta1Run(
-            experiment_id=kfp.experiment(options.experiment, namespace),
+            experiment_id=experiment,
             pipeline_version_reference=api.V2beta1PipelineVersionReference(pipeline, version),
             runtime_config=api.V2beta1RuntimeConfig(parameters=values),
             service_account=cluster.service_account or None,

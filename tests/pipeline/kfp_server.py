@@ -1,19 +1,27 @@
-"""A server that speaks Kubeflow Pipelines' v2beta1 REST for the calls that submit.py and schedule.py use.
+"""A server that speaks Kubeflow Pipelines' v2beta1 REST as version 2.17 answers it: test_kfp_server.py compares them.
 
-It stores what it gets, gives it back in pages of two, and asks for a login where it is told to.
+It refuses what the real one refuses (kfp_rules.py), keeps time in whole seconds, gives pages of two, and lets a run go
+through the states it is told.
 """
 
 import itertools
 import json
 import re
 import threading
+import uuid
 from datetime import UTC, datetime, timedelta
 from email.parser import BytesParser
 from email.policy import HTTP
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import yaml
+
+from tests.pipeline.kfp_rules import Access, RefusedError, absent, check_length, check_parameters, check_schedule
 
 PAGE = 2
+NEVER = "1970-01-01T00:00:00Z"
+OVER = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
 COLLECTIONS = {  # path -> (field of a listing, the id's field)
     "pipelines": ("pipelines", "pipeline_id"),
     "versions": ("pipeline_versions", "pipeline_version_id"),
@@ -24,56 +32,146 @@ COLLECTIONS = {  # path -> (field of a listing, the id's field)
 
 
 class KfpServer:
-    """`wanted_header`: (name, value) without which calls are refused; `states`: what a run will go through."""
+    """`users`: for a multi-user installation, see Access. `states`: what a run goes through, a state a look at it;
+    `tasks`: the (name, state) of its tasks; `faults`: what happens to the next requests, "lost" or a status."""
 
-    def __init__(self):
+    def __init__(self, users=None):
         self.stored = {name: {} for name in COLLECTIONS}
-        self.numbers = itertools.count(1)
-        self.calls, self.uploads = [], []
+        self.access = Access(users)
+        self.seconds = itertools.count(1)  # the clock, looked at whenever something is made
+        self.calls, self.uploads, self.faults = [], [], []
         self.wanted_header = None
         self.refuse = {}  # (method, end of the path) -> (status, message)
-        self.states = ["PENDING", "RUNNING", "SUCCEEDED"]
+        self.states, self.tasks = ["PENDING", "RUNNING", "SUCCEEDED"], []
         self.html = False
+        self.add("experiments", {"display_name": "Default", "description": "All runs without an experiment."})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler(self))
         self.server.daemon_threads = True
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+    def now(self):
+        moment = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=next(self.seconds))
+        return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
     def add(self, kind, item):
-        number = next(self.numbers)
-        made = {
-            **item,
-            COLLECTIONS[kind][1]: f"{kind}-{number}",
-            "created_at": (datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=number)).isoformat(),
-        }
+        """Stores it as the server shows it."""
+        field, now = COLLECTIONS[kind][1], self.now()
+        made = {field: str(uuid.uuid4()), "created_at": now, **item}
+        if kind in ("pipelines", "versions"):
+            made.setdefault("name", made.get("display_name"))
+        if kind == "experiments":
+            made |= {"storage_state": "AVAILABLE", "last_run_created_at": NEVER}
         if kind == "recurringruns":
-            made["status"] = "DISABLED" if made.get("mode") == "DISABLE" else "ENABLED"
-        self.stored[kind][made[COLLECTIONS[kind][1]]] = made
+            status = "DISABLED" if made.get("mode") == "DISABLE" else "ENABLED"
+            made |= {"status": status, "updated_at": now}
+        if kind == "runs":
+            made |= {"storage_state": "AVAILABLE", "scheduled_at": now, "finished_at": NEVER, "state": "PENDING"}
+            made |= {"state_history": [{"update_time": now, "state": "PENDING"}], "run_details": {"task_details": []}}
+        self.stored[kind][made[field]] = made
         return made
 
-    def answer(self, method, path, query, body):
+    # -- what is asked
+    def answer(self, method, path, query, body, who):
         for (refused, end), (status, message) in self.refuse.items():
             if method == refused and path.endswith(end):
                 return status, {"error": message, "code": 3, "message": message}
         parts = path.removeprefix("/apis/v2beta1/").split("/")
         if path.endswith("/pipelines/upload_version"):
-            space = {"pipeline_id": query["pipelineid"], "name": query["name"], "display_name": query["name"]}
-            self.uploads.append(body)
-            return 200, self.add("versions", space)
-        if len(parts) == 1 and method == "POST":
-            return 200, self.add(parts[0], body)
-        if method == "GET" and (len(parts) == 1 or parts[-1] == "versions"):
-            items = list(self.stored[parts[-1]].values())
-            if parts[-1] == "versions":
-                items = [item for item in items if item["pipeline_id"] == parts[1]]
-            space = query.get("namespace")
-            items = [item for item in items if not space or item.get("namespace", space) == space]
-            start = int(query.get("page_token", 0))
-            more = {"next_page_token": str(start + PAGE)} if start + PAGE < len(items) else {}
-            return 200, {COLLECTIONS[parts[-1]][0]: items[start : start + PAGE], **more}
+            return self.upload(query, body)
+        if parts[:2] == ["pipelines", "names"]:
+            return 200, self.by_name(unquote(parts[2]))
+        if len(parts) == 1:
+            return self.create(parts[0], body, who) if method == "POST" else self.listing(parts, query, who)
+        if parts[-1] == "versions":
+            return self.listing(parts, query, who)
         kind, (name, _, action) = parts[0], parts[1].partition(":")
         if name not in self.stored[kind]:
-            return 404, {"message": f"{kind} {name} not found", "code": 5}
+            raise absent(kind, name)
+        return self.one(method, kind, name, action)
+
+    def upload(self, query, data):
+        if query["pipelineid"] not in self.stored["pipelines"]:
+            return 400, {"error_message": "Failed to create a pipeline version", "error_details": "not found"}
+        if any(v["name"] == query["name"] for v in self.stored["versions"].values()):
+            return 409, {"error_message": "Failed to create a pipeline version. Already exists", "error_details": ""}
+        self.uploads.append(data)
+        names = {"pipeline_id": query["pipelineid"], "name": query["name"], "display_name": query["name"]}
+        return 200, self.add("versions", {**names, "pipeline_spec": next(yaml.safe_load_all(data))})
+
+    def by_name(self, name):
+        for pipeline in self.stored["pipelines"].values():
+            if pipeline["name"] == name:
+                return pipeline
+        inner = f"Namespace/Pipeline /{name} not found"
+        text = (
+            f"Failed to get a pipeline with name {name} and namespace . Check error stack.: Failed to get a pipeline "
+        )
+        raise RefusedError(5, f"{text}named {name} in namespace : ResourceNotFoundError: {inner}", inner)
+
+    def listing(self, parts, query, who):
+        kind, space = parts[-1], query.get("namespace", "")
+        if kind != "versions":
+            self.access.check(kind, space, who)
+        items = [item for item in self.stored[kind].values() if kind != "versions" or item["pipeline_id"] == parts[1]]
+        if self.access.users is not None and kind != "versions":
+            items = [item for item in items if item.get("namespace", space) == space]
+        if query.get("sort_by") == "created_at desc":  # versions of one second tie: the id decides
+            items = sorted(items, key=lambda i: (i["created_at"], i[COLLECTIONS[kind][1]]), reverse=True)
+        start = int(query.get("page_token", 0))
+        size = min(PAGE, int(query.get("page_size", PAGE)))
+        more = {"next_page_token": str(start + size)} if start + size < len(items) else {}
+        return 200, {COLLECTIONS[kind][0]: items[start : start + size], "total_size": len(items), **more}
+
+    def create(self, kind, body, who):
+        if kind in ("experiments", "pipelines"):
+            self.access.check(kind, body.get("namespace", ""), who, listing=False)
+            name = body.get("display_name") or body["name"]
+            check_length(kind[:-1].capitalize(), name, 128)
+            if any(item["display_name"] == name for item in self.stored[kind].values()):
+                inner = f"Failed to create a new {kind[:-1]}. The name {name} already exists. Please specify a new name"
+                raise RefusedError(6, f"Failed to create a {kind[:-1]}: Already exist error: {inner}", inner)
+            if self.access.users is None:  # dropped without a word
+                body = {key: value for key, value in body.items() if key != "namespace"}
+            return 200, self.add(kind, body)
+        body = self.with_experiment(kind, body, who)
+        if kind == "recurringruns":
+            check_schedule(body)
+        else:
+            check_parameters(self.spec(body), body.get("runtime_config", {}).get("parameters", {}))
+        return 200, self.add(kind, body)
+
+    def with_experiment(self, kind, body, who):
+        """A run belongs to its experiment's namespace, and to the default experiment without one."""
+        given, space = body.get("experiment_id"), body.get("namespace", "")
+        if self.access.users is not None and not given:
+            raise RefusedError(3, "Experiment id can not be empty in multi-user mode")
+        experiment = self.stored["experiments"][given or next(iter(self.stored["experiments"]))]
+        owner = experiment.get("namespace", "")
+        if given and space and space != owner:
+            inner = f"Experiment {given} belongs to namespace '{owner}' instead of '{space}'"
+            raise RefusedError(3, f"Failed to create a recurring run: Invalid input error: {inner}", inner)
+        self.access.check(kind, owner, who, listing=False)
+        made = {**body, "experiment_id": experiment["experiment_id"]}
+        if kind == "recurringruns":
+            made["namespace"] = owner or space or "kubeflow"
+        return made
+
+    def spec(self, body):
+        version = body["pipeline_version_reference"]["pipeline_version_id"]
+        if version not in self.stored["versions"]:
+            text = (
+                "Failed to create a new run: InternalServerError: Failed to create a run due to error fetching manifest"
+            )
+            text += f": ResourceNotFoundError: PipelineVersion {version} not found"
+            raise RefusedError(13, text, "Internal Server Error")
+        return self.stored["versions"][version]["pipeline_spec"]
+
+    def one(self, method, kind, name, action):
         item = self.stored[kind][name]
         if method == "DELETE":
             del self.stored[kind][name]
@@ -81,11 +179,21 @@ class KfpServer:
         if action in ("enable", "disable"):
             item.update(mode=action.upper(), status=f"{action.upper()}D")
             return 200, {}
-        if kind == "runs" and len(self.states) > 1:
-            item["state"] = self.states.pop(0)
-        elif kind == "runs":
-            item["state"] = self.states[0]
+        if action == "terminate":
+            self.states = ["FAILED"]
+            return 200, {}
+        if kind == "runs" and method == "GET":
+            self.move(item, self.states.pop(0) if len(self.states) > 1 else self.states[0])
         return 200, item
+
+    def move(self, run, state):
+        if state != run["state"]:
+            run["state_history"] = [*run["state_history"], {"update_time": self.now(), "state": state}]
+        run["state"] = state
+        run["finished_at"] = run["state_history"][-1]["update_time"] if state in OVER else NEVER
+        run["run_details"] = {
+            "task_details": [{"display_name": n, **({"state": s} if s else {}), "error": None} for n, s in self.tasks]
+        }
 
 
 def handler(server):
@@ -98,13 +206,23 @@ def handler(server):
             url = urlsplit(self.path)
             query = {name: values[0] for name, values in parse_qs(url.query).items()}
             server.calls.append((self.command, url.path, dict(self.headers)))
+            if server.faults:
+                fault = server.faults.pop(0)
+                if fault == "lost":
+                    self.close_connection = True
+                    return None
+                return self.send(fault, b"<html>Bad Gateway</html>", "text/html")
             if server.html:
                 return self.send(200, b"<html>log in here</html>", "text/html")
             if server.wanted_header:
                 name, value = server.wanted_header
                 if self.headers.get(name) != value:
                     return self.send(401, b'{"message": "who are you?"}')
-            status, answer = server.answer(self.command, url.path, query, self.parse(data))
+            try:
+                who = self.headers.get("Authorization")
+                status, answer = server.answer(self.command, url.path, query, self.parse(data), who)
+            except RefusedError as error:
+                status, answer = error.answer()
             return self.send(status, json.dumps(answer).encode())
 
         def parse(self, data):

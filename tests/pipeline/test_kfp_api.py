@@ -5,7 +5,7 @@ import sys
 import pytest
 import yaml
 
-from pipeline import schedule, submit
+from pipeline import kfp_api, schedule, submit
 from pipeline.compile import COMPILED
 from tests.pipeline.kfp_server import KfpServer
 
@@ -17,9 +17,18 @@ SCHEDULE = {"name": "weekly", "cron": "0 3 * * 1", "parameters": PARAMETERS | {"
 def server(monkeypatch):
     for name in ("KFP_HOST", "KFP_TOKEN", "KFP_COOKIE", "KF_PIPELINES_SA_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KFP_TOKEN", "me")
+    made = KfpServer(users={"Bearer me": {"vision"}})
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def single():
+    """Installed for a single user, who has no namespaces to choose from."""
     made = KfpServer()
     yield made
-    made.server.shutdown()
+    made.close()
 
 
 @pytest.fixture
@@ -28,6 +37,11 @@ def files(tmp_path):
     (tmp_path / "cluster.yaml").write_text("{namespace: vision, service_account: must}")
     (tmp_path / "schedule.yaml").write_text(yaml.safe_dump(SCHEDULE))
     return tmp_path
+
+
+def only(server, kind):
+    (name,) = server.stored[kind]
+    return name
 
 
 def run(module, monkeypatch, *arguments):
@@ -55,7 +69,7 @@ def test_a_schedule_is_made_as_the_documentation_says(server, scheduler, files, 
     (made,) = server.stored["recurringruns"].values()
     assert made["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * 1"
     assert (made["max_concurrency"], made["no_catchup"], made["mode"]) == ("1", True, "ENABLE")
-    assert made["pipeline_version_reference"] == {"pipeline_id": "pipelines-1"}  # no version: the newest
+    assert made["pipeline_version_reference"] == {"pipeline_id": only(server, "pipelines")}  # no version: the newest
     assert made["runtime_config"]["parameters"] == SCHEDULE["parameters"]
     assert (made["namespace"], made["service_account"]) == ("vision", "must")
     assert server.uploads == [COMPILED.read_bytes()]
@@ -85,7 +99,6 @@ def test_a_change_replaces_the_schedule_and_leaves_others_and_its_pause_alone(se
 
 def test_an_update_that_broke_off_is_mended_by_applying_again(server, scheduler, files):
     scheduler("apply", files / "schedule.yaml")
-    server.refuse = {("DELETE", "recurringruns-4"): (503, "later")}
     (files / "schedule.yaml").write_text(yaml.safe_dump(SCHEDULE | {"cron": "0 4 * * 2"}))
     (old,) = server.stored["recurringruns"]
     server.refuse = {("DELETE", old): (503, "later")}
@@ -126,13 +139,48 @@ def test_a_run_is_submitted_and_waited_for(server, submitter, files, capsys, mon
     assert submitter("--parameters", files / "run.yaml", "--wait", "--name", "try") == 0
     (made,) = server.stored["runs"].values()
     assert made["display_name"] == "try" and made["service_account"] == "must"
-    assert made["pipeline_version_reference"] == {"pipeline_id": "pipelines-1", "pipeline_version_id": "versions-2"}
+    versions = {"pipeline_id": only(server, "pipelines"), "pipeline_version_id": only(server, "versions")}
+    assert made["pipeline_version_reference"] == versions
     assert made["runtime_config"]["parameters"] == PARAMETERS
     out = capsys.readouterr().out
     assert f"/#/runs/details/{made['run_id']}" in out and "succeeded" in out
     server.states = ["FAILED"]
     assert submitter("--parameters", files / "run.yaml", "--wait") == 1
     assert len(server.uploads) == 1
+
+
+def test_a_namespace_that_a_single_user_server_would_drop_is_refused(single, files, monkeypatch, capsys):
+    words = ["--host", single.url, "--cluster", files / "cluster.yaml"]
+    for module, what in (
+        (submit, ["--parameters", files / "run.yaml"]),
+        (schedule, ["apply", files / "schedule.yaml"]),
+    ):
+        assert run(module, monkeypatch, *what, *words) == 2
+        assert "namespace vision: this Kubeflow Pipelines is installed for a single user" in capsys.readouterr().err
+    assert not single.stored["runs"] and not single.stored["recurringruns"] and not single.uploads
+    (files / "cluster.yaml").write_text("{service_account: must}")
+    assert run(schedule, monkeypatch, "apply", files / "schedule.yaml", *words) == 0
+    assert run(submit, monkeypatch, "--parameters", files / "run.yaml", *words) == 0
+
+
+def test_the_version_that_was_applied_last_is_the_newest_also_within_a_second(server, scheduler, files, monkeypatch):
+    monkeypatch.setattr(kfp_api, "SECOND", 0)
+    changed = files / "changed.yaml"
+    changed.write_text(COMPILED.read_text() + "\n")
+    server.seconds = iter([1, 1, 1, 1, 1, 1, 2, 2, 3])  # the clock when the pipeline, its versions, ... are made
+    scheduler("apply", files / "schedule.yaml")
+    scheduler("apply", files / "schedule.yaml", "--pipeline", changed)
+    newest = max(server.stored["versions"].values(), key=lambda version: version["created_at"])
+    assert [v["created_at"] for v in server.stored["versions"].values()].count(newest["created_at"]) == 1
+    count = len(server.uploads)
+    assert scheduler("apply", files / "schedule.yaml", "--pipeline", changed) == 0 and len(server.uploads) == count
+
+
+def test_what_an_upload_is_refused_for(server, scheduler, files, capsys):
+    server.upload = lambda query, body: (400, {"error_message": "Failed to create a pipeline", "error_details": "x"})
+    assert scheduler("apply", files / "schedule.yaml") == 2
+    line = capsys.readouterr().err
+    assert "400 Bad Request: Failed to create a pipeline; if no reason is given: may this account" in line
 
 
 def test_a_run_is_started_again_with_its_own_version_and_parameters(server, submitter, files):
@@ -156,6 +204,8 @@ def test_a_run_is_started_again_with_its_own_version_and_parameters(server, subm
 )
 def test_the_usual_ways_to_log_in(server, scheduler, files, monkeypatch, flags, environment, header):
     monkeypatch.chdir(files)
+    monkeypatch.delenv("KFP_TOKEN")
+    server.access.users = None
     (files / "token").write_text("secret\n")
     server.wanted_header = header
     assert scheduler("list") == 2
