@@ -22,6 +22,7 @@ import must
 from must.config import STAGES, TrainConfig
 from must.first_look import first_look
 from must.parameters import StageConfig, add_flags, load, read_yaml
+from must.storage import UnreachableError
 from must.text import printable
 
 Result = TypeVar("Result")
@@ -38,6 +39,8 @@ STAGE_FUNCTIONS = {
     "demo": "must.demo:demo",
 }
 LONGEST = 2000  # characters of the line that says what is wrong: it may quote what came from outside
+PREEMPTED = 75  # exit code: run the same again (EX_TEMPFAIL)
+ENDS_WITH_PARENT = "MUST_ENDS_WITH_PARENT"  # in torchrun's environment: a launcher that is killed takes it along
 OTHERS_WAIT = 10  # seconds: of a fault that all processes find, torchrun lets only the first one speak
 EPILOG = """\
 exit codes: 0 done, 2 the input is wrong (one line says what), 75 stopped and resumable, 1 a bug
@@ -78,10 +81,10 @@ def run(command: str, **values: Any) -> Any:
         fail(command, error)
 
 
-def call(command: str, function: Callable[..., Result], *values: Any) -> Result:
+def call(command: str, function: Callable[..., Result], *values: Any, **named: Any) -> Result:
     """Any function of this package, from a pipeline component: exits as the command line does."""
     try:
-        return function(*values)
+        return function(*values, **named)
     except (ValueError, OSError) as error:
         fail(command, error)
 
@@ -112,7 +115,7 @@ def ending_on_sigterm(command: str) -> Iterator[None]:
 
     def stop(number: int, frame: object) -> None:
         print(f"must {command}: stopped by SIGTERM; run the same command again to go on", file=sys.stderr)
-        raise SystemExit(75)
+        raise SystemExit(PREEMPTED)
 
     if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
         yield
@@ -152,13 +155,17 @@ def train_preset(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def fail(command: str, error: Exception) -> NoReturn:
-    """One line and exit code 2 for the user's error; a bug goes on as what it is, with its traceback."""
-    if not is_users(error):
+    """One line and exit code 2 for the user's error, 75 for a place that cannot be reached now.
+
+    A bug goes on as what it is, with its traceback.
+    """
+    later = isinstance(error, UnreachableError)
+    if not later and not is_users(error):
         raise error
     if os.environ.get("RANK", "0") != "0":
         time.sleep(OTHERS_WAIT)
     print(f"must {command}: {printable(message(error), LONGEST)}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(PREEMPTED if later else 2)
 
 
 def end_with_parent() -> None:

@@ -69,7 +69,7 @@ class Volume:
 class Retries:
     count: int = 3
     backoff: int = 60
-    factor: float = 2.0
+    factor: int = 2  # Argo takes no fraction
     window: int = 604_800  # a week
 
 

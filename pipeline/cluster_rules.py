@@ -107,7 +107,7 @@ def check_resources(cluster: Cluster) -> None:
         require(seconds > 0, f"timeouts.{stage}: seconds above 0; leave it out for no limit")
     retries = cluster.retries
     require(retries.count >= 0 and retries.backoff >= 0, "retries: count and backoff must not be negative")
-    require(retries.factor >= 1, f"retries.factor {retries.factor:g}: must be 1 or more")
+    require(retries.factor >= 1, f"retries.factor {retries.factor}: must be 1 or more")
     longest = max([retries.backoff, *cluster.timeouts.values()])
     require(
         retries.count == 0 or retries.window > longest,

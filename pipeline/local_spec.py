@@ -12,6 +12,9 @@ def local_spec(pipeline: Path) -> str:
     """The pipeline's YAML without retries, but for training: it goes on from its checkpoint, at once."""
     documents = list(yaml.safe_load_all(pipeline.read_text()))
     spec: dict[str, Any] = documents[0]
+    for executor in spec["deploymentSpec"]["executors"].values():
+        container = executor["container"]
+        container["env"] = [one for one in container.get("env", []) if one["name"] != "MUST_RETRIES"]
     for component in [spec["root"], *spec["components"].values()]:
         for name, task in component.get("dag", {}).get("tasks", {}).items():
             policy = task.pop("retryPolicy", None)

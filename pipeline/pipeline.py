@@ -21,10 +21,10 @@ from pipeline.placement import place
 
 
 def make_pipeline(cluster: Cluster) -> Any:
-    """The pipeline for a cluster. Stages that look at the world outside are never cached; see docs/kubeflow.md."""
+    """The pipeline for a cluster. No stage is answered from Kubeflow's cache; docs/kubeflow.md says why."""
 
-    def put(task: dsl.PipelineTask, stage: str, name: str, cached: bool = False) -> dsl.PipelineTask:
-        return place(task.set_display_name(name).set_caching_options(cached), stage, cluster)
+    def put(task: dsl.PipelineTask, stage: str, name: str) -> dsl.PipelineTask:
+        return place(task.set_display_name(name).set_caching_options(False), stage, cluster)
 
     @dsl.pipeline(
         name="must",
@@ -79,56 +79,52 @@ def make_pipeline(cluster: Cluster) -> Any:
             warm_start: start from the champion instead of the zero-shot model.
             only_new: end early when nothing is new since a model was last promoted or stopped.
         """
-        page = summary(work_uri=work_uri, run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER)
+        here = {"work_uri": work_uri, "run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
+        page = summary(**here)
         put(page, "summary", "summary")
         with dsl.ExitHandler(page, name="stages"):
-            names = {"work_uri": work_uri, "classes": classes, "model": model, "pretrained": pretrained}
+            names = {**here, "classes": classes, "model": model, "pretrained": pretrained}
             looked = put(inputs(**names), "inputs", "look at inputs")
             text = classifier(fingerprint=looked.output, **names)
-            put(text, "classifier", "zero-shot classifier", cached=True)
+            put(text, "classifier", "zero-shot classifier")
             sharded = shard(
-                source=source, work_uri=work_uri, test_source=test_source, labels=labels, split=split, append=append,
-                settings=shard_settings,
+                source=source, test_source=test_source, labels=labels, split=split, append=append,
+                settings=shard_settings, **here,
             )  # fmt: skip
             put(sharded, "shard", "shard images")
             index_sha256, weights = sharded.outputs["Output"], text.outputs["weights"]
             registry = {"registry_uri": registry_uri, "model_name": model_name}
             recipe = {"preset": preset, "settings": settings, "epochs": epochs}
             best = champion(
-                work_uri=work_uri, index_sha256=index_sha256, classifier=weights, warm_start=warm_start,
-                only_new=only_new, **registry, **recipe,
+                index_sha256=index_sha256, classifier=weights, warm_start=warm_start, only_new=only_new, **here,
+                **registry, **recipe,
             )  # fmt: skip
             put(best, "champion", "champion")
             with dsl.If(best.outputs["Output"] == "train", name="something new"):
-                material = {"work_uri": work_uri, "index_sha256": index_sha256}
+                material = {**here, "index_sha256": index_sha256}
                 start = {**material, "classifier": weights, "init": best.outputs["init"], **recipe}
                 if cluster.training.nodes > 1:
                     trained = train_job(nodes=nodes_of(cluster), tensorboard_uri=cluster.tensorboard, **start)
                 else:
                     trained = train(processes=cluster.training.processes, tensorboard_uri=cluster.tensorboard, **start)
                 put(trained, "train", "train MUST")
-                bundle, bundle_sha256 = trained.outputs["bundle"], trained.outputs["Output"]
-                evaluated = evaluate(
-                    bundle=bundle, bundle_sha256=bundle_sha256, classifier=weights,
-                    classifier_sha256=text.outputs["Output"], split=evaluate_split, **material,
-                )  # fmt: skip
-                put(evaluated, "evaluate", "evaluate", cached=True)
+                bundle = trained.outputs["bundle"]
+                evaluated = evaluate(bundle=bundle, classifier=weights, split=evaluate_split, **material)
+                put(evaluated, "evaluate", "evaluate")
                 details = evaluated.outputs["details"]
                 decided = gate_stage(
-                    work_uri=work_uri, bundle=bundle, details=details, key=best.outputs["key"], gate=gate,
+                    bundle=bundle, details=details, key=best.outputs["key"], gate=gate,
                     champion=best.outputs["version"], champion_uri=best.outputs["bundle_uri"],
-                    gate_settings=gate_settings, split=evaluate_split, **registry,
+                    gate_settings=gate_settings, split=evaluate_split, **here, **registry,
                 )  # fmt: skip
                 put(decided, "gate", "gate")
-                exported = export(
-                    bundle=bundle, bundle_sha256=bundle_sha256, details=details, precision=precision, **material
-                )
-                put(exported, "export", "export ONNX", cached=True)
+                exported = export(bundle=bundle, details=details, precision=precision, **material)
+                put(exported, "export", "export ONNX")
                 with dsl.If(decided.outputs["Output"] == "promote", name="passed the gate"):
                     promoted = promote(
-                        work_uri=work_uri, bundle=bundle, onnx=exported.outputs["onnx"], details=details,
+                        bundle=bundle, onnx=exported.outputs["onnx"], details=details,
                         decision=decided.outputs["decision"], key=best.outputs["key"], champion=best.outputs["version"],
-                        **registry,
+                        **here, **registry,
                     )  # fmt: skip
                     put(promoted, "promote", "promote")
 

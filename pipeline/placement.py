@@ -64,6 +64,8 @@ def set_access(task: dsl.PipelineTask, cluster: Cluster) -> None:
 def set_persistence(task: dsl.PipelineTask, stage: str, cluster: Cluster, launcher: bool) -> None:
     retries = cluster.retries
     if retries.count and stage != "summary":  # an exit task that fails again and again would hide what it is about
+        # What fails is tried again inside the pod, which knows wrong input from a crash; pods that vanish, by Kubeflow.
+        task.set_env_variable("MUST_RETRIES", f"{retries.count},{retries.backoff},{retries.factor}")
         task.set_retry(retries.count, f"{retries.backoff}s", retries.factor, f"{retries.window}s")
     if seconds := cluster.timeouts.get(stage):
         # The launcher ends its TrainJob itself at the limit, and needs a moment for it.

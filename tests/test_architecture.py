@@ -40,7 +40,16 @@ def test_components_stay_thin(path):
 
 @pytest.mark.parametrize(
     "module",
-    ["must.data.shard", "must.export.predict", "must.cli", "must.run.cards", "must.run.summary", "must.run.inputs"],
+    [
+        "must.data.shard",
+        "must.export.predict",
+        "must.cli",
+        "must.run.cards",
+        "must.run.summary",
+        "must.run.inputs",
+        "must.run.supervise",
+        "must.run.stages",
+    ],
 )
 def test_what_runs_without_torch_does_not_import_it(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -1,16 +1,18 @@
 """What stages leave for the run's summary, however they end."""
 
+import json
 import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from must.run import mirror
 from must.run.mirror import mirrored
-from must.run.notes import clear_notes, noted, read_notes
-from must.run.summary import summarize
+from must.run.notes import folder_of, noted, read_notes
+from must.run.summary import forget_old, leave_page, summarize
 
 
 def stage(work, body):
@@ -21,8 +23,8 @@ def stage(work, body):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
-def summary(work, succeeded=False):
-    return summarize(str(work), succeeded, "submit.py --again 7")
+def summary(work, state=None, run_id=""):
+    return summarize(str(work), run_id, state, "submit.py --again 7")
 
 
 def test_lines_appear_where_they_always_do_and_in_the_note(tmp_path):
@@ -37,19 +39,23 @@ def test_lines_appear_where_they_always_do_and_in_the_note(tmp_path):
     [
         (
             "print('x'); raise SystemExit(75)",
-            "stopped by a signal; it saved its work first",
+            "something it needs went away (exit code 75)",
             "yes; training goes on from",
         ),
         ("print('x'); raise SystemExit(2)", "wrong input (exit code 2)", "after the input is mended"),
         ("print('x'); 1 / 0", "an error in the program or the machine (exit code 1)", "perhaps; training goes on"),
-        ("print('x', flush=True); os.kill(os.getpid(), signal.SIGKILL)", "killed without a word", "yes; training goes"),
+        (
+            "print('x', flush=True); os.kill(os.getpid(), signal.SIGKILL)",
+            "its pod is gone without a word",
+            "yes; training goes",
+        ),
     ],
 )
 def test_each_way_to_fail_has_its_summary(tmp_path, body, why, resumable):
     (tmp_path / "LAST").write_text("step-000000400")
     stage(tmp_path, body)
     page = summary(tmp_path)
-    assert page.startswith("# Run failed: train\n")
+    assert page.startswith("# Run failed: train: ")
     assert f"- **Why**: {why}" in page and f"- **Resumable**: {resumable}" in page
     assert "step-000000400" in page and "`submit.py --again 7`" in page
     if "1 / 0" in body:
@@ -87,12 +93,48 @@ def test_a_child_that_outlives_the_stage_does_not_hold_it_up(tmp_path):
     (tmp_path / "fifo").open("w").close()  # the child lives until now: the stage did not wait for it
 
 
-def test_a_note_of_a_run_that_is_over_does_not_come_back(tmp_path):
-    with noted(str(tmp_path), "shard") as note:
+def test_runs_of_one_place_keep_their_notes_apart(tmp_path):
+    with noted(str(tmp_path), "shard", run_id="a") as note:
         note.result = "5 images"
-    assert "| shard | done | 0 s | 5 images |" in summary(tmp_path, succeeded=True)
-    clear_notes(str(tmp_path))
-    assert "No stage left a note of its failure" in summary(tmp_path)
+    with pytest.raises(SystemExit), noted(str(tmp_path), "train", run_id="b"):
+        raise SystemExit(2)
+    assert "| shard | done | 1 | 0 s | 5 images |" in summary(tmp_path, run_id="a")
+    assert "train" not in summary(tmp_path, run_id="a") and "shard" not in summary(tmp_path, run_id="b")
+    assert "No stage left a note of a failure" in summary(tmp_path, run_id="c")
+
+
+def test_notes_of_long_ago_are_forgotten_but_never_those_of_a_run_that_lives(tmp_path):
+    week = 7 * 86_400
+    for run_id, ages in {"old": [40, 30], "begun long ago": [40, 0], "new": [1]}.items():
+        for number, age in enumerate(ages):
+            with noted(str(tmp_path), f"stage{number}", run_id=run_id) as note:
+                note.started -= age * 86_400
+                note.seconds = 5
+            edit(folder_of(str(tmp_path), run_id), number, seconds=5)
+    forget_old(str(tmp_path), time.time() - week)
+    assert sorted(path.name for path in (tmp_path / "notes").iterdir()) == ["begun long ago", "new"]
+
+
+def edit(folder, number, **values):
+    """As a stage that ended when it began would have left it: the time of writing counts, and a test cannot wait."""
+    file = Path(folder) / f"stage{number}.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def test_the_page_stays_beside_the_notes(tmp_path):
+    leave_page(str(tmp_path), "7", "# Promoted")
+    assert (tmp_path / "notes" / "7" / "summary.md").read_text() == "# Promoted"
+
+
+def test_a_stage_that_is_started_again_says_what_became_of_the_tries_before(tmp_path):
+    stage(tmp_path, "print('x', flush=True); os.kill(os.getpid(), signal.SIGKILL)")
+    stage(tmp_path, "print('y'); raise SystemExit(1)")
+    stage(tmp_path, "print('z'); raise SystemExit(2)")
+    (note,) = read_notes(str(tmp_path))
+    assert [one["code"] for one in note.tries] == [None, 1] and note.tries[1]["line"] == "y"
+    assert "**Tried**: 3 times; before: ended without a word after" in summary(tmp_path)
+    stage(tmp_path, "pass")
+    assert "| train | done | 4 |" in summary(tmp_path)
 
 
 def test_a_place_that_cannot_be_written_to_does_not_stop_the_stage(tmp_path, capfd):

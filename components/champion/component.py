@@ -8,6 +8,7 @@ from components import images
 @dsl.component(base_image=images.TORCH, install_kfp_package=False)
 def champion(
     work_uri: str,
+    run_id: str,
     index_sha256: str,
     classifier: dsl.Input[dsl.Model],
     model_name: str,
@@ -26,6 +27,7 @@ def champion(
 
     Args:
         work_uri: where the run's notes go; the registry is its folder registry where `registry_uri` is empty.
+        run_id: the run that the stage belongs to.
         index_sha256: of the shards' index.
         classifier: text classifier file.
         model_name: the model's name in the registry.
@@ -45,19 +47,13 @@ def champion(
     """
     from pathlib import Path
 
-    from must.cli import call
-    from must.promote import champion as ask
-    from must.run.inputs import training_settings
-    from must.run.notes import noted
+    from must.run.supervise import supervised
 
-    with noted(work_uri, "champion") as note:
-        values = training_settings(settings, preset, epochs)
-        registry = registry_uri or f"{work_uri}/registry"
-        best = call(
-            "champion", ask.champion, registry, model_name, index_sha256, classifier.path, values, warm_start, only_new
-        )
-        for path, value in ((version, best.version), (bundle_uri, best.bundle), (init, best.init), (key, best.key)):
-            Path(path).write_text(value)
-        note.result = "; ".join(best.reasons)
-        print(note.result)
-    return best.action
+    best = supervised(
+        "champion", "must.run.stages:champion", run_id, work_uri, registry=registry_uri or f"{work_uri}/registry",
+        model_name=model_name, index_sha256=index_sha256, classifier=classifier.path, preset=preset, settings=settings,
+        epochs=epochs, warm_start=warm_start, only_new=only_new,
+    )  # fmt: skip
+    for path, name in ((version, "version"), (bundle_uri, "bundle"), (init, "init"), (key, "key")):
+        Path(path).write_text(best[name])
+    return best["action"]

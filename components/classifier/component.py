@@ -7,29 +7,33 @@ from components import images
 
 @dsl.component(base_image=images.TORCH, install_kfp_package=False)
 def classifier(
-    work_uri: str, classes: str, model: str, fingerprint: str, weights: dsl.Output[dsl.Model], pretrained: str = ""
+    work_uri: str,
+    run_id: str,
+    classes: str,
+    model: str,
+    fingerprint: str,
+    weights: dsl.Output[dsl.Model],
+    pretrained: str = "",
 ) -> str:
-    """Computes the zero-shot classifier.
+    """Computes the zero-shot classifier, or takes the one that an earlier run made of the same. Never cached.
 
     Args:
-        work_uri: where the run's notes go.
+        work_uri: where the run's notes go, and classifiers are kept.
+        run_id: the run that the stage belongs to.
         classes: path or URI of a YAML file with classes and templates, or the set that ships: imagenet.
         model: open_clip model name, or a model folder.
-        fingerprint: of what these hold; another one is computed anew instead of taken from the cache.
+        fingerprint: of what these hold; a classifier that was made of the same is taken from work_uri.
         pretrained: open_clip pretrained tag, or a checkpoint file.
         weights: the classifier file (.safetensors).
 
     Returns:
         The sha256 of the classifier file.
     """
-    import hashlib
-    from pathlib import Path
+    from must.run.supervise import supervised
 
-    from must.cli import run
-    from must.run.notes import noted
-
-    with noted(work_uri, "classifier") as note:
-        result = run("classifier", classes=classes, model=model, pretrained=pretrained, output=weights.path)
-        note.result = f"{len(result.classes)} classes"
-    weights.metadata.update(model=model, pretrained=pretrained, classes=len(result.classes), fingerprint=fingerprint)
-    return hashlib.sha256(Path(weights.path).read_bytes()).hexdigest()
+    made = supervised(
+        "classifier", "must.run.stages:classifier", run_id, work_uri, classes=classes, model=model,
+        pretrained=pretrained, fingerprint=fingerprint, weights=weights.path,
+    )  # fmt: skip
+    weights.metadata.update(model=model, pretrained=pretrained, classes=made["classes"], fingerprint=fingerprint)
+    return made["sha256"]

@@ -8,9 +8,8 @@ from components import images
 @dsl.component(base_image=images.TORCH, install_kfp_package=False)
 def evaluate(
     work_uri: str,
+    run_id: str,
     index_sha256: str,
-    classifier_sha256: str,
-    bundle_sha256: str,
     bundle: dsl.Input[dsl.Model],
     classifier: dsl.Input[dsl.Model],
     figures: dsl.Output[dsl.Metrics],
@@ -19,13 +18,12 @@ def evaluate(
     report: dsl.Output[dsl.HTML],
     split: str = "test",
 ) -> float:
-    """Evaluates on one split, labelled or not.
+    """Evaluates on one split, labelled or not. Never cached.
 
     Args:
         work_uri: shards are in its folder shards.
-        index_sha256: of the shards' index, another one is refused; this and the next two are the cache's key.
-        classifier_sha256: of the classifier file.
-        bundle_sha256: of the model's weights.
+        run_id: the run that the stage belongs to.
+        index_sha256: of the shards' index; another one is refused.
         bundle: the adapted model.
         classifier: the zero-shot classifier it is compared with.
         figures: headline numbers for the Kubeflow page.
@@ -37,14 +35,16 @@ def evaluate(
     Returns:
         Top-1 of the adapted model, 0..1; -1 when the split has no labels.
     """
-    from must.run import cards
-    from must.run.notes import noted
+    from must.run.cards import confusion as matrix_of
+    from must.run.cards import figures as figures_of
+    from must.run.supervise import supervised
 
-    with noted(work_uri, "evaluate") as note:
-        metrics = cards.evaluate(work_uri, index_sha256, bundle.path, classifier.path, split, details.path, report.path)
-        note.result = cards.headline(metrics)
-    for name, value in cards.figures(metrics).items():
+    metrics = supervised(
+        "evaluate", "must.run.stages:evaluate", run_id, work_uri, index_sha256=index_sha256, bundle=bundle.path,
+        classifier=classifier.path, split=split, details=details.path, report=report.path,
+    )  # fmt: skip
+    for name, value in figures_of(metrics).items():
         figures.log_metric(name, value)
-    if matrix := cards.confusion(metrics):
+    if matrix := matrix_of(metrics):
         confusion.log_confusion_matrix(metrics["classes"], matrix)
     return metrics["adapted"].get("top1", -1.0)

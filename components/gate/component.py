@@ -8,6 +8,7 @@ from components import images
 @dsl.component(base_image=images.TORCH, install_kfp_package=False)
 def gate(
     work_uri: str,
+    run_id: str,
     bundle: dsl.Input[dsl.Model],
     details: dsl.Input[dsl.Artifact],
     decision: dsl.Output[dsl.Artifact],
@@ -25,6 +26,7 @@ def gate(
 
     Args:
         work_uri: shards are in its folder shards.
+        run_id: the run that the stage belongs to.
         bundle: the challenger.
         details: of its evaluation against the zero-shot model.
         decision: decision.json.
@@ -41,15 +43,12 @@ def gate(
     Returns:
         promote, or stop.
     """
-    from must.cli import call
-    from must.run import cards
-    from must.run.notes import noted
+    from must.run.supervise import supervised
 
-    registry = registry_uri or f"{work_uri}/registry"
-    with noted(work_uri, "gate") as note:
-        result = call(
-            "gate", cards.decide, work_uri, bundle.path, details.path, registry, model_name, key, champion,
-            champion_uri, gate, gate_settings, split, decision.path, reasons.path,
-        )  # fmt: skip
-        note.result = f"{'passed' if result.passed else 'stopped'} ({result.gate})"
-    return "promote" if result.passed else "stop"
+    passed = supervised(
+        "gate", "must.run.stages:gate", run_id, work_uri, bundle=bundle.path, details=details.path,
+        registry=registry_uri or f"{work_uri}/registry", model_name=model_name, key=key, champion=champion,
+        champion_uri=champion_uri, gate=gate, settings=gate_settings, split=split, decision=decision.path,
+        page=reasons.path,
+    )  # fmt: skip
+    return "promote" if passed else "stop"

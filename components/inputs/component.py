@@ -6,11 +6,12 @@ from components import images
 
 
 @dsl.component(base_image=images.SHARD, install_kfp_package=False)
-def inputs(work_uri: str, classes: str, model: str, pretrained: str = "") -> str:
+def inputs(work_uri: str, run_id: str, classes: str, model: str, pretrained: str = "") -> str:
     """Looks at what the run's parameters name. Never cached.
 
     Args:
         work_uri: where the run's notes go.
+        run_id: the run that the stage belongs to.
         classes: path or URI of the class file, or the set that ships: imagenet.
         model: open_clip model name, or a model folder.
         pretrained: open_clip pretrained tag, or a checkpoint file.
@@ -18,9 +19,8 @@ def inputs(work_uri: str, classes: str, model: str, pretrained: str = "") -> str
     Returns:
         A sha256 that changes with what these hold.
     """
-    from must.cli import call
-    from must.run.inputs import fingerprint
-    from must.run.notes import noted
+    from must.run.supervise import supervised
 
-    with noted(work_uri, "inputs"):
-        return call("inputs", fingerprint, classes, model, pretrained)
+    return supervised(
+        "inputs", "must.run.stages:inputs", run_id, work_uri, classes=classes, model=model, pretrained=pretrained
+    )

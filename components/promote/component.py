@@ -8,6 +8,7 @@ from components import images
 @dsl.component(base_image=images.SHARD, install_kfp_package=False)
 def promote(
     work_uri: str,
+    run_id: str,
     bundle: dsl.Input[dsl.Model],
     onnx: dsl.Input[dsl.Model],
     details: dsl.Input[dsl.Artifact],
@@ -22,6 +23,7 @@ def promote(
 
     Args:
         work_uri: where the run's notes go; the registry is its folder registry where `registry_uri` is empty.
+        run_id: the run that the stage belongs to.
         bundle: the challenger.
         onnx: its ONNX model.
         details: of its evaluation.
@@ -35,16 +37,12 @@ def promote(
     Returns:
         The version.
     """
-    from must.cli import call
-    from must.run import cards
-    from must.run.notes import noted
+    from must.run.supervise import supervised
 
-    registry = registry_uri or f"{work_uri}/registry"
-    with noted(work_uri, "promote") as note:
-        facts = call(
-            "promote", cards.promote, bundle.path, onnx.path, details.path, decision.path, registry, model_name, key,
-            champion, promoted.path,
-        )  # fmt: skip
-        note.result = f"promoted as {facts['version']}"
-    promoted.metadata.update(**facts)
+    facts = supervised(
+        "promote", "must.run.stages:promote", run_id, work_uri, bundle=bundle.path, onnx=onnx.path,
+        details=details.path, decision=decision.path, registry=registry_uri or f"{work_uri}/registry", name=model_name,
+        key=key, champion=champion, output=promoted.path,
+    )  # fmt: skip
+    promoted.metadata.update(facts)
     return facts["version"]

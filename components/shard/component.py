@@ -9,6 +9,7 @@ from components import images
 def shard(
     source: str,
     work_uri: str,
+    run_id: str,
     index: dsl.Output[dsl.Dataset],
     test_source: str = "",
     labels: str = "none",
@@ -21,6 +22,7 @@ def shard(
     Args:
         source: folder or bucket prefix of images, or a manifest; see `must shard --help`.
         work_uri: the shards go to its folder shards: gs://bucket/prefix or a path that all stages see.
+        run_id: the run that the stage belongs to.
         test_source: labelled images for reporting, which become the split 'test'; nothing for none.
         labels: where labels stand: folder, csv or none.
         split: shares of `source` by split, such as train=0.9,test=0.1.
@@ -31,19 +33,11 @@ def shard(
     Returns:
         The sha256 of index.json: downstream caching follows the data.
     """
-    from must.cli import call, run
-    from must.run.inputs import sharding_settings
-    from must.run.notes import noted
-    from must.storage import join, read_bytes, write_bytes
+    from must.run.supervise import supervised
 
-    with noted(work_uri, "shard") as note:
-        own = {
-            "source": source, "output": join(work_uri, "shards"), "test_source": test_source, "labels": labels,
-            "split": split, "append": append,
-        }  # fmt: skip
-        result = run("shard", **call("shard", sharding_settings, settings, own))
-        count = sum(shard.samples for shard in result.shards)
-        note.result = f"{count:,} images, revision {result.revision}"
-        write_bytes(index.path, read_bytes(join(work_uri, "shards", "index.json")))
-        index.metadata.update(shards=join(work_uri, "shards"), revision=result.revision, images=count)
-    return result.sha256
+    done = supervised(
+        "shard", "must.run.stages:shard", run_id, work_uri, index=index.path, settings=settings, source=source,
+        test_source=test_source, labels=labels, split=split, append=append,
+    )  # fmt: skip
+    index.metadata.update(done["facts"])
+    return done["sha256"]

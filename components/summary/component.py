@@ -10,19 +10,18 @@ def summary(status: dsl.PipelineTaskFinalStatus, work_uri: str, run_id: str, pag
     """Sums up the stages' notes: which one failed, its last lines, whether and how it can go on. Never cached.
 
     Args:
-        status: of the stages, from Kubeflow.
+        status: of the stages, from Kubeflow; a hint.
         work_uri: where the stages left their notes.
-        run_id: for the command that goes on.
+        run_id: whose notes are summed up; for the command that goes on.
         page: the summary.
     """
     import os
 
-    from must.run.notes import clear_notes
-    from must.run.summary import summarize
+    from must.run.summary import leave_page, summarize
     from must.storage import write_bytes
 
     again = os.environ.get("MUST_RUN_AGAIN") or f"python pipeline/submit.py --again {run_id}"
-    text = summarize(work_uri, status.state == "SUCCEEDED", again)
+    text = summarize(work_uri, run_id, status.state, again)
     write_bytes(page.path, text.encode())
-    clear_notes(work_uri)
     print(text)
+    leave_page(work_uri, run_id, text)

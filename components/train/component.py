@@ -8,6 +8,7 @@ from components import images
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
 def train(
     work_uri: str,
+    run_id: str,
     index_sha256: str,
     classifier: dsl.Input[dsl.Model],
     bundle: dsl.Output[dsl.Model],
@@ -23,6 +24,7 @@ def train(
 
     Args:
         work_uri: shards are in its folder shards; checkpoints go to checkpoints, a folder a run's data and settings.
+        run_id: the run that the stage belongs to.
         index_sha256: of the shards' index; another one is refused.
         classifier: text classifier file.
         bundle: the adapted model, with its log.
@@ -37,14 +39,15 @@ def train(
     Returns:
         The sha256 of the model's weights.
     """
-    from must.cli import call
-    from must.run.training import train_here
+    from must.run.cards import plain
+    from must.run.supervise import supervised
 
-    summary, facts = call(
-        "train", train_here, work_uri, index_sha256, classifier.path, bundle.path, init, preset, settings, epochs,
-        processes, tensorboard_uri,
+    summary, facts = supervised(
+        "train", "must.run.training:train_here", run_id, work_uri, index_sha256=index_sha256,
+        classifier=classifier.path, output=bundle.path, init=init, preset=preset, settings=settings, epochs=epochs,
+        processes=processes, tensorboard_uri=tensorboard_uri,
     )  # fmt: skip
-    for name, value in summary.items():
-        training.log_metric(name, float(value or 0))
-    bundle.metadata.update(**facts, **summary)
+    for name, value in plain(summary).items():
+        training.log_metric(name, float(value))
+    bundle.metadata.update(plain(facts | summary))
     return facts["sha256"]

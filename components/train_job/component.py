@@ -8,6 +8,7 @@ from components import images
 @dsl.component(base_image=images.LAUNCHER, install_kfp_package=False)
 def train_job(
     work_uri: str,
+    run_id: str,
     index_sha256: str,
     classifier: dsl.Input[dsl.Model],
     bundle: dsl.Output[dsl.Model],
@@ -23,6 +24,7 @@ def train_job(
 
     Args:
         work_uri: shards are in its folder shards; checkpoints go to checkpoints, the job's input and model to jobs.
+        run_id: the run that the stage belongs to.
         index_sha256: of the shards' index; another one is refused.
         classifier: text classifier file.
         bundle: the adapted model.
@@ -37,12 +39,15 @@ def train_job(
     Returns:
         The sha256 of the model's weights.
     """
-    from components.train_job.launcher import train_on_nodes
+    from must.run.cards import plain
+    from must.run.supervise import supervised
 
-    summary, facts = train_on_nodes(
-        work_uri, index_sha256, classifier.path, bundle.path, nodes, init, preset, settings, epochs, tensorboard_uri
-    )
-    for name, value in summary.items():
-        training.log_metric(name, float(value or 0))
-    bundle.metadata.update(**facts, **summary)
+    summary, facts = supervised(
+        "train", "components.train_job.launcher:train_on_nodes", run_id, work_uri, index_sha256=index_sha256,
+        classifier=classifier.path, output=bundle.path, nodes=nodes, init=init, preset=preset, settings=settings,
+        epochs=epochs, tensorboard_uri=tensorboard_uri,
+    )  # fmt: skip
+    for name, value in plain(summary).items():
+        training.log_metric(name, float(value))
+    bundle.metadata.update(plain(facts | summary))
     return facts["sha256"]

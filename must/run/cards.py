@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from must.evaluate.gate import Decision
 from must.promote.decide import as_markdown
 from must.promote.promote import read_json
 from must.promote.registry import Registry
+from must.run.notes import RUN_ID, folder_of
 from must.run.training import origin
 from must.text import encoded
 
@@ -40,6 +43,28 @@ def confusion(metrics: dict[str, Any]) -> list[list[int]] | None:
     return ((metrics.get("confusion") or {}).get("adapted") or {}).get("matrix")
 
 
+def plain(facts: dict[str, Any]) -> dict[str, Any]:
+    """What an artifact's metadata may hold: without None and numbers that are none, which Kubeflow refuses."""
+    return {
+        name: value
+        for name, value in facts.items()
+        if value is not None and not (isinstance(value, float) and not math.isfinite(value))
+    }
+
+
+def accuracy(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Top-1 of the model and of the zero-shot one, where there are labels."""
+    pair = {"top1": metrics["adapted"].get("top1"), "before": (metrics.get("baseline") or {}).get("top1")}
+    return plain(pair)
+
+
+def keep_report(work_uri: str, report: str) -> str:
+    """A copy beside the run's notes, where the summary's page can lead to; returns its place."""
+    place = storage.join(folder_of(work_uri, os.environ.get(RUN_ID, "")), "report.html")
+    storage.write_bytes(place, storage.read_bytes(report))
+    return place
+
+
 def headline(metrics: dict[str, Any]) -> str:
     after = metrics["adapted"].get("top1")
     if after is None:
@@ -62,8 +87,13 @@ def decide(
     split: str,
     decision: str,
     page: str,
-) -> Decision:
-    """Asks the gate. The labelled one compares with the champion, where there is one: that takes an evaluation."""
+) -> tuple[Decision, dict[str, Any]]:
+    """Asks the gate. The labelled one compares with the champion, where there is one: that takes an evaluation.
+
+    Returns:
+        The decision, and what the summary says of it: outcome, reasons, and the champion's accuracy if it was measured.
+    """
+    facts: dict[str, Any] = {}
     metrics, against = storage.join(details, "metrics.json"), "the zero-shot model"
     with tempfile.TemporaryDirectory() as folder:
         if gate == "labelled" and champion_uri:
@@ -74,12 +104,13 @@ def decide(
                 "evaluate", model=bundle, baseline=champion_uri, shards=shards, index_sha256=same, split=split,
                 output=folder,
             )  # fmt: skip
+            facts = {"against": against, "before": accuracy(read_json(metrics, "metrics")).get("before")}
         result: Decision = run("gate", metrics=metrics, gate=gate, output=decision, **settings)
     storage.write_bytes(page, encoded(as_markdown(result, against)))
     if not result.passed:
         Registry(registry, name).decide(key, "stopped", result.reasons)
         print(f"the model is not promoted; it stays among this run's artifacts, and {against} stays what it was")
-    return result
+    return result, {**facts, "outcome": "passed" if result.passed else "stopped", "reasons": result.reasons}
 
 
 def promote(
@@ -110,5 +141,5 @@ def promote(
 def model_facts(bundle: str, details: str) -> dict[str, Any]:
     """Metadata of a model artifact: accuracy where there are labels, the data's and the code's revision."""
     metrics = read_json(storage.join(details, "metrics.json"), "metrics")
-    accuracy = metrics["adapted"].get("top1")
-    return origin(bundle) | ({} if accuracy is None else {"accuracy": accuracy})
+    top1 = metrics["adapted"].get("top1")
+    return plain(origin(bundle) | {"accuracy": top1})

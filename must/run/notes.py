@@ -1,20 +1,23 @@
 """A note a stage: running, done or failed, with its last log lines, where the next stages and people can read it.
 
-The notes lie at WORK_URI/notes. A stage that is killed without a word (out of memory, a lost node) leaves the note that
-it runs, at most a minute old. Kubeflow tells a pipeline's exit handler that something failed, but not what.
+The notes of a run lie at WORK_URI/notes/RUN_ID. A stage that is killed without a word (out of memory, a lost node)
+leaves the note that it runs, at most a minute old. Kubeflow tells a pipeline's exit handler that something failed, but
+not what, and not always truly.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from must import storage
@@ -22,6 +25,9 @@ from must.run.tail import Tail
 
 BEAT = 60.0  # seconds between writings of a running stage's note
 FOLDER = "notes"
+RUN_ID = "MUST_RUN_ID"  # the environment's name for the run that a stage belongs to
+TOLD = "MUST_NOTE"  # the file by which a stage tells the process that supervises it what to put into the note
+NOT_WRITTEN = ("source", "changed")
 
 
 @dataclass
@@ -32,18 +38,45 @@ class Note:
     seconds: float = 0.0
     code: int = 0  # the exit code of a failed stage
     result: str = ""  # one line about what came out, for people
+    facts: dict[str, Any] = field(default_factory=dict)  # the same for programs
     checkpoints: str = ""  # where a retry goes on from
+    signalled: float = 0.0  # when it was asked to stop (SIGTERM), in seconds since 1970
+    tries: list[dict[str, Any]] = field(default_factory=list)  # those that failed before: code, seconds, host, line
     host: str = field(default_factory=socket.gethostname)
     lines: list[str] = field(default_factory=list)  # the last of the log
+    source: Path | None = None  # what the supervised process tells
+    changed: threading.Event = field(default_factory=threading.Event)  # set it, and the note is written at once
+
+    def listen(self) -> None:
+        """Takes over what the supervised process has told so far."""
+        if self.source is not None:
+            with suppress(OSError, ValueError):
+                told = json.loads(self.source.read_text())
+                self.result, self.checkpoints = told["result"], told["checkpoints"]
+                self.facts |= told["facts"]
+
+    def failed_try(self, code: int | None, seconds: float, line: str) -> None:
+        """`code` is None where the try ended without a word."""
+        self.tries.append({"code": code, "seconds": round(seconds, 1), "host": self.host, "line": line[:300]})
 
 
 @contextmanager
-def noted(work_uri: str, stage: str, checkpoints: str = "") -> Iterator[Note]:
+def noted(work_uri: str, stage: str, checkpoints: str = "", run_id: str = "") -> Iterator[Note]:
     """Keeps the note of the stage that runs inside the block. What it raises passes through.
 
-    A note that cannot be written is a warning: it must not be what stops the stage.
+    A note that cannot be written is a warning: it must not be what stops the stage. In a process that is supervised,
+    the supervisor keeps the note and is told what stands in this one.
     """
-    note, uri = Note(stage, checkpoints=checkpoints), storage.join(work_uri, FOLDER, f"{stage}.json")
+    note = Note(stage, checkpoints=checkpoints)
+    if TOLD in os.environ:
+        try:
+            tell(Path(os.environ[TOLD]), note)
+            yield note
+        finally:
+            tell(Path(os.environ[TOLD]), note)
+        return
+    uri = storage.join(folder_of(work_uri, run_id or os.environ.get(RUN_ID, "")), f"{stage}.json")
+    note.tries = earlier_tries(uri)
     tail = Tail()
     try:
         with tail, kept_fresh(uri, note, tail):
@@ -59,27 +92,52 @@ def noted(work_uri: str, stage: str, checkpoints: str = "") -> Iterator[Note]:
         write(uri, note, tail)  # the tail is closed by now: nothing the stage printed is missing
 
 
-def read_notes(work_uri: str) -> list[Note]:
-    """The notes there are, in the order in which the stages started."""
+def folder_of(work_uri: str, run_id: str) -> str:
+    return storage.join(work_uri, FOLDER, run_id or "run")
+
+
+def read_notes(work_uri: str, run_id: str = "") -> list[Note]:
+    """The run's notes, in the order in which the stages started."""
+    folder = folder_of(work_uri, run_id)
     try:
-        names = [entry.name for entry in storage.list_files(storage.join(work_uri, FOLDER))]
+        names = [entry.name for entry in storage.list_files(folder) if entry.name.endswith(".json")]
     except (FileNotFoundError, NotADirectoryError):
         return []
-    notes = [Note(**json.loads(storage.read_bytes(storage.join(work_uri, FOLDER, name)))) for name in names]
-    return sorted(notes, key=lambda note: note.started)
+    return sorted((parse(storage.read_bytes(storage.join(folder, name))) for name in names), key=lambda n: n.started)
 
 
-def clear_notes(work_uri: str) -> None:
-    """So that the next run's summary cannot take them for its own."""
-    storage.delete_folder(storage.join(work_uri, FOLDER))
+def parse(data: bytes) -> Note:
+    known = {f.name for f in fields(Note)} - set(NOT_WRITTEN)
+    return Note(**{name: value for name, value in json.loads(data).items() if name in known})
+
+
+def earlier_tries(uri: str) -> list[dict[str, Any]]:
+    """What became of this stage in this run before: its pod vanished, or it failed, and it was started again."""
+    try:
+        note = parse(storage.read_bytes(uri))
+    except (OSError, ValueError, TypeError):
+        return []
+    if note.state == "done":
+        return []
+    note.failed_try(note.code if note.state == "failed" else None, note.seconds, note.lines[-1] if note.lines else "")
+    return note.tries
+
+
+def tell(file: Path, note: Note) -> None:
+    content = {"result": note.result, "checkpoints": note.checkpoints, "facts": note.facts}
+    storage.write_bytes(file, json.dumps(content).encode())
 
 
 @contextmanager
 def kept_fresh(uri: str, note: Note, tail: Tail) -> Iterator[None]:
-    """Writes the running stage's note now and then every BEAT seconds."""
+    """Writes the running stage's note now, then every BEAT seconds and whenever it is said to have changed."""
 
     def keep_fresh() -> None:
-        while not over.wait(BEAT):
+        while True:
+            note.changed.wait(BEAT)
+            note.changed.clear()
+            if over.is_set():
+                return
             write(uri, note, tail)
 
     write(uri, note, tail)
@@ -90,11 +148,14 @@ def kept_fresh(uri: str, note: Note, tail: Tail) -> Iterator[None]:
         yield
     finally:
         over.set()
+        note.changed.set()
         beat.join(timeout=BEAT)
 
 
 def write(uri: str, note: Note, tail: Tail) -> None:
-    content: dict[str, Any] = asdict(note) | {"seconds": round(time.time() - note.started, 1), "lines": tail.lines()}
+    note.listen()
+    content = {f.name: getattr(note, f.name) for f in fields(note) if f.name not in NOT_WRITTEN}
+    content |= {"seconds": round(time.time() - note.started, 1), "lines": tail.lines()}
     try:
         storage.write_bytes(uri, json.dumps(content, indent=1).encode())
     except (ValueError, OSError) as error:

@@ -1,65 +1,104 @@
-"""One page about a run that is over: what each stage did, or which one failed, why, and how to go on."""
+"""One page about a run that is over: what came of it, what each stage did, which one failed, why, how to go on."""
 
 from __future__ import annotations
 
+import random
 import time
 
 from must import storage
-from must.run.notes import Note, read_notes
+from must.run.notes import FOLDER, Note, folder_of, parse, read_notes
+from must.run.outcome import Outcome, failing, kind_of, outcome_of
 
-PREEMPTED = 75
-SILENT = [
-    "# Run failed",
-    "",
-    "No stage left a note of its failure: it could not start, or the run was stopped. Look at the failed step's",
-    "events: an image that cannot be pulled and a node that cannot be had show there.",
+PAGE = "summary.md"
+KEPT = 14 * 86_400.0  # seconds that notes of a run are kept after the last was written
+LOOKED_AT = 50  # other runs' notes whose age a summary looks at
+WHY = {
+    "stopped": "stopped from outside (SIGTERM): a person ended the run, its time was over, or its node was taken away",
+    "interrupted": "something it needs went away (exit code 75): another process, or a store that did not answer",
+    "silent": "its pod is gone without a word: a lost node, a time limit, memory, or the run was stopped",
+    "input": "wrong input (exit code 2); the last line says what",
+    "killed": "killed (exit code 137): most often the pod's memory limit",
+    "error": "an error in the program or the machine (exit code {code})",
+}
+GOES_ON = {"input": "after the input is mended{kept}", "error": "perhaps{kept_or}"}
+BROKEN_OFF = [
+    "No stage left a note of a failure. Either a person stopped the run, or the next step could not start: an image",
+    "that cannot be pulled, a node that cannot be had, a quota, a step of Kubeflow's own. Its events say which.",
     "",
 ]
 
 
-def summarize(work_uri: str, succeeded: bool, again: str) -> str:
+def summarize(work_uri: str, run_id: str, state: str | None, again: str) -> str:
     """Markdown from the stages' notes.
 
     Args:
-        succeeded: what Kubeflow says of the run.
+        state: what the backend says of the stages; a hint.
         again: the command that starts the same run again.
     """
-    notes = read_notes(work_uri)
-    failed = [note for note in notes if note.state != "done"]
-    if succeeded and not failed:
-        return "\n".join(["# Run complete", "", *table(notes)])
-    if not failed:
-        return "\n".join([*SILENT, f"To start it again: `{again}`", "", *table(notes)])
-    note = failed[-1]
-    reason, resumable = judge(note)
-    page = [
-        f"# Run failed: {note.stage}",
-        "",
-        f"- **Why**: {reason}",
-        f"- **Resumable**: {resumable}",
+    notes = read_notes(work_uri, run_id)
+    outcome = outcome_of(notes, state)
+    page = [f"# {outcome.headline}", "", *links(notes, run_id)]
+    if outcome.name == "failed":
+        page += failure(notes, again)
+    elif not outcome.good:
+        page += [*BROKEN_OFF, f"To start it again: `{again}`", ""]
+    return "\n".join([*page, *table(notes)])
+
+
+def leave_page(work_uri: str, run_id: str, page: str) -> None:
+    """Beside the notes, for `submit.py --wait`; then forgets old runs' notes."""
+    storage.write_bytes(storage.join(folder_of(work_uri, run_id), PAGE), page.encode())
+    forget_old(work_uri, time.time() - KEPT)
+
+
+def forget_old(work_uri: str, before: float) -> None:
+    """Deletes the notes of runs that were silent since `before`, in seconds since 1970; a run that lives writes."""
+    root, runs = storage.join(work_uri, FOLDER), dict[str, list[str]]()
+    for entry in storage.list_files(root):
+        run, _, name = entry.name.partition("/")
+        if name.endswith(".json"):
+            runs.setdefault(run, []).append(name)
+    for run in random.sample(sorted(runs), min(LOOKED_AT, len(runs))):
+        notes = (parse(storage.read_bytes(storage.join(root, run, name))) for name in runs[run])
+        if all(note.started + note.seconds < before for note in notes):
+            storage.delete_folder(storage.join(root, run))
+
+
+def links(notes: list[Note], run_id: str) -> list[str]:
+    reports = [note.facts["report"] for note in notes if note.facts.get("report")]
+    shown = [f"[Report]({address(report)})" for report in reports] + ([f"run `{run_id}`"] if run_id else [])
+    return [" · ".join(shown), ""] if shown else []
+
+
+def address(uri: str) -> str:
+    """Where a browser finds it, for those who may read the bucket."""
+    return f"https://storage.cloud.google.com/{uri.removeprefix('gs://')}" if uri.startswith("gs://") else uri
+
+
+def failure(notes: list[Note], again: str) -> list[str]:
+    note = failing(notes)
+    assert note is not None
+    kind, kept = kind_of(note), progress(note)
+    goes_on = GOES_ON.get(kind, "yes{kept}").format(kept=kept, kept_or=kept or ": nothing is lost")
+    return [
+        f"- **Why**: {WHY[kind].format(code=note.code)}",
+        f"- **Tried**: {tried(note)}",
+        f"- **Resumable**: {goes_on}",
         f"- **Command to go on**: `{again}`",
-        f"- **Ran** {clock(note)} on `{note.host}`, from {stamp(note.started)}",
+        f"- **Ran** {clock(note.seconds)} on `{note.host}`, from {stamp(note.started)}",
         "",
-        "Last lines of its log:",
-        "",
-        "```",
-        *(line.replace("```", "'''")[:300] for line in note.lines[-20:]),
-        "```",
-        "",
+        *(["Last lines of its log:", "", "```", *(shown(line) for line in note.lines[-20:]), "```", ""]),
     ]
-    return "\n".join([*page, *table([other for other in notes if other is not note])])
 
 
-def judge(note: Note) -> tuple[str, str]:
-    """Why it failed and whether it can go on, in words."""
-    kept = progress(note)
-    if note.state == "running":
-        return "killed without a word (out of memory, a lost node, a time limit, or the run was stopped)", f"yes{kept}"
-    if note.code == PREEMPTED:
-        return "stopped by a signal; it saved its work first (exit code 75)", f"yes{kept}"
-    if note.code == 2:
-        return "wrong input (exit code 2); the last line says what", f"after the input is mended{kept}"
-    return f"an error in the program or the machine (exit code {note.code})", f"perhaps{kept or ': nothing is lost'}"
+def tried(note: Note) -> str:
+    if not note.tries:
+        return "once; no retry happened"
+    earlier = ", ".join(
+        f"{'ended without a word' if one['code'] is None else 'exit code ' + str(one['code'])} after "
+        f"{clock(one['seconds'])}" for one in note.tries
+    )  # fmt: skip
+    return f"{len(note.tries) + 1} times; before: {earlier}"
 
 
 def progress(note: Note) -> str:
@@ -75,15 +114,26 @@ def progress(note: Note) -> str:
 def table(notes: list[Note]) -> list[str]:
     if not notes:
         return []
-    rows = [f"| {note.stage} | {note.state} | {clock(note)} | {note.result.replace('|', '/')} |" for note in notes]
-    return ["| stage | state | time | result |", "|---|---|---|---|", *rows, ""]
+    rows = [
+        f"| {note.stage} | {note.state} | {len(note.tries) + 1} | {clock(note.seconds)} "
+        f"| {note.result.replace('|', '/')} |"
+        for note in notes
+    ]
+    return ["| stage | state | tries | time | result |", "|---|---|---|---|---|", *rows, ""]
 
 
-def clock(note: Note) -> str:
-    minutes, seconds = divmod(round(note.seconds), 60)
+def shown(line: str) -> str:
+    return line.replace("```", "'''")[:300]
+
+
+def clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def stamp(moment: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(moment))
+
+
+__all__ = ["Outcome", "forget_old", "leave_page", "summarize"]

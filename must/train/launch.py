@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from must.cli import ENDS_WITH_PARENT
 from must.model.bundle import load_description
 from must.parameters import require
 from must.train.distributed import PREEMPTED
@@ -42,7 +44,9 @@ def launch(values: dict[str, Any], processes: int) -> dict[str, Any]:
         yaml.safe_dump(values, file)
         file.flush()
         command = [sys.executable, "-m", "must.train.torchrun", "--standalone", f"--nproc-per-node={processes}"]
-        child = subprocess.Popen([*command, "-m", "must", "train", "--config", file.name])
+        child = subprocess.Popen(
+            [*command, "-m", "must", "train", "--config", file.name], env=os.environ | {ENDS_WITH_PARENT: "1"}
+        )
         previous = signal.signal(signal.SIGTERM, lambda number, _: child.send_signal(number))
         try:
             code = child.wait()

@@ -9,6 +9,7 @@ torchrun itself ends with 1 whatever happened. Whoever decides about a retry wan
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from must.cli import ENDS_WITH_PARENT, end_with_parent
 from must.train.distributed import PREEMPTED
 
 SPOKEN_FOR = (2, PREEMPTED)  # codes of processes that said themselves what the matter is
@@ -26,6 +28,8 @@ PATIENCE = "120"  # seconds that stopped processes have to save a checkpoint (to
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs torchrun; returns the exit code."""
+    if os.environ.pop(ENDS_WITH_PARENT, ""):
+        end_with_parent()
     for name in ("torch.distributed.elastic", "torch.distributed.run"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     parser = torchrun.get_args_parser()

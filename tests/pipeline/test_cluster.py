@@ -31,6 +31,9 @@ class Compiled:
     def container(self, stage):
         return self.spec["deploymentSpec"]["executors"][f"exec-{self.name(stage)}"]["container"]
 
+    def environment(self, stage):
+        return {one["name"]: one["value"] for one in self.container(stage).get("env", [])}
+
     def kubernetes(self, stage):
         return self.platform[f"exec-{self.name(stage)}"]
 
@@ -74,8 +77,7 @@ def test_pools_labels_secrets_and_volumes_are_in_the_platform_document(compiled)
         assert claims == ([(cluster.volume.claim, cluster.volume.mount)] if cluster.volume.claim else [])
         secrets = [s["secretName"] for s in settings.get("secretAsVolume", [])]
         assert secrets == ([cluster.credentials.secret] if cluster.credentials.secret else [])
-        env = {e["name"]: e["value"] for e in compiled.container(stage).get("env", [])}
-        assert ("GOOGLE_APPLICATION_CREDENTIALS" in env) is bool(secrets)
+        assert ("GOOGLE_APPLICATION_CREDENTIALS" in compiled.environment(stage)) is bool(secrets)
 
 
 def test_shared_memory_limits_and_retries(compiled):
@@ -94,7 +96,12 @@ def test_shared_memory_limits_and_retries(compiled):
         else:
             assert policy["maxRetryCount"] == cluster.retries.count
             assert policy["backoffDuration"] == f"{cluster.retries.backoff}s"
-            assert policy["backoffFactor"] == cluster.retries.factor
+            assert (
+                policy["backoffFactor"] == cluster.retries.factor == int(policy["backoffFactor"])
+            )  # Argo parses an int
+            assert compiled.environment(stage)["MUST_RETRIES"] == (
+                f"{cluster.retries.count},{cluster.retries.backoff},{cluster.retries.factor}"
+            )
             assert policy["backoffMaxDuration"] == f"{cluster.retries.window}s"
 
 
@@ -201,7 +208,8 @@ def test_the_documented_file_holds_every_key_with_its_default():
         ("resources: {train: {cpu: many}}", "resources.train.cpu 'many': expected 4, 0.5 or 500m"),
         ("{shm: 8Gi, resources: {train: {memory_limit: 8Gi}}}", "shm 8Gi contradicts resources.train.memory_limit"),
         ("{retries: {window: 3600}, timeouts: {train: 7200}}", "retries.window 3600 contradicts 7200 s in timeouts"),
-        ("retries: {factor: 0.5}", "retries.factor 0.5: must be 1 or more"),
+        ("retries: {factor: 0}", "retries.factor 0: must be 1 or more"),
+        ("retries: {factor: 1.5}", "retries.factor: expected a whole number, got '1.5'"),
         ("timeouts: {train: 0}", "timeouts.train: seconds above 0"),
         ("training: {nodes: 0}", "training.nodes must be at least 1"),
         ("training: {processes: all}", "training.processes 'all': a number of processes a node, or auto"),

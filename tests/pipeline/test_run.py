@@ -42,8 +42,15 @@ def test_a_model_that_passes_the_gate_is_promoted(first, demo):
     assert (work / "latest" / "evaluate" / "report").read_text().startswith("<!doctype html")
     assert "# Passed by the label-free gate" in run.artifacts["reasons"].read_text()
     page = run.artifacts["page"].read_text()
-    assert page.startswith("# Run complete") and "| promote | done |" in page and version in page
-    assert not (work / "notes").exists()
+    assert (
+        page.startswith(f"# Promoted {version}: ")
+        and ", was " in page
+        and "| promote | done |" in page
+        and version in page
+    )
+    (notes,) = (work / "notes").iterdir()  # one run id for all stages
+    assert {path.stem for path in notes.glob("*.json")} == set(ALL) - {"summary"}
+    assert (notes / "summary.md").read_text() == page and (notes / "report.html").exists()
     for stage in ALL:
         assert f"== {stage} ==" in run.console
     assert "zero-shot  adapted" in run.console and "executor_input" not in run.console
@@ -107,7 +114,7 @@ def test_a_failing_stage_fails_the_run_and_the_summary_says_why(demo, tmp_path):
     assert "must classifier: " in run.log and "ViT-B-17" in run.log
     assert "the stage 'classifier' failed" in run.error and "Traceback" not in run.error
     page = run.artifacts["page"].read_text()
-    assert page.startswith("# Run failed: classifier\n") and "wrong input (exit code 2)" in page
+    assert page.startswith("# Run failed: classifier: the input is wrong\n") and "wrong input (exit code 2)" in page
     assert "run_local.py --parameters" in page and "must classifier: " in page.split("```")[1]
 
 

@@ -1,0 +1,115 @@
+"""How a run ended, from its stages' notes: the backend's word for it is a hint and no more.
+
+Kubeflow Pipelines hands the exit handler a state that only some of its programs update: a run that went well may be
+RUNNING or FAILED there (and is never SUCCEEDED, which is the local runner's word).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from must.run.notes import Note
+
+WELL = ("SUCCEEDED", "COMPLETE")
+
+
+class Outcome(NamedTuple):
+    name: str
+    good: bool
+    headline: str  # one line for somebody who does not know the stages
+
+
+def outcome_of(notes: list[Note], state: str | None) -> Outcome:
+    """Args: `state` is what the backend says of the stages, such as COMPLETE, RUNNING or FAILED."""
+    bad = failing(notes)
+    if bad is not None:
+        return Outcome("failed", False, f"Run failed: {bad.stage}: {IN_SHORT[kind_of(bad)]}")
+    by_stage = {note.stage: note for note in notes}
+    for name, rule in GOOD_ENDS:
+        if headline := rule(by_stage):
+            return Outcome(name, True, headline)
+    if not notes and state in WELL:
+        return Outcome("complete", True, "Run complete, but its stages could leave no notes")
+    return Outcome("broken off", False, "Run broken off: " + broken_off(notes))
+
+
+def failing(notes: list[Note]) -> Note | None:
+    """The stage that is the reason: the first that failed, else the last one that fell silent."""
+    failed = sorted((note for note in notes if note.state == "failed"), key=lambda note: note.started + note.seconds)
+    silent = [note for note in notes if note.state == "running"]
+    return next(iter(failed or silent[-1:]), None)
+
+
+# good ends: the first rule that has a headline counts
+def kept_zero_shot(notes: dict[str, Note]) -> str:
+    facts = facts_of(notes, "gate")
+    return f"Kept zero-shot{because(facts)}" if facts.get("outcome") == "kept zero-shot" else ""
+
+
+def promoted(notes: dict[str, Note]) -> str:
+    facts = facts_of(notes, "promote")
+    return f"Promoted {facts.get('version', 'the model')}{gain(notes)}" if "promote" in notes else ""
+
+
+def stopped(notes: dict[str, Note]) -> str:
+    facts = facts_of(notes, "gate")
+    return f"Not promoted: stopped by the gate{because(facts)}" if facts.get("outcome") == "stopped" else ""
+
+
+def nothing_new(notes: dict[str, Note]) -> str:
+    facts = facts_of(notes, "champion")
+    return f"Nothing new: {facts.get('why', 'not trained')}" if facts.get("action") == "nothing new" else ""
+
+
+GOOD_ENDS: tuple[tuple[str, Callable[[dict[str, Note]], str]], ...] = (
+    ("kept zero-shot", kept_zero_shot),
+    ("promoted", promoted),
+    ("stopped", stopped),
+    ("nothing new", nothing_new),
+)
+
+
+def gain(notes: dict[str, Note]) -> str:
+    """Accuracies, where there are labels: against the champion, if it was measured on these images, or zero-shot."""
+    measured, gate = facts_of(notes, "evaluate"), facts_of(notes, "gate")
+    after = measured.get("top1")
+    before, who = gate.get("before"), gate.get("against", "")
+    if before is None:
+        before, who = measured.get("before"), "zero-shot"
+    if after is None:
+        return ""
+    return f": {after:.1%}" + (f", was {before:.1%} ({who})" if before is not None else "")
+
+
+def because(facts: dict[str, Any]) -> str:
+    why = [reason.removeprefix("STOP").strip() for reason in facts.get("reasons", []) if reason.startswith("STOP")]
+    return f" ({why[0]})" if why else ""
+
+
+def facts_of(notes: dict[str, Note], stage: str) -> dict[str, Any]:
+    return notes[stage].facts if stage in notes else {}
+
+
+# bad ends
+def kind_of(note: Note) -> str:
+    """A key of IN_SHORT and of summary.py's explanations."""
+    if note.signalled:
+        return "stopped"
+    if note.state == "running":
+        return "silent"
+    return {2: "input", 75: "interrupted", 137: "killed"}.get(note.code, "error")
+
+
+IN_SHORT = {
+    "stopped": "stopped from outside",
+    "interrupted": "something it needs went away",
+    "silent": "its pod is gone",
+    "input": "the input is wrong",
+    "killed": "killed, memory may have run out",
+    "error": "an error",
+}
+
+
+def broken_off(notes: list[Note]) -> str:
+    return f"nothing came after {notes[-1].stage}" if notes else "no stage started"

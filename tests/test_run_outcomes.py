@@ -1,0 +1,127 @@
+"""Every way a run can end: what its stages left, what the backend says of it, and how its page begins.
+
+The states are those that Kubeflow Pipelines 2.17 was seen to give (COMPLETE, RUNNING, FAILED), the local runner's
+(SUCCEEDED), and others that it may give. The page must not depend on them.
+"""
+
+import json
+
+import pytest
+
+from must.run.notes import Note, folder_of
+from must.run.outcome import outcome_of
+from must.run.summary import summarize
+from must.storage import join, write_bytes
+
+STATES = ["COMPLETE", "RUNNING", "FAILED", "SUCCEEDED", "CANCELED", None]
+BEFORE = ["inputs", "shard", "classifier", "champion"]
+MEASURED = {"top1": 0.772, "before": 0.734, "report": "gs://b/work/notes/7/report.html"}
+PASSED = {"outcome": "passed", "reasons": ["ok  same class 0.9"]}
+LOST = [{"code": None, "seconds": 61.0, "host": "node-1", "line": "step 12"}]
+
+
+def done(*stages, **facts):
+    return [Note(stage, "done", started=n, facts=facts.get(stage, {})) for n, stage in enumerate(stages)]
+
+
+def with_train(state, **values):
+    return [*done(*BEFORE), Note("train", state, started=9, checkpoints="/w/checkpoints/k", **values)]
+
+
+TRAINED = [*BEFORE, "train", "evaluate", "export", "gate"]
+WAYS = {  # case: (notes, the state that was recorded for it, the page's first line)
+    "promoted": (
+        done(*TRAINED, "promote", evaluate=MEASURED, gate=PASSED, promote={"version": "r0007"}),
+        "COMPLETE",
+        "# Promoted r0007: 77.2%, was 73.4% (zero-shot)",
+    ),
+    "promoted, measured against the champion": (
+        done(*TRAINED, "promote", evaluate=MEASURED, promote={"version": "r0007"},
+             gate=PASSED | {"before": 0.751, "against": "the champion, r0006"}),
+        "COMPLETE",
+        "# Promoted r0007: 77.2%, was 75.1% (the champion, r0006)",
+    ),
+    "promoted without labels": (
+        done(*TRAINED, "promote", gate=PASSED, promote={"version": "r0007"}), "COMPLETE", "# Promoted r0007",
+    ),
+    "stopped by the gate": (
+        done(*TRAINED, evaluate=MEASURED, gate={"outcome": "stopped", "reasons": ["ok  a", "STOP  too few images"]}),
+        "RUNNING",
+        "# Not promoted: stopped by the gate (too few images)",
+    ),
+    "kept zero-shot": (
+        done(*TRAINED, evaluate=MEASURED, gate={"outcome": "kept zero-shot", "reasons": ["STOP  no gain"]}),
+        "RUNNING",
+        "# Kept zero-shot (no gain)",
+    ),
+    "nothing new": (
+        done(*BEFORE, champion={"action": "nothing new", "why": "this data was promoted as r0006"}),
+        "RUNNING",
+        "# Nothing new: this data was promoted as r0006",
+    ),
+    "failed, then retried and fine": (
+        [*done(*TRAINED[:4]), Note("train", "done", started=5, tries=LOST),
+         *done("promote", promote={"version": "r0007"})],
+        "COMPLETE",  # FAILED where the gate stopped it: what failed once is never taken back
+        "# Promoted r0007",
+    ),
+    "wrong input": (
+        [*done("inputs", "shard"), Note("classifier", "failed", started=3, code=2, lines=["no open_clip model"])],
+        "FAILED",
+        "# Run failed: classifier: the input is wrong",
+    ),
+    "killed, memory ran out, every time": (
+        with_train("failed", code=137, tries=LOST), "FAILED", "# Run failed: train: killed, memory may have run out",
+    ),
+    "killed pod, lost node": (with_train("running"), "RUNNING", "# Run failed: train: its pod is gone"),
+    "terminated by a person, seen by the stage": (
+        with_train("running", signalled=12.0), "RUNNING", "# Run failed: train: stopped from outside",
+    ),
+    "terminated by a person, between two stages": (
+        done(*BEFORE, "train"), "RUNNING", "# Run broken off: nothing came after train",
+    ),
+    "a store that did not answer": (
+        with_train("failed", code=75), "FAILED", "# Run failed: train: something it needs went away",
+    ),
+    "an image that cannot be pulled": (
+        done(*BEFORE), "RUNNING", "# Run broken off: nothing came after champion",
+    ),
+    "the first driver failed": ([], "RUNNING", "# Run broken off: no stage started"),
+    "two failed at once": (
+        [Note("shard", "failed", started=0, seconds=50, code=1), Note("classifier", "failed", started=1, code=2)],
+        "FAILED",
+        "# Run failed: classifier: the input is wrong",
+    ),
+    "a bug": (with_train("failed", code=1, lines=["ZeroDivisionError"]), "FAILED", "# Run failed: train: an error"),
+}  # fmt: skip
+
+
+def leave(work, notes):
+    for note in notes:
+        content = {key: value for key, value in vars(note).items() if key not in ("source", "changed")}
+        write_bytes(join(folder_of(work, "7"), f"{note.stage}.json"), json.dumps(content).encode())
+
+
+@pytest.mark.parametrize("case", WAYS)
+@pytest.mark.parametrize("state", STATES)
+def test_the_page_follows_from_what_the_stages_left(tmp_path, case, state):
+    notes, recorded, first_line = WAYS[case]
+    assert recorded in STATES
+    leave(str(tmp_path), notes)
+    if not notes and state in ("COMPLETE", "SUCCEEDED"):
+        first_line = "# Run complete, but its stages could leave no notes"
+    page = summarize(str(tmp_path), "7", state, "submit.py --again 7")
+    assert page.splitlines()[0] == first_line
+    good = first_line.split()[1] in ("Promoted", "Not", "Kept", "Nothing") or "complete" in first_line
+    assert ("submit.py --again 7" in page) is not good
+    assert outcome_of(notes, state).good is good
+
+
+def test_the_page_leads_to_the_report_and_says_what_was_tried(tmp_path):
+    leave(str(tmp_path / "good"), WAYS["promoted"][0])
+    page = summarize(str(tmp_path / "good"), "7", "COMPLETE", "again")
+    assert "[Report](https://storage.cloud.google.com/b/work/notes/7/report.html) · run `7`" in page
+    leave(str(tmp_path / "bad"), WAYS["killed, memory ran out, every time"][0])
+    page = summarize(str(tmp_path / "bad"), "7", "FAILED", "again")
+    assert "2 times; before: ended without a word after 1 min 1 s" in page and "memory limit" in page
+    assert "training starts over" in page
