@@ -19,10 +19,9 @@ import kfp_server_api as api
 from pipeline.cluster import load_cluster
 from pipeline.kfp_api import Kfp, add_arguments, asking
 from pipeline.run_parameters import check_parameters, read_mapping
+from pipeline.wait import wait
 
 HERE = Path(__file__).parent
-OVER = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
-POLL = 15.0  # seconds
 
 
 def main() -> None:
@@ -37,7 +36,9 @@ def main() -> None:
     parser.add_argument("--pipeline-name", default="must", help="the uploaded pipeline's name [must]")
     parser.add_argument("--experiment", default="must", help="the group of runs it belongs to [must]")
     parser.add_argument("--name", default="", help="the run's name")
-    parser.add_argument("--wait", action="store_true", help="until it is over; exit code 1 if it fails")
+    parser.add_argument(
+        "--wait", action="store_true", help="until it is over, then print its summary; exit code 1 if it fails"
+    )
     add_arguments(parser)
     options = parser.parse_args()
     try:
@@ -70,7 +71,10 @@ def submit(options: argparse.Namespace) -> int:
     with asking(kfp.host):
         run = kfp.runs.run_service_create_run(body)
     print(f"run {run.run_id} started: {kfp.host}/#/runs/details/{run.run_id}")
-    return wait(kfp, run.run_id) if options.wait else 0
+    if not options.wait:
+        return 0
+    work_uri = ((body.runtime_config and body.runtime_config.parameters) or {}).get("work_uri", "")
+    return wait(kfp, run.run_id, work_uri, f"python pipeline/submit.py --again {run.run_id}", namespace)
 
 
 def same_again(kfp: Kfp, run_id: str) -> Any:
@@ -83,19 +87,6 @@ def same_again(kfp: Kfp, run_id: str) -> Any:
         runtime_config=old.runtime_config,
         service_account=old.service_account,
     )
-
-
-def wait(kfp: Kfp, run_id: str) -> int:
-    state = ""
-    while state not in OVER:
-        if state:
-            time.sleep(POLL)
-        with asking(kfp.host):
-            now = kfp.runs.run_service_get_run(run_id).state or "PENDING"
-        if now != state:
-            state = now
-            print(f"{time.strftime('%H:%M:%S')} {state.lower()}", flush=True)
-    return 0 if state in ("SUCCEEDED", "SKIPPED") else 1
 
 
 if __name__ == "__main__":

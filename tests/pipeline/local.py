@@ -1,8 +1,6 @@
 """Runs of the compiled DAG on this machine, small ones, and what their logs tell."""
 
-import hashlib
 import io
-import json
 import re
 import shutil
 import subprocess
@@ -55,13 +53,3 @@ class Run:
         shown = io.StringIO()
         StageOutput(shown).write(self.log)
         return shown.getvalue()
-
-    def cache_keys(self):
-        """As Kubeflow makes them: of a stage's parameters and of the names, not the contents, of its artifacts."""
-        keys = {}
-        pattern = r"Executing task '(\w+)'.*?Got executor_input:\n(    \{\n.*?\n    \})\n"
-        for stage, block in re.findall(pattern, self.log, re.DOTALL):
-            inputs = json.loads(block)["inputs"]
-            parts = [inputs.get("parameterValues", {}), sorted(inputs.get("artifacts", {}))]
-            keys[stage] = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-        return keys

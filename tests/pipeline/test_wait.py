@@ -1,0 +1,180 @@
+"""`submit.py --wait` against a server that plays recorded ends of runs, falls silent, or forgets a run's workflow."""
+
+import json
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+
+from must.run.notes import noted
+from must.run.summary import leave_page
+from pipeline import submit, wait
+from tests.pipeline.kfp_server import KfpServer
+
+RUNS = json.loads((Path(__file__).parent / "recorded" / "runs.json").read_text())
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    for name in ("KFP_HOST", "KFP_COOKIE", "KF_PIPELINES_SA_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KFP_TOKEN", "me")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.setattr(wait, "POLL", 0.01)
+    made = KfpServer(users={"Bearer me": {"vision"}})
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def waiting(server, tmp_path, monkeypatch):
+    """Runs submit.py --wait; `token_file`: log in by that instead."""
+    work = tmp_path / "work"
+    (tmp_path / "run.yaml").write_text(
+        yaml.safe_dump({"source": "gs://b/photos", "classes": "imagenet", "work_uri": str(work)})
+    )
+    (tmp_path / "cluster.yaml").write_text("namespace: vision")
+
+    def call(*more):
+        words = ["--parameters", tmp_path / "run.yaml", "--cluster", tmp_path / "cluster.yaml", "--host", server.url]
+        monkeypatch.setattr(sys, "argv", ["submit", *map(str, [*words, "--wait", *more])])
+        with pytest.raises(SystemExit) as end:
+            submit.main()
+        return end.value.code
+
+    call.work = str(work)
+    return call
+
+
+def play(server, name):
+    server.states, server.tasks = ["PENDING", "RUNNING", RUNS[name]["state"]], RUNS[name]["task_details"]
+
+
+@pytest.mark.parametrize(
+    "name, code, line",
+    [
+        ("success", 0, ""),
+        ("nothing new", 0, ""),
+        ("stopped", 0, ""),
+        ("retried", 0, ""),
+        ("wrong input", 1, "failed: classifier"),
+        ("quota", 1, "failed: root-driver"),
+        ("terminated", 1, "failed: evaluate-driver"),
+    ],
+)
+def test_the_end_of_a_run_and_the_stage_that_failed(server, waiting, capsys, name, code, line):
+    play(server, name)
+    assert waiting() == code
+    out = capsys.readouterr().out
+    assert (line in out) if line else ("failed" not in out)
+    assert "The page about it is the artifact of the stage summary." in out
+
+
+def test_a_run_that_a_person_ended(server, waiting, capsys):
+    server.states = ["RUNNING", "CANCELING", "FAILED"]
+    assert waiting() == 1 and "the run was ended by a person" in capsys.readouterr().out
+
+
+def test_the_page_is_printed_where_it_can_be_read(server, waiting, capsys, monkeypatch):
+    play(server, "wrong input")
+    move = server.move
+
+    def leave_and_move(run, state):  # as the stages and the summary in the cluster do meanwhile
+        with pytest.raises(SystemExit), noted(waiting.work, "classifier", run_id=run["run_id"]):
+            raise SystemExit(2)
+        leave_page(waiting.work, run["run_id"], "# Run failed: classifier: the input is wrong")
+        move(run, state)
+
+    monkeypatch.setattr(server, "move", leave_and_move)
+    assert waiting() == 1 and "# Run failed: classifier: the input is wrong" in capsys.readouterr().out
+
+
+def test_what_passes_by_does_not_end_the_waiting(server, waiting, capsys):
+    answer = server.answer
+
+    def spoil(method, path, *rest):
+        result = answer(method, path, *rest)
+        if method == "POST" and path.endswith("/runs"):
+            server.faults += ["lost"] * 4 + [502] * 9 + [503, 401]  # the client itself asks three times
+        return result
+
+    server.answer = spoil
+    assert waiting() == 0 and not server.faults
+    assert capsys.readouterr().out.count("no answer, asking on for 15 min") >= 1
+
+
+def test_silence_for_longer_than_that_does(server, waiting, capsys, monkeypatch):
+    monkeypatch.setattr(wait, "PATIENCE", 0)
+    server.states = ["RUNNING"]
+    answer = server.answer
+    server.answer = lambda *request: (server.faults.extend([502] * 99), answer(*request))[1] if (
+        request[0] == "POST" and request[1].endswith("/runs")) else answer(*request)  # fmt: skip
+    assert waiting() == 2 and "502" in capsys.readouterr().err
+
+
+def test_a_token_that_is_renewed_meanwhile_is_read_again(server, waiting, tmp_path, monkeypatch):
+    """A pod's projected token is replaced by the kubelet before it expires."""
+    monkeypatch.delenv("KFP_TOKEN")
+    (tmp_path / "token").write_text("first")
+    server.access.users = {"Bearer first": {"vision"}, "Bearer second": {"vision"}}
+    server.wanted_header = ("Authorization", "Bearer first")
+    move = server.move
+
+    def expire_and_move(run, state):
+        (tmp_path / "token").write_text("second")
+        server.wanted_header = ("Authorization", "Bearer second")
+        move(run, state)
+
+    monkeypatch.setattr(server, "move", expire_and_move)
+    assert waiting("--token-file", tmp_path / "token") == 0
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """A Kubernetes API with workflows: a list says, a look at a time, how many there are; None: no right to see."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            found = looks.pop(0) if len(looks) > 1 else looks[0]
+            self.send_response(403 if found is None else 200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            assert (
+                "/apis/argoproj.io/v1alpha1/namespaces/vision/workflows" in self.path
+                and "pipeline%2Frunid" in self.path
+            )
+            self.wfile.write(json.dumps({"items": [{}] * (found or 0)}).encode())
+
+        def log_message(self, *args):
+            pass
+
+    looks = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    config = {
+        "current-context": "c", "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+        "users": [{"name": "u", "user": {}}],
+    }  # fmt: skip
+    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    yield looks
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_run_whose_workflow_was_deleted_is_noticed(server, waiting, cluster, capsys):
+    server.states = ["RUNNING"]  # for good
+    cluster += [1, 1, 0]
+    assert waiting() == 1
+    assert "was deleted: Kubeflow will call the run running for good" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("looks", [[0], [None], [1, None], [1, 0, 1]])
+def test_a_workflow_that_was_never_seen_or_cannot_be_looked_at_says_nothing(server, waiting, cluster, looks):
+    server.states = ["RUNNING"] * 6 + ["SUCCEEDED"]
+    cluster += looks
+    assert waiting() == 0
