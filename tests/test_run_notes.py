@@ -154,9 +154,9 @@ def test_notes_and_curves_go_to_a_bucket_while_the_stage_runs(gcs_server, tmp_pa
         assert read_notes(gcs_server.uri)[0].state == "running"
         folder.mkdir()
         (folder / "events.out.tfevents.1").write_bytes(b"a")
-        for _ in range(100):
-            if storage.exists(f"{place}/events.out.tfevents.1"):
-                break
+        deadline = time.monotonic() + 60
+        while not storage.exists(f"{place}/events.out.tfevents.1"):
+            assert time.monotonic() < deadline
             time.sleep(0.05)
         (folder / "events.out.tfevents.1").write_bytes(b"ab")
     assert storage.read_bytes(f"{place}/events.out.tfevents.1") == b"ab"

@@ -202,7 +202,7 @@ def failed_condition(job: dict[str, Any]) -> str:
     return ""
 
 
-class StoppedError(Exception):
+class StoppedError(BaseException):  # not Exception: the SDK turns whatever is raised inside a call into its own error
     pass
 
 

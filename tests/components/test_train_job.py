@@ -245,13 +245,16 @@ def test_sigterm_deletes_the_job_and_says_that_it_can_go_on(api, work, tmp_path)
     )
     environment = os.environ | {"KUBECONFIG": str(tmp_path / "kubeconfig")}
     process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    while not api.created:
-        time.sleep(0.05)
-    time.sleep(0.5)
+    assert any(line.startswith("submitted") for line in process.stdout)
     process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=30)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == 75 and not api.jobs
     assert "stopped by SIGTERM; deleting the TrainJob" in error and "Its checkpoints stay" in error
 

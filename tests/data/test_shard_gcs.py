@@ -16,9 +16,11 @@ import pytest
 from must import storage
 from must.data import lock
 from must.data.index import load_index, verify
+from must.train.heartbeat import is_running
 from tests.data import zoo
 from tests.data.test_shard import run, samples
 from tests.data.test_shard import tree as local_tree
+from tests.data.test_shard_restart import children, wait_until
 from tests.gcs import Server
 
 FAULTS = ["", "", "503", "", "cut", "", "429", "lost", ""]
@@ -102,9 +104,10 @@ shard(ShardConfig(source={source!r}, output={output!r}, workers=2, max_rejected=
         ):
             time.sleep(0.01)
         assert process.poll() is None, "it was too fast to be killed"
+        workers = children(process.pid)
         process.kill()
     gcs_server.faults.plan = []
-    time.sleep(1.5)  # its workers see that it is gone within a second
+    wait_until(lambda: not any(is_running(worker) for worker in workers))  # they see that it is gone
     assert not storage.exists(output + "/index.json") and storage.exists(output + "/.shard.lock")
     done = {e.name: storage.generation(f"{output}/.shard/{e.name}") for e in storage.list_files(output + "/.shard")}
     wait, seen = storage.delete_folder, {}
@@ -133,9 +136,8 @@ def test_a_living_owner_of_the_bucket_is_respected(gcs_server: Server, monkeypat
             pass
         still_ours()
         storage.write_bytes(output + "/.shard.lock", b"{}")  # somebody takes it over
-        time.sleep(0.6)
         with pytest.raises(ValueError, match="taken over"):
-            still_ours()
+            wait_until(lambda: still_ours() is not None)  # with the next beat
 
 
 def test_archives_and_manifests_in_a_bucket(gcs_server: Server, images: Path, tmp_path: Path) -> None:

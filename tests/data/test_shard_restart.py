@@ -37,7 +37,7 @@ def start(source: Path, output: Path, workers: int = 2) -> Iterator[subprocess.P
             process.kill()
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -89,7 +89,7 @@ def test_a_killed_run_continues_to_the_same_bytes(images: Path, tmp_path: Path, 
         try:
             wait_until(watch)
         except FileNotFoundError:  # the run deletes the folder at its end
-            second.wait(30)
+            second.wait(120)
         assert second.returncode == 0, second.stderr and second.stderr.read()
     assert {name: kept.get(name, when) for name, when in done.items()} == done, "finished units were done again"
     assert tree(output) == tree(tmp_path / "whole")
@@ -113,13 +113,13 @@ def test_the_second_of_two_runs_refuses(images: Path, tmp_path: Path) -> None:
         wait_until(lambda: len(list(output.glob(".shard/records/*.npz"))) >= 1)
         first.send_signal(signal.SIGSTOP)
         with start(images, output) as second:
-            assert second.wait(30) == 2
+            assert second.wait(120) == 2
             assert second.stderr is not None
             message = second.stderr.read()
         assert f"being written by another `must shard` (process {first.pid}" in message
         assert message.count("\n") == 1
         first.send_signal(signal.SIGCONT)
-        assert first.wait(60) == 0
+        assert first.wait(120) == 0
     run(images, tmp_path / "whole", **OPTIONS)
     assert tree(output) == tree(tmp_path / "whole")
 
@@ -129,7 +129,7 @@ def test_sigterm_ends_in_good_order_with_code_75(images: Path, tmp_path: Path) -
     with start(images, output) as process:
         wait_until(lambda: len(list(output.glob(".shard/records/*.npz"))) >= 1)
         process.terminate()
-        assert process.wait(30) == 75
+        assert process.wait(120) == 75
         assert process.stderr is not None and "run the same command again" in process.stderr.read()
     assert (output / ".shard").exists() and not (output / ".shard.lock").exists()
     assert not list(output.rglob(".tmp-*"))
@@ -142,9 +142,9 @@ def test_a_lost_worker_is_said_in_one_line_and_the_next_run_continues(images: Pa
     with start(images, output) as process:
         wait_until(lambda: len(list(output.glob(".shard/records/*.npz"))) >= 1)
         os.kill(children(process.pid)[0], signal.SIGKILL)
-        assert process.wait(30) == 2
+        assert process.wait(120) == 2
         assert process.stderr is not None and "a worker process was killed" in process.stderr.read()
     with start(images, output) as process:
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
     assert load_index(str(output)).splits["train"]["samples"] > 0
     verify(str(output))

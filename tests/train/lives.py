@@ -68,7 +68,7 @@ def ranks(process: subprocess.Popen) -> dict[int, int]:
 
 def until_gone(pids: Iterable[int]) -> None:
     """torchrun's processes are in sessions of their own, and end with it nevertheless."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while alive := [pid for pid in pids if is_running(pid)]:
         assert time.monotonic() < deadline, f"{alive} outlived torchrun"
         time.sleep(0.01)

@@ -1,9 +1,4 @@
-"""The four recorded steps, in this process or as one rank of several (`python -m tests.train.ranks` under torchrun)."""
-
-import json
-import pickle
-import sys
-from pathlib import Path
+"""The four recorded steps, in this process or as one rank of several."""
 
 import torch
 import torch.distributed as dist
@@ -45,11 +40,10 @@ def four_steps(part, reduction="global", threshold=0.7, classes=0):
     return gradients, values, student.state_dict(), teacher.state_dict()
 
 
-if __name__ == "__main__":
-    output, reduction, threshold, classes, parts = sys.argv[1:]
-    torch.set_num_threads(1)
+def four_steps_on_a_rank(parts, reduction, threshold, classes):
+    """`parts[rank]` are the samples of this process."""
     dist.init_process_group("gloo")
-    result = four_steps(json.loads(parts)[dist.get_rank()], reduction, float(threshold), int(classes))
-    if dist.get_rank() == 0:
-        Path(output).write_bytes(pickle.dumps(result))
-    dist.destroy_process_group()
+    try:
+        return four_steps(parts[dist.get_rank()], reduction, threshold, classes)
+    finally:
+        dist.destroy_process_group()

@@ -1,9 +1,4 @@
-"""A few steps of MustStep on made batches, in this process or as one rank of several (run as a module by torchrun)."""
-
-import json
-import pickle
-import sys
-from pathlib import Path
+"""A few steps of MustStep on made batches, in this process or as one rank of several."""
 
 import torch
 import torch.nn.functional as F
@@ -63,12 +58,7 @@ def run_steps(
     return {"gradients": gradients, "values": values, **method.state_dict()}
 
 
-if __name__ == "__main__":
-    output, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
-    torch.set_num_threads(1)
-    if before := settings.pop("state", None):
-        settings["state"] = pickle.loads(Path(before).read_bytes())
+def run_steps_on_a_rank(state=None, steps=(STEPS,), **settings):
+    """`steps` are the arguments of a range."""
     with world("cpu", 60) as processes:
-        result = run_steps(processes, steps=range(*settings.pop("steps", [STEPS])), **settings)
-        if processes.is_main:
-            output.write_bytes(pickle.dumps(result))
+        return run_steps(processes, state=state, steps=range(*steps), **settings)

@@ -1,37 +1,18 @@
 """Several real processes (gloo): N processes are one process on the global batch; the published mean on demand."""
 
-import json
-import pickle
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from tests.golden import golden, our_name, tensors
-from tests.train.ranks import four_steps
+from tests.train.processes import on_ranks
+from tests.train.ranks import four_steps, four_steps_on_a_rank
 
-ROOT = Path(__file__).parents[2]
 
-
-def run_ranks(tmp_path, world, reduction="global", threshold=0.7, classes=0, parts=None):
+def run_ranks(world, reduction="global", threshold=0.7, classes=0, parts=None):
     """What `four_steps` returns on rank 0 of `world` real processes; by default each takes its slice of the batch."""
-    output = tmp_path / "rank0.pickle"
     parts = parts or [list(range(rank * 8 // world, (rank + 1) * 8 // world)) for rank in range(world)]
-    result = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"),
-            *("-m", "tests.train.ranks", output, reduction, str(threshold), str(classes), json.dumps(parts)),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
-    assert result.returncode == 0, result.stderr
-    return pickle.loads(output.read_bytes())
+    return on_ranks(world, four_steps_on_a_rank, parts, reduction, threshold, classes)
 
 
 def relative(ours, theirs):
@@ -40,9 +21,9 @@ def relative(ours, theirs):
     return (difference / sum(theirs[name].double().square().sum() for name in names).sqrt()).item()
 
 
-def test_published_semantics_on_two_processes(tmp_path, record_property):
+def test_published_semantics_on_two_processes(record_property):
     recorded = golden("ddp")
-    gradients, values, student, _ = run_ranks(tmp_path, 2, "rank", parts=recorded["perm"].tolist())
+    gradients, values, student, _ = run_ranks(2, "rank", parts=recorded["perm"].tolist())
     deviation = relative(gradients, tensors(recorded, strip="grad/"))
     record_property("relative deviation of the gradient", deviation)
     assert deviation < 1e-5
@@ -69,14 +50,14 @@ def test_published_semantics_on_two_processes(tmp_path, record_property):
         (2, 0.7, 600, None),  # the running class balance
     ],
 )
-def test_n_processes_are_one_process_on_the_global_batch(tmp_path, world, threshold, classes, parts, record_property):
+def test_n_processes_are_one_process_on_the_global_batch(world, threshold, classes, parts, record_property):
     if parts == "uneven":
         is_confident = torch.from_numpy(golden("step0")["conf_mask"])
         order = torch.argsort(is_confident.int(), descending=True, stable=True).tolist()
         confident = int(is_confident.sum())
         assert 0 < confident < 8
         parts = [order[:confident], order[confident:]]
-    gradients, values, student, teacher = run_ranks(tmp_path, world, threshold=threshold, classes=classes, parts=parts)
+    gradients, values, student, teacher = run_ranks(world, threshold=threshold, classes=classes, parts=parts)
     expected = four_steps(list(range(8)), threshold=threshold, classes=classes)  # without any process group
     record_property("relative deviation of the gradient", relative(gradients, expected[0]))
     record_property("relative deviation of the student", relative(student, expected[2]))
@@ -86,9 +67,9 @@ def test_n_processes_are_one_process_on_the_global_batch(tmp_path, world, thresh
         assert ours == pytest.approx(theirs, abs=2e-3)
 
 
-def test_the_published_mean_differs_from_the_global_one(tmp_path):
+def test_the_published_mean_differs_from_the_global_one():
     """Ranks with few confident images do not weigh more than others here, as they did in the published code."""
     parts = golden("ddp")["perm"].tolist()
     published = tensors(golden("ddp"), strip="grad/")
-    ours, *_ = run_ranks(tmp_path, 2, "global", parts=parts)
+    ours, *_ = run_ranks(2, "global", parts=parts)
     assert 0.02 < relative(ours, published) < 1

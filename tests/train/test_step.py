@@ -1,11 +1,6 @@
 """The step cut over processes and micro-batches: the same gradients, values and weights as in one piece."""
 
-import json
-import pickle
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,24 +9,11 @@ from must.config import TrainConfig
 from must.data.order import GlobalBatches, MicroBatches
 from must.parameters import load
 from must.train.distributed import World
-from tests.train.step_ranks import run_steps
+from tests.train.processes import on_ranks
+from tests.train.step_ranks import run_steps, run_steps_on_a_rank
 from tests.train.test_distributed import relative
 
 ALONE = World(0, 1, torch.device("cpu"))
-
-
-def run_ranks(tmp_path, world, **settings):
-    output = tmp_path / "rank0.pickle"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
-    result = subprocess.run(
-        [*launcher, "-m", "tests.train.step_ranks", output, json.dumps(settings)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[2],
-    )
-    assert result.returncode == 0, result.stderr
-    return pickle.loads(output.read_bytes())
 
 
 def assert_same(ours, theirs, record_property):
@@ -60,24 +42,22 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(accumulate, setting
 
 
 @pytest.mark.parametrize("reduction", ["global", "rank"])
-def test_micro_batches_on_two_processes(tmp_path, reduction, record_property):
-    ours = run_ranks(tmp_path, 2, accumulate=2, loss_reduction=reduction)
-    theirs = run_steps(ALONE) if reduction == "global" else run_ranks(tmp_path, 2, loss_reduction=reduction)
+def test_micro_batches_on_two_processes(reduction, record_property):
+    ours = on_ranks(2, run_steps_on_a_rank, accumulate=2, loss_reduction=reduction)
+    theirs = run_steps(ALONE) if reduction == "global" else on_ranks(2, run_steps_on_a_rank, loss_reduction=reduction)
     assert_same(ours, theirs, record_property)
 
 
-def test_parameters_cut_over_processes_train_the_same(tmp_path, record_property):
-    assert_same(run_ranks(tmp_path, 2, parallel="fsdp", accumulate=2), run_steps(ALONE), record_property)
+def test_parameters_cut_over_processes_train_the_same(record_property):
+    assert_same(on_ranks(2, run_steps_on_a_rank, parallel="fsdp", accumulate=2), run_steps(ALONE), record_property)
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_in_another_form(tmp_path, record_property):
+def test_a_run_goes_on_in_another_form(record_property):
     """One process, then parameters cut over two, then a copy on each of two: as if nothing had changed."""
     states = [run_steps(ALONE, steps=range(1))]
     for form, steps in [("fsdp", [1, 2]), ("ddp", [2, 3])]:
-        before = tmp_path / f"before-{form}.pickle"
-        before.write_bytes(pickle.dumps(states[-1]))
-        states.append(run_ranks(tmp_path, 2, parallel=form, state=str(before), steps=steps))
+        states.append(on_ranks(2, run_steps_on_a_rank, parallel=form, state=states[-1], steps=steps))
     expected = run_steps(ALONE)
     for name in ("student", "teacher"):
         assert relative(states[-1][name], expected[name]) < 1e-4
@@ -102,8 +82,8 @@ def test_a_mean_over_micro_batches_would_be_another_gradient():
     assert relative(naive, whole) > 0.01
 
 
-def test_all_processes_learn_that_one_is_told_to_stop(tmp_path):
-    values = run_ranks(tmp_path, 2, stop_at=1)["values"]
+def test_all_processes_learn_that_one_is_told_to_stop():
+    values = on_ranks(2, run_steps_on_a_rank, stop_at=1)["values"]
     assert [value["stop"] for value in values] == [0, 1, 0]
     assert [value["replaced"] for value in values] == [1, 1, 1]  # in the batch of the first process
 

@@ -55,7 +55,7 @@ def start_and_stop(digits, output, number, after_step=6):
         assert process.poll() is None and time.monotonic() < deadline, "ended before it could be stopped"
         time.sleep(0.005)
     process.send_signal(number)
-    text, _ = process.communicate(timeout=60)
+    text, _ = process.communicate(timeout=120)
     return process.returncode, text
 
 
