@@ -34,7 +34,7 @@ def look_train(config: TrainConfig) -> None:
     from must.model.bundle import load_description
     from must.model.classifier import read_header
 
-    load_index(config.shards).shards_of(config.split)
+    load_index(config.shards, config.index_sha256).shards_of(config.split)
     read_header(config.classifier)
     if config.init:
         load_description(config.init)
@@ -51,7 +51,7 @@ def look_evaluate(config: EvaluateConfig) -> None:
     load_description(config.model)
     if config.baseline and not storage.exists(storage.join(config.baseline, DESCRIPTION_FILE)):
         read_header(config.baseline, "--baseline")
-    index = load_index(config.shards)
+    index = load_index(config.shards, config.index_sha256)
     index.shards_of(config.split)
     if config.few_shot:
         index.shards_of(config.few_shot_split)
@@ -64,7 +64,7 @@ def look_export(config: ExportConfig) -> None:
 
     load_description(config.model)
     if config.shards:
-        load_index(config.shards).shards_of(config.split)
+        load_index(config.shards, config.index_sha256).shards_of(config.split)
     look_at_output(config.output)
 
 

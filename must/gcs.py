@@ -105,14 +105,31 @@ def download(uri: str, file: Writable) -> None:
         file.write(data)
 
 
-def write_bytes(uri: str, data: bytes) -> None:
-    def send() -> None:
-        blob_of(uri, pieces=True).upload_from_string(
-            data, content_type="application/octet-stream", checksum="auto", retry=patience(), timeout=TIMEOUT
-        )
+def write_bytes(uri: str, data: bytes, if_generation_match: int | None = None) -> int:
+    """Returns the new object's generation."""
 
-    with needing_bucket(uri):
-        patiently(uri, send)
+    def send() -> int:
+        blob = blob_of(uri, pieces=True)
+        blob.upload_from_string(
+            data,
+            content_type="application/octet-stream",
+            checksum="auto",
+            if_generation_match=if_generation_match,
+            retry=patience(),
+            timeout=TIMEOUT,
+        )
+        return int(blob.generation)
+
+    try:
+        with needing_bucket(uri):
+            return patiently(uri, send)
+    except ConflictError:
+        # A first try may have arrived while its answer got lost. Then what is there is what we sent.
+        with suppress(FileNotFoundError):
+            found = stat(uri)
+            if found.size == len(data) and read_bytes(uri, generation=found.generation) == data:
+                return found.generation
+        raise
 
 
 def upload(path: Path, uri: str, if_generation_match: int | None) -> None:
@@ -153,10 +170,10 @@ def move(uri: str, target: str) -> None:
     delete(uri)
 
 
-def delete(uri: str) -> None:
+def delete(uri: str, if_generation_match: int | None = None) -> None:
     blob = blob_of(uri)
     with suppress(FileNotFoundError):
-        patiently(uri, lambda: blob.delete(retry=None, timeout=TIMEOUT))
+        patiently(uri, lambda: blob.delete(if_generation_match=if_generation_match, retry=None, timeout=TIMEOUT))
 
 
 @contextmanager

@@ -117,11 +117,16 @@ def read_bytes(uri: str | Path, start: int = 0, length: int | None = None) -> by
         return data
 
 
-def write_bytes(uri: str | Path, data: bytes) -> None:
-    """Writes the whole file at once, over what may be there."""
+def write_bytes(uri: str | Path, data: bytes, if_generation_match: int | None = None) -> None:
+    """Writes the whole file at once, over what may be there.
+
+    Raises:
+        ConflictError: as `upload` does.
+    """
     if is_remote(uri):
-        remote().write_bytes(str(uri), data)
+        remote().write_bytes(str(uri), data, if_generation_match)
         return
+    check_generation(uri, if_generation_match)
     with open_write(uri) as file:
         file.write(data)
 
@@ -181,10 +186,14 @@ def upload(path: str | Path, uri: str | Path, if_generation_match: int | None = 
     if is_remote(uri):
         remote().upload(Path(path), str(uri), if_generation_match)
         return
-    if if_generation_match is not None and (generation(uri) or 0) != if_generation_match:
-        raise ConflictError(f"{uri} was written by somebody else")
+    check_generation(uri, if_generation_match)
     with open_write(uri) as file, Path(path).open("rb") as source:
         shutil.copyfileobj(source, file, 1 << 20)
+
+
+def check_generation(uri: str | Path, expected: int | None) -> None:
+    if expected is not None and (generation(uri) or 0) != expected:
+        raise ConflictError(f"{uri} was written by somebody else")
 
 
 def move(uri: str | Path, target: str | Path) -> None:
@@ -196,11 +205,16 @@ def move(uri: str | Path, target: str | Path) -> None:
         local(uri).replace(local(target))
 
 
-def delete(uri: str | Path) -> None:
-    """Deletes a file. No error when it does not exist."""
+def delete(uri: str | Path, if_generation_match: int | None = None) -> None:
+    """Deletes a file. No error when it does not exist.
+
+    Raises:
+        ConflictError: as `upload` does.
+    """
     if is_remote(uri):
-        remote().delete(str(uri))
-    else:
+        remote().delete(str(uri), if_generation_match)
+    elif exists(uri):
+        check_generation(uri, if_generation_match)
         local(uri).unlink(missing_ok=True)
 
 

@@ -93,8 +93,9 @@ def six_fields(cron: str) -> str:
 def apply(kfp: Kfp, schedule: Schedule, pipeline_file: Path, namespace: str, account: str) -> None:
     """Kubeflow cannot change a recurring run: a new one is made, then the old one is deleted.
 
-    If this breaks off in between, there are two until it is applied again. Their runs cannot harm each other: sharding
-    takes a lock, and promoting one of them refuses the other.
+    If this breaks off in between, there are two until it is applied again. Where their runs meet, one of them fails
+    with a line that says so: shards and checkpoints have locks, a stage refuses shards that another run has changed
+    since, and promoting one model refuses the other.
     """
     experiment = kfp.experiment(schedule.experiment, namespace)
     pipeline, _, uploaded = kfp.upload(pipeline_file, schedule.pipeline, namespace)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import itertools
+import json
 import socket
 import subprocess
 import threading
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -102,13 +103,12 @@ def proxy_to(port: int, faults: Faults) -> ThreadingHTTPServer:
             if piece and known and known[0] == piece:  # Cloud Storage ignores bytes that it has; this server adds them
                 self.answer(*known[1:], fault)
                 return
-            connection = http.client.HTTPConnection(HOST, port, timeout=60)
-            connection.request(self.command, self.path, body, dict(self.headers))
-            response = connection.getresponse()
-            answer = (response.status, dict(response.getheaders()), response.read())
+            if self.command == "DELETE" and not is_expected(port, self.path):  # this server does not look
+                self.answer(412, {}, b"conditionNotMet", fault)
+                return
+            answer = ask(port, self.command, self.path, body, dict(self.headers))
             faults.persisted |= {self.path: (piece, *answer)} if piece else {}
             self.answer(*answer, fault)
-            connection.close()
 
         def answer(self, status: int, headers: dict[str, str], body: bytes, fault: str) -> None:
             if fault == "lost":
@@ -145,6 +145,23 @@ def proxy_to(port: int, faults: Faults) -> ThreadingHTTPServer:
     server = QuietServer((HOST, 0), Proxy)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
+
+
+def ask(port: int, *request: Any) -> tuple[int, dict[str, str], bytes]:
+    connection = http.client.HTTPConnection(HOST, port, timeout=60)
+    connection.request(*request)
+    response = connection.getresponse()
+    answer = (response.status, dict(response.getheaders()), response.read())
+    connection.close()
+    return answer
+
+
+def is_expected(port: int, path: str) -> bool:
+    """Whether the object has the generation that a request names, if it names one."""
+    url = urlsplit(path)
+    wanted = parse_qs(url.query).get("ifGenerationMatch")
+    status, _, found = ask(port, "GET", url.path)
+    return not wanted or status != 200 or json.loads(found)["generation"] == wanted[0]
 
 
 def free_port() -> int:

@@ -23,13 +23,13 @@ from must.config import ShardConfig
 from must.data import finish, index
 from must.data.history import History
 from must.data.index import Index
-from must.data.lock import locked
 from must.data.plan import Plan, make_plan
 from must.data.pool import Pool
 from must.data.report import Progress, summary
 from must.data.sources import Problems, Source, open_source
 from must.data.unit import Settings, Unit
 from must.data.work import Work
+from must.lock import SHARDS, locked
 from must.parameters import require
 
 
@@ -42,14 +42,20 @@ def shard(config: ShardConfig) -> Index:
             next try unless it is worthless.
     """
     sources = open_sources(config)
-    with fresh_folder(config.output), locked(config.output) as still_ours:
+    with fresh_folder(config.output), locked(config.output, SHARDS) as still_ours:
+        before = storage.generation(storage.join(config.output, index.NAME)) or 0
         previous = existing_index(config)
         with Work(config.output) as work:
-            return run(config, sources, previous, work, still_ours)
+            return run(config, sources, previous, work, still_ours, before)
 
 
 def run(
-    config: ShardConfig, sources: list[tuple[Source, str]], previous: Index | None, work: Work, still_ours: Any
+    config: ShardConfig,
+    sources: list[tuple[Source, str]],
+    previous: Index | None,
+    work: Work,
+    still_ours: Any,
+    before: int,
 ) -> Index:
     began = time.monotonic()
     history = History(config.output, previous if config.append else None, work.local)
@@ -76,7 +82,7 @@ def run(
     if result is previous:
         return nothing_new(config, previous, work)
     still_ours()
-    storage.write_bytes(storage.join(config.output, index.NAME), result.to_json())
+    storage.write_bytes(storage.join(config.output, index.NAME), result.to_json(), if_generation_match=before)
     work.clear()
     written = index.load_index(config.output)
     summary(config, written, listing.items + len(listing.rejected), time.monotonic() - began, progress.read_bytes)

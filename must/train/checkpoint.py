@@ -14,15 +14,16 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 import torch
 
 from must import storage
+from must.lock import LockLostError
 from must.train.snapshot import Snapshot
 
 LAST = "LAST"
@@ -40,6 +41,7 @@ class Checkpoints:
 
     def __init__(self, uri: str, keep: int = 2, keep_every: int = 0) -> None:
         self.uri, self.keep, self.keep_every = uri, keep, keep_every
+        self.still_ours: Callable[[], None] = lambda: None  # raises LockLostError once another run writes here
         self._waited = 0.0
         self._snapshot = Snapshot()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -58,7 +60,7 @@ class Checkpoints:
         """
         started = time.monotonic()
         self._finish_pending()
-        if len(self._failures) >= FAILURES:
+        if len(self._failures) >= FAILURES or any(isinstance(error, LockLostError) for error in self._failures):
             raise self._failures[-1]
         self._pending = self._writer.submit(self._try_to_write, step, self._snapshot.take(state))
         self._waited += time.monotonic() - started
@@ -95,12 +97,14 @@ class Checkpoints:
 
     def _write(self, step: int, state: dict[str, Any]) -> None:
         name = f"step-{step:09d}"
+        self.still_ours()
         with storage.open_write(storage.join(self.uri, f"{name}.pt")) as file:
             hashing = HashingFile(file)
             try:
                 torch.save(state, cast(IO[bytes], hashing))
             except RuntimeError as error:  # torch says so of any error of the file, a full disk among them
                 raise (hashing.error or error) from None
+        self.still_ours()  # writing took its time
         description = {"step": step, "bytes": hashing.size, "sha256": hashing.sha256.hexdigest()}
         storage.write_bytes(storage.join(self.uri, f"{name}.json"), json.dumps(description).encode())
         storage.write_bytes(storage.join(self.uri, LAST), name.encode())
@@ -143,23 +147,60 @@ class Checkpoints:
 
     def load_newest(self) -> dict[str, Any] | None:
         """The newest whole checkpoint's state, or None. Damaged ones are passed over with a warning."""
-        for step in reversed(self.steps()):
-            try:
-                return self._load(step)
-            except (ValueError, FileNotFoundError, KeyError) as error:
-                warnings.warn(f"checkpoint passed over: {error}", stacklevel=2)
-        return None
+        with self.newest() as path:
+            return load_state(path) if path else None
+
+    @contextmanager
+    def newest(self) -> Iterator[Path | None]:
+        """A local path of the newest whole checkpoint for as long as the block lasts, or None.
+
+        Damaged ones are passed over with a warning. What cannot be read for another reason (a bucket that does not
+        answer, no permission) is an error: going on from an older one would throw the newer ones away.
+        """
+        with ExitStack() as stack:
+            for step in reversed(self.steps()):
+                try:
+                    path = stack.enter_context(self._whole(step))
+                except (DamagedError, FileNotFoundError) as error:
+                    warnings.warn(f"checkpoint passed over: {error}", stacklevel=4)
+                    continue
+                yield path
+                return
+            yield None
+
+    @contextmanager
+    def _whole(self, step: int) -> Iterator[Path]:
+        uri = storage.join(self.uri, f"step-{step:09d}.pt")
+        size, sha256 = self._describe(step)
+        with local_copy(uri) as path:
+            if path.stat().st_size != size:
+                raise DamagedError(f"{uri} is truncated: {path.stat().st_size} of {size} bytes")
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                    raise DamagedError(f"{uri} is damaged: its sha256 differs")
+            yield path
+
+    def _describe(self, step: int) -> tuple[int, str]:
+        """Bytes and sha256 of a checkpoint, as written down beside it."""
+        uri = storage.join(self.uri, f"step-{step:09d}.json")
+        data = storage.read_bytes(uri)
+        try:
+            description = json.loads(data)
+            return description["bytes"], description["sha256"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise DamagedError(f"{uri} is damaged") from None
 
     def _load(self, step: int) -> dict[str, Any]:
-        uri = storage.join(self.uri, f"step-{step:09d}.pt")
-        description = json.loads(storage.read_bytes(storage.join(self.uri, f"step-{step:09d}.json")))
-        with local_copy(uri) as path:
-            if path.stat().st_size != description["bytes"]:
-                raise ValueError(f"{uri} is truncated: {path.stat().st_size} of {description['bytes']} bytes")
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != description["sha256"]:
-                    raise ValueError(f"{uri} is damaged: its sha256 differs")
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with self._whole(step) as path:
+            return load_state(path)
+
+
+class DamagedError(ValueError):
+    """A checkpoint is not the one that was written."""
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 class HashingFile:

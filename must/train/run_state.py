@@ -15,7 +15,8 @@ from must.config import TrainConfig
 from must.data.index import Index
 from must.model.classifier import TextClassifier
 from must.parameters import require
-from must.train.checkpoint import Checkpoints
+from must.train.alone import newest_checkpoint
+from must.train.checkpoint import Checkpoints, load_state
 from must.train.distributed import World
 from must.train.provenance import identity
 from must.train.step import MustStep
@@ -70,7 +71,8 @@ class RunState:
         """
         if method.world.is_main:
             self.checkpoints.remove_leftovers()
-        state = self.checkpoints.load_newest()
+        with newest_checkpoint(self.checkpoints, method.world) as path:
+            state = load_state(path) if path else None
         self.check_all_find(state["progress"]["step"] if state else 0, method.world)
         if state is None:
             return False

@@ -19,6 +19,7 @@ from must.data.stream import TrainBatch, TrainDataset, make_views, train_batches
 from must.data.views import ViewSettings
 from must.model.bundle import preprocess_of, save_bundle, zero_shot_bundle
 from must.model.classifier import load_classifier
+from must.train.alone import alone
 from must.train.distributed import PREEMPTED, StopSignal, World, world
 from must.train.log import Meter, TrainLog, clock
 from must.train.machine import prepare_machine
@@ -52,8 +53,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
         with world(config.device, config.timeout) as processes:
             prepare_machine(processes.device)
             trainer = Trainer(config, processes)
-            trainer.resume()
-            return trainer.run(stop)
+            with alone(trainer.state.checkpoints, processes):
+                trainer.resume()
+                return trainer.run(stop)
     except storage.UnreachableError as error:
         reason = str(error).strip().splitlines()[-1].removeprefix("must.storage.UnreachableError: ")  # of a loader
         print(f"must train: {reason}; run the same command to go on from the last checkpoint", file=sys.stderr)

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from must import storage
-from must.data import lock
+from must import lock, storage
 from must.data.index import load_index, verify
 from must.train.heartbeat import is_running
 from tests.data import zoo
@@ -127,11 +126,11 @@ shard(ShardConfig(source={source!r}, output={output!r}, workers=2, max_rejected=
 def test_a_living_owner_of_the_bucket_is_respected(gcs_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "BEAT", 0.2)
     output = gcs_server.uri + "/out"
-    with lock.locked(output) as still_ours:
+    with lock.locked(output, lock.SHARDS) as still_ours:
         monkeypatch.setattr(lock.socket, "gethostname", lambda: "another-pod")
         with (
             pytest.raises(ValueError, match=r"being written by another `must shard` \(process \d+ on"),
-            lock.locked(output),
+            lock.locked(output, lock.SHARDS),
         ):
             pass
         still_ours()

@@ -220,3 +220,18 @@ def test_a_damaged_checkpoint_is_passed_over(place, damage):
         warnings.simplefilter("always")
         assert Checkpoints(place).load_newest()["progress"]["step"] == 1
     assert ["passed over" in str(warning.message) for warning in told] == [True] * (damage != "no description")
+
+
+def test_a_checkpoint_that_cannot_be_fetched_is_no_damaged_one(gcs_server, monkeypatch):
+    """Going on from an older one would throw the newer ones away."""
+    uri = gcs_server.uri + "/run"
+    checkpoints = Checkpoints(uri)
+    for step in (1, 2):
+        checkpoints.save(step, state(step))
+    checkpoints.close()
+    listed = checkpoints.steps()
+    monkeypatch.setattr(Checkpoints, "steps", lambda self: listed)  # the bucket goes away after the listing
+    monkeypatch.setattr(gcs, "PATIENCE", 0.2)
+    gcs_server.faults.plan = ["503"]
+    with pytest.raises(storage.UnreachableError):
+        Checkpoints(uri).load_newest()

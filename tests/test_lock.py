@@ -1,0 +1,141 @@
+"""One run a place: locks of this machine's kernel, and locks in a bucket that live by their owner's heartbeat."""
+
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+
+import pytest
+
+from must import gcs, lock, storage
+from must.config import ShardConfig
+from must.data import finish
+from must.data.shard import shard
+from tests.data import zoo
+
+HOLD = "import sys; from must.lock import locked, CHECKPOINTS\n"
+HOLD += "with locked(sys.argv[1], CHECKPOINTS): print('held', flush=True); sys.stdin.read()"
+
+
+def hold(place):
+    """A process that holds the lock of a local place until it is killed."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(place)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_local_lock_names_its_owner_and_is_free_once_that_is_killed(tmp_path):
+    impatient = replace(lock.CHECKPOINTS, patience=0)
+    process = hold(tmp_path)
+    with (
+        pytest.raises(ValueError, match=rf"another `must train` \(process {process.pid} on .*--checkpoints"),
+        lock.locked(str(tmp_path), impatient),
+    ):
+        pass
+    process.kill()
+    process.wait()
+    assert (tmp_path / ".train.lock").exists()  # nobody tidied up, and nobody needs to
+    with lock.locked(str(tmp_path), impatient):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_lock_waits_for_an_owner_that_is_dying(tmp_path):
+    process = hold(tmp_path)
+    process.stdin.close()  # it ends in its own time
+    with lock.locked(str(tmp_path), lock.CHECKPOINTS):
+        assert process.wait() == 0
+
+
+@pytest.fixture
+def held(gcs_server, monkeypatch):
+    """(lock object, its check) of a lock in a bucket whose heart beats fast."""
+    monkeypatch.setattr(lock, "BEAT", 0.02)
+    with ExitStack() as stack:
+        check = stack.enter_context(lock.locked(gcs_server.uri + "/run", lock.SHARDS))
+        yield gcs_server.uri + "/run/.shard.lock", check
+
+
+def wait_for_a_beat(uri):
+    before = storage.generation(uri)
+    deadline = time.monotonic() + 60
+    while storage.generation(uri) == before:
+        assert time.monotonic() < deadline, "the heart has stopped"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("raw"), KeyError("odd")])
+def test_a_heart_that_misses_a_beat_goes_on(held, monkeypatch, error):
+    uri, check = held
+    write, faults = gcs.write_bytes, [error, error]
+
+    def fails_twice(*values):
+        if faults:
+            raise faults.pop()
+        return write(*values)
+
+    monkeypatch.setattr(gcs, "write_bytes", fails_twice)
+    while faults:
+        time.sleep(0.001)
+    wait_for_a_beat(uri)
+    check()
+
+
+def test_without_a_good_beat_for_too_long_a_new_one_decides(held, monkeypatch):
+    uri, check = held
+    monkeypatch.setattr(lock, "DEAD_AFTER", -1.0)  # any beat is too old
+    check()  # the bucket answers, and the lock is ours
+    storage.write_bytes(uri, b"{}")
+    with pytest.raises(lock.LockLostError, match="taken over by another `must shard`"):
+        check()
+
+
+def test_without_any_beat_nothing_is_said_to_be_ours(held, monkeypatch):
+    def fails(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gcs, "write_bytes", fails)
+    monkeypatch.setattr(lock, "DEAD_AFTER", -1.0)
+    with pytest.raises(OSError, match="No space"):
+        held[1]()
+
+
+def test_a_run_that_slept_does_not_delete_its_successors_lock(gcs_server, monkeypatch):
+    uri = gcs_server.uri + "/run/.shard.lock"
+    with lock.locked(gcs_server.uri + "/run", lock.SHARDS):
+        storage.write_bytes(uri, b'{"who": "the successor"}')
+    assert storage.read_bytes(uri) == b'{"who": "the successor"}'
+
+
+def test_a_lock_is_gone_after_its_run(gcs_server):
+    with lock.locked(gcs_server.uri + "/run", lock.SHARDS):
+        assert storage.exists(gcs_server.uri + "/run/.shard.lock")
+    assert not storage.exists(gcs_server.uri + "/run/.shard.lock")
+
+
+@pytest.mark.parametrize("content", [b"[]", b'{"pid": 1e400, "host": "?"}', b"[" * 100_000, b"\xff"])
+def test_a_lock_of_any_content_is_taken_over_when_it_is_old(gcs_server, monkeypatch, content):
+    monkeypatch.setattr(lock, "DEAD_AFTER", 0.0)
+    storage.write_bytes(gcs_server.uri + "/run/.shard.lock", content.replace(b"?", lock.socket.gethostname().encode()))
+    with lock.locked(gcs_server.uri + "/run", lock.SHARDS) as check:
+        monkeypatch.setattr(lock, "DEAD_AFTER", 60.0)
+        check()
+
+
+@pytest.mark.parametrize("where", ["local", "bucket"])
+def test_an_index_that_another_run_has_written_meanwhile_stays(where, tmp_path, gcs_server, monkeypatch):
+    zoo.fill(tmp_path / "in", 3)
+    output = gcs_server.uri + "/out" if where == "bucket" else str(tmp_path / "out")
+    done = finish.finish
+
+    def too_late(*values):
+        result = done(*values)
+        storage.write_bytes(f"{output}/index.json", b"the other run's")
+        return result
+
+    monkeypatch.setattr(finish, "finish", too_late)
+    with pytest.raises(storage.ConflictError, match="written by somebody else"):
+        shard(ShardConfig(source=str(tmp_path / "in"), output=output, workers=1, max_rejected=0.9))
+    assert storage.read_bytes(f"{output}/index.json") == b"the other run's"

@@ -1,0 +1,31 @@
+"""One rank of several at one place of checkpoints: `python -m tests.train.shared_place URI` under torchrun."""
+
+import hashlib
+import json
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from must.train import alone
+from must.train.checkpoint import Checkpoints, load_state
+from must.train.distributed import World
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    alone.CHECKPOINTS = replace(alone.CHECKPOINTS, patience=0)
+    world = World(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
+    checkpoints, line = Checkpoints(sys.argv[1]), {}
+    try:
+        with alone.alone(checkpoints, world), alone.newest_checkpoint(checkpoints, world) as path:
+            line["weights"] = hashlib.sha256(load_state(path)["weights"].numpy().tobytes()).hexdigest()
+            dist.barrier()
+            line["copies"] = len(list(Path(tempfile.gettempdir()).glob("must-checkpoint-*/*")))
+            dist.barrier()
+    except ValueError as error:
+        line["refused"] = str(error)
+    print("RANK", json.dumps(line | {"rank": world.rank}), flush=True)
+    dist.destroy_process_group()
