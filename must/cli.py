@@ -137,9 +137,12 @@ def read_config(command: str, flags: dict[str, Any]) -> StageConfig:
 
 
 def train_preset(values: dict[str, Any]) -> dict[str, Any]:
-    """The preset's settings for the model, which the classifier file names unless --model does."""
-    if not values.get("preset"):
-        return {}
+    """The preset's settings for the model, which the classifier file names unless --model does; `auto` if none is
+    named."""
+    if values.get("preset") in (None, "", "auto"):
+        from must.train.auto import auto
+
+        return auto(values)
     from must.model.classifier import load_classifier
     from must.train.presets import preset
 

@@ -10,7 +10,7 @@ from typing import Any
 from must import storage
 from must.cli import run
 from must.evaluate.gate import Decision
-from must.promote.decide import as_markdown
+from must.promote.decide import against_champion, as_markdown
 from must.promote.promote import read_json
 from must.promote.registry import Registry
 from must.run.training import origin
@@ -57,14 +57,20 @@ def decide(
     decision: str,
     page: str,
 ) -> Decision:
-    """Asks the gate. The labelled one compares with the champion, where there is one: that takes an evaluation."""
+    """Asks the gate. Where there is a champion, the model must hold its own against it: that takes an evaluation."""
     metrics, against = storage.join(details, "metrics.json"), "the zero-shot model"
     with tempfile.TemporaryDirectory() as folder:
-        if gate == "labelled" and champion_uri:
-            against, metrics = f"the champion, {champion}", f"{folder}/metrics.json"
+        if champion_uri and gate != "none":
             shards = storage.join(work_uri, "shards")
             run("evaluate", model=bundle, baseline=champion_uri, shards=shards, split=split, output=folder)
+            against = f"the champion, {champion}"
+        if champion_uri and gate == "labelled":
+            metrics = f"{folder}/metrics.json"
         result: Decision = run("gate", metrics=metrics, gate=gate, output=decision, **settings)
+        if champion_uri and gate == "label-free":
+            by_champion = run("gate", metrics=f"{folder}/metrics.json", gate=gate, **settings)
+            result = against_champion(result, by_champion)
+            storage.write_bytes(decision, json.dumps(result.to_dict(), indent=1).encode())
     storage.write_bytes(page, as_markdown(result, against).encode())
     if not result.passed:
         Registry(registry, name).decide(key, "stopped", result.reasons)
