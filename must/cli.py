@@ -132,6 +132,7 @@ def read_config(command: str, flags: dict[str, Any]) -> StageConfig:
     base: dict[str, Any] = {}
     if stage is TrainConfig:
         from_file = read_yaml(stage, file) if file else {}
+        load(stage, flags, file)  # what is wrong with the values is said before any file is looked for
         base = train_preset({**from_file, **flags})
     return load(stage, flags, file, base)
 

@@ -13,7 +13,6 @@ from typing import Any
 from must.data.index import load_index
 from must.model.backbone import tower_shape
 from must.model.classifier import load_classifier
-from must.parameters import require
 
 IMAGES = 44_000  # to look at in training, where the data are few
 EPOCHS = (10, 60)
@@ -28,14 +27,11 @@ def auto(values: dict[str, Any]) -> dict[str, Any]:
     """Settings of `must train` for the shards, the split and the classifier in `values`.
 
     Raises:
-        ValueError: one of them is missing or wrong.
+        ValueError: one of them is wrong.
     """
-    for name in ("shards", "classifier"):
-        require(bool(values.get(name)), f"missing: --{name}")
-    classifier = load_classifier(values["classifier"])
-    split = values.get("split", "train")
     index = load_index(values["shards"])
-    images = sum(shard.samples for shard in index.shards_of(split))
+    classifier = load_classifier(values["classifier"])
+    images = sum(shard.samples for shard in index.shards_of(values.get("split", "train")))
     model = values.get("model") or classifier.model
     pretrained = values.get("pretrained") or ("" if values.get("model") else classifier.pretrained)
     return settings(images, len(classifier.classes), *tower_shape(model, pretrained))
