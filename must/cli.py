@@ -139,14 +139,18 @@ def read_config(command: str, flags: dict[str, Any]) -> StageConfig:
     base: dict[str, Any] = {}
     if stage is TrainConfig:
         from_file = read_yaml(stage, file) if file else {}
+        load(stage, flags, file)  # what is wrong with the values is said before any file is looked for
         base = train_preset({**from_file, **flags})
     return load(stage, flags, file, base)
 
 
 def train_preset(values: dict[str, Any]) -> dict[str, Any]:
-    """The preset's settings for the model, which the classifier file names unless --model does."""
-    if not values.get("preset"):
-        return {}
+    """The preset's settings for the model, which the classifier file names unless --model does; `auto` if none is
+    named."""
+    if values.get("preset") in (None, "", "auto"):
+        from must.train.auto import auto
+
+        return auto(values)
     from must.model.classifier import read_header
     from must.train.presets import preset
 

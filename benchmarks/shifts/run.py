@@ -27,18 +27,21 @@ from benchmarks.shifts.tasks import TASKS, VARIANTS, Task, task, variant
 from must.config import ClassifierConfig, ShardConfig, TrainConfig
 from must.data.shard import shard
 from must.data.stream import eval_batches
+from must.model.backbone import tower_shape
 from must.model.bundle import load_bundle, preprocess_of, zero_shot_bundle
 from must.model.classifier import classifier, load_classifier
 from must.parameters import load
 from must.select.choose import choose
 from must.select.ladder import RUNGS
 from must.select.looking import look
+from must.train.auto import settings as auto_settings
 from must.train.checkpoint import Checkpoints
 from must.train.presets import preset
 from must.train.trainer import train
 
 LR = 0.004  # of the preset `digits`
 SETTINGS: dict[str, dict[str, Any]] = {
+    "auto": {},
     "digits": {},
     "lr-2": {"lr": LR / 2},
     "lr-4": {"lr": LR / 4},
@@ -105,13 +108,20 @@ def save(picture: np.ndarray, path: Path) -> None:
 
 
 def configured(shards: str, names: str, folder: Path, made: Task, setting: str, images: int, seed: int) -> TrainConfig:
-    settings = preset("digits", made.model) | {"select": "none"} | SETTINGS[setting]
-    count = len(made.unlabeled)
+    count, folder_of_model = len(made.unlabeled), made.model
+    flags: dict[str, Any] = {"shards": shards, "classifier": names, "output": str(folder), "seed": seed}
+    if setting == "auto":
+        shape = tower_shape(folder_of_model, "")
+        settings = auto_settings(count, len(made.classes), *shape, looked_at=images) | {"select": "none"}
+        return finished(settings, flags, count)
+    settings = preset("digits", folder_of_model) | {"select": "none"} | SETTINGS[setting]
     settings["batch_size"] = min(settings["batch_size"], max(8, count // 8))
-    steps = count // settings["batch_size"]
-    epochs = max(1, round(images / (steps * settings["batch_size"])))
-    flags = {"shards": shards, "classifier": names, "output": str(folder), "epochs": epochs, "seed": seed}
-    every = max(1, steps * epochs // SNAPSHOTS)
+    settings["epochs"] = max(1, round(images / (count // settings["batch_size"] * settings["batch_size"])))
+    return finished(settings, flags, count)
+
+
+def finished(settings: dict[str, Any], flags: dict[str, Any], count: int) -> TrainConfig:
+    every = max(1, count // settings["batch_size"] * settings["epochs"] // SNAPSHOTS)
     flags |= {"workers": 0, "device": "cpu", "keep_every": every, "checkpoint_every": every, "log_every": 50}
     return load(TrainConfig, flags, None, settings)
 

@@ -16,21 +16,21 @@ class GateConfig(StageConfig):
     metrics: str = param("metrics.json of `must evaluate`, with a baseline", metavar="FILE")
     output: str = param("JSON file for the decision and its reasons", "", metavar="FILE")
     gate: Literal["label-free", "labelled", "none"] = param(
-        "label-free: signals that need no labels; labelled: the paired interval of the gain over the baseline on a "
-        "labelled split; none: every model passes",
+        "label-free: the audit by look-alikes, which needs no labels; labelled: the paired interval of the gain over "
+        "the baseline on a labelled split; none: every model passes",
         "label-free",
     )
-    min_agreement: float = param("label-free: smallest share of images that keep their class", 0.6)
-    min_agreement_confident: float = param("label-free: the same where zero-shot is confident", 0.7)
-    min_effective_classes: float = param("label-free: effective classes, as a share of zero-shot's number", 0.8)
-    max_vanished: float = param("label-free: largest share of classes that are hardly predicted any more", 0.0)
-    min_information_gain: float = param("label-free: smallest change of mutual information", -0.2)
+    max_renamed: float = param("label-free: largest share of images that only changed the name of their class", 0.02)
+    min_agreement: float = param("label-free: smallest share of images that keep their class; 0: any", 0.0)
+    min_effective_classes: float = param(
+        "label-free: effective classes, as a share of the baseline's number; 0: any", 0.0
+    )
     metric: Literal["top1", "top5", "mean_per_class"] = param("labelled: what must have gained", "top1")
     min_gain: float = param("labelled: the 95% interval's lower end must be above this; 0.01 is a point", 0.0)
     min_images: int = param("labelled: images below which no decision is made", 100, metavar="N")
 
     def check_values(self) -> None:
-        for name in ("min_agreement", "min_agreement_confident", "min_effective_classes", "max_vanished"):
+        for name in ("max_renamed", "min_agreement", "min_effective_classes"):
             require(0 <= getattr(self, name) <= 1, f"{flag(name)} must lie between 0 and 1")
         require(-1 <= self.min_gain <= 1, "--min-gain is a fraction between -1 and 1; 0.01 is a point")
         require(self.min_images >= 1, "--min-images must be at least 1")

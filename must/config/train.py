@@ -10,11 +10,15 @@ from must.parameters import StageConfig, convert, flag, param, require
 
 @dataclass(kw_only=True)
 class TrainConfig(StageConfig):
-    """Defaults are the published method's (arXiv 2206.02967); presets set what differs from task to task."""
+    """Defaults are the published method's (arXiv 2206.02967); presets set what differs from task to task.
+
+    The command line fills in the preset's settings (`must.cli.read_config`); from Python, `must.cli.run("train", ...)`
+    does the same, while TrainConfig(...) itself takes these defaults.
+    """
 
     summary = "Adapt the zero-shot classifier to unlabeled images with masked unsupervised self-training (MUST)."
     example = (
-        "must train --shards shards/ --classifier classifier.safetensors --preset imagenet --output model/\n"
+        "must train --shards shards/ --classifier classifier.safetensors --output model/\n"
         "  torchrun --nproc-per-node=8 -m must train --shards ... (on several GPUs)"
     )
 
@@ -27,7 +31,8 @@ class TrainConfig(StageConfig):
     output: str = param("folder for the adapted model (the bundle), the logs and the curves", metavar="DIR")
     split: str = param("split to train on; its labels, if there are any, are not read", "train", metavar="NAME")
     preset: str = param(
-        "published settings of a data set: imagenet, sun397, food101, gtsrb, dtd, ucf101, pets, caltech101; or digits",
+        "auto, which is taken if none is named: settings from the data's size and the model; or the published ones of "
+        "a data set: imagenet, sun397, food101, gtsrb, dtd, ucf101, pets, caltech101; or digits",
         "",
         metavar="NAME",
     )

@@ -13,6 +13,7 @@ from must.config import EvaluateConfig
 from must.data.index import load_index
 from must.data.stream import eval_batches
 from must.evaluate import labelfree
+from must.evaluate.audit import audit
 from must.evaluate.intervals import REPLICATES, bootstrap, interval, paired
 from must.evaluate.metrics import (
     Labelled,
@@ -51,6 +52,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         index = load_index(config.shards, config.index_sha256)  # also tells early when there is none
         samples, after, before = score(config, bundle, baseline, here)
         metrics = measure(samples, after, before, bundle.description.classes)
+        found = audit(config, bundle, baseline, here) if baseline else None
+        if found:
+            metrics["label_free"]["compared"]["audit"] = found
         if config.few_shot and baseline:
             from must.evaluate.rivals import few_shot
 
@@ -141,7 +145,7 @@ def measure(samples: Samples, after: Scores, before: Scores | None, classes: lis
         "label_free": {
             "adapted": labelfree.label_free(after),
             "baseline": labelfree.label_free(before) if before else None,
-            "compared": labelfree.compare(before, after) if before else None,
+            "compared": labelfree.compare(before, after) | {"audit": None} if before else None,
             "training": None,
         },
     }

@@ -17,6 +17,7 @@ from must.evaluate.gallery import changed_pairs, gallery
 from must.evaluate.numbers import percent, points, signed
 from must.evaluate.pictures import Thumbnails
 from must.evaluate.scores import Samples, Scores
+from must.evaluate.selection import selection
 from must.evaluate.story import commands, provenance, training_curves
 from must.evaluate.training import training_log
 from must.evaluate.verdict import verdict
@@ -57,6 +58,7 @@ def render_report(
         reliability=reliability(metrics),
         few_shot=few_shot(metrics),
         histogram=histogram(metrics),
+        selection=selection(metrics),
         curves=training_curves(training_log(config.model)),
         provenance=provenance(metrics),
         commands=commands(config, metrics),

@@ -32,7 +32,23 @@ def table(metrics: dict[str, Any]) -> str:
             rows.append((f"same class as {name}", "", percent(compared["agreement"])))
             if (estimate := compared["estimated_change"]) is not None:
                 rows.append(("accuracy, estimated change", "", "", f"{100 * estimate:+.1f}"))
-    return "\n".join([align(rows), *few_shot_lines(metrics)])
+    return "\n".join([align(rows), *audit_lines(metrics), *few_shot_lines(metrics)])
+
+
+def audit_lines(metrics: dict[str, Any]) -> list[str]:
+    """What the images' look-alikes say, and the signal that ranks models of one task."""
+    audit = (metrics["label_free"]["compared"] or {}).get("audit")
+    if not audit:
+        return []
+    words = {"same": "no image changes its class", "gain": "for the change", "refused": "against the change"}
+    found = f"look-alikes: {words.get(audit['outcome'], 'undecided')}"
+    if audit["reason"] and audit["outcome"] not in ("same", "gain"):
+        found += f" ({audit['reason']})"
+    signal = audit["signal"]
+    if signal["value"] is not None:
+        found += f"; neighbour information {signal['zero_shot']:.3f} -> {signal['adapted']:.3f} nats, "
+        found += f"renamed {signal['renamed']:.3f}"
+    return ["", found]
 
 
 def few_shot_lines(metrics: dict[str, Any]) -> list[str]:

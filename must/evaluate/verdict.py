@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from must.evaluate.selection import verdict_of
+
 
 class Verdict(NamedTuple):
     tone: str  # good, bad or open
@@ -54,12 +56,13 @@ def without_labels(metrics: dict[str, Any]) -> Verdict:
     text = (
         f"The split has no labels, so accuracy is unknown. {compared['agreement']:.1%} of the images keep their class."
     )
-    text += (
-        f" The predictions that changed suggest {100 * compared['estimated_change']:+.1f} points, which is an estimate."
-    )
-    if warnings:
+    tone, headline, sentence = verdict_of(compared["audit"], name)
+    text += f" {sentence}"
+    if warnings and tone != "good":
         return Verdict("bad", "Signs of collapse", f"{text} But {'; '.join(warnings)}.")
-    return Verdict("open", "No labels: no accuracy", f"{text} No sign of collapse against {name}.")
+    if warnings:  # classes that zero-shot imagined may well be absent
+        text += f" Mind that {'; '.join(warnings)}."
+    return Verdict(tone, headline, text)
 
 
 def p_value(p: float) -> str:

@@ -116,6 +116,23 @@ def check_tower(model: str, architecture: dict[str, Any]) -> None:
         raise ValueError(f"--model {model}: {error}") from None
 
 
+def tower_shape(model: str, pretrained: str) -> tuple[int, int, int]:
+    """(width, side of the image in pixels, side of a patch) of a model's image tower. Needs no weights.
+
+    Raises:
+        ValueError: the model is unknown, or its tower is none that MUST can train.
+    """
+    if not is_folder(model) and not model.startswith("hf-hub:"):
+        check_name(model)
+    name = f"local-dir:{model.removeprefix('local-dir:')}" if is_folder(model) else model
+    architecture = architecture_of(model, name, quick_gelu_option(model, pretrained))
+    check_tower(model, architecture)
+    with torch.device("meta"):
+        visual = build_visual(architecture)
+    tower, size = tower_of(visual), visual.image_size
+    return tower.width, size[0] if isinstance(size, tuple | list) else size, tower.patch
+
+
 def is_folder(model: str) -> bool:
     return model.startswith("local-dir:") or Path(model).is_dir() or model.startswith(("/", "./", "../"))
 

@@ -37,6 +37,11 @@ def put(registry: Registry, config: PromoteConfig) -> Latest:
         decision is None or decision["passed"],
         f"--decision {config.decision}: the gate stopped this model; promote without --decision to overrule it",
     )
+    require(
+        not decision or decision.get("outcome") != "zero-shot" or not registry.latest().version,
+        f"--decision {config.decision}: nothing was kept of the adaptation, the model is zero-shot's; "
+        f"{registry.uri} has a champion, which stays",
+    )
     provenance = description.provenance
     version = config.version or version_of(config.model, provenance)
     facts = {

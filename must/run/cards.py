@@ -11,8 +11,8 @@ from typing import Any
 
 from must import storage
 from must.cli import run
-from must.evaluate.gate import Decision
-from must.promote.decide import as_markdown
+from must.evaluate.gate import ZERO_SHOT, Decision
+from must.promote.decide import against_champion, as_markdown
 from must.promote.promote import read_json
 from must.promote.registry import Registry
 from must.run.notes import RUN_ID, folder_of
@@ -88,7 +88,7 @@ def decide(
     decision: str,
     page: str,
 ) -> tuple[Decision, dict[str, Any]]:
-    """Asks the gate. The labelled one compares with the champion, where there is one: that takes an evaluation.
+    """Asks the gate. Where there is a champion, the model must hold its own against it: that takes an evaluation.
 
     Returns:
         The decision, and what the summary says of it: outcome, reasons, and the champion's accuracy if it was measured.
@@ -96,21 +96,28 @@ def decide(
     facts: dict[str, Any] = {}
     metrics, against = storage.join(details, "metrics.json"), "the zero-shot model"
     with tempfile.TemporaryDirectory() as folder:
-        if gate == "labelled" and champion_uri:
-            against, metrics = f"the champion, {champion}", f"{folder}/metrics.json"
+        if champion_uri and gate != "none":
             shards = storage.join(work_uri, "shards")
             same = read_json(storage.join(details, "metrics.json"), "metrics")["data"]["index_sha256"]
             run(
                 "evaluate", model=bundle, baseline=champion_uri, shards=shards, index_sha256=same, split=split,
                 output=folder,
             )  # fmt: skip
-            facts = {"against": against, "before": accuracy(read_json(metrics, "metrics")).get("before")}
+            against = f"the champion, {champion}"
+            by_champion = f"{folder}/metrics.json"
+            facts = {"against": against, "before": accuracy(read_json(by_champion, "metrics")).get("before")}
+            if gate == "labelled":
+                metrics = by_champion
         result: Decision = run("gate", metrics=metrics, gate=gate, output=decision, **settings)
+        if champion_uri and gate == "label-free":
+            result = against_champion(result, run("gate", metrics=by_champion, gate=gate, **settings))
+            storage.write_bytes(decision, json.dumps(result.to_dict(), indent=1).encode())
     storage.write_bytes(page, encoded(as_markdown(result, against)))
     if not result.passed:
         Registry(registry, name).decide(key, "stopped", result.reasons)
         print(f"the model is not promoted; it stays among this run's artifacts, and {against} stays what it was")
-    return result, {**facts, "outcome": "passed" if result.passed else "stopped", "reasons": result.reasons}
+    outcome = "kept zero-shot" if result.outcome == ZERO_SHOT else "passed" if result.passed else "stopped"
+    return result, {**facts, "outcome": outcome, "reasons": result.reasons}
 
 
 def promote(

@@ -43,8 +43,11 @@ def failing(notes: list[Note]) -> Note | None:
 
 # good ends: the first rule that has a headline counts
 def kept_zero_shot(notes: dict[str, Note]) -> str:
-    facts = facts_of(notes, "gate")
-    return f"Kept zero-shot{because(facts)}" if facts.get("outcome") == "kept zero-shot" else ""
+    """No part of the adaptation was kept. As the first model of its name it is promoted all the same."""
+    if facts_of(notes, "gate").get("outcome") != "kept zero-shot":
+        return ""
+    version = facts_of(notes, "promote").get("version")
+    return "Kept zero-shot: no adaptation was better" + (f"; promoted as {version}" if version else "")
 
 
 def promoted(notes: dict[str, Note]) -> str:

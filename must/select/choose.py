@@ -22,8 +22,19 @@ class Choice:
     signal: dict[str, Any]
     copies: int
 
+    @property
+    def outcome(self) -> str:
+        """Of the full adaptation: `gain`, the look-alikes speak for it; `refused`, they speak against a part of it;
+        `undecided`; or `same`, no image changes its class."""
+        found = self.climb
+        if any(rung.outcome == "refused" for rung in found.rungs):
+            return "refused"
+        if found.alpha > 0:
+            return "gain"
+        return "same" if found.rungs and all(rung.changed == 0 for rung in found.rungs) else "undecided"
+
     def to_dict(self) -> dict[str, Any]:
-        return self.climb.to_dict() | {"copies": self.copies, "signal": self.signal}
+        return {"outcome": self.outcome, **self.climb.to_dict(), "copies": self.copies, "signal": self.signal}
 
 
 def choose(looks: Looks, alphas: Sequence[float] = RUNGS) -> Choice:

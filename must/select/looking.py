@@ -31,6 +31,17 @@ class Looks:
     probabilities: np.ndarray  # float16 [R + 1, N, K], of zero-shot and each rung
     labels: np.ndarray  # int64 [R + 1, N], the most probable classes
 
+    @classmethod
+    def joined(cls, parts: Sequence[Looks]) -> Looks:
+        """Of several processes, in the order of the images' numbers."""
+        whole = cls(
+            np.concatenate([part.numbers for part in parts]),
+            np.concatenate([part.tokens for part in parts]),
+            np.concatenate([part.probabilities for part in parts], axis=1),
+            np.concatenate([part.labels for part in parts], axis=1),
+        )
+        return whole.only(np.argsort(whole.numbers, kind="stable"))
+
     def only(self, chosen: np.ndarray) -> Looks:
         """Of the images with these places, in this order."""
         return Looks(self.numbers[chosen], self.tokens[chosen], self.probabilities[:, chosen], self.labels[:, chosen])

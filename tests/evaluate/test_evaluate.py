@@ -77,7 +77,11 @@ def test_without_labels_nothing_is_said_about_accuracy(digits, tmp_path, capsys)
     page = (tmp_path / "report.html").read_text()
     assert "accuracy is unknown" in page and "Most confident changes" in page
     estimate = f"{100 * metrics['label_free']['compared']['estimated_change']:+.1f}"
-    assert estimate in page and estimate in (shown := capsys.readouterr().out) and "no labels" in shown
+    assert estimate in (shown := capsys.readouterr().out) and "no labels" in shown
+    audit = metrics["label_free"]["compared"]["audit"]
+    assert audit["images"] == 120 and [rung["alpha"] for rung in audit["rungs"]][:2] == [0.1, 0.2]
+    assert "Looked at again on this split" in page and "look-alikes: " in shown
+    assert f"neighbour information {audit['signal']['zero_shot']:.3f}" in shown
 
 
 def test_without_baseline(digits, tmp_path):

@@ -1,5 +1,6 @@
 """The registry: versions are whole, LATEST moves once, of two rivals one loses aloud, one command goes back."""
 
+import copy
 import hashlib
 import json
 import multiprocessing
@@ -177,7 +178,17 @@ METRICS = {
     "adapted": {"top1": 0.8},
     "intervals": {"top1": [0.05, 0.15]},
     "label_free": {
-        "compared": {"agreement": 0.9, "agreement_confident": 0.95, "vanished": []},
+        "compared": {
+            "agreement": 0.9,
+            "audit": {
+                "outcome": "gain",
+                "alpha": 1.0,
+                "reason": "",
+                "images": 200,
+                "rungs": [{"alpha": 1.0, "z": 4.0, "changed": 0.1, "outcome": "kept"}],
+                "signal": {"renamed": 0.0},
+            },
+        },
         "baseline": {"effective_classes": 2.0, "mutual_information": 0.5},
         "adapted": {"effective_classes": 1.9, "mutual_information": 0.5},
     },
@@ -215,3 +226,23 @@ def test_the_gate_decides_and_promote_obeys(tmp_path, capsys, flags, passed):
 def test_the_gates_defaults_are_those_of_the_evidence():
     config = GateConfig(metrics="m")
     assert all(getattr(config, name) == value for name, value in vars(LabelFreeLimits()).items())
+
+
+def test_zero_shot_goes_green_but_replaces_no_champion(tmp_path, capsys):
+    """Nothing was kept of an adaptation: the first model may be that, a champion stays."""
+    metrics = copy.deepcopy(METRICS)
+    metrics["label_free"]["compared"]["audit"] |= {"outcome": "same", "alpha": 0.0}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    decision = tmp_path / "decision.json"
+    main(["gate", "--metrics", str(tmp_path / "metrics.json"), "--output", str(decision)])
+    assert "gate (label-free): passed, zero-shot is kept" in capsys.readouterr().out
+    said = json.loads(decision.read_text())
+    assert said["passed"] and said["outcome"] == "zero-shot"
+    bundle, registry = make_bundle(tmp_path / "model"), str(tmp_path / "registry")
+    promote(registry, "--model", bundle, "--decision", decision)
+    first = Registry(registry, "digits").latest().version
+    assert first
+    with pytest.raises(SystemExit, match="2"):
+        promote(registry, "--model", make_bundle(tmp_path / "other", seed=1), "--decision", decision)
+    assert "has a champion, which stays" in capsys.readouterr().err
+    assert Registry(registry, "digits").latest().version == first

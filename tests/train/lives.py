@@ -20,7 +20,7 @@ from must.train.heartbeat import is_running
 
 SETTINGS = {
     "preset": "digits", "epochs": 12, "batch_size": 50, "workers": 1, "checkpoint_every": 2, "keep_checkpoints": 3,
-    "log_every": 4, "seed": 1,
+    "log_every": 4, "seed": 1, "select": "none",
 }  # fmt: skip
 STEPS = 36  # 150 images, 3 batches an epoch
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}

@@ -1,0 +1,38 @@
+"""Do look-alikes speak for the adapted model? The ladder of `must select`, asked about a finished one."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from must.config import EvaluateConfig
+from must.data.stream import eval_batches
+from must.evaluate.scores import gather
+from must.model.bundle import Bundle, preprocess_of
+from must.select.choose import choose
+from must.select.looking import Looks, look, thinned
+from must.train.distributed import World
+
+
+def audit(config: EvaluateConfig, bundle: Bundle, baseline: Bundle, here: World) -> dict[str, Any] | None:
+    """What metrics.json holds as `audit`: Choice.to_dict() of the way from the baseline to the bundle.
+
+    None where there is no way between the two: they are of different shape, or look at different pixels. Labels are
+    not read. Every process must call this; at most 20,000 images are looked at.
+    """
+    start, end = baseline.model.state_dict(), bundle.model.state_dict()
+    same_shape = {k: v.shape for k, v in start.items()} == {k: v.shape for k, v in end.items()}
+    preprocess = preprocess_of(bundle.description)
+    if not same_shape or preprocess != preprocess_of(baseline.description):
+        return None
+    source = thinned(
+        eval_batches(
+            config.shards, config.split, preprocess, config.batch_size, config.workers, here.rank, here.size,
+            config.cache, config.cache_gb,
+        )
+    )  # fmt: skip
+    judge = copy.deepcopy(baseline.model)
+    judge.logit_factor = bundle.model.logit_factor
+    looks = look(judge, end, source, preprocess, here.device)
+    parts = gather((looks,), here)
+    return choose(Looks.joined([part for (part,) in parts])).to_dict()

@@ -1,0 +1,105 @@
+"""`must select` and `must train --select ladder` on the bundled digits."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from must.config import SelectConfig, TrainConfig
+from must.model.bundle import load_bundle, load_description, save_bundle, zero_shot_bundle
+from must.model.classifier import load_classifier, save_classifier
+from must.parameters import load
+from must.select.select import select
+from must.train.presets import preset
+from must.train.trainer import train
+from tests.evaluate.digits import digits as make_digits
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return make_digits()
+
+
+def selected(digits, model, output, **changes):
+    values = {"model": str(model), "baseline": digits.classifier, "shards": digits.shards, "output": str(output)}
+    return select(SelectConfig(**{**values, "workers": 0, "device": "cpu", **changes}))
+
+
+def weights(folder):
+    return load_file(f"{folder}/model.safetensors")
+
+
+def test_a_better_model_is_kept(digits, tmp_path):
+    """It was tuned with labels on these images, which is what makes it better."""
+    choice = selected(digits, digits.adapted, tmp_path)
+    assert choice.climb.alpha >= 0.5
+    kept = load_description(str(tmp_path))
+    assert kept.provenance["selection"]["alpha"] == choice.climb.alpha
+    assert kept.provenance["index_sha256"] == "0" * 64, "the story so far stays"
+    start, end, found = weights(digits.zero_shot), weights(digits.adapted), weights(tmp_path)
+    expected = torch.lerp(start["classifier"], end["classifier"], choice.climb.alpha)
+    assert torch.equal(found["classifier"], expected)
+
+
+@pytest.mark.parametrize("damage", ["names", "nan"])
+def test_a_ruined_model_becomes_zero_shot_to_the_bit(digits, tmp_path, damage):
+    bundle = load_bundle(digits.adapted)
+    names = bundle.model.classifier.data
+    if damage == "names":  # every class has another's name, from the first step on
+        names[:] = zero_shot_bundle(load_classifier(digits.classifier)).model.classifier.data.roll(1, dims=1)
+        bundle.model.visual.load_state_dict(load_bundle(digits.zero_shot).model.visual.state_dict())
+    else:
+        names[0, 0] = torch.nan
+    save_bundle(str(tmp_path / "ruined"), bundle.model, bundle.description)
+    choice = selected(digits, tmp_path / "ruined", tmp_path / "kept")
+    zero_shot = zero_shot_bundle(load_classifier(digits.classifier))
+    kept = load_bundle(str(tmp_path / "kept"))
+    assert choice.climb.kept_zero_shot and choice.climb.reason
+    ours = {name: value for name, value in kept.model.state_dict().items() if name.startswith(("visual", "classifier"))}
+    assert all(torch.equal(value, zero_shot.model.state_dict()[name]) for name, value in ours.items())
+    assert kept.model.logit_factor == zero_shot.model.logit_factor
+
+
+def test_a_classifier_of_another_task_is_refused(digits, tmp_path):
+    other = load_classifier(digits.classifier)
+    save_classifier(replace(other, weights=other.weights[:, :9], classes=other.classes[:9]), str(tmp_path / "nine"))
+    with pytest.raises(ValueError, match="has other classes"):
+        selected(digits, digits.adapted, tmp_path / "kept", baseline=str(tmp_path / "nine"))
+    assert not (tmp_path / "kept").exists()
+
+
+def training(digits, output, **changes):
+    values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output)}
+    settings = {"epochs": 2, "batch_size": 50, "workers": 0, "seed": 1, "log_every": 2, "select": "ladder", **changes}
+    return load(TrainConfig, {**values, **settings}, preset=preset("digits", "any"))
+
+
+def test_a_run_that_learned_nothing_true_ends_as_zero_shot(digits, tmp_path, capsys):
+    """A learning rate that ruins the model: what comes out is zero-shot's, and the run says so."""
+    train(training(digits, tmp_path, lr=0.5))
+    zero_shot = zero_shot_bundle(load_classifier(digits.classifier)).model.state_dict()
+    kept = weights(tmp_path)
+    assert all(torch.equal(kept[name], zero_shot[name]) for name in kept if name.startswith(("visual", "classifier")))
+    assert "kept zero-shot: " in capsys.readouterr().out
+    story = json.loads((tmp_path / "model.json").read_text())["provenance"]["selection"]
+    assert story["kept_zero_shot"] and story["images"] <= 150
+
+
+def test_choosing_again_gives_the_same_bytes(digits, tmp_path, monkeypatch):
+    """A run that was killed while it chose goes on after its last step, and chooses the same."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr("must.select.ladder.THRESHOLD", 0.5)  # so short a run convinces nobody
+    train(training(digits, tmp_path, select="none"))
+    full = weights(tmp_path)
+    train(training(digits, tmp_path))  # nothing left to train
+    first = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.json").unlink()
+    train(training(digits, tmp_path))
+    assert (tmp_path / "model.safetensors").read_bytes() == first
+    assert load_description(str(tmp_path)).provenance["selection"]["alpha"], "so that the bytes mean something"
+    save_file(full, tmp_path / "model.safetensors")
+    selected(digits, tmp_path, tmp_path / "by-stage")
+    assert (tmp_path / "by-stage" / "model.safetensors").read_bytes() == first, "must select chooses as must train does"
