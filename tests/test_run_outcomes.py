@@ -50,9 +50,14 @@ WAYS = {  # case: (notes, the state that was recorded for it, the page's first l
         "# Not promoted: stopped by the gate (too few images)",
     ),
     "kept zero-shot": (
-        done(*TRAINED, evaluate=MEASURED, gate={"outcome": "kept zero-shot", "reasons": ["STOP  no gain"]}),
+        done(*TRAINED, evaluate=MEASURED, gate={"outcome": "kept zero-shot", "reasons": []}),
         "RUNNING",
-        "# Kept zero-shot (no gain)",
+        "# Kept zero-shot: no adaptation was better",
+    ),
+    "kept zero-shot, as the first model of its name": (
+        done(*TRAINED, "promote", gate={"outcome": "kept zero-shot"}, promote={"version": "r0001"}),
+        "COMPLETE",
+        "# Kept zero-shot: no adaptation was better; promoted as r0001",
     ),
     "nothing new": (
         done(*BEFORE, champion={"action": "nothing new", "why": "this data was promoted as r0006"}),

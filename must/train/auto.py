@@ -11,8 +11,7 @@ import math
 from typing import Any
 
 from must.data.index import load_index
-from must.model.backbone import tower_shape
-from must.model.classifier import load_classifier
+from must.model.classifier import read_header
 
 IMAGES = 44_000  # to look at in training, where the data are few
 EPOCHS = (10, 60)
@@ -30,11 +29,13 @@ def auto(values: dict[str, Any]) -> dict[str, Any]:
         ValueError: one of them is wrong.
     """
     index = load_index(values["shards"])
-    classifier = load_classifier(values["classifier"])
+    header = read_header(values["classifier"])
     images = sum(shard.samples for shard in index.shards_of(values.get("split", "train")))
-    model = values.get("model") or classifier.model
-    pretrained = values.get("pretrained") or ("" if values.get("model") else classifier.pretrained)
-    return settings(images, len(classifier.classes), *tower_shape(model, pretrained))
+    from must.model.backbone import tower_shape  # imports torch: wrong input was told before that
+
+    model = values.get("model") or header["model"]
+    pretrained = values.get("pretrained") or ("" if values.get("model") else header["pretrained"])
+    return settings(images, len(header["classes"]), *tower_shape(model, pretrained))
 
 
 def settings(images: int, classes: int, width: int, size: int, patch: int, looked_at: float = IMAGES) -> dict[str, Any]:
