@@ -5,17 +5,20 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import open_clip
+import timm
 import torch
 from torch import nn
 
 from must.data.eval_view import Preprocess
 from must.model.towers import tower_of
+from must.text import brief
 
 MODEL_FOLDER_FILE = "open_clip_config.json"
 TOKENIZER_FILE = "bpe.txt.gz"  # a model folder may bring its own byte-pair vocabulary
@@ -80,7 +83,11 @@ def build_visual(architecture: dict[str, Any]) -> Any:
     """The image tower of a stored architecture, with random weights and no access to any hub.
 
     The text tower that open_clip's constructor insists on is made as small as it can be, and dropped.
+
+    Raises:
+        ValueError: the architecture names what would have to be fetched.
     """
+    check_fetches_nothing(architecture)
     text = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
     return open_clip.CLIP(
         embed_dim=architecture["embed_dim"],
@@ -90,10 +97,20 @@ def build_visual(architecture: dict[str, Any]) -> Any:
     ).visual
 
 
+def check_fetches_nothing(architecture: dict[str, Any]) -> None:
+    """A tower of timm's goes by the name of one of its own models: else it would ask a hub, or read another folder."""
+    name = architecture["vision_cfg"].get("timm_model_name")
+    if name is not None and not (isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) and timm.is_model(name)):
+        raise ValueError(f"its image tower is called {brief(name)}, which is none of timm's own models")
+
+
 def architecture_of(model: str, name: str, options: dict[str, bool]) -> dict[str, Any]:
     """What `build_visual` needs. Raises ValueError: the configuration cannot be read."""
     try:
         config = open_clip.get_model_config(name)
+        options_of_tokenizer = (config.get("text_cfg") or {}).get("tokenizer_kwargs") or {}
+        if options_of_tokenizer.get("trust_remote_code"):
+            raise ValueError("it asks to run its own code (trust_remote_code), which is not done")
         return {
             "embed_dim": config["embed_dim"],
             "vision_cfg": config["vision_cfg"],

@@ -65,12 +65,18 @@ def load_bundle(folder: str) -> Bundle:
     """Raises ValueError: no bundle there, or a damaged one."""
     from safetensors.torch import load
 
-    from must.model.backbone import build_visual
+    from must.model.backbone import build_visual, check_fetches_nothing
     from must.model.masked_vit import MaskedViT
 
     description = load_description(folder)
     uri = storage.join(folder, WEIGHTS_FILE)
     require(storage.exists(uri), f"{uri}: is missing")
+    try:
+        check_fetches_nothing(description.architecture)
+    except ValueError as error:
+        raise ValueError(f"{storage.join(folder, DESCRIPTION_FILE)}: {error}") from None
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"{storage.join(folder, DESCRIPTION_FILE)}: is damaged") from None
     try:
         weights = load(storage.read_bytes(uri))
         model = MaskedViT(build_visual(description.architecture), weights["classifier"], description.logit_factor)

@@ -1,0 +1,80 @@
+"""Models from others: a bundle fetches nothing, whatever it says, and no model folder gets its own code run."""
+
+import json
+import shutil
+import socket
+
+import pytest
+
+from must.demo import asset_folder
+from must.model.backbone import load_backbone
+from must.model.bundle import load_bundle
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The hosts that anybody looks up; none is found."""
+    hosts = []
+
+    def look_up(host, *_, **__):
+        hosts.append(host)
+        raise socket.gaierror(-2, "this test has no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    return hosts
+
+
+def changed(digits, tmp_path, change):
+    folder = tmp_path / "bundle"
+    shutil.copytree(digits.zero_shot, folder)
+    description = json.loads((folder / "model.json").read_text())
+    change(description["architecture"])
+    (folder / "model.json").write_text(json.dumps(description))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["hf-hub:attacker/x", "hf_hub:attacker/x", "HF-HUB:attacker/x", "local-dir:/etc", "attacker/x", "", ["x"], 5],
+)
+def test_a_bundle_that_names_a_model_elsewhere_is_refused(digits, tmp_path, asked, name):
+    folder = changed(digits, tmp_path, lambda architecture: architecture["vision_cfg"].update(timm_model_name=name))
+    with pytest.raises(ValueError, match=r"model.json: its image tower is called .* none of timm's own models"):
+        load_bundle(folder)
+    assert asked == []
+
+
+def test_what_a_bundle_says_of_texts_and_weights_is_not_looked_at(digits, tmp_path, asked):
+    def change(architecture):
+        architecture["vision_cfg"]["timm_model_pretrained"] = True
+        architecture["text_cfg"] = {"hf_model_name": "attacker/x", "hf_tokenizer_name": "attacker/x"}
+        architecture["pretrained"] = "hf-hub:attacker/x"
+
+    load_bundle(changed(digits, tmp_path, change))
+    assert asked == []
+
+
+def test_a_tower_of_timm_is_built_without_its_weights(digits, tmp_path, asked):
+    def change(architecture):
+        architecture["vision_cfg"] = {"timm_model_name": "vit_tiny_patch16_224", "timm_model_pretrained": True}
+
+    with pytest.raises(ValueError, match=r"model.safetensors: is damaged or of another model"):
+        load_bundle(changed(digits, tmp_path, change))  # it was built: then the weights did not fit
+    assert asked == []
+
+
+@pytest.mark.parametrize("vision", [None, 5, []])
+def test_a_bundle_without_an_architecture_is_damaged(digits, tmp_path, vision):
+    with pytest.raises(ValueError, match=r"model.json: is damaged"):
+        load_bundle(changed(digits, tmp_path, lambda architecture: architecture.update(vision_cfg=vision)))
+
+
+def test_a_model_folder_may_not_bring_code(tmp_path, asked):
+    folder = tmp_path / "model"
+    shutil.copytree(asset_folder(), folder)
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"] |= {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": True}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="asks to run its own code"):
+        load_backbone(str(folder))
+    assert asked == []
