@@ -103,21 +103,47 @@ def read_notes(work_uri: str, run_id: str = "") -> list[Note]:
         names = [entry.name for entry in storage.list_files(folder) if entry.name.endswith(".json")]
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted((parse(storage.read_bytes(storage.join(folder, name))) for name in names), key=lambda n: n.started)
+    notes = [parse(storage.read_bytes(storage.join(folder, name))) for name in names]
+    return sorted((note for note in notes if note is not None), key=lambda note: note.started)
 
 
-def parse(data: bytes) -> Note:
+def parse(data: bytes) -> Note | None:
+    """None for any other file: whoever may write to the place may have left one there."""
     known = {f.name for f in fields(Note)} - set(NOT_WRITTEN)
-    return Note(**{name: value for name, value in json.loads(data).items() if name in known})
+    try:
+        note = Note(**{name: value for name, value in json.loads(data).items() if name in known})
+        return note if is_sound(note) else None
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        return None
+
+
+def is_sound(note: Note) -> bool:
+    """Whether each value is of its kind. Raises TypeError, KeyError or AttributeError where one is not even looked at."""
+    texts = [
+        note.stage,
+        note.state,
+        note.result,
+        note.checkpoints,
+        note.host,
+        *note.lines,
+        note.facts.get("report", ""),
+    ]
+    numbers = [note.started, note.seconds, note.signalled, note.code]
+    for one in note.tries:
+        texts += [one["host"], one["line"]]
+        numbers += [one["seconds"], one["code"] or 0]
+    # A date of more than a hundred thousand years is none that the clock's functions take.
+    moments = [not isinstance(number, bool) and abs(number) < 3e12 for number in numbers]
+    return all(moments) and all(isinstance(text, str) for text in texts)
 
 
 def earlier_tries(uri: str) -> list[dict[str, Any]]:
     """What became of this stage in this run before: its pod vanished, or it failed, and it was started again."""
     try:
         note = parse(storage.read_bytes(uri))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError):
         return []
-    if note.state == "done":
+    if note is None or note.state == "done":
         return []
     note.failed_try(note.code if note.state == "failed" else None, note.seconds, note.lines[-1] if note.lines else "")
     return note.tries

@@ -56,11 +56,12 @@ def forget_old(work_uri: str, before: float) -> None:
     root, runs = storage.join(work_uri, FOLDER), dict[str, list[str]]()
     for entry in storage.list_files(root):
         run, _, name = entry.name.partition("/")
-        if name.endswith(".json"):
+        if run and name.endswith(".json"):
             runs.setdefault(run, []).append(name)
     for run in random.sample(sorted(runs), min(LOOKED_AT, len(runs))):
-        notes = (parse(storage.read_bytes(storage.join(root, run, name))) for name in runs[run])
-        if all(note.started + note.seconds < before for note in notes):
+        found = [parse(storage.read_bytes(storage.join(root, run, name))) for name in runs[run]]
+        notes = [note for note in found if note is not None]
+        if notes and all(note.started + note.seconds < before for note in notes):
             storage.delete_folder(storage.join(root, run))
 
 

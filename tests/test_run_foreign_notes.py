@@ -1,0 +1,51 @@
+"""Files in the notes' folder that are no notes: the summary is written all the same."""
+
+import json
+import time
+
+import pytest
+
+from must import storage
+from must.run.notes import FOLDER, folder_of, noted, read_notes
+from must.run.summary import forget_old, summarize
+
+NOTE = {"stage": "train", "state": "done", "started": 1.0}
+BYTES = {
+    "a list": b"[]", "a number": b"5", "no JSON": b"{", "bytes": b"\xff\xfe", "deep": b"[" * 100_000, "nothing": b"",
+    "other keys": b'{"name": "x"}', "endless": b'{"stage": "x", "seconds": Infinity}',
+    "never": b'{"stage": "x", "started": NaN}', "in a long time": b'{"stage": "x", "started": 1e300}',
+}  # fmt: skip
+ODD = {
+    "stage": ["x"], "started": "today", "lines": [1, 2], "tries": [{"code": 1}], "facts": {"report": 1}, "code": None,
+    "result": 5,
+}  # fmt: skip
+FOREIGN = BYTES | {f"odd {name}": json.dumps(NOTE | {name: value}).encode() for name, value in ODD.items()}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_another_file_among_the_notes_does_not_stop_the_summary(tmp_path, kind):
+    work = str(tmp_path)
+    with noted(work, "shard", run_id="r1") as note:
+        note.result = "12 images"
+    storage.write_bytes(storage.join(folder_of(work, "r1"), "other.json"), FOREIGN[kind])
+    assert [note.stage for note in read_notes(work, "r1")] == ["shard"]
+    page = summarize(work, "r1", "SUCCEEDED", "again")
+    assert "12 images" in page
+    forget_old(work, time.time() + 1e6)
+    assert read_notes(work, "r1") == []
+
+
+def test_a_folder_of_other_files_is_never_deleted(tmp_path):
+    place = tmp_path / FOLDER / "mine" / "thesis.json"
+    storage.write_bytes(place, b"[]")
+    forget_old(str(tmp_path), time.time() + 1e6)
+    assert place.exists()
+
+
+def test_an_object_without_a_run_does_not_take_the_others_along(gcs_server):
+    work = gcs_server.uri + "/work"
+    with noted(work, "shard", run_id="r1"):
+        pass
+    storage.write_bytes(f"{work}/{FOLDER}//x.json", json.dumps(NOTE).encode())
+    forget_old(work, 1e6)
+    assert [note.stage for note in read_notes(work, "r1")] == ["shard"]
