@@ -118,7 +118,7 @@ def parse(data: bytes) -> Note | None:
 
 
 def is_sound(note: Note) -> bool:
-    """Whether each value is of its kind. Raises TypeError, KeyError or AttributeError where one is not even looked at."""
+    """Whether each value is of its kind. Raises TypeError, KeyError or AttributeError where that shows by itself."""
     texts = [
         note.stage,
         note.state,

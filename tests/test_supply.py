@@ -1,0 +1,33 @@
+"""What the images are made of: packages by hash, and a base that can be named by digest."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LOCKS = sorted((ROOT / "images" / "locks").glob("*.txt"))
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
+def test_every_package_of_a_lock_has_one_version_and_hashes(lock):
+    text = lock.read_text().replace("\\\n", " ")
+    packages = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    assert packages
+    for line in packages:
+        assert re.match(r"[a-z0-9._-]+(\[[a-z0-9,._-]+\])?==[^\s;]+", line), line
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}", line), line
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_the_base_image_can_be_named_by_digest():
+    base = "docker.io/library/python@sha256:" + "0" * 64
+    dry = subprocess.run(
+        ["make", "-n", "must-shard", "ENGINE=true", f"BASE={base}"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert dry.returncode == 0 and f"--build-arg BASE={base}" in dry.stdout, dry.stderr
+    froms = re.findall(r"^FROM (\S+)", (ROOT / "images" / "Dockerfile").read_text(), re.M)
+    stages = set(re.findall(r"^FROM \S+ AS (\S+)", (ROOT / "images" / "Dockerfile").read_text(), re.M))
+    assert "${BASE}" in froms and set(froms) <= {"${BASE}", "scratch"} | stages  # nothing else comes from a registry
