@@ -15,6 +15,8 @@ from must.lock import CHECKPOINTS, CannotLockError, locked
 from must.train.checkpoint import Checkpoints
 from must.train.distributed import World
 
+LONGEST_PATH = 4200  # bytes; Linux allows 4096
+
 
 @contextmanager
 def alone(checkpoints: Checkpoints, world: World) -> Iterator[None]:
@@ -54,8 +56,17 @@ def newest_checkpoint(checkpoints: Checkpoints, world: World) -> Iterator[Path |
         return
     machine, is_first = os.environ.get("GROUP_RANK", "0"), os.environ.get("LOCAL_RANK", "0") == "0"
     with checkpoints.newest() if is_first else nullcontext() as own:
-        found: list[tuple[str, str] | None] = [None] * world.size
-        dist.all_gather_object(found, (machine, str(own or "")) if is_first else None)
-        place = dict(filter(None, found))[machine]
+        found = gather_texts(f"{machine}:{own or ''}" if is_first else "", world)
+        place = dict(text.split(":", 1) for text in found if text)[machine]
         yield Path(place) if place else None
         dist.barrier()  # the others have read it
+
+
+def gather_texts(text: str, world: World) -> list[str]:
+    """Every process's text. As bytes: torch's own way for objects would unpickle what comes from the network."""
+    row = torch.zeros(LONGEST_PATH, dtype=torch.uint8)
+    data = os.fsencode(text)
+    row[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else row[:0]
+    rows = [torch.empty_like(row, device=world.device) for _ in range(world.size)]
+    dist.all_gather(rows, row.to(world.device))
+    return [os.fsdecode(bytes(row.tolist()).rstrip(b"\0")) for row in rows]
