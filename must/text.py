@@ -20,6 +20,11 @@ def printable(text: object, limit: int = 0) -> str:
     return line if not limit or len(line) <= limit else line[: limit - 1] + "…"
 
 
+def printable_page(text: str) -> str:
+    """The same for a text of several lines."""
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
 def encoded(text: str) -> bytes:
     r"""UTF-8. A byte that is no UTF-8 is written as ``\udcXX``, which in JSON is the very escape that stands for it."""
     return text.encode("utf-8", "backslashreplace")

@@ -10,6 +10,7 @@ from typing import Any
 from must import storage
 from must.run.notes import folder_of
 from must.run.summary import PAGE
+from must.text import printable_page
 from pipeline.kfp_api import Kfp, LaterError, asking
 from pipeline.workflows import Workflows
 
@@ -74,7 +75,9 @@ def report(run: Any, state: str, page: str) -> int:
         ended = any(entry.state in ("CANCELING", "CANCELED") for entry in run.state_history or [])
         stages = failed(run)
         print("the run was ended by a person" if ended else f"failed: {', '.join(stages) or 'no stage has begun'}")
-    print(f"\n{page}" if page else "\nThe page about it is the artifact of the stage summary.", flush=True)
+    print(
+        f"\n{printable_page(page)}" if page else "\nThe page about it is the artifact of the stage summary.", flush=True
+    )
     return 0 if state in GOOD else 1
 
 

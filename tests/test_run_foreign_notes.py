@@ -7,7 +7,7 @@ import pytest
 
 from must import storage
 from must.run.notes import FOLDER, folder_of, noted, read_notes
-from must.run.summary import forget_old, summarize
+from must.run.summary import forget_old, leave_page, summarize
 
 NOTE = {"stage": "train", "state": "done", "started": 1.0}
 BYTES = {
@@ -33,6 +33,15 @@ def test_another_file_among_the_notes_does_not_stop_the_summary(tmp_path, kind):
     assert "12 images" in page
     forget_old(work, time.time() + 1e6)
     assert read_notes(work, "r1") == []
+
+
+def test_what_a_stage_printed_cannot_steer_whoever_reads_the_page(tmp_path):
+    raw = "\x1b[2J\u202e\ud800 | ```"
+    odd = NOTE | {"state": "failed", "code": 1, "stage": raw, "result": raw, "host": raw, "lines": [raw, "x" * 10**6]}
+    storage.write_bytes(storage.join(folder_of(str(tmp_path), "r1"), "odd.json"), json.dumps(odd).encode())
+    page = summarize(str(tmp_path), "r1", "FAILED", "again")
+    assert all(line.isprintable() for line in page.split("\n")) and len(page) < 5000
+    leave_page(str(tmp_path), "r1", page)
 
 
 def test_a_folder_of_other_files_is_never_deleted(tmp_path):

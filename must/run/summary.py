@@ -8,6 +8,7 @@ import time
 from must import storage
 from must.run.notes import FOLDER, Note, folder_of, parse, read_notes
 from must.run.outcome import Outcome, failing, kind_of, outcome_of
+from must.text import printable, printable_page
 
 PAGE = "summary.md"
 KEPT = 14 * 86_400.0  # seconds that notes of a run are kept after the last was written
@@ -42,7 +43,7 @@ def summarize(work_uri: str, run_id: str, state: str | None, again: str) -> str:
         page += failure(notes, again)
     elif not outcome.good:
         page += [*BROKEN_OFF, f"To start it again: `{again}`", ""]
-    return "\n".join([*page, *table(notes)])
+    return printable_page("\n".join([*page, *table(notes)]))
 
 
 def leave_page(work_uri: str, run_id: str, page: str) -> None:
@@ -117,14 +118,14 @@ def table(notes: list[Note]) -> list[str]:
         return []
     rows = [
         f"| {note.stage} | {note.state} | {len(note.tries) + 1} | {clock(note.seconds)} "
-        f"| {note.result.replace('|', '/')} |"
+        f"| {printable(note.result, 300).replace('|', '/')} |"
         for note in notes
     ]
     return ["| stage | state | tries | time | result |", "|---|---|---|---|---|", *rows, ""]
 
 
 def shown(line: str) -> str:
-    return line.replace("```", "'''")[:300]
+    return printable(line).replace("```", "'''")[:300]
 
 
 def clock(seconds: float) -> str:

@@ -19,6 +19,7 @@ from must.data.stream import TrainBatch, TrainDataset, make_views, train_batches
 from must.data.views import ViewSettings
 from must.model.bundle import preprocess_of, save_bundle, zero_shot_bundle
 from must.model.classifier import load_classifier
+from must.text import printable
 from must.train.alone import alone
 from must.train.distributed import PREEMPTED, StopSignal, World, world
 from must.train.log import Meter, TrainLog, clock
@@ -58,7 +59,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 return trainer.run(stop)
     except storage.UnreachableError as error:
         reason = str(error).strip().splitlines()[-1].removeprefix("must.storage.UnreachableError: ")  # of a loader
-        print(f"must train: {reason}; run the same command to go on from the last checkpoint", file=sys.stderr)
+        print(
+            f"must train: {printable(reason)}; run the same command to go on from the last checkpoint", file=sys.stderr
+        )
         raise Preempted from error
     finally:
         stop.restore()
@@ -195,7 +198,7 @@ class Trainer:
         config, description = self.config, self.zero_shot.description
         parameters = sum(p.numel() for p in self.method.student.parameters()) / 1e6
         print(
-            f"{description.backbone} ({parameters:.1f} M parameters), {len(description.classes)} classes, "
+            f"{printable(description.backbone)} ({parameters:.1f} M parameters), {len(description.classes)} classes, "
             f"{len(self.reader):,} images of '{config.split}' (labels are not read)\n"
             f"{plan.steps:,} steps of {config.batch_size} images ({config.epochs} epochs), "
             f"{self.world.size} process(es) on {self.world.device.type}",
