@@ -45,6 +45,11 @@ class Index:
     def total_bytes(self) -> int:
         return sum(shard.bytes for shard in self.shards)
 
+    @property
+    def max_pixels(self) -> int:
+        """Of an image in the shards: what `must shard` was given."""
+        return self.settings["max_pixels"]
+
     def shards_of(self, split: str) -> tuple[Shard, ...]:
         """The shards of a split, in order. Raises ValueError, naming the splits there are, when it is unknown."""
         if split not in self.splits:

@@ -80,6 +80,7 @@ def open_source(uri: str, labels: str, option: str, exclude: str = "") -> Source
 
     if uri.lower().endswith((".csv", ".tsv", ".jsonl", ".ndjson")):
         require(storage.exists(uri), f"{option} {uri}: there is no such file")
+        require(storage.is_remote(uri) or storage.local(uri).is_file(), f"{option} {uri}: not a file")
         return Manifest(uri, labels, option)
     several = "{" in uri and bool(ARCHIVE.search(uri))
     if not storage.is_remote(uri) and not several:
@@ -87,7 +88,7 @@ def open_source(uri: str, labels: str, option: str, exclude: str = "") -> Source
         require(path.exists(), f"{option} {uri}: there is no such folder or file")
         require(os.access(path, os.R_OK), f"{option} {uri}: no permission to read it")
         require(
-            path.is_dir() or bool(ARCHIVE.search(uri)),
+            path.is_dir() or (path.is_file() and bool(ARCHIVE.search(uri))),
             f"{option} {uri}: expected a folder of images, a .csv or .jsonl manifest, or a .tar or .zip archive",
         )
     return open_archives(uri, labels, option, below(uri, exclude)) or Folder(uri, labels, exclude)
