@@ -16,15 +16,13 @@ from must.config import ShardConfig
 from must.data.assemble import Piece, ShardJob, plan_shards
 from must.data.duplicates import OLD, Duplicates, find_duplicates
 from must.data.history import History, as_numbers, write_names, write_table
-from must.data.index import Index, Shard
+from must.data.index import REJECTED, Index, Shard
 from must.data.pool import Pool
 from must.data.unit import Record, Unit, name_hash, piece_name, record_name
 from must.data.work import Work
 
 if TYPE_CHECKING:
     from must.data.shard import Listing
-
-REJECTED = "rejected.jsonl"
 
 
 def finish(

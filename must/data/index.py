@@ -17,7 +17,7 @@ from must.names import shown
 from must.text import printable
 
 VERSION = 1
-NAME = "index.json"
+NAME, REJECTED = "index.json", "rejected.jsonl"
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,12 @@ class Index:
     @property
     def total_bytes(self) -> int:
         return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def files(self) -> set[str]:
+        """Names of all that the index speaks of, and of the list of rejected files, which lies beside it."""
+        shards = {name for shard in self.shards for name in (shard.name, shard.offsets_name)}
+        return shards | {table["name"] for table in self.tables} | {REJECTED}
 
     @property
     def max_pixels(self) -> int:

@@ -137,10 +137,20 @@ def below(root: str, folder: str) -> str:
     """`folder` relative to `root` with a "/" behind it, or "" if it lies elsewhere."""
     if not folder or storage.is_remote(root) != storage.is_remote(folder):
         return ""
-    if not storage.is_remote(root):
-        root, folder = str(storage.local(root).resolve()), str(storage.local(folder).resolve())
-    root, folder = root.rstrip("/") + "/", folder.rstrip("/") + "/"
+    root, folder = normal(root), normal(folder)
     return folder[len(root) :] if folder.startswith(root) and folder != root else ""
+
+
+def normal(uri: str) -> str:
+    """One spelling of a folder, with a "/" at its end."""
+    return (uri if storage.is_remote(uri) else str(storage.local(uri).resolve())).rstrip("/") + "/"
+
+
+def is_within(place: str, folder: str) -> bool:
+    """Whether `place` is the folder or lies in it."""
+    return bool(below(folder, place)) or (
+        storage.is_remote(folder) == storage.is_remote(place) and normal(folder) == normal(place)
+    )
 
 
 class Manifest:
