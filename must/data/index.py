@@ -13,8 +13,7 @@ import numpy as np
 
 from must import storage
 from must.data.index_check import Shard, checked
-from must.names import shown
-from must.text import printable
+from must.text import brief, printable
 
 VERSION = 1
 NAME, REJECTED = "index.json", "rejected.jsonl"
@@ -106,7 +105,7 @@ def parse_index(data: bytes, path: str) -> Index:
     try:
         return Index(**checked(content), sha256=hashlib.sha256(data).hexdigest())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {shown(str(error))}"
+        problem = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {brief(str(error))}"
         raise ValueError(f"{path} is damaged ({problem}); run `must shard` again") from None
 
 
