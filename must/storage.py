@@ -37,8 +37,12 @@ class ConflictError(OSError):
     """The object is not at the generation that the caller expected: somebody else wrote it."""
 
 
-class UnreachableError(ValueError):
-    """A server did not answer for minutes. Nobody's input is wrong: the same may work later."""
+class LaterError(ValueError):
+    """Nobody's input is wrong: the same command may work later, and goes on where it was."""
+
+
+class UnreachableError(LaterError):
+    """A server did not answer for minutes."""
 
 
 def is_remote(uri: str | Path) -> bool:

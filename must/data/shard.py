@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ from typing import Any
 
 from must import storage
 from must.config import ShardConfig
+from must.cores import cores
 from must.data import finish, index
 from must.data.history import History
 from must.data.index import Index
@@ -233,7 +233,3 @@ def fresh_folder(output: str) -> Iterator[None]:
         if new:
             with suppress(OSError):  # it is not empty: there is work to go on with
                 storage.local(output).rmdir()
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

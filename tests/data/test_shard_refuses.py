@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from must import storage
+from must.data import finish
 from must.data.index import verify
 from tests.data import zoo
 from tests.data.test_shard import run, samples, tree
@@ -96,6 +97,15 @@ def test_appending_leaves_shards_that_the_index_does_not_know(tmp_path: Path) ->
     (tmp_path / "out" / "train-000001.tar").unlink()
     run(tmp_path / "in", tmp_path / "out", append=True)
     assert len(samples(tmp_path / "out", "train")) == 9
+
+
+def test_captions_are_no_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finish, "MOST_LABELS", 3)
+    zoo.fill(tmp_path / "in", 12, labels=("a", "b", "c"))
+    assert run(tmp_path / "in", tmp_path / "out", labels="folder").labels == ("a", "b", "c")
+    zoo.fill(tmp_path / "in", 1, start=99, labels=("d",))
+    with pytest.raises(ValueError, match="--labels folder: more than 3 different labels"):
+        run(tmp_path / "in", tmp_path / "out2", labels="folder")
 
 
 def test_in_a_bucket_as_well(gcs_server: Server, tmp_path: Path) -> None:
