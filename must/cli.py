@@ -22,7 +22,7 @@ import must
 from must.config import STAGES, TrainConfig
 from must.first_look import first_look
 from must.parameters import StageConfig, add_flags, load, read_yaml
-from must.storage import UnreachableError
+from must.storage import LaterError
 from must.text import printable
 
 Result = TypeVar("Result")
@@ -159,11 +159,11 @@ def train_preset(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def fail(command: str, error: Exception) -> NoReturn:
-    """One line and exit code 2 for the user's error, 75 for a place that cannot be reached now.
+    """One line and exit code 2 for the user's error, 75 for what may work later.
 
     A bug goes on as what it is, with its traceback.
     """
-    later = isinstance(error, UnreachableError)
+    later = isinstance(error, LaterError)
     if not later and not is_users(error):
         raise error
     if os.environ.get("RANK", "0") != "0":

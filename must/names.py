@@ -10,6 +10,7 @@ import re
 
 from must import storage
 from must.parameters import require
+from must.text import brief
 
 SHARD = re.compile(r"[^\W\d]\w*-[0-9]{6,12}\.tar")  # of any split; its table of offsets ends with .npy
 TABLE = re.compile(r"(names|contents)-[0-9]{4,12}\.npy")
@@ -24,7 +25,7 @@ def below(name: object, where: str) -> str:
     """
     if isinstance(name, str) and "\0" not in name and not {"", ".", ".."} & set(name.split("/")):
         return name
-    raise ValueError(f"{where}: the name {shown(name)} leads out of its folder; somebody else may have put it there")
+    raise ValueError(f"{where}: the name {brief(name)} leads out of its folder; somebody else may have put it there")
 
 
 def listed(uri: str) -> list[str]:
@@ -39,13 +40,6 @@ def listed(uri: str) -> list[str]:
 
 def of_form(pattern: re.Pattern[str], value: object, what: str) -> str:
     """`value`, if all of it matches. Raises ValueError: it does not; `what` it should have been."""
-    require(isinstance(value, str) and pattern.fullmatch(value) is not None, f"{shown(value)} is no {what}")
+    require(isinstance(value, str) and pattern.fullmatch(value) is not None, f"{brief(value)} is no {what}")
     assert isinstance(value, str)
     return value
-
-
-def shown(value: object) -> str:
-    """A value of anybody's making for a message: short, in one line, without control characters."""
-    if not isinstance(value, str):
-        return f"of type {type(value).__name__}"
-    return f"{value[:80]!a}" + ("..." if len(value) > 80 else "")

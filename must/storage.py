@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,8 +37,12 @@ class ConflictError(OSError):
     """The object is not at the generation that the caller expected: somebody else wrote it."""
 
 
-class UnreachableError(ValueError):
-    """A server did not answer for minutes. Nobody's input is wrong: the same may work later."""
+class LaterError(ValueError):
+    """Nobody's input is wrong: the same command may work later, and goes on where it was."""
+
+
+class UnreachableError(LaterError):
+    """A server did not answer for minutes."""
 
 
 def is_remote(uri: str | Path) -> bool:
@@ -101,13 +106,16 @@ def list_files(uri: str | Path, on_problem: Callable[[str, str], None] | None = 
 
 
 def read_bytes(uri: str | Path, start: int = 0, length: int | None = None) -> bytes:
-    """The file's bytes [start, start + length), or up to its end. Raises FileNotFoundError."""
+    """The file's bytes [start, start + length), or up to its end. Raises FileNotFoundError, OSError: no file."""
     if is_remote(uri):
         return remote().read_bytes(str(uri), start, length)
     # Unbuffered and of the exact size: this is the inner loop of sharding, and a buffered read of "at most N bytes"
     # first allocates all N.
-    with open(str(uri).removeprefix("file://"), "rb", buffering=0) as file:
-        available = max(0, os.fstat(file.fileno()).st_size - start)
+    with open(str(uri).removeprefix("file://"), "rb", buffering=0, opener=without_waiting) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "a pipe, socket or device, no file", str(uri))
+        available = max(0, status.st_size - start)
         wanted = available if length is None else min(length, available)
         if start:
             file.seek(start)
@@ -115,6 +123,11 @@ def read_bytes(uri: str | Path, start: int = 0, length: int | None = None) -> by
         while len(data) < wanted and (more := file.read(wanted - len(data))):
             data += more
         return data
+
+
+def without_waiting(path: str, flags: int) -> int:
+    """Opens as `open` does, but for a pipe it does not wait until somebody writes to it."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def write_bytes(uri: str | Path, data: bytes, if_generation_match: int | None = None) -> None:

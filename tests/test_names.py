@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from components.train_job.launcher import copy_bundle
 from must import storage
 from must.cli import main
-from must.names import below, shown
+from must.names import below
 from tests.gcs import Server
 from tests.promote.bundles import make_bundle
 
@@ -26,11 +26,6 @@ def test_what_is_let_through_stays_below_its_folder(name: str) -> None:
     folder = Path("/srv/registry/x")
     assert (folder / checked).is_relative_to(folder) and ".." not in (folder / checked).parts
     assert storage.join(str(folder), checked) == str(folder / checked)
-
-
-@given(st.text())
-def test_a_name_in_a_message_is_one_short_line(name: str) -> None:
-    assert shown(name).isascii() and shown(name).isprintable() and len(shown(name)) < 1000
 
 
 EVIL = ["/../../../../escaped", "/a/../../../../escaped", "//{folder}/escaped"]

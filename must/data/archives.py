@@ -6,25 +6,29 @@ So a member's name is only ever a name: it cannot lead out of any folder.
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
+import io
 import json
 import lzma
 import re
-import shutil
+import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, BinaryIO
 
 from must import storage
 from must.data.sources import ARCHIVE, Item, Problems, UnreadableError, folder_label, kind_of
 from must.parameters import require
 
 COMPRESSED: dict[str, Any] = {"gz": gzip.open, "tgz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
+EXPANSION, EXPANDED = 100, 1_000_000_000  # a compressed tar may expand to so many times its size, or to 1 GB
+LARGEST_HEADER = 16_000_000  # bytes, of a name or of attributes, in a tar
+HEADER = struct.Struct("<26x2H")  # of a zip's member: the lengths of its name and extra field
 LABELS = ("cls", "json")  # members of a WebDataset sample that may hold its label
 
 
@@ -47,11 +51,8 @@ class Archives:
                 storage.download(file, path)
             if kind in COMPRESSED:
                 plain = folder / f"archive-{number}.tar"
-                try:
-                    with COMPRESSED[kind](path, "rb") as packed, storage.open_write(plain) as out:
-                        shutil.copyfileobj(packed, out, 1 << 20)
-                except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-                    raise ValueError(f"{self.option} {file}: the archive is damaged: {error}") from None
+                with self.naming(file), COMPRESSED[kind](path, "rb") as packed, storage.open_write(plain) as out:
+                    expand(packed, out, max(EXPANDED, EXPANSION * path.stat().st_size))
                 path = plain
             self.paths[number] = str(path)
 
@@ -59,7 +60,7 @@ class Archives:
         for number, (file, path) in enumerate(zip(self.files, self.paths, strict=True)):
             members = zip_members if path.lower().endswith(".zip") else tar_members
             prefix = file.rpartition("/")[2] + "/" if len(self.files) > 1 else ""
-            try:
+            with self.naming(file):
                 for name, size, place, label in members(path, problems):
                     kind = kind_of(name)
                     if kind is not None:
@@ -67,8 +68,19 @@ class Archives:
                         continue
                     chosen = {"folder": folder_label(name), "csv": label}.get(self.labels)
                     yield Item(prefix + name, size, chosen, None, [number, *place])
-            except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-                raise ValueError(f"{self.option} {file}: the archive is damaged: {error}") from None
+
+    @contextmanager
+    def naming(self, file: str) -> Iterator[None]:
+        """Says which archive it is that is damaged, whatever its reader stumbles over: the libraries raise anything."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+                raise  # of the disk; damage has no number, or is a place that cannot be
+            if isinstance(error, ValueError) and isinstance(error.__cause__, OSError):
+                raise  # a full disk
+            text = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ValueError(f"{self.option} {file}: the archive is damaged: {text}") from None
 
     def read(self, item: Item, limit: int) -> bytes:
         number, start, size, *packed = item.place
@@ -117,9 +129,11 @@ def tar_members(path: str, problems: Problems) -> Iterator[tuple[str, int, tuple
     key: str | None = None
     images: list[tuple[str, int, tuple[int, int]]] = []
     label: str | None = None
-    with tarfile.open(path, "r:") as tar:
+    with Headers(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+            if member.size < 0:  # some versions of tarfile would read the same members for ever
+                raise tarfile.ReadError(f"a member of {member.size} bytes")
             if member.isdir():
                 continue
             name = member.name.removeprefix("./")
@@ -131,11 +145,30 @@ def tar_members(path: str, problems: Problems) -> Iterator[tuple[str, int, tuple
                 yield from ((*image, label) for image in images)
                 key, images, label = base, [], None
             if extension in LABELS:
-                file = tar.extractfile(member)
-                label = label_in(extension, file.read(1 << 20) if file else b"") or label
+                content = tar.extractfile(member)
+                label = label_in(extension, content.read(1 << 20) if content else b"") or label
             else:
                 images.append((name, member.size, (member.offset_data, member.size)))
         yield from ((*image, label) for image in images)
+
+
+class Headers(io.FileIO):
+    """A tar of which no more is read at once than headers need: tarfile reads as much as a header says of itself."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= LARGEST_HEADER:
+            raise tarfile.ReadError("a header of impossible size")
+        return super().read(size)
+
+
+def expand(packed: Any, out: BinaryIO, limit: int) -> None:
+    while data := packed.read(1 << 20):
+        limit -= len(data)
+        if limit < 0:
+            raise tarfile.ReadError(
+                f"it expands to more than {EXPANSION} times its size; if it is as it should be, give it unpacked"
+            )
+        out.write(data)
 
 
 def key_of(name: str) -> tuple[str, str]:
@@ -151,10 +184,10 @@ def label_in(extension: str, data: bytes) -> str | None:
         return text or None
     try:
         content = json.loads(text)
-    except ValueError:
+        label = content.get("label") if isinstance(content, dict) else None
+        return None if label is None or label == "" else str(label)
+    except (ValueError, RecursionError):
         return None
-    label = content.get("label") if isinstance(content, dict) else None
-    return None if label is None or label == "" else str(label)
 
 
 def zip_members(path: str, problems: Problems) -> Iterator[tuple[str, int, tuple[int, int, int, int], None]]:
@@ -179,15 +212,17 @@ def unzipped(path: str, start: int, size: int, method: int, checksum: int, limit
     Raises:
         UnreadableError: it is damaged. No more than `limit` bytes are ever expanded, whatever the directory claims.
     """
-    header = np.frombuffer(storage.read_bytes(path, start, 30), "<u2")
-    if len(header) != 15:
+    header = storage.read_bytes(path, start, HEADER.size)
+    if len(header) != HEADER.size:
         raise UnreadableError("damaged in the archive")
-    data = storage.read_bytes(path, start + 30 + int(header[13]) + int(header[14]), size)
+    most = limit + limit // 1000 + 1000  # what is packed is never longer than that, or the image is too large anyway
+    data = storage.read_bytes(path, start + HEADER.size + sum(HEADER.unpack(header)), min(size, most))
     try:
         if method == zipfile.ZIP_DEFLATED:
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, limit)
     except zlib.error as error:
         raise UnreadableError(f"damaged in the archive: {error}") from None
+    data = data[:limit]
     if len(data) < limit and zlib.crc32(data) != checksum:
         raise UnreadableError("damaged in the archive: wrong checksum")
     return data

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from must.data.bounds import MAX_PIXELS
 from must.data.draws import Draw, resized, seed_views
 from must.data.fast_views import FACTORS, UPRIGHT, as_array, as_tensor, crop, size_of
 from must.data.image import decode, identify, orientation
@@ -47,9 +48,9 @@ class DeviceViews:
         self.draws = draws_of(settings)
         self.layers = self.draws.augment.num_layers if self.draws.augment else 0
 
-    def of_file(self, data: bytes, seeds: tuple[int, int, int]) -> tuple[np.ndarray, ...]:
+    def of_file(self, data: bytes, seeds: tuple[int, int, int], max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, ...]:
         """`seeds`: seed, epoch, sample. Raises ValueError: the bytes are no whole image."""
-        header = identify(data)
+        header = identify(data, max_pixels)
         width, height = size_of(header)
         seed_views(*seeds)
         draw = self.draws(width, height)
@@ -57,15 +58,15 @@ class DeviceViews:
         for place, (name, values) in enumerate(draw.operations):
             operations[place], arguments[place] = NAMES.index(name), values[0] if values else 0
         boxes, flip = self.boxes(draw, width, height), np.asarray(draw.flip)
-        return self.square(data, header), boxes, flip, operations, arguments, draw.masked
+        return self.square(data, header, max_pixels), boxes, flip, operations, arguments, draw.masked
 
-    def square(self, data: bytes, header: object) -> np.ndarray:
+    def square(self, data: bytes, header: object, max_pixels: int) -> np.ndarray:
         pixels = None
         if orientation(header) == UPRIGHT:
             shorter = min(header.size)  # type: ignore[attr-defined]
             factor = next((factor for factor in FACTORS if shorter >= factor * self.side), 1)
             pixels = decode_reduced(data, header, factor)
-        whole = as_tensor(np.asarray(decode(data)) if pixels is None else pixels)
+        whole = as_tensor(np.asarray(decode(data, max_pixels)) if pixels is None else pixels)
         return as_array(crop(whole, 0, 0, whole.shape[3], whole.shape[2], self.side))
 
     def boxes(self, draw: Draw, width: int, height: int) -> np.ndarray:

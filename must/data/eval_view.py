@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from must.text import brief
+
+LARGEST = 2048  # pixels, of a model's input
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -27,26 +31,41 @@ class Preprocess:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocess:
         """From open_clip's preprocess_cfg or a bundle; names that concern us only."""
+        if not isinstance(values, dict):
+            raise ValueError("the model's preprocessing is no mapping of names to values")
         size = values.get("size", 224)
         if isinstance(size, list | tuple):
-            if size[0] != size[1]:
-                raise ValueError(f"the model's input is {size[0]} x {size[1]} pixels; only square inputs are supported")
+            if len(size) != 2 or size[0] != size[1]:
+                shape = brief(" x ".join(map(str, size[:2])))
+                raise ValueError(f"the model's input is {shape} pixels; only square inputs are supported")
             size = size[0]
+        if type(size) is not int or not 1 <= size <= LARGEST:
+            raise ValueError(f"the model's input is {brief(size)} pixels wide; 1 to {LARGEST} are supported")
         preprocess = cls(
-            size=int(size),
-            mean=tuple(values.get("mean") or CLIP_MEAN),
-            std=tuple(values.get("std") or CLIP_STD),
+            size=size,
+            mean=three_numbers(values.get("mean") or CLIP_MEAN),
+            std=three_numbers(values.get("std") or CLIP_STD),
             interpolation=values.get("interpolation") or "bicubic",
             resize_mode=values.get("resize_mode") or "shortest",
         )
-        if preprocess.interpolation not in FILTERS or preprocess.resize_mode not in ("shortest", "squash"):
+        if str(preprocess.interpolation) not in FILTERS or preprocess.resize_mode not in ("shortest", "squash"):
             raise ValueError(
-                f"the model's preprocessing ({preprocess.interpolation}, {preprocess.resize_mode}) is not supported"
+                f"the model's preprocessing ({brief(preprocess.interpolation)}, {brief(preprocess.resize_mode)}) "
+                "is not supported"
             )
         return preprocess
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+
+
+def three_numbers(values: Any) -> tuple[float, ...]:
+    """Of the three channels. Raises ValueError: they are not."""
+    if not isinstance(values, list | tuple) or len(values) != 3:
+        raise ValueError("the model's preprocessing names no mean or deviation for each of three channels")
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+        raise ValueError("the model's preprocessing has a mean or deviation that is no number")
+    return tuple(values)
 
 
 class EvalView:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from must.data.bounds import MAX_PIXELS
 from must.data.draws import Draw, resized, seed_views
 from must.data.image import decode, identify, orientation
 from must.data.jpeg import decode_reduced
@@ -30,19 +31,21 @@ class FastViews(TrainViews):
         ValueError: the bytes are no whole image.
     """
 
-    def of_file(self, data: bytes, seeds: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def of_file(
+        self, data: bytes, seeds: tuple[int, int, int], max_pixels: int = MAX_PIXELS
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`seeds`: seed, epoch, sample. Views are uint8 [H, W, 3], the numbers of the masked patches [M]."""
-        header = identify(data)
+        header = identify(data, max_pixels)
         width, height = size_of(header)
         seed_views(*seeds)
         draw = self.draws(width, height)
         if self.padding:  # for small images, which cost little
-            image = decode(data)
+            image = decode(data, max_pixels)
             return self.weak(image, draw), self.strong(image, draw), draw.masked
-        pixels, scale = self.pixels(data, header, draw)
+        pixels, scale = self.pixels(data, header, draw, max_pixels)
         return self.fast_weak(pixels, scale, width, height, draw), self.fast_strong(pixels, scale, draw), draw.masked
 
-    def pixels(self, data: bytes, header: Any, draw: Draw) -> tuple[torch.Tensor, int]:
+    def pixels(self, data: bytes, header: Any, draw: Draw, max_pixels: int) -> tuple[torch.Tensor, int]:
         """uint8 [1, 3, H, W], no larger than the views need, and by what it is smaller than the file's picture."""
         if orientation(header) == UPRIGHT:
             needed = min(*header.size, *draw.strong[2:])
@@ -50,7 +53,7 @@ class FastViews(TrainViews):
             reduced = decode_reduced(data, header, factor)
             if reduced is not None:
                 return as_tensor(reduced), factor
-        return as_tensor(np.asarray(decode(data))), 1
+        return as_tensor(np.asarray(decode(data, max_pixels))), 1
 
     def fast_weak(self, pixels: torch.Tensor, scale: int, width: int, height: int, draw: Draw) -> np.ndarray:
         (resized_width, resized_height), (left, top) = resized(width, height, self.size), draw.weak

@@ -16,15 +16,14 @@ from must.config import ShardConfig
 from must.data.assemble import Piece, ShardJob, plan_shards
 from must.data.duplicates import OLD, Duplicates, find_duplicates
 from must.data.history import History, as_numbers, write_names, write_table
-from must.data.index import Index, Shard
+from must.data.index import REJECTED, Index, Shard
 from must.data.pool import Pool
 from must.data.unit import Record, Unit, name_hash, piece_name, record_name
 from must.data.work import Work
+from must.parameters import require
 
 if TYPE_CHECKING:
     from must.data.shard import Listing
-
-REJECTED = "rejected.jsonl"
 
 
 def finish(
@@ -85,6 +84,9 @@ def records(work: Work, numbers: list[int]) -> Iterator[Record]:
         yield Record.read(work.records / record_name(number))
 
 
+MOST_LABELS = 100_000  # each process reads the index, with all of them
+
+
 class Totals:
     """What has to be known before the shards are made."""
 
@@ -96,6 +98,11 @@ class Totals:
         for record in records(work, numbers):
             self.splits |= set(record.pieces)
             self.labels |= set(record.labels)
+            require(
+                len(self.labels) <= MOST_LABELS,
+                f"--labels {config.labels}: more than {MOST_LABELS} different labels, which the index would name one by "
+                "one; are these captions? Use --labels none",
+            )
             self.samples += sum(len(values) for values in record.hashes.values())
 
 
@@ -206,14 +213,16 @@ def still_rejected(path: str, listing: Listing, numbers: list[int], work: Work) 
     except FileNotFoundError:
         return []
     tried = {name for name, _ in listing.rejected}
-    hashes: set[bytes] = set()
+    uris = [source.uri for source, _, _ in listing.parts]
+    # Few were rejected and many may be new: so it is their hashes that are looked for.
+    wanted = {as_numbers(name_hash(uri, line["source"])).tobytes() for uri in uris for line in lines}
+    accepted: set[bytes] = set()
     for record in records(work, numbers):
         tried.update(name for name, _ in record.rejected)
-        hashes.update(row.tobytes() for row in record.names)
-    uris = [source.uri for source, _, _ in listing.parts]
+        accepted.update(wanted.intersection(row.tobytes() for row in record.names))
 
     def again(name: str) -> bool:
-        return name in tried or any(as_numbers(name_hash(uri, name)).tobytes() in hashes for uri in uris)
+        return name in tried or any(as_numbers(name_hash(uri, name)).tobytes() in accepted for uri in uris)
 
     return [
         (line["source"], line["reason"], "duplicate" in line)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import io
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image
 
+from must.data.bounds import MAX_PIXELS, refusal, refusal_unopened
+from must.data.colors import check_colors, to_rgb
 from must.data.jpeg import decode_plain
-
-MAX_PIXELS = 89_478_485
-"""Default limit on width x height, Pillow's own threshold of a decompression bomb: 268 MB as RGB."""
 
 # Only formats whose decoders read untrusted bytes safely: no EPS or WMF, which start other programs.
 Image.init()  # registers the formats this Pillow was built with
@@ -20,6 +19,7 @@ KNOWN = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", 
 FORMATS = tuple(name for name in KNOWN if name in Image.OPEN)
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
 ORIENTATION = 0x0112
+Picture = TypeVar("Picture")
 
 # About large images (our own limit decides) and damaged metadata (the pixels count): nothing a user could act on.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -37,7 +37,8 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> 
             with a shorter side below this many pixels.
 
     Raises:
-        ValueError: the bytes are no image, are damaged, or hold more than `max_pixels` pixels. The text is the reason.
+        ValueError: the bytes are no image, are damaged, or would cost too much (must/data/bounds.py; more than
+            `max_pixels` pixels, for one). The text is the reason.
     """
     image = identify(data, max_pixels)
     try:
@@ -53,6 +54,14 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> 
         raise ValueError(reason(error)) from error
 
 
+def seen(data: bytes, view: Callable[[Image.Image], Picture], max_pixels: int = MAX_PIXELS) -> Picture:
+    """What `view` makes of the decoded image. Raises ValueError, whatever goes wrong: it costs this image only."""
+    try:
+        return view(decode(data, max_pixels))
+    except Exception as error:
+        raise ValueError(reason(error)) from error
+
+
 def identify(data: bytes, max_pixels: int = MAX_PIXELS) -> Any:
     """The image with its header read: size and format are known, pixels are not decoded yet.
 
@@ -61,6 +70,8 @@ def identify(data: bytes, max_pixels: int = MAX_PIXELS) -> Any:
     """
     if not data:
         raise ValueError("empty file")
+    if refused := refusal_unopened(data):
+        raise ValueError(refused)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError:
@@ -69,11 +80,8 @@ def identify(data: bytes, max_pixels: int = MAX_PIXELS) -> Any:
         raise ValueError(f"more than {max_pixels} pixels") from None
     except Exception as error:
         raise ValueError(reason(error)) from error
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ValueError(f"{width}x{height} is more than {max_pixels} pixels")
-    if width < 1 or height < 1:
-        raise ValueError(f"{width}x{height} has no pixels")
+    if refused := refusal(image, max_pixels):
+        raise ValueError(refused)
     return image
 
 
@@ -88,8 +96,7 @@ def check(image: Any) -> None:
             width, height = image.size
             image.draft("L" if image.mode == "RGB" else None, (max(1, width // 8), max(1, height // 8)))
         image.load()
-        if image.mode not in ("RGB", "L", "P", "CMYK"):  # from these the way to RGB always succeeds
-            to_rgb(image)
+        check_colors(image)
     except Exception as error:
         raise ValueError(reason(error)) from error
 
@@ -125,53 +132,9 @@ TURNS = {
 }
 
 
-def to_rgb(image: Any) -> Image.Image:
-    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    if image.mode == "CMYK":
-        return cmyk_to_rgb(image)
-    if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(to_8_bits(np.asarray(image))).convert("RGB")
-    return image.convert("RGB")
-
-
-def cmyk_to_rgb(image: Any) -> Image.Image:
-    """Printing inks by the profile that says what they look like; without one, Pillow's plain formula."""
-    profile = image.info.get("icc_profile")
-    if profile:
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-            if converted is not None:
-                return converted
-        except (ImageCms.PyCMSError, OSError):
-            pass  # a damaged profile: viewers ignore it too
-    return image.convert("RGB")
-
-
-def to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Grey values of 16 or 32 bits, or floats, [H, W] -> uint8 [H, W].
-
-    16-bit files use their whole range, so it is divided by 257. A wider or a floating-point file does not say what is
-    white; then floats within 0..1 are scaled by 255, and others from their darkest to their brightest value.
-    """
-    if not np.isfinite(values).all():
-        raise ValueError("pixel values that are not finite")
-    low, high = float(values.min()), float(values.max())
-    if values.dtype.kind == "f" and low >= 0 and high <= 1:
-        scaled = values * 255.0
-    elif values.dtype.kind != "f" and low >= 0 and high <= 65535:
-        scaled = values.astype(np.float64) / 257.0
-    else:
-        scaled = (values.astype(np.float64) - low) * (255.0 / max(high - low, 1e-12))
-    return np.rint(scaled).astype(np.uint8)
-
-
 def reason(error: BaseException) -> str:
     """A decoder's error in one short line that does not differ from run to run."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError | OverflowError):
         return "too large for the memory"
     text = " ".join(str(error).split())
     if "BytesIO" in text:  # Pillow names the object's address

@@ -13,11 +13,10 @@ import numpy as np
 
 from must import storage
 from must.data.index_check import Shard, checked
-from must.names import shown
-from must.text import printable
+from must.text import brief, printable
 
 VERSION = 1
-NAME = "index.json"
+NAME, REJECTED = "index.json", "rejected.jsonl"
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,17 @@ class Index:
     @property
     def total_bytes(self) -> int:
         return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def files(self) -> set[str]:
+        """Names of all that the index speaks of, and of the list of rejected files, which lies beside it."""
+        shards = {name for shard in self.shards for name in (shard.name, shard.offsets_name)}
+        return shards | {table["name"] for table in self.tables} | {REJECTED}
+
+    @property
+    def max_pixels(self) -> int:
+        """Of an image in the shards: what `must shard` was given."""
+        return self.settings["max_pixels"]
 
     def shards_of(self, split: str) -> tuple[Shard, ...]:
         """The shards of a split, in order. Raises ValueError, naming the splits there are, when it is unknown."""
@@ -95,7 +105,7 @@ def parse_index(data: bytes, path: str) -> Index:
     try:
         return Index(**checked(content), sha256=hashlib.sha256(data).hexdigest())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {shown(str(error))}"
+        problem = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {brief(str(error))}"
         raise ValueError(f"{path} is damaged ({problem}); run `must shard` again") from None
 
 

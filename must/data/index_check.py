@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from must.names import SHA256, SHARD, TABLE, of_form, shown
+from must.names import SHA256, SHARD, TABLE, of_form
 from must.parameters import require
+from must.text import brief
 
 LARGEST = 2**53  # of any number; sums of those in an index stay far from 2^63
 
@@ -47,7 +48,7 @@ def checked(content: dict[str, Any]) -> dict[str, Any]:
         for value in counts.values():
             count(value, "a count of files")
     for split, counts in content["splits"].items():
-        require(split.isidentifier(), f"{shown(split)} is no name of a split")
+        require(split.isidentifier(), f"{brief(split)} is no name of a split")
         require(
             count(counts["labelled"], "labelled") <= count(counts["samples"], "samples"), "more labels than samples"
         )

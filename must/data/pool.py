@@ -16,7 +16,15 @@ from typing import Any, NamedTuple
 from must.data.assemble import ShardJob, assemble
 from must.data.index import Shard
 from must.data.unit import Settings, Unit, do_unit
+from must.data.whereabouts import forget, left_at
 from must.data.work import Work
+from must.storage import LaterError
+
+SHOWN = 8  # files that a killed worker may have been at
+
+
+class KilledWorkerError(LaterError):
+    """A worker process is gone, and has said nothing."""
 
 
 class Done(NamedTuple):
@@ -49,7 +57,15 @@ class Pool:
             self.executor.shutdown(wait=True, cancel_futures=True)
 
     def do_units(self, units: list[Unit], settings: Settings, work: Work) -> Iterator[Done]:
-        yield from self.run(unit_job, [(unit, settings, work.uri, work.records) for unit in units])
+        forget(work.records)
+        try:
+            yield from self.run(unit_job, [(unit, settings, work.uri, work.records) for unit in units])
+        except KilledWorkerError as error:
+            names = left_at(work.records)
+            if not names:
+                raise
+            more = f" and {len(names) - SHOWN} others" if len(names) > SHOWN else ""
+            raise KilledWorkerError(f"{error}; it was at one of: {', '.join(names[:SHOWN])}{more}") from None
 
     def assemble(self, jobs: list[ShardJob], work: Work) -> list[Shard]:
         """The shards, in the order of `jobs`."""
@@ -71,7 +87,7 @@ class Pool:
                 for future in ready:
                     yield future.result()
         except BrokenProcessPool:
-            raise ValueError(
+            raise KilledWorkerError(
                 "a worker process was killed, most likely because the memory was full; "
                 "run the same command again to go on where it was, with fewer --workers"
             ) from None

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,15 +19,16 @@ from typing import Any
 
 from must import storage
 from must.config import ShardConfig
+from must.cores import cores
 from must.data import finish, index
 from must.data.history import History
 from must.data.index import Index
 from must.data.plan import Plan, make_plan
 from must.data.pool import Pool
 from must.data.report import Progress, summary
-from must.data.sources import Problems, Source, open_source
+from must.data.sources import Problems, Source, is_within, open_source
 from must.data.unit import Settings, Unit
-from must.data.work import Work
+from must.data.work import NAME, RUN, WRITTEN, Work
 from must.lock import SHARDS, locked
 from must.parameters import require
 
@@ -41,10 +41,13 @@ def shard(config: ShardConfig) -> Index:
             that another run is writing, a full disk. The index is then not written, and what was done is kept for a
             next try unless it is worthless.
     """
+    apart(config)
     sources = open_sources(config)
     with fresh_folder(config.output), locked(config.output, SHARDS) as still_ours:
         before = storage.generation(storage.join(config.output, index.NAME)) or 0
         previous = existing_index(config)
+        if previous is None or config.append:
+            refuse_strangers(config.output, previous)
         with Work(config.output) as work:
             return run(config, sources, previous, work, still_ours, before)
 
@@ -102,6 +105,28 @@ class Listing:
     @property
     def items(self) -> int:
         return sum(plan.items for _, _, plan in self.parts)
+
+
+def apart(config: ShardConfig) -> None:
+    """Raises ValueError if a source lies in the output, which people delete as a whole. The other way round is fine."""
+    for option, source in (("--source", config.source), ("--test-source", config.test_source)):
+        require(
+            not source or not is_within(source, config.output),
+            f"{option} {source}: lies in --output {config.output}; shards need a folder of their own",
+        )
+
+
+def refuse_strangers(output: str, previous: Index | None) -> None:
+    """Raises ValueError for files that this run would overwrite, or take for its own, and that no run has written."""
+    if storage.exists(storage.join(output, NAME, RUN)):
+        return
+    known = previous.files if previous else set()
+    for entry in storage.list_files(output):
+        require(
+            entry.name in known or not WRITTEN.fullmatch(entry.name),
+            f"{output} holds {entry.name}, which is not of an index of `must shard` there; choose another --output, or "
+            "move the file away",
+        )
 
 
 def open_sources(config: ShardConfig) -> list[tuple[Source, str]]:
@@ -208,7 +233,3 @@ def fresh_folder(output: str) -> Iterator[None]:
         if new:
             with suppress(OSError):  # it is not empty: there is work to go on with
                 storage.local(output).rmdir()
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from must import storage
 from must.parameters import require
+from must.text import brief
 
 EXTENSIONS = frozenset(
     "jpg jpeg jpe jfif mpo png webp gif bmp dib tif tiff ppm pgm pbm pnm jp2 j2k jpx avif ico tga".split()  # noqa: SIM905
@@ -80,6 +81,7 @@ def open_source(uri: str, labels: str, option: str, exclude: str = "") -> Source
 
     if uri.lower().endswith((".csv", ".tsv", ".jsonl", ".ndjson")):
         require(storage.exists(uri), f"{option} {uri}: there is no such file")
+        require(storage.is_remote(uri) or storage.local(uri).is_file(), f"{option} {uri}: not a file")
         return Manifest(uri, labels, option)
     several = "{" in uri and bool(ARCHIVE.search(uri))
     if not storage.is_remote(uri) and not several:
@@ -87,7 +89,7 @@ def open_source(uri: str, labels: str, option: str, exclude: str = "") -> Source
         require(path.exists(), f"{option} {uri}: there is no such folder or file")
         require(os.access(path, os.R_OK), f"{option} {uri}: no permission to read it")
         require(
-            path.is_dir() or bool(ARCHIVE.search(uri)),
+            path.is_dir() or (path.is_file() and bool(ARCHIVE.search(uri))),
             f"{option} {uri}: expected a folder of images, a .csv or .jsonl manifest, or a .tar or .zip archive",
         )
     return open_archives(uri, labels, option, below(uri, exclude)) or Folder(uri, labels, exclude)
@@ -136,10 +138,20 @@ def below(root: str, folder: str) -> str:
     """`folder` relative to `root` with a "/" behind it, or "" if it lies elsewhere."""
     if not folder or storage.is_remote(root) != storage.is_remote(folder):
         return ""
-    if not storage.is_remote(root):
-        root, folder = str(storage.local(root).resolve()), str(storage.local(folder).resolve())
-    root, folder = root.rstrip("/") + "/", folder.rstrip("/") + "/"
+    root, folder = normal(root), normal(folder)
     return folder[len(root) :] if folder.startswith(root) and folder != root else ""
+
+
+def normal(uri: str) -> str:
+    """One spelling of a folder, with a "/" at its end."""
+    return (uri if storage.is_remote(uri) else str(storage.local(uri).resolve())).rstrip("/") + "/"
+
+
+def is_within(place: str, folder: str) -> bool:
+    """Whether `place` is the folder or lies in it."""
+    return bool(below(folder, place)) or (
+        storage.is_remote(folder) == storage.is_remote(place) and normal(folder) == normal(place)
+    )
 
 
 class Manifest:
@@ -164,10 +176,17 @@ class Manifest:
                 f"{self.option} {self.uri} line {line}: no 'path'; the columns are path[,label][,split]",
             )
             assert isinstance(path, str)
+            if not is_name(path):
+                problems.reject(path, "no name that a file can have")
+                continue
             label, split = row.get("label"), row.get("split")
             require(
-                split in (None, "") or (isinstance(split, str) and split.isidentifier() and split.islower()),
-                f"{self.option} {self.uri} line {line}: '{split}' is no split name (lower-case letters, digits and _)",
+                split in (None, "") or is_split(split),
+                f"{self.option} {self.uri} line {line}: {brief(split)} is no split name (lower-case, digits, _)",
+            )
+            require(
+                label is None or isinstance(label, str | int | float),
+                f"{self.option} {self.uri} line {line}: the label is no text",
             )
             if self.labels == "folder":
                 label = folder_label(path)
@@ -177,6 +196,7 @@ class Manifest:
 
     def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """(line number, columns), read as a stream."""
+        number = 0
         with self.local_copy() as path, path.open(encoding="utf-8-sig", newline="") as file:
             try:
                 if self.uri.lower().endswith((".csv", ".tsv")):
@@ -186,15 +206,23 @@ class Manifest:
                         f"{self.option} {self.uri}: the first line must name the columns path[,label][,split]",
                     )
                     for row in table:
-                        yield table.line_num, row
+                        number = table.line_num
+                        yield number, row
                 else:
                     for number, line in enumerate(file, 1):
                         if line.strip():
-                            content = json.loads(line)
-                            require(isinstance(content, dict), f"{self.uri} line {number}: expected a JSON object")
-                            yield number, content
-            except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
-                raise ValueError(f"{self.option} {self.uri}: cannot be read as it ends: {error}") from None
+                            yield number, self.parsed(line, number)
+            except (UnicodeDecodeError, csv.Error) as error:
+                raise ValueError(f"{self.option} {self.uri}: cannot be read behind line {number}: {error}") from None
+
+    def parsed(self, line: str, number: int) -> dict[str, Any]:
+        where = f"{self.option} {self.uri} line {number}"
+        try:
+            content = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where}: cannot be read: {error}") from None
+        require(isinstance(content, dict), f"{where}: expected a JSON object")
+        return content
 
     def local_copy(self) -> Any:
         return LocalCopy(self.uri)
@@ -203,6 +231,18 @@ class Manifest:
         name = item.name
         absolute = name.startswith("/") or "://" in name
         return storage.read_bytes(name if absolute or not self.base else storage.join(self.base, name), 0, limit)
+
+
+def is_split(name: object) -> bool:
+    return isinstance(name, str) and name.isidentifier() and name.islower() and len(name) <= 50  # it is part of a name
+
+
+def is_name(path: str) -> bool:
+    """Whether a file can have it. Of lone surrogates those can be that Python has for bytes that are no text."""
+    try:
+        return b"\0" not in path.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
 
 
 class LocalCopy:

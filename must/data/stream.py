@@ -17,7 +17,7 @@ from must.data.ahead import InOrder, ReadingAhead
 from must.data.device_views import DeviceInputs, DeviceViews
 from must.data.eval_view import EvalView, Preprocess
 from must.data.fast_views import FastViews
-from must.data.image import decode
+from must.data.image import reason, seen
 from must.data.index import Index
 from must.data.order import GlobalBatches, MicroBatches
 from must.data.reader import CACHE_GB, ShardReader, open_reader
@@ -33,7 +33,7 @@ warnings.filterwarnings("ignore", "The given NumPy array is not writable")
 
 
 class Views(Protocol):
-    def of_file(self, data: bytes, seeds: tuple[int, int, int]) -> tuple[np.ndarray, ...]:
+    def of_file(self, data: bytes, seeds: tuple[int, int, int], max_pixels: int) -> tuple[np.ndarray, ...]:
         """Of an image file and (seed, epoch, sample). Raises ValueError: the bytes are no whole image."""
 
 
@@ -64,6 +64,7 @@ class TrainDataset(Dataset):
 
     def __init__(self, reader: ShardReader, views: Views, seed: int) -> None:
         self.reader, self.views, self.seed = reader, views, seed
+        self.max_pixels = reader.index.max_pixels
         self.told = 0
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Any, ...]:
@@ -72,13 +73,14 @@ class TrainDataset(Dataset):
             sample = (wanted + attempt) % len(self.reader)  # a replacement is as reproducible as the sample itself
             data = self.reader.image(sample)  # outside: a damaged shard is no damaged image
             try:
-                return *self.views.of_file(data, (self.seed, epoch, sample)), sample, int(attempt > 0)
-            except ValueError as error:
-                problem = error
-                self.tell(sample, error)
+                views = self.views.of_file(data, (self.seed, epoch, sample), self.max_pixels)
+                return *views, sample, int(attempt > 0)
+            except Exception as error:  # whatever one image brings about, the run goes on
+                problem = reason(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {reason(error)}"
+                self.tell(sample, problem)
         raise ValueError(f"{self.reader.uri}: {REPLACEMENTS} samples in a row cannot be read, the last one: {problem}")
 
-    def tell(self, sample: int, problem: ValueError) -> None:
+    def tell(self, sample: int, problem: str) -> None:
         """Names the first few on standard error: this may be a loader process, which nobody else can ask."""
         if self.told < TELL:
             name = self.reader.shards[self.reader.shard_of(sample)].name
@@ -178,11 +180,11 @@ class EvalDataset(Dataset):
     def __getitem__(self, sample: int) -> tuple[np.ndarray, int, str | None, str] | None:
         data = self.reader.image(sample)  # outside: a damaged shard is no damaged image
         try:
-            image = decode(data)
+            pixels = seen(data, self.view, self.reader.index.max_pixels)
         except ValueError:
             return None
         description = self.reader.description(sample)
-        return self.view(image), sample, description.get("label"), description.get("source", "")
+        return pixels, sample, description.get("label"), description.get("source", "")
 
 
 def eval_batches(

@@ -25,6 +25,7 @@ from must.data import image as images
 from must.data.plan import read_unit
 from must.data.sources import Item, Source, UnreadableError
 from must.data.tarwriter import TarWriter
+from must.data.whereabouts import Whereabouts
 
 READERS = 16  # threads that fetch from a bucket for one worker; each waits for the network most of the time
 AHEAD = 256_000_000  # bytes that they may hold, as far as the listing told their sizes
@@ -110,7 +111,9 @@ def do_unit(unit: Unit, settings: Settings, work: str, records: Path) -> Record:
     names: list[bytes] = []
     writers: dict[str, TarWriter] = {}
     with ExitStack() as stack:
+        here = stack.enter_context(Whereabouts(records, unit.number))
         for position, (item, data) in enumerate(read_ahead(unit, settings)):
+            here.at(item.name)
             record.files += 1
             try:
                 if isinstance(data, Exception):

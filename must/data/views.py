@@ -18,6 +18,7 @@ from timm.data import auto_augment
 from timm.data.auto_augment import NAME_TO_OP
 from torch import Tensor
 
+from must.data.bounds import MAX_PIXELS
 from must.data.draws import Draw, Draws, Operation, PatchMask, resized, seed_views
 from must.data.eval_view import Preprocess
 from must.data.image import decode
@@ -56,9 +57,11 @@ class TrainViews:
         draw = self.draws(*image.size)
         return self.weak(image, draw), self.strong(image, draw), draw.masked
 
-    def of_file(self, data: bytes, seeds: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def of_file(
+        self, data: bytes, seeds: tuple[int, int, int], max_pixels: int = MAX_PIXELS
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of an image file, decoded once. `seeds`: seed, epoch, sample. Raises ValueError: it is no whole image."""
-        image = decode(data)
+        image = decode(data, max_pixels)
         seed_views(*seeds)
         return self(image)
 

@@ -13,10 +13,12 @@ from typing import Any
 from must import storage
 from must.data import index
 from must.data.unit import record_name
+from must.names import TABLE
 
 NAME = ".shard"
 RUN = "run.json"
-SHARD = re.compile(r"[a-z_][a-z0-9_]*-\d{6,}\.(tar|npy)")
+SHARD = re.compile(r"[^\W\d]\w*-[0-9]{6,12}\.(tar|npy)")  # as must.names has it, and its table
+WRITTEN = re.compile(rf"{SHARD.pattern}|{TABLE.pattern}|rejected\.jsonl")
 
 
 class Work:

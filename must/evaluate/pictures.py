@@ -23,8 +23,11 @@ class Thumbnails:
 
     def __call__(self, sample: int) -> str:
         if sample not in self.made:
-            self.made[sample] = self.make(decode(self.reader.image(sample), shorter_side=SIDE))
+            self.made[sample] = self.make(self.decoded(sample))
         return self.made[sample]
+
+    def decoded(self, sample: int) -> Image.Image:
+        return decode(self.reader.image(sample), self.reader.index.max_pixels, shorter_side=SIDE)
 
     @staticmethod
     def make(image: Image.Image) -> str:

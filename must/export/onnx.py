@@ -83,7 +83,7 @@ def check_images(config: ExportConfig, bundle: Bundle) -> np.ndarray:
         shape = (RANDOM_IMAGES, preprocess.size, preprocess.size, 3)
         return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     from must.data.eval_view import EvalView
-    from must.data.image import decode
+    from must.data.image import seen
     from must.data.reader import ShardReader
 
     reader, view = ShardReader(config.shards, config.split, sha256=config.index_sha256), EvalView(preprocess)
@@ -91,7 +91,7 @@ def check_images(config: ExportConfig, bundle: Bundle) -> np.ndarray:
     pixels = []
     for number in np.linspace(0, len(reader) - 1, count).astype(int):
         try:
-            pixels.append(view(decode(reader.image(int(number)))))
+            pixels.append(seen(reader.image(int(number)), view, reader.index.max_pixels))
         except ValueError:
             continue  # evaluate counts such images; here the others do
     require(bool(pixels), f"--shards {config.shards}: no image of split '{config.split}' can be decoded")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from must import storage
 from must.config import PredictConfig
 from must.data.eval_view import EvalView
-from must.data.image import decode
+from must.data.image import seen
 from must.data.sources import EXTENSIONS
 from must.export.session import load_classifier
 from must.export.write import open_writer
@@ -70,7 +70,7 @@ def predict(config: PredictConfig) -> dict[str, int]:
 def load(name: str, view: EvalView) -> tuple[np.ndarray | None, str]:
     """(uint8 [S, S, 3], "") or (None, the reason). The same decoder and view as `must evaluate`."""
     try:
-        return view(decode(storage.read_bytes(name))), ""
+        return seen(storage.read_bytes(name), view), ""
     except (OSError, ValueError) as error:
         return None, getattr(error, "strerror", None) or str(error)
 

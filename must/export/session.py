@@ -43,10 +43,30 @@ class OnnxClassifier:
             {"classes", "preprocess"} <= metadata.keys(), f"{where}: names no classes; it was not made by `must export`"
         )
         self.metadata: dict[str, str] = metadata
-        self.classes: list[str] = json.loads(metadata["classes"])
-        self.preprocess = Preprocess.from_dict(json.loads(metadata["preprocess"]))
+        try:
+            self.classes: list[str] = json.loads(metadata["classes"])
+            self.preprocess = Preprocess.from_dict(json.loads(metadata["preprocess"]))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where}: its metadata are damaged: {error}") from None
+        named = isinstance(self.classes, list) and all(isinstance(name, str) for name in self.classes)
+        require(named and bool(self.classes), f"{where}: its metadata name no classes")
+        self.check_shapes(where)
         node = self.session.get_inputs()[0]
         self.input_name, self.takes_pixels = node.name, "uint8" in node.type
+
+    def check_shapes(self, where: str) -> None:
+        """Raises ValueError: the metadata speak of another network than the one in the file."""
+        inputs, outputs, size = self.session.get_inputs(), self.session.get_outputs(), self.preprocess.size
+        require(len(inputs) == 1 and len(outputs) == 1, f"{where}: expected one input and one output")
+        sides = [side for side in inputs[0].shape[1:] if isinstance(side, int)]
+        require(
+            sorted(sides) == sorted([3, size, size]), f"{where}: its input is {sides}, its metadata say {size} pixels"
+        )
+        classes = outputs[0].shape[-1:]
+        require(
+            classes == [len(self.classes)],
+            f"{where}: gives {classes} probabilities, its metadata name {len(self.classes)} classes",
+        )
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [B, S, S, 3] -> float32 [B, K]"""

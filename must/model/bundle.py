@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from must import __version__, storage
 from must.data.eval_view import Preprocess
 from must.parameters import require
+from must.text import brief
 
 if TYPE_CHECKING:
     from must.model.classifier import TextClassifier
@@ -55,10 +56,13 @@ def load_description(folder: str) -> Description:
     require(storage.exists(uri), f"--model {folder}: no {DESCRIPTION_FILE} there; a bundle is what `must train` writes")
     try:
         values = json.loads(storage.read_bytes(uri))
-        require(values["format"] <= FORMAT, f"--model {folder}: written by a newer version ({values['must_version']})")
-        return Description(**values)
-    except (KeyError, TypeError, json.JSONDecodeError):
+        newer, version = values["format"] > FORMAT, values["must_version"]
+        description = None if newer else Description(**values)
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise ValueError(f"{uri}: is damaged") from None
+    if description is None:
+        raise ValueError(f"--model {folder}: written by a newer version ({brief(version)})")
+    return description
 
 
 def load_bundle(folder: str) -> Bundle:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import yaml
 from must import storage
 from must.config import ClassifierConfig
 from must.parameters import require
+from must.text import brief, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,13 +119,14 @@ def load_class_set(source: str) -> ClassSet:
     require(storage.exists(source), f"--classes {source}: no such file; a set that ships: {BUNDLED_SET}")
     try:
         content = yaml.safe_load(storage.read_bytes(source).decode())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--classes {source}: no valid YAML: {' '.join(str(error).split())}") from None
+    except Exception as error:  # PyYAML raises many things for a number or date that is none
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"--classes {source}: no valid YAML: {printable(text, 300)}") from None
     require(
         isinstance(content, dict) and "classes" in content, f"--classes {source}: expected 'classes:' and 'templates:'"
     )
     unknown = content.keys() - {"classes", "templates"}
-    require(not unknown, f"--classes {source}: unknown key '{', '.join(map(str, unknown))}'; known: classes, templates")
+    require(not unknown, f"--classes {source}: unknown key {', '.join(map(brief, unknown))}; known: classes, templates")
     return make_class_set(content["classes"], content.get("templates") or ["a photo of a {}."], f"--classes {source}")
 
 
@@ -132,8 +135,8 @@ def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool
     require(isinstance(templates, list), f"{where}: templates must be a list of strings with {{}}")
     for template in templates:
         require(
-            isinstance(template, str) and template.count("{}") >= 1,
-            f"{where}: the template '{template}' has no {{}} for the class name",
+            is_text(template) and template.count("{}") >= 1,
+            f"{where}: the template {brief(template)} has no {{}} for the class name",
         )
     names, prompts = [], []
     for number, entry in enumerate(classes):
@@ -141,20 +144,25 @@ def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool
         if isinstance(name, int | float) and not isinstance(name, bool):
             name = str(name)
         require(
-            isinstance(name, str) and bool(name.strip()),
+            is_text(name),
             f"{where}: class {number + 1} has no name (YAML reads yes, no, on and off as true and false: quote them)",
         )
         name = name.strip()
         own = entry.get("prompts") if isinstance(entry, dict) else None
         require(
-            own is None or (isinstance(own, list) and bool(own) and all(isinstance(p, str) and p.strip() for p in own)),
-            f"{where}: the prompts of class '{name}' must be a list of strings",
+            own is None or (isinstance(own, list) and bool(own) and all(map(is_text, own))),
+            f"{where}: the prompts of class {brief(name)} must be a list of strings",
         )
         names.append(name)
         prompts.append(tuple(own or (template.replace("{}", name) for template in templates)))
-    repeated = sorted({name for name in names if names.count(name) > 1}) if not allow_repeats else []
-    require(not repeated, f"{where}: class '{', '.join(repeated)}' stands more than once")
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1) if not allow_repeats else []
+    require(not repeated, f"{where}: class {', '.join(map(brief, repeated[:5]))} stands more than once")
     return ClassSet(unique(names), tuple(prompts), tuple(templates))
+
+
+def is_text(value: Any) -> bool:
+    """Whether it is a string with something in it that can be written anywhere: YAML can spell half a character."""
+    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def unique(names: list[str]) -> tuple[str, ...]:
@@ -188,8 +196,11 @@ def load_classifier(uri: str, flag: str = "--classifier") -> TextClassifier:
     header = parse_header(data[8 : 8 + header_size(data)], uri, flag)
     try:
         weights = load(data)["classifier"]
+        whole = weights.ndim == 2 and weights.shape[1] == len(header["classes"]) and weights.is_floating_point()
     except Exception:
-        raise damaged(uri, flag) from None
+        whole = False
+    if not whole:
+        raise damaged(uri, flag)
     return TextClassifier(
         weights=weights,
         classes=tuple(header["classes"]),
@@ -213,9 +224,14 @@ def header_size(data: bytes) -> int:
 
 def parse_header(data: bytes, uri: str, flag: str) -> dict[str, Any]:
     try:
-        return json.loads(json.loads(data)["__metadata__"][METADATA_KEY])
-    except (ValueError, KeyError, TypeError):
-        raise damaged(uri, flag) from None
+        header = json.loads(json.loads(data)["__metadata__"][METADATA_KEY])
+        texts = [*header["classes"], *header["templates"], header["model"], header["pretrained"]]
+        whole = all(isinstance(text, str) for text in texts) and isinstance(header["logit_scale"], int | float)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        whole = False
+    if not whole:
+        raise damaged(uri, flag)
+    return header
 
 
 def check_is_there(uri: str, flag: str) -> None:

@@ -13,6 +13,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from must.cores import cores
 from must.train.heartbeat import LEFT, LOOK, PREEMPTED, Heartbeat, connect
 
 __all__ = ["PREEMPTED", "LostRank", "StopSignal", "World", "pick_device", "share_cores", "world"]
@@ -66,8 +67,8 @@ def share_cores() -> None:
     left alone (torchrun sets it to 1).
     """
     if "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        torch.set_num_threads(max(1, cores - 1))
+        own = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(max(1, own - 1))
 
 
 @contextmanager

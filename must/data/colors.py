@@ -1,0 +1,114 @@
+"""From whatever a file holds to RGB, strip by strip: a conversion's in-between copies may be eight times its result."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms
+
+STRIP = 1 << 18  # pixels converted at once
+
+
+def to_rgb(image: Any) -> Image.Image:
+    """A loaded image as RGB; what is transparent on white. Raises ValueError: there is no way to RGB."""
+    if is_transparent(image):
+        return by_strips(image, on_white)
+    if image.mode == "CMYK":
+        return cmyk_to_rgb(image)
+    if is_deep(image):
+        scale = Scale(image)
+        return by_strips(image, lambda strip: Image.fromarray(scale(np.asarray(strip))).convert("RGB"))
+    return image.convert("RGB")
+
+
+def check_colors(image: Any) -> None:
+    """Raises what `to_rgb` would, for less: what can fail shows in the first strip or in the range of values."""
+    if is_deep(image) and not is_transparent(image):
+        Scale(image)
+    elif image.mode not in ("RGB", "L", "P", "CMYK"):  # from these the way to RGB always succeeds
+        to_rgb(next(strips(image))[1])
+
+
+def is_transparent(image: Any) -> bool:
+    return "A" in image.mode or "a" in image.mode or "transparency" in image.info
+
+
+def is_deep(image: Any) -> bool:
+    """16 or 32 bits a pixel, or floats."""
+    return image.mode == "F" or image.mode.startswith("I")
+
+
+def strips(image: Any) -> Iterator[tuple[int, Any]]:
+    """(top, the rows from there on), of about STRIP pixels; a small image as it is."""
+    rows = max(1, STRIP // image.width)
+    if rows >= image.height:
+        yield 0, image
+        return
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def by_strips(image: Any, convert: Any) -> Image.Image:
+    rgb = None
+    for top, strip in strips(image):
+        converted = convert(strip)
+        if strip is image:
+            return converted
+        if rgb is None:
+            rgb = Image.new("RGB", image.size)
+        rgb.paste(converted, (0, top))
+    assert rgb is not None
+    return rgb
+
+
+def on_white(image: Any) -> Image.Image:
+    rgba = image.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def cmyk_to_rgb(image: Any) -> Image.Image:
+    """Printing inks by the profile that says what they look like; without one, Pillow's plain formula."""
+    profile = image.info.get("icc_profile")
+    if profile:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            if converted is not None:
+                return converted
+        except (ImageCms.PyCMSError, OSError):
+            pass  # a damaged profile: viewers ignore it too
+    return image.convert("RGB")
+
+
+class Scale:
+    """Grey values of 16 or 32 bits, or floats, [H, W] -> uint8 [H, W], by the range of the whole image.
+
+    16-bit files use their whole range, so it is divided by 257. A wider or a floating-point file does not say what is
+    white; then floats within 0..1 are scaled by 255, and others from their darkest to their brightest value.
+
+    Raises:
+        ValueError: values that are not finite.
+    """
+
+    def __init__(self, image: Any) -> None:
+        lows, highs = [], []
+        for _, strip in strips(image):
+            values = np.asarray(strip)
+            if not np.isfinite(values).all():
+                raise ValueError("pixel values that are not finite")
+            lows.append(float(values.min()))
+            highs.append(float(values.max()))
+        self.low, self.high = min(lows), max(highs)
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        if values.dtype.kind == "f" and self.low >= 0 and self.high <= 1:
+            scaled = values * 255.0
+        elif values.dtype.kind != "f" and self.low >= 0 and self.high <= 65535:
+            scaled = values.astype(np.float64) / 257.0
+        else:
+            scaled = (values.astype(np.float64) - self.low) * (255.0 / max(self.high - self.low, 1e-12))
+        return np.rint(scaled).astype(np.uint8)
