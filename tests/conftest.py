@@ -28,3 +28,9 @@ def digits():
     from tests.evaluate.digits import digits
 
     return digits()
+
+
+@pytest.fixture
+def record_property(record_property):
+    """pytest's own, for numpy's numbers too, which pytest-xdist cannot send."""
+    return lambda name, value: record_property(name, value.item() if hasattr(value, "item") else value)
