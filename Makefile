@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO ?= build/demo
 # Test files on several processes at once, each file on one; JOBS=0 runs all in this one (for a debugger).
 JOBS ?= auto
-PYTEST := --numprocesses $(JOBS) --dist loadfile
+PYTEST := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help
 help:  ## Show these commands
