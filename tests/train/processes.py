@@ -1,8 +1,7 @@
-"""Ranks of a run as real processes, forked from one that has imported torch: importing it takes longer than they do."""
+"""Ranks of a run as real processes, which find each other as those of torchrun do."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 import traceback
@@ -13,33 +12,27 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.train.ranks", "tests.train.step_ranks"])
+from tests.forked import CONTEXT
 
 
 def on_ranks(world: int, function: Callable[..., Any], *arguments: Any, **values: Any) -> Any:
     """What `function` returns on rank 0 of `world` processes, which find each other as torchrun's do."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    receiver, sender = CONTEXT.Pipe(duplex=False)
-    processes = [
-        CONTEXT.Process(target=rank_main, args=(rank, world, store.port, sender, function, arguments, values))
-        for rank in range(world)
-    ]
-    for process in processes:
-        process.start()
-    sender.close()
-    answers = []
+    ranks = []
+    for rank in range(world):
+        receiver, sender = CONTEXT.Pipe(duplex=False)  # one each: they speak at the same time
+        arguments_of_rank = (rank, world, store.port, sender, function, arguments, values)
+        ranks.append((CONTEXT.Process(target=rank_main, args=arguments_of_rank), receiver))
+        ranks[-1][0].start()
+        sender.close()
     try:
-        while len(answers) < world:
-            answers.append(pickle.loads(receiver.recv_bytes()))
-            assert answers[-1][1] == "", answers[-1][1]
+        answers = [pickle.loads(receiver.recv_bytes()) for _, receiver in ranks]
     finally:
-        for process in processes:
-            if len(answers) < world:
-                process.kill()
-            process.join()
-    assert all(process.exitcode == 0 for process in processes)
-    return next(result for result, _ in answers if result is not None)
+        for process, _ in ranks:
+            process.join(30)
+            process.kill()
+    assert not any(error for _, error in answers), "\n".join(error for _, error in answers)
+    return answers[0][0]
 
 
 def rank_main(

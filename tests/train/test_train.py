@@ -1,10 +1,7 @@
 """Training as users run it: real processes that are killed, stopped and run again, and what a run leaves behind."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from must.train.log import read_log
 from must.train.optimizer import build_optimizer, set_learning_rate, step_if_finite
 from must.train.presets import preset
 from must.train.trainer import train
+from tests.forked import Must
 from tests.golden import golden_model
 
 SETTINGS = {
@@ -40,32 +38,29 @@ def config(digits, output, **changes):
     return load(TrainConfig, {**values, **SETTINGS, **changes}, preset=preset("digits", "any"))
 
 
-def command(digits, output, *extra, launcher=(sys.executable, "-m")):
+def start(digits, output, *extra):
+    """A process that trains; its output goes to OUTPUT.log."""
     flags = [part for name, value in SETTINGS.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     paths = ["--shards", digits.shards, "--classifier", digits.classifier, "--output", str(output)]
-    return [*launcher, "must", "train", *paths, "--preset", "digits", "--select", "none", *flags, *extra]
+    settings = ["--preset", "digits", "--select", "none", *flags, *extra]
+    return Must(["train", *paths, *settings], output.with_suffix(".log"))
 
 
-def run(digits, output, *extra, **options):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command(digits, output, *extra, **options), capture_output=True, text=True, check=False, env=environment
-    )
+def run(digits, output, *extra):
+    """(exit code, output) of a run to its end."""
+    process = start(digits, output, *extra)
+    return process.wait(120), process.log.read_text()
 
 
 def start_and_stop(digits, output, number, after_step=6):
     """Starts a run, sends it a signal once a checkpoint of `after_step` is whole, returns (exit code, output)."""
-    process = subprocess.Popen(
-        command(digits, output), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    process = start(digits, output)
     deadline = time.monotonic() + 120
     while not (output / "checkpoints" / f"step-{after_step:09d}.json").exists():
-        assert process.poll() is None and time.monotonic() < deadline, "ended before it could be stopped"
+        assert process.poll() is None and time.monotonic() < deadline, process.log.read_text()
         time.sleep(0.005)
     process.send_signal(number)
-    text, _ = process.communicate(timeout=120)
-    return process.returncode, text
+    return process.wait(120), process.log.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -98,17 +93,18 @@ def test_a_run_leaves_a_bundle_a_log_and_its_story(uninterrupted, digits):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_stopped_run_goes_on_to_the_same_weights_bit_for_bit(digits, uninterrupted, tmp_path, number):
-    code, text = start_and_stop(digits, tmp_path, number)
+    output = tmp_path / "run"
+    code, text = start_and_stop(digits, output, number)
     if number == signal.SIGTERM:
         assert code == 75 and "run the same command to go on" in text
     else:
         assert code == -signal.SIGKILL
-    assert not (tmp_path / "model.json").exists()
-    result = run(digits, tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "going on after step" in result.stdout
-    assert_same_weights(tmp_path, uninterrupted[0])
-    assert [line["step"] for line in read_log(tmp_path / "train_log.jsonl")][-1] == STEPS - 1
+    assert not (output / "model.json").exists()
+    code, text = run(digits, output)
+    assert code == 0, text
+    assert "going on after step" in text
+    assert_same_weights(output, uninterrupted[0])
+    assert [line["step"] for line in read_log(output / "train_log.jsonl")][-1] == STEPS - 1
 
 
 def test_a_finished_run_has_nothing_left_to_do(digits, tmp_path):
@@ -131,14 +127,15 @@ def test_a_retry_in_another_folder_keeps_the_whole_log(digits, uninterrupted, tm
 
 
 def test_a_damaged_checkpoint_is_passed_over(digits, uninterrupted, tmp_path):
-    start_and_stop(digits, tmp_path, signal.SIGTERM)
-    newest = sorted((tmp_path / "checkpoints").glob("*.pt"))[-1]
+    output = tmp_path / "run"
+    start_and_stop(digits, output, signal.SIGTERM)
+    newest = sorted((output / "checkpoints").glob("*.pt"))[-1]
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 1
     newest.write_bytes(data)
     with pytest.warns(UserWarning, match="passed over"):
-        train(config(digits, tmp_path))
-    assert_same_weights(tmp_path, uninterrupted[0])
+        train(config(digits, output))
+    assert_same_weights(output, uninterrupted[0])
 
 
 def test_another_runs_checkpoints_are_refused_by_what_differs(digits, tmp_path):
@@ -192,9 +189,9 @@ def test_a_truncated_shard_is_one_clear_line(digits, tmp_path):
     shard(ShardConfig(source=str(digits.images / "train"), output=str(shards), workers=1))
     tar = next(shards.glob("train-*.tar"))
     tar.write_bytes(tar.read_bytes()[:2000])
-    result = run(digits, tmp_path / "out", "--shards", str(shards))
-    assert result.returncode == 2
-    line = result.stderr.strip().splitlines()[-1]
+    code, text = run(digits, tmp_path / "out", "--shards", str(shards))
+    assert code == 2
+    line = text.strip().splitlines()[-1]
     assert line.startswith("must train: ") and "truncated" in line and "must index verify" in line
     assert not (tmp_path / "out" / "model.json").exists()
 
