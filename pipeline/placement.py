@@ -9,7 +9,7 @@ from kfp import dsl, kubernetes
 from pipeline.cluster import WITH_LOADERS, Cluster, Toleration
 
 KEY_FOLDER = "/var/secrets/google"
-IMAGE_OF = {"inputs": "must-shard", "shard": "must-shard", "promote": "must-shard", "summary": "must-shard"}
+IMAGE_OF = {"shard": "must-shard", "promote": "must-shard", "summary": "must-shard"}
 
 
 def place(task: dsl.PipelineTask, stage: str, cluster: Cluster) -> dsl.PipelineTask:
