@@ -52,7 +52,7 @@ WAYS = {  # case: (notes, the state that was recorded for it, the page's first l
     "kept zero-shot": (
         done(*TRAINED, evaluate=MEASURED, gate={"outcome": "kept zero-shot", "reasons": ["STOP  no gain"]}),
         "RUNNING",
-        "# Kept zero-shot (no gain)",
+        "# Kept zero-shot: no adaptation was better",
     ),
     "nothing new": (
         done(*BEFORE, champion={"action": "nothing new", "why": "this data was promoted as r0006"}),

@@ -126,6 +126,7 @@ def tower_shape(model: str, pretrained: str) -> tuple[int, int, int]:
     Raises:
         ValueError: the model is unknown, or its tower is none that MUST can train.
     """
+    model, pretrained = here(model), here(pretrained)
     if not is_folder(model) and not model.startswith("hf-hub:"):
         check_name(model)
     name = f"local-dir:{model.removeprefix('local-dir:')}" if is_folder(model) else model
