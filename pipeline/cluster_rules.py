@@ -25,7 +25,7 @@ def check(cluster: Cluster) -> None:
 def check_images(cluster: Cluster) -> None:
     require(
         cluster.tag not in ("", "latest"),
-        f"tag '{cluster.tag}': names another image tomorrow, and Kubeflow's cache would not notice; give a version",
+        f"tag '{cluster.tag}': names another image tomorrow, in the middle of a run; give a version",
     )
     require(re.fullmatch(r"\w[\w.-]{0,127}", cluster.tag) is not None, f"tag '{cluster.tag}': is no image tag")
     require("://" not in cluster.registry, f"registry {cluster.registry}: without https://, such as ghcr.io/team/must")
@@ -54,6 +54,8 @@ def check_access(cluster: Cluster) -> None:
         "credentials.kind workload-identity needs service_account: the one that is bound to a cloud identity",
     )
     volume = cluster.volume
+    for key, value in (("credentials.secret", credentials.secret), ("volume.claim", volume.claim)):
+        require("." not in value, f"{key} '{value}': Kubeflow makes a volume's name of it, which cannot have dots")
     require(bool(volume.claim) == bool(volume.mount), "volume: claim and mount go together")
     require(
         not volume.mount or (volume.mount.startswith("/") and volume.mount.rstrip("/") not in ("", "/dev/shm", "/tmp")),

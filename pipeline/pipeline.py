@@ -84,17 +84,21 @@ def make_pipeline(cluster: Cluster) -> Any:
         put(page, "summary", "summary")
         with dsl.ExitHandler(page, name="stages"):
             names = {**here, "classes": classes, "model": model, "pretrained": pretrained}
-            looked = put(inputs(**names), "inputs", "look at inputs")
+            recipe = {"preset": preset, "settings": settings, "epochs": epochs}
+            looked = inputs(
+                labels=labels, split=split, shard_settings=shard_settings, precision=precision, gate=gate,
+                gate_settings=gate_settings, model_name=model_name, **names, **recipe,
+            )  # fmt: skip
+            put(looked, "inputs", "look at inputs")
             text = classifier(fingerprint=looked.output, **names)
             put(text, "classifier", "zero-shot classifier")
             sharded = shard(
                 source=source, test_source=test_source, labels=labels, split=split, append=append,
                 settings=shard_settings, **here,
             )  # fmt: skip
-            put(sharded, "shard", "shard images")
+            put(sharded, "shard", "shard images").after(looked)
             index_sha256, weights = sharded.outputs["Output"], text.outputs["weights"]
             registry = {"registry_uri": registry_uri, "model_name": model_name}
-            recipe = {"preset": preset, "settings": settings, "epochs": epochs}
             best = champion(
                 index_sha256=index_sha256, classifier=weights, warm_start=warm_start, only_new=only_new, **here,
                 **registry, **recipe,

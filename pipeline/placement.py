@@ -6,10 +6,11 @@ from typing import Any
 
 from kfp import dsl, kubernetes
 
-from pipeline.cluster import WITH_LOADERS, Cluster, Toleration
+from pipeline.cluster import WITH_LOADERS, Cluster, Resources, Toleration
 
 KEY_FOLDER = "/var/secrets/google"
-IMAGE_OF = {"inputs": "must-shard", "shard": "must-shard", "promote": "must-shard", "summary": "must-shard"}
+LEAST = Resources(cpu="500m", memory="1Gi")  # what a stage asks for that cluster.yaml says nothing of
+IMAGE_OF = {"shard": "must-shard", "promote": "must-shard", "summary": "must-shard"}
 
 
 def place(task: dsl.PipelineTask, stage: str, cluster: Cluster) -> dsl.PipelineTask:
@@ -31,25 +32,25 @@ def place(task: dsl.PipelineTask, stage: str, cluster: Cluster) -> dsl.PipelineT
         kubernetes.add_toleration(task, **toleration_fields(toleration))
     if gpu:
         task.set_accelerator_type(cluster.gpu.accelerator).set_accelerator_limit(cluster.gpu.count)
-    if not launcher:  # a launcher waits; its nodes get these
-        set_resources(task, stage, cluster)
-        if cluster.shm and stage in WITH_LOADERS:
-            kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=cluster.shm)
+    # A launcher waits; its nodes get what cluster.yaml says of training.
+    set_resources(task, Resources() if launcher else cluster.resources.get(stage, Resources()))
+    if cluster.shm and stage in WITH_LOADERS and not launcher:
+        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=cluster.shm)
     set_access(task, cluster)
     set_persistence(task, stage, cluster, launcher)
     return task
 
 
-def set_resources(task: dsl.PipelineTask, stage: str, cluster: Cluster) -> None:
-    if wanted := cluster.resources.get(stage):
-        for value, setter in (
-            (wanted.cpu, task.set_cpu_request),
-            (wanted.memory, task.set_memory_request),
-            (wanted.cpu_limit, task.set_cpu_limit),
-            (wanted.memory_limit, task.set_memory_limit),
-        ):
-            if value:
-                setter(value)
+def set_resources(task: dsl.PipelineTask, wanted: Resources) -> None:
+    """Every pod asks for something: where a quota counts cores or memory, Kubernetes refuses one that does not."""
+    for value, setter in (
+        (wanted.cpu or ("" if wanted.cpu_limit else LEAST.cpu), task.set_cpu_request),  # a limit is a request, too
+        (wanted.memory or ("" if wanted.memory_limit else LEAST.memory), task.set_memory_request),
+        (wanted.cpu_limit, task.set_cpu_limit),
+        (wanted.memory_limit, task.set_memory_limit),
+    ):
+        if value:
+            setter(value)
 
 
 def set_access(task: dsl.PipelineTask, cluster: Cluster) -> None:

@@ -19,14 +19,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from pipeline.console import COLOR, StageOutput
 from pipeline.docker_runner import docker_runner
 from pipeline.local_spec import local_spec
+from pipeline.run_parameters import check_parameters, read_mapping
 
 
 def main() -> None:
@@ -47,7 +46,8 @@ def main() -> None:
     try:
         started = time.monotonic()
         os.environ["MUST_RUN_AGAIN"] = shlex.join(["python", *sys.argv])  # for the summary of a run that failed
-        parameters = read_parameters(options.parameters)
+        parameters = {"work_uri": str(options.output.resolve()), **read_mapping(options.parameters, "--parameters")}
+        check_parameters(options.pipeline, parameters)
         runner = None
         if options.runner == "docker":
             runner = docker_runner(parameters, options.output, options.user, options.mount, options.gpus)
@@ -64,16 +64,12 @@ def run_local(
     """Runs the compiled pipeline; returns the paths of its artifacts by name. `runner`: kfp's; None for subprocesses.
 
     Raises:
-        ValueError: a parameter the pipeline does not have, or a stage that failed.
+        ValueError: a stage failed.
     """
     from kfp import components, local
 
     output.mkdir(parents=True, exist_ok=True)
-    parameters = {"work_uri": str(output.resolve()), **parameters}
     dag = components.load_component_from_text(local_spec(pipeline))
-    known = set(dag.component_spec.inputs or {})
-    if unknown := sorted(parameters.keys() - known):
-        raise ValueError(f"the pipeline has no parameter '{', '.join(unknown)}'; it has: {', '.join(sorted(known))}")
     warnings.filterwarnings("ignore", message="You may be attemping to run a task")  # in an image without Python
     warnings.filterwarnings("ignore", message=r"Task '.*': settings \[.*\] have no effect")  # display names
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -93,15 +89,6 @@ def run_local(
     latest.unlink(missing_ok=True)
     latest.symlink_to(run.relative_to(output))
     return {path.name: path for path in latest.glob("*/*")}
-
-
-def read_parameters(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"--parameters {path}: no such file")
-    content = yaml.safe_load(path.read_text())
-    if not isinstance(content, dict):
-        raise ValueError(f"--parameters {path}: expected 'name: value' lines")
-    return content
 
 
 def summary(artifacts: dict[str, Path], seconds: float) -> str:

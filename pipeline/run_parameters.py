@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from must.run.check import check_run
+
 LIMIT = 10_000  # bytes of all parameters together, Kubeflow Pipelines' own
 KINDS: dict[str, tuple[type, ...]] = {
     "STRING": (str,),
@@ -34,7 +36,10 @@ def read_mapping(path: Path, flag: str) -> dict[str, Any]:
 
 
 def check_parameters(pipeline: Path, values: dict[str, Any]) -> None:
-    """Raises ValueError: a name the pipeline does not have, one that is missing, a wrong type, too much text."""
+    """Raises ValueError: what the pipeline does not take, and what one of its stages would refuse.
+
+    A name it does not have, one that is missing, a wrong type, too much text; settings that a stage does not have.
+    """
     try:
         spec = next(yaml.load_all(pipeline.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
         known = spec["root"]["inputDefinitions"]["parameters"]
@@ -56,3 +61,5 @@ def check_parameters(pipeline: Path, values: dict[str, Any]) -> None:
         raise ValueError(f"parameters missing: {', '.join(missing)}")
     if (size := len(json.dumps(values).encode())) > LIMIT:
         raise ValueError(f"the parameters take {size:,} bytes, Kubeflow Pipelines allows {LIMIT:,}; use a file by URI")
+    defaults = {name: one["defaultValue"] for name, one in known.items() if "defaultValue" in one}
+    check_run(defaults | values)

@@ -135,6 +135,12 @@ class TrainConfig(StageConfig):
     compile: bool = param("run the networks' blocks through torch.compile (needs a C++ compiler or a GPU)", False)
     checkpoints: str = param("folder for checkpoints; OUTPUT/checkpoints if empty", "", metavar="URI")
     checkpoint_every: int = param("steps between checkpoints; 0: once an epoch", 0, metavar="N")
+    checkpoint_seconds: int = param(
+        "besides those, a checkpoint as soon as this many seconds have passed since the last; later where saving would "
+        "take more than a twentieth of the time; 0: none",
+        0,
+        metavar="S",
+    )
     keep_checkpoints: int = param("newest checkpoints to keep", 2, metavar="N")
     keep_every: int = param("besides those, keep the checkpoint of every Nth step for good; 0: none", 0, metavar="N")
     resume: bool = param("go on from the newest checkpoint if there is one; --no-resume starts afresh", True)
@@ -171,6 +177,7 @@ class TrainConfig(StageConfig):
             "lr",
             "weak_padding",
             "checkpoint_every",
+            "checkpoint_seconds",
             "keep_every",
         ):
             require(getattr(self, name) >= 0, f"{flag(name)} must not be negative")

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from must.data.eval_view import Preprocess
+from must.model.fetch import here
 from must.model.towers import tower_of
 from must.text import brief
 
@@ -40,14 +41,17 @@ class Backbone:
 def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True) -> Backbone:
     """Loads `model` (an open_clip name, ``hf-hub:...``, or a folder with open_clip_config.json) in float32 on the CPU.
 
+    A folder, and a checkpoint file as `pretrained`, may lie in a bucket.
+
     Raises:
         ValueError: unknown model or tag, weights that cannot be read or downloaded, or weights of another model.
     """
+    given, model, tag, pretrained = model, here(model), pretrained, here(pretrained)
     name, tokenizer_options = model, {}
     if is_folder(model):
         folder = Path(model.removeprefix("local-dir:"))
         if not (folder / MODEL_FOLDER_FILE).is_file():
-            raise ValueError(f"--model {model}: no {MODEL_FOLDER_FILE} in this folder")
+            raise ValueError(f"--model {given}: no {MODEL_FOLDER_FILE} in this folder")
         name = f"local-dir:{folder}"
         if (folder / TOKENIZER_FILE).is_file():
             tokenizer_options["bpe_path"] = str(folder / TOKENIZER_FILE)
@@ -71,8 +75,8 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
     return Backbone(
         clip=clip.eval(),
         tokenizer=tokenizer,
-        model=model,
-        pretrained=pretrained,
+        model=given,
+        pretrained=tag,
         architecture=architecture,
         preprocess=Preprocess.from_dict(open_clip.get_model_preprocess_cfg(clip)),
         logit_scale=clip.logit_scale.exp().item(),
@@ -139,6 +143,7 @@ def tower_shape(model: str, pretrained: str) -> tuple[int, int, int]:
     Raises:
         ValueError: the model is unknown, or its tower is none that MUST can train.
     """
+    model, pretrained = here(model), here(pretrained)
     if not is_folder(model) and not model.startswith("hf-hub:"):
         check_name(model)
     name = f"local-dir:{model.removeprefix('local-dir:')}" if is_folder(model) else model

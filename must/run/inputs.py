@@ -1,4 +1,4 @@
-"""What a run's inputs are made of: Kubeflow's cache sees names and must be told when what they name has changed."""
+"""What a run's inputs are made of, and whether its stages could read them: looked at before anything else."""
 
 from __future__ import annotations
 
@@ -10,15 +10,47 @@ from must import __version__, storage
 from must.parameters import require
 
 
-def fingerprint(classes: str, model: str, pretrained: str) -> str:
+def look(values: dict[str, Any]) -> str:
     """A sha256 that changes with the class file's content and with model files behind a path.
 
+    Args:
+        values: the run's parameters, by the pipeline's names.
+
     Raises:
-        ValueError: the class file does not exist.
+        ValueError: what a later stage would refuse: a parameter, the class file, a model that is not there.
     """
+    from must.model.classifier import BUNDLED_SET, load_class_set
+    from must.run.check import check_run
+
+    check_run(values)
+    classes, model, pretrained = (values.get(name) or "" for name in ("classes", "model", "pretrained"))
+    if classes != BUNDLED_SET:
+        load_class_set(classes)
+    check_model(model, pretrained)
+    return fingerprint(classes, model, pretrained)
+
+
+def check_model(model: str, pretrained: str) -> None:
+    """Raises ValueError: no later stage could load it. Weights are not read."""
+    from must.model.backbone import MODEL_FOLDER_FILE, check_name, check_pretrained, is_folder
+
+    if storage.is_remote(model):
+        config = storage.join(model, MODEL_FOLDER_FILE)
+        require(storage.exists(config), f"--model {model}: no {MODEL_FOLDER_FILE} there")
+    elif is_folder(model):
+        config = storage.join(model.removeprefix("local-dir:"), MODEL_FOLDER_FILE)
+        require(storage.exists(config), f"--model {model}: no {MODEL_FOLDER_FILE} in this folder")
+    elif not model.startswith("hf-hub:"):
+        check_name(model)
+    if pretrained and storage.is_remote(pretrained):
+        require(storage.exists(pretrained), f"--pretrained {pretrained}: no such file")
+    elif not (storage.is_remote(model) or is_folder(model) or model.startswith("hf-hub:")):
+        check_pretrained(model, pretrained)
+
+
+def fingerprint(classes: str, model: str, pretrained: str) -> str:
     parts: list[Any] = [__version__, classes, model, pretrained]
     if is_path(classes):
-        require(storage.exists(classes), f"classes {classes}: no such file")
         parts.append(hashlib.sha256(storage.read_bytes(classes)).hexdigest())
     parts += [contents(place) for place in (model, pretrained)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

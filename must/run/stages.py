@@ -7,14 +7,16 @@ from typing import Any
 from must import storage
 from must.cli import call, run
 from must.run import cards, classifiers
-from must.run.inputs import fingerprint, sharding_settings, training_settings
+from must.run.inputs import look, sharding_settings, training_settings
 from must.run.notes import noted
 
 
-def inputs(work_uri: str, classes: str, model: str, pretrained: str) -> str:
-    """Returns a sha256 of what the names stand for."""
-    with noted(work_uri, "inputs"):
-        return call("inputs", fingerprint, classes, model, pretrained)
+def inputs(work_uri: str, **values: Any) -> str:
+    """Returns a sha256 of what class file and model hold. `values`: the run's parameters."""
+    with noted(work_uri, "inputs") as note:
+        result = call("inputs", look, values)
+        note.result = "as the stages take them"
+    return result
 
 
 def shard(work_uri: str, index: str, settings: dict[str, Any], **own: Any) -> dict[str, Any]:

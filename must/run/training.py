@@ -13,6 +13,8 @@ from must.run.mirror import mirrored
 from must.run.notes import noted
 from must.train.provenance import run_key
 
+OFTEN = 60  # seconds between checkpoints: a pod that is taken away may have half a second to save one
+
 
 def train_here(
     work_uri: str,
@@ -51,6 +53,7 @@ def job_values(
     values = training_settings(settings, preset, epochs) | ({"init": init} if init else {})
     key = run_key(index_sha256, classifier, values)
     shards, checkpoints = storage.join(work_uri, "shards"), storage.join(work_uri, "checkpoints", key)
+    values = {"checkpoint_seconds": OFTEN, **values}
     return {**values, "shards": shards, "index_sha256": index_sha256, "checkpoints": checkpoints}
 
 

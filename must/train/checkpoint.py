@@ -52,6 +52,11 @@ class Checkpoints:
         """Whether a checkpoint is wanted after `step` steps, with one every `every`."""
         return step % every == 0 or (self.keep_every > 0 and step % self.keep_every == 0)
 
+    @property
+    def busy(self) -> bool:
+        """Whether an earlier state is still being written."""
+        return self._pending is not None and not self._pending.done()
+
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Copies `state` to host memory and writes it in the background, after an earlier write is done.
 

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from must.cores import cores
+from must.train.due import DUE
 from must.train.heartbeat import LEFT, LOOK, PREEMPTED, Heartbeat, connect
 
 __all__ = ["PREEMPTED", "LostRank", "StopSignal", "World", "pick_device", "share_cores", "world"]
@@ -162,15 +163,19 @@ class StopSignal:
             signal.raise_signal(number)
         self.received, self._since = True, time.monotonic()
 
-    def agreed(self, flag: torch.Tensor, world: World) -> bool:
-        """Whether all processes leave now. Call it after every step, with the step's sum of `received`.
+    def agreed(self, flag: torch.Tensor, world: World, due: bool = False) -> tuple[bool, bool]:
+        """Whether all processes leave now, and whether they save a checkpoint.
 
+        Call it after every step, with the step's sum of `received`, and of DUE where the main process wants to save.
         On a GPU the answer is that of the step before, so that the host never waits for the step just queued.
         """
         if world.size == 1:
-            return self.received
+            return self.received, due
         self._flags.append(HostCopy(flag))
-        return len(self._flags) > (world.device.type == "cuda") and self._flags.pop(0).read() > 0
+        if len(self._flags) <= (world.device.type == "cuda"):
+            return False, False
+        total = self._flags.pop(0).read()
+        return total % DUE > 0, total >= DUE
 
     def restore(self) -> None:
         for number, handler in self._previous.items():

@@ -23,6 +23,7 @@ CIRCUMSTANCES = frozenset(
     {"shards", "classifier", "output", "preset", "model", "pretrained", "device", "workers", "checkpoints"}
     | {
         "checkpoint_every",
+        "checkpoint_seconds",
         "keep_checkpoints",
         "keep_every",
         "resume",

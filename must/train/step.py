@@ -60,15 +60,15 @@ class MustStep:
                 for block in blocks:  # all blocks are the same code: compiling one compiles them all
                     block.compile()
 
-    def __call__(self, step: int, parts: Sequence[TrainBatch], stop: bool = False) -> dict[str, Tensor]:
+    def __call__(self, step: int, parts: Sequence[TrainBatch], stop: int = 0) -> dict[str, Tensor]:
         """Trains on this process's part of global batch `step`, cut into one or more micro-batches of equal size.
 
         Args:
-            stop: whether this process was told to stop.
+            stop: what this process adds to the sum 'stop': 1 if it was told to stop.
 
         Returns:
-            Values of the global batch, on the device: nothing here waits for them. Among them 'stop', how many
-            processes were told to, and 'replaced', the samples that could not be decoded.
+            Values of the global batch, on the device: nothing here waits for them. Among them 'stop', the sum
+            of what the processes gave, and 'replaced', the samples that could not be decoded.
         """
         set_learning_rate(self.optimizer, self.learning_rate(step))
         if step % self.steps_per_epoch == 0:
@@ -76,7 +76,7 @@ class MustStep:
         batches = [part.to(self.world.device) for part in parts]
         labels = [self.pseudo_labels(batch) for batch in batches]
         riders = torch.stack([batch.replaced for batch in batches]).sum(0, keepdim=True)
-        riders = torch.cat([riders, torch.full_like(riders, int(stop))])
+        riders = torch.cat([riders, torch.full_like(riders, stop)])
         totals = None if len(batches) == 1 else self.totals(batches, labels, riders)
 
         self.optimizer.zero_grad(set_to_none=True)

@@ -22,6 +22,7 @@ from must.model.classifier import load_classifier
 from must.text import printable
 from must.train.alone import alone
 from must.train.distributed import PREEMPTED, StopSignal, World, world
+from must.train.due import DUE, Due
 from must.train.log import Meter, TrainLog, clock
 from must.train.machine import prepare_machine
 from must.train.provenance import provenance
@@ -118,14 +119,15 @@ class Trainer:
             log = TrainLog(Path(config.output), plan.steps, progress.step, self.state.log_lines)
         parts_of_steps = MicroBatches(plan, config.accumulate)
         loader = train_batches(self.dataset, parts_of_steps, config.workers, self.world.device)
-        every = config.checkpoint_every or plan.steps_per_epoch
+        every, due = config.checkpoint_every or plan.steps_per_epoch, Due(config.checkpoint_seconds)
         meter, waiting, started, logged_at = Meter(), time.monotonic(), time.monotonic(), time.monotonic()
         for parts in grouped(loader, config.accumulate):
             progress.waited += time.monotonic() - waiting
             step = progress.step
             self.world.begin(step)
-            values = self.method(step, parts, stop.received)
-            stopping = stop.agreed(values.pop("stop"), self.world)
+            asks = self.world.is_main and due.asks(self.state.checkpoints.busy)
+            values = self.method(step, parts, stop.received + DUE * asks)
+            stopping, wanted = stop.agreed(values.pop("stop"), self.world, asks)
             meter.add(values)
             progress.step += 1
             if log:
@@ -138,10 +140,12 @@ class Trainer:
                     line["images_per_s"] = count * config.batch_size / (now - logged_at)
                     logged_at = now
                     log.write(step, line)
-            if stopping or (self.state.checkpoints.due(progress.step, every) and progress.step < plan.steps):
+            wanted |= self.state.checkpoints.due(progress.step, every)
+            if stopping or (wanted and progress.step < plan.steps):
                 progress.seconds += time.monotonic() - started
                 started = time.monotonic()
                 self.state.save(self.method)
+                due.saved(time.monotonic() - started)
             if stopping:
                 self.state.checkpoints.close()
                 if log:

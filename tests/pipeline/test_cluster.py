@@ -1,11 +1,12 @@
 """cluster.yaml: what it says arrives in the compiled pipeline; what makes no sense is refused by name."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pipeline.cluster import STAGES, Cluster, load_cluster
+from pipeline.cluster import STAGES, Cluster, Resources, load_cluster
 from pipeline.compile import CLUSTER, compile_pipeline
 
 CLUSTERS = Path(CLUSTER).with_name("clusters")
@@ -110,13 +111,17 @@ def test_requests_limits_and_accelerators(compiled):
     for stage in STAGES:
         resources = compiled.container(stage).get("resources", {})
         launcher = stage == "train" and cluster.training.nodes > 1
-        wanted = None if launcher else cluster.resources.get(stage)
+        given = Resources() if launcher else cluster.resources.get(stage, Resources())
+        asked = {"cpu": "500m", "memory": "1Gi"}  # unless there is a limit, which is a request, too
+        wanted = replace(given, **{
+            key: least for key, least in asked.items() if not (getattr(given, key) or getattr(given, f"{key}_limit"))
+        })  # fmt: skip
         found = {
             name: resources.get(f"resource{name}")
             for name in ("CpuRequest", "CpuLimit", "MemoryRequest", "MemoryLimit")
         }
         names = {"CpuRequest": "cpu", "CpuLimit": "cpu_limit", "MemoryRequest": "memory", "MemoryLimit": "memory_limit"}
-        assert found == {name: (getattr(wanted, key) or None) if wanted else None for name, key in names.items()}
+        assert found == {name: getattr(wanted, key) or None for name, key in names.items()}
         accelerator = resources.get("accelerator")
         if cluster.uses_gpu(stage) and not launcher:
             assert accelerator["resourceType"] == cluster.gpu.accelerator
@@ -193,6 +198,8 @@ def test_the_documented_file_holds_every_key_with_its_default():
         ("credentials: {kind: workload-identity}", "needs service_account"),
         ("namespace: Team_A", "namespace 'Team_A': is no Kubernetes name"),
         ("volume: {claim: x}", "volume: claim and mount go together"),
+        ("volume: {claim: a.b, mount: /data}", "volume.claim 'a.b': Kubeflow makes a volume's name of it"),
+        ("credentials: {kind: secret, secret: a.b}", "credentials.secret 'a.b': Kubeflow makes a volume's name"),
         ("volume: {claim: x, mount: /dev/shm}", "volume.mount '/dev/shm': expected a folder such as /data"),
         ("tensorboard: /logs", "tensorboard '/logs': must be gs://... or lie below volume.mount"),
         ("gpu: {node_selector: {a: b}}", "gpu.node_selector contradicts gpu.count 0"),

@@ -15,7 +15,8 @@ KINDS = {
     "RoleBinding": "V1RoleBinding",
     "PersistentVolumeClaim": "V1PersistentVolumeClaim",
     "ResourceQuota": "V1ResourceQuota",
-    "ConfigMap": "V1ConfigMap",
+    "LimitRange": "V1LimitRange",
+    "Job": "V1Job",
 }
 
 
@@ -80,7 +81,19 @@ def test_a_namespaces_admin_may_apply_the_default():
     assert "ClusterRoleBinding" not in {kind for kind, _ in by_default()}
 
 
-def test_argos_defaults_are_yaml_inside_yaml():
-    (config,) = yaml.safe_load_all((DEPLOY / "argo-retry.yaml").read_text())
-    defaults = yaml.safe_load(config["data"]["workflowDefaults"])
-    assert defaults["spec"]["templateDefaults"]["retryStrategy"]["retryPolicy"] == "Always"
+def test_a_quota_comes_with_requests_for_pods_that_name_none():
+    """Kubeflow's own pods name none, and a quota on cores or memory refuses them."""
+    quota, limits = yaml.safe_load_all((DEPLOY / "quota.yaml").read_text())
+    counted = {key.removeprefix("requests.") for key in quota["spec"]["hard"]} & {"cpu", "memory"}
+    (container,) = limits["spec"]["limits"]
+    assert (
+        container["type"] == "Container" and counted == set(container["defaultRequest"]) and "default" not in container
+    )
+
+
+def test_the_setting_for_administrators_is_one_that_cannot_repeat_a_whole_run():
+    """Argo puts it on every template, the DAGs around the stages among them: they end without an exit code."""
+    text = (DEPLOY.parent / "docs" / "kubeflow.md").read_text()
+    block = text[text.index("retryStrategy:") :].split("\n\n")[0]
+    strategy = yaml.safe_load(block)["retryStrategy"]
+    assert set(strategy) == {"limit", "expression"} and "asInt(lastRetry.exitCode) > 0" in strategy["expression"]

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_without_an_engine_it_is_one_line(tmp_path):
-    (tmp_path / "p.yaml").write_text("source: images\n")
+    (tmp_path / "p.yaml").write_text("source: images\nclasses: imagenet\n")
     result = subprocess.run(
         [sys.executable, ROOT / "pipeline" / "run_local.py", "--runner", "docker", "--parameters", tmp_path / "p.yaml",
          "--output", tmp_path / "run"],

@@ -9,7 +9,7 @@ import pytest
 from must.promote.registry import Registry
 from tests.pipeline.local import ROOT, Run, small_demo
 
-BEFORE_TRAINING = ["shard", "inputs", "classifier", "champion"]
+BEFORE_TRAINING = ["inputs", "shard", "classifier", "champion"]
 ALL = [*BEFORE_TRAINING, "train", "evaluate", "gate", "export", "promote", "summary"]
 
 
@@ -109,11 +109,12 @@ def test_a_model_that_the_gate_stops_is_not_promoted(first, demo):
 def test_a_failing_stage_fails_the_run_and_the_summary_says_why(demo, tmp_path):
     run = Run(demo[1] | {"model": "ViT-B-17"}, tmp_path / "run")
     assert run.code == 2
-    assert "must classifier: " in run.log and "ViT-B-17" in run.log
-    assert "the stage 'classifier' failed" in run.error and "Traceback" not in run.error
+    assert "must inputs: " in run.log and "ViT-B-17" in run.log
+    assert "the stage 'inputs' failed" in run.error and "Traceback" not in run.error
     page = run.artifacts["page"].read_text()
-    assert page.startswith("# Run failed: classifier: the input is wrong\n") and "wrong input (exit code 2)" in page
-    assert "run_local.py --parameters" in page and "must classifier: " in page.split("```")[1]
+    assert page.startswith("# Run failed: inputs: the input is wrong\n") and "wrong input (exit code 2)" in page
+    assert "shard" not in run.stages  # before an image is read
+    assert "run_local.py --parameters" in page and "must inputs: " in page.split("```")[1]
 
 
 @pytest.mark.slow

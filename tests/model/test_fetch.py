@@ -1,0 +1,68 @@
+"""A model in a bucket is fetched once for what it holds, whole or not at all, and loads like a folder."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from must import storage
+from must.model import fetch
+from must.model.backbone import load_backbone
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "must" / "models"
+
+
+@pytest.fixture
+def bucket(gcs_server):
+    """A model folder, and the same in a bucket."""
+    folder = Path(fetch.__file__).parents[1] / "demo" / "assets"
+    for file in folder.iterdir():
+        storage.upload(file, f"{gcs_server.uri}/models/tiny/{file.name}")
+    return folder, f"{gcs_server.uri}/models/tiny"
+
+
+def fetched(cache):
+    return [path for path in cache.iterdir() if path.is_dir()]
+
+
+def test_a_model_in_a_bucket_is_the_same_as_in_a_folder(bucket, cache):
+    folder, uri = bucket
+    ours, theirs = load_backbone(str(folder)), load_backbone(uri)
+    assert (theirs.model, theirs.architecture) == (uri, ours.architecture)
+    for name, value in ours.clip.state_dict().items():
+        assert torch.equal(value, theirs.clip.state_dict()[name])
+
+
+def test_it_is_fetched_once_until_it_changes(bucket, cache, capsys):
+    _, uri = bucket
+    first = fetch.here(uri)
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(fetch.here, [uri] * 8)) == {first}
+    assert capsys.readouterr().out.count("fetching the model") == 1
+    storage.write_bytes(f"{uri}/README", b"another version")
+    assert fetch.here(uri) != first and len(fetched(cache)) == 2
+
+
+def test_a_checkpoint_file(gcs_server, cache):
+    storage.write_bytes(f"{gcs_server.uri}/weights.pt", b"abc")
+    assert Path(fetch.here(f"{gcs_server.uri}/weights.pt")).read_bytes() == b"abc"
+    assert Path(fetch.here(f"{gcs_server.uri}/weights.pt")).name == "weights.pt"
+
+
+def test_what_is_not_there_is_said_and_what_breaks_off_leaves_nothing(bucket, cache, gcs_server, monkeypatch):
+    with pytest.raises(ValueError, match="there is no model"):
+        fetch.here(f"{gcs_server.uri}/nothing")
+    monkeypatch.setattr(storage, "download", lambda uri, path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fetch.here(bucket[1])
+    assert fetched(cache) == []
+
+
+@pytest.mark.parametrize("name", ["", "ViT-B-16", "/models/tiny", "hf-hub:a/b", "local-dir:x"])
+def test_other_places_are_left_alone(name):
+    assert fetch.here(name) == name

@@ -1,0 +1,108 @@
+"""A run's parameters are refused where it is started, and by its first stage, before an image is read."""
+
+import json
+import sys
+
+import pytest
+import yaml
+
+from must.run.check import check_run
+from must.run.inputs import look
+from pipeline import run_local, schedule, submit
+
+WRONG = [
+    ({"settings": {"lerning_rate": 1}}, "settings.lerning_rate: unknown; known: split"),
+    ({"settings": {"epoch": 1}}, "settings.epoch: unknown; did you mean 'epochs'?"),
+    ({"settings": {"lr": "fast"}}, "settings: --lr: expected a number, got 'fast'"),
+    ({"settings": {"batch_size": 0}}, "settings: --batch-size must be at least 1"),
+    ({"settings": {"shards": "x"}}, "settings.shards: is a parameter of the pipeline or set by it"),
+    ({"epochs": -1}, "epochs -1: passes over the images"),
+    ({"preset": "imagnet"}, "--preset imagnet: unknown; known: imagenet"),
+    ({"preset": "imagenet", "model": "RN50"}, "published for ViT-B/16 and ViT-L/14 only"),
+    ({"gate": "lable-free"}, "gate: --gate: 'lable-free' is none of label-free, labelled, none"),
+    ({"gate_settings": {"min_gian": 0.1}}, "gate_settings.min_gian: unknown; did you mean 'min_gain'?"),
+    ({"gate_settings": {"min_gain": 0.9}}, "gate_settings.min_gain: belongs to the gate 'labelled'; this run has gate"),
+    (
+        {"gate": "labelled", "gate_settings": {"min_agreement": 0.9}},
+        "gate_settings.min_agreement: belongs to the gate 'label-free'; this run has gate 'labelled'",
+    ),
+    ({"gate": "none", "gate_settings": {"min_gain": 0.1}}, "belongs to the gate 'labelled'; this run has gate 'none'"),
+    ({"gate": "labelled", "gate_settings": {"min_gain": 2}}, "gate_settings: --min-gain is a fraction"),
+    ({"gate_settings": {"output": "x"}}, "gate_settings.output: unknown"),
+    ({"precision": "fp61"}, "precision: --precision: 'fp61' is none of"),
+    ({"labels": "folders"}, "--labels: 'folders' is none of folder, csv, none"),
+    ({"split": "train=0.9"}, "--split must add up to 1"),
+    ({"shard_settings": {"max_rejeced": 1}}, "shard_settings.max_rejeced: unknown; did you mean 'max_rejected'?"),
+    ({"shard_settings": {"source": "x"}}, "shard_settings: source: a parameter of the pipeline"),
+    ({"shard_settings": {"quality": 0}}, "shard_settings: --quality must lie between 1 and 95"),
+    ({"model_name": "My Model"}, "--name My Model: small letters, digits"),
+]  # fmt: skip
+RIGHT = [
+    {},
+    {"settings": {"lr": 1e-5, "batch-size": 64}, "preset": "digits", "model": "gs://b/model", "epochs": 3},
+    {"preset": "imagenet", "model": "ViT-B-16-quickgelu"},
+    {"gate": "labelled", "gate_settings": {"min_gain": 0.01, "min_images": 50}},
+    {"gate": "none"},
+    {"shard_settings": {"max_rejected": 0.05, "workers": 2}, "split": "train=0.9,test=0.1", "labels": "folder"},
+]
+PLACES = {"source": "gs://b/photos", "classes": "imagenet", "work_uri": "/nowhere"}
+
+
+@pytest.mark.parametrize(
+    "values, message", WRONG, ids=lambda value: json.dumps(value) if isinstance(value, dict) else ""
+)
+def test_what_a_stage_would_refuse_is_refused(values, message):
+    with pytest.raises(ValueError) as error:
+        check_run(PLACES | values)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("values", RIGHT, ids=json.dumps)
+def test_what_the_stages_take_is_taken(values):
+    check_run(PLACES | values)
+
+
+@pytest.mark.parametrize("door", ["submit", "schedule", "run_local"])
+def test_every_door_refuses_it(door, tmp_path, monkeypatch, capsys):
+    wrong = PLACES | {"gate_settings": {"min_gian": 0.1}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(wrong))
+    (tmp_path / "schedule.yaml").write_text(yaml.safe_dump({"name": "a", "cron": "0 3 * * 1", "parameters": wrong}))
+    words = {
+        "submit": ["--parameters", tmp_path / "run.yaml", "--host", "http://127.0.0.1:9"],
+        "schedule": ["apply", tmp_path / "schedule.yaml", "--host", "http://127.0.0.1:9"],
+        "run_local": ["--parameters", tmp_path / "run.yaml", "--output", tmp_path / "out"],
+    }[door]
+    monkeypatch.setattr(sys, "argv", [door, *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        {"submit": submit, "schedule": schedule, "run_local": run_local}[door].main()
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and f"{door}: gate_settings.min_gian: unknown" in said and len(said.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"classes": "gs://b"}, "gs://b"),
+        ({"classes": "{folder}/no.yaml"}, "no such file"),
+        ({"classes": "{folder}/one.yaml"}, "needs at least two classes"),
+        ({"model": "ViT-B-17"}, "--model ViT-B-17: no open_clip model and no folder; did you mean"),
+        ({"model": "{folder}"}, "no open_clip_config.json in this folder"),
+        ({"model": "{bucket}/model"}, "no open_clip_config.json there"),
+        ({"model": "s3://b/model"}, "unknown scheme 's3://'"),
+        ({"pretrained": "opanai"}, "no tag of ViT-B-16-quickgelu; known:"),
+        ({"pretrained": "{folder}/weights.pt"}, "no such file"),
+        ({"pretrained": "{bucket}/weights.pt"}, "no such file"),
+        ({"gate": "lable-free"}, "'lable-free' is none of"),
+    ],
+)
+def test_the_first_stage_looks_at_what_the_names_stand_for(tmp_path, gcs_server, change, message):
+    (tmp_path / "one.yaml").write_text("classes: [cat]")
+    places = {"{folder}": str(tmp_path), "{bucket}": gcs_server.uri}
+    for name, place in places.items():
+        change = {key: value.replace(name, place) for key, value in change.items()}
+    values = {"classes": "imagenet", "model": "ViT-B-16-quickgelu", "pretrained": "openai"}
+    look(values)
+    with pytest.raises(ValueError) as error:
+        look(values | change)
+    assert message in str(error.value)

@@ -1,0 +1,93 @@
+"""Checkpoints by the clock: when one is due, who says so, and that they change nothing."""
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from must.train import due
+from must.train.checkpoint import Checkpoints
+from must.train.distributed import StopSignal, World
+from must.train.due import DUE, SHARE, Due
+from must.train.trainer import train
+from tests.train.lives import difference
+from tests.train.test_resume import STEPS, config
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test moves; `tick`: what it moves by itself at each look."""
+    state = SimpleNamespace(now=0.0, tick=0.0)
+
+    def monotonic():
+        state.now += state.tick
+        return state.now
+
+    monkeypatch.setattr(due, "time", SimpleNamespace(monotonic=monotonic))
+    return state
+
+
+def test_one_is_due_after_its_seconds_and_is_asked_for_once(clock):
+    asked = Due(60)
+    clock.now = 59.9
+    assert not asked.asks(busy=False)
+    clock.now = 60.0
+    assert not asked.asks(busy=True)  # saving would wait for the one before
+    assert asked.asks(busy=False) and not asked.asks(busy=False)  # on a GPU the answer comes a step later
+    asked.saved(cost=0.1)
+    clock.now = 119.9
+    assert not asked.asks(busy=False)
+    clock.now = 120.0
+    assert asked.asks(busy=False)
+
+
+def test_saving_that_costs_much_is_done_less_often(clock):
+    asked = Due(60)
+    asked.saved(cost=10.0)
+    clock.now = 10 * SHARE - 0.1
+    assert not asked.asks(busy=False)
+    clock.now = 10 * SHARE
+    assert asked.asks(busy=False)
+
+
+def test_without_seconds_none_is_ever_due(clock):
+    clock.tick = 1e6
+    assert not Due(0).asks(busy=False)
+
+
+@pytest.mark.parametrize(
+    "total, agreed",
+    [(0, (False, False)), (2, (True, False)), (DUE, (False, True)), (DUE + 1, (True, True))],
+)
+def test_every_process_learns_from_the_steps_sum(total, agreed):
+    stop = StopSignal()
+    try:
+        assert stop.agreed(torch.tensor(float(total)), World(1, 2, torch.device("cpu"))) == agreed
+        assert stop.agreed(torch.tensor(0.0), World(0, 1, torch.device("cpu")), due=True) == (False, True)
+    finally:
+        stop.restore()
+
+
+def test_a_run_saves_by_the_clock_and_makes_the_same_model(digits, tmp_path, clock):
+    torch.set_num_threads(1)
+    train(config(digits, tmp_path / "steps", checkpoint_every=10**6))
+    clock.tick = 40.0
+    changes = {"checkpoint_every": 10**6, "checkpoint_seconds": 60, "keep_checkpoints": 99}
+    train(config(digits, tmp_path / "clock", **changes))
+    saved = [int(file.stem[5:]) for file in sorted((tmp_path / "clock" / "checkpoints").glob("step-*.json"))]
+    assert len(saved) > 2 and saved[-1] == STEPS
+    assert len(list((tmp_path / "steps" / "checkpoints").glob("step-*.json"))) == 1
+    assert difference(tmp_path / "clock", tmp_path / "steps") == 0.0
+
+
+def test_a_checkpoint_that_is_being_written_keeps_it_busy(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(str(tmp_path))
+    go_on = threading.Event()
+    monkeypatch.setattr(checkpoints, "_write", lambda step, state: go_on.wait(60))
+    assert not checkpoints.busy
+    checkpoints.save(1, {"x": torch.zeros(1)})
+    assert checkpoints.busy
+    go_on.set()
+    checkpoints.close()
+    assert not checkpoints.busy
