@@ -214,9 +214,11 @@ class Api:
         return self.runtimes.get(f"{place}/{reference['name']}")
 
     def select(self, query):
-        wanted = dict(part.split("=", 1) for part in query.get("labelSelector", "").split(",") if part)
         pods = [pod.to_dict() for pods in self.pods.values() for pod in pods]
-        return [pod for pod in pods if wanted.items() <= pod["metadata"]["labels"].items()]
+        selector = query.get("labelSelector", "")
+        sets = {name: values.split(", ") for name, values in re.findall(r"([\w./-]+) in \(([^)]*)\)", selector)}
+        sets |= {name: [value] for name, value in re.findall(r"([\w./-]+)=([\w.-]+)", selector)}
+        return [pod for pod in pods if all(pod["metadata"]["labels"].get(name) in sets[name] for name in sets)]
 
     def pod(self, name):
         return next((pod for pods in self.pods.values() for pod in pods if pod.name == name), None)
