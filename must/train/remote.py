@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from must import storage
-from must.cli import run
+from must.cli import end_with_parent, run
 from must.model.bundle import DESCRIPTION_FILE
 from must.run.lifeline import while_wanted
 from must.run.mirror import mirrored
@@ -44,4 +44,5 @@ def publish(folder: Path, uri: str) -> None:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     train_job(sys.argv[1])
