@@ -16,7 +16,7 @@ from must import __version__
 from must.parameters import convert
 
 STAGES = ("inputs", "shard", "classifier", "champion", "train", "evaluate", "export", "gate", "promote", "summary")
-"""The pipeline's stages; with more than one node the stage train is the launcher of a TrainJob."""
+"""The pipeline's stages; train may be the launcher of a TrainJob."""
 WITH_LOADERS = ("train", "evaluate", "export", "gate")
 """PyTorch's loader processes hand tensors over in /dev/shm."""
 
@@ -77,7 +77,8 @@ class Retries:
 class Training:
     nodes: int = 1
     processes: str = "auto"
-    runtime: str = "torch-distributed"
+    as_: Literal["", "pod", "trainjob"] = ""  # `as` in the file
+    runtime: str = "must-torch"
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,10 @@ class Cluster:
         place = f"{self.registry.rstrip('/')}/{name}" if self.registry else name
         return f"{place}@{self.digests[name]}" if name in self.digests else f"{place}:{self.tag}"
 
+    @property
+    def trains_in_trainjob(self) -> bool:
+        return self.training.nodes > 1 or self.training.as_ == "trainjob"
+
     def uses_gpu(self, stage: str) -> bool:
         return self.gpu.count > 0 and stage in self.gpu.stages
 
@@ -129,11 +134,15 @@ def build(kind: Any, content: Any, where: str) -> Any:
     """`content` as the dataclass `kind`; `where` is its place in the file."""
     if not isinstance(content, dict):
         raise ValueError(f"{where or 'the file'}: expected 'name: value' lines, got '{content}'")
-    hints = typing.get_type_hints(kind)
+    fields = {name.rstrip("_"): (name, hint) for name, hint in typing.get_type_hints(kind).items()}
     for name in content:
-        if name not in hints:
-            raise ValueError(f"{join(where, str(name))}: unknown key; {nearest(str(name), list(hints))}")
-    return kind(**{name: value_of(hints[name], value, join(where, name)) for name, value in content.items()})
+        if name not in fields:
+            raise ValueError(f"{join(where, str(name))}: unknown key; {nearest(str(name), list(fields))}")
+    values = {}
+    for name, value in content.items():
+        field_name, hint = fields[name]
+        values[field_name] = value_of(hint, value, join(where, name))
+    return kind(**values)
 
 
 def value_of(kind: Any, value: Any, where: str) -> Any:

@@ -133,6 +133,10 @@ def check_limits(resources: Resources, where: str) -> None:
 def check_training(cluster: Cluster) -> None:
     training, gpus = cluster.training, cluster.gpu.count
     require(training.nodes >= 1, "training.nodes must be at least 1")
+    require(
+        training.nodes == 1 or training.as_ != "pod",
+        f"training.as pod contradicts training.nodes {training.nodes}: several nodes are a TrainJob",
+    )
     processes = training.processes
     require(
         processes == "auto" or (processes.isdigit() and int(processes) >= 1),
@@ -143,10 +147,10 @@ def check_training(cluster: Cluster) -> None:
         f"training.processes {processes} contradicts gpu.count {gpus}: a process needs a GPU of its own",
     )
     require(
-        training.nodes == 1 or "train" in cluster.gpu.stages or not gpus,
-        "gpu.stages without train contradicts training.nodes: several nodes are for training",
+        not cluster.trains_in_trainjob or "train" in cluster.gpu.stages or not gpus,
+        "gpu.stages without train contradicts training.nodes or training.as: a TrainJob's nodes are for training",
     )
-    require(training.nodes == 1 or bool(training.runtime), "training.nodes above 1 needs training.runtime")
+    require(not cluster.trains_in_trainjob or bool(training.runtime), "a TrainJob needs training.runtime")
 
 
 def cores_of(text: str) -> float:

@@ -107,7 +107,7 @@ def make_pipeline(cluster: Cluster) -> Any:
             with dsl.If(best.outputs["Output"] == "train", name="something new"):
                 material = {**here, "index_sha256": index_sha256}
                 start = {**material, "classifier": weights, "init": best.outputs["init"], **recipe}
-                if cluster.training.nodes > 1:
+                if cluster.trains_in_trainjob:
                     trained = train_job(nodes=nodes_of(cluster), tensorboard_uri=cluster.tensorboard, **start)
                 else:
                     trained = train(processes=cluster.training.processes, tensorboard_uri=cluster.tensorboard, **start)

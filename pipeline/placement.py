@@ -8,6 +8,7 @@ from kfp import dsl, kubernetes
 
 from pipeline.cluster import WITH_LOADERS, Cluster, Resources, Toleration
 
+QUEUE = "kueue.x-k8s.io/queue-name"  # label: pods and TrainJobs wait until Kueue admits them
 KEY_FOLDER = "/var/secrets/google"
 LEAST = Resources(cpu="500m", memory="1Gi")  # what a stage asks for that cluster.yaml says nothing of
 IMAGE_OF = {"shard": "must-shard", "promote": "must-shard", "summary": "must-shard"}
@@ -15,7 +16,7 @@ IMAGE_OF = {"shard": "must-shard", "promote": "must-shard", "summary": "must-sha
 
 def place(task: dsl.PipelineTask, stage: str, cluster: Cluster) -> dsl.PipelineTask:
     """`stage` is the name under which cluster.yaml has the task's resources and timeout."""
-    launcher = stage == "train" and cluster.training.nodes > 1
+    launcher = stage == "train" and cluster.trains_in_trainjob
     gpu = cluster.uses_gpu(stage) and not launcher
     image = IMAGE_OF.get(stage, "must-train" if gpu or stage == "train" else "must-torch")
     task.set_container_image(cluster.image("must-launcher" if launcher else image))
@@ -68,7 +69,8 @@ def set_persistence(task: dsl.PipelineTask, stage: str, cluster: Cluster, launch
         # What fails is tried again inside the pod, which knows wrong input from a crash; pods that vanish, by Kubeflow.
         task.set_env_variable("MUST_RETRIES", f"{retries.count},{retries.backoff},{retries.factor}")
         task.set_retry(retries.count, f"{retries.backoff}s", retries.factor, f"{retries.window}s")
-    if seconds := cluster.timeouts.get(stage):
+    seconds = cluster.timeouts.get(stage)
+    if seconds and not (launcher and QUEUE in cluster.labels):  # its TrainJob may wait for days before its time counts
         # The launcher ends its TrainJob itself at the limit, and needs a moment for it.
         kubernetes.set_timeout(task, seconds + 300 if launcher else seconds)
 

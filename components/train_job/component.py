@@ -1,4 +1,4 @@
-"""Training on several nodes: submits a TrainJob to Kubeflow Trainer and waits for it."""
+"""Training as a TrainJob, on one node or several: submits a TrainJob to Kubeflow Trainer and waits for it."""
 
 from kfp import dsl
 
@@ -20,7 +20,7 @@ def train_job(
     epochs: int = 0,
     tensorboard_uri: str = "",
 ) -> str:
-    """Trains MUST on several nodes; a retry attaches to the job that runs. Never cached.
+    """Trains MUST in a TrainJob; a retry attaches to the job that runs. Never cached.
 
     Args:
         work_uri: shards are in its folder shards; checkpoints go to checkpoints, the job's input and model to jobs.

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections import deque
 
-STEP = "node-0"
+from components.train_job.jobs import Jobs
+from components.train_job.manifest import NODE
+
+INDEX = "batch.kubernetes.io/job-completion-index"
+KEPT = 30  # lines
 
 
 class LogFollower(threading.Thread):
-    """Starts when the pod does. A log that breaks off is read again, and the lines that were printed are skipped."""
+    """Starts when the pod does. A log that breaks off is read again, and the lines that were printed are skipped.
 
-    def __init__(self, client: Any, name: str, pause: float) -> None:
+    A container that was restarted in its pod has a log of its own, from its first line.
+    """
+
+    def __init__(self, jobs: Jobs, name: str, pause: float) -> None:
         super().__init__(daemon=True)
-        self.client, self.name, self.pause = client, name, pause
+        self.jobs, self.name, self.pause = jobs, name, pause
         self.over = threading.Event()
-        self.pod, self.printed = "", 0
+        self.pod, self.container, self.printed = "", "", 0
+        self.last: deque[str] = deque(maxlen=KEPT)
 
     def run(self) -> None:
         last = False
@@ -24,23 +32,36 @@ class LogFollower(threading.Thread):
             try:
                 self.follow()
             except Exception as error:  # the job's state decides, not the log
-                cause = error.__cause__ or error
                 if self.pod and not last:
-                    print(f"[the log of {self.pod} broke off ({type(cause).__name__}); reading on]", flush=True)
+                    print(f"[the log of {self.pod} broke off ({type(error).__name__}); reading on]", flush=True)
             self.over.wait(self.pause)
 
     def follow(self) -> None:
-        step = next((step for step in self.client.get_job(self.name).steps if step.name == STEP), None)
-        if step is None or step.status == "Pending":
+        found = self.find()
+        if found is None:
             return
-        if step.pod_name != self.pod:  # the first one, or a restarted one
-            if self.pod:
-                print(f"[{self.pod} was replaced by {step.pod_name}]", flush=True)
-            self.pod, self.printed = step.pod_name, 0
-        for number, line in enumerate(self.client.get_job_logs(self.name, step=STEP, follow=True), 1):
+        pod, container = found
+        if container != self.container:
+            if self.container:
+                how = f"was replaced by {pod}" if pod != self.pod else "was restarted in place"
+                print(f"[{self.pod} {how}]", flush=True)
+            self.pod, self.container, self.printed = pod, container, 0
+        for number, line in enumerate(self.jobs.follow(pod), 1):
             if number > self.printed:
                 print(line, flush=True)
                 self.printed = number
+                self.last.append(line)
+
+    def find(self) -> tuple[str, str] | None:
+        """The newest pod of the first node, and its container of this moment, once it runs."""
+        for pod in self.jobs.pods(self.name):
+            if pod.metadata.labels.get(INDEX) != "0":
+                continue
+            for status in pod.status.container_statuses or []:
+                if status.name == NODE and status.container_id:
+                    return pod.metadata.name, status.container_id
+            return None
+        return None
 
     def finish(self, seconds: float) -> None:
         """Waits for what is left of a log that ends."""

@@ -8,6 +8,8 @@ from typing import Any
 from kubeflow.trainer import CustomTrainerContainer, options
 
 NODE = "node"  # the replicated job and the container of Kubeflow Trainer's torch runtimes
+PLACE = "must/job"  # annotation: the folder that the job works for
+NO_SIDECAR = {"sidecar.istio.io/inject": "false"}  # in a mesh torchrun's processes do not reach each other
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ def request(name: str, nodes: dict[str, Any], job: str) -> Request:
     chosen = [
         options.Name(name),
         options.Labels({"app.kubernetes.io/name": "must", **nodes["labels"]}),
+        options.Annotations({PLACE: job}),
         options.TrainerCommand(["python", "-m", "must.train.torchrun"]),
         # Trainer gives torchrun the nodes and the meeting point by PET_ variables; a flag wins over them.
         options.TrainerArgs([f"--nproc-per-node={processes}", "-m", "must.train.remote", job]),
@@ -63,7 +66,9 @@ def pod_patch(nodes: dict[str, Any]) -> options.TrainingRuntimeSpecPatch:
         volumes=volumes or None,
         containers=[options.ContainerPatch(NODE, volume_mounts=mounts)] if mounts else None,
     )
-    template = options.PodTemplatePatch(metadata={"labels": nodes["labels"]} if nodes["labels"] else None, spec=pod)
+    # Istio reads the label, its older versions the annotation.
+    metadata = {"labels": {**nodes["labels"], **NO_SIDECAR}, "annotations": NO_SIDECAR}
+    template = options.PodTemplatePatch(metadata=metadata, spec=pod)
     job = options.JobTemplatePatch(spec=options.JobSpecPatch(template=template))
     job_set = options.JobSetSpecPatch(replicated_jobs=[options.ReplicatedJobPatch(NODE, job)])
     return options.TrainingRuntimeSpecPatch(template=options.JobSetTemplatePatch(spec=job_set))

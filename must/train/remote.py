@@ -14,19 +14,27 @@ from pathlib import Path
 import yaml
 
 from must import storage
-from must.cli import run
+from must.cli import end_with_parent, run
 from must.model.bundle import DESCRIPTION_FILE
+from must.run.lifeline import while_wanted
 from must.run.mirror import mirrored
 
 
 def train_job(job: str) -> None:
     """Trains; the main process then copies what it wrote to the job's place, the bundle's description last."""
     content = yaml.safe_load(storage.read_bytes(storage.join(job, "job.yaml")))
-    is_main = os.environ.get("RANK", "0") == "0"
-    with tempfile.TemporaryDirectory() as folder, mirrored(folder, content["tensorboard"] if is_main else ""):
+    if os.environ.get("RANK", "0") != "0":
+        with tempfile.TemporaryDirectory() as folder:
+            run("train", **content["train"], output=folder)
+        return
+    launcher = content["launcher"]  # one process notices that it is gone; all of them stop after the same step
+    with (
+        while_wanted(launcher["sign"], launcher["silence"]),
+        tempfile.TemporaryDirectory() as folder,
+        mirrored(folder, content["tensorboard"]),
+    ):
         run("train", **content["train"], output=folder)
-        if is_main:
-            publish(Path(folder), storage.join(job, "bundle"))
+        publish(Path(folder), storage.join(job, "bundle"))
 
 
 def publish(folder: Path, uri: str) -> None:
@@ -36,4 +44,5 @@ def publish(folder: Path, uri: str) -> None:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     train_job(sys.argv[1])

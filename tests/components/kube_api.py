@@ -1,105 +1,91 @@
-"""A Kubernetes API server for TrainJobs, as far as the kubeflow SDK talks to one: over real HTTP, with pods that run.
+"""A Kubernetes API server for TrainJobs, with its controllers, as far as our launcher and the kubeflow SDK talk to one.
 
-A TrainJob that is created gets a pod a node. What the pods do is the test's business: `Pod.say`, `Api.finish`.
+A TrainJob that is created gets a JobSet and a pod a node (trainer.py), over real HTTP (kube_http.py). What the pods do
+is the test's business: `Pod.say`, `Api.exit`, `Api.finish`. Controllers work when the job is looked at, so that a test
+never waits for them; garbage is collected `lag` looks after its owner was deleted.
 """
 
 import json
 import re
-import threading
-import time
-from contextlib import suppress
-from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, urlsplit
+from pathlib import Path
 
+import yaml
 from kubeflow_trainer_api import models
 
+from tests.components.kube_http import found, serve, status
+from tests.components.trainer import RUNTIME, Pod, admit, build_job_set, now, objections
+
 GROUP = "/apis/trainer.kubeflow.org/v1alpha1"
-RUNTIME = {
-    "apiVersion": "trainer.kubeflow.org/v1alpha1",
-    "kind": "ClusterTrainingRuntime",
-    "metadata": {"name": "torch-distributed", "labels": {"trainer.kubeflow.org/framework": "torch"}},
-    "spec": {
-        "mlPolicy": {"numNodes": 1, "torch": {}},
-        "template": {
-            "spec": {
-                "replicatedJobs": [
-                    {
-                        "name": "node",
-                        "template": {
-                            "metadata": {"labels": {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}},
-                            "spec": {
-                                "template": {"spec": {"containers": [{"name": "node", "image": "pytorch/pytorch"}]}}
-                            },
-                        },
-                    }
-                ]
-            }
-        },
-    },
-}
-
-
-def now():
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-class Pod:
-    def __init__(self, job, node, attempt=0):
-        self.job, self.node = job, node
-        self.name = f"{job}-node-0-{node}-{attempt}"
-        self.phase, self.lines, self.created = "Running", [], now()
-
-    def say(self, *lines):
-        self.lines.extend(lines)
-
-    def to_dict(self):
-        return {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {
-                "name": self.name,
-                "namespace": "vision",
-                "creationTimestamp": self.created,
-                "labels": {
-                    "jobset.sigs.k8s.io/jobset-name": self.job,
-                    "jobset.sigs.k8s.io/replicatedjob-name": "node",
-                    "batch.kubernetes.io/job-completion-index": str(self.node),
-                },
-            },
-            "spec": {"containers": [{"name": "node", "image": "x"}]},
-            "status": {"phase": self.phase},
-        }
+SPACE = "namespaces/vision"
+DEPLOY = Path(__file__).parents[2] / "deploy"
 
 
 class Api:
     """`drop_log_after`: lines after which a followed log is cut off, once. `outage`: calls answered with 503."""
 
-    def __init__(self):
-        self.jobs, self.pods, self.events, self.created = {}, {}, [], []
+    def __init__(self, version="2.3"):
+        self.version, self.lag, self.queued = version, 1, False
+        self.jobs, self.sets, self.pods, self.events, self.created = {}, {}, {}, [], []
+        self.workflows, self.launchers, self.garbage, self.deleted = {}, {}, [], []
         self.calls, self.outage, self.drop_log_after, self.refuse_create = [], 0, 0, None
-        self.on_create = lambda api, job: None
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler(self))
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+        self.refuse_cluster = False
+        self.runtimes = {"clustertrainingruntimes/torch-distributed": RUNTIME}
+        self.on_create = lambda api, name: None  # the TrainJob is there, and usually its pods
+        self.on_start = lambda api, name: None  # its pods are
+        self.on_restart = lambda api, pod: None
+        self.server = serve(self)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     # --- what a test does -----------------------------------------------------------------------------------------
 
-    def start(self, name, job=None):
-        """As the controller does: a pod a node."""
-        self.jobs[name] = job or {
-            "apiVersion": "trainer.kubeflow.org/v1alpha1", "kind": "TrainJob", "metadata": {"name": name},
-            "spec": {"runtimeRef": {"name": "torch-distributed"}, "trainer": {"numNodes": 2}},
-        }  # fmt: skip
-        self.jobs[name]["metadata"] |= {"namespace": "vision", "creationTimestamp": now(), "uid": name}
-        self.pods[name] = [Pod(name, node) for node in range(self.jobs[name]["spec"]["trainer"].get("numNodes", 1))]
+    def apply(self, file):
+        """A TrainingRuntime of deploy/ in the namespace."""
+        runtime = yaml.safe_load((DEPLOY / file).read_text())
+        self.runtimes[f"{SPACE}/trainingruntimes/{runtime['metadata']['name']}"] = runtime
 
-    def finish(self, name, kind="Complete", message=""):
-        for pod in self.pods[name]:
-            pod.phase = "Succeeded" if kind == "Complete" else "Failed"
-        condition = {"type": kind, "status": "True", "reason": kind, "message": message, "lastTransitionTime": now()}
-        self.jobs[name]["status"] = {"conditions": [condition]}
+    def exit(self, name, node, code):
+        """The container of a node ends; what Kubernetes, JobSet and Trainer make of it."""
+        pod = next(pod for pod in self.pods[name] if pod.node == node)
+        pod.code = code
+        child = self.sets[name]["spec"]["replicatedJobs"][0]["template"]["spec"]
+        if code == 0:
+            pod.phase = "Succeeded"
+            if all(other.phase == "Succeeded" for other in self.pods[name]):
+                self.conclude(name, "Completed", "AllJobsCompleted", "jobset completed successfully")
+        elif child["template"]["spec"]["restartPolicy"] == "Never":  # with backoffLimit 0, as our runtime has both
+            assert child["backoffLimit"] == 0
+            pod.phase = "Failed"
+            self.pods[name] = [other for other in self.pods[name] if other.code is not None]
+            self.fail(name)
+        elif pod.restarts < child.get("backoffLimit", 6):
+            pod.restart()
+            self.on_restart(self, pod)
+        else:
+            self.pods[name] = []
+            self.fail(name)
+
+    def finish(self, name, kind="Complete"):
+        for pod in list(self.pods[name]):
+            if kind == "Complete" or pod.node == 0:
+                self.exit(name, pod.node, 0 if kind == "Complete" else 1)
+
+    def fail(self, name):
+        if "failurePolicy" in self.sets[name]["spec"]:
+            reason, message = "ReachedMaxRestarts", "jobset failed due to reaching max number of restarts"
+        else:
+            reason, message = "FailedJobs", "jobset failed due to one or more job failures"
+        self.conclude(name, "Failed", reason, message)
+
+    def conclude(self, name, kind, reason, message):
+        self.sets[name]["status"]["conditions"] = [condition(kind, reason, message)]
+
+    def exceed_deadline(self, name):
+        self.jobs[name]["status"] = {"conditions": [condition("Failed", "DeadlineExceeded", "deadline exceeded")]}
+        self.sets.pop(name), self.pods.pop(name)
+
+    def resume(self, name):
+        """As Kueue does when there is room."""
+        self.jobs[name]["spec"]["suspend"] = False
 
     def note(self, kind, name, reason, message):
         self.events.append(
@@ -121,19 +107,25 @@ class Api:
     # --- what the API does ----------------------------------------------------------------------------------------
 
     def answer(self, method, path, query, body):
-        if path.endswith("/clustertrainingruntimes/torch-distributed"):
-            return 200, RUNTIME
-        if path == f"{GROUP}/namespaces/vision/trainjobs" and method == "POST":
+        if path == f"{GROUP}/{SPACE}/trainjobs" and method == "POST":
             return self.create(body)
-        if match := re.fullmatch(rf"{GROUP}/namespaces/vision/trainjobs/([\w-]+)", path):
-            return self.one(method, match[1])
-        if path == "/api/v1/namespaces/vision/pods":
-            job = re.search(r"jobset-name=([\w-]+)", query.get("labelSelector", ""))[1]
-            items = [pod.to_dict() for pod in self.pods.get(job, [])]
-            return 200, {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}
-        if path == "/api/v1/namespaces/vision/events":
+        if match := re.fullmatch(rf"{GROUP}/{SPACE}/trainjobs/([\w-]+)", path):
+            return self.one(method, match[1], body or {})
+        if "/clustertrainingruntimes/" in path and self.refuse_cluster:
+            return 403, status(403, "Forbidden", "clustertrainingruntimes is forbidden")
+        if path.startswith(GROUP) and (runtime := self.runtimes.get(path.removeprefix(f"{GROUP}/"))):
+            return 200, runtime
+        if match := re.fullmatch(rf"/apis/jobset.x-k8s.io/v1alpha2/{SPACE}/jobsets/([\w-]+)", path):
+            return found(self.sets.get(match[1]), path)
+        if match := re.fullmatch(rf"/apis/argoproj.io/v1alpha1/{SPACE}/workflows/([\w-]+)", path):
+            return found(self.workflows.get(match[1]), path)
+        if match := re.fullmatch(rf"/api/v1/{SPACE}/pods/([\w-]+)", path):
+            return found(self.launchers.get(match[1]), path)
+        if path == f"/api/v1/{SPACE}/pods":
+            return 200, {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": self.select(query)}
+        if path == f"/api/v1/{SPACE}/events":
             return 200, {"kind": "EventList", "apiVersion": "v1", "metadata": {}, "items": self.events}
-        return 404, status(404, "NotFound", f"{path} not found")
+        return found(None, path)
 
     def create(self, body):
         if self.refuse_create:
@@ -142,93 +134,103 @@ class Api:
         if name in self.jobs:
             return 409, status(409, "AlreadyExists", f'trainjobs "{name}" already exists')
         models.TrainerV1alpha1TrainJob.from_dict(body)
+        job = admit(body, self.version, self.queued)
+        runtime = self.runtime_of(job)
+        against = objections(job, runtime) if runtime else "specified runtime must be created before the TrainJob"
+        if against:
+            return 403, status(403, "Forbidden", f'admission webhook "validator.trainjob" denied: {against}')
         self.created.append(body)
-        self.start(name, body)
+        self.jobs[name] = job
+        self.reconcile(name)
         self.on_create(self, name)
-        return 201, body
+        return 201, job
 
-    def one(self, method, name):
+    def one(self, method, name, options):
+        self.collect()
         if name not in self.jobs:
-            return 404, status(404, "NotFound", f'trainjobs "{name}" not found')
+            return found(None, f"trainjobs/{name}")
+        job = self.jobs[name]
         if method == "DELETE":
-            self.pods.pop(name)
-            return 200, self.jobs.pop(name)
-        return 200, self.jobs[name]
+            wanted = (options.get("preconditions") or {}).get("uid", job["metadata"]["uid"])
+            if wanted != job["metadata"]["uid"]:
+                return 409, status(409, "Conflict", "the UID in the precondition does not match")
+            self.deleted.append(name)
+            foreground = options.get("propagationPolicy") == "Foreground"
+            if foreground:
+                job["metadata"] |= {"deletionTimestamp": now(), "finalizers": ["foregroundDeletion"]}
+            else:
+                del self.jobs[name]
+            self.garbage.append([self.lag, name, job["metadata"]["uid"]])
+            return 200, job
+        self.reconcile(name)
+        return 200, job
+
+    def collect(self):
+        """One look's worth of garbage collection: a JobSet goes some time after its TrainJob, and its pods with it."""
+        for item in list(self.garbage):
+            item[0] -= 1
+            if item[0] < 0:
+                self.garbage.remove(item)
+                _, name, uid = item
+                if name in self.sets and owner(self.sets[name]) == uid:
+                    del self.sets[name]
+                    self.pods.pop(name, None)
+                if name in self.jobs and self.jobs[name]["metadata"]["uid"] == uid:
+                    del self.jobs[name]
+
+    def reconcile(self, name):
+        """As Trainer's controller: no JobSet beside one of the same name, and its conditions, whosever it is."""
+        job = self.jobs[name]
+        status_ = job.setdefault("status", {})
+        kept = {c["type"]: c for c in status_.get("conditions", [])}
+        if "deletionTimestamp" in job["metadata"] or kept.get("Failed", {}).get("reason") == "DeadlineExceeded":
+            return
+        kept.pop("Failed", None)
+        if "Complete" not in kept and name not in self.sets:
+            self.sets[name] = build_job_set(job, self.runtime_of(job))
+        ours, suspended = self.sets[name], job["spec"]["suspend"]
+        if owner(ours) == job["metadata"]["uid"]:
+            ours["spec"]["suspend"] = suspended
+            if not suspended and name not in self.pods:
+                self.pods[name] = [Pod(ours, node) for node in range(nodes_of(ours))]
+                self.on_start(self, name)
+        if suspended:
+            kept.setdefault("Suspended", condition("Suspended", "Suspended", "TrainJob is suspended"))
+        elif kept.get("Suspended", {}).get("status") == "True":
+            kept["Suspended"] = condition("Suspended", "Resumed", "TrainJob is resumed", "False")
+        for copied in ours["status"].get("conditions", []):
+            kind = {"Completed": "Complete"}.get(copied["type"], copied["type"])
+            kept[kind] = {**copied, "type": kind}
+        active = sum(pod.code is None for pod in self.pods.get(name, []))
+        counts = {"active": int(active > 0), "failed": 0, "ready": int(active > 0), "succeeded": 0, "suspended": 0}
+        status_["jobsStatus"] = [{"name": "node", **counts}]
+        status_["conditions"] = list(kept.values())
+        if not kept:
+            del status_["conditions"]
+
+    def runtime_of(self, job):
+        reference = job["spec"]["runtimeRef"]
+        place = f"{SPACE}/trainingruntimes" if reference["kind"] == "TrainingRuntime" else "clustertrainingruntimes"
+        return self.runtimes.get(f"{place}/{reference['name']}")
+
+    def select(self, query):
+        pods = [pod.to_dict() for pods in self.pods.values() for pod in pods]
+        selector = query.get("labelSelector", "")
+        sets = {name: values.split(", ") for name, values in re.findall(r"([\w./-]+) in \(([^)]*)\)", selector)}
+        sets |= {name: [value] for name, value in re.findall(r"([\w./-]+)=([\w.-]+)", selector)}
+        return [pod for pod in pods if all(pod["metadata"]["labels"].get(name) in sets[name] for name in sets)]
 
     def pod(self, name):
         return next((pod for pods in self.pods.values() for pod in pods if pod.name == name), None)
 
 
-def status(code, reason, message):
-    return {
-        "kind": "Status",
-        "apiVersion": "v1",
-        "status": "Failure",
-        "reason": reason,
-        "message": message,
-        "code": code,
-    }
+def owner(job_set):
+    return job_set["metadata"]["ownerReferences"][0]["uid"]
 
 
-def handler(api):
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True  # or each answer waits 40 ms for an acknowledgement
+def nodes_of(job_set):
+    return job_set["spec"]["replicatedJobs"][0]["template"]["spec"]["completions"]
 
-        def handle_any(self):
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            url = urlsplit(self.path)
-            query = {name: values[0] for name, values in parse_qs(url.query).items()}
-            api.calls.append((self.command, url.path))
-            if api.outage > 0 and "trainjobs" in url.path:
-                api.outage -= 1
-                return self.send(503, status(503, "ServiceUnavailable", "the server is restarting"))
-            if url.path.endswith("/log"):
-                return self.log(api.pod(url.path.split("/")[-2]), query.get("follow") == "True")
-            content = json.loads(body) if body else None
-            return self.send(*api.answer(self.command, url.path, query, content))
 
-        def send(self, code, content):
-            data = json.dumps(content).encode()
-            self.send_response(code)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log(self, pod, follow):
-            """Chunked, until the pod has ended."""
-            if pod is None:
-                return self.send(404, status(404, "NotFound", "pod not found"))
-            self.send_response(200)
-            self.send_header("Content-Type", "text/plain")
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            sent = 0
-            while True:
-                ended = pod.phase in ("Succeeded", "Failed") or not follow or api.pod(pod.name) is None
-                for line in pod.lines[sent:]:
-                    data = f"{line}\n".encode()
-                    self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
-                    self.wfile.flush()
-                    sent += 1
-                    if follow and api.drop_log_after and sent >= api.drop_log_after:
-                        api.drop_log_after = 0
-                        self.close_connection = True
-                        self.connection.close()
-                        return None
-                if ended:
-                    self.wfile.write(b"0\r\n\r\n")
-                    return None
-                time.sleep(0.02)
-
-        def log_message(self, *args):
-            pass
-
-        def handle(self):
-            with suppress(OSError, ValueError):  # a client that went away, or a connection that was cut on purpose
-                super().handle()
-
-        do_GET = do_POST = do_DELETE = handle_any  # noqa: N815
-
-    return Handler
+def condition(kind, reason, message, value="True"):
+    return {"type": kind, "status": value, "reason": reason, "message": message, "lastTransitionTime": now()}

@@ -16,15 +16,15 @@ LOADERS = {"train", "evaluate", "export", "gate"}
 class Compiled:
     """A compiled pipeline: the containers, tasks and Kubernetes settings of a stage."""
 
-    def __init__(self, name, folder):
-        self.cluster = load_cluster(CLUSTERS / f"{name}.yaml")
+    def __init__(self, name, folder, cluster=None):
+        self.cluster = cluster or load_cluster(CLUSTERS / f"{name}.yaml")
         compile_pipeline(self.cluster, folder / f"{name}.yaml")
         self.spec, platform = yaml.safe_load_all((folder / f"{name}.yaml").read_text())
         self.platform = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
         self.tasks = {}
         for dag in [self.spec["root"], *self.spec["components"].values()]:
             self.tasks |= dag.get("dag", {}).get("tasks", {})
-        self.train = "train-job" if self.cluster.training.nodes > 1 else "train"
+        self.train = "train-job" if self.cluster.trains_in_trainjob else "train"
 
     def name(self, stage):
         return self.train if stage == "train" else stage
@@ -56,7 +56,7 @@ def test_every_stage_runs_the_registrys_image(compiled):
         assert ("@sha256:" in image) is bool(cluster.digests) and (cluster.digests or image.endswith(f":{cluster.tag}"))
     kinds = {stage: compiled.container(stage)["image"].split("/must-")[1][:5] for stage in STAGES}
     assert kinds["shard"] == "shard" and kinds["classifier"] == "torch"
-    assert kinds["train"] == ("launc" if cluster.training.nodes > 1 else "train")
+    assert kinds["train"] == ("launc" if cluster.trains_in_trainjob else "train")
     assert kinds["evaluate"] == ("train" if "evaluate" in cluster.gpu.stages else "torch")
 
 
@@ -64,7 +64,7 @@ def test_pools_labels_secrets_and_volumes_are_in_the_platform_document(compiled)
     cluster = compiled.cluster
     for stage in STAGES:
         settings = compiled.kubernetes(stage)
-        on_gpu = cluster.uses_gpu(stage) and not (stage == "train" and cluster.training.nodes > 1)
+        on_gpu = cluster.uses_gpu(stage) and not (stage == "train" and cluster.trains_in_trainjob)
         pool = cluster.gpu if on_gpu else cluster.cpu
         assert settings["nodeSelector"]["labels"] == pool.node_selector
         found = [{k: v for k, v in t.items() if v} for t in settings.get("tolerations", [])]
@@ -85,11 +85,13 @@ def test_shared_memory_limits_and_retries(compiled):
     cluster = compiled.cluster
     for stage in STAGES:
         settings = compiled.kubernetes(stage)
-        launcher = stage == "train" and cluster.training.nodes > 1
+        launcher = stage == "train" and cluster.trains_in_trainjob
         shm = [m for m in settings.get("emptyDirMounts", []) if m["mountPath"] == "/dev/shm"]
         expected = [{"medium": "Memory", "mountPath": "/dev/shm", "sizeLimit": cluster.shm, "volumeName": "shm"}]
         assert shm == (expected if stage in LOADERS and not launcher else [])
         seconds = cluster.timeouts.get(stage, 0) + (300 if launcher else 0)
+        if launcher and "kueue.x-k8s.io/queue-name" in cluster.labels:
+            seconds = 0
         assert int(settings.get("activeDeadlineSeconds", 0)) == seconds
         policy = compiled.tasks[compiled.name(stage)].get("retryPolicy")
         if stage == "summary":
@@ -110,7 +112,7 @@ def test_requests_limits_and_accelerators(compiled):
     cluster = compiled.cluster
     for stage in STAGES:
         resources = compiled.container(stage).get("resources", {})
-        launcher = stage == "train" and cluster.training.nodes > 1
+        launcher = stage == "train" and cluster.trains_in_trainjob
         given = Resources() if launcher else cluster.resources.get(stage, Resources())
         asked = {"cpu": "500m", "memory": "1Gi"}  # unless there is a limit, which is a request, too
         wanted = replace(given, **{
@@ -135,7 +137,7 @@ def test_training_on_one_node_or_several(compiled):
     assert set(compiled.tasks) & {"train", "train-job"} == {compiled.train}
     parameters = compiled.tasks[compiled.train]["inputs"]["parameters"]
     assert parameters["tensorboard_uri"]["runtimeValue"]["constant"] == cluster.tensorboard
-    if cluster.training.nodes == 1:
+    if not cluster.trains_in_trainjob:
         assert parameters["processes"]["runtimeValue"]["constant"] == cluster.training.processes
         return
     nodes = compiled.nodes()
@@ -153,6 +155,25 @@ def test_training_on_one_node_or_several(compiled):
     assert nodes["service_account"] == cluster.service_account and nodes["timeout"] == cluster.timeouts["train"]
 
 
+def test_one_node_may_be_a_trainjob(tmp_path):
+    (tmp_path / "cluster.yaml").write_text("{gpu: {count: 1}, training: {as: trainjob}, timeouts: {train: 3600}}")
+    found = Compiled("one", tmp_path, load_cluster(tmp_path / "cluster.yaml"))
+    assert found.train == "train-job" and "train" not in found.tasks
+    nodes = found.nodes()
+    assert (nodes["nodes"], nodes["gpus"], nodes["timeout"]) == (1, 1, 3600)
+    assert found.container("train")["image"].startswith("must-launcher:")
+    assert "accelerator" not in found.container("train").get("resources", {})
+
+
+@pytest.mark.parametrize("labels, seconds", [("{}", "3900"), ("{kueue.x-k8s.io/queue-name: must}", None)])
+def test_a_launcher_whose_job_may_wait_in_a_queue_has_no_deadline_of_its_own(tmp_path, labels, seconds):
+    text = f"{{labels: {labels}, training: {{as: trainjob}}, timeouts: {{train: 3600}}}}"
+    (tmp_path / "cluster.yaml").write_text(text)
+    found = Compiled("queue", tmp_path, load_cluster(tmp_path / "cluster.yaml"))
+    assert found.kubernetes("train").get("activeDeadlineSeconds") == seconds
+    assert found.nodes()["timeout"] == 3600
+
+
 def test_the_examples_cover_every_setting():
     """A setting that no example uses is one whose way into the compiled pipeline no test above has seen."""
     used = set()
@@ -167,9 +188,10 @@ def test_the_documented_file_holds_every_key_with_its_default():
 
     def keys(value, default):
         if hasattr(default, "__dataclass_fields__"):
-            assert set(value) == set(vars(default))
+            fields = {name.rstrip("_"): item for name, item in vars(default).items()}  # `as` is no name in Python
+            assert set(value) == set(fields)
             for name, item in value.items():
-                keys(item, getattr(default, name))
+                keys(item, fields[name])
 
     keys(yaml.safe_load(CLUSTER.read_text()), Cluster())
 
@@ -218,6 +240,13 @@ def test_the_documented_file_holds_every_key_with_its_default():
         ("retries: {factor: 0}", "retries.factor 0: must be 1 or more"),
         ("retries: {factor: 1.5}", "retries.factor: expected a whole number, got '1.5'"),
         ("timeouts: {train: 0}", "timeouts.train: seconds above 0"),
+        ("training: {as: job}", "training.as: 'job' is none of"),
+        ("training: {as_: pod}", "training.as_: unknown key; did you mean 'as'?"),
+        ("training: {nodes: 2, as: pod}", "training.as pod contradicts training.nodes 2"),
+        (
+            "{gpu: {count: 1, stages: [evaluate]}, training: {as: trainjob}}",
+            "contradicts training.nodes or training.as",
+        ),
         ("training: {nodes: 0}", "training.nodes must be at least 1"),
         ("training: {processes: all}", "training.processes 'all': a number of processes a node, or auto"),
         ("{gpu: {count: 4}, training: {processes: 8}}", "training.processes 8 contradicts gpu.count 4"),

@@ -4,7 +4,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from kubeflow_trainer_api import models
 from kubernetes import client
+
+from must.train.torchrun import PATIENCE
+from pipeline.cluster import Cluster
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 FILES = sorted(path for path in DEPLOY.glob("*.yaml") if path.name != "kustomization.yaml")
@@ -25,7 +29,9 @@ def documents():
 
 
 @pytest.mark.parametrize(
-    "name, document", documents(), ids=lambda value: value if isinstance(value, str) else value["kind"]
+    "name, document",
+    [(name, document) for name, document in documents() if document["kind"] in KINDS],
+    ids=lambda value: value if isinstance(value, str) else value["kind"],
 )
 def test_kubernetes_models_know_every_field(name, document):
     model = getattr(client, KINDS[document["kind"]])
@@ -42,6 +48,42 @@ def test_kubernetes_models_know_every_field(name, document):
         return None
 
     check(document, model)
+
+
+def test_the_training_runtime_is_one_that_trainer_takes():
+    """Its published models know every field; the rest is what its webhook (2.3) and the SDK (0.5) ask for."""
+    (runtime,) = [document for _, document in documents() if document["kind"] == "TrainingRuntime"]
+    assert models.TrainerV1alpha1TrainingRuntime.from_dict(runtime).to_dict() == runtime
+    assert runtime["metadata"]["labels"]["trainer.kubeflow.org/framework"] == "torch"
+    assert runtime["metadata"]["name"] == Cluster().training.runtime and "namespace" not in runtime["metadata"]
+    job_set = runtime["spec"]["template"]["spec"]
+    (part,) = job_set["replicatedJobs"]
+    assert (part["name"], part["replicas"]) == ("node", 1)
+    assert part["template"]["metadata"]["labels"] == {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
+    (container,) = part["template"]["spec"]["template"]["spec"]["containers"]
+    assert container["name"] == "node" and container["image"]
+
+
+def test_a_node_of_the_training_runtime_fails_once_and_has_time_to_save_a_checkpoint():
+    (runtime,) = [document for _, document in documents() if document["kind"] == "TrainingRuntime"]
+    job_set = runtime["spec"]["template"]["spec"]
+    job = job_set["replicatedJobs"][0]["template"]["spec"]
+    template = job["template"]
+    assert (job_set["failurePolicy"]["maxRestarts"], job["backoffLimit"]) == (0, 0)
+    assert template["spec"]["restartPolicy"] == "Never"
+    assert template["spec"]["terminationGracePeriodSeconds"] >= int(PATIENCE)  # torchrun's processes have this long
+    for kind in ("labels", "annotations"):
+        assert template["metadata"][kind]["sidecar.istio.io/inject"] == "false"
+
+
+def test_the_training_runtimes_pods_are_let_into_a_restricted_namespace():
+    """What Pod Security's level `restricted` asks for."""
+    (runtime,) = [document for _, document in documents() if document["kind"] == "TrainingRuntime"]
+    (part,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    pod = part["template"]["spec"]["template"]["spec"]
+    assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    (container,) = pod["containers"]
+    assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
 def test_bindings_name_roles_and_accounts_that_exist():

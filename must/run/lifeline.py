@@ -1,0 +1,84 @@
+"""A sign of life of the program that waits for others, so that these can stop when nobody waits any more.
+
+It is a file that the one renews and the others read, so it tells of every way in which the one can end: killed, its
+machine lost, its run stopped or deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from must import storage
+
+BEAT = 30.0  # seconds between signs
+SILENCE = 900.0  # seconds without one: a lost machine is noticed, and its pod started again elsewhere, in less
+
+
+@contextmanager
+def alive(uri: str) -> Iterator[None]:
+    """Renews the sign at `uri` while the block runs."""
+    over = threading.Event()
+    give_sign(uri)
+    thread = threading.Thread(target=keep_giving, args=(uri, over), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def keep_giving(uri: str, over: threading.Event) -> None:
+    while not over.wait(BEAT):
+        give_sign(uri)
+
+
+def give_sign(uri: str) -> None:
+    try:
+        storage.write_bytes(uri, json.dumps({"time": time.time(), "host": socket.gethostname()}).encode())
+    except (ValueError, OSError) as error:
+        print(f"must: the sign of life could not be written: {error}", file=sys.stderr)
+
+
+@contextmanager
+def while_wanted(uri: str, silence: float) -> Iterator[None]:
+    """Runs the block; sends SIGTERM to this process when the sign at `uri` has not changed for `silence` seconds.
+
+    The seconds are those of this machine's clock, whatever the other one's says. A place that does not answer says
+    nothing about who gives signs: the seconds start again.
+    """
+    over = threading.Event()
+    threading.Thread(target=watch, args=(uri, silence, over), daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def watch(uri: str, silence: float, over: threading.Event) -> None:
+    last, since = b"", time.monotonic()
+    while not over.wait(min(BEAT, silence / 4)):
+        try:
+            seen = storage.read_bytes(uri)
+        except FileNotFoundError:
+            seen = b""
+        except (ValueError, OSError):
+            since = time.monotonic()
+            continue
+        if seen != last:
+            last, since = seen, time.monotonic()
+        elif time.monotonic() - since > silence:
+            print(
+                f"no sign of life of the launcher for {silence:g} s: saving a checkpoint and stopping; a new launcher "
+                "goes on from it",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+            os.kill(os.getpid(), signal.SIGTERM)
+            return

@@ -1,0 +1,58 @@
+"""A launcher against the stand-in for Kubeflow Trainer: its parameters, and jobs that live and end as a test wants."""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+from components.train_job.launcher import train_on_nodes
+from pipeline.cluster import load_cluster
+from pipeline.compile import CLUSTER
+from pipeline.nodes import nodes_of
+from tests.promote.bundles import make_bundle
+
+ROOT = Path(__file__).parents[2]
+SUMMARY = {"steps": 10, "images_per_s": 100.0}
+
+
+def nodes(name="gke"):
+    return nodes_of(load_cluster(CLUSTER.with_name("clusters") / f"{name}.yaml"))
+
+
+def train(work, **changes):
+    arguments = {"nodes": nodes(), "settings": {"lr": 1e-3}, "preset": "digits"} | changes
+    return train_on_nodes(str(work), "sha", str(work.parent / "classifier"), str(work.parent / "output"), **arguments)
+
+
+def publish(work):
+    """What the main process of a real job leaves."""
+    (job,) = (work / "jobs").iterdir()
+    if not (job / "bundle").exists():
+        make_bundle(job / "bundle")
+        description = json.loads((job / "bundle" / "model.json").read_text())
+        description["provenance"]["summary"] = SUMMARY
+        (job / "bundle" / "model.json").write_text(json.dumps(description))
+
+
+def completes(work, *lines):
+    def on_create(api, name):
+        def live():
+            for line in lines:
+                api.pods[name][0].say(line)
+                time.sleep(0.01)
+            publish(work)
+            api.finish(name)
+
+        threading.Thread(target=live, daemon=True).start()
+
+    return on_create
+
+
+def fails(*lines, code=1, node=0):
+    def on_create(api, name):
+        pod = api.pods[name][node]
+        pod.say(*lines)
+        api.note("Pod", pod.name, "OOMKilled", "Container node was killed")
+        api.exit(name, node, code)
+
+    return on_create

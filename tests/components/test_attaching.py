@@ -1,0 +1,161 @@
+"""A launcher that finds a job of its name: whose it is, whether it failed, whether the failure is its own."""
+
+import shutil
+
+import pytest
+
+from components.train_job import launch
+from components.train_job.launcher import job_name
+from tests.components.launching import SUMMARY, completes, fails, nodes, train
+
+
+def test_a_retry_replaces_a_failed_job_and_keeps_its_name(api, work, capfd):
+    api.on_create = fails("no")
+    with pytest.raises(SystemExit):
+        train(work)
+    api.on_create = completes(work, "going on after step 5")
+    train(work)
+    assert len(api.created) == 2 and api.created[0]["metadata"]["name"] == api.created[1]["metadata"]["name"]
+    assert "failed before; starting it again from its checkpoints" in capfd.readouterr().out
+
+
+def test_the_new_job_is_made_when_all_of_the_old_one_is_gone(api, work):
+    """Beside an old JobSet Trainer builds none, and old pods would still write checkpoints."""
+    api.on_create = fails("no")
+    with pytest.raises(SystemExit):
+        train(work)
+    api.lag = 4
+    there = []
+
+    def on_create(api, name):
+        there.append([pod.job_set is api.sets[name] for pod in api.pods[name]])
+        completes(work)(api, name)
+
+    api.on_create = on_create
+    assert train(work)[0] == SUMMARY
+    assert there == [[True, True]]
+
+
+def test_the_failure_of_an_earlier_job_of_the_name_is_not_this_ones(api, work):
+    """Somebody deleted the failed job with kubectl: in the background, so that its JobSet is still there."""
+    api.on_create = fails("no")
+    with pytest.raises(SystemExit):
+        train(work)
+    (name,), (old,) = api.jobs, api.sets.values()
+    api.lag = 8
+    api.answer("DELETE", f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/vision/trainjobs/{name}", {}, None)
+    seen = []
+    api.on_create = lambda api, name: seen.append(api.sets[name] is old and failed(api.jobs[name]))
+    api.on_start = completes(work)
+    assert train(work)[0] == SUMMARY and seen == [True]
+
+
+def failed(job):
+    return [condition["type"] for condition in job["status"]["conditions"]] == ["Failed"]
+
+
+def test_a_retried_launcher_attaches_to_the_job_that_runs(api, work, capfd, monkeypatch):
+    def killed(self):
+        raise SystemExit(137)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(launch.Launch, "wait", killed)
+        train(work)
+    (name,) = api.jobs
+    completes(work)(api, name)
+    assert train(work)[0] == SUMMARY
+    assert len(api.created) == 1 and f"attached to the TrainJob {name}" in capfd.readouterr().out
+
+
+def test_other_data_classes_or_settings_are_another_job(api, work):
+    names = set()
+    for change in ({}, {"settings": {"lr": 2e-3}}, {"epochs": 3}, {"init": "gs://b/registry/m/r1/bundle"}):
+        api.on_create = fails("no")
+        with pytest.raises(SystemExit):
+            train(work, **change)
+        names.add(api.created[-1]["metadata"]["name"])
+    assert len(names) == 4 and all(len(f"{name}-node-0-0") <= 63 for name in names)
+
+
+def test_two_runs_at_two_places_have_two_jobs(api, work, tmp_path):
+    """With the same data and settings, that is, with the same key."""
+    other = tmp_path / "other"
+    for place in (work, other):
+        api.on_create = completes(place)
+        train(place)
+    first, second = (job["metadata"] for job in api.created)
+    assert first["name"] != second["name"] and first["name"][-16:] == second["name"][-16:]
+    assert [first["annotations"]["must/job"], second["annotations"]["must/job"]] == [
+        str(next((place / "jobs").iterdir())) for place in (work, other)
+    ]
+
+
+@pytest.mark.parametrize("annotations", [None, {"must/job": "gs://other/jobs/key"}])
+def test_a_job_of_another_place_is_neither_followed_nor_deleted(api, work, capfd, annotations):
+    api.on_create = fails("no")
+    with pytest.raises(SystemExit):
+        train(work)
+    (name,) = api.jobs
+    api.jobs[name]["metadata"]["annotations"] = annotations
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        train(work)
+    assert exit_.value.code == 2 and name in api.jobs and not api.deleted
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "must train:" in line]
+    assert f"there is a TrainJob {name} for another place" in line and "it is left alone" in line
+
+
+def test_a_job_that_another_launcher_has_made_meanwhile_is_not_deleted(api, work):
+    """The precondition names the job that was looked at."""
+    api.on_create = fails("no")
+    with pytest.raises(SystemExit):
+        train(work)
+    (name,) = api.jobs
+    api.answer("DELETE", f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/vision/trainjobs/{name}", {}, {
+        "preconditions": {"uid": "of-another-one"},
+    })  # fmt: skip
+    assert name in api.jobs and not api.deleted
+
+
+def test_a_launcher_that_loses_the_race_for_the_name_attaches(api, work, capfd, monkeypatch):
+    """Nothing there when it looks, 409 when it creates."""
+    api.on_create = completes(work)
+    train(work)
+    seen, real = [], launch.Launch.look
+
+    def look(self):
+        seen.append(1)
+        return None if len(seen) == 1 else real(self)
+
+    monkeypatch.setattr(launch.Launch, "look", look)
+    train(work)
+    assert len(api.created) == 1 and "another launcher has just submitted" in capfd.readouterr().out
+
+
+def test_a_complete_job_whose_model_is_gone_is_run_again(api, work, capfd):
+    api.on_create = completes(work)
+    train(work)
+    shutil.rmtree(next((work / "jobs").glob("*/bundle")))
+    train(work)
+    assert len(api.created) == 2 and "its model is gone" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("version, code", [("2.0", 2), ("2.1", 2), ("2.2", None)])
+def test_a_trainer_that_drops_our_patches_is_too_old(api, work, capfd, version, code):
+    """It would train without service account, pool, tolerations, volumes and deadline."""
+    api.version = version
+    api.on_create = completes(work)
+    if code is None:
+        assert train(work)[0] == SUMMARY
+        return
+    with pytest.raises(SystemExit) as exit_:
+        train(work, nodes=nodes() | {"timeout": 60})
+    assert exit_.value.code == code and len(api.deleted) == 1
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "must train:" in line]
+    assert "Kubeflow Trainer 2.2 or newer is needed" in line
+
+
+def test_names_follow_from_the_place_and_the_key():
+    key = "0123456789abcdef"
+    names = {job_name(f"{place}/jobs/{key}") for place in ("gs://a/w", "gs://b/w", "/data/w")}
+    assert len(names) == 3 and all(name.startswith("must-") and name.endswith(f"-{key}") for name in names)

@@ -1,0 +1,185 @@
+"""A job that fails, waits in a queue or takes too long, and a launcher that is stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from components.train_job.launch import seconds_of
+from must.run.notes import read_notes
+from tests.components.kube_api import condition
+from tests.components.launching import ROOT, SUMMARY, completes, fails, nodes, train
+
+
+def test_a_failed_job_is_an_error_with_its_last_lines_and_events(api, work, capfd):
+    api.on_create = fails("step 1", "RuntimeError: CUDA out of memory")
+    with pytest.raises(SystemExit) as exit_:
+        train(work)
+    assert exit_.value.code == 1
+    error = capfd.readouterr().err
+    assert "failed (ReachedMaxRestarts: jobset failed" in error and "Last lines of node 0, exit code 1:" in error
+    assert "  RuntimeError: CUDA out of memory" in error
+    assert "OOMKilled: Container node was killed" in error and "goes on from the newest checkpoint" in error
+    (note,) = read_notes(str(work))
+    assert (note.state, note.code) == ("failed", 1)
+
+
+def test_wrong_input_is_said_by_the_code_and_tried_once(api, work, capfd):
+    api.on_create = fails("must train: --lr -1: must be above 0", code=2)
+    with pytest.raises(SystemExit) as exit_:
+        train(work)
+    error = capfd.readouterr().err
+    assert exit_.value.code == 2 and "must train: --lr -1: must be above 0" in error and "A retry" not in error
+    assert [pod.restarts for pod in next(iter(api.pods.values()))] == [0]
+
+
+def test_the_node_that_explains_a_failure_is_shown_not_the_one_that_left_with_it(api, work, capfd):
+    def on_create(api, name):
+        first, second = api.pods[name]
+        first.say("a peer is gone")
+        second.say("RuntimeError: CUDA error")
+        first.code, first.phase = 75, "Failed"
+        api.exit(name, 1, 1)
+
+    api.on_create = on_create
+    with pytest.raises(SystemExit) as exit_:
+        train(work)
+    assert exit_.value.code == 1
+    assert "Last lines of node 1, exit code 1:\n  RuntimeError: CUDA error" in capfd.readouterr().err
+
+
+def test_nodes_that_stopped_with_their_work_saved_are_no_error_of_the_program(api, work):
+    api.on_create = fails("saved", code=75)
+    with pytest.raises(SystemExit) as exit_:
+        train(work)
+    assert exit_.value.code == 75
+
+
+def test_under_another_runtime_crashes_are_repeated_in_place_and_their_lines_still_shown(api, work, capfd):
+    """As with Trainer's own torch-distributed: the pods are gone at the limit, and so are their logs."""
+
+    def on_create(api, name):
+        def live():
+            for life in range(7):
+                lines = [f"life {life} line {number}" for number in range(3)]
+                api.pods[name][0].say(*lines)
+                while lines[-1] not in shown:
+                    shown.update(capfd.readouterr().out.splitlines())
+                    time.sleep(0.01)
+                api.exit(name, 0, 1)
+
+        threading.Thread(target=live, daemon=True).start()
+
+    shown = set()
+    api.on_create = on_create
+    with pytest.raises(SystemExit) as exit_:
+        train(work, nodes=nodes() | {"runtime": "torch-distributed"})
+    captured = capfd.readouterr()
+    shown.update(captured.out.splitlines())
+    assert exit_.value.code == 1
+    assert {f"life {life} line {number}" for life in range(7) for number in range(3)} <= shown
+    assert sum("was restarted in place]" in line for line in shown) >= 1
+    assert "failed (FailedJobs" in captured.err and "Last lines of rank 0:" in captured.err
+    assert "  life 6 line 2" in captured.err
+
+
+def test_gpus_of_any_maker_are_followed_to_the_end(api, work):
+    api.on_create = completes(work)
+    assert train(work, nodes=nodes() | {"accelerator": "amd.com/gpu", "cpu": ""})[0] == SUMMARY
+    limits = api.created[0]["spec"]["trainer"]["resourcesPerNode"]["limits"]
+    assert limits["amd.com/gpu"] == "8" and "cpu" not in limits
+
+
+def test_a_job_that_takes_too_long_is_deleted_and_its_checkpoints_stay(api, work, capfd):
+    checkpoints = work / "checkpoints" / "x"
+    checkpoints.mkdir(parents=True)
+    with pytest.raises(SystemExit) as exit_:
+        train(work, nodes=nodes() | {"timeout": 1})
+    assert exit_.value.code == 1 and len(api.deleted) == 1 and checkpoints.exists()
+    assert "not done after 1 s; deleting the TrainJob" in capfd.readouterr().err
+
+
+def test_the_deadline_that_trainer_saw_first_is_the_reason(api, work, capfd):
+    api.on_create = lambda api, name: api.exceed_deadline(name)
+    with pytest.raises(SystemExit) as exit_:
+        train(work)
+    assert exit_.value.code == 1 and "failed (DeadlineExceeded: deadline exceeded)" in capfd.readouterr().err
+
+
+def test_time_in_the_queue_is_not_time_of_training(api, work, capfd):
+    """Queued for longer than the limit; then it is admitted and completes."""
+    api.queued = True
+    api.on_start = completes(work)
+
+    def on_create(api, name):
+        api.jobs[name]["metadata"]["creationTimestamp"] = "2020-01-01T00:00:00Z"
+        threading.Thread(target=admit, args=(name,), daemon=True).start()
+
+    def admit(name):
+        while sum(method == "GET" and path.endswith(name) for method, path in api.calls) < 5:
+            time.sleep(0.01)
+        api.resume(name)
+
+    api.on_create = on_create
+    assert train(work, nodes=nodes() | {"timeout": 3600})[0] == SUMMARY
+    assert "waits in its queue; its time does not count yet" in capfd.readouterr().out
+    (job,) = api.jobs.values()
+    assert seconds_of(job) < 3600
+
+
+def test_seconds_count_from_the_last_admission():
+    job = {"metadata": {"creationTimestamp": "2020-01-01T00:00:00Z"}}
+    assert seconds_of(job) > 1e8
+    job["status"] = {"conditions": [condition("Suspended", "Resumed", "", "False")]}
+    assert seconds_of(job) < 60
+
+
+@pytest.fixture
+def process(api, work, tmp_path):
+    """A launcher in a process of its own, in a pod of a run."""
+    code = (
+        "import json; from components.train_job.launcher import train_on_nodes\n"
+        f"train_on_nodes({str(work)!r}, 'sha', {str(tmp_path / 'classifier')!r}, {str(tmp_path / 'output')!r}, "
+        f"json.loads({json.dumps(nodes())!r}))"
+    )
+    api.launchers["launcher"] = {
+        "apiVersion": "v1", "kind": "Pod", "spec": {"containers": [{"name": "main"}]},
+        "metadata": {"name": "launcher", "labels": {"workflows.argoproj.io/workflow": "must-x1"}},
+    }  # fmt: skip
+    api.workflows["must-x1"] = {"metadata": {"name": "must-x1"}, "spec": {}}
+    environment = os.environ | {"KUBECONFIG": str(tmp_path / "kubeconfig"), "KFP_POD_NAME": "launcher"}
+    started = subprocess.Popen(
+        [sys.executable, "-u", "-c", code], cwd=ROOT, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert "submitted the TrainJob" in started.stdout.readline()
+        yield started
+    finally:
+        started.kill()
+        started.communicate()
+
+
+def test_a_launcher_whose_pod_is_stopped_leaves_the_job_to_the_next_one(api, work, process):
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 75 and len(api.jobs) == 1 and not api.deleted
+    assert "trains on for a launcher that attaches to it, and stops by itself when none has come" in error
+
+
+@pytest.mark.parametrize("run", [{"activeDeadlineSeconds": 0}, {"shutdown": "Terminate"}, None])
+def test_a_run_that_is_stopped_takes_its_job_with_it(api, work, process, run):
+    """Terminated in Kubeflow, shut down with Argo's tool, or deleted."""
+    if run is None:
+        del api.workflows["must-x1"]
+    else:
+        api.workflows["must-x1"]["spec"] |= run
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 75 and len(api.deleted) == 1
+    assert "the run is being stopped: deleted the TrainJob" in error

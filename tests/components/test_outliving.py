@@ -1,0 +1,127 @@
+"""Two real nodes whose launcher is killed: training goes on for the next one, and stops by itself when none comes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from components.train_job import launcher
+from components.train_job.manifest import request
+from must.data.index import load_index
+from must.run import lifeline
+from must.run.lifeline import alive
+from must.run.training import job_values
+from pipeline.cluster import Cluster, GpuPool, Training
+from pipeline.nodes import nodes_of
+from tests.components.fleet import Fleet
+from tests.components.launching import ROOT
+from tests.evaluate.digits import digits as make_digits
+
+SETTINGS = {"batch_size": 50, "workers": 0, "device": "cpu", "log_every": 1}
+STEPS, EPOCHS = 3, 20  # steps an epoch
+
+
+@pytest.fixture
+def fleet(api):
+    made = Fleet(api)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def digits(work):
+    made = make_digits()
+    shutil.copytree(made.shards, work / "shards")
+    return made
+
+
+def two_nodes():
+    return nodes_of(Cluster(gpu=GpuPool(count=0), training=Training(nodes=2, processes="1")))
+
+
+def wait_for(condition, process=None):
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def steps(pod):
+    """The numbers of the steps that a pod's log tells of."""
+    return [int(line.split("/")[0].split()[-1]) for line in list(pod.lines) if line.startswith("step ")]
+
+
+@pytest.mark.slow
+def test_training_goes_on_without_its_launcher_and_the_next_one_attaches(api, fleet, work, digits):
+    index = load_index(str(work / "shards")).sha256
+    code = (
+        "import json, sys; from components.train_job import launch; launch.POLL = 0.1\n"
+        "from components.train_job.launcher import train_on_nodes\n"
+        f"train_on_nodes({str(work)!r}, {index!r}, {digits.classifier!r}, sys.argv[1], json.loads(sys.argv[2]), "
+        f"preset='digits', settings=json.loads(sys.argv[3]), epochs={EPOCHS})"
+    )
+    arguments = [json.dumps(two_nodes()), json.dumps(SETTINGS)]
+
+    def launch(output):
+        return subprocess.Popen(
+            [sys.executable, "-u", "-c", code, str(work.parent / output), *arguments], cwd=ROOT, text=True,
+            env=os.environ | {"KUBECONFIG": str(work.parent / "kubeconfig")},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    first = launch("first")
+    wait_for(lambda: api.pods and steps(next(iter(api.pods.values()))[0]), first)
+    ((name, pods),) = api.pods.items()
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    killed_at = steps(pods[0])[-1]
+    wait_for(lambda: steps(pods[0])[-1] > killed_at + STEPS)  # nobody waits for it
+    alone = steps(pods[0])[-1]
+    second = launch("second")
+    output = second.communicate(timeout=200)[0]
+    assert second.returncode == 0, output
+    assert f"attached to the TrainJob {name}" in output and len(api.created) == 1
+    print(f"killed at step {killed_at}, trained on alone at least to step {alone}, of {EPOCHS * STEPS}")
+    log = (work.parent / "second" / "train_log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == list(range(EPOCHS * STEPS))  # none twice, none missing
+    assert not any("going on after" in line for line in pods[0].lines)  # one life
+
+
+@pytest.mark.slow
+def test_nodes_whose_launcher_is_gone_save_a_checkpoint_and_stop(
+    api, fleet, work, digits, monkeypatch, record_property
+):
+    monkeypatch.setattr(launcher, "SILENCE", 3.0)
+    monkeypatch.setattr(lifeline, "BEAT", 0.2)
+    values = job_values(
+        str(work), load_index(str(work / "shards")).sha256, digits.classifier, "", "digits",
+        SETTINGS | {"checkpoint_every": 100_000}, epochs=2000,
+    )  # fmt: skip
+    job = str(work / "jobs" / "key")
+    launcher.prepare(job, values, digits.classifier, "")
+    wanted = request("must-key", two_nodes(), job)
+
+    def submit():
+        launcher.Jobs().create(wanted)
+        return api.pods["must-key"]
+
+    pods = submit()
+    sign = str(work / "jobs" / "key" / launcher.SIGN)
+    with alive(sign):
+        wait_for(lambda: steps(pods[0]))
+    last_sign = time.monotonic()
+    wait_for(lambda: all(hasattr(pod, "ended") for pod in pods))
+    seconds = time.monotonic() - last_sign
+    print(f"{seconds:.1f} s from the last sign to the end of both nodes")
+    record_property("seconds from the last sign to the end of both nodes", round(seconds, 1))
+    assert [pod.ended for pod in pods] == [75, 75], [pod.lines[-20:] for pod in pods]
+    assert any("no sign of life of the launcher for 3 s" in line for line in pods[0].lines)
+    (done,) = [line.split("after step ")[1].split(";")[0] for line in pods[0].lines if "stopped by a signal" in line]
+    api.jobs.clear(), api.sets.clear(), api.pods.clear()
+    with alive(sign):
+        again = submit()
+        wait_for(lambda: any(f"going on after step {done} of" in line for line in list(again[0].lines)))

@@ -1,0 +1,197 @@
+"""What Kubeflow Trainer 2, JobSet and Kubernetes make of a TrainJob: admission, the JobSet, its pods.
+
+`recorded/` holds the objects of a real cluster (Kubernetes 1.35, Trainer 2.3.0, JobSet 0.12.0); test_stub.py compares
+them with these. Where the recording is silent it is written from the controllers' code.
+"""
+
+import copy
+import uuid
+from datetime import UTC, datetime
+
+GROUP = "trainer.kubeflow.org"
+# The fields of a TrainJob's spec by version of the custom resource; the API server drops any other without a word.
+ALWAYS = {"runtimeRef", "initializer", "trainer", "managedBy", "suspend"}
+FIELDS = {
+    "2.0": ALWAYS | {"labels", "annotations", "podSpecOverrides"},
+    "2.1": ALWAYS | {"labels", "annotations", "podTemplateOverrides"},
+    "2.2": ALWAYS | {"runtimePatches", "activeDeadlineSeconds"},
+    "2.3": ALWAYS | {"runtimePatches", "activeDeadlineSeconds"},
+}
+RUNTIME = {
+    "apiVersion": f"{GROUP}/v1alpha1",
+    "kind": "ClusterTrainingRuntime",
+    "metadata": {"name": "torch-distributed", "labels": {"trainer.kubeflow.org/framework": "torch"}},
+    "spec": {
+        "mlPolicy": {"numNodes": 1, "torch": {}},
+        "template": {
+            "spec": {
+                "replicatedJobs": [
+                    {
+                        "name": "node",
+                        "template": {
+                            "metadata": {"labels": {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}},
+                            "spec": {
+                                "template": {"spec": {"containers": [{"name": "node", "image": "pytorch/pytorch"}]}}
+                            },
+                        },
+                    }
+                ]
+            }
+        },
+    },
+}
+
+
+def now():
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def admit(body, version, queued):
+    """The TrainJob as the API server keeps it."""
+    job = copy.deepcopy(body)
+    spec = {name: value for name, value in job["spec"].items() if name in FIELDS[version]}
+    spec = {"managedBy": f"{GROUP}/trainjob-controller", "suspend": False} | spec
+    spec["runtimeRef"] = {"apiGroup": GROUP, "kind": "ClusterTrainingRuntime"} | spec["runtimeRef"]
+    for patch in spec.get("runtimePatches", []):
+        patch.setdefault("time", now())
+    job["spec"] = spec
+    job["metadata"] |= {
+        "namespace": "vision", "creationTimestamp": now(), "generation": 1, "resourceVersion": "1",
+        "uid": str(uuid.uuid4()),
+    }  # fmt: skip
+    if queued:  # as Kueue's webhook does
+        spec["suspend"] = True
+    return job
+
+
+def objections(job, runtime):
+    """What the validating webhook has against a TrainJob, or ''."""
+    names = {r["name"]: [c["name"] for c in pod_of(r)["containers"]] for r in replicated(runtime)}
+    for patch in job["spec"].get("runtimePatches", []):
+        for part in patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]:
+            if part["name"] not in names:
+                return "must not have replicated job that doesn't exist in the runtime job template"
+            for container in part["template"]["spec"]["template"].get("spec", {}).get("containers", []):
+                if container["name"] not in names[part["name"]]:
+                    return f"must not have container that doesn't exist in the runtime job {part['name']}"
+                if container.get("env"):
+                    return "must not have envs for the dataset-initializer, model-initializer, node containers"
+    return ""
+
+
+def replicated(runtime):
+    return runtime["spec"]["template"]["spec"]["replicatedJobs"]
+
+
+def pod_of(replicated_job):
+    return replicated_job["template"]["spec"]["template"]["spec"]
+
+
+def build_job_set(job, runtime):
+    """The runtime's JobSet with the TrainJob's patches, its trainer, torchrun's variables, and JobSet's defaults."""
+    spec = copy.deepcopy(runtime["spec"]["template"]["spec"])
+    trainer, name = job["spec"].get("trainer", {}), job["metadata"]["name"]
+    nodes = trainer.get("numNodes") or runtime["spec"]["mlPolicy"]["numNodes"]
+    (part,) = spec["replicatedJobs"]
+    part |= {"groupName": "default", "replicas": 1}
+    child = part["template"]["spec"]
+    child |= {"completionMode": "Indexed", "completions": nodes, "parallelism": nodes}
+    for patch in job["spec"].get("runtimePatches", []):
+        for patched in patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]:
+            merge(child["template"], patched["template"]["spec"]["template"])
+    (container,) = child["template"]["spec"]["containers"]
+    for field in ("args", "command", "image"):
+        if field in trainer:
+            container[field] = trainer[field]
+    container["resources"] = trainer.get("resourcesPerNode", container.get("resources", {}))
+    limits = container["resources"].get("limits", {})
+    processes = "auto" if any("gpu" in resource for resource in limits) else str(limits.get("cpu", "1"))
+    container["env"] = [*container.get("env", []), *trainer.get("env", []), *torchrun(name, nodes, processes)]
+    container["ports"] = [{"containerPort": 29500, "protocol": "TCP"}]
+    child["template"]["spec"].setdefault("restartPolicy", "OnFailure")
+    spec |= {
+        "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
+        "startupPolicy": {"startupPolicyOrder": "AnyOrder"},
+        "successPolicy": {"operator": "All"},
+        "suspend": job["spec"]["suspend"],
+    }
+    owner = {
+        "apiVersion": job["apiVersion"], "blockOwnerDeletion": True, "controller": True, "kind": "TrainJob",
+        "name": name, "uid": job["metadata"]["uid"],
+    }  # fmt: skip
+    metadata = {
+        "creationTimestamp": now(), "generation": 1, "name": name, "namespace": job["metadata"]["namespace"],
+        "ownerReferences": [owner], "resourceVersion": "1", "uid": str(uuid.uuid4()),
+    }  # fmt: skip
+    kind = {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet"}
+    return {**kind, "metadata": metadata, "spec": spec, "status": {"restarts": 0}}
+
+
+def torchrun(name, nodes, processes):
+    index = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    return [
+        {"name": "PET_NNODES", "value": str(nodes)},
+        {"name": "PET_NPROC_PER_NODE", "value": processes},
+        {"name": "PET_NODE_RANK", "valueFrom": {"fieldRef": {"fieldPath": index}}},
+        {"name": "PET_MASTER_ADDR", "value": f"{name}-node-0-0.{name}"},
+        {"name": "PET_MASTER_PORT", "value": "29500"},
+    ]
+
+
+def merge(target, patch):
+    """Strategic merge: maps key by key, containers and volumes by name, mounts by path; other lists are replaced."""
+    keys = {"containers": "name", "volumes": "name", "volumeMounts": "mountPath"}
+    for name, value in patch.items():
+        if isinstance(value, dict):
+            merge(target.setdefault(name, {}), value)
+        elif name in keys:
+            there = target.setdefault(name, [])
+            for item in value:
+                found = next((other for other in there if other[keys[name]] == item[keys[name]]), None)
+                merge(found, item) if found else there.append(copy.deepcopy(item))
+        else:
+            target[name] = copy.deepcopy(value)
+
+
+class Pod:
+    """One node. `say` is its log, `exit` its container's end."""
+
+    def __init__(self, job_set, node):
+        self.job_set, self.node, self.created, self.uid = job_set, node, now(), str(uuid.uuid4())
+        self.job = job_set["metadata"]["name"]
+        self.name = f"{self.job}-node-0-{node}-{self.uid[:5]}"
+        self.phase, self.lines, self.restarts, self.code = "Running", [], 0, None
+
+    def say(self, *lines):
+        self.lines.extend(lines)
+
+    def restart(self):
+        """In place, as restartPolicy OnFailure has it: the same pod, another container, an empty log."""
+        self.restarts, self.lines, self.code = self.restarts + 1, [], None
+
+    def to_dict(self):
+        (part,) = self.job_set["spec"]["replicatedJobs"]
+        template = copy.deepcopy(part["template"]["spec"]["template"])
+        index = {"batch.kubernetes.io/job-completion-index": str(self.node)}
+        marks = {
+            "jobset.sigs.k8s.io/jobset-name": self.job,
+            "jobset.sigs.k8s.io/jobset-uid": self.job_set["metadata"]["uid"],
+            "jobset.sigs.k8s.io/replicatedjob-name": "node",
+            "jobset.sigs.k8s.io/restart-attempt": "0",
+            **index,
+        }
+        ended = {"terminated": {"exitCode": self.code, "reason": "Error" if self.code else "Completed"}}
+        state = ended if self.code is not None else {"running": {"startedAt": self.created}}
+        container = {
+            "containerID": f"containerd://{self.uid}-{self.restarts}", "image": "x", "imageID": "x", "lastState": {},
+            "name": "node", "ready": self.code is None, "restartCount": self.restarts, "started": self.code is None,
+            "state": state,
+        }  # fmt: skip
+        given = template.get("metadata", {})
+        metadata = {
+            "name": self.name, "namespace": "vision", "creationTimestamp": self.created, "uid": self.uid,
+            "annotations": given.get("annotations", {}) | marks, "labels": given.get("labels", {}) | marks,
+        }  # fmt: skip
+        spec = {"terminationGracePeriodSeconds": 30, "hostname": f"{self.job}-node-0-{self.node}", **template["spec"]}
+        status = {"phase": self.phase, "containerStatuses": [container]}
+        return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": status}
