@@ -49,6 +49,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sun397": {"confidence_threshold": 0.4, "fairness_weight": 0.2, "mask_ratio": 0.1, "align_weight": 1},
     "gtsrb": {"confidence_threshold": 0.3, "fairness_weight": 1, "mask_ratio": 0.5, "align_weight": 0.5},
 }
+SETTINGS |= {  # wrong on purpose: what must be refused
+    "lr-x10": {"lr": 10 * LR},
+    "unfair": {"fairness_weight": 0},
+    "unfair-lr-x10": {"fairness_weight": 0, "lr": 10 * LR},
+}
 SNAPSHOTS = 2
 
 

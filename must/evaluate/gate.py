@@ -81,6 +81,8 @@ def audited(audit: dict[str, Any] | None, chosen: dict[str, Any], name: str) -> 
         return False, line(False, text)
     z = ", ".join(f"{rung['z']:+.1f}" for rung in audit["rungs"])
     of = f"{audit['images']:,} images, z on the way {z or 'unknown'}"
+    if audit.get("needed"):
+        of += f", {audit['needed']:.1f} needed"
     if audit["outcome"] == "same":
         if name == "zero-shot":
             return True, line(True, "zero-shot is kept: no image changes its class")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from markupsafe import Markup, escape
 
 from must.evaluate.charts import LEFT, TOP, Axes, nice_ticks, svg
-from must.select.ladder import THRESHOLD
+from must.select.ladder import REFUSED
 
 STYLES = {"kept": "adapted", "undecided": "baseline", "refused": "rival-2"}
 
@@ -22,7 +21,12 @@ def selection(metrics: dict[str, Any]) -> list[dict[str, Any]]:
         (compared.get("audit"), "Looked at again on this split", f"from {metrics['baseline_name']} to this model"),
     ]
     return [
-        {"title": title, "text": in_words(found), "way": way, "chart": ladder_chart(title, found["rungs"])}
+        {
+            "title": title,
+            "text": in_words(found),
+            "way": way,
+            "chart": ladder_chart(title, found["rungs"], found["needed"]),
+        }
         for found, title, way in parts
         if found and found["rungs"]
     ]
@@ -36,7 +40,10 @@ def in_words(found: dict[str, Any]) -> str:
         return f"No image changes its class, of {images}."
     kept = "Zero-shot is kept" if found["kept_zero_shot"] else f"{found['alpha']:.0%} of the way is kept"
     reason = f": {found['reason']}" if found["reason"] else ""
-    return f"{kept}{reason}. Judged by the look-alikes of {images}."
+    share = (
+        f"their zero-shot classes agree by {found['agreement']:.2f} (kappa), so {found['needed']:.1f} standard errors"
+    )
+    return f"{kept}{reason}. Judged by the look-alikes of {images}; {share} were asked for."
 
 
 def verdict_of(audit: dict[str, Any] | None, name: str) -> tuple[str, str, str]:
@@ -54,13 +61,14 @@ def verdict_of(audit: dict[str, Any] | None, name: str) -> tuple[str, str, str]:
     return "open", "Too little evidence", f"Look-alikes speak neither for nor against the changed classes ({last})."
 
 
-def ladder_chart(title: str, rungs: Sequence[dict[str, Any]]) -> Markup:
+def ladder_chart(title: str, found: dict[str, Any]) -> Markup:
     """A bar a rung: how many standard errors the look-alikes speak for it (up) or against it (down)."""
+    rungs, needed = found["rungs"], found["needed"]
     values = [rung["z"] for rung in rungs]
-    ticks = nice_ticks(min(*values, -THRESHOLD, 0), max(*values, THRESHOLD), 4)
+    ticks = nice_ticks(min(*values, REFUSED), max(*values, needed), 4)
     axes = Axes((0.0, 1.05), (ticks[0], ticks[-1]))
     parts = [axes.grid((0, 0.2, 0.4, 0.6, 0.8, 1), ticks, percent=False)]
-    for limit in (-THRESHOLD, THRESHOLD):
+    for limit in (REFUSED, needed):
         at = axes.y(limit)
         parts.append(f'<line class="ideal" x1="{LEFT}" y1="{at}" x2="{axes.x(1.05)}" y2="{at}"/>')
     width = round(axes.x(0.07) - axes.x(0), 1)

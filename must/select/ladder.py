@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 RUNGS = tuple(round(0.1 * rung, 1) for rung in range(1, 11))
-THRESHOLD = 2.0  # standard errors
+REFUSED = -2.0  # standard errors at which the way ends
+NEEDED = (3.0, 1.0)  # standard errors that a rung needs from look-alikes that know little of the classes, or much
+KNOWING = (0.4, 0.5)  # their agreement below and above which that is so; in a straight line in between
 RARE = 1e-3  # probability added to a class's mean, so that a class that nobody predicts has no infinite lift
 MIN_IMAGES = 50
 ROWS = 256  # images whose class probabilities are spread out at a time
@@ -41,6 +43,8 @@ class Climb:
     reason: str
     rungs: list[Rung] = field(default_factory=list)
     images: int = 0
+    agreement: float | None = None  # of look-alikes in zero-shot's classes, chance taken away
+    needed: float | None = None  # standard errors for a rung to be kept
 
     @property
     def kept_zero_shot(self) -> bool:
@@ -59,11 +63,16 @@ def climb(
         probabilities: [R + 1, N, K] of zero-shot and then of each rung.
         labels: [R + 1, N], the most probable class numbers.
         neighbours: [N, C] places of an image's look-alikes among the N.
+
+    Look-alikes whose zero-shot classes hardly agree (of the tasks tried: 0.3 for letters and icons, 0.5 to 0.7 for
+    digits) favour whatever is smooth, right or wrong, and must be very sure; where they agree, little is enough.
     """
     images = len(neighbours)
     if images < MIN_IMAGES or neighbours.shape[1] == 0:
         reason = f"{images} different images are too few to judge by; {MIN_IMAGES} are needed"
         return Climb(0.0, reason, images=images)
+    agree = agreement(labels[0], neighbours, probabilities.shape[-1])
+    needed = float(np.interp(agree, KNOWING, NEEDED))
     kept, judge, reason = 0.0, 0, ""
     rungs: list[Rung] = []
     for number, alpha in enumerate(alphas, start=1):
@@ -72,7 +81,7 @@ def climb(
             reason = f"the predictions at {alpha:g} are not all numbers"
             break
         z, changed = audit(probabilities[judge], labels[judge], labels[number], neighbours)
-        outcome = "kept" if z > THRESHOLD else "refused" if z < -THRESHOLD else "undecided"
+        outcome = "kept" if z > needed else "refused" if z < REFUSED else "undecided"
         rungs.append(Rung(alpha, z, changed, outcome))
         if outcome == "refused":
             reason = f"at {alpha:g} the look-alikes of the images that change class speak against the change"
@@ -82,7 +91,15 @@ def climb(
     if not reason and kept < alphas[-1]:
         same = all(rung.changed == 0 for rung in rungs if rung.alpha > kept)
         reason = "no image changes its class beyond it" if same else "beyond it the evidence is too weak"
-    return Climb(kept, reason, rungs, images)
+    return Climb(kept, reason, rungs, images, agree, needed)
+
+
+def agreement(labels: np.ndarray, neighbours: np.ndarray, classes: int) -> float:
+    """How often two look-alikes have the same class of `labels` [N], as Cohen's kappa: 0 by chance, 1 always."""
+    share = np.bincount(labels, minlength=classes) / len(labels)
+    chance = float((share**2).sum())
+    same = float((labels[neighbours] == labels[:, None]).mean())
+    return (same - chance) / (1 - chance) if chance < 1 else 0.0
 
 
 def audit(judge: np.ndarray, old: np.ndarray, new: np.ndarray, neighbours: np.ndarray) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-NEIGHBOURS = 10
+NEIGHBOURS = 20  # fewer among few images, where a class may have no more members
 SAME = 0.999
 """Cosine from which two images count as one picture: byte-identical ones, or frames of a video that stands still."""
 ROWS = 1024  # images whose similarities to all others are held at a time
@@ -16,8 +16,10 @@ def centred(tokens: np.ndarray) -> np.ndarray:
     return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
 
 
-def look_alikes(tokens: np.ndarray, count: int = NEIGHBOURS, same: float = SAME) -> tuple[np.ndarray, np.ndarray]:
+def look_alikes(tokens: np.ndarray, count: int = 0, same: float = SAME) -> tuple[np.ndarray, np.ndarray]:
     """(neighbours, originals): int32 [M, count] most similar other images by cosine, best first, for int64 [M] images.
+
+    `count` is 20 from 300 images on, else a fifteenth of the images and at least 5, unless it is given.
 
     Copies would vouch for each other and be counted as so many witnesses. So of images whose cosine is `same` or more
     the first one stays and the others are left out, as images and as neighbours; `originals` are the numbers of those
@@ -26,6 +28,7 @@ def look_alikes(tokens: np.ndarray, count: int = NEIGHBOURS, same: float = SAME)
     values = centred(tokens)
     originals = first_of_copies(values, same)
     values = values[originals]
+    count = count or min(NEIGHBOURS, max(5, len(values) // 15))
     count = min(count, len(values) - 1)
     found = np.zeros((len(values), max(count, 0)), np.int32)
     for start in range(0, len(values) if count > 0 else 0, ROWS):
