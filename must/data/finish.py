@@ -100,8 +100,8 @@ class Totals:
             self.labels |= set(record.labels)
             require(
                 len(self.labels) <= MOST_LABELS,
-                f"--labels {config.labels}: more than {MOST_LABELS} different labels, which the index would name one by "
-                "one; are these captions? Use --labels none",
+                f"--labels {config.labels}: more than {MOST_LABELS} different labels, which the index would name one "
+                "by one; are these captions? Use --labels none",
             )
             self.samples += sum(len(values) for values in record.hashes.values())
 
