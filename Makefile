@@ -4,8 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= build/demo
 # Test files on several processes at once, each file on one; JOBS=0 runs all in this one (for a debugger).
-JOBS ?= auto
-PYTEST := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+JOBS ?= logical
+PYTEST := --numprocesses $(JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help
 help:  ## Show these commands
