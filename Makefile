@@ -36,6 +36,15 @@ test: setup  ## Run the tests (the slow ones: make test-slow)
 test-slow: setup  ## Run the tests that take minutes
 	@$(BIN)/python -m pytest $(PYTEST) -m slow
 
+SECONDS ?= 60
+TARGETS ?=
+.PHONY: fuzz
+fuzz: setup  ## Fuzz each parser of foreign bytes (SECONDS=60 each; TARGETS="tar zip" for some)
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check \
+		--only-binary=atheris --editable '.[fuzz]' 2>/dev/null || true
+	@if $(BIN)/python -c 'import atheris' 2>/dev/null; then $(BIN)/python -m tests.fuzz $(SECONDS) $(TARGETS); \
+		else echo "make: fuzzing is skipped: atheris cannot be had for $$($(BIN)/python --version)"; fi
+
 .PHONY: lint
 lint: setup  ## Check style and types
 	@$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.gcs import gcs_process, gcs_server
 from tests.once import SHARED
@@ -44,3 +45,8 @@ def digits():
 def record_property(record_property):
     """pytest's own, for numpy's numbers too, which pytest-xdist cannot send."""
     return lambda name, value: record_property(name, value.item() if hasattr(value, "item") else value)
+
+
+# The same examples each time, however slow the machine: a test is not to fail now and then. `make fuzz` searches.
+settings.register_profile("steady", derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+settings.load_profile("steady")

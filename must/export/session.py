@@ -43,13 +43,7 @@ class OnnxClassifier:
             {"classes", "preprocess"} <= metadata.keys(), f"{where}: names no classes; it was not made by `must export`"
         )
         self.metadata: dict[str, str] = metadata
-        try:
-            self.classes: list[str] = json.loads(metadata["classes"])
-            self.preprocess = Preprocess.from_dict(json.loads(metadata["preprocess"]))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where}: its metadata are damaged: {error}") from None
-        named = isinstance(self.classes, list) and all(isinstance(name, str) for name in self.classes)
-        require(named and bool(self.classes), f"{where}: its metadata name no classes")
+        self.classes, self.preprocess = parse_metadata(metadata, where)
         self.check_shapes(where)
         node = self.session.get_inputs()[0]
         self.input_name, self.takes_pixels = node.name, "uint8" in node.type
@@ -72,6 +66,17 @@ class OnnxClassifier:
         """uint8 [B, S, S, 3] -> float32 [B, K]"""
         inputs = pixels if self.takes_pixels else normalize_pixels(pixels, self.preprocess)
         return self.session.run(None, {self.input_name: inputs})[0]
+
+
+def parse_metadata(metadata: dict[str, str], where: str) -> tuple[list[str], Preprocess]:
+    """Class names and preprocessing. Raises ValueError: they are not what `must export` writes."""
+    try:
+        classes, preprocess = json.loads(metadata["classes"]), Preprocess.from_dict(json.loads(metadata["preprocess"]))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: its metadata are damaged: {error}") from None
+    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    require(named and bool(classes), f"{where}: its metadata name no classes")
+    return classes, preprocess
 
 
 def load_classifier(model: str, threads: int = 0) -> OnnxClassifier:

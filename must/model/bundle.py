@@ -58,8 +58,10 @@ def load_description(folder: str) -> Description:
         values = json.loads(storage.read_bytes(uri))
         newer, version = values["format"] > FORMAT, values["must_version"]
         description = None if newer else Description(**values)
+        whole = newer or all(isinstance(name, str) for name in [*values["classes"], *values["templates"]])
     except (KeyError, TypeError, ValueError, RecursionError):
         raise ValueError(f"{uri}: is damaged") from None
+    require(whole, f"{uri}: is damaged")
     if description is None:
         raise ValueError(f"--model {folder}: written by a newer version ({brief(version)})")
     return description

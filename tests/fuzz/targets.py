@@ -1,0 +1,231 @@
+"""A parser of foreign bytes each: bytes in, a result or a refusal out. Anything else that is raised is a finding."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from must.data.archives import Archives
+from must.data.bounds import jpeg_refusal
+from must.data.history import read_table
+from must.data.image import check, decode, identify
+from must.data.index import parse_index, parse_offsets
+from must.data.index_check import Shard
+from must.data.sources import Manifest, Problems, Source, UnreadableError
+from must.data.tarwriter import npy
+from must.export.session import parse_metadata
+from must.model.bundle import load_description
+from must.model.classifier import load_class_set, parse_header
+from tests.data import zoo
+
+REFUSALS = (ValueError, UnreadableError)
+PIXELS = 200_000  # of a fuzzed image: what is slow on large ones is tested, not fuzzed
+FOLDER = Path(tempfile.mkdtemp(prefix="must-fuzz-"))
+
+
+@dataclass(frozen=True)
+class Target:
+    parse: Callable[[bytes], object]
+    seeds: Callable[[], list[bytes]]
+    longest: int = 4096  # bytes of an input
+
+
+def run(target: Target, data: bytes) -> None:
+    """Raises AssertionError: a refusal that is not one line of text; or whatever the parser should not have raised."""
+    try:
+        target.parse(data)
+    except REFUSALS as error:
+        text = str(error)
+        assert text and "\n" not in text and len(text) < 2000, f"no line to show to anybody: {text[:3000]!r}"
+
+
+def file_of(data: bytes, name: str) -> str:
+    path = FOLDER / name
+    path.write_bytes(data)
+    return str(path)
+
+
+# -- index, offsets, tables --------------------------------------------------------------------------------------------
+OFFSETS = np.array([[512, 10, 1536, 20], [2560, 10, 3584, 20]], np.int64)
+
+
+def index(data: bytes) -> None:
+    found = parse_index(data, "index.json")
+    assert parse_index(found.to_json(), "index.json") == found
+    for shard in found.shards:
+        assert Path("/srv/x", shard.name).parent == Path("/srv/x") and len(shard.sha256) == 64
+        assert Path("/srv/x", shard.offsets_name).parent == Path("/srv/x")
+    assert all(Path("/srv/x", table["name"]).parent == Path("/srv/x") for table in found.tables)
+    assert found.max_pixels > 0 and sum(shard.samples for shard in found.shards) >= 0
+
+
+def indexes() -> list[bytes]:
+    shard = {
+        "name": "train-000000.tar", "split": "train", "samples": 2, "bytes": 4096, "sha256": "a" * 64,
+        "offsets_sha256": "b" * 64, "labelled": 1,
+    }  # fmt: skip
+    content = {
+        "revision": 0, "created_by": "must 1", "source": {"uri": "in", "test_uri": "", "fingerprint": "f", "files": 2},
+        "settings": {"resize": 0, "max_pixels": 89478485}, "shards": [shard],
+        "splits": {"train": {"samples": 2, "labelled": 1}}, "labels": ["cat"], "rejected": 1,
+        "reasons": {"empty file": 1}, "duplicates": 0, "dropped": 0, "skipped": {".txt": 1},
+        "tables": [{"name": "names-0000.npy", "sha256": "c" * 64}], "units": 1, "version": 1,
+    }  # fmt: skip
+    return [json.dumps(content).encode(), b'{"version": 1}', b"[]"]
+
+
+def offsets(data: bytes) -> None:
+    shard = Shard("train-000000.tar", "train", 2, 4096, "a" * 64, hashlib.sha256(data).hexdigest(), 0)
+    table = parse_offsets(data, "train-000000.npy", shard)
+    assert (table >= 0).all() and (table[:, ::2] + table[:, 1::2] <= shard.bytes).all()
+
+
+def table(data: bytes) -> None:
+    for name, columns in (("names-0000.npy", 2), ("contents-0000.npy", 32)):
+        path = Path(file_of(data, name))
+        try:
+            found = read_table(path, {"name": name, "sha256": hashlib.sha256(data).hexdigest()})
+        except ValueError:
+            continue
+        assert found.shape == (len(found), columns)
+
+
+# -- sources -----------------------------------------------------------------------------------------------------------
+def listing(source: Source, limit: int = 10_000) -> None:
+    """What sharding does with a source: lists it, writes the items down, reads them."""
+    for item in source.items(Problems(lambda name, reason: json.dumps([name, reason]).encode())):
+        json.dumps(item).encode()
+        item.name.encode("utf-8", "surrogateescape")
+        try:
+            assert len(source.read(item, limit)) <= max(limit, item.size)
+        except (UnreadableError, OSError):
+            continue
+
+
+def manifest(kind: str) -> Callable[[bytes], None]:
+    class Listed(Manifest):
+        def read(self, item: object, limit: int) -> bytes:
+            return b""  # a fuzzer is not to open the files that it names
+
+    return lambda data: listing(Listed(file_of(data, f"list.{kind}"), "csv", "--source"))
+
+
+def archive(kind: str) -> Callable[[bytes], None]:
+    def parse(data: bytes) -> None:
+        path = file_of(data, f"images.{kind}")
+        source = Archives(path, [path], "csv", "--source")
+        source.prepare(FOLDER)
+        listing(source)
+
+    return parse
+
+
+def tars() -> list[bytes]:
+    found = []
+    for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
+            for name in (
+                ("1.png", "1.json", "1.cls", "x" * 101 + ".png") if form != tarfile.USTAR_FORMAT else ("1.png",)
+            ):
+                member = tarfile.TarInfo(name)
+                member.size = 9
+                tar.addfile(member, io.BytesIO(b'{"a": 12}'))
+        found.append(buffer.getvalue()[:8192])
+    return found
+
+
+def zips() -> list[bytes]:
+    found = []
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", method) as archive:
+            archive.writestr("a/1.png", b"12345678" * 9)
+            archive.writestr("ü.jpg", b"")
+        found.append(buffer.getvalue())
+    return found
+
+
+# -- images ------------------------------------------------------------------------------------------------------------
+def image(data: bytes) -> None:
+    """Checking refuses whatever decoding refuses, but for a JPEG, and the other way round."""
+    header = identify(data, PIXELS)
+    picture = decode(data, PIXELS)
+    assert picture.mode == "RGB" and max(picture.size) <= 200 * min(picture.size)
+    check(header)
+
+
+def images() -> list[bytes]:
+    small = zoo.picture(0, 16, 12)
+    found = [zoo.encoded(small, kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "TGA")]
+    found += [zoo.encoded(small, "JPEG", progressive=True), zoo.turned(6), zoo.encoded(small, "JPEG2000")]
+    found += [zoo.encoded(small.convert(mode), "PNG") for mode in ("P", "LA", "RGBA", "1")]
+    values = np.arange(192, dtype=np.uint16).reshape(12, 16)
+    found += [zoo.encoded(Image.fromarray(array), "TIFF") for array in (values, values / np.float32(7))]
+    return [data for data in found if len(data) < 4096]
+
+
+# -- classes, classifiers, bundles, ONNX -------------------------------------------------------------------------------
+def classes(data: bytes) -> None:
+    found = load_class_set(file_of(data, "classes.yaml"))
+    assert len(found.names) == len(set(found.names)) == len(found.prompts) >= 2
+    json.dumps([found.names, found.prompts]).encode()
+    "".join(found.names).encode()
+
+
+def classifier(data: bytes) -> None:
+    header = parse_header(data, "classifier.safetensors", "--classifier")
+    assert all(isinstance(name, str) for name in header["classes"])
+
+
+def headers() -> list[bytes]:
+    description = {"classes": ["a", "b"], "templates": ["a {}"], "model": "m", "pretrained": "", "logit_scale": 100.0}
+    return [json.dumps({"__metadata__": {"must": json.dumps(description)}}).encode()]
+
+
+def bundle(data: bytes) -> None:
+    file_of(data, "model.json")
+    description = load_description(str(FOLDER))
+    assert all(isinstance(name, str) for name in description.classes)
+
+
+def bundles() -> list[bytes]:
+    values = {
+        "architecture": {"embed_dim": 8}, "backbone": "tiny", "pretrained": "", "classes": ["a", "b"],
+        "templates": ["a {}"], "preprocess": {"size": 32}, "logit_factor": 100.0, "provenance": {}, "must_version": "1",
+        "format": 1,
+    }  # fmt: skip
+    return [json.dumps(values).encode()]
+
+
+def metadata(data: bytes) -> None:
+    names, _, preprocess = data.decode("utf-8", "replace").partition("\n")
+    found, view = parse_metadata({"classes": names, "preprocess": preprocess}, "model.onnx")
+    assert found and all(isinstance(name, str) for name in found) and 1 <= view.size <= 2048
+
+
+TARGETS = {
+    "index": Target(index, indexes),
+    "offsets": Target(offsets, lambda: [npy(OFFSETS)], 512),
+    "table": Target(table, lambda: [npy(np.zeros((2, 2), np.uint64)), npy(np.zeros((2, 32), np.uint8))], 512),
+    "jsonl": Target(manifest("jsonl"), lambda: [b'{"path": "a.png", "label": "cat", "split": "x"}\n{"path": "b"}\n']),
+    "csv": Target(manifest("csv"), lambda: [b'path,label,split\na.png,cat,test\n"b,\n",,\n']),
+    "tar": Target(archive("tar"), tars, 8192),
+    "zip": Target(archive("zip"), zips),
+    "image": Target(image, images),
+    "jpeg": Target(lambda data: jpeg_refusal(b"\xff\xd8" + data), lambda: [zoo.turned(6)]),
+    "classes": Target(classes, lambda: [b"classes: [cat, {name: dog, prompts: [a dog]}]\ntemplates: ['a {}']\n"]),
+    "classifier": Target(classifier, headers),
+    "bundle": Target(bundle, bundles),
+    "metadata": Target(metadata, lambda: [b'["a", "b"]\n{"size": 32, "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}']),
+}
