@@ -36,6 +36,12 @@ test: setup  ## Run the tests (the slow ones: make test-slow)
 test-slow: setup  ## Run the tests that take minutes
 	@$(BIN)/python -m pytest $(PYTEST) -m slow
 
+.PHONY: test-kfp
+test-kfp: setup  ## Check a Kubeflow: KFP_HOST=... [NAMESPACE=...] [STORE=gs://...] [CLUSTER=FILE] [KFP_ARGS=...]
+	@test -n "$(KFP_HOST)" || { echo "make: say where: make test-kfp KFP_HOST=http://localhost:8080 ..."; exit 2; }
+	@$(BIN)/python -m tests.kfp --host "$(KFP_HOST)" $(if $(NAMESPACE),--namespace "$(NAMESPACE)") \
+		$(if $(STORE),--store "$(STORE)") $(if $(CLUSTER),--cluster "$(CLUSTER)") $(KFP_ARGS)
+
 .PHONY: lint
 lint: setup  ## Check style and types
 	@$(BIN)/ruff check .
