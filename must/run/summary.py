@@ -49,15 +49,19 @@ def summarize(work_uri: str, run_id: str, state: str | None, again: str) -> str:
 def leave_page(work_uri: str, run_id: str, page: str) -> None:
     """Beside the notes, for `submit.py --wait`; then forgets old runs' notes."""
     storage.write_bytes(storage.join(folder_of(work_uri, run_id), PAGE), page.encode())
-    forget_old(work_uri, time.time() - KEPT)
+    forget_old(work_uri, time.time() - KEPT, run_id)
 
 
-def forget_old(work_uri: str, before: float) -> None:
-    """Deletes the notes of runs that were silent since `before`, in seconds since 1970; a run that lives writes."""
+def forget_old(work_uri: str, before: float, own: str = "") -> None:
+    """Deletes the notes of runs that were silent since `before`, in seconds since 1970; a run that lives writes.
+
+    Args:
+        own: the run whose notes stay, whatever its clocks say.
+    """
     root, runs = storage.join(work_uri, FOLDER), dict[str, list[str]]()
     for entry in storage.list_files(root):
         run, _, name = entry.name.partition("/")
-        if run and name.endswith(".json"):
+        if run and run != own and name.endswith(".json"):
             runs.setdefault(run, []).append(name)
     for run in random.sample(sorted(runs), min(LOOKED_AT, len(runs))):
         found = [parse(storage.read_bytes(storage.join(root, run, name))) for name in runs[run]]

@@ -89,6 +89,8 @@ class KfpServer:
             return self.create(parts[0], body, who) if method == "POST" else self.listing(parts, query, who)
         if parts[-1] == "versions":
             return self.listing(parts, query, who)
+        if len(parts) == 4:
+            parts = parts[2:]
         kind, (name, _, action) = parts[0], parts[1].partition(":")
         if name not in self.stored[kind]:
             raise absent(kind, name)

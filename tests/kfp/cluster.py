@@ -1,0 +1,75 @@
+"""The pods behind a run, through Kubernetes' own API, where this machine may use it."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+TRAINING = re.compile(r"\.train(-job)?(\(\d+\))?\.executor")  # in the name of the workflow's node
+KILL = """
+import os, signal
+for number in filter(str.isdigit, os.listdir("/proc")):
+    with open(f"/proc/{number}/cmdline", "rb") as file:
+        if b"-m\\0must.run.supervise" in file.read():
+            os.kill(int(number), signal.SIGKILL)
+"""
+
+
+class Pods:
+    def __init__(self, namespace: str) -> None:
+        self.namespace = namespace
+        self.core, self.extensions = connect()
+
+    def unusable(self) -> str:
+        """Why pods cannot be reached; '' if they can."""
+        if self.core is None:
+            return "no access to Kubernetes from here (kubectl's configuration)"
+        try:
+            self.core.list_namespaced_pod(self.namespace, limit=1, _request_timeout=10)
+        except Exception as error:  # whatever keeps it from us
+            return f"pods of {self.namespace} cannot be listed ({type(error).__name__})"
+        return ""
+
+    def no_trainer(self) -> str:
+        if self.extensions is None:
+            return "no access to Kubernetes from here, to look for Kubeflow Trainer"
+        try:
+            self.extensions.get_api_resources("trainer.kubeflow.org", "v1alpha1", _request_timeout=10)
+        except Exception as error:  # not there, or not for us
+            return f"no Kubeflow Trainer to be seen ({type(error).__name__})"
+        return ""
+
+    def training(self, run_id: str) -> str:
+        """The name of the run's training pod."""
+        pods = self.core.list_namespaced_pod(self.namespace, label_selector=f"pipeline/runid={run_id}").items
+        for pod in pods:
+            node = (pod.metadata.annotations or {}).get("workflows.argoproj.io/node-name", "")
+            if TRAINING.search(node) and pod.status.phase == "Running":
+                return pod.metadata.name
+        raise ValueError(f"the run {run_id} has no training pod among {[pod.metadata.name for pod in pods]}")
+
+    def delete(self, run_id: str) -> None:
+        self.core.delete_namespaced_pod(self.training(run_id), self.namespace)
+
+    def kill_worker(self, run_id: str) -> None:
+        """SIGKILL to the process below the one that supervises it."""
+        from kubernetes.stream import stream
+
+        call: Any = self.core.connect_get_namespaced_pod_exec
+        command = ["python3", "-c", KILL]
+        stream(call, self.training(run_id), self.namespace, container="main", command=command, stdout=True, stderr=True)
+
+
+def connect() -> tuple[Any, Any]:
+    """The core API and the one of custom resources, or None for both."""
+    from kubernetes import client, config
+
+    try:
+        config.load_incluster_config()
+    except config.ConfigException:
+        try:
+            config.load_kube_config(os.environ.get("KUBECONFIG"))
+        except (config.ConfigException, OSError, TypeError):
+            return None, None
+    return client.CoreV1Api(), client.CustomObjectsApi()

@@ -1,0 +1,93 @@
+"""A server of Kubeflow Pipelines' API whose runs end as they were seen to end, notes and page included; its pods."""
+
+import json
+
+from must.run.notes import Note, folder_of
+from must.run.summary import leave_page, summarize
+from must.storage import join, write_bytes
+from tests.pipeline.kfp_server import KfpServer
+
+BEFORE = ["inputs", "shard", "classifier", "champion"]
+TRAINED = [*BEFORE, "train", "evaluate", "export", "gate"]
+LOST = {"code": 137, "seconds": 9.0, "host": "node", "line": ""}
+
+
+class Player(KfpServer):
+    """A run in which training is disturbed has a checkpoint, and waits for the disturbance."""
+
+    def __init__(self, users=None):
+        super().__init__(users)
+        self.disturbed = {}  # run id -> what was done to it
+
+    def create(self, kind, body, who):
+        status, made = super().create(kind, body, who)
+        if kind == "recurringruns":
+            self.add("runs", {**made, "recurring_run_id": made["recurring_run_id"]})
+        return status, made
+
+    def one(self, method, kind, name, action):
+        if kind != "runs" or method == "DELETE":
+            return super().one(method, kind, name, action)
+        run = self.stored[kind][name]
+        if action == "terminate":
+            self.disturbed[name] = "terminated"
+            return 200, {}
+        values, done = run["runtime_config"]["parameters"], self.disturbed.get(name)
+        if values["settings"].get("seed") in (1, 2, 3) and done is None:
+            self.leave(run, [*notes(BEFORE), Note("train", checkpoints=self.checkpoint(values))])
+            self.move(run, "RUNNING")
+            return 200, run
+        self.play(run, values, done)
+        return 200, run
+
+    def play(self, run, values, done):
+        good = True
+        if done == "terminated":
+            good, left = False, [*notes(BEFORE), Note("train", signalled=1.0)]
+        elif values["model"] == "ViT-B-17":
+            good, left = False, [Note("inputs", "failed", code=2)]
+        elif values.get("only_new"):
+            left = notes(BEFORE, champion={"action": "nothing new", "why": "this data was promoted"})
+        elif values["gate"] == "labelled":
+            left = notes(TRAINED, gate={"outcome": "stopped", "reasons": ["STOP  too small a gain"]})
+        else:
+            left = notes([*TRAINED, "promote"], promote={"version": "r0000-abc"})
+            next(note for note in left if note.stage == "train").tries = [LOST] if done else []
+        self.leave(run, left)
+        state = "RUNNING" if good else "FAILED"  # what the exit handler is told
+        leave_page(values["work_uri"], run["run_id"], summarize(values["work_uri"], run["run_id"], state, "again"))
+        self.move(run, "SUCCEEDED" if good else "FAILED")
+
+    def leave(self, run, left):
+        folder = folder_of(run["runtime_config"]["parameters"]["work_uri"], run["run_id"])
+        for note in left:
+            content = {key: value for key, value in vars(note).items() if key not in ("source", "changed")}
+            write_bytes(join(folder, f"{note.stage}.json"), json.dumps(content).encode())
+
+    def checkpoint(self, values):
+        place = join(values["work_uri"], "checkpoints", "k")
+        write_bytes(join(place, "LAST"), b"step-000000005")
+        return place
+
+
+def notes(stages, **facts):
+    return [Note(stage, "done", facts=facts.get(stage, {})) for stage in stages]
+
+
+class StandInPods:
+    """Kubernetes as the program sees it; `server` plays what becomes of the run."""
+
+    def __init__(self, server):
+        self.server = server
+
+    def unusable(self):
+        return ""
+
+    def no_trainer(self):
+        return "no Kubeflow Trainer to be seen"
+
+    def delete(self, run_id):
+        self.server.disturbed[run_id] = "deleted"
+
+    def kill_worker(self, run_id):
+        self.server.disturbed[run_id] = "killed"

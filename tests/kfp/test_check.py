@@ -1,0 +1,91 @@
+"""The check of a cluster, against a server whose runs end as recorded: it finds what is wrong and leaves nothing."""
+
+import re
+import sys
+
+import pytest
+
+from pipeline import wait
+from tests.kfp import __main__ as program
+from tests.kfp.cases import CASES
+from tests.kfp.cluster import Pods
+from tests.kfp.stand_in import Player, StandInPods
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    for name in ("KFP_HOST", "KFP_COOKIE", "KF_PIPELINES_SA_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KFP_TOKEN", "me")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.setattr(wait, "POLL", 0.01)
+    monkeypatch.setattr(program, "upload_data", lambda place: None)  # nobody looks at images here
+    made = Player(users={"Bearer me": {"vision"}})
+    made.stored["experiments"].clear()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def checking(server, tmp_path, monkeypatch):
+    def call(*more):
+        words = ["--host", server.url, "--namespace", "vision", "--store", tmp_path / "store", *more]
+        monkeypatch.setattr(sys, "argv", ["test-kfp", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            program.main()
+        return end.value.code
+
+    return call
+
+
+def rows(text):
+    return {line.split("  ")[0]: line for line in text.split("\ncase ")[1].splitlines()[1:]}
+
+
+def test_every_way_is_tried_and_nothing_is_left(server, checking, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(program, "Pods", lambda namespace: StandInPods(server))
+    assert checking() == 0
+    table = rows(capsys.readouterr().out)
+    assert set(table) == {case.name for case in CASES}
+    assert {name for name, row in table.items() if row.endswith("  ok")} == set(table) - {"two nodes"}
+    assert "not tried: no Kubeflow Trainer to be seen" in table["two nodes"]
+    assert not any(server.stored.values()) and not list((tmp_path / "store").glob("*"))
+
+
+def test_without_kubernetes_pods_are_left_alone(checking, capsys):
+    assert checking("--only", "worker killed,pod deleted in training,wrong input") == 0
+    table = rows(capsys.readouterr().out)
+    assert "not tried: no access to Kubernetes from here" in table["worker killed"]
+    assert table["wrong input"].endswith("  ok")
+
+
+def test_another_end_than_expected_is_wrong(server, checking, capsys):
+    server.play = lambda run, values, done: server.move(run, "FAILED")
+    assert checking("--only", "promoted") == 1
+    assert re.search(r"\(no page\) +WRONG", rows(capsys.readouterr().out)["promoted"])
+
+
+def test_what_cannot_be_deleted_is_named(server, checking, capsys):
+    delete = server.one
+    server.one = lambda method, kind, name, action: (
+        (500, {"message": "locked", "code": 13}) if method == "DELETE" and kind == "experiments"
+        else delete(method, kind, name, action)
+    )  # fmt: skip
+    assert checking("--only", "wrong input") == 0
+    assert re.search(r"could not be deleted: experiment of must-check-\w+: .*locked", capsys.readouterr().out)
+
+
+def test_a_training_pod_is_known_by_the_name_of_its_node():
+    from tests.kfp.cluster import TRAINING
+
+    name = "must-h6n57(0).root(0).exit-handler-1(0).condition-2(0).{}(0).executor(0)"
+    assert TRAINING.search(name.format("train")) and TRAINING.search(name.format("train-job"))
+    assert TRAINING.search("must-h6n57.root.exit-handler-1.condition-2.train.executor")
+    assert not TRAINING.search(name.format("evaluate"))
+    assert not TRAINING.search("must-h6n57(0).root(0).train-driver(0)")
+
+
+def test_without_a_configuration_nothing_of_kubernetes_is_used(monkeypatch, tmp_path):
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    pods = Pods("vision")
+    assert "no access to Kubernetes" in pods.unusable() and "no access to Kubernetes" in pods.no_trainer()
