@@ -175,8 +175,13 @@ def test_a_launcher_whose_pod_is_stopped_leaves_the_job_to_the_next_one(api, wor
 
 @pytest.mark.parametrize(
     "run, over",
-    [({"activeDeadlineSeconds": 0}, True), ({"shutdown": "Terminate"}, True), (None, True)]
-    + [({}, False), ({"activeDeadlineSeconds": 86400}, False)],
+    [
+        ({"activeDeadlineSeconds": 0}, True),
+        ({"shutdown": "Terminate"}, True),
+        (None, True),
+        ({}, False),
+        ({"activeDeadlineSeconds": 86400}, False),
+    ],
 )
 def test_a_run_is_over_when_it_is_terminated_shut_down_or_deleted(api, run, over):
     """By Kubeflow, with Argo's tool, with kubectl."""
