@@ -6,7 +6,7 @@ from typing import Any
 
 from kfp import dsl, kubernetes
 
-from pipeline.cluster import WITH_LOADERS, Cluster, Resources, Toleration
+from pipeline.cluster import WITH_LOADERS, Cluster, Resources, Retries, Toleration
 
 QUEUE = "kueue.x-k8s.io/queue-name"  # label: pods and TrainJobs wait until Kueue admits them
 KEY_FOLDER = "/var/secrets/google"
@@ -70,9 +70,16 @@ def set_persistence(task: dsl.PipelineTask, stage: str, cluster: Cluster, launch
         task.set_env_variable("MUST_RETRIES", f"{retries.count},{retries.backoff},{retries.factor}")
         task.set_retry(retries.count, f"{retries.backoff}s", retries.factor, f"{retries.window}s")
     seconds = cluster.timeouts.get(stage)
+    if seconds and launcher:
+        # It ends its TrainJob itself at the limit, needs a moment for it, and may start another one afterwards.
+        seconds = (retries.count + 1) * (seconds + 300) + sum(pauses(retries))
     if seconds and not (launcher and QUEUE in cluster.labels):  # its TrainJob may wait for days before its time counts
-        # The launcher ends its TrainJob itself at the limit, and needs a moment for it.
-        kubernetes.set_timeout(task, seconds + 300 if launcher else seconds)
+        kubernetes.set_timeout(task, seconds)
+
+
+def pauses(retries: Retries) -> list[int]:
+    """Seconds between the tries of a stage; see must/run/supervise.py."""
+    return [min(3600, retries.backoff * retries.factor**number) for number in range(retries.count)]
 
 
 def toleration_fields(toleration: Toleration) -> dict[str, Any]:

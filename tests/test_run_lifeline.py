@@ -17,7 +17,7 @@ from must.run.lifeline import alive, give_sign, watch
 class Clock:
     """`over` of a watcher: each wait passes its seconds, and does what a test has for that moment."""
 
-    def __init__(self, moments, limit=10_000.0):
+    def __init__(self, moments, limit=3_000.0):
         self.now, self.moments, self.limit = 0.0, moments, limit
 
     def wait(self, seconds):
@@ -43,8 +43,8 @@ def stopped(monkeypatch):
 
 def test_silence_ends_it_and_nothing_else(stopped, tmp_path, capsys):
     uri = str(tmp_path / "sign")
-    ((when, what),) = stopped(uri, lambda now: give_sign(uri) if now <= 5000 else None)
-    assert 5900 < when <= 5960 and what == (os.getpid(), signal.SIGTERM)
+    ((when, what),) = stopped(uri, lambda now: give_sign(uri) if now <= 1500 else None)
+    assert 2400 < when <= 2460 and what == (os.getpid(), signal.SIGTERM)
     assert "no sign of life of the launcher for 900 s: saving a checkpoint and stopping" in capsys.readouterr().err
 
 
@@ -75,8 +75,8 @@ def test_a_place_that_does_not_answer_says_nothing_about_the_launcher(stopped, t
     monkeypatch.setattr(storage, "read_bytes", read_bytes)
 
     def moments(now):
-        away[:] = [1] if 600 < now <= 4000 else []
-        if now <= 600 or now > 4800:  # the launcher could not write either, and needs a while to come back
+        away[:] = [1] if 600 < now <= 1800 else []
+        if now <= 600 or now > 2600:  # the launcher could not write either, and needs a while to come back
             give_sign(uri)
 
     assert not stopped(uri, moments)

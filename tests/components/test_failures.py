@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from components.train_job.jobs import Jobs
 from components.train_job.launch import seconds_of
 from must.run.notes import read_notes
 from tests.components.kube_api import condition
@@ -172,13 +173,25 @@ def test_a_launcher_whose_pod_is_stopped_leaves_the_job_to_the_next_one(api, wor
     assert "trains on for a launcher that attaches to it, and stops by itself when none has come" in error
 
 
-@pytest.mark.parametrize("run", [{"activeDeadlineSeconds": 0}, {"shutdown": "Terminate"}, None])
-def test_a_run_that_is_stopped_takes_its_job_with_it(api, work, process, run):
-    """Terminated in Kubeflow, shut down with Argo's tool, or deleted."""
-    if run is None:
-        del api.workflows["must-x1"]
-    else:
-        api.workflows["must-x1"]["spec"] |= run
+@pytest.mark.parametrize(
+    "run, over",
+    [
+        ({"activeDeadlineSeconds": 0}, True),
+        ({"shutdown": "Terminate"}, True),
+        (None, True),
+        ({}, False),
+        ({"activeDeadlineSeconds": 86400}, False),
+    ],
+)
+def test_a_run_is_over_when_it_is_terminated_shut_down_or_deleted(api, run, over):
+    """By Kubeflow, with Argo's tool, with kubectl."""
+    if run is not None:
+        api.workflows["must-x1"] = {"metadata": {"name": "must-x1"}, "spec": run}
+    assert Jobs().is_over("must-x1") is over
+
+
+def test_a_run_that_is_terminated_takes_its_job_with_it(api, work, process):
+    api.workflows["must-x1"]["spec"]["activeDeadlineSeconds"] = 0
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=30)
     assert process.returncode == 75 and len(api.deleted) == 1

@@ -89,7 +89,10 @@ def test_shared_memory_limits_and_retries(compiled):
         shm = [m for m in settings.get("emptyDirMounts", []) if m["mountPath"] == "/dev/shm"]
         expected = [{"medium": "Memory", "mountPath": "/dev/shm", "sizeLimit": cluster.shm, "volumeName": "shm"}]
         assert shm == (expected if stage in LOADERS and not launcher else [])
-        seconds = cluster.timeouts.get(stage, 0) + (300 if launcher else 0)
+        seconds = cluster.timeouts.get(stage, 0)
+        if launcher:  # each of its tries may take the TrainJob's time, with the pauses between them
+            seconds = (seconds + 300) * (cluster.retries.count + 1)
+            seconds += sum(min(3600, cluster.retries.backoff * 2**number) for number in range(cluster.retries.count))
         if launcher and "kueue.x-k8s.io/queue-name" in cluster.labels:
             seconds = 0
         assert int(settings.get("activeDeadlineSeconds", 0)) == seconds
@@ -165,7 +168,9 @@ def test_one_node_may_be_a_trainjob(tmp_path):
     assert "accelerator" not in found.container("train").get("resources", {})
 
 
-@pytest.mark.parametrize("labels, seconds", [("{}", "3900"), ("{kueue.x-k8s.io/queue-name: must}", None)])
+@pytest.mark.parametrize(
+    "labels, seconds", [("{}", str(4 * 3900 + 60 + 120 + 240)), ("{kueue.x-k8s.io/queue-name: must}", None)]
+)
 def test_a_launcher_whose_job_may_wait_in_a_queue_has_no_deadline_of_its_own(tmp_path, labels, seconds):
     text = f"{{labels: {labels}, training: {{as: trainjob}}, timeouts: {{train: 3600}}}}"
     (tmp_path / "cluster.yaml").write_text(text)
