@@ -164,9 +164,9 @@ def test_a_name_that_no_file_can_have_is_a_rejected_item(tmp_path: Path) -> None
 
 
 CLASS_FILES = {
-    "aliases": "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
-        f"{name}: &{name} [{','.join(['*' + last] * 9)}]\n" for last, name in zip("abcdefgh", "bcdefghi", strict=True)
-    ) + "classes: [p, q]\ntemplates: [*i]\n",
+    "aliases": "classes:\n- &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+        f"- &{name} [{','.join(['*' + last] * 9)}]\n" for last, name in zip("abcdefgh", "bcdefghi", strict=True)
+    ) + "templates: [*i]\n",
     "deep": "classes: " + DEEP,
     "no date": "classes: [2020-13-45, b]",
     "no number": "classes: [!!int '', b]",
