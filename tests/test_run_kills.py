@@ -20,10 +20,9 @@ KEPT = {name: value for name, value in SETTINGS.items() if name not in ("preset"
 
 
 def start(digits, work, output, processes):
-    values = {
-        "index_sha256": load_index(str(digits.shards)).sha256, "classifier": str(digits.classifier),
-        "output": str(output), "preset": "digits", "epochs": SETTINGS["epochs"], "settings": KEPT, "processes": str(processes),
-    }  # fmt: skip
+    values = {"classifier": str(digits.classifier), "output": str(output), "preset": "digits", "settings": KEPT}
+    values |= {"index_sha256": load_index(str(digits.shards)).sha256, "epochs": SETTINGS["epochs"]}
+    values |= {"processes": str(processes)}
     code = "from must.run.supervise import supervised; "
     code += f"supervised('train', 'must.run.training:train_here', 'r', {str(work)!r}, **{values!r})"
     environment = os.environ | {"MUST_RETRIES": "9,0,1", "OMP_NUM_THREADS": "1"}
