@@ -80,7 +80,7 @@ WAYS = {  # case: (notes, the state that was recorded for it, the page's first l
     ),
     "killed pod, lost node": (with_train("running"), "RUNNING", "# Run failed: train: its pod is gone"),
     "terminated by a person, seen by the stage": (
-        with_train("running", signalled=12.0), "RUNNING", "# Run failed: train: stopped from outside",
+        with_train("running", signalled=12.0), "RUNNING", "# Run stopped from outside, during train",
     ),
     "terminated by a person, between two stages": (
         done(*BEFORE, "train"), "RUNNING", "# Run broken off: nothing came after train",

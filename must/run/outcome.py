@@ -24,7 +24,10 @@ def outcome_of(notes: list[Note], state: str | None) -> Outcome:
     """Args: `state` is what the backend says of the stages, such as COMPLETE, RUNNING or FAILED."""
     bad = failing(notes)
     if bad is not None:
-        return Outcome("failed", False, f"Run failed: {bad.stage}: {IN_SHORT[kind_of(bad)]}")
+        kind = kind_of(bad)
+        if kind == "stopped":  # nothing is wrong with the run
+            return Outcome("failed", False, f"Run stopped from outside, during {bad.stage}")
+        return Outcome("failed", False, f"Run failed: {bad.stage}: {IN_SHORT[kind]}")
     by_stage = {note.stage: note for note in notes}
     for name, rule in GOOD_ENDS:
         if headline := rule(by_stage):
@@ -105,7 +108,6 @@ def kind_of(note: Note) -> str:
 
 
 IN_SHORT = {
-    "stopped": "stopped from outside",
     "interrupted": "something it needs went away",
     "silent": "its pod is gone",
     "input": "the input is wrong",

@@ -68,7 +68,7 @@ CASES = (
         needs="pods",
     ),
     Case(
-        "terminated", "Run failed: train: (stopped from outside|its pod is gone)|Run broken off", long(3),
+        "terminated", "Run stopped from outside|Run failed: train: its pod is gone|Run broken off", long(3),
         lambda runs, pods, run_id: runs.terminate(run_id), state="FAILED",
     ),
     Case("two nodes", "Promoted r0000-", {"settings": {"seed": 4}}, needs="trainer", nodes=2),
