@@ -25,7 +25,7 @@ def selection(metrics: dict[str, Any]) -> list[dict[str, Any]]:
             "title": title,
             "text": in_words(found),
             "way": way,
-            "chart": ladder_chart(title, found["rungs"], found["needed"]),
+            "chart": ladder_chart(title, found),
         }
         for found, title, way in parts
         if found and found["rungs"]

@@ -13,6 +13,8 @@ from must.select.looking import Looks
 from must.select.neighbours import look_alikes
 from must.select.signal import neighbour_information, renamed
 
+RENAMED = 0.02  # share of images that only changed the name of their class, above which much evidence is asked for
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -41,8 +43,8 @@ def choose(looks: Looks, alphas: Sequence[float] = RUNGS) -> Choice:
     """Pure arithmetic; the same looks give the same choice."""
     neighbours, originals = look_alikes(looks.tokens)
     kept = looks if len(originals) == len(looks.numbers) else looks.only(originals)
-    found = climb(kept.probabilities, kept.labels, neighbours, alphas)
     signal = signals(kept.labels[0], kept.labels[-1], neighbours, kept.probabilities.shape[-1])
+    found = climb(kept.probabilities, kept.labels, neighbours, alphas, strict=(signal["renamed"] or 0) > RENAMED)
     return Choice(found, signal, len(looks.numbers) - len(originals))
 
 

@@ -55,7 +55,11 @@ class Climb:
 
 
 def climb(
-    probabilities: np.ndarray, labels: np.ndarray, neighbours: np.ndarray, alphas: Sequence[float] = RUNGS
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    neighbours: np.ndarray,
+    alphas: Sequence[float] = RUNGS,
+    strict: bool = False,
 ) -> Climb:
     """Walks up the ladder.
 
@@ -63,6 +67,7 @@ def climb(
         probabilities: [R + 1, N, K] of zero-shot and then of each rung.
         labels: [R + 1, N], the most probable class numbers.
         neighbours: [N, C] places of an image's look-alikes among the N.
+        strict: ask for as much as of look-alikes that know little.
 
     Look-alikes whose zero-shot classes hardly agree (of the tasks tried: 0.3 for letters and icons, 0.5 to 0.7 for
     digits) favour whatever is smooth, right or wrong, and must be very sure; where they agree, little is enough.
@@ -72,7 +77,7 @@ def climb(
         reason = f"{images} different images are too few to judge by; {MIN_IMAGES} are needed"
         return Climb(0.0, reason, images=images)
     agree = agreement(labels[0], neighbours, probabilities.shape[-1])
-    needed = float(np.interp(agree, KNOWING, NEEDED))
+    needed = NEEDED[0] if strict else float(np.interp(agree, KNOWING, NEEDED))
     kept, judge, reason = 0.0, 0, ""
     rungs: list[Rung] = []
     for number, alpha in enumerate(alphas, start=1):
