@@ -18,22 +18,23 @@ RENAMED = 0.02  # share of images that only changed the name of their class, abo
 
 @dataclass(frozen=True)
 class Choice:
-    """`signal`: what the look-alikes say of the full adaptation and of what is kept; `copies`: images left out."""
+    """`signal`: what the look-alikes say of the full adaptation; `copies`: images left out; `same`: no image changes
+    its class on any rung."""
 
     climb: Climb
     signal: dict[str, Any]
     copies: int
+    same: bool = False
 
     @property
     def outcome(self) -> str:
         """Of the full adaptation: `gain`, the look-alikes speak for it; `refused`, they speak against a part of it;
         `undecided`; or `same`, no image changes its class."""
-        found = self.climb
-        if any(rung.outcome == "refused" for rung in found.rungs):
+        if self.same:
+            return "same"
+        if any(rung.outcome == "refused" for rung in self.climb.rungs):
             return "refused"
-        if found.alpha > 0:
-            return "gain"
-        return "same" if found.rungs and all(rung.changed == 0 for rung in found.rungs) else "undecided"
+        return "gain" if self.climb.alpha > 0 else "undecided"
 
     def to_dict(self) -> dict[str, Any]:
         return {"outcome": self.outcome, **self.climb.to_dict(), "copies": self.copies, "signal": self.signal}
@@ -45,7 +46,8 @@ def choose(looks: Looks, alphas: Sequence[float] = RUNGS) -> Choice:
     kept = looks if len(originals) == len(looks.numbers) else looks.only(originals)
     signal = signals(kept.labels[0], kept.labels[-1], neighbours, kept.probabilities.shape[-1])
     found = climb(kept.probabilities, kept.labels, neighbours, alphas, strict=(signal["renamed"] or 0) > RENAMED)
-    return Choice(found, signal, len(looks.numbers) - len(originals))
+    same = bool((looks.labels == looks.labels[0]).all())
+    return Choice(found, signal, len(looks.numbers) - len(originals), same)
 
 
 def signals(before: np.ndarray, after: np.ndarray, neighbours: np.ndarray, classes: int) -> dict[str, Any]:
