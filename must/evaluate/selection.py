@@ -65,10 +65,11 @@ def ladder_chart(title: str, found: dict[str, Any]) -> Markup:
     """A bar a rung: how many standard errors the look-alikes speak for it (up) or against it (down)."""
     rungs, needed = found["rungs"], found["needed"]
     values = [rung["z"] for rung in rungs]
-    ticks = nice_ticks(min(*values, REFUSED), max(*values, needed), 4)
+    limits = [REFUSED] + ([needed] if needed else [])
+    ticks = nice_ticks(min(*values, REFUSED), max(*values, *limits, 1.0), 4)
     axes = Axes((0.0, 1.05), (ticks[0], ticks[-1]))
     parts = [axes.grid((0, 0.2, 0.4, 0.6, 0.8, 1), ticks, percent=False)]
-    for limit in (REFUSED, needed):
+    for limit in limits:
         at = axes.y(limit)
         parts.append(f'<line class="ideal" x1="{LEFT}" y1="{at}" x2="{axes.x(1.05)}" y2="{at}"/>')
     width = round(axes.x(0.07) - axes.x(0), 1)

@@ -13,25 +13,28 @@ from must.select.looking import Looks
 from must.select.neighbours import look_alikes
 from must.select.signal import neighbour_information, renamed
 
+RENAMED = 0.02  # share of images that only changed the name of their class, above which much evidence is asked for
+
 
 @dataclass(frozen=True)
 class Choice:
-    """`signal`: what the look-alikes say of the full adaptation and of what is kept; `copies`: images left out."""
+    """`signal`: what the look-alikes say of the full adaptation; `copies`: images left out; `same`: no image changes
+    its class on any rung."""
 
     climb: Climb
     signal: dict[str, Any]
     copies: int
+    same: bool = False
 
     @property
     def outcome(self) -> str:
         """Of the full adaptation: `gain`, the look-alikes speak for it; `refused`, they speak against a part of it;
         `undecided`; or `same`, no image changes its class."""
-        found = self.climb
-        if any(rung.outcome == "refused" for rung in found.rungs):
+        if self.same:
+            return "same"
+        if any(rung.outcome == "refused" for rung in self.climb.rungs):
             return "refused"
-        if found.alpha > 0:
-            return "gain"
-        return "same" if found.rungs and all(rung.changed == 0 for rung in found.rungs) else "undecided"
+        return "gain" if self.climb.alpha > 0 else "undecided"
 
     def to_dict(self) -> dict[str, Any]:
         return {"outcome": self.outcome, **self.climb.to_dict(), "copies": self.copies, "signal": self.signal}
@@ -41,9 +44,10 @@ def choose(looks: Looks, alphas: Sequence[float] = RUNGS) -> Choice:
     """Pure arithmetic; the same looks give the same choice."""
     neighbours, originals = look_alikes(looks.tokens)
     kept = looks if len(originals) == len(looks.numbers) else looks.only(originals)
-    found = climb(kept.probabilities, kept.labels, neighbours, alphas)
     signal = signals(kept.labels[0], kept.labels[-1], neighbours, kept.probabilities.shape[-1])
-    return Choice(found, signal, len(looks.numbers) - len(originals))
+    found = climb(kept.probabilities, kept.labels, neighbours, alphas, strict=(signal["renamed"] or 0) > RENAMED)
+    same = bool((looks.labels == looks.labels[0]).all())
+    return Choice(found, signal, len(looks.numbers) - len(originals), same)
 
 
 def signals(before: np.ndarray, after: np.ndarray, neighbours: np.ndarray, classes: int) -> dict[str, Any]:

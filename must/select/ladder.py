@@ -19,6 +19,7 @@ RUNGS = tuple(round(0.1 * rung, 1) for rung in range(1, 11))
 REFUSED = -2.0  # standard errors at which the way ends
 NEEDED = (3.0, 1.0)  # standard errors that a rung needs from look-alikes that know little of the classes, or much
 KNOWING = (0.4, 0.5)  # their agreement below and above which that is so; in a straight line in between
+IGNORANT = 0.3  # agreement below which nothing is kept, however sure they are
 RARE = 1e-3  # probability added to a class's mean, so that a class that nobody predicts has no infinite lift
 MIN_IMAGES = 50
 ROWS = 256  # images whose class probabilities are spread out at a time
@@ -44,7 +45,7 @@ class Climb:
     rungs: list[Rung] = field(default_factory=list)
     images: int = 0
     agreement: float | None = None  # of look-alikes in zero-shot's classes, chance taken away
-    needed: float | None = None  # standard errors for a rung to be kept
+    needed: float | None = None  # standard errors for a rung to be kept; None: no number is enough
 
     @property
     def kept_zero_shot(self) -> bool:
@@ -55,7 +56,11 @@ class Climb:
 
 
 def climb(
-    probabilities: np.ndarray, labels: np.ndarray, neighbours: np.ndarray, alphas: Sequence[float] = RUNGS
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    neighbours: np.ndarray,
+    alphas: Sequence[float] = RUNGS,
+    strict: bool = False,
 ) -> Climb:
     """Walks up the ladder.
 
@@ -63,6 +68,7 @@ def climb(
         probabilities: [R + 1, N, K] of zero-shot and then of each rung.
         labels: [R + 1, N], the most probable class numbers.
         neighbours: [N, C] places of an image's look-alikes among the N.
+        strict: ask for as much as of look-alikes that know little.
 
     Look-alikes whose zero-shot classes hardly agree (of the tasks tried: 0.3 for letters and icons, 0.5 to 0.7 for
     digits) favour whatever is smooth, right or wrong, and must be very sure; where they agree, little is enough.
@@ -72,7 +78,7 @@ def climb(
         reason = f"{images} different images are too few to judge by; {MIN_IMAGES} are needed"
         return Climb(0.0, reason, images=images)
     agree = agreement(labels[0], neighbours, probabilities.shape[-1])
-    needed = float(np.interp(agree, KNOWING, NEEDED))
+    needed = None if agree < IGNORANT else NEEDED[0] if strict else float(np.interp(agree, KNOWING, NEEDED))
     kept, judge, reason = 0.0, 0, ""
     rungs: list[Rung] = []
     for number, alpha in enumerate(alphas, start=1):
@@ -81,14 +87,16 @@ def climb(
             reason = f"the predictions at {alpha:g} are not all numbers"
             break
         z, changed = audit(probabilities[judge], labels[judge], labels[number], neighbours)
-        outcome = "kept" if z > needed else "refused" if z < REFUSED else "undecided"
+        outcome = "kept" if needed is not None and z > needed else "refused" if z < REFUSED else "undecided"
         rungs.append(Rung(alpha, z, changed, outcome))
         if outcome == "refused":
             reason = f"at {alpha:g} the look-alikes of the images that change class speak against the change"
             break
         if outcome == "kept":
             kept, judge = alpha, number
-    if not reason and kept < alphas[-1]:
+    if not reason and needed is None:
+        reason = f"look-alikes share zero-shot's classes too rarely (kappa {agree:.2f}) to vouch for others"
+    elif not reason and kept < alphas[-1]:
         same = all(rung.changed == 0 for rung in rungs if rung.alpha > kept)
         reason = "no image changes its class beyond it" if same else "beyond it the evidence is too weak"
     return Climb(kept, reason, rungs, images, agree, needed)

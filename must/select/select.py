@@ -18,6 +18,8 @@ from must.select.choose import Choice, choose
 from must.select.looking import Weights, between, look, thinned
 from must.train.distributed import world
 
+CLASSIFIES = ("visual.", "classifier")  # the other weights serve training, and zero-shot has none of its own
+
 
 def select(config: SelectConfig) -> Choice:
     """The stage: audits a bundle against its zero-shot model and writes the bundle that may be used.
@@ -47,7 +49,8 @@ def select(config: SelectConfig) -> Choice:
         )  # fmt: skip
         weights = {name: value.to(here.device) for name, value in bundle.model.state_dict().items()}
         frozen = MaskedViT(zero_shot.model.visual, zero_shot.model.classifier, ours.logit_factor)
-        frozen.load_state_dict(zero_shot.model.state_dict())
+        only_trained = {name: value for name, value in weights.items() if not name.startswith(CLASSIFIES)}
+        frozen.load_state_dict(zero_shot.model.state_dict() | only_trained)
         kept, choice = keep(frozen, weights, source, here.device)
         network, description = bundle.model, described(ours, choice, zero_shot.description.logit_factor)
         network.load_state_dict(kept)

@@ -88,6 +88,21 @@ def test_no_change_is_said_so(tokens):
     found = climbed(tokens, wrong(0.2), wrong(0.2), wrong(0.2))
     assert found.kept_zero_shot and found.reason == "no image changes its class beyond it"
     assert all(rung.z == 0 and rung.changed == 0 for rung in found.rungs)
+    few = choose(looks(tokens[:9], wrong(0.2)[:9], wrong(0.2)[:9]))
+    assert few.outcome == "same", "a bundle that is zero-shot's is so on any number of images"
+
+
+def test_look_alikes_that_know_nothing_vouch_for_nobody(tokens):
+    """Zero-shot's classes have nothing to do with what the images look like; those of the candidate have."""
+    found = climbed(tokens, np.random.default_rng(0).integers(0, K, len(TRUTH)), TRUTH)
+    assert found.kept_zero_shot and found.needed is None and "too rarely" in found.reason
+
+
+def test_renamed_classes_need_much_evidence(tokens):
+    half = wrong(0.15)
+    free = choose(looks(tokens, half, wrong(0.1)), [1.0]).climb
+    renamed = np.array([1, 2, 0, 3])[half]
+    assert free.needed < 3 and choose(looks(tokens, half, renamed), [1.0]).climb.needed == 3
 
 
 def test_predictions_that_are_no_numbers_are_refused(tokens):
