@@ -105,6 +105,13 @@ def test_a_job_that_takes_too_long_is_deleted_and_its_checkpoints_stay(api, work
     assert "not done after 1 s; deleting the TrainJob" in capfd.readouterr().err
 
 
+def test_a_job_that_somebody_deletes_is_an_error_that_may_be_tried_again(api, work, capfd):
+    api.on_create = lambda api, name: (api.jobs.pop(name), api.sets.pop(name), api.pods.pop(name))
+    with pytest.raises(SystemExit) as exit_:
+        train(work)
+    assert exit_.value.code == 1 and "was deleted by somebody else; its checkpoints stay" in capfd.readouterr().err
+
+
 def test_the_deadline_that_trainer_saw_first_is_the_reason(api, work, capfd):
     api.on_create = lambda api, name: api.exceed_deadline(name)
     with pytest.raises(SystemExit) as exit_:
