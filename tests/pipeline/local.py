@@ -27,7 +27,7 @@ def small_demo(folder, images=160):
             file.unlink()
     for file in sorted((folder / "images" / "test").rglob("*.png"))[::4]:
         file.unlink()
-    return parameters | {"settings": {"batch_size": 32, "workers": 0}, "epochs": 1}
+    return parameters | {"settings": {"batch_size": 32, "workers": 0, "select": "none"}, "epochs": 1}
 
 
 class Run:
