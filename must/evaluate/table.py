@@ -30,8 +30,6 @@ def table(metrics: dict[str, Any]) -> str:
             rows.append(metric_row(title, before and before[key], after[key], None))
         if compared := metrics["label_free"]["compared"]:
             rows.append((f"same class as {name}", "", percent(compared["agreement"])))
-            if (estimate := compared["estimated_change"]) is not None:
-                rows.append(("accuracy, estimated change", "", "", f"{100 * estimate:+.1f}"))
     return "\n".join([align(rows), *audit_lines(metrics), *few_shot_lines(metrics)])
 
 

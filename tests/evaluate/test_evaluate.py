@@ -76,8 +76,8 @@ def test_without_labels_nothing_is_said_about_accuracy(digits, tmp_path, capsys)
     assert sum(metrics["label_free"]["adapted"]["histogram"]) == 120
     page = (tmp_path / "report.html").read_text()
     assert "accuracy is unknown" in page and "Most confident changes" in page
-    estimate = f"{100 * metrics['label_free']['compared']['estimated_change']:+.1f}"
-    assert estimate in (shown := capsys.readouterr().out) and "no labels" in shown
+    shown = capsys.readouterr().out
+    assert "no labels" in shown and "stimated change" not in page + shown, "it was wrong where it mattered"
     audit = metrics["label_free"]["compared"]["audit"]
     assert audit["images"] == 120 and [rung["alpha"] for rung in audit["rungs"]][:2] == [0.1, 0.2]
     assert "Looked at again on this split" in page and "look-alikes: " in shown
@@ -99,7 +99,6 @@ def test_a_bundle_as_baseline(digits, tmp_path):
     assert metrics["paired"]["mcnemar_p"] == 1
     assert metrics["label_free"]["compared"]["agreement"] == 1
     assert metrics["label_free"]["compared"]["estimated_change"] is None, "a bundle's confidence means nothing here"
-    assert "Estimated change" not in (tmp_path / "report.html").read_text()
 
 
 def test_wrong_inputs_are_one_clear_line(digits, tmp_path):
