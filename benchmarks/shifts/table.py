@@ -1,75 +1,129 @@
-"""The table of the shift suite, from the looks that `run` kept: what today's ladder keeps, and what the gate would say.
+"""The tables of the shift suite and its claims, from what `run` left; see docs/selection.md.
 
-    python -m benchmarks.shifts.table [--markdown]
+    python -m benchmarks.shifts.table [--settings auto imagenet sun397 gtsrb]
 
-Nothing is trained: each run's choice is made again by the code that is checked out now. Changes are in points of top-1
-on test images that no choice saw, weighted so that classes are as frequent as among the unlabeled images.
+Changes are in points of top-1 against zero-shot. `auto` is what a user gets who names nothing; the published rows are
+what he would have guessed, without the ladder (`all of it`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from benchmarks.shifts.evidence import SIGNALS, evidence
 from benchmarks.shifts.packages import ROOT
-from benchmarks.shifts.run import top1
-from must.select.choose import choose
-from must.select.ladder import RUNGS
-from must.select.looking import Looks
 
-GAPS = "| {} | {} | {} | {:.1f} | {:+.1f} | {:+.1f} at {:.1f} | {:+.1f} | {:.2f} | {} |"
+PUBLISHED = ("imagenet", "sun397", "gtsrb")
+Row = dict[str, Any]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
-    rows = [row_of(folder) for folder in sorted((ROOT / "runs").iterdir()) if list(folder.glob("looks-*.npz"))]
+    parser.add_argument("--settings", nargs="+", default=["auto", *PUBLISHED])
+    wanted = parser.parse_args().settings
+    folders = [path for path in sorted((ROOT / "runs").iterdir()) if path.name.split(".")[2] in wanted]
+    rows = [evidence(folder) for folder in folders if list(folder.glob("looks-*.npz"))]
     (ROOT / "table.json").write_text(json.dumps(rows, indent=1))
-    print("| task | variant | settings | zero-shot | all of it | kept | best | agreement | gate on it all |")
-    print("|---|---|---|--:|--:|--:|--:|--:|---|")
+    print_pairs(rows)
+    print()
+    print_claims(rows)
+    print()
+    print_signals(rows)
+
+
+def print_pairs(rows: Sequence[Row]) -> None:
+    """One line a task and variant: the published rows as they are, and auto."""
+    print("| task | variant | zero-shot | published rows: mean (worst, best) | auto: all of it | kept | best | kappa |")
+    print("|---|---|--:|---|--:|--:|--:|--:|")
+    for (task, variant, _), found in grouped(rows).items():
+        auto, full = found.get("auto"), [found[name]["full"] for name in PUBLISHED if name in found]
+        published = f"{np.mean(full):+.1f} ({min(full):+.1f}, {max(full):+.1f})" if full else ""
+        zero_shot = next(iter(found.values()))["zero_shot"]
+        ours = "| | |"
+        if auto:
+            ours = f"| {auto['full']:+.1f} | {auto['kept']:+.1f} at {auto['alpha']:.1f} | {auto['best']:+.1f} "
+            ours += f"| {auto['agreement'] or 0:.2f}"
+        print(f"| {task} | {variant} | {zero_shot:.1f} | {published} {ours} |")
+
+
+def grouped(rows: Sequence[Row]) -> dict[tuple[str, str, int], dict[str, Row]]:
+    found: dict[tuple[str, str, int], dict[str, Row]] = defaultdict(dict)
     for row in rows:
-        print(
-            GAPS.format(
-                row["task"], row["variant"], row["setting"], row["zero_shot"], row["full"], row["kept"], row["alpha"],
-                row["best"], row["agreement"] or 0, row["gate"],
-            )
-        )  # fmt: skip
-    kept, full = np.array([row["kept"] for row in rows]), np.array([row["full"] for row in rows])
-    print(f"\n{len(rows)} runs. All of it: {(full < -1).sum()} worse by more than a point, sum {full.sum():+.1f}")
-    print(f"kept: {(kept < -1).sum()} worse by more than a point, {(kept < 0).sum()} at all (least {kept.min():+.1f}), "
-          f"sum {kept.sum():+.1f}, zero-shot kept in {sum(row['alpha'] == 0 for row in rows)}")  # fmt: skip
+        found[row["task"], row["variant"], row["seed"]][row["setting"]] = row
+    return found
 
 
-def row_of(folder: Path) -> dict[str, Any]:
-    task, variant, setting, images, seed = folder.name.split(".")
-    with np.load(sorted(folder.glob("looks-*.npz"))[-1]) as file:
-        kept = {name: file[name] for name in file.files}
-    looks = Looks(np.arange(len(kept["hidden"])), kept["tokens"], kept["probabilities"], kept["labels"])
-    choice = choose(looks)
-    truth = kept["test_truth"]
-    again = choose(Looks(np.arange(len(truth)), kept["test_tokens"], kept["test_probabilities"], kept["test"]))
-    accuracy = [top1(said, truth, kept["counts"]) for said in kept["test"]]
-    zero_shot, alphas = accuracy[0], (0.0, *RUNGS)
-    return {
-        "task": task,
-        "variant": variant,
-        "setting": setting,
-        "images": int(images),
-        "seed": int(seed),
-        "zero_shot": zero_shot,
-        "full": accuracy[-1] - zero_shot,
-        "kept": accuracy[alphas.index(choice.climb.alpha)] - zero_shot,
-        "alpha": choice.climb.alpha,
-        "best": max(accuracy) - zero_shot,
-        "agreement": choice.climb.agreement,
-        "gate": again.outcome,
-        "signal": choice.signal,
-        "rungs": choice.to_dict()["rungs"],
-    }
+def print_claims(rows: Sequence[Row]) -> None:
+    pairs = [
+        {
+            "task": key[0],
+            "variant": key[1],
+            "gain": found["auto"]["kept"] - np.mean(full),
+            "kept": found["auto"]["kept"],
+        }
+        for key, found in grouped(rows).items()
+        if "auto" in found and (full := [found[name]["full"] for name in PUBLISHED if name in found])
+    ]
+    for title, chosen in (
+        ("as is", [pair for pair in pairs if pair["variant"] == "as-is"]),
+        ("variants", [pair for pair in pairs if pair["variant"] != "as-is"]),
+    ):
+        if chosen:
+            mean, low, high = over_tasks(chosen, "gain")
+            ours, _, _ = over_tasks(chosen, "kept")
+            print(f"auto - mean of the published rows, {title}: {mean:+.1f} [{low:+.1f}, {high:+.1f}] points, "
+                  f"auto - zero-shot {ours:+.1f} ({len(chosen)} pairs)")  # fmt: skip
+    kept, full = (np.array([row[name] for row in rows]) for name in ("kept", "full"))
+    surely = sum(row["kept"] < -1 and row["interval"][1] < 0 for row in rows)
+    print(f"all runs, {len(rows)}: without the ladder {(full < -1).sum()} worse than zero-shot by more than a point "
+          f"(least {full.min():+.1f}, sum {full.sum():+.1f}); {(full > 1).sum()} better")  # fmt: skip
+    print(f"with it: {(kept < -1).sum()} worse by more than a point, {surely} of them with an interval below zero; "
+          f"{(kept < 0).sum()} below zero-shot at all (least {kept.min():+.1f}); sum {kept.sum():+.1f}")  # fmt: skip
+    best = np.array([row["best"] for row in rows])
+    much = best > 5
+    zero = sum(row["alpha"] == 0 for row in rows)
+    print(f"fell back to zero-shot: {zero} of {len(rows)}; regret against the best rung by labels: "
+          f"{(best - kept).mean():.1f} points, where zero-shot could be beaten by 5: "
+          f"{(best - kept)[much].mean() if much.any() else 0:.1f} of {best[much].mean() if much.any() else 0:.1f}")  # fmt: skip
+    for name, key in (("all of the adaptation", "full"), ("what the ladder kept", "kept")):
+        passed = np.array([row["gate_on_all" if key == "full" else "gate_on_kept"] for row in rows])
+        change = np.array([row[key] for row in rows])
+        print(f"gate on {name}: passed {(passed & (change > 1)).sum()} of {(change > 1).sum()} better by a point, "
+              f"{(passed & (change < -1)).sum()} of {(change < -1).sum()} worse by a point")  # fmt: skip
+
+
+def over_tasks(pairs: Sequence[Row], key: str) -> tuple[float, float, float]:
+    """Mean over tasks of their pairs' means, and its 95% interval when tasks are drawn again."""
+    tasks = sorted({pair["task"] for pair in pairs})
+    means = np.array([np.mean([pair[key] for pair in pairs if pair["task"] == task]) for task in tasks])
+    drawn = np.random.default_rng(0).integers(0, len(means), (10_000, len(means)))
+    low, high = np.percentile(means[drawn].mean(axis=1), [2.5, 97.5])
+    return float(means.mean()), float(low), float(high)
+
+
+def print_signals(rows: Sequence[Row]) -> None:
+    """Rank correlation with the change of accuracy: within (task, variant), mean over those with a spread; pooled."""
+    groups = [[point for row in found.values() for point in row["signals"]] for found in grouped(rows).values()]
+    every = [point for group in groups for point in group]
+    print("| signal | within a task and variant | all together |")
+    print("|---|--:|--:|")
+    for name in SIGNALS:
+        inside = [spearman(group, name) for group in groups if len({point["change"] for point in group}) > 3]
+        print(f"| {name} | {np.nanmean(inside):+.2f} | {spearman(every, name):+.2f} |")
+
+
+def spearman(points: Sequence[dict[str, float]], name: str) -> float:
+    ranks: Callable[[list[float]], np.ndarray] = lambda values: np.array(  # noqa: E731
+        [np.mean(np.flatnonzero(np.sort(values) == value)) for value in values]
+    )
+    one, other = ranks([point[name] for point in points]), ranks([point["change"] for point in points])
+    return float(np.corrcoef(one, other)[0, 1]) if one.std() > 0 and other.std() > 0 else float("nan")
 
 
 if __name__ == "__main__":
