@@ -66,11 +66,20 @@ def gate(kept: Kept, rung: int, chosen: float) -> bool:
     """Would the label-free gate pass the model at this rung, looking at the test images without their labels?"""
     if rung == 0:
         return True  # zero-shot itself
-    tokens = kept["test_tokens"]
-    seen = Looks(np.arange(len(tokens)), tokens, kept["test_probabilities"][: rung + 1], kept["test"][: rung + 1])
+    drawn = alike(kept["test_truth"], kept["counts"])
+    probabilities, labels = (kept[name][: rung + 1, drawn] for name in ("test_probabilities", "test"))
+    seen = Looks(drawn, kept["test_tokens"][drawn], probabilities, labels)
     choice = choose(seen, RUNGS[:rung])
     renamed = choice.signal["renamed"] or 0
     return renamed <= 0.02 and (choice.outcome in ("gain", "same") or (choice.outcome == "undecided" and chosen > 0))
+
+
+def alike(truth: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Test images with classes as frequent as among the unlabeled ones: as many of each class as there are."""
+    have = np.bincount(truth, minlength=len(counts))
+    share = counts / np.maximum(have, 1)
+    wanted = np.round(have * share / share[have > 0].max()).astype(int)
+    return np.sort(np.concatenate([np.flatnonzero(truth == k)[:many] for k, many in enumerate(wanted)]))
 
 
 def interval(kept: Kept, rung: int) -> tuple[float, float]:

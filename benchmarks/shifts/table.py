@@ -87,10 +87,10 @@ def print_claims(rows: Sequence[Row]) -> None:
           f"{(kept < 0).sum()} below zero-shot at all (least {kept.min():+.1f}); sum {kept.sum():+.1f}")  # fmt: skip
     best = np.array([row["best"] for row in rows])
     much = best > 5
-    zero = sum(row["alpha"] == 0 for row in rows)
-    print(f"fell back to zero-shot: {zero} of {len(rows)}; regret against the best rung by labels: "
-          f"{(best - kept).mean():.1f} points, where zero-shot could be beaten by 5: "
-          f"{(best - kept)[much].mean() if much.any() else 0:.1f} of {best[much].mean() if much.any() else 0:.1f}")  # fmt: skip
+    most, lost = (float(values[much].mean()) if much.any() else 0.0 for values in (best, best - kept))
+    print(f"fell back to zero-shot: {sum(row['alpha'] == 0 for row in rows)} of {len(rows)}; regret against the best "
+          f"rung by labels: {(best - kept).mean():.1f} points, and {lost:.1f} of {most:.1f} where more than 5 were to "
+          f"be had ({much.sum()} runs)")  # fmt: skip
     for name, key in (("all of the adaptation", "full"), ("what the ladder kept", "kept")):
         passed = np.array([row["gate_on_all" if key == "full" else "gate_on_kept"] for row in rows])
         change = np.array([row[key] for row in rows])
