@@ -5,8 +5,9 @@
 What was trained already is not trained again, so that the runs can be done in pieces: stop it, go on with the same
 command, or give one seed after the other and all of them at the end (about 7 minutes a seed on two cores).
 
-Each row is a whole run of `must train` with settings that are right, doubtful or wrong on purpose, or a model damaged
-after training. Signals and the gate see predictions only; the labels of the test part judge them afterwards.
+Each row is a whole run of `must train --select none` with settings that are right, doubtful or wrong on purpose, or a
+model damaged after training; and what `must select` keeps of it. Signals, ladder and gate see no label; those of the
+test part judge them afterwards. More tasks: benchmarks/shifts.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from scipy.stats import spearmanr
 
-from must.config import ClassifierConfig, DemoConfig, EvaluateConfig, ShardConfig, TrainConfig
+from must.config import ClassifierConfig, DemoConfig, EvaluateConfig, SelectConfig, ShardConfig, TrainConfig
 from must.data.shard import shard
 from must.demo import demo
 from must.evaluate.evaluate import evaluate
@@ -30,6 +31,7 @@ from must.evaluate.gate import label_free_gate
 from must.model.bundle import load_bundle, save_bundle
 from must.model.classifier import classifier, load_classifier, save_classifier
 from must.parameters import load
+from must.select.select import select
 from must.train.presets import preset
 from must.train.trainer import train
 
@@ -49,6 +51,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 DAMAGED = {"two classes swapped": "swap", "noise on the weights": "noise", "all images one class": "collapse"}
 SIGNALS = {
+    "neighbours": lambda free: free["compared"]["audit"]["signal"]["value"],
     "estimated change": lambda free: free["compared"]["estimated_change"],
     "confidence change": lambda free: free["compared"]["confidence_change"],
     "agreement": lambda free: free["compared"]["agreement"],
@@ -120,6 +123,7 @@ def run(folder: Path, shards: str, names: str, changes: dict[str, Any], seed: in
     epochs = int(epochs * options.epochs) if epochs < 1 else epochs
     model = load_classifier(names).model
     flags = {"shards": shards, "classifier": weights, "output": str(folder), "epochs": epochs, "seed": seed, **changes}
+    flags["select"] = "none"
     train(load(TrainConfig, flags | {"workers": options.workers, "device": "cpu"}, None, preset("digits", model)))
 
 
@@ -145,18 +149,24 @@ def judge(name: str, seed: int, folder: Path, shards: str, names: str, root: Pat
     )
     with quiet():
         metrics = evaluate(config)
-    decision = label_free_gate(metrics)
-    change = metrics["adapted"]["top1"] - metrics["baseline"]["top1"]
+        selected = replace(config, model=str(folder / "kept"), output=str(folder / "kept-report"))
+        choice = select(
+            SelectConfig(
+                model=str(folder), baseline=names, shards=shards, output=selected.model, workers=0, device="cpu"
+            )
+        )
+        kept = evaluate(selected)
+    decision, after = label_free_gate(metrics), label_free_gate(kept)
+    change, rescued = (found["adapted"]["top1"] - found["baseline"]["top1"] for found in (metrics, kept))
     free = metrics["label_free"]
-    row = {"run": name, "seed": seed, "top1": metrics["adapted"]["top1"], "change": change}
+    row = {"run": name, "seed": seed, "top1": metrics["adapted"]["top1"], "change": change, "kept": rescued}
     row |= {signal: value(free) for signal, value in SIGNALS.items()}
     row |= {"passed": decision.passed, "reasons": [text for text in decision.reasons if text.startswith("STOP")]}
-    gained = free["adapted"]["mutual_information"] - free["baseline"]["mutual_information"]
+    row |= {"alpha": choice.climb.alpha, "kept_passed": after.passed, "kept_outcome": after.outcome}
     print(
-        f"{name:<32}{seed:>2}  top-1 {100 * row['top1']:5.1f}  {100 * change:+6.1f}  estimate "
-        f"{100 * row['estimated change']:+6.1f}  agreement {row['agreement']:.2f} / {row['agreement, confident']:.2f}  "
-        f"mutual information {gained:+.3f}  stability {number(row['stability'])}  "
-        f"{'pass' if decision.passed else 'STOP'}",
+        f"| {name} | {100 * change:+.1f} | {'pass' if decision.passed else 'stop'} | {100 * rescued:+.1f} at "
+        f"{choice.climb.alpha:.1f} | {after.outcome} | {row['neighbours']:+.2f} | {100 * row['estimated change']:+.1f} "
+        f"| {row['agreement']:.2f} |",
         flush=True,
     )
     return row
@@ -177,12 +187,10 @@ def summarize(rows: list[dict[str, Any]]) -> None:
         bad = [r for r in rows if r["change"] <= 0 and r["seed"] == seed]
         print(
             f"gate, seed {seed}: passed {sum(r['passed'] for r in good)} of {len(good)} that were better than "
-            f"zero-shot, stopped {sum(not r['passed'] for r in bad)} of {len(bad)} that were not"
+            f"zero-shot, stopped {sum(not r['passed'] for r in bad)} of {len(bad)} that were not; after the ladder "
+            f"{sum(r['kept'] < 0 for r in good + bad)} of {len(good + bad)} are below zero-shot (least "
+            f"{100 * min(r['kept'] for r in good + bad):+.1f})"
         )
-
-
-def number(value: float | None) -> str:
-    return "  -  " if value is None else f"{value:.3f}"
 
 
 @contextlib.contextmanager
