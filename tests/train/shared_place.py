@@ -1,4 +1,7 @@
-"""One rank of several at one place of checkpoints: `python -m tests.train.shared_place URI` under torchrun."""
+"""One rank of several at one place of checkpoints: `python -m tests.train.shared_place URI FOLDER` under torchrun.
+
+What it found goes to a file of its own, FOLDER/rank-0.json: two processes' lines in one pipe may mix.
+"""
 
 import hashlib
 import json
@@ -27,5 +30,5 @@ if __name__ == "__main__":
             dist.barrier()
     except ValueError as error:
         line["refused"] = str(error)
-    print("RANK", json.dumps(line | {"rank": world.rank}), flush=True)
+    Path(sys.argv[2], f"rank-{world.rank}.json").write_text(json.dumps(line | {"rank": world.rank}))
     dist.destroy_process_group()

@@ -94,12 +94,11 @@ def on_two_ranks(uri, tmp_path):
     tmp_path.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "must.train.torchrun", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*command, "-m", "tests.train.shared_place", str(uri)], capture_output=True, text=True, cwd=ROOT, timeout=120,
+        [*command, "-m", "tests.train.shared_place", str(uri), str(tmp_path)], capture_output=True, text=True, cwd=ROOT, timeout=120,
         env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)},
     )  # fmt: skip
-    lines = [json.loads(line.removeprefix("RANK ")) for line in done.stdout.splitlines() if line.startswith("RANK ")]
-    assert len(lines) == 2, done.stderr
-    return sorted(lines, key=lambda line: line["rank"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
 
 
 def test_all_processes_of_a_refused_run_end(tmp_path):
