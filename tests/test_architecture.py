@@ -41,10 +41,10 @@ def test_components_stay_thin(path):
 @pytest.mark.parametrize(
     "module",
     [
-        "must.data.shard",
-        "must.export.predict",
+        "must.shards.build",
+        "must.predict.predict",
         "must.cli",
-        "must.run.cards",
+        "must.run.evaluation",
         "must.run.summary",
         "must.run.inputs",
         "must.run.supervise",

@@ -16,7 +16,7 @@ import timm
 import torch
 from torch import nn
 
-from must.data.eval_view import Preprocess
+from must.image.preprocess import Preprocess
 from must.model.fetch import here
 from must.model.towers import tower_of
 from must.text import brief

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-LOG_FILE = "train_log.jsonl"
+from must.model.bundle import LOG_FILE
+
 LINE_SECONDS = 5  # without a terminal, a line at most this often
 
 

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from must.augment.normalize import normalize
 from must.config import TrainConfig
-from must.data.eval_view import Preprocess
-from must.data.stream import TrainBatch
-from must.data.views import normalize
+from must.data.loader import TrainBatch
+from must.distributed.parallel import gradients_meet, load_network, load_optimizer, replicate, shard, whole
+from must.distributed.process_group import World
+from must.image.preprocess import Preprocess
 from must.model.masked_vit import MaskedViT, StudentOutput
-from must.train.distributed import World
 from must.train.losses import LossWeights, PseudoLabels, Totals, add_up, loss_terms, must_losses, pseudo_labels
-from must.train.optimizer import build_optimizer, ema_decay, learning_rate, set_learning_rate, step_if_finite
-from must.train.parallel import gradients_meet, load_network, load_optimizer, replicate, shard, whole
-from must.train.teacher import make_teacher, update_teacher
+from must.train.optimizer import build_optimizer, learning_rate, set_learning_rate, step_if_finite
+from must.train.teacher import ema_decay, make_teacher, update_teacher
 
 
 class MustStep:

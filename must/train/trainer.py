@@ -11,20 +11,22 @@ from typing import Any, NoReturn
 
 import torch
 
-from must import storage
+from must.augment.exact import ViewSettings
 from must.config import TrainConfig
+from must.data.loader import TrainBatch, TrainDataset, make_views, train_batches
 from must.data.order import GlobalBatches, MicroBatches
 from must.data.reader import open_reader
-from must.data.stream import TrainBatch, TrainDataset, make_views, train_batches
-from must.data.views import ViewSettings
+from must.distributed.cpu import prepare_machine
+from must.distributed.heartbeat import PREEMPTED
+from must.distributed.preemption import DUE, StopSignal
+from must.distributed.process_group import World, world
 from must.model.bundle import preprocess_of, save_bundle, zero_shot_bundle
 from must.model.classifier import load_classifier
+from must.storage import UnreachableError
 from must.text import printable
 from must.train.alone import alone
-from must.train.distributed import PREEMPTED, StopSignal, World, world
-from must.train.due import DUE, Due
+from must.train.due import Due
 from must.train.log import Meter, TrainLog, clock
-from must.train.machine import prepare_machine
 from must.train.provenance import provenance
 from must.train.run_state import RunState
 from must.train.selected import selected
@@ -58,8 +60,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
             with alone(trainer.state.checkpoints, processes):
                 trainer.resume()
                 return trainer.run(stop)
-    except storage.UnreachableError as error:
-        reason = str(error).strip().splitlines()[-1].removeprefix("must.storage.UnreachableError: ")  # of a loader
+    except UnreachableError as error:
+        reason = (
+            str(error)
+            .strip()
+            .splitlines()[-1]
+            .removeprefix(f"{UnreachableError.__module__}.{UnreachableError.__qualname__}: ")
+        )  # of a loader
         print(
             f"must train: {printable(reason)}; run the same command to go on from the last checkpoint", file=sys.stderr
         )

@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 
 from must.config import TrainConfig
-from must.data.eval_view import Preprocess
-from must.data.stream import TrainBatch
-from must.train.distributed import World, world
-from must.train.parallel import whole
+from must.data.loader import TrainBatch
+from must.distributed.parallel import whole
+from must.distributed.process_group import World, world
+from must.image.preprocess import Preprocess
 from must.train.step import MustStep
 from tests.golden import golden_model
 

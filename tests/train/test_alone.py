@@ -92,10 +92,10 @@ def test_a_run_that_lost_its_place_writes_nothing_there_and_ends(gcs_server, mon
 
 def on_two_ranks(uri, tmp_path):
     tmp_path.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "must.train.torchrun", "--standalone", "--nproc-per-node=2"]
+    command = [sys.executable, "-m", "must.distributed.torchrun", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*command, "-m", "tests.train.shared_place", str(uri), str(tmp_path)], capture_output=True, text=True, cwd=ROOT, timeout=120,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)},
+        [*command, "-m", "tests.train.shared_place", str(uri), str(tmp_path)], capture_output=True, text=True,
+        cwd=ROOT, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]

@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from must.distributed.preemption import DUE, StopSignal
+from must.distributed.process_group import World
 from must.train import due
 from must.train.checkpoint import Checkpoints
-from must.train.distributed import StopSignal, World
-from must.train.due import DUE, SHARE, Due
+from must.train.due import SHARE, Due
 from must.train.trainer import train
 from tests.train.lives import difference
 from tests.train.test_resume import STEPS, config

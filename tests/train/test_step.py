@@ -7,8 +7,8 @@ import torch
 
 from must.config import TrainConfig
 from must.data.order import GlobalBatches, MicroBatches
+from must.distributed.process_group import World
 from must.parameters import load
-from must.train.distributed import World
 from tests.train.processes import on_ranks
 from tests.train.step_ranks import run_steps, run_steps_on_a_rank
 from tests.train.test_distributed import relative
