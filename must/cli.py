@@ -20,6 +20,7 @@ from typing import Any, NoReturn, TypeVar
 import must
 from must.config import STAGES, TrainConfig
 from must.distributed.parent import end_with_parent
+from must.exits import PREEMPTED
 from must.first_look import first_look
 from must.parameters import StageConfig, add_flags, load, read_yaml
 from must.storage import LaterError
@@ -39,7 +40,6 @@ STAGE_FUNCTIONS = {
     "demo": "must.demo:demo",
 }
 LONGEST = 2000  # characters of the line that says what is wrong: it may quote what came from outside
-PREEMPTED = 75  # exit code: run the same again (EX_TEMPFAIL)
 OTHERS_WAIT = 10  # seconds: of a fault that all processes find, torchrun lets only the first one speak
 EPILOG = """\
 exit codes: 0 done, 2 the input is wrong (one line says what), 75 stopped and resumable, 1 a bug

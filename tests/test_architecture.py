@@ -16,6 +16,7 @@ COMPONENTS = sorted((ROOT / "components").glob("*/component.py"))
 PLAN = """
 text
 cores
+exits
 storage
 parameters  text
 config      parameters
@@ -26,7 +27,7 @@ format      names parameters storage text
 sources     parameters storage text
 shards      config cores format image lock names parameters sources storage text
 predict     config image parameters sources storage text
-distributed cores
+distributed cores exits
 augment     image
 data        augment format image storage text
 model       config distributed image names parameters storage text
@@ -38,9 +39,9 @@ gate        config parameters storage
 promote     config model names parameters storage text train
 demo        config
 first_look  config format model parameters storage
-cli         config distributed first_look format model parameters storage text train
+cli         config distributed exits first_look format model parameters storage text train
 __main__    cli
-run         cli config distributed gate model parameters promote storage text train
+run         cli config distributed exits gate model parameters promote storage text train
 """
 ROOMS = {line.split()[0]: set(line.split()[1:]) for line in PLAN.strip().splitlines()}
 APART = [("shards", "data"), ("shards", "augment")]  # writing shards and reading them: two houses on one ground

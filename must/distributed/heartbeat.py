@@ -21,7 +21,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-PREEMPTED = 75  # exit code: run again to go on (EX_TEMPFAIL)
+from must.exits import PREEMPTED
+
 BEAT = 1.0  # seconds between two signs of life
 LOOK = 5.0  # seconds between two looks at the others'
 LEFT = "left"  # instead of a step: the process ended on its own and has said why itself

@@ -1,4 +1,7 @@
-"""SIGTERM: this process saves a checkpoint and leaves, and all the others after the same step."""
+"""SIGTERM: the process that gets it and all the others save a checkpoint after the same step, and leave with code 75.
+
+Everything about it is here: the handler, the agreement between processes, the exit code.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,19 @@ import signal
 import time
 
 import torch
+import torch.distributed as dist
 
 from must.distributed.process_group import World
+from must.exits import PREEMPTED
 
 SIGNAL_ECHO = 3.0  # seconds in which the same signal may arrive twice: from the terminal, and handed on by torchrun
-DUE = 4096  # what the main process adds to the step's sum of stop signals; more than there are processes
 
 
-class HostCopy:
-    """A number on its way from the device to the host."""
+class Preempted(SystemExit):
+    """Stopped, with a checkpoint to go on from; exits with the code that says 'run me again'."""
 
-    def __init__(self, value: torch.Tensor) -> None:
-        self.value, self.arrived = value, None
-        if value.is_cuda:
-            self.value = torch.empty((), dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
-            self.arrived = torch.cuda.Event()
-            self.arrived.record()
-
-    def read(self) -> float:
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        return self.value.item()
+    def __init__(self) -> None:
+        super().__init__(PREEMPTED)
 
 
 class StopSignal:
@@ -34,7 +29,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.received = False
-        self._flags: list[HostCopy] = []
+        self._sums: list[HostCopy] = []
         self._since = 0.0
         self._previous = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
 
@@ -46,20 +41,43 @@ class StopSignal:
             signal.raise_signal(number)
         self.received, self._since = True, time.monotonic()
 
-    def agreed(self, flag: torch.Tensor, world: World, due: bool = False) -> tuple[bool, bool]:
-        """Whether all processes leave now, and whether they save a checkpoint.
+    def agreed(self, world: World, due: bool = False) -> tuple[bool, bool]:
+        """Whether all processes leave now, and whether they save a checkpoint: one all-reduce of two numbers.
 
-        Call it after every step, with the step's sum of `received`, and of DUE where the main process wants to save.
-        On a GPU the answer is that of the step before, so that the host never waits for the step just queued.
+        Every process calls it after every step. On a GPU the answer is that of the step before, so that the host
+        never waits for the step just queued.
+
+        Args:
+            due: this process wants a checkpoint; it is enough that one of them does.
         """
         if world.size == 1:
             return self.received, due
-        self._flags.append(HostCopy(flag))
-        if len(self._flags) <= (world.device.type == "cuda"):
+        wishes = torch.tensor([self.received, due], dtype=torch.float32, device=world.device)
+        dist.all_reduce(wishes)
+        self._sums.append(HostCopy(wishes))
+        if len(self._sums) <= (world.device.type == "cuda"):
             return False, False
-        total = self._flags.pop(0).read()
-        return total % DUE > 0, total >= DUE
+        leave, save = self._sums.pop(0).read()
+        return leave > 0, save > 0
 
     def restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+class HostCopy:
+    """Numbers on their way from the device to the host."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values, self.arrived = values, None
+        if values.is_cuda:
+            self.values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(
+                values, non_blocking=True
+            )
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+
+    def read(self) -> list[float]:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.values.tolist()

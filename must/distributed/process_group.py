@@ -11,7 +11,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from must.distributed.heartbeat import LEFT, LOOK, PREEMPTED, Heartbeat, connect
+from must.distributed.heartbeat import LEFT, LOOK, Heartbeat, connect
+from must.exits import PREEMPTED
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,14 @@ class World:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    def sum(self, number: float) -> float:
+        """Over all processes, each of which must call it. The host waits for the answer."""
+        if self.size == 1:
+            return number
+        total = torch.tensor(number, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.item()
 
     def begin(self, step: int) -> None:
         """Call it when a step begins, so that a lost process can be named by the step it is in."""

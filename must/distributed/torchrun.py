@@ -18,8 +18,8 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from must.distributed.heartbeat import PREEMPTED
 from must.distributed.parent import ENDS_WITH_PARENT, end_with_parent
+from must.exits import PREEMPTED
 
 SPOKEN_FOR = (2, PREEMPTED)  # codes of processes that said themselves what the matter is
 FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)  # memory ran out, or somebody wanted the machine

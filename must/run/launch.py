@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from must.distributed.heartbeat import PREEMPTED
 from must.distributed.parent import ENDS_WITH_PARENT
+from must.exits import PREEMPTED
 from must.model.bundle import load_description
 from must.parameters import require
 

@@ -17,8 +17,7 @@ from must.data.loader import TrainBatch, TrainDataset, make_views, train_batches
 from must.data.order import GlobalBatches, MicroBatches
 from must.data.reader import open_reader
 from must.distributed.cpu import prepare_machine
-from must.distributed.heartbeat import PREEMPTED
-from must.distributed.preemption import DUE, StopSignal
+from must.distributed.preemption import Preempted, StopSignal
 from must.distributed.process_group import World, world
 from must.model.bundle import preprocess_of, save_bundle, zero_shot_bundle
 from must.model.classifier import load_classifier
@@ -35,13 +34,6 @@ from must.train.teacher import make_teacher
 from must.train.warm_start import start_from
 
 MAX_SKIPPED = 20  # steps without finite gradients in one run, after which training stops
-
-
-class Preempted(SystemExit):
-    """Stopped, with a checkpoint to go on from; exits with the code that says 'run me again'."""
-
-    def __init__(self) -> None:
-        super().__init__(PREEMPTED)
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -133,9 +125,8 @@ class Trainer:
             step = progress.step
             self.world.begin(step)
             asks = self.world.is_main and due.asks(self.state.checkpoints.busy)
-            values = self.method(step, parts, stop.received + DUE * asks)
-            stopping, wanted = stop.agreed(values.pop("stop"), self.world, asks)
-            meter.add(values)
+            meter.add(self.method(step, parts))
+            stopping, wanted = stop.agreed(self.world, asks)
             progress.step += 1
             if log:
                 log.advance()
@@ -170,7 +161,7 @@ class Trainer:
         count, progress, method = meter.count, self.state.progress, self.method
         line: dict[str, Any] = meter.read()
         progress.skipped += round(line.pop("skipped") * count)
-        progress.replaced += round(line.pop("replaced") * count)
+        progress.replaced += round(self.world.sum(line.pop("replaced") * count))
         if self.too_many_replaced():
             self.stop_with_checkpoint(
                 f"{progress.replaced} of {progress.step * self.config.batch_size:,} images could not be decoded, more "

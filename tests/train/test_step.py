@@ -82,12 +82,6 @@ def test_a_mean_over_micro_batches_would_be_another_gradient():
     assert relative(naive, whole) > 0.01
 
 
-def test_all_processes_learn_that_one_is_told_to_stop():
-    values = on_ranks(2, run_steps_on_a_rank, stop_at=1)["values"]
-    assert [value["stop"] for value in values] == [0, 1, 0]
-    assert [value["replaced"] for value in values] == [1, 1, 1]  # in the batch of the first process
-
-
 def test_micro_batches_are_the_batches_in_pieces():
     batches = GlobalBatches([10, 14], 8, 2, seed=3, rank=1, world=2)
     pieces = list(MicroBatches(batches, 2))
