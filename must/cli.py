@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,7 +92,9 @@ def call(command: str, function: Callable[..., Result], *values: Any, **named: A
 def run_stage(command: str, config: StageConfig) -> Any:
     """Imports no more than the stage needs (`must shard` runs where there is no torch), and that after a first look."""
     module, function = STAGE_FUNCTIONS[command].split(":")
-    with ending_on_sigterm(command):
+    with ending_on_sigterm(command), warnings.catch_warnings():
+        # About large images (our own limit decides) and damaged metadata (the pixels count): no user could act on them.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         first_look(command, config)
         try:
             return getattr(importlib.import_module(module), function)(config)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,11 +22,7 @@ from timm.data.auto_augment import rand_augment_ops, rand_augment_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
-# timm draws from the module `random`, and so do other threads of a process: those that repeat a bucket's failed
-# requests, for one. A generator of our own, with the same numbers for the same seed, keeps them apart.
 GENERATOR = random.Random()
-auto_augment.random = timm_transforms.random = GENERATOR  # type: ignore[assignment]
-
 RATIO = (3 / 4, 4 / 3)  # smallest and largest width / height of the strong crop
 
 
@@ -75,10 +73,23 @@ class Draws:
         resized_width, resized_height = resized(width, height, self.size)
         padded = no_pixels(resized_height + 2 * self.padding, resized_width + 2 * self.padding)
         top, left, _, _ = transforms.RandomCrop.get_params(padded, (self.size, self.size))
-        y, x, h, w = RandomResizedCropAndInterpolation.get_params(no_pixels(height, width), self.scale, RATIO)
-        flip = bool(torch.rand(1) < self.flip)
-        operations = self.augment([]) if self.augment else []
+        with timm_draws_from_ours():
+            y, x, h, w = RandomResizedCropAndInterpolation.get_params(no_pixels(height, width), self.scale, RATIO)
+            flip = bool(torch.rand(1) < self.flip)
+            operations = self.augment([]) if self.augment else []
         return Draw((left, top), (x, y, w, h), flip, tuple(operations), self.mask())
+
+
+@contextmanager
+def timm_draws_from_ours() -> Iterator[None]:
+    """timm draws from the module `random`, and so do other threads of a process: those that repeat a bucket's failed
+    requests, for one. A generator of our own, with the same numbers for the same seed, keeps them apart."""
+    before = auto_augment.random, timm_transforms.random
+    auto_augment.random = timm_transforms.random = GENERATOR  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        auto_augment.random, timm_transforms.random = before
 
 
 class PatchMask:

@@ -28,9 +28,6 @@ PREFETCH = 4  # batches that each loader process makes ahead
 TELL = 5  # replaced samples that each loader process names
 REPLACEMENTS = 16  # undecodable samples in a row after which something larger is wrong
 
-# Pillow's pixels are read-only, and only read when they are stacked.
-warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-
 
 class Views(Protocol):
     def of_file(self, data: bytes, seeds: tuple[int, int, int], max_pixels: int) -> tuple[np.ndarray, ...]:
@@ -129,7 +126,10 @@ def collate(samples: list[tuple[Any, ...]]) -> tuple[Tensor, ...]:
     In a loader process torch's own function stacks straight into the memory that the main one will see.
     """
     *arrays, numbers, replaced = zip(*samples, strict=True)
-    return *(default_collate(list(part)) for part in arrays), torch.tensor(numbers), torch.tensor(sum(replaced))
+    with warnings.catch_warnings():  # Pillow's pixels are read-only, and only read here
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        stacked = [default_collate(list(part)) for part in arrays]
+    return *stacked, torch.tensor(numbers), torch.tensor(sum(replaced))
 
 
 class EvalSource:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -20,9 +19,6 @@ FORMATS = tuple(name for name in KNOWN if name in Image.OPEN)
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
 ORIENTATION = 0x0112
 Picture = TypeVar("Picture")
-
-# About large images (our own limit decides) and damaged metadata (the pixels count): nothing a user could act on.
-warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> Image.Image:

@@ -1,9 +1,13 @@
 """The published views, bit for bit, and the properties that training relies on."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import auto_augment
+from timm.data import transforms as timm_transforms
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
@@ -60,6 +64,7 @@ def test_views_are_what_torchvision_and_timm_compute(width, height, padding):
     views = TrainViews(ViewSettings(PREPROCESS, 8, 16, weak_padding=padding))
     for seed in range(30):
         seed_generators(seed)
+        random.seed(seed)  # of which timm draws
         expected = [np.asarray(view(image)) for view in theirs]
         seed_generators(seed)
         for ours, other in zip(views(image)[:2], expected, strict=True):
@@ -150,3 +155,13 @@ def test_wrong_settings_are_refused_in_one_line(change, message):
     with pytest.raises(ValueError, match=message) as error:
         TrainViews(replace(SETTINGS, **change))
     assert "\n" not in str(error.value)
+
+
+def test_a_host_programs_timm_draws_as_it_did(picture):
+    before = auto_augment.random
+    random.seed(3)
+    expected = random.random()
+    random.seed(3)
+    TrainViews(SETTINGS)(picture)
+    assert auto_augment.random is timm_transforms.random is before is random
+    assert random.random() == expected
