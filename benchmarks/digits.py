@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from must.data.views import normalize
+from must.augment.normalize import normalize
 from must.demo.data import CLASSES, digit_parts
 from must.model.bundle import Bundle, load_bundle, preprocess_of, zero_shot_bundle
 from must.model.classifier import load_classifier

@@ -24,14 +24,14 @@ import torch
 from scipy.stats import spearmanr
 
 from must.config import ClassifierConfig, DemoConfig, EvaluateConfig, SelectConfig, ShardConfig, TrainConfig
-from must.data.shard import shard
 from must.demo import demo
 from must.evaluate.evaluate import evaluate
-from must.evaluate.gate import label_free_gate
+from must.gate import label_free_gate
 from must.model.bundle import load_bundle, save_bundle
 from must.model.classifier import classifier, load_classifier, save_classifier
 from must.parameters import load
 from must.select.select import select
+from must.shards.build import shard
 from must.train.presets import preset
 from must.train.trainer import train
 

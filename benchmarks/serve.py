@@ -20,13 +20,13 @@ import numpy as np
 import torch
 
 from must.config import ExportConfig
-from must.data.eval_view import EvalView, normalize_pixels
-from must.data.image import decode
 from must.data.reader import ShardReader
 from must.export.onnx import export
-from must.export.session import OnnxClassifier
+from must.image.decode import decode
+from must.image.preprocess import EvalView, normalize_pixels
 from must.model.bundle import Bundle, Description, load_bundle, preprocess_of, save_bundle
 from must.model.masked_vit import MaskedViT
+from must.predict.session import OnnxClassifier
 
 Classify = Callable[[np.ndarray], np.ndarray]
 

@@ -36,10 +36,10 @@ def main() -> None:
 
 
 def bookkeeping(entries: int, folder: Path) -> None:
-    from must.data.duplicates import find_duplicates
-    from must.data.history import write_names
-    from must.data.plan import make_plan, read_unit
-    from must.data.sources import Item
+    from must.shards.duplicates import find_duplicates
+    from must.shards.history import write_names
+    from must.shards.plan import make_plan, read_unit
+    from must.sources.base import Item
 
     shutil.rmtree(folder, ignore_errors=True)
     times, began = {}, time.perf_counter()

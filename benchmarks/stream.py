@@ -35,16 +35,16 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
+from must.augment.draws import PatchMask, seed_views
+from must.augment.exact import TrainViews, ViewSettings, fill_color, posterize
+from must.augment.gpu import DeviceInputs, DeviceViews
 from must.config import ShardConfig
-from must.data.device_views import DeviceInputs, DeviceViews
-from must.data.draws import PatchMask, seed_views
-from must.data.eval_view import CLIP_MEAN, CLIP_STD
-from must.data.image import decode
+from must.data.loader import TrainDataset, make_views, train_batches
 from must.data.order import GlobalBatches
 from must.data.reader import ShardReader
-from must.data.shard import shard
-from must.data.stream import TrainDataset, make_views, train_batches
-from must.data.views import TrainViews, ViewSettings, fill_color, posterize
+from must.image.decode import decode
+from must.image.preprocess import CLIP_MEAN, CLIP_STD
+from must.shards.build import shard
 
 SIZE, BATCH = 224, 64
 
@@ -157,7 +157,7 @@ class LoadersOnly(DeviceViews):
 
 
 def breakdown(images: Path) -> None:
-    from must.data.fast_views import FastViews
+    from must.augment.fast import FastViews
 
     files = sorted(images.rglob("*.jpg"))[:300]
     data = [path.read_bytes() for path in files]

@@ -85,7 +85,7 @@ def line(row: dict[str, Any], base: dict[str, Any]) -> str:
 def measure(options: argparse.Namespace, variant: dict[str, Any]) -> dict[str, Any]:
     import torch
 
-    from must.train.distributed import pick_device
+    from must.distributed.process_group import pick_device
 
     device = pick_device(options.device)
     peak = matmul_peak(device, torch.bfloat16 if variant["precision"] == "bf16" else torch.float32)
@@ -132,8 +132,8 @@ def build(options: argparse.Namespace, variant: dict[str, Any], device: Any) -> 
     flops = 4 * forward_flops(visual, patches)
     if variant.get("plain"):
         from benchmarks.plain_must import PlainStep
-        from must.data.eval_view import Preprocess
-        from must.data.views import normalize
+        from must.augment.normalize import normalize
+        from must.image.preprocess import Preprocess
 
         plain = PlainStep(visual, classifier, device, variant["precision"] == "bf16")
         views = [normalize(view.to(device), Preprocess(size=size)) for view in (weak, strong)]
@@ -146,11 +146,11 @@ def ours(options: argparse.Namespace, variant: dict[str, Any], device: Any, visu
     import torch
 
     from must.config import TrainConfig
-    from must.data.eval_view import Preprocess
-    from must.data.stream import TrainBatch
+    from must.data.loader import TrainBatch
+    from must.distributed.cpu import prepare_machine
+    from must.distributed.process_group import World
+    from must.image.preprocess import Preprocess
     from must.model.masked_vit import MaskedViT
-    from must.train.distributed import World
-    from must.train.machine import prepare_machine
     from must.train.step import MustStep
 
     prepare_machine(device)

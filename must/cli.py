@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import difflib
 import importlib
 import os
@@ -13,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +20,8 @@ from typing import Any, NoReturn, TypeVar
 
 import must
 from must.config import STAGES, TrainConfig
+from must.distributed.parent import end_with_parent
+from must.exits import PREEMPTED
 from must.first_look import first_look
 from must.parameters import StageConfig, add_flags, load, read_yaml
 from must.storage import LaterError
@@ -27,20 +29,18 @@ from must.text import printable
 
 Result = TypeVar("Result")
 STAGE_FUNCTIONS = {
-    "shard": "must.data.shard:shard",
+    "shard": "must.shards.build:shard",
     "classifier": "must.model.classifier:classifier",
     "train": "must.train.trainer:train",
     "select": "must.select.select:select",
     "evaluate": "must.evaluate.evaluate:evaluate",
     "export": "must.export.onnx:export",
-    "gate": "must.promote.decide:gate",
+    "gate": "must.gate:gate",
     "promote": "must.promote.promote:promote",
-    "predict": "must.export.predict:predict",
+    "predict": "must.predict.predict:predict",
     "demo": "must.demo:demo",
 }
 LONGEST = 2000  # characters of the line that says what is wrong: it may quote what came from outside
-PREEMPTED = 75  # exit code: run the same again (EX_TEMPFAIL)
-ENDS_WITH_PARENT = "MUST_ENDS_WITH_PARENT"  # in torchrun's environment: a launcher that is killed takes it along
 OTHERS_WAIT = 10  # seconds: of a fault that all processes find, torchrun lets only the first one speak
 EPILOG = """\
 exit codes: 0 done, 2 the input is wrong (one line says what), 75 stopped and resumable, 1 a bug
@@ -92,7 +92,9 @@ def call(command: str, function: Callable[..., Result], *values: Any, **named: A
 def run_stage(command: str, config: StageConfig) -> Any:
     """Imports no more than the stage needs (`must shard` runs where there is no torch), and that after a first look."""
     module, function = STAGE_FUNCTIONS[command].split(":")
-    with ending_on_sigterm(command):
+    with ending_on_sigterm(command), warnings.catch_warnings():
+        # About large images (our own limit decides) and damaged metadata (the pixels count): no user could act on them.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         first_look(command, config)
         try:
             return getattr(importlib.import_module(module), function)(config)
@@ -128,7 +130,8 @@ def ending_on_sigterm(command: str) -> Iterator[None]:
 
 
 def run_index(options: dict[str, Any]) -> None:
-    from must.data.index import show, verify
+    from must.format.index import show
+    from must.format.verify import verify
 
     {"show": show, "verify": verify}[options["action"]](options["uri"])
 
@@ -170,13 +173,6 @@ def fail(command: str, error: Exception) -> NoReturn:
         time.sleep(OTHERS_WAIT)
     print(f"must {command}: {printable(message(error), LONGEST)}", file=sys.stderr)
     raise SystemExit(PREEMPTED if later else 2)
-
-
-def end_with_parent() -> None:
-    """torchrun's processes are to end with it, however it ends: else they would train on beside those of a retry."""
-    if sys.platform == "linux":
-        set_signal_of_parents_death = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(set_signal_of_parents_death, signal.SIGKILL)
 
 
 def is_users(error: Exception) -> bool:

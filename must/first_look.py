@@ -30,7 +30,7 @@ def look_classifier(config: ClassifierConfig) -> None:
 
 
 def look_train(config: TrainConfig) -> None:
-    from must.data.index import load_index
+    from must.format.index import load_index
     from must.model.bundle import load_description
     from must.model.classifier import read_header
 
@@ -44,7 +44,7 @@ def look_train(config: TrainConfig) -> None:
 
 
 def look_evaluate(config: EvaluateConfig) -> None:
-    from must.data.index import load_index
+    from must.format.index import load_index
     from must.model.bundle import DESCRIPTION_FILE, load_description
     from must.model.classifier import read_header
 
@@ -59,7 +59,7 @@ def look_evaluate(config: EvaluateConfig) -> None:
 
 
 def look_export(config: ExportConfig) -> None:
-    from must.data.index import load_index
+    from must.format.index import load_index
     from must.model.bundle import load_description
 
     load_description(config.model)

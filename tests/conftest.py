@@ -41,6 +41,17 @@ def digits():
     return digits()
 
 
+@pytest.fixture(scope="session")
+def exported(digits, tmp_path_factory):
+    """(result, folder) of a float32 export, checked on shard images."""
+    from must.config import ExportConfig
+    from must.export.onnx import export
+
+    folder = tmp_path_factory.mktemp("onnx")
+    result = export(ExportConfig(model=digits.adapted, output=str(folder), shards=digits.shards, images=40))
+    return result, Path(folder)
+
+
 @pytest.fixture
 def record_property(record_property):
     """pytest's own, for numpy's numbers too, which pytest-xdist cannot send."""

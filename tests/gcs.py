@@ -77,7 +77,7 @@ def gcs_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str,
 @pytest.fixture
 def gcs_server(gcs_process: tuple[str, Faults], monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """An empty bucket on the server, for this process and those it starts."""
-    from must import gcs
+    from must.storage import gcs
 
     url, faults = gcs_process
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)

@@ -1,4 +1,4 @@
-"""Stages that end in every way, for test_run_supervise.py: what they do is told by a file in the work folder."""
+"""Stages that end in every way, for run/test_supervise.py: what they do is told by a file in the work folder."""
 
 import json
 import os

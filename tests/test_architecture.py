@@ -1,8 +1,9 @@
-"""The house's rules: which room may use which, and how small components stay."""
+"""The house's plan: which room of must/ may import which, what never meets torch, and how small components stay."""
 
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,24 +11,132 @@ import pytest
 ROOT = Path(__file__).parent.parent
 COMPONENTS = sorted((ROOT / "components").glob("*/component.py"))
 
+# A room is a folder or file of must/. It imports the rooms named here and no others, and it stands above all of them:
+# what a line names, a line before it is about. Lazy imports and those for type checkers count as any other.
+PLAN = """
+text
+cores
+exits
+storage
+parameters  text
+config      parameters
+names       parameters storage text
+lock        storage
+image       text
+format      names parameters storage text
+sources     parameters storage text
+shards      config cores format image lock names parameters sources storage text
+predict     config image parameters sources storage text
+distributed cores exits
+augment     image
+data        augment format image storage text
+model       config distributed image names parameters storage text
+select      augment config data distributed image model parameters storage
+train       augment config data distributed format image lock model parameters select storage text
+evaluate    augment config data distributed format image model parameters select storage text
+export      augment config data image model parameters predict storage text
+gate        config parameters storage
+promote     config model names parameters storage text train
+demo        config
+first_look  config format model parameters storage
+cli         config distributed exits first_look format model parameters storage text train
+__main__    cli
+run         cli config distributed exits gate model parameters promote storage text train
+"""
+ROOMS = {line.split()[0]: set(line.split()[1:]) for line in PLAN.strip().splitlines()}
+APART = [("shards", "data"), ("shards", "augment")]  # writing shards and reading them: two houses on one ground
+NO_TORCH = ("shards", "predict", "gate")  # not in any function either
+
+
+def module_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in sorted((ROOT / "must").rglob("*.py"))}
+
 
 def imports(path):
+    """Names of all modules that a file imports, wherever in it."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield node.module or ""
+            assert node.level == 0, f"{path}: imports are absolute"
+            for name in (f"{node.module}.{alias.name}" for alias in node.names):
+                yield name if name in MODULES else node.module
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "must").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_library_knows_nothing_of_the_platform(path):
-    assert not {name.split(".")[0] for name in imports(path)} & {
-        "kfp",
-        "kubernetes",
-        "kubeflow",
-        "components",
-        "pipeline",
-    }
+GRAPH = {module: {name for name in imports(path) if name != module} for module, path in MODULES.items()}
+
+
+def room_of(module):
+    return module.split(".")[1]
+
+
+def arrows():
+    """(importing module, imported module) from room to room."""
+    for module, names in GRAPH.items():
+        for name in names & MODULES.keys() - {"must"}:
+            if module != "must" and room_of(module) != room_of(name):
+                yield module, name
+
+
+def reachable(module):
+    seen, ahead = set(), {module}
+    while ahead:
+        seen |= ahead
+        ahead = {name for one in ahead for name in GRAPH.get(one, ())} - seen
+    return seen
+
+
+def test_the_plan_knows_every_room_and_has_only_arrows_down():
+    assert ROOMS.keys() == {room_of(module) for module in MODULES if module != "must"}
+    above = set()
+    for room, below in ROOMS.items():
+        assert below <= above, f"{room} imports {below - above}, which stand above it"
+        above.add(room)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_what_the_plan_allows(room):
+    strangers = [f"{a} -> {b}" for a, b in arrows() if room_of(a) == room and room_of(b) not in ROOMS[room]]
+    assert not strangers
+    assert ROOMS[room] == {room_of(b) for a, b in arrows() if room_of(a) == room}, "the plan allows more than is used"
+
+
+def test_no_circle_between_modules():
+    try:
+        TopologicalSorter({module: names & MODULES.keys() for module, names in GRAPH.items()}).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("one, other", APART)
+def test_writing_and_reading_shards_know_nothing_of_each_other(one, other):
+    for here, there in ((one, other), (other, one)):
+        inside = [module for module in MODULES if module.startswith(f"must.{here}")]
+        found = {name for module in inside for name in reachable(module) if name.startswith(f"must.{there}.")}
+        assert inside and not found
+
+
+@pytest.mark.parametrize("room", NO_TORCH)
+def test_torch_is_out_of_reach(room):
+    for module in MODULES:
+        if room_of(f"{module}.") == room:
+            heavy = {name.split(".")[0] for name in reachable(module)} & {"torch", "torchvision", "timm", "open_clip"}
+            assert not heavy, module
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_library_knows_nothing_of_the_platform(module):
+    outside = {name.split(".")[0] for name in GRAPH[module]}
+    assert not outside & {"kfp", "kubernetes", "kubeflow", "components", "pipeline"}
+
+
+@pytest.mark.parametrize("package", [path for path in MODULES.values() if path.name == "__init__.py"], ids=module_of)
+def test_a_room_says_what_it_is_for(package):
+    assert ast.get_docstring(ast.parse(package.read_text()))
 
 
 @pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: path.parent.name)
@@ -41,14 +150,22 @@ def test_components_stay_thin(path):
 @pytest.mark.parametrize(
     "module",
     [
-        "must.data.shard",
-        "must.export.predict",
         "must.cli",
-        "must.run.cards",
-        "must.run.summary",
+        "must.shards.build",
+        "must.format.verify",
+        "must.predict.predict",
+        "must.predict.client",
+        "must.gate",
+        "must.promote.champion",
+        "must.distributed.parent",
+        "must.run.check",
+        "must.run.decision",
+        "must.run.evaluation",
         "must.run.inputs",
-        "must.run.supervise",
         "must.run.stages",
+        "must.run.summary",
+        "must.run.supervise",
+        "must.run.training",
     ],
 )
 def test_what_runs_without_torch_does_not_import_it(module):

@@ -60,7 +60,7 @@ def test_without_control_groups_the_affinity_counts(tmp_path: Path) -> None:
 
 
 def test_sharding_and_training_ask_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    import must.data.shard
-    import must.train.distributed
+    import must.distributed.cpu
+    import must.shards.build
 
-    assert must.data.shard.cores is cores and must.train.distributed.cores is cores
+    assert must.shards.build.cores is cores and must.distributed.cpu.cores is cores

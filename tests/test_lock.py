@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from must import gcs, lock, storage
+from must import lock, storage
 from must.config import ShardConfig
-from must.data import finish
-from must.data.shard import shard
-from tests.data import zoo
+from must.shards import commit
+from must.shards.build import shard
+from must.storage import gcs
+from tests import zoo
 
 HOLD = "import sys; from must.lock import locked, CHECKPOINTS\n"
 HOLD += "with locked(sys.argv[1], CHECKPOINTS): print('held', flush=True); sys.stdin.read()"
@@ -128,14 +129,14 @@ def test_a_lock_of_any_content_is_taken_over_when_it_is_old(gcs_server, monkeypa
 def test_an_index_that_another_run_has_written_meanwhile_stays(where, tmp_path, gcs_server, monkeypatch):
     zoo.fill(tmp_path / "in", 3)
     output = gcs_server.uri + "/out" if where == "bucket" else str(tmp_path / "out")
-    done = finish.finish
+    done = commit.finish
 
     def too_late(*values):
         result = done(*values)
         storage.write_bytes(f"{output}/index.json", b"the other run's")
         return result
 
-    monkeypatch.setattr(finish, "finish", too_late)
+    monkeypatch.setattr(commit, "finish", too_late)
     with pytest.raises(storage.ConflictError, match="written by somebody else"):
         shard(ShardConfig(source=str(tmp_path / "in"), output=output, workers=1, max_rejected=0.9))
     assert storage.read_bytes(f"{output}/index.json") == b"the other run's"

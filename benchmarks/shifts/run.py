@@ -25,8 +25,7 @@ from PIL import Image
 from benchmarks.shifts.packages import ROOT
 from benchmarks.shifts.tasks import TASKS, VARIANTS, Task, task, variant
 from must.config import ClassifierConfig, ShardConfig, TrainConfig
-from must.data.shard import shard
-from must.data.stream import eval_batches
+from must.data.loader import eval_batches
 from must.model.backbone import tower_shape
 from must.model.bundle import load_bundle, preprocess_of, zero_shot_bundle
 from must.model.classifier import classifier, load_classifier
@@ -34,6 +33,7 @@ from must.parameters import load
 from must.select.choose import choose
 from must.select.ladder import RUNGS
 from must.select.looking import look
+from must.shards.build import shard
 from must.train.auto import settings as auto_settings
 from must.train.checkpoint import Checkpoints
 from must.train.presets import preset

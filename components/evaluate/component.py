@@ -35,8 +35,8 @@ def evaluate(
     Returns:
         Top-1 of the adapted model, 0..1; -1 when the split has no labels.
     """
-    from must.run.cards import confusion as matrix_of
-    from must.run.cards import figures as figures_of
+    from must.run.evaluation import confusion as matrix_of
+    from must.run.evaluation import figures as figures_of
     from must.run.supervise import supervised
 
     metrics = supervised(

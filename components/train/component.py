@@ -39,7 +39,7 @@ def train(
     Returns:
         The sha256 of the model's weights.
     """
-    from must.run.cards import plain
+    from must.run.evaluation import plain
     from must.run.supervise import supervised
 
     summary, facts = supervised(

@@ -1,1 +1,4 @@
-"""Images to shards to batches. `must.data.shard`, `.index` and `.image` import no torch."""
+"""Reading shards, and the order of training: shards to batches, the same for any number of processes.
+
+Imports format, image, augment and storage. Knows nothing of how shards are written (must.shards).
+"""

@@ -20,7 +20,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from must import storage
-from must.data.index import Shard, parse_offsets, read_offsets
+from must.format.index import Shard
+from must.format.offsets import parse_offsets, read_offsets
 
 GB = 10**9
 SPARE = 200_000_000  # bytes of the disk that are always left to others

@@ -12,7 +12,8 @@ import numpy as np
 
 from must import storage
 from must.data.cache import GB, ShardCache
-from must.data.index import Index, load_index, load_offsets
+from must.format.index import Index, load_index
+from must.format.offsets import load_offsets
 
 CACHE_GB = 30.0  # of the cache, unless told otherwise
 OPEN = 32  # shards whose files a reader keeps open, unless told otherwise

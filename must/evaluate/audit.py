@@ -6,12 +6,12 @@ import copy
 from typing import Any
 
 from must.config import EvaluateConfig
-from must.data.stream import eval_batches
+from must.data.loader import eval_batches
+from must.distributed.process_group import World
 from must.evaluate.scores import gather
 from must.model.bundle import Bundle, preprocess_of
 from must.select.choose import choose
 from must.select.looking import Looks, look, thinned
-from must.train.distributed import World
 
 
 def audit(config: EvaluateConfig, bundle: Bundle, baseline: Bundle, here: World) -> dict[str, Any] | None:

@@ -10,8 +10,8 @@ import numpy as np
 
 from must import __version__, storage
 from must.config import EvaluateConfig
-from must.data.index import load_index
-from must.data.stream import eval_batches
+from must.data.loader import eval_batches
+from must.distributed.process_group import World, world
 from must.evaluate import labelfree
 from must.evaluate.audit import audit
 from must.evaluate.intervals import REPLICATES, bootstrap, interval, paired
@@ -27,10 +27,10 @@ from must.evaluate.metrics import (
 from must.evaluate.scores import Samples, Scores, score_split
 from must.evaluate.table import table
 from must.evaluate.training import settled, training_log
+from must.format.index import load_index
 from must.model.bundle import DESCRIPTION_FILE, Bundle, load_bundle, preprocess_of, zero_shot_bundle
 from must.model.classifier import load_classifier
 from must.text import Rows, cell, encoded
-from must.train.distributed import World, world
 
 METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE = "metrics.json", "predictions.csv", "report.html"
 MATRIX_LIMIT = 200  # classes up to which the confusion matrices are written out
@@ -56,7 +56,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         if found:
             metrics["label_free"]["compared"]["audit"] = found
         if config.few_shot and baseline:
-            from must.evaluate.rivals import few_shot
+            from must.evaluate.fewshot import few_shot
 
             metrics["few_shot"] = few_shot(config, baseline, here)
         if not here.is_main:
@@ -72,7 +72,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             "rejected": index.rejected,
             "duplicates": index.duplicates,
         }
-        from must.evaluate.report import render_report  # needs jinja2
+        from must.evaluate.report.page import render_report  # needs jinja2
 
         storage.write_bytes(
             storage.join(config.output, PREDICTIONS_FILE), predictions_csv(samples, after, before, metrics)

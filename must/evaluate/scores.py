@@ -11,11 +11,11 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from must.data.eval_view import Preprocess
-from must.data.stream import EvalSource
-from must.data.views import normalize
+from must.augment.normalize import normalize
+from must.data.loader import EvalSource
+from must.distributed.process_group import World
+from must.image.preprocess import Preprocess
 from must.model.masked_vit import MaskedViT
-from must.train.distributed import World
 
 TOP = 5
 NO_LABEL = -1

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from must import storage
-from must.train.log import LOG_FILE
+from must.model.bundle import LOG_FILE
 
 TAIL = 0.1
 """Share of the training, at its end, over which `settled` takes means."""

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from must.data.views import normalize
-from must.export.session import OnnxClassifier
+from must.augment.normalize import normalize
 from must.model.bundle import Bundle, preprocess_of
+from must.predict.session import OnnxClassifier
 
 BATCHES = (1, 3, 8)
 TIE = 1e-4  # two classes as probable as this to each other are a tie, either of which is right

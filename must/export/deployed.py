@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
-from must.data.eval_view import Preprocess
+from must.image.preprocess import Preprocess
 from must.model.attention import SelfAttention
 from must.model.masked_vit import MaskedViT
 from must.model.towers.base import Tower

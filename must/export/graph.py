@@ -14,8 +14,8 @@ from typing import Any
 import onnx
 import torch
 
-from must.data.eval_view import Preprocess
 from must.export.deployed import Deployed
+from must.image.preprocess import Preprocess
 from must.model.bundle import Bundle, preprocess_of
 
 INPUT, OUTPUT = "image", "probability"

@@ -12,9 +12,9 @@ from must import storage
 from must.config import ExportConfig
 from must.export.check import LARGEST_DIFFERENCE, Check, compare, reference
 from must.export.serving import write_serving
-from must.export.session import LABELS_FILE, MODEL_FILE, OnnxClassifier
 from must.model.bundle import Bundle, load_bundle, preprocess_of
 from must.parameters import require
+from must.predict.session import LABELS_FILE, MODEL_FILE, OnnxClassifier
 from must.text import encoded
 
 LEAST_AGREEMENT = {"fp32": 1.0, "fp16": 0.99, "int8": 0.97}
@@ -82,9 +82,9 @@ def check_images(config: ExportConfig, bundle: Bundle) -> np.ndarray:
     if not config.shards:
         shape = (RANDOM_IMAGES, preprocess.size, preprocess.size, 3)
         return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    from must.data.eval_view import EvalView
-    from must.data.image import seen
     from must.data.reader import ShardReader
+    from must.image.decode import seen
+    from must.image.preprocess import EvalView
 
     reader, view = ShardReader(config.shards, config.split, sha256=config.index_sha256), EvalView(preprocess)
     count = min(config.images, len(reader))

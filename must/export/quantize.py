@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from must.data.eval_view import Preprocess, normalize_pixels
 from must.export.graph import INPUT
+from must.image.preprocess import Preprocess, normalize_pixels
 
 CALIBRATION_BATCH = 16
 

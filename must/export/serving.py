@@ -14,8 +14,8 @@ from pathlib import Path
 import yaml
 
 from must import storage
-from must.data.eval_view import Preprocess
-from must.export.session import LABELS_FILE, MODEL_FILE
+from must.image.preprocess import Preprocess
+from must.predict.session import LABELS_FILE, MODEL_FILE
 
 MAX_BATCH = 64
 QUEUE_DELAY = 2000  # microseconds that a request may wait for others to fill its batch

@@ -7,6 +7,8 @@ import logging
 import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import timm
 import torch
 from torch import nn
 
-from must.data.eval_view import Preprocess
+from must.image.preprocess import Preprocess
 from must.model.fetch import here
 from must.model.towers import tower_of
 from must.text import brief
@@ -61,10 +63,8 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
     options = quick_gelu_option(model, pretrained)
     architecture = architecture_of(model, name, options)
     check_tower(model, architecture)  # before gigabytes are downloaded
-    logging.getLogger().setLevel(max(logging.WARNING, logging.getLogger().level))  # open_clip logs its every step
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="These pretrained weights")
+        with quiet():
             clip = open_clip.create_model(name, pretrained=pretrained or None, **options)
             tokenizer = open_clip.get_tokenizer(name, **tokenizer_options) if with_tokenizer else None
     except Exception as error:  # open_clip and the hub raise anything from OSError to pickle errors
@@ -81,6 +81,20 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
         preprocess=Preprocess.from_dict(open_clip.get_model_preprocess_cfg(clip)),
         logit_scale=clip.logit_scale.exp().item(),
     )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """open_clip logs its every step to the root logger, and warns of activations that are chosen here."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(max(logging.WARNING, level))
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="These pretrained weights")
+            yield
+    finally:
+        root.setLevel(level)
 
 
 def build_visual(architecture: dict[str, Any]) -> Any:

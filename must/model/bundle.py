@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from must import __version__, storage
-from must.data.eval_view import Preprocess
+from must.image.preprocess import Preprocess
 from must.parameters import require
 from must.text import brief
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from must.model.masked_vit import MaskedViT
 
 WEIGHTS_FILE, DESCRIPTION_FILE = "model.safetensors", "model.json"
+LOG_FILE = "train_log.jsonl"  # of the training, beside them; a bundle may be without
 FORMAT = 1
 
 

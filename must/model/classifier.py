@@ -46,8 +46,8 @@ class TextClassifier:
 
 def classifier(config: ClassifierConfig) -> TextClassifier:
     """The stage: reads the class file, runs the text tower, writes the classifier file."""
+    from must.distributed.process_group import pick_device
     from must.model.backbone import load_backbone
-    from must.train.distributed import pick_device
 
     class_set = load_class_set(config.classes)
     backbone = load_backbone(config.model, config.pretrained)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import Any
 
 from must import storage
@@ -12,6 +11,7 @@ from must.model.bundle import DESCRIPTION_FILE, WEIGHTS_FILE, load_description
 from must.names import listed
 from must.parameters import require
 from must.promote.registry import Latest, Registry
+from must.storage import read_json
 from must.text import printable
 
 
@@ -104,12 +104,3 @@ def headline(metrics: dict[str, Any]) -> dict[str, Any]:
         model: {name: value for name, value in (metrics.get(model) or {}).items() if isinstance(value, float)}
         for model in ("baseline", "adapted")
     }
-
-
-def read_json(path: str, flag: str) -> dict[str, Any]:
-    try:
-        return json.loads(storage.read_bytes(path))
-    except FileNotFoundError:
-        raise ValueError(f"{flag} {path}: no such file") from None
-    except ValueError:
-        raise ValueError(f"{flag} {path}: is damaged or of another kind") from None

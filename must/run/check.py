@@ -11,10 +11,10 @@ from dataclasses import fields
 from typing import Any
 
 from must.config import ExportConfig, GateConfig, ShardConfig, TrainConfig
-from must.evaluate.gate import LabelFreeLimits
+from must.gate import LabelFreeLimits
 from must.parameters import StageConfig, require
 from must.promote.registry import Registry
-from must.run.inputs import sharding_settings, training_settings
+from must.run.settings import sharding_settings, training_settings
 from must.train.presets import preset
 
 LATER = "-"  # stands for a place that the pipeline gives a stage

@@ -6,9 +6,11 @@ from typing import Any
 
 from must import storage
 from must.cli import call, run
-from must.run import cards, classifiers
-from must.run.inputs import look, sharding_settings, training_settings
+from must.run import classifiers, evaluation, promotion
+from must.run.decision import decide
+from must.run.inputs import look
 from must.run.notes import noted
+from must.run.settings import sharding_settings, training_settings
 
 
 def inputs(work_uri: str, **values: Any) -> str:
@@ -69,9 +71,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Returns the metrics."""
     with noted(work_uri, "evaluate") as note:
-        metrics = cards.evaluate(work_uri, index_sha256, bundle, classifier, split, details, report)
-        note.result = cards.headline(metrics)
-        note.facts = cards.accuracy(metrics) | {"report": cards.keep_report(work_uri, report)}
+        metrics = evaluation.evaluate(work_uri, index_sha256, bundle, classifier, split, details, report)
+        note.result = evaluation.headline(metrics)
+        note.facts = evaluation.accuracy(metrics) | {"report": evaluation.keep_report(work_uri, report)}
     return metrics
 
 
@@ -93,7 +95,7 @@ def gate(
     """Returns whether the model passed."""
     with noted(work_uri, "gate") as note:
         result, note.facts = call(
-            "gate", cards.decide, work_uri, bundle, details, registry, model_name, key, champion, champion_uri, gate,
+            "gate", decide, work_uri, bundle, details, registry, model_name, key, champion, champion_uri, gate,
             settings, split, decision, page,
         )  # fmt: skip
         note.result = f"{note.facts['outcome']} ({result.gate})"
@@ -108,12 +110,12 @@ def export(work_uri: str, index_sha256: str, bundle: str, details: str, onnx: st
             index_sha256=index_sha256, metrics=storage.join(details, "metrics.json"),
         )  # fmt: skip
         note.result = f"ONNX, {precision}"
-    return {"precision": precision, "framework": "onnx", **cards.model_facts(bundle, details)}
+    return {"precision": precision, "framework": "onnx", **promotion.model_facts(bundle, details)}
 
 
 def promote(work_uri: str, **values: Any) -> dict[str, Any]:
-    """Returns where the version lies and what it is; `values` are those of cards.promote."""
+    """Returns where the version lies and what it is; `values` are those of promotion.promote."""
     with noted(work_uri, "promote") as note:
-        facts = call("promote", cards.promote, **values)
+        facts = call("promote", promotion.promote, **values)
         note.result, note.facts = f"promoted as {facts['version']}", {"version": facts["version"]}
     return facts

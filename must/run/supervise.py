@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from must.cli import PREEMPTED, call, end_with_parent
+from must.cli import call
+from must.distributed.parent import end_with_parent
+from must.exits import PREEMPTED
 from must.parameters import convert, require
 from must.run.notes import RUN_ID, TOLD, Note, noted
 

@@ -8,9 +8,9 @@ from typing import Any
 from must import storage
 from must.cli import run
 from must.model.bundle import WEIGHTS_FILE, load_description
-from must.run.inputs import training_settings
 from must.run.mirror import mirrored
 from must.run.notes import noted
+from must.run.settings import training_settings
 from must.train.provenance import run_key
 
 OFTEN = 60  # seconds between checkpoints: a pod that is taken away may have half a second to save one
@@ -29,7 +29,7 @@ def train_here(
     tensorboard_uri: str = "",
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Trains, or goes on with training. Returns the run's summary, and what the bundle tells about its origin."""
-    from must.train.launch import launch, number_of_processes  # torch, which other users of this file do not have
+    from must.run.launch import launch, number_of_processes  # torch, which other users of this file do not have
 
     values = job_values(work_uri, index_sha256, classifier, init, preset, settings or {}, epochs)
     key = values["checkpoints"].rsplit("/", 1)[-1]

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from must.data.eval_view import Preprocess
-from must.data.stream import EvalBatch, EvalSource
-from must.data.views import normalize
+from must.augment.normalize import normalize
+from must.data.loader import EvalBatch, EvalSource
+from must.image.preprocess import Preprocess
 from must.model.masked_vit import MaskedViT
 from must.select.ladder import RUNGS
 from must.select.tokens import MiddleTokens

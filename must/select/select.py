@@ -9,14 +9,14 @@ import torch
 
 from must import storage
 from must.config import SelectConfig
-from must.data.stream import EvalSource, eval_batches
-from must.model.bundle import Description, load_bundle, preprocess_of, save_bundle, zero_shot_bundle
+from must.data.loader import EvalSource, eval_batches
+from must.distributed.process_group import world
+from must.model.bundle import LOG_FILE, Description, load_bundle, preprocess_of, save_bundle, zero_shot_bundle
 from must.model.classifier import load_classifier
 from must.model.masked_vit import MaskedViT
 from must.parameters import require
 from must.select.choose import Choice, choose
 from must.select.looking import Weights, between, look, thinned
-from must.train.distributed import world
 
 CLASSIFIES = ("visual.", "classifier")  # the other weights serve training, and zero-shot has none of its own
 
@@ -101,8 +101,6 @@ def told(choice: Choice) -> str:
 
 def copy_log(model: str, output: str) -> None:
     """The training log goes with the weights."""
-    from must.train.log import LOG_FILE
-
     log = storage.join(model, LOG_FILE)
     if storage.exists(log) and log != storage.join(output, LOG_FILE):
         storage.write_bytes(storage.join(output, LOG_FILE), storage.read_bytes(log))

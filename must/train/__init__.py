@@ -1,0 +1,4 @@
+"""The method: the step of the paper, its losses, teacher and schedules, and the loop with checkpoints around it.
+
+Imports data, model, select and distributed; nothing that judges or ships a model.
+"""

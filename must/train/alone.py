@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from must.distributed.process_group import World
 from must.lock import CHECKPOINTS, CannotLockError, locked
 from must.train.checkpoint import Checkpoints
-from must.train.distributed import World
 
 LONGEST_PATH = 4200  # bytes; Linux allows 4096
 

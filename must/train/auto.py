@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from must.data.index import load_index
+from must.format.index import load_index
 from must.model.classifier import read_header
 
 IMAGES = 44_000  # to look at in training, where the data are few

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 SHARE = 20  # an interval is at least so many times as long as training stood still for the last checkpoint
-DUE = 4096  # what the main process adds to the step's sum of stop signals; more than there are processes
 
 
 class Due:

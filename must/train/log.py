@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-LOG_FILE = "train_log.jsonl"
+from must.model.bundle import LOG_FILE
+
 LINE_SECONDS = 5  # without a terminal, a line at most this often
 
 
@@ -23,6 +24,7 @@ class Meter:
         self.names: list[str] = []
         self.total: Tensor | None = None
         self.count = 0
+        self.since, self.steps_per_s = time.monotonic(), 0.0  # between the last two readings
 
     def add(self, values: dict[str, Tensor]) -> None:
         stacked = torch.stack([value.detach() for value in values.values()])
@@ -34,6 +36,8 @@ class Meter:
         """Means since the last call."""
         assert self.total is not None
         means = dict(zip(self.names, (self.total / self.count).tolist(), strict=True))
+        now = time.monotonic()
+        self.since, self.steps_per_s = now, self.count / (now - self.since)
         self.total, self.count = None, 0
         return means
 
@@ -79,11 +83,23 @@ class TrainLog:
             eta = (now - self.started) / done * (self.steps - step - 1)
             print(f"step {step + 1}/{self.steps}  {short(line)}  eta {clock(eta)}", flush=True)
 
-    def close(self) -> None:
+    def close(self, last_words: str = "") -> None:
         self.bar.close()
         self.file.close()
         if self.writer:
             self.writer.close()
+        if last_words:
+            print(last_words)
+
+
+class NoLog:
+    """Of the processes that are not the main one."""
+
+    def advance(self) -> None: ...
+
+    def write(self, step: int, line: dict[str, Any]) -> None: ...
+
+    def close(self, last_words: str = "") -> None: ...
 
 
 def short(line: dict[str, Any]) -> str:

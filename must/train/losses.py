@@ -54,7 +54,6 @@ class Totals(NamedTuple):
     alignment: Tensor
     rank_means: Tensor  # of the self-training loss, summed over processes
     probability: Tensor  # [K]
-    riders: Tensor  # see `add_up`
     own_confident: Tensor  # of this process alone
 
 
@@ -64,7 +63,6 @@ class Losses(NamedTuple):
     total: Tensor
     values: dict[str, Tensor]
     class_balance: Tensor | None  # the running mean to hand to the next step of the epoch
-    riders: Tensor
 
 
 def pseudo_labels(teacher_logits: Tensor, threshold: float) -> PseudoLabels:
@@ -82,7 +80,6 @@ def must_losses(
     class_balance: Tensor | None = None,
     reduction: str = "global",
     totals: Totals | None = None,
-    riders: Tensor | None = None,
 ) -> Losses:
     """All losses of a step, or of one of its micro-batches.
 
@@ -95,10 +92,9 @@ def must_losses(
         reduction: 'global', or 'rank': the self-training mean is taken per process, then over processes (published).
         totals: of the whole global batch, if these images are but a micro-batch of it: the gradients of all
             micro-batches then add up to the batch's. Without it these images are this process's part of the batch.
-        riders: see `add_up`; only used without `totals`.
     """
     terms = loss_terms(student, labels, strong_images, masked)
-    totals = totals or add_up([terms], riders)
+    totals = totals or add_up([terms])
     world = dist.get_world_size() if dist.is_initialized() else 1
     if reduction == "global":
         self_training = world * terms.cross_entropy / totals.confident.clamp(min=1)
@@ -125,7 +121,7 @@ def must_losses(
         + weights.reconstruction * values["loss_reconstruction"]
         + weights.alignment * values["loss_alignment"]
     )
-    return Losses(total, values, running, totals.riders)
+    return Losses(total, values, running)
 
 
 def loss_terms(student: StudentOutput, labels: PseudoLabels, strong_images: Tensor, masked: Tensor) -> Terms:
@@ -144,21 +140,16 @@ def loss_terms(student: StudentOutput, labels: PseudoLabels, strong_images: Tens
     )
 
 
-def add_up(parts: list[Terms], riders: Tensor | None = None) -> Totals:
-    """Sums over this process's micro-batches and over all processes: one all-reduce of K + 6 numbers and the riders.
-
-    Args:
-        riders: [R] numbers that have nothing to do with the losses, to be summed over processes on the same trip.
-    """
+def add_up(parts: list[Terms]) -> Totals:
+    """Sums over this process's micro-batches and over all processes: one all-reduce of K + 6 numbers."""
     own = Terms(*(torch.stack(values).sum(0).detach() for values in zip(*parts, strict=True)))
     *sums, probability = own
     sums.append(own.cross_entropy / own.confident.clamp(min=1))
-    riders = probability.new_zeros(0) if riders is None else riders.to(probability.dtype)
-    everything = torch.cat([torch.stack(sums), probability, riders])
+    everything = torch.cat([torch.stack(sums), probability])
     if dist.is_initialized():
         dist.all_reduce(everything)
-    scalars, probability, riders = everything.split([len(sums), len(probability), len(riders)])
-    return Totals(*scalars, probability, riders, own.confident)  # type: ignore[call-arg]
+    scalars, probability = everything.split([len(sums), len(probability)])
+    return Totals(*scalars, probability, own.confident)  # type: ignore[call-arg]
 
 
 def fairness_loss(balance: Tensor, running: Tensor | None) -> tuple[Tensor, Tensor | None]:

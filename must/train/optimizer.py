@@ -1,4 +1,4 @@
-"""AdamW with layer-wise learning rates, and the two schedules (arXiv 2206.02967, appendix; numbers as published)."""
+"""AdamW with layer-wise learning rates, and their schedule (arXiv 2206.02967, appendix; numbers as published)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 
 import torch
 
+from must.distributed.parallel import everywhere, local
 from must.model.masked_vit import MaskedViT
-from must.train.parallel import everywhere, local
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 
@@ -50,11 +50,6 @@ def learning_rate(step: int, steps: int, lr: float, min_lr: float, batch_size: i
     """Cosine from lr to min_lr, both x batch_size / 256, over all steps; no warm-up, the end itself is not reached."""
     scale = batch_size / 256
     return scale * (min_lr + (lr - min_lr) / 2 * (1 + math.cos(math.pi * step / steps)))
-
-
-def ema_decay(step: int, start: float, end: float, warmup_steps: int) -> float:
-    """Linear ramp from start to end over warmup_steps, then constant."""
-    return start + (end - start) * min(1.0, step / warmup_steps if warmup_steps else 1.0)
 
 
 def step_if_finite(optimizer: torch.optim.AdamW) -> torch.Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import must
 from must import storage
 from must.config import TrainConfig
-from must.data.index import Index
+from must.format.index import Index
 from must.model.bundle import Description
 
 # Parameters that say how and where a run is carried out; the result does not depend on them.

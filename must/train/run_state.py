@@ -12,12 +12,12 @@ import torch.distributed as dist
 
 from must import storage
 from must.config import TrainConfig
-from must.data.index import Index
+from must.distributed.process_group import World
+from must.format.index import Index
 from must.model.classifier import TextClassifier
 from must.parameters import require
 from must.train.alone import newest_checkpoint
 from must.train.checkpoint import Checkpoints, load_state
-from must.train.distributed import World
 from must.train.provenance import identity
 from must.train.step import MustStep
 

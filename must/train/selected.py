@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from must.config import TrainConfig
-from must.data.stream import eval_batches
+from must.data.loader import eval_batches
 from must.model.bundle import Description, preprocess_of
 from must.model.masked_vit import MaskedViT
 from must.select.looking import Weights

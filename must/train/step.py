@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from must.augment.normalize import normalize
 from must.config import TrainConfig
-from must.data.eval_view import Preprocess
-from must.data.stream import TrainBatch
-from must.data.views import normalize
+from must.data.loader import TrainBatch
+from must.distributed.parallel import gradients_meet, load_network, load_optimizer, replicate, shard, whole
+from must.distributed.process_group import World
+from must.image.preprocess import Preprocess
 from must.model.masked_vit import MaskedViT, StudentOutput
-from must.train.distributed import World
 from must.train.losses import LossWeights, PseudoLabels, Totals, add_up, loss_terms, must_losses, pseudo_labels
-from must.train.optimizer import build_optimizer, ema_decay, learning_rate, set_learning_rate, step_if_finite
-from must.train.parallel import gradients_meet, load_network, load_optimizer, replicate, shard, whole
-from must.train.teacher import make_teacher, update_teacher
+from must.train.optimizer import build_optimizer, learning_rate, set_learning_rate, step_if_finite
+from must.train.teacher import ema_decay, make_teacher, update_teacher
 
 
 class MustStep:
@@ -60,24 +60,19 @@ class MustStep:
                 for block in blocks:  # all blocks are the same code: compiling one compiles them all
                     block.compile()
 
-    def __call__(self, step: int, parts: Sequence[TrainBatch], stop: int = 0) -> dict[str, Tensor]:
+    def __call__(self, step: int, parts: Sequence[TrainBatch]) -> dict[str, Tensor]:
         """Trains on this process's part of global batch `step`, cut into one or more micro-batches of equal size.
 
-        Args:
-            stop: what this process adds to the sum 'stop': 1 if it was told to stop.
-
         Returns:
-            Values of the global batch, on the device: nothing here waits for them. Among them 'stop', the sum
-            of what the processes gave, and 'replaced', the samples that could not be decoded.
+            Values of the global batch, on the device: nothing here waits for them. And 'replaced', the samples of
+            this process that could not be decoded.
         """
         set_learning_rate(self.optimizer, self.learning_rate(step))
         if step % self.steps_per_epoch == 0:
             self.class_balance = None
         batches = [part.to(self.world.device) for part in parts]
         labels = [self.pseudo_labels(batch) for batch in batches]
-        riders = torch.stack([batch.replaced for batch in batches]).sum(0, keepdim=True)
-        riders = torch.cat([riders, torch.full_like(riders, stop)])
-        totals = None if len(batches) == 1 else self.totals(batches, labels, riders)
+        totals = None if len(batches) == 1 else self.totals(batches, labels)
 
         self.optimizer.zero_grad(set_to_none=True)
         for number, (batch, label) in enumerate(zip(batches, labels, strict=True), start=1):
@@ -85,14 +80,14 @@ class MustStep:
                 output, strong = self.look(batch)
                 losses = must_losses(
                     output, label, strong, batch.masked, self.weights, self.class_balance,
-                    self.config.loss_reduction, totals, riders,
+                    self.config.loss_reduction, totals,
                 )  # fmt: skip
                 losses.total.backward()
         finite = step_if_finite(self.optimizer)
         update_teacher(self.teacher, self.student, self.ema_decay(step))
         self.class_balance = losses.class_balance
-        replaced, stops = losses.riders.unbind()
-        return {**losses.values, "skipped": (~finite).float(), "replaced": replaced, "stop": stops}
+        replaced = torch.stack([batch.replaced for batch in batches]).sum().float()
+        return {**losses.values, "skipped": (~finite).float(), "replaced": replaced}
 
     @torch.no_grad()
     def pseudo_labels(self, batch: TrainBatch) -> PseudoLabels:
@@ -108,7 +103,7 @@ class MustStep:
             return self.network(strong, batch.masked), strong
 
     @torch.no_grad()
-    def totals(self, batches: list[TrainBatch], labels: list[PseudoLabels], riders: Tensor) -> Totals:
+    def totals(self, batches: list[TrainBatch], labels: list[PseudoLabels]) -> Totals:
         """What the losses must know of the whole batch before any micro-batch of it can be differentiated.
 
         The class balance is that of all images, and its logarithm is not linear: so the student looks at every
@@ -118,7 +113,7 @@ class MustStep:
         for batch, label in zip(batches, labels, strict=True):
             output, strong = self.look(batch)
             terms.append(loss_terms(output, label, strong, batch.masked))
-        return add_up(terms, riders)
+        return add_up(terms)
 
     @torch.no_grad()
     def predict(self, network: nn.Module, pixels: Tensor) -> Tensor:

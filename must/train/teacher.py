@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from must.train.parallel import local
+from must.distributed.parallel import local
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -25,3 +25,8 @@ def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None
     """teacher <- decay x teacher + (1 - decay) x student, for every parameter (classifier, mask token, decoder too)."""
     ours, theirs = ([local(parameter) for parameter in network.parameters()] for network in (teacher, student))
     torch._foreach_lerp_(ours, theirs, 1 - decay)
+
+
+def ema_decay(step: int, start: float, end: float, warmup_steps: int) -> float:
+    """Linear ramp from start to end over warmup_steps, then constant."""
+    return start + (end - start) * min(1.0, step / warmup_steps if warmup_steps else 1.0)

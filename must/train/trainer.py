@@ -1,45 +1,46 @@
-"""The training loop: batches in, steps of the method, checkpoints, a bundle out."""
+"""The training loop: batches in, steps of the method, checkpoints, a bundle out.
+
+Where training starts, the first that there is:
+
+1. the newest whole checkpoint of the same run (`Trainer.resume`), unless --no-resume;
+2. the model of --init (`start_from`), one that was adapted before;
+3. the zero-shot model: the classifier file's backbone, with its text embeddings as the head.
+"""
 
 from __future__ import annotations
 
 import itertools
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
-from must import storage
+from must.augment.exact import ViewSettings
 from must.config import TrainConfig
+from must.data.loader import TrainBatch, TrainDataset, make_views, train_batches
 from must.data.order import GlobalBatches, MicroBatches
 from must.data.reader import open_reader
-from must.data.stream import TrainBatch, TrainDataset, make_views, train_batches
-from must.data.views import ViewSettings
+from must.distributed.cpu import prepare_machine
+from must.distributed.preemption import Preempted, StopSignal
+from must.distributed.process_group import World, world
 from must.model.bundle import preprocess_of, save_bundle, zero_shot_bundle
 from must.model.classifier import load_classifier
+from must.storage import UnreachableError
 from must.text import printable
 from must.train.alone import alone
-from must.train.distributed import PREEMPTED, StopSignal, World, world
-from must.train.due import DUE, Due
-from must.train.log import Meter, TrainLog, clock
-from must.train.machine import prepare_machine
+from must.train.due import Due
+from must.train.log import Meter, NoLog, TrainLog, clock
 from must.train.provenance import provenance
 from must.train.run_state import RunState
 from must.train.selected import selected
 from must.train.step import MustStep
+from must.train.stopwatch import Stopwatch
 from must.train.teacher import make_teacher
 from must.train.warm_start import start_from
 
 MAX_SKIPPED = 20  # steps without finite gradients in one run, after which training stops
-
-
-class Preempted(SystemExit):
-    """Stopped, with a checkpoint to go on from; exits with the code that says 'run me again'."""
-
-    def __init__(self) -> None:
-        super().__init__(PREEMPTED)
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -58,8 +59,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
             with alone(trainer.state.checkpoints, processes):
                 trainer.resume()
                 return trainer.run(stop)
-    except storage.UnreachableError as error:
-        reason = str(error).strip().splitlines()[-1].removeprefix("must.storage.UnreachableError: ")  # of a loader
+    except UnreachableError as error:
+        of_a_loader = f"{UnreachableError.__module__}.{UnreachableError.__qualname__}: "  # the end of its traceback
+        reason = str(error).strip().splitlines()[-1].removeprefix(of_a_loader)
         print(
             f"must train: {printable(reason)}; run the same command to go on from the last checkpoint", file=sys.stderr
         )
@@ -111,59 +113,45 @@ class Trainer:
             print(f"going on after step {step} of {uri}", flush=True)
 
     def run(self, stop: StopSignal) -> dict[str, Any]:
-        config, progress = self.config, self.state.progress
+        config, progress, checkpoints = self.config, self.state.progress, self.state.checkpoints
         plan = self.batches(progress.step)
-        log = None
-        if self.world.is_main:
-            self.announce(plan)
-            log = TrainLog(Path(config.output), plan.steps, progress.step, self.state.log_lines)
-        parts_of_steps = MicroBatches(plan, config.accumulate)
-        loader = train_batches(self.dataset, parts_of_steps, config.workers, self.world.device)
-        every, due = config.checkpoint_every or plan.steps_per_epoch, Due(config.checkpoint_seconds)
-        meter, waiting, started, logged_at = Meter(), time.monotonic(), time.monotonic(), time.monotonic()
-        for parts in grouped(loader, config.accumulate):
-            progress.waited += time.monotonic() - waiting
+        loader = train_batches(self.dataset, MicroBatches(plan, config.accumulate), config.workers, self.world.device)
+        log = self.open_log(plan)
+        meter, watch, due = Meter(), Stopwatch(progress), Due(config.checkpoint_seconds)
+        for parts in watch.waiting(grouped(loader, config.accumulate)):
             step = progress.step
             self.world.begin(step)
-            asks = self.world.is_main and due.asks(self.state.checkpoints.busy)
-            values = self.method(step, parts, stop.received + DUE * asks)
-            stopping, wanted = stop.agreed(values.pop("stop"), self.world, asks)
-            meter.add(values)
+            meter.add(self.method(step, parts))
             progress.step += 1
-            if log:
-                log.advance()
-            if progress.step % config.log_every == 0 or progress.step == plan.steps:
-                count = meter.count
-                line = self.read(meter, step, parts[0])
-                if log:
-                    now = time.monotonic()
-                    line["images_per_s"] = count * config.batch_size / (now - logged_at)
-                    logged_at = now
-                    log.write(step, line)
-            wanted |= self.state.checkpoints.due(progress.step, every)
-            if stopping or (wanted and progress.step < plan.steps):
-                progress.seconds += time.monotonic() - started
-                started = time.monotonic()
-                self.state.save(self.method)
-                due.saved(time.monotonic() - started)
-            if stopping:
-                self.state.checkpoints.close()
-                if log:
-                    log.close()
-                    print(f"stopped by a signal after step {progress.step}; run the same command to go on")
+            log.advance()
+            last = progress.step == plan.steps
+            if last or progress.step % config.log_every == 0:
+                log.write(step, self.read(meter, step, parts[0]))
+
+            leave, save = stop.agreed(self.world, self.world.is_main and due.asks(checkpoints.busy))
+            save |= checkpoints.due(progress.step, config.checkpoint_every or plan.steps_per_epoch)
+            if leave or (save and not last):
+                due.saved(watch.timed(self.state.save, self.method))
+            if leave:
+                checkpoints.close()
+                log.close(f"stopped by a signal after step {progress.step}; run the same command to go on")
                 raise Preempted
-            waiting = time.monotonic()
-        progress.seconds += time.monotonic() - started
-        if log:
-            log.close()
+        watch.read()
+        log.close()
         return self.finish(stop)
+
+    def open_log(self, plan: GlobalBatches) -> TrainLog | NoLog:
+        if not self.world.is_main:
+            return NoLog()
+        self.announce(plan)
+        return TrainLog(Path(self.config.output), plan.steps, self.state.progress.step, self.state.log_lines)
 
     def read(self, meter: Meter, step: int, batch: TrainBatch) -> dict[str, Any]:
         """The means since the last reading, with what the log adds to them."""
         count, progress, method = meter.count, self.state.progress, self.method
         line: dict[str, Any] = meter.read()
         progress.skipped += round(line.pop("skipped") * count)
-        progress.replaced += round(line.pop("replaced") * count)
+        progress.replaced += round(self.world.sum(line.pop("replaced") * count))
         if self.too_many_replaced():
             self.stop_with_checkpoint(
                 f"{progress.replaced} of {progress.step * self.config.batch_size:,} images could not be decoded, more "
@@ -185,6 +173,7 @@ class Trainer:
             "ema_decay": method.ema_decay(step),
             "skipped_steps": progress.skipped,
             "replaced_samples": progress.replaced,
+            "images_per_s": meter.steps_per_s * self.config.batch_size,
         }
         return line
 

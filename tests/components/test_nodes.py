@@ -9,7 +9,7 @@ import pytest
 
 from components.train_job.launcher import copy_bundle, prepare
 from components.train_job.manifest import request
-from must.data.index import load_index
+from must.format.index import load_index
 from must.model.bundle import load_bundle, load_description
 from must.run.training import job_values
 from pipeline.cluster import Cluster

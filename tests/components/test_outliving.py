@@ -12,7 +12,7 @@ import pytest
 
 from components.train_job import launcher
 from components.train_job.manifest import request
-from must.data.index import load_index
+from must.format.index import load_index
 from must.run import lifeline
 from must.run.lifeline import alive
 from must.run.training import job_values

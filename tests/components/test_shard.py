@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from components.shard.component import shard
-from tests.data import zoo
+from tests import zoo
 
 
 @pytest.fixture

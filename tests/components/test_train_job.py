@@ -29,8 +29,8 @@ def test_the_manifest_is_a_valid_trainjob_with_every_setting_of_the_cluster(api,
     assert limits[cluster.gpu.accelerator] == str(cluster.gpu.count)
     assert limits["memory"] == cluster.resources["train"].memory_limit
     uri = str(next((work / "jobs").iterdir()))
-    assert trainer.command == ["python", "-m", "must.train.torchrun"]
-    assert trainer.args == [f"--nproc-per-node={cluster.training.processes}", "-m", "must.train.remote", uri]
+    assert trainer.command == ["python", "-m", "must.distributed.torchrun"]
+    assert trainer.args == [f"--nproc-per-node={cluster.training.processes}", "-m", "must.run.node", uri]
     (patch,) = job.spec.runtime_patches
     (node,) = patch.training_runtime_spec.template.spec.replicated_jobs
     template = node.template.spec.template

@@ -65,7 +65,7 @@ def test_processes_under_torchrun_save_too(prepared, name):
     command = [
         "python",
         "-m",
-        "must.train.torchrun",
+        "must.distributed.torchrun",
         "--standalone",
         "--nproc-per-node",
         "2",

@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 
 from must import storage
-from must.data.ahead import ReadAhead
 from must.data.cache import ShardCache
-from must.data.index import Index, Shard, load_index, load_offsets
+from must.data.prefetch import ReadAhead
 from must.data.reader import ShardReader, open_reader
-from tests.data import zoo
-from tests.data.test_shard import run
-from tests.data.test_shard_gcs import upload
+from must.format.index import Index, Shard, load_index
+from must.format.offsets import load_offsets
+from tests import zoo
 from tests.gcs import Server
+from tests.shards.test_shard import run
+from tests.shards.test_shard_gcs import upload
 
 FAULTS = ["", "503", "", "cut", "", "", "429", "slow", "lost"]
 FORK = multiprocessing.get_context("fork")

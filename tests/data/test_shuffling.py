@@ -11,8 +11,8 @@ import pytest
 
 from must.config import TrainConfig
 from must.data.reader import ShardReader
-from tests.data import zoo
-from tests.data.test_shard import run
+from tests import zoo
+from tests.shards.test_shard import run
 
 DEFAULT = TrainConfig(shards="s", classifier="c", output="o").shuffle_window
 

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from must.augment.exact import TrainViews
 from must.config import TrainConfig
+from must.data.loader import REPLACEMENTS, TrainDataset, train_batches
 from must.data.order import GlobalBatches
 from must.data.reader import ShardReader
-from must.data.stream import REPLACEMENTS, TrainDataset, train_batches
-from must.data.views import TrainViews
 from must.train.log import read_log
 from must.train.trainer import train
-from tests.data import zoo
-from tests.data.test_shard import run
-from tests.data.test_views import SETTINGS
+from tests import zoo
+from tests.augment.test_views import SETTINGS
 from tests.evaluate.digits import digits
+from tests.shards.test_shard import run
 
 
 def shards_with(folder: Path, whole: int, damaged: int) -> str:

@@ -13,13 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
+from must.augment.normalize import normalize
 from must.config import EvaluateConfig, ShardConfig
-from must.data.shard import shard
-from must.data.views import normalize
 from must.demo.data import CLASSES
 from must.evaluate.evaluate import evaluate
 from must.evaluate.table import table
 from must.model.bundle import load_bundle, preprocess_of, save_bundle
+from must.shards.build import shard
 from tests.evaluate.digits import pixels_of
 
 

@@ -9,10 +9,10 @@ import shutil
 import pytest
 
 from must.config import EvaluateConfig, ShardConfig
-from must.data import index
-from must.data.shard import shard
 from must.evaluate.evaluate import evaluate
 from must.evaluate.table import table
+from must.format import index
+from must.shards.build import shard
 
 NAMES = [
     b"caf\xe9.png",

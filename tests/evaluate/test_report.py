@@ -10,11 +10,11 @@ import torch
 
 from must.config import EvaluateConfig
 from must.evaluate.evaluate import MATRIX_LIMIT, measure
-from must.evaluate.gallery import few_of_a_kind
-from must.evaluate.report import render_report
+from must.evaluate.report.gallery import few_of_a_kind
+from must.evaluate.report.page import render_report
+from must.evaluate.report.provenance import command
+from must.evaluate.report.verdict import verdict
 from must.evaluate.scores import Collector, Samples
-from must.evaluate.story import command
-from must.evaluate.verdict import verdict
 from must.model.bundle import load_bundle
 
 HOSTILE = (

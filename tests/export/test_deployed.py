@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from must.data.eval_view import Preprocess
 from must.export.deployed import Deployed
+from must.image.preprocess import Preprocess
 from must.model.backbone import build_visual
 from must.model.masked_vit import MaskedViT
 

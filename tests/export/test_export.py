@@ -10,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from must.augment.normalize import normalize
 from must.config import ExportConfig
-from must.data.eval_view import normalize_pixels
-from must.data.views import normalize
 from must.demo.data import CLASSES
 from must.export.check import compare, reference
 from must.export.onnx import export, refuse
-from must.export.session import OnnxClassifier
+from must.image.preprocess import normalize_pixels
 from must.model.bundle import load_bundle, preprocess_of
+from must.predict.session import OnnxClassifier
 from tests.evaluate.digits import pixels_of
 
 

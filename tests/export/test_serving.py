@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from must.config import ExportConfig, PredictConfig
-from must.data.eval_view import Preprocess
-from must.export.client import Client, parse
 from must.export.onnx import export
-from must.export.predict import predict
 from must.export.serving import triton_config
+from must.image.preprocess import Preprocess
+from must.predict.client import Client, parse
+from must.predict.predict import predict
 
 # Of V1beta1ModelSpec in KServe 0.21's Python models.
 MODEL_SPEC = {"modelFormat", "runtime", "protocolVersion", "storageUri", "storage", "resources", "args", "env", "image"}

@@ -15,18 +15,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from must.data.archives import Archives
-from must.data.bounds import jpeg_refusal
-from must.data.history import read_table
-from must.data.image import check, decode, identify
-from must.data.index import parse_index, parse_offsets
-from must.data.index_check import Shard
-from must.data.sources import Manifest, Problems, Source, UnreadableError
-from must.data.tarwriter import npy
-from must.export.session import parse_metadata
+from must.format.check import Shard
+from must.format.index import parse_index
+from must.format.offsets import parse_offsets
+from must.image.bounds import jpeg_refusal
+from must.image.decode import check, decode, identify
 from must.model.bundle import load_description
 from must.model.classifier import load_class_set, parse_header
-from tests.data import zoo
+from must.predict.session import parse_metadata
+from must.shards.history import read_table
+from must.shards.tarwriter import npy
+from must.sources.archives import Archives
+from must.sources.base import Problems, Source, UnreadableError
+from must.sources.files import Manifest
+from tests import zoo
 
 REFUSALS = (ValueError, UnreadableError)
 PIXELS = 200_000  # of a fuzzed image: what is slow on large ones is tested, not fuzzed

@@ -7,7 +7,7 @@ import yaml
 from kubeflow_trainer_api import models
 from kubernetes import client
 
-from must.train.torchrun import PATIENCE
+from must.distributed.torchrun import PATIENCE
 from pipeline.cluster import Cluster
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

@@ -12,7 +12,7 @@ import pytest
 
 from must.cli import main
 from must.config import GateConfig
-from must.evaluate.gate import LabelFreeLimits
+from must.gate import LabelFreeLimits
 from must.promote.registry import Registry
 from tests.promote.bundles import make_bundle
 

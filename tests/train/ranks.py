@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from must.train.losses import LossWeights, must_losses, pseudo_labels
-from must.train.optimizer import build_optimizer, ema_decay, learning_rate, set_learning_rate
-from must.train.teacher import make_teacher, update_teacher
+from must.train.optimizer import build_optimizer, learning_rate, set_learning_rate
+from must.train.teacher import ema_decay, make_teacher, update_teacher
 from tests.golden import golden_batch, golden_model
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from must.distributed.process_group import World
 from must.train import alone
 from must.train.checkpoint import Checkpoints, load_state
-from must.train.distributed import World
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")

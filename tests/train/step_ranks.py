@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 
 from must.config import TrainConfig
-from must.data.eval_view import Preprocess
-from must.data.stream import TrainBatch
-from must.train.distributed import World, world
-from must.train.parallel import whole
+from must.data.loader import TrainBatch
+from must.distributed.parallel import whole
+from must.distributed.process_group import World, world
+from must.image.preprocess import Preprocess
 from must.train.step import MustStep
 from tests.golden import golden_model
 
@@ -37,7 +37,7 @@ def run_steps(
 
     The batch is `images` images from number `first` on; `state` is what the steps before left behind.
     """
-    classes, stop_at = settings.pop("classes", 0), settings.pop("stop_at", None)
+    classes = settings.pop("classes", 0)
     student = golden_model()
     if classes:  # another head, for the branch of many classes
         weights = F.normalize(torch.randn(32, classes, generator=torch.Generator().manual_seed(0)), dim=0)
@@ -52,8 +52,7 @@ def run_steps(
     start, size = first + processes.rank * share, share // config.accumulate
     for step in steps:
         parts = [made_batch(step, range(n, n + size)) for n in range(start, start + share, size)]
-        stop = (step, processes.rank) == (stop_at, processes.size - 1)
-        values.append({name: value.item() for name, value in method(step, parts, stop).items()})
+        values.append({name: value.item() for name, value in method(step, parts).items()})
         gradients = gradients or {n: whole(p.grad, True).clone() for n, p in student.named_parameters()}
     return {"gradients": gradients, "values": values, **method.state_dict()}
 

@@ -92,7 +92,7 @@ def test_a_run_that_lost_its_place_writes_nothing_there_and_ends(gcs_server, mon
 
 def on_two_ranks(uri, tmp_path):
     tmp_path.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "must.train.torchrun", "--standalone", "--nproc-per-node=2"]
+    command = [sys.executable, "-m", "must.distributed.torchrun", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "tests.train.shared_place", str(uri), str(tmp_path)]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, timeout=120,

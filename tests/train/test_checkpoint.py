@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from must import gcs, storage
+from must import storage
+from must.storage import gcs
 from must.train.checkpoint import Checkpoints
 from must.train.snapshot import Snapshot
 

@@ -8,8 +8,7 @@ import torch
 
 from must.train import due
 from must.train.checkpoint import Checkpoints
-from must.train.distributed import StopSignal, World
-from must.train.due import DUE, SHARE, Due
+from must.train.due import SHARE, Due
 from must.train.trainer import train
 from tests.train.lives import difference
 from tests.train.test_resume import STEPS, config
@@ -54,19 +53,6 @@ def test_saving_that_costs_much_is_done_less_often(clock):
 def test_without_seconds_none_is_ever_due(clock):
     clock.tick = 1e6
     assert not Due(0).asks(busy=False)
-
-
-@pytest.mark.parametrize(
-    "total, agreed",
-    [(0, (False, False)), (2, (True, False)), (DUE, (False, True)), (DUE + 1, (True, True))],
-)
-def test_every_process_learns_from_the_steps_sum(total, agreed):
-    stop = StopSignal()
-    try:
-        assert stop.agreed(torch.tensor(float(total)), World(1, 2, torch.device("cpu"))) == agreed
-        assert stop.agreed(torch.tensor(0.0), World(0, 1, torch.device("cpu")), due=True) == (False, True)
-    finally:
-        stop.restore()
 
 
 def test_a_run_saves_by_the_clock_and_makes_the_same_model(digits, tmp_path, clock):

@@ -8,14 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from must.train.losses import LossWeights, fairness_loss, must_losses, pseudo_labels
-from must.train.optimizer import (
-    build_optimizer,
-    ema_decay,
-    learning_rate,
-    parameter_groups,
-    set_learning_rate,
-)
-from must.train.teacher import make_teacher, update_teacher
+from must.train.optimizer import build_optimizer, learning_rate, parameter_groups, set_learning_rate
+from must.train.teacher import ema_decay, make_teacher, update_teacher
 from tests.golden import facts, golden, golden_batch, golden_model, our_name, tensors
 
 WEIGHTS = LossWeights(fairness=0.2, reconstruction=1.0, alignment=0.5)

@@ -9,12 +9,13 @@ import time
 import pytest
 import torch
 
-from must import gcs, storage
+from must import storage
 from must.config import TrainConfig
 from must.data.reader import ShardReader
+from must.distributed.preemption import StopSignal
 from must.parameters import load
+from must.storage import gcs
 from must.train.checkpoint import Checkpoints
-from must.train.distributed import StopSignal
 from must.train.presets import preset
 from must.train.trainer import train
 from tests.train.lives import difference

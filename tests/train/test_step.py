@@ -7,8 +7,8 @@ import torch
 
 from must.config import TrainConfig
 from must.data.order import GlobalBatches, MicroBatches
+from must.distributed.process_group import World
 from must.parameters import load
-from must.train.distributed import World
 from tests.train.processes import on_ranks
 from tests.train.step_ranks import run_steps, run_steps_on_a_rank
 from tests.train.test_distributed import relative
@@ -80,12 +80,6 @@ def test_a_mean_over_micro_batches_would_be_another_gradient():
     halves = [run_steps(ALONE, first=first, images=4)["gradients"] for first in (0, 4)]
     naive = {name: (halves[0][name] + halves[1][name]) / 2 for name in whole}
     assert relative(naive, whole) > 0.01
-
-
-def test_all_processes_learn_that_one_is_told_to_stop():
-    values = on_ranks(2, run_steps_on_a_rank, stop_at=1)["values"]
-    assert [value["stop"] for value in values] == [0, 1, 0]
-    assert [value["replaced"] for value in values] == [1, 1, 1]  # in the batch of the first process
 
 
 def test_micro_batches_are_the_batches_in_pieces():

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from must.config import ShardConfig, TrainConfig
-from must.data.shard import shard
 from must.model.bundle import load_bundle, load_description
 from must.parameters import load
+from must.shards.build import shard
 from must.train.log import read_log
 from must.train.optimizer import build_optimizer, set_learning_rate, step_if_finite
 from must.train.presets import preset

@@ -1,0 +1,119 @@
+"""Processes: torch.distributed as torchrun sets it up, or a single process without it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from must.distributed.heartbeat import LEFT, LOOK, Heartbeat, connect
+from must.exits import PREEMPTED
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int
+    size: int
+    device: torch.device
+    heartbeat: Heartbeat | None = None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, number: float) -> float:
+        """Over all processes, each of which must call it. The host waits for the answer."""
+        if self.size == 1:
+            return number
+        total = torch.tensor(number, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.item()
+
+    def begin(self, step: int) -> None:
+        """Call it when a step begins, so that a lost process can be named by the step it is in."""
+        if self.heartbeat is not None:
+            self.heartbeat.begin(step)
+
+
+class LostRank(SystemExit):
+    """Another process of the run is gone; exits with the code that says 'run me again'."""
+
+    def __init__(self) -> None:
+        super().__init__(PREEMPTED)
+
+
+def pick_device(name: str) -> torch.device:
+    """'auto' takes this process's GPU if there is one. Raises ValueError: a device this machine does not have."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"--device {name}: there is no such device here; 'auto' takes what there is") from None
+    return device
+
+
+@contextmanager
+def world(device_name: str, timeout: int) -> Iterator[World]:
+    """Joins torchrun's process group, if the process was started by torchrun; leaves it at the end.
+
+    Args:
+        timeout: seconds after which a lost, frozen or stuck process is given up.
+
+    Raises:
+        LostRank: a collective failed because another process is gone; a line on stderr says which.
+    """
+    device = pick_device(device_name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if "RANK" not in os.environ:
+        yield World(0, 1, device)
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    # The heartbeat can say who is lost, so it comes first; the collectives' own limit is the net below it.
+    limit = timeout + 4 * min(LOOK, timeout)
+    join(backend, limit)
+    rank, size = dist.get_rank(), dist.get_world_size()
+    heartbeat = Heartbeat(connect(timeout), rank, size, timeout) if size > 1 else None
+    try:
+        yield World(rank, size, device, heartbeat)
+    except RuntimeError as error:
+        reason = ""
+        if heartbeat and is_of_collective(error):
+            reason = heartbeat.explain(min(timeout, LOOK))
+        if heartbeat is None or not reason:
+            raise
+        if reason != LEFT:
+            heartbeat.say(reason)
+        raise LostRank from None
+    finally:
+        if heartbeat:
+            heartbeat.close()
+        dist.destroy_process_group()
+
+
+def join(backend: str, limit: float) -> None:
+    """Into the default process group.
+
+    Where torchrun keeps the store, processes that it started again could find the addresses of those before them in
+    it (torch 2.13 adds no prefix), and wait for what is gone: so this life's keys get a prefix of their own.
+    """
+    wait = timedelta(seconds=limit)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        dist.init_process_group(backend, store=connect(limit, "group"), rank=rank, world_size=size, timeout=wait)
+    else:
+        dist.init_process_group(backend, timeout=wait)
+
+
+def is_of_collective(error: RuntimeError) -> bool:
+    words = ("gloo", "nccl", "closed by peer", "reset by peer", "timed out")
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)

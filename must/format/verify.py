@@ -1,0 +1,115 @@
+"""`must index verify`: reads shards again and says what is broken."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from must import storage
+from must.format.index import Index, Shard, load_index
+from must.format.offsets import load_offsets
+from must.text import printable
+
+
+def verify(uri: str) -> Index:
+    """Checks everything; prints a line for each fault.
+
+    Raises:
+        ValueError: with the number of broken shards and the first fault.
+    """
+    index = load_index(uri)
+    faults: list[str] = []
+    for shard in tqdm(index.shards, desc="verify", unit="shard", disable=None):
+        found = [f"{shard.name}: {fault}" for fault in faults_of(uri, shard)]
+        for line in found:
+            tqdm.write(printable(line))
+        faults += found[:1]
+    broken = len(faults)
+    for table in index.tables:
+        fault = fault_of_table(uri, table)
+        if fault:
+            print(printable(fault))
+            faults.append(fault)
+    names = {name for shard in index.shards for name in (shard.name, shard.offsets_name)}
+    stray = [entry.name for entry in storage.list_files(uri) if entry.name.endswith(".tar") and entry.name not in names]
+    if stray:
+        print(f"not in the index, and not read by anything: {printable(', '.join(sorted(stray)[:10]))}")
+    if faults:
+        what = f"{broken} of {len(index.shards)} shards are broken" if broken else "--append's tables are broken"
+        raise ValueError(f"{uri}: {what}; the first fault: {faults[0]}")
+    print(f"{uri}: {len(index.shards)} shards, {sum(s.samples for s in index.shards)} images, all whole")
+    return index
+
+
+def fault_of_table(uri: str, table: dict[str, str]) -> str:
+    try:
+        with tempfile.TemporaryDirectory(prefix="must-") as folder:
+            path = Path(folder) / "table"
+            storage.download(storage.join(uri, table["name"]), path)
+            with path.open("rb") as file:
+                whole = hashlib.file_digest(file, "sha256").hexdigest() == table["sha256"]
+        return "" if whole else f"{table['name']}: its bytes have changed (sha256)"
+    except FileNotFoundError:
+        return f"{table['name']}: missing"
+
+
+def faults_of(uri: str, shard: Shard) -> Iterator[str]:
+    """What is wrong with one shard: first that it is not the file the index means, then why."""
+    path = storage.join(uri, shard.name)
+    try:
+        size = storage.size(path)
+    except FileNotFoundError:
+        yield "missing"
+        return
+    if size != shard.bytes:
+        yield f"{size} bytes instead of {shard.bytes}"
+        return
+    with tempfile.TemporaryDirectory(prefix="must-") as folder:
+        local = Path(path)
+        if storage.is_remote(path):
+            local = Path(folder) / "shard.tar"
+            storage.download(path, local)
+        with local.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+                yield "its bytes have changed (sha256)"
+        try:
+            offsets = load_offsets(uri, shard)
+        except ValueError as error:
+            yield str(error)
+            return
+        yield from faults_inside(local, offsets, shard)
+
+
+def faults_inside(path: Path, offsets: np.ndarray, shard: Shard) -> Iterator[str]:
+    """Compares the tar's own headers with the table of offsets and the counts of the index."""
+    sample, labelled = 0, 0
+    try:
+        with tarfile.open(path, "r:") as tar:
+            while True:
+                image, text = tar.next(), tar.next()
+                if image is None or text is None:
+                    break
+                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+                row = (image.offset_data, image.size, text.offset_data, text.size)
+                if sample < len(offsets) and tuple(int(value) for value in offsets[sample]) != row:
+                    yield f"sample {sample} ({image.name}) stands at {row}, not at {offsets[sample].tolist()}"
+                    return
+                member = tar.extractfile(text)
+                content = json.load(io.TextIOWrapper(member)) if member else {}
+                labelled += content.get("label") is not None
+                sample += 1
+    except (tarfile.TarError, OSError, ValueError) as error:
+        yield f"no readable tar behind sample {sample}: {error}"
+        return
+    if sample != shard.samples:
+        yield f"{sample} samples instead of {shard.samples}"
+    if labelled != shard.labelled:
+        yield f"{labelled} labelled samples instead of {shard.labelled}"

@@ -1,0 +1,59 @@
+"""Several training processes on one machine, under torchrun, from a program that is none of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import yaml
+
+from must.distributed.parent import ENDS_WITH_PARENT
+from must.exits import PREEMPTED
+from must.model.bundle import load_description
+from must.parameters import require
+
+
+def number_of_processes(asked: str) -> int:
+    """`asked` is a number, or auto: one a GPU of this machine, one without GPUs.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if asked == "auto":
+        import torch
+
+        return max(1, torch.cuda.device_count())
+    require(asked.isdigit() and int(asked) >= 1, f"processes '{asked}': a number of 1 or more, or auto")
+    return int(asked)
+
+
+def launch(values: dict[str, Any], processes: int) -> dict[str, Any]:
+    """Runs `must train` in `processes` processes; returns the run's summary.
+
+    A SIGTERM is handed on, so that the processes save a checkpoint before they stop.
+
+    Raises:
+        SystemExit: the processes failed, with the code of the one that ended first: 2, the input is wrong (it said
+            so in one line); 75, stopped and resumable.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(values, file)
+        file.flush()
+        command = [sys.executable, "-m", "must.distributed.torchrun", "--standalone", f"--nproc-per-node={processes}"]
+        child = subprocess.Popen(
+            [*command, "-m", "must", "train", "--config", file.name], env=os.environ | {ENDS_WITH_PARENT: "1"}
+        )
+        previous = signal.signal(signal.SIGTERM, lambda number, _: child.send_signal(number))
+        try:
+            code = child.wait()
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+    if code == -signal.SIGTERM:  # it had not even begun
+        code = PREEMPTED
+    if code:
+        raise SystemExit(code if code > 0 else 1)
+    return load_description(values["output"]).provenance["summary"]

@@ -1,0 +1,67 @@
+"""What `must shard` prints: progress on the way, a summary at the end."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+from must import storage
+from must.config import ShardConfig
+from must.format.index import Index
+from must.shards.pool import Done
+from must.text import printable
+
+LOG_EVERY = 60.0  # seconds between lines where there is no terminal
+
+
+class Progress:
+    """A bar on a terminal, a line a minute elsewhere."""
+
+    def __init__(self, files: int, done: set[int]) -> None:
+        self.files, self.seen, self.rejected, self.read_bytes = files, 0, 0, 0
+        self.began = self.spoke = time.monotonic()
+        if done:
+            print(f"going on with an interrupted run: {len(done)} units are done already", flush=True)
+
+    def __enter__(self) -> Progress:
+        self.bar = tqdm(total=self.files, desc="shard", unit="img", disable=None, smoothing=0.1)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+    def add(self, unit: Done) -> None:
+        self.seen += unit.files
+        self.rejected += unit.rejected
+        self.read_bytes += unit.read_bytes
+        self.bar.update(unit.files)
+        self.bar.set_postfix({"rejected": self.rejected}, refresh=False)
+        if self.bar.disable and time.monotonic() - self.spoke > LOG_EVERY:
+            self.spoke = time.monotonic()
+            rate = self.seen / (self.spoke - self.began)
+            print(f"{self.seen} of {self.files} files, {rate:.0f} a second, {self.rejected} rejected", flush=True)
+
+
+def summary(config: ShardConfig, index: Index, files: int, seconds: float, read_bytes: int) -> None:
+    """Images, splits, what was set aside and why, speed, and where the index lies."""
+    new = f", revision {index.revision}" if index.revision else ""
+    print(
+        f"{files} files in {seconds:.1f} s ({files / seconds:.0f} a second, {read_bytes / seconds / 1e6:.1f} MB/s){new}"
+    )
+    for name, counts in index.splits.items():
+        labelled = f", {counts['labelled']} labelled" if counts["labelled"] else ""
+        print(f"  {printable(name)}: {counts['samples']} images{labelled} in {len(index.shards_of(name))} shards")
+    if index.duplicates:
+        print(f"  duplicates: {index.duplicates}, of which {index.dropped} left out")
+    if index.skipped:
+        print(
+            "  other files, not read: "
+            + ", ".join(f"{count} {printable(kind)}" for kind, count in index.skipped.items())
+        )
+    if index.rejected:
+        print(f"  rejected: {index.rejected}, listed in {storage.join(config.output, 'rejected.jsonl')}")
+        for reason, count in index.reasons.items():
+            print(f"    {count} x {printable(reason)}")
+    print(f"index: {storage.join(config.output, 'index.json')}", file=sys.stdout)

@@ -1,0 +1,228 @@
+"""Images inside tar and zip archives and inside WebDataset shards, read where they stand: nothing is unpacked.
+
+So a member's name is only ever a name: it cannot lead out of any folder.
+"""
+
+from __future__ import annotations
+
+import bz2
+import errno
+import gzip
+import io
+import json
+import lzma
+import re
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from must import storage
+from must.parameters import require
+from must.sources.base import ARCHIVE, Item, Problems, UnreadableError, folder_label, kind_of
+
+COMPRESSED: dict[str, Any] = {"gz": gzip.open, "tgz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
+EXPANSION, EXPANDED = 100, 1_000_000_000  # a compressed tar may expand to so many times its size, or to 1 GB
+LARGEST_HEADER = 16_000_000  # bytes, of a name or of attributes, in a tar
+HEADER = struct.Struct("<26x2H")  # of a zip's member: the lengths of its name and extra field
+LABELS = ("cls", "json")  # members of a WebDataset sample that may hold its label
+
+
+class Archives:
+    """One or more archives. Those in a bucket are downloaded and compressed tars are expanded, for as long as the run
+    lasts, into the folder that `prepare` gets: reading a member must not cost reading everything before it."""
+
+    slow = False
+
+    def __init__(self, uri: str, files: list[str], labels: str, option: str) -> None:
+        self.uri, self.labels, self.option = uri, labels, option
+        self.files = files
+        self.paths = list(files)  # of plain local copies
+
+    def prepare(self, folder: Path) -> None:
+        for number, file in enumerate(self.files):
+            path, kind = storage.local(file), file.lower().rpartition(".")[2]
+            if storage.is_remote(file):
+                path = folder / f"archive-{number}.{kind}"
+                storage.download(file, path)
+            if kind in COMPRESSED:
+                plain = folder / f"archive-{number}.tar"
+                with self.naming(file), COMPRESSED[kind](path, "rb") as packed, storage.open_write(plain) as out:
+                    expand(packed, out, max(EXPANDED, EXPANSION * path.stat().st_size))
+                path = plain
+            self.paths[number] = str(path)
+
+    def items(self, problems: Problems) -> Iterator[Item]:
+        for number, (file, path) in enumerate(zip(self.files, self.paths, strict=True)):
+            members = zip_members if path.lower().endswith(".zip") else tar_members
+            prefix = file.rpartition("/")[2] + "/" if len(self.files) > 1 else ""
+            with self.naming(file):
+                for name, size, place, label in members(path, problems):
+                    kind = kind_of(name)
+                    if kind is not None:
+                        problems.skipped[kind] += 1
+                        continue
+                    chosen = {"folder": folder_label(name), "csv": label}.get(self.labels)
+                    yield Item(prefix + name, size, chosen, None, [number, *place])
+
+    @contextmanager
+    def naming(self, file: str) -> Iterator[None]:
+        """Says which archive it is that is damaged, whatever its reader stumbles over: the libraries raise anything."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+                raise  # of the disk; damage has no number, or is a place that cannot be
+            if isinstance(error, ValueError) and isinstance(error.__cause__, OSError):
+                raise  # a full disk
+            text = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ValueError(f"{self.option} {file}: the archive is damaged: {text}") from None
+
+    def read(self, item: Item, limit: int) -> bytes:
+        number, start, size, *packed = item.place
+        if packed:
+            return unzipped(self.paths[number], start, size, packed[0], packed[1], limit)
+        return storage.read_bytes(self.paths[number], start, size)
+
+
+def open_archives(uri: str, labels: str, option: str, exclude: str) -> Archives | None:
+    """The archives that `uri` means, None when it means something else.
+
+    It may name one file, a range such as shards/{000000..000009}.tar, or a folder that holds archives and no images.
+    """
+    if ARCHIVE.search(uri):
+        files = expanded(uri)
+        missing = [file for file in files if not storage.exists(file)]
+        require(not missing, f"{option} {uri}: there is no such file: {missing[0] if missing else ''}")
+        return Archives(uri, files, labels, option)
+    found: list[str] = []
+    for entry in storage.list_files(uri):
+        if exclude and entry.name.startswith(exclude):
+            continue
+        if kind_of(entry.name) is None:
+            return None
+        if ARCHIVE.search(entry.name):
+            found.append(storage.join(uri, entry.name))
+    return Archives(uri, sorted(found), labels, option) if found else None
+
+
+def expanded(uri: str) -> list[str]:
+    """x-{000..002}.tar -> x-000.tar, x-001.tar, x-002.tar; {a,b} likewise; several braces multiply."""
+    match = re.search(r"\{([^{}]*)\}", uri)
+    if not match:
+        return [uri]
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    if span:
+        width = len(span[1])
+        values = [str(number).zfill(width) for number in range(int(span[1]), int(span[2]) + 1)]
+    else:
+        values = match[1].split(",")
+    return [file for value in values for file in expanded(uri[: match.start()] + value + uri[match.end() :])]
+
+
+def tar_members(path: str, problems: Problems) -> Iterator[tuple[str, int, tuple[int, int], str | None]]:
+    """(name, size, (offset, size), label) of the images. Neighbours of the same key are one WebDataset sample."""
+    key: str | None = None
+    images: list[tuple[str, int, tuple[int, int]]] = []
+    label: str | None = None
+    with Headers(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        while (member := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+            if member.size < 0:  # some versions of tarfile would read the same members for ever
+                raise tarfile.ReadError(f"a member of {member.size} bytes")
+            if member.isdir():
+                continue
+            name = member.name.removeprefix("./")
+            if not member.isreg():
+                problems.reject(name, "a link or device inside an archive")
+                continue
+            base, extension = key_of(name)
+            if base != key:
+                yield from ((*image, label) for image in images)
+                key, images, label = base, [], None
+            if extension in LABELS:
+                content = tar.extractfile(member)
+                label = label_in(extension, content.read(1 << 20) if content else b"") or label
+            else:
+                images.append((name, member.size, (member.offset_data, member.size)))
+        yield from ((*image, label) for image in images)
+
+
+class Headers(io.FileIO):
+    """A tar of which no more is read at once than headers need: tarfile reads as much as a header says of itself."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= LARGEST_HEADER:
+            raise tarfile.ReadError("a header of impossible size")
+        return super().read(size)
+
+
+def expand(packed: Any, out: BinaryIO, limit: int) -> None:
+    while data := packed.read(1 << 20):
+        limit -= len(data)
+        if limit < 0:
+            raise tarfile.ReadError(
+                f"it expands to more than {EXPANSION} times its size; if it is as it should be, give it unpacked"
+            )
+        out.write(data)
+
+
+def key_of(name: str) -> tuple[str, str]:
+    """A sample's key and a member's extension as WebDataset splits them: at the first dot of the file's own name."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+def label_in(extension: str, data: bytes) -> str | None:
+    text = data.decode("utf-8", "replace").strip()
+    if extension == "cls":
+        return text or None
+    try:
+        content = json.loads(text)
+        label = content.get("label") if isinstance(content, dict) else None
+        return None if label is None or label == "" else str(label)
+    except (ValueError, RecursionError):
+        return None
+
+
+def zip_members(path: str, problems: Problems) -> Iterator[tuple[str, int, tuple[int, int, int, int], None]]:
+    """(name, size, (offset of the local header, packed size, method, checksum), no label). Python holds a zip's
+    directory in memory: about 500 bytes a member while listing."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.is_dir():
+                continue
+            if member.flag_bits & 1:
+                problems.reject(member.filename, "encrypted in the archive")
+            elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                problems.reject(member.filename, f"compressed by method {member.compress_type}, which is not supported")
+            else:
+                place = (member.header_offset, member.compress_size, member.compress_type, member.CRC)
+                yield member.filename, member.file_size, place, None
+
+
+def unzipped(path: str, start: int, size: int, method: int, checksum: int, limit: int) -> bytes:
+    """A zip member's bytes. Its local header has its own lengths of name and extra field.
+
+    Raises:
+        UnreadableError: it is damaged. No more than `limit` bytes are ever expanded, whatever the directory claims.
+    """
+    header = storage.read_bytes(path, start, HEADER.size)
+    if len(header) != HEADER.size:
+        raise UnreadableError("damaged in the archive")
+    most = limit + limit // 1000 + 1000  # what is packed is never longer than that, or the image is too large anyway
+    data = storage.read_bytes(path, start + HEADER.size + sum(HEADER.unpack(header)), min(size, most))
+    try:
+        if method == zipfile.ZIP_DEFLATED:
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, limit)
+    except zlib.error as error:
+        raise UnreadableError(f"damaged in the archive: {error}") from None
+    data = data[:limit]
+    if len(data) < limit and zlib.crc32(data) != checksum:
+        raise UnreadableError("damaged in the archive: wrong checksum")
+    return data

@@ -1,0 +1,111 @@
+"""What every source of images has: an item a file, a listing's problems, labels from folders, a local copy."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from must import storage
+
+EXTENSIONS = frozenset(
+    "jpg jpeg jpe jfif mpo png webp gif bmp dib tif tiff ppm pgm pbm pnm jp2 j2k jpx avif ico tga".split()  # noqa: SIM905
+)
+ARCHIVE = re.compile(r"\.(zip|tar|tgz|tar\.gz|tar\.bz2|tar\.xz)$", re.IGNORECASE)
+
+
+class Item(NamedTuple):
+    """One file that should be an image. It goes through files as a JSON list, so its fields are plain values."""
+
+    name: str  # unique in its source; with "/" between folders
+    size: int  # bytes, 0 when the listing does not say
+    label: str | None
+    split: str | None  # where the source itself says so
+    place: Any  # what the source needs to find it again
+
+
+class UnreadableError(Exception):
+    """One image cannot be had from its source, for the reason given; the others may be whole."""
+
+
+class Problems:
+    """What a listing found besides images."""
+
+    def __init__(self, reject: Callable[[str, str], None]) -> None:
+        self.reject = reject  # (name, reason): goes to rejected.jsonl
+        self.skipped: Counter[str] = Counter()  # files that nobody would take for images, by extension
+
+
+class Source(Protocol):
+    uri: str
+    slow: bool  # reading waits for a network, so that several reads should be on their way at once
+
+    def prepare(self, folder: Path) -> None:
+        """Called once before anything else; `folder` is local and lasts as long as the run."""
+
+    def items(self, problems: Problems) -> Iterator[Item]:
+        """All images, in any order."""
+
+    def read(self, item: Item, limit: int) -> bytes:
+        """An image's bytes, at most `limit` of them.
+
+        Raises:
+            UnreadableError, OSError: this one cannot be read; it is set aside.
+            ValueError: the source as a whole cannot be read, for want of credentials for instance.
+        """
+
+
+def kind_of(name: str) -> str | None:
+    """None for what may be an image: a known extension, or none at all. Else what it is skipped as."""
+    base = name.rpartition("/")[2]
+    if base.startswith("."):
+        return "hidden"
+    _, dot, extension = base.rpartition(".")
+    return None if not dot or extension.lower() in EXTENSIONS else f".{extension.lower()[:12]}"
+
+
+def folder_label(name: str) -> str | None:
+    """The name of the folder the image lies in; None directly in the root."""
+    return name.rpartition("/")[0].rpartition("/")[2] or None
+
+
+def below(root: str, folder: str) -> str:
+    """`folder` relative to `root` with a "/" behind it, or "" if it lies elsewhere."""
+    if not folder or storage.is_remote(root) != storage.is_remote(folder):
+        return ""
+    root, folder = normal(root), normal(folder)
+    return folder[len(root) :] if folder.startswith(root) and folder != root else ""
+
+
+def normal(uri: str) -> str:
+    """One spelling of a folder, with a "/" at its end."""
+    return (uri if storage.is_remote(uri) else str(storage.local(uri).resolve())).rstrip("/") + "/"
+
+
+def is_within(place: str, folder: str) -> bool:
+    """Whether `place` is the folder or lies in it."""
+    return bool(below(folder, place)) or (
+        storage.is_remote(folder) == storage.is_remote(place) and normal(folder) == normal(place)
+    )
+
+
+class LocalCopy:
+    """A context manager: the path of a local file, or of a downloaded copy that is deleted afterwards."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.copy: Path | None = None
+
+    def __enter__(self) -> Path:
+        if not storage.is_remote(self.uri):
+            return storage.local(self.uri)
+        self.copy = Path(tempfile.mkdtemp(prefix="must-")) / "copy"
+        storage.download(self.uri, self.copy)
+        return self.copy
+
+    def __exit__(self, *error: object) -> None:
+        if self.copy is not None:
+            storage.delete_folder(self.copy.parent)

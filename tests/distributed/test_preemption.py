@@ -1,0 +1,48 @@
+"""What processes agree on after a step: to leave, and to save."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+from must.distributed.preemption import StopSignal
+from must.distributed.process_group import World, world
+from tests.train.processes import on_ranks
+
+
+def agreements_on_a_rank(signalled, due):
+    """What this rank learns after two steps; in the first, `signalled` gets SIGTERM and `due` wants a checkpoint."""
+    stop = StopSignal()
+    try:
+        with world("cpu", 60) as processes:
+            if processes.rank == signalled:
+                os.kill(os.getpid(), signal.SIGTERM)
+            first = stop.agreed(processes, processes.rank == due)
+            heard = processes.sum(processes.rank == signalled)
+            return [first, stop.agreed(processes), heard]
+    finally:
+        stop.restore()
+
+
+@pytest.mark.parametrize(
+    "signalled, due, first, second",
+    [
+        (None, None, (False, False), (False, False)),
+        (1, None, (True, False), (True, False)),
+        (None, 1, (False, True), (False, False)),
+        (1, 1, (True, True), (True, False)),
+    ],
+)
+def test_the_main_process_learns_what_another_one_wants(signalled, due, first, second):
+    assert on_ranks(2, agreements_on_a_rank, signalled, due) == [first, second, signalled is not None]
+
+
+def test_alone_there_is_nobody_to_ask():
+    stop = StopSignal()
+    try:
+        assert stop.agreed(World(0, 1, torch.device("cpu")), due=True) == (False, True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.agreed(World(0, 1, torch.device("cpu"))) == (True, False)
+    finally:
+        stop.restore()

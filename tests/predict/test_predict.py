@@ -1,0 +1,107 @@
+"""Prediction without torch sees what evaluation sees."""
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from must.config import EvaluateConfig, PredictConfig
+from must.evaluate.evaluate import evaluate
+from must.predict.predict import predict
+
+
+def read_csv(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("batch", [1, 7, 32])
+def test_every_image_gets_the_class_that_evaluate_gave_it(digits, exported, tmp_path, batch):
+    evaluate(EvaluateConfig(model=digits.adapted, shards=digits.shards, output=str(tmp_path), workers=0, device="cpu"))
+    expected = {row["source"]: row for row in read_csv(tmp_path / "predictions.csv")}
+    images, output = digits.images / "test", tmp_path / "found.csv"
+    counts = predict(PredictConfig(model=str(exported[1]), images=[str(images)], output=str(output), batch_size=batch))
+    found = {str(row["image"]).removeprefix(f"{images}/"): row for row in read_csv(output)}
+    assert counts == {"images": 120, "unreadable": 0} and found.keys() == expected.keys()
+    for name, row in found.items():
+        assert row["class"] == expected[name]["adapted"]
+        assert float(row["probability"]) == pytest.approx(float(expected[name]["adapted_probability"]), abs=1e-4)
+    accuracy = sum(row["class"] == name.split("/")[0] for name, row in found.items())
+    assert accuracy == sum(row["label"] == row["adapted"] for row in expected.values())
+
+
+def test_it_imports_no_torch(exported, digits):
+    code = (
+        "import sys; from must.config import PredictConfig; from must.predict.predict import predict\n"
+        f"predict(PredictConfig(model={str(exported[1])!r}, images=[{str(digits.images / 'test/zero')!r}]))\n"
+        "bad = {'torch', 'open_clip', 'onnx', 'sklearn', 'torchvision', 'timm'} & set(sys.modules); assert not bad, bad"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "zero" in done.stdout
+
+
+def test_a_bad_image_is_one_line_and_stops_nothing(digits, exported, tmp_path, capsys):
+    good = sorted((digits.images / "test").rglob("*.png"))[:3]
+    (tmp_path / "in/deep").mkdir(parents=True)
+    for number, path in enumerate(good):
+        shutil.copy(path, tmp_path / f"in/deep/{number}.PNG")
+    (tmp_path / "in/cut.png").write_bytes(good[0].read_bytes()[:60])
+    (tmp_path / "in/empty.jpg").write_bytes(b"")
+    (tmp_path / "in/notes.txt").write_text("not looked at in a folder")
+    output = tmp_path / "out.jsonl"
+    counts = predict(
+        PredictConfig(
+            model=str(exported[1] / "model.onnx"),
+            images=[str(tmp_path / "in"), str(tmp_path / "missing.png")],
+            output=str(output),
+            top_k=3,
+        )
+    )
+    assert counts == {"images": 3, "unreadable": 3}
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 3 and any("cut.png" in line for line in warnings)
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [len(line["predictions"]) for line in lines] == [3, 3, 3]
+    for line in lines:
+        probabilities = [entry["probability"] for entry in line["predictions"]]
+        assert probabilities == sorted(probabilities, reverse=True) and sum(probabilities) <= 1.001
+
+
+def test_nothing_readable_is_the_users_error_and_leaves_no_file(exported, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    output = tmp_path / "out.csv"
+    for images in (["bad.png"], ["nowhere/*.png"], ["none.png"]):
+        with pytest.raises(ValueError, match="none of the images could be read"):
+            predict(
+                PredictConfig(model=str(exported[1]), images=[str(tmp_path / i) for i in images], output=str(output))
+            )
+    assert not output.exists() and not list(tmp_path.glob(".tmp*"))
+
+
+def test_names_from_standard_input_and_globs(digits, exported, monkeypatch, capsys):
+    zeros = sorted((digits.images / "test/zero").glob("*.png"))[:2]
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{path}\n" for path in zeros)))
+    assert predict(PredictConfig(model=str(exported[1]), images=["-"]))["images"] == 2
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in shown] == [str(path) for path in zeros]
+    pattern = str(digits.images / "test" / "z*" / "*.png")
+    counts = predict(PredictConfig(model=str(exported[1]), images=[pattern]))
+    assert counts["images"] == len(list((digits.images / "test/zero").glob("*.png")))
+
+
+def test_wrong_inputs(exported, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    for changes, text in (
+        ({"model": str(tmp_path / "none")}, "no such file"),
+        ({"model": str(tmp_path)}, "onnxruntime cannot read it"),
+        ({"output": "found.txt"}, "must end in .csv or .jsonl"),
+        ({"images": []}, "no image given"),
+        ({"top_k": 0}, "at least 1"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            predict(PredictConfig(**{"model": str(exported[1]), "images": ["a.png"]} | changes))

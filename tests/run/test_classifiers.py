@@ -1,0 +1,57 @@
+"""A classifier that an earlier run made is used again if it is whole; and what an artifact may tell of itself."""
+
+import hashlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from must.run import classifiers
+from must.run.classifiers import provide
+from must.run.evaluation import plain
+
+
+@pytest.fixture
+def made(monkeypatch, tmp_path):
+    """The content of each classifier that was computed; computing is not what is tested here."""
+    contents = []
+
+    def run(command, output, **values):
+        contents.append(f"weights {len(contents)} of {values['classes']}".encode())
+        Path(output).write_bytes(contents[-1])
+        return SimpleNamespace(classes=("cat", "dog"))
+
+    monkeypatch.setattr(classifiers, "run", run)
+    return contents
+
+
+def ask(work, output, key="k"):
+    return provide(str(work), key, "classes.yaml", "ViT-B-16", "openai", str(output))
+
+
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_what_an_earlier_run_made_is_used_again(made, tmp_path, gcs_server, place):
+    work = tmp_path / "work" if place == "folder" else gcs_server.uri
+    first = ask(work, tmp_path / "a")
+    assert first == {"sha256": hashlib.sha256(made[0]).hexdigest(), "classes": 2, "kept": False}
+    assert ask(work, tmp_path / "b") == first | {"kept": True} and (tmp_path / "b").read_bytes() == made[0]
+    assert not ask(work, tmp_path / "c", key="other classes")["kept"] and len(made) == 2
+
+
+@pytest.mark.parametrize("file", [classifiers.FILE, classifiers.DESCRIPTION])
+@pytest.mark.parametrize("damage", ["gone", "cut short", "empty"])
+def test_what_is_gone_or_damaged_is_made_again(made, tmp_path, file, damage):
+    ask(tmp_path, tmp_path / "a")
+    kept = tmp_path / "classifiers" / "k" / file
+    if damage == "gone":
+        kept.unlink()
+    else:
+        kept.write_bytes(kept.read_bytes()[:-3] if damage == "cut short" else b"")
+    assert not ask(tmp_path, tmp_path / "b")["kept"] and (tmp_path / "b").read_bytes() == made[1]
+    assert ask(tmp_path, tmp_path / "c")["kept"] and (tmp_path / "c").read_bytes() == made[1]
+
+
+def test_metadata_has_nothing_that_kubeflow_refuses():
+    """Its converter fails a stage after its work for null, and JSON has no NaN."""
+    facts = {"a": None, "b": float("nan"), "c": float("inf"), "d": 0, "e": "", "f": 0.5, "g": False}
+    assert plain(facts) == {"d": 0, "e": "", "f": 0.5, "g": False}

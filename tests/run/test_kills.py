@@ -1,0 +1,80 @@
+"""A supervised training that is killed again and again makes the model of one that was left alone, bit for bit."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from must.distributed.heartbeat import is_running
+from must.format.index import load_index
+from must.run.notes import read_notes
+from tests.train.lives import SETTINGS, difference, until_gone
+
+ROOT = Path(__file__).parents[2]
+KEPT = {name: value for name, value in SETTINGS.items() if name not in ("preset", "epochs")} | {"select": "none"}
+
+
+def start(digits, work, output, processes):
+    values = {"classifier": str(digits.classifier), "output": str(output), "preset": "digits", "settings": KEPT}
+    values |= {"index_sha256": load_index(str(digits.shards)).sha256, "epochs": SETTINGS["epochs"]}
+    values |= {"processes": str(processes)}
+    code = "from must.run.supervise import supervised; "
+    code += f"supervised('train', 'must.run.training:train_here', 'r', {str(work)!r}, **{values!r})"
+    environment = os.environ | {"MUST_RETRIES": "9,0,1", "OMP_NUM_THREADS": "1"}
+    with (work / "log").open("ab") as log:
+        return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+
+def below(pid):
+    """All processes that descend from one."""
+    try:
+        children = [int(number) for task in Path(f"/proc/{pid}/task").iterdir()
+                    for number in (task / "children").read_text().split()]  # fmt: skip
+    except OSError:
+        return []
+    return [*children, *(one for child in children for one in below(child))]
+
+
+def steps(work):
+    return len(list((work / "checkpoints").glob("*/step-*.json")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("what", ["worker", "pod"])
+def test_five_kills_at_random_moments_change_nothing(digits, tmp_path, processes, what):
+    """`worker`: the process that trains (with two, torchrun above them). `pod`: all, and Kubeflow starts it again."""
+    chance, places = random.Random(processes), {}
+    for name in ("alone", "killed"):
+        (work := tmp_path / name).mkdir()
+        (work / "shards").symlink_to(digits.shards)
+        places[name] = work
+    assert start(digits, places["alone"], tmp_path / "a", processes).wait(timeout=300) == 0
+    work, kills = places["killed"], 0
+    process = start(digits, work, tmp_path / "b", processes)
+    while kills < 5:
+        before = steps(work)
+        deadline = time.monotonic() + 120
+        while steps(work) <= min(before, 1) and process.poll() is None:
+            assert time.monotonic() < deadline, (work / "log").read_text()
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 1.0))
+        victims = below(process.pid)
+        if process.poll() is not None or not victims:
+            break  # it was faster
+        os.kill(victims[0], signal.SIGKILL)
+        kills += 1
+        if what == "pod":
+            process.kill()
+            process.wait()
+            process = start(digits, work, tmp_path / "b", processes)
+        until_gone(victims)  # none trains on beside those of the next try
+    assert process.wait(timeout=300) == 0, (work / "log").read_text()
+    assert kills >= 2 and difference(tmp_path / "a", tmp_path / "b") == 0.0
+    (note,) = read_notes(str(work), "r")
+    assert note.state == "done" and len(note.tries) == kills and not is_running(process.pid)

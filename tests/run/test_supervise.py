@@ -1,0 +1,111 @@
+"""A stage tries again what may pass, in its own pod: real processes that are killed, stopped and refused."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from must.distributed.heartbeat import is_running
+from must.run.notes import read_notes
+from must.run.supervise import LONGEST, Policy, supervised
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def retries(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    return lambda text: monkeypatch.setenv("MUST_RETRIES", text)
+
+
+def run(work, how, times):
+    return supervised("train", "tests.supervised:unlucky", "7", str(work), how=how, times=times)
+
+
+@pytest.mark.parametrize("how, code", [("killed", 137), ("store", 75), ("bug", 1), ("75", 75), ("137", 137)])
+def test_what_may_pass_is_tried_again(tmp_path, retries, how, code, capfd):
+    retries("3,0,2")
+    assert run(tmp_path, how, times=2) == 3
+    (note,) = read_notes(str(tmp_path), "7")
+    assert note.state == "done" and [one["code"] for one in note.tries] == [code, code]
+    assert (note.result, note.facts, note.checkpoints) == ("done at last", {"version": "r1"}, "checkpoints/k")
+    shown = capfd.readouterr()
+    assert "life 1" in shown.out and f"try 1 of 4 ended with exit code {code}; trying again in 0 s" in shown.err
+
+
+def test_wrong_input_is_never_tried_again(tmp_path, retries):
+    retries("3,0,2")
+    with pytest.raises(SystemExit) as error:
+        run(tmp_path, "input", times=9)
+    (note,) = read_notes(str(tmp_path), "7")
+    assert error.value.code == note.code == 2 and (tmp_path / "started").read_text() == "x" and not note.tries
+
+
+@pytest.mark.parametrize("allowed, lives", [("2,0,2", 3), ("", 1), ("0,60,2", 1)])
+def test_it_is_given_up_after_as_many_tries_as_cluster_yaml_says(tmp_path, retries, allowed, lives):
+    retries(allowed)
+    with pytest.raises(SystemExit) as error:
+        run(tmp_path, "killed", times=9)
+    (note,) = read_notes(str(tmp_path), "7")
+    assert error.value.code == note.code == 137 and note.state == "failed" and len(note.tries) == lives - 1
+    assert (tmp_path / "started").read_text() == "x" * lives
+    assert f"life {lives}" in note.lines  # said before it was killed
+
+
+def test_pauses_grow_to_an_hour():
+    policy = Policy(9, 60, 2)
+    assert [policy.pause(number) for number in (1, 2, 3)] == [60, 120, 240] and policy.pause(9) == LONGEST
+
+
+def test_a_wrong_environment_is_one_line(tmp_path, retries, capfd):
+    retries("3,60")
+    with pytest.raises(SystemExit) as error:
+        run(tmp_path, "input", times=0)
+    assert error.value.code == 2 and "MUST_RETRIES '3,60': expected COUNT,SECONDS,FACTOR" in capfd.readouterr().err
+
+
+def start(work, function, **values):
+    """A supervisor that is a process of its own."""
+    code = "import sys; from must.run.supervise import supervised; "
+    code += f"supervised('train', 'tests.supervised:{function}', '7', {str(work)!r}, **{values!r})"
+    environment = os.environ | {"MUST_RETRIES": "3,1000,2"}
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, start_new_session=True)
+
+
+def until(condition, process):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_sigterm_is_handed_on_written_down_at_once_and_ends_it(tmp_path):
+    process = start(tmp_path, "patient")
+    until((tmp_path / "started").exists, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 75 and (tmp_path / "saved").exists()
+    (note,) = read_notes(str(tmp_path), "7")
+    assert note.signalled and (note.state, note.code, note.tries) == ("failed", 75, [])
+
+
+def test_sigterm_ends_the_pause_between_two_tries(tmp_path):
+    process = start(tmp_path, "unlucky", how="killed", times=1)
+    until(lambda: [note.tries for note in read_notes(str(tmp_path), "7") if note.tries], process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 75 and (tmp_path / "started").read_text() == "x"
+
+
+def test_a_supervisor_that_is_killed_takes_its_stage_along(tmp_path):
+    process = start(tmp_path, "patient")
+    until(lambda: (tmp_path / "started").exists() and (tmp_path / "started").read_text(), process)
+    child = int((tmp_path / "started").read_text())
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while is_running(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

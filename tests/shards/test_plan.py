@@ -1,0 +1,50 @@
+"""The order of a plan is a function of the names, and its memory does not follow their number."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+from must.shards.plan import make_plan, read_unit
+from must.sources.base import Item
+
+
+def items(count: int) -> list[Item]:
+    return [Item(f"folder-{number % 7}/{number}.jpg", number, None, None, 0) for number in range(count)]
+
+
+def test_the_plan_does_not_depend_on_the_listings_order(tmp_path: Path) -> None:
+    listing = items(3000)
+    first = make_plan(listing, tmp_path / "first", 100)
+    random.Random(0).shuffle(listing)
+    second = make_plan(listing, tmp_path / "second", 100)
+    assert first.path.read_bytes() == second.path.read_bytes() and first.fingerprint == second.fingerprint
+    assert first.starts == second.starts and first.units == 30
+    assert make_plan(listing[:-1], tmp_path / "third", 100).fingerprint != first.fingerprint
+
+
+def test_units_hold_every_item_once_and_mix_the_folders(tmp_path: Path) -> None:
+    plan = make_plan(items(1050), tmp_path, 100)
+    units = [list(read_unit(plan.path, *plan.unit(number))) for number in range(plan.units)]
+    assert [len(unit) for unit in units] == [100] * 10 + [50]
+    assert sorted(item for unit in units for item in unit) == sorted(items(1050))
+    assert all(len({item.name.split("/")[0] for item in unit}) == 7 for unit in units)
+
+
+def test_a_plan_of_many_names_needs_no_more_memory(tmp_path: Path) -> None:
+    """200,000 names as Python objects would be 60 MB."""
+    code = """
+import resource, sys
+from pathlib import Path
+from must.shards.plan import make_plan
+from must.sources.files import Item
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+make_plan((Item(f"{n}.jpg", n, None, None, 0) for n in range(1000)), Path(sys.argv[1]) / "small", 100)
+before = peak()
+make_plan((Item(f"some/folder/{n:012d}.jpg", n, None, None, 0) for n in range(200_000)), Path(sys.argv[1]), 1000)
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 12, done.stdout

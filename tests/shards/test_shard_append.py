@@ -1,0 +1,169 @@
+"""--append, duplicates and test sources: nothing moves, nothing is tested on that was trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from must.format.index import load_index
+from must.format.verify import verify
+from tests import zoo
+from tests.shards.test_shard import rejected, run, samples, tree
+
+HALVES = {"train": 0.5, "test": 0.5}
+
+
+def copy(source: Path, *names: str) -> None:
+    source.parent.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (source.parent / name).parent.mkdir(parents=True, exist_ok=True)
+        (source.parent / name).write_bytes(source.read_bytes())
+
+
+def test_append_adds_new_files_and_moves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    zoo.fill(tmp_path / "in", 30)
+    first = run(tmp_path / "in", tmp_path / "out", split=HALVES, samples_per_shard=10, append=True)
+    before = tree(tmp_path / "out")
+    old = {split: samples(tmp_path / "out", split) for split in HALVES}
+    zoo.fill(tmp_path / "in", 25, start=30)
+    second = run(tmp_path / "in", tmp_path / "out", split=HALVES, samples_per_shard=10, append=True)
+    verify(str(tmp_path / "out"))
+    after = tree(tmp_path / "out")
+    assert {name: after[name] for name in before if not name.startswith(("index", "rejected"))} == {
+        name: data for name, data in before.items() if not name.startswith(("index", "rejected"))
+    }
+    assert (first.revision, second.revision) == (0, 1)
+    for split, content in old.items():
+        now = samples(tmp_path / "out", split)
+        assert list(now)[: len(content)] == list(content)
+        assert {name: now[name] for name in content} == content
+        assert second.shards_of(split)[: len(first.shards_of(split))] == first.shards_of(split)
+    names = [name for split in HALVES for name in samples(tmp_path / "out", split)]
+    assert sorted(names) == [f"{number:05d}.png" for number in range(55)]
+    keys = [line for shard in second.shards for line in members(tmp_path / "out" / shard.name)]
+    assert len(set(keys)) == len(keys) == 110
+
+    third = run(tmp_path / "in", tmp_path / "out", split=HALVES, samples_per_shard=10, append=True)
+    assert third.sha256 == second.sha256 and "nothing new" in capsys.readouterr().out
+    assert tree(tmp_path / "out") == after
+
+
+def members(path: Path) -> list[str]:
+    import tarfile
+
+    with tarfile.open(path) as tar:
+        return tar.getnames()
+
+
+def test_splits_do_not_depend_on_what_comes_when(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 20)
+    run(tmp_path / "in", tmp_path / "grown", split=HALVES)
+    zoo.fill(tmp_path / "in", 20, start=20)
+    run(tmp_path / "in", tmp_path / "grown", split=HALVES, append=True)
+    run(tmp_path / "in", tmp_path / "at once", split=HALVES)
+    for split in HALVES:
+        assert samples(tmp_path / "grown", split) == samples(tmp_path / "at once", split)
+
+
+def test_append_from_another_folder_with_the_same_names(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "a", 5)
+    zoo.fill(tmp_path / "b", 5, start=100)
+    for number in range(5):
+        (tmp_path / "b" / f"{100 + number:05d}.png").rename(tmp_path / "b" / f"{number:05d}.png")
+    run(tmp_path / "a", tmp_path / "out")
+    assert run(tmp_path / "b", tmp_path / "out", append=True).splits["train"]["samples"] == 10
+
+
+def test_append_tries_rejected_files_again(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 5)
+    (tmp_path / "in" / "mended.png").write_bytes(b"half an upload")
+    (tmp_path / "in" / "broken.png").write_bytes(b"broken")
+    assert run(tmp_path / "in", tmp_path / "out", max_rejected=1).rejected == 2
+    (tmp_path / "in" / "mended.png").write_bytes(zoo.encoded(zoo.picture(77)))
+    index = run(tmp_path / "in", tmp_path / "out", append=True, max_rejected=1)
+    assert index.rejected == 1 and set(rejected(tmp_path / "out")) == {"broken.png"}
+    assert "mended.png" in samples(tmp_path / "out", "train")
+    again = run(tmp_path / "in", tmp_path / "out", append=True, max_rejected=0.2)  # 1 of 7, not 1 of the 1 tried again
+    assert (again.revision, again.sha256) == (1, index.sha256)
+    assert set(rejected(tmp_path / "out")) == {"broken.png"} and not (tmp_path / "out" / ".shard").exists()
+
+
+def test_append_knows_contents_of_earlier_revisions(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 12)
+    run(tmp_path / "in", tmp_path / "out", split=HALVES, samples_per_shard=5)
+    old = {split: list(samples(tmp_path / "out", split)) for split in HALVES}
+    assert all(old.values())
+    zoo.fill(tmp_path / "more", 3, start=50)
+    for split in HALVES:
+        (tmp_path / "more" / f"was-in-{split}.png").write_bytes((tmp_path / "in" / old[split][0]).read_bytes())
+    index = run(
+        tmp_path / "more",
+        tmp_path / "out",
+        split={"train": 1.0},
+        append=True,
+        drop_duplicates=True,
+        samples_per_shard=5,
+    )
+    assert (index.duplicates, index.dropped) == (2, 2)
+    assert rejected(tmp_path / "out") == {
+        "was-in-train.png": "same content as another image",
+        "was-in-test.png": "same content as another image in the split test",
+    }
+    assert len(samples(tmp_path / "out", "train")) == len(old["train"]) + 3
+
+
+def test_another_size_cannot_be_appended(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 5)
+    run(tmp_path / "in", tmp_path / "out", resize=64)
+    with pytest.raises(ValueError, match="--resize 64"):
+        run(tmp_path / "in", tmp_path / "out", append=True)
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_duplicates_are_counted_and_left_out_on_request(tmp_path: Path, drop: bool) -> None:
+    zoo.fill(tmp_path / "in", 20)
+    for number in range(6):
+        copy(tmp_path / "in" / "00000.png", f"copies/{number}.png")
+    index = run(tmp_path / "in", tmp_path / "out", drop_duplicates=drop, samples_per_shard=7)
+    found = samples(tmp_path / "out", "train")
+    verify(str(tmp_path / "out"))
+    assert index.duplicates == 6 and index.dropped == (6 if drop else 0)
+    assert len(found) == (20 if drop else 26)
+    assert len({data for data, _ in found.values()}) == 20
+    gone = rejected(tmp_path / "out")
+    assert len(gone) == index.dropped and index.rejected == 0
+    assert {*gone, *found} == {str(path.relative_to(tmp_path / "in")) for path in (tmp_path / "in").rglob("*.png")}
+
+
+def test_what_is_tested_on_is_never_trained_on(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "train", 30)
+    zoo.fill(tmp_path / "labelled", 10, start=100, labels=("cat", "dog"))
+    for number in (3, 4, 5):
+        path = tmp_path / "train" / f"{number:05d}.png"
+        (tmp_path / "labelled" / "cat" / path.name).write_bytes(path.read_bytes())
+    index = run(
+        tmp_path / "train",
+        tmp_path / "out",
+        test_source=str(tmp_path / "labelled"),
+        labels="folder",
+        samples_per_shard=8,
+        workers=2,
+    )
+    verify(str(tmp_path / "out"))
+    train, test = samples(tmp_path / "out", "train"), samples(tmp_path / "out", "test")
+    assert len(train) == 27 and len(test) == 13
+    assert not {data for data, _ in train.values()} & {data for data, _ in test.values()}
+    assert index.splits == {"train": {"samples": 27, "labelled": 0}, "test": {"samples": 13, "labelled": 13}}
+    assert set(rejected(tmp_path / "out")) == {"00003.png", "00004.png", "00005.png"}
+    assert load_index(str(tmp_path / "out")).dropped == 3
+
+
+def test_new_test_images_that_were_trained_on_are_not_tested_on(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 10)
+    run(tmp_path / "in", tmp_path / "out")
+    zoo.fill(tmp_path / "labelled", 4, start=200)
+    (tmp_path / "labelled" / "seen.png").write_bytes((tmp_path / "in" / "00001.png").read_bytes())
+    run(tmp_path / "in", tmp_path / "out", test_source=str(tmp_path / "labelled"), append=True)
+    assert "seen.png" not in samples(tmp_path / "out", "test") and len(samples(tmp_path / "out", "test")) == 4
+    assert rejected(tmp_path / "out") == {"seen.png": "same content as another image in the split train"}

@@ -1,0 +1,208 @@
+"""Every kind of source: manifests, archives, WebDataset shards."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import webdataset
+from webdataset.tariterators import base_plus_ext
+
+from must.sources.archives import expanded, key_of
+from must.sources.base import Problems
+from must.sources.open import open_source
+from tests import zoo
+from tests.shards.test_shard import rejected, run, samples
+
+
+def labels_of(output: Path, split: str = "train") -> dict[str, str | None]:
+    return {name: content["label"] for name, (_, content) in samples(output, split).items()}
+
+
+def test_a_csv_names_paths_labels_and_splits(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 6)
+    (tmp_path / "elsewhere.png").write_bytes(zoo.encoded(zoo.picture(50)))
+    rows = [
+        "path,label,split",
+        '"in/00000.png","a, quoted ""cat""",test',
+        "in/00001.png,dog,train",
+        "in/00002.png,,",
+        f"{tmp_path / 'elsewhere.png'},dog,validation",
+        "in/missing.png,dog,train",
+    ]
+    (tmp_path / "list.csv").write_text("\ufeff" + "\r\n".join(rows), encoding="utf-8")
+    index = run(tmp_path / "list.csv", tmp_path / "out", labels="csv", max_rejected=0.5)
+    assert labels_of(tmp_path / "out", "test") == {"in/00000.png": 'a, quoted "cat"'}
+    assert labels_of(tmp_path / "out") == {"in/00001.png": "dog", "in/00002.png": None}
+    assert labels_of(tmp_path / "out", "validation") == {str(tmp_path / "elsewhere.png"): "dog"}
+    assert rejected(tmp_path / "out") == {"in/missing.png": "there is no such file"}
+    assert index.labels == ('a, quoted "cat"', "dog")
+    run(tmp_path / "list.csv", tmp_path / "unlabelled", max_rejected=0.5)
+    assert set(labels_of(tmp_path / "unlabelled").values()) == {None}
+
+
+def test_jsonl_and_a_content_that_is_listed_in_two_splits(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 4)
+    shutil.copy(tmp_path / "in" / "00000.png", tmp_path / "in" / "again.png")
+    rows = [{"path": "in/00000.png", "split": "train", "label": 7}, {"path": "in/again.png", "split": "test"}]
+    rows += [{"path": "in/00001.png", "split": "train"}]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run(tmp_path / "list.jsonl", tmp_path / "out", labels="csv")
+    assert set(samples(tmp_path / "out", "train")) == {"in/00001.png"}
+    assert set(samples(tmp_path / "out", "test")) == {"in/again.png"}
+    assert rejected(tmp_path / "out") == {"in/00000.png": "same content as another image in the split test"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("list.csv", "file,label\na.png,x\n", "must name the columns path"),
+        ("list.csv", "path,split\na.png,Not A Name\n", "line 2: 'Not A Name' is no split name"),
+        ("list.csv", "path,label\n,x\n", "line 2: no 'path'"),
+        ("list.jsonl", '{"path": "a.png"}\n{"path": \n', "cannot be read"),
+        ("list.jsonl", '["a.png"]\n', "line 1: expected a JSON object"),
+        ("list.jsonl", '{"label": "x"}\n', "line 1: no 'path'"),
+        ("list.csv", "path\n", "no images"),
+    ],
+)
+def test_a_wrong_manifest_is_one_line_and_leaves_nothing(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        run(tmp_path / name, tmp_path / "out", labels="csv")
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def make_archive(folder: Path, kind: str) -> Path:
+    path = folder.parent / f"archive.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in sorted(folder.rglob("*")):
+                archive.write(file, file.relative_to(folder))
+    else:
+        with tarfile.open(path, f"w:{kind.partition('.')[2]}") as tar:
+            tar.add(folder, ".")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "tar.bz2", "tar.xz", "zip"])
+def test_an_archive_gives_what_its_folder_gives(tmp_path: Path, kind: str) -> None:
+    zoo.fill(tmp_path / "in", 20, labels=("cat", "grün 猫"))
+    (tmp_path / "in" / "notes.txt").write_text("x")
+    (tmp_path / "in" / "bad.jpg").write_bytes(b"bad")
+    options = {"labels": "folder", "max_rejected": 1, "workers": 2, "samples_per_shard": 7}
+    folder = run(tmp_path / "in", tmp_path / "from folder", **options)
+    index = run(make_archive(tmp_path / "in", kind), tmp_path / "out", **options)
+    assert samples(tmp_path / "out", "train") == samples(tmp_path / "from folder", "train")
+    assert rejected(tmp_path / "out") == rejected(tmp_path / "from folder")
+    assert (index.skipped, index.labels) == (folder.skipped, folder.labels)
+    assert [shard.sha256 for shard in index.shards] == [shard.sha256 for shard in folder.shards]
+
+
+def test_names_in_archives_lead_nowhere(tmp_path: Path) -> None:
+    evil = ["../../escaped.png", "/absolute.png", "a/../../b.png"]
+    data = zoo.encoded(zoo.picture())
+    with tarfile.open(tmp_path / "evil.tar", "w") as tar:
+        for name in evil:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+        for kind, name in (
+            (tarfile.SYMTYPE, "link.png"),
+            (tarfile.LNKTYPE, "hard.png"),
+            (tarfile.CHRTYPE, "device.png"),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "/etc/passwd"
+            tar.addfile(member)
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
+        for name in evil:
+            archive.writestr(name, data)
+    (tmp_path / "inside").mkdir()
+    for kind in ("tar", "zip"):
+        output = tmp_path / "inside" / kind
+        run(tmp_path / f"evil.{kind}", output, max_rejected=1)
+        assert set(samples(output, "train")) == set(evil)
+        with tarfile.open(output / "train-000000.tar") as tar:
+            assert all("/" not in name and ".." not in name for name in tar.getnames())
+    assert set(rejected(tmp_path / "inside" / "tar")) == {"link.png", "hard.png", "device.png"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evil.tar", "evil.zip", "inside"]
+
+
+def test_damaged_archives_and_members(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 10)
+    for kind in ("tar", "tar.gz", "zip"):
+        whole = make_archive(tmp_path / "in", kind).read_bytes()
+        (tmp_path / f"cut.{kind}").write_bytes(whole[: len(whole) * 2 // 3])
+        with pytest.raises(ValueError, match=f"cut.{kind}: the archive is damaged") as error:
+            run(tmp_path / f"cut.{kind}", tmp_path / "out")
+        assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+    data = bytearray((tmp_path / "archive.zip").read_bytes())
+    data[len(data) // 4] ^= 0xFF  # inside a member's compressed bytes
+    (tmp_path / "flipped.zip").write_bytes(data)
+    run(tmp_path / "flipped.zip", tmp_path / "out", max_rejected=0.1)
+    assert len(rejected(tmp_path / "out")) == 1 and "damaged in the archive" in str(rejected(tmp_path / "out"))
+
+
+def test_a_zip_bomb_is_not_expanded(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros.png", bytes(30_000_000))
+        archive.writestr("fine.png", zoo.encoded(zoo.picture()))
+    data = bytearray((tmp_path / "bomb.zip").read_bytes())
+    place = data.index(b"PK\x01\x02")
+    data[place + 24 : place + 28] = (1000).to_bytes(4, "little")  # the directory lies about the size
+    (tmp_path / "bomb.zip").write_bytes(data)
+    run(tmp_path / "bomb.zip", tmp_path / "out", max_rejected=0.5, max_file_mb=1)
+    assert rejected(tmp_path / "out") == {"zeros.png": "more than 1000000 bytes"}
+    source = open_source(str(tmp_path / "bomb.zip"), "none", "--source")
+    items = {item.name: item for item in source.items(Problems(lambda name, reason: None))}
+    assert len(source.read(items["zeros.png"], 5000)) == 5000
+
+
+def test_webdataset_shards_are_a_source_with_their_labels(tmp_path: Path) -> None:
+    (tmp_path / "wds").mkdir()
+    with webdataset.ShardWriter(str(tmp_path / "wds" / "x-%03d.tar"), maxcount=4, verbose=0) as writer:
+        for number in range(10):
+            writer.write(
+                {"__key__": f"s{number}", "png": zoo.encoded(zoo.picture(number)), "cls": number % 3, "txt": "hi"}
+            )
+    for source in (tmp_path / "wds", tmp_path / "wds" / "x-{000..002}.tar"):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        index = run(source, tmp_path / "out", labels="csv")
+        assert index.skipped == {".txt": 10}
+        found = {name.partition("/")[2]: label for name, label in labels_of(tmp_path / "out").items()}
+        assert found == {f"s{number}.png": str(number % 3) for number in range(10)}
+    again = run(tmp_path / "out", tmp_path / "again", labels="csv")
+    assert again.labels == ("0", "1", "2") and again.splits["train"]["labelled"] == 10
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "d.e/a.seg.PNG", "x/y/z.json", "d/no-extension", "d/.hidden"])
+def test_keys_are_split_as_webdataset_splits_them(name: str) -> None:
+    base, extension = base_plus_ext(name)
+    if base is not None and "." in name.rpartition("/")[2]:
+        assert key_of(name) == (base, extension.lower())
+
+
+def test_braces_are_ranges_and_lists() -> None:
+    assert expanded("x-{08..11}.tar") == ["x-08.tar", "x-09.tar", "x-10.tar", "x-11.tar"]
+    assert expanded("{a,b}/{0..1}.tar") == ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar"]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nowhere/{0..3}.tar", "there is no such file: .*nowhere/0.tar"),
+        ("nowhere.zip", "there is no such folder or file"),
+        ("list.csv", "there is no such file"),
+        ("file.bin", "expected a folder of images"),
+    ],
+)
+def test_a_source_that_is_none_is_said_at_once(tmp_path: Path, source: str, message: str) -> None:
+    (tmp_path / "file.bin").write_bytes(b"x")
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,166 @@
+"""The gates: decisions on metrics whose answer is known, and that the label-free one sees no labels."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from must.config import EvaluateConfig
+from must.evaluate.evaluate import evaluate, measure
+from must.evaluate.scores import Collector, Samples
+from must.gate import LabelFreeLimits, label_free_gate, labelled_gate
+from must.model.bundle import load_bundle, save_bundle
+
+CLASSES = list("abcdefghij")
+
+
+def metrics_of(after, labelled=True, images=500, seed=0):
+    """`after`: function of (logits of the baseline, labels, generator) -> logits of the adapted model."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 10, images)
+    logits = generator.normal(size=(images, 10))
+    logits[np.arange(images), labels] += 2
+    scores = []
+    shown = labels if labelled else np.full(images, -1)
+    for values in (after(logits.copy(), labels, generator), logits):
+        collector = Collector(10)
+        collector.add(torch.from_numpy(values).float(), shown)
+        scores.append(collector.result())
+    samples = Samples(np.arange(images), shown, np.full(images, "file", dtype=object))
+    return measure(samples, *scores, CLASSES)
+
+
+def better(logits, labels, _):
+    logits[np.arange(len(labels)), labels] += 2
+    return 2 * logits
+
+
+def collapsed(logits, labels, _):
+    logits[:, 3] += 20
+    return logits
+
+
+def noisy(logits, labels, generator):
+    return 0.3 * logits + generator.normal(size=logits.shape) * 0.2
+
+
+RUNG = {"alpha": 1.0, "z": 3.0, "changed": 0.2, "outcome": "kept"}
+AUDIT = {
+    "outcome": "gain",
+    "alpha": 1.0,
+    "reason": "",
+    "images": 500,
+    "rungs": [RUNG],
+    "signal": {"renamed": 0.0},
+    "copies": 0,
+}
+
+
+def audited(outcome="gain", labelled=True, selection=None, name="zero-shot", after=better, **changes):
+    metrics = metrics_of(after, labelled) | {"baseline_name": name}
+    metrics["model"] = {"provenance": {"selection": selection} if selection else {}}
+    metrics["label_free"]["compared"]["audit"] = {**AUDIT, "outcome": outcome, **changes}
+    return metrics
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize(
+    ("values", "passes", "outcome", "reason"),
+    [
+        ({}, True, "gain", ""),
+        ({"outcome": "refused", "reason": "at 0.5 they do not"}, False, "stopped", "speak against the change (at 0.5"),
+        ({"outcome": "undecided"}, False, "stopped", "too weak"),
+        ({"outcome": "undecided", "selection": {"alpha": 0.7, "images": 1000}}, True, "gain", ""),
+        ({"outcome": "refused", "selection": {"alpha": 0.7, "images": 1000}}, False, "stopped", "speak against"),
+        ({"outcome": "undecided", "selection": {"alpha": 0.0, "images": 1000}}, False, "stopped", "too weak"),
+        ({"outcome": "same"}, True, "zero-shot", ""),
+        ({"outcome": "same", "name": "baseline"}, False, "stopped", "nothing to promote"),
+        ({"signal": {"renamed": 0.1}}, False, "stopped", "only changed its name"),
+        ({"signal": {"renamed": None}, "outcome": "undecided"}, False, "stopped", "too weak"),
+    ],
+)
+def test_label_free_gate(values, passes, outcome, reason, labelled):
+    decision = label_free_gate(audited(labelled=labelled, **values))
+    assert decision.passed == passes and decision.gate == "label-free" and decision.outcome == outcome
+    stops = [text for text in decision.reasons if text.startswith("STOP")]
+    assert any(reason in text for text in stops) if reason else not stops
+
+
+def test_what_the_user_asks_for_besides_is_asked(capsys):
+    """Both off by default: a large gain changes many images, and absent classes may go."""
+    metrics = audited(after=collapsed)
+    assert label_free_gate(metrics).passed
+    for limits, text in (({"min_agreement": 0.9}, "same class"), ({"min_effective_classes": 0.8}, "effective classes")):
+        decision = label_free_gate(metrics, LabelFreeLimits(**limits))
+        assert not decision.passed and any(r.startswith("STOP") and text in r for r in decision.reasons)
+
+
+def test_the_label_free_gate_reads_no_labels():
+    """Whatever the labelled part of the metrics says, the decision is the same; it works without that part."""
+    whole = audited()
+    without = {"label_free": whole["label_free"], "classes": whole["classes"]}
+    assert label_free_gate(without) == label_free_gate(whole)
+    assert audited(labelled=False)["label_free"] == whole["label_free"]
+
+
+def decided(digits, folder, bundle, **changes):
+    save_bundle(str(folder / "bundle"), bundle.model, bundle.description)
+    values = {"model": str(folder / "bundle"), "baseline": digits.classifier, "shards": digits.shards}
+    settings = {"output": str(folder / "report"), "split": "train", "workers": 0, "device": "cpu", **changes}
+    return label_free_gate(evaluate(EvaluateConfig(**values, **settings)))
+
+
+def test_a_gain_passes_and_damage_to_the_same_model_does_not(digits, tmp_path):
+    """On real predictions: the tuned model, the same with two classes' names exchanged, and with two merged."""
+    good = load_bundle(digits.adapted)
+    assert decided(digits, tmp_path / "good", good).passed
+    renamed = load_bundle(digits.adapted)
+    renamed.model.classifier.data[:, [3, 8]] = renamed.model.classifier.data[:, [8, 3]]
+    assert decided(digits, tmp_path / "renamed", renamed).outcome == "stopped"
+    merged = load_bundle(digits.adapted)
+    merged.model.classifier.data[:, 0] = -merged.model.classifier.data[:, 0]  # nobody is a zero any more
+    assert decided(digits, tmp_path / "merged", merged).outcome == "stopped"
+
+
+def test_zero_shot_itself_is_said_to_be_kept(digits, tmp_path):
+    decision = decided(digits, tmp_path, load_bundle(digits.zero_shot))
+    assert decision.passed and decision.outcome == "zero-shot" and "zero-shot is kept" in decision.reasons[0]
+
+
+def test_a_model_of_another_shape_needs_labels():
+    metrics = audited()
+    metrics["label_free"]["compared"]["audit"] = None
+    decision = label_free_gate(metrics)
+    assert not decision.passed and "take the labelled gate" in decision.reasons[0]
+
+
+def test_labelled_gate_needs_the_interval_above_the_gain():
+    good, worse = metrics_of(better), metrics_of(noisy)
+    assert labelled_gate(good).passed
+    low = good["intervals"]["top1"][0]
+    assert labelled_gate(good, min_gain=low - 0.001).passed
+    assert not labelled_gate(good, min_gain=low).passed
+    assert not labelled_gate(worse).passed
+    same = metrics_of(lambda logits, labels, _: logits)
+    assert not labelled_gate(same).passed, "no change is no gain"
+
+
+def test_labelled_gate_makes_no_decision_on_few_images():
+    few = metrics_of(better, images=60)
+    decision = labelled_gate(few)
+    assert not decision.passed and decision.reasons[0].startswith("STOP  labelled images 60")
+    assert labelled_gate(few, min_images=50).passed
+
+
+def test_wrong_questions():
+    unlabelled, alone = metrics_of(better, labelled=False), copy.deepcopy(metrics_of(better))
+    alone["baseline"] = alone["label_free"]["compared"] = None
+    for call, text in (
+        (lambda: labelled_gate(unlabelled), "has none"),
+        (lambda: labelled_gate(alone), "needs a baseline"),
+        (lambda: label_free_gate(alone), "give `must evaluate` a --baseline"),
+        (lambda: labelled_gate(metrics_of(better), key="nll"), "take top1, top5 or mean_per_class"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            call()
