@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 from components.train_job.launcher import train_on_nodes
-from pipeline.cluster import load_cluster
+from pipeline.cluster.load import load_cluster
+from pipeline.cluster.nodes import nodes_of
 from pipeline.compile import CLUSTER
-from pipeline.nodes import nodes_of
 from tests.promote.bundles import make_bundle
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,8 @@ from components.train_job.manifest import request
 from must.data.index import load_index
 from must.model.bundle import load_bundle, load_description
 from must.run.training import job_values
-from pipeline.cluster import Cluster
-from pipeline.nodes import nodes_of
+from pipeline.cluster.config import Cluster
+from pipeline.cluster.nodes import nodes_of
 from tests.evaluate.digits import digits as make_digits
 from tests.gcs import free_port
 

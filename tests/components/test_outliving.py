@@ -16,8 +16,8 @@ from must.data.index import load_index
 from must.run import lifeline
 from must.run.lifeline import alive
 from must.run.training import job_values
-from pipeline.cluster import Cluster, GpuPool, Training
-from pipeline.nodes import nodes_of
+from pipeline.cluster.config import Cluster, GpuPool, Training
+from pipeline.cluster.nodes import nodes_of
 from tests.components.fleet import Fleet
 from tests.components.launching import ROOT
 from tests.evaluate.digits import digits as make_digits

@@ -18,9 +18,10 @@ from pathlib import Path
 
 from must import storage
 from must.cli import run
-from pipeline.cluster import Cluster, load_cluster
+from pipeline.cluster.config import Cluster
+from pipeline.cluster.load import load_cluster
 from pipeline.compile import CLUSTER, compile_pipeline
-from pipeline.kfp_api import Kfp, add_arguments
+from pipeline.server.api import Kfp, add_arguments
 from tests.kfp.cases import CASES, Case, Skipped
 from tests.kfp.cluster import Pods
 from tests.kfp.runs import Runs, Seen

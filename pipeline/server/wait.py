@@ -11,8 +11,8 @@ from must import storage
 from must.run.notes import folder_of
 from must.run.summary import PAGE
 from must.text import printable_page
-from pipeline.kfp_api import Kfp, LaterError, asking
-from pipeline.workflows import Workflows
+from pipeline.server.api import Kfp, LaterError, asking
+from pipeline.server.workflows import Workflows
 
 OVER = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
 GOOD = ("SUCCEEDED", "SKIPPED")
