@@ -29,9 +29,8 @@ def param(
 
 @dataclass(kw_only=True)
 class StageConfig:
-    """Base of the stages' parameters. Subclasses say what the stage does in `summary` and `example`."""
+    """Base of the stages' parameters. Subclasses give a command line as an `example`."""
 
-    summary: ClassVar[str] = ""
     example: ClassVar[str] = ""
 
     def __post_init__(self) -> None:

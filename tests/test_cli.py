@@ -1,12 +1,15 @@
 """The command line as a user meets it: real processes, their output and exit codes."""
 
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import must as must_package
 from must import cli
-from must.config import STAGES
+from must.stages import STAGES, call
 
 
 def must(*arguments, **options):
@@ -85,9 +88,22 @@ def test_a_wrong_stage_is_one_line():
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    monkeypatch.setitem(cli.STAGE_FUNCTIONS, "demo", "tests.test_cli:a_bug")
+    monkeypatch.setitem(STAGES, "demo", STAGES["demo"]._replace(function="tests.test_cli:a_bug"))
     with pytest.raises(ValueError, match="invalid literal"):
         cli.main(["demo", "--output", "x"])
+
+
+def test_the_library_is_not_its_own_command_line():
+    root = Path(must_package.__file__).parent
+    text = {path: path.read_text() for place in (root, root.parent / "components") for path in place.rglob("*.py")}
+    assert [path.name for path, code in text.items() if "must.cli" in code] == ["__main__.py"]
+
+
+def test_a_stage_called_from_python_raises_and_takes_no_signal_over(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ValueError, match="nowhere holds no index.json"):
+        call("evaluate", model="m", shards="nowhere", output=str(tmp_path / "out"))
+    assert signal.getsignal(signal.SIGTERM) is before and not list(tmp_path.iterdir())
 
 
 def a_bug(_config):

@@ -10,7 +10,6 @@ from must.parameters import StageConfig, param, require
 
 @dataclass(kw_only=True)
 class EvaluateConfig(StageConfig):
-    summary = "Measure the adapted model against the zero-shot one; write metrics.json and report.html."
     example = (
         "must evaluate --model model/ --baseline classifier.safetensors --shards shards/ --split test --output report/"
     )

@@ -10,7 +10,6 @@ from must.parameters import StageConfig, param, require
 
 @dataclass(kw_only=True)
 class ShardConfig(StageConfig):
-    summary = "Pack images into WebDataset shards with an index, ready to train on."
     example = "must shard --source photos/ --test-source labelled/ --labels folder --output shards/"
 
     source: str = param(

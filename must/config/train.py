@@ -12,11 +12,10 @@ from must.parameters import StageConfig, convert, flag, param, require
 class TrainConfig(StageConfig):
     """Defaults are the published method's (arXiv 2206.02967); presets set what differs from task to task.
 
-    The command line fills in the preset's settings (`must.cli.read_config`); from Python, `must.cli.run("train", ...)`
-    does the same, while TrainConfig(...) itself takes these defaults.
+    The command line fills in the preset's settings, and so does `must.stages.call("train", ...)` from Python, while
+    TrainConfig(...) itself takes these defaults.
     """
 
-    summary = "Adapt the zero-shot classifier to unlabeled images with masked unsupervised self-training (MUST)."
     example = (
         "must train --shards shards/ --classifier classifier.safetensors --output model/\n"
         "  torchrun --nproc-per-node=8 -m must train --shards ... (on several GPUs)"

@@ -10,24 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from must import storage
-from must.cli import run
 from must.evaluate.gate import ZERO_SHOT, Decision
 from must.promote.decide import against_champion, as_markdown
 from must.promote.promote import read_json
 from must.promote.registry import Registry
-from must.run.notes import RUN_ID, folder_of
+from must.run.notes import RUN_ID
+from must.run.places import WorkUri
 from must.run.training import origin
+from must.stages import call
 from must.text import encoded
 
 
 def evaluate(
-    work_uri: str, index_sha256: str, bundle: str, classifier: str, split: str, details: str, report: str
+    work_uri: str, *, index_sha256: str, bundle: str, classifier: str, split: str, details: str, report: str
 ) -> dict[str, Any]:
     """Evaluates against the zero-shot model; the report is also copied to where Kubeflow shows it."""
-    shards = storage.join(work_uri, "shards")
-    metrics = run(
-        "evaluate", model=bundle, baseline=classifier, shards=shards, index_sha256=index_sha256, split=split,
-        output=details,
+    metrics = call(
+        "evaluate", model=bundle, baseline=classifier, shards=WorkUri(work_uri).shards, index_sha256=index_sha256,
+        split=split, output=details,
     )  # fmt: skip
     storage.write_bytes(report, storage.read_bytes(storage.join(details, "report.html")))
     return metrics
@@ -60,7 +60,7 @@ def accuracy(metrics: dict[str, Any]) -> dict[str, Any]:
 
 def keep_report(work_uri: str, report: str) -> str:
     """A copy beside the run's notes, where the summary's page can lead to; returns its place."""
-    place = storage.join(folder_of(work_uri, os.environ.get(RUN_ID, "")), "report.html")
+    place = storage.join(WorkUri(work_uri).notes(os.environ.get(RUN_ID, "")), "report.html")
     storage.write_bytes(place, storage.read_bytes(report))
     return place
 
@@ -75,10 +75,11 @@ def headline(metrics: dict[str, Any]) -> str:
 
 def decide(
     work_uri: str,
+    *,
     bundle: str,
     details: str,
     registry: str,
-    name: str,
+    model_name: str,
     key: str,
     champion: str,
     champion_uri: str,
@@ -97,47 +98,47 @@ def decide(
     metrics, against = storage.join(details, "metrics.json"), "the zero-shot model"
     with tempfile.TemporaryDirectory() as folder:
         if champion_uri and gate != "none":
-            shards = storage.join(work_uri, "shards")
             same = read_json(storage.join(details, "metrics.json"), "metrics")["data"]["index_sha256"]
-            run(
-                "evaluate", model=bundle, baseline=champion_uri, shards=shards, index_sha256=same, split=split,
-                output=folder,
+            call(
+                "evaluate", model=bundle, baseline=champion_uri, shards=WorkUri(work_uri).shards, index_sha256=same,
+                split=split, output=folder,
             )  # fmt: skip
             against = f"the champion, {champion}"
             by_champion = f"{folder}/metrics.json"
             facts = {"against": against, "before": accuracy(read_json(by_champion, "metrics")).get("before")}
             if gate == "labelled":
                 metrics = by_champion
-        result: Decision = run("gate", metrics=metrics, gate=gate, output=decision, **settings)
+        result: Decision = call("gate", metrics=metrics, gate=gate, output=decision, **settings)
         if champion_uri and gate == "label-free":
-            result = against_champion(result, run("gate", metrics=by_champion, gate=gate, **settings))
+            result = against_champion(result, call("gate", metrics=by_champion, gate=gate, **settings))
             storage.write_bytes(decision, json.dumps(result.to_dict(), indent=1).encode())
     storage.write_bytes(page, encoded(as_markdown(result, against)))
     if not result.passed:
-        Registry(registry, name).decide(key, "stopped", result.reasons)
+        Registry(registry, model_name).decide(key, "stopped", result.reasons)
         print(f"the model is not promoted; it stays among this run's artifacts, and {against} stays what it was")
     outcome = "kept zero-shot" if result.outcome == ZERO_SHOT else "passed" if result.passed else "stopped"
     return result, {**facts, "outcome": outcome, "reasons": result.reasons}
 
 
 def promote(
+    *,
     bundle: str,
     onnx: str,
     details: str,
     decision: str,
     registry: str,
-    name: str,
+    model_name: str,
     key: str,
     champion: str,
     output: str,
 ) -> dict[str, Any]:
     """Promotes, remembers that this data was decided on, and writes down where the version lies."""
     metrics = storage.join(details, "metrics.json")
-    latest = run(
-        "promote", model=bundle, onnx=onnx, metrics=metrics, decision=decision, registry=registry, name=name,
+    latest = call(
+        "promote", model=bundle, onnx=onnx, metrics=metrics, decision=decision, registry=registry, name=model_name,
         champion=champion,
     )  # fmt: skip
-    place = Registry(registry, name)
+    place = Registry(registry, model_name)
     place.decide(key, f"promoted as {latest.version}", read_json(decision, "--decision")["reasons"])
     facts = {"version": latest.version, "registry": place.place(latest.version), **model_facts(bundle, details)}
     Path(output).parent.mkdir(parents=True, exist_ok=True)

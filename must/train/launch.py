@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from must.cli import ENDS_WITH_PARENT
+from must.exits import ENDS_WITH_PARENT
 from must.model.bundle import load_description
 from must.parameters import require
 from must.train.distributed import PREEMPTED

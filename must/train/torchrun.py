@@ -18,7 +18,7 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from must.cli import ENDS_WITH_PARENT, end_with_parent
+from must.exits import ENDS_WITH_PARENT, end_with_parent
 from must.train.distributed import PREEMPTED
 
 SPOKEN_FOR = (2, PREEMPTED)  # codes of processes that said themselves what the matter is

@@ -21,7 +21,8 @@ def nodes(name="gke"):
 
 def train(work, **changes):
     arguments = {"nodes": nodes(), "settings": {"lr": 1e-3}, "preset": "digits"} | changes
-    return train_on_nodes(str(work), "sha", str(work.parent / "classifier"), str(work.parent / "output"), **arguments)
+    places = {name: str(work.parent / name) for name in ("classifier", "output")}
+    return train_on_nodes(str(work), index_sha256="sha", **places, **arguments)
 
 
 def publish(work):
