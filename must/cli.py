@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import must
 from must.exits import INTERRUPTED, WRONG_INPUT, end_with_parent, exiting
-from must.parameters import add_flags
+from must.parameters import add_flags, usage_of
 from must.stages import STAGES, configure, run
 
 EPILOG = """\
@@ -88,10 +88,14 @@ def build_parser() -> argparse.ArgumentParser:
             description=stage.help,
             epilog=f"example:\n  {stage.config.example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            usage=usage_of(stage.config),
             allow_abbrev=False,  # --epoch would be --epochs today, and an error once there is an --epoch-something
+            add_help=False,  # it comes last
         )
         add_flags(command, stage.config)
-        command.add_argument(
+        general = command.add_argument_group("general")
+        general.add_argument("-h", "--help", action="help", help="show this and exit")
+        general.add_argument(
             "--config",
             dest="config_file",
             metavar="FILE.yaml",

@@ -45,6 +45,8 @@ def test_components_stay_thin(path):
         "must.data.shard",
         "must.export.predict",
         "must.cli",
+        "must.exits",
+        "must.stages",
         "must.run.cards",
         "must.run.summary",
         "must.run.inputs",

@@ -1,8 +1,9 @@
 """The command line as a user meets it: real processes, their output and exit codes."""
 
-import signal
+import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -99,11 +100,26 @@ def test_the_library_is_not_its_own_command_line():
     assert [path.name for path, code in text.items() if "must.cli" in code] == ["__main__.py"]
 
 
-def test_a_stage_called_from_python_raises_and_takes_no_signal_over(tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(ValueError, match="nowhere holds no index.json"):
-        call("evaluate", model="m", shards="nowhere", output=str(tmp_path / "out"))
-    assert signal.getsignal(signal.SIGTERM) is before and not list(tmp_path.iterdir())
+def test_a_stage_called_from_python_raises(tmp_path):
+    with pytest.raises(ValueError, match=r"^nowhere holds no index\.json"):
+        call("train", shards="nowhere", classifier="c", output=str(tmp_path / "out"))
+    assert not list(tmp_path.iterdir())
+
+
+HEADED = [name for name, stage in STAGES.items() if len(fields(stage.config)) > 12]
+
+
+@pytest.mark.parametrize("stage", HEADED)
+def test_a_long_help_has_headings_and_begins_with_what_matters_most(stage):
+    _, *groups = re.split(r"^(?=\w[^\n]*:\n)", must(stage, "--help").stdout, flags=re.MULTILINE)
+    titles = [group.partition(":")[0] for group in groups]
+    assert titles[0] == "most used" and titles[-2:] == ["general", "example"] and len(titles) > 4
+    required = [field.name for field in fields(STAGES[stage].config) if field.default is field.default_factory]
+    assert required and all(f"  --{name.replace('_', '-')} " in groups[0] for name in required)
+    assert len(re.findall(r"^  --", groups[0], flags=re.MULTILINE)) <= 10
+    for field in fields(STAGES[stage].config):
+        flag = rf"^  --{field.name.replace('_', '-')}[ ,]"
+        assert len([group for group in groups if re.search(flag, group, flags=re.MULTILINE)]) == 1, field.name
 
 
 def a_bug(_config):
