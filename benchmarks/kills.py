@@ -22,7 +22,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from must.cli import run
+from must.stages import call
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -51,12 +51,12 @@ class Training:
 
     def __init__(self, work: Path, options: argparse.Namespace) -> None:
         self.work, self.output = work, work / "bundle"
-        run("demo", output=str(work / "demo"))
-        index = run(
+        call("demo", output=str(work / "demo"))
+        index = call(
             "shard", source=str(work / "demo/images/unlabeled"), output=str(work / "shards"), labels="none"
         )  # fmt: skip
         classifier = str(work / "classifier.safetensors")
-        run("classifier", classes=str(work / "demo/classes.yaml"), model=str(work / "demo/model"), output=classifier)
+        call("classifier", classes=str(work / "demo/classes.yaml"), model=str(work / "demo/model"), output=classifier)
         settings = {"checkpoint_seconds": options.interval, "checkpoint_every": 10**6, "select": "none", "log_every": 1}
         self.values = {
             "index_sha256": index.sha256, "classifier": classifier, "output": str(self.output), "preset": "digits",

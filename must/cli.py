@@ -4,44 +4,17 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import importlib
 import os
-import re
-import signal
 import sys
-import threading
-import time
-import traceback
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import must
-from must.config import STAGES, TrainConfig
 from must.distributed.parent import end_with_parent
-from must.exits import PREEMPTED
-from must.first_look import first_look
-from must.parameters import StageConfig, add_flags, load, read_yaml
-from must.storage import LaterError
-from must.text import printable
+from must.exits import INTERRUPTED, WRONG_INPUT, exiting
+from must.parameters import add_flags, usage_of
+from must.stages import STAGES, configure, run
 
-Result = TypeVar("Result")
-STAGE_FUNCTIONS = {
-    "shard": "must.shards.build:shard",
-    "classifier": "must.model.classifier:classifier",
-    "train": "must.train.trainer:train",
-    "select": "must.select.select:select",
-    "evaluate": "must.evaluate.evaluate:evaluate",
-    "export": "must.export.onnx:export",
-    "gate": "must.gate:gate",
-    "promote": "must.promote.promote:promote",
-    "predict": "must.predict.predict:predict",
-    "demo": "must.demo:demo",
-}
-LONGEST = 2000  # characters of the line that says what is wrong: it may quote what came from outside
-OTHERS_WAIT = 10  # seconds: of a fault that all processes find, torchrun lets only the first one speak
 EPILOG = """\
 exit codes: 0 done, 2 the input is wrong (one line says what), 75 stopped and resumable, 1 a bug
 a first run:  must demo --output demo && must shard --source demo/images/unlabeled \\
@@ -55,78 +28,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         end_with_parent()
     options = vars(build_parser().parse_args(arguments))
     command = options.pop("command")
-    try:
-        if command == "index":
-            run_index(options)
-        else:
-            run_stage(command, read_config(command, options))
-    except BrokenPipeError:  # `must ... | head`
-        sys.stderr.close()
-        raise SystemExit(1) from None
-    except (ValueError, OSError) as error:
-        fail(command, error)
-    except KeyboardInterrupt:
-        print(f"must {command}: interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
-
-
-def run(command: str, **values: Any) -> Any:
-    """A stage from another program, such as a pipeline component: returns its result, exits as the command line does.
-
-    Values that are None are left at their defaults.
-    """
-    try:
-        return run_stage(command, read_config(command, {k: v for k, v in values.items() if v is not None}))
-    except (ValueError, OSError) as error:
-        fail(command, error)
-
-
-def call(command: str, function: Callable[..., Result], *values: Any, **named: Any) -> Result:
-    """Any function of this package, from a pipeline component: exits as the command line does."""
-    try:
-        return function(*values, **named)
-    except (ValueError, OSError) as error:
-        fail(command, error)
-
-
-def run_stage(command: str, config: StageConfig) -> Any:
-    """Imports no more than the stage needs (`must shard` runs where there is no torch), and that after a first look."""
-    module, function = STAGE_FUNCTIONS[command].split(":")
-    with ending_on_sigterm(command), warnings.catch_warnings():
-        # About large images (our own limit decides) and damaged metadata (the pixels count): no user could act on them.
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        first_look(command, config)
+    with exiting(command):
         try:
-            return getattr(importlib.import_module(module), function)(config)
-        except ModuleNotFoundError as error:  # a small installation, or the wrong image
-            if (error.name or "must").split(".")[0] == "must":
-                raise
-            raise ValueError(
-                f"the package {error.name} is not installed here; install it with: pip install 'must-clip[all]', "
-                "or take the image that has it (docs/containers.md)"
-            ) from None
-
-
-@contextmanager
-def ending_on_sigterm(command: str) -> Iterator[None]:
-    """SIGTERM ends the stage with exit code 75: nothing half-written is left, and the same command can be run again.
-
-    In a container the stage is the first process, which the kernel does not end by a signal it did not ask for. Stages
-    that save their state take the signal over while they run.
-    """
-
-    def stop(number: int, frame: object) -> None:
-        print(f"must {command}: stopped by SIGTERM; run the same command again to go on", file=sys.stderr)
-        raise SystemExit(PREEMPTED)
-
-    if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+            if command == "index":
+                run_index(options)
+            else:
+                file = options.pop("config_file", None)
+                run(command, configure(command, options, file))
+        except BrokenPipeError:  # `must ... | head`
+            sys.stderr.close()
+            raise SystemExit(1) from None
+        except KeyboardInterrupt:
+            print(f"must {command}: interrupted", file=sys.stderr)
+            raise SystemExit(INTERRUPTED) from None
 
 
 def run_index(options: dict[str, Any]) -> None:
@@ -134,67 +48,6 @@ def run_index(options: dict[str, Any]) -> None:
     from must.format.verify import verify
 
     {"show": show, "verify": verify}[options["action"]](options["uri"])
-
-
-def read_config(command: str, flags: dict[str, Any]) -> StageConfig:
-    file = flags.pop("config_file", None)
-    stage = STAGES[command]
-    base: dict[str, Any] = {}
-    if stage is TrainConfig:
-        from_file = read_yaml(stage, file) if file else {}
-        load(stage, flags, file)  # what is wrong with the values is said before any file is looked for
-        base = train_preset({**from_file, **flags})
-    return load(stage, flags, file, base)
-
-
-def train_preset(values: dict[str, Any]) -> dict[str, Any]:
-    """The preset's settings for the model, which the classifier file names unless --model does; `auto` if none is
-    named."""
-    if values.get("preset") in (None, "", "auto"):
-        from must.train.auto import auto
-
-        return auto(values)
-    from must.model.classifier import read_header
-    from must.train.presets import preset
-
-    model = values.get("model") or (read_header(values["classifier"])["model"] if values.get("classifier") else "")
-    return preset(values["preset"], model)
-
-
-def fail(command: str, error: Exception) -> NoReturn:
-    """One line and exit code 2 for the user's error, 75 for what may work later.
-
-    A bug goes on as what it is, with its traceback.
-    """
-    later = isinstance(error, LaterError)
-    if not later and not is_users(error):
-        raise error
-    if os.environ.get("RANK", "0") != "0":
-        time.sleep(OTHERS_WAIT)
-    print(f"must {command}: {printable(message(error), LONGEST)}", file=sys.stderr)
-    raise SystemExit(PREEMPTED if later else 2)
-
-
-def is_users(error: Exception) -> bool:
-    """Our own code raises ValueError for wrong input alone; one from a library's depths is a bug of ours.
-
-    An error of a loader process arrives with its traceback as text.
-    """
-    if isinstance(error, OSError):
-        return True
-    files = re.findall(r'File "([^"]+)", line', str(error))
-    if not files:
-        files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    return Path(files[-1]).is_relative_to(Path(must.__file__).parent)
-
-
-def message(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    text = str(error).strip()
-    if "Original Traceback" in text:
-        text = text.splitlines()[-1].removeprefix("ValueError: ")
-    return " ".join(text.split())
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -217,7 +70,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message} ({self.prog} --help lists what there is)", file=sys.stderr)
-        raise SystemExit(2)
+        raise SystemExit(WRONG_INPUT)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -233,14 +86,18 @@ def build_parser() -> argparse.ArgumentParser:
     for name, stage in STAGES.items():
         command = commands.add_parser(
             name,
-            help=stage.summary,
-            description=stage.summary,
-            epilog=f"example:\n  {stage.example}",
+            help=stage.help,
+            description=stage.help,
+            epilog=f"example:\n  {stage.config.example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            usage=usage_of(stage.config),
             allow_abbrev=False,  # --epoch would be --epochs today, and an error once there is an --epoch-something
+            add_help=False,  # it comes last
         )
-        add_flags(command, stage)
-        command.add_argument(
+        add_flags(command, stage.config)
+        general = command.add_argument_group("general")
+        general.add_argument("-h", "--help", action="help", help="show this and exit")
+        general.add_argument(
             "--config",
             dest="config_file",
             metavar="FILE.yaml",

@@ -1,4 +1,112 @@
-"""Exit codes that programs read: wrong input is 2 as everywhere, 1 is a bug."""
+"""How a program of must ends: its exit codes, the one line about what went wrong, and SIGTERM.
 
-PREEMPTED = 75
-"""Stopped, or something it needs went away; the work is saved: run the same again (EX_TEMPFAIL of sysexits.h)."""
+For the outermost block of a program (the command line, a stage's supervised process, a node's) and nothing below it:
+what such a program calls raises, and knows no codes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import must
+from must.storage import LaterError
+from must.text import printable
+
+BUG = 1
+WRONG_INPUT = 2  # one line said what
+PREEMPTED = 75  # run the same again (EX_TEMPFAIL)
+INTERRUPTED = 130  # at the keyboard
+KILLED = 137  # 128 + SIGKILL
+LONGEST = 2000  # characters of the line that says what is wrong: it may quote what came from outside
+OTHERS_WAIT = 10  # seconds: of a fault that all processes find, torchrun lets only the first one speak
+
+
+@contextmanager
+def exiting(command: str) -> Iterator[None]:
+    """The block's errors become exit codes: see `fail`. SIGTERM ends it with 75.
+
+    Raises:
+        SystemExit: the user's error, or one that may pass. A bug goes on as what it is, with its traceback.
+    """
+    try:
+        with ending_on_sigterm(command):
+            yield
+    except (ValueError, OSError) as error:
+        fail(command, error)
+
+
+def fail(command: str, error: Exception) -> NoReturn:
+    """One line and exit code 2 for the user's error, 75 for what may work later; raises any other error again."""
+    code = code_of(error)
+    if code == BUG:
+        raise error
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(OTHERS_WAIT)
+    print(f"must {command}: {line_of(error)}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def code_of(error: BaseException) -> int:
+    """With which a program ends that `error` leaves."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else BUG if error.code else 0
+    if isinstance(error, LaterError):
+        return PREEMPTED
+    return WRONG_INPUT if is_users(error) else BUG
+
+
+def is_users(error: BaseException) -> bool:
+    """Our own code raises ValueError for wrong input alone; one from a library's depths is a bug of ours.
+
+    An error of a loader process arrives with its traceback as text.
+    """
+    if isinstance(error, OSError):
+        return True
+    if not isinstance(error, ValueError):
+        return False
+    files = re.findall(r'File "([^"]+)", line', str(error))
+    if not files:
+        files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    return Path(files[-1]).is_relative_to(Path(must.__file__).parent)
+
+
+def line_of(error: BaseException) -> str:
+    """What is wrong, for people, on one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return printable(f"{error.filename}: {error.strerror}" if error.filename else error.strerror, LONGEST)
+    text = str(error).strip()
+    if "Original Traceback" in text:
+        text = text.splitlines()[-1].removeprefix("ValueError: ")
+    return printable(" ".join(text.split()), LONGEST)
+
+
+@contextmanager
+def ending_on_sigterm(command: str) -> Iterator[None]:
+    """SIGTERM ends the block with exit code 75: nothing half-written is left, and the same can be run again.
+
+    In a container a stage is the first process, which the kernel does not end by a signal it did not ask for. Stages
+    that save their state take the signal over while they run.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        print(f"must {command}: stopped by SIGTERM; run the same command again to go on", file=sys.stderr)
+        raise SystemExit(PREEMPTED)
+
+    if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

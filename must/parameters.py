@@ -17,11 +17,25 @@ from must.text import SHORT, brief, printable
 Config = TypeVar("Config", bound="StageConfig")
 
 
+MOST_USED = "most used"  # the heading that a stage's help begins with
+
+
 def param(
-    help: str, default: Any = MISSING, factory: Any = MISSING, metavar: str | None = None, positional: bool = False
+    help: str,
+    default: Any = MISSING,
+    factory: Any = MISSING,
+    metavar: str | None = None,
+    positional: bool = False,
+    group: str = "",
+    often: bool = False,
 ) -> Any:
-    """A field of a stage: its help text and, unless it is required, its default."""
-    metadata = {"help": help, "metavar": metavar, "positional": positional}
+    """A field of a stage: its help text and, unless it is required, its default.
+
+    Args:
+        group: the heading in the stage's help under which this field and those after it stand, up to the next one.
+        often: stands under MOST_USED instead, above all others.
+    """
+    metadata = {"help": help, "metavar": metavar, "positional": positional, "group": group, "often": often}
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -29,9 +43,8 @@ def param(
 
 @dataclass(kw_only=True)
 class StageConfig:
-    """Base of the stages' parameters. Subclasses say what the stage does in `summary` and `example`."""
+    """Base of the stages' parameters. Subclasses give a command line as an `example`."""
 
-    summary: ClassVar[str] = ""
     example: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
@@ -60,11 +73,7 @@ def load(
         values |= read_yaml(stage, file)
     values |= flags
     check_names(stage, values, "parameters")
-    missing = [
-        flag(f.name)
-        for f in fields(stage)
-        if f.name not in values and f.default is MISSING and f.default_factory is MISSING
-    ]
+    missing = [flag(f.name) for f in fields(stage) if f.name not in values and is_required(f)]
     require(not missing, f"missing: {', '.join(missing)}")
     return stage(**values)
 
@@ -134,11 +143,16 @@ def convert(value: Any, kind: Any, name: str) -> Any:
 
 
 def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None:
-    """One flag for each parameter; a flag that is not given leaves no trace in the parsed namespace."""
+    """One flag for each parameter, under the stage's headings if it has any.
+
+    A flag that is not given leaves no trace in the parsed namespace.
+    """
     hints = get_type_hints(stage)
-    for parameter in fields(stage):
+    groups: dict[str, argparse._ActionsContainer] = {"": parser}
+    for title, parameter in with_headings(stage):
+        target = groups[title] if title in groups else groups.setdefault(title, parser.add_argument_group(title))
         kind = hints[parameter.name]
-        required = parameter.default is MISSING and parameter.default_factory is MISSING
+        required = is_required(parameter)
         default = parameter.default if parameter.default is not MISSING else None
         if parameter.default_factory is not MISSING:
             default = show(parameter.default_factory())
@@ -147,12 +161,35 @@ def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None
         options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS, "dest": parameter.name}
         if parameter.metadata["positional"]:
             del options["dest"]
-            parser.add_argument(parameter.name, nargs="+", metavar=parameter.metadata["metavar"], **options)
+            target.add_argument(parameter.name, nargs="+", metavar=parameter.metadata["metavar"], **options)
         elif kind is bool:
-            parser.add_argument(flag(parameter.name), action=argparse.BooleanOptionalAction, **options)
+            target.add_argument(flag(parameter.name), action=argparse.BooleanOptionalAction, **options)
         else:
             metavar = "|".join(get_args(kind)) if get_origin(kind) is Literal else parameter.metadata["metavar"] or "X"
-            parser.add_argument(flag(parameter.name), metavar=metavar, **options)
+            target.add_argument(flag(parameter.name), metavar=metavar, **options)
+
+
+def with_headings(stage: type[StageConfig]) -> list[tuple[str, dataclasses.Field]]:
+    """The stage's fields with the heading of each ('': it has none), those of MOST_USED first."""
+    title, found = "", list[tuple[str, dataclasses.Field]]()
+    for parameter in fields(stage):
+        title = parameter.metadata["group"] or title
+        found.append((MOST_USED if parameter.metadata["often"] else title, parameter))
+    return sorted(found, key=lambda one: one[0] != MOST_USED)
+
+
+def usage_of(stage: type[StageConfig]) -> str:
+    """What must be given, for the first line of the help, which argparse fills with every flag there is."""
+    words = []
+    for parameter in fields(stage):
+        metavar, positional = parameter.metadata["metavar"] or "X", parameter.metadata["positional"]
+        if is_required(parameter):
+            words.append(f"{metavar} [{metavar} ...]" if positional else f"{flag(parameter.name)} {metavar}")
+    return " ".join(["%(prog)s", *words, "[options]"])
+
+
+def is_required(parameter: dataclasses.Field) -> bool:
+    return parameter.default is MISSING and parameter.default_factory is MISSING
 
 
 def show(value: Any) -> str:

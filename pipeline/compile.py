@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from kfp import compiler
 
-from pipeline.cluster import Cluster, load_cluster
+from pipeline.cluster.config import Cluster
+from pipeline.cluster.load import load_cluster
 from pipeline.pipeline import make_pipeline
 
 COMPILED = Path(__file__).with_name("must_pipeline.yaml")

@@ -1,30 +1,30 @@
 """The DAG: shard and classifier; then, if there is anything new, train, evaluate, export, gate and promote."""
 
+from functools import partial
 from typing import Any
 
 from kfp import dsl
 
-from components.champion.component import champion
-from components.classifier.component import classifier
-from components.evaluate.component import evaluate
-from components.export.component import export
-from components.gate.component import gate as gate_stage
-from components.inputs.component import inputs
-from components.promote.component import promote
-from components.shard.component import shard
-from components.summary.component import summary
-from components.train.component import train
+from components.champion import champion
+from components.classifier import classifier
+from components.evaluate import evaluate
+from components.export import export
+from components.gate import gate as gate_stage
+from components.inputs import inputs
+from components.promote import promote
+from components.shard import shard
+from components.summary import summary
+from components.train import train
 from components.train_job.component import train_job
-from pipeline.cluster import Cluster
-from pipeline.nodes import nodes_of
-from pipeline.placement import place
+from pipeline.cluster.config import Cluster
+from pipeline.cluster.nodes import nodes_of
+from pipeline.cluster.placement import place
 
 
 def make_pipeline(cluster: Cluster) -> Any:
-    """The pipeline for a cluster. No stage is answered from Kubeflow's cache; docs/kubeflow.md says why."""
+    """The pipeline for a cluster; pipeline/stages.py has a row for each of its tasks."""
 
-    def put(task: dsl.PipelineTask, stage: str, name: str) -> dsl.PipelineTask:
-        return place(task.set_display_name(name).set_caching_options(False), stage, cluster)
+    put = partial(place, cluster=cluster)
 
     @dsl.pipeline(
         name="must",
@@ -81,7 +81,7 @@ def make_pipeline(cluster: Cluster) -> Any:
         """
         here = {"work_uri": work_uri, "run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
         page = summary(**here)
-        put(page, "summary", "summary")
+        put(page, "summary")
         with dsl.ExitHandler(page, name="stages"):
             names = {**here, "classes": classes, "model": model, "pretrained": pretrained}
             recipe = {"preset": preset, "settings": settings, "epochs": epochs}
@@ -89,21 +89,21 @@ def make_pipeline(cluster: Cluster) -> Any:
                 labels=labels, split=split, shard_settings=shard_settings, precision=precision, gate=gate,
                 gate_settings=gate_settings, model_name=model_name, **names, **recipe,
             )  # fmt: skip
-            put(looked, "inputs", "look at inputs")
+            put(looked, "inputs")
             text = classifier(fingerprint=looked.output, **names)
-            put(text, "classifier", "zero-shot classifier")
+            put(text, "classifier")
             sharded = shard(
                 source=source, test_source=test_source, labels=labels, split=split, append=append,
                 settings=shard_settings, **here,
             )  # fmt: skip
-            put(sharded, "shard", "shard images").after(looked)
+            put(sharded, "shard").after(looked)
             index_sha256, weights = sharded.outputs["Output"], text.outputs["weights"]
             registry = {"registry_uri": registry_uri, "model_name": model_name}
             best = champion(
                 index_sha256=index_sha256, classifier=weights, warm_start=warm_start, only_new=only_new, **here,
                 **registry, **recipe,
             )  # fmt: skip
-            put(best, "champion", "champion")
+            put(best, "champion")
             with dsl.If(best.outputs["Output"] == "train", name="something new"):
                 material = {**here, "index_sha256": index_sha256}
                 start = {**material, "classifier": weights, "init": best.outputs["init"], **recipe}
@@ -111,25 +111,25 @@ def make_pipeline(cluster: Cluster) -> Any:
                     trained = train_job(nodes=nodes_of(cluster), tensorboard_uri=cluster.tensorboard, **start)
                 else:
                     trained = train(processes=cluster.training.processes, tensorboard_uri=cluster.tensorboard, **start)
-                put(trained, "train", "train MUST")
+                put(trained, "train")
                 bundle = trained.outputs["bundle"]
                 evaluated = evaluate(bundle=bundle, classifier=weights, split=evaluate_split, **material)
-                put(evaluated, "evaluate", "evaluate")
+                put(evaluated, "evaluate")
                 details = evaluated.outputs["details"]
                 decided = gate_stage(
                     bundle=bundle, details=details, key=best.outputs["key"], gate=gate,
                     champion=best.outputs["version"], champion_uri=best.outputs["bundle_uri"],
                     gate_settings=gate_settings, split=evaluate_split, **here, **registry,
                 )  # fmt: skip
-                put(decided, "gate", "gate")
+                put(decided, "gate")
                 exported = export(bundle=bundle, details=details, precision=precision, **material)
-                put(exported, "export", "export ONNX")
+                put(exported, "export")
                 with dsl.If(decided.outputs["Output"] == "promote", name="passed the gate"):
                     promoted = promote(
                         bundle=bundle, onnx=exported.outputs["onnx"], details=details,
                         decision=decided.outputs["decision"], key=best.outputs["key"], champion=best.outputs["version"],
                         **here, **registry,
                     )  # fmt: skip
-                    put(promoted, "promote", "promote")
+                    put(promoted, "promote")
 
     return must_pipeline

@@ -22,10 +22,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.console import COLOR, StageOutput
-from pipeline.docker_runner import docker_runner
-from pipeline.local_spec import local_spec
-from pipeline.run_parameters import check_parameters, read_mapping
+from pipeline.local.console import COLOR, StageOutput
+from pipeline.local.docker import docker_runner
+from pipeline.local.spec import local_spec
+from pipeline.server.parameters import check_parameters, read_mapping
 
 
 def main() -> None:

@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import kfp_server_api as api
 
-from pipeline.cluster import load_cluster
-from pipeline.kfp_api import Kfp, add_arguments, asking
-from pipeline.run_parameters import check_parameters, read_mapping
-from pipeline.wait import wait
+from pipeline.cluster.load import load_cluster
+from pipeline.server.api import Kfp, add_arguments, asking
+from pipeline.server.parameters import check_parameters, read_mapping
+from pipeline.server.wait import wait
 
 HERE = Path(__file__).parent
 

@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.stages import STAGES
+
 ROOT = Path(__file__).parent.parent
-COMPONENTS = sorted((ROOT / "components").glob("*/component.py"))
+COMPONENTS = [ROOT / f"components/{stage}.py" for stage in STAGES] + [ROOT / "components/train_job/component.py"]
 
 # A room is a folder or file of must/. It imports the rooms named here and no others, and it stands above all of them:
 # what a line names, a line before it is about. Lazy imports and those for type checkers count as any other.
 PLAN = """
 text
 cores
-exits
 storage
+exits       storage text
 parameters  text
 config      parameters
 names       parameters storage text
@@ -39,9 +41,10 @@ gate        config parameters storage
 promote     config model names parameters storage text train
 demo        config
 first_look  config format model parameters storage
-cli         config distributed exits first_look format model parameters storage text train
+stages      config first_look model parameters train
+cli         distributed exits format parameters stages
 __main__    cli
-run         cli config distributed exits gate model parameters promote storage text train
+run         config distributed exits gate model parameters promote stages storage text train
 """
 ROOMS = {line.split()[0]: set(line.split()[1:]) for line in PLAN.strip().splitlines()}
 APART = [("shards", "data"), ("shards", "augment")]  # writing shards and reading them: two houses on one ground
@@ -139,25 +142,25 @@ def test_a_room_says_what_it_is_for(package):
     assert ast.get_docstring(ast.parse(package.read_text()))
 
 
-@pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: path.stem)
 def test_components_stay_thin(path):
     (function,) = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
     body = function.body[1:]  # without the docstring
     assert body[-1].end_lineno - body[0].lineno < 20
-    assert len(COMPONENTS) == 11
 
 
 @pytest.mark.parametrize(
     "module",
     [
         "must.cli",
+        "must.exits",
+        "must.stages",
         "must.shards.build",
         "must.format.verify",
         "must.predict.predict",
         "must.predict.client",
         "must.gate",
         "must.promote.champion",
-        "must.distributed.parent",
         "must.run.check",
         "must.run.decision",
         "must.run.evaluation",

@@ -1,12 +1,16 @@
 """The command line as a user meets it: real processes, their output and exit codes."""
 
+import re
 import subprocess
 import sys
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
+import must as must_package
 from must import cli
-from must.config import STAGES
+from must.stages import STAGES, call
 
 
 def must(*arguments, **options):
@@ -85,9 +89,37 @@ def test_a_wrong_stage_is_one_line():
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    monkeypatch.setitem(cli.STAGE_FUNCTIONS, "demo", "tests.test_cli:a_bug")
+    monkeypatch.setitem(STAGES, "demo", STAGES["demo"]._replace(function="tests.test_cli:a_bug"))
     with pytest.raises(ValueError, match="invalid literal"):
         cli.main(["demo", "--output", "x"])
+
+
+def test_the_library_is_not_its_own_command_line():
+    root = Path(must_package.__file__).parent
+    text = {path: path.read_text() for place in (root, root.parent / "components") for path in place.rglob("*.py")}
+    assert [path.name for path, code in text.items() if "must.cli" in code] == ["__main__.py"]
+
+
+def test_a_stage_called_from_python_raises(tmp_path):
+    with pytest.raises(ValueError, match=r"^nowhere holds no index\.json"):
+        call("train", shards="nowhere", classifier="c", output=str(tmp_path / "out"))
+    assert not list(tmp_path.iterdir())
+
+
+HEADED = [name for name, stage in STAGES.items() if len(fields(stage.config)) > 12]
+
+
+@pytest.mark.parametrize("stage", HEADED)
+def test_a_long_help_has_headings_and_begins_with_what_matters_most(stage):
+    _, *groups = re.split(r"^(?=\w[^\n]*:\n)", must(stage, "--help").stdout, flags=re.MULTILINE)
+    titles = [group.partition(":")[0] for group in groups]
+    assert titles[0] == "most used" and titles[-2:] == ["general", "example"] and len(titles) > 4
+    required = [field.name for field in fields(STAGES[stage].config) if field.default is field.default_factory]
+    assert required and all(f"  --{name.replace('_', '-')} " in groups[0] for name in required)
+    assert len(re.findall(r"^  --", groups[0], flags=re.MULTILINE)) <= 10
+    for field in fields(STAGES[stage].config):
+        flag = rf"^  --{field.name.replace('_', '-')}[ ,]"
+        assert len([group for group in groups if re.search(flag, group, flags=re.MULTILINE)]) == 1, field.name
 
 
 def a_bug(_config):

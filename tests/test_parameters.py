@@ -2,8 +2,9 @@
 
 import pytest
 
-from must.config import STAGES, ShardConfig, TrainConfig
+from must.config import ShardConfig, TrainConfig
 from must.parameters import load
+from must.stages import STAGES
 
 REQUIRED = {"shards": "s", "classifier": "c", "output": "o"}
 
@@ -81,6 +82,6 @@ def test_every_parameter_says_what_it_is():
     from dataclasses import fields
 
     for stage in STAGES.values():
-        assert stage.summary and stage.example
-        for parameter in fields(stage):
+        assert stage.help and stage.config.example
+        for parameter in fields(stage.config):
             assert len(parameter.metadata["help"]) > 10, (stage, parameter.name)

@@ -6,8 +6,8 @@ import io
 import pytest
 import yaml
 
-from must.cli import fail
 from must.config import TrainConfig
+from must.exits import fail
 from must.parameters import load
 from must.text import SHORT, Rows, brief, cell, encoded, printable
 

@@ -12,9 +12,9 @@ from kubernetes.client import ApiException
 
 from components.train_job.follow import INDEX
 from components.train_job.jobs import NO_ANSWER, Jobs
+from must.exits import BUG, PREEMPTED, WRONG_INPUT
 
 LINES = 30  # of a failed job's log, and of its events
-WRONG_INPUT, PREEMPTED = 2, 75
 
 
 def report(jobs: Jobs, name: str, why: str, followed: Sequence[str]) -> NoReturn:
@@ -58,7 +58,7 @@ def exit_code(codes: list[int]) -> int:
     """2, the input is wrong, whatever else happened; 75, all left with their work saved; else 1."""
     if WRONG_INPUT in codes:
         return WRONG_INPUT
-    return PREEMPTED if codes and set(codes) == {PREEMPTED} else 1
+    return PREEMPTED if codes and set(codes) == {PREEMPTED} else BUG
 
 
 def explain(error: BaseException, what: str) -> NoReturn:
@@ -78,7 +78,7 @@ def explain(error: BaseException, what: str) -> NoReturn:
     elif status == 403:
         hint = "; give the service account the role in deploy/trainjobs.yaml"
     print(f"must train: {what} ({reason}{detail}{hint})", file=sys.stderr)
-    raise SystemExit(2 if status in (400, 401, 403, 404, 422) else 1) from error
+    raise SystemExit(WRONG_INPUT if status in (400, 401, 403, 404, 422) else BUG) from error
 
 
 def status_of(error: BaseException) -> int | None:

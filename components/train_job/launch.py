@@ -17,25 +17,26 @@ from typing import Any, NoReturn
 
 from kubernetes.client import ApiException
 
-from components.train_job.failure import PREEMPTED, explain, report, status_of
+from components.train_job.failure import explain, report, status_of
 from components.train_job.follow import LogFollower
 from components.train_job.jobs import NO_ANSWER, Jobs, moment
 from components.train_job.manifest import PLACE, Request
 from must import storage
+from must.exits import BUG, PREEMPTED, WRONG_INPUT
 from must.model.bundle import DESCRIPTION_FILE
 from must.run.lifeline import SILENCE, alive
+from must.run.places import JobUri
 
 POLL = 5.0  # seconds between looks at the job
 PATIENCE = 600.0  # seconds without an answer of the API server after which the launcher gives up; the job runs on
 DRAIN = 10.0  # seconds for what is left of the log of a job that is over
 GONE = 300.0  # seconds for a deleted job's pods to stop: they may save a checkpoint first
-SIGN = "launcher.json"  # the launcher's sign of life, in the job's place
 
 
 class Launch:
     """One TrainJob from its start, or from where a launcher before left it, to its end."""
 
-    def __init__(self, jobs: Jobs, wanted: Request, job: str, timeout: int) -> None:
+    def __init__(self, jobs: Jobs, wanted: Request, job: JobUri, timeout: int) -> None:
         self.jobs, self.wanted, self.job, self.timeout = jobs, wanted, job, timeout
         self.name: str = wanted.name
         self.workflow = ""
@@ -46,7 +47,7 @@ class Launch:
         previous = signal.signal(signal.SIGTERM, stop)
         follower = LogFollower(self.jobs, self.name, POLL / 2)
         try:
-            with alive(storage.join(self.job, SIGN)):
+            with alive(self.job.sign):
                 self.submit_or_attach()
                 follower.start()
                 outcome, why = self.wait()
@@ -59,7 +60,7 @@ class Launch:
             )
             with suppress(ApiException, *NO_ANSWER):
                 self.delete()
-            raise SystemExit(1 if isinstance(error, TimeoutError) else PREEMPTED) from None
+            raise SystemExit(BUG if isinstance(error, TimeoutError) else PREEMPTED) from None
         finally:
             follower.over.set()
             signal.signal(signal.SIGTERM, previous)
@@ -119,7 +120,7 @@ class Launch:
                 "volumes) and was deleted: Kubeflow Trainer 2.2 or newer is needed",
                 file=sys.stderr,
             )
-            raise SystemExit(2)
+            raise SystemExit(WRONG_INPUT)
 
     def wait(self) -> tuple[str, str]:
         """Until the job is over: Complete or Failed, and why. Raises TimeoutError."""
@@ -135,20 +136,20 @@ class Launch:
                 raise TimeoutError(f"not done after {self.timeout} s")
             time.sleep(POLL)
         print(f"the TrainJob {self.name} was deleted by somebody else; its checkpoints stay", file=sys.stderr)
-        raise SystemExit(1)
+        raise SystemExit(BUG)
 
     def look(self) -> dict[str, Any] | None:
         """The job, or None if there is none. Exits with 2 for one of another place, which is left alone."""
         job = self.patiently(partial(self.jobs.get, self.name))
         if job is not None:
             place = (job["metadata"].get("annotations") or {}).get(PLACE)
-            if place != self.job:
+            if place != self.job.uri:
                 print(
                     f"must train: there is a TrainJob {self.name} for another place ({place or 'no annotation'}, not "
-                    f"{self.job}); it is left alone. Rename or delete it.",
+                    f"{self.job.uri}); it is left alone. Rename or delete it.",
                     file=sys.stderr,
                 )
-                raise SystemExit(2)
+                raise SystemExit(WRONG_INPUT)
         return job
 
     def patiently(self, action: Callable[[], Any]) -> Any:
@@ -167,7 +168,7 @@ class Launch:
     def delete(self) -> None:
         """The job of this place, if there is one."""
         job = self.jobs.get(self.name)
-        if job is not None and (job["metadata"].get("annotations") or {}).get(PLACE) == self.job:
+        if job is not None and (job["metadata"].get("annotations") or {}).get(PLACE) == self.job.uri:
             self.jobs.delete(job)
 
     def wait_until_gone(self) -> None:
@@ -177,11 +178,11 @@ class Launch:
                 print(
                     f"the TrainJob {self.name} does not go away: kubectl delete trainjob {self.name}", file=sys.stderr
                 )
-                raise SystemExit(1)
+                raise SystemExit(BUG)
             time.sleep(POLL)
 
     def has_bundle(self) -> bool:
-        return storage.exists(storage.join(self.job, "bundle", DESCRIPTION_FILE))
+        return storage.exists(storage.join(self.job.bundle, DESCRIPTION_FILE))
 
 
 class StoppedError(BaseException):  # not Exception: the SDK turns whatever is raised inside a call into its own error

@@ -9,19 +9,20 @@ from typing import Any
 import yaml
 
 from components.train_job.jobs import Jobs
-from components.train_job.launch import SIGN, Launch
+from components.train_job.launch import Launch
 from components.train_job.manifest import request
 from must import storage
-from must.cli import call
 from must.model.bundle import load_description
 from must.names import listed
 from must.run.lifeline import SILENCE
 from must.run.notes import noted
+from must.run.places import JobUri, WorkUri
 from must.run.training import job_values, origin
 
 
 def train_on_nodes(
     work_uri: str,
+    *,
     index_sha256: str,
     classifier: str,
     output: str,
@@ -37,14 +38,16 @@ def train_on_nodes(
     Exits with the nodes' code (2, 75 or 1) and the job's last lines and events when it fails, with 75 when it is
     stopped itself: then the job trains on, unless the whole run is being stopped.
     """
-    values = job_values(work_uri, index_sha256, classifier, init, preset, settings or {}, epochs)
-    key = values["checkpoints"].rsplit("/", 1)[-1]
-    job = storage.join(work_uri, "jobs", key)
+    key, values = job_values(
+        work_uri, index_sha256=index_sha256, classifier=classifier, init=init, preset=preset, settings=settings or {},
+        epochs=epochs,
+    )  # fmt: skip
+    job = WorkUri(work_uri).job(key)
     with noted(work_uri, "train", values["checkpoints"]) as note:
-        call("train", prepare, job, values, classifier, storage.join(tensorboard_uri, key) if tensorboard_uri else "")
+        prepare(job, values, classifier, storage.join(tensorboard_uri, key) if tensorboard_uri else "")
         logging.getLogger("kubeflow").setLevel(logging.ERROR)  # it warns at length when it cannot read a version
-        Launch(Jobs(), request(job_name(job), nodes, job), job, int(nodes["timeout"])).run()
-        copy_bundle(storage.join(job, "bundle"), output)
+        Launch(Jobs(), request(job_name(job.uri), nodes, job.uri), job, int(nodes["timeout"])).run()
+        copy_bundle(job.bundle, output)
         summary = load_description(output).provenance["summary"]
         note.result = f"{summary['steps']:,} steps on {int(nodes['nodes'])} nodes, {summary['images_per_s']} images/s"
     return summary, origin(output)
@@ -55,15 +58,14 @@ def job_name(job: str) -> str:
     return f"must-{hashlib.sha256(job.encode()).hexdigest()[:8]}-{job.rsplit('/', 1)[-1]}"
 
 
-def prepare(job: str, values: dict[str, Any], classifier: str, curves: str) -> None:
+def prepare(job: JobUri, values: dict[str, Any], classifier: str, curves: str) -> None:
     """What the nodes read: they see no file of this pod."""
-    weights = storage.join(job, "classifier.safetensors")
-    storage.write_bytes(weights, storage.read_bytes(classifier))
-    launcher = {"sign": storage.join(job, SIGN), "silence": SILENCE}
-    content = {"train": {**values, "classifier": weights}, "tensorboard": curves, "launcher": launcher}
-    storage.write_bytes(storage.join(job, "job.yaml"), yaml.safe_dump(content).encode())
+    storage.write_bytes(job.classifier, storage.read_bytes(classifier))
+    launcher = {"sign": job.sign, "silence": SILENCE}
+    content = {"train": {**values, "classifier": job.classifier}, "tensorboard": curves, "launcher": launcher}
+    storage.write_bytes(job.description, yaml.safe_dump(content).encode())
 
 
 def copy_bundle(uri: str, folder: str) -> None:
-    for name in call("train", listed, uri):
+    for name in listed(uri):
         storage.download(storage.join(uri, name), storage.join(folder, name))

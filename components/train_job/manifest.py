@@ -23,7 +23,7 @@ class Request:
 
 
 def request(name: str, nodes: dict[str, Any], job: str) -> Request:
-    """The job that runs `must.run.node` for the place `job` on every node; see pipeline/nodes.py for `nodes`."""
+    """The job that runs `must.run.node` for the place `job` on every node; `nodes` of pipeline/cluster/nodes.py."""
     gpus = int(nodes["gpus"])
     processes = max(1, gpus) if nodes["processes"] == "auto" else int(nodes["processes"])
     resources = {nodes["accelerator"]: str(gpus)} if gpus else {}

@@ -6,8 +6,6 @@ Values are taken in the order flags, ``--config`` file, ``--preset``, default.
 
 from __future__ import annotations
 
-from typing import Final
-
 from must.config.classifier import ClassifierConfig
 from must.config.demo import DemoConfig
 from must.config.evaluate import EvaluateConfig
@@ -18,23 +16,8 @@ from must.config.promote import PromoteConfig
 from must.config.select import SelectConfig
 from must.config.shard import ShardConfig
 from must.config.train import TrainConfig
-from must.parameters import StageConfig
-
-STAGES: Final[dict[str, type[StageConfig]]] = {
-    "shard": ShardConfig,
-    "classifier": ClassifierConfig,
-    "train": TrainConfig,
-    "select": SelectConfig,
-    "evaluate": EvaluateConfig,
-    "export": ExportConfig,
-    "gate": GateConfig,
-    "promote": PromoteConfig,
-    "predict": PredictConfig,
-    "demo": DemoConfig,
-}
 
 __all__ = [
-    "STAGES",
     "ClassifierConfig",
     "DemoConfig",
     "EvaluateConfig",

@@ -9,7 +9,6 @@ from must.parameters import StageConfig, param
 
 @dataclass(kw_only=True)
 class ClassifierConfig(StageConfig):
-    summary = "Turn class names and prompt templates into zero-shot text classifier weights."
     example = "must classifier --classes classes.yaml --model ViT-B-16 --pretrained openai --output clip.safetensors"
 
     classes: str = param(

@@ -10,23 +10,23 @@ from must.parameters import StageConfig, param, require
 
 @dataclass(kw_only=True)
 class EvaluateConfig(StageConfig):
-    summary = "Measure the adapted model against the zero-shot one; write metrics.json and report.html."
     example = (
         "must evaluate --model model/ --baseline classifier.safetensors --shards shards/ --split test --output report/"
     )
 
-    model: str = param("the bundle written by `must train`", metavar="BUNDLE")
+    model: str = param("the bundle written by `must train`", metavar="BUNDLE", group="input and output", often=True)
     baseline: str = param(
         "what it is compared with: a classifier file (its zero-shot model), or another bundle",
         "",
         metavar="FILE|BUNDLE",
+        often=True,
     )
-    shards: str = param("folder of shards made by `must shard`", metavar="URI")
+    shards: str = param("folder of shards made by `must shard`", metavar="URI", often=True)
     index_sha256: str = param(
         "refuse shards whose index has another sha256 (`must index show` prints it); any if empty", "", metavar="HEX"
     )
-    split: str = param("split to evaluate on", "test", metavar="NAME")
-    output: str = param("folder for metrics.json, predictions.csv and report.html", metavar="URI")
+    split: str = param("split to evaluate on", "test", metavar="NAME", often=True)
+    output: str = param("folder for metrics.json, predictions.csv and report.html", metavar="URI", often=True)
     labels: Literal["auto", "ignore"] = param(
         "auto: use the labels there are; ignore: evaluate as if there were none", "auto"
     )
@@ -34,16 +34,21 @@ class EvaluateConfig(StageConfig):
         "also fit a linear probe and Tip-Adapter on so many labelled images a class, e.g. 1,2,4,8,16",
         factory=list,
         metavar="N,...",
+        group="few labelled images",
+        often=True,
     )
     few_shot_split: str = param("split that --few-shot takes its labelled images from", "train", metavar="NAME")
     few_shot_seeds: int = param("draws of labelled images that --few-shot averages over", 3, metavar="N")
-    batch_size: int = param("images a forward pass", 256, metavar="N")
+    batch_size: int = param("images a forward pass", 256, metavar="N", group="how it runs")
     workers: int = param("loader processes", 2, metavar="N")
     cache: str = param(
-        "folder on this machine's own disk for remote shards; ~/.cache/must/shards if empty", "", metavar="DIR"
+        "folder on this machine's own disk for remote shards; ~/.cache/must/shards if empty",
+        "",
+        metavar="DIR",
+        group="reading shards",
     )
     cache_gb: float = param("gigabytes that all runs' shards may take there", 30.0, metavar="GB")
-    device: str = param("auto, cpu, cuda or cuda:N", "auto")
+    device: str = param("auto, cpu, cuda or cuda:N", "auto", group="how it runs", often=True)
     timeout: int = param("seconds after which a process that waits for a lost one gives up", 600, metavar="S")
 
     def check_values(self) -> None:

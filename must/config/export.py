@@ -11,7 +11,6 @@ from must.parameters import StageConfig, param, require
 
 @dataclass(kw_only=True)
 class ExportConfig(StageConfig):
-    summary = "Write the model as ONNX, checked against PyTorch."
     example = "must export --model model/ --output onnx/"
 
     model: str = param("the bundle written by `must train`", metavar="BUNDLE")

@@ -10,7 +10,6 @@ from must.parameters import StageConfig, flag, param, require
 
 @dataclass(kw_only=True)
 class GateConfig(StageConfig):
-    summary = "Decide from metrics.json whether the adapted model may be promoted, and say why."
     example = "must gate --metrics report/metrics.json --gate labelled --output decision.json"
 
     metrics: str = param("metrics.json of `must evaluate`, with a baseline", metavar="FILE")

@@ -9,7 +9,6 @@ from must.parameters import StageConfig, param, require
 
 @dataclass(kw_only=True)
 class PredictConfig(StageConfig):
-    summary = "Classify images with the ONNX file alone (no PyTorch)."
     example = "must predict --model onnx/model.onnx photo.jpg more-photos/"
 
     model: str = param("model.onnx, or the folder it lies in", metavar="FILE|DIR")

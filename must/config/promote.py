@@ -10,7 +10,6 @@ from must.parameters import StageConfig, flag, param, require
 
 @dataclass(kw_only=True)
 class PromoteConfig(StageConfig):
-    summary = "Copy a model to the registry and make it the champion; --rollback brings the one before back."
     example = (
         "must promote --model model/ --onnx onnx/ --registry gs://models/registry --name digits\n"
         "  must promote --rollback --registry gs://models/registry --name digits"

@@ -9,7 +9,6 @@ from must.parameters import StageConfig, param, require
 
 @dataclass(kw_only=True)
 class SelectConfig(StageConfig):
-    summary = "Make an adapted model safe: keep as much of it as unlabeled images speak for, or zero-shot's weights."
     example = "must select --model model/ --baseline classifier.safetensors --shards shards/ --output selected/"
 
     model: str = param("a bundle, from `must train` or trained elsewhere", metavar="BUNDLE")

@@ -10,36 +10,48 @@ from must.parameters import StageConfig, param, require
 
 @dataclass(kw_only=True)
 class ShardConfig(StageConfig):
-    summary = "Pack images into WebDataset shards with an index, ready to train on."
     example = "must shard --source photos/ --test-source labelled/ --labels folder --output shards/"
 
     source: str = param(
         "images: a folder or gs:// prefix, a .csv/.jsonl manifest with the columns path[,label][,split], a tar or zip "
         "archive, or WebDataset shards (a folder of them, or x-{000..099}.tar)",
         metavar="URI",
+        group="input and output",
+        often=True,
     )
-    output: str = param("folder for the shards and index.json: a path or gs://bucket/prefix", metavar="URI")
+    output: str = param("folder for the shards and index.json: a path or gs://bucket/prefix", metavar="URI", often=True)
     test_source: str = param(
-        "more images, as --source, that become the split 'test': labelled images kept for reporting", "", metavar="URI"
+        "more images, as --source, that become the split 'test': labelled images kept for reporting",
+        "",
+        metavar="URI",
+        often=True,
     )
     labels: Literal["folder", "csv", "none"] = param(
         "where labels stand: the name of the folder an image lies in; the manifest's column label, or a WebDataset "
         "sample's cls or json; or nowhere",
         "none",
+        often=True,
     )
     split: dict[str, float] = param(
         "share of --source for each split, e.g. train=0.9,test=0.1; an image's split is a hash of its content",
         factory=lambda: {"train": 1.0},
         metavar="NAME=SHARE,...",
+        often=True,
     )
-    samples_per_shard: int = param("images in a shard", 1000, metavar="N")
+    samples_per_shard: int = param("images in a shard", 1000, metavar="N", group="shards")
     max_rejected: float = param(
-        "largest share of undecodable files; above it the run ends with code 2", 0.01, metavar="SHARE"
+        "largest share of undecodable files; above it the run ends with code 2", 0.01, metavar="SHARE", group="images"
     )
-    workers: int = param("processes that read and check images; 0 means one a core", 0, metavar="N")
-    append: bool = param("add the source's new files to the shards in --output; old samples keep their places", False)
+    workers: int = param(
+        "processes that read and check images; 0 means one a core", 0, metavar="N", group="how it runs", often=True
+    )
+    append: bool = param(
+        "add the source's new files to the shards in --output; old samples keep their places", False, often=True
+    )
     drop_duplicates: bool = param(
-        "keep one of several byte-identical images; across splits, test keeps it and train loses it in any case", False
+        "keep one of several byte-identical images; across splits, test keeps it and train loses it in any case",
+        False,
+        group="images",
     )
     validate: Literal["decode", "header"] = param(
         "decode every image once, which finds damaged ones, or read headers only, which is faster", "decode"

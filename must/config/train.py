@@ -12,29 +12,28 @@ from must.parameters import StageConfig, convert, flag, param, require
 class TrainConfig(StageConfig):
     """Defaults are the published method's (arXiv 2206.02967); presets set what differs from task to task.
 
-    The command line fills in the preset's settings (`must.cli.read_config`); from Python, `must.cli.run("train", ...)`
-    does the same, while TrainConfig(...) itself takes these defaults.
+    The command line fills in the preset's settings, and so does `must.stages.call("train", ...)` from Python, while
+    TrainConfig(...) itself takes these defaults.
     """
 
-    summary = "Adapt the zero-shot classifier to unlabeled images with masked unsupervised self-training (MUST)."
     example = (
         "must train --shards shards/ --classifier classifier.safetensors --output model/\n"
         "  torchrun --nproc-per-node=8 -m must train --shards ... (on several GPUs)"
     )
 
-    # what goes in and out
-    shards: str = param("folder of shards made by `must shard`", metavar="URI")
+    shards: str = param("folder of shards made by `must shard`", metavar="URI", group="input and output", often=True)
     index_sha256: str = param(
         "refuse shards whose index has another sha256 (`must index show` prints it); any if empty", "", metavar="HEX"
     )
-    classifier: str = param("classifier file made by `must classifier`; it names the model", metavar="FILE")
-    output: str = param("folder for the adapted model (the bundle), the logs and the curves", metavar="DIR")
+    classifier: str = param("classifier file made by `must classifier`; it names the model", metavar="FILE", often=True)
+    output: str = param("folder for the adapted model (the bundle), the logs and the curves", metavar="DIR", often=True)
     split: str = param("split to train on; its labels, if there are any, are not read", "train", metavar="NAME")
     preset: str = param(
         "auto, which is taken if none is named: settings from the data's size and the model; or the published ones of "
         "a data set: imagenet, sun397, food101, gtsrb, dtd, ucf101, pets, caltech101; or digits",
         "",
         metavar="NAME",
+        often=True,
     )
     model: str = param("the model, if it must be another name or place than the classifier's", "", metavar="NAME|PATH")
     pretrained: str = param(
@@ -44,24 +43,23 @@ class TrainConfig(StageConfig):
         "bundle of an earlier run with the same classes to start from, instead of the zero-shot model",
         "",
         metavar="BUNDLE",
+        often=True,
     )
-
-    # optimisation
-    epochs: int = param("passes over the split", 30, metavar="N")
-    batch_size: int = param("global batch: images a step, over all processes", 1024, metavar="N")
+    epochs: int = param("passes over the split", 30, metavar="N", group="optimisation", often=True)
+    batch_size: int = param("global batch: images a step, over all processes", 1024, metavar="N", often=True)
     accumulate: int = param(
         "micro-batches a process cuts its part of a step into: less memory, the same gradients, a quarter more work",
         1,
         metavar="N",
     )
-    lr: float = param("learning rate for 256 images a step; it is scaled by batch size / 256", 2e-5)
+    lr: float = param("learning rate for 256 images a step; it is scaled by batch size / 256", 2e-5, often=True)
     min_lr: float = param("the cosine schedule's end, scaled the same way", 1e-6)
     weight_decay: float = param("AdamW weight decay of everything but one-dimensional tensors", 0.05)
     layer_decay: float = param("learning rate of a layer, as a factor of the layer above", 0.65)
     seed: int = param("of sample order, augmentation, masks and new weights", 0, metavar="N")
-
-    # the method
-    confidence_threshold: float = param("teacher probability above which a pseudo-label counts", 0.7)
+    confidence_threshold: float = param(
+        "teacher probability above which a pseudo-label counts", 0.7, group="the method"
+    )
     fairness_weight: float = param("weight of the class balance term", 1.0)
     reconstruction_weight: float = param("weight of the masked image modelling term", 1.0)
     align_weight: float = param("weight of the global-local alignment term", 0.2)
@@ -79,12 +77,11 @@ class TrainConfig(StageConfig):
         "mean of the self-training loss over the confident images of all processes, or per process (published)",
         "global",
     )
-
-    # views
     weak_padding: int = param(
         "pixels of padding before the weak view's random crop: a shift for images no larger than the model's input",
         0,
         metavar="PX",
+        group="views",
     )
     strong_scale: list[float] = param(
         "smallest and largest area of the strong view's random resized crop",
@@ -107,9 +104,7 @@ class TrainConfig(StageConfig):
     augment_device: Literal["cpu", "gpu"] = param(
         "where views are computed: by the loader processes, or on --device in batches, by fast arithmetic", "cpu"
     )
-
-    # data
-    shuffle_window: int = param("shards whose images are shuffled together", 16, metavar="N")
+    shuffle_window: int = param("shards whose images are shuffled together", 16, metavar="N", group="reading shards")
     max_replaced: float = param(
         "largest share of undecodable images, which are replaced; above it training stops", 0.01, metavar="SHARE"
     )
@@ -117,10 +112,8 @@ class TrainConfig(StageConfig):
         "folder on this machine's own disk for remote shards; ~/.cache/must/shards if empty", "", metavar="DIR"
     )
     cache_gb: float = param("gigabytes that all runs' shards may take there", 30.0, metavar="GB")
-    workers: int = param("loader processes for each training process", 2, metavar="N")
-
-    # running
-    device: str = param("auto, cpu, cuda or cuda:N", "auto")
+    workers: int = param("loader processes for each training process", 2, metavar="N", often=True)
+    device: str = param("auto, cpu, cuda or cuda:N", "auto", group="how it runs", often=True)
     precision: Literal["auto", "fp32", "bf16"] = param(
         "auto: bf16 autocast on a GPU that has it, else fp32; weights, losses and EMA stay fp32", "auto"
     )
@@ -133,7 +126,9 @@ class TrainConfig(StageConfig):
         False,
     )
     compile: bool = param("run the networks' blocks through torch.compile (needs a C++ compiler or a GPU)", False)
-    checkpoints: str = param("folder for checkpoints; OUTPUT/checkpoints if empty", "", metavar="URI")
+    checkpoints: str = param(
+        "folder for checkpoints; OUTPUT/checkpoints if empty", "", metavar="URI", group="checkpoints"
+    )
     checkpoint_every: int = param("steps between checkpoints; 0: once an epoch", 0, metavar="N")
     checkpoint_seconds: int = param(
         "besides those, a checkpoint as soon as this many seconds have passed since the last; later where saving would "
@@ -144,13 +139,13 @@ class TrainConfig(StageConfig):
     keep_checkpoints: int = param("newest checkpoints to keep", 2, metavar="N")
     keep_every: int = param("besides those, keep the checkpoint of every Nth step for good; 0: none", 0, metavar="N")
     resume: bool = param("go on from the newest checkpoint if there is one; --no-resume starts afresh", True)
-    save: Literal["teacher", "student"] = param("which of the two becomes the model", "teacher")
+    save: Literal["teacher", "student"] = param("which of the two becomes the model", "teacher", group="the model")
     select: Literal["none", "ladder"] = param(
         "ladder: keep as much of the adaptation as the unlabeled images speak for, and zero-shot's weights where they "
         "speak for none; none: all of it, as published",
         "none",
     )
-    log_every: int = param("steps between log lines", 10, metavar="N")
+    log_every: int = param("steps between log lines", 10, metavar="N", group="how it runs")
     timeout: int = param(
         "seconds after which a lost, frozen or stuck process is given up; the run ends with code 75", 600, metavar="S"
     )

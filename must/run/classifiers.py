@@ -10,28 +10,31 @@ import json
 from typing import Any
 
 from must import storage
-from must.cli import run
+from must.run.places import WorkUri
+from must.stages import call
 
-FOLDER, FILE, DESCRIPTION = "classifiers", "classifier.safetensors", "classifier.json"
+FILE, DESCRIPTION = "classifier.safetensors", "classifier.json"
 
 
-def provide(work_uri: str, key: str, classes: str, model: str, pretrained: str, output: str) -> dict[str, Any]:
-    """Writes the classifier file to `output`: a copy of the kept one if that is whole, else a new one, which is kept.
+def provide(
+    work_uri: str, *, classes: str, model: str, pretrained: str, fingerprint: str, weights: str
+) -> dict[str, Any]:
+    """Writes the classifier file to `weights`: a copy of the kept one if that is whole, else a new one, which is kept.
 
     Args:
-        key: stands for the contents of class file and model.
+        fingerprint: stands for the contents of class file and model.
 
     Returns:
         sha256, classes (their number) and kept: whether it was there.
     """
-    place = storage.join(work_uri, FOLDER, key)
+    place = WorkUri(work_uri).classifier(fingerprint)
     if (found := whole(place)) is not None:
         description, data = found
-        storage.write_bytes(output, data)
+        storage.write_bytes(weights, data)
         print(f"{description['classes']} classes: the classifier of an earlier run, {place}")
         return {**description, "kept": True}
-    result = run("classifier", classes=classes, model=model, pretrained=pretrained, output=output)
-    data = storage.read_bytes(output)
+    result = call("classifier", classes=classes, model=model, pretrained=pretrained, output=weights)
+    data = storage.read_bytes(weights)
     description = {"sha256": hashlib.sha256(data).hexdigest(), "classes": len(result.classes)}
     storage.write_bytes(storage.join(place, FILE), data)
     storage.write_bytes(storage.join(place, DESCRIPTION), json.dumps(description).encode())  # last: now it counts

@@ -7,20 +7,22 @@ import tempfile
 from typing import Any
 
 from must import storage
-from must.cli import run
 from must.gate import ZERO_SHOT, Decision, against_champion, as_markdown
 from must.promote.registry import Registry
 from must.run.evaluation import accuracy
+from must.run.places import WorkUri
+from must.stages import call
 from must.storage import read_json
 from must.text import encoded
 
 
 def decide(
     work_uri: str,
+    *,
     bundle: str,
     details: str,
     registry: str,
-    name: str,
+    model_name: str,
     key: str,
     champion: str,
     champion_uri: str,
@@ -39,24 +41,23 @@ def decide(
     metrics, against = storage.join(details, "metrics.json"), "the zero-shot model"
     with tempfile.TemporaryDirectory() as folder:
         if champion_uri and gate != "none":
-            shards = storage.join(work_uri, "shards")
             same = read_json(storage.join(details, "metrics.json"), "metrics")["data"]["index_sha256"]
-            run(
-                "evaluate", model=bundle, baseline=champion_uri, shards=shards, index_sha256=same, split=split,
-                output=folder,
+            call(
+                "evaluate", model=bundle, baseline=champion_uri, shards=WorkUri(work_uri).shards, index_sha256=same,
+                split=split, output=folder,
             )  # fmt: skip
             against = f"the champion, {champion}"
             by_champion = f"{folder}/metrics.json"
             facts = {"against": against, "before": accuracy(read_json(by_champion, "metrics")).get("before")}
             if gate == "labelled":
                 metrics = by_champion
-        result: Decision = run("gate", metrics=metrics, gate=gate, output=decision, **settings)
+        result: Decision = call("gate", metrics=metrics, gate=gate, output=decision, **settings)
         if champion_uri and gate == "label-free":
-            result = against_champion(result, run("gate", metrics=by_champion, gate=gate, **settings))
+            result = against_champion(result, call("gate", metrics=by_champion, gate=gate, **settings))
             storage.write_bytes(decision, json.dumps(result.to_dict(), indent=1).encode())
     storage.write_bytes(page, encoded(as_markdown(result, against)))
     if not result.passed:
-        Registry(registry, name).decide(key, "stopped", result.reasons)
+        Registry(registry, model_name).decide(key, "stopped", result.reasons)
         print(f"the model is not promoted; it stays among this run's artifacts, and {against} stays what it was")
     outcome = "kept zero-shot" if result.outcome == ZERO_SHOT else "passed" if result.passed else "stopped"
     return result, {**facts, "outcome": outcome, "reasons": result.reasons}

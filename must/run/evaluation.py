@@ -7,18 +7,18 @@ import os
 from typing import Any
 
 from must import storage
-from must.cli import run
-from must.run.notes import RUN_ID, folder_of
+from must.run.notes import RUN_ID
+from must.run.places import WorkUri
+from must.stages import call
 
 
 def evaluate(
-    work_uri: str, index_sha256: str, bundle: str, classifier: str, split: str, details: str, report: str
+    work_uri: str, *, index_sha256: str, bundle: str, classifier: str, split: str, details: str, report: str
 ) -> dict[str, Any]:
     """Evaluates against the zero-shot model; the report is also copied to where Kubeflow shows it."""
-    shards = storage.join(work_uri, "shards")
-    metrics = run(
-        "evaluate", model=bundle, baseline=classifier, shards=shards, index_sha256=index_sha256, split=split,
-        output=details,
+    metrics = call(
+        "evaluate", model=bundle, baseline=classifier, shards=WorkUri(work_uri).shards, index_sha256=index_sha256,
+        split=split, output=details,
     )  # fmt: skip
     storage.write_bytes(report, storage.read_bytes(storage.join(details, "report.html")))
     return metrics
@@ -51,7 +51,7 @@ def accuracy(metrics: dict[str, Any]) -> dict[str, Any]:
 
 def keep_report(work_uri: str, report: str) -> str:
     """A copy beside the run's notes, where the summary's page can lead to; returns its place."""
-    place = storage.join(folder_of(work_uri, os.environ.get(RUN_ID, "")), "report.html")
+    place = storage.join(WorkUri(work_uri).notes(os.environ.get(RUN_ID, "")), "report.html")
     storage.write_bytes(place, storage.read_bytes(report))
     return place
 

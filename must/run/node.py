@@ -14,19 +14,21 @@ from pathlib import Path
 import yaml
 
 from must import storage
-from must.cli import run
 from must.distributed.parent import end_with_parent
+from must.exits import exiting
 from must.model.bundle import DESCRIPTION_FILE
 from must.run.lifeline import while_wanted
 from must.run.mirror import mirrored
+from must.run.places import JobUri
+from must.stages import call
 
 
 def train_job(job: str) -> None:
     """Trains; the main process then copies what it wrote to the job's place, the bundle's description last."""
-    content = yaml.safe_load(storage.read_bytes(storage.join(job, "job.yaml")))
+    content = yaml.safe_load(storage.read_bytes(JobUri(job).description))
     if os.environ.get("RANK", "0") != "0":
         with tempfile.TemporaryDirectory() as folder:
-            run("train", **content["train"], output=folder)
+            call("train", **content["train"], output=folder)
         return
     launcher = content["launcher"]  # one process notices that it is gone; all of them stop after the same step
     with (
@@ -34,8 +36,8 @@ def train_job(job: str) -> None:
         tempfile.TemporaryDirectory() as folder,
         mirrored(folder, content["tensorboard"]),
     ):
-        run("train", **content["train"], output=folder)
-        publish(Path(folder), storage.join(job, "bundle"))
+        call("train", **content["train"], output=folder)
+        publish(Path(folder), JobUri(job).bundle)
 
 
 def publish(folder: Path, uri: str) -> None:
@@ -46,4 +48,5 @@ def publish(folder: Path, uri: str) -> None:
 
 if __name__ == "__main__":
     end_with_parent()
-    train_job(sys.argv[1])
+    with exiting("train"):
+        train_job(sys.argv[1])

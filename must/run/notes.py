@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from must import storage
+from must.exits import BUG, code_of, line_of
+from must.run.places import WorkUri
 from must.run.tail import Tail
 
 BEAT = 60.0  # seconds between writings of a running stage's note
-FOLDER = "notes"
 RUN_ID = "MUST_RUN_ID"  # the environment's name for the run that a stage belongs to
 TOLD = "MUST_NOTE"  # the file by which a stage tells the process that supervises it what to put into the note
 NOT_WRITTEN = ("source", "changed")
@@ -75,16 +76,17 @@ def noted(work_uri: str, stage: str, checkpoints: str = "", run_id: str = "") ->
         finally:
             tell(Path(os.environ[TOLD]), note)
         return
-    uri = storage.join(folder_of(work_uri, run_id or os.environ.get(RUN_ID, "")), f"{stage}.json")
+    uri = storage.join(WorkUri(work_uri).notes(run_id or os.environ.get(RUN_ID, "")), f"{stage}.json")
     note.tries = earlier_tries(uri)
     tail = Tail()
     try:
         with tail, kept_fresh(uri, note, tail):
             yield note
     except BaseException as error:
-        note.state, note.code = ("done", 0) if is_success(error) else ("failed", code_of(error))
+        note.code = code_of(error)
+        note.state = "failed" if note.code else "done"
         if not isinstance(error, SystemExit):
-            tail.add(traceback.format_exc())
+            tail.add(traceback.format_exc() if note.code == BUG else f"must {stage}: {line_of(error)}")
         raise
     else:
         note.state = "done"
@@ -92,13 +94,9 @@ def noted(work_uri: str, stage: str, checkpoints: str = "", run_id: str = "") ->
         write(uri, note, tail)  # the tail is closed by now: nothing the stage printed is missing
 
 
-def folder_of(work_uri: str, run_id: str) -> str:
-    return storage.join(work_uri, FOLDER, run_id or "run")
-
-
 def read_notes(work_uri: str, run_id: str = "") -> list[Note]:
     """The run's notes, in the order in which the stages started."""
-    folder = folder_of(work_uri, run_id)
+    folder = WorkUri(work_uri).notes(run_id)
     try:
         names = [entry.name for entry in storage.list_files(folder) if entry.name.endswith(".json")]
     except (FileNotFoundError, NotADirectoryError):
@@ -186,11 +184,3 @@ def write(uri: str, note: Note, tail: Tail) -> None:
         storage.write_bytes(uri, json.dumps(content, indent=1).encode())
     except (ValueError, OSError) as error:
         print(f"must: the stage's note could not be written: {error}", file=sys.stderr)
-
-
-def is_success(error: BaseException) -> bool:
-    return isinstance(error, SystemExit) and not error.code
-
-
-def code_of(error: BaseException) -> int:
-    return error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from must.exits import PREEMPTED
+from must.exits import KILLED, PREEMPTED, WRONG_INPUT
 from must.run.notes import Note
 
 WELL = ("SUCCEEDED", "COMPLETE")
@@ -105,7 +105,7 @@ def kind_of(note: Note) -> str:
         return "stopped"
     if note.state == "running":
         return "silent"
-    return {2: "input", PREEMPTED: "interrupted", 137: "killed"}.get(note.code, "error")
+    return {WRONG_INPUT: "input", PREEMPTED: "interrupted", KILLED: "killed"}.get(note.code, "error")
 
 
 IN_SHORT = {

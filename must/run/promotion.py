@@ -7,31 +7,32 @@ from pathlib import Path
 from typing import Any
 
 from must import storage
-from must.cli import run
 from must.promote.registry import Registry
 from must.run.evaluation import plain
 from must.run.training import origin
+from must.stages import call
 from must.storage import read_json
 
 
 def promote(
+    *,
     bundle: str,
     onnx: str,
     details: str,
     decision: str,
     registry: str,
-    name: str,
+    model_name: str,
     key: str,
     champion: str,
     output: str,
 ) -> dict[str, Any]:
     """Promotes, remembers that this data was decided on, and writes down where the version lies."""
     metrics = storage.join(details, "metrics.json")
-    latest = run(
-        "promote", model=bundle, onnx=onnx, metrics=metrics, decision=decision, registry=registry, name=name,
+    latest = call(
+        "promote", model=bundle, onnx=onnx, metrics=metrics, decision=decision, registry=registry, name=model_name,
         champion=champion,
     )  # fmt: skip
-    place = Registry(registry, name)
+    place = Registry(registry, model_name)
     place.decide(key, f"promoted as {latest.version}", read_json(decision, "--decision")["reasons"])
     facts = {"version": latest.version, "registry": place.place(latest.version), **model_facts(bundle, details)}
     Path(output).parent.mkdir(parents=True, exist_ok=True)

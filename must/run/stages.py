@@ -1,50 +1,62 @@
-"""What the pipeline's stages do, each in a process of its own (supervise.py): what goes in and out fits into JSON."""
+"""What the pipeline's stages do, each in a process of its own (supervise.py): what goes in and out fits into JSON.
+
+They raise as the library does. A stage that has nothing of its own to tell needs no function here: `library` runs it.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from must import storage
-from must.cli import call, run
 from must.run import classifiers, evaluation, promotion
 from must.run.decision import decide
 from must.run.inputs import look
 from must.run.notes import noted
+from must.run.places import WorkUri
 from must.run.settings import sharding_settings, training_settings
+from must.stages import call
+
+
+def library(work_uri: str, name: str, **values: Any) -> None:
+    """The library's stage `name` with its own parameters."""
+    with noted(work_uri, name):
+        call(name, **values)
 
 
 def inputs(work_uri: str, **values: Any) -> str:
     """Returns a sha256 of what class file and model hold. `values`: the run's parameters."""
     with noted(work_uri, "inputs") as note:
-        result = call("inputs", look, values)
+        result = look(values)
         note.result = "as the stages take them"
     return result
 
 
-def shard(work_uri: str, index: str, settings: dict[str, Any], **own: Any) -> dict[str, Any]:
+def shard(work_uri: str, *, index: str, settings: dict[str, Any], **own: Any) -> dict[str, Any]:
     """Returns the index's sha256 and what its artifact tells. `own`: the pipeline's parameters of `must shard`."""
-    shards = storage.join(work_uri, "shards")
+    shards = WorkUri(work_uri).shards
     with noted(work_uri, "shard") as note:
-        result = run("shard", **call("shard", sharding_settings, settings, own | {"output": shards}))
+        result = call("shard", **sharding_settings(settings, own | {"output": shards}))
         count = sum(one.samples for one in result.shards)
         note.result = f"{count:,} images, revision {result.revision}"
         storage.write_bytes(index, storage.read_bytes(storage.join(shards, "index.json")))
     return {"sha256": result.sha256, "facts": {"shards": shards, "revision": result.revision, "images": count}}
 
 
-def classifier(
-    work_uri: str, classes: str, model: str, pretrained: str, fingerprint: str, weights: str
-) -> dict[str, Any]:
-    """Returns the classifier file's sha256, its number of classes and whether an earlier run had made it."""
+def classifier(work_uri: str, **values: str) -> dict[str, Any]:
+    """Returns the classifier file's sha256, its number of classes and whether an earlier run had made it.
+
+    `values` are those of classifiers.provide.
+    """
     with noted(work_uri, "classifier") as note:
-        made = call("classifier", classifiers.provide, work_uri, fingerprint, classes, model, pretrained, weights)
+        made = classifiers.provide(work_uri, **values)
         note.result = f"{made['classes']} classes" + (", made by an earlier run" if made["kept"] else "")
     return made
 
 
 def champion(
     work_uri: str,
-    registry: str,
+    *,
+    registry_uri: str,
     model_name: str,
     index_sha256: str,
     classifier: str,
@@ -58,64 +70,47 @@ def champion(
     from must.promote.champion import champion as ask
 
     with noted(work_uri, "champion") as note:
-        values = training_settings(settings, preset, epochs)
-        best = call("champion", ask, registry, model_name, index_sha256, classifier, values, warm_start, only_new)
+        best = ask(
+            WorkUri(work_uri).registry(registry_uri), model_name, index_sha256, classifier,
+            training_settings(settings, preset, epochs), warm_start=warm_start, only_new=only_new,
+        )  # fmt: skip
         note.result = "; ".join(best.reasons)
         note.facts = {"action": best.action, "why": best.reasons[-1].removeprefix("nothing new: ")}
         print(note.result)
     return vars(best)
 
 
-def evaluate(
-    work_uri: str, index_sha256: str, bundle: str, classifier: str, split: str, details: str, report: str
-) -> dict[str, Any]:
-    """Returns the metrics."""
+def evaluate(work_uri: str, *, report: str, **values: str) -> dict[str, Any]:
+    """Returns the metrics. `values` are those of evaluation.evaluate."""
     with noted(work_uri, "evaluate") as note:
-        metrics = evaluation.evaluate(work_uri, index_sha256, bundle, classifier, split, details, report)
+        metrics = evaluation.evaluate(work_uri, report=report, **values)
         note.result = evaluation.headline(metrics)
         note.facts = evaluation.accuracy(metrics) | {"report": evaluation.keep_report(work_uri, report)}
     return metrics
 
 
-def gate(
-    work_uri: str,
-    bundle: str,
-    details: str,
-    registry: str,
-    model_name: str,
-    key: str,
-    champion: str,
-    champion_uri: str,
-    gate: str,
-    settings: dict[str, Any],
-    split: str,
-    decision: str,
-    page: str,
-) -> bool:
-    """Returns whether the model passed."""
+def gate(work_uri: str, *, registry_uri: str, **values: Any) -> bool:
+    """Returns whether the model passed. `values` are those of decision.decide."""
     with noted(work_uri, "gate") as note:
-        result, note.facts = call(
-            "gate", decide, work_uri, bundle, details, registry, model_name, key, champion, champion_uri, gate,
-            settings, split, decision, page,
-        )  # fmt: skip
+        result, note.facts = decide(work_uri, registry=WorkUri(work_uri).registry(registry_uri), **values)
         note.result = f"{note.facts['outcome']} ({result.gate})"
     return result.passed
 
 
-def export(work_uri: str, index_sha256: str, bundle: str, details: str, onnx: str, precision: str) -> dict[str, Any]:
+def export(work_uri: str, *, index_sha256: str, bundle: str, details: str, onnx: str, precision: str) -> dict[str, Any]:
     """Returns what the ONNX artifact tells of the model."""
     with noted(work_uri, "export") as note:
-        run(
-            "export", model=bundle, output=onnx, precision=precision, shards=storage.join(work_uri, "shards"),
+        call(
+            "export", model=bundle, output=onnx, precision=precision, shards=WorkUri(work_uri).shards,
             index_sha256=index_sha256, metrics=storage.join(details, "metrics.json"),
         )  # fmt: skip
         note.result = f"ONNX, {precision}"
     return {"precision": precision, "framework": "onnx", **promotion.model_facts(bundle, details)}
 
 
-def promote(work_uri: str, **values: Any) -> dict[str, Any]:
+def promote(work_uri: str, *, registry_uri: str, **values: str) -> dict[str, Any]:
     """Returns where the version lies and what it is; `values` are those of promotion.promote."""
     with noted(work_uri, "promote") as note:
-        facts = call("promote", promotion.promote, **values)
+        facts = promotion.promote(registry=WorkUri(work_uri).registry(registry_uri), **values)
         note.result, note.facts = f"promoted as {facts['version']}", {"version": facts["version"]}
     return facts

@@ -6,8 +6,9 @@ import random
 import time
 
 from must import storage
-from must.run.notes import FOLDER, Note, folder_of, parse, read_notes
+from must.run.notes import Note, parse, read_notes
 from must.run.outcome import Outcome, failing, kind_of, outcome_of
+from must.run.places import WorkUri
 from must.text import printable, printable_page
 
 PAGE = "summary.md"
@@ -15,10 +16,10 @@ KEPT = 14 * 86_400.0  # seconds that notes of a run are kept after the last was 
 LOOKED_AT = 50  # other runs' notes whose age a summary looks at
 WHY = {
     "stopped": "stopped from outside (SIGTERM): a person ended the run, its time was over, or its node was taken away",
-    "interrupted": "something it needs went away (exit code 75): another process, or a store that did not answer",
+    "interrupted": "something it needs went away (exit code {code}): another process, or a store that did not answer",
     "silent": "its pod is gone without a word: a lost node, a time limit, memory, or the run was stopped",
-    "input": "wrong input (exit code 2); the last line says what",
-    "killed": "killed (exit code 137): most often the pod's memory limit",
+    "input": "wrong input (exit code {code}); the last line says what",
+    "killed": "killed (exit code {code}): most often the pod's memory limit",
     "error": "an error in the program or the machine (exit code {code})",
 }
 GOES_ON = {"input": "after the input is mended{kept}", "error": "perhaps{kept_or}"}
@@ -48,7 +49,7 @@ def summarize(work_uri: str, run_id: str, state: str | None, again: str) -> str:
 
 def leave_page(work_uri: str, run_id: str, page: str) -> None:
     """Beside the notes, for `submit.py --wait`; then forgets old runs' notes."""
-    storage.write_bytes(storage.join(folder_of(work_uri, run_id), PAGE), page.encode())
+    storage.write_bytes(storage.join(WorkUri(work_uri).notes(run_id), PAGE), page.encode())
     forget_old(work_uri, time.time() - KEPT, run_id)
 
 
@@ -58,7 +59,7 @@ def forget_old(work_uri: str, before: float, own: str = "") -> None:
     Args:
         own: the run whose notes stay, whatever its clocks say.
     """
-    root, runs = storage.join(work_uri, FOLDER), dict[str, list[str]]()
+    root, runs = WorkUri(work_uri).every_runs_notes, dict[str, list[str]]()
     for entry in storage.list_files(root):
         run, _, name = entry.name.partition("/")
         if run and run != own and name.endswith(".json"):

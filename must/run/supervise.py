@@ -22,14 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from must.cli import call
 from must.distributed.parent import end_with_parent
-from must.exits import PREEMPTED
+from must.exits import INTERRUPTED, PREEMPTED, WRONG_INPUT, exiting
 from must.parameters import convert, require
 from must.run.notes import RUN_ID, TOLD, Note, noted
 
 RETRIES = "MUST_RETRIES"  # COUNT,SECONDS,FACTOR in the environment, from cluster.yaml; none without it
-NEVER = (0, 2, 130)  # done; wrong input, which stays wrong; interrupted at the keyboard
+NEVER = (0, WRONG_INPUT, INTERRUPTED)  # done; what stays wrong; the keyboard
 LONGEST = 3600.0  # seconds between two tries
 
 
@@ -61,7 +60,8 @@ def supervised(stage: str, function: str, run_id: str, work_uri: str, **values: 
         SystemExit: with the stage's code, once it will not be tried again; 137 where it was killed.
     """
     job = {"stage": stage, "function": function, "values": {"work_uri": work_uri, **values}}
-    allowed = call(stage, policy)
+    with exiting(stage):
+        allowed = policy()
     with noted(work_uri, stage, run_id=run_id) as note, tempfile.TemporaryDirectory(prefix="must-") as folder:
         note.source = Path(folder) / "told.json"
         (Path(folder) / "job.json").write_text(json.dumps(job))
@@ -145,7 +145,8 @@ def work(folder: Path) -> None:
     end_with_parent()
     job = json.loads((folder / "job.json").read_text())
     module, name = job["function"].split(":")
-    result = call(job["stage"], getattr(importlib.import_module(module), name), **job["values"])
+    with exiting(job["stage"]):
+        result = getattr(importlib.import_module(module), name)(**job["values"])
     (folder / "result.json").write_text(json.dumps(result))
 
 

@@ -6,11 +6,12 @@ import hashlib
 from typing import Any
 
 from must import storage
-from must.cli import run
 from must.model.bundle import WEIGHTS_FILE, load_description
 from must.run.mirror import mirrored
 from must.run.notes import noted
+from must.run.places import WorkUri
 from must.run.settings import training_settings
+from must.stages import call
 from must.train.provenance import run_key
 
 OFTEN = 60  # seconds between checkpoints: a pod that is taken away may have half a second to save one
@@ -18,6 +19,7 @@ OFTEN = 60  # seconds between checkpoints: a pod that is taken away may have hal
 
 def train_here(
     work_uri: str,
+    *,
     index_sha256: str,
     classifier: str,
     output: str,
@@ -31,30 +33,32 @@ def train_here(
     """Trains, or goes on with training. Returns the run's summary, and what the bundle tells about its origin."""
     from must.run.launch import launch, number_of_processes  # torch, which other users of this file do not have
 
-    values = job_values(work_uri, index_sha256, classifier, init, preset, settings or {}, epochs)
-    key = values["checkpoints"].rsplit("/", 1)[-1]
+    key, values = job_values(
+        work_uri, index_sha256=index_sha256, classifier=classifier, init=init, preset=preset, settings=settings or {},
+        epochs=epochs,
+    )  # fmt: skip
     curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
     count = number_of_processes(processes)
     with noted(work_uri, "train", values["checkpoints"]) as note, mirrored(f"{output}/tensorboard", curves):
         values |= {"classifier": classifier, "output": output}
-        summary = run("train", **values) if count == 1 else launch(values, count)
+        summary = call("train", **values) if count == 1 else launch(values, count)
         note.result = f"{summary['steps']:,} steps, {summary['images_per_s']} images/s"
     return summary, origin(output)
 
 
 def job_values(
-    work_uri: str, index_sha256: str, classifier: str, init: str, preset: str, settings: dict[str, Any], epochs: int
-) -> dict[str, Any]:
-    """Parameters of `must train` but for the classifier's and the output's place.
+    work_uri: str, *, index_sha256: str, classifier: str, init: str, preset: str, settings: dict[str, Any], epochs: int
+) -> tuple[str, dict[str, Any]]:
+    """A key, and parameters of `must train` but for the classifier's and the output's place.
 
-    Checkpoints get a folder of their own for each combination of data, classes, start and settings: a retry finds them,
-    another run does not.
+    The key is another one for each combination of data, classes, start and settings. Checkpoints lie under it: a retry
+    finds them, another run does not.
     """
     values = training_settings(settings, preset, epochs) | ({"init": init} if init else {})
     key = run_key(index_sha256, classifier, values)
-    shards, checkpoints = storage.join(work_uri, "shards"), storage.join(work_uri, "checkpoints", key)
-    values = {"checkpoint_seconds": OFTEN, **values}
-    return {**values, "shards": shards, "index_sha256": index_sha256, "checkpoints": checkpoints}
+    work = WorkUri(work_uri)
+    places = {"shards": work.shards, "index_sha256": index_sha256, "checkpoints": work.checkpoints(key)}
+    return key, {"checkpoint_seconds": OFTEN, **values, **places}
 
 
 def origin(bundle: str) -> dict[str, Any]:

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 from components.train_job.launcher import train_on_nodes
-from pipeline.cluster import load_cluster
+from pipeline.cluster.load import load_cluster
+from pipeline.cluster.nodes import nodes_of
 from pipeline.compile import CLUSTER
-from pipeline.nodes import nodes_of
 from tests.promote.bundles import make_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +21,8 @@ def nodes(name="gke"):
 
 def train(work, **changes):
     arguments = {"nodes": nodes(), "settings": {"lr": 1e-3}, "preset": "digits"} | changes
-    return train_on_nodes(str(work), "sha", str(work.parent / "classifier"), str(work.parent / "output"), **arguments)
+    places = {name: str(work.parent / name) for name in ("classifier", "output")}
+    return train_on_nodes(str(work), index_sha256="sha", **places, **arguments)
 
 
 def publish(work):

@@ -156,8 +156,8 @@ def process(api, work, tmp_path):
     """A launcher in a process of its own, in a pod of a run."""
     code = (
         "import json; from components.train_job.launcher import train_on_nodes\n"
-        f"train_on_nodes({str(work)!r}, 'sha', {str(tmp_path / 'classifier')!r}, {str(tmp_path / 'output')!r}, "
-        f"json.loads({json.dumps(nodes())!r}))"
+        f"train_on_nodes({str(work)!r}, index_sha256='sha', classifier={str(tmp_path / 'classifier')!r}, "
+        f"output={str(tmp_path / 'output')!r}, nodes=json.loads({json.dumps(nodes())!r}))"
     )
     api.launchers["launcher"] = {
         "apiVersion": "v1", "kind": "Pod", "spec": {"containers": [{"name": "main"}]},

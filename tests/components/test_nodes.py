@@ -11,9 +11,10 @@ from components.train_job.launcher import copy_bundle, prepare
 from components.train_job.manifest import request
 from must.format.index import load_index
 from must.model.bundle import load_bundle, load_description
+from must.run.places import WorkUri
 from must.run.training import job_values
-from pipeline.cluster import Cluster
-from pipeline.nodes import nodes_of
+from pipeline.cluster.config import Cluster
+from pipeline.cluster.nodes import nodes_of
 from tests.evaluate.digits import digits as make_digits
 from tests.gcs import free_port
 
@@ -25,11 +26,13 @@ def test_nodes_train_from_the_jobs_file_and_leave_a_bundle(tmp_path, count):
     work = tmp_path / "work"
     shutil.copytree(digits.shards, work / "shards")
     settings = {"batch_size": 50, "workers": 0, "device": "cpu"}
-    values = job_values(
-        str(work), load_index(digits.shards).sha256, digits.classifier, "", "digits", settings, epochs=1
-    )
-    prepare(str(work / "jobs" / "key"), values, digits.classifier, str(tmp_path / "curves"))
-    trainer = request("must-key", nodes_of(Cluster()), str(work / "jobs" / "key"))
+    job = WorkUri(str(work)).job("key")
+    _, values = job_values(
+        str(work), index_sha256=load_index(digits.shards).sha256, classifier=digits.classifier, init="",
+        preset="digits", settings=settings, epochs=1,
+    )  # fmt: skip
+    prepare(job, values, digits.classifier, str(tmp_path / "curves"))
+    trainer = request("must-key", nodes_of(Cluster()), job.uri)
     (command,) = [option.command for option in trainer.options if hasattr(option, "command")]
     (arguments,) = [option.args for option in trainer.options if hasattr(option, "args")]
     port = str(free_port())

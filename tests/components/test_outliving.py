@@ -15,9 +15,10 @@ from components.train_job.manifest import request
 from must.format.index import load_index
 from must.run import lifeline
 from must.run.lifeline import alive
+from must.run.places import WorkUri
 from must.run.training import job_values
-from pipeline.cluster import Cluster, GpuPool, Training
-from pipeline.nodes import nodes_of
+from pipeline.cluster.config import Cluster, GpuPool, Training
+from pipeline.cluster.nodes import nodes_of
 from tests.components.fleet import Fleet
 from tests.components.launching import ROOT
 from tests.evaluate.digits import digits as make_digits
@@ -61,8 +62,9 @@ def test_training_goes_on_without_its_launcher_and_the_next_one_attaches(api, fl
     code = (
         "import json, sys; from components.train_job import launch; launch.POLL = 0.1\n"
         "from components.train_job.launcher import train_on_nodes\n"
-        f"train_on_nodes({str(work)!r}, {index!r}, {digits.classifier!r}, sys.argv[1], json.loads(sys.argv[2]), "
-        f"preset='digits', settings=json.loads(sys.argv[3]), epochs={EPOCHS})"
+        f"train_on_nodes({str(work)!r}, index_sha256={index!r}, classifier={digits.classifier!r}, "
+        "output=sys.argv[1], nodes=json.loads(sys.argv[2]), preset='digits', settings=json.loads(sys.argv[3]), "
+        f"epochs={EPOCHS})"
     )
     arguments = [json.dumps(two_nodes()), json.dumps(SETTINGS)]
 
@@ -97,20 +99,20 @@ def test_nodes_whose_launcher_is_gone_save_a_checkpoint_and_stop(
 ):
     monkeypatch.setattr(launcher, "SILENCE", 3.0)
     monkeypatch.setattr(lifeline, "BEAT", 0.2)
-    values = job_values(
-        str(work), load_index(str(work / "shards")).sha256, digits.classifier, "", "digits",
-        SETTINGS | {"checkpoint_every": 100_000}, epochs=2000,
+    _, values = job_values(
+        str(work), index_sha256=load_index(str(work / "shards")).sha256, classifier=digits.classifier, init="",
+        preset="digits", settings=SETTINGS | {"checkpoint_every": 100_000}, epochs=2000,
     )  # fmt: skip
-    job = str(work / "jobs" / "key")
+    job = WorkUri(str(work)).job("key")
     launcher.prepare(job, values, digits.classifier, "")
-    wanted = request("must-key", two_nodes(), job)
+    wanted = request("must-key", two_nodes(), job.uri)
 
     def submit():
         launcher.Jobs().create(wanted)
         return api.pods["must-key"]
 
     pods = submit()
-    sign = str(work / "jobs" / "key" / launcher.SIGN)
+    sign = job.sign
     with alive(sign):
         wait_for(lambda: steps(pods[0]))
     last_sign = time.monotonic()

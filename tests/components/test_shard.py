@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from components.shard.component import shard
+from components.shard import shard
 from tests import zoo
 
 

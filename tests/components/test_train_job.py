@@ -8,7 +8,7 @@ from kubeflow_trainer_api import models
 
 from components.train_job.jobs import Jobs
 from must.run.notes import read_notes
-from pipeline.cluster import load_cluster
+from pipeline.cluster.load import load_cluster
 from pipeline.compile import CLUSTER
 from tests.components.launching import ROOT, SUMMARY, completes, fails, nodes, train
 

@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 import must
+from pipeline.stages import STAGES
 from tests.containers.engine import UID, engine, image, own
 
 ROOT = Path(must.__file__).parent.parent
-STAGES = ("inputs", "shard", "classifier", "champion", "train", "evaluate", "export", "gate", "promote", "summary")
 pytestmark = pytest.mark.usefixtures("docker_host")
 
 

@@ -68,10 +68,12 @@ def test_torchrun_restarts_a_run_that_lost_a_process(digits, tmp_path):
 
 APART = """
 import json, os, sys
-from must.cli import run
+from must.exits import exiting
+from must.stages import call
 values = json.loads(sys.argv[1])
 values["checkpoints"] += os.environ["RANK"]
-run("train", **values)
+with exiting("train"):
+    call("train", **values)
 """
 
 

@@ -17,10 +17,11 @@ import uuid
 from pathlib import Path
 
 from must import storage
-from must.cli import run
-from pipeline.cluster import Cluster, load_cluster
+from must.stages import call
+from pipeline.cluster.config import Cluster
+from pipeline.cluster.load import load_cluster
 from pipeline.compile import CLUSTER, compile_pipeline
-from pipeline.kfp_api import Kfp, add_arguments
+from pipeline.server.api import Kfp, add_arguments
 from tests.kfp.cases import CASES, Case, Skipped
 from tests.kfp.cluster import Pods
 from tests.kfp.runs import Runs, Seen
@@ -85,7 +86,7 @@ def tried(case: Case, runs: Runs, pods: Pods, cluster: Cluster, folder: Path) ->
 def upload_data(place: str) -> None:
     """The bundled digits, few of them: images, class names and the tiny CLIP."""
     with tempfile.TemporaryDirectory() as folder:
-        run("demo", output=folder)
+        call("demo", output=folder)
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
         images = [path for path in files if path.suffix == ".png"]
         for file in [path for path in files if path.suffix != ".png"] + images[::3]:

@@ -13,11 +13,11 @@ import kfp_server_api as api
 
 from must import storage
 from must.run.notes import read_notes
-from pipeline import wait
-from pipeline.cluster import Cluster
-from pipeline.kfp_api import Kfp, asking
-from pipeline.run_parameters import check_parameters
+from pipeline.cluster.config import Cluster
 from pipeline.schedule import Schedule, recurring_run
+from pipeline.server import wait
+from pipeline.server.api import Kfp, asking
+from pipeline.server.parameters import check_parameters
 
 LONGEST = 3600.0  # seconds a run may take
 

@@ -2,7 +2,8 @@
 
 import json
 
-from must.run.notes import Note, folder_of
+from must.run.notes import Note
+from must.run.places import WorkUri
 from must.run.summary import leave_page, summarize
 from must.storage import join, write_bytes
 from tests.pipeline.kfp_server import KfpServer
@@ -59,13 +60,13 @@ class Player(KfpServer):
         self.move(run, "SUCCEEDED" if good else "FAILED")
 
     def leave(self, run, left):
-        folder = folder_of(run["runtime_config"]["parameters"]["work_uri"], run["run_id"])
+        folder = WorkUri(run["runtime_config"]["parameters"]["work_uri"]).notes(run["run_id"])
         for note in left:
             content = {key: value for key, value in vars(note).items() if key not in ("source", "changed")}
             write_bytes(join(folder, f"{note.stage}.json"), json.dumps(content).encode())
 
     def checkpoint(self, values):
-        place = join(values["work_uri"], "checkpoints", "k")
+        place = WorkUri(values["work_uri"]).checkpoints("k")
         write_bytes(join(place, "LAST"), b"step-000000005")
         return place
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from pipeline import wait
+from pipeline.server import wait
 from tests.kfp import __main__ as program
 from tests.kfp.cases import CASES
 from tests.kfp.cluster import Pods

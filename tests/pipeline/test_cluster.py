@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.cluster import STAGES, Cluster, Resources, load_cluster
+from pipeline.cluster.config import Cluster, Resources
+from pipeline.cluster.load import load_cluster
 from pipeline.compile import CLUSTER, compile_pipeline
+from pipeline.stages import STAGES
 
 CLUSTERS = Path(CLUSTER).with_name("clusters")
-LOADERS = {"train", "evaluate", "export", "gate"}
 
 
 class Compiled:
@@ -88,7 +89,7 @@ def test_shared_memory_limits_and_retries(compiled):
         launcher = stage == "train" and cluster.trains_in_trainjob
         shm = [m for m in settings.get("emptyDirMounts", []) if m["mountPath"] == "/dev/shm"]
         expected = [{"medium": "Memory", "mountPath": "/dev/shm", "sizeLimit": cluster.shm, "volumeName": "shm"}]
-        assert shm == (expected if stage in LOADERS and not launcher else [])
+        assert shm == (expected if STAGES[stage].loaders and not launcher else [])
         seconds = cluster.timeouts.get(stage, 0)
         if launcher:  # each of its tries may take the TrainJob's time, with the pauses between them
             seconds = (seconds + 300) * (cluster.retries.count + 1)
@@ -231,6 +232,10 @@ def test_the_documented_file_holds_every_key_with_its_default():
         ("tensorboard: /logs", "tensorboard '/logs': must be gs://... or lie below volume.mount"),
         ("gpu: {node_selector: {a: b}}", "gpu.node_selector contradicts gpu.count 0"),
         ("gpu: {count: 1, stages: [trian]}", "gpu.stages 'trian': unknown; did you mean 'train'?"),
+        (
+            "gpu: {count: 1, stages: [shard]}",
+            "gpu.stages 'shard': computes nothing on a GPU; these do: classifier, train",
+        ),
         ("cpu: {tolerations: [{key: a, operator: Exists, value: b}]}", "operator Exists contradicts a value"),
         ("cpu: {tolerations: [{value: b}]}", "without a key the operator must be Exists"),
         (

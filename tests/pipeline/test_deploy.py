@@ -8,7 +8,7 @@ from kubeflow_trainer_api import models
 from kubernetes import client
 
 from must.distributed.torchrun import PATIENCE
-from pipeline.cluster import Cluster
+from pipeline.cluster.config import Cluster
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 FILES = sorted(path for path in DEPLOY.glob("*.yaml") if path.name != "kustomization.yaml")

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pipeline.compile import COMPILED
-from pipeline.docker_runner import as_first_process, local_paths
+from pipeline.local.docker import as_first_process, local_paths
 
 ROOT = Path(__file__).parents[2]
 

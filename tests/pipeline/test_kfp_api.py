@@ -5,8 +5,10 @@ import sys
 import pytest
 import yaml
 
-from pipeline import kfp_api, schedule, submit, wait
+from pipeline import schedule, submit
 from pipeline.compile import COMPILED
+from pipeline.server import api as kfp_api
+from pipeline.server import wait
 from tests.pipeline.kfp_server import KfpServer
 
 PARAMETERS = {"source": "gs://b/photos", "classes": "imagenet", "work_uri": "gs://b/work"}

@@ -1,15 +1,17 @@
 """The compiled pipeline: current, reproducible, explained, and never answered from a cache."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import yaml
 
 from must import __version__
-from pipeline.cluster import load_cluster
+from pipeline.cluster.load import load_cluster
 from pipeline.compile import CLUSTER, COMPILED, compile_pipeline
-from pipeline.console import StageOutput
+from pipeline.local.console import StageOutput
+from pipeline.stages import STAGES
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,6 +45,13 @@ def test_the_committed_pipeline_is_current_and_compiles_byte_for_byte_the_same(t
     assert documents(COMPILED) == documents(tmp_path / "a.yaml"), "run `make compile`"
 
 
+def test_the_stages_of_the_table_are_the_pipelines_and_each_names_its_components_image(spec):
+    assert set(tasks_of(spec)) == set(STAGES)
+    for name, row in STAGES.items():
+        component = getattr(import_module(f"components.{name}"), name)
+        assert component.component_spec.implementation.container.image == f"{row.image}:{__version__}", name
+
+
 def test_no_stage_is_answered_from_kubeflows_cache(spec):
     """It believes in artifacts that are gone, and none but the classifier could ever be found there."""
     assert not [name for name, task in tasks_of(spec).items() if task["cachingOptions"].get("enableCache")]
@@ -57,9 +66,9 @@ def test_every_stage_gets_the_id_of_its_run(spec):
 def test_every_stage_but_the_summary_is_tried_again_by_itself_and_by_kubeflow(spec):
     executors = spec["deploymentSpec"]["executors"]
     for name, task in tasks_of(spec).items():
-        assert (task.get("retryPolicy", {}).get("maxRetryCount") == 3) is (name != "summary")
+        assert (task.get("retryPolicy", {}).get("maxRetryCount") == 3) is STAGES[name].retried
         environment = {one["name"]: one["value"] for one in executors[f"exec-{name}"]["container"].get("env", [])}
-        assert environment.get("MUST_RETRIES") == (None if name == "summary" else "3,60,2")
+        assert environment.get("MUST_RETRIES") == ("3,60,2" if STAGES[name].retried else None)
 
 
 def test_images_have_the_version_as_their_tag(spec):

@@ -7,10 +7,11 @@ import sys
 import pytest
 
 from must.promote.registry import Registry
+from pipeline.stages import STAGES
 from tests.pipeline.local import ROOT, Run, small_demo
 
 BEFORE_TRAINING = ["inputs", "shard", "classifier", "champion"]
-ALL = [*BEFORE_TRAINING, "train", "evaluate", "gate", "export", "promote", "summary"]
+ALL = list(STAGES)
 
 
 @pytest.fixture(scope="module")

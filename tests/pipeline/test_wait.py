@@ -11,7 +11,8 @@ import yaml
 
 from must.run.notes import noted
 from must.run.summary import leave_page
-from pipeline import submit, wait
+from pipeline import submit
+from pipeline.server import wait
 from tests.pipeline.kfp_server import KfpServer
 
 RUNS = json.loads((Path(__file__).parent / "recorded" / "runs.json").read_text())

@@ -16,17 +16,18 @@ def made(monkeypatch, tmp_path):
     """The content of each classifier that was computed; computing is not what is tested here."""
     contents = []
 
-    def run(command, output, **values):
+    def call(stage, output, **values):
         contents.append(f"weights {len(contents)} of {values['classes']}".encode())
         Path(output).write_bytes(contents[-1])
         return SimpleNamespace(classes=("cat", "dog"))
 
-    monkeypatch.setattr(classifiers, "run", run)
+    monkeypatch.setattr(classifiers, "call", call)
     return contents
 
 
 def ask(work, output, key="k"):
-    return provide(str(work), key, "classes.yaml", "ViT-B-16", "openai", str(output))
+    made_of = {"classes": "classes.yaml", "model": "ViT-B-16", "pretrained": "openai"}
+    return provide(str(work), **made_of, fingerprint=key, weights=str(output))
 
 
 @pytest.mark.parametrize("place", ["folder", "bucket"])

@@ -6,7 +6,8 @@ import time
 import pytest
 
 from must import storage
-from must.run.notes import FOLDER, folder_of, noted, read_notes
+from must.run.notes import noted, read_notes
+from must.run.places import WorkUri
 from must.run.summary import forget_old, leave_page, summarize
 
 NOTE = {"stage": "train", "state": "done", "started": 1.0}
@@ -27,7 +28,7 @@ def test_another_file_among_the_notes_does_not_stop_the_summary(tmp_path, kind):
     work = str(tmp_path)
     with noted(work, "shard", run_id="r1") as note:
         note.result = "12 images"
-    storage.write_bytes(storage.join(folder_of(work, "r1"), "other.json"), FOREIGN[kind])
+    storage.write_bytes(storage.join(WorkUri(work).notes("r1"), "other.json"), FOREIGN[kind])
     assert [note.stage for note in read_notes(work, "r1")] == ["shard"]
     page = summarize(work, "r1", "SUCCEEDED", "again")
     assert "12 images" in page
@@ -38,14 +39,14 @@ def test_another_file_among_the_notes_does_not_stop_the_summary(tmp_path, kind):
 def test_what_a_stage_printed_cannot_steer_whoever_reads_the_page(tmp_path):
     raw = "\x1b[2J\u202e\ud800 | ```"
     odd = NOTE | {"state": "failed", "code": 1, "stage": raw, "result": raw, "host": raw, "lines": [raw, "x" * 10**6]}
-    storage.write_bytes(storage.join(folder_of(str(tmp_path), "r1"), "odd.json"), json.dumps(odd).encode())
+    storage.write_bytes(storage.join(WorkUri(str(tmp_path)).notes("r1"), "odd.json"), json.dumps(odd).encode())
     page = summarize(str(tmp_path), "r1", "FAILED", "again")
     assert all(line.isprintable() for line in page.split("\n")) and len(page) < 5000
     leave_page(str(tmp_path), "r1", page)
 
 
 def test_a_folder_of_other_files_is_never_deleted(tmp_path):
-    place = tmp_path / FOLDER / "mine" / "thesis.json"
+    place = tmp_path / "notes" / "mine" / "thesis.json"
     storage.write_bytes(place, b"[]")
     forget_old(str(tmp_path), time.time() + 1e6)
     assert place.exists()
@@ -55,6 +56,6 @@ def test_an_object_without_a_run_does_not_take_the_others_along(gcs_server):
     work = gcs_server.uri + "/work"
     with noted(work, "shard", run_id="r1"):
         pass
-    storage.write_bytes(f"{work}/{FOLDER}//x.json", json.dumps(NOTE).encode())
+    storage.write_bytes(f"{WorkUri(work).every_runs_notes}//x.json", json.dumps(NOTE).encode())
     forget_old(work, 1e6)
     assert [note.stage for note in read_notes(work, "r1")] == ["shard"]

@@ -11,7 +11,8 @@ import pytest
 
 from must.run import mirror
 from must.run.mirror import mirrored
-from must.run.notes import folder_of, noted, read_notes
+from must.run.notes import noted, read_notes
+from must.run.places import WorkUri
 from must.run.summary import forget_old, leave_page, summarize
 
 
@@ -110,7 +111,7 @@ def test_notes_of_long_ago_are_forgotten_but_never_those_of_a_run_that_lives(tmp
             with noted(str(tmp_path), f"stage{number}", run_id=run_id) as note:
                 note.started -= age * 86_400
                 note.seconds = 5
-            edit(folder_of(str(tmp_path), run_id), number, seconds=5)
+            edit(WorkUri(str(tmp_path)).notes(run_id), number, seconds=5)
     forget_old(str(tmp_path), time.time() - week)
     assert sorted(path.name for path in (tmp_path / "notes").iterdir()) == ["begun long ago", "new"]
 

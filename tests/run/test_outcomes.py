@@ -8,8 +8,9 @@ import json
 
 import pytest
 
-from must.run.notes import Note, folder_of
+from must.run.notes import Note
 from must.run.outcome import outcome_of
+from must.run.places import WorkUri
 from must.run.summary import summarize
 from must.storage import join, write_bytes
 
@@ -104,7 +105,7 @@ WAYS = {  # case: (notes, the state that was recorded for it, the page's first l
 def leave(work, notes):
     for note in notes:
         content = {key: value for key, value in vars(note).items() if key not in ("source", "changed")}
-        write_bytes(join(folder_of(work, "7"), f"{note.stage}.json"), json.dumps(content).encode())
+        write_bytes(join(WorkUri(work).notes("7"), f"{note.stage}.json"), json.dumps(content).encode())
 
 
 @pytest.mark.parametrize("case", WAYS)

@@ -23,10 +23,12 @@ from tests.shards.test_shard import run, tree
 
 CODE = """
 import sys
-from must.cli import run
+from must.exits import exiting
+from must.stages import call
 source, output, workers = sys.argv[1:]
 split = {"train": 0.8, "test": 0.2}
-run("shard", source=source, output=output, workers=int(workers), samples_per_shard=6, split=split)
+with exiting("shard"):
+    call("shard", source=source, output=output, workers=int(workers), samples_per_shard=6, split=split)
 """
 OPTIONS = {"samples_per_shard": 6, "split": {"train": 0.8, "test": 0.2}}
 

@@ -41,8 +41,8 @@ def promote(
 
     facts = supervised(
         "promote", "must.run.stages:promote", run_id, work_uri, bundle=bundle.path, onnx=onnx.path,
-        details=details.path, decision=decision.path, registry=registry_uri or f"{work_uri}/registry", name=model_name,
-        key=key, champion=champion, output=promoted.path,
+        details=details.path, decision=decision.path, registry_uri=registry_uri, model_name=model_name, key=key,
+        champion=champion, output=promoted.path,
     )  # fmt: skip
     promoted.metadata.update(facts)
     return facts["version"]

@@ -47,7 +47,7 @@ def gate(
 
     passed = supervised(
         "gate", "must.run.stages:gate", run_id, work_uri, bundle=bundle.path, details=details.path,
-        registry=registry_uri or f"{work_uri}/registry", model_name=model_name, key=key, champion=champion,
+        registry_uri=registry_uri, model_name=model_name, key=key, champion=champion,
         champion_uri=champion_uri, gate=gate, settings=gate_settings, split=split, decision=decision.path,
         page=reasons.path,
     )  # fmt: skip

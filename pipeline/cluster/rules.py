@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 
 from must.parameters import require
-from pipeline.cluster import STAGES, WITH_LOADERS, Cluster, Resources, Toleration, nearest
+from pipeline.cluster.config import Cluster, Resources, Toleration
+from pipeline.cluster.read import nearest
+from pipeline.stages import STAGES
 
 NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 CPU = re.compile(r"\d+(\.\d+)?|\d+m")
@@ -79,6 +81,8 @@ def check_pools(cluster: Cluster) -> None:
         )
     for stage in gpu.stages:
         require(stage in STAGES, f"gpu.stages '{stage}': unknown; {nearest(stage, STAGES)}")
+        able = ", ".join(name for name, row in STAGES.items() if row.gpu)
+        require(STAGES[stage].gpu, f"gpu.stages '{stage}': computes nothing on a GPU; these do: {able}")
     for pool in ("cpu", "gpu"):
         for number, toleration in enumerate(getattr(cluster, pool).tolerations):
             check_toleration(toleration, f"{pool}.tolerations[{number}]")
@@ -98,7 +102,7 @@ def check_resources(cluster: Cluster) -> None:
             value = getattr(resources, key)
             require(not value or CPU.fullmatch(value) is not None, f"{where}.{key} '{value}': expected 4, 0.5 or 500m")
         check_limits(resources, where)
-        if resources.memory_limit and stage in WITH_LOADERS:
+        if resources.memory_limit and STAGES[stage].loaders:
             limit = bytes_of(resources.memory_limit, where)
             require(
                 shm < limit,

@@ -8,11 +8,11 @@ import time
 from typing import Any
 
 from must import storage
-from must.run.notes import folder_of
+from must.run.places import WorkUri
 from must.run.summary import PAGE
 from must.text import printable_page
-from pipeline.kfp_api import Kfp, LaterError, asking
-from pipeline.workflows import Workflows
+from pipeline.server.api import Kfp, LaterError, asking
+from pipeline.server.workflows import Workflows
 
 OVER = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
 GOOD = ("SUCCEEDED", "SKIPPED")
@@ -84,7 +84,7 @@ def report(run: Any, state: str, page: str) -> int:
 def page_of(work_uri: str, run_id: str) -> str:
     """The summary's page; '' where it is not, or cannot be read from here."""
     try:
-        return storage.read_bytes(storage.join(folder_of(work_uri, run_id), PAGE)).decode()
+        return storage.read_bytes(storage.join(WorkUri(work_uri).notes(run_id), PAGE)).decode()
     except (ValueError, OSError):
         return ""
 

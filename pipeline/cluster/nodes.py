@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.cluster import Cluster
-from pipeline.placement import KEY_FOLDER, toleration_fields
+from pipeline.cluster.config import Cluster
+from pipeline.cluster.placement import KEY_FOLDER, toleration_fields
+from pipeline.stages import GPU_IMAGE
 
 
 def nodes_of(cluster: Cluster) -> dict[str, Any]:
@@ -13,7 +14,7 @@ def nodes_of(cluster: Cluster) -> dict[str, Any]:
     pool = cluster.gpu if cluster.gpu.count else cluster.cpu
     resources = cluster.resources.get("train")
     return {
-        "image": cluster.image("must-train"),
+        "image": cluster.image(GPU_IMAGE),
         "nodes": cluster.training.nodes,
         "processes": cluster.training.processes,
         "runtime": cluster.training.runtime,

@@ -6,20 +6,21 @@ from typing import Any
 
 from kfp import dsl, kubernetes
 
-from pipeline.cluster import WITH_LOADERS, Cluster, Resources, Retries, Toleration
+from pipeline.cluster.config import Cluster, Resources, Retries, Toleration
+from pipeline.stages import GPU_IMAGE, LAUNCHER_IMAGE, STAGES
 
 QUEUE = "kueue.x-k8s.io/queue-name"  # label: pods and TrainJobs wait until Kueue admits them
 KEY_FOLDER = "/var/secrets/google"
 LEAST = Resources(cpu="500m", memory="1Gi")  # what a stage asks for that cluster.yaml says nothing of
-IMAGE_OF = {"shard": "must-shard", "promote": "must-shard", "summary": "must-shard"}
 
 
 def place(task: dsl.PipelineTask, stage: str, cluster: Cluster) -> dsl.PipelineTask:
-    """`stage` is the name under which cluster.yaml has the task's resources and timeout."""
+    """`stage` is a name of pipeline/stages.py, under which cluster.yaml has the task's resources and timeout."""
+    row = STAGES[stage]
+    task.set_display_name(row.title).set_caching_options(row.cached)
     launcher = stage == "train" and cluster.trains_in_trainjob
     gpu = cluster.uses_gpu(stage) and not launcher
-    image = IMAGE_OF.get(stage, "must-train" if gpu or stage == "train" else "must-torch")
-    task.set_container_image(cluster.image("must-launcher" if launcher else image))
+    task.set_container_image(cluster.image(LAUNCHER_IMAGE if launcher else GPU_IMAGE if gpu else row.image))
     if cluster.pull_policy:
         kubernetes.set_image_pull_policy(task, cluster.pull_policy)
     if cluster.pull_secrets:
@@ -35,7 +36,7 @@ def place(task: dsl.PipelineTask, stage: str, cluster: Cluster) -> dsl.PipelineT
         task.set_accelerator_type(cluster.gpu.accelerator).set_accelerator_limit(cluster.gpu.count)
     # A launcher waits; its nodes get what cluster.yaml says of training.
     set_resources(task, Resources() if launcher else cluster.resources.get(stage, Resources()))
-    if cluster.shm and stage in WITH_LOADERS and not launcher:
+    if cluster.shm and row.loaders and not launcher:
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=cluster.shm)
     set_access(task, cluster)
     set_persistence(task, stage, cluster, launcher)
@@ -65,7 +66,7 @@ def set_access(task: dsl.PipelineTask, cluster: Cluster) -> None:
 
 def set_persistence(task: dsl.PipelineTask, stage: str, cluster: Cluster, launcher: bool) -> None:
     retries = cluster.retries
-    if retries.count and stage != "summary":  # an exit task that fails again and again would hide what it is about
+    if retries.count and STAGES[stage].retried:
         # What fails is tried again inside the pod, which knows wrong input from a crash; pods that vanish, by Kubeflow.
         task.set_env_variable("MUST_RETRIES", f"{retries.count},{retries.backoff},{retries.factor}")
         task.set_retry(retries.count, f"{retries.backoff}s", retries.factor, f"{retries.window}s")

@@ -50,9 +50,9 @@ def champion(
     from must.run.supervise import supervised
 
     best = supervised(
-        "champion", "must.run.stages:champion", run_id, work_uri, registry=registry_uri or f"{work_uri}/registry",
-        model_name=model_name, index_sha256=index_sha256, classifier=classifier.path, preset=preset, settings=settings,
-        epochs=epochs, warm_start=warm_start, only_new=only_new,
+        "champion", "must.run.stages:champion", run_id, work_uri, registry_uri=registry_uri, model_name=model_name,
+        index_sha256=index_sha256, classifier=classifier.path, preset=preset, settings=settings, epochs=epochs,
+        warm_start=warm_start, only_new=only_new,
     )  # fmt: skip
     for path, name in ((version, "version"), (bundle_uri, "bundle"), (init, "init"), (key, "key")):
         Path(path).write_text(best[name])

@@ -1,0 +1,140 @@
+"""The library's stages, a row each: the parameters, the function that does the work, and what it is for.
+
+The command line is made from this table, and `call` runs a stage from Python:
+
+    from must.stages import call
+    call("train", shards="shards/", classifier="classifier.safetensors", output="model/", preset="auto")
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from typing import Any, Final, NamedTuple
+
+from must.config.classifier import ClassifierConfig
+from must.config.demo import DemoConfig
+from must.config.evaluate import EvaluateConfig
+from must.config.export import ExportConfig
+from must.config.gate import GateConfig
+from must.config.predict import PredictConfig
+from must.config.promote import PromoteConfig
+from must.config.select import SelectConfig
+from must.config.shard import ShardConfig
+from must.config.train import TrainConfig
+from must.first_look import first_look
+from must.parameters import StageConfig, load, read_yaml
+
+
+class Stage(NamedTuple):
+    config: type[StageConfig]
+    function: str  # "module:name", imported when the stage runs: `must shard` runs where there is no torch
+    help: str
+
+
+STAGES: Final[dict[str, Stage]] = {
+    "shard": Stage(
+        ShardConfig,
+        "must.shards.build:shard",
+        "Pack images into WebDataset shards with an index, ready to train on.",
+    ),
+    "classifier": Stage(
+        ClassifierConfig,
+        "must.model.classifier:classifier",
+        "Turn class names and prompt templates into zero-shot text classifier weights.",
+    ),
+    "train": Stage(
+        TrainConfig,
+        "must.train.trainer:train",
+        "Adapt the zero-shot classifier to unlabeled images with masked unsupervised self-training (MUST).",
+    ),
+    "select": Stage(
+        SelectConfig,
+        "must.select.select:select",
+        "Make an adapted model safe: keep as much of it as unlabeled images speak for, or zero-shot's weights.",
+    ),
+    "evaluate": Stage(
+        EvaluateConfig,
+        "must.evaluate.evaluate:evaluate",
+        "Measure the adapted model against the zero-shot one; write metrics.json and report.html.",
+    ),
+    "export": Stage(
+        ExportConfig,
+        "must.export.onnx:export",
+        "Write the model as ONNX, checked against PyTorch.",
+    ),
+    "gate": Stage(
+        GateConfig,
+        "must.gate:gate",
+        "Decide from metrics.json whether the adapted model may be promoted, and say why.",
+    ),
+    "promote": Stage(
+        PromoteConfig,
+        "must.promote.promote:promote",
+        "Copy a model to the registry and make it the champion; --rollback brings the one before back.",
+    ),
+    "predict": Stage(
+        PredictConfig,
+        "must.predict.predict:predict",
+        "Classify images with the ONNX file alone (no PyTorch).",
+    ),
+    "demo": Stage(
+        DemoConfig,
+        "must.demo:demo",
+        "Write the bundled data set (handwritten digits), class names and tiny CLIP (computer fonts) to a folder.",
+    ),
+}
+
+
+def call(stage: str, /, **values: Any) -> Any:
+    """Runs a stage; returns its result. Parameters are those of must/config/; None leaves one at its default.
+
+    Raises:
+        ValueError: the user's error; storage.LaterError, a kind of it, where the same may work later.
+        OSError: a place that cannot be read or written.
+        SystemExit: from training that was stopped (75, a checkpoint is saved) or lost a process.
+    """
+    return run(stage, configure(stage, {name: value for name, value in values.items() if value is not None}))
+
+
+def configure(stage: str, values: dict[str, Any], file: str | None = None) -> StageConfig:
+    """The stage's parameters: `values` over the YAML `file` over, for training, the preset's, over the defaults."""
+    config = STAGES[stage].config
+    base: dict[str, Any] = {}
+    if config is TrainConfig:
+        from_file = read_yaml(config, file) if file else {}
+        load(config, values, file)  # what is wrong with the values is said before any file is looked for
+        base = train_preset({**from_file, **values})
+    return load(config, values, file, base)
+
+
+def train_preset(values: dict[str, Any]) -> dict[str, Any]:
+    """The preset's settings for the model, which the classifier file names unless --model does; `auto` if none is
+    named."""
+    if values.get("preset") in (None, "", "auto"):
+        from must.train.auto import auto
+
+        return auto(values)
+    from must.model.classifier import read_header
+    from must.train.presets import preset
+
+    model = values.get("model") or (read_header(values["classifier"])["model"] if values.get("classifier") else "")
+    return preset(values["preset"], model)
+
+
+def run(stage: str, config: StageConfig) -> Any:
+    """Imports no more than the stage needs, and that after a first look at its inputs."""
+    module, function = STAGES[stage].function.split(":")
+    first_look(stage, config)
+    try:
+        with warnings.catch_warnings():
+            # On large images (our own limit decides) and damaged metadata (the pixels count): no one could act on them.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            return getattr(importlib.import_module(module), function)(config)
+    except ModuleNotFoundError as error:  # a small installation, or the wrong image
+        if (error.name or "must").split(".")[0] == "must":
+            raise
+        raise ValueError(
+            f"the package {error.name} is not installed here; install it with: pip install 'must-clip[all]', "
+            "or take the image that has it (docs/containers.md)"
+        ) from None
