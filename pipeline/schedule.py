@@ -92,8 +92,8 @@ def six_fields(cron: str) -> str:
 
 
 def apply(kfp: Kfp, schedule: Schedule, pipeline_file: Path, namespace: str, account: str) -> None:
-    """Kubeflow cannot change a recurring run: a new one is made, then the old one is deleted (paused while a run of it is
-    going on).
+    """Kubeflow cannot change a recurring run: a new one is made, then the old one is deleted (paused, while a run of it
+    is going on).
 
     If this breaks off in between, there are two until it is applied again. Where their runs meet, one of them fails
     with a line that says so: shards and checkpoints have locks, a stage refuses shards that another run has changed
