@@ -24,6 +24,7 @@ from pipeline.cluster.load import load_cluster
 from pipeline.cluster.read import build
 from pipeline.server.api import Kfp, add_arguments, asking
 from pipeline.server.parameters import check_parameters, read_mapping
+from pipeline.server.wait import OVER
 
 HERE = Path(__file__).parent
 
@@ -92,7 +93,8 @@ def six_fields(cron: str) -> str:
 
 
 def apply(kfp: Kfp, schedule: Schedule, pipeline_file: Path, namespace: str, account: str) -> None:
-    """Kubeflow cannot change a recurring run: a new one is made, then the old one is deleted.
+    """Kubeflow cannot change a recurring run: a new one is made, then the old one is deleted (paused, while a run of it
+    is going on).
 
     If this breaks off in between, there are two until it is applied again. Where their runs meet, one of them fails
     with a line that says so: shards and checkpoints have locks, a stage refuses shards that another run has changed
@@ -105,14 +107,14 @@ def apply(kfp: Kfp, schedule: Schedule, pipeline_file: Path, namespace: str, acc
     wanted = recurring_run(schedule, experiment, pipeline, namespace, account)
     existing = kfp.schedules(namespace, schedule.name)
     if existing and same(existing[0], wanted):
-        remove(kfp, existing[1:])
+        remove(kfp, existing[1:], namespace)
         print(f"{schedule.name}: is up to date ({state(existing[0])})")
         return
     with asking(kfp.host):
         if existing and state(existing[0]) == "paused":
             wanted.mode = "DISABLE"
         kfp.recurring.recurring_run_service_create_recurring_run(wanted)
-    remove(kfp, existing)
+    remove(kfp, existing, namespace)
     print(f"{schedule.name}: {'updated' if existing else 'created'}, {schedule.cron} (UTC)")
 
 
@@ -151,10 +153,29 @@ def facts(run: Any) -> list[Any]:
     ]
 
 
-def remove(kfp: Kfp, runs: list[Any]) -> None:
+def remove(kfp: Kfp, runs: list[Any], namespace: str) -> bool:
+    """Whether all could be deleted. One whose run is going on is paused: the run's workflow would go with it."""
+    if not runs:
+        return True
+    gone = True
     with asking(kfp.host):
+        call = kfp.runs.run_service_list_runs
+        busy = {
+            one.recurring_run_id: one.run_id
+            for one in kfp.pages(call, "runs", namespace=namespace)
+            if one.recurring_run_id and (one.state or "PENDING") not in OVER
+        }
         for run in runs:
-            kfp.recurring.recurring_run_service_delete_recurring_run(run.recurring_run_id)
+            if run.recurring_run_id not in busy:
+                kfp.recurring.recurring_run_service_delete_recurring_run(run.recurring_run_id)
+                continue
+            gone = False
+            kfp.recurring.recurring_run_service_disable_recurring_run(run.recurring_run_id)
+            print(
+                f"{run.display_name}: the run {busy[run.recurring_run_id]} is going on and would end with the schedule "
+                "that began it, which is paused instead; do the same again when the run is over, or terminate it"
+            )
+    return gone
 
 
 def show(kfp: Kfp, namespace: str) -> None:
@@ -176,14 +197,15 @@ def switch(kfp: Kfp, action: str, name: str, namespace: str) -> None:
         known = ", ".join(sorted(run.display_name for run in kfp.schedules(namespace))) or "none"
         raise ValueError(f"{action} {name}: there is no such schedule; there are: {known}")
     if action == "delete":
-        remove(kfp, runs)
+        if not remove(kfp, runs, namespace):
+            return
     else:
         call = {
             "pause": kfp.recurring.recurring_run_service_disable_recurring_run,
             "resume": kfp.recurring.recurring_run_service_enable_recurring_run,
         }[action]
         with asking(kfp.host):
-            for run in runs:
+            for run in runs if action == "pause" else runs[:1]:  # the others wait for the end of their run
                 call(run.recurring_run_id)
     print(f"{name}: {action}d")
 

@@ -27,7 +27,7 @@ def evaluate(
 def figures(metrics: dict[str, Any]) -> dict[str, float]:
     """The single numbers of both models, for Kubeflow's table."""
     models = {name: metrics.get(name) or {} for name in ("baseline", "adapted")}
-    return {f"{m}_{k}": v for m, values in models.items() for k, v in values.items() if isinstance(v, float)}
+    return plain({f"{m}_{k}": v for m, values in models.items() for k, v in values.items() if isinstance(v, float)})
 
 
 def confusion(metrics: dict[str, Any]) -> list[list[int]] | None:

@@ -26,6 +26,7 @@ from must.run.places import WorkUri
 from must.run.tail import Tail
 
 BEAT = 60.0  # seconds between writings of a running stage's note
+FIRST = 4.0  # seconds to the first of them, doubled until they are BEAT: a stage that has begun soon has more to tell
 RUN_ID = "MUST_RUN_ID"  # the environment's name for the run that a stage belongs to
 TOLD = "MUST_NOTE"  # the file by which a stage tells the process that supervises it what to put into the note
 NOT_WRITTEN = ("source", "changed")
@@ -154,11 +155,13 @@ def tell(file: Path, note: Note) -> None:
 
 @contextmanager
 def kept_fresh(uri: str, note: Note, tail: Tail) -> Iterator[None]:
-    """Writes the running stage's note now, then every BEAT seconds and whenever it is said to have changed."""
+    """Writes the running stage's note now, then ever more rarely up to every BEAT seconds, and whenever it changed."""
 
     def keep_fresh() -> None:
+        pause = FIRST
         while True:
-            note.changed.wait(BEAT)
+            note.changed.wait(pause)
+            pause = min(BEAT, 2 * pause)
             note.changed.clear()
             if over.is_set():
                 return

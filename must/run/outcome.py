@@ -48,10 +48,14 @@ def failing(notes: list[Note]) -> Note | None:
 # good ends: the first rule that has a headline counts
 def kept_zero_shot(notes: dict[str, Note]) -> str:
     """No part of the adaptation was kept. As the first model of its name it is promoted all the same."""
-    if facts_of(notes, "gate").get("outcome") != "kept zero-shot":
+    facts, version = facts_of(notes, "gate"), facts_of(notes, "promote").get("version")
+    if facts.get("outcome") != "kept zero-shot":
         return ""
-    version = facts_of(notes, "promote").get("version")
-    return "Kept zero-shot: no adaptation was better" + (f"; promoted as {version}" if version else "")
+    if version:
+        return f"Kept zero-shot: no adaptation was better; promoted as {version}, the first of its name"
+    if champion := facts.get("against"):
+        return f"Kept zero-shot: no adaptation was better, so nothing is promoted; {champion}, stays"
+    return ""  # without a champion a promotion had to follow
 
 
 def promoted(notes: dict[str, Note]) -> str:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import uuid
 from pathlib import Path
+from typing import Any
 
 from must import storage
 from must.stages import call
@@ -24,7 +25,7 @@ from pipeline.compile import CLUSTER, compile_pipeline
 from pipeline.server.api import Kfp, add_arguments
 from tests.kfp.cases import CASES, Case, Skipped
 from tests.kfp.cluster import Pods
-from tests.kfp.runs import Runs, Seen
+from tests.kfp.runs import Runs, Seen, StuckError
 
 
 def main() -> None:
@@ -34,6 +35,7 @@ def main() -> None:
         "--store", default="build/kfp-check", metavar="URI", help="gs://... or a path [build/kfp-check]"
     )
     parser.add_argument("--only", default="", metavar="NAME,...", help=f"of: {', '.join(case.name for case in CASES)}")
+    parser.add_argument("--minutes", type=float, default=60, help="the longest a run may take [60]")
     parser.add_argument("--keep", action="store_true", help="delete nothing")
     add_arguments(parser)
     options = parser.parse_args()
@@ -47,44 +49,81 @@ def main() -> None:
 def check(options: argparse.Namespace) -> int:
     """Returns the exit code: 0 if every case that could be tried ended as expected."""
     cluster = load_cluster(options.cluster)
-    wanted = [case for case in CASES if not options.only or case.name in options.only.split(",")]
+    wanted = chosen(options.only)
     name = f"must-check-{uuid.uuid4().hex[:6]}"
     place = storage.join(
         options.store if storage.is_remote(options.store) else str(Path(options.store).resolve()), name
     )
     namespace = options.namespace or cluster.namespace
-    runs = Runs(Kfp(options), name, namespace, cluster, place)
     pods = Pods(namespace or "kubeflow")
-    results = []
+    runs = Runs(Kfp(options), pods, name, namespace, cluster, place, 60 * options.minutes)
+    results: list[tuple[Case, Seen | None, str]] = []
     try:
         upload_data(place)
         with tempfile.TemporaryDirectory() as folder:
-            for case in wanted:
-                print(f"-- {case.name}", flush=True)
-                results.append((case, *tried(case, runs, pods, cluster, Path(folder))))
+            try_all(wanted, runs, pods, cluster, Path(folder), results)
     finally:
+        print("\n" + table(results) + "\n", flush=True)
         if not options.keep:
             runs.delete_all()
-            storage.delete_folder(place)
-    print("\n" + table(results))
+            delete_data(place)
     return int(any(not case.fits(seen) for case, seen, _ in results if seen is not None))
+
+
+def chosen(only: str) -> list[Case]:
+    """The cases of these names, and those that they come after. Raises ValueError for a name that there is not."""
+    names = {name.strip() for name in only.split(",") if name.strip()}
+    if unknown := names - {case.name for case in CASES}:
+        raise ValueError(f"--only: no case '{min(unknown)}'; there are: {', '.join(case.name for case in CASES)}")
+    names |= {case.after for case in CASES if case.name in names}
+    return [case for case in CASES if not names or case.name in names]
+
+
+def try_all(wanted: list[Case], runs: Runs, pods: Pods, cluster: Cluster, folder: Path, results: list[Any]) -> None:
+    """One after the other: they share a place. What goes wrong in one of them is what was seen of it."""
+    stuck = ""
+    for case in wanted:
+        print(f"-- {case.name}", flush=True)
+        try:
+            seen, why = (None, stuck) if stuck else tried(case, runs, pods, cluster, folder)
+        except StuckError as error:  # so would be the next one, and each would take an hour
+            seen, why, stuck = Seen("", str(error), 0), "", f"{case.name} did not go on"
+        except Exception as error:  # the API servers', the store's, a websocket's
+            seen, why = Seen("", " ".join(f"{type(error).__name__}: {error}".split())[:300], 0), ""
+        results.append((case, seen, why))
 
 
 def tried(case: Case, runs: Runs, pods: Pods, cluster: Cluster, folder: Path) -> tuple[Seen | None, str]:
     """What was seen, or None and why it was not tried. Compiled pipelines go to `folder`."""
     try:
-        case.check_needs(pods)
+        case.check_needs(pods, cluster)
     except Skipped as reason:
         return None, str(reason)
     compiled = folder / f"nodes-{case.nodes}.yaml"
     if not compiled.exists():
-        training = dataclasses.replace(cluster.training, nodes=case.nodes)
+        as_ = "trainjob" if case.nodes > 1 else cluster.training.as_
+        training = dataclasses.replace(cluster.training, nodes=case.nodes, as_=as_)
         compile_pipeline(dataclasses.replace(cluster, training=training), compiled)
     return case.run(runs, pods, compiled), ""
 
 
+def delete_data(place: str) -> None:
+    storage.delete_folder(place)
+    if not storage.is_remote(place) and Path(place).exists():
+        print(f"left behind, for it belongs to the pods' user: sudo rm -r {place}")
+
+
+def make_folders(place: str) -> None:
+    """On a volume pods write there, as another user than this one."""
+    if not storage.is_remote(place):
+        for folder in (Path(place), Path(place, "work")):
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o2777)
+
+
 def upload_data(place: str) -> None:
     """The bundled digits, few of them: images, class names and the tiny CLIP."""
+    make_folders(place)
     with tempfile.TemporaryDirectory() as folder:
         call("demo", output=folder)
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())

@@ -10,10 +10,15 @@ TRAINING = re.compile(r"\.train(-job)?(\(\d+\))?\.executor")  # in the name of t
 KILL = """
 import os, signal
 for number in filter(str.isdigit, os.listdir("/proc")):
-    with open(f"/proc/{number}/cmdline", "rb") as file:
-        if b"-m\\0must.run.supervise" in file.read():
-            os.kill(int(number), signal.SIGKILL)
+    try:
+        with open(f"/proc/{number}/cmdline", "rb") as file:
+            if b"-m\\0must.run.supervise" in file.read():
+                os.kill(int(number), signal.SIGKILL)
+                print("killed", number)
+    except OSError:  # it has just ended
+        pass
 """
+HOPELESS = {"ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError"}  # why a container waits
 
 
 class Pods:
@@ -31,18 +36,56 @@ class Pods:
             return f"pods of {self.namespace} cannot be listed ({type(error).__name__})"
         return ""
 
-    def no_trainer(self) -> str:
+    def no_trainer(self, runtime: str) -> str:
         if self.extensions is None:
             return "no access to Kubernetes from here, to look for Kubeflow Trainer"
         try:
             self.extensions.get_api_resources("trainer.kubeflow.org", "v1alpha1", _request_timeout=10)
         except Exception as error:  # not there, or not for us
             return f"no Kubeflow Trainer to be seen ({type(error).__name__})"
+        if self.is_missing(runtime):
+            return f"no runtime {runtime} in {self.namespace}: deploy/training-runtime.yaml is not applied"
         return ""
+
+    def is_missing(self, runtime: str) -> bool:
+        """Of the namespace and of the cluster. Not where it cannot be looked at."""
+        from kubernetes.client import ApiException
+
+        get, group = self.extensions, ("trainer.kubeflow.org", "v1alpha1")
+        try:
+            get.get_namespaced_custom_object(*group, self.namespace, "trainingruntimes", runtime, _request_timeout=10)
+        except ApiException as error:
+            if error.status != 404:
+                return False
+            try:
+                get.get_cluster_custom_object(*group, "clustertrainingruntimes", runtime, _request_timeout=10)
+            except ApiException as error:
+                return error.status in (403, 404)  # the pods' account would have to be allowed to read it, too
+        return False
+
+    def cannot_start(self, run_id: str) -> str:
+        """Why a pod of the run will never start, as far as it can be seen: its image, a volume or a Secret."""
+        if self.core is None:
+            return ""
+        try:
+            pods = self.of(run_id)
+        except Exception:  # no right to look, or no answer now
+            return ""
+        for pod in pods:
+            for status in pod.status.container_statuses or []:
+                waiting = status.state and status.state.waiting
+                if waiting and waiting.reason in HOPELESS:
+                    return f"{pod.metadata.name}: {waiting.reason}: {' '.join((waiting.message or '').split())[:300]}"
+        return ""
+
+    def of(self, run_id: str) -> list[Any]:
+        selector = f"pipeline/runid={run_id}"
+        found = self.core.list_namespaced_pod(self.namespace, label_selector=selector, _request_timeout=30)
+        return list(found.items)
 
     def training(self, run_id: str) -> str:
         """The name of the run's training pod."""
-        pods = self.core.list_namespaced_pod(self.namespace, label_selector=f"pipeline/runid={run_id}").items
+        pods = self.of(run_id)
         for pod in pods:
             node = (pod.metadata.annotations or {}).get("workflows.argoproj.io/node-name", "")
             if TRAINING.search(node) and pod.status.phase == "Running":
@@ -58,7 +101,10 @@ class Pods:
 
         call: Any = self.core.connect_get_namespaced_pod_exec
         command = ["python3", "-c", KILL]
-        stream(call, self.training(run_id), self.namespace, container="main", command=command, stdout=True, stderr=True)
+        pod = self.training(run_id)
+        said = stream(call, pod, self.namespace, container="main", command=command, stdout=True, stderr=True)
+        if "killed" not in said:
+            raise ValueError(f"no process of the training found in {pod}: {said[:200]}")
 
 
 def connect() -> tuple[Any, Any]:

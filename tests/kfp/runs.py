@@ -18,8 +18,11 @@ from pipeline.schedule import Schedule, recurring_run
 from pipeline.server import wait
 from pipeline.server.api import Kfp, asking
 from pipeline.server.parameters import check_parameters
+from tests.kfp.cluster import Pods
 
-LONGEST = 3600.0  # seconds a run may take
+
+class StuckError(ValueError):
+    """A run that does not go on; nor would the next one."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,17 @@ class Seen:
 class Runs:
     """Everything goes by one name: a pipeline, an experiment, runs, schedules and a folder."""
 
-    def __init__(self, kfp: Kfp, name: str, namespace: str, cluster: Cluster, place: str) -> None:
-        self.kfp, self.name, self.namespace, self.cluster, self.place = kfp, name, namespace, cluster, place
+    def __init__(
+        self, kfp: Kfp, pods: Pods, name: str, namespace: str, cluster: Cluster, place: str, longest: float
+    ) -> None:
+        """Args: `longest`: seconds a run may take."""
+        self.kfp, self.pods, self.longest = kfp, pods, longest
+        self.name, self.namespace, self.cluster, self.place = name, namespace, cluster, place
         self.work = storage.join(place, "work")
         self.experiment = kfp.experiment(name, namespace)
         self.pipeline = ""
         self.made: list[str] = []
+        self.shown = ""
 
     def values(self, parameters: dict[str, Any], pipeline: Path) -> dict[str, Any]:
         demo = storage.join(self.place, "demo")
@@ -64,7 +72,8 @@ class Runs:
         return self.made[-1]
 
     def by_schedule(self, pipeline: Path, parameters: dict[str, Any]) -> str:
-        """The first run of a schedule of every minute, which is then deleted."""
+        """The first run of a schedule of every minute, which is then paused: Kubernetes deletes a schedule's workflows
+        with it."""
         values = self.values(parameters, pipeline)
         self.pipeline, _, _ = self.kfp.upload(pipeline, self.name, self.namespace)
         wanted = Schedule(self.name, "0 * * * * *", parameters=values)
@@ -74,10 +83,12 @@ class Runs:
         try:
             return self.first_of_schedule()
         finally:
-            self.delete_schedules()
+            for schedule in self.kfp.schedules(self.namespace, self.name):
+                with asking(self.kfp.host):
+                    self.kfp.recurring.recurring_run_service_disable_recurring_run(schedule.recurring_run_id)
 
     def first_of_schedule(self) -> str:
-        deadline = time.monotonic() + LONGEST
+        deadline = time.monotonic() + self.longest
         call = self.kfp.runs.run_service_list_runs
         while time.monotonic() < deadline:
             with asking(self.kfp.host):
@@ -86,25 +97,43 @@ class Runs:
                         self.made.append(run.run_id)
                         return run.run_id
             time.sleep(wait.POLL)
-        raise ValueError(f"the schedule {self.name} started no run in {LONGEST:g} s")
+        raise ValueError(f"the schedule {self.name} started no run in {self.longest:g} s")
 
-    def until_checkpoint(self, run_id: str) -> None:
-        """So that what happens next happens in the middle of training."""
-        deadline = time.monotonic() + LONGEST
-        while time.monotonic() < deadline:
-            for note in read_notes(self.work, run_id):
-                if note.stage == "train" and note.checkpoints and storage.exists(f"{note.checkpoints}/LAST"):
-                    return
-            if wait.patiently(self.kfp, run_id).state in wait.OVER:
+    def trainings(self) -> set[str]:
+        """Those that have a checkpoint. Each combination of data and settings has a folder of its own."""
+        try:
+            entries = list(storage.list_files(storage.join(self.work, "checkpoints")))
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
+        return {entry.name for entry in entries if entry.name.endswith("/LAST")}
+
+    def until_checkpoint(self, run_id: str, before: set[str]) -> None:
+        """So that what happens next happens in the middle of training. `before`: trainings() when the run began."""
+        deadline = time.monotonic() + self.longest
+        while not self.trainings() - before:
+            if self.look(run_id) in wait.OVER:
                 raise ValueError(f"the run {run_id} was over before its training had a checkpoint")
+            if time.monotonic() > deadline:
+                raise StuckError(f"the run {run_id} had no checkpoint after {self.longest:g} s")
             time.sleep(min(2.0, wait.POLL))
-        raise ValueError(f"the run {run_id} had no checkpoint after {LONGEST:g} s")
+
+    def look(self, run_id: str) -> str:
+        """The run's state; what it does is shown when it changes. Raises StuckError if it will never start."""
+        run = wait.patiently(self.kfp, run_id)
+        state = run.state or "PENDING"
+        now = " ".join([state.lower(), *wait.running(run)])
+        if now != self.shown:
+            self.shown = now
+            print(f"{time.strftime('%H:%M:%S')} {now}", flush=True)
+        if state not in wait.OVER and (why := self.pods.cannot_start(run_id)):
+            raise StuckError(why)
+        return state
 
     def until_over(self, run_id: str) -> Seen:
-        deadline = time.monotonic() + LONGEST
-        while (state := wait.patiently(self.kfp, run_id).state or "PENDING") not in wait.OVER:
+        deadline = time.monotonic() + self.longest
+        while (state := self.look(run_id)) not in wait.OVER:
             if time.monotonic() > deadline:
-                return Seen(state, f"not over after {LONGEST:g} s", 0)
+                raise StuckError(f"{state}, not over after {self.longest:g} s")
             time.sleep(wait.POLL)
         page = wait.page_of(self.work, run_id)
         tries = [len(note.tries) + 1 for note in read_notes(self.work, run_id) if note.stage == "train"]

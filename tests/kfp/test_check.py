@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.server import wait
 from tests.kfp import __main__ as program
+from tests.kfp.__main__ import make_folders
 from tests.kfp.cases import CASES
 from tests.kfp.cluster import Pods
 from tests.kfp.stand_in import Player, StandInPods
@@ -39,12 +40,12 @@ def checking(server, tmp_path, monkeypatch):
 
 
 def rows(text):
-    return {line.split("  ")[0]: line for line in text.split("\ncase ")[1].splitlines()[1:]}
+    return {line.split("  ")[0]: line for line in text.split("\ncase ")[1].split("\n\n")[0].splitlines()[1:]}
 
 
 def test_every_way_is_tried_and_nothing_is_left(server, checking, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(program, "Pods", lambda namespace: StandInPods(server))
-    assert checking() == 0
+    assert checking("--minutes", 2) == 0
     table = rows(capsys.readouterr().out)
     assert set(table) == {case.name for case in CASES}
     assert {name for name, row in table.items() if row.endswith("  ok")} == set(table) - {"two nodes"}
@@ -57,6 +58,48 @@ def test_without_kubernetes_pods_are_left_alone(checking, capsys):
     table = rows(capsys.readouterr().out)
     assert "not tried: no access to Kubernetes from here" in table["worker killed"]
     assert table["wrong input"].endswith("  ok")
+
+
+def test_what_a_case_comes_after_is_tried_before_it(server, checking, capsys):
+    """Nothing is nothing new before something was promoted."""
+    assert checking("--only", "nothing new") == 0
+    assert list(rows(capsys.readouterr().out)) == ["promoted", "nothing new"]
+    assert checking("--only", "promotid") == 2
+    assert "--only: no case 'promotid'; there are: promoted, " in capsys.readouterr().err
+
+
+def test_an_error_in_one_case_does_not_end_the_others(server, checking, capsys, monkeypatch):
+    pods = StandInPods(server)
+    monkeypatch.setattr(program, "Pods", lambda namespace: pods)
+    monkeypatch.setattr(pods, "delete", lambda run_id: {}["no training pod"])
+    assert checking("--only", "pod deleted in training,wrong input") == 1
+    table = rows(capsys.readouterr().out)
+    assert "KeyError: 'no training pod'" in table["pod deleted in training"] and table["wrong input"].endswith("  ok")
+
+
+def test_a_run_that_cannot_start_is_not_waited_for_nor_followed_by_others(server, checking, capsys, monkeypatch):
+    pods = StandInPods(server)
+    monkeypatch.setattr(program, "Pods", lambda namespace: pods)
+    pods.hopeless = "must-x-123: ImagePullBackOff: Back-off pulling image must-shard:0.1.0"
+    server.play = lambda run, values, done: server.move(run, "RUNNING")
+    assert checking("--only", "promoted,wrong input") == 1
+    table = rows(capsys.readouterr().out)
+    assert re.search("ImagePullBackOff.* WRONG", table["promoted"])
+    assert "not tried: promoted did not go on" in table["wrong input"]
+
+
+def test_what_takes_too_long_ends_the_check(server, checking, capsys):
+    server.play = lambda run, values, done: server.move(run, "RUNNING")
+    assert checking("--only", "promoted,wrong input", "--minutes", 0.0001) == 1
+    table = rows(capsys.readouterr().out)
+    assert "RUNNING, not over after" in table["promoted"] and "not tried" in table["wrong input"]
+    assert not any(server.stored.values())
+
+
+def test_pods_of_another_user_may_write_below_the_folder(tmp_path):
+    make_folders(str(tmp_path / "place"))
+    for folder in ("place", "place/work"):
+        assert (tmp_path / folder).stat().st_mode & 0o7777 == 0o2777
 
 
 def test_another_end_than_expected_is_wrong(server, checking, capsys):
@@ -88,4 +131,5 @@ def test_a_training_pod_is_known_by_the_name_of_its_node():
 def test_without_a_configuration_nothing_of_kubernetes_is_used(monkeypatch, tmp_path):
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     pods = Pods("vision")
-    assert "no access to Kubernetes" in pods.unusable() and "no access to Kubernetes" in pods.no_trainer()
+    assert pods.cannot_start("7") == ""
+    assert "no access to Kubernetes" in pods.unusable() and "no access to Kubernetes" in pods.no_trainer("must-torch")

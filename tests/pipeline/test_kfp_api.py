@@ -99,6 +99,31 @@ def test_a_change_replaces_the_schedule_and_leaves_others_and_its_pause_alone(se
     assert runs["a"]["mode"] == "ENABLE"
 
 
+def test_a_schedule_whose_run_is_going_on_is_not_deleted_under_it(server, scheduler, files, capsys):
+    """Its workflow belongs to the schedule, and Kubernetes would delete it in the middle of training."""
+    scheduler("apply", files / "schedule.yaml")
+    (old,) = server.stored["recurringruns"].values()
+    run = server.add("runs", {"recurring_run_id": old["recurring_run_id"], "namespace": "vision"})
+    run["state"] = "RUNNING"
+    (files / "schedule.yaml").write_text(yaml.safe_dump(SCHEDULE | {"cron": "0 4 * * 2"}))
+    assert scheduler("apply", files / "schedule.yaml") == 0
+    assert f"the run {run['run_id']} is going on and would end with the schedule" in capsys.readouterr().out
+    assert len(server.stored["recurringruns"]) == 2 and old["mode"] == "DISABLE"
+    assert scheduler("pause", "weekly") == scheduler("resume", "weekly") == 0
+    modes = [one["mode"] for one in server.stored["recurringruns"].values()]
+    assert modes == ["DISABLE", "ENABLE"]  # only the new one
+    run["state"] = "SUCCEEDED"
+    assert scheduler("apply", files / "schedule.yaml") == 0
+    (left,) = server.stored["recurringruns"].values()
+    assert left["trigger"]["cron_schedule"]["cron"] == "0 0 4 * * 2" and left["mode"] == "ENABLE"
+    run |= {"recurring_run_id": left["recurring_run_id"], "state": "RUNNING"}
+    capsys.readouterr()
+    assert scheduler("delete", "weekly") == 0 and left["mode"] == "DISABLE"
+    assert "deleted" not in capsys.readouterr().out and server.stored["recurringruns"]
+    run["state"] = "FAILED"
+    assert scheduler("delete", "weekly") == 0 and not server.stored["recurringruns"]
+
+
 def test_an_update_that_broke_off_is_mended_by_applying_again(server, scheduler, files):
     scheduler("apply", files / "schedule.yaml")
     (files / "schedule.yaml").write_text(yaml.safe_dump(SCHEDULE | {"cron": "0 4 * * 2"}))

@@ -107,6 +107,24 @@ def test_a_model_that_the_gate_stops_is_not_promoted(first, demo):
     assert "not promoted" in run.log and "| gate | done |" in run.artifacts["page"].read_text()
 
 
+@pytest.mark.slow
+def test_zero_shot_that_is_kept_replaces_no_champion(first, demo):
+    """A training that moves nothing: the ladder keeps none of it, and the run goes on to its green end."""
+    work, _ = first
+    champion = latest(work)
+    settings = demo[1]["settings"] | {"select": "ladder", "lr": 1e-12, "min_lr": 0.0}
+    run = Run(demo[1] | {"settings": settings}, work, "--verbose")
+    assert run.code == 0 and sorted(run.stages) == sorted(set(ALL) - {"promote"}), run.log + run.error
+    assert latest(work) == champion
+    assert (
+        run.artifacts["page"]
+        .read_text()
+        .startswith(
+            f"# Kept zero-shot: no adaptation was better, so nothing is promoted; the champion, {champion.version}, stays\n"
+        )
+    )
+
+
 def test_a_failing_stage_fails_the_run_and_the_summary_says_why(demo, tmp_path):
     run = Run(demo[1] | {"model": "ViT-B-17"}, tmp_path / "run")
     assert run.code == 2

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from must.run import mirror
+from must.run import mirror, notes
 from must.run.mirror import mirrored
 from must.run.notes import noted, read_notes
 from must.run.places import WorkUri
@@ -136,6 +136,17 @@ def test_a_stage_that_is_started_again_says_what_became_of_the_tries_before(tmp_
     assert "**Tried**: 3 times; before: ended without a word after" in summary(tmp_path)
     stage(tmp_path, "pass")
     assert "| train | done | 4 |" in summary(tmp_path)
+
+
+def test_what_a_stage_tells_soon_after_it_began_is_in_its_note_soon(tmp_path, monkeypatch):
+    """Its checkpoints' place, say: a node that is lost within the first minute must not seem to have saved nothing."""
+    monkeypatch.setattr(notes, "FIRST", 0.05)
+    with noted(str(tmp_path), "train") as note:
+        note.checkpoints = "/w/checkpoints/k"
+        deadline = time.monotonic() + 45  # less than the minute that comes between later writings
+        while not read_notes(str(tmp_path))[0].checkpoints:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def test_a_place_that_cannot_be_written_to_does_not_stop_the_stage(tmp_path, capfd):

@@ -51,14 +51,17 @@ WAYS = {  # case: (notes, the state that was recorded for it, the page's first l
         "# Not promoted: stopped by the gate (too few images)",
     ),
     "kept zero-shot": (
-        done(*TRAINED, evaluate=MEASURED, gate={"outcome": "kept zero-shot", "reasons": []}),
+        done(*TRAINED, evaluate=MEASURED, gate={"outcome": "kept zero-shot", "against": "the champion, r0006"}),
         "RUNNING",
-        "# Kept zero-shot: no adaptation was better",
+        "# Kept zero-shot: no adaptation was better, so nothing is promoted; the champion, r0006, stays",
     ),
     "kept zero-shot, as the first model of its name": (
         done(*TRAINED, "promote", gate={"outcome": "kept zero-shot"}, promote={"version": "r0001"}),
         "COMPLETE",
-        "# Kept zero-shot: no adaptation was better; promoted as r0001",
+        "# Kept zero-shot: no adaptation was better; promoted as r0001, the first of its name",
+    ),
+    "kept zero-shot, as the first model, whose promotion never came": (
+        done(*TRAINED, gate={"outcome": "kept zero-shot"}), "RUNNING", "# Run broken off: nothing came after gate",
     ),
     "nothing new": (
         done(*BEFORE, champion={"action": "nothing new", "why": "this data was promoted as r0006"}),
