@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from must.format.index import load_index
 from must.run import mirror, notes
 from must.run.mirror import mirrored
 from must.run.notes import noted, read_notes
@@ -173,3 +174,13 @@ def test_notes_and_curves_go_to_a_bucket_while_the_stage_runs(gcs_server, tmp_pa
         (folder / "events.out.tfevents.1").write_bytes(b"ab")
     assert storage.read_bytes(f"{place}/events.out.tfevents.1") == b"ab"
     assert read_notes(gcs_server.uri)[0].state == "done"
+
+
+def test_the_users_error_is_a_line_and_its_code_and_a_bug_keeps_its_traceback(tmp_path):
+    with pytest.raises(ValueError, match="holds no index"), noted(str(tmp_path), "evaluate"):
+        load_index(str(tmp_path / "nowhere"))
+    with pytest.raises(ZeroDivisionError), noted(str(tmp_path), "train"):
+        1 / 0  # noqa: B018
+    wrong, bug = read_notes(str(tmp_path))
+    assert (wrong.state, wrong.code) == ("failed", 2) and wrong.lines[-1].startswith("must evaluate: ")
+    assert (bug.state, bug.code) == ("failed", 1) and any("Traceback" in line for line in bug.lines)
