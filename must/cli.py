@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import os
 import re
@@ -23,9 +22,10 @@ from must.config import STAGES, TrainConfig
 from must.distributed.parent import end_with_parent
 from must.exits import PREEMPTED
 from must.first_look import first_look
+from must.image.quiet import silence_pillow
 from must.parameters import StageConfig, add_flags, load, read_yaml
 from must.storage import LaterError
-from must.text import printable
+from must.text import close_to, printable
 
 Result = TypeVar("Result")
 STAGE_FUNCTIONS = {
@@ -93,8 +93,7 @@ def run_stage(command: str, config: StageConfig) -> Any:
     """Imports no more than the stage needs (`must shard` runs where there is no torch), and that after a first look."""
     module, function = STAGE_FUNCTIONS[command].split(":")
     with ending_on_sigterm(command), warnings.catch_warnings():
-        # About large images (our own limit decides) and damaged metadata (the pixels count): no user could act on them.
-        warnings.filterwarnings("ignore", module=r"PIL\.")
+        silence_pillow()
         first_look(command, config)
         try:
             return getattr(importlib.import_module(module), function)(config)
@@ -213,7 +212,7 @@ class OneLineParser(argparse.ArgumentParser):
         flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
         wrong = wrong.replace("_", "-")
         whole = [flag for flag in flags if flag == wrong] or [flag for flag in flags if flag.startswith(wrong)]
-        return " or ".join(whole if wrong.strip("-") else []) or "".join(difflib.get_close_matches(wrong, flags, n=1))
+        return " or ".join(whole if wrong.strip("-") else []) or "".join(close_to(wrong, flags))
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message} ({self.prog} --help lists what there is)", file=sys.stderr)

@@ -39,7 +39,7 @@ gate        config parameters storage
 promote     config model names parameters storage text train
 demo        config
 first_look  config format model parameters storage
-cli         config distributed exits first_look format model parameters storage text train
+cli         config distributed exits first_look format image model parameters storage text train
 __main__    cli
 run         cli config distributed exits gate model parameters promote storage text train
 """
