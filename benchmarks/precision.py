@@ -17,9 +17,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.digits import accuracy, prepare
+from must.evaluate.training import training_log
 from must.model.bundle import load_bundle, zero_shot_bundle
 from must.model.classifier import load_classifier
-from must.train.log import read_log
 
 RUNS = {"fp32": ("fp32", 0), "bf16": ("bf16", 0), "fp32, other seed": ("fp32", 1)}
 VALUES = ("loss_self_training", "loss_fairness", "loss_reconstruction", "loss_alignment", "confident")
@@ -37,7 +37,7 @@ def main() -> None:
     for name, (precision, seed) in RUNS.items():
         folder = options.output / f"{precision}-{seed}-{options.epochs}"
         train(options.output, folder, precision, seed, options.epochs)
-        logs[name] = read_log(folder / "train_log.jsonl")
+        logs[name] = training_log(str(folder))
         base = base or logs[name]
         distance = {
             value: sum(abs(ours[value] - theirs[value]) for ours, theirs in zip(logs[name], base, strict=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from must.distributed.parent import end_with_parent
 from must.exits import INTERRUPTED, WRONG_INPUT, exiting
 from must.parameters import add_flags, usage_of
 from must.stages import STAGES, configure, run
+from must.text import close_to
 
 EPILOG = """\
 exit codes: 0 done, 2 the input is wrong (one line says what), 75 stopped and resumable, 1 a bug
@@ -66,7 +66,7 @@ class OneLineParser(argparse.ArgumentParser):
         flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
         wrong = wrong.replace("_", "-")
         whole = [flag for flag in flags if flag == wrong] or [flag for flag in flags if flag.startswith(wrong)]
-        return " or ".join(whole if wrong.strip("-") else []) or "".join(difflib.get_close_matches(wrong, flags, n=1))
+        return " or ".join(whole if wrong.strip("-") else []) or "".join(close_to(wrong, flags))
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message} ({self.prog} --help lists what there is)", file=sys.stderr)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import math
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_ty
 
 import yaml
 
-from must.text import SHORT, brief, printable
+from must.text import brief, did_you_mean, printable
 
 Config = TypeVar("Config", bound="StageConfig")
 
@@ -81,24 +80,29 @@ def load(
 def read_yaml(stage: type[StageConfig], file: str) -> dict[str, Any]:
     path = Path(file)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = parse_yaml(path.read_bytes(), f"--config {path}") or {}
     except OSError as error:
         raise ValueError(f"--config {path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: no UTF-8, a number or date that is none
-        raise ValueError(f"--config {path}: no valid YAML: {printable(' '.join(str(error).split()), 300)}") from None
     require(isinstance(content, dict), f"--config {path}: expected 'name: value' lines")
     values = {str(name).replace("-", "_"): value for name, value in content.items()}
     check_names(stage, values, f"--config {path}")
     return values
 
 
+def parse_yaml(data: bytes, where: str) -> Any:
+    """What a YAML file says. Raises ValueError, which begins with `where`: it is no YAML, or no UTF-8."""
+    try:
+        return yaml.safe_load(data.decode())
+    except Exception as error:  # PyYAML raises many things for a number or date that is none
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{where}: no valid YAML: {printable(text, 300)}") from None
+
+
 def check_names(stage: type[StageConfig], values: dict[str, Any], where: str) -> None:
     known = [f.name for f in fields(stage)]
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(name[:SHORT], known, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(known)}"
-            raise ValueError(f"{where}: unknown name {brief(name)}{hint}")
+            raise ValueError(f"{where}: unknown name {brief(name)}; {did_you_mean(name, known)}")
 
 
 def convert(value: Any, kind: Any, name: str) -> Any:

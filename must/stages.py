@@ -23,6 +23,7 @@ from must.config.select import SelectConfig
 from must.config.shard import ShardConfig
 from must.config.train import TrainConfig
 from must.first_look import first_look
+from must.image.quiet import silence_pillow
 from must.parameters import StageConfig, load, read_yaml
 
 
@@ -128,8 +129,7 @@ def run(stage: str, config: StageConfig) -> Any:
     first_look(stage, config)
     try:
         with warnings.catch_warnings():
-            # On large images (our own limit decides) and damaged metadata (the pixels count): no one could act on them.
-            warnings.filterwarnings("ignore", module=r"PIL\.")
+            silence_pillow()
             return getattr(importlib.import_module(module), function)(config)
     except ModuleNotFoundError as error:  # a small installation, or the wrong image
         if (error.name or "must").split(".")[0] == "must":

@@ -7,6 +7,8 @@ is no UTF-8 as a lone surrogate, which no encoder takes.
 from __future__ import annotations
 
 import csv
+import difflib
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last: full width
@@ -70,3 +72,14 @@ def brief(value: Any) -> str:
     if isinstance(value, int) and value.bit_length() > 4 * SHORT:
         return f"a number of {value.bit_length()} bits"
     return f"'{printable(str(value)[: SHORT + 1], SHORT)}'"
+
+
+def close_to(name: str, known: Sequence[str], count: int = 1) -> list[str]:
+    """What was meant, perhaps: the known names that are most like it."""
+    return difflib.get_close_matches(name[:SHORT], known, n=count)
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """The end of a message about an unknown name: the one that was meant, or all that there are."""
+    near = close_to(name, known)
+    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"

@@ -41,8 +41,8 @@ gate        config parameters storage
 promote     config model names parameters storage text train
 demo        config
 first_look  config format model parameters storage
-stages      config first_look model parameters train
-cli         distributed exits format parameters stages
+stages      config first_look image model parameters train
+cli         distributed exits format parameters stages text
 __main__    cli
 run         config distributed exits gate model parameters promote stages storage text train
 """

@@ -22,6 +22,7 @@ from must.data.reader import CACHE_GB, ShardReader, open_reader
 from must.format.index import Index
 from must.image.decode import reason, seen
 from must.image.preprocess import EvalView, Preprocess
+from must.image.quiet import silence_pillow
 from must.text import printable
 
 PREFETCH = 4  # batches that each loader process makes ahead
@@ -212,5 +213,6 @@ def quiet_worker(_: int) -> None:
     # torchrun passes a SIGTERM on to its processes' whole groups. A loader that dies of it takes its training process
     # along before that has saved its state, so loaders have groups of their own; they end when their parent does.
     os.setpgrp()
+    silence_pillow()
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"

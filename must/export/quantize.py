@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,19 @@ from must.image.preprocess import Preprocess, normalize_pixels
 CALIBRATION_BATCH = 16
 
 
+@contextmanager
+def errors_only() -> Iterator[None]:
+    """onnxruntime's quantizer logs its advice to the root logger."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(max(logging.ERROR, level))
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+
+
+@errors_only()
 def quantize(
     graph: onnx.ModelProto, pixels: np.ndarray | None, preprocess: Preprocess, folder: Path
 ) -> tuple[onnx.ModelProto, str]:
@@ -36,7 +50,6 @@ def quantize(
 
     source, prepared, target = (folder / f"{name}.onnx" for name in ("float", "prepared", "int8"))
     onnx.save(graph, source)
-    logging.getLogger().setLevel(max(logging.ERROR, logging.getLogger().level))
     quant_pre_process(source, prepared, skip_symbolic_shape=True)
     nodes = products_with_weights(onnx.load(prepared))
     options = {"per_channel": True, "weight_type": QuantType.QInt8, "nodes_to_quantize": nodes}

@@ -37,10 +37,6 @@ class Index:
     sha256: str = field(default="", compare=False)  # of index.json as it was read
 
     @property
-    def total_bytes(self) -> int:
-        return sum(shard.bytes for shard in self.shards)
-
-    @property
     def files(self) -> set[str]:
         """Names of all that the index speaks of, and of the list of rejected files, which lies beside it."""
         shards = {name for shard in self.shards for name in (shard.name, shard.offsets_name)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
@@ -21,7 +20,7 @@ from torch import nn
 from must.image.preprocess import Preprocess
 from must.model.fetch import here
 from must.model.towers import tower_of
-from must.text import brief
+from must.text import brief, close_to
 
 MODEL_FOLDER_FILE = "open_clip_config.json"
 TOKENIZER_FILE = "bpe.txt.gz"  # a model folder may bring its own byte-pair vocabulary
@@ -176,7 +175,7 @@ def is_folder(model: str) -> bool:
 def check_name(model: str) -> None:
     known = open_clip.list_models()
     if model.replace("/", "-") not in known:
-        near = difflib.get_close_matches(model.replace("/", "-"), known, n=3)
+        near = close_to(model.replace("/", "-"), known, 3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(f"--model {model}: no open_clip model and no folder{hint}")
 

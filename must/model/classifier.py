@@ -8,12 +8,10 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from must import storage
 from must.config import ClassifierConfig
-from must.parameters import require
-from must.text import brief, printable
+from must.parameters import parse_yaml, require
+from must.text import brief
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,11 +115,7 @@ def load_class_set(source: str) -> ClassSet:
         templates = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
         return make_class_set(list(IMAGENET_CLASSNAMES), templates, BUNDLED_SET, allow_repeats=True)
     require(storage.exists(source), f"--classes {source}: no such file; a set that ships: {BUNDLED_SET}")
-    try:
-        content = yaml.safe_load(storage.read_bytes(source).decode())
-    except Exception as error:  # PyYAML raises many things for a number or date that is none
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"--classes {source}: no valid YAML: {printable(text, 300)}") from None
+    content = parse_yaml(storage.read_bytes(source), f"--classes {source}")
     require(
         isinstance(content, dict) and "classes" in content, f"--classes {source}: expected 'classes:' and 'templates:'"
     )

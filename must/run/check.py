@@ -5,7 +5,6 @@ Used where a run is started and again by the run's first stage. It reads nothing
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
@@ -15,6 +14,7 @@ from must.gate import LabelFreeLimits
 from must.parameters import StageConfig, require
 from must.promote.registry import Registry
 from must.run.settings import sharding_settings, training_settings
+from must.text import did_you_mean
 from must.train.presets import preset
 
 LATER = "-"  # stands for a place that the pipeline gives a stage
@@ -77,9 +77,7 @@ def with_name(where: str, stage: type[StageConfig], **values: Any) -> None:
 def check_names(where: str, given: Iterable[str], known: list[str]) -> None:
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
-            raise ValueError(f"{where}.{name}: unknown; {hint}")
+            raise ValueError(f"{where}.{name}: unknown; {did_you_mean(name, known)}")
 
 
 def names_of(stage: type[StageConfig]) -> list[str]:

@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
 from must.format.index import Shard
+from must.image.quiet import silence_pillow
 from must.shards.assemble import ShardJob, assemble
 from must.shards.chunk import Settings, Unit, do_unit
 from must.shards.whereabouts import forget, left_at
@@ -102,6 +103,7 @@ def follow_parent(parent: int) -> None:
     """Ends a worker whose parent was killed: it would wait for work for ever. Signals are the parent's to answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    silence_pillow()
 
     def watch() -> None:
         while os.getppid() == parent:

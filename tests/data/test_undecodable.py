@@ -13,7 +13,7 @@ from must.config import TrainConfig
 from must.data.loader import REPLACEMENTS, TrainDataset, train_batches
 from must.data.order import GlobalBatches
 from must.data.reader import ShardReader
-from must.train.log import read_log
+from must.evaluate.training import training_log
 from must.train.trainer import train
 from tests import zoo
 from tests.augment.test_views import SETTINGS
@@ -72,4 +72,4 @@ def test_training_stops_when_too_many_are_damaged(tmp_path: Path, damaged: int, 
         assert "\n" not in str(e.value) and not (output / "model.json").exists()
     else:
         assert train(config)["replaced_samples"] == damaged
-        assert read_log(output / "train_log.jsonl")[-1]["replaced_samples"] == damaged
+        assert training_log(str(output))[-1]["replaced_samples"] == damaged

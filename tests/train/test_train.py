@@ -1,6 +1,5 @@
 """Training as users run it: real processes that are killed, stopped and run again, and what a run leaves behind."""
 
-import json
 import signal
 import time
 from pathlib import Path
@@ -10,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from must.config import ShardConfig, TrainConfig
+from must.evaluate.training import training_log
 from must.model.bundle import load_bundle, load_description
 from must.parameters import load
 from must.shards.build import shard
-from must.train.log import read_log
 from must.train.optimizer import build_optimizer, set_learning_rate, step_if_finite
 from must.train.presets import preset
 from must.train.trainer import train
@@ -82,7 +81,7 @@ def test_a_run_leaves_a_bundle_a_log_and_its_story(uninterrupted, digits):
     assert (summary["steps"], summary["images"], summary["skipped_steps"]) == (STEPS, STEPS * 25, 0)
     description = load_description(str(output))
     assert description.provenance["config"]["seed"] == 1 and len(description.provenance["index_sha256"]) == 64
-    lines = read_log(output / "train_log.jsonl")
+    lines = training_log(str(output))
     assert [line["step"] for line in lines] == list(range(1, STEPS, 2))
     told = {"loss_self_training", "confident", "agreement", "stability", "lr", "images_per_s"}
     assert all(told <= line.keys() and 0 <= line["stability"] <= 1 for line in lines)
@@ -104,7 +103,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights_bit_for_bit(digits, uninterru
     assert code == 0, text
     assert "going on after step" in text
     assert_same_weights(output, uninterrupted[0])
-    assert [line["step"] for line in read_log(output / "train_log.jsonl")][-1] == STEPS - 1
+    assert [line["step"] for line in training_log(str(output))][-1] == STEPS - 1
 
 
 def test_a_finished_run_has_nothing_left_to_do(digits, tmp_path):
@@ -119,10 +118,7 @@ def test_a_retry_in_another_folder_keeps_the_whole_log(digits, uninterrupted, tm
     start_and_stop(digits, tmp_path / "first", signal.SIGTERM)
     train(config(digits, tmp_path / "second", checkpoints=str(tmp_path / "first" / "checkpoints")))
     assert_same_weights(tmp_path / "second", uninterrupted[0])
-    steps = [
-        [line["step"] for line in read_log(place / "train_log.jsonl")]
-        for place in (tmp_path / "second", uninterrupted[0])
-    ]
+    steps = [[line["step"] for line in training_log(str(place))] for place in (tmp_path / "second", uninterrupted[0])]
     assert steps[0] == steps[1]
 
 
@@ -211,9 +207,3 @@ def test_wrong_input_leaves_nothing(digits, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         train(config(digits, tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
-
-
-def test_log_survives_a_cut_off_line(tmp_path):
-    path = tmp_path / "train_log.jsonl"
-    path.write_text(json.dumps({"step": 1}) + "\n" + '{"step": 3, "lo')
-    assert read_log(path) == [{"step": 1}]
