@@ -1,6 +1,5 @@
 """What processes agree on after a step: to leave, and to save."""
 
-import os
 import signal
 
 import pytest
@@ -17,7 +16,7 @@ def agreements_on_a_rank(signalled, due):
     try:
         with world("cpu", 60) as processes:
             if processes.rank == signalled:
-                os.kill(os.getpid(), signal.SIGTERM)
+                signal.raise_signal(signal.SIGTERM)
             first = stop.agreed(processes, processes.rank == due)
             heard = processes.sum(processes.rank == signalled)
             return [first, stop.agreed(processes), heard]
@@ -42,7 +41,7 @@ def test_alone_there_is_nobody_to_ask():
     stop = StopSignal()
     try:
         assert stop.agreed(World(0, 1, torch.device("cpu")), due=True) == (False, True)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         assert stop.agreed(World(0, 1, torch.device("cpu"))) == (True, False)
     finally:
         stop.restore()

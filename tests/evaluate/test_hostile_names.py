@@ -11,7 +11,7 @@ import pytest
 from must.config import EvaluateConfig, ShardConfig
 from must.evaluate.evaluate import evaluate
 from must.evaluate.table import table
-from must.format import index
+from must.format import index, verify
 from must.shards.build import shard
 
 NAMES = [
@@ -69,7 +69,7 @@ def test_everything_is_written_and_is_utf_8(results):
 
 def test_nothing_on_the_terminal_is_raw(hostile, results, capfd):
     index.show(hostile)
-    index.verify(hostile)
+    verify.verify(hostile)
     print(table(results[0]))
     for line in capfd.readouterr().out.splitlines():
         assert line.isprintable(), line

@@ -107,8 +107,8 @@ def test_a_signal_that_arrives_twice_is_one_signal():
     """Ctrl-C reaches the processes from the terminal, and again from torchrun, which hands it on."""
     stop = StopSignal()
     try:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert stop.received
     finally:
         stop.restore()
