@@ -30,6 +30,7 @@ STAGE_FUNCTIONS = {
     "shard": "must.data.shard:shard",
     "classifier": "must.model.classifier:classifier",
     "train": "must.train.trainer:train",
+    "refine": "must.select.refine:refine",
     "select": "must.select.select:select",
     "evaluate": "must.evaluate.evaluate:evaluate",
     "export": "must.export.onnx:export",

@@ -15,6 +15,7 @@ from must.config.export import ExportConfig
 from must.config.gate import GateConfig
 from must.config.predict import PredictConfig
 from must.config.promote import PromoteConfig
+from must.config.refine import RefineConfig
 from must.config.select import SelectConfig
 from must.config.shard import ShardConfig
 from must.config.train import TrainConfig
@@ -24,6 +25,7 @@ STAGES: Final[dict[str, type[StageConfig]]] = {
     "shard": ShardConfig,
     "classifier": ClassifierConfig,
     "train": TrainConfig,
+    "refine": RefineConfig,
     "select": SelectConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
@@ -42,6 +44,7 @@ __all__ = [
     "GateConfig",
     "PredictConfig",
     "PromoteConfig",
+    "RefineConfig",
     "SelectConfig",
     "ShardConfig",
     "TrainConfig",

@@ -6,6 +6,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ from must.data.stream import TrainBatch, TrainDataset, make_views, train_batches
 from must.data.views import ViewSettings
 from must.model.bundle import preprocess_of, save_bundle, zero_shot_bundle
 from must.model.classifier import load_classifier
+from must.select.introduce import introduce
 from must.text import printable
 from must.train.alone import alone
 from must.train.distributed import PREEMPTED, StopSignal, World, world
@@ -91,6 +93,7 @@ class Trainer:
         MicroBatches(plan, config.accumulate)  # refuses what does not divide, before anything is made
         self.method = MustStep(student, preprocess, config, processes, plan.steps, plan.steps_per_epoch)
         self.state = RunState.of(config, self.reader.index, classifier)
+        self.facts: dict[str, Any] | None = None  # what the images look like
 
     def batches(self, first_step: int) -> GlobalBatches:
         config, rank, size = self.config, self.world.rank, self.world.size
@@ -113,9 +116,11 @@ class Trainer:
     def run(self, stop: StopSignal) -> dict[str, Any]:
         config, progress = self.config, self.state.progress
         plan = self.batches(progress.step)
-        log = None
         if self.world.is_main:
             self.announce(plan)
+        self.introduce(stop)
+        log = None
+        if self.world.is_main:
             log = TrainLog(Path(config.output), plan.steps, progress.step, self.state.log_lines)
         parts_of_steps = MicroBatches(plan, config.accumulate)
         loader = train_batches(self.dataset, parts_of_steps, config.workers, self.world.device)
@@ -209,6 +214,13 @@ class Trainer:
             flush=True,
         )
 
+    def introduce(self, stop: StopSignal) -> None:
+        """What the images look like, before they are trained on; only where the ladder will judge by them."""
+        if self.config.select == "ladder":
+            place, index = self.state.checkpoints.uri, self.reader.index.sha256
+            pause = leave_if(stop, "looking at the images")
+            self.facts = introduce(self.config, self.reference, self.zero_shot, index, place, self.world, pause)
+
     def finish(self, stop: StopSignal) -> dict[str, Any]:
         """Writes the bundle; the checkpoint of the last step stays, so that running again does nothing twice."""
         progress, config = self.state.progress, self.config
@@ -228,9 +240,17 @@ class Trainer:
             self.state.checkpoints.close()
             description = provenance(self.zero_shot.description, config, self.reader.index, self.world.size, summary)
             weights = networks[config.save]
+            if self.facts:
+                description = replace(description, provenance={**description.provenance, "data": self.facts})
             if config.select == "ladder":
                 weights, description = selected(
-                    config, self.reference, weights, description, self.own_factor, self.world.device, leave_if(stop)
+                    config,
+                    self.reference,
+                    weights,
+                    description,
+                    self.own_factor,
+                    self.world.device,
+                    leave_if(stop, "choosing what to keep"),
                 )
             self.reference.load_state_dict(weights)
             save_bundle(config.output, self.reference, description)
@@ -244,10 +264,10 @@ class Trainer:
         return summary
 
 
-def leave_if(stop: StopSignal) -> Callable[[], None]:
+def leave_if(stop: StopSignal, doing: str) -> Callable[[], None]:
     def look() -> None:
         if stop.received:
-            print("stopped by a signal while choosing what to keep; run the same command to go on")
+            print(f"stopped by a signal while {doing}; run the same command to go on")
             raise Preempted
 
     return look
