@@ -57,10 +57,12 @@ def for_copies(values: np.ndarray, originals: np.ndarray, tokens: np.ndarray, sa
     place = np.zeros(len(tokens), np.int64)
     place[originals] = np.arange(len(originals))
     copies = np.setdiff1d(np.arange(len(tokens)), originals)
-    units = centred(tokens) if len(copies) else tokens
+    units = centred(tokens)
+    nothing = np.logical_not(units.any(axis=1))
     for first in range(0, len(copies), ROWS):
         rows = copies[first : first + ROWS]
         similar = units[rows] @ units[originals].T
+        similar[np.ix_(nothing[rows], nothing[originals])] = 1  # both are the mean image
         # Rounding may put the one that it was left out for a hair below the limit.
         place[rows] = np.where((similar >= same).any(1), (similar >= same).argmax(1), similar.argmax(1))
     return np.asarray(values[place])

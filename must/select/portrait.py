@@ -42,14 +42,15 @@ def portrait(
     doubted = sure * sure[neighbours].mean(axis=1) < DOUBT if judged else np.zeros(0)
     agree = agreement(labels, neighbours, len(classes)) if judged else None
     enough = len(labels) >= MIN_IMAGES and agree is not None
+    most, least = int(share.argmax()), int(share.argmin())
     return {
         "images": int(images),
         "looked_at": int(len(labels) + copies),
         "undecodable": int(undecodable),
         "copies": int(copies),
         "classes": len(classes),
-        "largest": {"class": str(classes[share.argmax()]), "share": float(share.max())},
-        "smallest": {"class": str(classes[share.argmin()]), "share": float(share.min())},
+        "largest": {"class": classes[most], "share": float(share[most])},
+        "smallest": {"class": classes[least], "share": float(share[least])},
         "unseen": int((share == 0).sum()),
         "effective_classes": float(np.exp(-(there * np.log(there)).sum())),
         "confidence": float(sure.mean()),

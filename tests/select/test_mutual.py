@@ -64,6 +64,13 @@ def test_copies_take_their_originals_answer(tokens):
     assert (spread[: len(tokens)] == values).all() and (spread[len(tokens) :] == values[::-1]).all()
 
 
+def test_copies_of_the_mean_image_are_copies_too(tokens):
+    still = np.concatenate([tokens, np.repeat(tokens.mean(0, keepdims=True), 9, 0)]) + 5
+    _, originals = look_alikes(still)
+    assert originals.tolist() == list(range(len(tokens) + 1))
+    assert for_copies(originals, originals, still)[len(tokens) :].tolist() == [len(tokens)] * 9
+
+
 def test_refitted_weights_follow_the_labels_and_keep_their_length(unsure):
     rng = np.random.default_rng(2)
     unit = lambda x, axis: x / np.linalg.norm(x, axis=axis, keepdims=True)  # noqa: E731
