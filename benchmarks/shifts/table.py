@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.shifts.packages import ROOT
+from benchmarks.shifts.refined import refined_top1
 from benchmarks.shifts.run import top1
 from must.select.choose import choose
 from must.select.ladder import RUNGS
 from must.select.looking import Looks
 
-GAPS = "| {} | {} | {} | {:.1f} | {:+.1f} | {:+.1f} at {:.1f} | {:+.1f} | {:.2f} | {} |"
+GAPS = "| {} | {} | {} | {:.1f} | {:+.1f} | {:+.1f} at {:.1f} | {:+.1f} | {:+.1f} | {:.2f} | {} |"
 
 
 def main() -> None:
@@ -29,13 +30,13 @@ def main() -> None:
     parser.parse_args()
     rows = [row_of(folder) for folder in sorted((ROOT / "runs").iterdir()) if list(folder.glob("looks-*.npz"))]
     (ROOT / "table.json").write_text(json.dumps(rows, indent=1))
-    print("| task | variant | settings | zero-shot | all of it | kept | best | agreement | gate on it all |")
-    print("|---|---|---|--:|--:|--:|--:|--:|---|")
+    print("| task | variant | settings | zero-shot | all of it | kept | best | refined | agreement | gate on it all |")
+    print("|---|---|---|--:|--:|--:|--:|--:|--:|---|")
     for row in rows:
         print(
             GAPS.format(
                 row["task"], row["variant"], row["setting"], row["zero_shot"], row["full"], row["kept"], row["alpha"],
-                row["best"], row["agreement"] or 0, row["gate"],
+                row["best"], row["refined"], row["agreement"] or 0, row["gate"],
             )
         )  # fmt: skip
     kept, full = np.array([row["kept"] for row in rows]), np.array([row["full"] for row in rows])
@@ -65,6 +66,7 @@ def row_of(folder: Path) -> dict[str, Any]:
         "kept": accuracy[alphas.index(choice.climb.alpha)] - zero_shot,
         "alpha": choice.climb.alpha,
         "best": max(accuracy) - zero_shot,
+        "refined": refined_top1(kept) - zero_shot,
         "agreement": choice.climb.agreement,
         "gate": again.outcome,
         "signal": choice.signal,
