@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from must import storage
-from must.config import ClassifierConfig, EvaluateConfig, ExportConfig, TrainConfig
+from must.config import ClassifierConfig, EvaluateConfig, ExportConfig, RefineConfig, TrainConfig
 from must.parameters import require
 
 
@@ -58,6 +58,15 @@ def look_evaluate(config: EvaluateConfig) -> None:
     look_at_output(config.output)
 
 
+def look_refine(config: RefineConfig) -> None:
+    from must.format.index import load_index
+    from must.model.classifier import read_header
+
+    load_index(config.shards, config.index_sha256).shards_of(config.split)
+    read_header(config.classifier)
+    look_at_output(config.output)
+
+
 def look_export(config: ExportConfig) -> None:
     from must.format.index import load_index
     from must.model.bundle import load_description
@@ -71,6 +80,7 @@ def look_export(config: ExportConfig) -> None:
 LOOKS: dict[str, Callable[[Any], None]] = {
     "classifier": look_classifier,
     "train": look_train,
+    "refine": look_refine,
     "evaluate": look_evaluate,
     "export": look_export,
 }

@@ -19,6 +19,7 @@ from must.config.export import ExportConfig
 from must.config.gate import GateConfig
 from must.config.predict import PredictConfig
 from must.config.promote import PromoteConfig
+from must.config.refine import RefineConfig
 from must.config.select import SelectConfig
 from must.config.shard import ShardConfig
 from must.config.train import TrainConfig
@@ -48,6 +49,11 @@ STAGES: Final[dict[str, Stage]] = {
         TrainConfig,
         "must.train.trainer:train",
         "Adapt the zero-shot classifier to unlabeled images with masked unsupervised self-training (MUST).",
+    ),
+    "refine": Stage(
+        RefineConfig,
+        "must.select.refine:refine",
+        "Make zero-shot better without training, in seconds, from images that look alike.",
     ),
     "select": Stage(
         SelectConfig,

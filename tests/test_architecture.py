@@ -33,7 +33,7 @@ distributed cores exits
 augment     image
 data        augment format image storage text
 model       config distributed image names parameters storage text
-select      augment config data distributed image model parameters storage
+select      augment config data distributed image model parameters storage text
 train       augment config data distributed format image lock model parameters select storage text
 evaluate    augment config data distributed format image model parameters select storage text
 export      augment config data image model parameters predict storage text

@@ -33,6 +33,7 @@ except SystemExit as end:
         ("train --preset imagnet --shards nowhere --classifier c --model m --output m", 2, "--preset imagnet: unknown"),
         ("train --preset imagenet --shards nowhere --classifier c --output m", 2, "--classifier c: no such file"),
         ("train --shards nowhere --classifier c --output m", 2, "nowhere holds no index.json"),
+        ("refine --shards nowhere --classifier c --output refined", 2, "nowhere holds no index.json"),
         ("evaluate --model nowhere --shards nowhere --output report", 2, "--model nowhere: no model.json there"),
         ("export --model nowhere --output onnx", 2, "--model nowhere: no model.json there"),
         ("predict --model nowhere.onnx a.png", 2, "--model nowhere.onnx: no such file"),

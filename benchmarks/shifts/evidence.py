@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.shifts.refined import refined_top1
 from benchmarks.shifts.run import top1
 from must.evaluate.estimate import estimated_change
 from must.evaluate.scores import Scores
@@ -51,6 +52,7 @@ def evidence(folder: Path) -> dict[str, Any]:
     return {
         "task": task, "variant": variant, "setting": setting, "images": int(images), "seed": int(seed),
         "zero_shot": accuracy[0], "full": accuracy[-1] - accuracy[0], "kept": change, "interval": [low, high],
+        "refined": refined_top1(last) - accuracy[0],
         "alpha": choice.climb.alpha, "best": max(accuracy) - accuracy[0], "agreement": choice.climb.agreement,
         "needed": choice.climb.needed, "gate_on_all": gate(last, len(RUNGS), 0.0),
         "gate_on_kept": gate(last, rung, choice.climb.alpha), "rungs": choice.to_dict()["rungs"],

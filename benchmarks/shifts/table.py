@@ -39,17 +39,18 @@ def main() -> None:
 
 def print_pairs(rows: Sequence[Row]) -> None:
     """One line a task and variant: the published rows as they are, and auto."""
-    print("| task | variant | zero-shot | published rows: mean (worst, best) | auto: all of it | kept | best | kappa |")
-    print("|---|---|--:|---|--:|--:|--:|--:|")
+    print("| task | variant | zero-shot | refined | published rows: mean (worst, best) | auto: all of it | kept | best "
+          "| kappa |")  # fmt: skip
+    print("|---|---|--:|--:|---|--:|--:|--:|--:|")
     for (task, variant, _), found in grouped(rows).items():
         auto, full = found.get("auto"), [found[name]["full"] for name in PUBLISHED if name in found]
         published = f"{np.mean(full):+.1f} ({min(full):+.1f}, {max(full):+.1f})" if full else ""
-        zero_shot = next(iter(found.values()))["zero_shot"]
+        any_row = next(iter(found.values()))
         ours = "| | |"
         if auto:
             ours = f"| {auto['full']:+.1f} | {auto['kept']:+.1f} at {auto['alpha']:.1f} | {auto['best']:+.1f} "
             ours += f"| {auto['agreement'] or 0:.2f}"
-        print(f"| {task} | {variant} | {zero_shot:.1f} | {published} {ours} |")
+        print(f"| {task} | {variant} | {any_row['zero_shot']:.1f} | {any_row['refined']:+.1f} | {published} {ours} |")
 
 
 def grouped(rows: Sequence[Row]) -> dict[tuple[str, str, int], dict[str, Row]]:

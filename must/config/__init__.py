@@ -13,6 +13,7 @@ from must.config.export import ExportConfig
 from must.config.gate import GateConfig
 from must.config.predict import PredictConfig
 from must.config.promote import PromoteConfig
+from must.config.refine import RefineConfig
 from must.config.select import SelectConfig
 from must.config.shard import ShardConfig
 from must.config.train import TrainConfig
@@ -25,6 +26,7 @@ __all__ = [
     "GateConfig",
     "PredictConfig",
     "PromoteConfig",
+    "RefineConfig",
     "SelectConfig",
     "ShardConfig",
     "TrainConfig",

@@ -78,7 +78,7 @@ def climb(
         reason = f"{images} different images are too few to judge by; {MIN_IMAGES} are needed"
         return Climb(0.0, reason, images=images)
     agree = agreement(labels[0], neighbours, probabilities.shape[-1])
-    needed = None if agree < IGNORANT else NEEDED[0] if strict else float(np.interp(agree, KNOWING, NEEDED))
+    needed = needed_of(agree, strict)
     kept, judge, reason = 0.0, 0, ""
     rungs: list[Rung] = []
     for number, alpha in enumerate(alphas, start=1):
@@ -100,6 +100,13 @@ def climb(
         same = all(rung.changed == 0 for rung in rungs if rung.alpha > kept)
         reason = "no image changes its class beyond it" if same else "beyond it the evidence is too weak"
     return Climb(kept, reason, rungs, images, agree, needed)
+
+
+def needed_of(agree: float, strict: bool = False) -> float | None:
+    """Standard errors that a rung needs from look-alikes that agree so often; None: no number is enough."""
+    if agree < IGNORANT:
+        return None
+    return NEEDED[0] if strict else float(np.interp(agree, KNOWING, NEEDED))
 
 
 def agreement(labels: np.ndarray, neighbours: np.ndarray, classes: int) -> float:

@@ -7,13 +7,18 @@ import numpy as np
 NEIGHBOURS = 20  # fewer among few images, where a class may have no more members
 SAME = 0.999
 """Cosine from which two images count as one picture: byte-identical ones, or frames of a video that stands still."""
+FAINT = 0.01
+"""Difference from the mean image, as a share of that one's length, below which an image is the mean: noise is left."""
 ROWS = 1024  # images whose similarities to all others are held at a time
 
 
 def centred(tokens: np.ndarray) -> np.ndarray:
-    """Float32 [N, D], the mean taken away and of unit length; an image that is the mean itself stays zero."""
-    values = tokens.astype(np.float32) - tokens.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+    """Float32 [N, D], the mean taken away and of unit length; an image that is the mean itself becomes zero."""
+    mean = tokens.mean(axis=0, dtype=np.float64).astype(np.float32)
+    values = tokens.astype(np.float32) - mean
+    length = np.linalg.norm(values, axis=1, keepdims=True)
+    faint = length < FAINT * np.linalg.norm(mean)
+    return np.where(faint, np.float32(0), values / np.maximum(length, 1e-12))
 
 
 def look_alikes(tokens: np.ndarray, count: int = 0, same: float = SAME) -> tuple[np.ndarray, np.ndarray]:
@@ -43,8 +48,10 @@ def look_alikes(tokens: np.ndarray, count: int = 0, same: float = SAME) -> tuple
 
 
 def first_of_copies(values: np.ndarray, same: float) -> np.ndarray:
-    """Numbers of the images that are no copy of an earlier original: int64 [M]. `values` are unit vectors."""
+    """Numbers of the images that are no copy of an earlier original: int64 [M]. `values` are unit vectors, or zero for
+    the mean image, which all of those are."""
     copy = np.zeros(len(values), bool)
+    copy[np.flatnonzero(~values.any(axis=1))[1:]] = True
     for start in range(0, len(values), ROWS):
         similar = values[start : start + ROWS] @ values.T >= same
         for row in np.flatnonzero(similar.sum(axis=1) > 1):

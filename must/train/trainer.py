@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,6 +28,7 @@ from must.distributed.preemption import Preempted, StopSignal
 from must.distributed.process_group import World, world
 from must.model.bundle import preprocess_of, save_bundle, zero_shot_bundle
 from must.model.classifier import load_classifier
+from must.select.introduce import introduce
 from must.storage import UnreachableError
 from must.text import printable
 from must.train.alone import alone
@@ -93,6 +95,7 @@ class Trainer:
         MicroBatches(plan, config.accumulate)  # refuses what does not divide, before anything is made
         self.method = MustStep(student, preprocess, config, processes, plan.steps, plan.steps_per_epoch)
         self.state = RunState.of(config, self.reader.index, classifier)
+        self.facts: dict[str, Any] | None = None  # what the images look like
 
     def batches(self, first_step: int) -> GlobalBatches:
         config, rank, size = self.config, self.world.rank, self.world.size
@@ -116,6 +119,7 @@ class Trainer:
         config, progress, checkpoints = self.config, self.state.progress, self.state.checkpoints
         plan = self.batches(progress.step)
         loader = train_batches(self.dataset, MicroBatches(plan, config.accumulate), config.workers, self.world.device)
+        self.introduce(stop)
         log = self.open_log(plan)
         meter, watch, due = Meter(), Stopwatch(progress), Due(config.checkpoint_seconds)
         for parts in watch.waiting(grouped(loader, config.accumulate)):
@@ -198,6 +202,13 @@ class Trainer:
             flush=True,
         )
 
+    def introduce(self, stop: StopSignal) -> None:
+        """What the images look like, before they are trained on; only where the ladder will judge by them."""
+        if self.config.select == "ladder":
+            place, index = self.state.checkpoints.uri, self.reader.index.sha256
+            pause = leave_if(stop, "looking at the images")
+            self.facts = introduce(self.config, self.reference, self.zero_shot, index, place, self.world, pause)
+
     def finish(self, stop: StopSignal) -> dict[str, Any]:
         """Writes the bundle; the checkpoint of the last step stays, so that running again does nothing twice."""
         progress, config = self.state.progress, self.config
@@ -217,9 +228,17 @@ class Trainer:
             self.state.checkpoints.close()
             description = provenance(self.zero_shot.description, config, self.reader.index, self.world.size, summary)
             weights = networks[config.save]
+            if self.facts:
+                description = replace(description, provenance={**description.provenance, "data": self.facts})
             if config.select == "ladder":
                 weights, description = selected(
-                    config, self.reference, weights, description, self.own_factor, self.world.device, leave_if(stop)
+                    config,
+                    self.reference,
+                    weights,
+                    description,
+                    self.own_factor,
+                    self.world.device,
+                    leave_if(stop, "choosing what to keep"),
                 )
             self.reference.load_state_dict(weights)
             save_bundle(config.output, self.reference, description)
@@ -233,10 +252,10 @@ class Trainer:
         return summary
 
 
-def leave_if(stop: StopSignal) -> Callable[[], None]:
+def leave_if(stop: StopSignal, doing: str) -> Callable[[], None]:
     def look() -> None:
         if stop.received:
-            print("stopped by a signal while choosing what to keep; run the same command to go on")
+            print(f"stopped by a signal while {doing}; run the same command to go on")
             raise Preempted
 
     return look

@@ -21,6 +21,7 @@ from must.evaluate.report.thumbnails import Thumbnails
 from must.evaluate.report.verdict import verdict
 from must.evaluate.scores import Samples, Scores
 from must.evaluate.training import training_log
+from must.select.portrait import paragraph
 
 CLASSES_SHOWN = 30  # rows of the class chart at either end; the table below holds all
 MATRIX_SHOWN = 25  # classes up to which the confusion matrices are drawn
@@ -60,6 +61,7 @@ def render_report(
         reliability=reliability(metrics),
         few_shot=few_shot(metrics),
         histogram=histogram(metrics),
+        images=introduction(metrics),
         selection=selection(metrics),
         curves=training_curves(training_log(config.model)),
         provenance=provenance(metrics),
@@ -135,6 +137,12 @@ def reliability(metrics: dict[str, Any]) -> Markup | None:
     if metrics["baseline"]:
         models.insert(0, (metrics["baseline_name"], "baseline", metrics["baseline"]["reliability"]))
     return charts.reliability_chart("Accuracy over confidence", models)
+
+
+def introduction(metrics: dict[str, Any]) -> list[str]:
+    """What the model's training images looked like before it was trained, if that was looked at."""
+    facts = metrics["model"]["provenance"].get("data")
+    return paragraph(facts) if facts else []
 
 
 def few_shot(metrics: dict[str, Any]) -> dict[str, Any] | None:

@@ -53,7 +53,7 @@ def provenance(metrics: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]
     keys = ("bundle", "backbone", "pretrained", "logit_factor", "must_version")
     facts = [(key.replace("_", " "), str(model[key])) for key in keys if model[key] not in (None, "")]
     for key, value in story.items():
-        if key in ("config", "versions", "summary", "selection"):
+        if key in ("config", "versions", "summary", "selection", "data"):
             continue
         facts.append((f"training: {key.replace('_', ' ')}", str(value)))
     facts += [(f"run: {key}", short(value)) for key, value in flatten(story.get("summary") or {})]

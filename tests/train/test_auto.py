@@ -1,0 +1,138 @@
+"""`--preset auto`: settings from the data's size and the model's shape, and the default of `must train`."""
+
+import math
+
+import pytest
+import yaml
+
+from must import cli
+from must.config import TrainConfig
+from must.parameters import load
+from must.stages import configure
+from must.train.auto import BATCHES, EPOCHS, auto, decay, settings
+from must.train.presets import preset
+
+TOWERS = {"tiny": (128, 32, 4), "ViT-B/16": (768, 224, 16), "ViT-L/14": (1024, 224, 14)}
+SIZES = (1, 20, 300, 1097, 1_000_000)
+
+
+@pytest.mark.parametrize("images", SIZES)
+@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+def test_settings_can_be_trained_with(images, tower, classes):
+    found = settings(images, classes, *TOWERS[tower])
+    config = load(TrainConfig, {"shards": "s", "classifier": "c", "output": "o", **found})
+    assert 1 <= config.batch_size <= min(images, BATCHES[1]) and EPOCHS[0] <= config.epochs <= EPOCHS[1]
+    assert config.batch_size == images or math.log2(config.batch_size).is_integer()
+    assert 0 < config.min_lr < config.lr
+    assert 0.9 <= config.ema_decay_init <= config.ema_decay <= 0.9998
+    steps = images // config.batch_size * config.epochs
+    assert steps >= config.epochs and config.ema_warmup_steps <= max(1, 0.15 * steps + 1)
+    _, size, patch = TOWERS[tower]
+    assert size % config.mask_patch_size == 0 and config.mask_patch_size % patch == 0
+    assert config.select == "ladder" and config.flip == 0
+    assert found == settings(images, classes, *TOWERS[tower]), "a pure function"
+
+
+@pytest.mark.parametrize(
+    "images, tower, batch, epochs, lr",
+    [
+        (1, "tiny", 1, 60, 0.000125),
+        (20, "tiny", 16, 60, 0.0005),
+        (300, "tiny", 16, 60, 0.0005),
+        (1097, "tiny", 64, 40, 0.001),
+        (1_000_000, "tiny", 256, 10, 0.002),
+        (1, "ViT-B/16", 1, 60, 2.5e-6),
+        (1097, "ViT-B/16", 64, 60, 2e-5),
+        (1_000_000, "ViT-B/16", 256, 10, 4e-5),
+        (1_000_000, "ViT-L/14", 256, 10, None),
+    ],
+)
+def test_what_they_are(images, tower, batch, epochs, lr):
+    """`lr` is that of a step of this batch; the parameter is for 256 images."""
+    found = settings(images, 10, *TOWERS[tower])
+    assert (found["batch_size"], found["epochs"]) == (batch, epochs)
+    if lr:
+        assert found["lr"] * batch / 256 == pytest.approx(lr, rel=0.01)
+
+
+def test_learning_rates_fall_with_the_width():
+    rates = [settings(1097, 10, *TOWERS[tower])["lr"] for tower in TOWERS]
+    assert rates == sorted(rates, reverse=True) and rates[1] / rates[0] == pytest.approx(0.02, rel=0.01)
+
+
+def test_steps_grow_with_the_width():
+    assert settings(4000, 10, 512, 32, 4)["epochs"] == 2 * settings(4000, 10, 128, 32, 4)["epochs"]
+
+
+def test_many_classes_take_larger_batches():
+    """The class balance is a batch's."""
+    assert settings(600, 200, *TOWERS["tiny"])["batch_size"] == 256
+    assert settings(600, 10, *TOWERS["tiny"])["batch_size"] == 32
+
+
+def test_the_teachers_memory_is_a_share_of_the_run():
+    found = settings(1097, 10, *TOWERS["tiny"])
+    steps = 1097 // found["batch_size"] * found["epochs"]
+    assert 1 / (1 - found["ema_decay"]) == pytest.approx(0.15 * steps, rel=0.01)
+    assert decay(0.1) == 0.9 and decay(1e9) == 0.9998
+
+
+def values_of(digits, **changes):
+    return {"shards": digits.shards, "classifier": digits.classifier, "output": "o", **changes}
+
+
+@pytest.mark.parametrize("named", [{}, {"preset": "auto"}, {"preset": ""}])
+def test_must_train_takes_it_if_none_is_named(digits, named):
+    config = configure("train", values_of(digits, **named))
+    expected = settings(150, 10, *TOWERS["tiny"])
+    assert {name: getattr(config, name) for name in expected} == auto(values_of(digits)) == expected
+
+
+def test_flags_and_files_win(digits, tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump({"epochs": 3, "lr": 0.5}))
+    config = configure("train", values_of(digits, lr="0.25"), str(file))
+    assert (config.epochs, config.lr, config.select) == (3, 0.25, "ladder")
+
+
+def test_published_settings_are_what_they_were(digits):
+    """A preset's name gives its row and the published defaults, nothing of auto."""
+    named = values_of(digits, preset="imagenet", model="ViT-B-16", pretrained="openai")
+    config = configure("train", dict(named))
+    assert config == TrainConfig(**{**preset("imagenet", "ViT-B-16"), **named})
+    assert (config.epochs, config.batch_size, config.lr, config.min_lr) == (30, 1024, 2e-5, 1e-6)
+    assert (config.ema_decay_init, config.ema_decay, config.ema_warmup_steps) == (0.999, 0.9998, 2000)
+    assert (config.mask_patch_size, config.mask_ratio, config.confidence_threshold) == (32, 0.3, 0.7)
+    assert (config.fairness_weight, config.align_weight, config.flip, config.select) == (1, 0.2, 0.5, "none")
+    assert (config.randaugment, config.logit_factor) == ("rand-m9-mstd0.5-inc1", "100")
+
+
+def test_a_classifier_file_elsewhere_names_the_model(digits):
+    """--model and --pretrained stand in for the classifier's, as in training."""
+    model = configure("train", values_of(digits, model="ViT-B-16", pretrained="openai"))
+    assert model.mask_patch_size == 32 and model.weak_padding == 0
+    assert configure("train", values_of(digits)).mask_patch_size == 8
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"shards": "nowhere"}, "nowhere holds no index.json"),
+        ({"classifier": "none"}, "--classifier none: no such file"),
+        ({"split": "trian"}, "hold no split 'trian'"),
+        ({"preset": "auot"}, "--preset auot: unknown"),
+        ({"model": "ViT-Q"}, "ViT-Q"),
+        ({"shards": None}, "missing: --shards"),
+        ({"classifier": None}, "missing: --classifier"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+)
+def test_wrong_input_is_one_line_and_leaves_nothing(digits, tmp_path, monkeypatch, capfd, wrong, message):
+    monkeypatch.chdir(tmp_path)
+    values = {name: value for name, value in {**values_of(digits), **wrong}.items() if value is not None}
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", *(part for name, value in values.items() for part in (f"--{name}", value))])
+    (line,) = capfd.readouterr().err.splitlines()
+    assert end.value.code == 2 and message in line and line.startswith("must train: ")
+    assert not list(tmp_path.iterdir())
