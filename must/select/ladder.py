@@ -78,7 +78,7 @@ def climb(
         reason = f"{images} different images are too few to judge by; {MIN_IMAGES} are needed"
         return Climb(0.0, reason, images=images)
     agree = agreement(labels[0], neighbours, probabilities.shape[-1])
-    needed = needed_of(agree, strict)
+    needed = needed_of(agree, images, strict)
     kept, judge, reason = 0.0, 0, ""
     rungs: list[Rung] = []
     for number, alpha in enumerate(alphas, start=1):
@@ -102,11 +102,15 @@ def climb(
     return Climb(kept, reason, rungs, images, agree, needed)
 
 
-def needed_of(agree: float, strict: bool = False) -> float | None:
-    """Standard errors that a rung needs from look-alikes that agree so often; None: no number is enough."""
-    if agree < IGNORANT:
+def needed_of(agree: float, images: int, strict: bool = False) -> float | None:
+    """Standard errors that a rung needs from look-alikes that agree so often; None: no number is enough.
+
+    Agreement counted on few images may be luck: 1 / sqrt(images), about its own standard error, is taken away.
+    """
+    surely = agree - images**-0.5
+    if surely < IGNORANT:
         return None
-    return NEEDED[0] if strict else float(np.interp(agree, KNOWING, NEEDED))
+    return NEEDED[0] if strict else float(np.interp(surely, KNOWING, NEEDED))
 
 
 def agreement(labels: np.ndarray, neighbours: np.ndarray, classes: int) -> float:

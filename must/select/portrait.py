@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from must.select.ladder import IGNORANT, KNOWING, MIN_IMAGES, agreement, needed_of
+from must.select.ladder import IGNORANT, MIN_IMAGES, NEEDED, agreement, needed_of
 from must.text import printable
 
 DOUBT = 0.4  # own confidence times the look-alikes' mean confidence, below which nobody is sure of an image
@@ -56,7 +56,7 @@ def portrait(
         "confidence": float(sure.mean()),
         "doubted": float(doubted.mean()) if judged else None,
         "agreement": agree if enough else None,
-        "needed": needed_of(agree) if enough and agree is not None else None,
+        "needed": needed_of(agree, len(labels)) if enough and agree is not None else None,
     }
 
 
@@ -108,15 +108,16 @@ def prospects(facts: dict[str, Any]) -> str:
         )
     kappa = f"(kappa {agree:.2f})"
     if facts["needed"] is None:
+        least = IGNORANT + (facts["looked_at"] - facts["copies"]) ** -0.5
         return (
-            f"Look-alikes hardly share zero-shot's classes {kappa}, below {IGNORANT:g}: they cannot vouch for others, "
-            "and the ladder will keep zero-shot whatever training learns. Better class names, a stronger model or "
-            "labels to check with would change that."
+            f"Look-alikes hardly share zero-shot's classes {kappa}; of so many images {least:.2f} is needed to vouch "
+            "for others, and the ladder will keep zero-shot whatever training learns. Better class names, a "
+            "stronger model or labels to check with would change that."
         )
     errors = f"{facts['needed']:.1f} standard errors"
-    if agree < KNOWING[0]:
+    if facts["needed"] >= NEEDED[0]:
         return f"Look-alikes know little of zero-shot's classes {kappa}: the ladder asks for much evidence, {errors}."
-    if agree < KNOWING[1]:
+    if facts["needed"] > NEEDED[1]:
         return f"Look-alikes know something of zero-shot's classes {kappa}: the ladder asks for {errors}."
     return f"Look-alikes know zero-shot's classes well {kappa}: for the ladder little evidence is enough, {errors}."
 

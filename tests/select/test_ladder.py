@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from must.select.choose import choose
-from must.select.ladder import MIN_IMAGES, audit, climb
+from must.select.ladder import MIN_IMAGES, audit, climb, needed_of
 from must.select.looking import Looks
 from must.select.neighbours import look_alikes
 from must.select.signal import neighbour_information, renamed
@@ -45,7 +45,7 @@ def climbed(tokens, *labels):
 
 
 def test_steps_towards_the_truth_are_kept(tokens):
-    found = climbed(tokens, wrong(0.4), wrong(0.25), wrong(0.1), TRUTH)
+    found = climbed(tokens, wrong(0.35), wrong(0.25), wrong(0.1), TRUTH)
     assert found.alpha == 1 and [rung.outcome for rung in found.rungs] == ["kept"] * 3
     assert not found.kept_zero_shot and found.reason == ""
 
@@ -57,7 +57,7 @@ def test_steps_away_from_the_truth_are_refused(tokens):
 
 
 def test_the_way_is_kept_as_far_as_it_is_good(tokens):
-    found = climbed(tokens, wrong(0.4), wrong(0.1), wrong(0.5, seed=1))
+    found = climbed(tokens, wrong(0.35), wrong(0.1), wrong(0.5, seed=1))
     assert found.alpha == 0.5 and found.rungs[-1].outcome == "refused"
 
 
@@ -96,6 +96,13 @@ def test_look_alikes_that_know_nothing_vouch_for_nobody(tokens):
     """Zero-shot's classes have nothing to do with what the images look like; those of the candidate have."""
     found = climbed(tokens, np.random.default_rng(0).integers(0, K, len(TRUTH)), TRUTH)
     assert found.kept_zero_shot and found.needed is None and "too rarely" in found.reason
+
+
+def test_of_few_images_more_evidence_is_asked_for():
+    """Agreement that was counted on few images may be luck."""
+    asked = [needed_of(0.55, images) for images in (50, 120, 300, 10_000)]
+    assert asked == sorted(asked, reverse=True) and asked[0] > 2 and asked[-1] == 1
+    assert needed_of(0.35, 60) is None and needed_of(0.35, 10_000) == 3
 
 
 def test_renamed_classes_need_much_evidence(tokens):
