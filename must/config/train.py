@@ -30,7 +30,8 @@ class TrainConfig(StageConfig):
     split: str = param("split to train on; its labels, if there are any, are not read", "train", metavar="NAME")
     preset: str = param(
         "auto, which is taken if none is named: settings from the data's size and the model; or the published ones of "
-        "a data set: imagenet, sun397, food101, gtsrb, dtd, ucf101, pets, caltech101; or digits",
+        "a data set: imagenet, sun397, food101, gtsrb, dtd, ucf101, pets, caltech101; or digits. What it sets "
+        "counts in place of the defaults below, and flags count most",
         "",
         metavar="NAME",
         often=True,
