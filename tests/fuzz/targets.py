@@ -32,7 +32,8 @@ from tests import zoo
 
 REFUSALS = (ValueError, UnreadableError)
 PIXELS = 200_000  # of a fuzzed image: what is slow on large ones is tested, not fuzzed
-FOLDER = Path(tempfile.mkdtemp(prefix="must-fuzz-"))
+TEMPORARY = tempfile.TemporaryDirectory(prefix="must-fuzz-")  # goes with the process
+FOLDER = Path(TEMPORARY.name)
 
 
 @dataclass(frozen=True)
