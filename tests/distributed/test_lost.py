@@ -72,6 +72,7 @@ from must.exits import exiting
 from must.stages import call
 values = json.loads(sys.argv[1])
 values["checkpoints"] += os.environ["RANK"]
+os.environ |= {"GROUP_RANK": os.environ["RANK"], "LOCAL_RANK": "0"}  # each process as if on a node of its own
 with exiting("train"):
     call("train", **values)
 """
