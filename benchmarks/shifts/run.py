@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import io
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ def one(name: str, variant_name: str, setting: str, images: int, seed: int) -> N
     made = variant(task(name), variant_name, seed)
     shards, names = prepared(ROOT / "work" / f"{name}.{variant_name}.{seed}", made)
     folder = ROOT / "runs" / result.stem
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was ended in the middle
     config = configured(shards, names, folder, made, setting, images, seed)
     with contextlib.redirect_stdout(io.StringIO()):
         train(config)
