@@ -31,7 +31,7 @@ from must.model.backbone import tower_shape
 from must.model.bundle import load_bundle, preprocess_of, zero_shot_bundle
 from must.model.classifier import classifier, load_classifier, save_classifier
 from must.parameters import load
-from must.select.choose import choose
+from must.select.choose import choose, shares_of
 from must.select.ladder import RUNGS
 from must.select.looking import look
 from must.shards.build import shard
@@ -176,7 +176,7 @@ def measured(folder: Path, shards: str, names: str, made: Task, config: TrainCon
         )  # fmt: skip
         (folder / "checkpoints" / f"step-{step:09d}.pt").unlink()
         accuracy = [top1(said, labels, classes) for said in looks["test"].labels]
-        choice = choose(looks["train"])
+        choice = choose(looks["train"], shares=shares_of(bundle.description))
         row["snapshots"].append({"step": step, "accuracy": accuracy, "choice": choice.to_dict()})
     last = row["snapshots"][-1]
     alphas = (0.0, *RUNGS)

@@ -249,16 +249,18 @@ def parse_header(data: bytes, uri: str, flag: str) -> dict[str, Any]:
         header = json.loads(json.loads(data)["__metadata__"][METADATA_KEY])
         texts = [*header["classes"], *header["templates"], header["model"], header["pretrained"]]
         whole = all(isinstance(text, str) for text in texts) and isinstance(header["logit_scale"], int | float)
-        shares = header.get("shares")
-        whole &= shares is None or (
-            len(shares) == len(header["classes"])
-            and all(isinstance(share, int | float) and 0 < share <= 1 for share in shares)
-        )
+        whole &= header.get("shares") is None or are_shares(header["shares"], len(header["classes"]))
     except (ValueError, KeyError, TypeError, RecursionError):
         whole = False
     if not whole:
         raise damaged(uri, flag)
     return header
+
+
+def are_shares(value: Any, classes: int) -> bool:
+    """Whether a value from a file is a share above 0 for each class."""
+    listed = isinstance(value, list) and len(value) == classes
+    return listed and all(isinstance(share, int | float) and 0 < share <= 1 for share in value)
 
 
 def require_shares(shares: Sequence[float] | None, uri: str) -> None:

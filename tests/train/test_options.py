@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from must.config import TrainConfig
+from must.config import SelectConfig, TrainConfig
 from must.model.bundle import load_bundle
 from must.model.classifier import load_classifier, save_classifier
 from must.parameters import load
+from must.select.select import select
 from must.train.losses import fairness_loss
 from must.train.presets import preset
 from must.train.step import SCORE_MEMORY, running_mean
@@ -125,6 +126,15 @@ def test_shares_change_the_model_and_the_bundle_tells_them(digits, tmp_path):
     same = {name: all(torch.equal(weights[name][key], value) for key, value in weights["without"].items())
             for name in weights}  # fmt: skip
     assert same == {"without": True, "unused": True, "used": False}
+    # `must select` and the report judge by the same shares as the end of training would have
+    chosen = {}
+    for name in ("used", "unused"):
+        values = {"model": str(tmp_path / name), "baseline": known, "shards": digits.shards, "workers": 0}
+        chosen[name] = select(SelectConfig(**values, device="cpu", output=str(tmp_path / f"{name}-kept")))
+    train(config(digits, tmp_path / "used", classifier=known, class_prior="given", select="ladder"))
+    ladder = load_bundle(str(tmp_path / "used")).description.provenance["selection"]
+    assert ladder == json.loads(json.dumps(chosen["used"].to_dict()))
+    assert ladder["rungs"] != json.loads(json.dumps(chosen["unused"].to_dict()))["rungs"]
     other = with_shares(digits, tmp_path / "other", PRIOR[::-1])
     with pytest.raises(ValueError, match=r"a run with other settings: class_shares \(") as error:
         train(config(digits, tmp_path / "used", classifier=other, class_prior="given"))
