@@ -57,9 +57,11 @@ SETTINGS |= {  # wrong on purpose: what must be refused
 AUTO: dict[str, dict[str, Any]] = {  # `auto`, and with an option of training that it has or might have
     "auto": {},
     "auto-given": {"class_prior": "given"},  # the true shares of the unlabeled images; one image of an absent class
-    "auto-guess": {"class_prior": "given"},  # each of them wrong by a factor of two, typically
+    "auto-rough": {"class_prior": "given"},
+    "auto-guess": {"class_prior": "given"},
     "auto-relative": {"relative_threshold": 0.75},
 }
+OCTAVES = {"auto-rough": 0.4, "auto-guess": 1.0}  # each share wrong by a factor of 1.3, or of 2, typically
 SETTINGS |= AUTO
 SNAPSHOTS = 2
 
@@ -88,7 +90,7 @@ def one(name: str, variant_name: str, setting: str, images: int, seed: int) -> N
     shards, names = prepared(ROOT / "work" / f"{name}.{variant_name}.{seed}", made)
     folder = ROOT / "runs" / result.stem
     if AUTO.get(setting, {}).get("class_prior") == "given":
-        names = with_shares(names, folder, made, wrong=setting == "auto-guess")
+        names = with_shares(names, folder, made, OCTAVES.get(setting, 0.0))
     config = configured(shards, names, folder, made, setting, images, seed)
     with contextlib.redirect_stdout(io.StringIO()):
         train(config)
@@ -116,11 +118,10 @@ def prepared(folder: Path, made: Task) -> tuple[str, str]:
     return str(shards), str(names)
 
 
-def with_shares(names: str, folder: Path, made: Task, wrong: bool) -> str:
+def with_shares(names: str, folder: Path, made: Task, octaves: float) -> str:
     """A copy of a classifier file, in the run's folder, that holds the shares of the unlabeled images' classes."""
     share = np.maximum(np.bincount(made.hidden[made.hidden >= 0], minlength=len(made.classes)), 1).astype(float)
-    if wrong:
-        share *= 2 ** np.random.default_rng(0).normal(size=len(share))
+    share *= 2 ** np.random.default_rng(0).normal(0, octaves, len(share))
     copy = folder / "classifier-with-shares.safetensors"
     save_classifier(replace(load_classifier(names), shares=tuple((share / share.sum()).tolist())), str(copy))
     return str(copy)
