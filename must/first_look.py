@@ -32,10 +32,12 @@ def look_classifier(config: ClassifierConfig) -> None:
 def look_train(config: TrainConfig) -> None:
     from must.format.index import load_index
     from must.model.bundle import load_description
-    from must.model.classifier import read_header
+    from must.model.classifier import read_header, require_shares
 
     load_index(config.shards, config.index_sha256).shards_of(config.split)
-    read_header(config.classifier)
+    header = read_header(config.classifier)
+    if config.class_prior == "given":
+        require_shares(header.get("shares"), config.classifier)
     if config.init:
         load_description(config.init)
     look_at_output(config.output)

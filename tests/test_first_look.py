@@ -47,6 +47,17 @@ def test_nothing_heavy_is_imported_for_help_and_wrong_input(tmp_path, line, code
     assert result.stderr.splitlines()[-1] == f"{code} []" and message in result.stderr
 
 
+@pytest.mark.parametrize("preset", ["auto", "digits"])
+def test_shares_that_nobody_gave_are_told_before_torch_is_imported(digits, tmp_path, preset):
+    line = ["train", "--shards", digits.shards, "--classifier", digits.classifier, "--output", "m"]
+    line += ["--preset", preset, "--class-prior", "given"]
+    result = subprocess.run(
+        [sys.executable, "-c", CODE, *line], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    message, end = result.stderr.splitlines()
+    assert end == "2 []" and message.startswith("must train: --class-prior given: ") and not list(tmp_path.iterdir())
+
+
 def train_config(digits, tmp_path, **changes):
     values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(tmp_path / "model")}
     return TrainConfig(**values | changes)
@@ -66,6 +77,7 @@ def export_config(digits, tmp_path, **changes):
     [
         ("train", train_config, {"split": "trian"}, "hold no split 'trian'"),
         ("train", train_config, {"classifier": "none"}, "--classifier none: no such file"),
+        ("train", train_config, {"class_prior": "given"}, "--class-prior given: .* holds no class shares; give every"),
         ("train", train_config, {"init": "nowhere"}, "nowhere: no model.json there"),
         (
             "train",

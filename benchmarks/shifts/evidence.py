@@ -15,7 +15,8 @@ from benchmarks.shifts.refined import refined_top1
 from benchmarks.shifts.run import top1
 from must.evaluate.estimate import estimated_change
 from must.evaluate.scores import Scores
-from must.select.choose import choose, signals
+from must.model.bundle import load_description
+from must.select.choose import choose, shares_of, signals
 from must.select.ladder import RUNGS, agreement
 from must.select.looking import Looks
 from must.select.neighbours import look_alikes
@@ -44,7 +45,8 @@ def evidence(folder: Path) -> dict[str, Any]:
     task, variant, setting, images, seed = folder.name.split(".")
     snapshots = kept_looks(folder)
     last = snapshots[-1]
-    choice = choose(on_unlabeled(last))
+    shares = shares_of(load_description(str(folder)))
+    choice = choose(on_unlabeled(last), shares=shares)
     accuracy = [top1(said, last["test_truth"], last["counts"]) for said in last["test"]]
     rung = (0.0, *RUNGS).index(choice.climb.alpha)
     change = accuracy[rung] - accuracy[0]
@@ -54,8 +56,8 @@ def evidence(folder: Path) -> dict[str, Any]:
         "zero_shot": accuracy[0], "full": accuracy[-1] - accuracy[0], "kept": change, "interval": [low, high],
         "refined": refined_top1(last) - accuracy[0],
         "alpha": choice.climb.alpha, "best": max(accuracy) - accuracy[0], "agreement": choice.climb.agreement,
-        "needed": choice.climb.needed, "gate_on_all": gate(last, len(RUNGS), 0.0),
-        "gate_on_kept": gate(last, rung, choice.climb.alpha), "rungs": choice.to_dict()["rungs"],
+        "needed": choice.climb.needed, "gate_on_all": gate(last, len(RUNGS), 0.0, shares),
+        "gate_on_kept": gate(last, rung, choice.climb.alpha, shares), "rungs": choice.to_dict()["rungs"],
         "signals": [point for snapshot in snapshots for point in points(snapshot)],
     }  # fmt: skip
 
@@ -64,14 +66,14 @@ def on_unlabeled(kept: Kept) -> Looks:
     return Looks(np.arange(len(kept["hidden"])), kept["tokens"], kept["probabilities"], kept["labels"])
 
 
-def gate(kept: Kept, rung: int, chosen: float) -> bool:
+def gate(kept: Kept, rung: int, chosen: float, shares: np.ndarray | None = None) -> bool:
     """Would the label-free gate pass the model at this rung, looking at the test images without their labels?"""
     if rung == 0:
         return True  # zero-shot itself
     drawn = alike(kept["test_truth"], kept["counts"])
     probabilities, labels = (kept[name][: rung + 1, drawn] for name in ("test_probabilities", "test"))
     seen = Looks(drawn, kept["test_tokens"][drawn], probabilities, labels)
-    choice = choose(seen, RUNGS[:rung])
+    choice = choose(seen, RUNGS[:rung], shares)
     renamed = choice.signal["renamed"] or 0
     return renamed <= 0.02 and (choice.outcome in ("gain", "same") or (choice.outcome == "undecided" and chosen > 0))
 

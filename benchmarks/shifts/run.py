@@ -15,6 +15,7 @@ import io
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ from must.config import ClassifierConfig, ShardConfig, TrainConfig
 from must.data.loader import eval_batches
 from must.model.backbone import tower_shape
 from must.model.bundle import load_bundle, preprocess_of, zero_shot_bundle
-from must.model.classifier import classifier, load_classifier
+from must.model.classifier import classifier, load_classifier, save_classifier
 from must.parameters import load
-from must.select.choose import choose
+from must.select.choose import choose, shares_of
 from must.select.ladder import RUNGS
 from must.select.looking import look
 from must.shards.build import shard
@@ -42,7 +43,6 @@ from must.train.trainer import train
 
 LR = 0.004  # of the preset `digits`
 SETTINGS: dict[str, dict[str, Any]] = {
-    "auto": {},
     "digits": {},
     "lr-2": {"lr": LR / 2},
     "lr-4": {"lr": LR / 4},
@@ -55,6 +55,15 @@ SETTINGS |= {  # wrong on purpose: what must be refused
     "unfair": {"fairness_weight": 0},
     "unfair-lr-x10": {"fairness_weight": 0, "lr": 10 * LR},
 }
+AUTO: dict[str, dict[str, Any]] = {  # `auto`, and with an option of training that it has or might have
+    "auto": {},
+    "auto-given": {"class_prior": "given"},  # the true shares of the unlabeled images; one image of an absent class
+    "auto-rough": {"class_prior": "given"},
+    "auto-guess": {"class_prior": "given"},
+    "auto-relative": {"relative_threshold": 0.75},
+}
+OCTAVES = {"auto-rough": 0.4, "auto-guess": 1.0}  # each share wrong by a factor of 1.3, or of 2, typically
+SETTINGS |= AUTO
 SNAPSHOTS = 2
 
 
@@ -82,6 +91,8 @@ def one(name: str, variant_name: str, setting: str, images: int, seed: int) -> N
     shards, names = prepared(ROOT / "work" / f"{name}.{variant_name}.{seed}", made)
     folder = ROOT / "runs" / result.stem
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was ended in the middle
+    if AUTO.get(setting, {}).get("class_prior") == "given":
+        names = with_shares(names, folder, made, OCTAVES.get(setting, 0.0))
     config = configured(shards, names, folder, made, setting, images, seed)
     with contextlib.redirect_stdout(io.StringIO()):
         train(config)
@@ -109,6 +120,15 @@ def prepared(folder: Path, made: Task) -> tuple[str, str]:
     return str(shards), str(names)
 
 
+def with_shares(names: str, folder: Path, made: Task, octaves: float) -> str:
+    """A copy of a classifier file, in the run's folder, that holds the shares of the unlabeled images' classes."""
+    share = np.maximum(np.bincount(made.hidden[made.hidden >= 0], minlength=len(made.classes)), 1).astype(float)
+    share *= 2 ** np.random.default_rng(0).normal(0, octaves, len(share))
+    copy = folder / "classifier-with-shares.safetensors"
+    save_classifier(replace(load_classifier(names), shares=tuple((share / share.sum()).tolist())), str(copy))
+    return str(copy)
+
+
 def save(picture: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(path)
@@ -117,10 +137,10 @@ def save(picture: np.ndarray, path: Path) -> None:
 def configured(shards: str, names: str, folder: Path, made: Task, setting: str, images: int, seed: int) -> TrainConfig:
     count, folder_of_model = len(made.unlabeled), made.model
     flags: dict[str, Any] = {"shards": shards, "classifier": names, "output": str(folder), "seed": seed}
-    if setting == "auto":
+    if setting in AUTO:
         shape = tower_shape(folder_of_model, "")
-        settings = auto_settings(count, len(made.classes), *shape, looked_at=images) | {"select": "none"}
-        return finished(settings, flags, count)
+        settings = auto_settings(count, len(made.classes), *shape, looked_at=images) | AUTO[setting]
+        return finished(settings | {"select": "none"}, flags, count)
     settings = preset("digits", folder_of_model) | {"select": "none"} | SETTINGS[setting]
     settings["batch_size"] = min(settings["batch_size"], max(8, count // 8))
     settings["epochs"] = max(1, round(images / (count // settings["batch_size"] * settings["batch_size"])))
@@ -159,7 +179,7 @@ def measured(folder: Path, shards: str, names: str, made: Task, config: TrainCon
         )  # fmt: skip
         (folder / "checkpoints" / f"step-{step:09d}.pt").unlink()
         accuracy = [top1(said, labels, classes) for said in looks["test"].labels]
-        choice = choose(looks["train"])
+        choice = choose(looks["train"], shares=shares_of(bundle.description))
         row["snapshots"].append({"step": step, "accuracy": accuracy, "choice": choice.to_dict()})
     last = row["snapshots"][-1]
     alphas = (0.0, *RUNGS)

@@ -61,7 +61,17 @@ class TrainConfig(StageConfig):
     confidence_threshold: float = param(
         "teacher probability above which a pseudo-label counts", 0.7, group="the method"
     )
+    relative_threshold: float = param(
+        "X: pseudo-labels count above X times the teacher's mean probability of late, whatever --confidence-threshold "
+        "says; 0: off",
+        0.0,
+    )
     fairness_weight: float = param("weight of the class balance term", 1.0)
+    class_prior: Literal["uniform", "given"] = param(
+        "what the class balance aims at: uniform: classes that are equally frequent, as published; given: the shares "
+        "in the class file, which --preset auto takes where there are some",
+        "uniform",
+    )
     reconstruction_weight: float = param("weight of the masked image modelling term", 1.0)
     align_weight: float = param("weight of the global-local alignment term", 0.2)
     mask_patch_size: int = param("side of a masked cell in pixels; a multiple of the model's patch", 32, metavar="PX")
@@ -180,6 +190,7 @@ class TrainConfig(StageConfig):
         require(0 <= self.max_replaced <= 1, "--max-replaced must lie between 0 and 1")
         require(self.cache_gb > 0, "--cache-gb must be above 0")
         require(0 <= self.confidence_threshold < 1, "--confidence-threshold must be at least 0 and below 1")
+        require(0 <= self.relative_threshold < 1, "--relative-threshold must be at least 0 and below 1")
         require(
             0 < self.mask_ratio < 1,
             "--mask-ratio must lie between 0 and 1; with nothing masked two of the losses are undefined",

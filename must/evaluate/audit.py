@@ -10,7 +10,7 @@ from must.data.loader import eval_batches
 from must.distributed.process_group import World
 from must.evaluate.scores import gather
 from must.model.bundle import Bundle, preprocess_of
-from must.select.choose import choose
+from must.select.choose import choose, shares_of
 from must.select.looking import Looks, look, thinned
 
 
@@ -35,4 +35,4 @@ def audit(config: EvaluateConfig, bundle: Bundle, baseline: Bundle, here: World)
     judge.logit_factor = bundle.model.logit_factor
     looks = look(judge, end, source, preprocess, here.device)
     parts = gather((looks,), here)
-    return choose(Looks.joined([part for (part,) in parts])).to_dict()
+    return choose(Looks.joined([part for (part,) in parts]), shares=shares_of(bundle.description)).to_dict()

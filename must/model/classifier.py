@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +20,17 @@ if TYPE_CHECKING:
 METADATA_KEY = "must"
 BUNDLED_SET = "imagenet"
 LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
+LARGEST_SHARE = 1e9  # and its inverse the smallest: a ratio that float32 can hold
 
 
 @dataclass(frozen=True)
 class ClassSet:
-    """Class names, and for each class the prompts that describe it."""
+    """Class names, for each class the prompts that describe it, and how frequent each is, if that is known."""
 
     names: tuple[str, ...]
     prompts: tuple[tuple[str, ...], ...]
     templates: tuple[str, ...]
+    shares: tuple[float, ...] = ()  # of the images, sum 1; empty: not known
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class TextClassifier:
     model: str
     pretrained: str
     logit_scale: float
+    shares: tuple[float, ...] = ()  # of the images, sum 1; empty: not known
 
 
 def classifier(config: ClassifierConfig) -> TextClassifier:
@@ -57,6 +61,7 @@ def classifier(config: ClassifierConfig) -> TextClassifier:
         model=config.model,
         pretrained=config.pretrained,
         logit_scale=backbone.logit_scale,
+        shares=class_set.shares,
     )
     save_classifier(result, config.output)
     prompts = sum(map(len, class_set.prompts))
@@ -104,10 +109,12 @@ def longest_prompt_problem(tokenizer: Any, class_set: ClassSet) -> str:
 def load_class_set(source: str) -> ClassSet:
     """Reads a class file (YAML) or the set that ships ('imagenet': 1,000 names and 80 templates, from open_clip).
 
-    The file holds ``classes:``, a list of names or of ``{name, prompts}``, and ``templates:``, strings with ``{}``.
+    The file holds ``classes:``, a list of names or of ``{name, prompts, share}``, and ``templates:``, strings with
+    ``{}``. Shares are relative numbers above 0, for all classes or for none.
 
     Raises:
-        ValueError: no such file or set, fewer than two classes, an empty or repeated name, a template without {}.
+        ValueError: no such file or set, fewer than two classes, an empty or repeated name, a template without {}, a
+            share that is no such number or that only some classes have.
     """
     if source == BUNDLED_SET:
         from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
@@ -132,7 +139,7 @@ def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool
             is_text(template) and template.count("{}") >= 1,
             f"{where}: the template {brief(template)} has no {{}} for the class name",
         )
-    names, prompts = [], []
+    names, prompts, shares = [], [], dict[str, Any]()
     for number, entry in enumerate(classes):
         name: Any = entry.get("name") if isinstance(entry, dict) else entry
         if isinstance(name, int | float) and not isinstance(name, bool):
@@ -147,11 +154,29 @@ def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool
             own is None or (isinstance(own, list) and bool(own) and all(map(is_text, own))),
             f"{where}: the prompts of class {brief(name)} must be a list of strings",
         )
+        if isinstance(entry, dict) and "share" in entry:
+            shares[name] = entry["share"]
+            require(
+                is_share(shares[name]),
+                f"{where}: the share of class {brief(name)} must be a number from {1 / LARGEST_SHARE:g} to "
+                f"{LARGEST_SHARE:g}, not {brief(shares[name])}",
+            )
         names.append(name)
         prompts.append(tuple(own or (template.replace("{}", name) for template in templates)))
     repeated = sorted(name for name, count in Counter(names).items() if count > 1) if not allow_repeats else []
     require(not repeated, f"{where}: class {', '.join(map(brief, repeated[:5]))} stands more than once")
-    return ClassSet(unique(names), tuple(prompts), tuple(templates))
+    without = next((name for name in names if name not in shares), "")
+    require(
+        not (shares and without), f"{where}: class {brief(without)} has no share; give one to every class or to none"
+    )
+    total = sum(shares.values())
+    relative = tuple(float(share / total) for share in shares.values())
+    return ClassSet(unique(names), tuple(prompts), tuple(templates), relative)
+
+
+def is_share(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 1 / LARGEST_SHARE <= value <= LARGEST_SHARE
 
 
 def is_text(value: Any) -> bool:
@@ -174,6 +199,8 @@ def save_classifier(result: TextClassifier, uri: str) -> None:
 
     description = asdict(result)
     del description["weights"]
+    if not result.shares:
+        del description["shares"]  # the file of a class file without shares is what it was before there were any
     storage.write_bytes(uri, save({"classifier": result.weights.contiguous()}, {METADATA_KEY: json.dumps(description)}))
 
 
@@ -202,6 +229,7 @@ def load_classifier(uri: str, flag: str = "--classifier") -> TextClassifier:
         model=header["model"],
         pretrained=header["pretrained"],
         logit_scale=header["logit_scale"],
+        shares=tuple(header.get("shares") or ()),
     )
 
 
@@ -221,11 +249,27 @@ def parse_header(data: bytes, uri: str, flag: str) -> dict[str, Any]:
         header = json.loads(json.loads(data)["__metadata__"][METADATA_KEY])
         texts = [*header["classes"], *header["templates"], header["model"], header["pretrained"]]
         whole = all(isinstance(text, str) for text in texts) and isinstance(header["logit_scale"], int | float)
+        whole &= header.get("shares") is None or are_shares(header["shares"], len(header["classes"]))
     except (ValueError, KeyError, TypeError, RecursionError):
         whole = False
     if not whole:
         raise damaged(uri, flag)
     return header
+
+
+def are_shares(value: Any, classes: int) -> bool:
+    """Whether a value from a file is a share above 0 for each class."""
+    listed = isinstance(value, list) and len(value) == classes
+    return listed and all(isinstance(share, int | float) and 0 < share <= 1 for share in value)
+
+
+def require_shares(shares: Sequence[float] | None, uri: str) -> None:
+    """Raises ValueError: nobody told a classifier file how frequent its classes are."""
+    require(
+        bool(shares),
+        f"--class-prior given: {uri} holds no class shares; give every class a share: in the class file and make it "
+        "again with `must classifier`",
+    )
 
 
 def check_is_there(uri: str, flag: str) -> None:

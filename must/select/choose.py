@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from must.model.bundle import Description
+from must.model.classifier import are_shares
 from must.select.ladder import RUNGS, Climb, climb
 from must.select.looking import Looks
 from must.select.neighbours import look_alikes
@@ -40,14 +42,21 @@ class Choice:
         return {"outcome": self.outcome, **self.climb.to_dict(), "copies": self.copies, "signal": self.signal}
 
 
-def choose(looks: Looks, alphas: Sequence[float] = RUNGS) -> Choice:
-    """Pure arithmetic; the same looks give the same choice."""
+def choose(looks: Looks, alphas: Sequence[float] = RUNGS, shares: np.ndarray | None = None) -> Choice:
+    """Pure arithmetic; the same looks give the same choice. `shares` [K]: of the images' classes, if they are known."""
     neighbours, originals = look_alikes(looks.tokens)
     kept = looks if len(originals) == len(looks.numbers) else looks.only(originals)
     signal = signals(kept.labels[0], kept.labels[-1], neighbours, kept.probabilities.shape[-1])
-    found = climb(kept.probabilities, kept.labels, neighbours, alphas, strict=(signal["renamed"] or 0) > RENAMED)
+    strict = (signal["renamed"] or 0) > RENAMED
+    found = climb(kept.probabilities, kept.labels, neighbours, alphas, strict, shares)
     same = bool((looks.labels == looks.labels[0]).all())
     return Choice(found, signal, len(looks.numbers) - len(originals), same)
+
+
+def shares_of(description: Description) -> np.ndarray | None:
+    """[K] of the images' classes that a bundle was trained with, if the user gave any: its judge must know them too."""
+    told = description.provenance.get("class_shares")
+    return np.array(told, np.float64) if are_shares(told, len(description.classes)) else None
 
 
 def signals(before: np.ndarray, after: np.ndarray, neighbours: np.ndarray, classes: int) -> dict[str, Any]:

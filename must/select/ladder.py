@@ -17,7 +17,7 @@ import numpy as np
 
 RUNGS = tuple(round(0.1 * rung, 1) for rung in range(1, 11))
 REFUSED = -2.0  # standard errors at which the way ends
-NEEDED = (3.0, 1.0)  # standard errors that a rung needs from look-alikes that know little of the classes, or much
+NEEDED = (4.0, 1.0)  # standard errors that a rung needs from look-alikes that know little of the classes, or much
 KNOWING = (0.4, 0.5)  # their agreement below and above which that is so; in a straight line in between
 IGNORANT = 0.3  # agreement below which nothing is kept, however sure they are
 RARE = 1e-3  # probability added to a class's mean, so that a class that nobody predicts has no infinite lift
@@ -61,6 +61,7 @@ def climb(
     neighbours: np.ndarray,
     alphas: Sequence[float] = RUNGS,
     strict: bool = False,
+    shares: np.ndarray | None = None,
 ) -> Climb:
     """Walks up the ladder.
 
@@ -69,6 +70,7 @@ def climb(
         labels: [R + 1, N], the most probable class numbers.
         neighbours: [N, C] places of an image's look-alikes among the N.
         strict: ask for as much as of look-alikes that know little.
+        shares: [K] of the images, where the user knows them.
 
     Look-alikes whose zero-shot classes hardly agree (of the tasks tried: 0.3 for letters and icons, 0.5 to 0.7 for
     digits) favour whatever is smooth, right or wrong, and must be very sure; where they agree, little is enough.
@@ -86,7 +88,7 @@ def climb(
             rungs.append(Rung(alpha, 0.0, 1.0, "refused"))
             reason = f"the predictions at {alpha:g} are not all numbers"
             break
-        z, changed = audit(probabilities[judge], labels[judge], labels[number], neighbours)
+        z, changed = audit(probabilities[judge], labels[judge], labels[number], neighbours, shares)
         outcome = "kept" if needed is not None and z > needed else "refused" if z < REFUSED else "undecided"
         rungs.append(Rung(alpha, z, changed, outcome))
         if outcome == "refused":
@@ -121,17 +123,24 @@ def agreement(labels: np.ndarray, neighbours: np.ndarray, classes: int) -> float
     return (same - chance) / (1 - chance) if chance < 1 else 0.0
 
 
-def audit(judge: np.ndarray, old: np.ndarray, new: np.ndarray, neighbours: np.ndarray) -> tuple[float, float]:
+def audit(
+    judge: np.ndarray, old: np.ndarray, new: np.ndarray, neighbours: np.ndarray, shares: np.ndarray | None = None
+) -> tuple[float, float]:
     """(z, share of images that change class) of a step from classes `old` [N] to `new` [N].
 
     With J_i the mean of the judge's probabilities [N, K] over the look-alikes of image i, L_i = J_i / (mean J + RARE)
     scaled to sum 1 is the lift: how much more than usual they believe in a class. An image votes L_i(new class) -
     L_i(old class), 0 where its class stays; z is the votes' mean over its standard error.
+
+    With `shares` [K], L_i is shares J_i / (mean J + RARE): without, feeding a class is held against a step, and where
+    the classes are known to differ in size that is what a good one does.
     """
     changed = np.flatnonzero(old != new)
     if not len(changed):
         return 0.0, 0.0
     usual = judge.mean(axis=0, dtype=np.float64) + RARE
+    if shares is not None:
+        usual /= shares
     votes = np.zeros(len(judge))
     for start in range(0, len(changed), ROWS):
         rows = changed[start : start + ROWS]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from must import storage
@@ -15,7 +16,7 @@ from must.model.bundle import LOG_FILE, Description, load_bundle, preprocess_of,
 from must.model.classifier import load_classifier
 from must.model.masked_vit import MaskedViT
 from must.parameters import require
-from must.select.choose import Choice, choose
+from must.select.choose import Choice, choose, shares_of
 from must.select.looking import Weights, between, look, thinned
 
 CLASSIFIES = ("visual.", "classifier")  # the other weights serve training, and zero-shot has none of its own
@@ -51,7 +52,7 @@ def select(config: SelectConfig) -> Choice:
         frozen = MaskedViT(zero_shot.model.visual, zero_shot.model.classifier, ours.logit_factor)
         only_trained = {name: value for name, value in weights.items() if not name.startswith(CLASSIFIES)}
         frozen.load_state_dict(zero_shot.model.state_dict() | only_trained)
-        kept, choice = keep(frozen, weights, source, here.device)
+        kept, choice = keep(frozen, weights, source, here.device, shares=shares_of(ours))
         network, description = bundle.model, described(ours, choice, zero_shot.description.logit_factor)
         network.load_state_dict(kept)
         network.logit_factor = description.logit_factor
@@ -67,15 +68,17 @@ def keep(
     source: EvalSource,
     device: torch.device,
     pause: Callable[[], None] | None = None,
+    shares: np.ndarray | None = None,
 ) -> tuple[Weights, Choice]:
     """(the weights to use, why). Where nothing speaks for the adaptation they are zero-shot's, bit for bit.
 
     Args:
         zero_shot: with the adapted model's logit factor.
         pause: called before every batch; it may raise to stop.
+        shares: [K] of the images' classes, where training knew them.
     """
     preprocess = source.dataset.view.preprocess
-    choice = choose(look(zero_shot, adapted, thinned(source), preprocess, device, pause=pause))
+    choice = choose(look(zero_shot, adapted, thinned(source), preprocess, device, pause=pause), shares=shares)
     start = {name: value.detach().to(device) for name, value in zero_shot.state_dict().items()}
     end = {name: value.detach().to(device) for name, value in adapted.items()}
     return between(start, end, choice.climb.alpha), choice

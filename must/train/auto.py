@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 from must.format.index import load_index
-from must.model.classifier import read_header
+from must.model.classifier import read_header, require_shares
 
 IMAGES = 44_000  # to look at in training, where the data are few
 EPOCHS = (10, 60)
@@ -30,12 +30,15 @@ def auto(values: dict[str, Any]) -> dict[str, Any]:
     """
     index = load_index(values["shards"])
     header = read_header(values["classifier"])
+    if values.get("class_prior") == "given":
+        require_shares(header.get("shares"), values["classifier"])
     images = sum(shard.samples for shard in index.shards_of(values.get("split", "train")))
     from must.model.backbone import tower_shape  # imports torch: wrong input was told before that
 
     model = values.get("model") or header["model"]
     pretrained = values.get("pretrained") or ("" if values.get("model") else header["pretrained"])
-    return settings(images, len(header["classes"]), *tower_shape(model, pretrained))
+    found = settings(images, len(header["classes"]), *tower_shape(model, pretrained))
+    return found | ({"class_prior": "given"} if header.get("shares") else {})
 
 
 def settings(images: int, classes: int, width: int, size: int, patch: int, looked_at: float = IMAGES) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 The gradient on N processes, averaged as DistributedDataParallel averages it, equals the gradient of one process on
 the global batch: the self-training loss is a mean over the confident images of all processes and the class balance is
-that of the global batch. All that this needs from the other processes is one all-reduce of K + 6 numbers.
+that of the global batch. All that this needs from the other processes is one all-reduce of K + 6 numbers (K + 7 where
+the threshold is relative).
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ class LossWeights:
     fairness: float = 1.0
     reconstruction: float = 1.0
     alignment: float = 0.2
+    prior: Tensor | None = None  # [K], sum 1: what the class balance aims at; None: uniform
 
 
 class PseudoLabels(NamedTuple):
     label: Tensor  # [B] class number
     confident: Tensor  # [B] bool
+    score: Tensor | None = None  # [B] the teacher's probability, where the threshold is relative to it
 
 
 class Terms(NamedTuple):
@@ -42,6 +45,7 @@ class Terms(NamedTuple):
     reconstruction: Tensor
     alignment: Tensor
     probability: Tensor  # [K]
+    score: Tensor  # of the teacher; [1], or [0] where nobody asks: the all-reduce is the shorter for it
 
 
 class Totals(NamedTuple):
@@ -54,6 +58,7 @@ class Totals(NamedTuple):
     alignment: Tensor
     rank_means: Tensor  # of the self-training loss, summed over processes
     probability: Tensor  # [K]
+    score: Tensor  # [1] or [0]
     own_confident: Tensor  # of this process alone
 
 
@@ -65,10 +70,10 @@ class Losses(NamedTuple):
     class_balance: Tensor | None  # the running mean to hand to the next step of the epoch
 
 
-def pseudo_labels(teacher_logits: Tensor, threshold: float) -> PseudoLabels:
+def pseudo_labels(teacher_logits: Tensor, threshold: float | Tensor, keep_score: bool = False) -> PseudoLabels:
     """Hard labels from the teacher's logits [B, K]; confident where the probability is above the threshold."""
     score, label = wide(teacher_logits).softmax(-1).max(-1)
-    return PseudoLabels(label, score > threshold)
+    return PseudoLabels(label, score > threshold, score if keep_score else None)
 
 
 def must_losses(
@@ -104,7 +109,7 @@ def must_losses(
         self_training_value = totals.rank_means / world
     # The value is the global batch's; the gradient is that of these images, times `world` against DDP's averaging.
     balance, local = totals.probability / totals.images, world * terms.probability / totals.images
-    fairness, running = fairness_loss(local + (balance - local).detach(), class_balance)
+    fairness, running = fairness_loss(local + (balance - local).detach(), class_balance, weights.prior)
     pixels = weights.reconstruction * terms.reconstruction + weights.alignment * terms.alignment
     total = self_training + weights.fairness * fairness + world * pixels / totals.images
 
@@ -121,6 +126,8 @@ def must_losses(
         + weights.reconstruction * values["loss_reconstruction"]
         + weights.alignment * values["loss_alignment"]
     )
+    if len(totals.score):
+        values["teacher_score"] = totals.score[0] / totals.images
     return Losses(total, values, running)
 
 
@@ -137,31 +144,38 @@ def loss_terms(student: StudentOutput, labels: PseudoLabels, strong_images: Tens
         reconstruction=count * (wide(student.reconstruction) - target).abs().mean(),
         alignment=count * wide(student.alignment).mean(),
         probability=logits.softmax(-1).sum(0),
+        score=logits.new_zeros(0) if labels.score is None else labels.score.sum()[None].to(logits.dtype),
     )
 
 
 def add_up(parts: list[Terms]) -> Totals:
-    """Sums over this process's micro-batches and over all processes: one all-reduce of K + 6 numbers."""
+    """Sums over this process's micro-batches and over all processes: one all-reduce of K + 6 or 7 numbers."""
     own = Terms(*(torch.stack(values).sum(0).detach() for values in zip(*parts, strict=True)))
-    *sums, probability = own
+    *sums, probability, score = own
     sums.append(own.cross_entropy / own.confident.clamp(min=1))
-    everything = torch.cat([torch.stack(sums), probability])
+    everything = torch.cat([torch.stack(sums), probability, score])
     if dist.is_initialized():
         dist.all_reduce(everything)
-    scalars, probability = everything.split([len(sums), len(probability)])
-    return Totals(*scalars, probability, own.confident)  # type: ignore[call-arg]
+    scalars, probability, score = everything.split([len(sums), len(probability), len(score)])
+    return Totals(*scalars, probability, score, own.confident)  # type: ignore[call-arg]
 
 
-def fairness_loss(balance: Tensor, running: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Cross-entropy of the mean prediction `balance` [K] from the uniform distribution.
+def fairness_loss(balance: Tensor, running: Tensor | None, prior: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Cross-entropy of the mean prediction `balance` [K] from `prior` [K], or the uniform distribution: as published.
+
+    That is KL(prior || balance) up to a constant, so it is least where they are the same.
 
     With 512 classes and more the balance is averaged with that of the epoch's steps before (weight 1/2, no gradient
     into the past) and the loss is doubled, at the epoch's first step too, as published.
     """
     if len(balance) < MANY_CLASSES:
-        return -safe_log(balance).mean(), None
+        return -prior_mean(safe_log(balance), prior), None
     mixed = balance if running is None else (running + balance) / 2
-    return -2 * safe_log(mixed).mean(), mixed.detach()
+    return -2 * prior_mean(safe_log(mixed), prior), mixed.detach()
+
+
+def prior_mean(x: Tensor, prior: Tensor | None) -> Tensor:
+    return x.mean() if prior is None else (prior.to(x.dtype) * x).sum()
 
 
 def safe_log(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -38,10 +39,17 @@ CIRCUMSTANCES = frozenset(
 )
 
 
-def identity(config: TrainConfig, index_sha256: str, classifier_sha256: str) -> dict[str, Any]:
+# What runs were made with before there was a choice: their checkpoints do not say it.
+LATER: dict[str, Any] = {"class_prior": "uniform", "class_shares": None, "relative_threshold": 0.0}
+
+
+def identity(
+    config: TrainConfig, index_sha256: str, classifier_sha256: str, shares: Sequence[float] = ()
+) -> dict[str, Any]:
     """Two runs with the same identity give the same weights: a checkpoint of one may go on as the other."""
     settings = {name: value for name, value in config.to_dict().items() if name not in CIRCUMSTANCES}
-    return {"index_sha256": index_sha256, "classifier_sha256": classifier_sha256, **settings}
+    used = list(shares) if config.class_prior == "given" else None
+    return {"index_sha256": index_sha256, "classifier_sha256": classifier_sha256, "class_shares": used, **settings}
 
 
 def run_key(index_sha256: str, classifier: str, settings: dict[str, Any]) -> str:

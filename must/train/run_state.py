@@ -18,7 +18,7 @@ from must.model.classifier import TextClassifier
 from must.parameters import require
 from must.train.alone import newest_checkpoint
 from must.train.checkpoint import Checkpoints, load_state
-from must.train.provenance import identity
+from must.train.provenance import LATER, identity
 from must.train.step import MustStep
 
 
@@ -48,7 +48,8 @@ class RunState:
         weights = hashlib.sha256(classifier.weights.numpy().tobytes()).hexdigest()
         uri = config.checkpoints or storage.join(config.output, "checkpoints")
         return cls(
-            Checkpoints(uri, config.keep_checkpoints, config.keep_every), identity(config, index.sha256, weights)
+            Checkpoints(uri, config.keep_checkpoints, config.keep_every),
+            identity(config, index.sha256, weights, classifier.shares),
         )
 
     def save(self, method: MustStep) -> dict[str, Any]:
@@ -76,7 +77,7 @@ class RunState:
         self.check_all_find(state["progress"]["step"] if state else 0, method.world)
         if state is None:
             return False
-        ours, theirs = self.identity, state["identity"]
+        ours, theirs = self.identity, LATER | state["identity"]
         changed = [f"{name} ({theirs.get(name)} -> {ours[name]})" for name in ours if theirs.get(name) != ours[name]]
         if changed:
             raise ValueError(

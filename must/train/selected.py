@@ -10,6 +10,7 @@ from must.config import TrainConfig
 from must.data.loader import eval_batches
 from must.model.bundle import Description, preprocess_of
 from must.model.masked_vit import MaskedViT
+from must.select.choose import shares_of
 from must.select.looking import Weights
 from must.select.select import described, keep, told
 
@@ -34,6 +35,6 @@ def selected(
         config.shards, config.split, preprocess_of(description), BATCH, config.workers,
         cache=config.cache, cache_gb=config.cache_gb,
     )  # fmt: skip
-    kept, choice = keep(zero_shot, weights, source, device, pause)
+    kept, choice = keep(zero_shot, weights, source, device, pause, shares_of(description))
     print(told(choice), flush=True)
     return kept, described(description, choice, own_factor)

@@ -20,6 +20,8 @@ from must.train.losses import LossWeights, PseudoLabels, Totals, add_up, loss_te
 from must.train.optimizer import build_optimizer, learning_rate, set_learning_rate, step_if_finite
 from must.train.teacher import ema_decay, make_teacher, update_teacher
 
+SCORE_MEMORY = 100  # steps that a relative threshold looks back on
+
 
 class MustStep:
     """The two networks and what changes them.
@@ -27,6 +29,7 @@ class MustStep:
     Args:
         student: the zero-shot model, on its device; it is trained in place.
         steps, steps_per_epoch: of the whole run, for the schedules.
+        prior: [K], sum 1, what the class balance aims at; none: uniform.
     """
 
     def __init__(
@@ -37,14 +40,21 @@ class MustStep:
         world: World,
         steps: int,
         steps_per_epoch: int,
+        prior: Sequence[float] = (),
     ) -> None:
         self.student, self.preprocess, self.config, self.world = student, preprocess, config, world
         self.steps, self.steps_per_epoch = steps, steps_per_epoch
         self.teacher = make_teacher(student)
         self.prepare()
         self.optimizer = build_optimizer(student, config.layer_decay, config.weight_decay)
-        self.weights = LossWeights(config.fairness_weight, config.reconstruction_weight, config.align_weight)
+        self.weights = LossWeights(
+            config.fairness_weight,
+            config.reconstruction_weight,
+            config.align_weight,
+            torch.tensor(prior, dtype=torch.float64).float().to(world.device) if prior else None,
+        )
         self.class_balance: Tensor | None = None  # of the epoch's steps before, with many classes
+        self.teacher_score: Tensor | None = None  # the teacher's mean probability of late, for a relative threshold
         self.network = student if self.is_cut else replicate(student, world)
 
     def prepare(self) -> None:
@@ -71,7 +81,8 @@ class MustStep:
         if step % self.steps_per_epoch == 0:
             self.class_balance = None
         batches = [part.to(self.world.device) for part in parts]
-        labels = [self.pseudo_labels(batch) for batch in batches]
+        threshold = self.threshold()
+        labels = [self.pseudo_labels(batch, threshold) for batch in batches]
         totals = None if len(batches) == 1 else self.totals(batches, labels)
 
         self.optimizer.zero_grad(set_to_none=True)
@@ -86,15 +97,27 @@ class MustStep:
         finite = step_if_finite(self.optimizer)
         update_teacher(self.teacher, self.student, self.ema_decay(step))
         self.class_balance = losses.class_balance
+        if self.config.relative_threshold:
+            self.teacher_score = running_mean(self.teacher_score, losses.values["teacher_score"], step)
+            losses.values["threshold"] = torch.as_tensor(threshold)
         replaced = torch.stack([batch.replaced for batch in batches]).sum().float()
         return {**losses.values, "skipped": (~finite).float(), "replaced": replaced}
 
+    def threshold(self) -> float | Tensor:
+        """Of this step's pseudo-labels. A relative one looks at the steps before, so it is the same everywhere."""
+        absolute, relative = self.config.confidence_threshold, self.config.relative_threshold
+        if not relative:
+            return absolute
+        if self.teacher_score is None:
+            return torch.full((), absolute, device=self.world.device)  # a number from the host would be waited for
+        return relative * self.teacher_score
+
     @torch.no_grad()
-    def pseudo_labels(self, batch: TrainBatch) -> PseudoLabels:
+    def pseudo_labels(self, batch: TrainBatch, threshold: float | Tensor) -> PseudoLabels:
         """The teacher on the weak views."""
         with self.autocast():
             logits = self.teacher(normalize(batch.weak, self.preprocess))
-        return pseudo_labels(logits, self.config.confidence_threshold)
+        return pseudo_labels(logits, threshold, keep_score=self.config.relative_threshold > 0)
 
     def look(self, batch: TrainBatch) -> tuple[StudentOutput, Tensor]:
         """The student on the masked strong views, and those."""
@@ -150,11 +173,21 @@ class MustStep:
             "teacher": self.teacher.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        return {**whole(state, self.world.is_main), "class_balance": self.class_balance}
+        running = {"class_balance": self.class_balance, "teacher_score": self.teacher_score}
+        return {**whole(state, self.world.is_main), **running}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         load_network(self.student, state["student"])
         load_network(self.teacher, state["teacher"])
         load_optimizer(self.optimizer, state["optimizer"])
-        balance = state["class_balance"]
-        self.class_balance = None if balance is None else balance.to(self.world.device)
+        for name in ("class_balance", "teacher_score"):  # older checkpoints have no score
+            value = state.get(name)
+            setattr(self, name, None if value is None else value.to(self.world.device))
+
+
+def running_mean(mean: Tensor | None, value: Tensor, step: int) -> Tensor:
+    """Of the first hundred steps' values, then with a memory of a hundred; a value that is no number is passed over."""
+    if mean is None:
+        return value
+    moved = mean + (value - mean) / min(step + 1, SCORE_MEMORY)
+    return torch.where(moved.isfinite(), moved, mean)

@@ -27,7 +27,7 @@ from must.distributed.cpu import prepare_machine
 from must.distributed.preemption import Preempted, StopSignal
 from must.distributed.process_group import World, world
 from must.model.bundle import preprocess_of, save_bundle, zero_shot_bundle
-from must.model.classifier import load_classifier
+from must.model.classifier import load_classifier, require_shares
 from must.select.introduce import introduce
 from must.storage import UnreachableError
 from must.text import printable
@@ -82,6 +82,10 @@ class Trainer:
         )
         classifier = load_classifier(config.classifier)
         self.own_factor = classifier.logit_scale
+        self.prior: tuple[float, ...] = ()
+        if config.class_prior == "given":
+            require_shares(classifier.shares, config.classifier)
+            self.prior = classifier.shares
         torch.manual_seed(config.seed)  # mask token and decoder start at random, the same in every process
         self.zero_shot = zero_shot_bundle(classifier, config.model, config.pretrained, config.logit_factor)
         student = self.zero_shot.model.to(processes.device)
@@ -93,7 +97,7 @@ class Trainer:
         self.dataset = TrainDataset(self.reader, make_views(views, config.views, config.augment_device), config.seed)
         plan = self.batches(0)
         MicroBatches(plan, config.accumulate)  # refuses what does not divide, before anything is made
-        self.method = MustStep(student, preprocess, config, processes, plan.steps, plan.steps_per_epoch)
+        self.method = MustStep(student, preprocess, config, processes, plan.steps, plan.steps_per_epoch, self.prior)
         self.state = RunState.of(config, self.reader.index, classifier)
         self.facts: dict[str, Any] | None = None  # what the images look like
 
@@ -228,8 +232,9 @@ class Trainer:
             self.state.checkpoints.close()
             description = provenance(self.zero_shot.description, config, self.reader.index, self.world.size, summary)
             weights = networks[config.save]
-            if self.facts:
-                description = replace(description, provenance={**description.provenance, "data": self.facts})
+            told = {"data": self.facts, "class_shares": list(self.prior)}
+            told = {name: what for name, what in told.items() if what}
+            description = replace(description, provenance=description.provenance | told)
             if config.select == "ladder":
                 weights, description = selected(
                     config,

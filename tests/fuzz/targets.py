@@ -184,16 +184,21 @@ def classes(data: bytes) -> None:
     assert len(found.names) == len(set(found.names)) == len(found.prompts) >= 2
     json.dumps([found.names, found.prompts]).encode()
     "".join(found.names).encode()
+    assert not found.shares or (
+        len(found.shares) == len(found.names) and 0 < min(found.shares) <= max(found.shares) <= 1
+    )
 
 
 def classifier(data: bytes) -> None:
     header = parse_header(data, "classifier.safetensors", "--classifier")
     assert all(isinstance(name, str) for name in header["classes"])
+    assert all(0 < share <= 1 for share in header.get("shares") or ())
 
 
 def headers() -> list[bytes]:
     description = {"classes": ["a", "b"], "templates": ["a {}"], "model": "m", "pretrained": "", "logit_scale": 100.0}
-    return [json.dumps({"__metadata__": {"must": json.dumps(description)}}).encode()]
+    found = (description, {**description, "shares": [0.25, 0.75]})
+    return [json.dumps({"__metadata__": {"must": json.dumps(one)}}).encode() for one in found]
 
 
 def bundle(data: bytes) -> None:
@@ -227,7 +232,13 @@ TARGETS = {
     "zip": Target(archive("zip"), zips),
     "image": Target(image, images),
     "jpeg": Target(lambda data: jpeg_refusal(b"\xff\xd8" + data), lambda: [zoo.turned(6)]),
-    "classes": Target(classes, lambda: [b"classes: [cat, {name: dog, prompts: [a dog]}]\ntemplates: ['a {}']\n"]),
+    "classes": Target(
+        classes,
+        lambda: [
+            b"classes: [cat, {name: dog, prompts: [a dog]}]\ntemplates: ['a {}']\n",
+            b"classes: [{name: cat, share: 1}, {name: dog, share: 3e-1}]\n",
+        ],
+    ),
     "classifier": Target(classifier, headers),
     "bundle": Target(bundle, bundles),
     "metadata": Target(metadata, lambda: [b'["a", "b"]\n{"size": 32, "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}']),

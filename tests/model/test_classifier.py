@@ -1,5 +1,8 @@
 """Text classifiers: the recorded one, the class file and everything that can be wrong with it."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import open_clip
 import pytest
@@ -9,7 +12,15 @@ from must.config import ClassifierConfig
 from must.demo import asset_folder
 from must.model.backbone import load_backbone
 from must.model.bundle import load_bundle, save_bundle, zero_shot_bundle
-from must.model.classifier import ClassSet, build_classifier, classifier, load_class_set, load_classifier
+from must.model.classifier import (
+    ClassSet,
+    build_classifier,
+    classifier,
+    load_class_set,
+    load_classifier,
+    read_header,
+    save_classifier,
+)
 from must.model.masked_vit import MaskedViT
 from tests.golden import facts, golden
 
@@ -78,6 +89,24 @@ def test_own_prompts_and_number_names(tmp_path):
         ("classes: [cat, dog]\ntemplates: ['a photo']\n", "'a photo' has no {}"),
         ("classes: [cat, dog]\ntemplates: a {}\n", "must be a list"),
         ("classes: [cat, {name: dog, prompts: []}]\n", "prompts of class 'dog'"),
+        ("classes: [cat, {name: dog, share: 2}]\n", "class 'cat' has no share; give one to every class or to none"),
+        *(
+            (f"classes: [{{name: cat, share: 1}}, {{name: dog, share: {share}}}]\n", "the share of class 'dog' must be")
+            for share in (
+                "0",
+                "-1",
+                ".nan",
+                ".inf",
+                "true",
+                "'3'",
+                "many",
+                "null",
+                "[1]",
+                "1e10",
+                "1e-10",
+                "1" + 400 * "0",
+            )
+        ),
         ("klasses: [cat, dog]\n", "expected 'classes:'"),
         ("classes: [cat, dog]\nnames: 3\n", "unknown key 'names'"),
         ("classes: [cat\n", "no valid YAML"),
@@ -104,6 +133,38 @@ def test_the_file_comes_back_as_it_was(tmp_path):
     assert torch.equal(back.weights, made.weights) and back.classes == ("cat", "dog")
     torch.testing.assert_close(back.weights.norm(dim=0), torch.ones(2))
     assert back.logit_scale == pytest.approx(load_backbone(str(asset_folder())).logit_scale)
+
+
+SHARES = "classes: [{name: cat, share: 1}, {name: dog, share: 3}]\ntemplates: ['a photo of a {}.']\n"
+
+
+def test_shares_are_relative_and_travel_in_the_file(tmp_path):
+    assert load_class_set(write(tmp_path, SHARES)).shares == (0.25, 0.75)
+    assert load_class_set(write(tmp_path, SHARES.replace("1}", "0.5}").replace("3}", "1.5}"))).shares == (0.25, 0.75)
+    output = str(tmp_path / "c.safetensors")
+    made = classifier(ClassifierConfig(classes=write(tmp_path, SHARES), model=str(asset_folder()), output=output))
+    assert load_classifier(output).shares == made.shares == (0.25, 0.75)
+    assert read_header(output)["shares"] == [0.25, 0.75]
+
+
+def test_a_file_without_shares_is_what_it_was_before_there_were_any(tmp_path):
+    plain, shares = str(tmp_path / "plain"), str(tmp_path / "shares")
+    classifier(ClassifierConfig(classes=write(tmp_path, GOOD), model=str(asset_folder()), output=plain))
+    assert list(read_header(plain)) == ["classes", "templates", "model", "pretrained", "logit_scale"]
+    assert load_classifier(plain).shares == ()
+    classifier(ClassifierConfig(classes=write(tmp_path, SHARES), model=str(asset_folder()), output=shares))
+    save_classifier(replace(load_classifier(shares), shares=()), shares)
+    assert Path(shares).read_bytes() == Path(plain).read_bytes()
+
+
+@pytest.mark.parametrize("shares", [(1.0,), (0.5, 0.0), (0.5, float("nan")), (1.5, -0.5), "ab", 3], ids=str)
+def test_shares_that_cannot_be_are_damage(tmp_path, shares):
+    file = str(tmp_path / "c.safetensors")
+    classifier(ClassifierConfig(classes=write(tmp_path, GOOD), model=str(asset_folder()), output=file))
+    save_classifier(replace(load_classifier(file), shares=shares), file)
+    for read in (load_classifier, read_header):
+        with pytest.raises(ValueError, match="is damaged or no file of `must classifier`"):
+            read(file)
 
 
 def test_damaged_or_other_files_are_named(tmp_path):

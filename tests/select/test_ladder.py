@@ -1,9 +1,12 @@
 """The ladder as arithmetic: what is kept, what is refused, and that it does not depend on what it must not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from must.select.choose import choose
+from must.model.bundle import Description
+from must.select.choose import choose, shares_of
 from must.select.ladder import MIN_IMAGES, audit, climb, needed_of
 from must.select.looking import Looks
 from must.select.neighbours import look_alikes
@@ -76,6 +79,36 @@ def test_a_collapse_onto_a_large_class_is_refused(tokens):
     neighbours, _ = look_alikes(tokens[chosen])
     z, changed = audit(said(before), before, after, neighbours)
     assert z < -2 and changed > 0.3
+
+
+def test_where_shares_are_known_feeding_a_large_class_may_be_right(tokens):
+    """Of a long tail, whose small classes zero-shot sees too often: the step to the truth feeds the large class."""
+    chosen = np.concatenate([np.flatnonzero(k == TRUTH)[: None if k == 0 else 5] for k in range(K)])
+    truth, neighbours = TRUTH[chosen], look_alikes(tokens[chosen])[0]
+    before = np.where((truth == 0) & (np.arange(len(truth)) % 20 < 11), np.arange(len(truth)) % 3 + 1, truth)
+    shares = np.bincount(truth) / len(truth)
+    z, _ = audit(said(before, 0.4), before, truth, neighbours)
+    knowing, _ = audit(said(before, 0.4), before, truth, neighbours, shares)
+    away, _ = audit(said(truth, 0.4), truth, before, neighbours, shares)
+    assert z < 2 < 5 < knowing and away < -2
+
+
+def test_equal_shares_are_none(tokens):
+    labels = (wrong(0.35), wrong(0.2), wrong(0.1))
+    seen = looks(tokens, *labels)
+    told, untold = (choose(seen, [0.5, 1.0], shares).climb for shares in (np.full(K, 1 / K), None))
+    assert [rung.outcome for rung in told.rungs] == [rung.outcome for rung in untold.rungs]
+    np.testing.assert_allclose([r.z for r in told.rungs], [r.z for r in untold.rungs], rtol=1e-9)
+
+
+@pytest.mark.parametrize("told", [None, [], [0.5, 0.5], [0.5, 0.5, 0.0, 0.0], "abcd", [None] * 4, {"a": 1}], ids=str)
+def test_what_is_no_share_of_each_class_is_passed_over(told):
+    provenance = {} if told is None else {"class_shares": told}
+    names = [str(k) for k in range(K)]
+    description = Description({}, "tiny", "", names, [], {}, 100.0, provenance)
+    assert shares_of(description) is None
+    good = replace(description, provenance={"class_shares": [0.1, 0.2, 0.3, 0.4]})
+    assert shares_of(good).tolist() == [0.1, 0.2, 0.3, 0.4]
 
 
 def test_two_classes_that_exchange_names_are_refused(tokens):

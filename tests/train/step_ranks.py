@@ -42,9 +42,10 @@ def run_steps(
     if classes:  # another head, for the branch of many classes
         weights = F.normalize(torch.randn(32, classes, generator=torch.Generator().manual_seed(0)), dim=0)
         student.classifier = torch.nn.Parameter(weights)
+    prior = settings.pop("prior", ())
     defaults = {"batch_size": IMAGES, "lr": 0.032, "ema_decay_init": 0.9, "ema_decay": 0.99, "ema_warmup_steps": 3}
     config = TrainConfig(shards="-", classifier="-", output="-", **{**defaults, **settings})
-    method = MustStep(student, Preprocess(size=32), config, processes, STEPS, 2)
+    method = MustStep(student, Preprocess(size=32), config, processes, STEPS, 2, prior)
     if state:
         method.load_state_dict(state)
     gradients, values = {}, []

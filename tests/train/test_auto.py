@@ -1,12 +1,14 @@
 """`--preset auto`: settings from the data's size and the model's shape, and the default of `must train`."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import yaml
 
 from must import cli
 from must.config import TrainConfig
+from must.model.classifier import load_classifier, save_classifier
 from must.parameters import load
 from must.stages import configure
 from must.train.auto import BATCHES, EPOCHS, auto, decay, settings
@@ -94,6 +96,15 @@ def test_flags_and_files_win(digits, tmp_path):
     file.write_text(yaml.safe_dump({"epochs": 3, "lr": 0.5}))
     config = configure("train", values_of(digits, lr="0.25"), str(file))
     assert (config.epochs, config.lr, config.select) == (3, 0.25, "ladder")
+
+
+def test_shares_that_the_classifier_file_holds_are_taken(digits, tmp_path):
+    file = str(tmp_path / "c.safetensors")
+    save_classifier(replace(load_classifier(digits.classifier), shares=(0.1,) * 10), file)
+    assert configure("train", values_of(digits)).class_prior == "uniform"
+    assert configure("train", values_of(digits, classifier=file)).class_prior == "given"
+    assert configure("train", values_of(digits, classifier=file, class_prior="uniform")).class_prior == "uniform"
+    assert configure("train", values_of(digits, classifier=file, preset="digits")).class_prior == "uniform"
 
 
 def test_published_settings_are_what_they_were(digits):

@@ -14,7 +14,7 @@ from must.evaluate.training import is_number
 CURVES = (
     ("Self-training loss", {"loss_self_training": "cross entropy with the pseudo-labels"}, False),
     ("Image losses", {"loss_reconstruction": "reconstruction", "loss_alignment": "alignment"}, False),
-    ("Class balance", {"loss_fairness": "fairness loss, smaller is more even"}, False),
+    ("Class balance", {"loss_fairness": "fairness loss, smaller is nearer to equal shares, or those given"}, False),
     ("Confident pseudo-labels", {"confident": "share of a batch"}, True),
     ("Same class", {"agreement": "teacher and zero-shot", "stability": "student and teacher"}, True),
     ("Learning rate", {"lr": "of the top layer"}, False),

@@ -1,0 +1,172 @@
+"""What training can do besides the published method: class shares that are known, a relative threshold."""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from must.config import SelectConfig, TrainConfig
+from must.model.bundle import load_bundle
+from must.model.classifier import load_classifier, save_classifier
+from must.parameters import load
+from must.select.select import select
+from must.train.losses import fairness_loss
+from must.train.presets import preset
+from must.train.step import SCORE_MEMORY, running_mean
+from must.train.trainer import train
+from tests.train.processes import on_ranks
+from tests.train.step_ranks import run_steps, run_steps_on_a_rank
+from tests.train.test_step import ALONE, assert_same
+
+PRIOR = tuple((torch.arange(1.0, 11) / 55).tolist())
+OPTIONS = [{"prior": PRIOR}, {"relative_threshold": 0.9}]
+
+
+@pytest.mark.parametrize("classes", [10, 600])
+def test_equal_shares_are_the_published_balance(classes):
+    """With many classes over two steps, the running balance included."""
+    torch.manual_seed(0)
+    given, published, running = torch.full((classes,), 1 / classes, dtype=torch.float64), [], []
+    for prior, found in ((None, published), (given, running)):
+        past = None
+        torch.manual_seed(1)
+        for _ in range(2):
+            balance = torch.randn(classes, dtype=torch.float64).softmax(0).requires_grad_()
+            loss, past = fairness_loss(balance, past, prior)
+            loss.backward()
+            found += [loss.detach(), balance.grad]
+    for ours, theirs in zip(running, published, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_the_balance_is_least_at_the_shares_given():
+    """-sum q log m: the gradient is -q / m, and at m = q the value is the entropy of q, which none is below."""
+    prior = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
+    entropy = -(prior * prior.log()).sum()
+    assert fairness_loss(prior, None, prior)[0].item() == pytest.approx(entropy.item(), rel=1e-12)
+    for seed in range(5):
+        other = torch.randn(3, generator=torch.Generator().manual_seed(seed)).double().softmax(0).requires_grad_()
+        loss, _ = fairness_loss(other, None, prior)
+        loss.backward()
+        torch.testing.assert_close(other.grad, -prior / other.detach())
+        assert loss > entropy
+
+
+@pytest.mark.parametrize("settings", OPTIONS, ids=str)
+def test_processes_and_micro_batches_take_the_step_of_one(settings, record_property):
+    torch.set_num_threads(1)
+    whole = run_steps(ALONE, **settings)
+    assert_same(run_steps(ALONE, accumulate=2, **settings), whole, record_property)
+    assert_same(on_ranks(2, run_steps_on_a_rank, accumulate=2, **settings), whole, record_property)
+
+
+@pytest.mark.parametrize("settings", OPTIONS, ids=str)
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(settings):
+    torch.set_num_threads(1)
+    whole = run_steps(ALONE, **settings)
+    first = run_steps(ALONE, steps=range(2), **settings)
+    then = run_steps(ALONE, state=first, steps=range(2, 3), **settings)
+    assert then["values"] == whole["values"][2:]
+    for name in ("student", "teacher"):
+        assert all(torch.equal(then[name][key], value) for key, value in whole[name].items())
+
+
+def test_a_relative_threshold_follows_the_teachers_probabilities():
+    values = run_steps(ALONE, relative_threshold=0.9, confidence_threshold=0.25)["values"]
+    scores = [step["teacher_score"] for step in values]
+    expected = [0.25, 0.9 * scores[0], 0.9 * (scores[0] + scores[1]) / 2]
+    assert [step["threshold"] for step in values] == pytest.approx(expected, rel=1e-6)
+    assert len(set(scores)) == 3 and all(0.1 < score < 1 for score in scores)
+    assert all(step["confident"] > 0 for step in values[1:])  # below the mean there is always one above it
+    assert "threshold" not in run_steps(ALONE)["values"][0]
+
+
+def test_the_running_mean_forgets_and_passes_over_what_is_no_number():
+    mean = None
+    for step in range(3 * SCORE_MEMORY):
+        mean = running_mean(mean, torch.tensor(1.0 if step < SCORE_MEMORY else 0.0), step)
+        if step == SCORE_MEMORY - 1:
+            assert mean.item() == pytest.approx(1)
+    assert mean.item() == pytest.approx((1 - 1 / SCORE_MEMORY) ** (2 * SCORE_MEMORY), rel=1e-4)
+    assert running_mean(mean, torch.tensor(float("nan")), 9) == mean
+
+
+@pytest.mark.parametrize("value", ["-0.1", "1", "nan", "much"])
+def test_a_wrong_relative_threshold_is_one_line(value):
+    with pytest.raises(ValueError, match=r"^--relative-threshold") as error:
+        load(TrainConfig, {"shards": "-", "classifier": "-", "output": "-", "relative_threshold": value})
+    assert "\n" not in str(error.value)
+
+
+def config(digits, output, **changes):
+    values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output), "epochs": 1}
+    values |= {"batch_size": 50, "workers": 0, "select": "none", "log_every": 1}
+    return load(TrainConfig, {**values, **changes}, preset=preset("digits", "any"))
+
+
+def with_shares(digits, path, shares):
+    save_classifier(replace(load_classifier(digits.classifier), shares=shares), str(path))
+    return str(path)
+
+
+def test_shares_change_the_model_and_the_bundle_tells_them(digits, tmp_path):
+    torch.set_num_threads(1)
+    known = with_shares(digits, tmp_path / "known", PRIOR)
+    told, weights = {}, {}
+    for name, changes in {"without": {}, "unused": {"classifier": known},
+                          "used": {"classifier": known, "class_prior": "given"}}.items():  # fmt: skip
+        train(config(digits, tmp_path / name, **changes))
+        bundle = load_bundle(str(tmp_path / name))
+        told[name] = bundle.description.provenance.get("class_shares")
+        weights[name] = bundle.model.state_dict()
+    assert told == {"without": None, "unused": None, "used": list(PRIOR)}
+    same = {name: all(torch.equal(weights[name][key], value) for key, value in weights["without"].items())
+            for name in weights}  # fmt: skip
+    assert same == {"without": True, "unused": True, "used": False}
+    # `must select` and the report judge by the same shares as the end of training would have
+    chosen = {}
+    for name in ("used", "unused"):
+        values = {"model": str(tmp_path / name), "baseline": known, "shards": digits.shards, "workers": 0}
+        chosen[name] = select(SelectConfig(**values, device="cpu", output=str(tmp_path / f"{name}-kept")))
+    train(config(digits, tmp_path / "used", classifier=known, class_prior="given", select="ladder"))
+    ladder = load_bundle(str(tmp_path / "used")).description.provenance["selection"]
+    assert ladder == json.loads(json.dumps(chosen["used"].to_dict()))
+    assert ladder["rungs"] != json.loads(json.dumps(chosen["unused"].to_dict()))["rungs"]
+    other = with_shares(digits, tmp_path / "other", PRIOR[::-1])
+    with pytest.raises(ValueError, match=r"a run with other settings: class_shares \(") as error:
+        train(config(digits, tmp_path / "used", classifier=other, class_prior="given"))
+    assert "\n" not in str(error.value)
+
+
+def test_shares_that_nobody_gave_are_told_from_python_too(digits, tmp_path):
+    with pytest.raises(ValueError, match=r"--class-prior given: .* holds no class shares"):
+        train(config(digits, tmp_path / "model", class_prior="given"))
+
+
+def test_a_checkpoint_from_before_these_options_goes_on_without_them(digits, tmp_path):
+    torch.set_num_threads(1)
+    train(config(digits, tmp_path, epochs=2, checkpoint_every=2, keep_every=2))
+    expected = load_bundle(str(tmp_path)).model.state_dict()
+    folder = tmp_path / "checkpoints"
+    for path in folder.glob("step-00000000[46]*"):
+        path.unlink()
+    make_old(folder / "step-000000002.pt")
+    with pytest.raises(ValueError, match=r"other settings: relative_threshold \(0.0 -> 0.5\)"):
+        train(config(digits, tmp_path, epochs=2, checkpoint_every=2, relative_threshold=0.5))
+    train(config(digits, tmp_path, epochs=2, checkpoint_every=2))
+    found = load_bundle(str(tmp_path)).model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def make_old(path: Path) -> None:
+    """Takes out of a checkpoint what was not in it when the options were not there."""
+    state = torch.load(path, weights_only=True)
+    del state["teacher_score"]
+    for name in ("class_prior", "class_shares", "relative_threshold"):
+        del state["identity"][name]
+    torch.save(state, path)
+    data = path.read_bytes()
+    path.with_suffix(".json").write_text(json.dumps({"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}))
