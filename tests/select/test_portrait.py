@@ -66,7 +66,7 @@ def test_copies_count_once(tokens):
     "share, words",
     [
         (0.0, "little evidence is enough, 1.0 standard errors"),
-        (0.35, "asks for much evidence, 3.0"),
+        (0.35, "asks for much evidence, 4.0"),
         (1, "hardly share"),
     ],
 )
