@@ -63,8 +63,10 @@ def beside(
 
 def trusted(tokens: np.ndarray, before: np.ndarray) -> bool:
     neighbours, originals = look_alikes(tokens)
-    enough = len(originals) >= MIN_IMAGES
-    return enough and agreement(before[originals].argmax(1), neighbours, before.shape[1]) >= KNOWING[0]
+    if len(originals) < MIN_IMAGES:
+        return False
+    agree = agreement(before[originals].argmax(1), neighbours, before.shape[1])
+    return agree >= KNOWING[0] + len(originals) ** -0.5
 
 
 def measured(name: str, variant_name: str, seed: int) -> dict[str, Any]:

@@ -91,8 +91,9 @@ def ignorance(facts: dict[str, Any]) -> str:
     agree = facts["agreement"]
     if agree is None:
         return f"fewer than {MIN_IMAGES} different images are too few to judge by"
-    if agree < KNOWING[0]:
-        return f"look-alikes share zero-shot's classes too rarely (kappa {agree:.2f}, {KNOWING[0]:g} is needed)"
+    least = KNOWING[0] + (facts["looked_at"] - facts["copies"]) ** -0.5  # agreement among few images may be luck
+    if agree < least:
+        return f"look-alikes share zero-shot's classes too rarely (kappa {agree:.2f}, {least:.2f} is needed)"
     return ""
 
 

@@ -34,7 +34,7 @@ def weights(folder):
 def test_a_better_model_is_kept(digits, tmp_path):
     """It was tuned with labels on these images, which is what makes it better."""
     choice = selected(digits, digits.adapted, tmp_path)
-    assert choice.climb.alpha >= 0.5
+    assert choice.climb.alpha >= 0.3, choice.climb
     kept = load_description(str(tmp_path))
     assert kept.provenance["selection"]["alpha"] == choice.climb.alpha
     assert kept.provenance["index_sha256"] == "0" * 64, "the story so far stays"
