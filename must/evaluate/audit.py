@@ -8,7 +8,6 @@ from typing import Any
 from must.config import EvaluateConfig
 from must.data.loader import eval_batches
 from must.distributed.process_group import World
-from must.evaluate.scores import gather
 from must.model.bundle import Bundle, preprocess_of
 from must.select.choose import choose, shares_of
 from must.select.looking import Looks, look, thinned
@@ -34,5 +33,5 @@ def audit(config: EvaluateConfig, bundle: Bundle, baseline: Bundle, here: World)
     judge = copy.deepcopy(baseline.model)
     judge.logit_factor = bundle.model.logit_factor
     looks = look(judge, end, source, preprocess, here.device)
-    parts = gather((looks,), here)
+    parts = here.gather((looks,))
     return choose(Looks.joined([part for (part,) in parts]), shares=shares_of(bundle.description)).to_dict()

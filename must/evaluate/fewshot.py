@@ -22,7 +22,7 @@ from must.augment.normalize import normalize
 from must.config import EvaluateConfig
 from must.data.loader import eval_batches
 from must.distributed.process_group import World
-from must.evaluate.scores import NO_LABEL, gather, label_numbers
+from must.evaluate.scores import NO_LABEL, label_numbers
 from must.model.bundle import Bundle, preprocess_of
 from must.parameters import require
 
@@ -103,7 +103,7 @@ def labelled_features(config: EvaluateConfig, split: str, baseline: Bundle, here
                 features.append(F.normalize(visual(images).float(), dim=-1).cpu().numpy())
                 labels.append(known[keep])
                 numbers.append(batch.samples.numpy()[keep])
-    parts = gather((numbers, features, labels, problem), here)
+    parts = here.gather((numbers, features, labels, problem))
     for *_, said in parts:
         require(not said, said)
     numbers, features, labels = ([item for part in parts for item in part[i]] for i in range(3))

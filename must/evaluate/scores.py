@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
@@ -100,7 +99,7 @@ def score_split(
             for model, collector in zip(models, collectors, strict=True):
                 collector.add(model(images), labels)
             bar.update(len(images))
-    parts = gather((merge_samples(samples, source.skipped), [c.result() for c in collectors], problem), world)
+    parts = world.gather((merge_samples(samples, source.skipped), [c.result() for c in collectors], problem))
     for _, _, said in parts:
         if said:
             raise ValueError(said)
@@ -156,15 +155,6 @@ def label_numbers(labels: Sequence[str | None], lookup: dict[str, int], sources:
             )
         numbers[i] = lookup[label]
     return numbers
-
-
-def gather(value: tuple, world: World) -> list[tuple]:
-    """The values of all processes, in rank order, on every process."""
-    if world.size == 1:
-        return [value]
-    everything: list[tuple | None] = [None] * world.size
-    dist.all_gather_object(everything, value)
-    return [item for item in everything if item is not None]
 
 
 def merge_samples(parts: list[Samples], skipped: int) -> Samples:

@@ -51,14 +51,14 @@ def introduce(
     ).hexdigest()
     uri = storage.join(place, DATA_FILE)
     facts = remembered(uri, key) if here.is_main else None
-    if not any(shared(facts is not None, here)):
+    if not any(here.gather(facts is not None)):
         preprocess = preprocess_of(description)
         source = eval_batches(
             config.shards, config.split, preprocess, BATCH, config.workers, here.rank, here.size,
             config.cache, config.cache_gb, config.index_sha256,
         )  # fmt: skip
         seen = see(network, thinned(source), preprocess, here.device, pause if here.size == 1 else None)
-        parts = shared((seen, source.skipped), here)
+        parts = here.gather((seen, source.skipped))
         if here.is_main:
             sight = Sight.joined([part for part, _ in parts])
             facts = look_at(sight, weights, bundle, len(source), sum(skipped for _, skipped in parts))
@@ -102,14 +102,3 @@ def remember(uri: str, content: dict[str, Any]) -> None:
         storage.write_bytes(uri, json.dumps(content, indent=1).encode())
     except (OSError, storage.UnreachableError) as error:
         print(f"warning: {printable(uri)} cannot be written: {printable(error, 200)}", file=sys.stderr, flush=True)
-
-
-def shared(value: Any, here: World) -> list[Any]:
-    """Every process's value, in rank order."""
-    if here.size == 1:
-        return [value]
-    import torch.distributed as dist
-
-    values: list[Any] = [None] * here.size
-    dist.all_gather_object(values, value)
-    return values

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import typing
 from collections.abc import Iterable
 from typing import Any
 
 from components.images import IMAGES
 from must.parameters import convert
+from must.text import did_you_mean
 from pipeline.stages import STAGES
 
 KEYS: dict[str, Iterable[str]] = {"resources": STAGES, "timeouts": STAGES, "digests": IMAGES}
@@ -22,7 +22,7 @@ def build(kind: Any, content: Any, where: str) -> Any:
     fields = {name.rstrip("_"): (name, hint) for name, hint in typing.get_type_hints(kind).items()}
     for name in content:
         if name not in fields:
-            raise ValueError(f"{join(where, str(name))}: unknown key; {nearest(str(name), list(fields))}")
+            raise ValueError(f"{join(where, str(name))}: unknown key; {did_you_mean(str(name), list(fields))}")
     values = {}
     for name, value in content.items():
         field_name, hint = fields[name]
@@ -46,16 +46,11 @@ def value_of(kind: Any, value: Any, where: str) -> Any:
         known = KEYS.get(where)
         for name in value:
             if known and name not in known:
-                raise ValueError(f"{join(where, str(name))}: unknown; {nearest(str(name), known)}")
+                raise ValueError(f"{join(where, str(name))}: unknown; {did_you_mean(str(name), list(known))}")
         return {str(name): value_of(arguments[1], item, join(where, str(name))) for name, item in value.items()}
     if kind is str and isinstance(value, bool):
         raise ValueError(f"{where}: expected text, got '{str(value).lower()}'; put it in quotes")
     return convert(value, kind, where)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
 
 
 def join(where: str, name: str) -> str:

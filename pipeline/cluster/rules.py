@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from must.parameters import require
+from must.text import did_you_mean
 from pipeline.cluster.config import Cluster, Resources, Toleration
-from pipeline.cluster.read import nearest
 from pipeline.stages import STAGES
 
 NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
@@ -80,7 +80,7 @@ def check_pools(cluster: Cluster) -> None:
             f"gpu.{key} contradicts gpu.count 0: set the number of GPUs a node, or leave the pool out",
         )
     for stage in gpu.stages:
-        require(stage in STAGES, f"gpu.stages '{stage}': unknown; {nearest(stage, STAGES)}")
+        require(stage in STAGES, f"gpu.stages '{stage}': unknown; {did_you_mean(stage, list(STAGES))}")
         able = ", ".join(name for name, row in STAGES.items() if row.gpu)
         require(STAGES[stage].gpu, f"gpu.stages '{stage}': computes nothing on a GPU; these do: {able}")
     for pool in ("cpu", "gpu"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import yaml
 
 from must.run.check import check_run
+from must.text import close_to
 
 LIMIT = 10_000  # bytes of all parameters together, Kubeflow Pipelines' own
 KINDS: dict[str, tuple[type, ...]] = {
@@ -49,7 +49,7 @@ def check_parameters(pipeline: Path, values: dict[str, Any]) -> None:
         raise ValueError(f"--pipeline {pipeline}: is no compiled pipeline") from None
     for name, value in values.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+            near = close_to(name, list(known))
             hint = f"; did you mean '{near[0]}'?" if near else f"; it has: {', '.join(sorted(known))}"
             raise ValueError(f"the pipeline has no parameter '{name}'{hint}")
         kind = known[name]["parameterType"]
