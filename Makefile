@@ -11,20 +11,27 @@ PYTEST := --numprocesses $(JOBS) --maxprocesses 8 --dist loadfile --no-loadscope
 help:  ## Show these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-# One environment for everything; made again when the project's requirements change.
-$(VENV)/installed: pyproject.toml
+# One environment for everything, in two steps: what the demo needs, and the rest. Made again when the project's requirements
+# change. Python compiles what it imports; pip would compile all there is, which takes longer than everything else here.
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable
+$(VENV)/demo: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 		|| { echo "make: $(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.11 to 3.13 is needed (make PYTHON=python3.12 ...)"; exit 2; }
-	@echo "setting up $(VENV) (once)"
+	@echo "setting up $(VENV) (once, a minute or two)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(PIP) '.[demo,pipeline,serve]'
+	@touch $@
+
+$(VENV)/installed: $(VENV)/demo
+	@echo "setting up $(VENV): what the tests and the site need besides (once, some minutes)"
+	@$(PIP) '.[dev]'
 	@touch $@
 
 .PHONY: setup
 setup: $(VENV)/installed  ## Make the environment (the other commands do it when needed)
 
 .PHONY: demo
-demo: setup  ## Run the whole pipeline on the bundled digits
+demo: $(VENV)/demo  ## Run the whole pipeline on the bundled digits
 	@$(BIN)/must demo --output $(DEMO)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python pipeline/run_local.py --parameters $(DEMO)/pipeline.yaml --output $(DEMO)/run
 
@@ -35,6 +42,39 @@ test: setup  ## Run the tests (the slow ones: make test-slow)
 .PHONY: test-slow
 test-slow: setup  ## Run the tests that take minutes
 	@$(BIN)/python -m pytest $(PYTEST) -m slow
+
+build/azurite/node_modules/.bin/azurite-blob:
+	@npm install --silent --no-audit --no-fund --prefix build/azurite azurite
+
+.PHONY: test-stores
+test-stores: setup build/azurite/node_modules/.bin/azurite-blob  ## Run the tests of buckets on S3 and Azure servers (npm)
+	@REQUIRE_STORES=1 $(BIN)/python -m pytest $(PYTEST) --store s3
+	@REQUIRE_STORES=1 $(BIN)/python -m pytest $(PYTEST) --store az
+
+# Tests that want a package which `make test` does without have an environment on top of ours: transformers makes every command
+# start seconds later (pyproject.toml), wandb nearly one (timm imports it), and Google's client for Vertex AI is larger than all
+# else of the pipeline.
+build/transformers/installed: EXTRA = siglip
+build/wandb/installed: EXTRA = wandb
+build/vertex/installed: EXTRA = vertex
+build/transformers/installed build/wandb/installed build/vertex/installed: $(VENV)/installed
+	@$(PYTHON) -m venv $(@D)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth
+	@$(@D)/bin/pip install --quiet --disable-pip-version-check --no-compile --editable '.[$(EXTRA)]'
+	@touch $@
+
+.PHONY: test-transformers
+test-transformers: build/transformers/installed  ## Run the tests of what transformers loads
+	@REQUIRE_TRANSFORMERS=1 build/transformers/bin/python -m pytest -m 'not containers' -k transformers tests/export
+
+.PHONY: test-wandb
+test-wandb: build/wandb/installed  ## Run the tests of Weights & Biases, offline
+	@REQUIRE_WANDB=1 build/wandb/bin/python -m pytest -m 'not containers' -k weights_and_biases tests/train/test_trackers.py
+
+.PHONY: test-vertex
+test-vertex: build/vertex/installed  ## Run the tests of Vertex AI Pipelines with Google's client
+	@REQUIRE_VERTEX=1 build/vertex/bin/python -m pytest tests/vertex
 
 SECONDS ?= 60
 TARGETS ?=
@@ -66,8 +106,36 @@ format: setup  ## Mend what the style check can mend
 compile: setup  ## Compile the Kubeflow pipeline
 	@$(BIN)/python pipeline/compile.py
 
+.PHONY: docs
+docs: setup  ## Build the site into build/site; a dead link fails it
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "build/site/index.html (make docs-serve shows it at http://localhost:8000)"
+
+.PHONY: docs-serve
+docs-serve: setup  ## Show the site while it is being written
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+.PHONY: reference
+reference: setup  ## Write docs/reference anew from the parameters and the docstrings
+	@$(BIN)/python docs/reference.py
+
+.PHONY: pictures
+pictures: setup  ## Make the pictures in docs/pictures anew from the demo (chromium)
+	@test -d $(DEMO)/run/latest || $(MAKE) --no-print-directory demo
+	@$(BIN)/python docs/pictures.py --demo $(DEMO) --output docs/pictures
+
+# -- releases (CONTRIBUTING.md) -----------------------------------------------------------------------------------------
+VERSION_FILES := must/__init__.py CITATION.cff pipeline/cluster.yaml pipeline/clusters/*.yaml docs/kubeflow.md docs/containers.md docs/gke.md
+.PHONY: version
+version:  ## Print the version, or set it everywhere (TO=0.2.0)
+ifdef TO
+	@sed -i 's/$(subst .,\.,$(TAG))/$(TO)/g' $(wildcard $(VERSION_FILES)) && $(MAKE) --no-print-directory compile reference
+else
+	@echo $(TAG)
+endif
+
 # -- images (docs/containers.md) ----------------------------------------------------------------------------------------
-IMAGES := must-shard must-torch must-train must-launcher
+IMAGES := must-shard must-torch must-train must-launcher must-serve
 ENGINE ?= $(shell command -v docker || command -v podman)
 REGISTRY ?=
 TAG ?= $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' must/__init__.py)
@@ -106,7 +174,7 @@ sbom: $(IMAGES) must-tools  ## Write what is in each image to build/sbom (Cyclon
 .PHONY: audit
 audit: must-tools  ## Look the locked packages up among the known vulnerabilities
 	@$(ENGINE) run --rm --interactive --volume "$(CURDIR)/images/locks:/locks:ro" $(PREFIX)must-tools:$(TAG) \
-		python - shard kfp torch train torch-cuda launcher < images/audit.py
+		python - shard kfp torch train torch-cuda launcher serve < images/audit.py
 
 .PHONY: lock
 lock: must-tools  ## Renew the lock files of the images (LOCK_ARGS=... for uv)

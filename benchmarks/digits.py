@@ -22,7 +22,7 @@ import torch
 from must.augment.normalize import normalize
 from must.demo.data import CLASSES, digit_parts
 from must.model.bundle import Bundle, load_bundle, preprocess_of, zero_shot_bundle
-from must.model.classifier import load_classifier
+from must.model.classifier import load_text_classifier
 
 VARIANTS = {
     "self-training only": {"fairness-weight": 0, "reconstruction-weight": 0, "align-weight": 0},
@@ -42,7 +42,7 @@ def main() -> None:
     work = options.output.parent / "digits-work"
     prepare(work)
     results = json.loads(options.output.read_text()) if options.output.exists() else {}
-    zero_shot = accuracy(zero_shot_bundle(load_classifier(str(work / "classifier.safetensors"))), options.part)
+    zero_shot = accuracy(zero_shot_bundle(load_text_classifier(str(work / "classifier.safetensors"))), options.part)
     print(f"zero-shot {zero_shot:.1f}", flush=True)
     for variant in options.variants.split(","):
         for seed in options.seeds.split(","):

@@ -23,12 +23,12 @@ from typing import Any
 import torch
 from scipy.stats import spearmanr
 
-from must.config import ClassifierConfig, DemoConfig, EvaluateConfig, SelectConfig, ShardConfig, TrainConfig
+from must.config import ClassifierConfig, DemoConfig, EvaluateConfig, GateConfig, SelectConfig, ShardConfig, TrainConfig
 from must.demo import demo
 from must.evaluate.evaluate import evaluate
 from must.gate import label_free_gate
 from must.model.bundle import load_bundle, save_bundle
-from must.model.classifier import classifier, load_classifier, save_classifier
+from must.model.classifier import classifier, load_text_classifier, save_classifier
 from must.parameters import load
 from must.select.select import select
 from must.shards.build import shard
@@ -114,14 +114,14 @@ def run(folder: Path, shards: str, names: str, changes: dict[str, Any], seed: in
     changes = dict(changes)
     weights = names
     if count := changes.pop("shuffle", 0):
-        original = load_classifier(names)
+        original = load_text_classifier(names)
         order = [*torch.arange(count).roll(1).tolist(), *range(count, original.weights.shape[1])]
         weights = str(folder / "shuffled.safetensors")
         folder.mkdir(parents=True, exist_ok=True)
         save_classifier(replace(original, weights=original.weights[:, order].contiguous()), weights)
     epochs = changes.pop("epochs", options.epochs)
     epochs = int(epochs * options.epochs) if epochs < 1 else epochs
-    model = load_classifier(names).model
+    model = load_text_classifier(names).model
     flags = {"shards": shards, "classifier": weights, "output": str(folder), "epochs": epochs, "seed": seed, **changes}
     flags["select"] = "none"
     train(load(TrainConfig, flags | {"workers": options.workers, "device": "cpu"}, None, preset("digits", model)))
@@ -156,7 +156,8 @@ def judge(name: str, seed: int, folder: Path, shards: str, names: str, root: Pat
             )
         )
         kept = evaluate(selected)
-    decision, after = label_free_gate(metrics), label_free_gate(kept)
+    limits = GateConfig(metrics="")
+    decision, after = label_free_gate(metrics, limits), label_free_gate(kept, limits)
     change, rescued = (found["adapted"]["top1"] - found["baseline"]["top1"] for found in (metrics, kept))
     free = metrics["label_free"]
     row = {"run": name, "seed": seed, "top1": metrics["adapted"]["top1"], "change": change, "kept": rescued}

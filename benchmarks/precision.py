@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.digits import accuracy, prepare
 from must.evaluate.training import training_log
 from must.model.bundle import load_bundle, zero_shot_bundle
-from must.model.classifier import load_classifier
+from must.model.classifier import load_text_classifier
 
 RUNS = {"fp32": ("fp32", 0), "bf16": ("bf16", 0), "fp32, other seed": ("fp32", 1)}
 VALUES = ("loss_self_training", "loss_fairness", "loss_reconstruction", "loss_alignment", "confident")
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12, help="17 steps each [%(default)s]")
     options = parser.parse_args()
     prepare(options.output)
-    zero_shot = zero_shot_bundle(load_classifier(str(options.output / "classifier.safetensors")))
+    zero_shot = zero_shot_bundle(load_text_classifier(str(options.output / "classifier.safetensors")))
     print(f"zero-shot: top-1 {accuracy(zero_shot, 'test'):.1f}")
     logs, base = {}, None
     for name, (precision, seed) in RUNS.items():

@@ -2,7 +2,7 @@
 
     python benchmarks/shard_memory.py [--entries 1000000] [--folder DIR]
 
-Listing, shuffling, cutting into units, searching duplicates and the tables for --append run on made-up entries, each
+Listing, shuffling, cutting into chunks, searching duplicates and the tables for --append run on made-up entries, each
 size in a process of its own; only images are not read. Flat memory means that the peak hardly follows the size.
 """
 
@@ -38,7 +38,7 @@ def main() -> None:
 def bookkeeping(entries: int, folder: Path) -> None:
     from must.shards.duplicates import find_duplicates
     from must.shards.history import write_names
-    from must.shards.plan import make_plan, read_unit
+    from must.shards.plan import make_plan, read_chunk
     from must.sources.base import Item
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -54,20 +54,20 @@ def bookkeeping(entries: int, folder: Path) -> None:
 
     plan = make_plan(items(), folder / "plan", 1000)
     lap("list and shuffle")
-    units = [plan.unit(number) for number in range(plan.units)]
-    assert sum(1 for unit in units for _ in read_unit(plan.path, *unit)) == entries
+    chunks = [plan.chunk(number) for number in range(plan.chunks)]
+    assert sum(1 for chunk in chunks for _ in read_chunk(plan.path, *chunk)) == entries
     lap("read units")
 
     def hashes() -> Iterator[tuple[int, str, np.ndarray]]:
-        for number in range(plan.units):
+        for number in range(plan.chunks):
             yield number, "train", np.random.default_rng(number // 2 * 2).integers(0, 256, (1000, 32), np.uint8)
 
     if entries:
         found = find_duplicates(hashes(), ("train",), folder / "duplicates", drop_all=False)
-        assert found.count == 1000 * (plan.units // 2)
+        assert found.count == 1000 * (plan.chunks // 2)
         lap("duplicates")
         names = (
-            np.random.default_rng(unit).integers(0, 2**63, (1000, 2)).astype(np.uint64) for unit in range(plan.units)
+            np.random.default_rng(chunk).integers(0, 2**63, (1000, 2)).astype(np.uint64) for chunk in range(plan.chunks)
         )
         write_names(names, str(folder / "names.npy"), folder / "names")
         lap("names")

@@ -23,4 +23,13 @@ find /opt/must/lib -type d \( -name tests -o -path '*/numpy/f2py' -o -path '*/nu
 for kind in h hpp cuh a pxd pyi; do
     find /opt/must/lib -type f -name "*.$kind" -delete
 done
+# botocore describes each of Amazon's services: the bucket, and what logs in to it, stay. dateutil has time zones of its own
+# in an archive, beside those of the system, for a module that nothing here imports.
+find /opt/must/lib -mindepth 1 -path '*/botocore/data/*' -prune -type d ! -name s3 ! -name sts ! -name sso \
+    ! -name sso-oidc ! -name signin -exec rm -r {} +
+find /opt/must/lib -type f -name dateutil-zoneinfo.tar.gz -delete
+# pyarrow writes and reads Parquet files here; what speaks to servers and buckets of its own goes. So does the program with
+# which TensorBoard's page reads faster: events are written without it.
+find /opt/must/lib -type f -path '*/pyarrow/*' \( -name '*flight*' -o -name 'libarrow_s3*' \) -delete
+find /opt/must/lib -type f -path '*/tensorboard_data_server/bin/*' -delete
 [ "$imports" = all ] || PYTHONDONTWRITEBYTECODE="" _KFP_RUNTIME=true /opt/must/bin/python -c "import $imports"

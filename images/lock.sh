@@ -23,9 +23,10 @@ project=../../pyproject.toml
     lock build.txt build.in
     lock tools.txt tools.in
     lock kfp.txt --no-deps kfp.in
-    lock shard.txt --extra gcs $project
-    lock torch.txt --extra gcs --extra export --constraint shard.txt $without_torch $project
-    lock train.txt --extra gcs --extra train --constraint torch.txt $without_torch $project
-    lock launcher.txt --extra gcs --extra launcher --constraint shard.txt $project
+    lock shard.txt --extra gcs --extra s3 --extra azure $project
+    lock torch.txt --extra gcs --extra s3 --extra azure --extra export --extra parquet --constraint shard.txt $without_torch $project
+    lock train.txt --extra gcs --extra s3 --extra azure --extra train --constraint torch.txt $without_torch $project
+    lock serve.txt --extra gcs --extra s3 --extra azure --extra serve --constraint shard.txt --constraint torch.txt $project
+    lock launcher.txt --extra gcs --extra s3 --extra azure --extra launcher --constraint shard.txt $project
     lock torch-cuda.txt --constraint torch.txt torch.in
 }

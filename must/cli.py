@@ -44,10 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_index(options: dict[str, Any]) -> None:
-    from must.format.index import show
+    from must.format.index import print_index
     from must.format.verify import verify
 
-    {"show": show, "verify": verify}[options["action"]](options["uri"])
+    action, uri = options.pop("action"), options.pop("uri")
+    if action == "make":
+        from must.shards.in_place import make_index
+
+        make_index(uri, **options)
+        return
+    {"show": print_index, "verify": verify}[action](uri)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -104,7 +110,29 @@ def build_parser() -> argparse.ArgumentParser:
             default=None,
             help="these parameters as a YAML file; flags win",
         )
-    index = commands.add_parser("index", help="Show or verify a folder of shards.")
-    index.add_argument("action", choices=("show", "verify"))
-    index.add_argument("uri", metavar="URI", help="folder of shards made by `must shard`")
+    add_index(
+        commands.add_parser("index", help="Show or verify a folder of shards, or make an index of others' shards.")
+    )
     return parser
+
+
+def add_index(index: argparse.ArgumentParser) -> None:
+    actions = index.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, text in (
+        ("show", "Show what a folder of shards holds."),
+        ("verify", "Read everything again and compare."),
+    ):
+        action = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+        action.add_argument("uri", metavar="URI", help="folder of shards made by `must shard` or `must index make`")
+    text = "Write an index of WebDataset shards that another program has made, which stay as and where they are."
+    make = actions.add_parser("make", help=text, description=text, allow_abbrev=False)
+    make.add_argument("uri", metavar="URI", help="a folder or a bucket's prefix of tars, or x-{000..099}.tar")
+    make.add_argument(
+        "--output",
+        metavar="URI",
+        default="",
+        help="folder for index.json and its tables; that of the tars if not given",
+    )
+    make.add_argument("--split", metavar="NAME", default="train", help="what the tars' split is called (train)")
+    make.add_argument("--test-source", dest="test", metavar="URI", default="", help="more tars, which become 'test'")
+    make.add_argument("--workers", metavar="N", type=int, default=0, help="processes; 0 means one a core (0)")

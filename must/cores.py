@@ -1,4 +1,4 @@
-"""How many processor cores this process may use: by its affinity and by its container's limit."""
+"""The number of processor cores this process may use, by its affinity and its container's limit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def cores(process: Path = Path("/proc/self")) -> int:
-    """At least 1. A container's CPU limit is a quota of time, which the affinity does not show: 8 cores of 96, say."""
+    """The cores, at least 1. A container's limit is a quota of time, which the affinity does not show: 8 of 96, say."""
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([here, *(int(limit) for limit in quotas(process))]))
 

@@ -1,4 +1,4 @@
-"""How a program of must ends: its exit codes, the one line about what went wrong, and SIGTERM.
+"""The end of a must program: its exit codes, the one line about what went wrong, and SIGTERM.
 
 For the outermost block of a program (the command line, a stage's supervised process, a node's) and nothing below it:
 what such a program calls raises, and knows no codes.
@@ -46,7 +46,7 @@ def exiting(command: str) -> Iterator[None]:
 
 
 def fail(command: str, error: Exception) -> NoReturn:
-    """One line and exit code 2 for the user's error, 75 for what may work later; raises any other error again."""
+    """Prints one line; exits with 2 for the user's error, 75 for a transient one; raises any other error again."""
     code = code_of(error)
     if code == BUG:
         raise error
@@ -57,7 +57,7 @@ def fail(command: str, error: Exception) -> NoReturn:
 
 
 def code_of(error: BaseException) -> int:
-    """With which a program ends that `error` leaves."""
+    """The exit code of a program that `error` ends."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else BUG if error.code else 0
     if isinstance(error, LaterError):
@@ -98,15 +98,29 @@ def ending_on_sigterm(command: str) -> Iterator[None]:
     that save their state take the signal over while they run.
     """
 
+    global _programs
+
     def stop(number: int, frame: object) -> None:
-        print(f"must {command}: stopped by SIGTERM; run the same command again to go on", file=sys.stderr)
+        # torchrun stops the others when one has failed: a line of theirs would come after the one that says why.
+        if os.environ.get("RANK", "0") == "0":
+            print(f"must {command}: stopped by SIGTERM; run the same command again to go on", file=sys.stderr)
         raise SystemExit(PREEMPTED)
 
     if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
         yield
         return
     before = signal.signal(signal.SIGTERM, stop)
+    _programs += 1
     try:
         yield
     finally:
+        _programs -= 1
         signal.signal(signal.SIGTERM, before)
+
+
+_programs = 0  # blocks of `ending_on_sigterm` that this process is in
+
+
+def answers_signals() -> bool:
+    """Whether signals are ours to handle: in the main thread of a must program, and never in one that imports must."""
+    return _programs > 0 and threading.current_thread() is threading.main_thread()

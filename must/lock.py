@@ -1,7 +1,7 @@
 """Keeps two runs from writing to one place at once. A lock whose owner is dead is taken over.
 
 Locally the operating system holds the lock and drops it when the process ends, however it ends. In a bucket the lock
-is an object that its owner writes anew every few seconds; one that has not changed for a minute has no living owner.
+is an object that its owner rewrites every few seconds; one that has not changed for a minute has no living owner.
 """
 
 from __future__ import annotations
@@ -20,9 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from must import storage
+from must.background import every
 
-BEAT = 10.0  # seconds between signs of life
+HEARTBEAT_S = 10.0  # seconds between signs of life
 DEAD_AFTER = 60.0  # seconds without one
+MOMENT = 5.0  # seconds in which a folder that goes while its lock is made is made again
+
+
+class HeldError(ValueError):
+    """Another run, which lives, holds the place."""
 
 
 class LockLostError(ValueError):
@@ -58,7 +64,7 @@ def locked(place: str, kind: Kind) -> Iterator[Callable[[], None]]:
     """Holds the lock of a folder. Gives a function that raises LockLostError if the lock was lost meanwhile.
 
     Raises:
-        ValueError: another run holds it.
+        HeldError: another run holds it.
         CannotLockError: the file system has no locks.
     """
     path = storage.join(place, kind.name)
@@ -66,18 +72,22 @@ def locked(place: str, kind: Kind) -> Iterator[Callable[[], None]]:
         with locked_object(path, kind) as check:
             yield check
     else:
-        with locked_file(storage.local(path), kind):
+        with locked_file(storage.local(path), kind, str(storage.local(place))):
             yield lambda: None
 
 
 @contextmanager
-def locked_file(path: Path, kind: Kind) -> Iterator[None]:
-    with storage.disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+def locked_file(path: Path, kind: Kind, place: str) -> Iterator[None]:
     deadline = time.monotonic() + kind.patience
     while True:
         with storage.disk_errors(path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            except FileNotFoundError:  # another one has just removed the folder
+                if time.monotonic() > deadline + MOMENT:
+                    raise
+                continue
         try:
             # POSIX locks are not inherited by forked workers: when this process dies, the lock is free.
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,7 +97,7 @@ def locked_file(path: Path, kind: Kind) -> Iterator[None]:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise CannotLockError(f"{path}: this file system cannot lock files: {error.strerror}") from error
             if time.monotonic() > deadline:
-                raise ValueError(kind.refusal(path.parent, owner)) from None
+                raise HeldError(kind.refusal(place, owner)) from None
             time.sleep(0.1)
             continue
         # The owner before us may have deleted the file between our opening and our locking it.
@@ -105,25 +115,34 @@ def locked_file(path: Path, kind: Kind) -> Iterator[None]:
 
 
 @contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Waits until no other process holds `path`. The file stays: removing it would let two processes lock two files."""
+    with storage.disk_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def locked_object(uri: str, kind: Kind) -> Iterator[Callable[[], None]]:
     owner = Beat(uri, kind)
     owner.take()
-    thread = threading.Thread(target=owner.beat, daemon=True)
-    thread.start()
-    try:
+    with every(HEARTBEAT_S, owner.beat, owner.give_up):  # where the bucket is away, the lock dies of age
         yield owner.check
-    finally:
-        owner.ended.set()
-        thread.join(timeout=BEAT)  # where the bucket is away: the lock then dies of age
 
 
 class Beat:
     """The sign of life in the lock object."""
 
     def __init__(self, uri: str, kind: Kind) -> None:
-        self.uri, self.kind, self.count, self.generation = uri, kind, 0, 0
+        self.uri, self.kind, self.count = uri, kind, 0
+        self.generation: storage.Generation = 0
         self.identity = {"who": whoami(), "host": socket.gethostname(), "pid": str(os.getpid()), "id": uuid.uuid4().hex}
-        self.ended, self.writing = threading.Event(), threading.Lock()
+        self.writing = threading.Lock()
         self.lost = False
         self.beaten = time.monotonic()  # when the last good beat began
 
@@ -148,10 +167,10 @@ class Beat:
 
     def refuse(self) -> None:
         place = self.uri.removesuffix("/" + self.kind.name)
-        raise ValueError(self.kind.refusal(place, self.owner().get("who", "unknown")))
+        raise HeldError(self.kind.refusal(place, self.owner().get("who", "unknown")))
 
     def check(self) -> None:
-        """When there was no good beat for too long, only a new one tells whose the lock is.
+        """Checks that the lock is still ours: after too long without a beat, only a new one tells.
 
         Raises:
             LockLostError: not ours any more.
@@ -182,12 +201,12 @@ class Beat:
         except (ProcessLookupError, ValueError, KeyError, OverflowError, TypeError):
             return False
 
-    def write(self, expected: int) -> None:
+    def write(self, expected: storage.Generation) -> None:
         with self.writing:
             began = time.monotonic()
             self.count += 1
             content = json.dumps(self.identity | {"beat": self.count}).encode()
-            self.generation = storage.remote().write_bytes(self.uri, content, expected)
+            self.generation = storage.remote(self.uri).write_bytes(self.uri, content, expected)
             self.beaten = began
 
     def renew(self) -> None:
@@ -197,14 +216,16 @@ class Beat:
             self.lost = True
 
     def beat(self) -> None:
-        """Writes the sign until `ended` is set, then takes the lock away."""
-        while not self.lost and not self.ended.wait(BEAT):
-            # Whatever went wrong, the next beat may be good; `check` sees how old the last good one is.
-            with suppress(Exception):
+        """Writes the sign, unless the lock is lost."""
+        if not self.lost:
+            with suppress(Exception):  # the next beat may be good; `check` sees how old the last good one is
                 self.renew()
+
+    def give_up(self) -> None:
+        """Takes the lock away, if it is ours."""
         if not self.lost:
             with suppress(Exception):  # taken over since the last beat, so not ours to delete; or the bucket is away
-                storage.delete(self.uri, self.generation)
+                storage.remote(self.uri).delete(self.uri, self.generation)
 
 
 def whoami() -> str:

@@ -18,14 +18,14 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def below(name: object, where: str) -> str:
-    """`name`, if it stays below any folder that it is joined to; "/" may stand between folders.
+    """`name`, if it stays below any folder that it is joined to; "/" may separate folders.
 
     Raises:
         ValueError: it is absolute or no text, or has an empty part, '.', '..' or a NUL; says so of `where`.
     """
     if isinstance(name, str) and "\0" not in name and not {"", ".", ".."} & set(name.split("/")):
         return name
-    raise ValueError(f"{where}: the name {brief(name)} leads out of its folder; somebody else may have put it there")
+    raise ValueError(f"{where}: the name {brief(name)} leads out of its folder; another program may have put it there")
 
 
 def listed(uri: str) -> list[str]:

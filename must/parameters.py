@@ -1,13 +1,16 @@
-"""How a stage's parameters are declared, read from flags and YAML, converted and refused."""
+"""A stage's parameters: declared, read from flags and YAML, converted and refused."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import math
+import os
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -42,15 +45,43 @@ def param(
 
 @dataclass(kw_only=True)
 class StageConfig:
-    """Base of the stages' parameters. Subclasses give a command line as an `example`."""
+    """Base of the stages' parameters. Subclasses give a command line as an `example`.
+
+    A subclass whose defaults may depend on its values names a `resolver`, "module:function": given the values that were
+    passed, it returns others, which count in place of the defaults. What was passed counts most, the default's own
+    value included. It is imported when it is needed, as the functions of `must.stages` are.
+    """
 
     example: ClassVar[str] = ""
+    resolver: ClassVar[str] = ""
+    given: ClassVar[frozenset[str]] = frozenset()  # of an instance: the names that were passed
+
+    def __new__(cls, **values: Any) -> StageConfig:
+        config = super().__new__(cls)
+        config.__dict__["given"] = frozenset(values)
+        return config
 
     def __post_init__(self) -> None:
+        self.convert_values()
+        self.check_values()  # what is wrong with the values is said before a resolver looks for files
+        if self.resolver and len(self.given) < len(fields(self)):
+            module, function = self.resolver.split(":")
+            passed = {name: getattr(self, name) for name in sorted(self.given)}
+            for name, value in getattr(importlib.import_module(module), function)(passed).items():
+                if name not in self.given:
+                    setattr(self, name, value)
+            self.convert_values()
+            self.check_values()
+
+    @classmethod
+    def load(cls: type[Config], file: str | None = None, **values: Any) -> Config:
+        """The parameters in a YAML `file`, with `values` over them. Raises ValueError as `load` below does."""
+        return load(cls, values, file)
+
+    def convert_values(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
             if get_origin(kind) is not ClassVar:
                 setattr(self, name, convert(getattr(self, name), kind, flag(name)))
-        self.check_values()
 
     def check_values(self) -> None:
         """Raises ValueError for values that make no sense together."""
@@ -78,15 +109,20 @@ def load(
 
 
 def read_yaml(stage: type[StageConfig], file: str) -> dict[str, Any]:
-    path = Path(file)
-    try:
-        content = parse_yaml(path.read_bytes(), f"--config {path}") or {}
-    except OSError as error:
-        raise ValueError(f"--config {path}: cannot be read: {error.strerror}") from None
-    require(isinstance(content, dict), f"--config {path}: expected 'name: value' lines")
+    content = read_mapping(Path(file), f"--config {file}")
     values = {str(name).replace("-", "_"): value for name, value in content.items()}
-    check_names(stage, values, f"--config {path}")
+    check_names(stage, values, f"--config {file}")
     return values
+
+
+def read_mapping(path: Path, where: str) -> dict[str, Any]:
+    """The 'name: value' lines of a YAML file. Raises ValueError, which begins with `where`: it has something else."""
+    try:
+        content = parse_yaml(path.read_bytes(), where) or {}
+    except OSError as error:
+        raise ValueError(f"{where}: cannot be read: {error.strerror}") from None
+    require(isinstance(content, dict), f"{where}: expected 'name: value' lines")
+    return content
 
 
 def parse_yaml(data: bytes, where: str) -> Any:
@@ -111,10 +147,14 @@ def convert(value: Any, kind: Any, name: str) -> Any:
     Raises:
         ValueError: it is none.
     """
+    if isinstance(value, os.PathLike):
+        value = [os.fspath(value)] if get_origin(kind) is list else os.fspath(value)
     origin = get_origin(kind)
     if origin is Literal:
         require(value in get_args(kind), f"{name}: {brief(value)} is none of {', '.join(map(str, get_args(kind)))}")
         return value
+    if origin in (Union, UnionType):
+        return convert_either(value, get_args(kind), name)
     if origin is list:
         items = [part for part in value.split(",") if part] if isinstance(value, str) else value
         require(isinstance(items, list | tuple), f"{name}: expected a list, got {brief(value)}")
@@ -146,6 +186,17 @@ def convert(value: Any, kind: Any, name: str) -> Any:
     return converted
 
 
+def convert_either(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
+    """For kinds such as int | Literal["auto"]: one of the words, or the other kind."""
+    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    if value in words:
+        return value
+    try:
+        return convert(value, next(kind for kind in kinds if get_origin(kind) is not Literal), name)
+    except ValueError as error:
+        raise ValueError(f"{error}, which is not {' or '.join(words)} either") from None
+
+
 def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None:
     """One flag for each parameter, under the stage's headings if it has any.
 
@@ -159,13 +210,15 @@ def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None
         required = is_required(parameter)
         default = parameter.default if parameter.default is not MISSING else None
         if parameter.default_factory is not MISSING:
-            default = show(parameter.default_factory())
+            default = format_value(parameter.default_factory())
         text = parameter.metadata["help"].replace("%", "%%")
         text += " [required]" if required else f" [{default}]" if default not in ("", None) else ""
         options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS, "dest": parameter.name}
         if parameter.metadata["positional"]:
             del options["dest"]
-            target.add_argument(parameter.name, nargs="+", metavar=parameter.metadata["metavar"], **options)
+            target.add_argument(
+                parameter.name, nargs="+" if required else "*", metavar=parameter.metadata["metavar"], **options
+            )
         elif kind is bool:
             target.add_argument(flag(parameter.name), action=argparse.BooleanOptionalAction, **options)
         else:
@@ -196,7 +249,7 @@ def is_required(parameter: dataclasses.Field) -> bool:
     return parameter.default is MISSING and parameter.default_factory is MISSING
 
 
-def show(value: Any) -> str:
+def format_value(value: Any) -> str:
     if isinstance(value, dict):
         return ",".join(f"{key}={item:g}" for key, item in value.items())
     return ",".join(f"{item}" for item in value)

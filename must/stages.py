@@ -12,29 +12,40 @@ import importlib
 import warnings
 from typing import Any, Final, NamedTuple
 
+from must.config.adapt import AdaptConfig
 from must.config.classifier import ClassifierConfig
 from must.config.demo import DemoConfig
 from must.config.evaluate import EvaluateConfig
 from must.config.export import ExportConfig
 from must.config.gate import GateConfig
+from must.config.plan import PlanConfig
 from must.config.predict import PredictConfig
 from must.config.promote import PromoteConfig
+from must.config.push import PushConfig
 from must.config.refine import RefineConfig
 from must.config.select import SelectConfig
+from must.config.serve import ServeConfig
 from must.config.shard import ShardConfig
 from must.config.train import TrainConfig
-from must.first_look import first_look
 from must.image.quiet import silence_pillow
 from must.parameters import StageConfig, load, read_yaml
+from must.preflight import preflight
 
 
 class Stage(NamedTuple):
     config: type[StageConfig]
     function: str  # "module:name", imported when the stage runs: `must shard` runs where there is no torch
     help: str
+    python: str = ""  # the function at `must.`, where that takes more than the parameters: "module:name"
 
 
 STAGES: Final[dict[str, Stage]] = {
+    "adapt": Stage(
+        AdaptConfig,
+        "must.adapt.adapt:command",
+        "Adapt CLIP to images without labels in one go: shard, classifier, train and evaluate.",
+        python="must.adapt.adapt:adapt",
+    ),
     "shard": Stage(
         ShardConfig,
         "must.shards.build:shard",
@@ -44,6 +55,11 @@ STAGES: Final[dict[str, Stage]] = {
         ClassifierConfig,
         "must.model.classifier:classifier",
         "Turn class names and prompt templates into zero-shot text classifier weights.",
+    ),
+    "plan": Stage(
+        PlanConfig,
+        "must.train.plan:plan",
+        "Say what `must train` will cost: steps, hours on this machine, memory, gigabytes; trains nothing.",
     ),
     "train": Stage(
         TrainConfig,
@@ -67,8 +83,13 @@ STAGES: Final[dict[str, Stage]] = {
     ),
     "export": Stage(
         ExportConfig,
-        "must.export.onnx:export",
-        "Write the model as ONNX, checked against PyTorch.",
+        "must.export.export:export",
+        "Write the model as ONNX, or as a folder that open_clip, transformers or timm loads; checked against PyTorch.",
+    ),
+    "push": Stage(
+        PushConfig,
+        "must.export.push:push",
+        "Send an exported folder to a hub (HF_ENDPOINT, HF_TOKEN), where other libraries load it by its name.",
     ),
     "gate": Stage(
         GateConfig,
@@ -82,8 +103,13 @@ STAGES: Final[dict[str, Stage]] = {
     ),
     "predict": Stage(
         PredictConfig,
-        "must.predict.predict:predict",
-        "Classify images with the ONNX file alone (no PyTorch).",
+        "must.infer.predict:predict",
+        "Classify images, a few or a bucketful, with the ONNX file alone (no PyTorch) or with a bundle.",
+    ),
+    "serve": Stage(
+        ServeConfig,
+        "must.serve.serve:serve",
+        "Serve the ONNX file, or a registry's champion, over HTTP and gRPC: pictures in, names out (no PyTorch).",
     ),
     "demo": Stage(
         DemoConfig,
@@ -105,38 +131,25 @@ def call(stage: str, /, **values: Any) -> Any:
 
 
 def configure(stage: str, values: dict[str, Any], file: str | None = None) -> StageConfig:
-    """The stage's parameters: `values` over the YAML `file` over, for training, the preset's, over the defaults."""
+    """The stage's parameters: `values` over the YAML `file` over, for training, the preset's, over the defaults.
+
+    The preset of training is `auto` if none is named.
+    """
     config = STAGES[stage].config
-    base: dict[str, Any] = {}
-    if config is TrainConfig:
-        from_file = read_yaml(config, file) if file else {}
-        load(config, values, file)  # what is wrong with the values is said before any file is looked for
-        base = train_preset({**from_file, **values})
-    return load(config, values, file, base)
+    if issubclass(config, TrainConfig):
+        named = values.get("preset") or (read_yaml(config, file).get("preset") if file else "")
+        values = values | {"preset": named or "auto"}
+    return load(config, values, file)
 
 
-def train_preset(values: dict[str, Any]) -> dict[str, Any]:
-    """The preset's settings for the model, which the classifier file names unless --model does; `auto` if none is
-    named."""
-    if values.get("preset") in (None, "", "auto"):
-        from must.train.auto import auto
-
-        return auto(values)
-    from must.model.classifier import read_header
-    from must.train.presets import preset
-
-    model = values.get("model") or (read_header(values["classifier"])["model"] if values.get("classifier") else "")
-    return preset(values["preset"], model)
-
-
-def run(stage: str, config: StageConfig) -> Any:
-    """Imports no more than the stage needs, and that after a first look at its inputs."""
+def run(stage: str, config: StageConfig, **more: Any) -> Any:
+    """Imports no more than the stage needs, and that after a first look at its inputs. `more` goes to its function."""
     module, function = STAGES[stage].function.split(":")
-    first_look(stage, config)
+    preflight(stage, config)
     try:
         with warnings.catch_warnings():
             silence_pillow()
-            return getattr(importlib.import_module(module), function)(config)
+            return getattr(importlib.import_module(module), function)(config, **more)
     except ModuleNotFoundError as error:  # a small installation, or the wrong image
         if (error.name or "must").split(".")[0] == "must":
             raise

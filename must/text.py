@@ -35,7 +35,7 @@ def encoded(text: str) -> bytes:
 def cell(text: str) -> str:
     """A name in a CSV file, which a spreadsheet must not take for a formula.
 
-    An apostrophe is put before one that starts like a formula, or with an apostrophe: whoever takes one leading
+    An apostrophe is put before one that starts like a formula, or with an apostrophe: a reader that takes one leading
     apostrophe away has the name again.
     """
     return f"'{text}" if text.startswith((*FORMULA, "'")) else text

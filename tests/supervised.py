@@ -6,7 +6,7 @@ import signal
 import time
 from pathlib import Path
 
-from must.run.notes import noted
+from must.run.notes import stage_note
 from must.storage import UnreachableError
 
 
@@ -15,7 +15,7 @@ def unlucky(work_uri, how, times):
     started = Path(work_uri) / "started"
     count = len(started.read_text()) if started.exists() else 0
     started.write_text("x" * (count + 1))
-    with noted(work_uri, "train", "checkpoints/k") as note:
+    with stage_note(work_uri, "train", "checkpoints/k") as note:
         print(f"life {count + 1}", flush=True)
         if count < times:
             end(how)

@@ -8,47 +8,56 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.stages import STAGES
+from must_pipeline.stages import STAGES
 
 ROOT = Path(__file__).parent.parent
-COMPONENTS = [ROOT / f"components/{stage}.py" for stage in STAGES] + [ROOT / "components/train_job/component.py"]
+HOME = ROOT / "components/must_components"
+BESIDE = ("train_job/component.py", "custom_job.py", "shard_part.py")  # other tasks of those stages
+COMPONENTS = [HOME / f"{stage}.py" for stage in STAGES] + [HOME / name for name in BESIDE]
 
 # A room is a folder or file of must/. It imports the rooms named here and no others, and it stands above all of them:
 # what a line names, a line before it is about. Lazy imports and those for type checkers count as any other.
 PLAN = """
 text
+background
 cores
-storage
+progress
+processes
+storage     processes
 exits       storage text
 parameters  text
-config      parameters
+config      parameters text
 names       parameters storage text
-lock        storage
+lock        background storage
 image       text
-format      names parameters storage text
+format      names parameters progress storage text
 sources     parameters storage text
-shards      config cores format image lock names parameters sources storage text
-predict     config image parameters sources storage text
+shards      config cores format image lock names parameters processes progress sources storage text
+predict     config cores format image parameters processes progress sources storage text
 distributed cores exits
 augment     image
-data        augment format image storage text
+data        augment config format image lock processes storage text
 model       config distributed image names parameters storage text
 select      augment config data distributed image model parameters storage text
-train       augment config data distributed format image lock model parameters select storage text
-evaluate    augment config data distributed format image model parameters select storage text
-export      augment config data image model parameters predict storage text
+train       augment config data distributed exits format image lock model parameters progress select storage text
+evaluate    augment config data distributed format image model parameters progress select storage text
+export      augment config data image model parameters predict select storage text
+infer       augment config distributed export model parameters predict storage
 gate        config parameters storage
-promote     config model names parameters storage text train
+promote     config lock model names parameters storage text train
+serve       config cores image parameters predict promote storage text
 demo        config
-first_look  config format model parameters storage
-stages      config first_look image model parameters train
-cli         distributed exits format parameters stages text
+preflight   config format model parameters storage
+stages      config preflight image parameters
+api         config gate model parameters predict promote stages storage
+adapt       api augment config distributed format image model parameters predict stages storage train
+cli         distributed exits format parameters shards stages text
 __main__    cli
-run         config distributed exits gate model parameters promote stages storage text train
+run         background config distributed exits format gate model parameters promote stages storage text train
 """
 ROOMS = {line.split()[0]: set(line.split()[1:]) for line in PLAN.strip().splitlines()}
 APART = [("shards", "data"), ("shards", "augment")]  # writing shards and reading them: two houses on one ground
-NO_TORCH = ("shards", "predict", "gate")  # not in any function either
+NO_TORCH = ("shards", "predict", "serve", "gate")  # not in any function either
 
 
 def module_of(path):
@@ -134,7 +143,7 @@ def test_torch_is_out_of_reach(room):
 @pytest.mark.parametrize("module", MODULES)
 def test_the_library_knows_nothing_of_the_platform(module):
     outside = {name.split(".")[0] for name in GRAPH[module]}
-    assert not outside & {"kfp", "kubernetes", "kubeflow", "components", "pipeline"}
+    assert not outside & {"kfp", "kubernetes", "kubeflow", "must_components", "must_pipeline"}
 
 
 @pytest.mark.parametrize("package", [path for path in MODULES.values() if path.name == "__init__.py"], ids=module_of)
@@ -157,6 +166,7 @@ def test_components_stay_thin(path):
         "must.stages",
         "must.shards.build",
         "must.format.verify",
+        "must.infer.predict",
         "must.predict.predict",
         "must.predict.client",
         "must.gate",
@@ -169,6 +179,7 @@ def test_components_stay_thin(path):
         "must.run.summary",
         "must.run.supervise",
         "must.run.training",
+        "must.serve.serve",
     ],
 )
 def test_what_runs_without_torch_does_not_import_it(module):

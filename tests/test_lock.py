@@ -12,7 +12,6 @@ from must import lock, storage
 from must.config import ShardConfig
 from must.shards import commit
 from must.shards.build import shard
-from must.storage import gcs
 from tests import zoo
 
 HOLD = "import sys; from must.lock import locked, CHECKPOINTS\n"
@@ -52,12 +51,12 @@ def test_the_lock_waits_for_an_owner_that_is_dying(tmp_path):
 
 
 @pytest.fixture
-def held(gcs_server, monkeypatch):
+def held(bucket_server, monkeypatch):
     """(lock object, its check) of a lock in a bucket whose heart beats fast."""
-    monkeypatch.setattr(lock, "BEAT", 0.02)
+    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.02)
     with ExitStack() as stack:
-        check = stack.enter_context(lock.locked(gcs_server.uri + "/run", lock.SHARDS))
-        yield gcs_server.uri + "/run/.shard.lock", check
+        check = stack.enter_context(lock.locked(bucket_server.uri + "/run", lock.SHARDS))
+        yield bucket_server.uri + "/run/.shard.lock", check
 
 
 def wait_for_a_beat(uri):
@@ -70,14 +69,15 @@ def wait_for_a_beat(uri):
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("raw"), KeyError("odd")])
 def test_a_heart_that_misses_a_beat_goes_on(held, monkeypatch, error):
     uri, check = held
-    write, faults = gcs.write_bytes, [error, error]
+    store = storage.remote(uri)
+    write, faults = store.write_bytes, [error, error]
 
     def fails_twice(*values):
         if faults:
             raise faults.pop()
         return write(*values)
 
-    monkeypatch.setattr(gcs, "write_bytes", fails_twice)
+    monkeypatch.setattr(store, "write_bytes", fails_twice)
     while faults:
         time.sleep(0.001)
     wait_for_a_beat(uri)
@@ -97,46 +97,48 @@ def test_without_any_beat_nothing_is_said_to_be_ours(held, monkeypatch):
     def fails(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(gcs, "write_bytes", fails)
+    monkeypatch.setattr(storage.remote(held[0]), "write_bytes", fails)
     monkeypatch.setattr(lock, "DEAD_AFTER", -1.0)
     with pytest.raises(OSError, match="No space"):
         held[1]()
 
 
-def test_a_run_that_slept_does_not_delete_its_successors_lock(gcs_server, monkeypatch):
-    uri = gcs_server.uri + "/run/.shard.lock"
-    with lock.locked(gcs_server.uri + "/run", lock.SHARDS):
+def test_a_run_that_slept_does_not_delete_its_successors_lock(bucket_server, monkeypatch):
+    uri = bucket_server.uri + "/run/.shard.lock"
+    with lock.locked(bucket_server.uri + "/run", lock.SHARDS):
         storage.write_bytes(uri, b'{"who": "the successor"}')
     assert storage.read_bytes(uri) == b'{"who": "the successor"}'
 
 
-def test_a_lock_is_gone_after_its_run(gcs_server):
-    with lock.locked(gcs_server.uri + "/run", lock.SHARDS):
-        assert storage.exists(gcs_server.uri + "/run/.shard.lock")
-    assert not storage.exists(gcs_server.uri + "/run/.shard.lock")
+def test_a_lock_is_gone_after_its_run(bucket_server):
+    with lock.locked(bucket_server.uri + "/run", lock.SHARDS):
+        assert storage.exists(bucket_server.uri + "/run/.shard.lock")
+    assert not storage.exists(bucket_server.uri + "/run/.shard.lock")
 
 
 @pytest.mark.parametrize("content", [b"[]", b'{"pid": 1e400, "host": "?"}', b"[" * 100_000, b"\xff"])
-def test_a_lock_of_any_content_is_taken_over_when_it_is_old(gcs_server, monkeypatch, content):
+def test_a_lock_of_any_content_is_taken_over_when_it_is_old(bucket_server, monkeypatch, content):
     monkeypatch.setattr(lock, "DEAD_AFTER", 0.0)
-    storage.write_bytes(gcs_server.uri + "/run/.shard.lock", content.replace(b"?", lock.socket.gethostname().encode()))
-    with lock.locked(gcs_server.uri + "/run", lock.SHARDS) as check:
+    storage.write_bytes(
+        bucket_server.uri + "/run/.shard.lock", content.replace(b"?", lock.socket.gethostname().encode())
+    )
+    with lock.locked(bucket_server.uri + "/run", lock.SHARDS) as check:
         monkeypatch.setattr(lock, "DEAD_AFTER", 60.0)
         check()
 
 
 @pytest.mark.parametrize("where", ["local", "bucket"])
-def test_an_index_that_another_run_has_written_meanwhile_stays(where, tmp_path, gcs_server, monkeypatch):
+def test_an_index_that_another_run_has_written_meanwhile_stays(where, tmp_path, bucket_server, monkeypatch):
     zoo.fill(tmp_path / "in", 3)
-    output = gcs_server.uri + "/out" if where == "bucket" else str(tmp_path / "out")
-    done = commit.finish
+    output = bucket_server.uri + "/out" if where == "bucket" else str(tmp_path / "out")
+    done = commit.commit_shards
 
     def too_late(*values):
         result = done(*values)
         storage.write_bytes(f"{output}/index.json", b"the other run's")
         return result
 
-    monkeypatch.setattr(commit, "finish", too_late)
-    with pytest.raises(storage.ConflictError, match="written by somebody else"):
+    monkeypatch.setattr(commit, "commit_shards", too_late)
+    with pytest.raises(storage.ConflictError, match="written by another program"):
         shard(ShardConfig(source=str(tmp_path / "in"), output=output, workers=1, max_rejected=0.9))
     assert storage.read_bytes(f"{output}/index.json") == b"the other run's"

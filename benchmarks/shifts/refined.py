@@ -25,14 +25,15 @@ import torch
 from benchmarks.shifts.packages import ROOT
 from benchmarks.shifts.run import prepared, top1, truth
 from benchmarks.shifts.tasks import TASKS, VARIANTS, task, variant
-from must.data.loader import eval_batches
+from must.data.loader import EvalSource
+from must.data.reader import open_reader
 from must.model.bundle import preprocess_of, zero_shot_bundle
-from must.model.classifier import load_classifier
+from must.model.classifier import load_text_classifier
+from must.select.image_features import ImageFeatures, extract_features
 from must.select.ladder import KNOWING, MIN_IMAGES, agreement
 from must.select.mutual import for_copies, refined
 from must.select.neighbours import look_alikes
 from must.select.refine import improve
-from must.select.sight import Sight, see
 
 COLUMNS = ("unlabeled", "unguarded", "beside", "classifier")
 
@@ -72,14 +73,16 @@ def trusted(tokens: np.ndarray, before: np.ndarray) -> bool:
 def measured(name: str, variant_name: str, seed: int) -> dict[str, Any]:
     made = variant(task(name), variant_name, seed)
     shards, names = prepared(ROOT / "work" / f"{name}.{variant_name}.{seed}", made)
-    classifier = load_classifier(names)
+    classifier = load_text_classifier(names)
     zero_shot, cpu = zero_shot_bundle(classifier), torch.device("cpu")
     preprocess, text, factor = preprocess_of(zero_shot.description), classifier.weights.numpy(), classifier.logit_scale
-    seen: dict[str, Sight] = {}
+    seen: dict[str, ImageFeatures] = {}
     looking: dict[str, float] = {}
     for split in ("train", "test"):
         started = time.perf_counter()
-        seen[split] = see(zero_shot.model, eval_batches(shards, split, preprocess, 256, 0), preprocess, cpu)
+        seen[split] = extract_features(
+            zero_shot.model, EvalSource(open_reader(shards, split), preprocess, 256, 0), preprocess, cpu
+        )
         looking[split] = time.perf_counter() - started
     sight, test = seen["train"], seen["test"]
     hidden, labels = (truth(shards, split, made) for split in ("train", "test"))

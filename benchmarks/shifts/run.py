@@ -27,14 +27,15 @@ from PIL import Image
 from benchmarks.shifts.packages import ROOT
 from benchmarks.shifts.tasks import TASKS, VARIANTS, Task, task, variant
 from must.config import ClassifierConfig, ShardConfig, TrainConfig
-from must.data.loader import eval_batches
+from must.data.loader import EvalSource
+from must.data.reader import open_reader
 from must.model.backbone import tower_shape
 from must.model.bundle import load_bundle, preprocess_of, zero_shot_bundle
-from must.model.classifier import classifier, load_classifier, save_classifier
+from must.model.classifier import classifier, load_text_classifier, save_classifier
 from must.parameters import load
 from must.select.choose import choose, shares_of
 from must.select.ladder import RUNGS
-from must.select.looking import look
+from must.select.rung_predictions import predict_rungs
 from must.shards.build import shard
 from must.train.auto import settings as auto_settings
 from must.train.checkpoint import Checkpoints
@@ -60,6 +61,7 @@ AUTO: dict[str, dict[str, Any]] = {  # `auto`, and with an option of training th
     "auto-given": {"class_prior": "given"},  # the true shares of the unlabeled images; one image of an absent class
     "auto-rough": {"class_prior": "given"},
     "auto-guess": {"class_prior": "given"},
+    "auto-refined": {"pseudo_labels": "refined"},
     "auto-relative": {"relative_threshold": 0.75},
 }
 OCTAVES = {"auto-rough": 0.4, "auto-guess": 1.0}  # each share wrong by a factor of 1.3, or of 2, typically
@@ -125,7 +127,7 @@ def with_shares(names: str, folder: Path, made: Task, octaves: float) -> str:
     share = np.maximum(np.bincount(made.hidden[made.hidden >= 0], minlength=len(made.classes)), 1).astype(float)
     share *= 2 ** np.random.default_rng(0).normal(0, octaves, len(share))
     copy = folder / "classifier-with-shares.safetensors"
-    save_classifier(replace(load_classifier(names), shares=tuple((share / share.sum()).tolist())), str(copy))
+    save_classifier(replace(load_text_classifier(names), shares=tuple((share / share.sum()).tolist())), str(copy))
     return str(copy)
 
 
@@ -155,7 +157,7 @@ def finished(settings: dict[str, Any], flags: dict[str, Any], count: int) -> Tra
 
 def measured(folder: Path, shards: str, names: str, made: Task, config: TrainConfig) -> dict[str, Any]:
     bundle = load_bundle(str(folder))
-    zero_shot = zero_shot_bundle(load_classifier(names), logit_factor=config.logit_factor)
+    zero_shot = zero_shot_bundle(load_text_classifier(names), logit_factor=config.logit_factor)
     preprocess = preprocess_of(bundle.description)
     hidden, classes = (
         truth(shards, "train", made),
@@ -167,8 +169,8 @@ def measured(folder: Path, shards: str, names: str, made: Task, config: TrainCon
     for step in checkpoints.steps():
         state = torch.load(folder / "checkpoints" / f"step-{step:09d}.pt", weights_only=True)["teacher"]
         looks = {
-            split: look(zero_shot.model, state, eval_batches(shards, split, preprocess, 256, 0), preprocess,
-                        torch.device("cpu"))
+            split: predict_rungs(zero_shot.model, state, EvalSource(open_reader(shards, split), preprocess, 256, 0),
+                        preprocess, torch.device("cpu"))
             for split in ("train", "test")
         }  # fmt: skip
         np.savez_compressed(

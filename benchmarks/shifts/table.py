@@ -1,7 +1,8 @@
 """The tables of the shift suite and its claims, from what `run` left; see docs/selection.md.
 
-    python -m benchmarks.shifts.table [--settings auto imagenet sun397 gtsrb]
+    python -m benchmarks.shifts.table [--settings auto imagenet sun397 gtsrb] [--save]
 
+Runs that are not on this machine are taken from results.json, which --save renews; it has no signals.
 Changes are in points of top-1 against zero-shot. `auto` is what a user gets who names nothing; the published rows are
 what he would have guessed, without the ladder (`all of it`).
 """
@@ -12,6 +13,7 @@ import argparse
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ import numpy as np
 from benchmarks.shifts.evidence import SIGNALS, evidence
 from benchmarks.shifts.packages import ROOT
 
+RESULTS = Path(__file__).with_name("results.json")
 PUBLISHED = ("imagenet", "sun397", "gtsrb")
 Row = dict[str, Any]
 
@@ -26,10 +29,17 @@ Row = dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settings", nargs="+", default=["auto", *PUBLISHED])
-    wanted = parser.parse_args().settings
+    parser.add_argument("--save", action="store_true", help="write all rows to results.json")
+    options = parser.parse_args()
+    wanted = options.settings
     folders = [path for path in sorted((ROOT / "runs").iterdir()) if path.name.split(".")[2] in wanted]
     rows = [evidence(folder) for folder in folders if list(folder.glob("looks-*.npz"))]
     (ROOT / "table.json").write_text(json.dumps(rows, indent=1))
+    here = {key_of(row) for row in rows}
+    earlier = [row for row in json.loads(RESULTS.read_text()) if row["setting"] in wanted and key_of(row) not in here]
+    rows = sorted([*rows, *earlier], key=key_of)
+    if options.save:
+        RESULTS.write_text("[\n" + ",\n".join(json.dumps(short(row)) for row in rows) + "\n]\n")
     print_pairs(rows)
     print()
     print_claims(rows)
@@ -37,12 +47,25 @@ def main() -> None:
     print_signals(rows)
 
 
+def key_of(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("task", "variant", "setting", "images", "seed"))
+
+
+def short(row: Row) -> Row:
+    def rounded(value: Any) -> Any:
+        if isinstance(value, list):
+            return [rounded(item) for item in value]
+        return round(value, 2) if isinstance(value, float) else value
+
+    return {name: rounded(value) for name, value in row.items() if name not in ("rungs", "signals")}
+
+
 def print_pairs(rows: Sequence[Row]) -> None:
     """One line a task and variant: the published rows as they are, and auto."""
-    print("| task | variant | zero-shot | refined | published rows: mean (worst, best) | auto: all of it | kept | best "
-          "| kappa |")  # fmt: skip
-    print("|---|---|--:|--:|---|--:|--:|--:|--:|")
-    for (task, variant, _), found in grouped(rows).items():
+    titles = ("task", "variant", "seed", "zero-shot", "refined", "published rows: mean (worst, best)")
+    print("| " + " | ".join((*titles, "auto: all of it", "kept", "best", "kappa")) + " |")
+    print("|---|---|--:|--:|--:|---|--:|--:|--:|--:|")
+    for (task, variant, seed), found in grouped(rows).items():
         auto, full = found.get("auto"), [found[name]["full"] for name in PUBLISHED if name in found]
         published = f"{np.mean(full):+.1f} ({min(full):+.1f}, {max(full):+.1f})" if full else ""
         any_row = next(iter(found.values()))
@@ -50,7 +73,8 @@ def print_pairs(rows: Sequence[Row]) -> None:
         if auto:
             ours = f"| {auto['full']:+.1f} | {auto['kept']:+.1f} at {auto['alpha']:.1f} | {auto['best']:+.1f} "
             ours += f"| {auto['agreement'] or 0:.2f}"
-        print(f"| {task} | {variant} | {any_row['zero_shot']:.1f} | {any_row['refined']:+.1f} | {published} {ours} |")
+        before = f"{any_row['zero_shot']:.1f} | {any_row['refined']:+.1f}"
+        print(f"| {task} | {variant} | {seed} | {before} | {published} {ours} |")
 
 
 def grouped(rows: Sequence[Row]) -> dict[tuple[str, str, int], dict[str, Row]]:
@@ -110,7 +134,7 @@ def over_tasks(pairs: Sequence[Row], key: str) -> tuple[float, float, float]:
 
 def print_signals(rows: Sequence[Row]) -> None:
     """Rank correlation with the change of accuracy: within (task, variant), mean over those with a spread; pooled."""
-    groups = [[point for row in found.values() for point in row["signals"]] for found in grouped(rows).values()]
+    groups = [[p for row in found.values() for p in row.get("signals", ())] for found in grouped(rows).values()]
     every = [point for group in groups for point in group]
     print("| signal | within a task and variant | all together |")
     print("|---|--:|--:|")

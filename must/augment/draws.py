@@ -1,4 +1,4 @@
-"""What is drawn at random for an image's views, apart from how the pixels are then computed.
+"""The random parameters of an image's views (crop, flip, RandAugment, mask), apart from computing the pixels.
 
 So the same (seed, epoch, sample) gives the same crops, flips, operations and masks in every implementation of the
 views. The three random generators and the order in which they are used are those of the published implementation.
@@ -12,6 +12,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,7 +35,7 @@ class Operation(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Draw:
+class AugmentParams:
     """All randomness of one image's two views. Boxes are (left, top, width, height)."""
 
     weak: tuple[int, int]  # left, top of the crop, in the image resized to the model's input and padded
@@ -44,7 +45,7 @@ class Draw:
     masked: np.ndarray  # int64 [M], numbers of the masked patches
 
 
-class Draws:
+class AugmentSampler:
     """Image size -> Draw, from the generators that `seed_views` has set.
 
     Args:
@@ -69,7 +70,7 @@ class Draws:
         self.size, self.padding, self.scale, self.flip, self.mask = size, padding, scale, flip, mask
         self.augment = randaugment(config, names, size) if config else None
 
-    def __call__(self, width: int, height: int) -> Draw:
+    def __call__(self, width: int, height: int) -> AugmentParams:
         resized_width, resized_height = resized(width, height, self.size)
         padded = no_pixels(resized_height + 2 * self.padding, resized_width + 2 * self.padding)
         top, left, _, _ = transforms.RandomCrop.get_params(padded, (self.size, self.size))
@@ -77,7 +78,7 @@ class Draws:
             y, x, h, w = RandomResizedCropAndInterpolation.get_params(no_pixels(height, width), self.scale, RATIO)
             flip = bool(torch.rand(1) < self.flip)
             operations = self.augment([]) if self.augment else []
-        return Draw((left, top), (x, y, w, h), flip, tuple(operations), self.mask())
+        return AugmentParams((left, top), (x, y, w, h), flip, tuple(operations), self.mask())
 
 
 @contextmanager
@@ -129,17 +130,14 @@ def randaugment(config: str, names: tuple[str, ...], size: int) -> Any:
             "expected timm's notation, such as rand-m9-mstd0.5-inc1, and operations such as Rotate,ShearX"
         ) from None
     for operation in augment.ops:
-        operation.aug_fn = noting(operation.name)
+        operation.aug_fn = partial(record_op, operation.name)
     return augment
 
 
-def noting(name: str) -> Any:
-    def note(done: list[Operation], *arguments: float, **_: object) -> list[Operation]:
-        if name == "GaussianBlurRand":  # the only one that draws once more
-            return [*done, Operation("GaussianBlur", (GENERATOR.uniform(0.1, 2.0 * arguments[0]),))]
-        return [*done, Operation(name, arguments)]
-
-    return note
+def record_op(name: str, done: list[Operation], *arguments: float, **_: object) -> list[Operation]:
+    if name == "GaussianBlurRand":  # the only one that draws once more
+        return [*done, Operation("GaussianBlur", (GENERATOR.uniform(0.1, 2.0 * arguments[0]),))]
+    return [*done, Operation(name, arguments)]
 
 
 def resized(width: int, height: int, size: int) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from timm.data import auto_augment
 from timm.data.auto_augment import NAME_TO_OP
 
-from must.augment.draws import Draw, Draws, Operation, PatchMask, resized, seed_views
+from must.augment.draws import AugmentParams, AugmentSampler, Operation, PatchMask, resized, seed_views
 from must.image.bounds import MAX_PIXELS
 from must.image.decode import decode
 from must.image.preprocess import Preprocess
@@ -26,7 +26,7 @@ BICUBIC = Image.Resampling.BICUBIC
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """How views are drawn; the defaults are the published ones."""
+    """Settings of the views; the defaults are the published ones."""
 
     preprocess: Preprocess = field(default_factory=Preprocess)
     patch_size: int = 16  # of the model, pixels
@@ -49,7 +49,7 @@ class TrainViews:
     def __init__(self, settings: ViewSettings) -> None:
         self.size, self.padding = settings.preprocess.size, settings.weak_padding
         self.fill = fill_color(settings.preprocess.mean)
-        self.draws = draws_of(settings)
+        self.draws = sampler_of(settings)
 
     def __call__(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         draw = self.draws(*image.size)
@@ -58,12 +58,12 @@ class TrainViews:
     def of_file(
         self, data: bytes, seeds: tuple[int, int, int], max_pixels: int = MAX_PIXELS
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of an image file, decoded once. `seeds`: seed, epoch, sample. Raises ValueError: it is no whole image."""
+        """The views of an image file. `seeds`: seed, epoch, sample. Raises ValueError: it is no whole image."""
         image = decode(data, max_pixels)
         seed_views(*seeds)
         return self(image)
 
-    def weak(self, image: Image.Image, draw: Draw) -> np.ndarray:
+    def weak(self, image: Image.Image, draw: AugmentParams) -> np.ndarray:
         """Shorter side to `size`, a border of `padding`, a random crop."""
         (width, height), (left, top), size = resized(*image.size, self.size), draw.weak, self.size
         if self.padding:
@@ -73,18 +73,18 @@ class TrainViews:
         rows = image.resize((width, image.height), BICUBIC).crop((left, 0, left + size, image.height))
         return np.asarray(rows.resize((size, height), BICUBIC).crop((0, top, size, top + size)))
 
-    def strong(self, image: Image.Image, draw: Draw) -> np.ndarray:
+    def strong(self, image: Image.Image, draw: AugmentParams) -> np.ndarray:
         """A random resized crop, perhaps mirrored, and RandAugment's operations."""
         x, y, w, h = draw.strong
         view = image.crop((x, y, x + w, y + h)).resize((self.size, self.size), BICUBIC)
         if draw.flip:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return np.asarray(operate(view, draw.operations, self.fill, BICUBIC))
+        return np.asarray(apply_ops(view, draw.operations, self.fill, BICUBIC))
 
 
-def draws_of(settings: ViewSettings) -> Draws:
+def sampler_of(settings: ViewSettings) -> AugmentSampler:
     size = settings.preprocess.size
-    return Draws(
+    return AugmentSampler(
         size,
         settings.weak_padding,
         settings.strong_scale,
@@ -95,7 +95,7 @@ def draws_of(settings: ViewSettings) -> Draws:
     )
 
 
-def operate(
+def apply_ops(
     image: Image.Image, operations: Sequence[Operation], fill: tuple[int, int, int], filter: Image.Resampling
 ) -> Image.Image:
     """RandAugment's operations as timm does them."""

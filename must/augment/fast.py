@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from must.augment.draws import Draw, resized, seed_views
-from must.augment.exact import TrainViews, operate
+from must.augment.draws import AugmentParams, resized, seed_views
+from must.augment.exact import TrainViews, apply_ops
 from must.image.bounds import MAX_PIXELS
 from must.image.decode import decode, identify, orientation
 from must.image.jpeg import decode_reduced
@@ -45,7 +45,7 @@ class FastViews(TrainViews):
         pixels, scale = self.pixels(data, header, draw, max_pixels)
         return self.fast_weak(pixels, scale, width, height, draw), self.fast_strong(pixels, scale, draw), draw.masked
 
-    def pixels(self, data: bytes, header: Any, draw: Draw, max_pixels: int) -> tuple[torch.Tensor, int]:
+    def pixels(self, data: bytes, header: Any, draw: AugmentParams, max_pixels: int) -> tuple[torch.Tensor, int]:
         """uint8 [1, 3, H, W], no larger than the views need, and by what it is smaller than the file's picture."""
         if orientation(header) == UPRIGHT:
             needed = min(*header.size, *draw.strong[2:])
@@ -55,18 +55,18 @@ class FastViews(TrainViews):
                 return as_tensor(reduced), factor
         return as_tensor(np.asarray(decode(data, max_pixels))), 1
 
-    def fast_weak(self, pixels: torch.Tensor, scale: int, width: int, height: int, draw: Draw) -> np.ndarray:
+    def fast_weak(self, pixels: torch.Tensor, scale: int, width: int, height: int, draw: AugmentParams) -> np.ndarray:
         (resized_width, resized_height), (left, top) = resized(width, height, self.size), draw.weak
         x, y = width / resized_width / scale, height / resized_height / scale
         return as_array(crop(pixels, left * x, top * y, self.size * x, self.size * y, self.size))
 
-    def fast_strong(self, pixels: torch.Tensor, scale: int, draw: Draw) -> np.ndarray:
+    def fast_strong(self, pixels: torch.Tensor, scale: int, draw: AugmentParams) -> np.ndarray:
         x, y, w, h = (side / scale for side in draw.strong)
         view = crop(pixels, x, y, w, h, self.size)
         array = as_array(view.flip(-1) if draw.flip else view)
         if not draw.operations:
             return array
-        return np.asarray(operate(Image.fromarray(array), draw.operations, self.fill, Image.Resampling.BILINEAR))
+        return np.asarray(apply_ops(Image.fromarray(array), draw.operations, self.fill, Image.Resampling.BILINEAR))
 
 
 def crop(pixels: torch.Tensor, x: float, y: float, w: float, h: float, size: int) -> torch.Tensor:

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from must.augment.draws import Draw, resized, seed_views
-from must.augment.exact import ViewSettings, draws_of, fill_color
+from must.augment.draws import AugmentParams, resized, seed_views
+from must.augment.exact import ViewSettings, fill_color, sampler_of
 from must.augment.fast import FACTORS, UPRIGHT, as_array, as_tensor, crop, size_of
-from must.augment.gpu_ops import NAMES, operate
+from must.augment.gpu_ops import NAMES, apply_ops
 from must.image.bounds import MAX_PIXELS
 from must.image.decode import decode, identify, orientation
 from must.image.jpeg import decode_reduced
@@ -28,7 +28,7 @@ ENLARGED = 1.5  # side of the square, in sides of a view
 
 
 class DeviceInputs(NamedTuple):
-    """Of one image, or stacked of B images, which `DeviceViews` makes views of."""
+    """What `DeviceViews` makes views of: one image, or B images stacked."""
 
     pixels: Tensor  # uint8 [B, C, C, 3]
     boxes: Tensor  # float32 [B, 2, 4]: left, top, width, height of the weak and strong crop, in sides of the image
@@ -45,7 +45,7 @@ class DeviceViews:
         self.size, self.padding = settings.preprocess.size, settings.weak_padding
         self.side = math.ceil(self.size * ENLARGED)
         self.fill = fill_color(settings.preprocess.mean)
-        self.draws = draws_of(settings)
+        self.draws = sampler_of(settings)
         self.layers = self.draws.augment.num_layers if self.draws.augment else 0
 
     def of_file(self, data: bytes, seeds: tuple[int, int, int], max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, ...]:
@@ -69,7 +69,7 @@ class DeviceViews:
         whole = as_tensor(np.asarray(decode(data, max_pixels)) if pixels is None else pixels)
         return as_array(crop(whole, 0, 0, whole.shape[3], whole.shape[2], self.side))
 
-    def boxes(self, draw: Draw, width: int, height: int) -> np.ndarray:
+    def boxes(self, draw: AugmentParams, width: int, height: int) -> np.ndarray:
         (resized_width, resized_height), (left, top) = resized(width, height, self.size), draw.weak
         x, y, w, h = draw.strong
         weak = (left - self.padding) / resized_width, (top - self.padding) / resized_height
@@ -82,11 +82,11 @@ class DeviceViews:
         never = torch.zeros_like(batch.flip)
         weak = self.cut(images, batch.boxes[:, 0], never)
         strong = self.cut(images, batch.boxes[:, 1], batch.flip)
-        strong = operate(strong, batch.operations, batch.arguments, self.fill)
+        strong = apply_ops(strong, batch.operations, batch.arguments, self.fill)
         return as_uint8(weak), as_uint8(strong)
 
     def cut(self, images: Tensor, boxes: Tensor, flip: Tensor) -> Tensor:
-        """Boxes of images, some of them mirrored: whole numbers as float [B, 3, H, W]. Outside lies the fill colour."""
+        """Boxes of images, some of them mirrored: whole numbers as float [B, 3, H, W]. Outside is the fill colour."""
         x, y, w, h = boxes.unbind(1)
         zero, mirrored = torch.zeros_like(w), torch.where(flip, -w, w)
         matrix = torch.stack([mirrored, zero, 2 * x + w - 1, zero, h, 2 * y + h - 1], 1).view(-1, 2, 3)

@@ -17,8 +17,9 @@ from torchvision.transforms.v2 import functional as v2
 Fill = tuple[int, int, int]
 
 
-def operate(images: Tensor, operations: Tensor, arguments: Tensor, fill: Fill) -> Tensor:
-    """
+def apply_ops(images: Tensor, operations: Tensor, arguments: Tensor, fill: Fill) -> Tensor:
+    """Applies RandAugment's operations to a batch of images, each with its own argument.
+
     Args:
         operations: int64 [N, L], numbers in NAMES, -1 for none; those of a row are done from left to right.
         arguments: float32 [N, L].
@@ -77,7 +78,7 @@ def brightness(x: Tensor, factor: Tensor, fill: Fill) -> Tensor:
 
 
 def sharpness(x: Tensor, factor: Tensor, fill: Fill) -> Tensor:
-    """Against Pillow's SMOOTH filter, which leaves the border as it is."""
+    """Blends with Pillow's SMOOTH filter, which leaves the border as it is."""
     kernel = torch.ones(3, 1, 3, 3, device=x.device)
     kernel[:, :, 1, 1] = 5
     smooth = x.clone()

@@ -1,4 +1,4 @@
-"""From pixels to the network's input, a whole batch at once, on the device."""
+"""Normalizes pixels to the network's input, a whole batch at once, on the device."""
 
 from __future__ import annotations
 

@@ -6,28 +6,36 @@ Values are taken in the order flags, ``--config`` file, ``--preset``, default.
 
 from __future__ import annotations
 
+from must.config.adapt import AdaptConfig
 from must.config.classifier import ClassifierConfig
 from must.config.demo import DemoConfig
 from must.config.evaluate import EvaluateConfig
 from must.config.export import ExportConfig
 from must.config.gate import GateConfig
+from must.config.plan import PlanConfig
 from must.config.predict import PredictConfig
 from must.config.promote import PromoteConfig
+from must.config.push import PushConfig
 from must.config.refine import RefineConfig
 from must.config.select import SelectConfig
+from must.config.serve import ServeConfig
 from must.config.shard import ShardConfig
 from must.config.train import TrainConfig
 
 __all__ = [
+    "AdaptConfig",
     "ClassifierConfig",
     "DemoConfig",
     "EvaluateConfig",
     "ExportConfig",
     "GateConfig",
+    "PlanConfig",
     "PredictConfig",
     "PromoteConfig",
+    "PushConfig",
     "RefineConfig",
     "SelectConfig",
+    "ServeConfig",
     "ShardConfig",
     "TrainConfig",
 ]

@@ -12,14 +12,24 @@ class ClassifierConfig(StageConfig):
     example = "must classifier --classes classes.yaml --model ViT-B-16 --pretrained openai --output clip.safetensors"
 
     classes: str = param(
-        "YAML file with classes: (names, or {name, prompts}) and templates: (strings with {}); or the set imagenet",
+        "YAML file with classes: (names, or {name, prompts}) and templates: (strings with {}); a .txt with a name a "
+        "line; or the set imagenet",
         metavar="FILE|SET",
     )
-    model: str = param("an open_clip model name, or a folder with open_clip_config.json", metavar="NAME|PATH")
+    model: str = param(
+        "an open_clip model name, hf-hub:TEAM/NAME, or a folder with open_clip_config.json, here or gs://",
+        metavar="NAME|URI",
+    )
     pretrained: str = param(
         "an open_clip pretrained tag or a checkpoint file; nothing for a model folder, which holds its weights",
         "",
         metavar="TAG|PATH",
     )
     output: str = param("the classifier file to write (.safetensors)", metavar="FILE")
-    device: str = param("auto, cpu, cuda or cuda:N", "auto")
+    model_store: str = param(
+        "folder for the model's own files, which later stages read instead of asking a hub, a folder a model; the "
+        "folder models beside the output if empty",
+        "",
+        metavar="DIR",
+    )
+    device: str = param("auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps", "auto")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from must.config.defaults import CACHE_GB
 from must.parameters import StageConfig, param, require
 
 
@@ -30,6 +31,9 @@ class EvaluateConfig(StageConfig):
     labels: Literal["auto", "ignore"] = param(
         "auto: use the labels there are; ignore: evaluate as if there were none", "auto"
     )
+    risk: float = param(
+        "share of wrong classes among those that are named, which the threshold for naming none is to keep to", 0.05
+    )
     few_shot: list[int] = param(
         "also fit a linear probe and Tip-Adapter on so many labelled images a class, e.g. 1,2,4,8,16",
         factory=list,
@@ -47,12 +51,15 @@ class EvaluateConfig(StageConfig):
         metavar="DIR",
         group="reading shards",
     )
-    cache_gb: float = param("gigabytes that all runs' shards may take there", 30.0, metavar="GB")
-    device: str = param("auto, cpu, cuda or cuda:N", "auto", group="how it runs", often=True)
+    cache_gb: float = param("gigabytes that all runs' shards may take there", CACHE_GB, metavar="GB")
+    device: str = param(
+        "auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps", "auto", group="how it runs", often=True
+    )
     timeout: int = param("seconds after which a process that waits for a lost one gives up", 600, metavar="S")
 
     def check_values(self) -> None:
         require(self.batch_size >= 1, "--batch-size must be at least 1")
+        require(0 < self.risk < 1, "--risk must be between 0 and 1")
         require(self.workers >= 0, "--workers must not be negative")
         require(self.cache_gb > 0, "--cache-gb must be above 0")
         require(all(n >= 1 for n in self.few_shot), "--few-shot needs numbers of 1 or more")

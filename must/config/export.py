@@ -6,24 +6,54 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from must.parameters import StageConfig, param, require
+from must.parameters import StageConfig, flag, param, require
+
+WHOLE = ("open_clip", "transformers")  # formats of a whole CLIP, with its text tower
 
 
 @dataclass(kw_only=True)
 class ExportConfig(StageConfig):
-    example = "must export --model model/ --output onnx/"
+    example = (
+        "must export --model model/ --output onnx/\n"
+        "  must export --model model/ --output ours/ --to open_clip --classifier classifier.safetensors"
+    )
 
-    model: str = param("the bundle written by `must train`", metavar="BUNDLE")
-    output: str = param("folder for model.onnx, labels.txt and the model card", metavar="URI")
-    precision: Literal["fp32", "fp16", "int8"] = param("of weights and arithmetic; outputs are float32", "fp32")
-    input: Literal["normalized", "uint8"] = param(
-        "what the graph takes: float32 [N,3,S,S], normalised, or uint8 [N,S,S,3] pixels that it normalises itself",
+    model: str = param("the bundle written by `must train`", metavar="BUNDLE", group="input and output", often=True)
+    output: str = param("folder for the exported model and its card", metavar="URI", often=True)
+    to: Literal["onnx", "open_clip", "transformers", "timm"] = param(
+        "what reads it: any ONNX runtime, or that library's own code, without this one", "onnx", often=True
+    )
+    classifier: str = param(
+        "classifier file that the model was trained from: its text tower goes along (--to open_clip, transformers)",
+        "",
+        metavar="FILE",
+        often=True,
+    )
+    license: str = param(
+        "licence for the model card, by the hub's short name (mit, apache-2.0, ...); left out if empty",
+        "",
+        metavar="ID",
+        group="model card",
+    )
+    precision: Literal["fp32", "fp16", "int8"] = param(
+        "of weights and arithmetic; outputs are float32", "fp32", group="ONNX"
+    )
+    input: Literal["normalized", "uint8", "jpeg"] = param(
+        "what the graph takes: float32 [N,3,S,S], normalised, or uint8 [N,S,S,3] pixels that it normalises; jpeg: "
+        "the first, and another file that takes a JPEG's or PNG's bytes (with onnxruntime-extensions)",
         "normalized",
+    )
+    embeddings: bool = param(
+        "the graph gives each image's embedding besides: `embedding`, float32 [N,D] of length 1, which the classes are "
+        "told by; for `must predict --embeddings`, `must serve` and searches of your own",
+        False,
     )
     shards: str = param(
         "shards whose images the export is checked with, and int8 is calibrated on; random pixels without",
         "",
         metavar="URI",
+        group="images to check with",
+        often=True,
     )
     index_sha256: str = param(
         "refuse --shards whose index has another sha256 (`must index show` prints it); any if empty", "", metavar="HEX"
@@ -33,14 +63,32 @@ class ExportConfig(StageConfig):
     min_agreement: float = param(
         "smallest share of images that must get PyTorch's class; 0 means 1 for fp32, 0.99 for fp16, 0.97 for int8", 0.0
     )
-    metrics: str = param("metrics.json of `must evaluate`, for the model card", "", metavar="FILE")
+    metrics: str = param(
+        "metrics.json of `must evaluate`, for the model card", "", metavar="FILE", group="model card", often=True
+    )
     triton: str = param(
-        "also write a Triton model repository and a KServe manifest for a model of this name", "", metavar="NAME"
+        "also write a Triton model repository and a KServe manifest for a model of this name",
+        "",
+        metavar="NAME",
+        group="ONNX",
     )
 
     def check_values(self) -> None:
         require(self.images >= 1, "--images must be at least 1")
-        require(0 <= self.min_agreement <= 1, "--min-agreement must lie between 0 and 1")
+        for name in ("precision", "input", "embeddings", "triton", "min_agreement"):
+            changed = getattr(self, name) != type(self).__dataclass_fields__[name].default
+            require(self.to == "onnx" or not changed, f"{flag(name)} goes with --to onnx, not with --to {self.to}")
+        require(
+            self.to not in WHOLE or bool(self.classifier),
+            f"--to {self.to}: --classifier is missing: the classifier file that the model was trained from, whose text "
+            "tower goes along",
+        )
+        require(
+            re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,63}|", self.license) is not None,
+            f"--license {self.license[:40]}: expected a short name of the hub's, such as mit or apache-2.0",
+        )
+        require(self.input != "jpeg" or bool(self.shards), "--input jpeg needs --shards, whose images it is checked on")
+        require(0 <= self.min_agreement <= 1, "--min-agreement must be between 0 and 1")
         require(
             not self.triton or re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", self.triton) is not None,
             f"--triton {self.triton}: must be a name that Kubernetes takes: small letters, digits and -, at most 63",

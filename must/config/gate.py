@@ -7,6 +7,8 @@ from typing import Literal
 
 from must.parameters import StageConfig, flag, param, require
 
+LABEL_FREE = ("max_renamed", "min_agreement", "min_effective_classes")  # the others are of the labelled gate
+
 
 @dataclass(kw_only=True)
 class GateConfig(StageConfig):
@@ -29,7 +31,7 @@ class GateConfig(StageConfig):
     min_images: int = param("labelled: images below which no decision is made", 100, metavar="N")
 
     def check_values(self) -> None:
-        for name in ("max_renamed", "min_agreement", "min_effective_classes"):
-            require(0 <= getattr(self, name) <= 1, f"{flag(name)} must lie between 0 and 1")
+        for name in LABEL_FREE:
+            require(0 <= getattr(self, name) <= 1, f"{flag(name)} must be between 0 and 1")
         require(-1 <= self.min_gain <= 1, "--min-gain is a fraction between -1 and 1; 0.01 is a point")
         require(self.min_images >= 1, "--min-images must be at least 1")

@@ -2,30 +2,102 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from must.config.part import place_of
 from must.parameters import StageConfig, param, require
+
+OF_SHARDS = ("split", "index_sha256", "part", "workers")  # these mean nothing without --shards
 
 
 @dataclass(kw_only=True)
 class PredictConfig(StageConfig):
     example = "must predict --model onnx/model.onnx photo.jpg more-photos/"
 
-    model: str = param("model.onnx, or the folder it lies in", metavar="FILE|DIR")
-    images: list[str] = param(
-        "images, folders or globs; - reads names from standard input", metavar="IMAGE|DIR", positional=True
+    model: str = param(
+        "model.onnx, or the folder it is in; or a bundle's folder, which torch runs", metavar="FILE|DIR", often=True
     )
-    top_k: int = param("classes to print for an image", 1, metavar="K")
-    batch_size: int = param("images a forward pass", 32, metavar="N")
-    output: str = param("CSV or JSONL file to write instead of the table on the terminal", "", metavar="FILE")
+    images: list[str] = param(
+        "images, folders or globs; - reads names from standard input",
+        factory=list,
+        metavar="IMAGE|DIR",
+        positional=True,
+        often=True,
+    )
+    top_k: int = param("classes to print for an image", 1, metavar="K", often=True)
+    output: str = param(
+        "CSV or JSONL file to write instead of the table on the terminal; with --shards, the folder for Parquet files",
+        "",
+        metavar="FILE|URI",
+        often=True,
+    )
+    abstain: float = param(
+        "name no class where the top probability is below this; 0: always name one, -1: the threshold in the model",
+        0.0,
+        metavar="T",
+        often=True,
+    )
+    embeddings: bool = param(
+        "give each image's embedding too, in JSONL and Parquet files: what the model tells the classes by; an ONNX "
+        "file must have been exported with --embeddings",
+        False,
+        often=True,
+    )
+    shards: str = param(
+        "classify all images of a folder of shards, in place of single ones: a path or a bucket's URI",
+        "",
+        metavar="URI",
+        group="a whole bucket",
+        often=True,
+    )
+    split: str = param("split of --shards; all of them if empty", "", metavar="NAME")
+    index_sha256: str = param(
+        "refuse shards whose index has another sha256 (`must index show` prints it); any if empty", "", metavar="HEX"
+    )
+    part: str = param(
+        "classify the shards I, I+N, I+2N, ... only, I from 1 to N: one of N programs that share the work",
+        "1/1",
+        metavar="I/N",
+    )
+    workers: int = param("processes that read and decode images of --shards; 0 means one a core", 0, metavar="N")
+    batch_size: int = param("images a forward pass", 32, metavar="N", group="how it runs")
     threads: int = param("threads of a forward pass; 0 means one a core", 0, metavar="N")
+    device: str = param("of a bundle: auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps", "auto")
 
     def check_values(self) -> None:
         require(self.top_k >= 1, "--top-k must be at least 1")
         require(self.batch_size >= 1, "--batch-size must be at least 1")
         require(self.threads >= 0, "--threads must not be negative")
-        require(bool(self.images), "no image given")
+        require(
+            0 <= self.abstain <= 1 or self.abstain == -1,
+            "--abstain must be from 0 to 1: it is a probability; or -1, for the threshold in the model",
+        )
+        if self.shards:
+            self.check_shards()
+            return
+        for field in fields(self):
+            meant = field.name not in OF_SHARDS or getattr(self, field.name) == field.default
+            require(meant, f"--{field.name.replace('_', '-')} is for --shards")
+        require(bool(self.images), "no image given; name images, or a folder of shards with --shards")
         require(
             not self.output or self.output.lower().endswith((".csv", ".jsonl")),
             f"--output {self.output}: the name must end in .csv or .jsonl",
         )
+        require(
+            not self.embeddings or not self.output.lower().endswith(".csv"),
+            f"--output {self.output}: a CSV file holds no embeddings; give a name that ends in .jsonl",
+        )
+
+    def check_shards(self) -> None:
+        require(not self.images, "--shards takes the place of single images; give one or the other")
+        require(bool(self.output), "--shards needs --output: the folder for the Parquet files, or a bucket's URI")
+        require(
+            not self.output.lower().endswith((".csv", ".jsonl", ".parquet")),
+            f"--output {self.output}: with --shards it is a folder, one Parquet file a shard is written there",
+        )
+        require(self.workers >= 0, "--workers must not be negative")
+        self.place()
+
+    def place(self) -> tuple[int, int]:
+        """(I, N) of --part, I from 1."""
+        return place_of(self.part)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from must.parameters import StageConfig, flag, param, require
+from must.text import brief
 
 
 @dataclass(kw_only=True)
@@ -15,17 +17,25 @@ class PromoteConfig(StageConfig):
         "  must promote --rollback --registry gs://models/registry --name digits"
     )
 
-    registry: str = param("where promoted models live: a folder or gs://bucket/prefix", metavar="URI")
-    name: str = param("the model's name in the registry", metavar="NAME")
-    model: str = param("the bundle written by `must train`", "", metavar="DIR")
-    onnx: str = param("the folder written by `must export`, to go with it", "", metavar="DIR")
+    registry: str = param("where promoted models live: a folder or a bucket's URI", metavar="URI", often=True)
+    name: str = param("the model's name in the registry", metavar="NAME", often=True)
+    model: str = param("the bundle written by `must train`", "", metavar="DIR", group="what is promoted", often=True)
+    onnx: str = param("the folder written by `must export`, to go with it", "", metavar="DIR", often=True)
     metrics: str = param("metrics.json of `must evaluate`, to be remembered", "", metavar="FILE")
     decision: str = param("decision of `must gate`; a stopped model is refused", "", metavar="FILE")
     champion: str = param(
         "version this model was compared with, or none; refused if LATEST is another one by now", "", metavar="VERSION"
     )
     version: str = param("the version's name; from the data's revision and the weights if empty", "", metavar="VERSION")
-    rollback: bool = param("go back to the champion before", False)
+    register: Literal["none", "mlflow", "kubeflow"] = param(
+        "mlflow: also put it into the model registry of the server at MLFLOW_TRACKING_URI, as a new version with the "
+        "ONNX folder and the metrics, and move the alias champion to it; kubeflow: tell the Kubeflow Model Registry at "
+        "MODEL_REGISTRY_URL of it, as a new version with the metrics and the ONNX folder's place, labelled champion",
+        "none",
+        group="other registries",
+    )
+    register_name: str = param("its name there; --name if empty", "", metavar="NAME")
+    rollback: bool = param("go back to the champion before", False, group="what there is")
     to: str = param("with --rollback: to this earlier champion", "", metavar="VERSION")
     list: bool = param("show the versions there are", False)
 
@@ -35,6 +45,16 @@ class PromoteConfig(StageConfig):
         require(
             self.rollback or self.list or bool(self.model),
             "--model: which bundle is to be promoted is missing (or give --rollback, or --list)",
+        )
+        require(
+            self.register == "none" or not self.model or bool(self.onnx),
+            f"--register {self.register}: goes with --onnx, the folder that is registered",
+        )
+        require(not self.register_name or self.register != "none", "--register-name goes with --register")
+        require(
+            re.fullmatch(r"[A-Za-z0-9][-A-Za-z0-9._ ]{0,127}|", self.register_name) is not None,
+            f"--register-name {brief(self.register_name)}: letters, digits, '-', '.', '_' and spaces make a name, at "
+            "most 128 of them",
         )
         for name in ("version", "to"):
             value = getattr(self, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from must.config.defaults import CACHE_GB
 from must.parameters import StageConfig, param, require
 
 
@@ -21,8 +22,8 @@ class SelectConfig(StageConfig):
     cache: str = param(
         "folder on this machine's own disk for remote shards; ~/.cache/must/shards if empty", "", metavar="DIR"
     )
-    cache_gb: float = param("gigabytes that all runs' shards may take there", 30.0, metavar="GB")
-    device: str = param("auto, cpu, cuda or cuda:N", "auto")
+    cache_gb: float = param("gigabytes that all runs' shards may take there", CACHE_GB, metavar="GB")
+    device: str = param("auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps", "auto")
 
     def check_values(self) -> None:
         require(self.batch_size >= 1, "--batch-size must be at least 1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from must.config.part import place_of
 from must.parameters import StageConfig, param, require
 
 
@@ -13,13 +14,18 @@ class ShardConfig(StageConfig):
     example = "must shard --source photos/ --test-source labelled/ --labels folder --output shards/"
 
     source: str = param(
-        "images: a folder or gs:// prefix, a .csv/.jsonl manifest with the columns path[,label][,split], a tar or zip "
-        "archive, or WebDataset shards (a folder of them, or x-{000..099}.tar)",
+        "images: a folder or a bucket's prefix, a .csv/.jsonl manifest with the columns path[,label][,split], a tar or "
+        "zip archive, WebDataset shards (a folder of them, or x-{000..099}.tar), .parquet tables, or a data set of "
+        "Hugging Face saved to disk",
         metavar="URI",
         group="input and output",
         often=True,
     )
-    output: str = param("folder for the shards and index.json: a path or gs://bucket/prefix", metavar="URI", often=True)
+    output: str = param(
+        "folder for the shards and index.json: a path or a bucket's URI",
+        metavar="URI",
+        often=True,
+    )
     test_source: str = param(
         "more images, as --source, that become the split 'test': labelled images kept for reporting",
         "",
@@ -27,8 +33,8 @@ class ShardConfig(StageConfig):
         often=True,
     )
     labels: Literal["folder", "csv", "none"] = param(
-        "where labels stand: the name of the folder an image lies in; the manifest's column label, or a WebDataset "
-        "sample's cls or json; or nowhere",
+        "where labels are: the name of the folder an image is in; the column label of a manifest or table, or a "
+        "WebDataset sample's cls or json; or nowhere",
         "none",
         often=True,
     )
@@ -38,12 +44,30 @@ class ShardConfig(StageConfig):
         metavar="NAME=SHARE,...",
         often=True,
     )
+    image_column: str = param(
+        "a table's column of images, or of names of image files, if it has none of the usual names", "", metavar="NAME"
+    )
+    label_column: str = param(
+        "a table's column of labels, if it has none of the usual names, for --labels csv", "", metavar="NAME"
+    )
     samples_per_shard: int = param("images in a shard", 1000, metavar="N", group="shards")
     max_rejected: float = param(
         "largest share of undecodable files; above it the run ends with code 2", 0.01, metavar="SHARE", group="images"
     )
     workers: int = param(
         "processes that read and check images; 0 means one a core", 0, metavar="N", group="how it runs", often=True
+    )
+    part: str = param(
+        "read and check every N-th unit of the files, beginning with the I-th: one of N programs that share the work; "
+        "the one that finds all units done makes the shards of them",
+        "1/1",
+        metavar="I/N",
+    )
+    run_id: str = param(
+        "with --part: a name of the run that its parts belong to; unfinished work of a run of another name, of other "
+        "files or parameters is then given up, where it would be an error without a name",
+        "",
+        metavar="NAME",
     )
     append: bool = param(
         "add the source's new files to the shards in --output; old samples keep their places", False, often=True
@@ -64,13 +88,14 @@ class ShardConfig(StageConfig):
     max_file_mb: int = param("files of more megabytes are rejected", 256, metavar="MB")
 
     def check_values(self) -> None:
-        require(1 <= self.quality <= 95, "--quality must lie between 1 and 95")
+        require(1 <= self.quality <= 95, "--quality must be between 1 and 95")
         require(self.resize >= 0, "--resize must not be negative")
-        require(1 <= self.max_pixels <= 178_956_970, "--max-pixels must lie between 1 and 178956970")
+        require(1 <= self.max_pixels <= 178_956_970, "--max-pixels must be between 1 and 178956970")
         require(self.max_file_mb >= 1, "--max-file-mb must be at least 1")
         require(self.samples_per_shard >= 1, "--samples-per-shard must be at least 1")
-        require(0 <= self.max_rejected <= 1, "--max-rejected must lie between 0 and 1")
+        require(0 <= self.max_rejected <= 1, "--max-rejected must be between 0 and 1")
         require(self.workers >= 0, "--workers must not be negative")
+        self.place()
         require(
             bool(self.split) and all(share >= 0 for share in self.split.values()), "--split needs shares of 0 or more"
         )
@@ -81,3 +106,7 @@ class ShardConfig(StageConfig):
                 name.isidentifier() and name.islower(),
                 f"--split: '{name}' is no split name; use lower-case letters, digits and _",
             )
+
+    def place(self) -> tuple[int, int]:
+        """(I, N) of --part, I from 1. 1/1 is all of the work."""
+        return place_of(self.part)

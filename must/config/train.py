@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from must.config.defaults import CACHE_GB
+from must.config.trackers import check_names
 from must.parameters import StageConfig, convert, flag, param, require
 
 
@@ -12,9 +14,11 @@ from must.parameters import StageConfig, convert, flag, param, require
 class TrainConfig(StageConfig):
     """Defaults are the published method's (arXiv 2206.02967); presets set what differs from task to task.
 
-    The command line fills in the preset's settings, and so does `must.stages.call("train", ...)` from Python, while
-    TrainConfig(...) itself takes these defaults.
+    A preset's settings are filled in when the parameters are made, wherever that is; what is passed beside it wins.
+    `must train` and `must.train(...)` take the preset auto if none is named, TrainConfig(...) then keeps the defaults.
     """
+
+    resolver = "must.train.presets:settings_of"
 
     example = (
         "must train --shards shards/ --classifier classifier.safetensors --output model/\n"
@@ -48,10 +52,11 @@ class TrainConfig(StageConfig):
     )
     epochs: int = param("passes over the split", 30, metavar="N", group="optimisation", often=True)
     batch_size: int = param("global batch: images a step, over all processes", 1024, metavar="N", often=True)
-    accumulate: int = param(
-        "micro-batches a process cuts its part of a step into: less memory, the same gradients, a quarter more work",
+    accumulate: int | Literal["auto"] = param(
+        "micro-batches a process cuts its part of a step into: less memory, the same gradients, a quarter more work; "
+        "auto: as few as fit into a CUDA GPU's memory, by a trial; 1 elsewhere",
         1,
-        metavar="N",
+        metavar="N|auto",
     )
     lr: float = param("learning rate for 256 images a step; it is scaled by batch size / 256", 2e-5, often=True)
     min_lr: float = param("the cosine schedule's end, scaled the same way", 1e-6)
@@ -65,6 +70,11 @@ class TrainConfig(StageConfig):
         "X: pseudo-labels count above X times the teacher's mean probability of late, whatever --confidence-threshold "
         "says; 0: off",
         0.0,
+    )
+    pseudo_labels: Literal["teacher", "refined"] = param(
+        "teacher: the EMA teacher's, as published; refined: over the first third of the steps mixed with zero-shot's "
+        "classes as images that look alike correct them, for at most 20,000 images",
+        "teacher",
     )
     fairness_weight: float = param("weight of the class balance term", 1.0)
     class_prior: Literal["uniform", "given"] = param(
@@ -122,9 +132,17 @@ class TrainConfig(StageConfig):
     cache: str = param(
         "folder on this machine's own disk for remote shards; ~/.cache/must/shards if empty", "", metavar="DIR"
     )
-    cache_gb: float = param("gigabytes that all runs' shards may take there", 30.0, metavar="GB")
-    workers: int = param("loader processes for each training process", 2, metavar="N", often=True)
-    device: str = param("auto, cpu, cuda or cuda:N", "auto", group="how it runs", often=True)
+    cache_gb: float = param("gigabytes that all runs' shards may take there", CACHE_GB, metavar="GB")
+    workers: int | Literal["auto"] = param(
+        "loader processes for each training process; auto: 2 on a CPU; with a GPU its share of the cores but one, 16 "
+        "at most",
+        "auto",
+        metavar="N|auto",
+        often=True,
+    )
+    device: str = param(
+        "auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps", "auto", group="how it runs", often=True
+    )
     precision: Literal["auto", "fp32", "bf16"] = param(
         "auto: bf16 autocast on a GPU that has it, else fp32; weights, losses and EMA stay fp32", "auto"
     )
@@ -149,7 +167,7 @@ class TrainConfig(StageConfig):
     )
     keep_checkpoints: int = param("newest checkpoints to keep", 2, metavar="N")
     keep_every: int = param("besides those, keep the checkpoint of every Nth step for good; 0: none", 0, metavar="N")
-    resume: bool = param("go on from the newest checkpoint if there is one; --no-resume starts afresh", True)
+    resume: bool = param("go on from the newest checkpoint if there is one; --no-resume starts over", True)
     save: Literal["teacher", "student"] = param("which of the two becomes the model", "teacher", group="the model")
     select: Literal["none", "ladder"] = param(
         "ladder: keep as much of the adaptation as the unlabeled images speak for, and zero-shot's weights where they "
@@ -157,9 +175,27 @@ class TrainConfig(StageConfig):
         "none",
     )
     log_every: int = param("steps between log lines", 10, metavar="N", group="how it runs")
+    trackers: list[str] = param(
+        "where the curves go besides the log: tensorboard (files in the output), mlflow (MLFLOW_TRACKING_URI), wandb; "
+        "empty for nowhere",
+        factory=lambda: ["tensorboard"],
+        metavar="NAME,...",
+    )
     timeout: int = param(
         "seconds after which a lost, frozen or stuck process is given up; the run ends with code 75", 600, metavar="S"
     )
+
+    @property
+    def loaders(self) -> int:
+        """Loader processes of a training process. `auto` must have become a number (must.train.chosen)."""
+        assert self.workers != "auto"
+        return self.workers
+
+    @property
+    def pieces(self) -> int:
+        """Micro-batches of a step, in a process; likewise."""
+        assert self.accumulate != "auto"
+        return self.accumulate
 
     def check_values(self) -> None:
         for name in (
@@ -172,7 +208,7 @@ class TrainConfig(StageConfig):
             "timeout",
             "shuffle_window",
         ):
-            require(getattr(self, name) >= 1, f"{flag(name)} must be at least 1")
+            require(getattr(self, name) == "auto" or getattr(self, name) >= 1, f"{flag(name)} must be at least 1")
         for name in (
             "fairness_weight",
             "reconstruction_weight",
@@ -186,21 +222,22 @@ class TrainConfig(StageConfig):
             "checkpoint_seconds",
             "keep_every",
         ):
-            require(getattr(self, name) >= 0, f"{flag(name)} must not be negative")
-        require(0 <= self.max_replaced <= 1, "--max-replaced must lie between 0 and 1")
+            require(getattr(self, name) == "auto" or getattr(self, name) >= 0, f"{flag(name)} must not be negative")
+        check_names(self.trackers)
+        require(0 <= self.max_replaced <= 1, "--max-replaced must be between 0 and 1")
         require(self.cache_gb > 0, "--cache-gb must be above 0")
         require(0 <= self.confidence_threshold < 1, "--confidence-threshold must be at least 0 and below 1")
         require(0 <= self.relative_threshold < 1, "--relative-threshold must be at least 0 and below 1")
         require(
             0 < self.mask_ratio < 1,
-            "--mask-ratio must lie between 0 and 1; with nothing masked two of the losses are undefined",
+            "--mask-ratio must be between 0 and 1; with nothing masked two of the losses are undefined",
         )
         require(
             0 <= self.ema_decay_init <= 1 and 0 <= self.ema_decay <= 1,
-            "--ema-decay and --ema-decay-init must lie between 0 and 1",
+            "--ema-decay and --ema-decay-init must be between 0 and 1",
         )
         require(0 < self.layer_decay <= 1, "--layer-decay must be above 0 and at most 1")
-        require(0 <= self.flip <= 1, "--flip must lie between 0 and 1")
+        require(0 <= self.flip <= 1, "--flip must be between 0 and 1")
         require(
             len(self.strong_scale) == 2 and 0 < self.strong_scale[0] <= self.strong_scale[1] <= 1,
             "--strong-scale needs two areas, such as 0.3,1",

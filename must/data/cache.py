@@ -2,18 +2,17 @@
 
 A shard is a file named after its sha256, so it is never stale, whichever run or revision fetched it. It is downloaded
 under another name and gets its own only when it is whole: complete, and of the sha256 in the index. All processes of
-the node work on the folder at once, and the operating system's file locks (`flock`) tell them of each other: whoever
-reads a shard holds it shared, whoever downloads or deletes it holds it alone. A killed process holds nothing.
+the node work on the folder at once, and the operating system's file locks (`flock`) tell them of each other: a
+reader of a shard holds a shared lock, a download or an eviction an exclusive one. A killed process holds nothing.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -22,25 +21,16 @@ import numpy as np
 from must import storage
 from must.format.index import Shard
 from must.format.offsets import parse_offsets, read_offsets
+from must.lock import in_turn
+from must.processes import close, keep_from_children
 
 GB = 10**9
 SPARE = 200_000_000  # bytes of the disk that are always left to others
 TRIES = 2  # downloads of a shard whose bytes are wrong
 
-LOCKED: set[int] = set()
-"""Open files of this process that hold locks. A forked process must not keep them, nor what they hold."""
-
-
-def forget() -> None:
-    while LOCKED:
-        os.close(LOCKED.pop())
-
-
-os.register_at_fork(after_in_child=forget)
-
 
 class ShardCache:
-    """At most `limit` bytes of shards below `folder`; the least recently opened one that nobody holds goes first.
+    """At most `limit` bytes of shards below `folder`; evicts the least recently opened one not in use (LRU).
 
     Raises:
         ValueError: the folder cannot be written.
@@ -48,9 +38,8 @@ class ShardCache:
 
     def __init__(self, folder: str | Path, limit: int) -> None:
         self.folder, self.limit = Path(folder).expanduser(), limit
-        with storage.disk_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o666))
+        with self.exclusive():  # says at once if the folder cannot be written
+            pass
 
     def check(self, shards: Sequence[Shard], window: int) -> None:
         """Raises ValueError unless the `window` largest of the shards fit, into the limit and onto the disk."""
@@ -69,7 +58,7 @@ class ShardCache:
 
     def room(self) -> int:
         """Bytes that shards may take in all, with what is there already."""
-        with self.alone():
+        with self.exclusive():
             held = sum(file.size for file in self.files())
             return min(self.limit, held + shutil.disk_usage(self.folder).free - SPARE)
 
@@ -83,7 +72,7 @@ class ShardCache:
         """
         path = self.folder / f"{shard.sha256}.tar"
         while True:
-            descriptor = self.hold(path, shard.bytes)
+            descriptor = self.pin(path, shard.bytes)
             if descriptor is not None or not self.download(uri, shard, path, wait):
                 return descriptor
 
@@ -101,47 +90,44 @@ class ShardCache:
                 storage.write_bytes(path, data)
         return table
 
-    def hold(self, path: Path, size: int) -> int | None:
+    def pin(self, path: Path, size: int) -> int | None:
         """The file, open and locked so that it stays; None when there is none of that size."""
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            descriptor = keep_from_children(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
         except FileNotFoundError:
             return None
-        LOCKED.add(descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         status = os.fstat(descriptor)
         if status.st_nlink and status.st_size == size:
             os.utime(descriptor)  # least recently used is oldest by this
             return descriptor
         self.release(descriptor)
-        if status.st_nlink:  # somebody has cut it off
+        if status.st_nlink:  # it was truncated
             self.evict(path)
         return None
 
     def release(self, descriptor: int) -> None:
-        """Lets a shard go that `open` gave."""
-        LOCKED.discard(descriptor)
-        os.close(descriptor)
+        """Releases a shard that `open` returned, so that it may be evicted."""
+        close(descriptor)
 
     def download(self, uri: str, shard: Shard, path: Path, wait: bool) -> bool:
         """Whether it is worth looking for the shard again: it was downloaded, by us or by another process."""
         part = path.with_suffix(".part")
         with storage.disk_errors(part):
-            descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        LOCKED.add(descriptor)
+            descriptor = keep_from_children(os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666))
         try:
-            return self.download_alone(uri, shard, path, part, descriptor, wait)
+            return self.download_exclusive(uri, shard, path, part, descriptor, wait)
         finally:
             self.release(descriptor)
 
-    def download_alone(self, uri: str, shard: Shard, path: Path, part: Path, descriptor: int, wait: bool) -> bool:
+    def download_exclusive(self, uri: str, shard: Shard, path: Path, part: Path, descriptor: int, wait: bool) -> bool:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if wait:  # until whoever downloads it is done; they may then go on holding it, as readers do
+            if wait:  # until the download is done; the other process may then keep its lock, as readers do
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
             return wait
-        if os.fstat(descriptor).st_nlink == 0 or path.exists():  # whoever held it before us has done it
+        if os.fstat(descriptor).st_nlink == 0 or path.exists():  # the holder before us has done it
             self.remove(part, descriptor)
             return True
         try:
@@ -161,11 +147,11 @@ class ShardCache:
 
     def fill(self, uri: str, shard: Shard, file: BinaryIO) -> bool:
         """Downloads into the file that we hold alone. Returns False if there is no room."""
-        source = storage.join(uri, shard.name)
+        source = shard.place(uri)
         for _ in range(TRIES):
             if not self.make_room(shard.bytes, file):
                 return False
-            target = Hashing(file, shard.bytes)
+            target = storage.HashingFile(file, limit=shard.bytes)
             try:
                 with storage.disk_errors(self.folder):
                     storage.copy(source, target)
@@ -173,14 +159,14 @@ class ShardCache:
                     os.fsync(file.fileno())
             except FileNotFoundError:
                 raise ValueError(f"{source}: is missing; `must index verify {uri}` tells what is broken") from None
-            if target.left == 0 and target.sha256.hexdigest() == shard.sha256:
+            if (target.size, target.sha256) == (shard.bytes, shard.sha256):
                 return True
             file.seek(0)
         raise ValueError(f"{source}: has changed (sha256); `must index verify {uri}` tells what is broken")
 
     def make_room(self, size: int, reserve: BinaryIO | None = None) -> bool:
         """Deletes until `size` more bytes fit, and gives the file `reserve` that size, so that the others count it."""
-        with self.alone():
+        with self.exclusive():
             if reserve:
                 reserve.truncate(0)
             files = sorted(self.files(), key=lambda file: file.used)
@@ -198,10 +184,10 @@ class ShardCache:
             return True
 
     def evict(self, path: Path) -> bool:
-        """Deletes a file unless somebody holds it. Of a killed process's download nobody does."""
+        """Deletes a file unless a process holds its lock. A killed process's download has no holder."""
         try:  # for writing, though nothing is: on NFS an exclusive lock needs it
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:  # it is gone, or somebody else's
+        except OSError:  # it is gone, or another user's
             return False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -219,32 +205,12 @@ class ShardCache:
                     status = path.stat()
                     yield Cached(path, status.st_size, status.st_mtime_ns)
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """One process at a time counts and deletes."""
-        descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+    def exclusive(self) -> AbstractContextManager[None]:
+        """One process at a time counts and evicts."""
+        return in_turn(self.folder / "lock")
 
 
 class Cached(NamedTuple):
     path: Path
     size: int
     used: int  # ns
-
-
-class Hashing:
-    """A file that knows the sha256 of what is written to it, and takes the first `left` bytes: the rest has no room."""
-
-    def __init__(self, file: BinaryIO, left: int) -> None:
-        self.file, self.left, self.sha256 = file, left, hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.sha256.update(data)
-        self.left -= len(data)
-        if self.left >= 0:
-            self.file.write(data)
-        return len(data)

@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -17,22 +18,23 @@ from must.augment.exact import TrainViews, ViewSettings
 from must.augment.fast import FastViews
 from must.augment.gpu import DeviceInputs, DeviceViews
 from must.data.order import GlobalBatches, MicroBatches
-from must.data.prefetch import InOrder, ReadingAhead
-from must.data.reader import CACHE_GB, ShardReader, open_reader
+from must.data.prefetch import PrefetchingBatchSampler, PrefetchingSampler
+from must.data.reader import ShardReader
 from must.format.index import Index
 from must.image.decode import reason, seen
 from must.image.preprocess import EvalView, Preprocess
 from must.image.quiet import silence_pillow
+from must.processes import begin_worker, start_context
 from must.text import printable
 
 PREFETCH = 4  # batches that each loader process makes ahead
-TELL = 5  # replaced samples that each loader process names
+MAX_WARNINGS = 5  # replaced samples that each loader process names
 REPLACEMENTS = 16  # undecodable samples in a row after which something larger is wrong
 
 
 class Views(Protocol):
     def of_file(self, data: bytes, seeds: tuple[int, int, int], max_pixels: int) -> tuple[np.ndarray, ...]:
-        """Of an image file and (seed, epoch, sample). Raises ValueError: the bytes are no whole image."""
+        """The views of an image file, by (seed, epoch, sample). Raises ValueError: the bytes are no whole image."""
 
 
 class TrainBatch(NamedTuple):
@@ -63,7 +65,7 @@ class TrainDataset(Dataset):
     def __init__(self, reader: ShardReader, views: Views, seed: int) -> None:
         self.reader, self.views, self.seed = reader, views, seed
         self.max_pixels = reader.index.max_pixels
-        self.told = 0
+        self.warned = 0
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Any, ...]:
         epoch, wanted = key
@@ -75,22 +77,22 @@ class TrainDataset(Dataset):
                 return *views, sample, int(attempt > 0)
             except Exception as error:  # whatever one image brings about, the run goes on
                 problem = reason(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {reason(error)}"
-                self.tell(sample, problem)
+                self.warn(sample, problem)
         raise ValueError(f"{self.reader.uri}: {REPLACEMENTS} samples in a row cannot be read, the last one: {problem}")
 
-    def tell(self, sample: int, problem: str) -> None:
-        """Names the first few on standard error: this may be a loader process, which nobody else can ask."""
-        if self.told < TELL:
+    def warn(self, sample: int, problem: str) -> None:
+        """Names the first few on standard error: this may be a loader process, which cannot be asked later."""
+        if self.warned < MAX_WARNINGS:
             name = self.reader.shards[self.reader.shard_of(sample)].name
             source = self.reader.description(sample).get("source", "")
-            more = "; further ones are only counted" if self.told + 1 == TELL else ""
+            more = "; further ones are only counted" if self.warned + 1 == MAX_WARNINGS else ""
             line = f"warning: sample {sample} of {name} ({source}) cannot be decoded and is replaced by the next one: "
             print(
                 printable(f"{line}{problem}{more}"),
                 file=sys.stderr,
                 flush=True,
             )
-        self.told += 1
+        self.warned += 1
 
 
 def make_views(settings: ViewSettings, kind: str = "exact", device: str = "cpu") -> Views:
@@ -106,11 +108,12 @@ def train_batches(
     """One rank's batches, from `batches.first_step` to the end of the run. `device` is where they will be used."""
     loader = DataLoader(
         dataset,
-        batch_sampler=ReadingAhead(batches, dataset.reader, workers * PREFETCH),
+        batch_sampler=PrefetchingBatchSampler(batches, dataset.reader, workers * PREFETCH),
         num_workers=workers,
         collate_fn=collate,
         pin_memory=device is not None and device.type == "cuda",
-        worker_init_fn=quiet_worker,
+        worker_init_fn=partial(quiet_worker, dict(os.environ)),
+        multiprocessing_context=start_context(__name__) if workers else None,
         prefetch_factor=PREFETCH if workers else None,
     )
     for *views, samples, replaced in loader:
@@ -134,7 +137,7 @@ def collate(samples: list[tuple[Any, ...]]) -> tuple[Tensor, ...]:
 
 
 class EvalSource:
-    """A split in order, as EvalBatch; `skipped` counts samples that could not be decoded, once it was iterated.
+    """A reader's split in order, as EvalBatch; `skipped` counts samples that could not be decoded, once iterated.
 
     Args:
         rank, world: this process's share: every world-th sample.
@@ -161,10 +164,11 @@ class EvalSource:
         loader = DataLoader(
             self.dataset,
             batch_size=self.batch_size,
-            sampler=InOrder(self.reader, self.numbers, self.batch_size * (2 * self.workers + 1)),
+            sampler=PrefetchingSampler(self.reader, self.numbers, self.batch_size * (2 * self.workers + 1)),
             num_workers=self.workers,
             collate_fn=list,
-            worker_init_fn=quiet_worker,
+            worker_init_fn=partial(quiet_worker, dict(os.environ)),
+            multiprocessing_context=start_context(__name__) if self.workers else None,
         )
         for samples in loader:
             whole = [sample for sample in samples if sample is not None]
@@ -188,31 +192,11 @@ class EvalDataset(Dataset):
         return pixels, sample, description.get("label"), description.get("source", "")
 
 
-def eval_batches(
-    shards: str,
-    split: str,
-    preprocess: Preprocess,
-    batch_size: int,
-    workers: int,
-    rank: int = 0,
-    world: int = 1,
-    cache: str = "",
-    cache_gb: float = CACHE_GB,
-    index_sha256: str = "",
-) -> EvalSource:
-    """The samples of a split in index order; remote ones by way of the cache.
-
-    Raises:
-        ValueError: no index there or another one than `index_sha256`, no such split, or no room for the cache.
-    """
-    reader = open_reader(shards, split, cache, cache_gb, window=1, sha256=index_sha256)
-    return EvalSource(reader, preprocess, batch_size, workers, rank, world)
-
-
-def quiet_worker(_: int) -> None:
+def quiet_worker(environment: dict[str, str], _: int) -> None:
     # torchrun passes a SIGTERM on to its processes' whole groups. A loader that dies of it takes its training process
     # along before that has saved its state, so loaders have groups of their own; they end when their parent does.
     os.setpgrp()
+    begin_worker(environment)
     silence_pillow()
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"

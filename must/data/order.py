@@ -1,4 +1,4 @@
-"""In which order samples are used: a pure function of (seed, epoch), whatever the number of processes or workers.
+"""The order in which samples are used: a pure function of (seed, epoch), whatever the number of processes or workers.
 
 Shards are permuted; the samples of a window of consecutive shards are shuffled together; global step s of an epoch
 takes positions [s G, (s + 1) G) of the result, each rank its part of them. So N processes see the batches of one,
@@ -44,7 +44,7 @@ class EpochOrder:
         return samples
 
     def window_at(self, position: int) -> int:
-        """Number of the window that a position lies in."""
+        """Number of the window that contains a position."""
         return int(np.searchsorted(self.window_ends, position, side="right"))
 
     def take(self, start: int, stop: int) -> np.ndarray:
@@ -105,14 +105,14 @@ class GlobalBatches:
             yield [(epoch, int(sample)) for sample in samples]
 
     def places(self, step: int) -> tuple[int, int]:
-        """Where the shards of a step's windows stand in the run's sequence of shards: places [first, stop)."""
+        """The places [first, stop) of a step's windows in the run's sequence of shards."""
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         start, shards = step_of_epoch * self.batch_size, len(self.sizes)
         first, last = (self.order(epoch).window_at(place) for place in (start, start + self.batch_size - 1))
         return epoch * shards + first * self.window, epoch * shards + min((last + 1) * self.window, shards)
 
     def shard_at(self, place: int) -> int | None:
-        """Number of the shard at a place of that sequence; None behind the run's end."""
+        """Number of the shard at a place of that sequence; None past the run's end."""
         epoch, number = divmod(place, len(self.sizes))
         return int(self.order(epoch).shards[number]) if epoch < self.epochs else None
 

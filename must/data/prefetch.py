@@ -1,4 +1,4 @@
-"""Downloads the shards that come next, and keeps those that are being read: samplers that know, threads that do it."""
+"""Prefetches shards: samplers announce what is read next, threads download it and pin what is in use."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ AHEAD = 4  # shards that evaluation downloads ahead; training downloads a window
 PAUSE = 1.0  # seconds until a shard is tried again that had no room, or that another process was downloading
 
 
-class ReadingAhead:
-    """A batch sampler that tells the cache of remote shards what comes.
+class PrefetchingBatchSampler:
+    """A batch sampler that prefetches the remote shards of the batches to come.
 
     Args:
         in_flight: batches that the loader processes may still be making.
@@ -36,7 +36,7 @@ class ReadingAhead:
         if reader.cache is None:
             yield from self.batches
             return
-        ahead = ReadAhead(reader.cache, reader.uri, self.shard_at, steps.window)
+        ahead = ShardPrefetcher(reader.cache, reader.uri, self.shard_at, steps.window)
         try:
             for number, batch in enumerate(self.batches):
                 step = steps.first_step + number // self.parts
@@ -51,8 +51,8 @@ class ReadingAhead:
         return None if number is None else self.reader.shards[number]
 
 
-class InOrder:
-    """A sampler that tells the cache of remote shards what comes; `in_flight`: samples that may still be read."""
+class PrefetchingSampler:
+    """A sampler that prefetches the remote shards to come; `in_flight`: samples that may still be read."""
 
     def __init__(self, reader: ShardReader, numbers: range, in_flight: int) -> None:
         self.reader, self.numbers, self.in_flight = reader, numbers, in_flight
@@ -66,7 +66,7 @@ class InOrder:
             yield from self.numbers
             return
         shards = dict(enumerate(reader.shards))
-        ahead = ReadAhead(reader.cache, reader.uri, shards.get, AHEAD)
+        ahead = ShardPrefetcher(reader.cache, reader.uri, shards.get, AHEAD)
         try:
             for place, sample in enumerate(self.numbers):
                 oldest = self.numbers[max(place - self.in_flight, 0)]
@@ -76,12 +76,12 @@ class InOrder:
             ahead.close()
 
 
-class ReadAhead:
-    """Threads of one process; those of a node's other processes see through the cache what is done already.
+class ShardPrefetcher:
+    """Download threads of one process; those of a node's other processes see through the cache what is done already.
 
     Args:
-        shard_at: the shard at a place of the sequence in which shards are used; None behind its end.
-        ahead: shards to have ready behind those in use.
+        shard_at: the shard at a place of the sequence in which shards are used; None past its end.
+        ahead: shards to have ready beyond those in use.
     """
 
     def __init__(self, cache: ShardCache, uri: str, shard_at: Callable[[int], Shard | None], ahead: int) -> None:
@@ -95,7 +95,7 @@ class ReadAhead:
         self.threads: list[threading.Thread] = []
 
     def use(self, first: int, stop: int) -> None:
-        """From now on the shards at places [first, stop) are read."""
+        """Announces that the shards at places [first, stop) are read from now on."""
         if (first, stop) == (self.first, self.stop):
             return
         with self.changed:
@@ -108,7 +108,7 @@ class ReadAhead:
                 thread.start()
 
     def close(self) -> None:
-        """Lets everything go. A download that is under way ends by itself, or with the process."""
+        """Releases everything. A download that is under way ends by itself, or with the process."""
         with self.changed:
             self.closed = True
             self.release(None)
@@ -133,7 +133,7 @@ class ReadAhead:
                 descriptor = self.cache.open(self.uri, shard, wait=False)
                 self.cache.offsets(self.uri, shard)
             except (ValueError, OSError):
-                pass  # whoever reads the shard meets the same error, and says it
+                pass  # the shard's reader meets the same error, and reports it
             with self.changed:
                 self.busy.discard(place)
                 if descriptor is None:
@@ -144,7 +144,7 @@ class ReadAhead:
                     self.held[place] = descriptor
 
     def choose(self) -> tuple[int, Shard] | None:
-        """The first place that nobody is at."""
+        """The first place that no thread works on, and its shard."""
         now = time.monotonic()
         for place in range(self.first, self.stop + self.ahead):
             if place in self.held or place in self.busy or self.not_before.get(place, 0) > now:

@@ -11,26 +11,29 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from must import storage
+from must.config.defaults import CACHE_GB
 from must.data.cache import GB, ShardCache
 from must.format.index import Index, load_index
-from must.format.offsets import load_offsets
+from must.format.offsets import AGAIN, load_offsets, load_texts
+from must.processes import close, keep_from_children
 
-CACHE_GB = 30.0  # of the cache, unless told otherwise
 OPEN = 32  # shards whose files a reader keeps open, unless told otherwise
 
 
-def open_reader(uri: str, split: str, cache: str, cache_gb: float, window: int, sha256: str = "") -> ShardReader:
+def open_reader(
+    uri: str, split: str, cache: str = "", cache_gb: float = CACHE_GB, sha256: str = "", window: int = 1
+) -> ShardReader:
     """A reader that reads remote shards through the cache in the folder `cache` ("" is the user's own).
 
     Args:
-        window: shards that are read at the same time.
         sha256: of the index, if it must be a certain one.
+        window: shards that are read at the same time.
 
     Raises:
         ValueError: as ShardReader does; or the cache has no room for the window.
     """
     reader = ShardReader(uri, split, keep_open=window + 4, sha256=sha256)
-    if storage.is_remote(uri):
+    if storage.is_remote(uri) or any(storage.is_remote(shard.place(uri)) for shard in reader.shards):
         reader.cache = ShardCache(cache or default_cache(), int(cache_gb * GB))
         reader.cache.check(reader.shards, window)
     return reader
@@ -67,6 +70,7 @@ class ShardReader:
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._process = os.getpid()
+        self._texts: tuple[int, bytes] = (-1, b"")  # number of a shard that is not ours, what is said of its samples
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -88,11 +92,21 @@ class ShardReader:
         file, offsets = self._shard(number)
         row = offsets[sample - self.starts[number]]
         offset, size = int(row[column]), int(row[column + 1])
-        name = storage.join(self.uri, self.shards[number].name)
+        name = self.shards[number].place(self.uri)
+        if column and self.shards[number].file:
+            data = self._text(number)[offset : offset + size]
+            if len(data) != size:
+                raise ValueError(f"{self.shards[number].texts_name} in {self.uri} is damaged; {AGAIN}")
+            return data
         data = storage.read_bytes(name, offset, size) if file is None else os.pread(file, size, offset)
         if len(data) != size:
             raise ValueError(f"{name}: is truncated; `must index verify {self.uri}` tells what is broken")
         return data
+
+    def _text(self, number: int) -> bytes:
+        if self._texts[0] != number:
+            self._texts = number, load_texts(self.uri, self.shards[number])
+        return self._texts[1]
 
     def _shard(self, number: int) -> OpenShard:
         self._after_fork()
@@ -118,28 +132,27 @@ class ShardReader:
                 self._close(len(self._open) - 1)
                 file = self.cache.open(self.uri, shard)
             return file
-        if storage.is_remote(self.uri):
+        if storage.is_remote(shard.place(self.uri)):
             return None
-        path = storage.local(storage.join(self.uri, shard.name))
+        path = storage.local(shard.place(self.uri))
         if not path.is_file():
             raise ValueError(f"{path}: is missing; `must index verify {self.uri}` tells what is broken")
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        if shard.file and path.stat().st_size != shard.bytes:  # its owner is another program
+            raise ValueError(f"{path}: has changed since it was indexed ({shard.bytes} bytes then); {AGAIN}")
+        return keep_from_children(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
     def _close(self, keep: int) -> None:
         """Closes all but the `keep` shards that were used last."""
         while len(self._open) > max(keep, 0):
             _, (file, _) = self._open.popitem(last=False)
-            if file is not None and self.cache is not None:
-                self.cache.release(file)
-            elif file is not None:
-                os.close(file)
+            if file is not None:
+                close(file)
 
     def _after_fork(self) -> None:
-        """The files of the cache are the parent's; they were closed in this process when it began."""
+        """The open files are the parent's; they were closed in this process when it began."""
         if self._process != os.getpid():
             self._process = os.getpid()
-            if self.cache is not None:
-                self._open.clear()
+            self._open.clear()
 
     def __del__(self) -> None:
         if hasattr(self, "_process"):

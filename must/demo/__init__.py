@@ -41,6 +41,5 @@ def pipeline_parameters(folder: Path) -> dict[str, str]:
         "classes": str(folder / "classes.yaml"),
         "model": str(folder / "model"),
         "pretrained": "",
-        "preset": "digits",
         "model_name": "digits",
     }

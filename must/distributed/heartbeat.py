@@ -2,7 +2,7 @@
 
 Every process has a thread that writes to the store which torchrun keeps beside the processes (it outlives each of
 them), and reads what the others wrote. A process that is killed or frozen falls silent; one that is stuck (a read that
-never returns) goes on beating but stays behind: it has not begun the step that the others wait in. The thread acts by
+never returns) goes on beating but falls behind: it has not begun the step that the others wait in. The thread acts by
 itself, since the main thread may hang in a collective that nothing in Python can interrupt.
 """
 
@@ -23,13 +23,13 @@ import torch.distributed as dist
 
 from must.exits import PREEMPTED
 
-BEAT = 1.0  # seconds between two signs of life
-LOOK = 5.0  # seconds between two looks at the others'
+HEARTBEAT_S = 1.0  # seconds between two signs of life
+CHECK_S = 5.0  # seconds between two looks at the others'
 LEFT = "left"  # instead of a step: the process ended on its own and has said why itself
 
 
 @dataclass
-class Sign:
+class RankStatus:
     """The last that was heard of a process, and when (by this process's monotonic clock)."""
 
     beat: str
@@ -40,12 +40,12 @@ class Sign:
     moved: float  # when its step last changed
 
     @classmethod
-    def read(cls, text: str, now: float) -> Sign:
+    def read(cls, text: str, now: float) -> RankStatus:
         beat, step, pid, host = text.split(" ", 3)
         return cls(beat, step, int(pid), host, now, now)
 
     def update(self, text: str, now: float) -> None:
-        new = Sign.read(text, now)
+        new = RankStatus.read(text, now)
         if new.beat != self.beat:
             self.beat, self.heard = new.beat, now
         if new.step != self.step:
@@ -56,7 +56,7 @@ class Sign:
         return f"pid {self.pid} on {self.host}, last heard of {step}"
 
     def is_dead(self) -> bool:
-        """For certain: this host's own processes can be looked at."""
+        """Whether it is certain that the process ended: only processes of this host can be checked."""
         return self.host == socket.gethostname() and not is_running(self.pid)
 
 
@@ -71,7 +71,7 @@ class Heartbeat:
 
     def __init__(self, store: Any, rank: int, size: int, timeout: float, act: bool = True) -> None:
         self.store, self.rank, self.timeout, self.act = store, rank, timeout, act
-        self.beat, self.interval = min(BEAT, timeout / 8), min(LOOK, timeout / 4)
+        self.beat, self.interval = min(HEARTBEAT_S, timeout / 8), min(CHECK_S, timeout / 4)
         self.others = [other for other in range(size) if other != rank]
         self.step = ""
         self.moved = time.monotonic()
@@ -82,7 +82,7 @@ class Heartbeat:
         self._beat()
         self.store.wait([f"{other}" for other in self.others], timedelta(seconds=timeout))
         now = time.monotonic()
-        self.signs = dict(zip(self.others, (Sign.read(text, now) for text in self._read()), strict=True))
+        self.signs = dict(zip(self.others, (RankStatus.read(text, now) for text in self._read()), strict=True))
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
@@ -101,7 +101,7 @@ class Heartbeat:
         self.step = LEFT
         try:
             self._beat()
-        except Exception:  # the store is gone, and so is whoever would read this
+        except Exception:  # the store is gone, and so are its readers
             return
 
     def lost(self, patience: float | None = None) -> list[int]:
@@ -118,7 +118,7 @@ class Heartbeat:
             ]
 
     def stuck(self) -> list[int]:
-        """The processes that the others wait for: nobody has begun a step for the timeout, these are a step behind."""
+        """The processes that the others wait for: no step began within the timeout, and these are one behind."""
         now = time.monotonic()
         steps = {self.rank: self.step} | {other: sign.step for other, sign in self.signs.items()}
         moved = max([self.moved, *(sign.moved for sign in self.signs.values())])
@@ -132,7 +132,7 @@ class Heartbeat:
         return any(sign.step == LEFT for sign in self.signs.values())
 
     def explain(self, patience: float) -> str:
-        """After a collective failed: who is lost, in one line; '' if everybody is there, LEFT if somebody left.
+        """Which process is lost, in one line, after a collective failed; '' if none is, LEFT if one has left.
 
         Looks for as long as it takes to tell silence from a late beat.
         """
@@ -151,7 +151,7 @@ class Heartbeat:
             time.sleep(self.interval / 4)
 
     def say(self, line: str) -> None:
-        """Once: the main thread and this one may find out at the same time."""
+        """Prints `reason` once: the main thread and this one may find out at the same time."""
         with self._lock:
             spoken, self._spoken = self._spoken, True
         if not spoken:
@@ -182,7 +182,7 @@ class Heartbeat:
                 self._end(self.line(stuck, f"kept the others waiting for {self.timeout:g} s"), stuck)
 
     def _end(self, line: str, lost: list[int]) -> None:
-        """All end, for the main thread may be in a collective for ever; one process a host says why."""
+        """Ends all processes, for the main thread may be in a collective for ever; one process a host says why."""
         here = socket.gethostname()
         beside = [rank for rank, sign in self.signs.items() if sign.host == here and rank not in lost]
         if not self.act:
@@ -218,7 +218,7 @@ def connect(timeout: float, purpose: str = "heartbeat") -> Any:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process of this host runs; a zombie, which nobody has waited for yet, does not."""
+    """Whether a process of this host runs; a zombie does not."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rsplit(")", 1)[1].split()[0] not in ("Z", "X")

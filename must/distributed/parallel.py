@@ -1,7 +1,7 @@
-"""How the networks lie on several processes: a copy on each (DDP), or each parameter cut over all of them (FSDP2).
+"""Networks on several processes: a replica on each (DDP), or each parameter sharded over all of them (FSDP2).
 
-Checkpoints and bundles always hold whole tensors under the same names, so that a run may go on in another form and on
-another number of processes.
+Checkpoints and bundles always hold full state dicts under the same names, so that a run may resume in the other form
+and on another number of processes.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 from must.distributed.process_group import World
 
 
-def shard(network: nn.Module, blocks: Iterable[nn.Module], bf16: bool) -> None:
-    """Cuts the parameters over the processes, in place: a block's are whole only while it works.
+def apply_fsdp(network: nn.Module, blocks: Iterable[nn.Module], bf16: bool) -> None:
+    """Shards the parameters over the processes, in place: a block's are gathered only while it works.
 
-    In bf16 the parameters travel as bf16; the cut ones and the gradients' sums stay float32.
+    In bf16 the parameters travel as bf16; the shards and the gradients' sums stay float32.
     """
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
     for block in blocks:
@@ -31,16 +31,19 @@ def shard(network: nn.Module, blocks: Iterable[nn.Module], bf16: bool) -> None:
     fully_shard(network, mp_policy=policy, reshard_after_forward=True)  # else the teacher's stay whole: no backward
 
 
-def replicate(network: nn.Module, world: World) -> nn.Module:
-    """The network that averages its gradients over the processes; itself, if there is but one."""
+def apply_ddp(network: nn.Module, world: World) -> nn.Module:
+    """The network under DDP, which averages its gradients over the processes; itself, if there is only one."""
     if world.size == 1:
         return network
     devices = [world.device] if world.device.type == "cuda" else None
     return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
 
 
-def gradients_meet(network: nn.Module, last: bool) -> AbstractContextManager:
-    """Processes average their gradients once a step, after the last micro-batch."""
+def gradient_sync(network: nn.Module, last: bool) -> AbstractContextManager:
+    """A context for forward and backward: gradients are averaged over the processes only if this micro-batch is `last`.
+
+    With FSDP it sets a flag of the module, which stays set until the next call.
+    """
     if isinstance(network, FSDPModule):
         network.set_requires_gradient_sync(last)
     elif isinstance(network, DistributedDataParallel) and not last:
@@ -48,13 +51,13 @@ def gradients_meet(network: nn.Module, last: bool) -> AbstractContextManager:
     return nullcontext()
 
 
-def local(value: Tensor) -> Tensor:
-    """This process's part of a cut tensor (it shares its memory); any other tensor itself."""
+def to_local(value: Tensor) -> Tensor:
+    """This process's part of a sharded tensor (it shares its memory); any other tensor itself."""
     return value.to_local() if isinstance(value, DTensor) else value
 
 
-def everywhere(flag: Tensor, like: Tensor) -> Tensor:
-    """Whether `flag` holds on all processes, if `like` is cut over them."""
+def all_ranks(flag: Tensor, like: Tensor) -> Tensor:
+    """Whether `flag` holds on all processes, if `like` is sharded over them: an all-reduce."""
     if isinstance(like, DTensor):
         flag = flag.int()
         dist.all_reduce(flag, dist.ReduceOp.MIN)
@@ -62,20 +65,20 @@ def everywhere(flag: Tensor, like: Tensor) -> Tensor:
     return flag
 
 
-def whole(state: Any, keep: bool) -> Any:
-    """A state dict with every cut tensor put together, in host memory where `keep`; all processes must call this."""
+def full_state_dict(state: Any, keep: bool) -> Any:
+    """A state dict with every sharded tensor gathered, in host memory where `keep`; all processes must call this."""
     if isinstance(state, DTensor):
         value = state.full_tensor()
         return value.cpu() if keep else None
     if isinstance(state, dict):
-        return {name: whole(value, keep) for name, value in state.items()}
+        return {name: full_state_dict(value, keep) for name, value in state.items()}
     if isinstance(state, list):
-        return [whole(value, keep) for value in state]
+        return [full_state_dict(value, keep) for value in state]
     return state
 
 
-def cut(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, cut the way `like` is."""
+def distribute_like(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, sharded the way `like` is."""
     if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
@@ -83,13 +86,13 @@ def cut(value: Tensor, like: Tensor) -> Tensor:
 
 def load_network(network: nn.Module, state: dict[str, Tensor]) -> None:
     ours = network.state_dict()
-    network.load_state_dict({name: cut(value, ours.get(name, value)) for name, value in state.items()})
+    network.load_state_dict({name: distribute_like(value, ours.get(name, value)) for name, value in state.items()})
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments = {
-        number: {name: cut(value, parameters[number]) for name, value in values.items()}
+        number: {name: distribute_like(value, parameters[number]) for name, value in values.items()}
         for number, values in state["state"].items()
     }
     optimizer.load_state_dict({**state, "state": moments})

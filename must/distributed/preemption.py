@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from must.distributed.process_group import World
-from must.exits import PREEMPTED
+from must.exits import PREEMPTED, answers_signals
 
 SIGNAL_ECHO = 3.0  # seconds in which the same signal may arrive twice: from the terminal, and handed on by torchrun
 
@@ -20,18 +20,23 @@ SIGNAL_ECHO = 3.0  # seconds in which the same signal may arrive twice: from the
 class Preempted(SystemExit):
     """Stopped, with a checkpoint to go on from; exits with the code that says 'run me again'."""
 
-    def __init__(self) -> None:
+    def __init__(self, reason: str = "stopped by a signal") -> None:
         super().__init__(PREEMPTED)
+        self.reason = reason
 
 
 class StopSignal:
-    """Turns SIGTERM and SIGINT into a flag that the training loop reads after each step; a second one kills."""
+    """Turns SIGTERM and SIGINT into a flag that the training loop reads after each step; a second one kills.
+
+    Only in a must program (`must.exits`): in one that imports must, and in its threads, signals are that program's.
+    """
 
     def __init__(self) -> None:
         self.received = False
-        self._sums: list[HostCopy] = []
+        self._sums: list[AsyncHostCopy] = []
         self._since = 0.0
-        self._previous = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+        ours = (signal.SIGTERM, signal.SIGINT) if answers_signals() else ()
+        self._previous = {number: signal.signal(number, self._handle) for number in ours}
 
     def _handle(self, number: int, _frame: object) -> None:
         if self.received and time.monotonic() - self._since < SIGNAL_ECHO:
@@ -54,7 +59,7 @@ class StopSignal:
             return self.received, due
         wishes = torch.tensor([self.received, due], dtype=torch.float32, device=world.device)
         dist.all_reduce(wishes)
-        self._sums.append(HostCopy(wishes))
+        self._sums.append(AsyncHostCopy(wishes))
         if len(self._sums) <= (world.device.type == "cuda"):
             return False, False
         leave, save = self._sums.pop(0).read()
@@ -65,7 +70,7 @@ class StopSignal:
             signal.signal(number, handler)
 
 
-class HostCopy:
+class AsyncHostCopy:
     """Numbers on their way from the device to the host."""
 
     def __init__(self, values: torch.Tensor) -> None:

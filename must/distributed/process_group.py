@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from must.distributed.heartbeat import LEFT, LOOK, Heartbeat, connect
+from must.distributed.heartbeat import CHECK_S, LEFT, Heartbeat, connect
 from must.exits import PREEMPTED
 
 
@@ -36,7 +36,7 @@ class World:
         return values
 
     def sum(self, number: float) -> float:
-        """Over all processes, each of which must call it. The host waits for the answer."""
+        """The sum over all processes (an all-reduce), each of which must call it. The host waits for the answer."""
         if self.size == 1:
             return number
         total = torch.tensor(number, dtype=torch.float64, device=self.device)
@@ -52,27 +52,36 @@ class World:
 class LostRank(SystemExit):
     """Another process of the run is gone; exits with the code that says 'run me again'."""
 
+    reason = "another process of the run is gone"
+
     def __init__(self) -> None:
         super().__init__(PREEMPTED)
 
 
 def pick_device(name: str) -> torch.device:
-    """'auto' takes this process's GPU if there is one. Raises ValueError: a device this machine does not have."""
+    """'auto' takes this process's CUDA GPU if there is one, else Apple's (MPS), which trains a single process only.
+
+    Raises:
+        ValueError: a device that this machine does not have, or that several processes cannot share.
+    """
+    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        return torch.device("cpu")
+        return torch.device("mps" if alone and torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
         raise ValueError(f"--device {name}: there is no such device here; 'auto' takes what there is") from None
+    if device.type == "mps" and not alone:
+        raise ValueError("--device mps: takes one process; start it without torchrun, or with --device cpu")
     return device
 
 
 @contextmanager
-def world(device_name: str, timeout: int) -> Iterator[World]:
-    """Joins torchrun's process group, if the process was started by torchrun; leaves it at the end.
+def init_distributed(device_name: str, timeout: int) -> Iterator[World]:
+    """Joins the process group (torchrun's rendezvous), if torchrun started the process; leaves it at the end.
 
     Args:
         timeout: seconds after which a lost, frozen or stuck process is given up.
@@ -88,8 +97,8 @@ def world(device_name: str, timeout: int) -> Iterator[World]:
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     # The heartbeat can say who is lost, so it comes first; the collectives' own limit is the net below it.
-    limit = timeout + 4 * min(LOOK, timeout)
-    join(backend, limit)
+    limit = timeout + 4 * min(CHECK_S, timeout)
+    join_process_group(backend, limit)
     rank, size = dist.get_rank(), dist.get_world_size()
     heartbeat = Heartbeat(connect(timeout), rank, size, timeout) if size > 1 else None
     try:
@@ -97,7 +106,7 @@ def world(device_name: str, timeout: int) -> Iterator[World]:
     except RuntimeError as error:
         reason = ""
         if heartbeat and is_of_collective(error):
-            reason = heartbeat.explain(min(timeout, LOOK))
+            reason = heartbeat.explain(min(timeout, CHECK_S))
         if heartbeat is None or not reason:
             raise
         if reason != LEFT:
@@ -109,8 +118,8 @@ def world(device_name: str, timeout: int) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def join(backend: str, limit: float) -> None:
-    """Into the default process group.
+def join_process_group(backend: str, limit: float) -> None:
+    """Initializes the default process group at torchrun's rendezvous.
 
     Where torchrun keeps the store, processes that it started again could find the addresses of those before them in
     it (torch 2.13 adds no prefix), and wait for what is gone: so this life's keys get a prefix of their own.

@@ -2,7 +2,7 @@
 
     python -m must.distributed.torchrun --nproc-per-node=8 -m must train ...
 
-torchrun itself ends with 1 whatever happened. Whoever decides about a retry wants to know: 2, the input is wrong;
+torchrun itself ends with 1 whatever happened. A retry policy needs to know: 2, the input is wrong;
 75, run the same again. Everything else is torchrun's own, options included.
 """
 
@@ -19,11 +19,11 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from must.distributed.parent import ENDS_WITH_PARENT, end_with_parent
-from must.exits import PREEMPTED
+from must.exits import PREEMPTED, WRONG_INPUT
 
-SPOKEN_FOR = (2, PREEMPTED)  # codes of processes that said themselves what the matter is
-FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)  # memory ran out, or somebody wanted the machine
-PATIENCE = "120"  # seconds that stopped processes have to save a checkpoint (torchrun: 30)
+SPOKEN_FOR = (WRONG_INPUT, PREEMPTED)  # codes of processes that said themselves what the matter is
+FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)  # memory ran out, or the machine was reclaimed
+SHUTDOWN_TIMEOUT = "120"  # seconds that stopped processes have to save a checkpoint (torchrun: 30)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = torchrun.get_args_parser()
     options = list(sys.argv[1:] if arguments is None else arguments)
     if "--shutdown-timeout" in parser.format_help():  # torchrun of some versions
-        options = ["--shutdown-timeout", PATIENCE, *options]
+        options = ["--shutdown-timeout", SHUTDOWN_TIMEOUT, *options]
     try:
         torchrun.run(parser.parse_args(options))
     except ChildFailedError as error:

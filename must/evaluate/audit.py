@@ -6,32 +6,42 @@ import copy
 from typing import Any
 
 from must.config import EvaluateConfig
-from must.data.loader import eval_batches
+from must.data.loader import EvalSource
+from must.data.reader import open_reader
 from must.distributed.process_group import World
-from must.model.bundle import Bundle, preprocess_of
+from must.model.bundle import Bundle, Description, preprocess_of, selection_of
 from must.select.choose import choose, shares_of
-from must.select.looking import Looks, look, thinned
+from must.select.rung_predictions import RungPredictions, predict_rungs, subsample
 
 
-def audit(config: EvaluateConfig, bundle: Bundle, baseline: Bundle, here: World) -> dict[str, Any] | None:
-    """What metrics.json holds as `audit`: Choice.to_dict() of the way from the baseline to the bundle.
+def look(config: EvaluateConfig, bundle: Bundle, baseline: Bundle, here: World) -> RungPredictions | None:
+    """What the way from the baseline to the bundle says about the split's images, at most 20,000 of them.
 
     None where there is no way between the two: they are of different shape, or look at different pixels. Labels are
-    not read. Every process must call this; at most 20,000 images are looked at.
+    not read. Every process must call this, and gets the looks of all.
     """
     start, end = baseline.model.state_dict(), bundle.model.state_dict()
     same_shape = {k: v.shape for k, v in start.items()} == {k: v.shape for k, v in end.items()}
     preprocess = preprocess_of(bundle.description)
     if not same_shape or preprocess != preprocess_of(baseline.description):
         return None
-    source = thinned(
-        eval_batches(
-            config.shards, config.split, preprocess, config.batch_size, config.workers, here.rank, here.size,
-            config.cache, config.cache_gb,
-        )
-    )  # fmt: skip
+    reader = open_reader(config.shards, config.split, config.cache, config.cache_gb)
+    source = EvalSource(reader, preprocess, config.batch_size, config.workers, here.rank, here.size)
     judge = copy.deepcopy(baseline.model)
     judge.logit_factor = bundle.model.logit_factor
-    looks = look(judge, end, source, preprocess, here.device)
-    parts = here.gather((looks,))
-    return choose(Looks.joined([part for (part,) in parts]), shares=shares_of(bundle.description)).to_dict()
+    looks = predict_rungs(judge, end, subsample(source), preprocess, here.device)
+    return RungPredictions.joined([part for (part,) in here.gather((looks,))])
+
+
+def kept_of(description: Description, found: dict[str, Any]) -> float:
+    """How much of an adaptation is in the model, from 0 (zero-shot) to 1: what `must select` has kept of it, or for a
+    model that it did not choose, how far look-alikes speak for it."""
+    chosen = selection_of(description).get("alpha")
+    return float(found["alpha"] if chosen is None else chosen)
+
+
+def audit(looks: RungPredictions, bundle: Bundle) -> dict[str, Any]:
+    """What metrics.json holds as `audit`: Choice.to_dict() of that way. Abstention stands on its own there."""
+    found = choose(looks, shares=shares_of(bundle.description)).to_dict()
+    found.pop("abstention", None)
+    return found

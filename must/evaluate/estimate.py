@@ -20,7 +20,7 @@ SMOOTHING = 2.0
 
 
 def estimated_change(before: Scores, after: Scores) -> float:
-    """Of accuracy, as a fraction: the adapted model's minus the zero-shot model's.
+    """The estimated change of accuracy, a fraction: the adapted model's minus the zero-shot model's.
 
     With p_i(y) the zero-shot probabilities and a_i the adapted prediction of image i: reliability R(a|y) from the
     expected counts sum_i r_i(y) [a_i = a], then beliefs r_i(y) proportional to p_i(y) R(a_i|y), in turns, starting from
@@ -49,7 +49,7 @@ def candidates(before: Scores, said: np.ndarray, classes: int) -> tuple[np.ndarr
     """The classes that an image may have, int64 [N, C], and their zero-shot probabilities [N, C], adding up to 1.
 
     They are the five most probable ones and, where it is none of those, the adapted prediction with its share of the
-    rest (else it stands twice, the second time with nothing).
+    rest (else it is there twice, the second time with nothing).
     """
     top, value = before.top.astype(np.int64), before.top_probability.astype(np.float64)
     known = (top == said[:, None]).any(axis=1)

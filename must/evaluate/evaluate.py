@@ -10,10 +10,12 @@ import numpy as np
 
 from must import __version__, storage
 from must.config import EvaluateConfig
-from must.data.loader import eval_batches
-from must.distributed.process_group import World, world
+from must.data.loader import EvalSource
+from must.data.reader import open_reader
+from must.distributed.process_group import World, init_distributed
 from must.evaluate import labelfree
-from must.evaluate.audit import audit
+from must.evaluate.abstention import abstention
+from must.evaluate.audit import audit, kept_of, look
 from must.evaluate.intervals import REPLICATES, bootstrap, interval, paired
 from must.evaluate.metrics import (
     Labelled,
@@ -22,14 +24,14 @@ from must.evaluate.metrics import (
     labelled_results,
     per_class,
     reliability,
-    summary,
+    scalar_metrics,
 )
 from must.evaluate.scores import Samples, Scores, score_split
-from must.evaluate.table import table
-from must.evaluate.training import settled, training_log
+from must.evaluate.table import text_table
+from must.evaluate.training import stability, training_log
 from must.format.index import load_index
 from must.model.bundle import DESCRIPTION_FILE, Bundle, load_bundle, preprocess_of, zero_shot_bundle
-from must.model.classifier import load_classifier
+from must.model.classifier import load_text_classifier, read_header
 from must.text import Rows, cell, encoded
 
 METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE = "metrics.json", "predictions.csv", "report.html"
@@ -44,7 +46,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         ValueError: no bundle, no such split, a baseline for other classes, a label that is no class.
     """
-    with world(config.device, config.timeout) as here:
+    with init_distributed(config.device, config.timeout) as here:
         bundle = load_bundle(config.model)
         baseline = load_baseline(config.baseline) if config.baseline else None
         if baseline:
@@ -52,9 +54,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         index = load_index(config.shards, config.index_sha256)  # also tells early when there is none
         samples, after, before = score(config, bundle, baseline, here)
         metrics = measure(samples, after, before, bundle.description.classes)
-        found = audit(config, bundle, baseline, here) if baseline else None
-        if found:
-            metrics["label_free"]["compared"]["audit"] = found
+        looks, kept = look(config, bundle, baseline, here) if baseline else None, 0.0
+        if looks is not None:
+            metrics["label_free"]["compared"]["audit"] = found = audit(looks, bundle)
+            kept = kept_of(bundle.description, found)
+        metrics["abstention"] = abstention(config.risk, looks, kept, *confidence_of(samples, after))
         if config.few_shot and baseline:
             from must.evaluate.fewshot import few_shot
 
@@ -62,8 +66,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         if not here.is_main:
             return metrics
         metrics |= origin(config, bundle, baseline)
-        metrics["label_free"]["training"] = settled(training_log(config.model))
-        if metrics["baseline_name"] != "zero-shot" and (compared := metrics["label_free"]["compared"]):
+        metrics["label_free"]["training"] = stability(training_log(config.model))
+        if not metrics["baseline_name"].endswith("zero-shot") and (compared := metrics["label_free"]["compared"]):
             compared["estimated_change"] = None  # it takes the baseline's probabilities for what they say
         metrics["data"] |= {
             "index_sha256": index.sha256,
@@ -81,7 +85,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         storage.write_bytes(storage.join(config.output, REPORT_FILE), encoded(report))
         # last: a folder with metrics.json is a whole result
         storage.write_bytes(storage.join(config.output, METRICS_FILE), to_json(metrics))
-        print(table(metrics))
+        print(text_table(metrics))
         if samples.skipped:
             print(f"{samples.skipped} images could not be decoded and were left out")
         print(f"\nreport: {storage.join(config.output, REPORT_FILE)}")
@@ -92,7 +96,7 @@ def load_baseline(uri: str) -> Bundle:
     """A classifier file's zero-shot model, or another bundle. Raises ValueError: neither."""
     if storage.exists(storage.join(uri, DESCRIPTION_FILE)):
         return load_bundle(uri)
-    return zero_shot_bundle(load_classifier(uri, "--baseline"))
+    return zero_shot_bundle(load_text_classifier(uri, "--baseline"))
 
 
 def check_classes(bundle: Bundle, baseline: Bundle, config: EvaluateConfig) -> None:
@@ -119,10 +123,8 @@ def score(
     results: list[Scores] = []
     for run in runs:
         preprocess = preprocess_of(run[0].description)
-        source = eval_batches(
-            config.shards, config.split, preprocess, config.batch_size, config.workers, here.rank, here.size,
-            config.cache, config.cache_gb, config.index_sha256,
-        )  # fmt: skip
+        reader = open_reader(config.shards, config.split, config.cache, config.cache_gb, config.index_sha256)
+        source = EvalSource(reader, preprocess, config.batch_size, config.workers, here.rank, here.size)
         models = [item.model for item in run]
         classes = bundle.description.classes
         samples, scores = score_split(models, source, preprocess, classes, here, config.labels == "auto")
@@ -161,12 +163,12 @@ def measure_labelled(new: Labelled, old: Labelled | None, classes: list[str]) ->
     replicates = bootstrap(list(models.values()))
     metrics: dict[str, Any] = {"baseline": None}
     for number, (name, results) in enumerate(models.items()):
-        values = summary(results)
+        values = scalar_metrics(results)
         spread = {key: interval([replicate[number][key] for replicate in replicates]) for key in values}
         metrics[name] = values | {"intervals": spread, "reliability": reliability(results)}
     if old:
         metrics["intervals"] = {  # of the differences, adapted - baseline
-            key: interval([after[key] - before[key] for after, before in replicates]) for key in summary(new)
+            key: interval([after[key] - before[key] for after, before in replicates]) for key in scalar_metrics(new)
         }
         metrics["paired"] = paired(old, new)
     metrics["per_class"] = class_table(new, old, classes)
@@ -196,9 +198,19 @@ def confusion(results: Labelled) -> dict[str, Any]:
     }
 
 
+def confidence_of(samples: Samples, scores: Scores) -> tuple[np.ndarray, np.ndarray | None]:
+    """(top probabilities, whether each is of the label): of the labelled images; without any, (all images', None)."""
+    chosen = samples.labelled
+    if not chosen.any():
+        return scores.confidence, None
+    return scores.confidence[chosen], scores.prediction[chosen] == samples.labels[chosen]
+
+
 def origin(config: EvaluateConfig, bundle: Bundle, baseline: Bundle | None) -> dict[str, Any]:
     description = bundle.description
     name = "none" if baseline is None else "baseline" if baseline.description.provenance else "zero-shot"
+    if name == "zero-shot" and read_header(config.baseline, "--baseline").get("refined"):
+        name = "refined zero-shot"
     return {
         "must_version": __version__,
         "baseline_name": name,

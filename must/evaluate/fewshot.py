@@ -20,7 +20,8 @@ from torch import Tensor
 
 from must.augment.normalize import normalize
 from must.config import EvaluateConfig
-from must.data.loader import eval_batches
+from must.data.loader import EvalSource
+from must.data.reader import open_reader
 from must.distributed.process_group import World
 from must.evaluate.scores import NO_LABEL, label_numbers
 from must.model.bundle import Bundle, preprocess_of
@@ -83,10 +84,8 @@ def labelled_features(config: EvaluateConfig, split: str, baseline: Bundle, here
     """The labelled images' features, computed in parts by all processes, in the order of sample numbers."""
     description = baseline.description
     preprocess = preprocess_of(description)
-    source = eval_batches(
-        config.shards, split, preprocess, config.batch_size, config.workers, here.rank, here.size,
-        config.cache, config.cache_gb, config.index_sha256,
-    )  # fmt: skip
+    reader = open_reader(config.shards, split, config.cache, config.cache_gb, config.index_sha256)
+    source = EvalSource(reader, preprocess, config.batch_size, config.workers, here.rank, here.size)
     lookup = {name: number for number, name in enumerate(description.classes)}
     visual = baseline.model.visual.to(here.device)
     numbers, features, labels, problem = [], [], [], ""

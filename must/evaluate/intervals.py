@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from must.evaluate.metrics import Labelled, summary
+from must.evaluate.metrics import Labelled, scalar_metrics
 
 REPLICATES = 1000
 
@@ -23,7 +23,7 @@ def bootstrap(models: list[Labelled], replicates: int = REPLICATES, seed: int = 
     result = []
     for _ in range(replicates):
         weights = np.bincount(generator.integers(0, count, count), minlength=count).astype(np.float64)
-        result.append([summary(model, weights) for model in models])
+        result.append([scalar_metrics(model, weights) for model in models])
     return result
 
 

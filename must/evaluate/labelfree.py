@@ -18,7 +18,7 @@ CONFIDENT = 0.7
 
 
 def label_free(scores: Scores) -> dict[str, Any]:
-    """Of one model. N images, K classes.
+    """Label-free figures of one model. N images, K classes.
 
     - confidence: mean probability of the predicted class; confident: share of images above 0.7.
     - histogram: predicted images a class [K]; effective_classes: exp of its entropy, K when all are equally frequent.
@@ -42,7 +42,7 @@ def label_free(scores: Scores) -> dict[str, Any]:
 
 
 def compare(before: Scores, after: Scores) -> dict[str, Any]:
-    """Of two models on the same images.
+    """Label-free figures of two models on the same images.
 
     - estimated_change: of accuracy, where the first model is calibrated (must.evaluate.estimate).
     - confidence_change: difference of the mean confidences, which for a model that was not trained on its own guesses
@@ -71,6 +71,6 @@ def compare(before: Scores, after: Scores) -> dict[str, Any]:
 
 
 def entropy(share: np.ndarray) -> float:
-    """Nats."""
+    """Entropy in nats."""
     positive = share[share > 0]
     return float(-(positive * np.log(positive)).sum())

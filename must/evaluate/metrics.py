@@ -38,7 +38,7 @@ def labelled_results(scores: Scores, labels: np.ndarray, chosen: np.ndarray, cla
     )
 
 
-def summary(results: Labelled, weights: np.ndarray | None = None) -> dict[str, float]:
+def scalar_metrics(results: Labelled, weights: np.ndarray | None = None) -> dict[str, float]:
     """top1, top5, mean_per_class (fractions), nll (nats), ece (fraction), confidence (mean).
 
     `weights` [N] counts how often each image is in a bootstrap replicate; without it every image counts once.

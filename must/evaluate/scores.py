@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from must.augment.normalize import normalize
 from must.data.loader import EvalSource
 from must.distributed.process_group import World
 from must.image.preprocess import Preprocess
 from must.model.masked_vit import MaskedViT
+from must.progress import bar
 
 TOP = 5
 NO_LABEL = -1
@@ -82,10 +82,9 @@ def score_split(
     problem = ""
     for model in models:
         model.to(world.device).eval()
-    quiet = None if world.is_main else True  # None: no bar where there is no terminal
     with (
         torch.inference_mode(),
-        tqdm(total=len(source.numbers), unit="img", desc="evaluate", leave=False, disable=quiet) as bar,
+        bar(total=len(source.numbers), unit="img", desc="evaluate", leave=False, quiet=not world.is_main) as shown,
     ):
         for batch in source:
             names = batch.labels if use_labels else [None] * len(batch.labels)
@@ -98,7 +97,7 @@ def score_split(
             images = normalize(batch.pixels.to(world.device), preprocess)
             for model, collector in zip(models, collectors, strict=True):
                 collector.add(model(images), labels)
-            bar.update(len(images))
+            shown.update(len(images))
     parts = world.gather((merge_samples(samples, source.skipped), [c.result() for c in collectors], problem))
     for _, _, said in parts:
         if said:
@@ -132,7 +131,7 @@ class Collector:
         of_label = torch.where(index == NO_LABEL, torch.nan, of_label)
         entropy = -(probability * log_probability).sum(-1)
         self.images.append((top.int().cpu().numpy(), *(v.cpu().numpy() for v in (values, of_label, entropy))))
-        exact = probability.double()
+        exact = (probability.cpu() if probability.device.type == "mps" else probability).double()  # MPS has no float64
         self.probability_sum += exact.sum(0).cpu().numpy()
         self.gram += (exact.T @ exact).cpu().numpy()
 

@@ -10,7 +10,7 @@ CLASSES_SHOWN = 20
 NAME_SHOWN = 32  # characters of a class name
 
 
-def table(metrics: dict[str, Any]) -> str:
+def text_table(metrics: dict[str, Any]) -> str:
     """Aligned text: a row a metric, then a row a class (of many classes: those that changed most)."""
     rows: list[tuple[str, ...]] = []
     name = metrics["baseline_name"]
@@ -30,7 +30,7 @@ def table(metrics: dict[str, Any]) -> str:
             rows.append(metric_row(title, before and before[key], after[key], None))
         if compared := metrics["label_free"]["compared"]:
             rows.append((f"same class as {name}", "", percent(compared["agreement"])))
-    return "\n".join([align(rows), *audit_lines(metrics), *few_shot_lines(metrics)])
+    return "\n".join([align(rows), *audit_lines(metrics), *abstention_lines(metrics), *few_shot_lines(metrics)])
 
 
 def audit_lines(metrics: dict[str, Any]) -> list[str]:
@@ -47,6 +47,25 @@ def audit_lines(metrics: dict[str, Any]) -> list[str]:
         found += f"; neighbour information {signal['zero_shot']:.3f} -> {signal['adapted']:.3f} nats, "
         found += f"renamed {signal['renamed']:.3f}"
     return ["", found]
+
+
+def abstention_lines(metrics: dict[str, Any]) -> list[str]:
+    """The threshold below which no class should be named, and what it is worth."""
+    found = metrics.get("abstention")
+    if not found:
+        return []
+    target = percent(found["target"])
+    if found["threshold"] is None:
+        return [f"abstention: no threshold for {target} wrong ({found['reason']})"]
+    how = (
+        f"with labels: {percent(found['risk'])} wrong, at most {percent(found['bound'])}"
+        if found["bound"]
+        else (f"from look-alikes: an estimated {percent(found['risk'])} wrong")
+    )
+    line = f"abstention below {found['threshold']:.3f}: {percent(found['coverage'])} get a class; {how}"
+    if not found["bound"] and (measured := found["measured"]) and measured["risk"] is not None:
+        line += f" (with labels: {percent(measured['risk'])})"
+    return [line]
 
 
 def few_shot_lines(metrics: dict[str, Any]) -> list[str]:

@@ -32,7 +32,7 @@ def training_log(bundle: str) -> list[dict[str, Any]]:
     return lines
 
 
-def settled(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
+def stability(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Means over the last tenth of the training, on images of the training split; no label is involved.
 
     - stability: share of images to which student and teacher give the same class.

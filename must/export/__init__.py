@@ -1,4 +1,4 @@
-"""From a bundle to a file that needs no PyTorch: ONNX, checked against it, with a model card and a server's files.
+"""Exporting a bundle: ONNX, which needs no PyTorch, or another library's folder; checked, with a model card.
 
 Imports model, data (for images to check with) and predict (whose session reads the file).
 """

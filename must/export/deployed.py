@@ -19,9 +19,10 @@ from must.model.towers.base import Tower
 from must.model.towers.clip_vit import ClipTower
 
 
-class Deployed(nn.Module):
+class InferenceModel(nn.Module):
     """Images -> class probabilities float32 [B, K]. Mask token, patch LayerNorm and decoder stay out.
 
+    With `embeddings`, the images' features as the classifier multiplies them come second: float32 [B, D], length 1.
     Images are float32 [B, 3, S, S], normalised; or, with `uint8`, uint8 [B, S, S, 3] pixels that the graph normalises.
     """
 
@@ -29,28 +30,30 @@ class Deployed(nn.Module):
     std: Tensor
     classifier: Tensor
 
-    def __init__(self, model: MaskedViT, preprocess: Preprocess, uint8: bool) -> None:
+    def __init__(self, model: MaskedViT, preprocess: Preprocess, uint8: bool, embeddings: bool = False) -> None:
         super().__init__()
         self.visual, self.tower = model.visual, model.tower
         self.blocks = nn.ModuleList(Block(block) for block in model.tower.blocks) if is_plain(model.tower) else None
         self.register_buffer("classifier", model.logit_factor * model.classifier.detach())  # [D, K]
-        self.uint8 = uint8
+        self.uint8, self.embeddings = uint8, embeddings
         self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(preprocess.std).view(1, 3, 1, 1))
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         if self.uint8:
             image = (image.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
         if self.blocks is None:
-            feature = self.tower.feature(self.tower.tokens(image, lambda patches: patches))
+            feature = self.tower.feature(self.tower.forward_tokens(image, lambda patches: patches))
         else:
             feature = self.class_feature(image, self.blocks)
-        return (F.normalize(feature, dim=-1) @ self.classifier).softmax(dim=-1)
+        feature = F.normalize(feature, dim=-1)
+        probability = (feature @ self.classifier).softmax(dim=-1)
+        return (probability, feature) if self.embeddings else probability
 
     def class_feature(self, image: Tensor, blocks: nn.ModuleList) -> Tensor:
         """The feature [B, D] of a tower that classifies from its class token.
 
-        The last block computes that token only (from the keys and values of all tokens). Nobody looks at the others,
+        The last block computes that token only (from the keys and values of all tokens). Nothing reads the others,
         which make up 10 of the 12 parts of that block's matrix products.
         """
         visual = self.visual
@@ -82,12 +85,16 @@ class Block(nn.Module):
         """The block's output for the tokens `wanted` [B, Q, W] out of `tokens` [B, L, W]."""
         normed = self.ln_1(tokens)
         query = normed if wanted is tokens else self.ln_1(wanted)
-        q, k, v = self.split(self.query(query)), self.split(self.key(normed)), self.split(self.value(normed))
+        q, k, v = (
+            self.split_heads(self.query(query)),
+            self.split_heads(self.key(normed)),
+            self.split_heads(self.value(normed)),
+        )
         mixed = (q @ k.transpose(-2, -1)).softmax(dim=-1) @ v
         wanted = wanted + self.ls_1(self.out(mixed.transpose(1, 2).flatten(2)))
         return wanted + self.ls_2(self.mlp(self.ln_2(wanted)))
 
-    def split(self, x: Tensor) -> Tensor:
+    def split_heads(self, x: Tensor) -> Tensor:
         """[B, tokens, W] -> [B, H, tokens, W / H]"""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
@@ -100,6 +107,9 @@ def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 
 def is_plain(tower: Tower) -> bool:
     """Whether the tower is CLIP's own, with a class token and blocks that `Block` knows; others stay as they are."""
-    return type(tower) is ClipTower and all(
-        type(block) is ResidualAttentionBlock and isinstance(block.attn, SelfAttention) for block in tower.blocks
-    )
+    return type(tower) is ClipTower and all(map(is_standard, tower.blocks))
+
+
+def is_standard(block: nn.Module) -> bool:
+    """Whether it is open_clip's plain residual block with this library's attention in it."""
+    return type(block) is ResidualAttentionBlock and isinstance(block.attn, SelfAttention)

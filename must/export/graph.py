@@ -1,4 +1,4 @@
-"""From the model to an ONNX graph: only what classifying needs, with a dynamic batch."""
+"""The model as an ONNX graph: only what classifying needs, with a dynamic batch."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from typing import Any
 import onnx
 import torch
 
-from must.export.deployed import Deployed
-from must.image.preprocess import Preprocess
+from must.export.deployed import InferenceModel
+from must.image.preprocess import describe_preprocess
 from must.model.bundle import Bundle, preprocess_of
+from must.predict.session import EMBEDDING
 
 INPUT, OUTPUT = "image", "probability"
 OPSET = 18
 PROTOBUF_LIMIT = 2**31
 
 
-def to_graph(bundle: Bundle, uint8: bool = False) -> onnx.ModelProto:
-    """The ONNX model in float32.
+def to_graph(bundle: Bundle, uint8: bool = False, embeddings: bool = False) -> onnx.ModelProto:
+    """The ONNX model in float32; with `embeddings` it has them as a second output.
 
     Raises:
         ValueError: the model is too large for one ONNX file.
     """
     preprocess = preprocess_of(bundle.description)
     size = preprocess.size
-    module = Deployed(bundle.model, preprocess, uint8).eval()
+    module = InferenceModel(bundle.model, preprocess, uint8, embeddings).eval()
     # two images: torch.export takes an example's batch of one for a constant
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8) if uint8 else torch.zeros(2, 3, size, size)
     weights = sum(value.numel() * value.element_size() for value in bundle.model.state_dict().values())
@@ -44,7 +45,7 @@ def to_graph(bundle: Bundle, uint8: bool = False) -> onnx.ModelProto:
             dynamo=True,
             opset_version=OPSET,
             input_names=[INPUT],
-            output_names=[OUTPUT],
+            output_names=[OUTPUT, EMBEDDING] if embeddings else [OUTPUT],
             dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1, max=4096)}},
             verbose=False,
         )
@@ -85,20 +86,6 @@ def add_metadata(graph: onnx.ModelProto, bundle: Bundle, **extra: Any) -> None:
         graph.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
     graph.producer_name, graph.producer_version = "must", description["must_version"]
     graph.doc_string = "CLIP image classifier, adapted without labels (MUST, arXiv 2206.02967)"
-
-
-def describe_preprocess(preprocess: Preprocess) -> str:
-    """The steps from a decoded image to the float input, in words."""
-    size = preprocess.size
-    if preprocess.resize_mode == "squash":
-        resize = f"resize to {size} x {size}"
-    else:
-        resize = f"resize the shorter side to {size} (longer side rounded down), centre crop {size} x {size}"
-    mean, std = (", ".join(f"{value:g}" for value in values) for values in (preprocess.mean, preprocess.std))
-    return (
-        f"RGB; {resize}, {preprocess.interpolation} with antialiasing (Pillow) on 8-bit pixels; divide by 255; "
-        f"subtract ({mean}); divide by ({std}); order N, C, H, W"
-    )
 
 
 def strip_tracing_notes(graph: onnx.ModelProto) -> None:

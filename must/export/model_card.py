@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from must import storage
-from must.export.graph import describe_preprocess
+from must.image.preprocess import describe_preprocess
 from must.model.bundle import Description, preprocess_of
 
 CLASSES_SHOWN = 100
@@ -23,16 +23,20 @@ LICENCES = (
 """By the beginning of open_clip's pretrained tag, as the publishers stated when this was written."""
 
 
-def model_card(description: Description, exported: dict[str, Any], metrics: dict[str, Any] | None) -> str:
-    """Markdown. `exported` is what `must export` returns, `metrics` the content of metrics.json, if there is one."""
+def model_card(
+    description: Description, exported: dict[str, Any], metrics: dict[str, Any] | None, usage: str = ""
+) -> str:
+    """Markdown. `exported` is what `must export` returns, `metrics` the content of metrics.json, if there is one;
+    `usage`, Markdown itself, says how another library uses it."""
     parts = [
         f"# {escape(description.backbone)}, adapted to {len(description.classes)} classes",
         "An image classifier: CLIP, fine-tuned on unlabeled images of the target domain with masked unsupervised "
         "self-training (MUST, arXiv 2206.02967). No labels were used for training.",
-        section("Use", use(description, exported)),
+        section("Use", takeaway(description, exported, usage) if usage else use(description, exported)),
         section("Classes", classes(description)),
         section("Training", training(description)),
         section("Quality", quality(metrics)),
+        *([section("None of these", unsure)] if (unsure := abstention(exported.get("abstention"))) else []),
         section("Limits", LIMITS),
         section("Licence", licence(description)),
     ]
@@ -48,14 +52,37 @@ LIMITS = """\
 - It carries the biases of CLIP's training images from the web; it is not meant for recognising people."""
 
 
+EMBEDDINGS = (
+    " An image's embedding is its feature as the classifier reads it, of length 1: the scalar product of two is their "
+    "cosine, and images that look alike to this model have a high one."
+)
+
+
 def use(description: Description, exported: dict[str, Any]) -> str:
     check = exported["check"]
+    second = f", and `embedding`: float32 [N, {exported['dimensions']}]" if "dimensions" in exported else ""
+    close = f", smallest cosine of an embedding {check['cosine']:.6f}" if "cosine" in check else ""
     return (
-        f"`must predict --model model.onnx IMAGE...` or any ONNX runtime: input `image`, output `probability`. "
-        f"{describe_preprocess(preprocess_of(description))}.\n\n"
+        f"`must predict --model model.onnx IMAGE...` or any ONNX runtime: input `image`, output `probability`{second}. "
+        f"{describe_preprocess(preprocess_of(description))}.{EMBEDDINGS if second else ''}\n\n"
         f"Arithmetic: {exported['arithmetic']}; {exported['megabytes']:.1f} MB. Compared with PyTorch in float32 on "
         f"{check['images']} images ({escape(exported['checked_on'])}): the same class for {check['agreement']:.2%}, "
-        f"largest difference of a probability {check['largest_difference']:.1e}."
+        f"largest difference of a probability {check['largest_difference']:.1e}{close}."
+    )
+
+
+def takeaway(description: Description, exported: dict[str, Any], usage: str) -> str:
+    check = exported["check"]
+    return (
+        f"{usage}\n\nThree things that go wrong otherwise:\n\n"
+        "- **The classifier is trained.** Its columns began as text features of the class names and moved with the "
+        "images: the text tower does not make them any more. Take them from classifier.safetensors.\n"
+        f"- **The logit factor is {description.logit_factor:g}.** Multiply cosines with it before a softmax; "
+        "another factor keeps the class and changes every probability.\n"
+        f"- **Preprocessing:** {describe_preprocess(preprocess_of(description))}.\n\n"
+        f"Compared with the model as it was trained, on {check['images']} images ({escape(exported['checked_on'])}): "
+        f"largest difference of a logit {exported['largest_logit_difference']:.1e}, of a probability "
+        f"{check['largest_difference']:.1e}."
     )
 
 
@@ -107,10 +134,26 @@ def quality(metrics: dict[str, Any] | None) -> str:
     return "\n".join(lines)
 
 
+def abstention(found: dict[str, Any] | None) -> str:
+    """What is known of the threshold in the file; '' if there is none."""
+    if not found:
+        return ""
+    how = (
+        f"measured with labels: {found['risk']:.1%} wrong, with 95% confidence at most {found['bound']:.1%}"
+        if found["by"] == "labels"
+        else f"estimated from images that look alike, without labels: {found['risk']:.1%} wrong, which promises nothing"
+    )
+    return (
+        f"Below a probability of {found['threshold']:.3f} no class should be named (`must predict --abstain -1`; "
+        f"`must serve` does so by itself). {found['coverage']:.1%} of the images get a class then; of those, {how}. "
+        "It was chosen with the arithmetic of PyTorch in float32."
+    )
+
+
 def licence(description: Description) -> str:
     tag = description.pretrained.lower()
     known = next((text for start, text in LICENCES if tag.startswith(start)), None)
-    weights = known or "not known to us; ask whoever published the weights"
+    weights = known or "not known to us; ask the publisher of the weights"
     source = escape(f"{description.backbone} {description.pretrained}".strip())
     return (
         f"The adapted weights derive from {source}, whose licence is: {weights}. "
@@ -141,6 +184,13 @@ def spread(interval: list[float]) -> str:
 
 
 def escape(value: Any) -> str:
-    """Text that Markdown takes for text: names of classes and files are not ours."""
+    """Text that Markdown and terminals take for text: names of classes and files are not ours."""
     text = " ".join(str(value).split())
-    return "".join(f"\\{character}" if character in r"\`*_{}[]<>#|!~" else character for character in text)
+    return "".join(escaped(character) for character in text)
+
+
+def escaped(character: str) -> str:
+    if character in r"\`*_{}[]<>#|!~":
+        return f"\\{character}"
+    known = character.isprintable() or "\udc80" <= character <= "\udcff"  # a byte that is no UTF-8
+    return character if known else "?"

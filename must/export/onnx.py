@@ -1,4 +1,4 @@
-"""The stage `must export`: the adapted model as ONNX, compared with PyTorch before it gets its name."""
+"""`must export --to onnx`: the adapted model as ONNX, compared with PyTorch before it gets its name."""
 
 from __future__ import annotations
 
@@ -10,25 +10,30 @@ import numpy as np
 
 from must import storage
 from must.config import ExportConfig
-from must.export.check import LARGEST_DIFFERENCE, Check, compare, reference
+from must.export.check import LARGEST_DIFFERENCE, LEAST_COSINE, Check, compare, reference, reference_embeddings
 from must.export.serving import write_serving
-from must.model.bundle import Bundle, load_bundle, preprocess_of
+from must.model.bundle import Bundle, Description, load_bundle, preprocess_of, selection_of
 from must.parameters import require
-from must.predict.session import LABELS_FILE, MODEL_FILE, OnnxClassifier
+from must.predict.abstention import METADATA
+from must.predict.session import EMBEDDING, LABELS_FILE, MODEL_FILE, OnnxClassifier
+from must.select.abstain import TARGET
 from must.text import encoded
 
 LEAST_AGREEMENT = {"fp32": 1.0, "fp16": 0.99, "int8": 0.97}
 RANDOM_IMAGES = 64
 CARD_FILE = "MODEL_CARD.md"
+JPEG_FILE = "jpeg.onnx"  # with --input jpeg
+README_FILE = "README.md"  # the same for a hub, which reads what stands in YAML before it
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
-    """Writes OUTPUT/model.onnx, labels.txt, MODEL_CARD.md and what `--triton` asks for; returns the comparison.
+    """Writes OUTPUT/model.onnx, labels.txt, the card and what `--triton` asks for; returns the comparison.
 
     Raises:
         ValueError: no bundle, no shards, or a file that agrees with PyTorch less than stated; nothing is written then.
     """
     from must.export.graph import add_metadata, check_graph, to_graph  # needs onnx and the exporter
+    from must.export.hub_card import hub_card
     from must.export.model_card import model_card, read_metrics
     from must.export.quantize import quantize, to_half
 
@@ -36,7 +41,8 @@ def export(config: ExportConfig) -> dict[str, Any]:
     metrics = read_metrics(config.metrics)
     pixels = check_images(config, bundle)
     expected = reference(bundle, pixels)
-    graph = to_graph(bundle, uint8=config.input == "uint8")
+    features = reference_embeddings(bundle, pixels) if config.embeddings else None
+    graph = to_graph(bundle, uint8=config.input == "uint8", embeddings=config.embeddings)
     method: str = config.precision
     with tempfile.TemporaryDirectory(prefix="must-export-") as folder:
         path = Path(folder) / MODEL_FILE
@@ -46,34 +52,84 @@ def export(config: ExportConfig) -> dict[str, Any]:
             graph, method = quantize(
                 graph, pixels if config.shards else None, preprocess_of(bundle.description), Path(folder)
             )
-        add_metadata(graph, bundle, precision=config.precision, input=config.input, arithmetic=method)
+        unsure = abstention_of(bundle.description, metrics)
+        known = {METADATA: unsure} if unsure else {}
+        if features is not None:
+            known |= {EMBEDDING: {"dimensions": features.shape[1], "length": 1}}
+        add_metadata(graph, bundle, precision=config.precision, input=config.input, arithmetic=method, **known)
         check_graph(graph)
         path.write_bytes(graph.SerializeToString())
         classifier = OnnxClassifier(path)
-        check = compare(expected, classifier, pixels)
+        check = compare(expected, classifier, pixels, features)
         refuse(check, config)
+        others: dict[str, Path] = {}
+        if config.input == "jpeg":
+            others, of_bytes = write_decoding(config, graph, classifier, Path(folder))
         result = {
             "precision": config.precision,
             "arithmetic": method,
             "megabytes": path.stat().st_size / 1e6,
             "check": check.to_dict(),
+            "abstention": unsure,
             "checked_on": f"{config.split} of {config.shards}" if config.shards else "random pixels",
         }
-        write(config, bundle, path, model_card(bundle.description, result, metrics))
+        if config.input == "jpeg":
+            result["jpeg"] = of_bytes
+        if features is not None:
+            result["dimensions"] = features.shape[1]
+        readme = hub_card(bundle.description, result, metrics, "", config.license)
+        for name, other in others.items():
+            storage.upload(other, storage.join(config.output, name))
+        write(config, bundle, path, {CARD_FILE: model_card(bundle.description, result, metrics), README_FILE: readme})
     print(f"{storage.join(config.output, MODEL_FILE)}  {method}, {result['megabytes']:.1f} MB")
     print(check.line() + ("" if config.shards else " of random pixels; --shards checks it on real ones"))
+    if config.input == "jpeg":
+        print(
+            f"{storage.join(config.output, JPEG_FILE)}  takes a picture's bytes: same class as `must predict` on "
+            f"{of_bytes['images']} images ({of_bytes['left_out']} left out, no plain JPEG or PNG); largest difference "
+            f"of a probability {of_bytes['largest_difference']:.1e}"
+        )
     return result
 
 
-def write(config: ExportConfig, bundle: Bundle, model: Path, card: str) -> None:
+def write_decoding(
+    config: ExportConfig, graph: Any, classifier: OnnxClassifier, folder: Path
+) -> tuple[dict[str, Path], dict[str, Any]]:
+    """({name: path} of the file that takes bytes, its comparison). Raises ValueError: it differs too much."""
+    from must.data.reader import ShardReader
+    from must.export.jpeg import compare_files, with_decoder
+
+    path = folder / JPEG_FILE
+    path.write_bytes(with_decoder(graph, classifier.preprocess).SerializeToString())
+    reader = ShardReader(config.shards, config.split, sha256=config.index_sha256)
+    chosen = np.linspace(0, len(reader) - 1, min(config.images, len(reader))).astype(int)
+    files = [bytes(reader.image(int(number))) for number in chosen]
+    return {JPEG_FILE: path}, compare_files(path, classifier, files, reader.index.max_pixels)
+
+
+def write(config: ExportConfig, bundle: Bundle, model: Path, cards: dict[str, str]) -> None:
     """Everything beside the model first, so that a folder with model.onnx is complete."""
     labels = encoded("".join(" ".join(name.split()) + "\n" for name in bundle.description.classes))
     storage.write_bytes(storage.join(config.output, LABELS_FILE), labels)
-    storage.write_bytes(storage.join(config.output, CARD_FILE), encoded(card))
+    for name, card in cards.items():
+        storage.write_bytes(storage.join(config.output, name), encoded(card))
     if config.triton:
         preprocess = preprocess_of(bundle.description)
-        write_serving(config.output, config.triton, model, labels, preprocess, config.input == "uint8")
+        dimensions = bundle.model.tower.embed if config.embeddings else 0
+        write_serving(config.output, config.triton, model, labels, preprocess, config.input == "uint8", dimensions)
     storage.upload(model, storage.join(config.output, MODEL_FILE))
+
+
+def abstention_of(description: Description, metrics: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The threshold below which the model names no class, and what is known of it: from the evaluation, else from the
+    bundle, where training left it. None: neither found one."""
+    evaluated = (metrics or {}).get("abstention") or {}
+    trained = selection_of(description).get("abstention") or {}
+    for found, by in ((evaluated, evaluated.get("by")), (trained, "look-alikes")):
+        if found.get("threshold") is not None:
+            known = {name: found.get(name) for name in ("threshold", "coverage", "risk", "bound")}
+            return known | {"target": found.get("target", TARGET), "by": by}
+    return None
 
 
 def check_images(config: ExportConfig, bundle: Bundle) -> np.ndarray:
@@ -109,4 +165,10 @@ def refuse(check: Check, config: ExportConfig) -> None:
     require(
         config.precision != "fp32" or check.largest_difference < LARGEST_DIFFERENCE,
         f"the file's probabilities differ from PyTorch's by up to {check.largest_difference:.1e}; nothing was written",
+    )
+    cosine, bound = 1.0 if check.cosine is None else check.cosine, LEAST_COSINE[config.precision]
+    require(
+        cosine >= bound,
+        f"the {config.precision} file's embeddings are not PyTorch's: the smallest cosine of the two is {cosine:.6f}, "
+        f"{bound} is needed; nothing was written. Use another --precision, or export without --embeddings",
     )

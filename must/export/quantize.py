@@ -19,6 +19,7 @@ import onnx
 
 from must.export.graph import INPUT
 from must.image.preprocess import Preprocess, normalize_pixels
+from must.predict.session import load_runtime
 
 CALIBRATION_BATCH = 16
 
@@ -45,6 +46,7 @@ def quantize(
         pixels: uint8 [N, S, S, 3] to calibrate on; None quantizes activations as they come, image by image.
         folder: for intermediate files.
     """
+    load_runtime()
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -74,6 +76,7 @@ def to_half(graph: onnx.ModelProto) -> onnx.ModelProto:
     a logit of up to 100 in float16 has steps of 0.06, which is 6% of a probability. LayerNorm's mean and variance are
     taken in float32 too (onnxruntime 1.32 crashes on the CPU when it fuses a half LayerNorm).
     """
+    load_runtime()
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
@@ -88,10 +91,35 @@ def to_half(graph: onnx.ModelProto) -> onnx.ModelProto:
             op_block_list=[*DEFAULT_OP_BLOCK_LIST, "LayerNormalization"],
             node_block_list=outside,
         )
+    drop_round_trips(half)
     model = OnnxModel(half)
-    model.topological_sort()  # the conversion appends its casts behind the nodes that read them,
+    model.topological_sort()  # the conversion appends its casts after the nodes that read them,
     del half.graph.value_info[:]  # and leaves notes of the types there were
     return half
+
+
+def drop_round_trips(graph: onnx.ModelProto) -> None:
+    """Takes out each cast to half floats that is read by nothing but casts back: between two operators that stay in
+    float32 the conversion rounds what passes, logits included."""
+    casts = {node.output[0]: node for node in graph.graph.node if node.op_type == "Cast"}
+    kept = {name: node.attribute[0].i for name, node in casts.items()}
+    source: dict[str, str] = {}
+    for name, node in casts.items():
+        before = node.input[0]
+        if kept[name] == onnx.TensorProto.FLOAT and kept.get(before) == onnx.TensorProto.FLOAT16:
+            source[name] = casts[before].input[0]
+    outputs = {value.name for value in graph.graph.output}
+    for node in graph.graph.node:
+        for place, name in enumerate(node.input):
+            if name in source and name not in outputs:
+                node.input[place] = source[name]
+    while True:
+        read = {name for node in graph.graph.node for name in node.input} | outputs
+        idle = [node for node in graph.graph.node if node.op_type == "Cast" and node.output[0] not in read]
+        if not idle:
+            return
+        for node in idle:
+            graph.graph.node.remove(node)
 
 
 def products_with_weights(graph: onnx.ModelProto) -> list[str]:

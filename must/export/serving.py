@@ -15,28 +15,34 @@ import yaml
 
 from must import storage
 from must.image.preprocess import Preprocess
-from must.predict.session import LABELS_FILE, MODEL_FILE
+from must.predict.session import EMBEDDING, LABELS_FILE, MODEL_FILE
 
 MAX_BATCH = 64
 QUEUE_DELAY = 2000  # microseconds that a request may wait for others to fill its batch
 PLACEHOLDER = "gs://BUCKET/PATH/triton"
 
 
-def write_serving(output: str, name: str, model: Path, labels: bytes, preprocess: Preprocess, uint8: bool) -> None:
+def write_serving(
+    output: str, name: str, model: Path, labels: bytes, preprocess: Preprocess, uint8: bool, dimensions: int = 0
+) -> None:
     """Writes the repository and the manifest; config.pbtxt, which makes the repository complete, last."""
     folder = storage.join(output, "triton", name)
     storage.upload(model, storage.join(folder, "1", MODEL_FILE))
     storage.write_bytes(storage.join(folder, LABELS_FILE), labels)
-    config = triton_config(name, preprocess, len(labels.splitlines()), uint8)
+    config = triton_config(name, preprocess, len(labels.splitlines()), uint8, dimensions)
     storage.write_bytes(storage.join(folder, "config.pbtxt"), config.encode())
     uri = storage.join(output, "triton") if storage.is_remote(output) else PLACEHOLDER
     storage.write_bytes(storage.join(output, "kserve.yaml"), kserve_manifest(name, uri).encode())
 
 
-def triton_config(name: str, preprocess: Preprocess, classes: int, uint8: bool) -> str:
-    """Triton's ModelConfig as protobuf text. The preprocessing travels as a parameter, for clients to read."""
+def triton_config(name: str, preprocess: Preprocess, classes: int, uint8: bool, dimensions: int = 0) -> str:
+    """Triton's ModelConfig as protobuf text. The preprocessing travels as a parameter, for clients to read.
+
+    `dimensions`: of the embeddings, if the graph gives them.
+    """
     size = preprocess.size
     kind, shape = ("TYPE_UINT8", f"{size}, {size}, 3") if uint8 else ("TYPE_FP32", f"3, {size}, {size}")
+    more = f',\n  {{ name: "{EMBEDDING}" data_type: TYPE_FP32 dims: [ {dimensions} ] }}' if dimensions else ""
     return f"""\
 name: {quoted(name)}
 backend: "onnxruntime"
@@ -45,7 +51,7 @@ input [
   {{ name: "image" data_type: {kind} dims: [ {shape} ] }}
 ]
 output [
-  {{ name: "probability" data_type: TYPE_FP32 dims: [ {classes} ] label_filename: "{LABELS_FILE}" }}
+  {{ name: "probability" data_type: TYPE_FP32 dims: [ {classes} ] label_filename: "{LABELS_FILE}" }}{more}
 ]
 dynamic_batching {{ max_queue_delay_microseconds: {QUEUE_DELAY} }}
 parameters {{

@@ -1,4 +1,4 @@
-"""What writing and reading agree on: index.json, the tables of offsets, and whether a folder of shards is whole.
+"""What writing and reading agree on: index.json, tables of offsets, one shard read whole, and whether all are whole.
 
-Imports storage and the checks of foreign names; both must.shards and must.data stand on it.
+Imports storage and the checks of foreign names; must.shards, must.data and must.predict build on it.
 """

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from must.names import SHA256, SHARD, TABLE, of_form
+from must import storage
+from must.names import SHA256, SHARD, TABLE, below, of_form
 from must.parameters import require
 from must.text import brief
 
@@ -14,7 +15,11 @@ LARGEST = 2**53  # of any number; sums of those in an index stay far from 2^63
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file and its table of offsets, `<name without .tar>.npy`."""
+    """One tar file and its table of offsets, `<name without .tar>.npy`.
+
+    One that another program has written stays where it is, at `file`: a name below the index's folder, or a whole URI.
+    Then `<name without .tar>.jsonl` beside the index holds a line of JSON a sample, as its json member would.
+    """
 
     name: str  # of the tar, relative to the index
     split: str
@@ -23,10 +28,25 @@ class Shard:
     sha256: str  # of the tar
     offsets_sha256: str  # of the .npy
     labelled: int  # samples whose json member has a label
+    file: str = ""
+    texts_sha256: str = ""  # of the .jsonl
 
     @property
     def offsets_name(self) -> str:
         return self.name.removesuffix(".tar") + ".npy"
+
+    @property
+    def texts_name(self) -> str:
+        return self.name.removesuffix(".tar") + ".jsonl"
+
+    def place(self, uri: str) -> str:
+        """Where the tar is, of an index in the folder `uri`."""
+        return self.file if is_absolute(self.file) else storage.join(uri, self.file or self.name)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What index.json says of it."""
+        return {name: value for name, value in vars(self).items() if value != ""}
 
 
 def checked(content: dict[str, Any]) -> dict[str, Any]:
@@ -68,9 +88,25 @@ def shard_of(**values: Any) -> Shard:
     require(shard.name.rpartition("-")[0] == shard.split, f"{shard.name} is of another split")
     of_form(SHA256, shard.sha256, f"sha256 of {shard.name}")
     of_form(SHA256, shard.offsets_sha256, f"sha256 of {shard.offsets_name}")
+    require(isinstance(shard.file, str), f"{shard.name}: file is no text")
+    require(bool(shard.file) == bool(shard.texts_sha256), f"{shard.name}: file and texts_sha256 belong together")
+    if shard.file:
+        of_form(SHA256, shard.texts_sha256, f"sha256 of {shard.texts_name}")
+        checked_file(shard.file)
     for name in ("samples", "bytes", "labelled"):
         count(getattr(shard, name), f"{shard.name}: {name}")
     return shard
+
+
+def is_absolute(file: str) -> bool:
+    return file.startswith("/") or "://" in file
+
+
+def checked_file(file: Any) -> None:
+    """A tar's own place. It is only ever read, and where it is local, only from an index that is local as well."""
+    require(isinstance(file, str) and file.endswith(".tar"), f"{brief(file)} is no place of a tar")
+    parts = file.split("://", 1)[1] if storage.is_remote(file) else file.removeprefix("/")
+    below(parts, "a shard's file")
 
 
 def table_of(name: Any, sha256: Any) -> dict[str, str]:

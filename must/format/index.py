@@ -1,4 +1,4 @@
-"""The index of a folder of shards: what lies in it, and that it is what somebody meant."""
+"""The index of a folder of shards: what is in it, and that it is the expected one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from must import storage
 from must.format.check import Shard, checked
+from must.parameters import require
 from must.text import brief, printable
 
 VERSION = 1
@@ -38,13 +39,14 @@ class Index:
 
     @property
     def files(self) -> set[str]:
-        """Names of all that the index speaks of, and of the list of rejected files, which lies beside it."""
+        """Names of all that the index speaks of, and of the list of rejected files, which is beside it."""
         shards = {name for shard in self.shards for name in (shard.name, shard.offsets_name)}
+        shards |= {shard.texts_name for shard in self.shards if shard.file}
         return shards | {table["name"] for table in self.tables} | {REJECTED}
 
     @property
     def max_pixels(self) -> int:
-        """Of an image in the shards: what `must shard` was given."""
+        """The largest image in the shards, in pixels: what `must shard` was given."""
         return self.settings["max_pixels"]
 
     def shards_of(self, split: str) -> tuple[Shard, ...]:
@@ -56,7 +58,7 @@ class Index:
 
     def to_json(self) -> bytes:
         content = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "sha256"}
-        content["shards"] = [vars(shard) for shard in self.shards]
+        content["shards"] = [shard.values for shard in self.shards]
         return json.dumps(content, indent=1, ensure_ascii=True).encode() + b"\n"
 
 
@@ -74,7 +76,7 @@ def load_index(uri: str, sha256: str = "") -> Index:
     index = parse_index(data, path)
     if sha256 and index.sha256 != sha256:
         raise ValueError(
-            f"{path} has the sha256 {index.sha256}, asked for is {sha256}: the shards were added to or made anew "
+            f"{path} has the sha256 {index.sha256}, asked for is {sha256}: the shards were added to or made again "
             "in between; start again with those that are there now"
         )
     return index
@@ -95,13 +97,18 @@ def parse_index(data: bytes, path: str) -> Index:
         what = version if isinstance(version, int | float) else f"of type {type(version).__name__}"
         raise ValueError(f"{path} has version {what}, this program reads {VERSION}; update it, or shard again")
     try:
-        return Index(**checked(content), sha256=hashlib.sha256(data).hexdigest())
+        index = Index(**checked(content), sha256=hashlib.sha256(data).hexdigest())
+        require(
+            not storage.is_remote(path) or all(storage.is_remote(shard.place(path)) for shard in index.shards),
+            "an index in a bucket names a local file",
+        )
+        return index
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         problem = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {brief(str(error))}"
         raise ValueError(f"{path} is damaged ({problem}); run `must shard` again") from None
 
 
-def show(uri: str) -> Index:
+def print_index(uri: str) -> Index:
     """Prints what a folder of shards holds."""
     index = load_index(uri)
     print(printable(f"{uri}  revision {index.revision}, made by {index.created_by} from {index.source['uri']}"))
@@ -110,6 +117,8 @@ def show(uri: str) -> Index:
         shards = index.shards_of(name)
         size = sum(shard.bytes for shard in shards) / 1e6
         print(f"{printable(name):<12}{counts['samples']:>12}{counts['labelled']:>12}{len(shards):>9}{size:>12.1f}")
+    if any(shard.file for shard in index.shards):
+        print("the shards are another program's, read where they are")
     if index.labels:
         shown = ", ".join(index.labels[:10]) + (", ..." if len(index.labels) > 10 else "")
         print(f"labels: {len(index.labels)} ({printable(shown)})")

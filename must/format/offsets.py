@@ -1,4 +1,4 @@
-"""The table of offsets beside each shard: where in the tar the members of every sample stand."""
+"""The table of offsets beside each shard: where in the tar the members of every sample begin."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ import numpy as np
 from must import storage
 from must.format.check import Shard
 
+AGAIN = "delete index.json and run `must index make` again"
+
+
+def again(shard: Shard) -> str:
+    """What mends a table that is not the index's."""
+    return AGAIN if shard.file else "run `must shard` again"
+
 
 def load_offsets(uri: str, shard: Shard) -> np.ndarray:
-    """Where each sample's members stand in the tar: int64 [samples, 4], bytes.
+    """Where each sample's members are in the tar: int64 [samples, 4], bytes.
 
     Columns: image offset, image size, json offset, json size.
 
@@ -28,26 +35,45 @@ def read_offsets(uri: str, shard: Shard) -> bytes:
     try:
         return storage.read_bytes(path)
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing; run `must shard` again") from None
+        raise ValueError(f"{path} is missing; {again(shard)}") from None
 
 
 def parse_offsets(data: bytes, path: str, shard: Shard) -> np.ndarray:
     if hashlib.sha256(data).hexdigest() != shard.offsets_sha256:
-        raise ValueError(f"{path} is damaged: its sha256 is not the index's; run `must shard` again")
+        raise ValueError(f"{path} is damaged: its sha256 is not the index's; {again(shard)}")
     try:
         offsets = parse_npy(data)
     except Exception:  # numpy has no one class for what can be wrong with a header
-        raise ValueError(f"{path} is damaged: no .npy file; run `must shard` again") from None
+        raise ValueError(f"{path} is damaged: no .npy file; {again(shard)}") from None
     if offsets.shape != (shard.samples, 4) or offsets.dtype != np.int64:
         raise ValueError(f"{path} is damaged: int64 [{shard.samples}, 4] expected, not {offsets.dtype} {offsets.shape}")
+    table = offsets
+    if shard.file:  # the texts are in a file of their own
+        offsets = offsets[:, :2]
     starts, sizes = offsets[:, ::2], offsets[:, 1::2]
-    if (offsets < 0).any() or (sizes > shard.bytes).any() or (starts > shard.bytes - sizes).any():
-        raise ValueError(f"{path} is damaged: it points behind the end of {shard.name}; run `must shard` again")
-    return offsets
+    if (table < 0).any() or (sizes > shard.bytes).any() or (starts > shard.bytes - sizes).any():
+        raise ValueError(f"{path} is damaged: it points past the end of {shard.name}; {again(shard)}")
+    return table
+
+
+def load_texts(uri: str, shard: Shard) -> bytes:
+    """What is said of the samples of a shard that another program has written, in the table's last two columns' terms.
+
+    Raises:
+        ValueError: the file is missing, or another one than the index names.
+    """
+    path = storage.join(uri, shard.texts_name)
+    try:
+        data = storage.read_bytes(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; {AGAIN}") from None
+    if hashlib.sha256(data).hexdigest() != shard.texts_sha256:
+        raise ValueError(f"{path} is damaged: its sha256 is not the index's; {AGAIN}")
+    return data
 
 
 def parse_npy(data: bytes) -> np.ndarray:
-    """What stands in a .npy file, without a copy: so a header that promises more than there is costs no memory."""
+    """The content of a .npy file, without a copy: so a header that promises more than there is costs no memory."""
     file = io.BytesIO(data)
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("unknown version")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +13,8 @@ from tqdm import tqdm
 
 from must import storage
 from must.format.index import Index, Shard, load_index
-from must.format.offsets import load_offsets
+from must.format.offsets import load_offsets, load_texts
+from must.progress import bar
 from must.text import printable
 
 
@@ -27,7 +26,7 @@ def verify(uri: str) -> Index:
     """
     index = load_index(uri)
     faults: list[str] = []
-    for shard in tqdm(index.shards, desc="verify", unit="shard", disable=None):
+    for shard in bar(index.shards, desc="verify", unit="shard"):
         found = [f"{shard.name}: {fault}" for fault in faults_of(uri, shard)]
         for line in found:
             tqdm.write(printable(line))
@@ -38,7 +37,7 @@ def verify(uri: str) -> Index:
         if fault:
             print(printable(fault))
             faults.append(fault)
-    names = {name for shard in index.shards for name in (shard.name, shard.offsets_name)}
+    names = {shard.file or shard.name for shard in index.shards}
     stray = [entry.name for entry in storage.list_files(uri) if entry.name.endswith(".tar") and entry.name not in names]
     if stray:
         print(f"not in the index, and not read by anything: {printable(', '.join(sorted(stray)[:10]))}")
@@ -51,11 +50,8 @@ def verify(uri: str) -> Index:
 
 def fault_of_table(uri: str, table: dict[str, str]) -> str:
     try:
-        with tempfile.TemporaryDirectory(prefix="must-") as folder:
-            path = Path(folder) / "table"
-            storage.download(storage.join(uri, table["name"]), path)
-            with path.open("rb") as file:
-                whole = hashlib.file_digest(file, "sha256").hexdigest() == table["sha256"]
+        with storage.local_copy(storage.join(uri, table["name"])) as path:
+            whole = storage.sha256_of(path) == table["sha256"]
         return "" if whole else f"{table['name']}: its bytes have changed (sha256)"
     except FileNotFoundError:
         return f"{table['name']}: missing"
@@ -63,7 +59,7 @@ def fault_of_table(uri: str, table: dict[str, str]) -> str:
 
 def faults_of(uri: str, shard: Shard) -> Iterator[str]:
     """What is wrong with one shard: first that it is not the file the index means, then why."""
-    path = storage.join(uri, shard.name)
+    path = shard.place(uri)
     try:
         size = storage.size(path)
     except FileNotFoundError:
@@ -72,20 +68,15 @@ def faults_of(uri: str, shard: Shard) -> Iterator[str]:
     if size != shard.bytes:
         yield f"{size} bytes instead of {shard.bytes}"
         return
-    with tempfile.TemporaryDirectory(prefix="must-") as folder:
-        local = Path(path)
-        if storage.is_remote(path):
-            local = Path(folder) / "shard.tar"
-            storage.download(path, local)
-        with local.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-                yield "its bytes have changed (sha256)"
+    with storage.local_copy(path) as local:
+        if storage.sha256_of(local) != shard.sha256:
+            yield "its bytes have changed (sha256)"
         try:
             offsets = load_offsets(uri, shard)
         except ValueError as error:
             yield str(error)
             return
-        yield from faults_inside(local, offsets, shard)
+        yield from faults_in_place(uri, local, offsets, shard) if shard.file else faults_inside(local, offsets, shard)
 
 
 def faults_inside(path: Path, offsets: np.ndarray, shard: Shard) -> Iterator[str]:
@@ -107,9 +98,38 @@ def faults_inside(path: Path, offsets: np.ndarray, shard: Shard) -> Iterator[str
                 labelled += content.get("label") is not None
                 sample += 1
     except (tarfile.TarError, OSError, ValueError) as error:
-        yield f"no readable tar behind sample {sample}: {error}"
+        yield f"no readable tar after sample {sample}: {error}"
         return
     if sample != shard.samples:
         yield f"{sample} samples instead of {shard.samples}"
+    if labelled != shard.labelled:
+        yield f"{labelled} labelled samples instead of {shard.labelled}"
+
+
+def faults_in_place(uri: str, path: Path, offsets: np.ndarray, shard: Shard) -> Iterator[str]:
+    """Compares another program's tar with the table of offsets and the texts beside the index."""
+    try:
+        texts = load_texts(uri, shard)
+    except ValueError as error:
+        yield str(error)
+        return
+    try:
+        with tarfile.open(path, "r:") as tar:
+            members = {(member.offset_data, member.size): member.name.removeprefix("./") for member in tar}
+    except (tarfile.TarError, OSError, ValueError) as error:
+        yield f"no readable tar: {error}"
+        return
+    labelled = 0
+    for sample, (image, size, start, length) in enumerate(offsets.tolist()):
+        name = members.get((image, size))
+        try:
+            text = json.loads(texts[start : start + length])
+            labelled += text.get("label") is not None
+            right = name is not None and text["source"].endswith(name)
+        except (ValueError, KeyError, AttributeError, RecursionError):
+            right = False
+        if not right:
+            yield f"sample {sample} is not what stands at {image} ({name or 'no member'})"
+            return
     if labelled != shard.labelled:
         yield f"{labelled} labelled samples instead of {shard.labelled}"

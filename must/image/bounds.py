@@ -59,7 +59,7 @@ def jpeg_refusal(data: bytes) -> str:
     """Counts segments up to the first scan, and scans to the image's end where there may be too many.
 
     A scan begins with FF DA. Within compressed data an FF is followed by 00 or a restart, so that it is no marker; in a
-    segment, such as a thumbnail's, anything may stand, so segments are passed over by their length. The count of FF DA
+    segment, such as a thumbnail's, anything may follow, so segments are passed over by their length. The count of FF DA
     anywhere is cheap and never too small.
     """
     suspicious = data.count(b"\xff\xda") > MAX_SCANS

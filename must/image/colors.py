@@ -1,4 +1,4 @@
-"""From whatever a file holds to RGB, strip by strip: a conversion's in-between copies may be eight times its result."""
+"""Converts what a file holds to RGB, strip by strip: a conversion's in-between copies may be eight times its result."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def decode_plain(data: bytes, image: Any) -> Image.Image | None:
 
 
 def decode_reduced(data: bytes, image: Any, factor: int) -> np.ndarray | None:
-    """At 1 / factor (1, 2, 4 or 8) of the size, rounded up, by faster arithmetic: uint8 [H, W, 3] or None.
+    """The pixels at 1 / factor (1, 2, 4 or 8) of the size, rounded up, by faster arithmetic: uint8 [H, W, 3] or None.
 
     The inverse cosine transform and the colours' upsampling are approximate; values differ by a few levels.
     """

@@ -30,7 +30,7 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocess:
-        """From open_clip's preprocess_cfg or a bundle; names that concern us only."""
+        """Reads open_clip's preprocess_cfg or a bundle's; names that concern us only."""
         if not isinstance(values, dict):
             raise ValueError("the model's preprocessing is no mapping of names to values")
         size = values.get("size", 224)
@@ -60,12 +60,26 @@ class Preprocess:
 
 
 def three_numbers(values: Any) -> tuple[float, ...]:
-    """Of the three channels. Raises ValueError: they are not."""
+    """A number for each of the three channels. Raises ValueError: they are not."""
     if not isinstance(values, list | tuple) or len(values) != 3:
         raise ValueError("the model's preprocessing names no mean or deviation for each of three channels")
     if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
         raise ValueError("the model's preprocessing has a mean or deviation that is no number")
     return tuple(values)
+
+
+def describe_preprocess(preprocess: Preprocess) -> str:
+    """The steps from a decoded image to the float input, in words."""
+    size = preprocess.size
+    if preprocess.resize_mode == "squash":
+        resize = f"resize to {size} x {size}"
+    else:
+        resize = f"resize the shorter side to {size} (longer side rounded down), centre crop {size} x {size}"
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (preprocess.mean, preprocess.std))
+    return (
+        f"RGB; {resize}, {preprocess.interpolation} with antialiasing (Pillow) on 8-bit pixels; divide by 255; "
+        f"subtract ({mean}); divide by ({std}); order N, C, H, W"
+    )
 
 
 class EvalView:

@@ -1,4 +1,4 @@
-"""Self-attention over tokens that lie image by image in memory.
+"""Self-attention over tokens that are stored image by image.
 
 open_clip's blocks hold torch's MultiheadAttention, which turns the batch around before its first projection; in bf16 on
 a CPU the product with what is then no contiguous matrix costs more in copies than the whole rest of the block. This
@@ -55,5 +55,10 @@ def use_contiguous_attention(tower: nn.Module) -> None:
     """Replaces the self-attention of a tower's blocks in place."""
     for block in tower.modules():
         attention = getattr(block, "attn", None)
-        if type(attention) is nn.MultiheadAttention and attention.batch_first and attention.in_proj_weight is not None:
+        if isinstance(attention, nn.MultiheadAttention) and can_stand_in(attention):
             block.attn = SelfAttention(attention)
+
+
+def can_stand_in(attention: Any) -> bool:
+    """Whether `SelfAttention` computes what this module does."""
+    return type(attention) is nn.MultiheadAttention and attention.batch_first and attention.in_proj_weight is not None

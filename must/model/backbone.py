@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,25 @@ from torch import nn
 
 from must.image.preprocess import Preprocess
 from must.model.fetch import here
+from must.model.hub import MODEL_FOLDER_FILE, OLD_WEIGHTS_FILE, WEIGHTS_FILE, changed, fetched, first_line
 from must.model.towers import tower_of
 from must.text import brief, close_to
 
-MODEL_FOLDER_FILE = "open_clip_config.json"
+HUB = "hf-hub:"
 TOKENIZER_FILE = "bpe.txt.gz"  # a model folder may bring its own byte-pair vocabulary
+TEXT_CONFIG_FILE = "config.json"  # and, of a text tower of transformers, what it is built from
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A whole CLIP model and what is needed to build its image tower again without the weights."""
+    """A whole CLIP model and what is needed to build it, or its image tower alone, again."""
 
     clip: nn.Module
     tokenizer: Any
     model: str
     pretrained: str
+    config: dict[str, Any]  # open_clip's model_cfg
+    vocabulary: Path | None  # of a model folder that brings its own
     architecture: dict[str, Any]  # embed_dim, vision_cfg, quick_gelu
     preprocess: Preprocess
     logit_scale: float  # learned factor on the cosine
@@ -42,44 +46,81 @@ class Backbone:
 def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True) -> Backbone:
     """Loads `model` (an open_clip name, ``hf-hub:...``, or a folder with open_clip_config.json) in float32 on the CPU.
 
-    A folder, and a checkpoint file as `pretrained`, may lie in a bucket.
+    A folder, and a checkpoint file as `pretrained`, may be in a bucket.
 
     Raises:
         ValueError: unknown model or tag, weights that cannot be read or downloaded, or weights of another model.
     """
     given, model, tag, pretrained = model, here(model), pretrained, here(pretrained)
-    name, tokenizer_options = model, {}
-    if is_folder(model):
-        folder = Path(model.removeprefix("local-dir:"))
+    asked = f"--model {given}" + (f" --pretrained {tag}" if tag else "")
+    name = open_clip_name(model)
+    folder = Path(name.removeprefix("local-dir:")) if is_folder(model) else None
+    if folder:
         if not (folder / MODEL_FOLDER_FILE).is_file():
             raise ValueError(f"--model {given}: no {MODEL_FOLDER_FILE} in this folder")
-        name = f"local-dir:{folder}"
-        if (folder / TOKENIZER_FILE).is_file():
-            tokenizer_options["bpe_path"] = str(folder / TOKENIZER_FILE)
-    elif not model.startswith("hf-hub:"):
+    elif not model.startswith(HUB):
         check_name(model)
         check_pretrained(model, pretrained)
-    options = quick_gelu_option(model, pretrained)
-    architecture = architecture_of(model, name, options)
-    check_tower(model, architecture)  # before gigabytes are downloaded
-    try:
-        with quiet():
-            clip = open_clip.create_model(name, pretrained=pretrained or None, **options)
-            tokenizer = open_clip.get_tokenizer(name, **tokenizer_options) if with_tokenizer else None
-    except Exception as error:  # open_clip and the hub raise anything from OSError to pickle errors
-        hint = "; install what it needs with: pip install 'must-clip[siglip]'" if "transformers" in str(error) else ""
-        raise ValueError(
-            f"--model {model} --pretrained {pretrained or '(none)'}: cannot be loaded: {first_line(error)}{hint}"
-        ) from error
+    options: dict[str, Any] = dict(quick_gelu_option(model, pretrained))
+    with hub_files(model, pretrained, asked, weights=False):
+        config = config_of(model, name, options)
+    check_tower(model, tower_of_config(config))  # before gigabytes are downloaded
+    vocabulary = folder / TOKENIZER_FILE if folder and (folder / TOKENIZER_FILE).is_file() else None
+    tokenizer_options = {"bpe_path": str(vocabulary)} if vocabulary else {}
+    if folder and (folder / TEXT_CONFIG_FILE).is_file() and "hf_model_name" in config["text_cfg"]:
+        options["text_cfg"] = {**config["text_cfg"], "hf_model_name": str(folder), "hf_model_pretrained": False}
+    with hub_files(model, pretrained, asked):
+        try:
+            with quiet():
+                clip = open_clip.create_model(name, pretrained=pretrained or None, **options)
+                tokenizer = open_clip.get_tokenizer(name, **tokenizer_options) if with_tokenizer else None
+        except Exception as error:  # open_clip and the hub raise anything from OSError to pickle errors
+            hint = (
+                "; install what it needs with: pip install 'must-clip[siglip]'" if "transformers" in str(error) else ""
+            )
+            raise ValueError(f"{asked}: cannot be loaded: {first_line(error)}{hint}") from error
     return Backbone(
         clip=clip.eval(),
         tokenizer=tokenizer,
         model=given,
         pretrained=tag,
-        architecture=architecture,
+        config=config,
+        vocabulary=vocabulary,
+        architecture=tower_of_config(config),
         preprocess=Preprocess.from_dict(open_clip.get_model_preprocess_cfg(clip)),
         logit_scale=clip.logit_scale.exp().item(),
     )
+
+
+def open_clip_name(model: str) -> str:
+    """What open_clip calls the model."""
+    if is_folder(model):
+        return f"local-dir:{model.removeprefix('local-dir:')}"
+    return model if model.startswith(HUB) else model.replace("/", "-")
+
+
+@contextmanager
+def hub_files(model: str, pretrained: str, asked: str, weights: bool = True) -> Iterator[None]:
+    """What lies on a hub, configuration or weights, is in its cache inside the block; nothing is asked for the rest.
+
+    Raises:
+        ValueError: it cannot be had; the message begins with `asked`.
+    """
+    answers = True
+    try:
+        if model.startswith(HUB):
+            names = (WEIGHTS_FILE, OLD_WEIGHTS_FILE) if weights else (MODEL_FOLDER_FILE,)
+            answers = fetched(model.removeprefix(HUB), *names)
+        elif weights and not is_folder(model) and not Path(pretrained).is_file():
+            repository, _, file = open_clip.get_pretrained_cfg(open_clip_name(model), pretrained)["hf_hub"].rpartition(
+                "/"
+            )
+            safe = str(Path(file).with_suffix(".safetensors")) if file else WEIGHTS_FILE
+            answers = fetched(repository, *dict.fromkeys([safe, file or OLD_WEIGHTS_FILE]))
+    except ValueError as error:
+        raise ValueError(f"{asked}: {error}") from error
+    with changed(HF_HUB_OFFLINE=True) if not answers else nullcontext():  # each further question would take its time
+        yield
 
 
 @contextmanager
@@ -121,20 +162,28 @@ def check_fetches_nothing(architecture: dict[str, Any]) -> None:
         raise ValueError(f"its image tower is called {brief(name)}, which is none of timm's own models")
 
 
-def architecture_of(model: str, name: str, options: dict[str, bool]) -> dict[str, Any]:
-    """What `build_visual` needs. Raises ValueError: the configuration cannot be read."""
+def config_of(model: str, name: str, options: dict[str, bool]) -> dict[str, Any]:
+    """open_clip's model_cfg. Raises ValueError: it cannot be read, or has no image tower."""
     try:
         config = open_clip.get_model_config(name)
         options_of_tokenizer = (config.get("text_cfg") or {}).get("tokenizer_kwargs") or {}
         if options_of_tokenizer.get("trust_remote_code"):
             raise ValueError("it asks to run its own code (trust_remote_code), which is not done")
-        return {
-            "embed_dim": config["embed_dim"],
-            "vision_cfg": config["vision_cfg"],
-            "quick_gelu": bool(options.get("force_quick_gelu", config.get("quick_gelu", False))),
-        }
+        config["quick_gelu"] = bool(options.get("force_quick_gelu", config.get("quick_gelu", False)))
+        tower_of_config(config)
+        return config
     except Exception as error:  # a damaged file, or anything that the hub raises
         raise ValueError(f"--model {model}: its configuration cannot be read: {first_line(error)}") from error
+
+
+def architecture_of(model: str, name: str, options: dict[str, bool]) -> dict[str, Any]:
+    """What `build_visual` needs. Raises ValueError: the configuration cannot be read."""
+    return tower_of_config(config_of(model, name, options))
+
+
+def tower_of_config(config: dict[str, Any]) -> dict[str, Any]:
+    """What `build_visual` needs, of open_clip's model_cfg."""
+    return {name: config[name] for name in ("embed_dim", "vision_cfg", "quick_gelu")}
 
 
 def check_tower(model: str, architecture: dict[str, Any]) -> None:
@@ -156,11 +205,11 @@ def tower_shape(model: str, pretrained: str) -> tuple[int, int, int]:
     Raises:
         ValueError: the model is unknown, or its tower is none that MUST can train.
     """
-    model, pretrained = here(model), here(pretrained)
-    if not is_folder(model) and not model.startswith("hf-hub:"):
+    asked, model, pretrained = f"--model {model}", here(model), here(pretrained)
+    if not is_folder(model) and not model.startswith(HUB):
         check_name(model)
-    name = f"local-dir:{model.removeprefix('local-dir:')}" if is_folder(model) else model
-    architecture = architecture_of(model, name, quick_gelu_option(model, pretrained))
+    with hub_files(model, pretrained, asked, weights=False):
+        architecture = architecture_of(model, open_clip_name(model), quick_gelu_option(model, pretrained))
     check_tower(model, architecture)
     with torch.device("meta"):
         visual = build_visual(architecture)
@@ -197,8 +246,3 @@ def quick_gelu_option(model: str, pretrained: str) -> dict[str, bool]:
     """OpenAI's weights (and some others) want QuickGELU, whatever the model's name says."""
     tag = open_clip.get_pretrained_cfg(model.replace("/", "-"), pretrained) if pretrained else {}
     return {"force_quick_gelu": True} if tag.get("quick_gelu") else {}
-
-
-def first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines)[:300] if lines else type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -59,13 +60,34 @@ def load_description(folder: str) -> Description:
         values = json.loads(storage.read_bytes(uri))
         newer, version = values["format"] > FORMAT, values["must_version"]
         description = None if newer else Description(**values)
-        whole = newer or all(isinstance(name, str) for name in [*values["classes"], *values["templates"]])
-    except (KeyError, TypeError, ValueError, RecursionError):
+        whole = newer or (description is not None and is_sound(description))
+    except (KeyError, TypeError, ValueError, RecursionError, OverflowError):
         raise ValueError(f"{uri}: is damaged") from None
     require(whole, f"{uri}: is damaged")
     if description is None:
         raise ValueError(f"--model {folder}: written by a newer version ({brief(version)})")
     return description
+
+
+def is_sound(description: Description) -> bool:
+    """Whether what a file says is of its kind. Raises TypeError where that shows by itself."""
+    texts = [description.backbone, description.pretrained, *description.classes, *description.templates]
+    tables, factor = (description.architecture, description.provenance), description.logit_factor
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(table, dict) for table in tables)
+        and isinstance(factor, int | float)
+        and math.isfinite(factor)
+    )
+
+
+def selection_of(description: Description) -> dict[str, Any]:
+    """What `must select` says of its choice: `alpha`, `abstention` and more. Empty: it has not chosen, or not so."""
+    found = description.provenance.get("selection")
+    if not isinstance(found, dict) or not isinstance(found.get("abstention") or {}, dict):
+        return {}
+    alpha = found.get("alpha", 0)
+    return found if isinstance(alpha, int | float) and 0 <= alpha <= 1 else {}
 
 
 def load_bundle(folder: str) -> Bundle:
@@ -98,20 +120,26 @@ def zero_shot_bundle(
 ) -> Bundle:
     """The untrained model of a classifier file: the baseline, and what training starts from.
 
-    `model` and `pretrained` override where the classifier says its model is; `logit_factor` is a number or 'model'.
+    It is read from the classifier's model folder, unless `model` or `pretrained` name another; no hub is asked then.
+    `logit_factor` is a number or 'model'.
+
+    Raises:
+        ValueError: the model is not there, or not what the classifier was made with.
     """
     from must.model.backbone import load_backbone
+    from must.model.folder import verified
     from must.model.masked_vit import MaskedViT
 
-    backbone = load_backbone(
-        model or classifier.model, pretrained or ("" if model else classifier.pretrained), with_tokenizer=False
-    )
+    named = model or classifier.model, pretrained or ("" if model else classifier.pretrained)
+    kept = classifier.model_folder if not (model or pretrained) else ""
+    place = (verified(kept, classifier.model_sha256), "") if kept else named
+    backbone = load_backbone(*place, with_tokenizer=False)
     factor = classifier.logit_scale if logit_factor == "model" else float(logit_factor)
     network = MaskedViT(backbone.clip.visual, classifier.weights, factor)
     description = Description(
         architecture=backbone.architecture,
-        backbone=backbone.model,
-        pretrained=backbone.pretrained,
+        backbone=named[0],
+        pretrained=named[1],
         classes=list(classifier.classes),
         templates=list(classifier.templates),
         preprocess=backbone.preprocess.to_dict(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -44,16 +45,21 @@ class TextClassifier:
     pretrained: str
     logit_scale: float
     shares: tuple[float, ...] = ()  # of the images, sum 1; empty: not known
+    model_folder: str = ""  # the model's own files; empty: of an earlier version, which loads it by its name
+    model_sha256: str = ""  # of the weights in it
+    refined: bool = False  # the weights are no longer the text's alone: `must refine` fitted them
 
 
 def classifier(config: ClassifierConfig) -> TextClassifier:
     """The stage: reads the class file, runs the text tower, writes the classifier file."""
     from must.distributed.process_group import pick_device
     from must.model.backbone import load_backbone
+    from must.model.folder import default_place, save_model
 
     class_set = load_class_set(config.classes)
     backbone = load_backbone(config.model, config.pretrained)
     weights = build_classifier(backbone, class_set, pick_device(config.device))
+    folder, sha256 = save_model(backbone, config.model_store or default_place(config.output))
     result = TextClassifier(
         weights=weights,
         classes=class_set.names,
@@ -62,10 +68,13 @@ def classifier(config: ClassifierConfig) -> TextClassifier:
         pretrained=config.pretrained,
         logit_scale=backbone.logit_scale,
         shares=class_set.shares,
+        model_folder=folder,
+        model_sha256=sha256,
     )
     save_classifier(result, config.output)
     prompts = sum(map(len, class_set.prompts))
     print(f"{len(class_set.names)} classes, {prompts} prompts, {weights.shape[0]} dimensions -> {config.output}")
+    print(f"the model, for later stages -> {folder}")
     return result
 
 
@@ -107,10 +116,11 @@ def longest_prompt_problem(tokenizer: Any, class_set: ClassSet) -> str:
 
 
 def load_class_set(source: str) -> ClassSet:
-    """Reads a class file (YAML) or the set that ships ('imagenet': 1,000 names and 80 templates, from open_clip).
+    """Reads a class file (YAML, or .txt with a name a line) or the set that ships ('imagenet': 1,000 names and 80
+    templates, from open_clip).
 
     The file holds ``classes:``, a list of names or of ``{name, prompts, share}``, and ``templates:``, strings with
-    ``{}``. Shares are relative numbers above 0, for all classes or for none.
+    ``{}``; or is a list of classes alone. Shares are relative numbers above 0, for all classes or for none.
 
     Raises:
         ValueError: no such file or set, fewer than two classes, an empty or repeated name, a template without {}, a
@@ -122,13 +132,27 @@ def load_class_set(source: str) -> ClassSet:
         templates = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
         return make_class_set(list(IMAGENET_CLASSNAMES), templates, BUNDLED_SET, allow_repeats=True)
     require(storage.exists(source), f"--classes {source}: no such file; a set that ships: {BUNDLED_SET}")
-    content = parse_yaml(storage.read_bytes(source), f"--classes {source}")
+    if source.lower().endswith(".txt"):
+        content: Any = names_in(storage.read_bytes(source), f"--classes {source}")
+    else:
+        content = parse_yaml(storage.read_bytes(source), f"--classes {source}")
+    if isinstance(content, list):
+        content = {"classes": content}
     require(
-        isinstance(content, dict) and "classes" in content, f"--classes {source}: expected 'classes:' and 'templates:'"
+        isinstance(content, dict) and "classes" in content,
+        f"--classes {source}: expected 'classes:' and 'templates:', or a list of names",
     )
     unknown = content.keys() - {"classes", "templates"}
     require(not unknown, f"--classes {source}: unknown key {', '.join(map(brief, unknown))}; known: classes, templates")
     return make_class_set(content["classes"], content.get("templates") or ["a photo of a {}."], f"--classes {source}")
+
+
+def names_in(data: bytes, where: str) -> list[str]:
+    """The names in a text file, one a line. Raises ValueError: it is no UTF-8."""
+    try:
+        return [line.strip() for line in data.decode("utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise ValueError(f"{where}: is no text in UTF-8") from None
 
 
 def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool = False) -> ClassSet:
@@ -164,7 +188,7 @@ def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool
         names.append(name)
         prompts.append(tuple(own or (template.replace("{}", name) for template in templates)))
     repeated = sorted(name for name, count in Counter(names).items() if count > 1) if not allow_repeats else []
-    require(not repeated, f"{where}: class {', '.join(map(brief, repeated[:5]))} stands more than once")
+    require(not repeated, f"{where}: class {', '.join(map(brief, repeated[:5]))} appears more than once")
     without = next((name for name in names if name not in shares), "")
     require(
         not (shares and without), f"{where}: class {brief(without)} has no share; give one to every class or to none"
@@ -199,12 +223,13 @@ def save_classifier(result: TextClassifier, uri: str) -> None:
 
     description = asdict(result)
     del description["weights"]
-    if not result.shares:
-        del description["shares"]  # the file of a class file without shares is what it was before there were any
+    for name in ("shares", "model_folder", "model_sha256", "refined"):
+        if not description[name]:
+            del description[name]  # a file without them is what it was before there were any
     storage.write_bytes(uri, save({"classifier": result.weights.contiguous()}, {METADATA_KEY: json.dumps(description)}))
 
 
-def load_classifier(uri: str, flag: str = "--classifier") -> TextClassifier:
+def load_text_classifier(uri: str, flag: str = "--classifier") -> TextClassifier:
     """Reads a classifier file, local or gs://; `flag` is what the user named it with.
 
     Raises:
@@ -214,7 +239,7 @@ def load_classifier(uri: str, flag: str = "--classifier") -> TextClassifier:
 
     check_is_there(uri, flag)
     data = storage.read_bytes(uri)
-    header = parse_header(data[8 : 8 + header_size(data)], uri, flag)
+    header = found(parse_header(data[8 : 8 + header_size(data)], uri, flag), uri)
     try:
         weights = load(data)["classifier"]
         whole = weights.ndim == 2 and weights.shape[1] == len(header["classes"]) and weights.is_floating_point()
@@ -230,17 +255,29 @@ def load_classifier(uri: str, flag: str = "--classifier") -> TextClassifier:
         pretrained=header["pretrained"],
         logit_scale=header["logit_scale"],
         shares=tuple(header.get("shares") or ()),
+        model_folder=header["model_folder"],
+        model_sha256=header["model_sha256"],
+        refined=bool(header.get("refined")),
     )
 
 
 def read_header(uri: str, flag: str = "--classifier") -> dict[str, Any]:
-    """What a classifier file says of itself, all but the weights; needs no torch. Raises as `load_classifier` does."""
+    """What a classifier file says of itself, all but the weights; no torch. Raises as `load_text_classifier` does."""
     check_is_there(uri, flag)
-    return parse_header(storage.read_bytes(uri, 8, header_size(storage.read_bytes(uri, 0, 8))), uri, flag)
+    header = parse_header(storage.read_bytes(uri, 8, header_size(storage.read_bytes(uri, 0, 8))), uri, flag)
+    return found(header, uri)
+
+
+def found(header: dict[str, Any], uri: str) -> dict[str, Any]:
+    """The header with the place where its model folder is now."""
+    from must.model.folder import whereabouts
+
+    folder = whereabouts(header.get("model_folder", ""), uri)
+    return header | {"model_folder": folder, "model_sha256": header.get("model_sha256", "")}
 
 
 def header_size(data: bytes) -> int:
-    """Bytes of a safetensors file's header, which stands behind the first 8 bytes."""
+    """Bytes of a safetensors file's header, which follows the first 8 bytes."""
     return min(int.from_bytes(data[:8], "little"), LARGEST_HEADER)
 
 
@@ -248,9 +285,11 @@ def parse_header(data: bytes, uri: str, flag: str) -> dict[str, Any]:
     try:
         header = json.loads(json.loads(data)["__metadata__"][METADATA_KEY])
         texts = [*header["classes"], *header["templates"], header["model"], header["pretrained"]]
-        whole = all(isinstance(text, str) for text in texts) and isinstance(header["logit_scale"], int | float)
+        texts += [header.get(name, "") for name in ("model_folder", "model_sha256")]
+        scale = header["logit_scale"]
+        whole = all(isinstance(text, str) for text in texts) and isinstance(scale, int | float) and math.isfinite(scale)
         whole &= header.get("shares") is None or are_shares(header["shares"], len(header["classes"]))
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
         whole = False
     if not whole:
         raise damaged(uri, flag)
@@ -264,7 +303,7 @@ def are_shares(value: Any, classes: int) -> bool:
 
 
 def require_shares(shares: Sequence[float] | None, uri: str) -> None:
-    """Raises ValueError: nobody told a classifier file how frequent its classes are."""
+    """Raises ValueError: a classifier file does not say how frequent its classes are."""
     require(
         bool(shares),
         f"--class-prior given: {uri} holds no class shares; give every class a share: in the class file and make it "

@@ -57,13 +57,13 @@ class MaskedViT(nn.Module):
 
     def forward(self, images: Tensor, masked: Tensor | None = None) -> Tensor | StudentOutput:
         """Images [B, 3, H, W], normalised -> logits [B, K]; with masked patch numbers [B, M] -> StudentOutput."""
-        tokens, chosen = self.tower.look(images, lambda patches: self.mask(patches, masked), masked)
+        tokens, chosen = self.tower.forward_features(images, lambda patches: self.mask(patches, masked), masked)
         feature = F.normalize(self.tower.feature(tokens), dim=-1)
         logits = self.logit_factor * feature @ self.classifier
         if chosen is None:
             return logits
         patches = self.ln_patch(chosen)
-        local = F.normalize(self.tower.local(patches), dim=-1)
+        local = F.normalize(self.tower.project_patches(patches), dim=-1)
         alignment = (local - feature[:, None]).square().sum(-1)
         return StudentOutput(logits, self.decoder(patches), alignment)
 
@@ -81,7 +81,7 @@ class MaskedViT(nn.Module):
         return len(self.tower.blocks)
 
     def layer_of(self, name: str) -> int:
-        """Of a parameter: 0 for embeddings and the mask token, N + 1 for block N, layers + 1 for what comes after."""
+        """The layer of a parameter: 0 for embeddings and mask token, N + 1 for block N, layers + 1 for the rest."""
         if name == "mask_token":
             return 0
         inside = name.removeprefix("visual.")

@@ -1,4 +1,4 @@
-"""Classifying images with the exported ONNX file alone, here or through a server.
+"""Classifying images with the exported ONNX file alone: single ones, all of a bucket, or through a server.
 
-Imports image, sources and storage: numpy, Pillow and onnxruntime, no torch.
+Imports format, image, sources and storage: numpy, Pillow and onnxruntime, no torch.
 """

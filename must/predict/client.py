@@ -29,7 +29,7 @@ class Client:
         self.takes_pixels = config["input"][0]["data_type"] == "TYPE_UINT8"
 
     def __call__(self, files: list[Path], top: int = 1) -> list[list[tuple[str, float]]]:
-        """For each image file, its `top` classes with their probabilities, best first."""
+        """The `top` classes of each image file with their probabilities, best first."""
         view = EvalView(self.preprocess)
         pixels = np.stack([view(decode(path.read_bytes())) for path in files])
         inputs = pixels if self.takes_pixels else normalize_pixels(pixels, self.preprocess)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -16,27 +16,45 @@ from must.config import PredictConfig
 from must.image.decode import seen
 from must.image.preprocess import EvalView
 from must.parameters import require
-from must.predict.session import load_classifier
+from must.predict.abstention import threshold
+from must.predict.engine import Opener, onnx_model
+from must.predict.shards import predict_shards
 from must.predict.writer import Prediction, open_writer
+from must.progress import bar
 from must.sources.base import EXTENSIONS
 from must.text import printable
 
 
-def predict(config: PredictConfig) -> dict[str, int]:
+def predict(
+    config: PredictConfig, take: Callable[[Prediction], None] | None = None, open_model: Opener = onnx_model
+) -> dict[str, int]:
     """Classifies images, prints a table or writes a file; returns how many images were read and how many were not.
 
-    An image that cannot be read is one line on stderr and does not stop the others.
+    An image that cannot be read is one line on stderr and does not stop the others. `--shards`: see predict_shards.
+
+    Args:
+        take: gets each prediction, in place of the table on the terminal.
+        open_model: finds the model; else it is an ONNX file.
 
     Raises:
         ValueError: no model, or none of the images could be read.
     """
-    classifier = load_classifier(config.model, config.threads)
+    if config.shards:
+        return predict_shards(config, open_model)
+    require(
+        not config.embeddings or bool(config.output) or take is not None,
+        "--embeddings: a table on the terminal holds none; give --output FILE.jsonl",
+    )
+    with open_model(config) as model:
+        classifier = model.open(False)
+    if config.embeddings:
+        classifier.require_embeddings()
+    unsure = threshold(config.abstain, classifier.metadata, config.model)
     view, top = EvalView(classifier.preprocess), min(config.top_k, len(classifier.classes))
     counts = {"images": 0, "unreadable": 0}
     names = find_images(config.images, counts)
-    # None: no bar where there is no terminal; and none between the rows of a table
-    bar = tqdm(unit="img", desc="predict", leave=False, disable=None if config.output else True)
-    with open_writer(config.output, top) as writer, ThreadPoolExecutor() as pool, bar:
+    shown = bar(unit="img", desc="predict", leave=False, quiet=not config.output)  # none between the rows of a table
+    with open_writer(config.output, top, unsure > 0) as writer, ThreadPoolExecutor() as pool, shown:
         while batch := list(islice(names, config.batch_size)):
             read = [(name, *item) for name, item in zip(batch, pool.map(lambda n: load(n, view), batch), strict=True)]
             for name, pixels, problem in read:
@@ -45,12 +63,14 @@ def predict(config: PredictConfig) -> dict[str, int]:
             whole = [(name, pixels) for name, pixels, _ in read if pixels is not None]
             if not whole:
                 continue
-            probability = classifier(np.stack([pixels for _, pixels in whole]))
-            for (name, _), row in zip(whole, probability, strict=True):
+            probability, embedding = classifier.answer(np.stack([pixels for _, pixels in whole]), config.embeddings)
+            for number, ((name, _), row) in enumerate(zip(whole, probability, strict=True)):
                 best = np.argsort(-row, kind="stable")[:top]
-                writer(Prediction(name, [classifier.classes[i] for i in best], [float(row[i]) for i in best]))
+                classes, values = [classifier.classes[i] for i in best], [float(row[i]) for i in best]
+                feature = None if embedding is None else embedding[number]
+                (take or writer)(Prediction(name, classes, values, bool(row[best[0]] < unsure), feature))
             counts["images"] += len(whole)
-            bar.update(len(batch))
+            shown.update(len(batch))
         require(counts["images"] > 0, "none of the images could be read")
     if config.output:
         missing = f", {counts['unreadable']} could not be read" if counts["unreadable"] else ""

@@ -1,4 +1,4 @@
-"""Before training: who is to be beaten, what training may start from, and whether there is anything new to train on."""
+"""The champion before training: what is to be beaten, what training may start from, whether the data is new."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from must.model.bundle import load_description
-from must.model.classifier import load_classifier
+from must.model.classifier import load_text_classifier
 from must.promote.registry import Registry
 from must.train.provenance import run_key
 
@@ -46,7 +46,7 @@ def champion(
     reasons = [f"champion: {latest or 'none yet'}"]
     init = ""
     if warm_start and latest:
-        difference = unlike(bundle, classifier)
+        difference = incompatibility(bundle, classifier)
         init = "" if difference else bundle
         reasons.append(f"starts from {latest}" if init else f"starts from zero-shot: the champion has {difference}")
     decided = place.decision(key) if only_new else None
@@ -55,9 +55,9 @@ def champion(
     return Champion(latest or "none", bundle, init, key, NOTHING_NEW if decided else TRAIN, reasons)
 
 
-def unlike(bundle: str, classifier: str) -> str:
+def incompatibility(bundle: str, classifier: str) -> str:
     """What keeps training from starting at this bundle, in words; '' if nothing does."""
-    old, new = load_description(bundle), load_classifier(classifier)
+    old, new = load_description(bundle), load_text_classifier(classifier)
     if tuple(old.classes) != tuple(new.classes):
         return "other classes"
     return "" if old.backbone == new.model else f"another backbone ({old.backbone})"

@@ -1,15 +1,11 @@
-"""A small file that several programs may move at once: read it, decide, write it if nobody else did meanwhile."""
+"""A small file that several programs may move at once: read it, decide, write it if no other did meanwhile."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 from must import storage
+from must.lock import in_turn
 from must.storage import ConflictError
 
 Token = int | str
@@ -27,26 +23,23 @@ def read(uri: str) -> tuple[bytes | None, Token]:
     return storage.read_bytes(uri), generation
 
 
-def move(uri: str, data: bytes, token: Token) -> None:
+def compare_and_swap(uri: str, data: bytes, token: Token) -> None:
     """Writes `data` if the file is still the one that `token` stands for.
 
     In a bucket the server compares generations. Locally the comparison and the writing happen under a lock of the
     operating system, which a process that dies lets go.
 
     Raises:
-        ConflictError: somebody else wrote the file meanwhile.
+        ConflictError: another program wrote the file meanwhile.
     """
     if not storage.is_remote(uri):
-        with locked(uri):
+        path = storage.local(uri)
+        with in_turn(path.with_name(f".{path.name}.lock")):
             if token_of(read_local(uri)) != token:
-                raise ConflictError(f"{uri} was written by somebody else")
+                raise ConflictError(f"{uri} was written by another program")
             storage.write_bytes(uri, data)
         return
-    assert isinstance(token, int), token
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(data)
-        file.flush()
-        storage.upload(file.name, uri, if_generation_match=token)
+    storage.write_bytes(uri, data, if_generation_match=token)
 
 
 def read_local(uri: str) -> bytes | None:
@@ -58,14 +51,3 @@ def read_local(uri: str) -> bytes | None:
 
 def token_of(data: bytes | None) -> Token:
     return 0 if data is None else hashlib.sha256(data).hexdigest()
-
-
-@contextmanager
-def locked(uri: str) -> Iterator[None]:
-    """Waits for its turn; the lock file stays, for removing it would let two processes lock two files."""
-    path = Path(storage.local(uri))
-    with storage.disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_name(f".{path.name}.lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield

@@ -10,7 +10,8 @@ from must.config import PromoteConfig
 from must.model.bundle import DESCRIPTION_FILE, WEIGHTS_FILE, load_description
 from must.names import listed
 from must.parameters import require
-from must.promote.registry import Latest, Registry
+from must.promote.followers import Follower, follower_of
+from must.promote.registry import DamagedError, Latest, Registry
 from must.storage import read_json
 from must.text import printable
 
@@ -24,34 +25,44 @@ def promote(config: PromoteConfig) -> Latest:
     """
     registry = Registry(config.registry, config.name)
     if config.list:
-        return show(registry)
+        return print_champion(registry)
+    follower = follower_of(config)
     if config.rollback:
-        return roll_back(registry, config.to)
-    return put(registry, config)
+        latest = roll_back(registry, config.to)
+        if follower:
+            number = follower.move(latest.version)
+            there = f"champion is version {number}" if number else "has no such version"
+            print(f"{follower.title}: {follower.name}: {there}")
+        return latest
+    return add_version(registry, config, follower)
 
 
-def put(registry: Registry, config: PromoteConfig) -> Latest:
+def add_version(registry: Registry, config: PromoteConfig, follower: Follower | None = None) -> Latest:
     description = load_description(config.model)
     decision = read_json(config.decision, "--decision") if config.decision else None
+    require(
+        decision is None or isinstance(decision.get("passed"), bool),
+        f"--decision {config.decision}: is damaged or of another kind",
+    )
     require(
         decision is None or decision["passed"],
         f"--decision {config.decision}: the gate stopped this model; promote without --decision to overrule it",
     )
+    provenance = description.provenance
+    version = config.version or version_of(config.model, provenance)
     require(
-        not decision or decision.get("outcome") != "zero-shot" or not registry.latest().version,
+        not decision or decision.get("outcome") != "zero-shot" or registry.latest().version in ("", version),
         f"--decision {config.decision}: nothing was kept of the adaptation, the model is zero-shot's; "
         f"{registry.uri} has a champion, which stays",
     )
-    provenance = description.provenance
-    version = config.version or version_of(config.model, provenance)
-    facts = {
+    facts: dict[str, Any] = {
         "backbone": description.backbone,
         "pretrained": description.pretrained,
         "classes": len(description.classes),
         "must_version": description.must_version,
         "champion_before": config.champion,
         "decision": decision,
-        "metrics": headline(read_json(config.metrics, "--metrics")) if config.metrics else None,
+        "metrics": metrics_of(config.metrics) if config.metrics else None,
         **{name: provenance.get(name) for name in ("index_sha256", "index_revision", "git_revision")},
     }
     if not registry.has(version):
@@ -60,29 +71,56 @@ def put(registry: Registry, config: PromoteConfig) -> Latest:
             files["onnx"] = [(storage.join(config.onnx, name), name) for name in listed(config.onnx)]
         registry.add(version, files, facts)
     expected = {"": None, "none": ""}.get(config.champion, config.champion)
-    latest = registry.move(version, "promoted", expected)
+    latest = registry.set_champion(version, "promoted", expected)
     before = latest.previous[-1] if latest.previous else "nothing"
-    print(f"{registry.uri}: LATEST is {version} now (before: {before}) -> {registry.place(version)}")
+    print(f"{registry.uri}: LATEST is {version} now (before: {before}) -> {registry.uri_of(version)}")
+    if follower:
+        number = follower.put(version, config.onnx, figures(facts["metrics"]), tags_of(facts, registry, version))
+        print(f"{follower.title}: {follower.name}: version {number} is {version} and the champion")
     return latest
 
 
+def figures(metrics: dict[str, dict[str, float]] | None) -> dict[str, float]:
+    return {f"{model}/{name}": value for model, found in (metrics or {}).items() for name, value in found.items()}
+
+
+def tags_of(facts: dict[str, Any], registry: Registry, version: str) -> dict[str, str]:
+    """What a follower's version tells of where it comes from."""
+    names = ("backbone", "index_sha256", "index_revision", "git_revision", "must_version")
+    known = {f"must.{name}": str(facts[name]) for name in names if facts[name] is not None}
+    return {**known, "must.uri": registry.uri_of(version)}
+
+
 def roll_back(registry: Registry, to: str) -> Latest:
-    latest = registry.latest()
+    try:
+        latest = registry.latest()
+    except DamagedError:
+        if not to:
+            raise
+        return mend(registry, to)
     require(bool(latest.previous), f"{registry.uri}: no earlier champion to go back to")
     target = to or latest.previous[-1]
     require(
         target in latest.previous,
         f"--to {target}: was no champion before {latest.version}; earlier ones: {', '.join(latest.previous)}",
     )
-    require(registry.has(target), f"{registry.place(target)}: the version was deleted; choose another with --to")
-    moved = registry.move(target, f"rolled back from {latest.version}", latest.version, back=True)
+    require(registry.has(target), f"{registry.uri_of(target)}: the version was deleted; choose another with --to")
+    moved = registry.set_champion(target, f"rolled back from {latest.version}", latest.version, back=True)
     print(f"{registry.uri}: LATEST is {target} again (before: {latest.version})")
     return moved
 
 
-def show(registry: Registry) -> Latest:
-    latest = registry.latest()
-    for version in registry.versions():
+def mend(registry: Registry, to: str) -> Latest:
+    """Writes a LATEST that is damaged anew."""
+    there = [version["version"] for version in registry.versions()]
+    require(to in there, f"--to {to}: is no version of {registry.uri}; there are: {', '.join(there) or 'none'}")
+    print(f"{registry.uri}: LATEST was damaged and is {to} now; champions before it are forgotten")
+    return registry.mend(to)
+
+
+def print_champion(registry: Registry) -> Latest:
+    versions, latest = registry.versions(), registry.latest()
+    for version in versions:
         top1 = ((version["metrics"] or {}).get("adapted") or {}).get("top1")
         score = "      " if top1 is None else f"{top1:6.1%}"
         mark = "LATEST" if version["version"] == latest.version else ""
@@ -98,9 +136,15 @@ def version_of(model: str, provenance: dict[str, Any]) -> str:
     return f"r{provenance.get('index_revision', 0):04d}-{hashlib.sha256(weights).hexdigest()[:12]}"
 
 
-def headline(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The figures of metrics.json that are single numbers."""
+def metrics_of(path: str) -> dict[str, Any]:
+    return headline(read_json(path, "--metrics"), f"--metrics {path}")
+
+
+def headline(metrics: dict[str, Any], where: str) -> dict[str, Any]:
+    """The figures of metrics.json that are single numbers. Raises ValueError: it is of another kind."""
+    found = {model: metrics.get(model) or {} for model in ("baseline", "adapted")}
+    require(all(isinstance(figures, dict) for figures in found.values()), f"{where}: is damaged or of another kind")
     return {
-        model: {name: value for name, value in (metrics.get(model) or {}).items() if isinstance(value, float)}
-        for model in ("baseline", "adapted")
+        model: {name: value for name, value in figures.items() if isinstance(value, float)}
+        for model, figures in found.items()
     }

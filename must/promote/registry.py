@@ -11,10 +11,10 @@ A version's name is its index's revision and its weights' checksum, so that a re
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -27,7 +27,6 @@ from must.storage import ConflictError
 
 LATEST, VERSION_FILE = "LATEST", "version.json"
 NAME = re.compile(r"[a-z0-9][-a-z0-9._]{0,62}")
-CHUNK = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,10 @@ class Latest:
     previous: tuple[str, ...] = ()
     moved: str = ""
     reason: str = ""
+
+
+class DamagedError(ValueError):
+    """LATEST holds no champion."""
 
 
 class Registry:
@@ -53,22 +56,22 @@ class Registry:
 
     def latest(self) -> Latest:
         """Raises ValueError: LATEST is damaged."""
-        return parse(pointer.read(self.place(LATEST))[0], self.place(LATEST))
+        return parse(pointer.read(self.uri_of(LATEST))[0], self.uri_of(LATEST))
 
     def versions(self) -> list[dict[str, Any]]:
-        """Every whole version's description, the oldest first."""
+        """Every whole version's description, the oldest first. Raises ValueError: one is damaged."""
         try:
             names = [entry.name for entry in storage.list_files(self.uri)]
         except (FileNotFoundError, NotADirectoryError):
             return []
         files = [name for name in names if name.count("/") == 1 and name.endswith(f"/{VERSION_FILE}")]
-        return sorted((json.loads(storage.read_bytes(self.place(file))) for file in files), key=lambda v: v["created"])
+        return sorted((described(self.uri_of(file)) for file in files), key=lambda version: version["created"])
 
     def has(self, version: str) -> bool:
-        return storage.exists(self.place(version, VERSION_FILE))
+        return storage.exists(self.uri_of(version, VERSION_FILE))
 
     def bundle(self, version: str) -> str:
-        return self.place(version, "bundle")
+        return self.uri_of(version, "bundle")
 
     def add(self, version: str, folders: dict[str, list[tuple[str, str]]], facts: dict[str, Any]) -> None:
         """Copies files, {"bundle": [(source, name)]}, to the version's place; its description last.
@@ -79,11 +82,11 @@ class Registry:
         files = {}
         for folder, members in folders.items():
             for source, name in members:
-                files[f"{folder}/{name}"] = copy(source, self.place(version, folder, name))
+                files[f"{folder}/{name}"] = copy(source, self.uri_of(version, folder, name))
         description = {"version": version, "created": now(), **facts, "files": files}
-        storage.write_bytes(self.place(version, VERSION_FILE), json.dumps(description, indent=1).encode())
+        storage.write_bytes(self.uri_of(version, VERSION_FILE), json.dumps(description, indent=1).encode())
 
-    def move(self, version: str, reason: str, expected: str | None = None, back: bool = False) -> Latest:
+    def set_champion(self, version: str, reason: str, expected: str | None = None, back: bool = False) -> Latest:
         """Makes `version` the champion, unless another program moved LATEST meanwhile.
 
         Args:
@@ -93,8 +96,8 @@ class Registry:
         Raises:
             ValueError: LATEST is not what it was expected to be, or was moved at the same time.
         """
-        data, token = pointer.read(self.place(LATEST))
-        old = parse(data, self.place(LATEST))
+        data, token = pointer.read(self.uri_of(LATEST))
+        old = parse(data, self.uri_of(LATEST))
         if old.version == version:  # a retry, or the same model again
             return old
         require(
@@ -103,31 +106,42 @@ class Registry:
             "with; another run promoted meanwhile. Run again: it will be compared with the new champion",
         )
         kept = old.previous[: old.previous.index(version)] if back else (*old.previous, old.version)
-        new = Latest(version, tuple(v for v in kept if v)[-50:], now(), reason)
+        return self._move(Latest(version, tuple(v for v in kept if v)[-50:], now(), reason), token)
+
+    def mend(self, version: str) -> Latest:
+        """Makes `version` the champion where LATEST is damaged; who was it before is not known any more."""
+        _, token = pointer.read(self.uri_of(LATEST))
+        return self._move(Latest(version, (), now(), "LATEST was damaged"), token)
+
+    def _move(self, new: Latest, token: pointer.Token) -> Latest:
         try:
             # The number makes each writing unlike any other: an answer that got lost is told from a rival's writing.
-            pointer.move(
-                self.place(LATEST), json.dumps({**vars(new), "id": uuid.uuid4().hex}, indent=1).encode(), token
+            pointer.compare_and_swap(
+                self.uri_of(LATEST), json.dumps({**vars(new), "id": uuid.uuid4().hex}, indent=1).encode(), token
             )
         except ConflictError:
             raise ValueError(
-                f"{self.uri}: another run moved LATEST at the same moment; {version} is stored but is not "
+                f"{self.uri}: another run moved LATEST at the same moment; {new.version} is stored but is not "
                 "the champion. Run again: it will be compared with the new champion"
             ) from None
         return new
 
     def decision(self, key: str) -> dict[str, Any] | None:
-        """What became of a run of this key, or None."""
-        try:
-            return json.loads(storage.read_bytes(self.place("decisions", f"{key}.json")))
-        except FileNotFoundError:
+        """What became of a run of this key: texts, `outcome` and `at`. None: nothing, or what is there is damaged."""
+        uri = self.uri_of("decisions", f"{key}.json")
+        if not storage.exists(uri):
             return None
+        with suppress(ValueError):
+            found = storage.read_json(uri, "decisions")
+            if all(isinstance(found.get(name), str) for name in ("outcome", "at")):
+                return found
+        return None
 
     def decide(self, key: str, outcome: str, reasons: list[str]) -> None:
         content = {"outcome": outcome, "at": now(), "reasons": reasons}
-        storage.write_bytes(self.place("decisions", f"{key}.json"), json.dumps(content, indent=1).encode())
+        storage.write_bytes(self.uri_of("decisions", f"{key}.json"), json.dumps(content, indent=1).encode())
 
-    def place(self, *parts: str) -> str:
+    def uri_of(self, *parts: str) -> str:
         return storage.join(self.uri, *parts)
 
 
@@ -138,21 +152,30 @@ def parse(data: bytes | None, uri: str) -> Latest:
         content = json.loads(data)
         previous = tuple(below(version, uri) for version in content["previous"])
         return Latest(below(content["version"], uri), previous, content["moved"], content["reason"])
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{uri} is damaged; write the champion's version with: must promote --rollback --to") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise DamagedError(
+            f"{uri} is damaged; write the champion's version anew with: must promote --rollback --to VERSION"
+        ) from None
+
+
+def described(uri: str) -> dict[str, Any]:
+    """A version's description. Raises ValueError: without what a list of versions tells."""
+    found = storage.read_json(uri, "--registry")
+    try:
+        top1 = ((found["metrics"] or {}).get("adapted") or {}).get("top1")
+        sound = all(isinstance(found[name], str) for name in ("version", "created", "backbone"))
+    except (KeyError, AttributeError):
+        top1, sound = None, False
+    require(sound and isinstance(top1, float | None), f"--registry {uri}: is damaged or of another kind")
+    return found
 
 
 def copy(source: str, target: str) -> dict[str, Any]:
     """Copies in pieces, for weights may be larger than the memory; returns size and sha256."""
-    digest, start, total = hashlib.sha256(), 0, storage.size(source)
     with storage.open_write(target) as file:
-        while start < total:
-            piece = storage.read_bytes(source, start, min(CHUNK, total - start))
-            require(bool(piece), f"{source}: ends after {start} of {total} bytes; was it overwritten?")
-            file.write(piece)
-            digest.update(piece)
-            start += len(piece)
-    return {"bytes": total, "sha256": digest.hexdigest()}
+        written = storage.HashingFile(file)
+        storage.copy(source, written)
+    return {"bytes": written.size, "sha256": written.sha256}
 
 
 def now() -> str:

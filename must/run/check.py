@@ -5,20 +5,24 @@ Used where a run is started and again by the run's first stage. It reads nothing
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from must.config import ExportConfig, GateConfig, ShardConfig, TrainConfig
-from must.gate import LabelFreeLimits
+from must.config import ExportConfig, GateConfig, PromoteConfig, ShardConfig, TrainConfig
+from must.config.gate import LABEL_FREE
 from must.parameters import StageConfig, require
 from must.promote.registry import Registry
 from must.run.settings import sharding_settings, training_settings
-from must.text import did_you_mean
+from must.text import brief, did_you_mean
 from must.train.presets import preset
 
 LATER = "-"  # stands for a place that the pipeline gives a stage
 OF_TRAINING = ("shards", "index_sha256", "classifier", "output", "checkpoints", "init", "preset", "model", "pretrained")
+SERVED = ("none", "write", "apply")  # what becomes of a service for the champion
+# KServe's form of a name; it makes a Service of NAME-predictor, whose own name may have 63 characters.
+SERVICE_NAME = re.compile(r"[a-z]([-a-z0-9]{0,51}[a-z0-9])?")
 NO_PRESET = ("", "auto")  # settings of one's own; settings that follow from the data
 
 
@@ -28,7 +32,23 @@ def check_run(values: Mapping[str, Any]) -> None:
     check_training(values)
     check_gate(values.get("gate", "label-free"), values.get("gate_settings") or {})
     with_name("precision", ExportConfig, model=LATER, output=LATER, precision=values.get("precision", "fp32"))
+    with_name("triton", ExportConfig, model=LATER, output=LATER, triton=values.get("triton", ""))
     Registry(LATER, values.get("model_name", "model"))
+    register = values.get("register", "none")
+    with_name("register", PromoteConfig, registry=LATER, name=LATER, model=LATER, onnx=LATER, register=register)
+    serve = values.get("serve", "none")
+    require(serve in SERVED, f"serve: {brief(serve)} is none of {', '.join(SERVED)}")
+    if serve != "none":
+        check_service_name(values.get("model_name", "model"))
+
+
+def check_service_name(name: str) -> None:
+    """Raises ValueError: no name that an InferenceService may have."""
+    require(
+        SERVICE_NAME.fullmatch(name) is not None,
+        f"model_name {name}: a service needs a name that Kubernetes takes: small letters, digits, '-', a letter first, "
+        "at most 53 characters",
+    )
 
 
 def check_sharding(values: Mapping[str, Any]) -> None:
@@ -48,7 +68,8 @@ def check_training(values: Mapping[str, Any]) -> None:
     name, epochs = values.get("preset") or "", values.get("epochs") or 0
     require(epochs >= 0, f"epochs {epochs}: passes over the images; 0 leaves it to settings and preset")
     base = preset(name, values.get("model") or "") if name not in NO_PRESET else {}
-    given = {**base, **training_settings(settings, name, epochs), "preset": name}
+    given = {**base, **training_settings(settings, name, epochs)}
+    del given["preset"]  # it is resolved here: the shards and the classifier file are not there yet
     with_name("settings" if settings else "", TrainConfig, shards=LATER, classifier=LATER, output=LATER, **given)
 
 
@@ -58,10 +79,9 @@ def check_gate(gate: str, settings: Mapping[str, Any]) -> None:
     every = [name for name in names_of(GateConfig) if name not in ("metrics", "output", "gate")]
     with_name("gate", GateConfig, metrics=LATER, gate=gate)
     check_names("gate_settings", given, every)
-    label_free = {field.name for field in fields(LabelFreeLimits)}
-    own = {"label-free": label_free, "labelled": set(every) - label_free, "none": set()}[gate]
+    own = {"label-free": set(LABEL_FREE), "labelled": set(every) - set(LABEL_FREE), "none": set()}[gate]
     for name in given:
-        owner = "label-free" if name in label_free else "labelled"
+        owner = "label-free" if name in LABEL_FREE else "labelled"
         require(name in own, f"gate_settings.{name}: belongs to the gate '{owner}'; this run has gate '{gate}'")
     with_name("gate_settings", GateConfig, metrics=LATER, gate=gate, **given)
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from must import storage
 from must.gate import ZERO_SHOT, Decision, against_champion, as_markdown
+from must.model.bundle import load_description
+from must.promote.promote import version_of
 from must.promote.registry import Registry
 from must.run.evaluation import accuracy
 from must.run.places import WorkUri
@@ -34,10 +36,15 @@ def decide(
 ) -> tuple[Decision, dict[str, Any]]:
     """Asks the gate. Where there is a champion, the model must hold its own against it: that takes an evaluation.
 
+    The champion itself is compared with zero-shot alone: a run that failed after its promotion goes on.
+
     Returns:
         The decision, and what the summary says of it: outcome, reasons, and the champion's accuracy if it was measured.
     """
     facts: dict[str, Any] = {}
+    if champion_uri and version_of(bundle, load_description(bundle).provenance) == champion:
+        print(f"this model is the champion, {champion}: it is compared with zero-shot")
+        champion_uri = ""
     metrics, against = storage.join(details, "metrics.json"), "the zero-shot model"
     with tempfile.TemporaryDirectory() as folder:
         if champion_uri and gate != "none":

@@ -8,10 +8,11 @@ from typing import Any
 
 from must import __version__, storage
 from must.parameters import require
+from must.promote.followers import check_address
 
 
 def look(values: dict[str, Any]) -> str:
-    """A sha256 that changes with the class file's content and with model files behind a path.
+    """A sha256 that changes with the class file's content and with the model files at a path.
 
     Args:
         values: the run's parameters, by the pipeline's names.
@@ -23,6 +24,7 @@ def look(values: dict[str, Any]) -> str:
     from must.run.check import check_run
 
     check_run(values)
+    check_address(values.get("register", "none"))  # the last stage would ask for it, hours later
     classes, model, pretrained = (values.get(name) or "" for name in ("classes", "model", "pretrained"))
     if classes != BUNDLED_SET:
         load_class_set(classes)

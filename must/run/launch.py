@@ -1,4 +1,4 @@
-"""Several training processes on one machine, under torchrun, from a program that is none of them."""
+"""Several training processes under torchrun, from a program that is none of them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from typing import Any
 
 import yaml
 
+from must.distributed.machines import Machines
 from must.distributed.parent import ENDS_WITH_PARENT
-from must.exits import PREEMPTED
+from must.exits import BUG, PREEMPTED
 from must.model.bundle import load_description
 from must.parameters import require
+
+ALONE = Machines()
 
 
 def number_of_processes(asked: str) -> int:
@@ -31,8 +34,14 @@ def number_of_processes(asked: str) -> int:
     return int(asked)
 
 
-def launch(values: dict[str, Any], processes: int) -> dict[str, Any]:
-    """Runs `must train` in `processes` processes; returns the run's summary.
+def launch(values: dict[str, Any], processes: int, machines: Machines = ALONE) -> dict[str, Any]:
+    """As run_processes; returns the run's summary, from the model that was written on this machine."""
+    run_processes(values, processes, machines)
+    return load_description(values["output"]).provenance["summary"]
+
+
+def run_processes(values: dict[str, Any], processes: int, machines: Machines = ALONE) -> None:
+    """Runs `must train` in `processes` processes a machine; the other machines run the same.
 
     A SIGTERM is handed on, so that the processes save a checkpoint before they stop.
 
@@ -43,7 +52,8 @@ def launch(values: dict[str, Any], processes: int) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(values, file)
         file.flush()
-        command = [sys.executable, "-m", "must.distributed.torchrun", "--standalone", f"--nproc-per-node={processes}"]
+        command = [sys.executable, "-m", "must.distributed.torchrun", *machines.rendezvous]
+        command.append(f"--nproc-per-node={processes}")
         child = subprocess.Popen(
             [*command, "-m", "must", "train", "--config", file.name], env=os.environ | {ENDS_WITH_PARENT: "1"}
         )
@@ -55,5 +65,4 @@ def launch(values: dict[str, Any], processes: int) -> dict[str, Any]:
     if code == -signal.SIGTERM:  # it had not even begun
         code = PREEMPTED
     if code:
-        raise SystemExit(code if code > 0 else 1)
-    return load_description(values["output"]).provenance["summary"]
+        raise SystemExit(code if code > 0 else BUG)

@@ -3,39 +3,32 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from must import storage
+from must.background import every
 
 EVERY = 60.0  # seconds
 
 
 @contextmanager
 def mirrored(folder: str, uri: str, pattern: str = "*tfevents*") -> Iterator[None]:
-    """While the block runs, and once more at its end. Nothing happens when `uri` is ''.
+    """Copies changed files while the block runs, and once more at its end. Does nothing when `uri` is ''.
 
     A place that cannot be written to is a warning: it must not be what stops the training.
     """
     if not uri:
         yield
         return
-    over, sizes = threading.Event(), dict[str, int]()
-    thread = threading.Thread(target=keep_up, args=(Path(folder), uri, pattern, sizes, over), daemon=True)
-    thread.start()
+    copy = partial(copy_changed, Path(folder), uri, pattern, {})
     try:
-        yield
+        with every(EVERY, copy):
+            yield
     finally:
-        over.set()
-        thread.join(timeout=EVERY)
-        copy_changed(Path(folder), uri, pattern, sizes)
-
-
-def keep_up(folder: Path, uri: str, pattern: str, sizes: dict[str, int], over: threading.Event) -> None:
-    while not over.wait(EVERY):
-        copy_changed(folder, uri, pattern, sizes)
+        copy()
 
 
 def copy_changed(folder: Path, uri: str, pattern: str, sizes: dict[str, int]) -> None:

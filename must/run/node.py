@@ -17,7 +17,7 @@ from must import storage
 from must.distributed.parent import end_with_parent
 from must.exits import exiting
 from must.model.bundle import DESCRIPTION_FILE
-from must.run.lifeline import while_wanted
+from must.run.keepalive import stop_when_orphaned
 from must.run.mirror import mirrored
 from must.run.places import JobUri
 from must.stages import call
@@ -32,7 +32,7 @@ def train_job(job: str) -> None:
         return
     launcher = content["launcher"]  # one process notices that it is gone; all of them stop after the same step
     with (
-        while_wanted(launcher["sign"], launcher["silence"]),
+        stop_when_orphaned(launcher["sign"], launcher["silence"]),
         tempfile.TemporaryDirectory() as folder,
         mirrored(folder, content["tensorboard"]),
     ):

@@ -1,6 +1,6 @@
 """A note a stage: running, done or failed, with its last log lines, where the next stages and people can read it.
 
-The notes of a run lie at WORK_URI/notes/RUN_ID. A stage that is killed without a word (out of memory, a lost node)
+The notes of a run are at WORK_URI/notes/RUN_ID. A stage that is killed without a word (out of memory, a lost node)
 leaves the note that it runs, at most a minute old. Kubeflow tells a pipeline's exit handler that something failed, but
 not what, and not always truly.
 """
@@ -25,10 +25,11 @@ from must.exits import BUG, code_of, line_of
 from must.run.places import WorkUri
 from must.run.tail import Tail
 
-BEAT = 60.0  # seconds between writings of a running stage's note
-FIRST = 4.0  # seconds to the first of them, doubled until they are BEAT: a stage that has begun soon has more to tell
+HEARTBEAT_S = 60.0  # seconds between writings of a running stage's note
+FIRST = 4.0  # seconds to the first of them, doubled until they are HEARTBEAT_S
 RUN_ID = "MUST_RUN_ID"  # the environment's name for the run that a stage belongs to
 TOLD = "MUST_NOTE"  # the file by which a stage tells the process that supervises it what to put into the note
+TEXTS, FIGURES = ("report", "version", "against", "why", "action", "outcome"), ("top1", "before")  # among the facts
 NOT_WRITTEN = ("source", "changed")
 
 
@@ -63,11 +64,11 @@ class Note:
 
 
 @contextmanager
-def noted(work_uri: str, stage: str, checkpoints: str = "", run_id: str = "") -> Iterator[Note]:
+def stage_note(work_uri: str, stage: str, checkpoints: str = "", run_id: str = "") -> Iterator[Note]:
     """Keeps the note of the stage that runs inside the block. What it raises passes through.
 
     A note that cannot be written is a warning: it must not be what stops the stage. In a process that is supervised,
-    the supervisor keeps the note and is told what stands in this one.
+    the supervisor keeps the note and is told what is in this one.
     """
     note = Note(stage, checkpoints=checkpoints)
     if TOLD in os.environ:
@@ -107,7 +108,7 @@ def read_notes(work_uri: str, run_id: str = "") -> list[Note]:
 
 
 def parse(data: bytes) -> Note | None:
-    """None for any other file: whoever may write to the place may have left one there."""
+    """The note in a file; None for any other file, which may be there too."""
     known = {f.name for f in fields(Note)} - set(NOT_WRITTEN)
     try:
         note = Note(**{name: value for name, value in json.loads(data).items() if name in known})
@@ -125,15 +126,17 @@ def is_sound(note: Note) -> bool:
         note.checkpoints,
         note.host,
         *note.lines,
-        note.facts.get("report", ""),
+        *(note.facts.get("reasons") or []),
     ]
     numbers = [note.started, note.seconds, note.signalled, note.code]
+    for names, values in ((TEXTS, texts), (FIGURES, numbers)):
+        values += [note.facts[name] for name in names if note.facts.get(name) is not None]
     for one in note.tries:
         texts += [one["host"], one["line"]]
         numbers += [one["seconds"], one["code"] or 0]
     # A date of more than a hundred thousand years is none that the clock's functions take.
     moments = [not isinstance(number, bool) and abs(number) < 3e12 for number in numbers]
-    return all(moments) and all(isinstance(text, str) for text in texts)
+    return all(moments) and all(isinstance(text, str) for text in texts) and isinstance(note.lines, list)
 
 
 def earlier_tries(uri: str) -> list[dict[str, Any]]:
@@ -155,13 +158,13 @@ def tell(file: Path, note: Note) -> None:
 
 @contextmanager
 def kept_fresh(uri: str, note: Note, tail: Tail) -> Iterator[None]:
-    """Writes the running stage's note now, then ever more rarely up to every BEAT seconds, and whenever it changed."""
+    """Writes the running stage's note now, then ever more rarely up to every HEARTBEAT_S, and whenever it changed."""
 
     def keep_fresh() -> None:
         pause = FIRST
         while True:
             note.changed.wait(pause)
-            pause = min(BEAT, 2 * pause)
+            pause = min(HEARTBEAT_S, 2 * pause)
             note.changed.clear()
             if over.is_set():
                 return
@@ -176,7 +179,7 @@ def kept_fresh(uri: str, note: Note, tail: Tail) -> Iterator[None]:
     finally:
         over.set()
         note.changed.set()
-        beat.join(timeout=BEAT)
+        beat.join(timeout=HEARTBEAT_S)
 
 
 def write(uri: str, note: Note, tail: Tail) -> None:

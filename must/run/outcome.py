@@ -1,7 +1,7 @@
 """How a run ended, from its stages' notes: the backend's word for it is a hint and no more.
 
 Kubeflow Pipelines hands the exit handler a state that only some of its programs update: a run that went well may be
-RUNNING or FAILED there (and is never SUCCEEDED, which is the local runner's word).
+RUNNING or FAILED there (and is never SUCCEEDED, which is the word of the local runner and of Vertex AI Pipelines).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ WELL = ("SUCCEEDED", "COMPLETE")
 class Outcome(NamedTuple):
     name: str
     good: bool
-    headline: str  # one line for somebody who does not know the stages
+    headline: str  # one line for a reader who does not know the stages
 
 
 def outcome_of(notes: list[Note], state: str | None) -> Outcome:

@@ -1,7 +1,8 @@
-"""Where a run's things lie below its work_uri. The layout is this file's alone; security.md says who may write there.
+"""Where a run's files are below its work_uri. The layout is defined here alone; security.md says who may write there.
 
 WORK_URI/shards                       of all runs, with index.json
          classifiers/KEY              zero-shot classifiers, by what they were made of
+         models/NAME-KEY              the models they were made with: no later stage asks a hub for them
          checkpoints/KEY, jobs/KEY    of training, by data, classes, start and settings: a retry finds them
          notes/RUN_ID                 a note a stage, a copy of the report, and the run's page
          registry                     promoted models, unless the run names another place
@@ -29,11 +30,15 @@ class WorkUri:
         return storage.join(self.uri, "notes")
 
     def notes(self, run_id: str) -> str:
-        """Of one run; of all that have no id, where `run_id` is ''."""
+        """The notes of one run; of all runs without an id, where `run_id` is ''."""
         return storage.join(self.every_runs_notes, run_id or "run")
 
     def classifier(self, key: str) -> str:
         return storage.join(self.uri, "classifiers", key)
+
+    @property
+    def models(self) -> str:
+        return storage.join(self.uri, "models")
 
     def checkpoints(self, key: str) -> str:
         return storage.join(self.uri, "checkpoints", key)

@@ -25,16 +25,17 @@ def promote(
     key: str,
     champion: str,
     output: str,
+    register: str = "none",
 ) -> dict[str, Any]:
-    """Promotes, remembers that this data was decided on, and writes down where the version lies."""
+    """Promotes, remembers that this data was decided on, and writes down where the version is."""
     metrics = storage.join(details, "metrics.json")
     latest = call(
         "promote", model=bundle, onnx=onnx, metrics=metrics, decision=decision, registry=registry, name=model_name,
-        champion=champion,
+        champion=champion, register=register,
     )  # fmt: skip
     place = Registry(registry, model_name)
     place.decide(key, f"promoted as {latest.version}", read_json(decision, "--decision")["reasons"])
-    facts = {"version": latest.version, "registry": place.place(latest.version), **model_facts(bundle, details)}
+    facts = {"version": latest.version, "registry": place.uri_of(latest.version), **model_facts(bundle, details)}
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     Path(output).write_text(json.dumps(facts, indent=1))
     return facts

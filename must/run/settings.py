@@ -1,4 +1,4 @@
-"""From a run's parameters to those of its stages."""
+"""Derives the stages' parameters from a run's."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def sharding_settings(settings: dict[str, Any], own: dict[str, Any]) -> dict[str
     Raises:
         ValueError: `settings` has one that the pipeline itself gives.
     """
-    twice = ", ".join(name for name in settings if name.replace("-", "_") in own)
+    own_names = {*own, "part", "run_id"}
+    twice = ", ".join(name for name in settings if name.replace("-", "_") in own_names)
     require(not twice, f"shard_settings: {twice}: a parameter of the pipeline or set by it; take it out")
     return own | {name.replace("-", "_"): value for name, value in settings.items()}

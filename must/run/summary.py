@@ -44,11 +44,11 @@ def summarize(work_uri: str, run_id: str, state: str | None, again: str) -> str:
         page += failure(notes, again)
     elif not outcome.good:
         page += [*BROKEN_OFF, f"To start it again: `{again}`", ""]
-    return printable_page("\n".join([*page, *table(notes)]))
+    return printable_page("\n".join([*page, *stage_table(notes)]))
 
 
 def leave_page(work_uri: str, run_id: str, page: str) -> None:
-    """Beside the notes, for `submit.py --wait`; then forgets old runs' notes."""
+    """Writes the page beside the notes, for `submit.py --wait`; then deletes old runs' notes."""
     storage.write_bytes(storage.join(WorkUri(work_uri).notes(run_id), PAGE), page.encode())
     forget_old(work_uri, time.time() - KEPT, run_id)
 
@@ -89,12 +89,24 @@ def failure(notes: list[Note], again: str) -> list[str]:
     goes_on = GOES_ON.get(kind, "yes{kept}").format(kept=kept, kept_or=kept or ": nothing is lost")
     return [
         f"- **Why**: {WHY[kind].format(code=note.code)}",
+        *after_promotion(notes, note),
         f"- **Tried**: {tried(note)}",
         f"- **Resumable**: {goes_on}",
         f"- **Command to go on**: `{again}`",
         f"- **Ran** {clock(note.seconds)} on `{note.host}`, from {stamp(note.started)}",
         "",
         *(["Last lines of its log:", "", "```", *(shown(line) for line in note.lines[-20:]), "```", ""]),
+    ]
+
+
+def after_promotion(notes: list[Note], failed: Note) -> list[str]:
+    """A run that goes on finds its own model as the champion: `only_new` would call that nothing new."""
+    versions = [one.facts.get("version") for one in notes if one.stage == "promote" and one.state == "done"]
+    if not versions:
+        return []
+    return [
+        f"- **Promoted all the same** as {versions[0]}, before {failed.stage} failed: LATEST names it. Go on with "
+        "`only_new` and `warm_start` false, which else end the run early or train from the new champion"
     ]
 
 
@@ -118,7 +130,7 @@ def progress(note: Note) -> str:
     return f"; training goes on from {last} in {note.checkpoints}"
 
 
-def table(notes: list[Note]) -> list[str]:
+def stage_table(notes: list[Note]) -> list[str]:
     if not notes:
         return []
     rows = [

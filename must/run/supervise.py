@@ -25,7 +25,7 @@ from typing import Any
 from must.distributed.parent import end_with_parent
 from must.exits import INTERRUPTED, PREEMPTED, WRONG_INPUT, exiting
 from must.parameters import convert, require
-from must.run.notes import RUN_ID, TOLD, Note, noted
+from must.run.notes import RUN_ID, TOLD, Note, stage_note
 
 RETRIES = "MUST_RETRIES"  # COUNT,SECONDS,FACTOR in the environment, from cluster.yaml; none without it
 NEVER = (0, WRONG_INPUT, INTERRUPTED)  # done; what stays wrong; the keyboard
@@ -62,7 +62,7 @@ def supervised(stage: str, function: str, run_id: str, work_uri: str, **values: 
     job = {"stage": stage, "function": function, "values": {"work_uri": work_uri, **values}}
     with exiting(stage):
         allowed = policy()
-    with noted(work_uri, stage, run_id=run_id) as note, tempfile.TemporaryDirectory(prefix="must-") as folder:
+    with stage_note(work_uri, stage, run_id=run_id) as note, tempfile.TemporaryDirectory(prefix="must-") as folder:
         note.source = Path(folder) / "told.json"
         (Path(folder) / "job.json").write_text(json.dumps(job))
         try:

@@ -10,11 +10,13 @@ from collections import deque
 from contextlib import suppress
 
 KEPT = 40  # lines
-PATIENCE = 5.0  # seconds for the last lines; a child that outlives the stage holds its pipe open for longer than that
+DRAIN_TIMEOUT = (
+    5.0  # seconds to wait for the last lines: a child that outlives the stage holds its pipe open for longer
+)
 
 
 class Tail:
-    """While it is open, file descriptors 1 and 2 lead through pipes to where they led before.
+    """A context in which file descriptors 1 and 2 lead through pipes to where they led before.
 
     A Python-level stand-in for stdout would miss what torchrun's processes and C libraries print. All lines are there
     once it is closed; before that, some may still be on their way through a pipe.
@@ -42,7 +44,7 @@ class Tail:
         flush()
         for descriptor, before in self.before.items():
             os.dup2(before, descriptor)  # closes the write end: what is in the pipe, and then its end, reach the reader
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + DRAIN_TIMEOUT
         for reader in self.readers:
             reader.join(timeout=max(0.0, deadline - time.monotonic()))
         for reader, before in zip(self.readers, self.before.values(), strict=True):

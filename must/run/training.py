@@ -6,9 +6,10 @@ import hashlib
 from typing import Any
 
 from must import storage
+from must.distributed.machines import machines
 from must.model.bundle import WEIGHTS_FILE, load_description
 from must.run.mirror import mirrored
-from must.run.notes import noted
+from must.run.notes import stage_note
 from must.run.places import WorkUri
 from must.run.settings import training_settings
 from must.stages import call
@@ -38,12 +39,19 @@ def train_here(
         epochs=epochs,
     )  # fmt: skip
     curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
-    count = number_of_processes(processes)
-    with noted(work_uri, "train", values["checkpoints"]) as note, mirrored(f"{output}/tensorboard", curves):
+    count, together = number_of_processes(processes), machines()
+    with stage_note(work_uri, "train", values["checkpoints"]) as note, mirrored(f"{output}/tensorboard", curves):
         values |= {"classifier": classifier, "output": output}
-        summary = call("train", **values) if count == 1 else launch(values, count)
-        note.result = f"{summary['steps']:,} steps, {summary['images_per_s']} images/s"
+        summary = call("train", **values) if count == together.count == 1 else launch(values, count, together)
+        note.result = trained(summary, f" on {together.count} machines" if together.count > 1 else "")
     return summary, origin(output)
+
+
+def trained(summary: dict[str, Any], where: str = "") -> str:
+    """A few words for the note."""
+    if not summary["steps"]:
+        return "nothing to train: the ladder could keep none of it"
+    return f"{summary['steps']:,} steps{where}, {summary['images_per_s']} images/s"
 
 
 def job_values(
@@ -51,7 +59,7 @@ def job_values(
 ) -> tuple[str, dict[str, Any]]:
     """A key, and parameters of `must train` but for the classifier's and the output's place.
 
-    The key is another one for each combination of data, classes, start and settings. Checkpoints lie under it: a retry
+    The key is another one for each combination of data, classes, start and settings. Checkpoints are under it: a retry
     finds them, another run does not.
     """
     values = training_settings(settings, preset, epochs) | ({"init": init} if init else {})

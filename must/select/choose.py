@@ -1,4 +1,4 @@
-"""From what was seen to a decision: how much of an adaptation is kept, and what to tell about it."""
+"""The decision from what was measured: how much of an adaptation is kept, and what to tell about it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import numpy as np
 
 from must.model.bundle import Description
 from must.model.classifier import are_shares
+from must.select.abstain import by_look_alikes
 from must.select.ladder import RUNGS, Climb, climb
-from must.select.looking import Looks
 from must.select.neighbours import look_alikes
+from must.select.rung_predictions import RungPredictions
 from must.select.signal import neighbour_information, renamed
 
 RENAMED = 0.02  # share of images that only changed the name of their class, above which much evidence is asked for
@@ -21,16 +22,17 @@ RENAMED = 0.02  # share of images that only changed the name of their class, abo
 @dataclass(frozen=True)
 class Choice:
     """`signal`: what the look-alikes say of the full adaptation; `copies`: images left out; `same`: no image changes
-    its class on any rung."""
+    its class on any rung; `abstention`: below which probability the model that is kept should name no class."""
 
     climb: Climb
     signal: dict[str, Any]
     copies: int
     same: bool = False
+    abstention: dict[str, Any] | None = None
 
     @property
     def outcome(self) -> str:
-        """Of the full adaptation: `gain`, the look-alikes speak for it; `refused`, they speak against a part of it;
+        """What became of the full adaptation: `gain`, look-alikes speak for it; `refused`, they speak against a part;
         `undecided`; or `same`, no image changes its class."""
         if self.same:
             return "same"
@@ -39,10 +41,11 @@ class Choice:
         return "gain" if self.climb.alpha > 0 else "undecided"
 
     def to_dict(self) -> dict[str, Any]:
-        return {"outcome": self.outcome, **self.climb.to_dict(), "copies": self.copies, "signal": self.signal}
+        found = {"outcome": self.outcome, **self.climb.to_dict(), "copies": self.copies, "signal": self.signal}
+        return found | ({"abstention": self.abstention} if self.abstention else {})
 
 
-def choose(looks: Looks, alphas: Sequence[float] = RUNGS, shares: np.ndarray | None = None) -> Choice:
+def choose(looks: RungPredictions, alphas: Sequence[float] = RUNGS, shares: np.ndarray | None = None) -> Choice:
     """Pure arithmetic; the same looks give the same choice. `shares` [K]: of the images' classes, if they are known."""
     neighbours, originals = look_alikes(looks.tokens)
     kept = looks if len(originals) == len(looks.numbers) else looks.only(originals)
@@ -50,7 +53,9 @@ def choose(looks: Looks, alphas: Sequence[float] = RUNGS, shares: np.ndarray | N
     strict = (signal["renamed"] or 0) > RENAMED
     found = climb(kept.probabilities, kept.labels, neighbours, alphas, strict, shares)
     same = bool((looks.labels == looks.labels[0]).all())
-    return Choice(found, signal, len(looks.numbers) - len(originals), same)
+    rung = [0.0, *alphas].index(found.alpha)
+    unsure = by_look_alikes(kept.probabilities[rung], kept.labels[rung], neighbours, found.alpha)
+    return Choice(found, signal, len(looks.numbers) - len(originals), same, unsure)
 
 
 def shares_of(description: Description) -> np.ndarray | None:
@@ -60,7 +65,7 @@ def shares_of(description: Description) -> np.ndarray | None:
 
 
 def signals(before: np.ndarray, after: np.ndarray, neighbours: np.ndarray, classes: int) -> dict[str, Any]:
-    """Of the full adaptation: its neighbour information and zero-shot's, in nats, the share of renamed images, and
+    """Signals of the adaptation: its neighbour information and zero-shot's, in nats, the share of renamed images, and
     `value`, the gain of the first less twice the second. None where there are too few images."""
     if neighbours.size == 0:
         return {"zero_shot": None, "adapted": None, "renamed": None, "value": None}

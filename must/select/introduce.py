@@ -1,4 +1,4 @@
-"""Before `must train` begins: what the images look like, and what the ladder will hence be able to do."""
+"""Facts about the images before `must train` begins, and what the ladder will be able to do with them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ from typing import Any
 
 from must import storage
 from must.config import TrainConfig
-from must.data.loader import eval_batches
+from must.data.loader import EvalSource
+from must.data.reader import open_reader
 from must.distributed.process_group import World
 from must.model.bundle import Bundle, preprocess_of
 from must.model.masked_vit import MaskedViT
-from must.select.looking import thinned
+from must.select.image_features import ImageFeatures, extract_features
+from must.select.mutual import for_copies, refined
 from must.select.neighbours import look_alikes
 from must.select.portrait import portrait, told
-from must.select.sight import Sight, see
+from must.select.refine import reason_against
+from must.select.refined_labels import RefinedLabels
+from must.select.rung_predictions import affordable, subsample
 from must.text import printable
 
 DATA_FILE = "data.json"
 BATCH = 256  # images a forward pass
-VERSION = 1  # of the facts: those of another version are made anew
+VERSION = 2  # of the facts: those of another version are made again
 
 
 def introduce(
@@ -33,11 +37,13 @@ def introduce(
     place: str,
     here: World,
     pause: Callable[[], None] | None = None,
-) -> dict[str, Any] | None:
-    """The facts of must.select.portrait about the training split; they are printed by the main process.
+    refine: bool = False,
+) -> tuple[dict[str, Any] | None, RefinedLabels | None]:
+    """The facts of must.select.portrait about the training split, which the main process prints; and refined classes.
 
-    Every process calls this and looks at its share of at most 20,000 images. A run that goes on reads the facts at
-    `place`, beside its checkpoints. None where no image can be decoded, which training will tell.
+    Every process calls this and looks at its share of at most 20,000 images. A run that goes on reads both at `place`,
+    beside its checkpoints. No facts (and none but in the main process) where no image can be decoded, which training
+    will tell; no refined classes where look-alikes know too little of the classes, or without `refine`.
 
     Args:
         network: zero-shot, in eval mode; it stays as it is.
@@ -45,37 +51,48 @@ def introduce(
     """
     description = bundle.description
     weights = network.classifier.detach().float().cpu().numpy()
-    key = hashlib.sha256(
-        json.dumps([VERSION, index_sha256, config.split, description.backbone, description.classes]).encode()
-        + weights.tobytes()
-    ).hexdigest()
-    uri = storage.join(place, DATA_FILE)
-    facts = remembered(uri, key) if here.is_main else None
-    if not any(here.gather(facts is not None)):
+    made_of = [VERSION, index_sha256, config.split, config.epochs, description.backbone, description.classes]
+    key = hashlib.sha256(json.dumps(made_of).encode() + weights.tobytes()).hexdigest()
+    uri, labels_uri = storage.join(place, DATA_FILE), storage.join(place, f"refined-{key[:16]}.npz")
+    facts, labels = None, None
+    if here.is_main and (facts := remembered(uri, key)) and refine and not reason_against(facts):
+        labels = RefinedLabels.load(labels_uri, len(description.classes))
+    missing = not facts or (refine and not labels and not reason_against(facts))
+    if here.gather(missing)[0]:
         preprocess = preprocess_of(description)
-        source = eval_batches(
-            config.shards, config.split, preprocess, BATCH, config.workers, here.rank, here.size,
-            config.cache, config.cache_gb, config.index_sha256,
-        )  # fmt: skip
-        seen = see(network, thinned(source), preprocess, here.device, pause if here.size == 1 else None)
+        reader = open_reader(config.shards, config.split, config.cache, config.cache_gb, config.index_sha256)
+        source = EvalSource(reader, preprocess, BATCH, config.loaders, here.rank, here.size)
+        most = affordable(len(source) * config.epochs, len(description.classes))  # as many as the ladder will
+        chosen = subsample(source, most)
+        seen = extract_features(network, chosen, preprocess, here.device, pause if here.size == 1 else None)
         parts = here.gather((seen, source.skipped))
         if here.is_main:
-            sight = Sight.joined([part for part, _ in parts])
-            facts = look_at(sight, weights, bundle, len(source), sum(skipped for _, skipped in parts))
+            sight = ImageFeatures.joined([part for part, _ in parts])
+            facts, labels = look_at(sight, weights, bundle, len(source), sum(skipped for _, skipped in parts), refine)
             if facts:
                 remember(uri, {"key": key, "facts": facts})
+            if labels:
+                labels.save(labels_uri)
     if facts:
         print(told(facts), flush=True)
-    return facts
+        if refine and not labels:
+            print(f"  Pseudo-labels are the teacher's alone: {reason_against(facts)}.", flush=True)
+    return facts, here.gather(labels)[0]
 
 
-def look_at(sight: Sight, weights: Any, bundle: Bundle, images: int, skipped: int) -> dict[str, Any] | None:
+def look_at(
+    sight: ImageFeatures, weights: Any, bundle: Bundle, images: int, skipped: int, refine: bool
+) -> tuple[dict[str, Any] | None, RefinedLabels | None]:
     if not len(sight.numbers):
-        return None
+        return None, None
     neighbours, originals = look_alikes(sight.tokens)
     probabilities = sight.probabilities(weights, bundle.model.logit_factor)[originals]
     copies = len(sight.numbers) - len(originals)
-    return portrait(probabilities, neighbours, copies, bundle.description.classes, images, skipped)
+    facts = portrait(probabilities, neighbours, copies, bundle.description.classes, images, skipped)
+    if not refine or reason_against(facts):
+        return facts, None
+    better = for_copies(refined(probabilities, neighbours), originals, sight.tokens)
+    return facts, RefinedLabels.of(sight.numbers, better)
 
 
 def remembered(uri: str, key: str) -> dict[str, Any] | None:
@@ -89,7 +106,7 @@ def remembered(uri: str, key: str) -> dict[str, Any] | None:
             return dict(found["facts"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         print(
-            f"warning: {printable(uri)} is damaged ({type(error).__name__}) and is made anew",
+            f"warning: {printable(uri)} is damaged ({type(error).__name__}) and is made again",
             file=sys.stderr,
             flush=True,
         )

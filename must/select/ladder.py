@@ -20,7 +20,7 @@ REFUSED = -2.0  # standard errors at which the way ends
 NEEDED = (4.0, 1.0)  # standard errors that a rung needs from look-alikes that know little of the classes, or much
 KNOWING = (0.4, 0.5)  # their agreement below and above which that is so; in a straight line in between
 IGNORANT = 0.3  # agreement below which nothing is kept, however sure they are
-RARE = 1e-3  # probability added to a class's mean, so that a class that nobody predicts has no infinite lift
+RARE = 1e-3  # probability added to a class's mean, so that a class that is never predicted has no infinite lift
 MIN_IMAGES = 50
 ROWS = 256  # images whose class probabilities are spread out at a time
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from must.select.image_features import softmax
 from must.select.neighbours import SAME, centred
-from must.select.sight import softmax
 
 SURE = 0.9  # probability above which an image keeps what zero-shot says
 OWN, OTHERS = 0.5, 8.0  # weight of an image's own log-probabilities, and of its look-alikes' mean probabilities

@@ -6,7 +6,7 @@ import numpy as np
 
 NEIGHBOURS = 20  # fewer among few images, where a class may have no more members
 SAME = 0.999
-"""Cosine from which two images count as one picture: byte-identical ones, or frames of a video that stands still."""
+"""Cosine from which two images count as one picture: byte-identical ones, or frames of a still video."""
 FAINT = 0.01
 """Difference from the mean image, as a share of that one's length, below which an image is the mean: noise is left."""
 ROWS = 1024  # images whose similarities to all others are held at a time

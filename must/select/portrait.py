@@ -14,7 +14,7 @@ import numpy as np
 from must.select.ladder import IGNORANT, MIN_IMAGES, NEEDED, agreement, needed_of
 from must.text import printable
 
-DOUBT = 0.4  # own confidence times the look-alikes' mean confidence, below which nobody is sure of an image
+DOUBT = 0.4  # own confidence times the look-alikes' mean confidence, below which an image counts as doubtful
 LONGEST_NAME = 40  # characters of a class name in a sentence
 
 
@@ -86,7 +86,7 @@ def balance(facts: dict[str, Any]) -> str:
         text += f" and {named(least)} least often ({least['share']:.1%})"
     return (
         f"{text}, which is as varied as {facts['effective_classes']:.1f} equally frequent classes. Without labels "
-        "nobody can tell whether the images are so or zero-shot leans that way."
+        "there is no telling whether the images are so or zero-shot leans that way."
     )
 
 
@@ -127,5 +127,5 @@ def named(fact: dict[str, Any]) -> str:
 
 
 def told(facts: dict[str, Any]) -> str:
-    """For the log."""
+    """The paragraph, for the log."""
     return "the images: " + "\n  ".join(paragraph(facts))

@@ -12,19 +12,20 @@ import torch
 
 from must import __version__, storage
 from must.config import RefineConfig
-from must.data.loader import eval_batches
-from must.distributed.process_group import world
+from must.data.loader import EvalSource
+from must.data.reader import open_reader
+from must.distributed.process_group import init_distributed
 from must.model.bundle import preprocess_of, zero_shot_bundle
-from must.model.classifier import load_classifier, save_classifier
+from must.model.classifier import load_text_classifier, save_classifier
 from must.parameters import require
 from must.select.choose import RENAMED
+from must.select.image_features import ImageFeatures, extract_features, softmax
 from must.select.ladder import KNOWING, MIN_IMAGES, RUNGS, Climb, climb
-from must.select.looking import thinned
 from must.select.mutual import for_copies, refined
 from must.select.neighbours import look_alikes
 from must.select.portrait import portrait, told
 from must.select.refit import between, refit
-from must.select.sight import Sight, see, softmax
+from must.select.rung_predictions import subsample
 from must.select.signal import renamed
 from must.text import Rows, cell, encoded
 
@@ -45,24 +46,22 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     Raises:
         ValueError: no such split or classifier, or no image can be decoded.
     """
-    classifier = load_classifier(config.classifier)
+    classifier = load_text_classifier(config.classifier)
     zero_shot = zero_shot_bundle(classifier)
     classes, text = list(classifier.classes), classifier.weights.float().numpy()
-    with world(config.device, timeout=600) as here:
+    with init_distributed(config.device, timeout=600) as here:
         require(here.size == 1, "must refine runs in one process")
         preprocess = preprocess_of(zero_shot.description)
-        source = eval_batches(
-            config.shards, config.split, preprocess, config.batch_size, config.workers,
-            cache=config.cache, cache_gb=config.cache_gb, index_sha256=config.index_sha256,
-        )  # fmt: skip
-        sight = see(zero_shot.model, thinned(source, config.images), preprocess, here.device)
+        reader = open_reader(config.shards, config.split, config.cache, config.cache_gb, config.index_sha256)
+        source = EvalSource(reader, preprocess, config.batch_size, config.workers)
+        sight = extract_features(zero_shot.model, subsample(source, config.images), preprocess, here.device)
         require(len(sight.numbers) > 0, "none of the split's images can be decoded; check them: must index verify")
         neighbours, originals = look_alikes(sight.tokens)
         before = sight.probabilities(text, classifier.logit_scale)
         copies = len(before) - len(originals)
         facts = portrait(before[originals], neighbours, copies, classes, len(source), source.skipped)
         print(told(facts), flush=True)
-        reason = ignorance(facts)
+        reason = reason_against(facts)
         after, weights, found = before, text, None
         if not reason:
             after, weights, found = improve(sight, text, classifier.logit_scale, neighbours, originals, here.device)
@@ -75,18 +74,20 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         "data": facts,
         "config": config.to_dict(),
     }
-    storage.write_bytes(storage.join(config.output, PREDICTIONS_FILE), table(sight.sources, classes, after, before))
+    storage.write_bytes(
+        storage.join(config.output, PREDICTIONS_FILE), predictions_csv(sight.sources, classes, after, before)
+    )
     place = storage.join(config.output, CLASSIFIER_FILE)
     if found and found.alpha > 0:
-        save_classifier(replace(classifier, weights=torch.from_numpy(weights)), place)
+        save_classifier(replace(classifier, weights=torch.from_numpy(weights), refined=True), place)
     else:
         storage.write_bytes(place, storage.read_bytes(config.classifier))
     storage.write_bytes(storage.join(config.output, STORY_FILE), encoded(json.dumps(story, indent=1) + "\n"))
-    print(f"{summary(story)} -> {config.output}")
+    print(f"{log_line(story)} -> {config.output}")
     return story
 
 
-def ignorance(facts: dict[str, Any]) -> str:
+def reason_against(facts: dict[str, Any]) -> str:
     """Why look-alikes may not correct zero-shot here; '' if they may."""
     agree = facts["agreement"]
     if agree is None:
@@ -98,7 +99,12 @@ def ignorance(facts: dict[str, Any]) -> str:
 
 
 def improve(
-    sight: Sight, text: np.ndarray, factor: float, neighbours: np.ndarray, originals: np.ndarray, device: torch.device
+    sight: ImageFeatures,
+    text: np.ndarray,
+    factor: float,
+    neighbours: np.ndarray,
+    originals: np.ndarray,
+    device: torch.device,
 ) -> tuple[np.ndarray, np.ndarray, Climb]:
     """(refined probabilities [N, K] of all images, weights [D, K] that the ladder keeps, its account)."""
     features = sight.features[originals]
@@ -113,7 +119,7 @@ def improve(
     return for_copies(better, originals, sight.tokens), between(text, fitted, found.alpha), found
 
 
-def table(sources: list[str], classes: list[str], after: np.ndarray, before: np.ndarray) -> bytes:
+def predictions_csv(sources: list[str], classes: list[str], after: np.ndarray, before: np.ndarray) -> bytes:
     """predictions.csv."""
     text = io.StringIO()
     rows = Rows(text)
@@ -125,7 +131,7 @@ def table(sources: list[str], classes: list[str], after: np.ndarray, before: np.
     return encoded(text.getvalue())
 
 
-def summary(story: dict[str, Any]) -> str:
+def log_line(story: dict[str, Any]) -> str:
     """One line for the log."""
     if story["kept_zero_shot"]:
         return f"kept zero-shot: {story['reason']}"

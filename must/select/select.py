@@ -10,14 +10,15 @@ import torch
 
 from must import storage
 from must.config import SelectConfig
-from must.data.loader import EvalSource, eval_batches
-from must.distributed.process_group import world
+from must.data.loader import EvalSource
+from must.data.reader import open_reader
+from must.distributed.process_group import init_distributed
 from must.model.bundle import LOG_FILE, Description, load_bundle, preprocess_of, save_bundle, zero_shot_bundle
-from must.model.classifier import load_classifier
+from must.model.classifier import load_text_classifier
 from must.model.masked_vit import MaskedViT
 from must.parameters import require
 from must.select.choose import Choice, choose, shares_of
-from must.select.looking import Weights, between, look, thinned
+from must.select.rung_predictions import MAX_IMAGES, Weights, between, predict_rungs, subsample
 
 CLASSIFIES = ("visual.", "classifier")  # the other weights serve training, and zero-shot has none of its own
 
@@ -28,7 +29,7 @@ def select(config: SelectConfig) -> Choice:
     Raises:
         ValueError: no bundle, no such split, or a classifier file of other classes or of another model.
     """
-    bundle, classifier = load_bundle(config.model), load_classifier(config.baseline)
+    bundle, classifier = load_bundle(config.model), load_text_classifier(config.baseline)
     ours, theirs = bundle.description, list(classifier.classes)
     require(
         ours.classes == theirs,
@@ -42,12 +43,10 @@ def select(config: SelectConfig) -> Choice:
         f"--baseline {config.baseline}: is of {zero_shot.description.backbone}, the model is a {ours.backbone} of "
         "another shape; take the classifier file that the model was trained with",
     )
-    with world(config.device, timeout=600) as here:
+    with init_distributed(config.device, timeout=600) as here:
         require(here.size == 1, "must select runs in one process")
-        source = eval_batches(
-            config.shards, config.split, preprocess_of(ours), config.batch_size, config.workers,
-            cache=config.cache, cache_gb=config.cache_gb,
-        )  # fmt: skip
+        reader = open_reader(config.shards, config.split, config.cache, config.cache_gb)
+        source = EvalSource(reader, preprocess_of(ours), config.batch_size, config.workers)
         weights = {name: value.to(here.device) for name, value in bundle.model.state_dict().items()}
         frozen = MaskedViT(zero_shot.model.visual, zero_shot.model.classifier, ours.logit_factor)
         only_trained = {name: value for name, value in weights.items() if not name.startswith(CLASSIFIES)}
@@ -69,6 +68,7 @@ def keep(
     device: torch.device,
     pause: Callable[[], None] | None = None,
     shares: np.ndarray | None = None,
+    most: int = MAX_IMAGES,
 ) -> tuple[Weights, Choice]:
     """(the weights to use, why). Where nothing speaks for the adaptation they are zero-shot's, bit for bit.
 
@@ -76,9 +76,12 @@ def keep(
         zero_shot: with the adapted model's logit factor.
         pause: called before every batch; it may raise to stop.
         shares: [K] of the images' classes, where training knew them.
+        most: images to look at.
     """
     preprocess = source.dataset.view.preprocess
-    choice = choose(look(zero_shot, adapted, thinned(source), preprocess, device, pause=pause), shares=shares)
+    choice = choose(
+        predict_rungs(zero_shot, adapted, subsample(source, most), preprocess, device, pause=pause), shares=shares
+    )
     start = {name: value.detach().to(device) for name, value in zero_shot.state_dict().items()}
     end = {name: value.detach().to(device) for name, value in adapted.items()}
     return between(start, end, choice.climb.alpha), choice
@@ -87,7 +90,10 @@ def keep(
 def described(description: Description, choice: Choice, own_factor: float) -> Description:
     """The bundle's description with the choice in it. A model that is zero-shot's also has its logit factor."""
     factor = own_factor if choice.climb.kept_zero_shot else description.logit_factor
-    story = {**description.provenance, "selection": choice.to_dict()}
+    found = choice.to_dict()
+    if factor != description.logit_factor:
+        found.pop("abstention", None)  # it is about other probabilities
+    story = {**description.provenance, "selection": found}
     return replace(description, logit_factor=factor, provenance=story)
 
 

@@ -1,4 +1,4 @@
-"""Makes shards of the units' pieces: a piece becomes a shard by renaming, small or cleaned ones are joined."""
+"""Makes shards of the chunks' pieces: a piece becomes a shard by renaming, small or cleaned ones are joined."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from must import storage
 from must.format.index import Shard
-from must.shards.chunk import Record, piece_name, record_name
+from must.shards.chunk import ChunkResult, piece_name, record_name
 from must.shards.tarwriter import BLOCK, TarWriter, npy
 
 COPY = 8 << 20  # bytes read at once while joining pieces
@@ -20,12 +20,12 @@ COPY = 8 << 20  # bytes read at once while joining pieces
 
 @dataclass(frozen=True)
 class Piece:
-    """A unit's samples of one split, without those at the positions `drop`."""
+    """A chunk's samples of one split, without those at the positions `drop`."""
 
-    unit: int
+    chunk: int
     split: str
     samples: int  # that stay
-    labelled: int  # of all; counted anew where some are dropped
+    labelled: int  # of all; counted again where some are dropped
     bytes: int
     sha256: str
     drop: tuple[int, ...] = ()
@@ -56,11 +56,11 @@ def plan_shards(pieces: Iterator[Piece], split: str, samples_per_shard: int, fir
 
 
 def assemble(job: ShardJob, records: Path, work: str, output: str) -> Shard:
-    """Writes a shard and its table of offsets. `records` is the local folder of the units' records."""
-    offsets = [Record.read(records / record_name(piece.unit)).offsets[piece.split] for piece in job.pieces]
+    """Writes a shard and its table of offsets. `records` is the local folder of the chunks' records."""
+    offsets = [ChunkResult.read(records / record_name(piece.chunk)).offsets[piece.split] for piece in job.pieces]
     if len(job.pieces) == 1 and not job.pieces[0].drop:
         piece, table = job.pieces[0], offsets[0]
-        move_piece(storage.join(work, piece_name(piece.unit, piece.split)), storage.join(output, job.name), piece)
+        move_piece(storage.join(work, piece_name(piece.chunk, piece.split)), storage.join(output, job.name), piece)
         sha256, size, labelled = piece.sha256, piece.bytes, piece.labelled
     else:
         sha256, size, labelled, table = join_pieces(job, offsets, work, output)
@@ -71,7 +71,7 @@ def assemble(job: ShardJob, records: Path, work: str, output: str) -> Shard:
 
 
 def move_piece(source: str, target: str, piece: Piece) -> None:
-    """A run that was killed behind the renaming finds the piece at its target."""
+    """Renames a piece. A run that was killed after the renaming finds it at its target."""
     try:
         storage.move(source, target)
     except FileNotFoundError:
@@ -85,20 +85,20 @@ def join_pieces(job: ShardJob, offsets: list[np.ndarray], work: str, output: str
     with storage.open_write(storage.join(output, job.name)) as file:
         writer = TarWriter(file)
         for piece, table in zip(job.pieces, offsets, strict=True):
-            path = storage.join(work, piece_name(piece.unit, piece.split))
+            path = storage.join(work, piece_name(piece.chunk, piece.split))
             starts, stops = table[:, 0] - BLOCK, padded(table[:, 2] + table[:, 3])
             kept = np.setdiff1d(np.arange(len(table)), np.asarray(piece.drop, np.int64))
             labelled += piece.labelled
             for gone in piece.drop:
                 text = storage.read_bytes(path, int(table[gone, 2]), int(table[gone, 3]))
                 labelled -= json.loads(text)["label"] is not None
-            for run in np.split(kept, np.flatnonzero(np.diff(kept) > 1) + 1):  # samples that stand side by side
+            for run in np.split(kept, np.flatnonzero(np.diff(kept) > 1) + 1):  # consecutive samples
                 start, stop = int(starts[run[0]]), int(stops[run[-1]])
                 tables.append(table[run] + np.array([1, 0, 1, 0]) * (writer.position - start))
                 for place in range(start, stop, COPY):
                     writer.add_raw(storage.read_bytes(path, place, min(COPY, stop - place)))
         writer.close()
-    return writer.sha256.hexdigest(), writer.position, labelled, np.concatenate(tables)
+    return writer.file.sha256, writer.position, labelled, np.concatenate(tables)
 
 
 def padded(position: np.ndarray) -> np.ndarray:

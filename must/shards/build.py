@@ -1,37 +1,45 @@
 """`must shard`: images of any source become WebDataset shards with an index.
 
-    list -> shuffled plan of units -> units in parallel (read, check, pack) -> duplicates -> shards -> index
+    list -> shuffled plan of chunks -> chunks in parallel (read, check, pack) -> duplicates -> shards -> index
 
-Memory is bounded by the number of processes and the size of a unit. A run that was killed goes on where it was: the
-listing is made again, and where it and the settings are the same as before, units that have a record are not repeated.
+Memory is bounded by the number of processes and the size of a chunk. A run that was killed goes on where it was: the
+listing is made again, and where it and the settings are the same as before, chunks that have a record are not repeated.
+Of several programs that share the work (`--part`), each processes some of the chunks, and the last one does the rest.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from must import storage
 from must.config import ShardConfig
 from must.cores import cores
 from must.format import index
 from must.format.index import Index
-from must.lock import SHARDS, locked
+from must.lock import SHARDS, HeldError, locked
 from must.parameters import require
 from must.shards import commit
+from must.shards.chunk import Chunk
 from must.shards.history import History
-from must.shards.listing import Listing, list_sources, open_sources, settings_json, settings_of, units_of
+from must.shards.listing import Listing, chunks_of, list_sources, open_sources, settings_json, settings_of
+from must.shards.parts import locked_part, refuse_living_parts
 from must.shards.pool import Pool
-from must.shards.progress import Progress, summary
-from must.shards.workdir import NAME, RUN, WRITTEN, Work
+from must.shards.progress import ProgressBar, print_summary, print_work
+from must.shards.workdir import NAME, RUN, WRITTEN, Run, Workdir
 from must.sources.base import Source, is_within
 
+Sources = list[tuple[Source, str]]
 
-def shard(config: ShardConfig) -> Index:
+
+def shard(config: ShardConfig) -> Index | None:
     """Shards `config.source` (and `config.test_source`) into `config.output`; prints progress and a summary.
+
+    Returns:
+        The index; None: this was a part of the work, and other parts still have to do theirs.
 
     Raises:
         ValueError: nothing to read, no images, more rejected files than allowed, an output that holds other shards or
@@ -40,61 +48,169 @@ def shard(config: ShardConfig) -> Index:
     """
     apart(config)
     sources = open_sources(config)
-    with fresh_folder(config.output), locked(config.output, SHARDS) as still_ours:
-        before = storage.generation(storage.join(config.output, index.NAME)) or 0
-        previous = existing_index(config)
-        if previous is None or config.append:
-            refuse_strangers(config.output, previous)
-        with Work(config.output) as work:
-            return run(config, sources, previous, work, still_ours, before)
+    number, parts = config.place()
+    with fresh_folder(config.output), ExitStack() as held:
+        if parts > 1:
+            held.enter_context(locked_part(config.output, number, parts))
+            return run_part(config, sources)
+        still_ours = held.enter_context(locked(config.output, SHARDS))
+        refuse_living_parts(config.output)
+        return run_alone(config, sources, still_ours)
 
 
-def run(
-    config: ShardConfig,
-    sources: list[tuple[Source, str]],
-    previous: Index | None,
-    work: Work,
-    still_ours: Any,
-    before: int,
-) -> Index:
+def run_alone(config: ShardConfig, sources: Sources, still_ours: Callable[[], None]) -> Index:
+    """All of the work, or what a killed run or parts have left of it."""
     began = time.monotonic()
+    with Workdir(config.output) as work:
+        task = look(config, sources, work)
+        if isinstance(task, Index):
+            work.clear()
+            return task
+        work.start(task.run)
+        with Pool(min(config.workers or cores(), len(task.chunks))) as pool:
+            read_bytes = process(task, task.chunks, pool, work)
+            made = finish(task, pool, work, still_ours)
+        print_work("", task.listing.items, time.monotonic() - began, read_bytes)
+        return summed_up(task, made)
+
+
+def run_part(config: ShardConfig, sources: Sources) -> Index | None:
+    """This part's share of the chunks; if no other part has left any, the shards too."""
+    number, parts = config.place()
+    began = time.monotonic()
+    with Workdir(config.output, number, parts) as work:
+        task = look(config, sources, work)
+        if isinstance(task, Index):
+            return task
+        if (storage.generation(storage.join(config.output, index.NAME)) or 0) != task.before:
+            return made_by_another(config)
+        work.claim(task.run, config.run_id)
+        mine = task.chunks[number - 1 :: parts]
+        with Pool(max(1, min(config.workers or cores(), len(mine)))) as pool:
+            read_bytes = process(task, mine, pool, work)
+            files, seconds = sum(chunk.files for chunk in mine), time.monotonic() - began
+            print_work(f"part {number} of {parts}: ", files, seconds, read_bytes)
+            return finish_if_last(task, pool, work)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be done, and where from. `before` is the generation of the index that `previous` was read from."""
+
+    config: ShardConfig
+    listing: Listing
+    chunks: list[Chunk]
+    previous: Index | None
+    history: History
+    before: storage.Generation
+    run: Run
+
+    @property
+    def numbers(self) -> list[int]:
+        return [chunk.number for chunk in self.chunks]
+
+
+def look(config: ShardConfig, sources: Sources, work: Workdir) -> Task | Index:
+    """Lists the sources. An index: that is all there is to it, and nothing new.
+
+    Raises:
+        ValueError: nothing to read, or shards of something else.
+    """
+    before = storage.generation(storage.join(config.output, index.NAME)) or 0
+    previous = existing_index(config)
+    if previous is None or config.append:
+        refuse_strangers(config.output, previous)
     history = History(config.output, previous if config.append else None, work.local)
     listing = list_sources(config, sources, history, work)
     if previous and not config.append:
-        return same_or_refuse(config, listing, previous, work)
-    if previous and not listing.items:
-        return nothing_new(config, previous, work)
+        return same_or_refuse(config, listing, previous)
     if not listing.items:
-        work.clear()
-        raise ValueError(nothing_found(config, listing))
-    work.start({"key": listing.key, "revision": previous.revision + 1 if previous else 0})
+        if previous is None:
+            raise ValueError(nothing_found(config, listing))
+        return nothing_new(config, previous)
+    run = Run(
+        config.source,
+        config.test_source,
+        listing.items,
+        listing.key,
+        settings_json(config),
+        previous.revision + 1 if previous else 0,
+    )
+    chunks = list(chunks_of(listing, config.samples_per_shard, first=previous.units if previous else 0))
+    return Task(config, listing, chunks, previous, history, before, run)
 
-    settings = settings_of(config)
-    units = list(units_of(listing, first=previous.units if previous else 0))
-    workers = min(config.workers or cores(), len(units))
-    with Pool(workers) as pool:
-        done = work.done([unit.number for unit in units])
-        with Progress(listing.items, done) as progress:
-            for unit in pool.do_units([unit for unit in units if unit.number not in done], settings, work):
-                progress.add(unit)
-        still_ours()
-        result = commit.finish(config, settings_json(config), listing, units, previous, history, work, pool)
-    if result is previous:
-        return nothing_new(config, previous, work)
+
+def process(task: Task, chunks: list[Chunk], pool: Pool, work: Workdir) -> int:
+    """Processes those of the chunks that have no record; returns the bytes that were read."""
+    done = work.done([chunk.number for chunk in chunks])
+    with ProgressBar(sum(chunk.files for chunk in chunks), done) as progress:
+        left = [chunk for chunk in chunks if chunk.number not in done]
+        for chunk in pool.process_chunks(left, settings_of(task.config), work):
+            progress.add(chunk)
+    return progress.read_bytes
+
+
+def finish(task: Task, pool: Pool, work: Workdir, still_ours: Callable[[], None]) -> Index:
+    """Makes the shards of all chunks' pieces, and the index, which stays as it is if all that is new was rejected."""
     still_ours()
-    storage.write_bytes(storage.join(config.output, index.NAME), result.to_json(), if_generation_match=before)
+    work.fetch(task.numbers)
+    config = task.config
+    result = commit.commit_shards(
+        config, settings_json(config), task.listing, task.chunks, task.previous, task.history, work, pool
+    )
+    if result is task.previous:
+        work.clear()
+        return result
+    still_ours()
+    work.remove_strays(result.files)
+    storage.write_bytes(storage.join(config.output, index.NAME), result.to_json(), if_generation_match=task.before)
     work.clear()
-    written = index.load_index(config.output)
-    summary(config, written, listing.items + len(listing.rejected), time.monotonic() - began, progress.read_bytes)
-    return written
+    return index.load_index(config.output)
+
+
+def summed_up(task: Task, made: Index) -> Index:
+    if made is task.previous:
+        return nothing_new(task.config, made)
+    print_summary(task.config, made)
+    return made
+
+
+def finish_if_last(task: Task, pool: Pool, work: Workdir) -> Index | None:
+    """Makes the shards if all parts' chunks are done and nobody else is at it."""
+    output, done = task.config.output, work.done(task.numbers)
+    if len(done) < len(task.chunks) and work.is_of(task.run):
+        missing = len(task.chunks) - len(done)
+        print(
+            f"{missing} of {len(task.chunks)} units are still to come, from the other parts; the last makes the shards"
+        )
+        return None
+    try:
+        with locked(output, SHARDS) as still_ours:
+            if work.is_of(task.run):
+                work.tidy()
+                return summed_up(task, finish(task, pool, work, still_ours))
+    except HeldError:
+        print(f"all {len(task.chunks)} units are done, and another part makes the shards of them")
+        return None
+    work.leave()
+    return made_by_another(task.config)
+
+
+def made_by_another(config: ShardConfig) -> Index:
+    """The index that another part has come to while this one was at work."""
+    found = existing_index(config)
+    if found is None:
+        raise ValueError(f"{config.output}: what this part had done was thrown away by another run; start it again")
+    print(f"{config.output}: another part has made the shards (revision {found.revision})")
+    return found
 
 
 def apart(config: ShardConfig) -> None:
-    """Raises ValueError if a source lies in the output, which people delete as a whole. The other way round is fine."""
+    """Raises ValueError if a source is in the output, which people delete as a whole. The other way round is fine."""
     for option, source in (("--source", config.source), ("--test-source", config.test_source)):
         require(
             not source or not is_within(source, config.output),
-            f"{option} {source}: lies in --output {config.output}; shards need a folder of their own",
+            f"{option} {source}: is inside --output {config.output}; shards need a folder of their own",
         )
 
 
@@ -119,6 +235,10 @@ def existing_index(config: ShardConfig) -> Index | None:
     previous = index.load_index(config.output)
     if config.append:
         require(
+            not any(shard.file for shard in previous.shards),
+            f"--append: {config.output} is an index of another program's shards; choose another --output",
+        )
+        require(
             previous.settings["resize"] == config.resize,
             f"--append: the images in {config.output} were made with --resize {previous.settings['resize']}; "
             "give the same",
@@ -126,10 +246,9 @@ def existing_index(config: ShardConfig) -> Index | None:
     return previous
 
 
-def same_or_refuse(config: ShardConfig, listing: Listing, previous: Index, work: Work) -> Index:
+def same_or_refuse(config: ShardConfig, listing: Listing, previous: Index) -> Index:
     """A finished run that is started again has nothing to do; shards of something else are not overwritten."""
     same = previous.source["fingerprint"] == listing.fingerprint and previous.settings == settings_json(config)
-    work.clear()
     require(
         same,
         f"{config.output} already holds shards of other images or settings (from {previous.source['uri']}); "
@@ -139,8 +258,7 @@ def same_or_refuse(config: ShardConfig, listing: Listing, previous: Index, work:
     return previous
 
 
-def nothing_new(config: ShardConfig, previous: Index, work: Work) -> Index:
-    work.clear()
+def nothing_new(config: ShardConfig, previous: Index) -> Index:
     print(f"{config.output}: nothing new in {config.source}; it stays at revision {previous.revision}")
     return previous
 

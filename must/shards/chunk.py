@@ -1,7 +1,7 @@
-"""One unit of work: reads its files, checks each, and writes the good ones as one piece of a shard a split.
+"""One chunk of the listing: reads its files, checks each, and writes the good ones as one piece of a shard a split.
 
-A unit depends on its own files alone, so units run in any order on any number of processes, and a run that was killed
-does only those again that have no record yet. A unit's record is written after its pieces.
+A chunk depends on its own files alone, so chunks run in any order on any number of processes, and a run that was killed
+does only those again that have no record yet. A chunk's record is written after its pieces.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from PIL import Image
 
 from must import storage
 from must.image import decode as images
-from must.shards.plan import read_unit
+from must.shards.breadcrumbs import Breadcrumb
+from must.shards.plan import read_chunk
 from must.shards.tarwriter import TarWriter
-from must.shards.whereabouts import Whereabouts
 from must.sources.base import Item, Source, UnreadableError
 
 READERS = 16  # threads that fetch from a bucket for one worker; each waits for the network most of the time
+NO_NAMES = np.empty((0, 2), np.uint64)
 AHEAD = 256_000_000  # bytes that they may hold, as far as the listing told their sizes
 
 
@@ -44,30 +45,36 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Unit:
-    """Unit `number`: the bytes [start, stop) of the plan at `plan`. `split` is where all of it goes, "" for by hash."""
+class Chunk:
+    """Chunk `number`: bytes [start, stop) of the plan at `plan`, which are `files` lines. `split` is where all of it
+    goes, "" for by hash."""
 
     number: int
     source: Source
     plan: Path
     start: int
     stop: int
+    files: int
     split: str
 
 
 @dataclass
-class Record:
-    """What became of a unit's files."""
+class ChunkResult:
+    """What became of a chunk's files."""
 
     number: int
-    hashes: dict[str, np.ndarray]  # split -> uint8 [samples, 32]: sha256 of the source's bytes
-    offsets: dict[str, np.ndarray]  # split -> int64 [samples, 4], in the piece
-    pieces: dict[str, dict[str, Any]]  # split -> {"sha256", "bytes", "labelled"} of the piece
-    names: np.ndarray  # uint64 [accepted, 2]: hashes of the accepted files' names
-    rejected: list[tuple[str, str]]  # (name, reason)
-    labels: list[str]
-    files: int
-    read_bytes: int
+    hashes: dict[str, np.ndarray] = field(
+        default_factory=dict
+    )  # split -> uint8 [samples, 32]: sha256 of the source's bytes
+    offsets: dict[str, np.ndarray] = field(default_factory=dict)  # split -> int64 [samples, 4], in the piece
+    pieces: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # split -> {"sha256", "bytes", "labelled"} of the piece
+    names: np.ndarray = field(default_factory=lambda: NO_NAMES)  # uint64 [accepted, 2]: the accepted files', hashed
+    rejected: list[tuple[str, str]] = field(default_factory=list)  # (name, reason)
+    labels: list[str] = field(default_factory=list)
+    files: int = 0
+    read_bytes: int = 0
 
     def to_bytes(self) -> bytes:
         meta = {name: getattr(self, name) for name in ("number", "pieces", "rejected", "labels", "files", "read_bytes")}
@@ -83,11 +90,11 @@ class Record:
         return buffer.getvalue()
 
     @staticmethod
-    def read(path: Path) -> Record:
+    def read(path: Path) -> ChunkResult:
         with np.load(path, allow_pickle=False) as content:
             meta = json.loads(content["meta"].tobytes())
             splits = list(meta["pieces"])
-            return Record(
+            return ChunkResult(
                 hashes={split: content[f"hashes.{split}"] for split in splits},
                 offsets={split: content[f"offsets.{split}"] for split in splits},
                 names=content["names"],
@@ -103,16 +110,19 @@ def record_name(number: int) -> str:
     return f"unit-{number:06d}.npz"
 
 
-def do_unit(unit: Unit, settings: Settings, work: str, records: Path) -> Record:
-    """Writes the unit's pieces to `work` and its record to `work` and to the local folder `records`."""
-    record = Record(unit.number, {}, {}, {}, np.empty((0, 2), np.uint64), [], [], 0, 0)
+def process_chunk(chunk: Chunk, settings: Settings, work: str, records: Path, crumbs: Path) -> ChunkResult:
+    """Writes the chunk's pieces to `work` and its record to `work` and to the local folder `records`.
+
+    The local folder `crumbs`, which is this program's alone, tells which file is being read.
+    """
+    record = ChunkResult(chunk.number)
     hashes: dict[str, list[bytes]] = {}
     labels: set[str] = set()
     names: list[bytes] = []
     writers: dict[str, TarWriter] = {}
     with ExitStack() as stack:
-        here = stack.enter_context(Whereabouts(records, unit.number))
-        for position, (item, data) in enumerate(read_ahead(unit, settings)):
+        here = stack.enter_context(Breadcrumb(crumbs, chunk.number))
+        for position, (item, data) in enumerate(prefetched(chunk, settings)):
             here.at(item.name)
             record.files += 1
             try:
@@ -124,31 +134,31 @@ def do_unit(unit: Unit, settings: Settings, work: str, records: Path) -> Record:
                 record.rejected.append((item.name, reason(error)))
                 continue
             digest = hashlib.sha256(data).digest()
-            split = unit.split or item.split or split_of(digest, settings.split)
+            split = chunk.split or item.split or split_of(digest, settings.split)
             if split not in writers:
-                file = stack.enter_context(storage.open_write(storage.join(work, piece_name(unit.number, split))))
+                file = stack.enter_context(storage.open_write(storage.join(work, piece_name(chunk.number, split))))
                 writers[split] = TarWriter(file)
                 hashes[split] = []
                 record.pieces[split] = {"labelled": 0}
             text = {"source": item.name, "label": item.label, "sha256": digest.hex()}
-            key = f"{unit.number:06d}-{position:06d}"
+            key = f"{chunk.number:06d}-{position:06d}"
             writers[split].add_sample(key, extension, stored, json.dumps(text).encode())
             hashes[split].append(digest)
-            names.append(name_hash(unit.source.uri, item.name))
+            names.append(name_hash(chunk.source.uri, item.name))
             if item.label is not None:
                 labels.add(item.label)
                 record.pieces[split]["labelled"] += 1
         for split, writer in writers.items():
             writer.close()
-            record.offsets[split] = writer.table()
+            record.offsets[split] = writer.offset_table()
             record.hashes[split] = np.frombuffer(b"".join(hashes[split]), np.uint8).reshape(-1, 32)
-            record.pieces[split] |= {"sha256": writer.sha256.hexdigest(), "bytes": writer.position}
+            record.pieces[split] |= {"sha256": writer.file.sha256, "bytes": writer.position}
     record.labels = sorted(labels)
     record.names = np.frombuffer(b"".join(names), ">u8").astype(np.uint64).reshape(-1, 2)
     data = record.to_bytes()
     if storage.is_remote(work):
-        storage.write_bytes(storage.join(work, record_name(unit.number)), data)
-    storage.write_bytes(records / record_name(unit.number), data)
+        storage.write_bytes(storage.join(work, record_name(chunk.number)), data)
+    storage.write_bytes(records / record_name(chunk.number), data)
     return record
 
 
@@ -191,21 +201,21 @@ def name_hash(uri: str, name: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
-def read_ahead(unit: Unit, settings: Settings) -> Iterator[tuple[Item, bytes | Exception]]:
-    """The unit's files in order, each with its bytes or with why it could not be read."""
+def prefetched(chunk: Chunk, settings: Settings) -> Iterator[tuple[Item, bytes | Exception]]:
+    """The chunk's files in order, each with its bytes or with why it could not be read."""
 
     def read(item: Item) -> bytes | Exception:
         if item.size > settings.max_bytes:
             return UnreadableError(f"more than {settings.max_bytes} bytes")
         try:
-            return unit.source.read(item, settings.max_bytes + 1)
+            return chunk.source.read(item, settings.max_bytes + 1)
         except FileNotFoundError:
             return UnreadableError("there is no such file")
         except (UnreadableError, OSError) as error:
             return error
 
-    items = read_unit(unit.plan, unit.start, unit.stop)
-    if not unit.source.slow:
+    items = read_chunk(chunk.plan, chunk.start, chunk.stop)
+    if not chunk.source.may_be_remote:
         yield from ((item, read(item)) for item in items)
         return
     with ThreadPoolExecutor(READERS) as pool:

@@ -1,4 +1,4 @@
-"""From the units' records to shards and an index: duplicates, joining, the lists of what was set aside."""
+"""Makes shards and an index from the chunks' records: duplicates, joining, the lists of what was set aside."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from must.config import ShardConfig
 from must.format.index import REJECTED, Index, Shard
 from must.parameters import require
 from must.shards.assemble import Piece, ShardJob, plan_shards
-from must.shards.chunk import Record, Unit, name_hash, piece_name, record_name
+from must.shards.chunk import Chunk, ChunkResult, name_hash, piece_name, record_name
 from must.shards.duplicates import OLD, Duplicates, find_duplicates
 from must.shards.history import History, as_numbers, write_names, write_table
 from must.shards.listing import Listing
 from must.shards.pool import Pool
-from must.shards.workdir import Work
+from must.shards.workdir import Workdir
 
 
-def finish(
+def commit_shards(
     config: ShardConfig,
     settings: dict[str, Any],
     listing: Listing,
-    units: list[Unit],
+    chunks: list[Chunk],
     previous: Index | None,
     history: History,
-    work: Work,
+    work: Workdir,
     pool: Pool,
 ) -> Index:
     """Writes shards, tables and rejected.jsonl; the index is the caller's to write, as the last file.
@@ -39,8 +39,8 @@ def finish(
     Raises:
         ValueError: too many files were rejected, or none is left.
     """
-    numbers = [unit.number for unit in units]
-    totals = Totals(config, work, numbers)
+    numbers = [chunk.number for chunk in chunks]
+    totals = ChunkTotals(config, work, numbers)
     old_splits = tuple(previous.splits) if previous else ()
     splits = in_order({*totals.splits, *old_splits}, config)
     found = duplicates(config, totals, history, splits, work)
@@ -76,19 +76,19 @@ def finish(
     )
 
 
-def records(work: Work, numbers: list[int]) -> Iterator[Record]:
-    """One at a time: a record of 1000 samples has 80 kB."""
+def records(work: Workdir, numbers: list[int]) -> Iterator[ChunkResult]:
+    """The chunks' records, one at a time: a record of 1000 samples has 80 kB."""
     for number in numbers:
-        yield Record.read(work.records / record_name(number))
+        yield ChunkResult.read(work.records / record_name(number))
 
 
 MOST_LABELS = 100_000  # each process reads the index, with all of them
 
 
-class Totals:
+class ChunkTotals:
     """What has to be known before the shards are made."""
 
-    def __init__(self, config: ShardConfig, work: Work, numbers: list[int]) -> None:
+    def __init__(self, config: ShardConfig, work: Workdir, numbers: list[int]) -> None:
         self.work, self.numbers = work, numbers
         self.splits: set[str] = set()
         self.labels: set[str] = set()
@@ -105,13 +105,13 @@ class Totals:
 
 
 def in_order(splits: set[str], config: ShardConfig) -> tuple[str, ...]:
-    """As given by --split, then test, then others by name."""
+    """The splits as given by --split, then test, then others by name."""
     known = [name for name in (*config.split, "test") if name in splits]
     return tuple(dict.fromkeys([*known, *sorted(splits)]))
 
 
 def duplicates(
-    config: ShardConfig, totals: Totals, history: History, splits: tuple[str, ...], work: Work
+    config: ShardConfig, totals: ChunkTotals, history: History, splits: tuple[str, ...], work: Workdir
 ) -> Duplicates:
     def hashes() -> Iterator[tuple[int, str, np.ndarray]]:
         for split, values in history.hashes():
@@ -129,7 +129,7 @@ def shard_jobs(
     splits: tuple[str, ...],
     found: Duplicates,
     previous: Index | None,
-    work: Work,
+    work: Workdir,
 ) -> list[ShardJob]:
     def pieces(split: str) -> Iterator[Piece]:
         for record in records(work, numbers):
@@ -154,13 +154,13 @@ def count_splits(shards: tuple[Shard, ...], splits: tuple[str, ...]) -> dict[str
     return {split: count for split, count in counts.items() if count["samples"]}
 
 
-def write_tables(jobs: list[ShardJob], numbers: list[int], revision: int, work: Work) -> list[dict[str, str]]:
-    """What --append needs to know of this revision."""
+def write_tables(jobs: list[ShardJob], numbers: list[int], revision: int, work: Workdir) -> list[dict[str, str]]:
+    """Writes the tables of this revision that --append reads."""
 
     def contents() -> Iterator[np.ndarray]:
         for job in jobs:
             for piece in job.pieces:
-                values = Record.read(work.records / record_name(piece.unit)).hashes[piece.split]
+                values = ChunkResult.read(work.records / record_name(piece.chunk)).hashes[piece.split]
                 yield np.delete(values, list(piece.drop), axis=0)
 
     samples = sum(piece.samples for job in jobs for piece in job.pieces)
@@ -172,7 +172,7 @@ def write_tables(jobs: list[ShardJob], numbers: list[int], revision: int, work: 
 
 
 def write_rejected(
-    config: ShardConfig, listing: Listing, numbers: list[int], found: Duplicates, previous: Index | None, work: Work
+    config: ShardConfig, listing: Listing, numbers: list[int], found: Duplicates, previous: Index | None, work: Workdir
 ) -> Counter[str]:
     """Writes rejected.jsonl: what is no image and why, then duplicates that were left out. Counts the former."""
     kinds: Counter[str] = Counter()
@@ -191,20 +191,20 @@ def write_rejected(
     return kinds
 
 
-def dropped(found: Duplicates, work: Work) -> Iterator[tuple[str, str, bool]]:
-    """The duplicates left out. Their names stand in the pieces, which stay until the index is written."""
+def dropped(found: Duplicates, work: Workdir) -> Iterator[tuple[str, str, bool]]:
+    """The duplicates left out. Their names are in the pieces, which stay until the index is written."""
     last, offsets = -1, {}
-    for unit, split, sample, kept_in in found.drops.tolist():
-        if unit != last:
-            last, offsets = unit, Record.read(work.records / record_name(unit)).offsets
+    for chunk, split, sample, kept_in in found.drops.tolist():
+        if chunk != last:
+            last, offsets = chunk, ChunkResult.read(work.records / record_name(chunk)).offsets
         name = found.splits[split]
         _, _, start, size = offsets[name][sample].tolist()
-        text = storage.read_bytes(storage.join(work.uri, piece_name(unit, name)), start, size)
+        text = storage.read_bytes(storage.join(work.units, piece_name(chunk, name)), start, size)
         where = "" if kept_in == split else f" in the split {found.splits[kept_in]}"
         yield json.loads(text)["source"], f"same content as another image{where}", True
 
 
-def still_rejected(path: str, listing: Listing, numbers: list[int], work: Work) -> list[tuple[str, str, bool]]:
+def still_rejected(path: str, listing: Listing, numbers: list[int], work: Workdir) -> list[tuple[str, str, bool]]:
     """Earlier revisions' lines, but for the files that this run has tried again."""
     try:
         lines = [json.loads(line) for line in storage.read_bytes(path).splitlines()]
@@ -229,7 +229,7 @@ def still_rejected(path: str, listing: Listing, numbers: list[int], work: Work) 
     ]
 
 
-def check_rejected(config: ShardConfig, totals: Totals, rejected: int, previous: Index | None) -> None:
+def check_rejected(config: ShardConfig, totals: ChunkTotals, rejected: int, previous: Index | None) -> None:
     """The share counts over all revisions: files that are rejected again and again must not fail each small append."""
     old = sum(counts["samples"] for counts in previous.splits.values()) + previous.dropped if previous else 0
     files = old + totals.samples + rejected

@@ -1,4 +1,4 @@
-"""Finds byte-identical images among all units in flat memory, and says which of them have to go.
+"""Finds byte-identical images among all chunks in flat memory, and says which of them have to go.
 
 Records of 16 bytes of sha256 are scattered to bucket files, and each bucket is sorted in memory. Among images of the
 same content one is kept: one that older shards hold already, else one in the split `test`, else in another split than
@@ -7,17 +7,21 @@ same content one is kept: one that older shards hold already, else one in the sp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-BUCKETS = 64
-OLD = -1  # the unit of samples in shards of an earlier revision
+from must.shards.scatter import Buckets
 
-RECORD = np.dtype([("h0", "<u8"), ("h1", "<u8"), ("unit", "<i4"), ("sample", "<i4"), ("split", "<i2"), ("rank", "<i2")])
-DROP = np.dtype([("unit", "<i4"), ("split", "<i2"), ("sample", "<i4"), ("kept_in", "<i2")])
+BUCKETS = 64
+OLD = -1  # the chunk of samples in shards of an earlier revision
+
+RECORD = np.dtype(
+    [("h0", "<u8"), ("h1", "<u8"), ("chunk", "<i4"), ("sample", "<i4"), ("split", "<i2"), ("rank", "<i2")]
+)
+DROP = np.dtype([("chunk", "<i4"), ("split", "<i2"), ("sample", "<i4"), ("kept_in", "<i2")])
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,9 @@ class Duplicates:
     drops: np.ndarray
     count: int
 
-    def of(self, unit: int, split: str) -> np.ndarray:
+    def of(self, chunk: int, split: str) -> np.ndarray:
         """The samples of a piece that have to go, DROP [n]."""
-        first, last = np.searchsorted(self.drops["unit"], [unit, unit + 1])
+        first, last = np.searchsorted(self.drops["chunk"], [chunk, chunk + 1])
         part = self.drops[first:last]
         return part[part["split"] == self.splits.index(split)]
 
@@ -43,56 +47,44 @@ def rank(split: str) -> int:
 def find_duplicates(
     hashes: Iterable[tuple[int, str, np.ndarray]], splits: tuple[str, ...], folder: Path, drop_all: bool
 ) -> Duplicates:
-    """
+    """Finds byte-identical images, and decides which to drop.
+
     Args:
-        hashes: (unit or OLD, split, uint8 [samples, 32]) of every piece; 16 of the 32 bytes are used.
+        hashes: (chunk or OLD, split, uint8 [samples, 32]) of every piece; 16 of the 32 bytes are used.
         folder: for the bucket files; 36 bytes an image.
         drop_all: leave out repetitions inside a split too.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"hashes-{number:02d}" for number in range(BUCKETS)]
-    files = [path.open("wb") for path in paths]
-    try:
-        for unit, split, values in hashes:
-            for bucket, records in scattered(unit, splits.index(split), rank(split), values):
-                files[bucket].write(records.tobytes())
-    finally:
-        for file in files:
-            file.close()
+    buckets = Buckets(folder, BUCKETS)
+    for chunk, split, values in hashes:
+        records = np.empty(len(values), RECORD)
+        keys = np.ascontiguousarray(values[:, :16]).view("<u8").reshape(-1, 2)
+        records["h0"], records["h1"] = keys[:, 0], keys[:, 1]
+        records["chunk"], records["sample"] = chunk, np.arange(len(values))
+        records["split"], records["rank"] = splits.index(split), rank(split)
+        buckets.add_rows(values[:, 0] % BUCKETS, records)
     drops, count = [], 0
-    for path in paths:
-        found, repeated = in_bucket(np.fromfile(path, RECORD), drop_all)
+    for data in buckets:
+        found, repeated = in_bucket(np.frombuffer(data, RECORD), drop_all)
         drops.append(found)
         count += repeated
-        path.unlink()
     every = np.concatenate(drops)
-    return Duplicates(splits, every[np.lexsort((every["sample"], every["split"], every["unit"]))], count)
-
-
-def scattered(unit: int, split: int, rank: int, values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    records = np.empty(len(values), RECORD)
-    keys = np.ascontiguousarray(values[:, :16]).view("<u8").reshape(-1, 2)
-    records["h0"], records["h1"] = keys[:, 0], keys[:, 1]
-    records["unit"], records["sample"], records["split"], records["rank"] = unit, np.arange(len(values)), split, rank
-    buckets = values[:, 0] % BUCKETS
-    for bucket in np.unique(buckets):
-        yield int(bucket), records[buckets == bucket]
+    return Duplicates(splits, every[np.lexsort((every["sample"], every["split"], every["chunk"]))], count)
 
 
 def in_bucket(records: np.ndarray, drop_all: bool) -> tuple[np.ndarray, int]:
     """(DROP [n], number of new samples that repeat another)."""
-    fresh = records["unit"] != OLD
-    order = np.lexsort((records["sample"], records["unit"], records["rank"], fresh, records["h1"], records["h0"]))
+    fresh = records["chunk"] != OLD
+    order = np.lexsort((records["sample"], records["chunk"], records["rank"], fresh, records["h1"], records["h0"]))
     records = records[order]
     if len(records) == 0:
         return np.empty(0, DROP), 0
     starts = np.ones(len(records), bool)
     starts[1:] = (records["h0"][1:] != records["h0"][:-1]) | (records["h1"][1:] != records["h1"][:-1])
     keeper = np.flatnonzero(starts)[np.cumsum(starts) - 1]
-    repeated = ~starts & (records["unit"] != OLD)
+    repeated = ~starts & (records["chunk"] != OLD)
     gone = repeated & (drop_all | (records["split"] != records["split"][keeper]))
     drops = np.empty(int(gone.sum()), DROP)
-    for name in ("unit", "split", "sample"):
+    for name in ("chunk", "split", "sample"):
         drops[name] = records[name][gone]
     drops["kept_in"] = records["split"][keeper][gone]
     return drops, int(repeated.sum())

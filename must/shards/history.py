@@ -6,10 +6,9 @@ Each revision adds two tables to the output: `names-NNNN.npy`, uint64 [files, 2]
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy as np
 from must import storage
 from must.format.index import Index
 from must.shards.chunk import name_hash
+from must.shards.scatter import Buckets
 from must.sources.base import Item
 
 BUCKETS = 64
@@ -24,7 +24,7 @@ CHUNK = 8192
 
 
 class History:
-    """The tables of an index, copied to `folder` if they lie in a bucket, and mapped rather than read."""
+    """The tables of an index, copied to `folder` if they are in a bucket, and mapped rather than read."""
 
     def __init__(self, uri: str, index: Index | None, folder: Path) -> None:
         self.index = index
@@ -72,9 +72,8 @@ class History:
 
 def read_table(path: Path, table: dict[str, str]) -> np.ndarray:
     """The table in the file, mapped. Raises ValueError: not the bytes that the index means, or no such table."""
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != table["sha256"]:
-            raise ValueError("its bytes have changed")
+    if storage.sha256_of(path) != table["sha256"]:
+        raise ValueError("its bytes have changed")
     columns, dtype = (2, np.uint64) if table["name"].startswith("names-") else (32, np.uint8)
     try:
         values = np.lib.format.open_memmap(path, mode="r")
@@ -99,38 +98,22 @@ def as_numbers(data: bytes) -> np.ndarray:
 
 def write_names(chunks: Iterable[np.ndarray], uri: str, folder: Path) -> dict[str, str]:
     """Sorts hashes of names, uint64 [n, 2] a chunk, by way of bucket files into one table."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"names-{number:02d}" for number in range(BUCKETS)]
-    files = [path.open("wb") for path in paths]
-    count = 0
-    try:
-        for chunk in chunks:
-            count += len(chunk)
-            buckets = (chunk[:, 0] >> np.uint64(58)).astype(np.int64)
-            for bucket in np.unique(buckets):
-                files[bucket].write(chunk[buckets == bucket].tobytes())
-    finally:
-        for file in files:
-            file.close()
-
-    def rows() -> Iterator[np.ndarray]:
-        for path in paths:
-            values = np.fromfile(path, np.uint64).reshape(-1, 2)
-            path.unlink()
-            yield values[np.lexsort((values[:, 1], values[:, 0]))]
-
-    return write_table(rows(), (count, 2), np.uint64, uri)
+    buckets, count = Buckets(folder, BUCKETS), 0
+    for chunk in chunks:
+        count += len(chunk)
+        buckets.add_rows((chunk[:, 0] >> np.uint64(58)).astype(np.int64), chunk)
+    tables = (np.frombuffer(data, np.uint64).reshape(-1, 2) for data in buckets)
+    return write_table((rows[np.lexsort(rows.T[::-1])] for rows in tables), (count, 2), np.uint64, uri)
 
 
 def write_table(rows: Iterable[np.ndarray], shape: tuple[int, int], dtype: type, uri: str) -> dict[str, str]:
     """Writes a .npy of known shape piece by piece; its name and checksum for the index."""
-    digest = hashlib.sha256()
     with storage.open_write(uri) as file:
-        for values in chain([np.frombuffer(npy_header(shape, dtype), np.uint8)], rows):
-            data = values.tobytes()
-            file.write(data)
-            digest.update(data)
-    return {"name": uri.rpartition("/")[2], "sha256": digest.hexdigest()}
+        table = storage.HashingFile(file)
+        table.write(npy_header(shape, dtype))
+        for values in rows:
+            table.write(values.tobytes())
+    return {"name": uri.rpartition("/")[2], "sha256": table.sha256}
 
 
 def npy_header(shape: tuple[int, int], dtype: type) -> bytes:

@@ -1,4 +1,4 @@
-"""All files of a run, as planned units of work, and what else decides the bytes of its shards."""
+"""All files of a run, as planned chunks, and what else decides the bytes of its shards."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from must.config import ShardConfig
-from must.shards.chunk import Settings, Unit
+from must.shards.chunk import Chunk, Settings
 from must.shards.history import History
 from must.shards.plan import Plan, make_plan
-from must.shards.workdir import Work
-from must.sources.base import Problems, Source
+from must.shards.workdir import Workdir
+from must.sources.base import ListingReport, Source
 from must.sources.open import open_source
 
 
@@ -25,7 +25,7 @@ class Listing:
     rejected: tuple[tuple[str, str], ...]  # (name, reason) of what could not even be listed
     skipped: dict[str, int]
     fingerprint: str
-    key: str  # of everything that decides the output's bytes
+    key: str  # of the fingerprint and what is rejected
 
     @property
     def items(self) -> int:
@@ -34,15 +34,17 @@ class Listing:
 
 def open_sources(config: ShardConfig) -> list[tuple[Source, str]]:
     """The test source comes first, so that its shards do not depend on how much else there is."""
-    sources = [(open_source(config.source, config.labels, "--source", config.output), "")]
+    columns = (config.image_column, config.label_column)
+    sources = [(open_source(config.source, config.labels, "--source", config.output, *columns), "")]
     if config.test_source:
-        sources.insert(0, (open_source(config.test_source, config.labels, "--test-source", config.output), "test"))
+        test = open_source(config.test_source, config.labels, "--test-source", config.output, *columns)
+        sources.insert(0, (test, "test"))
     return sources
 
 
-def list_sources(config: ShardConfig, sources: list[tuple[Source, str]], history: History, work: Work) -> Listing:
+def list_sources(config: ShardConfig, sources: list[tuple[Source, str]], history: History, work: Workdir) -> Listing:
     rejected: list[tuple[str, str]] = []
-    problems = Problems(lambda name, reason: rejected.append((name, reason)))
+    problems = ListingReport(lambda name, reason: rejected.append((name, reason)))
     parts = []
     for number, (source, split) in enumerate(sources):
         folder = work.local / f"plan-{number}"
@@ -52,15 +54,17 @@ def list_sources(config: ShardConfig, sources: list[tuple[Source, str]], history
         plan = make_plan(items, folder, config.samples_per_shard)
         parts.append((source, split, plan))
     fingerprint = hashlib.sha256("".join(plan.fingerprint for _, _, plan in parts).encode()).hexdigest()
-    key = hashlib.sha256(json.dumps([fingerprint, sorted(rejected), settings_json(config)]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([fingerprint, sorted(rejected)]).encode()).hexdigest()
     return Listing(tuple(parts), tuple(sorted(rejected)), dict(sorted(problems.skipped.items())), fingerprint, key)
 
 
-def units_of(listing: Listing, first: int) -> Iterator[Unit]:
+def chunks_of(listing: Listing, size: int, first: int) -> Iterator[Chunk]:
+    """All chunks, of `size` files each but for a source's last one; they are numbered from `first`."""
     number = first
     for source, split, plan in listing.parts:
-        for position in range(plan.units):
-            yield Unit(number, source, plan.path, *plan.unit(position), split)
+        for position in range(plan.chunks):
+            files = min(size, plan.items - position * size)
+            yield Chunk(number, source, plan.path, *plan.chunk(position), files, split)
             number += 1
 
 

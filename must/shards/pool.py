@@ -1,24 +1,22 @@
-"""Processes that do units and assemble shards."""
+"""The worker processes, which process chunks and assemble shards."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from must.format.index import Shard
 from must.image.quiet import silence_pillow
+from must.processes import begin_worker, start_context
 from must.shards.assemble import ShardJob, assemble
-from must.shards.chunk import Settings, Unit, do_unit
-from must.shards.whereabouts import forget, left_at
-from must.shards.workdir import Work
+from must.shards.breadcrumbs import files_in_progress, remove_all
+from must.shards.chunk import Chunk, Settings, process_chunk
+from must.shards.workdir import Workdir
 from must.storage import LaterError
 
 SHOWN = 8  # files that a killed worker may have been at
@@ -29,7 +27,7 @@ class KilledWorkerError(LaterError):
 
 
 class Done(NamedTuple):
-    """What the progress bar needs to know of a unit."""
+    """What the progress bar needs to know of a chunk."""
 
     number: int
     files: int
@@ -46,10 +44,8 @@ class Pool:
 
     def __enter__(self) -> Pool:
         if self.workers > 1:
-            # Forking needs no importable main module, so scripts and notebooks can call `shard` without a guard.
-            method = "fork" if sys.platform == "linux" else "spawn"
             self.executor = ProcessPoolExecutor(
-                self.workers, multiprocessing.get_context(method), follow_parent, (os.getpid(),)
+                self.workers, start_context(__name__), follow_parent, (dict(os.environ),)
             )
         return self
 
@@ -57,21 +53,24 @@ class Pool:
         if self.executor is not None:
             self.executor.shutdown(wait=True, cancel_futures=True)
 
-    def do_units(self, units: list[Unit], settings: Settings, work: Work) -> Iterator[Done]:
-        forget(work.records)
+    def process_chunks(self, chunks: list[Chunk], settings: Settings, work: Workdir) -> Iterator[Done]:
+        remove_all(work.local)
         try:
-            yield from self.run(unit_job, [(unit, settings, work.uri, work.records) for unit in units])
+            yield from self.run(
+                chunk_job, [(chunk, settings, work.units, work.records, work.local) for chunk in chunks]
+            )
         except KilledWorkerError as error:
-            names = left_at(work.records)
+            names = files_in_progress(work.local)
             if not names:
                 raise
             more = f" and {len(names) - SHOWN} others" if len(names) > SHOWN else ""
             raise KilledWorkerError(f"{error}; it was at one of: {', '.join(names[:SHOWN])}{more}") from None
 
-    def assemble(self, jobs: list[ShardJob], work: Work) -> list[Shard]:
+    def assemble(self, jobs: list[ShardJob], work: Workdir) -> list[Shard]:
         """The shards, in the order of `jobs`."""
         found = {
-            shard.name: shard for shard in self.run(assemble, [(j, work.records, work.uri, work.output) for j in jobs])
+            shard.name: shard
+            for shard in self.run(assemble, [(j, work.records, work.units, work.output) for j in jobs])
         }
         return [found[job.name] for job in jobs]
 
@@ -94,20 +93,14 @@ class Pool:
             ) from None
 
 
-def unit_job(unit: Unit, settings: Settings, work: str, records: Any) -> Done:
-    record = do_unit(unit, settings, work, records)
+def chunk_job(chunk: Chunk, settings: Settings, work: str, records: Path, crumbs: Path) -> Done:
+    record = process_chunk(chunk, settings, work, records, crumbs)
     return Done(record.number, record.files, len(record.rejected), record.read_bytes)
 
 
-def follow_parent(parent: int) -> None:
-    """Ends a worker whose parent was killed: it would wait for work for ever. Signals are the parent's to answer."""
+def follow_parent(environment: dict[str, str]) -> None:
+    """Prepares a worker: it ends with its parent, whose the signals are to answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    begin_worker(environment)
     silence_pillow()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

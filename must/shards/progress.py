@@ -5,38 +5,37 @@ from __future__ import annotations
 import sys
 import time
 
-from tqdm import tqdm
-
 from must import storage
 from must.config import ShardConfig
 from must.format.index import Index
+from must.progress import bar
 from must.shards.pool import Done
 from must.text import printable
 
 LOG_EVERY = 60.0  # seconds between lines where there is no terminal
 
 
-class Progress:
+class ProgressBar:
     """A bar on a terminal, a line a minute elsewhere."""
 
     def __init__(self, files: int, done: set[int]) -> None:
         self.files, self.seen, self.rejected, self.read_bytes = files, 0, 0, 0
         self.began = self.spoke = time.monotonic()
         if done:
-            print(f"going on with an interrupted run: {len(done)} units are done already", flush=True)
+            print(f"going on with an interrupted run: {len(done)} chunks are done already", flush=True)
 
-    def __enter__(self) -> Progress:
-        self.bar = tqdm(total=self.files, desc="shard", unit="img", disable=None, smoothing=0.1)
+    def __enter__(self) -> ProgressBar:
+        self.bar = bar(total=self.files, desc="shard", unit="img", smoothing=0.1)
         return self
 
     def __exit__(self, *error: object) -> None:
         self.bar.close()
 
-    def add(self, unit: Done) -> None:
-        self.seen += unit.files
-        self.rejected += unit.rejected
-        self.read_bytes += unit.read_bytes
-        self.bar.update(unit.files)
+    def add(self, chunk: Done) -> None:
+        self.seen += chunk.files
+        self.rejected += chunk.rejected
+        self.read_bytes += chunk.read_bytes
+        self.bar.update(chunk.files)
         self.bar.set_postfix({"rejected": self.rejected}, refresh=False)
         if self.bar.disable and time.monotonic() - self.spoke > LOG_EVERY:
             self.spoke = time.monotonic()
@@ -44,12 +43,16 @@ class Progress:
             print(f"{self.seen} of {self.files} files, {rate:.0f} a second, {self.rejected} rejected", flush=True)
 
 
-def summary(config: ShardConfig, index: Index, files: int, seconds: float, read_bytes: int) -> None:
-    """Images, splits, what was set aside and why, speed, and where the index lies."""
-    new = f", revision {index.revision}" if index.revision else ""
-    print(
-        f"{files} files in {seconds:.1f} s ({files / seconds:.0f} a second, {read_bytes / seconds / 1e6:.1f} MB/s){new}"
-    )
+def print_work(what: str, files: int, seconds: float, read_bytes: int) -> None:
+    """Prints how fast this program was."""
+    rates = f"{files / seconds:.0f} a second, {read_bytes / seconds / 1e6:.1f} MB/s"
+    print(f"{what}{files} files in {seconds:.1f} s ({rates})")
+
+
+def print_summary(config: ShardConfig, index: Index) -> None:
+    """Prints images, splits, what was set aside and why, and where the index is."""
+    if index.revision:
+        print(f"revision {index.revision}:")
     for name, counts in index.splits.items():
         labelled = f", {counts['labelled']} labelled" if counts["labelled"] else ""
         print(f"  {printable(name)}: {counts['samples']} images{labelled} in {len(index.shards_of(name))} shards")

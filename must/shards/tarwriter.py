@@ -1,14 +1,15 @@
-"""Writes WebDataset tars whose bytes depend on nothing but the samples, and notes where each member stands."""
+"""Writes WebDataset tars whose bytes depend on nothing but the samples, and notes where each member begins."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import tarfile
 from array import array
 from typing import BinaryIO
 
 import numpy as np
+
+from must.storage import HashingFile
 
 BLOCK = 512
 
@@ -25,10 +26,8 @@ class TarWriter:
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.position = 0
+        self.file = HashingFile(file)
         self.offsets = array("q")
-        self.sha256 = hashlib.sha256()
 
     def add_sample(self, key: str, extension: str, image: bytes, text: bytes) -> None:
         """Members `key`.`extension` and `key`.json. The key holds no dot: it ends there for WebDataset's readers."""
@@ -37,19 +36,14 @@ class TarWriter:
     def add(self, name: str, data: bytes) -> tuple[int, int]:
         header = header_of(name, len(data))
         start = self.position + len(header)
-        padding = bytes(-len(data) % BLOCK)
-        for part in (header, data, padding):
+        for part in (header, data, bytes(-len(data) % BLOCK)):
             self.file.write(part)
-            self.sha256.update(part)
-        self.position = start + len(data) + len(padding)
         return start, len(data)
 
     def add_raw(self, block: bytes) -> None:
         """Whole members, headers and padding included, copied from another of our tars; offsets are the caller's."""
         assert len(block) % BLOCK == 0
         self.file.write(block)
-        self.sha256.update(block)
-        self.position += len(block)
 
     def close(self) -> None:
         """Two empty blocks, as the format asks for, and up to a full record of 20 blocks, as `tar` itself writes."""
@@ -58,10 +52,10 @@ class TarWriter:
         self.add_raw(bytes(end - self.position))
 
     @property
-    def samples(self) -> int:
-        return len(self.offsets) // 4
+    def position(self) -> int:
+        return self.file.size
 
-    def table(self) -> np.ndarray:
+    def offset_table(self) -> np.ndarray:
         """int64 [samples, 4]: image offset, image size, json offset, json size."""
         return np.frombuffer(self.offsets, np.int64).reshape(-1, 4).copy()
 

@@ -1,4 +1,4 @@
-"""Images inside tar and zip archives and inside WebDataset shards, read where they stand: nothing is unpacked.
+"""Images inside tar and zip archives and inside WebDataset shards, read in place: nothing is unpacked.
 
 So a member's name is only ever a name: it cannot lead out of any folder.
 """
@@ -6,24 +6,23 @@ So a member's name is only ever a name: it cannot lead out of any folder.
 from __future__ import annotations
 
 import bz2
-import errno
 import gzip
 import io
 import json
 import lzma
-import re
 import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from braceexpand import braceexpand
+
 from must import storage
 from must.parameters import require
-from must.sources.base import ARCHIVE, Item, Problems, UnreadableError, folder_label, kind_of
+from must.sources.base import ARCHIVE, Item, ListingReport, UnreadableError, damage_named, folder_label, kind_of
 
 COMPRESSED: dict[str, Any] = {"gz": gzip.open, "tgz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
 EXPANSION, EXPANDED = 100, 1_000_000_000  # a compressed tar may expand to so many times its size, or to 1 GB
@@ -36,7 +35,7 @@ class Archives:
     """One or more archives. Those in a bucket are downloaded and compressed tars are expanded, for as long as the run
     lasts, into the folder that `prepare` gets: reading a member must not cost reading everything before it."""
 
-    slow = False
+    may_be_remote = False
 
     def __init__(self, uri: str, files: list[str], labels: str, option: str) -> None:
         self.uri, self.labels, self.option = uri, labels, option
@@ -51,16 +50,20 @@ class Archives:
                 storage.download(file, path)
             if kind in COMPRESSED:
                 plain = folder / f"archive-{number}.tar"
-                with self.naming(file), COMPRESSED[kind](path, "rb") as packed, storage.open_write(plain) as out:
+                with (
+                    damage_named(f"{self.option} {file}", "archive"),
+                    COMPRESSED[kind](path, "rb") as packed,
+                    storage.open_write(plain) as out,
+                ):
                     expand(packed, out, max(EXPANDED, EXPANSION * path.stat().st_size))
                 path = plain
             self.paths[number] = str(path)
 
-    def items(self, problems: Problems) -> Iterator[Item]:
+    def items(self, problems: ListingReport) -> Iterator[Item]:
         for number, (file, path) in enumerate(zip(self.files, self.paths, strict=True)):
             members = zip_members if path.lower().endswith(".zip") else tar_members
             prefix = file.rpartition("/")[2] + "/" if len(self.files) > 1 else ""
-            with self.naming(file):
+            with damage_named(f"{self.option} {file}", "archive"):
                 for name, size, place, label in members(path, problems):
                     kind = kind_of(name)
                     if kind is not None:
@@ -69,21 +72,8 @@ class Archives:
                     chosen = {"folder": folder_label(name), "csv": label}.get(self.labels)
                     yield Item(prefix + name, size, chosen, None, [number, *place])
 
-    @contextmanager
-    def naming(self, file: str) -> Iterator[None]:
-        """Says which archive it is that is damaged, whatever its reader stumbles over: the libraries raise anything."""
-        try:
-            yield
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-                raise  # of the disk; damage has no number, or is a place that cannot be
-            if isinstance(error, ValueError) and isinstance(error.__cause__, OSError):
-                raise  # a full disk
-            text = " ".join(str(error).split())[:200] or type(error).__name__
-            raise ValueError(f"{self.option} {file}: the archive is damaged: {text}") from None
-
     def read(self, item: Item, limit: int) -> bytes:
-        number, start, size, *packed = item.place
+        number, start, size, *packed = item.locator
         if packed:
             return unzipped(self.paths[number], start, size, packed[0], packed[1], limit)
         return storage.read_bytes(self.paths[number], start, size)
@@ -111,20 +101,17 @@ def open_archives(uri: str, labels: str, option: str, exclude: str) -> Archives 
 
 
 def expanded(uri: str) -> list[str]:
-    """x-{000..002}.tar -> x-000.tar, x-001.tar, x-002.tar; {a,b} likewise; several braces multiply."""
-    match = re.search(r"\{([^{}]*)\}", uri)
-    if not match:
+    """x-{000..002}.tar -> x-000.tar, x-001.tar, x-002.tar, as bash and WebDataset expand it; several braces multiply.
+
+    Braces that do not match are characters like any other, and so is a backslash.
+    """
+    try:
+        return list(braceexpand(uri, escape=False))
+    except ValueError:
         return [uri]
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
-    if span:
-        width = len(span[1])
-        values = [str(number).zfill(width) for number in range(int(span[1]), int(span[2]) + 1)]
-    else:
-        values = match[1].split(",")
-    return [file for value in values for file in expanded(uri[: match.start()] + value + uri[match.end() :])]
 
 
-def tar_members(path: str, problems: Problems) -> Iterator[tuple[str, int, tuple[int, int], str | None]]:
+def tar_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, tuple[int, int], str | None]]:
     """(name, size, (offset, size), label) of the images. Neighbours of the same key are one WebDataset sample."""
     key: str | None = None
     images: list[tuple[str, int, tuple[int, int]]] = []
@@ -172,7 +159,11 @@ def expand(packed: Any, out: BinaryIO, limit: int) -> None:
 
 
 def key_of(name: str) -> tuple[str, str]:
-    """A sample's key and a member's extension as WebDataset splits them: at the first dot of the file's own name."""
+    """A sample's key and a member's extension as WebDataset splits them: at the first dot of the file's own name.
+
+    Of a name without a dot, which WebDataset passes over, the key is all of it: it may be an image. This is not
+    webdataset's own function because importing that imports torch, which sharding does without.
+    """
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
     return folder + slash + stem, extension.lower()
@@ -190,7 +181,7 @@ def label_in(extension: str, data: bytes) -> str | None:
         return None
 
 
-def zip_members(path: str, problems: Problems) -> Iterator[tuple[str, int, tuple[int, int, int, int], None]]:
+def zip_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, tuple[int, int, int, int], None]]:
     """(name, size, (offset of the local header, packed size, method, checksum), no label). Python holds a zip's
     directory in memory: about 500 bytes a member while listing."""
     with zipfile.ZipFile(path) as archive:

@@ -1,11 +1,12 @@
-"""What every source of images has: an item a file, a listing's problems, labels from folders, a local copy."""
+"""What every source of images has: an item a file, a listing's problems, labels from folders."""
 
 from __future__ import annotations
 
+import errno
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -24,29 +25,29 @@ class Item(NamedTuple):
     size: int  # bytes, 0 when the listing does not say
     label: str | None
     split: str | None  # where the source itself says so
-    place: Any  # what the source needs to find it again
+    locator: Any  # what the source needs to find it again
 
 
 class UnreadableError(Exception):
     """One image cannot be had from its source, for the reason given; the others may be whole."""
 
 
-class Problems:
+class ListingReport:
     """What a listing found besides images."""
 
     def __init__(self, reject: Callable[[str, str], None]) -> None:
         self.reject = reject  # (name, reason): goes to rejected.jsonl
-        self.skipped: Counter[str] = Counter()  # files that nobody would take for images, by extension
+        self.skipped: Counter[str] = Counter()  # files that are no images, by extension
 
 
 class Source(Protocol):
     uri: str
-    slow: bool  # reading waits for a network, so that several reads should be on their way at once
+    may_be_remote: bool  # reading waits for a network, so that several reads should be on their way at once
 
     def prepare(self, folder: Path) -> None:
         """Called once before anything else; `folder` is local and lasts as long as the run."""
 
-    def items(self, problems: Problems) -> Iterator[Item]:
+    def items(self, problems: ListingReport) -> Iterator[Item]:
         """All images, in any order."""
 
     def read(self, item: Item, limit: int) -> bytes:
@@ -56,6 +57,20 @@ class Source(Protocol):
             UnreadableError, OSError: this one cannot be read; it is set aside.
             ValueError: the source as a whole cannot be read, for want of credentials for instance.
         """
+
+
+@contextmanager
+def damage_named(where: str, what: str) -> Iterator[None]:
+    """Says at `where`, an option and file, what is damaged, whatever its reader raises: libraries raise anything."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # of the disk; damage has no number, or is a place that cannot be
+        if isinstance(error, ValueError) and isinstance(error.__cause__, OSError):
+            raise  # a full disk
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{where}: the {what} is damaged: {text}") from None
 
 
 def kind_of(name: str) -> str | None:
@@ -68,12 +83,12 @@ def kind_of(name: str) -> str | None:
 
 
 def folder_label(name: str) -> str | None:
-    """The name of the folder the image lies in; None directly in the root."""
+    """The name of the folder the image is in; None directly in the root."""
     return name.rpartition("/")[0].rpartition("/")[2] or None
 
 
 def below(root: str, folder: str) -> str:
-    """`folder` relative to `root` with a "/" behind it, or "" if it lies elsewhere."""
+    """`folder` relative to `root` with a "/" after it, or "" if it is elsewhere."""
     if not folder or storage.is_remote(root) != storage.is_remote(folder):
         return ""
     root, folder = normal(root), normal(folder)
@@ -86,26 +101,7 @@ def normal(uri: str) -> str:
 
 
 def is_within(place: str, folder: str) -> bool:
-    """Whether `place` is the folder or lies in it."""
+    """Whether `place` is the folder or inside it."""
     return bool(below(folder, place)) or (
         storage.is_remote(folder) == storage.is_remote(place) and normal(folder) == normal(place)
     )
-
-
-class LocalCopy:
-    """A context manager: the path of a local file, or of a downloaded copy that is deleted afterwards."""
-
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
-        self.copy: Path | None = None
-
-    def __enter__(self) -> Path:
-        if not storage.is_remote(self.uri):
-            return storage.local(self.uri)
-        self.copy = Path(tempfile.mkdtemp(prefix="must-")) / "copy"
-        storage.download(self.uri, self.copy)
-        return self.copy
-
-    def __exit__(self, *error: object) -> None:
-        if self.copy is not None:
-            storage.delete_folder(self.copy.parent)

@@ -13,7 +13,7 @@ from typing import Any
 
 from must import storage
 from must.parameters import require
-from must.sources.base import Item, LocalCopy, Problems, below, folder_label, kind_of
+from must.sources.base import Item, ListingReport, below, folder_label, kind_of
 from must.text import brief
 
 
@@ -22,13 +22,13 @@ class Folder:
 
     def __init__(self, uri: str, labels: str, exclude: str = "") -> None:
         self.uri, self.labels = uri, labels
-        self.slow = storage.is_remote(uri)
+        self.may_be_remote = storage.is_remote(uri)
         self.exclude = below(uri, exclude)
 
     def prepare(self, folder: Path) -> None:
         pass
 
-    def items(self, problems: Problems) -> Iterator[Item]:
+    def items(self, problems: ListingReport) -> Iterator[Item]:
         for entry in storage.list_files(self.uri, problems.reject):
             if self.exclude and (entry.name + "/").startswith(self.exclude):
                 continue
@@ -50,13 +50,13 @@ class Manifest:
 
     def __init__(self, uri: str, labels: str, option: str) -> None:
         self.uri, self.labels, self.option = uri, labels, option
-        self.slow = True  # its lines may name any place
+        self.may_be_remote = True  # its lines may name any place
         self.base = uri.rpartition("/")[0] or ("" if not uri.startswith("/") else "/")
 
     def prepare(self, folder: Path) -> None:
         pass
 
-    def items(self, problems: Problems) -> Iterator[Item]:
+    def items(self, problems: ListingReport) -> Iterator[Item]:
         for line, row in self.rows():
             path = row.get("path")
             require(
@@ -85,7 +85,7 @@ class Manifest:
     def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """(line number, columns), read as a stream."""
         number = 0
-        with self.local_copy() as path, path.open(encoding="utf-8-sig", newline="") as file:
+        with storage.local_copy(self.uri) as path, path.open(encoding="utf-8-sig", newline="") as file:
             try:
                 if self.uri.lower().endswith((".csv", ".tsv")):
                     table = csv.DictReader(file, dialect="excel-tab" if self.uri.lower().endswith(".tsv") else "excel")
@@ -101,7 +101,7 @@ class Manifest:
                         if line.strip():
                             yield number, self.parsed(line, number)
             except (UnicodeDecodeError, csv.Error) as error:
-                raise ValueError(f"{self.option} {self.uri}: cannot be read behind line {number}: {error}") from None
+                raise ValueError(f"{self.option} {self.uri}: cannot be read after line {number}: {error}") from None
 
     def parsed(self, line: str, number: int) -> dict[str, Any]:
         where = f"{self.option} {self.uri} line {number}"
@@ -111,9 +111,6 @@ class Manifest:
             raise ValueError(f"{where}: cannot be read: {error}") from None
         require(isinstance(content, dict), f"{where}: expected a JSON object")
         return content
-
-    def local_copy(self) -> Any:
-        return LocalCopy(self.uri)
 
     def read(self, item: Item, limit: int) -> bytes:
         name = item.name

@@ -1,10 +1,9 @@
-"""Local paths and gs:// URIs behind one small interface: what is written is complete or absent.
+"""Local paths and buckets (gs://, s3://, az://) behind one interface: what is written is complete or absent.
 
-Ground floor: imports no other room. `gcs` is imported when the first gs:// URI is met, for its client is optional.
+Ground floor: imports only `processes`. A store's module is imported with its first URI: clients are optional.
 """
 
 from must.storage.api import (
-    TEMPORARY,
     copy,
     delete,
     delete_folder,
@@ -16,6 +15,7 @@ from must.storage.api import (
     join,
     list_files,
     local,
+    local_copy,
     move,
     open_write,
     read_bytes,
@@ -25,12 +25,16 @@ from must.storage.api import (
     upload,
     write_bytes,
 )
-from must.storage.base import ConflictError, Entry, LaterError, UnreachableError, Writable
+from must.storage.base import ConflictError, Entry, Generation, LaterError, UnreachableError, Writable
+from must.storage.hashing import HashingFile, sha256_of
+from must.storage.unfinished import TEMPORARY, umask
 
 __all__ = [
     "TEMPORARY",
     "ConflictError",
     "Entry",
+    "Generation",
+    "HashingFile",
     "LaterError",
     "UnreachableError",
     "Writable",
@@ -45,12 +49,15 @@ __all__ = [
     "join",
     "list_files",
     "local",
+    "local_copy",
     "move",
     "open_write",
     "read_bytes",
     "read_json",
     "remote",
+    "sha256_of",
     "size",
+    "umask",
     "upload",
     "write_bytes",
 ]

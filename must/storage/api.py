@@ -1,4 +1,4 @@
-"""One small interface over local paths and gs:// URIs.
+"""One small interface over local paths and buckets: gs://, s3:// and az://.
 
 What is written is complete or absent: a local file appears by renaming, an object by finishing its upload. Missing
 files raise FileNotFoundError at either place; what the user has to mend (no credentials, no permission, a full disk,
@@ -8,6 +8,7 @@ an unknown scheme) raises ValueError with one line that says what to do.
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import shutil
@@ -17,21 +18,39 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
-from must.storage.base import ConflictError, Entry, Writable
+from must.storage.base import ConflictError, Entry, Generation, Writable
+from must.storage.unfinished import TEMPORARY, give_name, unfinished
 
-TEMPORARY = ".tmp-"
-"""Prefix of files that are not complete yet. Listings leave them out."""
+
+class Store(NamedTuple):
+    """How a scheme is served: our module, the package that it needs, the extra that installs it."""
+
+    module: str
+    package: str
+    extra: str
+
+
+AZURE = Store("must.storage.azure", "azure-storage-blob", "azure")
+STORES = {
+    "gs": Store("must.storage.gcs", "google-cloud-storage", "gcs"),
+    "s3": Store("must.storage.s3", "boto3", "s3"),
+    "az": AZURE,
+    "abfs": AZURE,
+    "abfss": AZURE,
+}
 
 
 def is_remote(uri: str | Path) -> bool:
-    """Whether `uri` is a gs:// URI. Raises ValueError for a scheme that is not known."""
+    """Whether `uri` names a place in a bucket. Raises ValueError for a scheme that is not known."""
     text = str(uri)
     scheme = text.split("://", 1)[0] if "://" in text else ""
-    if scheme not in ("", "gs", "file"):
-        raise ValueError(f"{text}: unknown scheme '{scheme}://'; known are local paths and gs://")
-    return scheme == "gs"
+    if scheme not in ("", "file", *STORES):
+        raise ValueError(
+            f"{text}: unknown scheme '{scheme}://'; known are local paths, gs://, s3://, az:// and abfss://"
+        )
+    return scheme in STORES
 
 
 def join(uri: str | Path, *parts: str) -> str:
@@ -46,26 +65,24 @@ def join(uri: str | Path, *parts: str) -> str:
 
 def exists(uri: str | Path) -> bool:
     """Whether there is a file (an object) of that very name. A remote folder is not an object."""
-    if is_remote(uri):
-        return remote().exists(str(uri))
-    return local(uri).exists()
+    return generation(uri) is not None if is_remote(uri) else local(uri).exists()
 
 
 def size(uri: str | Path) -> int:
     """Bytes of a file. Raises FileNotFoundError."""
     if is_remote(uri):
-        return remote().stat(str(uri)).size
+        return remote(uri).stat(str(uri)).size
     return local(uri).stat().st_size
 
 
-def generation(uri: str | Path) -> int | None:
-    """A number that changes whenever the file is written: the object's generation, or the time of writing in ns.
+def generation(uri: str | Path) -> Generation | None:
+    """What changes whenever the file's content does: the object's generation or ETag, or the time of writing in ns.
 
     None when there is no such file.
     """
     try:
         if is_remote(uri):
-            return remote().stat(str(uri)).generation
+            return remote(uri).stat(str(uri)).generation
         return local(uri).stat().st_mtime_ns
     except FileNotFoundError:
         return None
@@ -81,14 +98,14 @@ def list_files(uri: str | Path, on_problem: Callable[[str, str], None] | None = 
         FileNotFoundError, NotADirectoryError: there is no such local folder. A remote one is then just empty.
     """
     if is_remote(uri):
-        return remote().list_files(str(uri))
+        return remote(uri).list_files(str(uri))
     return walk(local(uri), on_problem or (lambda name, reason: None))
 
 
 def read_bytes(uri: str | Path, start: int = 0, length: int | None = None) -> bytes:
     """The file's bytes [start, start + length), or up to its end. Raises FileNotFoundError, OSError: no file."""
     if is_remote(uri):
-        return remote().read_bytes(str(uri), start, length)
+        return remote(uri).read_bytes(str(uri), start, length)
     # Unbuffered and of the exact size: this is the inner loop of sharding, and a buffered read of "at most N bytes"
     # first allocates all N.
     with open(str(uri).removeprefix("file://"), "rb", buffering=0, opener=without_waiting) as file:
@@ -106,29 +123,35 @@ def read_bytes(uri: str | Path, start: int = 0, length: int | None = None) -> by
 
 
 def read_json(path: str, flag: str) -> dict[str, Any]:
+    """A file's object. Raises ValueError: there is no such file, or it holds no JSON object."""
     try:
-        return json.loads(read_bytes(path))
+        content = json.loads(read_bytes(path))
     except FileNotFoundError:
         raise ValueError(f"{flag} {path}: no such file") from None
-    except ValueError:
-        raise ValueError(f"{flag} {path}: is damaged or of another kind") from None
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{flag} {path}: is damaged or of another kind")
+    return content
 
 
 def without_waiting(path: str, flags: int) -> int:
-    """Opens as `open` does, but for a pipe it does not wait until somebody writes to it."""
+    """Opens as `open` does, but for a pipe it does not wait for a writer."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def write_bytes(uri: str | Path, data: bytes, if_generation_match: int | None = None) -> None:
+def write_bytes(uri: str | Path, data: bytes, if_generation_match: Generation | None = None) -> None:
     """Writes the whole file at once, over what may be there.
 
     Raises:
-        ConflictError: as `upload` does.
+        ConflictError: the object's generation is not `if_generation_match` (0: there must be none yet). For a local
+            target the check and the writing are two steps, so this guards against mistakes, not against races.
     """
     if is_remote(uri):
-        remote().write_bytes(str(uri), data, if_generation_match)
+        remote(uri).write_bytes(str(uri), data, if_generation_match)
         return
-    check_generation(uri, if_generation_match)
+    if if_generation_match is not None and (generation(uri) or 0) != if_generation_match:
+        raise ConflictError(f"{uri} was written by another program")
     with open_write(uri) as file:
         file.write(data)
 
@@ -142,25 +165,25 @@ def open_write(uri: str | Path) -> Iterator[BinaryIO]:
             with disk_errors(name):
                 with os.fdopen(descriptor, "wb") as file:
                     yield file
-                remote().upload(Path(name), str(uri), None)
+                remote(uri).upload(Path(name), str(uri))
         finally:
             Path(name).unlink(missing_ok=True)
         return
     path = local(uri)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)
+        descriptor, name = unfinished(path.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            # mkstemp makes files private; a shard on a shared volume is read by other users' pods
-            Path(name).chmod(0o666 & ~umask())
+                name = name or give_name(file.fileno(), path.parent)
             Path(name).replace(path)
             keep_names(path.parent)
         finally:
-            Path(name).unlink(missing_ok=True)
+            if name:
+                Path(name).unlink(missing_ok=True)
 
 
 def download(uri: str | Path, path: str | Path) -> None:
@@ -169,54 +192,66 @@ def download(uri: str | Path, path: str | Path) -> None:
         copy(uri, file)
 
 
+@contextmanager
+def local_copy(uri: str | Path) -> Iterator[Path]:
+    """A path at which the file can be read while the block lasts: its own, or a copy's of a remote one."""
+    if not is_remote(uri):
+        yield local(uri)
+        return
+    with tempfile.TemporaryDirectory(prefix="must-") as folder:
+        path = Path(folder) / "copy"
+        download(uri, path)
+        yield path
+
+
 def copy(uri: str | Path, file: Writable) -> None:
     """Writes a file's bytes to an open one. Raises FileNotFoundError."""
     if is_remote(uri):
-        remote().download(str(uri), file)
+        copy_ranges(remote(uri), str(uri), file)
     else:
         with local(uri).open("rb") as source:
             shutil.copyfileobj(source, file, 1 << 20)
 
 
-def upload(path: str | Path, uri: str | Path, if_generation_match: int | None = None) -> None:
-    """Copies a local file to `uri`.
+def copy_ranges(store: Any, uri: str, file: Writable) -> None:
+    """Ranges of one generation: a lost connection costs a range, and a write in between cannot mix two versions."""
+    size, generation = store.stat(uri)
+    for start in range(0, size, store.RANGE):
+        wanted, data = min(store.RANGE, size - start), b""
+        with suppress(ConflictError, FileNotFoundError):
+            data = store.read_bytes(uri, start, wanted, generation)
+        if len(data) != wanted:
+            raise ValueError(f"{uri}: was overwritten while it was read, after {start} of {size} bytes")
+        file.write(data)
 
-    Raises:
-        ConflictError: the object's generation is not `if_generation_match` (0: there must be none yet). For a local
-            target the check and the writing are two steps, so this guards against mistakes, not against races.
-    """
+
+def upload(path: str | Path, uri: str | Path) -> None:
+    """Copies a local file to `uri`."""
     if is_remote(uri):
-        remote().upload(Path(path), str(uri), if_generation_match)
-        return
-    check_generation(uri, if_generation_match)
-    with open_write(uri) as file, Path(path).open("rb") as source:
-        shutil.copyfileobj(source, file, 1 << 20)
-
-
-def check_generation(uri: str | Path, expected: int | None) -> None:
-    if expected is not None and (generation(uri) or 0) != expected:
-        raise ConflictError(f"{uri} was written by somebody else")
+        remote(uri).upload(Path(path), str(uri))
+    else:
+        download(path, uri)
 
 
 def move(uri: str | Path, target: str | Path) -> None:
     """Renames a file within one place. Remotely the server copies and the source is deleted, so it can be repeated."""
     if is_remote(uri):
-        remote().move(str(uri), str(target))
+        try:
+            remote(uri).copy(str(uri), str(target))
+        except FileNotFoundError:
+            if not exists(target):
+                raise
+        delete(uri)
     else:
         local(target).parent.mkdir(parents=True, exist_ok=True)
         local(uri).replace(local(target))
 
 
-def delete(uri: str | Path, if_generation_match: int | None = None) -> None:
-    """Deletes a file. No error when it does not exist.
-
-    Raises:
-        ConflictError: as `upload` does.
-    """
+def delete(uri: str | Path) -> None:
+    """Deletes a file. No error when it does not exist."""
     if is_remote(uri):
-        remote().delete(str(uri), if_generation_match)
+        remote(uri).delete(str(uri))
     elif exists(uri):
-        check_generation(uri, if_generation_match)
         local(uri).unlink(missing_ok=True)
 
 
@@ -233,15 +268,17 @@ def local(uri: str | Path) -> Path:
     return Path(str(uri).removeprefix("file://"))
 
 
-def remote() -> Any:
-    """The module of gs://, imported only when it is needed: google-cloud-storage is an optional package."""
+def remote(uri: str | Path) -> Any:
+    """The module that serves a bucket's URI, imported only when it is needed: every client is an optional package."""
+    scheme = str(uri).split("://", 1)[0]
+    store = STORES[scheme]
     try:
-        from must.storage import gcs
+        return importlib.import_module(store.module)
     except ImportError as error:
         raise ValueError(
-            f"gs:// needs the package google-cloud-storage ({error}); install it with: pip install 'must-clip[gcs]'"
+            f"{scheme}:// needs the package {store.package} ({error}); "
+            f"install it with: pip install 'must-clip[{store.extra}]'"
         ) from None
-    return gcs
 
 
 def walk(root: Path, on_problem: Callable[[str, str], None]) -> Iterator[Entry]:
@@ -298,14 +335,3 @@ def keep_names(folder: Path) -> None:
                 raise
         finally:
             os.close(descriptor)
-
-
-def umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("Umask:"):
-                return int(line.split()[1], 8)
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

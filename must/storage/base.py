@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+Generation = int | str
+"""Stands for what an object holds now: a number of Cloud Storage, an ETag elsewhere. 0: there is no object."""
+
 
 class Entry(NamedTuple):
     """A file of a listing: its name relative to what was listed ("/" between folders), its size in bytes."""
@@ -12,16 +15,23 @@ class Entry(NamedTuple):
     size: int
 
 
+class Stat(NamedTuple):
+    """An object's size in bytes, and its generation."""
+
+    size: int
+    generation: Generation
+
+
 class Writable(Protocol):
     def write(self, data: bytes, /) -> int: ...
 
 
 class ConflictError(OSError):
-    """The object is not at the generation that the caller expected: somebody else wrote it."""
+    """The object is not at the generation that the caller expected: another program wrote it."""
 
 
 class LaterError(ValueError):
-    """Nobody's input is wrong: the same command may work later, and goes on where it was."""
+    """A transient error, not one of input: the same command may work later, and goes on where it was."""
 
 
 class UnreachableError(LaterError):

@@ -10,9 +10,9 @@ import http.client
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import requests.adapters  # type: ignore[import-untyped]
 import requests.exceptions  # type: ignore[import-untyped]
@@ -24,42 +24,30 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage as google_storage
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 
-from must.storage.base import ConflictError, Entry, UnreachableError, Writable
+from must.processes import per_process
+from must.storage import retry
+from must.storage.base import ConflictError, Entry, Generation, Stat
+from must.storage.retry import TIMEOUT
 
 Result = TypeVar("Result")
+PAGE = 1000  # names of one request of a listing
 RANGE = 32 << 20  # bytes of one request of a download or an upload: what a lost connection costs at most
-FIRST_PAUSE = 0.2  # seconds before a request is repeated; then twice as long each time, up to 20, at random below that
-TIMEOUT = (10, 60)  # seconds to connect, seconds without a byte
-PATIENCE = 300.0  # seconds of repeated failure after which a request is given up
-
-
-class Stat(NamedTuple):
-    size: int
-    generation: int
-
-
-def exists(uri: str) -> bool:
-    try:
-        stat(uri)
-        return True
-    except FileNotFoundError:
-        return False
 
 
 def stat(uri: str) -> Stat:
     blob = blob_of(uri)
-    patiently(uri, lambda: blob.reload(retry=None, timeout=TIMEOUT))
+    with_retry(uri, lambda: blob.reload(retry=None, timeout=TIMEOUT))
     return Stat(int(blob.size), int(blob.generation))
 
 
 def list_files(uri: str) -> Iterator[Entry]:
-    """One page of 1000 names at a time. Placeholders of folders (names that end with "/") are left out."""
-    bucket, prefix = split(uri)
+    """One page at a time. Placeholders of folders (names that end with "/") are left out."""
+    bucket, prefix = bucket_and_name(uri)
     prefix = prefix.rstrip("/") + "/" if prefix else ""
     token: str | None = None
     while True:
-        with needing_bucket(uri):
-            page, token = patiently(uri, partial(one_page, bucket, prefix, token))
+        with missing_bucket(uri):
+            page, token = with_retry(uri, partial(one_page, bucket, prefix, token))
         yield from page
         if not token:
             return
@@ -70,7 +58,7 @@ def one_page(bucket: str, prefix: str, token: str | None) -> tuple[list[Entry], 
         bucket,
         prefix=prefix,
         page_token=token,
-        page_size=1000,
+        page_size=PAGE,
         fields="items(name,size),nextPageToken",
         retry=None,
         timeout=TIMEOUT,
@@ -80,7 +68,7 @@ def one_page(bucket: str, prefix: str, token: str | None) -> tuple[list[Entry], 
     return entries, blobs.next_page_token
 
 
-def read_bytes(uri: str, start: int = 0, length: int | None = None, generation: int | None = None) -> bytes:
+def read_bytes(uri: str, start: int = 0, length: int | None = None, generation: Generation | None = None) -> bytes:
     if length == 0:
         return b""
     blob = blob_of(uri, generation)
@@ -89,23 +77,13 @@ def read_bytes(uri: str, start: int = 0, length: int | None = None, generation: 
     def read() -> bytes:
         try:
             return blob.download_as_bytes(start=start or None, end=end, retry=None, timeout=TIMEOUT)
-        except api.RequestRangeNotSatisfiable:  # at or behind the end, or an empty object: as a local file does
+        except api.RequestRangeNotSatisfiable:  # at or past the end, or an empty object: as a local file does
             return b""
 
-    return patiently(uri, read)
+    return with_retry(uri, read)
 
 
-def download(uri: str, file: Writable) -> None:
-    """By ranges of one generation: a lost connection costs a range, and a write in between cannot mix two versions."""
-    size, generation = stat(uri)
-    for start in range(0, size, RANGE):
-        data = read_bytes(uri, start, min(RANGE, size - start), generation)
-        if len(data) != min(RANGE, size - start):
-            raise ValueError(f"{uri}: only {start + len(data)} of {size} bytes could be read; was it overwritten?")
-        file.write(data)
-
-
-def write_bytes(uri: str, data: bytes, if_generation_match: int | None = None) -> int:
+def write_bytes(uri: str, data: bytes, if_generation_match: Generation | None = None) -> Generation:
     """Returns the new object's generation."""
 
     def send() -> int:
@@ -115,14 +93,14 @@ def write_bytes(uri: str, data: bytes, if_generation_match: int | None = None) -
             content_type="application/octet-stream",
             checksum="auto",
             if_generation_match=if_generation_match,
-            retry=patience(),
+            retry=for_pieces(),
             timeout=TIMEOUT,
         )
         return int(blob.generation)
 
     try:
-        with needing_bucket(uri):
-            return patiently(uri, send)
+        with missing_bucket(uri):
+            return with_retry(uri, send)
     except ConflictError:
         # A first try may have arrived while its answer got lost. Then what is there is what we sent.
         with suppress(FileNotFoundError):
@@ -132,64 +110,52 @@ def write_bytes(uri: str, data: bytes, if_generation_match: int | None = None) -
         raise
 
 
-def upload(path: Path, uri: str, if_generation_match: int | None) -> None:
+def upload(path: Path, uri: str) -> None:
     def send() -> None:
         blob_of(uri, pieces=True).upload_from_filename(
             str(path),
             content_type="application/octet-stream",
             checksum="auto",
-            if_generation_match=if_generation_match,
-            retry=patience(),  # of each piece; the server leaves out the bytes that it has from a try before
+            retry=for_pieces(),  # of each piece; the server leaves out the bytes that it has from a try before
             timeout=TIMEOUT,
         )
 
-    try:
-        with needing_bucket(uri):
-            patiently(uri, send)
-    except ConflictError:
-        # A first try may have arrived while its answer got lost. Then what is there is what we sent.
-        if exists(uri) and stat(uri).size == path.stat().st_size and read_bytes(uri) == path.read_bytes():
-            return
-        raise
+    with missing_bucket(uri):
+        with_retry(uri, send)
 
 
-def move(uri: str, target: str) -> None:
-    """A copy on the server, then a delete. Repeating it after the source is gone is no error if the target is there."""
+def copy(uri: str, target: str) -> None:
+    """On the server."""
     source, destination = blob_of(uri), blob_of(target)
 
-    def copy(token: str | None) -> str | None:
+    def some_of_it(token: str | None) -> str | None:
         return destination.rewrite(source, token=token, retry=None, timeout=TIMEOUT)[0]
 
-    try:
-        token = patiently(uri, lambda: copy(None))
-        while token is not None:
-            token = patiently(uri, partial(copy, token))
-    except FileNotFoundError:
-        if not exists(target):
-            raise
-    delete(uri)
+    token = with_retry(uri, lambda: some_of_it(None))
+    while token is not None:
+        token = with_retry(uri, partial(some_of_it, token))
 
 
 def delete(uri: str, if_generation_match: int | None = None) -> None:
     blob = blob_of(uri)
     with suppress(FileNotFoundError):
-        patiently(uri, lambda: blob.delete(if_generation_match=if_generation_match, retry=None, timeout=TIMEOUT))
+        with_retry(uri, lambda: blob.delete(if_generation_match=if_generation_match, retry=None, timeout=TIMEOUT))
 
 
 @contextmanager
-def needing_bucket(uri: str) -> Iterator[None]:
+def missing_bucket(uri: str) -> Iterator[None]:
     """Listing and writing find no object missing: then it is the bucket."""
     try:
         yield
     except FileNotFoundError as error:
-        bucket, _ = split(uri)
+        bucket, _ = bucket_and_name(uri)
         raise ValueError(
             f"{uri}: there is no bucket '{bucket}', or you may not see it; "
             f"check the name, or make it with: gcloud storage buckets create gs://{bucket}"
         ) from error
 
 
-def split(uri: str) -> tuple[str, str]:
+def bucket_and_name(uri: str) -> tuple[str, str]:
     """gs://bucket/name -> (bucket, name)."""
     bucket, _, name = uri.removeprefix("gs://").partition("/")
     if not bucket:
@@ -197,21 +163,20 @@ def split(uri: str) -> tuple[str, str]:
     return bucket, name
 
 
-def blob_of(uri: str, generation: int | None = None, pieces: bool = False) -> Any:
+def blob_of(uri: str, generation: Generation | None = None, pieces: bool = False) -> Any:
     """`pieces`: what is uploaded goes in requests of RANGE bytes, if it is larger than 8 MiB."""
-    bucket, name = split(uri)
+    bucket, name = bucket_and_name(uri)
     if not name:
         raise FileNotFoundError(f"{uri} is a bucket, not an object")
     return client().bucket(bucket).blob(name, RANGE if pieces else None, generation=generation)
 
 
 def client() -> Any:
-    return client_of(os.getpid(), os.environ.get("STORAGE_EMULATOR_HOST", ""))
+    return client_of(os.environ.get("STORAGE_EMULATOR_HOST", ""))
 
 
-@lru_cache(maxsize=4)
-def client_of(process: int, emulator: str) -> Any:
-    """A client a process: a forked one must not share its parent's connections."""
+@per_process
+def client_of(emulator: str) -> Any:
     if emulator:
         made = google_storage.Client(project="test", credentials=AnonymousCredentials())
     else:
@@ -233,32 +198,35 @@ NO_CREDENTIALS = (
 )
 
 
-def patiently(uri: str, call: Callable[[], Result]) -> Result:
+def with_retry(uri: str, call: Callable[[], Result]) -> Result:
     """`call`, repeated while the server is busy or the connection breaks; its errors in the words of `must.storage`."""
     try:
-        return patience()(call)()
+        return retry.repeat(uri, call, is_transient)
     except (api.NotFound, InvalidResponse) as error:
         if isinstance(error, InvalidResponse) and status_of(error) != 404:
             raise
         raise FileNotFoundError(f"{uri} does not exist") from error
     except api.PreconditionFailed as error:
-        raise ConflictError(f"{uri} was written by somebody else") from error
+        raise ConflictError(f"{uri} was written by another program") from error
     except api.Unauthorized as error:
         raise ValueError(f"{uri}: the server does not accept these credentials. {NO_CREDENTIALS}") from error
     except api.Forbidden as error:
         raise ValueError(f"{uri}: no permission; ask for the role Storage Object User on the bucket") from error
     except auth.RefreshError as error:
         raise ValueError(f"{uri}: the credentials have expired or were revoked. {NO_CREDENTIALS}") from error
-    except (api.RetryError, *LOST) as error:
-        raise UnreachableError(f"{uri}: the server could not be reached for {PATIENCE:g} s: {error}") from error
+    except api.RetryError as error:  # of a piece
+        raise retry.given_up(uri, error) from error
 
 
-def patience() -> Retry:
-    """How one request is repeated. Its clock starts with the request."""
-    return Retry(predicate=passes_by, initial=FIRST_PAUSE, maximum=20.0, multiplier=2.0, timeout=PATIENCE)
+def for_pieces() -> Retry:
+    """How the client repeats a piece of an upload, the clock of which starts with the piece: as we repeat a request.
+
+    Its own DEFAULT_RETRY takes a damaged answer and some broken connections for final.
+    """
+    return Retry(is_transient, retry.FIRST_PAUSE, retry.LONGEST_PAUSE, 2.0, retry.RETRY_TIMEOUT)
 
 
-LOST = (
+TRANSIENT_ERRORS = (
     ConnectionError,
     requests.exceptions.ConnectionError,
     requests.exceptions.ChunkedEncodingError,
@@ -270,11 +238,11 @@ LOST = (
 )
 
 
-def passes_by(error: BaseException) -> bool:
-    """Whether the same request may succeed a moment later."""
+def is_transient(error: BaseException) -> bool:
+    """Whether an error is transient: the same request may succeed a moment later."""
     if isinstance(error, auth.TransportError):
         return True
-    return isinstance(error, LOST) or status_of(error) in (408, 429, 500, 502, 503, 504)
+    return isinstance(error, TRANSIENT_ERRORS) or status_of(error) in retry.TRANSIENT
 
 
 def status_of(error: BaseException) -> int | None:

@@ -35,8 +35,10 @@ def auto(values: dict[str, Any]) -> dict[str, Any]:
     images = sum(shard.samples for shard in index.shards_of(values.get("split", "train")))
     from must.model.backbone import tower_shape  # imports torch: wrong input was told before that
 
-    model = values.get("model") or header["model"]
-    pretrained = values.get("pretrained") or ("" if values.get("model") else header["pretrained"])
+    model, pretrained = values.get("model") or "", values.get("pretrained") or ""
+    if not model:
+        kept = "" if pretrained else header["model_folder"]
+        model, pretrained = kept or header["model"], pretrained or ("" if kept else header["pretrained"])
     found = settings(images, len(header["classes"]), *tower_shape(model, pretrained))
     return found | ({"class_prior": "given"} if header.get("shares") else {})
 

@@ -7,18 +7,16 @@ or at the time of a file.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, cast
 
 import torch
 
@@ -104,13 +102,13 @@ class Checkpoints:
         name = f"step-{step:09d}"
         self.still_ours()
         with storage.open_write(storage.join(self.uri, f"{name}.pt")) as file:
-            hashing = HashingFile(file)
+            state_file = StateFile(file)
             try:
-                torch.save(state, cast(IO[bytes], hashing))
+                torch.save(state, cast(IO[bytes], state_file))
             except RuntimeError as error:  # torch says so of any error of the file, a full disk among them
-                raise (hashing.error or error) from None
+                raise (state_file.error or error) from None
         self.still_ours()  # writing took its time
-        description = {"step": step, "bytes": hashing.size, "sha256": hashing.sha256.hexdigest()}
+        description = {"step": step, "bytes": state_file.size, "sha256": state_file.sha256}
         storage.write_bytes(storage.join(self.uri, f"{name}.json"), json.dumps(description).encode())
         storage.write_bytes(storage.join(self.uri, LAST), name.encode())
         self._tidy(step)
@@ -177,12 +175,11 @@ class Checkpoints:
     def _whole(self, step: int) -> Iterator[Path]:
         uri = storage.join(self.uri, f"step-{step:09d}.pt")
         size, sha256 = self._describe(step)
-        with local_copy(uri) as path:
+        with storage.local_copy(uri) as path:
             if path.stat().st_size != size:
                 raise DamagedError(f"{uri} is truncated: {path.stat().st_size} of {size} bytes")
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                    raise DamagedError(f"{uri} is damaged: its sha256 differs")
+            if storage.sha256_of(path) != sha256:
+                raise DamagedError(f"{uri} is damaged: its sha256 differs")
             yield path
 
     def _describe(self, step: int) -> tuple[int, str]:
@@ -208,33 +205,14 @@ def load_state(path: Path) -> dict[str, Any]:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-class HashingFile:
-    """A file to write to that counts and hashes what passes: the state is never held as bytes in memory."""
+class StateFile(storage.HashingFile):
+    """What the state is written to: it is never held as bytes in memory. Keeps the `error` of writing."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.size, self.sha256 = file, 0, hashlib.sha256()
-        self.error: OSError | None = None
+    error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        self.sha256.update(data)
-        self.size += len(data)
         try:
-            return self.file.write(data)
+            return super().write(data)
         except OSError as error:
             self.error = error
             raise
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
-@contextmanager
-def local_copy(uri: str) -> Iterator[Path]:
-    """A path at which the file can be read: itself, or a copy of the remote one for as long as the block lasts."""
-    if not storage.is_remote(uri):
-        yield storage.local(uri)
-        return
-    with tempfile.TemporaryDirectory(prefix="must-checkpoint-") as folder:
-        path = Path(folder) / "state.pt"
-        storage.download(uri, path)
-        yield path

@@ -1,4 +1,4 @@
-"""What a run says: a progress bar or plain lines, ``train_log.jsonl`` and TensorBoard event files."""
+"""What a run says: a progress bar or plain lines, ``train_log.jsonl``, and the trackers' curves."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from must.model.bundle import LOG_FILE
+from must.progress import bar
+from must.train.trackers.fan import Trackers
 
 LINE_SECONDS = 5  # without a terminal, a line at most this often
 
@@ -29,7 +30,9 @@ class Meter:
     def add(self, values: dict[str, Tensor]) -> None:
         stacked = torch.stack([value.detach() for value in values.values()])
         self.names = list(values)
-        self.total = stacked.double() if self.total is None else self.total + stacked
+        if stacked.device.type != "mps":  # which has no float64
+            stacked = stacked.double()
+        self.total = stacked if self.total is None else self.total + stacked
         self.count += 1
 
     def read(self) -> dict[str, float]:
@@ -46,7 +49,7 @@ class TrainLog:
     """The main process's log. A resumed run starts with the lines that its checkpoint carries, in any folder."""
 
     def __init__(
-        self, folder: Path, steps: int, first_step: int, lines: list[dict[str, Any]], tensorboard: bool = True
+        self, folder: Path, steps: int, first_step: int, lines: list[dict[str, Any]], trackers: Trackers
     ) -> None:
         self.path = folder / LOG_FILE
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,14 +57,10 @@ class TrainLog:
         self.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
         self.file = self.path.open("a")
         self.steps = steps
-        self.bar = tqdm(total=steps, initial=first_step, unit="step", disable=not sys.stderr.isatty(), leave=True)
+        self.bar = bar(total=steps, initial=first_step, unit="step", leave=True)
         self.started, self.first_step = time.monotonic(), first_step
         self.last_line = 0.0
-        self.writer: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
+        self.trackers = trackers
 
     def advance(self) -> None:
         self.bar.update()
@@ -71,10 +70,7 @@ class TrainLog:
         self.lines.append({"step": step, **line})
         self.file.write(json.dumps(self.lines[-1]) + "\n")
         self.file.flush()
-        if self.writer:
-            for name, value in line.items():
-                if isinstance(value, int | float):
-                    self.writer.add_scalar(f"train/{name}", value, step)
+        self.trackers.log(step, line)
         self.bar.set_postfix_str(short(line))
         now = time.monotonic()
         if self.bar.disable and (now - self.last_line >= LINE_SECONDS or step + 1 == self.steps):
@@ -83,23 +79,36 @@ class TrainLog:
             eta = (now - self.started) / done * (self.steps - step - 1)
             print(f"step {step + 1}/{self.steps}  {short(line)}  eta {clock(eta)}", flush=True)
 
-    def close(self, last_words: str = "") -> None:
+    def say(self, line: str) -> None:
+        """A line of its own, above the bar where there is one."""
+        self.bar.write(line)
+        sys.stdout.flush()
+
+    def close(self, finished: bool) -> None:
+        """`finished`: the run took its last step."""
         self.bar.close()
         self.file.close()
-        if self.writer:
-            self.writer.close()
-        if last_words:
-            print(last_words)
+        self.trackers.close(finished)
 
 
 class NoLog:
-    """Of the processes that are not the main one."""
+    """The log of the processes that are not the main one: nothing."""
 
     def advance(self) -> None: ...
 
     def write(self, step: int, line: dict[str, Any]) -> None: ...
 
-    def close(self, last_words: str = "") -> None: ...
+    def say(self, line: str) -> None: ...
+
+    def close(self, finished: bool) -> None: ...
+
+
+def last_logged(folder: Path) -> int:
+    """The step of the last line in a folder's log, -1 without one."""
+    try:
+        return json.loads((folder / LOG_FILE).read_text().splitlines()[-1])["step"]
+    except (OSError, IndexError, ValueError, KeyError, TypeError):  # a kill may have cut it
+        return -1
 
 
 def short(line: dict[str, Any]) -> str:

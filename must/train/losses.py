@@ -24,9 +24,9 @@ MANY_CLASSES = 512  # from here on the class balance is a running mean: one batc
 
 @dataclass(frozen=True)
 class LossWeights:
-    fairness: float = 1.0
-    reconstruction: float = 1.0
-    alignment: float = 0.2
+    fairness: float
+    reconstruction: float
+    alignment: float
     prior: Tensor | None = None  # [K], sum 1: what the class balance aims at; None: uniform
 
 
@@ -36,7 +36,7 @@ class PseudoLabels(NamedTuple):
     score: Tensor | None = None  # [B] the teacher's probability, where the threshold is relative to it
 
 
-class Terms(NamedTuple):
+class LossSums(NamedTuple):
     """Sums over some images of one process; differentiable."""
 
     cross_entropy: Tensor  # of the confident images
@@ -45,10 +45,10 @@ class Terms(NamedTuple):
     reconstruction: Tensor
     alignment: Tensor
     probability: Tensor  # [K]
-    score: Tensor  # of the teacher; [1], or [0] where nobody asks: the all-reduce is the shorter for it
+    score: Tensor  # of the teacher; [1], or [0] where it is not needed: the all-reduce is the shorter for it
 
 
-class Totals(NamedTuple):
+class GlobalSums(NamedTuple):
     """What the losses must know of the whole global batch before they can be differentiated; detached."""
 
     cross_entropy: Tensor
@@ -72,7 +72,7 @@ class Losses(NamedTuple):
 
 def pseudo_labels(teacher_logits: Tensor, threshold: float | Tensor, keep_score: bool = False) -> PseudoLabels:
     """Hard labels from the teacher's logits [B, K]; confident where the probability is above the threshold."""
-    score, label = wide(teacher_logits).softmax(-1).max(-1)
+    score, label = upcast(teacher_logits).softmax(-1).max(-1)
     return PseudoLabels(label, score > threshold, score if keep_score else None)
 
 
@@ -84,7 +84,7 @@ def must_losses(
     weights: LossWeights,
     class_balance: Tensor | None = None,
     reduction: str = "global",
-    totals: Totals | None = None,
+    totals: GlobalSums | None = None,
 ) -> Losses:
     """All losses of a step, or of one of its micro-batches.
 
@@ -98,8 +98,8 @@ def must_losses(
         totals: of the whole global batch, if these images are but a micro-batch of it: the gradients of all
             micro-batches then add up to the batch's. Without it these images are this process's part of the batch.
     """
-    terms = loss_terms(student, labels, strong_images, masked)
-    totals = totals or add_up([terms])
+    terms = loss_sums(student, labels, strong_images, masked)
+    totals = totals or all_reduce_sums([terms])
     world = dist.get_world_size() if dist.is_initialized() else 1
     if reduction == "global":
         self_training = world * terms.cross_entropy / totals.confident.clamp(min=1)
@@ -131,33 +131,33 @@ def must_losses(
     return Losses(total, values, running)
 
 
-def loss_terms(student: StudentOutput, labels: PseudoLabels, strong_images: Tensor, masked: Tensor) -> Terms:
+def loss_sums(student: StudentOutput, labels: PseudoLabels, strong_images: Tensor, masked: Tensor) -> LossSums:
     """The sums that the losses are made of; arguments as in `must_losses`."""
-    logits = wide(student.logits)
+    logits = upcast(student.logits)
     patch = round((student.reconstruction.shape[-1] / 3) ** 0.5)
     target = take(patchify(strong_images, patch), masked)
     count = len(logits)
-    return Terms(
+    return LossSums(
         cross_entropy=(F.cross_entropy(logits, labels.label, reduction="none") * labels.confident).sum(),
         confident=labels.confident.sum().to(logits.dtype),
         images=torch.full((), count, dtype=logits.dtype, device=logits.device),
-        reconstruction=count * (wide(student.reconstruction) - target).abs().mean(),
-        alignment=count * wide(student.alignment).mean(),
+        reconstruction=count * (upcast(student.reconstruction) - target).abs().mean(),
+        alignment=count * upcast(student.alignment).mean(),
         probability=logits.softmax(-1).sum(0),
         score=logits.new_zeros(0) if labels.score is None else labels.score.sum()[None].to(logits.dtype),
     )
 
 
-def add_up(parts: list[Terms]) -> Totals:
+def all_reduce_sums(parts: list[LossSums]) -> GlobalSums:
     """Sums over this process's micro-batches and over all processes: one all-reduce of K + 6 or 7 numbers."""
-    own = Terms(*(torch.stack(values).sum(0).detach() for values in zip(*parts, strict=True)))
+    own = LossSums(*(torch.stack(values).sum(0).detach() for values in zip(*parts, strict=True)))
     *sums, probability, score = own
     sums.append(own.cross_entropy / own.confident.clamp(min=1))
     everything = torch.cat([torch.stack(sums), probability, score])
     if dist.is_initialized():
         dist.all_reduce(everything)
     scalars, probability, score = everything.split([len(sums), len(probability), len(score)])
-    return Totals(*scalars, probability, score, own.confident)  # type: ignore[call-arg]
+    return GlobalSums(*scalars, probability, score, own.confident)  # type: ignore[call-arg]
 
 
 def fairness_loss(balance: Tensor, running: Tensor | None, prior: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -183,6 +183,6 @@ def safe_log(x: Tensor) -> Tensor:
     return x.clamp(min=torch.finfo(x.dtype).tiny).log()
 
 
-def wide(x: Tensor) -> Tensor:
+def upcast(x: Tensor) -> Tensor:
     """Losses are computed in float32 (or float64), whatever the network's precision."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from must.distributed.parallel import everywhere, local
+from must.distributed.parallel import all_ranks, to_local
 from must.model.masked_vit import MaskedViT
 
 BETAS, EPS = (0.9, 0.999), 1e-8
@@ -59,8 +59,8 @@ def step_if_finite(optimizer: torch.optim.AdamW) -> torch.Tensor:
     wait for the answer. After averaging all processes see the same gradients, or their parts of the same.
     """
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    finite = torch.isfinite(torch.stack(torch._foreach_norm([local(gradient) for gradient in gradients]))).all()
-    finite = everywhere(finite, like=gradients[0])
+    finite = torch.isfinite(torch.stack(torch._foreach_norm([to_local(gradient) for gradient in gradients]))).all()
+    finite = all_ranks(finite, like=gradients[0])
     optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
     optimizer.grad_scale = None  # type: ignore[attr-defined]
     optimizer.step()

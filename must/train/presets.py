@@ -8,9 +8,42 @@ from typing import Any
 
 import yaml
 
+from must.model.classifier import read_header
 from must.parameters import require
+from must.text import did_you_mean
 
 REPORTED = ("dataset", "model", "zero_shot", "must")  # not settings: what the row is for and what it reached
+
+
+def settings_of(values: dict[str, Any]) -> dict[str, Any]:
+    """What the preset in the values of `must train` sets; nothing if none is named.
+
+    The model is that of the classifier file, unless `values` name one. `auto` reads the shards' index besides.
+
+    Raises:
+        ValueError: no such preset, none for this model, or a file that is needed to tell is not there.
+    """
+    name = values.get("preset", "")
+    if not name:
+        return {}
+    if name == "auto":
+        from must.train.auto import auto
+
+        return auto(values)
+    require_known(name)
+    model = values.get("model") or ""
+    if not (model or for_any_model(name)):
+        model = read_header(values["classifier"])["model"]
+    return preset(name, model)
+
+
+def require_known(name: str) -> None:
+    known = ["auto", *dict.fromkeys(row["dataset"] for row in rows())]
+    require(name in known, f"--preset {name}: unknown; {did_you_mean(name, known)}")
+
+
+def for_any_model(name: str) -> bool:
+    return any(row["model"] == "*" for row in rows() if row["dataset"] == name)
 
 
 def rows() -> list[dict[str, Any]]:
@@ -24,10 +57,9 @@ def preset(name: str, model: str) -> dict[str, Any]:
     Raises:
         ValueError: no such preset, or none for a model of this size.
     """
-    known = list(dict.fromkeys(row["dataset"] for row in rows()))
-    require(name in known, f"--preset {name}: unknown; known: {', '.join(known)}")
+    require_known(name)
     candidates = {row["model"]: row for row in rows() if row["dataset"] == name}
-    if len(candidates) == 1 and "*" in candidates:
+    if for_any_model(name):
         chosen = candidates["*"]
     else:
         size = published_size(model)

@@ -20,7 +20,7 @@ from must.format.index import Index
 from must.model.bundle import Description
 
 # Parameters that say how and where a run is carried out; the result does not depend on them.
-CIRCUMSTANCES = frozenset(
+RESUME_SAFE_FIELDS = frozenset(
     {"shards", "classifier", "output", "preset", "model", "pretrained", "device", "workers", "checkpoints"}
     | {
         "checkpoint_every",
@@ -31,6 +31,7 @@ CIRCUMSTANCES = frozenset(
         "save",
         "select",
         "log_every",
+        "trackers",
         "timeout",
         "accumulate",
         "parallel",
@@ -40,14 +41,19 @@ CIRCUMSTANCES = frozenset(
 
 
 # What runs were made with before there was a choice: their checkpoints do not say it.
-LATER: dict[str, Any] = {"class_prior": "uniform", "class_shares": None, "relative_threshold": 0.0}
+LATER: dict[str, Any] = {
+    "class_prior": "uniform",
+    "class_shares": None,
+    "relative_threshold": 0.0,
+    "pseudo_labels": "teacher",
+}
 
 
-def identity(
+def fingerprint(
     config: TrainConfig, index_sha256: str, classifier_sha256: str, shares: Sequence[float] = ()
 ) -> dict[str, Any]:
-    """Two runs with the same identity give the same weights: a checkpoint of one may go on as the other."""
-    settings = {name: value for name, value in config.to_dict().items() if name not in CIRCUMSTANCES}
+    """What decides a run's weights: a run may resume from the checkpoint of one with the same fingerprint."""
+    settings = {name: value for name, value in config.to_dict().items() if name not in RESUME_SAFE_FIELDS}
     used = list(shares) if config.class_prior == "given" else None
     return {"index_sha256": index_sha256, "classifier_sha256": classifier_sha256, "class_shares": used, **settings}
 
@@ -79,7 +85,7 @@ def provenance(
 
 
 def git_revision() -> str | None:
-    """Of the image that runs (MUST_GIT_REVISION), else of the checkout that this package stands in, if it does."""
+    """The commit of the image that runs (MUST_GIT_REVISION), else of the checkout that holds this package, if any."""
     if revision := os.environ.get("MUST_GIT_REVISION"):
         return revision
     root = Path(must.__file__).parent.parent

@@ -7,11 +7,12 @@ from collections.abc import Callable
 import torch
 
 from must.config import TrainConfig
-from must.data.loader import eval_batches
+from must.data.loader import EvalSource
+from must.data.reader import open_reader
 from must.model.bundle import Description, preprocess_of
 from must.model.masked_vit import MaskedViT
 from must.select.choose import shares_of
-from must.select.looking import Weights
+from must.select.rung_predictions import Weights, affordable
 from must.select.select import described, keep, told
 
 BATCH = 256  # images a forward pass
@@ -31,10 +32,9 @@ def selected(
     The process that calls this looks alone. It is a function of the weights and the images: a run that was killed
     here and goes on chooses the same.
     """
-    source = eval_batches(
-        config.shards, config.split, preprocess_of(description), BATCH, config.workers,
-        cache=config.cache, cache_gb=config.cache_gb,
-    )  # fmt: skip
-    kept, choice = keep(zero_shot, weights, source, device, pause, shares_of(description))
+    reader = open_reader(config.shards, config.split, config.cache, config.cache_gb)
+    source = EvalSource(reader, preprocess_of(description), BATCH, config.loaders)
+    most = affordable(len(source) * config.epochs, len(description.classes))
+    kept, choice = keep(zero_shot, weights, source, device, pause, shares_of(description), most)
     print(told(choice), flush=True)
     return kept, described(description, choice, own_factor)

@@ -23,6 +23,8 @@ class Snapshot:
         copy = self._copy((), state)
         if torch.cuda.is_available():
             torch.cuda.current_stream().synchronize()
+        elif torch.backends.mps.is_available():
+            torch.mps.synchronize()
         return copy
 
     def _copy(self, place: tuple, value: Any) -> Any:

@@ -12,11 +12,28 @@ from torch import Tensor, nn
 from must.augment.normalize import normalize
 from must.config import TrainConfig
 from must.data.loader import TrainBatch
-from must.distributed.parallel import gradients_meet, load_network, load_optimizer, replicate, shard, whole
+from must.distributed.parallel import (
+    apply_ddp,
+    apply_fsdp,
+    full_state_dict,
+    gradient_sync,
+    load_network,
+    load_optimizer,
+)
 from must.distributed.process_group import World
 from must.image.preprocess import Preprocess
 from must.model.masked_vit import MaskedViT, StudentOutput
-from must.train.losses import LossWeights, PseudoLabels, Totals, add_up, loss_terms, must_losses, pseudo_labels
+from must.select.refined_labels import RefinedLabels, share_at
+from must.train.losses import (
+    GlobalSums,
+    Losses,
+    LossWeights,
+    PseudoLabels,
+    all_reduce_sums,
+    loss_sums,
+    must_losses,
+    pseudo_labels,
+)
 from must.train.optimizer import build_optimizer, learning_rate, set_learning_rate, step_if_finite
 from must.train.teacher import ema_decay, make_teacher, update_teacher
 
@@ -54,8 +71,9 @@ class MustStep:
             torch.tensor(prior, dtype=torch.float64).float().to(world.device) if prior else None,
         )
         self.class_balance: Tensor | None = None  # of the epoch's steps before, with many classes
+        self.refined: RefinedLabels | None = None  # classes that stand beside the teacher's at the start
         self.teacher_score: Tensor | None = None  # the teacher's mean probability of late, for a relative threshold
-        self.network = student if self.is_cut else replicate(student, world)
+        self.network = student if self.uses_fsdp else apply_ddp(student, world)
 
     def prepare(self) -> None:
         """What must be done to the networks before the optimizer sees their parameters."""
@@ -64,8 +82,8 @@ class MustStep:
             self.student.tower.checkpoint_activations()
         for network in (self.student, self.teacher):
             blocks = list(network.tower.blocks)
-            if self.is_cut:
-                shard(network, blocks, self.precision == "bf16")
+            if self.uses_fsdp:
+                apply_fsdp(network, blocks, self.precision == "bf16")
             if config.compile:
                 for block in blocks:  # all blocks are the same code: compiling one compiles them all
                     block.compile()
@@ -82,18 +100,7 @@ class MustStep:
             self.class_balance = None
         batches = [part.to(self.world.device) for part in parts]
         threshold = self.threshold()
-        labels = [self.pseudo_labels(batch, threshold) for batch in batches]
-        totals = None if len(batches) == 1 else self.totals(batches, labels)
-
-        self.optimizer.zero_grad(set_to_none=True)
-        for number, (batch, label) in enumerate(zip(batches, labels, strict=True), start=1):
-            with gradients_meet(self.network, number == len(batches)):
-                output, strong = self.look(batch)
-                losses = must_losses(
-                    output, label, strong, batch.masked, self.weights, self.class_balance,
-                    self.config.loss_reduction, totals,
-                )  # fmt: skip
-                losses.total.backward()
+        losses = self.differentiate(batches, step, threshold)
         finite = step_if_finite(self.optimizer)
         update_teacher(self.teacher, self.student, self.ema_decay(step))
         self.class_balance = losses.class_balance
@@ -103,8 +110,27 @@ class MustStep:
         replaced = torch.stack([batch.replaced for batch in batches]).sum().float()
         return {**losses.values, "skipped": (~finite).float(), "replaced": replaced}
 
+    def differentiate(
+        self, batches: list[TrainBatch], step: int = 0, threshold: float | Tensor | None = None
+    ) -> Losses:
+        """Sets the student's gradients, and nothing else; the micro-batches are on the device. Returns the last one's
+        losses, which tell the values of all."""
+        threshold = self.threshold() if threshold is None else threshold
+        labels = [self.pseudo_labels(batch, threshold, step) for batch in batches]
+        totals = None if len(batches) == 1 else self.totals(batches, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        for number, (batch, label) in enumerate(zip(batches, labels, strict=True), start=1):
+            with gradient_sync(self.network, number == len(batches)):
+                output, strong = self.forward_student(batch)
+                losses = must_losses(
+                    output, label, strong, batch.masked, self.weights, self.class_balance,
+                    self.config.loss_reduction, totals,
+                )  # fmt: skip
+                losses.total.backward()
+        return losses
+
     def threshold(self) -> float | Tensor:
-        """Of this step's pseudo-labels. A relative one looks at the steps before, so it is the same everywhere."""
+        """The pseudo-labels' threshold. A relative one looks at earlier steps, so it is the same on all processes."""
         absolute, relative = self.config.confidence_threshold, self.config.relative_threshold
         if not relative:
             return absolute
@@ -113,20 +139,23 @@ class MustStep:
         return relative * self.teacher_score
 
     @torch.no_grad()
-    def pseudo_labels(self, batch: TrainBatch, threshold: float | Tensor) -> PseudoLabels:
-        """The teacher on the weak views."""
+    def pseudo_labels(self, batch: TrainBatch, threshold: float | Tensor, step: int) -> PseudoLabels:
+        """The teacher on the weak views, early in the run mixed with the refined classes, where there are some."""
         with self.autocast():
             logits = self.teacher(normalize(batch.weak, self.preprocess))
+        if self.refined and (share := share_at(step, self.steps)):
+            self.refined = self.refined.to(self.world.device)
+            logits = self.refined.mixed(logits, batch.samples, share)
         return pseudo_labels(logits, threshold, keep_score=self.config.relative_threshold > 0)
 
-    def look(self, batch: TrainBatch) -> tuple[StudentOutput, Tensor]:
+    def forward_student(self, batch: TrainBatch) -> tuple[StudentOutput, Tensor]:
         """The student on the masked strong views, and those."""
         strong = normalize(batch.strong, self.preprocess)
         with self.autocast():
             return self.network(strong, batch.masked), strong
 
     @torch.no_grad()
-    def totals(self, batches: list[TrainBatch], labels: list[PseudoLabels]) -> Totals:
+    def totals(self, batches: list[TrainBatch], labels: list[PseudoLabels]) -> GlobalSums:
         """What the losses must know of the whole batch before any micro-batch of it can be differentiated.
 
         The class balance is that of all images, and its logarithm is not linear: so the student looks at every
@@ -134,9 +163,9 @@ class MustStep:
         """
         terms = []
         for batch, label in zip(batches, labels, strict=True):
-            output, strong = self.look(batch)
-            terms.append(loss_terms(output, label, strong, batch.masked))
-        return add_up(terms)
+            output, strong = self.forward_student(batch)
+            terms.append(loss_sums(output, label, strong, batch.masked))
+        return all_reduce_sums(terms)
 
     @torch.no_grad()
     def predict(self, network: nn.Module, pixels: Tensor) -> Tensor:
@@ -145,7 +174,7 @@ class MustStep:
             return network(normalize(pixels.to(self.world.device), self.preprocess)).argmax(-1)
 
     def learning_rate(self, step: int) -> float:
-        """Of the topmost layer."""
+        """The learning rate of the topmost layer."""
         config = self.config
         return learning_rate(step, self.steps, config.lr, config.min_lr, config.batch_size)
 
@@ -153,7 +182,7 @@ class MustStep:
         return ema_decay(step, self.config.ema_decay_init, self.config.ema_decay, self.config.ema_warmup_steps)
 
     @property
-    def is_cut(self) -> bool:
+    def uses_fsdp(self) -> bool:
         return self.config.parallel == "fsdp" and self.world.size > 1
 
     @property
@@ -167,14 +196,14 @@ class MustStep:
         return torch.autocast(self.world.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
-        """Whole tensors, on the main process; every process must call this."""
+        """The full state dict, on the main process; every process must call this."""
         state = {
             "student": self.student.state_dict(),
             "teacher": self.teacher.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
         running = {"class_balance": self.class_balance, "teacher_score": self.teacher_score}
-        return {**whole(state, self.world.is_main), **running}
+        return {**full_state_dict(state, self.world.is_main), **running}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         load_network(self.student, state["student"])
@@ -186,7 +215,7 @@ class MustStep:
 
 
 def running_mean(mean: Tensor | None, value: Tensor, step: int) -> Tensor:
-    """Of the first hundred steps' values, then with a memory of a hundred; a value that is no number is passed over."""
+    """The mean of the first hundred steps' values, then a moving one over a hundred; skips what is not finite."""
     if mean is None:
         return value
     moved = mean + (value - mean) / min(step + 1, SCORE_MEMORY)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from must.train.run_state import Progress
+from must.train.train_state import TrainProgress
 
 Item = TypeVar("Item")
 
@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 class Stopwatch:
     """Adds to `progress.seconds` and `progress.waited`, which travel with the checkpoints. It runs once it is made."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: TrainProgress) -> None:
         self.progress, self.since = progress, time.monotonic()
 
     def waiting(self, items: Iterable[Item]) -> Iterator[Item]:

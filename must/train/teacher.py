@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from must.distributed.parallel import local
+from must.distributed.parallel import to_local
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -23,7 +23,7 @@ def make_teacher(student: Model) -> Model:
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None:
     """teacher <- decay x teacher + (1 - decay) x student, for every parameter (classifier, mask token, decoder too)."""
-    ours, theirs = ([local(parameter) for parameter in network.parameters()] for network in (teacher, student))
+    ours, theirs = ([to_local(parameter) for parameter in network.parameters()] for network in (teacher, student))
     torch._foreach_lerp_(ours, theirs, 1 - decay)
 
 

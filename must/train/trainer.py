@@ -9,40 +9,45 @@ Where training starts, the first that there is:
 
 from __future__ import annotations
 
-import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
-from must.augment.exact import ViewSettings
 from must.config import TrainConfig
 from must.data.loader import TrainBatch, TrainDataset, make_views, train_batches
 from must.data.order import GlobalBatches, MicroBatches
 from must.data.reader import open_reader
 from must.distributed.cpu import prepare_machine
 from must.distributed.preemption import Preempted, StopSignal
-from must.distributed.process_group import World, world
+from must.distributed.process_group import World, init_distributed
 from must.model.bundle import preprocess_of, save_bundle, zero_shot_bundle
-from must.model.classifier import load_classifier, require_shares
+from must.model.classifier import load_text_classifier, require_shares
 from must.select.introduce import introduce
+from must.select.refined_labels import share_at
 from must.storage import UnreachableError
 from must.text import printable
-from must.train.alone import alone
+from must.train.batches import grouped, view_settings
+from must.train.chosen import chosen_loaders, chosen_pieces
 from must.train.due import Due
-from must.train.log import Meter, NoLog, TrainLog, clock
+from must.train.estimate import LONG_ENOUGH, Size, Stepwatch, size_of
+from must.train.health import Health
+from must.train.log import Meter, NoLog, TrainLog, last_logged
+from must.train.memory import memory_of
 from must.train.provenance import provenance
-from must.train.run_state import RunState
 from must.train.selected import selected
+from must.train.shared_checkpoints import exclusive_checkpoints
 from must.train.step import MustStep
 from must.train.stopwatch import Stopwatch
+from must.train.summary import in_words, summary_of
 from must.train.teacher import make_teacher
+from must.train.trackers.base import Life
+from must.train.trackers.fan import Trackers
+from must.train.train_state import TrainState
 from must.train.warm_start import start_from
-
-MAX_SKIPPED = 20  # steps without finite gradients in one run, after which training stops
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -55,19 +60,17 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     stop = StopSignal()
     try:
-        with world(config.device, config.timeout) as processes:
+        with init_distributed(config.device, config.timeout) as processes:
             prepare_machine(processes.device)
             trainer = Trainer(config, processes)
-            with alone(trainer.state.checkpoints, processes):
+            with exclusive_checkpoints(trainer.state.checkpoints, processes):
                 trainer.resume()
                 return trainer.run(stop)
     except UnreachableError as error:
         of_a_loader = f"{UnreachableError.__module__}.{UnreachableError.__qualname__}: "  # the end of its traceback
-        reason = str(error).strip().splitlines()[-1].removeprefix(of_a_loader)
-        print(
-            f"must train: {printable(reason)}; run the same command to go on from the last checkpoint", file=sys.stderr
-        )
-        raise Preempted from error
+        reason = printable(str(error).strip().splitlines()[-1].removeprefix(of_a_loader))
+        print(f"must train: {reason}; run the same command to go on from the last checkpoint", file=sys.stderr)
+        raise Preempted(reason) from error
     finally:
         stop.restore()
 
@@ -77,10 +80,11 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, processes: World) -> None:
         self.config, self.world = config, processes
+        self.asked = config
         self.reader = open_reader(
-            config.shards, config.split, config.cache, config.cache_gb, config.shuffle_window, config.index_sha256
+            config.shards, config.split, config.cache, config.cache_gb, config.index_sha256, config.shuffle_window
         )
-        classifier = load_classifier(config.classifier)
+        classifier = load_text_classifier(config.classifier)
         self.own_factor = classifier.logit_scale
         self.prior: tuple[float, ...] = ()
         if config.class_prior == "given":
@@ -95,11 +99,15 @@ class Trainer:
         preprocess = preprocess_of(self.zero_shot.description)
         views = view_settings(config, preprocess, student.patch_size)
         self.dataset = TrainDataset(self.reader, make_views(views, config.views, config.augment_device), config.seed)
-        plan = self.batches(0)
-        MicroBatches(plan, config.accumulate)  # refuses what does not divide, before anything is made
+        self.whole = plan = self.batches(0)
+        if config.accumulate != "auto":
+            MicroBatches(plan, config.accumulate)  # refuses what does not divide, before anything is made
         self.method = MustStep(student, preprocess, config, processes, plan.steps, plan.steps_per_epoch, self.prior)
-        self.state = RunState.of(config, self.reader.index, classifier)
+        self.state = TrainState.of(config, self.reader.index, classifier)
+        self.health = Health(config, processes, self.reader, self.method, self.state, self.reference)
         self.facts: dict[str, Any] | None = None  # what the images look like
+        kept = not (config.model or config.pretrained)
+        self.origin = {name: getattr(classifier, name) for name in ("model_folder", "model_sha256") if kept}
 
     def batches(self, first_step: int) -> GlobalBatches:
         config, rank, size = self.config, self.world.rank, self.world.size
@@ -119,120 +127,137 @@ class Trainer:
             step, uri = self.state.progress.step, self.state.checkpoints.uri
             print(f"going on after step {step} of {uri}", flush=True)
 
+    def choose(self) -> None:
+        """Puts numbers in the place of `auto`, once it is known whether the run goes on."""
+        config, progress, local = self.config, self.state.progress, self.whole.local_size
+        pieces, workers = config.accumulate, config.workers
+        if pieces == "auto":
+            pieces = chosen_pieces(self.method, local, progress.micro_batch)
+        progress.micro_batch = local // pieces
+        if workers == "auto":
+            workers = chosen_loaders(self.world.device, progress.micro_batch, self.method.preprocess.size)
+        self.config = replace(config, accumulate=pieces, workers=workers)
+
     def run(self, stop: StopSignal) -> dict[str, Any]:
-        config, progress, checkpoints = self.config, self.state.progress, self.state.checkpoints
-        plan = self.batches(progress.step)
-        loader = train_batches(self.dataset, MicroBatches(plan, config.accumulate), config.workers, self.world.device)
+        self.choose()
+        groups = self.groups(self.state.progress.step)
+        if self.world.is_main:
+            self.announce()
         self.introduce(stop)
-        log = self.open_log(plan)
+        if self.is_futile():
+            return self.finish(stop)
+        log = self.open_log()
+        try:
+            self.take_steps(groups, log, stop)
+        finally:
+            log.close(self.state.progress.step == self.whole.steps)
+        return self.finish(stop)
+
+    def take_steps(self, groups: Iterator[list[TrainBatch]], log: TrainLog | NoLog, stop: StopSignal) -> None:
+        config, progress, checkpoints = self.config, self.state.progress, self.state.checkpoints
         meter, watch, due = Meter(), Stopwatch(progress), Due(config.checkpoint_seconds)
-        for parts in watch.waiting(grouped(loader, config.accumulate)):
+        first_steps: Stepwatch | None = Stepwatch()
+        for parts in watch.waiting(groups):
             step = progress.step
             self.world.begin(step)
             meter.add(self.method(step, parts))
             progress.step += 1
             log.advance()
-            last = progress.step == plan.steps
+            if first_steps:
+                first_steps = self.estimate(first_steps, log)
+            last = progress.step == self.whole.steps
             if last or progress.step % config.log_every == 0:
-                log.write(step, self.read(meter, step, parts[0]))
+                log.write(step, self.health.read(meter, step, parts[0]))
 
             leave, save = stop.agreed(self.world, self.world.is_main and due.asks(checkpoints.busy))
-            save |= checkpoints.due(progress.step, config.checkpoint_every or plan.steps_per_epoch)
+            save |= checkpoints.due(progress.step, config.checkpoint_every or self.whole.steps_per_epoch)
             if leave or (save and not last):
                 due.saved(watch.timed(self.state.save, self.method))
             if leave:
                 checkpoints.close()
-                log.close(f"stopped by a signal after step {progress.step}; run the same command to go on")
+                log.say(f"stopped by a signal after step {progress.step}; run the same command to go on")
                 raise Preempted
         watch.read()
-        log.close()
-        return self.finish(stop)
 
-    def open_log(self, plan: GlobalBatches) -> TrainLog | NoLog:
+    def groups(self, first_step: int) -> Iterator[list[TrainBatch]]:
+        """A step's micro-batches at a time."""
+        config = self.config
+        parts = MicroBatches(self.batches(first_step), config.pieces)
+        return grouped(train_batches(self.dataset, parts, config.loaders, self.world.device), config.pieces)
+
+    def open_log(self) -> TrainLog | NoLog:
         if not self.world.is_main:
             return NoLog()
-        self.announce(plan)
-        return TrainLog(Path(self.config.output), plan.steps, self.state.progress.step, self.state.log_lines)
+        folder, state, first = Path(self.config.output), self.state, self.state.progress.step
+        names = self.config.trackers if first < self.whole.steps else []
+        trackers = Trackers(names, Life(folder, first, list(state.log_lines), last_logged(folder), ""), state.run_ids)
+        log = TrainLog(folder, self.whole.steps, first, state.log_lines, trackers)
+        state.run_ids |= trackers.start(self.asked.to_dict())
+        return log
 
-    def read(self, meter: Meter, step: int, batch: TrainBatch) -> dict[str, Any]:
-        """The means since the last reading, with what the log adds to them."""
-        count, progress, method = meter.count, self.state.progress, self.method
-        line: dict[str, Any] = meter.read()
-        progress.skipped += round(line.pop("skipped") * count)
-        progress.replaced += round(self.world.sum(line.pop("replaced") * count))
-        if self.too_many_replaced():
-            self.stop_with_checkpoint(
-                f"{progress.replaced} of {progress.step * self.config.batch_size:,} images could not be decoded, more "
-                f"than --max-replaced {self.config.max_replaced:g}; `must index verify {self.reader.uri}` tells "
-                "whether the shards are whole; shard again with --validate decode, or allow more"
-            )
-        if progress.skipped > MAX_SKIPPED:
-            self.stop_with_checkpoint(
-                f"the gradients of {progress.skipped} steps were not finite; lower --lr, or use --precision fp32"
-            )
-        taught, learned, zero_shot = (  # of this process's images; all look, as parameters may be cut
-            method.predict(model, batch.weak) for model in (method.teacher, method.student, self.reference)
-        )
-        line["agreement"] = (taught == zero_shot).float().mean().item()
-        line["stability"] = (taught == learned).float().mean().item()
-        line |= {
-            "epoch": (step + 1) / method.steps_per_epoch,
-            "lr": method.learning_rate(step),
-            "ema_decay": method.ema_decay(step),
-            "skipped_steps": progress.skipped,
-            "replaced_samples": progress.replaced,
-            "images_per_s": meter.steps_per_s * self.config.batch_size,
-        }
-        return line
+    def estimate(self, steps: Stepwatch, log: TrainLog | NoLog) -> Stepwatch | None:
+        """Says how long the run will take, once its own first steps tell; None then."""
+        steps.mark(self.state.progress.waited)
+        if not steps.enough(LONG_ENOUGH):
+            return steps
+        if self.world.is_main:
+            batch, left = self.config.batch_size, self.whole.steps - self.state.progress.step
+            pace = steps.pace(memory_of(self.world.device), batch, batch)
+            for line in pace.lines(self.size(), left) if left else ():
+                log.say(line)
+        return None
 
-    def too_many_replaced(self) -> bool:
-        """The share is of all images so far, but at least of an epoch or of 1000: one of the first ten is no share."""
-        seen = self.state.progress.step * self.config.batch_size
-        return self.state.progress.replaced > self.config.max_replaced * max(seen, min(1000, len(self.reader)))
+    def size(self) -> Size:
+        return size_of(self.config, self.whole, self.reader, self.method)
 
-    def stop_with_checkpoint(self, reason: str) -> NoReturn:
-        self.state.save(self.method)
-        self.state.checkpoints.close()
-        raise ValueError(f"stopped after step {self.state.progress.step}: {reason}")
-
-    def announce(self, plan: GlobalBatches) -> None:
-        config, description = self.config, self.zero_shot.description
-        parameters = sum(p.numel() for p in self.method.student.parameters()) / 1e6
+    def announce(self) -> None:
+        description, size = self.zero_shot.description, self.size()
         print(
-            f"{printable(description.backbone)} ({parameters:.1f} M parameters), {len(description.classes)} classes, "
-            f"{len(self.reader):,} images of '{config.split}' (labels are not read)\n"
-            f"{plan.steps:,} steps of {config.batch_size} images ({config.epochs} epochs), "
-            f"{self.world.size} process(es) on {self.world.device.type}",
+            f"{printable(description.backbone)} ({size.parameters / 1e6:.1f} M parameters), "
+            f"{len(description.classes)} classes, "
+            f"{size.images:,} images of '{self.config.split}' (labels are not read)",
+            *size.lines(),
+            sep="\n",
             flush=True,
         )
 
     def introduce(self, stop: StopSignal) -> None:
-        """What the images look like, before they are trained on; only where the ladder will judge by them."""
-        if self.config.select == "ladder":
+        """Looks at the images before they are trained on, where the ladder or the pseudo-labels ask for it."""
+        config, method = self.config, self.method
+        refine = config.pseudo_labels == "refined" and share_at(self.state.progress.step, method.steps) > 0
+        if config.select == "ladder" or refine:
             place, index = self.state.checkpoints.uri, self.reader.index.sha256
             pause = leave_if(stop, "looking at the images")
-            self.facts = introduce(self.config, self.reference, self.zero_shot, index, place, self.world, pause)
+            self.facts, method.refined = introduce(
+                config, self.reference, self.zero_shot, index, place, self.world, pause, refine
+            )
+
+    def is_futile(self) -> bool:
+        """Whether the ladder could keep nothing, whatever training learns: the result is zero-shot's weights already.
+
+        It is a function of zero-shot and the images alone, so all processes and all attempts agree.
+        """
+        hopeless = self.config.select == "ladder" and self.facts is not None and self.facts["needed"] is None
+        futile = any(self.world.gather(hopeless)) and self.state.progress.step == 0
+        if futile and self.world.is_main:
+            print(
+                "no step is trained: the ladder could keep nothing of it, and zero-shot's weights are the result "
+                "(--select none trains all the same)",
+                flush=True,
+            )
+        return futile
 
     def finish(self, stop: StopSignal) -> dict[str, Any]:
         """Writes the bundle; the checkpoint of the last step stays, so that running again does nothing twice."""
         progress, config = self.state.progress, self.config
-        trained = max(progress.step, 1) * config.batch_size
-        summary = {
-            "steps": progress.step,
-            "images": progress.step * config.batch_size,
-            "seconds": round(progress.seconds, 2),
-            "images_per_s": round(trained / progress.seconds, 1) if progress.seconds else None,
-            "waiting_for_data": round(progress.waited / progress.seconds, 4) if progress.seconds else None,
-            "saving_checkpoints": round(progress.saving / progress.seconds, 4) if progress.seconds else None,
-            "skipped_steps": progress.skipped,
-            "replaced_samples": progress.replaced,
-        }
-        networks = self.state.save(self.method)
+        summary = summary_of(progress, config.batch_size)
+        networks = self.state.save(self.method) if progress.step else self.method.state_dict()
         if self.world.is_main:
             self.state.checkpoints.close()
-            description = provenance(self.zero_shot.description, config, self.reader.index, self.world.size, summary)
+            told_as = replace(config, workers=self.asked.workers)  # what was chosen of this machine is no setting
+            description = provenance(self.zero_shot.description, told_as, self.reader.index, self.world.size, summary)
             weights = networks[config.save]
-            told = {"data": self.facts, "class_shares": list(self.prior)}
+            told = {"data": self.facts, "class_shares": list(self.prior), **self.origin}
             told = {name: what for name, what in told.items() if what}
             description = replace(description, provenance=description.provenance | told)
             if config.select == "ladder":
@@ -247,13 +272,7 @@ class Trainer:
                 )
             self.reference.load_state_dict(weights)
             save_bundle(config.output, self.reference, description)
-            print(
-                f"trained {summary['images']:,} images in {clock(progress.seconds)} "
-                f"({summary['images_per_s']} images/s, {summary['waiting_for_data']:.1%} of the time waiting for data, "
-                f"{summary['saving_checkpoints']:.1%} saving; "
-                f"{progress.skipped} steps skipped, {progress.replaced} samples replaced) -> {config.output}",
-                flush=True,
-            )
+            print(f"{in_words(summary)} -> {config.output}", flush=True)
         return summary
 
 
@@ -264,23 +283,3 @@ def leave_if(stop: StopSignal, doing: str) -> Callable[[], None]:
             raise Preempted
 
     return look
-
-
-def grouped(batches: Iterable[TrainBatch], size: int) -> Iterator[list[TrainBatch]]:
-    iterator = iter(batches)
-    while group := list(itertools.islice(iterator, size)):
-        yield group
-
-
-def view_settings(config: TrainConfig, preprocess: Any, patch_size: int) -> ViewSettings:
-    return ViewSettings(
-        preprocess=preprocess,
-        patch_size=patch_size,
-        mask_patch_size=config.mask_patch_size,
-        mask_ratio=config.mask_ratio,
-        weak_padding=config.weak_padding,
-        strong_scale=(config.strong_scale[0], config.strong_scale[1]),
-        flip=config.flip,
-        randaugment=config.randaugment,
-        randaugment_ops=tuple(config.randaugment_ops),
-    )

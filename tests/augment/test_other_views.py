@@ -17,7 +17,7 @@ from must.augment.draws import Operation, seed_views
 from must.augment.exact import TrainViews, ViewSettings
 from must.augment.fast import FastViews
 from must.augment.gpu import DeviceInputs, DeviceViews
-from must.augment.gpu_ops import NAMES, operate
+from must.augment.gpu_ops import NAMES, apply_ops
 from must.config import TrainConfig
 from must.data.loader import TrainDataset, make_views, train_batches
 from must.data.order import GlobalBatches
@@ -101,10 +101,10 @@ def test_each_operation_computes_what_timm_does(name: str) -> None:
     image = Image.blend(zoo.picture(3, 48, 48), Image.fromarray(noise), 0.1)
     moves = name.startswith(("Rotate", "Shear", "Translate", "Gaussian"))
     for values in arguments_of(name):
-        theirs = np.asarray(exact_views.operate(image, [Operation(name, values)], FILL, Image.Resampling.BILINEAR))
+        theirs = np.asarray(exact_views.apply_ops(image, [Operation(name, values)], FILL, Image.Resampling.BILINEAR))
         pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float()
         argument = torch.tensor([[values[0] if values else 0.0]])
-        ours = operate(pixels, torch.tensor([[NAMES.index(name)]]), argument, FILL)[0].permute(1, 2, 0).numpy()
+        ours = apply_ops(pixels, torch.tensor([[NAMES.index(name)]]), argument, FILL)[0].permute(1, 2, 0).numpy()
         difference = np.abs(ours - theirs)
         if moves:
             assert np.median(difference) <= 1 and difference.mean() < 3
@@ -117,9 +117,9 @@ def test_operations_are_done_in_order_and_to_their_own_image_only() -> None:
     operations = torch.tensor(
         [[NAMES.index("Invert"), NAMES.index("SolarizeAdd")], [-1, NAMES.index("Invert")], [-1, -1]]
     )
-    done = operate(images, operations, torch.tensor([[0, 50.0], [0, 0], [0, 0]]), FILL)
+    done = apply_ops(images, operations, torch.tensor([[0, 50.0], [0, 0], [0, 0]]), FILL)
     assert done[:, 0, 0, 0].tolist() == [155, 155, 100] and (images == 100).all()
-    done = operate(images, operations.flip(1), torch.tensor([[50.0, 0], [0, 0], [0, 0]]), FILL)
+    done = apply_ops(images, operations.flip(1), torch.tensor([[50.0, 0], [0, 0], [0, 0]]), FILL)
     assert done[:, 0, 0, 0].tolist() == [105, 155, 100]
 
 

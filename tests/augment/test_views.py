@@ -15,7 +15,9 @@ from torchvision import transforms
 from must.augment.draws import PatchMask, seed_generators, seed_views
 from must.augment.exact import TrainViews, ViewSettings, fill_color
 from must.augment.normalize import normalize
+from must.config import TrainConfig
 from must.image.preprocess import EvalView, Preprocess, normalize_pixels
+from must.train.batches import view_settings
 from tests.golden import facts, golden
 
 PREPROCESS = Preprocess(size=32)
@@ -29,6 +31,11 @@ def picture():
 
 def as_input(pixels):
     return normalize(torch.from_numpy(pixels.copy())[None], PREPROCESS)[0].numpy()
+
+
+def test_the_defaults_are_those_of_must_train():
+    config = TrainConfig(shards="", classifier="", output="")
+    assert view_settings(config, Preprocess(), patch_size=16) == ViewSettings()
 
 
 def test_views_are_the_published_ones_for_the_same_seeds(picture):

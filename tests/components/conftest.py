@@ -2,7 +2,7 @@
 
 import pytest
 
-from components.train_job import launch
+from must_components.train_job import launch
 from tests.components.kube_api import Api
 
 
@@ -13,7 +13,7 @@ def api(monkeypatch, tmp_path):
     monkeypatch.setenv("KUBECONFIG", str(made.kubeconfig(tmp_path / "kubeconfig")))
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
     monkeypatch.setattr(launch, "POLL", 0.05)
-    monkeypatch.setattr(launch, "PATIENCE", 20.0)
+    monkeypatch.setattr(launch, "API_TIMEOUT", 20.0)
     yield made
     made.server.shutdown()
 

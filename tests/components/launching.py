@@ -5,10 +5,10 @@ import threading
 import time
 from pathlib import Path
 
-from components.train_job.launcher import train_on_nodes
-from pipeline.cluster.load import load_cluster
-from pipeline.cluster.nodes import nodes_of
-from pipeline.compile import CLUSTER
+from must_components.train_job.launcher import train_on_nodes
+from must_pipeline.cluster.load import load_cluster
+from must_pipeline.cluster.nodes import nodes_of
+from must_pipeline.files import CLUSTER
 from tests.promote.bundles import make_bundle
 
 ROOT = Path(__file__).parents[2]

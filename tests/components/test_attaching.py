@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from components.train_job import launch
-from components.train_job.launcher import job_name
+from must_components.train_job import launch
+from must_components.train_job.launcher import job_name
 from tests.components.launching import SUMMARY, completes, fails, nodes, train
 
 
@@ -121,13 +121,13 @@ def test_a_launcher_that_loses_the_race_for_the_name_attaches(api, work, capfd, 
     """Nothing there when it looks, 409 when it creates."""
     api.on_create = completes(work)
     train(work)
-    seen, real = [], launch.Launch.look
+    seen, real = [], launch.Launch.current_job
 
     def look(self):
         seen.append(1)
         return None if len(seen) == 1 else real(self)
 
-    monkeypatch.setattr(launch.Launch, "look", look)
+    monkeypatch.setattr(launch.Launch, "current_job", look)
     train(work)
     assert len(api.created) == 1 and "another launcher has just submitted" in capfd.readouterr().out
 

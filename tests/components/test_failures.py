@@ -10,10 +10,10 @@ import time
 
 import pytest
 
-from components.train_job import follow
-from components.train_job.jobs import Jobs
-from components.train_job.launch import seconds_of
 from must.run.notes import read_notes
+from must_components.train_job import follow
+from must_components.train_job.jobs import Jobs
+from must_components.train_job.launch import seconds_of
 from tests.components.kube_api import condition
 from tests.components.launching import ROOT, SUMMARY, completes, fails, nodes, train
 
@@ -113,7 +113,7 @@ def test_a_job_that_somebody_deletes_is_an_error_that_may_be_tried_again(api, wo
     api.on_create = lambda api, name: (api.jobs.pop(name), api.sets.pop(name), api.pods.pop(name))
     with pytest.raises(SystemExit) as exit_:
         train(work)
-    assert exit_.value.code == 1 and "was deleted by somebody else; its checkpoints stay" in capfd.readouterr().err
+    assert exit_.value.code == 1 and "was deleted by another program; its checkpoints stay" in capfd.readouterr().err
 
 
 def test_the_deadline_that_trainer_saw_first_is_the_reason(api, work, capfd):
@@ -155,7 +155,7 @@ def test_seconds_count_from_the_last_admission():
 def process(api, work, tmp_path):
     """A launcher in a process of its own, in a pod of a run."""
     code = (
-        "import json; from components.train_job.launcher import train_on_nodes\n"
+        "import json; from must_components.train_job.launcher import train_on_nodes\n"
         f"train_on_nodes({str(work)!r}, index_sha256='sha', classifier={str(tmp_path / 'classifier')!r}, "
         f"output={str(tmp_path / 'output')!r}, nodes=json.loads({json.dumps(nodes())!r}))"
     )

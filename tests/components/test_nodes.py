@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from components.train_job.launcher import copy_bundle, prepare
-from components.train_job.manifest import request
 from must.format.index import load_index
 from must.model.bundle import load_bundle, load_description
 from must.run.places import WorkUri
 from must.run.training import job_values
-from pipeline.cluster.config import Cluster
-from pipeline.cluster.nodes import nodes_of
+from must_components.train_job.launcher import copy_bundle, prepare
+from must_components.train_job.manifest import request
+from must_pipeline.cluster.config import Cluster
+from must_pipeline.cluster.nodes import nodes_of
 from tests.evaluate.digits import digits as make_digits
 from tests.gcs import free_port
 

@@ -10,15 +10,15 @@ import time
 
 import pytest
 
-from components.train_job import launcher
-from components.train_job.manifest import request
 from must.format.index import load_index
-from must.run import lifeline
-from must.run.lifeline import alive
+from must.run import keepalive
+from must.run.keepalive import keep_alive
 from must.run.places import WorkUri
 from must.run.training import job_values
-from pipeline.cluster.config import Cluster, GpuPool, Training
-from pipeline.cluster.nodes import nodes_of
+from must_components.train_job import launcher
+from must_components.train_job.manifest import request
+from must_pipeline.cluster.config import Cluster, GpuPool, Training
+from must_pipeline.cluster.nodes import nodes_of
 from tests.components.fleet import Fleet
 from tests.components.launching import ROOT
 from tests.evaluate.digits import digits as make_digits
@@ -60,8 +60,8 @@ def steps(pod):
 def test_training_goes_on_without_its_launcher_and_the_next_one_attaches(api, fleet, work, digits):
     index = load_index(str(work / "shards")).sha256
     code = (
-        "import json, sys; from components.train_job import launch; launch.POLL = 0.1\n"
-        "from components.train_job.launcher import train_on_nodes\n"
+        "import json, sys; from must_components.train_job import launch; launch.POLL = 0.1\n"
+        "from must_components.train_job.launcher import train_on_nodes\n"
         f"train_on_nodes({str(work)!r}, index_sha256={index!r}, classifier={digits.classifier!r}, "
         "output=sys.argv[1], nodes=json.loads(sys.argv[2]), preset='digits', settings=json.loads(sys.argv[3]), "
         f"epochs={EPOCHS})"
@@ -98,7 +98,7 @@ def test_nodes_whose_launcher_is_gone_save_a_checkpoint_and_stop(
     api, fleet, work, digits, monkeypatch, record_property
 ):
     monkeypatch.setattr(launcher, "SILENCE", 3.0)
-    monkeypatch.setattr(lifeline, "BEAT", 0.2)
+    monkeypatch.setattr(keepalive, "HEARTBEAT_S", 0.2)
     _, values = job_values(
         str(work), index_sha256=load_index(str(work / "shards")).sha256, classifier=digits.classifier, init="",
         preset="digits", settings=SETTINGS | {"checkpoint_every": 100_000}, epochs=2000,
@@ -113,7 +113,7 @@ def test_nodes_whose_launcher_is_gone_save_a_checkpoint_and_stop(
 
     pods = submit()
     sign = job.sign
-    with alive(sign):
+    with keep_alive(sign):
         wait_for(lambda: steps(pods[0]))
     last_sign = time.monotonic()
     wait_for(lambda: all(hasattr(pod, "ended") for pod in pods))
@@ -124,6 +124,6 @@ def test_nodes_whose_launcher_is_gone_save_a_checkpoint_and_stop(
     assert any("no sign of life of the launcher for 3 s" in line for line in pods[0].lines)
     (done,) = [line.split("after step ")[1].split(";")[0] for line in pods[0].lines if "stopped by a signal" in line]
     api.jobs.clear(), api.sets.clear(), api.pods.clear()
-    with alive(sign):
+    with keep_alive(sign):
         again = submit()
         wait_for(lambda: any(f"going on after step {done} of" in line for line in list(again[0].lines)))

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from components.shard import shard
+from must_components.shard import shard
 from tests import zoo
 
 

@@ -6,10 +6,10 @@ import pytest
 import yaml
 from kubeflow_trainer_api import models
 
-from components.train_job.jobs import Jobs
 from must.run.notes import read_notes
-from pipeline.cluster.load import load_cluster
-from pipeline.compile import CLUSTER
+from must_components.train_job.jobs import Jobs
+from must_pipeline.cluster.load import load_cluster
+from must_pipeline.files import CLUSTER
 from tests.components.launching import ROOT, SUMMARY, completes, fails, nodes, train
 
 

@@ -3,17 +3,17 @@
 from tests.containers.engine import run
 
 
-def test_sharding_into_a_bucket(demo, gcs_server):
+def test_sharding_into_a_bucket(demo, bucket_server):
     import os
 
     from must import storage
 
     options = ("--network", "host", "--env", f"STORAGE_EMULATOR_HOST={os.environ['STORAGE_EMULATOR_HOST']}")
-    source = ("--source", "/data/images/test", "--labels", "folder", "--output", f"{gcs_server.uri}/shards")
+    source = ("--source", "/data/images/test", "--labels", "folder", "--output", f"{bucket_server.uri}/shards")
     run("must-shard", "must", "shard", *source, data=demo, options=options)
-    names = {entry.name for entry in storage.list_files(f"{gcs_server.uri}/shards")}
+    names = {entry.name for entry in storage.list_files(f"{bucket_server.uri}/shards")}
     assert "index.json" in names and any(name.endswith(".tar") for name in names)
-    result = run("must-shard", "must", "index", "verify", f"{gcs_server.uri}/shards", options=options)
+    result = run("must-shard", "must", "index", "verify", f"{bucket_server.uri}/shards", options=options)
     assert "500" in result.stdout
 
 

@@ -16,14 +16,14 @@ import pytest
 
 from must import storage
 from must.data.cache import ShardCache
-from must.data.prefetch import ReadAhead
+from must.data.prefetch import ShardPrefetcher
 from must.data.reader import ShardReader, open_reader
 from must.format.index import Index, Shard, load_index
 from must.format.offsets import load_offsets
 from tests import zoo
-from tests.gcs import Server
 from tests.shards.test_shard import run
 from tests.shards.test_shard_gcs import upload
+from tests.stores import Server
 
 FAULTS = ["", "503", "", "cut", "", "", "429", "slow", "lost"]
 FORK = multiprocessing.get_context("fork")
@@ -162,8 +162,8 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(shards: Path, tmp_path: Pa
     np.testing.assert_array_equal(cache.offsets(str(shards), shard), load_offsets(str(shards), shard))
 
 
-def test_wrong_bytes_are_refused_and_leave_nothing(gcs_server: Server, shards: Path, tmp_path: Path) -> None:
-    shard, uri = index_of(shards).shards[0], gcs_server.uri
+def test_wrong_bytes_are_refused_and_leave_nothing(bucket_server: Server, shards: Path, tmp_path: Path) -> None:
+    shard, uri = index_of(shards).shards[0], bucket_server.uri
     cache = cache_for(tmp_path, shards, 2)
     with pytest.raises(ValueError, match=f"{uri}/{shard.name}: is missing; `must index verify"):
         cache.open(uri, shard)
@@ -173,29 +173,29 @@ def test_wrong_bytes_are_refused_and_leave_nothing(gcs_server: Server, shards: P
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
-def test_too_little_room_is_said_up_front(gcs_server: Server, shards: Path, tmp_path: Path) -> None:
-    upload(shards, gcs_server.uri)
+def test_too_little_room_is_said_up_front(bucket_server: Server, shards: Path, tmp_path: Path) -> None:
+    upload(shards, bucket_server.uri)
     with pytest.raises(ValueError, match="--cache-gb 1e-06: the 12 shards that are shuffled together take up to"):
-        open_reader(gcs_server.uri, "train", str(tmp_path), 1e-6, window=16)
+        open_reader(bucket_server.uri, "train", str(tmp_path), 1e-6, window=16)
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="cannot be written"):
-        open_reader(gcs_server.uri, "train", str(tmp_path / "file"), 1, window=2)
+        open_reader(bucket_server.uri, "train", str(tmp_path / "file"), 1, window=2)
     huge = Shard("x.tar", "train", 1, 10**18, "", "", 0)
     with pytest.raises(ValueError, match=r"take up to 2e\+09 GB, and the disk has room for [\d.]+ GB; free some"):
         ShardCache(tmp_path, 10**20).check([huge, huge], 4)
 
 
-def test_processes_share_a_cache_smaller_than_the_split(gcs_server: Server, shards: Path, tmp_path: Path) -> None:
+def test_processes_share_a_cache_smaller_than_the_split(bucket_server: Server, shards: Path, tmp_path: Path) -> None:
     """Four processes read everything in different orders from a failing server, with room for a third of it."""
-    upload(shards, gcs_server.uri)
+    upload(shards, bucket_server.uri)
     expected = ShardReader(str(shards), "train")
     images = [expected.image(number) for number in range(60)]
     cache = cache_for(tmp_path, shards, 4.5)
-    gcs_server.faults.plan = FAULTS
+    bucket_server.faults.plan = FAULTS
     sizes = FORK.Queue()
 
     def read(seed: int) -> None:
-        reader = ShardReader(gcs_server.uri, "train", cache, keep_open=1)
+        reader = ShardReader(bucket_server.uri, "train", cache, keep_open=1)
         largest = 0
         for shard in np.random.default_rng(seed).permutation(12):
             for number in range(shard * 5, shard * 5 + 5):
@@ -210,16 +210,16 @@ def test_processes_share_a_cache_smaller_than_the_split(gcs_server: Server, shar
         process.join()
     assert [process.exitcode for process in processes] == [0] * 4
     assert max(sizes.get() for _ in range(4)) <= cache.limit
-    assert all(gcs_server.faults.done[fault] for fault in ("503", "429", "cut", "lost", "slow"))
+    assert all(bucket_server.faults.done[fault] for fault in ("503", "429", "cut", "lost", "slow"))
 
 
-def test_a_shard_is_downloaded_once_for_all_processes(gcs_server: Server, shards: Path, tmp_path: Path) -> None:
-    upload(shards, gcs_server.uri)
+def test_a_shard_is_downloaded_once_for_all_processes(bucket_server: Server, shards: Path, tmp_path: Path) -> None:
+    upload(shards, bucket_server.uri)
     cache, shard = cache_for(tmp_path, shards, 4), index_of(shards).shards[0]
-    gcs_server.faults.requests = 0
+    bucket_server.faults.requests = 0
 
     def fetch() -> None:
-        assert cache.open(gcs_server.uri, shard) is not None
+        assert cache.open(bucket_server.uri, shard) is not None
 
     processes = [FORK.Process(target=fetch) for _ in range(6)]
     for process in processes:
@@ -227,12 +227,12 @@ def test_a_shard_is_downloaded_once_for_all_processes(gcs_server: Server, shards
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * 6
-    assert gcs_server.faults.requests < 6  # a download is two, and the client asks for the bucket once
+    assert bucket_server.faults.requests < 6  # a download is two, and the client asks for the bucket once
 
 
 def test_what_comes_next_is_there_before_it_is_needed(shards: Path, tmp_path: Path) -> None:
     cache, all_shards = cache_for(tmp_path, shards, 5.5), index_of(shards).shards
-    ahead = ReadAhead(cache, str(shards), dict(enumerate(all_shards)).get, ahead=2)
+    ahead = ShardPrefetcher(cache, str(shards), dict(enumerate(all_shards)).get, ahead=2)
     ahead.use(0, 3)
     until(lambda: len(ahead.held) == 5)
     assert not ahead.busy and ahead.choose() is None  # no further
@@ -247,15 +247,15 @@ def test_what_comes_next_is_there_before_it_is_needed(shards: Path, tmp_path: Pa
 
 
 def test_a_reader_keeps_few_files_open_and_reads_on_where_there_is_no_room(
-    gcs_server: Server, shards: Path, tmp_path: Path
+    bucket_server: Server, shards: Path, tmp_path: Path
 ) -> None:
-    upload(shards, gcs_server.uri)
+    upload(shards, bucket_server.uri)
     expected = ShardReader(str(shards), "train", keep_open=3)
     images = [expected.image(number) for number in range(60)]
     assert len(expected._open) == 3
     cache = cache_for(tmp_path, shards, 2.5)
-    others = [cache.open(gcs_server.uri, shard) for shard in index_of(shards).shards[:2]]
-    reader = ShardReader(gcs_server.uri, "train", cache)
+    others = [cache.open(bucket_server.uri, shard) for shard in index_of(shards).shards[:2]]
+    reader = ShardReader(bucket_server.uri, "train", cache)
     assert [reader.image(number) for number in range(10, 60)] == images[10:]
     assert held(cache, shards) == [0, 1]
     for file in others:

@@ -23,9 +23,9 @@ from must.train.trainer import train
 from tests import zoo
 from tests.augment.test_views import SETTINGS
 from tests.evaluate.digits import digits
-from tests.gcs import Server
 from tests.shards.test_shard import run
 from tests.shards.test_shard_gcs import upload
+from tests.stores import Server
 
 FAULTS = ["", "503", "", "cut", "", "", "429", "slow", "lost"]
 
@@ -37,45 +37,47 @@ def batches(uri: str, cache: Path, workers: int, cache_gb: float = 1.0) -> list[
     return [list(batch) for batch in train_batches(dataset, order, workers)]
 
 
-def test_batches_from_a_failing_bucket_are_those_of_a_folder(gcs_server: Server, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_batches_from_a_failing_bucket_are_those_of_a_folder(bucket_server: Server, tmp_path: Path) -> None:
     """With a cache of all shards, and with one of a few that must be cleared again and again."""
     zoo.fill(tmp_path / "in", 60)
     index = run(tmp_path / "in", tmp_path / "out", samples_per_shard=6)
-    upload(tmp_path / "out", gcs_server.uri)
+    upload(tmp_path / "out", bucket_server.uri)
     expected = batches(str(tmp_path / "out"), tmp_path / "unused", 0)
-    gcs_server.faults.plan = FAULTS
+    bucket_server.faults.plan = FAULTS
     few = 5 * max(shard.bytes for shard in index.shards) / 1e9
     for name, workers, size in (("all", 2, 1.0), ("few", 2, few), ("alone", 0, few)):
-        found = batches(gcs_server.uri, tmp_path / name, workers, size)
+        found = batches(bucket_server.uri, tmp_path / name, workers, size)
         assert len(found) == len(expected) == 13
         for ours, theirs in zip(found, expected, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
         assert sum(path.stat().st_size for path in (tmp_path / name).glob("*.tar")) <= size * 1e9
     assert len(list((tmp_path / "all").glob("*.tar"))) == 10
     assert not (tmp_path / "unused").exists()
-    assert all(gcs_server.faults.done[fault] for fault in ("503", "429", "cut", "lost", "slow"))
+    assert all(bucket_server.faults.done[fault] for fault in ("503", "429", "cut", "lost", "slow"))
 
 
-def test_going_on_reads_only_what_is_still_to_come(gcs_server: Server, tmp_path: Path) -> None:
+def test_going_on_reads_only_what_is_still_to_come(bucket_server: Server, tmp_path: Path) -> None:
     """At the last of 15 steps, with windows of 2 of 10 shards: neither images nor shards of the steps before."""
     zoo.fill(tmp_path / "in", 60)
     run(tmp_path / "in", tmp_path / "out", samples_per_shard=6)
-    upload(tmp_path / "out", gcs_server.uri)
-    reader = open_reader(gcs_server.uri, "train", str(tmp_path / "cache"), 1, window=2)
+    upload(tmp_path / "out", bucket_server.uri)
+    reader = open_reader(bucket_server.uri, "train", str(tmp_path / "cache"), 1, window=2)
     order = GlobalBatches(reader.sizes, 4, 1, 0, window=2, first_step=14)
-    gcs_server.faults.requests = 0
+    bucket_server.faults.requests = 0
     (batch,) = train_batches(TrainDataset(reader, TrainViews(SETTINGS), seed=3), order, 0)
     assert batch.samples.tolist() == [sample for _, sample in next(iter(order))]
     assert len(list((tmp_path / "cache").glob("*.tar"))) == 2
-    assert gcs_server.faults.requests < 10  # size, bytes and offsets of two shards
+    assert bucket_server.faults.requests < 10  # size, bytes and offsets of two shards
 
 
-def test_training_and_evaluation_straight_from_a_bucket(gcs_server: Server, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_training_and_evaluation_straight_from_a_bucket(bucket_server: Server, tmp_path: Path) -> None:
     data = digits()
-    upload(Path(data.shards), gcs_server.uri)
-    gcs_server.faults.plan = FAULTS
+    upload(Path(data.shards), bucket_server.uri)
+    bucket_server.faults.plan = FAULTS
     weights, metrics = [], []
-    for name, shards in (("local", data.shards), ("remote", gcs_server.uri)):
+    for name, shards in (("local", data.shards), ("remote", bucket_server.uri)):
         cache = str(tmp_path / "cache")
         settings = {"epochs": 1, "batch_size": 25, "workers": 2, "cache": cache, "mask_patch_size": 8, "lr": 0.004}
         train(TrainConfig(shards=shards, classifier=data.classifier, output=str(tmp_path / name), **settings))
@@ -86,14 +88,14 @@ def test_training_and_evaluation_straight_from_a_bucket(gcs_server: Server, tmp_
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     assert metrics[0]["adapted"] == metrics[1]["adapted"]
     assert len(list((tmp_path / "cache").glob("*.tar"))) == len(list(Path(data.shards).glob("*.tar")))
-    assert all(gcs_server.faults.done[fault] for fault in ("503", "429", "cut", "lost"))
+    assert all(bucket_server.faults.done[fault] for fault in ("503", "429", "cut", "lost"))
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_cache_and_train_as_from_a_folder(gcs_server: Server, tmp_path: Path) -> None:
+def test_two_processes_share_the_cache_and_train_as_from_a_folder(bucket_server: Server, tmp_path: Path) -> None:
     data = digits()
-    upload(Path(data.shards), gcs_server.uri)
-    gcs_server.faults.plan = FAULTS
+    upload(Path(data.shards), bucket_server.uri)
+    bucket_server.faults.plan = FAULTS
     launcher = [
         sys.executable,
         "-m",
@@ -105,7 +107,7 @@ def test_two_processes_share_the_cache_and_train_as_from_a_folder(gcs_server: Se
         "train",
     ]
     flags = ["--epochs", "1", "--batch-size", "30", "--workers", "1", "--mask-patch-size", "8", "--classifier"]
-    for name, shards in (("local", data.shards), ("remote", gcs_server.uri)):
+    for name, shards in (("local", data.shards), ("remote", bucket_server.uri)):
         paths = [data.classifier, "--shards", shards, "--output", str(tmp_path / name), "--cache", str(tmp_path / "c")]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         subprocess.run([*launcher, *flags, *paths], check=True, env=environment, capture_output=True)
@@ -115,11 +117,11 @@ def test_two_processes_share_the_cache_and_train_as_from_a_folder(gcs_server: Se
 
 
 def test_a_cache_without_room_is_one_line_and_exit_code_2(
-    gcs_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    bucket_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data = digits()
-    upload(Path(data.shards), gcs_server.uri)
-    paths = ["--shards", gcs_server.uri, "--classifier", data.classifier, "--output", str(tmp_path / "out")]
+    upload(Path(data.shards), bucket_server.uri)
+    paths = ["--shards", bucket_server.uri, "--classifier", data.classifier, "--output", str(tmp_path / "out")]
     monkeypatch.setenv("HOME", "/")
     with pytest.raises(SystemExit) as end:
         main(["train", *paths, "--cache", str(tmp_path), "--cache-gb", "0.00001"])

@@ -63,6 +63,7 @@ def until(condition, seconds=60.0):
     return result
 
 
+@pytest.mark.slow
 def test_a_frozen_process_is_named_and_one_that_lives_is_not(processes):
     heartbeat, started = processes
     first = beats(heartbeat)

@@ -116,6 +116,7 @@ def test_the_launcher_returns_the_summary(digits, tmp_path):
     assert "SUMMARY {'steps': 6," in out
 
 
+@pytest.mark.slow
 def test_the_launcher_hands_on_the_users_error_as_one_line(digits, tmp_path):
     process = launching(digits, tmp_path / "run", split="nothing")
     _, err = process.communicate(timeout=120)

@@ -6,15 +6,21 @@ import pytest
 import torch
 
 from must.distributed.preemption import StopSignal
-from must.distributed.process_group import World, world
+from must.distributed.process_group import World, init_distributed
+from must.exits import ending_on_sigterm
 from tests.train.processes import on_ranks
 
 
 def agreements_on_a_rank(signalled, due):
     """What this rank learns after two steps; in the first, `signalled` gets SIGTERM and `due` wants a checkpoint."""
+    with ending_on_sigterm("test"):
+        return agreements(signalled, due)
+
+
+def agreements(signalled, due):
     stop = StopSignal()
     try:
-        with world("cpu", 60) as processes:
+        with init_distributed("cpu", 60) as processes:
             if processes.rank == signalled:
                 signal.raise_signal(signal.SIGTERM)
             first = stop.agreed(processes, processes.rank == due)
@@ -38,10 +44,20 @@ def test_the_main_process_learns_what_another_one_wants(signalled, due, first, s
 
 
 def test_alone_there_is_nobody_to_ask():
+    with ending_on_sigterm("test"):
+        stop = StopSignal()
+        try:
+            assert stop.agreed(World(0, 1, torch.device("cpu")), due=True) == (False, True)
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.agreed(World(0, 1, torch.device("cpu"))) == (True, False)
+        finally:
+            stop.restore()
+
+
+def test_outside_of_a_must_program_signals_are_left_alone():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     stop = StopSignal()
     try:
-        assert stop.agreed(World(0, 1, torch.device("cpu")), due=True) == (False, True)
-        signal.raise_signal(signal.SIGTERM)
-        assert stop.agreed(World(0, 1, torch.device("cpu"))) == (True, False)
+        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
     finally:
         stop.restore()

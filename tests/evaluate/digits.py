@@ -22,7 +22,7 @@ from must.demo import asset_folder
 from must.demo.data import CLASSES, TEMPLATES, digit_parts
 from must.image.preprocess import EvalView
 from must.model.bundle import Bundle, preprocess_of, save_bundle, zero_shot_bundle
-from must.model.classifier import classifier, load_classifier
+from must.model.classifier import classifier, load_text_classifier
 from must.shards.build import shard
 from tests.once import made_once
 
@@ -69,7 +69,7 @@ def make(root: Path) -> None:
     classifier(
         ClassifierConfig(classes=str(root / "classes.yaml"), model=str(asset_folder()), output=weights, device="cpu")
     )
-    baseline = zero_shot_bundle(load_classifier(weights))
+    baseline = zero_shot_bundle(load_text_classifier(weights))
     save_bundle(str(root / "zero-shot"), baseline.model, baseline.description)
     tune(baseline, parts["validation"][:150])
     story = {"config": {"epochs": 3, "shards": shards}, "index_sha256": "0" * 64, "summary": {"steps": 30}}

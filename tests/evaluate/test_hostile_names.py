@@ -10,7 +10,7 @@ import pytest
 
 from must.config import EvaluateConfig, ShardConfig
 from must.evaluate.evaluate import evaluate
-from must.evaluate.table import table
+from must.evaluate.table import text_table
 from must.format import index, verify
 from must.shards.build import shard
 
@@ -68,8 +68,8 @@ def test_everything_is_written_and_is_utf_8(results):
 
 
 def test_nothing_on_the_terminal_is_raw(hostile, results, capfd):
-    index.show(hostile)
+    index.print_index(hostile)
     verify.verify(hostile)
-    print(table(results[0]))
+    print(text_table(results[0]))
     for line in capfd.readouterr().out.splitlines():
         assert line.isprintable(), line

@@ -15,7 +15,7 @@ from must.evaluate.metrics import (
     labelled_results,
     per_class,
     reliability,
-    summary,
+    scalar_metrics,
 )
 from must.evaluate.scores import NO_LABEL, Collector
 
@@ -42,7 +42,7 @@ def random_task(images=400, classes=12, seed=0):
 
 def test_by_hand():
     probability = np.array([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.5, 0.3, 0.2], [0.2, 0.3, 0.5]])
-    values = summary(results_of(probability, [0, 1, 2, 2]))
+    values = scalar_metrics(results_of(probability, [0, 1, 2, 2]))
     assert values["top1"] == 0.75
     assert values["top5"] == 1.0  # of three classes, all are among the five best
     assert values["mean_per_class"] == pytest.approx((1 + 1 + 0.5) / 3)
@@ -57,7 +57,7 @@ def test_by_hand():
 def test_against_scikit_learn():
     probability, labels = random_task()
     results = results_of(probability, labels)
-    values = summary(results)
+    values = scalar_metrics(results)
     assert values["top1"] == pytest.approx(sk.accuracy_score(labels, probability.argmax(1)))
     assert values["top5"] == pytest.approx(sk.top_k_accuracy_score(labels, probability, k=5))
     assert values["mean_per_class"] == pytest.approx(sk.balanced_accuracy_score(labels, probability.argmax(1)))
@@ -74,7 +74,9 @@ def test_weights_mean_repeated_images():
     probability, labels = random_task(images=60)
     counts = np.random.default_rng(1).integers(0, 4, 60)
     repeated = results_of(np.repeat(probability, counts, axis=0), np.repeat(labels, counts))
-    assert summary(results_of(probability, labels), counts.astype(float)) == pytest.approx(summary(repeated))
+    assert scalar_metrics(results_of(probability, labels), counts.astype(float)) == pytest.approx(
+        scalar_metrics(repeated)
+    )
 
 
 def test_calibration_error_of_a_calibrated_and_an_overconfident_model():
@@ -101,7 +103,7 @@ def test_reliability_counts_every_image_once():
 def test_a_class_without_images_has_no_recall_and_does_not_count():
     probability = np.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1]])
     results = results_of(probability, [0, 1])
-    assert summary(results)["mean_per_class"] == 0.5
+    assert scalar_metrics(results)["mean_per_class"] == 0.5
     rows = per_class(results)
     assert rows[2] == {"support": 0, "predicted": 0, "recall": None, "precision": None, "f1": None}
     assert rows[1]["precision"] is None and rows[1]["f1"] == 0
@@ -111,7 +113,9 @@ def test_images_without_a_label_are_left_out():
     probability, labels = random_task(images=50)
     some = labels.copy()
     some[::2] = NO_LABEL
-    assert summary(results_of(probability, some)) == pytest.approx(summary(results_of(probability[1::2], labels[1::2])))
+    assert scalar_metrics(results_of(probability, some)) == pytest.approx(
+        scalar_metrics(results_of(probability[1::2], labels[1::2]))
+    )
 
 
 def test_confused_pairs_come_by_frequency_and_without_the_diagonal():

@@ -145,6 +145,13 @@ def test_the_verdict_says_no_more_than_the_interval(digits):
     assert "Worse than zero-shot" in found.headline
 
 
+def test_zero_shot_that_was_kept_is_said_to_be_the_same_and_not_unclear():
+    samples, _, before = synthetic([str(i) for i in range(10)])
+    metrics = measure(samples, before, before, [str(i) for i in range(10)]) | {"baseline_name": "zero-shot"}
+    found = verdict(metrics)
+    assert (found.tone, found.headline) == ("open", "The same as zero-shot") and "keep their class" in found.text
+
+
 def test_collapse_is_named_without_labels(digits):
     samples, _, before = synthetic(["a", "b", "c", "d"], labelled=False)
     collector = Collector(4)

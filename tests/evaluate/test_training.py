@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from must.evaluate.training import settled, training_log
+from must.evaluate.training import stability, training_log
 
 
 def write(folder, lines):
@@ -14,17 +14,17 @@ def write(folder, lines):
 
 def test_the_last_tenth_of_the_steps_counts(tmp_path):
     lines = [{"step": step, "stability": 0.5 if step < 90 else 0.9, "agreement": 0.7} for step in range(9, 100, 10)]
-    found = settled(training_log(write(tmp_path, lines)))
+    found = stability(training_log(write(tmp_path, lines)))
     assert found == {"stability": pytest.approx(0.9), "agreement": pytest.approx(0.7), "log_lines": 1}
 
 
 def test_no_log_and_a_log_of_an_earlier_version(tmp_path):
-    assert settled(training_log(str(tmp_path))) is None
-    assert settled(training_log(write(tmp_path, [{"step": 9, "agreement": 0.7}]))) is None
+    assert stability(training_log(str(tmp_path))) is None
+    assert stability(training_log(write(tmp_path, [{"step": 9, "agreement": 0.7}]))) is None
 
 
 def test_lines_that_are_no_lines_are_left_out(tmp_path):
     write(tmp_path, [{"step": 9, "stability": 0.8, "agreement": 0.7}, [1], "text", {"stability": 0.1}])
     with (tmp_path / "train_log.jsonl").open("a") as file:
         file.write('\n{"step": 19, "stab')
-    assert settled(training_log(str(tmp_path)))["stability"] == pytest.approx(0.8)
+    assert stability(training_log(str(tmp_path)))["stability"] == pytest.approx(0.8)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from must.export.deployed import Deployed
+from must.export.deployed import InferenceModel
 from must.image.preprocess import Preprocess
 from must.model.backbone import build_visual
 from must.model.masked_vit import MaskedViT
@@ -22,7 +22,7 @@ TOWERS = {  # changes of VISION, QuickGELU, whether only the class token is comp
 
 
 @pytest.mark.parametrize("kind", TOWERS)
-def test_the_same_probabilities(kind):
+def test_the_same_probabilities_and_features(kind):
     changes, quick_gelu, class_token_only = TOWERS[kind]
     torch.manual_seed(0)
     visual = build_visual({"embed_dim": 24, "vision_cfg": VISION | changes, "quick_gelu": quick_gelu})
@@ -30,7 +30,11 @@ def test_the_same_probabilities(kind):
         parameter.data += 0.1 * torch.randn_like(parameter)
     model = MaskedViT(visual, F.normalize(torch.randn(24, 7), dim=0), logit_factor=10.0).eval()
     images = torch.randn(5, 3, 32, 32)
-    served = Deployed(model, Preprocess(size=32), uint8=False).eval()
+    served = InferenceModel(model, Preprocess(size=32), uint8=False, embeddings=True).eval()
     with torch.no_grad():
-        torch.testing.assert_close(served(images), model(images).softmax(-1), atol=1e-6, rtol=1e-5)
+        probability, embedding = served(images)
+        torch.testing.assert_close(probability, model(images).softmax(-1), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(embedding, F.normalize(visual(images), dim=-1), atol=1e-6, rtol=1e-5)
+        served.embeddings = False
+        assert torch.equal(served(images), probability)
     assert (served.blocks is not None) == class_token_only

@@ -13,7 +13,7 @@ from PIL import Image
 from must.augment.normalize import normalize
 from must.config import ExportConfig
 from must.demo.data import CLASSES
-from must.export.check import compare, reference
+from must.export.check import LEAST_COSINE, compare, reference, reference_embeddings, smallest_cosine
 from must.export.onnx import export, refuse
 from must.image.preprocess import normalize_pixels
 from must.model.bundle import load_bundle, preprocess_of
@@ -80,9 +80,12 @@ def test_nothing_of_training_or_of_this_machine_is_inside(exported, digits):
     assert b".py" not in model.SerializeToString(), "no stack traces of the exporter"
 
 
-@pytest.mark.parametrize(("precision", "least", "tolerance"), [("fp16", 0.55, 0.02), ("int8", 0.4, 0.15)])
-def test_smaller_precisions(digits, real, tmp_path, exported, precision, least, tolerance):
-    """With pixels as input at the same time: both run through the same graph."""
+@pytest.mark.parametrize(
+    ("precision", "least", "tolerance", "cosine"),
+    [pytest.param("fp16", 0.55, 0.02, 0.9995, marks=pytest.mark.slow), ("int8", 0.4, 0.15, 0.99)],
+)
+def test_smaller_precisions(digits, real, tmp_path, exported, precision, least, tolerance, cosine):
+    """With pixels as input and embeddings at the same time: all run through the same graph."""
     result = export(
         ExportConfig(
             model=digits.adapted,
@@ -91,9 +94,13 @@ def test_smaller_precisions(digits, real, tmp_path, exported, precision, least, 
             input="uint8",
             shards=digits.shards,
             images=100,
+            embeddings=True,
         )
     )
     pixels, expected, _ = real
+    _, embedding = OnnxClassifier(tmp_path / "model.onnx").answer(pixels, embeddings=True)
+    assert smallest_cosine(reference_embeddings(load_bundle(digits.adapted), pixels), embedding) > cosine
+    assert cosine < result["check"]["cosine"] < 1 and cosine > LEAST_COSINE[precision]
     for batch in (1, 3, 8, 24):
         got = run(tmp_path, pixels[:batch])
         np.testing.assert_allclose(got, expected[:batch], atol=tolerance)
@@ -108,6 +115,7 @@ def test_smaller_precisions(digits, real, tmp_path, exported, precision, least, 
     assert result["check"]["agreement"] >= 0.97 and precision in result["arithmetic"]
 
 
+@pytest.mark.slow
 def test_int8_without_images_quantizes_dynamically(digits, tmp_path, real):
     result = export(ExportConfig(model=digits.adapted, output=str(tmp_path), precision="int8", min_agreement=0.5))
     assert "dynamic" in result["arithmetic"]

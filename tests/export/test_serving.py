@@ -21,7 +21,7 @@ from must.predict.predict import predict
 MODEL_SPEC = {"modelFormat", "runtime", "protocolVersion", "storageUri", "storage", "resources", "args", "env", "image"}
 
 
-@pytest.fixture(scope="module", params=["normalized", "uint8"])
+@pytest.fixture(scope="module", params=["normalized", pytest.param("uint8", marks=pytest.mark.slow)])
 def repository(request, digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("serving")
     export(ExportConfig(model=digits.adapted, output=str(folder), input=request.param, triton="hand-digits", images=8))

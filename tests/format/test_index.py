@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from must.format.index import load_index, show
+from must.format.index import load_index, print_index
 from must.format.offsets import load_offsets
 from must.format.verify import verify
 from tests import zoo
@@ -25,7 +25,7 @@ def shards(tmp_path: Path) -> Path:
 
 def test_whole_shards_pass_and_are_shown(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verify(str(shards)).splits == {"train": {"samples": 12, "labelled": 12}}
-    index = show(str(shards))
+    index = print_index(str(shards))
     printed = capsys.readouterr().out
     assert "3 shards, 12 images, all whole" in printed and index.sha256 in printed
 

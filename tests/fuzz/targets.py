@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 from PIL import Image
+from pyarrow import parquet
 
 from must.format.check import Shard
 from must.format.index import parse_index
@@ -26,8 +28,11 @@ from must.predict.session import parse_metadata
 from must.shards.history import read_table
 from must.shards.tarwriter import npy
 from must.sources.archives import Archives
-from must.sources.base import Problems, Source, UnreadableError
+from must.sources.base import Item, ListingReport, Source, UnreadableError
+from must.sources.columns import Asked
 from must.sources.files import Manifest
+from must.sources.table_files import Table
+from must.sources.tables import Tables
 from tests import zoo
 
 REFUSALS = (ValueError, UnreadableError)
@@ -84,7 +89,8 @@ def indexes() -> list[bytes]:
         "reasons": {"empty file": 1}, "duplicates": 0, "dropped": 0, "skipped": {".txt": 1},
         "tables": [{"name": "names-0000.npy", "sha256": "c" * 64}], "units": 1, "version": 1,
     }  # fmt: skip
-    return [json.dumps(content).encode(), b'{"version": 1}', b"[]"]
+    in_place = content | {"shards": [shard | {"file": "gs://b/x-1.tar", "texts_sha256": "d" * 64}]}
+    return [json.dumps(content).encode(), json.dumps(in_place).encode(), b'{"version": 1}', b"[]"]
 
 
 def offsets(data: bytes) -> None:
@@ -106,7 +112,7 @@ def table(data: bytes) -> None:
 # -- sources -----------------------------------------------------------------------------------------------------------
 def listing(source: Source, limit: int = 10_000) -> None:
     """What sharding does with a source: lists it, writes the items down, reads them."""
-    for item in source.items(Problems(lambda name, reason: json.dumps([name, reason]).encode())):
+    for item in source.items(ListingReport(lambda name, reason: json.dumps([name, reason]).encode())):
         json.dumps(item).encode()
         item.name.encode("utf-8", "surrogateescape")
         try:
@@ -131,6 +137,33 @@ def archive(kind: str) -> Callable[[bytes], None]:
         listing(source)
 
     return parse
+
+
+def table_of_images(kind: str) -> Callable[[bytes], None]:
+    class Listed(Tables):
+        def read(self, item: Item, limit: int) -> bytes:
+            return (
+                super().read(item, limit) if item.locator[1] is not None else b""
+            )  # it opens no file that a row names
+
+    def parse(data: bytes) -> None:
+        path = file_of(data, f"images.{kind}")
+        source = Listed(path, [Table(path, "images")], "csv", "--source", Asked())
+        source.prepare(FOLDER)
+        listing(source)
+
+    return parse
+
+
+def tables(kind: str) -> list[bytes]:
+    content = pyarrow.table({"image": [b"one", None, b"three"], "label": ["a", "b", None]})
+    sink = pyarrow.BufferOutputStream()
+    if kind == "parquet":
+        parquet.write_table(content, sink)
+    else:
+        with pyarrow.ipc.new_stream(sink, content.schema) as writer:
+            writer.write_table(content)
+    return [sink.getvalue().to_pybytes()]
 
 
 def tars() -> list[bytes]:
@@ -230,6 +263,8 @@ TARGETS = {
     "csv": Target(manifest("csv"), lambda: [b'path,label,split\na.png,cat,test\n"b,\n",,\n']),
     "tar": Target(archive("tar"), tars, 8192),
     "zip": Target(archive("zip"), zips),
+    "parquet": Target(table_of_images("parquet"), lambda: tables("parquet")),
+    "arrow": Target(table_of_images("arrow"), lambda: tables("arrow")),
     "image": Target(image, images),
     "jpeg": Target(lambda data: jpeg_refusal(b"\xff\xd8" + data), lambda: [zoo.turned(6)]),
     "classes": Target(

@@ -19,10 +19,11 @@ from typing import Any
 
 from must import storage
 from must.stages import call
-from pipeline.cluster.config import Cluster
-from pipeline.cluster.load import load_cluster
-from pipeline.compile import CLUSTER, compile_pipeline
-from pipeline.server.api import Kfp, add_arguments
+from must_pipeline.cluster.config import Cluster
+from must_pipeline.cluster.load import load_cluster
+from must_pipeline.compile import compile_pipeline
+from must_pipeline.files import CLUSTER
+from must_pipeline.server.api import Kfp, add_arguments
 from tests.kfp.cases import CASES, Case, Skipped
 from tests.kfp.cluster import Pods
 from tests.kfp.runs import Runs, Seen, StuckError

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster.config import Cluster
+from must_pipeline.cluster.config import Cluster
 from tests.kfp.cluster import Pods
 from tests.kfp.runs import Runs, Seen
 

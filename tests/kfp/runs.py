@@ -13,11 +13,11 @@ import kfp_server_api as api
 
 from must import storage
 from must.run.notes import read_notes
-from pipeline.cluster.config import Cluster
-from pipeline.schedule import Schedule, recurring_run
-from pipeline.server import wait
-from pipeline.server.api import Kfp, asking
-from pipeline.server.parameters import check_parameters
+from must_pipeline.cluster.config import Cluster
+from must_pipeline.schedule import Schedule, recurring_run
+from must_pipeline.server import wait
+from must_pipeline.server.api import Kfp, api_errors
+from must_pipeline.server.parameters import check_parameters
 from tests.kfp.cluster import Pods
 
 
@@ -67,7 +67,7 @@ class Runs:
             runtime_config=api.V2beta1RuntimeConfig(parameters=values),
             service_account=self.cluster.service_account or None,
         )
-        with asking(self.kfp.host):
+        with api_errors(self.kfp.host):
             self.made.append(self.kfp.runs.run_service_create_run(body).run_id)
         return self.made[-1]
 
@@ -78,20 +78,20 @@ class Runs:
         self.pipeline, _, _ = self.kfp.upload(pipeline, self.name, self.namespace)
         wanted = Schedule(self.name, "0 * * * * *", parameters=values)
         body = recurring_run(wanted, self.experiment, self.pipeline, self.namespace, self.cluster.service_account)
-        with asking(self.kfp.host):
+        with api_errors(self.kfp.host):
             self.kfp.recurring.recurring_run_service_create_recurring_run(body)
         try:
             return self.first_of_schedule()
         finally:
             for schedule in self.kfp.schedules(self.namespace, self.name):
-                with asking(self.kfp.host):
+                with api_errors(self.kfp.host):
                     self.kfp.recurring.recurring_run_service_disable_recurring_run(schedule.recurring_run_id)
 
     def first_of_schedule(self) -> str:
         deadline = time.monotonic() + self.longest
         call = self.kfp.runs.run_service_list_runs
         while time.monotonic() < deadline:
-            with asking(self.kfp.host):
+            with api_errors(self.kfp.host):
                 for run in self.kfp.pages(call, "runs", namespace=self.namespace):
                     if run.recurring_run_id and run.experiment_id == self.experiment and run.run_id not in self.made:
                         self.made.append(run.run_id)
@@ -119,7 +119,7 @@ class Runs:
 
     def look(self, run_id: str) -> str:
         """The run's state; what it does is shown when it changes. Raises StuckError if it will never start."""
-        run = wait.patiently(self.kfp, run_id)
+        run = wait.get_run_with_retry(self.kfp, run_id)
         state = run.state or "PENDING"
         now = " ".join([state.lower(), *wait.running(run)])
         if now != self.shown:
@@ -140,7 +140,7 @@ class Runs:
         return Seen(state, page.split("\n")[0].removeprefix("# ") or "(no page)", max(tries, default=0))
 
     def terminate(self, run_id: str) -> None:
-        with asking(self.kfp.host):
+        with api_errors(self.kfp.host):
             self.kfp.runs.run_service_terminate_run(run_id)
 
     def delete_schedules(self) -> None:
@@ -159,7 +159,7 @@ class Runs:
         steps.append(("experiment", lambda: self.kfp.experiments.experiment_service_delete_experiment(self.experiment)))
         for what, step in steps:
             try:
-                with asking(self.kfp.host):
+                with api_errors(self.kfp.host):
                     step()
             except ValueError as error:
                 print(f"could not be deleted: {what} of {self.name}: {error}")

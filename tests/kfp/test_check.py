@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from pipeline.server import wait
+from must_pipeline.server import wait
 from tests.kfp import __main__ as program
 from tests.kfp.__main__ import make_folders
 from tests.kfp.cases import CASES
@@ -60,6 +60,7 @@ def test_without_kubernetes_pods_are_left_alone(checking, capsys):
     assert table["wrong input"].endswith("  ok")
 
 
+@pytest.mark.slow
 def test_what_a_case_comes_after_is_tried_before_it(server, checking, capsys):
     """Nothing is nothing new before something was promoted."""
     assert checking("--only", "nothing new") == 0
@@ -68,6 +69,7 @@ def test_what_a_case_comes_after_is_tried_before_it(server, checking, capsys):
     assert "--only: no case 'promotid'; there are: promoted, " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_error_in_one_case_does_not_end_the_others(server, checking, capsys, monkeypatch):
     pods = StandInPods(server)
     monkeypatch.setattr(program, "Pods", lambda namespace: pods)
@@ -88,6 +90,7 @@ def test_a_run_that_cannot_start_is_not_waited_for_nor_followed_by_others(server
     assert "not tried: promoted did not go on" in table["wrong input"]
 
 
+@pytest.mark.slow
 def test_what_takes_too_long_ends_the_check(server, checking, capsys):
     server.play = lambda run, values, done: server.move(run, "RUNNING")
     assert checking("--only", "promoted,wrong input", "--minutes", 0.0001) == 1
@@ -102,12 +105,14 @@ def test_pods_of_another_user_may_write_below_the_folder(tmp_path):
         assert (tmp_path / folder).stat().st_mode & 0o7777 == 0o2777
 
 
+@pytest.mark.slow
 def test_another_end_than_expected_is_wrong(server, checking, capsys):
     server.play = lambda run, values, done: server.move(run, "FAILED")
     assert checking("--only", "promoted") == 1
     assert re.search(r"\(no page\) +WRONG", rows(capsys.readouterr().out)["promoted"])
 
 
+@pytest.mark.slow
 def test_what_cannot_be_deleted_is_named(server, checking, capsys):
     delete = server.one
     server.one = lambda method, kind, name, action: (

@@ -17,7 +17,7 @@ from must.model.classifier import (
     build_classifier,
     classifier,
     load_class_set,
-    load_classifier,
+    load_text_classifier,
     read_header,
     save_classifier,
 )
@@ -79,13 +79,40 @@ def test_own_prompts_and_number_names(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "name, data",
+    [
+        ("names.txt", b"cat\n\n  big dog \r\nyes\n"),
+        ("names.TXT", b"\xef\xbb\xbfcat\nbig dog\nyes"),
+        ("names.yaml", b"- cat\n- big dog\n- 'yes'\n"),
+        ("names.yaml", b"[cat, {name: big dog}, 'yes']"),
+    ],
+)
+def test_a_file_of_names_alone(tmp_path, name, data):
+    path = tmp_path / name
+    path.write_bytes(data)
+    class_set = load_class_set(str(path))
+    assert class_set.names == ("cat", "big dog", "yes") and class_set.prompts[1] == ("a photo of a big dog.",)
+
+
+@pytest.mark.parametrize(
+    "data, message", [(b"cat\n", "needs at least two"), (b"cat\ncat", "more than once"), (b"caf\xe9\nb", "in UTF-8")]
+)
+def test_a_wrong_file_of_names_is_one_line(tmp_path, data, message):
+    path = tmp_path / "names.txt"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=message) as error:
+        load_class_set(str(path))
+    assert "\n" not in str(error.value) and str(error.value).startswith(f"--classes {path}: ")
+
+
+@pytest.mark.parametrize(
     "text, message",
     [
         ("classes: [cat]\n", "needs at least two classes"),
         ("classes: []\n", "needs at least two classes"),
         ("classes: [cat, '']\n", "class 2 has no name"),
         ("classes: [cat, no]\n", "class 2 has no name .YAML reads yes, no"),
-        ("classes: [cat, cat]\n", "class 'cat' stands more than once"),
+        ("classes: [cat, cat]\n", "class 'cat' appears more than once"),
         ("classes: [cat, dog]\ntemplates: ['a photo']\n", "'a photo' has no {}"),
         ("classes: [cat, dog]\ntemplates: a {}\n", "must be a list"),
         ("classes: [cat, {name: dog, prompts: []}]\n", "prompts of class 'dog'"),
@@ -129,7 +156,7 @@ def test_a_prompt_that_does_not_fit_is_refused_not_cut_off(tmp_path):
 def test_the_file_comes_back_as_it_was(tmp_path):
     output = str(tmp_path / "c.safetensors")
     made = classifier(ClassifierConfig(classes=write(tmp_path, GOOD), model=str(asset_folder()), output=output))
-    back = load_classifier(output)
+    back = load_text_classifier(output)
     assert torch.equal(back.weights, made.weights) and back.classes == ("cat", "dog")
     torch.testing.assert_close(back.weights.norm(dim=0), torch.ones(2))
     assert back.logit_scale == pytest.approx(load_backbone(str(asset_folder())).logit_scale)
@@ -143,17 +170,17 @@ def test_shares_are_relative_and_travel_in_the_file(tmp_path):
     assert load_class_set(write(tmp_path, SHARES.replace("1}", "0.5}").replace("3}", "1.5}"))).shares == (0.25, 0.75)
     output = str(tmp_path / "c.safetensors")
     made = classifier(ClassifierConfig(classes=write(tmp_path, SHARES), model=str(asset_folder()), output=output))
-    assert load_classifier(output).shares == made.shares == (0.25, 0.75)
+    assert load_text_classifier(output).shares == made.shares == (0.25, 0.75)
     assert read_header(output)["shares"] == [0.25, 0.75]
 
 
 def test_a_file_without_shares_is_what_it_was_before_there_were_any(tmp_path):
     plain, shares = str(tmp_path / "plain"), str(tmp_path / "shares")
     classifier(ClassifierConfig(classes=write(tmp_path, GOOD), model=str(asset_folder()), output=plain))
-    assert list(read_header(plain)) == ["classes", "templates", "model", "pretrained", "logit_scale"]
-    assert load_classifier(plain).shares == ()
+    assert "shares" not in read_header(plain)
+    assert load_text_classifier(plain).shares == ()
     classifier(ClassifierConfig(classes=write(tmp_path, SHARES), model=str(asset_folder()), output=shares))
-    save_classifier(replace(load_classifier(shares), shares=()), shares)
+    save_classifier(replace(load_text_classifier(shares), shares=()), shares)
     assert Path(shares).read_bytes() == Path(plain).read_bytes()
 
 
@@ -161,8 +188,8 @@ def test_a_file_without_shares_is_what_it_was_before_there_were_any(tmp_path):
 def test_shares_that_cannot_be_are_damage(tmp_path, shares):
     file = str(tmp_path / "c.safetensors")
     classifier(ClassifierConfig(classes=write(tmp_path, GOOD), model=str(asset_folder()), output=file))
-    save_classifier(replace(load_classifier(file), shares=shares), file)
-    for read in (load_classifier, read_header):
+    save_classifier(replace(load_text_classifier(file), shares=shares), file)
+    for read in (load_text_classifier, read_header):
         with pytest.raises(ValueError, match="is damaged or no file of `must classifier`"):
             read(file)
 
@@ -171,7 +198,7 @@ def test_damaged_or_other_files_are_named(tmp_path):
     path = tmp_path / "c.safetensors"
     path.write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="is damaged or no file of `must classifier`"):
-        load_classifier(str(path))
+        load_text_classifier(str(path))
 
 
 def test_a_classifier_of_another_model_is_refused():
@@ -190,7 +217,7 @@ def test_openais_weights_get_their_activation_and_others_theirs():
 def test_a_bundle_classifies_as_before_and_damage_is_named(tmp_path):
     output = str(tmp_path / "c.safetensors")
     classifier(ClassifierConfig(classes=write(tmp_path, GOOD), model=str(asset_folder()), output=output))
-    bundle = zero_shot_bundle(load_classifier(output))
+    bundle = zero_shot_bundle(load_text_classifier(output))
     folder = tmp_path / "bundle"
     save_bundle(str(folder), bundle.model, bundle.description)
     images = torch.randn(3, 3, 32, 32)

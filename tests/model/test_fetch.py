@@ -18,12 +18,12 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def bucket(gcs_server):
+def bucket(bucket_server):
     """A model folder, and the same in a bucket."""
     folder = Path(fetch.__file__).parents[1] / "demo" / "assets"
     for file in folder.iterdir():
-        storage.upload(file, f"{gcs_server.uri}/models/tiny/{file.name}")
-    return folder, f"{gcs_server.uri}/models/tiny"
+        storage.upload(file, f"{bucket_server.uri}/models/tiny/{file.name}")
+    return folder, f"{bucket_server.uri}/models/tiny"
 
 
 def fetched(cache):
@@ -48,15 +48,15 @@ def test_it_is_fetched_once_until_it_changes(bucket, cache, capsys):
     assert fetch.here(uri) != first and len(fetched(cache)) == 2
 
 
-def test_a_checkpoint_file(gcs_server, cache):
-    storage.write_bytes(f"{gcs_server.uri}/weights.pt", b"abc")
-    assert Path(fetch.here(f"{gcs_server.uri}/weights.pt")).read_bytes() == b"abc"
-    assert Path(fetch.here(f"{gcs_server.uri}/weights.pt")).name == "weights.pt"
+def test_a_checkpoint_file(bucket_server, cache):
+    storage.write_bytes(f"{bucket_server.uri}/weights.pt", b"abc")
+    assert Path(fetch.here(f"{bucket_server.uri}/weights.pt")).read_bytes() == b"abc"
+    assert Path(fetch.here(f"{bucket_server.uri}/weights.pt")).name == "weights.pt"
 
 
-def test_what_is_not_there_is_said_and_what_breaks_off_leaves_nothing(bucket, cache, gcs_server, monkeypatch):
+def test_what_is_not_there_is_said_and_what_breaks_off_leaves_nothing(bucket, cache, bucket_server, monkeypatch):
     with pytest.raises(ValueError, match="there is no model"):
-        fetch.here(f"{gcs_server.uri}/nothing")
+        fetch.here(f"{bucket_server.uri}/nothing")
     monkeypatch.setattr(storage, "download", lambda uri, path: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fetch.here(bucket[1])

@@ -78,3 +78,16 @@ def test_a_model_folder_may_not_bring_code(tmp_path, asked):
     with pytest.raises(ValueError, match="asks to run its own code"):
         load_backbone(str(folder))
     assert asked == []
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("logit_factor", float("nan")), ("logit_factor", "x"), ("logit_factor", 10**400), ("provenance", []),
+     ("architecture", 1), ("backbone", None)],
+)  # fmt: skip
+def test_a_description_whose_values_are_of_another_kind_is_damaged(digits, tmp_path, name, value):
+    folder = changed(digits, tmp_path, lambda architecture: None)
+    file = tmp_path / "bundle" / "model.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    with pytest.raises(ValueError, match=r"model.json: is damaged"):
+        load_bundle(folder)

@@ -10,7 +10,7 @@ from typing import Any
 import open_clip
 import torch
 from safetensors.torch import save_file
-from timm.models import register_model
+from timm.models import build_model_with_cfg, register_model
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
@@ -22,13 +22,10 @@ TIMM = {"image_size": SIZE, "timm_model_pretrained": False}
 COMMON = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": LAYERS, "num_heads": 2}
 
 
-OURS = ("num_classes", "global_pool", "drop_path_rate")  # of what timm.create_model hands on
-
-
 def made(kind: type, options: dict[str, Any], **settings: Any) -> Any:
-    model = kind(**COMMON, **settings, **{name: value for name, value in options.items() if name in OURS})
-    model.default_cfg = {}
-    return model
+    pretrained, _ = options.pop("pretrained", False), options.pop("cache_dir", None)
+    options["pretrained_cfg"] = options.get("pretrained_cfg") or {"input_size": (3, SIZE, SIZE)}
+    return build_model_with_cfg(kind, "must_tiny", pretrained, **{**COMMON, **settings, **options})
 
 
 @register_model

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.local.console import COLOR, StageOutput
+from must_pipeline.local.console import COLOR, StageOutput
 
 ROOT = Path(__file__).parents[2]
 

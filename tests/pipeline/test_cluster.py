@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.cluster.config import Cluster, Resources
-from pipeline.cluster.load import load_cluster
-from pipeline.compile import CLUSTER, compile_pipeline
-from pipeline.stages import STAGES
+from must_pipeline.cluster.config import Cluster, Prediction, Resources
+from must_pipeline.cluster.load import load_cluster
+from must_pipeline.compile import compile_pipeline
+from must_pipeline.files import CLUSTER
+from must_pipeline.stages import STAGES
 
 CLUSTERS = Path(CLUSTER).with_name("clusters")
 
@@ -26,6 +27,10 @@ class Compiled:
         for dag in [self.spec["root"], *self.spec["components"].values()]:
             self.tasks |= dag.get("dag", {}).get("tasks", {})
         self.train = "train-job" if self.cluster.trains_in_trainjob else "train"
+
+    @property
+    def stages(self):
+        return [stage for stage in STAGES if self.cluster.predict.pods or not STAGES[stage].optional]
 
     def name(self, stage):
         return self.train if stage == "train" else stage
@@ -51,11 +56,11 @@ def compiled(request, tmp_path_factory):
 
 def test_every_stage_runs_the_registrys_image(compiled):
     cluster = compiled.cluster
-    for stage in STAGES:
+    for stage in compiled.stages:
         image = compiled.container(stage)["image"]
         assert image.startswith(cluster.registry + "/must-")
         assert ("@sha256:" in image) is bool(cluster.digests) and (cluster.digests or image.endswith(f":{cluster.tag}"))
-    kinds = {stage: compiled.container(stage)["image"].split("/must-")[1][:5] for stage in STAGES}
+    kinds = {stage: compiled.container(stage)["image"].split("/must-")[1][:5] for stage in compiled.stages}
     assert kinds["shard"] == "shard" and kinds["classifier"] == "torch"
     assert kinds["train"] == ("launc" if cluster.trains_in_trainjob else "train")
     assert kinds["evaluate"] == ("train" if "evaluate" in cluster.gpu.stages else "torch")
@@ -63,7 +68,7 @@ def test_every_stage_runs_the_registrys_image(compiled):
 
 def test_pools_labels_secrets_and_volumes_are_in_the_platform_document(compiled):
     cluster = compiled.cluster
-    for stage in STAGES:
+    for stage in compiled.stages:
         settings = compiled.kubernetes(stage)
         on_gpu = cluster.uses_gpu(stage) and not (stage == "train" and cluster.trains_in_trainjob)
         pool = cluster.gpu if on_gpu else cluster.cpu
@@ -84,7 +89,7 @@ def test_pools_labels_secrets_and_volumes_are_in_the_platform_document(compiled)
 
 def test_shared_memory_limits_and_retries(compiled):
     cluster = compiled.cluster
-    for stage in STAGES:
+    for stage in compiled.stages:
         settings = compiled.kubernetes(stage)
         launcher = stage == "train" and cluster.trains_in_trainjob
         shm = [m for m in settings.get("emptyDirMounts", []) if m["mountPath"] == "/dev/shm"]
@@ -114,7 +119,7 @@ def test_shared_memory_limits_and_retries(compiled):
 
 def test_requests_limits_and_accelerators(compiled):
     cluster = compiled.cluster
-    for stage in STAGES:
+    for stage in compiled.stages:
         resources = compiled.container(stage).get("resources", {})
         launcher = stage == "train" and cluster.trains_in_trainjob
         given = Resources() if launcher else cluster.resources.get(stage, Resources())
@@ -180,6 +185,37 @@ def test_a_launcher_whose_job_may_wait_in_a_queue_has_no_deadline_of_its_own(tmp
     assert found.nodes()["timeout"] == 3600
 
 
+def test_several_pods_are_a_loop_over_parts_and_nothing_is_collected_from_it(tmp_path):
+    found = Compiled("gke", tmp_path)
+    loops = {}
+    for name, task in found.tasks.items():
+        if "parameterIterator" in task:
+            dag = found.spec["components"][task["componentRef"]["name"]]["dag"]
+            (inside,) = dag["tasks"]
+            assert "outputs" not in dag and found.tasks[inside]["retryPolicy"]["maxRetryCount"] == 10
+            loops[inside] = name, yaml.safe_load(task["parameterIterator"]["items"]["raw"])
+    assert loops["shard-part"][1] == [f"{number}/8" for number in range(1, 9)]
+    assert loops["predict"][1] == ["1/4", "2/4", "3/4", "4/4"] and len(loops) == 2
+    assert found.tasks["shard"]["dependentTasks"] == [loops["shard-part"][0]]
+    assert found.platform["exec-shard-part"] == found.platform["exec-shard"]
+    assert found.container("predict")["resources"]["resourceCpuRequest"] == "14"
+
+
+@pytest.mark.parametrize("asked", ["true", "false"])
+def test_a_cluster_whose_predictions_have_embeddings_exports_them(tmp_path, asked):
+    """Else the run's own parameter decides, which is there for servers and searches."""
+    predict = Prediction(2, "gs://b/predictions", {"embeddings": asked})
+    found = Compiled("x", tmp_path, Cluster(predict=predict, pull_policy="Always"))
+    given = found.tasks["export"]["inputs"]["parameters"]["embeddings"]
+    if asked == "true":
+        assert given == {"runtimeValue": {"constant": True}}
+    else:
+        assert given["componentInputParameter"].endswith("embeddings")
+    assert found.spec["root"]["inputDefinitions"]["parameters"]["embeddings"]["defaultValue"] is False
+    settings = found.tasks["predict"]["inputs"]["parameters"]["settings"]["runtimeValue"]["constant"]
+    assert settings == {"embeddings": asked}
+
+
 def test_the_examples_cover_every_setting():
     """A setting that no example uses is one whose way into the compiled pipeline no test above has seen."""
     used = set()
@@ -211,7 +247,7 @@ def test_the_documented_file_holds_every_key_with_its_default():
         ("resources: {trian: {cpu: 1}}", "resources.trian: unknown; did you mean 'train'?"),
         ("resources: {train: {gpu: 1}}", "resources.train.gpu: unknown key; did you mean 'cpu'?"),
         ("digests: {must-trian: x}", "digests.must-trian: unknown; did you mean 'must-train'?"),
-        ("zzz: 1", "zzz: unknown key; known: registry"),
+        ("zzz: 1", "zzz: unknown key; known: kind, registry"),
         ("gpu: 4", "gpu: expected 'name: value' lines, got '4'"),
         ("gpu: {count: two}", "gpu.count: expected a whole number, got 'two'"),
         ("labels: {a: true}", "labels.a: expected text, got 'true'; put it in quotes"),
@@ -225,11 +261,21 @@ def test_the_documented_file_holds_every_key_with_its_default():
         ("credentials: {secret: gcs}", "credentials.secret contradicts credentials.kind none"),
         ("credentials: {kind: workload-identity}", "needs service_account"),
         ("namespace: Team_A", "namespace 'Team_A': is no Kubernetes name"),
+        (f"namespace: {'a' * 64}", "is no Kubernetes name"),
+        ("{volume: {claim: A_B, mount: /data}}", "volume.claim 'A_B': is no Kubernetes name"),
+        ("training: {nodes: 2, runtime: My Runtime}", "training.runtime 'My Runtime': is no Kubernetes name"),
+        ("labels: {'my team': x}", "labels.my team 'x': Kubernetes takes no such label"),
+        ("labels: {team: 'a b'}", "labels.team 'a b': Kubernetes takes no such label"),
+        ("cpu: {node_selector: {pool: 'a,b'}}", "cpu.node_selector.pool 'a,b': Kubernetes takes no such label"),
+        ("gpu: {count: 1, accelerator: NVIDIA L4}", "gpu.accelerator 'NVIDIA L4': is no resource's name"),
+        ("registry: my registry", "registry 'my registry': is no registry"),
+        ("volume: {claim: x, mount: '/a:b'}", "volume.mount '/a:b': expected a folder"),
+        ("volume: {claim: x, mount: /a/../b}", "volume.mount '/a/../b': expected a folder"),
         ("volume: {claim: x}", "volume: claim and mount go together"),
         ("volume: {claim: a.b, mount: /data}", "volume.claim 'a.b': Kubeflow makes a volume's name of it"),
         ("credentials: {kind: secret, secret: a.b}", "credentials.secret 'a.b': Kubeflow makes a volume's name"),
         ("volume: {claim: x, mount: /dev/shm}", "volume.mount '/dev/shm': expected a folder such as /data"),
-        ("tensorboard: /logs", "tensorboard '/logs': must be gs://... or lie below volume.mount"),
+        ("tensorboard: /logs", "tensorboard '/logs': must be a bucket's URI or lie below volume.mount"),
         ("gpu: {node_selector: {a: b}}", "gpu.node_selector contradicts gpu.count 0"),
         ("gpu: {count: 1, stages: [trian]}", "gpu.stages 'trian': unknown; did you mean 'train'?"),
         (
@@ -257,6 +303,14 @@ def test_the_documented_file_holds_every_key_with_its_default():
             "{gpu: {count: 1, stages: [evaluate]}, training: {as: trainjob}}",
             "contradicts training.nodes or training.as",
         ),
+        ("shard: {pods: 0}", "shard.pods must be from 1 to 500"),
+        ("predict: {pods: 2}", "predict.pods needs predict.uri"),
+        ("predict: {uri: gs://b/p}", "predict.uri contradicts predict.pods 0"),
+        ("predict: {pods: 2, uri: /p}", "predict.uri '/p': must be a bucket's URI or lie below volume.mount"),
+        ("predict: {pods: 1, uri: gs://b/p, settings: {part: 1/2}}", "predict.settings.part: is set by the pipeline"),
+        ("predict: {pods: 1, uri: gs://b/p, settings: {abstain: 2}}", "predict.settings: --abstain must be from 0"),
+        ("predict: {pods: 1, uri: gs://b/p, settings: {embeddings: x}}", "predict.settings: --embeddings: expected"),
+        ("predict: {pods: 1, uri: gs://b/p, settings: {abstian: 1}}", "predict.settings: "),
         ("training: {nodes: 0}", "training.nodes must be at least 1"),
         ("training: {processes: all}", "training.processes 'all': a number of processes a node, or auto"),
         ("{gpu: {count: 4}, training: {processes: 8}}", "training.processes 8 contradicts gpu.count 4"),

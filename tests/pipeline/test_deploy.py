@@ -7,8 +7,8 @@ import yaml
 from kubeflow_trainer_api import models
 from kubernetes import client
 
-from must.distributed.torchrun import PATIENCE
-from pipeline.cluster.config import Cluster
+from must.distributed.torchrun import SHUTDOWN_TIMEOUT
+from must_pipeline.cluster.config import Cluster
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 FILES = sorted(path for path in DEPLOY.glob("*.yaml") if path.name != "kustomization.yaml")
@@ -71,7 +71,9 @@ def test_a_node_of_the_training_runtime_fails_once_and_has_time_to_save_a_checkp
     template = job["template"]
     assert (job_set["failurePolicy"]["maxRestarts"], job["backoffLimit"]) == (0, 0)
     assert template["spec"]["restartPolicy"] == "Never"
-    assert template["spec"]["terminationGracePeriodSeconds"] >= int(PATIENCE)  # torchrun's processes have this long
+    assert template["spec"]["terminationGracePeriodSeconds"] >= int(
+        SHUTDOWN_TIMEOUT
+    )  # torchrun's processes have this long
     for kind in ("labels", "annotations"):
         assert template["metadata"][kind]["sidecar.istio.io/inject"] == "false"
 
@@ -90,7 +92,7 @@ def test_bindings_name_roles_and_accounts_that_exist():
     content = [document for _, document in documents()]
     names = {(document["kind"], document["metadata"]["name"]) for document in content}
     bindings = [document for document in content if document["kind"] == "RoleBinding"]
-    assert len(bindings) == 3
+    assert len(bindings) == 4
     for binding in bindings:
         assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) in names
         assert all((subject["kind"], subject["name"]) in names for subject in binding["subjects"])

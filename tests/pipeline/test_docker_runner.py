@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.compile import COMPILED
-from pipeline.local.docker import as_first_process, local_paths
+from must_pipeline.files import COMPILED
+from must_pipeline.local.docker import as_first_process, local_paths
 
 ROOT = Path(__file__).parents[2]
 

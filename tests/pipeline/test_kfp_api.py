@@ -5,10 +5,10 @@ import sys
 import pytest
 import yaml
 
-from pipeline import schedule, submit
-from pipeline.compile import COMPILED
-from pipeline.server import api as kfp_api
-from pipeline.server import wait
+from must_pipeline import schedule, submit
+from must_pipeline.files import COMPILED
+from must_pipeline.server import api as kfp_api
+from must_pipeline.server import wait
 from tests.pipeline.kfp_server import KfpServer
 
 PARAMETERS = {"source": "gs://b/photos", "classes": "imagenet", "work_uri": "gs://b/work"}
@@ -286,7 +286,6 @@ def test_a_wrong_schedule_is_refused_before_anything_is_sent(server, scheduler, 
 
 
 def test_the_example_is_a_valid_schedule():
-    from pathlib import Path
 
-    example = schedule.read_schedule(Path(schedule.__file__).with_name("schedule.yaml"), COMPILED)
+    example = schedule.read_schedule(COMPILED.with_name("schedule.yaml"), COMPILED)
     assert {"append", "warm_start", "only_new"} <= {k for k, v in example.parameters.items() if v is True}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.compile import COMPILED
+from must_pipeline.files import COMPILED
 from tests.pipeline.kfp_server import KfpServer
 
 CALLS = json.loads((Path(__file__).parent / "recorded" / "api.json").read_text())

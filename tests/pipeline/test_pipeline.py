@@ -8,10 +8,11 @@ import pytest
 import yaml
 
 from must import __version__
-from pipeline.cluster.load import load_cluster
-from pipeline.compile import CLUSTER, COMPILED, compile_pipeline
-from pipeline.local.console import StageOutput
-from pipeline.stages import STAGES
+from must_pipeline.cluster.load import load_cluster
+from must_pipeline.compile import compile_pipeline
+from must_pipeline.files import CLUSTER, COMPILED
+from must_pipeline.local.console import StageOutput
+from must_pipeline.stages import ALWAYS, STAGES
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,9 +47,9 @@ def test_the_committed_pipeline_is_current_and_compiles_byte_for_byte_the_same(t
 
 
 def test_the_stages_of_the_table_are_the_pipelines_and_each_names_its_components_image(spec):
-    assert set(tasks_of(spec)) == set(STAGES)
+    assert set(tasks_of(spec)) == set(ALWAYS)
     for name, row in STAGES.items():
-        component = getattr(import_module(f"components.{name}"), name)
+        component = getattr(import_module(f"must_components.{name}"), name)
         assert component.component_spec.implementation.container.image == f"{row.image}:{__version__}", name
 
 
@@ -73,7 +74,7 @@ def test_every_stage_but_the_summary_is_tried_again_by_itself_and_by_kubeflow(sp
 
 def test_images_have_the_version_as_their_tag(spec):
     images = {e["container"]["image"] for e in spec["deploymentSpec"]["executors"].values()}
-    assert images == {f"must-{kind}:{__version__}" for kind in ("shard", "torch", "train")}
+    assert images == {f"must-{kind}:{__version__}" for kind in ("shard", "torch", "train", "launcher")}
 
 
 def test_every_parameter_is_explained_on_the_upload_page(spec):

@@ -5,13 +5,16 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
+from must.cli import build_parser
 from must.promote.registry import Registry
-from pipeline.stages import STAGES
+from must_pipeline.stages import ALWAYS
 from tests.pipeline.local import ROOT, Run, small_demo
 
 BEFORE_TRAINING = ["inputs", "shard", "classifier", "champion"]
-ALL = list(STAGES)
+ALL = list(ALWAYS)
+SERVED = {"serve": "write", "triton": "digits"}
 
 
 @pytest.fixture(scope="module")
@@ -24,17 +27,18 @@ def demo(tmp_path_factory):
 def first(demo, tmp_path_factory):
     """A run whose model passes the gate; the others start where it ended."""
     work = tmp_path_factory.mktemp("run") / "work"
-    return work, Run(demo[1], work, "--verbose")
+    return work, Run(demo[1] | SERVED, work, "--verbose")
 
 
 def latest(work):
     return Registry(str(work / "registry"), "digits").latest()
 
 
+@pytest.mark.slow
 def test_a_model_that_passes_the_gate_is_promoted(first, demo):
     work, run = first
     assert run.code == 0, run.log + run.error
-    assert sorted(run.stages) == sorted(ALL) and run.stages[-2:] == ["promote", "summary"]
+    assert sorted(run.stages) == sorted(ALL) and run.stages[-3:] == ["promote", "serve", "summary"]
     version = latest(work).version
     place = work / "registry" / "digits" / version
     assert {path.name for path in place.iterdir()} == {"bundle", "onnx", "version.json"}
@@ -57,6 +61,21 @@ def test_a_model_that_passes_the_gate_is_promoted(first, demo):
     assert "zero-shot  adapted" in run.console and "executor_input" not in run.console
 
 
+@pytest.mark.slow
+def test_a_service_for_the_champion_is_written_and_triton_gets_its_repository(first):
+    work, run = first
+    place = work / "registry" / "digits"
+    service = yaml.safe_load((place / "inferenceservice.yaml").read_text())
+    (container,) = service["spec"]["predictor"]["containers"]
+    arguments = container["args"]
+    assert service["kind"] == "InferenceService" and container["image"].startswith("must-serve:")
+    values = vars(build_parser().parse_args(arguments[1:]))
+    assert (values["registry"], values["name"], values["host"]) == (str(work / "registry"), "digits", "0.0.0.0")
+    assert "where a pod sees it" in run.console
+    assert (place / latest(work).version / "onnx/triton/digits/config.pbtxt").exists()
+
+
+@pytest.mark.slow
 def test_the_printed_command_classifies_an_image(first, demo):
     work, run = first
     predict = run.log.split("Classify an image with it:")[1].split("IMAGE")[0].split()
@@ -65,6 +84,7 @@ def test_the_printed_command_classifies_an_image(first, demo):
     assert predicted.returncode == 0 and image.name in predicted.stdout
 
 
+@pytest.mark.slow
 def test_kubeflows_page_gets_figures_a_confusion_matrix_and_where_a_model_comes_from(first):
     work, _ = first
     outputs = {
@@ -85,6 +105,7 @@ def test_kubeflows_page_gets_figures_a_confusion_matrix_and_where_a_model_comes_
     assert {"steps", "images_per_s"} <= set(metadata["train.training"])
 
 
+@pytest.mark.slow
 def test_with_nothing_new_the_run_ends_early_and_green(first, demo):
     work, _ = first
     run = Run(demo[1] | {"append": True, "only_new": True}, work, "--verbose")
@@ -100,7 +121,7 @@ def test_a_model_that_the_gate_stops_is_not_promoted(first, demo):
     work, _ = first
     champion = latest(work)
     run = Run(demo[1] | {"gate_settings": {"min_agreement": 1.0}}, work, "--verbose")
-    assert run.code == 0 and sorted(run.stages) == sorted(set(ALL) - {"promote"})
+    assert run.code == 0 and sorted(run.stages) == sorted(set(ALL) - {"promote", "serve"})
     assert latest(work) == champion
     assert "STOP  same class as zero-shot" in run.artifacts["reasons"].read_text()
     assert not json.loads(run.artifacts["decision"].read_text())["passed"]
@@ -114,7 +135,7 @@ def test_zero_shot_that_is_kept_replaces_no_champion(first, demo):
     champion = latest(work)
     settings = demo[1]["settings"] | {"select": "ladder", "lr": 1e-12, "min_lr": 0.0}
     run = Run(demo[1] | {"settings": settings}, work, "--verbose")
-    assert run.code == 0 and sorted(run.stages) == sorted(set(ALL) - {"promote"}), run.log + run.error
+    assert run.code == 0 and sorted(run.stages) == sorted(set(ALL) - {"promote", "serve"}), run.log + run.error
     assert latest(work) == champion
     kept = f"no adaptation was better, so nothing is promoted; the champion, {champion.version}, stays"
     assert run.artifacts["page"].read_text().startswith(f"# Kept zero-shot: {kept}\n")

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from must.run.notes import noted
+from must.run.notes import stage_note
 from must.run.summary import leave_page
-from pipeline import submit
-from pipeline.server import wait
+from must_pipeline import submit
+from must_pipeline.server import wait
 from tests.pipeline.kfp_server import KfpServer
 
 RUNS = json.loads((Path(__file__).parent / "recorded" / "runs.json").read_text())
@@ -74,6 +74,15 @@ def test_the_end_of_a_run_and_the_stage_that_failed(server, waiting, capsys, nam
     assert "The page about it is the artifact of the stage summary." in out
 
 
+def test_of_a_stage_in_parts_the_stage_is_named_and_not_what_kubeflow_wraps_around_it(server, waiting, capsys):
+    """The names are those that Kubeflow's backend compiles a loop to (v2/compiler/argocompiler/dag.go)."""
+    around = ["must-abcde", "root", "exit-handler-1", "for-loop-3", "iteration-iterations"]
+    around += ["iteration-iterations(0:0)", "iteration-item", "executor"]
+    server.states, server.tasks = ["RUNNING", "FAILED"], [(name, "FAILED") for name in [*around, "shard-part"]]
+    assert waiting() == 1
+    assert "failed: shard-part\n" in capsys.readouterr().out
+
+
 def test_a_run_that_a_person_ended(server, waiting, capsys):
     server.states = ["RUNNING", "CANCELING", "FAILED"]
     assert waiting() == 1 and "the run was ended by a person" in capsys.readouterr().out
@@ -84,7 +93,7 @@ def test_the_page_is_printed_where_it_can_be_read(server, waiting, capsys, monke
     move = server.move
 
     def leave_and_move(run, state):  # as the stages and the summary in the cluster do meanwhile
-        with pytest.raises(SystemExit), noted(waiting.work, "classifier", run_id=run["run_id"]):
+        with pytest.raises(SystemExit), stage_note(waiting.work, "classifier", run_id=run["run_id"]):
             raise SystemExit(2)
         leave_page(waiting.work, run["run_id"], "# Run failed: classifier: the input is wrong")
         move(run, state)
@@ -108,7 +117,7 @@ def test_what_passes_by_does_not_end_the_waiting(server, waiting, capsys):
 
 
 def test_silence_for_longer_than_that_does(server, waiting, capsys, monkeypatch):
-    monkeypatch.setattr(wait, "PATIENCE", 0)
+    monkeypatch.setattr(wait, "SERVER_TIMEOUT", 0)
     server.states = ["RUNNING"]
     answer = server.answer
     server.answer = lambda *request: (server.faults.extend([502] * 99), answer(*request))[1] if (

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,15 @@ def test_every_image_gets_the_class_that_evaluate_gave_it(digits, exported, tmp_
         assert float(row["probability"]) == pytest.approx(float(expected[name]["adapted_probability"]), abs=1e-4)
     accuracy = sum(row["class"] == name.split("/")[0] for name, row in found.items())
     assert accuracy == sum(row["label"] == row["adapted"] for row in expected.values())
+
+
+def test_onnxruntime_does_not_report_its_use(exported, digits, tmp_path):
+    """It would keep what it reports, with a number for the machine, in a database in the user's cache."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ORT_")}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "must", "predict", "--model", exported[1], digits.images / "test/zero"]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_it_imports_no_torch(exported, digits):

@@ -17,7 +17,7 @@ def place(tmp_path):
         bundle = make_bundle(tmp_path / f"bundle-{seed}", seed=seed, **changes)
         files = [(str(bundle / name), name) for name in ("model.safetensors", "model.json")]
         registry.add(f"v{seed}", {"bundle": files}, {})
-        registry.move(f"v{seed}", "promoted")
+        registry.set_champion(f"v{seed}", "promoted")
 
     registry.promote = promote
     return registry

@@ -11,8 +11,6 @@ from collections import Counter
 import pytest
 
 from must.cli import main
-from must.config import GateConfig
-from must.gate import LabelFreeLimits
 from must.promote.registry import Registry
 from tests.promote.bundles import make_bundle
 
@@ -22,7 +20,7 @@ def registry(request, tmp_path):
     """A registry's URI: a folder, or a bucket on a real server of the protocol."""
     if request.param == "local":
         return str(tmp_path / "registry")
-    return request.getfixturevalue("gcs_server").uri + "/registry"
+    return request.getfixturevalue("bucket_server").uri + "/registry"
 
 
 def promote(registry, *flags):
@@ -121,21 +119,21 @@ def test_a_writer_between_reading_and_moving_is_noticed(registry, tmp_path, monk
     def read_then_lose(uri):
         seen = real(uri)
         monkeypatch.setattr(pointer, "read", real)
-        Registry(registry, "digits").move("b", "the rival")
+        Registry(registry, "digits").set_champion("b", "the rival")
         return seen
 
     monkeypatch.setattr(pointer, "read", read_then_lose)
     with pytest.raises(ValueError, match="another run moved LATEST at the same moment; a is stored but is not"):
-        place.move("a", "promoted")
+        place.set_champion("a", "promoted")
     assert place.latest().version == "b"
 
 
-def test_a_lost_answer_to_the_move_is_no_defeat(gcs_server, tmp_path):
-    registry = gcs_server.uri + "/registry"
-    gcs_server.faults.plan = ["lost", "", "503", ""]
+def test_a_lost_answer_to_the_move_is_no_defeat(bucket_server, tmp_path):
+    registry = bucket_server.uri + "/registry"
+    bucket_server.faults.plan = ["lost", "", "503", ""]
     promote(registry, "--model", make_bundle(tmp_path / "model"), "--champion", "none")
-    gcs_server.faults.plan = []
-    assert latest(registry).version.startswith("r0000-") and gcs_server.faults.done["lost"]
+    bucket_server.faults.plan = []
+    assert latest(registry).version.startswith("r0000-") and bucket_server.faults.done["lost"]
 
 
 def test_a_killed_promotion_leaves_no_half_version(tmp_path):
@@ -221,11 +219,6 @@ def test_the_gate_decides_and_promote_obeys(tmp_path, capsys, flags, passed):
         with pytest.raises(SystemExit, match="2"):
             promote(registry, "--model", bundle, "--decision", decision)
         assert "the gate stopped this model" in capsys.readouterr().err
-
-
-def test_the_gates_defaults_are_those_of_the_evidence():
-    config = GateConfig(metrics="m")
-    assert all(getattr(config, name) == value for name, value in vars(LabelFreeLimits()).items())
 
 
 def test_zero_shot_goes_green_but_replaces_no_champion(tmp_path, capsys):

@@ -8,7 +8,7 @@ import yaml
 
 from must.run.check import check_run
 from must.run.inputs import look
-from pipeline import run_local, schedule, submit
+from must_pipeline import run_local, schedule, submit
 
 WRONG = [
     ({"settings": {"lerning_rate": 1}}, "settings.lerning_rate: unknown; known: split"),
@@ -17,7 +17,7 @@ WRONG = [
     ({"settings": {"batch_size": 0}}, "settings: --batch-size must be at least 1"),
     ({"settings": {"shards": "x"}}, "settings.shards: is a parameter of the pipeline or set by it"),
     ({"epochs": -1}, "epochs -1: passes over the images"),
-    ({"preset": "imagnet"}, "--preset imagnet: unknown; known: imagenet"),
+    ({"preset": "imagnet"}, "--preset imagnet: unknown; did you mean 'imagenet'"),
     ({"preset": "imagenet", "model": "RN50"}, "published for ViT-B/16 and ViT-L/14 only"),
     ({"gate": "lable-free"}, "gate: --gate: 'lable-free' is none of label-free, labelled, none"),
     ({"gate_settings": {"min_gian": 0.1}}, "gate_settings.min_gian: unknown; did you mean 'min_gain'?"),
@@ -34,7 +34,11 @@ WRONG = [
     ({"split": "train=0.9"}, "--split must add up to 1"),
     ({"shard_settings": {"max_rejeced": 1}}, "shard_settings.max_rejeced: unknown; did you mean 'max_rejected'?"),
     ({"shard_settings": {"source": "x"}}, "shard_settings: source: a parameter of the pipeline"),
-    ({"shard_settings": {"quality": 0}}, "shard_settings: --quality must lie between 1 and 95"),
+    ({"shard_settings": {"quality": 0}}, "shard_settings: --quality must be between 1 and 95"),
+    ({"serve": "yes"}, "serve: 'yes' is none of none, write, apply"),
+    ({"serve": "write", "model_name": "cats.v2"}, "model_name cats.v2: a service needs a name that Kubernetes takes"),
+    ({"triton": "My Model"}, "triton: --triton My Model: must be a name that Kubernetes takes"),
+    ({"register": "mlfow"}, "register: --register: 'mlfow' is none of none, mlflow"),
     ({"model_name": "My Model"}, "--name My Model: small letters, digits"),
 ]  # fmt: skip
 RIGHT = [
@@ -42,7 +46,7 @@ RIGHT = [
     {"settings": {"lr": 1e-5, "batch-size": 64}, "preset": "digits", "model": "gs://b/model", "epochs": 3},
     {"preset": "imagenet", "model": "ViT-B-16-quickgelu"},
     {"gate": "labelled", "gate_settings": {"min_gain": 0.01, "min_images": 50}},
-    {"gate": "none"},
+    {"gate": "none", "register": "mlflow", "model_name": "cats.v2"},
     {"shard_settings": {"max_rejected": 0.05, "workers": 2}, "split": "train=0.9,test=0.1", "labels": "folder"},
 ]
 PLACES = {"source": "gs://b/photos", "classes": "imagenet", "work_uri": "/nowhere"}
@@ -89,16 +93,16 @@ def test_every_door_refuses_it(door, tmp_path, monkeypatch, capsys):
         ({"model": "ViT-B-17"}, "--model ViT-B-17: no open_clip model and no folder; did you mean"),
         ({"model": "{folder}"}, "no open_clip_config.json in this folder"),
         ({"model": "{bucket}/model"}, "no open_clip_config.json there"),
-        ({"model": "s3://b/model"}, "unknown scheme 's3://'"),
+        ({"model": "ftp://b/model"}, "unknown scheme 'ftp://'"),
         ({"pretrained": "opanai"}, "no tag of ViT-B-16-quickgelu; known:"),
         ({"pretrained": "{folder}/weights.pt"}, "no such file"),
         ({"pretrained": "{bucket}/weights.pt"}, "no such file"),
         ({"gate": "lable-free"}, "'lable-free' is none of"),
     ],
 )
-def test_the_first_stage_looks_at_what_the_names_stand_for(tmp_path, gcs_server, change, message):
+def test_the_first_stage_looks_at_what_the_names_stand_for(tmp_path, bucket_server, change, message):
     (tmp_path / "one.yaml").write_text("classes: [cat]")
-    places = {"{folder}": str(tmp_path), "{bucket}": gcs_server.uri}
+    places = {"{folder}": str(tmp_path), "{bucket}": bucket_server.uri}
     for name, place in places.items():
         change = {key: value.replace(name, place) for key, value in change.items()}
     values = {"classes": "imagenet", "model": "ViT-B-16-quickgelu", "pretrained": "openai"}
@@ -106,3 +110,10 @@ def test_the_first_stage_looks_at_what_the_names_stand_for(tmp_path, gcs_server,
     with pytest.raises(ValueError) as error:
         look(values | change)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("register, name", [("mlflow", "MLFLOW_TRACKING_URI"), ("kubeflow", "MODEL_REGISTRY_URL")])
+def test_a_registry_without_an_address_is_known_at_the_first_stage(monkeypatch, register, name):
+    monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match=f"^register {register}: set {name}"):
+        look(PLACES | {"register": register})

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from must import storage
+from must.model.folder import MODEL_FOLDER_FILE, WEIGHTS_FILE
 from must.run import classifiers
 from must.run.classifiers import provide
 from must.run.evaluation import figures, plain
@@ -16,10 +18,12 @@ def made(monkeypatch, tmp_path):
     """The content of each classifier that was computed; computing is not what is tested here."""
     contents = []
 
-    def call(stage, output, **values):
+    def call(stage, output, model_store, **values):
         contents.append(f"weights {len(contents)} of {values['classes']}".encode())
         Path(output).write_bytes(contents[-1])
-        return SimpleNamespace(classes=("cat", "dog"))
+        for file in (MODEL_FOLDER_FILE, WEIGHTS_FILE):
+            storage.write_bytes(f"{model_store}/ViT-B-16/{file}", b"x")
+        return SimpleNamespace(classes=("cat", "dog"), model_folder=f"{model_store}/ViT-B-16")
 
     monkeypatch.setattr(classifiers, "call", call)
     return contents
@@ -31,10 +35,15 @@ def ask(work, output, key="k"):
 
 
 @pytest.mark.parametrize("place", ["folder", "bucket"])
-def test_what_an_earlier_run_made_is_used_again(made, tmp_path, gcs_server, place):
-    work = tmp_path / "work" if place == "folder" else gcs_server.uri
+def test_what_an_earlier_run_made_is_used_again(made, tmp_path, bucket_server, place):
+    work = tmp_path / "work" if place == "folder" else bucket_server.uri
     first = ask(work, tmp_path / "a")
-    assert first == {"sha256": hashlib.sha256(made[0]).hexdigest(), "classes": 2, "kept": False}
+    assert first == {
+        "sha256": hashlib.sha256(made[0]).hexdigest(),
+        "classes": 2,
+        "model_folder": f"{work}/models/ViT-B-16",
+        "kept": False,
+    }
     assert ask(work, tmp_path / "b") == first | {"kept": True} and (tmp_path / "b").read_bytes() == made[0]
     assert not ask(work, tmp_path / "c", key="other classes")["kept"] and len(made) == 2
 
@@ -50,6 +59,13 @@ def test_what_is_gone_or_damaged_is_made_again(made, tmp_path, file, damage):
         kept.write_bytes(kept.read_bytes()[:-3] if damage == "cut short" else b"")
     assert not ask(tmp_path, tmp_path / "b")["kept"] and (tmp_path / "b").read_bytes() == made[1]
     assert ask(tmp_path, tmp_path / "c")["kept"] and (tmp_path / "c").read_bytes() == made[1]
+
+
+@pytest.mark.parametrize("file", [MODEL_FOLDER_FILE, WEIGHTS_FILE])
+def test_a_classifier_whose_model_is_gone_is_made_again(made, tmp_path, file):
+    ask(tmp_path, tmp_path / "a")
+    (tmp_path / "models" / "ViT-B-16" / file).unlink()
+    assert not ask(tmp_path, tmp_path / "b")["kept"] and ask(tmp_path, tmp_path / "c")["kept"]
 
 
 def test_metadata_has_nothing_that_kubeflow_refuses():

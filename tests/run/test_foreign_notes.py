@@ -6,7 +6,7 @@ import time
 import pytest
 
 from must import storage
-from must.run.notes import noted, read_notes
+from must.run.notes import read_notes, stage_note
 from must.run.places import WorkUri
 from must.run.summary import forget_old, leave_page, summarize
 
@@ -26,7 +26,7 @@ FOREIGN = BYTES | {f"odd {name}": json.dumps(NOTE | {name: value}).encode() for 
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_another_file_among_the_notes_does_not_stop_the_summary(tmp_path, kind):
     work = str(tmp_path)
-    with noted(work, "shard", run_id="r1") as note:
+    with stage_note(work, "shard", run_id="r1") as note:
         note.result = "12 images"
     storage.write_bytes(storage.join(WorkUri(work).notes("r1"), "other.json"), FOREIGN[kind])
     assert [note.stage for note in read_notes(work, "r1")] == ["shard"]
@@ -52,9 +52,9 @@ def test_a_folder_of_other_files_is_never_deleted(tmp_path):
     assert place.exists()
 
 
-def test_an_object_without_a_run_does_not_take_the_others_along(gcs_server):
-    work = gcs_server.uri + "/work"
-    with noted(work, "shard", run_id="r1"):
+def test_an_object_without_a_run_does_not_take_the_others_along(bucket_server):
+    work = bucket_server.uri + "/work"
+    with stage_note(work, "shard", run_id="r1"):
         pass
     storage.write_bytes(f"{WorkUri(work).every_runs_notes}//x.json", json.dumps(NOTE).encode())
     forget_old(work, 1e6)

@@ -12,15 +12,15 @@ import pytest
 from must.format.index import load_index
 from must.run import mirror, notes
 from must.run.mirror import mirrored
-from must.run.notes import noted, read_notes
+from must.run.notes import read_notes, stage_note
 from must.run.places import WorkUri
 from must.run.summary import forget_old, leave_page, summarize
 
 
 def stage(work, body):
     """A real process that runs `body` as the stage train."""
-    code = "import os, sys, signal\nfrom must.run.notes import noted\n"
-    code += f"with noted({str(work)!r}, 'train', {str(work)!r}):\n"
+    code = "import os, sys, signal\nfrom must.run.notes import stage_note\n"
+    code += f"with stage_note({str(work)!r}, 'train', {str(work)!r}):\n"
     code += "".join(f"    {line}\n" for line in body.splitlines())
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
@@ -96,9 +96,9 @@ def test_a_child_that_outlives_the_stage_does_not_hold_it_up(tmp_path):
 
 
 def test_runs_of_one_place_keep_their_notes_apart(tmp_path):
-    with noted(str(tmp_path), "shard", run_id="a") as note:
+    with stage_note(str(tmp_path), "shard", run_id="a") as note:
         note.result = "5 images"
-    with pytest.raises(SystemExit), noted(str(tmp_path), "train", run_id="b"):
+    with pytest.raises(SystemExit), stage_note(str(tmp_path), "train", run_id="b"):
         raise SystemExit(2)
     assert "| shard | done | 1 | 0 s | 5 images |" in summary(tmp_path, run_id="a")
     assert "train" not in summary(tmp_path, run_id="a") and "shard" not in summary(tmp_path, run_id="b")
@@ -109,7 +109,7 @@ def test_notes_of_long_ago_are_forgotten_but_never_those_of_a_run_that_lives(tmp
     week = 7 * 86_400
     for run_id, ages in {"old": [40, 30], "begun long ago": [40, 0], "new": [1]}.items():
         for number, age in enumerate(ages):
-            with noted(str(tmp_path), f"stage{number}", run_id=run_id) as note:
+            with stage_note(str(tmp_path), f"stage{number}", run_id=run_id) as note:
                 note.started -= age * 86_400
                 note.seconds = 5
             edit(WorkUri(str(tmp_path)).notes(run_id), number, seconds=5)
@@ -142,7 +142,7 @@ def test_a_stage_that_is_started_again_says_what_became_of_the_tries_before(tmp_
 def test_what_a_stage_tells_soon_after_it_began_is_in_its_note_soon(tmp_path, monkeypatch):
     """Its checkpoints' place, say: a node that is lost within the first minute must not seem to have saved nothing."""
     monkeypatch.setattr(notes, "FIRST", 0.05)
-    with noted(str(tmp_path), "train") as note:
+    with stage_note(str(tmp_path), "train") as note:
         note.checkpoints = "/w/checkpoints/k"
         deadline = time.monotonic() + 45  # less than the minute that comes between later writings
         while not read_notes(str(tmp_path))[0].checkpoints:
@@ -152,19 +152,19 @@ def test_what_a_stage_tells_soon_after_it_began_is_in_its_note_soon(tmp_path, mo
 
 def test_a_place_that_cannot_be_written_to_does_not_stop_the_stage(tmp_path, capfd):
     (tmp_path / "notes").write_text("a file where the folder should be")
-    with noted(str(tmp_path), "shard"):
+    with stage_note(str(tmp_path), "shard"):
         print("working")
     shown = capfd.readouterr()
     assert "working" in shown.out and "the stage's note could not be written" in shown.err
 
 
-def test_notes_and_curves_go_to_a_bucket_while_the_stage_runs(gcs_server, tmp_path, monkeypatch):
+def test_notes_and_curves_go_to_a_bucket_while_the_stage_runs(bucket_server, tmp_path, monkeypatch):
     monkeypatch.setattr(mirror, "EVERY", 0.05)
-    folder, place = tmp_path / "tensorboard", f"{gcs_server.uri}/curves"
+    folder, place = tmp_path / "tensorboard", f"{bucket_server.uri}/curves"
     from must import storage
 
-    with noted(gcs_server.uri, "train"), mirrored(str(folder), place):
-        assert read_notes(gcs_server.uri)[0].state == "running"
+    with stage_note(bucket_server.uri, "train"), mirrored(str(folder), place):
+        assert read_notes(bucket_server.uri)[0].state == "running"
         folder.mkdir()
         (folder / "events.out.tfevents.1").write_bytes(b"a")
         deadline = time.monotonic() + 60
@@ -173,13 +173,13 @@ def test_notes_and_curves_go_to_a_bucket_while_the_stage_runs(gcs_server, tmp_pa
             time.sleep(0.05)
         (folder / "events.out.tfevents.1").write_bytes(b"ab")
     assert storage.read_bytes(f"{place}/events.out.tfevents.1") == b"ab"
-    assert read_notes(gcs_server.uri)[0].state == "done"
+    assert read_notes(bucket_server.uri)[0].state == "done"
 
 
 def test_the_users_error_is_a_line_and_its_code_and_a_bug_keeps_its_traceback(tmp_path):
-    with pytest.raises(ValueError, match="holds no index"), noted(str(tmp_path), "evaluate"):
+    with pytest.raises(ValueError, match="holds no index"), stage_note(str(tmp_path), "evaluate"):
         load_index(str(tmp_path / "nowhere"))
-    with pytest.raises(ZeroDivisionError), noted(str(tmp_path), "train"):
+    with pytest.raises(ZeroDivisionError), stage_note(str(tmp_path), "train"):
         1 / 0  # noqa: B018
     wrong, bug = read_notes(str(tmp_path))
     assert (wrong.state, wrong.code) == ("failed", 2) and wrong.lines[-1].startswith("must evaluate: ")

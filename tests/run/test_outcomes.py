@@ -1,7 +1,8 @@
 """Every way a run can end: what its stages left, what the backend says of it, and how its page begins.
 
 The states are those that Kubeflow Pipelines 2.17 was seen to give (COMPLETE, RUNNING, FAILED), the local runner's
-(SUCCEEDED), and others that it may give. The page must not depend on them.
+(SUCCEEDED), those of Vertex AI Pipelines (SUCCEEDED, FAILED, CANCELLED), and others that it may give. The page must not
+depend on them.
 """
 
 import json
@@ -14,7 +15,7 @@ from must.run.places import WorkUri
 from must.run.summary import summarize
 from must.storage import join, write_bytes
 
-STATES = ["COMPLETE", "RUNNING", "FAILED", "SUCCEEDED", "CANCELED", None]
+STATES = ["COMPLETE", "RUNNING", "FAILED", "SUCCEEDED", "CANCELED", "CANCELLED", None]
 BEFORE = ["inputs", "shard", "classifier", "champion"]
 MEASURED = {"top1": 0.772, "before": 0.734, "report": "gs://b/work/notes/7/report.html"}
 PASSED = {"outcome": "passed", "reasons": ["ok  same class 0.9"]}
@@ -134,3 +135,20 @@ def test_the_page_leads_to_the_report_and_says_what_was_tried(tmp_path):
     page = summarize(str(tmp_path / "bad"), "7", "FAILED", "again")
     assert "2 times; before: ended without a word after 1 min 1 s" in page and "memory limit" in page
     assert "training starts over" in page
+
+
+def test_a_run_that_fails_after_its_promotion_says_that_the_model_is_promoted_and_how_to_go_on(tmp_path):
+    before = done(*TRAINED, "promote", gate=PASSED, promote={"version": "r0007"})
+    leave(str(tmp_path), [*before, Note("predict-1-of-2", "failed", started=9, code=2)])
+    page = summarize(str(tmp_path), "7", "FAILED", "again")
+    assert page.startswith("# Run failed: predict-1-of-2: ")
+    assert "Promoted all the same** as r0007" in page and "`only_new` and `warm_start` false" in page
+
+
+@pytest.mark.parametrize("facts", [{"top1": []}, {"before": "x"}, {"reasons": 1}, {"reasons": [1]}, {"version": {}}])
+def test_a_note_with_foreign_facts_does_not_stop_the_summary(tmp_path, facts):
+    stages = dict.fromkeys(("evaluate", "gate", "promote"), facts)
+    leave(str(tmp_path), done(*TRAINED, "promote", **stages))
+    assert summarize(str(tmp_path), "7", "FAILED", "again").startswith("# ")
+    (tmp_path / "notes" / "7" / "train.json").write_text(json.dumps({"stage": "train", "state": "failed", "lines": {}}))
+    assert summarize(str(tmp_path), "7", "FAILED", "again").startswith("# ")

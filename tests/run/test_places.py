@@ -11,6 +11,7 @@ def test_a_runs_things_lie_where_earlier_versions_left_them(root):
     assert [work.shards, work.checkpoints("k"), work.classifier("k"), work.every_runs_notes, work.registry()] == [
         f"{root}/{name}" for name in ("shards", "checkpoints/k", "classifiers/k", "notes", "registry")
     ]
+    assert work.models == f"{root}/models"
     assert (work.notes("7"), work.notes("")) == (f"{root}/notes/7", f"{root}/notes/run")
     assert work.registry("gs://models/registry") == "gs://models/registry"
     assert [job.uri, job.description, job.classifier, job.bundle, job.sign] == [

@@ -8,8 +8,8 @@ import pytest
 from must.model.bundle import Description
 from must.select.choose import choose, shares_of
 from must.select.ladder import MIN_IMAGES, audit, climb, needed_of
-from must.select.looking import Looks
 from must.select.neighbours import look_alikes
+from must.select.rung_predictions import RungPredictions
 from must.select.signal import neighbour_information, renamed
 
 K, EACH = 4, 60
@@ -35,7 +35,7 @@ def said(labels, sure=0.7):
 
 
 def looks(tokens, *labels):
-    return Looks(
+    return RungPredictions(
         np.arange(len(tokens)), tokens, np.stack([said(each) for each in labels]), np.stack(labels).astype(np.int64)
     )
 

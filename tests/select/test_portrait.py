@@ -12,17 +12,18 @@ import torch
 from PIL import Image
 
 from must.config import EvaluateConfig, ShardConfig, TrainConfig
-from must.data.loader import eval_batches
+from must.data.loader import EvalSource
+from must.data.reader import open_reader
 from must.demo.data import CLASSES, digit_parts
 from must.evaluate.evaluate import evaluate
 from must.model.bundle import load_description, preprocess_of, zero_shot_bundle
-from must.model.classifier import load_classifier
+from must.model.classifier import load_text_classifier
 from must.parameters import load
+from must.select.image_features import extract_features
 from must.select.introduce import DATA_FILE
 from must.select.ladder import KNOWING, NEEDED
 from must.select.neighbours import look_alikes
 from must.select.portrait import paragraph, portrait
-from must.select.sight import see
 from must.shards.build import shard
 from must.train.presets import preset
 from must.train.trainer import train
@@ -143,6 +144,7 @@ def half_of_them(data, view, max_pixels):
     return seen(data, view, max_pixels)
 
 
+@pytest.mark.slow
 def test_two_processes_tell_the_same_as_one(digits, tmp_path):
     alone = introduced(digits.shards, digits.classifier, str(tmp_path / "one"))
     both = on_ranks(2, introduced, digits.shards, digits.classifier, str(tmp_path / "two"))
@@ -154,11 +156,16 @@ def test_two_processes_tell_the_same_as_one(digits, tmp_path):
 
 
 def test_it_draws_no_random_number(digits):
-    bundle = zero_shot_bundle(load_classifier(digits.classifier))
+    bundle = zero_shot_bundle(load_text_classifier(digits.classifier))
     preprocess = preprocess_of(bundle.description)
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    see(bundle.model, eval_batches(digits.shards, "train", preprocess, 64, 0), preprocess, torch.device("cpu"))
+    extract_features(
+        bundle.model,
+        EvalSource(open_reader(digits.shards, "train"), preprocess, 64, 0),
+        preprocess,
+        torch.device("cpu"),
+    )
     assert torch.equal(torch.get_rng_state(), before), "training would go another way"
 
 
@@ -198,7 +205,7 @@ def test_a_run_that_goes_on_looks_no_second_time(digits, run, tmp_path, capsys, 
     shutil.copytree(run[0], tmp_path / "run")
     facts = load_description(str(run[0])).provenance["data"]
     (tmp_path / "run" / "model.json").unlink()
-    monkeypatch.setattr("must.select.introduce.see", None)  # whoever looks now, fails
+    monkeypatch.setattr("must.select.introduce.extract_features", None)  # whoever looks now, fails
     assert trained(digits, tmp_path / "run")["data"] == facts
     assert "going on after step 3" in (out := capsys.readouterr().out) and paragraph(facts)[0] in out
 

@@ -11,10 +11,11 @@ from PIL import Image
 
 from must import cli
 from must.augment.normalize import normalize
-from must.config import RefineConfig, ShardConfig
+from must.config import EvaluateConfig, RefineConfig, ShardConfig
 from must.demo.data import CLASSES, digit_parts
+from must.evaluate.evaluate import evaluate
 from must.model.bundle import preprocess_of, zero_shot_bundle
-from must.model.classifier import load_classifier
+from must.model.classifier import load_text_classifier
 from must.select.refine import refine
 from must.shards.build import shard
 from tests.evaluate.digits import pixels_of
@@ -70,11 +71,18 @@ def test_predictions_are_better_than_zero_shots(done, many):
 
 def test_the_classifier_is_better_on_images_it_never_saw(done, digits, many):
     story, output = done
-    ours, text = load_classifier(str(output / "classifier.safetensors")), load_classifier(digits.classifier)
+    ours, text = load_text_classifier(str(output / "classifier.safetensors")), load_text_classifier(digits.classifier)
     assert story["classifier"]["alpha"] > 0 and not story["kept_zero_shot"]
     assert ours.classes == text.classes and ours.model == text.model and ours.logit_scale == text.logit_scale
     assert torch.allclose(ours.weights.norm(dim=0), torch.ones(10), atol=1e-5)
     assert right(ours, many[2]) > right(text, many[2])
+
+
+def test_a_report_says_that_the_baseline_is_refined(done, digits, tmp_path, capsys):
+    values = {"model": digits.adapted, "baseline": str(done[1] / "classifier.safetensors"), "shards": digits.shards}
+    metrics = evaluate(EvaluateConfig(**values, split="test", output=str(tmp_path), workers=0, device="cpu"))
+    assert metrics["baseline_name"] == "refined zero-shot" and "refined zero-shot" in capsys.readouterr().out
+    assert "refined zero-shot" in (tmp_path / "report.html").read_text()
 
 
 def test_the_same_again_gives_the_same_bytes_whatever_the_batch(done, digits, many, tmp_path):

@@ -3,15 +3,19 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from must.config import SelectConfig, TrainConfig
+from must.config import SelectConfig, ShardConfig, TrainConfig
 from must.model.bundle import load_bundle, load_description, save_bundle, zero_shot_bundle
-from must.model.classifier import load_classifier, save_classifier
+from must.model.classifier import load_text_classifier, save_classifier
 from must.parameters import load
+from must.select.rung_predictions import affordable
 from must.select.select import select
+from must.shards.build import shard
 from must.train.presets import preset
 from must.train.trainer import train
 from tests.evaluate.digits import digits as make_digits
@@ -48,13 +52,13 @@ def test_a_ruined_model_becomes_zero_shot_to_the_bit(digits, tmp_path, damage):
     bundle = load_bundle(digits.adapted)
     names = bundle.model.classifier.data
     if damage == "names":  # every class has another's name, from the first step on
-        names[:] = zero_shot_bundle(load_classifier(digits.classifier)).model.classifier.data.roll(1, dims=1)
+        names[:] = zero_shot_bundle(load_text_classifier(digits.classifier)).model.classifier.data.roll(1, dims=1)
         bundle.model.visual.load_state_dict(load_bundle(digits.zero_shot).model.visual.state_dict())
     else:
         names[0, 0] = torch.nan
     save_bundle(str(tmp_path / "ruined"), bundle.model, bundle.description)
     choice = selected(digits, tmp_path / "ruined", tmp_path / "kept")
-    zero_shot = zero_shot_bundle(load_classifier(digits.classifier))
+    zero_shot = zero_shot_bundle(load_text_classifier(digits.classifier))
     kept = load_bundle(str(tmp_path / "kept"))
     assert choice.climb.kept_zero_shot and choice.climb.reason
     ours = {name: value for name, value in kept.model.state_dict().items() if name.startswith(("visual", "classifier"))}
@@ -63,7 +67,7 @@ def test_a_ruined_model_becomes_zero_shot_to_the_bit(digits, tmp_path, damage):
 
 
 def test_a_classifier_of_another_task_is_refused(digits, tmp_path):
-    other = load_classifier(digits.classifier)
+    other = load_text_classifier(digits.classifier)
     save_classifier(replace(other, weights=other.weights[:, :9], classes=other.classes[:9]), str(tmp_path / "nine"))
     with pytest.raises(ValueError, match="has other classes"):
         selected(digits, digits.adapted, tmp_path / "kept", baseline=str(tmp_path / "nine"))
@@ -79,7 +83,7 @@ def training(digits, output, **changes):
 def test_a_run_that_learned_nothing_true_ends_as_zero_shot(digits, tmp_path, capsys):
     """A learning rate that ruins the model: what comes out is zero-shot's, and the run says so."""
     train(training(digits, tmp_path, lr=0.5))
-    zero_shot = zero_shot_bundle(load_classifier(digits.classifier)).model.state_dict()
+    zero_shot = zero_shot_bundle(load_text_classifier(digits.classifier)).model.state_dict()
     kept = weights(tmp_path)
     assert all(torch.equal(kept[name], zero_shot[name]) for name in kept if name.startswith(("visual", "classifier")))
     assert "kept zero-shot: " in capsys.readouterr().out
@@ -87,6 +91,7 @@ def test_a_run_that_learned_nothing_true_ends_as_zero_shot(digits, tmp_path, cap
     assert story["kept_zero_shot"] and story["images"] <= 150
 
 
+@pytest.mark.slow
 def test_choosing_again_gives_the_same_bytes(digits, tmp_path, monkeypatch):
     """A run that was killed while it chose goes on after its last step, and chooses the same."""
     torch.set_num_threads(1)
@@ -106,3 +111,30 @@ def test_choosing_again_gives_the_same_bytes(digits, tmp_path, monkeypatch):
     selected(digits, tmp_path, tmp_path / "by-stage")
     ours, theirs = weights(tmp_path / "by-stage"), weights(tmp_path / "again")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.startswith(("visual", "classifier")))
+
+
+@pytest.mark.slow
+def test_nothing_is_trained_where_nothing_could_be_kept(digits, tmp_path, capsys):
+    """300 pictures of noise: no look-alike can vouch for another."""
+    noise = np.random.default_rng(0).integers(0, 255, (300, 32, 32), np.uint8)
+    (tmp_path / "noise").mkdir()
+    for number, pixels in enumerate(noise):
+        Image.fromarray(pixels).save(tmp_path / f"noise/{number}.png")
+    shard(ShardConfig(source=str(tmp_path / "noise"), output=str(tmp_path / "shards"), workers=1))
+    config = replace(training(digits, tmp_path / "out"), shards=str(tmp_path / "shards"), preset="")
+    for _ in range(2):  # a second run on top of the first
+        summary = train(config)
+        assert summary["steps"] == 0 and "no step is trained" in capsys.readouterr().out
+    kept = load_description(str(tmp_path / "out"))
+    assert kept.provenance["selection"]["kept_zero_shot"] and kept.provenance["data"]["needed"] is None
+    zero_shot, ours = weights(digits.zero_shot), weights(tmp_path / "out")
+    assert all(torch.equal(ours[name], zero_shot[name]) for name in ours if name.startswith(("visual", "classifier")))
+    assert train(replace(config, select="none"))["steps"] == 12, "the place is free for a run that does train"
+
+
+@pytest.mark.parametrize(
+    "shown, classes, most",
+    [(1000, 10, 5000), (200_000, 10, 7273), (10**7, 10, 20_000), (10**7, 2000, 10_000), (10**7, 21_000, 5000)],
+)
+def test_the_ladder_costs_a_tenth_of_training_where_there_are_many_images(shown, classes, most):
+    assert affordable(shown, classes) == most

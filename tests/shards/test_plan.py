@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from must.shards.plan import make_plan, read_unit
+import pytest
+
+from must.shards.plan import make_plan, read_chunk
 from must.sources.base import Item
 
 
@@ -21,18 +23,19 @@ def test_the_plan_does_not_depend_on_the_listings_order(tmp_path: Path) -> None:
     random.Random(0).shuffle(listing)
     second = make_plan(listing, tmp_path / "second", 100)
     assert first.path.read_bytes() == second.path.read_bytes() and first.fingerprint == second.fingerprint
-    assert first.starts == second.starts and first.units == 30
+    assert first.starts == second.starts and first.chunks == 30
     assert make_plan(listing[:-1], tmp_path / "third", 100).fingerprint != first.fingerprint
 
 
 def test_units_hold_every_item_once_and_mix_the_folders(tmp_path: Path) -> None:
     plan = make_plan(items(1050), tmp_path, 100)
-    units = [list(read_unit(plan.path, *plan.unit(number))) for number in range(plan.units)]
-    assert [len(unit) for unit in units] == [100] * 10 + [50]
-    assert sorted(item for unit in units for item in unit) == sorted(items(1050))
-    assert all(len({item.name.split("/")[0] for item in unit}) == 7 for unit in units)
+    chunks = [list(read_chunk(plan.path, *plan.chunk(number))) for number in range(plan.chunks)]
+    assert [len(chunk) for chunk in chunks] == [100] * 10 + [50]
+    assert sorted(item for chunk in chunks for item in chunk) == sorted(items(1050))
+    assert all(len({item.name.split("/")[0] for item in chunk}) == 7 for chunk in chunks)
 
 
+@pytest.mark.slow
 def test_a_plan_of_many_names_needs_no_more_memory(tmp_path: Path) -> None:
     """200,000 names as Python objects would be 60 MB."""
     code = """

@@ -12,10 +12,10 @@ from must import storage
 from must.format.verify import verify
 from must.shards import commit
 from tests import zoo
-from tests.gcs import Server
 from tests.shards.test_shard import run, samples, tree
 from tests.shards.test_shard_gcs import tree as remote_tree
 from tests.shards.test_shard_gcs import upload
+from tests.stores import Server
 
 
 def webdataset(folder: Path, first: int = 0) -> Path:
@@ -40,7 +40,7 @@ def test_shards_of_somebody_else_stay(tmp_path: Path, source: str, append: bool)
     (tmp_path / "link").symlink_to(mine)
     before = tree(mine)
     with pytest.raises(
-        ValueError, match=r"lies in --output|holds train-00000\d\.tar, which is not of an index"
+        ValueError, match=r"is inside --output|holds train-00000\d\.tar, which is not of an index"
     ) as error:
         run(f"{tmp_path}/{source}", mine, append=append)
     assert "\n" not in str(error.value) and tree(mine) == before
@@ -51,9 +51,9 @@ def test_images_are_not_sharded_into_their_own_folder(tmp_path: Path) -> None:
     before = tree(tmp_path / "photos")
     for source in ("photos", "photos/deep"):
         (tmp_path / source).mkdir(exist_ok=True)
-        with pytest.raises(ValueError, match=f"--source .*{source}: lies in --output"):
+        with pytest.raises(ValueError, match=f"--source .*{source}: is inside --output"):
             run(tmp_path / source, tmp_path / "photos")
-    with pytest.raises(ValueError, match=r"--test-source .*photos: lies in --output"):
+    with pytest.raises(ValueError, match=r"--test-source .*photos: is inside --output"):
         run(webdataset(tmp_path / "other"), tmp_path / "photos", test_source=str(tmp_path / "photos"))
     assert tree(tmp_path / "photos") == before
 
@@ -108,17 +108,17 @@ def test_captions_are_no_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         run(tmp_path / "in", tmp_path / "out2", labels="folder")
 
 
-def test_in_a_bucket_as_well(gcs_server: Server, tmp_path: Path) -> None:
-    mine, uri = webdataset(tmp_path / "mine"), gcs_server.uri + "/mine"
+def test_in_a_bucket_as_well(bucket_server: Server, tmp_path: Path) -> None:
+    mine, uri = webdataset(tmp_path / "mine"), bucket_server.uri + "/mine"
     zoo.fill(tmp_path / "in", 6)
     upload(mine, uri)
-    before = remote_tree(gcs_server.uri)
+    before = remote_tree(bucket_server.uri)
     for source in (uri, uri + "/", uri + "/train-000000.tar"):
-        with pytest.raises(ValueError, match="lies in --output"):
+        with pytest.raises(ValueError, match="is inside --output"):
             run(source, uri)
     with pytest.raises(ValueError, match=r"holds train-00000\d\.tar"):
         run(tmp_path / "in", uri)
-    assert remote_tree(gcs_server.uri) == before
+    assert remote_tree(bucket_server.uri) == before
     storage.delete_folder(uri)
     upload(tmp_path / "in", uri + "/images")
     run(uri, uri + "/shards")

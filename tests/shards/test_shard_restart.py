@@ -17,6 +17,7 @@ import pytest
 from must.format.index import load_index
 from must.format.verify import verify
 from must.image import decode as images_module
+from must.processes import METHOD
 from must.storage import LaterError
 from tests import zoo
 from tests.shards.test_shard import run, tree
@@ -54,6 +55,12 @@ def children(process: int) -> list[int]:
     return [int(number) for number in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
+def workers(process: int) -> list[int]:
+    """Its children, or those of its fork server."""
+    below = children(process)
+    return [worker for child in below for worker in children(child)] or below
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("restart") / "in"
@@ -67,7 +74,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "moment",
     [
         pytest.param("first unit", marks=pytest.mark.slow),
-        "tenth unit",
+        pytest.param("tenth unit", marks=pytest.mark.slow),
         pytest.param("first shard", marks=pytest.mark.slow),
         "tenth shard",
     ],
@@ -76,19 +83,19 @@ def test_a_killed_run_continues_to_the_same_bytes(images: Path, tmp_path: Path, 
     run(images, tmp_path / "whole", **OPTIONS)
     output, count = tmp_path / "killed", 10 if "tenth" in moment else 1
     with start(images, output) as process:
-        pattern = ".shard/records/*.npz" if "unit" in moment else "train-*.tar"
+        pattern = ".shard/*/*.npz" if "unit" in moment else "train-*.tar"
         wait_until(lambda: len(list(output.glob(pattern))) >= count or process.poll() is not None)
         assert process.poll() is None, "it was too fast to be killed"
-        workers = children(process.pid)
+        alive = workers(process.pid)
         process.kill()
     assert not (output / "index.json").exists()
-    done = {path.name: path.stat().st_mtime_ns for path in (output / ".shard" / "records").glob("*.npz")}
+    done = {path.name: path.stat().st_mtime_ns for path in (output / ".shard").glob("*/*.npz")}
     assert len(done) >= count
-    wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), 10)  # none goes on for ever
+    wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in alive), 10)  # none goes on for ever
     kept: dict[str, int] = {}
 
     def watch() -> bool:
-        kept.update({path.name: path.stat().st_mtime_ns for path in (output / ".shard" / "records").glob("unit-*.npz")})
+        kept.update({path.name: path.stat().st_mtime_ns for path in (output / ".shard").glob("*/*.npz")})
         return second.poll() is not None
 
     with start(images, output, workers=1) as second:
@@ -116,7 +123,7 @@ def test_other_settings_do_not_continue_a_killed_run(images: Path, tmp_path: Pat
 def test_the_second_of_two_runs_refuses(images: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     with start(images, output) as first:
-        wait_until(lambda: len(list(output.glob(".shard/records/*.npz"))) >= 1)
+        wait_until(lambda: len(list(output.glob(".shard/*/*.npz"))) >= 1)
         first.send_signal(signal.SIGSTOP)
         with start(images, output) as second:
             assert second.wait(120) == 2
@@ -133,7 +140,7 @@ def test_the_second_of_two_runs_refuses(images: Path, tmp_path: Path) -> None:
 def test_sigterm_ends_in_good_order_with_code_75(images: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     with start(images, output) as process:
-        wait_until(lambda: len(list(output.glob(".shard/records/*.npz"))) >= 1)
+        wait_until(lambda: len(list(output.glob(".shard/*/*.npz"))) >= 1)
         process.terminate()
         assert process.wait(120) == 75
         assert process.stderr is not None and "run the same command again" in process.stderr.read()
@@ -146,8 +153,8 @@ def test_sigterm_ends_in_good_order_with_code_75(images: Path, tmp_path: Path) -
 def test_a_lost_worker_is_said_in_one_line_and_the_next_run_continues(images: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     with start(images, output) as process:
-        wait_until(lambda: len(list(output.glob(".shard/records/*.npz"))) >= 1)
-        os.kill(children(process.pid)[0], signal.SIGKILL)
+        wait_until(lambda: len(list(output.glob(".shard/*/*.npz"))) >= 1)
+        os.kill(workers(process.pid)[0], signal.SIGKILL)
         assert process.wait(120) == 75
         assert process.stderr is not None and "a worker process was killed" in process.stderr.read()
     with start(images, output) as process:
@@ -167,6 +174,7 @@ def test_a_killed_worker_is_asked_for_its_file(tmp_path: Path, monkeypatch: pyte
             os.kill(os.getpid(), signal.SIGKILL)
 
     with monkeypatch.context() as patch:
+        patch.setenv(METHOD, "fork")
         patch.setattr(images_module, "check", check)
         with pytest.raises(LaterError, match=r"fewer --workers; it was at one of: .*huge\x1b\.png"):
             run(tmp_path / "in", tmp_path / "out", workers=2, samples_per_shard=5)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from must.model.classifier import load_class_set, make_class_set, parse_header
 from must.sources import archives
 from must.sources.archives import open_archives, unzipped
-from must.sources.base import Problems, UnreadableError
+from must.sources.base import ListingReport, UnreadableError
 from must.sources.files import Manifest
 from must.sources.open import open_source
 from tests import zoo
@@ -126,8 +126,8 @@ def test_a_sample_with_deep_json_has_no_label(tmp_path: Path) -> None:
 def test_no_more_of_a_zips_member_is_read_than_an_image_may_have(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("a.png", os.urandom(5_000_000), zipfile.ZIP_STORED)
-    (item,) = open_archives(str(tmp_path / "a.zip"), "none", "--source", "").items(Problems(lambda *_: None))  # type: ignore[union-attr]
-    _, start, size, method, checksum = item.place
+    (item,) = open_archives(str(tmp_path / "a.zip"), "none", "--source", "").items(ListingReport(lambda *_: None))  # type: ignore[union-attr]
+    _, start, size, method, checksum = item.locator
     assert len(unzipped(str(tmp_path / "a.zip"), start, size, method, checksum, 1000)) == 1000
     with pytest.raises(UnreadableError, match="damaged in the archive"):
         unzipped(str(tmp_path / "a.zip"), (tmp_path / "a.zip").stat().st_size - 29, size, method, checksum, 1000)
@@ -231,7 +231,7 @@ def test_a_manifest_gives_what_was_written(tmp_path: Path, rows: list[tuple[str,
     keys = ("path", "label", "split")
     lines = [json.dumps(dict(zip(keys, row, strict=True))) for row in rows]
     (tmp_path / "list.jsonl").write_text("\n".join(lines))
-    found = Manifest(str(tmp_path / "list.jsonl"), "csv", "--source").items(Problems(lambda *_: None))
+    found = Manifest(str(tmp_path / "list.jsonl"), "csv", "--source").items(ListingReport(lambda *_: None))
     assert [(item.name, item.label, item.split) for item in found] == [(p, label or None, s) for p, label, s in rows]
 
 
@@ -241,7 +241,7 @@ def test_any_bytes_are_a_manifest_or_one_line(tmp_path: Path, data: bytes, kind:
     path = tmp_path / f"list.{kind}"
     path.write_bytes((b"path,label,split\n" if kind == "csv" else b"") + data)
     try:
-        for item in open_source(str(path), "csv", "--source").items(Problems(lambda *_: None)):
+        for item in open_source(str(path), "csv", "--source").items(ListingReport(lambda *_: None)):
             json.dumps(item)
     except ValueError as error:
         assert f"list.{kind}" in str(error) and "\n" not in str(error)
@@ -265,7 +265,7 @@ def test_an_archive_with_any_bytes_changed_is_read_or_named(tmp_path: Path, data
     source = open_archives(str(path), "csv", "--source", "")
     assert source is not None
     try:
-        for item in source.items(Problems(lambda *_: None)):
+        for item in source.items(ListingReport(lambda *_: None)):
             json.dumps(item)
             try:
                 assert len(source.read(item, 1000)) <= max(1000, item.size)

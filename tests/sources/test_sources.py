@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 import webdataset
+from hypothesis import example, given
+from hypothesis import strategies as st
+from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from must.sources.archives import expanded, key_of
-from must.sources.base import Problems
+from must.sources.base import ListingReport
 from must.sources.open import open_source
 from tests import zoo
 from tests.shards.test_shard import rejected, run, samples
@@ -159,7 +162,7 @@ def test_a_zip_bomb_is_not_expanded(tmp_path: Path) -> None:
     run(tmp_path / "bomb.zip", tmp_path / "out", max_rejected=0.5, max_file_mb=1)
     assert rejected(tmp_path / "out") == {"zeros.png": "more than 1000000 bytes"}
     source = open_source(str(tmp_path / "bomb.zip"), "none", "--source")
-    items = {item.name: item for item in source.items(Problems(lambda name, reason: None))}
+    items = {item.name: item for item in source.items(ListingReport(lambda name, reason: None))}
     assert len(source.read(items["zeros.png"], 5000)) == 5000
 
 
@@ -180,16 +183,62 @@ def test_webdataset_shards_are_a_source_with_their_labels(tmp_path: Path) -> Non
     assert again.labels == ("0", "1", "2") and again.splits["train"]["labelled"] == 10
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "d.e/a.seg.PNG", "x/y/z.json", "d/no-extension", "d/.hidden"])
+PARTS = st.text(st.sampled_from("ab.é _-/"), max_size=12)
+
+
+@given(PARTS)
+@example("a.jpg")
+@example("d.e/a.seg.PNG")
+@example("d/no-extension")
+@example("d/.hidden")
+@example("d.e/no-extension")
 def test_keys_are_split_as_webdataset_splits_them(name: str) -> None:
     base, extension = base_plus_ext(name)
-    if base is not None and "." in name.rpartition("/")[2]:
+    if base is not None:
         assert key_of(name) == (base, extension.lower())
+    else:  # webdataset passes it over; here it may be an image, and is a sample of its own
+        own = name.rpartition("/")[2]
+        assert not own or own.startswith(".") or key_of(name) == (name, "")
 
 
-def test_braces_are_ranges_and_lists() -> None:
-    assert expanded("x-{08..11}.tar") == ["x-08.tar", "x-09.tar", "x-10.tar", "x-11.tar"]
-    assert expanded("{a,b}/{0..1}.tar") == ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar"]
+def test_neighbours_of_a_key_are_webdatasets_samples(tmp_path: Path) -> None:
+    names = ["a/1.png", "a/1.cls", "a/2.cls", "a/2.PNG", "b/1.png", "b/1.seg.png", "b/1.json", "3.png"]
+    labels = {"a/1.cls": b"cat", "a/2.cls": b"dog", "b/1.json": b'{"label": "cow"}'}
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name in names:
+            data = labels.get(name) or zoo.encoded(zoo.picture(len(name)))
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    theirs = {}
+    for sample in webdataset.WebDataset(str(tmp_path / "x.tar"), shardshuffle=False):
+        known = sample.get("cls") or json.loads(sample.get("json", "{}")).get("label")
+        for suffix in sample.keys() & {"png", "seg.png"}:
+            theirs[sample["__key__"], suffix] = known.decode() if isinstance(known, bytes) else known
+    source = open_source(str(tmp_path / "x.tar"), "csv", "--source")
+    ours = {key_of(item.name): item.label for item in source.items(ListingReport(lambda name, reason: None))}
+    assert ours == theirs and ours["b/1", "seg.png"] == "cow" and ours["3", "png"] is None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "files"),
+    [
+        ("x-{08..11}.tar", ["x-08.tar", "x-09.tar", "x-10.tar", "x-11.tar"]),
+        ("{a,b}/{0..1}.tar", ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar"]),
+        ("{a,b{0..1}}.tar", ["a.tar", "b0.tar", "b1.tar"]),
+        ("x.tar", ["x.tar"]),
+        ("x{1.tar", ["x{1.tar"]),
+        ("{x}.tar", ["{x}.tar"]),
+        (r"C:\{0..1}.tar", [r"C:\0.tar", r"C:\1.tar"]),
+    ],
+)
+def test_braces_are_ranges_and_lists(pattern: str, files: list[str]) -> None:
+    assert expanded(pattern) == files
+
+
+def test_braces_are_those_of_webdataset() -> None:
+    for pattern in ("x-{08..11}.tar", "{a,b}/{0..1}.tar", "{a,b{0..1}}.tar", "gs://bucket/{train,test}-{000..002}.tar"):
+        assert expanded(pattern) == expand_urls(pattern)
 
 
 @pytest.mark.parametrize(

@@ -14,19 +14,22 @@ import torch
 import torch.distributed as dist
 
 from must.distributed.process_group import World
-from must.train import alone
+from must.train import shared_checkpoints
 from must.train.checkpoint import Checkpoints, load_state
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
-    alone.CHECKPOINTS = replace(alone.CHECKPOINTS, patience=0)
+    shared_checkpoints.CHECKPOINTS = replace(shared_checkpoints.CHECKPOINTS, patience=0)
     world = World(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
     checkpoints, line = Checkpoints(sys.argv[1]), {}
     try:
-        with alone.alone(checkpoints, world), alone.newest_checkpoint(checkpoints, world) as path:
+        with (
+            shared_checkpoints.exclusive_checkpoints(checkpoints, world),
+            shared_checkpoints.newest_checkpoint(checkpoints, world) as path,
+        ):
             line["weights"] = hashlib.sha256(load_state(path)["weights"].numpy().tobytes()).hexdigest()
             dist.barrier()
-            line["copies"] = len(list(Path(tempfile.gettempdir()).glob("must-checkpoint-*/*")))
+            line["copies"] = len(list(Path(tempfile.gettempdir()).glob("must-*/copy")))
             dist.barrier()
     except ValueError as error:
         line["refused"] = str(error)

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 
 from must.config import TrainConfig
 from must.data.loader import TrainBatch
-from must.distributed.parallel import whole
-from must.distributed.process_group import World, world
+from must.distributed.parallel import full_state_dict
+from must.distributed.process_group import World, init_distributed
 from must.image.preprocess import Preprocess
 from must.train.step import MustStep
 from tests.golden import golden_model
@@ -54,11 +54,11 @@ def run_steps(
     for step in steps:
         parts = [made_batch(step, range(n, n + size)) for n in range(start, start + share, size)]
         values.append({name: value.item() for name, value in method(step, parts).items()})
-        gradients = gradients or {n: whole(p.grad, True).clone() for n, p in student.named_parameters()}
+        gradients = gradients or {n: full_state_dict(p.grad, True).clone() for n, p in student.named_parameters()}
     return {"gradients": gradients, "values": values, **method.state_dict()}
 
 
 def run_steps_on_a_rank(state=None, steps=(STEPS,), **settings):
     """`steps` are the arguments of a range."""
-    with world("cpu", 60) as processes:
+    with init_distributed("cpu", 60) as processes:
         return run_steps(processes, state=state, steps=range(*steps), **settings)

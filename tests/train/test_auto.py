@@ -8,7 +8,7 @@ import yaml
 
 from must import cli
 from must.config import TrainConfig
-from must.model.classifier import load_classifier, save_classifier
+from must.model.classifier import load_text_classifier, save_classifier
 from must.parameters import load
 from must.stages import configure
 from must.train.auto import BATCHES, EPOCHS, auto, decay, settings
@@ -100,7 +100,7 @@ def test_flags_and_files_win(digits, tmp_path):
 
 def test_shares_that_the_classifier_file_holds_are_taken(digits, tmp_path):
     file = str(tmp_path / "c.safetensors")
-    save_classifier(replace(load_classifier(digits.classifier), shares=(0.1,) * 10), file)
+    save_classifier(replace(load_text_classifier(digits.classifier), shares=(0.1,) * 10), file)
     assert configure("train", values_of(digits)).class_prior == "uniform"
     assert configure("train", values_of(digits, classifier=file)).class_prior == "given"
     assert configure("train", values_of(digits, classifier=file, class_prior="uniform")).class_prior == "uniform"

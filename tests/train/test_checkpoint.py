@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from must import storage
-from must.storage import gcs
 from must.train.checkpoint import Checkpoints
 from must.train.snapshot import Snapshot
+from tests.stores import be_impatient
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +28,7 @@ def names(folder):
 
 @pytest.fixture(params=["local", "gs"])
 def place(request, tmp_path):
-    return str(tmp_path) if request.param == "local" else request.getfixturevalue("gcs_server").uri + "/run"
+    return str(tmp_path) if request.param == "local" else request.getfixturevalue("bucket_server").uri + "/run"
 
 
 def test_the_last_k_and_every_nth_stay(place):
@@ -167,35 +167,35 @@ def test_a_full_disk_leaves_the_older_checkpoints_whole(tmp_path):
     assert lines["NEWEST"] == "2" and "tmp" not in lines["FILES"]
 
 
-def test_a_bucket_that_is_gone_for_a_while_costs_nothing(gcs_server):
-    checkpoints = Checkpoints(gcs_server.uri + "/run", keep=3)
+def test_a_bucket_that_is_gone_for_a_while_costs_nothing(bucket_server):
+    checkpoints = Checkpoints(bucket_server.uri + "/run", keep=3)
     checkpoints.save(1, state(1))
     checkpoints.wait()
-    gcs_server.faults.plan = ["503"]
+    bucket_server.faults.plan = ["503"]
     checkpoints.save(2, state(2))  # comes back, though nothing gets through before the plan is changed below
     deadline = time.monotonic() + 60
-    while gcs_server.faults.done["503"] < 2:
+    while bucket_server.faults.done["503"] < 2:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    gcs_server.faults.plan = ["", "lost"]
+    bucket_server.faults.plan = ["", "lost"]
     checkpoints.save(3, state(3))
     checkpoints.close()
-    assert gcs_server.faults.done["lost"]
+    assert bucket_server.faults.done["lost"]
     assert checkpoints.steps() == [1, 2, 3] and checkpoints.load_newest()["progress"]["step"] == 3
 
 
-def test_a_bucket_that_stays_away_ends_it_and_the_older_checkpoints_are_whole(gcs_server, monkeypatch, capsys):
-    uri = gcs_server.uri + "/run"
+def test_a_bucket_that_stays_away_ends_it_and_the_older_checkpoints_are_whole(bucket_server, monkeypatch, capsys):
+    uri = bucket_server.uri + "/run"
     checkpoints = Checkpoints(uri)
     checkpoints.save(1, state(1))
     checkpoints.wait()
-    monkeypatch.setattr(gcs, "PATIENCE", 0.3)
-    gcs_server.faults.plan = ["503"]
+    be_impatient(monkeypatch, 0.3)
+    bucket_server.faults.plan = ["503"]
     checkpoints.save(2, state(2))
     with pytest.raises(storage.UnreachableError, match=r"could not be reached for 0.3 s") as error:
         checkpoints.close()
     assert "\n" not in str(error.value) and "the checkpoint of step 2" in capsys.readouterr().err
-    gcs_server.faults.plan = []
+    bucket_server.faults.plan = []
     assert Checkpoints(uri).load_newest()["progress"]["step"] == 1
 
 
@@ -223,16 +223,16 @@ def test_a_damaged_checkpoint_is_passed_over(place, damage):
     assert ["passed over" in str(warning.message) for warning in told] == [True] * (damage != "no description")
 
 
-def test_a_checkpoint_that_cannot_be_fetched_is_no_damaged_one(gcs_server, monkeypatch):
+def test_a_checkpoint_that_cannot_be_fetched_is_no_damaged_one(bucket_server, monkeypatch):
     """Going on from an older one would throw the newer ones away."""
-    uri = gcs_server.uri + "/run"
+    uri = bucket_server.uri + "/run"
     checkpoints = Checkpoints(uri)
     for step in (1, 2):
         checkpoints.save(step, state(step))
     checkpoints.close()
     listed = checkpoints.steps()
     monkeypatch.setattr(Checkpoints, "steps", lambda self: listed)  # the bucket goes away after the listing
-    monkeypatch.setattr(gcs, "PATIENCE", 0.2)
-    gcs_server.faults.plan = ["503"]
+    be_impatient(monkeypatch, 0.2)
+    bucket_server.faults.plan = ["503"]
     with pytest.raises(storage.UnreachableError):
         Checkpoints(uri).load_newest()

@@ -44,6 +44,7 @@ def lives(digits, output, kills, processes, seed):
     return lines
 
 
+@pytest.mark.slow
 def test_three_kills_on_changing_numbers_of_processes(digits, undisturbed, tmp_path, record_property):
     output = tmp_path / "run"
     lives(digits, output, 3, (1, 2), seed=3)

@@ -10,7 +10,7 @@ import torch
 
 from must.config import SelectConfig, TrainConfig
 from must.model.bundle import load_bundle
-from must.model.classifier import load_classifier, save_classifier
+from must.model.classifier import load_text_classifier, save_classifier
 from must.parameters import load
 from must.select.select import select
 from must.train.losses import fairness_loss
@@ -108,10 +108,11 @@ def config(digits, output, **changes):
 
 
 def with_shares(digits, path, shares):
-    save_classifier(replace(load_classifier(digits.classifier), shares=shares), str(path))
+    save_classifier(replace(load_text_classifier(digits.classifier), shares=shares), str(path))
     return str(path)
 
 
+@pytest.mark.slow
 def test_shares_change_the_model_and_the_bundle_tells_them(digits, tmp_path):
     torch.set_num_threads(1)
     known = with_shares(digits, tmp_path / "known", PRIOR)
@@ -146,6 +147,7 @@ def test_shares_that_nobody_gave_are_told_from_python_too(digits, tmp_path):
         train(config(digits, tmp_path / "model", class_prior="given"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_from_before_these_options_goes_on_without_them(digits, tmp_path):
     torch.set_num_threads(1)
     train(config(digits, tmp_path, epochs=2, checkpoint_every=2, keep_every=2))

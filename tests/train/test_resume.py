@@ -13,11 +13,13 @@ from must import storage
 from must.config import TrainConfig
 from must.data.reader import ShardReader
 from must.distributed.preemption import StopSignal
+from must.exits import ending_on_sigterm
 from must.parameters import load
-from must.storage import gcs
+from must.processes import METHOD
 from must.train.checkpoint import Checkpoints
 from must.train.presets import preset
 from must.train.trainer import train
+from tests.stores import be_impatient
 from tests.train.lives import difference
 
 SETTINGS = {
@@ -46,8 +48,8 @@ def undisturbed(digits, tmp_path_factory):
     return output
 
 
-def test_a_retry_on_another_machine_goes_on_from_the_bucket(digits, undisturbed, gcs_server, tmp_path):
-    uri = gcs_server.uri + "/run"
+def test_a_retry_on_another_machine_goes_on_from_the_bucket(digits, undisturbed, bucket_server, tmp_path):
+    uri = bucket_server.uri + "/run"
 
     def stop_after_the_first_checkpoint():
         while not storage.exists(f"{uri}/LAST"):
@@ -58,7 +60,7 @@ def test_a_retry_on_another_machine_goes_on_from_the_bucket(digits, undisturbed,
     try:
         thread = threading.Thread(target=stop_after_the_first_checkpoint)
         thread.start()
-        with pytest.raises(SystemExit) as stopped:
+        with ending_on_sigterm("train"), pytest.raises(SystemExit) as stopped:
             train(config(digits, tmp_path / "first", checkpoints=uri))
         thread.join()
     finally:
@@ -69,32 +71,34 @@ def test_a_retry_on_another_machine_goes_on_from_the_bucket(digits, undisturbed,
     assert difference(tmp_path / "second", undisturbed) == 0.0
 
 
+@pytest.mark.slow
 def test_a_bucket_that_stays_away_ends_the_run_resumably(
-    digits, undisturbed, gcs_server, tmp_path, monkeypatch, capsys
+    digits, undisturbed, bucket_server, tmp_path, monkeypatch, capsys
 ):
-    uri = gcs_server.uri + "/run"
+    uri = bucket_server.uri + "/run"
     write = Checkpoints._write
 
     def lose_the_bucket(self, step, state):
         write(self, step, state)
         if step == 4:
-            monkeypatch.setattr(gcs, "PATIENCE", 0.2)
-            gcs_server.faults.plan = ["503"]
+            be_impatient(monkeypatch, 0.2)
+            bucket_server.faults.plan = ["503"]
 
     monkeypatch.setattr(Checkpoints, "_write", lose_the_bucket)
     with pytest.raises(SystemExit) as stopped:
         train(config(digits, tmp_path / "run", checkpoints=uri))
     assert stopped.value.code == 75
     lines = capsys.readouterr().err.splitlines()
-    assert lines[-1].startswith("must train: gs://") and "could not be reached for 0.2 s" in lines[-1]
+    assert lines[-1].startswith(f"must train: {bucket_server.uri}") and "could not be reached for 0.2 s" in lines[-1]
     assert "run the same command to go on" in lines[-1]
-    gcs_server.faults.plan = []
+    bucket_server.faults.plan = []
     monkeypatch.setattr(Checkpoints, "_write", write)
     assert Checkpoints(uri).steps()[-1] == 4
     train(config(digits, tmp_path / "run", checkpoints=uri))
     assert difference(tmp_path / "run", undisturbed) == 0.0
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_changes_nothing(digits, undisturbed, tmp_path, monkeypatch):
     jumps, true_time = itertools.cycle([-86_400.0, 3e8, 0.0, -1e9]), time.time
     monkeypatch.setattr(time, "time", lambda: true_time() + next(jumps))
@@ -105,13 +109,14 @@ def test_a_clock_that_jumps_changes_nothing(digits, undisturbed, tmp_path, monke
 
 def test_a_signal_that_arrives_twice_is_one_signal():
     """Ctrl-C reaches the processes from the terminal, and again from torchrun, which hands it on."""
-    stop = StopSignal()
-    try:
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-        assert stop.received
-    finally:
-        stop.restore()
+    with ending_on_sigterm("train"):
+        stop = StopSignal()
+        try:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            assert stop.received
+        finally:
+            stop.restore()
 
 
 def test_shards_that_cannot_be_reached_end_the_run_resumably(digits, tmp_path, monkeypatch, capsys):
@@ -121,6 +126,7 @@ def test_shards_that_cannot_be_reached_end_the_run_resumably(digits, tmp_path, m
         raise storage.UnreachableError("gs://bucket/train-000000.tar: the server could not be reached for 300 s: 503")
 
     monkeypatch.setattr(ShardReader, "image", image)
+    monkeypatch.setenv(METHOD, "fork")  # loaders see what is patched here
     with pytest.raises(SystemExit) as stopped:
         train(config(digits, tmp_path / "run", workers=1))
     assert stopped.value.code == 75

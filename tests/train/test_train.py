@@ -51,9 +51,9 @@ def run(digits, output, *extra):
     return process.wait(120), process.log.read_text()
 
 
-def start_and_stop(digits, output, number, after_step=6):
+def start_and_stop(digits, output, number, after_step=6, extra=()):
     """Starts a run, sends it a signal once a checkpoint of `after_step` is whole, returns (exit code, output)."""
-    process = start(digits, output)
+    process = start(digits, output, *extra)
     deadline = time.monotonic() + 120
     while not (output / "checkpoints" / f"step-{after_step:09d}.json").exists():
         assert process.poll() is None and time.monotonic() < deadline, process.log.read_text()
@@ -90,7 +90,7 @@ def test_a_run_leaves_a_bundle_a_log_and_its_story(uninterrupted, digits):
     assert load_bundle(str(output)).model.classifier.shape == (64, 10)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_stopped_run_goes_on_to_the_same_weights_bit_for_bit(digits, uninterrupted, tmp_path, number):
     output = tmp_path / "run"
     code, text = start_and_stop(digits, output, number)

@@ -10,7 +10,7 @@ import torch
 from must.cli import main
 from must.config import TrainConfig
 from must.model.bundle import load_bundle, save_bundle, zero_shot_bundle
-from must.model.classifier import load_classifier
+from must.model.classifier import load_text_classifier
 from must.parameters import load
 from must.train.presets import preset
 from must.train.trainer import train
@@ -20,7 +20,7 @@ from must.train.warm_start import start_from
 @pytest.fixture(scope="module")
 def champion(digits, tmp_path_factory):
     """A bundle that differs from zero-shot in every tensor."""
-    bundle = zero_shot_bundle(load_classifier(digits.classifier))
+    bundle = zero_shot_bundle(load_text_classifier(digits.classifier))
     with torch.no_grad():
         for parameter in bundle.model.parameters():
             parameter.add_(0.01)
@@ -30,7 +30,7 @@ def champion(digits, tmp_path_factory):
 
 
 def test_every_tensor_is_the_champions(digits, champion):
-    fresh = zero_shot_bundle(load_classifier(digits.classifier))
+    fresh = zero_shot_bundle(load_text_classifier(digits.classifier))
     start_from(champion, fresh)
     expected = load_bundle(champion).model.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in fresh.model.state_dict().items())
@@ -53,7 +53,7 @@ def test_other_classes_or_no_bundle_are_one_line(digits, champion, tmp_path, cap
     description = json.loads((other / "model.json").read_text())
     description["classes"][0] = "nought"
     (other / "model.json").write_text(json.dumps(description))
-    fresh = zero_shot_bundle(load_classifier(digits.classifier))
+    fresh = zero_shot_bundle(load_text_classifier(digits.classifier))
     with pytest.raises(ValueError, match="was trained for other classes"):
         start_from(str(other), fresh)
     changed = dataclasses.replace(fresh, description=dataclasses.replace(fresh.description, architecture={}))

@@ -1,7 +1,7 @@
 """The report's charts as inline SVG: pure functions of numbers. Colours come from the page's style sheet.
 
 Every chart is drawn for about 320 units of width, so that its text stays readable on a phone; the page's grid decides
-how many stand side by side.
+how many are side by side.
 """
 
 from __future__ import annotations

@@ -40,10 +40,11 @@ def in_words(found: dict[str, Any]) -> str:
         return f"No image changes its class, of {images}."
     kept = "Zero-shot is kept" if found["kept_zero_shot"] else f"{found['alpha']:.0%} of the way is kept"
     reason = f": {found['reason']}" if found["reason"] else ""
-    share = (
-        f"their zero-shot classes agree by {found['agreement']:.2f} (kappa), so {found['needed']:.1f} standard errors"
-    )
-    return f"{kept}{reason}. Judged by the look-alikes of {images}; {share} were asked for."
+    judged = f"{kept}{reason}. Judged by the look-alikes of {images}"
+    if found["agreement"] is None:  # zero-shot sees a single class
+        return f"{judged}."
+    share = f"their zero-shot classes agree by {found['agreement']:.2f} (kappa)"
+    return f"{judged}; {share}, so {found['needed']:.1f} standard errors were asked for."
 
 
 def verdict_of(audit: dict[str, Any] | None, name: str) -> tuple[str, str, str]:

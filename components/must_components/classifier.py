@@ -1,0 +1,39 @@
+"""Class names and prompt templates -> zero-shot text classifier weights."""
+
+from kfp import dsl
+
+from must_components import images
+
+
+@dsl.component(base_image=images.TORCH, install_kfp_package=False)
+def classifier(
+    work_uri: str,
+    run_id: str,
+    classes: str,
+    model: str,
+    fingerprint: str,
+    weights: dsl.Output[dsl.Model],
+    pretrained: str = "",
+) -> str:
+    """Computes the zero-shot classifier, or takes the one that an earlier run made of the same. Never cached.
+
+    Args:
+        work_uri: where the run's notes go, and classifiers are kept.
+        run_id: the run that the stage belongs to.
+        classes: path or URI of a YAML file with classes and templates, or the set that ships: imagenet.
+        model: open_clip model name, or a model folder.
+        fingerprint: of what these hold; a classifier that was made of the same is taken from work_uri.
+        pretrained: open_clip pretrained tag, or a checkpoint file.
+        weights: the classifier file (.safetensors).
+
+    Returns:
+        The sha256 of the classifier file.
+    """
+    from must.run.supervise import supervised
+
+    made = supervised(
+        "classifier", "must.run.stages:classifier", run_id, work_uri, classes=classes, model=model,
+        pretrained=pretrained, fingerprint=fingerprint, weights=weights.path,
+    )  # fmt: skip
+    weights.metadata.update(model=model, pretrained=pretrained, classes=made["classes"], fingerprint=fingerprint)
+    return made["sha256"]

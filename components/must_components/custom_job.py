@@ -1,0 +1,52 @@
+"""Training on several machines of a CustomJob of Vertex AI: each of them runs this."""
+
+from kfp import dsl
+
+from must_components import images
+
+
+@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
+def train_replica(
+    work_uri: str,
+    run_id: str,
+    index_sha256: str,
+    classifier: dsl.Input[dsl.Model],
+    bundle: dsl.Output[dsl.Model],
+    training: dsl.Output[dsl.Metrics],
+    init: str = "",
+    preset: str = "",
+    settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
+    epochs: int = 0,
+    processes: str = "auto",
+    tensorboard_uri: str = "",
+) -> str:
+    """Trains MUST with the job's other machines; goes on from the newest checkpoint when it is retried. Never cached.
+
+    Args:
+        work_uri: shards are in its folder shards; checkpoints go to checkpoints, a folder a run's data and settings.
+        run_id: the run that the stage belongs to.
+        index_sha256: of the shards' index; another one is refused.
+        classifier: text classifier file.
+        bundle: the adapted model, written by the first machine.
+        training: the run's figures.
+        init: bundle to start from; nothing for the zero-shot model.
+        preset: published settings of a data set; see `must train --help`.
+        settings: any parameters of `must train` by name; they win over the preset.
+        epochs: passes over the data; 0 leaves it to settings and preset.
+        processes: training processes a machine: a number, or auto for one a GPU.
+        tensorboard_uri: where the curves are copied to while it trains; nothing for nowhere.
+
+    Returns:
+        The sha256 of the model's weights.
+    """
+    from must.run.evaluation import plain
+    from must.run.replicas import train_on_replica
+
+    summary, facts = train_on_replica(
+        run_id, work_uri, index_sha256=index_sha256, classifier=classifier.path, output=bundle.path, init=init,
+        preset=preset, settings=settings, epochs=epochs, processes=processes, tensorboard_uri=tensorboard_uri,
+    )  # fmt: skip
+    for name, value in plain(summary).items():
+        training.log_metric(name, float(value))
+    bundle.metadata.update(plain(facts | summary))
+    return facts["sha256"]

@@ -1,0 +1,39 @@
+"""Adapted model -> ONNX, checked against PyTorch."""
+
+from kfp import dsl
+
+from must_components import images
+
+
+@dsl.component(base_image=images.TORCH, install_kfp_package=False)
+def export(
+    work_uri: str,
+    run_id: str,
+    index_sha256: str,
+    bundle: dsl.Input[dsl.Model],
+    details: dsl.Input[dsl.Artifact],
+    onnx: dsl.Output[dsl.Model],
+    precision: str = "fp32",
+    embeddings: bool = False,
+    triton: str = "",
+) -> None:
+    """Exports the model with its class names and preprocessing. Never cached.
+
+    Args:
+        work_uri: the shards in its folder shards have the images that the export is checked with.
+        run_id: the run that the stage belongs to.
+        index_sha256: of the shards' index; another one is refused.
+        bundle: the adapted model.
+        details: of the evaluation, for the model card.
+        onnx: folder with model.onnx, labels.txt and the model card.
+        precision: fp32, fp16 or int8.
+        embeddings: the ONNX model gives the images' embeddings too.
+        triton: also write a Triton model repository for a model of this name.
+    """
+    from must.run.supervise import supervised
+
+    facts = supervised(
+        "export", "must.run.stages:export", run_id, work_uri, index_sha256=index_sha256, bundle=bundle.path,
+        details=details.path, onnx=onnx.path, precision=precision, embeddings=embeddings, triton=triton,
+    )  # fmt: skip
+    onnx.metadata.update(facts)

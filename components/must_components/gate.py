@@ -1,0 +1,54 @@
+"""May the adapted model be promoted? The decision, its reasons, and a page to read."""
+
+from kfp import dsl
+
+from must_components import images
+
+
+@dsl.component(base_image=images.TORCH, install_kfp_package=False)
+def gate(
+    work_uri: str,
+    run_id: str,
+    bundle: dsl.Input[dsl.Model],
+    details: dsl.Input[dsl.Artifact],
+    decision: dsl.Output[dsl.Artifact],
+    reasons: dsl.Output[dsl.Markdown],
+    key: str,
+    model_name: str,
+    registry_uri: str = "",
+    champion: str = "none",
+    champion_uri: str = "",
+    gate: str = "label-free",
+    gate_settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
+    split: str = "test",
+) -> str:
+    """Decides. The label-free gate compares with zero-shot, the labelled one with the champion. Never cached.
+
+    Args:
+        work_uri: shards are in its folder shards.
+        run_id: the run that the stage belongs to.
+        bundle: the challenger.
+        details: of its evaluation against the zero-shot model.
+        decision: decision.json.
+        reasons: the same as a page.
+        key: of the data and settings; a model that is stopped is remembered by it.
+        model_name: the model's name in the registry.
+        registry_uri: where promoted models live; work_uri/registry if empty.
+        champion: the champion's version, or none.
+        champion_uri: its bundle, or nothing.
+        gate: label-free, labelled or none.
+        gate_settings: parameters of `must gate` by name, such as {"min_gain": 0.01}.
+        split: labelled split for the labelled gate.
+
+    Returns:
+        promote, or stop.
+    """
+    from must.run.supervise import supervised
+
+    passed = supervised(
+        "gate", "must.run.stages:gate", run_id, work_uri, bundle=bundle.path, details=details.path,
+        registry_uri=registry_uri, model_name=model_name, key=key, champion=champion,
+        champion_uri=champion_uri, gate=gate, settings=gate_settings, split=split, decision=decision.path,
+        page=reasons.path,
+    )  # fmt: skip
+    return "promote" if passed else "stop"

@@ -1,0 +1,61 @@
+"""A first look at the run's parameters and what they name: what a later stage would refuse is refused here."""
+
+from kfp import dsl
+
+from must_components import images
+
+
+@dsl.component(base_image=images.TORCH, install_kfp_package=False)
+def inputs(
+    work_uri: str,
+    run_id: str,
+    classes: str,
+    model: str,
+    pretrained: str = "",
+    labels: str = "none",
+    split: str = "train=1",
+    shard_settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
+    preset: str = "",
+    epochs: int = 0,
+    settings: dict = {},  # noqa: B006
+    precision: str = "fp32",
+    gate: str = "label-free",
+    gate_settings: dict = {},  # noqa: B006
+    model_name: str = "model",
+    register: str = "none",
+    serve: str = "none",
+    triton: str = "",
+) -> str:
+    """Checks them and sums them up. Never cached.
+
+    Args:
+        work_uri: where the run's notes go.
+        run_id: the run that the stage belongs to.
+        classes: path or URI of the class file, or the set that ships: imagenet.
+        model: open_clip model name, or a model folder; it may be in a bucket.
+        pretrained: open_clip pretrained tag, or a checkpoint file.
+        labels: as the shard stage gets it.
+        split: as the shard stage gets it.
+        shard_settings: as the shard stage gets them.
+        preset: as the train stage gets it.
+        epochs: as the train stage gets it.
+        settings: as the train stage gets them.
+        precision: as the export stage gets it.
+        gate: as the gate stage gets it.
+        gate_settings: as the gate stage gets them.
+        model_name: as the promote stage gets it.
+        register: as the promote stage gets it.
+        serve: none, or how the serve stage is to work.
+        triton: as the export stage gets it.
+
+    Returns:
+        A sha256 that changes with what the class file and the model files hold.
+    """
+    from must.run.supervise import supervised
+
+    return supervised(
+        "inputs", "must.run.stages:inputs", run_id, work_uri, classes=classes, model=model, pretrained=pretrained,
+        labels=labels, split=split, shard_settings=shard_settings, preset=preset, epochs=epochs, settings=settings,
+        precision=precision, gate=gate, gate_settings=gate_settings, model_name=model_name,
+        register=register, serve=serve, triton=triton,
+    )  # fmt: skip

@@ -1,0 +1,38 @@
+"""The exported model's class for every image of the shards, as Parquet files. Several pods may share the work."""
+
+from kfp import dsl
+
+from must_components import images
+
+
+@dsl.component(base_image=images.TORCH, install_kfp_package=False)
+def predict(
+    part: str,
+    work_uri: str,
+    run_id: str,
+    index_sha256: str,
+    onnx: dsl.Input[dsl.Model],
+    promoted: dsl.Input[dsl.Model],
+    predict_uri: str,
+    settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
+):
+    """Labels every N-th shard; whoever finds all files there writes the summary. Never cached.
+
+    Args:
+        part: I/N, such as 1/4.
+        work_uri: shards are in its folder shards.
+        run_id: the run that the stage belongs to.
+        index_sha256: of the shards' index; another one is refused.
+        onnx: the exported model.
+        promoted: what says as which version it was promoted.
+        predict_uri: the files go to its folder of that version.
+        settings: other parameters of `must predict` by name, such as {"abstain": 0.8}.
+    """
+    from must.run.parts import part_name
+    from must.run.supervise import supervised
+
+    supervised(
+        part_name("predict", part), "must.run.parts:predict_part", run_id, work_uri, part=part, onnx=onnx.path,
+        index_sha256=index_sha256, output=f"{predict_uri.rstrip('/')}/{promoted.metadata['version']}",
+        settings=settings,
+    )  # fmt: skip

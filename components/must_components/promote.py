@@ -1,0 +1,50 @@
+"""The challenger becomes a version of the registry and its champion."""
+
+from kfp import dsl
+
+from must_components import images
+
+
+@dsl.component(base_image=images.SHARD, install_kfp_package=False)
+def promote(
+    work_uri: str,
+    run_id: str,
+    bundle: dsl.Input[dsl.Model],
+    onnx: dsl.Input[dsl.Model],
+    details: dsl.Input[dsl.Artifact],
+    decision: dsl.Input[dsl.Artifact],
+    promoted: dsl.Output[dsl.Model],
+    key: str,
+    model_name: str,
+    registry_uri: str = "",
+    champion: str = "none",
+    register: str = "none",
+) -> str:
+    """Copies the bundle and the ONNX model, then moves LATEST if no other run did meanwhile. Never cached.
+
+    Args:
+        work_uri: where the run's notes go; the registry is its folder registry where `registry_uri` is empty.
+        run_id: the run that the stage belongs to.
+        bundle: the challenger.
+        onnx: its ONNX model.
+        details: of its evaluation.
+        decision: of the gate.
+        promoted: says where the version is, with its accuracy and where it comes from.
+        key: of the data and settings, for `only_new`.
+        model_name: the model's name in the registry.
+        registry_uri: where promoted models live.
+        champion: the version the challenger was compared with.
+        register: mlflow or kubeflow, to put it into that model registry too, or none.
+
+    Returns:
+        The version.
+    """
+    from must.run.supervise import supervised
+
+    facts = supervised(
+        "promote", "must.run.stages:promote", run_id, work_uri, bundle=bundle.path, onnx=onnx.path,
+        details=details.path, decision=decision.path, registry_uri=registry_uri, model_name=model_name, key=key,
+        champion=champion, register=register, output=promoted.path,
+    )  # fmt: skip
+    promoted.metadata.update(facts)
+    return facts["version"]

@@ -1,0 +1,92 @@
+"""The InferenceService, as a plain dictionary: KServe's serving.kserve.io/v1beta1 with a container of our own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from must import storage
+from must.run.check import check_service_name
+
+PORT = 8080
+KIND, GROUP, VERSION, PLURAL = "InferenceService", "serving.kserve.io", "v1beta1", "inferenceservices"
+CONTAINER = "kserve-container"  # the name that KServe looks for
+GRACE = 60  # seconds: `must serve` drains for 5 and then answers what there is
+# A Deployment and a Service. Knative, the default of KServe up to 0.15 and of Kubeflow's installation, refuses a pod's
+# grace period, and claims and node selectors unless an administrator allows them. Newer ones read it as Standard.
+MODE = {"serving.kserve.io/deploymentMode": "RawDeployment"}
+
+
+def inference_service(registry: str, name: str, server: dict[str, Any]) -> dict[str, Any]:
+    """`server`: what cluster.yaml says, by must_pipeline/cluster/serving.py.
+
+    The server looks at LATEST itself: the object stays the same from one promotion to the next, no pod is started anew,
+    and what is served is what the registry says, also after a rollback.
+
+    Raises:
+        ValueError: no name that Kubernetes takes.
+    """
+    check_service_name(name)
+    container: dict[str, Any] = {
+        "name": CONTAINER,
+        "image": server["image"],
+        "args": ["must", "serve", "--registry", registry, "--name", name, "--host", "0.0.0.0", "--port", str(PORT)],
+        "ports": [{"containerPort": PORT, "protocol": "TCP"}],
+        "env": [{"name": key, "value": value} for key, value in server.get("env", {}).items()],
+        "startupProbe": probe("live", failureThreshold=60, periodSeconds=5),
+        "readinessProbe": probe("ready", periodSeconds=5),
+        "livenessProbe": probe("live", periodSeconds=15, timeoutSeconds=5),
+        "resources": {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "4Gi"}},
+        "securityContext": {
+            "runAsNonRoot": True,
+            "readOnlyRootFilesystem": True,
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumeMounts": [{"name": "scratch", "mountPath": "/tmp"}],
+    }
+    predictor: dict[str, Any] = {
+        "minReplicas": 1,
+        "terminationGracePeriodSeconds": GRACE,
+        "containers": [container],
+        "volumes": [{"name": "scratch", "emptyDir": {}}],
+    }
+    if server.get("service_account"):
+        predictor["serviceAccountName"] = server["service_account"]
+    if server.get("pull_secrets"):
+        predictor["imagePullSecrets"] = [{"name": secret} for secret in server["pull_secrets"]]
+    if server.get("secret"):
+        container["env"].append(
+            {"name": server["secret_variable"], "value": f"{server['secret_mount']}/{server['secret_key']}"}
+        )
+        add_volume(predictor, "key", server["secret_mount"], {"secret": {"secretName": server["secret"]}})
+    if server.get("claim"):
+        claim = {"persistentVolumeClaim": {"claimName": server["claim"], "readOnly": True}}
+        add_volume(predictor, "data", server["mount"], claim)
+    if server.get("node_selector"):
+        predictor["nodeSelector"] = server["node_selector"]
+    return {
+        "apiVersion": f"{GROUP}/{VERSION}",
+        "kind": KIND,
+        "metadata": {
+            "name": name,
+            "labels": {"app.kubernetes.io/managed-by": "must", **server.get("labels", {})},
+            "annotations": dict(MODE),
+        },
+        "spec": {"predictor": predictor},
+    }
+
+
+def is_seen(registry: str, server: dict[str, Any]) -> bool:
+    """Whether a server's pod sees the registry: in a bucket, or on the volume of cluster.yaml."""
+    mount = server.get("mount", "")
+    return storage.is_remote(registry) or bool(mount and f"{registry}/".startswith(f"{mount.rstrip('/')}/"))
+
+
+def add_volume(predictor: dict[str, Any], name: str, place: str, source: dict[str, Any]) -> None:
+    predictor["volumes"].append({"name": name, **source})
+    predictor["containers"][0]["volumeMounts"].append({"name": name, "mountPath": place, "readOnly": True})
+
+
+def probe(what: str, **values: int) -> dict[str, Any]:
+    return {"httpGet": {"path": f"/v2/health/{what}", "port": PORT}, **values}

@@ -1,0 +1,39 @@
+"""A part of the images -> what `shard` makes shards of. Several pods of this share the work; shard.py follows them."""
+
+from kfp import dsl
+
+from must_components import images
+
+
+@dsl.component(base_image=images.SHARD, install_kfp_package=False)
+def shard_part(
+    part: str,
+    source: str,
+    work_uri: str,
+    run_id: str,
+    test_source: str = "",
+    labels: str = "none",
+    split: str = "train=1",
+    append: bool = False,
+    settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
+):
+    """Reads, checks and packs every N-th unit of the images; the part that finds all done makes the shards.
+
+    Args:
+        part: I/N, such as 1/4.
+        source: as of shard.
+        work_uri: the shards go to its folder shards, and so does what parts leave there for one another.
+        run_id: the run that the stage belongs to.
+        test_source: as of shard.
+        labels: as of shard.
+        split: as of shard.
+        append: as of shard.
+        settings: as of shard.
+    """
+    from must.run.parts import part_name
+    from must.run.supervise import supervised
+
+    supervised(
+        part_name("shard", part), "must.run.parts:shard_part", run_id, work_uri, part=part, settings=settings,
+        source=source, test_source=test_source, labels=labels, split=split, append=append,
+    )  # fmt: skip

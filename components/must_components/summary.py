@@ -1,0 +1,27 @@
+"""The exit handler: one page about the run, whether it went well or not."""
+
+from kfp import dsl
+
+from must_components import images
+
+
+@dsl.component(base_image=images.SHARD, install_kfp_package=False)
+def summary(status: dsl.PipelineTaskFinalStatus, work_uri: str, run_id: str, page: dsl.Output[dsl.Markdown]) -> None:
+    """Sums up the stages' notes: which one failed, its last lines, whether and how it can go on. Never cached.
+
+    Args:
+        status: of the stages, from Kubeflow; a hint.
+        work_uri: where the stages left their notes.
+        run_id: whose notes are summed up; for the command that goes on.
+        page: the summary.
+    """
+    import os
+
+    from must.run.summary import leave_page, summarize
+    from must.storage import write_bytes
+
+    again = os.environ.get("MUST_RUN_AGAIN") or f"must-pipeline submit --again {run_id}"
+    text = summarize(work_uri, run_id, status.state, again)
+    write_bytes(page.path, text.encode())
+    print(text)
+    leave_page(work_uri, run_id, text)

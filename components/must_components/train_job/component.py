@@ -1,0 +1,53 @@
+"""Training as a TrainJob, on one node or several: submits a TrainJob to Kubeflow Trainer and waits for it."""
+
+from kfp import dsl
+
+from must_components import images
+
+
+@dsl.component(base_image=images.LAUNCHER, install_kfp_package=False)
+def train_job(
+    work_uri: str,
+    run_id: str,
+    index_sha256: str,
+    classifier: dsl.Input[dsl.Model],
+    bundle: dsl.Output[dsl.Model],
+    training: dsl.Output[dsl.Metrics],
+    nodes: dict,
+    init: str = "",
+    preset: str = "",
+    settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
+    epochs: int = 0,
+    tensorboard_uri: str = "",
+) -> str:
+    """Trains MUST in a TrainJob; a retry attaches to the job that runs. Never cached.
+
+    Args:
+        work_uri: shards are in its folder shards; checkpoints go to checkpoints, the job's input and model to jobs.
+        run_id: the run that the stage belongs to.
+        index_sha256: of the shards' index; another one is refused.
+        classifier: text classifier file.
+        bundle: the adapted model.
+        training: the run's figures.
+        nodes: how many nodes and what they are like, from cluster.yaml.
+        init: bundle to start from; nothing for the zero-shot model.
+        preset: published settings of a data set; see `must train --help`.
+        settings: any parameters of `must train` by name; they win over the preset.
+        epochs: passes over the data; 0 leaves it to settings and preset.
+        tensorboard_uri: where the curves are copied to while it trains; nothing for nowhere.
+
+    Returns:
+        The sha256 of the model's weights.
+    """
+    from must.run.evaluation import plain
+    from must.run.supervise import supervised
+
+    summary, facts = supervised(
+        "train", "must_components.train_job.launcher:train_on_nodes", run_id, work_uri, index_sha256=index_sha256,
+        classifier=classifier.path, output=bundle.path, nodes=nodes, init=init, preset=preset, settings=settings,
+        epochs=epochs, tensorboard_uri=tensorboard_uri,
+    )  # fmt: skip
+    for name, value in plain(summary).items():
+        training.log_metric(name, float(value))
+    bundle.metadata.update(plain(facts | summary))
+    return facts["sha256"]

@@ -1,0 +1,69 @@
+"""Prints a TrainJob's log of rank 0 while it grows, whatever happens to the connection or the pod."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+from must_components.train_job.jobs import Jobs
+from must_components.train_job.manifest import NODE
+
+INDEX = "batch.kubernetes.io/job-completion-index"
+KEPT = 30  # lines
+
+
+class LogFollower(threading.Thread):
+    """Starts when the pod does. A log that breaks off is read again, and the lines that were printed are skipped.
+
+    A container that was restarted in its pod has a log of its own, from its first line.
+    """
+
+    def __init__(self, jobs: Jobs, name: str, pause: float) -> None:
+        super().__init__(daemon=True)
+        self.jobs, self.name, self.pause = jobs, name, pause
+        self.over = threading.Event()
+        self.pod, self.container, self.printed = "", "", 0
+        self.last: deque[str] = deque(maxlen=KEPT)
+
+    def run(self) -> None:
+        last = False
+        while not last:
+            last = self.over.is_set()  # once more after the end: a short job may be over before its log was found
+            try:
+                self.follow()
+            except Exception as error:  # the job's state decides, not the log
+                if self.pod and not last:
+                    print(f"[the log of {self.pod} broke off ({type(error).__name__}); reading on]", flush=True)
+            self.over.wait(self.pause)
+
+    def follow(self) -> None:
+        found = self.find()
+        if found is None:
+            return
+        pod, container = found
+        if container != self.container:
+            if self.container:
+                how = f"was replaced by {pod}" if pod != self.pod else "was restarted in place"
+                print(f"[{self.pod} {how}]", flush=True)
+            self.pod, self.container, self.printed = pod, container, 0
+        for number, line in enumerate(self.jobs.follow(pod), 1):
+            if number > self.printed:
+                print(line, flush=True)
+                self.printed = number
+                self.last.append(line)
+
+    def find(self) -> tuple[str, str] | None:
+        """The newest pod of the first node, and its container of this moment, once it runs."""
+        for pod in self.jobs.pods(self.name):
+            if pod.metadata.labels.get(INDEX) != "0":
+                continue
+            for status in pod.status.container_statuses or []:
+                if status.name == NODE and status.container_id:
+                    return pod.metadata.name, status.container_id
+            return None
+        return None
+
+    def finish(self, seconds: float) -> None:
+        """Waits for what is left of a log that ends."""
+        self.over.set()
+        self.join(seconds)

@@ -1,0 +1,203 @@
+"""One TrainJob for what is to be trained, submitted once, watched to its end.
+
+A launcher that is retried finds the job that its predecessor started. A job that failed is replaced by a new one, which
+goes on from the checkpoints.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, NoReturn
+
+from kubernetes.client import ApiException
+
+from must import storage
+from must.exits import BUG, PREEMPTED, WRONG_INPUT
+from must.model.bundle import DESCRIPTION_FILE
+from must.run.keepalive import SILENCE, keep_alive
+from must.run.places import JobUri
+from must_components.train_job.failure import explain, report, status_of
+from must_components.train_job.follow import LogFollower
+from must_components.train_job.jobs import NO_ANSWER, Jobs, moment
+from must_components.train_job.manifest import PLACE, Request
+
+POLL = 5.0  # seconds between looks at the job
+API_TIMEOUT = 600.0  # seconds without an answer of the API server after which the launcher gives up; the job runs on
+DRAIN = 10.0  # seconds for what is left of the log of a job that is over
+GONE = 300.0  # seconds for a deleted job's pods to stop: they may save a checkpoint first
+
+
+class Launch:
+    """One TrainJob from its start, or from where a launcher before left it, to its end."""
+
+    def __init__(self, jobs: Jobs, wanted: Request, job: JobUri, timeout: int) -> None:
+        self.jobs, self.wanted, self.job, self.timeout = jobs, wanted, job, timeout
+        self.name: str = wanted.name
+        self.workflow = ""
+        with suppress(ApiException, *NO_ANSWER):  # there is no time to ask for it when the SIGTERM is here
+            self.workflow = jobs.workflow()
+
+    def run(self) -> None:
+        previous = signal.signal(signal.SIGTERM, stop)
+        follower = LogFollower(self.jobs, self.name, POLL / 2)
+        try:
+            with keep_alive(self.job.sign):
+                self.submit_or_attach()
+                follower.start()
+                outcome, why = self.wait()
+                follower.finish(DRAIN)
+        except StoppedError:
+            self.leave()
+        except (TimeoutError, KeyboardInterrupt) as error:
+            print(
+                f"{error or 'interrupted'}; deleting the TrainJob {self.name}. Its checkpoints stay.", file=sys.stderr
+            )
+            with suppress(ApiException, *NO_ANSWER):
+                self.delete()
+            raise SystemExit(BUG if isinstance(error, TimeoutError) else PREEMPTED) from None
+        finally:
+            follower.over.set()
+            signal.signal(signal.SIGTERM, previous)
+        if outcome == "Failed":
+            report(self.jobs, self.name, why, follower.last)
+
+    def leave(self) -> NoReturn:
+        """Half a second is left. The job goes with a run that is stopped, and outlives a pod that is."""
+        with suppress(ApiException, *NO_ANSWER):
+            if self.workflow and self.jobs.is_over(self.workflow):
+                self.delete()
+                print(
+                    f"the run is being stopped: deleted the TrainJob {self.name}. Its checkpoints stay.",
+                    file=sys.stderr,
+                )
+                raise SystemExit(PREEMPTED) from None
+        print(
+            f"stopped by SIGTERM; the TrainJob {self.name} trains on for a launcher that attaches to it, and stops by "
+            f"itself when none has come after {SILENCE / 60:g} minutes",
+            file=sys.stderr,
+        )
+        raise SystemExit(PREEMPTED) from None
+
+    def submit_or_attach(self) -> None:
+        found = self.current_job()
+        if found is not None:
+            outcome, _ = self.with_retry(partial(self.jobs.outcome, found))
+            if "deletionTimestamp" in found["metadata"]:
+                print(f"the TrainJob {self.name} is being deleted; waiting for its end", flush=True)
+            elif outcome == "Failed":
+                print(f"the TrainJob {self.name} failed before; starting it again from its checkpoints", flush=True)
+            elif outcome == "Complete" and not self.has_bundle():
+                print(f"the TrainJob {self.name} is complete, but its model is gone; training again", flush=True)
+            else:
+                self.check_patches(found)
+                print(f"attached to the TrainJob {self.name} ({outcome or 'Running'})", flush=True)
+                return
+            self.with_retry(self.delete)
+            self.wait_until_gone()
+        try:
+            self.jobs.create(self.wanted)
+            print(f"submitted the TrainJob {self.name}: {self.wanted.trainer.num_nodes} nodes", flush=True)
+        except RuntimeError as error:
+            if status_of(error) != 409:
+                explain(error, f"the TrainJob {self.name} could not be submitted")
+            print(f"attached to the TrainJob {self.name}, which another launcher has just submitted", flush=True)
+        created = self.current_job()
+        if created is not None:
+            self.check_patches(created)
+
+    def check_patches(self, job: dict[str, Any]) -> None:
+        """Trainer 2.0 and 2.1 know no runtimePatches, and Kubernetes drops what it does not know without a word."""
+        if "runtimePatches" not in job["spec"]:
+            self.with_retry(self.delete)
+            print(
+                f"must train: the TrainJob {self.name} came back without runtimePatches (service account, pool, "
+                "volumes) and was deleted: Kubeflow Trainer 2.2 or newer is needed",
+                file=sys.stderr,
+            )
+            raise SystemExit(WRONG_INPUT)
+
+    def wait(self) -> tuple[str, str]:
+        """Waits until the job is over: Complete or Failed, and why. Raises TimeoutError."""
+        queued = False
+        while (job := self.current_job()) is not None:
+            outcome, why = self.with_retry(partial(self.jobs.outcome, job))
+            if outcome in ("Complete", "Failed"):
+                return outcome, why
+            if outcome == "Suspended" and not queued:
+                print(f"the TrainJob {self.name} waits in its queue; its time does not count yet", flush=True)
+            queued = outcome == "Suspended"
+            if self.timeout and not queued and seconds_of(job) > self.timeout:
+                raise TimeoutError(f"not done after {self.timeout} s")
+            time.sleep(POLL)
+        print(f"the TrainJob {self.name} was deleted by another program; its checkpoints stay", file=sys.stderr)
+        raise SystemExit(BUG)
+
+    def current_job(self) -> dict[str, Any] | None:
+        """The job, or None if there is none. Exits with 2 for one of another place, which is left alone."""
+        job = self.with_retry(partial(self.jobs.get, self.name))
+        if job is not None:
+            place = (job["metadata"].get("annotations") or {}).get(PLACE)
+            if place != self.job.uri:
+                print(
+                    f"must train: there is a TrainJob {self.name} for another place ({place or 'no annotation'}, not "
+                    f"{self.job.uri}); it is left alone. Rename or delete it.",
+                    file=sys.stderr,
+                )
+                raise SystemExit(WRONG_INPUT)
+        return job
+
+    def with_retry(self, action: Callable[[], Any]) -> Any:
+        """`action`, repeated while the API server does not answer."""
+        began = time.monotonic()
+        while True:
+            try:
+                return action()
+            except (ApiException, *NO_ANSWER) as error:
+                if status_of(error) in (401, 403):
+                    explain(error, f"the TrainJob {self.name} cannot be read")
+                if time.monotonic() - began > API_TIMEOUT:
+                    explain(error, f"the API server gave no answer for {API_TIMEOUT:g} s; the TrainJob runs on")
+                time.sleep(POLL)
+
+    def delete(self) -> None:
+        """The job of this place, if there is one."""
+        job = self.jobs.get(self.name)
+        if job is not None and (job["metadata"].get("annotations") or {}).get(PLACE) == self.job.uri:
+            self.jobs.delete(job)
+
+    def wait_until_gone(self) -> None:
+        began = time.monotonic()
+        while self.current_job() is not None:
+            if time.monotonic() - began > GONE:
+                print(
+                    f"the TrainJob {self.name} does not go away: kubectl delete trainjob {self.name}", file=sys.stderr
+                )
+                raise SystemExit(BUG)
+            time.sleep(POLL)
+
+    def has_bundle(self) -> bool:
+        return storage.exists(storage.join(self.job.bundle, DESCRIPTION_FILE))
+
+
+class StoppedError(BaseException):  # not Exception: the SDK turns whatever is raised inside a call into its own error
+    pass
+
+
+def stop(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # it may come twice
+    raise StoppedError
+
+
+def seconds_of(job: dict[str, Any]) -> float:
+    """The seconds for which the job was allowed to run: since it was made, or since it last left its queue."""
+    began = job["metadata"]["creationTimestamp"]
+    for condition in job.get("status", {}).get("conditions", []):
+        if condition["type"] == "Suspended" and condition["status"] == "False":
+            began = condition["lastTransitionTime"]
+    return (datetime.now(UTC) - moment(began)).total_seconds()

@@ -1,0 +1,71 @@
+"""The stage train as a TrainJob: what its nodes read, the job itself, and the model that they leave."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from typing import Any
+
+import yaml
+
+from must import storage
+from must.model.bundle import load_description
+from must.names import listed
+from must.run.keepalive import SILENCE
+from must.run.notes import stage_note
+from must.run.places import JobUri, WorkUri
+from must.run.training import job_values, origin, trained
+from must_components.train_job.jobs import Jobs
+from must_components.train_job.launch import Launch
+from must_components.train_job.manifest import request
+
+
+def train_on_nodes(
+    work_uri: str,
+    *,
+    index_sha256: str,
+    classifier: str,
+    output: str,
+    nodes: dict[str, Any],
+    init: str = "",
+    preset: str = "",
+    settings: dict[str, Any] | None = None,
+    epochs: int = 0,
+    tensorboard_uri: str = "",
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Trains, or attaches to the job that trains. Returns the run's summary, and what the bundle tells of its origin.
+
+    Exits with the nodes' code (2, 75 or 1) and the job's last lines and events when it fails, with 75 when it is
+    stopped itself: then the job trains on, unless the whole run is being stopped.
+    """
+    key, values = job_values(
+        work_uri, index_sha256=index_sha256, classifier=classifier, init=init, preset=preset, settings=settings or {},
+        epochs=epochs,
+    )  # fmt: skip
+    job = WorkUri(work_uri).job(key)
+    with stage_note(work_uri, "train", values["checkpoints"]) as note:
+        prepare(job, values, classifier, storage.join(tensorboard_uri, key) if tensorboard_uri else "")
+        logging.getLogger("kubeflow").setLevel(logging.ERROR)  # it warns at length when it cannot read a version
+        Launch(Jobs(), request(job_name(job.uri), nodes, job.uri), job, int(nodes["timeout"])).run()
+        copy_bundle(job.bundle, output)
+        summary = load_description(output).provenance["summary"]
+        note.result = trained(summary, f" on {int(nodes['nodes'])} nodes")
+    return summary, origin(output)
+
+
+def job_name(job: str) -> str:
+    """The TrainJob's name for the place `job`: runs with the same key at two places must not find each other's."""
+    return f"must-{hashlib.sha256(job.encode()).hexdigest()[:8]}-{job.rsplit('/', 1)[-1]}"
+
+
+def prepare(job: JobUri, values: dict[str, Any], classifier: str, curves: str) -> None:
+    """What the nodes read: they see no file of this pod."""
+    storage.write_bytes(job.classifier, storage.read_bytes(classifier))
+    launcher = {"sign": job.sign, "silence": SILENCE}
+    content = {"train": {**values, "classifier": job.classifier}, "tensorboard": curves, "launcher": launcher}
+    storage.write_bytes(job.description, yaml.safe_dump(content).encode())
+
+
+def copy_bundle(uri: str, folder: str) -> None:
+    for name in listed(uri):
+        storage.download(storage.join(uri, name), storage.join(folder, name))

@@ -1,0 +1,181 @@
+"""Makes the pictures in docs/pictures from a finished demo, so that they stay true: `make pictures`.
+
+The report's own page is photographed by chromium (--chromium names another); the others are drawn here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from pictures_dag import dag
+
+from must.data.order import EpochOrder
+
+INK, GREY, GOOD, BAD, PALE = "#1f2933", "#7b8794", "#0b7a4b", "#b42318", "#e4e7eb"
+SERIES = ("#0b63ce", "#b54708", "#0b7a4b", "#7a3fa8")
+LIMIT = 150_000  # bytes of a picture
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demo", type=Path, required=True, help="folder of `must demo`, with the run in run/")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--chromium", default=shutil.which("chromium") or shutil.which("google-chrome") or "")
+    options = parser.parse_args()
+    latest = options.demo / "run" / "latest"
+    details = latest / "evaluate" / "details"
+    metrics = json.loads((details / "metrics.json").read_text())
+    rows = list(csv.DictReader((details / "predictions.csv").open()))
+    log = [json.loads(line) for line in (latest / "train" / "bundle" / "train_log.jsonl").open()]
+    output = options.output
+    output.mkdir(parents=True, exist_ok=True)
+    digits(rows, metrics, options.demo / "images" / "test").save(output / "digits.png", optimize=True)
+    (output / "curves.svg").write_text(curves(log))
+    (output / "order.svg").write_text(order())
+    (output / "pipeline.svg").write_text(dag())
+    if options.chromium:
+        photograph(options.chromium, details / "report.html", output / "report.png", options.demo)
+    else:
+        print("pictures: report.png is left as it was: no chromium here", file=sys.stderr)
+    for file in sorted(output.iterdir()):
+        print(f"{file}: {file.stat().st_size:,} bytes")
+        if file.stat().st_size > LIMIT:
+            raise SystemExit(f"pictures: {file} is larger than {LIMIT:,} bytes")
+
+
+def digits(rows: list[dict[str, str]], metrics: dict[str, Any], folder: Path, per_class: int = 4) -> Image.Image:
+    """A column a class: test images with zero-shot's answer above and the adapted model's below."""
+    names = list(dict.fromkeys(sorted((row["label"] for row in rows), key=class_number(metrics))))
+    cell, gap, left, top = 64, 14, 16, 84
+    width, height = left * 2 + len(names) * (cell + gap) - gap, top + per_class * (cell + 50) + 6
+    picture = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(picture)
+    small, large = ImageFont.load_default(15), ImageFont.load_default(21)
+    before, after = (100 * metrics[model]["top1"] for model in ("baseline", "adapted"))
+    draw.text((left, 12), "Handwritten digits, without a label:", INK, large)
+    at = left + draw.textlength("Handwritten digits, without a label:  ", large)
+    draw.text((at, 12), f"zero-shot {before:.1f}%", BAD, large)
+    at += draw.textlength(f"zero-shot {before:.1f}%  ", large)
+    draw.text((at, 12), f"adapted {after:.1f}% right", GOOD, large)
+    draw.text((left, 44), "above each image: zero-shot's answer; below it: the adapted model's", GREY, small)
+    for column, name in enumerate(names):
+        # In the order of the files; as many of them wrong before as are wrong before in the whole test set.
+        mine = [row for row in rows if row["label"] == name]
+        share = sum(row["baseline"] != name for row in mine) / len(mine)
+        wrong = [row for row in mine if row["baseline"] != name][: round(share * per_class)]
+        right = [row for row in mine if row["baseline"] == name][: per_class - len(wrong)]
+        for place, row in enumerate(wrong + right):
+            x, y = left + column * (cell + gap), top + place * (cell + 50)
+            image = Image.open(folder / row["source"]).convert("RGB").resize((cell, cell), Image.Resampling.NEAREST)
+            picture.paste(image, (x, y + 18))
+            for answer, line in ((row["baseline"], y), (row["adapted"], y + cell + 19)):
+                centre = x + (cell - draw.textlength(answer, small)) / 2
+                draw.text((centre, line), answer, GOOD if answer == name else BAD, small)
+    return picture.quantize(64)
+
+
+def class_number(metrics: dict[str, Any]) -> Any:
+    names = [one if isinstance(one, str) else one["name"] for one in metrics["classes"]]
+    return names.index
+
+
+def curves(log: list[dict[str, Any]]) -> str:
+    """Three panels over the epochs: losses, what the teacher is sure of, and how far it has gone from zero-shot."""
+    epochs = [row["epoch"] for row in log]
+    panels = [
+        ("Losses", {"self-training": "loss_self_training", "reconstruction": "loss_reconstruction",
+                    "alignment": "loss_alignment"}, None),
+        ("Images the teacher is sure of", {"confident": "confident"}, 1.0),
+        ("Teacher's answers: the same as", {"zero-shot's": "agreement", "the student's": "stability"}, 1.0),
+    ]  # fmt: skip
+    body = []
+    for number, (title, series, highest) in enumerate(panels):
+        values = {name: [row[key] for row in log] for name, key in series.items()}
+        body.append(panel(20 + number * 300, title, epochs, values, highest or max(map(max, values.values()))))
+    return page(930, 270, body)
+
+
+def panel(x: int, title: str, epochs: list[float], values: dict[str, list[float]], highest: float) -> str:
+    left, top, width, height = x + 34, 50, 236, 150
+    lines = [text(x, 24, title, INK, 15, weight="bold")]
+    for share in (0, 0.5, 1):
+        y = top + height * (1 - share)
+        lines.append(f'<path d="M{left} {y}h{width}" stroke="{PALE}"/>')
+        lines.append(text(left - 6, y + 4, f"{highest * share:.3g}", GREY, 11, "end"))
+    at: float = left
+    for (name, points), colour in zip(values.items(), SERIES, strict=False):
+        path = " ".join(
+            f"{left + width * e / epochs[-1]:.1f},{top + height * (1 - v / highest):.1f}"
+            for e, v in zip(epochs, points, strict=True)
+        )
+        lines.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
+        lines.append(text(at, top + height + 42, name, colour, 12))
+        at += 14 + 6.6 * len(name)
+    lines.append(text(left, top + height + 18, "0", GREY, 11))
+    lines.append(text(left + width, top + height + 18, f"{epochs[-1]:.0f} epochs", GREY, 11, "end"))
+    return "".join(lines)
+
+
+def order(shards: int = 24, images: int = 48, window: int = 6, processes: int = 4, batch: int = 64) -> str:
+    """The real order of an epoch: a dot a sample; where it lies in the shards over when it is used."""
+    taken = EpochOrder([images] * shards, seed=0, epoch=0, window=window).take(0, shards * images)
+    left, top, width, height = 70, 54, 780, 330
+    total = shards * images
+    lines = [text(20, 24, "One epoch: when each image is used, and where it lies", INK, 15, weight="bold")]
+    for shard in range(0, shards + 1, window):
+        y = top + height * shard / shards
+        lines.append(f'<path d="M{left} {y:.1f}h{width}" stroke="{PALE}"/>')
+        lines.append(text(left - 8, y + 4, f"shard {shard}" if shard < shards else "", GREY, 11, "end"))
+    for process in range(processes):
+        mine = [at for at in range(total) if at % batch * processes // batch == process]
+        path = "".join(f"M{left + width * at / total:.1f} {top + height * taken[at] / total:.1f}h0" for at in mine)
+        lines.append(
+            f'<path d="{path}" stroke="{SERIES[process]}" stroke-width="3.4" stroke-linecap="round" fill="none"/>'
+        )
+        lines.append(text(left + 330 + process * 112, top + height + 28, f"● process {process}", SERIES[process], 12))
+    lines.append(text(left, top + height + 28, f"steps 1 to {total // batch}, {batch} images each", GREY, 12))
+    return page(870, 430, lines)
+
+
+def photograph(chromium: str, report: Path, target: Path, demo: Path) -> None:
+    """The page's top; where the demo lies on this machine is nobody's business."""
+    with tempfile.TemporaryDirectory() as folder:
+        shot = Path(folder) / "report.png"
+        page = Path(folder) / "report.html"
+        page.write_text(report.read_text().replace(str(demo.resolve()), "demo"))
+        command = [chromium, "--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1000,1250"]
+        command += [f"--screenshot={shot}", page.as_uri()]
+        subprocess.run(command, check=True, capture_output=True)
+        Image.open(shot).convert("RGB").quantize(96).save(target, optimize=True)
+
+
+def page(width: int, height: int, body: list[str]) -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'font-family="system-ui, sans-serif"><rect width="{width}" height="{height}" fill="#fff"/>{"".join(body)}'
+        "</svg>\n"
+    )
+
+
+def text(x: float, y: float, words: str, colour: str, size: int, anchor: str = "start", weight: str = "normal") -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}" font-size="{size}" text-anchor="{anchor}" '
+        f'font-weight="{weight}">{escape(words)}</text>'
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,375 @@
+"""Adapt CLIP to your own images without labels: masked unsupervised self-training (arXiv 2206.02967)."""
+# Made by `python -m must.api.stub` from the stages' parameters.
+
+from os import PathLike
+from typing import Any, Literal, TypeAlias
+
+from must.adapt.adapt import adapt as adapt
+from must.api.results import Classifier as Classifier
+from must.api.results import Demo as Demo
+from must.api.results import Evaluated as Evaluated
+from must.api.results import Exported as Exported
+from must.api.results import Planned as Planned
+from must.api.results import Predicted as Predicted
+from must.api.results import Pushed as Pushed
+from must.api.results import Refined as Refined
+from must.api.results import Selected as Selected
+from must.api.results import Shards as Shards
+from must.api.results import Trained as Trained
+from must.data.open_shards import open_shards as open_shards
+from must.gate import Decision as Decision
+from must.promote.registry import Latest as Latest
+
+Text: TypeAlias = str | PathLike[str]
+
+__version__: str
+STAGES: tuple[str, ...]
+LAZY: dict[str, str]
+__all__ = [
+    "adapt",
+    "classifier",
+    "demo",
+    "evaluate",
+    "export",
+    "gate",
+    "open_shards",
+    "plan",
+    "predict",
+    "promote",
+    "push",
+    "refine",
+    "select",
+    "serve",
+    "shard",
+    "train",
+]
+
+def shard(
+    *,
+    source: Text,
+    output: Text,
+    test_source: Text = "",
+    labels: Literal["folder", "csv", "none"] = "none",
+    split: dict[str, float] = {"train": 1.0},
+    workers: int = 0,
+    append: bool = False,
+    image_column: Text = "",
+    label_column: Text = "",
+    samples_per_shard: int = 1000,
+    max_rejected: float = 0.01,
+    part: Text = "1/1",
+    run_id: Text = "",
+    drop_duplicates: bool = False,
+    validate: Literal["decode", "header"] = "decode",
+    resize: int = 0,
+    quality: int = 90,
+    max_pixels: int = 89478485,
+    max_file_mb: int = 256,
+) -> Shards:
+    """Pack images into WebDataset shards with an index, ready to train on."""
+
+def classifier(
+    *,
+    classes: Text,
+    model: Text,
+    output: Text,
+    pretrained: Text = "",
+    model_store: Text = "",
+    device: Text = "auto",
+) -> Classifier:
+    """Turn class names and prompt templates into zero-shot text classifier weights."""
+
+def plan(
+    *,
+    shards: Text,
+    classifier: Text,
+    preset: Text = "",
+    init: Text = "",
+    epochs: int = 30,
+    batch_size: int = 1024,
+    lr: float = 2e-05,
+    workers: int | Literal["auto"] = "auto",
+    device: Text = "auto",
+    json: Text = "",
+    index_sha256: Text = "",
+    output: Text = "",
+    split: Text = "train",
+    model: Text = "",
+    pretrained: Text = "",
+    accumulate: int | Literal["auto"] = 1,
+    min_lr: float = 1e-06,
+    weight_decay: float = 0.05,
+    layer_decay: float = 0.65,
+    seed: int = 0,
+    confidence_threshold: float = 0.7,
+    relative_threshold: float = 0.0,
+    pseudo_labels: Literal["teacher", "refined"] = "teacher",
+    fairness_weight: float = 1.0,
+    class_prior: Literal["uniform", "given"] = "uniform",
+    reconstruction_weight: float = 1.0,
+    align_weight: float = 0.2,
+    mask_patch_size: int = 32,
+    mask_ratio: float = 0.3,
+    ema_decay_init: float = 0.999,
+    ema_decay: float = 0.9998,
+    ema_warmup_steps: int = 2000,
+    logit_factor: Text = "100",
+    loss_reduction: Literal["global", "rank"] = "global",
+    weak_padding: int = 0,
+    strong_scale: list[float] = [0.3, 1.0],
+    flip: float = 0.5,
+    randaugment: Text = "rand-m9-mstd0.5-inc1",
+    randaugment_ops: list[str] = [],
+    views: Literal["exact", "fast"] = "exact",
+    augment_device: Literal["cpu", "gpu"] = "cpu",
+    shuffle_window: int = 16,
+    max_replaced: float = 0.01,
+    cache: Text = "",
+    cache_gb: float = 30.0,
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    parallel: Literal["ddp", "fsdp"] = "ddp",
+    activation_checkpointing: bool = False,
+    compile: bool = False,
+    checkpoints: Text = "",
+    checkpoint_every: int = 0,
+    checkpoint_seconds: int = 0,
+    keep_checkpoints: int = 2,
+    keep_every: int = 0,
+    resume: bool = True,
+    save: Literal["teacher", "student"] = "teacher",
+    select: Literal["none", "ladder"] = "none",
+    log_every: int = 10,
+    trackers: list[str] = ["tensorboard"],
+    timeout: int = 600,
+    seconds: float = 20.0,
+) -> Planned:
+    """Say what `must train` will cost: steps, hours on this machine, memory, gigabytes; trains nothing."""
+
+def train(
+    *,
+    shards: Text,
+    classifier: Text,
+    output: Text,
+    preset: Text = "",
+    init: Text = "",
+    epochs: int = 30,
+    batch_size: int = 1024,
+    lr: float = 2e-05,
+    workers: int | Literal["auto"] = "auto",
+    device: Text = "auto",
+    index_sha256: Text = "",
+    split: Text = "train",
+    model: Text = "",
+    pretrained: Text = "",
+    accumulate: int | Literal["auto"] = 1,
+    min_lr: float = 1e-06,
+    weight_decay: float = 0.05,
+    layer_decay: float = 0.65,
+    seed: int = 0,
+    confidence_threshold: float = 0.7,
+    relative_threshold: float = 0.0,
+    pseudo_labels: Literal["teacher", "refined"] = "teacher",
+    fairness_weight: float = 1.0,
+    class_prior: Literal["uniform", "given"] = "uniform",
+    reconstruction_weight: float = 1.0,
+    align_weight: float = 0.2,
+    mask_patch_size: int = 32,
+    mask_ratio: float = 0.3,
+    ema_decay_init: float = 0.999,
+    ema_decay: float = 0.9998,
+    ema_warmup_steps: int = 2000,
+    logit_factor: Text = "100",
+    loss_reduction: Literal["global", "rank"] = "global",
+    weak_padding: int = 0,
+    strong_scale: list[float] = [0.3, 1.0],
+    flip: float = 0.5,
+    randaugment: Text = "rand-m9-mstd0.5-inc1",
+    randaugment_ops: list[str] = [],
+    views: Literal["exact", "fast"] = "exact",
+    augment_device: Literal["cpu", "gpu"] = "cpu",
+    shuffle_window: int = 16,
+    max_replaced: float = 0.01,
+    cache: Text = "",
+    cache_gb: float = 30.0,
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    parallel: Literal["ddp", "fsdp"] = "ddp",
+    activation_checkpointing: bool = False,
+    compile: bool = False,
+    checkpoints: Text = "",
+    checkpoint_every: int = 0,
+    checkpoint_seconds: int = 0,
+    keep_checkpoints: int = 2,
+    keep_every: int = 0,
+    resume: bool = True,
+    save: Literal["teacher", "student"] = "teacher",
+    select: Literal["none", "ladder"] = "none",
+    log_every: int = 10,
+    trackers: list[str] = ["tensorboard"],
+    timeout: int = 600,
+) -> Trained:
+    """Adapt the zero-shot classifier to unlabeled images with masked unsupervised self-training (MUST)."""
+
+def refine(
+    *,
+    shards: Text,
+    classifier: Text,
+    output: Text,
+    index_sha256: Text = "",
+    split: Text = "train",
+    images: int = 20000,
+    batch_size: int = 256,
+    workers: int = 2,
+    cache: Text = "",
+    cache_gb: float = 30.0,
+    device: Text = "auto",
+) -> Refined:
+    """Make zero-shot better without training, in seconds, from images that look alike."""
+
+def select(
+    *,
+    model: Text,
+    baseline: Text,
+    shards: Text,
+    output: Text,
+    split: Text = "train",
+    batch_size: int = 256,
+    workers: int = 2,
+    cache: Text = "",
+    cache_gb: float = 30.0,
+    device: Text = "auto",
+) -> Selected:
+    """Make an adapted model safe: keep as much of it as unlabeled images speak for, or zero-shot's weights."""
+
+def evaluate(
+    *,
+    model: Text,
+    shards: Text,
+    output: Text,
+    baseline: Text = "",
+    split: Text = "test",
+    few_shot: list[int] = [],
+    device: Text = "auto",
+    index_sha256: Text = "",
+    labels: Literal["auto", "ignore"] = "auto",
+    risk: float = 0.05,
+    few_shot_split: Text = "train",
+    few_shot_seeds: int = 3,
+    batch_size: int = 256,
+    workers: int = 2,
+    cache: Text = "",
+    cache_gb: float = 30.0,
+    timeout: int = 600,
+) -> Evaluated:
+    """Measure the adapted model against the zero-shot one; write metrics.json and report.html."""
+
+def export(
+    *,
+    model: Text,
+    output: Text,
+    to: Literal["onnx", "open_clip", "transformers", "timm"] = "onnx",
+    classifier: Text = "",
+    shards: Text = "",
+    metrics: Text = "",
+    license: Text = "",
+    precision: Literal["fp32", "fp16", "int8"] = "fp32",
+    input: Literal["normalized", "uint8", "jpeg"] = "normalized",
+    embeddings: bool = False,
+    index_sha256: Text = "",
+    split: Text = "train",
+    images: int = 256,
+    min_agreement: float = 0.0,
+    triton: Text = "",
+) -> Exported:
+    """Write the model as ONNX, or as a folder that open_clip, transformers or timm loads; checked against PyTorch."""
+
+def push(
+    *,
+    model: Text,
+    repo: Text,
+    private: bool = False,
+    revision: Text = "",
+) -> Pushed:
+    """Send an exported folder to a hub (HF_ENDPOINT, HF_TOKEN), where other libraries load it by its name."""
+
+def gate(
+    *,
+    metrics: Text,
+    output: Text = "",
+    gate: Literal["label-free", "labelled", "none"] = "label-free",
+    max_renamed: float = 0.02,
+    min_agreement: float = 0.0,
+    min_effective_classes: float = 0.0,
+    metric: Literal["top1", "top5", "mean_per_class"] = "top1",
+    min_gain: float = 0.0,
+    min_images: int = 100,
+) -> Decision:
+    """Decide from metrics.json whether the adapted model may be promoted, and say why."""
+
+def promote(
+    *,
+    registry: Text,
+    name: Text,
+    model: Text = "",
+    onnx: Text = "",
+    metrics: Text = "",
+    decision: Text = "",
+    champion: Text = "",
+    version: Text = "",
+    register: Literal["none", "mlflow", "kubeflow"] = "none",
+    register_name: Text = "",
+    rollback: bool = False,
+    to: Text = "",
+    list: bool = False,
+) -> Latest:
+    """Copy a model to the registry and make it the champion; --rollback brings the one before back."""
+
+def predict(
+    *,
+    model: Text,
+    images: list[str] = [],
+    top_k: int = 1,
+    output: Text = "",
+    abstain: float = 0.0,
+    embeddings: bool = False,
+    shards: Text = "",
+    split: Text = "",
+    index_sha256: Text = "",
+    part: Text = "1/1",
+    workers: int = 0,
+    batch_size: int = 32,
+    threads: int = 0,
+    device: Text = "auto",
+) -> Predicted:
+    """Classify images, a few or a bucketful, with the ONNX file alone (no PyTorch) or with a bundle."""
+
+def serve(
+    *,
+    model: Text = "",
+    registry: Text = "",
+    name: Text = "must",
+    port: int = 8080,
+    poll: float = 10.0,
+    top_k: int = 5,
+    abstain: float = -1.0,
+    host: Text = "127.0.0.1",
+    grpc_port: int = 8081,
+    batch_size: int = 32,
+    delay: float = 0.0,
+    threads: int = 0,
+    decoders: int = 0,
+    max_body: float = 16.0,
+    max_memory: float = 256.0,
+    max_images: int = 64,
+    max_pixels: float = 40.0,
+    queue: int = 512,
+    connections: int = 1024,
+    patience: float = 30.0,
+    drain: float = 5.0,
+) -> Any:
+    """Serve the ONNX file, or a registry's champion, over HTTP and gRPC: pictures in, names out (no PyTorch)."""
+
+def demo(
+    *,
+    output: Text,
+) -> Demo:
+    """Write the bundled data set (handwritten digits), class names and tiny CLIP (computer fonts) to a folder."""

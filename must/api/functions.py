@@ -1,0 +1,102 @@
+"""Makes the stages' functions from the table of stages: signature and docstring come from their parameters."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import textwrap
+from collections.abc import Callable
+from dataclasses import Field
+from typing import Any, get_type_hints
+
+from must.api.results import RESULTS, result
+from must.parameters import StageConfig, is_required, with_headings
+from must.stages import STAGES, Stage, configure, run
+from must.storage import LaterError
+
+ENDING = """
+Raises:
+    ValueError: the user's error, in one line; where the same call may work later, must.storage.LaterError, a kind of
+        it.
+    OSError: a place that cannot be read or written."""
+
+
+def stage_function(name: str) -> Callable[..., Any]:
+    """`must.NAME`."""
+    stage = STAGES[name]
+    if stage.python:
+        module, function_name = stage.python.split(":")
+        return getattr(importlib.import_module(module), function_name)
+
+    def function(**values: Any) -> Any:
+        given = {key: value for key, value in values.items() if value is not None}
+        return run_stage(name, given)
+
+    function.__name__ = function.__qualname__ = name
+    function.__module__ = "must"  # where it is found again, by a pickle too
+    function.__doc__ = docstring(stage)
+    function.__signature__ = signature(name, stage)  # type: ignore[attr-defined]
+    return function
+
+
+def run_stage(name: str, values: dict[str, Any]) -> Any:
+    """Runs a stage of the table in this thread; no signal is handled and no exit code is raised."""
+    config = configure(name, values)
+    more: dict[str, Any] = {}
+    predictions: list[Any] = []
+    if name == "predict" and not values.get("output"):
+        more["take"] = predictions.append
+    try:
+        raw = run(name, config, **more)
+    except SystemExit as stopped:
+        reason = getattr(stopped, "reason", "stopped")
+        raise LaterError(f"{reason}; call must.{name} again with the same parameters to go on") from stopped
+    return result(name, config, (predictions, raw) if name == "predict" else raw)
+
+
+def signature(name: str, stage: Stage) -> inspect.Signature:
+    """All keywords, the required ones first, then those that are used most."""
+    hints = get_type_hints(stage.config)
+    parameters = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=default_of(f), annotation=hints[f.name])
+        for f in in_order(stage.config)
+    ]
+    return inspect.Signature(parameters, return_annotation=result_of(name))
+
+
+def result_of(name: str) -> Any:
+    """The type that a stage's function returns."""
+    return RESULTS.get(name, Any)
+
+
+def in_order(config: type[StageConfig]) -> list[Field]:
+    return sorted((field for _, field in with_headings(config)), key=lambda field: not is_required(field))
+
+
+def default_of(field: Field) -> Any:
+    if is_required(field):
+        return inspect.Parameter.empty
+    return field.default_factory() if callable(field.default_factory) else field.default
+
+
+def docstring(stage: Stage) -> str:
+    """The stage's help, its parameters under their headings, and what is raised."""
+    groups: dict[str, list[str]] = {}
+    for heading, field in with_headings(stage.config):
+        text = f"{field.name}: {as_python(field.metadata['help'])}"
+        groups.setdefault(heading, []).extend(
+            textwrap.wrap(text, 110, initial_indent="    ", subsequent_indent=" " * 8)
+        )
+    blocks = ["\n".join([*([f"    {heading}:"] if heading else []), *lines]) for heading, lines in groups.items()]
+    return f"{as_python(stage.help)}\n\nArgs:\n" + "\n\n".join(blocks) + "\n" + ENDING
+
+
+def as_python(text: str) -> str:
+    """A help text's --flag-names as the parameters they are here."""
+
+    def parameter(match: re.Match[str]) -> str:
+        name = match[2].replace("-", "_")
+        return f"{name}=False" if match[1] else name
+
+    return re.sub(r"--(no-)?([a-z][a-z-]*)", parameter, text)

@@ -1,0 +1,233 @@
+"""What the functions at `must` return: the places that were written to, and the main numbers.
+
+Places are text, as they may be a bucket's URI; shares and accuracies are fractions, 0..1.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from must import storage
+from must.config import (
+    ClassifierConfig,
+    DemoConfig,
+    EvaluateConfig,
+    ExportConfig,
+    PlanConfig,
+    PredictConfig,
+    PushConfig,
+    RefineConfig,
+    SelectConfig,
+    ShardConfig,
+    TrainConfig,
+)
+from must.gate import Decision
+from must.predict.writer import Prediction
+from must.promote.registry import Latest
+
+
+@dataclass(frozen=True)
+class Shards:
+    """`splits`: images of each split; `rejected`: files that are no whole images; `sha256`: of index.json, "" after a
+    `part` while others still have to do theirs; then there are no images yet."""
+
+    output: str
+    splits: dict[str, int]
+    rejected: int
+    duplicates: int
+    revision: int
+    sha256: str
+
+    @classmethod
+    def of(cls, config: ShardConfig, index: Any) -> Shards:
+        if index is None:
+            return cls(config.output, {}, 0, 0, 0, "")
+        counts = {name: split["samples"] for name, split in index.splits.items()}
+        return cls(config.output, counts, index.rejected, index.duplicates, index.revision, index.sha256)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """`model_folder`: the CLIP model's own files, which later stages read."""
+
+    output: str
+    classes: tuple[str, ...]
+    dimensions: int
+    model_folder: str
+
+    @classmethod
+    def of(cls, config: ClassifierConfig, made: Any) -> Classifier:
+        return cls(config.output, made.classes, made.weights.shape[0], made.model_folder)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """`seconds` that training would take here; `plan`: memory and what else was measured."""
+
+    steps: int
+    seconds: float
+    images_per_s: float
+    plan: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, _config: PlanConfig, found: dict[str, Any]) -> Planned:
+        return cls(found["steps"], found["seconds"], found["images_per_s"], found)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """`output`: the bundle; `kept`: share of the adaptation that the ladder kept, 0 for zero-shot's weights, None where
+    all was to be kept; `summary`: speed and what went wrong on the way."""
+
+    output: str
+    steps: int
+    images: int
+    seconds: float
+    kept: float | None
+    summary: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, config: TrainConfig, summary: dict[str, Any]) -> Trained:
+        from must.model.bundle import load_description
+
+        choice = load_description(config.output).provenance.get("selection")
+        kept = choice["alpha"] if choice else None
+        return cls(config.output, summary["steps"], summary["images"], summary["seconds"], kept, summary)
+
+
+@dataclass(frozen=True)
+class Refined:
+    """`changed`: share of the images whose class changed; `reason`: why zero-shot was kept, '' if it was not."""
+
+    output: str
+    changed: float
+    reason: str
+    story: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, config: RefineConfig, story: dict[str, Any]) -> Refined:
+        return cls(config.output, story["changed"], story["reason"], story)
+
+
+@dataclass(frozen=True)
+class Selected:
+    """`outcome`: gain, refused, undecided or same; `kept`: share of the adaptation, 0 for zero-shot's weights."""
+
+    output: str
+    outcome: str
+    kept: float
+    reason: str
+
+    @classmethod
+    def of(cls, config: SelectConfig, choice: Any) -> Selected:
+        return cls(config.output, choice.outcome, choice.climb.alpha, choice.climb.reason)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """`top1` and `baseline_top1`: None without labels, and without a baseline. A notebook shows the report."""
+
+    output: str
+    report: str
+    images: int
+    top1: float | None
+    baseline_top1: float | None
+    metrics: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, config: EvaluateConfig, metrics: dict[str, Any]) -> Evaluated:
+        top1, before = ((metrics[model] or {}).get("top1") for model in ("adapted", "baseline"))
+        report = storage.join(config.output, "report.html")
+        return cls(config.output, report, metrics["images"], top1, before, metrics)
+
+    def _repr_html_(self) -> str:
+        return framed(storage.read_bytes(self.report).decode())
+
+
+@dataclass(frozen=True)
+class Exported:
+    """`model`: the ONNX file, or the folder for another library; it was compared with PyTorch on `images` images, and
+    `largest_difference` is that of a probability; `result`: all that was compared."""
+
+    output: str
+    model: str
+    images: int
+    largest_difference: float
+    result: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, config: ExportConfig, result: dict[str, Any]) -> Exported:
+        onnx = config.to == "onnx"
+        model = storage.join(config.output, "model.onnx") if onnx else config.output
+        return cls(config.output, model, result["check"]["images"], result["check"]["largest_difference"], result)
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """`url`: the commit's address."""
+
+    repo: str
+    url: str
+
+    @classmethod
+    def of(cls, config: PushConfig, url: str) -> Pushed:
+        return cls(config.repo, url)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """`predictions`: one an image that could be read, with its most probable classes, best first."""
+
+    predictions: list[Prediction] = field(repr=False)
+    images: int
+    unreadable: int
+
+    @classmethod
+    def of(cls, _config: PredictConfig, found: tuple[list[Prediction], dict[str, int]]) -> Predicted:
+        return cls(found[0], found[1]["images"], found[1]["unreadable"])
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Places of the bundled example: `images` without labels, labelled `test_images`, `classes` and `model`."""
+
+    output: str
+    images: str
+    test_images: str
+    classes: str
+    model: str
+
+    @classmethod
+    def of(cls, config: DemoConfig, _folder: Any) -> Demo:
+        names = ("images/unlabeled", "images/test", "classes.yaml", "model")
+        return cls(config.output, *(storage.join(config.output, name) for name in names))
+
+
+RESULTS: dict[str, type] = {
+    "shard": Shards,
+    "classifier": Classifier,
+    "plan": Planned,
+    "train": Trained,
+    "refine": Refined,
+    "select": Selected,
+    "evaluate": Evaluated,
+    "export": Exported,
+    "push": Pushed,
+    "predict": Predicted,
+    "demo": Demo,
+    "gate": Decision,  # as the stage returns it
+    "promote": Latest,
+}
+
+
+def result(stage: str, config: Any, raw: Any) -> Any:
+    make: Callable[[Any, Any], Any] | None = getattr(RESULTS.get(stage), "of", None)
+    return make(config, raw) if make else raw
+
+
+def framed(page: str, height: int = 700) -> str:
+    """A page of its own inside a notebook's."""
+    return f'<iframe srcdoc="{html.escape(page)}" width="100%" height="{height}" frameborder="0"></iframe>'

@@ -1,0 +1,67 @@
+"""Writes must/__init__.pyi, which tells editors and type checkers the stages' signatures: python -m must.api.stub"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import must
+from must.api.functions import stage_function
+from must.stages import STAGES
+
+STUB = Path(must.__file__).with_suffix(".pyi")
+HEAD = '''\
+"""{doc}"""
+# Made by `python -m must.api.stub` from the stages' parameters.
+
+from os import PathLike
+from typing import {typing}
+
+{imports}
+
+Text: TypeAlias = str | PathLike[str]
+
+__version__: str
+STAGES: tuple[str, ...]
+LAZY: dict[str, str]
+__all__ = {names}
+'''
+
+
+def stub() -> str:
+    functions = {name: inspect.signature(stage_function(name)) for name in STAGES if not STAGES[name].python}
+    own = [(*stage.python.split(":"), name) for name, stage in STAGES.items() if stage.python]
+    results = sorted({(s.return_annotation.__module__, s.return_annotation.__name__) for s in functions.values()})
+    typing = ", ".join(sorted({"Literal", "TypeAlias", *(name for module, name in results if module == "typing")}))
+    imports = [f"from {module} import {name} as {name}" for module, name in results if module != "typing"]
+    imports = [f"from {module} import {function} as {name}" for module, function, name in own] + imports
+    imports += [f"from {module} import {name} as {name}" for name, module in must.LAZY.items()]
+    names = "\n".join(["[", *(f'    "{name}",' for name in sorted(must.__all__)), "]"])
+    parts = [HEAD.format(doc=must.__doc__, typing=typing, imports="\n".join(sorted(imports)), names=names)]
+    parts += [declared(name, signature) for name, signature in functions.items()]
+    return "".join(parts)
+
+
+def declared(name: str, signature: inspect.Signature) -> str:
+    lines = [
+        f"    {p.name}: {typed(p.annotation)}" + ("" if p.default is p.empty else f" = {p.default!r}".replace("'", '"'))
+        for p in signature.parameters.values()
+    ]
+    result = signature.return_annotation.__name__
+    return f"\ndef {name}(\n    *,\n" + ",\n".join(lines) + f",\n) -> {result}:\n" + f'    """{STAGES[name].help}"""\n'
+
+
+def typed(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"Literal[{', '.join(chr(34) + str(value) + chr(34) for value in get_args(kind))}]"
+    if get_origin(kind) in (Union, UnionType):
+        return " | ".join(map(typed, get_args(kind)))
+    if kind is str:
+        return "Text"
+    return str(kind) if get_args(kind) else kind.__name__
+
+
+if __name__ == "__main__":
+    STUB.write_text(stub())

@@ -1,0 +1,33 @@
+"""Parameters of `must adapt`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from must.parameters import StageConfig, param, require
+
+
+@dataclass(kw_only=True)
+class AdaptConfig(StageConfig):
+    example = "must adapt --images photos/ --classes classes.txt --output work/"
+
+    images: str = param("images, as `must shard --source` takes them: a folder, say", metavar="URI")
+    classes: str = param("the class names: a .txt with one a line, or as `must classifier --classes`", metavar="FILE")
+    output: str = param("folder for all that is made: shards, classifier, the model and its report", metavar="DIR")
+    model: str = param("the model, as `must classifier --model`", "ViT-B-16", metavar="NAME|URI")
+    pretrained: str = param(
+        "its weights, as `must classifier --pretrained`; openai for the model that is taken if none is named",
+        "",
+        metavar="TAG|PATH",
+    )
+    test_images: str = param(
+        "labelled images to measure the accuracy with: a folder with a folder a class", "", metavar="DIR"
+    )
+    settings: dict[str, str] = param(
+        "any parameters of `must train`, e.g. epochs=10,workers=4", factory=dict, metavar="NAME=VALUE,..."
+    )
+    device: str = param("auto, cpu, cuda or cuda:N", "auto")
+
+    def check_values(self) -> None:
+        require("://" not in self.output, f"--output {self.output}: must be a folder on this machine")
+        require(bool(self.images), "--images: which images is missing")

@@ -1,0 +1,21 @@
+"""Parameters of `must plan`: those of `must train`, and how long to measure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from must.config.train import TrainConfig
+from must.parameters import param, require
+
+
+@dataclass(kw_only=True)
+class PlanConfig(TrainConfig):
+    example = "must plan --shards shards/ --classifier classifier.safetensors"
+
+    output: str = param("taken as `must train` takes it, and left alone", "", metavar="DIR", group="input and output")
+    json: str = param("JSON file for the same numbers", "", metavar="FILE", group="the plan", often=True)
+    seconds: float = param("measure steps for about so long, and at least three of them", 20.0, metavar="S")
+
+    def check_values(self) -> None:
+        super().check_values()
+        require(self.seconds > 0, "--seconds must be above 0")

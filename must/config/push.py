@@ -1,0 +1,33 @@
+"""Parameters of `must push`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from must.parameters import StageConfig, param, require
+
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9]([\w.-]*[A-Za-z0-9_])?", re.ASCII)
+LONGEST = 96  # characters of a repository's name, the hub's own limit
+
+
+@dataclass(kw_only=True)
+class PushConfig(StageConfig):
+    example = "must push --model ours/ --repo my-team/birds --private"
+
+    model: str = param("folder written by `must export`", metavar="URI")
+    repo: str = param("repository on the hub; made if there is none", metavar="TEAM/NAME")
+    private: bool = param("the repository is private; one that is public already is refused", False)
+    revision: str = param("branch to push to, made if there is none; main if empty", "", metavar="BRANCH")
+
+    def check_values(self) -> None:
+        wrong = "--" in self.repo or ".." in self.repo or self.repo.endswith(".git") or len(self.repo) > LONGEST
+        require(
+            REPOSITORY.fullmatch(self.repo) is not None and not wrong,
+            f"--repo {self.repo[:LONGEST]}: expected TEAM/NAME of letters, digits, '-', '_' and '.', without '--' and "
+            f"'..' and not ending in .git, at most {LONGEST} characters",
+        )
+        require(
+            re.fullmatch(r"[\w][\w./-]*|", self.revision, re.ASCII) is not None,
+            f"--revision {self.revision[:LONGEST]}: expected a branch's name of letters, digits, '-', '_', '.' and '/'",
+        )

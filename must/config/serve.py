@@ -1,0 +1,86 @@
+"""Parameters of `must serve`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from must.parameters import StageConfig, param, require
+
+NAME = re.compile(r"[a-zA-Z0-9][-a-zA-Z0-9._]{0,62}")
+
+
+@dataclass(kw_only=True)
+class ServeConfig(StageConfig):
+    example = (
+        "must serve --model onnx/\n"
+        "  must serve --registry gs://models/registry --name photos\n"
+        "  curl --data-binary @photo.jpg http://localhost:8080/classify"
+    )
+
+    model: str = param(
+        "model.onnx, or the folder it is in: a path or a bucket's URI",
+        "",
+        metavar="FILE|URI",
+        group="model",
+        often=True,
+    )
+    registry: str = param(
+        "serve the champion of this registry in place of --model, and the next one as soon as it is promoted",
+        "",
+        metavar="URI",
+        often=True,
+    )
+    name: str = param("the model's name in the registry and in addresses", "must", metavar="NAME", often=True)
+    poll: float = param("seconds between two looks at the registry's LATEST", 10.0, metavar="S")
+    top_k: int = param("classes in an answer, unless the request says how many", 5, metavar="K", group="answers")
+    abstain: float = param(
+        "no class is named where the top probability is below this; -1: the threshold in the model, 0: name always",
+        -1.0,
+        metavar="T",
+    )
+    host: str = param("address to listen at; 0.0.0.0 for all", "127.0.0.1", metavar="HOST", group="addresses")
+    port: int = param("port for HTTP; 0: any that is free", 8080, metavar="N", often=True)
+    grpc_port: int = param("port for gRPC; 0: any that is free, -1: none", 8081, metavar="N")
+    batch_size: int = param("images a forward pass at most", 32, metavar="N", group="how it runs")
+    delay: float = param(
+        "milliseconds that a forward pass waits for more images; those that come during one wait anyway",
+        0.0,
+        metavar="MS",
+    )
+    threads: int = param("threads of a forward pass; 0 means one a core", 0, metavar="N")
+    decoders: int = param("threads that decode images; 0 means one a core", 0, metavar="N")
+    max_body: float = param("megabytes of a request", 16.0, metavar="MB", group="limits")
+    max_memory: float = param("megabytes that all requests' bodies may take at a time", 256.0, metavar="MB")
+    max_images: int = param("images of a request", 64, metavar="N")
+    max_pixels: float = param("megapixels of an image", 40.0, metavar="MP")
+    queue: int = param("images that may wait; more are refused with 503", 512, metavar="N")
+    connections: int = param("connections at a time; more are refused with 503", 1024, metavar="N")
+    patience: float = param(
+        "seconds that a client may take to send a request, and an answer may take", 30.0, metavar="S"
+    )
+    drain: float = param(
+        "seconds from SIGTERM, when the server says it is not ready, to when it takes no more connections",
+        5.0,
+        metavar="S",
+    )
+
+    def check_values(self) -> None:
+        require(
+            bool(self.model) != bool(self.registry), "give --model, or --registry with --name: one of them, not both"
+        )
+        require(
+            NAME.fullmatch(self.name) is not None,
+            f"--name {self.name[:80]}: letters, digits, '-', '.' and '_' make a name, at most 63 of them",
+        )
+        require(self.top_k >= 1, "--top-k must be at least 1")
+        require(0 <= self.abstain <= 1 or self.abstain == -1, "--abstain must be from 0 to 1, or -1")
+        require(0 <= self.port < 65536, "--port must be from 0 to 65535")
+        require(-1 <= self.grpc_port < 65536, "--grpc-port must be from 0 to 65535, or -1")
+        for name in ("batch_size", "max_images", "queue", "connections"):
+            require(getattr(self, name) >= 1, f"--{name.replace('_', '-')} must be at least 1")
+        for name in ("poll", "max_body", "max_memory", "max_pixels", "patience"):
+            require(getattr(self, name) > 0, f"--{name.replace('_', '-')} must be above 0")
+        for name in ("delay", "threads", "decoders", "drain"):
+            require(getattr(self, name) >= 0, f"--{name} must not be negative")
+        require(self.max_body <= self.max_memory, "--max-body must not be above --max-memory")

@@ -1,0 +1,28 @@
+"""The programs that training curves can go to, and the packages they need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from must.parameters import require
+from must.text import brief, did_you_mean
+
+TRACKERS = {"tensorboard": "train", "mlflow": "mlflow", "wandb": "wandb"}  # name, also of its package: our extra
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises ValueError: no such tracker, or one twice."""
+    for name in names:
+        require(name in TRACKERS, f"--trackers: unknown name {brief(name)}; {did_you_mean(name, list(TRACKERS))}")
+    require(len(set(names)) == len(names), f"--trackers {','.join(names)}: each of them once")
+
+
+def require_packages(names: Sequence[str], flag: str = "--trackers") -> None:
+    """Raises ValueError: a tracker's package is not installed here; says so of `flag`."""
+    for name in names:
+        require(
+            find_spec(name) is not None,
+            f"{flag} {name}: the package {name} is not installed here; install it with: "
+            f"pip install 'must-clip[{TRACKERS[name]}]'",
+        )

@@ -1,0 +1,100 @@
+"""Asking a hub for a model's files so that what goes wrong is one line, and soon.
+
+huggingface_hub waits a minute and more for a hub that does not answer, open_clip asks again for other file names, and
+what it then reports is the last of them. Here a file is asked for once, with little patience, before open_clip is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+PATIENCE = 4  # seconds for the hub's answer whether there is such a file, unless HF_HUB_ETAG_TIMEOUT says another
+
+MODEL_FOLDER_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+OLD_WEIGHTS_FILE = "open_clip_pytorch_model.bin"  # a pickle, read with weights_only
+LATER = "try again later"
+
+
+def fetched(repository: str, *names: str) -> bool:
+    """Puts the first of the files `names` that the repository has into the hub's cache, unless it is there.
+
+    Returns:
+        Whether the hub answered. If not, the cache has a file, of which nobody knows whether it is the newest.
+
+    Raises:
+        ValueError: it cannot be had; why, and what to do.
+    """
+    with changed(HF_HUB_DISABLE_TELEMETRY=True):  # else it asks the hub first which programs are agents
+        return fetch(repository, names)
+
+
+def fetch(repository: str, names: tuple[str, ...]) -> bool:
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    hub, known = constants.ENDPOINT, constants.HF_HUB_ETAG_TIMEOUT
+    patience = PATIENCE if known == constants.DEFAULT_ETAG_TIMEOUT else known
+    for name in names:
+        try:
+            get_hf_file_metadata(hf_hub_url(repository, name), timeout=patience)
+        except EntryNotFoundError:
+            continue
+        except Exception as error:  # of the network's many kinds, which change with huggingface_hub's versions
+            if any(
+                isinstance(try_to_load_from_cache(repository, one), str) for one in names
+            ):  # else None, or "no such"
+                print(f"the hub {hub} does not give {repository}; taking it from the cache", flush=True)
+                return False
+            status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+            why = "is not asked: unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else said(status, error)
+            raise ValueError(f"the hub {hub} {why}, or {instead(repository, names[0])}") from error
+        try:
+            hf_hub_download(repository, name, etag_timeout=patience)
+        except Exception as error:
+            why = str(error).partition("\n")[0] or type(error).__name__  # what follows is advice for programmers
+            raise ValueError(
+                f"{name} of {repository} could not be downloaded from {hub} ({why}): {LATER}, or "
+                f"{instead(repository, names[0])}"
+            ) from error
+        return True
+    raise ValueError(f"{repository} on the hub {hub} has no {' and no '.join(names)}")
+
+
+def said(status: int, error: Exception) -> str:
+    """What the hub answered, after "the hub"; `status` is 0 where it did not."""
+    match status:
+        case 0:
+            return f"cannot be reached ({first_line(error)}): {LATER}"
+        case 401 | 403 | 404:
+            return f"shows no such model ({status}): look at its name, set HF_TOKEN if it is not public"
+        case 429:
+            return f"was asked too often from here ({status}): {LATER}, or set HF_TOKEN"
+    return f"answers with an error ({status}): {LATER}"
+
+
+def instead(repository: str, name: str) -> str:
+    weights = WEIGHTS_FILE if name == MODEL_FOLDER_FILE else name
+    return (
+        f"put {MODEL_FOLDER_FILE} and {weights} of {repository} into a folder and give it as --model (docs/models.md)"
+    )
+
+
+@contextmanager
+def changed(**settings: bool) -> Iterator[None]:
+    """huggingface_hub's own settings, which it reads from the environment, as they are inside the block."""
+    from huggingface_hub import constants
+
+    before = {name: getattr(constants, name) for name in settings}
+    vars(constants).update(settings)
+    try:
+        yield
+    finally:
+        vars(constants).update(before)
+
+
+def first_line(error: BaseException) -> str:
+    """The message of an exception in one line, without the page that some libraries add."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines)[:300] if lines else type(error).__name__

@@ -1,0 +1,98 @@
+"""Worker processes: how they start and end, and what a forked one must not keep of its parent's.
+
+This is the only place that knows of start methods. What a worker is given can be pickled, so all of them work:
+MUST_START_METHOD chooses one (fork, forkserver, spawn), else the program's own `multiprocessing.set_start_method` does.
+Without either, workers are forked on Linux, whatever Python's default is: that needs no importable main module, so
+scripts and notebooks can shard and train without a guard.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from multiprocessing import connection, forkserver, resource_tracker
+from multiprocessing.context import BaseContext
+from typing import TypeVar
+
+METHOD = "MUST_START_METHOD"
+Made = TypeVar("Made")
+
+_open: set[int] = set()
+
+
+def start_context(preload: str) -> BaseContext:
+    """The context to start workers from. A fork server imports the module `preload` once for all of them.
+
+    Raises:
+        ValueError: MUST_START_METHOD names no start method of this system.
+    """
+    method = os.environ.get(METHOD) or multiprocessing.get_start_method(allow_none=True)
+    method = method or ("fork" if sys.platform == "linux" else "spawn")
+    known = multiprocessing.get_all_start_methods()
+    if method not in known:
+        raise ValueError(f"{METHOD}={method}: no such start method; known are {', '.join(known)}")
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(["__main__", preload])
+        # A SIGTERM to the whole group must not end the server, and with it all workers, before the program has saved.
+        resource_tracker.ensure_running()  # first, as it unblocks the signal when it has started
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
+
+
+def begin_worker(environment: dict[str, str]) -> None:
+    """Gives this worker the program's environment, and ends it when that program is gone: no more work would come.
+
+    Args:
+        environment: the program's `os.environ` as it is now; a fork server has that of its own start.
+    """
+    if dict(os.environ) != environment:  # a forked worker has it, and must not wait for a lock of the parent's threads
+        os.environ.clear()
+        os.environ.update(environment)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # a fork server has it blocked
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def keep_from_children(descriptor: int) -> int:
+    """Has forked processes close the open file as they begin: they would share its lock. `close` it in the end."""
+    _open.add(descriptor)
+    return descriptor
+
+
+def close(descriptor: int) -> None:
+    """Closes a file that was kept from children."""
+    _open.discard(descriptor)
+    os.close(descriptor)
+
+
+def _close_parents() -> None:
+    while _open:
+        os.close(_open.pop())
+
+
+os.register_at_fork(after_in_child=_close_parents)
+
+
+def per_process(make: Callable[..., Made]) -> Callable[..., Made]:
+    """`make`, which makes one thing for the same arguments and process: a forked one shares no connection.
+
+    The parent's is never dropped there, as closing it may wait for a lock that a thread of the parent held.
+    """
+    made = lru_cache(maxsize=4)(lambda process, *arguments: make(*arguments))
+    return wraps(make)(lambda *arguments: made(os.getpid(), *arguments))

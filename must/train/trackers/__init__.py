@@ -1,0 +1,4 @@
+"""Where training curves go besides the log: TensorBoard's files, an MLflow server, Weights & Biases.
+
+A tracker has three methods: start, log and close (`base.Tracker`). `fan.Trackers` is what training talks to.
+"""

@@ -1,0 +1,3 @@
+from must_pipeline.cli import main
+
+main()

@@ -1,0 +1,17 @@
+"""cluster.yaml, read and checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from must.parameters import read_mapping
+from must_pipeline.cluster.config import Cluster
+from must_pipeline.cluster.read import build
+from must_pipeline.cluster.rules import check
+
+
+def load_cluster(path: Path) -> Cluster:
+    """Raises ValueError: a key that is not known (the nearest known one is given), a wrong value, a contradiction."""
+    cluster = build(Cluster, read_mapping(path, f"--cluster {path}"), "")
+    check(cluster)
+    return cluster

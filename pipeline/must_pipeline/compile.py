@@ -1,0 +1,42 @@
+"""Compiles the DAG for a cluster: must-pipeline compile [--cluster FILE] [--output FILE].
+
+Upload the file in Kubeflow Pipelines, or give it to must-pipeline submit or must-pipeline schedule.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from kfp import compiler
+
+from must_pipeline.cluster.config import Cluster
+from must_pipeline.cluster.load import load_cluster
+from must_pipeline.dag import make_pipeline
+from must_pipeline.files import CLUSTER, COMPILED, nearest
+
+
+def compile_pipeline(cluster: Cluster, output: Path) -> None:
+    """Writes the compiled pipeline; the same source and cluster give the same bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = Path(folder) / "pipeline.yaml"
+        compiler.Compiler().compile(make_pipeline(cluster), str(compiled))
+        output.write_bytes(compiled.read_bytes())
+
+
+def main(default_output: Path = Path(COMPILED.name)) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cluster", type=Path, default=nearest(CLUSTER), help="your cluster's file [cluster.yaml]")
+    parser.add_argument(
+        "--output", type=Path, default=default_output, help="the compiled pipeline [must_pipeline.yaml]"
+    )
+    options = parser.parse_args()
+    try:
+        compile_pipeline(load_cluster(options.cluster), options.output)
+    except (ValueError, OSError) as error:
+        print(f"compile: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    size = options.output.stat().st_size
+    print(f"{options.output}: {size:,} bytes, for {options.cluster}")

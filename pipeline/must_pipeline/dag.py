@@ -1,0 +1,195 @@
+"""The DAG: shard and classifier; then, if there is anything new, train, evaluate, export, gate, promote and serve.
+
+Stages that several pods share are a loop over their parts. What a part has done stands in the bucket, so nothing is
+collected from the loop: who comes after it looks there.
+"""
+
+from functools import partial
+from typing import Any
+
+from kfp import dsl
+
+from must_components.champion import champion
+from must_components.classifier import classifier
+from must_components.custom_job import train_replica
+from must_components.evaluate import evaluate
+from must_components.export import export
+from must_components.gate import gate as gate_stage
+from must_components.inputs import inputs
+from must_components.predict import predict
+from must_components.promote import promote
+from must_components.serve import serve as serve_stage
+from must_components.shard import shard
+from must_components.shard_part import shard_part
+from must_components.summary import summary
+from must_components.train import train
+from must_components.train_job.component import train_job
+from must_pipeline.cluster.config import Cluster
+from must_pipeline.cluster.nodes import nodes_of
+from must_pipeline.cluster.placement import configure_task
+from must_pipeline.cluster.predict import predicts_embeddings
+from must_pipeline.cluster.serving import server_of
+from must_pipeline.cluster.vertex import configure_vertex_task, custom_job
+
+
+def parts_of(pods: int) -> list[str]:
+    """What each of so many pods is given as its --part."""
+    return [f"{number}/{pods}" for number in range(1, pods + 1)]
+
+
+def make_pipeline(cluster: Cluster) -> Any:
+    """The pipeline for a cluster; must_pipeline/stages.py has a row for each of its tasks."""
+
+    on_vertex = cluster.kind == "vertex"
+    configure = partial(configure_vertex_task if on_vertex else configure_task, cluster=cluster)
+    # A run's name for `submit --again` and for its notes: Vertex knows a job by the name that it was submitted with.
+    run_id = dsl.PIPELINE_JOB_NAME_PLACEHOLDER if on_vertex else dsl.PIPELINE_JOB_ID_PLACEHOLDER
+
+    @dsl.pipeline(
+        name="must",
+        description="Adapts CLIP to unlabeled images: masked unsupervised self-training (arXiv 2206.02967).",
+    )
+    def must_pipeline(
+        source: str,
+        classes: str,
+        work_uri: str,
+        registry_uri: str = "",
+        model_name: str = "model",
+        model: str = "ViT-B-16-quickgelu",
+        pretrained: str = "openai",
+        test_source: str = "",
+        labels: str = "none",
+        split: str = "train=1",
+        shard_settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
+        evaluate_split: str = "test",
+        preset: str = "",
+        epochs: int = 0,
+        settings: dict = {},  # noqa: B006
+        precision: str = "fp32",
+        embeddings: bool = False,
+        gate: str = "label-free",
+        gate_settings: dict = {},  # noqa: B006
+        append: bool = False,
+        warm_start: bool = False,
+        only_new: bool = False,
+        register: str = "none",
+        serve: str = "none",
+        triton: str = "",
+    ):
+        """Images and class names in, an adapted, evaluated and promoted ONNX model out.
+
+        Args:
+            source: folder or bucket prefix of unlabeled images, or a manifest.
+            classes: YAML file with class names and prompt templates, or imagenet.
+            work_uri: where shards and checkpoints go: gs://bucket/prefix or a path that all stages see.
+            registry_uri: where promoted models live; work_uri/registry if empty.
+            model_name: the model's name in the registry: small letters, digits and -.
+            model: open_clip model name, or a model folder.
+            pretrained: open_clip pretrained tag, or a checkpoint file; nothing for a model folder.
+            test_source: labelled images for reporting, which become the split 'test'.
+            labels: where labels are: folder, csv or none.
+            split: shares of `source` by split, such as train=0.9,test=0.1.
+            shard_settings: other parameters of `must shard` by name, such as {"max_rejected": 0.05, "workers": 4}.
+            evaluate_split: the split to evaluate on.
+            preset: empty or auto: settings from the data's size and the model; else the published ones of a data set,
+                such as imagenet.
+            epochs: passes over the images; 0 leaves it to settings and preset.
+            settings: parameters of `must train` by name, such as {"lr": 2e-5}; they win over the preset.
+            precision: of the ONNX model: fp32, fp16 or int8.
+            embeddings: the ONNX model gives images' embeddings too; cluster.yaml's predictions may ask for it as well.
+            gate: what a model must pass to be promoted: label-free signals against zero-shot; labelled, the interval of
+                its gain over the champion on evaluate_split; or none.
+            gate_settings: parameters of `must gate` by name, such as {"min_gain": 0.01}.
+            append: add the source's new images to the shards that are there.
+            warm_start: start from the champion instead of the zero-shot model.
+            only_new: end early when nothing is new since a model was last promoted or stopped.
+            register: puts what is promoted into another model registry too: mlflow (the one at MLFLOW_TRACKING_URI),
+                kubeflow (Kubeflow's, at MODEL_REGISTRY_URL), or none.
+            serve: after a promotion, write a KServe InferenceService whose server follows the registry's LATEST; apply:
+                write and apply it; or none.
+            triton: also write a Triton model repository for a model of this name, beside the ONNX model.
+        """
+        here = {"work_uri": work_uri, "run_id": run_id}
+        page = summary(**here)
+        configure(page, "summary")
+        with dsl.ExitHandler(page, name="stages"):
+            names = {**here, "classes": classes, "model": model, "pretrained": pretrained}
+            recipe = {"preset": preset, "settings": settings, "epochs": epochs}
+            looked = inputs(
+                labels=labels, split=split, shard_settings=shard_settings, precision=precision, gate=gate,
+                gate_settings=gate_settings, model_name=model_name, register=register, serve=serve,
+                triton=triton, **names, **recipe,
+            )  # fmt: skip
+            configure(looked, "inputs")
+            text = classifier(fingerprint=looked.output, **names)
+            configure(text, "classifier")
+            images = {
+                "source": source, "test_source": test_source, "labels": labels, "split": split, "append": append,
+                "settings": shard_settings, **here,
+            }  # fmt: skip
+            if cluster.shard.pods > 1:
+                with dsl.ParallelFor(parts_of(cluster.shard.pods), name="parts of the images") as part:
+                    packed = shard_part(part=part, **images)
+                    configure(packed, "shard", title="shard a part").after(looked)
+            else:
+                packed = looked
+            sharded = shard(**images)
+            configure(sharded, "shard").after(packed)
+            index_sha256, weights = sharded.outputs["Output"], text.outputs["weights"]
+            registry = {"registry_uri": registry_uri, "model_name": model_name}
+            best = champion(
+                index_sha256=index_sha256, classifier=weights, warm_start=warm_start, only_new=only_new, **here,
+                **registry, **recipe,
+            )  # fmt: skip
+            configure(best, "champion")
+            with dsl.If(best.outputs["Output"] == "train", name="something new"):
+                material = {**here, "index_sha256": index_sha256}
+                start = {**material, "classifier": weights, "init": best.outputs["init"], **recipe}
+                if cluster.trains_in_trainjob:
+                    trained = train_job(nodes=nodes_of(cluster), tensorboard_uri=cluster.tensorboard, **start)
+                elif cluster.trains_in_customjob:
+                    train_nodes = custom_job(train_replica, cluster)
+                    trained = train_nodes(
+                        processes=cluster.training.processes, tensorboard_uri=cluster.tensorboard, **start
+                    )
+                else:
+                    trained = train(processes=cluster.training.processes, tensorboard_uri=cluster.tensorboard, **start)
+                configure(trained, "train")
+                bundle = trained.outputs["bundle"]
+                evaluated = evaluate(bundle=bundle, classifier=weights, split=evaluate_split, **material)
+                configure(evaluated, "evaluate")
+                details = evaluated.outputs["details"]
+                decided = gate_stage(
+                    bundle=bundle, details=details, key=best.outputs["key"], gate=gate,
+                    champion=best.outputs["version"], champion_uri=best.outputs["bundle_uri"],
+                    gate_settings=gate_settings, split=evaluate_split, **here, **registry,
+                )  # fmt: skip
+                configure(decided, "gate")
+                given = True if predicts_embeddings(cluster) else embeddings
+                exported = export(
+                    bundle=bundle, details=details, precision=precision, embeddings=given, triton=triton, **material
+                )
+                configure(exported, "export")
+                with dsl.If(decided.outputs["Output"] == "promote", name="passed the gate"):
+                    promoted = promote(
+                        bundle=bundle, onnx=exported.outputs["onnx"], details=details,
+                        decision=decided.outputs["decision"], key=best.outputs["key"], champion=best.outputs["version"],
+                        register=register, **here, **registry,
+                    )  # fmt: skip
+                    configure(promoted, "promote")
+                    if cluster.predict.pods:
+                        # The version comes as an artifact: of a task beside the loop kfp 2.17's local runner puts the
+                        # loop's item in place of any parameter.
+                        with dsl.ParallelFor(parts_of(cluster.predict.pods), name="parts of the labelling") as part:
+                            labelled = predict(
+                                part=part, onnx=exported.outputs["onnx"], promoted=promoted.outputs["promoted"],
+                                predict_uri=cluster.predict.uri, settings=cluster.predict.settings, **material,
+                            )  # fmt: skip
+                            configure(labelled, "predict")
+                    with dsl.If(serve != "none", name="served"):
+                        served = serve_stage(
+                            version=promoted.outputs["Output"], server=server_of(cluster), how=serve, **here, **registry
+                        )
+                        configure(served, "serve")
+
+    return must_pipeline

@@ -1,0 +1,129 @@
+"""Runs the compiled DAG on this machine: must-pipeline run --parameters FILE.yaml --output FOLDER.
+
+Every stage is the same component as on a cluster. It runs as a subprocess of this interpreter, so that no container
+engine is needed, or with --runner docker in its own image (docs/containers.md). The parameters file holds the
+pipeline's parameters (must_pipeline/dag.py explains them).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shlex
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import must
+import must_components
+from must.exits import WRONG_INPUT
+from must.parameters import read_mapping
+from must_pipeline.files import COMPILED, nearest
+from must_pipeline.local.console import COLOR, StageOutput
+from must_pipeline.local.docker import docker_runner
+from must_pipeline.local.spec import local_spec
+from must_pipeline.server.parameters import check_parameters
+
+# The stages import must, from where this process has it: it need not be installed.
+HOMES = [str(Path(package.__file__ or "").parent.parent) for package in (must, must_components)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parameters", type=Path, required=True, help="YAML file with the pipeline's parameters")
+    parser.add_argument("--output", type=Path, required=True, help="folder for shards, checkpoints and artifacts")
+    parser.add_argument("--pipeline", type=Path, default=nearest(COMPILED), help="[must_pipeline.yaml]")
+    parser.add_argument("--runner", choices=("subprocess", "docker"), default="subprocess", help="[subprocess]")
+    parser.add_argument("--user", default="", metavar="UID:GID", help="docker: user inside the containers [you:0]")
+    parser.add_argument(
+        "--mount", type=Path, action="append", metavar="PATH", help="docker: one more path to show the containers"
+    )
+    parser.add_argument("--gpus", action="store_true", help="docker: give the containers this machine's GPUs")
+    parser.add_argument("--verbose", action="store_true", help="show the runner's own log, too")
+    options = parser.parse_args()
+    try:
+        started = time.monotonic()
+        os.environ["MUST_RUN_AGAIN"] = again()  # for the summary of a run that failed
+        given = read_mapping(options.parameters, f"--parameters {options.parameters}")
+        parameters = {"work_uri": str(options.output.resolve()), **given}
+        check_parameters(options.pipeline, parameters)
+        runner = None
+        if options.runner == "docker":
+            runner = docker_runner(parameters, options.output, options.user, options.mount, options.gpus)
+        artifacts = run_local(options.pipeline, parameters, options.output, options.verbose, runner)
+    except ValueError as error:
+        print(f"run_local: {error}", file=sys.stderr)
+        raise SystemExit(WRONG_INPUT) from None
+    print(summary(artifacts, time.monotonic() - started))
+
+
+def again() -> str:
+    """The command that was given, by which a run that failed goes on."""
+    script = sys.argv[0].endswith(".py")
+    return shlex.join(["python", *sys.argv] if script else ["must-pipeline", "run", *sys.argv[1:]])
+
+
+def run_local(
+    pipeline: Path, parameters: dict[str, Any], output: Path, verbose: bool = False, runner: Any = None
+) -> dict[str, Path]:
+    """Runs the compiled pipeline; returns the paths of its artifacts by name. `runner`: kfp's; None for subprocesses.
+
+    Raises:
+        ValueError: a stage failed.
+    """
+    from kfp import components, local
+
+    output.mkdir(parents=True, exist_ok=True)
+    dag = components.load_component_from_text(local_spec(pipeline))
+    warnings.filterwarnings("ignore", message="You may be attemping to run a task")  # in an image without Python
+    warnings.filterwarnings("ignore", message=r"Task '.*': settings \[.*\] have no effect")  # display names
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*HOMES, os.environ.get("PYTHONPATH")]))
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")  # a stage's lines show when they are printed
+    root = output / "runs"
+    root.mkdir(exist_ok=True)
+    local.init(runner=runner or local.SubprocessRunner(use_venv=False), pipeline_root=str(root.resolve()))
+    before = set(root.glob("*"))
+    try:
+        with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(StageOutput(sys.stdout)):
+            dag(**parameters)
+    except RuntimeError as error:
+        failed = re.findall(r"task failed: '(.*?)'", COLOR.sub("", str(error))) or ["?"]
+        raise ValueError(f"the stage '{failed[-1]}' failed; its own message is above") from None
+    (run,) = set(root.glob("*")) - before
+    latest = output / "latest"
+    latest.unlink(missing_ok=True)
+    latest.symlink_to(run.relative_to(output))
+    return {path.name: path for path in latest.glob("*/*")}
+
+
+def summary(artifacts: dict[str, Path], seconds: float) -> str:
+    """What a newcomer wants to see at the end."""
+    if "onnx" not in artifacts:
+        return f"\nNothing new to train on. The DAG ran in {seconds:.0f} s."
+    onnx = artifacts["onnx"] / "model.onnx"
+    metrics = json.loads((artifacts["details"] / "metrics.json").read_text())
+    from must.evaluate.table import text_table
+
+    promoted = f"not promoted; {shown(artifacts['reasons'])} says why"
+    if "promoted" in artifacts:
+        promoted = shown(Path(json.loads(artifacts["promoted"].read_text())["registry"]))
+    return f"""
+{text_table(metrics)}
+
+The DAG ran in {seconds:.0f} s. What it made:
+  report, to open in a browser   {shown(artifacts["details"] / "report.html")}
+  adapted model                  {shown(artifacts["bundle"])}
+  ONNX model                     {shown(onnx)}
+  registry: the new champion     {promoted}
+Classify an image with it:
+  {shown(Path(sys.executable).with_name("must"))} predict --model {shown(onnx)} IMAGE
+"""
+
+
+def shown(path: Path) -> str:
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

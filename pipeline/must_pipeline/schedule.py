@@ -1,0 +1,227 @@
+"""Scheduled retraining.
+
+    must-pipeline schedule apply schedule.yaml     make it, or bring it up to date
+    must-pipeline schedule list
+    must-pipeline schedule pause|resume|delete NAME
+
+A schedule is known by its name: applying the same file again changes nothing. Each run uses the newest version of the
+pipeline, one run at a time, and runs that were missed are not caught up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import kfp_server_api as api
+
+from must.exits import WRONG_INPUT
+from must.parameters import read_mapping
+from must_pipeline.cluster.config import Cluster
+from must_pipeline.cluster.load import load_cluster
+from must_pipeline.cluster.read import build
+from must_pipeline.cluster.vertex import require_package
+from must_pipeline.files import CLUSTER, COMPILED, nearest
+from must_pipeline.server.api import Kfp, add_arguments, api_errors
+from must_pipeline.server.parameters import check_parameters
+from must_pipeline.server.wait import OVER
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What a schedule file holds; pipeline/schedule.yaml explains it."""
+
+    name: str = ""
+    cron: str = ""
+    experiment: str = "must"
+    pipeline: str = "must"
+    description: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("apply", "list", "pause", "resume", "delete"))
+    parser.add_argument("what", nargs="?", metavar="FILE|NAME", help="apply: the schedule's file; else its name")
+    parser.add_argument("--pipeline", type=Path, default=nearest(COMPILED), help="[must_pipeline.yaml]")
+    parser.add_argument("--cluster", type=Path, default=nearest(CLUSTER), help="namespace and account [cluster.yaml]")
+    add_arguments(parser)
+    options = parser.parse_args()
+    try:
+        cluster = load_cluster(options.cluster)
+        namespace = options.namespace or cluster.namespace
+        if options.action != "list" and not options.what:
+            raise ValueError(f"{options.action}: {'which file' if options.action == 'apply' else 'which schedule'}?")
+        if cluster.kind == "vertex":
+            on_vertex(options, cluster)
+        elif options.action == "apply":
+            schedule = read_schedule(Path(options.what), options.pipeline)
+            apply(Kfp(options), schedule, options.pipeline, namespace, cluster.service_account)
+        elif options.action == "list":
+            print_schedules(Kfp(options), namespace)
+        else:
+            switch(Kfp(options), options.action, options.what, namespace)
+    except ValueError as error:
+        print(f"schedule: {error}", file=sys.stderr)
+        raise SystemExit(WRONG_INPUT) from None
+
+
+def on_vertex(options: argparse.Namespace, cluster: Cluster) -> None:
+    require_package("google.cloud.aiplatform")
+    from must_pipeline.vertex import schedules
+
+    if options.action == "apply":
+        schedules.apply(options, cluster, read_schedule(Path(options.what), options.pipeline), options.pipeline)
+    elif options.action == "list":
+        schedules.print_all(options, cluster)
+    else:
+        schedules.switch(options, cluster, options.action, options.what)
+
+
+def read_schedule(path: Path, pipeline: Path) -> Schedule:
+    """Raises ValueError: an unknown key, a cron line that is none, parameters that the pipeline does not take."""
+    content = read_mapping(path, f"apply {path}")
+    parameters = content.pop("parameters", {})
+    schedule = build(Schedule, content, "")
+    for key in ("name", "cron"):
+        if not getattr(schedule, key):
+            raise ValueError(f"{path}: {key} is missing")
+    if not isinstance(parameters, dict):
+        raise ValueError(f"{path}: parameters: expected 'name: value' lines")
+    check_parameters(pipeline, parameters)
+    return Schedule(**{**vars(schedule), "cron": six_fields(schedule.cron), "parameters": parameters})
+
+
+def six_fields(cron: str) -> str:
+    """Kubeflow's cron lines begin with the second; the usual five fields get a 0 in front."""
+    count = len(cron.split())
+    if count not in (5, 6) and not cron.startswith("@"):
+        raise ValueError(
+            f"cron '{cron}': expected minute hour day month weekday, such as '0 3 * * 1' (Mondays at 3, UTC)"
+        )
+    return f"0 {cron}" if count == 5 else cron
+
+
+def apply(kfp: Kfp, schedule: Schedule, pipeline_file: Path, namespace: str, account: str) -> None:
+    """Kubeflow cannot change a recurring run: a new one is made, then the old one is deleted (paused, while a run of it
+    is going on).
+
+    If this breaks off in between, there are two until it is applied again. Where their runs meet, one of them fails
+    with a line that says so: shards and checkpoints have locks, a stage refuses shards that another run has changed
+    since, and promoting one model refuses the other.
+    """
+    experiment = kfp.experiment(schedule.experiment, namespace)
+    pipeline, _, uploaded = kfp.upload(pipeline_file, schedule.pipeline, namespace)
+    if uploaded:
+        print(f"pipeline {schedule.pipeline}: new version uploaded; every schedule of it uses it from now on")
+    wanted = recurring_run(schedule, experiment, pipeline, namespace, account)
+    existing = kfp.schedules(namespace, schedule.name)
+    if existing and same(existing[0], wanted):
+        remove(kfp, existing[1:], namespace)
+        print(f"{schedule.name}: is up to date ({state(existing[0])})")
+        return
+    with api_errors(kfp.host):
+        if existing and state(existing[0]) == "paused":
+            wanted.mode = "DISABLE"
+        kfp.recurring.recurring_run_service_create_recurring_run(wanted)
+    remove(kfp, existing, namespace)
+    print(f"{schedule.name}: {'updated' if existing else 'created'}, {schedule.cron} (UTC)")
+
+
+def recurring_run(schedule: Schedule, experiment: str, pipeline: str, namespace: str, account: str) -> Any:
+    return api.V2beta1RecurringRun(
+        display_name=schedule.name,
+        description=schedule.description or None,
+        experiment_id=experiment,
+        pipeline_version_reference=api.V2beta1PipelineVersionReference(pipeline_id=pipeline),  # no version: the newest
+        runtime_config=api.V2beta1RuntimeConfig(parameters=schedule.parameters),
+        trigger=api.V2beta1Trigger(cron_schedule=api.V2beta1CronSchedule(cron=schedule.cron)),
+        max_concurrency="1",
+        no_catchup=True,
+        mode="ENABLE",
+        namespace=namespace or None,
+        service_account=account or None,
+    )
+
+
+def same(found: Any, wanted: Any) -> bool:
+    """Whether the server has what is wanted, besides what it adds itself and whether it is paused."""
+    return facts(found) == facts(wanted)
+
+
+def facts(run: Any) -> list[Any]:
+    reference, cron = run.pipeline_version_reference, run.trigger and run.trigger.cron_schedule
+    return [
+        run.description or None,
+        run.experiment_id,
+        reference and (reference.pipeline_id, reference.pipeline_version_id or None),
+        (run.runtime_config and run.runtime_config.parameters) or {},
+        cron and cron.cron,
+        str(run.max_concurrency),
+        bool(run.no_catchup),
+        run.service_account or None,
+    ]
+
+
+def remove(kfp: Kfp, runs: list[Any], namespace: str) -> bool:
+    """Whether all could be deleted. One whose run is going on is paused: the run's workflow would go with it."""
+    if not runs:
+        return True
+    gone = True
+    with api_errors(kfp.host):
+        call = kfp.runs.run_service_list_runs
+        busy = {
+            one.recurring_run_id: one.run_id
+            for one in kfp.pages(call, "runs", namespace=namespace)
+            if one.recurring_run_id and (one.state or "PENDING") not in OVER
+        }
+        for run in runs:
+            if run.recurring_run_id not in busy:
+                kfp.recurring.recurring_run_service_delete_recurring_run(run.recurring_run_id)
+                continue
+            gone = False
+            kfp.recurring.recurring_run_service_disable_recurring_run(run.recurring_run_id)
+            print(
+                f"{run.display_name}: the run {busy[run.recurring_run_id]} is going on and would end with the schedule "
+                "that began it, which is paused instead; do the same again when the run is over, or terminate it"
+            )
+    return gone
+
+
+def print_schedules(kfp: Kfp, namespace: str) -> None:
+    runs = kfp.schedules(namespace)
+    for run in runs:
+        cron = run.trigger.cron_schedule.cron if run.trigger and run.trigger.cron_schedule else "(no cron)"
+        version = run.pipeline_version_reference and run.pipeline_version_reference.pipeline_version_id
+        print(f"{run.display_name:30}  {state(run):7}  {cron:20}  {version or 'newest version'}")
+    if not runs:
+        print("no schedules")
+
+
+def switch(kfp: Kfp, action: str, name: str, namespace: str) -> None:
+    runs = kfp.schedules(namespace, name)
+    if not runs and action == "delete":
+        print(f"{name}: there is no such schedule; nothing to do")
+        return
+    if not runs:
+        known = ", ".join(sorted(run.display_name for run in kfp.schedules(namespace))) or "none"
+        raise ValueError(f"{action} {name}: there is no such schedule; there are: {known}")
+    if action == "delete":
+        if not remove(kfp, runs, namespace):
+            return
+    else:
+        call = {
+            "pause": kfp.recurring.recurring_run_service_disable_recurring_run,
+            "resume": kfp.recurring.recurring_run_service_enable_recurring_run,
+        }[action]
+        with api_errors(kfp.host):
+            for run in runs if action == "pause" else runs[:1]:  # the others wait for the end of their run
+                call(run.recurring_run_id)
+    print(f"{name}: {action}d")
+
+
+def state(run: Any) -> str:
+    return "paused" if run.mode == "DISABLE" or run.status == "DISABLED" else "active"

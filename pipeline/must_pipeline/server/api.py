@@ -1,0 +1,249 @@
+"""The calls of Kubeflow Pipelines' v2beta1 API that submit.py and schedule.py need, and how they log in."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import kfp_server_api as api
+import urllib3.exceptions
+
+from must import __version__
+
+POD_TOKEN = "/var/run/secrets/kubeflow/pipelines/token"  # where a pod has its token, if its spec asks for one
+SECOND = 1.1  # Kubeflow keeps time in whole seconds: of two versions made in one, either may count as the newest
+IDENTITY = 1800.0  # seconds for which an identity token of Google is used; it lives for an hour
+LOGIN = (
+    "log in with one of: $KFP_TOKEN or --token-file (a bearer token), --iap-client-id, "
+    "--cookie NAME=VALUE or $KFP_COOKIE (an OIDC session), --header NAME=VALUE"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "where Kubeflow Pipelines is, and who asks",
+        "Inside a pod the projected service account token is found by itself.",
+    )
+    host = os.environ.get("KFP_HOST", "")
+    group.add_argument(
+        "--host", default=host, metavar="URL", help="such as https://kf.example.com/pipeline [$KFP_HOST]"
+    )
+    group.add_argument("--token-file", type=Path, metavar="FILE", help="a bearer token; or set $KFP_TOKEN")
+    group.add_argument("--iap-client-id", metavar="ID", help="get a Google identity token for this IAP client")
+    group.add_argument("--cookie", default=os.environ.get("KFP_COOKIE"), help="an OIDC session's cookie [$KFP_COOKIE]")
+    group.add_argument("--header", metavar="NAME=VALUE", help="a header that a proxy in front asks for")
+    group.add_argument("--ca-cert", type=Path, metavar="FILE", help="certificates to trust")
+    group.add_argument("--namespace", metavar="NAME", help="the profile; cluster.yaml's otherwise")
+
+
+class Kfp:
+    """A Kubeflow Pipelines server. Its errors become ValueError, one line each."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        if not options.host:
+            raise ValueError("--host: where Kubeflow Pipelines is, is missing; give it, or set $KFP_HOST")
+        self.host = options.host.rstrip("/")
+        configuration = api.Configuration(host=self.host)
+        configuration.retries = 2
+        if options.ca_cert:
+            configuration.ssl_ca_cert = str(options.ca_cert)
+        self.token = Token(options)
+        if self.token.value:
+            configuration.api_key["authorization"] = self.token.value
+            configuration.api_key_prefix["authorization"] = "Bearer"
+            configuration.refresh_api_key_hook = self.token.refresh
+        name, _, value = (options.header or "").partition("=")
+        client = JsonClient(configuration, header_name=name or None, header_value=value, cookie=options.cookie)
+        self.pipelines = api.PipelineServiceApi(client)
+        self.uploads = api.PipelineUploadServiceApi(client)
+        self.experiments = api.ExperimentServiceApi(client)
+        self.runs = api.RunServiceApi(client)
+        self.recurring = api.RecurringRunServiceApi(client)
+
+    def upload(self, file: Path, name: str, namespace: str) -> tuple[str, str, bool]:
+        """The ids of the pipeline and of its newest version, which has this file's content, and whether it is new.
+
+        A version's name is the code's version and the content's checksum: the same file is not uploaded twice in a row.
+        A version that ties with another one for the newest is made again, a second later.
+        """
+        content = f"{__version__}-{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
+        with api_errors(self.host):
+            pipeline = self.pipeline(name, namespace)
+            known = self.versions(pipeline)
+            if known and name_of(known[0]).startswith(content):
+                return pipeline, known[0].pipeline_version_id, False
+            earlier = sum(name_of(version).startswith(content) for version in known)
+            while True:
+                version = f"{content}-{earlier + 1}" if earlier else content  # back to what an older version holds
+                made = self.uploads.upload_pipeline_version(str(file), name=version, pipelineid=pipeline)
+                if not known or made.created_at > known[0].created_at:
+                    return pipeline, made.pipeline_version_id, True
+                earlier += 1
+                time.sleep(SECOND)
+
+    def pipeline(self, name: str, namespace: str) -> str:
+        """The id of the pipeline `name`; it is made if there is none."""
+        for found in self.pages(self.pipelines.pipeline_service_list_pipelines, "pipelines", namespace=namespace):
+            if name_of(found) == name:
+                return found.pipeline_id
+        body = api.V2beta1Pipeline(name=name, display_name=name, namespace=namespace or None)
+        return self.pipelines.pipeline_service_create_pipeline(body).pipeline_id
+
+    def versions(self, pipeline: str) -> list[Any]:
+        """The newest first."""
+        call = self.pipelines.pipeline_service_list_pipeline_versions
+        found = list(self.pages(lambda **page: call(pipeline, **page), "pipeline_versions"))
+        return sorted(found, key=lambda version: version.created_at, reverse=True)
+
+    def experiment(self, name: str, namespace: str) -> str:
+        """The id of the experiment `name`; it is made if there is none. Its namespace is the one that runs get.
+
+        Raises:
+            ValueError: the server has no namespaces to choose from, and one was asked for.
+        """
+        call = self.experiments.experiment_service_list_experiments
+        with api_errors(self.host):
+            same = (found for found in self.pages(call, "experiments", namespace=namespace)
+                    if found.display_name == name)  # fmt: skip
+            found = next(same, None)
+            if found is None:
+                body = api.V2beta1Experiment(display_name=name, namespace=namespace or None)
+                found = self.experiments.experiment_service_create_experiment(body)
+        if namespace and not found.namespace:
+            raise ValueError(
+                f"namespace {namespace}: this Kubeflow Pipelines is installed for a single user and runs everything in "
+                "its own namespace; leave `namespace` out of cluster.yaml, and create the service account there"
+            )
+        return found.experiment_id
+
+    def schedules(self, namespace: str, name: str = "") -> list[Any]:
+        """Recurring runs, of that name if one is given; the newest first."""
+        call = self.recurring.recurring_run_service_list_recurring_runs
+        with api_errors(self.host):
+            found = [run for run in self.pages(call, "recurring_runs", namespace=namespace)
+                     if not name or run.display_name == name]  # fmt: skip
+        return sorted(found, key=lambda run: run.created_at, reverse=True)
+
+    def pages(self, call: Callable[..., Any], field: str, namespace: str = "") -> Iterator[Any]:
+        token: str | None = None
+        while True:
+            wanted: dict[str, Any] = {"page_size": 100}
+            wanted |= {"page_token": token} if token else {}
+            wanted |= {"namespace": namespace} if namespace else {}
+            page = call(**wanted)
+            yield from getattr(page, field) or []
+            token = page.next_page_token
+            if not token:
+                return
+
+
+class JsonClient(api.ApiClient):
+    """The generated client takes a login page for an empty answer; this one does not."""
+
+    def deserialize(self, response: Any, response_type: Any) -> Any:
+        kind = response.getheader("Content-Type") or "nothing"
+        if "json" not in kind:
+            raise ValueError(f"{kind} instead of JSON: a login page?")
+        return super().deserialize(response, response_type)
+
+
+class Token:
+    """A bearer token that is looked up again, for a projected one lives for two hours and a run for days."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.value, self.since = find_token(options), time.monotonic()
+
+    def refresh(self, configuration: Any) -> None:
+        """Called by the client before each request. A token that cannot be read now stays what it was."""
+        if self.options.iap_client_id and time.monotonic() - self.since < IDENTITY:
+            return
+        with suppress(ValueError, OSError):
+            self.value, self.since = find_token(self.options), time.monotonic()
+        configuration.api_key["authorization"] = self.value
+
+
+class LaterError(ValueError):
+    """The server did not answer, or not yet: the same request may succeed in a minute."""
+
+
+def name_of(item: Any) -> str:
+    return item.display_name or item.name or ""
+
+
+def find_token(options: argparse.Namespace) -> str:
+    """A bearer token, or ''. Raises ValueError: the file is missing, or Google gives none."""
+    if options.iap_client_id:
+        return identity_token(options.iap_client_id)
+    if options.token_file:
+        try:
+            return options.token_file.read_text().strip()
+        except OSError as error:
+            raise ValueError(f"--token-file {options.token_file}: {(error.strerror or '').lower()}") from None
+    if token := os.environ.get("KFP_TOKEN"):
+        return token
+    projected = Path(os.environ.get("KF_PIPELINES_SA_TOKEN_PATH", POD_TOKEN))
+    return projected.read_text().strip() if projected.is_file() else ""
+
+
+def identity_token(audience: str) -> str:
+    from google.auth.exceptions import GoogleAuthError
+    from google.auth.transport.requests import Request
+    from google.oauth2 import id_token
+
+    try:
+        return id_token.fetch_id_token(Request(), audience)
+    except GoogleAuthError as error:
+        raise ValueError(
+            f"--iap-client-id: Google gives no identity token ({' '.join(str(error).split())}); it needs a service "
+            "account: set GOOGLE_APPLICATION_CREDENTIALS to its key, or run where one is attached"
+        ) from None
+
+
+@contextmanager
+def api_errors(host: str) -> Iterator[None]:
+    """One line for what went wrong: where, what, and what to do.
+
+    Raises:
+        LaterError: what may pass by itself.
+        ValueError: everything else.
+    """
+    try:
+        yield
+    except api.ApiException as error:
+        hints = {401: f"; {LOGIN}", 403: f"; ask for access to the namespace, or {LOGIN}"}
+        hint = hints.get(error.status, UPLOADING if "error_message" in str(error.body) else "")
+        text = f"{host}: {error.status} {error.reason}: {detail(error)}{hint}"
+        # 500 is how it answers for a version that is not there
+        raise (LaterError if error.status in (401, 408, 429, 502, 503, 504) else ValueError)(text) from None
+    except (urllib3.exceptions.HTTPError, ConnectionError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise LaterError(
+            f"{host}: cannot be reached ({type(reason).__name__}); is the address right, and the port forwarded "
+            "(kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80)?"
+        ) from None
+    except ValueError as error:  # the client's parser, given a page of HTML
+        raise ValueError(f"{host}: answers, but not as Kubeflow Pipelines does ({shorten(error)}); {LOGIN}") from None
+
+
+UPLOADING = "; if no reason is given: may this account create pipelines in the namespace (deploy/scheduler.yaml)?"
+
+
+def detail(error: api.ApiException) -> str:
+    body = error.body.decode(errors="replace") if isinstance(error.body, bytes) else error.body or ""
+    try:
+        content = json.loads(body)
+        return shorten(content.get("message") or content.get("error_message") or content.get("error") or body)
+    except (ValueError, AttributeError):
+        return shorten(body)
+
+
+def shorten(text: Any) -> str:
+    return " ".join(str(text).split())[:200]

@@ -1,0 +1,111 @@
+"""Waits for the end of a run on Kubeflow Pipelines and says what came of it."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from typing import Any
+
+from must import storage
+from must.run.places import WorkUri
+from must.run.summary import PAGE
+from must.text import printable_page
+from must_pipeline.server.api import Kfp, LaterError, api_errors
+from must_pipeline.server.workflows import Workflows
+
+OVER = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
+GOOD = ("SUCCEEDED", "SKIPPED")
+POLL = 15.0  # seconds
+SERVER_TIMEOUT = 900.0  # seconds without an answer after which waiting is given up
+FRAMES = re.compile(  # around the stages
+    r"executor|root|(exit-handler|condition|for-loop)-\d+(\.onExit)?|iteration-(iterations|item)|must-[a-z0-9]{5}"
+)
+
+
+def wait(kfp: Kfp, run_id: str, work_uri: str, again: str, namespace: str = "") -> int:
+    """Returns the exit code: 0, or 1 for a run that failed or whose workflow is gone.
+
+    Args:
+        work_uri: where the run's notes are; the page about it is read there, if it can be read from here.
+        again: the command that starts the run again.
+
+    Raises:
+        LaterError: the server gave no answer for SERVER_TIMEOUT seconds.
+    """
+    workflow, shown, missed = Workflows(namespace or "kubeflow", run_id), "", 0
+    while True:
+        run = get_run_with_retry(kfp, run_id)
+        state = run.state or "PENDING"
+        now = " ".join([state.lower(), *running(run)])
+        if now != shown:
+            shown = now
+            print(f"{time.strftime('%H:%M:%S')} {now}", flush=True)
+        if state in OVER:
+            return report(run, state, page_of(work_uri, run_id))
+        missed = missed + 1 if workflow.is_gone() else 0
+        if missed > 1:  # the first time, the run's last state may be on its way
+            print(
+                f"the workflow of the run {run_id} was deleted: Kubeflow will call the run {state.lower()} for good. "
+                f"Start it again: {again}",
+                file=sys.stderr,
+            )
+            return 1
+        time.sleep(POLL)
+
+
+def get_run_with_retry(kfp: Kfp, run_id: str) -> Any:
+    """The run, asked for until the server answers."""
+    silent: float | None = None
+    while True:
+        try:
+            with api_errors(kfp.host):
+                return kfp.runs.run_service_get_run(run_id)
+        except LaterError as error:
+            if silent is None:
+                silent = time.monotonic()
+                print(
+                    f"{time.strftime('%H:%M:%S')} no answer, asking on for {SERVER_TIMEOUT / 60:g} min: {error}",
+                    flush=True,
+                )
+            if time.monotonic() - silent > SERVER_TIMEOUT:
+                raise
+            time.sleep(POLL)
+
+
+def report(run: Any, state: str, page: str) -> int:
+    if state not in GOOD:
+        ended = any(entry.state in ("CANCELING", "CANCELED") for entry in run.state_history or [])
+        stages = failed(run)
+        print("the run was ended by a person" if ended else f"failed: {', '.join(stages) or 'no stage has begun'}")
+    print(
+        f"\n{printable_page(page)}" if page else "\nThe page about it is the artifact of the stage summary.", flush=True
+    )
+    return 0 if state in GOOD else 1
+
+
+def page_of(work_uri: str, run_id: str) -> str:
+    """The summary's page; '' where it is not, or cannot be read from here."""
+    try:
+        return storage.read_bytes(storage.join(WorkUri(work_uri).notes(run_id), PAGE)).decode()
+    except (ValueError, OSError):
+        return ""
+
+
+def failed(run: Any) -> list[str]:
+    """Stages and drivers that failed and were not repeated with success."""
+    return tasks(run, "FAILED")
+
+
+def running(run: Any) -> list[str]:
+    return tasks(run, "RUNNING")
+
+
+def tasks(run: Any, state: str) -> list[str]:
+    """Names of the stages, and of Kubeflow's own steps before them, without what wraps them.
+
+    A step that is repeated is there twice: by its name, and as NAME(0), NAME(1) for each try.
+    """
+    details = (run.run_details and run.run_details.task_details) or []
+    names = [task.display_name for task in details if task.state == state]
+    return [name for name in dict.fromkeys(names) if not FRAMES.fullmatch(name) and not name.endswith(")")]

@@ -1,0 +1,37 @@
+"""The DAG's stages, a row each: what cluster.yaml may name, and what a task gets because of what it does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Stage:
+    title: str  # on Kubeflow's page
+    image: str  # of must_components/images.py; on a GPU it is GPU_IMAGE instead
+    gpu: bool = False  # computes on one, if cluster.yaml's gpu.stages says so
+    loaders: bool = False  # PyTorch's loader processes hand tensors over in /dev/shm
+    cached: bool = False  # may be answered from Kubeflow's cache; docs/kubeflow.md says why none is
+    optional: bool = False  # part of the DAG only if cluster.yaml asks for it
+    retried: bool = True  # an exit task that fails again and again would hide what it is about
+
+
+GPU_IMAGE: Final = "must-train"  # the one with CUDA's torch
+LAUNCHER_IMAGE: Final = "must-launcher"  # of train, where it is a TrainJob
+
+STAGES: Final[dict[str, Stage]] = {
+    "inputs": Stage("look at inputs", "must-torch"),
+    "shard": Stage("shard images", "must-shard"),
+    "classifier": Stage("zero-shot classifier", "must-torch", gpu=True),
+    "champion": Stage("champion", "must-torch"),
+    "train": Stage("train MUST", "must-train", gpu=True, loaders=True),
+    "evaluate": Stage("evaluate", "must-torch", gpu=True, loaders=True),
+    "export": Stage("export ONNX", "must-torch", loaders=True),
+    "gate": Stage("gate", "must-torch", gpu=True, loaders=True),
+    "promote": Stage("promote", "must-shard"),
+    "predict": Stage("label the images", "must-torch", loaders=True, optional=True),
+    "serve": Stage("serve", "must-launcher"),
+    "summary": Stage("summary", "must-shard", retried=False),
+}
+ALWAYS: Final = tuple(name for name, row in STAGES.items() if not row.optional)

@@ -1,0 +1,93 @@
+"""Starts one run: must-pipeline submit --parameters FILE.yaml, or --again RUN_ID for the same as a run before.
+
+The compiled pipeline is uploaded as a new version if its content is new. A run that failed is started again with its
+own parameters: what it had done is at work_uri, so it resumes from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import kfp_server_api as api
+
+from must.exits import WRONG_INPUT
+from must.parameters import read_mapping
+from must_pipeline.cluster.load import load_cluster
+from must_pipeline.cluster.vertex import require_package
+from must_pipeline.files import CLUSTER, COMPILED, nearest
+from must_pipeline.server.api import Kfp, add_arguments, api_errors
+from must_pipeline.server.parameters import check_parameters
+from must_pipeline.server.wait import wait
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--parameters", type=Path, metavar="FILE", help="YAML file with the run's parameters")
+    what.add_argument("--again", metavar="RUN_ID", help="pipeline version and parameters of this run")
+    parser.add_argument("--pipeline", type=Path, default=nearest(COMPILED), help="[must_pipeline.yaml]")
+    parser.add_argument("--cluster", type=Path, default=nearest(CLUSTER), help="namespace and account [cluster.yaml]")
+    parser.add_argument("--pipeline-name", default="must", help="the uploaded pipeline's name [must]")
+    parser.add_argument("--experiment", default="must", help="the group of runs it belongs to [must]")
+    parser.add_argument("--name", default="", help="the run's name")
+    parser.add_argument(
+        "--wait", action="store_true", help="until it is over, then print its summary; exit code 1 if it fails"
+    )
+    add_arguments(parser)
+    options = parser.parse_args()
+    try:
+        raise SystemExit(submit(options))
+    except ValueError as error:
+        print(f"submit: {error}", file=sys.stderr)
+        raise SystemExit(WRONG_INPUT) from None
+
+
+def submit(options: argparse.Namespace) -> int:
+    """Returns the exit code: 0, or 1 for a run that was waited for and failed."""
+    cluster = load_cluster(options.cluster)
+    if cluster.kind == "vertex":
+        require_package("google.cloud.aiplatform")
+        from must_pipeline.vertex.jobs import submit as submit_to_vertex
+
+        values = {} if options.again else read_mapping(options.parameters, f"--parameters {options.parameters}")
+        return submit_to_vertex(options, cluster, values)
+    namespace = options.namespace or cluster.namespace
+    kfp = Kfp(options)
+    if options.again:
+        body = same_again(kfp, options.again)
+    else:
+        values = read_mapping(options.parameters, f"--parameters {options.parameters}")
+        check_parameters(options.pipeline, values)
+        experiment = kfp.experiment(options.experiment, namespace)
+        pipeline, version, new = kfp.upload(options.pipeline, options.pipeline_name, namespace)
+        print(f"pipeline {options.pipeline_name}: {'new version uploaded' if new else 'this version is there already'}")
+        body = api.V2beta1Run(
+            experiment_id=experiment,
+            pipeline_version_reference=api.V2beta1PipelineVersionReference(pipeline, version),
+            runtime_config=api.V2beta1RuntimeConfig(parameters=values),
+            service_account=cluster.service_account or None,
+        )
+    body.display_name = options.name or f"{options.pipeline_name} {time.strftime('%Y-%m-%d %H:%M')}"
+    with api_errors(kfp.host):
+        run = kfp.runs.run_service_create_run(body)
+    print(f"run {run.run_id} started: {kfp.host}/#/runs/details/{run.run_id}")
+    if not options.wait:
+        return 0
+    work_uri = ((body.runtime_config and body.runtime_config.parameters) or {}).get("work_uri", "")
+    return wait(kfp, run.run_id, work_uri, f"must-pipeline submit --again {run.run_id}", namespace)
+
+
+def same_again(kfp: Kfp, run_id: str) -> Any:
+    with api_errors(kfp.host):
+        old = kfp.runs.run_service_get_run(run_id)
+    return api.V2beta1Run(
+        experiment_id=old.experiment_id,
+        pipeline_version_reference=old.pipeline_version_reference,
+        pipeline_spec=None if old.pipeline_version_reference else old.pipeline_spec,
+        runtime_config=old.runtime_config,
+        service_account=old.service_account,
+    )

@@ -1,0 +1,219 @@
+"""`must.adapt`: every kind of input, what comes back, going on, and refusing."""
+
+import json
+from pathlib import Path
+
+import huggingface_hub.constants as hub_settings
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import must
+from must import cli
+from must.adapt.adapted import Adapted
+from must.adapt.images import as_image, provide
+from must.api import functions
+from must.demo import asset_folder
+from must.demo.data import CLASSES, TEMPLATES
+from tests.model.hub_api import TOKEN, writable
+
+SETTINGS = {"preset": "digits", "epochs": 2, "batch_size": 50, "workers": 0, "device": "cpu", "select": "none"}
+PROMPTS = {name: [template.format(name) for template in TEMPLATES] for name in CLASSES}
+
+
+def inputs(digits, output, **changes):
+    given = {"images": digits.images / "train", "classes": PROMPTS, "model": asset_folder(), "output": output}
+    return given | {"test_images": digits.images / "test"} | SETTINGS | changes
+
+
+@pytest.fixture(scope="module")
+def adapted(digits, tmp_path_factory):
+    return must.adapt(**inputs(digits, tmp_path_factory.mktemp("adapted") / "work"))
+
+
+def test_it_adapts_and_measures(adapted, digits):
+    assert adapted.metrics["images"] == 120 and 0.5 < adapted.metrics["adapted"]["top1"] < 1
+    assert adapted.classes == list(CLASSES) and (adapted.bundle / "model.json").exists()
+    assert adapted.report.name == "report.html" and adapted.report._repr_html_().startswith("<iframe srcdoc=")
+    assert Adapted(adapted.output) == adapted
+
+
+def test_predictions_of_paths_images_and_arrays_agree_with_the_report(adapted, digits):
+    paths = sorted(digits.images.glob("test/*/*.png"))
+    found = adapted.predict(paths, top_k=3, batch_size=50)
+    images = [Image.open(path) for path in paths[:5]]
+    arrays = [np.asarray(image.convert("RGB")) for image in images]
+    for others in (adapted.predict(images, top_k=3), adapted.predict(arrays, top_k=3)):
+        assert [one.classes for one in others] == [one.classes for one in found[:5]]
+    right = sum(one.name == path.parent.name for one, path in zip(found, paths, strict=True))
+    assert right / len(paths) == pytest.approx(adapted.metrics["adapted"]["top1"])
+    first = adapted.predict(str(paths[0]))[0]
+    assert first.image == str(paths[0]) and len(first.top) == 5 and first.top[0] == (first.name, first.probability)
+    assert first.probabilities == sorted(first.probabilities, reverse=True)
+    with pytest.raises(ValueError, match=r"nowhere\.png: No such file"):
+        adapted.predict(["nowhere.png"])
+
+
+def test_open_clips_model_ranks_as_the_bundle_does(adapted, digits):
+    model, preprocess, classifier = adapted.to_open_clip()
+    assert isinstance(model, open_clip.CLIP) and classifier.shape[1] == len(CLASSES)
+    paths = sorted(digits.images.glob("test/*/*.png"))[:40]
+    with torch.inference_mode():
+        pixels = torch.stack([preprocess(Image.open(path)) for path in paths])
+        best = (F.normalize(model.encode_image(pixels), dim=-1) @ classifier).argmax(1)
+    assert [CLASSES[i] for i in best] == [one.name for one in adapted.predict(paths)]
+
+
+@pytest.mark.slow
+def test_it_exports_and_goes_to_a_hub(adapted, tmp_path, monkeypatch):
+    assert Path(adapted.export(tmp_path / "onnx", images=20).model).exists()
+    monkeypatch.setattr(hub_settings, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with writable(tmp_path / "hub") as server:
+        monkeypatch.setattr(hub_settings, "ENDPOINT", server.url)
+        pushed = adapted.push_to_hub("team/digits", private=True)
+        assert pushed.repo == "team/digits" and pushed.url.startswith(server.url)
+        assert server.private == {"team/digits"} and "open_clip_config.json" in server.commits[0]
+    with pytest.raises(ValueError, match="--repo digits: expected TEAM/NAME"):
+        adapted.push_to_hub("digits")
+
+
+def test_a_second_call_has_nothing_to_do(adapted, digits, monkeypatch):
+    ran, run = [], functions.run_stage
+    monkeypatch.setattr("must.adapt.adapt.run_stage", lambda name, values: ran.append(name) or run(name, values))
+    again = must.adapt(**inputs(digits, adapted.output, workers=1))
+    assert ran == ["shard"] and again.metrics == adapted.metrics
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"epochs": 3}, "was made from other settings; choose another output"),
+        ({"classes": ["a", "b"]}, "was made from other classes"),
+        ({"pretrained": "x"}, "was made from other pretrained"),
+        ({"images": "elsewhere"}, "was made from other images"),
+    ],
+)
+def test_other_inputs_in_the_same_place_are_refused(adapted, digits, changes, message):
+    before = {path: path.stat().st_mtime_ns for path in adapted.output.rglob("*")}
+    with pytest.raises(ValueError, match=message) as error:
+        must.adapt(**inputs(digits, adapted.output, **changes))
+    assert "\n" not in str(error.value)
+    assert {path: path.stat().st_mtime_ns for path in adapted.output.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"epoch": 3}, "unknown name 'epoch'; did you mean 'epochs'"),
+        ({"epochs": 0}, "--epochs must be at least 1"),
+        ({"shards": "x"}, "shards: is set by must.adapt itself"),
+        ({"preset": "digitz"}, "did you mean 'digits'"),
+        ({"classes": "none.txt"}, "--classes none.txt: no such file"),
+        ({"classes": ["one"]}, "needs at least two classes"),
+        ({"classes": 3}, "expected a list of names, a dictionary, or a file"),
+        ({"images": []}, "images: there are none"),
+        ({"images": ["nowhere.png"]}, "nowhere.png: no such file"),
+        ({"images": 3}, "int is none of those known"),
+        ({"images": [Image.new("L", (8, 8)), "x", 3]}, "images: number 1: .*No such file"),
+        ({"images": "nowhere"}, "nowhere"),
+    ],
+)
+def test_the_users_mistakes_are_one_line_and_leave_nothing(digits, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        must.adapt(**inputs(digits, tmp_path / "work", **changes))
+    assert "\n" not in str(error.value)
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert left <= {"adapt.json", "classes.yaml"} and (changes.get("images") == "nowhere" or not left)
+
+
+def test_what_was_not_used_yet_may_be_corrected(digits, tmp_path):
+    """A name that was misspelt is no reason to begin again in another folder."""
+    work, small = tmp_path / "work", sorted(digits.images.glob("train/*/*.png"))[:20]
+    wrong = {"images": "nowhere", "classes": ["a", "b"], "model": "ViT-Q", "epochs": 1, "test_images": ""}
+    for right, message in [
+        ({}, "nowhere"),
+        ({"images": small}, "ViT-Q"),
+        ({"images": small[:3]}, "names other images"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            must.adapt(**inputs(digits, work, **wrong | right))
+    right = {"images": small, "epochs": 1, "batch_size": 20, "test_images": ""}
+    adapted = must.adapt(**inputs(digits, work, **right))
+    assert adapted.metrics["images"] == 20 and adapted.metrics["labelled"] == 0 and adapted.classes == list(CLASSES)
+
+
+def pictures(count=4):
+    chance = np.random.default_rng(0)
+    return [Image.fromarray(chance.integers(0, 256, (10, 12, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def of_torch(images):
+    class Pairs(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(images)
+
+        def __getitem__(self, number):
+            return torch.from_numpy(np.asarray(images[number]) / 255).permute(2, 0, 1).float(), 7
+
+    return Pairs()
+
+
+def of_hugging_face(images):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"photo": datasets.Image(), "label": datasets.Value("int64")})
+    return datasets.Dataset.from_dict({"photo": images, "label": [0] * len(images)}, features=features)
+
+
+@pytest.mark.parametrize("kind", [list, of_torch, of_hugging_face, iter, lambda images: list(map(np.asarray, images))])
+def test_every_kind_of_images_has_the_same_pixels(tmp_path, kind):
+    images = pictures()
+    given = provide(kind(images), tmp_path)
+    files = sorted(Path(given.source).rglob("*.png"))
+    assert [np.asarray(Image.open(file)).tolist() for file in files] == [np.asarray(i).tolist() for i in images]
+    before = [path.stat().st_mtime_ns for path in files]
+    assert provide(pictures(), tmp_path) == given, "the same pixels have the same key"
+    assert [path.stat().st_mtime_ns for path in files] == before
+    with pytest.raises(ValueError, match="holds other images"):
+        provide(images[:3], tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
+
+
+def test_paths_are_read_where_they_are(digits, tmp_path):
+    paths = sorted(digits.images.glob("train/*/*.png"))[:30]
+    source = provide(paths, tmp_path).source
+    assert must.shard(source=source, output=tmp_path / "shards", workers=1).splits == {"train": 30}
+
+
+def test_a_dataset_without_images_or_of_splits_is_refused(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    words = datasets.Dataset.from_dict({"text": ["a"]})
+    with pytest.raises(ValueError, match="no column of images; it has: text"):
+        provide(words, tmp_path)
+    with pytest.raises(ValueError, match=r"several splits .*; give one of them"):
+        provide(datasets.DatasetDict({"train": words}), tmp_path)
+
+
+@pytest.mark.parametrize("item", [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), torch.full((3, 4, 4), 2.0), b"x"])
+def test_what_is_no_image_is_refused(item):
+    with pytest.raises(ValueError, match=r"^number 3: "):
+        as_image(item, "number 3")
+
+
+def test_the_command_does_the_same(adapted, digits, tmp_path, monkeypatch, capsys):
+    """A text file of names; the images are in a folder."""
+    names = tmp_path / "classes.txt"
+    names.write_text("\ufeffzero\none\n\n two \n", encoding="utf-8")
+    ran = []
+    monkeypatch.setattr("must.adapt.adapt.call", lambda name, **values: ran.append((name, values)))
+    monkeypatch.setattr("must.adapt.adapt.Adapted", lambda folder: adapted)
+    flags = {"images": digits.images, "classes": names, "output": tmp_path / "work", "model": asset_folder()}
+    line = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    cli.main(["adapt", *line, "--settings", "epochs=3,flip=0", "--device", "cpu"])
+    assert [name for name, _ in ran] == ["shard", "classifier", "train", "evaluate"]
+    assert ran[2][1]["epochs"] == "3" and ran[1][1]["classes"] == str(names)
+    assert json.loads((tmp_path / "work" / "adapt.json").read_text())["settings"] == {"epochs": "3", "flip": "0"}
+    assert "report.html" in capsys.readouterr().out

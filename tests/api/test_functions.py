@@ -1,0 +1,168 @@
+"""The stages as functions at `must`: what importing costs, signatures, results, errors, threads and signals."""
+
+import inspect
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+
+import must
+from must.api.functions import as_python
+from must.api.results import RESULTS
+from must.api.stub import STUB, stub
+from must.config import TrainConfig
+from must.stages import STAGES
+from must.storage import LaterError
+from must.train import trainer
+
+SHORT = {"preset": "digits", "epochs": 1, "batch_size": 50, "workers": 0, "device": "cpu", "select": "none"}
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_importing_imports_nothing():
+    heavy = "{'torch', 'numpy', 'yaml', 'must.stages', 'must.api'} & sys.modules.keys()"
+    assert python(f"import sys, must; print(len({heavy}))") == ["0"]
+    assert python("import sys, must; must.train, must.adapt; print('torch' in sys.modules)") == ["False"]
+
+
+def test_every_stage_is_there():
+    assert set(must.STAGES) == set(STAGES) and {*STAGES, *must.LAZY} == set(must.__all__) <= set(dir(must))
+    assert all(callable(getattr(must, name)) for name in must.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        must.trian  # noqa: B018
+
+
+@pytest.mark.parametrize("name", sorted(set(STAGES) - {"adapt"}))
+def test_signature_and_docstring_are_the_parameters(name):
+    function, config = getattr(must, name), STAGES[name].config
+    parameters = inspect.signature(function).parameters
+    assert set(parameters) == {field.name for field in fields(config)}
+    assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters.values())
+    for field in fields(config):
+        given = field.default if not callable(field.default_factory) else field.default_factory()
+        expected = inspect.Parameter.empty if field.default is field.default_factory else given
+        assert parameters[field.name].default == expected
+        assert f"    {field.name}: " in function.__doc__
+    assert function.__doc__.startswith(as_python(STAGES[name].help)) and "--" not in function.__doc__
+    assert function.__name__ == name and pickle.loads(pickle.dumps(function)) is function
+
+
+def test_flags_in_a_help_text_are_parameters():
+    assert as_python("as --test-source; --no-resume starts over") == "as test_source; resume=False starts over"
+
+
+def test_the_stub_for_editors_is_current():
+    assert STUB.read_text() == stub(), "run: python -m must.api.stub"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import must.train.presets; assert callable(must.train)",
+        "import must; must.train; import must.train.presets",
+        "import must.train.presets as p; import must; assert must.train.presets is p",
+        "from must import train; import must.train.presets",
+        "import must.demo; import must; must.demo",
+    ],
+)
+def test_a_stage_and_the_package_of_its_name_live_together(code):
+    code += "; import must.demo, must.train.presets"
+    more = "must.train.presets.preset('digits', '')['epochs'], callable(must.train), must.demo.asset_folder().name"
+    assert python(f"{code}; print(*({more}))") == ["40", "True", "assets"]
+
+
+def test_results_are_frozen_and_typed():
+    for name, kind in RESULTS.items():
+        assert is_dataclass(kind) and kind.__dataclass_params__.frozen
+        assert inspect.signature(getattr(must, name)).return_annotation is kind
+
+
+@pytest.fixture(scope="module")
+def trained(digits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    return must.train(shards=digits.shards, classifier=digits.classifier, output=folder, **SHORT)
+
+
+def test_training_and_what_follows(digits, exported, trained, tmp_path, capsys):
+    """Places may be paths."""
+    assert (trained.steps, trained.images, trained.kept) == (3, 150, None) and Path(
+        trained.output, "model.json"
+    ).exists()
+    report = must.evaluate(
+        model=trained.output, baseline=digits.classifier, shards=digits.shards, output=tmp_path / "report", workers=0
+    )
+    assert report.images == 120 and report.top1 == report.metrics["adapted"]["top1"] != None  # noqa: E711
+    assert Path(report.report).exists() and report._repr_html_().startswith("<iframe srcdoc=")
+    assert must.gate(metrics=tmp_path / "report" / "metrics.json", gate="none").passed
+    capsys.readouterr()
+    image = next(digits.images.glob("test/three/*.png"))
+    found = must.predict(model=exported[1], images=image, top_k=2)
+    assert found.images == 1 and found.predictions[0].image == str(image) and len(found.predictions[0].classes) == 2
+    assert capsys.readouterr().out == "", "no table"
+
+
+def test_a_plan_says_what_training_would_cost(digits):
+    values = {key: value for key, value in SHORT.items() if key != "epochs"}
+    planned = must.plan(shards=digits.shards, classifier=digits.classifier, epochs=2, seconds=0.1, **values)
+    assert planned.steps == 6 and planned.seconds > 0 and planned.plan["images_per_s"] == planned.images_per_s
+
+
+def test_what_is_passed_counts_though_it_is_the_default(digits, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(trainer, "train", lambda config: seen.append(config) or 1 / 0)
+    values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(tmp_path), "preset": "digits"}
+    with pytest.raises(ZeroDivisionError):
+        must.train(**values, epochs=30, init=None)
+    assert seen == [TrainConfig(**values, epochs=30)] and (seen[0].epochs, seen[0].lr) == (30, 0.004)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"epoch": 1}, "unknown name 'epoch'; did you mean 'epochs'"),
+        ({"preset": "digitz"}, "did you mean 'digits'"),
+        ({"shards": "nowhere"}, r"nowhere holds no index\.json"),
+        ({"epochs": "many"}, "expected a whole number"),
+        ({"shards": None}, "missing: --shards"),
+    ],
+)
+def test_the_users_mistakes_are_value_errors(digits, tmp_path, values, message):
+    given = {"shards": digits.shards, "classifier": digits.classifier, "output": str(tmp_path / "o")} | values
+    with pytest.raises(ValueError, match=message) as error:
+        must.train(**given)
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+def test_training_that_was_stopped_is_no_exit(digits, tmp_path, monkeypatch):
+    def stopped(config):
+        raise trainer.Preempted("gs://bucket could not be reached")
+
+    monkeypatch.setattr(trainer, "train", stopped)
+    with pytest.raises(LaterError, match=r"^gs://bucket could not be reached; call must\.train again"):
+        must.train(shards=digits.shards, classifier=digits.classifier, output=str(tmp_path))
+
+
+def test_it_runs_in_a_thread_and_leaves_signals_alone(digits, trained, tmp_path):
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before, results = [signal.getsignal(number) for number in numbers], []
+    seen = []
+
+    def run():
+        results.append(must.train(shards=digits.shards, classifier=digits.classifier, output=tmp_path, **SHORT))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while thread.is_alive():
+        seen.append([signal.getsignal(number) for number in numbers])
+        thread.join(0.05)
+    assert results[0].steps == 3 and all(handlers == before for handlers in seen)
+    same = [Path(place, "model.safetensors").read_bytes() for place in (tmp_path, trained.output)]
+    assert same[0] == same[1], "the weights of the main thread"

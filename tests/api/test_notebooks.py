@@ -1,0 +1,68 @@
+"""The notebooks in docs/notebooks, executed as a reader executes them."""
+
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from nbclient import NotebookClient
+from PIL import Image
+
+from must.demo import asset_folder
+
+FOLDER = Path(__file__).parents[2] / "docs" / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+
+
+def executed(name, folder, **parameters):
+    """The notebook after its cells ran in `folder`, the parameters after the cell that is tagged so."""
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    (number,) = [i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
+    lines = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
+    notebook.cells.insert(number + 1, nbformat.v4.new_code_cell(lines))
+    NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    ).execute()
+    return notebook
+
+
+def printed(notebook):
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    pages = [output.data.get("text/html", "") for output in outputs if output.output_type == "execute_result"]
+    return "".join(output.text for output in outputs if output.output_type == "stream"), "".join(pages)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_committed_clean(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert code and all(not cell.outputs and cell.execution_count is None for cell in code)
+    for cell in code:
+        compile(cell.source, path.name, "exec")
+        assert '"/' not in cell.source and "'/" not in cell.source, "an absolute path"
+
+
+@pytest.mark.slow
+def test_digits(tmp_path):
+    text, pages = printed(executed("digits", tmp_path))
+    before, after = (
+        float(part) for part in text.split("zero-shot ")[-1].split(" of ")[0].replace("%", "").split(", adapted ")
+    )
+    assert after > before + 10 and "is called" in text and "<iframe" in pages
+
+
+@pytest.mark.slow
+def test_photographs(tmp_path):
+    chance = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    for number in range(24):
+        pixels = chance.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((80, 60)).save(tmp_path / "pictures" / f"{number}.jpg")
+    notebook = executed(
+        "photographs", tmp_path, images="pictures", classes=["zero", "one"], output="run", model=str(asset_folder()),
+        pretrained="", settings={"epochs": 1, "workers": 0, "device": "cpu"},
+    )  # fmt: skip
+    text, pages = printed(notebook)
+    assert "of the adaptation is kept" in text and "<iframe" in pages
+    assert (tmp_path / "run" / "onnx" / "model.onnx").exists()

@@ -1,0 +1,153 @@
+"""The InferenceService of the stage serve, and applying it to an API server that says yes, no, or nothing."""
+
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import yaml
+from kubernetes import client, config
+
+from must.storage import LaterError
+from must_components.serving import service
+from must_components.serving.manifest import inference_service, is_seen
+from must_pipeline.cluster.config import Cluster, CpuPool, Credentials, Volume
+from must_pipeline.cluster.serving import server_of
+
+REGISTRY = "gs://models/registry"
+
+
+def test_the_manifest_is_as_small_as_a_cluster_says():
+    found = inference_service(REGISTRY, "photos", server_of(Cluster()))
+    predictor = found["spec"]["predictor"]
+    (container,) = predictor["containers"]
+    assert (found["apiVersion"], container["name"]) == ("serving.kserve.io/v1beta1", "kserve-container")
+    assert container["securityContext"]["readOnlyRootFilesystem"] and container["securityContext"]["runAsNonRoot"]
+    assert container["image"] == Cluster().image("must-serve") and container["env"] == []
+    assert predictor["volumes"] == [{"name": "scratch", "emptyDir": {}}]
+    assert found["metadata"]["annotations"] == {"serving.kserve.io/deploymentMode": "RawDeployment"}
+    assert "terminationGracePeriodSeconds" in predictor, "which Knative refuses"
+    assert not {"serviceAccountName", "nodeSelector", "imagePullSecrets"} & predictor.keys()
+
+
+def test_what_a_cluster_says_of_its_pods_is_said_of_the_servers():
+    cluster = Cluster(
+        registry="registry.example/team", service_account="must", pull_secrets=["pull"], env={"A": "b"},
+        credentials=Credentials(kind="secret", secret="key"), volume=Volume(claim="data", mount="/data"),
+        cpu=CpuPool(node_selector={"pool": "cpu"}),
+    )  # fmt: skip
+    predictor = inference_service("/data/registry", "photos", server_of(cluster))["spec"]["predictor"]
+    (container,) = predictor["containers"]
+    assert container["image"].startswith("registry.example/team/must-serve:")
+    assert predictor["serviceAccountName"] == "must" and predictor["nodeSelector"] == {"pool": "cpu"}
+    assert predictor["imagePullSecrets"] == [{"name": "pull"}]
+    assert [volume["name"] for volume in predictor["volumes"]] == ["scratch", "key", "data"]
+    assert all(mount.get("readOnly") for mount in container["volumeMounts"][1:])
+    assert {"A", "GOOGLE_APPLICATION_CREDENTIALS"} == {entry["name"] for entry in container["env"]}
+
+
+def test_names_and_places():
+    for name in ("a.model", "7up", "m" * 54):  # its Service is called NAME-predictor
+        with pytest.raises(ValueError, match="a name that Kubernetes takes"):
+            inference_service(REGISTRY, name, server_of(Cluster()))
+    assert inference_service(REGISTRY, "m" * 53, server_of(Cluster()))["metadata"]["name"] == "m" * 53
+    assert is_seen(REGISTRY, {}) and is_seen("/data/registry", {"mount": "/data/"})
+    assert not is_seen("/database", {"mount": "/data"}) and not is_seen("/data/registry", {})
+
+
+@contextmanager
+def api_server(status):
+    """An API server that answers every PATCH with `status`; the requests it had."""
+    had = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_PATCH(self):
+            body = self.rfile.read(int(self.headers["content-length"]))
+            had.append((self.path, self.headers["content-type"], yaml.safe_load(body)))
+            answer = json.dumps({"kind": "Status", "code": status}).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(answer)))
+            self.send_header("content-type", "application/json")
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", had
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def in_a_pod(monkeypatch, tmp_path):
+    """What a pod has: an address, an account's token and a namespace."""
+
+    def at(url):
+        (tmp_path / "namespace").write_text("vision\n")
+        monkeypatch.setattr(service, "NAMESPACE", tmp_path / "namespace")
+        configuration = client.Configuration(host=url)
+        configuration.retries = False
+        monkeypatch.setattr(config, "load_incluster_config", lambda: client.Configuration.set_default(configuration))
+
+    yield at
+    client.Configuration.set_default(None)
+
+
+def serve(tmp_path, **values):
+    given = {"registry_uri": f"{tmp_path}/registry", "model_name": "photos", "how": "apply"}
+    given |= {"server": server_of(Cluster(volume=Volume(claim="data", mount=str(tmp_path))))}
+    return service.serve(str(tmp_path / "work"), output=str(tmp_path / "out/service"), **(given | values))
+
+
+def test_applying(in_a_pod, tmp_path):
+    with api_server(200) as (url, had):
+        in_a_pod(url)
+        found = serve(tmp_path)
+    ((path, kind, body),) = had
+    assert path.startswith("/apis/serving.kserve.io/v1beta1/namespaces/vision/inferenceservices/photos?")
+    assert "fieldManager=must" in path and kind == "application/apply-patch+yaml"
+    written = yaml.safe_load((tmp_path / "registry/photos/inferenceservice.yaml").read_text())
+    assert body == written == yaml.safe_load((tmp_path / "out/service").read_text())
+    assert found["namespace"] == "vision" and found["manifest"].endswith("inferenceservice.yaml")
+
+
+@pytest.mark.parametrize(
+    "status, said, kind",
+    [
+        (403, "deploy/serving.yaml lets it", ValueError),
+        (404, "KServe is not installed", ValueError),
+        (422, "refuses the InferenceService: 422", ValueError),
+        (503, "answers 503", LaterError),
+    ],
+)
+def test_an_api_server_that_says_no(in_a_pod, tmp_path, status, said, kind):
+    with api_server(status) as (url, _):
+        in_a_pod(url)
+        with pytest.raises(kind, match=said) as error:
+            serve(tmp_path)
+    assert isinstance(error.value, LaterError) == (kind is LaterError)
+    assert (tmp_path / "registry/photos/inferenceservice.yaml").exists(), "it can be applied by hand"
+
+
+def test_an_api_server_that_is_away(in_a_pod, tmp_path):
+    in_a_pod("http://127.0.0.1:9")
+    with pytest.raises(LaterError, match="does not answer"):
+        serve(tmp_path)
+
+
+def test_outside_of_a_cluster(tmp_path, monkeypatch):
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(ValueError, match="take `write`"):
+        serve(tmp_path)
+    assert serve(tmp_path, how="write")["namespace"] == ""
+
+
+def test_a_registry_that_no_pod_sees_is_not_applied(tmp_path):
+    with pytest.raises(ValueError, match="does not see the registry"):
+        serve(tmp_path, server=server_of(Cluster()))

@@ -1,0 +1,149 @@
+"""Every command that the documentation shows exists and has the flags it is given; the files it shows can be read."""
+
+import importlib
+import re
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from io import StringIO
+from itertools import pairwise
+
+import pytest
+import yaml
+
+from must.cli import build_parser
+from must.model.classifier import load_class_set
+from must.parameters import load
+from must.stages import STAGES
+from must_pipeline.cli import COMMANDS
+from must_pipeline.cluster.load import load_cluster
+from must_pipeline.files import COMPILED
+from must_pipeline.schedule import read_schedule
+from must_pipeline.server.parameters import check_parameters
+from tests.docs.blocks import PAGES, ROOT, blocks, commands
+
+SCRIPTS = {"compile": "compile", "submit": "submit", "schedule": "schedule", "run_local": "run"}
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+
+def shown():
+    """(page, words) of every command of ours, without what starts it: torchrun, python -m, a path to the programs."""
+    for page in PAGES:
+        for block in blocks(page):
+            for words in commands(block):
+                if words[0].endswith("torchrun") or words[1:3] == ["-m", "must.distributed.torchrun"]:
+                    words = words[len(words) - 1 - words[::-1].index("-m") + 1 :] if "-m" in words else []
+                if words and re.fullmatch(r"(\S*/)?python3?", words[0]):
+                    words = words[2:] if words[1:2] == ["-m"] else words[1:]
+                words = [words[0].removeprefix(".venv/bin/"), *words[1:]] if words else words
+                if words and script(words[0]):
+                    words = ["must-pipeline", script(words[0]), *words[1:]]
+                if words and (words[0] in ("must", "must-pipeline", "make") or words[0].startswith("must.")):
+                    yield page.relative_to(ROOT).as_posix(), words
+
+
+def script(word):
+    match = re.fullmatch(r"pipeline/(\w+)\.py", word)
+    return SCRIPTS[match[1]] if match else ""
+
+
+SHOWN = list(shown())
+
+
+def of(program):
+    found = {" ".join(words): (page, words) for page, words in SHOWN if words[0] == program}
+    return [pytest.param(*one, id=f"{one[0]}: {text[:60]}") for text, one in found.items()]
+
+
+@pytest.mark.parametrize("page, words", of("must"))
+def test_must(page, words):
+    words = [word for before, word in pairwise(words) if word != "..." or before.startswith("--")]
+    wanted = {action.split("=")[0] for action in words if action.startswith("--")}
+    if len(words) < 1 or words[0] in ("COMMAND", "--help", "--version"):
+        return
+    assert words[0] in {*STAGES, "index"}, f"{page}: must {words[0]}"
+    if "--help" not in words and complete(words):
+        build_parser().parse_args(words)  # also the values' number
+    known = help_of(["must", *words[: 2 if words[0] == "index" else 1]])
+    assert wanted <= known | {"--help"}, f"{page}: {wanted - known}"
+
+
+def complete(words):
+    return not any(word.isupper() and len(word) > 3 and not word.startswith("-") for word in words)
+
+
+def help_of(command, cache={}):  # noqa: B006
+    if tuple(command) not in cache:
+        text = StringIO()
+        with redirect_stdout(text), pytest.raises(SystemExit):
+            if command[0] == "must":
+                build_parser().parse_args([*command[1:], "--help"])
+            else:
+                module = importlib.import_module(f"must_pipeline.{COMMANDS[command[1]][0]}")
+                arguments, sys.argv = sys.argv, [" ".join(command), "--help"]
+                try:
+                    module.main()
+                finally:
+                    sys.argv = arguments
+        cache[tuple(command)] = set(re.findall(r"--[a-z][a-z0-9-]*", text.getvalue()))
+    return cache[tuple(command)]
+
+
+@pytest.mark.parametrize("page, words", of("must-pipeline"))
+def test_must_pipeline(page, words):
+    if words[1] == "--help":
+        return
+    assert words[1] in COMMANDS, page
+    wanted = {word.split("=")[0] for word in words if word.startswith("--")}
+    assert wanted <= help_of(words[:2]), f"{page}: {wanted - help_of(words[:2])}"
+
+
+@pytest.mark.parametrize("page, words", of("make"))
+def test_make(page, words):
+    targets = [word for word in words[1:] if re.fullmatch(r"[a-z][a-z-]*", word)]
+    images = re.search(r"^IMAGES := (.*)$", MAKEFILE, re.MULTILINE)[1].split()
+    for target in targets:
+        assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE) or target in images, f"{page}: make {target}"
+
+
+@pytest.mark.parametrize("module", sorted({words[0] for _, words in SHOWN if words[0].startswith("must.")}))
+def test_modules(module):
+    assert importlib.util.find_spec(module)
+
+
+def test_nothing_was_overlooked():
+    assert len(SHOWN) > 80 and {page for page, _ in SHOWN} >= {"README.md", "docs/gke.md", "docs/kubeflow.md"}
+
+
+def file(page, name):
+    """The block that a page shows as the file `name`: the first one after the name."""
+    text = (ROOT / page).read_text()
+    after = text[text.index(f"`{name}`") :]
+    return re.search(r"^```yaml\n(.*?)^```", after, re.MULTILINE | re.DOTALL)[1]
+
+
+def test_the_cluster_of_the_gke_page(tmp_path):
+    (tmp_path / "my-cluster.yaml").write_text(file("docs/gke.md", ["my-cluster.yaml", " what the cluster is like"][0]))
+    cluster = load_cluster(tmp_path / "my-cluster.yaml")
+    assert cluster.gpu.count == 1 and cluster.credentials.kind == "workload-identity"
+
+
+def test_the_run_and_the_schedule_of_the_gke_page(tmp_path):
+    check_parameters(COMPILED, yaml.safe_load(file("docs/gke.md", "run.yaml")))
+    check_parameters(COMPILED, yaml.safe_load(COMPILED.with_name("run.yaml").read_text()))
+    (tmp_path / "schedule.yaml").write_text(file("docs/gke.md", "schedule.yaml"))
+    assert read_schedule(tmp_path / "schedule.yaml", COMPILED).name == "cats-weekly"
+
+
+def test_the_files_of_the_gpus_page(tmp_path):
+    (tmp_path / "classes.yaml").write_text(file("docs/gpus.md", "classes.yaml"))
+    assert len(load_class_set(str(tmp_path / "classes.yaml")).names) == 3
+    settings = yaml.safe_load(file("docs/gpus.md", "train.yaml"))
+    load(STAGES["train"].config, {"shards": "s", "classifier": "c", "output": "o"} | settings)
+
+
+def test_the_reference_pages_are_current():
+    code = "from docs.reference import FOLDER, pages; "
+    code += "import sys; sys.exit(' '.join(n for n, t in pages().items() if (FOLDER / n).read_text() != t) or 0)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, f"run `make reference`: {result.stderr}"

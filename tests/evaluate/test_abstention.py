@@ -1,0 +1,159 @@
+"""Thresholds for naming no class: arithmetic on made-up scores, promises over many draws, and a real model's."""
+
+import json
+
+import numpy as np
+import pytest
+
+from must.config import EvaluateConfig, ExportConfig
+from must.evaluate.abstention import abstention, at, binomial_tail, first_named, upper_bound, with_labels
+from must.evaluate.evaluate import evaluate
+from must.export.onnx import abstention_of, export
+from must.predict.abstention import threshold
+from must.predict.session import OnnxClassifier
+from must.select.abstain import by_look_alikes, chance_of, from_shares, rising
+
+
+def drawn(images, seed, worst=0.5):
+    """Confidences, and whether each is right: the error rate falls from `worst` to 0 as the confidence rises."""
+    generator = np.random.default_rng(seed)
+    confidence = generator.uniform(0.2, 1, images)
+    return confidence, generator.uniform(size=images) > worst * (1 - confidence) / 0.8
+
+
+def true_risk(threshold, worst=0.5):
+    """Mean error rate of the confidences from the threshold to 1."""
+    return worst * (1 - max(threshold, 0.2)) / 2 / 0.8
+
+
+def test_the_bound_is_clopper_and_pearsons():
+    assert upper_bound(0, 59) == pytest.approx(1 - 0.05 ** (1 / 59))
+    assert binomial_tail(3, 50, upper_bound(3, 50)) == pytest.approx(0.05, abs=1e-9)
+    assert upper_bound(5, 5) == 1 and 0.0099 < upper_bound(10_000, 1_000_000) < 0.0102
+
+
+@pytest.mark.slow
+def test_with_labels_the_promise_holds():
+    """True risk above the target in about 5% of the draws at most; 300 draws leave room for chance."""
+    broken = kept = 0
+    for seed in range(300):
+        found = with_labels(*drawn(800, seed), target=0.1)
+        if found["threshold"] is not None:
+            kept += 1
+            broken += true_risk(found["threshold"]) > 0.1
+    assert kept > 250 and broken <= 0.08 * 300
+
+
+def test_with_labels_more_of_them_name_more():
+    few = [with_labels(*drawn(400, seed), target=0.1) for seed in range(20)]
+    many = with_labels(*drawn(20_000, 0), target=0.1)
+    assert np.mean([found["coverage"] or 0 for found in few]) < many["coverage"] and many["bound"] <= 0.1
+    assert true_risk(many["threshold"]) == pytest.approx(0.1, abs=0.02)
+
+
+def test_with_too_few_labels_or_a_bad_model_nothing_is_promised():
+    for confidence, correct in (drawn(40, 0), drawn(2000, 0, worst=4)):
+        found = with_labels(confidence, correct, 0.05)
+        assert found["threshold"] is None and found["reason"]
+    assert first_named(10_000, 0.05) == 3 * 59 and first_named(100, 0.05) == 59
+
+
+def test_shares_become_errors():
+    """Right images have 90% of their look-alikes in their class, wrong ones as many as chance has."""
+    confidence, correct = drawn(20_000, 1)
+    share = np.where(correct, 0.9, 0.1)
+    found = from_shares(confidence, share, 0.1, target=0.1)
+    # the surest quarter, which counts as right, is wrong in one of 16; the others are measured against it
+    assert found["threshold"] is not None and found["risk"] <= 0.1
+    assert at(found["threshold"], confidence, correct)["risk"] == pytest.approx(0.1, abs=0.08)
+    assert (
+        from_shares(confidence, np.full(20_000, 0.12), 0.1, 0.1)["reason"]
+        == "look-alikes know too little of these classes"
+    )
+    unsure = from_shares(confidence, np.where(confidence > 0.8, 0.9, 0.1), 0.1, 0.1)
+    assert unsure["threshold"] == pytest.approx(0.8, abs=0.03)
+
+
+def test_few_images_are_not_asked():
+    found = by_look_alikes(np.eye(10)[:5], np.arange(5), np.zeros((5, 2), np.int32), 1.0)
+    assert found["threshold"] is None and "too few" in found["reason"]
+
+
+@pytest.mark.parametrize("agreeing, told", [(0.2, False), (0.8, True)])
+def test_look_alikes_that_hardly_share_the_classes_are_not_believed(agreeing, told):
+    """Look-alikes know them a little better than chance: on drawn digits 22% were wrong where 5% was said."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 10, 2000)
+    neighbours = generator.integers(0, 2000, (2000, 8))
+    same = generator.uniform(size=neighbours.shape) < agreeing
+    members = [np.flatnonzero(labels == one) for one in range(10)]
+    alike = np.stack([generator.choice(members[label], 8) for label in labels])
+    neighbours = np.where(same, alike, neighbours)
+    found = by_look_alikes(np.full((2000, 10), 0.02) + 0.8 * np.eye(10)[labels], labels, neighbours, 1.0, target=0.2)
+    assert (found["threshold"] is not None) is told
+    assert told or "share the classes too rarely (kappa 0." in found["reason"]
+
+
+@pytest.mark.parametrize(
+    "kept, reason", [(0.0, "the model is zero-shot's"), (0.5, "with 50% of its adaptation"), (0.8, "")]
+)
+def test_a_model_near_zero_shot_is_promised_nothing(kept, reason):
+    """Look-alikes share its errors: on five tasks 9% to 25% were wrong where 5% was said."""
+    labels = np.arange(2000) % 10
+    neighbours = (np.arange(2000)[:, None] + 10 * np.arange(1, 9)) % 2000  # of the same class
+    confidence = np.linspace(0.5, 1, 2000)[:, None] * np.eye(10)[labels]
+    found = by_look_alikes(confidence, labels, neighbours, kept)
+    assert (found["threshold"] is None) == bool(reason) and reason in found["reason"]
+
+
+def test_small_things():
+    assert rising(np.array([0.0, 0.2, 0.1, 0.3])).tolist() == pytest.approx([0, 0.15, 0.15, 0.3])
+    assert chance_of(np.array([0, 0, 1, 1])) == 0.5
+    assert at(2.0, np.array([0.5]), np.array([True]))["risk"] is None
+
+
+def test_labels_win_where_they_find_a_threshold():
+    found = abstention(0.1, None, 1.0, *drawn(5000, 0))
+    assert found["by"] == "labels" and found["threshold"] == found["labels"]["threshold"]
+    found = abstention(0.1, None, 1.0, drawn(5000, 0)[0], None)
+    assert found["by"] == "none" and found["threshold"] is None and "--baseline" in found["reason"]
+
+
+@pytest.fixture(scope="module")
+def evaluated(digits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluated")
+    config = {
+        "model": digits.adapted,
+        "baseline": digits.classifier,
+        "shards": digits.shards,
+        "workers": 0,
+        "risk": 0.2,
+    }
+    return folder, evaluate(EvaluateConfig(**config, output=str(folder)))
+
+
+@pytest.mark.slow
+def test_from_evaluation_to_the_onnx_file(digits, evaluated, tmp_path):
+    folder, metrics = evaluated
+    found = json.loads((folder / "metrics.json").read_text())["abstention"]
+    assert found == metrics["abstention"] and found["by"] == "labels" and 0 < found["threshold"] < 1
+    assert found["risk"] <= found["bound"] <= 0.2
+    page = (folder / "report.html").read_text()
+    assert "None of these" in page and f"{found['threshold']:.3f}" in page
+    export(ExportConfig(model=digits.adapted, output=str(tmp_path), metrics=str(folder / "metrics.json")))
+    metadata = OnnxClassifier(tmp_path / "model.onnx").metadata
+    assert threshold(-1, metadata, "it") == found["threshold"] and threshold(0.3, metadata, "it") == 0.3
+    assert json.loads(metadata["abstention"])["by"] == "labels"
+    assert f"{found['threshold']:.3f}" in (tmp_path / "MODEL_CARD.md").read_text()
+
+
+def test_what_training_left_in_the_bundle_counts_without_an_evaluation(digits):
+    from dataclasses import replace
+
+    from must.model.bundle import load_description
+
+    description = load_description(digits.adapted)
+    assert abstention_of(description, None) is None
+    story = {"selection": {"abstention": {"threshold": 0.7, "coverage": 0.9, "risk": 0.05}}}
+    found = abstention_of(replace(description, provenance=story), {"abstention": {"threshold": None}})
+    assert found is not None and found["threshold"] == 0.7 and found["by"] == "look-alikes"

@@ -1,0 +1,138 @@
+"""`must export --embeddings`: the file's second output is PyTorch's feature; without the flag there is none."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+from must.config import ExportConfig
+from must.export.check import compare, reference, reference_embeddings, smallest_cosine
+from must.export.jpeg import compare_files, with_decoder
+from must.export.onnx import refuse
+from must.export.serving import triton_config
+from must.image.preprocess import Preprocess
+from must.model.bundle import load_bundle
+from must.predict.session import OnnxClassifier
+from tests.evaluate.digits import pixels_of
+
+
+@pytest.fixture(scope="module")
+def real(digits):
+    """(uint8 pixels [24, S, S, 3], PyTorch's unit features [24, D]) of test images, by the tower and a division."""
+    bundle = load_bundle(digits.adapted)
+    pixels = pixels_of(bundle, [Image.open(path) for path in sorted((digits.images / "test").rglob("*.png"))[::5]])
+    preprocess = bundle.description.preprocess
+    mean, std = (torch.tensor(preprocess[name]).view(3, 1, 1) for name in ("mean", "std"))
+    with torch.no_grad():
+        features = bundle.model.visual((torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std)
+    return pixels, (features / features.norm(dim=1, keepdim=True)).numpy()
+
+
+@pytest.mark.parametrize("batch", [1, 3, 24])
+def test_the_second_output_is_pytorchs_unit_feature(embedded, real, batch):
+    pixels, expected = real
+    classifier = OnnxClassifier(embedded / "model.onnx")
+    probability, embedding = classifier.answer(pixels[:batch], embeddings=True)
+    assert classifier.dimensions == 64 and embedding.dtype == np.float32
+    np.testing.assert_allclose(embedding, expected[:batch], atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(embedding, axis=1), 1, atol=1e-5)
+    assert np.array_equal(classifier(pixels[:batch]), probability)
+
+
+def test_it_is_what_the_classes_are_told_by(embedded, digits, real):
+    bundle = load_bundle(digits.adapted)
+    _, embedding = (classifier := OnnxClassifier(embedded / "model.onnx")).answer(real[0], embeddings=True)
+    logits = bundle.description.logit_factor * embedding @ bundle.model.classifier.detach().numpy()
+    probability = np.exp(logits - logits.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(probability / probability.sum(axis=1, keepdims=True), classifier(real[0]), atol=1e-4)
+
+
+def test_nothing_else_of_the_graph_changes(embedded, exported, real):
+    """Not one weight and not one node: the embedding lies on the way to the probabilities."""
+    plain, more = (onnx.load(folder / "model.onnx") for folder in (exported[1], embedded))
+    assert [output.name for output in plain.graph.output] == ["probability"]
+    assert [output.name for output in more.graph.output] == ["probability", "embedding"]
+    assert [node.op_type for node in plain.graph.node] == [node.op_type for node in more.graph.node]
+    assert plain.graph.initializer == more.graph.initializer
+    metadata = [{entry.key: entry.value for entry in model.metadata_props} for model in (plain, more)]
+    assert json.loads(metadata[1].pop("embedding")) == {"dimensions": 64, "length": 1} and metadata[0] == metadata[1]
+    classifiers = [OnnxClassifier(folder / "model.onnx") for folder in (exported[1], embedded)]
+    assert np.array_equal(*(classifier(real[0]) for classifier in classifiers))
+    assert "dimensions" not in exported[0] and "cosine" not in exported[0]["check"]
+    onnx.checker.check_model(more, full_check=True)
+
+
+def test_another_models_embeddings_are_refused(digits, embedded, real):
+    pixels, expected = real
+    classifier, bundle = OnnxClassifier(embedded / "model.onnx"), load_bundle(digits.adapted)
+    config = ExportConfig(model="m", output="out", embeddings=True)
+    features = reference_embeddings(bundle, pixels)
+    np.testing.assert_allclose(features, expected, atol=1e-5)
+    check = compare(reference(bundle, pixels), classifier, pixels, features)
+    refuse(check, config)
+    assert check.cosine > 0.99999 and "smallest cosine of an embedding" in check.line()
+    turned = np.roll(features, 1, axis=1)
+    for other in (turned, reference_embeddings(load_bundle(digits.zero_shot), pixels)):
+        with pytest.raises(ValueError, match=r"embeddings are not PyTorch's: .* 0.9999 is needed; nothing was written"):
+            refuse(compare(reference(bundle, pixels), classifier, pixels, other), config)
+    refuse(replace(check, cosine=0.96), replace(config, precision="int8"))
+    assert smallest_cosine(features, 1.01 * features) == smallest_cosine(features, features * np.nan) == -1
+
+
+def test_a_file_that_gives_none_where_they_were_asked_for_is_refused(digits, exported, real):
+    bundle, classifier = load_bundle(digits.adapted), OnnxClassifier(exported[1] / "model.onnx")
+    check = compare(reference(bundle, real[0]), classifier, real[0], real[1])
+    with pytest.raises(ValueError, match="nothing was written"):
+        refuse(check, ExportConfig(model="m", output="out", embeddings=True))
+
+
+def test_jpeg_onnx_has_it_too(embedded, pictures, tmp_path):
+    classifier = OnnxClassifier(embedded / "model.onnx")
+    whole = with_decoder(onnx.load(embedded / "model.onnx"), classifier.preprocess)
+    assert [output.name for output in whole.graph.output] == ["probability", "embedding"]
+    (tmp_path / "jpeg.onnx").write_bytes(whole.SerializeToString())
+    found = compare_files(tmp_path / "jpeg.onnx", classifier, [data for _, data in pictures[:5]], 10**7)
+    assert found["images"] == 5 and found["cosine"] > 0.9999
+
+
+def test_jpeg_onnx_with_another_embedding_is_refused(embedded, pictures, tmp_path):
+    """The probabilities are right, the embedding is another one's: its numbers in another order."""
+    classifier = OnnxClassifier(embedded / "model.onnx")
+    whole = with_decoder(onnx.load(embedded / "model.onnx"), classifier.preprocess)
+    order = onnx.numpy_helper.from_array(np.roll(np.arange(64), 1), "order")
+    whole.graph.initializer.append(order)
+    for node in whole.graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["inner" if name == "embedding" else name for name in names]
+    whole.graph.node.append(onnx.helper.make_node("Gather", ["inner", "order"], ["embedding"], axis=1))
+    (tmp_path / "jpeg.onnx").write_bytes(whole.SerializeToString())
+    with pytest.raises(ValueError, match=r"embeddings are not those of `must predict`: .* nothing was written"):
+        compare_files(tmp_path / "jpeg.onnx", classifier, [pictures[0][1]], 10**7)
+
+
+def test_triton_is_told_both_outputs(embedded):
+    text = (embedded / "triton/digits/config.pbtxt").read_text()
+    assert text == triton_config("digits", OnnxClassifier(embedded / "model.onnx").preprocess, 10, False, 64)
+    schema = pytest.importorskip("tritonclient.grpc.model_config_pb2")
+    text_format = pytest.importorskip("google.protobuf.text_format")
+    outputs = text_format.Parse(text, schema.ModelConfig()).output
+    assert [(output.name, list(output.dims)) for output in outputs] == [("probability", [10]), ("embedding", [64])]
+    assert {schema.DataType.Name(output.data_type) for output in outputs} == {"TYPE_FP32"}
+    assert [output.label_filename for output in outputs] == ["labels.txt", ""]
+    assert "embedding" not in triton_config("digits", Preprocess(size=8), 10, False)
+
+
+def test_the_cards_say_so(embedded, exported):
+    for name in ("MODEL_CARD.md", "README.md"):
+        text, plain = ((folder / name).read_text() for folder in (embedded, exported[1]))
+        assert "`probability`, and `embedding`: float32 [N, 64]." in text and "of length 1" in text
+        assert "smallest cosine of an embedding 1.000000" in text and "embedding" not in plain
+
+
+def test_other_libraries_folders_have_features_anyway(digits):
+    with pytest.raises(ValueError, match="--embeddings goes with --to onnx, not with --to timm"):
+        ExportConfig(model=digits.adapted, output="out", to="timm", embeddings=True)

@@ -1,0 +1,63 @@
+"""`must predict --abstain`: single images, with a threshold of the user's or the model's own."""
+
+import csv
+import json
+
+import onnx
+import pytest
+
+import must
+from must.predict.abstention import METADATA
+
+
+@pytest.fixture(scope="module")
+def calibrated(exported, tmp_path_factory):
+    """The exported model with a threshold in it."""
+    model = onnx.load(exported[1] / "model.onnx")
+    model.metadata_props.add(key=METADATA, value=json.dumps({"threshold": 0.8, "by": "labels"}))
+    path = tmp_path_factory.mktemp("calibrated") / "model.onnx"
+    onnx.save(model, path)
+    return str(path)
+
+
+def test_single_images(calibrated, digits, tmp_path):
+    images = [str(digits.images / "test")]
+    plain = must.predict(model=calibrated, images=images).predictions
+    unsure = [found.probability < 0.8 for found in plain]
+    assert 0 < sum(unsure) < len(unsure)
+    for value in (0.8, -1):
+        found = must.predict(model=calibrated, images=images, abstain=value).predictions
+        assert [row.abstained for row in found] == unsure and [row.name for row in found] == [r.name for r in plain]
+    assert not any(row.abstained for row in plain)
+
+    must.predict(model=calibrated, images=images, abstain=-1, top_k=2, output=str(tmp_path / "p.csv"))
+    rows = list(csv.DictReader((tmp_path / "p.csv").open()))
+    assert [row["abstained"] == "1" for row in rows] == unsure
+    assert all((row["class"] == row["class_2"] == "") == (row["abstained"] == "1") for row in rows)
+    must.predict(model=calibrated, images=images, abstain=-1, output=str(tmp_path / "p.jsonl"))
+    told = [json.loads(line)["abstained"] for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert told == unsure
+
+
+def test_on_the_terminal(calibrated, digits, capsys):
+    from must.stages import call
+
+    call("predict", model=calibrated, images=[str(digits.images / "test")], abstain=-1)
+    lines = capsys.readouterr().out.splitlines()
+    assert 0 < sum("none of these: " in line for line in lines) < len(lines)
+
+
+def test_shards_say_which_threshold_it_was(calibrated, digits, tmp_path):
+    must.predict(model=calibrated, shards=digits.shards, split="test", output=str(tmp_path), abstain=-1, workers=1)
+    found = json.loads((tmp_path / "predictions.json").read_text())
+    assert found["abstain"] == 0.8 and 0 < found["coverage"] < 1
+
+
+def test_a_model_without_a_threshold(exported, digits):
+    with pytest.raises(ValueError, match="has no threshold of its own"):
+        must.predict(model=str(exported[1]), images=[str(digits.images / "test")], abstain=-1)
+    for damaged in ("{", "[]", '{"threshold": "0.5"}', '{"threshold": 2}', '{"threshold": true}', '{"threshold": NaN}'):
+        from must.predict.abstention import stored_threshold
+
+        with pytest.raises(ValueError, match="is damaged"):
+            stored_threshold({METADATA: damaged}, "model.onnx")

@@ -1,0 +1,241 @@
+"""Labelling a whole folder of shards: the classes of single images, whoever does which part and however often."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from must import storage
+from must.config import PredictConfig, ShardConfig
+from must.format.index import load_index
+from must.predict.predict import predict
+from must.shards.build import shard
+
+
+def label(exported, shards, output, **options):
+    return predict(PredictConfig(**{"model": str(exported[1]), "shards": shards, "output": str(output), **options}))
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def rows_of(folder):
+    return [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_rows_are_those_of_single_images(digits, exported, tmp_path, workers):
+    """To the last digit of the CSV file. One image a forward pass: others in it may change a float's last bits."""
+    names, output = {"train": digits.images / "train", "test": digits.images / "test"}, tmp_path / "out.csv"
+    images = [str(folder) for folder in names.values()]
+    predict(PredictConfig(model=str(exported[1]), images=images, output=str(output), top_k=3, batch_size=1))
+    with output.open() as file:
+        expected = {row.pop("image").removeprefix(f"{digits.images}/"): row for row in csv.DictReader(file)}
+    counts = label(exported, digits.shards, tmp_path / "rows", top_k=3, batch_size=1, workers=workers)
+    assert counts == {"images": 270, "unreadable": 0}
+    found = {}
+    index = load_index(digits.shards)
+    for one in index.shards:
+        table = pq.read_table(tmp_path / "rows" / f"predictions-{one.name.removesuffix('.tar')}.parquet")
+        assert table.num_rows == one.samples
+        for row in table.to_pylist():
+            assert row.pop("reason") is None and row.pop("key").replace("-", "").isdigit()
+            assert row.pop("margin") == pytest.approx(row["probability"] - row["probability_2"], abs=1e-7)
+            name = f"{one.split}/{row.pop('source')}"
+            found[name] = {key: f"{x:.6f}" if isinstance(x, float) else x for key, x in row.items()}
+    assert found == expected
+
+
+def test_the_batch_changes_no_class_and_no_digit_that_matters(digits, exported, tmp_path):
+    for size in (1, 7, 32):
+        label(exported, digits.shards, tmp_path / str(size), batch_size=size, workers=1, split="test")
+    alone, *others = (rows_of(tmp_path / str(size)) for size in (1, 7, 32))
+    for rows in others:
+        assert [row["class"] for row in rows] == [row["class"] for row in alone] and len(rows) == 120
+        assert [row["probability"] for row in rows] == pytest.approx([row["probability"] for row in alone], abs=1e-5)
+
+
+def test_a_split_with_a_summary_and_nothing_to_do_the_second_time(digits, exported, tmp_path, capsys):
+    for _ in range(2):
+        assert label(exported, digits.shards, tmp_path, split="test", workers=1) == {"images": 120, "unreadable": 0}
+    assert "(files of 2 shards, 2 were there)" in capsys.readouterr().out
+    found = json.loads((tmp_path / "predictions.json").read_text())
+    rows = rows_of(tmp_path)
+    assert found["rows"] == len(rows) == 120 and found["unreadable"] == 0 and "coverage" not in found
+    assert found["classes"] == {name: [row["class"] for row in rows].count(name) for name in found["classes"]}
+    assert sum(found["classes"].values()) == 120
+    assert found["model_sha256"] == storage.sha256_of(exported[1] / "model.onnx")
+    assert found["index_sha256"] == load_index(digits.shards).sha256
+    story = json.loads(pq.read_schema(tmp_path / "predictions-test-000000.parquet").metadata[b"must"])
+    assert story["run"].items() <= found.items() and story["rows"] == 64
+
+
+def test_what_is_missing_is_made_again_and_nothing_else(digits, exported, tmp_path):
+    label(exported, digits.shards, tmp_path, workers=1)
+    before = contents(tmp_path)
+    gone = tmp_path / "predictions-train-000001.parquet"
+    gone.unlink()
+    (tmp_path / "predictions.json").unlink()
+    times = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.parquet")}
+    label(exported, digits.shards, tmp_path, workers=2)
+    assert contents(tmp_path) == before
+    after = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.parquet")}
+    assert [name for name in after if times.get(name) != after[name]] == [gone.name]
+
+
+def other_model(exported, folder):
+    folder.mkdir()
+    content = onnx.load(exported[1] / "model.onnx")
+    content.metadata_props.add(key="note", value="another file")
+    onnx.save(content, folder / "model.onnx")
+    return str(folder)
+
+
+def test_predictions_of_another_run_are_refused_in_one_line(digits, exported, tmp_path):
+    output = tmp_path / "out"
+    label(exported, digits.shards, output, workers=1, split="test")
+    before = contents(output)
+    single = tmp_path / "one"
+    shutil.copytree(digits.images / "test/zero", single / "images/zero")
+    index = shard(ShardConfig(source=str(single / "images"), output=str(single / "shards"), workers=1))
+    changes = [
+        ({"model": other_model(exported, tmp_path / "model")}, "its model_sha256 is"),
+        ({"shards": str(single / "shards"), "split": "train"}, f"its index_sha256 is .*, here it is '{index.sha256}'"),
+        ({"top_k": 2}, "its top_k is '1', here it is '2'"),
+        ({"abstain": 0.5}, "its abstain is"),
+        ({"split": ""}, "its split is 'test', here it is ''"),
+    ]
+    for options, message in changes:
+        with pytest.raises(ValueError, match=message) as error:
+            label(exported, **{"shards": digits.shards, "output": output, "workers": 1, "split": "test"} | options)
+        assert "\n" not in str(error.value) and "choose another --output" in str(error.value)
+        (output / "run.json").unlink()  # each file tells too
+        if "model" in options or "top_k" in options:
+            with pytest.raises(ValueError, match=message):
+                label(exported, **{"shards": digits.shards, "output": output, "workers": 1, "split": "test"} | options)
+        (output / "run.json").write_bytes(before["run.json"])
+    assert contents(output) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + bytes(100) + b"\xff\xff\xff\x7fPAR1", "foreign", "cut"])
+def test_a_file_that_is_not_ours_is_refused(digits, exported, tmp_path, content):
+    label(exported, digits.shards, tmp_path, workers=1, split="test")
+    path = tmp_path / "predictions-test-000001.parquet"
+    if content == "foreign":
+        pq.write_table(pa.table({"class": ["a"]}), path)
+    else:
+        path.write_bytes(path.read_bytes()[:-1] if content == "cut" else content)
+    with pytest.raises(ValueError, match=r"predictions-test-000001.parquet is damaged, or no file of .*; delete it"):
+        label(exported, digits.shards, tmp_path, workers=1, split="test")
+
+
+def damaged_copy(shards, target):
+    """Shards in which the third image of the first shard is none: its first bytes are zeros. The index tells so."""
+    shutil.copytree(shards, target)
+    index = json.loads((target / "index.json").read_text())
+    first = index["shards"][0]
+    offsets = np.load(target / first["name"].replace(".tar", ".npy"))
+    with (target / first["name"]).open("r+b") as file:
+        file.seek(int(offsets[2, 0]))
+        file.write(bytes(20))
+    first["sha256"] = storage.sha256_of(target / first["name"])
+    (target / "index.json").write_text(json.dumps(index))
+    return str(target)
+
+
+@pytest.mark.parametrize("batch", [1, 32])
+def test_an_image_that_cannot_be_decoded_is_a_row_with_a_reason(digits, exported, tmp_path, batch):
+    shards = damaged_copy(digits.shards, tmp_path / "shards")
+    counts = label(exported, shards, tmp_path / "out", workers=2, batch_size=batch, abstain=0.9)
+    assert counts == {"images": 269, "unreadable": 1}
+    name = load_index(shards).shards[0].name.removesuffix(".tar")
+    row = pq.read_table(tmp_path / "out" / f"predictions-{name}.parquet").to_pylist()[2]
+    assert row["reason"] == "not an image of a known format" and row["source"].endswith(".png")
+    assert row["class"] is row["probability"] is row["margin"] is None and row["abstained"] is False
+    assert json.loads((tmp_path / "out/predictions.json").read_text())["unreadable"] == 1
+
+
+def test_below_the_threshold_there_is_no_class(digits, exported, tmp_path, capsys):
+    label(exported, digits.shards, tmp_path / "all", workers=1, top_k=2)
+    label(exported, digits.shards, tmp_path / "sure", workers=1, top_k=2, abstain=0.8)
+    unsure = 0
+    for before, row in zip(rows_of(tmp_path / "all"), rows_of(tmp_path / "sure"), strict=True):
+        assert row.pop("abstained") == (before["probability"] < 0.8)
+        if before["probability"] < 0.8:
+            unsure += 1
+            before |= {"class": None, "class_2": None}
+        assert row == before
+    found = json.loads((tmp_path / "sure/predictions.json").read_text())
+    assert 0 < unsure < 270 and found["abstained"] == unsure and found["coverage"] == (270 - unsure) / 270
+    assert sum(found["classes"].values()) == 270 - unsure
+    assert f"{100 * found['coverage']:.1f}% of those that could be read have a class" in capsys.readouterr().out
+
+
+def test_wrong_inputs(digits, exported, tmp_path):
+    ours = {"model": str(exported[1]), "shards": digits.shards, "output": str(tmp_path / "out")}
+    for changes, message in (
+        ({"part": "0/4"}, "--part 0/4: parts are numbered from 1 to 4"),
+        ({"part": "5/4"}, "--part 5/4: parts are numbered from 1 to 4"),
+        ({"part": "1/0"}, "--part 1/0: there is at least 1 part"),
+        ({"part": "one"}, "--part one: expected I/N, such as 1/4"),
+        ({"part": "-1/2"}, "--part -1/2: expected I/N"),
+        ({"abstain": 1.5}, "--abstain must be from 0 to 1"),
+        ({"output": ""}, "--shards needs --output"),
+        ({"output": "out.csv"}, "with --shards it is a folder"),
+        ({"images": ["a.png"]}, "give one or the other"),
+        ({"shards": "", "images": ["a.png"], "output": "", "part": "1/2"}, "--part is for --shards"),
+        ({"abstain": -0.5}, "or -1, for the threshold in the model"),
+        ({"abstain": -1}, "has no threshold of its own"),
+        ({"split": "none"}, "no split 'none'"),
+        ({"shards": str(tmp_path)}, "holds no index.json"),
+        ({"model": str(tmp_path)}, "no such file"),
+        ({"index_sha256": "0" * 64}, "asked for is 000"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            predict(PredictConfig(**ours | changes))
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_pyarrow_one_line_says_what_to_install(digits, exported, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ValueError, match=r"pip install 'must-clip\[parquet\]'"):
+        label(exported, digits.shards, tmp_path)
+
+
+def test_it_imports_no_torch(digits, exported, tmp_path):
+    arguments = ["predict", "--model", str(exported[1]), "--shards", digits.shards, "--output", str(tmp_path)]
+    code = (
+        f"import sys; from must.cli import main; main({[*arguments, '--workers', '2']!r})\n"
+        "bad = {'torch', 'open_clip', 'onnx', 'torchvision', 'timm'} & set(sys.modules); assert not bad, bad"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "270 images" in done.stdout and done.stderr == ""
+
+
+@pytest.mark.parametrize("fault", ["missing", "short", "table"])
+def test_a_broken_shard_is_one_line_and_leaves_whole_files_alone(digits, exported, tmp_path, fault):
+    shards, output = tmp_path / "shards", tmp_path / "out"
+    shutil.copytree(digits.shards, shards)
+    last = load_index(str(shards)).shards[-1]
+    path = shards / last.name
+    if fault == "missing":
+        path.unlink()
+    elif fault == "short":
+        path.write_bytes(path.read_bytes()[:-512])
+    else:
+        path.write_bytes(bytes(last.bytes))
+    expected = {"missing": "is missing", "short": "bytes, its index says", "table": "no sample stands at byte 512"}
+    with pytest.raises(ValueError, match=expected[fault]) as error:
+        label(exported, str(shards), output, workers=2)
+    assert last.name in str(error.value) and "\n" not in str(error.value)
+    assert len(list(output.glob("*.parquet"))) == 4 and not list(output.glob(".tmp*"))

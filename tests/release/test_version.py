@@ -1,0 +1,26 @@
+"""The version stands in one place; what repeats it for people says the same."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import must
+
+ROOT = Path(__file__).parents[2]
+CLUSTERS = [ROOT / "pipeline" / "cluster.yaml", *sorted((ROOT / "pipeline" / "clusters").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("file", CLUSTERS, ids=lambda file: file.stem)
+def test_the_examples_name_this_versions_images(file):
+    assert str(yaml.safe_load(file.read_text()).get("tag", must.__version__)) == must.__version__, "make version TO=..."
+
+
+def test_citation():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == must.__version__, "make version TO=..."
+
+
+def test_the_changelog_knows_it():
+    versions = re.findall(r"^## \[(\d\S*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert must.__version__ in versions and len(versions) == len(set(versions))

@@ -1,0 +1,126 @@
+"""The wheel in an environment that holds nothing else of the project, away from the checkout."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.pipeline.local import small_demo
+
+ROOT = Path(__file__).parents[2]
+SOURCES = ("must", "components", "pipeline", "deploy", "pyproject.toml", "README.md", "LICENSE")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A copy of what the package is built from, so that no build is left in the checkout."""
+    folder = tmp_path_factory.mktemp("source")
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+            shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def build(kind, source, folder):
+    folder.mkdir()
+    code = f"from setuptools import build_meta; print(build_meta.build_{kind}({str(folder)!r}))"
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=source, capture_output=True, text=True, check=True)
+    return folder / result.stdout.split()[-1]
+
+
+def wheel_files(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if ".dist-info/" not in name}
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory):
+    return build("wheel", source, tmp_path_factory.mktemp("built") / "wheel")
+
+
+@pytest.fixture(scope="module")
+def environment(wheel, tmp_path_factory):
+    """An empty environment with the wheel; its dependencies are the tests' own, which hold no part of the project."""
+    folder = tmp_path_factory.mktemp("stranger") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    python = folder / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*pip, wheel], check=True)
+    packages = sysconfig.get_path("purelib", vars={"base": str(folder)})
+    # A .pth file's line puts a folder on the path; .pth files in that folder, such as an editable must's, do not count.
+    Path(packages, "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder
+
+
+def run(environment, cwd, *command):
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    clean["PATH"] = os.pathsep.join([str(environment / "bin"), clean["PATH"]])
+    command = [environment / "bin" / command[0], *command[1:]]
+    return subprocess.run(command, cwd=cwd, env=clean, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_the_wheel_has_three_packages_and_all_their_files(wheel, source):
+    files = wheel_files(wheel)
+    assert {name.split("/")[0] for name in files} == {"must", "must_components", "must_pipeline"}
+    homes = {"must": source / "must", "must_components": source / "components" / "must_components"}
+    homes["must_pipeline"] = source / "pipeline" / "must_pipeline"
+    for package, home in homes.items():
+        kept = {f"{package}/{path.relative_to(home).as_posix()}" for path in home.rglob("*") if path.is_file()}
+        assert kept - files == set() or kept - files <= {"must_pipeline/files/clusters", "must_pipeline/files/deploy"}
+    users = [*(source / "pipeline").glob("*.yaml"), *(source / "pipeline" / "clusters").glob("*.yaml")]
+    for file in [*users, *(source / "deploy").glob("*.yaml")]:
+        assert [name for name in files if name.startswith("must_pipeline/files/") and name.endswith("/" + file.name)]
+
+
+@pytest.mark.slow
+def test_a_source_distribution_builds_the_same_wheel(wheel, source, tmp_path):
+    with tarfile.open(build("sdist", source, tmp_path / "sdist")) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    assert wheel_files(build("wheel", unpacked, tmp_path / "again")) == wheel_files(wheel)
+
+
+@pytest.mark.slow
+def test_a_stranger_compiles_and_runs_the_demo(environment, tmp_path):
+    code = (
+        "import must, must_components, must_pipeline as p; print(must.__file__, must_components.__file__, p.__file__)"
+    )
+    found = run(environment, tmp_path, "python", "-c", code).stdout.split()
+    assert len(found) == 3 and all(Path(path).is_relative_to(environment) for path in found)
+    assert run(environment, tmp_path, "python", "-c", "import components").returncode == 1
+    assert run(environment, tmp_path, "python", "-c", "import pipeline").returncode == 1
+    compiled = run(environment, tmp_path, "must-pipeline", "compile")
+    assert compiled.returncode == 0, compiled.stderr
+    text = (tmp_path / "must_pipeline.yaml").read_text()
+    assert text == (ROOT / "pipeline" / "must_pipeline.yaml").read_text()
+    parameters = small_demo(tmp_path / "demo")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(parameters))
+    ran = run(environment, tmp_path, "must-pipeline", "run", "--parameters", "run.yaml", "--output", "out")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    (model,) = (tmp_path / "out" / "latest").glob("*/onnx/model.onnx")
+    image = next((tmp_path / "demo" / "images" / "test").rglob("*.png"))
+    predicted = run(environment, tmp_path, "must", "predict", "--model", str(model), str(image))
+    assert predicted.returncode == 0 and image.name in predicted.stdout
+
+
+@pytest.mark.slow
+def test_example_files_for_a_cluster_compile(environment, tmp_path):
+    copied = run(environment, tmp_path, "must-pipeline", "files", "mine")
+    assert copied.returncode == 0 and (tmp_path / "mine" / "deploy" / "kustomization.yaml").is_file()
+    command = ("must-pipeline", "compile", "--cluster", "mine/clusters/gke.yaml", "--output", "gke.yaml")
+    assert run(environment, tmp_path, *command).returncode == 0
+    assert "europe-docker.pkg.dev/my-project/must/must-train" in (tmp_path / "gke.yaml").read_text()
+    again = run(environment, tmp_path, "must-pipeline", "files", "mine")
+    assert again.stdout.count("is there already") == len(copied.stdout.splitlines())

@@ -1,0 +1,53 @@
+"""A run that failed after its promotion goes on: its own model, the champion by then, must not stop at the gate."""
+
+import json
+
+import pytest
+
+from must.run.decision import decide
+from must.run.promotion import promote
+from tests.promote.bundles import make_bundle
+from tests.test_gate import better, metrics_of
+
+
+def places(tmp_path, model):
+    (details := tmp_path / "details").mkdir()
+    metrics = metrics_of(better) | {"baseline_name": "zero-shot"}
+    (details / "metrics.json").write_text(json.dumps(metrics))
+    (tmp_path / "onnx").mkdir()
+    return {
+        "bundle": str(model), "details": str(details), "registry": str(tmp_path / "registry"), "model_name": "digits",
+        "key": "k", "decision": str(tmp_path / "decision.json"),
+    }  # fmt: skip
+
+
+def ask(tmp_path, given, **champion):
+    asked = {"gate": "labelled", "settings": {}, "split": "test", "page": str(tmp_path / "page.md")}
+    return decide(str(tmp_path / "work"), **given, **asked, **champion)
+
+
+def test_the_champion_itself_is_compared_with_zero_shot_and_promoted_again(tmp_path, capsys):
+    given = places(tmp_path, make_bundle(tmp_path / "model"))
+    others = {"onnx": str(tmp_path / "onnx"), "output": str(tmp_path / "promoted.json")}
+    first, _ = ask(tmp_path, given, champion="none", champion_uri="")
+    version = promote(**given, **others, champion="none")["version"]
+    uri = f"{given['registry']}/digits/{version}/bundle"
+    again, facts = ask(tmp_path, given, champion=version, champion_uri=uri)
+    assert again == first and again.passed and facts["outcome"] == "passed"
+    assert promote(**given, **others, champion=version)["version"] == version
+    assert f"this model is the champion, {version}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("champion", ["itself", "another"])
+def test_zero_shot_that_is_the_champion_is_promoted_again_and_replaces_no_other(tmp_path, champion):
+    given = places(tmp_path, make_bundle(tmp_path / "model"))
+    others = {"onnx": str(tmp_path / "onnx"), "output": str(tmp_path / "promoted.json")}
+    kept = {"passed": True, "gate": "label-free", "outcome": "zero-shot", "reasons": []}
+    (tmp_path / "decision.json").write_text(json.dumps(kept))
+    version = promote(**given, **others, champion="none")["version"]
+    if champion == "itself":
+        assert promote(**given, **others, champion=version)["version"] == version
+        return
+    other = given | {"bundle": str(make_bundle(tmp_path / "other", seed=1))}
+    with pytest.raises(ValueError, match="has a champion, which stays"):
+        promote(**other, **others, champion=version)

@@ -1,0 +1,109 @@
+"""The launcher's sign of life, as its nodes see it: by their own clock, through outages, to the end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from must import storage
+from must.run import keepalive
+from must.run.keepalive import give_sign, keep_alive, watch
+
+
+class Clock:
+    """`over` of a watcher: each wait passes its seconds, and does what a test has for that moment."""
+
+    def __init__(self, moments, limit=3_000.0):
+        self.now, self.moments, self.limit = 0.0, moments, limit
+
+    def wait(self, seconds):
+        self.now += seconds
+        self.moments(self.now)
+        return self.now > self.limit
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """When the watcher sent which signal to whom."""
+    sent = []
+
+    def run(uri, moments, silence=900.0):
+        clock = Clock(moments)
+        monkeypatch.setattr(keepalive, "time", SimpleNamespace(monotonic=lambda: clock.now, time=lambda: clock.now))
+        monkeypatch.setattr(keepalive.os, "kill", lambda *what: sent.append((clock.now, what)))
+        watch(uri, silence, clock)
+        return sent
+
+    return run
+
+
+def test_silence_ends_it_and_nothing_else(stopped, tmp_path, capsys):
+    uri = str(tmp_path / "sign")
+    ((when, what),) = stopped(uri, lambda now: give_sign(uri) if now <= 1500 else None)
+    assert 2400 < when <= 2460 and what == (os.getpid(), signal.SIGTERM)
+    assert "no sign of life of the launcher for 900 s: saving a checkpoint and stopping" in capsys.readouterr().err
+
+
+def test_a_launcher_that_comes_back_in_time_is_enough(stopped, tmp_path):
+    uri = str(tmp_path / "sign")
+    assert not stopped(uri, lambda now: give_sign(uri) if now % 870 == 0 else None)
+
+
+def test_nobody_who_ever_gave_a_sign_is_silence_too(stopped, tmp_path):
+    ((when, _),) = stopped(str(tmp_path / "sign"), lambda now: None)
+    assert 900 < when <= 960
+
+
+def test_a_sign_dated_by_another_clock_is_one_as_long_as_it_changes(stopped, tmp_path):
+    uri = str(tmp_path / "sign")
+    assert not stopped(uri, lambda now: storage.write_bytes(uri, json.dumps({"time": -now}).encode()))
+
+
+def test_a_place_that_does_not_answer_says_nothing_about_the_launcher(stopped, tmp_path, monkeypatch):
+    uri = str(tmp_path / "sign")
+    real, away = storage.read_bytes, []
+
+    def read_bytes(place):
+        if away:
+            raise storage.UnreachableError("the server did not answer")
+        return real(place)
+
+    monkeypatch.setattr(storage, "read_bytes", read_bytes)
+
+    def moments(now):
+        away[:] = [1] if 600 < now <= 1800 else []
+        if now <= 600 or now > 2600:  # the launcher could not write either, and needs a while to come back
+            give_sign(uri)
+
+    assert not stopped(uri, moments)
+
+
+def test_a_sign_that_cannot_be_written_is_a_warning(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with keep_alive(str(tmp_path / "file" / "sign")):
+        pass
+    assert "the sign of life could not be written" in capsys.readouterr().err
+
+
+def test_the_signal_comes_to_the_process_itself(tmp_path):
+    code = (
+        "import signal, sys, threading; from must.run.keepalive import stop_when_orphaned\n"
+        "with stop_when_orphaned(sys.argv[1], 0.2): threading.Event().wait()"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "sign")], timeout=60, capture_output=True, text=True
+    )
+    assert process.returncode == -signal.SIGTERM and "no sign of life" in process.stderr
+
+
+def test_the_sign_is_there_before_the_job_and_is_renewed(tmp_path, monkeypatch):
+    uri = str(tmp_path / "sign")
+    monkeypatch.setattr(keepalive, "HEARTBEAT_S", 0.01)
+    with keep_alive(uri):
+        first = storage.read_bytes(uri)
+        while storage.read_bytes(uri) == first:
+            pass

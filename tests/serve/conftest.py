@@ -1,0 +1,19 @@
+"""Servers for the tests of a file."""
+
+import pytest
+
+from tests.serve.server import running
+
+
+@pytest.fixture(scope="module")
+def server(exported):
+    """With small limits, but patient: the machine may be busy."""
+    with running("--model", exported[1], "--name", "digits", "--max-body", 2, "--max-images", 16) as it:
+        yield it
+
+
+@pytest.fixture(scope="module")
+def impatient(exported):
+    """Waits two seconds for clients."""
+    with running("--model", exported[1], "--name", "digits", "--max-body", 2, "--patience", 2) as it:
+        yield it

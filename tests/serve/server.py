@@ -1,0 +1,83 @@
+"""A server of its own process, as people start it, and small clients."""
+
+import http.client
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from PIL import Image
+
+SILENCE = 120  # seconds in which a server that works has long answered, on a machine that is busy with other things
+
+
+class Address(NamedTuple):
+    port: int
+    rpc_port: int
+    process: subprocess.Popen
+    log: list  # lines of stderr so far
+
+    def ask(self, method, path, body=None, **headers):
+        """(status, JSON or text) over a connection of its own."""
+        return ask(self.connection(), method, path, body, **headers)
+
+    def connection(self):
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=SILENCE)
+
+    def said(self, text):
+        return any(text in line for line in self.log)
+
+
+def ask(connection, method, path, body=None, **headers):
+    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+    answer = connection.getresponse()
+    data = answer.read()
+    kind = answer.headers["content-type"] or ""
+    return answer.status, json.loads(data) if kind.startswith("application/json") else data
+
+
+def as_jpeg(data):
+    file = io.BytesIO()
+    Image.open(io.BytesIO(data)).convert("RGB").resize((96, 96)).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+@contextmanager
+def running(*flags):
+    """`must serve` with these flags on free ports; ended with SIGTERM, and its exit code must be 0."""
+    command = [
+        sys.executable,
+        "-m",
+        "must",
+        "serve",
+        "--port",
+        "0",
+        "--grpc-port",
+        "0",
+        "--drain",
+        "0",
+        *map(str, flags),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = []
+    reader = threading.Thread(target=lambda: [log.append(line) for line in process.stderr], daemon=True)
+    reader.start()
+    try:
+        line = process.stdout.readline()
+        found = re.search(r"http://127.0.0.1:(\d+) .*gRPC at 127.0.0.1:(\d+)", line)
+        assert found, (line, log, process.poll())
+        yield Address(int(found[1]), int(found[2]), process, log)
+        assert process.poll() is None, log
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SILENCE) == 0, log
+    finally:
+        process.kill()
+        process.wait()
+        reader.join(SILENCE)
+        process.stdout.close()
+        process.stderr.close()

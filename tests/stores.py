@@ -1,0 +1,149 @@
+"""An empty bucket on a real server of a store's protocol: fake-gcs-server, moto's S3, Azurite; faults in between.
+
+`pytest --store s3` runs the tests of buckets, and no others, on that one; without it, `gs` is meant.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from must import storage
+from tests.gcs import HOST, Faults, ask, free_port, proxy_to
+
+numbers = itertools.count()
+ROOT = Path(__file__).parents[1]
+ACCOUNT = "devstoreaccount1"
+KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+"""Azurite's account, which every Azurite has and Microsoft publishes."""
+
+
+@dataclass
+class Server:
+    """What a test sees: `uri` is an empty bucket; `faults` are dealt out to the requests that follow, see `Faults`."""
+
+    uri: str
+    faults: Faults
+
+
+@pytest.fixture(scope="session")
+def moto_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Faults]]:
+    pytest.importorskip("moto.server", reason="moto is not installed")
+    settings = {"S3_UPLOAD_PART_MIN_SIZE": "1"}  # tests upload in smaller parts than S3's 5 MiB
+    command = [sys.executable, "-m", "moto.server", "-H", HOST, "-p"]
+    yield from served(command, tmp_path_factory.mktemp("s3") / "log", **settings)
+
+
+@pytest.fixture(scope="session")
+def azurite_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Faults]]:
+    own = ROOT / "build/azurite/node_modules/.bin/azurite-blob"
+    program = str(own) if own.exists() else shutil.which("azurite-blob")
+    if program is None:
+        assert not os.environ.get("REQUIRE_STORES"), "no azurite-blob; npm install --prefix build/azurite azurite"
+        pytest.skip("no azurite-blob; to have it: npm install --prefix build/azurite azurite")
+    log = tmp_path_factory.mktemp("azure") / "log"
+    flags = ["--inMemoryPersistence", "--skipApiVersionCheck", "--silent"]
+    yield from served([program, *flags, "--blobHost", HOST, "--blobPort"], log)
+
+
+def served(command: list[str], log: Path, **settings: str) -> Iterator[tuple[str, Faults]]:
+    """The proxy's address and its faults, while the server runs."""
+    for _ in range(5):  # the tests of another process may take a port that was free a moment ago
+        port, faults = free_port(), Faults()
+        with log.open("wb") as file:
+            process = subprocess.Popen([*command, str(port)], stdout=file, stderr=file, env=os.environ | settings)
+        if answers(process, port):
+            break
+    else:
+        raise AssertionError(f"{command[0]} did not start: {log.read_text()}")
+    proxy = proxy_to(port, faults)
+    yield f"http://{HOST}:{proxy.server_port}", faults
+    process.kill()
+    process.wait()
+    proxy.shutdown()
+
+
+def answers(process: subprocess.Popen[bytes], port: int) -> bool:
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            ask(port, "GET", "/")
+            return True
+        except OSError:
+            time.sleep(0.05)
+    process.kill()
+    return False
+
+
+def plant(uri: str, data: bytes) -> None:
+    """Writes an object with a hostile name. Some of them cannot be made on Azure: its server refuses them."""
+    try:
+        storage.write_bytes(uri, data)
+    except ValueError:
+        if not uri.startswith("az://"):
+            raise
+        pytest.skip("the server refuses to make an object of this name")
+
+
+@pytest.fixture
+def bucket_server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Server:
+    return empty_bucket(request, monkeypatch, request.config.getoption("store") or "gs")
+
+
+def empty_bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, store: str) -> Server:
+    """Found by this process and those that it starts."""
+    make = {"gs": on_gcs, "s3": on_s3, "az": on_azure}[store]
+    uri, faults = make(request, monkeypatch, f"bucket-{os.getpid()}-{next(numbers)}")
+    faults.plan, faults.requests, faults.done = [], 0, Counter()
+    request.addfinalizer(lambda: setattr(faults, "plan", []))
+    return Server(uri, faults)
+
+
+def be_impatient(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Requests are given up after so many seconds of failure."""
+    from must.storage import retry
+
+    monkeypatch.setattr(retry, "RETRY_TIMEOUT", seconds)
+
+
+def on_gcs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[str, Faults]:
+    from must.storage import gcs, retry
+
+    url, faults = request.getfixturevalue("gcs_process")
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)  # tests need not be polite
+    gcs.client().create_bucket(name)
+    return f"gs://{name}", faults
+
+
+def on_s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[str, Faults]:
+    from must.storage import retry, s3
+
+    url, faults = request.getfixturevalue("moto_process")
+    settings = {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "secret"}
+    for key, value in {**settings, "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
+    s3.client().create_bucket(Bucket=name)
+    return f"s3://{name}", faults
+
+
+def on_azure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[str, Faults]:
+    from must.storage import azure, retry
+
+    url, faults = request.getfixturevalue("azurite_process")
+    account = f"DefaultEndpointsProtocol=http;AccountName={ACCOUNT};AccountKey={KEY}"
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", f"{account};BlobEndpoint={url}/{ACCOUNT};")
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
+    azure.client().create_container(name)
+    return f"az://{name}", faults

@@ -1,0 +1,144 @@
+"""Wrong input is told before anything heavy is imported: nobody waits for torch to read that a path is misspelt."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from must.cli import main
+from must.config import EvaluateConfig, ExportConfig, TrainConfig
+from must.preflight import check_output, preflight
+
+HEAVY = ("torch", "torchvision", "open_clip", "timm", "sklearn", "onnxruntime")
+CODE = f"""
+import sys
+from must.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as end:
+    print(end.code, [name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    "line, code, message",
+    [
+        ("--help", 0, ""),
+        ("train --help", 0, ""),
+        ("train --epochs some --shards nowhere --classifier c --output m", 2, "--epochs: expected a whole number"),
+        ("train --preset imagnet --shards nowhere --classifier c --model m --output m", 2, "--preset imagnet: unknown"),
+        ("train --preset imagenet --shards nowhere --classifier c --output m", 2, "--classifier c: no such file"),
+        ("train --shards nowhere --classifier c --output m", 2, "nowhere holds no index.json"),
+        ("refine --shards nowhere --classifier c --output refined", 2, "nowhere holds no index.json"),
+        ("select --model nowhere --baseline c --shards s --output m", 2, "--model nowhere: no model.json there"),
+        ("evaluate --model nowhere --shards nowhere --output report", 2, "--model nowhere: no model.json there"),
+        ("export --model nowhere --output onnx", 2, "--model nowhere: no model.json there"),
+        ("predict --model nowhere.onnx a.png", 2, "--model nowhere.onnx: no such file"),
+        ("classifier --classes none.yaml --model ViT-B-16 --output c", 2, "--classes none.yaml: no such file"),
+    ],
+)
+def test_nothing_heavy_is_imported_for_help_and_wrong_input(tmp_path, line, code, message):
+    result = subprocess.run(
+        [sys.executable, "-c", CODE, *line.split()], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert result.stderr.splitlines()[-1] == f"{code} []" and message in result.stderr
+
+
+@pytest.mark.parametrize("preset", ["auto", "digits"])
+def test_shares_that_nobody_gave_are_told_before_torch_is_imported(digits, tmp_path, preset):
+    line = ["train", "--shards", digits.shards, "--classifier", digits.classifier, "--output", "m"]
+    line += ["--preset", preset, "--class-prior", "given"]
+    result = subprocess.run(
+        [sys.executable, "-c", CODE, *line], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    message, end = result.stderr.splitlines()
+    assert end == "2 []" and message.startswith("must train: --class-prior given: ") and not list(tmp_path.iterdir())
+
+
+def train_config(digits, tmp_path, **changes):
+    values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(tmp_path / "model")}
+    return TrainConfig(**values | changes)
+
+
+def evaluate_config(digits, tmp_path, **changes):
+    values = {"model": digits.adapted, "shards": digits.shards, "output": str(tmp_path / "report")}
+    return EvaluateConfig(**values | changes)
+
+
+def export_config(digits, tmp_path, **changes):
+    return ExportConfig(**{"model": digits.adapted, "output": str(tmp_path / "onnx")} | changes)
+
+
+@pytest.mark.parametrize(
+    "stage, make, wrong, message",
+    [
+        ("train", train_config, {"split": "trian"}, "hold no split 'trian'"),
+        ("train", train_config, {"classifier": "none"}, "--classifier none: no such file"),
+        ("train", train_config, {"class_prior": "given"}, "--class-prior given: .* holds no class shares; give every"),
+        ("train", train_config, {"init": "nowhere"}, "nowhere: no model.json there"),
+        (
+            "train",
+            train_config,
+            {"output": "file/model"},
+            "--output file/model: cannot be written: .*file is no folder",
+        ),
+        ("train", train_config, {"checkpoints": "file/c"}, "--checkpoints file/c: cannot be written"),
+        ("evaluate", evaluate_config, {"baseline": "none"}, "--baseline none: no such file"),
+        ("evaluate", evaluate_config, {"baseline": "file"}, "--baseline file: is damaged or no file of"),
+        ("evaluate", evaluate_config, {"shards": "nowhere"}, "nowhere holds no index.json"),
+        ("evaluate", evaluate_config, {"split": "tset"}, "hold no split 'tset'"),
+        (
+            "evaluate",
+            evaluate_config,
+            {"baseline": "classifier", "few_shot": [1], "few_shot_split": "x"},
+            "hold no split 'x'",
+        ),
+        ("evaluate", evaluate_config, {"output": "file/report"}, "--output file/report: cannot be written"),
+        ("export", export_config, {"shards": "nowhere"}, "nowhere holds no index.json"),
+        ("export", export_config, {"output": "file/onnx"}, "--output file/onnx: cannot be written"),
+    ],
+)
+def test_what_a_stage_needs_is_looked_at(digits, tmp_path, monkeypatch, stage, make, wrong, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("no classifier")
+    (tmp_path / "classifier").symlink_to(digits.classifier)
+    preflight(stage, make(digits, tmp_path))
+    with pytest.raises(ValueError, match=message):
+        preflight(stage, make(digits, tmp_path, **wrong))
+
+
+def test_an_output_without_permission_is_told_before_the_work():
+    with tempfile.TemporaryDirectory() as locked:  # not below tmp_path, which other users may not enter
+        Path(locked).chmod(0o555)
+        process = multiprocessing.get_context("fork").Process(target=look_as_a_common_user, args=(f"{locked}/c",))
+        process.start()
+        process.join()
+    assert process.exitcode == 0
+
+
+def look_as_a_common_user(output):
+    if os.geteuid() == 0:  # nothing is forbidden to root
+        os.setuid(65534)
+    with pytest.raises(ValueError, match=f"--output {output}: cannot be written: no permission for "):
+        check_output(output)
+
+
+@pytest.mark.parametrize(
+    "flag, meant",
+    [
+        ("--epoch", "--epochs"),  # cut short: argparse would take it
+        ("--batch_size", "--batch-size"),
+        ("--no_resume", "--no-resume"),
+        ("--keep", "--keep-checkpoints or --keep-every"),
+        ("--shufle-window", "--shuffle-window"),
+    ],
+)
+def test_a_flag_that_is_not_written_out_is_refused_with_the_one_that_was_meant(capsys, flag, meant):
+    with pytest.raises(SystemExit) as end:
+        main(["train", flag, "3", "--shards", "s", "--classifier", "c", "--output", "o"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2 and line.startswith(f"must train: {flag}: unknown; did you mean {meant}? (")

@@ -1,0 +1,134 @@
+"""What training chooses itself: loaders by the machine, micro-batches by the GPU's memory; neither changes a result."""
+
+import signal
+
+import pytest
+import torch
+
+from must.config import TrainConfig
+from must.distributed import cpu
+from must.distributed.cpu import MOST_LOADERS, loader_processes
+from must.distributed.process_group import pick_device
+from must.image.preprocess import Preprocess
+from must.model.bundle import load_bundle, load_description
+from must.parameters import load
+from must.train.checkpoint import Checkpoints
+from must.train.chosen import SHARE, blank, chosen_pieces, fewest_pieces
+from must.train.presets import preset
+from must.train.step import MustStep
+from must.train.trainer import train
+from tests.golden import golden_model
+from tests.train.test_step import ALONE
+from tests.train.test_train import start_and_stop
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def config(digits, output, **changes):
+    values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output), "epochs": 1}
+    values |= {"batch_size": 25, "select": "none", "seed": 1, "log_every": 2}
+    return load(TrainConfig, {**values, **changes}, preset=preset("digits", "any"))
+
+
+def golden_step():
+    settings = load(TrainConfig, {"shards": "-", "classifier": "-", "output": "-"})
+    return MustStep(golden_model(), Preprocess(size=32), settings, ALONE, 3, 2)
+
+
+@pytest.mark.parametrize(
+    "cores, processes, on_cpu, on_gpu", [(1, 1, 1, 1), (2, 1, 2, 1), (2, 2, 1, 1), (8, 1, 2, 7), (96, 8, 2, 11),
+                                         (96, 2, 2, MOST_LOADERS), (4, 8, 1, 1)]
+)  # fmt: skip
+def test_loaders_follow_the_cores_of_a_process(monkeypatch, cores, processes, on_cpu, on_gpu):
+    monkeypatch.setattr(cpu, "cores", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert (loader_processes(CPU), loader_processes(GPU)) == (on_cpu, on_gpu)
+
+
+def test_loaders_leave_half_of_the_shared_memory(monkeypatch, tmp_path):
+    monkeypatch.setattr(cpu, "cores", lambda: 12)
+    free = cpu.shutil.disk_usage(tmp_path).free
+    assert loader_processes(GPU, free // 9, tmp_path) == 4
+    assert loader_processes(GPU, 2 * free, tmp_path) == 1
+    assert loader_processes(GPU, 1000, tmp_path) == loader_processes(GPU, free, tmp_path / "none") == 11
+
+
+def test_a_number_counts_and_a_word_is_refused(digits, tmp_path):
+    assert config(digits, tmp_path, workers="3").workers == 3
+    assert load(TrainConfig, {"shards": "s", "classifier": "c", "output": "o"}).workers == "auto"
+    for name in ("workers", "accumulate"):
+        with pytest.raises(ValueError, match=f"--{name}: expected a whole number, got 'much', which is not auto eith"):
+            config(digits, tmp_path, **{name: "much"})
+    with pytest.raises(ValueError, match="--workers must not be negative"):
+        config(digits, tmp_path, workers=-1)
+
+
+@pytest.mark.slow
+def test_the_number_of_loaders_does_not_change_the_model(digits, tmp_path):
+    weights = []
+    for workers in ("auto", 0, 3):
+        train(config(digits, tmp_path / str(workers), workers=workers))
+        weights.append(load_bundle(str(tmp_path / str(workers))).model.state_dict())
+    for other in weights[1:]:
+        assert all(torch.equal(other[key], value) for key, value in weights[0].items())
+    assert load_description(str(tmp_path / "auto")).provenance["config"]["workers"] == "auto"
+
+
+@pytest.mark.parametrize(
+    "free, pieces", [(1100 / SHARE, 1), (1099 / SHARE, 2), (600 / SHARE, 2), (350 / SHARE, 4), (101 / SHARE, 1000)]
+)
+def test_the_fewest_micro_batches_that_fit(free, pieces):
+    """Of 1,000 images that take a byte each, besides a hundred."""
+    assert fewest_pieces(1000, 100, 1, free + 1e-6) == pieces
+
+
+def test_a_model_that_does_not_fit_is_one_line():
+    with pytest.raises(ValueError, match=r"^--accumulate auto: not even one image a step fits: it takes 5 GB") as error:
+        fewest_pieces(64, 4e9, 1e9, 5e9)
+    assert "\n" not in str(error.value)
+
+
+def test_on_a_cpu_it_is_one_piece_and_a_run_that_goes_on_keeps_its_own():
+    method = golden_step()
+    assert [chosen_pieces(method, 24, before) for before in (0, 24, 6, 5)] == [1, 1, 4, 1]
+
+
+def test_a_trial_changes_no_weight():
+    method = golden_step()
+    before = {key: value.clone() for key, value in method.student.state_dict().items()}
+    losses = method.differentiate([blank(4, method.preprocess.size, 3)])
+    assert torch.isfinite(losses.total) and any(p.grad is not None for p in method.student.parameters())
+    assert method.class_balance is None
+    assert all(torch.equal(before[key], value) for key, value in method.student.state_dict().items())
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_the_micro_batches_it_had(digits, tmp_path, capsys):
+    """Sums in another order are not the same to the bit."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    settings = {"epochs": 4, "checkpoint_every": 3, "workers": 1, "preset": "digits"}
+    train(config(digits, whole, accumulate=5, **settings))
+    code, _ = start_and_stop(digits, stopped, signal.SIGTERM, extra=("--accumulate", "5"))
+    assert code == 75
+    assert Checkpoints(str(stopped / "checkpoints")).load_newest()["progress"]["micro_batch"] == 5
+    capsys.readouterr()
+    train(config(digits, stopped, accumulate="auto", **settings))
+    assert "steps of 25 images in pieces of 5" in capsys.readouterr().out
+    first, then = (load_bundle(str(path)).model.state_dict() for path in (whole, stopped))
+    assert all(torch.equal(first[key], value) for key, value in then.items())
+
+
+def test_the_device_is_cuda_then_mps_then_the_cpu(monkeypatch):
+    found = [pick_device("auto").type]
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    found.append(pick_device("auto").type)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    found.append(pick_device("auto").type)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [*found, str(pick_device("auto"))] == ["cpu", "mps", "cpu", "cuda:1"]

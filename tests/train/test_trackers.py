@@ -1,0 +1,295 @@
+"""Curves on TensorBoard, Weights & Biases (offline) and a real MLflow server: every step once, whatever happens."""
+
+import os
+import signal
+import struct
+import threading
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from must import cli
+from must.config import TrainConfig, trackers
+from must.evaluate.training import training_log
+from must.parameters import load
+from must.train.log import last_logged
+from must.train.presets import preset
+from must.train.trackers import fan
+from must.train.trackers.base import Life, reason
+from must.train.trackers.fan import Courier
+from must.train.trainer import train
+from tests.mlflow_server import MlflowServer
+from tests.train.test_train import SETTINGS, STEPS, run, start_and_stop
+
+needs_wandb = pytest.mark.skipif(
+    find_spec("wandb") is None and not os.environ.get("REQUIRE_WANDB"),
+    reason="wandb is not installed; `make test-wandb` runs this",
+)
+LOGGED = list(range(1, STEPS, 2))  # steps from 0, a line every second one
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    torch.set_num_threads(1)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "WANDB_RUN_ID", "WANDB_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+def config(digits, output, *names, **changes):
+    values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output), "preset": "digits"}
+    return load(TrainConfig, {**values, **SETTINGS, "trackers": list(names), **changes}, preset=preset("digits", "any"))
+
+
+def killed_and_finished(digits, output, *names):
+    """A run in two lives, the first of them killed some steps after a checkpoint."""
+    flags = ("--trackers", ",".join(names))
+    code, text = start_and_stop(digits, output, signal.SIGKILL, extra=flags)
+    assert code == -signal.SIGKILL, text
+    code, text = run(digits, output, *flags)
+    assert code == 0 and "going on after step" in text, text
+    return text
+
+
+def curve(output, name="loss"):
+    return [(line["step"], line[name]) for line in training_log(str(output))]
+
+
+def tensorboard_curve(output, name="train/loss"):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(output / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def wandb_records(data):
+    """The records of a .wandb file: LevelDB's log format after a header of seven bytes, in blocks of 32 KiB."""
+    place, whole = 7, b""
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        if left < 7:
+            place += left
+            continue
+        size, kind = struct.unpack("<HB", data[place + 4 : place + 7])
+        if kind == 0:
+            return
+        whole += data[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4):  # whole, or its last part
+            yield whole
+            whole = b""
+
+
+def wandb_curve(output, name="train/loss"):
+    """(step, value) of all offline runs in the folder, and their ids."""
+    from wandb.proto import wandb_internal_pb2
+
+    points, ids = [], set()
+    for file in sorted(Path(output).rglob("*.wandb"), key=lambda file: file.stat().st_mtime_ns):
+        for data in wandb_records(file.read_bytes()):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            if record.HasField("run"):
+                ids.add(record.run.run_id)
+            items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+            if name in items:
+                points.append((record.history.step.num, float(items[name])))
+    return points, ids
+
+
+def test_tensorboard_gets_every_step_once(digits, tmp_path):
+    killed_and_finished(digits, tmp_path / "run", "tensorboard")
+    found = tensorboard_curve(tmp_path / "run")
+    assert [step for step, _ in found] == LOGGED
+    assert [value for _, value in found] == pytest.approx([value for _, value in curve(tmp_path / "run")], rel=1e-6)
+
+
+@needs_wandb
+@pytest.mark.slow
+def test_weights_and_biases_get_every_step_once(digits, tmp_path):
+    output, flags = tmp_path / "run", ("--trackers", "wandb")
+    code, text = start_and_stop(digits, output, signal.SIGTERM, extra=flags)
+    assert code == 75, text
+    first, ids = wandb_curve(output)
+    assert first and len(ids) == 1
+    code, text = run(digits, output, *flags)
+    assert code == 0, text
+    found, both = wandb_curve(output)
+    assert both == ids and [step for step, _ in found] == LOGGED
+    assert [value for _, value in found] == pytest.approx([value for _, value in curve(output)])
+
+
+@needs_wandb
+@pytest.mark.slow
+def test_the_log_tells_an_offline_run_of_weights_and_biases_what_it_has(digits, tmp_path):
+    (tmp_path / "train_log.jsonl").write_text('{"step": 1}\n{"step": 5}\n')
+    assert last_logged(tmp_path) == 5 and last_logged(tmp_path / "nowhere") == -1
+    life = Life(tmp_path, 4, [], last_logged(tmp_path), "made-here")
+    tracker = fan.MAKE["wandb"](life)
+    tracker.start({})
+    for step in (3, 5, 7):
+        tracker.log(step, {"loss": 1.0})
+    tracker.close(True)
+    deadline = time.monotonic() + 60  # its process may write the file after `finish` has returned
+    while not (found := wandb_curve(tmp_path))[0] and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert found == ([(7, 1.0)], {"made-here"})
+
+
+def test_no_tracker_is_no_file(digits, tmp_path):
+    train(config(digits, tmp_path, epochs=1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoints", "model.json", "model.safetensors", "train_log.jsonl",
+    ]  # fmt: skip
+
+
+class Fragile:
+    """Fails, or never returns, at its second point."""
+
+    run_id = ""
+
+    def __init__(self, patience=None):
+        self.seen, self.patience, self.closed = [], patience, False
+
+    def log(self, step, values):
+        self.seen.append(step)
+        if len(self.seen) == 2:
+            if self.patience is None:
+                raise ConnectionError("the server\nis gone")
+            self.patience.wait()
+
+    def close(self, finished):
+        self.closed = True
+
+
+def test_a_tracker_that_fails_warns_once(capsys):
+    tracker = Fragile()
+    courier = Courier("mlflow", tracker)
+    for step in range(100):
+        courier.log(step, {})
+    courier.close(True)
+    warning = "warning: --trackers mlflow: the server is gone; training goes on without it\n"
+    assert capsys.readouterr().err == warning and tracker.seen == [0, 1] and not tracker.closed
+
+
+def test_a_password_in_an_address_is_not_told():
+    error = ConnectionError("POST\nhttp://me:secret@host:5000/api failed; see https://host/me@here")
+    assert reason(error) == "POST http://host:5000/api failed; see https://host/me@here"
+
+
+@pytest.mark.parametrize("finished, name", [(True, "LAST_WORDS"), (False, "IN_A_HURRY")])
+def test_a_tracker_that_hangs_is_left_behind(capsys, monkeypatch, finished, name):
+    monkeypatch.setattr(fan, name, 0.1)
+    patience = threading.Event()
+    courier = Courier("mlflow", Fragile(patience))
+    for step in range(100):
+        courier.log(step, {})
+    courier.close(finished)
+    assert "did not take everything within 0 s; training goes on" in capsys.readouterr().err
+    patience.set()
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        ("mlfow", "--trackers: unknown name 'mlfow'; did you mean 'mlflow'?"),
+        ("wandb,wandb", "--trackers wandb,wandb: each of them once"),
+        ("mlflow", "--trackers mlflow: set MLFLOW_TRACKING_URI to the server's address"),
+    ],
+)
+def test_wrong_trackers_are_one_line(digits, tmp_path, capfd, names, message):
+    command = ["train", "--shards", digits.shards, "--classifier", digits.classifier, "--output", str(tmp_path / "m")]
+    with pytest.raises(SystemExit) as end:
+        cli.main([*command, "--preset", "digits", "--select", "none", "--trackers", names])
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line]
+    assert end.value.code == 2 and message in line and line.startswith("must train: ")
+    assert not (tmp_path / "m" / "model.json").exists()
+
+
+def test_a_missing_package_is_one_line_with_its_command(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"^--trackers wandb: .* pip install 'must-clip\[wandb\]'$"):
+        train(config(digits, tmp_path, "wandb"))
+
+
+@pytest.mark.slow
+def test_an_address_without_a_server_is_one_line_and_a_run_that_goes_on_does_without(
+    digits, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ValueError, match=r"^--trackers mlflow: .*127.0.0.1.*$") as error:
+        train(config(digits, tmp_path / "new", "mlflow"))
+    assert "\n" not in str(error.value)
+    code, _ = start_and_stop(digits, tmp_path / "run", signal.SIGTERM)
+    assert code == 75
+    assert train(config(digits, tmp_path / "run", "mlflow"))["steps"] == STEPS
+    (warning,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: --trackers")]
+    assert warning.startswith("warning: --trackers mlflow: ") and warning.endswith("training goes on without it")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow")).start()
+    yield server
+    server.stop()
+
+
+@pytest.mark.slow
+class TestMlflow:
+    def runs(self, server, experiment="0"):
+        return server.client.search_runs([experiment])
+
+    def curve(self, server, run_id, name="train/loss"):
+        return [(point.step, point.value) for point in server.client.get_metric_history(run_id, name)]
+
+    def test_a_killed_run_goes_on_as_the_same(self, server, digits, tmp_path, monkeypatch):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "digits")
+        killed_and_finished(digits, tmp_path / "run", "mlflow", "tensorboard")
+        (made,) = self.runs(server, server.client.get_experiment_by_name("digits").experiment_id)
+        assert made.info.status == "FINISHED" and made.data.params["batch_size"] == "25"
+        found = self.curve(server, made.info.run_id)
+        assert [step for step, _ in found] == LOGGED == [step for step, _ in tensorboard_curve(tmp_path / "run")]
+        assert [value for _, value in found] == pytest.approx([value for _, value in curve(tmp_path / "run")])
+
+    def test_the_pipelines_run_is_taken_and_left_open(self, server, digits, tmp_path, monkeypatch):
+        given = server.client.create_run("0")
+        before = len(self.runs(server))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        monkeypatch.setenv("MLFLOW_RUN_ID", given.info.run_id)
+        train(config(digits, tmp_path / "a", "mlflow", epochs=1))
+        train(config(digits, tmp_path / "b", "mlflow", epochs=1))  # a retry that found no checkpoint
+        run = server.client.get_run(given.info.run_id)
+        assert len(self.runs(server)) == before and run.info.status == "RUNNING"
+        assert [step for step, _ in self.curve(server, given.info.run_id)] == [1, 3, 5]
+
+    def test_a_run_that_was_deleted_begins_anew_with_all_its_steps(self, server, digits, tmp_path, monkeypatch):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "anew")
+        code, text = start_and_stop(digits, tmp_path / "run", signal.SIGTERM, extra=("--trackers", "tensorboard"))
+        assert code == 75, text
+        train(config(digits, tmp_path / "run", "mlflow"))
+        (made,) = self.runs(server, server.client.get_experiment_by_name("anew").experiment_id)
+        assert [step for step, _ in self.curve(server, made.info.run_id)] == LOGGED
+
+    def test_a_server_that_goes_away_is_one_warning(self, digits, tmp_path, monkeypatch, capfd):
+        server = MlflowServer(tmp_path / "mlflow").start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        sent = fan.MAKE["mlflow"].log
+
+        def log(self, step, values):
+            if step == 3:
+                server.stop()
+            sent(self, step, values)
+
+        monkeypatch.setattr(fan.MAKE["mlflow"], "log", log)
+        assert train(config(digits, tmp_path / "run", "mlflow"))["steps"] == STEPS
+        (warning,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: --trackers")]
+        assert warning.endswith("training goes on without it") and (tmp_path / "run/model.json").exists()
