@@ -125,10 +125,24 @@ def read_mapping(path: Path, where: str) -> dict[str, Any]:
     return content
 
 
+class OnceLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, to which a name that stands twice in one mapping is an error: else the last wins silently."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)  # before merges ("<<"), which may override
+        seen: dict[tuple[str, str], int] = {}
+        for name in (name for name, _ in node.value if isinstance(name, yaml.ScalarNode)):
+            key, line = (name.tag, name.value), name.start_mark.line + 1
+            if key in seen:
+                raise yaml.YAMLError(f"{brief(name.value)} stands in line {seen[key]} and again in line {line}")
+            seen[key] = line
+        return node
+
+
 def parse_yaml(data: bytes, where: str) -> Any:
-    """What a YAML file says. Raises ValueError, which begins with `where`: it is no YAML, or no UTF-8."""
+    """What a YAML file says. Raises ValueError, which begins with `where`: it is no YAML, no UTF-8, or repeats a name."""
     try:
-        return yaml.safe_load(data.decode())
+        return yaml.load(data.decode(), Loader=OnceLoader)
     except Exception as error:  # PyYAML raises many things for a number or date that is none
         text = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{where}: no valid YAML: {printable(text, 300)}") from None

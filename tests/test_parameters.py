@@ -60,7 +60,12 @@ def test_missing_ones_are_named():
 
 @pytest.mark.parametrize(
     "text, message",
-    [("lr: [", "no valid YAML"), ("- 1\n", "expected 'name: value' lines"), ("lrr: 1\n", "did you mean 'lr'")],
+    [
+        ("lr: [", "no valid YAML"),
+        ("- 1\n", "expected 'name: value' lines"),
+        ("lrr: 1\n", "did you mean 'lr'"),
+        ("lr: 0.1\nepochs: 2\nlr: 0.2\n", "'lr' stands in line 1 and again in line 3"),
+    ],
 )
 def test_a_bad_file_is_named(tmp_path, text, message):
     file = tmp_path / "train.yaml"

@@ -13,9 +13,12 @@ from pathlib import Path
 
 from must.exits import WRONG_INPUT
 
-FILES = Path(__file__).with_name("files")  # what lies in pipeline/ and deploy/ of the repository
-CLUSTER = (FILES / "cluster.yaml").resolve()
-COMPILED = (FILES / "must_pipeline.yaml").resolve()  # for that cluster
+HERE = Path(__file__).resolve().parent
+PACKAGED = HERE / "files"  # in a wheel (setup.py); a checkout has them in pipeline/ and deploy/
+PIPELINE, DEPLOY = (PACKAGED, PACKAGED / "deploy") if PACKAGED.is_dir() else (HERE.parent, HERE.parents[1] / "deploy")
+CLUSTER = PIPELINE / "cluster.yaml"
+COMPILED = PIPELINE / "must_pipeline.yaml"  # for that cluster
+FOLDERS = {"": PIPELINE, "clusters": PIPELINE / "clusters", "deploy": DEPLOY}
 
 
 def nearest(file: Path) -> Path:
@@ -36,8 +39,9 @@ def main() -> None:
 
 
 def copy_files(folder: Path) -> None:
-    for source in sorted(walk(FILES)):
-        target = folder / source.relative_to(FILES)
+    examples = [(name, source) for name, home in FOLDERS.items() for source in sorted(home.glob("*.yaml"))]
+    for name, source in examples:
+        target = folder / name / source.name
         if source.name == COMPILED.name:  # made anew for each cluster
             continue
         if target.exists():
@@ -46,8 +50,3 @@ def copy_files(folder: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
         print(target)
-
-
-def walk(folder: Path) -> list[Path]:
-    """Files in it and below, also in folders that are links."""
-    return [file for path in folder.iterdir() for file in (walk(path) if path.is_dir() else [path])]

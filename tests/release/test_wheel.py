@@ -15,7 +15,17 @@ import yaml
 from tests.pipeline.local import small_demo
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("must", "components", "pipeline", "deploy", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = (
+    "must",
+    "components",
+    "pipeline",
+    "deploy",
+    "pyproject.toml",
+    "setup.py",
+    "MANIFEST.in",
+    "README.md",
+    "LICENSE",
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +35,7 @@ def source(tmp_path_factory):
     for name in SOURCES:
         if (ROOT / name).is_dir():
             ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-            shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=ignored)
+            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
         else:
             shutil.copy(ROOT / name, folder)
     return folder
@@ -78,10 +88,10 @@ def test_the_wheel_has_three_packages_and_all_their_files(wheel, source):
     homes["must_pipeline"] = source / "pipeline" / "must_pipeline"
     for package, home in homes.items():
         kept = {f"{package}/{path.relative_to(home).as_posix()}" for path in home.rglob("*") if path.is_file()}
-        assert kept - files == set() or kept - files <= {"must_pipeline/files/clusters", "must_pipeline/files/deploy"}
-    users = [*(source / "pipeline").glob("*.yaml"), *(source / "pipeline" / "clusters").glob("*.yaml")]
-    for file in [*users, *(source / "deploy").glob("*.yaml")]:
-        assert [name for name in files if name.startswith("must_pipeline/files/") and name.endswith("/" + file.name)]
+        assert kept - files == set()
+    for folder, inside in {"pipeline": "", "pipeline/clusters": "clusters/", "deploy": "deploy/"}.items():
+        examples = {f"must_pipeline/files/{inside}{file.name}" for file in (source / folder).glob("*.yaml")}
+        assert examples and examples <= files
 
 
 @pytest.mark.slow
