@@ -126,7 +126,7 @@ def read_mapping(path: Path, where: str) -> dict[str, Any]:
 
 
 class OnceLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, to which a name that stands twice in one mapping is an error: else the last wins silently."""
+    """PyYAML's safe loader, to which a name that stands twice in one mapping is an error: the last would win."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)  # before merges ("<<"), which may override
@@ -140,7 +140,7 @@ class OnceLoader(yaml.SafeLoader):
 
 
 def parse_yaml(data: bytes, where: str) -> Any:
-    """What a YAML file says. Raises ValueError, which begins with `where`: it is no YAML, no UTF-8, or repeats a name."""
+    """What a YAML file says. Raises ValueError, which begins with `where`: no YAML, no UTF-8, or a name twice."""
     try:
         return yaml.load(data.decode(), Loader=OnceLoader)
     except Exception as error:  # PyYAML raises many things for a number or date that is none
