@@ -128,7 +128,7 @@ def read_mapping(path: Path, where: str) -> dict[str, Any]:
 class OnceLoader(yaml.SafeLoader):
     """PyYAML's safe loader, to which a name that stands twice in one mapping is an error: the last would win."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)  # before merges ("<<"), which may override
         seen: dict[tuple[str, str], int] = {}
         for name in (name for name, _ in node.value if isinstance(name, yaml.ScalarNode)):
