@@ -40,6 +40,7 @@ def main() -> None:
     with init_distributed("auto", 600) as here:
         bundle, baseline = load_bundle(config.model), load_baseline(config.baseline)
         looks = look(config, bundle, baseline, here)
+        assert looks is not None, "too few images"
         preprocess = preprocess_of(bundle.description)
         source = EvalSource(open_reader(config.shards, config.split), preprocess, config.batch_size, 0)
         samples, _ = score_split([bundle.model], source, preprocess, bundle.description.classes, here)

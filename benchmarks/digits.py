@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ def prepare(work: Path) -> None:
     must("classifier", "--classes", work / "classes.yaml", "--model", work / "model", "--output", classifier)
 
 
-def train(work: Path, changes: dict[str, float], seed: str) -> Path:
+def train(work: Path, changes: Mapping[str, float], seed: str) -> Path:
     flags = [part for name, value in changes.items() for part in (f"--{name}", value)]
     output = work / ("-".join([f"seed{seed}", *map(str, flags)]).replace("--", ""))
     shards, classifier = work / "shards", work / "classifier.safetensors"

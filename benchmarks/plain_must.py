@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 class PlainMust(nn.Module):
     """An open_clip vision transformer with a mask token, a pixel decoder and a classifier [D, K]."""
 
-    def __init__(self, visual: nn.Module, classifier: Tensor) -> None:
+    def __init__(self, visual: Any, classifier: Tensor) -> None:
         super().__init__()
         self.visual, width, self.patch = visual, visual.conv1.out_channels, visual.patch_size[0]
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -26,7 +27,7 @@ class PlainMust(nn.Module):
         self.classifier = nn.Parameter(classifier)
 
     def forward(self, images: Tensor, mask: Tensor | None = None):
-        visual = self.visual
+        visual: Any = self.visual
         x = visual.conv1(images).flatten(2).transpose(1, 2)
         if mask is not None:
             x = x * (1 - mask[..., None]) + self.mask_token * mask[..., None]

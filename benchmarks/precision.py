@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def train(work: Path, output: Path, precision: str, seed: int, epochs: int) -> None:
-    command = [sys.executable, "-m", "must", "train", "--preset", "digits", "--log-every", "10"]
+    command: list[object] = [sys.executable, "-m", "must", "train", "--preset", "digits", "--log-every", "10"]
     command += ["--shards", work / "shards", "--classifier", work / "classifier.safetensors", "--output", output]
     command += ["--precision", precision, "--seed", str(seed), "--epochs", str(epochs)]
     subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)

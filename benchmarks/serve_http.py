@@ -24,6 +24,7 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -169,7 +170,7 @@ def onnxruntime_alone(path: Path, pictures: list[bytes], seconds: float) -> tupl
     batch = max(rates)[1]
     begun, images = time.perf_counter(), 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        ahead = deque()
+        ahead: deque[Any] = deque()
 
         def one(number):
             return normalize_pixels(view(decode(pictures[number % len(pictures)]))[None], classifier.preprocess)[0]
@@ -234,6 +235,7 @@ def load(port: int, folder: Path, clients: int, seconds: float) -> None:
             writer.write(requests[number % len(requests)])
             head = await reader.readuntil(b"\r\n\r\n")
             length = re.search(rb"content-length: (\d+)", head, re.I)
+            assert length, head
             await reader.readexactly(int(length[1]))
             times.append(time.perf_counter() - begun)
             failed += b" 200 " not in head[:20]

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -129,7 +129,7 @@ def shard_writer(images: Path, output: Path) -> None:
             writer.write(sample)
 
 
-def must_shard(validate: str) -> Callable[[Path, Path], None]:
+def must_shard(validate: Literal["decode", "header"]) -> Callable[[Path, Path], None]:
     def run(images: Path, output: Path) -> None:
         from must.config import ShardConfig
         from must.shards.build import shard

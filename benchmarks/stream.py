@@ -35,14 +35,14 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from must.augment.draws import PatchMask, seed_views
+from must.augment.draws import AugmentParams, PatchMask, seed_views
 from must.augment.exact import TrainViews, ViewSettings, fill_color, posterize
 from must.augment.gpu import DeviceInputs, DeviceViews
 from must.config import ShardConfig
 from must.data.loader import TrainDataset, make_views, train_batches
 from must.data.order import GlobalBatches
 from must.data.reader import ShardReader
-from must.image.decode import decode
+from must.image.decode import MAX_PIXELS, decode
 from must.image.preprocess import CLIP_MEAN, CLIP_STD
 from must.shards.build import shard
 
@@ -169,23 +169,30 @@ def breakdown(images: Path) -> None:
         seed_views(0, 0, number)
         draws.append(exact.draws(*picture.size))
     headers = [Image.open(path) for path in files]
-    reduced = [fast.pixels(part, header, draw) for part, header, draw in zip(data, headers, draws, strict=True)]
+    reduced = [
+        fast.pixels(part, header, draw, MAX_PIXELS) for part, header, draw in zip(data, headers, draws, strict=True)
+    ]
     print(f"\n{'ms an image, one process':<40}{'plain':>8}{'exact':>8}{'fast':>8}")
+
+    def draw_exact(i: int) -> AugmentParams:
+        seed_views(0, 0, i)
+        return exact.draws(500, 400)
+
     rows: list[tuple[str, list[Callable[[int], Any] | None]]] = [
         (
             "decode",
             [
                 lambda i: Image.open(files[i]).convert("RGB"),
                 lambda i: decode(data[i]),
-                lambda i: fast.pixels(data[i], headers[i], draws[i]),
+                lambda i: fast.pixels(data[i], headers[i], draws[i], MAX_PIXELS),
             ],
         ),
         (
             "seeds and draws",
             [
                 None,
-                lambda i: (seed_views(0, 0, i), exact.draws(500, 400)),
-                lambda i: (seed_views(0, 0, i), exact.draws(500, 400)),
+                draw_exact,
+                draw_exact,
             ],
         ),
         (

@@ -136,9 +136,9 @@ def build(options: argparse.Namespace, variant: dict[str, Any], device: Any) -> 
         from must.image.preprocess import Preprocess
 
         plain = PlainStep(visual, classifier, device, variant["precision"] == "bf16")
-        views = [normalize(view.to(device), Preprocess(size=size)) for view in (weak, strong)]
+        first, second = (normalize(view.to(device), Preprocess(size=size)) for view in (weak, strong))
         mask = torch.zeros(B, patches).scatter(1, masked, 1.0).to(device)
-        return lambda _: plain(*views, mask), flops
+        return lambda _: plain(first, second, mask), flops
     return ours(options, variant, device, visual, classifier, (weak, strong, masked)), flops
 
 
@@ -160,9 +160,12 @@ def ours(options: argparse.Namespace, variant: dict[str, Any], device: Any, visu
     )
     student = MaskedViT(visual, classifier).to(device)
     step = MustStep(student, Preprocess(size=visual.image_size[0]), config, World(0, 1, device), 1000, 1000)
-    size = options.batch_size // options.accumulate
+    size, (weak, strong, masked) = options.batch_size // options.accumulate, data
+    samples = torch.arange(len(weak))
     parts = [
-        TrainBatch(*(value[n : n + size] for value in (*data, torch.arange(len(data[0])))), torch.tensor(0))
+        TrainBatch(
+            weak[n : n + size], strong[n : n + size], masked[n : n + size], samples[n : n + size], torch.tensor(0)
+        )
         for n in range(0, options.batch_size, size)
     ]
     return lambda number: step(number, parts)

@@ -8,6 +8,7 @@ A line a variant of the rule: runs below zero-shot by more than a point, the lea
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -32,7 +33,9 @@ def kept_by(limits: dict[str, object], rungs: int = 10, one_judge: bool = False,
         judged = said[chosen]
         if one_judge:
             judged = np.broadcast_to(judged[0], judged.shape)
-        changes = dict(limits) if lift else limits | {"RARE": 1e6}  # so large that every class is as usual as any other
+        changes: dict[str, Any] = (
+            dict(limits) if lift else limits | {"RARE": 1e6}
+        )  # so large that every class is as usual as any other
         with patch.multiple(ladder, RUNGS=RUNGS, **changes):  # at least one must be given
             found: Climb = climb(judged, labels[chosen], neighbours, [0.1 * r for r in chosen[1:]], strict=strict)
         return found.alpha

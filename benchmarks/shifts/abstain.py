@@ -41,8 +41,8 @@ def main() -> None:
         kept = row["snapshots"][-1]["choice"]["alpha"]
         cells = [cell(*found[alpha][:2]) for alpha in SHOWN]
         print("| " + " | ".join([row["task"], row["variant"], f"{kept:g}", *cells, found[kept][2]]) + " |", flush=True)
-        near += [found[0.0][1]] if found[0.0][1] is not None else []
-        promised += [found[kept][1]] if kept >= KEPT and found[kept][1] is not None else []
+        near += [risk for risk in (found[0.0][1],) if risk is not None]
+        promised += [risk for risk in (found[kept][1],) if risk is not None and kept >= KEPT]
     for name, risks in (("zero-shot", near), (f"kept, {KEPT:g} or more", promised)):
         if risks:
             over = sum(risk > target for risk in risks)

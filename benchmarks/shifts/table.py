@@ -104,10 +104,10 @@ def print_claims(rows: Sequence[Row]) -> None:
             ours, _, _ = over_tasks(chosen, "kept")
             print(f"auto - mean of the published rows, {title}: {mean:+.1f} [{low:+.1f}, {high:+.1f}] points, "
                   f"auto - zero-shot {ours:+.1f} ({len(chosen)} pairs)")  # fmt: skip
-    kept, full = (np.array([row[name] for row in rows]) for name in ("kept", "full"))
+    kept, whole = np.array([row["kept"] for row in rows]), np.array([row["full"] for row in rows])
     surely = sum(row["kept"] < -1 and row["interval"][1] < 0 for row in rows)
-    print(f"all runs, {len(rows)}: without the ladder {(full < -1).sum()} worse than zero-shot by more than a point "
-          f"(least {full.min():+.1f}, sum {full.sum():+.1f}); {(full > 1).sum()} better")  # fmt: skip
+    print(f"all runs, {len(rows)}: without the ladder {(whole < -1).sum()} worse than zero-shot by more than a point "
+          f"(least {whole.min():+.1f}, sum {whole.sum():+.1f}); {(whole > 1).sum()} better")  # fmt: skip
     print(f"with it: {(kept < -1).sum()} worse by more than a point, {surely} of them with an interval below zero; "
           f"{(kept < 0).sum()} below zero-shot at all (least {kept.min():+.1f}); sum {kept.sum():+.1f}")  # fmt: skip
     best = np.array([row["best"] for row in rows])
