@@ -6,7 +6,14 @@ from must_components import images
 
 
 @dsl.component(base_image=images.SHARD, install_kfp_package=False)
-def summary(status: dsl.PipelineTaskFinalStatus, work_uri: str, run_id: str, page: dsl.Output[dsl.Markdown]) -> None:
+def summary(
+    status: dsl.PipelineTaskFinalStatus,
+    work_uri: str,
+    run_id: str,
+    page: dsl.Output[dsl.Markdown],
+    labelling_pods: int = 0,
+    serve: str = "none",
+) -> None:
     """Sums up the stages' notes: which one failed, its last lines, whether and how it can go on. Never cached.
 
     Args:
@@ -14,14 +21,17 @@ def summary(status: dsl.PipelineTaskFinalStatus, work_uri: str, run_id: str, pag
         work_uri: where the stages left their notes.
         run_id: whose notes are summed up; for the command that goes on.
         page: the summary.
+        labelling_pods: how many label the images after a promotion.
+        serve: whether something is written or applied after a promotion.
     """
     import os
 
+    from must.run.parts import follow_ups
     from must.run.summary import leave_page, summarize
     from must.storage import write_bytes
 
     again = os.environ.get("MUST_RUN_AGAIN") or f"must-pipeline submit --again {run_id}"
-    text = summarize(work_uri, run_id, status.state, again)
+    text = summarize(work_uri, run_id, status.state, again, follow_ups(labelling_pods, serve))
     write_bytes(page.path, text.encode())
     print(text)
     leave_page(work_uri, run_id, text)

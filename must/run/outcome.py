@@ -6,7 +6,7 @@ RUNNING or FAILED there (and is never SUCCEEDED, which is the word of the local 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from must.exits import KILLED, PREEMPTED, WRONG_INPUT
@@ -21,8 +21,8 @@ class Outcome(NamedTuple):
     headline: str  # one line for a reader who does not know the stages
 
 
-def outcome_of(notes: list[Note], state: str | None) -> Outcome:
-    """Args: `state` is what the backend says of the stages, such as COMPLETE, RUNNING or FAILED."""
+def outcome_of(notes: list[Note], state: str | None, then: Sequence[str] = ()) -> Outcome:
+    """Args: `state` is what the backend says of the stages, such as COMPLETE or RUNNING; `then`: see `summarize`."""
     bad = failing(notes)
     if bad is not None:
         kind = kind_of(bad)
@@ -32,6 +32,9 @@ def outcome_of(notes: list[Note], state: str | None) -> Outcome:
     by_stage = {note.stage: note for note in notes}
     for name, rule in GOOD_ENDS:
         if headline := rule(by_stage):
+            missing = [stage for stage in then if stage not in by_stage]
+            if "promote" in by_stage and missing:
+                return Outcome("broken off", False, f"{headline}. Then broken off: {never_started(missing)}")
             return Outcome(name, True, headline)
     if not notes and state in WELL:
         return Outcome("complete", True, "Run complete, but its stages could leave no notes")
@@ -119,6 +122,11 @@ IN_SHORT = {
     "killed": "killed, memory may have run out",
     "error": "an error",
 }
+
+
+def never_started(stages: list[str]) -> str:
+    more = f" and {len(stages) - 1} more" if len(stages) > 1 else ""
+    return f"{stages[0]}{more} never started"
 
 
 def broken_off(notes: list[Note]) -> str:

@@ -20,6 +20,12 @@ def part_name(stage: str, part: str) -> str:
     return f"{stage}-{part.replace('/', '-of-')}"
 
 
+def follow_ups(labelling_pods: int, serve: str) -> list[str]:
+    """Names of the notes that a promotion is followed by."""
+    parts = [part_name("predict", f"{number}/{labelling_pods}") for number in range(1, labelling_pods + 1)]
+    return parts + ["serve"] * (serve != "none")
+
+
 def shard_part(work_uri: str, *, part: str, settings: dict[str, Any], **own: Any) -> None:
     """What it has done is in the output; its note tells of the index, if it has made that. `own`: see stages.shard."""
     run = os.environ.get(RUN_ID, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 
 from must import storage
 from must.run.notes import Note, parse, read_notes
@@ -30,20 +31,21 @@ BROKEN_OFF = [
 ]
 
 
-def summarize(work_uri: str, run_id: str, state: str | None, again: str) -> str:
+def summarize(work_uri: str, run_id: str, state: str | None, again: str, then: Sequence[str] = ()) -> str:
     """Markdown from the stages' notes.
 
     Args:
         state: what the backend says of the stages; a hint.
         again: the command that starts the same run again.
+        then: the notes that a promotion is followed by.
     """
     notes = read_notes(work_uri, run_id)
-    outcome = outcome_of(notes, state)
+    outcome = outcome_of(notes, state, then)
     page = [f"# {outcome.headline}", "", *links(notes, run_id)]
     if outcome.name == "failed":
         page += failure(notes, again)
     elif not outcome.good:
-        page += [*BROKEN_OFF, f"To start it again: `{again}`", ""]
+        page += [*BROKEN_OFF, *after_promotion(notes, "the run broke off"), "", f"To start it again: `{again}`", ""]
     return printable_page("\n".join([*page, *stage_table(notes)]))
 
 
@@ -89,7 +91,7 @@ def failure(notes: list[Note], again: str) -> list[str]:
     goes_on = GOES_ON.get(kind, "yes{kept}").format(kept=kept, kept_or=kept or ": nothing is lost")
     return [
         f"- **Why**: {WHY[kind].format(code=note.code)}",
-        *after_promotion(notes, note),
+        *after_promotion(notes, f"{note.stage} failed"),
         f"- **Tried**: {tried(note)}",
         f"- **Resumable**: {goes_on}",
         f"- **Command to go on**: `{again}`",
@@ -99,13 +101,13 @@ def failure(notes: list[Note], again: str) -> list[str]:
     ]
 
 
-def after_promotion(notes: list[Note], failed: Note) -> list[str]:
+def after_promotion(notes: list[Note], what: str) -> list[str]:
     """A run that goes on finds its own model as the champion: `only_new` would call that nothing new."""
     versions = [one.facts.get("version") for one in notes if one.stage == "promote" and one.state == "done"]
     if not versions:
         return []
     return [
-        f"- **Promoted all the same** as {versions[0]}, before {failed.stage} failed: LATEST names it. Go on with "
+        f"- **Promoted all the same** as {versions[0]}, before {what}: LATEST names it. Go on with "
         "`only_new` and `warm_start` false, which else end the run early or train from the new champion"
     ]
 

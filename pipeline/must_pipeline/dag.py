@@ -110,7 +110,7 @@ def make_pipeline(cluster: Cluster) -> Any:
             triton: also write a Triton model repository for a model of this name, beside the ONNX model.
         """
         here = {"work_uri": work_uri, "run_id": run_id}
-        page = summary(**here)
+        page = summary(labelling_pods=cluster.predict.pods, serve=serve, **here)
         configure(page, "summary")
         with dsl.ExitHandler(page, name="stages"):
             names = {**here, "classes": classes, "model": model, "pretrained": pretrained}

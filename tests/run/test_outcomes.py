@@ -11,6 +11,7 @@ import pytest
 
 from must.run.notes import Note
 from must.run.outcome import outcome_of
+from must.run.parts import follow_ups
 from must.run.places import WorkUri
 from must.run.summary import summarize
 from must.storage import join, write_bytes
@@ -143,6 +144,19 @@ def test_a_run_that_fails_after_its_promotion_says_that_the_model_is_promoted_an
     page = summarize(str(tmp_path), "7", "FAILED", "again")
     assert page.startswith("# Run failed: predict-1-of-2: ")
     assert "Promoted all the same** as r0007" in page and "`only_new` and `warm_start` false" in page
+
+
+@pytest.mark.parametrize(
+    "there, said", [(["predict-1-of-2", "serve"], "predict-2-of-2"), ([], "predict-1-of-2 and 2 more")]
+)
+def test_what_never_started_after_a_promotion_is_named(tmp_path, there, said):
+    leave(str(tmp_path), done(*TRAINED, "promote", *there, gate=PASSED, promote={"version": "r0007"}))
+    page = summarize(str(tmp_path), "7", "RUNNING", "again", follow_ups(2, "apply"))
+    first = page.splitlines()[0]
+    assert first.startswith("# Promoted r0007") and first.endswith(f"Then broken off: {said} never started")
+    assert "Promoted all the same** as r0007, before the run broke off" in page and "To start it again: `again`" in page
+    leave(str(tmp_path), done("predict-1-of-2", "predict-2-of-2", "serve"))
+    assert "broken off" not in summarize(str(tmp_path), "7", "RUNNING", "again", follow_ups(2, "apply"))
 
 
 @pytest.mark.parametrize("facts", [{"top1": []}, {"before": "x"}, {"reasons": 1}, {"reasons": [1]}, {"version": {}}])
