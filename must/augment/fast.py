@@ -79,7 +79,8 @@ def crop(pixels: torch.Tensor, x: float, y: float, w: float, h: float, size: int
 
 def size_of(header: Any) -> tuple[int, int]:
     """Width and height of the picture once it is upright."""
-    width, height = header.size
+    # Pillow turns a TIFF's size when it opens the file, and no other's
+    width, height = (header.tag_v2[256], header.tag_v2[257]) if header.format == "TIFF" else header.size
     return (height, width) if orientation(header) in (5, 6, 7, 8) else (width, height)
 
 

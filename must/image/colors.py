@@ -14,19 +14,18 @@ STRIP = 1 << 18  # pixels converted at once
 
 def to_rgb(image: Any) -> Image.Image:
     """A loaded image as RGB; what is transparent on white. Raises ValueError: there is no way to RGB."""
+    if is_deep(image):
+        return by_strips(image, Scale(image).to_rgb)
     if is_transparent(image):
         return by_strips(image, on_white)
     if image.mode == "CMYK":
         return cmyk_to_rgb(image)
-    if is_deep(image):
-        scale = Scale(image)
-        return by_strips(image, lambda strip: Image.fromarray(scale(np.asarray(strip))).convert("RGB"))
     return image.convert("RGB")
 
 
 def check_colors(image: Any) -> None:
     """Raises what `to_rgb` would, for less: what can fail shows in the first strip or in the range of values."""
-    if is_deep(image) and not is_transparent(image):
+    if is_deep(image):
         Scale(image)
     elif image.mode not in ("RGB", "L", "P", "CMYK"):  # from these the way to RGB always succeeds
         to_rgb(next(strips(image))[1])
@@ -88,7 +87,8 @@ class Scale:
     """Grey values of 16 or 32 bits, or floats, [H, W] -> uint8 [H, W], by the range of the whole image.
 
     16-bit files use their whole range, so it is divided by 257. A wider or a floating-point file does not say what is
-    white; then floats within 0..1 are scaled by 255, and others from their darkest to their brightest value.
+    white; then floats within 0..1 are scaled by 255, and others from their darkest to their brightest value. The one
+    value that a PNG may call transparent is laid on white.
 
     Raises:
         ValueError: values that are not finite.
@@ -103,6 +103,14 @@ class Scale:
             lows.append(float(values.min()))
             highs.append(float(values.max()))
         self.low, self.high = min(lows), max(highs)
+        self.transparent = image.info.get("transparency")
+
+    def to_rgb(self, strip: Any) -> Image.Image:
+        values = np.asarray(strip)
+        grey = self(values)
+        if isinstance(self.transparent, int):
+            grey[values == self.transparent] = 255
+        return Image.fromarray(grey).convert("RGB")
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         if values.dtype.kind == "f" and self.low >= 0 and self.high <= 1:

@@ -66,7 +66,7 @@ def identify(data: bytes, max_pixels: int = MAX_PIXELS) -> Any:
     """
     if not data:
         raise ValueError("empty file")
-    if refused := refusal_unopened(data):
+    if refused := refusal_unopened(data, max_pixels):
         raise ValueError(refused)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)

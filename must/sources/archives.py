@@ -124,8 +124,8 @@ def tar_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, 
             if member.isdir():
                 continue
             name = member.name.removeprefix("./")
-            if not member.isreg():
-                problems.reject(name, "a link or device inside an archive")
+            if not member.isreg() or member.issparse():
+                problems.reject(name, "a link, device or sparse file inside an archive")
                 continue
             base, extension = key_of(name)
             if base != key:
@@ -136,7 +136,20 @@ def tar_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, 
                 label = label_in(extension, content.read(1 << 20) if content else b"") or label
             else:
                 images.append((name, member.size, (member.offset_data, member.size)))
+        require_end(file, tar.offset)
         yield from ((*image, label) for image in images)
+
+
+def require_end(file: BinaryIO, place: int) -> None:
+    """Raises ReadError: tarfile's reading ended at `place`, but the archive does not: a damaged header, a cut, or
+    archives put behind each other, of which tarfile reads the first."""
+    file.seek(place)
+    end = file.read(tarfile.BLOCKSIZE)
+    if len(end) < tarfile.BLOCKSIZE or any(end):
+        raise tarfile.ReadError(f"a damaged header, or cut off, at byte {place}")
+    while following := file.read(1 << 20):
+        if any(following):
+            raise tarfile.ReadError(f"more comes after its end at byte {place}; archives are joined by `tar -A`")
 
 
 class Headers(io.FileIO):

@@ -16,7 +16,8 @@ from must.text import brief
 
 TABLE = re.compile(r"\.(parquet|arrow)$", re.IGNORECASE)
 SPLIT = re.compile(r"(?:.*/)?([a-z][a-z0-9_]{0,49})-\d{5}-of-\d{5}\.(?:parquet|arrow)", re.DOTALL)  # as hubs name them
-ROWS = 32  # that are in memory at once
+ROWS = 32  # that are in memory at once, and fewer where they may be large
+AT_ONCE = 100_000_000  # bytes of so many rows
 SET, SPLITS, STATE, INFO = "dataset of Hugging Face", "dataset_dict.json", "state.json", "dataset_info.json"
 END = b"\xff\xff\xff\xff\0\0\0\0"  # of a whole stream
 
@@ -31,10 +32,14 @@ class Table(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """A table's schema, and its rows as record batches of at most ROWS: `batches(columns)`."""
+    """A table's schema, and its rows as record batches of at most ROWS: `batches(columns)`.
+
+    `chunk`: bytes of its largest column of a row group, as a Parquet file says of itself: no value is larger.
+    """
 
     schema: Any
     batches: Any
+    chunk: int = 0
 
 
 def find_tables(uri: str, option: str, exclude: str) -> list[Table]:
@@ -124,8 +129,12 @@ def opened(path: Path, kind: str) -> Iterator[Reader]:
             # A column of a row group is a stream from the disk; by default all of it would be read at once.
             file = parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
             stack.callback(file.close)
+            chunk = largest_chunk(file.metadata)
+            rows = max(1, min(ROWS, AT_ONCE // max(1, chunk)))  # a dictionary's value may stand in each of them
             yield Reader(
-                file.schema_arrow, lambda names: file.iter_batches(batch_size=ROWS, columns=names, use_threads=False)
+                file.schema_arrow,
+                lambda names: file.iter_batches(batch_size=rows, columns=names, use_threads=False),
+                chunk,
             )
             return
         source = stack.enter_context(pyarrow.memory_map(str(path)))
@@ -139,6 +148,12 @@ def opened(path: Path, kind: str) -> Iterator[Reader]:
             source.seek(0)
             table = batches = ipc.open_stream(source)
         yield Reader(table.schema, lambda names: in_pieces(batches, names))
+
+
+def largest_chunk(metadata: Any) -> int:
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    sizes = (group.column(number).total_uncompressed_size for group in groups for number in range(group.num_columns))
+    return max(sizes, default=0)
 
 
 def in_pieces(batches: Iterator[Any], names: list[str]) -> Iterator[Any]:

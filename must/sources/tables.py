@@ -63,6 +63,8 @@ class Tables:
                 reader = stack.enter_context(opened(path, kind))
                 features = features_in(reader.schema.metadata) if table.features is None else table.features
             columns = choose(reader.schema, features, self.asked, self.labels, where)
+            too_large = f"{where}: its images are more than {EXPANSION} times as large as itself"
+            require(reader.chunk <= left, too_large)
             file = stack.enter_context(storage.open_write(self.packed(number)))
             with damaged():
                 batches = reader.batches(columns.read)
@@ -71,8 +73,9 @@ class Tables:
                     batch = next(batches, None)
                     if batch is None:
                         return
-                    rows = rows_of(batch, columns)
-                for found, label, split in rows:
+                for index in range(batch.num_rows):
+                    with damaged():
+                        found, label, split = row_of(batch, columns, index)
                     row += 1
                     name = f"{table.name}/{row}" + (f"/{found.path}" if found.path and found.data is not None else "")
                     label = self.label_of(label, found.path, columns, f"{where} row {row}")
@@ -82,8 +85,7 @@ class Tables:
                         raise ValueError(f"{where} row {row}: {brief(split)} is no split name (lower-case, digits, _)")
                     if found.data is not None:
                         left -= len(found.data)
-                        if left < 0:
-                            raise ValueError(f"{where}: its images are more than {EXPANSION} times as large as itself")
+                        require(left >= 0, too_large)
                         file.write(found.data)
                         yield Item(name, len(found.data), label, split, [number, place])
                         place += len(found.data)
@@ -119,17 +121,15 @@ class Tables:
         return storage.read_bytes(storage.join(uri.rpartition("/")[0] or "/", item.name), 0, limit)
 
 
-def rows_of(batch: Any, columns: Columns) -> list[tuple[Row, Any, Any]]:
-    """(image, label, split) of each of a record batch's rows."""
-    rows = [row_of(value) for value in batch.column(columns.image).to_pylist()]
-    others = [
-        batch.column(name).to_pylist() if name is not None else [None] * len(rows)
-        for name in (columns.label, columns.split)
-    ]
-    return list(zip(rows, *others, strict=True))
+def row_of(batch: Any, columns: Columns, index: int) -> tuple[Row, Any, Any]:
+    """(image, label, split) of one row of a record batch."""
+    label, split = (
+        batch.column(name)[index].as_py() if name is not None else None for name in (columns.label, columns.split)
+    )
+    return image_of(batch.column(columns.image)[index].as_py()), label, split
 
 
-def row_of(value: Any) -> Row:
+def image_of(value: Any) -> Row:
     if isinstance(value, dict):
         path = value.get("path")
         return Row(value.get("bytes"), path if isinstance(path, str) else None)

@@ -114,7 +114,7 @@ def read_bytes(uri: str | Path, start: int = 0, length: int | None = None) -> by
             raise OSError(errno.EINVAL, "a pipe, socket or device, no file", str(uri))
         available = max(0, status.st_size - start)
         wanted = available if length is None else min(length, available)
-        if start:
+        if start and wanted:
             file.seek(start)
         data = file.read(wanted) or b""
         while len(data) < wanted and (more := file.read(wanted - len(data))):

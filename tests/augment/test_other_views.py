@@ -15,13 +15,14 @@ from timm.data.auto_augment import LEVEL_TO_ARG
 from must.augment import exact as exact_views
 from must.augment.draws import Operation, seed_views
 from must.augment.exact import TrainViews, ViewSettings
-from must.augment.fast import FastViews
+from must.augment.fast import FastViews, size_of
 from must.augment.gpu import DeviceInputs, DeviceViews
 from must.augment.gpu_ops import NAMES, apply_ops
 from must.config import TrainConfig
 from must.data.loader import TrainDataset, make_views, train_batches
 from must.data.order import GlobalBatches
 from must.data.reader import ShardReader
+from must.image.decode import ORIENTATION, decode, identify
 from must.image.preprocess import Preprocess
 from must.train.trainer import train
 from tests import zoo
@@ -63,6 +64,14 @@ def test_without_randaugment_the_pixels_are_nearly_those_of_the_exact_views(make
             for a, b in zip(ours[:2], theirs[:2], strict=True):
                 assert a.shape == b.shape == (64, 64, 3) and a.dtype == np.uint8
                 assert np.abs(a.astype(int) - b).mean() < 3, (number, sample)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_the_size_that_boxes_are_drawn_for_is_that_of_the_picture(kind: str) -> None:
+    exif = Image.Exif()
+    for exif[ORIENTATION] in range(1, 9):
+        data = zoo.encoded(zoo.picture(), kind, exif=exif)
+        assert size_of(identify(data)) == decode(data).size, exif[ORIENTATION]
 
 
 @pytest.mark.parametrize("maker", [FastViews, DeviceViews])

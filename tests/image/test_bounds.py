@@ -47,7 +47,27 @@ def tiff_of_one_strip(times: int, side: int = 1000) -> bytes:
     return struct.pack("<2sHI", b"II", 42, place + 8 * count) + pixels + offsets + sizes + directory
 
 
+def tiff_of_many_strips(count: int, big: bool = False) -> bytes:
+    """16x16 pixels, whose strips' offsets are a long list of bytes."""
+    tags = [(256, 3, 1, 16), (257, 3, 1, 16), (258, 3, 1, 8), (262, 3, 1, 1), (273, 1, count, 8 + 8 * big)]
+    head = struct.pack("<2sHHHQ", b"II", 43, 8, 0, 16 + count) if big else struct.pack("<2sHI", b"II", 42, 8 + count)
+    directory = struct.pack("<Q" if big else "<H", len(tags))
+    directory += b"".join(struct.pack("<HHQQ" if big else "<HHII", *tag) for tag in tags) + bytes(8)
+    return head + bytes(count) + directory
+
+
+def icon(inside: bytes) -> bytes:
+    return struct.pack("<3H4B2H2I", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inside), 22) + inside
+
+
 REFUSED = {
+    "many strips": (tiff_of_many_strips(MAX_SEGMENTS + 1), "more than 100000 strips or tiles"),
+    "many strips, big": (tiff_of_many_strips(MAX_SEGMENTS + 1, big=True), "more than 100000 strips or tiles"),
+    "an icon of a huge png": (icon(zoo.bomb()), "60000x60000 is more than 89478485 pixels"),
+    "an icon of a huge bitmap": (
+        icon(struct.pack("<IiiHHI", 40, 60000, 120000, 1, 32, 0) + bytes(100)),
+        "60000x60000 is more than 89478485 pixels",
+    ),
     "a thin image": (thin(201), "1x201 is thinner than 1 to 200"),
     "a flat image": (thin(60_000, across=True), "60000x1 is thinner than 1 to 200"),
     "many scans": (scans(MAX_SCANS), "more than 100 scans"),
@@ -68,6 +88,15 @@ def test_what_costs_too_much_is_refused_before_it_is_decoded(kind: str) -> None:
         identify(data)
 
 
+def test_filling_costs_no_more_than_its_length() -> None:
+    """A regular expression that tries every FF of a long run as the first one holds all threads for minutes."""
+    program = (
+        "import sys; from must.image.bounds import refusal_unopened; "
+        "sys.exit(refusal_unopened(bytes([255, 216]) + bytes([255]) * 3_000_000, 1) != '')"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
+
+
 def thumbnail() -> bytes:
     """An APP1 segment that holds 200 scans of another picture, as EXIF holds thumbnails."""
     inside = b"Exif\0\0" + b"\xff\xda\x00\x02" * 200
@@ -83,8 +112,17 @@ def thumbnail() -> bytes:
         zoo.encoded(zoo.picture(), "JPEG") + scans(0)[4:].replace(b"\xff\xda", b"\xff\xda" * 150),
         zoo.encoded(zoo.picture(0, 10, 10), "TIFF", compression="tiff_lzw"),
         tiff_of_one_strip(1, 100),
+        zoo.encoded(zoo.picture(), "ICO"),
     ],
-    ids=["1 to 200", "70 scans", "scans in a thumbnail", "scans behind the end", "a small tiff", "few strips"],
+    ids=[
+        "1 to 200",
+        "70 scans",
+        "scans in a thumbnail",
+        "scans behind the end",
+        "a small tiff",
+        "few strips",
+        "an icon",
+    ],
 )
 def test_what_is_whole_passes(data: bytes) -> None:
     check(identify(data))

@@ -61,6 +61,15 @@ def test_16_bits_and_floats_keep_their_range() -> None:
         assert np.abs(pixels(data) - ramp[..., None]).max() <= 1
 
 
+def test_the_one_value_of_16_bits_that_is_transparent_is_white() -> None:
+    values = np.array([[0x1000, 0x4000], [0x8000, 0xC000]], np.uint16)
+    data = zoo.encoded(Image.fromarray(values))
+    place = data.index(b"IDAT") - 4
+    data = data[:place] + zoo.chunk(b"tRNS", b"\x40\x00") + data[place:]
+    assert pixels(data)[..., 0].tolist() == [[16, 255], [128, 191]]
+    check(identify(data))
+
+
 def test_a_palette_gives_its_colours() -> None:
     assert np.abs(pixels(zoo.palette()) - np.asarray(zoo.picture())).mean() < 25
     assert (pixels(zoo.palette(transparent=True)) == 255).all(axis=-1).any()

@@ -17,7 +17,7 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from must.sources.archives import expanded, key_of
-from must.sources.base import ListingReport
+from must.sources.base import ListingReport, UnreadableError
 from must.sources.open import open_source
 from tests import zoo
 from tests.shards.test_shard import rejected, run, samples
@@ -149,6 +149,47 @@ def test_damaged_archives_and_members(tmp_path: Path) -> None:
     (tmp_path / "flipped.zip").write_bytes(data)
     run(tmp_path / "flipped.zip", tmp_path / "out", max_rejected=0.1)
     assert len(rejected(tmp_path / "out")) == 1 and "damaged in the archive" in str(rejected(tmp_path / "out"))
+
+
+def test_a_tar_that_is_read_halfway_is_damaged(tmp_path: Path) -> None:
+    """tarfile stops without a word at a header it cannot read, at a cut between members and between joined archives."""
+    zoo.fill(tmp_path / "in", 10)
+    whole = make_archive(tmp_path / "in", "tar").read_bytes()
+    with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
+        sixth = tar.getmembers()[5].offset
+    flipped = bytearray(whole)
+    flipped[sixth + 2] ^= 1
+    for number, data in enumerate((bytes(flipped), whole[:sixth], whole[: sixth + 100], whole + whole)):
+        (tmp_path / f"{number}.tar").write_bytes(data)
+        with pytest.raises(ValueError, match=rf"{number}.tar: the archive is damaged: .* at byte \d+") as error:
+            run(tmp_path / f"{number}.tar", tmp_path / "out")
+        assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+    (tmp_path / "padded.tar").write_bytes(whole + bytes(100_000))
+    assert run(tmp_path / "padded.tar", tmp_path / "out").shards_of("train")[0].samples == 10
+
+
+def test_a_sparse_member_is_rejected_for_its_bytes_are_not_those_of_the_file(tmp_path: Path) -> None:
+    map_of_data = b"1\n0\n10\n"
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, headers in (("fine.png", {}), ("sparse.png", {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"})):
+            data = zoo.encoded(zoo.picture()) if not headers else map_of_data.ljust(512, b"\0") + bytes(10)
+            member = tarfile.TarInfo(name)
+            member.size, member.pax_headers = len(data), headers | ({"GNU.sparse.realsize": "99"} if headers else {})
+            tar.addfile(member, io.BytesIO(data))
+    run(tmp_path / "a.tar", tmp_path / "out", max_rejected=0.5)
+    assert rejected(tmp_path / "out") == {"sparse.png": "a link, device or sparse file inside an archive"}
+
+
+def test_a_zip_member_beyond_any_file_is_rejected(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("fine.png", zoo.encoded(zoo.picture()))
+        archive.writestr("far.png", b"x" * 100)
+    source = open_source(str(tmp_path / "a.zip"), "none", "--source")
+    items = list(source.items(ListingReport(lambda name, reason: None)))
+    for start in (1 << 40, 1 << 63, (1 << 64) - 1):
+        items[1].locator[1] = start
+        with pytest.raises(UnreadableError, match="damaged in the archive"):
+            source.read(items[1], 1000)
 
 
 def test_a_zip_bomb_is_not_expanded(tmp_path: Path) -> None:
