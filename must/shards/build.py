@@ -64,7 +64,7 @@ def run_alone(config: ShardConfig, sources: Sources, still_ours: Callable[[], No
     with Workdir(config.output) as work:
         task = look(config, sources, work)
         if isinstance(task, Index):
-            work.clear()
+            work.clear_but_later(task)
             return task
         work.start(task.run)
         with Pool(min(config.workers or cores(), len(task.chunks))) as pool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from must.format.index import load_index
 from must.format.verify import verify
+from must.shards.workdir import Workdir
 from tests import zoo
 from tests.shards.test_shard import rejected, run, samples, tree
 
@@ -167,3 +169,41 @@ def test_new_test_images_that_were_trained_on_are_not_tested_on(tmp_path: Path) 
     run(tmp_path / "in", tmp_path / "out", test_source=str(tmp_path / "labelled"), append=True)
     assert "seen.png" not in samples(tmp_path / "out", "test") and len(samples(tmp_path / "out", "test")) == 4
     assert rejected(tmp_path / "out") == {"seen.png": "same content as another image in the split train"}
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Path:
+    """Shards of a/, and what an append of b/ has left that was killed before it could write the index."""
+    zoo.fill(tmp_path / "a", 5)
+    zoo.fill(tmp_path / "b", 5, start=10)
+    run(tmp_path / "a", tmp_path / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Workdir, "remove_strays", lambda self, known: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(tmp_path / "b", tmp_path / "out", append=True)
+    assert {"train-000001.tar", "names-0001.npy"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    return tmp_path
+
+
+@pytest.mark.parametrize("append", [False, True])
+def test_a_killed_append_goes_on_after_a_run_that_found_nothing_to_do(killed: Path, append: bool) -> None:
+    before = tree(killed / "out")
+    assert run(killed / "a", killed / "out", append=append).revision == 0
+    assert tree(killed / "out") == before
+    assert run(killed / "b", killed / "out", append=True).splits["train"]["samples"] == 10
+    run(killed / "a", killed / "whole")
+    run(killed / "b", killed / "whole", append=True)
+    assert tree(killed / "out") == tree(killed / "whole")
+
+
+@pytest.mark.parametrize("how", ["all that is new is rejected", "the index is of that revision"])
+def test_an_append_that_was_given_up_leaves_nothing_behind(killed: Path, how: str) -> None:
+    if how.startswith("all"):
+        (killed / "a" / "bad.png").write_bytes(b"bad")
+    else:
+        path = killed / "out" / ".shard" / "run.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"revision": 0}))
+    assert run(killed / "a", killed / "out", append=True, max_rejected=1.0).revision == 0
+    names = {"index.json", "rejected.jsonl", "train-000000.tar", "train-000000.npy"}
+    assert {path.name for path in (killed / "out").iterdir()} == names | {"names-0000.npy", "contents-0000.npy"}
+    assert run(killed / "b", killed / "out", append=True, max_rejected=1.0).splits["train"]["samples"] == 10
