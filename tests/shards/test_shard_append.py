@@ -91,6 +91,73 @@ def test_append_tries_rejected_files_again(tmp_path: Path) -> None:
     assert set(rejected(tmp_path / "out")) == {"broken.png"} and not (tmp_path / "out" / ".shard").exists()
 
 
+def lines(output: Path) -> list[tuple[str, int]]:
+    content = map(json.loads, (output / "rejected.jsonl").read_text().splitlines())
+    return [(line["source"], line["revision"]) for line in content]
+
+
+def test_a_refused_append_does_not_count_for_the_next(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 10)
+    (tmp_path / "in" / "broken.png").write_bytes(b"broken")
+    zoo.fill(tmp_path / "bad", 1, start=50)
+    for number in range(3):
+        (tmp_path / "bad" / f"bad{number}.png").write_bytes(b"bad")
+    zoo.fill(tmp_path / "good", 1, start=60)
+    run(tmp_path / "in", tmp_path / "out", max_rejected=0.1)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"4 of 15 files were rejected .* see the reasons in .*rejected\.jsonl"):
+            run(tmp_path / "bad", tmp_path / "out", append=True, max_rejected=0.1)
+        assert lines(tmp_path / "out") == [("broken.png", 0), *((f"bad{number}.png", 1) for number in range(3))]
+    assert run(tmp_path / "good", tmp_path / "out", append=True, max_rejected=0.1).rejected == 1
+    assert lines(tmp_path / "out") == [("broken.png", 0)]
+    assert run(tmp_path / "bad", tmp_path / "out", append=True, max_rejected=0.5).rejected == 4
+    assert lines(tmp_path / "out") == [("broken.png", 0), *((f"bad{number}.png", 2) for number in range(3))]
+
+
+def test_a_refused_append_forgets_nothing_that_was_rejected_before(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 10)
+    for name in ("mended", "broken"):
+        (tmp_path / "in" / f"{name}.png").write_bytes(b"half an upload")
+    run(tmp_path / "in", tmp_path / "out", max_rejected=0.5)
+    (tmp_path / "in" / "mended.png").write_bytes(zoo.encoded(zoo.picture(77)))
+    with pytest.raises(ValueError, match="1 of 12 files were rejected"):
+        run(tmp_path / "in", tmp_path / "out", append=True, max_rejected=0.01)
+    zoo.fill(tmp_path / "good", 1, start=60)
+    assert run(tmp_path / "good", tmp_path / "out", append=True, max_rejected=0.5).rejected == 2
+    assert sorted(lines(tmp_path / "out")) == [("broken.png", 0), ("mended.png", 0)]
+    assert run(tmp_path / "in", tmp_path / "out", append=True, max_rejected=0.5).rejected == 1
+    assert lines(tmp_path / "out") == [("broken.png", 0)]
+
+
+def test_what_an_append_of_nothing_new_has_rejected_stays_in_the_list(tmp_path: Path) -> None:
+    for number, name in enumerate(("in", "more")):
+        zoo.fill(tmp_path / name, 5, start=10 * number)
+    run(tmp_path / "in", tmp_path / "out")
+    (tmp_path / "in" / "bad.png").write_bytes(b"bad")
+    assert run(tmp_path / "in", tmp_path / "out", append=True, max_rejected=0.5).revision == 0
+    assert run(tmp_path / "more", tmp_path / "out", append=True, max_rejected=0.5).rejected == 1
+    assert lines(tmp_path / "out") == [("bad.png", 0)]
+
+
+@pytest.mark.parametrize("line", [b"{", b"[]", b'{"source": 1, "reason": ""}', b'{"source": "a"}', b"\xff"])
+def test_a_list_of_rejected_files_that_is_damaged_is_one_line(tmp_path: Path, line: bytes) -> None:
+    zoo.fill(tmp_path / "in", 5)
+    run(tmp_path / "in", tmp_path / "out")
+    (tmp_path / "out" / "rejected.jsonl").write_bytes(line + b"\n")
+    zoo.fill(tmp_path / "in", 1, start=10)
+    with pytest.raises(ValueError, match=r"rejected\.jsonl is damaged; move it away"):
+        run(tmp_path / "in", tmp_path / "out", append=True)
+
+
+def test_a_list_of_an_earlier_version_has_no_revisions(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 5)
+    run(tmp_path / "in", tmp_path / "out")
+    (tmp_path / "out" / "rejected.jsonl").write_text('{"source": "old.png", "reason": "empty file"}\n')
+    zoo.fill(tmp_path / "in", 1, start=10)
+    assert run(tmp_path / "in", tmp_path / "out", append=True, max_rejected=0.5).rejected == 1
+    assert lines(tmp_path / "out") == [("old.png", 0)]
+
+
 def test_append_knows_contents_of_earlier_revisions(tmp_path: Path) -> None:
     zoo.fill(tmp_path / "in", 12)
     run(tmp_path / "in", tmp_path / "out", split=HALVES, samples_per_shard=5)
