@@ -195,6 +195,18 @@ def test_offsets_that_point_out_of_the_shard_are_refused(made: Path, tmp_path: P
         load_offsets(str(tmp_path / "out"), load_index(str(tmp_path / "out")).shards[0])
 
 
+@pytest.mark.parametrize("size", [2**52, 1000])
+def test_a_shard_of_another_size_than_the_index_says_is_not_read(made: Path, tmp_path: Path, size: int) -> None:
+    upload(made, str(tmp_path / "out"))
+    table = load_offsets(str(made), load_index(str(made)).shards[0]).copy()
+    table[:] = (0, size // 2, 0, size // 2)
+    (tmp_path / "out" / "train-000000.npy").write_bytes(npy(table))
+    data = edited(made, first(bytes=size, offsets_sha256=hashlib.sha256(npy(table)).hexdigest()))
+    (tmp_path / "out" / "index.json").write_bytes(data)
+    with pytest.raises(ValueError, match=rf"train-000000\.tar: is (truncated|too long): \d+ bytes, .* says {size};"):
+        open_reader(str(tmp_path / "out"), "train").image(0)
+
+
 def test_a_header_that_promises_more_than_there_is_costs_no_memory(made: Path, tmp_path: Path) -> None:
     upload(made, str(tmp_path / "out"))
     data = npy(np.zeros((5, 4), np.int64)).replace(b"(5, 4)", b"(9999999999, 4)").replace(b"         \n", b"\n")
