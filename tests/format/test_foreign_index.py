@@ -67,6 +67,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "counts that do not add up": (lambda c: c["splits"]["train"].update(samples=11), "do not add up"),
     "labels as numbers": (lambda c: c.update(labels=[1]), "a label is no text"),
     "a negative revision": (lambda c: c.update(revision=-1), "revision is no number"),
+    "more units than there can be": (lambda c: c.update(units=2**40), "units is no number"),
     "a source without uri": (lambda c: c.update(source={}), "KeyError: .*uri"),
     "settings as a list": (lambda c: c.update(settings=[]), "TypeError"),
     "no limit of pixels": (lambda c: c["settings"].update(max_pixels=0), "max_pixels is 0"),
