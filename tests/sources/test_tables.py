@@ -243,6 +243,8 @@ def test_a_saved_data_set_in_a_bucket(bucket_server: Server, saved: Path, tmp_pa
 
 STATES = {
     '{"_data_files": [{"filename": "../../x.arrow"}]}': "names no data files",
+    '{"_data_files": [{"filename": "\\ud800.arrow"}]}': "names no data files",
+    '{"_data_files": [{"filename": "x\\u0000.arrow"}]}': "names no data files",
     '{"_data_files": [7]}': "names no data files",
     '{"_data_files": {"filename": "x"}}': "names no data files",
     "[" * 200_000: "no JSON",
