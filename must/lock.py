@@ -141,7 +141,7 @@ class Beat:
     def __init__(self, uri: str, kind: Kind) -> None:
         self.uri, self.kind, self.count = uri, kind, 0
         self.generation: storage.Generation = 0
-        self.identity = {"who": whoami(), "host": socket.gethostname(), "pid": str(os.getpid()), "id": uuid.uuid4().hex}
+        self.identity = {"who": whoami(), "pid": str(os.getpid()), "id": uuid.uuid4().hex} | neighbourhood()
         self.writing = threading.Lock()
         self.lost = False
         self.beaten = time.monotonic()  # when the last good beat began
@@ -150,7 +150,7 @@ class Beat:
         """Takes the lock, or waits until it is known whether its owner lives."""
         deadline = time.monotonic() + DEAD_AFTER
         seen = storage.generation(self.uri)
-        if seen is not None and self.owner().get("host") == socket.gethostname() and not self.alive():
+        if seen is not None and self.gone():
             deadline = 0.0
         elif seen is not None:
             print(f"{self.uri} exists; watching up to {DEAD_AFTER:g} s whether its owner lives", flush=True)
@@ -190,16 +190,23 @@ class Beat:
         except (FileNotFoundError, ValueError, RecursionError):
             return {}
 
-    def alive(self) -> bool:
-        """Whether the owner, a process of this host, still runs."""
-        try:
-            pid = int(self.owner()["pid"])
-            os.kill(pid, 0)
-            return pid != os.getpid()  # a container starts again with the same name and the same numbers
-        except PermissionError:
-            return True
-        except (ProcessLookupError, ValueError, KeyError, OverflowError, TypeError):
+    def gone(self) -> bool:
+        """Whether the owner was a process that this one would see, and runs no more.
+
+        Of other machines' and containers' processes, and of those of older versions, which do not say where they ran,
+        it is never known.
+        """
+        owner = self.owner()
+        if any(owner.get(name, "") != value for name, value in neighbourhood().items()):
             return False
+        try:
+            pid = int(owner["pid"])
+            os.kill(pid, 0)
+            return pid == os.getpid()  # it has the number of one that has ended
+        except PermissionError:
+            return False
+        except (ProcessLookupError, ValueError, KeyError, OverflowError, TypeError):
+            return True
 
     def write(self, expected: storage.Generation) -> None:
         with self.writing:
@@ -226,6 +233,19 @@ class Beat:
         if not self.lost:
             with suppress(Exception):  # taken over since the last beat, so not ours to delete; or the bucket is away
                 storage.remote(self.uri).delete(self.uri, self.generation)
+
+
+def neighbourhood() -> dict[str, str]:
+    """Where a process's number means this process: containers may share a host's name, but not their processes.
+
+    Where the system does not tell of boots and of namespaces of processes, these are "".
+    """
+    boot, pids = "", ""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with suppress(OSError):
+        pids = str(Path("/proc/self/ns/pid").readlink())
+    return {"host": socket.gethostname(), "boot": boot, "pids": pids}
 
 
 def whoami() -> str:

@@ -30,8 +30,8 @@ config      parameters text
 names       parameters storage text
 lock        background storage
 image       text
-format      names parameters progress storage text
 sources     parameters storage text
+format      names parameters progress sources storage text
 shards      config cores format image lock names parameters processes progress sources storage text
 predict     config cores format image parameters processes progress sources storage text
 distributed cores exits

@@ -1,5 +1,6 @@
 """One run a place: locks of this machine's kernel, and locks in a bucket that live by their owner's heartbeat."""
 
+import json
 import subprocess
 import sys
 import time
@@ -114,6 +115,46 @@ def test_a_lock_is_gone_after_its_run(bucket_server):
     with lock.locked(bucket_server.uri + "/run", lock.SHARDS):
         assert storage.exists(bucket_server.uri + "/run/.shard.lock")
     assert not storage.exists(bucket_server.uri + "/run/.shard.lock")
+
+
+@pytest.fixture
+def left(bucket_server):
+    """The content of a lock in a bucket that a process here has left which was killed; and where it is."""
+    code = "import json; from must.lock import Beat, SHARDS; print(json.dumps(Beat('gs://b/x', SHARDS).identity))"
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return json.loads(made.stdout), bucket_server.uri + "/run/.shard.lock"
+
+
+ELSEWHERE = {
+    "another host": {"host": "another-pod"},
+    "another container of that host name": {"pids": "pid:[1]"},
+    "another machine, or before it was started again": {"boot": "0"},
+    "an older version": {"pids": None, "boot": None},
+}
+
+
+@pytest.mark.parametrize("where", ["here", *ELSEWHERE])
+def test_only_a_process_that_would_be_seen_here_is_known_to_be_dead(left, monkeypatch, capsys, where):
+    monkeypatch.setattr(lock, "neighbourhood", lambda: {"host": "pod", "boot": "b", "pids": "pid:[2]"})
+    monkeypatch.setattr(lock, "DEAD_AFTER", 0.2)
+    owner = left[0] | lock.neighbourhood() | ELSEWHERE.get(where, {})
+    content = {name: value for name, value in owner.items() if value is not None}
+    storage.write_bytes(left[1], json.dumps(content).encode())
+    with lock.locked(left[1].rpartition("/")[0], lock.SHARDS):
+        assert ("watching up to" in capsys.readouterr().out) == (where != "here")
+
+
+def test_where_the_system_tells_no_namespace_the_hosts_name_is_enough(left, monkeypatch, capsys):
+    monkeypatch.setattr(lock, "neighbourhood", lambda: {"host": "mac", "boot": "", "pids": ""})
+    storage.write_bytes(left[1], json.dumps({"pid": left[0]["pid"], "host": "mac"}).encode())
+    with lock.locked(left[1].rpartition("/")[0], lock.SHARDS):
+        assert "watching" not in capsys.readouterr().out
+
+
+def test_a_lock_says_where_its_owner_runs(left):
+    assert lock.neighbourhood().items() <= left[0].items()
+    if sys.platform == "linux":
+        assert left[0]["pids"].startswith("pid:[") and left[0]["boot"]
 
 
 @pytest.mark.parametrize("content", [b"[]", b'{"pid": 1e400, "host": "?"}', b"[" * 100_000, b"\xff"])

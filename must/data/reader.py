@@ -76,7 +76,7 @@ class ShardReader:
         return int(self.starts[-1])
 
     def image(self, sample: int) -> bytes:
-        """The bytes of the image file. Raises ValueError: the shard is shorter than its index says."""
+        """The bytes of the image file. Raises ValueError: the shard is of another size than its index says."""
         return self._member(sample, 0)
 
     def description(self, sample: int) -> dict[str, Any]:
@@ -135,10 +135,15 @@ class ShardReader:
         if storage.is_remote(shard.place(self.uri)):
             return None
         path = storage.local(shard.place(self.uri))
+        broken = f"`must index verify {self.uri}` tells what is broken"
         if not path.is_file():
-            raise ValueError(f"{path}: is missing; `must index verify {self.uri}` tells what is broken")
-        if shard.file and path.stat().st_size != shard.bytes:  # its owner is another program
+            raise ValueError(f"{path}: is missing; {broken}")
+        size = path.stat().st_size
+        if shard.file and size != shard.bytes:  # its owner is another program
             raise ValueError(f"{path}: has changed since it was indexed ({shard.bytes} bytes then); {AGAIN}")
+        if size != shard.bytes:  # the table of offsets is good for that many, and memory is taken by it
+            what = "is truncated" if size < shard.bytes else "is too long"
+            raise ValueError(f"{path}: {what}: {size} bytes, its index says {shard.bytes}; {broken}")
         return keep_from_children(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
     def _close(self, keep: int) -> None:

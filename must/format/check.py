@@ -11,6 +11,7 @@ from must.parameters import require
 from must.text import brief
 
 LARGEST = 2**53  # of any number; sums of those in an index stay far from 2^63
+MOST_UNITS = 2**30  # they are numbered in 32 bits, and --append goes on counting
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def checked(content: dict[str, Any]) -> dict[str, Any]:
     """
     for name in ("revision", "rejected", "duplicates", "dropped", "units"):
         count(content.get(name, 0), name)
+    require(content.get("units", 0) < MOST_UNITS, "units is no number of work units")
     for name in ("uri", "fingerprint"):
         require(isinstance(content["source"][name], str), f"source.{name} is no text")
     settings = content["settings"]

@@ -15,6 +15,7 @@ from must import storage
 from must.format.index import Index, Shard, load_index
 from must.format.offsets import load_offsets, load_texts
 from must.progress import bar
+from must.sources.archives import Headers
 from must.text import printable
 
 
@@ -83,7 +84,7 @@ def faults_inside(path: Path, offsets: np.ndarray, shard: Shard) -> Iterator[str
     """Compares the tar's own headers with the table of offsets and the counts of the index."""
     sample, labelled = 0, 0
     try:
-        with tarfile.open(path, "r:") as tar:
+        with Headers(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while True:
                 image, text = tar.next(), tar.next()
                 if image is None or text is None:
@@ -93,17 +94,24 @@ def faults_inside(path: Path, offsets: np.ndarray, shard: Shard) -> Iterator[str
                 if sample < len(offsets) and tuple(int(value) for value in offsets[sample]) != row:
                     yield f"sample {sample} ({image.name}) stands at {row}, not at {offsets[sample].tolist()}"
                     return
-                member = tar.extractfile(text)
-                content = json.load(io.TextIOWrapper(member)) if member else {}
-                labelled += content.get("label") is not None
+                labelled += has_label(tar, text)
                 sample += 1
-    except (tarfile.TarError, OSError, ValueError) as error:
-        yield f"no readable tar after sample {sample}: {error}"
+    except Exception as error:  # tarfile and json raise anything
+        yield f"no readable tar after sample {sample}: {str(error) or type(error).__name__}"
         return
     if sample != shard.samples:
         yield f"{sample} samples instead of {shard.samples}"
     if labelled != shard.labelled:
         yield f"{labelled} labelled samples instead of {shard.labelled}"
+
+
+def has_label(tar: tarfile.TarFile, text: tarfile.TarInfo) -> bool:
+    """Whether a sample's json member names a label. Raises whatever its reader does, and ValueError: no JSON object."""
+    member = tar.extractfile(text)
+    content = json.load(io.TextIOWrapper(member)) if member else {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{text.name} is no JSON object")
+    return content.get("label") is not None
 
 
 def faults_in_place(uri: str, path: Path, offsets: np.ndarray, shard: Shard) -> Iterator[str]:
@@ -114,10 +122,10 @@ def faults_in_place(uri: str, path: Path, offsets: np.ndarray, shard: Shard) -> 
         yield str(error)
         return
     try:
-        with tarfile.open(path, "r:") as tar:
+        with Headers(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             members = {(member.offset_data, member.size): member.name.removeprefix("./") for member in tar}
-    except (tarfile.TarError, OSError, ValueError) as error:
-        yield f"no readable tar: {error}"
+    except Exception as error:  # tarfile raises anything
+        yield f"no readable tar: {str(error) or type(error).__name__}"
         return
     labelled = 0
     for sample, (image, size, start, length) in enumerate(offsets.tolist()):

@@ -64,7 +64,7 @@ def run_alone(config: ShardConfig, sources: Sources, still_ours: Callable[[], No
     with Workdir(config.output) as work:
         task = look(config, sources, work)
         if isinstance(task, Index):
-            work.clear()
+            work.clear_but_later(task)
             return task
         work.start(task.run)
         with Pool(min(config.workers or cores(), len(task.chunks))) as pool:
@@ -82,7 +82,7 @@ def run_part(config: ShardConfig, sources: Sources) -> Index | None:
         task = look(config, sources, work)
         if isinstance(task, Index):
             return task
-        if (storage.generation(storage.join(config.output, index.NAME)) or 0) != task.before:
+        if generation(config) != task.before:
             return made_by_another(config)
         work.claim(task.run, config.run_id)
         mine = task.chunks[number - 1 :: parts]
@@ -116,10 +116,15 @@ def look(config: ShardConfig, sources: Sources, work: Workdir) -> Task | Index:
     Raises:
         ValueError: nothing to read, or shards of something else.
     """
-    before = storage.generation(storage.join(config.output, index.NAME)) or 0
+    before = generation(config)
     previous = existing_index(config)
     if previous is None or config.append:
-        refuse_strangers(config.output, previous)
+        try:
+            refuse_strangers(config.output, previous)
+        except ValueError:
+            if generation(config) == before:
+                raise
+            return look(config, sources, work)  # another part has come to the end meanwhile: they are its shards
     history = History(config.output, previous if config.append else None, work.local)
     listing = list_sources(config, sources, history, work)
     if previous and not config.append:
@@ -225,6 +230,11 @@ def refuse_strangers(output: str, previous: Index | None) -> None:
             f"{output} holds {entry.name}, which is not of an index of `must shard` there; choose another --output, or "
             "move the file away",
         )
+
+
+def generation(config: ShardConfig) -> storage.Generation:
+    """That of the index in the output, 0 without one."""
+    return storage.generation(storage.join(config.output, index.NAME)) or 0
 
 
 def existing_index(config: ShardConfig) -> Index | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,14 +44,13 @@ def commit_shards(
     old_splits = tuple(previous.splits) if previous else ()
     splits = in_order({*totals.splits, *old_splits}, config)
     found = duplicates(config, totals, history, splits, work)
-    rejected = write_rejected(config, listing, numbers, found, previous, work)
-    check_rejected(config, totals, rejected.total(), previous)
+    rejected = set_aside(config, listing, totals, found, previous, work)
     if previous and totals.samples == 0:
         return previous
 
     jobs = shard_jobs(config, numbers, splits, found, previous, work)
     shards = (*(previous.shards if previous else ()), *pool.assemble(jobs, work))
-    revision = previous.revision + 1 if previous else 0
+    revision = revision_after(previous)
     tables = write_tables(jobs, numbers, revision, work)
     return Index(
         revision=revision,
@@ -171,28 +170,78 @@ def write_tables(jobs: list[ShardJob], numbers: list[int], revision: int, work: 
     ]
 
 
-def write_rejected(
-    config: ShardConfig, listing: Listing, numbers: list[int], found: Duplicates, previous: Index | None, work: Workdir
+class Line(NamedTuple):
+    """A line of rejected.jsonl. `revision` is that of the first index which it belongs to, be it written yet or not."""
+
+    source: str
+    reason: str
+    revision: int
+    duplicate: bool = False
+
+    def to_json(self) -> bytes:
+        duplicate = {"duplicate": True} if self.duplicate else {}
+        return json.dumps(
+            {"source": self.source, "reason": self.reason, "revision": self.revision} | duplicate
+        ).encode()
+
+
+def revision_after(previous: Index | None) -> int:
+    return previous.revision + 1 if previous else 0
+
+
+def set_aside(
+    config: ShardConfig, listing: Listing, totals: ChunkTotals, found: Duplicates, previous: Index | None, work: Workdir
 ) -> Counter[str]:
-    """Writes rejected.jsonl: what is no image and why, then duplicates that were left out. Counts the former."""
-    kinds: Counter[str] = Counter()
+    """Writes rejected.jsonl: what is no image and why, then duplicates that were left out. Counts the former by reason.
+
+    The lines of a run that is refused tell why, but belong to no index: its revision is one more than there is. So
+    they do not count for the next --append, and what earlier revisions have rejected stays as it was.
+
+    Raises:
+        ValueError: too many files were rejected, or none is left.
+    """
     path = storage.join(config.output, REJECTED)
-    with storage.open_write(path) as file:
-        for source, reason, duplicate in chain(
-            still_rejected(path, listing, numbers, work) if previous else (),
-            ((name, reason, False) for name, reason in listing.rejected),
-            ((name, reason, False) for record in records(work, numbers) for name, reason in record.rejected),
-            dropped(found, work),
-        ):
-            line = {"source": source, "reason": reason} | ({"duplicate": True} if duplicate else {})
-            file.write(json.dumps(line).encode() + b"\n")
-            if not duplicate:
-                kinds[re.sub(r"\d+", "N", reason)] += 1
+    earlier = earlier_lines(path, previous) if previous else []
+    names = {name for name, _ in rejected_now(listing, totals)} if earlier else set()
+    mended = accepted_now(earlier, listing, totals)
+    tried = names | mended
+    kinds = Counter(
+        re.sub(r"\d+", "N", reason)
+        for reason in chain(
+            (line.reason for line in earlier if not line.duplicate and line.source not in tried),
+            (reason for _, reason in rejected_now(listing, totals)),
+        )
+    )
+    refused = refusal(config, totals, kinds.total(), previous)
+    gone = names if refused else tried
+    stays = previous and totals.samples == 0 and not refused
+    revision = previous.revision if previous and stays else revision_after(previous)
+    since = {line.source: line.revision for line in earlier if not line.duplicate}
+    lines = chain(
+        (line for line in earlier if line.duplicate or line.source not in gone),
+        (Line(name, reason, since.get(name, revision)) for name, reason in rejected_now(listing, totals)),
+        (Line(name, reason, revision, duplicate=True) for name, reason in dropped(found, work)),
+    )
+    write_lines(path, lines)
+    require(not refused, refused)
     return kinds
 
 
-def dropped(found: Duplicates, work: Workdir) -> Iterator[tuple[str, str, bool]]:
-    """The duplicates left out. Their names are in the pieces, which stay until the index is written."""
+def write_lines(path: str, lines: Iterable[Line]) -> None:
+    with storage.open_write(path) as file:
+        for line in lines:
+            file.write(line.to_json() + b"\n")
+
+
+def rejected_now(listing: Listing, totals: ChunkTotals) -> Iterator[tuple[str, str]]:
+    """(name, reason) of what this run has rejected."""
+    yield from listing.rejected
+    for record in records(totals.work, totals.numbers):
+        yield from record.rejected
+
+
+def dropped(found: Duplicates, work: Workdir) -> Iterator[tuple[str, str]]:
+    """(name, reason) of the duplicates left out. The names are in the pieces, which stay until the index is written."""
     last, offsets = -1, {}
     for chunk, split, sample, kept_in in found.drops.tolist():
         if chunk != last:
@@ -201,44 +250,59 @@ def dropped(found: Duplicates, work: Workdir) -> Iterator[tuple[str, str, bool]]
         _, _, start, size = offsets[name][sample].tolist()
         text = storage.read_bytes(storage.join(work.units, piece_name(chunk, name)), start, size)
         where = "" if kept_in == split else f" in the split {found.splits[kept_in]}"
-        yield json.loads(text)["source"], f"same content as another image{where}", True
+        yield json.loads(text)["source"], f"same content as another image{where}"
 
 
-def still_rejected(path: str, listing: Listing, numbers: list[int], work: Workdir) -> list[tuple[str, str, bool]]:
-    """Earlier revisions' lines, but for the files that this run has tried again."""
+def earlier_lines(path: str, previous: Index) -> list[Line]:
+    """The lines of the revisions up to `previous`; others are of runs that were refused or killed.
+
+    Raises:
+        ValueError: one is no line of ours.
+    """
     try:
-        lines = [json.loads(line) for line in storage.read_bytes(path).splitlines()]
+        lines = [line_of(text) for text in storage.read_bytes(path).splitlines()]
     except FileNotFoundError:
         return []
-    tried = {name for name, _ in listing.rejected}
+    except (LookupError, TypeError, json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        raise ValueError(f"{path} is damaged; move it away: then no earlier file counts as rejected") from None
+    return [line for line in lines if line.revision <= previous.revision]
+
+
+def line_of(text: bytes) -> Line:
+    content = json.loads(text)
+    source, reason, revision = content["source"], content["reason"], content.get("revision", 0)
+    if not (isinstance(source, str) and isinstance(reason, str) and isinstance(revision, int)):
+        raise TypeError(content)
+    return Line(source, reason, revision, "duplicate" in content)
+
+
+def accepted_now(earlier: list[Line], listing: Listing, totals: ChunkTotals) -> set[str]:
+    """The names in earlier lines that this run has accepted.
+
+    Few were rejected and many may be new: so it is their hashes that are looked for.
+    """
     uris = [source.uri for source, _, _ in listing.parts]
-    # Few were rejected and many may be new: so it is their hashes that are looked for.
-    wanted = {as_numbers(name_hash(uri, line["source"])).tobytes() for uri in uris for line in lines}
-    accepted: set[bytes] = set()
-    for record in records(work, numbers):
-        tried.update(name for name, _ in record.rejected)
-        accepted.update(wanted.intersection(row.tobytes() for row in record.names))
-
-    def again(name: str) -> bool:
-        return name in tried or any(as_numbers(name_hash(uri, name)).tobytes() in accepted for uri in uris)
-
-    return [
-        (line["source"], line["reason"], "duplicate" in line)
-        for line in lines
-        if "duplicate" in line or not again(line["source"])
-    ]
+    wanted = {as_numbers(name_hash(uri, line.source)).tobytes(): line.source for uri in uris for line in earlier}
+    if not wanted:
+        return set()
+    rows = (row.tobytes() for record in records(totals.work, totals.numbers) for row in record.names)
+    return {wanted[row] for row in rows if row in wanted}
 
 
-def check_rejected(config: ShardConfig, totals: ChunkTotals, rejected: int, previous: Index | None) -> None:
-    """The share counts over all revisions: files that are rejected again and again must not fail each small append."""
+def refusal(config: ShardConfig, totals: ChunkTotals, rejected: int, previous: Index | None) -> str:
+    """Why the run ends without an index, "" if it does not.
+
+    The share counts over all revisions: files that are rejected again and again must not fail each small append.
+    """
     old = sum(counts["samples"] for counts in previous.splits.values()) + previous.dropped if previous else 0
     files = old + totals.samples + rejected
     path = storage.join(config.output, REJECTED)
     if totals.samples == 0 and previous is None:
-        raise ValueError(f"none of the {files} files of {config.source} is an image; see the reasons in {path}")
+        return f"none of the {files} files of {config.source} is an image; see the reasons in {path}"
     if rejected > config.max_rejected * files:
-        raise ValueError(
+        return (
             f"{rejected} of {files} files were rejected ({rejected / files:.2%}), more than --max-rejected "
             f"{config.max_rejected:g} allows; see the reasons in {path}, then mend or remove these files, or run again "
             f"with --max-rejected {min(1.0, -(-rejected * 1000 // files) / 1000):g}: what is done is kept"
         )
+    return ""

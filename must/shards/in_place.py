@@ -34,7 +34,7 @@ from must.shards.mixing import print_found
 from must.shards.pool import Pool
 from must.shards.tarwriter import npy
 from must.sources.archives import expanded, tar_members
-from must.sources.base import ListingReport, damage_named, kind_of
+from must.sources.base import ListingReport, damage_named, kind_of, told_apart
 
 MAX_PIXELS: int = ShardConfig.max_pixels
 MAX_BYTES: int = ShardConfig.max_file_mb * 1_000_000
@@ -81,8 +81,8 @@ def make_index(uri: str, output: str = "", split: str = "train", test: str = "",
     for source, name, option in ((uri, split, "URI"), (test, "test", "--test-source")):
         files = tars(source, option) if source else []
         output = output or (source if files and not source.endswith(".tar") else files[0].rpartition("/")[0] or ".")
-        for number, file in enumerate(files):
-            prefix = file.rpartition("/")[2] + "/" if len(files) > 1 else ""
+        for number, (file, told) in enumerate(zip(files, told_apart(files), strict=True)):
+            prefix = told + "/" if len(files) > 1 else ""
             jobs.append(Job(file, f"{name}-{number:06d}.tar", name, spelt(file, output), prefix))
     for job in jobs:
         checked_file(job.file)

@@ -29,7 +29,8 @@ RUN, ID = "run.json", "run_id"  # the file, and the name in it that a run was gi
 LOCKS = ".shard-parts"  # the parts' locks are in a folder of their own, for `NAME` may hold a million names
 READERS = 16  # records that are fetched from a bucket at the same time
 SHARD = re.compile(r"[^\W\d]\w*-[0-9]{6,12}\.(tar|npy)")  # as must.names has it, and its table
-WRITTEN = re.compile(rf"{SHARD.pattern}|{TABLE.pattern}|rejected\.jsonl")
+OF_INDEX = re.compile(rf"{SHARD.pattern}|{TABLE.pattern}")  # what only an index that names it gives a meaning
+WRITTEN = re.compile(rf"{OF_INDEX.pattern}|rejected\.jsonl")
 
 
 @dataclass(frozen=True)
@@ -180,9 +181,9 @@ class Workdir:
         self.remove_strays(index.load_index(self.output).files if there else set())
 
     def remove_strays(self, known: set[str]) -> None:
-        """Deletes the shards in the output that are not `known`: a run that was given up has left them."""
+        """Deletes the shards and tables in the output that are not `known`: a run that was given up has left them."""
         for entry in list(storage.list_files(self.output)):
-            if SHARD.fullmatch(entry.name) and entry.name not in known:
+            if OF_INDEX.fullmatch(entry.name) and entry.name not in known:
                 storage.delete(storage.join(self.output, entry.name))
 
     def done(self, numbers: list[int]) -> set[int]:
@@ -205,6 +206,16 @@ class Workdir:
     def leave(self) -> None:
         """Deletes what was written for a run that another part had finished already."""
         storage.delete_folder(self.units)
+
+    def clear_but_later(self, previous: index.Index) -> None:
+        """Deletes what runs have left that `previous` has overtaken. One that would follow it may still go on."""
+        found = self.run()
+        if found is not None:
+            revision = found.get("revision")
+            if isinstance(revision, int) and revision > previous.revision:
+                return
+            self.remove_strays(previous.files)
+        self.clear()
 
     def clear(self) -> None:
         """Deletes everything: the run has come to its end. What says whose work it is goes first.

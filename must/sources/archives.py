@@ -14,7 +14,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +22,16 @@ from braceexpand import braceexpand
 
 from must import storage
 from must.parameters import require
-from must.sources.base import ARCHIVE, Item, ListingReport, UnreadableError, damage_named, folder_label, kind_of
+from must.sources.base import (
+    ARCHIVE,
+    Item,
+    ListingReport,
+    UnreadableError,
+    damage_named,
+    folder_label,
+    kind_of,
+    told_apart,
+)
 
 COMPRESSED: dict[str, Any] = {"gz": gzip.open, "tgz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
 EXPANSION, EXPANDED = 100, 1_000_000_000  # a compressed tar may expand to so many times its size, or to 1 GB
@@ -33,13 +42,16 @@ LABELS = ("cls", "json")  # members of a WebDataset sample that may hold its lab
 
 class Archives:
     """One or more archives. Those in a bucket are downloaded and compressed tars are expanded, for as long as the run
-    lasts, into the folder that `prepare` gets: reading a member must not cost reading everything before it."""
+    lasts, into the folder that `prepare` gets: reading a member must not cost reading everything before it.
+
+    `names`, if given, are the archives' own in the source, and stand before their members'.
+    """
 
     may_be_remote = False
 
-    def __init__(self, uri: str, files: list[str], labels: str, option: str) -> None:
+    def __init__(self, uri: str, files: list[str], labels: str, option: str, names: Sequence[str] = ()) -> None:
         self.uri, self.labels, self.option = uri, labels, option
-        self.files = files
+        self.files, self.names = files, names
         self.paths = list(files)  # of plain local copies
 
     def prepare(self, folder: Path) -> None:
@@ -62,7 +74,7 @@ class Archives:
     def items(self, problems: ListingReport) -> Iterator[Item]:
         for number, (file, path) in enumerate(zip(self.files, self.paths, strict=True)):
             members = zip_members if path.lower().endswith(".zip") else tar_members
-            prefix = file.rpartition("/")[2] + "/" if len(self.files) > 1 else ""
+            prefix = self.names[number] + "/" if self.names else ""
             with damage_named(f"{self.option} {file}", "archive"):
                 for name, size, place, label in members(path, problems):
                     kind = kind_of(name)
@@ -88,7 +100,7 @@ def open_archives(uri: str, labels: str, option: str, exclude: str) -> Archives 
         files = expanded(uri)
         missing = [file for file in files if not storage.exists(file)]
         require(not missing, f"{option} {uri}: there is no such file: {missing[0] if missing else ''}")
-        return Archives(uri, files, labels, option)
+        return Archives(uri, files, labels, option, told_apart(files) if len(files) > 1 else ())
     found: list[str] = []
     for entry in storage.list_files(uri):
         if exclude and entry.name.startswith(exclude):
@@ -96,8 +108,9 @@ def open_archives(uri: str, labels: str, option: str, exclude: str) -> Archives 
         if kind_of(entry.name) is None:
             return None
         if ARCHIVE.search(entry.name):
-            found.append(storage.join(uri, entry.name))
-    return Archives(uri, sorted(found), labels, option) if found else None
+            found.append(entry.name)
+    files = [storage.join(uri, name) for name in sorted(found)]
+    return Archives(uri, files, labels, option, sorted(found)) if found else None
 
 
 def expanded(uri: str) -> list[str]:

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -85,6 +86,14 @@ def kind_of(name: str) -> str | None:
 def folder_label(name: str) -> str | None:
     """The name of the folder the image is in; None directly in the root."""
     return name.rpartition("/")[0].rpartition("/")[2] or None
+
+
+def told_apart(files: list[str]) -> list[str]:
+    """Each file's path below the folder that all of them are in."""
+    split = [file.split("/") for file in files]
+    folders = zip(*(parts[:-1] for parts in split), strict=False)
+    common = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, folders))
+    return ["/".join(parts[common:]) for parts in split]
 
 
 def below(root: str, folder: str) -> str:

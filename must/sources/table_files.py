@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from must import storage
 from must.parameters import require
 from must.sources.base import ARCHIVE, EXTENSIONS
+from must.sources.files import is_name
 from must.text import brief
 
 TABLE = re.compile(r"\.(parquet|arrow)$", re.IGNORECASE)
@@ -105,7 +106,7 @@ def described(uri: str, name: str, option: str) -> dict[str, Any]:
 
 def is_part(name: str) -> bool:
     """Whether it is the name of one file or folder, and leads to no other."""
-    return bool(name) and not {"/", "\\", "\0"} & set(name) and name not in (".", "..")
+    return bool(name) and is_name(name) and not {"/", "\\"} & set(name) and name not in (".", "..")
 
 
 def need_pyarrow(where: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from must import storage
 from must.parameters import require
 from must.sources.archives import expanded
-from must.sources.base import Item, ListingReport, damage_named, folder_label
+from must.sources.base import Item, ListingReport, damage_named, folder_label, told_apart
 from must.sources.columns import Asked, Columns, choose, features_in
 from must.sources.files import is_name, is_split
 from must.sources.table_files import TABLE, Table, find_tables, named, need_pyarrow, opened
@@ -92,10 +92,10 @@ class Tables:
                     elif not found.path:
                         problems.reject(name, "no image in this row")
                     elif reason := refusal(found.path):
-                        problems.reject(found.path, reason)
+                        problems.reject(file_name(table, found.path), reason)
                     else:
                         self.may_be_remote = True
-                        yield Item(found.path, 0, label, split, [number, None])
+                        yield Item(file_name(table, found.path), 0, label, split, [number, found.path])
 
     def packed(self, number: int) -> Path:
         return self.folder / f"table-{number}.images"
@@ -113,12 +113,23 @@ class Tables:
 
     def read(self, item: Item, limit: int) -> bytes:
         number, place = item.locator
-        if place is not None:
+        if isinstance(place, int):
             return storage.read_bytes(self.packed(number), place, min(item.size, limit))
         uri = self.tables[number].uri
-        if item.name.startswith("/") or "://" in item.name or "/" not in uri:
-            return storage.read_bytes(item.name, 0, limit)
-        return storage.read_bytes(storage.join(uri.rpartition("/")[0] or "/", item.name), 0, limit)
+        if is_whole(place) or "/" not in uri:
+            return storage.read_bytes(place, 0, limit)
+        return storage.read_bytes(storage.join(uri.rpartition("/")[0] or "/", place), 0, limit)
+
+
+def file_name(table: Table, path: str) -> str:
+    """The name in the source of a file that a row names: tables in two folders mean two files by one path."""
+    folder, slash, _ = table.name.rpartition("/")
+    return path if is_whole(path) else folder + slash + path
+
+
+def is_whole(path: str) -> bool:
+    """Whether it is the same file wherever the table is."""
+    return path.startswith("/") or "://" in path
 
 
 def row_of(batch: Any, columns: Columns, index: int) -> tuple[Row, Any, Any]:
@@ -160,7 +171,7 @@ def open_tables(uri: str, labels: str, option: str, exclude: str, asked: Asked) 
         require(bool(tables or not files), f"{option} {uri}: there is no such file, and no tables are below it")
     else:
         require(not missing, f"{option} {uri}: there is no such file: {missing[0] if missing else ''}")
-        tables = named([(file, file.rpartition("/")[2]) for file in files])
+        tables = named(list(zip(files, told_apart(files), strict=True)))
     if not tables:
         return None
     need_pyarrow(f"{option} {uri}")

@@ -40,6 +40,7 @@ STORES = {
     "abfs": AZURE,
     "abfss": AZURE,
 }
+DEEPEST = 200  # folders in one another, in a local listing
 
 
 def is_remote(uri: str | Path) -> bool:
@@ -92,7 +93,7 @@ def list_files(uri: str | Path, on_problem: Callable[[str, str], None] | None = 
     """Files below a folder, streamed in no particular order.
 
     Symbolic links are followed, except back into a folder that is being listed. What cannot be listed (no permission,
-    a link that leads nowhere or round in circles, a socket) goes to `on_problem` as (name, reason).
+    a link that leads nowhere or round in circles, a socket, a folder too deep) goes to `on_problem` as (name, reason).
 
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such local folder. A remote one is then just empty.
@@ -282,13 +283,19 @@ def remote(uri: str | Path) -> Any:
 
 
 def walk(root: Path, on_problem: Callable[[str, str], None]) -> Iterator[Entry]:
-    """Depth first, one open folder a level, so that memory follows the depth and not the number of files."""
+    """Depth first, one open folder a level, so that memory follows the depth and not the number of files.
+
+    Deeper than DEEPEST nothing is listed: the system's open files and Python's stack come to an end.
+    """
     yield from walk_folder(root, "", (), on_problem)
 
 
 def walk_folder(
     folder: Path, prefix: str, parents: tuple[tuple[int, int], ...], on_problem: Callable[[str, str], None]
 ) -> Iterator[Entry]:
+    if len(parents) > DEEPEST:
+        on_problem(prefix.rstrip("/"), f"more than {DEEPEST} folders deep")
+        return
     status = folder.stat()
     identity = (status.st_dev, status.st_ino)
     if identity in parents:

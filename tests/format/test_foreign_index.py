@@ -67,6 +67,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "counts that do not add up": (lambda c: c["splits"]["train"].update(samples=11), "do not add up"),
     "labels as numbers": (lambda c: c.update(labels=[1]), "a label is no text"),
     "a negative revision": (lambda c: c.update(revision=-1), "revision is no number"),
+    "more units than there can be": (lambda c: c.update(units=2**40), "units is no number"),
     "a source without uri": (lambda c: c.update(source={}), "KeyError: .*uri"),
     "settings as a list": (lambda c: c.update(settings=[]), "TypeError"),
     "no limit of pixels": (lambda c: c["settings"].update(max_pixels=0), "max_pixels is 0"),
@@ -193,6 +194,18 @@ def test_offsets_that_point_out_of_the_shard_are_refused(made: Path, tmp_path: P
     (tmp_path / "out" / "index.json").write_bytes(data)
     with pytest.raises(ValueError, match="points past the end of train-000000"):
         load_offsets(str(tmp_path / "out"), load_index(str(tmp_path / "out")).shards[0])
+
+
+@pytest.mark.parametrize("size", [2**52, 1000])
+def test_a_shard_of_another_size_than_the_index_says_is_not_read(made: Path, tmp_path: Path, size: int) -> None:
+    upload(made, str(tmp_path / "out"))
+    table = load_offsets(str(made), load_index(str(made)).shards[0]).copy()
+    table[:] = (0, size // 2, 0, size // 2)
+    (tmp_path / "out" / "train-000000.npy").write_bytes(npy(table))
+    data = edited(made, first(bytes=size, offsets_sha256=hashlib.sha256(npy(table)).hexdigest()))
+    (tmp_path / "out" / "index.json").write_bytes(data)
+    with pytest.raises(ValueError, match=rf"train-000000\.tar: is (truncated|too long): \d+ bytes, .* says {size};"):
+        open_reader(str(tmp_path / "out"), "train").image(0)
 
 
 def test_a_header_that_promises_more_than_there_is_costs_no_memory(made: Path, tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,6 +91,54 @@ BREAKAGES: dict[str, tuple[Callable[[Path], None], str]] = {
 def test_verify_names_what_is_broken(shards: Path, breakage: str) -> None:
     spoil, message = BREAKAGES[breakage]
     spoil(shards)
+    with pytest.raises(ValueError, match=message) as error:
+        verify(str(shards))
+    assert "\n" not in str(error.value)
+
+
+def header_of(size: int) -> bytes:
+    """A tar whose first header, an extended one, says that it has so many bytes, more than octal digits can."""
+    header = bytearray(tarfile.TarInfo("x").tobuf(tarfile.GNU_FORMAT))
+    header[156:157], header[124:136] = b"x", b"\x80" + size.to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + bytes(10240)
+
+
+def sample_of(text: bytes) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, data in (("a.png", b"image"), ("a.json", text)):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return file.getvalue()
+
+
+TARS = {
+    "a list for a json": (sample_of(b"[]"), 2, "after sample 0: a.json is no JSON object"),
+    "deep json": (sample_of(b"[" * 200_000), 200_000, "after sample 0: "),
+    "a json without end": (sample_of(b" " * 17_000_000), 17_000_000, "impossible size"),
+    "a header of 1 PB": (header_of(2**50), 0, "impossible size"),
+    "a header of 1 ZB": (header_of(2**70), 0, "no readable tar"),
+}
+
+
+@pytest.mark.parametrize("name", TARS)
+def test_a_tar_that_an_index_has_the_sha256_of_may_be_anything(shards: Path, name: str) -> None:
+    data, length, message = TARS[name]
+    offsets = io.BytesIO()
+    np.save(offsets, np.array([[512, 5, 1536, length]], np.int64))
+    content = json.loads((shards / "index.json").read_text())
+    content["shards"] = content["shards"][:1]
+    content["shards"][0] |= {
+        "samples": 1, "labelled": 0, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(),
+        "offsets_sha256": hashlib.sha256(offsets.getvalue()).hexdigest(),
+    }  # fmt: skip
+    content["splits"] = {"train": {"samples": 1, "labelled": 0}}
+    (shards / "index.json").write_text(json.dumps(content))
+    (shards / "train-000000.tar").write_bytes(data)
+    (shards / "train-000000.npy").write_bytes(offsets.getvalue())
     with pytest.raises(ValueError, match=message) as error:
         verify(str(shards))
     assert "\n" not in str(error.value)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from must.format.index import load_index
 from must.format.verify import verify
+from must.shards.workdir import Workdir
 from tests import zoo
 from tests.shards.test_shard import rejected, run, samples, tree
 
@@ -89,6 +91,73 @@ def test_append_tries_rejected_files_again(tmp_path: Path) -> None:
     assert set(rejected(tmp_path / "out")) == {"broken.png"} and not (tmp_path / "out" / ".shard").exists()
 
 
+def lines(output: Path) -> list[tuple[str, int]]:
+    content = map(json.loads, (output / "rejected.jsonl").read_text().splitlines())
+    return [(line["source"], line["revision"]) for line in content]
+
+
+def test_a_refused_append_does_not_count_for_the_next(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 10)
+    (tmp_path / "in" / "broken.png").write_bytes(b"broken")
+    zoo.fill(tmp_path / "bad", 1, start=50)
+    for number in range(3):
+        (tmp_path / "bad" / f"bad{number}.png").write_bytes(b"bad")
+    zoo.fill(tmp_path / "good", 1, start=60)
+    run(tmp_path / "in", tmp_path / "out", max_rejected=0.1)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"4 of 15 files were rejected .* see the reasons in .*rejected\.jsonl"):
+            run(tmp_path / "bad", tmp_path / "out", append=True, max_rejected=0.1)
+        assert lines(tmp_path / "out") == [("broken.png", 0), *((f"bad{number}.png", 1) for number in range(3))]
+    assert run(tmp_path / "good", tmp_path / "out", append=True, max_rejected=0.1).rejected == 1
+    assert lines(tmp_path / "out") == [("broken.png", 0)]
+    assert run(tmp_path / "bad", tmp_path / "out", append=True, max_rejected=0.5).rejected == 4
+    assert lines(tmp_path / "out") == [("broken.png", 0), *((f"bad{number}.png", 2) for number in range(3))]
+
+
+def test_a_refused_append_forgets_nothing_that_was_rejected_before(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 10)
+    for name in ("mended", "broken"):
+        (tmp_path / "in" / f"{name}.png").write_bytes(b"half an upload")
+    run(tmp_path / "in", tmp_path / "out", max_rejected=0.5)
+    (tmp_path / "in" / "mended.png").write_bytes(zoo.encoded(zoo.picture(77)))
+    with pytest.raises(ValueError, match="1 of 12 files were rejected"):
+        run(tmp_path / "in", tmp_path / "out", append=True, max_rejected=0.01)
+    zoo.fill(tmp_path / "good", 1, start=60)
+    assert run(tmp_path / "good", tmp_path / "out", append=True, max_rejected=0.5).rejected == 2
+    assert sorted(lines(tmp_path / "out")) == [("broken.png", 0), ("mended.png", 0)]
+    assert run(tmp_path / "in", tmp_path / "out", append=True, max_rejected=0.5).rejected == 1
+    assert lines(tmp_path / "out") == [("broken.png", 0)]
+
+
+def test_what_an_append_of_nothing_new_has_rejected_stays_in_the_list(tmp_path: Path) -> None:
+    for number, name in enumerate(("in", "more")):
+        zoo.fill(tmp_path / name, 5, start=10 * number)
+    run(tmp_path / "in", tmp_path / "out")
+    (tmp_path / "in" / "bad.png").write_bytes(b"bad")
+    assert run(tmp_path / "in", tmp_path / "out", append=True, max_rejected=0.5).revision == 0
+    assert run(tmp_path / "more", tmp_path / "out", append=True, max_rejected=0.5).rejected == 1
+    assert lines(tmp_path / "out") == [("bad.png", 0)]
+
+
+@pytest.mark.parametrize("line", [b"{", b"[]", b'{"source": 1, "reason": ""}', b'{"source": "a"}', b"\xff"])
+def test_a_list_of_rejected_files_that_is_damaged_is_one_line(tmp_path: Path, line: bytes) -> None:
+    zoo.fill(tmp_path / "in", 5)
+    run(tmp_path / "in", tmp_path / "out")
+    (tmp_path / "out" / "rejected.jsonl").write_bytes(line + b"\n")
+    zoo.fill(tmp_path / "in", 1, start=10)
+    with pytest.raises(ValueError, match=r"rejected\.jsonl is damaged; move it away"):
+        run(tmp_path / "in", tmp_path / "out", append=True)
+
+
+def test_a_list_of_an_earlier_version_has_no_revisions(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 5)
+    run(tmp_path / "in", tmp_path / "out")
+    (tmp_path / "out" / "rejected.jsonl").write_text('{"source": "old.png", "reason": "empty file"}\n')
+    zoo.fill(tmp_path / "in", 1, start=10)
+    assert run(tmp_path / "in", tmp_path / "out", append=True, max_rejected=0.5).rejected == 1
+    assert lines(tmp_path / "out") == [("old.png", 0)]
+
+
 def test_append_knows_contents_of_earlier_revisions(tmp_path: Path) -> None:
     zoo.fill(tmp_path / "in", 12)
     run(tmp_path / "in", tmp_path / "out", split=HALVES, samples_per_shard=5)
@@ -167,3 +236,41 @@ def test_new_test_images_that_were_trained_on_are_not_tested_on(tmp_path: Path) 
     run(tmp_path / "in", tmp_path / "out", test_source=str(tmp_path / "labelled"), append=True)
     assert "seen.png" not in samples(tmp_path / "out", "test") and len(samples(tmp_path / "out", "test")) == 4
     assert rejected(tmp_path / "out") == {"seen.png": "same content as another image in the split train"}
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Path:
+    """Shards of a/, and what an append of b/ has left that was killed before it could write the index."""
+    zoo.fill(tmp_path / "a", 5)
+    zoo.fill(tmp_path / "b", 5, start=10)
+    run(tmp_path / "a", tmp_path / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Workdir, "remove_strays", lambda self, known: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(tmp_path / "b", tmp_path / "out", append=True)
+    assert {"train-000001.tar", "names-0001.npy"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    return tmp_path
+
+
+@pytest.mark.parametrize("append", [False, True])
+def test_a_killed_append_goes_on_after_a_run_that_found_nothing_to_do(killed: Path, append: bool) -> None:
+    before = tree(killed / "out")
+    assert run(killed / "a", killed / "out", append=append).revision == 0
+    assert tree(killed / "out") == before
+    assert run(killed / "b", killed / "out", append=True).splits["train"]["samples"] == 10
+    run(killed / "a", killed / "whole")
+    run(killed / "b", killed / "whole", append=True)
+    assert tree(killed / "out") == tree(killed / "whole")
+
+
+@pytest.mark.parametrize("how", ["all that is new is rejected", "the index is of that revision"])
+def test_an_append_that_was_given_up_leaves_nothing_behind(killed: Path, how: str) -> None:
+    if how.startswith("all"):
+        (killed / "a" / "bad.png").write_bytes(b"bad")
+    else:
+        path = killed / "out" / ".shard" / "run.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"revision": 0}))
+    assert run(killed / "a", killed / "out", append=True, max_rejected=1.0).revision == 0
+    names = {"index.json", "rejected.jsonl", "train-000000.tar", "train-000000.npy"}
+    assert {path.name for path in (killed / "out").iterdir()} == names | {"names-0000.npy", "contents-0000.npy"}
+    assert run(killed / "b", killed / "out", append=True, max_rejected=1.0).splits["train"]["samples"] == 10

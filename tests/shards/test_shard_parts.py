@@ -15,8 +15,10 @@ import pytest
 
 import must
 from must import lock, storage
-from must.format.index import load_index
+from must.config import ShardConfig
+from must.format.index import Index, load_index
 from must.format.verify import verify
+from must.shards import build
 from must.shards.parts import kind_of
 from must.shards.workdir import Workdir
 from tests import zoo
@@ -174,6 +176,29 @@ def test_parts_append(images: Path, tests_too: Path, tmp_path: Path) -> None:
     assert made.revision == 1 and tree(tmp_path / "out") == tree(tmp_path / "whole")
     assert run(source, tmp_path / "out", append=True, part="1/2", **OPTIONS).revision == 1  # nothing new
     verify(str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("append", [False, True])
+def test_a_part_that_looks_while_another_ends_does_not_take_its_shards_for_strangers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, append: bool
+) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    zoo.fill(source, 20)
+    if append:
+        run(source, output, **OPTIONS)
+        zoo.fill(source, 10, start=100)
+    run(source, output, part="1/2", append=append, **OPTIONS)
+    existing_index = build.existing_index
+
+    def slow(config: ShardConfig) -> Index | None:
+        found = existing_index(config)
+        monkeypatch.undo()
+        run(source, output, append=append, part="2/2", **OPTIONS)
+        return found
+
+    monkeypatch.setattr(build, "existing_index", slow)
+    assert run(source, output, append=append, part="1/2", **OPTIONS).revision == int(append)
+    verify(str(output))
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,47 @@ def test_webdataset_shards_are_a_source_with_their_labels(tmp_path: Path) -> Non
     assert again.labels == ("0", "1", "2") and again.splits["train"]["labelled"] == 10
 
 
+def make_zip(path: Path, *numbers: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for place, number in enumerate(numbers):
+            archive.writestr(f"{place}.png", zoo.encoded(zoo.picture(number)))
+
+
+def test_a_second_archive_changes_no_name_of_the_first(tmp_path: Path) -> None:
+    make_zip(tmp_path / "in" / "week1.zip", 0, 1)
+    run(tmp_path / "in", tmp_path / "out", append=True)
+    assert set(labels_of(tmp_path / "out")) == {"week1.zip/0.png", "week1.zip/1.png"}
+    make_zip(tmp_path / "in" / "week2.zip", 2, 3)
+    run(tmp_path / "in", tmp_path / "out", append=True)
+    assert set(labels_of(tmp_path / "out")) == {f"week{week}.zip/{number}.png" for week in (1, 2) for number in (0, 1)}
+
+
+def test_archives_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    make_zip(tmp_path / "in" / "w1" / "images.zip", 0, 1)
+    make_zip(tmp_path / "in" / "w2" / "images.zip", 2, 3)
+    for output in ("out", "braces"):
+        run(tmp_path / "in" / ("" if output == "out" else "{w1,w2}/images.zip"), tmp_path / output, append=True)
+        names = {f"w{week}/images.zip/{number}.png" for week in (1, 2) for number in (0, 1)}
+        assert set(labels_of(tmp_path / output)) == names
+    make_zip(tmp_path / "in" / "w3" / "images.zip", 4)
+    assert run(tmp_path / "in", tmp_path / "out", append=True).splits["train"]["samples"] == 5
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["/a/x.zip"], ["x.zip"]),
+        (["/a/x.zip", "/a/y.zip"], ["x.zip", "y.zip"]),
+        (["gs://b/a1/x.zip", "gs://b/a2/x.zip", "gs://b/y.zip"], ["a1/x.zip", "a2/x.zip", "y.zip"]),
+        (["x.zip", "y/x.zip"], ["x.zip", "y/x.zip"]),
+        (["/a/x.zip", "/a/x.zip"], ["x.zip", "x.zip"]),
+    ],
+)
+def test_files_are_told_apart_by_as_little_as_it_takes(files: list[str], names: list[str]) -> None:
+    assert told_apart(files) == names
+
+
 PARTS = st.text(st.sampled_from("ab.é _-/"), max_size=12)
 
 

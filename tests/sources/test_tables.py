@@ -109,6 +109,27 @@ def test_append_takes_the_new_file_alone(tmp_path: Path) -> None:
     assert len(contents(tmp_path / "out")) == 40
 
 
+@pytest.mark.parametrize("source", ["", "{jan,feb}/meta.parquet"])
+def test_files_that_tables_in_several_folders_name_are_told_apart(tmp_path: Path, source: str) -> None:
+    named = tmp_path / "tables"  # with images beside them a folder is read as one of images
+    for place, month in enumerate(("jan", "feb")):
+        zoo.fill(tmp_path / "files" / month, 3, start=3 * place)
+        for number in range(3):
+            path = tmp_path / "files" / month / f"{3 * place + number:05d}.png"
+            path.rename(path.with_name(f"{number}"))
+        (named / month).mkdir(parents=True)
+        (named / month / "files").symlink_to(tmp_path / "files" / month)
+    paths = [f"files/{number}" for number in range(3)]
+    write(named / "jan" / "meta.parquet", path=paths)
+    write(named / "feb" / "meta.parquet", path=paths[:1])
+    run(named / source, tmp_path / "out", append=True)
+    write(named / "feb" / "meta.parquet", path=paths)
+    run(named / source, tmp_path / "out", append=True)
+    found = samples(tmp_path / "out", "train")
+    assert set(found) == {f"{month}/{path}" for month in ("jan", "feb") for path in paths}
+    assert len({data for data, _ in found.values()}) == 6
+
+
 def test_tables_in_a_bucket(bucket_server: Server, tmp_path: Path) -> None:
     write(tmp_path / "in" / "deep" / "a.parquet", slice(20))
     write(tmp_path / "in" / "b.parquet", slice(20, None))
@@ -255,6 +276,8 @@ def test_a_saved_data_set_in_a_bucket(bucket_server: Server, saved: Path, tmp_pa
 
 STATES = {
     '{"_data_files": [{"filename": "../../x.arrow"}]}': "names no data files",
+    '{"_data_files": [{"filename": "\\ud800.arrow"}]}': "names no data files",
+    '{"_data_files": [{"filename": "x\\u0000.arrow"}]}': "names no data files",
     '{"_data_files": [7]}': "names no data files",
     '{"_data_files": {"filename": "x"}}': "names no data files",
     "[" * 200_000: "no JSON",

@@ -247,6 +247,22 @@ def test_symbolic_links_in_circles_end(tmp_path: Path) -> None:
     ]
 
 
+def test_folders_without_end_are_named(tmp_path: Path) -> None:
+    depth = 1200
+    (tmp_path / "file").write_bytes(b"x")
+    here = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(depth):  # one by one: such a path is longer than the system takes at once
+        os.mkdir("a" * 10, dir_fd=here)
+        below = os.open("a" * 10, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    problems: list[tuple[str, str]] = []
+    assert list(storage.list_files(tmp_path, lambda *problem: problems.append(problem))) == [("file", 1)]
+    assert problems == [("/".join(["a" * 10] * 201), "more than 200 folders deep")]
+    subprocess.run(["rm", "-r", str(tmp_path / ("a" * 10))], check=True)  # pytest's own way of it has no end, either
+
+
 def test_after_a_power_loss_a_file_has_its_name_or_never_had_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
