@@ -59,24 +59,30 @@ class App:
         exchange = Exchange(self.work, dict(scope["headers"]), receive)
         begun = time.perf_counter()
         try:
-            try:
-                reply = await self.route(scope, exchange)
-            except Refused as refused:
-                reply = refusal(refused)
-            except ClientGone:
-                return
-            except Exception:  # ours; the server goes on, and the log has it
-                traceback.print_exc(file=sys.stderr)
-                reply = refusal(Refused(500, "internal error"))
-            if exchange.unread:
-                await send_and_linger(reply, receive, send)
-            else:
-                await send_reply(reply, send)
+            reply = await self.reply(scope, exchange)
+        except ClientGone:
+            return
         finally:
-            exchange.close()
+            exchange.close()  # not after sending: a client that does not read would hold what others need
+        if exchange.unread:
+            await send_and_linger(reply, receive, send)
+        else:
+            await send_reply(reply, send)
         if exchange.counts:
             self.work.metrics.requests.labels("http", str(reply.status)).inc()
             self.work.metrics.request_seconds.labels("http").observe(time.perf_counter() - (exchange.read_at or begun))
+
+    async def reply(self, scope: Scope, exchange: Exchange) -> Reply:
+        """Raises ClientGone."""
+        try:
+            return await self.route(scope, exchange)
+        except ClientGone:
+            raise
+        except Refused as refused:
+            return refusal(refused)
+        except Exception:  # ours; the server goes on, and the log has it
+            traceback.print_exc(file=sys.stderr)
+            return refusal(Refused(500, "internal error"))
 
     async def route(self, scope: Scope, exchange: Exchange) -> Reply:
         """Raises Refused: no such address, or what the request's own function refuses."""
