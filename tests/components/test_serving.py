@@ -14,7 +14,7 @@ from must.run.supervise import supervised
 from must.storage import LaterError
 from must_components.serving import service
 from must_components.serving.manifest import inference_service, is_seen
-from must_pipeline.cluster.config import Cluster, CpuPool, Credentials, Volume
+from must_pipeline.cluster.config import Cluster, CpuPool, Credentials, Toleration, Volume
 from must_pipeline.cluster.serving import server_of
 
 REGISTRY = "gs://models/registry"
@@ -30,16 +30,17 @@ def test_the_manifest_is_as_small_as_a_cluster_says():
     assert predictor["volumes"] == [{"name": "scratch", "emptyDir": {}}]
     assert found["metadata"]["annotations"] == {"serving.kserve.io/deploymentMode": "RawDeployment"}
     assert "terminationGracePeriodSeconds" in predictor, "which Knative refuses"
-    assert not {"serviceAccountName", "nodeSelector", "imagePullSecrets"} & predictor.keys()
+    assert not {"serviceAccountName", "nodeSelector", "tolerations", "imagePullSecrets"} & predictor.keys()
 
 
 def test_what_a_cluster_says_of_its_pods_is_said_of_the_servers():
     cluster = Cluster(
         registry="registry.example/team", service_account="must", pull_secrets=["pull"], env={"A": "b"},
         credentials=Credentials(kind="secret", secret="key"), volume=Volume(claim="data", mount="/data"),
-        cpu=CpuPool(node_selector={"pool": "cpu"}),
+        cpu=CpuPool(node_selector={"pool": "cpu"}, tolerations=[Toleration("pool", value="cpu", effect="NoSchedule")]),
     )  # fmt: skip
     predictor = inference_service("/data/registry", "photos", server_of(cluster))["spec"]["predictor"]
+    assert predictor["tolerations"] == [{"key": "pool", "operator": "Equal", "value": "cpu", "effect": "NoSchedule"}]
     (container,) = predictor["containers"]
     assert container["image"].startswith("registry.example/team/must-serve:")
     assert predictor["serviceAccountName"] == "must" and predictor["nodeSelector"] == {"pool": "cpu"}
@@ -47,6 +48,12 @@ def test_what_a_cluster_says_of_its_pods_is_said_of_the_servers():
     assert [volume["name"] for volume in predictor["volumes"]] == ["scratch", "key", "data"]
     assert all(mount.get("readOnly") for mount in container["volumeMounts"][1:])
     assert {"A", "GOOGLE_APPLICATION_CREDENTIALS"} == {entry["name"] for entry in container["env"]}
+
+
+def test_a_server_does_not_wait_in_the_queue_of_the_stages():
+    cluster = Cluster(labels={"team": "vision", "kueue.x-k8s.io/queue-name": "must"})
+    found = inference_service(REGISTRY, "photos", server_of(cluster))
+    assert found["metadata"]["labels"] == {"app.kubernetes.io/managed-by": "must", "team": "vision"}
 
 
 def test_names_and_places():
