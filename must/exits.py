@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-import must
 from must.storage import LaterError
 from must.text import printable
 
@@ -27,6 +26,7 @@ WRONG_INPUT = 2  # one line said what
 PREEMPTED = 75  # run the same again (EX_TEMPFAIL)
 INTERRUPTED = 130  # at the keyboard
 KILLED = 137  # 128 + SIGKILL
+OURS = ("must", "must_components")  # packages that raise ValueError for wrong input
 LONGEST = 2000  # characters of the line that says what is wrong: it may quote what came from outside
 OTHERS_WAIT = 10  # seconds: of a fault that all processes find, torchrun lets only the first one speak
 
@@ -77,7 +77,13 @@ def is_users(error: BaseException) -> bool:
     files = re.findall(r'File "([^"]+)", line', str(error))
     if not files:
         files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    return Path(files[-1]).is_relative_to(Path(must.__file__).parent)
+    return any(Path(files[-1]).is_relative_to(folder) for folder in our_folders())
+
+
+def our_folders() -> list[Path]:
+    """Of the packages in OURS that this process has imported: `must` itself knows of no other."""
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in OURS]
+    return [Path(file).parent for file in files if file]
 
 
 def line_of(error: BaseException) -> str:

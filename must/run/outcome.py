@@ -32,13 +32,19 @@ def outcome_of(notes: list[Note], state: str | None, then: Sequence[str] = ()) -
     by_stage = {note.stage: note for note in notes}
     for name, rule in GOOD_ENDS:
         if headline := rule(by_stage):
-            missing = [stage for stage in then if stage not in by_stage]
-            if "promote" in by_stage and missing:
+            if missing := [stage for stage in still_due(by_stage, then) if stage not in by_stage]:
                 return Outcome("broken off", False, f"{headline}. Then broken off: {never_started(missing)}")
             return Outcome(name, True, headline)
     if not notes and state in WELL:
         return Outcome("complete", True, "Run complete, but its stages could leave no notes")
     return Outcome("broken off", False, "Run broken off: " + broken_off(notes))
+
+
+def still_due(notes: dict[str, Note], then: Sequence[str]) -> Sequence[str]:
+    """What a run does besides what its good end tells of: `export` runs whatever the gate says."""
+    if "promote" in notes:
+        return then
+    return ["export"] if "gate" in notes else []
 
 
 def failing(notes: list[Note]) -> Note | None:

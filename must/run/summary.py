@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from must import storage
+from must.exits import line_of
 from must.run.notes import Note, parse, read_notes
 from must.run.outcome import Outcome, failing, kind_of, outcome_of
 from must.run.places import WorkUri
@@ -58,19 +61,37 @@ def leave_page(work_uri: str, run_id: str, page: str) -> None:
 def forget_old(work_uri: str, before: float, own: str = "") -> None:
     """Deletes the notes of runs that were silent since `before`, in seconds since 1970; a run that lives writes.
 
+    It is no run's task: what keeps it from deleting, no right to it or a store that is away, is a line of warning.
+
     Args:
         own: the run whose notes stay, whatever its clocks say.
     """
-    root, runs = WorkUri(work_uri).every_runs_notes, dict[str, list[str]]()
+    root = WorkUri(work_uri).every_runs_notes
+    try:
+        runs = notes_of_runs(root, own)
+        for run in random.sample(sorted(runs), min(LOOKED_AT, len(runs))):
+            with suppress(FileNotFoundError):  # another run that ends now forgets it, too
+                forget_if_old(storage.join(root, run), runs[run], before)
+    except (OSError, ValueError) as error:
+        print(f"must: old runs' notes in {printable(root)} stay there: {line_of(error)}", file=sys.stderr)
+
+
+def notes_of_runs(root: str, own: str) -> dict[str, list[str]]:
+    """Each run's files that may be notes, but for those of the run `own`."""
+    runs = dict[str, list[str]]()
     for entry in storage.list_files(root):
         run, _, name = entry.name.partition("/")
         if run and run != own and name.endswith(".json"):
             runs.setdefault(run, []).append(name)
-    for run in random.sample(sorted(runs), min(LOOKED_AT, len(runs))):
-        found = [parse(storage.read_bytes(storage.join(root, run, name))) for name in runs[run]]
-        notes = [note for note in found if note is not None]
-        if notes and all(note.started + note.seconds < before for note in notes):
-            storage.delete_folder(storage.join(root, run))
+    return runs
+
+
+def forget_if_old(folder: str, names: Sequence[str], before: float) -> None:
+    """Raises FileNotFoundError, OSError, ValueError: as the store says."""
+    found = [parse(storage.read_bytes(storage.join(folder, name))) for name in names]
+    notes = [note for note in found if note is not None]
+    if notes and all(note.started + note.seconds < before for note in notes):
+        storage.delete_folder(folder)
 
 
 def links(notes: list[Note], run_id: str) -> list[str]:

@@ -15,13 +15,14 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import must
 from must.serve.answers import tensors, told
-from must.serve.asked import Asked, Output, read_asked
+from must.serve.asked import Asked, Limits, Output, read_asked
 from must.serve.described import config_of, metadata_of, server_metadata
 from must.serve.models import Served
 from must.serve.refused import Refused, wanted
@@ -34,7 +35,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 JSON, BINARY = b"application/json", b"application/octet-stream"
 HEADER_LENGTH = b"inference-header-content-length"
-LARGE = 1 << 18  # bytes of JSON from which it is parsed in a thread
+LARGE = 1 << 18  # bytes of JSON above which it is read in a thread, one request at a time
 LINGER = 2.0  # seconds in which a refused client may go on sending, so that it sees why
 
 
@@ -50,6 +51,7 @@ class Reply(NamedTuple):
 class App:
     def __init__(self, work: Work, name: str) -> None:
         self.work, self.name = work, name
+        self.reading = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -57,24 +59,30 @@ class App:
         exchange = Exchange(self.work, dict(scope["headers"]), receive)
         begun = time.perf_counter()
         try:
-            try:
-                reply = await self.route(scope, exchange)
-            except Refused as refused:
-                reply = refusal(refused)
-            except ClientGone:
-                return
-            except Exception:  # ours; the server goes on, and the log has it
-                traceback.print_exc(file=sys.stderr)
-                reply = refusal(Refused(500, "internal error"))
-            if exchange.unread:
-                await send_and_linger(reply, receive, send)
-            else:
-                await send_reply(reply, send)
+            reply = await self.reply(scope, exchange)
+        except ClientGone:
+            return
         finally:
-            exchange.close()
+            exchange.close()  # not after sending: a client that does not read would hold what others need
+        if exchange.unread:
+            await send_and_linger(reply, receive, send)
+        else:
+            await send_reply(reply, send)
         if exchange.counts:
             self.work.metrics.requests.labels("http", str(reply.status)).inc()
             self.work.metrics.request_seconds.labels("http").observe(time.perf_counter() - (exchange.read_at or begun))
+
+    async def reply(self, scope: Scope, exchange: Exchange) -> Reply:
+        """Raises ClientGone."""
+        try:
+            return await self.route(scope, exchange)
+        except ClientGone:
+            raise
+        except Refused as refused:
+            return refusal(refused)
+        except Exception:  # ours; the server goes on, and the log has it
+            traceback.print_exc(file=sys.stderr)
+            return refusal(Refused(500, "internal error"))
 
     async def route(self, scope: Scope, exchange: Exchange) -> Reply:
         """Raises Refused: no such address, or what the request's own function refuses."""
@@ -146,15 +154,31 @@ class App:
             return inference_reply(self.name, served.version, asked, tensors(answer, asked))
 
     async def read(self, data: bytes, headers: dict[bytes, bytes], served: Served) -> Asked:
-        """Raises Refused: the body is not what the protocol has."""
+        """Raises Refused: the body is not what the protocol has, or other large ones were before it for too long."""
         length = len(data)
         if HEADER_LENGTH in headers:
             text = headers[HEADER_LENGTH]
             wanted(text.isdigit() and int(text[:12]) <= len(data), "Inference-Header-Content-Length is wrong")
             length = int(text[:12])
-        view = memoryview(data)
-        request = await (asyncio.to_thread(parse, view[:length]) if length > LARGE else parsed(view[:length]))
-        return read_asked(request, view[length:], self.work.limits(served))
+        view, limits = memoryview(data), self.work.limits(served)
+        if length <= LARGE:
+            return understood(view, length, limits)
+        async with self.turn():
+            return await asyncio.to_thread(understood, view, length, limits)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """One large body of JSON at a time: as Python's objects it takes up to thirty times its bytes, which
+        max_memory does not count. Raises Refused: it does not come within `patience`."""
+        try:
+            async with asyncio.timeout(self.work.config.patience):
+                await self.reading.acquire()
+        except TimeoutError:
+            raise Refused(503, "the server is busy with other large requests; try again") from None
+        try:
+            yield
+        finally:
+            self.reading.release()
 
 
 class ClientGone(Exception):  # noqa: N818
@@ -224,17 +248,20 @@ def read_query(query: bytes) -> tuple[list[Output], dict[str, Any]]:
     return outputs, values
 
 
+def understood(data: memoryview, length: int, limits: Limits) -> Asked:
+    """A body that begins with so many bytes of JSON. Raises Refused: it is not what the protocol has."""
+    return read_asked(parse(data[:length]), data[length:], limits)
+
+
 def parse(data: memoryview) -> dict[str, Any]:
     try:
         request = json.loads(bytes(data))
     except (ValueError, RecursionError):
         raise Refused(400, "the body is no JSON; a picture as it is goes to /classify") from None
+    except MemoryError:
+        raise Refused(503, "the server has no memory left for this request; try again") from None
     wanted(isinstance(request, dict), "the body must be a JSON object")
     return request
-
-
-async def parsed(data: memoryview) -> dict[str, Any]:
-    return parse(data)
 
 
 def inference_reply(name: str, version: str, asked: Asked, found: list[Tensor]) -> Reply:

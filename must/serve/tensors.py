@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -57,7 +59,8 @@ def numbers(raw: bytes | memoryview, datatype: str, shape: list[int], where: str
 
 
 def from_json(data: Any, datatype: str, shape: list[int], where: str) -> np.ndarray:
-    """Numbers from JSON, flat or nested. Raises Refused: they are none, or do not fit."""
+    """Numbers from JSON, flat or nested. Raises Refused: they are none, or do not fit, or not into memory."""
+    check_leaves(data, math.prod(shape), where)
     try:
         with np.errstate(all="raise"):
             values = np.asarray(data)
@@ -70,3 +73,18 @@ def from_json(data: Any, datatype: str, shape: list[int], where: str) -> np.ndar
             return values.astype(NUMBERS[datatype]).reshape(shape)
     except (ValueError, TypeError, OverflowError, FloatingPointError):
         raise Refused(400, f"{where}: its data do not make a {datatype} tensor of shape {shape}") from None
+    except MemoryError:
+        raise Refused(503, f"{where}: the server has no memory left for it; try again") from None
+
+
+def check_leaves(data: Any, most: int, where: str) -> None:
+    """Before numpy sees them, which gives all strings of a list the room of the longest one.
+
+    Raises:
+        Refused: nested lists with anything but numbers inside, or with more than `most` of them.
+    """
+    level = [data]
+    while (kinds := set(map(type, level))) == {list}:
+        level = list(islice(chain.from_iterable(level), most + 1))
+        wanted(len(level) <= most, f"{where}: more data than the {most} numbers of its shape")
+    wanted(kinds <= {int, float, bool}, f"{where}: expected numbers")

@@ -9,10 +9,12 @@ import pytest
 import yaml
 from kubernetes import client, config
 
+from must.exits import PREEMPTED, WRONG_INPUT, code_of
+from must.run.supervise import supervised
 from must.storage import LaterError
 from must_components.serving import service
 from must_components.serving.manifest import inference_service, is_seen
-from must_pipeline.cluster.config import Cluster, CpuPool, Credentials, Volume
+from must_pipeline.cluster.config import Cluster, CpuPool, Credentials, Toleration, Volume
 from must_pipeline.cluster.serving import server_of
 
 REGISTRY = "gs://models/registry"
@@ -28,16 +30,17 @@ def test_the_manifest_is_as_small_as_a_cluster_says():
     assert predictor["volumes"] == [{"name": "scratch", "emptyDir": {}}]
     assert found["metadata"]["annotations"] == {"serving.kserve.io/deploymentMode": "RawDeployment"}
     assert "terminationGracePeriodSeconds" in predictor, "which Knative refuses"
-    assert not {"serviceAccountName", "nodeSelector", "imagePullSecrets"} & predictor.keys()
+    assert not {"serviceAccountName", "nodeSelector", "tolerations", "imagePullSecrets"} & predictor.keys()
 
 
 def test_what_a_cluster_says_of_its_pods_is_said_of_the_servers():
     cluster = Cluster(
         registry="registry.example/team", service_account="must", pull_secrets=["pull"], env={"A": "b"},
         credentials=Credentials(kind="secret", secret="key"), volume=Volume(claim="data", mount="/data"),
-        cpu=CpuPool(node_selector={"pool": "cpu"}),
+        cpu=CpuPool(node_selector={"pool": "cpu"}, tolerations=[Toleration("pool", value="cpu", effect="NoSchedule")]),
     )  # fmt: skip
     predictor = inference_service("/data/registry", "photos", server_of(cluster))["spec"]["predictor"]
+    assert predictor["tolerations"] == [{"key": "pool", "operator": "Equal", "value": "cpu", "effect": "NoSchedule"}]
     (container,) = predictor["containers"]
     assert container["image"].startswith("registry.example/team/must-serve:")
     assert predictor["serviceAccountName"] == "must" and predictor["nodeSelector"] == {"pool": "cpu"}
@@ -45,6 +48,12 @@ def test_what_a_cluster_says_of_its_pods_is_said_of_the_servers():
     assert [volume["name"] for volume in predictor["volumes"]] == ["scratch", "key", "data"]
     assert all(mount.get("readOnly") for mount in container["volumeMounts"][1:])
     assert {"A", "GOOGLE_APPLICATION_CREDENTIALS"} == {entry["name"] for entry in container["env"]}
+
+
+def test_a_server_does_not_wait_in_the_queue_of_the_stages():
+    cluster = Cluster(labels={"team": "vision", "kueue.x-k8s.io/queue-name": "must"})
+    found = inference_service(REGISTRY, "photos", server_of(cluster))
+    assert found["metadata"]["labels"] == {"app.kubernetes.io/managed-by": "must", "team": "vision"}
 
 
 def test_names_and_places():
@@ -99,10 +108,16 @@ def in_a_pod(monkeypatch, tmp_path):
     client.Configuration.set_default(None)
 
 
+def given(tmp_path):
+    return {
+        "registry_uri": f"{tmp_path}/registry", "model_name": "photos", "how": "apply",
+        "server": server_of(Cluster(volume=Volume(claim="data", mount=str(tmp_path)))),
+        "output": str(tmp_path / "out/service"),
+    }  # fmt: skip
+
+
 def serve(tmp_path, **values):
-    given = {"registry_uri": f"{tmp_path}/registry", "model_name": "photos", "how": "apply"}
-    given |= {"server": server_of(Cluster(volume=Volume(claim="data", mount=str(tmp_path))))}
-    return service.serve(str(tmp_path / "work"), output=str(tmp_path / "out/service"), **(given | values))
+    return service.serve(str(tmp_path / "work"), **(given(tmp_path) | values))
 
 
 def test_applying(in_a_pod, tmp_path):
@@ -131,7 +146,7 @@ def test_an_api_server_that_says_no(in_a_pod, tmp_path, status, said, kind):
         in_a_pod(url)
         with pytest.raises(kind, match=said) as error:
             serve(tmp_path)
-    assert isinstance(error.value, LaterError) == (kind is LaterError)
+    assert code_of(error.value) == (PREEMPTED if kind is LaterError else WRONG_INPUT)
     assert (tmp_path / "registry/photos/inferenceservice.yaml").exists(), "it can be applied by hand"
 
 
@@ -146,6 +161,16 @@ def test_outside_of_a_cluster(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="take `write`"):
         serve(tmp_path)
     assert serve(tmp_path, how="write")["namespace"] == ""
+
+
+def test_what_the_user_can_mend_is_one_line_and_is_not_tried_again(tmp_path, monkeypatch, capfd):
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setenv("MUST_RETRIES", "2,0,1")
+    with pytest.raises(SystemExit) as ended:
+        supervised("serve", "must_components.serving.service:serve", "7", str(tmp_path / "work"), **given(tmp_path))
+    said = capfd.readouterr().err
+    assert ended.value.code == WRONG_INPUT and "take `write`" in said
+    assert "Traceback" not in said and "trying again" not in said
 
 
 def test_a_registry_that_no_pod_sees_is_not_applied(tmp_path):

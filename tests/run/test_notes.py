@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from must import storage
 from must.format.index import load_index
 from must.run import mirror, notes
 from must.run.mirror import mirrored
@@ -115,6 +116,42 @@ def test_notes_of_long_ago_are_forgotten_but_never_those_of_a_run_that_lives(tmp
             edit(WorkUri(str(tmp_path)).notes(run_id), number, seconds=5)
     forget_old(str(tmp_path), time.time() - week)
     assert sorted(path.name for path in (tmp_path / "notes").iterdir()) == ["begun long ago", "new"]
+
+
+@pytest.fixture
+def old_runs(tmp_path):
+    """A place with two runs of long ago."""
+    for run_id in ("r1", "r2"):
+        with stage_note(str(tmp_path), "stage0", run_id=run_id) as note:
+            note.started -= 40 * 86_400
+        edit(WorkUri(str(tmp_path)).notes(run_id), 0, seconds=5)
+    return tmp_path
+
+
+def test_two_runs_that_end_together_forget_the_same_notes(old_runs, monkeypatch, capsys):
+    read = storage.read_bytes
+
+    def gone(uri):
+        if "/r1/" in str(uri):
+            storage.delete_folder(str(uri).rpartition("/")[0])  # by the other one, between listing and reading
+        return read(uri)
+
+    monkeypatch.setattr(storage, "read_bytes", gone)
+    leave_page(str(old_runs), "7", "# Promoted")
+    assert [path.name for path in (old_runs / "notes").iterdir()] == ["7"] and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), storage.LaterError("gs://b: no answer")])
+@pytest.mark.parametrize("what", ["list_files", "read_bytes", "delete_folder"])
+def test_notes_that_cannot_be_deleted_are_a_warning(old_runs, monkeypatch, capsys, what, error):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(storage, what, fails)
+    leave_page(str(old_runs), "7", "# Promoted")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("must: old runs' notes in ") and line.endswith(("Permission denied", "no answer"))
+    assert (old_runs / "notes/7/summary.md").exists()
 
 
 def edit(folder, number, **values):

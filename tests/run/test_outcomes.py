@@ -159,6 +159,30 @@ def test_what_never_started_after_a_promotion_is_named(tmp_path, there, said):
     assert "broken off" not in summarize(str(tmp_path), "7", "RUNNING", "again", follow_ups(2, "apply"))
 
 
+@pytest.mark.parametrize("case", ["stopped by the gate", "kept zero-shot"])
+def test_an_export_that_never_started_is_named_though_the_gate_promotes_nothing(tmp_path, case):
+    notes, _, first_line = WAYS[case]
+    without = [note for note in notes if note.stage != "export"]
+    leave(str(tmp_path), without)
+    page = summarize(str(tmp_path), "7", "RUNNING", "again", follow_ups(2, "apply"))
+    assert page.splitlines()[0] == f"{first_line}. Then broken off: export never started"
+    assert "To start it again: `again`" in page and not outcome_of(without, "RUNNING").good
+
+
+@pytest.mark.parametrize(
+    "export, said",
+    [
+        (Note("export", "failed", started=9, code=2), "# Run failed: export: the input is wrong"),
+        (Note("export", "running", started=9), "# Run failed: export: its pod is gone"),
+        (Note("export", "running", started=9, signalled=12.0), "# Run stopped from outside, during export"),
+    ],
+)
+def test_an_export_that_started_beside_a_gate_that_stops_is_told_as_what_it_is(tmp_path, export, said):
+    notes = [note for note in WAYS["stopped by the gate"][0] if note.stage != "export"]
+    leave(str(tmp_path), [*notes, export])
+    assert summarize(str(tmp_path), "7", "RUNNING", "again").startswith(said)
+
+
 @pytest.mark.parametrize("facts", [{"top1": []}, {"before": "x"}, {"reasons": 1}, {"reasons": [1]}, {"version": {}}])
 def test_a_note_with_foreign_facts_does_not_stop_the_summary(tmp_path, facts):
     stages = dict.fromkeys(("evaluate", "gate", "promote"), facts)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import select
 import socket
 import struct
 import time
@@ -210,6 +211,21 @@ def test_a_slow_head(impatient, begun):
 def test_a_head_byte_by_byte(impatient):
     found, _ = talk(impatient, *[bytes([byte]) for byte in b"GET /v2 HTTP/1.1\r\n" + b"x" * 100], pause=0.1)
     assert found == b"" or found.startswith(b"HTTP/1.1 408")
+
+
+def test_a_client_that_does_not_read_its_answers(impatient):
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.settimeout(SILENCE)
+    with client:
+        client.connect(("127.0.0.1", impatient.port))
+        closed = select.poll()
+        closed.register(client, 0)  # hung up, or an error
+        try:
+            client.sendall(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n" * 5000)
+        except OSError:
+            return
+        assert closed.poll(1000 * SILENCE)
 
 
 @pytest.mark.parametrize("data", [b"\0" * 1000, b"\x16\x03\x01\x02\x00\x01\x00", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"])

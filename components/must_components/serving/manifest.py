@@ -65,6 +65,8 @@ def inference_service(registry: str, name: str, server: dict[str, Any]) -> dict[
         add_volume(predictor, "data", server["mount"], claim)
     if server.get("node_selector"):
         predictor["nodeSelector"] = server["node_selector"]
+    if server.get("tolerations"):
+        predictor["tolerations"] = server["tolerations"]
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": KIND,

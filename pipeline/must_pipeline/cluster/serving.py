@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from must_pipeline.cluster.config import Cluster
-from must_pipeline.cluster.placement import KEY_FOLDER
+from must_pipeline.cluster.nodes import kubernetes_toleration
+from must_pipeline.cluster.placement import KEY_FOLDER, QUEUE, toleration_fields
 
 SERVER_IMAGE = "must-serve"
 
@@ -16,8 +17,10 @@ def server_of(cluster: Cluster) -> dict[str, Any]:
         "image": cluster.image(SERVER_IMAGE),
         "service_account": cluster.service_account,
         "pull_secrets": cluster.pull_secrets,
-        "labels": cluster.labels,
+        # A server is no batch job: KServe hands the labels to its pods, and they would wait for Kueue's quota.
+        "labels": {name: value for name, value in cluster.labels.items() if name != QUEUE},
         "node_selector": cluster.cpu.node_selector,
+        "tolerations": [kubernetes_toleration(toleration_fields(t)) for t in cluster.cpu.tolerations],
         "env": cluster.env,
         "secret": cluster.credentials.secret,
         "secret_mount": KEY_FOLDER,

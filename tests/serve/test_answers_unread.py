@@ -1,0 +1,34 @@
+"""What a request holds while its client does not read the answer: nothing."""
+
+import asyncio
+from types import SimpleNamespace
+
+from must.serve.http import App
+from must.serve.metrics import Metrics
+from must.serve.refused import Refused
+from must.serve.work import Work
+
+SCOPE = {"type": "http", "method": "POST", "path": "/v2/models/digits/infer", "query_string": b"", "headers": []}
+CONFIG = SimpleNamespace(decoders=1, max_body=1, max_memory=1, patience=60, max_images=1)
+
+
+def test_a_requests_memory_is_let_go_before_its_answer_is_sent():
+    seen = []
+
+    async def exchange():
+        def held():
+            seen.append(("worked on", work.held_bytes))
+            raise Refused(503, "no model is loaded yet")
+
+        async def receive():
+            return {"type": "http.request", "body": b"[" * 1000, "more_body": False}
+
+        async def send(message):
+            seen.append((message["type"], work.held_bytes))
+
+        work = Work(CONFIG, SimpleNamespace(held=held), Metrics())
+        await App(work, "digits")(SCOPE, receive, send)
+        work.close()
+
+    asyncio.run(exchange())
+    assert seen == [("worked on", 1000), ("http.response.start", 0), ("http.response.body", 0)]
