@@ -181,7 +181,7 @@ class Registry:
             f"{self.uri}: LATEST is {old.version or 'empty'}, not {expected or 'empty'}, which this model was compared "
             "with; another run promoted meanwhile. Run again: it will be compared with the new champion",
         )
-        kept = old.previous[: old.previous.index(version)] if back else (*old.previous, old.version)
+        kept = before_last(version, old.previous) if back else (*old.previous, old.version)
         return self._move(Latest(version, tuple(v for v in kept if v)[-50:], now(), reason), token)
 
     def mend(self, version: str) -> Latest:
@@ -219,6 +219,11 @@ class Registry:
 
     def uri_of(self, *parts: str) -> str:
         return storage.join(self.uri, *parts)
+
+
+def before_last(version: str, previous: tuple[str, ...]) -> tuple[str, ...]:
+    """The champions before `version` was one for the last time: it may have come back."""
+    return previous[: len(previous) - 1 - previous[::-1].index(version)]
 
 
 def parse(data: bytes | None, uri: str) -> Latest:

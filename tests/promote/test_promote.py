@@ -69,6 +69,15 @@ def test_rolling_back_goes_one_champion_further_each_time(registry, tmp_path, ca
     assert latest(registry).version == names[0]
 
 
+def test_a_champion_that_had_come_back_is_left_for_the_one_before_its_return(registry, tmp_path):
+    models = {name: make_bundle(tmp_path / name, seed=seed) for seed, name in enumerate("abc")}
+    for name in "abac":
+        promote(registry, "--model", models[name], "--version", name)
+    for champion, previous in (("a", ("a", "b")), ("b", ("a",)), ("a", ())):
+        promote(registry, "--rollback")
+        assert (latest(registry).version, latest(registry).previous) == (champion, previous)
+
+
 def test_a_repeated_promotion_changes_nothing(registry, tmp_path):
     bundle = make_bundle(tmp_path / "model")
     promote(registry, "--model", bundle, "--champion", "none")
