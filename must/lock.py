@@ -57,6 +57,7 @@ class Kind:
 
 SHARDS = Kind("must shard", "--output", ".shard.lock")
 CHECKPOINTS = Kind("must train", "--checkpoints", ".train.lock", patience=10.0)
+PROMOTION = Kind("must promote", "--version", ".promote.lock", patience=10.0)
 
 
 @contextmanager

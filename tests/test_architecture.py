@@ -50,7 +50,7 @@ demo        config
 preflight   config format model parameters storage
 stages      config preflight image parameters
 api         config gate model parameters predict promote stages storage
-adapt       api augment config distributed format image model parameters predict stages storage train
+adapt       api augment config distributed format image model parameters predict stages storage text train
 cli         distributed exits format parameters shards stages text
 __main__    cli
 run         background config distributed exits format gate model parameters promote stages storage text train

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from must.model.bundle import DESCRIPTION_FILE
 from must.model.classifier import BUNDLED_SET, load_class_set
 from must.parameters import check_names, require
 from must.stages import call
+from must.text import brief
 from must.train.presets import settings_of
 from must.train.provenance import RESUME_SAFE_FIELDS
 
@@ -152,14 +153,8 @@ def class_file(classes: Any, folder: Path) -> str:
         if file != BUNDLED_SET:
             load_class_set(file)
         return file
-    if isinstance(classes, dict):
-        prompts = {name: [text] if isinstance(text, str) else list(text) for name, text in classes.items()}
-        entries: list[Any] = [{"name": name, "prompts": texts} for name, texts in prompts.items()]
-    else:
-        require(isinstance(classes, list | tuple), "classes: expected a list of names, a dictionary, or a file")
-        entries = list(classes)
     file = str(folder / "classes.yaml")
-    content = yaml.safe_dump({"classes": entries}, sort_keys=False, allow_unicode=True).encode()
+    content = yaml.safe_dump({"classes": entries_of(classes)}, sort_keys=False, allow_unicode=True).encode()
     if not storage.exists(str(folder / CLASSIFIER)):
         storage.write_bytes(file, content)
         load_class_set(file)
@@ -168,6 +163,32 @@ def class_file(classes: Any, folder: Path) -> str:
         f"{folder}: was made from other classes; choose another output, or delete the folder",
     )
     return file
+
+
+def entries_of(classes: Any) -> list[Any]:
+    """Classes from Python as a class file has them. Raises ValueError: something is neither a name nor a prompt."""
+    if isinstance(classes, dict):
+        return [{"name": name_of(name), "prompts": prompts_of(name, given)} for name, given in classes.items()]
+    require(isinstance(classes, list | tuple), "classes: expected a list of names, a dictionary, or a file")
+    return [entry if isinstance(entry, dict) else name_of(entry) for entry in classes]
+
+
+def name_of(name: Any) -> Any:
+    """A plain text, also of a kind of text such as numpy's; a number is a name, too, as in a file."""
+    if isinstance(name, str):
+        return str(name)
+    known = type(name) in (int, float)
+    require(known, f"classes: {brief(name)} ({type(name).__name__}) is no name; names must be strings")
+    return name
+
+
+def prompts_of(name: Any, given: Any) -> list[str]:
+    prompts = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [None]
+    require(
+        all(isinstance(prompt, str) for prompt in prompts),
+        f"classes: the prompts of {brief(name)} must be a string or a list of strings",
+    )
+    return [str(prompt) for prompt in prompts]
 
 
 def key_of(file: str) -> str:

@@ -26,7 +26,12 @@ class PromoteConfig(StageConfig):
     champion: str = param(
         "version this model was compared with, or none; refused if LATEST is another one by now", "", metavar="VERSION"
     )
-    version: str = param("the version's name; from the data's revision and the weights if empty", "", metavar="VERSION")
+    version: str = param(
+        "the version's name; if empty, from the data's revision and the weights, and from the ONNX file where these "
+        "weights are there with another one",
+        "",
+        metavar="VERSION",
+    )
     register: Literal["none", "mlflow", "kubeflow"] = param(
         "mlflow: also put it into the model registry of the server at MLFLOW_TRACKING_URI, as a new version with the "
         "ONNX folder and the metrics, and move the alias champion to it; kubeflow: tell the Kubeflow Model Registry at "

@@ -11,7 +11,7 @@ import numpy as np
 from must import storage
 from must.config import ExportConfig
 from must.export.check import LARGEST_DIFFERENCE, LEAST_COSINE, Check, compare, reference, reference_embeddings
-from must.export.serving import write_serving
+from must.export.serving import clear_serving, write_serving
 from must.model.bundle import Bundle, Description, load_bundle, preprocess_of, selection_of
 from must.parameters import require
 from must.predict.abstention import METADATA
@@ -78,9 +78,8 @@ def export(config: ExportConfig) -> dict[str, Any]:
         if features is not None:
             result["dimensions"] = features.shape[1]
         readme = hub_card(bundle.description, result, metrics, "", config.license)
-        for name, other in others.items():
-            storage.upload(other, storage.join(config.output, name))
-        write(config, bundle, path, {CARD_FILE: model_card(bundle.description, result, metrics), README_FILE: readme})
+        cards = {CARD_FILE: model_card(bundle.description, result, metrics), README_FILE: readme}
+        write(config, bundle, {MODEL_FILE: path, **others}, cards)
     print(f"{storage.join(config.output, MODEL_FILE)}  {method}, {result['megabytes']:.1f} MB")
     print(check.line() + ("" if config.shards else " of random pixels; --shards checks it on real ones"))
     if config.input == "jpeg":
@@ -107,8 +106,11 @@ def write_decoding(
     return {JPEG_FILE: path}, compare_files(path, classifier, files, reader.index.max_pixels)
 
 
-def write(config: ExportConfig, bundle: Bundle, model: Path, cards: dict[str, str]) -> None:
-    """Everything beside the model first, so that a folder with model.onnx is complete."""
+def write(config: ExportConfig, bundle: Bundle, models: dict[str, Path], cards: dict[str, str]) -> None:
+    """model.onnx goes first and comes last, so that a folder with it is complete and of one export."""
+    storage.delete(storage.join(config.output, MODEL_FILE))
+    storage.delete(storage.join(config.output, JPEG_FILE))
+    clear_serving(config.output)
     labels = encoded("".join(" ".join(name.split()) + "\n" for name in bundle.description.classes))
     storage.write_bytes(storage.join(config.output, LABELS_FILE), labels)
     for name, card in cards.items():
@@ -116,8 +118,11 @@ def write(config: ExportConfig, bundle: Bundle, model: Path, cards: dict[str, st
     if config.triton:
         preprocess = preprocess_of(bundle.description)
         dimensions = bundle.model.tower.embed if config.embeddings else 0
-        write_serving(config.output, config.triton, model, labels, preprocess, config.input == "uint8", dimensions)
-    storage.upload(model, storage.join(config.output, MODEL_FILE))
+        write_serving(
+            config.output, config.triton, models[MODEL_FILE], labels, preprocess, config.input == "uint8", dimensions
+        )
+    for name in sorted(models, key=lambda name: name == MODEL_FILE):
+        storage.upload(models[name], storage.join(config.output, name))
 
 
 def abstention_of(description: Description, metrics: dict[str, Any] | None) -> dict[str, Any] | None:

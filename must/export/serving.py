@@ -9,6 +9,8 @@ OUTPUT/kserve.yaml
 from __future__ import annotations
 
 import json
+import re
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -20,6 +22,8 @@ from must.predict.session import EMBEDDING, LABELS_FILE, MODEL_FILE
 MAX_BATCH = 64
 QUEUE_DELAY = 2000  # microseconds that a request may wait for others to fill its batch
 PLACEHOLDER = "gs://BUCKET/PATH/triton"
+CONFIG_FILE, MANIFEST_FILE = "config.pbtxt", "kserve.yaml"
+RUNTIME = "kserve-tritonserver"
 
 
 def write_serving(
@@ -30,9 +34,41 @@ def write_serving(
     storage.upload(model, storage.join(folder, "1", MODEL_FILE))
     storage.write_bytes(storage.join(folder, LABELS_FILE), labels)
     config = triton_config(name, preprocess, len(labels.splitlines()), uint8, dimensions)
-    storage.write_bytes(storage.join(folder, "config.pbtxt"), config.encode())
+    storage.write_bytes(storage.join(folder, CONFIG_FILE), config.encode())
     uri = storage.join(output, "triton") if storage.is_remote(output) else PLACEHOLDER
-    storage.write_bytes(storage.join(output, "kserve.yaml"), kserve_manifest(name, uri).encode())
+    storage.write_bytes(storage.join(output, MANIFEST_FILE), kserve_manifest(name, uri).encode())
+
+
+def clear_serving(output: str) -> None:
+    """Takes away what earlier exports wrote for servers, under any name. Ours are told by what is in them: other files
+    stay, also other models of a Triton repository.
+    """
+    for name in repositories(output):
+        folder = storage.join(output, "triton", name)
+        for file in (f"1/{MODEL_FILE}", LABELS_FILE, CONFIG_FILE):  # last what tells that it is ours
+            storage.delete(storage.join(folder, file))
+        if not storage.is_remote(output):
+            for empty in (storage.join(folder, "1"), folder, storage.join(output, "triton")):
+                with suppress(OSError):  # it is not
+                    storage.local(empty).rmdir()
+    manifest = storage.join(output, MANIFEST_FILE)
+    if storage.exists(manifest) and RUNTIME.encode() in storage.read_bytes(manifest):
+        storage.delete(manifest)
+
+
+def repositories(output: str) -> list[str]:
+    """The names of the models of a Triton repository that an export wrote."""
+    root = storage.join(output, "triton")
+    try:
+        files = [entry.name for entry in storage.list_files(root)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    configs = [file for file in files if re.fullmatch(rf"[a-z][-a-z0-9]*/{CONFIG_FILE}", file)]
+    return [file.split("/")[0] for file in configs if is_ours(storage.read_bytes(storage.join(root, file)))]
+
+
+def is_ours(config: bytes) -> bool:
+    return b'backend: "onnxruntime"' in config and b'key: "preprocess"' in config
 
 
 def triton_config(name: str, preprocess: Preprocess, classes: int, uint8: bool, dimensions: int = 0) -> str:
@@ -71,7 +107,7 @@ def kserve_manifest(name: str, storage_uri: str) -> str:
             "predictor": {
                 "model": {
                     "modelFormat": {"name": "triton", "version": "2"},
-                    "runtime": "kserve-tritonserver",
+                    "runtime": RUNTIME,
                     "protocolVersion": "v2",
                     "storageUri": storage_uri,
                     "resources": {

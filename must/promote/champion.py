@@ -8,7 +8,7 @@ from typing import Any
 from must.model.bundle import load_description
 from must.model.classifier import load_text_classifier
 from must.promote.registry import Registry
-from must.train.provenance import run_key
+from must.train.provenance import other_origin, run_key
 
 TRAIN, NOTHING_NEW = "train", "nothing new"
 
@@ -36,7 +36,7 @@ def champion(
 
     Args:
         settings: of the training run, as its component gets them.
-        warm_start: start from the champion where it has the same backbone and classes.
+        warm_start: start from the champion where it has the same backbone, pretrained weights and classes.
         only_new: do not train when a run with this data, these classes and settings was decided before.
     """
     place = Registry(registry, name)
@@ -60,4 +60,6 @@ def incompatibility(bundle: str, classifier: str) -> str:
     old, new = load_description(bundle), load_text_classifier(classifier)
     if tuple(old.classes) != tuple(new.classes):
         return "other classes"
-    return "" if old.backbone == new.model else f"another backbone ({old.backbone})"
+    if old.backbone != new.model:
+        return f"another backbone ({old.backbone})"
+    return other_origin(old, new.pretrained, new.model_sha256)

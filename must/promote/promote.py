@@ -11,7 +11,7 @@ from must.model.bundle import DESCRIPTION_FILE, WEIGHTS_FILE, load_description
 from must.names import listed
 from must.parameters import require
 from must.promote.followers import Follower, follower_of
-from must.promote.registry import DamagedError, Latest, Registry
+from must.promote.registry import BUNDLE, ONNX, DamagedError, Folders, Latest, OtherOnnxError, Registry, is_of
 from must.storage import read_json
 from must.text import printable
 
@@ -20,8 +20,8 @@ def promote(config: PromoteConfig) -> Latest:
     """The stage. Returns what LATEST says afterwards.
 
     Raises:
-        ValueError: no model there, the gate stopped it, another champion than the one it was compared with, or nothing
-            to go back to.
+        ValueError: no model there, the gate stopped it, another champion than the one it was compared with, a --version
+            that is another model, or nothing to go back to.
     """
     registry = Registry(config.registry, config.name)
     if config.list:
@@ -51,7 +51,7 @@ def add_version(registry: Registry, config: PromoteConfig, follower: Follower | 
     provenance = description.provenance
     version = config.version or version_of(config.model, provenance)
     require(
-        not decision or decision.get("outcome") != "zero-shot" or registry.latest().version in ("", version),
+        not decision or decision.get("outcome") != "zero-shot" or has_no_other_champion(registry, version),
         f"--decision {config.decision}: nothing was kept of the adaptation, the model is zero-shot's; "
         f"{registry.uri} has a champion, which stays",
     )
@@ -65,11 +65,7 @@ def add_version(registry: Registry, config: PromoteConfig, follower: Follower | 
         "metrics": metrics_of(config.metrics) if config.metrics else None,
         **{name: provenance.get(name) for name in ("index_sha256", "index_revision", "git_revision")},
     }
-    if not registry.has(version):
-        files = {"bundle": [(storage.join(config.model, name), name) for name in (WEIGHTS_FILE, DESCRIPTION_FILE)]}
-        if config.onnx:
-            files["onnx"] = [(storage.join(config.onnx, name), name) for name in listed(config.onnx)]
-        registry.add(version, files, facts)
+    version = store(registry, config, version, facts)
     expected = {"": None, "none": ""}.get(config.champion, config.champion)
     latest = registry.set_champion(version, "promoted", expected)
     before = latest.previous[-1] if latest.previous else "nothing"
@@ -78,6 +74,32 @@ def add_version(registry: Registry, config: PromoteConfig, follower: Follower | 
         number = follower.put(version, config.onnx, figures(facts["metrics"]), tags_of(facts, registry, version))
         print(f"{follower.title}: {follower.name}: version {number} is {version} and the champion")
     return latest
+
+
+def has_no_other_champion(registry: Registry, version: str) -> bool:
+    """Whether there is no champion, or it is this model: a promotion that is repeated."""
+    latest = registry.latest().version
+    return not latest or is_of(latest, version)
+
+
+def store(registry: Registry, config: PromoteConfig, version: str, facts: dict[str, Any]) -> str:
+    """Puts the model into the registry unless it is there, and returns its version: one of its own where the name was
+    not chosen and the weights are there with another ONNX file.
+
+    Raises:
+        ValueError: --version is there and is another model, or has another ONNX file.
+    """
+    files: Folders = {BUNDLE: [(storage.join(config.model, name), name) for name in (WEIGHTS_FILE, DESCRIPTION_FILE)]}
+    if config.onnx:
+        files[ONNX] = [(storage.join(config.onnx, name), name) for name in listed(config.onnx)]
+    try:
+        registry.add(version, files, facts)
+    except OtherOnnxError as error:
+        if config.version:
+            raise
+        version = f"{version}-{error.key}"
+        registry.add(version, files, facts)
+    return version
 
 
 def figures(metrics: dict[str, dict[str, float]] | None) -> dict[str, float]:

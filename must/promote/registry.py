@@ -6,27 +6,36 @@
     REGISTRY/NAME/VERSION/onnx/                model.onnx, labels.txt, ...
     REGISTRY/NAME/decisions/KEY.json           what became of a run's data and settings: promoted or stopped, and why
 
-A version's name is its index's revision and its weights' checksum, so that a repeated promotion writes the same again.
+A version's name is its index's revision and its weights' checksum, so that a repeated promotion finds its own again;
+where these weights are there with another ONNX file, that file's checksum follows.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import re
 import uuid
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from must import storage
+from must.lock import PROMOTION, HeldError, LockLostError, locked
 from must.names import below
 from must.parameters import require
 from must.promote import pointer
-from must.storage import ConflictError
+from must.storage import ConflictError, LaterError
 
 LATEST, VERSION_FILE = "LATEST", "version.json"
 NAME = re.compile(r"[a-z0-9][-a-z0-9._]{0,62}")
+BUNDLE, ONNX = "bundle", "onnx"  # a version's folders
+
+Folders = dict[str, list[tuple[str, str]]]
+"""What a version is made from: by folder, (source, name there)."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,14 @@ class Latest:
 
 class DamagedError(ValueError):
     """LATEST holds no champion."""
+
+
+class OtherOnnxError(ValueError):
+    """The version has other ONNX files. `key`: a short name for those that were to be added."""
+
+    def __init__(self, text: str, key: str) -> None:
+        super().__init__(text)
+        self.key = key
 
 
 class Registry:
@@ -71,20 +88,79 @@ class Registry:
         return storage.exists(self.uri_of(version, VERSION_FILE))
 
     def bundle(self, version: str) -> str:
-        return self.uri_of(version, "bundle")
+        return self.uri_of(version, BUNDLE)
 
-    def add(self, version: str, folders: dict[str, list[tuple[str, str]]], facts: dict[str, Any]) -> None:
-        """Copies files, {"bundle": [(source, name)]}, to the version's place; its description last.
+    def held(self, version: str) -> dict[str, Any]:
+        """{name: sha256} of a version's files. Raises ValueError: its description is damaged."""
+        uri = self.uri_of(version, VERSION_FILE)
+        try:
+            return {name: fact["sha256"] for name, fact in storage.read_json(uri, "--registry")["files"].items()}
+        except (KeyError, TypeError, AttributeError):
+            raise ValueError(f"--registry {uri}: is damaged or of another kind") from None
+
+    def add(self, version: str, folders: Folders, facts: dict[str, Any]) -> None:
+        """Copies files to the version's place; its description last. What is there already stays as it is: only ONNX
+        files are added to a version that was promoted without.
 
         Raises:
-            ValueError: a version of that name has other weights.
+            ValueError: a version of that name has other weights, or (OtherOnnxError) other ONNX files.
+            LaterError: another program is writing the version.
         """
-        files = {}
-        for folder, members in folders.items():
-            for source, name in members:
-                files[f"{folder}/{name}"] = copy(source, self.uri_of(version, folder, name))
-        description = {"version": version, "created": now(), **facts, "files": files}
-        storage.write_bytes(self.uri_of(version, VERSION_FILE), json.dumps(description, indent=1).encode())
+        uri = self.uri_of(version, VERSION_FILE)
+        with self.alone(version) as check:
+            generation = storage.generation(uri) or 0
+            described, lacking = {"version": version, "created": now(), **facts, "files": {}}, folders
+            if generation:
+                described, lacking = storage.read_json(uri, "--registry"), self.lacking(version, folders)
+                if not lacking:
+                    return
+            files = dict(described["files"])
+            for folder, members in lacking.items():
+                storage.delete_folder(self.uri_of(version, folder))  # a killed promotion may have left others
+                for source, name in members:
+                    files[f"{folder}/{name}"] = copy(source, self.uri_of(version, folder, name))
+            check()
+            storage.write_bytes(uri, json.dumps({**described, "files": files}, indent=1).encode(), generation)
+
+    @contextmanager
+    def alone(self, version: str) -> Iterator[Callable[[], None]]:
+        """Nobody else writes the version while the block lasts: of two promotions with the same weights and other ONNX
+        files, a version must not get some files of each. Gives a function that raises if somebody does.
+
+        Raises:
+            LaterError: somebody does, or did.
+        """
+        try:
+            with locked(self.uri_of(version), PROMOTION) as check:
+                yield check
+        except (HeldError, LockLostError) as error:
+            raise LaterError(str(error)) from None
+        except ConflictError:
+            raise LaterError(f"{self.uri_of(version)}: another program wrote it at the same time; run again") from None
+
+    def lacking(self, version: str, folders: Folders) -> Folders:
+        """Those of the folders that a version, which is whole, is without.
+
+        Raises:
+            ValueError: it has other weights, or (OtherOnnxError) other ONNX files.
+        """
+        held, place = self.held(version), self.uri_of(version)
+        for name, sha256 in sums(folders, BUNDLE, ".safetensors").items():
+            require(
+                held.get(name) == sha256,
+                f"{place}: is there already and holds another model (sha256 of {name}: {str(held.get(name))[:12]}, of "
+                f"the model to promote: {sha256[:12]}); give another --version",
+            )
+        wanted = sums(folders, ONNX, ".onnx")
+        there = {name: held[name] for name in held if name.startswith(f"{ONNX}/") and name.endswith(".onnx")}
+        if wanted and there and wanted != there:
+            differ = sorted(name for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name))
+            raise OtherOnnxError(
+                f"{place}: is there already with other ONNX files (different: {', '.join(differ)}); give another "
+                "--version",
+                hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:8],
+            )
+        return {ONNX: folders[ONNX]} if wanted and not there else {}
 
     def set_champion(self, version: str, reason: str, expected: str | None = None, back: bool = False) -> Latest:
         """Makes `version` the champion, unless another program moved LATEST meanwhile.
@@ -105,7 +181,7 @@ class Registry:
             f"{self.uri}: LATEST is {old.version or 'empty'}, not {expected or 'empty'}, which this model was compared "
             "with; another run promoted meanwhile. Run again: it will be compared with the new champion",
         )
-        kept = old.previous[: old.previous.index(version)] if back else (*old.previous, old.version)
+        kept = before_last(version, old.previous) if back else (*old.previous, old.version)
         return self._move(Latest(version, tuple(v for v in kept if v)[-50:], now(), reason), token)
 
     def mend(self, version: str) -> Latest:
@@ -145,6 +221,11 @@ class Registry:
         return storage.join(self.uri, *parts)
 
 
+def before_last(version: str, previous: tuple[str, ...]) -> tuple[str, ...]:
+    """The champions before `version` was one for the last time: it may have come back."""
+    return previous[: len(previous) - 1 - previous[::-1].index(version)]
+
+
 def parse(data: bytes | None, uri: str) -> Latest:
     if data is None:
         return Latest()
@@ -168,6 +249,23 @@ def described(uri: str) -> dict[str, Any]:
         top1, sound = None, False
     require(sound and isinstance(top1, float | None), f"--registry {uri}: is damaged or of another kind")
     return found
+
+
+def is_of(version: str, weights: str) -> bool:
+    """Whether a version is the one that is named after these weights, or one of them with another ONNX file."""
+    return re.fullmatch(re.escape(weights) + r"(-[0-9a-f]{8})?", version) is not None
+
+
+def sums(folders: Folders, folder: str, suffix: str) -> dict[str, str]:
+    """{its name in a version: sha256} of the files of a folder that tell one model from another."""
+    return {f"{folder}/{name}": sha256_of(uri) for uri, name in folders.get(folder, []) if name.endswith(suffix)}
+
+
+def sha256_of(uri: str) -> str:
+    """Read in pieces, as `copy` does."""
+    hashing = storage.HashingFile(io.BytesIO(), limit=0)
+    storage.copy(uri, hashing)
+    return hashing.sha256
 
 
 def copy(source: str, target: str) -> dict[str, Any]:

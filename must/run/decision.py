@@ -10,7 +10,7 @@ from must import storage
 from must.gate import ZERO_SHOT, Decision, against_champion, as_markdown
 from must.model.bundle import load_description
 from must.promote.promote import version_of
-from must.promote.registry import Registry
+from must.promote.registry import Registry, is_of
 from must.run.evaluation import accuracy
 from must.run.places import WorkUri
 from must.stages import call
@@ -42,7 +42,7 @@ def decide(
         The decision, and what the summary says of it: outcome, reasons, and the champion's accuracy if it was measured.
     """
     facts: dict[str, Any] = {}
-    if champion_uri and version_of(bundle, load_description(bundle).provenance) == champion:
+    if champion_uri and is_of(champion, version_of(bundle, load_description(bundle).provenance)):
         print(f"this model is the champion, {champion}: it is compared with zero-shot")
         champion_uri = ""
     metrics, against = storage.join(details, "metrics.json"), "the zero-shot model"

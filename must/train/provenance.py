@@ -84,6 +84,17 @@ def provenance(
     )
 
 
+def other_origin(adapted: Description, pretrained: str, model_sha256: str) -> str:
+    """The pretrained weights that a bundle was adapted from, in words, if they are not these; '' if they are.
+
+    Their checksum decides where both are known: a tag and a file of the same weights are one origin.
+    """
+    theirs = adapted.provenance.get("model_sha256")
+    known = bool(theirs and model_sha256)
+    same = theirs == model_sha256 if known else adapted.pretrained == pretrained
+    return "" if same else f"other pretrained weights ({adapted.pretrained or 'of the model itself'})"
+
+
 def git_revision() -> str | None:
     """The commit of the image that runs (MUST_GIT_REVISION), else of the checkout that holds this package, if any."""
     if revision := os.environ.get("MUST_GIT_REVISION"):

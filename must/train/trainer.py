@@ -91,11 +91,13 @@ class Trainer:
             require_shares(classifier.shares, config.classifier)
             self.prior = classifier.shares
         torch.manual_seed(config.seed)  # mask token and decoder start at random, the same in every process
+        kept = not (config.model or config.pretrained)
+        self.origin = {name: getattr(classifier, name) for name in ("model_folder", "model_sha256") if kept}
         self.zero_shot = zero_shot_bundle(classifier, config.model, config.pretrained, config.logit_factor)
         student = self.zero_shot.model.to(processes.device)
         self.reference = make_teacher(student)  # the zero-shot model: for the share of labels that changed
         if config.init:
-            start_from(config.init, self.zero_shot)
+            start_from(config.init, self.zero_shot, self.origin.get("model_sha256", ""))
         preprocess = preprocess_of(self.zero_shot.description)
         views = view_settings(config, preprocess, student.patch_size)
         self.dataset = TrainDataset(self.reader, make_views(views, config.views, config.augment_device), config.seed)
@@ -106,8 +108,6 @@ class Trainer:
         self.state = TrainState.of(config, self.reader.index, classifier)
         self.health = Health(config, processes, self.reader, self.method, self.state, self.reference)
         self.facts: dict[str, Any] | None = None  # what the images look like
-        kept = not (config.model or config.pretrained)
-        self.origin = {name: getattr(classifier, name) for name in ("model_folder", "model_sha256") if kept}
 
     def batches(self, first_step: int) -> GlobalBatches:
         config, rank, size = self.config, self.world.rank, self.world.size

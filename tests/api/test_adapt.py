@@ -13,6 +13,7 @@ from PIL import Image
 
 import must
 from must import cli
+from must.adapt.adapt import class_file, entries_of
 from must.adapt.adapted import Adapted
 from must.adapt.images import as_image, provide
 from must.api import functions
@@ -115,6 +116,10 @@ def test_other_inputs_in_the_same_place_are_refused(adapted, digits, changes, me
         ({"classes": "none.txt"}, "--classes none.txt: no such file"),
         ({"classes": ["one"]}, "needs at least two classes"),
         ({"classes": 3}, "expected a list of names, a dictionary, or a file"),
+        ({"classes": ["a", object()]}, r"\(object\) is no name; names must be strings"),
+        ({"classes": ["a", None]}, r"'None' \(NoneType\) is no name"),
+        ({"classes": {"a": 5, "b": "a b"}}, "the prompts of 'a' must be a string or a list of strings"),
+        ({"classes": {"a": ["an a", 5], "b": "a b"}}, "the prompts of 'a' must be a string or a list of strings"),
         ({"images": []}, "images: there are none"),
         ({"images": ["nowhere.png"]}, "nowhere.png: no such file"),
         ({"images": 3}, "int is none of those known"),
@@ -128,6 +133,15 @@ def test_the_users_mistakes_are_one_line_and_leave_nothing(digits, tmp_path, cha
     assert "\n" not in str(error.value)
     left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert left <= {"adapt.json", "classes.yaml"} and (changes.get("images") == "nowhere" or not left)
+
+
+def test_numpys_texts_are_names_and_prompts(tmp_path):
+    labels = np.array(["dog", "cat", "dog"])
+    plain, numpys = (class_file(names, tmp_path) for names in (["cat", "dog"], list(np.unique(labels))))
+    assert plain == numpys and Path(plain).read_text() == "classes:\n- cat\n- dog\n"
+    prompts = {labels[0]: labels[1], "cat": list(labels)}
+    assert entries_of(prompts) == [{"name": "dog", "prompts": ["cat"]}, {"name": "cat", "prompts": list(labels)}]
+    class_file(prompts, tmp_path / "prompts")
 
 
 def test_what_was_not_used_yet_may_be_corrected(digits, tmp_path):

@@ -36,6 +36,49 @@ def test_the_repository_is_what_triton_expects(repository):
     assert served == (repository / "model.onnx").read_bytes()
 
 
+def test_an_export_into_a_used_folder_leaves_nothing_of_the_one_before_and_all_that_is_not_ours(digits, tmp_path):
+    def write(**changes):
+        export(ExportConfig(model=digits.adapted, output=str(tmp_path), images=8, **changes))
+
+    write(triton="first")
+    theirs = {
+        "notes.txt": "mine",
+        "triton/other/config.pbtxt": 'name: "other"\nbackend: "python"\n',
+        "triton/other/1/model.onnx": "a model of another program",
+        "triton/first/2/model.onnx": "a version that was put there by hand",
+    }
+    for name, text in theirs.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "jpeg.onnx").write_bytes(b"of the model before")
+    write(triton="second")
+    there = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    own = {"model.onnx", "labels.txt", "MODEL_CARD.md", "README.md"}
+    second = {f"triton/second/{name}" for name in ("config.pbtxt", "labels.txt", "1/model.onnx")}
+    assert there == own | second | {"kserve.yaml"} | theirs.keys()
+    (tmp_path / "kserve.yaml").write_text("kind: InferenceService  # of another runtime, written by hand\n")
+    write()
+    there = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert there == own | {"kserve.yaml"} | theirs.keys() and not (tmp_path / "triton" / "second").exists()
+    assert all((tmp_path / name).read_text() == text for name, text in theirs.items())
+
+
+def test_an_export_that_breaks_leaves_no_folder_that_looks_complete(digits, tmp_path, monkeypatch):
+    from must.export import onnx
+
+    def broken(*_):
+        raise OSError("the disk is gone")
+
+    config = ExportConfig(model=digits.adapted, output=str(tmp_path), images=8, triton="digits")
+    export(config)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="the disk is gone"):
+        patch.setattr(onnx, "write_serving", broken)
+        export(config)
+    assert not (tmp_path / "model.onnx").exists()
+    export(config)
+    assert (tmp_path / "model.onnx").exists() and (tmp_path / "triton" / "digits" / "config.pbtxt").exists()
+
+
 def test_config_parses_with_tritons_schema(repository):
     schema = pytest.importorskip("tritonclient.grpc.model_config_pb2")
     text_format = pytest.importorskip("google.protobuf.text_format")

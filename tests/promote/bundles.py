@@ -7,13 +7,16 @@ from pathlib import Path
 from must.model.bundle import Description
 
 
-def make_bundle(folder: Path, seed: int = 0, revision: int = 0, classes: tuple[str, ...] = ("cat", "dog")) -> Path:
+def make_bundle(
+    folder: Path, seed: int = 0, revision: int = 0, classes: tuple[str, ...] = ("cat", "dog"), pretrained: str = "",
+    **origin: str,
+) -> Path:  # fmt: skip
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(bytes([seed]) * 1000)
     description = Description(
-        architecture={}, backbone="tiny", pretrained="", classes=list(classes), templates=["a {}"], preprocess={},
-        logit_factor=100.0,
-        provenance={"index_sha256": f"sha{revision}", "index_revision": revision, "git_revision": "abc"},
+        architecture={}, backbone="tiny", pretrained=pretrained, classes=list(classes), templates=["a {}"],
+        preprocess={}, logit_factor=100.0,
+        provenance={"index_sha256": f"sha{revision}", "index_revision": revision, "git_revision": "abc", **origin},
     )  # fmt: skip
     (folder / "model.json").write_text(json.dumps(asdict(description)))
     (folder / "train.log").write_text("not part of the model")

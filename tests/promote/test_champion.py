@@ -23,10 +23,12 @@ def place(tmp_path):
     return registry
 
 
-def ask(place, tmp_path, classes=("cat", "dog"), model="tiny", sha="sha", settings=None, **flags):
+def ask(place, tmp_path, classes=("cat", "dog"), model="tiny", sha="sha", settings=None, origin=("", ""), **flags):
     file = str(tmp_path / "classifier.safetensors")
     weights = torch.eye(2)
-    save_classifier(TextClassifier(weights, tuple(classes), ("a {}",), model, "", 100.0), file)
+    pretrained, sha256 = origin
+    known = TextClassifier(weights, tuple(classes), ("a {}",), model, pretrained, 100.0, model_sha256=sha256)
+    save_classifier(known, file)
     return champion(str(tmp_path / "registry"), "digits", sha, file, settings or {"lr": 1.0}, **flags)
 
 
@@ -42,6 +44,26 @@ def test_a_warm_start_wants_the_same_classes_and_backbone(place, tmp_path):
     other = ask(place, tmp_path, warm_start=True, classes=("cat", "fox"))
     assert other.init == "" and "starts from zero-shot: the champion has other classes" in other.reasons
     assert "another backbone (tiny)" in ask(place, tmp_path, warm_start=True, model="big").reasons[1]
+
+
+@pytest.mark.parametrize(
+    "theirs, ours, same",
+    [
+        (("laion2b", ""), ("laion2b", ""), True),
+        (("laion2b", ""), ("datacomp", ""), False),
+        (("laion2b", "1" * 64), ("laion2b", ""), True),  # promoted before classifiers kept their model
+        (("laion2b", "1" * 64), ("datacomp", ""), False),
+        (("laion2b", "1" * 64), ("/models/file.pt", "1" * 64), True),
+        (("last.pt", "1" * 64), ("last.pt", "2" * 64), False),
+    ],
+)
+def test_a_warm_start_wants_the_same_pretrained_weights(place, tmp_path, theirs, ours, same):
+    place.promote(pretrained=theirs[0], **({"model_sha256": theirs[1]} if theirs[1] else {}))
+    found = ask(place, tmp_path, warm_start=True, origin=ours)
+    assert (found.init == place.bundle("v0")) is same
+    if not same:
+        line = f"starts from zero-shot: the champion has other pretrained weights ({theirs[0]})"
+        assert found.init == "" and found.reasons[1] == line
 
 
 @pytest.mark.parametrize("outcome", ["promoted as v0", "stopped"])

@@ -38,6 +38,21 @@ def test_the_champion_itself_is_compared_with_zero_shot_and_promoted_again(tmp_p
     assert f"this model is the champion, {version}" in capsys.readouterr().out
 
 
+def test_the_champion_with_another_onnx_file_is_promoted_as_a_version_of_its_own(tmp_path, capsys):
+    given = places(tmp_path, make_bundle(tmp_path / "model"))
+    others, version = {"onnx": str(tmp_path / "onnx"), "output": str(tmp_path / "promoted.json")}, "none"
+    seen = []
+    for precision in ("fp32", "int8", "fp16", "fp16"):  # the last one: a retry
+        (tmp_path / "onnx" / "model.onnx").write_text(precision)
+        uri = "" if version == "none" else f"{given['registry']}/digits/{version}/bundle"
+        decision, _ = ask(tmp_path, given, champion=version, champion_uri=uri)
+        assert decision.passed and (f"is the champion, {version}" in capsys.readouterr().out) is bool(uri)
+        version = promote(**given, **others, champion=version)["version"]
+        assert (tmp_path / "registry" / "digits" / version / "onnx" / "model.onnx").read_text() == precision
+        seen.append(version)
+    assert len(set(seen[:3])) == 3 and seen[3] == seen[2]
+
+
 @pytest.mark.parametrize("champion", ["itself", "another"])
 def test_zero_shot_that_is_the_champion_is_promoted_again_and_replaces_no_other(tmp_path, champion):
     given = places(tmp_path, make_bundle(tmp_path / "model"))

@@ -17,7 +17,7 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from must.sources.archives import expanded, key_of
-from must.sources.base import ListingReport, UnreadableError
+from must.sources.base import ListingReport, UnreadableError, told_apart
 from must.sources.open import open_source
 from tests import zoo
 from tests.shards.test_shard import rejected, run, samples

@@ -59,6 +59,9 @@ def test_other_classes_or_no_bundle_are_one_line(digits, champion, tmp_path, cap
     changed = dataclasses.replace(fresh, description=dataclasses.replace(fresh.description, architecture={}))
     with pytest.raises(ValueError, match="the classifier file's model is a"):
         start_from(champion, changed)
+    renamed = dataclasses.replace(fresh, description=dataclasses.replace(fresh.description, pretrained="datacomp"))
+    with pytest.raises(ValueError, match=r"was adapted from other pretrained weights .* or leave --init out"):
+        start_from(champion, renamed)
     paths = ["--shards", digits.shards, "--classifier", digits.classifier, "--output", str(tmp_path / "m")]
     with pytest.raises(SystemExit, match="2"):
         main(["train", *paths, "--init", "nowhere"])
