@@ -80,9 +80,8 @@ def make_index(uri: str, output: str = "", split: str = "train", test: str = "",
     jobs: list[Job] = []
     for source, name, option in ((uri, split, "URI"), (test, "test", "--test-source")):
         files = tars(source, option) if source else []
-        output = output or (source if files and not source.endswith(".tar") else files[0].rpartition("/")[0] or ".")
-        for number, (file, told) in enumerate(zip(files, told_apart(files), strict=True)):
-            prefix = told + "/" if len(files) > 1 else ""
+        output = output or (source if not source.endswith(".tar") else files[0][0].rpartition("/")[0] or ".")
+        for number, (file, prefix) in enumerate(files):
             jobs.append(Job(file, f"{name}-{number:06d}.tar", name, spelt(file, output), prefix))
     for job in jobs:
         checked_file(job.file)
@@ -120,15 +119,16 @@ def make_index(uri: str, output: str = "", split: str = "train", test: str = "",
     return index.load_index(output)
 
 
-def tars(uri: str, option: str) -> list[str]:
-    """The tars that `uri` means, in order."""
+def tars(uri: str, option: str) -> list[tuple[str, str]]:
+    """The tars that `uri` means, in order, and what their members' names begin with, as `must shard` has it."""
     if uri.endswith(".tar"):
         files = expanded(uri)
         missing = [file for file in files if not storage.exists(file)]
         require(not missing, f"{option} {uri}: there is no such file: {missing[0] if missing else ''}")
-        return files
+        prefixes = [name + "/" for name in told_apart(files)] if len(files) > 1 else [""]
+        return list(zip(files, prefixes, strict=True))
     try:
-        names = sorted(entry.name for entry in storage.list_files(uri))
+        names = sorted(entry.name for entry in storage.list_files(uri) if kind_of(entry.name) != "hidden")
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"{option} {uri}: there is no such folder of tars; give a folder or x-{{000..099}}.tar"
@@ -137,9 +137,9 @@ def tars(uri: str, option: str) -> list[str]:
     require(
         packed is None, f"{option} {uri}: {packed} is compressed, and cannot be read in place; `must shard` takes it"
     )
-    files = [storage.join(uri, name) for name in names if name.endswith(".tar")]
-    require(bool(files), f"{option} {uri}: no .tar files in there")
-    return files
+    found = [(storage.join(uri, name), name + "/") for name in names if name.endswith(".tar")]
+    require(bool(found), f"{option} {uri}: no .tar files in there")
+    return found
 
 
 def spelt(file: str, output: str) -> str:

@@ -91,10 +91,40 @@ class Archives:
         return storage.read_bytes(self.paths[number], start, size)
 
 
+class ArchiveFolder(Archives):
+    """A folder of archives. Its other files are taken as in a folder of images: one without an extension may be one."""
+
+    def __init__(self, uri: str, names: list[str], labels: str, option: str, exclude: str) -> None:
+        super().__init__(uri, [storage.join(uri, name) for name in names], labels, option, names)
+        self.exclude = exclude
+
+    def items(self, problems: ListingReport) -> Iterator[Item]:
+        yield from super().items(problems)
+        for entry in storage.list_files(self.uri, problems.reject):
+            if (self.exclude and entry.name.startswith(self.exclude)) or is_archive(entry.name):
+                continue
+            kind = kind_of(entry.name)
+            if kind is None:
+                label = folder_label(entry.name) if self.labels == "folder" else None
+                yield Item(entry.name, entry.size, label, None, None)
+            else:
+                problems.skipped[kind] += 1
+
+    def read(self, item: Item, limit: int) -> bytes:
+        if item.locator is None:
+            return storage.read_bytes(storage.join(self.uri, item.name), 0, limit)
+        return super().read(item, limit)
+
+
+def is_archive(name: str) -> bool:
+    return ARCHIVE.search(name) is not None and kind_of(name) != "hidden"
+
+
 def open_archives(uri: str, labels: str, option: str, exclude: str) -> Archives | None:
     """The archives that `uri` means, None when it means something else.
 
-    It may name one file, a range such as shards/{000000..000009}.tar, or a folder that holds archives and no images.
+    It may name one file, a range such as shards/{000000..000009}.tar, or a folder that holds archives and nothing that
+    is called an image.
     """
     if ARCHIVE.search(uri):
         files = expanded(uri)
@@ -105,12 +135,11 @@ def open_archives(uri: str, labels: str, option: str, exclude: str) -> Archives 
     for entry in storage.list_files(uri):
         if exclude and entry.name.startswith(exclude):
             continue
-        if kind_of(entry.name) is None:
+        if kind_of(entry.name) is None and "." in entry.name.rpartition("/")[2]:
             return None
-        if ARCHIVE.search(entry.name):
+        if is_archive(entry.name):
             found.append(entry.name)
-    files = [storage.join(uri, name) for name in sorted(found)]
-    return Archives(uri, files, labels, option, sorted(found)) if found else None
+    return ArchiveFolder(uri, sorted(found), labels, option, exclude) if found else None
 
 
 def expanded(uri: str) -> list[str]:

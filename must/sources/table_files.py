@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from must import storage
 from must.parameters import require
-from must.sources.base import ARCHIVE, EXTENSIONS
+from must.sources.base import ARCHIVE, EXTENSIONS, kind_of
 from must.sources.files import is_name
 from must.text import brief
 
@@ -47,7 +47,7 @@ def find_tables(uri: str, option: str, exclude: str) -> list[Table]:
     """The tables below a folder or prefix; none where there are images or archives too."""
     names = []
     for entry in storage.list_files(uri):
-        if exclude and entry.name.startswith(exclude):
+        if (exclude and entry.name.startswith(exclude)) or kind_of(entry.name) == "hidden":
             continue
         if ARCHIVE.search(entry.name) or entry.name.lower().rpartition(".")[2] in EXTENSIONS:
             return []

@@ -84,6 +84,17 @@ def test_the_samples_are_those_of_sharding_and_no_tar_is_touched(
     assert read(str(tmp_path / "moved"), tmp_path) == expected
 
 
+@pytest.mark.parametrize("count", [5, 30])
+def test_names_are_those_of_sharding_however_many_tars_there_are(tmp_path: Path, count: int) -> None:
+    folder = foreign(tmp_path / "in" / "deep", count).parent
+    (folder / "deep" / "._x-000.tar").write_bytes(b"Mac OS X")
+    (folder / "deep" / "._x-000.tar.gz").write_bytes(b"Mac OS X")
+    make_index(str(folder), str(tmp_path / "index"), workers=1)
+    names = set(read(str(tmp_path / "index"), tmp_path))
+    assert names == set(sharded(str(folder), tmp_path / "out")) and len(names) == count
+    assert all(name.startswith("deep/x-00") for name in names)
+
+
 def test_an_index_elsewhere_and_a_test_split(tmp_path: Path) -> None:
     folder, test = foreign(tmp_path / "in"), foreign(tmp_path / "test", 6, labels=False)
     before = tree(folder)
