@@ -48,7 +48,7 @@ def gate(config: GateConfig) -> Decision:
     metrics = read_json(config.metrics, "--metrics")
     try:
         decision = RULES[config.gate](metrics, config)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(
             f"--metrics {config.metrics}: is not what `must evaluate` of this version writes "
             f"({type(error).__name__}: {' '.join(str(error).split())[:100]}); evaluate again"

@@ -1,6 +1,7 @@
 """The gates: decisions on metrics whose answer is known, and that the label-free one sees no labels."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -171,3 +172,13 @@ def test_wrong_questions():
     ):
         with pytest.raises(ValueError, match=text):
             call()
+
+
+@pytest.mark.parametrize("classes", [0, 0.0, 10**400], ids=range(3))
+def test_metrics_that_make_no_share_are_one_line(tmp_path, classes):
+    metrics = audited()
+    metrics["label_free"]["baseline"]["effective_classes"] = classes
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(ValueError, match="is not what `must evaluate` of this version writes") as error:
+        gate.gate(GateConfig(metrics=str(tmp_path / "metrics.json")))
+    assert "\n" not in str(error.value)

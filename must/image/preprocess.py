@@ -63,9 +63,17 @@ def three_numbers(values: Any) -> tuple[float, ...]:
     """A number for each of the three channels. Raises ValueError: they are not."""
     if not isinstance(values, list | tuple) or len(values) != 3:
         raise ValueError("the model's preprocessing names no mean or deviation for each of three channels")
-    if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+    if not all(is_finite(value) for value in values):
         raise ValueError("the model's preprocessing has a mean or deviation that is no number")
     return tuple(values)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether it is a number that a float can be: JSON's whole numbers may be larger than any."""
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def describe_preprocess(preprocess: Preprocess) -> str:

@@ -13,7 +13,7 @@ from must.parameters import require
 from must.promote.followers import Follower, follower_of
 from must.promote.registry import BUNDLE, ONNX, DamagedError, Folders, Latest, OtherOnnxError, Registry, is_of
 from must.storage import read_json
-from must.text import printable
+from must.text import brief, printable
 
 
 def promote(config: PromoteConfig) -> Latest:
@@ -154,8 +154,14 @@ def print_champion(registry: Registry) -> Latest:
 
 
 def version_of(model: str, provenance: dict[str, Any]) -> str:
+    """Raises ValueError: the bundle's data have no revision that makes a name."""
+    revision = provenance.get("index_revision", 0)
+    require(
+        type(revision) is int and 0 <= revision < 10**9,
+        f"--model {model}: its index_revision, {brief(revision)}, is no whole number from 0; name it with --version",
+    )
     weights = storage.read_bytes(storage.join(model, WEIGHTS_FILE))
-    return f"r{provenance.get('index_revision', 0):04d}-{hashlib.sha256(weights).hexdigest()[:12]}"
+    return f"r{revision:04d}-{hashlib.sha256(weights).hexdigest()[:12]}"
 
 
 def metrics_of(path: str) -> dict[str, Any]:

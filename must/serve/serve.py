@@ -29,14 +29,24 @@ def serve(config: ServeConfig) -> None:
     With --registry it starts without a model if there is none yet, says that it is not ready, and waits for one.
 
     Raises:
-        ValueError: --model names no model of ours, or an address cannot be listened at.
+        ValueError: --model names no model of ours, an address cannot be listened at, or an event loop runs already.
     """
+    check_no_loop()
     source = source_of(config)
     listener = listen(config.host, config.port)
     with listener:
         loop_factory = uvicorn.Config(lambda: None, loop="auto", log_config=None).get_loop_factory()
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(run(config, source, listener))
+
+
+def check_no_loop() -> None:
+    """Raises ValueError: this thread runs an event loop, as a notebook's does."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise ValueError("must.serve: an event loop runs here, as in a notebook; run `must serve` as a program of its own")
 
 
 async def run(config: ServeConfig, source: Source, listener: socket.socket) -> None:

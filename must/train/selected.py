@@ -8,7 +8,7 @@ import torch
 
 from must.config import TrainConfig
 from must.data.loader import EvalSource
-from must.data.reader import open_reader
+from must.data.reader import ShardReader
 from must.model.bundle import Description, preprocess_of
 from must.model.masked_vit import MaskedViT
 from must.select.choose import shares_of
@@ -20,6 +20,7 @@ BATCH = 256  # images a forward pass
 
 def selected(
     config: TrainConfig,
+    reader: ShardReader,
     zero_shot: MaskedViT,
     weights: Weights,
     description: Description,
@@ -29,10 +30,12 @@ def selected(
 ) -> tuple[Weights, Description]:
     """The weights that become the model, and its description with the reasons, by the training split's images.
 
+    Args:
+        reader: the one that was trained with: shards that were added since do not count.
+
     The process that calls this looks alone. It is a function of the weights and the images: a run that was killed
     here and goes on chooses the same.
     """
-    reader = open_reader(config.shards, config.split, config.cache, config.cache_gb)
     source = EvalSource(reader, preprocess_of(description), BATCH, config.loaders)
     most = affordable(len(source) * config.epochs, len(description.classes))
     kept, choice = keep(zero_shot, weights, source, device, pause, shares_of(description), most)

@@ -263,6 +263,7 @@ class Trainer:
             if config.select == "ladder":
                 weights, description = selected(
                     config,
+                    self.reader,
                     self.reference,
                     weights,
                     description,

@@ -39,6 +39,7 @@ def edited(model, **metadata):
         ({"preprocess": []}, "no mapping"),
         ({"preprocess": {"mean": [1]}}, "three channels"),
         ({"preprocess": {"std": [1, 2, float("nan")]}}, "no number"),
+        ({"preprocess": {"mean": [10**400, 0, 0]}}, "no number"),
         ({"preprocess": {"interpolation": ["x"]}}, "not supported"),
         ({"preprocess": "not json"}, "metadata are damaged"),
     ],

@@ -312,6 +312,16 @@ def test_what_is_wrong_is_named(tmp_path, monkeypatch, capsys, flags, message):
     assert message in (line := capsys.readouterr().err) and len(line.splitlines()) == 1
 
 
+@pytest.mark.parametrize("revision", [None, "7", -1, 1.5, True, [], 10**400], ids=range(7))
+def test_a_bundle_whose_data_have_no_revision_needs_a_name(tmp_path, capsys, revision):
+    bundle = make_bundle(tmp_path / "bundle", revision=revision)
+    with pytest.raises(SystemExit, match="2"):
+        promote(str(tmp_path / "registry"), "--model", bundle)
+    assert "name it with --version" in (line := capsys.readouterr().err) and len(line.splitlines()) == 1
+    promote(str(tmp_path / "registry"), "--model", bundle, "--version", "mine")
+    assert latest(str(tmp_path / "registry")).version == "mine"
+
+
 METRICS = {
     "classes": ["a", "b"],
     "labelled": 200,

@@ -1,6 +1,7 @@
 """`must select` and `must train --select ladder` on the bundled digits."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,12 +11,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from must.config import SelectConfig, ShardConfig, TrainConfig
+from must.format.index import load_index
 from must.model.bundle import load_bundle, load_description, save_bundle, zero_shot_bundle
 from must.model.classifier import load_text_classifier, save_classifier
 from must.parameters import load
 from must.select.rung_predictions import affordable
 from must.select.select import select
 from must.shards.build import shard
+from must.train import trainer
 from must.train.presets import preset
 from must.train.trainer import train
 from tests.evaluate.digits import digits as make_digits
@@ -111,6 +114,23 @@ def test_choosing_again_gives_the_same_bytes(digits, tmp_path, monkeypatch):
     selected(digits, tmp_path, tmp_path / "by-stage")
     ours, theirs = weights(tmp_path / "by-stage"), weights(tmp_path / "again")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.startswith(("visual", "classifier")))
+
+
+def test_shards_that_are_added_during_training_do_not_judge_it(digits, tmp_path, monkeypatch):
+    shards, choose = tmp_path / "shards", trainer.selected
+    shutil.copytree(digits.shards, shards)
+    (tmp_path / "more").mkdir()
+    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 255, (10, 32, 32), np.uint8)):
+        Image.fromarray(pixels).save(tmp_path / f"more/{number}.png")
+
+    def after_an_append(*args):
+        shard(ShardConfig(source=str(tmp_path / "more"), output=str(shards), append=True, workers=1))
+        return choose(*args)
+
+    monkeypatch.setattr(trainer, "selected", after_an_append)
+    train(replace(training(digits, tmp_path / "out"), shards=str(shards)))
+    assert load_index(str(shards)).splits["train"]["samples"] == 160, "they were added"
+    assert load_description(str(tmp_path / "out")).provenance["selection"]["images"] == 150
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """`must serve` gives real HTTP and gRPC clients the answers of `must predict`."""
 
+import asyncio
 import base64
 import json
 import os
@@ -12,6 +13,7 @@ import pytest
 import tritonclient.grpc as triton
 
 import must
+from must.exits import WRONG_INPUT, code_of
 from must.image.decode import decode
 from must.image.preprocess import EvalView, normalize_pixels
 from must.predict.client import Client
@@ -194,3 +196,12 @@ def test_a_port_that_is_taken_is_one_line(server, exported):
 
     found = command("serve", "--model", str(exported[1]), "--port", str(server.port))
     assert found.returncode == 2 and "already in use" in found.stderr and os.linesep not in found.stderr.strip()
+
+
+def test_a_notebook_has_an_event_loop_and_is_told_so_in_one_line(exported):
+    async def cell():
+        must.serve(model=str(exported[1]), port=0, grpc_port=-1)
+
+    with pytest.raises(ValueError, match="run `must serve` as a program of its own") as error:
+        asyncio.run(cell())
+    assert code_of(error.value) == WRONG_INPUT
