@@ -262,6 +262,16 @@ def test_onnx_files_are_added_to_a_version_that_has_none(registry, tmp_path, cho
     assert {**after, "files": None} == {**before, "files": None} and latest(registry).version == after["version"]
 
 
+def test_what_was_exported_into_the_versions_own_folder_is_added(tmp_path):
+    registry = str(tmp_path / "registry")
+    promote(registry, "--model", make_bundle(tmp_path / "model"))
+    place = tmp_path / "registry" / "digits" / latest(registry).version
+    onnx_folder(place / "onnx", model="fp32")
+    promote(registry, "--model", place / "bundle", "--onnx", place / "onnx")
+    assert (place / "onnx" / "model.onnx").read_text() == "fp32" and is_whole(registry, place.name)
+    assert "onnx/model.onnx" in Registry(registry, "digits").held(place.name)
+
+
 @pytest.mark.parametrize("then", ["the same", "another file"])
 def test_a_promotion_killed_while_it_adds_onnx_files_leaves_the_version_whole(tmp_path, then):
     registry, model = str(tmp_path / "registry"), ["--model", make_bundle(tmp_path / "model")]
