@@ -116,10 +116,12 @@ class Registry:
                     return
             files = dict(described["files"])
             for folder, members in lacking.items():
-                storage.delete_folder(self.uri_of(version, folder))  # a killed promotion may have left others
                 for source, name in members:
                     files[f"{folder}/{name}"] = copy(source, self.uri_of(version, folder, name))
             check()
+            for folder, members in lacking.items():
+                if members:
+                    keep_only({name for _, name in members}, self.uri_of(version, folder))
             storage.write_bytes(uri, json.dumps({**described, "files": files}, indent=1).encode(), generation)
 
     @contextmanager
@@ -266,6 +268,13 @@ def sha256_of(uri: str) -> str:
     hashing = storage.HashingFile(io.BytesIO(), limit=0)
     storage.copy(uri, hashing)
     return hashing.sha256
+
+
+def keep_only(names: set[str], folder: str) -> None:
+    """Deletes what a killed promotion left. After the copying: the folder may be where the files come from."""
+    for entry in list(storage.list_files(folder)):
+        if entry.name not in names:
+            storage.delete(storage.join(folder, entry.name))
 
 
 def copy(source: str, target: str) -> dict[str, Any]:

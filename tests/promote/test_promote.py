@@ -186,16 +186,31 @@ def is_whole(registry, version):
     return {name: digest.hexdigest() for name, digest in found.items()} == place.held(version)
 
 
-def test_a_promotion_killed_before_latest_moved_is_completed_by_the_same_command(tmp_path):
-    registry, folder = str(tmp_path / "registry"), onnx_folder(tmp_path / "onnx", model="fp32")
-    promote(registry, "--model", make_bundle(tmp_path / "old", seed=1))
-    before = latest(registry)
-    flags = ["--model", make_bundle(tmp_path / "model"), "--onnx", folder, "--champion", before.version]
-    killed("r.Registry.set_champion = lambda *_: die()", "--registry", registry, "--name", "digits", *flags)
-    assert latest(registry) == before and len(Registry(registry, "digits").versions()) == 2
-    promote(registry, *flags)
-    assert latest(registry).previous == (before.version,) and is_whole(registry, latest(registry).version)
-    assert len(Registry(registry, "digits").versions()) == 2
+MOMENTS = {
+    "after the first file": "copy = r.copy; r.copy = lambda s, t: die() if 'model.json' in t else copy(s, t)",
+    "before the description": "write = r.storage.write_bytes\n"
+    "r.storage.write_bytes = lambda uri, *a: die() if uri.endswith('version.json') else write(uri, *a)",
+    "before LATEST moves": "r.Registry.set_champion = lambda *_: die()",
+    "after LATEST moved": "move = r.Registry.set_champion; r.Registry.set_champion = lambda *a: move(*a) and die()",
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("weights", ["other weights", "the champion's, in another precision"])
+def test_a_promotion_killed_at_any_moment_is_completed_by_the_same_command(registry, tmp_path, weights, moment):
+    first, second = onnx_folder(tmp_path / "fp32", model="fp32"), onnx_folder(tmp_path / "int8", model="int8")
+    promote(registry, "--model", make_bundle(tmp_path / "0"), "--onnx", first)
+    before, same = latest(registry), weights != "other weights"
+    model = tmp_path / "0" if same else make_bundle(tmp_path / "1", seed=1)
+    flags = ["--model", model, "--onnx", second, "--champion", before.version]
+    killed(MOMENTS[moment], "--registry", registry, "--name", "digits", *flags)
+    assert (latest(registry) == before) is (moment != "after LATEST moved") and is_whole(registry, before.version)
+    for _ in range(2):
+        promote(registry, *flags)
+        after = latest(registry)
+        assert after.previous == (before.version,) and is_whole(registry, after.version)
+        assert storage.read_bytes(Registry(registry, "digits").uri_of(after.version, "onnx/model.onnx")) == b"int8"
+        assert len(Registry(registry, "digits").versions()) == 2
 
 
 @pytest.mark.parametrize("chosen", [True, False])
@@ -245,6 +260,16 @@ def test_onnx_files_are_added_to_a_version_that_has_none(registry, tmp_path, cho
     added = {"onnx/model.onnx", "onnx/labels.txt"}
     assert after["files"].keys() == before["files"].keys() | added and is_whole(registry, after["version"])
     assert {**after, "files": None} == {**before, "files": None} and latest(registry).version == after["version"]
+
+
+def test_what_was_exported_into_the_versions_own_folder_is_added(tmp_path):
+    registry = str(tmp_path / "registry")
+    promote(registry, "--model", make_bundle(tmp_path / "model"))
+    place = tmp_path / "registry" / "digits" / latest(registry).version
+    onnx_folder(place / "onnx", model="fp32")
+    promote(registry, "--model", place / "bundle", "--onnx", place / "onnx")
+    assert (place / "onnx" / "model.onnx").read_text() == "fp32" and is_whole(registry, place.name)
+    assert "onnx/model.onnx" in Registry(registry, "digits").held(place.name)
 
 
 @pytest.mark.parametrize("then", ["the same", "another file"])
