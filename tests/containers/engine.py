@@ -22,7 +22,7 @@ def image(name: str) -> str:
     return f"{PREFIX}{name}:{VERSION}"
 
 
-def engine(*arguments: str | Path, check: bool = True, timeout: float = 240, **options) -> subprocess.CompletedProcess:
+def engine(*arguments: str | Path, check: bool = True, timeout: float = 900, **options) -> subprocess.CompletedProcess:
     result = subprocess.run(
         [ENGINE, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=timeout, **options
     )

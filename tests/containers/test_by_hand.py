@@ -30,7 +30,7 @@ def test_every_stage_by_hand_with_the_documented_commands(demo, tmp_path):
     for name in ("must-shard", "must-torch", "must-train"):
         script = script.replace(f"run {name}:", f"run {PREFIX}{name}:")
     result = subprocess.run(
-        ["bash", "-c", preamble + script], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=500
+        ["bash", "-c", preamble + script], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=1500
     )
     transcript = result.stdout + result.stderr
     assert result.returncode == 0, transcript

@@ -27,7 +27,7 @@ def command(parameters: Path, output: Path, runner: str) -> list[str]:
     return [sys.executable, str(ROOT / "pipeline" / "run_local.py"), *options]
 
 
-def run_local(parameters: Path, output: Path, runner: str, timeout=500) -> subprocess.CompletedProcess:
+def run_local(parameters: Path, output: Path, runner: str, timeout=1500) -> subprocess.CompletedProcess:
     return subprocess.run(
         command(parameters, output, runner), capture_output=True, text=True, check=False, timeout=timeout
     )
@@ -97,7 +97,7 @@ def test_an_image_that_is_not_there_is_named(demo, tmp_path):
     other.write_text(text.replace("image: must-shard:", "image: localhost:1/must-shard-of-nobody:"))
     parameters = write(tmp_path, demo)
     arguments = [*command(parameters, tmp_path / "run", "docker"), "--pipeline", str(other)]
-    result = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=300)
+    result = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=1500)
     assert result.returncode == 2
     assert "must-shard-of-nobody" in result.stderr and "make images" in result.stderr
     assert "Traceback" not in result.stderr
@@ -109,13 +109,13 @@ def test_a_training_component_that_is_stopped_is_tried_again_and_goes_on(demo, t
     with subprocess.Popen(
         command(parameters, output, "docker"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900
         while not list(output.glob("checkpoints/*/step-*.json")):
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
             time.sleep(0.2)
         (running,) = engine("ps", "--quiet", "--filter", f"ancestor={image('must-train')}").stdout.split()
         engine("stop", "--time", "60", running)
-        text, _ = process.communicate(timeout=400)
+        text, _ = process.communicate(timeout=1500)
     assert process.returncode == 0, text
     assert "run the same command to go on" in text and "going on after step" in text
     same(metrics(output), reference[1])

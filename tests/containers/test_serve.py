@@ -8,7 +8,7 @@ import urllib.request
 from tests.containers.engine import container, engine, image, inspect
 from tests.serve.versions import NAME, add_version, promote
 
-WAIT = 120  # seconds
+WAIT = 600  # seconds
 
 
 def ask(port, path, data=None):

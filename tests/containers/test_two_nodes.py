@@ -29,7 +29,7 @@ def test_two_nodes_are_one_process_with_the_global_batch(prepared, network, name
             options = ["--detach", "--name", node, "--hostname", node, "--network", network]
             engine("run", *options, *container(prepared), image("must-train"), *torchrun)
         for node in nodes:
-            code = engine("wait", node, timeout=300).stdout.strip()
+            code = engine("wait", node, timeout=1500).stdout.strip()
             log = engine("logs", node)
             assert code == "0", log.stdout + log.stderr
     finally:
