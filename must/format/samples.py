@@ -77,7 +77,8 @@ def read_samples(path: Path, rows: np.ndarray, texts: list[bytes] | None = None)
                 name = tarfile.TarInfo.frombuf(
                     read(descriptor, BLOCK, image - BLOCK), tarfile.ENCODING, "surrogateescape"
                 ).name
-                source = json.loads(read(descriptor, length, text) if texts is None else texts[number])["source"]
+                said = json.loads(read(descriptor, length, text) if texts is None else texts[number])
+                source = said["source"]
                 data = read(descriptor, size, image)
             except (tarfile.TarError, ValueError, KeyError, TypeError, OSError, RecursionError):
                 raise ValueError(
@@ -87,7 +88,7 @@ def read_samples(path: Path, rows: np.ndarray, texts: list[bytes] | None = None)
             if texts is not None:
                 name = name.removeprefix("./")
                 if not str(source).endswith(name):  # it was too long for this header
-                    name = str(source)
+                    name = str(said.get("name", source))
             folder, slash, file = name.rpartition("/")
             yield Sample(folder + slash + file.partition(".")[0], str(source), data)
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +77,7 @@ def is_sound(description: Description) -> bool:
         all(isinstance(text, str) for text in texts)
         and all(isinstance(table, dict) for table in tables)
         and isinstance(factor, int | float)
-        and math.isfinite(factor)
+        and abs(factor) <= sys.float_info.max
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tarfile
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ from must.shards.pool import Pool
 from must.shards.tarwriter import npy
 from must.sources.archives import expanded, tar_members
 from must.sources.base import ListingReport, damage_named, kind_of, told_apart
+from must.text import encoded
 
 MAX_PIXELS: int = ShardConfig.max_pixels
 MAX_BYTES: int = ShardConfig.max_file_mb * 1_000_000
@@ -178,6 +180,8 @@ def look_through(job: Job) -> Found:
                 rejected.append((source, reason(error)))
                 continue
             text = {"source": source, "label": label, "sha256": hashlib.sha256(data).hexdigest()}
+            if job.prefix and len(encoded(name)) > tarfile.LENGTH_NAME:
+                text["name"] = name  # which its header may not hold, and a sample's key is made of
             texts.append(json.dumps(text).encode() + b"\n")
             rows.append((start, size, place, len(texts[-1])))
             place += len(texts[-1])

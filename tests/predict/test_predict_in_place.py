@@ -51,7 +51,7 @@ def test_names_that_are_too_long_for_a_header(exported, tmp_path):
     label(exported, str(tmp_path / "tars"), tmp_path / "rows", workers=1)
     found = rows_of(tmp_path / "rows")
     assert [row["source"] for row in found] == ["x.tar/" + name.removeprefix("./") for name in names]
-    assert [row["key"] for row in found] == [f"x.tar/{key}" for key in (f"{'x' * 40}/{'y' * 150}", "ü" * 120, "b")]
+    assert [row["key"] for row in found] == [f"{'x' * 40}/{'y' * 150}", "ü" * 120, "b"]
 
 
 def test_a_bucket_of_tars(bucket_server, exported, tars, tmp_path):
