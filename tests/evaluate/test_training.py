@@ -24,7 +24,9 @@ def test_no_log_and_a_log_of_an_earlier_version(tmp_path):
 
 
 def test_lines_that_are_no_lines_are_left_out(tmp_path):
-    write(tmp_path, [{"step": 9, "stability": 0.8, "agreement": 0.7}, [1], "text", {"stability": 0.1}, {"step": 10**400}])
+    write(
+        tmp_path, [{"step": 9, "stability": 0.8, "agreement": 0.7}, [1], "text", {"stability": 0.1}, {"step": 10**400}]
+    )
     with (tmp_path / "train_log.jsonl").open("a") as file:
         file.write('\n{"step": 19, "stab')
     assert stability(training_log(str(tmp_path)))["stability"] == pytest.approx(0.8)
