@@ -36,6 +36,7 @@ def test_the_repository_is_what_triton_expects(repository):
     assert served == (repository / "model.onnx").read_bytes()
 
 
+@pytest.mark.slow
 def test_an_export_into_a_used_folder_leaves_nothing_of_the_one_before_and_all_that_is_not_ours(digits, tmp_path):
     def write(**changes):
         export(ExportConfig(model=digits.adapted, output=str(tmp_path), images=8, **changes))
@@ -63,6 +64,7 @@ def test_an_export_into_a_used_folder_leaves_nothing_of_the_one_before_and_all_t
     assert all((tmp_path / name).read_text() == text for name, text in theirs.items())
 
 
+@pytest.mark.slow
 def test_an_export_that_breaks_leaves_no_folder_that_looks_complete(digits, tmp_path, monkeypatch):
     from must.export import onnx
 

@@ -141,6 +141,7 @@ def test_zero_shot_that_is_kept_replaces_no_champion(first, demo):
     assert run.artifacts["page"].read_text().startswith(f"# Kept zero-shot: {kept}\n")
 
 
+@pytest.mark.slow
 def test_a_failing_stage_fails_the_run_and_the_summary_says_why(demo, tmp_path):
     run = Run(demo[1] | {"model": "ViT-B-17"}, tmp_path / "run")
     assert run.code == 2

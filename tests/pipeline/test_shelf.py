@@ -128,6 +128,7 @@ def test_the_folder_s_own_tests_pass(checkout):
     assert done.returncode == 0 and " skipped" not in done.stdout, done.stdout
 
 
+@pytest.mark.slow
 def test_the_example_compiles(checkout, tmp_path):
     """As there: the checkout is the package kfp_components."""
     (tmp_path / "kfp_components").symlink_to(checkout)

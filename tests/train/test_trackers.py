@@ -102,6 +102,7 @@ def wandb_curve(output, name="train/loss"):
     return points, ids
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_every_step_once(digits, tmp_path):
     killed_and_finished(digits, tmp_path / "run", "tensorboard")
     found = tensorboard_curve(tmp_path / "run")
