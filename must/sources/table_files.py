@@ -35,12 +35,12 @@ class Table(NamedTuple):
 class Reader(NamedTuple):
     """A table's schema, and its rows as record batches of at most ROWS: `batches(columns)`.
 
-    `chunk`: bytes of its largest column of a row group, as a Parquet file says of itself: no value is larger.
+    `largest`: bytes of its largest row group, as a Parquet file says of itself: no value is larger.
     """
 
     schema: Any
     batches: Any
-    chunk: int = 0
+    largest: int = 0
 
 
 def find_tables(uri: str, option: str, exclude: str) -> list[Table]:
@@ -130,12 +130,12 @@ def opened(path: Path, kind: str) -> Iterator[Reader]:
             # A column of a row group is a stream from the disk; by default all of it would be read at once.
             file = parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
             stack.callback(file.close)
-            chunk = largest_chunk(file.metadata)
-            rows = max(1, min(ROWS, AT_ONCE // max(1, chunk)))  # a dictionary's value may stand in each of them
+            largest = largest_group(file.metadata)
+            rows = max(1, min(ROWS, AT_ONCE // max(1, largest)))  # a dictionary's value may stand in each of them
             yield Reader(
                 file.schema_arrow,
                 lambda names: file.iter_batches(batch_size=rows, columns=names, use_threads=False),
-                chunk,
+                largest,
             )
             return
         source = stack.enter_context(pyarrow.memory_map(str(path)))
@@ -151,10 +151,9 @@ def opened(path: Path, kind: str) -> Iterator[Reader]:
         yield Reader(table.schema, lambda names: in_pieces(batches, names))
 
 
-def largest_chunk(metadata: Any) -> int:
-    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
-    sizes = (group.column(number).total_uncompressed_size for group in groups for number in range(group.num_columns))
-    return max(sizes, default=0)
+def largest_group(metadata: Any) -> int:
+    """Bytes of the largest row group. Not of its columns: to ask for a damaged one ends the program (pyarrow 25)."""
+    return max((metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)), default=0)
 
 
 def in_pieces(batches: Iterator[Any], names: list[str]) -> Iterator[Any]:
