@@ -88,6 +88,42 @@ def test_a_table_that_expands_is_refused_in_memory_of_a_few_values(tmp_path: Pat
     assert float(peak) < 150
 
 
+EVERY_BYTE = r"""
+import sys
+from pathlib import Path
+from must.sources.base import ListingReport
+from must.sources.open import open_source
+path = Path(sys.argv[1])
+whole, read = path.read_bytes(), 0
+for place in range(len(whole)):
+    for value in {0, 255, whole[place] ^ 1, whole[place] ^ 2} - {whole[place]}:
+        path.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
+        source = open_source(str(path), "none", "--source")
+        source.prepare(Path(sys.argv[2]))
+        try:
+            read += len(list(source.items(ListingReport(lambda name, reason: None))))
+        except ValueError:
+            pass
+print(read)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_no_changed_byte_ends_the_program(tmp_path: Path, kind: str) -> None:
+    """In a program of its own: what pyarrow does not catch itself aborts it."""
+    table = pa.table({"image": [b"one", None, b"three"], "label": ["a", "b", None]})
+    if kind == "parquet":
+        pq.write_table(table, tmp_path / "a.parquet")
+    else:
+        with pa.ipc.new_stream(tmp_path / "a.arrow", table.schema) as writer:
+            writer.write_table(table)
+    (tmp_path / "work").mkdir()
+    command = [sys.executable, "-c", EVERY_BYTE, str(tmp_path / f"a.{kind}"), str(tmp_path / "work")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0 and int(result.stdout) > 100, result.stderr
+
+
 def test_a_run_goes_on_and_is_done_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "in" / "b.parquet", image=[*PICTURES[20:], b"broken"], label=[*NAMES[20:], "cat"])
     write(tmp_path / "in" / "a.parquet", slice(20))
