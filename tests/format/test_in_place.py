@@ -106,6 +106,7 @@ def test_an_index_elsewhere_and_a_test_split(tmp_path: Path) -> None:
     verify(str(tmp_path / "index"))
 
 
+@pytest.mark.slow
 def test_from_a_bucket_with_the_index_there_or_here(bucket_server: Server, tmp_path: Path) -> None:
     folder = foreign(tmp_path / "in")
     uri = bucket_server.uri + "/foreign"

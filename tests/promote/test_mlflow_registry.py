@@ -61,6 +61,7 @@ def test_what_is_wrong_is_named(tmp_path, monkeypatch, capsys, flags, message):
     assert not (tmp_path / "registry").exists()
 
 
+@pytest.mark.slow
 def test_without_the_package_the_server_or_its_address_nothing_is_promoted(tmp_path, made, monkeypatch, capsys):
     bundle = make_bundle(tmp_path / "model")
     with pytest.raises(SystemExit, match="2"):

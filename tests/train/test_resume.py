@@ -48,6 +48,7 @@ def undisturbed(digits, tmp_path_factory):
     return output
 
 
+@pytest.mark.slow
 def test_a_retry_on_another_machine_goes_on_from_the_bucket(digits, undisturbed, bucket_server, tmp_path):
     uri = bucket_server.uri + "/run"
 

@@ -43,6 +43,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".train.lock"}
 
 
+@pytest.mark.slow
 def test_a_second_run_is_refused_and_touches_nothing(digits, tmp_path, impatient):
     train(config(digits, tmp_path))
     place = tmp_path / "checkpoints"
