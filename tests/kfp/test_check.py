@@ -43,6 +43,7 @@ def rows(text):
     return {line.split("  ")[0]: line for line in text.split("\ncase ")[1].split("\n\n")[0].splitlines()[1:]}
 
 
+@pytest.mark.slow
 def test_every_way_is_tried_and_nothing_is_left(server, checking, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(program, "Pods", lambda namespace: StandInPods(server))
     assert checking("--minutes", 2) == 0

@@ -153,7 +153,8 @@ def test_ln_patch_starts_as_the_norm_that_a_patch_reading_head_knows():
         assert torch.equal(tiny(family).ln_patch.weight, torch.ones(32))
 
 
-@pytest.mark.parametrize("family", [f if f == "siglip" else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
 def test_train_evaluate_and_export(family, tmp_path):
     digits = make_digits()
     model, text = model_folder(family, tmp_path / "model"), str(tmp_path / "classifier.safetensors")
