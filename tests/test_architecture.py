@@ -27,11 +27,12 @@ storage     processes
 exits       storage text
 parameters  text
 config      parameters text
+tars
 names       parameters storage text
 lock        background storage
 image       text
-sources     parameters storage text
-format      names parameters progress sources storage text
+format      names parameters progress storage tars text
+sources     parameters storage tars text
 shards      config cores format image lock names parameters processes progress sources storage text
 predict     config cores format image parameters processes progress sources storage text
 distributed cores exits

@@ -15,7 +15,7 @@ from must import storage
 from must.format.index import Index, Shard, load_index
 from must.format.offsets import load_offsets, load_texts
 from must.progress import bar
-from must.sources.archives import Headers
+from must.tars import Headers
 from must.text import printable
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import io
 import json
 import lzma
 import struct
@@ -32,10 +31,10 @@ from must.sources.base import (
     kind_of,
     told_apart,
 )
+from must.tars import Headers, require_end
 
 COMPRESSED: dict[str, Any] = {"gz": gzip.open, "tgz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
 EXPANSION, EXPANDED = 100, 1_000_000_000  # a compressed tar may expand to so many times its size, or to 1 GB
-LARGEST_HEADER = 16_000_000  # bytes, of a name or of attributes, in a tar
 HEADER = struct.Struct("<26x2H")  # of a zip's member: the lengths of its name and extra field
 LABELS = ("cls", "json")  # members of a WebDataset sample that may hold its label
 
@@ -180,27 +179,6 @@ def tar_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, 
                 images.append((name, member.size, (member.offset_data, member.size)))
         require_end(file, tar.offset)
         yield from ((*image, label) for image in images)
-
-
-def require_end(file: BinaryIO, place: int) -> None:
-    """Raises ReadError: tarfile's reading ended at `place`, but the archive does not: a damaged header, a cut, or
-    archives put behind each other, of which tarfile reads the first."""
-    file.seek(place)
-    end = file.read(tarfile.BLOCKSIZE)
-    if len(end) < tarfile.BLOCKSIZE or any(end):
-        raise tarfile.ReadError(f"a damaged header, or cut off, at byte {place}")
-    while following := file.read(1 << 20):
-        if any(following):
-            raise tarfile.ReadError(f"more comes after its end at byte {place}; archives are joined by `tar -A`")
-
-
-class Headers(io.FileIO):
-    """A tar of which no more is read at once than headers need: tarfile reads as much as a header says of itself."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or not 0 <= size <= LARGEST_HEADER:
-            raise tarfile.ReadError("a header of impossible size")
-        return super().read(size)
 
 
 def expand(packed: Any, out: BinaryIO, limit: int) -> None:
