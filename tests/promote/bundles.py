@@ -1,10 +1,12 @@
-"""Bundles without a trained model: what the registry copies and reads, with weights nobody loads."""
+"""Bundles without a trained model, with weights nobody loads: what the registry copies and reads, and promoting them."""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
 
+from must.cli import main
 from must.model.bundle import Description
+from must.promote.registry import Registry
 
 
 def make_bundle(
@@ -21,3 +23,11 @@ def make_bundle(
     (folder / "model.json").write_text(json.dumps(asdict(description)))
     (folder / "train.log").write_text("not part of the model")
     return folder
+
+
+def promote(registry, *flags):
+    main(["promote", "--registry", registry, "--name", "digits", *map(str, flags)])
+
+
+def latest(registry):
+    return Registry(registry, "digits").latest()
