@@ -1,4 +1,4 @@
-"""Bundles without a trained model, with weights nobody loads: what the registry copies and reads, and promoting them."""
+"""Bundles without a trained model, with weights that nobody loads: what the registry copies, and promoting them."""
 
 import json
 from dataclasses import asdict
