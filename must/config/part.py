@@ -5,6 +5,11 @@ from __future__ import annotations
 from must.parameters import require
 
 
+def parts_of(programs: int) -> list[str]:
+    """What each of so many programs is given as its --part."""
+    return [f"{number}/{programs}" for number in range(1, programs + 1)]
+
+
 def place_of(part: str) -> tuple[int, int]:
     """(I, N) of --part, I from 1. Raises ValueError: it is not of that form, or I is not from 1 to N."""
     first, slash, parts = part.partition("/")

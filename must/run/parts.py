@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from must import storage
+from must.config.part import parts_of
 from must.format.index import Index, load_index
 from must.run.notes import RUN_ID, read_notes, stage_note
 from must.run.places import WorkUri
@@ -22,7 +23,7 @@ def part_name(stage: str, part: str) -> str:
 
 def follow_ups(labelling_pods: int, serve: str) -> list[str]:
     """Names of the notes that a promotion is followed by."""
-    parts = [part_name("predict", f"{number}/{labelling_pods}") for number in range(1, labelling_pods + 1)]
+    parts = [part_name("predict", part) for part in parts_of(labelling_pods)]
     return parts + ["serve"] * (serve != "none")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from kfp import dsl
 
+from must.config.part import parts_of
 from must_components.champion import champion
 from must_components.classifier import classifier
 from must_components.custom_job import train_replica
@@ -30,11 +31,6 @@ from must_pipeline.cluster.placement import configure_task
 from must_pipeline.cluster.predict import predicts_embeddings
 from must_pipeline.cluster.serving import server_of
 from must_pipeline.cluster.vertex import configure_vertex_task, custom_job
-
-
-def parts_of(pods: int) -> list[str]:
-    """What each of so many pods is given as its --part."""
-    return [f"{number}/{pods}" for number in range(1, pods + 1)]
 
 
 def make_pipeline(cluster: Cluster) -> Any:
