@@ -16,16 +16,16 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from must.config import EvaluateConfig
-from must.data.loader import EvalSource
-from must.data.reader import open_reader
-from must.distributed.process_group import init_distributed
-from must.evaluate.abstention import at, with_labels
-from must.evaluate.audit import look
-from must.evaluate.evaluate import load_baseline, load_bundle
-from must.evaluate.scores import score_split
-from must.model.bundle import preprocess_of
-from must.select.abstain import by_look_alikes
-from must.select.neighbours import look_alikes
+from must.data.loading.loader import EvalSource
+from must.data.loading.reader import open_reader
+from must.evaluation.abstention import at, with_labels
+from must.evaluation.audit import look
+from must.evaluation.evaluate import load_baseline, load_bundle
+from must.evaluation.scores import score_split
+from must.method.distributed.process_group import init_distributed
+from must.method.model.bundle import preprocess_of
+from must.method.select.abstain import by_look_alikes
+from must.method.select.neighbours import look_alikes
 
 TARGETS = (0.02, 0.05, 0.1, 0.2)
 

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import torch
 
-from must.model.backbone import architecture_of, build_visual
-from must.model.masked_vit import MaskedViT
-from must.train.checkpoint import Checkpoints
-from must.train.optimizer import build_optimizer, set_learning_rate
-from must.train.teacher import make_teacher, update_teacher
+from must.method.model.backbone import architecture_of, build_visual
+from must.method.model.masked_vit import MaskedViT
+from must.method.train.checkpoint import Checkpoints
+from must.method.train.optimizer import build_optimizer, set_learning_rate
+from must.method.train.teacher import make_teacher, update_teacher
 
 
 def main() -> None:

@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from must.augment.normalize import normalize
-from must.demo.data import CLASSES, digit_parts
-from must.model.bundle import Bundle, load_bundle, preprocess_of, zero_shot_bundle
-from must.model.classifier import load_text_classifier
+from must.api.demo.data import CLASSES, digit_parts
+from must.data.augment.normalize import normalize
+from must.method.model.bundle import Bundle, load_bundle, preprocess_of, zero_shot_bundle
+from must.method.model.classifier import load_text_classifier
 
 VARIANTS = {
     "self-training only": {"fairness-weight": 0, "reconstruction-weight": 0, "align-weight": 0},

@@ -23,17 +23,17 @@ from typing import Any
 import torch
 from scipy.stats import spearmanr
 
+from must.api.demo import demo
+from must.base.parameters import load
 from must.config import ClassifierConfig, DemoConfig, EvaluateConfig, GateConfig, SelectConfig, ShardConfig, TrainConfig
-from must.demo import demo
-from must.evaluate.evaluate import evaluate
-from must.gate import label_free_gate
-from must.model.bundle import load_bundle, save_bundle
-from must.model.classifier import classifier, load_text_classifier, save_classifier
-from must.parameters import load
-from must.select.select import select
-from must.shards.build import shard
-from must.train.presets import preset
-from must.train.trainer import train
+from must.data.shards.build import shard
+from must.evaluation.evaluate import evaluate
+from must.evaluation.gate import label_free_gate
+from must.method.model.bundle import load_bundle, save_bundle
+from must.method.model.classifier import classifier, load_text_classifier, save_classifier
+from must.method.select.select import select
+from must.method.train.presets import preset
+from must.method.train.trainer import train
 
 RUNS: dict[str, dict[str, Any]] = {
     "preset": {},

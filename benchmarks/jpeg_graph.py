@@ -23,11 +23,11 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from must.data.reader import ShardReader
-from must.export.jpeg import EXTENSIONS, FILE, decoder_nodes
-from must.image.decode import decode
-from must.image.preprocess import EvalView, Preprocess, normalize_pixels
-from must.predict.session import OnnxClassifier
+from must.data.image.decode import decode
+from must.data.image.preprocess import EvalView, Preprocess, normalize_pixels
+from must.data.loading.reader import ShardReader
+from must.deploy.export.jpeg import EXTENSIONS, FILE, decoder_nodes
+from must.deploy.predict.session import OnnxClassifier
 
 SIZES = ((0, 0), (96, 96), (640, 427), (427, 640), (1600, 1200))
 

@@ -22,7 +22,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from must.stages import call
+from must.api.stages import call
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -65,8 +65,8 @@ class Training:
         self.start()
 
     def start(self) -> None:
-        code = "import sys, json; from must.run.supervise import supervised; "
-        code += "supervised('train', 'must.run.training:train_here', 'run', sys.argv[1], **json.loads(sys.argv[2]))"
+        code = "import sys, json; from must.runtime.supervise import supervised; "
+        code += "supervised('train', 'must.runtime.training:train_here', 'run', sys.argv[1], **json.loads(sys.argv[2]))"
         command = [sys.executable, "-c", code, str(self.work), json.dumps(self.values)]
         log = (self.work / "log").open("ab")
         environment = os.environ | {"MUST_RETRIES": "99,0,1"}

@@ -64,9 +64,9 @@ def main() -> None:
 
 def measure(store: str) -> dict[str, float]:
     """The listing of `must shard`, to the plan of its units on a local disk."""
-    from must.shards.plan import make_plan
-    from must.sources.base import ListingReport
-    from must.sources.files import Folder
+    from must.data.shards.plan import make_plan
+    from must.data.sources.base import ListingReport
+    from must.data.sources.files import Folder
 
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

@@ -17,9 +17,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.digits import accuracy, prepare
-from must.evaluate.training import training_log
-from must.model.bundle import load_bundle, zero_shot_bundle
-from must.model.classifier import load_text_classifier
+from must.evaluation.training import training_log
+from must.method.model.bundle import load_bundle, zero_shot_bundle
+from must.method.model.classifier import load_text_classifier
 
 RUNS = {"fp32": ("fp32", 0), "bf16": ("bf16", 0), "fp32, other seed": ("fp32", 1)}
 VALUES = ("loss_self_training", "loss_fairness", "loss_reconstruction", "loss_alignment", "confident")

@@ -22,13 +22,13 @@ from pathlib import Path
 
 import numpy as np
 
-from must.cores import cores
-from must.format.index import load_index
-from must.format.offsets import load_offsets
-from must.format.samples import local_shard
-from must.image.preprocess import Preprocess
-from must.predict.decoding import decode_rows
-from must.predict.session import OnnxClassifier, model_uri
+from must.base.cores import cores
+from must.data.format.index import load_index
+from must.data.format.offsets import load_offsets
+from must.data.format.samples import local_shard
+from must.data.image.preprocess import Preprocess
+from must.deploy.predict.decoding import decode_rows
+from must.deploy.predict.session import OnnxClassifier, model_uri
 
 
 def main() -> None:
@@ -95,7 +95,7 @@ def label(options: argparse.Namespace, parts: list[str], workers: int, threads: 
 
 
 def start_alone() -> None:
-    code = "import must.cli, must.predict.predict, onnxruntime, pyarrow.parquet"
+    code = "import must.api.cli, must.deploy.predict.predict, onnxruntime, pyarrow.parquet"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -19,12 +19,12 @@ from pathlib import Path
 
 from shard import make_images
 
-from must.augment.exact import ViewSettings
 from must.config import ShardConfig
-from must.data.loader import TrainDataset, make_views, train_batches
-from must.data.order import GlobalBatches
-from must.data.reader import ShardReader
-from must.shards.build import shard
+from must.data.augment.exact import ViewSettings
+from must.data.loading.loader import TrainDataset, make_views, train_batches
+from must.data.loading.order import GlobalBatches
+from must.data.loading.reader import ShardReader
+from must.data.shards.build import shard
 
 BATCH = 64
 

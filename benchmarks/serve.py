@@ -20,13 +20,13 @@ import numpy as np
 import torch
 
 from must.config import ExportConfig
-from must.data.reader import ShardReader
-from must.export.onnx import export
-from must.image.decode import decode
-from must.image.preprocess import EvalView, normalize_pixels
-from must.model.bundle import Bundle, Description, load_bundle, preprocess_of, save_bundle
-from must.model.masked_vit import MaskedViT
-from must.predict.session import OnnxClassifier
+from must.data.image.decode import decode
+from must.data.image.preprocess import EvalView, normalize_pixels
+from must.data.loading.reader import ShardReader
+from must.deploy.export.onnx import export
+from must.deploy.predict.session import OnnxClassifier
+from must.method.model.bundle import Bundle, Description, load_bundle, preprocess_of, save_bundle
+from must.method.model.masked_vit import MaskedViT
 
 Classify = Callable[[np.ndarray], np.ndarray]
 

@@ -35,8 +35,8 @@ import io, sys
 import torch, uvicorn
 from fastapi import FastAPI, Request
 from PIL import Image
-from must.image.preprocess import EvalView, normalize_pixels
-from must.model.bundle import load_bundle, preprocess_of
+from must.data.image.preprocess import EvalView, normalize_pixels
+from must.method.model.bundle import load_bundle, preprocess_of
 
 bundle = load_bundle(sys.argv[1])
 preprocess = preprocess_of(bundle.description)
@@ -107,7 +107,7 @@ def row(name, clients, found, alone, plain) -> str:
 def make_models(options, folder: Path) -> tuple[str, dict[str, Path]]:
     from benchmarks.serve import random_bundle
     from must.config import ExportConfig
-    from must.export.onnx import export
+    from must.deploy.export.onnx import export
 
     bundle = options.bundle or random_bundle(options.architecture, folder / "bundle")
     models = {}
@@ -128,11 +128,11 @@ def make_models(options, folder: Path) -> tuple[str, dict[str, Path]]:
 def make_pictures(options, folder: Path) -> list[bytes]:
     from PIL import Image
 
-    from must.image.decode import decode
+    from must.data.image.decode import decode
 
     folder.mkdir()
     if options.shards:
-        from must.data.reader import ShardReader
+        from must.data.loading.reader import ShardReader
 
         reader = ShardReader(options.shards, "train")
         images = [decode(reader.image(number)) for number in range(min(64, len(reader)))]
@@ -151,9 +151,9 @@ def make_pictures(options, folder: Path) -> list[bytes]:
 
 def onnxruntime_alone(path: Path, pictures: list[bytes], seconds: float) -> tuple[float, float]:
     """Images a second of (the model on ready tensors in its best batch, decoding and the model)."""
-    from must.image.decode import decode
-    from must.image.preprocess import EvalView, normalize_pixels
-    from must.predict.session import OnnxClassifier
+    from must.data.image.decode import decode
+    from must.data.image.preprocess import EvalView, normalize_pixels
+    from must.deploy.predict.session import OnnxClassifier
 
     classifier = OnnxClassifier(path / "model.onnx")
     view = EvalView(classifier.preprocess)

@@ -132,7 +132,7 @@ def shard_writer(images: Path, output: Path) -> None:
 def must_shard(validate: Literal["decode", "header"]) -> Callable[[Path, Path], None]:
     def run(images: Path, output: Path) -> None:
         from must.config import ShardConfig
-        from must.shards.build import shard
+        from must.data.shards.build import shard
 
         shard(ShardConfig(source=str(images), output=str(output), validate=validate))
 
@@ -155,7 +155,7 @@ def check_alone(images: Path, output: Path) -> None:
 
 def check_file(path: Path) -> None:
     """What `--validate decode` does with each file: all of its data, but an eighth of its pixels."""
-    from must.image.decode import check, identify
+    from must.data.image.decode import check, identify
 
     check(identify(path.read_bytes()))
 

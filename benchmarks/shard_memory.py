@@ -36,10 +36,10 @@ def main() -> None:
 
 
 def bookkeeping(entries: int, folder: Path) -> None:
-    from must.shards.duplicates import find_duplicates
-    from must.shards.history import write_names
-    from must.shards.plan import make_plan, read_chunk
-    from must.sources.base import Item
+    from must.data.shards.duplicates import find_duplicates
+    from must.data.shards.history import write_names
+    from must.data.shards.plan import make_plan, read_chunk
+    from must.data.sources.base import Item
 
     shutil.rmtree(folder, ignore_errors=True)
     times, began = {}, time.perf_counter()

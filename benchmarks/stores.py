@@ -41,9 +41,9 @@ def main() -> None:
     if options.read:
         print(json.dumps(read(*options.read)))
         return
-    from must import storage
+    from must.base import storage
     from must.config import ShardConfig
-    from must.shards.build import shard
+    from must.data.shards.build import shard
 
     images, shards = options.folder / f"images-{options.images}", options.folder / f"shards-{options.images}"
     size = make_images(images, options.images)
@@ -77,8 +77,8 @@ def main() -> None:
 
 def read(uri: str, cache: str) -> dict[str, float]:
     """All images of the split train in the order of an epoch, by the reader that training has."""
-    from must.data.order import EpochOrder
-    from must.data.reader import open_reader
+    from must.data.loading.order import EpochOrder
+    from must.data.loading.reader import open_reader
 
     reader = open_reader(uri, "train", cache)
     order = EpochOrder(reader.sizes, 0, 0, 4).take(0, len(reader))
@@ -90,7 +90,7 @@ def read(uri: str, cache: str) -> dict[str, float]:
 
 def listed(store: str, count: int) -> float:
     """Seconds to list so many objects, the best of three times."""
-    from must import storage
+    from must.base import storage
 
     uri = f"{store}://{BUCKET}/listed-{count}"
     with ThreadPoolExecutor(8) as pool:
@@ -113,7 +113,7 @@ def fake_gcs() -> Iterator[None]:
     command = [str(binary), "-scheme", "http", "-backend", "memory", "-host", HOST, "-port", str(port)]
     os.environ["STORAGE_EMULATOR_HOST"] = url = f"http://{HOST}:{port}"
     with running([*command, "-external-url", url, "-public-host", HOST], port):
-        from must.storage import gcs
+        from must.base.storage import gcs
 
         gcs.client().create_bucket(BUCKET)
         yield
@@ -129,7 +129,7 @@ def moto() -> Iterator[None]:
     }
     os.environ.update(settings | {"AWS_REGION": "us-east-1"})
     with running([sys.executable, "-m", "moto.server", "-H", HOST, "-p", str(port)], port):
-        from must.storage import s3
+        from must.base.storage import s3
 
         s3.client().create_bucket(Bucket=BUCKET)
         yield

@@ -35,16 +35,16 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from must.augment.draws import AugmentParams, PatchMask, seed_views
-from must.augment.exact import TrainViews, ViewSettings, fill_color, posterize
-from must.augment.gpu import DeviceInputs, DeviceViews
 from must.config import ShardConfig
-from must.data.loader import TrainDataset, make_views, train_batches
-from must.data.order import GlobalBatches
-from must.data.reader import ShardReader
-from must.image.decode import MAX_PIXELS, decode
-from must.image.preprocess import CLIP_MEAN, CLIP_STD
-from must.shards.build import shard
+from must.data.augment.draws import AugmentParams, PatchMask, seed_views
+from must.data.augment.exact import TrainViews, ViewSettings, fill_color, posterize
+from must.data.augment.gpu import DeviceInputs, DeviceViews
+from must.data.image.decode import MAX_PIXELS, decode
+from must.data.image.preprocess import CLIP_MEAN, CLIP_STD
+from must.data.loading.loader import TrainDataset, make_views, train_batches
+from must.data.loading.order import GlobalBatches
+from must.data.loading.reader import ShardReader
+from must.data.shards.build import shard
 
 SIZE, BATCH = 224, 64
 
@@ -157,7 +157,7 @@ class LoadersOnly(DeviceViews):
 
 
 def breakdown(images: Path) -> None:
-    from must.augment.fast import FastViews
+    from must.data.augment.fast import FastViews
 
     files = sorted(images.rglob("*.jpg"))[:300]
     data = [path.read_bytes() for path in files]

@@ -85,7 +85,7 @@ def line(row: dict[str, Any], base: dict[str, Any]) -> str:
 def measure(options: argparse.Namespace, variant: dict[str, Any]) -> dict[str, Any]:
     import torch
 
-    from must.distributed.process_group import pick_device
+    from must.method.distributed.process_group import pick_device
 
     device = pick_device(options.device)
     peak = matmul_peak(device, torch.bfloat16 if variant["precision"] == "bf16" else torch.float32)
@@ -132,8 +132,8 @@ def build(options: argparse.Namespace, variant: dict[str, Any], device: Any) -> 
     flops = 4 * forward_flops(visual, patches)
     if variant.get("plain"):
         from benchmarks.plain_must import PlainStep
-        from must.augment.normalize import normalize
-        from must.image.preprocess import Preprocess
+        from must.data.augment.normalize import normalize
+        from must.data.image.preprocess import Preprocess
 
         plain = PlainStep(visual, classifier, device, variant["precision"] == "bf16")
         first, second = (normalize(view.to(device), Preprocess(size=size)) for view in (weak, strong))
@@ -146,12 +146,12 @@ def ours(options: argparse.Namespace, variant: dict[str, Any], device: Any, visu
     import torch
 
     from must.config import TrainConfig
-    from must.data.loader import TrainBatch
-    from must.distributed.cpu import prepare_machine
-    from must.distributed.process_group import World
-    from must.image.preprocess import Preprocess
-    from must.model.masked_vit import MaskedViT
-    from must.train.step import MustStep
+    from must.data.image.preprocess import Preprocess
+    from must.data.loading.loader import TrainBatch
+    from must.method.distributed.cpu import prepare_machine
+    from must.method.distributed.process_group import World
+    from must.method.model.masked_vit import MaskedViT
+    from must.method.train.step import MustStep
 
     prepare_machine(device)
     settings = {name: value for name, value in variant.items() if name not in ("name", "plain")}

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from pictures_dag import dag
 
-from must.data.order import EpochOrder
+from must.data.loading.order import EpochOrder
 
 INK, GREY, GOOD, BAD, PALE = "#1f2933", "#7b8794", "#0b7a4b", "#b42318", "#e4e7eb"
 SERIES = ("#0b63ce", "#b54708", "#0b7a4b", "#7a3fa8")

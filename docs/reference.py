@@ -16,8 +16,8 @@ import yaml
 
 import must
 from must.api import results
-from must.api.functions import stage_function
-from must.stages import STAGES
+from must.api.functions import BESIDE, function_at_must
+from must.api.stages import STAGES
 from must_pipeline.cli import COMMANDS
 from must_pipeline.files import CLUSTER, COMPILED
 
@@ -96,11 +96,11 @@ def python() -> str:
     out.append("How they are used is in [From Python](../python.md). All parameters are keywords.\n")
     out.append("| function | does | returns |\n|---|---|---|")
     for name, stage in STAGES.items():
-        returns = "Adapted" if stage.python else inspect.signature(stage_function(name)).return_annotation.__name__
+        returns = "Adapted" if stage.python else inspect.signature(function_at_must(name)).return_annotation.__name__
         own = getattr(getattr(results, returns, None), "__module__", "") == results.__name__
         link = f"[`{returns}`](#{returns.lower()})" if own else f"`{returns}`"
         out.append(f"| [`must.{name}`](commands.md#must-{name}) | {cell(stage.help)} | {link} |")
-    out += [f"| `must.{name}` | {cell(first_line(getattr(must, name)))} | |" for name in must.LAZY]
+    out += [f"| `must.{name}` | {cell(first_line(getattr(must, name)))} | |" for name in BESIDE]
     out.append("")
     for name, kind in vars(results).items():
         if not is_dataclass(kind) or kind.__module__ != results.__name__:

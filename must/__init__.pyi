@@ -4,7 +4,7 @@
 from os import PathLike
 from typing import Any, Literal, TypeAlias
 
-from must.adapt.adapt import adapt as adapt
+from must.api.adapt import adapt as adapt
 from must.api.results import Classifier as Classifier
 from must.api.results import Demo as Demo
 from must.api.results import Evaluated as Evaluated
@@ -16,15 +16,13 @@ from must.api.results import Refined as Refined
 from must.api.results import Selected as Selected
 from must.api.results import Shards as Shards
 from must.api.results import Trained as Trained
-from must.data.open_shards import open_shards as open_shards
-from must.gate import Decision as Decision
-from must.promote.registry import Latest as Latest
+from must.data.loading.open_shards import open_shards as open_shards
+from must.deploy.promote.registry import Latest as Latest
+from must.evaluation.gate import Decision as Decision
 
 Text: TypeAlias = str | PathLike[str]
 
 __version__: str
-STAGES: tuple[str, ...]
-LAZY: dict[str, str]
 __all__ = [
     "adapt",
     "classifier",

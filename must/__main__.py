@@ -1,4 +1,4 @@
-from must.cli import main
+from must.api.cli import main
 
 if __name__ == "__main__":
     main()

@@ -65,7 +65,7 @@ def digits():
 def exported(digits):
     """(result, folder) of a float32 export, checked on shard images. Only read it."""
     from must.config import ExportConfig
-    from must.export.onnx import export
+    from must.deploy.export.onnx import export
 
     def make(folder):
         values = {"model": digits.adapted, "shards": digits.shards, "images": 40}
@@ -80,7 +80,7 @@ def exported(digits):
 def embedded(digits):
     """The folder of a float32 export with --embeddings and --triton digits, made once a run. Only read it."""
     from must.config import ExportConfig
-    from must.export.onnx import export
+    from must.deploy.export.onnx import export
 
     def make(folder):
         values = {"shards": digits.shards, "images": 40, "embeddings": True, "triton": "digits"}

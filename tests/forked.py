@@ -16,7 +16,7 @@ from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["must.cli", "must.train.trainer", "open_clip", "torch.utils.tensorboard", "tests.train.step_ranks"]
+    ["must.api.cli", "must.method.train.trainer", "open_clip", "torch.utils.tensorboard", "tests.train.step_ranks"]
 )
 
 
@@ -62,6 +62,6 @@ def run(arguments: list[str], log: str, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     multiprocessing.set_start_method(None, force=True)  # the system's own, as in a process that was not forked here
     sys.stdout.reconfigure(line_buffering=True)
-    from must.cli import main
+    from must.api.cli import main
 
     main(arguments)

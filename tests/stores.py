@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from must import storage
+from must.base import storage
 from tests.gcs import HOST, Faults, ask, free_port, proxy_to
 
 numbers = itertools.count()
@@ -111,13 +111,13 @@ def empty_bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 def be_impatient(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Requests are given up after so many seconds of failure."""
-    from must.storage import retry
+    from must.base.storage import retry
 
     monkeypatch.setattr(retry, "RETRY_TIMEOUT", seconds)
 
 
 def on_gcs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[str, Faults]:
-    from must.storage import gcs, retry
+    from must.base.storage import gcs, retry
 
     url, faults = request.getfixturevalue("gcs_process")
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
@@ -127,7 +127,7 @@ def on_gcs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, name
 
 
 def on_s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[str, Faults]:
-    from must.storage import retry, s3
+    from must.base.storage import retry, s3
 
     url, faults = request.getfixturevalue("moto_process")
     settings = {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "secret"}
@@ -139,7 +139,7 @@ def on_s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, name:
 
 
 def on_azure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[str, Faults]:
-    from must.storage import azure, retry
+    from must.base.storage import azure, retry
 
     url, faults = request.getfixturevalue("azurite_process")
     account = f"DefaultEndpointsProtocol=http;AccountName={ACCOUNT};AccountKey={KEY}"

@@ -6,8 +6,8 @@ import signal
 import time
 from pathlib import Path
 
-from must.run.notes import stage_note
-from must.storage import UnreachableError
+from must.base.storage import UnreachableError
+from must.runtime.notes import stage_note
 
 
 def unlucky(work_uri, how, times):

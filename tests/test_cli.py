@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import must as must_package
-from must import cli
-from must.stages import STAGES, call
+from must.api import cli
+from must.api.stages import STAGES, call
 
 
 def must(*arguments, **options):
@@ -97,7 +97,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
 def test_the_library_is_not_its_own_command_line():
     root = Path(must_package.__file__).parent
     text = {path: path.read_text() for place in (root, root.parent / "components") for path in place.rglob("*.py")}
-    assert [path.name for path, code in text.items() if "must.cli" in code] == ["__main__.py"]
+    assert [path.name for path, code in text.items() if "must.api.cli" in code] == ["__main__.py"]
 
 
 def test_a_stage_called_from_python_raises(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from must.cores import cores
+from must.base.cores import cores
 
 V1, V2 = "cgroup cgroup rw,cpu,cpuacct", "cgroup2 cgroup rw"
 
@@ -60,7 +60,7 @@ def test_without_control_groups_the_affinity_counts(tmp_path: Path) -> None:
 
 
 def test_sharding_and_training_ask_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    import must.distributed.cpu
-    import must.shards.build
+    import must.data.shards.build
+    import must.method.distributed.cpu
 
-    assert must.shards.build.cores is cores and must.distributed.cpu.cores is cores
+    assert must.data.shards.build.cores is cores and must.method.distributed.cpu.cores is cores

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from must import gate
 from must.config import EvaluateConfig, GateConfig
-from must.evaluate.evaluate import evaluate, measure
-from must.evaluate.scores import Collector, Samples
-from must.model.bundle import load_bundle, save_bundle
+from must.evaluation import gate
+from must.evaluation.evaluate import evaluate, measure
+from must.evaluation.scores import Collector, Samples
+from must.method.model.bundle import load_bundle, save_bundle
 
 CLASSES = list("abcdefghij")
 

@@ -9,13 +9,13 @@ from dataclasses import replace
 
 import pytest
 
-from must import lock, storage
+from must.base import lock, storage
 from must.config import ShardConfig
-from must.shards import commit
-from must.shards.build import shard
+from must.data.shards import commit
+from must.data.shards.build import shard
 from tests import zoo
 
-HOLD = "import sys; from must.lock import locked, CHECKPOINTS\n"
+HOLD = "import sys; from must.base.lock import locked, CHECKPOINTS\n"
 HOLD += "with locked(sys.argv[1], CHECKPOINTS): print('held', flush=True); sys.stdin.read()"
 
 
@@ -120,7 +120,7 @@ def test_a_lock_is_gone_after_its_run(bucket_server):
 @pytest.fixture
 def left(bucket_server):
     """The content of a lock in a bucket that a process here has left which was killed; and where it is."""
-    code = "import json; from must.lock import Beat, SHARDS; print(json.dumps(Beat('gs://b/x', SHARDS).identity))"
+    code = "import json; from must.base.lock import Beat, SHARDS; print(json.dumps(Beat('gs://b/x', SHARDS).identity))"
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return json.loads(made.stdout), bucket_server.uri + "/run/.shard.lock"
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from must import storage
-from must.cli import main
-from must.names import below
+from must.api.cli import main
+from must.base import storage
+from must.base.names import below
 from must_components.train_job.launcher import copy_bundle
 from tests.promote.bundles import make_bundle
 from tests.stores import Server, plant

@@ -2,9 +2,9 @@
 
 import pytest
 
+from must.api.stages import STAGES
+from must.base.parameters import load
 from must.config import ShardConfig, TrainConfig
-from must.parameters import load
-from must.stages import STAGES
 
 REQUIRED = {"shards": "s", "classifier": "c", "output": "o"}
 

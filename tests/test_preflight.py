@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from must.cli import main
+from must.api.cli import main
+from must.api.preflight import check_output, preflight
 from must.config import EvaluateConfig, ExportConfig, TrainConfig
-from must.preflight import check_output, preflight
 
 HEAVY = ("torch", "torchvision", "open_clip", "timm", "sklearn", "onnxruntime")
 CODE = f"""
 import sys
-from must.cli import main
+from must.api.cli import main
 try:
     main(sys.argv[1:])
 except SystemExit as end:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from must.processes import METHOD, start_context
-from must.stages import call
+from must.api.stages import call
+from must.base.processes import METHOD, start_context
 
 ROOT = str(Path(__file__).parent.parent)
 SCRIPT = """
@@ -47,10 +47,10 @@ def test_a_fork_server_gives_the_same_shards_and_the_same_model(digits, tmp_path
 LEFT_BEHIND = """
 import os, signal
 from concurrent.futures import ProcessPoolExecutor
-from must.processes import begin_worker, start_context
+from must.base.processes import begin_worker, start_context
 
 if __name__ == "__main__":
-    with ProcessPoolExecutor(1, start_context("must.processes"), begin_worker, (dict(os.environ),)) as pool:
+    with ProcessPoolExecutor(1, start_context("must.base.processes"), begin_worker, (dict(os.environ),)) as pool:
         print(pool.submit(os.getpid).result(), flush=True)
         {end}
 """
@@ -79,7 +79,7 @@ def test_a_worker_ends_with_the_program_that_was_killed(tmp_path: Path, method: 
 def test_a_fork_server_outlives_a_sigterm_to_the_group(tmp_path: Path) -> None:
     end = (
         "signal.signal(signal.SIGTERM, lambda *_: None); os.killpg(0, signal.SIGTERM); "
-        "context = start_context('must.processes'); one = context.Process(target=print); one.start(); one.join(); "
+        "context = start_context('must.base.processes'); one = context.Process(target=print); one.start(); one.join(); "
         "os._exit(one.exitcode)"
     )
     assert run_left_behind(tmp_path, "forkserver", end)[0] == 0
@@ -88,7 +88,7 @@ def test_a_fork_server_outlives_a_sigterm_to_the_group(tmp_path: Path) -> None:
 def test_an_unknown_start_method_is_one_line(monkeypatch) -> None:
     monkeypatch.setenv(METHOD, "frok")
     with pytest.raises(ValueError, match="MUST_START_METHOD=frok: no such start method; known are fork, "):
-        start_context("must.processes")
+        start_context("must.base.processes")
 
 
 def environment() -> dict[str, str]:

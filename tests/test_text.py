@@ -6,10 +6,10 @@ import io
 import pytest
 import yaml
 
+from must.base.exits import fail
+from must.base.parameters import load
+from must.base.text import SHORT, Rows, brief, cell, encoded, printable
 from must.config import TrainConfig
-from must.exits import fail
-from must.parameters import load
-from must.text import SHORT, Rows, brief, cell, encoded, printable
 
 REQUIRED = {"shards": "s", "classifier": "c", "output": "o"}
 HOSTILE = ["\x1b]0;pwned\x07\x1b[2J", "a\nb", "caf\udce9", "\u202egnp.exe", "\x9b31m", "\ud800", "ﬀ\x7f"]

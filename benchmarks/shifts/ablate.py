@@ -16,11 +16,11 @@ import numpy as np
 from benchmarks.shifts.evidence import Kept, kept_looks
 from benchmarks.shifts.packages import ROOT
 from benchmarks.shifts.run import top1
-from must.select import ladder
-from must.select.choose import RENAMED
-from must.select.ladder import RUNGS, Climb, climb
-from must.select.neighbours import look_alikes
-from must.select.signal import renamed
+from must.method.select import ladder
+from must.method.select.choose import RENAMED
+from must.method.select.ladder import RUNGS, Climb, climb
+from must.method.select.neighbours import look_alikes
+from must.method.select.signal import renamed
 
 Rule = Callable[[np.ndarray, np.ndarray, np.ndarray, bool], float]
 

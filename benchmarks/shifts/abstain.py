@@ -3,9 +3,10 @@
     python -m benchmarks.shifts.abstain [--target 0.05]
 
 Reads what benchmarks/shifts/run.py has kept. On the unlabeled images look-alikes choose the threshold, for zero-shot
-and for parts of the adaptation, also where must/select/abstain.py would promise nothing for so small a part. What is
-really wrong (of how many images that get a class) is counted on the test images, weighted as the unlabeled ones. `junk`
-are unlabeled images of none of the classes; the last column is the share of them that gets no class, of what was kept.
+and for parts of the adaptation, also where must/method/select/abstain.py would promise nothing for so small a part.
+What is really wrong (of how many images that get a class) is counted on the test images, weighted as the unlabeled
+ones. `junk` are unlabeled images of none of the classes; the last column is the share of them that gets no class, of
+what was kept.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import json
 import numpy as np
 
 from benchmarks.shifts.packages import ROOT
-from must.select.abstain import KEPT, TARGET, by_look_alikes
-from must.select.ladder import RUNGS
-from must.select.neighbours import look_alikes
+from must.method.select.abstain import KEPT, TARGET, by_look_alikes
+from must.method.select.ladder import RUNGS
+from must.method.select.neighbours import look_alikes
 
 ALPHAS = (0.0, *RUNGS)
 SHOWN = (0.0, 0.2, 0.5, 0.8, 1.0)

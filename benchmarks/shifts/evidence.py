@@ -13,13 +13,13 @@ import numpy as np
 
 from benchmarks.shifts.refined import refined_top1
 from benchmarks.shifts.run import top1
-from must.evaluate.estimate import estimated_change
-from must.evaluate.scores import Scores
-from must.model.bundle import load_description
-from must.select.choose import choose, shares_of, signals
-from must.select.ladder import RUNGS, agreement
-from must.select.neighbours import look_alikes
-from must.select.rung_predictions import RungPredictions
+from must.evaluation.estimate import estimated_change
+from must.evaluation.scores import Scores
+from must.method.model.bundle import load_description
+from must.method.select.choose import choose, shares_of, signals
+from must.method.select.ladder import RUNGS, agreement
+from must.method.select.neighbours import look_alikes
+from must.method.select.rung_predictions import RungPredictions
 
 REPLICATES = 1000
 CONFIDENT = 0.7

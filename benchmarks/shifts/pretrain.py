@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks.shifts.drawings import class_names, drawings
 from benchmarks.shifts.packages import ROOT
-from must.demo.pretrain import IMAGE_SIZE, MODEL_CONFIG, PREPROCESS_CONFIG, learn_merges
+from must.api.demo.pretrain import IMAGE_SIZE, MODEL_CONFIG, PREPROCESS_CONFIG, learn_merges
 
 SOURCE = {"letters": "computer", "icons": "outline"}
 TEMPLATES = {

@@ -25,15 +25,15 @@ import torch
 from benchmarks.shifts.packages import ROOT
 from benchmarks.shifts.run import prepared, top1, truth
 from benchmarks.shifts.tasks import TASKS, VARIANTS, task, variant
-from must.data.loader import EvalSource
-from must.data.reader import open_reader
-from must.model.bundle import preprocess_of, zero_shot_bundle
-from must.model.classifier import load_text_classifier
-from must.select.image_features import ImageFeatures, extract_features
-from must.select.ladder import KNOWING, MIN_IMAGES, agreement
-from must.select.mutual import for_copies, refined
-from must.select.neighbours import look_alikes
-from must.select.refine import improve
+from must.data.loading.loader import EvalSource
+from must.data.loading.reader import open_reader
+from must.method.model.bundle import preprocess_of, zero_shot_bundle
+from must.method.model.classifier import load_text_classifier
+from must.method.select.image_features import ImageFeatures, extract_features
+from must.method.select.ladder import KNOWING, MIN_IMAGES, agreement
+from must.method.select.mutual import for_copies, refined
+from must.method.select.neighbours import look_alikes
+from must.method.select.refine import improve
 
 COLUMNS = ("unlabeled", "unguarded", "beside", "classifier")
 

@@ -26,21 +26,21 @@ from PIL import Image
 
 from benchmarks.shifts.packages import ROOT
 from benchmarks.shifts.tasks import TASKS, VARIANTS, Task, task, variant
+from must.base.parameters import load
 from must.config import ClassifierConfig, ShardConfig, TrainConfig
-from must.data.loader import EvalSource
-from must.data.reader import open_reader
-from must.model.backbone import tower_shape
-from must.model.bundle import load_bundle, preprocess_of, zero_shot_bundle
-from must.model.classifier import classifier, load_text_classifier, save_classifier
-from must.parameters import load
-from must.select.choose import choose, shares_of
-from must.select.ladder import RUNGS
-from must.select.rung_predictions import predict_rungs
-from must.shards.build import shard
-from must.train.auto import settings as auto_settings
-from must.train.checkpoint import Checkpoints
-from must.train.presets import preset
-from must.train.trainer import train
+from must.data.loading.loader import EvalSource
+from must.data.loading.reader import open_reader
+from must.data.shards.build import shard
+from must.method.model.backbone import tower_shape
+from must.method.model.bundle import load_bundle, preprocess_of, zero_shot_bundle
+from must.method.model.classifier import classifier, load_text_classifier, save_classifier
+from must.method.select.choose import choose, shares_of
+from must.method.select.ladder import RUNGS
+from must.method.select.rung_predictions import predict_rungs
+from must.method.train.auto import settings as auto_settings
+from must.method.train.checkpoint import Checkpoints
+from must.method.train.presets import preset
+from must.method.train.trainer import train
 
 LR = 0.004  # of the preset `digits`
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -194,7 +194,7 @@ def measured(folder: Path, shards: str, names: str, made: Task, config: TrainCon
 
 def truth(shards: str, split: str, made: Task) -> np.ndarray:
     """Class numbers in the order of the split's samples, from the files' names."""
-    from must.data.reader import ShardReader
+    from must.data.loading.reader import ShardReader
 
     reader = ShardReader(shards, split)
     numbers = [int(Path(reader.description(sample)["source"]).stem) for sample in range(len(reader))]

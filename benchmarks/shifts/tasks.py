@@ -17,9 +17,9 @@ from PIL import Image, ImageFilter
 from benchmarks.shifts.drawings import class_names, drawings
 from benchmarks.shifts.packages import ROOT
 from benchmarks.shifts.pretrain import TEMPLATES, as_bytes, distort
-from must.demo import asset_folder
-from must.demo.data import CLASSES, digit_parts
-from must.demo.data import TEMPLATES as DIGIT_TEMPLATES
+from must.api.demo import asset_folder
+from must.api.demo.data import CLASSES, digit_parts
+from must.api.demo.data import TEMPLATES as DIGIT_TEMPLATES
 
 TASKS = ("digits", "mnist", "icons", "letters", "colour", "turned", "broad", "ten")
 MNIST = ("mnist", "turned", "broad")

@@ -29,10 +29,10 @@ def classifier(
     Returns:
         The sha256 of the classifier file.
     """
-    from must.run.supervise import supervised
+    from must.runtime.supervise import supervised
 
     made = supervised(
-        "classifier", "must.run.stages:classifier", run_id, work_uri, classes=classes, model=model,
+        "classifier", "must.runtime.stages:classifier", run_id, work_uri, classes=classes, model=model,
         pretrained=pretrained, fingerprint=fingerprint, weights=weights.path,
     )  # fmt: skip
     weights.metadata.update(model=model, pretrained=pretrained, classes=made["classes"], fingerprint=fingerprint)

@@ -39,8 +39,8 @@ def train_replica(
     Returns:
         The sha256 of the model's weights.
     """
-    from must.run.evaluation import plain
-    from must.run.replicas import train_on_replica
+    from must.runtime.evaluation import plain
+    from must.runtime.replicas import train_on_replica
 
     summary, facts = train_on_replica(
         run_id, work_uri, index_sha256=index_sha256, classifier=classifier.path, output=bundle.path, init=init,

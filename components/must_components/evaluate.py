@@ -35,12 +35,12 @@ def evaluate(
     Returns:
         Top-1 of the adapted model, 0..1; -1 when the split has no labels.
     """
-    from must.run.evaluation import confusion as matrix_of
-    from must.run.evaluation import figures as figures_of
-    from must.run.supervise import supervised
+    from must.runtime.evaluation import confusion as matrix_of
+    from must.runtime.evaluation import figures as figures_of
+    from must.runtime.supervise import supervised
 
     metrics = supervised(
-        "evaluate", "must.run.stages:evaluate", run_id, work_uri, index_sha256=index_sha256, bundle=bundle.path,
+        "evaluate", "must.runtime.stages:evaluate", run_id, work_uri, index_sha256=index_sha256, bundle=bundle.path,
         classifier=classifier.path, split=split, details=details.path, report=report.path,
     )  # fmt: skip
     for name, value in figures_of(metrics).items():

@@ -30,10 +30,10 @@ def export(
         embeddings: the ONNX model gives the images' embeddings too.
         triton: also write a Triton model repository for a model of this name.
     """
-    from must.run.supervise import supervised
+    from must.runtime.supervise import supervised
 
     facts = supervised(
-        "export", "must.run.stages:export", run_id, work_uri, index_sha256=index_sha256, bundle=bundle.path,
+        "export", "must.runtime.stages:export", run_id, work_uri, index_sha256=index_sha256, bundle=bundle.path,
         details=details.path, onnx=onnx.path, precision=precision, embeddings=embeddings, triton=triton,
     )  # fmt: skip
     onnx.metadata.update(facts)

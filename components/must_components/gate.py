@@ -43,10 +43,10 @@ def gate(
     Returns:
         promote, or stop.
     """
-    from must.run.supervise import supervised
+    from must.runtime.supervise import supervised
 
     passed = supervised(
-        "gate", "must.run.stages:gate", run_id, work_uri, bundle=bundle.path, details=details.path,
+        "gate", "must.runtime.stages:gate", run_id, work_uri, bundle=bundle.path, details=details.path,
         registry_uri=registry_uri, model_name=model_name, key=key, champion=champion,
         champion_uri=champion_uri, gate=gate, settings=gate_settings, split=split, decision=decision.path,
         page=reasons.path,

@@ -51,10 +51,10 @@ def inputs(
     Returns:
         A sha256 that changes with what the class file and the model files hold.
     """
-    from must.run.supervise import supervised
+    from must.runtime.supervise import supervised
 
     return supervised(
-        "inputs", "must.run.stages:inputs", run_id, work_uri, classes=classes, model=model, pretrained=pretrained,
+        "inputs", "must.runtime.stages:inputs", run_id, work_uri, classes=classes, model=model, pretrained=pretrained,
         labels=labels, split=split, shard_settings=shard_settings, preset=preset, epochs=epochs, settings=settings,
         precision=precision, gate=gate, gate_settings=gate_settings, model_name=model_name,
         register=register, serve=serve, triton=triton,

@@ -28,11 +28,11 @@ def predict(
         predict_uri: the files go to its folder of that version.
         settings: other parameters of `must predict` by name, such as {"abstain": 0.8}.
     """
-    from must.run.parts import part_name
-    from must.run.supervise import supervised
+    from must.runtime.parts import part_name
+    from must.runtime.supervise import supervised
 
     supervised(
-        part_name("predict", part), "must.run.parts:predict_part", run_id, work_uri, part=part, onnx=onnx.path,
+        part_name("predict", part), "must.runtime.parts:predict_part", run_id, work_uri, part=part, onnx=onnx.path,
         index_sha256=index_sha256, output=f"{predict_uri.rstrip('/')}/{promoted.metadata['version']}",
         settings=settings,
     )  # fmt: skip

@@ -31,7 +31,7 @@ def serve(
     Returns:
         Where the manifest is.
     """
-    from must.run.supervise import supervised
+    from must.runtime.supervise import supervised
 
     facts = supervised(
         "serve", "must_components.serving.service:serve", run_id, work_uri, registry_uri=registry_uri,

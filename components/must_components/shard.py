@@ -33,10 +33,10 @@ def shard(
     Returns:
         The sha256 of index.json: downstream caching follows the data.
     """
-    from must.run.supervise import supervised
+    from must.runtime.supervise import supervised
 
     done = supervised(
-        "shard", "must.run.stages:shard", run_id, work_uri, index=index.path, settings=settings, source=source,
+        "shard", "must.runtime.stages:shard", run_id, work_uri, index=index.path, settings=settings, source=source,
         test_source=test_source, labels=labels, split=split, append=append,
     )  # fmt: skip
     index.metadata.update(done["facts"])

@@ -26,9 +26,9 @@ def summary(
     """
     import os
 
-    from must.run.parts import follow_ups
-    from must.run.summary import leave_page, summarize
-    from must.storage import write_bytes
+    from must.base.storage import write_bytes
+    from must.runtime.parts import follow_ups
+    from must.runtime.summary import leave_page, summarize
 
     again = os.environ.get("MUST_RUN_AGAIN") or f"must-pipeline submit --again {run_id}"
     text = summarize(work_uri, run_id, status.state, again, follow_ups(labelling_pods, serve))

@@ -39,11 +39,11 @@ def train(
     Returns:
         The sha256 of the model's weights.
     """
-    from must.run.evaluation import plain
-    from must.run.supervise import supervised
+    from must.runtime.evaluation import plain
+    from must.runtime.supervise import supervised
 
     summary, facts = supervised(
-        "train", "must.run.training:train_here", run_id, work_uri, index_sha256=index_sha256,
+        "train", "must.runtime.training:train_here", run_id, work_uri, index_sha256=index_sha256,
         classifier=classifier.path, output=bundle.path, init=init, preset=preset, settings=settings, epochs=epochs,
         processes=processes, tensorboard_uri=tensorboard_uri,
     )  # fmt: skip

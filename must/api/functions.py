@@ -11,19 +11,25 @@ from dataclasses import Field
 from typing import Any, get_type_hints
 
 from must.api.results import RESULTS, result
-from must.parameters import StageConfig, is_required, with_headings
-from must.stages import STAGES, Stage, configure, run
-from must.storage import LaterError
+from must.api.stages import STAGES, Stage, configure, run
+from must.base.parameters import StageConfig, is_required, with_headings
+from must.base.storage import LaterError
 
 ENDING = """
 Raises:
-    ValueError: the user's error, in one line; where the same call may work later, must.storage.LaterError, a kind of
-        it.
+    ValueError: the user's error, in one line; where the same call may work later, must.base.storage.LaterError, a kind
+        of it.
     OSError: a place that cannot be read or written."""
 
 
-def stage_function(name: str) -> Callable[..., Any]:
+BESIDE = {"open_shards": "must.data.loading.open_shards:open_shards"}  # functions at `must` that are no stages
+
+
+def function_at_must(name: str) -> Callable[..., Any]:
     """`must.NAME`."""
+    if name in BESIDE:
+        module, function_name = BESIDE[name].split(":")
+        return getattr(importlib.import_module(module), function_name)
     stage = STAGES[name]
     if stage.python:
         module, function_name = stage.python.split(":")

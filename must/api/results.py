@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from must import storage
+from must.base import storage
 from must.config import (
     ClassifierConfig,
     DemoConfig,
@@ -24,9 +24,9 @@ from must.config import (
     ShardConfig,
     TrainConfig,
 )
-from must.gate import Decision
-from must.predict.writer import Prediction
-from must.promote.registry import Latest
+from must.deploy.predict.writer import Prediction
+from must.deploy.promote.registry import Latest
+from must.evaluation.gate import Decision
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Trained:
 
     @classmethod
     def of(cls, config: TrainConfig, summary: dict[str, Any]) -> Trained:
-        from must.model.bundle import load_description
+        from must.method.model.bundle import load_description
 
         choice = load_description(config.output).provenance.get("selection")
         kept = choice["alpha"] if choice else None

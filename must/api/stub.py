@@ -8,8 +8,8 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import must
-from must.api.functions import stage_function
-from must.stages import STAGES
+from must.api.functions import BESIDE, function_at_must
+from must.api.stages import STAGES
 
 STUB = Path(must.__file__).with_suffix(".pyi")
 HEAD = '''\
@@ -24,20 +24,18 @@ from typing import {typing}
 Text: TypeAlias = str | PathLike[str]
 
 __version__: str
-STAGES: tuple[str, ...]
-LAZY: dict[str, str]
 __all__ = {names}
 '''
 
 
 def stub() -> str:
-    functions = {name: inspect.signature(stage_function(name)) for name in STAGES if not STAGES[name].python}
+    functions = {name: inspect.signature(function_at_must(name)) for name in STAGES if not STAGES[name].python}
     own = [(*stage.python.split(":"), name) for name, stage in STAGES.items() if stage.python]
     results = sorted({(s.return_annotation.__module__, s.return_annotation.__name__) for s in functions.values()})
     typing = ", ".join(sorted({"Literal", "TypeAlias", *(name for module, name in results if module == "typing")}))
     imports = [f"from {module} import {name} as {name}" for module, name in results if module != "typing"]
     imports = [f"from {module} import {function} as {name}" for module, function, name in own] + imports
-    imports += [f"from {module} import {name} as {name}" for name, module in must.LAZY.items()]
+    imports += [f"from {where.split(':')[0]} import {name} as {name}" for name, where in BESIDE.items()]
     names = "\n".join(["[", *(f'    "{name}",' for name in sorted(must.__all__)), "]"])
     parts = [HEAD.format(doc=must.__doc__, typing=typing, imports="\n".join(sorted(imports)), names=names)]
     parts += [declared(name, signature) for name, signature in functions.items()]

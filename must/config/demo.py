@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from must.parameters import StageConfig, param
+from must.base.parameters import StageConfig, param
 
 
 @dataclass(kw_only=True)

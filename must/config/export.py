@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from must.parameters import StageConfig, flag, param, require
+from must.base.parameters import StageConfig, flag, param, require
 
 WHOLE = ("open_clip", "transformers")  # formats of a whole CLIP, with its text tower
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from must.parameters import StageConfig, flag, param, require
+from must.base.parameters import StageConfig, flag, param, require
 
 LABEL_FREE = ("max_renamed", "min_agreement", "min_effective_classes")  # the others are of the labelled gate
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from must.parameters import require
+from must.base.parameters import require
 
 
 def parts_of(programs: int) -> list[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from must.base.parameters import param, require
 from must.config.train import TrainConfig
-from must.parameters import param, require
 
 
 @dataclass(kw_only=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from must.base.parameters import StageConfig, param, require
 from must.config.part import place_of
-from must.parameters import StageConfig, param, require
 
 OF_SHARDS = ("split", "index_sha256", "part", "workers")  # these mean nothing without --shards
 

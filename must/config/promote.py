@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from must.parameters import StageConfig, flag, param, require
-from must.text import brief
+from must.base.parameters import StageConfig, flag, param, require
+from must.base.text import brief
 
 
 @dataclass(kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from must.parameters import StageConfig, param, require
+from must.base.parameters import StageConfig, param, require
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9]([\w.-]*[A-Za-z0-9_])?", re.ASCII)
 LONGEST = 96  # characters of a repository's name, the hub's own limit

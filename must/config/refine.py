@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from must.base.parameters import StageConfig, param, require
 from must.config.defaults import CACHE_GB
-from must.parameters import StageConfig, param, require
 
 
 @dataclass(kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from must.parameters import StageConfig, param, require
+from must.base.parameters import StageConfig, param, require
 
 NAME = re.compile(r"[a-zA-Z0-9][-a-zA-Z0-9._]{0,62}")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from must.base.parameters import StageConfig, param, require
 from must.config.part import place_of
-from must.parameters import StageConfig, param, require
 
 
 @dataclass(kw_only=True)

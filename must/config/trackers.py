@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from must.parameters import require
-from must.text import brief, did_you_mean
+from must.base.parameters import require
+from must.base.text import brief, did_you_mean
 
 TRACKERS = {"tensorboard": "train", "mlflow": "mlflow", "wandb": "wandb"}  # name, also of its package: our extra
 

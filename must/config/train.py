@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from must.base.parameters import StageConfig, convert, flag, param, require
 from must.config.defaults import CACHE_GB
 from must.config.trackers import check_names
-from must.parameters import StageConfig, convert, flag, param, require
 
 
 @dataclass(kw_only=True)
@@ -18,7 +18,7 @@ class TrainConfig(StageConfig):
     `must train` and `must.train(...)` take the preset auto if none is named, TrainConfig(...) then keeps the defaults.
     """
 
-    resolver = "must.train.presets:settings_of"
+    resolver = "must.method.train.presets:settings_of"
 
     example = (
         "must train --shards shards/ --classifier classifier.safetensors --output model/\n"
@@ -187,7 +187,7 @@ class TrainConfig(StageConfig):
 
     @property
     def loaders(self) -> int:
-        """Loader processes of a training process. `auto` must have become a number (must.train.chosen)."""
+        """Loader processes of a training process. `auto` must have become a number (must.method.train.chosen)."""
         assert self.workers != "auto"
         return self.workers
 

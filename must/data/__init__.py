@@ -1,4 +1,1 @@
-"""Reading shards, and the order of training: shards to batches, the same for any number of processes.
-
-Imports format, image, augment and storage. Knows nothing of how shards are written (must.shards).
-"""
+"""Images on their way to a model: found, decoded, written as shards, read again, augmented. Knows of no model."""

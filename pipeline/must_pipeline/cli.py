@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from must.exits import WRONG_INPUT
+from must.base.exits import WRONG_INPUT
 
 COMMANDS = {
     "compile": ("compile", "compile the pipeline for a cluster"),

@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from must.exits import WRONG_INPUT
+from must.base.exits import WRONG_INPUT
 
 HERE = Path(__file__).resolve().parent
 PACKAGED = HERE / "files"  # in a wheel (setup.py); a checkout has them in pipeline/ and deploy/

@@ -21,8 +21,8 @@ from typing import Any
 
 import must
 import must_components
-from must.exits import WRONG_INPUT
-from must.parameters import read_mapping
+from must.base.exits import WRONG_INPUT
+from must.base.parameters import read_mapping
 from must_pipeline.files import COMPILED, nearest
 from must_pipeline.local.console import COLOR, StageOutput
 from must_pipeline.local.docker import docker_runner
@@ -107,7 +107,7 @@ def summary(artifacts: dict[str, Path], seconds: float) -> str:
         return f"\nNothing new to train on. The DAG ran in {seconds:.0f} s."
     onnx = artifacts["onnx"] / "model.onnx"
     metrics = json.loads((artifacts["details"] / "metrics.json").read_text())
-    from must.evaluate.table import text_table
+    from must.evaluation.table import text_table
 
     promoted = f"not promoted; {shown(artifacts['reasons'])} says why"
     if "promoted" in artifacts:

@@ -22,7 +22,7 @@ import kfp
 
 import must_components
 from must import __version__
-from must.exits import WRONG_INPUT
+from must.base.exits import WRONG_INPUT
 from must_pipeline.shelf_readme import index_page, page
 
 PLACE = Path("components/training/must_clip")

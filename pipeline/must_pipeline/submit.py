@@ -14,8 +14,8 @@ from typing import Any
 
 import kfp_server_api as api
 
-from must.exits import WRONG_INPUT
-from must.parameters import read_mapping
+from must.base.exits import WRONG_INPUT
+from must.base.parameters import read_mapping
 from must_pipeline.cluster.load import load_cluster
 from must_pipeline.cluster.vertex import require_package
 from must_pipeline.files import CLUSTER, COMPILED, nearest

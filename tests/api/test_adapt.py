@@ -12,13 +12,12 @@ import torch.nn.functional as F
 from PIL import Image
 
 import must
-from must import cli
-from must.adapt.adapt import class_file, entries_of
-from must.adapt.adapted import Adapted
-from must.adapt.images import as_image, provide
-from must.api import functions
-from must.demo import asset_folder
-from must.demo.data import CLASSES, TEMPLATES
+from must.api import cli, functions
+from must.api.adapt import class_file, entries_of
+from must.api.adapted import Adapted
+from must.api.demo import asset_folder
+from must.api.demo.data import CLASSES, TEMPLATES
+from must.api.images import as_image, provide
 from tests.model.hub_api import TOKEN, writable
 
 SETTINGS = {"preset": "digits", "epochs": 2, "batch_size": 50, "workers": 0, "device": "cpu", "select": "none"}
@@ -84,7 +83,7 @@ def test_it_exports_and_goes_to_a_hub(adapted, tmp_path, monkeypatch):
 
 def test_a_second_call_has_nothing_to_do(adapted, digits, monkeypatch):
     ran, run = [], functions.run_stage
-    monkeypatch.setattr("must.adapt.adapt.run_stage", lambda name, values: ran.append(name) or run(name, values))
+    monkeypatch.setattr("must.api.adapt.run_stage", lambda name, values: ran.append(name) or run(name, values))
     again = must.adapt(**inputs(digits, adapted.output, workers=1))
     assert ran == ["shard"] and again.metrics == adapted.metrics
 
@@ -222,8 +221,8 @@ def test_the_command_does_the_same(adapted, digits, tmp_path, monkeypatch, capsy
     names = tmp_path / "classes.txt"
     names.write_text("\ufeffzero\none\n\n two \n", encoding="utf-8")
     ran = []
-    monkeypatch.setattr("must.adapt.adapt.call", lambda name, **values: ran.append((name, values)))
-    monkeypatch.setattr("must.adapt.adapt.Adapted", lambda folder: adapted)
+    monkeypatch.setattr("must.api.adapt.call", lambda name, **values: ran.append((name, values)))
+    monkeypatch.setattr("must.api.adapt.Adapted", lambda folder: adapted)
     flags = {"images": digits.images, "classes": names, "output": tmp_path / "work", "model": asset_folder()}
     line = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     cli.main(["adapt", *line, "--settings", "epochs=3,flip=0", "--device", "cpu"])

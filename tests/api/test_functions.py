@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 import must
-from must.api.functions import as_python
+from must.api.functions import BESIDE, as_python
 from must.api.results import RESULTS
+from must.api.stages import STAGES
 from must.api.stub import STUB, stub
+from must.base.storage import LaterError
 from must.config import TrainConfig
-from must.stages import STAGES
-from must.storage import LaterError
-from must.train import trainer
+from must.method.train import trainer
 
 SHORT = {"preset": "digits", "epochs": 1, "batch_size": 50, "workers": 0, "device": "cpu", "select": "none"}
 
@@ -28,13 +28,13 @@ def python(code):
 
 
 def test_importing_imports_nothing():
-    heavy = "{'torch', 'numpy', 'yaml', 'must.stages', 'must.api'} & sys.modules.keys()"
+    heavy = "{'torch', 'numpy', 'yaml', 'must.api.stages', 'must.api'} & sys.modules.keys()"
     assert python(f"import sys, must; print(len({heavy}))") == ["0"]
     assert python("import sys, must; must.train, must.adapt; print('torch' in sys.modules)") == ["False"]
 
 
 def test_every_stage_is_there():
-    assert set(must.STAGES) == set(STAGES) and {*STAGES, *must.LAZY} == set(must.__all__) <= set(dir(must))
+    assert {*STAGES, *BESIDE} == set(must.__all__) <= set(dir(must)) and must.__all__ == sorted(must.__all__)
     assert all(callable(getattr(must, name)) for name in must.__all__)
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         must.trian  # noqa: B018
@@ -63,20 +63,9 @@ def test_the_stub_for_editors_is_current():
     assert STUB.read_text() == stub(), "run: python -m must.api.stub"
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import must.train.presets; assert callable(must.train)",
-        "import must; must.train; import must.train.presets",
-        "import must.train.presets as p; import must; assert must.train.presets is p",
-        "from must import train; import must.train.presets",
-        "import must.demo; import must; must.demo",
-    ],
-)
-def test_a_stage_and_the_package_of_its_name_live_together(code):
-    code += "; import must.demo, must.train.presets"
-    more = "must.train.presets.preset('digits', '')['epochs'], callable(must.train), must.demo.asset_folder().name"
-    assert python(f"{code}; print(*({more}))") == ["40", "True", "assets"]
+def test_no_package_has_the_name_of_a_function():
+    packages = {path.stem for path in Path(must.__file__).parent.iterdir()}
+    assert not packages & {*must.__all__}
 
 
 def test_results_are_frozen_and_typed():

@@ -8,7 +8,7 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
-from must.demo import asset_folder
+from must.api.demo import asset_folder
 
 FOLDER = Path(__file__).parents[2] / "docs" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from must import cli
+from must.api import cli
+from must.api.stages import configure
+from must.base.parameters import load
 from must.config import TrainConfig
-from must.parameters import load
-from must.stages import configure
-from must.train import trainer
+from must.method.train import trainer
 
 
 @pytest.fixture

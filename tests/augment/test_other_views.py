@@ -12,19 +12,19 @@ import torch
 from PIL import Image
 from timm.data.auto_augment import LEVEL_TO_ARG
 
-from must.augment import exact as exact_views
-from must.augment.draws import Operation, seed_views
-from must.augment.exact import TrainViews, ViewSettings
-from must.augment.fast import FastViews, size_of
-from must.augment.gpu import DeviceInputs, DeviceViews
-from must.augment.gpu_ops import NAMES, apply_ops
 from must.config import TrainConfig
-from must.data.loader import TrainDataset, make_views, train_batches
-from must.data.order import GlobalBatches
-from must.data.reader import ShardReader
-from must.image.decode import ORIENTATION, decode, identify
-from must.image.preprocess import Preprocess
-from must.train.trainer import train
+from must.data.augment import exact as exact_views
+from must.data.augment.draws import Operation, seed_views
+from must.data.augment.exact import TrainViews, ViewSettings
+from must.data.augment.fast import FastViews, size_of
+from must.data.augment.gpu import DeviceInputs, DeviceViews
+from must.data.augment.gpu_ops import NAMES, apply_ops
+from must.data.image.decode import ORIENTATION, decode, identify
+from must.data.image.preprocess import Preprocess
+from must.data.loading.loader import TrainDataset, make_views, train_batches
+from must.data.loading.order import GlobalBatches
+from must.data.loading.reader import ShardReader
+from must.method.train.trainer import train
 from tests import zoo
 from tests.evaluate.digits import digits
 from tests.shards.test_shard import run

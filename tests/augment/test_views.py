@@ -12,12 +12,12 @@ from timm.data.auto_augment import rand_augment_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
-from must.augment.draws import PatchMask, seed_generators, seed_views
-from must.augment.exact import TrainViews, ViewSettings, fill_color
-from must.augment.normalize import normalize
 from must.config import TrainConfig
-from must.image.preprocess import EvalView, Preprocess, normalize_pixels
-from must.train.batches import view_settings
+from must.data.augment.draws import PatchMask, seed_generators, seed_views
+from must.data.augment.exact import TrainViews, ViewSettings, fill_color
+from must.data.augment.normalize import normalize
+from must.data.image.preprocess import EvalView, Preprocess, normalize_pixels
+from must.method.train.batches import view_settings
 from tests.golden import facts, golden
 
 PREPROCESS = Preprocess(size=32)

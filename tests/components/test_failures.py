@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from must.run.notes import read_notes
+from must.runtime.notes import read_notes
 from must_components.train_job import follow
 from must_components.train_job.jobs import Jobs
 from must_components.train_job.launch import seconds_of

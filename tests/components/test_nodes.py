@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from must.format.index import load_index
-from must.model.bundle import load_bundle, load_description
-from must.run.places import WorkUri
-from must.run.training import job_values
+from must.data.format.index import load_index
+from must.method.model.bundle import load_bundle, load_description
+from must.runtime.places import WorkUri
+from must.runtime.training import job_values
 from must_components.train_job.launcher import copy_bundle, prepare
 from must_components.train_job.manifest import request
 from must_pipeline.cluster.config import Cluster

@@ -10,11 +10,11 @@ import time
 
 import pytest
 
-from must.format.index import load_index
-from must.run import keepalive
-from must.run.keepalive import keep_alive
-from must.run.places import WorkUri
-from must.run.training import job_values
+from must.data.format.index import load_index
+from must.runtime import keepalive
+from must.runtime.keepalive import keep_alive
+from must.runtime.places import WorkUri
+from must.runtime.training import job_values
 from must_components.train_job import launcher
 from must_components.train_job.manifest import request
 from must_pipeline.cluster.config import Cluster, GpuPool, Training

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from kubernetes import client, config
 
-from must.exits import PREEMPTED, WRONG_INPUT, code_of
-from must.run.supervise import supervised
-from must.storage import LaterError
+from must.base.exits import PREEMPTED, WRONG_INPUT, code_of
+from must.base.storage import LaterError
+from must.runtime.supervise import supervised
 from must_components.serving import service
 from must_components.serving.manifest import inference_service, is_seen
 from must_pipeline.cluster.config import Cluster, CpuPool, Credentials, Toleration, Volume

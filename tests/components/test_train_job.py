@@ -6,7 +6,7 @@ import pytest
 import yaml
 from kubeflow_trainer_api import models
 
-from must.run.notes import read_notes
+from must.runtime.notes import read_notes
 from must_components.train_job.jobs import Jobs
 from must_pipeline.cluster.load import load_cluster
 from must_pipeline.files import CLUSTER
@@ -29,8 +29,8 @@ def test_the_manifest_is_a_valid_trainjob_with_every_setting_of_the_cluster(api,
     assert limits[cluster.gpu.accelerator] == str(cluster.gpu.count)
     assert limits["memory"] == cluster.resources["train"].memory_limit
     uri = str(next((work / "jobs").iterdir()))
-    assert trainer.command == ["python", "-m", "must.distributed.torchrun"]
-    assert trainer.args == [f"--nproc-per-node={cluster.training.processes}", "-m", "must.run.node", uri]
+    assert trainer.command == ["python", "-m", "must.method.distributed.torchrun"]
+    assert trainer.args == [f"--nproc-per-node={cluster.training.processes}", "-m", "must.runtime.node", uri]
     (patch,) = job.spec.runtime_patches
     (node,) = patch.training_runtime_spec.template.spec.replicated_jobs
     template = node.template.spec.template

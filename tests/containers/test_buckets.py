@@ -6,7 +6,7 @@ from tests.containers.engine import run
 def test_sharding_into_a_bucket(demo, bucket_server):
     import os
 
-    from must import storage
+    from must.base import storage
 
     options = ("--network", "host", "--env", f"STORAGE_EMULATOR_HOST={os.environ['STORAGE_EMULATOR_HOST']}")
     source = ("--source", "/data/images/test", "--labels", "folder", "--output", f"{bucket_server.uri}/shards")

@@ -65,7 +65,7 @@ def test_processes_under_torchrun_save_too(prepared, name):
     command = [
         "python",
         "-m",
-        "must.distributed.torchrun",
+        "must.method.distributed.torchrun",
         "--standalone",
         "--nproc-per-node",
         "2",

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from must import storage
-from must.data.cache import ShardCache
-from must.data.prefetch import ShardPrefetcher
-from must.data.reader import ShardReader, open_reader
-from must.format.index import Index, Shard, load_index
-from must.format.offsets import load_offsets
+from must.base import storage
+from must.data.format.index import Index, Shard, load_index
+from must.data.format.offsets import load_offsets
+from must.data.loading.cache import ShardCache
+from must.data.loading.prefetch import ShardPrefetcher
+from must.data.loading.reader import ShardReader, open_reader
 from tests import zoo
 from tests.shards.test_shard import run
 from tests.shards.test_shard_gcs import upload

@@ -12,14 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from must.augment.exact import TrainViews
-from must.cli import main
+from must.api.cli import main
 from must.config import EvaluateConfig, TrainConfig
-from must.data.loader import TrainDataset, train_batches
-from must.data.order import GlobalBatches
-from must.data.reader import open_reader
-from must.evaluate.evaluate import evaluate
-from must.train.trainer import train
+from must.data.augment.exact import TrainViews
+from must.data.loading.loader import TrainDataset, train_batches
+from must.data.loading.order import GlobalBatches
+from must.data.loading.reader import open_reader
+from must.evaluation.evaluate import evaluate
+from must.method.train.trainer import train
 from tests import zoo
 from tests.augment.test_views import SETTINGS
 from tests.evaluate.digits import digits

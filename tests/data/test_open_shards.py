@@ -16,11 +16,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import must
-from must import storage
+from must.base import storage
 from must.config import ShardConfig
-from must.data.reader import ShardReader
-from must.image.decode import decode
-from must.shards.build import shard
+from must.data.image.decode import decode
+from must.data.loading.reader import ShardReader
+from must.data.shards.build import shard
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,7 +67,7 @@ def test_workers_share_out_the_shards(shards, workers):
 
 
 def test_from_a_bucket(shards, bucket_server, monkeypatch):
-    from must.data import open_shards as module
+    from must.data.loading import open_shards as module
 
     monkeypatch.setattr(module, "AT_ONCE", 20_000)  # so that a shard takes several pieces
     for path in Path(shards).iterdir():
@@ -115,7 +115,7 @@ def test_importing_must_imports_nothing_heavy():
 def test_the_linear_probe_of_the_documentation_runs(digits, tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?must\.open_shards.*?)```", (ROOT / "docs/data.md").read_text(), re.DOTALL)
     from must.config import ExportConfig
-    from must.export.export import export
+    from must.deploy.export.export import export
 
     ours = str(tmp_path / "ours")
     export(ExportConfig(model=digits.zero_shot, classifier=digits.classifier, to="open_clip", output=ours))

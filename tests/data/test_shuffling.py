@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from must.config import TrainConfig
-from must.data.reader import ShardReader
+from must.data.loading.reader import ShardReader
 from tests import zoo
 from tests.shards.test_shard import run
 

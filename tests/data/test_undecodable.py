@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from must.augment.exact import TrainViews
 from must.config import TrainConfig
-from must.data.loader import REPLACEMENTS, TrainDataset, train_batches
-from must.data.order import GlobalBatches
-from must.data.reader import ShardReader
-from must.evaluate.training import training_log
-from must.train.trainer import train
+from must.data.augment.exact import TrainViews
+from must.data.loading.loader import REPLACEMENTS, TrainDataset, train_batches
+from must.data.loading.order import GlobalBatches
+from must.data.loading.reader import ShardReader
+from must.evaluation.training import training_log
+from must.method.train.trainer import train
 from tests import zoo
 from tests.augment.test_views import SETTINGS
 from tests.evaluate.digits import digits

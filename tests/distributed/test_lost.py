@@ -68,8 +68,8 @@ def test_torchrun_restarts_a_run_that_lost_a_process(digits, tmp_path):
 
 APART = """
 import json, os, sys
-from must.exits import exiting
-from must.stages import call
+from must.base.exits import exiting
+from must.api.stages import call
 values = json.loads(sys.argv[1])
 values["checkpoints"] += os.environ["RANK"]
 os.environ |= {"GROUP_RANK": os.environ["RANK"], "LOCAL_RANK": "0"}  # each process as if on a node of its own
@@ -83,7 +83,13 @@ def test_nodes_that_do_not_see_the_same_checkpoints_are_refused(digits, tmp_path
     values = {**SETTINGS, "shards": digits.shards, "classifier": digits.classifier, "output": str(tmp_path / "run")}
     finish(start(digits, tmp_path / "first", 1, checkpoints=str(tmp_path / "place-0")), tmp_path / "first")
     (tmp_path / "apart.py").write_text(APART)
-    command = ["-m", "must.distributed.torchrun", "--standalone", "--nproc-per-node=2", str(tmp_path / "apart.py")]
+    command = [
+        "-m",
+        "must.method.distributed.torchrun",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(tmp_path / "apart.py"),
+    ]
     result = subprocess.run(
         [sys.executable, *command, json.dumps({**values, "checkpoints": str(tmp_path / "place-")})],
         capture_output=True, text=True, env=os.environ | ENVIRONMENT, timeout=120,
@@ -94,7 +100,7 @@ def test_nodes_that_do_not_see_the_same_checkpoints_are_refused(digits, tmp_path
 
 LAUNCH = """
 import json, sys
-from must.run.launch import launch
+from must.runtime.launch import launch
 values = json.loads(sys.argv[1])
 print("SUMMARY", launch(values, 2))
 """

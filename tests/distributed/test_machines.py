@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from must.distributed.machines import machines
-from must.format.index import load_index
-from must.model.bundle import load_bundle, load_description
-from must.run.notes import read_notes
+from must.data.format.index import load_index
+from must.method.distributed.machines import machines
+from must.method.model.bundle import load_bundle, load_description
+from must.runtime.notes import read_notes
 from tests.evaluate.digits import digits as make_digits
 from tests.gcs import free_port
 
@@ -55,7 +55,9 @@ def test_two_replicas_of_the_component_train_one_model(tmp_path):
         "output": str(tmp_path / "model"), "settings": {"batch_size": 50, "workers": 0, "device": "cpu"}, "init": "",
         "epochs": 1, "processes": "1",
     }  # fmt: skip
-    code = f"from must.run.replicas import train_on_replica as t; print('RESULT', t('r', {str(work)!r}, **{values!r}))"
+    code = (
+        f"from must.runtime.replicas import train_on_replica as t; print('RESULT', t('r', {str(work)!r}, **{values!r}))"
+    )
     address = f"127.0.0.1:{free_port()}"
     replicas = [
         subprocess.Popen(

@@ -5,9 +5,9 @@ import signal
 import pytest
 import torch
 
-from must.distributed.preemption import StopSignal
-from must.distributed.process_group import World, init_distributed
-from must.exits import ending_on_sigterm
+from must.base.exits import ending_on_sigterm
+from must.method.distributed.preemption import StopSignal
+from must.method.distributed.process_group import World, init_distributed
 from tests.train.processes import on_ranks
 
 

@@ -11,10 +11,10 @@ from itertools import pairwise
 import pytest
 import yaml
 
-from must.cli import build_parser
-from must.model.classifier import load_class_set
-from must.parameters import load
-from must.stages import STAGES
+from must.api.cli import build_parser
+from must.api.stages import STAGES
+from must.base.parameters import load
+from must.method.model.classifier import load_class_set
 from must_pipeline.cli import COMMANDS
 from must_pipeline.cluster.load import load_cluster
 from must_pipeline.files import COMPILED
@@ -31,7 +31,7 @@ def shown():
     for page in PAGES:
         for block in blocks(page):
             for words in commands(block):
-                if words[0].endswith("torchrun") or words[1:3] == ["-m", "must.distributed.torchrun"]:
+                if words[0].endswith("torchrun") or words[1:3] == ["-m", "must.method.distributed.torchrun"]:
                     words = words[len(words) - 1 - words[::-1].index("-m") + 1 :] if "-m" in words else []
                 if words and re.fullmatch(r"(\S*/)?python3?", words[0]):
                     words = words[2:] if words[1:2] == ["-m"] else words[1:]

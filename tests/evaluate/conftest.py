@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from must.config import EvaluateConfig
-from must.evaluate.evaluate import evaluate
+from must.evaluation.evaluate import evaluate
 
 
 @pytest.fixture(scope="session")

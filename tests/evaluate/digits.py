@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from must.augment.normalize import normalize
+from must.api.demo import asset_folder
+from must.api.demo.data import CLASSES, TEMPLATES, digit_parts
 from must.config import ClassifierConfig, ShardConfig
-from must.demo import asset_folder
-from must.demo.data import CLASSES, TEMPLATES, digit_parts
-from must.image.preprocess import EvalView
-from must.model.bundle import Bundle, preprocess_of, save_bundle, zero_shot_bundle
-from must.model.classifier import classifier, load_text_classifier
-from must.shards.build import shard
+from must.data.augment.normalize import normalize
+from must.data.image.preprocess import EvalView
+from must.data.shards.build import shard
+from must.method.model.bundle import Bundle, preprocess_of, save_bundle, zero_shot_bundle
+from must.method.model.classifier import classifier, load_text_classifier
 from tests.once import made_once
 
 torch.set_num_threads(1)  # the model is so small that threads cost more than they bring

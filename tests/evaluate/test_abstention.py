@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from must.config import EvaluateConfig, ExportConfig
-from must.evaluate.abstention import abstention, at, binomial_tail, first_named, upper_bound, with_labels
-from must.evaluate.evaluate import evaluate
-from must.export.onnx import abstention_of, export
-from must.predict.abstention import threshold
-from must.predict.session import OnnxClassifier
-from must.select.abstain import by_look_alikes, chance_of, from_shares, rising
+from must.deploy.export.onnx import abstention_of, export
+from must.deploy.predict.abstention import threshold
+from must.deploy.predict.session import OnnxClassifier
+from must.evaluation.abstention import abstention, at, binomial_tail, first_named, upper_bound, with_labels
+from must.evaluation.evaluate import evaluate
+from must.method.select.abstain import by_look_alikes, chance_of, from_shares, rising
 
 
 def drawn(images, seed, worst=0.5):
@@ -150,7 +150,7 @@ def test_from_evaluation_to_the_onnx_file(digits, evaluated, tmp_path):
 def test_what_training_left_in_the_bundle_counts_without_an_evaluation(digits):
     from dataclasses import replace
 
-    from must.model.bundle import load_description
+    from must.method.model.bundle import load_description
 
     description = load_description(digits.adapted)
     assert abstention_of(description, None) is None

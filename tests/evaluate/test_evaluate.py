@@ -13,13 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from must.augment.normalize import normalize
+from must.api.demo.data import CLASSES
 from must.config import EvaluateConfig, ShardConfig
-from must.demo.data import CLASSES
-from must.evaluate.evaluate import evaluate
-from must.evaluate.table import text_table
-from must.model.bundle import load_bundle, preprocess_of, save_bundle
-from must.shards.build import shard
+from must.data.augment.normalize import normalize
+from must.data.shards.build import shard
+from must.evaluation.evaluate import evaluate
+from must.evaluation.table import text_table
+from must.method.model.bundle import load_bundle, preprocess_of, save_bundle
 from tests.evaluate.digits import pixels_of
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from must.config import EvaluateConfig, ShardConfig
-from must.evaluate.evaluate import evaluate
-from must.evaluate.fewshot import Features, draw, fold_numbers, linear_probe, logistic_regression, tip_adapter
-from must.shards.build import shard
+from must.data.shards.build import shard
+from must.evaluation.evaluate import evaluate
+from must.evaluation.fewshot import Features, draw, fold_numbers, linear_probe, logistic_regression, tip_adapter
 
 
 def unit(vectors):

@@ -9,10 +9,10 @@ import shutil
 import pytest
 
 from must.config import EvaluateConfig, ShardConfig
-from must.evaluate.evaluate import evaluate
-from must.evaluate.table import text_table
-from must.format import index, verify
-from must.shards.build import shard
+from must.data.format import index, verify
+from must.data.shards.build import shard
+from must.evaluation.evaluate import evaluate
+from must.evaluation.table import text_table
 
 NAMES = [
     b"caf\xe9.png",

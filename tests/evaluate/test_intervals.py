@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from must.evaluate.intervals import bootstrap, interval, mcnemar, paired
+from must.evaluation.intervals import bootstrap, interval, mcnemar, paired
 from tests.evaluate.test_metrics import random_task, results_of
 
 

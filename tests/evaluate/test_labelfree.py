@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from must.evaluate.labelfree import compare, label_free
-from must.evaluate.scores import NO_LABEL
+from must.evaluation.labelfree import compare, label_free
+from must.evaluation.scores import NO_LABEL
 from tests.evaluate.test_metrics import random_task, scores_of
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
-from must.evaluate.metrics import (
+from must.evaluation.metrics import (
     bin_numbers,
     calibration_error,
     confused_pairs,
@@ -17,7 +17,7 @@ from must.evaluate.metrics import (
     reliability,
     scalar_metrics,
 )
-from must.evaluate.scores import NO_LABEL, Collector
+from must.evaluation.scores import NO_LABEL, Collector
 
 
 def scores_of(probability, labels):

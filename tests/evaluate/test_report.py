@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from must.config import EvaluateConfig
-from must.evaluate.evaluate import MATRIX_LIMIT, measure
-from must.evaluate.report.gallery import few_of_a_kind
-from must.evaluate.report.page import render_report
-from must.evaluate.report.provenance import command
-from must.evaluate.report.verdict import verdict
-from must.evaluate.scores import Collector, Samples
-from must.model.bundle import load_bundle
+from must.evaluation.evaluate import MATRIX_LIMIT, measure
+from must.evaluation.report.gallery import few_of_a_kind
+from must.evaluation.report.page import render_report
+from must.evaluation.report.provenance import command
+from must.evaluation.report.verdict import verdict
+from must.evaluation.scores import Collector, Samples
+from must.method.model.bundle import load_bundle
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -163,7 +163,7 @@ def test_collapse_is_named_without_labels(digits):
 
 def test_curves_are_drawn_from_the_log_even_when_it_is_cut_off(digits, tmp_path):
     bundle = load_bundle(digits.adapted)
-    from must.model.bundle import save_bundle
+    from must.method.model.bundle import save_bundle
 
     save_bundle(str(tmp_path), bundle.model, replace(bundle.description))
     lines = [f'{{"step": {i}, "confident": {0.5 + i / 200}, "lr": 0.001, "loss_fairness": NaN}}' for i in range(50)]

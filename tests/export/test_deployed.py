@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from must.export.deployed import InferenceModel
-from must.image.preprocess import Preprocess
-from must.model.backbone import build_visual
-from must.model.masked_vit import MaskedViT
+from must.data.image.preprocess import Preprocess
+from must.deploy.export.deployed import InferenceModel
+from must.method.model.backbone import build_visual
+from must.method.model.masked_vit import MaskedViT
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 3, "head_width": 16}
 TOWERS = {  # changes of VISION, QuickGELU, whether only the class token is computed in the end

@@ -10,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from must.augment.normalize import normalize
+from must.api.demo.data import CLASSES
 from must.config import ExportConfig
-from must.demo.data import CLASSES
-from must.export.check import LEAST_COSINE, compare, reference, reference_embeddings, smallest_cosine
-from must.export.onnx import export, refuse
-from must.image.preprocess import normalize_pixels
-from must.model.bundle import load_bundle, preprocess_of
-from must.predict.session import OnnxClassifier
+from must.data.augment.normalize import normalize
+from must.data.image.preprocess import normalize_pixels
+from must.deploy.export.check import LEAST_COSINE, compare, reference, reference_embeddings, smallest_cosine
+from must.deploy.export.onnx import export, refuse
+from must.deploy.predict.session import OnnxClassifier
+from must.method.model.bundle import load_bundle, preprocess_of
 from tests.evaluate.digits import pixels_of
 
 

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from must.config import ExportConfig
-from must.export.check import compare, reference, reference_embeddings, smallest_cosine
-from must.export.jpeg import compare_files, with_decoder
-from must.export.onnx import refuse
-from must.export.serving import triton_config
-from must.image.preprocess import Preprocess
-from must.model.bundle import load_bundle
-from must.predict.session import OnnxClassifier
+from must.data.image.preprocess import Preprocess
+from must.deploy.export.check import compare, reference, reference_embeddings, smallest_cosine
+from must.deploy.export.jpeg import compare_files, with_decoder
+from must.deploy.export.onnx import refuse
+from must.deploy.export.serving import triton_config
+from must.deploy.predict.session import OnnxClassifier
+from must.method.model.bundle import load_bundle
 from tests.evaluate.digits import pixels_of
 
 

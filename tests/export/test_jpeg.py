@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from must.config import ExportConfig
-from must.export.jpeg import FILE, compare_files, is_plain, open_with_decoder, with_decoder
-from must.export.onnx import export
-from must.image.preprocess import EvalView, Preprocess
-from must.predict.session import OnnxClassifier
+from must.data.image.preprocess import EvalView, Preprocess
+from must.deploy.export.jpeg import FILE, compare_files, is_plain, open_with_decoder, with_decoder
+from must.deploy.export.onnx import export
+from must.deploy.predict.session import OnnxClassifier
 
 MAX_PIXELS = 10**7
 

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from must.config import EvaluateConfig
-from must.evaluate.evaluate import evaluate
-from must.export.model_card import licence, model_card, read_metrics
-from must.model.bundle import Description, load_description
+from must.deploy.export.model_card import licence, model_card, read_metrics
+from must.evaluation.evaluate import evaluate
+from must.method.model.bundle import Description, load_description
 
 
 def description(**changes):

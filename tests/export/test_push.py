@@ -9,13 +9,13 @@ import huggingface_hub.constants as hub_settings
 import pytest
 import torch
 
-from must.augment.normalize import normalize
-from must.cli import main
+from must.api.cli import main
+from must.base.storage import LaterError
 from must.config import ExportConfig, PushConfig
-from must.export.export import export
-from must.export.push import push
-from must.model.bundle import load_bundle, preprocess_of
-from must.storage import LaterError
+from must.data.augment.normalize import normalize
+from must.deploy.export.export import export
+from must.deploy.export.push import push
+from must.method.model.bundle import load_bundle, preprocess_of
 from tests.model.hub_api import READER, TOKEN, writable
 
 

@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from must.config import ExportConfig, PredictConfig
-from must.export.onnx import export
-from must.export.serving import triton_config
-from must.image.preprocess import Preprocess
-from must.predict.client import Client, parse
-from must.predict.predict import predict
+from must.data.image.preprocess import Preprocess
+from must.deploy.export.onnx import export
+from must.deploy.export.serving import triton_config
+from must.deploy.predict.client import Client, parse
+from must.deploy.predict.predict import predict
 
 # Of V1beta1ModelSpec in KServe 0.21's Python models.
 MODEL_SPEC = {"modelFormat", "runtime", "protocolVersion", "storageUri", "storage", "resources", "args", "env", "image"}
@@ -66,7 +66,7 @@ def test_an_export_into_a_used_folder_leaves_nothing_of_the_one_before_and_all_t
 
 @pytest.mark.slow
 def test_an_export_that_breaks_leaves_no_folder_that_looks_complete(digits, tmp_path, monkeypatch):
-    from must.export import onnx
+    from must.deploy.export import onnx
 
     def broken(*_):
         raise OSError("the disk is gone")

@@ -21,15 +21,15 @@ import yaml
 from PIL import Image
 from safetensors import safe_open
 
-from must import storage
-from must.augment.normalize import normalize
-from must.cli import main
+from must.api.cli import main
+from must.base import storage
 from must.config import ClassifierConfig, ExportConfig
-from must.export.export import export
-from must.image.preprocess import EvalView
-from must.model.attention import use_contiguous_attention
-from must.model.bundle import Bundle, load_bundle, preprocess_of, save_bundle, zero_shot_bundle
-from must.model.classifier import classifier, load_text_classifier
+from must.data.augment.normalize import normalize
+from must.data.image.preprocess import EvalView
+from must.deploy.export.export import export
+from must.method.model.attention import use_contiguous_attention
+from must.method.model.bundle import Bundle, load_bundle, preprocess_of, save_bundle, zero_shot_bundle
+from must.method.model.classifier import classifier, load_text_classifier
 from tests.model.tiny import FAMILIES, SIZE, model_folder
 
 CLASSES, FACTOR = ["zero", "one", "two", "don't"], 30.0
@@ -141,9 +141,9 @@ def test_timm_alone(made, family, tmp_path, record_property):
 
 
 def test_timm_names_a_real_architecture_where_it_has_one():
-    from must.export.timm import from_clip
-    from must.model.backbone import build_visual
-    from must.model.towers import tower_of
+    from must.deploy.export.timm import from_clip
+    from must.method.model.backbone import build_visual
+    from must.method.model.towers import tower_of
 
     for name, expected in (
         ("ViT-B-16-quickgelu", "vit_base_patch16_clip_quickgelu_224"),
@@ -244,7 +244,7 @@ def test_one_export_on_top_of_another(made, tmp_path, kinds):
 
 
 def test_a_library_that_answers_otherwise_leaves_what_was_there(made, tmp_path, monkeypatch):
-    from must.export import timm as kind
+    from must.deploy.export import timm as kind
 
     tiny, output = made("clip"), tmp_path / "ours"
     before = {path.name: path.read_bytes() for path in taken(tiny, "timm", output).iterdir()}
@@ -278,8 +278,8 @@ def test_wrong_input_is_one_line(made, tmp_path, capfd, change, message):
 
 
 def test_a_folder_that_the_library_does_not_load_is_one_line(made, tmp_path):
-    from must.export import open_clip as ours
-    from must.export import timm as theirs
+    from must.deploy.export import open_clip as ours
+    from must.deploy.export import timm as theirs
 
     taken(made("clip"), "timm", tmp_path / "t")
     description = json.loads((tmp_path / "t" / "config.json").read_text())
@@ -326,7 +326,7 @@ def test_the_published_vocabulary_gives_transformers_the_same_tokens(tmp_path):
     """OpenAI's own, which open_clip brings along; with 1,000 class names."""
     import transformers
 
-    from must.export.tokenizer import write_tokenizer
+    from must.deploy.export.tokenizer import write_tokenizer
 
     tokenizer = open_clip.get_tokenizer("ViT-B-16-quickgelu")
     write_tokenizer(tokenizer, tmp_path)
@@ -343,8 +343,8 @@ def test_transformers_has_every_weight_of_a_real_architecture():
     """At its full size, without memory: the same names and shapes as transformers' own model of OpenAI's ViT-B/16."""
     import transformers
 
-    from must.export.transformers import configuration, names_of
-    from must.model.attention import use_contiguous_attention
+    from must.deploy.export.transformers import configuration, names_of
+    from must.method.model.attention import use_contiguous_attention
 
     with torch.device("meta"):
         clip = open_clip.CLIP(**open_clip.get_model_config("ViT-B-16-quickgelu"))

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from must import storage
-from must.data.cache import ShardCache
-from must.data.reader import open_reader
-from must.format.index import load_index, parse_index
-from must.format.offsets import load_offsets
-from must.shards.history import History
-from must.shards.tarwriter import npy
+from must.base import storage
+from must.data.format.index import load_index, parse_index
+from must.data.format.offsets import load_offsets
+from must.data.loading.cache import ShardCache
+from must.data.loading.reader import open_reader
+from must.data.shards.history import History
+from must.data.shards.tarwriter import npy
 from tests import zoo
 from tests.shards.test_shard import run
 from tests.shards.test_shard_gcs import upload

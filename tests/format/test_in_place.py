@@ -13,15 +13,15 @@ import torch
 import webdataset
 from safetensors.torch import load_file
 
-from must import storage
-from must.cli import main
+from must.api.cli import main
+from must.base import storage
 from must.config import EvaluateConfig, TrainConfig
-from must.data.reader import open_reader
-from must.evaluate.evaluate import evaluate
-from must.format.index import load_index, parse_index, print_index
-from must.format.verify import verify
-from must.shards.in_place import make_index
-from must.train.trainer import train
+from must.data.format.index import load_index, parse_index, print_index
+from must.data.format.verify import verify
+from must.data.loading.reader import open_reader
+from must.data.shards.in_place import make_index
+from must.evaluation.evaluate import evaluate
+from must.method.train.trainer import train
 from tests import zoo
 from tests.evaluate.digits import digits
 from tests.shards.test_shard import run, samples, tree

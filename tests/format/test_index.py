@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from must.format.index import load_index, print_index
-from must.format.offsets import load_offsets
-from must.format.verify import verify
+from must.data.format.index import load_index, print_index
+from must.data.format.offsets import load_offsets
+from must.data.format.verify import verify
 from tests import zoo
 from tests.shards.test_shard import run
 

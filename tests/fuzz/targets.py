@@ -17,22 +17,22 @@ import pyarrow
 from PIL import Image
 from pyarrow import parquet
 
-from must.format.check import Shard
-from must.format.index import parse_index
-from must.format.offsets import parse_offsets
-from must.image.bounds import jpeg_refusal
-from must.image.decode import check, decode, identify
-from must.model.bundle import load_description
-from must.model.classifier import load_class_set, parse_header
-from must.predict.session import parse_metadata
-from must.shards.history import read_table
-from must.shards.tarwriter import npy
-from must.sources.archives import Archives
-from must.sources.base import Item, ListingReport, Source, UnreadableError
-from must.sources.columns import Asked
-from must.sources.files import Manifest
-from must.sources.table_files import Table
-from must.sources.tables import Tables
+from must.data.format.check import Shard
+from must.data.format.index import parse_index
+from must.data.format.offsets import parse_offsets
+from must.data.image.bounds import jpeg_refusal
+from must.data.image.decode import check, decode, identify
+from must.data.shards.history import read_table
+from must.data.shards.tarwriter import npy
+from must.data.sources.archives import Archives
+from must.data.sources.base import Item, ListingReport, Source, UnreadableError
+from must.data.sources.columns import Asked
+from must.data.sources.files import Manifest
+from must.data.sources.table_files import Table
+from must.data.sources.tables import Tables
+from must.deploy.predict.session import parse_metadata
+from must.method.model.bundle import load_description
+from must.method.model.classifier import load_class_set, parse_header
 from tests import zoo
 
 REFUSALS = (ValueError, UnreadableError)

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from must.data.loader import EvalSource, TrainDataset, make_views
-from must.data.reader import ShardReader
-from must.image import colors
-from must.image.bounds import MAX_SCANS, MAX_SEGMENTS
-from must.image.decode import check, decode, identify, seen
-from must.image.preprocess import EvalView, Preprocess
+from must.data.image import colors
+from must.data.image.bounds import MAX_SCANS, MAX_SEGMENTS
+from must.data.image.decode import check, decode, identify, seen
+from must.data.image.preprocess import EvalView, Preprocess
+from must.data.loading.loader import EvalSource, TrainDataset, make_views
+from must.data.loading.reader import ShardReader
 from tests import zoo
 from tests.augment.test_views import PREPROCESS, SETTINGS
 from tests.shards.test_shard import rejected, run
@@ -91,7 +91,7 @@ def test_what_costs_too_much_is_refused_before_it_is_decoded(kind: str) -> None:
 def test_filling_costs_no_more_than_its_length() -> None:
     """A regular expression that tries every FF of a long run as the first one holds all threads for minutes."""
     program = (
-        "import sys; from must.image.bounds import refusal_unopened; "
+        "import sys; from must.data.image.bounds import refusal_unopened; "
         "sys.exit(refusal_unopened(bytes([255, 216]) + bytes([255]) * 3_000_000, 1) != '')"
     )
     assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
@@ -170,7 +170,7 @@ def test_one_value_that_is_not_finite_is_found_in_any_strip(monkeypatch: pytest.
 
 MEASURE = r"""
 import re, sys
-from must.image.decode import check, decode, identify
+from must.data.image.decode import check, decode, identify
 def peak():  # of this program; the one in getrusage counts the process that it was forked from as well
     return 1024 * int(re.search(r"VmHWM:\s*(\d+)", open("/proc/self/status").read())[1])
 data, before = open(sys.argv[1], "rb").read(), peak()

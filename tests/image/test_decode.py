@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from must.image.decode import check, decode, identify
-from must.image.jpeg import decode_plain
+from must.data.image.decode import check, decode, identify
+from must.data.image.jpeg import decode_plain
 from tests import zoo
 
 

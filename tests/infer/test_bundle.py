@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import must
-from must import storage
-from must.cli import main
+from must.api.cli import main
+from must.base import storage
 from must.config import PredictConfig
-from must.evaluate.audit import kept_of
-from must.infer.predict import predict
-from must.model.bundle import load_bundle, load_description, save_bundle
+from must.deploy.infer.predict import predict
+from must.evaluation.audit import kept_of
+from must.method.model.bundle import load_bundle, load_description, save_bundle
 from tests.shards.test_shard_gcs import upload
 
 

@@ -17,8 +17,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from must import storage
-from must.stages import call
+from must.api.stages import call
+from must.base import storage
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.load import load_cluster
 from must_pipeline.compile import compile_pipeline

@@ -11,8 +11,8 @@ from typing import Any
 
 import kfp_server_api as api
 
-from must import storage
-from must.run.notes import read_notes
+from must.base import storage
+from must.runtime.notes import read_notes
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.schedule import Schedule, recurring_run
 from must_pipeline.server import wait

@@ -2,10 +2,10 @@
 
 import json
 
-from must.run.notes import Note
-from must.run.places import WorkUri
-from must.run.summary import leave_page, summarize
-from must.storage import join, write_bytes
+from must.base.storage import join, write_bytes
+from must.runtime.notes import Note
+from must.runtime.places import WorkUri
+from must.runtime.summary import leave_page, summarize
 from tests.pipeline.kfp_server import OVER, KfpServer
 
 BEFORE = ["inputs", "shard", "classifier", "champion"]

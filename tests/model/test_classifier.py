@@ -8,11 +8,11 @@ import open_clip
 import pytest
 import torch
 
+from must.api.demo import asset_folder
 from must.config import ClassifierConfig
-from must.demo import asset_folder
-from must.model.backbone import load_backbone
-from must.model.bundle import load_bundle, save_bundle, zero_shot_bundle
-from must.model.classifier import (
+from must.method.model.backbone import load_backbone
+from must.method.model.bundle import load_bundle, save_bundle, zero_shot_bundle
+from must.method.model.classifier import (
     ClassSet,
     build_classifier,
     classifier,
@@ -21,7 +21,7 @@ from must.model.classifier import (
     read_header,
     save_classifier,
 )
-from must.model.masked_vit import MaskedViT
+from must.method.model.masked_vit import MaskedViT
 from tests.golden import facts, golden
 
 GOOD = "classes: [cat, dog]\ntemplates: ['a photo of a {}.']\n"
@@ -208,7 +208,7 @@ def test_a_classifier_of_another_model_is_refused():
 
 
 def test_openais_weights_get_their_activation_and_others_theirs():
-    from must.model.backbone import quick_gelu_option
+    from must.method.model.backbone import quick_gelu_option
 
     assert quick_gelu_option("ViT-B-16", "openai") == {"force_quick_gelu": True}
     assert quick_gelu_option("ViT-B-16", "laion2b_s34b_b88k") == {}

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from must import storage
-from must.model import fetch
-from must.model.backbone import load_backbone
+from must.api import demo
+from must.base import storage
+from must.method.model import fetch
+from must.method.model.backbone import load_backbone
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def bucket(bucket_server):
     """A model folder, and the same in a bucket."""
-    folder = Path(fetch.__file__).parents[1] / "demo" / "assets"
+    folder = demo.asset_folder()
     for file in folder.iterdir():
         storage.upload(file, f"{bucket_server.uri}/models/tiny/{file.name}")
     return folder, f"{bucket_server.uri}/models/tiny"

@@ -6,9 +6,9 @@ import socket
 
 import pytest
 
-from must.demo import asset_folder
-from must.model.backbone import load_backbone
-from must.model.bundle import load_bundle
+from must.api.demo import asset_folder
+from must.method.model.backbone import load_backbone
+from must.method.model.bundle import load_bundle
 
 
 @pytest.fixture

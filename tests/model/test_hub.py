@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from must.demo import asset_folder
-from must.model import hub
-from must.model.backbone import load_backbone, tower_shape
-from must.model.bundle import load_description
-from must.stages import call
+from must.api.demo import asset_folder
+from must.api.stages import call
+from must.method.model import hub
+from must.method.model.backbone import load_backbone, tower_shape
+from must.method.model.bundle import load_description
 from tests.model.hub import serving
 
 FILES = r"put open_clip_config.json and open_clip_model.safetensors of {} into a folder and give it as --model"

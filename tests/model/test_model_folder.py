@@ -14,14 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from must import storage
+from must.api.demo import asset_folder
+from must.api.preflight import preflight
+from must.api.stages import configure
+from must.base import storage
 from must.config import ClassifierConfig
-from must.demo import asset_folder
-from must.model.backbone import load_backbone
-from must.model.bundle import zero_shot_bundle
-from must.model.classifier import classifier, load_text_classifier, read_header, save_classifier
-from must.preflight import preflight
-from must.stages import configure
+from must.method.model.backbone import load_backbone
+from must.method.model.bundle import zero_shot_bundle
+from must.method.model.classifier import classifier, load_text_classifier, read_header, save_classifier
 from tests.model.tiny import FAMILIES, SIZE, model_folder
 
 CLASSES = "classes: [cat, dog]\n"

@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from must.base.parameters import load
 from must.config import ClassifierConfig, EvaluateConfig, ExportConfig, TrainConfig
-from must.evaluate.evaluate import evaluate
-from must.export.onnx import export
-from must.model.backbone import architecture_of, build_visual, check_tower, load_backbone
-from must.model.bundle import load_bundle, load_description
-from must.model.classifier import classifier
-from must.model.masked_vit import MaskedViT
-from must.parameters import load
-from must.train.optimizer import parameter_groups
-from must.train.trainer import train
+from must.deploy.export.onnx import export
+from must.evaluation.evaluate import evaluate
+from must.method.model.backbone import architecture_of, build_visual, check_tower, load_backbone
+from must.method.model.bundle import load_bundle, load_description
+from must.method.model.classifier import classifier
+from must.method.model.masked_vit import MaskedViT
+from must.method.train.optimizer import parameter_groups
+from must.method.train.trainer import train
 from tests.evaluate.digits import digits as make_digits
 from tests.model.tiny import FAMILIES, LAYERS, SIZE, model_config, model_folder
 

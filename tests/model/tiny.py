@@ -14,7 +14,7 @@ from timm.models import build_model_with_cfg, register_model
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
-from must.demo import asset_folder
+from must.api.demo import asset_folder
 
 SIZE, PATCH, WIDTH, EMBED, LAYERS = 32, 8, 32, 24, 2
 CLIP = {"image_size": SIZE, "patch_size": PATCH, "width": WIDTH, "layers": LAYERS, "head_width": 16}

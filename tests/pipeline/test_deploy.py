@@ -7,7 +7,7 @@ import yaml
 from kubeflow_trainer_api import models
 from kubernetes import client
 
-from must.distributed.torchrun import SHUTDOWN_TIMEOUT
+from must.method.distributed.torchrun import SHUTDOWN_TIMEOUT
 from must_pipeline.cluster.config import Cluster
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from must.format.index import load_index
-from must.run.notes import read_notes
+from must.data.format.index import load_index
+from must.runtime.notes import read_notes
 from must_components.shard import shard
 from must_components.shard_part import shard_part
 from must_pipeline.cluster.load import load_cluster

@@ -7,8 +7,8 @@ import sys
 import pytest
 import yaml
 
-from must.cli import build_parser
-from must.promote.registry import Registry
+from must.api.cli import build_parser
+from must.deploy.promote.registry import Registry
 from must_pipeline.stages import ALWAYS
 from tests.pipeline.local import ROOT, Run, small_demo
 

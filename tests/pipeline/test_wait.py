@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from must.run.notes import stage_note
-from must.run.summary import leave_page
+from must.runtime.notes import stage_note
+from must.runtime.summary import leave_page
 from must_pipeline import submit
 from must_pipeline.server import wait
 from tests.pipeline.kfp_server import KfpServer

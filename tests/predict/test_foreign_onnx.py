@@ -8,8 +8,8 @@ import onnx
 import pytest
 
 from must.config import PredictConfig
-from must.predict.predict import predict
-from must.predict.session import OnnxClassifier
+from must.deploy.predict.predict import predict
+from must.deploy.predict.session import OnnxClassifier
 from tests.image.test_bounds import thin
 
 

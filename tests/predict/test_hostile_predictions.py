@@ -8,8 +8,8 @@ import shutil
 import pytest
 
 from must.config import PredictConfig
-from must.predict.predict import predict
-from must.predict.writer import Prediction, open_writer
+from must.deploy.predict.predict import predict
+from must.deploy.predict.writer import Prediction, open_writer
 
 ESCAPE = "\x1b]0;pwned\x07\x1b[2Jzero"
 HOSTILE = Prediction("caf\udce9\x1b[2J.png", [f"a\r{ESCAPE}", "=1+1"], [0.6, 0.4])

@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from must.config import EvaluateConfig, PredictConfig
-from must.evaluate.evaluate import evaluate
-from must.predict.predict import predict
+from must.deploy.predict.predict import predict
+from must.evaluation.evaluate import evaluate
 
 
 def read_csv(path):
@@ -46,7 +46,7 @@ def test_onnxruntime_does_not_report_its_use(exported, digits, tmp_path):
 
 def test_it_imports_no_torch(exported, digits):
     code = (
-        "import sys; from must.config import PredictConfig; from must.predict.predict import predict\n"
+        "import sys; from must.config import PredictConfig; from must.deploy.predict.predict import predict\n"
         f"predict(PredictConfig(model={str(exported[1])!r}, images=[{str(digits.images / 'test/zero')!r}]))\n"
         "bad = {'torch', 'open_clip', 'onnx', 'sklearn', 'torchvision', 'timm'} & set(sys.modules); assert not bad, bad"
     )

@@ -14,13 +14,13 @@ from PIL import Image
 
 import must
 from must.config import PredictConfig
-from must.export.check import reference_embeddings
-from must.format.index import load_index
-from must.model.bundle import load_bundle
-from must.predict.decoding import Decoded
-from must.predict.parquet import PACKED, Run, Table
-from must.predict.predict import predict
-from must.predict.session import OnnxClassifier
+from must.data.format.index import load_index
+from must.deploy.export.check import reference_embeddings
+from must.deploy.predict.decoding import Decoded
+from must.deploy.predict.parquet import PACKED, Run, Table
+from must.deploy.predict.predict import predict
+from must.deploy.predict.session import OnnxClassifier
+from must.method.model.bundle import load_bundle
 from tests.evaluate.digits import pixels_of
 from tests.predict.test_predict_shards import contents, damaged_copy
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from must import storage
+from must.base import storage
 from must.config import ShardConfig
-from must.format.index import load_index
-from must.shards.build import shard
-from must.shards.in_place import make_index
+from must.data.format.index import load_index
+from must.data.shards.build import shard
+from must.data.shards.in_place import make_index
 from tests.format.test_in_place import foreign
 from tests.predict.test_predict_shards import contents, label, rows_of
 from tests.shards.test_shard_gcs import upload

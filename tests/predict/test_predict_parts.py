@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from must import storage
+from must.base import storage
 from must.config import PredictConfig
-from must.format.index import load_index
-from must.predict.predict import predict
+from must.data.format.index import load_index
+from must.deploy.predict.predict import predict
 from tests.predict.test_predict_shards import contents, label
 from tests.shards.test_shard_gcs import upload
 
@@ -19,7 +19,7 @@ KILLED = """
 import os, signal, sys
 import pyarrow.parquet as pq
 from must.config import PredictConfig
-from must.predict.predict import predict
+from must.deploy.predict.predict import predict
 model, shards, output = sys.argv[1:]
 whole, made = pq.write_table, []
 

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from must import storage
+from must.base import storage
 from must.config import PredictConfig, ShardConfig
-from must.format.index import load_index
-from must.predict.predict import predict
-from must.shards.build import shard
+from must.data.format.index import load_index
+from must.data.shards.build import shard
+from must.deploy.predict.predict import predict
 
 
 def label(exported, shards, output, **options):
@@ -214,7 +214,7 @@ def test_without_pyarrow_one_line_says_what_to_install(digits, exported, tmp_pat
 def test_it_imports_no_torch(digits, exported, tmp_path):
     arguments = ["predict", "--model", str(exported[1]), "--shards", digits.shards, "--output", str(tmp_path)]
     code = (
-        f"import sys; from must.cli import main; main({[*arguments, '--workers', '2']!r})\n"
+        f"import sys; from must.api.cli import main; main({[*arguments, '--workers', '2']!r})\n"
         "bad = {'torch', 'open_clip', 'onnx', 'torchvision', 'timm'} & set(sys.modules); assert not bad, bad"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

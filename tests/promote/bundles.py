@@ -4,9 +4,9 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from must.cli import main
-from must.model.bundle import Description
-from must.promote.registry import Registry
+from must.api.cli import main
+from must.deploy.promote.registry import Registry
+from must.method.model.bundle import Description
 
 
 def make_bundle(

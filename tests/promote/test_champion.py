@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from must.model.classifier import TextClassifier, save_classifier
-from must.promote.champion import champion
-from must.promote.registry import Registry
+from must.deploy.promote.champion import champion
+from must.deploy.promote.registry import Registry
+from must.method.model.classifier import TextClassifier, save_classifier
 from tests.promote.bundles import make_bundle
 
 

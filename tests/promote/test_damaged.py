@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from must.cli import main
-from must.promote.registry import Registry
+from must.api.cli import main
+from must.deploy.promote.registry import Registry
 from tests.promote.bundles import make_bundle
 
 DEEP = "[" * 100_000 + "]" * 100_000

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from must.cli import main
-from must.promote import model_registry
-from must.promote.registry import Registry
+from must.api.cli import main
+from must.deploy.promote import model_registry
+from must.deploy.promote.registry import Registry
 from tests.model_registry_server import V1, V1ALPHA3, ModelRegistryServer
 from tests.promote.bundles import make_bundle
 
@@ -214,7 +214,7 @@ def test_another_model_of_the_same_version_name_is_not_taken_for_ours(server, tm
 def test_it_takes_no_torch_and_no_package_of_its_own(server, tmp_path, made):
     arguments = ["promote", "--registry", str(tmp_path / "registry"), "--name", "digits", *FLAGS]
     arguments += ["--model", str(make_bundle(tmp_path / "m")), *map(str, made)]
-    code = f"import sys; from must.cli import main; main({arguments}); "
+    code = f"import sys; from must.api.cli import main; main({arguments}); "
     code += "sys.exit(bool({'torch', 'aiohttp', 'mlflow', 'kubeflow', 'requests'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert champion(server) == latest(tmp_path)

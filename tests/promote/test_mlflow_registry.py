@@ -7,9 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from must.cli import main
+from must.api.cli import main
 from must.config import trackers
-from must.promote.registry import Registry
+from must.deploy.promote.registry import Registry
 from tests.mlflow_server import MlflowServer
 from tests.promote.bundles import make_bundle
 
@@ -179,5 +179,5 @@ class TestServer:
 
         arguments = ["promote", "--registry", str(tmp_path / "registry"), "--name", "small", "--register", "mlflow"]
         arguments += ["--model", str(make_bundle(tmp_path / "model")), *map(str, made)]
-        code = f"import sys; from must.cli import main; main({arguments}); sys.exit('torch' in sys.modules)"
+        code = f"import sys; from must.api.cli import main; main({arguments}); sys.exit('torch' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,8 +8,8 @@ from collections import Counter
 
 import pytest
 
-from must.cli import main
-from must.promote.registry import Registry
+from must.api.cli import main
+from must.deploy.promote.registry import Registry
 from tests.promote.bundles import latest, make_bundle, promote
 
 
@@ -101,7 +101,7 @@ def test_of_rivals_that_finish_together_one_wins_and_the_others_say_so(registry,
 
 
 def test_a_writer_between_reading_and_moving_is_noticed(registry, tmp_path, monkeypatch):
-    from must.promote import pointer
+    from must.deploy.promote import pointer
 
     place, real = Registry(registry, "digits"), pointer.read
     for version in ("a", "b"):

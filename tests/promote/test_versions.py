@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from must import storage
-from must.promote.registry import Registry
+from must.base import storage
+from must.deploy.promote.registry import Registry
 from tests.promote.bundles import latest, make_bundle, promote
 
 
@@ -17,9 +17,9 @@ def test_a_killed_promotion_leaves_no_half_version(tmp_path):
     registry, bundle = str(tmp_path / "registry"), make_bundle(tmp_path / "model")
     command = ["promote", "--registry", registry, "--name", "digits", "--model", str(bundle)]
     code = (
-        "import os, must.promote.registry as r; copy = r.copy\n"
+        "import os, must.deploy.promote.registry as r; copy = r.copy\n"
         "r.copy = lambda s, t: os._exit(9) if t.endswith('model.json') else copy(s, t)\n"
-        f"from must.cli import main; main({command})"
+        f"from must.api.cli import main; main({command})"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
     assert Registry(registry, "digits").versions() == [] and latest(registry).version == ""
@@ -31,8 +31,8 @@ def killed(monkeypatched, *flags):
     """The promotion in a process that kills itself where it is told to."""
     command = ["promote", *map(str, flags)]
     code = (
-        "import os, signal, must.promote.registry as r; die = lambda: os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"{monkeypatched}\nfrom must.cli import main; main({command})"
+        "import os, signal, must.deploy.promote.registry as r; die = lambda: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"{monkeypatched}\nfrom must.api.cli import main; main({command})"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
 

@@ -6,8 +6,8 @@ import sys
 import pytest
 import yaml
 
-from must.run.check import check_run
-from must.run.inputs import look
+from must.runtime.check import check_run
+from must.runtime.inputs import look
 from must_pipeline import run_local, schedule, submit
 
 WRONG = [

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from must import storage
-from must.model.folder import MODEL_FOLDER_FILE, WEIGHTS_FILE
-from must.run import classifiers
-from must.run.classifiers import provide
-from must.run.evaluation import figures, plain
+from must.base import storage
+from must.method.model.folder import MODEL_FOLDER_FILE, WEIGHTS_FILE
+from must.runtime import classifiers
+from must.runtime.classifiers import provide
+from must.runtime.evaluation import figures, plain
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from must.run.decision import decide
-from must.run.promotion import promote
+from must.runtime.decision import decide
+from must.runtime.promotion import promote
 from tests.promote.bundles import make_bundle
 from tests.test_gate import better, metrics_of
 

@@ -5,10 +5,10 @@ import time
 
 import pytest
 
-from must import storage
-from must.run.notes import read_notes, stage_note
-from must.run.places import WorkUri
-from must.run.summary import forget_old, leave_page, summarize
+from must.base import storage
+from must.runtime.notes import read_notes, stage_note
+from must.runtime.places import WorkUri
+from must.runtime.summary import forget_old, leave_page, summarize
 
 NOTE = {"stage": "train", "state": "done", "started": 1.0}
 BYTES = {

@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 
-from must.exits import code_of
-from must.format.index import load_index
-from must.run import decision, evaluation
-from must.run.training import job_values
-from must.stages import call
+from must.api.stages import call
+from must.base.exits import code_of
+from must.data.format.index import load_index
+from must.runtime import decision, evaluation
+from must.runtime.training import job_values
 from tests.evaluate.digits import digits as make_digits
 
 EARLIER = "e" * 64  # what the index was when the run began

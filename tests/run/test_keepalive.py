@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from must import storage
-from must.run import keepalive
-from must.run.keepalive import give_sign, keep_alive, watch
+from must.base import storage
+from must.runtime import keepalive
+from must.runtime.keepalive import give_sign, keep_alive, watch
 
 
 class Clock:
@@ -91,7 +91,7 @@ def test_a_sign_that_cannot_be_written_is_a_warning(tmp_path, capsys):
 
 def test_the_signal_comes_to_the_process_itself(tmp_path):
     code = (
-        "import signal, sys, threading; from must.run.keepalive import stop_when_orphaned\n"
+        "import signal, sys, threading; from must.runtime.keepalive import stop_when_orphaned\n"
         "with stop_when_orphaned(sys.argv[1], 0.2): threading.Event().wait()"
     )
     process = subprocess.run(

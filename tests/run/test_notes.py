@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from must import storage
-from must.format.index import load_index
-from must.run import mirror, notes
-from must.run.mirror import mirrored
-from must.run.notes import read_notes, stage_note
-from must.run.places import WorkUri
-from must.run.summary import forget_old, leave_page, summarize
+from must.base import storage
+from must.data.format.index import load_index
+from must.runtime import mirror, notes
+from must.runtime.mirror import mirrored
+from must.runtime.notes import read_notes, stage_note
+from must.runtime.places import WorkUri
+from must.runtime.summary import forget_old, leave_page, summarize
 
 
 def stage(work, body):
     """A real process that runs `body` as the stage train."""
-    code = "import os, sys, signal\nfrom must.run.notes import stage_note\n"
+    code = "import os, sys, signal\nfrom must.runtime.notes import stage_note\n"
     code += f"with stage_note({str(work)!r}, 'train', {str(work)!r}):\n"
     code += "".join(f"    {line}\n" for line in body.splitlines())
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -67,7 +67,7 @@ def test_each_way_to_fail_has_its_summary(tmp_path, body, why, resumable):
 
 SLOW_READERS = """\
 import threading, time
-from must.run.tail import Tail
+from must.runtime.tail import Tail
 add = Tail.add
 main = threading.current_thread()
 Tail.add = lambda tail, text: (time.sleep(0.1 * (threading.current_thread() is not main)), add(tail, text))
@@ -89,7 +89,7 @@ def test_a_traceback_stands_behind_what_was_printed_before_it(tmp_path):
 
 def test_a_child_that_outlives_the_stage_does_not_hold_it_up(tmp_path):
     os.mkfifo(tmp_path / "fifo")
-    body = "from must.run import tail\ntail.PATIENCE = 2.0\nimport subprocess\nprint('x')\n"
+    body = "from must.runtime import tail\ntail.PATIENCE = 2.0\nimport subprocess\nprint('x')\n"
     stage(tmp_path, body + f"subprocess.Popen(['cat', {str(tmp_path / 'fifo')!r}])")
     (note,) = read_notes(str(tmp_path))
     assert note.state == "done" and note.lines == ["x"]
@@ -198,7 +198,7 @@ def test_a_place_that_cannot_be_written_to_does_not_stop_the_stage(tmp_path, cap
 def test_notes_and_curves_go_to_a_bucket_while_the_stage_runs(bucket_server, tmp_path, monkeypatch):
     monkeypatch.setattr(mirror, "EVERY", 0.05)
     folder, place = tmp_path / "tensorboard", f"{bucket_server.uri}/curves"
-    from must import storage
+    from must.base import storage
 
     with stage_note(bucket_server.uri, "train"), mirrored(str(folder), place):
         assert read_notes(bucket_server.uri)[0].state == "running"

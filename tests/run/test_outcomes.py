@@ -9,12 +9,12 @@ import json
 
 import pytest
 
-from must.run.notes import Note
-from must.run.outcome import outcome_of
-from must.run.parts import follow_ups
-from must.run.places import WorkUri
-from must.run.summary import summarize
-from must.storage import join, write_bytes
+from must.base.storage import join, write_bytes
+from must.runtime.notes import Note
+from must.runtime.outcome import outcome_of
+from must.runtime.parts import follow_ups
+from must.runtime.places import WorkUri
+from must.runtime.summary import summarize
 
 STATES = ["COMPLETE", "RUNNING", "FAILED", "SUCCEEDED", "CANCELED", "CANCELLED", None]
 BEFORE = ["inputs", "shard", "classifier", "champion"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from must.run.places import WorkUri
+from must.runtime.places import WorkUri
 
 
 @pytest.mark.parametrize("root", ["/work", "gs://bucket/prefix"])

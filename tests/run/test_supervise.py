@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from must.distributed.heartbeat import is_running
-from must.run.notes import read_notes
-from must.run.supervise import LONGEST, Policy, supervised
+from must.method.distributed.heartbeat import is_running
+from must.runtime.notes import read_notes
+from must.runtime.supervise import LONGEST, Policy, supervised
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,7 +70,7 @@ def test_a_wrong_environment_is_one_line(tmp_path, retries, capfd):
 
 def start(work, function, **values):
     """A supervisor that is a process of its own."""
-    code = "import sys; from must.run.supervise import supervised; "
+    code = "import sys; from must.runtime.supervise import supervised; "
     code += f"supervised('train', 'tests.supervised:{function}', '7', {str(work)!r}, **{values!r})"
     environment = os.environ | {"MUST_RETRIES": "3,1000,2"}
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, start_new_session=True)

@@ -1,10 +1,10 @@
 """What the images look like, told by one process or by a rank of several."""
 
 from must.config import TrainConfig
-from must.distributed.process_group import init_distributed
-from must.model.bundle import zero_shot_bundle
-from must.model.classifier import load_text_classifier
-from must.select.introduce import introduce
+from must.method.distributed.process_group import init_distributed
+from must.method.model.bundle import zero_shot_bundle
+from must.method.model.classifier import load_text_classifier
+from must.method.select.introduce import introduce
 
 
 def introduced(shards, classifier, place, **changes):

@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from must.model.bundle import Description
-from must.select.choose import choose, shares_of
-from must.select.ladder import MIN_IMAGES, audit, climb, needed_of
-from must.select.neighbours import look_alikes
-from must.select.rung_predictions import RungPredictions
-from must.select.signal import neighbour_information, renamed
+from must.method.model.bundle import Description
+from must.method.select.choose import choose, shares_of
+from must.method.select.ladder import MIN_IMAGES, audit, climb, needed_of
+from must.method.select.neighbours import look_alikes
+from must.method.select.rung_predictions import RungPredictions
+from must.method.select.signal import neighbour_information, renamed
 
 K, EACH = 4, 60
 TRUTH = np.repeat(np.arange(K), EACH)

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from must.select.image_features import softmax
-from must.select.mutual import ROUNDS, for_copies, mutual, refined
-from must.select.neighbours import look_alikes
-from must.select.refit import between, refit
+from must.method.select.image_features import softmax
+from must.method.select.mutual import ROUNDS, for_copies, mutual, refined
+from must.method.select.neighbours import look_alikes
+from must.method.select.refit import between, refit
 from tests.select.test_ladder import EACH, TRUTH, K, said, tokens, wrong
 
 __all__ = ["tokens"]

@@ -11,22 +11,22 @@ import pytest
 import torch
 from PIL import Image
 
+from must.api.demo.data import CLASSES, digit_parts
+from must.base.parameters import load
 from must.config import EvaluateConfig, ShardConfig, TrainConfig
-from must.data.loader import EvalSource
-from must.data.reader import open_reader
-from must.demo.data import CLASSES, digit_parts
-from must.evaluate.evaluate import evaluate
-from must.model.bundle import load_description, preprocess_of, zero_shot_bundle
-from must.model.classifier import load_text_classifier
-from must.parameters import load
-from must.select.image_features import extract_features
-from must.select.introduce import DATA_FILE
-from must.select.ladder import KNOWING, NEEDED
-from must.select.neighbours import look_alikes
-from must.select.portrait import paragraph, portrait
-from must.shards.build import shard
-from must.train.presets import preset
-from must.train.trainer import train
+from must.data.loading.loader import EvalSource
+from must.data.loading.reader import open_reader
+from must.data.shards.build import shard
+from must.evaluation.evaluate import evaluate
+from must.method.model.bundle import load_description, preprocess_of, zero_shot_bundle
+from must.method.model.classifier import load_text_classifier
+from must.method.select.image_features import extract_features
+from must.method.select.introduce import DATA_FILE
+from must.method.select.ladder import KNOWING, NEEDED
+from must.method.select.neighbours import look_alikes
+from must.method.select.portrait import paragraph, portrait
+from must.method.train.presets import preset
+from must.method.train.trainer import train
 from tests.select.ranks import introduced
 from tests.select.test_ladder import TRUTH, K, said, tokens, wrong
 from tests.train.processes import on_ranks
@@ -72,7 +72,7 @@ def test_copies_count_once(tokens):
     ],
 )
 def test_what_the_ladder_can_do_is_what_it_will_do(tokens, share, words):
-    """The sentence speaks of the same numbers that must.select.ladder decides by."""
+    """The sentence speaks of the same numbers that must.method.select.ladder decides by."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, K, len(TRUTH)) if share == 1 else wrong(share)
     facts = facts_of(tokens, labels)
@@ -128,7 +128,7 @@ def test_small_and_odd_data(digits, tmp_path, kind):
 
 
 def test_images_that_cannot_be_decoded_are_counted(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr("must.data.loader.seen", half_of_them)
+    monkeypatch.setattr("must.data.loading.loader.seen", half_of_them)
     facts = introduced(digits.shards, digits.classifier, str(tmp_path))
     assert facts["undecodable"] + facts["looked_at"] == 150 and facts["undecodable"] > 30
     assert (
@@ -137,7 +137,7 @@ def test_images_that_cannot_be_decoded_are_counted(digits, tmp_path, monkeypatch
 
 
 def half_of_them(data, view, max_pixels):
-    from must.image.decode import seen
+    from must.data.image.decode import seen
 
     if sum(data) % 2:
         raise ValueError("damaged")
@@ -205,7 +205,7 @@ def test_a_run_that_goes_on_looks_no_second_time(digits, run, tmp_path, capsys, 
     shutil.copytree(run[0], tmp_path / "run")
     facts = load_description(str(run[0])).provenance["data"]
     (tmp_path / "run" / "model.json").unlink()
-    monkeypatch.setattr("must.select.introduce.extract_features", None)  # whoever looks now, fails
+    monkeypatch.setattr("must.method.select.introduce.extract_features", None)  # whoever looks now, fails
     assert trained(digits, tmp_path / "run")["data"] == facts
     assert "going on after step 3" in (out := capsys.readouterr().out) and paragraph(facts)[0] in out
 

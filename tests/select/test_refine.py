@@ -9,15 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from must import cli
-from must.augment.normalize import normalize
+from must.api import cli
+from must.api.demo.data import CLASSES, digit_parts
 from must.config import EvaluateConfig, RefineConfig, ShardConfig
-from must.demo.data import CLASSES, digit_parts
-from must.evaluate.evaluate import evaluate
-from must.model.bundle import preprocess_of, zero_shot_bundle
-from must.model.classifier import load_text_classifier
-from must.select.refine import refine
-from must.shards.build import shard
+from must.data.augment.normalize import normalize
+from must.data.shards.build import shard
+from must.evaluation.evaluate import evaluate
+from must.method.model.bundle import preprocess_of, zero_shot_bundle
+from must.method.model.classifier import load_text_classifier
+from must.method.select.refine import refine
 from tests.evaluate.digits import pixels_of
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from must.base.parameters import load
 from must.config import TrainConfig
-from must.parameters import load
-from must.select.refined_labels import LEAST, START, RefinedLabels, share_at
-from must.train.presets import preset
-from must.train.trainer import train
+from must.method.select.refined_labels import LEAST, START, RefinedLabels, share_at
+from must.method.train.presets import preset
+from must.method.train.trainer import train
 from tests.evaluate.digits import digits as make_digits
 from tests.train.processes import on_ranks
 
@@ -88,7 +88,7 @@ def test_a_run_that_goes_on_is_the_same_run(digits, tmp_path):
 
 
 def test_without_knowing_look_alikes_they_are_the_teachers(digits, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("must.select.refine.KNOWING", (0.99, 1.0))
+    monkeypatch.setattr("must.method.select.refine.KNOWING", (0.99, 1.0))
     train(training(digits, tmp_path / "ours", epochs=1))
     assert "the teacher's alone" in capsys.readouterr().out
     train(training(digits, tmp_path / "teacher", epochs=1, pseudo_labels="teacher"))

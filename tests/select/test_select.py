@@ -10,17 +10,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from must.base.parameters import load
 from must.config import SelectConfig, ShardConfig, TrainConfig
-from must.format.index import load_index
-from must.model.bundle import load_bundle, load_description, save_bundle, zero_shot_bundle
-from must.model.classifier import load_text_classifier, save_classifier
-from must.parameters import load
-from must.select.rung_predictions import affordable
-from must.select.select import select
-from must.shards.build import shard
-from must.train import trainer
-from must.train.presets import preset
-from must.train.trainer import train
+from must.data.format.index import load_index
+from must.data.shards.build import shard
+from must.method.model.bundle import load_bundle, load_description, save_bundle, zero_shot_bundle
+from must.method.model.classifier import load_text_classifier, save_classifier
+from must.method.select.rung_predictions import affordable
+from must.method.select.select import select
+from must.method.train import trainer
+from must.method.train.presets import preset
+from must.method.train.trainer import train
 from tests.evaluate.digits import digits as make_digits
 
 
@@ -98,7 +98,7 @@ def test_a_run_that_learned_nothing_true_ends_as_zero_shot(digits, tmp_path, cap
 def test_choosing_again_gives_the_same_bytes(digits, tmp_path, monkeypatch):
     """A run that was killed while it chose goes on after its last step, and chooses the same."""
     torch.set_num_threads(1)
-    monkeypatch.setattr("must.select.ladder.NEEDED", (0.0, 0.0))  # so short a run convinces nobody
+    monkeypatch.setattr("must.method.select.ladder.NEEDED", (0.0, 0.0))  # so short a run convinces nobody
     train(training(digits, tmp_path, select="none"))
     full = weights(tmp_path)
     train(training(digits, tmp_path))  # nothing left to train

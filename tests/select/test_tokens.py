@@ -5,10 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from must.model.backbone import load_backbone
-from must.model.masked_vit import MaskedViT
-from must.model.towers import tower_of
-from must.select.tokens import GRID, NUMBERS, WIDE, MiddleTokens
+from must.method.model.backbone import load_backbone
+from must.method.model.masked_vit import MaskedViT
+from must.method.model.towers import tower_of
+from must.method.select.tokens import GRID, NUMBERS, WIDE, MiddleTokens
 from tests.model.tiny import EMBED, FAMILIES, LAYERS, PATCH, SIZE, WIDTH, model_folder
 
 PATCHES = (SIZE // PATCH) ** 2

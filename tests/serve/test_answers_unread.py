@@ -3,10 +3,10 @@
 import asyncio
 from types import SimpleNamespace
 
-from must.serve.http import App
-from must.serve.metrics import Metrics
-from must.serve.refused import Refused
-from must.serve.work import Work
+from must.deploy.serve.http import App
+from must.deploy.serve.metrics import Metrics
+from must.deploy.serve.refused import Refused
+from must.deploy.serve.work import Work
 
 SCOPE = {"type": "http", "method": "POST", "path": "/v2/models/digits/infer", "query_string": b"", "headers": []}
 CONFIG = SimpleNamespace(decoders=1, max_body=1, max_memory=1, patience=60, max_images=1)

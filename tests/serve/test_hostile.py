@@ -14,7 +14,7 @@ import pytest
 import tritonclient.grpc as triton
 from PIL import Image
 
-from must.serve.messages import message
+from must.deploy.serve.messages import message
 from tests.serve.server import SILENCE, as_jpeg
 
 INFER = "/v2/models/digits/infer"

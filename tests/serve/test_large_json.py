@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from must.serve import http
-from must.serve.http import LARGE, App
-from must.serve.refused import Refused
-from must.serve.tensors import from_json
+from must.deploy.serve import http
+from must.deploy.serve.http import LARGE, App
+from must.deploy.serve.refused import Refused
+from must.deploy.serve.tensors import from_json
 
 SHAPE = [1, 32, 32, 3]
 

@@ -13,12 +13,12 @@ import pytest
 import tritonclient.grpc as triton
 
 import must
-from must.exits import WRONG_INPUT, code_of
-from must.image.decode import decode
-from must.image.preprocess import EvalView, normalize_pixels
-from must.predict.client import Client
-from must.predict.session import OnnxClassifier
-from must.serve.messages import POOL
+from must.base.exits import WRONG_INPUT, code_of
+from must.data.image.decode import decode
+from must.data.image.preprocess import EvalView, normalize_pixels
+from must.deploy.predict.client import Client
+from must.deploy.predict.session import OnnxClassifier
+from must.deploy.serve.messages import POOL
 from tests.serve.server import as_jpeg, ask
 
 INFER = "/v2/models/digits/infer"

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
-from must.image.decode import decode
-from must.image.preprocess import EvalView
-from must.predict.session import OnnxClassifier
+from must.data.image.decode import decode
+from must.data.image.preprocess import EvalView
+from must.deploy.predict.session import OnnxClassifier
 from tests.serve.server import running
 
 INFER = "/v2/models/digits/infer"

@@ -4,8 +4,8 @@ import json
 
 import onnx
 
-from must import storage
-from must.promote.registry import Registry
+from must.base import storage
+from must.deploy.promote.registry import Registry
 
 NAME = "digits"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from must.shards.plan import make_plan, read_chunk
-from must.sources.base import Item
+from must.data.shards.plan import make_plan, read_chunk
+from must.data.sources.base import Item
 
 
 def items(count: int) -> list[Item]:
@@ -41,8 +41,8 @@ def test_a_plan_of_many_names_needs_no_more_memory(tmp_path: Path) -> None:
     code = """
 import resource, sys
 from pathlib import Path
-from must.shards.plan import make_plan
-from must.sources.files import Item
+from must.data.shards.plan import make_plan
+from must.data.sources.files import Item
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 make_plan((Item(f"{n}.jpg", n, None, None, 0) for n in range(1000)), Path(sys.argv[1]) / "small", 100)
 before = peak()

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import webdataset
 
-from must import storage
+from must.base import storage
 from must.config import ShardConfig
-from must.format.index import Index, load_index
-from must.format.offsets import load_offsets
-from must.shards.build import shard
+from must.data.format.index import Index, load_index
+from must.data.format.offsets import load_offsets
+from must.data.shards.build import shard
 from tests import zoo
 
 
@@ -250,7 +250,7 @@ def test_sharding_needs_no_torch(tmp_path: Path) -> None:
     code = f"""
 import sys
 from must.config import ShardConfig
-from must.shards.build import shard
+from must.data.shards.build import shard
 shard(ShardConfig(source={str(tmp_path / "in")!r}, output={str(tmp_path / "out")!r}))
 assert not {{"torch", "google", "webdataset", "torchvision"}} & set(sys.modules)
 """

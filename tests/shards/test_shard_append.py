@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from must.format.index import load_index
-from must.format.verify import verify
-from must.shards.workdir import Workdir
+from must.data.format.index import load_index
+from must.data.format.verify import verify
+from must.data.shards.workdir import Workdir
 from tests import zoo
 from tests.shards.test_shard import rejected, run, samples, tree
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from must import lock, storage
-from must.distributed.heartbeat import is_running
-from must.format.index import load_index
-from must.format.verify import verify
+from must.base import lock, storage
+from must.data.format.index import load_index
+from must.data.format.verify import verify
+from must.method.distributed.heartbeat import is_running
 from tests import zoo
 from tests.shards.test_shard import run, samples
 from tests.shards.test_shard import tree as local_tree
@@ -96,7 +96,7 @@ def test_a_killed_run_continues_in_another_process(
 import socket
 socket.gethostname = lambda: "another-pod"
 from must.config import ShardConfig
-from must.shards.build import shard
+from must.data.shards.build import shard
 shard(ShardConfig(source={source!r}, output={output!r}, workers=2, max_rejected=0.1, **{OPTIONS!r}))
 """
     bucket_server.faults.plan = ["slow", "", ""]

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 import must
-from must import lock, storage
+from must.base import lock, storage
 from must.config import ShardConfig
-from must.format.index import Index, load_index
-from must.format.verify import verify
-from must.shards import build
-from must.shards.parts import kind_of
-from must.shards.workdir import Workdir
+from must.data.format.index import Index, load_index
+from must.data.format.verify import verify
+from must.data.shards import build
+from must.data.shards.parts import kind_of
+from must.data.shards.workdir import Workdir
 from tests import zoo
 from tests.shards.test_shard import run, tree
 from tests.shards.test_shard_gcs import tree as bucket_tree
@@ -33,15 +33,15 @@ OPTIONS: dict[str, Any] = {
 }  # fmt: skip
 PART = """
 import sys
-from must.exits import exiting
-from must.stages import call
+from must.base.exits import exiting
+from must.api.stages import call
 source, output, part, options = sys.argv[1:]
 with exiting("shard"):
     call("shard", source=source, output=output, part=part, workers=1, **eval(options))
 """
 KILLED = """
 import os, signal
-from must.shards import chunk
+from must.data.shards import chunk
 whole, made = chunk.storage.write_bytes, []
 
 def write_bytes(uri, data, *more, **named):
@@ -144,7 +144,7 @@ def test_one_killed_while_it_makes_the_shards_is_followed_by_any_part(images: Pa
     output = tmp_path / "out"
     killed = """
 import os, signal
-from must.shards import assemble
+from must.data.shards import assemble
 whole, made = assemble.move_piece, []
 
 def move_piece(*values):

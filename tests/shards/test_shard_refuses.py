@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from must import storage
-from must.format.verify import verify
-from must.shards import commit
+from must.base import storage
+from must.data.format.verify import verify
+from must.data.shards import commit
 from tests import zoo
 from tests.shards.test_shard import run, samples, tree
 from tests.shards.test_shard_gcs import tree as remote_tree

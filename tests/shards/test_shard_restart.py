@@ -14,18 +14,18 @@ from typing import Any
 
 import pytest
 
-from must.format.index import load_index
-from must.format.verify import verify
-from must.image import decode as images_module
-from must.processes import METHOD
-from must.storage import LaterError
+from must.base.processes import METHOD
+from must.base.storage import LaterError
+from must.data.format.index import load_index
+from must.data.format.verify import verify
+from must.data.image import decode as images_module
 from tests import zoo
 from tests.shards.test_shard import run, tree
 
 CODE = """
 import sys
-from must.exits import exiting
-from must.stages import call
+from must.base.exits import exiting
+from must.api.stages import call
 source, output, workers = sys.argv[1:]
 split = {"train": 0.8, "test": 0.2}
 with exiting("shard"):

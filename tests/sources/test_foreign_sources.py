@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from must.model.classifier import load_class_set, make_class_set, parse_header
-from must.sources import archives
-from must.sources.archives import open_archives, unzipped
-from must.sources.base import ListingReport, UnreadableError
-from must.sources.files import Manifest
-from must.sources.open import open_source
+from must.data.sources import archives
+from must.data.sources.archives import open_archives, unzipped
+from must.data.sources.base import ListingReport, UnreadableError
+from must.data.sources.files import Manifest
+from must.data.sources.open import open_source
+from must.method.model.classifier import load_class_set, make_class_set, parse_header
 from tests import zoo
 from tests.shards.test_shard import rejected, run, samples
 

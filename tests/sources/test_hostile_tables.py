@@ -13,16 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from must.sources import tables
-from must.sources.base import ListingReport, UnreadableError
-from must.sources.open import open_source
+from must.data.sources import tables
+from must.data.sources.base import ListingReport, UnreadableError
+from must.data.sources.open import open_source
 from tests.sources.test_tables import refused, write
 
 MEASURE = r"""
 import re, sys
-from must.sources.base import ListingReport
-from must.sources.open import open_source
-from must.sources import table_files, tables
+from must.data.sources.base import ListingReport
+from must.data.sources.open import open_source
+from must.data.sources import table_files, tables
 import pyarrow.parquet
 from pathlib import Path
 tables.EXPANDED, table_files.AT_ONCE = 20_000_000, 20_000_000  # in place of a gigabyte and of 100 MB
@@ -53,8 +53,8 @@ def test_a_table_that_expands_is_refused_in_memory_of_a_few_values(tmp_path: Pat
 EVERY_BYTE = r"""
 import sys
 from pathlib import Path
-from must.sources.base import ListingReport
-from must.sources.open import open_source
+from must.data.sources.base import ListingReport
+from must.data.sources.open import open_source
 path = Path(sys.argv[1])
 whole, read = path.read_bytes(), 0
 for place in range(len(whole)):

@@ -15,8 +15,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from must import storage
-from must.storage import gcs
+from must.base import storage
+from must.base.storage import gcs
 from tests.storage.table import BEGIN, END, PAGE, table, with_table
 from tests.stores import be_impatient
 

@@ -12,7 +12,7 @@ from threading import Thread
 
 import pytest
 
-from must import storage
+from must.base import storage
 from tests.stores import Server, be_impatient, empty_bucket
 
 STORES = ["gs", "s3", pytest.param("az", marks=pytest.mark.slow)]
@@ -151,7 +151,7 @@ def test_without_credentials_one_line_says_how_to_log_in(tmp_path: Path) -> None
         "NO_GCE_CHECK": "true",
         "GCE_METADATA_TIMEOUT": "1",
     }
-    code = "from must import storage\ntry: storage.read_bytes('gs://bucket/x')\nexcept ValueError as e: print(e)"
+    code = "from must.base import storage\ntry: storage.read_bytes('gs://bucket/x')\nexcept ValueError as e: print(e)"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert "gcloud auth application-default login" in done.stdout and done.stdout.count("\n") == 1, done.stderr
 
@@ -165,7 +165,7 @@ def test_without_credentials_one_line_says_how_to_log_in(tmp_path: Path) -> None
     ],
 )
 def test_without_the_package_one_line_says_what_to_install(uri: str, package: str, extra: str) -> None:
-    code = f"import sys; sys.modules['{package}'] = None\nfrom must import storage\n"
+    code = f"import sys; sys.modules['{package}'] = None\nfrom must.base import storage\n"
     code += f"try: storage.exists('{uri}')\nexcept ValueError as e: print(e)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert f"pip install 'must-clip[{extra}]'" in done.stdout and done.stdout.count("\n") == 1, done.stderr
@@ -217,7 +217,7 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(tmp_path: Path) -> N
     """On a real file system of one megabyte."""
     code = """
 import os, sys
-from must import storage
+from must.base import storage
 try:
     with storage.open_write(sys.argv[1] + "/big") as file:
         for _ in range(40):
@@ -281,7 +281,7 @@ def test_after_a_power_loss_a_file_has_its_name_or_never_had_it(
 
 KILLED = """
 import os, signal, sys
-from must import storage
+from must.base import storage
 with storage.open_write(sys.argv[1]) as file:
     file.write(b"half" * 100_000)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -301,8 +301,8 @@ def test_a_file_that_is_whole_may_be_read_by_others_and_stays_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nameless: bool
 ) -> None:
     if not nameless:
-        monkeypatch.setattr("must.storage.unfinished.NAMELESS", 0)  # refused, as there
-    monkeypatch.setattr("must.storage.unfinished.TRIED", {})
+        monkeypatch.setattr("must.base.storage.unfinished.NAMELESS", 0)  # refused, as there
+    monkeypatch.setattr("must.base.storage.unfinished.TRIED", {})
     (tmp_path / "folder").mkdir()
     with storage.open_write(tmp_path / "folder" / "file") as file:
         file.write(b"text")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from must.distributed.heartbeat import is_running
+from must.method.distributed.heartbeat import is_running
 from tests.forked import Must
 
 SETTINGS = {
@@ -30,7 +30,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 def command(digits: Any, output: Path, processes: int = 1, torchrun: tuple = (), **changes: Any) -> list[str]:
     values = {"shards": digits.shards, "classifier": digits.classifier, "output": output, **SETTINGS, **changes}
     flags = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    launcher = ["-m", "must.distributed.torchrun", "--standalone", f"--nproc-per-node={processes}", *torchrun]
+    launcher = ["-m", "must.method.distributed.torchrun", "--standalone", f"--nproc-per-node={processes}", *torchrun]
     return [sys.executable, *(launcher if processes > 1 else []), "-m", "must", "train", *flags]
 
 

@@ -5,9 +5,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from must.train.losses import LossWeights, must_losses, pseudo_labels
-from must.train.optimizer import build_optimizer, learning_rate, set_learning_rate
-from must.train.teacher import ema_decay, make_teacher, update_teacher
+from must.method.train.losses import LossWeights, must_losses, pseudo_labels
+from must.method.train.optimizer import build_optimizer, learning_rate, set_learning_rate
+from must.method.train.teacher import ema_decay, make_teacher, update_teacher
 from tests.golden import golden_batch, golden_model
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from must.distributed.process_group import World
-from must.train import shared_checkpoints
-from must.train.checkpoint import Checkpoints, load_state
+from must.method.distributed.process_group import World
+from must.method.train import shared_checkpoints
+from must.method.train.checkpoint import Checkpoints, load_state
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")

@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 
 from must.config import TrainConfig
-from must.data.loader import TrainBatch
-from must.distributed.parallel import full_state_dict
-from must.distributed.process_group import World, init_distributed
-from must.image.preprocess import Preprocess
-from must.train.step import MustStep
+from must.data.image.preprocess import Preprocess
+from must.data.loading.loader import TrainBatch
+from must.method.distributed.parallel import full_state_dict
+from must.method.distributed.process_group import World, init_distributed
+from must.method.train.step import MustStep
 from tests.golden import golden_model
 
 IMAGES, STEPS = 8, 3

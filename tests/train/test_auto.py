@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from must import cli
+from must.api import cli
+from must.api.stages import configure
+from must.base.parameters import load
 from must.config import TrainConfig
-from must.model.classifier import load_text_classifier, save_classifier
-from must.parameters import load
-from must.stages import configure
-from must.train.auto import BATCHES, EPOCHS, auto, decay, settings
-from must.train.presets import preset
+from must.method.model.classifier import load_text_classifier, save_classifier
+from must.method.train.auto import BATCHES, EPOCHS, auto, decay, settings
+from must.method.train.presets import preset
 
 TOWERS = {"tiny": (128, 32, 4), "ViT-B/16": (768, 224, 16), "ViT-L/14": (1024, 224, 14)}
 SIZES = (1, 20, 300, 1097, 1_000_000)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from must import storage
-from must.train.checkpoint import Checkpoints
-from must.train.snapshot import Snapshot
+from must.base import storage
+from must.method.train.checkpoint import Checkpoints
+from must.method.train.snapshot import Snapshot
 from tests.stores import be_impatient
 
 ROOT = Path(__file__).parents[2]
@@ -139,7 +139,7 @@ def test_a_write_that_succeeds_makes_up_for_one_that_failed(tmp_path):
 
 FILL = """
 import sys, torch
-from must.train.checkpoint import Checkpoints
+from must.method.train.checkpoint import Checkpoints
 checkpoints = Checkpoints(sys.argv[1], keep=9)
 try:
     for step in range(1, 9):

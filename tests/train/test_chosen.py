@@ -5,18 +5,18 @@ import signal
 import pytest
 import torch
 
+from must.base.parameters import load
 from must.config import TrainConfig
-from must.distributed import cpu
-from must.distributed.cpu import MOST_LOADERS, loader_processes
-from must.distributed.process_group import pick_device
-from must.image.preprocess import Preprocess
-from must.model.bundle import load_bundle, load_description
-from must.parameters import load
-from must.train.checkpoint import Checkpoints
-from must.train.chosen import SHARE, blank, chosen_pieces, fewest_pieces
-from must.train.presets import preset
-from must.train.step import MustStep
-from must.train.trainer import train
+from must.data.image.preprocess import Preprocess
+from must.method.distributed import cpu
+from must.method.distributed.cpu import MOST_LOADERS, loader_processes
+from must.method.distributed.process_group import pick_device
+from must.method.model.bundle import load_bundle, load_description
+from must.method.train.checkpoint import Checkpoints
+from must.method.train.chosen import SHARE, blank, chosen_pieces, fewest_pieces
+from must.method.train.presets import preset
+from must.method.train.step import MustStep
+from must.method.train.trainer import train
 from tests.golden import golden_model
 from tests.train.test_step import ALONE
 from tests.train.test_train import start_and_stop

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from must.train import due
-from must.train.checkpoint import Checkpoints
-from must.train.due import SHARE, Due
-from must.train.trainer import train
+from must.method.train import due
+from must.method.train.checkpoint import Checkpoints
+from must.method.train.due import SHARE, Due
+from must.method.train.trainer import train
 from tests.train.lives import difference
 from tests.train.test_resume import STEPS, config
 

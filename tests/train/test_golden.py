@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from must.train.losses import LossWeights, fairness_loss, must_losses, pseudo_labels
-from must.train.optimizer import build_optimizer, learning_rate, parameter_groups, set_learning_rate
-from must.train.teacher import ema_decay, make_teacher, update_teacher
+from must.method.train.losses import LossWeights, fairness_loss, must_losses, pseudo_labels
+from must.method.train.optimizer import build_optimizer, learning_rate, parameter_groups, set_learning_rate
+from must.method.train.teacher import ema_decay, make_teacher, update_teacher
 from tests.golden import facts, golden, golden_batch, golden_model, our_name, tensors
 
 WEIGHTS = LossWeights(fairness=0.2, reconstruction=1.0, alignment=0.5)

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from must.base.parameters import load
 from must.config import SelectConfig, TrainConfig
-from must.model.bundle import load_bundle
-from must.model.classifier import load_text_classifier, save_classifier
-from must.parameters import load
-from must.select.select import select
-from must.train.losses import fairness_loss
-from must.train.presets import preset
-from must.train.step import SCORE_MEMORY, running_mean
-from must.train.trainer import train
+from must.method.model.bundle import load_bundle
+from must.method.model.classifier import load_text_classifier, save_classifier
+from must.method.select.select import select
+from must.method.train.losses import fairness_loss
+from must.method.train.presets import preset
+from must.method.train.step import SCORE_MEMORY, running_mean
+from must.method.train.trainer import train
 from tests.train.processes import on_ranks
 from tests.train.step_ranks import run_steps, run_steps_on_a_rank
 from tests.train.test_step import ALONE, assert_same

@@ -9,16 +9,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from must import cli
+from must.api import cli
+from must.base.parameters import load
 from must.config import PlanConfig, TrainConfig
-from must.model.bundle import load_bundle
-from must.parameters import load
-from must.train import plan as planning
-from must.train import trainer
-from must.train.estimate import Pace, Size, Stepwatch, duration, gigabytes
-from must.train.memory import Memory, memory_of
-from must.train.presets import preset
-from must.train.trainer import train
+from must.method.model.bundle import load_bundle
+from must.method.train import plan as planning
+from must.method.train import trainer
+from must.method.train.estimate import Pace, Size, Stepwatch, duration, gigabytes
+from must.method.train.memory import Memory, memory_of
+from must.method.train.presets import preset
+from must.method.train.trainer import train
 from tests.train.processes import on_ranks
 
 SETTINGS = {"epochs": 2, "batch_size": 25, "workers": 1, "log_every": 3, "select": "none", "seed": 1}

@@ -9,16 +9,16 @@ import time
 import pytest
 import torch
 
-from must import storage
+from must.base import storage
+from must.base.exits import ending_on_sigterm
+from must.base.parameters import load
+from must.base.processes import METHOD
 from must.config import TrainConfig
-from must.data.reader import ShardReader
-from must.distributed.preemption import StopSignal
-from must.exits import ending_on_sigterm
-from must.parameters import load
-from must.processes import METHOD
-from must.train.checkpoint import Checkpoints
-from must.train.presets import preset
-from must.train.trainer import train
+from must.data.loading.reader import ShardReader
+from must.method.distributed.preemption import StopSignal
+from must.method.train.checkpoint import Checkpoints
+from must.method.train.presets import preset
+from must.method.train.trainer import train
 from tests.stores import be_impatient
 from tests.train.lives import difference
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from must import lock, storage
+from must.base import lock, storage
+from must.base.parameters import load
 from must.config import TrainConfig
-from must.parameters import load
-from must.train import shared_checkpoints
-from must.train.checkpoint import Checkpoints
-from must.train.presets import preset
-from must.train.trainer import train
+from must.method.train import shared_checkpoints
+from must.method.train.checkpoint import Checkpoints
+from must.method.train.presets import preset
+from must.method.train.trainer import train
 from tests.test_lock import hold
 
 ROOT = Path(__file__).parents[2]
@@ -96,7 +96,7 @@ def test_a_run_that_lost_its_place_writes_nothing_there_and_ends(bucket_server, 
 
 def on_two_ranks(uri, tmp_path):
     tmp_path.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "must.distributed.torchrun", "--standalone", "--nproc-per-node=2"]
+    command = [sys.executable, "-m", "must.method.distributed.torchrun", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "tests.train.shared_place", str(uri), str(tmp_path)]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, timeout=120,

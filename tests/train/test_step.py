@@ -5,10 +5,10 @@ import shutil
 import pytest
 import torch
 
+from must.base.parameters import load
 from must.config import TrainConfig
-from must.data.order import GlobalBatches, MicroBatches
-from must.distributed.process_group import World
-from must.parameters import load
+from must.data.loading.order import GlobalBatches, MicroBatches
+from must.method.distributed.process_group import World
 from tests.train.processes import on_ranks
 from tests.train.step_ranks import run_steps, run_steps_on_a_rank
 from tests.train.test_distributed import relative

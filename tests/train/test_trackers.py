@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from must import cli
+from must.api import cli
+from must.base.parameters import load
 from must.config import TrainConfig, trackers
-from must.evaluate.training import training_log
-from must.parameters import load
-from must.train.log import last_logged
-from must.train.presets import preset
-from must.train.trackers import fan
-from must.train.trackers.base import Life, reason
-from must.train.trackers.fan import Courier
-from must.train.trainer import train
+from must.evaluation.training import training_log
+from must.method.train.log import last_logged
+from must.method.train.presets import preset
+from must.method.train.trackers import fan
+from must.method.train.trackers.base import Life, reason
+from must.method.train.trackers.fan import Courier
+from must.method.train.trainer import train
 from tests.mlflow_server import MlflowServer
 from tests.train.test_train import SETTINGS, STEPS, run, start_and_stop
 

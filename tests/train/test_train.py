@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from must.base.parameters import load
 from must.config import ShardConfig, TrainConfig
-from must.evaluate.training import training_log
-from must.model.bundle import load_bundle, load_description
-from must.parameters import load
-from must.shards.build import shard
-from must.train.optimizer import build_optimizer, set_learning_rate, step_if_finite
-from must.train.presets import preset
-from must.train.trainer import train
+from must.data.shards.build import shard
+from must.evaluation.training import training_log
+from must.method.model.bundle import load_bundle, load_description
+from must.method.train.optimizer import build_optimizer, set_learning_rate, step_if_finite
+from must.method.train.presets import preset
+from must.method.train.trainer import train
 from tests.forked import Must
 from tests.golden import golden_model
 

@@ -7,14 +7,14 @@ import shutil
 import pytest
 import torch
 
-from must.cli import main
+from must.api.cli import main
+from must.base.parameters import load
 from must.config import TrainConfig
-from must.model.bundle import load_bundle, save_bundle, zero_shot_bundle
-from must.model.classifier import load_text_classifier
-from must.parameters import load
-from must.train.presets import preset
-from must.train.trainer import train
-from must.train.warm_start import start_from
+from must.method.model.bundle import load_bundle, save_bundle, zero_shot_bundle
+from must.method.model.classifier import load_text_classifier
+from must.method.train.presets import preset
+from must.method.train.trainer import train
+from must.method.train.warm_start import start_from
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from must import storage
-from must.run.check import check_service_name
+from must.base import storage
+from must.runtime.check import check_service_name
 
 PORT = 8080
 KIND, GROUP, VERSION, PLURAL = "InferenceService", "serving.kserve.io", "v1beta1", "inferenceservices"

@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
-from must import storage
-from must.parameters import require
-from must.run.notes import stage_note
-from must.run.places import WorkUri
-from must.storage import LaterError
+from must.base import storage
+from must.base.parameters import require
+from must.base.storage import LaterError
+from must.runtime.notes import stage_note
+from must.runtime.places import WorkUri
 from must_components.serving.manifest import GROUP, PLURAL, VERSION, inference_service, is_seen
 
 FILE = "inferenceservice.yaml"  # REGISTRY/NAME/...

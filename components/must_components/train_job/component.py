@@ -39,8 +39,8 @@ def train_job(
     Returns:
         The sha256 of the model's weights.
     """
-    from must.run.evaluation import plain
-    from must.run.supervise import supervised
+    from must.runtime.evaluation import plain
+    from must.runtime.supervise import supervised
 
     summary, facts = supervised(
         "train", "must_components.train_job.launcher:train_on_nodes", run_id, work_uri, index_sha256=index_sha256,

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import yaml
 from kubernetes.client import ApiException
 
-from must.exits import BUG, PREEMPTED, WRONG_INPUT
+from must.base.exits import BUG, PREEMPTED, WRONG_INPUT
 from must_components.train_job.follow import INDEX
 from must_components.train_job.jobs import NO_ANSWER, Jobs
 

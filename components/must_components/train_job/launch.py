@@ -17,11 +17,11 @@ from typing import Any, NoReturn
 
 from kubernetes.client import ApiException
 
-from must import storage
-from must.exits import BUG, PREEMPTED, WRONG_INPUT
-from must.model.bundle import DESCRIPTION_FILE
-from must.run.keepalive import SILENCE, keep_alive
-from must.run.places import JobUri
+from must.base import storage
+from must.base.exits import BUG, PREEMPTED, WRONG_INPUT
+from must.method.model.bundle import DESCRIPTION_FILE
+from must.runtime.keepalive import SILENCE, keep_alive
+from must.runtime.places import JobUri
 from must_components.train_job.failure import explain, report, status_of
 from must_components.train_job.follow import LogFollower
 from must_components.train_job.jobs import NO_ANSWER, Jobs, moment

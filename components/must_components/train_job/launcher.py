@@ -8,13 +8,13 @@ from typing import Any
 
 import yaml
 
-from must import storage
-from must.model.bundle import load_description
-from must.names import listed
-from must.run.keepalive import SILENCE
-from must.run.notes import stage_note
-from must.run.places import JobUri, WorkUri
-from must.run.training import job_values, origin, trained
+from must.base import storage
+from must.base.names import listed
+from must.method.model.bundle import load_description
+from must.runtime.keepalive import SILENCE
+from must.runtime.notes import stage_note
+from must.runtime.places import JobUri, WorkUri
+from must.runtime.training import job_values, origin, trained
 from must_components.train_job.jobs import Jobs
 from must_components.train_job.launch import Launch
 from must_components.train_job.manifest import request

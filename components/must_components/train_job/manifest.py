@@ -23,7 +23,7 @@ class Request:
 
 
 def request(name: str, nodes: dict[str, Any], job: str) -> Request:
-    """The job that runs `must.run.node` for the place `job` on every node; `nodes` of cluster/nodes.py."""
+    """The job that runs `must.runtime.node` for the place `job` on every node; `nodes` of cluster/nodes.py."""
     gpus = int(nodes["gpus"])
     processes = max(1, gpus) if nodes["processes"] == "auto" else int(nodes["processes"])
     resources = {nodes["accelerator"]: str(gpus)} if gpus else {}
@@ -38,9 +38,9 @@ def request(name: str, nodes: dict[str, Any], job: str) -> Request:
         options.Name(name),
         options.Labels({"app.kubernetes.io/name": "must", **nodes["labels"]}),
         options.Annotations({PLACE: job}),
-        options.TrainerCommand(["python", "-m", "must.distributed.torchrun"]),
+        options.TrainerCommand(["python", "-m", "must.method.distributed.torchrun"]),
         # Trainer gives torchrun the nodes and the meeting point by PET_ variables; a flag wins over them.
-        options.TrainerArgs([f"--nproc-per-node={processes}", "-m", "must.run.node", job]),
+        options.TrainerArgs([f"--nproc-per-node={processes}", "-m", "must.runtime.node", job]),
         options.RuntimePatch(pod_patch(nodes)),
     ]
     if nodes["timeout"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from must.parameters import read_mapping
+from must.base.parameters import read_mapping
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.read import build
 from must_pipeline.cluster.rules import check

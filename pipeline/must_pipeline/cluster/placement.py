@@ -82,7 +82,7 @@ def set_persistence(task: dsl.PipelineTask, stage: str, cluster: Cluster, launch
 
 
 def pauses(retries: Retries) -> list[int]:
-    """Seconds between the tries of a stage; see must/run/supervise.py."""
+    """Seconds between the tries of a stage; see must/runtime/supervise.py."""
     return [min(3600, retries.backoff * retries.factor**number) for number in range(retries.count)]
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from must.base.parameters import load, require
 from must.config import PredictConfig
-from must.parameters import load, require
 from must_pipeline.cluster.config import Cluster, Prediction
 
 OWN = ("model", "images", "output", "shards", "index_sha256", "part")  # that the pipeline sets

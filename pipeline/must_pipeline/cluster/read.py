@@ -7,8 +7,8 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
-from must.parameters import convert
-from must.text import did_you_mean
+from must.base.parameters import convert
+from must.base.text import did_you_mean
 from must_components.images import IMAGES
 from must_pipeline.stages import STAGES
 

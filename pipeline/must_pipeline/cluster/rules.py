@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from must.parameters import require
-from must.text import did_you_mean
+from must.base.parameters import require
+from must.base.text import did_you_mean
 from must_pipeline.cluster.config import Cluster, Resources, Toleration, Vertex
 from must_pipeline.cluster.predict import predict_config
 from must_pipeline.cluster.variables import check_variables

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from must.parameters import require
+from must.base.parameters import require
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from kfp import dsl
 
-from must.parameters import require
+from must.base.parameters import require
 from must_pipeline.cluster.config import Cluster, Resources
 from must_pipeline.stages import GPU_IMAGE, STAGES
 

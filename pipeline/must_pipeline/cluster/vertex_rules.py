@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from must.parameters import require
-from must.text import did_you_mean
+from must.base.parameters import require
+from must.base.text import did_you_mean
 from must_pipeline.cluster.config import Cluster, CpuPool, Credentials, GpuPool, Retries, Training, Volume
 from must_pipeline.cluster.variables import check_variables
 

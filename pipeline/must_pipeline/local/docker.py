@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from must.storage import is_remote, local
+from must.base.storage import is_remote, local
 
 if TYPE_CHECKING:
     from kfp.local import DockerRunner

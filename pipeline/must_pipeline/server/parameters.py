@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from must.run.check import check_run
-from must.text import close_to
+from must.base.text import close_to
+from must.runtime.check import check_run
 
 LIMIT = 10_000  # bytes of all parameters together, Kubeflow Pipelines' own
 KINDS: dict[str, tuple[type, ...]] = {

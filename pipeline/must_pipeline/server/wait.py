@@ -7,10 +7,10 @@ import sys
 import time
 from typing import Any
 
-from must import storage
-from must.run.places import WorkUri
-from must.run.summary import PAGE
-from must.text import printable_page
+from must.base import storage
+from must.base.text import printable_page
+from must.runtime.places import WorkUri
+from must.runtime.summary import PAGE
 from must_pipeline.server.api import Kfp, LaterError, api_errors
 from must_pipeline.server.workflows import Workflows
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from google.cloud import aiplatform, aiplatform_v1
 
-from must import storage
+from must.base import storage
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.vertex_rules import LABEL_VALUE
 from must_pipeline.server.parameters import check_parameters

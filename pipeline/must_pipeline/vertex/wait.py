@@ -7,7 +7,7 @@ from typing import Any
 
 from google.cloud.aiplatform_v1.types import PipelineState, PipelineTaskDetail
 
-from must.text import printable_page
+from must.base.text import printable_page
 from must_pipeline.server.api import LaterError
 from must_pipeline.server.wait import SERVER_TIMEOUT, page_of
 from must_pipeline.vertex.client import VertexAi

@@ -1,0 +1,167 @@
+"""What `must.adapt` returns: the adapted model, its report, and the ways on from there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from must.api.functions import run_stage
+from must.api.images import as_image
+from must.api.results import Exported, Pushed, framed
+from must.base.parameters import require
+from must.config.export import WHOLE
+from must.data.image.decode import seen
+from must.data.image.preprocess import EvalView
+from must.deploy.predict.writer import Prediction
+from must.method.model.bundle import DESCRIPTION_FILE, load_bundle, preprocess_of
+
+BUNDLE, CLASSIFIER, SHARDS, REPORT = "model", "classifier.safetensors", "shards", "report"
+
+
+class Report(PosixPath):
+    """The path of report.html, which a notebook shows as the page."""
+
+    def _repr_html_(self) -> str:
+        return framed(self.read_text(encoding="utf-8"))
+
+
+class OpenClip(NamedTuple):
+    """`classifier`: the adapted class weights [D, K], unit columns, in the order of the classes."""
+
+    model: Any
+    preprocess: Any
+    classifier: Any
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """An adapted model in the folder `output`; `Adapted(folder)` opens one that is there.
+
+    `metrics` are those of metrics.json, `classes` the names that predictions are of.
+
+    Raises:
+        ValueError: no adaptation was finished there.
+    """
+
+    output: Path
+    metrics: dict[str, Any] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "output", Path(self.output))
+        file = self.output / REPORT / "metrics.json"
+        require(
+            file.is_file() and (self.bundle / DESCRIPTION_FILE).is_file(),
+            f"{self.output}: no adaptation was finished there; call must.adapt with it as the output",
+        )
+        object.__setattr__(self, "metrics", json.loads(file.read_text(encoding="utf-8")))
+
+    @property
+    def bundle(self) -> Path:
+        return self.output / BUNDLE
+
+    @property
+    def report(self) -> Report:
+        return Report(self.output / REPORT / "report.html")
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.metrics["classes"])
+
+    def predict(self, images: Any, *, top_k: int = 5, batch_size: int = 32, device: str = "auto") -> list[Prediction]:
+        """The classes of images, most probable first: `.name` and `.probability` of the first, `.top` for all of them.
+
+        Args:
+            images: paths, PIL images, or arrays uint8 [H, W, 3]; or one of them.
+
+        Raises:
+            ValueError: one is no image; the message says which.
+        """
+        import torch
+
+        from must.data.augment.normalize import normalize
+        from must.method.distributed.process_group import pick_device
+
+        require(top_k >= 1 and batch_size >= 1, "top_k and batch_size must be at least 1")
+        place, found = pick_device(device), list[Prediction]()
+        model, view = self._bundle.model.to(place), EvalView(preprocess_of(self._bundle.description))
+        for batch in batches(images, batch_size):
+            pixels = torch.from_numpy(np.stack([pixels_of(item, view, number) for number, item in batch]))
+            with torch.inference_mode():
+                logits = model(normalize(pixels.to(place), view.preprocess))
+            best = logits.float().softmax(dim=-1).topk(min(top_k, len(self.classes)))
+            rows = zip(batch, best.indices.tolist(), best.values.tolist(), strict=True)
+            found += [Prediction(name_of(*one), [self.classes[i] for i in of], values) for one, of, values in rows]
+        return found
+
+    @cached_property
+    def _bundle(self) -> Any:
+        return load_bundle(str(self.bundle))
+
+    def to_open_clip(self) -> OpenClip:
+        """The whole CLIP model of open_clip with the adapted image tower, its preprocessing, and the class weights.
+
+        `model.encode_image(...)`, made unit length, times `classifier` ranks the classes as `predict` does. The text
+        tower is the original one: training moves the image tower and the class weights, so that what the text tower
+        says of the same prompts is no longer exactly `classifier`.
+        """
+        from open_clip import get_model_preprocess_cfg
+        from open_clip.transform import PreprocessCfg, image_transform_v2
+
+        from must.method.model.backbone import load_backbone
+        from must.method.model.classifier import load_text_classifier
+        from must.method.model.folder import verified
+
+        text = load_text_classifier(str(self.output / CLASSIFIER))
+        clip: Any = load_backbone(verified(text.model_folder, text.model_sha256), with_tokenizer=False).clip
+        weights = self._bundle.model.state_dict()
+        visual = {name[7:]: value.cpu() for name, value in weights.items() if name.startswith("visual.")}
+        clip.visual.load_state_dict(visual)
+        preprocess = image_transform_v2(PreprocessCfg(**get_model_preprocess_cfg(clip)), is_train=False)
+        return OpenClip(clip.eval(), preprocess, weights["classifier"].detach().cpu().clone())
+
+    def export(self, output: str | Path = "", **parameters: Any) -> Exported:
+        """`must.export` of this model, to OUTPUT/onnx if no place is given, checked on the images it was adapted to."""
+        given = {"shards": str(self.output / SHARDS), "metrics": str(self.output / REPORT / "metrics.json")}
+        place = str(output or self.output / "onnx")
+        return run_stage("export", {**given, **parameters, "model": str(self.bundle), "output": place})
+
+    def push_to_hub(self, repo: str, *, to: str = "open_clip", **parameters: Any) -> Pushed:
+        """Exports the model to OUTPUT/hub-TO, for the library `to`, and sends that to the hub's `repo`, "team/name".
+
+        Args:
+            to: as `must.export(to=...)`; `parameters` are those of `must.push`: private=True, say.
+
+        Raises:
+            ValueError: the hub refuses it, or the library's format cannot hold the model.
+        """
+        whole = {"classifier": str(self.output / CLASSIFIER)} if to in WHOLE else {}
+        exported = self.export(self.output / f"hub-{to}", to=to, **whole)
+        return run_stage("push", {**parameters, "model": exported.output, "repo": repo})
+
+
+def batches(images: Any, size: int) -> Iterable[list[tuple[int, Any]]]:
+    """Numbered images, so many at a time."""
+    one = not isinstance(images, Iterable) or isinstance(images, str | bytes | Path | np.ndarray)
+    items = list(enumerate([images] if one else images))
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def pixels_of(item: Any, view: EvalView, number: int) -> np.ndarray:
+    """uint8 [S, S, 3]: of a file as `must predict` sees it."""
+    if isinstance(item, str | Path):
+        try:
+            return seen(Path(item).read_bytes(), view)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{item}: {getattr(error, 'strerror', None) or error}") from None
+    return view(as_image(item, f"image {number}").convert("RGB"))
+
+
+def name_of(number: int, item: Any) -> str:
+    """What a prediction calls its image: the path, or the number."""
+    return str(item) if isinstance(item, str | Path) else str(number)

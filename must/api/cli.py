@@ -1,0 +1,138 @@
+"""The command line: one subcommand a stage, its flags made from must/config/."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import must
+from must.api.stages import STAGES, configure, run
+from must.base.exits import INTERRUPTED, WRONG_INPUT, exiting
+from must.base.parameters import add_flags, usage_of
+from must.base.text import close_to
+from must.method.distributed.parent import end_with_parent
+
+EPILOG = """\
+exit codes: 0 done, 2 the input is wrong (one line says what), 75 stopped and resumable, 1 a bug
+a first run:  must demo --output demo && must shard --source demo/images/unlabeled \\
+              --test-source demo/images/test --labels folder --output demo/shards
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a stage. Exits with 2 and one line when the user's input is wrong."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
+    options = vars(build_parser().parse_args(arguments))
+    command = options.pop("command")
+    with exiting(command):
+        try:
+            if command == "index":
+                run_index(options)
+            else:
+                file = options.pop("config_file", None)
+                run(command, configure(command, options, file))
+        except BrokenPipeError:  # `must ... | head`
+            sys.stderr.close()
+            raise SystemExit(1) from None
+        except KeyboardInterrupt:
+            print(f"must {command}: interrupted", file=sys.stderr)
+            raise SystemExit(INTERRUPTED) from None
+
+
+def run_index(options: dict[str, Any]) -> None:
+    from must.data.format.index import print_index
+    from must.data.format.verify import verify
+
+    action, uri = options.pop("action"), options.pop("uri")
+    if action == "make":
+        from must.data.shards.in_place import make_index
+
+        make_index(uri, **options)
+        return
+    {"show": print_index, "verify": verify}[action](uri)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, with the nearest flag; argparse itself prints all of a stage's flags first."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        namespace, rest = super().parse_known_args(args, namespace)
+        if rest:
+            wrong = next((word for word in rest if word.startswith("-")), rest[0]).split("=")[0]
+            near = self.nearest(wrong)
+            self.error(f"{wrong}: unknown{f'; did you mean {near}?' if near else ''}")
+        return namespace, rest
+
+    def nearest(self, wrong: str) -> str:
+        """The flag that was meant, perhaps: written with underscores, cut short, or misspelt; else ''."""
+        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        wrong = wrong.replace("_", "-")
+        whole = [flag for flag in flags if flag == wrong] or [flag for flag in flags if flag.startswith(wrong)]
+        return " or ".join(whole if wrong.strip("-") else []) or "".join(close_to(wrong, flags))
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message} ({self.prog} --help lists what there is)", file=sys.stderr)
+        raise SystemExit(WRONG_INPUT)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        prog="must",
+        description=must.__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"must {must.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, stage in STAGES.items():
+        command = commands.add_parser(
+            name,
+            help=stage.help,
+            description=stage.help,
+            epilog=f"example:\n  {stage.config.example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            usage=usage_of(stage.config),
+            allow_abbrev=False,  # --epoch would be --epochs today, and an error once there is an --epoch-something
+            add_help=False,  # it comes last
+        )
+        add_flags(command, stage.config)
+        general = command.add_argument_group("general")
+        general.add_argument("-h", "--help", action="help", help="show this and exit")
+        general.add_argument(
+            "--config",
+            dest="config_file",
+            metavar="FILE.yaml",
+            default=None,
+            help="these parameters as a YAML file; flags win",
+        )
+    add_index(
+        commands.add_parser("index", help="Show or verify a folder of shards, or make an index of others' shards.")
+    )
+    return parser
+
+
+def add_index(index: argparse.ArgumentParser) -> None:
+    actions = index.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, text in (
+        ("show", "Show what a folder of shards holds."),
+        ("verify", "Read everything again and compare."),
+    ):
+        action = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+        action.add_argument("uri", metavar="URI", help="folder of shards made by `must shard` or `must index make`")
+    text = "Write an index of WebDataset shards that another program has made, which stay as and where they are."
+    make = actions.add_parser("make", help=text, description=text, allow_abbrev=False)
+    make.add_argument("uri", metavar="URI", help="a folder or a bucket's prefix of tars, or x-{000..099}.tar")
+    make.add_argument(
+        "--output",
+        metavar="URI",
+        default="",
+        help="folder for index.json and its tables; that of the tars if not given",
+    )
+    make.add_argument("--split", metavar="NAME", default="train", help="what the tars' split is called (train)")
+    make.add_argument("--test-source", dest="test", metavar="URI", default="", help="more tars, which become 'test'")
+    make.add_argument("--workers", metavar="N", type=int, default=0, help="processes; 0 means one a core (0)")

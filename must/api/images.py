@@ -1,0 +1,166 @@
+"""Images as they are in a Python program become a source that `must shard` reads."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from must.base import storage
+from must.base.parameters import require
+
+KNOWN = (
+    "a folder, a list of paths, PIL images or arrays, a datasets.Dataset with an image column, or a torch Dataset of "
+    "images or (image, label) pairs"
+)
+MANIFEST, FOLDER = "images.jsonl", "images"
+
+
+class Given(NamedTuple):
+    """`source`: what `must shard` reads; `key`: stands for the images, so that others are noticed."""
+
+    source: str
+    key: str
+
+
+def provide(images: Any, output: Path, fixed: bool = False) -> Given:
+    """The images as a source. Those that are in memory are written to OUTPUT/images as PNG files, without their labels.
+
+    Args:
+        fixed: shards were made from a list of paths already; it may not change any more.
+
+    Raises:
+        ValueError: they are none of the kinds that are known, or one of them is no image.
+    """
+    if isinstance(images, str | os.PathLike):
+        source = os.fspath(images)
+        return Given(source, source if storage.is_remote(source) else str(Path(source).absolute()))
+    if isinstance(images, list | tuple) and images and all(isinstance(item, str | os.PathLike) for item in images):
+        return manifest([Path(item).absolute() for item in images], output / MANIFEST, fixed)
+    return written(items_of(images), output / FOLDER)
+
+
+def manifest(paths: list[Path], file: Path, fixed: bool) -> Given:
+    for path in paths:
+        require(path.is_file(), f"images: {path}: no such file")
+    content = "".join(json.dumps({"path": str(path)}) + "\n" for path in paths).encode()
+    require(
+        not (fixed and file.exists()) or file.read_bytes() == content,
+        f"{file}: names other images; choose another output, or delete the folder",
+    )
+    storage.write_bytes(str(file), content)
+    return Given(str(file), hashlib.sha256(content).hexdigest())
+
+
+def items_of(images: Any) -> Iterator[Any]:
+    """What the collection holds, an image each."""
+    require(images is not None and not isinstance(images, bytes), f"images: expected {KNOWN}")
+    if hasattr(images, "column_names"):
+        return column_of(images)
+    if hasattr(images, "__len__") and hasattr(images, "__getitem__"):
+        return (first_of(images[number]) for number in range(len(images)))
+    require(isinstance(images, Iterable), f"images: {type(images).__name__} is none of those known: {KNOWN}")
+    return map(first_of, images)
+
+
+def column_of(dataset: Any) -> Iterator[Any]:
+    """The image column of a Hugging Face dataset."""
+    require(
+        not hasattr(dataset, "keys"),
+        f"images: a dataset of several splits ({', '.join(map(str, dataset.column_names))}); give one of them",
+    )
+    features = getattr(dataset, "features", None) or {}
+    columns = [name for name, kind in features.items() if type(kind).__name__ == "Image"]
+    require(
+        len(columns) > 0,
+        f"images: the dataset has no column of images; it has: {', '.join(dataset.column_names)}",
+    )
+    only = dataset.select_columns([columns[0]])
+    return (row[columns[0]] for row in only)
+
+
+def first_of(item: Any) -> Any:
+    """The image of an (image, label) pair, or of a mapping with an image in it."""
+    if isinstance(item, tuple | list) and item:
+        return item[0]
+    return item["image"] if isinstance(item, dict) and "image" in item else item
+
+
+def written(items: Iterable[Any], folder: Path) -> Given:
+    """Writes the images, unless the same ones are there from an earlier call."""
+    note = folder / "key"
+    images = (as_image(item, f"images: number {number}") for number, item in enumerate(items))
+    if note.is_file():
+        key = key_of(images)
+        require(note.read_text() == key, f"{folder}: holds other images; choose another output, or delete the folder")
+        return Given(str(folder), key)
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        key = key_of(saved(images, unfinished))
+        (unfinished / note.name).write_text(key)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return Given(str(folder), key)
+
+
+def saved(images: Iterable[Image.Image], folder: Path) -> Iterator[Image.Image]:
+    """The images, each written as a PNG file on its way."""
+    for number, image in enumerate(images):
+        path = folder / f"{number // 10_000:04d}" / f"{number:08d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path, compress_level=1)
+        yield image
+
+
+def key_of(images: Iterable[Image.Image]) -> str:
+    """A sha256 of the pixels. Raises ValueError: there are none."""
+    digest, count = hashlib.sha256(), 0
+    for image in images:
+        count += 1
+        digest.update(f"{image.mode}{image.size}".encode() + image.tobytes())
+    require(count > 0, "images: there are none")
+    return digest.hexdigest()
+
+
+def as_image(item: Any, where: str) -> Image.Image:
+    """An RGB or grey image.
+
+    Args:
+        item: a PIL image; an array uint8 [H, W] or [H, W, 1|3|4]; a tensor [1|3, H, W], uint8, or float from 0 to 1; a
+            path; or the bytes of a file, by themselves or as {"bytes": ...}.
+
+    Raises:
+        ValueError: it is none; the message begins with `where`.
+    """
+    if isinstance(item, dict):  # a Hugging Face image that is not decoded
+        item = item.get("bytes") or item.get("path")
+    try:
+        if isinstance(item, str | os.PathLike):
+            item = Image.open(item)
+        elif isinstance(item, bytes):
+            item = Image.open(io.BytesIO(item))
+        elif hasattr(item, "detach"):
+            item = item.detach().cpu().numpy()
+            item = item.transpose(1, 2, 0) if item.ndim == 3 else item
+            if item.dtype.kind == "f":
+                require(float(item.min()) >= 0 and float(item.max()) <= 1, "numbers outside of 0 to 1")
+                item = np.round(item * 255).astype(np.uint8)
+        if isinstance(item, np.ndarray):
+            require(item.dtype == np.uint8, f"an array of {item.dtype}, not of uint8")
+            shape = " x ".join(map(str, item.shape))
+            require(item.ndim == 2 or item.shape[2:] in ((1,), (3,), (4,)), f"an array of {shape} is no image")
+            item = Image.fromarray(item[..., 0] if item.ndim == 3 and item.shape[2] == 1 else item)
+        require(isinstance(item, Image.Image), f"{type(item).__name__} is no image")
+        return item if item.mode in ("L", "RGB") else item.convert("RGB")
+    except Exception as error:  # Pillow raises anything for a damaged file
+        raise ValueError(f"{where}: {' '.join(str(error).split()) or type(error).__name__}") from None

@@ -1,0 +1,159 @@
+"""The library's stages, a row each: the parameters, the function that does the work, and what it is for.
+
+The command line is made from this table, and `call` runs a stage from Python:
+
+    from must.api.stages import call
+    call("train", shards="shards/", classifier="classifier.safetensors", output="model/", preset="auto")
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from typing import Any, Final, NamedTuple
+
+from must.api.preflight import preflight
+from must.base.parameters import StageConfig, load, read_yaml
+from must.config.adapt import AdaptConfig
+from must.config.classifier import ClassifierConfig
+from must.config.demo import DemoConfig
+from must.config.evaluate import EvaluateConfig
+from must.config.export import ExportConfig
+from must.config.gate import GateConfig
+from must.config.plan import PlanConfig
+from must.config.predict import PredictConfig
+from must.config.promote import PromoteConfig
+from must.config.push import PushConfig
+from must.config.refine import RefineConfig
+from must.config.select import SelectConfig
+from must.config.serve import ServeConfig
+from must.config.shard import ShardConfig
+from must.config.train import TrainConfig
+from must.data.image.quiet import silence_pillow
+
+
+class Stage(NamedTuple):
+    config: type[StageConfig]
+    function: str  # "module:name", imported when the stage runs: `must shard` runs where there is no torch
+    help: str
+    python: str = ""  # the function at `must.`, where that takes more than the parameters: "module:name"
+
+
+STAGES: Final[dict[str, Stage]] = {
+    "adapt": Stage(
+        AdaptConfig,
+        "must.api.adapt:command",
+        "Adapt CLIP to images without labels in one go: shard, classifier, train and evaluate.",
+        python="must.api.adapt:adapt",
+    ),
+    "shard": Stage(
+        ShardConfig,
+        "must.data.shards.build:shard",
+        "Pack images into WebDataset shards with an index, ready to train on.",
+    ),
+    "classifier": Stage(
+        ClassifierConfig,
+        "must.method.model.classifier:classifier",
+        "Turn class names and prompt templates into zero-shot text classifier weights.",
+    ),
+    "plan": Stage(
+        PlanConfig,
+        "must.method.train.plan:plan",
+        "Say what `must train` will cost: steps, hours on this machine, memory, gigabytes; trains nothing.",
+    ),
+    "train": Stage(
+        TrainConfig,
+        "must.method.train.trainer:train",
+        "Adapt the zero-shot classifier to unlabeled images with masked unsupervised self-training (MUST).",
+    ),
+    "refine": Stage(
+        RefineConfig,
+        "must.method.select.refine:refine",
+        "Make zero-shot better without training, in seconds, from images that look alike.",
+    ),
+    "select": Stage(
+        SelectConfig,
+        "must.method.select.select:select",
+        "Make an adapted model safe: keep as much of it as unlabeled images speak for, or zero-shot's weights.",
+    ),
+    "evaluate": Stage(
+        EvaluateConfig,
+        "must.evaluation.evaluate:evaluate",
+        "Measure the adapted model against the zero-shot one; write metrics.json and report.html.",
+    ),
+    "export": Stage(
+        ExportConfig,
+        "must.deploy.export.export:export",
+        "Write the model as ONNX, or as a folder that open_clip, transformers or timm loads; checked against PyTorch.",
+    ),
+    "push": Stage(
+        PushConfig,
+        "must.deploy.export.push:push",
+        "Send an exported folder to a hub (HF_ENDPOINT, HF_TOKEN), where other libraries load it by its name.",
+    ),
+    "gate": Stage(
+        GateConfig,
+        "must.evaluation.gate:gate",
+        "Decide from metrics.json whether the adapted model may be promoted, and say why.",
+    ),
+    "promote": Stage(
+        PromoteConfig,
+        "must.deploy.promote.promote:promote",
+        "Copy a model to the registry and make it the champion; --rollback brings the one before back.",
+    ),
+    "predict": Stage(
+        PredictConfig,
+        "must.deploy.infer.predict:predict",
+        "Classify images, a few or a bucketful, with the ONNX file alone (no PyTorch) or with a bundle.",
+    ),
+    "serve": Stage(
+        ServeConfig,
+        "must.deploy.serve.serve:serve",
+        "Serve the ONNX file, or a registry's champion, over HTTP and gRPC: pictures in, names out (no PyTorch).",
+    ),
+    "demo": Stage(
+        DemoConfig,
+        "must.api.demo:demo",
+        "Write the bundled data set (handwritten digits), class names and tiny CLIP (computer fonts) to a folder.",
+    ),
+}
+
+
+def call(stage: str, /, **values: Any) -> Any:
+    """Runs a stage; returns its result. Parameters are those of must/config/; None leaves one at its default.
+
+    Raises:
+        ValueError: the user's error; storage.LaterError, a kind of it, where the same may work later.
+        OSError: a place that cannot be read or written.
+        SystemExit: from training that was stopped (75, a checkpoint is saved) or lost a process.
+    """
+    return run(stage, configure(stage, {name: value for name, value in values.items() if value is not None}))
+
+
+def configure(stage: str, values: dict[str, Any], file: str | None = None) -> StageConfig:
+    """The stage's parameters: `values` over the YAML `file` over, for training, the preset's, over the defaults.
+
+    The preset of training is `auto` if none is named.
+    """
+    config = STAGES[stage].config
+    if issubclass(config, TrainConfig):
+        named = values.get("preset") or (read_yaml(config, file).get("preset") if file else "")
+        values = values | {"preset": named or "auto"}
+    return load(config, values, file)
+
+
+def run(stage: str, config: StageConfig, **more: Any) -> Any:
+    """Imports no more than the stage needs, and that after a first look at its inputs. `more` goes to its function."""
+    module, function = STAGES[stage].function.split(":")
+    preflight(stage, config)
+    try:
+        with warnings.catch_warnings():
+            silence_pillow()
+            return getattr(importlib.import_module(module), function)(config, **more)
+    except ModuleNotFoundError as error:  # a small installation, or the wrong image
+        if (error.name or "must").split(".")[0] == "must":
+            raise
+        raise ValueError(
+            f"the package {error.name} is not installed here; install it with: pip install 'must-clip[all]', "
+            "or take the image that has it (docs/containers.md)"
+        ) from None

@@ -1,0 +1,1 @@
+"""What every house stands on: storage, parameters, text, locks, cores, exit codes, processes. No torch."""

@@ -1,0 +1,132 @@
+"""The end of a must program: its exit codes, the one line about what went wrong, and SIGTERM.
+
+For the outermost block of a program (the command line, a stage's supervised process, a node's) and nothing below it:
+what such a program calls raises, and knows no codes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from must.base.storage import LaterError
+from must.base.text import printable
+
+BUG = 1
+WRONG_INPUT = 2  # one line said what
+PREEMPTED = 75  # run the same again (EX_TEMPFAIL)
+INTERRUPTED = 130  # at the keyboard
+KILLED = 137  # 128 + SIGKILL
+OURS = ("must", "must_components")  # packages that raise ValueError for wrong input
+LONGEST = 2000  # characters of the line that says what is wrong: it may quote what came from outside
+OTHERS_WAIT = 10  # seconds: of a fault that all processes find, torchrun lets only the first one speak
+
+
+@contextmanager
+def exiting(command: str) -> Iterator[None]:
+    """The block's errors become exit codes: see `fail`. SIGTERM ends it with 75.
+
+    Raises:
+        SystemExit: the user's error, or one that may pass. A bug goes on as what it is, with its traceback.
+    """
+    try:
+        with ending_on_sigterm(command):
+            yield
+    except (ValueError, OSError) as error:
+        fail(command, error)
+
+
+def fail(command: str, error: Exception) -> NoReturn:
+    """Prints one line; exits with 2 for the user's error, 75 for a transient one; raises any other error again."""
+    code = code_of(error)
+    if code == BUG:
+        raise error
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(OTHERS_WAIT)
+    print(f"must {command}: {line_of(error)}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def code_of(error: BaseException) -> int:
+    """The exit code of a program that `error` ends."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else BUG if error.code else 0
+    if isinstance(error, LaterError):
+        return PREEMPTED
+    return WRONG_INPUT if is_users(error) else BUG
+
+
+def is_users(error: BaseException) -> bool:
+    """Our own code raises ValueError for wrong input alone; one from a library's depths is a bug of ours.
+
+    An error of a loader process arrives with its traceback as text.
+    """
+    if isinstance(error, OSError):
+        return True
+    if not isinstance(error, ValueError):
+        return False
+    files = re.findall(r'File "([^"]+)", line', str(error))
+    if not files:
+        files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    return any(Path(files[-1]).is_relative_to(folder) for folder in our_folders())
+
+
+def our_folders() -> list[Path]:
+    """Of the packages in OURS that this process has imported: `must` itself knows of no other."""
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in OURS]
+    return [Path(file).parent for file in files if file]
+
+
+def line_of(error: BaseException) -> str:
+    """What is wrong, for people, on one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return printable(f"{error.filename}: {error.strerror}" if error.filename else error.strerror, LONGEST)
+    text = str(error).strip()
+    if "Original Traceback" in text:
+        text = text.splitlines()[-1].removeprefix("ValueError: ")
+    return printable(" ".join(text.split()), LONGEST)
+
+
+@contextmanager
+def ending_on_sigterm(command: str) -> Iterator[None]:
+    """SIGTERM ends the block with exit code 75: nothing half-written is left, and the same can be run again.
+
+    In a container a stage is the first process, which the kernel does not end by a signal it did not ask for. Stages
+    that save their state take the signal over while they run.
+    """
+
+    global _programs
+
+    def stop(number: int, frame: object) -> None:
+        # torchrun stops the others when one has failed: a line of theirs would come after the one that says why.
+        if os.environ.get("RANK", "0") == "0":
+            print(f"must {command}: stopped by SIGTERM; run the same command again to go on", file=sys.stderr)
+        raise SystemExit(PREEMPTED)
+
+    if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    _programs += 1
+    try:
+        yield
+    finally:
+        _programs -= 1
+        signal.signal(signal.SIGTERM, before)
+
+
+_programs = 0  # blocks of `ending_on_sigterm` that this process is in
+
+
+def answers_signals() -> bool:
+    """Whether signals are ours to handle: in the main thread of a must program, and never in one that imports must."""
+    return _programs > 0 and threading.current_thread() is threading.main_thread()

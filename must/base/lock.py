@@ -1,0 +1,253 @@
+"""Keeps two runs from writing to one place at once. A lock whose owner is dead is taken over.
+
+Locally the operating system holds the lock and drops it when the process ends, however it ends. In a bucket the lock
+is an object that its owner rewrites every few seconds; one that has not changed for a minute has no living owner.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from must.base import storage
+from must.base.background import every
+
+HEARTBEAT_S = 10.0  # seconds between signs of life
+DEAD_AFTER = 60.0  # seconds without one
+MOMENT = 5.0  # seconds in which a folder that goes while its lock is made is made again
+
+
+class HeldError(ValueError):
+    """Another run, which lives, holds the place."""
+
+
+class LockLostError(ValueError):
+    """Another run holds the place now: this one must not write there any more."""
+
+
+class CannotLockError(ValueError):
+    """The file system has no locks."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Who locks what: a stage's command, the flag that names the place, and the lock's file there."""
+
+    command: str
+    flag: str
+    name: str
+    patience: float = 0.0  # seconds to wait for the owner of a local lock, who may be dying
+
+    def refusal(self, place: object, owner: str) -> str:
+        return (
+            f"{place} is being written by another `{self.command}` ({owner or 'just started'}); "
+            f"wait for it, or stop it, or choose another {self.flag}"
+        )
+
+
+SHARDS = Kind("must shard", "--output", ".shard.lock")
+CHECKPOINTS = Kind("must train", "--checkpoints", ".train.lock", patience=10.0)
+PROMOTION = Kind("must promote", "--version", ".promote.lock", patience=10.0)
+
+
+@contextmanager
+def locked(place: str, kind: Kind) -> Iterator[Callable[[], None]]:
+    """Holds the lock of a folder. Gives a function that raises LockLostError if the lock was lost meanwhile.
+
+    Raises:
+        HeldError: another run holds it.
+        CannotLockError: the file system has no locks.
+    """
+    path = storage.join(place, kind.name)
+    if storage.is_remote(place):
+        with locked_object(path, kind) as check:
+            yield check
+    else:
+        with locked_file(storage.local(path), kind, str(storage.local(place))):
+            yield lambda: None
+
+
+@contextmanager
+def locked_file(path: Path, kind: Kind, place: str) -> Iterator[None]:
+    deadline = time.monotonic() + kind.patience
+    while True:
+        with storage.disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            except FileNotFoundError:  # another one has just removed the folder
+                if time.monotonic() > deadline + MOMENT:
+                    raise
+                continue
+        try:
+            # POSIX locks are not inherited by forked workers: when this process dies, the lock is free.
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = os.read(descriptor, 200).decode(errors="replace").strip()
+            os.close(descriptor)
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise CannotLockError(f"{path}: this file system cannot lock files: {error.strerror}") from error
+            if time.monotonic() > deadline:
+                raise HeldError(kind.refusal(place, owner)) from None
+            time.sleep(0.1)
+            continue
+        # The owner before us may have deleted the file between our opening and our locking it.
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(descriptor).st_ino:
+                break
+        os.close(descriptor)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, whoami().encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Waits until no other process holds `path`. The file stays: removing it would let two processes lock two files."""
+    with storage.disk_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked_object(uri: str, kind: Kind) -> Iterator[Callable[[], None]]:
+    owner = Beat(uri, kind)
+    owner.take()
+    with every(HEARTBEAT_S, owner.beat, owner.give_up):  # where the bucket is away, the lock dies of age
+        yield owner.check
+
+
+class Beat:
+    """The sign of life in the lock object."""
+
+    def __init__(self, uri: str, kind: Kind) -> None:
+        self.uri, self.kind, self.count = uri, kind, 0
+        self.generation: storage.Generation = 0
+        self.identity = {"who": whoami(), "pid": str(os.getpid()), "id": uuid.uuid4().hex} | neighbourhood()
+        self.writing = threading.Lock()
+        self.lost = False
+        self.beaten = time.monotonic()  # when the last good beat began
+
+    def take(self) -> None:
+        """Takes the lock, or waits until it is known whether its owner lives."""
+        deadline = time.monotonic() + DEAD_AFTER
+        seen = storage.generation(self.uri)
+        if seen is not None and self.gone():
+            deadline = 0.0
+        elif seen is not None:
+            print(f"{self.uri} exists; watching up to {DEAD_AFTER:g} s whether its owner lives", flush=True)
+        while seen is not None and time.monotonic() < deadline:
+            time.sleep(1)
+            now = storage.generation(self.uri)
+            if now is not None and now != seen:
+                self.refuse()
+            seen = now
+        try:
+            self.write(seen or 0)
+        except storage.ConflictError:
+            self.refuse()
+
+    def refuse(self) -> None:
+        place = self.uri.removesuffix("/" + self.kind.name)
+        raise HeldError(self.kind.refusal(place, self.owner().get("who", "unknown")))
+
+    def check(self) -> None:
+        """Checks that the lock is still ours: after too long without a beat, only a new one tells.
+
+        Raises:
+            LockLostError: not ours any more.
+            ValueError, OSError: no beat is possible.
+        """
+        if not self.lost and time.monotonic() - self.beaten > DEAD_AFTER:
+            self.renew()
+        if self.lost:
+            raise LockLostError(
+                f"{self.uri} was taken over by another `{self.kind.command}` while this one was silent; it goes on"
+            )
+
+    def owner(self) -> dict[str, str]:
+        try:
+            content = json.loads(storage.read_bytes(self.uri))
+            return content if isinstance(content, dict) else {}
+        except (FileNotFoundError, ValueError, RecursionError):
+            return {}
+
+    def gone(self) -> bool:
+        """Whether the owner was a process that this one would see, and runs no more.
+
+        Of other machines' and containers' processes, and of those of older versions, which do not say where they ran,
+        it is never known.
+        """
+        owner = self.owner()
+        if any(owner.get(name, "") != value for name, value in neighbourhood().items()):
+            return False
+        try:
+            pid = int(owner["pid"])
+            os.kill(pid, 0)
+            return pid == os.getpid()  # it has the number of one that has ended
+        except PermissionError:
+            return False
+        except (ProcessLookupError, ValueError, KeyError, OverflowError, TypeError):
+            return True
+
+    def write(self, expected: storage.Generation) -> None:
+        with self.writing:
+            began = time.monotonic()
+            self.count += 1
+            content = json.dumps(self.identity | {"beat": self.count}).encode()
+            self.generation = storage.remote(self.uri).write_bytes(self.uri, content, expected)
+            self.beaten = began
+
+    def renew(self) -> None:
+        try:
+            self.write(self.generation)
+        except storage.ConflictError:
+            self.lost = True
+
+    def beat(self) -> None:
+        """Writes the sign, unless the lock is lost."""
+        if not self.lost:
+            with suppress(Exception):  # the next beat may be good; `check` sees how old the last good one is
+                self.renew()
+
+    def give_up(self) -> None:
+        """Takes the lock away, if it is ours."""
+        if not self.lost:
+            with suppress(Exception):  # taken over since the last beat, so not ours to delete; or the bucket is away
+                storage.remote(self.uri).delete(self.uri, self.generation)
+
+
+def neighbourhood() -> dict[str, str]:
+    """Where a process's number means this process: containers may share a host's name, but not their processes.
+
+    Where the system does not tell of boots and of namespaces of processes, these are "".
+    """
+    boot, pids = "", ""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with suppress(OSError):
+        pids = str(Path("/proc/self/ns/pid").readlink())
+    return {"host": socket.gethostname(), "boot": boot, "pids": pids}
+
+
+def whoami() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"

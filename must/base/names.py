@@ -1,0 +1,45 @@
+"""What a name or a checksum from outside may be before it becomes part of a path here.
+
+An index, and the listing of a bucket, may have been written by anybody who may write to that place. An object may be
+called `../../.profile` or `/etc/passwd`, and joining such a name to a folder leads out of it.
+"""
+
+from __future__ import annotations
+
+import re
+
+from must.base import storage
+from must.base.parameters import require
+from must.base.text import brief
+
+SHARD = re.compile(r"[^\W\d]\w*-[0-9]{6,12}\.tar")  # of any split; its table of offsets ends with .npy
+TABLE = re.compile(r"(names|contents)-[0-9]{4,12}\.npy")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def below(name: object, where: str) -> str:
+    """`name`, if it stays below any folder that it is joined to; "/" may separate folders.
+
+    Raises:
+        ValueError: it is absolute or no text, or has an empty part, '.', '..' or a NUL; says so of `where`.
+    """
+    if isinstance(name, str) and "\0" not in name and not {"", ".", ".."} & set(name.split("/")):
+        return name
+    raise ValueError(f"{where}: the name {brief(name)} leads out of its folder; another program may have put it there")
+
+
+def listed(uri: str) -> list[str]:
+    """The names of the files below `uri`, to be copied to a place of ours.
+
+    Raises:
+        ValueError: one of them leads out of it; nothing should be copied then.
+        FileNotFoundError, NotADirectoryError: there is no such local folder.
+    """
+    return sorted(below(entry.name, uri) for entry in storage.list_files(uri))
+
+
+def of_form(pattern: re.Pattern[str], value: object, what: str) -> str:
+    """`value`, if all of it matches. Raises ValueError: it does not; `what` it should have been."""
+    require(isinstance(value, str) and pattern.fullmatch(value) is not None, f"{brief(value)} is no {what}")
+    assert isinstance(value, str)
+    return value

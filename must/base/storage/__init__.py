@@ -1,0 +1,63 @@
+"""Local paths and buckets (gs://, s3://, az://) behind one interface: what is written is complete or absent.
+
+Ground floor: imports only `processes`. A store's module is imported with its first URI: clients are optional.
+"""
+
+from must.base.storage.api import (
+    copy,
+    delete,
+    delete_folder,
+    disk_errors,
+    download,
+    exists,
+    generation,
+    is_remote,
+    join,
+    list_files,
+    local,
+    local_copy,
+    move,
+    open_write,
+    read_bytes,
+    read_json,
+    remote,
+    size,
+    upload,
+    write_bytes,
+)
+from must.base.storage.base import ConflictError, Entry, Generation, LaterError, UnreachableError, Writable
+from must.base.storage.hashing import HashingFile, sha256_of
+from must.base.storage.unfinished import TEMPORARY, umask
+
+__all__ = [
+    "TEMPORARY",
+    "ConflictError",
+    "Entry",
+    "Generation",
+    "HashingFile",
+    "LaterError",
+    "UnreachableError",
+    "Writable",
+    "copy",
+    "delete",
+    "delete_folder",
+    "disk_errors",
+    "download",
+    "exists",
+    "generation",
+    "is_remote",
+    "join",
+    "list_files",
+    "local",
+    "local_copy",
+    "move",
+    "open_write",
+    "read_bytes",
+    "read_json",
+    "remote",
+    "sha256_of",
+    "size",
+    "umask",
+    "upload",
+    "write_bytes",
+]

@@ -1,0 +1,344 @@
+"""One small interface over local paths and buckets: gs://, s3:// and az://.
+
+What is written is complete or absent: a local file appears by renaming, an object by finishing its upload. Missing
+files raise FileNotFoundError at either place; what the user has to mend (no credentials, no permission, a full disk,
+an unknown scheme) raises ValueError with one line that says what to do.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from must.base.storage.base import ConflictError, Entry, Generation, Writable
+from must.base.storage.unfinished import TEMPORARY, give_name, unfinished
+
+
+class Store(NamedTuple):
+    """How a scheme is served: our module, the package that it needs, the extra that installs it."""
+
+    module: str
+    package: str
+    extra: str
+
+
+AZURE = Store("must.base.storage.azure", "azure-storage-blob", "azure")
+STORES = {
+    "gs": Store("must.base.storage.gcs", "google-cloud-storage", "gcs"),
+    "s3": Store("must.base.storage.s3", "boto3", "s3"),
+    "az": AZURE,
+    "abfs": AZURE,
+    "abfss": AZURE,
+}
+DEEPEST = 200  # folders in one another, in a local listing
+
+
+def is_remote(uri: str | Path) -> bool:
+    """Whether `uri` names a place in a bucket. Raises ValueError for a scheme that is not known."""
+    text = str(uri)
+    scheme = text.split("://", 1)[0] if "://" in text else ""
+    if scheme not in ("", "file", *STORES):
+        raise ValueError(
+            f"{text}: unknown scheme '{scheme}://'; known are local paths, gs://, s3://, az:// and abfss://"
+        )
+    return scheme in STORES
+
+
+def join(uri: str | Path, *parts: str) -> str:
+    """`uri` and the parts below it, with one "/" between them."""
+    base = str(uri)
+    if base.startswith("file://"):
+        base = base.removeprefix("file://")
+    for part in parts:
+        base = f"{base.rstrip('/')}/{part}" if base.rstrip("/") else f"{base}{part}"
+    return base
+
+
+def exists(uri: str | Path) -> bool:
+    """Whether there is a file (an object) of that very name. A remote folder is not an object."""
+    return generation(uri) is not None if is_remote(uri) else local(uri).exists()
+
+
+def size(uri: str | Path) -> int:
+    """Bytes of a file. Raises FileNotFoundError."""
+    if is_remote(uri):
+        return remote(uri).stat(str(uri)).size
+    return local(uri).stat().st_size
+
+
+def generation(uri: str | Path) -> Generation | None:
+    """What changes whenever the file's content does: the object's generation or ETag, or the time of writing in ns.
+
+    None when there is no such file.
+    """
+    try:
+        if is_remote(uri):
+            return remote(uri).stat(str(uri)).generation
+        return local(uri).stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def list_files(uri: str | Path, on_problem: Callable[[str, str], None] | None = None) -> Iterator[Entry]:
+    """Files below a folder, streamed in no particular order.
+
+    Symbolic links are followed, except back into a folder that is being listed. What cannot be listed (no permission,
+    a link that leads nowhere or round in circles, a socket, a folder too deep) goes to `on_problem` as (name, reason).
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: there is no such local folder. A remote one is then just empty.
+    """
+    if is_remote(uri):
+        return remote(uri).list_files(str(uri))
+    return walk(local(uri), on_problem or (lambda name, reason: None))
+
+
+def read_bytes(uri: str | Path, start: int = 0, length: int | None = None) -> bytes:
+    """The file's bytes [start, start + length), or up to its end. Raises FileNotFoundError, OSError: no file."""
+    if is_remote(uri):
+        return remote(uri).read_bytes(str(uri), start, length)
+    # Unbuffered and of the exact size: this is the inner loop of sharding, and a buffered read of "at most N bytes"
+    # first allocates all N.
+    with open(str(uri).removeprefix("file://"), "rb", buffering=0, opener=without_waiting) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "a pipe, socket or device, no file", str(uri))
+        available = max(0, status.st_size - start)
+        wanted = available if length is None else min(length, available)
+        if start and wanted:
+            file.seek(start)
+        data = file.read(wanted) or b""
+        while len(data) < wanted and (more := file.read(wanted - len(data))):
+            data += more
+        return data
+
+
+def read_json(path: str, flag: str) -> dict[str, Any]:
+    """A file's object. Raises ValueError: there is no such file, or it holds no JSON object."""
+    try:
+        content = json.loads(read_bytes(path))
+    except FileNotFoundError:
+        raise ValueError(f"{flag} {path}: no such file") from None
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{flag} {path}: is damaged or of another kind")
+    return content
+
+
+def without_waiting(path: str, flags: int) -> int:
+    """Opens as `open` does, but for a pipe it does not wait for a writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def write_bytes(uri: str | Path, data: bytes, if_generation_match: Generation | None = None) -> None:
+    """Writes the whole file at once, over what may be there.
+
+    Raises:
+        ConflictError: the object's generation is not `if_generation_match` (0: there must be none yet). For a local
+            target the check and the writing are two steps, so this guards against mistakes, not against races.
+    """
+    if is_remote(uri):
+        remote(uri).write_bytes(str(uri), data, if_generation_match)
+        return
+    if if_generation_match is not None and (generation(uri) or 0) != if_generation_match:
+        raise ConflictError(f"{uri} was written by another program")
+    with open_write(uri) as file:
+        file.write(data)
+
+
+@contextmanager
+def open_write(uri: str | Path) -> Iterator[BinaryIO]:
+    """A binary file to write to. It appears under its name when the block ends; after an error nothing appears."""
+    if is_remote(uri):
+        descriptor, name = tempfile.mkstemp(prefix="must-")
+        try:
+            with disk_errors(name):
+                with os.fdopen(descriptor, "wb") as file:
+                    yield file
+                remote(uri).upload(Path(name), str(uri))
+        finally:
+            Path(name).unlink(missing_ok=True)
+        return
+    path = local(uri)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = unfinished(path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                name = name or give_name(file.fileno(), path.parent)
+            Path(name).replace(path)
+            keep_names(path.parent)
+        finally:
+            if name:
+                Path(name).unlink(missing_ok=True)
+
+
+def download(uri: str | Path, path: str | Path) -> None:
+    """Copies a file to a local path, which then holds all of it or does not exist. Raises FileNotFoundError."""
+    with open_write(path) as file:
+        copy(uri, file)
+
+
+@contextmanager
+def local_copy(uri: str | Path) -> Iterator[Path]:
+    """A path at which the file can be read while the block lasts: its own, or a copy's of a remote one."""
+    if not is_remote(uri):
+        yield local(uri)
+        return
+    with tempfile.TemporaryDirectory(prefix="must-") as folder:
+        path = Path(folder) / "copy"
+        download(uri, path)
+        yield path
+
+
+def copy(uri: str | Path, file: Writable) -> None:
+    """Writes a file's bytes to an open one. Raises FileNotFoundError."""
+    if is_remote(uri):
+        copy_ranges(remote(uri), str(uri), file)
+    else:
+        with local(uri).open("rb") as source:
+            shutil.copyfileobj(source, file, 1 << 20)
+
+
+def copy_ranges(store: Any, uri: str, file: Writable) -> None:
+    """Ranges of one generation: a lost connection costs a range, and a write in between cannot mix two versions."""
+    size, generation = store.stat(uri)
+    for start in range(0, size, store.RANGE):
+        wanted, data = min(store.RANGE, size - start), b""
+        with suppress(ConflictError, FileNotFoundError):
+            data = store.read_bytes(uri, start, wanted, generation)
+        if len(data) != wanted:
+            raise ValueError(f"{uri}: was overwritten while it was read, after {start} of {size} bytes")
+        file.write(data)
+
+
+def upload(path: str | Path, uri: str | Path) -> None:
+    """Copies a local file to `uri`."""
+    if is_remote(uri):
+        remote(uri).upload(Path(path), str(uri))
+    else:
+        download(path, uri)
+
+
+def move(uri: str | Path, target: str | Path) -> None:
+    """Renames a file within one place. Remotely the server copies and the source is deleted, so it can be repeated."""
+    if is_remote(uri):
+        try:
+            remote(uri).copy(str(uri), str(target))
+        except FileNotFoundError:
+            if not exists(target):
+                raise
+        delete(uri)
+    else:
+        local(target).parent.mkdir(parents=True, exist_ok=True)
+        local(uri).replace(local(target))
+
+
+def delete(uri: str | Path) -> None:
+    """Deletes a file. No error when it does not exist."""
+    if is_remote(uri):
+        remote(uri).delete(str(uri))
+    elif exists(uri):
+        local(uri).unlink(missing_ok=True)
+
+
+def delete_folder(uri: str | Path) -> None:
+    """Deletes everything below a folder, and the folder."""
+    if is_remote(uri):
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(lambda entry: delete(join(uri, entry.name)), list_files(uri)))
+    else:
+        shutil.rmtree(local(uri), ignore_errors=True)
+
+
+def local(uri: str | Path) -> Path:
+    return Path(str(uri).removeprefix("file://"))
+
+
+def remote(uri: str | Path) -> Any:
+    """The module that serves a bucket's URI, imported only when it is needed: every client is an optional package."""
+    scheme = str(uri).split("://", 1)[0]
+    store = STORES[scheme]
+    try:
+        return importlib.import_module(store.module)
+    except ImportError as error:
+        raise ValueError(
+            f"{scheme}:// needs the package {store.package} ({error}); "
+            f"install it with: pip install 'must-clip[{store.extra}]'"
+        ) from None
+
+
+def walk(root: Path, on_problem: Callable[[str, str], None]) -> Iterator[Entry]:
+    """Depth first, one open folder a level, so that memory follows the depth and not the number of files.
+
+    Deeper than DEEPEST nothing is listed: the system's open files and Python's stack come to an end.
+    """
+    yield from walk_folder(root, "", (), on_problem)
+
+
+def walk_folder(
+    folder: Path, prefix: str, parents: tuple[tuple[int, int], ...], on_problem: Callable[[str, str], None]
+) -> Iterator[Entry]:
+    if len(parents) > DEEPEST:
+        on_problem(prefix.rstrip("/"), f"more than {DEEPEST} folders deep")
+        return
+    status = folder.stat()
+    identity = (status.st_dev, status.st_ino)
+    if identity in parents:
+        on_problem(prefix.rstrip("/"), "symbolic link into a folder above it")
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = prefix + entry.name
+            try:
+                if entry.is_dir():
+                    yield from walk_folder(Path(entry.path), name + "/", (*parents, identity), on_problem)
+                elif entry.is_file():
+                    if not entry.name.startswith(TEMPORARY):
+                        yield Entry(name, entry.stat().st_size)
+                elif entry.is_symlink():
+                    on_problem(name, "symbolic link to nowhere")
+                else:
+                    on_problem(name, "neither a file nor a folder")
+            except OSError as error:
+                on_problem(name, (error.strerror or str(error)).lower())
+
+
+@contextmanager
+def disk_errors(path: str | Path) -> Iterator[None]:
+    """Says in one line what a full disk or a folder without permission means for the file that was being written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ValueError(f"{path}: the disk is full; free some space or write to another place") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+            raise ValueError(f"{path}: cannot be written: {(error.strerror or '').lower()}") from error
+        raise
+
+
+def keep_names(folder: Path) -> None:
+    """Makes the system write the folder itself: after a power loss a renamed file has its new name, or never had it."""
+    with suppress(PermissionError):  # a folder in which one may write and not read
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no such thing
+                raise
+        finally:
+            os.close(descriptor)

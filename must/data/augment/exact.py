@@ -1,0 +1,116 @@
+"""The views of an image: weak for the teacher, strong and masked for the student, as published.
+
+Views are uint8 pixels; `must.data.augment.normalize` makes the network's input of a batch of them. What is drawn
+(must/data/augment/draws.py) and how the pixels are computed follow the published implementation, so that the same seeds
+give the same views bit for bit (tests/golden/augment.npz).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+from timm.data import auto_augment
+from timm.data.auto_augment import NAME_TO_OP
+
+from must.data.augment.draws import AugmentParams, AugmentSampler, Operation, PatchMask, resized, seed_views
+from must.data.image.bounds import MAX_PIXELS
+from must.data.image.decode import decode
+from must.data.image.preprocess import Preprocess
+
+BICUBIC = Image.Resampling.BICUBIC
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """Settings of the views; the defaults are the published ones."""
+
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    patch_size: int = 16  # of the model, pixels
+    mask_patch_size: int = 32  # of a masked cell, pixels
+    mask_ratio: float = 0.3
+    weak_padding: int = 0  # pixels
+    strong_scale: tuple[float, float] = (0.3, 1.0)  # area
+    flip: float = 0.5
+    randaugment: str = "rand-m9-mstd0.5-inc1"
+    randaugment_ops: tuple[str, ...] = ()
+
+
+class TrainViews:
+    """Draws (weak [H, W, 3] uint8, strong [H, W, 3] uint8, numbers of the masked patches [M]) of one image.
+
+    Raises:
+        ValueError: mask cells do not fit the model's patches, or RandAugment's settings are unknown.
+    """
+
+    def __init__(self, settings: ViewSettings) -> None:
+        self.size, self.padding = settings.preprocess.size, settings.weak_padding
+        self.fill = fill_color(settings.preprocess.mean)
+        self.draws = sampler_of(settings)
+
+    def __call__(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        draw = self.draws(*image.size)
+        return self.weak(image, draw), self.strong(image, draw), draw.masked
+
+    def of_file(
+        self, data: bytes, seeds: tuple[int, int, int], max_pixels: int = MAX_PIXELS
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The views of an image file. `seeds`: seed, epoch, sample. Raises ValueError: it is no whole image."""
+        image = decode(data, max_pixels)
+        seed_views(*seeds)
+        return self(image)
+
+    def weak(self, image: Image.Image, draw: AugmentParams) -> np.ndarray:
+        """Shorter side to `size`, a border of `padding`, a random crop."""
+        (width, height), (left, top), size = resized(*image.size, self.size), draw.weak, self.size
+        if self.padding:
+            whole = ImageOps.expand(image.resize((width, height), BICUBIC), self.padding, self.fill)
+            return np.asarray(whole.crop((left, top, left + size, top + size)))
+        # Pillow resizes rows, then columns. Columns that the crop leaves out are dropped in between: the same pixels.
+        rows = image.resize((width, image.height), BICUBIC).crop((left, 0, left + size, image.height))
+        return np.asarray(rows.resize((size, height), BICUBIC).crop((0, top, size, top + size)))
+
+    def strong(self, image: Image.Image, draw: AugmentParams) -> np.ndarray:
+        """A random resized crop, perhaps mirrored, and RandAugment's operations."""
+        x, y, w, h = draw.strong
+        view = image.crop((x, y, x + w, y + h)).resize((self.size, self.size), BICUBIC)
+        if draw.flip:
+            view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.asarray(apply_ops(view, draw.operations, self.fill, BICUBIC))
+
+
+def sampler_of(settings: ViewSettings) -> AugmentSampler:
+    size = settings.preprocess.size
+    return AugmentSampler(
+        size,
+        settings.weak_padding,
+        settings.strong_scale,
+        settings.flip,
+        settings.randaugment,
+        settings.randaugment_ops,
+        PatchMask(size, settings.patch_size, settings.mask_patch_size, settings.mask_ratio),
+    )
+
+
+def apply_ops(
+    image: Image.Image, operations: Sequence[Operation], fill: tuple[int, int, int], filter: Image.Resampling
+) -> Image.Image:
+    """RandAugment's operations as timm does them."""
+    for name, arguments in operations:
+        function: Any = posterize if name.startswith("Posterize") else NAME_TO_OP[name]
+        image = function(image, *arguments, fillcolor=fill, resample=filter)
+    return image
+
+
+def posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    """Keeps the highest bits; none at the highest magnitude, which is black (newer Pillows refuse 0 bits)."""
+    return auto_augment.posterize(image, bits) if bits else Image.new(image.mode, image.size)
+
+
+def fill_color(mean: tuple[float, ...]) -> tuple[int, int, int]:
+    """The colour of pixels that a rotation or shift brings in: the rounded mean of the model's preprocessing."""
+    red, green, blue = (round(255 * channel) for channel in mean)
+    return red, green, blue

@@ -1,0 +1,127 @@
+"""The index of a folder of shards: what is in it, and that it is the expected one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from must.base import storage
+from must.base.parameters import require
+from must.base.text import brief, printable
+from must.data.format.check import Shard, checked
+
+VERSION = 1
+NAME, REJECTED = "index.json", "rejected.jsonl"
+
+
+@dataclass(frozen=True)
+class Index:
+    """What `must shard` made. Sample i of a split is the i-th of its shards' samples, in the order of `shards`."""
+
+    revision: int
+    created_by: str
+    source: dict[str, Any]
+    settings: dict[str, Any]
+    shards: tuple[Shard, ...]
+    splits: dict[str, dict[str, int]]  # name -> {"samples": ..., "labelled": ...}
+    labels: tuple[str, ...]
+    rejected: int  # files set aside as no whole images
+    reasons: dict[str, int]  # why, numbers replaced by N, most frequent first
+    duplicates: int  # samples whose content had occurred before
+    dropped: int  # duplicates that were left out of the shards
+    skipped: dict[str, int] = field(default_factory=dict)  # files that no image would be called, by extension
+    tables: tuple[dict[str, str], ...] = ()  # {"name", "sha256"} of the files by which --append knows the old images
+    units: int = 0  # numbers of work units used up, so that appended samples get new keys
+    version: int = VERSION
+    sha256: str = field(default="", compare=False)  # of index.json as it was read
+
+    @property
+    def files(self) -> set[str]:
+        """Names of all that the index speaks of, and of the list of rejected files, which is beside it."""
+        shards = {name for shard in self.shards for name in (shard.name, shard.offsets_name)}
+        shards |= {shard.texts_name for shard in self.shards if shard.file}
+        return shards | {table["name"] for table in self.tables} | {REJECTED}
+
+    @property
+    def max_pixels(self) -> int:
+        """The largest image in the shards, in pixels: what `must shard` was given."""
+        return self.settings["max_pixels"]
+
+    def shards_of(self, split: str) -> tuple[Shard, ...]:
+        """The shards of a split, in order. Raises ValueError, naming the splits there are, when it is unknown."""
+        if split not in self.splits:
+            known = ", ".join(f"{name} ({counts['samples']} images)" for name, counts in self.splits.items())
+            raise ValueError(f"the shards hold no split '{split}'; there are: {known}")
+        return tuple(shard for shard in self.shards if shard.split == split)
+
+    def to_json(self) -> bytes:
+        content = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "sha256"}
+        content["shards"] = [shard.values for shard in self.shards]
+        return json.dumps(content, indent=1, ensure_ascii=True).encode() + b"\n"
+
+
+def load_index(uri: str, sha256: str = "") -> Index:
+    """Reads `uri`/index.json; `sha256` is what it must be, if given.
+
+    Raises:
+        ValueError: there is none, it is damaged, it was written by a newer version, or it is another one.
+    """
+    path = storage.join(uri, NAME)
+    try:
+        data = storage.read_bytes(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{uri} holds no {NAME}; make it with: must shard --source IMAGES --output {uri}") from None
+    index = parse_index(data, path)
+    if sha256 and index.sha256 != sha256:
+        raise ValueError(
+            f"{path} has the sha256 {index.sha256}, asked for is {sha256}: the shards were added to or made again "
+            "in between; start again with those that are there now"
+        )
+    return index
+
+
+def parse_index(data: bytes, path: str) -> Index:
+    """The index in the bytes of an index.json, every field of it checked: anybody may have written it.
+
+    Raises:
+        ValueError: damaged, of a newer version, or with a name or checksum that no index of ours has.
+    """
+    try:
+        content = json.loads(data)
+        version = content["version"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"{path} is damaged: no index of shards; run `must shard` again") from None
+    if version != VERSION:
+        what = version if isinstance(version, int | float) else f"of type {type(version).__name__}"
+        raise ValueError(f"{path} has version {what}, this program reads {VERSION}; update it, or shard again")
+    try:
+        index = Index(**checked(content), sha256=hashlib.sha256(data).hexdigest())
+        require(
+            not storage.is_remote(path) or all(storage.is_remote(shard.place(path)) for shard in index.shards),
+            "an index in a bucket names a local file",
+        )
+        return index
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {brief(str(error))}"
+        raise ValueError(f"{path} is damaged ({problem}); run `must shard` again") from None
+
+
+def print_index(uri: str) -> Index:
+    """Prints what a folder of shards holds."""
+    index = load_index(uri)
+    print(printable(f"{uri}  revision {index.revision}, made by {index.created_by} from {index.source['uri']}"))
+    print(f"{'split':<12}{'images':>12}{'labelled':>12}{'shards':>9}{'MB':>12}")
+    for name, counts in index.splits.items():
+        shards = index.shards_of(name)
+        size = sum(shard.bytes for shard in shards) / 1e6
+        print(f"{printable(name):<12}{counts['samples']:>12}{counts['labelled']:>12}{len(shards):>9}{size:>12.1f}")
+    if any(shard.file for shard in index.shards):
+        print("the shards are another program's, read where they are")
+    if index.labels:
+        shown = ", ".join(index.labels[:10]) + (", ..." if len(index.labels) > 10 else "")
+        print(f"labels: {len(index.labels)} ({printable(shown)})")
+    print(f"rejected: {index.rejected}  duplicates: {index.duplicates} ({index.dropped} left out)")
+    print(f"sha256 of the index: {index.sha256}")
+    return index

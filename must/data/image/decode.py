@@ -1,0 +1,138 @@
+"""Decodes an image file to the RGB picture a person sees in a viewer: for sharding, training and prediction alike."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from must.data.image.bounds import MAX_PIXELS, refusal, refusal_unopened
+from must.data.image.colors import check_colors, to_rgb
+from must.data.image.jpeg import decode_plain
+
+# Only formats whose decoders read untrusted bytes safely: no EPS or WMF, which start other programs.
+Image.init()  # registers the formats this Pillow was built with
+KNOWN = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
+FORMATS = tuple(name for name in KNOWN if name in Image.OPEN)
+EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
+ORIENTATION = 0x0112
+Picture = TypeVar("Picture")
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> Image.Image:
+    """The whole image as RGB [height, width], fully decoded.
+
+    EXIF orientation is applied; transparent images are laid on white; CMYK goes through its colour profile if it
+    carries one; 16 bits and floats are scaled to 8; of an animation the first frame is taken. A plain RGB or grey
+    JPEG or PNG gives exactly ``PIL.Image.open(file).convert("RGB")``.
+
+    Args:
+        shorter_side: when given, a large JPEG may be decoded at a fraction of its size (libjpeg's scaling), but never
+            with a shorter side below this many pixels.
+
+    Raises:
+        ValueError: the bytes are no image, are damaged, or would cost too much (must/data/image/bounds.py; more than
+            `max_pixels` pixels, for one). The text is the reason.
+    """
+    image = identify(data, max_pixels)
+    try:
+        if not shorter_side and (pixels := decode_plain(data, image)) is not None:
+            return as_seen(pixels, image)
+        if shorter_side and image.format in ("JPEG", "MPO"):
+            width, height = image.size
+            scale = shorter_side / min(width, height)
+            image.draft(None, (max(1, int(width * scale)), max(1, int(height * scale))))
+        image.load()
+        return as_seen(to_rgb(image), image)
+    except Exception as error:
+        raise ValueError(reason(error)) from error
+
+
+def seen(data: bytes, view: Callable[[Image.Image], Picture], max_pixels: int = MAX_PIXELS) -> Picture:
+    """What `view` makes of the decoded image. Raises ValueError, whatever goes wrong: it costs this image only."""
+    try:
+        return view(decode(data, max_pixels))
+    except Exception as error:
+        raise ValueError(reason(error)) from error
+
+
+def identify(data: bytes, max_pixels: int = MAX_PIXELS) -> Any:
+    """The image with its header read: size and format are known, pixels are not decoded yet.
+
+    Raises:
+        ValueError: as `decode`, as far as the header tells.
+    """
+    if not data:
+        raise ValueError("empty file")
+    if refused := refusal_unopened(data, max_pixels):
+        raise ValueError(refused)
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        raise ValueError("not an image of a known format") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"more than {max_pixels} pixels") from None
+    except Exception as error:
+        raise ValueError(reason(error)) from error
+    if refused := refusal(image, max_pixels):
+        raise ValueError(refused)
+    return image
+
+
+def check(image: Any) -> None:
+    """Decodes what `identify` gave, only to see that it is whole. Raises ValueError when `decode` would.
+
+    A JPEG is damaged where its compressed data are, so all of them are decoded, but to an eighth of the size and to
+    grey: what follows them (inverse transform, upsampling, colours) cannot fail and costs half the time.
+    """
+    try:
+        if image.format in ("JPEG", "MPO"):
+            width, height = image.size
+            image.draft("L" if image.mode == "RGB" else None, (max(1, width // 8), max(1, height // 8)))
+        image.load()
+        check_colors(image)
+    except Exception as error:
+        raise ValueError(reason(error)) from error
+
+
+def extension(image: Any) -> str:
+    """The usual ending of a file of this image's format, such as jpg."""
+    return EXTENSIONS.get(image.format, str(image.format).lower())
+
+
+def as_seen(pixels: Image.Image, image: Any) -> Image.Image:
+    """The pixels of `image` as RGB, turned upright."""
+    rgb = pixels.convert("RGB") if pixels.mode != "RGB" else pixels
+    turned = orientation(image)
+    return TURNS[turned](rgb) if turned in TURNS else rgb
+
+
+def orientation(image: Any) -> int:
+    """EXIF's, 1 if there is none. After loading: the TIFF decoder turns the image itself and then says so."""
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # damaged EXIF: viewers show such a picture as it lies
+        return 1
+
+
+TURNS = {
+    2: lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    3: lambda image: image.transpose(Image.Transpose.ROTATE_180),
+    4: lambda image: image.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+    5: lambda image: image.transpose(Image.Transpose.TRANSPOSE),
+    6: lambda image: image.transpose(Image.Transpose.ROTATE_270),
+    7: lambda image: image.transpose(Image.Transpose.TRANSVERSE),
+    8: lambda image: image.transpose(Image.Transpose.ROTATE_90),
+}
+
+
+def reason(error: BaseException) -> str:
+    """A decoder's error in one short line that does not differ from run to run."""
+    if isinstance(error, MemoryError | OverflowError):
+        return "too large for the memory"
+    text = " ".join(str(error).split())
+    if "BytesIO" in text:  # Pillow names the object's address
+        text = "not an image of a known format"
+    return text[:200] or type(error).__name__

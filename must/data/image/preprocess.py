@@ -1,0 +1,124 @@
+"""What a trained model looks at: shorter side to the input size, centre crop. Needs no torch, so that
+`must evaluate`, `must predict` and a server see the same pixels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from must.base.text import brief
+
+LARGEST = 2048  # pixels, of a model's input
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """A model's input: size in pixels, mean and standard deviation of channels in 0..1, resize filter and mode."""
+
+    size: int = 224
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocess:
+        """Reads open_clip's preprocess_cfg or a bundle's; names that concern us only."""
+        if not isinstance(values, dict):
+            raise ValueError("the model's preprocessing is no mapping of names to values")
+        size = values.get("size", 224)
+        if isinstance(size, list | tuple):
+            if len(size) != 2 or size[0] != size[1]:
+                shape = brief(" x ".join(map(str, size[:2])))
+                raise ValueError(f"the model's input is {shape} pixels; only square inputs are supported")
+            size = size[0]
+        if type(size) is not int or not 1 <= size <= LARGEST:
+            raise ValueError(f"the model's input is {brief(size)} pixels wide; 1 to {LARGEST} are supported")
+        preprocess = cls(
+            size=size,
+            mean=three_numbers(values.get("mean") or CLIP_MEAN),
+            std=three_numbers(values.get("std") or CLIP_STD),
+            interpolation=values.get("interpolation") or "bicubic",
+            resize_mode=values.get("resize_mode") or "shortest",
+        )
+        if str(preprocess.interpolation) not in FILTERS or preprocess.resize_mode not in ("shortest", "squash"):
+            raise ValueError(
+                f"the model's preprocessing ({brief(preprocess.interpolation)}, {brief(preprocess.resize_mode)}) "
+                "is not supported"
+            )
+        return preprocess
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+
+
+def three_numbers(values: Any) -> tuple[float, ...]:
+    """A number for each of the three channels. Raises ValueError: they are not."""
+    if not isinstance(values, list | tuple) or len(values) != 3:
+        raise ValueError("the model's preprocessing names no mean or deviation for each of three channels")
+    if not all(is_finite(value) for value in values):
+        raise ValueError("the model's preprocessing has a mean or deviation that is no number")
+    return tuple(values)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether it is a number that a float can be: JSON's whole numbers may be larger than any."""
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def describe_preprocess(preprocess: Preprocess) -> str:
+    """The steps from a decoded image to the float input, in words."""
+    size = preprocess.size
+    if preprocess.resize_mode == "squash":
+        resize = f"resize to {size} x {size}"
+    else:
+        resize = f"resize the shorter side to {size} (longer side rounded down), centre crop {size} x {size}"
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (preprocess.mean, preprocess.std))
+    return (
+        f"RGB; {resize}, {preprocess.interpolation} with antialiasing (Pillow) on 8-bit pixels; divide by 255; "
+        f"subtract ({mean}); divide by ({std}); order N, C, H, W"
+    )
+
+
+class EvalView:
+    """RGB image -> uint8 [size, size, 3], the pixels that torchvision's Resize and CenterCrop give."""
+
+    def __init__(self, preprocess: Preprocess) -> None:
+        self.preprocess = preprocess
+        self.size = preprocess.size
+        self.filter = FILTERS[preprocess.interpolation]
+        self.squash = preprocess.resize_mode == "squash"
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        width, height = image.size
+        if self.squash:
+            return np.asarray(resize(image, self.size, self.size, self.filter))
+        short, long = min(width, height), max(width, height)
+        long = int(self.size * long / short)
+        new_width, new_height = (self.size, long) if width <= height else (long, self.size)
+        image = resize(image, new_width, new_height, self.filter)
+        left, top = round((new_width - self.size) / 2), round((new_height - self.size) / 2)
+        return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
+
+
+def resize(image: Image.Image, width: int, height: int, filter: Image.Resampling) -> Image.Image:
+    return image if image.size == (width, height) else image.resize((width, height), filter)
+
+
+def normalize_pixels(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W]: the same numbers as `must.data.augment.exact.normalize`."""
+    images = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32)
+    images /= np.float32(255)
+    images -= np.asarray(preprocess.mean, dtype=np.float32).reshape(1, 3, 1, 1)
+    images /= np.asarray(preprocess.std, dtype=np.float32).reshape(1, 3, 1, 1)
+    return images

@@ -1,0 +1,216 @@
+"""A folder on a node's own disk that holds the remote shards in use: bounded, shared, and safe to kill at any moment.
+
+A shard is a file named after its sha256, so it is never stale, whichever run or revision fetched it. It is downloaded
+under another name and gets its own only when it is whole: complete, and of the sha256 in the index. All processes of
+the node work on the folder at once, and the operating system's file locks (`flock`) tell them of each other: a
+reader of a shard holds a shared lock, a download or an eviction an exclusive one. A killed process holds nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from must.base import storage
+from must.base.lock import in_turn
+from must.base.processes import close, keep_from_children
+from must.data.format.index import Shard
+from must.data.format.offsets import parse_offsets, read_offsets
+
+GB = 10**9
+SPARE = 200_000_000  # bytes of the disk that are always left to others
+TRIES = 2  # downloads of a shard whose bytes are wrong
+
+
+class ShardCache:
+    """At most `limit` bytes of shards below `folder`; evicts the least recently opened one not in use (LRU).
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: str | Path, limit: int) -> None:
+        self.folder, self.limit = Path(folder).expanduser(), limit
+        with self.exclusive():  # says at once if the folder cannot be written
+            pass
+
+    def check(self, shards: Sequence[Shard], window: int) -> None:
+        """Raises ValueError unless the `window` largest of the shards fit, into the limit and onto the disk."""
+        need = sum(sorted((shard.bytes for shard in shards), reverse=True)[:window])
+        what = f"the {min(window, len(shards))} shards that are shuffled together take up to {need / GB:.3g} GB"
+        if need > self.limit:
+            raise ValueError(
+                f"--cache-gb {self.limit / GB:.3g}: {what}; allow more, lower --shuffle-window, or make smaller shards"
+            )
+        room = self.room()
+        if need > room:
+            raise ValueError(
+                f"--cache {self.folder}: {what}, and the disk has room for {max(room, 0) / GB:.3g} GB; "
+                "free some, name a larger disk, or lower --shuffle-window"
+            )
+
+    def room(self) -> int:
+        """Bytes that shards may take in all, with what is there already."""
+        with self.exclusive():
+            held = sum(file.size for file in self.files())
+            return min(self.limit, held + shutil.disk_usage(self.folder).free - SPARE)
+
+    def open(self, uri: str, shard: Shard, wait: bool = True) -> int | None:
+        """A file descriptor of the whole shard, downloaded if it is not there. The shard stays until its `release`.
+
+        None when there is no room for it; without `wait`, also when another process is just downloading it.
+
+        Raises:
+            ValueError: the object is missing, or its bytes are not those of the index.
+        """
+        path = self.folder / f"{shard.sha256}.tar"
+        while True:
+            descriptor = self.pin(path, shard.bytes)
+            if descriptor is not None or not self.download(uri, shard, path, wait):
+                return descriptor
+
+    def offsets(self, uri: str, shard: Shard) -> np.ndarray:
+        """`load_offsets`, whose file is kept here too."""
+        path = self.folder / f"{shard.offsets_sha256}.npy"
+        with suppress(OSError, ValueError):
+            table = parse_offsets(storage.read_bytes(path), str(path), shard)
+            os.utime(path)
+            return table
+        data = read_offsets(uri, shard)
+        table = parse_offsets(data, storage.join(uri, shard.offsets_name), shard)
+        if self.make_room(len(data)):
+            with suppress(ValueError):  # the disk is full: it will be read again
+                storage.write_bytes(path, data)
+        return table
+
+    def pin(self, path: Path, size: int) -> int | None:
+        """The file, open and locked so that it stays; None when there is none of that size."""
+        try:
+            descriptor = keep_from_children(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+        except FileNotFoundError:
+            return None
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        status = os.fstat(descriptor)
+        if status.st_nlink and status.st_size == size:
+            os.utime(descriptor)  # least recently used is oldest by this
+            return descriptor
+        self.release(descriptor)
+        if status.st_nlink:  # it was truncated
+            self.evict(path)
+        return None
+
+    def release(self, descriptor: int) -> None:
+        """Releases a shard that `open` returned, so that it may be evicted."""
+        close(descriptor)
+
+    def download(self, uri: str, shard: Shard, path: Path, wait: bool) -> bool:
+        """Whether it is worth looking for the shard again: it was downloaded, by us or by another process."""
+        part = path.with_suffix(".part")
+        with storage.disk_errors(part):
+            descriptor = keep_from_children(os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666))
+        try:
+            return self.download_exclusive(uri, shard, path, part, descriptor, wait)
+        finally:
+            self.release(descriptor)
+
+    def download_exclusive(self, uri: str, shard: Shard, path: Path, part: Path, descriptor: int, wait: bool) -> bool:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if wait:  # until the download is done; the other process may then keep its lock, as readers do
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+            return wait
+        if os.fstat(descriptor).st_nlink == 0 or path.exists():  # the holder before us has done it
+            self.remove(part, descriptor)
+            return True
+        try:
+            with os.fdopen(descriptor, "wb", closefd=False) as file:
+                whole = self.fill(uri, shard, file)
+            if whole:
+                part.replace(path)
+            return whole
+        finally:
+            self.remove(part, descriptor)
+
+    def remove(self, part: Path, descriptor: int) -> None:
+        """Deletes the file if it still is the one that we hold."""
+        with suppress(FileNotFoundError):
+            if part.stat().st_ino == os.fstat(descriptor).st_ino:
+                part.unlink()
+
+    def fill(self, uri: str, shard: Shard, file: BinaryIO) -> bool:
+        """Downloads into the file that we hold alone. Returns False if there is no room."""
+        source = shard.place(uri)
+        for _ in range(TRIES):
+            if not self.make_room(shard.bytes, file):
+                return False
+            target = storage.HashingFile(file, limit=shard.bytes)
+            try:
+                with storage.disk_errors(self.folder):
+                    storage.copy(source, target)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except FileNotFoundError:
+                raise ValueError(f"{source}: is missing; `must index verify {uri}` tells what is broken") from None
+            if (target.size, target.sha256) == (shard.bytes, shard.sha256):
+                return True
+            file.seek(0)
+        raise ValueError(f"{source}: has changed (sha256); `must index verify {uri}` tells what is broken")
+
+    def make_room(self, size: int, reserve: BinaryIO | None = None) -> bool:
+        """Deletes until `size` more bytes fit, and gives the file `reserve` that size, so that the others count it."""
+        with self.exclusive():
+            if reserve:
+                reserve.truncate(0)
+            files = sorted(self.files(), key=lambda file: file.used)
+            held = sum(file.size for file in files)
+            allowed = min(self.limit, held + shutil.disk_usage(self.folder).free - SPARE)
+            for file in files:
+                if held + size <= allowed:
+                    break
+                if self.evict(file.path):
+                    held -= file.size
+            if held + size > allowed:
+                return False
+            if reserve:
+                reserve.truncate(size)
+            return True
+
+    def evict(self, path: Path) -> bool:
+        """Deletes a file unless a process holds its lock. A killed process's download has no holder."""
+        try:  # for writing, though nothing is: on NFS an exclusive lock needs it
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:  # it is gone, or another user's
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+            return True
+        except OSError:  # held, or in a folder that is not ours
+            return False
+        finally:
+            os.close(descriptor)
+
+    def files(self) -> Iterator[Cached]:
+        for path in self.folder.iterdir():
+            if path.suffix in (".tar", ".part", ".npy"):
+                with suppress(FileNotFoundError):
+                    status = path.stat()
+                    yield Cached(path, status.st_size, status.st_mtime_ns)
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """One process at a time counts and evicts."""
+        return in_turn(self.folder / "lock")
+
+
+class Cached(NamedTuple):
+    path: Path
+    size: int
+    used: int  # ns

@@ -1,0 +1,202 @@
+"""Batches: for training, two views of every image and its mask; for evaluation, one view and the label."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from must.base.processes import begin_worker, start_context
+from must.base.text import printable
+from must.data.augment.exact import TrainViews, ViewSettings
+from must.data.augment.fast import FastViews
+from must.data.augment.gpu import DeviceInputs, DeviceViews
+from must.data.format.index import Index
+from must.data.image.decode import reason, seen
+from must.data.image.preprocess import EvalView, Preprocess
+from must.data.image.quiet import silence_pillow
+from must.data.loading.order import GlobalBatches, MicroBatches
+from must.data.loading.prefetch import PrefetchingBatchSampler, PrefetchingSampler
+from must.data.loading.reader import ShardReader
+
+PREFETCH = 4  # batches that each loader process makes ahead
+MAX_WARNINGS = 5  # replaced samples that each loader process names
+REPLACEMENTS = 16  # undecodable samples in a row after which something larger is wrong
+
+
+class Views(Protocol):
+    def of_file(self, data: bytes, seeds: tuple[int, int, int], max_pixels: int) -> tuple[np.ndarray, ...]:
+        """The views of an image file, by (seed, epoch, sample). Raises ValueError: the bytes are no whole image."""
+
+
+class TrainBatch(NamedTuple):
+    weak: Tensor  # uint8 [B, H, W, 3]
+    strong: Tensor  # uint8 [B, H, W, 3]
+    masked: Tensor  # int64 [B, M]: numbers of the masked patches
+    samples: Tensor  # int64 [B]: numbers in the split
+    replaced: Tensor  # int64 []: samples of this batch that could not be decoded and were replaced
+
+    def to(self, device: torch.device) -> TrainBatch:
+        return TrainBatch(*(value.to(device, non_blocking=True) for value in self))
+
+
+class EvalBatch(NamedTuple):
+    pixels: Tensor  # uint8 [B, H, W, 3]
+    samples: Tensor  # int64 [B]: numbers in the split
+    labels: list[str | None]
+    sources: list[str]
+
+
+class TrainDataset(Dataset):
+    """(epoch, sample number) -> the sample's views, a function of (seed, epoch, sample) alone.
+
+    Args:
+        views: how the views are computed, and where.
+    """
+
+    def __init__(self, reader: ShardReader, views: Views, seed: int) -> None:
+        self.reader, self.views, self.seed = reader, views, seed
+        self.max_pixels = reader.index.max_pixels
+        self.warned = 0
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, ...]:
+        epoch, wanted = key
+        for attempt in range(REPLACEMENTS):
+            sample = (wanted + attempt) % len(self.reader)  # a replacement is as reproducible as the sample itself
+            data = self.reader.image(sample)  # outside: a damaged shard is no damaged image
+            try:
+                views = self.views.of_file(data, (self.seed, epoch, sample), self.max_pixels)
+                return *views, sample, int(attempt > 0)
+            except Exception as error:  # whatever one image brings about, the run goes on
+                problem = reason(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {reason(error)}"
+                self.warn(sample, problem)
+        raise ValueError(f"{self.reader.uri}: {REPLACEMENTS} samples in a row cannot be read, the last one: {problem}")
+
+    def warn(self, sample: int, problem: str) -> None:
+        """Names the first few on standard error: this may be a loader process, which cannot be asked later."""
+        if self.warned < MAX_WARNINGS:
+            name = self.reader.shards[self.reader.shard_of(sample)].name
+            source = self.reader.description(sample).get("source", "")
+            more = "; further ones are only counted" if self.warned + 1 == MAX_WARNINGS else ""
+            line = f"warning: sample {sample} of {name} ({source}) cannot be decoded and is replaced by the next one: "
+            print(
+                printable(f"{line}{problem}{more}"),
+                file=sys.stderr,
+                flush=True,
+            )
+        self.warned += 1
+
+
+def make_views(settings: ViewSettings, kind: str = "exact", device: str = "cpu") -> Views:
+    """The views that ``--views`` (exact or fast) and ``--augment-device`` (cpu or gpu) ask for."""
+    if device == "gpu":
+        return DeviceViews(settings)
+    return FastViews(settings) if kind == "fast" else TrainViews(settings)
+
+
+def train_batches(
+    dataset: TrainDataset, batches: GlobalBatches | MicroBatches, workers: int, device: torch.device | None = None
+) -> Iterator[TrainBatch]:
+    """One rank's batches, from `batches.first_step` to the end of the run. `device` is where they will be used."""
+    loader = DataLoader(
+        dataset,
+        batch_sampler=PrefetchingBatchSampler(batches, dataset.reader, workers * PREFETCH),
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=device is not None and device.type == "cuda",
+        worker_init_fn=partial(quiet_worker, dict(os.environ)),
+        multiprocessing_context=start_context(__name__) if workers else None,
+        prefetch_factor=PREFETCH if workers else None,
+    )
+    for *views, samples, replaced in loader:
+        if isinstance(dataset.views, DeviceViews):
+            inputs = DeviceInputs(*(value.to(device, non_blocking=True) for value in views))
+            yield TrainBatch(*dataset.views(inputs), inputs.masked, samples, replaced)
+        else:
+            yield TrainBatch._make([*views, samples, replaced])
+
+
+def collate(samples: list[tuple[Any, ...]]) -> tuple[Tensor, ...]:
+    """Stacks everything but the last, the replacements, which are counted.
+
+    In a loader process torch's own function stacks straight into the memory that the main one will see.
+    """
+    *arrays, numbers, replaced = zip(*samples, strict=True)
+    with warnings.catch_warnings():  # Pillow's pixels are read-only, and only read here
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        stacked = [default_collate(list(part)) for part in arrays]
+    return *stacked, torch.tensor(numbers), torch.tensor(sum(replaced))
+
+
+class EvalSource:
+    """A reader's split in order, as EvalBatch; `skipped` counts samples that could not be decoded, once iterated.
+
+    Args:
+        rank, world: this process's share: every world-th sample.
+    """
+
+    def __init__(
+        self, reader: ShardReader, preprocess: Preprocess, batch_size: int, workers: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self.reader = reader
+        self.dataset = EvalDataset(self.reader, preprocess)
+        self.batch_size, self.workers = batch_size, workers
+        self.numbers = range(rank, len(self.reader), world)
+        self.skipped = 0
+
+    @property
+    def index(self) -> Index:
+        return self.reader.index
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __iter__(self) -> Iterator[EvalBatch]:
+        self.skipped = 0
+        loader = DataLoader(
+            self.dataset,
+            batch_size=self.batch_size,
+            sampler=PrefetchingSampler(self.reader, self.numbers, self.batch_size * (2 * self.workers + 1)),
+            num_workers=self.workers,
+            collate_fn=list,
+            worker_init_fn=partial(quiet_worker, dict(os.environ)),
+            multiprocessing_context=start_context(__name__) if self.workers else None,
+        )
+        for samples in loader:
+            whole = [sample for sample in samples if sample is not None]
+            self.skipped += len(samples) - len(whole)
+            if whole:
+                pixels, numbers, labels, sources = zip(*whole, strict=True)
+                yield EvalBatch(torch.from_numpy(np.stack(pixels)), torch.tensor(numbers), list(labels), list(sources))
+
+
+class EvalDataset(Dataset):
+    def __init__(self, reader: ShardReader, preprocess: Preprocess) -> None:
+        self.reader, self.view = reader, EvalView(preprocess)
+
+    def __getitem__(self, sample: int) -> tuple[np.ndarray, int, str | None, str] | None:
+        data = self.reader.image(sample)  # outside: a damaged shard is no damaged image
+        try:
+            pixels = seen(data, self.view, self.reader.index.max_pixels)
+        except ValueError:
+            return None
+        description = self.reader.description(sample)
+        return pixels, sample, description.get("label"), description.get("source", "")
+
+
+def quiet_worker(environment: dict[str, str], _: int) -> None:
+    # torchrun passes a SIGTERM on to its processes' whole groups. A loader that dies of it takes its training process
+    # along before that has saved its state, so loaders have groups of their own; they end when their parent does.
+    os.setpgrp()
+    begin_worker(environment)
+    silence_pillow()
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"

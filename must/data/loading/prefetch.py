@@ -1,0 +1,154 @@
+"""Prefetches shards: samplers announce what is read next, threads download it and pin what is in use."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from must.data.format.index import Shard
+from must.data.loading.cache import ShardCache
+from must.data.loading.order import GlobalBatches, MicroBatches
+from must.data.loading.reader import ShardReader
+
+THREADS = 4
+AHEAD = 4  # shards that evaluation downloads ahead; training downloads a window
+PAUSE = 1.0  # seconds until a shard is tried again that had no room, or that another process was downloading
+
+
+class PrefetchingBatchSampler:
+    """A batch sampler that prefetches the remote shards of the batches to come.
+
+    Args:
+        in_flight: batches that the loader processes may still be making.
+    """
+
+    def __init__(self, batches: GlobalBatches | MicroBatches, reader: ShardReader, in_flight: int) -> None:
+        self.batches, self.reader = batches, reader
+        self.steps, self.parts = (batches.batches, batches.parts) if isinstance(batches, MicroBatches) else (batches, 1)
+        self.in_flight = -(-in_flight // self.parts)  # steps
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        steps, reader = self.steps, self.reader
+        if reader.cache is None:
+            yield from self.batches
+            return
+        ahead = ShardPrefetcher(reader.cache, reader.uri, self.shard_at, steps.window)
+        try:
+            for number, batch in enumerate(self.batches):
+                step = steps.first_step + number // self.parts
+                oldest = max(step - self.in_flight, steps.first_step)
+                ahead.use(steps.places(oldest)[0], steps.places(step)[1])
+                yield batch
+        finally:
+            ahead.close()
+
+    def shard_at(self, place: int) -> Shard | None:
+        number = self.steps.shard_at(place)
+        return None if number is None else self.reader.shards[number]
+
+
+class PrefetchingSampler:
+    """A sampler that prefetches the remote shards to come; `in_flight`: samples that may still be read."""
+
+    def __init__(self, reader: ShardReader, numbers: range, in_flight: int) -> None:
+        self.reader, self.numbers, self.in_flight = reader, numbers, in_flight
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[int]:
+        reader = self.reader
+        if reader.cache is None:
+            yield from self.numbers
+            return
+        shards = dict(enumerate(reader.shards))
+        ahead = ShardPrefetcher(reader.cache, reader.uri, shards.get, AHEAD)
+        try:
+            for place, sample in enumerate(self.numbers):
+                oldest = self.numbers[max(place - self.in_flight, 0)]
+                ahead.use(reader.shard_of(oldest), reader.shard_of(sample) + 1)
+                yield sample
+        finally:
+            ahead.close()
+
+
+class ShardPrefetcher:
+    """Download threads of one process; those of a node's other processes see through the cache what is done already.
+
+    Args:
+        shard_at: the shard at a place of the sequence in which shards are used; None past its end.
+        ahead: shards to have ready beyond those in use.
+    """
+
+    def __init__(self, cache: ShardCache, uri: str, shard_at: Callable[[int], Shard | None], ahead: int) -> None:
+        self.cache, self.uri, self.shard_at, self.ahead = cache, uri, shard_at, ahead
+        self.first = self.stop = 0
+        self.held: dict[int, int] = {}  # place -> open file, which keeps the shard in the cache
+        self.busy: set[int] = set()
+        self.not_before: dict[int, float] = {}
+        self.closed = False
+        self.changed = threading.Condition()
+        self.threads: list[threading.Thread] = []
+
+    def use(self, first: int, stop: int) -> None:
+        """Announces that the shards at places [first, stop) are read from now on."""
+        if (first, stop) == (self.first, self.stop):
+            return
+        with self.changed:
+            self.first, self.stop = first, stop
+            self.release(first)
+            self.changed.notify_all()
+        if not self.threads:  # not before: loader processes must not inherit files that are held
+            self.threads = [threading.Thread(target=self.work, daemon=True) for _ in range(THREADS)]
+            for thread in self.threads:
+                thread.start()
+
+    def close(self) -> None:
+        """Releases everything. A download that is under way ends by itself, or with the process."""
+        with self.changed:
+            self.closed = True
+            self.release(None)
+            self.changed.notify_all()
+
+    def release(self, first: int | None) -> None:
+        for place in [place for place in self.held if first is None or place < first]:
+            self.cache.release(self.held.pop(place))
+
+    def work(self) -> None:
+        while True:
+            with self.changed:
+                while not self.closed and (chosen := self.choose()) is None:
+                    self.changed.wait(PAUSE)
+                if self.closed:
+                    return
+                assert chosen is not None
+                place, shard = chosen
+                self.busy.add(place)
+            descriptor = None
+            try:
+                descriptor = self.cache.open(self.uri, shard, wait=False)
+                self.cache.offsets(self.uri, shard)
+            except (ValueError, OSError):
+                pass  # the shard's reader meets the same error, and reports it
+            with self.changed:
+                self.busy.discard(place)
+                if descriptor is None:
+                    self.not_before[place] = time.monotonic() + PAUSE
+                elif self.closed or place < self.first:
+                    self.cache.release(descriptor)
+                else:
+                    self.held[place] = descriptor
+
+    def choose(self) -> tuple[int, Shard] | None:
+        """The first place that no thread works on, and its shard."""
+        now = time.monotonic()
+        for place in range(self.first, self.stop + self.ahead):
+            if place in self.held or place in self.busy or self.not_before.get(place, 0) > now:
+                continue
+            shard = self.shard_at(place)
+            return None if shard is None else (place, shard)
+        return None

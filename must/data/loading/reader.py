@@ -1,0 +1,168 @@
+"""Random access to the samples of a folder of shards, by number."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from must.base import storage
+from must.base.processes import close, keep_from_children
+from must.config.defaults import CACHE_GB
+from must.data.format.index import Index, load_index
+from must.data.format.offsets import AGAIN, load_offsets, load_texts
+from must.data.loading.cache import GB, ShardCache
+
+OPEN = 32  # shards whose files a reader keeps open, unless told otherwise
+
+
+def open_reader(
+    uri: str, split: str, cache: str = "", cache_gb: float = CACHE_GB, sha256: str = "", window: int = 1
+) -> ShardReader:
+    """A reader that reads remote shards through the cache in the folder `cache` ("" is the user's own).
+
+    Args:
+        sha256: of the index, if it must be a certain one.
+        window: shards that are read at the same time.
+
+    Raises:
+        ValueError: as ShardReader does; or the cache has no room for the window.
+    """
+    reader = ShardReader(uri, split, keep_open=window + 4, sha256=sha256)
+    if storage.is_remote(uri) or any(storage.is_remote(shard.place(uri)) for shard in reader.shards):
+        reader.cache = ShardCache(cache or default_cache(), int(cache_gb * GB))
+        reader.cache.check(reader.shards, window)
+    return reader
+
+
+def default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "must" / "shards"
+
+
+class OpenShard(NamedTuple):
+    file: int | None  # None: there is no room in the cache, each image is read from the bucket
+    offsets: np.ndarray
+
+
+class ShardReader:
+    """Sample number -> image bytes and description, for one split of local or remote shards.
+
+    Files are opened when first needed, so that a reader can be handed to worker processes. Without a cache, images of
+    remote shards are read one by one.
+
+    Raises:
+        ValueError: no index or not the one with `sha256`, an unknown split, or an empty one.
+    """
+
+    def __init__(
+        self, uri: str, split: str, cache: ShardCache | None = None, keep_open: int = OPEN, sha256: str = ""
+    ) -> None:
+        self.uri, self.split, self.cache, self.keep_open = str(uri), split, cache, keep_open
+        self.index: Index = load_index(self.uri, sha256)
+        self.shards = self.index.shards_of(split)
+        self.sizes = [shard.samples for shard in self.shards]
+        if not sum(self.sizes):
+            raise ValueError(f"{uri}: the split '{split}' is empty")
+        self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._process = os.getpid()
+        self._texts: tuple[int, bytes] = (-1, b"")  # number of a shard that is not ours, what is said of its samples
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def image(self, sample: int) -> bytes:
+        """The bytes of the image file. Raises ValueError: the shard is of another size than its index says."""
+        return self._member(sample, 0)
+
+    def description(self, sample: int) -> dict[str, Any]:
+        """{'source': where it came from, 'label': class name or None, ...}"""
+        return json.loads(self._member(sample, 2))
+
+    def shard_of(self, sample: int) -> int:
+        """Number of the shard that holds a sample."""
+        return int(np.searchsorted(self.starts, sample, side="right")) - 1
+
+    def _member(self, sample: int, column: int) -> bytes:
+        number = self.shard_of(sample)
+        file, offsets = self._shard(number)
+        row = offsets[sample - self.starts[number]]
+        offset, size = int(row[column]), int(row[column + 1])
+        name = self.shards[number].place(self.uri)
+        if column and self.shards[number].file:
+            data = self._text(number)[offset : offset + size]
+            if len(data) != size:
+                raise ValueError(f"{self.shards[number].texts_name} in {self.uri} is damaged; {AGAIN}")
+            return data
+        data = storage.read_bytes(name, offset, size) if file is None else os.pread(file, size, offset)
+        if len(data) != size:
+            raise ValueError(f"{name}: is truncated; `must index verify {self.uri}` tells what is broken")
+        return data
+
+    def _text(self, number: int) -> bytes:
+        if self._texts[0] != number:
+            self._texts = number, load_texts(self.uri, self.shards[number])
+        return self._texts[1]
+
+    def _shard(self, number: int) -> OpenShard:
+        self._after_fork()
+        found = self._open.get(number)
+        if found is None or (found.file is None and self.cache is not None):
+            self._open.pop(number, None)
+            self._close(self.keep_open - 1)
+            found = OpenShard(self._file(number), self._offsets(number) if found is None else found.offsets)
+            self._open[number] = found
+        self._open.move_to_end(number)
+        return found
+
+    def _offsets(self, number: int) -> np.ndarray:
+        if self.cache is not None:
+            return self.cache.offsets(self.uri, self.shards[number])
+        return load_offsets(self.uri, self.shards[number])
+
+    def _file(self, number: int) -> int | None:
+        shard = self.shards[number]
+        if self.cache is not None:
+            file = self.cache.open(self.uri, shard)
+            if file is None:  # perhaps it is us who hold what could go
+                self._close(len(self._open) - 1)
+                file = self.cache.open(self.uri, shard)
+            return file
+        if storage.is_remote(shard.place(self.uri)):
+            return None
+        path = storage.local(shard.place(self.uri))
+        broken = f"`must index verify {self.uri}` tells what is broken"
+        if not path.is_file():
+            raise ValueError(f"{path}: is missing; {broken}")
+        size = path.stat().st_size
+        if shard.file and size != shard.bytes:  # its owner is another program
+            raise ValueError(f"{path}: has changed since it was indexed ({shard.bytes} bytes then); {AGAIN}")
+        if size != shard.bytes:  # the table of offsets is good for that many, and memory is taken by it
+            what = "is truncated" if size < shard.bytes else "is too long"
+            raise ValueError(f"{path}: {what}: {size} bytes, its index says {shard.bytes}; {broken}")
+        return keep_from_children(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+    def _close(self, keep: int) -> None:
+        """Closes all but the `keep` shards that were used last."""
+        while len(self._open) > max(keep, 0):
+            _, (file, _) = self._open.popitem(last=False)
+            if file is not None:
+                close(file)
+
+    def _after_fork(self) -> None:
+        """The open files are the parent's; they were closed in this process when it began."""
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self._open.clear()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_process"):
+            self._after_fork()
+            self._close(0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": OrderedDict()}

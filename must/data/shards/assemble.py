@@ -1,0 +1,105 @@
+"""Makes shards of the chunks' pieces: a piece becomes a shard by renaming, small or cleaned ones are joined."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from must.base import storage
+from must.data.format.index import Shard
+from must.data.shards.chunk import ChunkResult, piece_name, record_name
+from must.data.shards.tarwriter import BLOCK, TarWriter, npy
+
+COPY = 8 << 20  # bytes read at once while joining pieces
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A chunk's samples of one split, without those at the positions `drop`."""
+
+    chunk: int
+    split: str
+    samples: int  # that stay
+    labelled: int  # of all; counted again where some are dropped
+    bytes: int
+    sha256: str
+    drop: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """The pieces that become the shard `name`, in order."""
+
+    name: str
+    split: str
+    pieces: tuple[Piece, ...]
+
+
+def plan_shards(pieces: Iterator[Piece], split: str, samples_per_shard: int, first: int) -> Iterator[ShardJob]:
+    """Joins pieces that follow each other as long as they fit into a shard. Shards are numbered from `first`."""
+    waiting: list[Piece] = []
+    number = first
+    for piece in pieces:
+        if piece.samples == 0:
+            continue
+        if waiting and sum(p.samples for p in waiting) + piece.samples > samples_per_shard:
+            yield ShardJob(f"{split}-{number:06d}.tar", split, tuple(waiting))
+            waiting, number = [], number + 1
+        waiting.append(piece)
+    if waiting:
+        yield ShardJob(f"{split}-{number:06d}.tar", split, tuple(waiting))
+
+
+def assemble(job: ShardJob, records: Path, work: str, output: str) -> Shard:
+    """Writes a shard and its table of offsets. `records` is the local folder of the chunks' records."""
+    offsets = [ChunkResult.read(records / record_name(piece.chunk)).offsets[piece.split] for piece in job.pieces]
+    if len(job.pieces) == 1 and not job.pieces[0].drop:
+        piece, table = job.pieces[0], offsets[0]
+        move_piece(storage.join(work, piece_name(piece.chunk, piece.split)), storage.join(output, job.name), piece)
+        sha256, size, labelled = piece.sha256, piece.bytes, piece.labelled
+    else:
+        sha256, size, labelled, table = join_pieces(job, offsets, work, output)
+    data = npy(table)
+    shard = Shard(job.name, job.split, len(table), size, sha256, hashlib.sha256(data).hexdigest(), labelled)
+    storage.write_bytes(storage.join(output, shard.offsets_name), data)
+    return shard
+
+
+def move_piece(source: str, target: str, piece: Piece) -> None:
+    """Renames a piece. A run that was killed after the renaming finds it at its target."""
+    try:
+        storage.move(source, target)
+    except FileNotFoundError:
+        if not storage.exists(target) or storage.size(target) != piece.bytes:
+            raise
+
+
+def join_pieces(job: ShardJob, offsets: list[np.ndarray], work: str, output: str) -> tuple[str, int, int, np.ndarray]:
+    """(sha256, bytes, labelled samples, offsets) of the shard it writes."""
+    tables, labelled = [], 0
+    with storage.open_write(storage.join(output, job.name)) as file:
+        writer = TarWriter(file)
+        for piece, table in zip(job.pieces, offsets, strict=True):
+            path = storage.join(work, piece_name(piece.chunk, piece.split))
+            starts, stops = table[:, 0] - BLOCK, padded(table[:, 2] + table[:, 3])
+            kept = np.setdiff1d(np.arange(len(table)), np.asarray(piece.drop, np.int64))
+            labelled += piece.labelled
+            for gone in piece.drop:
+                text = storage.read_bytes(path, int(table[gone, 2]), int(table[gone, 3]))
+                labelled -= json.loads(text)["label"] is not None
+            for run in np.split(kept, np.flatnonzero(np.diff(kept) > 1) + 1):  # consecutive samples
+                start, stop = int(starts[run[0]]), int(stops[run[-1]])
+                tables.append(table[run] + np.array([1, 0, 1, 0]) * (writer.position - start))
+                for place in range(start, stop, COPY):
+                    writer.add_raw(storage.read_bytes(path, place, min(COPY, stop - place)))
+        writer.close()
+    return writer.file.sha256, writer.position, labelled, np.concatenate(tables)
+
+
+def padded(position: np.ndarray) -> np.ndarray:
+    return -(-position // BLOCK) * BLOCK

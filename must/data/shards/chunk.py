@@ -1,0 +1,238 @@
+"""One chunk of the listing: reads its files, checks each, and writes the good ones as one piece of a shard a split.
+
+A chunk depends on its own files alone, so chunks run in any order on any number of processes, and a run that was killed
+does only those again that have no record yet. A chunk's record is written after its pieces.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from must.base import storage
+from must.data.image import decode as images
+from must.data.shards.breadcrumbs import Breadcrumb
+from must.data.shards.plan import read_chunk
+from must.data.shards.tarwriter import TarWriter
+from must.data.sources.base import Item, Source, UnreadableError
+
+READERS = 16  # threads that fetch from a bucket for one worker; each waits for the network most of the time
+NO_NAMES = np.empty((0, 2), np.uint64)
+AHEAD = 256_000_000  # bytes that they may hold, as far as the listing told their sizes
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides a shard's bytes, besides the files."""
+
+    split: dict[str, float]
+    resize: int
+    quality: int
+    validate: str
+    max_pixels: int
+    max_bytes: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Chunk `number`: bytes [start, stop) of the plan at `plan`, which are `files` lines. `split` is where all of it
+    goes, "" for by hash."""
+
+    number: int
+    source: Source
+    plan: Path
+    start: int
+    stop: int
+    files: int
+    split: str
+
+
+@dataclass
+class ChunkResult:
+    """What became of a chunk's files."""
+
+    number: int
+    hashes: dict[str, np.ndarray] = field(
+        default_factory=dict
+    )  # split -> uint8 [samples, 32]: sha256 of the source's bytes
+    offsets: dict[str, np.ndarray] = field(default_factory=dict)  # split -> int64 [samples, 4], in the piece
+    pieces: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # split -> {"sha256", "bytes", "labelled"} of the piece
+    names: np.ndarray = field(default_factory=lambda: NO_NAMES)  # uint64 [accepted, 2]: the accepted files', hashed
+    rejected: list[tuple[str, str]] = field(default_factory=list)  # (name, reason)
+    labels: list[str] = field(default_factory=list)
+    files: int = 0
+    read_bytes: int = 0
+
+    def to_bytes(self) -> bytes:
+        meta = {name: getattr(self, name) for name in ("number", "pieces", "rejected", "labels", "files", "read_bytes")}
+        arrays = {f"hashes.{split}": values for split, values in self.hashes.items()}
+        arrays |= {f"offsets.{split}": values for split, values in self.offsets.items()}
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            meta=np.frombuffer(json.dumps(meta).encode(), np.uint8),
+            names=self.names,
+            **arrays,  # type: ignore[arg-type]
+        )
+        return buffer.getvalue()
+
+    @staticmethod
+    def read(path: Path) -> ChunkResult:
+        with np.load(path, allow_pickle=False) as content:
+            meta = json.loads(content["meta"].tobytes())
+            splits = list(meta["pieces"])
+            return ChunkResult(
+                hashes={split: content[f"hashes.{split}"] for split in splits},
+                offsets={split: content[f"offsets.{split}"] for split in splits},
+                names=content["names"],
+                **meta,
+            )
+
+
+def piece_name(number: int, split: str) -> str:
+    return f"unit-{number:06d}.{split}.tar"
+
+
+def record_name(number: int) -> str:
+    return f"unit-{number:06d}.npz"
+
+
+def process_chunk(chunk: Chunk, settings: Settings, work: str, records: Path, crumbs: Path) -> ChunkResult:
+    """Writes the chunk's pieces to `work` and its record to `work` and to the local folder `records`.
+
+    The local folder `crumbs`, which is this program's alone, tells which file is being read.
+    """
+    record = ChunkResult(chunk.number)
+    hashes: dict[str, list[bytes]] = {}
+    labels: set[str] = set()
+    names: list[bytes] = []
+    writers: dict[str, TarWriter] = {}
+    with ExitStack() as stack:
+        here = stack.enter_context(Breadcrumb(crumbs, chunk.number))
+        for position, (item, data) in enumerate(prefetched(chunk, settings)):
+            here.at(item.name)
+            record.files += 1
+            try:
+                if isinstance(data, Exception):
+                    raise data
+                record.read_bytes += len(data)
+                extension, stored = checked(data, settings)
+            except (ValueError, UnreadableError, OSError) as error:
+                record.rejected.append((item.name, reason(error)))
+                continue
+            digest = hashlib.sha256(data).digest()
+            split = chunk.split or item.split or split_of(digest, settings.split)
+            if split not in writers:
+                file = stack.enter_context(storage.open_write(storage.join(work, piece_name(chunk.number, split))))
+                writers[split] = TarWriter(file)
+                hashes[split] = []
+                record.pieces[split] = {"labelled": 0}
+            text = {"source": item.name, "label": item.label, "sha256": digest.hex()}
+            key = f"{chunk.number:06d}-{position:06d}"
+            writers[split].add_sample(key, extension, stored, json.dumps(text).encode())
+            hashes[split].append(digest)
+            names.append(name_hash(chunk.source.uri, item.name))
+            if item.label is not None:
+                labels.add(item.label)
+                record.pieces[split]["labelled"] += 1
+        for split, writer in writers.items():
+            writer.close()
+            record.offsets[split] = writer.offset_table()
+            record.hashes[split] = np.frombuffer(b"".join(hashes[split]), np.uint8).reshape(-1, 32)
+            record.pieces[split] |= {"sha256": writer.file.sha256, "bytes": writer.position}
+    record.labels = sorted(labels)
+    record.names = np.frombuffer(b"".join(names), ">u8").astype(np.uint64).reshape(-1, 2)
+    data = record.to_bytes()
+    if storage.is_remote(work):
+        storage.write_bytes(storage.join(work, record_name(chunk.number)), data)
+    storage.write_bytes(records / record_name(chunk.number), data)
+    return record
+
+
+def checked(data: bytes, settings: Settings) -> tuple[str, bytes]:
+    """(extension, bytes to store) of an image file. Raises ValueError with the reason when it is no whole image."""
+    if len(data) > settings.max_bytes:
+        raise ValueError(f"more than {settings.max_bytes} bytes")
+    header = images.identify(data, settings.max_pixels)
+    if settings.resize and min(header.size) > settings.resize:
+        return "jpg", resized(data, settings)
+    if settings.validate == "decode":
+        images.check(header)
+    return images.extension(header), data
+
+
+def resized(data: bytes, settings: Settings) -> bytes:
+    """A JPEG whose shorter side is `settings.resize`, upright and opaque."""
+    picture = images.decode(data, settings.max_pixels, shorter_side=settings.resize)
+    scale = settings.resize / min(picture.size)
+    width, height = (max(settings.resize, round(side * scale)) for side in picture.size)
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=settings.quality)
+    return buffer.getvalue()
+
+
+def split_of(digest: bytes, shares: dict[str, float]) -> str:
+    """A split by the content's hash: the same image goes the same way, in every run and whatever else there is."""
+    place, reached = int.from_bytes(digest[:8], "big") / 2**64, 0.0
+    for name, share in shares.items():
+        reached += share
+        if place < reached:
+            return name
+    return [name for name, share in shares.items() if share > 0][-1]  # the shares add up to a hair below 1
+
+
+def name_hash(uri: str, name: str) -> bytes:
+    """16 bytes for a source's file, by which --append knows what it has seen."""
+    text = f"{uri.rstrip('/')}\0{name}"
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()
+
+
+def prefetched(chunk: Chunk, settings: Settings) -> Iterator[tuple[Item, bytes | Exception]]:
+    """The chunk's files in order, each with its bytes or with why it could not be read."""
+
+    def read(item: Item) -> bytes | Exception:
+        if item.size > settings.max_bytes:
+            return UnreadableError(f"more than {settings.max_bytes} bytes")
+        try:
+            return chunk.source.read(item, settings.max_bytes + 1)
+        except FileNotFoundError:
+            return UnreadableError("there is no such file")
+        except (UnreadableError, OSError) as error:
+            return error
+
+    items = read_chunk(chunk.plan, chunk.start, chunk.stop)
+    if not chunk.source.may_be_remote:
+        yield from ((item, read(item)) for item in items)
+        return
+    with ThreadPoolExecutor(READERS) as pool:
+        waiting: deque[tuple[Item, Future[bytes | Exception]]] = deque()
+        size = 0
+        for item in items:
+            waiting.append((item, pool.submit(read, item)))
+            size += item.size
+            while len(waiting) >= 2 * READERS or (size > AHEAD and waiting):
+                first, future = waiting.popleft()
+                size -= first.size
+                yield first, future.result()
+        for first, future in waiting:
+            yield first, future.result()
+
+
+def reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return (error.strerror or str(error)).lower()
+    return str(error)

@@ -1,0 +1,309 @@
+"""Makes shards and an index from the chunks' records: duplicates, joining, the lists of what was set aside."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from must import __version__
+from must.base import storage
+from must.base.parameters import require
+from must.config import ShardConfig
+from must.data.format.index import REJECTED, Index, Shard
+from must.data.shards.assemble import Piece, ShardJob, plan_shards
+from must.data.shards.chunk import Chunk, ChunkResult, name_hash, piece_name, record_name
+from must.data.shards.duplicates import OLD, Duplicates, find_duplicates
+from must.data.shards.history import History, as_numbers, write_names, write_table
+from must.data.shards.listing import Listing
+from must.data.shards.pool import Pool
+from must.data.shards.workdir import Workdir
+
+
+def commit_shards(
+    config: ShardConfig,
+    settings: dict[str, Any],
+    listing: Listing,
+    chunks: list[Chunk],
+    previous: Index | None,
+    history: History,
+    work: Workdir,
+    pool: Pool,
+) -> Index:
+    """Writes shards, tables and rejected.jsonl; the index is the caller's to write, as the last file.
+
+    Raises:
+        ValueError: too many files were rejected, or none is left.
+    """
+    numbers = [chunk.number for chunk in chunks]
+    totals = ChunkTotals(config, work, numbers)
+    old_splits = tuple(previous.splits) if previous else ()
+    splits = in_order({*totals.splits, *old_splits}, config)
+    found = duplicates(config, totals, history, splits, work)
+    rejected = set_aside(config, listing, totals, found, previous, work)
+    if previous and totals.samples == 0:
+        return previous
+
+    jobs = shard_jobs(config, numbers, splits, found, previous, work)
+    shards = (*(previous.shards if previous else ()), *pool.assemble(jobs, work))
+    revision = revision_after(previous)
+    tables = write_tables(jobs, numbers, revision, work)
+    return Index(
+        revision=revision,
+        created_by=f"must {__version__}",
+        source={
+            "uri": config.source,
+            "test_uri": config.test_source,
+            "fingerprint": listing.fingerprint,
+            "files": listing.items + len(listing.rejected),
+        },
+        settings=settings,
+        shards=shards,
+        splits=count_splits(shards, splits),
+        labels=tuple(sorted({*totals.labels, *(previous.labels if previous else ())})),
+        rejected=rejected.total(),
+        reasons=dict(rejected.most_common()),
+        duplicates=found.count + (previous.duplicates if previous else 0),
+        dropped=len(found.drops) + (previous.dropped if previous else 0),
+        skipped=listing.skipped,
+        tables=(*(previous.tables if previous else ()), *tables),
+        units=numbers[-1] + 1,
+    )
+
+
+def records(work: Workdir, numbers: list[int]) -> Iterator[ChunkResult]:
+    """The chunks' records, one at a time: a record of 1000 samples has 80 kB."""
+    for number in numbers:
+        yield ChunkResult.read(work.records / record_name(number))
+
+
+MOST_LABELS = 100_000  # each process reads the index, with all of them
+
+
+class ChunkTotals:
+    """What has to be known before the shards are made."""
+
+    def __init__(self, config: ShardConfig, work: Workdir, numbers: list[int]) -> None:
+        self.work, self.numbers = work, numbers
+        self.splits: set[str] = set()
+        self.labels: set[str] = set()
+        self.samples = 0
+        for record in records(work, numbers):
+            self.splits |= set(record.pieces)
+            self.labels |= set(record.labels)
+            require(
+                len(self.labels) <= MOST_LABELS,
+                f"--labels {config.labels}: more than {MOST_LABELS} different labels, which the index would name one "
+                "by one; are these captions? Use --labels none",
+            )
+            self.samples += sum(len(values) for values in record.hashes.values())
+
+
+def in_order(splits: set[str], config: ShardConfig) -> tuple[str, ...]:
+    """The splits as given by --split, then test, then others by name."""
+    known = [name for name in (*config.split, "test") if name in splits]
+    return tuple(dict.fromkeys([*known, *sorted(splits)]))
+
+
+def duplicates(
+    config: ShardConfig, totals: ChunkTotals, history: History, splits: tuple[str, ...], work: Workdir
+) -> Duplicates:
+    def hashes() -> Iterator[tuple[int, str, np.ndarray]]:
+        for split, values in history.hashes():
+            yield OLD, split, values
+        for record in records(work, totals.numbers):
+            for split, values in record.hashes.items():
+                yield record.number, split, values
+
+    return find_duplicates(hashes(), splits, work.local / "plan-duplicates", config.drop_duplicates)
+
+
+def shard_jobs(
+    config: ShardConfig,
+    numbers: list[int],
+    splits: tuple[str, ...],
+    found: Duplicates,
+    previous: Index | None,
+    work: Workdir,
+) -> list[ShardJob]:
+    def pieces(split: str) -> Iterator[Piece]:
+        for record in records(work, numbers):
+            if split in record.pieces:
+                content, drop = record.pieces[split], found.of(record.number, split)["sample"]
+                samples = len(record.hashes[split]) - len(drop)
+                yield Piece(record.number, split, samples, drop=tuple(drop.tolist()), **content)
+
+    jobs: list[ShardJob] = []
+    for split in splits:
+        old = previous.shards_of(split) if previous and split in previous.splits else ()
+        first = 1 + max((int(shard.name[len(split) + 1 : -len(".tar")]) for shard in old), default=-1)
+        jobs += plan_shards(pieces(split), split, config.samples_per_shard, first)
+    return jobs
+
+
+def count_splits(shards: tuple[Shard, ...], splits: tuple[str, ...]) -> dict[str, dict[str, int]]:
+    counts = {split: {"samples": 0, "labelled": 0} for split in splits}
+    for shard in shards:
+        counts[shard.split]["samples"] += shard.samples
+        counts[shard.split]["labelled"] += shard.labelled
+    return {split: count for split, count in counts.items() if count["samples"]}
+
+
+def write_tables(jobs: list[ShardJob], numbers: list[int], revision: int, work: Workdir) -> list[dict[str, str]]:
+    """Writes the tables of this revision that --append reads."""
+
+    def contents() -> Iterator[np.ndarray]:
+        for job in jobs:
+            for piece in job.pieces:
+                values = ChunkResult.read(work.records / record_name(piece.chunk)).hashes[piece.split]
+                yield np.delete(values, list(piece.drop), axis=0)
+
+    samples = sum(piece.samples for job in jobs for piece in job.pieces)
+    names = (record.names for record in records(work, numbers))
+    return [
+        write_names(names, storage.join(work.output, f"names-{revision:04d}.npy"), work.local / "plan-names"),
+        write_table(contents(), (samples, 32), np.uint8, storage.join(work.output, f"contents-{revision:04d}.npy")),
+    ]
+
+
+class Line(NamedTuple):
+    """A line of rejected.jsonl. `revision` is that of the first index which it belongs to, be it written yet or not."""
+
+    source: str
+    reason: str
+    revision: int
+    duplicate: bool = False
+
+    def to_json(self) -> bytes:
+        duplicate = {"duplicate": True} if self.duplicate else {}
+        return json.dumps(
+            {"source": self.source, "reason": self.reason, "revision": self.revision} | duplicate
+        ).encode()
+
+
+def revision_after(previous: Index | None) -> int:
+    return previous.revision + 1 if previous else 0
+
+
+def set_aside(
+    config: ShardConfig, listing: Listing, totals: ChunkTotals, found: Duplicates, previous: Index | None, work: Workdir
+) -> Counter[str]:
+    """Writes rejected.jsonl: what is no image and why, then duplicates that were left out. Counts the former by reason.
+
+    The lines of a run that is refused tell why, but belong to no index: its revision is one more than there is. So
+    they do not count for the next --append, and what earlier revisions have rejected stays as it was.
+
+    Raises:
+        ValueError: too many files were rejected, or none is left.
+    """
+    path = storage.join(config.output, REJECTED)
+    earlier = earlier_lines(path, previous) if previous else []
+    names = {name for name, _ in rejected_now(listing, totals)} if earlier else set()
+    mended = accepted_now(earlier, listing, totals)
+    tried = names | mended
+    kinds = Counter(
+        re.sub(r"\d+", "N", reason)
+        for reason in chain(
+            (line.reason for line in earlier if not line.duplicate and line.source not in tried),
+            (reason for _, reason in rejected_now(listing, totals)),
+        )
+    )
+    refused = refusal(config, totals, kinds.total(), previous)
+    gone = names if refused else tried
+    stays = previous and totals.samples == 0 and not refused
+    revision = previous.revision if previous and stays else revision_after(previous)
+    since = {line.source: line.revision for line in earlier if not line.duplicate}
+    lines = chain(
+        (line for line in earlier if line.duplicate or line.source not in gone),
+        (Line(name, reason, since.get(name, revision)) for name, reason in rejected_now(listing, totals)),
+        (Line(name, reason, revision, duplicate=True) for name, reason in dropped(found, work)),
+    )
+    write_lines(path, lines)
+    require(not refused, refused)
+    return kinds
+
+
+def write_lines(path: str, lines: Iterable[Line]) -> None:
+    with storage.open_write(path) as file:
+        for line in lines:
+            file.write(line.to_json() + b"\n")
+
+
+def rejected_now(listing: Listing, totals: ChunkTotals) -> Iterator[tuple[str, str]]:
+    """(name, reason) of what this run has rejected."""
+    yield from listing.rejected
+    for record in records(totals.work, totals.numbers):
+        yield from record.rejected
+
+
+def dropped(found: Duplicates, work: Workdir) -> Iterator[tuple[str, str]]:
+    """(name, reason) of the duplicates left out. The names are in the pieces, which stay until the index is written."""
+    last, offsets = -1, {}
+    for chunk, split, sample, kept_in in found.drops.tolist():
+        if chunk != last:
+            last, offsets = chunk, ChunkResult.read(work.records / record_name(chunk)).offsets
+        name = found.splits[split]
+        _, _, start, size = offsets[name][sample].tolist()
+        text = storage.read_bytes(storage.join(work.units, piece_name(chunk, name)), start, size)
+        where = "" if kept_in == split else f" in the split {found.splits[kept_in]}"
+        yield json.loads(text)["source"], f"same content as another image{where}"
+
+
+def earlier_lines(path: str, previous: Index) -> list[Line]:
+    """The lines of the revisions up to `previous`; others are of runs that were refused or killed.
+
+    Raises:
+        ValueError: one is no line of ours.
+    """
+    try:
+        lines = [line_of(text) for text in storage.read_bytes(path).splitlines()]
+    except FileNotFoundError:
+        return []
+    except (LookupError, TypeError, json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        raise ValueError(f"{path} is damaged; move it away: then no earlier file counts as rejected") from None
+    return [line for line in lines if line.revision <= previous.revision]
+
+
+def line_of(text: bytes) -> Line:
+    content = json.loads(text)
+    source, reason, revision = content["source"], content["reason"], content.get("revision", 0)
+    if not (isinstance(source, str) and isinstance(reason, str) and isinstance(revision, int)):
+        raise TypeError(content)
+    return Line(source, reason, revision, "duplicate" in content)
+
+
+def accepted_now(earlier: list[Line], listing: Listing, totals: ChunkTotals) -> set[str]:
+    """The names in earlier lines that this run has accepted.
+
+    Few were rejected and many may be new: so it is their hashes that are looked for.
+    """
+    uris = [source.uri for source, _, _ in listing.parts]
+    wanted = {as_numbers(name_hash(uri, line.source)).tobytes(): line.source for uri in uris for line in earlier}
+    if not wanted:
+        return set()
+    rows = (row.tobytes() for record in records(totals.work, totals.numbers) for row in record.names)
+    return {wanted[row] for row in rows if row in wanted}
+
+
+def refusal(config: ShardConfig, totals: ChunkTotals, rejected: int, previous: Index | None) -> str:
+    """Why the run ends without an index, "" if it does not.
+
+    The share counts over all revisions: files that are rejected again and again must not fail each small append.
+    """
+    old = sum(counts["samples"] for counts in previous.splits.values()) + previous.dropped if previous else 0
+    files = old + totals.samples + rejected
+    path = storage.join(config.output, REJECTED)
+    if totals.samples == 0 and previous is None:
+        return f"none of the {files} files of {config.source} is an image; see the reasons in {path}"
+    if rejected > config.max_rejected * files:
+        return (
+            f"{rejected} of {files} files were rejected ({rejected / files:.2%}), more than --max-rejected "
+            f"{config.max_rejected:g} allows; see the reasons in {path}, then mend or remove these files, or run again "
+            f"with --max-rejected {min(1.0, -(-rejected * 1000 // files) / 1000):g}: what is done is kept"
+        )
+    return ""

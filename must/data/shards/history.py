@@ -1,0 +1,124 @@
+"""What earlier revisions hold: the names of files that --append leaves out, the contents that count as duplicates.
+
+Each revision adds two tables to the output: `names-NNNN.npy`, uint64 [files, 2], sorted hashes of its files' names, and
+`contents-NNNN.npy`, uint8 [samples, 32], the sha256 of its samples' files in the index's order.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from must.base import storage
+from must.data.format.index import Index
+from must.data.shards.chunk import name_hash
+from must.data.shards.scatter import Buckets
+from must.data.sources.base import Item
+
+BUCKETS = 64
+CHUNK = 8192
+
+
+class History:
+    """The tables of an index, copied to `folder` if they are in a bucket, and mapped rather than read."""
+
+    def __init__(self, uri: str, index: Index | None, folder: Path) -> None:
+        self.index = index
+        self.names: list[np.ndarray] = []
+        self.contents: list[np.ndarray] = []
+        for number, table in enumerate(index.tables if index else ()):
+            place = storage.join(uri, table["name"])
+            path = folder / f"table-{number}.npy" if storage.is_remote(uri) else storage.local(place)
+            try:
+                if storage.is_remote(uri):
+                    storage.download(place, path)
+                values = read_table(path, table)
+            except (FileNotFoundError, ValueError):
+                raise ValueError(
+                    f"{place} is missing or damaged; without it --append cannot tell what is new"
+                ) from None
+            if len(values):
+                (self.names if table["name"].startswith("names-") else self.contents).append(values)
+        known = sum(shard.samples for shard in index.shards) if index else 0
+        if sum(len(values) for values in self.contents) != known:
+            raise ValueError(f"{uri}: the tables contents-*.npy tell of another number of images than the index")
+
+    def unseen(self, uri: str, items: Iterable[Item]) -> Iterator[Item]:
+        """The items that no earlier revision has accepted from the source `uri`."""
+        if not self.names:
+            yield from items
+            return
+        stream = iter(items)
+        while chunk := list(islice(stream, CHUNK)):
+            hashes = as_numbers(b"".join(name_hash(uri, item.name) for item in chunk))
+            known = np.zeros(len(chunk), bool)
+            for names in self.names:
+                known |= contains(names, hashes)
+            yield from (item for item, old in zip(chunk, known, strict=True) if not old)
+
+    def hashes(self) -> Iterator[tuple[str, np.ndarray]]:
+        """(split, uint8 [samples, 32]) of every shard there is."""
+        table, start = 0, 0
+        for shard in self.index.shards if self.index else ():
+            if start == len(self.contents[table]):
+                table, start = table + 1, 0
+            yield shard.split, np.asarray(self.contents[table][start : start + shard.samples])
+            start += shard.samples
+
+
+def read_table(path: Path, table: dict[str, str]) -> np.ndarray:
+    """The table in the file, mapped. Raises ValueError: not the bytes that the index means, or no such table."""
+    if storage.sha256_of(path) != table["sha256"]:
+        raise ValueError("its bytes have changed")
+    columns, dtype = (2, np.uint64) if table["name"].startswith("names-") else (32, np.uint8)
+    try:
+        values = np.lib.format.open_memmap(path, mode="r")
+    except Exception:  # numpy has no one class for what can be wrong with a header
+        raise ValueError("no .npy file") from None
+    if values.ndim != 2 or values.shape[1] != columns or values.dtype != dtype:
+        raise ValueError(f"{dtype.__name__} [n, {columns}] expected")
+    return values
+
+
+def contains(names: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    """Whether each of `hashes`, uint64 [n, 2], is a row of `names`, which is sorted by its first column."""
+    place = np.searchsorted(names[:, 0], hashes[:, 0])
+    inside = np.minimum(place, len(names) - 1)
+    return (place < len(names)) & (names[inside] == hashes).all(axis=1)
+
+
+def as_numbers(data: bytes) -> np.ndarray:
+    """16-byte hashes, one after the other -> uint64 [n, 2]."""
+    return np.frombuffer(data, ">u8").astype(np.uint64).reshape(-1, 2)
+
+
+def write_names(chunks: Iterable[np.ndarray], uri: str, folder: Path) -> dict[str, str]:
+    """Sorts hashes of names, uint64 [n, 2] a chunk, by way of bucket files into one table."""
+    buckets, count = Buckets(folder, BUCKETS), 0
+    for chunk in chunks:
+        count += len(chunk)
+        buckets.add_rows((chunk[:, 0] >> np.uint64(58)).astype(np.int64), chunk)
+    tables = (np.frombuffer(data, np.uint64).reshape(-1, 2) for data in buckets)
+    return write_table((rows[np.lexsort(rows.T[::-1])] for rows in tables), (count, 2), np.uint64, uri)
+
+
+def write_table(rows: Iterable[np.ndarray], shape: tuple[int, int], dtype: type, uri: str) -> dict[str, str]:
+    """Writes a .npy of known shape piece by piece; its name and checksum for the index."""
+    with storage.open_write(uri) as file:
+        table = storage.HashingFile(file)
+        table.write(npy_header(shape, dtype))
+        for values in rows:
+            table.write(values.tobytes())
+    return {"name": uri.rpartition("/")[2], "sha256": table.sha256}
+
+
+def npy_header(shape: tuple[int, int], dtype: type) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    )
+    return buffer.getvalue()

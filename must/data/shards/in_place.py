@@ -1,0 +1,242 @@
+"""`must index make`: an index of WebDataset shards that another program has written. The tars stay as they are.
+
+Beside the index go, for each tar, the table of offsets and a line of JSON a sample: where it came from, its label, its
+image's sha256. Images are those that `must shard --validate header` would accept from the same tars.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tarfile
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+
+import must
+from must.base import storage
+from must.base.cores import cores
+from must.base.lock import SHARDS, locked
+from must.base.parameters import require
+from must.base.progress import bar
+from must.base.text import encoded
+from must.config import ShardConfig
+from must.data.format import index
+from must.data.format.check import Shard, checked_file
+from must.data.format.index import Index
+from must.data.image import decode as images
+from must.data.shards.build import fresh_folder
+from must.data.shards.chunk import reason
+from must.data.shards.commit import MOST_LABELS
+from must.data.shards.mixing import print_found
+from must.data.shards.pool import Pool
+from must.data.shards.tarwriter import npy
+from must.data.sources.archives import expanded, tar_members
+from must.data.sources.base import ListingReport, damage_named, kind_of, told_apart
+
+MAX_PIXELS: int = ShardConfig.max_pixels
+MAX_BYTES: int = ShardConfig.max_file_mb * 1_000_000
+
+
+@dataclass(frozen=True)
+class Job:
+    """One tar to be looked through. `prefix` goes before its members' names, as in a source of several archives."""
+
+    place: str
+    name: str
+    split: str
+    file: str
+    prefix: str
+
+
+@dataclass
+class Found:
+    """What is in one tar."""
+
+    shard: Shard
+    labels: Counter[str]
+    files: dict[str, bytes]  # what goes beside the index
+    rejected: list[tuple[str, str]] = field(default_factory=list)  # (name, reason)
+    skipped: Counter[str] = field(default_factory=Counter)
+
+
+def make_index(uri: str, output: str = "", split: str = "train", test: str = "", workers: int = 0) -> Index:
+    """Writes index.json and its tables for the tars that `uri` means to the folder `output`; prints a summary.
+
+    Args:
+        uri: a folder or a bucket's prefix of tars, one tar, or a range such as x-{000..099}.tar.
+        output: "" is the folder of the tars themselves.
+        test: more tars, which become the split "test".
+        workers: processes; 0 means one a core.
+
+    Raises:
+        ValueError: no tars or no images, a damaged tar, or an output that holds other things of these names. Nothing
+            that was not there before is left then.
+    """
+    require(split.isidentifier() and split.islower(), f"--split: {split!r} is no split name")
+    require(not test or split != "test", "--test-source: its tars are the split test; give the others another --split")
+    jobs: list[Job] = []
+    for source, name, option in ((uri, split, "URI"), (test, "test", "--test-source")):
+        files = tars(source, option) if source else []
+        output = output or (source if not source.endswith(".tar") else files[0][0].rpartition("/")[0] or ".")
+        for number, (file, prefix) in enumerate(files):
+            jobs.append(Job(file, f"{name}-{number:06d}.tar", name, spelt(file, output), prefix))
+    for job in jobs:
+        checked_file(job.file)
+    path = storage.join(output, index.NAME)
+    remote = [storage.is_remote(job.place) for job in jobs]
+    require(
+        all(remote) or not storage.is_remote(output),
+        f"--output {output}: an index in a bucket is read on other machines, which do not have these local tars",
+    )
+    with fresh_folder(output), locked(output, SHARDS) as still_ours:
+        require(not storage.exists(path), f"{path} is there already; delete it, or choose another --output")
+        done: list[Found] = []
+        written: list[str] = []
+        try:
+            with Pool(min(workers or cores(), len(jobs))) as pool:
+                results = pool.run(look_through, [(job,) for job in jobs])
+                for found in bar(results, total=len(jobs), desc="index", unit="shard"):
+                    written += [name for name, data in found.files.items() if write(output, name, data)]
+                    found.files.clear()
+                    done.append(found)
+            order = {job.name: number for number, job in enumerate(jobs)}
+            done.sort(key=lambda found: order[found.shard.name])
+            made = index_of(uri, done)
+            lines = [{"source": name, "reason": why} for found in done for name, why in found.rejected]
+            if lines and write(output, index.REJECTED, b"".join(json.dumps(line).encode() + b"\n" for line in lines)):
+                written.append(index.REJECTED)
+            still_ours()
+            storage.write_bytes(path, made.to_json(), if_generation_match=0)
+        except BaseException:
+            for name in written:
+                with suppress(OSError, ValueError):
+                    storage.delete(storage.join(output, name))
+            raise
+    print_found(output, uri, made, [(found.shard.split, found.labels) for found in done])
+    return index.load_index(output)
+
+
+def tars(uri: str, option: str) -> list[tuple[str, str]]:
+    """The tars that `uri` means, in order, and what their members' names begin with, as `must shard` has it."""
+    if uri.endswith(".tar"):
+        files = expanded(uri)
+        missing = [file for file in files if not storage.exists(file)]
+        require(not missing, f"{option} {uri}: there is no such file: {missing[0] if missing else ''}")
+        prefixes = [name + "/" for name in told_apart(files)] if len(files) > 1 else [""]
+        return list(zip(files, prefixes, strict=True))
+    try:
+        names = sorted(entry.name for entry in storage.list_files(uri) if kind_of(entry.name) != "hidden")
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(
+            f"{option} {uri}: there is no such folder of tars; give a folder or x-{{000..099}}.tar"
+        ) from None
+    packed = next((name for name in names if re.search(r"\.(tar\.\w+|tgz)$", name)), None)
+    require(
+        packed is None, f"{option} {uri}: {packed} is compressed, and cannot be read in place; `must shard` takes it"
+    )
+    found = [(storage.join(uri, name), name + "/") for name in names if name.endswith(".tar")]
+    require(bool(found), f"{option} {uri}: no .tar files in there")
+    return found
+
+
+def spelt(file: str, output: str) -> str:
+    """The tar's place as the index names it: below its own folder, so that both can be moved, or as a whole."""
+    if storage.is_remote(file):
+        root = output.rstrip("/") + "/"
+        return file.removeprefix(root)
+    path, folder = storage.local(file).resolve(), storage.local(output).resolve()
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
+
+
+def look_through(job: Job) -> Found:
+    """Reads a tar, or, of one in a bucket, a copy of it that lasts as long."""
+    with storage.local_copy(job.place) as path:
+        rejected: list[tuple[str, str]] = []
+        report = ListingReport(lambda name, why: rejected.append((job.prefix + name, why)))
+        labels: Counter[str] = Counter()
+        rows: list[tuple[int, int, int, int]] = []
+        texts: list[bytes] = []
+        place = 0
+        with damage_named(job.place, "tar"):
+            members = list(tar_members(str(path), report))
+        for name, size, (start, _), label in members:
+            kind = kind_of(name)
+            if kind is not None:
+                report.skipped[kind] += 1
+                continue
+            source = job.prefix + name
+            try:
+                if size > MAX_BYTES:
+                    raise ValueError(f"more than {MAX_BYTES} bytes")
+                data = storage.read_bytes(path, start, size)
+                images.identify(data, MAX_PIXELS)
+            except (ValueError, OSError) as error:
+                rejected.append((source, reason(error)))
+                continue
+            text = {"source": source, "label": label, "sha256": hashlib.sha256(data).hexdigest()}
+            if job.prefix and len(encoded(name)) > tarfile.LENGTH_NAME:
+                text["name"] = name  # which its header may not hold, and a sample's key is made of
+            texts.append(json.dumps(text).encode() + b"\n")
+            rows.append((start, size, place, len(texts[-1])))
+            place += len(texts[-1])
+            if label is not None:
+                labels[label] += 1
+        table, lines = npy(np.array(rows, np.int64).reshape(-1, 4)), b"".join(texts)
+        sums = [hashlib.sha256(data).hexdigest() for data in (table, lines)]
+        size, checksum = path.stat().st_size, storage.sha256_of(path)
+    shard = Shard(
+        job.name, job.split, len(rows), size, checksum, sums[0], sum(labels.values()), job.file, texts_sha256=sums[1]
+    )
+    return Found(shard, labels, {shard.offsets_name: table, shard.texts_name: lines}, rejected, report.skipped)
+
+
+def write(output: str, name: str, data: bytes) -> bool:
+    """Whether the file was written: a killed run may have left it. Raises ValueError: another one is there."""
+    path = storage.join(output, name)
+    if storage.exists(path):
+        require(
+            storage.size(path) == len(data) and storage.read_bytes(path) == data,
+            f"{output} holds {name}, which is none of this index's; choose another --output, or move the file away",
+        )
+        return False
+    storage.write_bytes(path, data)
+    return True
+
+
+def index_of(uri: str, done: list[Found]) -> Index:
+    labels = {label for found in done for label in found.labels}
+    require(
+        len(labels) <= MOST_LABELS,
+        f"{uri}: more than {MOST_LABELS} different labels, which the index would name one by one; are these captions?",
+    )
+    reasons = Counter(re.sub(r"\d+", "N", why) for found in done for _, why in found.rejected)
+    shards = tuple(found.shard for found in done)
+    splits = {
+        split: {
+            "samples": sum(shard.samples for shard in shards if shard.split == split),
+            "labelled": sum(shard.labelled for shard in shards if shard.split == split),
+        }
+        for split in dict.fromkeys(shard.split for shard in shards)
+    }
+    for split, counts in splits.items():
+        first = next((f"; {name}: {why}" for found in done for name, why in found.rejected), "")
+        require(counts["samples"] > 0, f"{uri}: the tars of the split {split} hold no images{first}")
+    sums = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
+    return Index(
+        revision=0,
+        created_by=f"must {must.__version__}",
+        source={"uri": uri, "fingerprint": sums},
+        settings={"labels": "csv", "resize": 0, "validate": "header", "max_pixels": MAX_PIXELS, "max_bytes": MAX_BYTES},
+        shards=shards,
+        splits=splits,
+        labels=tuple(sorted(labels)),
+        rejected=sum(reasons.values()),
+        reasons=dict(reasons.most_common()),
+        duplicates=0,
+        dropped=0,
+        skipped=dict(sorted(sum((found.skipped for found in done), Counter()).items())),
+    )

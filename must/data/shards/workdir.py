@@ -1,0 +1,234 @@
+"""The folder `.shard` in the output, where a run keeps what it has done until the index is written.
+
+Below it is a folder a run, named by what the run is: parts of one run meet there, those of another cannot. `run.json`
+says whose turn it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from must.base import storage
+from must.base.names import TABLE
+from must.base.text import brief
+from must.data.format import index
+from must.data.shards.chunk import record_name
+
+NAME = ".shard"
+RUN, ID = "run.json", "run_id"  # the file, and the name in it that a run was given
+LOCKS = ".shard-parts"  # the parts' locks are in a folder of their own, for `NAME` may hold a million names
+READERS = 16  # records that are fetched from a bucket at the same time
+SHARD = re.compile(r"[^\W\d]\w*-[0-9]{6,12}\.(tar|npy)")  # as must.base.names has it, and its table
+OF_INDEX = re.compile(rf"{SHARD.pattern}|{TABLE.pattern}")  # what only an index that names it gives a meaning
+WRITTEN = re.compile(rf"{OF_INDEX.pattern}|rejected\.jsonl")
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that decides the bytes of the shards: programs for which it is the same may share the work."""
+
+    source: str
+    test_source: str
+    files: int
+    listing: str  # sha256 of the files' names and sizes, and of what could not be listed
+    settings: dict[str, Any]
+    revision: int  # of the index that it will write
+
+    @property
+    def name(self) -> str:
+        return hashlib.sha256(self.to_json()).hexdigest()[:16]
+
+    def to_json(self, run_id: str = "") -> bytes:
+        return json.dumps(asdict(self) | ({ID: run_id} if run_id else {}), indent=1).encode() + b"\n"
+
+    def is_of(self, found: Any) -> bool:
+        """Whether `found`, what run.json says, is of this run, by whatever name."""
+        mine = json.loads(self.to_json())
+        return isinstance(found, dict) and {name: found.get(name) for name in mine} == mine
+
+    def require_same(self, found: Any, where: str) -> None:
+        """Raises ValueError: `found`, a Run's fields, are another's; says which and what to do."""
+        for name, mine in json.loads(self.to_json()).items():
+            theirs = found.get(name) if isinstance(found, dict) else None
+            if theirs != mine:
+                raise ValueError(
+                    f"{where} is of another run: its {difference(name, theirs, mine)}; all parts need the same files "
+                    "and parameters; choose another --output, or delete that folder once no part is at work"
+                )
+
+
+def difference(name: str, theirs: Any, mine: Any) -> str:
+    if name == "listing":
+        return "list of files is another one of the same length: names or sizes have changed"
+    if name == "settings" and isinstance(theirs, dict):
+        name = next(key for key in {**mine, **theirs} if (key, theirs.get(key)) not in mine.items())
+        theirs, mine = theirs.get(name), mine.get(name)
+    spoken = "number of files" if name == "files" else name.replace("_", " ")
+    return f"{spoken} is {shown(theirs)}, here it is {shown(mine)}"
+
+
+def shown(value: Any) -> str:
+    return str(value) if isinstance(value, int | float) else brief(value)
+
+
+class Workdir:
+    """Where one program of a run works.
+
+    `units` (known once the run is) holds pieces and records, for all parts. `local` is a folder on this host for this
+    program's own lists; `records` one where the records can be read. For a bucket both are temporary.
+    """
+
+    def __init__(self, output: str, number: int = 1, parts: int = 1) -> None:
+        self.output, self.alone = output, parts == 1
+        self.uri = storage.join(output, NAME)
+        self.remote = storage.is_remote(output)
+        own = storage.join(self.uri, f"part-{number}-of-{parts}")
+        self.local = Path(tempfile.mkdtemp(prefix="must-shard-")) if self.remote else storage.local(own)
+        self.units, self.records = "", Path()
+
+    def __enter__(self) -> Workdir:
+        if not self.remote:  # what a killed run was writing; the caller holds the lock
+            shutil.rmtree(self.local, ignore_errors=True)
+            if self.alone:
+                self.tidy()
+        with storage.disk_errors(self.local):
+            self.local.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        shutil.rmtree(self.local, ignore_errors=True)  # each run makes the lists again
+        if not self.remote:
+            if self.alone and not storage.exists(storage.join(self.uri, RUN)):
+                shutil.rmtree(storage.local(self.uri), ignore_errors=True)  # there is nothing to go on with
+            with suppress(OSError):  # it is empty where a part failed before there was
+                storage.local(self.uri).rmdir()
+
+    def tidy(self) -> None:
+        """Deletes what killed programs were writing to a local output. The caller holds the lock."""
+        if not self.remote:
+            folder = storage.local(self.output)
+            # Other parts may be deleting their own folders: os.walk passes over what is gone, Path.glob raises.
+            below = [Path(place) / name for place, _, names in os.walk(folder / NAME) for name in names]
+            inside = (path for path in below if path.name.startswith(storage.TEMPORARY))
+            for path in [*folder.glob(f"{storage.TEMPORARY}*"), *inside]:
+                path.unlink(missing_ok=True)
+
+    def start(self, run: Run) -> None:
+        """Goes on with the work of an equal run; throws the work of another one away. The caller holds the lock."""
+        found = self.run()
+        if not run.is_of(found):
+            if found is not None:
+                self.discard()
+            storage.write_bytes(storage.join(self.uri, RUN), run.to_json())
+        self.enter(run)
+
+    def claim(self, run: Run, run_id: str) -> None:
+        """Joins the parts of an equal run, or begins it.
+
+        Raises:
+            ValueError: parts of another run are at work here, or were, and theirs is not known to be another run's.
+        """
+        path = storage.join(self.uri, RUN)
+        seen = storage.generation(path) or 0
+        found = self.run() if seen else None
+        if found is None or finished(found, run) or (not run.is_of(found) and run_id != found.get(ID, run_id)):
+            with suppress(storage.ConflictError):  # another part was faster
+                storage.write_bytes(path, run.to_json(run_id), if_generation_match=seen)
+        run.require_same(self.run(), self.uri)
+        self.enter(run)
+
+    def run(self) -> dict[str, Any] | None:
+        """What run.json says; None: there is none. One that cannot be read is of no run."""
+        try:
+            found = json.loads(storage.read_bytes(storage.join(self.uri, RUN)))
+            return found if isinstance(found, dict) else {}
+        except FileNotFoundError:
+            return None
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, json.JSONDecodeError | UnicodeDecodeError | RecursionError):
+                return {}
+            raise  # of the bucket
+
+    def is_of(self, run: Run) -> bool:
+        return run.is_of(self.run())
+
+    def enter(self, run: Run) -> None:
+        self.units = storage.join(self.uri, run.name)
+        self.records = self.local if self.remote else storage.local(self.units)
+        if not self.remote:
+            with storage.disk_errors(self.records):
+                self.records.mkdir(parents=True, exist_ok=True)
+
+    def discard(self) -> None:
+        """Deletes records, pieces, and the shards that the other run has finished without an index."""
+        if self.remote:
+            storage.delete_folder(self.uri)
+        else:
+            for path in storage.local(self.uri).iterdir():
+                if path != self.local:
+                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        there = storage.exists(storage.join(self.output, index.NAME))
+        self.remove_strays(index.load_index(self.output).files if there else set())
+
+    def remove_strays(self, known: set[str]) -> None:
+        """Deletes the shards and tables in the output that are not `known`: a run that was given up has left them."""
+        for entry in list(storage.list_files(self.output)):
+            if OF_INDEX.fullmatch(entry.name) and entry.name not in known:
+                storage.delete(storage.join(self.output, entry.name))
+
+    def done(self, numbers: list[int]) -> set[int]:
+        """Those of the chunks that have a record."""
+        wanted = {record_name(number): number for number in numbers}
+        try:
+            return {wanted[entry.name] for entry in storage.list_files(self.units) if entry.name in wanted}
+        except FileNotFoundError:  # another part has come to the run's end
+            return set()
+
+    def fetch(self, numbers: list[int]) -> None:
+        """Copies the records of these chunks that are in a bucket to this host."""
+        if self.remote:
+            names = [name for name in map(record_name, numbers) if not (self.records / name).exists()]
+            with ThreadPoolExecutor(READERS) as pool:
+                list(
+                    pool.map(lambda name: storage.download(storage.join(self.units, name), self.records / name), names)
+                )
+
+    def leave(self) -> None:
+        """Deletes what was written for a run that another part had finished already."""
+        storage.delete_folder(self.units)
+
+    def clear_but_later(self, previous: index.Index) -> None:
+        """Deletes what runs have left that `previous` has overtaken. One that would follow it may still go on."""
+        found = self.run()
+        if found is not None:
+            revision = found.get("revision")
+            if isinstance(revision, int) and revision > previous.revision:
+                return
+            self.remove_strays(previous.files)
+        self.clear()
+
+    def clear(self) -> None:
+        """Deletes everything: the run has come to its end. What says whose work it is goes first.
+
+        So do the locks of parts that were killed. One that still lives finds nothing to do any more.
+        """
+        storage.delete(storage.join(self.uri, RUN))
+        storage.delete_folder(self.uri)
+        storage.delete_folder(storage.join(self.output, LOCKS))
+        shutil.rmtree(self.local, ignore_errors=True)
+
+
+def finished(found: dict[str, Any], run: Run) -> bool:
+    """Whether the run that `found` tells of has written its index: it was killed before it could tidy up."""
+    revision = found.get("revision")
+    return isinstance(revision, int) and revision < run.revision

@@ -1,0 +1,252 @@
+"""Images inside tar and zip archives and inside WebDataset shards, read in place: nothing is unpacked.
+
+So a member's name is only ever a name: it cannot lead out of any folder.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from braceexpand import braceexpand
+
+from must.base import storage
+from must.base.parameters import require
+from must.base.tars import Headers, require_end
+from must.data.sources.base import (
+    ARCHIVE,
+    Item,
+    ListingReport,
+    UnreadableError,
+    damage_named,
+    folder_label,
+    kind_of,
+    told_apart,
+)
+
+COMPRESSED: dict[str, Any] = {"gz": gzip.open, "tgz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
+EXPANSION, EXPANDED = 100, 1_000_000_000  # a compressed tar may expand to so many times its size, or to 1 GB
+HEADER = struct.Struct("<26x2H")  # of a zip's member: the lengths of its name and extra field
+LABELS = ("cls", "json")  # members of a WebDataset sample that may hold its label
+
+
+class Archives:
+    """One or more archives. Those in a bucket are downloaded and compressed tars are expanded, for as long as the run
+    lasts, into the folder that `prepare` gets: reading a member must not cost reading everything before it.
+
+    `names`, if given, are the archives' own in the source, and stand before their members'.
+    """
+
+    may_be_remote = False
+
+    def __init__(self, uri: str, files: list[str], labels: str, option: str, names: Sequence[str] = ()) -> None:
+        self.uri, self.labels, self.option = uri, labels, option
+        self.files, self.names = files, names
+        self.paths = list(files)  # of plain local copies
+
+    def prepare(self, folder: Path) -> None:
+        for number, file in enumerate(self.files):
+            path, kind = storage.local(file), file.lower().rpartition(".")[2]
+            if storage.is_remote(file):
+                path = folder / f"archive-{number}.{kind}"
+                storage.download(file, path)
+            if kind in COMPRESSED:
+                plain = folder / f"archive-{number}.tar"
+                with (
+                    damage_named(f"{self.option} {file}", "archive"),
+                    COMPRESSED[kind](path, "rb") as packed,
+                    storage.open_write(plain) as out,
+                ):
+                    expand(packed, out, max(EXPANDED, EXPANSION * path.stat().st_size))
+                path = plain
+            self.paths[number] = str(path)
+
+    def items(self, problems: ListingReport) -> Iterator[Item]:
+        for number, (file, path) in enumerate(zip(self.files, self.paths, strict=True)):
+            members = zip_members if path.lower().endswith(".zip") else tar_members
+            prefix = self.names[number] + "/" if self.names else ""
+            with damage_named(f"{self.option} {file}", "archive"):
+                for name, size, place, label in members(path, problems):
+                    kind = kind_of(name)
+                    if kind is not None:
+                        problems.skipped[kind] += 1
+                        continue
+                    chosen = {"folder": folder_label(name), "csv": label}.get(self.labels)
+                    yield Item(prefix + name, size, chosen, None, [number, *place])
+
+    def read(self, item: Item, limit: int) -> bytes:
+        number, start, size, *packed = item.locator
+        if packed:
+            return unzipped(self.paths[number], start, size, packed[0], packed[1], limit)
+        return storage.read_bytes(self.paths[number], start, size)
+
+
+class ArchiveFolder(Archives):
+    """A folder of archives. Its other files are taken as in a folder of images: one without an extension may be one."""
+
+    def __init__(self, uri: str, names: list[str], labels: str, option: str, exclude: str) -> None:
+        super().__init__(uri, [storage.join(uri, name) for name in names], labels, option, names)
+        self.exclude = exclude
+
+    def items(self, problems: ListingReport) -> Iterator[Item]:
+        yield from super().items(problems)
+        for entry in storage.list_files(self.uri, problems.reject):
+            if (self.exclude and entry.name.startswith(self.exclude)) or is_archive(entry.name):
+                continue
+            kind = kind_of(entry.name)
+            if kind is None:
+                label = folder_label(entry.name) if self.labels == "folder" else None
+                yield Item(entry.name, entry.size, label, None, None)
+            else:
+                problems.skipped[kind] += 1
+
+    def read(self, item: Item, limit: int) -> bytes:
+        if item.locator is None:
+            return storage.read_bytes(storage.join(self.uri, item.name), 0, limit)
+        return super().read(item, limit)
+
+
+def is_archive(name: str) -> bool:
+    return ARCHIVE.search(name) is not None and kind_of(name) != "hidden"
+
+
+def open_archives(uri: str, labels: str, option: str, exclude: str) -> Archives | None:
+    """The archives that `uri` means, None when it means something else.
+
+    It may name one file, a range such as shards/{000000..000009}.tar, or a folder that holds archives and nothing that
+    is called an image.
+    """
+    if ARCHIVE.search(uri):
+        files = expanded(uri)
+        missing = [file for file in files if not storage.exists(file)]
+        require(not missing, f"{option} {uri}: there is no such file: {missing[0] if missing else ''}")
+        return Archives(uri, files, labels, option, told_apart(files) if len(files) > 1 else ())
+    found: list[str] = []
+    for entry in storage.list_files(uri):
+        if exclude and entry.name.startswith(exclude):
+            continue
+        if kind_of(entry.name) is None and "." in entry.name.rpartition("/")[2]:
+            return None
+        if is_archive(entry.name):
+            found.append(entry.name)
+    return ArchiveFolder(uri, sorted(found), labels, option, exclude) if found else None
+
+
+def expanded(uri: str) -> list[str]:
+    """x-{000..002}.tar -> x-000.tar, x-001.tar, x-002.tar, as bash and WebDataset expand it; several braces multiply.
+
+    Braces that do not match are characters like any other, and so is a backslash.
+    """
+    try:
+        return list(braceexpand(uri, escape=False))
+    except ValueError:
+        return [uri]
+
+
+def tar_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, tuple[int, int], str | None]]:
+    """(name, size, (offset, size), label) of the images. Neighbours of the same key are one WebDataset sample."""
+    key: str | None = None
+    images: list[tuple[str, int, tuple[int, int]]] = []
+    label: str | None = None
+    with Headers(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        while (member := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+            if member.size < 0:  # some versions of tarfile would read the same members for ever
+                raise tarfile.ReadError(f"a member of {member.size} bytes")
+            if member.isdir():
+                continue
+            name = member.name.removeprefix("./")
+            if not member.isreg() or member.issparse():
+                problems.reject(name, "a link, device or sparse file inside an archive")
+                continue
+            base, extension = key_of(name)
+            if base != key:
+                yield from ((*image, label) for image in images)
+                key, images, label = base, [], None
+            if extension in LABELS:
+                content = tar.extractfile(member)
+                label = label_in(extension, content.read(1 << 20) if content else b"") or label
+            else:
+                images.append((name, member.size, (member.offset_data, member.size)))
+        require_end(file, tar.offset)
+        yield from ((*image, label) for image in images)
+
+
+def expand(packed: Any, out: BinaryIO, limit: int) -> None:
+    while data := packed.read(1 << 20):
+        limit -= len(data)
+        if limit < 0:
+            raise tarfile.ReadError(
+                f"it expands to more than {EXPANSION} times its size; if it is as it should be, give it unpacked"
+            )
+        out.write(data)
+
+
+def key_of(name: str) -> tuple[str, str]:
+    """A sample's key and a member's extension as WebDataset splits them: at the first dot of the file's own name.
+
+    Of a name without a dot, which WebDataset passes over, the key is all of it: it may be an image. This is not
+    webdataset's own function because importing that imports torch, which sharding does without.
+    """
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+def label_in(extension: str, data: bytes) -> str | None:
+    text = data.decode("utf-8", "replace").strip()
+    if extension == "cls":
+        return text or None
+    try:
+        content = json.loads(text)
+        label = content.get("label") if isinstance(content, dict) else None
+        return None if label is None or label == "" else str(label)
+    except (ValueError, RecursionError):
+        return None
+
+
+def zip_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, tuple[int, int, int, int], None]]:
+    """(name, size, (offset of the local header, packed size, method, checksum), no label). Python holds a zip's
+    directory in memory: about 500 bytes a member while listing."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.is_dir():
+                continue
+            if member.flag_bits & 1:
+                problems.reject(member.filename, "encrypted in the archive")
+            elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                problems.reject(member.filename, f"compressed by method {member.compress_type}, which is not supported")
+            else:
+                place = (member.header_offset, member.compress_size, member.compress_type, member.CRC)
+                yield member.filename, member.file_size, place, None
+
+
+def unzipped(path: str, start: int, size: int, method: int, checksum: int, limit: int) -> bytes:
+    """A zip member's bytes. Its local header has its own lengths of name and extra field.
+
+    Raises:
+        UnreadableError: it is damaged. No more than `limit` bytes are ever expanded, whatever the directory claims.
+    """
+    header = storage.read_bytes(path, start, HEADER.size)
+    if len(header) != HEADER.size:
+        raise UnreadableError("damaged in the archive")
+    most = limit + limit // 1000 + 1000  # what is packed is never longer than that, or the image is too large anyway
+    data = storage.read_bytes(path, start + HEADER.size + sum(HEADER.unpack(header)), min(size, most))
+    try:
+        if method == zipfile.ZIP_DEFLATED:
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, limit)
+    except zlib.error as error:
+        raise UnreadableError(f"damaged in the archive: {error}") from None
+    data = data[:limit]
+    if len(data) < limit and zlib.crc32(data) != checksum:
+        raise UnreadableError("damaged in the archive: wrong checksum")
+    return data

@@ -1,0 +1,116 @@
+"""What every source of images has: an item a file, a listing's problems, labels from folders."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from must.base import storage
+
+EXTENSIONS = frozenset(
+    "jpg jpeg jpe jfif mpo png webp gif bmp dib tif tiff ppm pgm pbm pnm jp2 j2k jpx avif ico tga".split()  # noqa: SIM905
+)
+ARCHIVE = re.compile(r"\.(zip|tar|tgz|tar\.gz|tar\.bz2|tar\.xz)$", re.IGNORECASE)
+
+
+class Item(NamedTuple):
+    """One file that should be an image. It goes through files as a JSON list, so its fields are plain values."""
+
+    name: str  # unique in its source; with "/" between folders
+    size: int  # bytes, 0 when the listing does not say
+    label: str | None
+    split: str | None  # where the source itself says so
+    locator: Any  # what the source needs to find it again
+
+
+class UnreadableError(Exception):
+    """One image cannot be had from its source, for the reason given; the others may be whole."""
+
+
+class ListingReport:
+    """What a listing found besides images."""
+
+    def __init__(self, reject: Callable[[str, str], None]) -> None:
+        self.reject = reject  # (name, reason): goes to rejected.jsonl
+        self.skipped: Counter[str] = Counter()  # files that are no images, by extension
+
+
+class Source(Protocol):
+    uri: str
+    may_be_remote: bool  # reading waits for a network, so that several reads should be on their way at once
+
+    def prepare(self, folder: Path) -> None:
+        """Called once before anything else; `folder` is local and lasts as long as the run."""
+
+    def items(self, problems: ListingReport) -> Iterator[Item]:
+        """All images, in any order."""
+
+    def read(self, item: Item, limit: int) -> bytes:
+        """An image's bytes, at most `limit` of them.
+
+        Raises:
+            UnreadableError, OSError: this one cannot be read; it is set aside.
+            ValueError: the source as a whole cannot be read, for want of credentials for instance.
+        """
+
+
+@contextmanager
+def damage_named(where: str, what: str) -> Iterator[None]:
+    """Says at `where`, an option and file, what is damaged, whatever its reader raises: libraries raise anything."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # of the disk; damage has no number, or is a place that cannot be
+        if isinstance(error, ValueError) and isinstance(error.__cause__, OSError):
+            raise  # a full disk
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{where}: the {what} is damaged: {text}") from None
+
+
+def kind_of(name: str) -> str | None:
+    """None for what may be an image: a known extension, or none at all. Else what it is skipped as."""
+    base = name.rpartition("/")[2]
+    if base.startswith("."):
+        return "hidden"
+    _, dot, extension = base.rpartition(".")
+    return None if not dot or extension.lower() in EXTENSIONS else f".{extension.lower()[:12]}"
+
+
+def folder_label(name: str) -> str | None:
+    """The name of the folder the image is in; None directly in the root."""
+    return name.rpartition("/")[0].rpartition("/")[2] or None
+
+
+def told_apart(files: list[str]) -> list[str]:
+    """Each file's path below the folder that all of them are in."""
+    split = [file.split("/") for file in files]
+    folders = zip(*(parts[:-1] for parts in split), strict=False)
+    common = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, folders))
+    return ["/".join(parts[common:]) for parts in split]
+
+
+def below(root: str, folder: str) -> str:
+    """`folder` relative to `root` with a "/" after it, or "" if it is elsewhere."""
+    if not folder or storage.is_remote(root) != storage.is_remote(folder):
+        return ""
+    root, folder = normal(root), normal(folder)
+    return folder[len(root) :] if folder.startswith(root) and folder != root else ""
+
+
+def normal(uri: str) -> str:
+    """One spelling of a folder, with a "/" at its end."""
+    return (uri if storage.is_remote(uri) else str(storage.local(uri).resolve())).rstrip("/") + "/"
+
+
+def is_within(place: str, folder: str) -> bool:
+    """Whether `place` is the folder or inside it."""
+    return bool(below(folder, place)) or (
+        storage.is_remote(folder) == storage.is_remote(place) and normal(folder) == normal(place)
+    )

@@ -1,0 +1,164 @@
+"""Finds tables, and reads them in pieces by pyarrow: Parquet, and Arrow's files and streams (as `datasets` saves)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from must.base import storage
+from must.base.parameters import require
+from must.base.text import brief
+from must.data.sources.base import ARCHIVE, EXTENSIONS, kind_of
+from must.data.sources.files import is_name
+
+TABLE = re.compile(r"\.(parquet|arrow)$", re.IGNORECASE)
+SPLIT = re.compile(r"(?:.*/)?([a-z][a-z0-9_]{0,49})-\d{5}-of-\d{5}\.(?:parquet|arrow)", re.DOTALL)  # as hubs name them
+ROWS = 32  # that are in memory at once, and fewer where they may be large
+AT_ONCE = 100_000_000  # bytes of so many rows
+SET, SPLITS, STATE, INFO = "dataset of Hugging Face", "dataset_dict.json", "state.json", "dataset_info.json"
+END = b"\xff\xff\xff\xff\0\0\0\0"  # of a whole stream
+
+
+class Table(NamedTuple):
+    """One file. `split` is where its rows go, None for by hash; `features` are those that a file beside it tells."""
+
+    uri: str
+    name: str  # in its source
+    split: str | None = None
+    features: Any = None
+
+
+class Reader(NamedTuple):
+    """A table's schema, and its rows as record batches of at most ROWS: `batches(columns)`.
+
+    `largest`: bytes of its largest row group, as a Parquet file says of itself: no value is larger.
+    """
+
+    schema: Any
+    batches: Any
+    largest: int = 0
+
+
+def find_tables(uri: str, option: str, exclude: str) -> list[Table]:
+    """The tables below a folder or prefix; none where there are images or archives too."""
+    names = []
+    for entry in storage.list_files(uri):
+        if (exclude and entry.name.startswith(exclude)) or kind_of(entry.name) == "hidden":
+            continue
+        if ARCHIVE.search(entry.name) or entry.name.lower().rpartition(".")[2] in EXTENSIONS:
+            return []
+        if TABLE.search(entry.name) or entry.name in (STATE, SPLITS):
+            names.append(entry.name)
+    if SPLITS in names:
+        splits: Any = described(uri, SPLITS, option).get("splits")
+        require(
+            isinstance(splits, list) and all(isinstance(name, str) and is_part(name) for name in splits),
+            f"{option} {storage.join(uri, SPLITS)}: names no splits",
+        )
+        found = [saved(storage.join(uri, name), name, name + "/", option) for name in sorted(splits)]
+        tables = [table for part in found for table in part]
+    elif STATE in names:
+        tables = saved(uri, None, "", option)
+    else:
+        tables = named([(storage.join(uri, name), name) for name in sorted(names)])
+    return tables if len({table.split for table in tables}) > 1 else [table._replace(split=None) for table in tables]
+
+
+def named(files: list[tuple[str, str]]) -> list[Table]:
+    """Tables of one source, (uri, name in the source); where their names tell of several splits, so do they."""
+    splits = [match[1] if (match := SPLIT.fullmatch(name)) else None for _, name in files]
+    several = len(set(splits)) > 1 and None not in splits
+    return [Table(uri, name, split if several else None) for (uri, name), split in zip(files, splits, strict=True)]
+
+
+def saved(uri: str, split: str | None, prefix: str, option: str) -> list[Table]:
+    """The tables of a folder that `Dataset.save_to_disk` has written."""
+    state, where = described(uri, STATE, option), f"{option} {storage.join(uri, STATE)}"
+    require(
+        not state.get("_indices_data_files") and not state.get("_indices_files"),
+        f"{where}: saved with a table of indices; save it again after flatten_indices()",
+    )
+    files = state.get("_data_files")
+    names = [file.get("filename") if isinstance(file, dict) else None for file in files or ()]
+    require(
+        isinstance(files, list) and all(isinstance(name, str) and is_part(name) for name in names),
+        f"{where}: names no data files",
+    )
+    features = described(uri, INFO, option).get("features")
+    return [Table(storage.join(uri, str(name)), prefix + str(name), split, features) for name in names]
+
+
+def described(uri: str, name: str, option: str) -> dict[str, Any]:
+    path = storage.join(uri, name)
+    try:
+        content = json.loads(storage.read_bytes(path))
+    except FileNotFoundError:
+        raise ValueError(f"{option} {path}: is missing; the folder is not all of what save_to_disk wrote") from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"{option} {path}: is damaged: no JSON") from None
+    require(isinstance(content, dict), f"{option} {path}: is damaged: {brief(content)} instead of a JSON object")
+    return content
+
+
+def is_part(name: str) -> bool:
+    """Whether it is the name of one file or folder, and leads to no other."""
+    return bool(name) and is_name(name) and not {"/", "\\"} & set(name) and name not in (".", "..")
+
+
+def need_pyarrow(where: str) -> None:
+    """Raises ValueError: it is not installed."""
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"{where}: tables need the package pyarrow ({error}); install it with: pip install 'must-clip[parquet]'"
+        ) from None
+
+
+@contextmanager
+def opened(path: Path, kind: str) -> Iterator[Reader]:
+    """A local table of that kind, "parquet" or "arrow". Raises whatever pyarrow has for what is none."""
+    import pyarrow
+    from pyarrow import ipc, parquet
+
+    with ExitStack() as stack:
+        if kind == "parquet":
+            # A column of a row group is a stream from the disk; by default all of it would be read at once.
+            file = parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
+            stack.callback(file.close)
+            largest = largest_group(file.metadata)
+            rows = max(1, min(ROWS, AT_ONCE // max(1, largest)))  # a dictionary's value may stand in each of them
+            yield Reader(
+                file.schema_arrow,
+                lambda names: file.iter_batches(batch_size=rows, columns=names, use_threads=False),
+                largest,
+            )
+            return
+        source = stack.enter_context(pyarrow.memory_map(str(path)))
+        if source.read(6) == b"ARROW1":
+            table = ipc.open_file(source)
+            batches: Iterator[Any] = (table.get_batch(number) for number in range(table.num_record_batches))
+        else:
+            source.seek(max(0, source.size() - len(END)))
+            if source.read() != END:
+                raise ValueError("its end is missing")
+            source.seek(0)
+            table = batches = ipc.open_stream(source)
+        yield Reader(table.schema, lambda names: in_pieces(batches, names))
+
+
+def largest_group(metadata: Any) -> int:
+    """Bytes of the largest row group. Not of its columns: to ask for a damaged one ends the program (pyarrow 25)."""
+    return max((metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)), default=0)
+
+
+def in_pieces(batches: Iterator[Any], names: list[str]) -> Iterator[Any]:
+    for batch in batches:
+        chosen = batch.select(names)
+        chosen.validate(full=True)  # its offsets are read as they stand there
+        for start in range(0, chosen.num_rows, ROWS):
+            yield chosen.slice(start, ROWS)

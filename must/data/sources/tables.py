@@ -1,0 +1,178 @@
+"""Tables as a source: Parquet files, and Hugging Face data sets saved on disk. Rows hold images, or name their files.
+
+A row in the middle of a table cannot be read without what was packed with it. So the listing, which reads a table once
+and in pieces, copies its images one after the other to a plain file, which lasts as long as the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from must.base import storage
+from must.base.parameters import require
+from must.base.text import brief
+from must.data.sources.archives import expanded
+from must.data.sources.base import Item, ListingReport, damage_named, folder_label, told_apart
+from must.data.sources.columns import Asked, Columns, choose, features_in
+from must.data.sources.files import is_name, is_split
+from must.data.sources.table_files import TABLE, Table, find_tables, named, need_pyarrow, opened
+
+EXPANSION, EXPANDED = 100, 1_000_000_000  # a table's images may be so many times its size, or 1 GB
+
+
+class Row(NamedTuple):
+    """What a row says of its image: bytes, or a path, or neither."""
+
+    data: bytes | None
+    path: str | None
+
+
+class Tables:
+    """One or more tables. Those in a bucket are downloaded while they are listed, one after the other.
+
+    `may_be_remote` is known when the listing is done: whether a row has named a file.
+    """
+
+    may_be_remote = False
+
+    def __init__(self, uri: str, tables: list[Table], labels: str, option: str, asked: Asked) -> None:
+        self.uri, self.tables, self.labels, self.option, self.asked = uri, tables, labels, option, asked
+        self.folder = Path()
+
+    def prepare(self, folder: Path) -> None:
+        self.folder = folder
+
+    def items(self, problems: ListingReport) -> Iterator[Item]:
+        for number, table in enumerate(self.tables):
+            where = f"{self.option} {table.uri}"
+            try:
+                with storage.local_copy(table.uri) as path:
+                    yield from self.items_of(number, table, path, where, problems)
+            except FileNotFoundError:
+                raise ValueError(f"{where}: there is no such file") from None
+
+    def items_of(self, number: int, table: Table, path: Path, where: str, problems: ListingReport) -> Iterator[Item]:
+        damaged, left = partial(damage_named, where, "table"), max(EXPANDED, EXPANSION * path.stat().st_size)
+        kind, place, row = table.uri.lower().rpartition(".")[2], 0, -1
+        with ExitStack() as stack:
+            with damaged():
+                reader = stack.enter_context(opened(path, kind))
+                features = features_in(reader.schema.metadata) if table.features is None else table.features
+            columns = choose(reader.schema, features, self.asked, self.labels, where)
+            too_large = f"{where}: its images are more than {EXPANSION} times as large as itself"
+            require(reader.largest <= left, too_large)
+            file = stack.enter_context(storage.open_write(self.packed(number)))
+            with damaged():
+                batches = reader.batches(columns.read)
+            while True:
+                with damaged():
+                    batch = next(batches, None)
+                    if batch is None:
+                        return
+                for index in range(batch.num_rows):
+                    with damaged():
+                        found, label, split = row_of(batch, columns, index)
+                    row += 1
+                    name = f"{table.name}/{row}" + (f"/{found.path}" if found.path and found.data is not None else "")
+                    label = self.label_of(label, found.path, columns, f"{where} row {row}")
+                    if split in (None, ""):
+                        split = table.split
+                    elif not is_split(split):
+                        raise ValueError(f"{where} row {row}: {brief(split)} is no split name (lower-case, digits, _)")
+                    if found.data is not None:
+                        left -= len(found.data)
+                        require(left >= 0, too_large)
+                        file.write(found.data)
+                        yield Item(name, len(found.data), label, split, [number, place])
+                        place += len(found.data)
+                    elif not found.path:
+                        problems.reject(name, "no image in this row")
+                    elif reason := refusal(found.path):
+                        problems.reject(file_name(table, found.path), reason)
+                    else:
+                        self.may_be_remote = True
+                        yield Item(file_name(table, found.path), 0, label, split, [number, found.path])
+
+    def packed(self, number: int) -> Path:
+        return self.folder / f"table-{number}.images"
+
+    def label_of(self, value: Any, path: str | None, columns: Columns, where: str) -> str | None:
+        if self.labels == "folder":
+            return folder_label(path) if path else None
+        if columns.classes is not None and type(value) is int:
+            if value == -1:  # what `datasets` writes where there is none
+                return None
+            if not 0 <= value < len(columns.classes):
+                raise ValueError(f"{where}: the label {value} is none of the table's {len(columns.classes)} classes")
+            value = columns.classes[value]
+        return None if value in (None, "") else str(value)
+
+    def read(self, item: Item, limit: int) -> bytes:
+        number, place = item.locator
+        if isinstance(place, int):
+            return storage.read_bytes(self.packed(number), place, min(item.size, limit))
+        uri = self.tables[number].uri
+        if is_whole(place) or "/" not in uri:
+            return storage.read_bytes(place, 0, limit)
+        return storage.read_bytes(storage.join(uri.rpartition("/")[0] or "/", place), 0, limit)
+
+
+def file_name(table: Table, path: str) -> str:
+    """The name in the source of a file that a row names: tables in two folders mean two files by one path."""
+    folder, slash, _ = table.name.rpartition("/")
+    return path if is_whole(path) else folder + slash + path
+
+
+def is_whole(path: str) -> bool:
+    """Whether it is the same file wherever the table is."""
+    return path.startswith("/") or "://" in path
+
+
+def row_of(batch: Any, columns: Columns, index: int) -> tuple[Row, Any, Any]:
+    """(image, label, split) of one row of a record batch."""
+    label, split = (
+        batch.column(name)[index].as_py() if name is not None else None for name in (columns.label, columns.split)
+    )
+    return image_of(batch.column(columns.image)[index].as_py()), label, split
+
+
+def image_of(value: Any) -> Row:
+    if isinstance(value, dict):
+        path = value.get("path")
+        return Row(value.get("bytes"), path if isinstance(path, str) else None)
+    return Row(value, None) if isinstance(value, bytes) else Row(None, value)
+
+
+def refusal(path: str) -> str:
+    """Why no file can be at that path, "" if one may."""
+    if not is_name(path):
+        return "no name that a file can have"
+    try:
+        storage.is_remote(path)
+    except ValueError:
+        return "only local paths and gs://, s3:// and az:// are read"
+    return ""
+
+
+def open_tables(uri: str, labels: str, option: str, exclude: str, asked: Asked) -> Tables | None:
+    """The tables that `uri` means: a file, a range such as x-{000..009}.parquet, or a folder of them; None for neither.
+
+    Raises:
+        ValueError: one is missing, or pyarrow is.
+    """
+    files = expanded(uri) if TABLE.search(uri) else []
+    missing = [file for file in files if not storage.exists(file)]
+    if not files or (files == [uri] and (missing if storage.is_remote(uri) else storage.local(uri).is_dir())):
+        tables = find_tables(uri, option, exclude)  # Spark's folders are called x.parquet, too
+        require(bool(tables or not files), f"{option} {uri}: there is no such file, and no tables are below it")
+    else:
+        require(not missing, f"{option} {uri}: there is no such file: {missing[0] if missing else ''}")
+        tables = named(list(zip(files, told_apart(files), strict=True)))
+    if not tables:
+        return None
+    need_pyarrow(f"{option} {uri}")
+    return Tables(uri, tables, labels, option, asked)

@@ -1,0 +1,115 @@
+"""The network as it is served: the plain image tower and the classifier, computing what the class token needs.
+
+Shapes: B images, L tokens (the class token first), W width, H heads, D embedding, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor, nn
+
+from must.data.image.preprocess import Preprocess
+from must.method.model.attention import SelfAttention
+from must.method.model.masked_vit import MaskedViT
+from must.method.model.towers.base import Tower
+from must.method.model.towers.clip_vit import ClipTower
+
+
+class InferenceModel(nn.Module):
+    """Images -> class probabilities float32 [B, K]. Mask token, patch LayerNorm and decoder stay out.
+
+    With `embeddings`, the images' features as the classifier multiplies them come second: float32 [B, D], length 1.
+    Images are float32 [B, 3, S, S], normalised; or, with `uint8`, uint8 [B, S, S, 3] pixels that the graph normalises.
+    """
+
+    mean: Tensor
+    std: Tensor
+    classifier: Tensor
+
+    def __init__(self, model: MaskedViT, preprocess: Preprocess, uint8: bool, embeddings: bool = False) -> None:
+        super().__init__()
+        self.visual, self.tower = model.visual, model.tower
+        self.blocks = nn.ModuleList(Block(block) for block in model.tower.blocks) if is_plain(model.tower) else None
+        self.register_buffer("classifier", model.logit_factor * model.classifier.detach())  # [D, K]
+        self.uint8, self.embeddings = uint8, embeddings
+        self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(preprocess.std).view(1, 3, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        if self.uint8:
+            image = (image.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+        if self.blocks is None:
+            feature = self.tower.feature(self.tower.forward_tokens(image, lambda patches: patches))
+        else:
+            feature = self.class_feature(image, self.blocks)
+        feature = F.normalize(feature, dim=-1)
+        probability = (feature @ self.classifier).softmax(dim=-1)
+        return (probability, feature) if self.embeddings else probability
+
+    def class_feature(self, image: Tensor, blocks: nn.ModuleList) -> Tensor:
+        """The feature [B, D] of a tower that classifies from its class token.
+
+        The last block computes that token only (from the keys and values of all tokens). Nothing reads the others,
+        which make up 10 of the 12 parts of that block's matrix products.
+        """
+        visual = self.visual
+        patches = visual.conv1(image).flatten(2).transpose(1, 2)
+        first = visual.class_embedding.expand(patches.shape[0], 1, -1)
+        tokens = visual.ln_pre(torch.cat([first, patches], dim=1) + visual.positional_embedding)
+        for block in blocks[:-1]:
+            tokens = block(tokens, tokens)
+        return self.tower.feature(blocks[-1](tokens[:, :1], tokens))
+
+
+class Block(nn.Module):
+    """open_clip's standard block, x + attention(ln_1 x), then x + mlp(ln_2 x), for some of the tokens.
+
+    Training keeps q, k and v in one projection, whose taking apart is several ONNX nodes a block: copies at run time.
+    Here they are three.
+    """
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.ln_1, self.ln_2, self.ls_1, self.ls_2, self.mlp = block.ln_1, block.ln_2, block.ls_1, block.ls_2, block.mlp
+        self.heads, self.out = block.attn.num_heads, block.attn.out_proj
+        weights, biases = block.attn.in_proj_weight.chunk(3), block.attn.in_proj_bias.chunk(3)
+        scale = (weights[0].shape[0] // self.heads) ** -0.5
+        self.query = linear(scale * weights[0], scale * biases[0])
+        self.key, self.value = linear(weights[1], biases[1]), linear(weights[2], biases[2])
+
+    def forward(self, wanted: Tensor, tokens: Tensor) -> Tensor:
+        """The block's output for the tokens `wanted` [B, Q, W] out of `tokens` [B, L, W]."""
+        normed = self.ln_1(tokens)
+        query = normed if wanted is tokens else self.ln_1(wanted)
+        q, k, v = (
+            self.split_heads(self.query(query)),
+            self.split_heads(self.key(normed)),
+            self.split_heads(self.value(normed)),
+        )
+        mixed = (q @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+        wanted = wanted + self.ls_1(self.out(mixed.transpose(1, 2).flatten(2)))
+        return wanted + self.ls_2(self.mlp(self.ln_2(wanted)))
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """[B, tokens, W] -> [B, H, tokens, W / H]"""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0])
+    layer.weight.data, layer.bias.data = weight.detach().contiguous(), bias.detach().contiguous()
+    return layer
+
+
+def is_plain(tower: Tower) -> bool:
+    """Whether the tower is CLIP's own, with a class token and blocks that `Block` knows; others stay as they are."""
+    return type(tower) is ClipTower and all(map(is_standard, tower.blocks))
+
+
+def is_standard(block: nn.Module) -> bool:
+    """Whether it is open_clip's plain residual block with this library's attention in it."""
+    return type(block) is ResidualAttentionBlock and isinstance(block.attn, SelfAttention)

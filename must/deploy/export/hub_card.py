@@ -1,0 +1,81 @@
+"""README.md as a hub reads it: the model card, with what the hub sorts models by in a YAML block before it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from must.deploy.export.model_card import model_card
+from must.method.model.bundle import Description
+
+LIBRARIES = {"open_clip": "open_clip", "transformers": "transformers", "timm": "timm", "onnx": "onnx"}
+TASKS = {
+    "open_clip": "zero-shot-image-classification",
+    "transformers": "zero-shot-image-classification",
+    "timm": "image-feature-extraction",  # its "classes" are the feature's numbers: no probabilities to show
+    "onnx": "image-classification",
+}
+REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
+
+
+def hub_card(
+    description: Description, exported: dict[str, Any], metrics: dict[str, Any] | None, usage: str, licence: str
+) -> str:
+    """Markdown with front matter.
+
+    Args:
+        exported: what `must export` returns; its `to` names the library.
+        metrics: the content of metrics.json, if there is one; no number is in the card without it.
+        usage: Markdown, how to classify with the folder.
+        licence: the hub's short name of one; none is claimed if empty.
+    """
+    to = exported.get("to", "onnx")
+    values: dict[str, Any] = {
+        "library_name": LIBRARIES[to],
+        "pipeline_tag": TASKS[to],
+        "tags": ["clip", "image-classification", "unsupervised", "must", "arxiv:2206.02967"],
+        **({"license": licence} if licence else {}),
+        **base_model(description),
+        **measured(description, metrics),
+    }
+    front = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return f"---\n{front}---\n\n{model_card(description, exported, metrics, usage)}"
+
+
+def base_model(description: Description) -> dict[str, Any]:
+    """The backbone's repository on the hub, where open_clip or its own name tells it."""
+    name = description.backbone.removeprefix("hf-hub:")
+    if name == description.backbone:
+        name = repository(description.backbone, description.pretrained)
+    if not REPOSITORY.fullmatch(name):
+        return {}
+    return {"base_model": name} | ({"base_model_relation": "finetune"} if description.provenance else {})
+
+
+def repository(backbone: str, pretrained: str) -> str:
+    import open_clip
+
+    known = open_clip.get_pretrained_cfg(backbone.replace("/", "-"), pretrained) if pretrained else {}
+    return (known or {}).get("hf_hub", "").strip("/")
+
+
+def measured(description: Description, metrics: dict[str, Any] | None) -> dict[str, Any]:
+    """The hub's model-index, of labelled images only."""
+    if not metrics or not metrics["labelled"]:
+        return {}
+    data, adapted = metrics["data"], metrics["adapted"]
+    numbers = [
+        {"type": "accuracy", "name": "top-1", "value": adapted["top1"]},
+        {"type": "accuracy", "name": "mean per class", "value": adapted["mean_per_class"]},
+    ]
+    dataset = {
+        "type": "imagefolder",
+        "name": "images of the model's owner",
+        "split": data["split"],
+        "revision": data["index_sha256"],
+    }
+    name = f"{description.backbone}, adapted to {len(description.classes)} classes"
+    results = [{"task": {"type": "image-classification"}, "dataset": dataset, "metrics": numbers}]
+    return {"model-index": [{"name": name, "results": results}]}

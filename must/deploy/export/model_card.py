@@ -1,0 +1,196 @@
+"""The model card: what a model is, how good it was measured to be, and what it must not be trusted with."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from must.base import storage
+from must.data.image.preprocess import describe_preprocess
+from must.method.model.bundle import Description, preprocess_of
+
+CLASSES_SHOWN = 100
+LICENCES = (
+    ("openai", "MIT (github.com/openai/CLIP)"),
+    ("laion", "MIT (LAION's OpenCLIP weights)"),
+    ("datacomp", "MIT (DataComp weights)"),
+    ("commonpool", "MIT (DataComp weights)"),
+    ("metaclip", "CC-BY-NC 4.0: no commercial use (github.com/facebookresearch/MetaCLIP)"),
+    ("webli", "Apache-2.0 (Google's SigLIP weights)"),
+    ("merged2b", "MIT (EVA-CLIP weights)"),
+    ("dfn", "Apple's sample code licence (huggingface.co/apple/DFN*)"),
+)
+"""By the beginning of open_clip's pretrained tag, as the publishers stated when this was written."""
+
+
+def model_card(
+    description: Description, exported: dict[str, Any], metrics: dict[str, Any] | None, usage: str = ""
+) -> str:
+    """Markdown. `exported` is what `must export` returns, `metrics` the content of metrics.json, if there is one;
+    `usage`, Markdown itself, says how another library uses it."""
+    parts = [
+        f"# {escape(description.backbone)}, adapted to {len(description.classes)} classes",
+        "An image classifier: CLIP, fine-tuned on unlabeled images of the target domain with masked unsupervised "
+        "self-training (MUST, arXiv 2206.02967). No labels were used for training.",
+        section("Use", takeaway(description, exported, usage) if usage else use(description, exported)),
+        section("Classes", classes(description)),
+        section("Training", training(description)),
+        section("Quality", quality(metrics)),
+        *([section("None of these", unsure)] if (unsure := abstention(exported.get("abstention"))) else []),
+        section("Limits", LIMITS),
+        section("Licence", licence(description)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+LIMITS = """\
+- It answers with one of its classes for every image, also for one that shows none of them. A low probability is a
+  hint, not a proof.
+- It learned from its own confident guesses. Where the zero-shot model was confidently wrong about a kind of image, the
+  adapted one can be more so: look at the classes that lost in the report.
+- It was adapted to one domain. On other images it can be worse than the model it started from.
+- It carries the biases of CLIP's training images from the web; it is not meant for recognising people."""
+
+
+EMBEDDINGS = (
+    " An image's embedding is its feature as the classifier reads it, of length 1: the scalar product of two is their "
+    "cosine, and images that look alike to this model have a high one."
+)
+
+
+def use(description: Description, exported: dict[str, Any]) -> str:
+    check = exported["check"]
+    second = f", and `embedding`: float32 [N, {exported['dimensions']}]" if "dimensions" in exported else ""
+    close = f", smallest cosine of an embedding {check['cosine']:.6f}" if "cosine" in check else ""
+    return (
+        f"`must predict --model model.onnx IMAGE...` or any ONNX runtime: input `image`, output `probability`{second}. "
+        f"{describe_preprocess(preprocess_of(description))}.{EMBEDDINGS if second else ''}\n\n"
+        f"Arithmetic: {exported['arithmetic']}; {exported['megabytes']:.1f} MB. Compared with PyTorch in float32 on "
+        f"{check['images']} images ({escape(exported['checked_on'])}): the same class for {check['agreement']:.2%}, "
+        f"largest difference of a probability {check['largest_difference']:.1e}{close}."
+    )
+
+
+def takeaway(description: Description, exported: dict[str, Any], usage: str) -> str:
+    check = exported["check"]
+    return (
+        f"{usage}\n\nThree things that go wrong otherwise:\n\n"
+        "- **The classifier is trained.** Its columns began as text features of the class names and moved with the "
+        "images: the text tower does not make them any more. Take them from classifier.safetensors.\n"
+        f"- **The logit factor is {description.logit_factor:g}.** Multiply cosines with it before a softmax; "
+        "another factor keeps the class and changes every probability.\n"
+        f"- **Preprocessing:** {describe_preprocess(preprocess_of(description))}.\n\n"
+        f"Compared with the model as it was trained, on {check['images']} images ({escape(exported['checked_on'])}): "
+        f"largest difference of a logit {exported['largest_logit_difference']:.1e}, of a probability "
+        f"{check['largest_difference']:.1e}."
+    )
+
+
+def classes(description: Description) -> str:
+    names = ", ".join(escape(name) for name in description.classes[:CLASSES_SHOWN])
+    more = len(description.classes) - CLASSES_SHOWN
+    return names + (f" and {more} more (labels.txt)" if more > 0 else "")
+
+
+def training(description: Description) -> str:
+    story = description.provenance
+    if not story:
+        return "Not adapted: the zero-shot model."
+    config = story.get("config") or {}
+    rows = [
+        ("backbone", f"{description.backbone} {description.pretrained}".strip()),
+        ("index of the images (sha256)", story.get("index_sha256")),
+        ("processes", story.get("processes")),
+        ("git revision", story.get("git_revision")),
+        *(
+            (f"parameter {name}", config[name])
+            for name in ("preset", "epochs", "batch_size", "lr", "seed")
+            if name in config
+        ),
+        *((name, value) for name, value in (story.get("versions") or {}).items()),
+    ]
+    return "\n".join(f"- {escape(name)}: {escape(value)}" for name, value in rows if value not in (None, ""))
+
+
+def quality(metrics: dict[str, Any] | None) -> str:
+    if not metrics:
+        return "Not measured: no metrics.json was given to `must export --metrics`."
+    data = metrics["data"]
+    where = f"split '{escape(data['split'])}', index sha256 {escape(data['index_sha256'])}"
+    if not metrics["labelled"]:
+        free = metrics["label_free"]
+        lines = [f"Accuracy is unknown: none of the {metrics['images']:,} images has a label ({where})."]
+        if free["compared"]:
+            lines.append(f"{free['compared']['agreement']:.1%} of the images keep the zero-shot class.")
+        return " ".join(lines)
+    lines = [f"Measured on {metrics['labelled']:,} labelled images ({where}); 95% bootstrap intervals.", ""]
+    lines += ["| | " + metrics["baseline_name"] + " | adapted |", "|---|---|---|"]
+    for key, title in (("top1", "top-1"), ("mean_per_class", "mean per class"), ("ece", "calibration error")):
+        cells = [title]
+        for model in ("baseline", "adapted"):
+            values = metrics[model]
+            cells.append(f"{values[key]:.1%} ({spread(values['intervals'][key])})" if values else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def abstention(found: dict[str, Any] | None) -> str:
+    """What is known of the threshold in the file; '' if there is none."""
+    if not found:
+        return ""
+    how = (
+        f"measured with labels: {found['risk']:.1%} wrong, with 95% confidence at most {found['bound']:.1%}"
+        if found["by"] == "labels"
+        else f"estimated from images that look alike, without labels: {found['risk']:.1%} wrong, which promises nothing"
+    )
+    return (
+        f"Below a probability of {found['threshold']:.3f} no class should be named (`must predict --abstain -1`; "
+        f"`must serve` does so by itself). {found['coverage']:.1%} of the images get a class then; of those, {how}. "
+        "It was chosen with the arithmetic of PyTorch in float32."
+    )
+
+
+def licence(description: Description) -> str:
+    tag = description.pretrained.lower()
+    known = next((text for start, text in LICENCES if tag.startswith(start)), None)
+    weights = known or "not known to us; ask the publisher of the weights"
+    source = escape(f"{description.backbone} {description.pretrained}".strip())
+    return (
+        f"The adapted weights derive from {source}, whose licence is: {weights}. "
+        "Check it before use, and the rights to the images."
+    )
+
+
+def read_metrics(uri: str) -> dict[str, Any] | None:
+    """metrics.json, or None without a name. Raises ValueError: no such file, or not one of `must evaluate`."""
+    if not uri:
+        return None
+    try:
+        metrics = json.loads(storage.read_bytes(uri))
+        assert {"labelled", "label_free", "data"} <= metrics.keys()
+        return metrics
+    except FileNotFoundError:
+        raise ValueError(f"--metrics {uri}: no such file; make it with `must evaluate`") from None
+    except (ValueError, AssertionError, AttributeError):
+        raise ValueError(f"--metrics {uri}: is no metrics.json of `must evaluate`") from None
+
+
+def section(title: str, text: str) -> str:
+    return f"## {title}\n\n{text}"
+
+
+def spread(interval: list[float]) -> str:
+    return f"{interval[0]:.1%} to {interval[1]:.1%}"
+
+
+def escape(value: Any) -> str:
+    """Text that Markdown and terminals take for text: names of classes and files are not ours."""
+    text = " ".join(str(value).split())
+    return "".join(escaped(character) for character in text)
+
+
+def escaped(character: str) -> str:
+    if character in r"\`*_{}[]<>#|!~":
+        return f"\\{character}"
+    known = character.isprintable() or "\udc80" <= character <= "\udcff"  # a byte that is no UTF-8
+    return character if known else "?"

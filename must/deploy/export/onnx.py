@@ -1,0 +1,179 @@
+"""`must export --to onnx`: the adapted model as ONNX, compared with PyTorch before it gets its name."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from must.base import storage
+from must.base.parameters import require
+from must.base.text import encoded
+from must.config import ExportConfig
+from must.deploy.export.check import LARGEST_DIFFERENCE, LEAST_COSINE, Check, compare, reference, reference_embeddings
+from must.deploy.export.serving import clear_serving, write_serving
+from must.deploy.predict.abstention import METADATA
+from must.deploy.predict.session import EMBEDDING, LABELS_FILE, MODEL_FILE, OnnxClassifier
+from must.method.model.bundle import Bundle, Description, load_bundle, preprocess_of, selection_of
+from must.method.select.abstain import TARGET
+
+LEAST_AGREEMENT = {"fp32": 1.0, "fp16": 0.99, "int8": 0.97}
+RANDOM_IMAGES = 64
+CARD_FILE = "MODEL_CARD.md"
+JPEG_FILE = "jpeg.onnx"  # with --input jpeg
+README_FILE = "README.md"  # the same for a hub, which reads what stands in YAML before it
+
+
+def export(config: ExportConfig) -> dict[str, Any]:
+    """Writes OUTPUT/model.onnx, labels.txt, the card and what `--triton` asks for; returns the comparison.
+
+    Raises:
+        ValueError: no bundle, no shards, or a file that agrees with PyTorch less than stated; nothing is written then.
+    """
+    from must.deploy.export.graph import add_metadata, check_graph, to_graph  # needs onnx and the exporter
+    from must.deploy.export.hub_card import hub_card
+    from must.deploy.export.model_card import model_card, read_metrics
+    from must.deploy.export.quantize import quantize, to_half
+
+    bundle = load_bundle(config.model)
+    metrics = read_metrics(config.metrics)
+    pixels = check_images(config, bundle)
+    expected = reference(bundle, pixels)
+    features = reference_embeddings(bundle, pixels) if config.embeddings else None
+    graph = to_graph(bundle, uint8=config.input == "uint8", embeddings=config.embeddings)
+    method: str = config.precision
+    with tempfile.TemporaryDirectory(prefix="must-export-") as folder:
+        path = Path(folder) / MODEL_FILE
+        if config.precision == "fp16":
+            graph = to_half(graph)
+        elif config.precision == "int8":
+            graph, method = quantize(
+                graph, pixels if config.shards else None, preprocess_of(bundle.description), Path(folder)
+            )
+        unsure = abstention_of(bundle.description, metrics)
+        known = {METADATA: unsure} if unsure else {}
+        if features is not None:
+            known |= {EMBEDDING: {"dimensions": features.shape[1], "length": 1}}
+        add_metadata(graph, bundle, precision=config.precision, input=config.input, arithmetic=method, **known)
+        check_graph(graph)
+        path.write_bytes(graph.SerializeToString())
+        classifier = OnnxClassifier(path)
+        check = compare(expected, classifier, pixels, features)
+        refuse(check, config)
+        others: dict[str, Path] = {}
+        if config.input == "jpeg":
+            others, of_bytes = write_decoding(config, graph, classifier, Path(folder))
+        result = {
+            "precision": config.precision,
+            "arithmetic": method,
+            "megabytes": path.stat().st_size / 1e6,
+            "check": check.to_dict(),
+            "abstention": unsure,
+            "checked_on": f"{config.split} of {config.shards}" if config.shards else "random pixels",
+        }
+        if config.input == "jpeg":
+            result["jpeg"] = of_bytes
+        if features is not None:
+            result["dimensions"] = features.shape[1]
+        readme = hub_card(bundle.description, result, metrics, "", config.license)
+        cards = {CARD_FILE: model_card(bundle.description, result, metrics), README_FILE: readme}
+        write(config, bundle, {MODEL_FILE: path, **others}, cards)
+    print(f"{storage.join(config.output, MODEL_FILE)}  {method}, {result['megabytes']:.1f} MB")
+    print(check.line() + ("" if config.shards else " of random pixels; --shards checks it on real ones"))
+    if config.input == "jpeg":
+        print(
+            f"{storage.join(config.output, JPEG_FILE)}  takes a picture's bytes: same class as `must predict` on "
+            f"{of_bytes['images']} images ({of_bytes['left_out']} left out, no plain JPEG or PNG); largest difference "
+            f"of a probability {of_bytes['largest_difference']:.1e}"
+        )
+    return result
+
+
+def write_decoding(
+    config: ExportConfig, graph: Any, classifier: OnnxClassifier, folder: Path
+) -> tuple[dict[str, Path], dict[str, Any]]:
+    """({name: path} of the file that takes bytes, its comparison). Raises ValueError: it differs too much."""
+    from must.data.loading.reader import ShardReader
+    from must.deploy.export.jpeg import compare_files, with_decoder
+
+    path = folder / JPEG_FILE
+    path.write_bytes(with_decoder(graph, classifier.preprocess).SerializeToString())
+    reader = ShardReader(config.shards, config.split, sha256=config.index_sha256)
+    chosen = np.linspace(0, len(reader) - 1, min(config.images, len(reader))).astype(int)
+    files = [bytes(reader.image(int(number))) for number in chosen]
+    return {JPEG_FILE: path}, compare_files(path, classifier, files, reader.index.max_pixels)
+
+
+def write(config: ExportConfig, bundle: Bundle, models: dict[str, Path], cards: dict[str, str]) -> None:
+    """model.onnx goes first and comes last, so that a folder with it is complete and of one export."""
+    storage.delete(storage.join(config.output, MODEL_FILE))
+    storage.delete(storage.join(config.output, JPEG_FILE))
+    clear_serving(config.output)
+    labels = encoded("".join(" ".join(name.split()) + "\n" for name in bundle.description.classes))
+    storage.write_bytes(storage.join(config.output, LABELS_FILE), labels)
+    for name, card in cards.items():
+        storage.write_bytes(storage.join(config.output, name), encoded(card))
+    if config.triton:
+        preprocess = preprocess_of(bundle.description)
+        dimensions = bundle.model.tower.embed if config.embeddings else 0
+        write_serving(
+            config.output, config.triton, models[MODEL_FILE], labels, preprocess, config.input == "uint8", dimensions
+        )
+    for name in sorted(models, key=lambda name: name == MODEL_FILE):
+        storage.upload(models[name], storage.join(config.output, name))
+
+
+def abstention_of(description: Description, metrics: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The threshold below which the model names no class, and what is known of it: from the evaluation, else from the
+    bundle, where training left it. None: neither found one."""
+    evaluated = (metrics or {}).get("abstention") or {}
+    trained = selection_of(description).get("abstention") or {}
+    for found, by in ((evaluated, evaluated.get("by")), (trained, "look-alikes")):
+        if found.get("threshold") is not None:
+            known = {name: found.get(name) for name in ("threshold", "coverage", "risk", "bound")}
+            return known | {"target": found.get("target", TARGET), "by": by}
+    return None
+
+
+def check_images(config: ExportConfig, bundle: Bundle) -> np.ndarray:
+    """uint8 [N, S, S, 3]: images spread evenly over a split of the shards, or random pixels without shards."""
+    preprocess = preprocess_of(bundle.description)
+    if not config.shards:
+        shape = (RANDOM_IMAGES, preprocess.size, preprocess.size, 3)
+        return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    from must.data.image.decode import seen
+    from must.data.image.preprocess import EvalView
+    from must.data.loading.reader import ShardReader
+
+    reader, view = ShardReader(config.shards, config.split, sha256=config.index_sha256), EvalView(preprocess)
+    count = min(config.images, len(reader))
+    pixels = []
+    for number in np.linspace(0, len(reader) - 1, count).astype(int):
+        try:
+            pixels.append(seen(reader.image(int(number)), view, reader.index.max_pixels))
+        except ValueError:
+            continue  # evaluate counts such images; here the others do
+    require(bool(pixels), f"--shards {config.shards}: no image of split '{config.split}' can be decoded")
+    return np.stack(pixels)
+
+
+def refuse(check: Check, config: ExportConfig) -> None:
+    least = config.min_agreement or LEAST_AGREEMENT[config.precision]
+    require(
+        check.agreement >= least,
+        f"the {config.precision} file gives PyTorch's class on {100 * check.agreement:.2f}% of {check.images} images, "
+        f"{100 * least:g}% are needed; nothing was written. Use another --precision, "
+        "more calibration images (--shards, --images), or lower --min-agreement",
+    )
+    require(
+        config.precision != "fp32" or check.largest_difference < LARGEST_DIFFERENCE,
+        f"the file's probabilities differ from PyTorch's by up to {check.largest_difference:.1e}; nothing was written",
+    )
+    cosine, bound = 1.0 if check.cosine is None else check.cosine, LEAST_COSINE[config.precision]
+    require(
+        cosine >= bound,
+        f"the {config.precision} file's embeddings are not PyTorch's: the smallest cosine of the two is {cosine:.6f}, "
+        f"{bound} is needed; nothing was written. Use another --precision, or export without --embeddings",
+    )

@@ -1,0 +1,140 @@
+"""The stage `must push`: an exported folder goes to a hub in one commit. HF_ENDPOINT says which hub, HF_TOKEN who asks.
+
+All files of a commit appear together; what the repository holds besides stays.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from must.base.parameters import require
+from must.base.storage import LaterError
+from must.config import PushConfig
+from must.method.model.bundle import DESCRIPTION_FILE
+from must.method.model.fetch import here
+from must.method.model.hub import LATER, first_line
+
+CARD = "README.md"
+WHOLE = ("open_clip_config.json", "config.json", "model.onnx")  # one of them is in every exported folder
+HIDDEN = [".*", "**/.*"]
+
+
+def push(config: PushConfig) -> str:
+    """Uploads the folder's files, hidden ones left out; returns the commit's address.
+
+    Raises:
+        ValueError: no exported folder, or the hub refuses it: no token, no permission, no such team.
+        LaterError: the hub cannot be reached, or is busy.
+    """
+    from huggingface_hub import HfApi, constants
+
+    folder = exported(config.model)
+    api = HfApi()
+    with telling(config, api.endpoint), quiet():
+        if constants.HF_HUB_OFFLINE:
+            raise ValueError("is not asked: unset HF_HUB_OFFLINE")
+        api.create_repo(config.repo, private=config.private or None, exist_ok=True)
+        if config.private and not api.repo_info(config.repo).private:
+            raise ValueError(f"has {config.repo} already, and it is public: nothing was pushed; take another --repo")
+        if config.revision:
+            api.create_branch(config.repo, branch=config.revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=config.repo,
+            folder_path=folder,
+            revision=config.revision or None,
+            ignore_patterns=list(HIDDEN),
+            commit_message=f"{Path(folder).name}: exported by must",
+        )
+    print(f"{config.model} -> {commit.commit_url}")
+    return str(commit.commit_url)
+
+
+def exported(model: str) -> str:
+    """The folder on this machine. Raises ValueError: it is none of `must export`."""
+    folder = Path(here(model))
+    require(folder.is_dir(), f"--model {model}: there is no such folder")
+    require(
+        not (folder / DESCRIPTION_FILE).is_file(),
+        f"--model {model}: is a bundle of `must train`; make a folder of it with `must export --to`, and push that",
+    )
+    require(
+        (folder / CARD).is_file() and any((folder / name).is_file() for name in WHOLE),
+        f"--model {model}: is no folder of `must export`: {CARD} or the model's configuration is missing",
+    )
+    return str(folder)
+
+
+@contextmanager
+def telling(config: PushConfig, hub: str) -> Iterator[None]:
+    """The block's errors in one line. What huggingface_hub raises is of many kinds, which change with its versions."""
+    try:
+        yield
+    except Exception as error:
+        status, said = answer_of(error)
+        if not (status or isinstance(error, ValueError | OSError) or is_of_the_network(error)):
+            raise  # a bug
+        line = f"--repo {config.repo}: the hub {hub} {reason(config, status, said, error)}"
+        raise (LaterError if LATER in line else ValueError)(line) from error
+
+
+def reason(config: PushConfig, status: int, said: str, error: Exception) -> str:
+    team = config.repo.partition("/")[0]
+    if isinstance(error, ValueError) and CARD in str(error):
+        return f"does not take the card: {first_line(error)}"
+    match status:
+        case 0 if isinstance(error, ValueError):
+            return first_line(error)
+        case 0:
+            return f"cannot be reached ({first_line(error)}): {LATER}"
+        case 401:
+            return "does not know you (401): set HF_TOKEN to a token that may write"
+        case 403:
+            return f"does not let you write there (403{said}): the token must be allowed to write, and you in {team}"
+        case 404:
+            return (
+                f"has no such repository, branch or team (404{said}): look at its name, and whether HF_TOKEN may see it"
+            )
+        case 429:
+            return f"was asked too often from here (429): {LATER}"
+    if status >= 500:
+        return f"answers with an error ({status}): {LATER}"
+    return f"refuses it ({status}{said})"
+
+
+def is_of_the_network(error: BaseException | None) -> bool:
+    """Whether it, or what it came from, is an error of huggingface_hub's HTTP client, which is not always the same."""
+    while error is not None:
+        if type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"):
+            return True
+        error = error.__cause__
+    return False
+
+
+def answer_of(error: BaseException | None) -> tuple[int, str]:
+    """(HTTP status, what the hub said), of the error or what it came from; (0, '') where there was no answer."""
+    while error is not None:
+        response: Any = getattr(error, "response", None)
+        if response is not None:
+            message = getattr(error, "server_message", None)
+            return int(response.status_code), f": {first_line(ValueError(message))}" if message else ""
+        error = error.__cause__
+    return 0, ""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars where nobody sees them move."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    hide = not sys.stderr.isatty() and not are_progress_bars_disabled()
+    if hide:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hide:
+            enable_progress_bars()

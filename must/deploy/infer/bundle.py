@@ -1,0 +1,76 @@
+"""A bundle that classifies, as the ONNX file does that is exported from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from must.base import storage
+from must.base.parameters import require
+from must.config import PredictConfig
+from must.data.augment.normalize import normalize
+from must.deploy.export.deployed import InferenceModel
+from must.deploy.export.onnx import abstention_of
+from must.deploy.predict.abstention import METADATA
+from must.deploy.predict.engine import Model
+from must.method.distributed.process_group import pick_device
+from must.method.model.bundle import DESCRIPTION_FILE, WEIGHTS_FILE, load_bundle, preprocess_of
+
+
+class BundleClassifier:
+    """Pixels -> class probabilities, by a bundle on one device, in float32.
+
+    Raises:
+        ValueError: a damaged bundle, or a device that is not here.
+    """
+
+    def __init__(self, folder: str, where: str, device: str = "auto", threads: int = 0) -> None:
+        self.device = pick_device(device)
+        if threads:
+            torch.set_num_threads(threads)
+        bundle = load_bundle(folder)
+        self.where, self.classes = where, bundle.description.classes
+        self.preprocess = preprocess_of(bundle.description)
+        unsure = abstention_of(bundle.description, None)
+        self.metadata: dict[str, str] = {METADATA: json.dumps(unsure)} if unsure else {}
+        self.dimensions = bundle.model.classifier.shape[0]
+        self.network = InferenceModel(bundle.model, self.preprocess, False, embeddings=True).eval().to(self.device)
+
+    def answer(self, pixels: np.ndarray, embeddings: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+        """uint8 [B, S, S, 3] -> probabilities float32 [B, K]; if asked for, embeddings float32 [B, D] of length 1."""
+        with torch.inference_mode():
+            images = normalize(torch.from_numpy(pixels).to(self.device), self.preprocess)
+            probability, feature = self.network(images)
+            return probability.cpu().numpy(), feature.cpu().numpy() if embeddings else None
+
+    def require_embeddings(self, what: str = "") -> None:
+        """Every bundle has them."""
+
+
+@contextmanager
+def bundle_model(config: PredictConfig) -> Iterator[Model]:
+    """The bundle at --model, copied from its bucket. Raises ValueError: a part of it is missing or damaged."""
+    with tempfile.TemporaryDirectory(prefix="must-predict-") as copy:
+        remote, whole = storage.is_remote(config.model), hashlib.sha256()
+        folder = copy if remote else config.model
+        for name in (DESCRIPTION_FILE, WEIGHTS_FILE):
+            uri = storage.join(config.model, name)
+            require(storage.exists(uri), f"{uri}: is missing")
+            if remote:
+                storage.download(uri, Path(copy) / name)
+            whole.update(storage.sha256_of(storage.local(storage.join(folder, name))).encode())
+
+        def opened(patient: bool) -> BundleClassifier:
+            try:
+                return BundleClassifier(folder, config.model, config.device, config.threads)
+            except ValueError as error:  # names the place that the user knows
+                raise ValueError(str(error).replace(folder, config.model)) from error
+
+        yield Model(whole.hexdigest(), opened)

@@ -1,0 +1,40 @@
+"""The threshold below which no class is named: where it is kept, and how it is read.
+
+`must evaluate` calibrates it (must/evaluation/abstention.py), `must export --metrics` puts it into the ONNX file's
+metadata under `abstention`, and whatever classifies with that file may ask for it by a threshold of -1.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from must.base.parameters import require
+
+METADATA = "abstention"
+STORED = -1.0  # "the threshold in the model"
+
+
+def stored_threshold(metadata: Mapping[str, str], where: str) -> float | None:
+    """The threshold in an ONNX file's metadata, None if there is none. Raises ValueError: it is damaged."""
+    if METADATA not in metadata:
+        return None
+    try:
+        value = json.loads(metadata[METADATA])["threshold"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        value = None
+    require(type(value) in (int, float) and 0 <= value <= 1, f"{where}: the threshold in its metadata is damaged")
+    return float(value)
+
+
+def threshold(asked: float, metadata: Mapping[str, str], where: str) -> float:
+    """What `asked` means for this file: itself, or for -1 the file's own. Raises ValueError: it has none."""
+    if asked != STORED:
+        return asked
+    stored = stored_threshold(metadata, where)
+    if stored is None:
+        raise ValueError(
+            f"--abstain -1: {where} has no threshold of its own: none could be promised, or it was exported without "
+            "the --metrics of `must evaluate`; give one as a number, or 0"
+        )
+    return stored

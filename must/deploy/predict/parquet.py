@@ -1,0 +1,202 @@
+"""A shard's predictions as a Parquet file that is complete or absent, and says of itself which run it is of."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from must.base import storage
+from must.base.parameters import require
+from must.base.text import brief, encoded
+from must.data.format.check import Shard, count
+from must.deploy.predict.decoding import Decoded
+from must.deploy.predict.session import EMBEDDING
+
+ROWS = 8192  # of a row group
+PACKED = 1024  # rows that are put together while a shard is worked on; the writer works on as many at a time
+TAIL = 1 << 16  # bytes of a file's end that are read first: what it says of itself is there
+STORY = b"must"  # the name in the file's metadata
+
+
+@dataclass(frozen=True)
+class Run:
+    """What must be the same for files to belong together."""
+
+    model_sha256: str
+    index_sha256: str
+    split: str  # "": all
+    top_k: int
+    abstain: float
+    embeddings: bool = False  # as in files that were written before there were any
+
+    def require_same(self, found: Any, where: str) -> None:
+        """Raises ValueError: `found`, a Run's fields, are another's; says which and what to do."""
+        for name, mine in asdict(self).items():
+            before = getattr(Run, name, None)  # a field's default
+            theirs = found.get(name, before) if isinstance(found, dict) else None
+            require(
+                theirs == mine and type(theirs) is type(mine),
+                f"{where} is of another run: its {name} is {brief(theirs)}, here it is {brief(mine)}; "
+                "choose another --output, or delete the predictions there",
+            )
+
+
+def require_pyarrow() -> None:
+    """Raises ValueError: the package that writes Parquet is not installed."""
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"Parquet files need the package pyarrow ({error}); install it with: pip install 'must-clip[parquet]'"
+        ) from None
+
+
+def file_name(shard: Shard) -> str:
+    return f"predictions-{shard.name.removesuffix('.tar')}.parquet"
+
+
+class Table:
+    """The rows of one shard, in its order. They are kept, compactly, until `write`, for the file tells their counts.
+
+    Columns: key, source, class and probability (class_2, probability_2, ... with a larger top_k), margin (the first
+    probability less the second), abstained (with a threshold), reason (why the image could not be read, else null),
+    embedding (half floats [D], if the run has them).
+    """
+
+    def __init__(self, classes: list[str], run: Run) -> None:
+        import pyarrow as pa
+
+        self.classes, self.run, self.top = [text(name) for name in classes], run, min(run.top_k, len(classes))
+        self.names = pa.array(self.classes, pa.string())
+        fields = [("key", pa.string()), ("source", pa.string())]
+        for rank in range(1, self.top + 1):
+            suffix = f"_{rank}" if rank > 1 else ""
+            fields += [(f"class{suffix}", pa.string()), (f"probability{suffix}", pa.float32())]
+        fields += [("margin", pa.float32()), *([("abstained", pa.bool_())] if run.abstain else [])]
+        fields.append(("reason", pa.string()))
+        if run.embeddings:
+            fields.append((EMBEDDING, pa.list_(pa.float16())))
+        self.schema = pa.schema(fields)
+        self.waiting: list[Any] = []  # batches, some of a few rows
+        self.packed: list[Any] = []  # tables of PACKED rows, which take the room of their values and little more
+        self.counts = np.zeros(len(classes), np.int64)
+        self.rows = self.unreadable = self.abstained = 0
+
+    def add(self, decoded: list[Decoded], probability: np.ndarray, embedding: np.ndarray | None = None) -> None:
+        """Adds a batch of samples; `probability`, float32 [n, K], and `embedding`, [n, D], are of those that have
+        pixels, in their order."""
+        import pyarrow as pa
+
+        whole = np.array([item.pixels is not None for item in decoded], bool)
+        ranked = np.argsort(-probability, axis=1, kind="stable")
+        sorted_ = np.take_along_axis(probability, ranked, axis=1)
+        unsure = sorted_[:, 0] < self.run.abstain
+        margin = sorted_[:, 0] - (sorted_[:, 1] if sorted_.shape[1] > 1 else 0)
+
+        def spread(values: np.ndarray, kind: Any, missing: np.ndarray = ~whole) -> Any:
+            """Values of the whole images as a column of all rows; null where `missing`."""
+            column = np.zeros(len(decoded), values.dtype)
+            column[whole] = values
+            return pa.array(column, kind, mask=missing)
+
+        unnamed = ~whole
+        unnamed[whole] = unsure
+        columns = [pa.array([text(item.key) for item in decoded]), pa.array([text(item.source) for item in decoded])]
+        for rank in range(self.top):
+            columns.append(self.names.take(spread(ranked[:, rank], pa.int64(), unnamed)))
+            columns.append(spread(sorted_[:, rank], pa.float32()))
+        columns.append(spread(margin, pa.float32()))
+        if self.run.abstain:
+            columns.append(pa.array(unnamed & whole))
+        columns.append(pa.array([text(item.reason) or None for item in decoded], pa.string()))
+        if embedding is not None:
+            columns.append(halves(embedding, whole))
+        self.waiting.append(pa.record_batch(columns, schema=self.schema))
+        self.counts += np.bincount(ranked[~unsure, 0], minlength=len(self.counts))
+        self.rows += len(decoded)
+        self.unreadable += int((~whole).sum())
+        self.abstained += int(unsure.sum())
+        if sum(batch.num_rows for batch in self.waiting) >= PACKED:
+            self.pack()
+
+    def pack(self) -> None:
+        import pyarrow as pa
+
+        self.packed.append(pa.Table.from_batches(self.waiting, self.schema).combine_chunks())
+        self.waiting.clear()
+
+    def write(self, uri: str, shard: Shard) -> dict[str, Any]:
+        """Writes the file at once; returns what it says of itself."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        story = {
+            "run": asdict(self.run),
+            "shard": shard.name,
+            "shard_sha256": shard.sha256,
+            "rows": self.rows,
+            "unreadable": self.unreadable,
+            "abstained": self.abstained,
+            "classes": {name: int(n) for name, n in zip(self.classes, self.counts, strict=True) if n},
+        }
+        schema = self.schema.with_metadata({STORY: json.dumps(story).encode()})
+        self.pack()
+        table = pa.concat_tables(self.packed).cast(schema)
+        with storage.open_write(uri) as file:
+            pq.write_table(table, file, row_group_size=ROWS, compression="zstd", **self.encoding())
+        return story
+
+    def encoding(self) -> dict[str, Any]:
+        """Of embeddings there is no dictionary, for no two numbers are alike, and no smallest or largest one."""
+        names = [name for name in self.schema.names if name != EMBEDDING]
+        return {"use_dictionary": names, "write_statistics": names} if EMBEDDING in self.schema.names else {}
+
+
+def halves(embedding: np.ndarray, whole: np.ndarray) -> Any:
+    """Float32 [n, D] of the images that are `whole`, bool [N], as a column of half floats; null for the others.
+
+    Not Arrow's list of a fixed size: pyarrow 23 and before can neither write nor read one with nulls in Parquet files,
+    where the two are the same but for a note.
+    """
+    import pyarrow as pa
+
+    ends = np.cumsum(whole * embedding.shape[1], dtype=np.int64)
+    numbers = pa.array(embedding.astype(np.float16).ravel())
+    return pa.ListArray.from_arrays(pa.array([0, *ends], pa.int32()), numbers, mask=pa.array(~whole))
+
+
+def read_story(uri: str, size: int, shard: Shard, run: Run) -> dict[str, Any]:
+    """What the file of `size` bytes says of itself; its end alone is read.
+
+    Raises:
+        ValueError: it is none of ours or damaged, of another run or of another shard.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        end = storage.read_bytes(uri, max(0, size - TAIL))
+        need = int.from_bytes(end[-8:-4], "little") + 8
+        if len(end) < need <= size:
+            end = storage.read_bytes(uri, size - need)
+        story = json.loads(pq.read_metadata(pa.BufferReader(end[-need:])).metadata[STORY])
+        found, of = story["run"], (story["shard"], story["shard_sha256"], story["rows"])
+        numbers = [story["unreadable"], story["abstained"], *story["classes"].values()]
+        whole = sum(count(number, "a count") for number in numbers) == count(story["rows"], "rows")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException):
+        whole = False
+    require(whole, f"{uri} is damaged, or no file of `must predict --shards`; delete it and run the same command again")
+    run.require_same(found, uri)
+    require(
+        of == (shard.name, shard.sha256, shard.samples),
+        f"{uri} is of another shard than {shard.name}; choose another --output, or delete the predictions there",
+    )
+    return story
+
+
+def text(name: str) -> str:
+    """A name as UTF-8 can hold it."""
+    return encoded(name).decode()

@@ -1,0 +1,219 @@
+"""`must predict --shards`: a class for every image of a folder of shards, a Parquet file a shard.
+
+Any number of programs may share the work, each with its --part, and any of them may end and be run again: a file that
+is there is whole. Whoever finds all files there writes the summary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import must
+from must.base import storage
+from must.base.cores import cores
+from must.base.parameters import require
+from must.base.progress import bar
+from must.base.text import encoded, printable
+from must.config import PredictConfig
+from must.data.format.index import Index, Shard, load_index
+from must.data.format.offsets import load_offsets
+from must.data.format.samples import local_shard, texts_of
+from must.deploy.predict.abstention import STORED, threshold
+from must.deploy.predict.decoding import Decoders
+from must.deploy.predict.engine import Classifier, Opener, onnx_model
+from must.deploy.predict.parquet import Run, Table, file_name, read_story, require_pyarrow
+
+RUN_FILE, SUMMARY_FILE = "run.json", "predictions.json"
+READERS = 16  # files whose ends are read at the same time
+
+
+def predict_shards(config: PredictConfig, open_model: Opener = onnx_model) -> dict[str, int]:
+    """Writes the files of this part that are not there; returns how many of its images were read, and how many not.
+
+    The model is opened once, after the processes that decode have started, and only if something asks for it.
+
+    Raises:
+        ValueError: no model, no shards or damaged ones; or the output holds predictions of another run.
+        storage.LaterError: a worker process was killed.
+    """
+    require_pyarrow()
+    index = load_index(config.shards, config.index_sha256)
+    shards = index.shards_of(config.split) if config.split else index.shards
+    require(bool(shards), f"--shards {config.shards}: there are no images in it")
+    number, parts = config.place()
+    mine = shards[number - 1 :: parts]
+    with open_model(config) as model, Decoders(config.workers or cores()) as decoders:
+        classifier = cache(lambda: model.open(True))
+        config = looked_into(config, classifier)
+        run = Run(model.sha256, index.sha256, config.split, config.top_k, config.abstain, config.embeddings)
+        claim(config.output, run)
+        there = predictions_in(config.output, shards)
+        stories = read_stories(config.output, [shard for shard in mine if file_name(shard) in there], there, run)
+        left = [shard for shard in mine if file_name(shard) not in there]
+        stories += label(config, index, left, run, decoders, classifier()) if left else []
+    rows, unreadable = (sum(story[name] for story in stories) for name in ("rows", "unreadable"))
+    print(printable(line(config, len(mine), len(left), stories)))
+    finish(config, shards, run)
+    return {"images": rows - unreadable, "unreadable": unreadable}
+
+
+def looked_into(config: PredictConfig, open_classifier: Callable[[], Classifier]) -> PredictConfig:
+    """The parameters with the model's own threshold for an --abstain of -1. Raises ValueError: it has none, or gives
+    no embeddings where they are asked for."""
+    if config.abstain != STORED and not config.embeddings:
+        return config
+    classifier = open_classifier()
+    if config.embeddings:
+        classifier.require_embeddings()
+    return replace(config, abstain=threshold(config.abstain, classifier.metadata, classifier.where))
+
+
+def label(
+    config: PredictConfig, index: Index, shards: list[Shard], run: Run, decoders: Decoders, classifier: Classifier
+) -> list[dict[str, Any]]:
+    """Writes these shards' files, one after the other; returns what they say of themselves."""
+    stories, total = [], sum(shard.samples for shard in shards)
+    with bar(unit="img", desc="predict", total=total) as shown, opened(config.shards, shards) as opening:
+        for shard, path, offsets, texts in opening:
+            table = Table(classifier.classes, run)
+            size, preprocess = config.batch_size, classifier.preprocess
+            for batch in decoders.batches(path, offsets, texts, size, preprocess, index.max_pixels):
+                pixels = [item.pixels for item in batch if item.pixels is not None]
+                table.add(batch, *answers(classifier, pixels, run.embeddings))
+                shown.update(len(batch))
+            stories.append(table.write(storage.join(config.output, file_name(shard)), shard))
+    return stories
+
+
+def answers(classifier: Classifier, pixels: list[np.ndarray], embeddings: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """`classifier.answer` for any number of images, none included."""
+    if pixels:
+        return classifier.answer(np.stack(pixels), embeddings)
+    nothing = np.zeros((0, len(classifier.classes)), np.float32)
+    return nothing, np.zeros((0, classifier.dimensions), np.float32) if embeddings else None
+
+
+class Opened(NamedTuple):
+    """A shard, the path of its tar on this machine, its table of offsets, and its texts if they are not in the tar."""
+
+    shard: Shard
+    path: Path
+    offsets: np.ndarray
+    texts: list[bytes] | None
+
+
+@contextmanager
+def opened(uri: str, shards: list[Shard]) -> Iterator[Iterator[Opened]]:
+    """Gives the shards one after the other; the next one is copied from its bucket while one is worked on."""
+
+    def fetch(shard: Shard) -> tuple[ExitStack, Opened]:
+        with ExitStack() as stack:
+            path, offsets = stack.enter_context(local_shard(uri, shard)), load_offsets(uri, shard)
+            return stack.pop_all(), Opened(shard, path, offsets, texts_of(uri, shard, offsets))
+
+    coming: list[Future[tuple[ExitStack, Opened]]] = []
+
+    def one_by_one(pool: ThreadPoolExecutor) -> Generator[Opened, None, None]:
+        coming.append(pool.submit(fetch, shards[0]))
+        for following in [*shards[1:], None]:
+            stack, found = coming.pop().result()
+            with stack:
+                if following is not None:
+                    coming.append(pool.submit(fetch, following))
+                yield found
+
+    with ThreadPoolExecutor(1) as pool:
+        generator = one_by_one(pool)
+        try:
+            yield generator
+        finally:
+            generator.close()
+            for future in coming:
+                with suppress(ValueError, OSError):  # a fault of a shard that nobody has asked for
+                    future.result()[0].close()
+
+
+def claim(output: str, run: Run) -> None:
+    """Writes into an empty output which run it is for. Raises ValueError: it is for another one."""
+    uri, mine = storage.join(output, RUN_FILE), encoded(json.dumps(asdict(run), indent=1) + "\n")
+    if not storage.exists(uri):
+        with suppress(storage.ConflictError):  # another part was faster
+            storage.write_bytes(uri, mine, if_generation_match=0)
+    run.require_same(storage.read_json(uri, "--output"), uri)
+
+
+def predictions_in(output: str, shards: tuple[Shard, ...]) -> dict[str, int]:
+    """Name and bytes of the Parquet files in the output. Raises ValueError: one of them is of none of the shards."""
+    known = {file_name(shard) for shard in shards}
+    found = {entry.name: entry.size for entry in storage.list_files(output)}
+    found = {name: size for name, size in found.items() if name.startswith("predictions-") and "/" not in name}
+    strange = sorted(found.keys() - known)
+    require(
+        not strange,
+        f"{storage.join(output, *strange[:1])} is of none of these shards; choose another --output, or delete it",
+    )
+    return found
+
+
+def read_stories(output: str, shards: list[Shard], sizes: dict[str, int], run: Run) -> list[dict[str, Any]]:
+    """What the shards' files say of themselves. Raises ValueError: one is damaged or of another run."""
+
+    def story(shard: Shard) -> dict[str, Any]:
+        return read_story(storage.join(output, file_name(shard)), sizes[file_name(shard)], shard, run)
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(story, shards))
+
+
+def finish(config: PredictConfig, shards: tuple[Shard, ...], run: Run) -> None:
+    """Writes the summary if all files are there, else says how many are not."""
+    there = predictions_in(config.output, shards)
+    missing = len(shards) - len(there)
+    if missing:
+        print(f"{missing} of {len(shards)} shards are still to come, from the other parts; then there is a summary")
+        return
+    uri = storage.join(config.output, SUMMARY_FILE)
+    storage.write_bytes(uri, summary(run, read_stories(config.output, list(shards), there, run)))
+    print(printable(f"all {len(shards)} shards are there: {uri}"))
+
+
+def summary(run: Run, stories: list[dict[str, Any]]) -> bytes:
+    """The bytes of predictions.json: the same, whoever writes it."""
+    rows, unreadable, abstained = (
+        sum(story[name] for story in stories) for name in ("rows", "unreadable", "abstained")
+    )
+    classes: dict[str, int] = {}
+    for story in stories:
+        for name, number in story["classes"].items():
+            classes[name] = classes.get(name, 0) + number
+    content: dict[str, Any] = {"rows": rows, "unreadable": unreadable}
+    if run.abstain:
+        content |= {"abstained": abstained, "coverage": coverage(rows, unreadable, abstained)}
+    content |= {**asdict(run), "shards": len(stories), "classes": dict(sorted(classes.items()))}
+    return encoded(json.dumps({**content, "must_version": must.__version__}, indent=1) + "\n")
+
+
+def coverage(rows: int, unreadable: int, abstained: int) -> float | None:
+    """The share of the images that could be read which have a class; None: none could be read."""
+    return (rows - unreadable - abstained) / (rows - unreadable) if rows > unreadable else None
+
+
+def line(config: PredictConfig, files: int, made: int, stories: list[dict[str, Any]]) -> str:
+    """What this part has to tell in the end."""
+    rows, unreadable, abstained = (
+        sum(story[name] for story in stories) for name in ("rows", "unreadable", "abstained")
+    )
+    said = f"{rows} images" + (f", {unreadable} could not be read" if unreadable else "")
+    if config.abstain and (share := coverage(rows, unreadable, abstained)) is not None:
+        said += f", {100 * share:.1f}% of those that could be read have a class"
+    there = f", {files - made} were there" if made < files else ""
+    return f"{said} -> {config.output} (files of {files} shards{there})"

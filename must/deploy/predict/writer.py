@@ -1,0 +1,96 @@
+"""Writers of predictions: a table on the terminal, or a CSV or JSON-lines file that is complete or absent."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TextIO
+
+import numpy as np
+
+from must.base import storage
+from must.base.text import Rows, cell, printable
+
+
+class Prediction(NamedTuple):
+    """An image and its K most probable classes, best first; its embedding, float32 [D], if it was asked for."""
+
+    image: str
+    classes: list[str]
+    probabilities: list[float]
+    abstained: bool = False  # the first probability is below the threshold: none of these, as far as the model can say
+    embedding: np.ndarray | None = None
+
+    @property
+    def name(self) -> str:
+        """The most probable class."""
+        return self.classes[0]
+
+    @property
+    def probability(self) -> float:
+        """Of the most probable class."""
+        return self.probabilities[0]
+
+    @property
+    def top(self) -> list[tuple[str, float]]:
+        """(class, probability), best first."""
+        return list(zip(self.classes, self.probabilities, strict=True))
+
+
+@contextmanager
+def open_writer(output: str, top: int, abstains: bool = False) -> Iterator[Callable[[Prediction], None]]:
+    """A function that takes one prediction after the other. `output`: FILE.csv, FILE.jsonl, or '' for the terminal.
+    `abstains`: files tell of each image whether a class is named."""
+    if not output:
+        yield print_row
+        return
+    with storage.open_write(output) as binary:
+        text = io.TextIOWrapper(binary, encoding="utf-8", errors="backslashreplace", newline="", write_through=True)
+        yield csv_writer(text, top, abstains) if output.lower().endswith(".csv") else jsonl_writer(text, abstains)
+        text.flush()
+        text.detach()
+
+
+def print_row(prediction: Prediction) -> None:
+    pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+    found = "  ".join(f"{name} {100 * probability:.1f}%" for name, probability in pairs)
+    print(printable(f"{prediction.image}  {'none of these: ' if prediction.abstained else ''}{found}"))
+
+
+def csv_writer(text: TextIO, top: int, abstains: bool) -> Callable[[Prediction], None]:
+    """Columns: image, class, probability, for more than one class class_2, probability_2, ..., and with a threshold
+    abstained (1 or 0); all class columns are empty where it is 1."""
+    rows = Rows(text)
+    header = ["image"]
+    for rank in range(1, top + 1):
+        suffix = f"_{rank}" if rank > 1 else ""
+        header += [f"class{suffix}", f"probability{suffix}"]
+    rows.add(*header, *(["abstained"] if abstains else []))
+
+    def write(prediction: Prediction) -> None:
+        row = [cell(prediction.image)]
+        for name, probability in zip(prediction.classes, prediction.probabilities, strict=True):
+            row += ["" if prediction.abstained else cell(name), f"{probability:.6f}"]
+        rows.add(*row, *([int(prediction.abstained)] if abstains else []))
+
+    return write
+
+
+def jsonl_writer(text: TextIO, abstains: bool) -> Callable[[Prediction], None]:
+    """A line an image: {"image": ..., "predictions": [{"class": ..., "probability": ...}, ...]}; with a threshold,
+    "abstained": true or false too, and with embeddings "embedding": D numbers, to the last digit that float32 has."""
+
+    def write(prediction: Prediction) -> None:
+        pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+        found = [{"class": name, "probability": round(probability, 6)} for name, probability in pairs]
+        row: dict[str, Any] = {"image": prediction.image}
+        if abstains:
+            row["abstained"] = prediction.abstained
+        row["predictions"] = found
+        if prediction.embedding is not None:
+            row["embedding"] = [float(str(number)) for number in prediction.embedding]  # 0.1, not 0.10000000149011612
+        text.write(json.dumps(row) + "\n")
+
+    return write

@@ -1,0 +1,171 @@
+"""What is promoted, in a Kubeflow Model Registry: a version with its metrics and the place of its ONNX model.
+
+Our own registry decides and holds the files; this one tells where they are. It has no aliases, so the champion is a
+property of the registered model, `must.champion`, and a label of the version, which the Kubeflow page shows.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from must.base import storage
+from must.base.parameters import require
+from must.base.storage import LaterError
+from must.deploy.promote.model_registry import Api, RefusedError
+
+FLAG = "--register kubeflow"
+LABEL = "champion"  # of a version
+CHAMPION, URI = "must.champion", "must.uri"  # properties: of the model, the champion's name; of a version, its place
+MODEL, CARD = "model.onnx", "MODEL_CARD.md"
+LONGEST_CARD = 5000  # characters of a version's description
+MODELS, VERSIONS = "registered_models", "model_versions"
+RUN_ID = "MUST_RUN_ID"  # the run of the pipeline that promotes
+
+
+class KubeflowRegistry:
+    """The versions of one model there. Its methods raise ValueError; LaterError where the same may work later."""
+
+    title = "Kubeflow Model Registry"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        with told("nothing was promoted"):
+            self.api = Api(FLAG)  # a server that does not answer is known before anything is done
+            state = (self.model() or {}).get("state")
+        require(
+            state != "ARCHIVED",
+            f"{FLAG}: {name} is archived there; restore it, or give another --register-name; nothing was promoted",
+        )
+
+    def put(self, version: str, onnx: str, metrics: dict[str, float], tags: dict[str, str]) -> str:
+        """Makes the version unless it is there, and the champion; returns its number.
+
+        Args:
+            onnx: the folder written by `must export`; its card becomes the description.
+            metrics, tags: the version's properties. `must.uri` says where our registry has the version.
+
+        Raises:
+            ValueError: another version of that name is there.
+        """
+        with told(f"{version} is the champion of the registry, but not in Kubeflow's; run the same again"):
+            uri = absolute(storage.join(tags[URI], "onnx"))
+            require(storage.exists(storage.join(uri, MODEL)), f"{uri}: no {MODEL} there, it was promoted without")
+            model = self.model() or self.make(MODELS, {"name": self.name}) or self.model()
+            assert model  # it was there, or was made, or somebody else made it
+            found = self.version(model, version)
+            if not found:
+                found = self.make(VERSIONS, self.described(model, version, onnx, metrics, tags))
+                found = found or self.version(model, version)
+            assert found
+            self.point(found, uri)
+            self.mark(model["id"], found)
+        return found["id"]
+
+    def move(self, version: str) -> str | None:
+        """Makes a version the champion that is there; None if it is not, and the champion stays."""
+        with told(f"{version} is the champion of the registry again; in Kubeflow's it was not changed"):
+            model = self.model()
+            found = self.version(model, version) if model else None
+            if model and found:
+                self.mark(model["id"], found)
+        return found["id"] if found else None
+
+    def model(self) -> dict[str, Any] | None:
+        return self.api.find("registered_model", name=self.name)
+
+    def version(self, model: dict[str, Any], version: str) -> dict[str, Any] | None:
+        return self.api.find("model_version", name=version, parentResourceId=model["id"])
+
+    def make(self, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
+        """None: it is there, perhaps since the answer to an earlier try got lost."""
+        try:
+            return self.api.send("POST", path, body)
+        except RefusedError as error:
+            if error.status != 409:
+                raise
+            return None
+
+    def described(
+        self, model: dict[str, Any], version: str, onnx: str, metrics: dict[str, float], tags: dict[str, str]
+    ) -> dict[str, Any]:
+        card = storage.join(onnx, CARD)
+        description = storage.read_bytes(card).decode("utf-8", "replace")[:LONGEST_CARD] if storage.exists(card) else ""
+        numbers = {name: number(value) for name, value in metrics.items() if math.isfinite(value)}
+        texts = {name: text(value) for name, value in tags.items() if value}  # an empty one would be a label
+        texts[URI] = text(absolute(tags[URI]))
+        return {"name": version, "registeredModelId": model["id"], "state": "LIVE", "author": "must",
+                "description": description, "customProperties": numbers | texts}  # fmt: skip
+
+    def point(self, version: dict[str, Any], uri: str) -> None:
+        """The version's one artifact: KServe's `model-registry://` takes the newest, so there is no second. It has the
+        registered model's name, by which the registry's own client finds it.
+
+        Raises:
+            ValueError: it has another: the name was used for something else.
+        """
+        query = {"name": self.name, "parentResourceId": version["id"]}
+        body = {"artifactType": "model-artifact", "name": self.name, "uri": uri, "state": "LIVE",
+                "modelFormatName": "onnx", "modelFormatVersion": "1", **of_run()}  # fmt: skip
+        found = self.api.find("model_artifact", **query) or self.make(f"{VERSIONS}/{version['id']}/artifacts", body)
+        found = found or self.api.find("model_artifact", **query)
+        have = found and found.get("uri")
+        require(
+            have == uri,
+            f"version {version['name']} of {self.name} is there already and is another model ({have}); "
+            "give another --version or --register-name",
+        )
+
+    def mark(self, model: str, champion: dict[str, Any]) -> None:
+        """Writes the champion to the model, then moves the label. What is changed is read just before: properties are
+        written all at once, and others may have theirs."""
+        self.change(f"{MODELS}/{model}", {CHAMPION: text(champion["name"])})
+        for version in list(self.api.pages(f"{MODELS}/{model}/versions")):
+            if version["id"] != champion["id"] and is_label(version, LABEL):
+                self.change(f"{VERSIONS}/{version['id']}", {}, without=LABEL)
+        self.change(f"{VERSIONS}/{champion['id']}", {LABEL: text("")})
+
+    def change(self, path: str, properties: dict[str, Any], without: str = "") -> None:
+        before = self.api.send("GET", path).get("customProperties") or {}
+        after = {name: value for name, value in before.items() if name != without} | properties
+        if after != before:
+            self.api.send("PATCH", path, {"customProperties": after})
+
+
+def is_label(version: dict[str, Any], name: str) -> bool:
+    """A label is a property whose text is empty: so the Kubeflow page has it."""
+    return (version.get("customProperties") or {}).get(name, {}).get("string_value") == ""
+
+
+def text(value: str) -> dict[str, Any]:
+    return {"metadataType": "MetadataStringValue", "string_value": value.replace("\0", "")}
+
+
+def number(value: float) -> dict[str, Any]:
+    return {"metadataType": "MetadataDoubleValue", "double_value": float(value)}
+
+
+def of_run() -> dict[str, str]:
+    """Which run of the pipeline it comes from, where it comes from one."""
+    run = os.environ.get(RUN_ID, "")
+    return {"modelSourceKind": "kfp", "modelSourceClass": "pipelinerun", "modelSourceId": run} if run else {}
+
+
+def absolute(uri: str) -> str:
+    """A local folder as file://, so that it means the same anywhere and says what it is."""
+    return uri if storage.is_remote(uri) else f"file://{storage.local(uri).absolute()}"
+
+
+@contextmanager
+def told(state: str) -> Iterator[None]:
+    """Errors become one line, which also says how far it got."""
+    try:
+        yield
+    except LaterError as error:
+        raise LaterError(f"{FLAG}: {error}; {state}") from None
+    except ValueError as error:
+        line = str(error).removeprefix(f"{FLAG}: ")
+        raise ValueError(f"{FLAG}: {line}; {state}") from None

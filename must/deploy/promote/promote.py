@@ -1,0 +1,178 @@
+"""`must promote`: a model becomes a version of the registry and its champion; or an earlier champion comes back."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from must.base import storage
+from must.base.names import listed
+from must.base.parameters import require
+from must.base.storage import read_json
+from must.base.text import brief, printable
+from must.config import PromoteConfig
+from must.deploy.promote.followers import Follower, follower_of
+from must.deploy.promote.registry import BUNDLE, ONNX, DamagedError, Folders, Latest, OtherOnnxError, Registry, is_of
+from must.method.model.bundle import DESCRIPTION_FILE, WEIGHTS_FILE, load_description
+
+
+def promote(config: PromoteConfig) -> Latest:
+    """The stage. Returns what LATEST says afterwards.
+
+    Raises:
+        ValueError: no model there, the gate stopped it, another champion than the one it was compared with, a --version
+            that is another model, or nothing to go back to.
+    """
+    registry = Registry(config.registry, config.name)
+    if config.list:
+        return print_champion(registry)
+    follower = follower_of(config)
+    if config.rollback:
+        latest = roll_back(registry, config.to)
+        if follower:
+            number = follower.move(latest.version)
+            there = f"champion is version {number}" if number else "has no such version"
+            print(f"{follower.title}: {follower.name}: {there}")
+        return latest
+    return add_version(registry, config, follower)
+
+
+def add_version(registry: Registry, config: PromoteConfig, follower: Follower | None = None) -> Latest:
+    description = load_description(config.model)
+    decision = read_json(config.decision, "--decision") if config.decision else None
+    require(
+        decision is None or isinstance(decision.get("passed"), bool),
+        f"--decision {config.decision}: is damaged or of another kind",
+    )
+    require(
+        decision is None or decision["passed"],
+        f"--decision {config.decision}: the gate stopped this model; promote without --decision to overrule it",
+    )
+    provenance = description.provenance
+    version = config.version or version_of(config.model, provenance)
+    require(
+        not decision or decision.get("outcome") != "zero-shot" or has_no_other_champion(registry, version),
+        f"--decision {config.decision}: nothing was kept of the adaptation, the model is zero-shot's; "
+        f"{registry.uri} has a champion, which stays",
+    )
+    facts: dict[str, Any] = {
+        "backbone": description.backbone,
+        "pretrained": description.pretrained,
+        "classes": len(description.classes),
+        "must_version": description.must_version,
+        "champion_before": config.champion,
+        "decision": decision,
+        "metrics": metrics_of(config.metrics) if config.metrics else None,
+        **{name: provenance.get(name) for name in ("index_sha256", "index_revision", "git_revision")},
+    }
+    version = store(registry, config, version, facts)
+    expected = {"": None, "none": ""}.get(config.champion, config.champion)
+    latest = registry.set_champion(version, "promoted", expected)
+    before = latest.previous[-1] if latest.previous else "nothing"
+    print(f"{registry.uri}: LATEST is {version} now (before: {before}) -> {registry.uri_of(version)}")
+    if follower:
+        number = follower.put(version, config.onnx, figures(facts["metrics"]), tags_of(facts, registry, version))
+        print(f"{follower.title}: {follower.name}: version {number} is {version} and the champion")
+    return latest
+
+
+def has_no_other_champion(registry: Registry, version: str) -> bool:
+    """Whether there is no champion, or it is this model: a promotion that is repeated."""
+    latest = registry.latest().version
+    return not latest or is_of(latest, version)
+
+
+def store(registry: Registry, config: PromoteConfig, version: str, facts: dict[str, Any]) -> str:
+    """Puts the model into the registry unless it is there, and returns its version: one of its own where the name was
+    not chosen and the weights are there with another ONNX file.
+
+    Raises:
+        ValueError: --version is there and is another model, or has another ONNX file.
+    """
+    files: Folders = {BUNDLE: [(storage.join(config.model, name), name) for name in (WEIGHTS_FILE, DESCRIPTION_FILE)]}
+    if config.onnx:
+        files[ONNX] = [(storage.join(config.onnx, name), name) for name in listed(config.onnx)]
+    try:
+        registry.add(version, files, facts)
+    except OtherOnnxError as error:
+        if config.version:
+            raise
+        version = f"{version}-{error.key}"
+        registry.add(version, files, facts)
+    return version
+
+
+def figures(metrics: dict[str, dict[str, float]] | None) -> dict[str, float]:
+    return {f"{model}/{name}": value for model, found in (metrics or {}).items() for name, value in found.items()}
+
+
+def tags_of(facts: dict[str, Any], registry: Registry, version: str) -> dict[str, str]:
+    """What a follower's version tells of where it comes from."""
+    names = ("backbone", "index_sha256", "index_revision", "git_revision", "must_version")
+    known = {f"must.{name}": str(facts[name]) for name in names if facts[name] is not None}
+    return {**known, "must.uri": registry.uri_of(version)}
+
+
+def roll_back(registry: Registry, to: str) -> Latest:
+    try:
+        latest = registry.latest()
+    except DamagedError:
+        if not to:
+            raise
+        return mend(registry, to)
+    require(bool(latest.previous), f"{registry.uri}: no earlier champion to go back to")
+    target = to or latest.previous[-1]
+    require(
+        target in latest.previous,
+        f"--to {target}: was no champion before {latest.version}; earlier ones: {', '.join(latest.previous)}",
+    )
+    require(registry.has(target), f"{registry.uri_of(target)}: the version was deleted; choose another with --to")
+    moved = registry.set_champion(target, f"rolled back from {latest.version}", latest.version, back=True)
+    print(f"{registry.uri}: LATEST is {target} again (before: {latest.version})")
+    return moved
+
+
+def mend(registry: Registry, to: str) -> Latest:
+    """Writes a LATEST that is damaged anew."""
+    there = [version["version"] for version in registry.versions()]
+    require(to in there, f"--to {to}: is no version of {registry.uri}; there are: {', '.join(there) or 'none'}")
+    print(f"{registry.uri}: LATEST was damaged and is {to} now; champions before it are forgotten")
+    return registry.mend(to)
+
+
+def print_champion(registry: Registry) -> Latest:
+    versions, latest = registry.versions(), registry.latest()
+    for version in versions:
+        top1 = ((version["metrics"] or {}).get("adapted") or {}).get("top1")
+        score = "      " if top1 is None else f"{top1:6.1%}"
+        mark = "LATEST" if version["version"] == latest.version else ""
+        line = f"{version['version']}  {version['created']}  {score}  {version['backbone']}  {mark}"
+        print(printable(line.rstrip()))
+    if not latest.version:
+        print(f"{registry.uri}: no champion yet")
+    return latest
+
+
+def version_of(model: str, provenance: dict[str, Any]) -> str:
+    """Raises ValueError: the bundle's data have no revision that makes a name."""
+    revision = provenance.get("index_revision", 0)
+    require(
+        type(revision) is int and 0 <= revision < 10**9,
+        f"--model {model}: its index_revision, {brief(revision)}, is no whole number from 0; name it with --version",
+    )
+    weights = storage.read_bytes(storage.join(model, WEIGHTS_FILE))
+    return f"r{revision:04d}-{hashlib.sha256(weights).hexdigest()[:12]}"
+
+
+def metrics_of(path: str) -> dict[str, Any]:
+    return headline(read_json(path, "--metrics"), f"--metrics {path}")
+
+
+def headline(metrics: dict[str, Any], where: str) -> dict[str, Any]:
+    """The figures of metrics.json that are single numbers. Raises ValueError: it is of another kind."""
+    found = {model: metrics.get(model) or {} for model in ("baseline", "adapted")}
+    require(all(isinstance(figures, dict) for figures in found.values()), f"{where}: is damaged or of another kind")
+    return {
+        model: {name: value for name, value in figures.items() if isinstance(value, float)}
+        for model, figures in found.items()
+    }

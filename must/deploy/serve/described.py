@@ -1,0 +1,64 @@
+"""What the server says of itself and of its model: the protocol's metadata, and Triton's configuration for clients."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from must.deploy.serve.models import Served
+
+EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration"]
+
+
+def server_metadata(version: str) -> dict[str, Any]:
+    return {"name": "must-serve", "version": version, "extensions": EXTENSIONS}
+
+
+def tensors_of(served: Served) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(inputs, outputs) as the protocol describes them; -1 stands for the images, and for top_k."""
+    classes = len(served.classifier.classes)
+    outputs = [
+        {"name": "class", "datatype": "BYTES", "shape": [-1, -1]},
+        {"name": "top_probability", "datatype": "FP32", "shape": [-1, -1]},
+        {"name": "abstained", "datatype": "BOOL", "shape": [-1]},
+        {"name": "probability", "datatype": "FP32", "shape": [-1, classes]},
+    ]
+    if dimensions := served.classifier.dimensions:
+        outputs.append({"name": "embedding", "datatype": "FP32", "shape": [-1, dimensions]})
+    return [{"name": "image", "datatype": "BYTES", "shape": [-1]}], outputs
+
+
+def metadata_of(name: str, served: Served) -> dict[str, Any]:
+    inputs, outputs = tensors_of(served)
+    size = served.classifier.preprocess.size
+    return {
+        "name": name,
+        "versions": [served.version],
+        "platform": "onnxruntime_onnx",
+        "inputs": inputs,
+        "outputs": outputs,
+        "parameters": {"classes": served.classifier.classes, "size": size, "threshold": served.threshold},
+    }
+
+
+def config_of(name: str, served: Served) -> dict[str, Any]:
+    """Triton's model configuration, as far as `must.deploy.predict.client` reads it: how pixels are prepared."""
+    classifier, size = served.classifier, served.classifier.preprocess.size
+    takes = classifier.takes_pixels
+    return {
+        "name": name,
+        "platform": "onnxruntime_onnx",
+        "input": [
+            {
+                "name": "image",
+                "data_type": "TYPE_UINT8" if takes else "TYPE_FP32",
+                "dims": [size, size, 3] if takes else [3, size, size],
+            }
+        ],
+        "output": [
+            {"name": name, "data_type": "TYPE_FP32", "dims": [numbers]}
+            for name, numbers in (("probability", len(classifier.classes)), ("embedding", classifier.dimensions))
+            if numbers
+        ],
+        "parameters": {"preprocess": {"string_value": json.dumps(classifier.preprocess.to_dict())}},
+    }

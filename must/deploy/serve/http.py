@@ -1,0 +1,310 @@
+"""The server's HTTP side: an ASGI application with a few fixed addresses.
+
+    POST /classify, /v2/models/NAME/classify   a picture as it is; answers with names
+    POST /v2/models/NAME/infer                 the open inference protocol, JSON or with binary data
+    GET  /v2, /v2/models/NAME, .../config      what is served
+    GET  /v2/health/live, /v2/health/ready, /v2/models/NAME/ready, /metrics
+
+/versions/VERSION after NAME is understood, for the version that is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
+
+import must
+from must.deploy.serve.answers import tensors, told
+from must.deploy.serve.asked import Asked, Limits, Output, read_asked
+from must.deploy.serve.described import config_of, metadata_of, server_metadata
+from must.deploy.serve.models import Served
+from must.deploy.serve.refused import Refused, wanted
+from must.deploy.serve.tensors import Tensor
+from must.deploy.serve.work import Work
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+JSON, BINARY = b"application/json", b"application/octet-stream"
+HEADER_LENGTH = b"inference-header-content-length"
+LARGE = 1 << 18  # bytes of JSON above which it is read in a thread, one request at a time
+LINGER = 2.0  # seconds in which a refused client may go on sending, so that it sees why
+
+
+class Reply(NamedTuple):
+    """An answer to be sent; `more`: further headers."""
+
+    body: bytes
+    kind: bytes = JSON
+    status: int = 200
+    more: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class App:
+    def __init__(self, work: Work, name: str) -> None:
+        self.work, self.name = work, name
+        self.reading = asyncio.Lock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        exchange = Exchange(self.work, dict(scope["headers"]), receive)
+        begun = time.perf_counter()
+        try:
+            reply = await self.reply(scope, exchange)
+        except ClientGone:
+            return
+        finally:
+            exchange.close()  # not after sending: a client that does not read would hold what others need
+        if exchange.unread:
+            await send_and_linger(reply, receive, send)
+        else:
+            await send_reply(reply, send)
+        if exchange.counts:
+            self.work.metrics.requests.labels("http", str(reply.status)).inc()
+            self.work.metrics.request_seconds.labels("http").observe(time.perf_counter() - (exchange.read_at or begun))
+
+    async def reply(self, scope: Scope, exchange: Exchange) -> Reply:
+        """Raises ClientGone."""
+        try:
+            return await self.route(scope, exchange)
+        except ClientGone:
+            raise
+        except Refused as refused:
+            return refusal(refused)
+        except Exception:  # ours; the server goes on, and the log has it
+            traceback.print_exc(file=sys.stderr)
+            return refusal(Refused(500, "internal error"))
+
+    async def route(self, scope: Scope, exchange: Exchange) -> Reply:
+        """Raises Refused: no such address, or what the request's own function refuses."""
+        parts = scope["path"].strip("/").split("/")
+        method = scope["method"]
+        if method == "POST":
+            exchange.counts = True
+            if parts == ["classify"]:
+                return await self.classify(scope, exchange)
+            if parts[:2] == ["v2", "models"] and len(parts) >= 4:
+                self.check_model(parts[2:-1])
+                if parts[-1] == "infer":
+                    return await self.infer(exchange)
+                if parts[-1] == "classify":
+                    return await self.classify(scope, exchange)
+            raise Refused(404, "no such address; POST to /classify or /v2/models/NAME/infer")
+        exchange.unread = False
+        wanted(method in ("GET", "HEAD"), "GET or POST is understood here", 405)
+        return self.get(parts)
+
+    def get(self, parts: list[str]) -> Reply:
+        if parts == ["metrics"]:
+            self.work.metrics.waiting.set(self.work.waiting)
+            self.work.metrics.body_bytes.set(self.work.held_bytes)
+            return Reply(self.work.metrics.text(), b"text/plain; version=0.0.4; charset=utf-8")
+        if parts in (["v2", "health", "live"], ["healthz"]):
+            return Reply(as_json({"live": True}))
+        if parts == ["v2", "health", "ready"]:
+            return self.ready({"ready": self.work.ready})
+        if parts in (["v2"], [""]):
+            return Reply(as_json(server_metadata(must.__version__)))
+        if parts[:2] == ["v2", "models"] and len(parts) >= 3:
+            last = parts[-1] if parts[-1] in ("ready", "config") and len(parts) > 3 else ""
+            self.check_model(parts[2:-1] if last else parts[2:])
+            if last == "ready":
+                return self.ready({"name": self.name, "ready": self.work.ready})
+            with self.work.models.held() as served:
+                describe = config_of if last else metadata_of
+                return Reply(as_json(describe(self.name, served)))
+        raise Refused(404, "no such address; /v2 says what this server is")
+
+    def ready(self, said: dict[str, Any]) -> Reply:
+        return Reply(as_json(said), status=200 if self.work.ready else 503)
+
+    def check_model(self, parts: list[str]) -> None:
+        """[NAME] or [NAME, "versions", VERSION]. Raises Refused: neither is served."""
+        wanted(parts[0] == self.name, f"no model of that name; '{self.name}' is served", 404)
+        if len(parts) > 1:
+            wanted(len(parts) == 3 and parts[1] == "versions", "no such address", 404)
+            current = self.work.models.current
+            version = current.version if current else ""
+            wanted(parts[2] == version, f"version '{version}' is served, no other", 404)
+
+    async def classify(self, scope: Scope, exchange: Exchange) -> Reply:
+        """A picture as the body, parameters in the query: top_k, abstain, embedding=1."""
+        outputs, values = read_query(scope["query_string"])
+        data = await exchange.read()
+        with self.work.models.held() as served:
+            asked = Asked([data], outputs, **values)
+            answer = await self.work.answer(asked, served)
+            found = {"model": self.name, "version": served.version} | told(answer, 0)
+        return Reply(as_json(found))
+
+    async def infer(self, exchange: Exchange) -> Reply:
+        data = await exchange.read()
+        with self.work.models.held() as served:
+            asked = await self.read(data, exchange.headers, served)
+            answer = await self.work.answer(asked, served)
+            return inference_reply(self.name, served.version, asked, tensors(answer, asked))
+
+    async def read(self, data: bytes, headers: dict[bytes, bytes], served: Served) -> Asked:
+        """Raises Refused: the body is not what the protocol has, or other large ones were before it for too long."""
+        length = len(data)
+        if HEADER_LENGTH in headers:
+            text = headers[HEADER_LENGTH]
+            wanted(text.isdigit() and int(text[:12]) <= len(data), "Inference-Header-Content-Length is wrong")
+            length = int(text[:12])
+        view, limits = memoryview(data), self.work.limits(served)
+        if length <= LARGE:
+            return understood(view, length, limits)
+        async with self.turn():
+            return await asyncio.to_thread(understood, view, length, limits)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """One large body of JSON at a time: as Python's objects it takes up to thirty times its bytes, which
+        max_memory does not count. Raises Refused: it does not come within `patience`."""
+        try:
+            async with asyncio.timeout(self.work.config.patience):
+                await self.reading.acquire()
+        except TimeoutError:
+            raise Refused(503, "the server is busy with other large requests; try again") from None
+        try:
+            yield
+        finally:
+            self.reading.release()
+
+
+class ClientGone(Exception):  # noqa: N818
+    """The client closed the connection before it had sent all."""
+
+
+class Exchange:
+    """A request's body, read once, within bounds of size, time and the server's memory."""
+
+    def __init__(self, work: Work, headers: dict[bytes, bytes], receive: Receive) -> None:
+        self.work, self.headers, self.receive = work, headers, receive
+        self.held = 0
+        self.unread = True  # what the client sends has not been read to its end
+        self.counts = False
+        self.read_at = 0.0
+
+    async def read(self) -> bytes:
+        """Raises Refused: 413, 408, 415 or 503; ClientGone."""
+        wanted(
+            self.headers.get(b"content-encoding", b"identity") == b"identity", "send the body without compression", 415
+        )
+        length = self.headers.get(b"content-length", b"0")
+        self.check_size(int(length) if length.isdigit() and len(length) < 19 else self.work.max_body + 1)
+        parts: list[bytes] = []
+        try:
+            async with asyncio.timeout(self.work.config.patience):
+                while self.unread:
+                    message = await self.receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGone
+                    parts.append(message.get("body", b""))
+                    self.work.hold(len(parts[-1]))
+                    self.held += len(parts[-1])
+                    self.check_size(self.held)
+                    self.unread = message.get("more_body", False)
+        except TimeoutError:
+            raise Refused(408, f"the body did not come within {self.work.config.patience:g} seconds") from None
+        self.read_at = time.perf_counter()
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def check_size(self, size: int) -> None:
+        wanted(size <= self.work.max_body, f"the body is above {self.work.config.max_body:g} MB", 413)
+
+    def close(self) -> None:
+        self.work.let_go(self.held)
+        self.held = 0
+
+
+def read_query(query: bytes) -> tuple[list[Output], dict[str, Any]]:
+    """(outputs, top_k and abstain) from ?top_k=3&abstain=0.5&embedding=1. Raises Refused."""
+    values: dict[str, Any] = {}
+    outputs: list[Output] = []
+    for name, value in parse_qsl(query.decode("latin-1")[:2000], keep_blank_values=True, max_num_fields=None):
+        try:
+            if name == "top_k":
+                values[name] = int(value[:9])
+                wanted(values[name] >= 1, "top_k must be a whole number from 1")
+            elif name == "abstain":
+                values[name] = float(value)
+                wanted(0 <= values[name] <= 1, "abstain must be from 0 to 1")
+            elif name == "embedding":
+                outputs = [Output("embedding")] if value not in ("0", "false") else []
+            else:
+                raise Refused(400, f"unknown parameter {name[:40]}; top_k, abstain, embedding are known")
+        except ValueError:
+            raise Refused(400, f"{name} must be a number") from None
+    return outputs, values
+
+
+def understood(data: memoryview, length: int, limits: Limits) -> Asked:
+    """A body that begins with so many bytes of JSON. Raises Refused: it is not what the protocol has."""
+    return read_asked(parse(data[:length]), data[length:], limits)
+
+
+def parse(data: memoryview) -> dict[str, Any]:
+    try:
+        request = json.loads(bytes(data))
+    except (ValueError, RecursionError):
+        raise Refused(400, "the body is no JSON; a picture as it is goes to /classify") from None
+    except MemoryError:
+        raise Refused(503, "the server has no memory left for this request; try again") from None
+    wanted(isinstance(request, dict), "the body must be a JSON object")
+    return request
+
+
+def inference_reply(name: str, version: str, asked: Asked, found: list[Tensor]) -> Reply:
+    """The protocol's answer: JSON, and after it the tensors that were asked for as binary data."""
+    outputs, blobs = [], []
+    for output, tensor in zip(asked.outputs, found, strict=True):
+        entry: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
+        if output.binary:
+            blobs.append(tensor.raw())
+            entry["parameters"] = {"binary_data_size": len(blobs[-1])}
+        else:
+            entry["data"] = tensor.plain()
+        outputs.append(entry)
+    answer = {"model_name": name, "model_version": version, "outputs": outputs}
+    header = as_json(answer | ({"id": asked.id} if asked.id else {}))
+    if not blobs:
+        return Reply(header)
+    return Reply(b"".join([header, *blobs]), BINARY, more=((HEADER_LENGTH, str(len(header)).encode()),))
+
+
+def refusal(refused: Refused) -> Reply:
+    more = ((b"retry-after", b"1"),) if refused.retry else ()
+    return Reply(as_json({"error": refused.reason}), status=refused.status, more=more)
+
+
+def as_json(content: Any) -> bytes:
+    return json.dumps(content, separators=(",", ":")).encode() + b"\n"
+
+
+async def send_reply(reply: Reply, send: Send, *more: tuple[bytes, bytes], last: bool = True) -> None:
+    headers = [(b"content-type", reply.kind), (b"content-length", str(len(reply.body)).encode()), *reply.more, *more]
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": reply.body, "more_body": not last})
+
+
+async def send_and_linger(reply: Reply, receive: Receive, send: Send) -> None:
+    """Answers a request whose body is not wanted, then takes what still comes for a moment: a connection closed on
+    unread bytes is reset, and the client would not see the answer."""
+    await send_reply(reply, send, (b"connection", b"close"), last=False)
+    try:
+        async with asyncio.timeout(LINGER):
+            while (message := await receive())["type"] == "http.request" and message.get("more_body", False):
+                pass
+    except TimeoutError:
+        pass
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

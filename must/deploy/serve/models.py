@@ -1,0 +1,219 @@
+"""The model that is served, and how the registry's next champion takes its place without a lost request.
+
+A request keeps to the model that it began with. The next one is downloaded, compared with the checksums that its
+version was promoted with, loaded and tried in a thread; then one assignment in the event loop makes it the one that new
+requests get. The old one ends with its last request. A version that cannot be taken over changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from must.base import storage
+from must.base.parameters import require
+from must.base.text import printable
+from must.config.serve import ServeConfig
+from must.data.image.preprocess import EvalView, normalize_pixels
+from must.deploy.predict.abstention import STORED, stored_threshold
+from must.deploy.predict.session import MODEL_FILE, OnnxClassifier, model_uri
+from must.deploy.promote.registry import Registry
+from must.deploy.serve.batching import Batcher
+from must.deploy.serve.metrics import Metrics
+from must.deploy.serve.pictures import pixels_of
+from must.deploy.serve.refused import Refused
+
+ONNX = f"onnx/{MODEL_FILE}"  # below a version of the registry
+REMINDER = 60.0  # seconds between two lines that say the same of a registry
+
+
+class Served:
+    """A model with the thread that runs it, and how many requests hold it."""
+
+    def __init__(self, version: str, classifier: OnnxClassifier, config: ServeConfig, where: str) -> None:
+        self.version, self.classifier = version, classifier
+        self.view = EvalView(classifier.preprocess)
+        self.max_pixels = int(config.max_pixels * 1e6)
+        stored = stored_threshold(classifier.metadata, where) or 0.0
+        self.threshold = stored if config.abstain == STORED else config.abstain
+        self.users, self.retired = 0, False
+        self.batcher: Batcher | None = None
+
+    def row(self, image: bytes | np.ndarray) -> np.ndarray:
+        """One image as the graph takes it. Raises Refused: a file that cannot be read."""
+        if not isinstance(image, np.ndarray):
+            image = pixels_of(image, self.view, self.max_pixels)
+        if image.dtype == np.uint8 and not self.classifier.takes_pixels:
+            return normalize_pixels(image[None], self.classifier.preprocess)[0]
+        return image
+
+    def run(self, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """For each image its probabilities [K] and, if the graph gives it, its embedding [D].
+
+        It is taken whether or not somebody asked: it lies on the way, a pass has images of several requests, and its
+        copy is a few kilobytes an image.
+        """
+        probability, embedding = self.classifier.run(rows, self.classifier.dimensions > 0)
+        return [(row, None if embedding is None else embedding[number]) for number, row in enumerate(probability)]
+
+    def try_out(self, most: int) -> None:
+        """One pass of one image and one of many: memory is there, and the answers are probabilities.
+
+        Raises:
+            ValueError: they are not.
+        """
+        size = self.classifier.preprocess.size
+        blank = self.row(np.full((size, size, 3), 127, np.uint8))
+        for images in (1, most):
+            try:
+                found = self.run(np.stack([blank] * images))
+            except Exception as error:  # onnxruntime's own exception classes are private
+                raise ValueError(
+                    f"{self.version}: a forward pass fails: {' '.join(str(error).split())[:200]}"
+                ) from None
+            total = sum(float(row.sum()) for row, _ in found) / images
+            require(abs(total - 1) < 1e-2, f"{self.version}: its probabilities add up to {total:.3f}")
+
+    def close_if_unused(self) -> None:
+        if self.retired and not self.users and self.batcher:
+            self.batcher.close()
+
+
+class Source(Protocol):
+    """Where models come from."""
+
+    def newest(self) -> str:
+        """The version to serve; '' if there is none yet."""
+
+    def load(self, version: str) -> OnnxClassifier:
+        """That version's model, complete and verified."""
+
+
+class OneModel:
+    """A folder with model.onnx that stays as it is."""
+
+    def __init__(self, model: str, threads: int) -> None:
+        self.uri, self.threads = model_uri(model), threads
+        with storage.local_copy(self.uri) as path:
+            self.version = storage.sha256_of(path)[:12]
+
+    def newest(self) -> str:
+        return self.version
+
+    def load(self, version: str) -> OnnxClassifier:
+        with storage.local_copy(self.uri) as path:
+            return OnnxClassifier(path, self.uri, self.threads, patient=True)
+
+
+class Champion:
+    """The version of a registry that LATEST names."""
+
+    def __init__(self, registry: str, name: str, threads: int) -> None:
+        self.registry, self.threads = Registry(registry, name), threads
+
+    def newest(self) -> str:
+        return self.registry.latest().version
+
+    def load(self, version: str) -> OnnxClassifier:
+        """Raises ValueError: the version has no ONNX file, or one with other bytes than were promoted."""
+        uri = self.registry.uri_of(version, ONNX)
+        described = storage.read_json(self.registry.uri_of(version, "version.json"), "--registry")
+        files = described.get("files")
+        fact = files.get(ONNX) if isinstance(files, dict) else None
+        require(isinstance(fact, dict), f"{version} was promoted without its ONNX file (`must promote --onnx`)")
+        assert isinstance(fact, dict)
+        # Without a name: a server that is killed while it loads leaves nothing in a pod's /tmp, which outlives it.
+        with storage.disk_errors(tempfile.gettempdir()), tempfile.TemporaryFile() as file:
+            written = storage.HashingFile(file)
+            storage.copy(uri, written)
+            file.flush()
+            found = {"bytes": written.size, "sha256": written.sha256}
+            expected = {name: fact.get(name) for name in found}
+            require(found == expected, f"{uri}: is not the file that was promoted: its checksum differs")
+            return OnnxClassifier(Path(f"/proc/self/fd/{file.fileno()}"), uri, self.threads, patient=True)
+
+
+def source_of(config: ServeConfig) -> Source:
+    """Raises ValueError: --model names no file."""
+    if config.registry:
+        return Champion(config.registry, config.name, config.threads)
+    return OneModel(config.model, config.threads)
+
+
+class Models:
+    """The current model, kept current. All but `load` happens in the event loop."""
+
+    def __init__(self, source: Source, config: ServeConfig, metrics: Metrics) -> None:
+        self.source, self.config, self.metrics = source, config, metrics
+        self.current: Served | None = None
+        self.said: tuple[str, float] = ("", 0.0)
+
+    @contextmanager
+    def held(self) -> Iterator[Served]:
+        """The current model, which works until the block ends. Raises Refused: there is none yet."""
+        served = self.current
+        if served is None:
+            raise Refused(503, "no model is loaded yet")
+        served.users += 1
+        try:
+            yield served
+        finally:
+            served.users -= 1
+            served.close_if_unused()
+
+    async def refresh(self) -> bool:
+        """Takes over the newest version if it is another one; whether it did. Raises ValueError, OSError."""
+        old = self.current
+        served = await asyncio.to_thread(self.load, old.version if old else "")
+        if served is None:
+            return False
+        loop = asyncio.get_running_loop()
+        served.batcher = Batcher(served.run, loop, self.config.batch_size, self.config.delay / 1000, self.metrics.ran)
+        self.current = served
+        self.metrics.model.clear()
+        self.metrics.model.labels(served.version).set(1)
+        if old:
+            self.metrics.swaps.inc()
+            old.retired = True
+            old.close_if_unused()
+        self.say(f"serving {served.version}" + (f" in place of {old.version}" if old else ""))
+        return True
+
+    def load(self, version: str) -> Served | None:
+        """In a thread: the newest version, tried out; None if it is `version`, or there is none."""
+        newest = self.source.newest()
+        if not newest or newest == version:
+            return None
+        served = Served(newest, self.source.load(newest), self.config, newest)
+        served.try_out(self.config.batch_size)
+        return served
+
+    async def follow(self, seconds: float) -> None:
+        """Looks for a newer version for ever. What goes wrong is told, and tried again."""
+        while True:
+            await self.attempt()
+            await asyncio.sleep(seconds)
+
+    async def attempt(self) -> None:
+        try:
+            if not await self.refresh() and self.current is None:
+                self.say("there is no champion yet; waiting for the first promotion", again=True)
+        except Exception as error:  # a bucket that is away, a damaged version: the model that is there goes on
+            self.metrics.swap_failures.inc()
+            kept = f"; {self.current.version} goes on" if self.current else ""
+            self.say(f"the newest model cannot be taken over: {' '.join(str(error).split())}{kept}", again=True)
+
+    def say(self, line: str, again: bool = False) -> None:
+        """A line for the log; the same one that comes `again` not more than once a minute."""
+        now = asyncio.get_running_loop().time()
+        if again and line == self.said[0] and now - self.said[1] < REMINDER:
+            return
+        self.said = (line, now)
+        print(f"must serve: {printable(line, 2000)}", file=sys.stderr, flush=True)

@@ -1,0 +1,45 @@
+"""What a stranger may send as a picture: JPEG, PNG or WebP, of bounded size."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+
+import numpy as np
+
+from must.data.image.decode import seen
+from must.data.image.preprocess import EvalView
+from must.deploy.serve.refused import Refused, wanted
+
+PICTURES = "JPEG, PNG or WebP"
+
+
+def is_picture(data: bytes | memoryview) -> bool:
+    """By its first bytes. Fewer formats than `must predict` reads: each decoder is one more within strangers' reach."""
+    head = bytes(data[:12])
+    return head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+
+
+def pixels_of(data: bytes, view: EvalView, max_pixels: int) -> np.ndarray:
+    """uint8 [S, S, 3], by the decoder and view of `must predict`.
+
+    Raises:
+        Refused: 415 for bytes of another format, 422 for a picture that is damaged or too large.
+    """
+    wanted(is_picture(data), f"not a picture of a known format; send {PICTURES}", 415)
+    try:
+        return seen(data, view, max_pixels)
+    except ValueError as error:
+        raise Refused(422, f"the picture cannot be read: {error}") from None
+
+
+def from_base64(text: object) -> bytes:
+    """A picture in JSON: base64, with or without "data:image/...;base64," before it. Raises Refused: it is none."""
+    wanted(isinstance(text, str), "a picture in JSON is a string of base64")
+    assert isinstance(text, str)
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise Refused(400, "a picture in JSON is a string of base64, which this is not") from None

@@ -1,4 +1,0 @@
-"""The report: one HTML page with charts as SVG and thumbnails, which needs no script and no network.
-
-Imports what evaluate measured; nothing but must.evaluate.evaluate asks for it.
-"""

@@ -1,0 +1,117 @@
+"""The probability below which no class should be named: chosen with labels where there are some, else by look-alikes.
+
+Risk is the share of wrong classes among the images that get one, coverage the share of images that get one. Both ways
+look for the lowest threshold, which is the largest coverage, whose risk is at most a target.
+
+With labels the risk at a threshold is bounded from above with 95% confidence (Clopper and Pearson 1934), and thresholds
+are tried from the highest down until one fails, so that the promise holds for the one that is chosen (Angelopoulos et
+al. 2021, "Learn then test", arXiv 2110.01052: fixed sequence testing). Without labels: must/method/select/abstain.py.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from must.method.select.abstain import by_look_alikes, floor, nothing
+from must.method.select.neighbours import look_alikes
+from must.method.select.rung_predictions import RungPredictions
+
+CONFIDENCE = 0.95  # of the bound with labels
+STEPS = 100  # thresholds that are tried
+
+
+def with_labels(confidence: np.ndarray, correct: np.ndarray, target: float) -> dict[str, Any]:
+    """Confidence [N] and bool [N] of labelled images. `threshold` is None where no coverage keeps the target."""
+    images = len(confidence)
+    ordered = np.argsort(-confidence, kind="stable")
+    wrong = np.cumsum(~correct[ordered])
+    found: dict[str, Any] = nothing("the surest images alone do not keep the target with so many labels")
+    fewest = first_named(images, target)
+    for threshold in np.unique(np.quantile(confidence, np.linspace(0, 1, STEPS)))[::-1]:
+        named = int((confidence >= threshold).sum())
+        if named < fewest:
+            continue
+        errors = int(wrong[named - 1])
+        bound = upper_bound(errors, named)
+        if bound > target:
+            break
+        risk = errors / named
+        found = {"threshold": floor(threshold), "coverage": named / images, "risk": risk, "bound": bound, "reason": ""}
+    return found | {"images": images}
+
+
+def first_named(images: int, target: float) -> int:
+    """How many images the first threshold names: enough for the target to hold with a few errors. No label decides."""
+    without_error = math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-target))
+    return min(3 * without_error, max(without_error, images // 2))
+
+
+def abstention(
+    target: float, looks: RungPredictions | None, kept: float, confidence: np.ndarray, correct: np.ndarray | None
+) -> dict[str, Any]:
+    """What metrics.json holds as `abstention`: both ways, as far as there is what they need, and the one that counts.
+
+    Labels win where they find a threshold. `measured`: coverage and risk, on the labelled images, of the threshold that
+    look-alikes chose, which is what that way is worth here.
+
+    Args:
+        kept: how much of an adaptation is in the model, from 0 (zero-shot) to 1.
+        confidence: [N], top probabilities of the images that have a label, or of all if `correct` is None.
+        correct: bool [N].
+    """
+    free = without_labels(looks, kept, target) if looks is not None else nothing("needs --baseline, of the same shape")
+    labelled = with_labels(confidence, correct, target) if correct is not None and len(correct) else None
+    measured = None
+    if correct is not None and len(correct) and free["threshold"] is not None:
+        measured = at(free["threshold"], confidence, correct)
+    by_labels = labelled is not None and labelled["threshold"] is not None
+    chosen = labelled if by_labels else free
+    assert chosen is not None
+    return {
+        "target": target,
+        "by": "labels" if by_labels else "look-alikes" if free["threshold"] is not None else "none",
+        **{name: chosen[name] for name in ("threshold", "coverage", "risk", "bound", "reason")},
+        "labels": labelled,
+        "look_alikes": free,
+        "measured": measured,
+    }
+
+
+def without_labels(looks: RungPredictions, kept: float, target: float) -> dict[str, Any]:
+    """Of the adapted model, which is the last of `looks`."""
+    neighbours, originals = look_alikes(looks.tokens)
+    single = looks.only(originals)
+    return by_look_alikes(single.probabilities[-1], single.labels[-1], neighbours, kept, target)
+
+
+def at(threshold: float, confidence: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
+    """Coverage and risk of a threshold on labelled images; risk is None where nothing is named."""
+    named = confidence >= threshold
+    errors = float((~correct[named]).mean()) if named.any() else None
+    return {"coverage": float(named.mean()), "risk": errors, "images": len(confidence)}
+
+
+def upper_bound(errors: int, images: int, confidence: float = CONFIDENCE) -> float:
+    """The largest error rate that so many errors do not refute: P(at most `errors` of `images`) = 1 - confidence."""
+    if errors >= images:
+        return 1.0
+    low, high = errors / images, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if binomial_tail(errors, images, middle) > 1 - confidence else (low, middle)
+    return high
+
+
+def binomial_tail(errors: int, images: int, rate: float) -> float:
+    """P(at most `errors` of `images`), in logarithms: it holds for a million images too."""
+    if rate <= 0 or rate >= 1:
+        return 1.0 if rate <= 0 else 0.0
+    k = np.arange(errors + 1)
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, images + 1)))])
+    terms = log_factorial[images] - log_factorial[k] - log_factorial[images - k]
+    terms = terms + k * math.log(rate) + (images - k) * math.log1p(-rate)
+    largest = terms.max()
+    return float(min(1.0, math.exp(largest) * np.exp(terms - largest).sum()))

@@ -1,0 +1,47 @@
+"""Do look-alikes speak for the adapted model? The ladder of `must select`, asked about a finished one."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from must.config import EvaluateConfig
+from must.data.loading.loader import EvalSource
+from must.data.loading.reader import open_reader
+from must.method.distributed.process_group import World
+from must.method.model.bundle import Bundle, Description, preprocess_of, selection_of
+from must.method.select.choose import choose, shares_of
+from must.method.select.rung_predictions import RungPredictions, predict_rungs, subsample
+
+
+def look(config: EvaluateConfig, bundle: Bundle, baseline: Bundle, here: World) -> RungPredictions | None:
+    """What the way from the baseline to the bundle says about the split's images, at most 20,000 of them.
+
+    None where there is no way between the two: they are of different shape, or look at different pixels. Labels are
+    not read. Every process must call this, and gets the looks of all.
+    """
+    start, end = baseline.model.state_dict(), bundle.model.state_dict()
+    same_shape = {k: v.shape for k, v in start.items()} == {k: v.shape for k, v in end.items()}
+    preprocess = preprocess_of(bundle.description)
+    if not same_shape or preprocess != preprocess_of(baseline.description):
+        return None
+    reader = open_reader(config.shards, config.split, config.cache, config.cache_gb)
+    source = EvalSource(reader, preprocess, config.batch_size, config.workers, here.rank, here.size)
+    judge = copy.deepcopy(baseline.model)
+    judge.logit_factor = bundle.model.logit_factor
+    looks = predict_rungs(judge, end, subsample(source), preprocess, here.device)
+    return RungPredictions.joined([part for (part,) in here.gather((looks,))])
+
+
+def kept_of(description: Description, found: dict[str, Any]) -> float:
+    """How much of an adaptation is in the model, from 0 (zero-shot) to 1: what `must select` has kept of it, or for a
+    model that it did not choose, how far look-alikes speak for it."""
+    chosen = selection_of(description).get("alpha")
+    return float(found["alpha"] if chosen is None else chosen)
+
+
+def audit(looks: RungPredictions, bundle: Bundle) -> dict[str, Any]:
+    """What metrics.json holds as `audit`: Choice.to_dict() of that way. Abstention stands on its own there."""
+    found = choose(looks, shares=shares_of(bundle.description)).to_dict()
+    found.pop("abstention", None)
+    return found

@@ -1,0 +1,253 @@
+"""The stage `must evaluate`: an adapted model against its baseline on one split, with labels or without."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+
+from must import __version__
+from must.base import storage
+from must.base.text import Rows, cell, encoded
+from must.config import EvaluateConfig
+from must.data.format.index import load_index
+from must.data.loading.loader import EvalSource
+from must.data.loading.reader import open_reader
+from must.evaluation import labelfree
+from must.evaluation.abstention import abstention
+from must.evaluation.audit import audit, kept_of, look
+from must.evaluation.intervals import REPLICATES, bootstrap, interval, paired
+from must.evaluation.metrics import (
+    Labelled,
+    confused_pairs,
+    confusion_matrix,
+    labelled_results,
+    per_class,
+    reliability,
+    scalar_metrics,
+)
+from must.evaluation.scores import Samples, Scores, score_split
+from must.evaluation.table import text_table
+from must.evaluation.training import stability, training_log
+from must.method.distributed.process_group import World, init_distributed
+from must.method.model.bundle import DESCRIPTION_FILE, Bundle, load_bundle, preprocess_of, zero_shot_bundle
+from must.method.model.classifier import load_text_classifier, read_header
+
+METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE = "metrics.json", "predictions.csv", "report.html"
+MATRIX_LIMIT = 200  # classes up to which the confusion matrices are written out
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Writes metrics.json, predictions.csv and report.html to OUTPUT, prints a table, returns the metrics.
+
+    Under torchrun every process scores its part of the split, and the first one writes.
+
+    Raises:
+        ValueError: no bundle, no such split, a baseline for other classes, a label that is no class.
+    """
+    with init_distributed(config.device, config.timeout) as here:
+        bundle = load_bundle(config.model)
+        baseline = load_baseline(config.baseline) if config.baseline else None
+        if baseline:
+            check_classes(bundle, baseline, config)
+        index = load_index(config.shards, config.index_sha256)  # also tells early when there is none
+        samples, after, before = score(config, bundle, baseline, here)
+        metrics = measure(samples, after, before, bundle.description.classes)
+        looks, kept = look(config, bundle, baseline, here) if baseline else None, 0.0
+        if looks is not None:
+            metrics["label_free"]["compared"]["audit"] = found = audit(looks, bundle)
+            kept = kept_of(bundle.description, found)
+        metrics["abstention"] = abstention(config.risk, looks, kept, *confidence_of(samples, after))
+        if config.few_shot and baseline:
+            from must.evaluation.fewshot import few_shot
+
+            metrics["few_shot"] = few_shot(config, baseline, here)
+        if not here.is_main:
+            return metrics
+        metrics |= origin(config, bundle, baseline)
+        metrics["label_free"]["training"] = stability(training_log(config.model))
+        if not metrics["baseline_name"].endswith("zero-shot") and (compared := metrics["label_free"]["compared"]):
+            compared["estimated_change"] = None  # it takes the baseline's probabilities for what they say
+        metrics["data"] |= {
+            "index_sha256": index.sha256,
+            "index_revision": index.revision,
+            "splits": index.splits,
+            "rejected": index.rejected,
+            "duplicates": index.duplicates,
+        }
+        from must.evaluation.report.page import render_report  # needs jinja2
+
+        storage.write_bytes(
+            storage.join(config.output, PREDICTIONS_FILE), predictions_csv(samples, after, before, metrics)
+        )
+        report = render_report(config, metrics, samples, after, before)
+        storage.write_bytes(storage.join(config.output, REPORT_FILE), encoded(report))
+        # last: a folder with metrics.json is a whole result
+        storage.write_bytes(storage.join(config.output, METRICS_FILE), to_json(metrics))
+        print(text_table(metrics))
+        if samples.skipped:
+            print(f"{samples.skipped} images could not be decoded and were left out")
+        print(f"\nreport: {storage.join(config.output, REPORT_FILE)}")
+        return metrics
+
+
+def load_baseline(uri: str) -> Bundle:
+    """A classifier file's zero-shot model, or another bundle. Raises ValueError: neither."""
+    if storage.exists(storage.join(uri, DESCRIPTION_FILE)):
+        return load_bundle(uri)
+    return zero_shot_bundle(load_text_classifier(uri, "--baseline"))
+
+
+def check_classes(bundle: Bundle, baseline: Bundle, config: EvaluateConfig) -> None:
+    ours, theirs = bundle.description.classes, baseline.description.classes
+    if ours != theirs:
+        missing = [name for name in ours if name not in theirs] or [name for name in theirs if name not in ours]
+        what = f"e.g. '{missing[0]}' is in one only" if missing else "their order differs"
+        raise ValueError(
+            f"--baseline {config.baseline}: has other classes ({len(theirs)}) than the model ({len(ours)}; {what}); "
+            "take the classifier file that the model was trained with"
+        )
+
+
+def score(
+    config: EvaluateConfig, bundle: Bundle, baseline: Bundle | None, here: World
+) -> tuple[Samples, Scores, Scores | None]:
+    """One pass for both models; two when they look at different pixels."""
+    runs = [[bundle]]
+    if baseline:
+        if preprocess_of(baseline.description) == preprocess_of(bundle.description):
+            runs[0].append(baseline)
+        else:
+            runs.append([baseline])
+    results: list[Scores] = []
+    for run in runs:
+        preprocess = preprocess_of(run[0].description)
+        reader = open_reader(config.shards, config.split, config.cache, config.cache_gb, config.index_sha256)
+        source = EvalSource(reader, preprocess, config.batch_size, config.workers, here.rank, here.size)
+        models = [item.model for item in run]
+        classes = bundle.description.classes
+        samples, scores = score_split(models, source, preprocess, classes, here, config.labels == "auto")
+        results.extend(scores)
+    return samples, results[0], results[1] if baseline else None
+
+
+def measure(samples: Samples, after: Scores, before: Scores | None, classes: list[str]) -> dict[str, Any]:
+    """Everything in metrics.json that follows from scores and labels. Accuracies are fractions, 0..1."""
+    chosen = samples.labelled
+    metrics: dict[str, Any] = {
+        "images": len(samples.numbers),
+        "labelled": int(chosen.sum()),
+        "skipped": samples.skipped,
+        "classes": classes,
+        "adapted": {},
+        "baseline": None,
+        "intervals": {},
+        "bootstrap_replicates": REPLICATES,
+        "label_free": {
+            "adapted": labelfree.label_free(after),
+            "baseline": labelfree.label_free(before) if before else None,
+            "compared": labelfree.compare(before, after) | {"audit": None} if before else None,
+            "training": None,
+        },
+    }
+    if chosen.any():
+        new = labelled_results(after, samples.labels, chosen, len(classes))
+        old = labelled_results(before, samples.labels, chosen, len(classes)) if before else None
+        metrics |= measure_labelled(new, old, classes)
+    return metrics
+
+
+def measure_labelled(new: Labelled, old: Labelled | None, classes: list[str]) -> dict[str, Any]:
+    models = {"adapted": new} | ({"baseline": old} if old else {})
+    replicates = bootstrap(list(models.values()))
+    metrics: dict[str, Any] = {"baseline": None}
+    for number, (name, results) in enumerate(models.items()):
+        values = scalar_metrics(results)
+        spread = {key: interval([replicate[number][key] for replicate in replicates]) for key in values}
+        metrics[name] = values | {"intervals": spread, "reliability": reliability(results)}
+    if old:
+        metrics["intervals"] = {  # of the differences, adapted - baseline
+            key: interval([after[key] - before[key] for after, before in replicates]) for key in scalar_metrics(new)
+        }
+        metrics["paired"] = paired(old, new)
+    metrics["per_class"] = class_table(new, old, classes)
+    metrics["confusion"] = {name: confusion(results) for name, results in models.items()}
+    return metrics
+
+
+def class_table(new: Labelled, old: Labelled | None, classes: list[str]) -> list[dict[str, Any]]:
+    rows = []
+    earlier: list[dict[str, Any]] = per_class(old) if old else [{} for _ in classes]
+    for name, after, before in zip(classes, per_class(new), earlier, strict=True):
+        recall, former = after["recall"], before.get("recall")
+        rows.append(
+            {"class": name, **after}
+            | {f"baseline_{key}": before.get(key) for key in ("recall", "precision", "f1")}
+            | {"difference": recall - former if recall is not None and former is not None else None}
+        )
+    return rows
+
+
+def confusion(results: Labelled) -> dict[str, Any]:
+    """The most frequent confusions as class numbers; the whole matrix where it is small."""
+    matrix = confusion_matrix(results.labels, results.prediction, results.classes)
+    return {
+        "pairs": [{"label": r, "prediction": c, "images": n} for r, c, n in confused_pairs(matrix, 50)],
+        "matrix": matrix.tolist() if results.classes <= MATRIX_LIMIT else None,
+    }
+
+
+def confidence_of(samples: Samples, scores: Scores) -> tuple[np.ndarray, np.ndarray | None]:
+    """(top probabilities, whether each is of the label): of the labelled images; without any, (all images', None)."""
+    chosen = samples.labelled
+    if not chosen.any():
+        return scores.confidence, None
+    return scores.confidence[chosen], scores.prediction[chosen] == samples.labels[chosen]
+
+
+def origin(config: EvaluateConfig, bundle: Bundle, baseline: Bundle | None) -> dict[str, Any]:
+    description = bundle.description
+    name = "none" if baseline is None else "baseline" if baseline.description.provenance else "zero-shot"
+    if name == "zero-shot" and read_header(config.baseline, "--baseline").get("refined"):
+        name = "refined zero-shot"
+    return {
+        "must_version": __version__,
+        "baseline_name": name,
+        "model": {
+            "bundle": config.model,
+            "backbone": description.backbone,
+            "pretrained": description.pretrained,
+            "logit_factor": description.logit_factor,
+            "must_version": description.must_version,
+            "provenance": description.provenance,
+        },
+        "data": {"shards": config.shards, "split": config.split},
+        "config": config.to_dict(),
+    }
+
+
+def predictions_csv(samples: Samples, after: Scores, before: Scores | None, metrics: dict[str, Any]) -> bytes:
+    """A row an image: source, label, adapted class and probability, and the baseline's."""
+    classes = [cell(name) for name in metrics["classes"]]
+    text = io.StringIO()
+    rows = Rows(text)
+    header = ["sample", "source", "label", "adapted", "adapted_probability"]
+    rows.add(*header, *(["baseline", "baseline_probability"] if before else []))
+    for i, number in enumerate(samples.numbers):
+        label = classes[samples.labels[i]] if samples.labels[i] >= 0 else ""
+        found = [classes[after.prediction[i]], f"{after.confidence[i]:.4f}"]
+        if before:
+            found += [classes[before.prediction[i]], f"{before.confidence[i]:.4f}"]
+        rows.add(int(number), cell(samples.sources[i]), label, *found)
+    return encoded(text.getvalue())
+
+
+def to_json(metrics: dict[str, Any]) -> bytes:
+    return encoded(json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False, default=np_default) + "\n")
+
+
+def np_default(value: Any) -> Any:
+    assert isinstance(value, np.generic), type(value)
+    return value.item()

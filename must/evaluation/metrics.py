@@ -1,0 +1,127 @@
+"""Accuracy, calibration and confusion from scores and labels: pure functions of arrays. N images, K classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from must.evaluation.scores import Scores
+
+BINS = 15
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One model's results on the labelled images: what every metric and its bootstrap are computed from."""
+
+    labels: np.ndarray  # int64 [N]
+    prediction: np.ndarray  # int [N]
+    correct: np.ndarray  # bool [N]
+    in_top: np.ndarray  # bool [N]: the label is among the five best
+    nll: np.ndarray  # float64 [N], nats
+    confidence: np.ndarray  # float64 [N]
+    classes: int  # K
+
+
+def labelled_results(scores: Scores, labels: np.ndarray, chosen: np.ndarray, classes: int) -> Labelled:
+    """`chosen`: bool [N], the images that have a label."""
+    top, known = scores.top[chosen], labels[chosen]
+    return Labelled(
+        labels=known,
+        prediction=top[:, 0].astype(np.int64),
+        correct=top[:, 0] == known,
+        in_top=(top == known[:, None]).any(axis=1),
+        nll=-scores.label_log_probability[chosen].astype(np.float64),
+        confidence=scores.confidence[chosen].astype(np.float64),
+        classes=classes,
+    )
+
+
+def scalar_metrics(results: Labelled, weights: np.ndarray | None = None) -> dict[str, float]:
+    """top1, top5, mean_per_class (fractions), nll (nats), ece (fraction), confidence (mean).
+
+    `weights` [N] counts how often each image is in a bootstrap replicate; without it every image counts once.
+    """
+    w = np.ones(len(results.labels)) if weights is None else weights
+    total = w.sum()
+    recall = class_recall(results, w)
+    return {
+        "top1": float(w @ results.correct / total),
+        "top5": float(w @ results.in_top / total),
+        "mean_per_class": float(np.nanmean(recall)),
+        "nll": float(w @ results.nll / total),
+        "ece": calibration_error(results.confidence, results.correct, w),
+        "confidence": float(w @ results.confidence / total),
+    }
+
+
+def class_recall(results: Labelled, weights: np.ndarray) -> np.ndarray:
+    """Share of each class's images that are recognised, [K]; nan for a class without images."""
+    support = np.bincount(results.labels, weights, results.classes)
+    hits = np.bincount(results.labels, weights * results.correct, results.classes)
+    return np.divide(hits, support, out=np.full(results.classes, np.nan), where=support > 0)
+
+
+def calibration_error(confidence: np.ndarray, correct: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """Expected calibration error over 15 equal bins of confidence (Guo et al. 2017, arXiv 1706.04599, eq. 3)."""
+    w = np.ones(len(confidence)) if weights is None else weights
+    bins = bin_numbers(confidence)
+    gap = np.bincount(bins, w * (correct - confidence), BINS)
+    return float(np.abs(gap).sum() / w.sum())
+
+
+def reliability(results: Labelled) -> list[dict[str, float]]:
+    """For each of the 15 bins that holds images: its bounds, count, mean confidence and accuracy."""
+    bins = bin_numbers(results.confidence)
+    rows = []
+    for number in np.unique(bins):
+        inside = bins == number
+        rows.append(
+            {
+                "low": float(number / BINS),
+                "high": float((number + 1) / BINS),
+                "images": int(inside.sum()),
+                "confidence": float(results.confidence[inside].mean()),
+                "accuracy": float(results.correct[inside].mean()),
+            }
+        )
+    return rows
+
+
+def bin_numbers(confidence: np.ndarray) -> np.ndarray:
+    """Bins are (low, high], as in the paper; a confidence of 0 falls into the first."""
+    return np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
+
+
+def confusion_matrix(labels: np.ndarray, prediction: np.ndarray, classes: int) -> np.ndarray:
+    """Counts, int64 [K, K]: row = label, column = prediction."""
+    flat = np.bincount(labels * classes + prediction, minlength=classes**2)
+    return flat.reshape(classes, classes)
+
+
+def per_class(results: Labelled) -> list[dict[str, float | None]]:
+    """For each class: support, predicted (counts), recall, precision, f1 (fractions; None where undefined)."""
+    matrix = confusion_matrix(results.labels, results.prediction, results.classes)
+    rows = []
+    for number in range(results.classes):
+        hits, support, predicted = int(matrix[number, number]), int(matrix[number].sum()), int(matrix[:, number].sum())
+        rows.append(
+            {
+                "support": support,
+                "predicted": predicted,
+                "recall": hits / support if support else None,
+                "precision": hits / predicted if predicted else None,
+                "f1": 2 * hits / (support + predicted) if support + predicted else None,
+            }
+        )
+    return rows
+
+
+def confused_pairs(matrix: np.ndarray, limit: int) -> list[tuple[int, int, int]]:
+    """The most frequent confusions as (label, prediction, count)."""
+    off = matrix.copy()
+    np.fill_diagonal(off, 0)
+    order = np.argsort(-off, axis=None, kind="stable")[:limit]
+    rows, columns = np.unravel_index(order, off.shape)
+    return [(int(r), int(c), int(off[r, c])) for r, c in zip(rows, columns, strict=True) if off[r, c]]

@@ -1,0 +1,93 @@
+"""The report's pictures: mistakes, changed predictions, and confusions that came or went."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from must.evaluation.report.format import percent
+from must.evaluation.report.thumbnails import Thumbnails
+from must.evaluation.scores import Samples, Scores
+
+IMAGES_SHOWN, OF_KIND = 18, 3
+PAIRS_SHOWN, OF_PAIR = 8, 4
+
+
+def gallery(
+    metrics: dict[str, Any], samples: Samples, after: Scores, before: Scores | None, pictures: Thumbnails
+) -> dict[str, Any]:
+    """The most confident mistakes; without labels, the most confident changes from the baseline. Few of a kind."""
+    if metrics["labelled"]:
+        wrong = np.flatnonzero(samples.labelled & (after.prediction != samples.labels))
+        title, empty = "Most confident mistakes", "No mistakes on this split."
+    elif before is not None:
+        wrong = np.flatnonzero(after.prediction != before.prediction)
+        title, empty = "Most confident changes", "No prediction changed."
+    else:
+        wrong = np.arange(len(samples.numbers))
+        title, empty = "Most confident predictions", ""
+    order = wrong[np.argsort(-after.confidence[wrong], kind="stable")]
+    kinds = samples.labels if metrics["labelled"] or before is None else before.prediction
+    chosen = few_of_a_kind(order, kinds, after.prediction)
+    images = [picture(row, metrics, samples, after, before, pictures) for row in chosen]
+    return {"title": title, "empty": empty, "images": images}
+
+
+def few_of_a_kind(rows: np.ndarray, kinds: np.ndarray, predictions: np.ndarray) -> list[int]:
+    """The first rows, at most OF_KIND with the same (kind, prediction): one frequent confusion would fill the page."""
+    seen: dict[tuple[int, int], int] = {}
+    chosen: list[int] = []
+    for row in rows.tolist():
+        pair = (int(kinds[row]), int(predictions[row]))
+        seen[pair] = seen.get(pair, 0) + 1
+        if seen[pair] <= OF_KIND:
+            chosen.append(row)
+        if len(chosen) == IMAGES_SHOWN:
+            break
+    return chosen
+
+
+def changed_pairs(
+    metrics: dict[str, Any], samples: Samples, after: Scores, before: Scores | None, pictures: Thumbnails
+) -> list[dict[str, Any]]:
+    """Confusions (label, prediction) whose number changed most from the baseline, each with a few images."""
+    if before is None or not metrics["labelled"]:
+        return []
+    classes = len(metrics["classes"])
+    rows = np.flatnonzero(samples.labelled)
+    labels = samples.labels[rows]
+    old = labels * classes + before.prediction[rows]
+    new = labels * classes + after.prediction[rows]
+    keys = np.unique(np.concatenate([old, new]))
+    keys = keys[keys // classes != keys % classes]
+    was, now = (np.bincount(np.searchsorted(keys, x[np.isin(x, keys)]), minlength=len(keys)) for x in (old, new))
+    found = []
+    for i in np.argsort(-np.abs(now - was), kind="stable")[:PAIRS_SHOWN]:
+        if was[i] == now[i]:
+            continue
+        examples = rows[(old == keys[i]) != (new == keys[i])][:OF_PAIR]
+        found.append(
+            {
+                "label": metrics["classes"][keys[i] // classes],
+                "prediction": metrics["classes"][keys[i] % classes],
+                "was": int(was[i]),
+                "now": int(now[i]),
+                "images": [picture(row, metrics, samples, after, before, pictures) for row in examples],
+            }
+        )
+    return found
+
+
+def picture(
+    row: int, metrics: dict[str, Any], samples: Samples, after: Scores, before: Scores | None, pictures: Thumbnails
+) -> dict[str, Any]:
+    classes = metrics["classes"]
+    return {
+        "data": pictures(int(samples.numbers[row])),
+        "source": samples.sources[row],
+        "label": classes[samples.labels[row]] if samples.labels[row] >= 0 else None,
+        "adapted": classes[after.prediction[row]],
+        "confidence": percent(float(after.confidence[row]), 0),
+        "baseline": classes[before.prediction[row]] if before is not None else None,
+    }

@@ -1,0 +1,177 @@
+"""report.html: one self-contained page (no scripts, nothing loaded) from metrics, scores and the training log."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from must.config import EvaluateConfig
+from must.evaluation.report import charts
+from must.evaluation.report.charts import Line
+from must.evaluation.report.format import percent, points, signed
+from must.evaluation.report.gallery import changed_pairs, gallery
+from must.evaluation.report.provenance import commands, provenance, training_curves
+from must.evaluation.report.selection import selection
+from must.evaluation.report.thumbnails import Thumbnails
+from must.evaluation.report.verdict import verdict
+from must.evaluation.scores import Samples, Scores
+from must.evaluation.training import training_log
+from must.method.select.portrait import paragraph
+
+CLASSES_SHOWN = 30  # rows of the class chart at either end; the table below holds all
+MATRIX_SHOWN = 25  # classes up to which the confusion matrices are drawn
+
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+METRICS = (
+    ("top1", "Top-1", "share of images whose most probable class is the label", True),
+    ("top5", "Top-5", "share of images whose label is among the five most probable classes", True),
+    ("mean_per_class", "Mean per class", "mean of the classes' recalls", True),
+    ("nll", "Negative log-likelihood", "mean of -log p(label), in nats; smaller is better", False),
+    ("ece", "Calibration error", "expected |accuracy - confidence| over 15 bins; smaller is better", True),
+)
+
+
+def render_report(
+    config: EvaluateConfig, metrics: dict[str, Any], samples: Samples, after: Scores, before: Scores | None
+) -> str:
+    """The page. Class and file names are escaped by the template."""
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, finalize=visible
+    )
+    environment.filters |= {"percent": percent, "points": points}
+    template = environment.from_string(
+        resources.files("must.evaluation.report").joinpath("report.html").read_text("utf-8")
+    )
+    pictures = Thumbnails(config.shards, config.split, config.index_sha256)
+    return template.render(
+        m=metrics,
+        verdict=verdict(metrics),
+        name=metrics["baseline_name"],
+        summary=summary_rows(metrics),
+        classes=class_chart(metrics),
+        matrices=matrices(metrics),
+        pairs=changed_pairs(metrics, samples, after, before, pictures),
+        gallery=gallery(metrics, samples, after, before, pictures),
+        reliability=reliability(metrics),
+        few_shot=few_shot(metrics),
+        histogram=histogram(metrics),
+        images=introduction(metrics),
+        selection=selection(metrics),
+        curves=training_curves(training_log(config.model)),
+        provenance=provenance(metrics),
+        commands=commands(config, metrics),
+    )
+
+
+def visible(value: Any) -> Any:
+    """Text without what cannot be seen but changes what is: control characters, and those that turn the direction of
+    writing around, which would make a file name rewrite the words beside it, and bytes that are no UTF-8."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", value) if type(value) is str else value
+
+
+def summary_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row a metric: both models with intervals, and the difference with its own (paired) interval."""
+    if not metrics["labelled"]:
+        return []
+    rows = []
+    for key, title, hint, is_share in METRICS:
+        if key == "top5" and len(metrics["classes"]) <= 5:
+            continue
+        show = (lambda value: f"{100 * value:.1f}%") if is_share else (lambda value: f"{value:.3f}")
+        row: dict[str, Any] = {"title": title, "hint": hint, "baseline": None, "difference": None}
+        for model in ("baseline", "adapted"):
+            if values := metrics[model]:
+                low, high = values["intervals"][key]
+                row[model] = {"value": show(values[key]), "interval": f"{show(low).rstrip('%')} to {show(high)}"}
+        if metrics["baseline"]:
+            scale, digits = (100, 1) if is_share else (1, 3)
+            change = scale * (metrics["adapted"][key] - metrics["baseline"][key])
+            low, high = (scale * value for value in metrics["intervals"][key])
+            better = (high < 0) if key in ("nll", "ece") else (low > 0)
+            worse = (low > 0) if key in ("nll", "ece") else (high < 0)
+            row["difference"] = {
+                "value": signed(change, digits),
+                "interval": f"{signed(low, digits)} to {signed(high, digits)}",
+                "tone": "good" if better else "bad" if worse else "open",
+            }
+        rows.append(row)
+    return rows
+
+
+def class_chart(metrics: dict[str, Any]) -> dict[str, Any] | None:
+    """Recall of each class, the largest gains first; of very many classes the two ends."""
+    if not metrics["labelled"]:
+        return None
+    rows = [row for row in metrics["per_class"] if row["support"]]
+    key = "difference" if metrics["baseline"] else "recall"
+    rows.sort(key=lambda row: -row[key])
+    hidden = max(0, len(rows) - 2 * CLASSES_SHOWN)
+    shown = rows if not hidden else rows[:CLASSES_SHOWN] + rows[-CLASSES_SHOWN:]
+    return {"shown": shown, "hidden": hidden, "all": sorted(metrics["per_class"], key=lambda row: row["class"])}
+
+
+def matrices(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """Confusion matrices with the share of each cell in its row, for colour."""
+    if not metrics["labelled"] or len(metrics["classes"]) > MATRIX_SHOWN:
+        return []
+    found = []
+    for model, title in (("baseline", metrics["baseline_name"]), ("adapted", "adapted")):
+        if model in metrics["confusion"]:
+            counts = np.array(metrics["confusion"][model]["matrix"])
+            share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+            rows = [list(zip(c, s.round(3).tolist(), strict=True)) for c, s in zip(counts.tolist(), share, strict=True)]
+            found.append({"title": title, "rows": list(zip(metrics["classes"], rows, strict=True))})
+    return found
+
+
+def reliability(metrics: dict[str, Any]) -> Markup | None:
+    if not metrics["labelled"]:
+        return None
+    models = [("adapted", "adapted", metrics["adapted"]["reliability"])]
+    if metrics["baseline"]:
+        models.insert(0, (metrics["baseline_name"], "baseline", metrics["baseline"]["reliability"]))
+    return charts.reliability_chart("Accuracy over confidence", models)
+
+
+def introduction(metrics: dict[str, Any]) -> list[str]:
+    """What the model's training images looked like before it was trained, if that was looked at."""
+    facts = metrics["model"]["provenance"].get("data")
+    return paragraph(facts) if facts else []
+
+
+def few_shot(metrics: dict[str, Any]) -> dict[str, Any] | None:
+    results = metrics.get("few_shot")
+    if not results:
+        return None
+    lines = [
+        Line(method["name"], f"rival-{i}", [(row["shots"], row["top1"]) for row in method["rows"]], dots=True)
+        for i, method in enumerate(results["methods"], start=1)
+    ]
+    levels = [(metrics["baseline_name"], "baseline", metrics["baseline"]["top1"])]
+    levels.append(("adapted without labels", "adapted", metrics["adapted"]["top1"]))
+    return {"chart": charts.shots_chart("Accuracy over labelled images a class", lines, levels), **results}
+
+
+def histogram(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """How often each class is predicted, the largest change first; widths in percent of the longest bar."""
+    free = metrics["label_free"]
+    new = np.array(free["adapted"]["histogram"])
+    old = np.array(free["baseline"]["histogram"]) if free["baseline"] else new
+    longest = max(int(new.max()), int(old.max()), 1)
+    order = np.argsort(-np.abs(new - old), kind="stable") if len(new) > CLASSES_SHOWN else np.arange(len(new))
+    return [
+        {
+            "class": metrics["classes"][i],
+            "old": int(old[i]),
+            "new": int(new[i]),
+            "old_width": round(100 * float(old[i]) / longest, 1),
+            "new_width": round(100 * float(new[i]) / longest, 1),
+        }
+        for i in order[:CLASSES_SHOWN]
+    ]

@@ -1,0 +1,109 @@
+"""The report's account of where a model comes from: training curves, provenance, the commands to type."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import MISSING, fields
+from typing import Any
+
+from must.config import EvaluateConfig, TrainConfig
+from must.evaluation.report import charts
+from must.evaluation.report.charts import Line
+from must.evaluation.training import is_number
+
+CURVES = (
+    ("Self-training loss", {"loss_self_training": "cross entropy with the pseudo-labels"}, False),
+    ("Image losses", {"loss_reconstruction": "reconstruction", "loss_alignment": "alignment"}, False),
+    ("Class balance", {"loss_fairness": "fairness loss, smaller is nearer to equal shares, or those given"}, False),
+    ("Confident pseudo-labels", {"confident": "share of a batch"}, True),
+    ("Same class", {"agreement": "teacher and zero-shot", "stability": "student and teacher"}, True),
+    ("Learning rate", {"lr": "of the top layer"}, False),
+    ("Images a second", {"images_per_s": "images/s"}, False),
+)
+
+
+def training_curves(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Charts of the lines of train_log.jsonl, one for each quantity that it holds."""
+    found = []
+    for title, names, is_share in CURVES:
+        drawn = []
+        for number, (key, name) in enumerate(names.items(), start=1):
+            values = [(line["step"], line[key]) for line in lines if is_number(line.get(key))]
+            if len(values) > 1:
+                drawn.append(Line(name, f"curve-{number}", values))
+        if drawn:
+            zero = title in ("Images a second", "Learning rate")
+            chart = charts.line_chart(title, drawn, percent=is_share, zero=zero)
+            found.append({"title": title, "lines": drawn, "chart": chart})
+    return found
+
+
+def provenance(metrics: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Tables of names and values, by topic."""
+    model, data = metrics["model"], metrics["data"]
+    story = model["provenance"]
+    groups: list[tuple[str, list[tuple[str, str]]]] = []
+    splits = [
+        (f"split {name}", f"{c['samples']:,} images, {c['labelled']:,} labelled") for name, c in data["splits"].items()
+    ]
+    facts = [("shards", data["shards"]), ("evaluated split", data["split"]), *splits]
+    facts += [(key, f"{data[key]:,}") for key in ("rejected", "duplicates")]
+    facts += [("not decodable here", f"{metrics['skipped']:,}"), ("index sha256", data["index_sha256"])]
+    groups.append(("Data", [(name, str(value)) for name, value in facts]))
+    keys = ("bundle", "backbone", "pretrained", "logit_factor", "must_version")
+    facts = [(key.replace("_", " "), str(model[key])) for key in keys if model[key] not in (None, "")]
+    for key, value in story.items():
+        if key in ("config", "versions", "summary", "selection", "data"):
+            continue
+        facts.append((f"training: {key.replace('_', ' ')}", str(value)))
+    facts += [(f"run: {key}", short(value)) for key, value in flatten(story.get("summary") or {})]
+    groups.append(("Model", facts))
+    for key, title in (("versions", "Versions"), ("config", "Training configuration")):
+        if story.get(key):
+            groups.append((title, [(name, short(value)) for name, value in flatten(story[key])]))
+    return groups
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found.extend(flatten(value, f"{prefix}{key}."))
+        else:
+            found.append((f"{prefix}{key}", value))
+    return found
+
+
+def short(value: Any) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 200 else text[:199] + "…"
+
+
+def commands(config: EvaluateConfig, metrics: dict[str, Any]) -> list[str]:
+    """What to type to get this model and this report again. Parameters with their default values are left out."""
+    lines = []
+    training = metrics["model"]["provenance"].get("config")
+    if training:
+        lines.append(command("train", TrainConfig, training))
+    lines.append(command("evaluate", EvaluateConfig, config.to_dict()))
+    return lines
+
+
+def command(stage: str, kind: type, values: dict[str, Any]) -> str:
+    parts = [f"must {stage}"]
+    for parameter in fields(kind):
+        if parameter.name not in values:
+            continue
+        value = values[parameter.name]
+        default = parameter.default if parameter.default is not MISSING else None
+        if parameter.default_factory is not MISSING:
+            default = parameter.default_factory()
+        if value == default:
+            continue
+        name = "--" + parameter.name.replace("_", "-")
+        if isinstance(value, bool):
+            parts.append(name if value else name.replace("--", "--no-", 1))
+            continue
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        parts.append(f"{name} {shlex.quote(text)}")
+    return " ".join(parts)

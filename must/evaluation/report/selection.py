@@ -1,0 +1,86 @@
+"""The report's account of the ladder: what was kept of the adaptation, and why, in one picture and one sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from must.evaluation.report.charts import LEFT, TOP, Axes, nice_ticks, svg
+from must.method.select.ladder import REFUSED
+
+STYLES = {"kept": "adapted", "undecided": "baseline", "refused": "rival-2"}
+
+
+def selection(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """A part for the choice that was made when the model was trained, and one for the look at the evaluated images."""
+    compared = metrics["label_free"]["compared"] or {}
+    chosen = metrics["model"]["provenance"].get("selection")
+    parts = [
+        (chosen, "Chosen on the training images", "from zero-shot to the adapted weights"),
+        (compared.get("audit"), "Looked at again on this split", f"from {metrics['baseline_name']} to this model"),
+    ]
+    return [
+        {
+            "title": title,
+            "text": in_words(found),
+            "way": way,
+            "chart": ladder_chart(title, found),
+        }
+        for found, title, way in parts
+        if found and found["rungs"]
+    ]
+
+
+def in_words(found: dict[str, Any]) -> str:
+    images = f"{found['images']:,} images"
+    if found["copies"]:
+        images += f" ({found['copies']:,} copies of others left out)"
+    if found["outcome"] == "same":
+        return f"No image changes its class, of {images}."
+    kept = "Zero-shot is kept" if found["kept_zero_shot"] else f"{found['alpha']:.0%} of the way is kept"
+    reason = f": {found['reason']}" if found["reason"] else ""
+    judged = f"{kept}{reason}. Judged by the look-alikes of {images}"
+    if found["agreement"] is None:  # zero-shot sees a single class
+        return f"{judged}."
+    share = f"their zero-shot classes agree by {found['agreement']:.2f} (kappa)"
+    return f"{judged}; {share}, so {found['needed']:.1f} standard errors were asked for."
+
+
+def verdict_of(audit: dict[str, Any] | None, name: str) -> tuple[str, str, str]:
+    """(tone, headline, sentence) for a split without labels."""
+    if audit is None:
+        return "open", "No labels: no accuracy", f"{name} has another shape; look-alikes cannot compare the two."
+    last = f"z = {audit['rungs'][-1]['z']:+.1f}" if audit["rungs"] else audit["reason"]
+    if audit["outcome"] == "same":
+        return "open", f"The same as {name}", "No image changes its class."
+    if audit["outcome"] == "gain":
+        kept = max(rung["z"] for rung in audit["rungs"])
+        return "good", f"Look-alikes prefer it to {name}", f"They speak for the changed classes (z up to {kept:+.1f})."
+    if audit["outcome"] == "refused":
+        return "bad", f"Look-alikes prefer {name}", f"They speak against a part of the changed classes ({last})."
+    return "open", "Too little evidence", f"Look-alikes speak neither for nor against the changed classes ({last})."
+
+
+def ladder_chart(title: str, found: dict[str, Any]) -> Markup:
+    """A bar a rung: how many standard errors the look-alikes speak for it (up) or against it (down)."""
+    rungs, needed = found["rungs"], found["needed"]
+    values = [rung["z"] for rung in rungs]
+    limits = [REFUSED] + ([needed] if needed else [])
+    ticks = nice_ticks(min(*values, REFUSED), max(*values, *limits, 1.0), 4)
+    axes = Axes((0.0, 1.05), (ticks[0], ticks[-1]))
+    parts = [axes.grid((0, 0.2, 0.4, 0.6, 0.8, 1), ticks, percent=False)]
+    for limit in limits:
+        at = axes.y(limit)
+        parts.append(f'<line class="ideal" x1="{LEFT}" y1="{at}" x2="{axes.x(1.05)}" y2="{at}"/>')
+    width = round(axes.x(0.07) - axes.x(0), 1)
+    for rung in rungs:
+        top, bottom = sorted((axes.y(rung["z"]), axes.y(0)))
+        changed = f"{rung['changed']:.1%} of the images change class"
+        hint = f"{rung['alpha']:.0%}: z {rung['z']:+.1f}, {changed}: {rung['outcome']}"
+        parts.append(
+            f'<rect class="{STYLES[rung["outcome"]]}" x="{round(axes.x(rung["alpha"]) - width / 2, 1)}" '
+            f'y="{max(top, TOP)}" width="{width}" height="{round(max(bottom - top, 0.8), 1)}">'
+            f"<title>{escape(hint)}</title></rect>"
+        )
+    return svg(title, "".join(parts))

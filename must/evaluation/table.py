@@ -1,0 +1,108 @@
+"""The small table at the end of `must evaluate`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from must.base.text import printable
+
+CLASSES_SHOWN = 20
+NAME_SHOWN = 32  # characters of a class name
+
+
+def text_table(metrics: dict[str, Any]) -> str:
+    """Aligned text: a row a metric, then a row a class (of many classes: those that changed most)."""
+    rows: list[tuple[str, ...]] = []
+    name = metrics["baseline_name"]
+    if metrics["labelled"]:
+        before, after = metrics["baseline"], metrics["adapted"]
+        rows.append((f"{metrics['labelled']} labelled images", *([name] if before else []), "adapted", "difference"))
+        for key, title in (("top1", "top-1"), ("top5", "top-5"), ("mean_per_class", "mean per class")):
+            if key == "top5" and len(metrics["classes"]) <= 5:
+                continue
+            rows.append(metric_row(title, before and before[key], after[key], metrics["intervals"].get(key)))
+        rows.append(("",))
+        rows.extend(class_rows(metrics))
+    else:
+        before, after = metrics["label_free"]["baseline"], metrics["label_free"]["adapted"]
+        rows.append((f"{metrics['images']} images, no labels", *([name] if before else []), "adapted", "difference"))
+        for key, title in (("confidence", "mean confidence"), ("confident", "confident (> 0.7)")):
+            rows.append(metric_row(title, before and before[key], after[key], None))
+        if compared := metrics["label_free"]["compared"]:
+            rows.append((f"same class as {name}", "", percent(compared["agreement"])))
+    return "\n".join([align(rows), *audit_lines(metrics), *abstention_lines(metrics), *few_shot_lines(metrics)])
+
+
+def audit_lines(metrics: dict[str, Any]) -> list[str]:
+    """What the images' look-alikes say, and the signal that ranks models of one task."""
+    audit = (metrics["label_free"]["compared"] or {}).get("audit")
+    if not audit:
+        return []
+    words = {"same": "no image changes its class", "gain": "for the change", "refused": "against the change"}
+    found = f"look-alikes: {words.get(audit['outcome'], 'undecided')}"
+    if audit["reason"] and audit["outcome"] not in ("same", "gain"):
+        found += f" ({audit['reason']})"
+    signal = audit["signal"]
+    if signal["value"] is not None:
+        found += f"; neighbour information {signal['zero_shot']:.3f} -> {signal['adapted']:.3f} nats, "
+        found += f"renamed {signal['renamed']:.3f}"
+    return ["", found]
+
+
+def abstention_lines(metrics: dict[str, Any]) -> list[str]:
+    """The threshold below which no class should be named, and what it is worth."""
+    found = metrics.get("abstention")
+    if not found:
+        return []
+    target = percent(found["target"])
+    if found["threshold"] is None:
+        return [f"abstention: no threshold for {target} wrong ({found['reason']})"]
+    how = (
+        f"with labels: {percent(found['risk'])} wrong, at most {percent(found['bound'])}"
+        if found["bound"]
+        else (f"from look-alikes: an estimated {percent(found['risk'])} wrong")
+    )
+    line = f"abstention below {found['threshold']:.3f}: {percent(found['coverage'])} get a class; {how}"
+    if not found["bound"] and (measured := found["measured"]) and measured["risk"] is not None:
+        line += f" (with labels: {percent(measured['risk'])})"
+    return [line]
+
+
+def few_shot_lines(metrics: dict[str, Any]) -> list[str]:
+    """A line a rival: top-1 for each number of labelled images a class."""
+    lines = []
+    for method in metrics.get("few_shot", {}).get("methods", []):
+        shots, found = zip(*((str(row["shots"]), percent(row["top1"])) for row in method["rows"]), strict=True)
+        lines.append(f"{method['name']} on {' / '.join(shots)} labelled images a class: {' / '.join(found)}")
+    return ["", *lines] if lines else []
+
+
+def metric_row(title: str, before: float | None, after: float, interval: list[float] | None) -> tuple[str, ...]:
+    if before is None:
+        return (title, percent(after))
+    spread = f"  [{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}]" if interval else ""
+    return (title, percent(before), percent(after), f"{100 * (after - before):+.1f}{spread}")
+
+
+def class_rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows = [row for row in metrics["per_class"] if row["support"]]
+    if len(rows) > CLASSES_SHOWN:
+        rows = sorted(rows, key=lambda row: -abs(row["difference"] or 0))[:CLASSES_SHOWN]
+    return [
+        metric_row(printable(row["class"], NAME_SHOWN), row["baseline_recall"], row["recall"], None) for row in rows
+    ]
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}%"
+
+
+def align(rows: list[tuple[str, ...]]) -> str:
+    """First column to the left, the others to the right; the last one, which may carry an interval, to the left."""
+    columns = max(len(row) for row in rows)
+    widths = [max((len(row[i]) for row in rows if i < len(row)), default=0) for i in range(columns)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(widths[i]) if i == 0 or i == 3 else cell.rjust(widths[i]) for i, cell in enumerate(row)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

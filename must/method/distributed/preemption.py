@@ -1,0 +1,88 @@
+"""SIGTERM: the process that gets it and all the others save a checkpoint after the same step, and leave with code 75.
+
+Everything about it is here: the handler, the agreement between processes, the exit code.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import torch
+import torch.distributed as dist
+
+from must.base.exits import PREEMPTED, answers_signals
+from must.method.distributed.process_group import World
+
+SIGNAL_ECHO = 3.0  # seconds in which the same signal may arrive twice: from the terminal, and handed on by torchrun
+
+
+class Preempted(SystemExit):
+    """Stopped, with a checkpoint to go on from; exits with the code that says 'run me again'."""
+
+    def __init__(self, reason: str = "stopped by a signal") -> None:
+        super().__init__(PREEMPTED)
+        self.reason = reason
+
+
+class StopSignal:
+    """Turns SIGTERM and SIGINT into a flag that the training loop reads after each step; a second one kills.
+
+    Only in a must program (`must.base.exits`): elsewhere, and in its threads, signals are the program's own.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self._sums: list[AsyncHostCopy] = []
+        self._since = 0.0
+        ours = (signal.SIGTERM, signal.SIGINT) if answers_signals() else ()
+        self._previous = {number: signal.signal(number, self._handle) for number in ours}
+
+    def _handle(self, number: int, _frame: object) -> None:
+        if self.received and time.monotonic() - self._since < SIGNAL_ECHO:
+            return
+        if self.received:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.received, self._since = True, time.monotonic()
+
+    def agreed(self, world: World, due: bool = False) -> tuple[bool, bool]:
+        """Whether all processes leave now, and whether they save a checkpoint: one all-reduce of two numbers.
+
+        Every process calls it after every step. On a GPU the answer is that of the step before, so that the host
+        never waits for the step just queued.
+
+        Args:
+            due: this process wants a checkpoint; it is enough that one of them does.
+        """
+        if world.size == 1:
+            return self.received, due
+        wishes = torch.tensor([self.received, due], dtype=torch.float32, device=world.device)
+        dist.all_reduce(wishes)
+        self._sums.append(AsyncHostCopy(wishes))
+        if len(self._sums) <= (world.device.type == "cuda"):
+            return False, False
+        leave, save = self._sums.pop(0).read()
+        return leave > 0, save > 0
+
+    def restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+class AsyncHostCopy:
+    """Numbers on their way from the device to the host."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values, self.arrived = values, None
+        if values.is_cuda:
+            self.values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(
+                values, non_blocking=True
+            )
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+
+    def read(self) -> list[float]:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.values.tolist()

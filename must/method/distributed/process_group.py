@@ -1,0 +1,137 @@
+"""Processes: torch.distributed as torchrun sets it up, or a single process without it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from must.base.exits import PREEMPTED
+from must.method.distributed.heartbeat import CHECK_S, LEFT, Heartbeat, connect
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int
+    size: int
+    device: torch.device
+    heartbeat: Heartbeat | None = None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, in rank order, in every process, each of which must call it. Travels as a pickle."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def sum(self, number: float) -> float:
+        """The sum over all processes (an all-reduce), each of which must call it. The host waits for the answer."""
+        if self.size == 1:
+            return number
+        total = torch.tensor(number, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.item()
+
+    def begin(self, step: int) -> None:
+        """Call it when a step begins, so that a lost process can be named by the step it is in."""
+        if self.heartbeat is not None:
+            self.heartbeat.begin(step)
+
+
+class LostRank(SystemExit):
+    """Another process of the run is gone; exits with the code that says 'run me again'."""
+
+    reason = "another process of the run is gone"
+
+    def __init__(self) -> None:
+        super().__init__(PREEMPTED)
+
+
+def pick_device(name: str) -> torch.device:
+    """'auto' takes this process's CUDA GPU if there is one, else Apple's (MPS), which trains a single process only.
+
+    Raises:
+        ValueError: a device that this machine does not have, or that several processes cannot share.
+    """
+    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device("mps" if alone and torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"--device {name}: there is no such device here; 'auto' takes what there is") from None
+    if device.type == "mps" and not alone:
+        raise ValueError("--device mps: takes one process; start it without torchrun, or with --device cpu")
+    return device
+
+
+@contextmanager
+def init_distributed(device_name: str, timeout: int) -> Iterator[World]:
+    """Joins the process group (torchrun's rendezvous), if torchrun started the process; leaves it at the end.
+
+    Args:
+        timeout: seconds after which a lost, frozen or stuck process is given up.
+
+    Raises:
+        LostRank: a collective failed because another process is gone; a line on stderr says which.
+    """
+    device = pick_device(device_name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if "RANK" not in os.environ:
+        yield World(0, 1, device)
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    # The heartbeat can say who is lost, so it comes first; the collectives' own limit is the net below it.
+    limit = timeout + 4 * min(CHECK_S, timeout)
+    join_process_group(backend, limit)
+    rank, size = dist.get_rank(), dist.get_world_size()
+    heartbeat = Heartbeat(connect(timeout), rank, size, timeout) if size > 1 else None
+    try:
+        yield World(rank, size, device, heartbeat)
+    except RuntimeError as error:
+        reason = ""
+        if heartbeat and is_of_collective(error):
+            reason = heartbeat.explain(min(timeout, CHECK_S))
+        if heartbeat is None or not reason:
+            raise
+        if reason != LEFT:
+            heartbeat.say(reason)
+        raise LostRank from None
+    finally:
+        if heartbeat:
+            heartbeat.close()
+        dist.destroy_process_group()
+
+
+def join_process_group(backend: str, limit: float) -> None:
+    """Initializes the default process group at torchrun's rendezvous.
+
+    Where torchrun keeps the store, processes that it started again could find the addresses of those before them in
+    it (torch 2.13 adds no prefix), and wait for what is gone: so this life's keys get a prefix of their own.
+    """
+    wait = timedelta(seconds=limit)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        dist.init_process_group(backend, store=connect(limit, "group"), rank=rank, world_size=size, timeout=wait)
+    else:
+        dist.init_process_group(backend, timeout=wait)
+
+
+def is_of_collective(error: RuntimeError) -> bool:
+    words = ("gloo", "nccl", "closed by peer", "reset by peer", "timed out")
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)

@@ -1,0 +1,153 @@
+"""The adapted model on disk: ``model.safetensors`` and ``model.json``. Evaluating and exporting need nothing else."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from must import __version__
+from must.base import storage
+from must.base.parameters import require
+from must.base.text import brief
+from must.data.image.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from must.method.model.classifier import TextClassifier
+    from must.method.model.masked_vit import MaskedViT
+
+WEIGHTS_FILE, DESCRIPTION_FILE = "model.safetensors", "model.json"
+LOG_FILE = "train_log.jsonl"  # of the training, beside them; a bundle may be without
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """`description`: everything about the model but its weights; `model`: ready to classify, in eval mode."""
+
+    model: MaskedViT
+    description: Description
+
+
+@dataclass(frozen=True)
+class Description:
+    architecture: dict[str, Any]  # embed_dim, vision_cfg, quick_gelu: what open_clip needs to build the tower
+    backbone: str
+    pretrained: str
+    classes: list[str]
+    templates: list[str]
+    preprocess: dict[str, Any]
+    logit_factor: float
+    provenance: dict[str, Any] = field(default_factory=dict)  # data, parameters and versions it was trained with
+    must_version: str = __version__
+    format: int = FORMAT
+
+
+def save_bundle(folder: str, model: MaskedViT, description: Description) -> None:
+    """Writes both files; the description last, so that a folder with model.json is a whole bundle."""
+    from safetensors.torch import save
+
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    storage.write_bytes(storage.join(folder, WEIGHTS_FILE), save(weights))
+    storage.write_bytes(storage.join(folder, DESCRIPTION_FILE), json.dumps(asdict(description), indent=1).encode())
+
+
+def load_description(folder: str) -> Description:
+    """Raises ValueError: no bundle there, a damaged one, or one of a newer version."""
+    uri = storage.join(folder, DESCRIPTION_FILE)
+    require(storage.exists(uri), f"--model {folder}: no {DESCRIPTION_FILE} there; a bundle is what `must train` writes")
+    try:
+        values = json.loads(storage.read_bytes(uri))
+        newer, version = values["format"] > FORMAT, values["must_version"]
+        description = None if newer else Description(**values)
+        whole = newer or (description is not None and is_sound(description))
+    except (KeyError, TypeError, ValueError, RecursionError, OverflowError):
+        raise ValueError(f"{uri}: is damaged") from None
+    require(whole, f"{uri}: is damaged")
+    if description is None:
+        raise ValueError(f"--model {folder}: written by a newer version ({brief(version)})")
+    return description
+
+
+def is_sound(description: Description) -> bool:
+    """Whether what a file says is of its kind. Raises TypeError where that shows by itself."""
+    texts = [description.backbone, description.pretrained, *description.classes, *description.templates]
+    tables, factor = (description.architecture, description.provenance), description.logit_factor
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(table, dict) for table in tables)
+        and isinstance(factor, int | float)
+        and abs(factor) <= sys.float_info.max
+    )
+
+
+def selection_of(description: Description) -> dict[str, Any]:
+    """What `must select` says of its choice: `alpha`, `abstention` and more. Empty: it has not chosen, or not so."""
+    found = description.provenance.get("selection")
+    if not isinstance(found, dict) or not isinstance(found.get("abstention") or {}, dict):
+        return {}
+    alpha = found.get("alpha", 0)
+    return found if isinstance(alpha, int | float) and 0 <= alpha <= 1 else {}
+
+
+def load_bundle(folder: str) -> Bundle:
+    """Raises ValueError: no bundle there, or a damaged one."""
+    from safetensors.torch import load
+
+    from must.method.model.backbone import build_visual, check_fetches_nothing
+    from must.method.model.masked_vit import MaskedViT
+
+    description = load_description(folder)
+    uri = storage.join(folder, WEIGHTS_FILE)
+    require(storage.exists(uri), f"{uri}: is missing")
+    try:
+        check_fetches_nothing(description.architecture)
+    except ValueError as error:
+        raise ValueError(f"{storage.join(folder, DESCRIPTION_FILE)}: {error}") from None
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"{storage.join(folder, DESCRIPTION_FILE)}: is damaged") from None
+    try:
+        weights = load(storage.read_bytes(uri))
+        model = MaskedViT(build_visual(description.architecture), weights["classifier"], description.logit_factor)
+        model.load_state_dict(weights)
+    except Exception as error:
+        raise ValueError(f"{uri}: is damaged or of another model ({type(error).__name__})") from error
+    return Bundle(model.eval(), description)
+
+
+def zero_shot_bundle(
+    classifier: TextClassifier, model: str = "", pretrained: str = "", logit_factor: str = "model"
+) -> Bundle:
+    """The untrained model of a classifier file: the baseline, and what training starts from.
+
+    It is read from the classifier's model folder, unless `model` or `pretrained` name another; no hub is asked then.
+    `logit_factor` is a number or 'model'.
+
+    Raises:
+        ValueError: the model is not there, or not what the classifier was made with.
+    """
+    from must.method.model.backbone import load_backbone
+    from must.method.model.folder import verified
+    from must.method.model.masked_vit import MaskedViT
+
+    named = model or classifier.model, pretrained or ("" if model else classifier.pretrained)
+    kept = classifier.model_folder if not (model or pretrained) else ""
+    place = (verified(kept, classifier.model_sha256), "") if kept else named
+    backbone = load_backbone(*place, with_tokenizer=False)
+    factor = classifier.logit_scale if logit_factor == "model" else float(logit_factor)
+    network = MaskedViT(backbone.clip.visual, classifier.weights, factor)
+    description = Description(
+        architecture=backbone.architecture,
+        backbone=named[0],
+        pretrained=named[1],
+        classes=list(classifier.classes),
+        templates=list(classifier.templates),
+        preprocess=backbone.preprocess.to_dict(),
+        logit_factor=factor,
+    )
+    return Bundle(network.eval(), description)
+
+
+def preprocess_of(description: Description) -> Preprocess:
+    return Preprocess.from_dict(description.preprocess)

@@ -1,0 +1,319 @@
+"""Zero-shot classifier weights from class names and prompt templates, and the file they travel in."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from must.base import storage
+from must.base.parameters import parse_yaml, require
+from must.base.text import brief
+from must.config import ClassifierConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+METADATA_KEY = "must"
+BUNDLED_SET = "imagenet"
+LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
+LARGEST_SHARE = 1e9  # and its inverse the smallest: a ratio that float32 can hold
+
+
+@dataclass(frozen=True)
+class ClassSet:
+    """Class names, for each class the prompts that describe it, and how frequent each is, if that is known."""
+
+    names: tuple[str, ...]
+    prompts: tuple[tuple[str, ...], ...]
+    templates: tuple[str, ...]
+    shares: tuple[float, ...] = ()  # of the images, sum 1; empty: not known
+
+
+@dataclass(frozen=True)
+class TextClassifier:
+    """`weights` [D, K], unit columns, and where they come from."""
+
+    weights: Tensor
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    model: str
+    pretrained: str
+    logit_scale: float
+    shares: tuple[float, ...] = ()  # of the images, sum 1; empty: not known
+    model_folder: str = ""  # the model's own files; empty: of an earlier version, which loads it by its name
+    model_sha256: str = ""  # of the weights in it
+    refined: bool = False  # the weights are no longer the text's alone: `must refine` fitted them
+
+
+def classifier(config: ClassifierConfig) -> TextClassifier:
+    """The stage: reads the class file, runs the text tower, writes the classifier file."""
+    from must.method.distributed.process_group import pick_device
+    from must.method.model.backbone import load_backbone
+    from must.method.model.folder import default_place, save_model
+
+    class_set = load_class_set(config.classes)
+    backbone = load_backbone(config.model, config.pretrained)
+    weights = build_classifier(backbone, class_set, pick_device(config.device))
+    folder, sha256 = save_model(backbone, config.model_store or default_place(config.output))
+    result = TextClassifier(
+        weights=weights,
+        classes=class_set.names,
+        templates=class_set.templates,
+        model=config.model,
+        pretrained=config.pretrained,
+        logit_scale=backbone.logit_scale,
+        shares=class_set.shares,
+        model_folder=folder,
+        model_sha256=sha256,
+    )
+    save_classifier(result, config.output)
+    prompts = sum(map(len, class_set.prompts))
+    print(f"{len(class_set.names)} classes, {prompts} prompts, {weights.shape[0]} dimensions -> {config.output}")
+    print(f"the model, for later stages -> {folder}")
+    return result
+
+
+def build_classifier(backbone: Any, class_set: ClassSet, device: Any) -> Tensor:
+    """Mean of a class's unit prompt features, made unit again: float32 [D, K]."""
+    import torch
+    from open_clip import build_zero_shot_classifier
+
+    too_long = longest_prompt_problem(backbone.tokenizer, class_set)
+    require(not too_long, too_long)
+    clip = backbone.clip.to(device)
+    columns = []
+    shared = all(len(prompts) == len(class_set.prompts[0]) for prompts in class_set.prompts)
+    if shared:  # the same number of prompts a class: open_clip batches over classes
+        lookup = dict(zip(class_set.names, class_set.prompts, strict=True))
+        templates = [lambda name, i=i: lookup[name][i] for i in range(len(class_set.prompts[0]))]
+        columns.append(
+            build_zero_shot_classifier(
+                clip, backbone.tokenizer, class_set.names, templates, device=device, use_tqdm=sys.stderr.isatty()
+            )
+        )
+    else:
+        for name, prompts in zip(class_set.names, class_set.prompts, strict=True):
+            templates = [lambda _, prompt=prompt: prompt for prompt in prompts]
+            columns.append(build_zero_shot_classifier(clip, backbone.tokenizer, [name], templates, device=device))
+    return torch.cat(columns, dim=1).float().cpu()
+
+
+def longest_prompt_problem(tokenizer: Any, class_set: ClassSet) -> str:
+    """A message if a prompt does not fit the text tower: open_clip would cut it off in silence."""
+    limit = getattr(tokenizer, "context_length", None)
+    if limit is None or not hasattr(tokenizer, "encode"):
+        return ""
+    for prompts in class_set.prompts:
+        for prompt in prompts:
+            if (length := len(tokenizer.encode(prompt)) + 2) > limit:
+                return f"the prompt '{prompt[:80]}' has {length} tokens, the model takes {limit}; shorten it"
+    return ""
+
+
+def load_class_set(source: str) -> ClassSet:
+    """Reads a class file (YAML, or .txt with a name a line) or the set that ships ('imagenet': 1,000 names and 80
+    templates, from open_clip).
+
+    The file holds ``classes:``, a list of names or of ``{name, prompts, share}``, and ``templates:``, strings with
+    ``{}``; or is a list of classes alone. Shares are relative numbers above 0, for all classes or for none.
+
+    Raises:
+        ValueError: no such file or set, fewer than two classes, an empty or repeated name, a template without {}, a
+            share that is no such number or that only some classes have.
+    """
+    if source == BUNDLED_SET:
+        from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
+
+        templates = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
+        return make_class_set(list(IMAGENET_CLASSNAMES), templates, BUNDLED_SET, allow_repeats=True)
+    require(storage.exists(source), f"--classes {source}: no such file; a set that ships: {BUNDLED_SET}")
+    if source.lower().endswith(".txt"):
+        content: Any = names_in(storage.read_bytes(source), f"--classes {source}")
+    else:
+        content = parse_yaml(storage.read_bytes(source), f"--classes {source}")
+    if isinstance(content, list):
+        content = {"classes": content}
+    require(
+        isinstance(content, dict) and "classes" in content,
+        f"--classes {source}: expected 'classes:' and 'templates:', or a list of names",
+    )
+    unknown = content.keys() - {"classes", "templates"}
+    require(not unknown, f"--classes {source}: unknown key {', '.join(map(brief, unknown))}; known: classes, templates")
+    return make_class_set(content["classes"], content.get("templates") or ["a photo of a {}."], f"--classes {source}")
+
+
+def names_in(data: bytes, where: str) -> list[str]:
+    """The names in a text file, one a line. Raises ValueError: it is no UTF-8."""
+    try:
+        return [line.strip() for line in data.decode("utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise ValueError(f"{where}: is no text in UTF-8") from None
+
+
+def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool = False) -> ClassSet:
+    require(isinstance(classes, list) and len(classes) >= 2, f"{where}: needs at least two classes")
+    require(isinstance(templates, list), f"{where}: templates must be a list of strings with {{}}")
+    for template in templates:
+        require(
+            is_text(template) and template.count("{}") >= 1,
+            f"{where}: the template {brief(template)} has no {{}} for the class name",
+        )
+    names, prompts, shares = [], [], dict[str, Any]()
+    for number, entry in enumerate(classes):
+        name: Any = entry.get("name") if isinstance(entry, dict) else entry
+        if isinstance(name, int | float) and not isinstance(name, bool):
+            name = str(name)
+        require(
+            is_text(name),
+            f"{where}: class {number + 1} has no name (YAML reads yes, no, on and off as true and false: quote them)",
+        )
+        name = name.strip()
+        own = entry.get("prompts") if isinstance(entry, dict) else None
+        require(
+            own is None or (isinstance(own, list) and bool(own) and all(map(is_text, own))),
+            f"{where}: the prompts of class {brief(name)} must be a list of strings",
+        )
+        if isinstance(entry, dict) and "share" in entry:
+            shares[name] = entry["share"]
+            require(
+                is_share(shares[name]),
+                f"{where}: the share of class {brief(name)} must be a number from {1 / LARGEST_SHARE:g} to "
+                f"{LARGEST_SHARE:g}, not {brief(shares[name])}",
+            )
+        names.append(name)
+        prompts.append(tuple(own or (template.replace("{}", name) for template in templates)))
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1) if not allow_repeats else []
+    require(not repeated, f"{where}: class {', '.join(map(brief, repeated[:5]))} appears more than once")
+    without = next((name for name in names if name not in shares), "")
+    require(
+        not (shares and without), f"{where}: class {brief(without)} has no share; give one to every class or to none"
+    )
+    total = sum(shares.values())
+    relative = tuple(float(share / total) for share in shares.values())
+    return ClassSet(unique(names), tuple(prompts), tuple(templates), relative)
+
+
+def is_share(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 1 / LARGEST_SHARE <= value <= LARGEST_SHARE
+
+
+def is_text(value: Any) -> bool:
+    """Whether it is a string with something in it that can be written anywhere: YAML can spell half a character."""
+    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def unique(names: list[str]) -> tuple[str, ...]:
+    """ImageNet has two 'missile's and two 'sunglasses': the later one is numbered, its prompts stay as they are."""
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        result.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return tuple(result)
+
+
+def save_classifier(result: TextClassifier, uri: str) -> None:
+    from safetensors.torch import save
+
+    description = asdict(result)
+    del description["weights"]
+    for name in ("shares", "model_folder", "model_sha256", "refined"):
+        if not description[name]:
+            del description[name]  # a file without them is what it was before there were any
+    storage.write_bytes(uri, save({"classifier": result.weights.contiguous()}, {METADATA_KEY: json.dumps(description)}))
+
+
+def load_text_classifier(uri: str, flag: str = "--classifier") -> TextClassifier:
+    """Reads a classifier file, local or gs://; `flag` is what the user named it with.
+
+    Raises:
+        ValueError: no such file, or none that `must classifier` wrote.
+    """
+    from safetensors.torch import load
+
+    check_is_there(uri, flag)
+    data = storage.read_bytes(uri)
+    header = found(parse_header(data[8 : 8 + header_size(data)], uri, flag), uri)
+    try:
+        weights = load(data)["classifier"]
+        whole = weights.ndim == 2 and weights.shape[1] == len(header["classes"]) and weights.is_floating_point()
+    except Exception:
+        whole = False
+    if not whole:
+        raise damaged(uri, flag)
+    return TextClassifier(
+        weights=weights,
+        classes=tuple(header["classes"]),
+        templates=tuple(header["templates"]),
+        model=header["model"],
+        pretrained=header["pretrained"],
+        logit_scale=header["logit_scale"],
+        shares=tuple(header.get("shares") or ()),
+        model_folder=header["model_folder"],
+        model_sha256=header["model_sha256"],
+        refined=bool(header.get("refined")),
+    )
+
+
+def read_header(uri: str, flag: str = "--classifier") -> dict[str, Any]:
+    """What a classifier file says of itself, all but the weights; no torch. Raises as `load_text_classifier` does."""
+    check_is_there(uri, flag)
+    header = parse_header(storage.read_bytes(uri, 8, header_size(storage.read_bytes(uri, 0, 8))), uri, flag)
+    return found(header, uri)
+
+
+def found(header: dict[str, Any], uri: str) -> dict[str, Any]:
+    """The header with the place where its model folder is now."""
+    from must.method.model.folder import whereabouts
+
+    folder = whereabouts(header.get("model_folder", ""), uri)
+    return header | {"model_folder": folder, "model_sha256": header.get("model_sha256", "")}
+
+
+def header_size(data: bytes) -> int:
+    """Bytes of a safetensors file's header, which follows the first 8 bytes."""
+    return min(int.from_bytes(data[:8], "little"), LARGEST_HEADER)
+
+
+def parse_header(data: bytes, uri: str, flag: str) -> dict[str, Any]:
+    try:
+        header = json.loads(json.loads(data)["__metadata__"][METADATA_KEY])
+        texts = [*header["classes"], *header["templates"], header["model"], header["pretrained"]]
+        texts += [header.get(name, "") for name in ("model_folder", "model_sha256")]
+        scale = header["logit_scale"]
+        whole = all(isinstance(text, str) for text in texts) and isinstance(scale, int | float) and math.isfinite(scale)
+        whole &= header.get("shares") is None or are_shares(header["shares"], len(header["classes"]))
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        whole = False
+    if not whole:
+        raise damaged(uri, flag)
+    return header
+
+
+def are_shares(value: Any, classes: int) -> bool:
+    """Whether a value from a file is a share above 0 for each class."""
+    listed = isinstance(value, list) and len(value) == classes
+    return listed and all(isinstance(share, int | float) and 0 < share <= 1 for share in value)
+
+
+def require_shares(shares: Sequence[float] | None, uri: str) -> None:
+    """Raises ValueError: a classifier file does not say how frequent its classes are."""
+    require(
+        bool(shares),
+        f"--class-prior given: {uri} holds no class shares; give every class a share: in the class file and make it "
+        "again with `must classifier`",
+    )
+
+
+def check_is_there(uri: str, flag: str) -> None:
+    require(storage.exists(uri), f"{flag} {uri}: no such file; make it with `must classifier`")
+
+
+def damaged(uri: str, flag: str) -> ValueError:
+    return ValueError(f"{flag} {uri}: is damaged or no file of `must classifier`")

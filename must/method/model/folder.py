@@ -1,0 +1,151 @@
+"""A classifier's model as files: a whole open_clip model folder, which later stages read and nobody's hub is asked for.
+
+    MODELS/NAME-KEY/open_clip_config.json        architecture and preprocessing
+                    open_clip_model.safetensors  weights; in half precision where that loses nothing
+                    ...                          a tokenizer's files, where the model has one of its own
+
+KEY follows from what the files hold, so that classifiers of one model share a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from must.base import storage
+from must.base.parameters import require
+from must.method.model.hub import MODEL_FOLDER_FILE, WEIGHTS_FILE, first_line
+
+if TYPE_CHECKING:
+    from must.method.model.backbone import Backbone
+
+MODELS = "models"  # beside the classifier file
+
+
+def save_model(backbone: Backbone, models: str) -> tuple[str, str]:
+    """Writes the model to a folder below `models`, unless it is there. Returns that folder and the weights' sha256."""
+    named = [PurePosixPath(name).name for name in (backbone.model, backbone.pretrained)]
+    named[0] = re.sub(r"-[0-9a-f]{12}$", "", named[0])  # it may be such a folder
+    name = re.sub(r"[^\w.-]+", "-", "-".join(filter(None, named))) or "model"
+    models = absolute(models)
+    beside = None if storage.is_remote(models) else storage.local(models)
+    if beside:
+        with storage.disk_errors(beside):
+            beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=beside, prefix=storage.TEMPORARY) as scratch:
+        write_files(backbone, Path(scratch))
+        files = sorted(path for path in Path(scratch).rglob("*") if path.is_file())
+        files.sort(key=lambda path: path.name == MODEL_FOLDER_FILE)  # last: a folder with it is whole
+        contents = {str(path.relative_to(scratch)): storage.sha256_of(path) for path in files}
+        key = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:12]
+        place = storage.join(models, f"{name}-{key}")
+        if not is_whole(place, Path(scratch) / WEIGHTS_FILE, contents[WEIGHTS_FILE]):
+            for path, file in zip(files, contents, strict=True):
+                (storage.move if beside else storage.upload)(path, storage.join(place, file))
+    return place, contents[WEIGHTS_FILE]
+
+
+def write_files(backbone: Backbone, folder: Path) -> None:
+    from open_clip import get_model_preprocess_cfg
+
+    save_weights(compact(backbone.clip), folder / WEIGHTS_FILE)
+    config = {"model_cfg": backbone.config, "preprocess_cfg": get_model_preprocess_cfg(backbone.clip)}
+    (folder / MODEL_FOLDER_FILE).write_text(json.dumps(config, indent=1, sort_keys=True))
+    if hasattr(backbone.tokenizer, "save_pretrained"):  # a tokenizer of transformers
+        backbone.tokenizer.save_pretrained(folder)
+    elif backbone.vocabulary:
+        (folder / backbone.vocabulary.name).write_bytes(backbone.vocabulary.read_bytes())
+    if "hf_model_name" in backbone.config["text_cfg"]:
+        text: Any = backbone.clip.text
+        text.config.save_pretrained(folder)
+    for path in folder.rglob("*"):  # safetensors makes files private; other users' pods read these
+        if path.is_file():
+            path.chmod(0o666 & ~storage.umask())
+
+
+def save_weights(weights: dict[str, Any], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file into a scratch folder. Raises ValueError: there is no room for it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(weights, path, metadata)
+    except SafetensorError as error:  # in whose place OSError would be
+        raise ValueError(f"{path.parent.parent}: the model cannot be written: {first_line(error)}") from error
+
+
+def compact(clip: Any) -> dict[str, Any]:
+    """The weights, each in half precision if all its numbers are such: OpenAI's were published so."""
+    import torch
+
+    weights, seen = {}, set()
+    for name, value in clip.state_dict().items():
+        value = value.detach().cpu().contiguous()
+        half = value.half() if value.dtype == torch.float32 else value
+        if torch.equal(half.to(value.dtype), value):
+            value = half
+        if value.data_ptr() in seen:  # two names for one tensor, which the format refuses
+            value = value.clone()
+        seen.add(value.data_ptr())
+        weights[name] = value
+    return weights
+
+
+def is_whole(place: str, ours: Path, sha256: str) -> bool:
+    """Whether the folder is there with these weights; in a bucket, with as many bytes of them."""
+    weights = storage.join(place, WEIGHTS_FILE)
+    if not storage.exists(storage.join(place, MODEL_FOLDER_FILE)) or not storage.exists(weights):
+        return False
+    if storage.is_remote(place):
+        return storage.size(weights) == ours.stat().st_size
+    return storage.sha256_of(storage.local(weights)) == sha256
+
+
+def default_place(classifier: str) -> str:
+    """Where a classifier's models lie unless it is said: beside it."""
+    return storage.join(absolute(classifier).rpartition("/")[0], MODELS)
+
+
+def absolute(uri: str) -> str:
+    """What names the same place in any working directory."""
+    return uri if storage.is_remote(uri) else os.path.normpath(storage.local(uri).absolute())
+
+
+def whereabouts(recorded: str, classifier: str) -> str:
+    """Where the model folder is that a classifier file names: beside the file, which may have moved, else as recorded.
+
+    '' for a file that names none, as those of earlier versions.
+    """
+    if not recorded:
+        return ""
+    beside = storage.join(default_place(classifier), PurePosixPath(recorded).name)
+    return beside if storage.exists(storage.join(beside, MODEL_FOLDER_FILE)) else recorded
+
+
+def require_model(folder: str) -> None:
+    """Raises ValueError: the model folder that a classifier file names is not there."""
+    require(
+        not folder or storage.exists(storage.join(folder, MODEL_FOLDER_FILE)),
+        f"{folder}: the classifier's model is not there, nor in the folder {MODELS} beside the classifier file; put it "
+        f"back, {MODEL_FOLDER_FILE} and {WEIGHTS_FILE}, or make the classifier again with `must classifier`",
+    )
+
+
+def verified(folder: str, sha256: str) -> str:
+    """The folder on this machine. Raises ValueError: it is not there, or its weights are not those of `sha256`."""
+    from must.method.model.fetch import here
+
+    require_model(folder)
+    path = Path(here(folder))
+    weights = path / WEIGHTS_FILE
+    require(
+        weights.is_file() and storage.sha256_of(weights) == sha256,
+        f"{storage.join(folder, WEIGHTS_FILE)}: is missing, damaged or of another model than when the classifier was "
+        "made (sha256); delete the folder and run `must classifier` again",
+    )
+    return str(path)

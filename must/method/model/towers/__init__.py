@@ -1,0 +1,11 @@
+"""Image towers: what MUST needs to know of an architecture, one small class a family.
+
+The method is written for a CLIP Vision Transformer: patches, one of which can be replaced by a mask token before
+positions are added, and a class token that becomes the image's feature. A tower answers for another architecture where
+its patches are, how tokens become the image's feature, and what a single patch looks like in the same space.
+"""
+
+from must.method.model.towers.base import Tower, take
+from must.method.model.towers.choose import tower_of
+
+__all__ = ["Tower", "take", "tower_of"]

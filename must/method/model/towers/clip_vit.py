@@ -1,0 +1,129 @@
+"""open_clip's own VisionTransformer: with a class token (OpenAI, LAION, ...), mean (CLIPA) or attention pool (CoCa)."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import open_clip
+import torch
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from must.method.model.attention import SelfAttention, can_stand_in
+from must.method.model.towers.base import Tower, take
+
+BEFORE_THE_BLOCKS = ("class_embedding", "positional_embedding", "conv1", "ln_pre")
+
+
+class ClipTower(Tower):
+    """Class token, as in the paper."""
+
+    def __init__(self, visual: Any) -> None:
+        self.visual = visual
+        self.width, self.embed, self.patch = visual.conv1.out_channels, visual.output_dim, visual.patch_size[0]
+        self.blocks = visual.transformer.resblocks
+        visual.output_tokens = False  # CoCa's towers hand out all tokens besides the feature
+        for block in self.blocks:  # `look` does the last one's work itself
+            known = type(block) is not ResidualAttentionBlock or isinstance(block.attn, SelfAttention)
+            if not known and not can_stand_in(block.attn):
+                refuse_attention(block.attn)
+
+    def forward_tokens(self, images: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
+        return self.visual.transformer(self.embedded(images, replace))
+
+    def embedded(self, images: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
+        """What goes into the first block."""
+        visual = self.visual
+        patches = replace(visual.conv1(images).flatten(2).transpose(1, 2))
+        class_token = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
+        tokens = torch.cat([class_token, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
+        return visual.ln_pre(tokens)
+
+    def forward_features(
+        self, images: Tensor, replace: Callable[[Tensor], Tensor], masked: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        blocks: list[Any] = list(self.blocks)
+        last = blocks.pop()
+        if type(self) is not ClipTower or type(last) is not ResidualAttentionBlock:  # FSDP's blocks are of another type
+            return super().forward_features(images, replace, masked)
+        tokens = self.embedded(images, replace)
+        for block in blocks:
+            if self.visual.transformer.grad_checkpointing:
+                tokens = checkpoint(block, tokens, use_reentrant=False)
+            else:
+                tokens = block(tokens)
+        # The last block's tokens are read for the class and the masked patches only: the others stay keys and values.
+        read = tokens[:, :1] if masked is None else torch.cat([tokens[:, :1], take(tokens[:, 1:], masked)], dim=1)
+        read = read + last.ls_1(last.attn(last.ln_1(read), last.ln_1(tokens))[0])
+        read = read + last.ls_2(last.mlp(last.ln_2(read)))
+        return read, None if masked is None else read[:, 1:]
+
+    def patches(self, tokens: Tensor) -> Tensor:
+        return tokens[:, 1:]
+
+    def feature(self, tokens: Tensor) -> Tensor:
+        return self.visual.ln_post(tokens[:, 0]) @ self.visual.proj
+
+    def project_patches(self, normed: Tensor) -> Tensor:
+        return normed @ self.visual.proj
+
+    def patch_norm(self) -> nn.Module:
+        norm = copy.deepcopy(self.visual.ln_post)
+        norm.reset_parameters()
+        return norm
+
+    def layer_of(self, name: str) -> int:
+        block = re.match(r"transformer\.resblocks\.(\d+)\.", name)
+        if block:
+            return int(block.group(1)) + 1
+        return 0 if name.startswith(BEFORE_THE_BLOCKS) else len(self.blocks) + 1
+
+
+def refuse_attention(attention: Any) -> NoReturn:
+    """Another open_clip may call and answer otherwise, and nothing would fail: the logits would be wrong."""
+    raise ValueError(
+        f"the attention of open_clip {open_clip.__version__} ({type(attention).__name__}) is none that MUST knows; "
+        "install one that has it: pip install 'open_clip_torch>=3,<4'"
+    )
+
+
+class ClipMeanTower(ClipTower):
+    """Mean of the patches (CLIPA); there is a class token too, which takes part in attention only."""
+
+    def feature(self, tokens: Tensor) -> Tensor:
+        visual, patches = self.visual, tokens[:, 1:]
+        if visual.final_ln_after_pool:
+            return visual.ln_post(patches.mean(dim=1)) @ visual.proj
+        return visual.ln_post(patches).mean(dim=1) @ visual.proj
+
+    def patch_norm(self) -> nn.Module:
+        return copy.deepcopy(self.visual.ln_post)
+
+
+class CocaTower(ClipTower):
+    """Attention pooling with many queries (CoCa), of which the first one gives the image's feature."""
+
+    def __init__(self, visual: Any) -> None:
+        super().__init__(visual)
+        if type(visual.attn_pool.attn) is not nn.MultiheadAttention:
+            refuse_attention(visual.attn_pool.attn)
+
+    def feature(self, tokens: Tensor) -> Tensor:
+        return self.pooled(self.visual.attn_pool.ln_k(tokens))
+
+    def project_patches(self, normed: Tensor) -> Tensor:
+        return self.pooled(normed.flatten(0, 1).unsqueeze(1)).unflatten(0, normed.shape[:2])
+
+    def patch_norm(self) -> nn.Module:
+        return copy.deepcopy(self.visual.attn_pool.ln_k)
+
+    def pooled(self, keys: Tensor) -> Tensor:
+        """Feature [N, D] of normalised tokens [N, T, W]."""
+        visual, pool = self.visual, self.visual.attn_pool
+        query = pool.ln_q(pool.query)[:1].expand(keys.shape[0], 1, -1)
+        pooled, _ = pool.attn(query, keys, keys, need_weights=False)
+        return visual.ln_post(pooled[:, 0]) @ visual.proj

@@ -1,0 +1,81 @@
+"""timm Vision Transformers inside open_clip: SigLIP and SigLIP2, Perception Encoder, EVA, and others of their kind.
+
+Prefix tokens (class, registers) may be there or not; the head pools by class token, by mean or by attention.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from typing import Any
+
+from timm.models.eva import Eva
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from must.method.model.towers.base import Tower
+
+BEFORE_THE_BLOCKS = ("cls_token", "reg_token", "pos_embed", "patch_embed.", "norm_pre.")
+
+
+class TimmTower(Tower):
+    def __init__(self, visual: Any) -> None:
+        self.visual, trunk = visual, visual.trunk
+        self.width, self.patch = trunk.embed_dim, trunk.patch_embed.patch_size[0]
+        self.embed = output_size(visual)
+        self.blocks = trunk.blocks
+
+    def forward_tokens(self, images: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
+        trunk = self.visual.trunk
+        patches = trunk.patch_embed(images)
+        grid = patches.shape[1:-1]  # [L], or [rows, columns] of towers that take images of any size
+        patches = replace(patches.flatten(1, -2)).unflatten(1, grid)
+        if isinstance(trunk, Eva):
+            tokens, rotation = trunk._pos_embed(patches)
+            return self.run(trunk.norm_pre(tokens), rope=rotation)
+        return self.run(trunk.norm_pre(trunk._pos_embed(patches)))
+
+    def run(self, tokens: Tensor, **options: Any) -> Tensor:
+        for block in self.blocks:
+            if self.visual.trunk.grad_checkpointing:
+                tokens = checkpoint(block, tokens, use_reentrant=False, **options)
+            else:
+                tokens = block(tokens, **options)
+        return tokens
+
+    def patches(self, tokens: Tensor) -> Tensor:
+        return tokens[:, self.visual.trunk.num_prefix_tokens :]
+
+    def feature(self, tokens: Tensor) -> Tensor:
+        trunk = self.visual.trunk
+        return self.visual.head(trunk.forward_head(trunk.norm(tokens)))
+
+    def project_patches(self, normed: Tensor) -> Tensor:
+        trunk = self.visual.trunk
+        if trunk.attn_pool is not None:
+            normed = trunk.attn_pool(normed.flatten(0, 1).unsqueeze(1)).unflatten(0, normed.shape[:2])
+        if not isinstance(trunk.norm, nn.Identity):  # else ln_patch stands for fc_norm already
+            normed = trunk.fc_norm(normed)
+        return self.visual.head(trunk.head(normed))
+
+    def patch_norm(self) -> nn.Module:
+        trunk = self.visual.trunk
+        norm = copy.deepcopy(trunk.fc_norm if isinstance(trunk.norm, nn.Identity) else trunk.norm)
+        if trunk.global_pool == "token":
+            norm.reset_parameters()
+        return norm
+
+    def layer_of(self, name: str) -> int:
+        name = name.removeprefix("trunk.")
+        block = re.match(r"blocks\.(\d+)\.", name)
+        if block:
+            return int(block.group(1)) + 1
+        return 0 if name.startswith(BEFORE_THE_BLOCKS) else len(self.blocks) + 1
+
+
+def output_size(visual: Any) -> int:
+    """D, the size of the last linear layer after the trunk's features."""
+    layers = [*visual.trunk.head.modules(), *visual.head.modules()]
+    sizes = [layer.out_features for layer in layers if isinstance(layer, nn.Linear)]
+    return sizes[-1] if sizes else visual.trunk.num_features

@@ -1,0 +1,74 @@
+"""The decision from what was measured: how much of an adaptation is kept, and what to tell about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from must.method.model.bundle import Description
+from must.method.model.classifier import are_shares
+from must.method.select.abstain import by_look_alikes
+from must.method.select.ladder import RUNGS, Climb, climb
+from must.method.select.neighbours import look_alikes
+from must.method.select.rung_predictions import RungPredictions
+from must.method.select.signal import neighbour_information, renamed
+
+RENAMED = 0.02  # share of images that only changed the name of their class, above which much evidence is asked for
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`signal`: what the look-alikes say of the full adaptation; `copies`: images left out; `same`: no image changes
+    its class on any rung; `abstention`: below which probability the model that is kept should name no class."""
+
+    climb: Climb
+    signal: dict[str, Any]
+    copies: int
+    same: bool = False
+    abstention: dict[str, Any] | None = None
+
+    @property
+    def outcome(self) -> str:
+        """What became of the full adaptation: `gain`, look-alikes speak for it; `refused`, they speak against a part;
+        `undecided`; or `same`, no image changes its class."""
+        if self.same:
+            return "same"
+        if any(rung.outcome == "refused" for rung in self.climb.rungs):
+            return "refused"
+        return "gain" if self.climb.alpha > 0 else "undecided"
+
+    def to_dict(self) -> dict[str, Any]:
+        found = {"outcome": self.outcome, **self.climb.to_dict(), "copies": self.copies, "signal": self.signal}
+        return found | ({"abstention": self.abstention} if self.abstention else {})
+
+
+def choose(looks: RungPredictions, alphas: Sequence[float] = RUNGS, shares: np.ndarray | None = None) -> Choice:
+    """Pure arithmetic; the same looks give the same choice. `shares` [K]: of the images' classes, if they are known."""
+    neighbours, originals = look_alikes(looks.tokens)
+    kept = looks if len(originals) == len(looks.numbers) else looks.only(originals)
+    signal = signals(kept.labels[0], kept.labels[-1], neighbours, kept.probabilities.shape[-1])
+    strict = (signal["renamed"] or 0) > RENAMED
+    found = climb(kept.probabilities, kept.labels, neighbours, alphas, strict, shares)
+    same = bool((looks.labels == looks.labels[0]).all())
+    rung = [0.0, *alphas].index(found.alpha)
+    unsure = by_look_alikes(kept.probabilities[rung], kept.labels[rung], neighbours, found.alpha)
+    return Choice(found, signal, len(looks.numbers) - len(originals), same, unsure)
+
+
+def shares_of(description: Description) -> np.ndarray | None:
+    """[K] of the images' classes that a bundle was trained with, if the user gave any: its judge must know them too."""
+    told = description.provenance.get("class_shares")
+    return np.array(told, np.float64) if are_shares(told, len(description.classes)) else None
+
+
+def signals(before: np.ndarray, after: np.ndarray, neighbours: np.ndarray, classes: int) -> dict[str, Any]:
+    """Signals of the adaptation: its neighbour information and zero-shot's, in nats, the share of renamed images, and
+    `value`, the gain of the first less twice the second. None where there are too few images."""
+    if neighbours.size == 0:
+        return {"zero_shot": None, "adapted": None, "renamed": None, "value": None}
+    old, new = (neighbour_information(labels, neighbours, classes) for labels in (before, after))
+    match = renamed(before, after, classes)
+    return {"zero_shot": old, "adapted": new, "renamed": match, "value": new - old - 2 * match}

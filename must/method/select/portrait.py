@@ -1,0 +1,131 @@
+"""What unlabeled images look like to zero-shot and to their look-alikes, in numbers and in a paragraph.
+
+It is told before training starts, because it says what the ladder will be able to vouch for at its end. N images, K
+classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from must.base.text import printable
+from must.method.select.ladder import IGNORANT, MIN_IMAGES, NEEDED, agreement, needed_of
+
+DOUBT = 0.4  # own confidence times the look-alikes' mean confidence, below which an image counts as doubtful
+LONGEST_NAME = 40  # characters of a class name in a sentence
+
+
+def portrait(
+    probabilities: np.ndarray,
+    neighbours: np.ndarray,
+    copies: int,
+    classes: Sequence[str],
+    images: int,
+    undecodable: int = 0,
+) -> dict[str, Any]:
+    """JSON-able facts; `paragraph` puts them into words.
+
+    Args:
+        probabilities: zero-shot's, [N, K], of the images that are no copies.
+        neighbours: [N, C] look-alikes, places among the N.
+        copies: images left out because they show what another one shows.
+        images: in the whole split, of which N + copies were looked at.
+    """
+    labels = probabilities.argmax(axis=1)
+    share = np.bincount(labels, minlength=len(classes)) / max(len(labels), 1)
+    there = share[share > 0]
+    sure = probabilities.max(axis=1)
+    judged = neighbours.size > 0
+    doubted = sure * sure[neighbours].mean(axis=1) < DOUBT if judged else np.zeros(0)
+    agree = agreement(labels, neighbours, len(classes)) if judged else None
+    enough = len(labels) >= MIN_IMAGES and agree is not None
+    most, least = int(share.argmax()), int(share.argmin())
+    return {
+        "images": int(images),
+        "looked_at": int(len(labels) + copies),
+        "undecodable": int(undecodable),
+        "copies": int(copies),
+        "classes": len(classes),
+        "largest": {"class": classes[most], "share": float(share[most])},
+        "smallest": {"class": classes[least], "share": float(share[least])},
+        "unseen": int((share == 0).sum()),
+        "effective_classes": float(np.exp(-(there * np.log(there)).sum())),
+        "confidence": float(sure.mean()),
+        "doubted": float(doubted.mean()) if judged else None,
+        "agreement": agree if enough else None,
+        "needed": needed_of(agree, len(labels)) if enough and agree is not None else None,
+    }
+
+
+def paragraph(facts: dict[str, Any]) -> list[str]:
+    """Sentences, for the log and the report."""
+    return [how_many(facts), balance(facts), *strange(facts), prospects(facts)]
+
+
+def how_many(facts: dict[str, Any]) -> str:
+    looked, copies = facts["looked_at"], facts["copies"]
+    of = f"{facts['images']:,} images" if facts["images"] > 1 else "1 image"
+    bad = f"; {facts['undecodable']:,} cannot be decoded" if facts["undecodable"] else ""
+    if looked + facts["undecodable"] < facts["images"]:
+        of += f", of which {looked:,} were looked at here"
+    if not copies:
+        return f"{of}{bad}; none shows what another one shows."
+    are = "is a copy or nearly one" if copies == 1 else "are copies or nearly copies"
+    return f"{of}{bad}; {copies:,} ({copies / looked:.1%}) {are} of others and count once."
+
+
+def balance(facts: dict[str, Any]) -> str:
+    most, least = facts["largest"], facts["smallest"]
+    text = f"Zero-shot sees {named(most)} most often ({most['share']:.1%})"
+    if facts["unseen"]:
+        text += f" and {facts['unseen']:,} of {facts['classes']:,} classes never"
+    else:
+        text += f" and {named(least)} least often ({least['share']:.1%})"
+    return (
+        f"{text}, which is as varied as {facts['effective_classes']:.1f} equally frequent classes. Without labels "
+        "there is no telling whether the images are so or zero-shot leans that way."
+    )
+
+
+def strange(facts: dict[str, Any]) -> list[str]:
+    if facts["doubted"] is None:
+        return []
+    return [
+        f"Neither zero-shot nor an image's look-alikes are sure of {facts['doubted']:.1%} of the images: a guess at "
+        "how many show none of the classes, in which hard images of the classes are counted too."
+    ]
+
+
+def prospects(facts: dict[str, Any]) -> str:
+    agree = facts["agreement"]
+    if agree is None:
+        return (
+            f"Fewer than {MIN_IMAGES} different images are too few to judge by: the ladder can keep nothing of an "
+            "adaptation, and zero-shot stays."
+        )
+    kappa = f"(kappa {agree:.2f})"
+    if facts["needed"] is None:
+        least = IGNORANT + (facts["looked_at"] - facts["copies"]) ** -0.5
+        return (
+            f"Look-alikes hardly share zero-shot's classes {kappa}; of so many images {least:.2f} is needed to vouch "
+            "for others, and the ladder will keep zero-shot whatever training learns. Better class names, a "
+            "stronger model or labels to check with would change that."
+        )
+    errors = f"{facts['needed']:.1f} standard errors"
+    if facts["needed"] >= NEEDED[0]:
+        return f"Look-alikes know little of zero-shot's classes {kappa}: the ladder asks for much evidence, {errors}."
+    if facts["needed"] > NEEDED[1]:
+        return f"Look-alikes know something of zero-shot's classes {kappa}: the ladder asks for {errors}."
+    return f"Look-alikes know zero-shot's classes well {kappa}: for the ladder little evidence is enough, {errors}."
+
+
+def named(fact: dict[str, Any]) -> str:
+    return f"'{printable(fact['class'], LONGEST_NAME)}'"
+
+
+def told(facts: dict[str, Any]) -> str:
+    """The paragraph, for the log."""
+    return "the images: " + "\n  ".join(paragraph(facts))

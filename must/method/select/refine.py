@@ -1,0 +1,142 @@
+"""The stage `must refine`: a better zero-shot, in seconds and without training."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from must import __version__
+from must.base import storage
+from must.base.parameters import require
+from must.base.text import Rows, cell, encoded
+from must.config import RefineConfig
+from must.data.loading.loader import EvalSource
+from must.data.loading.reader import open_reader
+from must.method.distributed.process_group import init_distributed
+from must.method.model.bundle import preprocess_of, zero_shot_bundle
+from must.method.model.classifier import load_text_classifier, save_classifier
+from must.method.select.choose import RENAMED
+from must.method.select.image_features import ImageFeatures, extract_features, softmax
+from must.method.select.ladder import KNOWING, MIN_IMAGES, RUNGS, Climb, climb
+from must.method.select.mutual import for_copies, refined
+from must.method.select.neighbours import look_alikes
+from must.method.select.portrait import portrait, told
+from must.method.select.refit import between, refit
+from must.method.select.rung_predictions import subsample
+from must.method.select.signal import renamed
+
+PREDICTIONS_FILE, CLASSIFIER_FILE, STORY_FILE = "predictions.csv", "classifier.safetensors", "refined.json"
+
+
+def refine(config: RefineConfig) -> dict[str, Any]:
+    """Writes to OUTPUT, and returns what refined.json holds:
+
+    - predictions.csv, a row an image that was looked at: image, class, probability as `must predict` writes them, and
+      zero-shot's own class and probability;
+    - classifier.safetensors, the classifier with its weights fitted to the refined classes, as far as the ladder keeps
+      that: for new images, and for `must train` and `must evaluate`;
+    - refined.json, the reasons; last, so that a folder with it is a whole result.
+
+    Where look-alikes do not know the classes all of it is zero-shot's, the classifier file byte for byte.
+
+    Raises:
+        ValueError: no such split or classifier, or no image can be decoded.
+    """
+    classifier = load_text_classifier(config.classifier)
+    zero_shot = zero_shot_bundle(classifier)
+    classes, text = list(classifier.classes), classifier.weights.float().numpy()
+    with init_distributed(config.device, timeout=600) as here:
+        require(here.size == 1, "must refine runs in one process")
+        preprocess = preprocess_of(zero_shot.description)
+        reader = open_reader(config.shards, config.split, config.cache, config.cache_gb, config.index_sha256)
+        source = EvalSource(reader, preprocess, config.batch_size, config.workers)
+        sight = extract_features(zero_shot.model, subsample(source, config.images), preprocess, here.device)
+        require(len(sight.numbers) > 0, "none of the split's images can be decoded; check them: must index verify")
+        neighbours, originals = look_alikes(sight.tokens)
+        before = sight.probabilities(text, classifier.logit_scale)
+        copies = len(before) - len(originals)
+        facts = portrait(before[originals], neighbours, copies, classes, len(source), source.skipped)
+        print(told(facts), flush=True)
+        reason = reason_against(facts)
+        after, weights, found = before, text, None
+        if not reason:
+            after, weights, found = improve(sight, text, classifier.logit_scale, neighbours, originals, here.device)
+    story = {
+        "must_version": __version__,
+        "kept_zero_shot": bool(reason),
+        "reason": reason,
+        "changed": float((after.argmax(1) != before.argmax(1)).mean()),
+        "classifier": found.to_dict() if found else None,
+        "data": facts,
+        "config": config.to_dict(),
+    }
+    storage.write_bytes(
+        storage.join(config.output, PREDICTIONS_FILE), predictions_csv(sight.sources, classes, after, before)
+    )
+    place = storage.join(config.output, CLASSIFIER_FILE)
+    if found and found.alpha > 0:
+        save_classifier(replace(classifier, weights=torch.from_numpy(weights), refined=True), place)
+    else:
+        storage.write_bytes(place, storage.read_bytes(config.classifier))
+    storage.write_bytes(storage.join(config.output, STORY_FILE), encoded(json.dumps(story, indent=1) + "\n"))
+    print(f"{log_line(story)} -> {config.output}")
+    return story
+
+
+def reason_against(facts: dict[str, Any]) -> str:
+    """Why look-alikes may not correct zero-shot here; '' if they may."""
+    agree = facts["agreement"]
+    if agree is None:
+        return f"fewer than {MIN_IMAGES} different images are too few to judge by"
+    least = KNOWING[0] + (facts["looked_at"] - facts["copies"]) ** -0.5  # agreement among few images may be luck
+    if agree < least:
+        return f"look-alikes share zero-shot's classes too rarely (kappa {agree:.2f}, {least:.2f} is needed)"
+    return ""
+
+
+def improve(
+    sight: ImageFeatures,
+    text: np.ndarray,
+    factor: float,
+    neighbours: np.ndarray,
+    originals: np.ndarray,
+    device: torch.device,
+) -> tuple[np.ndarray, np.ndarray, Climb]:
+    """(refined probabilities [N, K] of all images, weights [D, K] that the ladder keeps, its account)."""
+    features = sight.features[originals]
+    before = softmax(factor * (features @ text))
+    better = refined(before, neighbours)
+    fitted = refit(features, better, text, factor, device)
+    rungs = [softmax(factor * (features @ between(text, fitted, alpha))) for alpha in (0.0, *RUNGS)]
+    said = np.stack([rung.astype(np.float16) for rung in rungs])
+    labels = np.stack([rung.argmax(axis=1) for rung in rungs])
+    strict = renamed(labels[0], labels[-1], text.shape[1]) > RENAMED
+    found = climb(said, labels, neighbours, strict=strict)
+    return for_copies(better, originals, sight.tokens), between(text, fitted, found.alpha), found
+
+
+def predictions_csv(sources: list[str], classes: list[str], after: np.ndarray, before: np.ndarray) -> bytes:
+    """predictions.csv."""
+    text = io.StringIO()
+    rows = Rows(text)
+    rows.add("image", "class", "probability", "zero_shot", "zero_shot_probability")
+    names = [cell(name) for name in classes]
+    for source, new, old in zip(sources, after, before, strict=True):
+        pairs = [part for row in (new, old) for part in (names[row.argmax()], f"{row.max():.6f}")]
+        rows.add(cell(source), *pairs)
+    return encoded(text.getvalue())
+
+
+def log_line(story: dict[str, Any]) -> str:
+    """One line for the log."""
+    if story["kept_zero_shot"]:
+        return f"kept zero-shot: {story['reason']}"
+    found = story["classifier"]
+    kept = f"{found['alpha']:.0%} of its way kept" if found["alpha"] else "left as it was"
+    why = f" ({found['reason']})" if found["reason"] else ""
+    return f"{story['changed']:.1%} of the images changed class; the classifier: {kept}{why}"

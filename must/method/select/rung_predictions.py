@@ -1,0 +1,119 @@
+"""One pass over the images: what the frozen tower sees, and what zero-shot and every rung say."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from must.data.augment.normalize import normalize
+from must.data.image.preprocess import Preprocess
+from must.data.loading.loader import EvalBatch, EvalSource
+from must.method.model.masked_vit import MaskedViT
+from must.method.select.ladder import RUNGS
+from must.method.select.tokens import MiddleTokens
+
+MAX_IMAGES, ENOUGH = 20_000, 5_000
+PASSES, TRAINING_PASSES = 1 + len(RUNGS), 4  # forward passes an image: of the ladder, and about those of a step
+SHARE = 0.1  # of training that the ladder may cost, where more than ENOUGH images are there
+NUMBERS = 20_000_000  # probabilities a rung that are held in memory, where more than ENOUGH images are there
+
+Weights = dict[str, Tensor]
+
+
+@dataclass
+class RungPredictions:
+    """N images, R rungs, K classes."""
+
+    numbers: np.ndarray  # int64 [N], numbers in the split
+    tokens: np.ndarray  # float32 [N, D], of the frozen tower's middle
+    probabilities: np.ndarray  # float16 [R + 1, N, K], of zero-shot and each rung
+    labels: np.ndarray  # int64 [R + 1, N], the most probable classes
+
+    @classmethod
+    def joined(cls, parts: Sequence[RungPredictions]) -> RungPredictions:
+        """The parts of several processes, in the order of the images' numbers."""
+        whole = cls(
+            np.concatenate([part.numbers for part in parts]),
+            np.concatenate([part.tokens for part in parts]),
+            np.concatenate([part.probabilities for part in parts], axis=1),
+            np.concatenate([part.labels for part in parts], axis=1),
+        )
+        return whole.only(np.argsort(whole.numbers, kind="stable"))
+
+    def only(self, chosen: np.ndarray) -> RungPredictions:
+        """The images at these places, in this order."""
+        return RungPredictions(
+            self.numbers[chosen], self.tokens[chosen], self.probabilities[:, chosen], self.labels[:, chosen]
+        )
+
+
+def affordable(shown: int, classes: int) -> int:
+    """Images that the ladder looks at after a training which was shown so many: 5,000 to 20,000.
+
+    Eleven forward passes each are to be no more than a tenth of the training's work.
+    """
+    most = min(SHARE * TRAINING_PASSES * shown / PASSES, NUMBERS / classes)
+    return round(min(max(most, ENOUGH), MAX_IMAGES))
+
+
+def subsample(source: EvalSource, most: int = MAX_IMAGES) -> EvalSource:
+    """The same source, with every n-th image of this process's share if the split has more than `most`."""
+    source.numbers = source.numbers[:: -(-len(source) // most)]
+    return source
+
+
+def between(start: Weights, end: Weights, alpha: float) -> Weights:
+    """start + alpha (end - start); at 0 and 1 the very bits of the two."""
+    if alpha in (0, 1):
+        return end if alpha else start
+    return {
+        name: torch.lerp(value, end[name].to(value), alpha) if value.is_floating_point() else value
+        for name, value in start.items()
+    }
+
+
+@torch.inference_mode()
+def predict_rungs(
+    zero_shot: MaskedViT,
+    adapted: Weights,
+    source: Iterable[EvalBatch],
+    preprocess: Preprocess,
+    device: torch.device,
+    alphas: Sequence[float] = RUNGS,
+    pause: Callable[[], None] | None = None,
+) -> RungPredictions:
+    """Runs zero-shot and every rung on the images. Memory: 2 (R + 1) N K bytes for the probabilities.
+
+    Args:
+        adapted: weights of the same network as `zero_shot`.
+        pause: called before every batch; it may raise to stop.
+    """
+    frozen = zero_shot.to(device).eval()
+    start = {name: value.detach().to(device) for name, value in frozen.state_dict().items()}
+    end = {name: value.detach().to(device) for name, value in adapted.items()}
+    moving = copy.deepcopy(frozen)
+    middle = MiddleTokens(frozen)
+    numbers, probabilities, labels = [], [], []
+    for batch in source:
+        if pause is not None:
+            pause()
+        images = normalize(batch.pixels.to(device), preprocess)
+        with middle:
+            logits = [frozen(images)]
+        for alpha in alphas:
+            moving.load_state_dict(between(start, end, alpha))
+            logits.append(moving(images))
+        said = torch.stack(logits).float()
+        numbers.append(batch.samples.numpy())
+        probabilities.append(said.softmax(-1).half().cpu().numpy())
+        labels.append(said.argmax(-1).cpu().numpy())
+    if not numbers:
+        raise ValueError("none of the split's images can be decoded; check them: must index verify")
+    return RungPredictions(
+        np.concatenate(numbers), middle.result(), np.concatenate(probabilities, 1), np.concatenate(labels, 1)
+    )

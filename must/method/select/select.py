@@ -1,0 +1,115 @@
+"""Keep as much of an adaptation as the unlabeled images speak for: `must select`, and the end of `must train`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from must.base import storage
+from must.base.parameters import require
+from must.config import SelectConfig
+from must.data.loading.loader import EvalSource
+from must.data.loading.reader import open_reader
+from must.method.distributed.process_group import init_distributed
+from must.method.model.bundle import LOG_FILE, Description, load_bundle, preprocess_of, save_bundle, zero_shot_bundle
+from must.method.model.classifier import load_text_classifier
+from must.method.model.masked_vit import MaskedViT
+from must.method.select.choose import Choice, choose, shares_of
+from must.method.select.rung_predictions import MAX_IMAGES, Weights, between, predict_rungs, subsample
+
+CLASSIFIES = ("visual.", "classifier")  # the other weights serve training, and zero-shot has none of its own
+
+
+def select(config: SelectConfig) -> Choice:
+    """The stage: audits a bundle against its zero-shot model and writes the bundle that may be used.
+
+    Raises:
+        ValueError: no bundle, no such split, or a classifier file of other classes or of another model.
+    """
+    bundle, classifier = load_bundle(config.model), load_text_classifier(config.baseline)
+    ours, theirs = bundle.description, list(classifier.classes)
+    require(
+        ours.classes == theirs,
+        f"--baseline {config.baseline}: has other classes ({len(theirs)}) than the model ({len(ours.classes)}); take "
+        "the classifier file that the model was trained with",
+    )
+    zero_shot = zero_shot_bundle(classifier)
+    shapes = [{name: value.shape for name, value in b.model.state_dict().items()} for b in (bundle, zero_shot)]
+    require(
+        shapes[0] == shapes[1] and ours.preprocess == zero_shot.description.preprocess,
+        f"--baseline {config.baseline}: is of {zero_shot.description.backbone}, the model is a {ours.backbone} of "
+        "another shape; take the classifier file that the model was trained with",
+    )
+    with init_distributed(config.device, timeout=600) as here:
+        require(here.size == 1, "must select runs in one process")
+        reader = open_reader(config.shards, config.split, config.cache, config.cache_gb)
+        source = EvalSource(reader, preprocess_of(ours), config.batch_size, config.workers)
+        weights = {name: value.to(here.device) for name, value in bundle.model.state_dict().items()}
+        frozen = MaskedViT(zero_shot.model.visual, zero_shot.model.classifier, ours.logit_factor)
+        only_trained = {name: value for name, value in weights.items() if not name.startswith(CLASSIFIES)}
+        frozen.load_state_dict(zero_shot.model.state_dict() | only_trained)
+        kept, choice = keep(frozen, weights, source, here.device, shares=shares_of(ours))
+        network, description = bundle.model, described(ours, choice, zero_shot.description.logit_factor)
+        network.load_state_dict(kept)
+        network.logit_factor = description.logit_factor
+        save_bundle(config.output, network, description)
+    copy_log(config.model, config.output)
+    print(f"{told(choice)} -> {config.output}")
+    return choice
+
+
+def keep(
+    zero_shot: MaskedViT,
+    adapted: Weights,
+    source: EvalSource,
+    device: torch.device,
+    pause: Callable[[], None] | None = None,
+    shares: np.ndarray | None = None,
+    most: int = MAX_IMAGES,
+) -> tuple[Weights, Choice]:
+    """(the weights to use, why). Where nothing speaks for the adaptation they are zero-shot's, bit for bit.
+
+    Args:
+        zero_shot: with the adapted model's logit factor.
+        pause: called before every batch; it may raise to stop.
+        shares: [K] of the images' classes, where training knew them.
+        most: images to look at.
+    """
+    preprocess = source.dataset.view.preprocess
+    choice = choose(
+        predict_rungs(zero_shot, adapted, subsample(source, most), preprocess, device, pause=pause), shares=shares
+    )
+    start = {name: value.detach().to(device) for name, value in zero_shot.state_dict().items()}
+    end = {name: value.detach().to(device) for name, value in adapted.items()}
+    return between(start, end, choice.climb.alpha), choice
+
+
+def described(description: Description, choice: Choice, own_factor: float) -> Description:
+    """The bundle's description with the choice in it. A model that is zero-shot's also has its logit factor."""
+    factor = own_factor if choice.climb.kept_zero_shot else description.logit_factor
+    found = choice.to_dict()
+    if factor != description.logit_factor:
+        found.pop("abstention", None)  # it is about other probabilities
+    story = {**description.provenance, "selection": found}
+    return replace(description, logit_factor=factor, provenance=story)
+
+
+def told(choice: Choice) -> str:
+    """One line for the log."""
+    found = choice.climb
+    copies = f" ({choice.copies:,} copies left out)" if choice.copies else ""
+    of = f"of {found.images:,} unlabeled images{copies}"
+    if found.kept_zero_shot:
+        return f"kept zero-shot: {found.reason} (look-alikes {of})"
+    why = f"; {found.reason}" if found.reason else ""
+    return f"kept {found.alpha:.0%} of the way from zero-shot to the adapted weights (look-alikes {of}{why})"
+
+
+def copy_log(model: str, output: str) -> None:
+    """The training log goes with the weights."""
+    log = storage.join(model, LOG_FILE)
+    if storage.exists(log) and log != storage.join(output, LOG_FILE):
+        storage.write_bytes(storage.join(output, LOG_FILE), storage.read_bytes(log))

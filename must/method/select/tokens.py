@@ -1,0 +1,62 @@
+"""What an image looks like to the middle of a frozen tower: numbers that training for the classes did not shape.
+
+The final feature would not do: zero-shot's own classes are smooth there by construction.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from must.method.model.masked_vit import MaskedViT
+
+GRID = 4  # patches a side after pooling
+NUMBERS = 512  # an image, after the random projection of a wide tower
+WIDE = 2048  # numbers from which an image's tokens are projected
+
+
+class MiddleTokens:
+    """Collects the patch tokens after block L / 2 of a network while it looks at images. Use as a context.
+
+    They are pooled to 4 x 4 patches and, if that makes more than 2,048 numbers, projected to 512 with a fixed matrix.
+    """
+
+    def __init__(self, network: MaskedViT) -> None:
+        self.tower = network.tower
+        self.parts: list[np.ndarray] = []
+        self.projection: Tensor | None = None
+        blocks = list(self.tower.blocks)
+        self.block: Any = blocks[max(len(blocks) // 2, 1) - 1]
+
+    def __enter__(self) -> MiddleTokens:
+        self.hook = self.block.register_forward_hook(self.collect)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.hook.remove()
+
+    def collect(self, _module: Any, _inputs: Any, output: Any) -> None:
+        tokens = output[0] if isinstance(output, tuple) else output
+        self.parts.append(self.reduced(self.tower.patches(tokens).float()).cpu().numpy())
+
+    def reduced(self, patches: Tensor) -> Tensor:
+        """Patches [B, L, W] -> float32 [B, D]."""
+        side = round(patches.shape[1] ** 0.5)
+        if side > GRID and side * side == patches.shape[1]:
+            square = patches.transpose(1, 2).unflatten(2, (side, side))
+            patches = F.adaptive_avg_pool2d(square, GRID).flatten(2).transpose(1, 2)
+        flat = patches.flatten(1)
+        if flat.shape[1] <= WIDE:
+            return flat
+        if self.projection is None:
+            generator = torch.Generator().manual_seed(0)
+            self.projection = torch.randn(flat.shape[1], NUMBERS, generator=generator) / flat.shape[1] ** 0.5
+        return flat @ self.projection.to(flat.device)
+
+    def result(self) -> np.ndarray:
+        """Float32 [N, D] of all images seen so far."""
+        return np.concatenate(self.parts)

@@ -1,0 +1,95 @@
+"""`--preset auto`: settings that follow from the data's size and the model's shape, for users who cannot tune.
+
+What it is made of: the bundled digits' settings at their size (1,097 images, a tower of width 128), the published ones
+(arXiv 2206.02967) at theirs, views that every kind of picture bears, and the ladder. docs/training.md says what was
+tried.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from must.data.format.index import load_index
+from must.method.model.classifier import read_header, require_shares
+
+IMAGES = 44_000  # to look at in training, where the data are few
+EPOCHS = (10, 60)
+BATCHES = (16, 256)
+STEPS_AN_EPOCH = 16
+TINY, ITS_LR = 128, 1e-3  # width of a tower, and its learning rate at 64 images a step
+LARGE, ITS_LR_TOO = 768, 2e-5  # ViT-B, at the same batch
+EMA_END, EMA_START = 0.15, 0.015  # the teacher's horizon, as shares of all steps
+
+
+def auto(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings of `must train` for the shards, the split and the classifier in `values`.
+
+    Raises:
+        ValueError: one of them is wrong.
+    """
+    index = load_index(values["shards"])
+    header = read_header(values["classifier"])
+    if values.get("class_prior") == "given":
+        require_shares(header.get("shares"), values["classifier"])
+    images = sum(shard.samples for shard in index.shards_of(values.get("split", "train")))
+    from must.method.model.backbone import tower_shape  # imports torch: wrong input was told before that
+
+    model, pretrained = values.get("model") or "", values.get("pretrained") or ""
+    if not model:
+        kept = "" if pretrained else header["model_folder"]
+        model, pretrained = kept or header["model"], pretrained or ("" if kept else header["pretrained"])
+    found = settings(images, len(header["classes"]), *tower_shape(model, pretrained))
+    return found | ({"class_prior": "given"} if header.get("shares") else {})
+
+
+def settings(images: int, classes: int, width: int, size: int, patch: int, looked_at: float = IMAGES) -> dict[str, Any]:
+    """Pure function of the numbers.
+
+    - batch_size: a power of two, about a sixteenth of the images, and as many as there are classes where that is
+      possible: the class balance is a batch's.
+    - epochs: as many as show 44,000 images at width 128, 10 to 60; a wider tower learns in smaller steps, and looks at
+      more of them, with the square root of its width.
+    - lr: for 64 images a step 1e-3 at width 128 and 2e-5 at 768, on a straight line of the logarithms in between and
+      beyond; it grows with the square root of the batch.
+    - the teacher's horizon grows from 1.5% to 15% of the steps, over 15% of the steps.
+    - mask cells of two patches a side where there are eight or more, else of one.
+    """
+    wanted = max(images / STEPS_AN_EPOCH, classes)
+    batch = 2 ** round(math.log2(min(max(wanted, BATCHES[0]), BATCHES[1])))
+    batch = min(batch, max(images, 1))
+    looked_at *= math.sqrt(width / TINY)
+    epochs = round(min(max(looked_at / max(images, 1), EPOCHS[0]), EPOCHS[1]))
+    steps = max(images // batch, 1) * epochs
+    slope = math.log(ITS_LR_TOO / ITS_LR) / math.log(LARGE / TINY)
+    lr = ITS_LR * (width / TINY) ** slope * math.sqrt(batch / 64)
+    side = size // patch
+    cell = 2 * patch if side >= 8 and side % 2 == 0 else patch
+    return {
+        "batch_size": batch,
+        "epochs": epochs,
+        "lr": float(f"{lr * 256 / batch:.3g}"),
+        "min_lr": float(f"{lr * 256 / batch / 100:.3g}"),
+        "ema_decay_init": round(decay(EMA_START * steps), 5),
+        "ema_decay": round(decay(EMA_END * steps), 5),
+        "ema_warmup_steps": round(EMA_END * steps),
+        "mask_patch_size": cell,
+        "mask_ratio": 0.1,
+        "confidence_threshold": 0.7,
+        "fairness_weight": 1.0,
+        "align_weight": 0.2,
+        "logit_factor": "model",
+        "weak_padding": size // 16 if size <= 64 else 0,
+        "flip": 0.0,
+        "strong_scale": [0.7, 1.0],
+        "randaugment": "rand-m5-mstd0.5-inc1",
+        "randaugment_ops": [
+            "Rotate", "ShearX", "ShearY", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing",
+        ],
+        "select": "ladder",
+    }  # fmt: skip
+
+
+def decay(horizon: float) -> float:
+    """EMA decay whose memory is so many steps: 0.9 to 0.9998."""
+    return min(max(1 - 1 / max(horizon, 1), 0.9), 0.9998)

@@ -1,0 +1,218 @@
+"""Checkpoints: step-named, whole or absent, checked by sha256, written in the background.
+
+``step-000000400.pt`` holds the state, ``step-000000400.json`` (written after it) its size and sha256; ``LAST`` names
+the newest. A checkpoint without a matching description does not count. Order is by step: nothing here looks at a clock
+or at the time of a file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+
+from must.base import storage
+from must.base.lock import LockLostError
+from must.method.train.snapshot import Snapshot
+
+LAST = "LAST"
+NAME = re.compile(r"step-(\d{9})\.(json|pt)")
+FAILURES = 2  # writes that may fail in a row before training stops: a full disk may be emptied, a bucket come back
+
+
+class Checkpoints:
+    """The checkpoints of one run in a folder or under a gs:// prefix. One process writes there.
+
+    Args:
+        keep: how many of the newest to keep.
+        keep_every: besides those, keep the ones whose step is a multiple of this for good; 0: none.
+    """
+
+    def __init__(self, uri: str, keep: int = 2, keep_every: int = 0) -> None:
+        self.uri, self.keep, self.keep_every = uri, keep, keep_every
+        self.still_ours: Callable[[], None] = lambda: None  # raises LockLostError once another run writes here
+        self._waited = 0.0
+        self._snapshot = Snapshot()
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future | None = None
+        self._failures: list[Exception] = []  # of the writes since the last good one
+
+    def due(self, step: int, every: int) -> bool:
+        """Whether a checkpoint is wanted after `step` steps, with one every `every`."""
+        return step % every == 0 or (self.keep_every > 0 and step % self.keep_every == 0)
+
+    @property
+    def busy(self) -> bool:
+        """Whether an earlier state is still being written."""
+        return self._pending is not None and not self._pending.done()
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Copies `state` to host memory and writes it in the background, after an earlier write is done.
+
+        A write that fails is reported at once and training goes on; when the next one fails too, its error comes out
+        here.
+        """
+        started = time.monotonic()
+        self._finish_pending()
+        if len(self._failures) >= FAILURES or any(isinstance(error, LockLostError) for error in self._failures):
+            raise self._failures[-1]
+        self._pending = self._writer.submit(self._try_to_write, step, self._snapshot.take(state))
+        self._waited += time.monotonic() - started
+
+    def wait(self) -> None:
+        """Returns when the last state is on disk. Raises what went wrong there."""
+        started = time.monotonic()
+        self._finish_pending()
+        self._waited += time.monotonic() - started
+        if self._failures:
+            raise self._failures[-1]
+
+    def take_waited(self) -> float:
+        """Seconds that training stood still for checkpoints since the last call."""
+        waited, self._waited = self._waited, 0.0
+        return waited
+
+    def close(self) -> None:
+        self.wait()
+        self._writer.shutdown()
+
+    def _finish_pending(self) -> None:
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def _try_to_write(self, step: int, state: dict[str, Any]) -> None:
+        try:
+            self._write(step, state)
+            self._failures.clear()
+        except (ValueError, OSError) as error:
+            self._failures.append(error)
+            print(f"the checkpoint of step {step} could not be written: {error}", file=sys.stderr, flush=True)
+
+    def _write(self, step: int, state: dict[str, Any]) -> None:
+        name = f"step-{step:09d}"
+        self.still_ours()
+        with storage.open_write(storage.join(self.uri, f"{name}.pt")) as file:
+            state_file = StateFile(file)
+            try:
+                torch.save(state, cast(IO[bytes], state_file))
+            except RuntimeError as error:  # torch says so of any error of the file, a full disk among them
+                raise (state_file.error or error) from None
+        self.still_ours()  # writing took its time
+        description = {"step": step, "bytes": state_file.size, "sha256": state_file.sha256}
+        storage.write_bytes(storage.join(self.uri, f"{name}.json"), json.dumps(description).encode())
+        storage.write_bytes(storage.join(self.uri, LAST), name.encode())
+        self._tidy(step)
+
+    def _tidy(self, step: int) -> None:
+        """Removes what is not to be kept once `step` is whole.
+
+        Later steps are of a life that was given up (--no-resume, or a damaged checkpoint that was passed over). A
+        state without a description is what a kill left of a write.
+        """
+        files = self._files()
+        whole = sorted(number for number, ending in files if ending == "json")
+        old = [number for number in whole if number <= step]
+        kept = set(old[-self.keep :]) | {number for number in old if self.keep_every and number % self.keep_every == 0}
+        for number in {number for number, _ in files} - kept:
+            self.remove(number)
+
+    def _files(self) -> list[tuple[int, str]]:
+        """(step, "pt" or "json") of every file there."""
+        try:
+            names = [NAME.fullmatch(entry.name) for entry in storage.list_files(self.uri)]
+        except FileNotFoundError:
+            return []
+        return [(int(match.group(1)), match.group(2)) for match in names if match]
+
+    def steps(self) -> list[int]:
+        """Steps that have a description, ascending."""
+        return sorted(step for step, ending in self._files() if ending == "json")
+
+    def remove(self, step: int) -> None:
+        for ending in ("json", "pt"):  # the description first: what is left of a half-done removal does not count
+            storage.delete(storage.join(self.uri, f"step-{step:09d}.{ending}"))
+
+    def remove_leftovers(self) -> None:
+        """Temporary files that a kill left in a local folder; only while nothing is being written there."""
+        if not storage.is_remote(self.uri):
+            for path in storage.local(self.uri).glob(f"{storage.TEMPORARY}*"):
+                path.unlink(missing_ok=True)
+
+    def load_newest(self) -> dict[str, Any] | None:
+        """The newest whole checkpoint's state, or None. Damaged ones are passed over with a warning."""
+        with self.newest() as path:
+            return load_state(path) if path else None
+
+    @contextmanager
+    def newest(self) -> Iterator[Path | None]:
+        """A local path of the newest whole checkpoint for as long as the block lasts, or None.
+
+        Damaged ones are passed over with a warning. What cannot be read for another reason (a bucket that does not
+        answer, no permission) is an error: going on from an older one would throw the newer ones away.
+        """
+        with ExitStack() as stack:
+            for step in reversed(self.steps()):
+                try:
+                    path = stack.enter_context(self._whole(step))
+                except (DamagedError, FileNotFoundError) as error:
+                    warnings.warn(f"checkpoint passed over: {error}", stacklevel=4)
+                    continue
+                yield path
+                return
+            yield None
+
+    @contextmanager
+    def _whole(self, step: int) -> Iterator[Path]:
+        uri = storage.join(self.uri, f"step-{step:09d}.pt")
+        size, sha256 = self._describe(step)
+        with storage.local_copy(uri) as path:
+            if path.stat().st_size != size:
+                raise DamagedError(f"{uri} is truncated: {path.stat().st_size} of {size} bytes")
+            if storage.sha256_of(path) != sha256:
+                raise DamagedError(f"{uri} is damaged: its sha256 differs")
+            yield path
+
+    def _describe(self, step: int) -> tuple[int, str]:
+        """Bytes and sha256 of a checkpoint, as written down beside it."""
+        uri = storage.join(self.uri, f"step-{step:09d}.json")
+        data = storage.read_bytes(uri)
+        try:
+            description = json.loads(data)
+            return description["bytes"], description["sha256"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise DamagedError(f"{uri} is damaged") from None
+
+    def _load(self, step: int) -> dict[str, Any]:
+        with self._whole(step) as path:
+            return load_state(path)
+
+
+class DamagedError(ValueError):
+    """A checkpoint is not the one that was written."""
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+class StateFile(storage.HashingFile):
+    """What the state is written to: it is never held as bytes in memory. Keeps the `error` of writing."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = error
+            raise

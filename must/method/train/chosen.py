@@ -1,0 +1,97 @@
+"""What `must train` chooses itself: loader processes, and micro-batches that fit into a GPU's memory."""
+
+from __future__ import annotations
+
+import torch
+
+from must.base.parameters import require
+from must.data.augment.draws import PatchMask
+from must.data.loading.loader import PREFETCH, TrainBatch
+from must.method.distributed.cpu import loader_processes
+from must.method.distributed.parallel import to_local
+from must.method.train.step import MustStep
+
+SHARE = 0.85  # of the free memory that a step may take: allocators leave gaps
+TRIAL = 8  # images of the smaller trial; the larger one has twice as many
+
+
+def chosen_loaders(device: torch.device, images: int, size: int) -> int:
+    """Args:
+    images, size: of a batch that a loader process makes; pixels a side.
+    """
+    return loader_processes(device, PREFETCH * images * pixel_bytes(size))
+
+
+def pixel_bytes(size: int) -> int:
+    """Bytes of an image's two views."""
+    return 2 * size * size * 3
+
+
+def chosen_pieces(method: MustStep, local: int, before: int) -> int:
+    """How many micro-batches the `local` images of a process's step are cut into; the same in all processes.
+
+    On a CUDA GPU the fewest that fit: two trial steps, thrown away, tell what an image takes, and the rest is
+    arithmetic. Elsewhere 1, for there the memory is the machine's.
+
+    Args:
+        before: images of a micro-batch of the run that goes on, which stays what it was (sums in another order are not
+            the same to the bit); 0: none.
+
+    Raises:
+        ValueError: not even one image fits.
+    """
+    if before and local % before == 0:
+        return local // before
+    if method.world.device.type != "cuda":
+        return 1
+    fixed, per_image, free = zip(*method.world.gather(measured(method, local)), strict=True)
+    return fewest_pieces(local, max(fixed), max(per_image), min(free))
+
+
+def fewest_pieces(local: int, fixed: float, per_image: float, free: float) -> int:
+    """The smallest divisor of `local` such that `fixed` bytes and those of a micro-batch fit into SHARE of `free`."""
+    for pieces in (number for number in range(1, local + 1) if local % number == 0):
+        if fixed + per_image * (local // pieces) <= SHARE * free:
+            return pieces
+    require(
+        False,
+        f"--accumulate auto: not even one image a step fits: it takes {(fixed + per_image) / 1e9:.3g} GB, and "
+        f"{SHARE * free / 1e9:.3g} GB of the GPU's memory can be used; try --activation-checkpointing, several "
+        "processes with --parallel fsdp, or a smaller model",
+    )
+    raise AssertionError
+
+
+def measured(method: MustStep, local: int) -> tuple[float, float, float]:
+    """Bytes of a step that do not depend on the micro-batch, those of an image, and those that are free, by trial."""
+    config, small = method.config, min(TRIAL, local)
+    cells = PatchMask(method.preprocess.size, method.student.patch_size, config.mask_patch_size, config.mask_ratio)
+    masked = cells.masked_patches
+    less, more = (trial(method, images, masked) for images in (small, 2 * small))
+    per_image = max(more - less, 0) / small
+    parameters = [to_local(value) for group in method.optimizer.param_groups for value in group["params"]]
+    moments = sum(2 * value.numel() * value.element_size() for value in parameters)  # they are there after a step
+    views = local * pixel_bytes(method.preprocess.size)  # all micro-batches of a step are on the device
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(method.world.device)
+    return max(less - per_image * small, 0) + moments + views, per_image, free
+
+
+def trial(method: MustStep, images: int, masked: int) -> int:
+    """Bytes that a forward and backward pass takes at its height, above what is held before. Changes no weight."""
+    device = method.world.device
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    method.differentiate([blank(images, method.preprocess.size, masked).to(device)])
+    torch.cuda.synchronize(device)
+    height = torch.cuda.max_memory_allocated(device) - before
+    method.optimizer.zero_grad(set_to_none=True)
+    return height
+
+
+def blank(images: int, size: int, masked: int) -> TrainBatch:
+    """A batch of black images whose first patches are masked."""
+    pixels = torch.zeros(images, size, size, 3, dtype=torch.uint8)
+    patches = torch.arange(masked).expand(images, masked).contiguous()
+    return TrainBatch(pixels, pixels.clone(), patches, torch.zeros(images, dtype=torch.int64), torch.tensor(0))

@@ -1,0 +1,79 @@
+"""What a log line says besides losses, and what ends a run that is not well."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from must.config import TrainConfig
+from must.data.loading.loader import TrainBatch
+from must.data.loading.reader import ShardReader
+from must.method.distributed.process_group import World
+from must.method.model.masked_vit import MaskedViT
+from must.method.train.log import Meter
+from must.method.train.step import MustStep
+from must.method.train.train_state import TrainState
+
+MAX_SKIPPED = 20  # steps without finite gradients in one run, after which training stops
+
+
+@dataclass
+class Health:
+    """`zero_shot`: the model before training, for the share of labels that changed."""
+
+    config: TrainConfig
+    world: World
+    reader: ShardReader
+    method: MustStep
+    state: TrainState
+    zero_shot: MaskedViT
+
+    def read(self, meter: Meter, step: int, batch: TrainBatch) -> dict[str, Any]:
+        """The means since the last reading, with what the log adds to them. Every process calls this.
+
+        Raises:
+            ValueError: too many images cannot be decoded, or too many steps' gradients were not finite. What was
+                learned so far is in a checkpoint.
+        """
+        count, progress, method = meter.count, self.state.progress, self.method
+        line: dict[str, Any] = meter.read()
+        progress.skipped += round(line.pop("skipped") * count)
+        progress.replaced += round(self.world.sum(line.pop("replaced") * count))
+        if self.too_many_replaced():
+            self.stop(
+                f"{progress.replaced} of {progress.step * self.config.batch_size:,} images could not be decoded, more "
+                f"than --max-replaced {self.config.max_replaced:g}; `must index verify {self.reader.uri}` tells "
+                "whether the shards are whole; shard again with --validate decode, or allow more"
+            )
+        if progress.skipped > MAX_SKIPPED:
+            self.stop(f"the gradients of {progress.skipped} steps were not finite; lower --lr, or use --precision fp32")
+        return line | {
+            **self.agreement(batch),
+            "epoch": (step + 1) / method.steps_per_epoch,
+            "lr": method.learning_rate(step),
+            "ema_decay": method.ema_decay(step),
+            "skipped_steps": progress.skipped,
+            "replaced_samples": progress.replaced,
+            "images_per_s": meter.steps_per_s * self.config.batch_size,
+        }
+
+    def agreement(self, batch: TrainBatch) -> dict[str, float]:
+        """How often the teacher says what zero-shot and the student say: of this process's images, but all processes
+        look, as parameters may be cut."""
+        networks = (self.method.teacher, self.method.student, self.zero_shot)
+        taught, learned, before = (self.method.predict(network, batch.weak) for network in networks)
+        return {
+            "agreement": (taught == before).float().mean().item(),
+            "stability": (taught == learned).float().mean().item(),
+        }
+
+    def too_many_replaced(self) -> bool:
+        """The share is of all images so far, but at least of an epoch or of 1000: one of the first ten is no share."""
+        seen = self.state.progress.step * self.config.batch_size
+        return self.state.progress.replaced > self.config.max_replaced * max(seen, min(1000, len(self.reader)))
+
+    def stop(self, reason: str) -> NoReturn:
+        """Saves a checkpoint first."""
+        self.state.save(self.method)
+        self.state.checkpoints.close()
+        raise ValueError(f"stopped after step {self.state.progress.step}: {reason}")

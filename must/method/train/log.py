@@ -1,0 +1,135 @@
+"""What a run says: a progress bar or plain lines, ``train_log.jsonl``, and the trackers' curves."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from must.base.progress import bar
+from must.method.model.bundle import LOG_FILE
+from must.method.train.trackers.fan import Trackers
+
+LINE_SECONDS = 5  # without a terminal, a line at most this often
+
+
+class Meter:
+    """Sums values on the device; reading them, the only point where the host waits, is `read`."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.total: Tensor | None = None
+        self.count = 0
+        self.since, self.steps_per_s = time.monotonic(), 0.0  # between the last two readings
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        stacked = torch.stack([value.detach() for value in values.values()])
+        self.names = list(values)
+        if stacked.device.type != "mps":  # which has no float64
+            stacked = stacked.double()
+        self.total = stacked if self.total is None else self.total + stacked
+        self.count += 1
+
+    def read(self) -> dict[str, float]:
+        """Means since the last call."""
+        assert self.total is not None
+        means = dict(zip(self.names, (self.total / self.count).tolist(), strict=True))
+        now = time.monotonic()
+        self.since, self.steps_per_s = now, self.count / (now - self.since)
+        self.total, self.count = None, 0
+        return means
+
+
+class TrainLog:
+    """The main process's log. A resumed run starts with the lines that its checkpoint carries, in any folder."""
+
+    def __init__(
+        self, folder: Path, steps: int, first_step: int, lines: list[dict[str, Any]], trackers: Trackers
+    ) -> None:
+        self.path = folder / LOG_FILE
+        folder.mkdir(parents=True, exist_ok=True)
+        self.lines = lines
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        self.file = self.path.open("a")
+        self.steps = steps
+        self.bar = bar(total=steps, initial=first_step, unit="step", leave=True)
+        self.started, self.first_step = time.monotonic(), first_step
+        self.last_line = 0.0
+        self.trackers = trackers
+
+    def advance(self) -> None:
+        self.bar.update()
+
+    def write(self, step: int, line: dict[str, Any]) -> None:
+        """`step`: number of the step just done, from 0."""
+        self.lines.append({"step": step, **line})
+        self.file.write(json.dumps(self.lines[-1]) + "\n")
+        self.file.flush()
+        self.trackers.log(step, line)
+        self.bar.set_postfix_str(short(line))
+        now = time.monotonic()
+        if self.bar.disable and (now - self.last_line >= LINE_SECONDS or step + 1 == self.steps):
+            self.last_line = now
+            done = step + 1 - self.first_step
+            eta = (now - self.started) / done * (self.steps - step - 1)
+            print(f"step {step + 1}/{self.steps}  {short(line)}  eta {clock(eta)}", flush=True)
+
+    def say(self, line: str) -> None:
+        """A line of its own, above the bar where there is one."""
+        self.bar.write(line)
+        sys.stdout.flush()
+
+    def close(self, finished: bool) -> None:
+        """`finished`: the run took its last step."""
+        self.bar.close()
+        self.file.close()
+        self.trackers.close(finished)
+
+
+class NoLog:
+    """The log of the processes that are not the main one: nothing."""
+
+    def advance(self) -> None: ...
+
+    def write(self, step: int, line: dict[str, Any]) -> None: ...
+
+    def say(self, line: str) -> None: ...
+
+    def close(self, finished: bool) -> None: ...
+
+
+def last_logged(folder: Path) -> int:
+    """The step of the last line in a folder's log, -1 without one."""
+    try:
+        return json.loads((folder / LOG_FILE).read_text().splitlines()[-1])["step"]
+    except (OSError, IndexError, ValueError, KeyError, TypeError):  # a kill may have cut it
+        return -1
+
+
+def short(line: dict[str, Any]) -> str:
+    parts = [f"loss {line['loss']:.3f}"]
+    parts += [
+        f"{short_name} {line[name]:.3f}"
+        for short_name, name in (
+            ("st", "loss_self_training"),
+            ("fair", "loss_fairness"),
+            ("mim", "loss_reconstruction"),
+            ("align", "loss_alignment"),
+        )
+    ]
+    parts.append(f"confident {line['confident']:.0%}")
+    if "agreement" in line:
+        parts.append(f"as zero-shot {line['agreement']:.0%}")
+    parts.append(f"{line['images_per_s']:.0f} img/s")
+    return "  ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,188 @@
+"""The four losses of MUST (arXiv 2206.02967, section 3) and how they add up over processes.
+
+The gradient on N processes, averaged as DistributedDataParallel averages it, equals the gradient of one process on
+the global batch: the self-training loss is a mean over the confident images of all processes and the class balance is
+that of the global batch. All that this needs from the other processes is one all-reduce of K + 6 numbers (K + 7 where
+the threshold is relative).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from must.method.model.masked_vit import StudentOutput, patchify
+from must.method.model.towers import take
+
+MANY_CLASSES = 512  # from here on the class balance is a running mean: one batch cannot hold all classes
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    fairness: float
+    reconstruction: float
+    alignment: float
+    prior: Tensor | None = None  # [K], sum 1: what the class balance aims at; None: uniform
+
+
+class PseudoLabels(NamedTuple):
+    label: Tensor  # [B] class number
+    confident: Tensor  # [B] bool
+    score: Tensor | None = None  # [B] the teacher's probability, where the threshold is relative to it
+
+
+class LossSums(NamedTuple):
+    """Sums over some images of one process; differentiable."""
+
+    cross_entropy: Tensor  # of the confident images
+    confident: Tensor  # how many
+    images: Tensor
+    reconstruction: Tensor
+    alignment: Tensor
+    probability: Tensor  # [K]
+    score: Tensor  # of the teacher; [1], or [0] where it is not needed: the all-reduce is the shorter for it
+
+
+class GlobalSums(NamedTuple):
+    """What the losses must know of the whole global batch before they can be differentiated; detached."""
+
+    cross_entropy: Tensor
+    confident: Tensor
+    images: Tensor
+    reconstruction: Tensor
+    alignment: Tensor
+    rank_means: Tensor  # of the self-training loss, summed over processes
+    probability: Tensor  # [K]
+    score: Tensor  # [1] or [0]
+    own_confident: Tensor  # of this process alone
+
+
+class Losses(NamedTuple):
+    """`total` is what a process differentiates; the rest are the global batch's values, detached."""
+
+    total: Tensor
+    values: dict[str, Tensor]
+    class_balance: Tensor | None  # the running mean to hand to the next step of the epoch
+
+
+def pseudo_labels(teacher_logits: Tensor, threshold: float | Tensor, keep_score: bool = False) -> PseudoLabels:
+    """Hard labels from the teacher's logits [B, K]; confident where the probability is above the threshold."""
+    score, label = upcast(teacher_logits).softmax(-1).max(-1)
+    return PseudoLabels(label, score > threshold, score if keep_score else None)
+
+
+def must_losses(
+    student: StudentOutput,
+    labels: PseudoLabels,
+    strong_images: Tensor,
+    masked: Tensor,
+    weights: LossWeights,
+    class_balance: Tensor | None = None,
+    reduction: str = "global",
+    totals: GlobalSums | None = None,
+) -> Losses:
+    """All losses of a step, or of one of its micro-batches.
+
+    Args:
+        student: of this process's strong images, [B, ...].
+        labels: from the teacher on the weak views of the same images.
+        strong_images: [B, 3, H, W], normalised; the reconstruction target.
+        masked: [B, M] numbers of the masked patches, the same M for every image.
+        class_balance: running class balance [K] of this epoch's steps before (512 classes and more), else None.
+        reduction: 'global', or 'rank': the self-training mean is taken per process, then over processes (published).
+        totals: of the whole global batch, if these images are but a micro-batch of it: the gradients of all
+            micro-batches then add up to the batch's. Without it these images are this process's part of the batch.
+    """
+    terms = loss_sums(student, labels, strong_images, masked)
+    totals = totals or all_reduce_sums([terms])
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    if reduction == "global":
+        self_training = world * terms.cross_entropy / totals.confident.clamp(min=1)
+        self_training_value = totals.cross_entropy / totals.confident.clamp(min=1)
+    else:
+        self_training = terms.cross_entropy / totals.own_confident.clamp(min=1)
+        self_training_value = totals.rank_means / world
+    # The value is the global batch's; the gradient is that of these images, times `world` against DDP's averaging.
+    balance, local = totals.probability / totals.images, world * terms.probability / totals.images
+    fairness, running = fairness_loss(local + (balance - local).detach(), class_balance, weights.prior)
+    pixels = weights.reconstruction * terms.reconstruction + weights.alignment * terms.alignment
+    total = self_training + weights.fairness * fairness + world * pixels / totals.images
+
+    values = {
+        "loss_self_training": self_training_value,
+        "loss_fairness": fairness.detach(),
+        "loss_reconstruction": totals.reconstruction / totals.images,
+        "loss_alignment": totals.alignment / totals.images,
+        "confident": totals.confident / totals.images,
+    }
+    values["loss"] = (
+        values["loss_self_training"]
+        + weights.fairness * values["loss_fairness"]
+        + weights.reconstruction * values["loss_reconstruction"]
+        + weights.alignment * values["loss_alignment"]
+    )
+    if len(totals.score):
+        values["teacher_score"] = totals.score[0] / totals.images
+    return Losses(total, values, running)
+
+
+def loss_sums(student: StudentOutput, labels: PseudoLabels, strong_images: Tensor, masked: Tensor) -> LossSums:
+    """The sums that the losses are made of; arguments as in `must_losses`."""
+    logits = upcast(student.logits)
+    patch = round((student.reconstruction.shape[-1] / 3) ** 0.5)
+    target = take(patchify(strong_images, patch), masked)
+    count = len(logits)
+    return LossSums(
+        cross_entropy=(F.cross_entropy(logits, labels.label, reduction="none") * labels.confident).sum(),
+        confident=labels.confident.sum().to(logits.dtype),
+        images=torch.full((), count, dtype=logits.dtype, device=logits.device),
+        reconstruction=count * (upcast(student.reconstruction) - target).abs().mean(),
+        alignment=count * upcast(student.alignment).mean(),
+        probability=logits.softmax(-1).sum(0),
+        score=logits.new_zeros(0) if labels.score is None else labels.score.sum()[None].to(logits.dtype),
+    )
+
+
+def all_reduce_sums(parts: list[LossSums]) -> GlobalSums:
+    """Sums over this process's micro-batches and over all processes: one all-reduce of K + 6 or 7 numbers."""
+    own = LossSums(*(torch.stack(values).sum(0).detach() for values in zip(*parts, strict=True)))
+    *sums, probability, score = own
+    sums.append(own.cross_entropy / own.confident.clamp(min=1))
+    everything = torch.cat([torch.stack(sums), probability, score])
+    if dist.is_initialized():
+        dist.all_reduce(everything)
+    scalars, probability, score = everything.split([len(sums), len(probability), len(score)])
+    return GlobalSums(*scalars, probability, score, own.confident)  # type: ignore[call-arg]
+
+
+def fairness_loss(balance: Tensor, running: Tensor | None, prior: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Cross-entropy of the mean prediction `balance` [K] from `prior` [K], or the uniform distribution: as published.
+
+    That is KL(prior || balance) up to a constant, so it is least where they are the same.
+
+    With 512 classes and more the balance is averaged with that of the epoch's steps before (weight 1/2, no gradient
+    into the past) and the loss is doubled, at the epoch's first step too, as published.
+    """
+    if len(balance) < MANY_CLASSES:
+        return -prior_mean(safe_log(balance), prior), None
+    mixed = balance if running is None else (running + balance) / 2
+    return -2 * prior_mean(safe_log(mixed), prior), mixed.detach()
+
+
+def prior_mean(x: Tensor, prior: Tensor | None) -> Tensor:
+    return x.mean() if prior is None else (prior.to(x.dtype) * x).sum()
+
+
+def safe_log(x: Tensor) -> Tensor:
+    """log, with a floor far below any probability that matters: a class that no image predicts must not give inf."""
+    return x.clamp(min=torch.finfo(x.dtype).tiny).log()
+
+
+def upcast(x: Tensor) -> Tensor:
+    """Losses are computed in float32 (or float64), whatever the network's precision."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,0 +1,93 @@
+"""`must plan`: what `must train` with the same parameters would cost, measured on steps that are thrown away."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from must.base import storage
+from must.config import PlanConfig
+from must.data.loading.loader import TrainBatch
+from must.method.distributed.cpu import prepare_machine
+from must.method.distributed.process_group import init_distributed
+from must.method.train.estimate import Pace, Stepwatch
+from must.method.train.memory import memory_of
+from must.method.train.stopwatch import Stopwatch
+from must.method.train.trainer import Trainer
+
+FEW, LONG = 8, 5.0  # images of a first look on a CPU; seconds of a step above which the others are as small
+
+
+def plan(config: PlanConfig) -> dict[str, Any]:
+    """The stage: prints what a run would be and how long it would take here. Writes nothing but ``--json``.
+
+    Shards that are read from a bucket stay in the cache, as training would leave them there.
+
+    Raises:
+        ValueError: what `must train` would refuse.
+    """
+    with init_distributed(config.device, config.timeout) as processes:
+        prepare_machine(processes.device)
+        trainer = Trainer(config, processes)
+        trainer.choose()
+        size = trainer.size()
+        if processes.is_main:
+            trainer.announce()
+        pace = measure(trainer, config.seconds)
+        if processes.is_main:
+            print("\n".join(pace.lines(size, size.steps)), flush=True)
+        seconds = size.steps * pace.mean
+        found = {**asdict(size), "seconds": seconds, "images_per_s": size.batch_size / pace.mean, "step": asdict(pace)}
+        found["step"]["memory"] = pace.memory._asdict()
+        if config.json and processes.is_main:
+            storage.write_bytes(config.json, json.dumps(found, indent=1).encode())
+        return found
+
+
+def measure(trainer: Trainer, seconds: float) -> Pace:
+    """Takes steps of the run, with its loaders, for so long. The trainer is of no use for training afterwards.
+
+    On a CPU a step of a large model may take minutes; there steps of a few images stand for whole ones.
+    """
+    world, config, progress = trainer.world, trainer.config, trainer.state.progress
+    local = config.batch_size // world.size
+    count = min(FEW, local) if world.device.type == "cpu" else local
+    steps, parts = Stepwatch(), list[TrainBatch]()
+    batches = Stopwatch(progress).waiting(endless(trainer.groups(0)))
+    for parts in batches:
+        began = time.monotonic()
+        trainer.method(progress.step, parts if count == local else first_images(parts, count))
+        if world.device.type == "cuda":
+            torch.cuda.synchronize(world.device)
+        progress.step += 1
+        steps.mark(progress.waited)
+        if count < local and len(steps.marks) == 1:
+            too_long = (time.monotonic() - began) * local / count > LONG
+            if not world.sum(too_long):  # the whole batch, then, with a warm-up of its own
+                count, steps = local, Stepwatch()
+        if world.sum(steps.enough(seconds)):
+            break
+    began = time.monotonic()
+    trainer.health.agreement(parts[0])
+    reading = (time.monotonic() - began) / config.log_every
+    return steps.pace(memory_of(world.device), count * world.size, config.batch_size, reading)
+
+
+def first_images(parts: list[TrainBatch], count: int) -> list[TrainBatch]:
+    whole = parts[0]
+    weak, strong, masked, samples = (value[:count] for value in whole[:4])
+    return [TrainBatch(weak, strong, masked, samples, whole.replaced)]
+
+
+def endless(groups: Iterable[list[TrainBatch]]) -> Iterator[list[TrainBatch]]:
+    """The groups, then the last one for ever: a run may have fewer steps than it takes to measure one."""
+    last = list[TrainBatch]()
+    for last in groups:
+        yield last
+    yield from itertools.repeat(last)

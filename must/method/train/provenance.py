@@ -1,0 +1,106 @@
+"""Where a model comes from: what makes two runs the same run, and what a bundle tells about its training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import must
+from must.base import storage
+from must.config import TrainConfig
+from must.data.format.index import Index
+from must.method.model.bundle import Description
+
+# Parameters that say how and where a run is carried out; the result does not depend on them.
+RESUME_SAFE_FIELDS = frozenset(
+    {"shards", "classifier", "output", "preset", "model", "pretrained", "device", "workers", "checkpoints"}
+    | {
+        "checkpoint_every",
+        "checkpoint_seconds",
+        "keep_checkpoints",
+        "keep_every",
+        "resume",
+        "save",
+        "select",
+        "log_every",
+        "trackers",
+        "timeout",
+        "accumulate",
+        "parallel",
+    }
+    | {"activation_checkpointing", "compile", "cache", "cache_gb", "max_replaced", "index_sha256"}
+)
+
+
+# What runs were made with before there was a choice: their checkpoints do not say it.
+LATER: dict[str, Any] = {
+    "class_prior": "uniform",
+    "class_shares": None,
+    "relative_threshold": 0.0,
+    "pseudo_labels": "teacher",
+}
+
+
+def fingerprint(
+    config: TrainConfig, index_sha256: str, classifier_sha256: str, shares: Sequence[float] = ()
+) -> dict[str, Any]:
+    """What decides a run's weights: a run may resume from the checkpoint of one with the same fingerprint."""
+    settings = {name: value for name, value in config.to_dict().items() if name not in RESUME_SAFE_FIELDS}
+    used = list(shares) if config.class_prior == "given" else None
+    return {"index_sha256": index_sha256, "classifier_sha256": classifier_sha256, "class_shares": used, **settings}
+
+
+def run_key(index_sha256: str, classifier: str, settings: dict[str, Any]) -> str:
+    """A short name for what a run is made of: a retry finds its checkpoints, another run does not."""
+    parts = [index_sha256, hashlib.sha256(storage.read_bytes(classifier)).hexdigest(), settings]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def provenance(
+    zero_shot: Description, config: TrainConfig, index: Index, processes: int, summary: dict[str, Any]
+) -> Description:
+    """The zero-shot model's description with the training's story in it."""
+    packages = ("torch", "open_clip_torch", "timm", "pillow", "numpy")
+    return replace(
+        zero_shot,
+        provenance={
+            "index_sha256": index.sha256,
+            "index_revision": index.revision,
+            "config": config.to_dict(),
+            "processes": processes,
+            "summary": summary,
+            "git_revision": git_revision(),
+            "versions": {"must": must.__version__, "python": platform.python_version()}
+            | {name: metadata.version(name) for name in packages},
+        },
+    )
+
+
+def other_origin(adapted: Description, pretrained: str, model_sha256: str) -> str:
+    """The pretrained weights that a bundle was adapted from, in words, if they are not these; '' if they are.
+
+    Their checksum decides where both are known: a tag and a file of the same weights are one origin.
+    """
+    theirs = adapted.provenance.get("model_sha256")
+    known = bool(theirs and model_sha256)
+    same = theirs == model_sha256 if known else adapted.pretrained == pretrained
+    return "" if same else f"other pretrained weights ({adapted.pretrained or 'of the model itself'})"
+
+
+def git_revision() -> str | None:
+    """The commit of the image that runs (MUST_GIT_REVISION), else of the checkout that holds this package, if any."""
+    if revision := os.environ.get("MUST_GIT_REVISION"):
+        return revision
+    root = Path(must.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or None

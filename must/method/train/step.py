@@ -1,0 +1,222 @@
+"""One step of the method (arXiv 2206.02967, section 3): teacher, student, losses, optimizer, EMA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from must.config import TrainConfig
+from must.data.augment.normalize import normalize
+from must.data.image.preprocess import Preprocess
+from must.data.loading.loader import TrainBatch
+from must.method.distributed.parallel import (
+    apply_ddp,
+    apply_fsdp,
+    full_state_dict,
+    gradient_sync,
+    load_network,
+    load_optimizer,
+)
+from must.method.distributed.process_group import World
+from must.method.model.masked_vit import MaskedViT, StudentOutput
+from must.method.select.refined_labels import RefinedLabels, share_at
+from must.method.train.losses import (
+    GlobalSums,
+    Losses,
+    LossWeights,
+    PseudoLabels,
+    all_reduce_sums,
+    loss_sums,
+    must_losses,
+    pseudo_labels,
+)
+from must.method.train.optimizer import build_optimizer, learning_rate, set_learning_rate, step_if_finite
+from must.method.train.teacher import ema_decay, make_teacher, update_teacher
+
+SCORE_MEMORY = 100  # steps that a relative threshold looks back on
+
+
+class MustStep:
+    """The two networks and what changes them.
+
+    Args:
+        student: the zero-shot model, on its device; it is trained in place.
+        steps, steps_per_epoch: of the whole run, for the schedules.
+        prior: [K], sum 1, what the class balance aims at; none: uniform.
+    """
+
+    def __init__(
+        self,
+        student: MaskedViT,
+        preprocess: Preprocess,
+        config: TrainConfig,
+        world: World,
+        steps: int,
+        steps_per_epoch: int,
+        prior: Sequence[float] = (),
+    ) -> None:
+        self.student, self.preprocess, self.config, self.world = student, preprocess, config, world
+        self.steps, self.steps_per_epoch = steps, steps_per_epoch
+        self.teacher = make_teacher(student)
+        self.prepare()
+        self.optimizer = build_optimizer(student, config.layer_decay, config.weight_decay)
+        self.weights = LossWeights(
+            config.fairness_weight,
+            config.reconstruction_weight,
+            config.align_weight,
+            torch.tensor(prior, dtype=torch.float64).float().to(world.device) if prior else None,
+        )
+        self.class_balance: Tensor | None = None  # of the epoch's steps before, with many classes
+        self.refined: RefinedLabels | None = None  # classes that stand beside the teacher's at the start
+        self.teacher_score: Tensor | None = None  # the teacher's mean probability of late, for a relative threshold
+        self.network = student if self.uses_fsdp else apply_ddp(student, world)
+
+    def prepare(self) -> None:
+        """What must be done to the networks before the optimizer sees their parameters."""
+        config = self.config
+        if config.activation_checkpointing:
+            self.student.tower.checkpoint_activations()
+        for network in (self.student, self.teacher):
+            blocks = list(network.tower.blocks)
+            if self.uses_fsdp:
+                apply_fsdp(network, blocks, self.precision == "bf16")
+            if config.compile:
+                for block in blocks:  # all blocks are the same code: compiling one compiles them all
+                    block.compile()
+
+    def __call__(self, step: int, parts: Sequence[TrainBatch]) -> dict[str, Tensor]:
+        """Trains on this process's part of global batch `step`, cut into one or more micro-batches of equal size.
+
+        Returns:
+            Values of the global batch, on the device: nothing here waits for them. And 'replaced', the samples of
+            this process that could not be decoded.
+        """
+        set_learning_rate(self.optimizer, self.learning_rate(step))
+        if step % self.steps_per_epoch == 0:
+            self.class_balance = None
+        batches = [part.to(self.world.device) for part in parts]
+        threshold = self.threshold()
+        losses = self.differentiate(batches, step, threshold)
+        finite = step_if_finite(self.optimizer)
+        update_teacher(self.teacher, self.student, self.ema_decay(step))
+        self.class_balance = losses.class_balance
+        if self.config.relative_threshold:
+            self.teacher_score = running_mean(self.teacher_score, losses.values["teacher_score"], step)
+            losses.values["threshold"] = torch.as_tensor(threshold)
+        replaced = torch.stack([batch.replaced for batch in batches]).sum().float()
+        return {**losses.values, "skipped": (~finite).float(), "replaced": replaced}
+
+    def differentiate(
+        self, batches: list[TrainBatch], step: int = 0, threshold: float | Tensor | None = None
+    ) -> Losses:
+        """Sets the student's gradients, and nothing else; the micro-batches are on the device. Returns the last one's
+        losses, which tell the values of all."""
+        threshold = self.threshold() if threshold is None else threshold
+        labels = [self.pseudo_labels(batch, threshold, step) for batch in batches]
+        totals = None if len(batches) == 1 else self.totals(batches, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        for number, (batch, label) in enumerate(zip(batches, labels, strict=True), start=1):
+            with gradient_sync(self.network, number == len(batches)):
+                output, strong = self.forward_student(batch)
+                losses = must_losses(
+                    output, label, strong, batch.masked, self.weights, self.class_balance,
+                    self.config.loss_reduction, totals,
+                )  # fmt: skip
+                losses.total.backward()
+        return losses
+
+    def threshold(self) -> float | Tensor:
+        """The pseudo-labels' threshold. A relative one looks at earlier steps, so it is the same on all processes."""
+        absolute, relative = self.config.confidence_threshold, self.config.relative_threshold
+        if not relative:
+            return absolute
+        if self.teacher_score is None:
+            return torch.full((), absolute, device=self.world.device)  # a number from the host would be waited for
+        return relative * self.teacher_score
+
+    @torch.no_grad()
+    def pseudo_labels(self, batch: TrainBatch, threshold: float | Tensor, step: int) -> PseudoLabels:
+        """The teacher on the weak views, early in the run mixed with the refined classes, where there are some."""
+        with self.autocast():
+            logits = self.teacher(normalize(batch.weak, self.preprocess))
+        if self.refined and (share := share_at(step, self.steps)):
+            self.refined = self.refined.to(self.world.device)
+            logits = self.refined.mixed(logits, batch.samples, share)
+        return pseudo_labels(logits, threshold, keep_score=self.config.relative_threshold > 0)
+
+    def forward_student(self, batch: TrainBatch) -> tuple[StudentOutput, Tensor]:
+        """The student on the masked strong views, and those."""
+        strong = normalize(batch.strong, self.preprocess)
+        with self.autocast():
+            return self.network(strong, batch.masked), strong
+
+    @torch.no_grad()
+    def totals(self, batches: list[TrainBatch], labels: list[PseudoLabels]) -> GlobalSums:
+        """What the losses must know of the whole batch before any micro-batch of it can be differentiated.
+
+        The class balance is that of all images, and its logarithm is not linear: so the student looks at every
+        micro-batch twice, here without gradients. That makes five forward passes' worth of work of four.
+        """
+        terms = []
+        for batch, label in zip(batches, labels, strict=True):
+            output, strong = self.forward_student(batch)
+            terms.append(loss_sums(output, label, strong, batch.masked))
+        return all_reduce_sums(terms)
+
+    @torch.no_grad()
+    def predict(self, network: nn.Module, pixels: Tensor) -> Tensor:
+        """Class numbers [B] that a network gives to uint8 pixels [B, H, W, 3]."""
+        with self.autocast():
+            return network(normalize(pixels.to(self.world.device), self.preprocess)).argmax(-1)
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of the topmost layer."""
+        config = self.config
+        return learning_rate(step, self.steps, config.lr, config.min_lr, config.batch_size)
+
+    def ema_decay(self, step: int) -> float:
+        return ema_decay(step, self.config.ema_decay_init, self.config.ema_decay, self.config.ema_warmup_steps)
+
+    @property
+    def uses_fsdp(self) -> bool:
+        return self.config.parallel == "fsdp" and self.world.size > 1
+
+    @property
+    def precision(self) -> str:
+        if self.config.precision != "auto":
+            return self.config.precision
+        return "bf16" if self.world.device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+    def autocast(self) -> AbstractContextManager:
+        """bf16 for the networks, if wanted; weights, losses and EMA stay float32."""
+        return torch.autocast(self.world.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The full state dict, on the main process; every process must call this."""
+        state = {
+            "student": self.student.state_dict(),
+            "teacher": self.teacher.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        running = {"class_balance": self.class_balance, "teacher_score": self.teacher_score}
+        return {**full_state_dict(state, self.world.is_main), **running}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        load_network(self.student, state["student"])
+        load_network(self.teacher, state["teacher"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        for name in ("class_balance", "teacher_score"):  # older checkpoints have no score
+            value = state.get(name)
+            setattr(self, name, None if value is None else value.to(self.world.device))
+
+
+def running_mean(mean: Tensor | None, value: Tensor, step: int) -> Tensor:
+    """The mean of the first hundred steps' values, then a moving one over a hundred; skips what is not finite."""
+    if mean is None:
+        return value
+    moved = mean + (value - mean) / min(step + 1, SCORE_MEMORY)
+    return torch.where(moved.isfinite(), moved, mean)

@@ -1,0 +1,103 @@
+"""All trackers of a run. None of them can stop or slow down the training once it is under way."""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from must.config.trackers import require_packages
+from must.method.train.trackers.base import Life, Tracker, points, reason
+from must.method.train.trackers.mlflow import MLflow
+from must.method.train.trackers.tensorboard import TensorBoard
+from must.method.train.trackers.wandb import WeightsAndBiases
+
+MAKE: dict[str, Callable[[Life], Tracker]] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WeightsAndBiases}
+LAST_WORDS = 60.0  # seconds that a tracker has at the end for what is still to be sent
+IN_A_HURRY = 5.0  # where the run was stopped: whoever did that will not wait for long
+
+
+class Trackers:
+    """Args:
+    life: with the run_id left out; `run_ids` has those of each tracker by name.
+    """
+
+    def __init__(self, names: Sequence[str], life: Life, run_ids: dict[str, str]) -> None:
+        self.life = life
+        self.all = [Courier(name, MAKE[name](replace(life, run_id=run_ids.get(name, "")))) for name in names]
+
+    def start(self, config: dict[str, Any]) -> dict[str, str]:
+        """Returns the trackers' run_ids, for a later life.
+
+        Raises:
+            ValueError: a run that begins cannot be tracked. One that goes on does so without the tracker.
+        """
+        require_packages([courier.name for courier in self.all])
+        for courier in list(self.all):
+            try:
+                courier.tracker.start(config)
+            except Exception as error:  # the packages have many of their own
+                if not self.life.first_step:
+                    message = reason(error)
+                    begins = f"--trackers {courier.name}: "
+                    raise ValueError(message if message.startswith(begins) else begins + message) from None
+                courier.warn(error)
+                self.all.remove(courier)
+        return {courier.name: courier.tracker.run_id for courier in self.all if courier.tracker.run_id}
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        for courier in self.all:
+            courier.log(step, points(values))
+
+    def close(self, finished: bool) -> None:
+        for courier in self.all:
+            courier.close(finished)
+
+
+class Courier:
+    """Takes points to a tracker, in a thread: a server that does not answer must not be waited for."""
+
+    def __init__(self, name: str, tracker: Tracker) -> None:
+        self.name, self.tracker, self.failed = name, tracker, False
+        self.points: queue.SimpleQueue[tuple[int, dict[str, float]] | bool] = queue.SimpleQueue()
+        self.thread: threading.Thread | None = None
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.begin()
+        if not self.failed:
+            self.points.put((step, values))
+
+    def close(self, finished: bool) -> None:
+        self.begin()
+        self.points.put(finished)
+        assert self.thread is not None
+        patience = LAST_WORDS if finished else IN_A_HURRY
+        self.thread.join(patience)
+        if self.thread.is_alive() and not self.failed:
+            self.warn(TimeoutError(f"did not take everything within {patience:.0f} s"))
+
+    def begin(self) -> None:
+        """Not at the start: the loader processes are forked then, and threads do not go well with that."""
+        if self.thread is None:
+            self.thread = threading.Thread(target=self.work, name=f"tracker-{self.name}", daemon=True)
+            self.thread.start()
+
+    def work(self) -> None:
+        try:
+            while not isinstance(point := self.points.get(), bool):
+                self.tracker.log(*point)
+            self.tracker.close(point)
+        except Exception as error:  # the packages have many of their own
+            self.warn(error)
+
+    def warn(self, error: Exception) -> None:
+        """Once: nothing is sent to a tracker that failed."""
+        self.failed = True
+        print(
+            f"warning: --trackers {self.name}: {reason(error)}; training goes on without it",
+            file=sys.stderr,
+            flush=True,
+        )

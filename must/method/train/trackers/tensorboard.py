@@ -1,0 +1,28 @@
+"""Event files in the run's folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from must.method.train.trackers.base import Life
+
+
+class TensorBoard:
+    """Points of an earlier life that are after its checkpoint are struck out (TensorBoard's purge)."""
+
+    run_id = ""
+
+    def __init__(self, life: Life) -> None:
+        self.life = life
+
+    def start(self, config: dict[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(self.life.folder / "tensorboard"), purge_step=self.life.first_step or None)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(f"train/{name}", value, step)
+
+    def close(self, finished: bool) -> None:
+        self.writer.close()

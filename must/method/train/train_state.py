@@ -1,0 +1,107 @@
+"""What a run is besides its networks: how far it got, what it logged, and which checkpoints it may go on from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from must.base import storage
+from must.base.parameters import require
+from must.config import TrainConfig
+from must.data.format.index import Index
+from must.method.distributed.process_group import World
+from must.method.model.classifier import TextClassifier
+from must.method.train.checkpoint import Checkpoints, load_state
+from must.method.train.provenance import LATER, fingerprint
+from must.method.train.shared_checkpoints import newest_checkpoint
+from must.method.train.step import MustStep
+
+
+@dataclass
+class TrainProgress:
+    """What changes during a run besides weights."""
+
+    step: int = 0
+    skipped: int = 0  # steps without finite gradients
+    replaced: int = 0  # samples that could not be decoded
+    seconds: float = 0.0
+    waited: float = 0.0  # of `seconds`, for data
+    saving: float = 0.0  # of `seconds`, for checkpoints
+    micro_batch: int = 0  # images that a process takes at once; 0: not known, in checkpoints of earlier versions
+
+
+@dataclass
+class TrainState:
+    """Saves to, and goes on from, the checkpoints of one run."""
+
+    checkpoints: Checkpoints
+    fingerprint: dict[str, Any]
+    progress: TrainProgress = field(default_factory=TrainProgress)
+    log_lines: list[dict[str, Any]] = field(default_factory=list)  # of the whole run; they travel with the checkpoints
+    run_ids: dict[str, str] = field(default_factory=dict)  # the trackers' names for the run, likewise
+
+    @classmethod
+    def of(cls, config: TrainConfig, index: Index, classifier: TextClassifier) -> TrainState:
+        weights = hashlib.sha256(classifier.weights.numpy().tobytes()).hexdigest()
+        uri = config.checkpoints or storage.join(config.output, "checkpoints")
+        return cls(
+            Checkpoints(uri, config.keep_checkpoints, config.keep_every),
+            fingerprint(config, index.sha256, weights, classifier.shares),
+        )
+
+    def save(self, method: MustStep) -> dict[str, Any]:
+        """Starts writing a checkpoint in the background, and returns the networks' state.
+
+        Every process calls this; the main one writes.
+        """
+        state = method.state_dict()
+        if method.world.is_main:
+            self.progress.saving += self.checkpoints.take_waited()
+            run = {"identity": self.fingerprint, "progress": asdict(self.progress), "log": json.dumps(self.log_lines)}
+            run["trackers"] = self.run_ids
+            self.checkpoints.save(self.progress.step, run | state)
+        return state
+
+    def resume(self, method: MustStep) -> bool:
+        """Goes on from the newest whole checkpoint, if there is one.
+
+        Raises:
+            ValueError: it belongs to another run, or not all processes find the same one.
+        """
+        if method.world.is_main:
+            self.checkpoints.remove_leftovers()
+        with newest_checkpoint(self.checkpoints, method.world) as path:
+            state = load_state(path) if path else None
+        self.check_all_find(state["progress"]["step"] if state else 0, method.world)
+        if state is None:
+            return False
+        ours, theirs = self.fingerprint, LATER | state["identity"]
+        changed = [f"{name} ({theirs.get(name)} -> {ours[name]})" for name in ours if theirs.get(name) != ours[name]]
+        if changed:
+            raise ValueError(
+                f"{self.checkpoints.uri}: holds checkpoints of a run with other settings: {', '.join(changed[:5])}; "
+                "use those, another --checkpoints, or --no-resume to start over"
+            )
+        self.progress = TrainProgress(**state["progress"])
+        self.log_lines = json.loads(state["log"])
+        self.run_ids = state.get("trackers", {})
+        method.load_state_dict(state)
+        return True
+
+    def check_all_find(self, step: int, world: World) -> None:
+        """Processes that go on from different steps would train different models, or wait for each other for ever."""
+        if world.size == 1:
+            return
+        found = torch.tensor([step, -step], device=world.device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        newest, oldest = found[0].item(), -found[1].item()
+        require(
+            newest == oldest,
+            f"{self.checkpoints.uri}: some processes find a checkpoint of step {newest} there, others one of step "
+            f"{oldest} (0: none); --checkpoints must be a place that all nodes see",
+        )

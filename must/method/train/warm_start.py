@@ -1,0 +1,33 @@
+"""`must train --init`: start from a model that was adapted before instead of from the zero-shot one."""
+
+from __future__ import annotations
+
+from must.base.parameters import require
+from must.method.model.bundle import Bundle, load_bundle
+from must.method.train.provenance import other_origin
+
+
+def start_from(init: str, zero_shot: Bundle, model_sha256: str = "") -> None:
+    """Gives the zero-shot bundle's model all weights of the bundle at `init`: tower, classifier, decoder, mask token.
+
+    Args:
+        model_sha256: of the zero-shot model's file, if it is known.
+
+    Raises:
+        ValueError: there is no bundle, or it has other classes or another architecture, or was adapted from other
+            pretrained weights.
+    """
+    bundle = load_bundle(init)
+    ours, theirs = zero_shot.description, bundle.description
+    require(ours.classes == theirs.classes, f"--init {init}: was trained for other classes than the classifier file's")
+    require(
+        ours.architecture == theirs.architecture and ours.preprocess == theirs.preprocess,
+        f"--init {init}: is a {theirs.backbone}, the classifier file's model is a {ours.backbone}",
+    )
+    other = other_origin(theirs, ours.pretrained, model_sha256)
+    require(
+        not other,
+        f"--init {init}: was adapted from {other}, the classifier file's model is {ours.backbone} with "
+        f"{ours.pretrained or 'its own'}; take the classifier of that model, or leave --init out",
+    )
+    zero_shot.model.load_state_dict(bundle.model.state_dict())

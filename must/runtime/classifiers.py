@@ -1,0 +1,74 @@
+"""Classifier files kept at WORK_URI/classifiers by what they were made of, and checked before they are used again.
+
+The orchestrator's own cache cannot do this: it believes in an artifact that a bucket's rules may have deleted since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from must.api.stages import call
+from must.base import storage
+from must.method.model.folder import MODEL_FOLDER_FILE, WEIGHTS_FILE
+from must.runtime.places import WorkUri
+
+FILE, DESCRIPTION = "classifier.safetensors", "classifier.json"
+
+
+def provide(
+    work_uri: str, *, classes: str, model: str, pretrained: str, fingerprint: str, weights: str
+) -> dict[str, Any]:
+    """Writes the classifier file to `weights`: a copy of the kept one if that is whole, else a new one, which is kept.
+
+    A new one's model goes to WORK_URI/models.
+
+    Args:
+        fingerprint: stands for the contents of class file and model.
+
+    Returns:
+        sha256, classes (their number), model_folder, and kept: whether it was there.
+    """
+    work = WorkUri(work_uri)
+    place = work.classifier(fingerprint)
+    if (found := whole(place)) is not None:
+        description, data = found
+        storage.write_bytes(weights, data)
+        print(f"{description['classes']} classes: the classifier of an earlier run, {place}")
+        return {**description, "kept": True}
+    result = call(
+        "classifier", classes=classes, model=model, pretrained=pretrained, output=weights, model_store=work.models
+    )
+    data = storage.read_bytes(weights)
+    sha256 = hashlib.sha256(data).hexdigest()
+    description = {"sha256": sha256, "classes": len(result.classes), "model_folder": result.model_folder}
+    storage.write_bytes(storage.join(place, FILE), data)
+    storage.write_bytes(storage.join(place, DESCRIPTION), json.dumps(description).encode())  # last: now it counts
+    return {**description, "kept": False}
+
+
+def whole(place: str) -> tuple[dict[str, Any], bytes] | None:
+    """The kept file's description and bytes; None if it or its model is not there, or not what the description says."""
+    try:
+        description = json.loads(storage.read_bytes(storage.join(place, DESCRIPTION)))
+        data = storage.read_bytes(storage.join(place, FILE))
+        intact = hashlib.sha256(data).hexdigest() == description["sha256"]
+        if intact and not is_there(description.get("model_folder", "")):
+            print(f"{place}: its model is not there; it is made again")
+            return None
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        intact = False
+    if not intact:
+        print(f"{place}: is damaged; it is made again")
+        return None
+    return description, data
+
+
+def is_there(model_folder: str) -> bool:
+    """Whether a classifier's model is where it was written. Classifiers of earlier versions have none."""
+    return bool(model_folder) and all(
+        storage.exists(storage.join(model_folder, file)) for file in (MODEL_FOLDER_FILE, WEIGHTS_FILE)
+    )

@@ -1,0 +1,70 @@
+"""The gate inside a pod: against zero-shot, and against the champion where there is one."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from typing import Any
+
+from must.api.stages import call
+from must.base import storage
+from must.base.storage import read_json
+from must.base.text import encoded
+from must.deploy.promote.promote import version_of
+from must.deploy.promote.registry import Registry, is_of
+from must.evaluation.gate import ZERO_SHOT, Decision, against_champion, as_markdown
+from must.method.model.bundle import load_description
+from must.runtime.evaluation import accuracy
+from must.runtime.places import WorkUri
+
+
+def decide(
+    work_uri: str,
+    *,
+    bundle: str,
+    details: str,
+    registry: str,
+    model_name: str,
+    key: str,
+    champion: str,
+    champion_uri: str,
+    gate: str,
+    settings: dict[str, Any],
+    split: str,
+    decision: str,
+    page: str,
+) -> tuple[Decision, dict[str, Any]]:
+    """Asks the gate. Where there is a champion, the model must hold its own against it: that takes an evaluation.
+
+    The champion itself is compared with zero-shot alone: a run that failed after its promotion goes on.
+
+    Returns:
+        The decision, and what the summary says of it: outcome, reasons, and the champion's accuracy if it was measured.
+    """
+    facts: dict[str, Any] = {}
+    if champion_uri and is_of(champion, version_of(bundle, load_description(bundle).provenance)):
+        print(f"this model is the champion, {champion}: it is compared with zero-shot")
+        champion_uri = ""
+    metrics, against = storage.join(details, "metrics.json"), "the zero-shot model"
+    with tempfile.TemporaryDirectory() as folder:
+        if champion_uri and gate != "none":
+            same = read_json(storage.join(details, "metrics.json"), "metrics")["data"]["index_sha256"]
+            call(
+                "evaluate", model=bundle, baseline=champion_uri, shards=WorkUri(work_uri).shards, index_sha256=same,
+                split=split, output=folder,
+            )  # fmt: skip
+            against = f"the champion, {champion}"
+            by_champion = f"{folder}/metrics.json"
+            facts = {"against": against, "before": accuracy(read_json(by_champion, "metrics")).get("before")}
+            if gate == "labelled":
+                metrics = by_champion
+        result: Decision = call("gate", metrics=metrics, gate=gate, output=decision, **settings)
+        if champion_uri and gate == "label-free":
+            result = against_champion(result, call("gate", metrics=by_champion, gate=gate, **settings))
+            storage.write_bytes(decision, json.dumps(result.to_dict(), indent=1).encode())
+    storage.write_bytes(page, encoded(as_markdown(result, against)))
+    if not result.passed:
+        Registry(registry, model_name).decide(key, "stopped", result.reasons)
+        print(f"the model is not promoted; it stays among this run's artifacts, and {against} stays what it was")
+    outcome = "kept zero-shot" if result.outcome == ZERO_SHOT else "passed" if result.passed else "stopped"
+    return result, {**facts, "outcome": outcome, "reasons": result.reasons}

@@ -1,0 +1,64 @@
+"""Evaluating inside a pod: the figures for Kubeflow's page, the report's copy, one line for the summary."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+from must.api.stages import call
+from must.base import storage
+from must.runtime.notes import RUN_ID
+from must.runtime.places import WorkUri
+
+
+def evaluate(
+    work_uri: str, *, index_sha256: str, bundle: str, classifier: str, split: str, details: str, report: str
+) -> dict[str, Any]:
+    """Evaluates against the zero-shot model; the report is also copied to where Kubeflow shows it."""
+    metrics = call(
+        "evaluate", model=bundle, baseline=classifier, shards=WorkUri(work_uri).shards, index_sha256=index_sha256,
+        split=split, output=details,
+    )  # fmt: skip
+    storage.write_bytes(report, storage.read_bytes(storage.join(details, "report.html")))
+    return metrics
+
+
+def figures(metrics: dict[str, Any]) -> dict[str, float]:
+    """The single numbers of both models, for Kubeflow's table."""
+    models = {name: metrics.get(name) or {} for name in ("baseline", "adapted")}
+    return plain({f"{m}_{k}": v for m, values in models.items() for k, v in values.items() if isinstance(v, float)})
+
+
+def confusion(metrics: dict[str, Any]) -> list[list[int]] | None:
+    return ((metrics.get("confusion") or {}).get("adapted") or {}).get("matrix")
+
+
+def plain(facts: dict[str, Any]) -> dict[str, Any]:
+    """What an artifact's metadata may hold: without None and numbers that are none, which Kubeflow refuses."""
+    return {
+        name: value
+        for name, value in facts.items()
+        if value is not None and not (isinstance(value, float) and not math.isfinite(value))
+    }
+
+
+def accuracy(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Top-1 of the model and of the zero-shot one, where there are labels."""
+    pair = {"top1": metrics["adapted"].get("top1"), "before": (metrics.get("baseline") or {}).get("top1")}
+    return plain(pair)
+
+
+def keep_report(work_uri: str, report: str) -> str:
+    """A copy beside the run's notes, where the summary's page can lead to; returns its place."""
+    place = storage.join(WorkUri(work_uri).notes(os.environ.get(RUN_ID, "")), "report.html")
+    storage.write_bytes(place, storage.read_bytes(report))
+    return place
+
+
+def headline(metrics: dict[str, Any]) -> str:
+    after = metrics["adapted"].get("top1")
+    if after is None:
+        return "no labels"
+    before = (metrics.get("baseline") or {}).get("top1")
+    return f"top-1 {after:.1%}" + (f", zero-shot {before:.1%}" if before is not None else "")

@@ -1,0 +1,68 @@
+"""Several training processes under torchrun, from a program that is none of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import yaml
+
+from must.base.exits import BUG, PREEMPTED
+from must.base.parameters import require
+from must.method.distributed.machines import Machines
+from must.method.distributed.parent import ENDS_WITH_PARENT
+from must.method.model.bundle import load_description
+
+ALONE = Machines()
+
+
+def number_of_processes(asked: str) -> int:
+    """`asked` is a number, or auto: one a GPU of this machine, one without GPUs.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if asked == "auto":
+        import torch
+
+        return max(1, torch.cuda.device_count())
+    require(asked.isdigit() and int(asked) >= 1, f"processes '{asked}': a number of 1 or more, or auto")
+    return int(asked)
+
+
+def launch(values: dict[str, Any], processes: int, machines: Machines = ALONE) -> dict[str, Any]:
+    """As run_processes; returns the run's summary, from the model that was written on this machine."""
+    run_processes(values, processes, machines)
+    return load_description(values["output"]).provenance["summary"]
+
+
+def run_processes(values: dict[str, Any], processes: int, machines: Machines = ALONE) -> None:
+    """Runs `must train` in `processes` processes a machine; the other machines run the same.
+
+    A SIGTERM is handed on, so that the processes save a checkpoint before they stop.
+
+    Raises:
+        SystemExit: the processes failed, with the code of the one that ended first: 2, the input is wrong (it said
+            so in one line); 75, stopped and resumable.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(values, file)
+        file.flush()
+        command = [sys.executable, "-m", "must.method.distributed.torchrun", *machines.rendezvous]
+        command.append(f"--nproc-per-node={processes}")
+        child = subprocess.Popen(
+            [*command, "-m", "must", "train", "--config", file.name], env=os.environ | {ENDS_WITH_PARENT: "1"}
+        )
+        previous = signal.signal(signal.SIGTERM, lambda number, _: child.send_signal(number))
+        try:
+            code = child.wait()
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+    if code == -signal.SIGTERM:  # it had not even begun
+        code = PREEMPTED
+    if code:
+        raise SystemExit(code if code > 0 else BUG)

@@ -1,0 +1,45 @@
+"""Copies a folder's files to another place while they grow, so that curves can be watched where TensorBoard looks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+from must.base import storage
+from must.base.background import every
+
+EVERY = 60.0  # seconds
+
+
+@contextmanager
+def mirrored(folder: str, uri: str, pattern: str = "*tfevents*") -> Iterator[None]:
+    """Copies changed files while the block runs, and once more at its end. Does nothing when `uri` is ''.
+
+    A place that cannot be written to is a warning: it must not be what stops the training.
+    """
+    if not uri:
+        yield
+        return
+    copy = partial(copy_changed, Path(folder), uri, pattern, {})
+    try:
+        with every(EVERY, copy):
+            yield
+    finally:
+        copy()
+
+
+def copy_changed(folder: Path, uri: str, pattern: str, sizes: dict[str, int]) -> None:
+    with suppress(FileNotFoundError):
+        for path in sorted(folder.rglob(pattern)):
+            name, size = str(path.relative_to(folder)), path.stat().st_size
+            if sizes.get(name) == size:
+                continue
+            try:
+                storage.write_bytes(storage.join(uri, name), path.read_bytes())
+                sizes[name] = size
+            except (ValueError, OSError) as error:
+                print(f"must: {uri}: the curves could not be copied: {error}", file=sys.stderr)
+                return

@@ -1,0 +1,52 @@
+"""One process of training on several nodes: torchrun -m must.runtime.node JOB.
+
+JOB is a place that every node sees. Its job.yaml holds the parameters of `must train`; the bundle goes to its folder
+bundle. Only paths below work_uri outlive the nodes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from must.api.stages import call
+from must.base import storage
+from must.base.exits import exiting
+from must.method.distributed.parent import end_with_parent
+from must.method.model.bundle import DESCRIPTION_FILE
+from must.runtime.keepalive import stop_when_orphaned
+from must.runtime.mirror import mirrored
+from must.runtime.places import JobUri
+
+
+def train_job(job: str) -> None:
+    """Trains; the main process then copies what it wrote to the job's place, the bundle's description last."""
+    content = yaml.safe_load(storage.read_bytes(JobUri(job).description))
+    if os.environ.get("RANK", "0") != "0":
+        with tempfile.TemporaryDirectory() as folder:
+            call("train", **content["train"], output=folder)
+        return
+    launcher = content["launcher"]  # one process notices that it is gone; all of them stop after the same step
+    with (
+        stop_when_orphaned(launcher["sign"], launcher["silence"]),
+        tempfile.TemporaryDirectory() as folder,
+        mirrored(folder, content["tensorboard"]),
+    ):
+        call("train", **content["train"], output=folder)
+        publish(Path(folder), JobUri(job).bundle)
+
+
+def publish(folder: Path, uri: str) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in sorted(files, key=lambda path: path.name == DESCRIPTION_FILE):
+        storage.upload(path, storage.join(uri, str(path.relative_to(folder))))
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    with exiting("train"):
+        train_job(sys.argv[1])

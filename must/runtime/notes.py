@@ -1,0 +1,192 @@
+"""A note a stage: running, done or failed, with its last log lines, where the next stages and people can read it.
+
+The notes of a run are at WORK_URI/notes/RUN_ID. A stage that is killed without a word (out of memory, a lost node)
+leaves the note that it runs, at most a minute old. Kubeflow tells a pipeline's exit handler that something failed, but
+not what, and not always truly.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from must.base import storage
+from must.base.exits import BUG, code_of, line_of
+from must.runtime.places import WorkUri
+from must.runtime.tail import Tail
+
+HEARTBEAT_S = 60.0  # seconds between writings of a running stage's note
+FIRST = 4.0  # seconds to the first of them, doubled until they are HEARTBEAT_S
+RUN_ID = "MUST_RUN_ID"  # the environment's name for the run that a stage belongs to
+TOLD = "MUST_NOTE"  # the file by which a stage tells the process that supervises it what to put into the note
+TEXTS, FIGURES = ("report", "version", "against", "why", "action", "outcome"), ("top1", "before")  # among the facts
+NOT_WRITTEN = ("source", "changed")
+
+
+@dataclass
+class Note:
+    stage: str
+    state: str = "running"  # then done or failed
+    started: float = field(default_factory=time.time)  # seconds since 1970
+    seconds: float = 0.0
+    code: int = 0  # the exit code of a failed stage
+    result: str = ""  # one line about what came out, for people
+    facts: dict[str, Any] = field(default_factory=dict)  # the same for programs
+    checkpoints: str = ""  # where a retry goes on from
+    signalled: float = 0.0  # when it was asked to stop (SIGTERM), in seconds since 1970
+    tries: list[dict[str, Any]] = field(default_factory=list)  # those that failed before: code, seconds, host, line
+    host: str = field(default_factory=socket.gethostname)
+    lines: list[str] = field(default_factory=list)  # the last of the log
+    source: Path | None = None  # what the supervised process tells
+    changed: threading.Event = field(default_factory=threading.Event)  # set it, and the note is written at once
+
+    def listen(self) -> None:
+        """Takes over what the supervised process has told so far."""
+        if self.source is not None:
+            with suppress(OSError, ValueError):
+                told = json.loads(self.source.read_text())
+                self.result, self.checkpoints = told["result"], told["checkpoints"]
+                self.facts |= told["facts"]
+
+    def failed_try(self, code: int | None, seconds: float, line: str) -> None:
+        """`code` is None where the try ended without a word."""
+        self.tries.append({"code": code, "seconds": round(seconds, 1), "host": self.host, "line": line[:300]})
+
+
+@contextmanager
+def stage_note(work_uri: str, stage: str, checkpoints: str = "", run_id: str = "") -> Iterator[Note]:
+    """Keeps the note of the stage that runs inside the block. What it raises passes through.
+
+    A note that cannot be written is a warning: it must not be what stops the stage. In a process that is supervised,
+    the supervisor keeps the note and is told what is in this one.
+    """
+    note = Note(stage, checkpoints=checkpoints)
+    if TOLD in os.environ:
+        try:
+            tell(Path(os.environ[TOLD]), note)
+            yield note
+        finally:
+            tell(Path(os.environ[TOLD]), note)
+        return
+    uri = storage.join(WorkUri(work_uri).notes(run_id or os.environ.get(RUN_ID, "")), f"{stage}.json")
+    note.tries = earlier_tries(uri)
+    tail = Tail()
+    try:
+        with tail, kept_fresh(uri, note, tail):
+            yield note
+    except BaseException as error:
+        note.code = code_of(error)
+        note.state = "failed" if note.code else "done"
+        if not isinstance(error, SystemExit):
+            tail.add(traceback.format_exc() if note.code == BUG else f"must {stage}: {line_of(error)}")
+        raise
+    else:
+        note.state = "done"
+    finally:
+        write(uri, note, tail)  # the tail is closed by now: nothing the stage printed is missing
+
+
+def read_notes(work_uri: str, run_id: str = "") -> list[Note]:
+    """The run's notes, in the order in which the stages started."""
+    folder = WorkUri(work_uri).notes(run_id)
+    try:
+        names = [entry.name for entry in storage.list_files(folder) if entry.name.endswith(".json")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    notes = [parse(storage.read_bytes(storage.join(folder, name))) for name in names]
+    return sorted((note for note in notes if note is not None), key=lambda note: note.started)
+
+
+def parse(data: bytes) -> Note | None:
+    """The note in a file; None for any other file, which may be there too."""
+    known = {f.name for f in fields(Note)} - set(NOT_WRITTEN)
+    try:
+        note = Note(**{name: value for name, value in json.loads(data).items() if name in known})
+        return note if is_sound(note) else None
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        return None
+
+
+def is_sound(note: Note) -> bool:
+    """Whether each value is of its kind. Raises TypeError, KeyError or AttributeError where that shows by itself."""
+    texts = [
+        note.stage,
+        note.state,
+        note.result,
+        note.checkpoints,
+        note.host,
+        *note.lines,
+        *(note.facts.get("reasons") or []),
+    ]
+    numbers = [note.started, note.seconds, note.signalled, note.code]
+    for names, values in ((TEXTS, texts), (FIGURES, numbers)):
+        values += [note.facts[name] for name in names if note.facts.get(name) is not None]
+    for one in note.tries:
+        texts += [one["host"], one["line"]]
+        numbers += [one["seconds"], one["code"] or 0]
+    # A date of more than a hundred thousand years is none that the clock's functions take.
+    moments = [not isinstance(number, bool) and abs(number) < 3e12 for number in numbers]
+    return all(moments) and all(isinstance(text, str) for text in texts) and isinstance(note.lines, list)
+
+
+def earlier_tries(uri: str) -> list[dict[str, Any]]:
+    """What became of this stage in this run before: its pod vanished, or it failed, and it was started again."""
+    try:
+        note = parse(storage.read_bytes(uri))
+    except (OSError, ValueError):
+        return []
+    if note is None or note.state == "done":
+        return []
+    note.failed_try(note.code if note.state == "failed" else None, note.seconds, note.lines[-1] if note.lines else "")
+    return note.tries
+
+
+def tell(file: Path, note: Note) -> None:
+    content = {"result": note.result, "checkpoints": note.checkpoints, "facts": note.facts}
+    storage.write_bytes(file, json.dumps(content).encode())
+
+
+@contextmanager
+def kept_fresh(uri: str, note: Note, tail: Tail) -> Iterator[None]:
+    """Writes the running stage's note now, then ever more rarely up to every HEARTBEAT_S, and whenever it changed."""
+
+    def keep_fresh() -> None:
+        pause = FIRST
+        while True:
+            note.changed.wait(pause)
+            pause = min(HEARTBEAT_S, 2 * pause)
+            note.changed.clear()
+            if over.is_set():
+                return
+            write(uri, note, tail)
+
+    write(uri, note, tail)
+    over = threading.Event()
+    beat = threading.Thread(target=keep_fresh, daemon=True)
+    beat.start()
+    try:
+        yield
+    finally:
+        over.set()
+        note.changed.set()
+        beat.join(timeout=HEARTBEAT_S)
+
+
+def write(uri: str, note: Note, tail: Tail) -> None:
+    note.listen()
+    content = {f.name: getattr(note, f.name) for f in fields(note) if f.name not in NOT_WRITTEN}
+    content |= {"seconds": round(time.time() - note.started, 1), "lines": tail.lines()}
+    try:
+        storage.write_bytes(uri, json.dumps(content, indent=1).encode())
+    except (ValueError, OSError) as error:
+        print(f"must: the stage's note could not be written: {error}", file=sys.stderr)

@@ -1,0 +1,139 @@
+"""How a run ended, from its stages' notes: the backend's word for it is a hint and no more.
+
+Kubeflow Pipelines hands the exit handler a state that only some of its programs update: a run that went well may be
+RUNNING or FAILED there (and is never SUCCEEDED, which is the word of the local runner and of Vertex AI Pipelines).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from must.base.exits import KILLED, PREEMPTED, WRONG_INPUT
+from must.runtime.notes import Note
+
+WELL = ("SUCCEEDED", "COMPLETE")
+
+
+class Outcome(NamedTuple):
+    name: str
+    good: bool
+    headline: str  # one line for a reader who does not know the stages
+
+
+def outcome_of(notes: list[Note], state: str | None, then: Sequence[str] = ()) -> Outcome:
+    """Args: `state` is what the backend says of the stages, such as COMPLETE or RUNNING; `then`: see `summarize`."""
+    bad = failing(notes)
+    if bad is not None:
+        kind = kind_of(bad)
+        if kind == "stopped":  # nothing is wrong with the run
+            return Outcome("failed", False, f"Run stopped from outside, during {bad.stage}")
+        return Outcome("failed", False, f"Run failed: {bad.stage}: {IN_SHORT[kind]}")
+    by_stage = {note.stage: note for note in notes}
+    for name, rule in GOOD_ENDS:
+        if headline := rule(by_stage):
+            if missing := [stage for stage in still_due(by_stage, then) if stage not in by_stage]:
+                return Outcome("broken off", False, f"{headline}. Then broken off: {never_started(missing)}")
+            return Outcome(name, True, headline)
+    if not notes and state in WELL:
+        return Outcome("complete", True, "Run complete, but its stages could leave no notes")
+    return Outcome("broken off", False, "Run broken off: " + broken_off(notes))
+
+
+def still_due(notes: dict[str, Note], then: Sequence[str]) -> Sequence[str]:
+    """What a run does besides what its good end tells of: `export` runs whatever the gate says."""
+    if "promote" in notes:
+        return then
+    return ["export"] if "gate" in notes else []
+
+
+def failing(notes: list[Note]) -> Note | None:
+    """The stage that is the reason: the first that failed, else the last one that fell silent."""
+    failed = sorted((note for note in notes if note.state == "failed"), key=lambda note: note.started + note.seconds)
+    silent = [note for note in notes if note.state == "running"]
+    return next(iter(failed or silent[-1:]), None)
+
+
+# good ends: the first rule that has a headline counts
+def kept_zero_shot(notes: dict[str, Note]) -> str:
+    """No part of the adaptation was kept. As the first model of its name it is promoted all the same."""
+    facts, version = facts_of(notes, "gate"), facts_of(notes, "promote").get("version")
+    if facts.get("outcome") != "kept zero-shot":
+        return ""
+    if version:
+        return f"Kept zero-shot: no adaptation was better; promoted as {version}, the first of its name"
+    if champion := facts.get("against"):
+        return f"Kept zero-shot: no adaptation was better, so nothing is promoted; {champion}, stays"
+    return ""  # without a champion a promotion had to follow
+
+
+def promoted(notes: dict[str, Note]) -> str:
+    facts = facts_of(notes, "promote")
+    return f"Promoted {facts.get('version', 'the model')}{gain(notes)}" if "promote" in notes else ""
+
+
+def stopped(notes: dict[str, Note]) -> str:
+    facts = facts_of(notes, "gate")
+    return f"Not promoted: stopped by the gate{because(facts)}" if facts.get("outcome") == "stopped" else ""
+
+
+def nothing_new(notes: dict[str, Note]) -> str:
+    facts = facts_of(notes, "champion")
+    return f"Nothing new: {facts.get('why', 'not trained')}" if facts.get("action") == "nothing new" else ""
+
+
+GOOD_ENDS: tuple[tuple[str, Callable[[dict[str, Note]], str]], ...] = (
+    ("kept zero-shot", kept_zero_shot),
+    ("promoted", promoted),
+    ("stopped", stopped),
+    ("nothing new", nothing_new),
+)
+
+
+def gain(notes: dict[str, Note]) -> str:
+    """Accuracies, where there are labels: against the champion, if it was measured on these images, or zero-shot."""
+    measured, gate = facts_of(notes, "evaluate"), facts_of(notes, "gate")
+    after = measured.get("top1")
+    before, who = gate.get("before"), gate.get("against", "")
+    if before is None:
+        before, who = measured.get("before"), "zero-shot"
+    if after is None:
+        return ""
+    return f": {after:.1%}" + (f", was {before:.1%} ({who})" if before is not None else "")
+
+
+def because(facts: dict[str, Any]) -> str:
+    why = [reason.removeprefix("STOP").strip() for reason in facts.get("reasons", []) if reason.startswith("STOP")]
+    return f" ({why[0]})" if why else ""
+
+
+def facts_of(notes: dict[str, Note], stage: str) -> dict[str, Any]:
+    return notes[stage].facts if stage in notes else {}
+
+
+# bad ends
+def kind_of(note: Note) -> str:
+    """A key of IN_SHORT and of summary.py's explanations."""
+    if note.signalled:
+        return "stopped"
+    if note.state == "running":
+        return "silent"
+    return {WRONG_INPUT: "input", PREEMPTED: "interrupted", KILLED: "killed"}.get(note.code, "error")
+
+
+IN_SHORT = {
+    "interrupted": "something it needs went away",
+    "silent": "its pod is gone",
+    "input": "the input is wrong",
+    "killed": "killed, memory may have run out",
+    "error": "an error",
+}
+
+
+def never_started(stages: list[str]) -> str:
+    more = f" and {len(stages) - 1} more" if len(stages) > 1 else ""
+    return f"{stages[0]}{more} never started"
+
+
+def broken_off(notes: list[Note]) -> str:
+    return f"nothing came after {notes[-1].stage}" if notes else "no stage started"

@@ -1,0 +1,58 @@
+"""Stages that several pods share. What one of them has done the others know from the bucket alone."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from must.api.stages import call
+from must.base import storage
+from must.config.part import parts_of
+from must.data.format.index import Index, load_index
+from must.runtime.notes import RUN_ID, read_notes, stage_note
+from must.runtime.places import WorkUri
+from must.runtime.settings import sharding_settings
+
+MADE = "index_sha256"  # in the note of the part that made the index
+
+
+def part_name(stage: str, part: str) -> str:
+    """A note's name for the part I/N of a stage."""
+    return f"{stage}-{part.replace('/', '-of-')}"
+
+
+def follow_ups(labelling_pods: int, serve: str) -> list[str]:
+    """Names of the notes that a promotion is followed by."""
+    parts = [part_name("predict", part) for part in parts_of(labelling_pods)]
+    return parts + ["serve"] * (serve != "none")
+
+
+def shard_part(work_uri: str, *, part: str, settings: dict[str, Any], **own: Any) -> None:
+    """What it has done is in the output; its note tells of the index, if it has made that. `own`: see stages.shard."""
+    run = os.environ.get(RUN_ID, "")
+    values = sharding_settings(settings, own | {"output": WorkUri(work_uri).shards})
+    with stage_note(work_uri, part_name("shard", part)) as note:
+        index = call("shard", **values, part=part, run_id=run)
+        note.result = "done; other parts have work left or make the shards"
+        if index is not None:
+            note.result, note.facts = f"the shards are there, revision {index.revision}", {MADE: index.sha256}
+
+
+def made_by_parts(work_uri: str, shards: str) -> Index | None:
+    """The index that a part of this very run has made: the source is not listed once more."""
+    made = {note.facts.get(MADE) for note in read_notes(work_uri, os.environ.get(RUN_ID, ""))} - {None}
+    if not made or not storage.exists(storage.join(shards, "index.json")):
+        return None
+    index = load_index(shards)
+    return index if index.sha256 in made else None
+
+
+def predict_part(
+    work_uri: str, *, part: str, onnx: str, index_sha256: str, output: str, settings: dict[str, Any]
+) -> None:
+    with stage_note(work_uri, part_name("predict", part)) as note:
+        counts = call(
+            "predict", **settings, model=onnx, shards=WorkUri(work_uri).shards, index_sha256=index_sha256,
+            output=output, part=part,
+        )  # fmt: skip
+        note.result = f"{counts['images']:,} images, {counts['unreadable']:,} could not be read"

@@ -1,0 +1,131 @@
+"""What the pipeline's stages do, each in a process of its own (supervise.py): what goes in and out fits into JSON.
+
+They raise as the library does. A stage that has nothing of its own to tell needs no function here: `library` runs it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from must.api.stages import call
+from must.base import storage
+from must.runtime import classifiers, evaluation, parts, promotion
+from must.runtime.decision import decide
+from must.runtime.inputs import look
+from must.runtime.notes import stage_note
+from must.runtime.places import WorkUri
+from must.runtime.settings import sharding_settings, training_settings
+
+
+def library(work_uri: str, name: str, **values: Any) -> None:
+    """The library's stage `name` with its own parameters."""
+    with stage_note(work_uri, name):
+        call(name, **values)
+
+
+def inputs(work_uri: str, **values: Any) -> str:
+    """Returns a sha256 of what class file and model hold. `values`: the run's parameters."""
+    with stage_note(work_uri, "inputs") as note:
+        result = look(values)
+        note.result = "as the stages take them"
+    return result
+
+
+def shard(work_uri: str, *, index: str, settings: dict[str, Any], **own: Any) -> dict[str, Any]:
+    """Returns the index's sha256 and what its artifact tells. `own`: the pipeline's parameters of `must shard`.
+
+    Where parts went before it has nothing to do if one of them has made the index, and else what they have left.
+    """
+    shards = WorkUri(work_uri).shards
+    with stage_note(work_uri, "shard") as note:
+        result = parts.made_by_parts(work_uri, shards)
+        result = result or call("shard", **sharding_settings(settings, own | {"output": shards}))
+        count = sum(one.samples for one in result.shards)
+        note.result = f"{count:,} images, revision {result.revision}"
+        storage.write_bytes(index, storage.read_bytes(storage.join(shards, "index.json")))
+    return {"sha256": result.sha256, "facts": {"shards": shards, "revision": result.revision, "images": count}}
+
+
+def classifier(work_uri: str, **values: str) -> dict[str, Any]:
+    """Returns the classifier file's sha256, its number of classes and whether an earlier run had made it.
+
+    `values` are those of classifiers.provide.
+    """
+    with stage_note(work_uri, "classifier") as note:
+        made = classifiers.provide(work_uri, **values)
+        note.result = f"{made['classes']} classes" + (", made by an earlier run" if made["kept"] else "")
+    return made
+
+
+def champion(
+    work_uri: str,
+    *,
+    registry_uri: str,
+    model_name: str,
+    index_sha256: str,
+    classifier: str,
+    preset: str,
+    settings: dict[str, Any],
+    epochs: int,
+    warm_start: bool,
+    only_new: bool,
+) -> dict[str, Any]:
+    """Returns must.deploy.promote.champion.Champion as a dictionary."""
+    from must.deploy.promote.champion import champion as ask
+
+    with stage_note(work_uri, "champion") as note:
+        best = ask(
+            WorkUri(work_uri).registry(registry_uri), model_name, index_sha256, classifier,
+            training_settings(settings, preset, epochs), warm_start=warm_start, only_new=only_new,
+        )  # fmt: skip
+        note.result = "; ".join(best.reasons)
+        note.facts = {"action": best.action, "why": best.reasons[-1].removeprefix("nothing new: ")}
+        print(note.result)
+    return vars(best)
+
+
+def evaluate(work_uri: str, *, report: str, **values: str) -> dict[str, Any]:
+    """Returns the metrics. `values` are those of evaluation.evaluate."""
+    with stage_note(work_uri, "evaluate") as note:
+        metrics = evaluation.evaluate(work_uri, report=report, **values)
+        note.result = evaluation.headline(metrics)
+        note.facts = evaluation.accuracy(metrics) | {"report": evaluation.keep_report(work_uri, report)}
+    return metrics
+
+
+def gate(work_uri: str, *, registry_uri: str, **values: Any) -> bool:
+    """Returns whether the model passed. `values` are those of decision.decide."""
+    with stage_note(work_uri, "gate") as note:
+        result, note.facts = decide(work_uri, registry=WorkUri(work_uri).registry(registry_uri), **values)
+        note.result = f"{note.facts['outcome']} ({result.gate})"
+    return result.passed
+
+
+def export(
+    work_uri: str,
+    *,
+    index_sha256: str,
+    bundle: str,
+    details: str,
+    onnx: str,
+    precision: str,
+    embeddings: bool = False,
+    triton: str = "",
+) -> dict[str, Any]:
+    """Returns what the ONNX artifact tells of the model."""
+    with stage_note(work_uri, "export") as note:
+        call(
+            "export", model=bundle, output=onnx, precision=precision, shards=WorkUri(work_uri).shards,
+            index_sha256=index_sha256, metrics=storage.join(details, "metrics.json"),
+            embeddings=embeddings, triton=triton,
+        )  # fmt: skip
+        note.result = f"ONNX, {precision}" + (", with embeddings" if embeddings else "")
+    return {"precision": precision, "framework": "onnx", **promotion.model_facts(bundle, details)}
+
+
+def promote(work_uri: str, *, registry_uri: str, **values: str) -> dict[str, Any]:
+    """Returns where the version is and what it is; `values` are those of promotion.promote."""
+    with stage_note(work_uri, "promote") as note:
+        facts = promotion.promote(registry=WorkUri(work_uri).registry(registry_uri), **values)
+        note.result, note.facts = f"promoted as {facts['version']}", {"version": facts["version"]}
+    return facts

@@ -1,0 +1,154 @@
+"""Runs a stage in a process of its own, and again when what ended it may pass: a killed worker, a lost store or peer.
+
+The backend's retries cannot be relied on for that: installations differ, and none tells wrong input from a crash. They
+remain for pods that vanish. This process imports no torch; what the stage prints goes through the descriptors it
+inherits, so that its last lines are known even when it is killed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from must.base.exits import INTERRUPTED, PREEMPTED, WRONG_INPUT, exiting
+from must.base.parameters import convert, require
+from must.method.distributed.parent import end_with_parent
+from must.runtime.notes import RUN_ID, TOLD, Note, stage_note
+
+RETRIES = "MUST_RETRIES"  # COUNT,SECONDS,FACTOR in the environment, from cluster.yaml; none without it
+NEVER = (0, WRONG_INPUT, INTERRUPTED)  # done; what stays wrong; the keyboard
+LONGEST = 3600.0  # seconds between two tries
+
+
+@dataclass(frozen=True)
+class Policy:
+    count: int = 0  # tries after the first
+    backoff: float = 0.0  # seconds before the first of them
+    factor: int = 2  # on the seconds, from one to the next
+
+    def pause(self, number: int) -> float:
+        """Seconds before try `number`, the second being 1."""
+        return min(LONGEST, self.backoff * self.factor ** (number - 1))
+
+
+def policy() -> Policy:
+    """Raises ValueError: the environment's is none."""
+    text = os.environ.get(RETRIES, "")
+    if not text:
+        return Policy()
+    parts = text.split(",")
+    require(len(parts) == 3, f"{RETRIES} '{text}': expected COUNT,SECONDS,FACTOR")
+    return Policy(convert(parts[0], int, RETRIES), convert(parts[1], float, RETRIES), convert(parts[2], int, RETRIES))
+
+
+def supervised(stage: str, function: str, run_id: str, work_uri: str, **values: Any) -> Any:
+    """What `function`, a "module:name", returns for `work_uri` and `values`; all of it must fit into JSON.
+
+    Raises:
+        SystemExit: with the stage's code, once it will not be tried again; 137 where it was killed.
+    """
+    job = {"stage": stage, "function": function, "values": {"work_uri": work_uri, **values}}
+    with exiting(stage):
+        allowed = policy()
+    with stage_note(work_uri, stage, run_id=run_id) as note, tempfile.TemporaryDirectory(prefix="must-") as folder:
+        note.source = Path(folder) / "told.json"
+        (Path(folder) / "job.json").write_text(json.dumps(job))
+        try:
+            code = Supervisor(note, Path(folder), allowed, run_id).run()
+        finally:
+            note.listen()
+        if code:
+            raise SystemExit(code)
+        return json.loads((Path(folder) / "result.json").read_text())
+
+
+class Supervisor:
+    """The tries of one stage in this pod."""
+
+    def __init__(self, note: Note, folder: Path, policy: Policy, run_id: str) -> None:
+        self.note, self.folder, self.policy = note, folder, policy
+        self.environment = os.environ | {TOLD: str(folder / "told.json"), RUN_ID: run_id}
+        self.stopping = threading.Event()
+        self.child: subprocess.Popen | None = None
+
+    def run(self) -> int:
+        """The exit code of the last try."""
+        with self.handing_on_sigterm():
+            number = 0
+            while True:
+                started = time.monotonic()
+                code = self.attempt()
+                if code in NEVER or self.stopping.is_set() or number >= self.policy.count:
+                    return code
+                number += 1
+                self.note.failed_try(code, time.monotonic() - started, "")
+                pause = self.policy.pause(number)
+                print(
+                    f"must {self.note.stage}: try {number} of {self.policy.count + 1} ended with exit code {code}; "
+                    f"trying again in {pause:g} s",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
+                self.note.changed.set()
+                if self.stopping.wait(pause):
+                    return PREEMPTED
+
+    def attempt(self) -> int:
+        command = [sys.executable, "-m", "must.runtime.supervise", str(self.folder)]
+        # A group of its own: a signal to ours comes to it once, from here.
+        self.child = subprocess.Popen(command, env=self.environment, process_group=0)
+        if self.stopping.is_set():  # the signal came before there was a child
+            self.child.terminate()
+        try:
+            code = self.child.wait()
+        except KeyboardInterrupt:
+            self.child.send_signal(signal.SIGINT)
+            code = self.child.wait()
+            self.stopping.set()
+        if code == -signal.SIGTERM:
+            return PREEMPTED
+        return 128 - code if code < 0 else code
+
+    @contextmanager
+    def handing_on_sigterm(self) -> Iterator[None]:
+        def hand_on(number: int, frame: object) -> None:
+            self.stopping.set()
+            if self.child is not None:
+                with suppress(ProcessLookupError):
+                    self.child.send_signal(number)
+            self.note.signalled = time.time()
+            self.note.changed.set()  # written by another thread: there may be half a second left
+
+        if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, hand_on)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def work(folder: Path) -> None:
+    """The supervised process: calls the function and writes down what it returns."""
+    end_with_parent()
+    job = json.loads((folder / "job.json").read_text())
+    module, name = job["function"].split(":")
+    with exiting(job["stage"]):
+        result = getattr(importlib.import_module(module), name)(**job["values"])
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))

@@ -1,0 +1,77 @@
+"""Training inside one pod of the pipeline: the stage's parameters, its checkpoints' place, its processes."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from must.api.stages import call
+from must.base import storage
+from must.method.distributed.machines import machines
+from must.method.model.bundle import WEIGHTS_FILE, load_description
+from must.method.train.provenance import run_key
+from must.runtime.mirror import mirrored
+from must.runtime.notes import stage_note
+from must.runtime.places import WorkUri
+from must.runtime.settings import training_settings
+
+OFTEN = 60  # seconds between checkpoints: a pod that is taken away may have half a second to save one
+
+
+def train_here(
+    work_uri: str,
+    *,
+    index_sha256: str,
+    classifier: str,
+    output: str,
+    init: str = "",
+    preset: str = "",
+    settings: dict[str, Any] | None = None,
+    epochs: int = 0,
+    processes: str = "auto",
+    tensorboard_uri: str = "",
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Trains, or goes on with training. Returns the run's summary, and what the bundle tells about its origin."""
+    from must.runtime.launch import launch, number_of_processes  # torch, which other users of this file do not have
+
+    key, values = job_values(
+        work_uri, index_sha256=index_sha256, classifier=classifier, init=init, preset=preset, settings=settings or {},
+        epochs=epochs,
+    )  # fmt: skip
+    curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
+    count, together = number_of_processes(processes), machines()
+    with stage_note(work_uri, "train", values["checkpoints"]) as note, mirrored(f"{output}/tensorboard", curves):
+        values |= {"classifier": classifier, "output": output}
+        summary = call("train", **values) if count == together.count == 1 else launch(values, count, together)
+        note.result = trained(summary, f" on {together.count} machines" if together.count > 1 else "")
+    return summary, origin(output)
+
+
+def trained(summary: dict[str, Any], where: str = "") -> str:
+    """A few words for the note."""
+    if not summary["steps"]:
+        return "nothing to train: the ladder could keep none of it"
+    return f"{summary['steps']:,} steps{where}, {summary['images_per_s']} images/s"
+
+
+def job_values(
+    work_uri: str, *, index_sha256: str, classifier: str, init: str, preset: str, settings: dict[str, Any], epochs: int
+) -> tuple[str, dict[str, Any]]:
+    """A key, and parameters of `must train` but for the classifier's and the output's place.
+
+    The key is another one for each combination of data, classes, start and settings. Checkpoints are under it: a retry
+    finds them, another run does not.
+    """
+    values = training_settings(settings, preset, epochs) | ({"init": init} if init else {})
+    key = run_key(index_sha256, classifier, values)
+    work = WorkUri(work_uri)
+    places = {"shards": work.shards, "index_sha256": index_sha256, "checkpoints": work.checkpoints(key)}
+    return key, {"checkpoint_seconds": OFTEN, **values, **places}
+
+
+def origin(bundle: str) -> dict[str, Any]:
+    """What the bundle's artifact carries in Kubeflow."""
+    provenance = load_description(bundle).provenance
+    weights = storage.read_bytes(storage.join(bundle, WEIGHTS_FILE))
+    facts = {name: provenance.get(name) for name in ("index_sha256", "index_revision", "git_revision")}
+    return {"sha256": hashlib.sha256(weights).hexdigest(), **facts}
