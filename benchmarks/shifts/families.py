@@ -109,7 +109,8 @@ def emoji_names() -> list[str]:
     sets = {name: set(icon_set(name)["icons"]) for style in EMOJI_SETS.values() for name in style}
     drawn = [
         name for name in sorted(sets["noto"])
-        if sum(name in sets[s] for s in EMOJI_SETS["source"]) >= 4 and all(name in sets[s] for s in EMOJI_SETS["target"])
+        if sum(name in sets[s] for s in EMOJI_SETS["source"]) >= 4
+        and all(name in sets[s] for s in EMOJI_SETS["target"])
     ]  # fmt: skip
     return sorted(np.random.default_rng(4).choice(drawn, EMOJI, replace=False).tolist())
 
