@@ -183,7 +183,7 @@ def names_of(name: str) -> list[str]:
 
 
 MODELS = {"scripts": ("kana", "cyrillic"), "hangul": ("hangul",), "picto": ("emoji", "flags")}
-STEPS = {"scripts": 500, "hangul": 600, "picto": 600}
+STEPS = {"scripts": 500, "hangul": 450, "picto": 400}
 CAPTIONS = ["a photo of the {}.", "a picture of the {}.", "a drawing of the {}.", "the {}."]
 
 

@@ -158,7 +158,7 @@ def configured(
 def fewer_epochs(fewer: bool) -> Iterator[None]:
     """The second panel shows as many images to 6,000 as to 1,400; auto itself would take at least ten epochs."""
     usual = auto.EPOCHS
-    auto.EPOCHS = (3, usual[1]) if fewer else usual
+    auto.EPOCHS = (2, usual[1]) if fewer else usual
     try:
         yield
     finally:

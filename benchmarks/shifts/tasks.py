@@ -29,7 +29,7 @@ FITTED, JUDGING = ("kana", "emoji"), ("hangul", "flags", "cyrillic", "display")
 TASKS = (*OLD, *FITTED, *JUDGING)
 # (pictures of each drawing, unlabeled images at most, test images at most)
 SIZES = {
-    "kana": (1, 2000, 1000), "emoji": (6, 1800, 900), "hangul": (2, 6000, 1500), "flags": (6, 1600, 800),
+    "kana": (1, 2000, 1000), "emoji": (6, 1500, 700), "hangul": (2, 6000, 1200), "flags": (6, 1400, 700),
     "cyrillic": (3, 1200, 600), "display": (3, 800, 400),
 }  # fmt: skip
 OTHERS = {
