@@ -75,7 +75,8 @@ def plain_page(table: str, reason: str) -> str:
         '<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>evaluation</title>\n'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'">\n'
         "<h1>The report could not be drawn</h1>\n<p>The numbers are whole, in metrics.json and predictions.csv.</p>\n"
-        f"<pre>{escape(visible(table))}</pre>\n<h2>What went wrong</h2>\n<pre>{escape(visible(reason))}</pre>\n</html>\n"
+        f"<pre>{escape(visible(table))}</pre>\n<h2>What went wrong</h2>\n<pre>{escape(visible(reason))}</pre>\n"
+        "</html>\n"
     )
 
 
