@@ -110,7 +110,7 @@ STAGES: Final[dict[str, Stage]] = {
     "serve": Stage(
         ServeConfig,
         "must.deploy.serve.serve:serve",
-        "Serve the ONNX file, or a registry's champion, over HTTP and gRPC: pictures in, names out (no PyTorch).",
+        "Serve the ONNX file, or a registry's champion, over HTTP: pictures in, names out (no PyTorch).",
     ),
     "demo": Stage(
         DemoConfig,
