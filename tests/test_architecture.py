@@ -41,6 +41,7 @@ parameters  text
 tars
 names       parameters storage text
 lock        background storage
+workers     processes storage
 """,
     "data": """
 image
