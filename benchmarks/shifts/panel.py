@@ -14,26 +14,32 @@ from benchmarks.shifts.run import one
 
 IMAGES = 6_000  # shown in training, and at least two epochs
 LONGER = {("cyrillic", "as-is"): 14_000, ("display", "as-is"): 14_000, ("kana", "as-is"): 8_000}
-ORDER = (
-    ("scripts", "cyrillic", ("as-is",)), ("", "display", ("as-is",)), ("scripts", "kana", ("as-is", "tail", "half")),
-    ("picto", "emoji", ("as-is",)), ("picto", "flags", ("as-is",)), ("", "digits", ("as-is", "tail", "half")),
-    ("hangul", "hangul", ("as-is",)), ("scripts", "cyrillic", ("tail", "half")), ("", "display", ("tail", "half")),
-    ("picto", "emoji", ("tail", "junk")), ("picto", "flags", ("tail", "half")), ("scripts", "kana", ("junk", "few")),
-    ("hangul", "hangul", ("tail", "half")), ("scripts", "cyrillic", ("junk", "few")), ("", "display", ("junk", "few")),
-    ("picto", "flags", ("junk", "few", "swapped")), ("picto", "emoji", ("half", "few")), ("", "digits", ("few",)),
-    ("hangul", "hangul", ("junk", "few", "swapped")), ("scripts", "kana", ("swapped",)),
+ORDER = (  # (tower, family, setting, variants)
+    ("scripts", "cyrillic", "auto", ("as-is",)), ("", "display", "auto", ("as-is",)),
+    ("scripts", "kana", "auto", ("as-is",)), ("", "digits", "auto", ("as-is",)),
+    ("scripts", "kana", "auto-third", ("as-is",)), ("picto", "emoji", "auto", ("as-is",)),
+    ("picto", "flags", "auto", ("as-is",)), ("hangul", "hangul", "auto", ("as-is",)),
+    ("picto", "emoji", "auto-third", ("as-is",)), ("", "digits", "auto", ("tail",)),
+    ("scripts", "cyrillic", "auto-third", ("as-is",)), ("", "display", "auto-third", ("as-is", "tail")),
+    ("picto", "flags", "auto", ("tail",)), ("picto", "flags", "auto-third", ("as-is",)),
+    ("picto", "emoji", "auto", ("junk", "half")), ("scripts", "kana", "auto", ("tail",)),
+    ("hangul", "hangul", "auto-third", ("as-is",)), ("hangul", "hangul", "auto", ("half",)),
+    ("", "display", "auto", ("half", "junk", "few")), ("scripts", "cyrillic", "auto", ("half", "few")),
+    ("picto", "flags", "auto", ("junk", "few", "half", "swapped")), ("", "digits", "auto", ("half", "few")),
+    ("scripts", "kana", "auto", ("junk", "few", "half")), ("picto", "emoji", "auto", ("tail", "few", "swapped")),
+    ("hangul", "hangul", "auto", ("tail", "few", "junk")),
 )  # fmt: skip
 
 
 def main() -> None:
     torch.set_num_threads(1)
     for seed in (0, 1):
-        for model, name, variants in ORDER:
+        for model, name, setting, variants in ORDER:
             if model:
                 pretrain(model)
             for variant in variants:
-                if seed == 0 or variant not in ("swapped",):
-                    one(name, variant, "auto", LONGER.get((name, variant), IMAGES) if seed == 0 else IMAGES, seed)
+                images = LONGER.get((name, variant), IMAGES) if seed == 0 and setting == "auto" else IMAGES
+                one(name, variant, setting, images, seed)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ AUTO: dict[str, dict[str, Any]] = {  # `auto`, and with an option of training th
     "auto-rough": {"class_prior": "given"},
     "auto-guess": {"class_prior": "given"},
     "auto-refined": {"pseudo_labels": "refined"},
+    "auto-third": {},  # a third of the learning rate
     "auto-relative": {"relative_threshold": 0.75},
 }
 OCTAVES = {"auto-rough": 0.4, "auto-guess": 1.0}  # each share wrong by a factor of 1.3, or of 2, typically
@@ -147,6 +148,8 @@ def configured(
         shape = tower_shape(folder_of_model, "")
         with fewer_epochs(snapshots == 1):
             settings = auto_settings(count, len(made.classes), *shape, looked_at=images) | AUTO[setting]
+        if setting == "auto-third":
+            settings |= {name: settings[name] / 3 for name in ("lr", "min_lr")}
         return finished(settings | {"select": "none"}, flags, count, snapshots)
     settings = preset("digits", folder_of_model) | {"select": "none"} | SETTINGS[setting]
     settings["batch_size"] = min(settings["batch_size"], max(8, count // 8))
