@@ -18,16 +18,14 @@ ORDER = (  # (tower, family, setting, variants)
     ("scripts", "cyrillic", "auto", ("as-is",)), ("", "display", "auto", ("as-is",)),
     ("scripts", "kana", "auto", ("as-is",)), ("", "digits", "auto", ("as-is",)),
     ("scripts", "kana", "auto-third", ("as-is",)), ("picto", "emoji", "auto", ("as-is",)),
-    ("picto", "flags", "auto", ("as-is",)), ("hangul", "hangul", "auto", ("as-is",)),
+    ("picto", "flags", "auto", ("as-is",)),
     ("picto", "emoji", "auto-third", ("as-is",)), ("", "digits", "auto", ("tail",)),
     ("scripts", "cyrillic", "auto-third", ("as-is",)), ("", "display", "auto-third", ("as-is", "tail")),
     ("picto", "flags", "auto", ("tail",)), ("picto", "flags", "auto-third", ("as-is",)),
     ("picto", "emoji", "auto", ("junk", "half")), ("scripts", "kana", "auto", ("tail",)),
-    ("hangul", "hangul", "auto-third", ("as-is",)), ("hangul", "hangul", "auto", ("half",)),
     ("", "display", "auto", ("half", "junk", "few")), ("scripts", "cyrillic", "auto", ("half", "few")),
     ("picto", "flags", "auto", ("junk", "few", "half", "swapped")), ("", "digits", "auto", ("half", "few")),
     ("scripts", "kana", "auto", ("junk", "few", "half")), ("picto", "emoji", "auto", ("tail", "few", "swapped")),
-    ("hangul", "hangul", "auto", ("tail", "few", "junk")),
 )  # fmt: skip
 
 

@@ -233,16 +233,16 @@ class Trainer:
             )
 
     def is_futile(self) -> bool:
-        """Whether the ladder could keep nothing, whatever training learns: the result is zero-shot's weights already.
+        """Whether there are too few images for the ladder to keep anything: the result is zero-shot's weights already.
 
         It is a function of zero-shot and the images alone, so all processes and all attempts agree.
         """
-        hopeless = self.config.select == "ladder" and self.facts is not None and self.facts["needed"] is None
+        hopeless = self.config.select == "ladder" and self.facts is not None and self.facts["agreement"] is None
         futile = any(self.world.gather(hopeless)) and self.state.progress.step == 0
         if futile and self.world.is_main:
             print(
-                "no step is trained: the ladder could keep nothing of it, and zero-shot's weights are the result "
-                "(--select none trains all the same)",
+                "no step is trained: the images are too few for the ladder to keep anything of it, and zero-shot's "
+                "weights are the result (--select none trains all the same)",
                 flush=True,
             )
         return futile
