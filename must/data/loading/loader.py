@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -122,6 +123,13 @@ def train_batches(
             yield TrainBatch(*dataset.views(inputs), inputs.masked, samples, replaced)
         else:
             yield TrainBatch._make([*views, samples, replaced])
+
+
+def grouped(batches: Iterable[TrainBatch], size: int) -> Iterator[list[TrainBatch]]:
+    """Lists of `size` batches, the micro-batches of a step."""
+    iterator = iter(batches)
+    while group := list(itertools.islice(iterator, size)):
+        yield group
 
 
 def collate(samples: list[tuple[Any, ...]]) -> tuple[Tensor, ...]:
