@@ -12,7 +12,7 @@ from must_pipeline.stages import STAGES
 
 ROOT = Path(__file__).parent.parent
 HOME = ROOT / "components/must_components"
-BESIDE = ("train_job/component.py", "custom_job.py", "shard_part.py")  # other tasks of those stages
+BESIDE = ("train_job/component.py", "shard_part.py")  # other tasks of those stages
 COMPONENTS = [HOME / f"{stage}.py" for stage in STAGES] + [HOME / name for name in BESIDE]
 
 # The library is eight houses, folders of must/. A house imports those named on its line and no others, and stands above

@@ -13,8 +13,8 @@ from google.api_core.exceptions import GoogleAPICallError, RetryError
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, TransportError
 from google.cloud import aiplatform, aiplatform_v1
 
-from must_pipeline.cluster.config import Vertex
 from must_pipeline.server.api import LaterError
+from must_pipeline.vertex.config import Vertex
 
 TIMEOUT = 60.0  # seconds a request
 MAY_PASS = (408, 429)  # HTTP's codes; and all from 500 on
