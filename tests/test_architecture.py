@@ -1,8 +1,10 @@
 """The house's plan: which room of must/ may import which, what never meets torch, and how small components stay."""
 
 import ast
+import re
 import subprocess
 import sys
+import textwrap
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -142,6 +144,31 @@ def reachable(module):
     return seen
 
 
+def measured():
+    """The paragraph of docs/architecture.md, "Is it so?", that says what is here; `make reference` writes it."""
+    between = {(house_of(a), house_of(b)) for a, b in arrows() if house_of(a) != house_of(b)}
+    inside = {(room_of(a), room_of(b), house) for house in ROOMS for a, b in between_rooms(house)}
+    sizes = sorted(len(path.read_text().splitlines()) for path in MODULES.values())
+    median = sizes[len(sizes) // 2]
+
+    def lines(*folders):
+        files = (path for folder in folders for path in sorted((ROOT / folder).rglob("*.py")))
+        return f"{round(sum(len(path.read_text().splitlines()) for path in files), -2):,}"
+
+    text = (
+        f"`python -m pytest tests/test_architecture.py` reads the imports of all files of `must/`, lazy ones included: "
+        f"{len(HOUSES)} houses with {len(between)} arrows between them, {sum(map(len, ROOMS.values()))} rooms in "
+        f"{len(ROOMS)} of them with {len(inside)}, all of them downwards and in use, and no circle between any two of the "
+        f"{len(MODULES)} modules. These are {lines('must')} lines, half of the files shorter than {median + 1}, none longer "
+        f"than {sizes[-1]}; components and pipeline add {lines('components', 'pipeline')}, the tests have "
+        f"{lines('tests')}."
+    )
+    return textwrap.fill(text, 120, break_on_hyphens=False)
+
+
+MEASURED = re.compile(r"(?<=<!-- measured -->\n).*?(?=\n<!-- end -->)", re.S)
+
+
 def only_down(plan):
     above = set()
     for name, below in plan.items():
@@ -171,6 +198,13 @@ def test_the_small_plan_of_a_house(house):
     assert not [f"{a} -> {b}" for a, b in found if room_of(b) not in rooms[room_of(a)]]
     used = {room: {room_of(b) for a, b in found if room_of(a) == room} for room in rooms}
     assert rooms == used, "the plan allows more than is used"
+
+
+def test_the_page_says_what_is_here():
+    (told,) = MEASURED.findall((ROOT / "docs/architecture.md").read_text())
+    numbers = [[int(one.replace(",", "")) for one in re.findall(r"\d[\d,]*", text)] for text in (told, measured())]
+    for said, true in zip(*numbers, strict=True):  # lines change daily
+        assert abs(said - true) <= (0.03 * true if true > 60 else 0), "run `make reference`"
 
 
 def test_no_circle_between_modules():
