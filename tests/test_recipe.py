@@ -1,5 +1,5 @@
-"""The steps of "Adding a stage" (docs/architecture.md), taken in a copy of the tree: a command, a function, a component and a
-task of the DAG come of them, and no other file has to be touched."""
+"""The steps of "Adding a stage" (docs/architecture.md), taken in a copy of the tree: a command, a function, a component
+and a task of the DAG come of them, and no other file has to be touched."""
 
 import os
 import re
