@@ -160,8 +160,8 @@ def measured():
         f"`python -m pytest tests/test_architecture.py` reads the imports of all files of `must/`, lazy ones included: "
         f"{len(HOUSES)} houses with {len(between)} arrows between them, {sum(map(len, ROOMS.values()))} rooms in "
         f"{len(ROOMS)} of them with {len(inside)}, all of them downwards and in use, and no circle between any two "
-        f"of the {len(MODULES)} modules. These are {lines('must')} lines, half of the files shorter than {median + 1}, none "
-        f"longer than {sizes[-1]}; components and pipeline add {lines('components', 'pipeline')}, the tests have "
+        f"of the {len(MODULES)} modules. These are {lines('must')} lines, half of the files shorter than {median + 1}, "
+        f"none longer than {sizes[-1]}; components and pipeline add {lines('components', 'pipeline')}, the tests have "
         f"{lines('tests')}."
     )
     return textwrap.fill(text, 120, break_on_hyphens=False)

@@ -13,13 +13,8 @@ from google.api_core.exceptions import GoogleAPICallError, RetryError
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, TransportError
 from google.cloud import aiplatform, aiplatform_v1
 
-<<<<<<< HEAD
-from must_pipeline.server.api import LaterError
-from must_pipeline.vertex.config import Vertex
-=======
 from must.base.storage import TransientError, is_transient
-from must_pipeline.cluster.config import Vertex
->>>>>>> main
+from must_pipeline.vertex.config import Vertex
 
 TIMEOUT = 60.0  # seconds a request
 REQUEST = re.compile(r"^[A-Z]+ \S+: ")  # which the client puts in front of what the server says
