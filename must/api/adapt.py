@@ -75,7 +75,7 @@ def adapt(
 
     Raises:
         ValueError: the user's error, in one line, or `output` was made from other images, classes or settings; where
-            the same call may work later, must.base.storage.LaterError, a kind of it.
+            the same call may work later, must.base.storage.TransientError, a kind of it.
     """
     given = {"images": images, "classes": classes, "output": os.fspath(output), "model": os.fspath(model)}
     rest = {"pretrained": pretrained, "test_images": os.fspath(test_images), "device": device}
@@ -127,7 +127,7 @@ def steps(
         )
     if not storage.exists(storage.join(bundle, DESCRIPTION_FILE)):
         run("train", {**settings, "shards": shards, "classifier": classifier, "output": bundle, "device": device})
-    if not storage.exists(storage.join(report, "metrics.json")):
+    if not storage.exists(storage.join(report, "report.html")):  # the last that is written
         split = "test" if test_images else "train"
         places = {"model": bundle, "baseline": classifier, "shards": shards, "output": report}
         run("evaluate", {**places, "split": split, "device": device, **workers})
