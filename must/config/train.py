@@ -53,8 +53,8 @@ class TrainConfig(StageConfig):
     epochs: int = param("passes over the split", 30, metavar="N", group="optimisation", often=True)
     batch_size: int = param("global batch: images a step, over all processes", 1024, metavar="N", often=True)
     accumulate: int | Literal["auto"] = param(
-        "gradient accumulation: micro-batches per process and step; less memory, the same gradients, a quarter more work; "
-        "auto: as few as fit into a CUDA GPU's memory, by a trial; 1 elsewhere",
+        "gradient accumulation: micro-batches per process and step; less memory, the same gradients, a quarter "
+        "more work; auto: as few as fit into a CUDA GPU's memory, by a trial; 1 elsewhere",
         1,
         metavar="N|auto",
     )
@@ -67,8 +67,8 @@ class TrainConfig(StageConfig):
         "teacher probability above which a pseudo-label counts", 0.7, group="the method"
     )
     pseudo_labels: Literal["teacher", "refined"] = param(
-        "teacher: the EMA teacher's, as published; refined (label propagation): over the first third of the steps mixed with zero-shot's "
-        "classes as images that look alike correct them, for at most 20,000 images",
+        "teacher: the EMA teacher's, as published; refined (label propagation): over the first third of the steps "
+        "mixed with zero-shot's classes as images that look alike correct them, for at most 20,000 images",
         "teacher",
     )
     fairness_weight: float = param(
@@ -149,7 +149,8 @@ class TrainConfig(StageConfig):
         "ddp",
     )
     activation_checkpointing: bool = param(
-        "gradient checkpointing: compute the student's blocks again in the backward pass: less memory, a quarter more work, the same gradients",
+        "gradient checkpointing: compute the student's blocks again in the backward pass; less memory, a quarter more "
+        "work, the same gradients",
         False,
     )
     compile: bool = param("run the networks' blocks through torch.compile (needs a C++ compiler or a GPU)", False)
