@@ -111,7 +111,7 @@ def train_batches(
         dataset,
         batch_sampler=PrefetchingBatchSampler(batches, dataset.reader, workers * PREFETCH),
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=partial(collate, isinstance(dataset.views, DeviceViews)),
         pin_memory=device is not None and device.type == "cuda",
         worker_init_fn=partial(quiet_worker, dict(os.environ)),
         multiprocessing_context=start_context(__name__) if workers else None,
@@ -119,7 +119,7 @@ def train_batches(
     )
     for *views, samples, replaced in loader:
         if isinstance(dataset.views, DeviceViews):
-            inputs = DeviceInputs(*(value.to(device, non_blocking=True) for value in views))
+            inputs = DeviceInputs(*views).to(device or torch.device("cpu"))
             yield TrainBatch(*dataset.views(inputs), inputs.masked, samples, replaced)
         else:
             yield TrainBatch._make([*views, samples, replaced])
@@ -132,8 +132,8 @@ def grouped(batches: Iterable[TrainBatch], size: int) -> Iterator[list[TrainBatc
         yield group
 
 
-def collate(samples: list[tuple[Any, ...]]) -> tuple[Tensor, ...]:
-    """Stacks everything but the last, the replacements, which are counted.
+def collate(for_device: bool, samples: list[tuple[Any, ...]]) -> tuple[Tensor, ...]:
+    """Stacks everything but the last, the replacements, which are counted; DeviceInputs where they are for a device.
 
     In a loader process torch's own function stacks straight into the memory that the main one will see.
     """
@@ -141,6 +141,8 @@ def collate(samples: list[tuple[Any, ...]]) -> tuple[Tensor, ...]:
     with warnings.catch_warnings():  # Pillow's pixels are read-only, and only read here
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         stacked = [default_collate(list(part)) for part in arrays]
+    if for_device:
+        stacked = list(DeviceInputs.of(*stacked))
     return *stacked, torch.tensor(numbers), torch.tensor(sum(replaced))
 
 
