@@ -35,7 +35,7 @@ background
 cores
 progress
 processes
-storage     processes
+storage     processes text
 exits       storage text
 parameters  text
 tars

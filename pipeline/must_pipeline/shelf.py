@@ -23,6 +23,7 @@ import kfp
 import must_components
 from must import __version__
 from must.base.exits import WRONG_INPUT
+from must.base.text import without_secrets
 from must_pipeline.shelf_readme import index_page, page
 
 PLACE = Path("components/training/must_clip")
@@ -177,7 +178,7 @@ def main() -> None:
     try:
         written = build(options.checkout, options.approver, day_of(options.verified), options.package)
     except (ValueError, OSError) as error:
-        print(f"shelf: {error}", file=sys.stderr)
+        print(f"shelf: {without_secrets(str(error))}", file=sys.stderr)
         raise SystemExit(WRONG_INPUT) from None
     print(f"{options.checkout / PLACE}: {len(written)} files, verified {day_of(options.verified)}")
 
