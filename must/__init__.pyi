@@ -270,7 +270,7 @@ def export(
     metrics: Text = "",
     license: Text = "",
     precision: Literal["fp32", "fp16", "int8"] = "fp32",
-    input: Literal["normalized", "uint8", "jpeg"] = "normalized",
+    input: Literal["normalized", "uint8"] = "normalized",
     embeddings: bool = False,
     index_sha256: Text = "",
     split: Text = "train",
@@ -350,7 +350,6 @@ def serve(
     top_k: int = 5,
     abstain: float = -1.0,
     host: Text = "127.0.0.1",
-    grpc_port: int = 8081,
     batch_size: int = 32,
     delay: float = 0.0,
     threads: int = 0,
@@ -364,7 +363,7 @@ def serve(
     patience: float = 30.0,
     drain: float = 5.0,
 ) -> Any:
-    """Serve the ONNX file, or a registry's champion, over HTTP and gRPC: pictures in, names out (no PyTorch)."""
+    """Serve the ONNX file, or a registry's champion, over HTTP: pictures in, names out (no PyTorch)."""
 
 def demo(
     *,

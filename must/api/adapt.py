@@ -75,7 +75,7 @@ def adapt(
 
     Raises:
         ValueError: the user's error, in one line, or `output` was made from other images, classes or settings; where
-            the same call may work later, must.base.storage.LaterError, a kind of it.
+            the same call may work later, must.base.storage.TransientError, a kind of it.
     """
     given = {"images": images, "classes": classes, "output": os.fspath(output), "model": os.fspath(model)}
     rest = {"pretrained": pretrained, "test_images": os.fspath(test_images), "device": device}

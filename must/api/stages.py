@@ -109,7 +109,7 @@ STAGES: Final[dict[str, Stage]] = {
     "serve": Stage(
         ServeConfig,
         "must.deploy.serve.serve:serve",
-        "Serve the ONNX file, or a registry's champion, over HTTP and gRPC: pictures in, names out (no PyTorch).",
+        "Serve the ONNX file, or a registry's champion, over HTTP: pictures in, names out (no PyTorch).",
     ),
     "demo": Stage(
         DemoConfig,
@@ -123,7 +123,7 @@ def call(stage: str, /, **values: Any) -> Any:
     """Runs a stage; returns its result. Parameters are those of must/config/; None leaves one at its default.
 
     Raises:
-        ValueError: the user's error; storage.LaterError, a kind of it, where the same may work later.
+        ValueError: the user's error; storage.TransientError, a kind of it, where the same may work later.
         OSError: a place that cannot be read or written.
         SystemExit: from training that was stopped (75, a checkpoint is saved) or lost a process.
     """

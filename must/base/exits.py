@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from must.base.storage import LaterError
+from must.base.storage import TransientError
 from must.base.text import printable
 
 BUG = 1
@@ -60,7 +60,7 @@ def code_of(error: BaseException) -> int:
     """The exit code of a program that `error` ends."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else BUG if error.code else 0
-    if isinstance(error, LaterError):
+    if isinstance(error, TransientError):
         return PREEMPTED
     return WRONG_INPUT if is_users(error) else BUG
 

@@ -10,7 +10,7 @@ import yaml
 from kubernetes import client, config
 
 from must.base.exits import PREEMPTED, WRONG_INPUT, code_of
-from must.base.storage import LaterError
+from must.base.storage import TransientError
 from must.runtime.supervise import supervised
 from must_components.serving import service
 from must_components.serving.manifest import inference_service, is_seen
@@ -138,7 +138,7 @@ def test_applying(in_a_pod, tmp_path):
         (403, "deploy/serving.yaml lets it", ValueError),
         (404, "KServe is not installed", ValueError),
         (422, "refuses the InferenceService: 422", ValueError),
-        (503, "answers 503", LaterError),
+        (503, "answers 503", TransientError),
     ],
 )
 def test_an_api_server_that_says_no(in_a_pod, tmp_path, status, said, kind):
@@ -146,13 +146,13 @@ def test_an_api_server_that_says_no(in_a_pod, tmp_path, status, said, kind):
         in_a_pod(url)
         with pytest.raises(kind, match=said) as error:
             serve(tmp_path)
-    assert code_of(error.value) == (PREEMPTED if kind is LaterError else WRONG_INPUT)
+    assert code_of(error.value) == (PREEMPTED if kind is TransientError else WRONG_INPUT)
     assert (tmp_path / "registry/photos/inferenceservice.yaml").exists(), "it can be applied by hand"
 
 
 def test_an_api_server_that_is_away(in_a_pod, tmp_path):
     in_a_pod("http://127.0.0.1:9")
-    with pytest.raises(LaterError, match="does not answer"):
+    with pytest.raises(TransientError, match="does not answer"):
         serve(tmp_path)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from must.base.processes import begin_worker, start_context
-from must.base.storage import LaterError
+from must.base.storage import TransientError
 from must.data.format.index import Shard
 from must.data.image.quiet import silence_pillow
 from must.data.shards.assemble import ShardJob, assemble
@@ -22,7 +22,7 @@ from must.data.shards.workdir import Workdir
 SHOWN = 8  # files that a killed worker may have been at
 
 
-class KilledWorkerError(LaterError):
+class KilledWorkerError(TransientError):
     """A worker process is gone, and has said nothing."""
 
 

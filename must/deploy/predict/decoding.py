@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from must.base.processes import begin_worker, start_context
-from must.base.storage import LaterError
+from must.base.storage import TransientError
 from must.data.format.samples import read_samples
 from must.data.image.decode import seen
 from must.data.image.preprocess import EvalView, Preprocess
@@ -71,7 +71,7 @@ class Decoders:
 
         Raises:
             ValueError: the shard and its table of offsets do not fit.
-            LaterError: a worker process was killed.
+            TransientError: a worker process was killed.
         """
         jobs = (
             (path, offsets[i : i + size], texts and texts[i : i + size], preprocess, max_pixels)
@@ -89,7 +89,7 @@ class Decoders:
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool:
-            raise LaterError(
+            raise TransientError(
                 "a worker process was killed, most likely because the memory was full; "
                 "run the same command again to go on where it was, with fewer --workers"
             ) from None
