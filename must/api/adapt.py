@@ -127,7 +127,7 @@ def steps(
         )
     if not storage.exists(storage.join(bundle, DESCRIPTION_FILE)):
         run("train", {**settings, "shards": shards, "classifier": classifier, "output": bundle, "device": device})
-    if not storage.exists(storage.join(report, "metrics.json")):
+    if not storage.exists(storage.join(report, "report.html")):  # the last that is written
         split = "test" if test_images else "train"
         places = {"model": bundle, "baseline": classifier, "shards": shards, "output": report}
         run("evaluate", {**places, "split": split, "device": device, **workers})

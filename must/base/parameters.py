@@ -79,9 +79,12 @@ class StageConfig:
         return load(cls, values, file)
 
     def convert_values(self) -> None:
+        files = {f.name for f in fields(self) if f.metadata["positional"]}  # whose names may hold commas
         for name, kind in get_type_hints(type(self)).items():
             if get_origin(kind) is not ClassVar:
-                setattr(self, name, convert(getattr(self, name), kind, flag(name)))
+                value = getattr(self, name)
+                value = [value] if name in files and isinstance(value, str) and value else value
+                setattr(self, name, convert(value, kind, flag(name)))
 
     def check_values(self) -> None:
         """Raises ValueError for values that make no sense together."""

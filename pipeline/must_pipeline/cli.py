@@ -1,4 +1,4 @@
-"""must-pipeline compile | submit | schedule | run | shelf | files: the commands of the Kubeflow pipeline."""
+"""must-pipeline compile | submit | schedule | run | files: the commands of the Kubeflow pipeline."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ COMMANDS = {
     "submit": ("submit", "start a run on Kubeflow Pipelines"),
     "schedule": ("schedule", "retrain on a schedule"),
     "run": ("run_local", "run the compiled pipeline on this machine"),
-    "shelf": ("shelf", "build the folder for kubeflow/pipelines-components"),
     "files": ("files", "copy the example files (clusters, schedule, accounts) to a folder"),
 }
 EXTRA = {"kfp", "kfp_server_api", "kubernetes"}  # what the extra brings
