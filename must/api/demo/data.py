@@ -1,9 +1,9 @@
 """The bundled target domain: real handwritten digits, for a model that has only seen computer fonts.
 
-The 1,797 images are the test part of UCI's "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, 1998,
-doi:10.24432/C50P49, CC BY 4.0; 8 x 8 pixels of 0 to 16, 13 writers), in ``digits.csv.gz`` as scikit-learn carries
-them: a line an image, its 64 pixels and its digit. They are enlarged to 32 x 32 and split once, by a hash of their pixels,
-into three parts:
+The 1,797 images are the test part of UCI's "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak,
+1998, doi:10.24432/C50P49, CC BY 4.0; 8 x 8 pixels of 0 to 16, 13 writers), in ``digits.csv.gz`` as scikit-learn carries
+them: a line an image, its 64 pixels and its digit. They are enlarged to 32 x 32 and split once, by a hash of their
+pixels, into three parts:
 
 - ``unlabeled`` (1,097 images): what MUST trains on; file names and folders carry no label;
 - ``test`` (500): labelled, for reporting only;
