@@ -73,9 +73,11 @@ stages      preflight
 results
 functions   results stages
 stub        functions stages
+classes
 images
-adapted     functions images results
-adapt       adapted functions images stages
+model       classes images
+adapted     functions model results
+adapt       adapted classes functions images stages
 cli         stages
 """,
 }

@@ -204,7 +204,11 @@ def convert(value: Any, kind: Any, name: str) -> Any:
 
 
 def convert_either(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
-    """For kinds such as int | Literal["auto"]: one of the words, or the other kind."""
+    """For kinds such as int | Literal["auto"]: one of the words, or the other kind; for str | list[str]: a list if it
+    is one."""
+    if any(get_origin(kind) is list for kind in kinds):
+        listed = isinstance(value, list | tuple)
+        return convert(value, next(kind for kind in kinds if (get_origin(kind) is list) == listed), name)
     words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
     if value in words:
         return value
