@@ -19,7 +19,7 @@ $(VENV)/demo: pyproject.toml
 		|| { echo "make: $(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.11 to 3.14 is needed (make PYTHON=python3.12 ...)"; exit 2; }
 	@echo "setting up $(VENV) (once, a minute or two)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) '.[demo,pipeline,serve]'
+	@$(PIP) '.[demo,pipeline]'
 	@touch $@
 
 $(VENV)/installed: $(VENV)/demo

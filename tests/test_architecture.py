@@ -37,7 +37,7 @@ background
 cores
 progress
 processes
-storage     processes
+storage     processes text
 exits       storage text
 parameters  text
 tars
