@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from must.base.storage.base import ConflictError, Entry, Generation, Writable
 from must.base.storage.unfinished import TEMPORARY, give_name, unfinished
+from must.base.text import without_secrets
 
 
 class Store(NamedTuple):
@@ -49,7 +50,8 @@ def is_remote(uri: str | Path) -> bool:
     scheme = text.split("://", 1)[0] if "://" in text else ""
     if scheme not in ("", "file", *STORES):
         raise ValueError(
-            f"{text}: unknown scheme '{scheme}://'; known are local paths, gs://, s3://, az:// and abfss://"
+            f"{without_secrets(text)}: unknown scheme '{scheme}://'; known are local paths, gs://, s3://, az:// and "
+            "abfss://"
         )
     return scheme in STORES
 
