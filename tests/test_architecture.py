@@ -76,8 +76,9 @@ stub        functions stages
 classes
 images
 model       classes images
-adapted     functions model results
-adapt       adapted classes functions images stages
+record
+adapted     functions model record results
+adapt       adapted classes functions images record stages
 cli         stages
 """,
 }
