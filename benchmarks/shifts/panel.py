@@ -19,6 +19,8 @@ ORDER = (  # (tower, family, setting, variants)
     ("scripts", "kana", "auto", ("as-is",)), ("", "digits", "auto", ("as-is",)),
     ("scripts", "kana", "auto-third", ("as-is",)), ("picto", "emoji", "auto", ("as-is",)),
     ("picto", "flags", "auto", ("as-is",)),
+    ("", "slanted", "auto", ("as-is", "tail")), ("", "grainy", "auto", ("as-is", "tail", "half")),
+    ("", "slanted", "auto", ("half", "few")), ("", "grainy", "auto", ("few",)),
     ("picto", "emoji", "auto-third", ("as-is",)), ("", "digits", "auto", ("tail",)),
     ("scripts", "cyrillic", "auto-third", ("as-is",)), ("", "display", "auto-third", ("as-is", "tail")),
     ("picto", "flags", "auto", ("tail",)), ("picto", "flags", "auto-third", ("as-is",)),

@@ -25,7 +25,7 @@ from must.api.demo.data import TEMPLATES as DIGIT_TEMPLATES
 OLD = ("digits", "mnist", "icons", "letters", "colour", "turned", "broad", "ten")
 # The second panel. Decided before any of its results was seen: rules are fitted on FITTED and digits, turned, broad,
 # and are judged, once, on JUDGING.
-FITTED, JUDGING = ("kana", "emoji"), ("hangul", "flags", "cyrillic", "display")
+FITTED, JUDGING = ("kana", "emoji"), ("flags", "cyrillic", "display", "slanted", "grainy")
 TASKS = (*OLD, *FITTED, *JUDGING)
 # (pictures of each drawing, unlabeled images at most, test images at most)
 SIZES = {
@@ -40,7 +40,7 @@ OTHERS = {
     "flags": "emoji",
     "display": "cyrillic",
 }
-MNIST = ("mnist", "turned", "broad")
+MNIST = ("mnist", "turned", "broad", "slanted", "grainy")
 VARIANTS = ("as-is", "tail", "half", "junk", "swapped", "few")
 COPIES = {"icons": 2, "letters": 1, "colour": 3}  # pictures of each drawing, each distorted in its own way
 TEST_SHARE = 0.35
@@ -139,8 +139,18 @@ def mnist(name: str) -> tuple[np.ndarray, ...]:
         pictures = np.stack([np.asarray(Image.fromarray(p).filter(ImageFilter.MaxFilter(5))) for p in pictures])
         noise = np.random.default_rng(2).normal(0, 40, pictures.shape)
         pictures = (pictures * 0.7 + noise).clip(0, 255).astype(np.uint8)
+    if name == "slanted":  # to the right, with a thin pen
+        lean = (1, 0.45, -7, 0, 1, 0)
+        pictures = np.stack([np.asarray(Image.fromarray(p).filter(ImageFilter.MinFilter(3)).transform((32, 32), 0, lean))
+                             for p in pictures])  # fmt: skip
+    if name == "grainy":  # seen through a sieve of 11 x 11 dots, and noise
+        pictures = np.stack([np.asarray(Image.fromarray(p).resize((11, 11), 4).resize((32, 32), 0)) for p in pictures])
+        noise = np.random.default_rng(3).normal(0, 30, pictures.shape)
+        pictures = (pictures * 0.8 + noise).clip(0, 255).astype(np.uint8)
     order = np.random.default_rng(1).permutation(len(pictures))
     test, rest = order[:1500], order[1500:]
+    if name in JUDGING:
+        test, rest = test[:800], rest[:1500]
     return pictures[rest], classes[rest], pictures[test], classes[test]
 
 
