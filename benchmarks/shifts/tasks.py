@@ -141,8 +141,8 @@ def mnist(name: str) -> tuple[np.ndarray, ...]:
         pictures = (pictures * 0.7 + noise).clip(0, 255).astype(np.uint8)
     if name == "slanted":  # to the right, with a thin pen
         lean = (1, 0.45, -7, 0, 1, 0)
-        pictures = np.stack([np.asarray(Image.fromarray(p).filter(ImageFilter.MinFilter(3)).transform((32, 32), 0, lean))
-                             for p in pictures])  # fmt: skip
+        thin = [Image.fromarray(p).filter(ImageFilter.MinFilter(3)) for p in pictures]
+        pictures = np.stack([np.asarray(p.transform((32, 32), Image.Transform.AFFINE, lean)) for p in thin])
     if name == "grainy":  # seen through a sieve of 11 x 11 dots, and noise
         pictures = np.stack([np.asarray(Image.fromarray(p).resize((11, 11), 4).resize((32, 32), 0)) for p in pictures])
         noise = np.random.default_rng(3).normal(0, 30, pictures.shape)

@@ -16,8 +16,6 @@ from must.method.select.neighbours import judges, look_alikes
 from must.method.select.rung_predictions import RungPredictions
 from must.method.select.signal import neighbour_information, renamed
 
-RENAMED = 0.02  # share of images that only changed the name of their class, above which much evidence is asked for
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -57,8 +55,7 @@ def choose(
     neighbours, originals = look_alikes(looks.tokens)
     kept = looks if len(originals) == len(looks.numbers) else looks.only(originals)
     signal = signals(kept.labels[0], kept.labels[-1], neighbours, kept.probabilities.shape[-1])
-    strict = (signal["renamed"] or 0) > RENAMED
-    found = climb(kept.probabilities, kept.labels, judges(kept.tokens), alphas, strict, shares, length)
+    found = climb(kept.probabilities, kept.labels, judges(kept.tokens), alphas, shares, length)
     same = bool((looks.labels == looks.labels[0]).all())
     rung = [0.0, *alphas].index(found.alpha)
     unsure = by_look_alikes(kept.probabilities[rung], kept.labels[rung], neighbours, found.alpha)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from must.method.select.signal import renamed
 from must.method.select.undecided import Beyond, Undecided, what_would_decide
 
 RUNGS = tuple(round(0.1 * rung, 1) for rung in range(1, 11))
@@ -23,7 +24,8 @@ REFUSED = -2.0  # standard errors at which the way ends
 SHORT = 0.1  # part of the way for which it is enough that look-alikes lean towards it: z above 0
 NEEDED = 3.0  # standard errors that any further step needs
 SLOPE = 6.0  # and that all of the way needs in one step; a part of it needs that part of them
-STRICT = 4.0  # and that any step needs where images only changed the name of their class
+RENAMED, STRICT = 0.02, 4.0
+"""Share of images that on a rung only change the name of their class, above which any step to it needs so much."""
 KNOWING, SUREST = 0.6, 0.25
 """How often look-alikes of the surest images must prefer their class to the runner-up, and the share that is surest."""
 WITNESSES = 3_000  # images beyond which more of them make z no larger: its sign is surer then, not its worth
@@ -71,7 +73,6 @@ def climb(
     labels: np.ndarray,
     neighbours: np.ndarray,
     alphas: Sequence[float] = RUNGS,
-    strict: bool = False,
     shares: np.ndarray | None = None,
     length: float = 1.0,
 ) -> Climb:
@@ -81,7 +82,6 @@ def climb(
         probabilities: [R + 1, N, K] of zero-shot and then of each rung.
         labels: [R + 1, N], the most probable class numbers.
         neighbours: [N, C] places of an image's look-alikes among the N.
-        strict: ask for much evidence for any rung.
         shares: [K] of the images, where the user knows them.
         length: of the way, as a share of that from zero-shot to where training ended.
     """
@@ -94,16 +94,17 @@ def climb(
     kept, judge, reason = 0.0, 0, ""
     rungs: list[Rung] = []
     for number, alpha in enumerate(alphas, start=1):
-        needed = needed_of(alpha * length, kept * length, strict)
+        needed = needed_of(alpha * length, kept * length)
         if not np.isfinite(probabilities[number].sum(axis=1, dtype=np.float64)).all():
             rungs.append(Rung(alpha, 0.0, 1.0, "refused", needed, 0.0))
             reason = f"the predictions at {alpha:g} are not all numbers"
             break
         z, changed = audit(probabilities[judge], labels[judge], labels[number], neighbours, shares)
         whole = audit(probabilities[0], labels[0], labels[number], neighbours, shares)[0] if judge else z
-        outcome = (
-            "refused" if min(z, whole) < REFUSED else "kept" if knowing and z > needed and whole > 0 else "undecided"
-        )
+        if z > needed and renamed(labels[0], labels[number], probabilities.shape[-1]) > RENAMED:
+            needed = max(needed, STRICT)
+        enough = knowing and z > needed and whole > 0
+        outcome = "refused" if min(z, whole) < REFUSED else "kept" if enough else "undecided"
         rungs.append(Rung(alpha, z, changed, outcome, needed, whole))
         if outcome == "refused":
             reason = f"at {alpha:g} the look-alikes of the images that change class speak against the change"
@@ -126,10 +127,8 @@ def climb(
     return Climb(kept, reason, rungs, images, agree, know, undecided)
 
 
-def needed_of(alpha: float, kept: float, strict: bool = False) -> float:
+def needed_of(alpha: float, kept: float) -> float:
     """Standard errors that a step from the share `kept` of the way to the share `alpha` needs."""
-    if strict:
-        return STRICT
     return 0.0 if alpha <= SHORT + 1e-9 and not kept else max(NEEDED, SLOPE * (alpha - kept))
 
 
