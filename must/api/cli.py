@@ -34,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = options.pop("command")
     with exiting(command):
         try:
-            if command == "index":
-                run_index(options)
+            if command in COMMANDS:
+                COMMANDS[command](options)
             else:
                 file = options.pop("config_file", None)
                 run(command, configure(command, with_settings(options), file))
@@ -71,6 +71,17 @@ def run_index(options: dict[str, Any]) -> None:
         make_index(uri, **options)
         return
     {"show": print_index, "verify": verify}[action](uri)
+
+
+def run_verify(options: dict[str, Any]) -> None:
+    from must.api.verify.table import FAIL, verify
+
+    options["only"] = [name for name in options["only"].split(",") if name]
+    if any(outcome.status == FAIL for outcome in verify(**options)):
+        raise SystemExit(1)
+
+
+COMMANDS = {"index": run_index, "verify": run_verify}  # that are no stages: nothing of them is a parameter of a run
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -132,7 +143,18 @@ def build_parser() -> argparse.ArgumentParser:
     add_index(
         commands.add_parser("index", help="Show or verify a folder of shards, or make an index of others' shards.")
     )
+    add_verify(commands.add_parser("verify", help="Try what GPUs are there: a table of pass, fail and not tried."))
     return parser
+
+
+def add_verify(verify: argparse.ArgumentParser) -> None:
+    verify.description = "Try what CUDA GPUs are there: a table of pass, fail and not tried, in about ten minutes."
+    verify.add_argument("--json", dest="json_file", metavar="FILE", default="", help="the same as JSON, for an issue")
+    verify.add_argument("--only", metavar="NAME,...", default="", help="these checks alone")
+    verify.add_argument("--long", action="store_true", help="also adapt a real CLIP, half an hour (needs a hub)")
+    verify.add_argument(
+        "--device", metavar="cuda|cpu", default="cuda", help="cpu: try the checks themselves, tiny (cuda)"
+    )
 
 
 def add_index(index: argparse.ArgumentParser) -> None:
