@@ -44,8 +44,10 @@ CHECKS: Final[dict[str, Check]] = {
     "fsdp": Check("runs:fsdp", "--parallel fsdp takes the steps of ddp", gpus=2, seconds=240),
     "attention": Check("speed:attention", "attention runs as one fused kernel"),
     "speed-b32": Check("speed:speed:ViT-B-32-quickgelu", "ViT-B/32: speed beside a plain PyTorch loop, memory"),
-    "speed-b16": Check("speed:speed:ViT-B-16-quickgelu", "ViT-B/16: likewise"),
-    "speed-l14": Check("speed:speed:ViT-L-14-quickgelu", "ViT-L/14: likewise", seconds=180),
+    "speed-b16": Check("speed:speed:ViT-B-16-quickgelu", "ViT-B/16: speed beside a plain PyTorch loop, memory"),
+    "speed-l14": Check(
+        "speed:speed:ViT-L-14-quickgelu", "ViT-L/14: speed beside a plain PyTorch loop, memory", seconds=180
+    ),
     "loaders": Check("speed:loaders", "images a second that the loaders prepare"),
     "zero-shot": Check("weights:zero_shot", "OpenAI's ViT-B/16 on CIFAR-10: published accuracy", seconds=900, hub=True),
     "adaptation": Check(
