@@ -337,7 +337,9 @@ def disk_errors(path: str | Path) -> Iterator[None]:
 def keep_names(folder: Path) -> None:
     """Makes the system write the folder itself: after a power loss a renamed file has its new name, or never had it."""
     with suppress(PermissionError):  # a folder in which one may write and not read
-        descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))  # Windows opens no folder: PermissionError
+        descriptor = os.open(
+            folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
+        )  # Windows opens no folder: PermissionError
         try:
             os.fsync(descriptor)
         except OSError as error:
