@@ -183,7 +183,8 @@ class Api:
                 if name in self.sets and owner(self.sets[name]) == uid:
                     del self.sets[name]
                     self.pods.pop(name, None)
-                over = {one["type"] for one in self.jobs.get(name, {}).get("status", {}).get("conditions", [])}
+                conditions = self.jobs.get(name, {}).get("status", {}).get("conditions", [])
+                over = {one["type"] for one in conditions}
                 if remakes and not over & {"Complete", "Failed"}:  # Trainer 2.3 does not look at deletionTimestamp
                     self.reconcile(name, deleting=True)
                     self.garbage.append([self.lag, name, uid, remakes - 1])
@@ -195,7 +196,9 @@ class Api:
         job = self.jobs[name]
         status_ = job.setdefault("status", {})
         kept = {c["type"]: c for c in status_.get("conditions", [])}
-        if ("deletionTimestamp" in job["metadata"] and not deleting) or kept.get("Failed", {}).get("reason") == "DeadlineExceeded":
+        if ("deletionTimestamp" in job["metadata"] and not deleting) or kept.get("Failed", {}).get(
+            "reason"
+        ) == "DeadlineExceeded":
             return
         kept.pop("Failed", None)
         if "Complete" not in kept and name not in self.sets:
