@@ -5,6 +5,7 @@ from os import PathLike
 from typing import Any, Literal, TypeAlias
 
 from must.api.adapt import adapt as adapt
+from must.api.model import load as load
 from must.api.results import Classifier as Classifier
 from must.api.results import Demo as Demo
 from must.api.results import Evaluated as Evaluated
@@ -30,6 +31,7 @@ __all__ = [
     "evaluate",
     "export",
     "gate",
+    "load",
     "open_shards",
     "plan",
     "predict",
@@ -68,7 +70,7 @@ def shard(
 
 def classifier(
     *,
-    classes: Text,
+    classes: Text | list[str],
     model: Text,
     output: Text,
     pretrained: Text = "",
@@ -325,6 +327,7 @@ def predict(
     *,
     model: Text,
     images: list[str] = [],
+    classes: Text | list[str] = "",
     top_k: int = 1,
     output: Text = "",
     abstain: float = 0.0,

@@ -37,7 +37,7 @@ background
 cores
 progress
 processes
-storage     processes
+storage     processes text
 lock        background storage
 exits       lock storage text
 parameters  text
@@ -73,9 +73,12 @@ stages      preflight
 results
 functions   results stages
 stub        functions stages
+classes
 images
-adapted     functions images results
-adapt       adapted functions images stages
+model       classes images
+record
+adapted     functions model record results
+adapt       adapted classes functions images record stages
 cli         stages
 """,
 }

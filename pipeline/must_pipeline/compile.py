@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kfp import compiler
 
+from must.base.text import without_secrets
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.load import load_cluster
 from must_pipeline.cluster.spot import warning
@@ -38,7 +39,7 @@ def main(default_output: Path = Path(COMPILED.name)) -> None:
         cluster = load_cluster(options.cluster)
         compile_pipeline(cluster, options.output)
     except (ValueError, OSError) as error:
-        print(f"compile: {error}", file=sys.stderr)
+        print(f"compile: {without_secrets(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     if text := warning(cluster):
         print(f"compile: warning: {options.cluster}: {text}", file=sys.stderr)

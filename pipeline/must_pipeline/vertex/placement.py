@@ -5,18 +5,23 @@ All of it is in the one document that Vertex reads; nothing of Kubernetes is.
 
 from __future__ import annotations
 
-import copy
+import json
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-from kfp import dsl
+import yaml
 
 from must.base.parameters import require
 from must_pipeline.cluster.config import Cluster, Resources
 from must_pipeline.stages import GPU_IMAGE, STAGES
 
+if TYPE_CHECKING:
+    from kfp import dsl
+
 LONGEST_PAUSE = 3600  # seconds between two tries of a task
+DAY, WEEK = 86_400, 604_800  # seconds: how long a job may wait for machines, and run; Vertex's own limits
+LAUNCHER = "gcr.io/ml-pipeline/google-cloud-pipeline-components:2.22.0"
 
 
 def configure_vertex_task(task: dsl.PipelineTask, stage: str, cluster: Cluster, title: str = "") -> dsl.PipelineTask:
@@ -48,37 +53,72 @@ def configure_vertex_task(task: dsl.PipelineTask, stage: str, cluster: Cluster, 
 def custom_job(component: Any, cluster: Cluster) -> Callable[..., dsl.PipelineTask]:
     """The component as a CustomJob on training.nodes machines of vertex.machine; each runs the component.
 
-    A job that fails is not tried again within: all machines have to begin anew, which is the task's retry.
+    The task's container is Google's launcher, which makes the job, waits for it and ends it with the task. A job that
+    fails is not tried again within: all machines have to begin anew, which is the task's retry.
     """
-    require_package("google_cloud_pipeline_components")
-    from google_cloud_pipeline_components.v1.custom_job import create_custom_training_job_from_component
+    from google.protobuf.json_format import MessageToDict
+    from kfp import components
 
-    vertex, gpu = cluster.vertex, cluster.gpu
-    component = copy.deepcopy(component)
-    component.component_spec.implementation.container.image = cluster.image(GPU_IMAGE)
-    seconds = cluster.timeouts.get("train", 0)
-    return create_custom_training_job_from_component(
-        component,
-        display_name="must-train",
-        replica_count=cluster.training.nodes,
-        machine_type=vertex.machine,
-        accelerator_type=gpu.accelerator if gpu.count else "",
-        accelerator_count=gpu.count,
-        boot_disk_size_gb=vertex.disk_gb,
-        strategy=vertex.strategy,
-        service_account=cluster.service_account,
-        network=vertex.network,
-        labels=cluster.labels,
-        env=[{"name": name, "value": value} for name, value in cluster.env.items()],
-        **({"timeout": f"{seconds}s"} if seconds else {}),
-    )
+    spec = MessageToDict(component.pipeline_spec)
+    (executor,) = spec["deploymentSpec"]["executors"].values()
+    job = json.dumps(job_of(executor["container"], cluster))
+    executor["container"] = {
+        "image": LAUNCHER,
+        "command": ["python3", "-u", "-m", "google_cloud_pipeline_components.container.v1.custom_job.launcher"],
+        "args": [
+            "--type", "CustomJob", "--payload", job, "--project", "{{$.pipeline_google_cloud_project_id}}",
+            "--location", "{{$.pipeline_google_cloud_location}}",
+            "--gcp_resources", "{{$.outputs.parameters['gcp_resources'].output_file}}",
+        ],
+    }  # fmt: skip
+    for interface in (*spec["components"].values(), spec["root"]):  # where the launcher notes which job it made
+        outputs = interface.setdefault("outputDefinitions", {}).setdefault("parameters", {})
+        outputs["gcp_resources"] = {"parameterType": "STRING"}
+    return cast(Callable[..., Any], components.load_component_from_text(yaml.safe_dump(spec)))
+
+
+def job_of(container: dict[str, Any], cluster: Cluster) -> dict[str, Any]:
+    """The message of a CustomJob whose machines run the container; the first is a pool of its own, as Vertex wants."""
+    vertex, gpu, seconds = cluster.vertex, cluster.gpu, cluster.timeouts.get("train", 0)
+    machine: dict[str, Any] = {"machine_type": vertex.machine}
+    if gpu.count:
+        machine |= {"accelerator_type": gpu.accelerator, "accelerator_count": gpu.count}
+    pool = {
+        "machine_spec": machine,
+        "replica_count": 1,
+        "container_spec": {
+            "image_uri": cluster.image(GPU_IMAGE),
+            "command": container["command"],
+            # The executor's input becomes a string within the string that the job is.
+            "args": ["{{$.json_escape[1]}}" if word == "{{$}}" else word for word in container["args"]],
+            "env": [{"name": name, "value": value} for name, value in cluster.env.items()],
+        },
+        "disk_spec": {"boot_disk_type": "pd-ssd", "boot_disk_size_gb": vertex.disk_gb},
+    }
+    spec: dict[str, Any] = {
+        "worker_pool_specs": [pool],
+        "scheduling": {
+            "timeout": f"{seconds or WEEK}s", "strategy": vertex.strategy, "max_wait_duration": f"{DAY}s",
+        },
+        "persistent_resource_id": "{{$.pipeline_persistent_resource_id}}",
+    }  # fmt: skip
+    if cluster.training.nodes > 1:
+        spec["worker_pool_specs"].append(pool | {"replica_count": cluster.training.nodes - 1})
+    if cluster.service_account:
+        spec["service_account"] = cluster.service_account
+    if vertex.network:
+        spec["network"] = vertex.network
+    return {"display_name": "must-train", "job_spec": spec, "labels": cluster.labels}
 
 
 def require_package(name: str) -> None:
     """Raises ValueError: a package of the extra `vertex` is not installed here."""
-    try:
-        found = find_spec(name) is not None
-    except ModuleNotFoundError:  # nor is what it is in
-        found = False
-    require(found, f"kind: vertex needs the package {name.replace('_', '-').replace('.', '-')} here: "
+    require(is_installed(name), f"kind: vertex needs the package {name.replace('.', '-')} here: "
             "pip install 'must-clip[vertex]'")  # fmt: skip
+
+
+def is_installed(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # nor is what it is in
+        return False
