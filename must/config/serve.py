@@ -39,7 +39,8 @@ class ServeConfig(StageConfig):
     )
     top_k: int = param("classes in an answer, unless the request says how many", 5, metavar="K", group="answers")
     abstain: float = param(
-        "selective prediction: no class where the top probability is below this; -1: the model's threshold, 0: always one",
+        "selective prediction: no class where the top probability is below this; -1: the model's "
+        "threshold, 0: always one",
         -1.0,
         metavar="T",
     )

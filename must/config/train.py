@@ -75,8 +75,8 @@ class TrainConfig(StageConfig):
         "weight of the class balance (fairness) term, which counters class imbalance in the predictions", 1.0
     )
     class_prior: Literal["uniform", "given"] = param(
-        "class imbalance, what the class balance aims at: uniform: classes that are equally frequent, as published; given: the shares "
-        "in the class file, which --preset auto takes where there are some",
+        "class imbalance, what the class balance aims at: uniform: classes that are equally frequent, as "
+        "published; given: the shares in the class file, which --preset auto takes where there are some",
         "uniform",
     )
     reconstruction_weight: float = param("weight of the masked image modelling term", 1.0)
