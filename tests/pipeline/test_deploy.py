@@ -138,14 +138,6 @@ def test_a_quota_comes_with_requests_for_pods_that_name_none():
     )
 
 
-def test_the_setting_for_administrators_is_one_that_cannot_repeat_a_whole_run():
-    """Argo puts it on every template, the DAGs around the stages among them: they end without an exit code."""
-    text = (DEPLOY.parent / "docs" / "kubeflow.md").read_text()
-    block = text[text.index("retryStrategy:") :].split("\n\n")[0]
-    strategy = yaml.safe_load(block)["retryStrategy"]
-    assert set(strategy) == {"limit", "expression"} and "asInt(lastRetry.exitCode) > 0" in strategy["expression"]
-
-
 # -- Argo's setting for nodes that are taken back
 RECORDED = json.loads((Path(__file__).parent / "recorded" / "argo.json").read_text())
 
