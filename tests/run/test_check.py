@@ -126,7 +126,8 @@ def test_a_registry_without_an_address_is_known_at_the_first_stage(monkeypatch, 
 # -- what later stages need of places and registries
 def looked(tmp_path, **values):
     (tmp_path / "classes.yaml").write_text("classes: [a, b]\n")
-    return look({"classes": str(tmp_path / "classes.yaml"), "model": "ViT-B-32", "pretrained": "openai", **values}, str(tmp_path / "work"))
+    named = {"classes": str(tmp_path / "classes.yaml"), "model": "ViT-B-32", "pretrained": "openai"}
+    return look(named | values, str(tmp_path / "work"))
 
 
 def test_a_place_that_cannot_be_written_to_is_said_before_the_training_and_nothing_stays(tmp_path):
