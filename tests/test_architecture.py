@@ -38,11 +38,11 @@ cores
 progress
 processes
 storage     processes text
-exits       storage text
+lock        background storage
+exits       lock storage text
 parameters  text
 tars
 names       parameters storage text
-lock        background storage
 workers     processes storage
 """,
     "data": """
@@ -79,8 +79,9 @@ model       classes images
 record
 adapted     functions model record results
 adapt       adapted classes functions images record stages
+environment
 verify      demo
-cli         stages verify
+cli         environment stages verify
 """,
 }
 

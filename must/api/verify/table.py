@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -78,6 +79,7 @@ def verify(json_file: str = "", only: Sequence[str] = (), long: bool = False, de
     for name in only:
         require(name in CHECKS, f"--only {name}: unknown; {did_you_mean(name, list(CHECKS))}")
     names = [name for name in CHECKS if name in only or not only]
+    require(importlib.util.find_spec("torch") is not None, "needs torch: pip install 'must-clip[train]'")
     import torch
 
     gpus = torch.cuda.device_count() if device == "cuda" else 2
