@@ -68,9 +68,8 @@ def read_labels(uri: str, flag: str = "--labels") -> list[Label]:
     except (KeyError, TypeError, AttributeError, IndexError, RecursionError, csv.Error) as error:
         raise ValueError(f"{where}: is damaged, or of a format that is not known ({type(error).__name__})") from None
     except ValueError as error:
-        kind = (
-            "is no JSON" if isinstance(error, json.JSONDecodeError) else "is damaged, or of a format that is not known"
-        )
+        no_json = isinstance(error, json.JSONDecodeError)
+        what = "is no JSON" if no_json else "is damaged, or of a format that is not known"
         raise ValueError(str(error) if str(error).startswith(where) else f"{where}: {what}: {error}") from None
     require(bool(found), f"{where}: holds no labels")
     return list({label.image: label for label in found}.values())
