@@ -5,6 +5,7 @@ from os import PathLike
 from typing import Any, Literal, TypeAlias
 
 from must.api.adapt import adapt as adapt
+from must.api.model import load as load
 from must.api.results import Classifier as Classifier
 from must.api.results import Demo as Demo
 from must.api.results import Evaluated as Evaluated
@@ -30,6 +31,7 @@ __all__ = [
     "evaluate",
     "export",
     "gate",
+    "load",
     "open_shards",
     "plan",
     "predict",
@@ -68,7 +70,7 @@ def shard(
 
 def classifier(
     *,
-    classes: Text,
+    classes: Text | list[str],
     model: Text,
     output: Text,
     pretrained: Text = "",
@@ -100,7 +102,6 @@ def plan(
     layer_decay: float = 0.65,
     seed: int = 0,
     confidence_threshold: float = 0.7,
-    relative_threshold: float = 0.0,
     pseudo_labels: Literal["teacher", "refined"] = "teacher",
     fairness_weight: float = 1.0,
     class_prior: Literal["uniform", "given"] = "uniform",
@@ -165,7 +166,6 @@ def train(
     layer_decay: float = 0.65,
     seed: int = 0,
     confidence_threshold: float = 0.7,
-    relative_threshold: float = 0.0,
     pseudo_labels: Literal["teacher", "refined"] = "teacher",
     fairness_weight: float = 1.0,
     class_prior: Literal["uniform", "given"] = "uniform",
@@ -325,6 +325,7 @@ def predict(
     *,
     model: Text,
     images: list[str] = [],
+    classes: Text | list[str] = "",
     top_k: int = 1,
     output: Text = "",
     abstain: float = 0.0,

@@ -22,7 +22,10 @@ Raises:
     OSError: a place that cannot be read or written."""
 
 
-BESIDE = {"open_shards": "must.data.loading.open_shards:open_shards"}  # functions at `must` that are no stages
+BESIDE = {  # functions at `must` that are no stages
+    "load": "must.api.model:load",
+    "open_shards": "must.data.loading.open_shards:open_shards",
+}
 
 
 def function_at_must(name: str) -> Callable[..., Any]:

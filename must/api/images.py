@@ -16,6 +16,8 @@ from PIL import Image
 
 from must.base import storage
 from must.base.parameters import require
+from must.data.image.colors import is_transparent, to_rgb
+from must.data.image.decode import as_seen, orientation
 
 KNOWN = (
     "a folder, a list of paths, PIL images or arrays, a datasets.Dataset with an image column, or a torch Dataset of "
@@ -31,11 +33,12 @@ class Given(NamedTuple):
     key: str
 
 
-def provide(images: Any, output: Path, fixed: bool = False) -> Given:
+def provide(images: Any, output: Path, fixed: bool = False, replace: bool = False) -> Given:
     """The images as a source. Those that are in memory are written to OUTPUT/images as PNG files, without their labels.
 
     Args:
         fixed: shards were made from a list of paths already; it may not change any more.
+        replace: other images that were in memory, and are written already, may go.
 
     Raises:
         ValueError: they are none of the kinds that are known, or one of them is no image.
@@ -45,7 +48,7 @@ def provide(images: Any, output: Path, fixed: bool = False) -> Given:
         return Given(source, source if storage.is_remote(source) else str(Path(source).absolute()))
     if isinstance(images, list | tuple) and images and all(isinstance(item, str | os.PathLike) for item in images):
         return manifest([Path(item).absolute() for item in images], output / MANIFEST, fixed)
-    return written(items_of(images), output / FOLDER)
+    return written(items_of(images), output / FOLDER, replace)
 
 
 def manifest(paths: list[Path], file: Path, fixed: bool) -> Given:
@@ -94,11 +97,11 @@ def first_of(item: Any) -> Any:
     return item["image"] if isinstance(item, dict) and "image" in item else item
 
 
-def written(items: Iterable[Any], folder: Path) -> Given:
+def written(items: Iterable[Any], folder: Path, replace: bool = False) -> Given:
     """Writes the images, unless the same ones are there from an earlier call."""
     note = folder / "key"
     images = (as_image(item, f"images: number {number}") for number, item in enumerate(items))
-    if note.is_file():
+    if note.is_file() and not replace:
         key = key_of(images)
         require(note.read_text() == key, f"{folder}: holds other images; choose another output, or delete the folder")
         return Given(str(folder), key)
@@ -107,7 +110,9 @@ def written(items: Iterable[Any], folder: Path) -> Given:
     try:
         key = key_of(saved(images, unfinished))
         (unfinished / note.name).write_text(key)
-        unfinished.rename(folder)
+        if not (note.is_file() and note.read_text() == key):
+            shutil.rmtree(folder, ignore_errors=True)
+            unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return Given(str(folder), key)
@@ -133,7 +138,7 @@ def key_of(images: Iterable[Image.Image]) -> str:
 
 
 def as_image(item: Any, where: str) -> Image.Image:
-    """An RGB or grey image.
+    """An RGB or grey image, as a viewer shows it: upright, and what is transparent on white.
 
     Args:
         item: a PIL image; an array uint8 [H, W] or [H, W, 1|3|4]; a tensor [1|3, H, W], uint8, or float from 0 to 1; a
@@ -161,6 +166,8 @@ def as_image(item: Any, where: str) -> Image.Image:
             require(item.ndim == 2 or item.shape[2:] in ((1,), (3,), (4,)), f"an array of {shape} is no image")
             item = Image.fromarray(item[..., 0] if item.ndim == 3 and item.shape[2] == 1 else item)
         require(isinstance(item, Image.Image), f"{type(item).__name__} is no image")
-        return item if item.mode in ("L", "RGB") else item.convert("RGB")
+        item.load()  # a TIFF says only then that it has been turned
+        plain = item.mode in ("L", "RGB") and not is_transparent(item) and orientation(item) == 1
+        return item if plain else as_seen(to_rgb(item), item)
     except Exception as error:  # Pillow raises anything for a damaged file
         raise ValueError(f"{where}: {' '.join(str(error).split()) or type(error).__name__}") from None

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from must.api.preflight import preflight
 from must.base.parameters import StageConfig, load, read_yaml
+from must.base.workers import killed_workers
 from must.config.adapt import AdaptConfig
 from must.config.classifier import ClassifierConfig
 from must.config.demo import DemoConfig
@@ -147,12 +148,16 @@ def run(stage: str, config: StageConfig, **more: Any) -> Any:
     module, function = STAGES[stage].function.split(":")
     preflight(stage, config)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), killed_workers():
             silence_pillow()
             return getattr(importlib.import_module(module), function)(config, **more)
     except ModuleNotFoundError as error:  # a small installation, or the wrong image
         if (error.name or "must").split(".")[0] == "must":
             raise
+        if error.name in ("fcntl", "resource"):  # Python's own, where there is no Unix
+            raise ValueError(
+                "works on Linux or macOS; here `must predict` and `must.load` do (docs/install.md)"
+            ) from None
         raise ValueError(
             f"the package {error.name} is not installed here; install it with: pip install 'must-clip[all]', "
             "or take the image that has it (docs/containers.md)"

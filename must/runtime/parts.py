@@ -7,9 +7,10 @@ from typing import Any
 
 from must.api.stages import call
 from must.base import storage
+from must.base.lock import RUN_ID
 from must.config.part import parts_of
 from must.data.format.index import Index, load_index
-from must.runtime.notes import RUN_ID, read_notes, stage_note
+from must.runtime.notes import read_notes, stage_note
 from must.runtime.places import WorkUri
 from must.runtime.settings import sharding_settings
 
@@ -45,14 +46,3 @@ def made_by_parts(work_uri: str, shards: str) -> Index | None:
         return None
     index = load_index(shards)
     return index if index.sha256 in made else None
-
-
-def predict_part(
-    work_uri: str, *, part: str, onnx: str, index_sha256: str, output: str, settings: dict[str, Any]
-) -> None:
-    with stage_note(work_uri, part_name("predict", part)) as note:
-        counts = call(
-            "predict", **settings, model=onnx, shards=WorkUri(work_uri).shards, index_sha256=index_sha256,
-            output=output, part=part,
-        )  # fmt: skip
-        note.result = f"{counts['images']:,} images, {counts['unreadable']:,} could not be read"

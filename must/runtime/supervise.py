@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from must.base.exits import INTERRUPTED, PREEMPTED, WRONG_INPUT, exiting
+from must.base.exits import HELD, INTERRUPTED, PREEMPTED, WRONG_INPUT, exiting
+from must.base.lock import RUN_ID
 from must.base.parameters import convert, require
 from must.method.distributed.parent import end_with_parent
-from must.runtime.notes import RUN_ID, TOLD, Note, stage_note
+from must.runtime.notes import TOLD, Note, stage_note
 
 RETRIES = "MUST_RETRIES"  # COUNT,SECONDS,FACTOR in the environment, from cluster.yaml; none without it
 NEVER = (0, WRONG_INPUT, INTERRUPTED)  # done; what stays wrong; the keyboard
@@ -53,8 +54,12 @@ def policy() -> Policy:
     return Policy(convert(parts[0], int, RETRIES), convert(parts[1], float, RETRIES), convert(parts[2], int, RETRIES))
 
 
-def supervised(stage: str, function: str, run_id: str, work_uri: str, **values: Any) -> Any:
-    """What `function`, a "module:name", returns for `work_uri` and `values`; all of it must fit into JSON.
+def supervised(stage: str, function: str, run_id: str, work_uri: str, /, **values: Any) -> Any:
+    """What `function` returns for `work_uri` and `values`; all of it must fit into JSON.
+
+    Args:
+        stage: the note's name.
+        function: "module:name", or "module:name:first" where its first argument is that text.
 
     Raises:
         SystemExit: with the stage's code, once it will not be tried again; 137 where it was killed.
@@ -95,8 +100,9 @@ class Supervisor:
                 number += 1
                 self.note.failed_try(code, time.monotonic() - started, "")
                 pause = self.policy.pause(number)
+                how = "waits for the other run to end" if code == HELD else f"ended with exit code {code}"
                 print(
-                    f"must {self.note.stage}: try {number} of {self.policy.count + 1} ended with exit code {code}; "
+                    f"must {self.note.stage}: try {number} of {self.policy.count + 1} {how}; "
                     f"trying again in {pause:g} s",
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
@@ -144,9 +150,9 @@ def work(folder: Path) -> None:
     """The supervised process: calls the function and writes down what it returns."""
     end_with_parent()
     job = json.loads((folder / "job.json").read_text())
-    module, name = job["function"].split(":")
+    module, name, *first = job["function"].split(":", 2)
     with exiting(job["stage"]):
-        result = getattr(importlib.import_module(module), name)(**job["values"])
+        result = getattr(importlib.import_module(module), name)(*first, **job["values"])
     (folder / "result.json").write_text(json.dumps(result))
 
 

@@ -20,10 +20,10 @@ import kfp_server_api as api
 
 from must.base.exits import WRONG_INPUT
 from must.base.parameters import read_mapping
+from must.base.text import without_secrets
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.load import load_cluster
 from must_pipeline.cluster.read import build
-from must_pipeline.cluster.vertex import require_package
 from must_pipeline.files import CLUSTER, COMPILED, nearest
 from must_pipeline.server.api import Kfp, add_arguments, api_errors
 from must_pipeline.server.parameters import check_parameters
@@ -65,11 +65,13 @@ def main() -> None:
         else:
             switch(Kfp(options), options.action, options.what, namespace)
     except ValueError as error:
-        print(f"schedule: {error}", file=sys.stderr)
+        print(f"schedule: {without_secrets(str(error))}", file=sys.stderr)
         raise SystemExit(WRONG_INPUT) from None
 
 
 def on_vertex(options: argparse.Namespace, cluster: Cluster) -> None:
+    from must_pipeline.vertex.placement import require_package
+
     require_package("google.cloud.aiplatform")
     from must_pipeline.vertex import schedules
 

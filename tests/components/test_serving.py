@@ -156,15 +156,13 @@ def test_an_api_server_that_is_away(in_a_pod, tmp_path):
         serve(tmp_path)
 
 
-def test_outside_of_a_cluster(tmp_path, monkeypatch):
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+def test_outside_of_a_cluster(tmp_path):
     with pytest.raises(ValueError, match="take `write`"):
         serve(tmp_path)
     assert serve(tmp_path, how="write")["namespace"] == ""
 
 
 def test_what_the_user_can_mend_is_one_line_and_is_not_tried_again(tmp_path, monkeypatch, capfd):
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setenv("MUST_RETRIES", "2,0,1")
     with pytest.raises(SystemExit) as ended:
         supervised("serve", "must_components.serving.service:serve", "7", str(tmp_path / "work"), **given(tmp_path))
