@@ -90,20 +90,22 @@ class Connection:
         self.gone = True
 
 
-def test_who_makes_room():
+def test_who_makes_room(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("must.deploy.serve.connections.monotonic", lambda: now[0])
     room = Room(3)
-    silent, sending, busy, newest = (Connection() for _ in range(4))
+    silent, sending, busy, newest, another = (Connection() for _ in range(5))
     for connection in (silent, sending, busy):
         room.enter(connection)
     room.wait(sending)
     room.wait(busy)
     room.work(busy)
+    now[0] = 2.0
     room.enter(newest)
     assert silent.gone and not sending.gone and len(room.all) == 3
-    room.work(newest)
-    another = Connection()
     room.enter(another)
-    assert sending.gone and not busy.gone and not another.gone
+    assert sending.gone and not newest.gone, "a connection of this moment is about to send"
+    room.work(newest)
     room.work(another)
     spare = [Connection() for _ in range(SPARE)]
     for connection in spare:

@@ -12,13 +12,14 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable
-from itertools import islice
+from time import monotonic
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MOST_HEAD = 64 * 1024  # bytes of a request line with its headers, or of a chunked body's framing in a row
 SPARE = 64  # connections above the limit, while all others are being answered: health is among them
+GRACE = 1.0  # seconds in which a new connection sends something
 AT_ONCE = struct.pack("ii", 1, 0)
 PHRASES = {408: "Request Timeout", 431: "Request Header Fields Too Large"}
 
@@ -26,15 +27,15 @@ PHRASES = {408: "Request Timeout", 431: "Request Header Fields Too Large"}
 class Room:
     """The connections there are, at most `limit` and as many more as have sent a whole request, up to SPARE.
 
-    A client that has sent nothing at all goes first, then one that is in the middle of a request, between two, or does
-    not read its answer. One whose answer is being worked on never does.
+    A client that has sent nothing for a while goes first, then the one in the middle of a request, between two, or in
+    the middle of its answer, that has done nothing for longest. One whose answer is being worked on never does.
     """
 
     def __init__(self, limit: int, closed: Callable[[], None] = lambda: None) -> None:
         self.limit, self.closed = limit, closed
         self.all: set[Any] = set()
-        self.silent: dict[Any, None] = {}  # in the order in which they came
-        self.waiting: dict[Any, None] = {}  # in the order in which they began to wait
+        self.silent: dict[Any, float] = {}  # since when; in this order, here and there
+        self.waiting: dict[Any, float] = {}
 
     @property
     def is_full(self) -> bool:
@@ -42,25 +43,33 @@ class Room:
 
     def enter(self, connection: Any) -> None:
         self.all.add(connection)
-        self.silent[connection] = None
         if self.is_full:
-            chosen = next(iter([*islice(self.silent, 1), *islice(self.waiting, 1), connection]))
-            if chosen is connection and self.waiting:
-                chosen = next(iter(self.waiting))
-            if chosen is not connection or len(self.all) > self.limit + SPARE:
+            chosen = self.choose()
+            if chosen is None and len(self.all) > self.limit + SPARE:
+                chosen = connection
+            if chosen is not None:
                 self.leave(chosen)
                 self.closed()
                 chosen.transport.abort()
+        if connection in self.all:
+            self.silent[connection] = monotonic()
+
+    def choose(self) -> Any:
+        """The connection to close, None if all are being answered."""
+        silent, since = next(iter(self.silent.items()), (None, 0.0))
+        if silent is not None and (not self.waiting or monotonic() - since > GRACE):
+            return silent
+        return next(iter(self.waiting), silent)
 
     def leave(self, connection: Any) -> None:
         self.all.discard(connection)
         self.work(connection)
 
     def wait(self, connection: Any) -> None:
-        """For its client."""
-        self.silent.pop(connection, None)
+        """For its client, which has just done something."""
+        self.work(connection)
         if connection in self.all:
-            self.waiting.setdefault(connection)
+            self.waiting[connection] = monotonic()
 
     def work(self, connection: Any) -> None:
         """Its client has sent a whole request."""
@@ -91,7 +100,7 @@ def protocol_within(seconds: float, room: Room) -> type[HttpToolsProtocol]:
 
         def data_received(self, data: bytes) -> None:
             self.beside += len(data)
-            if self.is_idle:
+            if self.is_idle or self.cycle.more_body:
                 room.wait(self)
             super().data_received(data)
             if self.beside > MOST_HEAD:

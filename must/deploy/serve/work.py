@@ -22,9 +22,19 @@ PIXELS = 0.05  # megapixels that an image counts for which comes as pixels
 SMALL = 1 << 18  # bytes of files whose headers are read at once; those of more in a thread
 
 
+FULL = "the server has as many images waiting as it takes; try again"
+
+
 class Weight(NamedTuple):
     megapixels: float
     memory: int
+
+
+class Request:
+    """What one request has waiting."""
+
+    def __init__(self, megapixels: float, futures: list[asyncio.Future[Any]]) -> None:
+        self.megapixels, self.futures = megapixels, futures
 
 
 class Work:
@@ -36,6 +46,7 @@ class Work:
         self.turns = Turns(config.decoders or cores(), int(config.decode_memory * 1e6))
         self.waiting = 0  # images that were let in and are not answered yet
         self.megapixels = 0.0  # of these
+        self.requests: dict[Request, None] = {}
         self.held_bytes = 0  # of requests
         self.draining = False
         self.max_body = int(config.max_body * 1e6)
@@ -72,11 +83,9 @@ class Work:
             f"{self.config.request_pixels:g} a request",
             413,
         )
-        if self.waiting + images > self.config.queue or self.megapixels + megapixels > self.config.queue_pixels:
-            raise Refused(503, "the server has as many images waiting as it takes; try again")
-        self.waiting += images
-        self.megapixels += megapixels
         futures = [self.loop.create_future() for _ in range(images)]
+        request = Request(megapixels, futures)
+        self.let_in(request)
         try:
             share = Share()
             for image, weight, future in zip(asked.images, weights, futures, strict=True):
@@ -86,11 +95,40 @@ class Work:
         except TimeoutError:
             raise Refused(504, f"no answer within {self.config.patience:g} seconds") from None
         finally:
-            self.waiting -= images
-            self.megapixels -= megapixels
+            self.let_out(request)
             for future in futures:
                 future.cancel()
         return self.told(found, asked, served)
+
+    def let_in(self, request: Request) -> None:
+        """Counts a request among those that wait; the costliest of them make room for one that costs less.
+
+        Raises:
+            Refused: too much is waiting, and nothing costlier than this.
+        """
+        while self.is_full(request):
+            costliest = max(self.requests, key=lambda one: one.megapixels, default=request)
+            if costliest.megapixels <= request.megapixels:
+                raise Refused(503, FULL)
+            self.let_out(costliest)
+            awaited = next((future for future in costliest.futures if not future.done()), None)
+            if awaited is not None:
+                awaited.set_exception(Refused(503, FULL))
+        self.requests[request] = None
+        self.waiting += len(request.futures)
+        self.megapixels += request.megapixels
+
+    def is_full(self, request: Request) -> bool:
+        return (
+            self.waiting + len(request.futures) > self.config.queue
+            or self.megapixels + request.megapixels > self.config.queue_pixels
+        )
+
+    def let_out(self, request: Request) -> None:
+        if request in self.requests:
+            del self.requests[request]
+            self.waiting -= len(request.futures)
+            self.megapixels -= request.megapixels
 
     async def weigh(self, images: list[bytes] | np.ndarray, served: Served) -> list[Weight]:
         """Of each image, by its header. Raises Refused: one is no picture, or costs too much."""

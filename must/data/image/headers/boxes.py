@@ -10,7 +10,7 @@ from must.data.image.headers.base import MAX_SEGMENTS, Cost, costs, number
 CODESTREAM = b"\xff\x4f\xff\x51"
 JP2 = b"\x00\x00\x00\x0cjP  \x0d\x0a\x87\x0a"
 SIZ, COD, COC, POC, SOT, SOD, END = 0xFF51, 0xFF52, 0xFF53, 0xFF5F, 0xFF90, 0xFF93, 0xFFD9
-CODE_BLOCK, PRECINCT = 250, 250  # bytes that OpenJPEG holds of each
+CODE_BLOCK, PRECINCT = 420, 600  # bytes that OpenJPEG holds of each
 BRANDS = (b"avif", b"mif1")  # not avis, msf1: sequences
 SEQUENCE_HEADER = 1
 MAX_ITEMS = 1000
@@ -82,18 +82,20 @@ def codestream(data: bytes, start: int, end: int) -> tuple[tuple[int, int], int,
     across, down = -(-(right - from_left) // wide), -(-(bottom - from_top) // high)
     if across * down > 65535:
         raise ValueError("more than 65535 tiles")
-    levels = number(data, coding + 5, 1)
+    levels = min(32, number(data, coding + 5, 1))
     block = 1 << min(12, number(data, coding + 6, 1) + number(data, coding + 7, 1) + 4)
-    precincts = 1
-    if number(data, coding, 1) & 1:  # of their own size, for each resolution
-        sides = [number(data, coding + 10 + n, 1) for n in range(levels + 1)]
-        smallest = min((1 << (side & 15)) * (1 << (side >> 4)) for side in sides)
-        precincts = -(-4 * tile // smallest)
-        block = min(block, smallest)
+    own = number(data, coding, 1) & 1  # sizes of precincts, for each resolution from the smallest on
+    blocks = precincts = 0
+    for level in range(levels + 1):
+        area = -(-tile >> 2 * (levels - level))
+        sides = number(data, coding + 10 + level, 1) if own else 0xFF
+        precinct = 1 << (sides & 15) + (sides >> 4)
+        precincts += -(-area // precinct) + 3
+        blocks += -(-area // min(block, max(1, precinct // 4 if level else precinct))) + 3
     layers = number(data, coding + 2, 2)
-    many = components * (-(-2 * tile // block) * CODE_BLOCK + (precincts + 3 * levels) * PRECINCT)
-    memory = tile * components * 5 + 2 * many + 64 * across * down
-    work = width * height * components * 25 + 2 * many * max(1, across * down * tile // (width * height))
+    many = components * (blocks * CODE_BLOCK + precincts * PRECINCT)
+    memory = tile * components * 5 + many + 64 * across * down
+    work = width * height * components * 25 + many * max(1, across * down * tile // (width * height))
     return (width, height), memory, (work + 30 * layers * precincts * components) / 1e9
 
 
