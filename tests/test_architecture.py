@@ -38,11 +38,11 @@ cores
 progress
 processes
 storage     processes text
-exits       storage text
+lock        background storage
+exits       lock storage text
 parameters  text
 tars
 names       parameters storage text
-lock        background storage
 workers     processes storage
 """,
     "data": """
@@ -79,7 +79,9 @@ model       classes images
 record
 adapted     functions model record results
 adapt       adapted classes functions images record stages
-cli         stages
+environment
+verify      demo
+cli         environment stages verify
 """,
 }
 
@@ -263,7 +265,9 @@ def test_components_stay_thin(path):
         "must.deploy.infer.predict",
         "must.deploy.predict.predict",
         "must.deploy.predict.client",
+        "must.evaluation.exchange",
         "must.evaluation.gate",
+        "must.evaluation.sort",
         "must.deploy.promote.champion",
         "must.runtime.check",
         "must.runtime.decision",

@@ -21,6 +21,7 @@ from must.config.demo import DemoConfig
 from must.config.evaluate import EvaluateConfig
 from must.config.export import ExportConfig
 from must.config.gate import GateConfig
+from must.config.labels import LabelsConfig, SortConfig
 from must.config.plan import PlanConfig
 from must.config.predict import PredictConfig
 from must.config.promote import PromoteConfig
@@ -107,6 +108,16 @@ STAGES: Final[dict[str, Stage]] = {
         "must.deploy.infer.predict:predict",
         "Classify images, a few or a bucketful, with the ONNX file alone (no PyTorch) or with a bundle.",
     ),
+    "sort": Stage(
+        SortConfig,
+        "must.evaluation.sort:sort",
+        "Sort images into a folder a class, by predictions or by what people said: links, copies or moved; undoable.",
+    ),
+    "labels": Stage(
+        LabelsConfig,
+        "must.evaluation.exchange:exchange",
+        "Take labels to Label Studio, FiftyOne or cleanlab, and what people said there back.",
+    ),
     "serve": Stage(
         ServeConfig,
         "must.deploy.serve.serve:serve",
@@ -154,6 +165,10 @@ def run(stage: str, config: StageConfig, **more: Any) -> Any:
     except ModuleNotFoundError as error:  # a small installation, or the wrong image
         if (error.name or "must").split(".")[0] == "must":
             raise
+        if error.name in ("fcntl", "resource"):  # Python's own, where there is no Unix
+            raise ValueError(
+                "works on Linux or macOS; here `must predict` and `must.load` do (docs/install.md)"
+            ) from None
         raise ValueError(
             f"the package {error.name} is not installed here; install it with: pip install 'must-clip[all]', "
             "or take the image that has it (docs/containers.md)"

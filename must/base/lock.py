@@ -7,9 +7,9 @@ is an object that its owner rewrites every few seconds; one that has not changed
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -22,6 +22,7 @@ from pathlib import Path
 from must.base import storage
 from must.base.background import every
 
+RUN_ID = "MUST_RUN_ID"  # the environment's name for the run of the pipeline that a process belongs to
 HEARTBEAT_S = 10.0  # seconds between signs of life
 DEAD_AFTER = 60.0  # seconds without one
 MOMENT = 5.0  # seconds in which a folder that goes while its lock is made is made again
@@ -79,6 +80,8 @@ def locked(place: str, kind: Kind) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def locked_file(path: Path, kind: Kind, place: str) -> Iterator[None]:
+    import fcntl  # not at the top: Windows has none, and predicting imports this module
+
     deadline = time.monotonic() + kind.patience
     while True:
         with storage.disk_errors(path):
@@ -118,6 +121,8 @@ def locked_file(path: Path, kind: Kind, place: str) -> Iterator[None]:
 @contextmanager
 def in_turn(path: Path) -> Iterator[None]:
     """Waits until no other process holds `path`. The file stays: removing it would let two processes lock two files."""
+    import fcntl
+
     with storage.disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -250,4 +255,12 @@ def neighbourhood() -> dict[str, str]:
 
 
 def whoami() -> str:
-    return f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    """The owner of a lock for people: the run of the pipeline, if it is one, and the process."""
+    run = f"run {os.environ[RUN_ID]}, " if os.environ.get(RUN_ID) else ""
+    return f"{run}process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+
+
+def run_in(line: str) -> str:
+    """The run that a refusal names, or ''."""
+    found = re.search(r" is being written by another .* \(run ([\w-]+), process ", line)
+    return found[1] if found else ""

@@ -32,10 +32,15 @@ class ServeConfig(StageConfig):
         often=True,
     )
     name: str = param("the model's name in the registry and in addresses", "must", metavar="NAME", often=True)
-    poll: float = param("seconds between two looks at the registry's LATEST", 10.0, metavar="S")
+    poll: float = param(
+        "seconds between two looks at the registry's LATEST, whose model is swapped in without a restart (hot swap)",
+        10.0,
+        metavar="S",
+    )
     top_k: int = param("classes in an answer, unless the request says how many", 5, metavar="K", group="answers")
     abstain: float = param(
-        "no class is named where the top probability is below this; -1: the threshold in the model, 0: name always",
+        "selective prediction: no class where the top probability is below this; -1: the model's "
+        "threshold, 0: always one",
         -1.0,
         metavar="T",
     )
@@ -53,8 +58,19 @@ class ServeConfig(StageConfig):
     max_memory: float = param("megabytes that all requests' bodies may take at a time", 256.0, metavar="MB")
     max_images: int = param("images of a request", 64, metavar="N")
     max_pixels: float = param("megapixels of an image", 40.0, metavar="MP")
+    request_pixels: float = param(
+        "megapixels of all a request's images together; costly forms of pictures count more", 64.0, metavar="MP"
+    )
+    queue_pixels: float = param("megapixels that may wait; more are refused with 503", 256.0, metavar="MP")
+    decode_memory: float = param(
+        "megabytes that images being decoded may take at a time; one alone always may", 1000.0, metavar="MB"
+    )
     queue: int = param("images that may wait; more are refused with 503", 512, metavar="N")
-    connections: int = param("connections at a time; more are refused with 503", 1024, metavar="N")
+    connections: int = param(
+        "connections at a time; for more, the ones that have sent no whole request for longest are closed",
+        1024,
+        metavar="N",
+    )
     patience: float = param(
         "seconds that a client may take to send a request, and an answer may take", 30.0, metavar="S"
     )
@@ -77,8 +93,12 @@ class ServeConfig(StageConfig):
         require(0 <= self.port < 65536, "--port must be from 0 to 65535")
         for name in ("batch_size", "max_images", "queue", "connections"):
             require(getattr(self, name) >= 1, f"--{name.replace('_', '-')} must be at least 1")
-        for name in ("poll", "max_body", "max_memory", "max_pixels", "patience"):
+        for name in ("poll", "max_body", "max_memory", "max_pixels", "patience", "decode_memory"):
             require(getattr(self, name) > 0, f"--{name.replace('_', '-')} must be above 0")
         for name in ("delay", "threads", "decoders", "drain"):
             require(getattr(self, name) >= 0, f"--{name} must not be negative")
+        require(
+            self.max_pixels <= self.request_pixels <= self.queue_pixels,
+            "--max-pixels must not be above --request-pixels, nor that above --queue-pixels",
+        )
         require(self.max_body <= self.max_memory, "--max-body must not be above --max-memory")
