@@ -189,7 +189,8 @@ CAPTIONS = ["a photo of the {}.", "a picture of the {}.", "a drawing of the {}."
 
 def source(model: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Pictures, class numbers and names of all families that a model is pre-trained on."""
-    pictures, labels, names = [], [], []
+    pictures, labels = [], []
+    names: list[str] = []
     for name in MODELS[model]:
         drawn, numbers = family(name, "source")
         pictures.append(drawn)

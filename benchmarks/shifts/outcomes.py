@@ -83,7 +83,7 @@ def pack(path: Path = PACKED) -> None:
             f"{result.stem}/z": np.array(z),
             f"{result.stem}/test_change": accuracy - accuracy[0],
         }
-    np.savez_compressed(path, runs=np.array(names), **packed)
+    np.savez_compressed(path, allow_pickle=False, runs=np.array(names), **packed)
     print(f"{len(names)} runs, {path.stat().st_size:,} bytes -> {path}")
 
 
