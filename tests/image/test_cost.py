@@ -276,7 +276,7 @@ def test_whatever_a_view_raises_is_a_reason() -> None:
 
 
 def test_tiles_that_begin_behind_the_picture_do_not_make_it_cheap() -> None:
-    """The offset of a JPEG 2000's tiles is a number like any other; a negative count of tiles cost less than nothing."""
+    """The offset of a JPEG 2000's tiles is any number; fewer than no tiles would cost less than nothing."""
     data = zoo.encoded(zoo.picture(), "JPEG2000")
     place = data.index(b"\xff\x4f\xff\x51") + 4 + 2 + 2 + 6 * 4
     for at in (place, place + 4):
