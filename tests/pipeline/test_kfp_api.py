@@ -76,7 +76,7 @@ def test_a_schedule_is_made_as_the_documentation_says(server, scheduler, files, 
     assert (made["namespace"], made["service_account"]) == ("vision", "must")
     assert server.uploads == [COMPILED.read_bytes()]
     for kind in ("pipelines", "experiments"):  # what Kubeflow's page shows of them
-        assert list(server.stored[kind].values())[-1]["description"] == DESCRIPTION
+        assert list(server.stored[kind].values())[-1]["description"].endswith(DESCRIPTION)
     assert "weekly: created, 0 0 3 * * 1 (UTC)" in capsys.readouterr().out
 
 
