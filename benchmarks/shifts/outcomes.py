@@ -32,6 +32,7 @@ class Outcome:
 
     task: str
     variant: str
+    setting: str  # of training: auto, or auto-third
     seed: int
     classes: int  # K
     alphas: np.ndarray  # [R], 0 to 1
@@ -50,10 +51,10 @@ class Outcome:
 def outcomes(path: Path = PACKED) -> Iterator[Outcome]:
     with np.load(path) as file:
         for name in file["runs"].tolist():
-            task, variant, _, _, seed = name.split(".")
+            task, variant, setting, _, seed = name.split(".")
             shares = file[f"{name}/confidence"].astype(np.float32) / 255
             yield Outcome(
-                task, variant, int(seed), int(file[f"{name}/classes"]), ALPHAS,
+                task, variant, setting, int(seed), int(file[f"{name}/classes"]), ALPHAS,
                 file[f"{name}/predictions"].astype(np.int64), shares, file[f"{name}/labels"].astype(np.int64),
                 file[f"{name}/z"], file[f"{name}/test_change"],
             )  # fmt: skip
