@@ -11,7 +11,7 @@ Shapes: N images, K classes, C neighbours an image.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -111,6 +111,9 @@ def climb(
             break
         if outcome == "kept":
             kept, judge = alpha, number
+    if reason and judge and rungs[judge - 1].z <= NEEDED:  # what was kept on little evidence needs more of such a way
+        rungs[judge - 1] = replace(rungs[judge - 1], outcome="undecided")
+        kept, judge = 0.0, 0
     beyond = [
         Beyond(rung.alpha, rung.z, rung.needed, float((labels[n] != labels[judge]).mean()))
         for n, rung in enumerate(rungs, start=1)
