@@ -38,13 +38,13 @@ def test_numbers_of_a_pipeline_arrive_as_floats_and_are_whole_again():
         ({"strong_scale": "0.3"}, "--strong-scale needs two areas"),
         ({"strong_scale": 3}, "--strong-scale: expected a list"),
         ({"logit_factor": "big"}, "--logit-factor: expected a number"),
-        ({"precision": "fp8"}, "--precision: 'fp8' is none of auto, fp32, bf16"),
+        ({"precision": "fp8"}, "--precision must be one of auto, fp32, bf16 (got 'fp8')"),
         ({"resume": "perhaps"}, "--resume: expected true or false"),
         ({"shuffle_window": 0}, "--shuffle-window must be at least 1"),
         ({"max_replaced": 1.5}, "--max-replaced must be between 0 and 1"),
         ({"cache_gb": 0}, "--cache-gb must be above 0"),
-        ({"views": "quick"}, "--views: 'quick' is none of exact, fast"),
-        ({"save": 1}, "--save: '1' is none of teacher, student"),
+        ({"views": "quick"}, "--views must be one of exact, fast (got 'quick')"),
+        ({"save": 1}, "--save must be one of teacher, student (got '1')"),
     ],
 )
 def test_wrong_values_are_named(values, message):
@@ -61,10 +61,10 @@ def test_missing_ones_are_named():
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("lr: [", "no valid YAML"),
+        ("lr: [", "not valid YAML"),
         ("- 1\n", "expected 'name: value' lines"),
         ("lrr: 1\n", "did you mean 'lr'"),
-        ("lr: 0.1\nepochs: 2\nlr: 0.2\n", "'lr' stands in line 1 and again in line 3"),
+        ("lr: 0.1\nepochs: 2\nlr: 0.2\n", "'lr' is defined on line 1 and again on line 3"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path, text, message):

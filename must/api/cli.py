@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import must
 from must.api.stages import STAGES, configure, run
 from must.base.exits import INTERRUPTED, WRONG_INPUT, exiting
-from must.base.parameters import add_flags, usage_of
+from must.base.parameters import SYNONYMS, add_flags, flag, usage_of
 from must.base.text import close_to
 from must.method.distributed.parent import end_with_parent
 
@@ -56,6 +56,9 @@ def run_index(options: dict[str, Any]) -> None:
     {"show": print_index, "verify": verify}[action](uri)
 
 
+SYNONYM_FLAGS = {flag(name): flag(known) for name, known in SYNONYMS.items()}
+
+
 class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong in one line, with the nearest flag; argparse itself prints all of a stage's flags first."""
 
@@ -72,7 +75,7 @@ class OneLineParser(argparse.ArgumentParser):
         flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
         wrong = wrong.replace("_", "-")
         whole = [flag for flag in flags if flag == wrong] or [flag for flag in flags if flag.startswith(wrong)]
-        return " or ".join(whole if wrong.strip("-") else []) or "".join(close_to(wrong, flags))
+        return " or ".join(whole if wrong.strip("-") else []) or "".join(close_to(wrong, flags, synonyms=SYNONYM_FLAGS))
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message} ({self.prog} --help lists what there is)", file=sys.stderr)

@@ -10,7 +10,7 @@ import os
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -19,7 +19,56 @@ from must.base.text import brief, did_you_mean, printable
 Config = TypeVar("Config", bound="StageConfig")
 
 
+SYNONYMS = {  # what other programs call it, and what it is here
+    "learning_rate": "lr",
+    "num_epochs": "epochs",
+    "num_workers": "workers",
+    "gradient_accumulation": "accumulate",
+    "grad_accum_steps": "accumulate",
+    "minimum_learning_rate": "min_lr",
+    "output_dir": "output",
+    "input": "source",
+    "input_dir": "source",
+    "checkpoint_dir": "checkpoints",
+    "threshold": "confidence_threshold",
+    "ema_momentum": "ema_decay",
+    "random_seed": "seed",
+    "log_interval": "log_every",
+    "class_names": "classes",
+    "top": "top_k",
+}
 MOST_USED = "most used"  # the heading that a stage's help begins with
+
+
+class Bounds(NamedTuple):
+    """What a number must be; None: anything."""
+
+    at_least: float | None
+    above: float | None
+    at_most: float | None
+    below: float | None
+
+    def check(self, value: Any, name: str) -> None:
+        """Raises ValueError: a number in `value` is none of these, or not a number at all, which has no order."""
+        for number in value if isinstance(value, list) else [value]:
+            if not isinstance(number, int | float):
+                continue
+            inside = (
+                (self.at_least is None or number >= self.at_least)
+                and (self.above is None or number > self.above)
+                and (self.at_most is None or number <= self.at_most)
+                and (self.below is None or number < self.below)
+            )
+            require(inside, f"{name} must {self} (got {number:g})")
+
+    def __str__(self) -> str:
+        at_least, above, at_most, below = self
+        if self == (0, None, None, None):
+            return "not be negative"
+        if at_least is not None and at_most is not None:
+            return f"be between {at_least} and {at_most}"
+        words = {"at least": at_least, "above": above, "at most": at_most, "below": below}
+        return "be " + " and ".join(f"{word} {value}" for word, value in words.items() if value is not None)
 
 
 def param(
@@ -30,14 +79,25 @@ def param(
     positional: bool = False,
     group: str = "",
     often: bool = False,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    between: tuple[float, float] | None = None,
 ) -> Any:
     """A field of a stage: its help text and, unless it is required, its default.
 
     Args:
         group: the heading in the stage's help under which this field and those after it stand, up to the next one.
         often: stands under MOST_USED instead, above all others.
+        at_least, above, at_most, below, between: what a number, or each number of a list, must be; `between` includes
+            both ends.
     """
-    metadata = {"help": help, "metavar": metavar, "positional": positional, "group": group, "often": often}
+    at_least, at_most = between or (at_least, at_most)
+    bounds = Bounds(at_least, above, at_most, below)
+    metadata = {
+        "help": help, "metavar": metavar, "positional": positional, "group": group, "often": often, "bounds": bounds,
+    }  # fmt: skip
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -84,7 +144,9 @@ class StageConfig:
             if get_origin(kind) is not ClassVar:
                 value = getattr(self, name)
                 value = [value] if name in files and isinstance(value, str) and value else value
-                setattr(self, name, convert(value, kind, flag(name)))
+                value = convert(value, kind, flag(name))
+                self.__dataclass_fields__[name].metadata["bounds"].check(value, flag(name))
+                setattr(self, name, value)
 
     def check_values(self) -> None:
         """Raises ValueError for values that make no sense together."""
@@ -129,7 +191,7 @@ def read_mapping(path: Path, where: str) -> dict[str, Any]:
 
 
 class OnceLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, to which a name that stands twice in one mapping is an error: the last would win."""
+    """PyYAML's safe loader, to which a name that is twice in one mapping is an error: the last would win."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)  # before merges ("<<"), which may override
@@ -137,7 +199,7 @@ class OnceLoader(yaml.SafeLoader):
         for name in (name for name, _ in node.value if isinstance(name, yaml.ScalarNode)):
             key, line = (name.tag, name.value), name.start_mark.line + 1
             if key in seen:
-                raise yaml.YAMLError(f"{brief(name.value)} stands in line {seen[key]} and again in line {line}")
+                raise yaml.YAMLError(f"{brief(name.value)} is defined on line {seen[key]} and again on line {line}")
             seen[key] = line
         return node
 
@@ -148,14 +210,14 @@ def parse_yaml(data: bytes, where: str) -> Any:
         return yaml.load(data.decode(), Loader=OnceLoader)
     except Exception as error:  # PyYAML raises many things for a number or date that is none
         text = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{where}: no valid YAML: {printable(text, 300)}") from None
+        raise ValueError(f"{where}: not valid YAML: {printable(text, 300)}") from None
 
 
 def check_names(stage: type[StageConfig], values: dict[str, Any], where: str) -> None:
     known = [f.name for f in fields(stage)]
     for name in values:
         if name not in known:
-            raise ValueError(f"{where}: unknown name {brief(name)}; {did_you_mean(name, known)}")
+            raise ValueError(f"{where}: unknown name {brief(name)}; {did_you_mean(name, known, SYNONYMS)}")
 
 
 def convert(value: Any, kind: Any, name: str) -> Any:
@@ -168,7 +230,8 @@ def convert(value: Any, kind: Any, name: str) -> Any:
         value = [os.fspath(value)] if get_origin(kind) is list else os.fspath(value)
     origin = get_origin(kind)
     if origin is Literal:
-        require(value in get_args(kind), f"{name}: {brief(value)} is none of {', '.join(map(str, get_args(kind)))}")
+        words = ", ".join(map(str, get_args(kind)))
+        require(value in get_args(kind), f"{name} must be one of {words} (got {brief(value)})")
         return value
     if origin in (Union, UnionType):
         return convert_either(value, get_args(kind), name)

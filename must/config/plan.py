@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from must.base.parameters import param, require
+from must.base.parameters import param
 from must.config.train import TrainConfig
 
 
@@ -14,8 +14,4 @@ class PlanConfig(TrainConfig):
 
     output: str = param("taken as `must train` takes it, and left alone", "", metavar="DIR", group="input and output")
     json: str = param("JSON file for the same numbers", "", metavar="FILE", group="the plan", often=True)
-    seconds: float = param("measure steps for about so long, and at least three of them", 20.0, metavar="S")
-
-    def check_values(self) -> None:
-        super().check_values()
-        require(self.seconds > 0, "--seconds must be above 0")
+    seconds: float = param("measure steps for about so long, and at least three of them", 20.0, metavar="S", above=0)

@@ -46,9 +46,9 @@ def first(**values: object) -> Callable[[dict[str, Any]], object]:
 
 
 EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    **{f"shard {name!r}": (first(name=name), "is no name of a shard") for name in NAMES},
+    **{f"shard {name!r}": (first(name=name), "is not a valid shard name") for name in NAMES},
     **{
-        f"table {name!r}": (lambda c, name=name: c["tables"][0].update(name=name), "is no name of a table")
+        f"table {name!r}": (lambda c, name=name: c["tables"][0].update(name=name), "is not a valid table name")
         for name in NAMES
     },
     "sha256 that is a path": (first(sha256="/home/backup/photos"), "is no sha256"),
@@ -61,7 +61,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "too many samples": (first(samples=2**70), "samples is no number"),
     "a truth value": (first(labelled=True), "labelled is no number"),
     "another split's name": (first(name="test-000000.tar"), "is of another split"),
-    "a shard twice": (lambda c: c["shards"].append(c["shards"][0]), "stands there twice"),
+    "a shard twice": (lambda c: c["shards"].append(c["shards"][0]), "is listed twice"),
     "an unknown field": (first(path="/etc"), "unexpected keyword"),
     "a split as a path": (lambda c: c["splits"].update({"../x": {"samples": 0, "labelled": 0}}), "no name of a split"),
     "counts that do not add up": (lambda c: c["splits"]["train"].update(samples=11), "do not add up"),
