@@ -40,6 +40,7 @@ processes
 storage     processes text
 exits       storage text
 parameters  text
+flags       parameters
 tars
 names       parameters storage text
 lock        background storage
@@ -76,8 +77,9 @@ stub        functions stages
 classes
 images
 model       classes images
-adapted     functions model results
-adapt       adapted classes functions images stages
+record
+adapted     functions model record results
+adapt       adapted classes functions images record stages
 cli         stages
 """,
 }

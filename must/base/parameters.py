@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import importlib
 import math
@@ -79,6 +78,7 @@ def param(
     positional: bool = False,
     group: str = "",
     often: bool = False,
+    bare: bool = False,
     at_least: float | None = None,
     above: float | None = None,
     at_most: float | None = None,
@@ -90,14 +90,20 @@ def param(
     Args:
         group: the heading in the stage's help under which this field and those after it stand, up to the next one.
         often: stands under MOST_USED instead, above all others.
+        bare: a flag whose value may also be given without it.
         at_least, above, at_most, below, between: what a number, or each number of a list, must be; `between` includes
             both ends.
     """
     at_least, at_most = between or (at_least, at_most)
-    bounds = Bounds(at_least, above, at_most, below)
     metadata = {
-        "help": help, "metavar": metavar, "positional": positional, "group": group, "often": often, "bounds": bounds,
-    }  # fmt: skip
+        "help": help,
+        "metavar": metavar,
+        "positional": positional,
+        "group": group,
+        "often": often,
+        "bare": bare,
+        "bounds": Bounds(at_least, above, at_most, below),
+    }
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -230,8 +236,8 @@ def convert(value: Any, kind: Any, name: str) -> Any:
         value = [os.fspath(value)] if get_origin(kind) is list else os.fspath(value)
     origin = get_origin(kind)
     if origin is Literal:
-        words = ", ".join(map(str, get_args(kind)))
-        require(value in get_args(kind), f"{name} must be one of {words} (got {brief(value)})")
+        known = ", ".join(map(str, get_args(kind)))
+        require(value in get_args(kind), f"{name} must be one of {known} (got {brief(value)})")
         return value
     if origin in (Union, UnionType):
         return convert_either(value, get_args(kind), name)
@@ -281,35 +287,6 @@ def convert_either(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
         raise ValueError(f"{error}, which is not {' or '.join(words)} either") from None
 
 
-def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None:
-    """One flag for each parameter, under the stage's headings if it has any.
-
-    A flag that is not given leaves no trace in the parsed namespace.
-    """
-    hints = get_type_hints(stage)
-    groups: dict[str, argparse._ActionsContainer] = {"": parser}
-    for title, parameter in with_headings(stage):
-        target = groups[title] if title in groups else groups.setdefault(title, parser.add_argument_group(title))
-        kind = hints[parameter.name]
-        required = is_required(parameter)
-        default = parameter.default if parameter.default is not MISSING else None
-        if parameter.default_factory is not MISSING:
-            default = format_value(parameter.default_factory())
-        text = parameter.metadata["help"].replace("%", "%%")
-        text += " [required]" if required else f" [{default}]" if default not in ("", None) else ""
-        options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS, "dest": parameter.name}
-        if parameter.metadata["positional"]:
-            del options["dest"]
-            target.add_argument(
-                parameter.name, nargs="+" if required else "*", metavar=parameter.metadata["metavar"], **options
-            )
-        elif kind is bool:
-            target.add_argument(flag(parameter.name), action=argparse.BooleanOptionalAction, **options)
-        else:
-            metavar = "|".join(get_args(kind)) if get_origin(kind) is Literal else parameter.metadata["metavar"] or "X"
-            target.add_argument(flag(parameter.name), metavar=metavar, **options)
-
-
 def with_headings(stage: type[StageConfig]) -> list[tuple[str, dataclasses.Field]]:
     """The stage's fields with the heading of each ('': it has none), those of MOST_USED first."""
     title, found = "", list[tuple[str, dataclasses.Field]]()
@@ -319,24 +296,8 @@ def with_headings(stage: type[StageConfig]) -> list[tuple[str, dataclasses.Field
     return sorted(found, key=lambda one: one[0] != MOST_USED)
 
 
-def usage_of(stage: type[StageConfig]) -> str:
-    """What must be given, for the first line of the help, which argparse fills with every flag there is."""
-    words = []
-    for parameter in fields(stage):
-        metavar, positional = parameter.metadata["metavar"] or "X", parameter.metadata["positional"]
-        if is_required(parameter):
-            words.append(f"{metavar} [{metavar} ...]" if positional else f"{flag(parameter.name)} {metavar}")
-    return " ".join(["%(prog)s", *words, "[options]"])
-
-
 def is_required(parameter: dataclasses.Field) -> bool:
     return parameter.default is MISSING and parameter.default_factory is MISSING
-
-
-def format_value(value: Any) -> str:
-    if isinstance(value, dict):
-        return ",".join(f"{key}={item:g}" for key, item in value.items())
-    return ",".join(f"{item}" for item in value)
 
 
 def flag(name: str) -> str:
