@@ -11,7 +11,7 @@ from must.runtime.inputs import look
 from must_pipeline import run_local, schedule, submit
 
 WRONG = [
-    ({"settings": {"lerning_rate": 1}}, "settings.lerning_rate: unknown; known: split"),
+    ({"settings": {"lerning_rate": 1}}, "settings.lerning_rate: unknown; did you mean 'lr'?"),
     ({"settings": {"epoch": 1}}, "settings.epoch: unknown; did you mean 'epochs'?"),
     ({"settings": {"lr": "fast"}}, "settings: --lr: expected a number, got 'fast'"),
     ({"settings": {"batch_size": 0}}, "settings: --batch-size must be at least 1"),
@@ -27,7 +27,7 @@ WRONG = [
         "gate_settings.min_agreement: belongs to the gate 'label-free'; this run has gate 'labelled'",
     ),
     ({"gate": "none", "gate_settings": {"min_gain": 0.1}}, "belongs to the gate 'labelled'; this run has gate 'none'"),
-    ({"gate": "labelled", "gate_settings": {"min_gain": 2}}, "gate_settings: --min-gain is a fraction"),
+    ({"gate": "labelled", "gate_settings": {"min_gain": 2}}, "gate_settings: --min-gain must be between -1 and 1"),
     ({"gate_settings": {"output": "x"}}, "gate_settings.output: unknown"),
     ({"precision": "fp61"}, "precision: --precision must be one of fp32, fp16, int8 (got 'fp61')"),
     ({"labels": "folders"}, "--labels must be one of folder, csv, none (got 'folders')"),
