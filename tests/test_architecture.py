@@ -38,12 +38,12 @@ cores
 progress
 processes
 storage     processes text
-exits       storage text
+lock        background storage
+exits       lock storage text
 parameters  text
 flags       parameters
 tars
 names       parameters storage text
-lock        background storage
 workers     processes storage
 """,
     "data": """
