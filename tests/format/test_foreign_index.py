@@ -63,7 +63,10 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "another split's name": (first(name="test-000000.tar"), "is of another split"),
     "a shard twice": (lambda c: c["shards"].append(c["shards"][0]), "is listed twice"),
     "an unknown field": (first(path="/etc"), "unexpected keyword"),
-    "a split as a path": (lambda c: c["splits"].update({"../x": {"samples": 0, "labelled": 0}}), "not a valid split name"),
+    "a split as a path": (
+        lambda c: c["splits"].update({"../x": {"samples": 0, "labelled": 0}}),
+        "not a valid split name",
+    ),
     "counts that do not add up": (lambda c: c["splits"]["train"].update(samples=11), "do not add up"),
     "labels as numbers": (lambda c: c.update(labels=[1]), "a label is not text"),
     "a negative revision": (lambda c: c.update(revision=-1), "revision must be a non-negative integer"),
