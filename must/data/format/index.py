@@ -88,11 +88,8 @@ def parse_index(data: bytes, path: str) -> Index:
     Raises:
         ValueError: damaged, of a newer version, or with a name or checksum that no index of ours has.
     """
-    try:
-        content = json.loads(data)
-        version = content["version"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError(f"{path} is damaged: no index of shards; run `must shard` again") from None
+    damage = ValueError(f"{path} is damaged: no index of shards; run `must shard` again")
+    content, version = storage.parse_object(data, lambda found: (found, found["version"]), damage)
     if version != VERSION:
         what = version if isinstance(version, int | float) else f"of type {type(version).__name__}"
         raise ValueError(f"{path} has version {what}, this program reads {VERSION}; update it, or shard again")

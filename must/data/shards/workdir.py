@@ -81,6 +81,10 @@ def shown(value: Any) -> str:
     return str(value) if isinstance(value, int | float) else brief(value)
 
 
+class DamagedError(ValueError):
+    """run.json is no JSON object."""
+
+
 class Workdir:
     """Where one program of a run works.
 
@@ -150,14 +154,11 @@ class Workdir:
     def run(self) -> dict[str, Any] | None:
         """What run.json says; None: there is none. One that cannot be read is of no run."""
         try:
-            found = json.loads(storage.read_bytes(storage.join(self.uri, RUN)))
-            return found if isinstance(found, dict) else {}
+            return storage.read_object(storage.join(self.uri, RUN), dict, DamagedError())
         except FileNotFoundError:
             return None
-        except (ValueError, RecursionError) as error:
-            if isinstance(error, json.JSONDecodeError | UnicodeDecodeError | RecursionError):
-                return {}
-            raise  # of the bucket
+        except DamagedError:
+            return {}
 
     def is_of(self, run: Run) -> bool:
         return run.is_of(self.run())
