@@ -32,12 +32,18 @@ class ServeConfig(StageConfig):
         often=True,
     )
     name: str = param("the model's name in the registry and in addresses", "must", metavar="NAME", often=True)
-    poll: float = param("seconds between two looks at the registry's LATEST", 10.0, metavar="S", above=0)
+    poll: float = param(
+        "seconds between two looks at the registry's LATEST, whose model is swapped in without a restart (hot swap)",
+        10.0,
+        metavar="S",
+        above=0,
+    )
     top_k: int = param(
         "classes in an answer, unless the request says how many", 5, metavar="K", group="answers", at_least=1
     )
     abstain: float = param(
-        "no class is named where the top probability is below this; -1: the threshold in the model, 0: name always",
+        "selective prediction: no class where the top probability is below this; -1: the model's "
+        "threshold, 0: always one",
         -1.0,
         metavar="T",
     )

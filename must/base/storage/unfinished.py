@@ -15,7 +15,8 @@ def unfinished(folder: Path) -> tuple[int, str]:
     """A new file in `folder` to write to: its descriptor and its name."""
     descriptor, name = tempfile.mkstemp(dir=folder, prefix=TEMPORARY)
     # mkstemp makes files private; a shard on a shared volume is read by other users' pods
-    os.fchmod(descriptor, 0o666 & ~umask())
+    if hasattr(os, "fchmod"):  # not on every Windows, which has no such rights
+        os.fchmod(descriptor, 0o666 & ~umask())
     return descriptor, name
 
 
