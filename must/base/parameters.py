@@ -79,6 +79,7 @@ def param(
     group: str = "",
     often: bool = False,
     bare: bool = False,
+    kind: str = "",
     at_least: float | None = None,
     above: float | None = None,
     at_most: float | None = None,
@@ -91,6 +92,7 @@ def param(
         group: the heading in the stage's help under which this field and those after it stand, up to the next one.
         often: stands under MOST_USED instead, above all others.
         bare: a flag whose value may also be given without it.
+        kind: of a place, which is looked at before the stage begins; see must.api.preflight.
         at_least, above, at_most, below, between: what a number, or each number of a list, must be; `between` includes
             both ends.
     """
@@ -102,6 +104,7 @@ def param(
         "group": group,
         "often": often,
         "bare": bare,
+        "kind": kind,
         "bounds": Bounds(at_least, above, at_most, below),
     }
     if factory is not MISSING:

@@ -15,19 +15,24 @@ class EvaluateConfig(StageConfig):
         "must evaluate --model model/ --baseline classifier.safetensors --shards shards/ --split test --output report/"
     )
 
-    model: str = param("the bundle written by `must train`", metavar="BUNDLE", group="input and output", often=True)
+    model: str = param(
+        "the bundle written by `must train`", metavar="BUNDLE", group="input and output", often=True, kind="bundle"
+    )
     baseline: str = param(
         "what it is compared with: a classifier file (its zero-shot model), or another bundle",
         "",
         metavar="FILE|BUNDLE",
         often=True,
+        kind="baseline",
     )
-    shards: str = param("folder of shards made by `must shard`", metavar="URI", often=True)
+    shards: str = param("folder of shards made by `must shard`", metavar="URI", often=True, kind="shards")
     index_sha256: str = param(
         "refuse shards whose index has another sha256 (`must index show` prints it); any if empty", "", metavar="HEX"
     )
     split: str = param("split to evaluate on", "test", metavar="NAME", often=True)
-    output: str = param("folder for metrics.json, predictions.csv and report.html", metavar="URI", often=True)
+    output: str = param(
+        "folder for metrics.json, predictions.csv and report.html", metavar="URI", often=True, kind="output"
+    )
     labels: Literal["auto", "ignore"] = param(
         "auto: use the labels there are; ignore: evaluate as if there were none", "auto"
     )

@@ -18,8 +18,10 @@ class ExportConfig(StageConfig):
         "  must export --model model/ --output ours/ --to open_clip --classifier classifier.safetensors"
     )
 
-    model: str = param("the bundle written by `must train`", metavar="BUNDLE", group="input and output", often=True)
-    output: str = param("folder for the exported model and its card", metavar="URI", often=True)
+    model: str = param(
+        "the bundle written by `must train`", metavar="BUNDLE", group="input and output", often=True, kind="bundle"
+    )
+    output: str = param("folder for the exported model and its card", metavar="URI", often=True, kind="output")
     to: Literal["onnx", "open_clip", "transformers", "timm"] = param(
         "what reads it: any ONNX runtime, or that library's own code, without this one", "onnx", often=True
     )
@@ -28,6 +30,7 @@ class ExportConfig(StageConfig):
         "",
         metavar="FILE",
         often=True,
+        kind="classifier",
     )
     license: str = param(
         "licence for the model card, by the hub's short name (mit, apache-2.0, ...); left out if empty",
@@ -53,6 +56,7 @@ class ExportConfig(StageConfig):
         metavar="URI",
         group="images to check with",
         often=True,
+        kind="shards",
     )
     index_sha256: str = param(
         "refuse --shards whose index has another sha256 (`must index show` prints it); any if empty", "", metavar="HEX"

@@ -13,5 +13,5 @@ class PlanConfig(TrainConfig):
     example = "must plan --shards shards/ --classifier classifier.safetensors"
 
     output: str = param("taken as `must train` takes it, and left alone", "", metavar="DIR", group="input and output")
-    json: str = param("JSON file for the same numbers", "", metavar="FILE", group="the plan", often=True)
+    json: str = param("JSON file for the same numbers", "", metavar="FILE", group="the plan", often=True, kind="output")
     seconds: float = param("measure steps for about so long, and at least three of them", 20.0, metavar="S", above=0)

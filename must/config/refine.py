@@ -13,13 +13,17 @@ class RefineConfig(StageConfig):
     summary = "Make zero-shot better in seconds, without training: images that look alike correct each other's classes."
     example = "must refine --shards shards/ --classifier classifier.safetensors --output refined/"
 
-    shards: str = param("folder of shards made by `must shard`; labels are not read", metavar="URI")
+    shards: str = param("folder of shards made by `must shard`; labels are not read", metavar="URI", kind="shards")
     index_sha256: str = param(
         "refuse shards whose index has another sha256 (`must index show` prints it); any if empty", "", metavar="HEX"
     )
-    classifier: str = param("classifier file made by `must classifier`; it names the model", metavar="FILE")
+    classifier: str = param(
+        "classifier file made by `must classifier`; it names the model", metavar="FILE", kind="classifier"
+    )
     split: str = param("split of unlabeled images", "train", metavar="NAME")
-    output: str = param("folder for predictions.csv, classifier.safetensors and refined.json", metavar="URI")
+    output: str = param(
+        "folder for predictions.csv, classifier.safetensors and refined.json", metavar="URI", kind="output"
+    )
     images: int = param(
         "images to look at, evenly spread over the split, at most; the time grows with the square of it",
         20_000,

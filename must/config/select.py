@@ -12,11 +12,13 @@ from must.config.defaults import CACHE_GB
 class SelectConfig(StageConfig):
     example = "must select --model model/ --baseline classifier.safetensors --shards shards/ --output selected/"
 
-    model: str = param("a bundle, from `must train` or trained elsewhere", metavar="BUNDLE")
-    baseline: str = param("the classifier file that it was trained with: its zero-shot model", metavar="FILE")
-    shards: str = param("folder of shards made by `must shard`; labels are not read", metavar="URI")
+    model: str = param("a bundle, from `must train` or trained elsewhere", metavar="BUNDLE", kind="bundle")
+    baseline: str = param(
+        "the classifier file that it was trained with: its zero-shot model", metavar="FILE", kind="classifier"
+    )
+    shards: str = param("folder of shards made by `must shard`; labels are not read", metavar="URI", kind="shards")
     split: str = param("split of unlabeled images to judge by, 20,000 of them at most", "train", metavar="NAME")
-    output: str = param("folder for the bundle that is kept", metavar="URI")
+    output: str = param("folder for the bundle that is kept", metavar="URI", kind="output")
     batch_size: int = param("images a forward pass", 256, metavar="N", at_least=1)
     workers: int = param("loader processes", 2, metavar="N", at_least=0)
     cache: str = param(

@@ -67,8 +67,8 @@ class ShardConfig(StageConfig):
         at_least=0,
     )
     part: str = param(
-        "read and check every N-th unit of the files, beginning with the I-th: one of N programs that share the work; "
-        "the one that finds all units done makes the shards of them",
+        "read and check every N-th chunk of the files, beginning with the I-th: one of N programs that share the work; "
+        "the one that finds all chunks done makes the shards of them",
         "1/1",
         metavar="I/N",
     )

@@ -25,12 +25,18 @@ class TrainConfig(StageConfig):
         "  torchrun --nproc-per-node=8 -m must train --shards ... (on several GPUs)"
     )
 
-    shards: str = param("folder of shards made by `must shard`", metavar="URI", group="input and output", often=True)
+    shards: str = param(
+        "folder of shards made by `must shard`", metavar="URI", group="input and output", often=True, kind="shards"
+    )
     index_sha256: str = param(
         "refuse shards whose index has another sha256 (`must index show` prints it); any if empty", "", metavar="HEX"
     )
-    classifier: str = param("classifier file made by `must classifier`; it names the model", metavar="FILE", often=True)
-    output: str = param("folder for the adapted model (the bundle), the logs and the curves", metavar="DIR", often=True)
+    classifier: str = param(
+        "classifier file made by `must classifier`; it names the model", metavar="FILE", often=True, kind="classifier"
+    )
+    output: str = param(
+        "folder for the adapted model (the bundle), the logs and the curves", metavar="DIR", often=True, kind="output"
+    )
     split: str = param("split to train on; its labels, if there are any, are not read", "train", metavar="NAME")
     preset: str = param(
         "auto, which is taken if none is named: settings from the data's size and the model; or the published ones of "
@@ -49,6 +55,7 @@ class TrainConfig(StageConfig):
         "",
         metavar="BUNDLE",
         often=True,
+        kind="bundle",
     )
     epochs: int = param("passes over the split", 30, metavar="N", group="optimisation", often=True, at_least=1)
     batch_size: int = param(
@@ -173,7 +180,7 @@ class TrainConfig(StageConfig):
     )
     compile: bool = param("run the networks' blocks through torch.compile (needs a C++ compiler or a GPU)", False)
     checkpoints: str = param(
-        "folder for checkpoints; OUTPUT/checkpoints if empty", "", metavar="URI", group="checkpoints"
+        "folder for checkpoints; OUTPUT/checkpoints if empty", "", metavar="URI", group="checkpoints", kind="output"
     )
     checkpoint_every: int = param("steps between checkpoints; 0: once an epoch", 0, metavar="N", at_least=0)
     checkpoint_seconds: int = param(
@@ -200,6 +207,7 @@ class TrainConfig(StageConfig):
         "empty for nowhere",
         factory=lambda: ["tensorboard"],
         metavar="NAME,...",
+        kind="trackers",
     )
     timeout: int = param(
         "seconds after which a lost, frozen or stuck process is given up; the run ends with code 75",

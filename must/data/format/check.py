@@ -11,7 +11,7 @@ from must.base.parameters import require
 from must.base.text import brief
 
 LARGEST = 2**53  # of any number; sums of those in an index stay far from 2^63
-MOST_UNITS = 2**30  # they are numbered in 32 bits, and --append goes on counting
+MOST_CHUNKS = 2**30  # they are numbered in 32 bits, and --append goes on counting
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def checked(content: dict[str, Any]) -> dict[str, Any]:
     """
     for name in ("revision", "rejected", "duplicates", "dropped", "units"):
         count(content.get(name, 0), name)
-    require(content.get("units", 0) < MOST_UNITS, f"units must be below {MOST_UNITS}")
+    require(content.get("units", 0) < MOST_CHUNKS, f"units must be below {MOST_CHUNKS}")
     for name in ("uri", "fingerprint"):
         require(isinstance(content["source"][name], str), f"source.{name} is not text")
     settings = content["settings"]

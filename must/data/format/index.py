@@ -33,7 +33,7 @@ class Index:
     dropped: int  # duplicates that were left out of the shards
     skipped: dict[str, int] = field(default_factory=dict)  # files that no image would be called, by extension
     tables: tuple[dict[str, str], ...] = ()  # {"name", "sha256"} of the files by which --append knows the old images
-    units: int = 0  # numbers of work units used up, so that appended samples get new keys
+    units: int = 0  # numbers of chunks used up, so that appended samples get new keys
     version: int = VERSION
     sha256: str = field(default="", compare=False)  # of index.json as it was read
 
