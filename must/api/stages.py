@@ -93,6 +93,16 @@ STAGES: Final[dict[str, Stage]] = {
         "must.deploy.infer.predict:predict",
         "Classify images, a few or a bucketful, with the ONNX file alone (no PyTorch) or with a bundle.",
     ),
+    "sort": Stage(
+        configs.SortConfig,
+        "must.evaluation.sort:sort",
+        "Sort images into a folder a class, by predictions or by what people said: links, copies or moved; undoable.",
+    ),
+    "labels": Stage(
+        configs.LabelsConfig,
+        "must.evaluation.exchange:exchange",
+        "Take labels to Label Studio, FiftyOne or cleanlab, and what people said there back.",
+    ),
     "serve": Stage(
         configs.ServeConfig,
         "must.deploy.serve.serve:serve",

@@ -92,7 +92,7 @@ def make_archive(folder: Path, kind: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["tar", "tar.gz", "tar.bz2", "tar.xz", "zip"])
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", pytest.param("tar.bz2", marks=pytest.mark.slow), "tar.xz", "zip"])
 def test_an_archive_gives_what_its_folder_gives(tmp_path: Path, kind: str) -> None:
     zoo.fill(tmp_path / "in", 20, labels=("cat", "grün 猫"))
     (tmp_path / "in" / "notes.txt").write_text("x")
