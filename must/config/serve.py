@@ -62,8 +62,23 @@ class ServeConfig(StageConfig):
     max_memory: float = param("megabytes that all requests' bodies may take at a time", 256.0, metavar="MB", above=0)
     max_images: int = param("images of a request", 64, metavar="N", at_least=1)
     max_pixels: float = param("megapixels of an image", 40.0, metavar="MP", above=0)
+    request_pixels: float = param(
+        "megapixels of all a request's images together; costly forms of pictures count more", 64.0, metavar="MP"
+    )
+    queue_pixels: float = param("megapixels that may wait; more are refused with 503", 256.0, metavar="MP")
+    decode_memory: float = param(
+        "megabytes that images being decoded may take at a time; one alone always may",
+        1000.0,
+        metavar="MB",
+        above=0,
+    )
     queue: int = param("images that may wait; more are refused with 503", 512, metavar="N", at_least=1)
-    connections: int = param("connections at a time; more are refused with 503", 1024, metavar="N", at_least=1)
+    connections: int = param(
+        "connections at a time; for more, the ones that have sent no whole request for longest are closed",
+        1024,
+        metavar="N",
+        at_least=1,
+    )
     patience: float = param(
         "seconds that a client may take to send a request, and an answer may take", 30.0, metavar="S", above=0
     )
@@ -83,4 +98,8 @@ class ServeConfig(StageConfig):
             f"--name {self.name[:80]}: letters, digits, '-', '.' and '_' make a name, at most 63 of them",
         )
         require(0 <= self.abstain <= 1 or self.abstain == -1, "--abstain must be from 0 to 1, or -1")
+        require(
+            self.max_pixels <= self.request_pixels <= self.queue_pixels,
+            "--max-pixels must not be above --request-pixels, nor that above --queue-pixels",
+        )
         require(self.max_body <= self.max_memory, "--max-body must not be above --max-memory")
