@@ -94,7 +94,7 @@ def plan(
     lr: float = 2e-05,
     workers: int | Literal["auto"] = "auto",
     device: Text = "auto",
-    json: Text = "",
+    gpu: Text = "",
     index_sha256: Text = "",
     output: Text = "",
     split: Text = "train",
@@ -144,6 +144,7 @@ def plan(
     log_every: int = 10,
     trackers: list[str] = ["tensorboard"],
     timeout: int = 600,
+    json: Text = "",
     seconds: float = 20.0,
 ) -> Planned:
     """Say what `must train` will cost: steps, hours on this machine, memory, gigabytes; trains nothing."""
@@ -386,6 +387,9 @@ def serve(
     max_memory: float = 256.0,
     max_images: int = 64,
     max_pixels: float = 40.0,
+    request_pixels: float = 64.0,
+    queue_pixels: float = 256.0,
+    decode_memory: float = 1000.0,
     queue: int = 512,
     connections: int = 1024,
     patience: float = 30.0,

@@ -21,7 +21,7 @@ from must.data.augment.exact import ViewSettings, fill_color, sampler_of
 from must.data.augment.fast import FACTORS, UPRIGHT, as_array, as_tensor, crop, size_of
 from must.data.augment.gpu_ops import NAMES, apply_ops
 from must.data.augment.normalize import channels
-from must.data.image.bounds import MAX_PIXELS
+from must.data.image.cost import MAX_PIXELS
 from must.data.image.decode import decode, identify, orientation
 from must.data.image.jpeg import decode_reduced
 
@@ -92,6 +92,7 @@ class DeviceViews:
 
     def __call__(self, batch: DeviceInputs) -> tuple[Tensor, Tensor]:
         """Weak and strong views, uint8 [B, H, W, 3], where the batch is."""
+        channels(self.fill, batch.pixels.device)  # with the first batch, whichever operations it has
         images = batch.pixels.permute(0, 3, 1, 2).float()
         never = torch.zeros_like(batch.flip)
         weak = self.cut(images, batch.boxes[:, 0], never)
