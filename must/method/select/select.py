@@ -19,6 +19,7 @@ from must.method.model.classifier import load_text_classifier
 from must.method.model.masked_vit import MaskedViT
 from must.method.select.choose import Choice, choose, shares_of
 from must.method.select.rung_predictions import MAX_IMAGES, Weights, between, predict_rungs, subsample
+from must.method.select.undecided import decided_by
 
 CLASSIFIES = ("visual.", "classifier")  # the other weights serve training, and zero-shot has none of its own
 
@@ -57,7 +58,8 @@ def select(config: SelectConfig) -> Choice:
         network.logit_factor = description.logit_factor
         save_bundle(config.output, network, description)
     copy_log(config.model, config.output)
-    print(f"{told(choice)} -> {config.output}")
+    line, *more = told(choice).split("\n")
+    print(f"{line} -> {config.output}", *more, sep="\n")
     return choice
 
 
@@ -98,14 +100,16 @@ def described(description: Description, choice: Choice, own_factor: float) -> De
 
 
 def told(choice: Choice) -> str:
-    """One line for the log."""
+    """For the log: a line, and one more where something is undecided."""
     found = choice.climb
     copies = f" ({choice.copies:,} copies left out)" if choice.copies else ""
     of = f"of {found.images:,} unlabeled images{copies}"
     if found.kept_zero_shot:
-        return f"kept zero-shot: {found.reason} (look-alikes {of})"
-    why = f"; {found.reason}" if found.reason else ""
-    return f"kept {found.alpha:.0%} of the way from zero-shot to the adapted weights (look-alikes {of}{why})"
+        line = f"kept zero-shot: {found.reason} (look-alikes {of})"
+    else:
+        why = f"; {found.reason}" if found.reason else ""
+        line = f"kept {found.alpha:.0%} of the way from zero-shot to the adapted weights (look-alikes {of}{why})"
+    return f"{line}\n  {decided_by(found.undecided)}" if found.undecided else line
 
 
 def copy_log(model: str, output: str) -> None:
