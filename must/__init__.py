@@ -6,7 +6,7 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = [
     "adapt", "classifier", "demo", "evaluate", "export", "gate", "open_shards", "plan", "predict", "promote", "push",
-    "refine", "select", "serve", "shard", "train",
+    "refine", "review", "select", "serve", "shard", "train",
 ]  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from must.config.predict import PredictConfig
 from must.config.promote import PromoteConfig
 from must.config.push import PushConfig
 from must.config.refine import RefineConfig
+from must.config.review import ReviewConfig
 from must.config.select import SelectConfig
 from must.config.serve import ServeConfig
 from must.config.shard import ShardConfig
@@ -75,6 +76,11 @@ STAGES: Final[dict[str, Stage]] = {
         SelectConfig,
         "must.method.select.select:select",
         "Make an adapted model safe: keep as much of it as unlabeled images speak for, or zero-shot's weights.",
+    ),
+    "review": Stage(
+        ReviewConfig,
+        "must.deploy.review.review:review",
+        "Ask a person about the pictures that decide how much of an adaptation is kept, on a page of this machine.",
     ),
     "evaluate": Stage(
         EvaluateConfig,

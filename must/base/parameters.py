@@ -230,9 +230,9 @@ def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None
         options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS, "dest": parameter.name}
         if parameter.metadata["positional"]:
             del options["dest"]
-            target.add_argument(
-                parameter.name, nargs="+" if required else "*", metavar=parameter.metadata["metavar"], **options
-            )
+            several = get_origin(kind) is list
+            nargs = ("+" if required else "*") if several else None if required else "?"
+            target.add_argument(parameter.name, nargs=nargs, metavar=parameter.metadata["metavar"], **options)
         elif kind is bool:
             target.add_argument(flag(parameter.name), action=argparse.BooleanOptionalAction, **options)
         else:

@@ -17,6 +17,7 @@ from must.config.predict import PredictConfig
 from must.config.promote import PromoteConfig
 from must.config.push import PushConfig
 from must.config.refine import RefineConfig
+from must.config.review import ReviewConfig
 from must.config.select import SelectConfig
 from must.config.serve import ServeConfig
 from must.config.shard import ShardConfig
@@ -34,6 +35,7 @@ __all__ = [
     "PromoteConfig",
     "PushConfig",
     "RefineConfig",
+    "ReviewConfig",
     "SelectConfig",
     "ServeConfig",
     "ShardConfig",

@@ -14,7 +14,15 @@ from must.config import SelectConfig
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import open_reader
 from must.method.distributed.process_group import init_distributed
-from must.method.model.bundle import LOG_FILE, Description, load_bundle, preprocess_of, save_bundle, zero_shot_bundle
+from must.method.model.bundle import (
+    LOG_FILE,
+    Bundle,
+    Description,
+    load_bundle,
+    preprocess_of,
+    save_bundle,
+    zero_shot_bundle,
+)
 from must.method.model.classifier import load_text_classifier
 from must.method.model.masked_vit import MaskedViT
 from must.method.select.choose import Choice, choose, shares_of
@@ -29,28 +37,14 @@ def select(config: SelectConfig) -> Choice:
     Raises:
         ValueError: no bundle, no such split, or a classifier file of other classes or of another model.
     """
-    bundle, classifier = load_bundle(config.model), load_text_classifier(config.baseline)
-    ours, theirs = bundle.description, list(classifier.classes)
-    require(
-        ours.classes == theirs,
-        f"--baseline {config.baseline}: has other classes ({len(theirs)}) than the model ({len(ours.classes)}); take "
-        "the classifier file that the model was trained with",
-    )
-    zero_shot = zero_shot_bundle(classifier)
-    shapes = [{name: value.shape for name, value in b.model.state_dict().items()} for b in (bundle, zero_shot)]
-    require(
-        shapes[0] == shapes[1] and ours.preprocess == zero_shot.description.preprocess,
-        f"--baseline {config.baseline}: is of {zero_shot.description.backbone}, the model is a {ours.backbone} of "
-        "another shape; take the classifier file that the model was trained with",
-    )
+    bundle, zero_shot = both_ends(config.model, config.baseline)
+    ours = bundle.description
     with init_distributed(config.device, timeout=600) as here:
         require(here.size == 1, "must select runs in one process")
         reader = open_reader(config.shards, config.split, config.cache, config.cache_gb)
         source = EvalSource(reader, preprocess_of(ours), config.batch_size, config.workers)
         weights = {name: value.to(here.device) for name, value in bundle.model.state_dict().items()}
-        frozen = MaskedViT(zero_shot.model.visual, zero_shot.model.classifier, ours.logit_factor)
-        only_trained = {name: value for name, value in weights.items() if not name.startswith(CLASSIFIES)}
-        frozen.load_state_dict(zero_shot.model.state_dict() | only_trained)
+        frozen = start_of(bundle, zero_shot)
         kept, choice = keep(frozen, weights, source, here.device, shares=shares_of(ours))
         network, description = bundle.model, described(ours, choice, zero_shot.description.logit_factor)
         network.load_state_dict(kept)
@@ -59,6 +53,38 @@ def select(config: SelectConfig) -> Choice:
     copy_log(config.model, config.output)
     print(f"{told(choice)} -> {config.output}")
     return choice
+
+
+def both_ends(model: str, baseline: str) -> tuple[Bundle, Bundle]:
+    """(the adapted model, zero-shot), between which there is a way.
+
+    Raises:
+        ValueError: no bundle, or a classifier file of other classes or of another model.
+    """
+    bundle, classifier = load_bundle(model), load_text_classifier(baseline)
+    ours, theirs = bundle.description, list(classifier.classes)
+    require(
+        ours.classes == theirs,
+        f"--baseline {baseline}: has other classes ({len(theirs)}) than the model ({len(ours.classes)}); take "
+        "the classifier file that the model was trained with",
+    )
+    zero_shot = zero_shot_bundle(classifier)
+    shapes = [{name: value.shape for name, value in b.model.state_dict().items()} for b in (bundle, zero_shot)]
+    require(
+        shapes[0] == shapes[1] and ours.preprocess == zero_shot.description.preprocess,
+        f"--baseline {baseline}: is of {zero_shot.description.backbone}, the model is a {ours.backbone} of "
+        "another shape; take the classifier file that the model was trained with",
+    )
+    return bundle, zero_shot
+
+
+def start_of(bundle: Bundle, zero_shot: Bundle) -> MaskedViT:
+    """Zero-shot with the adapted model's logit factor, and its weights where they serve training alone."""
+    frozen = MaskedViT(zero_shot.model.visual, zero_shot.model.classifier, bundle.description.logit_factor)
+    weights = bundle.model.state_dict()
+    only_trained = {name: value for name, value in weights.items() if not name.startswith(CLASSIFIES)}
+    frozen.load_state_dict(zero_shot.model.state_dict() | only_trained)
+    return frozen
 
 
 def keep(
