@@ -15,11 +15,11 @@ help:  ## Show these commands
 # change. Python compiles what it imports; pip would compile all there is, which takes longer than everything else here.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable
 $(VENV)/demo: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
-		|| { echo "make: $(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.11 to 3.13 is needed (make PYTHON=python3.12 ...)"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' \
+		|| { echo "make: $(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.11 to 3.14 is needed (make PYTHON=python3.12 ...)"; exit 2; }
 	@echo "setting up $(VENV) (once, a minute or two)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) '.[demo,pipeline,serve]'
+	@$(PIP) '.[demo,pipeline]'
 	@touch $@
 
 $(VENV)/installed: $(VENV)/demo

@@ -196,8 +196,6 @@ def serve_command(path: Path) -> list[str]:
         str(path),
         "--port",
         "PORT",
-        "--grpc-port",
-        "-1",
         "--drain",
         "0",
     ]

@@ -5,6 +5,7 @@ from os import PathLike
 from typing import Any, Literal, TypeAlias
 
 from must.api.adapt import adapt as adapt
+from must.api.model import load as load
 from must.api.results import Classifier as Classifier
 from must.api.results import Demo as Demo
 from must.api.results import Evaluated as Evaluated
@@ -30,6 +31,7 @@ __all__ = [
     "evaluate",
     "export",
     "gate",
+    "load",
     "open_shards",
     "plan",
     "predict",
@@ -68,7 +70,7 @@ def shard(
 
 def classifier(
     *,
-    classes: Text,
+    classes: Text | list[str],
     model: Text,
     output: Text,
     pretrained: Text = "",
@@ -270,7 +272,7 @@ def export(
     metrics: Text = "",
     license: Text = "",
     precision: Literal["fp32", "fp16", "int8"] = "fp32",
-    input: Literal["normalized", "uint8", "jpeg"] = "normalized",
+    input: Literal["normalized", "uint8"] = "normalized",
     embeddings: bool = False,
     index_sha256: Text = "",
     split: Text = "train",
@@ -325,6 +327,7 @@ def predict(
     *,
     model: Text,
     images: list[str] = [],
+    classes: Text | list[str] = "",
     top_k: int = 1,
     output: Text = "",
     abstain: float = 0.0,
@@ -350,7 +353,6 @@ def serve(
     top_k: int = 5,
     abstain: float = -1.0,
     host: Text = "127.0.0.1",
-    grpc_port: int = 8081,
     batch_size: int = 32,
     delay: float = 0.0,
     threads: int = 0,
@@ -364,7 +366,7 @@ def serve(
     patience: float = 30.0,
     drain: float = 5.0,
 ) -> Any:
-    """Serve the ONNX file, or a registry's champion, over HTTP and gRPC: pictures in, names out (no PyTorch)."""
+    """Serve the ONNX file, or a registry's champion, over HTTP: pictures in, names out (no PyTorch)."""
 
 def demo(
     *,

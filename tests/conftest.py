@@ -1,5 +1,7 @@
 """Fixtures for all tests, and a folder for what all of a run's processes (pytest-xdist's) share."""
 
+# ruff: noqa: E402
+
 import functools
 import inspect
 import json
@@ -8,8 +10,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from tests.machine import forget, leave_the_cluster
+
 # Before torch is imported: with a process a core, more threads would wait for each other in busy loops.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before anything is: Kubernetes' client reads KUBECONFIG when it is imported.
+forget()
+leave_the_cluster()
 
 import pytest
 from hypothesis import HealthCheck, settings

@@ -1,8 +1,10 @@
 """The house's plan: which room of must/ may import which, what never meets torch, and how small components stay."""
 
 import ast
+import re
 import subprocess
 import sys
+import textwrap
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from must_pipeline.stages import STAGES
 
 ROOT = Path(__file__).parent.parent
 HOME = ROOT / "components/must_components"
-BESIDE = ("train_job/component.py", "custom_job.py", "shard_part.py")  # other tasks of those stages
+BESIDE = ("train_job/component.py", "shard_part.py")  # other tasks of those stages
 COMPONENTS = [HOME / f"{stage}.py" for stage in STAGES] + [HOME / name for name in BESIDE]
 
 # The library is eight houses, folders of must/. A house imports those named on its line and no others, and stands above
@@ -41,6 +43,7 @@ parameters  text
 tars
 names       parameters storage text
 lock        background storage
+workers     processes storage
 """,
     "data": """
 image
@@ -70,9 +73,11 @@ stages      preflight
 results
 functions   results stages
 stub        functions stages
+classes
 images
-adapted     functions images results
-adapt       adapted functions images stages
+model       classes images
+adapted     functions model results
+adapt       adapted classes functions images stages
 cli         stages
 """,
 }
@@ -142,6 +147,31 @@ def reachable(module):
     return seen
 
 
+def measured():
+    """The paragraph of docs/architecture.md, "Is it so?", that says what is here; `make reference` writes it."""
+    between = {(house_of(a), house_of(b)) for a, b in arrows() if house_of(a) != house_of(b)}
+    inside = {(room_of(a), room_of(b), house) for house in ROOMS for a, b in between_rooms(house)}
+    sizes = sorted(len(path.read_text().splitlines()) for path in MODULES.values())
+    median = sizes[len(sizes) // 2]
+
+    def lines(*folders):
+        files = (path for folder in folders for path in sorted((ROOT / folder).rglob("*.py")))
+        return f"{round(sum(len(path.read_text().splitlines()) for path in files), -2):,}"
+
+    text = (
+        f"`python -m pytest tests/test_architecture.py` reads the imports of all files of `must/`, lazy ones included: "
+        f"{len(HOUSES)} houses with {len(between)} arrows between them, {sum(map(len, ROOMS.values()))} rooms in "
+        f"{len(ROOMS)} of them with {len(inside)}, all of them downwards and in use, and no circle between any two "
+        f"of the {len(MODULES)} modules. These are {lines('must')} lines, half of the files shorter than {median + 1}, "
+        f"none longer than {sizes[-1]}; components and pipeline add {lines('components', 'pipeline')}, the tests have "
+        f"{lines('tests')}."
+    )
+    return textwrap.fill(text, 120, break_on_hyphens=False)
+
+
+MEASURED = re.compile(r"(?<=<!-- measured -->\n).*?(?=\n<!-- end -->)", re.S)
+
+
 def only_down(plan):
     above = set()
     for name, below in plan.items():
@@ -171,6 +201,13 @@ def test_the_small_plan_of_a_house(house):
     assert not [f"{a} -> {b}" for a, b in found if room_of(b) not in rooms[room_of(a)]]
     used = {room: {room_of(b) for a, b in found if room_of(a) == room} for room in rooms}
     assert rooms == used, "the plan allows more than is used"
+
+
+def test_the_page_says_what_is_here():
+    (told,) = MEASURED.findall((ROOT / "docs/architecture.md").read_text())
+    numbers = [[int(one.replace(",", "")) for one in re.findall(r"\d[\d,]*", text)] for text in (told, measured())]
+    for said, true in zip(*numbers, strict=True):  # lines change daily
+        assert abs(said - true) <= (0.03 * true if true > 60 else 0), "run `make reference`"
 
 
 def test_no_circle_between_modules():

@@ -4,7 +4,7 @@ import pytest
 
 from must.api.stages import STAGES
 from must.base.parameters import load
-from must.config import ShardConfig, TrainConfig
+from must.config import PredictConfig, ShardConfig, TrainConfig
 
 REQUIRED = {"shards": "s", "classifier": "c", "output": "o"}
 
@@ -90,3 +90,9 @@ def test_every_parameter_says_what_it_is():
         assert stage.help and stage.config.example
         for parameter in fields(stage.config):
             assert len(parameter.metadata["help"]) > 10, (stage, parameter.name)
+
+
+def test_a_comma_in_a_files_name_is_part_of_it():
+    images = "holiday, 2020.jpg"
+    assert load(PredictConfig, {"model": "m", "images": images}).images == [images]
+    assert load(PredictConfig, {"model": "m", "images": ["a.jpg", images]}).images == ["a.jpg", images]

@@ -29,10 +29,11 @@ def predict(
         settings: other parameters of `must predict` by name, such as {"abstain": 0.8}.
     """
     from must.runtime.parts import part_name
+    from must.runtime.places import WorkUri
     from must.runtime.supervise import supervised
 
     supervised(
-        part_name("predict", part), "must.runtime.parts:predict_part", run_id, work_uri, part=part, onnx=onnx.path,
-        index_sha256=index_sha256, output=f"{predict_uri.rstrip('/')}/{promoted.metadata['version']}",
-        settings=settings,
+        part_name("predict", part), "must.runtime.stages:library:predict", run_id, work_uri, **settings, part=part,
+        model=onnx.path, shards=WorkUri(work_uri).shards, index_sha256=index_sha256,
+        output=f"{predict_uri.rstrip('/')}/{promoted.metadata['version']}",
     )  # fmt: skip

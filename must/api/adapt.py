@@ -11,19 +11,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from must.api.adapted import BUNDLE, CLASSIFIER, REPORT, SHARDS, Adapted
+from must.api.classes import entries_of
 from must.api.functions import run_stage
 from must.api.images import provide
 from must.api.stages import call
 from must.base import storage
 from must.base.parameters import check_names, require
-from must.base.text import brief
 from must.config import AdaptConfig, TrainConfig
 from must.data.format.index import NAME
 from must.method.model.bundle import DESCRIPTION_FILE
@@ -75,7 +75,7 @@ def adapt(
 
     Raises:
         ValueError: the user's error, in one line, or `output` was made from other images, classes or settings; where
-            the same call may work later, must.base.storage.LaterError, a kind of it.
+            the same call may work later, must.base.storage.TransientError, a kind of it.
     """
     given = {"images": images, "classes": classes, "output": os.fspath(output), "model": os.fspath(model)}
     rest = {"pretrained": pretrained, "test_images": os.fspath(test_images), "device": device}
@@ -127,7 +127,7 @@ def steps(
         )
     if not storage.exists(storage.join(bundle, DESCRIPTION_FILE)):
         run("train", {**settings, "shards": shards, "classifier": classifier, "output": bundle, "device": device})
-    if not storage.exists(storage.join(report, "metrics.json")):
+    if not storage.exists(storage.join(report, "report.html")):  # the last that is written
         split = "test" if test_images else "train"
         places = {"model": bundle, "baseline": classifier, "shards": shards, "output": report}
         run("evaluate", {**places, "split": split, "device": device, **workers})
@@ -163,32 +163,6 @@ def class_file(classes: Any, folder: Path) -> str:
         f"{folder}: was made from other classes; choose another output, or delete the folder",
     )
     return file
-
-
-def entries_of(classes: Any) -> list[Any]:
-    """Classes from Python as a class file has them. Raises ValueError: something is neither a name nor a prompt."""
-    if isinstance(classes, dict):
-        return [{"name": name_of(name), "prompts": prompts_of(name, given)} for name, given in classes.items()]
-    require(isinstance(classes, list | tuple), "classes: expected a list of names, a dictionary, or a file")
-    return [entry if isinstance(entry, dict) else name_of(entry) for entry in classes]
-
-
-def name_of(name: Any) -> Any:
-    """A plain text, also of a kind of text such as numpy's; a number is a name, too, as in a file."""
-    if isinstance(name, str):
-        return str(name)
-    known = type(name) in (int, float)
-    require(known, f"classes: {brief(name)} ({type(name).__name__}) is no name; names must be strings")
-    return name
-
-
-def prompts_of(name: Any, given: Any) -> list[str]:
-    prompts = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [None]
-    require(
-        all(isinstance(prompt, str) for prompt in prompts),
-        f"classes: the prompts of {brief(name)} must be a string or a list of strings",
-    )
-    return [str(prompt) for prompt in prompts]
 
 
 def key_of(file: str) -> str:

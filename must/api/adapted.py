@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PosixPath
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from must.api.functions import run_stage
-from must.api.images import as_image
+from must.api.model import Model, Predictions, load
 from must.api.results import Exported, Pushed, framed
 from must.base.parameters import require
 from must.config.export import WHOLE
-from must.data.image.decode import seen
-from must.data.image.preprocess import EvalView
-from must.deploy.predict.writer import Prediction
-from must.method.model.bundle import DESCRIPTION_FILE, load_bundle, preprocess_of
+from must.method.model.bundle import DESCRIPTION_FILE, load_bundle
 
 BUNDLE, CLASSIFIER, SHARDS, REPORT = "model", "classifier.safetensors", "shards", "report"
 
@@ -73,31 +67,23 @@ class Adapted:
     def classes(self) -> list[str]:
         return list(self.metrics["classes"])
 
-    def predict(self, images: Any, *, top_k: int = 5, batch_size: int = 32, device: str = "auto") -> list[Prediction]:
+    def predict(self, images: Any, *, top_k: int = 5, batch_size: int = 32, device: str = "auto") -> Predictions:
         """The classes of images, most probable first: `.name` and `.probability` of the first, `.top` for all of them.
 
         Args:
-            images: paths, PIL images, or arrays uint8 [H, W, 3]; or one of them.
+            images: paths, folders, PIL images, or arrays uint8 [H, W, 3]; or one of them. A file that cannot be read
+                does not stop the others: it is in the result's `unreadable`.
 
         Raises:
-            ValueError: one is no image; the message says which.
+            ValueError: none can be read, or what is no path is no image; the message says which.
         """
-        import torch
+        if device not in self._models:
+            self._models[device] = load(self.bundle, device=device)
+        return self._models[device].predict(images, top_k=top_k, batch_size=batch_size)
 
-        from must.data.augment.normalize import normalize
-        from must.method.distributed.process_group import pick_device
-
-        require(top_k >= 1 and batch_size >= 1, "top_k and batch_size must be at least 1")
-        place, found = pick_device(device), list[Prediction]()
-        model, view = self._bundle.model.to(place), EvalView(preprocess_of(self._bundle.description))
-        for batch in batches(images, batch_size):
-            pixels = torch.from_numpy(np.stack([pixels_of(item, view, number) for number, item in batch]))
-            with torch.inference_mode():
-                logits = model(normalize(pixels.to(place), view.preprocess))
-            best = logits.float().softmax(dim=-1).topk(min(top_k, len(self.classes)))
-            rows = zip(batch, best.indices.tolist(), best.values.tolist(), strict=True)
-            found += [Prediction(name_of(*one), [self.classes[i] for i in of], values) for one, of, values in rows]
-        return found
+    @cached_property
+    def _models(self) -> dict[str, Model]:
+        return {}
 
     @cached_property
     def _bundle(self) -> Any:
@@ -143,25 +129,3 @@ class Adapted:
         whole = {"classifier": str(self.output / CLASSIFIER)} if to in WHOLE else {}
         exported = self.export(self.output / f"hub-{to}", to=to, **whole)
         return run_stage("push", {**parameters, "model": exported.output, "repo": repo})
-
-
-def batches(images: Any, size: int) -> Iterable[list[tuple[int, Any]]]:
-    """Numbered images, so many at a time."""
-    one = not isinstance(images, Iterable) or isinstance(images, str | bytes | Path | np.ndarray)
-    items = list(enumerate([images] if one else images))
-    return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def pixels_of(item: Any, view: EvalView, number: int) -> np.ndarray:
-    """uint8 [S, S, 3]: of a file as `must predict` sees it."""
-    if isinstance(item, str | Path):
-        try:
-            return seen(Path(item).read_bytes(), view)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{item}: {getattr(error, 'strerror', None) or error}") from None
-    return view(as_image(item, f"image {number}").convert("RGB"))
-
-
-def name_of(number: int, item: Any) -> str:
-    """What a prediction calls its image: the path, or the number."""
-    return str(item) if isinstance(item, str | Path) else str(number)

@@ -13,16 +13,19 @@ from typing import Any, get_type_hints
 from must.api.results import RESULTS, result
 from must.api.stages import STAGES, Stage, configure, run
 from must.base.parameters import StageConfig, is_required, with_headings
-from must.base.storage import LaterError
+from must.base.storage import TransientError
 
 ENDING = """
 Raises:
-    ValueError: the user's error, in one line; where the same call may work later, must.base.storage.LaterError, a kind
-        of it.
+    ValueError: the user's error, in one line; must.base.storage.TransientError, a kind of it, where the same call may
+        work later.
     OSError: a place that cannot be read or written."""
 
 
-BESIDE = {"open_shards": "must.data.loading.open_shards:open_shards"}  # functions at `must` that are no stages
+BESIDE = {  # functions at `must` that are no stages
+    "load": "must.api.model:load",
+    "open_shards": "must.data.loading.open_shards:open_shards",
+}
 
 
 def function_at_must(name: str) -> Callable[..., Any]:
@@ -57,7 +60,7 @@ def run_stage(name: str, values: dict[str, Any]) -> Any:
         raw = run(name, config, **more)
     except SystemExit as stopped:
         reason = getattr(stopped, "reason", "stopped")
-        raise LaterError(f"{reason}; call must.{name} again with the same parameters to go on") from stopped
+        raise TransientError(f"{reason}; call must.{name} again with the same parameters to go on") from stopped
     return result(name, config, (predictions, raw) if name == "predict" else raw)
 
 

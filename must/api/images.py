@@ -16,6 +16,8 @@ from PIL import Image
 
 from must.base import storage
 from must.base.parameters import require
+from must.data.image.colors import is_transparent, to_rgb
+from must.data.image.decode import as_seen, orientation
 
 KNOWN = (
     "a folder, a list of paths, PIL images or arrays, a datasets.Dataset with an image column, or a torch Dataset of "
@@ -133,7 +135,7 @@ def key_of(images: Iterable[Image.Image]) -> str:
 
 
 def as_image(item: Any, where: str) -> Image.Image:
-    """An RGB or grey image.
+    """An RGB or grey image, as a viewer shows it: upright, and what is transparent on white.
 
     Args:
         item: a PIL image; an array uint8 [H, W] or [H, W, 1|3|4]; a tensor [1|3, H, W], uint8, or float from 0 to 1; a
@@ -161,6 +163,8 @@ def as_image(item: Any, where: str) -> Image.Image:
             require(item.ndim == 2 or item.shape[2:] in ((1,), (3,), (4,)), f"an array of {shape} is no image")
             item = Image.fromarray(item[..., 0] if item.ndim == 3 and item.shape[2] == 1 else item)
         require(isinstance(item, Image.Image), f"{type(item).__name__} is no image")
-        return item if item.mode in ("L", "RGB") else item.convert("RGB")
+        item.load()  # a TIFF says only then that it has been turned
+        plain = item.mode in ("L", "RGB") and not is_transparent(item) and orientation(item) == 1
+        return item if plain else as_seen(to_rgb(item), item)
     except Exception as error:  # Pillow raises anything for a damaged file
         raise ValueError(f"{where}: {' '.join(str(error).split()) or type(error).__name__}") from None

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from must.api.preflight import preflight
 from must.base.parameters import StageConfig, load, read_yaml
+from must.base.workers import killed_workers
 from must.config.adapt import AdaptConfig
 from must.config.classifier import ClassifierConfig
 from must.config.demo import DemoConfig
@@ -115,7 +116,7 @@ STAGES: Final[dict[str, Stage]] = {
     "serve": Stage(
         ServeConfig,
         "must.deploy.serve.serve:serve",
-        "Serve the ONNX file, or a registry's champion, over HTTP and gRPC: pictures in, names out (no PyTorch).",
+        "Serve the ONNX file, or a registry's champion, over HTTP: pictures in, names out (no PyTorch).",
     ),
     "demo": Stage(
         DemoConfig,
@@ -129,7 +130,7 @@ def call(stage: str, /, **values: Any) -> Any:
     """Runs a stage; returns its result. Parameters are those of must/config/; None leaves one at its default.
 
     Raises:
-        ValueError: the user's error; storage.LaterError, a kind of it, where the same may work later.
+        ValueError: the user's error; storage.TransientError, a kind of it, where the same may work later.
         OSError: a place that cannot be read or written.
         SystemExit: from training that was stopped (75, a checkpoint is saved) or lost a process.
     """
@@ -153,7 +154,7 @@ def run(stage: str, config: StageConfig, **more: Any) -> Any:
     module, function = STAGES[stage].function.split(":")
     preflight(stage, config)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), killed_workers():
             silence_pillow()
             return getattr(importlib.import_module(module), function)(config, **more)
     except ModuleNotFoundError as error:  # a small installation, or the wrong image

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from must.base.storage import LaterError
+from must.base.storage import TransientError
 from must.base.text import printable
 
 BUG = 1
@@ -60,7 +60,7 @@ def code_of(error: BaseException) -> int:
     """The exit code of a program that `error` ends."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else BUG if error.code else 0
-    if isinstance(error, LaterError):
+    if isinstance(error, TransientError):
         return PREEMPTED
     return WRONG_INPUT if is_users(error) else BUG
 
@@ -68,13 +68,15 @@ def code_of(error: BaseException) -> int:
 def is_users(error: BaseException) -> bool:
     """Our own code raises ValueError for wrong input alone; one from a library's depths is a bug of ours.
 
-    An error of a loader process arrives with its traceback as text.
+    An error of a worker process arrives with its traceback as text: a loader's in the message, a pool's as its cause.
     """
     if isinstance(error, OSError):
         return True
     if not isinstance(error, ValueError):
         return False
-    files = re.findall(r'File "([^"]+)", line', str(error))
+    cause = error.__cause__
+    source = cause if type(cause).__name__ == "_RemoteTraceback" else error
+    files = re.findall(r'File "([^"]+)", line', str(source))
     if not files:
         files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     return any(Path(files[-1]).is_relative_to(folder) for folder in our_folders())
@@ -92,7 +94,7 @@ def line_of(error: BaseException) -> str:
         return printable(f"{error.filename}: {error.strerror}" if error.filename else error.strerror, LONGEST)
     text = str(error).strip()
     if "Original Traceback" in text:
-        text = text.splitlines()[-1].removeprefix("ValueError: ")
+        text = re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])  # the class
     return printable(" ".join(text.split()), LONGEST)
 
 

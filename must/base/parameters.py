@@ -79,9 +79,12 @@ class StageConfig:
         return load(cls, values, file)
 
     def convert_values(self) -> None:
+        files = {f.name for f in fields(self) if f.metadata["positional"]}  # whose names may hold commas
         for name, kind in get_type_hints(type(self)).items():
             if get_origin(kind) is not ClassVar:
-                setattr(self, name, convert(getattr(self, name), kind, flag(name)))
+                value = getattr(self, name)
+                value = [value] if name in files and isinstance(value, str) and value else value
+                setattr(self, name, convert(value, kind, flag(name)))
 
     def check_values(self) -> None:
         """Raises ValueError for values that make no sense together."""
@@ -201,7 +204,11 @@ def convert(value: Any, kind: Any, name: str) -> Any:
 
 
 def convert_either(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
-    """For kinds such as int | Literal["auto"]: one of the words, or the other kind."""
+    """For kinds such as int | Literal["auto"]: one of the words, or the other kind; for str | list[str]: a list if it
+    is one."""
+    if any(get_origin(kind) is list for kind in kinds):
+        listed = isinstance(value, list | tuple)
+        return convert(value, next(kind for kind in kinds if (get_origin(kind) is list) == listed), name)
     words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
     if value in words:
         return value

@@ -9,15 +9,16 @@ from must.base.parameters import StageConfig, param
 
 @dataclass(kw_only=True)
 class ClassifierConfig(StageConfig):
-    example = "must classifier --classes classes.yaml --model ViT-B-16 --pretrained openai --output clip.safetensors"
+    example = "must classifier --classes classes.yaml --model ViT-B-16-quickgelu/openai --output clip.safetensors"
 
-    classes: str = param(
-        "YAML file with classes: (names, or {name, prompts}) and templates: (strings with {}); a .txt with a name a "
-        "line; or the set imagenet",
-        metavar="FILE|SET",
+    classes: str | list[str] = param(
+        "the class names, cat,dog,horse; a .txt with a name a line; a YAML file with classes: (names, or {name, "
+        "prompts}) and templates: (strings with {}); or the set imagenet",
+        metavar="NAMES|FILE|SET",
     )
     model: str = param(
-        "an open_clip model name, hf-hub:TEAM/NAME, or a folder with open_clip_config.json, here or gs://",
+        "an open_clip model name, or NAME/TAG with its pretrained tag; hf-hub:TEAM/NAME; or a folder with "
+        "open_clip_config.json, here or gs://",
         metavar="NAME|URI",
     )
     pretrained: str = param(

@@ -38,9 +38,8 @@ class ExportConfig(StageConfig):
     precision: Literal["fp32", "fp16", "int8"] = param(
         "of weights and arithmetic; outputs are float32", "fp32", group="ONNX"
     )
-    input: Literal["normalized", "uint8", "jpeg"] = param(
-        "what the graph takes: float32 [N,3,S,S], normalised, or uint8 [N,S,S,3] pixels that it normalises; jpeg: "
-        "the first, and another file that takes a JPEG's or PNG's bytes (with onnxruntime-extensions)",
+    input: Literal["normalized", "uint8"] = param(
+        "what the graph takes: float32 [N,3,S,S], normalised, or uint8 [N,S,S,3] pixels that it normalises",
         "normalized",
     )
     embeddings: bool = param(
@@ -87,7 +86,6 @@ class ExportConfig(StageConfig):
             re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,63}|", self.license) is not None,
             f"--license {self.license[:40]}: expected a short name of the hub's, such as mit or apache-2.0",
         )
-        require(self.input != "jpeg" or bool(self.shards), "--input jpeg needs --shards, whose images it is checked on")
         require(0 <= self.min_agreement <= 1, "--min-agreement must be between 0 and 1")
         require(
             not self.triton or re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", self.triton) is not None,

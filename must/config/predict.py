@@ -12,16 +12,28 @@ OF_SHARDS = ("split", "index_sha256", "part", "workers")  # these mean nothing w
 
 @dataclass(kw_only=True)
 class PredictConfig(StageConfig):
-    example = "must predict --model onnx/model.onnx photo.jpg more-photos/"
+    example = (
+        "must predict --model onnx/model.onnx photo.jpg more-photos/\n"
+        "  must predict --model ViT-B-16-quickgelu/openai --classes cat,dog,horse photo.jpg"
+    )
 
     model: str = param(
-        "model.onnx, or the folder it is in; or a bundle's folder, which torch runs", metavar="FILE|DIR", often=True
+        "model.onnx, or the folder it is in; or what torch runs: a bundle's folder, a classifier file, or, with "
+        "--classes, any CLIP model by its name, such as ViT-B-16-quickgelu/openai",
+        metavar="FILE|DIR|NAME",
+        often=True,
     )
     images: list[str] = param(
         "images, folders or globs; - reads names from standard input",
         factory=list,
         metavar="IMAGE|DIR",
         positional=True,
+        often=True,
+    )
+    classes: str | list[str] = param(
+        "for a CLIP model that was not adapted: its classes, as `must classifier --classes` takes them: cat,dog,horse",
+        "",
+        metavar="NAMES|FILE|SET",
         often=True,
     )
     top_k: int = param("classes to print for an image", 1, metavar="K", often=True)

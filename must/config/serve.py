@@ -41,7 +41,6 @@ class ServeConfig(StageConfig):
     )
     host: str = param("address to listen at; 0.0.0.0 for all", "127.0.0.1", metavar="HOST", group="addresses")
     port: int = param("port for HTTP; 0: any that is free", 8080, metavar="N", often=True)
-    grpc_port: int = param("port for gRPC; 0: any that is free, -1: none", 8081, metavar="N")
     batch_size: int = param("images a forward pass at most", 32, metavar="N", group="how it runs")
     delay: float = param(
         "milliseconds that a forward pass waits for more images; those that come during one wait anyway",
@@ -76,7 +75,6 @@ class ServeConfig(StageConfig):
         require(self.top_k >= 1, "--top-k must be at least 1")
         require(0 <= self.abstain <= 1 or self.abstain == -1, "--abstain must be from 0 to 1, or -1")
         require(0 <= self.port < 65536, "--port must be from 0 to 65535")
-        require(-1 <= self.grpc_port < 65536, "--grpc-port must be from 0 to 65535, or -1")
         for name in ("batch_size", "max_images", "queue", "connections"):
             require(getattr(self, name) >= 1, f"--{name.replace('_', '-')} must be at least 1")
         for name in ("poll", "max_body", "max_memory", "max_pixels", "patience"):

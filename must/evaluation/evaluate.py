@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import sys
+import traceback
 from typing import Any
 
 import numpy as np
 
 from must import __version__
 from must.base import storage
-from must.base.text import Rows, cell, encoded
+from must.base.text import Rows, cell, encoded, printable
 from must.config import EvaluateConfig
 from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
@@ -47,6 +49,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         ValueError: no bundle, no such split, a baseline for other classes, a label that is no class.
     """
+    import must.evaluation.report.page  # noqa: F401, needs jinja2, which is better missed before than after the work
+
     with init_distributed(config.device, config.timeout) as here:
         bundle = load_bundle(config.model)
         baseline = load_baseline(config.baseline) if config.baseline else None
@@ -77,15 +81,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             "rejected": index.rejected,
             "duplicates": index.duplicates,
         }
-        from must.evaluation.report.page import render_report  # needs jinja2
-
         storage.write_bytes(
             storage.join(config.output, PREDICTIONS_FILE), predictions_csv(samples, after, before, metrics)
         )
-        report = render_report(config, metrics, samples, after, before)
-        storage.write_bytes(storage.join(config.output, REPORT_FILE), encoded(report))
-        # last: a folder with metrics.json is a whole result
         storage.write_bytes(storage.join(config.output, METRICS_FILE), to_json(metrics))
+        # last: a folder with report.html is a whole result; whatever happens to it, the numbers are there
+        report = drawn(config, metrics, samples, after, before)
+        storage.write_bytes(storage.join(config.output, REPORT_FILE), encoded(report))
         print(text_table(metrics))
         if samples.skipped:
             print(f"{samples.skipped} images could not be decoded and were left out")
@@ -205,6 +207,25 @@ def confidence_of(samples: Samples, scores: Scores) -> tuple[np.ndarray, np.ndar
     if not chosen.any():
         return scores.confidence, None
     return scores.confidence[chosen], scores.prediction[chosen] == samples.labels[chosen]
+
+
+def drawn(
+    config: EvaluateConfig, metrics: dict[str, Any], samples: Samples, after: Scores, before: Scores | None
+) -> str:
+    """The report's page; if it cannot be drawn, a plain one with the table and the reason. The numbers are safe."""
+    from must.evaluation.report.page import plain_page, render_report
+
+    try:
+        return render_report(config, metrics, samples, after, before)
+    except Exception as error:
+        reason = printable(f"{type(error).__name__}: {error}", 300)
+        place = storage.join(config.output, METRICS_FILE)
+        print(
+            f"warning: the report could not be drawn ({reason}); all numbers are in {place}, and the page holds the "
+            "table alone",
+            file=sys.stderr,
+        )
+        return plain_page(text_table(metrics), "".join(traceback.format_exception(error)))
 
 
 def origin(config: EvaluateConfig, bundle: Bundle, baseline: Bundle | None) -> dict[str, Any]:

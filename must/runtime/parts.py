@@ -45,14 +45,3 @@ def made_by_parts(work_uri: str, shards: str) -> Index | None:
         return None
     index = load_index(shards)
     return index if index.sha256 in made else None
-
-
-def predict_part(
-    work_uri: str, *, part: str, onnx: str, index_sha256: str, output: str, settings: dict[str, Any]
-) -> None:
-    with stage_note(work_uri, part_name("predict", part)) as note:
-        counts = call(
-            "predict", **settings, model=onnx, shards=WorkUri(work_uri).shards, index_sha256=index_sha256,
-            output=output, part=part,
-        )  # fmt: skip
-        note.result = f"{counts['images']:,} images, {counts['unreadable']:,} could not be read"

@@ -1,4 +1,4 @@
-"""The stage train where the platform runs it on each of several machines: a CustomJob of Vertex AI."""
+"""The stage train on one machine, or on each of several where the platform starts it so: a CustomJob of Vertex AI."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from must.runtime.training import job_values
 
 
 def train_on_replica(run_id: str, work_uri: str, **values: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Trains together with the other machines. `values` are those of training.train_here.
+    """Trains, together with the other machines if there are any. `values` are those of training.train_here.
 
     The first machine keeps the stage's note, writes the model and tells about it; the others, of whose results Kubeflow
     Pipelines takes none, only train.

@@ -17,10 +17,15 @@ from must.runtime.places import WorkUri
 from must.runtime.settings import sharding_settings, training_settings
 
 
-def library(work_uri: str, name: str, **values: Any) -> None:
-    """The library's stage `name` with its own parameters."""
-    with stage_note(work_uri, name):
-        call(name, **values)
+def library(stage: str, /, work_uri: str, **values: Any) -> None:
+    """The library's stage of that name with its own parameters: "must.runtime.stages:library:STAGE".
+
+    The note's line tells the numbers that the stage returns.
+    """
+    with stage_note(work_uri, stage) as note:
+        result = call(stage, **values)
+        numbers = result.items() if isinstance(result, dict) else ()
+        note.result = ", ".join(f"{name} {value:,}" for name, value in numbers if isinstance(value, int | float))
 
 
 def inputs(work_uri: str, **values: Any) -> str:

@@ -53,8 +53,12 @@ def policy() -> Policy:
     return Policy(convert(parts[0], int, RETRIES), convert(parts[1], float, RETRIES), convert(parts[2], int, RETRIES))
 
 
-def supervised(stage: str, function: str, run_id: str, work_uri: str, **values: Any) -> Any:
-    """What `function`, a "module:name", returns for `work_uri` and `values`; all of it must fit into JSON.
+def supervised(stage: str, function: str, run_id: str, work_uri: str, /, **values: Any) -> Any:
+    """What `function` returns for `work_uri` and `values`; all of it must fit into JSON.
+
+    Args:
+        stage: the note's name.
+        function: "module:name", or "module:name:first" where its first argument is that text.
 
     Raises:
         SystemExit: with the stage's code, once it will not be tried again; 137 where it was killed.
@@ -144,9 +148,9 @@ def work(folder: Path) -> None:
     """The supervised process: calls the function and writes down what it returns."""
     end_with_parent()
     job = json.loads((folder / "job.json").read_text())
-    module, name = job["function"].split(":")
+    module, name, *first = job["function"].split(":", 2)
     with exiting(job["stage"]):
-        result = getattr(importlib.import_module(module), name)(**job["values"])
+        result = getattr(importlib.import_module(module), name)(*first, **job["values"])
     (folder / "result.json").write_text(json.dumps(result))
 
 

@@ -1,4 +1,4 @@
-"""must-pipeline compile | submit | schedule | run | shelf | files: the commands of the Kubeflow pipeline."""
+"""must-pipeline compile | submit | schedule | run | files: the commands of the Kubeflow pipeline."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ COMMANDS = {
     "submit": ("submit", "start a run on Kubeflow Pipelines"),
     "schedule": ("schedule", "retrain on a schedule"),
     "run": ("run_local", "run the compiled pipeline on this machine"),
-    "shelf": ("shelf", "build the folder for kubeflow/pipelines-components"),
     "files": ("files", "copy the example files (clusters, schedule, accounts) to a folder"),
 }
-EXTRA = {"kfp", "kfp_server_api", "kubernetes"}  # what the extra brings
+EXTRA = {"kfp": "pipeline", "kfp_server_api": "submit", "kubernetes": "pipeline"}  # package -> the extra that brings it
 
 
 def main() -> None:
@@ -38,11 +37,10 @@ def run() -> None:
         raise SystemExit(WRONG_INPUT)
     sys.argv = [f"must-pipeline {command}", *sys.argv[2:]]
     try:
-        module = importlib.import_module(f"must_pipeline.{COMMANDS[command][0]}")
+        importlib.import_module(f"must_pipeline.{COMMANDS[command][0]}").main()
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in EXTRA:
+        package = (error.name or "").split(".")[0]
+        if package not in EXTRA:
             raise
-        text = f"{sys.argv[0]}: needs the package {error.name}: pip install 'must-clip[pipeline]'"
-        print(text, file=sys.stderr)
+        print(f"{sys.argv[0]}: needs the package {package}: pip install 'must-clip[{EXTRA[package]}]'", file=sys.stderr)
         raise SystemExit(WRONG_INPUT) from None
-    module.main()

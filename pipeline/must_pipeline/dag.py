@@ -4,6 +4,7 @@ Stages that several pods share are a loop over their parts. What a part has done
 collected from the loop: who comes after it looks there.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,6 @@ from kfp import dsl
 from must.config.part import parts_of
 from must_components.champion import champion
 from must_components.classifier import classifier
-from must_components.custom_job import train_replica
 from must_components.evaluate import evaluate
 from must_components.export import export
 from must_components.gate import gate as gate_stage
@@ -30,16 +30,19 @@ from must_pipeline.cluster.nodes import nodes_of
 from must_pipeline.cluster.placement import configure_task
 from must_pipeline.cluster.predict import predicts_embeddings
 from must_pipeline.cluster.serving import server_of
-from must_pipeline.cluster.vertex import configure_vertex_task, custom_job
 
 
 def make_pipeline(cluster: Cluster) -> Any:
     """The pipeline for a cluster; must_pipeline/stages.py has a row for each of its tasks."""
 
-    on_vertex = cluster.kind == "vertex"
-    configure = partial(configure_vertex_task if on_vertex else configure_task, cluster=cluster)
-    # A run's name for `submit --again` and for its notes: Vertex knows a job by the name that it was submitted with.
-    run_id = dsl.PIPELINE_JOB_NAME_PLACEHOLDER if on_vertex else dsl.PIPELINE_JOB_ID_PLACEHOLDER
+    configure: Callable[..., dsl.PipelineTask] = partial(configure_task, cluster=cluster)
+    run_id, train_stage = dsl.PIPELINE_JOB_ID_PLACEHOLDER, train  # the id: of `submit --again` and of the run's notes
+    if cluster.kind == "vertex":
+        from must_pipeline.vertex.placement import configure_vertex_task, custom_job
+
+        configure = partial(configure_vertex_task, cluster=cluster)
+        run_id = dsl.PIPELINE_JOB_NAME_PLACEHOLDER  # it knows a job by the name that it was submitted with
+        train_stage = custom_job(train, cluster) if cluster.trains_in_customjob else train
 
     @dsl.pipeline(
         name="must",
@@ -143,13 +146,10 @@ def make_pipeline(cluster: Cluster) -> Any:
                 start = {**material, "classifier": weights, "init": best.outputs["init"], **recipe}
                 if cluster.trains_in_trainjob:
                     trained = train_job(nodes=nodes_of(cluster), tensorboard_uri=cluster.tensorboard, **start)
-                elif cluster.trains_in_customjob:
-                    train_nodes = custom_job(train_replica, cluster)
-                    trained = train_nodes(
+                else:
+                    trained = train_stage(
                         processes=cluster.training.processes, tensorboard_uri=cluster.tensorboard, **start
                     )
-                else:
-                    trained = train(processes=cluster.training.processes, tensorboard_uri=cluster.tensorboard, **start)
                 configure(trained, "train")
                 bundle = trained.outputs["bundle"]
                 evaluated = evaluate(bundle=bundle, classifier=weights, split=evaluate_split, **material)

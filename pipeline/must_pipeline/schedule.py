@@ -23,7 +23,6 @@ from must.base.parameters import read_mapping
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.load import load_cluster
 from must_pipeline.cluster.read import build
-from must_pipeline.cluster.vertex import require_package
 from must_pipeline.files import CLUSTER, COMPILED, nearest
 from must_pipeline.server.api import Kfp, add_arguments, api_errors
 from must_pipeline.server.parameters import check_parameters
@@ -70,6 +69,8 @@ def main() -> None:
 
 
 def on_vertex(options: argparse.Namespace, cluster: Cluster) -> None:
+    from must_pipeline.vertex.placement import require_package
+
     require_package("google.cloud.aiplatform")
     from must_pipeline.vertex import schedules
 

@@ -17,7 +17,6 @@ import kfp_server_api as api
 from must.base.exits import WRONG_INPUT
 from must.base.parameters import read_mapping
 from must_pipeline.cluster.load import load_cluster
-from must_pipeline.cluster.vertex import require_package
 from must_pipeline.files import CLUSTER, COMPILED, nearest
 from must_pipeline.server.api import Kfp, add_arguments, api_errors
 from must_pipeline.server.parameters import check_parameters
@@ -50,6 +49,8 @@ def submit(options: argparse.Namespace) -> int:
     """Returns the exit code: 0, or 1 for a run that was waited for and failed."""
     cluster = load_cluster(options.cluster)
     if cluster.kind == "vertex":
+        from must_pipeline.vertex.placement import require_package
+
         require_package("google.cloud.aiplatform")
         from must_pipeline.vertex.jobs import submit as submit_to_vertex
 

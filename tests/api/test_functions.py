@@ -16,7 +16,7 @@ from must.api.functions import BESIDE, as_python
 from must.api.results import RESULTS
 from must.api.stages import STAGES
 from must.api.stub import STUB, stub
-from must.base.storage import LaterError
+from must.base.storage import TransientError
 from must.config import TrainConfig
 from must.method.train import trainer
 
@@ -135,7 +135,7 @@ def test_training_that_was_stopped_is_no_exit(digits, tmp_path, monkeypatch):
         raise trainer.Preempted("gs://bucket could not be reached")
 
     monkeypatch.setattr(trainer, "train", stopped)
-    with pytest.raises(LaterError, match=r"^gs://bucket could not be reached; call must\.train again"):
+    with pytest.raises(TransientError, match=r"^gs://bucket could not be reached; call must\.train again"):
         must.train(shards=digits.shards, classifier=digits.classifier, output=str(tmp_path))
 
 

@@ -155,7 +155,8 @@ def test_seconds_count_from_the_last_admission():
 def process(api, work, tmp_path):
     """A launcher in a process of its own, in a pod of a run."""
     code = (
-        "import json; from must_components.train_job.launcher import train_on_nodes\n"
+        "import json; from tests.machine import leave_the_cluster; leave_the_cluster()\n"
+        "from must_components.train_job.launcher import train_on_nodes\n"
         f"train_on_nodes({str(work)!r}, index_sha256='sha', classifier={str(tmp_path / 'classifier')!r}, "
         f"output={str(tmp_path / 'output')!r}, nodes=json.loads({json.dumps(nodes())!r}))"
     )

@@ -60,7 +60,8 @@ def steps(pod):
 def test_training_goes_on_without_its_launcher_and_the_next_one_attaches(api, fleet, work, digits):
     index = load_index(str(work / "shards")).sha256
     code = (
-        "import json, sys; from must_components.train_job import launch; launch.POLL = 0.1\n"
+        "import json, sys; from tests.machine import leave_the_cluster; leave_the_cluster()\n"
+        "from must_components.train_job import launch; launch.POLL = 0.1\n"
         "from must_components.train_job.launcher import train_on_nodes\n"
         f"train_on_nodes({str(work)!r}, index_sha256={index!r}, classifier={digits.classifier!r}, "
         "output=sys.argv[1], nodes=json.loads(sys.argv[2]), preset='digits', settings=json.loads(sys.argv[3]), "

@@ -10,7 +10,7 @@ import yaml
 from kubernetes import client, config
 
 from must.base.exits import PREEMPTED, WRONG_INPUT, code_of
-from must.base.storage import LaterError
+from must.base.storage import TransientError
 from must.runtime.supervise import supervised
 from must_components.serving import service
 from must_components.serving.manifest import inference_service, is_seen
@@ -138,7 +138,7 @@ def test_applying(in_a_pod, tmp_path):
         (403, "deploy/serving.yaml lets it", ValueError),
         (404, "KServe is not installed", ValueError),
         (422, "refuses the InferenceService: 422", ValueError),
-        (503, "answers 503", LaterError),
+        (503, "answers 503", TransientError),
     ],
 )
 def test_an_api_server_that_says_no(in_a_pod, tmp_path, status, said, kind):
@@ -146,25 +146,23 @@ def test_an_api_server_that_says_no(in_a_pod, tmp_path, status, said, kind):
         in_a_pod(url)
         with pytest.raises(kind, match=said) as error:
             serve(tmp_path)
-    assert code_of(error.value) == (PREEMPTED if kind is LaterError else WRONG_INPUT)
+    assert code_of(error.value) == (PREEMPTED if kind is TransientError else WRONG_INPUT)
     assert (tmp_path / "registry/photos/inferenceservice.yaml").exists(), "it can be applied by hand"
 
 
 def test_an_api_server_that_is_away(in_a_pod, tmp_path):
     in_a_pod("http://127.0.0.1:9")
-    with pytest.raises(LaterError, match="does not answer"):
+    with pytest.raises(TransientError, match="does not answer"):
         serve(tmp_path)
 
 
-def test_outside_of_a_cluster(tmp_path, monkeypatch):
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+def test_outside_of_a_cluster(tmp_path):
     with pytest.raises(ValueError, match="take `write`"):
         serve(tmp_path)
     assert serve(tmp_path, how="write")["namespace"] == ""
 
 
 def test_what_the_user_can_mend_is_one_line_and_is_not_tried_again(tmp_path, monkeypatch, capfd):
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setenv("MUST_RETRIES", "2,0,1")
     with pytest.raises(SystemExit) as ended:
         supervised("serve", "must_components.serving.service:serve", "7", str(tmp_path / "work"), **given(tmp_path))

@@ -38,7 +38,7 @@ def test_it_serves_follows_latest_and_ends(name, exported, pictures, tmp_path_fa
     command = ("must", "serve", "--registry", "/data/registry", "--name", NAME, "--poll", "0.2", "--host", "0.0.0.0")
     options = (*container(data), "--cap-drop", "ALL", "--network", "host")
     port = free_port()
-    ports = ("--port", port, "--grpc-port", "-1", "--drain", "1")
+    ports = ("--port", port, "--drain", "1")
     engine("run", "--detach", "--name", name, *options, image("must-serve"), *command, *ports)
     picture = pictures[0][1]
     found = until(lambda: ask(port, "/classify?top_k=1", picture))
@@ -60,4 +60,4 @@ def free_port():
 
 
 def test_the_ports_are_told():
-    assert set(inspect("must-serve")["Config"]["ExposedPorts"]) == {"8080/tcp", "8081/tcp"}
+    assert set(inspect("must-serve")["Config"]["ExposedPorts"]) == {"8080/tcp"}

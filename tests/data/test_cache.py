@@ -6,10 +6,12 @@ import errno
 import fcntl
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,6 +74,24 @@ def in_a_process(function: Callable[[], None]) -> int:
     process.join()
     assert process.exitcode is not None
     return process.exitcode
+
+
+def test_a_folder_that_is_deleted_during_a_download_may_be_there_the_next_time(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, shard = cache_for(tmp_path / "cache", shards, 3.5), index_of(shards).shards[0]
+    with monkeypatch.context() as patch:
+        original = ShardCache.fill
+
+        def fill(*given: Any) -> bool:
+            whole = original(*given)
+            shutil.rmtree(cache.folder)
+            return whole
+
+        patch.setattr(ShardCache, "fill", fill)
+        with pytest.raises(storage.TransientError, match="was deleted while it was in use; run the same command again"):
+            look(cache, shards, shard)
+    look(cache_for(cache.folder, shards, 3.5), shards, shard)
 
 
 def test_the_least_recently_used_shard_goes_first(shards: Path, tmp_path: Path) -> None:

@@ -153,3 +153,33 @@ def test_two_processes_say_what_one_says(digits, evaluated, tmp_path):
     assert both["label_free"]["adapted"]["nuclear_norm"] == pytest.approx(
         metrics["label_free"]["adapted"]["nuclear_norm"], rel=1e-6
     )
+
+
+def test_few_images_that_know_little_of_the_classes_still_get_their_report(digits, tmp_path):
+    """So few that look-alikes cannot vouch for a change, however sure they are: `needed` is None in the ladder."""
+    lines = []
+    for number in range(6):
+        for name in CLASSES:
+            path = sorted((digits.images / "test" / name).glob("*.png"))[number]
+            lines.append(f"{path},{name},test\n")
+    (tmp_path / "list.csv").write_text("path,label,split\n" + "".join(lines))
+    shard(ShardConfig(source=str(tmp_path / "list.csv"), labels="csv", output=str(tmp_path / "shards"), workers=1))
+    metrics = evaluate(settings(digits, tmp_path / "out", shards=str(tmp_path / "shards")))
+    audit = metrics["label_free"]["compared"]["audit"]
+    print(audit["agreement"], audit["images"])
+    assert audit["rungs"] and audit["needed"] is None, "the case that is meant"
+    assert "too little to vouch for a change" in (tmp_path / "out/report.html").read_text()
+
+
+def test_a_report_that_cannot_be_drawn_does_not_take_the_numbers_with_it(digits, tmp_path, capsys, monkeypatch):
+    def broken(found):
+        raise TypeError("unsupported format string passed to NoneType.__format__")
+
+    monkeypatch.setattr("must.evaluation.report.selection.in_words", broken)
+    metrics = evaluate(settings(digits, tmp_path))
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert (tmp_path / "predictions.csv").exists()
+    page = (tmp_path / "report.html").read_text()
+    assert "could not be drawn" in page and "NoneType.__format__" in page and text_table(metrics).split("\n")[1] in page
+    warning = capsys.readouterr().err
+    assert "warning: the report could not be drawn (TypeError: unsupported" in warning and "metrics.json" in warning

@@ -12,7 +12,6 @@ from PIL import Image
 from must.config import ExportConfig
 from must.data.image.preprocess import Preprocess
 from must.deploy.export.check import compare, reference, reference_embeddings, smallest_cosine
-from must.deploy.export.jpeg import compare_files, with_decoder
 from must.deploy.export.onnx import refuse
 from must.deploy.export.serving import triton_config
 from must.deploy.predict.session import OnnxClassifier
@@ -88,30 +87,6 @@ def test_a_file_that_gives_none_where_they_were_asked_for_is_refused(digits, exp
     check = compare(reference(bundle, real[0]), classifier, real[0], real[1])
     with pytest.raises(ValueError, match="nothing was written"):
         refuse(check, ExportConfig(model="m", output="out", embeddings=True))
-
-
-def test_jpeg_onnx_has_it_too(embedded, pictures, tmp_path):
-    classifier = OnnxClassifier(embedded / "model.onnx")
-    whole = with_decoder(onnx.load(embedded / "model.onnx"), classifier.preprocess)
-    assert [output.name for output in whole.graph.output] == ["probability", "embedding"]
-    (tmp_path / "jpeg.onnx").write_bytes(whole.SerializeToString())
-    found = compare_files(tmp_path / "jpeg.onnx", classifier, [data for _, data in pictures[:5]], 10**7)
-    assert found["images"] == 5 and found["cosine"] > 0.9999
-
-
-def test_jpeg_onnx_with_another_embedding_is_refused(embedded, pictures, tmp_path):
-    """The probabilities are right, the embedding is another one's: its numbers in another order."""
-    classifier = OnnxClassifier(embedded / "model.onnx")
-    whole = with_decoder(onnx.load(embedded / "model.onnx"), classifier.preprocess)
-    order = onnx.numpy_helper.from_array(np.roll(np.arange(64), 1), "order")
-    whole.graph.initializer.append(order)
-    for node in whole.graph.node:
-        for names in (node.input, node.output):
-            names[:] = ["inner" if name == "embedding" else name for name in names]
-    whole.graph.node.append(onnx.helper.make_node("Gather", ["inner", "order"], ["embedding"], axis=1))
-    (tmp_path / "jpeg.onnx").write_bytes(whole.SerializeToString())
-    with pytest.raises(ValueError, match=r"embeddings are not those of `must predict`: .* nothing was written"):
-        compare_files(tmp_path / "jpeg.onnx", classifier, [pictures[0][1]], 10**7)
 
 
 def test_triton_is_told_both_outputs(embedded):

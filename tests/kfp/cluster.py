@@ -12,7 +12,7 @@ import os, signal
 for number in filter(str.isdigit, os.listdir("/proc")):
     try:
         with open(f"/proc/{number}/cmdline", "rb") as file:
-            if b"-m\\0must.run.supervise" in file.read():
+            if b"-m\\0must.runtime.supervise" in file.read():
                 os.kill(int(number), signal.SIGKILL)
                 print("killed", number)
     except OSError:  # it has just ended

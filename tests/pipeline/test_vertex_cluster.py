@@ -1,10 +1,10 @@
 """cluster.yaml of kind vertex: one document for Vertex AI Pipelines; Kubernetes' settings are refused by name.
 
-What needs Google's client (CustomJobs, submitting) is tested in tests/vertex.
+What needs Google's client (its messages, submitting) is tested in tests/vertex.
 """
 
+import json
 import sys
-from importlib.util import find_spec
 
 import pytest
 import yaml
@@ -14,6 +14,7 @@ from must_pipeline.cluster.load import load_cluster
 from must_pipeline.compile import compile_pipeline
 from must_pipeline.files import CLUSTER
 from must_pipeline.stages import STAGES
+from must_pipeline.vertex.placement import is_installed
 
 EXAMPLE = CLUSTER.with_name("clusters") / "vertex.yaml"
 ONE = {  # the least there is
@@ -139,10 +140,20 @@ def test_sharding_and_predicting_in_parts_are_in_the_one_document_too(tmp_path):
     assert len(images) > len(STAGES) and all(image.startswith(ONE["registry"]) for image in images)
 
 
-@pytest.mark.skipif(find_spec("google_cloud_pipeline_components") is not None, reason="the extra is installed")
+def test_training_on_several_machines_is_a_job_of_googles_launcher(tmp_path):
+    compile_pipeline(load_cluster(EXAMPLE), tmp_path / "pipeline.yaml")
+    (document,) = yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text())
+    container = document["deploymentSpec"]["executors"]["exec-train"]["container"]
+    job = json.loads(container["args"][container["args"].index("--payload") + 1])
+    first, others = job["job_spec"]["worker_pool_specs"]
+    assert first["replica_count"] == others["replica_count"] == 1 and "launcher" in container["command"][-1]
+    assert first["container_spec"]["image_uri"].startswith("europe-west4-docker.pkg.dev/my-project/must/must-train:")
+    assert "{{$.json_escape[1]}}" in first["container_spec"]["args"] and job["labels"] == {"team": "vision"}
+    assert "gcp_resources" in document["components"]["comp-train"]["outputDefinitions"]["parameters"]
+
+
+@pytest.mark.skipif(is_installed("google.cloud.aiplatform"), reason="the extra is installed")
 def test_without_googles_client_its_extra_is_named(tmp_path, monkeypatch, capsys):
-    with pytest.raises(ValueError, match=r"google-cloud-pipeline-components here: pip install 'must-clip\[vertex\]'"):
-        compile_pipeline(load_cluster(EXAMPLE), tmp_path / "pipeline.yaml")
     (tmp_path / "run.yaml").write_text("source: gs://b/photos\n")
     arguments = ["--parameters", tmp_path / "run.yaml", "--cluster", EXAMPLE]
     monkeypatch.setattr(sys, "argv", ["must-pipeline submit", *map(str, arguments)])

@@ -20,7 +20,7 @@ FLAGS = ["--register", "kubeflow"]
 def alone(monkeypatch):
     for name in ("MODEL_REGISTRY_URL", "MODEL_REGISTRY_TOKEN", "KF_PIPELINES_SA_TOKEN_PATH", "MUST_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(model_registry, "PAUSE", 0.01)
+    monkeypatch.setattr("must.base.storage.retry.FIRST_PAUSE", 0.01)
 
 
 @pytest.fixture

@@ -141,7 +141,9 @@ def test_two_runs_that_end_together_forget_the_same_notes(old_runs, monkeypatch,
     assert [path.name for path in (old_runs / "notes").iterdir()] == ["7"] and capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), storage.LaterError("gs://b: no answer")])
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied"), storage.TransientError("gs://b: no answer")]
+)
 @pytest.mark.parametrize("what", ["list_files", "read_bytes", "delete_folder"])
 def test_notes_that_cannot_be_deleted_are_a_warning(old_runs, monkeypatch, capsys, what, error):
     def fails(*_):

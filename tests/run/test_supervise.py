@@ -109,3 +109,11 @@ def test_a_supervisor_that_is_killed_takes_its_stage_along(tmp_path):
     while is_running(child):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_stage_of_the_library_runs_as_it_is_also_with_a_parameter_called_name(tmp_path, capfd):
+    given = {"registry": str(tmp_path / "registry"), "name": "digits", "list": True}
+    assert supervised("promote", "must.runtime.stages:library:promote", "7", str(tmp_path), **given) is None
+    assert "digits: no champion yet" in capfd.readouterr().out
+    (note,) = read_notes(str(tmp_path), "7")
+    assert (note.stage, note.state) == ("promote", "done")

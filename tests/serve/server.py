@@ -18,7 +18,6 @@ SILENCE = 120  # seconds in which a server that works has long answered, on a ma
 
 class Address(NamedTuple):
     port: int
-    rpc_port: int
     process: subprocess.Popen
     log: list  # lines of stderr so far
 
@@ -57,8 +56,6 @@ def running(*flags):
         "serve",
         "--port",
         "0",
-        "--grpc-port",
-        "0",
         "--drain",
         "0",
         *map(str, flags),
@@ -69,9 +66,9 @@ def running(*flags):
     reader.start()
     try:
         line = process.stdout.readline()
-        found = re.search(r"http://127.0.0.1:(\d+) .*gRPC at 127.0.0.1:(\d+)", line)
+        found = re.search(r"http://127.0.0.1:(\d+) ", line)
         assert found, (line, log, process.poll())
-        yield Address(int(found[1]), int(found[2]), process, log)
+        yield Address(int(found[1]), process, log)
         assert process.poll() is None, log
         process.send_signal(signal.SIGTERM)
         assert process.wait(SILENCE) == 0, log

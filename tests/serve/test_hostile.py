@@ -8,13 +8,10 @@ import struct
 import time
 import zlib
 
-import grpc
 import numpy as np
 import pytest
-import tritonclient.grpc as triton
 from PIL import Image
 
-from must.deploy.serve.messages import message
 from tests.serve.server import SILENCE, as_jpeg
 
 INFER = "/v2/models/digits/infer"
@@ -253,34 +250,3 @@ def test_many_slow_clients_leave_room_for_others(server, pictures):
     finally:
         for client in slow:
             client.close()
-
-
-def test_grpc_bodies_that_are_too_large(server):
-    with triton.InferenceServerClient(f"127.0.0.1:{server.rpc_port}") as client:
-        tensor = triton.InferInput("image", [1], "BYTES")
-        tensor.set_data_from_numpy(np.array([b"x" * 3_000_000], dtype=object))
-        with pytest.raises(triton.InferenceServerException) as refused:
-            client.infer("digits", [tensor])
-        assert refused.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
-
-
-@pytest.mark.parametrize("name", ["nothing", "another type", "short raw", "many raw", "a shape of another kind"])
-def test_grpc_requests(server, name):
-    request = message("ModelInferRequest")(model_name="digits")
-    if name != "nothing":
-        tensor = request.inputs.add(name="image", datatype="BYTES", shape=[1])
-        request.raw_input_contents.append(b"\x05\0\0\0abc")
-        if name == "another type":
-            tensor.datatype = "INT64"
-        elif name == "many raw":
-            request.raw_input_contents.append(b"")
-        elif name == "a shape of another kind":
-            tensor.shape.extend([-5, 2**62])
-    with grpc.insecure_channel(f"127.0.0.1:{server.rpc_port}") as channel:
-        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-        with pytest.raises(grpc.RpcError) as refused:
-            call(request.SerializeToString(), timeout=SILENCE)
-        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        with pytest.raises(grpc.RpcError) as refused:
-            call(b"\xff\xff\xff no message", timeout=SILENCE)
-        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT

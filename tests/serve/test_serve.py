@@ -1,4 +1,4 @@
-"""`must serve` gives real HTTP and gRPC clients the answers of `must predict`."""
+"""`must serve` gives real HTTP clients the answers of `must predict`."""
 
 import asyncio
 import base64
@@ -10,7 +10,6 @@ import subprocess
 
 import numpy as np
 import pytest
-import tritonclient.grpc as triton
 
 import must
 from must.base.exits import WRONG_INPUT, code_of
@@ -18,7 +17,6 @@ from must.data.image.decode import decode
 from must.data.image.preprocess import EvalView, normalize_pixels
 from must.deploy.predict.client import Client
 from must.deploy.predict.session import OnnxClassifier
-from must.deploy.serve.messages import POOL
 from tests.serve.server import as_jpeg, ask
 
 INFER = "/v2/models/digits/infer"
@@ -117,45 +115,6 @@ def test_the_client_for_triton_works_here_too(server, pictures, predicted):
     assert [[name for name, _ in row] for row in found] == [[name for name, _ in row[:2]] for row in predicted[:3]]
 
 
-def test_tritons_grpc_client(server, pictures, predicted):
-    with triton.InferenceServerClient(f"127.0.0.1:{server.rpc_port}") as client:
-        assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("digits")
-        assert not client.is_model_ready("digits", "another")
-        assert client.get_server_metadata().name == "must-serve"
-        described = client.get_model_metadata("digits")
-        assert [tensor.name for tensor in described.inputs] == ["image"]
-        image = triton.InferInput("image", [3], "BYTES")
-        image.set_data_from_numpy(np.array([data for _, data in pictures[:3]], dtype=object))
-        outputs = [triton.InferRequestedOutput(name) for name in ("class", "probability", "abstained")]
-        found = client.infer("digits", [image], outputs=outputs, request_id="7", parameters={"top_k": 2})
-        names = [[name.decode() for name in row] for row in found.as_numpy("class")]
-        assert names == [[name for name, _ in row[:2]] for row in predicted[:3]]
-        assert np.allclose(found.as_numpy("probability").max(axis=1), [row[0][1] for row in predicted[:3]], atol=2e-6)
-        assert found.get_response().id == "7" and not found.as_numpy("abstained").any()
-        with pytest.raises(triton.InferenceServerException, match="no model of that name"):
-            client.infer("others", [image])
-        broken = triton.InferInput("image", [1], "BYTES")
-        broken.set_data_from_numpy(np.array([b"\xff\xd8\xff no picture"], dtype=object))
-        with pytest.raises(triton.InferenceServerException, match="cannot be read") as refused:
-            client.infer("digits", [broken])
-        assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
-
-
-@pytest.mark.parametrize("name", ["ModelInferRequest", "ModelInferResponse", "ModelMetadataResponse", "InferParameter"])
-def test_our_messages_are_the_protocols(name):
-    """Triton's client has the protocol and more: what ours have must be there under the same number and type."""
-    from tritonclient.grpc import service_pb2
-
-    def compare(ours, theirs):
-        for field in ours.fields:
-            other = theirs.fields_by_name[field.name]
-            assert (field.number, field.type, field.is_repeated) == (other.number, other.type, other.is_repeated)
-            if field.message_type:
-                compare(field.message_type, other.message_type)
-
-    compare(POOL.FindMessageTypeByName(f"inference.{name}"), service_pb2.DESCRIPTOR.message_types_by_name[name])
-
-
 def test_below_a_threshold_no_class_is_named(server, pictures, predicted):
     for (_, data), expected in zip(pictures[:20], predicted[:20], strict=True):
         _, answer = server.ask("POST", "/classify?abstain=0.9", data)
@@ -200,7 +159,7 @@ def test_a_port_that_is_taken_is_one_line(server, exported):
 
 def test_a_notebook_has_an_event_loop_and_is_told_so_in_one_line(exported):
     async def cell():
-        must.serve(model=str(exported[1]), port=0, grpc_port=-1)
+        must.serve(model=str(exported[1]), port=0)
 
     with pytest.raises(ValueError, match="run `must serve` as a program of its own") as error:
         asyncio.run(cell())

@@ -5,7 +5,6 @@ import json
 
 import numpy as np
 import pytest
-import tritonclient.grpc as triton
 
 from must.data.image.decode import decode
 from must.data.image.preprocess import EvalView
@@ -69,18 +68,6 @@ def test_classify(embedding_server, pictures, expected):
     np.testing.assert_allclose(answer["embedding"], expected[0], atol=1e-5)
 
 
-def test_grpc(embedding_server, pictures, expected):
-    with triton.InferenceServerClient(f"127.0.0.1:{embedding_server.rpc_port}") as client:
-        outputs = {tensor.name: tensor for tensor in client.get_model_metadata("digits").outputs}
-        assert outputs["embedding"].datatype == "FP32" and list(outputs["embedding"].shape) == [-1, 64]
-        image = triton.InferInput("image", [3], "BYTES")
-        image.set_data_from_numpy(np.array([data for _, data in pictures[:3]], dtype=object))
-        found = client.infer("digits", [image], outputs=[triton.InferRequestedOutput("embedding")])
-        np.testing.assert_allclose(found.as_numpy("embedding"), expected, atol=1e-5)
-        usual = client.infer("digits", [image]).get_response()
-        assert [tensor.name for tensor in usual.outputs] == USUAL
-
-
 def test_what_it_says_of_the_model(embedding_server, server):
     outputs = embedding_server.ask("GET", "/v2/models/digits")[1]["outputs"]
     assert outputs[-1] == {"name": "embedding", "datatype": "FP32", "shape": [-1, 64]}
@@ -95,9 +82,3 @@ def test_a_model_without_is_refused_before_a_picture_is_read(server, pictures):
     for path, data in ((INFER, body), ("/classify?embedding=1", b"no picture")):
         status, answer = server.ask("POST", path, data)
         assert status == 400 and answer["error"].startswith("this model gives no embeddings; export it again")
-    with triton.InferenceServerClient(f"127.0.0.1:{server.rpc_port}") as client:
-        image = triton.InferInput("image", [1], "BYTES")
-        image.set_data_from_numpy(np.array([pictures[0][1]], dtype=object))
-        with pytest.raises(triton.InferenceServerException, match="gives no embeddings") as refused:
-            client.infer("digits", [image], outputs=[triton.InferRequestedOutput("embedding")])
-        assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"

@@ -6,9 +6,7 @@ import sys
 import threading
 import time
 
-import numpy as np
 import pytest
-import tritonclient.grpc as triton
 
 from tests.serve.server import SILENCE, ask, running
 from tests.serve.versions import NAME, add_version, promote
@@ -34,21 +32,8 @@ def http_client(server, data, count, answers, errors):
     connection.close()
 
 
-def rpc_client(server, data, count, answers, errors):
-    image = triton.InferInput("image", [1], "BYTES")
-    image.set_data_from_numpy(np.array([data], dtype=object))
-    with triton.InferenceServerClient(f"127.0.0.1:{server.rpc_port}") as client:
-        for _ in range(count):
-            try:
-                found = client.infer(NAME, [image])
-                name = found.as_numpy("class")[0, 0].decode()
-                answers.append((200, found.get_response().model_version, name))
-            except Exception as error:
-                errors.append(error)
-
-
 def load_over_swaps(registry, exported, pictures, folder, requests, versions):
-    """`requests` from eight clients, two of them gRPC, while LATEST goes through `versions`; (answers, errors)."""
+    """`requests` from eight clients while LATEST goes through `versions`; (answers, errors)."""
     for version in versions:
         add_version(registry, exported, version, folder)
     promote(registry, versions[0])
@@ -57,7 +42,7 @@ def load_over_swaps(registry, exported, pictures, folder, requests, versions):
         until(lambda: server.ask("GET", "/v2/health/ready")[0] == 200, server.log)
         threads = [
             threading.Thread(
-                target=rpc_client if number % 4 == 3 else http_client,
+                target=http_client,
                 args=(server, pictures[number][1], requests // CLIENTS, answers, errors),
             )
             for number in range(CLIENTS)

@@ -238,9 +238,10 @@ def test_resizing_makes_upright_opaque_jpegs_and_keeps_small_files(tmp_path: Pat
     assert np.abs(expected.astype(int) - seen).mean() < 4
 
 
-def test_the_output_may_lie_inside_the_source(tmp_path: Path) -> None:
+def test_the_output_may_lie_inside_the_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     zoo.fill(tmp_path, 4)
     assert run(tmp_path, tmp_path / "shards").splits["train"]["samples"] == 4
+    assert "note: the shards will lie among the images" in capsys.readouterr().out
     zoo.fill(tmp_path, 2, start=50)
     assert run(tmp_path, tmp_path / "shards", append=True).splits["train"]["samples"] == 6
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from must.base.processes import METHOD
-from must.base.storage import LaterError
+from must.base.storage import TransientError
 from must.data.format.index import load_index
 from must.data.format.verify import verify
 from must.data.image import decode as images_module
@@ -176,7 +176,7 @@ def test_a_killed_worker_is_asked_for_its_file(tmp_path: Path, monkeypatch: pyte
     with monkeypatch.context() as patch:
         patch.setenv(METHOD, "fork")
         patch.setattr(images_module, "check", check)
-        with pytest.raises(LaterError, match=r"fewer --workers; it was at one of: .*huge\x1b\.png"):
+        with pytest.raises(TransientError, match=r"fewer --workers; it was at one of: .*huge\x1b\.png"):
             run(tmp_path / "in", tmp_path / "out", workers=2, samples_per_shard=5)
     assert run(tmp_path / "in", tmp_path / "out", workers=2, samples_per_shard=5).splits["train"]["samples"] == 31
     assert not list((tmp_path / "out").rglob("at-*"))

@@ -2,11 +2,12 @@
 
 import json
 import os
-from importlib.util import find_spec
 
 import pytest
 
-if not os.environ.get("REQUIRE_VERTEX") and find_spec("google_cloud_pipeline_components") is None:
+from must_pipeline.vertex.placement import is_installed
+
+if not os.environ.get("REQUIRE_VERTEX") and not is_installed("google.cloud.aiplatform"):
     collect_ignore_glob = ["test_*.py"]
 
 

@@ -13,11 +13,11 @@ from google.protobuf.json_format import ParseDict
 from must_pipeline import schedule, submit
 from must_pipeline.cluster.config import Training
 from must_pipeline.cluster.load import load_cluster
-from must_pipeline.cluster.vertex_rules import ACCELERATORS
 from must_pipeline.compile import compile_pipeline
 from must_pipeline.files import CLUSTER
 from must_pipeline.vertex import wait
 from must_pipeline.vertex.client import VertexAi
+from must_pipeline.vertex.rules import ACCELERATORS
 from must_pipeline.vertex.schedules import make_schedule
 
 FILE = CLUSTER.with_name("clusters") / "vertex.yaml"
@@ -86,10 +86,10 @@ def test_training_on_two_machines_is_a_custom_job_by_its_message(compiled):
     spec = yaml.safe_load(compiled.read_text())
     values = {
         name: one.get("defaultValue")
-        for name, one in spec["components"]["comp-train-replica"]["inputDefinitions"]["parameters"].items()
+        for name, one in spec["components"]["comp-train"]["inputDefinitions"]["parameters"].items()
     }
     (payload,) = [
-        argument for argument in spec["deploymentSpec"]["executors"]["exec-train-replica"]["container"]["args"]
+        argument for argument in spec["deploymentSpec"]["executors"]["exec-train"]["container"]["args"]
         if argument.startswith('{"')
     ]  # fmt: skip
     for name, value in values.items():  # as Vertex puts them in
@@ -262,5 +262,5 @@ def test_one_machine_of_a_type_is_a_custom_job_too(tmp_path):
     cluster = replace(load_cluster(FILE), training=Training(as_="customjob"))
     compile_pipeline(cluster, tmp_path / "one.yaml")
     (spec,) = yaml.safe_load_all((tmp_path / "one.yaml").read_text())
-    given = spec["components"]["comp-train-replica"]["inputDefinitions"]["parameters"]["worker_pool_specs"]
+    given = spec["components"]["comp-train"]["inputDefinitions"]["parameters"]["worker_pool_specs"]
     assert [pool["replica_count"] for pool in given["defaultValue"]] == [1.0]

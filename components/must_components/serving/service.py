@@ -9,7 +9,7 @@ import yaml
 
 from must.base import storage
 from must.base.parameters import require
-from must.base.storage import LaterError
+from must.base.storage import TransientError, is_transient
 from must.runtime.notes import stage_note
 from must.runtime.places import WorkUri
 from must_components.serving.manifest import GROUP, PLURAL, VERSION, inference_service, is_seen
@@ -47,7 +47,7 @@ def apply(manifest: dict[str, Any]) -> str:
 
     Raises:
         ValueError: not in a cluster, no right to do it, or the cluster knows no InferenceService.
-        LaterError: the API server does not answer.
+        TransientError: the API server does not answer.
     """
     from kubernetes import client, config
     from urllib3.exceptions import HTTPError
@@ -69,7 +69,7 @@ def apply(manifest: dict[str, Any]) -> str:
     except client.ApiException as error:
         raise refusal(error, namespace) from None
     except (HTTPError, OSError) as error:
-        raise LaterError(f"serve: the API server does not answer ({type(error).__name__})") from None
+        raise TransientError(f"serve: the API server does not answer ({type(error).__name__})") from None
     return namespace
 
 
@@ -81,6 +81,6 @@ def refusal(error: Any, namespace: str) -> ValueError:
         )
     if error.status == 404:
         return ValueError("serve: this cluster knows no InferenceService; KServe is not installed")
-    if error.status in (429, 500, 502, 503, 504):
-        return LaterError(f"serve: the API server answers {error.status}")
+    if is_transient(error.status):
+        return TransientError(f"serve: the API server answers {error.status}")
     return ValueError(f"serve: the API server refuses the InferenceService: {error.status} {error.reason}")

@@ -25,8 +25,9 @@ from must.base.storage.api import (
     upload,
     write_bytes,
 )
-from must.base.storage.base import ConflictError, Entry, Generation, LaterError, UnreachableError, Writable
+from must.base.storage.base import ConflictError, Entry, Generation, TransientError, UnreachableError, Writable
 from must.base.storage.hashing import HashingFile, sha256_of
+from must.base.storage.retry import is_transient, repeat
 from must.base.storage.unfinished import TEMPORARY, umask
 
 __all__ = [
@@ -35,7 +36,7 @@ __all__ = [
     "Entry",
     "Generation",
     "HashingFile",
-    "LaterError",
+    "TransientError",
     "UnreachableError",
     "Writable",
     "copy",
@@ -46,6 +47,7 @@ __all__ = [
     "exists",
     "generation",
     "is_remote",
+    "is_transient",
     "join",
     "list_files",
     "local",
@@ -55,6 +57,7 @@ __all__ = [
     "read_bytes",
     "read_json",
     "remote",
+    "repeat",
     "sha256_of",
     "size",
     "umask",

@@ -23,7 +23,8 @@ from azure.storage.blob import BlobBlock, BlobServiceClient
 
 from must.base.processes import per_process
 from must.base.storage.base import ConflictError, Entry, Generation, Stat
-from must.base.storage.retry import TIMEOUT, TRANSIENT, repeat
+from must.base.storage.retry import TIMEOUT, repeat
+from must.base.storage.retry import is_transient as transient_status
 
 Result = TypeVar("Result")
 PAGE = 1000  # names of one request of a listing
@@ -252,7 +253,7 @@ LOG_IN = (
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed a moment later."""
     if isinstance(error, core.HttpResponseError):  # without a status: the connection broke in the middle of the body
-        return error.status_code is None or error.status_code in TRANSIENT
+        return error.status_code is None or transient_status(error.status_code)
     return isinstance(error, (core.ServiceRequestError, core.ServiceResponseError, ConnectionError))
 
 

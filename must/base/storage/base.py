@@ -30,9 +30,9 @@ class ConflictError(OSError):
     """The object is not at the generation that the caller expected: another program wrote it."""
 
 
-class LaterError(ValueError):
+class TransientError(ValueError):
     """A transient error, not one of input: the same command may work later, and goes on where it was."""
 
 
-class UnreachableError(LaterError):
+class UnreachableError(TransientError):
     """A server did not answer for minutes."""

@@ -242,7 +242,7 @@ def is_transient(error: BaseException) -> bool:
     """Whether an error is transient: the same request may succeed a moment later."""
     if isinstance(error, auth.TransportError):
         return True
-    return isinstance(error, TRANSIENT_ERRORS) or status_of(error) in retry.TRANSIENT
+    return isinstance(error, TRANSIENT_ERRORS) or retry.is_transient(status_of(error))
 
 
 def status_of(error: BaseException) -> int | None:

@@ -7,36 +7,52 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from must.base.storage.base import UnreachableError
+from must.base.storage.base import TransientError, UnreachableError
 
 Result = TypeVar("Result")
 FIRST_PAUSE = 0.2  # seconds before a request is repeated; then twice as long each time, at random below that
 LONGEST_PAUSE = 20.0
 RETRY_TIMEOUT = 300.0  # seconds of repeated failure after which a request is given up
 TIMEOUT = (10, 60)  # seconds to connect, seconds without a byte
-TRANSIENT = (408, 429, 500, 502, 503, 504)  # HTTP statuses after which the same request may succeed
+TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses
 
 
-def repeat(uri: str, call: Callable[[], Result], is_transient: Callable[[BaseException], bool]) -> Result:
+def is_transient(status: int | None) -> bool:
+    """Whether the same request may succeed a moment later, by the HTTP status of its answer."""
+    return status in TRANSIENT
+
+
+def repeat(
+    where: str,
+    call: Callable[[], Result],
+    may_pass: Callable[[BaseException], bool],
+    tries: int = 0,
+) -> Result:
     """What `call` returns, called again after errors that are transient.
 
+    Args:
+        where: a URI or address, for the message.
+        tries: calls after which it is given up, if not 0; it is in any case after RETRY_TIMEOUT.
+
     Raises:
-        UnreachableError: it went on for longer than RETRY_TIMEOUT.
+        TransientError: it was given up: the one that `call` raised last, or an UnreachableError.
     """
-    end, pause = time.monotonic() + RETRY_TIMEOUT, FIRST_PAUSE
+    end, pause, tried = time.monotonic() + RETRY_TIMEOUT, FIRST_PAUSE, 0
     while True:
         try:
             return call()
         except Exception as error:
-            if not is_transient(error):
+            if not may_pass(error):
                 raise
-            wait = random.uniform(0, pause)
-            if time.monotonic() + wait > end:
-                raise given_up(uri, error) from error
+            wait, tried = random.uniform(0, pause), tried + 1
+            if tried == tries or time.monotonic() + wait > end:
+                if isinstance(error, TransientError):
+                    raise
+                raise given_up(where, error) from error
         time.sleep(wait)
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def given_up(uri: str, error: Exception) -> UnreachableError:
+def given_up(where: str, error: Exception) -> UnreachableError:
     why = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return UnreachableError(f"{uri}: the server could not be reached for {RETRY_TIMEOUT:g} s: {why}")
+    return UnreachableError(f"{where}: the server could not be reached for {RETRY_TIMEOUT:g} s: {why}")

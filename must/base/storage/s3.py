@@ -26,7 +26,8 @@ from botocore.config import Config
 
 from must.base.processes import per_process
 from must.base.storage.base import ConflictError, Entry, Generation, Stat
-from must.base.storage.retry import TIMEOUT, TRANSIENT, repeat
+from must.base.storage.retry import TIMEOUT, repeat
+from must.base.storage.retry import is_transient as transient_status
 
 Result = TypeVar("Result")
 PAGE = 1000  # names of one request of a listing
@@ -281,7 +282,7 @@ def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed a moment later."""
     if isinstance(error, boto.ClientError):
         busy = ("SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "ConditionalRequestConflict")
-        return code_of(error) in (*busy, "OperationAborted", "BadDigest") or status_of(error) in TRANSIENT
+        return code_of(error) in (*busy, "OperationAborted", "BadDigest") or transient_status(status_of(error))
     if isinstance(error, boto.SSLError):
         return False
     lost = (boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, urllib3.exceptions.HTTPError)

@@ -69,12 +69,18 @@ class ShardCache:
 
         Raises:
             ValueError: the object is missing, or its bytes are not those of the index.
+            TransientError: somebody deleted the folder meanwhile.
         """
         path = self.folder / f"{shard.sha256}.tar"
-        while True:
-            descriptor = self.pin(path, shard.bytes)
-            if descriptor is not None or not self.download(uri, shard, path, wait):
-                return descriptor
+        try:
+            while True:
+                descriptor = self.pin(path, shard.bytes)
+                if descriptor is not None or not self.download(uri, shard, path, wait):
+                    return descriptor
+        except FileNotFoundError as error:
+            raise storage.TransientError(
+                f"--cache {self.folder}: was deleted while it was in use; run the same command again to go on"
+            ) from error
 
     def offsets(self, uri: str, shard: Shard) -> np.ndarray:
         """`load_offsets`, whose file is kept here too."""

@@ -47,6 +47,8 @@ def shard(config: ShardConfig) -> Index | None:
             next try unless it is worthless.
     """
     apart(config)
+    if is_within(config.output, config.source) and not storage.exists(storage.join(config.output, index.NAME)):
+        print(f"note: the shards will lie among the images of --source {config.source}; a folder beside it is better")
     sources = open_sources(config)
     number, parts = config.place()
     with fresh_folder(config.output), ExitStack() as held:

@@ -98,7 +98,7 @@ def make_index(uri: str, output: str = "", split: str = "train", test: str = "",
         written: list[str] = []
         try:
             with Pool(min(workers or cores(), len(jobs))) as pool:
-                results = pool.run(look_through, [(job,) for job in jobs])
+                results = pool.unordered(look_through, [(job,) for job in jobs])
                 for found in bar(results, total=len(jobs), desc="index", unit="shard"):
                     written += [name for name, data in found.files.items() if write(output, name, data)]
                     found.files.clear()

@@ -22,7 +22,6 @@ from must.method.select.abstain import TARGET
 LEAST_AGREEMENT = {"fp32": 1.0, "fp16": 0.99, "int8": 0.97}
 RANDOM_IMAGES = 64
 CARD_FILE = "MODEL_CARD.md"
-JPEG_FILE = "jpeg.onnx"  # with --input jpeg
 README_FILE = "README.md"  # the same for a hub, which reads what stands in YAML before it
 
 
@@ -62,9 +61,6 @@ def export(config: ExportConfig) -> dict[str, Any]:
         classifier = OnnxClassifier(path)
         check = compare(expected, classifier, pixels, features)
         refuse(check, config)
-        others: dict[str, Path] = {}
-        if config.input == "jpeg":
-            others, of_bytes = write_decoding(config, graph, classifier, Path(folder))
         result = {
             "precision": config.precision,
             "arithmetic": method,
@@ -73,43 +69,19 @@ def export(config: ExportConfig) -> dict[str, Any]:
             "abstention": unsure,
             "checked_on": f"{config.split} of {config.shards}" if config.shards else "random pixels",
         }
-        if config.input == "jpeg":
-            result["jpeg"] = of_bytes
         if features is not None:
             result["dimensions"] = features.shape[1]
         readme = hub_card(bundle.description, result, metrics, "", config.license)
         cards = {CARD_FILE: model_card(bundle.description, result, metrics), README_FILE: readme}
-        write(config, bundle, {MODEL_FILE: path, **others}, cards)
+        write(config, bundle, {MODEL_FILE: path}, cards)
     print(f"{storage.join(config.output, MODEL_FILE)}  {method}, {result['megabytes']:.1f} MB")
     print(check.line() + ("" if config.shards else " of random pixels; --shards checks it on real ones"))
-    if config.input == "jpeg":
-        print(
-            f"{storage.join(config.output, JPEG_FILE)}  takes a picture's bytes: same class as `must predict` on "
-            f"{of_bytes['images']} images ({of_bytes['left_out']} left out, no plain JPEG or PNG); largest difference "
-            f"of a probability {of_bytes['largest_difference']:.1e}"
-        )
     return result
-
-
-def write_decoding(
-    config: ExportConfig, graph: Any, classifier: OnnxClassifier, folder: Path
-) -> tuple[dict[str, Path], dict[str, Any]]:
-    """({name: path} of the file that takes bytes, its comparison). Raises ValueError: it differs too much."""
-    from must.data.loading.reader import ShardReader
-    from must.deploy.export.jpeg import compare_files, with_decoder
-
-    path = folder / JPEG_FILE
-    path.write_bytes(with_decoder(graph, classifier.preprocess).SerializeToString())
-    reader = ShardReader(config.shards, config.split, sha256=config.index_sha256)
-    chosen = np.linspace(0, len(reader) - 1, min(config.images, len(reader))).astype(int)
-    files = [bytes(reader.image(int(number))) for number in chosen]
-    return {JPEG_FILE: path}, compare_files(path, classifier, files, reader.index.max_pixels)
 
 
 def write(config: ExportConfig, bundle: Bundle, models: dict[str, Path], cards: dict[str, str]) -> None:
     """model.onnx goes first and comes last, so that a folder with it is complete and of one export."""
     storage.delete(storage.join(config.output, MODEL_FILE))
-    storage.delete(storage.join(config.output, JPEG_FILE))
     clear_serving(config.output)
     labels = encoded("".join(" ".join(name.split()) + "\n" for name in bundle.description.classes))
     storage.write_bytes(storage.join(config.output, LABELS_FILE), labels)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from must.base.parameters import require
-from must.base.storage import LaterError
+from must.base.storage import TransientError
 from must.config import PushConfig
 from must.method.model.bundle import DESCRIPTION_FILE
 from must.method.model.fetch import here
@@ -28,7 +28,7 @@ def push(config: PushConfig) -> str:
 
     Raises:
         ValueError: no exported folder, or the hub refuses it: no token, no permission, no such team.
-        LaterError: the hub cannot be reached, or is busy.
+        TransientError: the hub cannot be reached, or is busy.
     """
     from huggingface_hub import HfApi, constants
 
@@ -78,7 +78,7 @@ def telling(config: PushConfig, hub: str) -> Iterator[None]:
         if not (status or isinstance(error, ValueError | OSError) or is_of_the_network(error)):
             raise  # a bug
         line = f"--repo {config.repo}: the hub {hub} {reason(config, status, said, error)}"
-        raise (LaterError if LATER in line else ValueError)(line) from error
+        raise (TransientError if LATER in line else ValueError)(line) from error
 
 
 def reason(config: PushConfig, status: int, said: str, error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""A bundle that classifies, as the ONNX file does that is exported from it."""
+"""A network of torch that classifies as the ONNX file does that is exported from it: a bundle, or a zero-shot model."""
 
 from __future__ import annotations
 
@@ -21,21 +21,20 @@ from must.deploy.export.onnx import abstention_of
 from must.deploy.predict.abstention import METADATA
 from must.deploy.predict.engine import Model
 from must.method.distributed.process_group import pick_device
-from must.method.model.bundle import DESCRIPTION_FILE, WEIGHTS_FILE, load_bundle, preprocess_of
+from must.method.model.bundle import DESCRIPTION_FILE, WEIGHTS_FILE, Bundle, load_bundle, preprocess_of
 
 
 class BundleClassifier:
     """Pixels -> class probabilities, by a bundle on one device, in float32.
 
     Raises:
-        ValueError: a damaged bundle, or a device that is not here.
+        ValueError: a device that is not here.
     """
 
-    def __init__(self, folder: str, where: str, device: str = "auto", threads: int = 0) -> None:
+    def __init__(self, bundle: Bundle, where: str, device: str = "auto", threads: int = 0) -> None:
         self.device = pick_device(device)
         if threads:
             torch.set_num_threads(threads)
-        bundle = load_bundle(folder)
         self.where, self.classes = where, bundle.description.classes
         self.preprocess = preprocess_of(bundle.description)
         unsure = abstention_of(bundle.description, None)
@@ -69,7 +68,7 @@ def bundle_model(config: PredictConfig) -> Iterator[Model]:
 
         def opened(patient: bool) -> BundleClassifier:
             try:
-                return BundleClassifier(folder, config.model, config.device, config.threads)
+                return BundleClassifier(load_bundle(folder), config.model, config.device, config.threads)
             except ValueError as error:  # names the place that the user knows
                 raise ValueError(str(error).replace(folder, config.model)) from error
 

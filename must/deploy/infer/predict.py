@@ -1,24 +1,72 @@
-"""The stage `must predict`: with an ONNX file, or with a bundle."""
+"""The stage `must predict`: with an ONNX file, a bundle, a classifier file, or a model's name and class names."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 from must.base import storage
+from must.base.parameters import require
 from must.config import PredictConfig
 from must.deploy.predict import predict as onnx
+from must.deploy.predict.engine import Opener, onnx_model
+from must.deploy.predict.session import MODEL_FILE
 from must.deploy.predict.writer import Prediction
 from must.method.model.bundle import DESCRIPTION_FILE
 
+ADAPTED = "model"  # the bundle in the folder that `must adapt` writes
+CLASSIFIER_FILE = "classifier.safetensors"  # in the one that `must refine` writes
+
 
 def predict(config: PredictConfig, take: Callable[[Prediction], None] | None = None) -> dict[str, int]:
-    """`must.deploy.predict.predict.predict`, by torch where --model is a bundle's folder.
+    """`must.deploy.predict.predict.predict`, by torch where --model is no ONNX file.
 
     Raises:
         ValueError: no model, or none of the images could be read.
     """
-    if not storage.exists(storage.join(config.model, DESCRIPTION_FILE)):
-        return onnx.predict(config, take)
-    from must.deploy.infer.bundle import bundle_model  # needs torch
+    config, opener = opened_by(config)
+    return onnx.predict(config, take, opener)
 
-    return onnx.predict(config, take, bundle_model)
+
+def opened_by(config: PredictConfig) -> tuple[PredictConfig, Opener]:
+    """The parameters, with the very place of --model, and what opens it. torch is imported for what needs it.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    model = config.model
+    holds = [name for name in (DESCRIPTION_FILE, MODEL_FILE) if storage.exists(storage.join(model, name))]
+    if config.classes:
+        require(not holds, f"--classes: the model in {model} has classes of its own; leave --classes out")
+        return config, zero_shot()
+    if DESCRIPTION_FILE in holds:
+        return config, bundle()
+    if MODEL_FILE in holds or model.lower().endswith(".onnx"):
+        return config, onnx_model
+    if model.lower().endswith(".safetensors"):
+        return config, zero_shot()
+    if storage.exists(storage.join(model, ADAPTED, DESCRIPTION_FILE)):
+        return replace(config, model=storage.join(model, ADAPTED)), bundle()
+    if storage.exists(storage.join(model, CLASSIFIER_FILE)):
+        return replace(config, model=storage.join(model, CLASSIFIER_FILE)), zero_shot()
+    require(
+        not (storage.is_remote(model) or storage.local(model).is_dir()),
+        f"--model {storage.join(model, MODEL_FILE)}: no such file; make it with `must export`",
+    )
+    raise ValueError(
+        f"--model {model}: no such file or folder; for the zero-shot answers of a CLIP model of that name say which "
+        "classes there are: --classes cat,dog,horse"
+    )
+
+
+def bundle() -> Opener:
+    from must.deploy.infer.bundle import bundle_model
+
+    return bundle_model
+
+
+def zero_shot() -> Any:
+    from must.deploy.infer.zero_shot import zero_shot_model
+
+    return zero_shot_model

@@ -1,4 +1,4 @@
-"""What the stage needs of a model, whoever computes: onnxruntime here, torch in a room above (must/infer)."""
+"""What the stage needs of a model, whoever computes: onnxruntime here, torch in a room above (infer)."""
 
 from __future__ import annotations
 
@@ -45,9 +45,7 @@ Opener = Callable[[PredictConfig], AbstractContextManager[Model]]
 @contextmanager
 def onnx_model(config: PredictConfig) -> Iterator[Model]:
     """The ONNX file of --model, copied from its bucket. Raises ValueError: there is none."""
-    require(
-        config.device == "auto", "--device is for a bundle of `must train`; onnxruntime takes what it was built for"
-    )
+    require(config.device == "auto", "--device is for a model that torch runs; onnxruntime takes what it was built for")
     uri = model_uri(config.model)
     with storage.local_copy(uri) as path:
         yield Model(storage.sha256_of(path), lambda patient: OnnxClassifier(path, uri, config.threads, patient))

@@ -6,7 +6,8 @@ import glob
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import islice, repeat
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -20,7 +21,7 @@ from must.data.image.decode import seen
 from must.data.image.preprocess import EvalView
 from must.data.sources.base import EXTENSIONS
 from must.deploy.predict.abstention import threshold
-from must.deploy.predict.engine import Opener, onnx_model
+from must.deploy.predict.engine import Classifier, Opener, onnx_model
 from must.deploy.predict.shards import predict_shards
 from must.deploy.predict.writer import Prediction, open_writer
 
@@ -52,30 +53,70 @@ def predict(
     unsure = threshold(config.abstain, classifier.metadata, config.model)
     view, top = EvalView(classifier.preprocess), min(config.top_k, len(classifier.classes))
     counts = {"images": 0, "unreadable": 0}
-    names = find_images(config.images, counts)
+    names = ((name, name) for name in find_images(config.images, lambda name, why: warn(name, why, counts)))
+    asked = Asked(top, unsure, config.embeddings, config.batch_size)
     shown = bar(unit="img", desc="predict", leave=False, quiet=not config.output)  # none between the rows of a table
-    with open_writer(config.output, top, unsure > 0) as writer, ThreadPoolExecutor() as pool, shown:
-        while batch := list(islice(names, config.batch_size)):
-            read = [(name, *item) for name, item in zip(batch, pool.map(lambda n: load(n, view), batch), strict=True)]
-            for name, pixels, problem in read:
-                if pixels is None:
-                    warn(name, problem, counts)
-            whole = [(name, pixels) for name, pixels, _ in read if pixels is not None]
-            if not whole:
+    with open_writer(config.output, top, unsure > 0) as writer, shown:
+        for found in classify(classifier, names, lambda name: load(name, view), asked):
+            shown.update()
+            if isinstance(found, Unreadable):
+                warn(found.image, found.reason, counts)
                 continue
-            probability, embedding = classifier.answer(np.stack([pixels for _, pixels in whole]), config.embeddings)
-            for number, ((name, _), row) in enumerate(zip(whole, probability, strict=True)):
-                best = np.argsort(-row, kind="stable")[:top]
-                classes, values = [classifier.classes[i] for i in best], [float(row[i]) for i in best]
-                feature = None if embedding is None else embedding[number]
-                (take or writer)(Prediction(name, classes, values, bool(row[best[0]] < unsure), feature))
-            counts["images"] += len(whole)
-            shown.update(len(batch))
+            counts["images"] += 1
+            (take or writer)(found)
         require(counts["images"] > 0, "none of the images could be read")
     if config.output:
         missing = f", {counts['unreadable']} could not be read" if counts["unreadable"] else ""
         print(f"{counts['images']} images{missing} -> {config.output}")
     return counts
+
+
+class Asked(NamedTuple):
+    """What is wanted of each image: `abstain` is a probability, below which no class is named."""
+
+    top_k: int = 1
+    abstain: float = 0.0
+    embeddings: bool = False
+    batch_size: int = 32
+
+
+class Unreadable(NamedTuple):
+    image: str
+    reason: str
+
+
+def classify(
+    classifier: Classifier,
+    images: Iterable[tuple[str, Any]],
+    read: Callable[[Any], tuple[np.ndarray | None, str]],
+    asked: Asked,
+) -> Iterator[Prediction | Unreadable]:
+    """Predictions in the order of the images, a batch at a time.
+
+    Args:
+        images: pairs of a name and what `read` takes.
+        read: gives uint8 [S, S, 3], or None and the reason; it is called in threads.
+    """
+    waiting = iter(images)
+    with ThreadPoolExecutor() as pool:
+        while batch := list(islice(waiting, asked.batch_size)):
+            found = list(pool.map(lambda one: read(one[1]), batch))
+            whole = [pixels for pixels, _ in found if pixels is not None]
+            rows: Iterator[tuple[np.ndarray, np.ndarray | None]] = iter(())
+            if whole:
+                probability, embedding = classifier.answer(np.stack(whole), asked.embeddings)
+                rows = zip(probability, repeat(None) if embedding is None else embedding, strict=False)
+            for (name, _), (pixels, reason) in zip(batch, found, strict=True):
+                yield Unreadable(name, reason) if pixels is None else predicted(name, next(rows), classifier, asked)
+
+
+def predicted(
+    name: str, said: tuple[np.ndarray, np.ndarray | None], classifier: Classifier, asked: Asked
+) -> Prediction:
+    row, embedding = said
+    best = np.argsort(-row, kind="stable")[: asked.top_k]
+    classes, values = [classifier.classes[i] for i in best], [float(row[i]) for i in best]
+    return Prediction(name, classes, values, bool(row[best[0]] < asked.abstain), embedding)
 
 
 def load(name: str, view: EvalView) -> tuple[np.ndarray | None, str]:
@@ -86,8 +127,11 @@ def load(name: str, view: EvalView) -> tuple[np.ndarray | None, str]:
         return None, getattr(error, "strerror", None) or str(error)
 
 
-def find_images(given: list[str], counts: dict[str, int]) -> Iterator[str]:
-    """File names: as given, those in folders (sorted, recursively), those that match a glob, those on stdin for '-'."""
+def find_images(given: list[str], missing: Callable[[str, str], object]) -> Iterator[str]:
+    """File names: as given, those in folders (sorted, recursively), those that match a glob, those on stdin for '-'.
+
+    `missing` gets what stands for no image, and why.
+    """
     for name in given:
         if name == "-":
             yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
@@ -98,12 +142,12 @@ def find_images(given: list[str], counts: dict[str, int]) -> Iterator[str]:
             inside = [storage.join(name, entry.name) for entry in storage.list_files(name)]
             found = only_images(sorted(inside))
             if not found:
-                warn(name, "no images in this folder", counts)
+                missing(name, "no images in this folder")
             yield from found
         elif glob.has_magic(name) and not storage.exists(name):
             matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207, Path.glob takes no absolute pattern
             if not matches:
-                warn(name, "matches no file", counts)
+                missing(name, "matches no file")
             yield from matches
         else:
             yield name

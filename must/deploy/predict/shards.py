@@ -43,7 +43,7 @@ def predict_shards(config: PredictConfig, open_model: Opener = onnx_model) -> di
 
     Raises:
         ValueError: no model, no shards or damaged ones; or the output holds predictions of another run.
-        storage.LaterError: a worker process was killed.
+        storage.TransientError: a worker process was killed.
     """
     require_pyarrow()
     index = load_index(config.shards, config.index_sha256)

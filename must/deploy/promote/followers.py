@@ -13,7 +13,7 @@ MODEL = "model.onnx"
 
 
 class Follower(Protocol):
-    """One model there. Its methods raise ValueError; LaterError where the same may work later."""
+    """One model there. Its methods raise ValueError; TransientError where the same may work later."""
 
     title: str  # the registry's, for what is printed
     name: str  # the model's there

@@ -14,7 +14,7 @@ from typing import Any
 
 from must.base import storage
 from must.base.parameters import require
-from must.base.storage import LaterError
+from must.base.storage import TransientError
 from must.deploy.promote.model_registry import Api, RefusedError
 
 FLAG = "--register kubeflow"
@@ -27,7 +27,7 @@ RUN_ID = "MUST_RUN_ID"  # the run of the pipeline that promotes
 
 
 class KubeflowRegistry:
-    """The versions of one model there. Its methods raise ValueError; LaterError where the same may work later."""
+    """The versions of one model there. Its methods raise ValueError; TransientError where the same may work later."""
 
     title = "Kubeflow Model Registry"
 
@@ -164,8 +164,8 @@ def told(state: str) -> Iterator[None]:
     """Errors become one line, which also says how far it got."""
     try:
         yield
-    except LaterError as error:
-        raise LaterError(f"{FLAG}: {error}; {state}") from None
+    except TransientError as error:
+        raise TransientError(f"{FLAG}: {error}; {state}") from None
     except ValueError as error:
         line = str(error).removeprefix(f"{FLAG}: ")
         raise ValueError(f"{FLAG}: {line}; {state}") from None

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from must.base import storage
 from must.base.names import listed
-from must.base.storage import LaterError
+from must.base.storage import TransientError
 from must.method.train.trackers.base import reason
 from must.method.train.trackers.mlflow import connect, experiment
 
@@ -27,7 +27,7 @@ MAY_PASS = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED
 
 
 class MlflowRegistry:
-    """The versions of one model in MLflow. Its methods raise ValueError; LaterError where the same may work later."""
+    """The versions of one model in MLflow. They raise ValueError; TransientError where the same may work later."""
 
     title = "MLflow"
 
@@ -128,4 +128,4 @@ def told(state: str) -> Iterator[None]:
         text = f"--register mlflow: {reason(error)}; {state}"
         if isinstance(error, MlflowException) and error.error_code not in MAY_PASS:
             raise ValueError(text) from None
-        raise LaterError(text) from None
+        raise TransientError(text) from None

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -19,15 +18,15 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from must.base import storage
 from must.base.parameters import require
-from must.base.storage import LaterError
+from must.base.storage import TransientError
 from must.base.text import printable
 
 URL = "MODEL_REGISTRY_URL"
 TOKEN, TOKEN_FILE = "MODEL_REGISTRY_TOKEN", "KF_PIPELINES_SA_TOKEN_PATH"  # the second as the registry's own client
 ROOTS = ("/api/model_registry/v1", "/api/model_registry/v1alpha3")  # the newest first; what is used here is the same
-TRIES, PAUSE, TIMEOUT = 3, 1.0, 30  # seconds
-MAY_PASS = (408, 425, 429)  # and all from 500 on
+TRIES, TIMEOUT = 5, 30  # of a request, and seconds of each
 PAGE = 100  # entries a request
 
 
@@ -73,7 +72,11 @@ class Api:
     """One server. A request that does not come through is tried again: creating is safe, for a name is there once."""
 
     def __init__(self, flag: str) -> None:
-        """Asks the server which version of the API it speaks. Raises ValueError; LaterError if it does not answer."""
+        """Asks the server which version of the API it speaks.
+
+        Raises:
+            ValueError: it is no such server, or refuses; TransientError if it does not answer.
+        """
         self.url, self.root = address(flag), ""
         self.opener = urllib.request.build_opener(NoRedirect)
         for self.root in ROOTS:
@@ -105,16 +108,14 @@ class Api:
 
         Raises:
             RefusedError: the server's no.
-            LaterError: no answer, or the server's own trouble.
+            TransientError: no answer, or the server's own trouble.
         """
-        for attempt in range(1, TRIES + 1):
-            try:
-                return self.once(method, path, body)
-            except LaterError:
-                if attempt == TRIES:
-                    raise
-                time.sleep(PAUSE * attempt)
-        raise AssertionError
+        return storage.repeat(
+            self.url,
+            lambda: self.once(method, path, body),
+            lambda error: isinstance(error, TransientError),
+            tries=TRIES,
+        )
 
     def once(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         headers = {"Accept": "application/json"} | ({"Content-Type": "application/json"} if body is not None else {})
@@ -128,11 +129,11 @@ class Api:
         except urllib.error.HTTPError as error:
             with error:
                 line = f"{self.url} answers {error.code} to {method} {path.partition('?')[0]}: {said(error)}"
-            if error.code in MAY_PASS or error.code >= 500:
-                raise LaterError(line) from None
+            if storage.is_transient(error.code):
+                raise TransientError(line) from None
             raise RefusedError(line, error.code) from None
         except (OSError, HTTPException) as error:
-            raise LaterError(f"{self.url} does not answer ({printable(error, 200)})") from None
+            raise TransientError(f"{self.url} does not answer ({printable(error, 200)})") from None
         try:
             found = json.loads(text)
             require(isinstance(found, dict), "")

@@ -27,7 +27,7 @@ from must.base import storage
 from must.base.lock import PROMOTION, HeldError, LockLostError, locked
 from must.base.names import below
 from must.base.parameters import require
-from must.base.storage import ConflictError, LaterError
+from must.base.storage import ConflictError, TransientError
 from must.deploy.promote import pointer
 
 LATEST, VERSION_FILE = "LATEST", "version.json"
@@ -104,7 +104,7 @@ class Registry:
 
         Raises:
             ValueError: a version of that name has other weights, or (OtherOnnxError) other ONNX files.
-            LaterError: another program is writing the version.
+            TransientError: another program is writing the version.
         """
         uri = self.uri_of(version, VERSION_FILE)
         with self.alone(version) as check:
@@ -130,15 +130,17 @@ class Registry:
         files, a version must not get some files of each. Gives a function that raises if somebody does.
 
         Raises:
-            LaterError: somebody does, or did.
+            TransientError: somebody does, or did.
         """
         try:
             with locked(self.uri_of(version), PROMOTION) as check:
                 yield check
         except (HeldError, LockLostError) as error:
-            raise LaterError(str(error)) from None
+            raise TransientError(str(error)) from None
         except ConflictError:
-            raise LaterError(f"{self.uri_of(version)}: another program wrote it at the same time; run again") from None
+            raise TransientError(
+                f"{self.uri_of(version)}: another program wrote it at the same time; run again"
+            ) from None
 
     def lacking(self, version: str, folders: Folders) -> Folders:
         """Those of the folders that a version, which is whole, is without.

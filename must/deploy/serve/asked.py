@@ -1,4 +1,4 @@
-"""What a request of the open inference protocol (v2) asks for, whichever way it came."""
+"""What a request of the open inference protocol (v2) asks for."""
 
 from __future__ import annotations
 

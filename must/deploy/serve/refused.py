@@ -19,20 +19,6 @@ class Refused(Exception):  # noqa: N818, it is the request's fault more often th
         return self.status == 503
 
 
-GRPC_STATUS = {
-    400: "INVALID_ARGUMENT",
-    404: "NOT_FOUND",
-    408: "DEADLINE_EXCEEDED",
-    413: "RESOURCE_EXHAUSTED",
-    415: "INVALID_ARGUMENT",
-    422: "INVALID_ARGUMENT",
-    500: "INTERNAL",
-    503: "UNAVAILABLE",
-    504: "DEADLINE_EXCEEDED",
-}
-"""The name of gRPC's code for each status that `Refused` may have."""
-
-
 def wanted(condition: bool, reason: str, status: int = 400) -> None:
     """Raises Refused unless the condition holds."""
     if not condition:

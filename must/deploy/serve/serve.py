@@ -16,7 +16,6 @@ from must.deploy.serve.connections import protocol_within
 from must.deploy.serve.http import App
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.models import Models, Source, source_of
-from must.deploy.serve.rpc import start as start_rpc
 from must.deploy.serve.work import Work
 
 IDLE = 75  # seconds that a connection is kept between two requests: longer than proxies and clients keep theirs
@@ -58,19 +57,14 @@ async def run(config: ServeConfig, source: Source, listener: socket.socket) -> N
     if not config.registry:
         await models.refresh()  # a wrong --model ends the program
     following = asyncio.create_task(models.follow(config.poll)) if config.registry else None
-    rpc, rpc_port = (None, -1)
-    if config.grpc_port >= 0:
-        rpc, rpc_port = await start_rpc(work, config.name, config.host, config.grpc_port)
     server = uvicorn.Server(http_config(config, App(work, config.name)))
     serving = asyncio.create_task(server._serve([listener]))  # not `serve`, which takes the signals over
-    tell(config, listener.getsockname()[1], rpc_port)
+    tell(config, listener.getsockname()[1])
     await until_signal(serving)
     work.draining = True
     print("must serve: no longer ready; answering what there is", file=sys.stderr, flush=True)
     await asyncio.sleep(0 if serving.done() else config.drain)
     server.should_exit = True
-    if rpc:
-        await rpc.stop(config.patience)
     with suppress(asyncio.CancelledError):
         await serving
     if following:
@@ -120,7 +114,6 @@ async def until_signal(serving: asyncio.Task[None]) -> None:
     await stop.wait()
 
 
-def tell(config: ServeConfig, port: int, rpc_port: int) -> None:
+def tell(config: ServeConfig, port: int) -> None:
     host = f"[{config.host}]" if ":" in config.host else config.host
-    also = f", gRPC at {host}:{rpc_port}" if rpc_port >= 0 else ""
-    print(printable(f"must serve: http://{host}:{port} (model {config.name}){also}"), flush=True)
+    print(printable(f"must serve: http://{host}:{port} (model {config.name})"), flush=True)

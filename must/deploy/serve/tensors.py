@@ -1,4 +1,4 @@
-"""Tensors of the open inference protocol (v2) as bytes: what follows the JSON of a request, and gRPC's raw contents."""
+"""Tensors of the open inference protocol (v2) as bytes: what follows the JSON of a request."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from must.deploy.serve.refused import Refused, wanted
 
 
 class Work:
-    """What both protocols do with a request once it is read. Lives in the event loop; decodes in threads."""
+    """What is done with a request once it is read. Lives in the event loop; decodes in threads."""
 
     def __init__(self, config: ServeConfig, models: Models, metrics: Metrics) -> None:
         self.config, self.models, self.metrics = config, models, metrics

@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from must.config import EvaluateConfig
 from must.evaluation.report import charts
@@ -66,6 +66,17 @@ def render_report(
         curves=training_curves(training_log(config.model)),
         provenance=provenance(metrics),
         commands=commands(config, metrics),
+    )
+
+
+def plain_page(table: str, reason: str) -> str:
+    """A page for the case that the report cannot be drawn: the table of the terminal, and why there is no more."""
+    return (
+        '<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>evaluation</title>\n'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'">\n'
+        "<h1>The report could not be drawn</h1>\n<p>The numbers are whole, in metrics.json and predictions.csv.</p>\n"
+        f"<pre>{escape(visible(table))}</pre>\n<h2>What went wrong</h2>\n<pre>{escape(visible(reason))}</pre>\n"
+        "</html>\n"
     )
 
 

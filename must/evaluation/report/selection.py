@@ -44,6 +44,10 @@ def in_words(found: dict[str, Any]) -> str:
     if found["agreement"] is None:  # zero-shot sees a single class
         return f"{judged}."
     share = f"their zero-shot classes agree by {found['agreement']:.2f} (kappa)"
+    if found["needed"] is None:  # too rarely, or on too few images, for any number to be enough
+        return (
+            f"{judged}; {share}, which is too little to vouch for a change, however many standard errors speak for it."
+        )
     return f"{judged}; {share}, so {found['needed']:.1f} standard errors were asked for."
 
 

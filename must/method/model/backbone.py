@@ -17,6 +17,7 @@ import timm
 import torch
 from torch import nn
 
+from must.base import storage
 from must.base.text import brief, close_to
 from must.data.image.preprocess import Preprocess
 from must.method.model.fetch import here
@@ -25,6 +26,15 @@ from must.method.model.towers import tower_of
 
 HUB = "hf-hub:"
 TOKENIZER_FILE = "bpe.txt.gz"  # a model folder may bring its own byte-pair vocabulary
+OPENAIS = {  # transformers' repositories of the same weights, in other files than open_clip reads
+    f"openai/clip-vit-{theirs}": f"{ours}-quickgelu/openai"
+    for theirs, ours in (
+        ("base-patch32", "ViT-B-32"),
+        ("base-patch16", "ViT-B-16"),
+        ("large-patch14", "ViT-L-14"),
+        ("large-patch14-336", "ViT-L-14-336"),
+    )
+}
 TEXT_CONFIG_FILE = "config.json"  # and, of a text tower of transformers, what it is built from
 
 
@@ -51,6 +61,7 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
     Raises:
         ValueError: unknown model or tag, weights that cannot be read or downloaded, or weights of another model.
     """
+    model, pretrained = understood(model, pretrained)
     given, model, tag, pretrained = model, here(model), pretrained, here(pretrained)
     asked = f"--model {given}" + (f" --pretrained {tag}" if tag else "")
     name = open_clip_name(model)
@@ -205,6 +216,7 @@ def tower_shape(model: str, pretrained: str) -> tuple[int, int, int]:
     Raises:
         ValueError: the model is unknown, or its tower is none that MUST can train.
     """
+    model, pretrained = understood(model, pretrained)
     asked, model, pretrained = f"--model {model}", here(model), here(pretrained)
     if not is_folder(model) and not model.startswith(HUB):
         check_name(model)
@@ -217,6 +229,23 @@ def tower_shape(model: str, pretrained: str) -> tuple[int, int, int]:
     return tower.width, size[0] if isinstance(size, tuple | list) else size, tower.patch
 
 
+def understood(model: str, pretrained: str) -> tuple[str, str]:
+    """(model, pretrained) of names that people write: NAME/TAG, and OpenAI's models by their names on the hub.
+
+    Raises:
+        ValueError: a tag in the name and another one beside it.
+    """
+    if is_folder(model) or model.startswith(HUB) or "/" not in model or storage.is_remote(model):
+        return model, pretrained
+    name, _, tag = OPENAIS.get(model, model).rpartition("/")
+    known = open_clip.list_models()
+    if model.replace("/", "-") in known or name.replace("/", "-") not in known:  # ViT-B/16, or another thing altogether
+        return model, pretrained
+    if pretrained and pretrained != tag:
+        raise ValueError(f"--model {model} already says --pretrained {tag}; it cannot be {pretrained} too")
+    return name, tag
+
+
 def is_folder(model: str) -> bool:
     return model.startswith("local-dir:") or Path(model).is_dir() or model.startswith(("/", "./", "../"))
 
@@ -226,6 +255,8 @@ def check_name(model: str) -> None:
     if model.replace("/", "-") not in known:
         near = close_to(model.replace("/", "-"), known, 3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+            hint = f"; if it is an open_clip model on a hub, call it {HUB}{model}{hint}"
         raise ValueError(f"--model {model}: no open_clip model and no folder{hint}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "must"
 BUNDLED_SET = "imagenet"
+TEMPLATE = "a photo of a {}."  # of classes that come with none
+PLACE = re.compile(r"\.(txt|ya?ml|json)$", re.IGNORECASE)  # names of files, where a list of classes could be meant
 LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 LARGEST_SHARE = 1e9  # and its inverse the smallest: a ratio that float32 can hold
 
@@ -64,8 +67,8 @@ def classifier(config: ClassifierConfig) -> TextClassifier:
         weights=weights,
         classes=class_set.names,
         templates=class_set.templates,
-        model=config.model,
-        pretrained=config.pretrained,
+        model=backbone.model,
+        pretrained=backbone.pretrained,
         logit_scale=backbone.logit_scale,
         shares=class_set.shares,
         model_folder=folder,
@@ -115,9 +118,9 @@ def longest_prompt_problem(tokenizer: Any, class_set: ClassSet) -> str:
     return ""
 
 
-def load_class_set(source: str) -> ClassSet:
-    """Reads a class file (YAML, or .txt with a name a line) or the set that ships ('imagenet': 1,000 names and 80
-    templates, from open_clip).
+def load_class_set(source: str | list[Any]) -> ClassSet:
+    """Reads a class file (YAML, or .txt with a name a line), the set that ships ('imagenet': 1,000 names and 80
+    templates, from open_clip), or the classes themselves: a list of them, or "cat,dog,horse".
 
     The file holds ``classes:``, a list of names or of ``{name, prompts, share}``, and ``templates:``, strings with
     ``{}``; or is a list of classes alone. Shares are relative numbers above 0, for all classes or for none.
@@ -131,7 +134,16 @@ def load_class_set(source: str) -> ClassSet:
 
         templates = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
         return make_class_set(list(IMAGENET_CLASSNAMES), templates, BUNDLED_SET, allow_repeats=True)
-    require(storage.exists(source), f"--classes {source}: no such file; a set that ships: {BUNDLED_SET}")
+    if isinstance(source, list):
+        return make_class_set(source, [TEMPLATE], "--classes")
+    require(source not in ("", ".", ".."), "--classes: which classes is missing")
+    is_place = storage.is_remote(source) or bool(PLACE.search(source)) or "/" in source
+    if not is_place and "," in source and not storage.exists(source):
+        return make_class_set([name.strip() for name in source.split(",")], [TEMPLATE], f"--classes {brief(source)}")
+    hint = f"a file with a name a line, the names themselves (cat,dog,horse), or the set that ships: {BUNDLED_SET}"
+    folder = not storage.is_remote(source) and storage.local(source).is_dir()
+    require(not folder, f"--classes {source}: is a folder; give {hint}")
+    require(storage.exists(source), f"--classes {source}: no such file; give {hint}")
     if source.lower().endswith(".txt"):
         content: Any = names_in(storage.read_bytes(source), f"--classes {source}")
     else:
@@ -144,7 +156,7 @@ def load_class_set(source: str) -> ClassSet:
     )
     unknown = content.keys() - {"classes", "templates"}
     require(not unknown, f"--classes {source}: unknown key {', '.join(map(brief, unknown))}; known: classes, templates")
-    return make_class_set(content["classes"], content.get("templates") or ["a photo of a {}."], f"--classes {source}")
+    return make_class_set(content["classes"], content.get("templates") or [TEMPLATE], f"--classes {source}")
 
 
 def names_in(data: bytes, where: str) -> list[str]:

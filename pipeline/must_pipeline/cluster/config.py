@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from must import __version__
+from must_pipeline.vertex.config import Vertex
 
 
 @dataclass(frozen=True)
@@ -67,17 +68,6 @@ class Training:
     processes: str = "auto"
     as_: Literal["", "pod", "trainjob", "customjob"] = ""  # `as` in the file
     runtime: str = "must-torch"
-
-
-@dataclass(frozen=True)
-class Vertex:
-    project: str = ""
-    location: str = ""
-    pipeline_root: str = ""
-    network: str = ""
-    machine: str = ""  # of a CustomJob's nodes
-    disk_gb: int = 200
-    strategy: Literal["STANDARD", "SPOT", "FLEX_START"] = "STANDARD"
 
 
 @dataclass(frozen=True)

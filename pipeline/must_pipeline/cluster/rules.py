@@ -6,11 +6,11 @@ import re
 
 from must.base.parameters import require
 from must.base.text import did_you_mean
-from must_pipeline.cluster.config import Cluster, Resources, Toleration, Vertex
+from must_pipeline.cluster.config import Cluster, Resources, Toleration
 from must_pipeline.cluster.predict import predict_config
 from must_pipeline.cluster.variables import check_variables
-from must_pipeline.cluster.vertex_rules import check_vertex
 from must_pipeline.stages import STAGES
+from must_pipeline.vertex.rules import check_not_vertex, check_vertex
 
 NAME = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 SHORT = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # a namespace's, which is a name of DNS
@@ -31,7 +31,8 @@ def check(cluster: Cluster) -> None:
     if cluster.kind == "vertex":
         check_vertex(cluster)
     else:
-        check_kubernetes(cluster)
+        check_not_vertex(cluster)
+        check_access(cluster)
     check_pools(cluster)
     check_resources(cluster)
     check_training(cluster)
@@ -46,13 +47,6 @@ def check_parts(cluster: Cluster) -> None:
     require(not predict.pods or bool(predict.uri), "predict.pods needs predict.uri: where the predictions go")
     require(stays(predict.uri, cluster), f"predict.uri '{predict.uri}': {LOST}")
     predict_config(predict)
-
-
-def check_kubernetes(cluster: Cluster) -> None:
-    for key, value in vars(cluster.vertex).items():
-        require(value == getattr(Vertex, key), f"vertex.{key}: goes with kind: vertex, and this cluster is Kubernetes")
-    require(cluster.training.as_ != "customjob", "training.as customjob: goes with kind: vertex; here it is trainjob")
-    check_access(cluster)
 
 
 def check_images(cluster: Cluster) -> None:

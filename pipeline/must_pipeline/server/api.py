@@ -16,6 +16,7 @@ import kfp_server_api as api
 import urllib3.exceptions
 
 from must import __version__
+from must.base.storage import TransientError, is_transient
 
 POD_TOKEN = "/var/run/secrets/kubeflow/pipelines/token"  # where a pod has its token, if its spec asks for one
 SECOND = 1.1  # Kubeflow keeps time in whole seconds: of two versions made in one, either may count as the newest
@@ -170,10 +171,6 @@ class Token:
         configuration.api_key["authorization"] = self.value
 
 
-class LaterError(ValueError):
-    """The server did not answer, or not yet: the same request may succeed in a minute."""
-
-
 def name_of(item: Any) -> str:
     return item.display_name or item.name or ""
 
@@ -212,7 +209,7 @@ def api_errors(host: str) -> Iterator[None]:
     """One line for what went wrong: where, what, and what to do.
 
     Raises:
-        LaterError: what may pass by itself.
+        TransientError: what may pass by itself.
         ValueError: everything else.
     """
     try:
@@ -222,10 +219,11 @@ def api_errors(host: str) -> Iterator[None]:
         hint = hints.get(error.status, UPLOADING if "error_message" in str(error.body) else "")
         text = f"{host}: {error.status} {error.reason}: {detail(error)}{hint}"
         # 500 is how it answers for a version that is not there
-        raise (LaterError if error.status in (401, 408, 429, 502, 503, 504) else ValueError)(text) from None
+        transient = error.status == 401 or (is_transient(error.status) and error.status != 500)
+        raise (TransientError if transient else ValueError)(text) from None
     except (urllib3.exceptions.HTTPError, ConnectionError) as error:
         reason = getattr(error, "reason", None) or error
-        raise LaterError(
+        raise TransientError(
             f"{host}: cannot be reached ({type(reason).__name__}); is the address right, and the port forwarded "
             "(kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80)?"
         ) from None

@@ -8,10 +8,11 @@ import time
 from typing import Any
 
 from must.base import storage
+from must.base.storage import TransientError
 from must.base.text import printable_page
 from must.runtime.places import WorkUri
 from must.runtime.summary import PAGE
-from must_pipeline.server.api import Kfp, LaterError, api_errors
+from must_pipeline.server.api import Kfp, api_errors
 from must_pipeline.server.workflows import Workflows
 
 OVER = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
@@ -31,7 +32,7 @@ def wait(kfp: Kfp, run_id: str, work_uri: str, again: str, namespace: str = "") 
         again: the command that starts the run again.
 
     Raises:
-        LaterError: the server gave no answer for SERVER_TIMEOUT seconds.
+        TransientError: the server gave no answer for SERVER_TIMEOUT seconds.
     """
     workflow, shown, missed = Workflows(namespace or "kubeflow", run_id), "", 0
     while True:
@@ -61,7 +62,7 @@ def get_run_with_retry(kfp: Kfp, run_id: str) -> Any:
         try:
             with api_errors(kfp.host):
                 return kfp.runs.run_service_get_run(run_id)
-        except LaterError as error:
+        except TransientError as error:
             if silent is None:
                 silent = time.monotonic()
                 print(

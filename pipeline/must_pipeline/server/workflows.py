@@ -40,9 +40,11 @@ class Workflows:
 
 
 def connect() -> Any:
-    """The Kubernetes API, or None."""
-    from kubernetes import client, config
-
+    """The Kubernetes API, or None, also where its client is not installed: kfp brings it, submitting needs no kfp."""
+    try:
+        from kubernetes import client, config
+    except ModuleNotFoundError:
+        return None
     try:
         config.load_incluster_config()
     except config.ConfigException:

@@ -1,4 +1,5 @@
-"""Runs and schedules on Vertex AI Pipelines, behind the same commands as those on Kubeflow Pipelines.
+"""Vertex AI Pipelines behind the same commands as Kubeflow Pipelines. All that is Vertex' is here.
 
-Needs the extra `vertex`: bodies are made and checked by google-cloud-aiplatform, requests are its generated clients'.
+`config` and `rules` are its part of cluster.yaml, `placement` compiles for it. The rest starts runs and schedules, and
+needs the extra `vertex`: bodies are made and checked by google-cloud-aiplatform, requests are its generated clients'.
 """

@@ -13,11 +13,10 @@ from google.api_core.exceptions import GoogleAPICallError, RetryError
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, TransportError
 from google.cloud import aiplatform, aiplatform_v1
 
-from must_pipeline.cluster.config import Vertex
-from must_pipeline.server.api import LaterError
+from must.base.storage import TransientError, is_transient
+from must_pipeline.vertex.config import Vertex
 
 TIMEOUT = 60.0  # seconds a request
-MAY_PASS = (408, 429)  # HTTP's codes; and all from 500 on
 REQUEST = re.compile(r"^[A-Z]+ \S+: ")  # which the client puts in front of what the server says
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 
@@ -72,7 +71,7 @@ class VertexAi:
         try:
             yield
         except (RetryError, TransportError, OSError) as error:
-            raise LaterError(f"{self.host} does not answer ({short(error)})") from None
+            raise TransientError(f"{self.host} does not answer ({short(error)})") from None
         except DefaultCredentialsError:
             raise ValueError(
                 "there are no Google credentials here; log in with: gcloud auth application-default login"
@@ -81,7 +80,7 @@ class VertexAi:
             raise ValueError(f"Google refuses the credentials: {short(error)}") from None
         except GoogleAPICallError as error:
             code = int(error.code or 500)
-            kind = LaterError if code in MAY_PASS or code >= 500 else ValueError
+            kind = TransientError if is_transient(code) else ValueError
             raise kind(f"{self.host} answers {code}: {short(REQUEST.sub('', error.message or str(error)))}") from None
 
 

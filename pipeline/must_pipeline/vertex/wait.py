@@ -7,8 +7,8 @@ from typing import Any
 
 from google.cloud.aiplatform_v1.types import PipelineState, PipelineTaskDetail
 
+from must.base.storage import TransientError
 from must.base.text import printable_page
-from must_pipeline.server.api import LaterError
 from must_pipeline.server.wait import SERVER_TIMEOUT, page_of
 from must_pipeline.vertex.client import VertexAi
 
@@ -23,14 +23,14 @@ def wait(vertex: VertexAi, run_id: str, work_uri: str) -> int:
     """Returns the exit code: 0, or 1 for a run that failed or was cancelled.
 
     Raises:
-        LaterError: Vertex gave no answer for SERVER_TIMEOUT seconds.
+        TransientError: Vertex gave no answer for SERVER_TIMEOUT seconds.
     """
     shown, silent = "", 0.0
     while True:
         try:
             job = vertex.job(run_id)
             silent = 0.0
-        except LaterError:
+        except TransientError:
             silent = silent or time.monotonic()
             if time.monotonic() - silent > SERVER_TIMEOUT:
                 raise

@@ -9,6 +9,7 @@ from must.base.parameters import require
 from must.base.text import did_you_mean
 from must_pipeline.cluster.config import Cluster, CpuPool, Credentials, GpuPool, Retries, Training, Volume
 from must_pipeline.cluster.variables import check_variables
+from must_pipeline.vertex.config import Vertex
 
 # The GPUs of the API's AcceleratorType (google-cloud-aiplatform 1.165), and the machines that have them; N1 takes the
 # older ones as it is asked. A test compares the names with the package's.
@@ -45,6 +46,13 @@ def check_vertex(cluster: Cluster) -> None:
     for name, value in cluster.labels.items():
         ok = LABEL.fullmatch(name) and LABEL_VALUE.fullmatch(value)
         require(bool(ok), f"labels.{name} '{value}': Google's labels are small letters, digits, '-' and '_'")
+
+
+def check_not_vertex(cluster: Cluster) -> None:
+    """Raises ValueError: a setting of Vertex' in the file of a Kubernetes."""
+    for key, value in vars(cluster.vertex).items():
+        require(value == getattr(Vertex, key), f"vertex.{key}: goes with kind: vertex, and this cluster is Kubernetes")
+    require(cluster.training.as_ != "customjob", "training.as customjob: goes with kind: vertex; here it is trainjob")
 
 
 def check_absent(cluster: Cluster) -> None:

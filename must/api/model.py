@@ -1,0 +1,152 @@
+"""`must.load`: a model that stays in memory and classifies whatever looks like an image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from must.api.classes import entries_of
+from must.api.images import as_image
+from must.base.parameters import require
+from must.config import PredictConfig
+from must.data.image.preprocess import EvalView
+from must.deploy.infer.predict import opened_by, zero_shot
+from must.deploy.predict.abstention import threshold
+from must.deploy.predict.engine import Classifier
+from must.deploy.predict.predict import Asked, Unreadable, classify, find_images
+from must.deploy.predict.predict import load as pixels_of_file
+from must.deploy.predict.writer import Prediction
+
+
+class Predictions(list[Prediction]):
+    """A prediction for each image that could be read, in their order; `unreadable`: by the others' names, why not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unreadable: dict[str, str] = {}
+
+
+class Model:
+    """What `must.load` returns; `classes`: their names, in the model's order.
+
+    model("photo.jpg").name                                     # one image: a Prediction
+    for found in model(["a.jpg", "b.jpg"]): print(found.top)    # several, or a folder: Predictions
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        self._classifier = classifier
+        self.where, self.classes = classifier.where, list(classifier.classes)
+
+    def __repr__(self) -> str:
+        return f"Model({self.where!r}, {len(self.classes)} classes)"
+
+    def __call__(self, images: Any, **options: Any) -> Any:
+        """A Prediction for one image: a file, a PIL image or an array; Predictions for a list, a folder or a pattern.
+
+        `options` are those of `predict`.
+
+        Raises:
+            ValueError: the one image, or all of several, cannot be read.
+        """
+        found = self.predict(images, **options)
+        return found[0] if is_one(images) else found
+
+    def predict(
+        self, images: Any, *, top_k: int = 5, abstain: float = 0.0, batch_size: int = 32, embeddings: bool = False
+    ) -> Predictions:
+        """The classes of images, most probable first: `.name` and `.probability` of the first, `.top` for all of them.
+
+        Args:
+            images: paths, folders, patterns or URIs of buckets; PIL images; arrays uint8 [H, W, 3]; or one of them. A
+                file that cannot be read does not stop the others: see `unreadable`.
+            abstain: a probability below which a prediction is `abstained`; -1: the threshold in the model.
+            embeddings: give each prediction's `.embedding`, float32 [D], too.
+
+        Raises:
+            ValueError: none can be read, or what is no path is no image; the message says which.
+        """
+        require(top_k >= 1 and batch_size >= 1, "top_k and batch_size must be at least 1")
+        require(0 <= abstain <= 1 or abstain == -1, "abstain must be from 0 to 1, or -1 for the model's own threshold")
+        if embeddings:
+            self._classifier.require_embeddings("embeddings")
+        unsure = threshold(abstain, self._classifier.metadata, self.where)
+        asked = Asked(min(top_k, len(self.classes)), unsure, embeddings, batch_size)
+        predictions = Predictions()
+        for found in classify(self._classifier, named_images(images, predictions.unreadable), self._read, asked):
+            if isinstance(found, Unreadable):
+                predictions.unreadable[found.image] = found.reason
+            else:
+                predictions.append(found)
+        if not predictions and predictions.unreadable:
+            name, reason = next(iter(predictions.unreadable.items()))
+            more = len(predictions.unreadable) - 1
+            raise ValueError(f"{name}: {reason}" + (f", nor can the {more} others be read" if more else ""))
+        return predictions
+
+    @cached_property
+    def _view(self) -> EvalView:
+        return EvalView(self._classifier.preprocess)
+
+    def _read(self, item: Any) -> tuple[np.ndarray | None, str]:
+        """A file as `must predict` sees it; what is no file is the caller's mistake if it is no image."""
+        if isinstance(item, str):
+            return pixels_of_file(item, self._view)
+        number, image = item
+        return self._view(as_image(image, f"image {number}").convert("RGB")), ""
+
+
+def load(model: str | os.PathLike[str], *, classes: Any = "", device: str = "auto", threads: int = 0) -> Model:
+    """A model to call with images: `must.load("work/onnx")("photo.jpg").name`. It is read once and kept in memory.
+
+    Args:
+        model: an ONNX file of `must export` or its folder, which needs no torch; a bundle of `must train`, the folder
+            of `must adapt`, or a classifier file of `must classifier` or `must refine`; or, with `classes`, any CLIP
+            model that was not adapted: an open_clip name with its tag, "ViT-B-16-quickgelu/openai", hf-hub:TEAM/NAME,
+            or a model folder.
+        classes: a list of names; a dictionary of names with their prompts; "cat,dog,horse"; or a file of them.
+        device: for what torch runs: auto, cpu, cuda, cuda:N or mps.
+        threads: of a forward pass; 0 leaves it to the library.
+
+    Raises:
+        ValueError: there is no such model, or it is damaged.
+    """
+    named = os.fspath(classes) if isinstance(classes, str | os.PathLike) else entries_of(classes)
+    config, opener = opened_by(
+        PredictConfig(
+            model=os.fspath(model),
+            classes=named if isinstance(named, str) else "given",
+            device=device,
+            threads=threads,
+            images=["-"],  # they come later
+        )
+    )
+    with opener(config) if isinstance(named, str) else zero_shot()(config, named) as found:
+        return Model(found.open(False))
+
+
+def is_one(images: Any) -> bool:
+    """Whether a single image was given: not a collection, nor a path that stands for several."""
+    if not isinstance(images, str | os.PathLike):
+        return is_image(images)
+    name = os.fspath(images)
+    return list(find_images([name], lambda *_: None)) == [name]
+
+
+def is_image(item: Any) -> bool:
+    """Whether it is an image in memory, and no collection of them."""
+    dimensions = getattr(item, "ndim", None)
+    return isinstance(item, bytes | dict) or not isinstance(item, Iterable) or (dimensions or 4) < 4
+
+
+def named_images(images: Any, unreadable: dict[str, str]) -> Iterator[tuple[str, Any]]:
+    """(name, file) of each file that is meant, and (number, (number, image)) of what is no file."""
+    one = isinstance(images, str | os.PathLike) or is_image(images)
+    for number, item in enumerate([images] if one else images):
+        if isinstance(item, str | os.PathLike):
+            yield from ((file, file) for file in find_images([os.fspath(item)], unreadable.__setitem__))
+        else:
+            yield str(number), (number, item)

@@ -1,0 +1,128 @@
+"""`must.load`: one line from a model of any kind to the class of whatever looks like an image."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import must
+from must.api.cli import main
+from must.api.demo import asset_folder
+from must.api.demo.data import CLASSES, TEMPLATES
+from tests.predict.test_predict import read_csv
+
+PROMPTS = {name: [template.format(name) for template in TEMPLATES] for name in CLASSES}
+
+
+@pytest.fixture(scope="module")
+def onnx(exported):
+    return must.load(exported[1])
+
+
+@pytest.fixture(scope="module")
+def paths(digits):
+    return [str(path) for path in sorted(digits.images.glob("test/*/*.png"))[:40]]
+
+
+def test_one_image_is_one_answer_whatever_it_is(onnx, paths):
+    path = paths[7]
+    picture = Image.open(path)
+    expected = onnx(path)
+    assert expected.name in CLASSES and expected.image == path and len(expected.top) == 5
+    for item in (Path(path), picture, np.asarray(picture.convert("RGB")), Path(path).read_bytes()):
+        assert onnx(item).probabilities == pytest.approx(expected.probabilities, abs=1e-6)
+    assert repr(onnx).startswith("Model(") and "10 classes" in repr(onnx)
+
+
+def test_several_are_a_list_whatever_they_are(onnx, digits, paths):
+    folder = digits.images / "test" / "three"
+    inside = onnx(folder, top_k=2)
+    assert [one.image for one in inside] == sorted(map(str, folder.glob("*.png")))
+    assert len(inside[0].classes) == 2 and not inside.unreadable
+    assert [one.image for one in onnx(f"{folder}/*.png")] == [one.image for one in inside]
+    mixed = onnx([folder, Image.open(paths[0]), paths[1]], batch_size=7)
+    assert [one.image for one in mixed[-2:]] == ["1", paths[1]] and len(mixed) == len(inside) + 2
+    batch = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths[:3]])
+    assert [one.name for one in onnx(batch)] == [one.name for one in onnx(paths[:3])]
+
+
+def test_every_kind_of_model_says_what_must_predict_says(onnx, digits, paths, tmp_path):
+    bundle, zero_shot = must.load(digits.adapted), must.load(digits.classifier)
+    named = must.load(asset_folder(), classes=PROMPTS)
+    for model, theirs in ((bundle, onnx), (named, zero_shot)):
+        ours, other = model(paths), theirs(paths)
+        assert [one.name for one in ours] == [one.name for one in other]
+        gap = np.subtract([one.probabilities for one in ours], [one.probabilities for one in other])
+        assert np.abs(gap).max() < 1e-5
+    assert [one.name for one in bundle(paths)] != [one.name for one in zero_shot(paths)]
+    assert bundle(paths[0], embeddings=True).embedding.shape == (bundle._classifier.dimensions,)
+    found = must.predict(model=digits.classifier, images=paths).predictions
+    assert [one.name for one in found] == [one.name for one in zero_shot(paths)]
+
+
+def test_a_broken_photo_costs_itself_alone(onnx, paths, tmp_path):
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(Path(paths[0]).read_bytes()[:60])
+    (tmp_path / "empty").mkdir()
+    found = onnx([paths[0], cut, "nowhere.png", tmp_path / "empty", paths[1]], batch_size=2)
+    assert [one.image for one in found] == paths[:2]
+    assert found.unreadable.keys() == {str(cut), "nowhere.png", str(tmp_path / "empty")}
+    assert found.unreadable["nowhere.png"] == "No such file or directory"
+    for images, message in (
+        (cut, r"cut\.png: "),
+        (["nowhere.png", cut], r"nowhere\.png: No such file or directory, nor can the 1 others be read"),
+        ([np.zeros((4, 4, 3))], "image 0: an array of float64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            onnx(images)
+
+
+def test_a_transparent_picture_is_seen_on_white_in_memory_as_in_its_file(onnx, tmp_path):
+    """What lies under the transparent pixels is anything: here, another digit's noise."""
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 4), dtype=np.uint8)
+    pixels[8:24, 8:24, 3] = 0
+    file = tmp_path / "sticker.png"
+    Image.fromarray(pixels).save(file)
+    expected = onnx(file)
+    for item in (Image.open(file), pixels):
+        assert onnx(item).probabilities == pytest.approx(expected.probabilities, abs=1e-6)
+
+
+def test_a_name_and_classes_are_enough_for_the_command(digits, paths, tmp_path, capsys):
+    output = tmp_path / "found.csv"
+    names = ",".join(CLASSES)
+    main(["predict", "--model", str(asset_folder()), "--classes", names, "--output", str(output), *paths[:9]])
+    rows = read_csv(output)
+    expected = must.load(asset_folder(), classes=list(CLASSES))(paths[:9])
+    assert [row["class"] for row in rows] == [one.name for one in expected]
+    assert f"9 images -> {output}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"model": "ViT-B-16"}, "for the zero-shot answers of a CLIP model of that name say which classes"),
+        ({"model": "openai/clip-vit-b", "classes": ["a", "b"]}, "call it hf-hub:openai/clip-vit-b"),
+        ({"model": asset_folder(), "classes": "cat"}, "a file with a name a line, the names themselves"),
+        ({"model": asset_folder(), "classes": ["cat"]}, "needs at least two classes"),
+        ({"model": asset_folder()}, r"model\.onnx: no such file; make it with `must export`"),
+    ],
+)
+def test_the_users_mistakes_are_one_line(values, message):
+    with pytest.raises(ValueError, match=message) as error:
+        must.load(**values)
+    assert "\n" not in str(error.value)
+
+
+def test_classes_of_a_model_that_has_its_own_are_refused(exported):
+    with pytest.raises(ValueError, match="has classes of its own; leave --classes out"):
+        must.load(exported[1], classes=["a", "b"])
+
+
+def test_an_onnx_model_needs_no_torch(exported, paths):
+    code = f"import must, sys; print(must.load({str(exported[1])!r})({paths[0]!r}).name, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[1] == "False"

@@ -1,0 +1,157 @@
+"""The steps of "Adding a stage" (docs/architecture.md), taken in a copy of the tree: a command, a function, a component
+and a task of the DAG come of them, and no other file has to be touched."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs/architecture.md").read_text()
+RECIPE = PAGE[PAGE.index("## Adding a stage") : PAGE.index("## Tests")]
+
+NEW = {
+    "must/config/hello.py": """
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from must.base.parameters import StageConfig, param
+
+
+@dataclass(kw_only=True)
+class HelloConfig(StageConfig):
+    example = "must hello --name world --output hello.txt"
+
+    name: str = param("who is greeted")
+    output: str = param("file to write", metavar="FILE")
+""",
+    "must/evaluation/hello.py": """
+from __future__ import annotations
+
+from must.base import storage
+from must.config import HelloConfig
+
+
+def hello(config: HelloConfig) -> dict[str, int]:
+    storage.write_bytes(config.output, f"hello, {config.name}".encode())
+    return {"greetings": 1}
+""",
+    "components/must_components/hello.py": """
+from kfp import dsl
+
+from must_components import images
+
+
+@dsl.component(base_image=images.SHARD, install_kfp_package=False)
+def hello(work_uri: str, run_id: str, name: str, greeting: dsl.Output[dsl.Artifact]) -> None:
+    from must.runtime.supervise import supervised
+
+    supervised("hello", "must.runtime.stages:library:hello", run_id, work_uri, name=name, output=greeting.path)
+""",
+}
+EDITS = {  # file: (before what, what)
+    "must/config/__init__.py": [
+        ("from must.config.plan", "from must.config.hello import HelloConfig\n"),
+        ('    "PlanConfig",', '    "HelloConfig",\n'),
+    ],
+    "must/api/stages.py": [
+        ("from must.config.plan", "from must.config.hello import HelloConfig\n"),
+        ('    "plan": Stage(', '    "hello": Stage(HelloConfig, "must.evaluation.hello:hello", "Greet."),\n'),
+    ],
+    "must/__init__.py": [('    "adapt", ', '    "hello",\n')],
+    "pipeline/must_pipeline/stages.py": [('    "shard": Stage(', '    "hello": Stage("hello", "must-shard"),\n')],
+    "pipeline/must_pipeline/dag.py": [
+        ("from must_components.inputs", "from must_components.hello import hello\n"),
+        (
+            "            text = classifier(",
+            '            configure(hello(name="world", **here), "hello")\n',
+        ),
+    ],
+}
+MADE = ("must/__init__.pyi", "pipeline/must_pipeline.yaml", "docs/reference/", "docs/architecture.md")
+COMPONENT = """
+from kfp import local
+from must_components.hello import hello
+
+local.init(local.SubprocessRunner(use_venv=False), pipeline_root="runs")
+task = hello(work_uri="work", run_id="7", name="world")
+print("WROTE", open(task.outputs["greeting"].path).read())
+"""
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A copy of the tree, with the stage `hello` and what is made from it."""
+    tree = tmp_path_factory.mktemp("tree")
+    for folder in ("must", "components", "pipeline", "docs", "tests", "deploy"):
+        ignored = shutil.ignore_patterns("__pycache__", "golden", "recorded", "pictures")
+        shutil.copytree(ROOT / folder, tree / folder, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", tree)
+    for file, text in NEW.items():
+        (tree / file).write_text(f'"""Greets."""\n{text}')
+    for file, changes in EDITS.items():
+        text = (tree / file).read_text()
+        for before, more in changes:
+            assert text.count(before) == 1, f"{file}: {before}"
+            text = text.replace(before, more + before)
+        (tree / file).write_text(text)
+    for command in ("-m must.api.stub", "pipeline/compile.py", "docs/reference.py"):
+        run(tree, *command.split())
+    return tree
+
+
+def run(tree, *command):
+    path = os.pathsep.join(map(str, (tree, tree / "components", tree / "pipeline")))
+    done = subprocess.run(
+        [sys.executable, *command], cwd=tree, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_recipe_names_the_files_that_are_touched():
+    named = {name.replace("NAME", "hello") for name in re.findall(r"`([\w/]+\.(?:py|pyi|yaml))`", RECIPE)}
+    assert {*NEW, *EDITS, *MADE[:2]} - named == {"must/evaluation/hello.py"}  # "in a room that may import config"
+    optional = {"must/api/results.py", "must/api/preflight.py", "must/runtime/stages.py", "pipeline/cluster.yaml"}
+    assert named - {*NEW, *EDITS, *MADE[:2]} == optional | {"tests/test_architecture.py", "tests/test_recipe.py"}
+    assert all((ROOT / name).exists() for name in named - NEW.keys())
+
+
+@pytest.mark.slow
+def test_a_command_and_a_function(tree):
+    run(tree, "-m", "must", "hello", "--name", "you", "--output", "hello.txt")
+    assert (tree / "hello.txt").read_text() == "hello, you"
+    assert "who is greeted" in run(tree, "-m", "must", "hello", "--help")
+    run(tree, "-c", "import must; must.hello(name='me', output='hello.txt')")
+    assert (tree / "hello.txt").read_text() == "hello, me"
+    assert "def hello(" in (tree / "must/__init__.pyi").read_text()
+
+
+@pytest.mark.slow
+def test_a_component_that_runs_and_a_task_of_the_dag(tree):
+    assert "WROTE hello, world" in run(tree, "-c", COMPONENT)
+    assert '"result": "greetings 1"' in (tree / "work/notes/7/hello.json").read_text()
+    assert "comp-hello:" in (tree / "pipeline/must_pipeline.yaml").read_text()
+
+
+@pytest.mark.slow
+def test_the_house_still_stands_and_nothing_else_was_touched(tree):
+    checks = ("tests/test_architecture.py", "-k", "not without_torch")
+    run(tree, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", *checks)
+    differ = {
+        str(path.relative_to(tree)) for folder in ("must", "components", "pipeline", "docs") for path in
+        (tree / folder).rglob("*.*") if path.is_file() and path.suffix != ".pyc" and changed(tree, path)
+    }  # fmt: skip
+    assert all(name in NEW or name in EDITS or name.startswith(MADE) for name in differ), differ
+    assert differ >= {*NEW, *EDITS}
+
+
+def changed(tree, path):
+    before = ROOT / path.relative_to(tree)
+    return not before.exists() or before.read_bytes() != path.read_bytes()

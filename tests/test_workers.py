@@ -1,0 +1,92 @@
+"""What a worker process raises means what it would mean in this one, and a killed one is an error that may pass."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from must.base.exits import BUG, PREEMPTED, WRONG_INPUT, code_of, line_of
+from must.base.parameters import require
+from must.base.storage import UnreachableError
+from must.base.workers import KilledWorkerError, Workers, killed_workers
+
+
+def users_error(_: int) -> None:
+    require(False, "--source x: cannot be read")
+
+
+def full_disk(_: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", "out/unit-0.tar")
+
+
+def transient(_: int) -> None:
+    raise UnreachableError("gs://bucket/x: the server could not be reached for 300 s")
+
+
+def bug(_: int) -> None:
+    json.loads("{")
+
+
+def killed(_: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+FAULTS = [
+    (users_error, WRONG_INPUT, "--source x: cannot be read"),
+    (full_disk, WRONG_INPUT, "out/unit-0.tar: No space left on device"),
+    (transient, PREEMPTED, "gs://bucket/x: the server could not be reached for 300 s"),
+    (bug, BUG, ""),
+    (killed, PREEMPTED, "a worker process was killed, most likely because the memory was full; run the same command"),
+]
+
+
+class Faulty(Dataset[int]):
+    def __init__(self, fault: Callable[[int], None]) -> None:
+        self.fault = fault
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, number: int) -> int:
+        self.fault(number)
+        return number
+
+
+def of_a_pool(fault: Callable[[int], None]) -> Iterator[int]:
+    with Workers(2, __name__) as workers:
+        yield from workers.unordered(fault, [(1,), (2,)])
+
+
+def of_a_pool_in_order(fault: Callable[[int], None]) -> Iterator[int]:
+    with Workers(2, __name__) as workers:
+        yield from workers.in_order(fault, [(1,), (2,)])
+
+
+def of_a_loader(fault: Callable[[int], None]) -> Iterator[int]:
+    with killed_workers():
+        yield from DataLoader(Faulty(fault), num_workers=1)
+
+
+@pytest.mark.parametrize("where", [of_a_pool, of_a_pool_in_order, of_a_loader])
+@pytest.mark.parametrize("fault, code, line", FAULTS)
+def test_a_fault_of_a_worker_keeps_its_meaning(
+    where: Callable[[Callable[[int], None]], Iterator[int]], fault: Callable[[int], None], code: int, line: str
+) -> None:
+    with pytest.raises(Exception) as error:
+        list(where(fault))
+    assert code_of(error.value) == code
+    if code != BUG and not (where is of_a_loader and fault is full_disk):  # torch keeps the text alone
+        assert line_of(error.value).startswith(line)
+    assert isinstance(error.value, KilledWorkerError) == (fault is killed)
+
+
+def test_results_come_in_order_or_as_they_are_ready() -> None:
+    with Workers(2, __name__) as workers:
+        assert list(workers.in_order(abs, ((-n,) for n in range(20)))) == list(range(20))
+        assert sorted(workers.unordered(abs, [(-n,) for n in range(20)])) == list(range(20))
