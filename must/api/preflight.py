@@ -94,13 +94,16 @@ def check_refine(config: RefineConfig) -> None:
 
 def check_select(config: SelectConfig) -> None:
     from must.data.format.index import load_index
-    from must.method.model.bundle import load_description
+    from must.method.answers.decided import decided
+    from must.method.model.bundle import WEIGHTS_FILE, load_description
     from must.method.model.classifier import read_header
     from must.method.model.folder import require_model
 
     load_description(config.model)
     require_model(read_header(config.baseline, "--baseline")["model_folder"])
     load_index(config.shards).shards_of(config.split)
+    if config.answers:
+        decided(config.answers, storage.join(config.model, WEIGHTS_FILE))
     check_output(config.output)
 
 

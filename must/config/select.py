@@ -17,6 +17,11 @@ class SelectConfig(StageConfig):
     shards: str = param("folder of shards made by `must shard`; labels are not read", metavar="URI")
     split: str = param("split of unlabeled images to judge by, 20,000 of them at most", "train", metavar="NAME")
     output: str = param("folder for the bundle that is kept", metavar="URI")
+    answers: str = param(
+        "folder of `must review`: where its answers decide, they say what is kept, and look-alikes do not",
+        "",
+        metavar="URI",
+    )
     batch_size: int = param("images a forward pass", 256, metavar="N")
     workers: int = param("loader processes", 2, metavar="N")
     cache: str = param(

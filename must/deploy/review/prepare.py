@@ -43,7 +43,8 @@ def prepare(config: ReviewConfig) -> Plan:
         f"--model {config.model}: names every image as zero-shot does, so there is nothing to decide; where training "
         "kept zero-shot, train with --select none",
     )
-    order, facts = plan_of(looks.labels, looks.probabilities, evidence(looks, neighbours, shares_of(ours)), config.seed)
+    likely = np.take_along_axis(looks.probabilities.mean(axis=0, dtype=np.float32), looks.labels.T, axis=1).T
+    order, facts = plan_of(looks.labels, likely, evidence(looks, neighbours, shares_of(ours)), config.seed)
     chances = facts.pop("chances")
     return Plan(
         model_sha256=fingerprint(storage.read_bytes(storage.join(config.model, WEIGHTS_FILE))),

@@ -14,7 +14,7 @@ import uvicorn
 from must.base import storage
 from must.base.lock import Kind, locked
 from must.base.parameters import require
-from must.base.text import printable
+from must.base.text import printable, printable_page
 from must.config.review import ReviewConfig
 from must.data.loading.reader import open_reader
 from must.deploy.review.http import App
@@ -111,7 +111,7 @@ async def run(config: ReviewConfig, session: Session, pictures: Pictures, listen
     await until_signal(serving)
     server.should_exit = True
     await serving
-    print(printable(closing(config, session)), flush=True)
+    print(printable_page(closing(config, session)), flush=True)
 
 
 def closing(config: ReviewConfig, session: Session) -> str:

@@ -120,10 +120,10 @@ def now() -> str:
 def in_words(found: Verdict, plan: Plan) -> str:
     """One sentence for the person who answers, in which no class and no model is named."""
     share = f"{plan.alphas[found.leading - 1]:.0%}"
-    interval = f"({100 * found.low:+.1f} to {100 * found.high:+.1f})"
     if found.outcome == BETTER:
         more = "Nothing more is needed." if found.settled else "That is decided; more answers may find a better share."
-        return f"{share} of the adaptation gains {100 * found.gain:+.1f} points {interval}, sure to 95%. {more}"
+        gain = f"about {100 * found.gain:+.1f} points, and at least {100 * found.low:+.1f}, sure to 95%"
+        return f"{share} of the adaptation gains {gain}. {more}"
     if found.outcome == NONE:
         return "No part of the adaptation gains a point: zero-shot is kept. Nothing more is needed."
     if found.left is None:

@@ -17,7 +17,6 @@ import numpy as np
 
 HOPED, SPREAD, MADE_UP = 0.1, 0.3, 10  # mean, mean square and number of the outcomes that stakes begin with
 BOLD = 0.9  # share of the largest stake that cannot lose all
-GRID = 401  # values of a mean that its interval is looked for among
 
 
 @dataclass(frozen=True)
@@ -60,29 +59,18 @@ class Draws:
         found = self.values.mean(axis=0) if len(self.values) else np.zeros_like(self.low)
         return np.clip(found, self.low, self.high)
 
-    def against_at_most(self, mean: float) -> np.ndarray:
+    def against_at_most(self, mean: float | np.ndarray) -> np.ndarray:
         """[...] the factor gained in betting against a mean of at most `mean`; 1 at the beginning."""
         return np.where(self.low > mean, np.inf, wealth(self.values - mean, self.reach - self.known + mean))
 
-    def against_at_least(self, mean: float) -> np.ndarray:
+    def against_at_least(self, mean: float | np.ndarray) -> np.ndarray:
         """[...] the same against a mean of at least `mean`."""
         return np.where(self.high < mean, np.inf, wealth(mean - self.values, self.reach + self.known - mean))
 
-    def interval(self, place: tuple[int, ...], error: float) -> tuple[float, float]:
-        """(low, high) of one mean: what neither bet has ruled out, with half of the `error` each."""
-        low, high = float(self.low[place]), float(self.high[place])
-        if not len(self.values):
-            return low, high
-        at: Any = (slice(None), *place)
-        values, known, reach = self.values[at][:, None], self.known[at][:, None], self.reach[at][:, None]
-        means = np.linspace(low, high, GRID)
-        above = wealth(values - means, reach - known + means)
-        below = wealth(means - values, reach + known - means)
-        inside = means[np.maximum(above, below) < 2 / error]
-        if not len(inside):
-            return float(self.mean[place]), float(self.mean[place])
-        step = means[1] - means[0]
-        return max(float(inside[0] - step), low), min(float(inside[-1] + step), high)
+    def at(self, *place: Any) -> Draws:
+        """Some of the means; `place` as in an index."""
+        inside = (slice(None), *place)
+        return Draws(self.values[inside], self.known[inside], self.reach[inside], self.low[place], self.high[place])
 
 
 def wealth(gains: np.ndarray, worst: np.ndarray) -> np.ndarray:

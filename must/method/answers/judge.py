@@ -14,6 +14,7 @@ from must.method.answers.bets import Draws
 
 ERROR = 0.05  # chance that a rung is called better than zero-shot and is not, however often one looks
 NEAR = 0.01  # gain, as a share of the images, for which nobody is asked
+GRID = 120  # values of a gain that the ends of what is possible are looked for among
 EARLY, AHEAD = 10, 2_000  # answers before which nothing is foretold, and beyond which neither
 
 BETTER, NONE, OPEN = "better", "none", "open"
@@ -26,9 +27,10 @@ class Verdict:
     """`outcome`: better, `candidate` is better than zero-shot; none, no rung is a point better than zero-shot; open,
     nobody can say yet. `settled`: more answers are not worth the time; with `better`, no other rung is a point better.
 
-    `gain` of the candidate over zero-shot, with its 95% interval from `low` to `high`, are shares of all images; where
-    the outcome is not `better`, of the rung that has most evidence for it, `leading`. `sure`: how far the evidence has
-    come towards 95%, from 0 to 1. `left`: about how many answers are needed still, None: nobody can say.
+    `gain` of the candidate over zero-shot and its ends `low` and `high`, each sure to 95%, are shares of all images;
+    where the outcome is not `better`, they are of the rung that has most evidence for it, `leading`. `sure`: how far
+    the evidence has come towards 95%, from 0 to 1. `left`: about how many answers are needed still, None: nobody can
+    say.
     """
 
     outcome: str
@@ -55,6 +57,7 @@ def judged(
     least: np.ndarray,
     images: int,
     differing: np.ndarray,
+    with_ends: bool = True,
 ) -> Verdict:
     """The verdict of the answers so far. A person who could not tell speaks for nobody.
 
@@ -65,6 +68,7 @@ def judged(
         promise: [A - 1] of sum 1, by which the rungs share what may go wrong.
         least: [A, A], the smallest weight of a picture on which two candidates have different classes.
         differing: int [A, A], pictures of the whole pool on which they have.
+        with_ends: else `low` and `high` are what is possible, not what is likely, and it takes a tenth of the time.
     """
     right = (labels == truth).T.astype(np.float64)  # [T, A]
     differences = right[:, :, None] - right[:, None, :]  # [T, A, A]: the first less the second
@@ -83,7 +87,9 @@ def judged(
         towards = float(short[1:, 0].min())
         outcome = NONE if towards >= 1 / ERROR else OPEN
     nearest = towards if len(proven) else max(towards, float(evidence.max()))
-    low, high = draws.interval((leading, 0), ERROR * float(promise[leading - 1]))
+    low, high = float(draws.low[leading, 0]), float(draws.high[leading, 0])
+    if with_ends:
+        low, high = ends(draws.at(slice(1, None), 0), leading - 1, promise)
     return Verdict(
         outcome=outcome,
         candidate=leading if outcome == BETTER else 0,
@@ -97,6 +103,23 @@ def judged(
         sure=1.0 if outcome != OPEN else min(0.99, max(0.0, float(np.log(nearest) / np.log(1 / ERROR)))),
         left=foretold(len(truth), nearest),
     )
+
+
+def ends(gains: Draws, rung: int, promise: np.ndarray) -> tuple[float, float]:
+    """(low, high) of the gain of one rung, numbered from 0: each with 95%, all rungs having been looked at, so that the
+    low end is at least 0 just where the rung is called better."""
+    low, high = float(gains.low[rung]), float(gains.high[rung])
+    means = np.unique([*np.linspace(low, high, GRID), min(max(0.0, low), high)])
+    each = Draws(gains.values[..., None], gains.known[..., None], gains.reach[..., None],
+                 gains.low[:, None], gains.high[:, None])  # fmt: skip
+    below, above = each.against_at_most(means).T, each.against_at_least(means).T  # [M, R]
+    possible = [mean for mean, found in zip(means, below, strict=True) if together(found, promise)[rung] < 1 / ERROR]
+    if possible:
+        low = max(low, means[max(np.searchsorted(means, possible[0]) - 1, 0)])
+    possible = [mean for mean, found in zip(means, above, strict=True) if together(found, promise)[rung] < 1 / ERROR]
+    if possible:
+        high = min(high, means[min(np.searchsorted(means, possible[-1]) + 1, len(means) - 1)])
+    return float(low), float(max(low, high))
 
 
 def together(evidence: np.ndarray, promise: np.ndarray) -> np.ndarray:

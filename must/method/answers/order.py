@@ -23,27 +23,24 @@ def prior(z: np.ndarray) -> np.ndarray:
     return EVEN / len(z) + (1 - EVEN) * tilt / tilt.sum()
 
 
-def weights(labels: np.ndarray, probabilities: np.ndarray, promise: np.ndarray) -> np.ndarray:
+def weights(labels: np.ndarray, likely: np.ndarray, promise: np.ndarray) -> np.ndarray:
     """Float64 [N] of sum 1 (0 where no rung differs): the chances of a first draw.
 
     The variance of a rung's estimated gain is least when a picture is drawn in proportion to the root of the expected
     squared difference (Neyman 1934): 0 where the rung has zero-shot's class, else the chance that either of the two
-    classes is right, for which the candidates' mean probability stands. Rungs count by their promise.
+    classes is right. Rungs count by their promise.
 
     Args:
         labels: int [A, N], the candidates' classes.
-        probabilities: [A, N, K].
+        likely: [A, N], how likely each candidate's class is to be right: the candidates' mean probability of it.
         promise: [A - 1] of sum 1.
     """
-    at = np.arange(labels.shape[1])
-    mean = probabilities.mean(axis=0, dtype=np.float32)
-    old = mean[at, labels[0]]
     expected = np.zeros(labels.shape[1])
     for rung, share in enumerate(promise, 1):
-        expected += share * np.where(labels[rung] != labels[0], old + mean[at, labels[rung]], 0)
+        expected += share * np.where(labels[rung] != labels[0], likely[0] + likely[rung], 0)
     differ = (labels[1:] != labels[0]).any(axis=0)
     if not differ.any():
-        return np.zeros(len(at))
+        return np.zeros(labels.shape[1])
     root = np.sqrt(expected)
     return (1 - FLOOR) * root / root.sum() + FLOOR * differ / differ.sum()
 

@@ -94,19 +94,17 @@ class Plan:
         return json.dumps(asdict(self), separators=(",", ":")).encode()
 
 
-def plan_of(
-    labels: np.ndarray, probabilities: np.ndarray, z: np.ndarray, seed: int
-) -> tuple[np.ndarray, dict[str, Any]]:
+def plan_of(labels: np.ndarray, likely: np.ndarray, z: np.ndarray, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
     """(places of the pictures to ask about, int64 [at most MOST] in the order of the draws; what of a plan follows
     from the predictions).
 
     Args:
         labels: int [A, N], the candidates' classes.
-        probabilities: [A, N, K].
+        likely: [A, N], how likely each candidate's class is to be right.
         z: [A - 1], look-alikes' evidence for each rung against zero-shot, in standard errors.
     """
     promise = prior(z)
-    chances = weights(labels, probabilities, promise)
+    chances = weights(labels, likely, promise)
     differ = labels[:, None, :] != labels[None, :, :]
     order = drawn(chances, seed)[:MOST]
     return order, {

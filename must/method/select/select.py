@@ -13,9 +13,11 @@ from must.base.parameters import require
 from must.config import SelectConfig
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import open_reader
+from must.method.answers.decided import Decided, decided
 from must.method.distributed.process_group import init_distributed
 from must.method.model.bundle import (
     LOG_FILE,
+    WEIGHTS_FILE,
     Bundle,
     Description,
     load_bundle,
@@ -26,6 +28,7 @@ from must.method.model.bundle import (
 from must.method.model.classifier import load_text_classifier
 from must.method.model.masked_vit import MaskedViT
 from must.method.select.choose import Choice, choose, shares_of
+from must.method.select.reviewed import reviewed
 from must.method.select.rung_predictions import MAX_IMAGES, Weights, between, predict_rungs, subsample
 
 CLASSIFIES = ("visual.", "classifier")  # the other weights serve training, and zero-shot has none of its own
@@ -37,6 +40,7 @@ def select(config: SelectConfig) -> Choice:
     Raises:
         ValueError: no bundle, no such split, or a classifier file of other classes or of another model.
     """
+    by_people = decided(config.answers, storage.join(config.model, WEIGHTS_FILE)) if config.answers else None
     bundle, zero_shot = both_ends(config.model, config.baseline)
     ours = bundle.description
     with init_distributed(config.device, timeout=600) as here:
@@ -45,13 +49,14 @@ def select(config: SelectConfig) -> Choice:
         source = EvalSource(reader, preprocess_of(ours), config.batch_size, config.workers)
         weights = {name: value.to(here.device) for name, value in bundle.model.state_dict().items()}
         frozen = start_of(bundle, zero_shot)
-        kept, choice = keep(frozen, weights, source, here.device, shares=shares_of(ours))
-        network, description = bundle.model, described(ours, choice, zero_shot.description.logit_factor)
+        kept, choice = keep(frozen, weights, source, here.device, shares=shares_of(ours), by_people=by_people)
+        network = bundle.model
+        description = described(ours, choice, zero_shot.description.logit_factor, by_people)
         network.load_state_dict(kept)
         network.logit_factor = description.logit_factor
         save_bundle(config.output, network, description)
     copy_log(config.model, config.output)
-    print(f"{told(choice)} -> {config.output}")
+    print(f"{told(choice, by_people)} -> {config.output}")
     return choice
 
 
@@ -95,6 +100,7 @@ def keep(
     pause: Callable[[], None] | None = None,
     shares: np.ndarray | None = None,
     most: int = MAX_IMAGES,
+    by_people: Decided | None = None,
 ) -> tuple[Weights, Choice]:
     """(the weights to use, why). Where nothing speaks for the adaptation they are zero-shot's, bit for bit.
 
@@ -103,29 +109,39 @@ def keep(
         pause: called before every batch; it may raise to stop.
         shares: [K] of the images' classes, where training knew them.
         most: images to look at.
+        by_people: what answers say; where they decide, they outvote the look-alikes.
     """
     preprocess = source.dataset.view.preprocess
-    choice = choose(
-        predict_rungs(zero_shot, adapted, subsample(source, most), preprocess, device, pause=pause), shares=shares
-    )
+    looks = predict_rungs(zero_shot, adapted, subsample(source, most), preprocess, device, pause=pause)
+    choice = choose(looks, shares=shares)
+    if by_people and by_people.alpha is not None:
+        choice = reviewed(choice, looks, by_people.alpha, by_people.text)
     start = {name: value.detach().to(device) for name, value in zero_shot.state_dict().items()}
     end = {name: value.detach().to(device) for name, value in adapted.items()}
     return between(start, end, choice.climb.alpha), choice
 
 
-def described(description: Description, choice: Choice, own_factor: float) -> Description:
+def described(
+    description: Description, choice: Choice, own_factor: float, by_people: Decided | None = None
+) -> Description:
     """The bundle's description with the choice in it. A model that is zero-shot's also has its logit factor."""
     factor = own_factor if choice.climb.kept_zero_shot else description.logit_factor
     found = choice.to_dict()
     if factor != description.logit_factor:
         found.pop("abstention", None)  # it is about other probabilities
+    if by_people:
+        found["review"] = by_people.record
     story = {**description.provenance, "selection": found}
     return replace(description, logit_factor=factor, provenance=story)
 
 
-def told(choice: Choice) -> str:
+def told(choice: Choice, by_people: Decided | None = None) -> str:
     """One line for the log."""
     found = choice.climb
+    if by_people and by_people.alpha is not None:
+        return f"kept {f'{found.alpha:.0%} of the way' if found.alpha else 'zero-shot'}: {by_people.text}"
+    if by_people:
+        return f"{by_people.text}, so look-alikes do: {told(choice)}"
     copies = f" ({choice.copies:,} copies left out)" if choice.copies else ""
     of = f"of {found.images:,} unlabeled images{copies}"
     if found.kept_zero_shot:
