@@ -108,12 +108,13 @@ compile: setup  ## Compile the Kubeflow pipeline
 
 .PHONY: docs
 docs: setup  ## Build the site into build/site; a dead link fails it
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@$(BIN)/python docs/site.py
+	@$(BIN)/zensical build --strict --clean --config-file build/mkdocs.yml
 	@echo "build/site/index.html (make docs-serve shows it at http://localhost:8000)"
 
 .PHONY: docs-serve
 docs-serve: setup  ## Show the site while it is being written
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+	@$(BIN)/zensical serve
 
 .PHONY: reference
 reference: setup  ## Write docs/reference anew from the parameters and the docstrings
@@ -139,7 +140,7 @@ IMAGES := must-shard must-torch must-train must-launcher must-serve
 ENGINE ?= $(shell command -v docker || command -v podman)
 REGISTRY ?=
 TAG ?= $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' must/__init__.py)
-BASE ?= docker.io/library/python:3.11-slim
+BASE ?= docker.io/library/python:3.13-slim
 # must-train has torch from TORCH_INDEX (PyPI's carries CUDA), the other images with torch have it from CPU_INDEX.
 TORCH_INDEX ?= https://pypi.org/simple
 TORCH_LOCK ?= torch-cuda.txt
@@ -150,12 +151,12 @@ REVISION := $(shell git rev-parse HEAD 2>/dev/null)$(shell git diff --quiet HEAD
 SOURCE ?= $(shell git config --get remote.origin.url | sed 's,//[^@/]*@,//,')
 
 .PHONY: images $(IMAGES) must-tools
-images: $(IMAGES)  ## Build the images (REGISTRY=..., TAG=..., ENGINE=podman; TORCH_INDEX=... for another CUDA)
+images: $(IMAGES)  ## Build the images (REGISTRY=..., TAG=..., BASE=..., ENGINE=podman; TORCH_INDEX=... for another CUDA)
 must-train: TORCH_ARGS = --build-arg TORCH_INDEX=$(TORCH_INDEX) --build-arg TORCH_LOCK=$(TORCH_LOCK)
 must-torch: TORCH_ARGS = --build-arg TORCH_INDEX=$(CPU_INDEX) --build-arg TORCH_LOCK=$(CPU_LOCK)
 $(IMAGES) must-tools:
 	@test -n "$(ENGINE)" || { echo "make: neither docker nor podman is here; ENGINE=... names one"; exit 2; }
-	$(ENGINE) build --file images/Dockerfile --target $@ --tag $(PREFIX)$@:$(TAG) --build-arg BASE=$(BASE) $(TORCH_ARGS) \
+	$(ENGINE) build --file images/Dockerfile --target $@ --tag $(PREFIX)$@:$(TAG) --build-arg BASE=$(BASE) $(TORCH_ARGS) $(BUILD_ARGS) \
 		--build-arg VERSION=$(TAG) --build-arg REVISION=$(REVISION) --build-arg SOURCE=$(SOURCE) .
 
 .PHONY: push

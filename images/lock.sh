@@ -1,6 +1,9 @@
 #!/bin/sh
 # lock.sh: renews images/locks/*.txt from pyproject.toml and the *.in files; `make lock` runs it in must-tools.
 #
+# Made for Python 3.11, the oldest that is served. The base image may have any version from there on (the Makefile's has
+# 3.13), for no package here is wanted by a newer Python alone.
+#
 # The images share layers, so each lock is bound to what the ones below it chose. torch and torchvision are left out of
 # them: their wheels, and so the hashes, differ from index to index. torch-cuda.txt has them as PyPI does. To lock the
 # CPU build by hash as well, where its index can be reached:

@@ -37,7 +37,7 @@ background
 cores
 progress
 processes
-storage     processes
+storage     processes text
 exits       storage text
 parameters  text
 tars
@@ -78,8 +78,9 @@ stub        functions stages
 classes
 images
 model       classes images
-adapted     functions model results
-adapt       adapted classes functions images stages
+record
+adapted     functions model record results
+adapt       adapted classes functions images record stages
 cli         stages
 """,
 }

@@ -2,14 +2,12 @@
 
     images, classes -> shards/ + classifier.safetensors -> model/ -> report/
 
-Each step's last file says that it is whole, so a call that was stopped goes on where it was. adapt.json holds what the
-folder is made from; a call with anything else is refused.
+Each step's last file says that it is whole, so a call that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,30 +15,24 @@ from typing import Any
 
 import yaml
 
-from must.api.adapted import BUNDLE, CLASSIFIER, REPORT, SHARDS, Adapted
+from must.api.adapted import Adapted
 from must.api.classes import entries_of
 from must.api.functions import run_stage
 from must.api.images import provide
+from must.api.record import BUNDLE, CLASSIFIER, REPORT, SHARDS, record
 from must.api.stages import call
 from must.base import storage
 from must.base.parameters import check_names, require
 from must.config import AdaptConfig, TrainConfig
 from must.data.format.index import NAME
 from must.method.model.bundle import DESCRIPTION_FILE
-from must.method.model.classifier import BUNDLED_SET, load_class_set
+from must.method.model.classifier import BUNDLED_SET, TEMPLATE, load_class_set, make_class_set
 from must.method.train.presets import settings_of
 from must.method.train.provenance import RESUME_SAFE_FIELDS
 
-RECORD = "adapt.json"
 DEFAULT_MODEL, ITS_WEIGHTS = "ViT-B-16", "openai"
 OWN = ("shards", "index_sha256", "classifier", "output", "split", "model", "pretrained", "device")
 FREE = RESUME_SAFE_FIELDS - {"preset", "save", "select"}  # settings that may change from one call to the next
-
-PARTS = {
-    "images": f"{SHARDS}/{NAME}", "test_images": f"{SHARDS}/{NAME}", "classes": CLASSIFIER, "model": CLASSIFIER,
-    "pretrained": CLASSIFIER, "settings": BUNDLE,
-}  # fmt: skip
-"""By input: what may not be there yet, if the input is to change."""
 
 Run = Callable[[str, dict[str, Any]], Any]
 
@@ -54,6 +46,7 @@ def adapt(
     pretrained: str = "",
     test_images: str | os.PathLike[str] = "",
     device: str = "auto",
+    again: bool = False,
     **settings: Any,
 ) -> Adapted:
     """Adapts CLIP to images without labels: shard, classifier, train, evaluate, all below `output`.
@@ -71,14 +64,26 @@ def adapt(
         test_images: a folder with a folder of labelled images a class, to measure the accuracy with; nothing else reads
             the labels.
         device: auto, cpu, cuda or cuda:N.
+        again: with other inputs than `output` was made from: keep what they do not change, and move the rest to a
+            folder before-1 in it; without, it is an error once there are shards or a model to lose.
         settings: any other parameters of `must.train`: epochs, preset, workers, ...
 
     Raises:
         ValueError: the user's error, in one line, or `output` was made from other images, classes or settings; where
             the same call may work later, must.base.storage.TransientError, a kind of it.
     """
-    given = {"images": images, "classes": classes, "output": os.fspath(output), "model": os.fspath(model)}
-    rest = {"pretrained": pretrained, "test_images": os.fspath(test_images), "device": device}
+    given: dict[str, Any] = {
+        "images": images,
+        "classes": classes,
+        "output": os.fspath(output),
+        "model": os.fspath(model),
+    }
+    rest: dict[str, Any] = {
+        "pretrained": pretrained,
+        "test_images": os.fspath(test_images),
+        "device": device,
+        "again": again,
+    }
     return steps(run_stage, **given, **rest, settings={k: v for k, v in settings.items() if v is not None})
 
 
@@ -91,7 +96,7 @@ def command(config: AdaptConfig) -> Adapted:
 
 def steps(
     run: Run, *, images: Any, classes: Any, output: str, model: str, pretrained: str, test_images: str, device: str,
-    settings: dict[str, Any],
+    settings: dict[str, Any], again: bool = False,
 ) -> Adapted:  # fmt: skip
     """The stages in order, each by `run`(stage, parameters)."""
     require("://" not in output, f"output {output}: must be a folder on this machine")
@@ -99,25 +104,32 @@ def steps(
     folder = Path(output).absolute()
     new = not folder.exists()
     index = folder / SHARDS / NAME
+    file, content = read_classes(classes)
+    if model == DEFAULT_MODEL:
+        pretrained = pretrained or ITS_WEIGHTS
     try:
-        file = class_file(classes, folder)
-        if model == DEFAULT_MODEL:
-            pretrained = pretrained or ITS_WEIGHTS
-        taken = provide(images, folder, fixed=index.exists())
+        taken = provide(images, folder, fixed=index.exists() and not again, replace=again)
         decisive = {name: value for name, value in settings.items() if name not in FREE}
-        record(
+        grown = record(
             folder,
             {
-                "images": taken.key, "classes": key_of(file), "model": named(model), "pretrained": pretrained,
+                "images": taken.key, "classes": hashlib.sha256(content).hexdigest() if content else file,
+                "model": named(model), "pretrained": pretrained,
                 "test_images": str(Path(test_images).absolute()) if test_images else "", "settings": decisive,
             },
+            again,
         )  # fmt: skip
     except BaseException:
         if new and folder.is_dir():
             clean(folder)
         raise
+    if not file:
+        file = str(folder / "classes.yaml")
+        storage.write_bytes(file, content)
     shards, classifier, bundle, report = (str(folder / name) for name in (SHARDS, CLASSIFIER, BUNDLE, REPORT))
-    labelled = {"test_source": test_images, "labels": "folder"} if test_images else {}
+    labelled: dict[str, Any] = {"test_source": test_images, "labels": "folder"} if test_images else {}
+    if grown:
+        labelled["append"] = True
     workers = {name: value for name, value in settings.items() if name == "workers"}
     run("shard", {"source": taken.source, "output": shards, **labelled})
     if not storage.exists(classifier):
@@ -146,44 +158,25 @@ def check_settings(settings: dict[str, Any]) -> None:
     TrainConfig(shards="-", classifier="-", output="-", **rest)
 
 
-def class_file(classes: Any, folder: Path) -> str:
-    """A file of the classes; names and prompts from Python are written to OUTPUT/classes.yaml. Raises ValueError."""
+def read_classes(classes: Any) -> tuple[str, bytes]:
+    """(file, content): of a class file, or what one with the names and prompts from Python would hold, its name then
+    being ''. Raises ValueError."""
     if isinstance(classes, str | os.PathLike):
         file = os.fspath(classes)
-        if file != BUNDLED_SET:
-            load_class_set(file)
-        return file
-    file = str(folder / "classes.yaml")
-    content = yaml.safe_dump({"classes": entries_of(classes)}, sort_keys=False, allow_unicode=True).encode()
-    if not storage.exists(str(folder / CLASSIFIER)):
-        storage.write_bytes(file, content)
-        load_class_set(file)
-    require(
-        storage.read_bytes(file) == content,
-        f"{folder}: was made from other classes; choose another output, or delete the folder",
-    )
-    return file
-
-
-def key_of(file: str) -> str:
-    return file if file == BUNDLED_SET else hashlib.sha256(storage.read_bytes(file)).hexdigest()
+        if file == BUNDLED_SET:
+            return file, b""
+        found = load_class_set(file)
+        if storage.exists(file):
+            return file, storage.read_bytes(file)
+        classes = list(found.names)  # cat,dog,horse
+    entries = entries_of(classes)
+    make_class_set(entries, [TEMPLATE], "classes")
+    return "", yaml.safe_dump({"classes": entries}, sort_keys=False, allow_unicode=True).encode()
 
 
 def named(model: str) -> str:
     """The model in whatever folder this program runs."""
     return str(Path(model).absolute()) if Path(model).is_dir() else model
-
-
-def record(folder: Path, inputs: dict[str, Any]) -> None:
-    """Remembers what the folder is made from. Raises ValueError: a part of it was made from something else."""
-    place, now = folder / RECORD, json.loads(json.dumps(inputs, default=str))
-    before = storage.read_json(str(place), "adapt") if place.exists() else now
-    other = [
-        name.replace("_", " ") for name in now if before.get(name) != now[name] and (folder / PARTS[name]).exists()
-    ]
-    require(not other, f"{folder}: was made from other {', '.join(other)}; choose another output, or delete the folder")
-    if before != now or not place.exists():
-        storage.write_bytes(str(place), json.dumps(now, indent=1).encode())
 
 
 def clean(folder: Path) -> None:

@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 
 from must.api.functions import run_stage
 from must.api.model import Model, Predictions, load
+from must.api.record import BUNDLE, CLASSIFIER, REPORT, SHARDS
 from must.api.results import Exported, Pushed, framed
 from must.base.parameters import require
 from must.config.export import WHOLE
 from must.method.model.bundle import DESCRIPTION_FILE, load_bundle
-
-BUNDLE, CLASSIFIER, SHARDS, REPORT = "model", "classifier.safetensors", "shards", "report"
 
 
 class Report(PosixPath):

@@ -11,9 +11,13 @@ from typing import Any, NoReturn
 import must
 from must.api.stages import STAGES, configure, run
 from must.base.exits import INTERRUPTED, WRONG_INPUT, exiting
-from must.base.parameters import add_flags, usage_of
+from must.base.parameters import add_flags, add_hidden_flags, convert, require, usage_of
 from must.base.text import close_to
+from must.config.adapt import AdaptConfig
+from must.config.train import TrainConfig
 from must.method.distributed.parent import end_with_parent
+
+SETTINGS = "settings."  # before the name of a flag of `must train` that `must adapt` was given
 
 EPILOG = """\
 exit codes: 0 done, 2 the input is wrong (one line says what), 75 stopped and resumable, 1 a bug
@@ -34,13 +38,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 run_index(options)
             else:
                 file = options.pop("config_file", None)
-                run(command, configure(command, options, file))
+                run(command, configure(command, with_settings(options), file))
         except BrokenPipeError:  # `must ... | head`
             sys.stderr.close()
             raise SystemExit(1) from None
         except KeyboardInterrupt:
             print(f"must {command}: interrupted", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None
+
+
+def with_settings(options: dict[str, Any]) -> dict[str, Any]:
+    """Flags of `must train` that were given to `must adapt` as its --settings. Raises ValueError: one is in both."""
+    flags = {name: options.pop(name) for name in [*options] if name.startswith(SETTINGS)}
+    if not flags:
+        return options
+    settings = convert(options.get("settings", {}), dict[str, str], "--settings")
+    for key, value in flags.items():
+        name = key.removeprefix(SETTINGS)
+        require(name not in settings, f"--{name}: is given twice, as a flag and in --settings")
+        settings[name] = str(value).lower() if isinstance(value, bool) else value
+    return options | {"settings": settings}
 
 
 def run_index(options: dict[str, Any]) -> None:
@@ -101,6 +118,8 @@ def build_parser() -> argparse.ArgumentParser:
             add_help=False,  # it comes last
         )
         add_flags(command, stage.config)
+        if stage.config is AdaptConfig:
+            add_hidden_flags(command, TrainConfig, SETTINGS)
         general = command.add_argument_group("general")
         general.add_argument("-h", "--help", action="help", help="show this and exit")
         general.add_argument(

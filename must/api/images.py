@@ -33,11 +33,12 @@ class Given(NamedTuple):
     key: str
 
 
-def provide(images: Any, output: Path, fixed: bool = False) -> Given:
+def provide(images: Any, output: Path, fixed: bool = False, replace: bool = False) -> Given:
     """The images as a source. Those that are in memory are written to OUTPUT/images as PNG files, without their labels.
 
     Args:
         fixed: shards were made from a list of paths already; it may not change any more.
+        replace: other images that were in memory, and are written already, may go.
 
     Raises:
         ValueError: they are none of the kinds that are known, or one of them is no image.
@@ -47,7 +48,7 @@ def provide(images: Any, output: Path, fixed: bool = False) -> Given:
         return Given(source, source if storage.is_remote(source) else str(Path(source).absolute()))
     if isinstance(images, list | tuple) and images and all(isinstance(item, str | os.PathLike) for item in images):
         return manifest([Path(item).absolute() for item in images], output / MANIFEST, fixed)
-    return written(items_of(images), output / FOLDER)
+    return written(items_of(images), output / FOLDER, replace)
 
 
 def manifest(paths: list[Path], file: Path, fixed: bool) -> Given:
@@ -96,11 +97,11 @@ def first_of(item: Any) -> Any:
     return item["image"] if isinstance(item, dict) and "image" in item else item
 
 
-def written(items: Iterable[Any], folder: Path) -> Given:
+def written(items: Iterable[Any], folder: Path, replace: bool = False) -> Given:
     """Writes the images, unless the same ones are there from an earlier call."""
     note = folder / "key"
     images = (as_image(item, f"images: number {number}") for number, item in enumerate(items))
-    if note.is_file():
+    if note.is_file() and not replace:
         key = key_of(images)
         require(note.read_text() == key, f"{folder}: holds other images; choose another output, or delete the folder")
         return Given(str(folder), key)
@@ -109,7 +110,9 @@ def written(items: Iterable[Any], folder: Path) -> Given:
     try:
         key = key_of(saved(images, unfinished))
         (unfinished / note.name).write_text(key)
-        unfinished.rename(folder)
+        if not (note.is_file() and note.read_text() == key):
+            shutil.rmtree(folder, ignore_errors=True)
+            unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return Given(str(folder), key)

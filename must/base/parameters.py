@@ -30,14 +30,23 @@ def param(
     positional: bool = False,
     group: str = "",
     often: bool = False,
+    bare: bool = False,
 ) -> Any:
     """A field of a stage: its help text and, unless it is required, its default.
 
     Args:
         group: the heading in the stage's help under which this field and those after it stand, up to the next one.
         often: stands under MOST_USED instead, above all others.
+        bare: a flag whose value may also be given without it.
     """
-    metadata = {"help": help, "metavar": metavar, "positional": positional, "group": group, "often": often}
+    metadata = {
+        "help": help,
+        "metavar": metavar,
+        "positional": positional,
+        "group": group,
+        "often": often,
+        "bare": bare,
+    }
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -218,6 +227,21 @@ def convert_either(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
         raise ValueError(f"{error}, which is not {' or '.join(words)} either") from None
 
 
+def add_hidden_flags(parser: argparse.ArgumentParser, stage: type[StageConfig], prefix: str) -> None:
+    """A flag for each of another stage's parameters, unless there is one of that name; what is given is PREFIXNAME."""
+    hints, taken = get_type_hints(stage), parser._option_string_actions
+    for parameter in fields(stage):
+        if flag(parameter.name) not in taken:
+            kind: Any = {"action": argparse.BooleanOptionalAction} if hints[parameter.name] is bool else {}
+            parser.add_argument(
+                flag(parameter.name),
+                dest=prefix + parameter.name,
+                default=argparse.SUPPRESS,
+                help=argparse.SUPPRESS,
+                **kind,
+            )
+
+
 def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None:
     """One flag for each parameter, under the stage's headings if it has any.
 
@@ -243,8 +267,24 @@ def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None
         elif kind is bool:
             target.add_argument(flag(parameter.name), action=argparse.BooleanOptionalAction, **options)
         else:
+            if parameter.metadata["bare"]:
+                target.add_argument(
+                    parameter.name, nargs="?", action=Once, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+                )
+                options["action"] = Once
             metavar = "|".join(get_args(kind)) if get_origin(kind) is Literal else parameter.metadata["metavar"] or "X"
             target.add_argument(flag(parameter.name), metavar=metavar, **options)
+
+
+class Once(argparse.Action):
+    """Stores a value, and refuses a second one."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        if hasattr(namespace, self.dest):
+            parser.error(f"{flag(self.dest)}: is given twice, {getattr(namespace, self.dest)} and {values}")
+        setattr(namespace, self.dest, values)
 
 
 def with_headings(stage: type[StageConfig]) -> list[tuple[str, dataclasses.Field]]:

@@ -8,17 +8,67 @@ from __future__ import annotations
 
 import csv
 import difflib
+import re
+import string
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last: full width
 SHORT = 80  # characters of a value in a message
+SCHEME = string.ascii_letters + string.digits + "+.-"
+CLOSING = ",;:.)]}'`"  # what a sentence puts behind an address
+BUCKETS = ("gs", "s3", "az", "abfs", "abfss")  # an object's name may hold a "?"
+SETTING = re.compile(  # in a connection string, or a query that stands alone
+    r"(?i)\b(sig|signature|accountkey|sharedaccesssignature|access_token|password|"
+    r"x-(?:amz|goog)-(?:signature|credential|security-token))=[^\s&;,'\"]+"
+)
+
+
+def without_secrets(text: str) -> str:
+    """`text`, in which the URIs and settings are those that people may see: without name and password
+    (``s3://***@bucket``), without the query of a signed address (``https://host/a.png?***``), without a key's value.
+
+    What is no secret stays: the container before an abfss:// account, a "?" in the name of an object.
+    """
+    if "://" in text:
+        first, *rest = text.split("://")
+        scheme, shown = tail_of(first, SCHEME), [first]
+        for number, part in enumerate(rest, 1):
+            end = min((at for mark in ' \n\t<>"' if (at := part.find(mark)) >= 0), default=len(part))
+            place, after = part[:end], part[end:]
+            following = tail_of(place, SCHEME) if not after and number < len(rest) else ""  # the next one's scheme
+            place = place.removesuffix(following)
+            closing = tail_of(place, CLOSING)
+            shown.append(public(scheme.lower(), place.removesuffix(closing)) + closing + following + after)
+            scheme = tail_of(part, SCHEME)
+        text = "://".join(shown)
+    return SETTING.sub(r"\1=***", text)
+
+
+def public(scheme: str, place: str) -> str:
+    """What follows "SCHEME://", without secrets."""
+    bucket = scheme in BUCKETS
+    place, mark, query = place.partition("?")
+    if not bucket:
+        place = place.partition("#")[0]
+    authority, slash, path = place.partition("/")
+    name, at, host = authority.rpartition("@")
+    if at and not (scheme in ("abfs", "abfss") and ":" not in name):
+        authority = f"***@{host}"
+    elif not at and "@" in path and ":" in authority and not authority.rpartition(":")[2].isdigit():
+        authority, slash, path = f"***@{path.rpartition('@')[2]}", "", ""  # a "/" in the password
+    signed = mark and ("=" in query if bucket else True)
+    return authority + slash + path + ("?***" if signed else mark + query)
+
+
+def tail_of(text: str, characters: str) -> str:
+    return text[len(text.rstrip(characters)) :]
 
 
 def printable(text: object, limit: int = 0) -> str:
-    """One line that cannot steer a terminal: "?" for control characters, those that turn the direction of writing,
-    and bytes that are no UTF-8. At most `limit` characters, if that is not 0."""
-    line = "".join(character if character.isprintable() else "?" for character in str(text))
+    """One line that cannot steer a terminal, and has no secrets: "?" for control characters, those that turn the
+    direction of writing, and bytes that are no UTF-8. At most `limit` characters, if that is not 0."""
+    line = "".join(character if character.isprintable() else "?" for character in without_secrets(str(text)))
     return line if not limit or len(line) <= limit else line[: limit - 1] + "…"
 
 
@@ -71,7 +121,7 @@ def brief(value: Any) -> str:
         return f"a mapping of {len(value)}"
     if isinstance(value, int) and value.bit_length() > 4 * SHORT:
         return f"a number of {value.bit_length()} bits"
-    return f"'{printable(str(value)[: SHORT + 1], SHORT)}'"
+    return f"'{printable(str(value)[: 100 * SHORT], SHORT)}'"
 
 
 def close_to(name: str, known: Sequence[str], count: int = 1) -> list[str]:

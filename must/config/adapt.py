@@ -9,10 +9,17 @@ from must.base.parameters import StageConfig, param, require
 
 @dataclass(kw_only=True)
 class AdaptConfig(StageConfig):
-    example = "must adapt --images photos/ --classes classes.txt --output work/"
+    example = "must adapt photos/ --classes cat,dog,horse --output work/ --epochs 10"
 
-    images: str = param("images, as `must shard --source` takes them: a folder, say", metavar="URI")
-    classes: str = param("the class names: a .txt with one a line, or as `must classifier --classes`", metavar="FILE")
+    images: str = param(
+        "images, as `must shard --source` takes them: a folder, say; also without the flag: must adapt photos/",
+        metavar="URI",
+        bare=True,
+    )
+    classes: str | list[str] = param(
+        "the class names: cat,dog,horse, a .txt with one a line, or as `must classifier --classes`",
+        metavar="NAMES|FILE",
+    )
     output: str = param("folder for all that is made: shards, classifier, the model and its report", metavar="DIR")
     model: str = param("the model, as `must classifier --model`", "ViT-B-16", metavar="NAME|URI")
     pretrained: str = param(
@@ -24,7 +31,14 @@ class AdaptConfig(StageConfig):
         "labelled images to measure the accuracy with: a folder with a folder a class", "", metavar="DIR"
     )
     settings: dict[str, str] = param(
-        "any parameters of `must train`, e.g. epochs=10,workers=4", factory=dict, metavar="NAME=VALUE,..."
+        "parameters of `must train`, e.g. epochs=10,workers=4; also as its flags: --epochs 10 --workers 4",
+        factory=dict,
+        metavar="NAME=VALUE,...",
+    )
+    again: bool = param(
+        "if the output was made from other images, classes, models or settings: keep what these do not change, and "
+        "move the rest to a folder before-1 in it",
+        False,
     )
     device: str = param("auto, cpu, cuda or cuda:N", "auto")
 

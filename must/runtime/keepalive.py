@@ -19,6 +19,7 @@ from functools import partial
 
 from must.base import storage
 from must.base.background import every
+from must.base.exits import line_of
 
 HEARTBEAT_S = 30.0  # seconds between signs
 SILENCE = 900.0  # seconds without one: a lost machine is noticed, and its pod started again elsewhere, in less
@@ -36,7 +37,7 @@ def give_sign(uri: str) -> None:
     try:
         storage.write_bytes(uri, json.dumps({"time": time.time(), "host": socket.gethostname()}).encode())
     except (ValueError, OSError) as error:
-        print(f"must: the sign of life could not be written: {error}", file=sys.stderr)
+        print(f"must: the sign of life could not be written: {line_of(error)}", file=sys.stderr)
 
 
 @contextmanager

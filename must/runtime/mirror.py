@@ -10,6 +10,7 @@ from pathlib import Path
 
 from must.base import storage
 from must.base.background import every
+from must.base.exits import line_of
 
 EVERY = 60.0  # seconds
 
@@ -41,5 +42,5 @@ def copy_changed(folder: Path, uri: str, pattern: str, sizes: dict[str, int]) ->
                 storage.write_bytes(storage.join(uri, name), path.read_bytes())
                 sizes[name] = size
             except (ValueError, OSError) as error:
-                print(f"must: {uri}: the curves could not be copied: {error}", file=sys.stderr)
+                print(f"must: {uri}: the curves could not be copied: {line_of(error)}", file=sys.stderr)
                 return

@@ -189,4 +189,4 @@ def write(uri: str, note: Note, tail: Tail) -> None:
     try:
         storage.write_bytes(uri, json.dumps(content, indent=1).encode())
     except (ValueError, OSError) as error:
-        print(f"must: the stage's note could not be written: {error}", file=sys.stderr)
+        print(f"must: the stage's note could not be written: {line_of(error)}", file=sys.stderr)

@@ -9,6 +9,8 @@ import time
 from collections import deque
 from contextlib import suppress
 
+from must.base.text import without_secrets
+
 KEPT = 40  # lines
 DRAIN_TIMEOUT = (
     5.0  # seconds to wait for the last lines: a child that outlives the stage holds its pipe open for longer
@@ -58,7 +60,7 @@ class Tail:
 
     def add(self, text: str) -> None:
         with self.lock:
-            self.kept.extend(text.rstrip().splitlines())
+            self.kept.extend(without_secrets(text.rstrip()).splitlines())
 
     def pass_on(self, source: int, target: int) -> None:
         pending = b""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kfp import compiler
 
+from must.base.text import without_secrets
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.load import load_cluster
 from must_pipeline.dag import make_pipeline
@@ -36,7 +37,7 @@ def main(default_output: Path = Path(COMPILED.name)) -> None:
     try:
         compile_pipeline(load_cluster(options.cluster), options.output)
     except (ValueError, OSError) as error:
-        print(f"compile: {error}", file=sys.stderr)
+        print(f"compile: {without_secrets(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     size = options.output.stat().st_size
     print(f"{options.output}: {size:,} bytes, for {options.cluster}")

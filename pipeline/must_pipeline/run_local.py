@@ -23,6 +23,7 @@ import must
 import must_components
 from must.base.exits import WRONG_INPUT
 from must.base.parameters import read_mapping
+from must.base.text import without_secrets
 from must_pipeline.files import COMPILED, nearest
 from must_pipeline.local.console import COLOR, StageOutput
 from must_pipeline.local.docker import docker_runner
@@ -57,7 +58,7 @@ def main() -> None:
             runner = docker_runner(parameters, options.output, options.user, options.mount, options.gpus)
         artifacts = run_local(options.pipeline, parameters, options.output, options.verbose, runner)
     except ValueError as error:
-        print(f"run_local: {error}", file=sys.stderr)
+        print(f"run_local: {without_secrets(str(error))}", file=sys.stderr)
         raise SystemExit(WRONG_INPUT) from None
     print(summary(artifacts, time.monotonic() - started))
 

@@ -20,6 +20,7 @@ import kfp_server_api as api
 
 from must.base.exits import WRONG_INPUT
 from must.base.parameters import read_mapping
+from must.base.text import without_secrets
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.load import load_cluster
 from must_pipeline.cluster.read import build
@@ -64,7 +65,7 @@ def main() -> None:
         else:
             switch(Kfp(options), options.action, options.what, namespace)
     except ValueError as error:
-        print(f"schedule: {error}", file=sys.stderr)
+        print(f"schedule: {without_secrets(str(error))}", file=sys.stderr)
         raise SystemExit(WRONG_INPUT) from None
 
 

@@ -16,6 +16,7 @@ import kfp_server_api as api
 
 from must.base.exits import WRONG_INPUT
 from must.base.parameters import read_mapping
+from must.base.text import without_secrets
 from must_pipeline.cluster.load import load_cluster
 from must_pipeline.files import CLUSTER, COMPILED, nearest
 from must_pipeline.server.api import Kfp, add_arguments, api_errors
@@ -41,7 +42,7 @@ def main() -> None:
     try:
         raise SystemExit(submit(options))
     except ValueError as error:
-        print(f"submit: {error}", file=sys.stderr)
+        print(f"submit: {without_secrets(str(error))}", file=sys.stderr)
         raise SystemExit(WRONG_INPUT) from None
 
 
@@ -75,7 +76,7 @@ def submit(options: argparse.Namespace) -> int:
     body.display_name = options.name or f"{options.pipeline_name} {time.strftime('%Y-%m-%d %H:%M')}"
     with api_errors(kfp.host):
         run = kfp.runs.run_service_create_run(body)
-    print(f"run {run.run_id} started: {kfp.host}/#/runs/details/{run.run_id}")
+    print(f"run {run.run_id} started: {without_secrets(kfp.host)}/#/runs/details/{run.run_id}")
     if not options.wait:
         return 0
     work_uri = ((body.runtime_config and body.runtime_config.parameters) or {}).get("work_uri", "")

@@ -13,8 +13,9 @@ from PIL import Image
 
 import must
 from must.api import cli, functions
-from must.api.adapt import class_file, entries_of
+from must.api.adapt import read_classes
 from must.api.adapted import Adapted
+from must.api.classes import entries_of
 from must.api.demo import asset_folder
 from must.api.demo.data import CLASSES, TEMPLATES
 from must.api.images import as_image, provide
@@ -91,10 +92,11 @@ def test_a_second_call_has_nothing_to_do(adapted, digits, monkeypatch):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"epochs": 3}, "was made from other settings; choose another output"),
-        ({"classes": ["a", "b"]}, "was made from other classes"),
-        ({"pretrained": "x"}, "was made from other pretrained"),
-        ({"images": "elsewhere"}, "was made from other images"),
+        ({"epochs": 3}, r"was made from other inputs \(epochs: 2 -> 3\); choose another output, or give --again"),
+        ({"classes": ["a", "b"]}, r"from other inputs \(other classes\)"),
+        ({"pretrained": "x"}, r"\(pretrained: none -> x\)"),
+        ({"images": "elsewhere"}, r"\(images: /.*/train -> /.*elsewhere\)"),
+        ({"test_images": ""}, r"\(test images: /.*/test -> none\)"),
     ],
 )
 def test_other_inputs_in_the_same_place_are_refused(adapted, digits, changes, message):
@@ -134,13 +136,13 @@ def test_the_users_mistakes_are_one_line_and_leave_nothing(digits, tmp_path, cha
     assert left <= {"adapt.json", "classes.yaml"} and (changes.get("images") == "nowhere" or not left)
 
 
-def test_numpys_texts_are_names_and_prompts(tmp_path):
+def test_numpys_texts_are_names_and_prompts():
     labels = np.array(["dog", "cat", "dog"])
-    plain, numpys = (class_file(names, tmp_path) for names in (["cat", "dog"], list(np.unique(labels))))
-    assert plain == numpys and Path(plain).read_text() == "classes:\n- cat\n- dog\n"
+    plain, numpys, listed = (read_classes(names) for names in (["cat", "dog"], list(np.unique(labels)), "cat, dog"))
+    assert plain == numpys == listed == ("", b"classes:\n- cat\n- dog\n")
     prompts = {labels[0]: labels[1], "cat": list(labels)}
     assert entries_of(prompts) == [{"name": "dog", "prompts": ["cat"]}, {"name": "cat", "prompts": list(labels)}]
-    class_file(prompts, tmp_path / "prompts")
+    assert read_classes(prompts)[1]
 
 
 def test_what_was_not_used_yet_may_be_corrected(digits, tmp_path):
@@ -157,6 +159,21 @@ def test_what_was_not_used_yet_may_be_corrected(digits, tmp_path):
     right = {"images": small, "epochs": 1, "batch_size": 20, "test_images": ""}
     adapted = must.adapt(**inputs(digits, work, **right))
     assert adapted.metrics["images"] == 20 and adapted.metrics["labelled"] == 0 and adapted.classes == list(CLASSES)
+    weights = (adapted.bundle / "model.safetensors").read_bytes()
+
+    labelled = must.adapt(**inputs(digits, work, **right | {"test_images": digits.images / "test"}))
+    assert labelled.metrics["labelled"] == 120, "labels that come later measure the model that is there"
+    assert (adapted.bundle / "model.safetensors").read_bytes() == weights
+    assert [path.name for path in (work / "before-1").iterdir()] == ["report"]
+    same = must.adapt(**inputs(digits, work, **right | {"test_images": digits.images / "test"}))
+    assert same.metrics == labelled.metrics and not (work / "before-2").exists()
+
+    other = inputs(digits, work, **right | {"test_images": digits.images / "test", "epochs": 2, "again": True})
+    shards = (work / "shards" / "index.json").stat().st_mtime_ns
+    assert must.adapt(**other).metrics["labelled"] == 120
+    assert sorted(path.name for path in (work / "before-2").iterdir()) == ["model", "report"], "nothing is thrown away"
+    assert (work / "before-2" / "model" / "model.safetensors").read_bytes() == weights
+    assert (work / "shards" / "index.json").stat().st_mtime_ns == shards, "and what did not change is kept"
 
 
 def pictures(count=4):
@@ -223,10 +240,21 @@ def test_the_command_does_the_same(adapted, digits, tmp_path, monkeypatch, capsy
     ran = []
     monkeypatch.setattr("must.api.adapt.call", lambda name, **values: ran.append((name, values)))
     monkeypatch.setattr("must.api.adapt.Adapted", lambda folder: adapted)
-    flags = {"images": digits.images, "classes": names, "output": tmp_path / "work", "model": asset_folder()}
+    flags = {"classes": names, "output": tmp_path / "work", "model": asset_folder()}
     line = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-    cli.main(["adapt", *line, "--settings", "epochs=3,flip=0", "--device", "cpu"])
+    cli.main(["adapt", str(digits.images), *line, "--settings", "flip=0", "--epochs", "3", "--device", "cpu"])
     assert [name for name, _ in ran] == ["shard", "classifier", "train", "evaluate"]
-    assert ran[2][1]["epochs"] == "3" and ran[1][1]["classes"] == str(names)
+    assert (
+        ran[0][1]["source"] == str(digits.images) and ran[2][1]["epochs"] == "3" and ran[1][1]["classes"] == str(names)
+    )
     assert json.loads((tmp_path / "work" / "adapt.json").read_text())["settings"] == {"epochs": "3", "flip": "0"}
-    assert "report.html" in capsys.readouterr().out
+    cli.main(["adapt", "--images", str(digits.images), "--output", str(tmp_path / "o"), "--classes", "cat,dog"])
+    assert (tmp_path / "o" / "classes.yaml").read_text() == "classes:\n- cat\n- dog\n"
+    for arguments, message in (
+        ([str(digits.images), "--images", "other"], "--images: is given twice"),
+        ([str(digits.images), "--epochs", "3", "--settings", "epochs=3"], "--epochs: is given twice, as a flag"),
+        ([str(digits.images), "--epoch", "3"], "did you mean --epochs?"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["adapt", *arguments, "--output", str(tmp_path / "o"), "--classes", "cat,dog"])
+        assert end.value.code == 2 and message in capsys.readouterr().err

@@ -134,23 +134,35 @@ def test_no_more_of_a_zips_member_is_read_than_an_image_may_have(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("lines", "message"),
+    ("line", "name", "reason"),
     [
-        ([DEEP], "line 2: cannot be read"),
-        (['{"path": '], "line 2: cannot be read"),
-        (["7"], "line 2: expected a JSON object"),
-        (['{"path": "a.png", "label": [[[]]]}'], "line 2: the label is no text"),
-        (['{"path": "a.png", "label": ' + "9" * 5000 + "}"], "line 2: cannot be read"),
-        (['{"path": "a.png", "split": "' + "a" * 300 + '"}'], "line 2: 'aaa.*is no split name"),
-        (['{"path": "a.png", "split": {"a": 1}}'], "line 2: a mapping of 1 is no split name"),
-        (['{"path": 7}'], "line 2: no 'path'"),
+        (DEEP, "line 2", "not a JSON object"),
+        ('{"path": ', "line 2", "not a JSON object"),
+        ("7", "line 2", "not a JSON object"),
+        ('{"path": "a.png", "label": [[[]]]}', "line 2: a.png", "the label is not text"),
+        ('{"path": "a.png", "label": ' + "9" * 5000 + "}", "line 2", "not a JSON object"),
+        (
+            '{"path": "a.png", "split": "' + "a" * 300 + '"}',
+            "line 2: a.png",
+            "not a split name (lower-case, digits, _)",
+        ),
+        ('{"path": "a.png", "split": {"a": 1}}', "line 2: a.png", "not a split name (lower-case, digits, _)"),
+        ('{"path": 7}', "line 2: 7", "no 'path'; the columns are path[,label][,split]"),
+        (
+            '{"path": "https://me:PASSWORD@host/a.png?sig=SIGNATURE"}',
+            "line 2: https://***@host/a.png?***",
+            "only local paths and gs://, s3:// and az:// are read",
+        ),
     ],
 )
-def test_a_line_of_a_manifest_that_is_none_is_named(tmp_path: Path, lines: list[str], message: str) -> None:
-    (tmp_path / "list.jsonl").write_text("\n".join(['{"path": "first.png"}', *lines]))
-    with pytest.raises(ValueError, match=message) as error:
-        run(tmp_path / "list.jsonl", tmp_path / "out")
-    one_line(error, "list.jsonl")
+def test_a_bad_line_of_a_manifest_is_a_rejected_item_and_named(
+    tmp_path: Path, line: str, name: str, reason: str
+) -> None:
+    (tmp_path / "first.png").write_bytes(PICTURE)
+    (tmp_path / "list.jsonl").write_text(f'{{"path": "first.png"}}\n{line}')
+    assert set(samples_of(tmp_path / "list.jsonl", tmp_path)) == {"first.png"}
+    assert rejected(tmp_path / "out") == {f"list.jsonl {name}": reason}
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and b"PASSWORD" in path.read_bytes()]
 
 
 def test_a_name_that_no_file_can_have_is_a_rejected_item(tmp_path: Path) -> None:
@@ -161,7 +173,7 @@ def test_a_name_that_no_file_can_have_is_a_rejected_item(tmp_path: Path) -> None
     (tmp_path / "list.jsonl").write_text("\n".join(json.dumps({"path": name}) for name in names))
     assert set(samples_of(tmp_path / "list.jsonl", tmp_path)) == {"a.png", odd.name}
     found = rejected(tmp_path / "out")
-    assert found["a\0.png"] == found["\ud800.png"] == "no name that a file can have"
+    assert found["list.jsonl line 2: a?.png"] == found["list.jsonl line 3: ?.png"] == "no name that a file can have"
     assert found["x" * 5000] == "file name too long"
 
 

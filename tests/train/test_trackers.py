@@ -180,7 +180,7 @@ def test_a_tracker_that_fails_warns_once(capsys):
 
 def test_a_password_in_an_address_is_not_told():
     error = ConnectionError("POST\nhttp://me:secret@host:5000/api failed; see https://host/me@here")
-    assert reason(error) == "POST http://host:5000/api failed; see https://host/me@here"
+    assert reason(error) == "POST http://***@host:5000/api failed; see https://host/me@here"
 
 
 @pytest.mark.parametrize("finished, name", [(True, "LAST_WORDS"), (False, "IN_A_HURRY")])

@@ -262,5 +262,6 @@ def test_one_machine_of_a_type_is_a_custom_job_too(tmp_path):
     cluster = replace(load_cluster(FILE), training=Training(as_="customjob"))
     compile_pipeline(cluster, tmp_path / "one.yaml")
     (spec,) = yaml.safe_load_all((tmp_path / "one.yaml").read_text())
-    given = spec["components"]["comp-train"]["inputDefinitions"]["parameters"]["worker_pool_specs"]
-    assert [pool["replica_count"] for pool in given["defaultValue"]] == [1.0]
+    arguments = spec["deploymentSpec"]["executors"]["exec-train"]["container"]["args"]
+    job = json.loads(arguments[arguments.index("--payload") + 1])
+    assert [pool["replica_count"] for pool in job["job_spec"]["worker_pool_specs"]] == [1]

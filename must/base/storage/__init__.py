@@ -1,6 +1,6 @@
 """Local paths and buckets (gs://, s3://, az://) behind one interface: what is written is complete or absent.
 
-Ground floor: imports only `processes`. A store's module is imported with its first URI: clients are optional.
+Imports only `processes` and `text`. A store's module is imported with its first URI: clients are optional.
 """
 
 from must.base.storage.api import (

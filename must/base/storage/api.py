@@ -21,21 +21,23 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from must.base.storage.base import ConflictError, Entry, Generation, Writable
+from must.base.storage.store import Store
 from must.base.storage.unfinished import TEMPORARY, give_name, unfinished
+from must.base.text import without_secrets
 
 
-class Store(NamedTuple):
-    """How a scheme is served: our module, the package that it needs, the extra that installs it."""
+class Module(NamedTuple):
+    """How a scheme is served: the module that has its STORE, the package that it needs, the extra that installs it."""
 
     module: str
     package: str
     extra: str
 
 
-AZURE = Store("must.base.storage.azure", "azure-storage-blob", "azure")
+AZURE = Module("must.base.storage.azure", "azure-storage-blob", "azure")
 STORES = {
-    "gs": Store("must.base.storage.gcs", "google-cloud-storage", "gcs"),
-    "s3": Store("must.base.storage.s3", "boto3", "s3"),
+    "gs": Module("must.base.storage.gcs", "google-cloud-storage", "gcs"),
+    "s3": Module("must.base.storage.s3", "boto3", "s3"),
     "az": AZURE,
     "abfs": AZURE,
     "abfss": AZURE,
@@ -49,7 +51,8 @@ def is_remote(uri: str | Path) -> bool:
     scheme = text.split("://", 1)[0] if "://" in text else ""
     if scheme not in ("", "file", *STORES):
         raise ValueError(
-            f"{text}: unknown scheme '{scheme}://'; known are local paths, gs://, s3://, az:// and abfss://"
+            f"{without_secrets(text)}: unknown scheme '{scheme}://'; known are local paths, gs://, s3://, az:// and "
+            "abfss://"
         )
     return scheme in STORES
 
@@ -214,7 +217,7 @@ def copy(uri: str | Path, file: Writable) -> None:
             shutil.copyfileobj(source, file, 1 << 20)
 
 
-def copy_ranges(store: Any, uri: str, file: Writable) -> None:
+def copy_ranges(store: Store, uri: str, file: Writable) -> None:
     """Ranges of one generation: a lost connection costs a range, and a write in between cannot mix two versions."""
     size, generation = store.stat(uri)
     for start in range(0, size, store.RANGE):
@@ -269,12 +272,12 @@ def local(uri: str | Path) -> Path:
     return Path(str(uri).removeprefix("file://"))
 
 
-def remote(uri: str | Path) -> Any:
-    """The module that serves a bucket's URI, imported only when it is needed: every client is an optional package."""
+def remote(uri: str | Path) -> Store:
+    """The store of a bucket's URI. Its module is imported only when needed: every client is an optional package."""
     scheme = str(uri).split("://", 1)[0]
     store = STORES[scheme]
     try:
-        return importlib.import_module(store.module)
+        return importlib.import_module(store.module).STORE
     except ImportError as error:
         raise ValueError(
             f"{scheme}:// needs the package {store.package} ({error}); "

@@ -11,125 +11,107 @@ from __future__ import annotations
 import base64
 import os
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from azure.core import MatchConditions
 from azure.core import exceptions as core
 from azure.storage.blob import BlobBlock, BlobServiceClient
 
 from must.base.processes import per_process
-from must.base.storage.base import ConflictError, Entry, Generation, Stat
-from must.base.storage.retry import TIMEOUT, repeat
-from must.base.storage.retry import is_transient as transient_status
-
-Result = TypeVar("Result")
-PAGE = 1000  # names of one request of a listing
-RANGE = 32 << 20  # bytes of one request of a download or an upload; Azure takes up to 50,000 blocks
-MARK = "mustwrite"  # metadata that says which write an object came from
+from must.base.storage.base import Generation
+from must.base.storage.retry import TIMEOUT, is_transient
+from must.base.storage.store import MARK, Head, Place, Store, conflict, missing, one_line
+from must.base.text import without_secrets
 
 
-def stat(uri: str) -> Stat:
-    found = told(uri, blob_of(uri).get_blob_properties)
-    return Stat(int(found.size), str(found.etag))
+class Azure(Store):
+    bucket = "container"
+    form = "az://container/name or abfss://container@account.dfs.core.windows.net/name"
 
+    def head(self, place: Place) -> Head:
+        found = blob_of(place).get_blob_properties()
+        return Head(int(found.size), str(found.etag), (found.metadata or {}).get(MARK))
 
-def list_files(uri: str) -> Iterator[Entry]:
-    """One page at a time. Folders, which accounts with a hierarchical namespace keep as objects, are left out."""
-    account, container, prefix = split(uri)
-    prefix = prefix.rstrip("/") + "/" if prefix else ""
-    token: str | None = None
+    def page(self, place: Place, prefix: str, token: str) -> tuple[list[tuple[str, int]], str]:
+        """Without folders, which accounts with a hierarchical namespace keep as objects."""
+        container = client(place.account).get_container_client(place.bucket)
+        found = container.list_blobs(name_starts_with=prefix, include=["metadata"], results_per_page=self.PAGE)
+        pages = found.by_page(token or None)
+        blobs = [blob for blob in next(pages, ()) if not (blob.metadata or {}).get("hdi_isfolder")]
+        return [(blob.name, int(blob.size)) for blob in blobs], pages.continuation_token or ""
 
-    def one_page() -> tuple[list[Any], str | None]:
-        place = client(account).get_container_client(container)
-        found = place.list_blobs(name_starts_with=prefix, include=["metadata"], results_per_page=PAGE)
-        pages = found.by_page(token)
-        return list(next(pages, ())), pages.continuation_token
-
-    while True:
-        with needing_container(uri):
-            page, token = told(uri, one_page)
-        for blob in page:
-            if not (blob.name.endswith("/") or (blob.metadata or {}).get("hdi_isfolder")):
-                yield Entry(blob.name[len(prefix) :], int(blob.size))
-        if not token:
-            return
-
-
-def read_bytes(uri: str, start: int = 0, length: int | None = None, generation: Generation | None = None) -> bytes:
-    if length == 0:
-        return b""
-
-    def read() -> bytes:
+    def get(self, place: Place, start: int, length: int | None, generation: Generation | None) -> bytes:
         try:
-            return blob_of(uri).download_blob(start, length, **condition_of(generation)).readall()
+            return blob_of(place).download_blob(start, length, **condition_of(generation)).readall()
         except core.HttpResponseError as error:
-            if error.status_code == 416:  # at or after the end, or an empty object: as a local file does
+            if error.status_code == 416:
                 return b""
             raise
 
-    return told(uri, read)
+    def put(self, place: Place, data: bytes, condition: Generation | None, mark: str) -> Generation:
+        options = {"overwrite": condition != 0, "metadata": {MARK: mark}, "validate_content": True}
+        return str(blob_of(place).upload_blob(data, **options, **condition_of(condition))["etag"])
 
-
-def write_bytes(uri: str, data: bytes, if_generation_match: Generation | None = None) -> str:
-    """Returns the new object's generation."""
-    mark = uuid.uuid4().hex
-
-    def send() -> str:
-        options = {"overwrite": if_generation_match != 0, "metadata": {MARK: mark}, "validate_content": True}
-        return str(blob_of(uri).upload_blob(data, **options, **condition_of(if_generation_match))["etag"])
-
-    with needing_container(uri):
-        try:
-            return told(uri, send)
-        except ConflictError:
-            if generation := written_by(uri, mark):
-                return generation
-            raise
-
-
-def upload(path: Path, uri: str) -> None:
-    """Files larger than RANGE go in blocks, each of which is repeated by itself; left-over ones go after a week."""
-    size, mark = path.stat().st_size, uuid.uuid4().hex
-    if size <= RANGE:
-        write_bytes(uri, path.read_bytes())
-        return
-    names = [base64.b64encode(f"{mark}-{number:06d}".encode()).decode() for number in range(-(-size // RANGE))]
-
-    def send(name: str, data: bytes) -> None:
-        told(uri, lambda: blob_of(uri).stage_block(name, data, validate_content=True))
-
-    def commit() -> None:
-        blob_of(uri).commit_block_list([BlobBlock(name) for name in names], metadata={MARK: mark})
-
-    with needing_container(uri):
+    def put_parts(self, place: Place, path: Path, mark: str) -> None:
+        """Blocks that are left over go after a week."""
+        count = -(-path.stat().st_size // self.RANGE)
+        names = [base64.b64encode(f"{mark}-{number:06d}".encode()).decode() for number in range(count)]
+        blob = blob_of(place)
         with path.open("rb") as file:
             for name in names:
-                send(name, file.read(RANGE))
-        try:
-            told(uri, commit)
-        except ValueError:  # a block list that was committed already is invalid the second time
-            if not written_by(uri, mark):
-                raise
+                self.ask(place, partial(blob.stage_block, name, file.read(self.RANGE), validate_content=True))
+        self.ask(place, lambda: blob.commit_block_list([BlobBlock(name) for name in names], metadata={MARK: mark}))
+
+    def copy_object(self, place: Place, target: Place) -> None:
+        destination = blob_of(target)
+        state = self.ask(place, lambda: destination.start_copy_from_url(blob_of(place).url))["copy_status"]
+        while state == "pending":
+            time.sleep(0.2)
+            state = self.ask(target, destination.get_blob_properties).copy.status
+        if state != "success":
+            raise ValueError(f"{place.uri}: the server could not copy it to {target.uri} ({state})")
+
+    def remove(self, place: Place, condition: Generation | None) -> None:
+        blob_of(place).delete_blob(**condition_of(condition))
+
+    def split(self, uri: str) -> Place:
+        """abfss://container@account.host/name names the account itself."""
+        scheme, _, rest = uri.partition("://")
+        if scheme == "az":
+            return super().split(uri)
+        where, _, name = rest.partition("/")
+        container, _, host = where.partition("@")
+        if not container or not host:
+            raise ValueError(f"{uri}: no container; expected {self.form}")
+        return Place(uri, container, name, host.partition(".")[0])
+
+    def no_bucket(self, place: Place) -> str:
+        return f"; check the name and the account, or make it with: az storage container create --name {place.bucket}"
+
+    def is_transient(self, error: BaseException) -> bool:
+        if isinstance(error, core.HttpResponseError):  # without a status: the connection broke in the body
+            return error.status_code is None or is_transient(error.status_code)
+        return isinstance(error, (core.ServiceRequestError, core.ServiceResponseError, ConnectionError))
+
+    def translate(self, place: Place, error: Exception) -> Exception | None:
+        uri = place.uri
+        if isinstance(error, core.ClientAuthenticationError):
+            return ValueError(f"{uri}: the server does not accept these credentials ({code_of(error)}). {LOG_IN}")
+        if isinstance(error, core.HttpResponseError):  # by status: what has no body has no class of its own
+            match error.status_code:
+                case 404:
+                    return missing(place)
+                case 409 | 412:
+                    return conflict(place)
+                case 403:
+                    return ValueError(f"{uri}: no permission ({code_of(error)}). {LOG_IN}")
+            return ValueError(f"{uri}: the server refused: {code_of(error)}")
+        return ValueError(f"{uri}: {one_line(error)}") if isinstance(error, core.AzureError) else None
 
 
-def copy(uri: str, target: str) -> None:
-    """On the server."""
-    destination = blob_of(target)
-    state = told(uri, lambda: destination.start_copy_from_url(blob_of(uri).url))["copy_status"]
-    while state == "pending":
-        time.sleep(0.2)
-        state = told(target, destination.get_blob_properties).copy.status
-    if state != "success":
-        raise ValueError(f"{uri}: the server could not copy it to {target} ({state})")
-
-
-def delete(uri: str, if_generation_match: Generation | None = None) -> None:
-    with suppress(FileNotFoundError):
-        told(uri, lambda: blob_of(uri).delete_blob(**condition_of(if_generation_match)))
+STORE = Azure()
 
 
 def condition_of(generation: Generation | None) -> dict[str, Any]:
@@ -139,45 +121,8 @@ def condition_of(generation: Generation | None) -> dict[str, Any]:
     return {"etag": str(generation), "match_condition": MatchConditions.IfNotModified}
 
 
-def written_by(uri: str, mark: str) -> str | None:
-    """The object's generation if it came from the write of that mark: a first try arrived and its answer got lost."""
-    with suppress(FileNotFoundError):
-        found = told(uri, blob_of(uri).get_blob_properties)
-        if found.metadata.get(MARK) == mark:
-            return str(found.etag)
-    return None
-
-
-@contextmanager
-def needing_container(uri: str) -> Iterator[None]:
-    """Listing and writing find no object missing: then it is the container."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        _, container, _ = split(uri)
-        raise ValueError(
-            f"{uri}: there is no container '{container}'; check the name and the account, "
-            f"or make it with: az storage container create --name {container}"
-        ) from error
-
-
-def split(uri: str) -> tuple[str, str, str]:
-    """az://container/name -> ("", container, name); abfss://container@account.host/name -> (account, ...)."""
-    scheme, _, rest = uri.partition("://")
-    place, _, name = rest.partition("/")
-    container, _, host = place.partition("@")
-    if not container or (scheme != "az" and not host):
-        raise ValueError(
-            f"{uri}: no container; expected az://container/name or abfss://container@account.dfs.core.windows.net/name"
-        )
-    return host.partition(".")[0], container, name
-
-
-def blob_of(uri: str) -> Any:
-    account, container, name = split(uri)
-    if not name:
-        raise FileNotFoundError(f"{uri} is a container, not an object")
-    return client(account).get_blob_client(container, name)
+def blob_of(place: Place) -> Any:
+    return client(place.account).get_blob_client(place.bucket, place.name)
 
 
 def client(account: str = "") -> Any:
@@ -193,15 +138,15 @@ def client_of(connection: str, account: str, key: str) -> Any:
         "retry_total": 0,  # `repeat` is more patient
         "connection_timeout": TIMEOUT[0],
         "read_timeout": TIMEOUT[1],
-        "max_single_put_size": 2 * RANGE,
-        "max_single_get_size": RANGE,
-        "max_chunk_get_size": RANGE,
+        "max_single_put_size": 2 * Store.RANGE,
+        "max_single_get_size": Store.RANGE,
+        "max_chunk_get_size": Store.RANGE,
     }
     if connection:
         try:
             return BlobServiceClient.from_connection_string(connection, **options)
         except ValueError as error:
-            raise ValueError(f"AZURE_STORAGE_CONNECTION_STRING: {error}") from error
+            raise ValueError(without_secrets(f"AZURE_STORAGE_CONNECTION_STRING: {error}")) from error
     if not account:
         raise ValueError(NO_CREDENTIALS)
     return BlobServiceClient(
@@ -223,38 +168,9 @@ NO_CREDENTIALS = (
 )
 
 
-def told(uri: str, call: Callable[[], Result]) -> Result:
-    """`call`, repeated while its failure may be transient; its errors in the words of `must.base.storage`."""
-    try:
-        return repeat(uri, call, is_transient)
-    except core.ResourceNotFoundError as error:
-        raise FileNotFoundError(f"{uri} does not exist") from error
-    except (core.ResourceExistsError, core.ResourceModifiedError) as error:
-        raise ConflictError(f"{uri} was written by another program") from error
-    except core.ClientAuthenticationError as error:
-        raise ValueError(f"{uri}: the server does not accept these credentials ({code_of(error)}). {LOG_IN}") from error
-    except core.HttpResponseError as error:
-        if error.status_code == 404:  # what has no body has no class of its own
-            raise FileNotFoundError(f"{uri} does not exist") from error
-        if error.status_code in (409, 412):
-            raise ConflictError(f"{uri} was written by another program") from error
-        if error.status_code == 403:
-            raise ValueError(f"{uri}: no permission ({code_of(error)}). {LOG_IN}") from error
-        raise ValueError(f"{uri}: the server refused: {code_of(error)}") from error
-    except core.AzureError as error:
-        raise ValueError(f"{uri}: {' '.join(str(error).split())}") from error
-
-
 LOG_IN = (
     "Look at the key or the SAS token and its date, or ask for the role Storage Blob Data Contributor on the container"
 )
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed a moment later."""
-    if isinstance(error, core.HttpResponseError):  # without a status: the connection broke in the middle of the body
-        return error.status_code is None or transient_status(error.status_code)
-    return isinstance(error, (core.ServiceRequestError, core.ServiceResponseError, ConnectionError))
 
 
 def code_of(error: core.HttpResponseError) -> str:

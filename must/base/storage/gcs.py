@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import http.client
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import requests.adapters  # type: ignore[import-untyped]
 import requests.exceptions  # type: ignore[import-untyped]
@@ -26,149 +24,107 @@ from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 
 from must.base.processes import per_process
 from must.base.storage import retry
-from must.base.storage.base import ConflictError, Entry, Generation, Stat
+from must.base.storage.base import Generation
 from must.base.storage.retry import TIMEOUT
-
-Result = TypeVar("Result")
-PAGE = 1000  # names of one request of a listing
-RANGE = 32 << 20  # bytes of one request of a download or an upload: what a lost connection costs at most
+from must.base.storage.store import MARK, Head, Place, Store, conflict, missing
 
 
-def stat(uri: str) -> Stat:
-    blob = blob_of(uri)
-    with_retry(uri, lambda: blob.reload(retry=None, timeout=TIMEOUT))
-    return Stat(int(blob.size), int(blob.generation))
+class Gcs(Store):
+    form = "gs://bucket/name"
 
+    def head(self, place: Place) -> Head:
+        blob = blob_of(place)
+        blob.reload(retry=None, timeout=TIMEOUT)
+        return Head(int(blob.size), int(blob.generation), (blob.metadata or {}).get(MARK))
 
-def list_files(uri: str) -> Iterator[Entry]:
-    """One page at a time. Placeholders of folders (names that end with "/") are left out."""
-    bucket, prefix = bucket_and_name(uri)
-    prefix = prefix.rstrip("/") + "/" if prefix else ""
-    token: str | None = None
-    while True:
-        with missing_bucket(uri):
-            page, token = with_retry(uri, partial(one_page, bucket, prefix, token))
-        yield from page
-        if not token:
-            return
+    def page(self, place: Place, prefix: str, token: str) -> tuple[list[tuple[str, int]], str]:
+        blobs = client().list_blobs(
+            place.bucket,
+            prefix=prefix,
+            page_token=token or None,
+            page_size=self.PAGE,
+            fields="items(name,size),nextPageToken",
+            retry=None,
+            timeout=TIMEOUT,
+        )
+        return [(blob.name, int(blob.size)) for blob in next(blobs.pages, ())], blobs.next_page_token or ""
 
-
-def one_page(bucket: str, prefix: str, token: str | None) -> tuple[list[Entry], str | None]:
-    blobs = client().list_blobs(
-        bucket,
-        prefix=prefix,
-        page_token=token,
-        page_size=PAGE,
-        fields="items(name,size),nextPageToken",
-        retry=None,
-        timeout=TIMEOUT,
-    )
-    page = next(blobs.pages, ())
-    entries = [Entry(blob.name[len(prefix) :], int(blob.size)) for blob in page if not blob.name.endswith("/")]
-    return entries, blobs.next_page_token
-
-
-def read_bytes(uri: str, start: int = 0, length: int | None = None, generation: Generation | None = None) -> bytes:
-    if length == 0:
-        return b""
-    blob = blob_of(uri, generation)
-    end = None if length is None else start + length - 1
-
-    def read() -> bytes:
+    def get(self, place: Place, start: int, length: int | None, generation: Generation | None) -> bytes:
+        end = None if length is None else start + length - 1
         try:
+            blob = blob_of(place, generation=generation)
             return blob.download_as_bytes(start=start or None, end=end, retry=None, timeout=TIMEOUT)
-        except api.RequestRangeNotSatisfiable:  # at or past the end, or an empty object: as a local file does
+        except api.RequestRangeNotSatisfiable:
             return b""
 
-    return with_retry(uri, read)
-
-
-def write_bytes(uri: str, data: bytes, if_generation_match: Generation | None = None) -> Generation:
-    """Returns the new object's generation."""
-
-    def send() -> int:
-        blob = blob_of(uri, pieces=True)
-        blob.upload_from_string(
-            data,
-            content_type="application/octet-stream",
-            checksum="auto",
-            if_generation_match=if_generation_match,
-            retry=for_pieces(),
-            timeout=TIMEOUT,
-        )
+    def put(self, place: Place, data: bytes, condition: Generation | None, mark: str) -> Generation:
+        blob = self.marked(place, mark)
+        blob.upload_from_string(data, if_generation_match=condition, **self.upload_options())
         return int(blob.generation)
 
-    try:
-        with missing_bucket(uri):
-            return with_retry(uri, send)
-    except ConflictError:
-        # A first try may have arrived while its answer got lost. Then what is there is what we sent.
-        with suppress(FileNotFoundError):
-            found = stat(uri)
-            if found.size == len(data) and read_bytes(uri, generation=found.generation) == data:
-                return found.generation
-        raise
+    def put_parts(self, place: Place, path: Path, mark: str) -> None:
+        """The client sends the pieces; the server leaves out the bytes that it has from a try before."""
+        blob = self.marked(place, mark)
+        self.ask(place, lambda: blob.upload_from_filename(str(path), **self.upload_options()))
 
+    def marked(self, place: Place, mark: str) -> Any:
+        blob = blob_of(place, chunk_size=self.RANGE)  # used from 8 MiB on
+        blob.metadata = {MARK: mark}
+        return blob
 
-def upload(path: Path, uri: str) -> None:
-    def send() -> None:
-        blob_of(uri, pieces=True).upload_from_filename(
-            str(path),
-            content_type="application/octet-stream",
-            checksum="auto",
-            retry=for_pieces(),  # of each piece; the server leaves out the bytes that it has from a try before
-            timeout=TIMEOUT,
+    def upload_options(self) -> dict[str, Any]:
+        return {
+            "content_type": "application/octet-stream",
+            "checksum": "auto",
+            "retry": Retry(  # its clock starts with the piece; DEFAULT_RETRY takes a damaged answer for final
+                self.is_transient, retry.FIRST_PAUSE, retry.LONGEST_PAUSE, 2.0, retry.RETRY_TIMEOUT
+            ),
+            "timeout": TIMEOUT,
+        }
+
+    def copy_object(self, place: Place, target: Place) -> None:
+        source, destination, token = blob_of(place), blob_of(target), None
+        while True:
+            rewrite = partial(destination.rewrite, source, token=token, retry=None, timeout=TIMEOUT)
+            token = self.ask(place, rewrite)[0]
+            if token is None:
+                return
+
+    def remove(self, place: Place, condition: Generation | None) -> None:
+        blob_of(place).delete(if_generation_match=condition, retry=None, timeout=TIMEOUT)
+
+    def no_bucket(self, place: Place) -> str:
+        return (
+            ", or you may not see it; check the name, or make it with: "
+            f"gcloud storage buckets create gs://{place.bucket}"
         )
 
-    with missing_bucket(uri):
-        with_retry(uri, send)
+    def is_transient(self, error: BaseException) -> bool:
+        return isinstance(error, TRANSIENT_ERRORS) or retry.is_transient(status_of(error))
+
+    def translate(self, place: Place, error: Exception) -> Exception | None:
+        uri = place.uri
+        if isinstance(error, auth.RefreshError):
+            return ValueError(f"{uri}: the credentials have expired or were revoked. {NO_CREDENTIALS}")
+        if isinstance(error, api.RetryError):  # of a piece
+            return retry.given_up(uri, error)
+        match status_of(error):
+            case 404:
+                return missing(place)
+            case 412:
+                return conflict(place)
+            case 401:
+                return ValueError(f"{uri}: the server does not accept these credentials. {NO_CREDENTIALS}")
+            case 403:
+                return ValueError(f"{uri}: no permission; ask for the role Storage Object User on the bucket")
+        return None
 
 
-def copy(uri: str, target: str) -> None:
-    """On the server."""
-    source, destination = blob_of(uri), blob_of(target)
-
-    def some_of_it(token: str | None) -> str | None:
-        return destination.rewrite(source, token=token, retry=None, timeout=TIMEOUT)[0]
-
-    token = with_retry(uri, lambda: some_of_it(None))
-    while token is not None:
-        token = with_retry(uri, partial(some_of_it, token))
+STORE = Gcs()
 
 
-def delete(uri: str, if_generation_match: int | None = None) -> None:
-    blob = blob_of(uri)
-    with suppress(FileNotFoundError):
-        with_retry(uri, lambda: blob.delete(if_generation_match=if_generation_match, retry=None, timeout=TIMEOUT))
-
-
-@contextmanager
-def missing_bucket(uri: str) -> Iterator[None]:
-    """Listing and writing find no object missing: then it is the bucket."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        bucket, _ = bucket_and_name(uri)
-        raise ValueError(
-            f"{uri}: there is no bucket '{bucket}', or you may not see it; "
-            f"check the name, or make it with: gcloud storage buckets create gs://{bucket}"
-        ) from error
-
-
-def bucket_and_name(uri: str) -> tuple[str, str]:
-    """gs://bucket/name -> (bucket, name)."""
-    bucket, _, name = uri.removeprefix("gs://").partition("/")
-    if not bucket:
-        raise ValueError(f"{uri}: no bucket; expected gs://bucket/name")
-    return bucket, name
-
-
-def blob_of(uri: str, generation: Generation | None = None, pieces: bool = False) -> Any:
-    """`pieces`: what is uploaded goes in requests of RANGE bytes, if it is larger than 8 MiB."""
-    bucket, name = bucket_and_name(uri)
-    if not name:
-        raise FileNotFoundError(f"{uri} is a bucket, not an object")
-    return client().bucket(bucket).blob(name, RANGE if pieces else None, generation=generation)
+def blob_of(place: Place, **options: Any) -> Any:
+    return client().bucket(place.bucket).blob(place.name, **options)
 
 
 def client() -> Any:
@@ -198,36 +154,9 @@ NO_CREDENTIALS = (
 )
 
 
-def with_retry(uri: str, call: Callable[[], Result]) -> Result:
-    """`call`, repeated while the server is busy or the connection breaks; its errors are `must.base.storage`'s."""
-    try:
-        return retry.repeat(uri, call, is_transient)
-    except (api.NotFound, InvalidResponse) as error:
-        if isinstance(error, InvalidResponse) and status_of(error) != 404:
-            raise
-        raise FileNotFoundError(f"{uri} does not exist") from error
-    except api.PreconditionFailed as error:
-        raise ConflictError(f"{uri} was written by another program") from error
-    except api.Unauthorized as error:
-        raise ValueError(f"{uri}: the server does not accept these credentials. {NO_CREDENTIALS}") from error
-    except api.Forbidden as error:
-        raise ValueError(f"{uri}: no permission; ask for the role Storage Object User on the bucket") from error
-    except auth.RefreshError as error:
-        raise ValueError(f"{uri}: the credentials have expired or were revoked. {NO_CREDENTIALS}") from error
-    except api.RetryError as error:  # of a piece
-        raise retry.given_up(uri, error) from error
-
-
-def for_pieces() -> Retry:
-    """How the client repeats a piece of an upload, the clock of which starts with the piece: as we repeat a request.
-
-    Its own DEFAULT_RETRY takes a damaged answer and some broken connections for final.
-    """
-    return Retry(is_transient, retry.FIRST_PAUSE, retry.LONGEST_PAUSE, 2.0, retry.RETRY_TIMEOUT)
-
-
 TRANSIENT_ERRORS = (
     ConnectionError,
+    auth.TransportError,
     requests.exceptions.ConnectionError,
     requests.exceptions.ChunkedEncodingError,
     requests.exceptions.Timeout,
@@ -236,13 +165,6 @@ TRANSIENT_ERRORS = (
     urllib3.exceptions.HTTPError,
     DataCorruption,
 )
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether an error is transient: the same request may succeed a moment later."""
-    if isinstance(error, auth.TransportError):
-        return True
-    return isinstance(error, TRANSIENT_ERRORS) or retry.is_transient(status_of(error))
 
 
 def status_of(error: BaseException) -> int | None:

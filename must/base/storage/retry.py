@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from must.base.storage.base import TransientError, UnreachableError
+from must.base.text import without_secrets
 
 Result = TypeVar("Result")
 FIRST_PAUSE = 0.2  # seconds before a request is repeated; then twice as long each time, at random below that
@@ -54,5 +55,5 @@ def repeat(
 
 
 def given_up(where: str, error: Exception) -> UnreachableError:
-    why = next(iter(str(error).splitlines()), "") or type(error).__name__
+    why = without_secrets(next(iter(str(error).splitlines()), "")) or type(error).__name__
     return UnreachableError(f"{where}: the server could not be reached for {RETRY_TIMEOUT:g} s: {why}")

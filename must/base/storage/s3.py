@@ -13,11 +13,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import boto3.session
 import urllib3.exceptions
@@ -25,124 +24,123 @@ from botocore import exceptions as boto
 from botocore.config import Config
 
 from must.base.processes import per_process
-from must.base.storage.base import ConflictError, Entry, Generation, Stat
-from must.base.storage.retry import TIMEOUT, repeat
-from must.base.storage.retry import is_transient as transient_status
-
-Result = TypeVar("Result")
-PAGE = 1000  # names of one request of a listing
-RANGE = 32 << 20  # bytes of one request of a download or an upload; S3 takes up to 10,000 parts: 320 GB
-MARK = "must-write"  # metadata that says which write an object came from
+from must.base.storage.base import Generation
+from must.base.storage.retry import TIMEOUT, is_transient
+from must.base.storage.store import MARK, Head, Place, Store, conflict, missing, one_line
+from must.base.text import without_secrets
 
 
-def stat(uri: str) -> Stat:
-    try:
-        found = ask(uri, "head_object", **place_of(uri))
-    except ValueError as error:
-        # What is refused as a bad request, of expired credentials for instance, is told in a body: HEAD has none.
-        if isinstance(error.__cause__, boto.ClientError) and status_of(error.__cause__) == 400:
-            read_bytes(uri, 0, 1)
-        raise
-    return Stat(int(found["ContentLength"]), found["ETag"])
+class S3(Store):
+    form = "s3://bucket/name"
 
-
-def list_files(uri: str) -> Iterator[Entry]:
-    """One page at a time. Placeholders of folders (names that end with "/") are left out."""
-    bucket, prefix = split(uri)
-    prefix = prefix.rstrip("/") + "/" if prefix else ""
-    where: dict[str, str] = {}
-    while True:
-        with needing_bucket(uri):
-            page = ask(uri, "list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=PAGE, **where)
-        for found in page.get("Contents", ()):
-            if not found["Key"].endswith("/"):
-                yield Entry(found["Key"][len(prefix) :], int(found["Size"]))
-        if not page.get("IsTruncated"):
-            return
-        where = {"ContinuationToken": page["NextContinuationToken"]}
-
-
-def read_bytes(uri: str, start: int = 0, length: int | None = None, generation: Generation | None = None) -> bytes:
-    if length == 0:
-        return b""
-    wanted = {"Range": f"bytes={start}-{'' if length is None else start + length - 1}"} if start or length else {}
-    if generation is not None:
-        wanted["IfMatch"] = str(generation)
-
-    def read() -> bytes:
+    def head(self, place: Place) -> Head:
         try:
-            return client().get_object(**place_of(uri), **wanted)["Body"].read()
+            found = client().head_object(**key_of(place))
         except boto.ClientError as error:
-            if code_of(error) == "InvalidRange":  # at or after the end, or an empty object: as a local file does
+            if status_of(error) == 400:  # of expired credentials, say: the answer's body tells, and HEAD has none
+                client().get_object(**key_of(place), Range="bytes=0-0")
+            raise
+        return Head(int(found["ContentLength"]), found["ETag"], found.get("Metadata", {}).get(MARK))
+
+    def page(self, place: Place, prefix: str, token: str) -> tuple[list[tuple[str, int]], str]:
+        where = {"ContinuationToken": token} if token else {}
+        found = client().list_objects_v2(Bucket=place.bucket, Prefix=prefix, MaxKeys=self.PAGE, **where)
+        return [(one["Key"], int(one["Size"])) for one in found.get("Contents", ())], found.get(
+            "NextContinuationToken", ""
+        )
+
+    def get(self, place: Place, start: int, length: int | None, generation: Generation | None) -> bytes:
+        wanted = {"Range": f"bytes={start}-{'' if length is None else start + length - 1}"} if start or length else {}
+        try:
+            return client().get_object(**key_of(place), **wanted, **condition_of(generation))["Body"].read()
+        except boto.ClientError as error:
+            if code_of(error) == "InvalidRange":
                 return b""
             raise
 
-    return told(uri, read)
+    def put(self, place: Place, data: bytes, condition: Generation | None, mark: str) -> Generation:
+        given = key_of(place) | condition_of(condition)
+        return client().put_object(**given, Body=data, ContentMD5=md5(data), Metadata={MARK: mark})["ETag"]
 
-
-def write_bytes(uri: str, data: bytes, if_generation_match: Generation | None = None) -> str:
-    """Returns the new object's generation."""
-    mark, condition = uuid.uuid4().hex, condition_of(if_generation_match)
-    with needing_bucket(uri):
+    def put_parts(self, place: Place, path: Path, mark: str) -> None:
+        begun = self.ask(place, lambda: client().create_multipart_upload(**key_of(place), Metadata={MARK: mark}))
+        given, sent = key_of(place) | {"UploadId": begun["UploadId"]}, []
         try:
-            return ask(
-                uri,
-                "put_object",
-                **place_of(uri),
-                **condition,
-                Body=data,
-                ContentMD5=md5(data),
-                Metadata={MARK: mark},
-            )["ETag"]
-        except ConflictError:
-            if generation := written_by(uri, mark):
-                return generation
+            with path.open("rb") as file:
+                for number in range(1, -(-path.stat().st_size // self.RANGE) + 1):
+                    part = {"PartNumber": number, **given}
+                    answer = self.ask(place, partial(send_part, file.read(self.RANGE), part))
+                    sent.append({"PartNumber": number, "ETag": answer["ETag"]})
+            self.ask(place, lambda: client().complete_multipart_upload(**given, MultipartUpload={"Parts": sent}))
+        except BaseException:
+            with suppress(Exception):  # parts that are left over cost money until the bucket's own rule removes them
+                client().abort_multipart_upload(**given)
             raise
 
+    def copy_object(self, place: Place, target: Place) -> None:
+        """At most 5 GB."""
+        self.ask(place, lambda: client().copy_object(**key_of(target), CopySource=key_of(place)))
 
-def upload(path: Path, uri: str) -> None:
-    """Files larger than RANGE go in parts, each of which is repeated by itself."""
-    if path.stat().st_size <= RANGE:
-        write_bytes(uri, path.read_bytes())
-        return
-    mark = uuid.uuid4().hex
-    with needing_bucket(uri):
-        begun = ask(uri, "create_multipart_upload", **place_of(uri), Metadata={MARK: mark})
-    place = place_of(uri) | {"UploadId": begun["UploadId"]}
-    try:
-        parts = list(send_parts(path, uri, place))
-        ask(uri, "complete_multipart_upload", **place, MultipartUpload={"Parts": parts})
-    except BaseException as error:
-        # Completing may have been carried out while its answer was lost; then there is no such upload any more.
-        if isinstance(error, FileNotFoundError) and written_by(uri, mark):
-            return
-        with suppress(Exception):  # parts that are left over cost money until the bucket's own rule removes them
-            client().abort_multipart_upload(**place)
-        raise
+    def remove(self, place: Place, condition: Generation | None) -> None:
+        """S3 deletes on condition; servers that ignore it are asked first, which leaves a moment for a race."""
+        if condition is not None and self.head(place).generation != condition:
+            raise conflict(place)
+        client().delete_object(**key_of(place), **condition_of(condition))
+
+    def no_bucket(self, place: Place) -> str:
+        return (
+            f" at {client().meta.endpoint_url}; check the name and AWS_ENDPOINT_URL, or make it with: "
+            f"aws s3 mb s3://{place.bucket}"
+        )
+
+    def is_transient(self, error: BaseException) -> bool:
+        if isinstance(error, boto.ClientError):
+            return code_of(error) in BUSY or is_transient(status_of(error))
+        if isinstance(error, boto.SSLError):
+            return False
+        lost = (boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, urllib3.exceptions.HTTPError)
+        return isinstance(error, (*lost, ConnectionError))
+
+    def translate(self, place: Place, error: Exception) -> Exception | None:
+        uri = place.uri
+        if isinstance(error, boto.ParamValidationError):
+            return ValueError(f"{uri}: S3 does not take this name: {one_line(error)}")
+        if isinstance(error, boto.BotoCoreError):  # no credentials, an untrusted certificate, no endpoint
+            hint = f". {NO_CREDENTIALS}" if isinstance(error, ABOUT_CREDENTIALS) else ""
+            return ValueError(f"{uri}: {one_line(error).rstrip('.')}{hint}")
+        if not isinstance(error, boto.ClientError):
+            return None
+        code, status = code_of(error), status_of(error)
+        if code in ("NoSuchKey", "NoSuchBucket", "NoSuchUpload", "404", "NotFound") or status == 404:
+            return missing(place)
+        if code in ("PreconditionFailed", "412") or status == 412:
+            return conflict(place)
+        if code == "NotImplemented" or status == 501:
+            return ValueError(
+                f"{uri}: this server does not write on condition (If-Match, If-None-Match), which locks and LATEST "
+                "rest on; a newer version of it may"
+            )
+        if code in EXPIRED:
+            return ValueError(f"{uri}: the credentials have expired. {NO_CREDENTIALS}")
+        if code in KEYS or status == 401:
+            return ValueError(f"{uri}: the server does not accept these credentials ({code}). {NO_CREDENTIALS}")
+        if code in REGION or status == 301:
+            region = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region", "")
+            where, value = (f"the region {region}", f"={region}") if region else ("another region", "")
+            return ValueError(f"{uri}: the bucket '{place.bucket}' lies in {where}; set AWS_REGION{value}")
+        if status == 403:
+            return ValueError(
+                f"{uri}: no permission ({code}); the role needs s3:ListBucket on arn:aws:s3:::{place.bucket} and "
+                f"s3:GetObject, s3:PutObject, s3:DeleteObject on arn:aws:s3:::{place.bucket}/*"
+            )
+        return ValueError(f"{uri}: the server refused: {error.response.get('Error', {}).get('Message') or code}")
 
 
-def send_parts(path: Path, uri: str, place: dict[str, str]) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as file:
-        for number in range(1, -(-path.stat().st_size // RANGE) + 1):
-            data = file.read(RANGE)
-            sent = ask(uri, "upload_part", **place, PartNumber=number, Body=data, ContentMD5=md5(data))
-            yield {"PartNumber": number, "ETag": sent["ETag"]}
+STORE = S3()
 
 
-def copy(uri: str, target: str) -> None:
-    """On the server; at most 5 GB."""
-    ask(uri, "copy_object", **place_of(target), CopySource=place_of(uri))
-
-
-def delete(uri: str, if_generation_match: Generation | None = None) -> None:
-    """S3 deletes on condition; servers that ignore the condition are asked first, which leaves a moment for a race."""
-    with suppress(FileNotFoundError):
-        if if_generation_match is None:
-            ask(uri, "delete_object", **place_of(uri))
-            return
-        if stat(uri).generation != if_generation_match:
-            raise ConflictError(f"{uri} was written by another program")
-        ask(uri, "delete_object", **place_of(uri), IfMatch=str(if_generation_match))
+def send_part(data: bytes, part: dict[str, Any]) -> dict[str, Any]:
+    return client().upload_part(**part, Body=data, ContentMD5=md5(data))
 
 
 def condition_of(generation: Generation | None) -> dict[str, str]:
@@ -151,41 +149,8 @@ def condition_of(generation: Generation | None) -> dict[str, str]:
     return {"IfNoneMatch": "*"} if generation == 0 else {"IfMatch": str(generation)}
 
 
-def written_by(uri: str, mark: str) -> str | None:
-    """The object's generation if it came from the write of that mark: a first try arrived and its answer got lost."""
-    with suppress(FileNotFoundError):
-        found = ask(uri, "head_object", **place_of(uri))
-        if found.get("Metadata", {}).get(MARK) == mark:
-            return found["ETag"]
-    return None
-
-
-@contextmanager
-def needing_bucket(uri: str) -> Iterator[None]:
-    """Listing and writing find no object missing: then it is the bucket."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        bucket, _ = split(uri)
-        raise ValueError(
-            f"{uri}: there is no bucket '{bucket}' at {client().meta.endpoint_url}; check the name and "
-            f"AWS_ENDPOINT_URL, or make it with: aws s3 mb s3://{bucket}"
-        ) from error
-
-
-def split(uri: str) -> tuple[str, str]:
-    """s3://bucket/name -> (bucket, name)."""
-    bucket, _, name = uri.removeprefix("s3://").partition("/")
-    if not bucket:
-        raise ValueError(f"{uri}: no bucket; expected s3://bucket/name")
-    return bucket, name
-
-
-def place_of(uri: str) -> dict[str, str]:
-    bucket, name = split(uri)
-    if not name:
-        raise FileNotFoundError(f"{uri} is a bucket, not an object")
-    return {"Bucket": bucket, "Key": name}
+def key_of(place: Place) -> dict[str, str]:
+    return {"Bucket": place.bucket, "Key": place.name}
 
 
 def md5(data: bytes) -> str:
@@ -210,7 +175,7 @@ def client_of(endpoint: str) -> Any:
     try:
         return boto3.session.Session().client("s3", config=settings, endpoint_url=endpoint or None)
     except ValueError as error:  # AWS_ENDPOINT_URL is no URL
-        raise ValueError(f"AWS_ENDPOINT_URL '{endpoint}': {error}") from error
+        raise ValueError(without_secrets(f"AWS_ENDPOINT_URL '{endpoint}': {error}")) from error
     except (boto.ProfileNotFound, boto.ConfigParseError, boto.PartialCredentialsError) as error:
         raise ValueError(f"s3://: {error}. {NO_CREDENTIALS}") from error
 
@@ -228,65 +193,16 @@ ABOUT_CREDENTIALS = (
 )
 KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AuthFailure", "UnrecognizedClientException")
 EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired")
+BUSY = (
+    "SlowDown",
+    "RequestTimeout",
+    "InternalError",
+    "ServiceUnavailable",
+    "ConditionalRequestConflict",
+    "OperationAborted",
+    "BadDigest",
+)
 REGION = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301")
-
-
-def ask(uri: str, operation: str, **parameters: Any) -> dict[str, Any]:
-    return told(uri, lambda: getattr(client(), operation)(**parameters))
-
-
-def told(uri: str, call: Callable[[], Result]) -> Result:
-    """`call`, repeated while its failure may be transient; its errors in the words of `must.base.storage`."""
-    try:
-        return repeat(uri, call, is_transient)
-    except boto.ClientError as error:
-        raise in_words(uri, error) from error
-    except boto.ParamValidationError as error:
-        raise ValueError(f"{uri}: S3 does not take this name: {' '.join(str(error).split())}") from error
-    except boto.BotoCoreError as error:  # no credentials, expired ones, a certificate that is not trusted, no endpoint
-        hint = f". {NO_CREDENTIALS}" if isinstance(error, ABOUT_CREDENTIALS) else ""
-        raise ValueError(f"{uri}: {' '.join(str(error).split()).rstrip('.')}{hint}") from error
-
-
-def in_words(uri: str, error: boto.ClientError) -> Exception:
-    code, status = code_of(error), status_of(error)
-    bucket, _ = split(uri)
-    if code in ("NoSuchKey", "NoSuchBucket", "NoSuchUpload", "404", "NotFound") or status == 404:
-        return FileNotFoundError(f"{uri} does not exist")
-    if code in ("PreconditionFailed", "412") or status == 412:
-        return ConflictError(f"{uri} was written by another program")
-    if code == "NotImplemented" or status == 501:
-        return ValueError(
-            f"{uri}: this server does not write on condition (If-Match, If-None-Match), which locks and LATEST rest "
-            "on; a newer version of it may"
-        )
-    if code in EXPIRED:
-        return ValueError(f"{uri}: the credentials have expired. {NO_CREDENTIALS}")
-    if code in KEYS or status == 401:
-        return ValueError(f"{uri}: the server does not accept these credentials ({code}). {NO_CREDENTIALS}")
-    if code in REGION or status == 301:
-        region = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region", "")
-        return ValueError(
-            f"{uri}: the bucket '{bucket}' lies in {f'the region {region}' if region else 'another region'}; "
-            f"set AWS_REGION{f'={region}' if region else ''}"
-        )
-    if status == 403:
-        return ValueError(
-            f"{uri}: no permission ({code}); the role needs s3:ListBucket on arn:aws:s3:::{bucket} and s3:GetObject, "
-            f"s3:PutObject, s3:DeleteObject on arn:aws:s3:::{bucket}/*"
-        )
-    return ValueError(f"{uri}: the server refused: {error.response.get('Error', {}).get('Message') or code}")
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed a moment later."""
-    if isinstance(error, boto.ClientError):
-        busy = ("SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "ConditionalRequestConflict")
-        return code_of(error) in (*busy, "OperationAborted", "BadDigest") or transient_status(status_of(error))
-    if isinstance(error, boto.SSLError):
-        return False
-    lost = (boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, urllib3.exceptions.HTTPError)
-    return isinstance(error, (*lost, ConnectionError))
 
 
 def code_of(error: boto.ClientError) -> str:

@@ -57,33 +57,21 @@ class Manifest:
         pass
 
     def items(self, problems: ListingReport) -> Iterator[Item]:
+        file = self.uri.rpartition("/")[2]
         for line, row in self.rows():
-            path = row.get("path")
-            require(
-                isinstance(path, str) and bool(path),
-                f"{self.option} {self.uri} line {line}: no 'path'; the columns are path[,label][,split]",
-            )
-            assert isinstance(path, str)
-            if not is_name(path):
-                problems.reject(path, "no name that a file can have")
+            if problem := problem_of(row):
+                path = row.get("path") if isinstance(row, dict) else None
+                problems.reject(f"{file} line {line}" + (f": {brief(path)[1:-1]}" if path else ""), problem)
                 continue
-            label, split = row.get("label"), row.get("split")
-            require(
-                split in (None, "") or is_split(split),
-                f"{self.option} {self.uri} line {line}: {brief(split)} is no split name (lower-case, digits, _)",
-            )
-            require(
-                label is None or isinstance(label, str | int | float),
-                f"{self.option} {self.uri} line {line}: the label is no text",
-            )
+            path, label, split = row["path"], row.get("label"), row.get("split")
             if self.labels == "folder":
                 label = folder_label(path)
             elif self.labels == "none":
                 label = None
             yield Item(path, 0, str(label) if label not in (None, "") else None, split or None, 0)
 
-    def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(line number, columns), read as a stream."""
+    def rows(self) -> Iterator[tuple[int, Any]]:
+        """(line number, columns), read as a stream. A line that is no JSON is None."""
         number = 0
         with storage.local_copy(self.uri) as path, path.open(encoding="utf-8-sig", newline="") as file:
             try:
@@ -99,23 +87,48 @@ class Manifest:
                 else:
                     for number, line in enumerate(file, 1):
                         if line.strip():
-                            yield number, self.parsed(line, number)
+                            yield number, parsed(line)
             except (UnicodeDecodeError, csv.Error) as error:
                 raise ValueError(f"{self.option} {self.uri}: cannot be read after line {number}: {error}") from None
-
-    def parsed(self, line: str, number: int) -> dict[str, Any]:
-        where = f"{self.option} {self.uri} line {number}"
-        try:
-            content = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where}: cannot be read: {error}") from None
-        require(isinstance(content, dict), f"{where}: expected a JSON object")
-        return content
 
     def read(self, item: Item, limit: int) -> bytes:
         name = item.name
         absolute = name.startswith("/") or "://" in name
         return storage.read_bytes(name if absolute or not self.base else storage.join(self.base, name), 0, limit)
+
+
+def parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def problem_of(row: Any) -> str:
+    """Why a line of a manifest names no image, "" if it may."""
+    if not isinstance(row, dict):
+        return "not a JSON object"
+    path, label, split = row.get("path"), row.get("label"), row.get("split")
+    if not isinstance(path, str) or not path:
+        return "no 'path'; the columns are path[,label][,split]"
+    if reason := refusal(path):
+        return reason
+    if split not in (None, "") and not is_split(split):
+        return "not a split name (lower-case, digits, _)"
+    if not (label is None or isinstance(label, str | int | float)):
+        return "the label is not text"
+    return ""
+
+
+def refusal(path: str) -> str:
+    """Why no file can be at that path, "" if one may."""
+    if not is_name(path):
+        return "no name that a file can have"
+    try:
+        storage.is_remote(path)
+    except ValueError:
+        return "only local paths and gs://, s3:// and az:// are read"
+    return ""
 
 
 def is_split(name: object) -> bool:

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 from must.base import storage
 from must.base.parameters import require
-from must.base.text import brief
+from must.base.text import brief, without_secrets
 from must.data.sources.archives import expanded
 from must.data.sources.base import Item, ListingReport, damage_named, folder_label, told_apart
 from must.data.sources.columns import Asked, Columns, choose, features_in
-from must.data.sources.files import is_name, is_split
+from must.data.sources.files import is_split, refusal
 from must.data.sources.table_files import TABLE, Table, find_tables, named, need_pyarrow, opened
 
 EXPANSION, EXPANDED = 100, 1_000_000_000  # a table's images may be so many times its size, or 1 GB
@@ -92,7 +92,7 @@ class Tables:
                     elif not found.path:
                         problems.reject(name, "no image in this row")
                     elif reason := refusal(found.path):
-                        problems.reject(file_name(table, found.path), reason)
+                        problems.reject(without_secrets(file_name(table, found.path)), reason)
                     else:
                         self.may_be_remote = True
                         yield Item(file_name(table, found.path), 0, label, split, [number, found.path])
@@ -145,17 +145,6 @@ def image_of(value: Any) -> Row:
         path = value.get("path")
         return Row(value.get("bytes"), path if isinstance(path, str) else None)
     return Row(value, None) if isinstance(value, bytes) else Row(None, value)
-
-
-def refusal(path: str) -> str:
-    """Why no file can be at that path, "" if one may."""
-    if not is_name(path):
-        return "no name that a file can have"
-    try:
-        storage.is_remote(path)
-    except ValueError:
-        return "only local paths and gs://, s3:// and az:// are read"
-    return ""
 
 
 def open_tables(uri: str, labels: str, option: str, exclude: str, asked: Asked) -> Tables | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from must.base.parameters import require
 from must.base.storage import TransientError
+from must.base.text import without_secrets
 from must.config import PushConfig
 from must.method.model.bundle import DESCRIPTION_FILE
 from must.method.model.fetch import here
@@ -49,8 +50,9 @@ def push(config: PushConfig) -> str:
             ignore_patterns=list(HIDDEN),
             commit_message=f"{Path(folder).name}: exported by must",
         )
-    print(f"{config.model} -> {commit.commit_url}")
-    return str(commit.commit_url)
+    url = without_secrets(str(commit.commit_url))
+    print(f"{config.model} -> {url}")
+    return url
 
 
 def exported(model: str) -> str:
@@ -77,7 +79,7 @@ def telling(config: PushConfig, hub: str) -> Iterator[None]:
         status, said = answer_of(error)
         if not (status or isinstance(error, ValueError | OSError) or is_of_the_network(error)):
             raise  # a bug
-        line = f"--repo {config.repo}: the hub {hub} {reason(config, status, said, error)}"
+        line = without_secrets(f"--repo {config.repo}: the hub {hub} {reason(config, status, said, error)}")
         raise (TransientError if LATER in line else ValueError)(line) from error
 
 

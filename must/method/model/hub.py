@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from must.base.text import without_secrets
+
 PATIENCE = 4  # seconds for the hub's answer whether there is such a file, unless HF_HUB_ETAG_TIMEOUT says another
 
 MODEL_FOLDER_FILE = "open_clip_config.json"
@@ -34,7 +36,7 @@ def fetch(repository: str, names: tuple[str, ...]) -> bool:
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
-    hub, known = constants.ENDPOINT, constants.HF_HUB_ETAG_TIMEOUT
+    hub, known = without_secrets(constants.ENDPOINT), constants.HF_HUB_ETAG_TIMEOUT
     patience = PATIENCE if known == constants.DEFAULT_ETAG_TIMEOUT else known
     for name in names:
         try:
@@ -53,7 +55,8 @@ def fetch(repository: str, names: tuple[str, ...]) -> bool:
         try:
             hf_hub_download(repository, name, etag_timeout=patience)
         except Exception as error:
-            why = str(error).partition("\n")[0] or type(error).__name__  # what follows is advice for programmers
+            first, _, _ = str(error).partition("\n")  # what follows is advice for programmers
+            why = without_secrets(first) or type(error).__name__
             raise ValueError(
                 f"{name} of {repository} could not be downloaded from {hub} ({why}): {LATER}, or "
                 f"{instead(repository, names[0])}"
@@ -97,4 +100,4 @@ def changed(**settings: bool) -> Iterator[None]:
 def first_line(error: BaseException) -> str:
     """The message of an exception in one line, without the page that some libraries add."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines)[:300] if lines else type(error).__name__
+    return without_secrets(" ".join(lines))[:300] if lines else type(error).__name__

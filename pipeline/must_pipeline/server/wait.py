@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from must.base import storage
+from must.base.exits import line_of
 from must.base.storage import TransientError
 from must.base.text import printable_page
 from must.runtime.places import WorkUri
@@ -66,7 +67,8 @@ def get_run_with_retry(kfp: Kfp, run_id: str) -> Any:
             if silent is None:
                 silent = time.monotonic()
                 print(
-                    f"{time.strftime('%H:%M:%S')} no answer, asking on for {SERVER_TIMEOUT / 60:g} min: {error}",
+                    f"{time.strftime('%H:%M:%S')} no answer, asking on for {SERVER_TIMEOUT / 60:g} min: "
+                    f"{line_of(error)}",
                     flush=True,
                 )
             if time.monotonic() - silent > SERVER_TIMEOUT:

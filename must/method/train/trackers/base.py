@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,10 +26,8 @@ def points(values: dict[str, Any]) -> dict[str, float]:
 
 
 def reason(error: Exception) -> str:
-    """What an error of a tracker's package says, on one line of at most 300 characters, without the name and password
-    that an address may hold."""
-    text = re.sub(r"//[^/@\s]+@", "//", " ".join(str(error).split()))
-    return printable(text or type(error).__name__, 300)
+    """What an error of a tracker's package says, on one line of at most 300 characters."""
+    return printable(" ".join(str(error).split()) or type(error).__name__, 300)
 
 
 class Tracker(Protocol):

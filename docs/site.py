@@ -1,0 +1,56 @@
+"""Puts the pages where the site is built from: build/docs, and build/mkdocs.yml beside it. `make docs` runs this first.
+
+In these copies links out of docs/ (to code, to the repository's own files) lead to the repository, if it is known, by
+MUST_REPOSITORY or by GitHub's own variables in its workflows. Unknown, such a link becomes its text.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build"
+LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(((?:\.\./)+)([^)#]+)(#[^)]*)?\)")
+
+
+def repository() -> str:
+    if "MUST_REPOSITORY" in os.environ:
+        return os.environ["MUST_REPOSITORY"].rstrip("/")
+    name = os.environ.get("GITHUB_REPOSITORY")
+    return f"{os.environ.get('GITHUB_SERVER_URL', 'https://github.com')}/{name}" if name else ""
+
+
+def main() -> None:
+    docs = BUILD / "docs"
+    shutil.rmtree(docs, ignore_errors=True)
+    shutil.copytree(ROOT / "docs", docs, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    dead: list[str] = []
+    for page in docs.rglob("*.md"):
+        source = ROOT / "docs" / page.relative_to(docs)
+        page.write_text(LINK.sub(lambda match, source=source: out(match, source, dead), page.read_text()))
+    config = (ROOT / "mkdocs.yml").read_text()
+    config += f"repo_url: {repository()}\nrepo_name: {repository().split('/')[-1]}\n" if repository() else ""
+    (BUILD / "mkdocs.yml").write_text(config.replace("site_dir: build/site", "site_dir: site"))
+    if dead:
+        sys.exit("\n".join(dead))
+
+
+def out(match: re.Match[str], source: Path, dead: list[str]) -> str:
+    """The link as the site has it; what is not there is added to `dead`."""
+    text, up, path, anchor = match.groups()
+    target = (source.parent / up / path).resolve()
+    if target.is_relative_to(ROOT / "docs"):
+        return match[0]
+    place = target.relative_to(ROOT).as_posix()
+    if not target.exists():
+        dead.append(f"{source.relative_to(ROOT)}: no such file: {place}")
+    kind = "tree" if target.is_dir() else "blob"
+    return f"[{text}]({repository()}/{kind}/main/{place}{anchor or ''})" if repository() else text
+
+
+if __name__ == "__main__":
+    main()
