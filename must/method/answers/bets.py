@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-HOPED, SPREAD, MADE_UP = 0.1, 0.3, 10  # mean, mean square and number of the outcomes that stakes begin with
+HOPED, SPREAD, MADE_UP = 0.2, 0.3, 5  # mean, mean square and number of the outcomes that stakes begin with
 BOLD = 0.9  # share of the largest stake that cannot lose all
 
 
