@@ -1,12 +1,12 @@
-"""How many answers of a person decide what is kept of an adaptation: replays answers, from the labels, on recorded runs.
+"""How many answers of a person decide what is kept of an adaptation: replays them, from the labels, on recorded runs.
 
     python benchmarks/review.py build/shifts/runs/*/looks-*.npz [--draws 20]
 
-Needs what `python -m benchmarks.shifts.run` records: zero-shot's and every rung's predictions for the unlabeled images,
-and the hidden labels, which nothing but the simulated person reads. For each number of answers: the sum over all runs of
-what the kept rung gains on the images that were looked at (points), the share of that which the best rungs of all runs
-have, and how often a kept rung was a point worse than zero-shot. `chosen` draws pictures as `must review` does, `random`
-evenly among those on which some rung differs; both with the same test.
+Needs what `python -m benchmarks.shifts.run` records: zero-shot's and every rung's predictions for the unlabeled
+images, and the hidden labels, which nothing but the simulated person reads. For each number of answers: the sum over
+all runs of what the kept rung gains on the images that were looked at (points), the share of that which the best
+rungs of all runs have, and how often a kept rung was a point worse than zero-shot. `chosen` draws pictures as `must
+review` does, `random` evenly among those on which some rung differs; both with the same test.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ def replay(run: Run, kind: str, seed: int) -> dict[str, Any]:
     kept, better, settled = [], None, None
     for stop in sorted({*STOPS, *range(10, min(len(order), max(STOPS)), 10)}):
         asked = order[:stop]
-        found = judged(run.labels[:, asked], run.truth[asked], chances[asked], promise, *tables, with_ends=False)
+        answers = run.labels[:, asked], run.truth[asked], chances[asked]
+        found = judged(*answers, promise, *tables, with_ends=False)
         if stop in STOPS:
             kept.append(run.gains[found.candidate])
         if better is None and found.outcome == BETTER:
