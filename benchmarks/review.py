@@ -81,7 +81,7 @@ def read(path: Path) -> Run:
 
 
 def replay(run: Run, kind: str, seed: int) -> dict[str, Any]:
-    """What is kept after each number of answers, and after how many something is decided (None: not within the pool)."""
+    """What is kept after each number of answers, and after how many something is decided; None: not within the pool."""
     differ = run.labels[:, None] != run.labels[None]
     promise = prior(run.z) if kind == "chosen" else np.full(len(run.z), 1 / len(run.z))
     if kind == "chosen":
