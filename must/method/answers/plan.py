@@ -147,17 +147,22 @@ def checked(content: dict[str, Any]) -> Plan:
         require(np.array(content[name], np.float64).shape == (candidates, candidates), name)
     require(np.array(content["promise"], np.float64).shape == (candidates - 1,), "promise")
     require(all(isinstance(name, str) for name in classes), "classes")
+    return Plan(**content | {"pictures": checked_pictures(content["pictures"], candidates, len(classes))})
+
+
+def checked_pictures(entries: list[dict[str, Any]], candidates: int, classes: int) -> list[Picture]:
+    """Raises ValueError, TypeError, KeyError: not what `must review` writes."""
     pictures = []
-    for entry in content["pictures"]:
+    for entry in entries:
         picture = Picture(**entry | {"classes": tuple(entry["classes"]), "alike": tuple(entry["alike"])})
         of_form(SHA256, picture.sha256, "sha256")
         numbers = (picture.number, *picture.classes, *picture.alike)
         require(all(type(number) is int and number >= 0 for number in numbers), "a picture's numbers")
         require(isinstance(picture.image, str), "a picture's name")
-        require(len(picture.classes) == candidates and max(picture.classes) < len(classes), "a picture's classes")
-        require(0 < picture.chance <= 1, "a picture's chance")
+        require(len(picture.classes) == candidates and max(picture.classes) < classes, "a picture's classes")
+        require(0 <= picture.chance <= 1, "a picture's chance")
         pictures.append(picture)
-    return Plan(**content | {"pictures": pictures})
+    return pictures
 
 
 def fingerprint(data: bytes) -> str:
