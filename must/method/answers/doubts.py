@@ -83,7 +83,7 @@ def load_doubts(folder: str) -> Doubts:
 
 
 def save_relabelled(doubts: Doubts, answers: dict[str, Answer], folder: str) -> int:
-    """Writes relabelled.csv anew: image, the model's class and what a person says instead. Returns how many there are."""
+    """Writes relabelled.csv anew: image, the model's class, and what a person says instead. Returns how many rows."""
     rows = Table()
     rows.add("image", "model", "label", "who", "when", "sha256")
     found = doubts.relabelled(answers)
