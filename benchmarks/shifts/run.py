@@ -62,7 +62,6 @@ AUTO: dict[str, dict[str, Any]] = {  # `auto`, and with an option of training th
     "auto-rough": {"class_prior": "given"},
     "auto-guess": {"class_prior": "given"},
     "auto-refined": {"pseudo_labels": "refined"},
-    "auto-relative": {"relative_threshold": 0.75},
 }
 OCTAVES = {"auto-rough": 0.4, "auto-guess": 1.0}  # each share wrong by a factor of 1.3, or of 2, typically
 SETTINGS |= AUTO

@@ -53,8 +53,8 @@ class TrainConfig(StageConfig):
     epochs: int = param("passes over the split", 30, metavar="N", group="optimisation", often=True)
     batch_size: int = param("global batch: images a step, over all processes", 1024, metavar="N", often=True)
     accumulate: int | Literal["auto"] = param(
-        "micro-batches a process cuts its part of a step into: less memory, the same gradients, a quarter more work; "
-        "auto: as few as fit into a CUDA GPU's memory, by a trial; 1 elsewhere",
+        "gradient accumulation: micro-batches per process and step; less memory, the same gradients, a quarter "
+        "more work; auto: as few as fit into a CUDA GPU's memory, by a trial; 1 elsewhere",
         1,
         metavar="N|auto",
     )
@@ -66,17 +66,14 @@ class TrainConfig(StageConfig):
     confidence_threshold: float = param(
         "teacher probability above which a pseudo-label counts", 0.7, group="the method"
     )
-    relative_threshold: float = param(
-        "X: pseudo-labels count above X times the teacher's mean probability of late, whatever --confidence-threshold "
-        "says; 0: off",
-        0.0,
-    )
     pseudo_labels: Literal["teacher", "refined"] = param(
-        "teacher: the EMA teacher's, as published; refined: over the first third of the steps mixed with zero-shot's "
-        "classes as images that look alike correct them, for at most 20,000 images",
+        "teacher: the EMA teacher's, as published; refined (label propagation): over the first third of the steps "
+        "mixed with zero-shot's classes as images that look alike correct them, for at most 20,000 images",
         "teacher",
     )
-    fairness_weight: float = param("weight of the class balance term", 1.0)
+    fairness_weight: float = param(
+        "weight of the class balance (fairness) term, which counters class imbalance in the predictions", 1.0
+    )
     class_prior: Literal["uniform", "given"] = param(
         "what the class balance aims at: uniform: classes that are equally frequent, as published; given: the shares "
         "in the class file, which --preset auto takes where there are some",
@@ -86,8 +83,8 @@ class TrainConfig(StageConfig):
     align_weight: float = param("weight of the global-local alignment term", 0.2)
     mask_patch_size: int = param("side of a masked cell in pixels; a multiple of the model's patch", 32, metavar="PX")
     mask_ratio: float = param("share of cells that are masked (rounded up)", 0.3)
-    ema_decay_init: float = param("teacher's EMA decay at the first step", 0.999)
-    ema_decay: float = param("teacher's EMA decay after the ramp", 0.9998)
+    ema_decay_init: float = param("EMA teacher: decay at the first step", 0.999)
+    ema_decay: float = param("EMA teacher: decay after the ramp", 0.9998)
     ema_warmup_steps: int = param("steps of the linear ramp between the two", 2000, metavar="N")
     logit_factor: str = param(
         "factor on the cosine logits: 100 as published, or 'model' for the model's own logit scale",
@@ -144,14 +141,16 @@ class TrainConfig(StageConfig):
         "auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps", "auto", group="how it runs", often=True
     )
     precision: Literal["auto", "fp32", "bf16"] = param(
-        "auto: bf16 autocast on a GPU that has it, else fp32; weights, losses and EMA stay fp32", "auto"
+        "mixed precision; auto: bf16 autocast on a GPU that has it, else fp32; weights, losses and EMA stay fp32",
+        "auto",
     )
     parallel: Literal["ddp", "fsdp"] = param(
         "several processes: ddp keeps whole networks on each; fsdp cuts their parameters over them (ViT-H and larger)",
         "ddp",
     )
     activation_checkpointing: bool = param(
-        "compute the student's blocks again in the backward pass: less memory, a quarter more work, the same gradients",
+        "gradient checkpointing: compute the student's blocks again in the backward pass; less memory, a quarter more "
+        "work, the same gradients",
         False,
     )
     compile: bool = param("run the networks' blocks through torch.compile (needs a C++ compiler or a GPU)", False)
@@ -187,7 +186,7 @@ class TrainConfig(StageConfig):
 
     @property
     def loaders(self) -> int:
-        """Loader processes of a training process. `auto` must have become a number (must.method.train.chosen)."""
+        """Loader processes of a training process. `auto` must have become a number (must.method.train.autotune)."""
         assert self.workers != "auto"
         return self.workers
 
@@ -227,7 +226,6 @@ class TrainConfig(StageConfig):
         require(0 <= self.max_replaced <= 1, "--max-replaced must be between 0 and 1")
         require(self.cache_gb > 0, "--cache-gb must be above 0")
         require(0 <= self.confidence_threshold < 1, "--confidence-threshold must be at least 0 and below 1")
-        require(0 <= self.relative_threshold < 1, "--relative-threshold must be at least 0 and below 1")
         require(
             0 < self.mask_ratio < 1,
             "--mask-ratio must be between 0 and 1; with nothing masked two of the losses are undefined",

@@ -39,7 +39,7 @@ def both(maker: Any, data: bytes, sample: int) -> Triple:
     """Weak and strong view and mask as any of the makers makes them."""
     made = maker.of_file(data, (0, 0, sample))
     if isinstance(maker, DeviceViews):
-        inputs = DeviceInputs(*(torch.from_numpy(np.stack([part])) for part in made))
+        inputs = DeviceInputs.of(*(torch.from_numpy(np.stack([part])) for part in made))
         weak, strong = maker(inputs)
         return weak[0].numpy(), strong[0].numpy(), made[-1]
     return made

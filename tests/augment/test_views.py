@@ -17,7 +17,6 @@ from must.data.augment.draws import PatchMask, seed_generators, seed_views
 from must.data.augment.exact import TrainViews, ViewSettings, fill_color
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import EvalView, Preprocess, normalize_pixels
-from must.method.train.batches import view_settings
 from tests.golden import facts, golden
 
 PREPROCESS = Preprocess(size=32)
@@ -35,7 +34,7 @@ def as_input(pixels):
 
 def test_the_defaults_are_those_of_must_train():
     config = TrainConfig(shards="", classifier="", output="")
-    assert view_settings(config, Preprocess(), patch_size=16) == ViewSettings()
+    assert ViewSettings.of(config, Preprocess(), patch_size=16) == ViewSettings()
 
 
 def test_views_are_the_published_ones_for_the_same_seeds(picture):

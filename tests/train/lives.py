@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from must.method.distributed.heartbeat import is_running
+from must.method.train.checkpoint import Checkpoints, load_state
 from tests.forked import Must
 
 SETTINGS = {
@@ -25,6 +26,12 @@ SETTINGS = {
 }  # fmt: skip
 STEPS = 36  # 150 images, 3 batches an epoch
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def newest_state(checkpoints: Checkpoints) -> dict[str, Any] | None:
+    """What a run would go on from."""
+    with checkpoints.newest() as path:
+        return load_state(path) if path else None
 
 
 def command(digits: Any, output: Path, processes: int = 1, torchrun: tuple = (), **changes: Any) -> list[str]:

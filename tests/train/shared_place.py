@@ -14,18 +14,18 @@ import torch
 import torch.distributed as dist
 
 from must.method.distributed.process_group import World
-from must.method.train import shared_checkpoints
+from must.method.train import checkpoint
 from must.method.train.checkpoint import Checkpoints, load_state
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
-    shared_checkpoints.CHECKPOINTS = replace(shared_checkpoints.CHECKPOINTS, patience=0)
+    checkpoint.CHECKPOINTS = replace(checkpoint.CHECKPOINTS, patience=0)
     world = World(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
     checkpoints, line = Checkpoints(sys.argv[1]), {}
     try:
         with (
-            shared_checkpoints.exclusive_checkpoints(checkpoints, world),
-            shared_checkpoints.newest_checkpoint(checkpoints, world) as path,
+            checkpoint.exclusive_checkpoints(checkpoints, world),
+            checkpoint.newest_checkpoint(checkpoints, world) as path,
         ):
             line["weights"] = hashlib.sha256(load_state(path)["weights"].numpy().tobytes()).hexdigest()
             dist.barrier()

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from must.base import storage
-from must.method.train.checkpoint import Checkpoints
-from must.method.train.snapshot import Snapshot
+from must.method.train.checkpoint import Checkpoints, Snapshot, load_state
 from tests.stores import be_impatient
+from tests.train.lives import newest_state
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +41,7 @@ def test_the_last_k_and_every_nth_stay(place):
     assert {entry.name.split(".")[0] for entry in storage.list_files(place)} == {
         "LAST", "step-000000006", "step-000000012", "step-000000014", "step-000000016",
     }  # fmt: skip
-    newest = Checkpoints(place).load_newest()
+    newest = newest_state(Checkpoints(place))
     assert newest["progress"] == {"step": 16} and torch.equal(newest["weights"]["a"], torch.full((1000,), 16.0))
 
 
@@ -58,7 +58,7 @@ def test_what_is_saved_is_the_moment_of_saving(tmp_path):
         weights += 1
     checkpoints.close()
     for step in range(1, 4):
-        assert (checkpoints._load(step)["weights"] == step - 1).all()
+        assert (load_state(tmp_path / f"step-{step:09d}.pt")["weights"] == step - 1).all()
 
 
 def test_a_snapshot_uses_its_memory_again():
@@ -86,7 +86,7 @@ def test_leftovers_of_a_kill_are_removed(tmp_path):
     (tmp_path / ".tmp-abc").write_bytes(b"half a state")
     checkpoints = Checkpoints(str(tmp_path))
     checkpoints.remove_leftovers()
-    assert checkpoints.load_newest() is None
+    assert newest_state(checkpoints) is None
     checkpoints.save(4, state(4))
     checkpoints.close()
     assert names(tmp_path) == ["LAST", "step-000000004.json", "step-000000004.pt"]
@@ -102,7 +102,7 @@ def test_the_times_of_files_mean_nothing(tmp_path):
             os.utime(path, (date, date))
     checkpoints.save(4, state(4))
     checkpoints.close()
-    assert checkpoints.steps() == [2, 3, 4] and checkpoints.load_newest()["progress"]["step"] == 4
+    assert checkpoints.steps() == [2, 3, 4] and newest_state(checkpoints)["progress"]["step"] == 4
 
 
 def test_a_failed_write_is_told_at_once_and_the_second_one_ends_it(tmp_path, capsys):
@@ -120,7 +120,7 @@ def test_a_failed_write_is_told_at_once_and_the_second_one_ends_it(tmp_path, cap
         checkpoints.save(4, state(4))
     folder.unlink()
     (tmp_path / "away").rename(folder)
-    assert Checkpoints(str(folder)).load_newest()["progress"]["step"] == 1
+    assert newest_state(Checkpoints(str(folder)))["progress"]["step"] == 1
 
 
 def test_a_write_that_succeeds_makes_up_for_one_that_failed(tmp_path):
@@ -132,7 +132,7 @@ def test_a_write_that_succeeds_makes_up_for_one_that_failed(tmp_path):
         (tmp_path / "f").unlink()
         checkpoints.save(2 * round + 1, state(2 * round + 1))
         checkpoints.wait()
-        saved = checkpoints.load_newest()["progress"]["step"]
+        saved = newest_state(checkpoints)["progress"]["step"]
         assert saved == 2 * round + 1
         (tmp_path / "f").rename(tmp_path / f"aside-{round}")
 
@@ -149,7 +149,8 @@ except ValueError as error:
     print("STOPPED", error)
 import os
 print("FILES", sorted(os.listdir(sys.argv[1])))
-print("NEWEST", Checkpoints(sys.argv[1]).load_newest()["progress"]["step"])
+with Checkpoints(sys.argv[1]).newest() as path:
+    print("NEWEST", torch.load(path)["progress"]["step"])
 """
 
 
@@ -181,7 +182,7 @@ def test_a_bucket_that_is_gone_for_a_while_costs_nothing(bucket_server):
     checkpoints.save(3, state(3))
     checkpoints.close()
     assert bucket_server.faults.done["lost"]
-    assert checkpoints.steps() == [1, 2, 3] and checkpoints.load_newest()["progress"]["step"] == 3
+    assert checkpoints.steps() == [1, 2, 3] and newest_state(checkpoints)["progress"]["step"] == 3
 
 
 def test_a_bucket_that_stays_away_ends_it_and_the_older_checkpoints_are_whole(bucket_server, monkeypatch, capsys):
@@ -196,7 +197,7 @@ def test_a_bucket_that_stays_away_ends_it_and_the_older_checkpoints_are_whole(bu
         checkpoints.close()
     assert "\n" not in str(error.value) and "the checkpoint of step 2" in capsys.readouterr().err
     bucket_server.faults.plan = []
-    assert Checkpoints(uri).load_newest()["progress"]["step"] == 1
+    assert newest_state(Checkpoints(uri))["progress"]["step"] == 1
 
 
 @pytest.mark.parametrize("damage", ["truncated", "other bytes", "no state", "description cut off", "no description"])
@@ -219,7 +220,7 @@ def test_a_damaged_checkpoint_is_passed_over(place, damage):
         storage.delete(description)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        assert Checkpoints(place).load_newest()["progress"]["step"] == 1
+        assert newest_state(Checkpoints(place))["progress"]["step"] == 1
     assert ["passed over" in str(warning.message) for warning in told] == [True] * (damage != "no description")
 
 
@@ -235,4 +236,4 @@ def test_a_checkpoint_that_cannot_be_fetched_is_no_damaged_one(bucket_server, mo
     be_impatient(monkeypatch, 0.2)
     bucket_server.faults.plan = ["503"]
     with pytest.raises(storage.UnreachableError):
-        Checkpoints(uri).load_newest()
+        newest_state(Checkpoints(uri))

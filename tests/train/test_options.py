@@ -1,4 +1,4 @@
-"""What training can do besides the published method: class shares that are known, a relative threshold."""
+"""What training can do besides the published method: class shares that are known."""
 
 import hashlib
 import json
@@ -15,14 +15,12 @@ from must.method.model.classifier import load_text_classifier, save_classifier
 from must.method.select.select import select
 from must.method.train.losses import fairness_loss
 from must.method.train.presets import preset
-from must.method.train.step import SCORE_MEMORY, running_mean
 from must.method.train.trainer import train
 from tests.train.processes import on_ranks
 from tests.train.step_ranks import run_steps, run_steps_on_a_rank
 from tests.train.test_step import ALONE, assert_same
 
 PRIOR = tuple((torch.arange(1.0, 11) / 55).tolist())
-OPTIONS = [{"prior": PRIOR}, {"relative_threshold": 0.9}]
 
 
 @pytest.mark.parametrize("classes", [10, 600])
@@ -55,50 +53,11 @@ def test_the_balance_is_least_at_the_shares_given():
         assert loss > entropy
 
 
-@pytest.mark.parametrize("settings", OPTIONS, ids=str)
-def test_processes_and_micro_batches_take_the_step_of_one(settings, record_property):
+def test_processes_and_micro_batches_take_the_step_of_one(record_property):
     torch.set_num_threads(1)
-    whole = run_steps(ALONE, **settings)
-    assert_same(run_steps(ALONE, accumulate=2, **settings), whole, record_property)
-    assert_same(on_ranks(2, run_steps_on_a_rank, accumulate=2, **settings), whole, record_property)
-
-
-@pytest.mark.parametrize("settings", OPTIONS, ids=str)
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(settings):
-    torch.set_num_threads(1)
-    whole = run_steps(ALONE, **settings)
-    first = run_steps(ALONE, steps=range(2), **settings)
-    then = run_steps(ALONE, state=first, steps=range(2, 3), **settings)
-    assert then["values"] == whole["values"][2:]
-    for name in ("student", "teacher"):
-        assert all(torch.equal(then[name][key], value) for key, value in whole[name].items())
-
-
-def test_a_relative_threshold_follows_the_teachers_probabilities():
-    values = run_steps(ALONE, relative_threshold=0.9, confidence_threshold=0.25)["values"]
-    scores = [step["teacher_score"] for step in values]
-    expected = [0.25, 0.9 * scores[0], 0.9 * (scores[0] + scores[1]) / 2]
-    assert [step["threshold"] for step in values] == pytest.approx(expected, rel=1e-6)
-    assert len(set(scores)) == 3 and all(0.1 < score < 1 for score in scores)
-    assert all(step["confident"] > 0 for step in values[1:])  # below the mean there is always one above it
-    assert "threshold" not in run_steps(ALONE)["values"][0]
-
-
-def test_the_running_mean_forgets_and_passes_over_what_is_no_number():
-    mean = None
-    for step in range(3 * SCORE_MEMORY):
-        mean = running_mean(mean, torch.tensor(1.0 if step < SCORE_MEMORY else 0.0), step)
-        if step == SCORE_MEMORY - 1:
-            assert mean.item() == pytest.approx(1)
-    assert mean.item() == pytest.approx((1 - 1 / SCORE_MEMORY) ** (2 * SCORE_MEMORY), rel=1e-4)
-    assert running_mean(mean, torch.tensor(float("nan")), 9) == mean
-
-
-@pytest.mark.parametrize("value", ["-0.1", "1", "nan", "much"])
-def test_a_wrong_relative_threshold_is_one_line(value):
-    with pytest.raises(ValueError, match=r"^--relative-threshold") as error:
-        load(TrainConfig, {"shards": "-", "classifier": "-", "output": "-", "relative_threshold": value})
-    assert "\n" not in str(error.value)
+    whole = run_steps(ALONE, prior=PRIOR)
+    assert_same(run_steps(ALONE, accumulate=2, prior=PRIOR), whole, record_property)
+    assert_same(on_ranks(2, run_steps_on_a_rank, accumulate=2, prior=PRIOR), whole, record_property)
 
 
 def config(digits, output, **changes):
@@ -155,20 +114,22 @@ def test_a_checkpoint_from_before_these_options_goes_on_without_them(digits, tmp
     folder = tmp_path / "checkpoints"
     for path in folder.glob("step-00000000[46]*"):
         path.unlink()
-    make_old(folder / "step-000000002.pt")
-    with pytest.raises(ValueError, match=r"other settings: relative_threshold \(0.0 -> 0.5\)"):
-        train(config(digits, tmp_path, epochs=2, checkpoint_every=2, relative_threshold=0.5))
+    rewrite(folder / "step-000000002.pt", relative_threshold=0.5)  # a setting that there was between then and now
+    with pytest.raises(ValueError, match=r"other settings: relative_threshold \(0.5 -> 0.0\)"):
+        train(config(digits, tmp_path, epochs=2, checkpoint_every=2))
+    rewrite(folder / "step-000000002.pt")
     train(config(digits, tmp_path, epochs=2, checkpoint_every=2))
     found = load_bundle(str(tmp_path)).model.state_dict()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-def make_old(path: Path) -> None:
-    """Takes out of a checkpoint what was not in it when the options were not there."""
+def rewrite(path: Path, **identity: float) -> None:
+    """Takes out of a checkpoint what was not in it when the options were not there; with `identity` put in."""
     state = torch.load(path, weights_only=True)
-    del state["teacher_score"]
     for name in ("class_prior", "class_shares", "relative_threshold"):
-        del state["identity"][name]
+        state["identity"].pop(name, None)
+    state["identity"] |= identity
+    state["teacher_score"] = None  # as versions with that setting wrote it
     torch.save(state, path)
     data = path.read_bytes()
     path.with_suffix(".json").write_text(json.dumps({"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}))

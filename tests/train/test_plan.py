@@ -15,8 +15,7 @@ from must.config import PlanConfig, TrainConfig
 from must.method.model.bundle import load_bundle
 from must.method.train import plan as planning
 from must.method.train import trainer
-from must.method.train.estimate import Pace, Size, Stepwatch, duration, gigabytes
-from must.method.train.memory import Memory, memory_of
+from must.method.train.estimate import Memory, Pace, Size, StepTimer, duration, gigabytes, memory_of
 from must.method.train.presets import preset
 from must.method.train.trainer import train
 from tests.train.processes import on_ranks
@@ -100,7 +99,7 @@ def test_training_says_it_too_and_its_result_is_the_same(digits, tmp_path, monke
 
 
 def test_the_warm_up_does_not_count():
-    watch = Stepwatch()
+    watch = StepTimer()
     watch.marks, watch.waited = [100.0, 101.0, 103.0, 106.0], [50.0, 50.0, 50.5, 51.5]
     assert watch.enough(6.0) and not watch.enough(6.1)
     pace = watch.pace(Memory(1, 2, "x"), images=8, batch_size=32, more=0.5)

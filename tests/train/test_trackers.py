@@ -19,7 +19,7 @@ from must.method.train.log import last_logged
 from must.method.train.presets import preset
 from must.method.train.trackers import fan
 from must.method.train.trackers.base import Life, reason
-from must.method.train.trackers.fan import Courier
+from must.method.train.trackers.fan import AsyncTracker
 from must.method.train.trainer import train
 from tests.mlflow_server import MlflowServer
 from tests.train.test_train import SETTINGS, STEPS, run, start_and_stop
@@ -170,10 +170,10 @@ class Fragile:
 
 def test_a_tracker_that_fails_warns_once(capsys):
     tracker = Fragile()
-    courier = Courier("mlflow", tracker)
+    sender = AsyncTracker("mlflow", tracker)
     for step in range(100):
-        courier.log(step, {})
-    courier.close(True)
+        sender.log(step, {})
+    sender.close(True)
     warning = "warning: --trackers mlflow: the server is gone; training goes on without it\n"
     assert capsys.readouterr().err == warning and tracker.seen == [0, 1] and not tracker.closed
 
@@ -183,14 +183,14 @@ def test_a_password_in_an_address_is_not_told():
     assert reason(error) == "POST http://***@host:5000/api failed; see https://host/me@here"
 
 
-@pytest.mark.parametrize("finished, name", [(True, "LAST_WORDS"), (False, "IN_A_HURRY")])
+@pytest.mark.parametrize("finished, name", [(True, "FLUSH_TIMEOUT"), (False, "STOP_TIMEOUT")])
 def test_a_tracker_that_hangs_is_left_behind(capsys, monkeypatch, finished, name):
     monkeypatch.setattr(fan, name, 0.1)
     patience = threading.Event()
-    courier = Courier("mlflow", Fragile(patience))
+    sender = AsyncTracker("mlflow", Fragile(patience))
     for step in range(100):
-        courier.log(step, {})
-    courier.close(finished)
+        sender.log(step, {})
+    sender.close(finished)
     assert "did not take everything within 0 s; training goes on" in capsys.readouterr().err
     patience.set()
 

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from timm.data import auto_augment
 from timm.data.auto_augment import NAME_TO_OP
 
+from must.config import TrainConfig
 from must.data.augment.draws import AugmentParams, AugmentSampler, Operation, PatchMask, resized, seed_views
 from must.data.image.bounds import MAX_PIXELS
 from must.data.image.decode import decode
@@ -37,6 +38,23 @@ class ViewSettings:
     flip: float = 0.5
     randaugment: str = "rand-m9-mstd0.5-inc1"
     randaugment_ops: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, config: TrainConfig, preprocess: Preprocess, patch_size: int) -> ViewSettings:
+        """Args:
+        patch_size: of the model, pixels.
+        """
+        return cls(
+            preprocess=preprocess,
+            patch_size=patch_size,
+            mask_patch_size=config.mask_patch_size,
+            mask_ratio=config.mask_ratio,
+            weak_padding=config.weak_padding,
+            strong_scale=(config.strong_scale[0], config.strong_scale[1]),
+            flip=config.flip,
+            randaugment=config.randaugment,
+            randaugment_ops=tuple(config.randaugment_ops),
+        )
 
 
 class TrainViews:

@@ -20,6 +20,7 @@ from must.data.augment.draws import AugmentParams, resized, seed_views
 from must.data.augment.exact import ViewSettings, fill_color, sampler_of
 from must.data.augment.fast import FACTORS, UPRIGHT, as_array, as_tensor, crop, size_of
 from must.data.augment.gpu_ops import NAMES, apply_ops
+from must.data.augment.normalize import channels
 from must.data.image.bounds import MAX_PIXELS
 from must.data.image.decode import decode, identify, orientation
 from must.data.image.jpeg import decode_reduced
@@ -33,9 +34,22 @@ class DeviceInputs(NamedTuple):
     pixels: Tensor  # uint8 [B, C, C, 3]
     boxes: Tensor  # float32 [B, 2, 4]: left, top, width, height of the weak and strong crop, in sides of the image
     flip: Tensor  # bool [B], of the strong view
-    operations: Tensor  # int64 [B, L]: numbers in tensor_ops.NAMES, -1 for none
+    operations: Tensor  # int64 [B, L]: numbers in gpu_ops.NAMES, -1 for none; stays in host memory
     arguments: Tensor  # float32 [B, L]
     masked: Tensor  # int64 [B, M]
+    order: Tensor  # int64 [B, L]: the images sorted by operation
+
+    @classmethod
+    def of(cls, *stacked: Tensor) -> DeviceInputs:
+        """What `DeviceViews.of_file` gives, of B images stacked."""
+        *_, operations, _, _ = stacked
+        return cls(*stacked, operations.argsort(dim=0, stable=True))  # type: ignore[call-arg]
+
+    def to(self, device: torch.device) -> DeviceInputs:
+        """On the device; the operations stay, as the host chooses by them what it launches."""
+        return DeviceInputs(*(value.to(device, non_blocking=True) for value in self))._replace(
+            operations=self.operations
+        )
 
 
 class DeviceViews:
@@ -82,7 +96,7 @@ class DeviceViews:
         never = torch.zeros_like(batch.flip)
         weak = self.cut(images, batch.boxes[:, 0], never)
         strong = self.cut(images, batch.boxes[:, 1], batch.flip)
-        strong = apply_ops(strong, batch.operations, batch.arguments, self.fill)
+        strong = apply_ops(strong, batch.operations, batch.arguments, self.fill, batch.order)
         return as_uint8(weak), as_uint8(strong)
 
     def cut(self, images: Tensor, boxes: Tensor, flip: Tensor) -> Tensor:
@@ -94,8 +108,7 @@ class DeviceViews:
         views = F.grid_sample(images, grid, "bilinear", "border", align_corners=False)
         if self.padding:
             outside = (grid.abs() > 1).any(-1)[:, None]
-            fill = torch.tensor(self.fill, device=views.device, dtype=views.dtype).view(1, 3, 1, 1)
-            views = torch.where(outside, fill, views)
+            views = torch.where(outside, channels(self.fill, views.device), views)
         return F.avg_pool2d(views, 2).round_()
 
 

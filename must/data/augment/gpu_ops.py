@@ -14,29 +14,38 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as v2
 
+from must.data.augment.normalize import channels
+
 Fill = tuple[int, int, int]
 
 
-def apply_ops(images: Tensor, operations: Tensor, arguments: Tensor, fill: Fill) -> Tensor:
+def apply_ops(images: Tensor, operations: Tensor, arguments: Tensor, fill: Fill, order: Tensor | None = None) -> Tensor:
     """Applies RandAugment's operations to a batch of images, each with its own argument.
 
     Args:
-        operations: int64 [N, L], numbers in NAMES, -1 for none; those of a row are done from left to right.
+        operations: int64 [N, L] in host memory, numbers in NAMES, -1 for none; those of a row are done from left to
+            right. The host launches what occurs, and so need not ask the device.
         arguments: float32 [N, L].
         fill: colour of pixels that a rotation or shift brings in.
+        order: int64 [N, L] beside the images, `operations.argsort(0)`; made and copied here if it is not given.
     """
     images = images.clone()
+    order = operations.argsort(dim=0, stable=True).to(images.device) if order is None else order
     for layer in range(operations.shape[1]):
-        for number in operations[:, layer].unique().tolist():
+        numbers, counts = operations[:, layer].unique(return_counts=True)
+        chunks = order[:, layer].split(counts.tolist())
+        for number, chosen in zip(numbers.tolist(), chunks, strict=True):
             if number >= 0:
-                chosen = (operations[:, layer] == number).nonzero()[:, 0]
-                result = OPERATIONS[NAMES[number]](images[chosen], arguments[chosen, layer], fill)
+                result = OPERATIONS[NAMES[number]](images[chosen], arguments[:, layer][chosen], fill)
                 images[chosen] = result.round().clamp(0, 255)
     return images
 
 
 def auto_contrast(x: Tensor, _: Tensor, fill: Fill) -> Tensor:
-    return v2.autocontrast(x.to(torch.uint8)).float()
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    flat = low == high
+    scale = torch.where(flat, 1.0, (high - low) * (1 / 255))
+    return ((x - torch.where(flat, 0.0, low)) / scale).clamp(0, 255).floor()
 
 
 def equalize(x: Tensor, _: Tensor, fill: Fill) -> Tensor:
@@ -87,7 +96,14 @@ def sharpness(x: Tensor, factor: Tensor, fill: Fill) -> Tensor:
 
 
 def blur(x: Tensor, radius: Tensor, fill: Fill) -> Tensor:
-    return torch.stack([v2.gaussian_blur(one, 13, max(float(r), 1e-3)) for one, r in zip(x, radius, strict=True)])
+    """Gaussian, each image with its own; 13 taps, rows then columns."""
+    N, C, H, W = x.shape
+    taps = torch.arange(-6, 7, device=x.device, dtype=x.dtype)
+    kernel = (-0.5 * (taps / radius.clamp(min=1e-3)[:, None]).square()).softmax(1).repeat_interleave(C, 0)
+    rows = F.conv2d(
+        F.pad(x, (6, 6, 6, 6), "reflect").view(1, N * C, H + 12, W + 12), kernel[:, None, None], groups=N * C
+    )
+    return F.conv2d(rows, kernel[:, None, :, None], groups=N * C).view(N, C, H, W)
 
 
 def rotate(x: Tensor, degrees: Tensor, fill: Fill) -> Tensor:
@@ -127,7 +143,7 @@ def translate_y(x: Tensor, pixels: Tensor, fill: Fill) -> Tensor:
 def transform(x: Tensor, rows: list[Tensor], fill: Fill) -> Tensor:
     """Affine maps from the result's coordinates to the image's, both from -1 to 1: six numbers [N] of two rows."""
     grid = F.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), list(x.shape), align_corners=False)
-    background = torch.tensor(fill, device=x.device, dtype=x.dtype).view(1, 3, 1, 1)
+    background = channels(fill, x.device)
     inside = F.grid_sample(x, grid, "bilinear", "border", align_corners=False)
     return torch.where((grid.abs() <= 1).all(-1)[:, None], inside, background)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -110,7 +111,7 @@ def train_batches(
         dataset,
         batch_sampler=PrefetchingBatchSampler(batches, dataset.reader, workers * PREFETCH),
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=partial(collate, isinstance(dataset.views, DeviceViews)),
         pin_memory=device is not None and device.type == "cuda",
         worker_init_fn=partial(quiet_worker, dict(os.environ)),
         multiprocessing_context=start_context(__name__) if workers else None,
@@ -118,14 +119,21 @@ def train_batches(
     )
     for *views, samples, replaced in loader:
         if isinstance(dataset.views, DeviceViews):
-            inputs = DeviceInputs(*(value.to(device, non_blocking=True) for value in views))
+            inputs = DeviceInputs(*views).to(device or torch.device("cpu"))
             yield TrainBatch(*dataset.views(inputs), inputs.masked, samples, replaced)
         else:
             yield TrainBatch._make([*views, samples, replaced])
 
 
-def collate(samples: list[tuple[Any, ...]]) -> tuple[Tensor, ...]:
-    """Stacks everything but the last, the replacements, which are counted.
+def grouped(batches: Iterable[TrainBatch], size: int) -> Iterator[list[TrainBatch]]:
+    """Lists of `size` batches, the micro-batches of a step."""
+    iterator = iter(batches)
+    while group := list(itertools.islice(iterator, size)):
+        yield group
+
+
+def collate(for_device: bool, samples: list[tuple[Any, ...]]) -> tuple[Tensor, ...]:
+    """Stacks everything but the last, the replacements, which are counted; DeviceInputs where they are for a device.
 
     In a loader process torch's own function stacks straight into the memory that the main one will see.
     """
@@ -133,6 +141,8 @@ def collate(samples: list[tuple[Any, ...]]) -> tuple[Tensor, ...]:
     with warnings.catch_warnings():  # Pillow's pixels are read-only, and only read here
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         stacked = [default_collate(list(part)) for part in arrays]
+    if for_device:
+        stacked = list(DeviceInputs.of(*stacked))
     return *stacked, torch.tensor(numbers), torch.tensor(sum(replaced))
 
 

@@ -8,23 +8,27 @@ or at the time of a file.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from must.base import storage
-from must.base.lock import LockLostError
-from must.method.train.snapshot import Snapshot
+from must.base.lock import CHECKPOINTS, CannotLockError, LockLostError, locked
+from must.method.distributed.process_group import World
 
 LAST = "LAST"
+LONGEST_PATH = 4200  # bytes; Linux allows 4096
 NAME = re.compile(r"step-(\d{9})\.(json|pt)")
 FAILURES = 2  # writes that may fail in a row before training stops: a full disk may be emptied, a bucket come back
 
@@ -148,11 +152,6 @@ class Checkpoints:
             for path in storage.local(self.uri).glob(f"{storage.TEMPORARY}*"):
                 path.unlink(missing_ok=True)
 
-    def load_newest(self) -> dict[str, Any] | None:
-        """The newest whole checkpoint's state, or None. Damaged ones are passed over with a warning."""
-        with self.newest() as path:
-            return load_state(path) if path else None
-
     @contextmanager
     def newest(self) -> Iterator[Path | None]:
         """A local path of the newest whole checkpoint for as long as the block lasts, or None.
@@ -192,10 +191,6 @@ class Checkpoints:
         except (ValueError, KeyError, TypeError, RecursionError):
             raise DamagedError(f"{uri} is damaged") from None
 
-    def _load(self, step: int) -> dict[str, Any]:
-        with self._whole(step) as path:
-            return load_state(path)
-
 
 class DamagedError(ValueError):
     """A checkpoint is not the one that was written."""
@@ -216,3 +211,93 @@ class StateFile(storage.HashingFile):
         except OSError as error:
             self.error = error
             raise
+
+
+class Snapshot:
+    """Copies nested states of the same shape again and again, into the same buffers.
+
+    Fresh memory costs more than the copy: the system hands it out page by page. From a GPU the buffers are pinned, so
+    that all copies are queued at once and the host waits a single time.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple, Tensor] = {}
+
+    def take(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A deep copy with every tensor in host memory. It is overwritten by the next call."""
+        copy = self._copy((), state)
+        if torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()
+        elif torch.backends.mps.is_available():
+            torch.mps.synchronize()
+        return copy
+
+    def _copy(self, place: tuple, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._buffer(place, value).copy_(value.detach(), non_blocking=True)
+        if isinstance(value, dict):
+            return {key: self._copy((*place, key), item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self._copy((*place, number), item) for number, item in enumerate(value))
+        return value
+
+    def _buffer(self, place: tuple, value: Tensor) -> Tensor:
+        buffer = self._buffers.get(place)
+        if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
+            buffer = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+            self._buffers[place] = buffer
+        return buffer
+
+
+@contextmanager
+def exclusive_checkpoints(checkpoints: Checkpoints, world: World) -> Iterator[None]:
+    """Keeps other runs from writing to the checkpoints while the block lasts. The main process holds the lock.
+
+    Raises:
+        ValueError: another run writes there; every process raises.
+    """
+    with ExitStack() as stack:
+        problem: Exception | None = None
+        if world.is_main:
+            try:
+                checkpoints.still_ours = stack.enter_context(locked(checkpoints.uri, CHECKPOINTS))
+            except CannotLockError as error:
+                print(f"warning: {error}; two runs that write there would not be noticed", file=sys.stderr, flush=True)
+            except (ValueError, OSError) as error:
+                problem = error
+        refused = problem is not None
+        if world.size > 1:
+            flag = torch.tensor([int(refused)], device=world.device)
+            dist.all_reduce(flag)
+            refused = bool(flag.item())
+        if refused:
+            raise problem or ValueError(f"{checkpoints.uri}: the first process could not take this place; it says why")
+        yield
+
+
+@contextmanager
+def newest_checkpoint(checkpoints: Checkpoints, world: World) -> Iterator[Path | None]:
+    """A local path of the newest whole checkpoint, or None; in every process, for as long as all are in the block.
+
+    Of a remote one each machine's first process makes a copy, which the machine's others read.
+    """
+    if world.size == 1:
+        with checkpoints.newest() as path:
+            yield path
+        return
+    machine, is_first = os.environ.get("GROUP_RANK", "0"), os.environ.get("LOCAL_RANK", "0") == "0"
+    with checkpoints.newest() if is_first else nullcontext() as own:
+        found = gather_texts(f"{machine}:{own or ''}" if is_first else "", world)
+        place = dict(text.split(":", 1) for text in found if text)[machine]
+        yield Path(place) if place else None
+        dist.barrier()  # the others have read it
+
+
+def gather_texts(text: str, world: World) -> list[str]:
+    """Every process's text. As bytes: torch's own way for objects would unpickle what comes from the network."""
+    row = torch.zeros(LONGEST_PATH, dtype=torch.uint8)
+    data = os.fsencode(text)
+    row[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else row[:0]
+    rows = [torch.empty_like(row, device=world.device) for _ in range(world.size)]
+    dist.all_gather(rows, row.to(world.device))
+    return [os.fsdecode(bytes(row.tolist()).rstrip(b"\0")) for row in rows]

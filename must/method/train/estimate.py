@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
+import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from must.config import TrainConfig
 from must.data.loading.order import GlobalBatches
 from must.data.loading.reader import ShardReader
-from must.method.train.memory import Memory
 from must.method.train.step import MustStep
 
 GB = 10**9
 WARM_UP = 1  # steps that are not counted: memory is taken, kernels are chosen, the loaders begin
 FEWEST, LONG_ENOUGH = 3, 10.0  # steps and seconds after which training says how long it will take
 LARGE = 50e6  # parameters of a model that is no toy: ViT-B/32's image tower has 88 million
+
+
+class Memory(NamedTuple):
+    used: int  # bytes
+    total: int  # that there are; 0: unknown
+    place: str
+
+    def __str__(self) -> str:
+        of = f" of {self.total / GB:.3g}" if self.total else ""
+        return f"memory: {self.used / GB:.2g}{of} GB of {self.place}"
 
 
 @dataclass(frozen=True)
@@ -83,7 +98,7 @@ class Pace:
         return found
 
 
-class Stepwatch:
+class StepTimer:
     """Times the steps of a run that goes on; `mark` after each of them."""
 
     def __init__(self) -> None:
@@ -147,6 +162,32 @@ def state_bytes(student: torch.nn.Module, teacher: torch.nn.Module, optimizer: t
     networks = [value for network in (student, teacher) for value in network.state_dict().values()]
     moments = [value for group in optimizer.param_groups for value in group["params"]] * 2
     return sum(value.numel() * value.element_size() for value in [*networks, *moments])
+
+
+def memory_of(device: torch.device) -> Memory:
+    """The most that this process took of its GPU; on a CPU, what it and its loaders take of the machine now.
+
+    Memory that processes share is counted once.
+    """
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        return Memory(torch.cuda.max_memory_reserved(device), total, "the GPU")
+    pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children() if child.pid)]
+    return Memory(sum(own_bytes(pid) for pid in pids), machine_bytes(), "this machine")
+
+
+def own_bytes(pid: int) -> int:
+    """A process's memory, shared pages divided among those that share them; 0 where the system does not tell."""
+    with suppress(OSError):
+        match = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+        return int(match.group(1)) * 1024 if match else 0
+    return 0
+
+
+def machine_bytes() -> int:
+    with suppress(OSError, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 0
 
 
 def gigabytes(size: float) -> str:

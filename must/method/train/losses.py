@@ -2,8 +2,7 @@
 
 The gradient on N processes, averaged as DistributedDataParallel averages it, equals the gradient of one process on
 the global batch: the self-training loss is a mean over the confident images of all processes and the class balance is
-that of the global batch. All that this needs from the other processes is one all-reduce of K + 6 numbers (K + 7 where
-the threshold is relative).
+that of the global batch. All that this needs from the other processes is one all-reduce of K + 6 numbers.
 """
 
 from __future__ import annotations
@@ -33,7 +32,6 @@ class LossWeights:
 class PseudoLabels(NamedTuple):
     label: Tensor  # [B] class number
     confident: Tensor  # [B] bool
-    score: Tensor | None = None  # [B] the teacher's probability, where the threshold is relative to it
 
 
 class LossSums(NamedTuple):
@@ -45,7 +43,6 @@ class LossSums(NamedTuple):
     reconstruction: Tensor
     alignment: Tensor
     probability: Tensor  # [K]
-    score: Tensor  # of the teacher; [1], or [0] where it is not needed: the all-reduce is the shorter for it
 
 
 class GlobalSums(NamedTuple):
@@ -58,7 +55,6 @@ class GlobalSums(NamedTuple):
     alignment: Tensor
     rank_means: Tensor  # of the self-training loss, summed over processes
     probability: Tensor  # [K]
-    score: Tensor  # [1] or [0]
     own_confident: Tensor  # of this process alone
 
 
@@ -70,10 +66,10 @@ class Losses(NamedTuple):
     class_balance: Tensor | None  # the running mean to hand to the next step of the epoch
 
 
-def pseudo_labels(teacher_logits: Tensor, threshold: float | Tensor, keep_score: bool = False) -> PseudoLabels:
+def pseudo_labels(teacher_logits: Tensor, threshold: float) -> PseudoLabels:
     """Hard labels from the teacher's logits [B, K]; confident where the probability is above the threshold."""
     score, label = upcast(teacher_logits).softmax(-1).max(-1)
-    return PseudoLabels(label, score > threshold, score if keep_score else None)
+    return PseudoLabels(label, score > threshold)
 
 
 def must_losses(
@@ -126,8 +122,6 @@ def must_losses(
         + weights.reconstruction * values["loss_reconstruction"]
         + weights.alignment * values["loss_alignment"]
     )
-    if len(totals.score):
-        values["teacher_score"] = totals.score[0] / totals.images
     return Losses(total, values, running)
 
 
@@ -144,20 +138,19 @@ def loss_sums(student: StudentOutput, labels: PseudoLabels, strong_images: Tenso
         reconstruction=count * (upcast(student.reconstruction) - target).abs().mean(),
         alignment=count * upcast(student.alignment).mean(),
         probability=logits.softmax(-1).sum(0),
-        score=logits.new_zeros(0) if labels.score is None else labels.score.sum()[None].to(logits.dtype),
     )
 
 
 def all_reduce_sums(parts: list[LossSums]) -> GlobalSums:
-    """Sums over this process's micro-batches and over all processes: one all-reduce of K + 6 or 7 numbers."""
+    """Sums over this process's micro-batches and over all processes: one all-reduce of K + 6 numbers."""
     own = LossSums(*(torch.stack(values).sum(0).detach() for values in zip(*parts, strict=True)))
-    *sums, probability, score = own
+    *sums, probability = own
     sums.append(own.cross_entropy / own.confident.clamp(min=1))
-    everything = torch.cat([torch.stack(sums), probability, score])
+    everything = torch.cat([torch.stack(sums), probability])
     if dist.is_initialized():
         dist.all_reduce(everything)
-    scalars, probability, score = everything.split([len(sums), len(probability), len(score)])
-    return GlobalSums(*scalars, probability, score, own.confident)  # type: ignore[call-arg]
+    scalars, probability = everything.split([len(sums), len(probability)])
+    return GlobalSums(*scalars, probability, own.confident)  # type: ignore[call-arg]
 
 
 def fairness_loss(balance: Tensor, running: Tensor | None, prior: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

@@ -16,9 +16,8 @@ from must.config import PlanConfig
 from must.data.loading.loader import TrainBatch
 from must.method.distributed.cpu import prepare_machine
 from must.method.distributed.process_group import init_distributed
-from must.method.train.estimate import Pace, Stepwatch
-from must.method.train.memory import memory_of
-from must.method.train.stopwatch import Stopwatch
+from must.method.train.estimate import Pace, StepTimer, memory_of
+from must.method.train.timers import RunTimer
 from must.method.train.trainer import Trainer
 
 FEW, LONG = 8, 5.0  # images of a first look on a CPU; seconds of a step above which the others are as small
@@ -58,8 +57,8 @@ def measure(trainer: Trainer, seconds: float) -> Pace:
     world, config, progress = trainer.world, trainer.config, trainer.state.progress
     local = config.batch_size // world.size
     count = min(FEW, local) if world.device.type == "cpu" else local
-    steps, parts = Stepwatch(), list[TrainBatch]()
-    batches = Stopwatch(progress).waiting(endless(trainer.groups(0)))
+    steps, parts = StepTimer(), list[TrainBatch]()
+    batches = RunTimer(progress).waiting(endless(trainer.groups(0)))
     for parts in batches:
         began = time.monotonic()
         trainer.method(progress.step, parts if count == local else first_images(parts, count))
@@ -70,7 +69,7 @@ def measure(trainer: Trainer, seconds: float) -> Pace:
         if count < local and len(steps.marks) == 1:
             too_long = (time.monotonic() - began) * local / count > LONG
             if not world.sum(too_long):  # the whole batch, then, with a warm-up of its own
-                count, steps = local, Stepwatch()
+                count, steps = local, StepTimer()
         if world.sum(steps.enough(seconds)):
             break
     began = time.monotonic()

@@ -37,8 +37,6 @@ from must.method.train.losses import (
 from must.method.train.optimizer import build_optimizer, learning_rate, set_learning_rate, step_if_finite
 from must.method.train.teacher import ema_decay, make_teacher, update_teacher
 
-SCORE_MEMORY = 100  # steps that a relative threshold looks back on
-
 
 class MustStep:
     """The two networks and what changes them.
@@ -72,7 +70,6 @@ class MustStep:
         )
         self.class_balance: Tensor | None = None  # of the epoch's steps before, with many classes
         self.refined: RefinedLabels | None = None  # classes that stand beside the teacher's at the start
-        self.teacher_score: Tensor | None = None  # the teacher's mean probability of late, for a relative threshold
         self.network = student if self.uses_fsdp else apply_ddp(student, world)
 
     def prepare(self) -> None:
@@ -99,24 +96,17 @@ class MustStep:
         if step % self.steps_per_epoch == 0:
             self.class_balance = None
         batches = [part.to(self.world.device) for part in parts]
-        threshold = self.threshold()
-        losses = self.differentiate(batches, step, threshold)
+        losses = self.differentiate(batches, step)
         finite = step_if_finite(self.optimizer)
         update_teacher(self.teacher, self.student, self.ema_decay(step))
         self.class_balance = losses.class_balance
-        if self.config.relative_threshold:
-            self.teacher_score = running_mean(self.teacher_score, losses.values["teacher_score"], step)
-            losses.values["threshold"] = torch.as_tensor(threshold)
         replaced = torch.stack([batch.replaced for batch in batches]).sum().float()
         return {**losses.values, "skipped": (~finite).float(), "replaced": replaced}
 
-    def differentiate(
-        self, batches: list[TrainBatch], step: int = 0, threshold: float | Tensor | None = None
-    ) -> Losses:
+    def differentiate(self, batches: list[TrainBatch], step: int = 0) -> Losses:
         """Sets the student's gradients, and nothing else; the micro-batches are on the device. Returns the last one's
         losses, which tell the values of all."""
-        threshold = self.threshold() if threshold is None else threshold
-        labels = [self.pseudo_labels(batch, threshold, step) for batch in batches]
+        labels = [self.pseudo_labels(batch, step) for batch in batches]
         totals = None if len(batches) == 1 else self.totals(batches, labels)
         self.optimizer.zero_grad(set_to_none=True)
         for number, (batch, label) in enumerate(zip(batches, labels, strict=True), start=1):
@@ -129,24 +119,15 @@ class MustStep:
                 losses.total.backward()
         return losses
 
-    def threshold(self) -> float | Tensor:
-        """The pseudo-labels' threshold. A relative one looks at earlier steps, so it is the same on all processes."""
-        absolute, relative = self.config.confidence_threshold, self.config.relative_threshold
-        if not relative:
-            return absolute
-        if self.teacher_score is None:
-            return torch.full((), absolute, device=self.world.device)  # a number from the host would be waited for
-        return relative * self.teacher_score
-
     @torch.no_grad()
-    def pseudo_labels(self, batch: TrainBatch, threshold: float | Tensor, step: int) -> PseudoLabels:
+    def pseudo_labels(self, batch: TrainBatch, step: int) -> PseudoLabels:
         """The teacher on the weak views, early in the run mixed with the refined classes, where there are some."""
         with self.autocast():
             logits = self.teacher(normalize(batch.weak, self.preprocess))
         if self.refined and (share := share_at(step, self.steps)):
             self.refined = self.refined.to(self.world.device)
             logits = self.refined.mixed(logits, batch.samples, share)
-        return pseudo_labels(logits, threshold, keep_score=self.config.relative_threshold > 0)
+        return pseudo_labels(logits, self.config.confidence_threshold)
 
     def forward_student(self, batch: TrainBatch) -> tuple[StudentOutput, Tensor]:
         """The student on the masked strong views, and those."""
@@ -202,21 +183,11 @@ class MustStep:
             "teacher": self.teacher.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        running = {"class_balance": self.class_balance, "teacher_score": self.teacher_score}
-        return {**full_state_dict(state, self.world.is_main), **running}
+        return {**full_state_dict(state, self.world.is_main), "class_balance": self.class_balance}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         load_network(self.student, state["student"])
         load_network(self.teacher, state["teacher"])
         load_optimizer(self.optimizer, state["optimizer"])
-        for name in ("class_balance", "teacher_score"):  # older checkpoints have no score
-            value = state.get(name)
-            setattr(self, name, None if value is None else value.to(self.world.device))
-
-
-def running_mean(mean: Tensor | None, value: Tensor, step: int) -> Tensor:
-    """The mean of the first hundred steps' values, then a moving one over a hundred; skips what is not finite."""
-    if mean is None:
-        return value
-    moved = mean + (value - mean) / min(step + 1, SCORE_MEMORY)
-    return torch.where(moved.isfinite(), moved, mean)
+        balance = state["class_balance"]
+        self.class_balance = None if balance is None else balance.to(self.world.device)

@@ -16,9 +16,8 @@ from must.config import TrainConfig
 from must.data.format.index import Index
 from must.method.distributed.process_group import World
 from must.method.model.classifier import TextClassifier
-from must.method.train.checkpoint import Checkpoints, load_state
-from must.method.train.provenance import LATER, fingerprint
-from must.method.train.shared_checkpoints import newest_checkpoint
+from must.method.train.checkpoint import Checkpoints, load_state, newest_checkpoint
+from must.method.train.provenance import LATER, WITHDRAWN, fingerprint
 from must.method.train.step import MustStep
 
 
@@ -80,7 +79,7 @@ class TrainState:
         self.check_all_find(state["progress"]["step"] if state else 0, method.world)
         if state is None:
             return False
-        ours, theirs = self.fingerprint, LATER | state["identity"]
+        ours, theirs = WITHDRAWN | self.fingerprint, WITHDRAWN | LATER | state["identity"]
         changed = [f"{name} ({theirs.get(name)} -> {ours[name]})" for name in ours if theirs.get(name) != ours[name]]
         if changed:
             raise ValueError(

@@ -20,34 +20,35 @@ import torch
 from must.base.storage import UnreachableError
 from must.base.text import printable
 from must.config import TrainConfig
-from must.data.loading.loader import TrainBatch, TrainDataset, make_views, train_batches
+from must.data.augment.exact import ViewSettings
+from must.data.loading.loader import EvalSource, TrainBatch, TrainDataset, grouped, make_views, train_batches
 from must.data.loading.order import GlobalBatches, MicroBatches
 from must.data.loading.reader import open_reader
 from must.method.distributed.cpu import prepare_machine
 from must.method.distributed.preemption import Preempted, StopSignal
 from must.method.distributed.process_group import World, init_distributed
-from must.method.model.bundle import preprocess_of, save_bundle, zero_shot_bundle
+from must.method.model.bundle import Description, preprocess_of, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, require_shares
+from must.method.select.choose import shares_of
 from must.method.select.introduce import introduce
 from must.method.select.refined_labels import share_at
-from must.method.train.batches import grouped, view_settings
-from must.method.train.chosen import chosen_loaders, chosen_pieces
-from must.method.train.due import Due
-from must.method.train.estimate import LONG_ENOUGH, Size, Stepwatch, size_of
+from must.method.select.rung_predictions import Weights, affordable
+from must.method.select.select import described, keep, told
+from must.method.train.autotune import choose_accumulation, choose_loaders
+from must.method.train.checkpoint import exclusive_checkpoints
+from must.method.train.estimate import LONG_ENOUGH, Size, StepTimer, memory_of, size_of
 from must.method.train.health import Health
-from must.method.train.log import Meter, NoLog, TrainLog, last_logged
-from must.method.train.memory import memory_of
+from must.method.train.log import Meter, NoLog, TrainLog, in_words, last_logged, summary_of
 from must.method.train.provenance import provenance
-from must.method.train.selected import selected
-from must.method.train.shared_checkpoints import exclusive_checkpoints
 from must.method.train.step import MustStep
-from must.method.train.stopwatch import Stopwatch
-from must.method.train.summary import in_words, summary_of
 from must.method.train.teacher import make_teacher
+from must.method.train.timers import CheckpointTimer, RunTimer
 from must.method.train.trackers.base import Life
 from must.method.train.trackers.fan import Trackers
 from must.method.train.train_state import TrainState
 from must.method.train.warm_start import start_from
+
+SELECT_BATCH = 256  # images a forward pass of the ladder
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -99,7 +100,7 @@ class Trainer:
         if config.init:
             start_from(config.init, self.zero_shot, self.origin.get("model_sha256", ""))
         preprocess = preprocess_of(self.zero_shot.description)
-        views = view_settings(config, preprocess, student.patch_size)
+        views = ViewSettings.of(config, preprocess, student.patch_size)
         self.dataset = TrainDataset(self.reader, make_views(views, config.views, config.augment_device), config.seed)
         self.whole = plan = self.batches(0)
         if config.accumulate != "auto":
@@ -132,10 +133,10 @@ class Trainer:
         config, progress, local = self.config, self.state.progress, self.whole.local_size
         pieces, workers = config.accumulate, config.workers
         if pieces == "auto":
-            pieces = chosen_pieces(self.method, local, progress.micro_batch)
+            pieces = choose_accumulation(self.method, local, progress.micro_batch)
         progress.micro_batch = local // pieces
         if workers == "auto":
-            workers = chosen_loaders(self.world.device, progress.micro_batch, self.method.preprocess.size)
+            workers = choose_loaders(self.world.device, progress.micro_batch, self.method.preprocess.size)
         self.config = replace(config, accumulate=pieces, workers=workers)
 
     def run(self, stop: StopSignal) -> dict[str, Any]:
@@ -155,9 +156,9 @@ class Trainer:
 
     def take_steps(self, groups: Iterator[list[TrainBatch]], log: TrainLog | NoLog, stop: StopSignal) -> None:
         config, progress, checkpoints = self.config, self.state.progress, self.state.checkpoints
-        meter, watch, due = Meter(), Stopwatch(progress), Due(config.checkpoint_seconds)
-        first_steps: Stepwatch | None = Stepwatch()
-        for parts in watch.waiting(groups):
+        meter, timer, clock = Meter(), RunTimer(progress), CheckpointTimer(config.checkpoint_seconds)
+        first_steps: StepTimer | None = StepTimer()
+        for parts in timer.waiting(groups):
             step = progress.step
             self.world.begin(step)
             meter.add(self.method(step, parts))
@@ -169,15 +170,15 @@ class Trainer:
             if last or progress.step % config.log_every == 0:
                 log.write(step, self.health.read(meter, step, parts[0]))
 
-            leave, save = stop.agreed(self.world, self.world.is_main and due.asks(checkpoints.busy))
+            leave, save = stop.agreed(self.world, self.world.is_main and clock.due(checkpoints.busy))
             save |= checkpoints.due(progress.step, config.checkpoint_every or self.whole.steps_per_epoch)
             if leave or (save and not last):
-                due.saved(watch.timed(self.state.save, self.method))
+                clock.saved(timer.timed(self.state.save, self.method))
             if leave:
                 checkpoints.close()
                 log.say(f"stopped by a signal after step {progress.step}; run the same command to go on")
                 raise Preempted
-        watch.read()
+        timer.read()
 
     def groups(self, first_step: int) -> Iterator[list[TrainBatch]]:
         """A step's micro-batches at a time."""
@@ -195,7 +196,7 @@ class Trainer:
         state.run_ids |= trackers.start(self.asked.to_dict())
         return log
 
-    def estimate(self, steps: Stepwatch, log: TrainLog | NoLog) -> Stepwatch | None:
+    def estimate(self, steps: StepTimer, log: TrainLog | NoLog) -> StepTimer | None:
         """Says how long the run will take, once its own first steps tell; None then."""
         steps.mark(self.state.progress.waited)
         if not steps.enough(LONG_ENOUGH):
@@ -254,27 +255,33 @@ class Trainer:
         networks = self.state.save(self.method) if progress.step else self.method.state_dict()
         if self.world.is_main:
             self.state.checkpoints.close()
-            told_as = replace(config, workers=self.asked.workers)  # what was chosen of this machine is no setting
-            description = provenance(self.zero_shot.description, told_as, self.reader.index, self.world.size, summary)
+            settings = replace(config, workers=self.asked.workers)  # what was chosen of this machine is no setting
+            description = provenance(self.zero_shot.description, settings, self.reader.index, self.world.size, summary)
             weights = networks[config.save]
-            told = {"data": self.facts, "class_shares": list(self.prior), **self.origin}
-            told = {name: what for name, what in told.items() if what}
-            description = replace(description, provenance=description.provenance | told)
+            found = {"data": self.facts, "class_shares": list(self.prior), **self.origin}
+            found = {name: what for name, what in found.items() if what}
+            description = replace(description, provenance=description.provenance | found)
             if config.select == "ladder":
-                weights, description = selected(
-                    config,
-                    self.reader,
-                    self.reference,
-                    weights,
-                    description,
-                    self.own_factor,
-                    self.world.device,
-                    leave_if(stop, "choosing what to keep"),
-                )
+                weights, description = self.select(weights, description, leave_if(stop, "choosing what to keep"))
             self.reference.load_state_dict(weights)
             save_bundle(config.output, self.reference, description)
             print(f"{in_words(summary)} -> {config.output}", flush=True)
         return summary
+
+    def select(
+        self, weights: Weights, description: Description, pause: Callable[[], None]
+    ) -> tuple[Weights, Description]:
+        """`--select ladder`: the weights that become the model, and its description with the reasons.
+
+        Judged by the images of the reader that was trained with: shards that were added since do not count. This
+        process looks alone. It is a function of the weights and the images: a run that was killed here and goes on
+        chooses the same.
+        """
+        source = EvalSource(self.reader, preprocess_of(description), SELECT_BATCH, self.config.loaders)
+        most = affordable(len(source) * self.config.epochs, len(description.classes))
+        kept, choice = keep(self.reference, weights, source, self.world.device, pause, shares_of(description), most)
+        print(told(choice), flush=True)
+        return kept, described(description, choice, self.own_factor)
 
 
 def leave_if(stop: StopSignal, doing: str) -> Callable[[], None]:

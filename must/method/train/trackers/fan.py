@@ -16,8 +16,8 @@ from must.method.train.trackers.tensorboard import TensorBoard
 from must.method.train.trackers.wandb import WeightsAndBiases
 
 MAKE: dict[str, Callable[[Life], Tracker]] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WeightsAndBiases}
-LAST_WORDS = 60.0  # seconds that a tracker has at the end for what is still to be sent
-IN_A_HURRY = 5.0  # where the run was stopped: whoever did that will not wait for long
+FLUSH_TIMEOUT = 60.0  # seconds that a tracker has at the end for what is still to be sent
+STOP_TIMEOUT = 5.0  # where the run was stopped: whoever did that will not wait for long
 
 
 class Trackers:
@@ -27,7 +27,7 @@ class Trackers:
 
     def __init__(self, names: Sequence[str], life: Life, run_ids: dict[str, str]) -> None:
         self.life = life
-        self.all = [Courier(name, MAKE[name](replace(life, run_id=run_ids.get(name, "")))) for name in names]
+        self.all = [AsyncTracker(name, MAKE[name](replace(life, run_id=run_ids.get(name, "")))) for name in names]
 
     def start(self, config: dict[str, Any]) -> dict[str, str]:
         """Returns the trackers' run_ids, for a later life.
@@ -35,29 +35,29 @@ class Trackers:
         Raises:
             ValueError: a run that begins cannot be tracked. One that goes on does so without the tracker.
         """
-        require_packages([courier.name for courier in self.all])
-        for courier in list(self.all):
+        require_packages([tracker.name for tracker in self.all])
+        for tracker in list(self.all):
             try:
-                courier.tracker.start(config)
+                tracker.tracker.start(config)
             except Exception as error:  # the packages have many of their own
                 if not self.life.first_step:
                     message = reason(error)
-                    begins = f"--trackers {courier.name}: "
+                    begins = f"--trackers {tracker.name}: "
                     raise ValueError(message if message.startswith(begins) else begins + message) from None
-                courier.warn(error)
-                self.all.remove(courier)
-        return {courier.name: courier.tracker.run_id for courier in self.all if courier.tracker.run_id}
+                tracker.warn(error)
+                self.all.remove(tracker)
+        return {tracker.name: tracker.tracker.run_id for tracker in self.all if tracker.tracker.run_id}
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        for courier in self.all:
-            courier.log(step, points(values))
+        for tracker in self.all:
+            tracker.log(step, points(values))
 
     def close(self, finished: bool) -> None:
-        for courier in self.all:
-            courier.close(finished)
+        for tracker in self.all:
+            tracker.close(finished)
 
 
-class Courier:
+class AsyncTracker:
     """Takes points to a tracker, in a thread: a server that does not answer must not be waited for."""
 
     def __init__(self, name: str, tracker: Tracker) -> None:
@@ -74,7 +74,7 @@ class Courier:
         self.begin()
         self.points.put(finished)
         assert self.thread is not None
-        patience = LAST_WORDS if finished else IN_A_HURRY
+        patience = FLUSH_TIMEOUT if finished else STOP_TIMEOUT
         self.thread.join(patience)
         if self.thread.is_alive() and not self.failed:
             self.warn(TimeoutError(f"did not take everything within {patience:.0f} s"))

@@ -12,12 +12,13 @@ from must.method.distributed import cpu
 from must.method.distributed.cpu import MOST_LOADERS, loader_processes
 from must.method.distributed.process_group import pick_device
 from must.method.model.bundle import load_bundle, load_description
+from must.method.train.autotune import SHARE, blank, choose_accumulation, fewest_pieces
 from must.method.train.checkpoint import Checkpoints
-from must.method.train.chosen import SHARE, blank, chosen_pieces, fewest_pieces
 from must.method.train.presets import preset
 from must.method.train.step import MustStep
 from must.method.train.trainer import train
 from tests.golden import golden_model
+from tests.train.lives import newest_state
 from tests.train.test_step import ALONE
 from tests.train.test_train import start_and_stop
 
@@ -95,7 +96,7 @@ def test_a_model_that_does_not_fit_is_one_line():
 
 def test_on_a_cpu_it_is_one_piece_and_a_run_that_goes_on_keeps_its_own():
     method = golden_step()
-    assert [chosen_pieces(method, 24, before) for before in (0, 24, 6, 5)] == [1, 1, 4, 1]
+    assert [choose_accumulation(method, 24, before) for before in (0, 24, 6, 5)] == [1, 1, 4, 1]
 
 
 def test_a_trial_changes_no_weight():
@@ -115,7 +116,7 @@ def test_a_run_goes_on_with_the_micro_batches_it_had(digits, tmp_path, capsys):
     train(config(digits, whole, accumulate=5, **settings))
     code, _ = start_and_stop(digits, stopped, signal.SIGTERM, extra=("--accumulate", "5"))
     assert code == 75
-    assert Checkpoints(str(stopped / "checkpoints")).load_newest()["progress"]["micro_batch"] == 5
+    assert newest_state(Checkpoints(str(stopped / "checkpoints")))["progress"]["micro_batch"] == 5
     capsys.readouterr()
     train(config(digits, stopped, accumulate="auto", **settings))
     assert "steps of 25 images in pieces of 5" in capsys.readouterr().out

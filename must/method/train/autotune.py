@@ -1,4 +1,4 @@
-"""What `must train` chooses itself: loader processes, and micro-batches that fit into a GPU's memory."""
+"""What `auto` chooses: loader processes, and gradient accumulation that fits into a GPU's memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHARE = 0.85  # of the free memory that a step may take: allocators leave gaps
 TRIAL = 8  # images of the smaller trial; the larger one has twice as many
 
 
-def chosen_loaders(device: torch.device, images: int, size: int) -> int:
+def choose_loaders(device: torch.device, images: int, size: int) -> int:
     """Args:
     images, size: of a batch that a loader process makes; pixels a side.
     """
@@ -27,7 +27,7 @@ def pixel_bytes(size: int) -> int:
     return 2 * size * size * 3
 
 
-def chosen_pieces(method: MustStep, local: int, before: int) -> int:
+def choose_accumulation(method: MustStep, local: int, before: int) -> int:
     """How many micro-batches the `local` images of a process's step are cut into; the same in all processes.
 
     On a CUDA GPU the fewest that fit: two trial steps, thrown away, tell what an image takes, and the rest is

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from must.method.train import due
+from must.method.train import timers
 from must.method.train.checkpoint import Checkpoints
-from must.method.train.due import SHARE, Due
+from must.method.train.timers import SHARE, CheckpointTimer
 from must.method.train.trainer import train
 from tests.train.lives import difference
 from tests.train.test_resume import STEPS, config
@@ -23,36 +23,36 @@ def clock(monkeypatch):
         state.now += state.tick
         return state.now
 
-    monkeypatch.setattr(due, "time", SimpleNamespace(monotonic=monotonic))
+    monkeypatch.setattr(timers, "time", SimpleNamespace(monotonic=monotonic))
     return state
 
 
 def test_one_is_due_after_its_seconds_and_is_asked_for_once(clock):
-    asked = Due(60)
+    asked = CheckpointTimer(60)
     clock.now = 59.9
-    assert not asked.asks(busy=False)
+    assert not asked.due(busy=False)
     clock.now = 60.0
-    assert not asked.asks(busy=True)  # saving would wait for the one before
-    assert asked.asks(busy=False) and not asked.asks(busy=False)  # on a GPU the answer comes a step later
+    assert not asked.due(busy=True)  # saving would wait for the one before
+    assert asked.due(busy=False) and not asked.due(busy=False)  # on a GPU the answer comes a step later
     asked.saved(cost=0.1)
     clock.now = 119.9
-    assert not asked.asks(busy=False)
+    assert not asked.due(busy=False)
     clock.now = 120.0
-    assert asked.asks(busy=False)
+    assert asked.due(busy=False)
 
 
 def test_saving_that_costs_much_is_done_less_often(clock):
-    asked = Due(60)
+    asked = CheckpointTimer(60)
     asked.saved(cost=10.0)
     clock.now = 10 * SHARE - 0.1
-    assert not asked.asks(busy=False)
+    assert not asked.due(busy=False)
     clock.now = 10 * SHARE
-    assert asked.asks(busy=False)
+    assert asked.due(busy=False)
 
 
 def test_without_seconds_none_is_ever_due(clock):
     clock.tick = 1e6
-    assert not Due(0).asks(busy=False)
+    assert not CheckpointTimer(0).due(busy=False)
 
 
 @pytest.mark.slow
