@@ -62,8 +62,8 @@ def main() -> None:
     print(f"{'answers':>8}" + "".join(f"{kind + ': kept':>18}{'share':>7}{'worst':>7}{'harm':>7}" for kind in found))
     for column, stop in enumerate(STOPS):
         cells = ""
-        for results in found.values():
-            kept = np.stack(results)[:, :, column]  # [runs, draws]
+        for sums in found.values():
+            kept = np.stack(sums)[:, :, column]  # [runs, draws]
             total = kept.sum(axis=0).mean()
             cells += f"{total:>+18.1f}{total / best:>7.0%}{kept.min():>+7.1f}{(kept < -1).mean():>7.2%}"
         print(f"{stop:>8}{cells}")
