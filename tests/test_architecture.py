@@ -38,11 +38,11 @@ cores
 progress
 processes
 storage     processes text
-exits       storage text
+lock        background storage
+exits       lock storage text
 parameters  text
 tars
 names       parameters storage text
-lock        background storage
 workers     processes storage
 """,
     "data": """

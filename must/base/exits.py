@@ -18,11 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from must.base.lock import HeldError, LockLostError
 from must.base.storage import TransientError
 from must.base.text import printable
 
 BUG = 1
 WRONG_INPUT = 2  # one line said what
+HELD = 73  # another run is writing there: run the same again when that is over (EX_CANTCREAT)
 PREEMPTED = 75  # run the same again (EX_TEMPFAIL)
 INTERRUPTED = 130  # at the keyboard
 KILLED = 137  # 128 + SIGKILL
@@ -46,7 +48,10 @@ def exiting(command: str) -> Iterator[None]:
 
 
 def fail(command: str, error: Exception) -> NoReturn:
-    """Prints one line; exits with 2 for the user's error, 75 for a transient one; raises any other error again."""
+    """Prints one line; exits with 2 for the user's error, 73 where another run is at work, 75 for a transient one.
+
+    Raises any other error again.
+    """
     code = code_of(error)
     if code == BUG:
         raise error
@@ -60,6 +65,8 @@ def code_of(error: BaseException) -> int:
     """The exit code of a program that `error` ends."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else BUG if error.code else 0
+    if isinstance(error, HeldError | LockLostError):
+        return HELD
     if isinstance(error, TransientError):
         return PREEMPTED
     return WRONG_INPUT if is_users(error) else BUG

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -22,6 +23,7 @@ from pathlib import Path
 from must.base import storage
 from must.base.background import every
 
+RUN_ID = "MUST_RUN_ID"  # the environment's name for the run of the pipeline that a process belongs to
 HEARTBEAT_S = 10.0  # seconds between signs of life
 DEAD_AFTER = 60.0  # seconds without one
 MOMENT = 5.0  # seconds in which a folder that goes while its lock is made is made again
@@ -250,4 +252,12 @@ def neighbourhood() -> dict[str, str]:
 
 
 def whoami() -> str:
-    return f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    """The owner of a lock for people: the run of the pipeline, if it is one, and the process."""
+    run = f"run {os.environ[RUN_ID]}, " if os.environ.get(RUN_ID) else ""
+    return f"{run}process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+
+
+def run_in(line: str) -> str:
+    """The run that a refusal names, or ''."""
+    found = re.search(r" is being written by another .* \(run ([\w-]+), process ", line)
+    return found[1] if found else ""

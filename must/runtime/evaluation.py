@@ -8,7 +8,7 @@ from typing import Any
 
 from must.api.stages import call
 from must.base import storage
-from must.runtime.notes import RUN_ID
+from must.base.lock import RUN_ID
 from must.runtime.places import WorkUri
 
 

@@ -22,12 +22,12 @@ from typing import Any
 
 from must.base import storage
 from must.base.exits import BUG, code_of, line_of
+from must.base.lock import RUN_ID
 from must.runtime.places import WorkUri
 from must.runtime.tail import Tail
 
 HEARTBEAT_S = 60.0  # seconds between writings of a running stage's note
 FIRST = 4.0  # seconds to the first of them, doubled until they are HEARTBEAT_S
-RUN_ID = "MUST_RUN_ID"  # the environment's name for the run that a stage belongs to
 TOLD = "MUST_NOTE"  # the file by which a stage tells the process that supervises it what to put into the note
 TEXTS, FIGURES = ("report", "version", "against", "why", "action", "outcome"), ("top1", "before")  # among the facts
 NOT_WRITTEN = ("source", "changed")

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from must.base.exits import KILLED, PREEMPTED, WRONG_INPUT
+from must.base.exits import HELD, KILLED, PREEMPTED, WRONG_INPUT
+from must.base.lock import run_in
 from must.runtime.notes import Note
 
 WELL = ("SUCCEEDED", "COMPLETE")
@@ -28,6 +29,8 @@ def outcome_of(notes: list[Note], state: str | None, then: Sequence[str] = ()) -
         kind = kind_of(bad)
         if kind == "stopped":  # nothing is wrong with the run
             return Outcome("failed", False, f"Run stopped from outside, during {bad.stage}")
+        if kind == "held":
+            return Outcome("failed", False, f"Run stopped: {other_run(bad)} is writing to this work_uri")
         return Outcome("failed", False, f"Run failed: {bad.stage}: {IN_SHORT[kind]}")
     by_stage = {note.stage: note for note in notes}
     for name, rule in GOOD_ENDS:
@@ -118,7 +121,14 @@ def kind_of(note: Note) -> str:
         return "stopped"
     if note.state == "running":
         return "silent"
-    return {WRONG_INPUT: "input", PREEMPTED: "interrupted", KILLED: "killed"}.get(note.code, "error")
+    kinds = {WRONG_INPUT: "input", HELD: "held", PREEMPTED: "interrupted", KILLED: "killed"}
+    return kinds.get(note.code, "error")
+
+
+def other_run(note: Note) -> str:
+    """Who holds the place that this stage waited for."""
+    found = next(filter(None, map(run_in, reversed(note.lines))), "")
+    return f"another run, {found}," if found else "another program"
 
 
 IN_SHORT = {

@@ -7,9 +7,10 @@ from typing import Any
 
 from must.api.stages import call
 from must.base import storage
+from must.base.lock import RUN_ID
 from must.config.part import parts_of
 from must.data.format.index import Index, load_index
-from must.runtime.notes import RUN_ID, read_notes, stage_note
+from must.runtime.notes import read_notes, stage_note
 from must.runtime.places import WorkUri
 from must.runtime.settings import sharding_settings
 

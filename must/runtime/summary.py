@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import re
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 
 from must.base import storage
-from must.base.exits import line_of
+from must.base.exits import LONGEST, line_of
 from must.base.text import printable, printable_page
 from must.runtime.notes import Note, parse, read_notes
 from must.runtime.outcome import Outcome, failing, kind_of, outcome_of
@@ -19,14 +20,22 @@ PAGE = "summary.md"
 KEPT = 14 * 86_400.0  # seconds that notes of a run are kept after the last was written
 LOOKED_AT = 50  # other runs' notes whose age a summary looks at
 WHY = {
-    "stopped": "stopped from outside (SIGTERM): a person ended the run, its time was over, or its node was taken away",
+    "stopped": "asked to end (SIGTERM): a person ended the run, its time was over, or its node was taken away",
+    "held": "it waited for its turn, and the other run is still at work (exit code {code})",
     "interrupted": "something it needs went away (exit code {code}): another process, or a store that did not answer",
     "silent": "its pod is gone without a word: a lost node, a time limit, memory, or the run was stopped",
-    "input": "wrong input (exit code {code}); the last line says what",
+    "input": "wrong input (exit code {code})",
     "killed": "killed (exit code {code}): most often the pod's memory limit",
     "error": "an error in the program or the machine (exit code {code})",
 }
-GOES_ON = {"input": "after the input is mended{kept}", "error": "perhaps{kept_or}"}
+SAYS_WHY = ("input", "held", "interrupted", "error")  # kinds whose last line is the reason
+GOES_ON = {
+    "input": "after the input is mended{kept}",
+    "held": "when the other run is over{kept}",
+    "error": "perhaps{kept_or}",
+}
+STATES = {"stopped": "stopped", "silent": "lost"}  # of a stage that did not come to tell its end; kind: word
+WIDE = 76  # characters of the log's lines: Kubeflow shows them in a narrow panel and cuts off what is longer
 BROKEN_OFF = [
     "No stage left a note of a failure. Either a person stopped the run, or the next step could not start: an image",
     "that cannot be pulled, a node that cannot be had, a quota, a step of Kubeflow's own. Its events say which.",
@@ -44,12 +53,13 @@ def summarize(work_uri: str, run_id: str, state: str | None, again: str, then: S
     """
     notes = read_notes(work_uri, run_id)
     outcome = outcome_of(notes, state, then)
-    page = [f"# {outcome.headline}", "", *links(notes, run_id)]
+    page = [f"# {outcome.headline}", ""]
     if outcome.name == "failed":
         page += failure(notes, again)
     elif not outcome.good:
         page += [*BROKEN_OFF, *after_promotion(notes, "the run broke off"), "", f"To start it again: `{again}`", ""]
-    return printable_page("\n".join([*page, *stage_table(notes)]))
+    page += [*links(notes, run_id), *stage_table(notes)]
+    return printable_page("\n".join([*page, *(log_of(notes) if outcome.name == "failed" else [])]))
 
 
 def leave_page(work_uri: str, run_id: str, page: str) -> None:
@@ -95,14 +105,16 @@ def forget_if_old(folder: str, names: Sequence[str], before: float) -> None:
 
 
 def links(notes: list[Note], run_id: str) -> list[str]:
-    reports = [note.facts["report"] for note in notes if note.facts.get("report")]
-    shown = [f"[Report]({address(report)})" for report in reports] + ([f"run `{run_id}`"] if run_id else [])
+    reports = [report_at(note.facts["report"]) for note in notes if note.facts.get("report")]
+    shown = reports + ([f"run `{run_id}`"] if run_id else [])
     return [" · ".join(shown), ""] if shown else []
 
 
-def address(uri: str) -> str:
-    """Where a browser finds it, for those who may read the bucket."""
-    return f"https://storage.cloud.google.com/{uri.removeprefix('gs://')}" if uri.startswith("gs://") else uri
+def report_at(uri: str) -> str:
+    """A link for those who may read the bucket, where its store has a page; else where it is, here and in Kubeflow."""
+    if uri.startswith("gs://"):
+        return f"[Report](https://storage.cloud.google.com/{uri.removeprefix('gs://')})"
+    return f"Report: stage *evaluate*, output *report*, Visualization, or `{uri}`"
 
 
 def failure(notes: list[Note], again: str) -> list[str]:
@@ -110,16 +122,37 @@ def failure(notes: list[Note], again: str) -> list[str]:
     assert note is not None
     kind, kept = kind_of(note), progress(note)
     goes_on = GOES_ON.get(kind, "yes{kept}").format(kept=kept, kept_or=kept or ": nothing is lost")
+    why, said = WHY[kind].format(code=note.code), reason(note) if kind in SAYS_WHY else ""
     return [
-        f"- **Why**: {WHY[kind].format(code=note.code)}",
+        f"**Why**: {said} ({why})" if said else f"**Why**: {why}",
+        "",
         *after_promotion(notes, f"{note.stage} failed"),
-        f"- **Tried**: {tried(note)}",
         f"- **Resumable**: {goes_on}",
-        f"- **Command to go on**: `{again}`",
+        f"- **Command to go on**: `{again}`; in Kubeflow's page, *Clone run*",
+        f"- **Tried**: {tried(note)}",
         f"- **Ran** {clock(note.seconds)} on `{note.host}`, from {stamp(note.started)}",
         "",
-        *(["Last lines of its log:", "", "```", *(shown(line) for line in note.lines[-20:]), "```", ""]),
     ]
+
+
+def reason(note: Note) -> str:
+    """The last line of the stage's log, as text that Markdown leaves as it is; without the command in front."""
+    line = next((line for line in reversed(note.lines) if line.strip() and "; trying again in" not in line), "")
+    text = re.sub(r"^must [\w-]+: ", "", printable(line.strip(), LONGEST))
+    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", text)
+
+
+def log_of(notes: list[Note]) -> list[str]:
+    note = failing(notes)
+    if note is None or not note.lines:
+        return []
+    lines = [part for line in note.lines[-20:] for part in wrapped(line)]
+    return [f"Last lines of {note.stage}:", "", "```", *lines, "```", ""]
+
+
+def wrapped(line: str) -> list[str]:
+    text = printable(line).replace("```", "'''")[:LONGEST]
+    return [text[start : start + WIDE] for start in range(0, len(text), WIDE)] or [""]
 
 
 def after_promotion(notes: list[Note], what: str) -> list[str]:
@@ -157,15 +190,16 @@ def stage_table(notes: list[Note]) -> list[str]:
     if not notes:
         return []
     rows = [
-        f"| {note.stage} | {note.state} | {len(note.tries) + 1} | {clock(note.seconds)} "
+        f"| {note.stage} | {state_of(note)} | {len(note.tries) + 1} | {clock(note.seconds)} "
         f"| {printable(note.result, 300).replace('|', '/')} |"
         for note in notes
     ]
     return ["| stage | state | tries | time | result |", "|---|---|---|---|---|", *rows, ""]
 
 
-def shown(line: str) -> str:
-    return printable(line).replace("```", "'''")[:300]
+def state_of(note: Note) -> str:
+    """True after the run's end: nothing runs any more."""
+    return STATES.get(kind_of(note), note.state) if note.state != "done" else "done"
 
 
 def clock(seconds: float) -> str:

@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from must.base.exits import INTERRUPTED, PREEMPTED, WRONG_INPUT, exiting
+from must.base.exits import HELD, INTERRUPTED, PREEMPTED, WRONG_INPUT, exiting
+from must.base.lock import RUN_ID
 from must.base.parameters import convert, require
 from must.method.distributed.parent import end_with_parent
-from must.runtime.notes import RUN_ID, TOLD, Note, stage_note
+from must.runtime.notes import TOLD, Note, stage_note
 
 RETRIES = "MUST_RETRIES"  # COUNT,SECONDS,FACTOR in the environment, from cluster.yaml; none without it
 NEVER = (0, WRONG_INPUT, INTERRUPTED)  # done; what stays wrong; the keyboard
@@ -99,8 +100,9 @@ class Supervisor:
                 number += 1
                 self.note.failed_try(code, time.monotonic() - started, "")
                 pause = self.policy.pause(number)
+                how = "waits for the other run to end" if code == HELD else f"ended with exit code {code}"
                 print(
-                    f"must {self.note.stage}: try {number} of {self.policy.count + 1} ended with exit code {code}; "
+                    f"must {self.note.stage}: try {number} of {self.policy.count + 1} {how}; "
                     f"trying again in {pause:g} s",
                     file=sys.stderr, flush=True,
                 )  # fmt: skip

@@ -15,6 +15,7 @@ from kfp import compiler
 from must.base.text import without_secrets
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.load import load_cluster
+from must_pipeline.cluster.spot import warning
 from must_pipeline.dag import make_pipeline
 from must_pipeline.files import CLUSTER, COMPILED, nearest
 
@@ -35,9 +36,12 @@ def main(default_output: Path = Path(COMPILED.name)) -> None:
     )
     options = parser.parse_args()
     try:
-        compile_pipeline(load_cluster(options.cluster), options.output)
+        cluster = load_cluster(options.cluster)
+        compile_pipeline(cluster, options.output)
     except (ValueError, OSError) as error:
         print(f"compile: {without_secrets(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
+    if text := warning(cluster):
+        print(f"compile: warning: {options.cluster}: {text}", file=sys.stderr)
     size = options.output.stat().st_size
     print(f"{options.output}: {size:,} bytes, for {options.cluster}")

@@ -21,7 +21,7 @@ from must_pipeline.cluster.load import load_cluster
 from must_pipeline.files import CLUSTER, COMPILED, nearest
 from must_pipeline.server.api import Kfp, add_arguments, api_errors
 from must_pipeline.server.parameters import check_parameters
-from must_pipeline.server.wait import wait
+from must_pipeline.server.wait import name_successor, wait
 
 
 def main() -> None:
@@ -37,6 +37,10 @@ def main() -> None:
     parser.add_argument(
         "--wait", action="store_true", help="until it is over, then print its summary; exit code 1 if it fails"
     )
+    parser.add_argument(
+        "--restarts", type=int, default=2, metavar="N",
+        help="with --wait: times a run that was stopped from outside, by no person, is started again [2]",
+    )  # fmt: skip
     add_arguments(parser)
     options = parser.parse_args()
     try:
@@ -48,6 +52,8 @@ def main() -> None:
 
 def submit(options: argparse.Namespace) -> int:
     """Returns the exit code: 0, or 1 for a run that was waited for and failed."""
+    if options.restarts < 0:
+        raise ValueError(f"--restarts {options.restarts}: must not be negative")
     cluster = load_cluster(options.cluster)
     if cluster.kind == "vertex":
         from must_pipeline.vertex.placement import require_package
@@ -74,13 +80,28 @@ def submit(options: argparse.Namespace) -> int:
             service_account=cluster.service_account or None,
         )
     body.display_name = options.name or f"{options.pipeline_name} {time.strftime('%Y-%m-%d %H:%M')}"
-    with api_errors(kfp.host):
-        run = kfp.runs.run_service_create_run(body)
-    print(f"run {run.run_id} started: {without_secrets(kfp.host)}/#/runs/details/{run.run_id}")
+    run_id = start(kfp, body)
     if not options.wait:
         return 0
     work_uri = ((body.runtime_config and body.runtime_config.parameters) or {}).get("work_uri", "")
-    return wait(kfp, run.run_id, work_uri, f"must-pipeline submit --again {run.run_id}", namespace)
+    for left in range(options.restarts, -1, -1):
+        ending = wait(kfp, run_id, work_uri, f"must-pipeline submit --again {run_id}", namespace)
+        if not (ending.lost and left):
+            break
+        again = same_again(kfp, run_id)
+        again.display_name = f"{body.display_name} again"
+        print(f"the run {run_id} was stopped from outside, by no person: starting it again ({left} left)")
+        before, run_id = run_id, start(kfp, again)
+        name_successor(work_uri, before, run_id)
+    return ending.code
+
+
+def start(kfp: Kfp, body: Any) -> str:
+    """The new run's id."""
+    with api_errors(kfp.host):
+        run = kfp.runs.run_service_create_run(body)
+    print(f"run {run.run_id} started: {without_secrets(kfp.host)}/#/runs/details/{run.run_id}", flush=True)
+    return str(run.run_id)
 
 
 def same_again(kfp: Kfp, run_id: str) -> Any:

@@ -28,7 +28,9 @@ class Api:
         self.jobs, self.sets, self.pods, self.events, self.created = {}, {}, {}, [], []
         self.workflows, self.launchers, self.garbage, self.deleted = {}, {}, [], []
         self.calls, self.outage, self.drop_log_after, self.refuse_create = [], 0, 0, None
-        self.refuse_cluster = False
+        self.refuse_cluster, self.refuse_patch = False, False
+        self.remakes = 2 if version == "2.3" else 0  # of the JobSet of a job that is being deleted in the foreground
+        self.starts = []  # names of jobs, each time that pods of theirs start
         self.runtimes = {"clustertrainingruntimes/torch-distributed": RUNTIME}
         self.on_create = lambda api, name: None  # the TrainJob is there, and usually its pods
         self.on_start = lambda api, name: None  # its pods are
@@ -160,8 +162,14 @@ class Api:
                 job["metadata"] |= {"deletionTimestamp": now(), "finalizers": ["foregroundDeletion"]}
             else:
                 del self.jobs[name]
-            self.garbage.append([self.lag, name, job["metadata"]["uid"]])
+            self.garbage.append([self.lag, name, job["metadata"]["uid"], self.remakes if foreground else 0])
             return 200, job
+        if method == "PATCH":
+            if self.refuse_patch:
+                return 403, status(403, "Forbidden", "trainjobs is forbidden: cannot patch")
+            if options.get("metadata", {}).get("uid", job["metadata"]["uid"]) != job["metadata"]["uid"]:
+                return 409, status(409, "Conflict", "the UID in the object does not match")
+            job["spec"] |= options["spec"]
         self.reconcile(name)
         return 200, job
 
@@ -171,19 +179,26 @@ class Api:
             item[0] -= 1
             if item[0] < 0:
                 self.garbage.remove(item)
-                _, name, uid = item
+                _, name, uid, remakes = item
                 if name in self.sets and owner(self.sets[name]) == uid:
                     del self.sets[name]
                     self.pods.pop(name, None)
-                if name in self.jobs and self.jobs[name]["metadata"]["uid"] == uid:
+                conditions = self.jobs.get(name, {}).get("status", {}).get("conditions", [])
+                over = {one["type"] for one in conditions}
+                if remakes and not over & {"Complete", "Failed"}:  # Trainer 2.3 does not look at deletionTimestamp
+                    self.reconcile(name, deleting=True)
+                    self.garbage.append([self.lag, name, uid, remakes - 1])
+                elif name in self.jobs and self.jobs[name]["metadata"]["uid"] == uid:
                     del self.jobs[name]
 
-    def reconcile(self, name):
+    def reconcile(self, name, deleting=False):
         """As Trainer's controller: no JobSet beside one of the same name, and its conditions, whosever it is."""
         job = self.jobs[name]
         status_ = job.setdefault("status", {})
         kept = {c["type"]: c for c in status_.get("conditions", [])}
-        if "deletionTimestamp" in job["metadata"] or kept.get("Failed", {}).get("reason") == "DeadlineExceeded":
+        if ("deletionTimestamp" in job["metadata"] and not deleting) or kept.get("Failed", {}).get(
+            "reason"
+        ) == "DeadlineExceeded":
             return
         kept.pop("Failed", None)
         if "Complete" not in kept and name not in self.sets:
@@ -191,8 +206,11 @@ class Api:
         ours, suspended = self.sets[name], job["spec"]["suspend"]
         if owner(ours) == job["metadata"]["uid"]:
             ours["spec"]["suspend"] = suspended
+            if suspended and name in self.pods:  # JobSet deletes the pods
+                self.pods.pop(name)
             if not suspended and name not in self.pods:
                 self.pods[name] = [Pod(ours, node) for node in range(nodes_of(ours))]
+                self.starts.append(name)
                 self.on_start(self, name)
         if suspended:
             kept.setdefault("Suspended", condition("Suspended", "Suspended", "TrainJob is suspended"))

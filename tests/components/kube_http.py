@@ -83,6 +83,6 @@ def handler(api):
             with suppress(OSError, ValueError):  # a client that went away, or a connection that was cut on purpose
                 super().handle()
 
-        do_GET = do_POST = do_DELETE = handle_any  # noqa: N815
+        do_GET = do_POST = do_PATCH = do_DELETE = handle_any  # noqa: N815
 
     return Handler

@@ -208,3 +208,22 @@ def test_a_run_that_is_terminated_takes_its_job_with_it(api, work, process):
     _, error = process.communicate(timeout=30)
     assert process.returncode == 75 and len(api.deleted) == 1
     assert "the run is being stopped: deleted the TrainJob" in error
+    until_gone(api)
+    assert len(api.starts) == 1  # Trainer made the JobSet anew, and its pods never started again
+
+
+def test_where_a_job_may_not_be_suspended_it_is_deleted_all_the_same(api, work, process):
+    api.refuse_patch = True
+    api.workflows["must-x1"]["spec"]["activeDeadlineSeconds"] = 0
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 75 and len(api.deleted) == 1
+    until_gone(api)
+    assert len(api.starts) == 3  # as it was: twice on GPUs that someone else waits for
+
+
+def until_gone(api):
+    for _ in range(20):
+        for name in list(api.jobs):
+            api.one("GET", name, {})
+    assert not api.jobs and not api.sets and not api.pods

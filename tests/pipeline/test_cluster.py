@@ -1,11 +1,14 @@
 """cluster.yaml: what it says arrives in the compiled pipeline; what makes no sense is refused by name."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+from must_pipeline import compile
+from must_pipeline.cluster import spot
 from must_pipeline.cluster.config import Cluster, Prediction, Resources
 from must_pipeline.cluster.load import load_cluster
 from must_pipeline.compile import compile_pipeline
@@ -322,3 +325,37 @@ def test_what_is_wrong_is_refused_by_name(tmp_path, text, message):
     with pytest.raises(ValueError) as error:
         load_cluster(tmp_path / "cluster.yaml")
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        {"node_selector": {"cloud.google.com/gke-spot": "true"}},
+        {"node_selector": {"eks.amazonaws.com/capacityType": "SPOT"}},
+        {"node_selector": {"karpenter.sh/capacity-type": "spot"}},
+        {"tolerations": [{"key": "kubernetes.azure.com/scalesetpriority", "value": "spot", "effect": "NoSchedule"}]},
+        {"tolerations": [{"key": "cloud.google.com/gke-preemptible", "operator": "Exists"}]},
+    ],
+)
+def test_training_in_a_pod_on_spot_nodes_is_warned_of_and_a_trainjob_is_not(tmp_path, pool):
+    def said(**more):
+        (tmp_path / "cluster.yaml").write_text(yaml.safe_dump({"gpu": {"count": 1, **pool}, **more}))
+        return spot.warning(load_cluster(tmp_path / "cluster.yaml"))
+
+    assert "training.as: trainjob outlives that" in said()
+    assert not said(training={"as": "trainjob"})
+    assert not said(gpu={"count": 1, "node_selector": {"cloud.google.com/gke-spot": "false", "team": "spotlight"}})
+    assert not said(gpu={"count": 0}, cpu={})
+
+
+def test_compile_prints_the_warning_and_compiles(tmp_path, monkeypatch, capsys):
+    (tmp_path / "c.yaml").write_text("gpu: {count: 1, node_selector: {cloud.google.com/gke-spot: 'true'}}")
+    monkeypatch.setattr(
+        sys, "argv", ["compile", "--cluster", str(tmp_path / "c.yaml"), "--output", str(tmp_path / "o")]
+    )
+    compile.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        f"compile: warning: {tmp_path / 'c.yaml'}: training runs in the stage's own pod on spot nodes"
+    )
+    assert (tmp_path / "o").exists()

@@ -1,6 +1,9 @@
 """The manifests in deploy/: each is one that Kubernetes' own models take, and what refers to something finds it."""
 
+import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -11,7 +14,7 @@ from must.method.distributed.torchrun import SHUTDOWN_TIMEOUT
 from must_pipeline.cluster.config import Cluster
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-FILES = sorted(path for path in DEPLOY.glob("*.yaml") if path.name != "kustomization.yaml")
+FILES = sorted(path for path in DEPLOY.glob("*.yaml") if path.name not in ("kustomization.yaml", "argo-retries.yaml"))
 KINDS = {
     "ServiceAccount": "V1ServiceAccount",
     "Role": "V1Role",
@@ -135,9 +138,31 @@ def test_a_quota_comes_with_requests_for_pods_that_name_none():
     )
 
 
-def test_the_setting_for_administrators_is_one_that_cannot_repeat_a_whole_run():
-    """Argo puts it on every template, the DAGs around the stages among them: they end without an exit code."""
-    text = (DEPLOY.parent / "docs" / "kubeflow.md").read_text()
-    block = text[text.index("retryStrategy:") :].split("\n\n")[0]
-    strategy = yaml.safe_load(block)["retryStrategy"]
-    assert set(strategy) == {"limit", "expression"} and "asInt(lastRetry.exitCode) > 0" in strategy["expression"]
+# -- Argo's setting for nodes that are taken back
+RECORDED = json.loads((Path(__file__).parent / "recorded" / "argo.json").read_text())
+
+
+def test_argos_setting_is_the_one_that_was_tried_and_keeps_the_rest_of_pipelines_own():
+    """A patch of one key of the ConfigMap."""
+    patch = yaml.safe_load((DEPLOY / "argo-retries.yaml").read_text())
+    assert list(patch) == ["data"] and list(patch["data"]) == ["workflowDefaults"]
+    assert yaml.safe_load(patch["data"]["workflowDefaults"]) == RECORDED["expression"]
+
+
+def repeats(expression, node):
+    """What Argo's expression says of a node; the expression's words as Python's."""
+    python = expression.replace("||", "or").replace("lastRetry.", "node.").replace("asInt", "int")
+    python = re.sub(r"(node\.message) matches ('.*')", r"re.search(\2, \1 or '') is not None", python)
+    seen = SimpleNamespace(status=node["phase"], exitCode=node["exitCode"] or -1, message=node["message"])
+    return eval(python, {"node": seen, "re": re, "int": int})  # the file's own text, and no one else's
+
+
+@pytest.mark.parametrize("case", RECORDED["cases"], ids=lambda case: f"{case['done']}, {case['policy']}")
+def test_what_it_says_of_the_endings_that_were_recorded(case):
+    expression = RECORDED["expression"]["spec"]["templateDefaults"]["retryStrategy"]["expression"]
+    first = next(node for node in case["nodes"] if node["type"] == "Pod")
+    wrong_input = case["done"].startswith("wrong input")
+    assert repeats(expression, first) is not wrong_input  # a terminated run has no time left to repeat anything in
+    if case["policy"] == "expression":
+        over = case["workflow"]["phase"] == "Succeeded"
+        assert over is (not wrong_input and case["done"] != "run terminated")

@@ -99,7 +99,57 @@ def test_the_page_is_printed_where_it_can_be_read(server, waiting, capsys, monke
         move(run, state)
 
     monkeypatch.setattr(server, "move", leave_and_move)
-    assert waiting() == 1 and "# Run failed: classifier: the input is wrong" in capsys.readouterr().out
+    assert waiting() == 1 and len(server.stored["runs"]) == 1  # nothing is started again
+    out = capsys.readouterr().out
+    assert "# Run failed: classifier: the input is wrong" in out and "\nfailed: " not in out
+
+
+@pytest.fixture
+def evicted(server, waiting, monkeypatch):
+    """Plays a node that is taken back: the stage was asked to end, then the run fails. Returns how often it happens."""
+    move, times = server.move, [1]
+
+    def leave_and_move(run, state):
+        if run["state"] in wait.OVER:
+            return
+        lost = times[0] > 0
+        with stage_note(waiting.work, "train", run_id=run["run_id"]) as note:
+            note.signalled = 1.0 if lost else 0.0
+        file = Path(waiting.work) / "notes" / run["run_id"] / "train.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"state": "running" if lost else "done"}))
+        leave_page(waiting.work, run["run_id"], "# Run stopped from outside, during train" if lost else "# Promoted r1")
+        times[0] -= 1
+        history = ["CANCELING"] if server.terminated else []
+        for one in [*history, "FAILED" if lost else "SUCCEEDED"]:
+            move(run, one)
+
+    server.terminated, server.states = False, ["RUNNING"]
+    monkeypatch.setattr(server, "move", leave_and_move)
+    return times
+
+
+def test_a_run_that_was_stopped_from_outside_is_started_again_and_the_pages_say_so(server, waiting, evicted, capsys):
+    assert waiting() == 0
+    out = capsys.readouterr().out
+    first, second = server.stored["runs"].values()
+    assert f"the run {first['run_id']} was stopped from outside, by no person: starting it again (2 left)" in out
+    assert out.index("# Run stopped from outside") < out.index("# Promoted r1")
+    assert second["display_name"] == f"{first['display_name']} again"
+    assert second["runtime_config"] == first["runtime_config"]
+    page = (Path(waiting.work) / "notes" / first["run_id"] / "summary.md").read_text().splitlines()
+    assert page[0] == "# Run stopped from outside, during train"
+    assert page[2] == f"Started again as run `{second['run_id']}`, which goes on with its work."
+
+
+@pytest.mark.parametrize("flags, runs", [((), 3), (("--restarts", "0"), 1), (("--restarts", "1"), 2)])
+def test_it_is_started_again_as_often_as_asked_and_no_more(server, waiting, evicted, flags, runs):
+    evicted[0] = 9
+    assert waiting(*flags) == 1 and len(server.stored["runs"]) == runs
+
+
+def test_a_run_that_a_person_terminated_is_not_started_again(server, waiting, evicted):
+    server.terminated = True
+    assert waiting() == 1 and len(server.stored["runs"]) == 1
 
 
 def test_what_passes_by_does_not_end_the_waiting(server, waiting, capsys):

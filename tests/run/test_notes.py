@@ -59,10 +59,12 @@ def test_each_way_to_fail_has_its_summary(tmp_path, body, why, resumable):
     stage(tmp_path, body)
     page = summary(tmp_path)
     assert page.startswith("# Run failed: train: ")
-    assert f"- **Why**: {why}" in page and f"- **Resumable**: {resumable}" in page
+    assert page.splitlines()[2].startswith("**Why**: ") and why in page.splitlines()[2]
+    assert f"- **Resumable**: {resumable}" in page
     assert "step-000000400" in page and "`submit.py --again 7`" in page
     if "1 / 0" in body:
         assert "ZeroDivisionError" in page.split("```")[1]
+        assert page.splitlines()[2].startswith("**Why**: ZeroDivisionError: division by zero (")
 
 
 SLOW_READERS = """\

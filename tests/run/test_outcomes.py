@@ -20,6 +20,10 @@ STATES = ["COMPLETE", "RUNNING", "FAILED", "SUCCEEDED", "CANCELED", "CANCELLED",
 BEFORE = ["inputs", "shard", "classifier", "champion"]
 MEASURED = {"top1": 0.772, "before": 0.734, "report": "gs://b/work/notes/7/report.html"}
 PASSED = {"outcome": "passed", "reasons": ["ok  same class 0.9"]}
+HELD = (
+    "must shard: /w/shards is being written by another `must shard` (run 1f2e-77, process 9 on node-2, since today); "
+    "wait for it, or stop it, or choose another --output"
+)
 LOST = [{"code": None, "seconds": 61.0, "host": "node-1", "line": "step 12"}]
 
 
@@ -103,6 +107,11 @@ WAYS = {  # case: (notes, the state that was recorded for it, the page's first l
         "FAILED",
         "# Run failed: classifier: the input is wrong",
     ),
+    "another run is writing there": (
+        [*done("inputs"), Note("shard", "failed", started=3, code=73, tries=LOST, lines=[HELD])],
+        "FAILED",
+        "# Run stopped: another run, 1f2e-77, is writing to this work_uri",
+    ),
     "a bug": (with_train("failed", code=1, lines=["ZeroDivisionError"]), "FAILED", "# Run failed: train: an error"),
 }  # fmt: skip
 
@@ -136,6 +145,33 @@ def test_the_page_leads_to_the_report_and_says_what_was_tried(tmp_path):
     page = summarize(str(tmp_path / "bad"), "7", "FAILED", "again")
     assert "2 times; before: ended without a word after 1 min 1 s" in page and "memory limit" in page
     assert "training starts over" in page
+
+
+def test_the_reason_is_whole_and_first_and_no_line_is_wider_than_kubeflows_panel(tmp_path):
+    uri = "gs://my-bucket/" + "a_long_folder/" * 12 + "classes.yaml"
+    line = f"must classifier: {uri}: no such file"
+    leave(str(tmp_path), [*done("inputs"), Note("classifier", "failed", started=3, code=2, lines=["x", line])])
+    page = summarize(str(tmp_path), "7", "FAILED", "again").splitlines()
+    said = f"**Why**: {uri}: no such file (wrong input (exit code 2))".replace("_", "\\_")
+    assert page[2] == said
+    log = page[page.index("```") + 1 : -1]
+    assert max(map(len, log)) <= 76 and line in "".join(log)
+
+
+@pytest.mark.parametrize("signalled, word", [(0.0, "lost"), (12.0, "stopped")])
+def test_no_stage_runs_when_the_run_is_over(tmp_path, signalled, word):
+    leave(str(tmp_path), with_train("running", signalled=signalled))
+    page = summarize(str(tmp_path), "7", "RUNNING", "again")
+    assert f"| train | {word} |" in page and "| running |" not in page
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://b/notes/7/report.html", "az://b/notes/7/report.html", "/data/notes/7/report.html"]
+)
+def test_where_a_store_has_no_page_the_report_is_named(tmp_path, uri):
+    leave(str(tmp_path), done(*TRAINED, "promote", evaluate=MEASURED | {"report": uri}, promote={"version": "r0007"}))
+    page = summarize(str(tmp_path), "7", "COMPLETE", "again")
+    assert f"stage *evaluate*, output *report*, Visualization, or `{uri}`" in page and "](" not in page
 
 
 def test_a_run_that_fails_after_its_promotion_says_that_the_model_is_promoted_and_how_to_go_on(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 
 from must.method.distributed.heartbeat import is_running
 from must.runtime.notes import read_notes
+from must.runtime.summary import summarize
 from must.runtime.supervise import LONGEST, Policy, supervised
 
 ROOT = Path(__file__).parents[2]
@@ -117,3 +118,26 @@ def test_a_stage_of_the_library_runs_as_it_is_also_with_a_parameter_called_name(
     assert "digits: no champion yet" in capfd.readouterr().out
     (note,) = read_notes(str(tmp_path), "7")
     assert (note.stage, note.state) == ("promote", "done")
+
+
+def test_a_place_that_another_run_holds_is_waited_for_and_then_refused_with_its_own_code(tmp_path, retries, capfd):
+    """The other run is a real process; its run's id is in the line, and nothing calls it wrong input."""
+    hold = "import os, sys\nfrom must.base.lock import SHARDS, locked\nos.environ['MUST_RUN_ID'] = '1f2e'\n"
+    hold += "with locked(sys.argv[1], SHARDS):\n    print('held', flush=True)\n    sys.stdin.read()"
+    command = [sys.executable, "-c", hold, str(tmp_path / "shards")]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert other.stdout.readline() == "held\n"
+    (tmp_path / "in").mkdir()
+    given = {"source": str(tmp_path / "in"), "output": str(tmp_path / "shards")}
+    retries("1,0,2")
+    try:
+        with pytest.raises(SystemExit, match="73"):
+            supervised("shard", "must.runtime.stages:library:shard", "7", str(tmp_path), **given)
+    finally:
+        other.communicate("")
+    (note,) = read_notes(str(tmp_path), "7")
+    assert [one["code"] for one in note.tries] == [73]
+    assert "waits for the other run to end; trying again in 0 s" in capfd.readouterr().err
+    page = summarize(str(tmp_path), "7", "FAILED", "again").splitlines()
+    assert page[0] == "# Run stopped: another run, 1f2e, is writing to this work_uri"
+    assert page[2].startswith("**Why**: ") and "(run 1f2e, process " in page[2]

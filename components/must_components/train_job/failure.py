@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import yaml
 from kubernetes.client import ApiException
 
-from must.base.exits import BUG, PREEMPTED, WRONG_INPUT
+from must.base.exits import BUG, HELD, PREEMPTED, WRONG_INPUT
 from must_components.train_job.follow import INDEX
 from must_components.train_job.jobs import NO_ANSWER, Jobs
 
@@ -55,9 +55,11 @@ def endings(jobs: Jobs, name: str) -> list[tuple[Any, int, Any]]:
 
 
 def exit_code(codes: list[int]) -> int:
-    """2, the input is wrong, whatever else happened; 75, all left with their work saved; else 1."""
-    if WRONG_INPUT in codes:
-        return WRONG_INPUT
+    """2, the input is wrong, or 73, another run is at work, whatever else happened; 75, all left with their work saved;
+    else 1."""
+    for code in (WRONG_INPUT, HELD):
+        if code in codes:
+            return code
     return PREEMPTED if codes and set(codes) == {PREEMPTED} else BUG
 
 

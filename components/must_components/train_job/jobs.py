@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -44,6 +45,9 @@ class Jobs:
     def delete(self, job: dict[str, Any]) -> None:
         """This very job, not one that has its name by now; it is there until its JobSet and all its pods are gone.
 
+        One that runs is suspended first, which ends its pods: Trainer 2.3 makes the JobSet of a job anew while that is
+        being deleted, and a suspended one starts no pods.
+
         Deleted in the background, as the SDK does it, it would be gone at once, and a new job of its name would find
         the old JobSet: Trainer builds none beside it, and reports the old one's failure as the new job's.
         """
@@ -51,6 +55,7 @@ class Jobs:
             propagation_policy="Foreground", preconditions=V1Preconditions(uid=job["metadata"]["uid"])
         )
         name = job["metadata"]["name"]
+        self.suspend(job)
         try:
             self.custom.delete_namespaced_custom_object(
                 *TRAINER, self.namespace, "trainjobs", name, body=options, _request_timeout=LIMIT
@@ -58,6 +63,17 @@ class Jobs:
         except ApiException as error:
             if error.status not in (404, 409):  # it is gone, or another one by now
                 raise
+
+    def suspend(self, job: dict[str, Any]) -> None:
+        """Not one that is over. A job that may not be suspended (an older role of ours) is deleted all the same."""
+        conditions = job.get("status", {}).get("conditions", [])
+        over = any(one["status"] == "True" and one["type"] in ("Complete", "Failed") for one in conditions)
+        if over or job["spec"].get("suspend") or "deletionTimestamp" in job["metadata"]:
+            return
+        where = (*TRAINER, self.namespace, "trainjobs", job["metadata"]["name"])
+        patch = {"metadata": {"uid": job["metadata"]["uid"]}, "spec": {"suspend": True}}
+        with suppress(ApiException):
+            self.custom.patch_namespaced_custom_object(*where, patch, _request_timeout=LIMIT)
 
     def outcome(self, job: dict[str, Any]) -> tuple[str, str]:
         """Complete, Failed, Suspended or '' while it runs, and why.

@@ -18,10 +18,10 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from must.base.exits import PREEMPTED, WRONG_INPUT
+from must.base.exits import HELD, PREEMPTED, WRONG_INPUT
 from must.method.distributed.parent import ENDS_WITH_PARENT, end_with_parent
 
-SPOKEN_FOR = (WRONG_INPUT, PREEMPTED)  # codes of processes that said themselves what the matter is
+SPOKEN_FOR = (WRONG_INPUT, HELD, PREEMPTED)  # codes of processes that said themselves what the matter is
 FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)  # memory ran out, or the machine was reclaimed
 SHUTDOWN_TIMEOUT = "120"  # seconds that stopped processes have to save a checkpoint (torchrun: 30)
 

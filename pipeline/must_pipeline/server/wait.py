@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import sys
 import time
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 from must.base import storage
 from must.base.exits import line_of
 from must.base.storage import TransientError
 from must.base.text import printable_page
+from must.runtime.notes import read_notes
+from must.runtime.outcome import failing, kind_of
 from must.runtime.places import WorkUri
 from must.runtime.summary import PAGE
 from must_pipeline.server.api import Kfp, api_errors
@@ -25,8 +28,13 @@ FRAMES = re.compile(  # around the stages
 )
 
 
-def wait(kfp: Kfp, run_id: str, work_uri: str, again: str, namespace: str = "") -> int:
-    """Returns the exit code: 0, or 1 for a run that failed or whose workflow is gone.
+class Ending(NamedTuple):
+    code: int  # 0, or 1 for a run that failed or whose workflow is gone
+    lost: bool = False  # what ended it came from outside and was no person: the same may be started again
+
+
+def wait(kfp: Kfp, run_id: str, work_uri: str, again: str, namespace: str = "") -> Ending:
+    """What came of the run, once it is over.
 
     Args:
         work_uri: where the run's notes are; the page about it is read there, if it can be read from here.
@@ -44,7 +52,8 @@ def wait(kfp: Kfp, run_id: str, work_uri: str, again: str, namespace: str = "") 
             shown = now
             print(f"{time.strftime('%H:%M:%S')} {now}", flush=True)
         if state in OVER:
-            return report(run, state, page_of(work_uri, run_id))
+            page = page_of(work_uri, run_id)
+            return Ending(report(run, state, page), state not in GOOD and is_lost(run, work_uri, run_id))
         missed = missed + 1 if workflow.is_gone() else 0
         if missed > 1:  # the first time, the run's last state may be on its way
             print(
@@ -52,7 +61,7 @@ def wait(kfp: Kfp, run_id: str, work_uri: str, again: str, namespace: str = "") 
                 f"Start it again: {again}",
                 file=sys.stderr,
             )
-            return 1
+            return Ending(1)
         time.sleep(POLL)
 
 
@@ -78,13 +87,35 @@ def get_run_with_retry(kfp: Kfp, run_id: str) -> Any:
 
 def report(run: Any, state: str, page: str) -> int:
     if state not in GOOD:
-        ended = any(entry.state in ("CANCELING", "CANCELED") for entry in run.state_history or [])
-        stages = failed(run)
-        print("the run was ended by a person" if ended else f"failed: {', '.join(stages) or 'no stage has begun'}")
+        if was_terminated(run):
+            print("the run was ended by a person")
+        elif not page:
+            print(f"failed: {', '.join(failed(run)) or 'no stage has begun'}")
     print(
         f"\n{printable_page(page)}" if page else "\nThe page about it is the artifact of the stage summary.", flush=True
     )
     return 0 if state in GOOD else 1
+
+
+def was_terminated(run: Any) -> bool:
+    return any(entry.state in ("CANCELING", "CANCELED") for entry in run.state_history or [])
+
+
+def is_lost(run: Any, work_uri: str, run_id: str) -> bool:
+    """Whether the stage that ended the run was asked to end, or fell silent, and nobody terminated the run."""
+    try:
+        note = failing(read_notes(work_uri, run_id))
+    except (ValueError, OSError):  # the notes cannot be read from here
+        return False
+    return note is not None and kind_of(note) in ("stopped", "silent") and not was_terminated(run)
+
+
+def name_successor(work_uri: str, run_id: str, successor: str) -> None:
+    """Writes on the page of a run which other one went on with its work."""
+    first, _, rest = page_of(work_uri, run_id).partition("\n")
+    page = f"{first}\n\nStarted again as run `{successor}`, which goes on with its work.\n{rest}"
+    with suppress(ValueError, OSError):
+        storage.write_bytes(storage.join(WorkUri(work_uri).notes(run_id), PAGE), page.encode())
 
 
 def page_of(work_uri: str, run_id: str) -> str:
