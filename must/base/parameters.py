@@ -92,7 +92,8 @@ class StageConfig:
         for name, kind in get_type_hints(type(self)).items():
             if get_origin(kind) is not ClassVar:
                 value = getattr(self, name)
-                value = [value] if name in files and isinstance(value, str) and value else value
+                one = name in files and get_origin(kind) is list and isinstance(value, str) and value
+                value = [value] if one else value
                 setattr(self, name, convert(value, kind, flag(name)))
 
     def check_values(self) -> None:

@@ -3,6 +3,7 @@
 import http.client
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,13 @@ from must.config import GateConfig, ReviewConfig
 from must.data.loading.reader import ShardReader
 from must.deploy.review.page import self_contained
 from must.deploy.review.pictures import Pictures
-from must.deploy.review.prepare import prepare
+from must.deploy.review.prepare import prepare, prepare_doubts
+from must.deploy.review.review import placed
 from must.deploy.review.session import PATIENCE, Session
 from must.evaluation.gate import label_free_gate, reviewed_gate
 from must.method.answers.book import read_answers
 from must.method.answers.decided import decided
+from must.method.answers.doubts import load_doubts, save_doubts, save_relabelled
 from must.method.answers.plan import load_plan, save_plan
 from must.method.model.bundle import load_description
 from tests.evaluate.digits import digits
@@ -194,6 +197,44 @@ def test_wrong_folders_are_told_before_torch_is_imported(folder, tmp_path):
         config = config_at(tmp_path)
         config.model = made.zero_shot
         prepare(config)
+
+
+def test_doubtful_pictures_of_each_class_in_turn_and_a_table_of_those_called_otherwise(tmp_path):
+    config = config_at(tmp_path, mode="doubtful")
+    plan = prepare_doubts(config)
+    save_doubts(plan, str(tmp_path))
+    plan = load_doubts(str(tmp_path))
+    first = [picture.classes[0] for picture in plan.pictures]
+    assert len(set(first[:10])) == 10 and len(plan.pictures) == 150
+    assert plan.pictures[0].chance == min(p.chance for p in plan.pictures if p.classes[0] == first[0])
+    session = Session(plan, str(tmp_path), "ann")
+    other = next(name for name in plan.classes if name != plan.classes[first[0]])
+    session.answer("page", 0, {"kind": "label", "label": other})
+    session.answer("page", 1, {"kind": "label", "label": plan.classes[first[1]]})
+    session.answer("page", 2, {"kind": "none"})
+    state = session.answer("page", 3, {"kind": "unsure"})["state"]
+    assert state["answers"] == 4 and "2 of them name another class" in state["text"]
+    assert save_relabelled(plan, session.answers, str(tmp_path)) == 2
+    rows = (tmp_path / "relabelled.csv").read_text().splitlines()
+    assert rows[1].startswith(f"{plan.pictures[0].image},{plan.classes[first[0]]},{other},ann,2")
+    assert rows[2].split(",")[2] == "" and len(rows) == 3
+
+
+def test_the_whole_adaptation_is_asked_about_where_training_kept_a_part_of_it(tmp_path):
+    made = digits()
+    kept = tmp_path / "model"
+    shutil.copytree(made.zero_shot, kept)
+    shutil.copytree(made.adapted, kept / "adapted")
+    config = config_at(tmp_path / "review")
+    config.model = str(kept)
+    assert placed(config).model == str(kept / "adapted")
+    config.mode = "doubtful"
+    assert placed(config).model == str(kept)
+    with pytest.raises(ValueError, match="no folder that `must adapt` made"):
+        placed(ReviewConfig(work=str(tmp_path)))
+    (tmp_path / "adapt.json").write_text("{}")
+    found = placed(ReviewConfig(work=str(tmp_path)))
+    assert found.model == str(kept / "adapted") and found.output == str(tmp_path / "review")
 
 
 def test_a_page_that_carries_its_pictures_runs_nothing_of_theirs(plan, folder):

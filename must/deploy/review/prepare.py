@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from must.base import storage
 from must.base.parameters import require
 from must.config import ReviewConfig
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import ShardReader, open_reader
+from must.method.answers.doubts import SHOWN, Doubts, order_of
 from must.method.answers.plan import Picture, Plan, fingerprint, plan_of
 from must.method.distributed.process_group import init_distributed
-from must.method.model.bundle import WEIGHTS_FILE, preprocess_of
+from must.method.model.bundle import WEIGHTS_FILE, load_bundle, preprocess_of
 from must.method.select.choose import shares_of
+from must.method.select.image_features import extract_features
 from must.method.select.ladder import RUNGS, audit
 from must.method.select.neighbours import look_alikes
 from must.method.select.rung_predictions import RungPredictions, predict_rungs, subsample
@@ -61,6 +64,43 @@ def prepare(config: ReviewConfig) -> Plan:
     )
 
 
+@torch.inference_mode()
+def prepare_doubts(config: ReviewConfig) -> Doubts:
+    """Looks at the split's images, at most 20,000 of them, with the model alone. Raises ValueError: as `prepare`."""
+    bundle = load_bundle(config.model)
+    with init_distributed(config.device, timeout=600) as here:
+        require(here.size == 1, "must review runs in one process")
+        reader = open_reader(config.shards, config.split, config.cache, config.cache_gb)
+        source = subsample(EvalSource(reader, preprocess_of(bundle.description), config.batch_size, config.workers))
+        print(f"must review: looking at {len(source):,} images", flush=True)
+        seen = extract_features(bundle.model, source, preprocess_of(bundle.description), here.device)
+    require(len(seen.numbers) > 0, "none of the split's images can be decoded; check them: must index verify")
+    weights = bundle.model.classifier.detach().cpu().numpy()
+    said = seen.probabilities(weights, bundle.model.logit_factor)
+    first = np.argsort(-said, axis=1, kind="stable")[:, :SHOWN]
+    first = np.pad(first, ((0, 0), (0, SHOWN - first.shape[1])), mode="edge")  # a single class
+    neighbours, originals = look_alikes(seen.tokens)
+    sure = said[np.arange(len(said)), first[:, 0]]
+    places = order_of(first[originals, 0], sure[originals])
+    return Doubts(
+        model_sha256=fingerprint(storage.read_bytes(storage.join(config.model, WEIGHTS_FILE))),
+        shards=config.shards,
+        index_sha256=reader.index.sha256,
+        split=config.split,
+        classes=list(bundle.description.classes),
+        pictures=[
+            pictured(
+                reader,
+                int(seen.numbers[originals[place]]),
+                first[originals[place]].tolist(),
+                float(sure[originals[place]]),
+                seen.numbers[originals[neighbours[place, :ALIKE]]].tolist(),
+            )
+            for place in places
+        ],
+    )
+
+
 def evidence(looks: RungPredictions, neighbours: np.ndarray, shares: np.ndarray | None) -> np.ndarray:
     """[R] look-alikes' standard errors for each rung, against zero-shot."""
     if not neighbours.size:
@@ -70,12 +110,10 @@ def evidence(looks: RungPredictions, neighbours: np.ndarray, shares: np.ndarray 
 
 
 def picture(reader: ShardReader, looks: RungPredictions, neighbours: np.ndarray, place: int, chance: float) -> Picture:
-    number = int(looks.numbers[place])
-    return Picture(
-        number=number,
-        image=str(reader.description(number)["source"]),
-        sha256=fingerprint(reader.image(number)),
-        chance=chance,
-        classes=tuple(looks.labels[:, place].tolist()),
-        alike=tuple(looks.numbers[neighbours[place, :ALIKE]].tolist()),
-    )
+    alike = looks.numbers[neighbours[place, :ALIKE]].tolist()
+    return pictured(reader, int(looks.numbers[place]), looks.labels[:, place].tolist(), chance, alike)
+
+
+def pictured(reader: ShardReader, number: int, classes: list[int], chance: float, alike: list[int]) -> Picture:
+    source, sha256 = str(reader.description(number)["source"]), fingerprint(reader.image(number))
+    return Picture(number, source, sha256, chance, tuple(classes), tuple(alike))

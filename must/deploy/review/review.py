@@ -20,9 +20,11 @@ from must.data.loading.reader import open_reader
 from must.deploy.review.http import App
 from must.deploy.review.page import self_contained
 from must.deploy.review.pictures import Pictures
-from must.deploy.review.session import Session
+from must.deploy.review.session import Session, in_words
 from must.deploy.serve.connections import protocol_within
 from must.deploy.serve.serve import check_no_loop, listen, until_signal
+from must.method.answers import doubts
+from must.method.answers.doubts import Doubts
 from must.method.answers.plan import FILE, Plan, fingerprint, load_plan, save_plan
 
 REVIEW = Kind("must review", "--output", ".review.lock")
@@ -42,7 +44,7 @@ def review(config: ReviewConfig) -> None:
     folder = storage.local(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(str(folder), REVIEW):
-        plan = plan_at(config)
+        plan = doubts_at(config) if config.mode == "doubtful" else plan_at(config)
         reader = open_reader(config.shards, config.split, config.cache, config.cache_gb, sha256=plan.index_sha256)
         session = Session(plan, str(folder), config.who or login())
         pictures = Pictures(reader)
@@ -56,12 +58,20 @@ def review(config: ReviewConfig) -> None:
 def placed(config: ReviewConfig) -> ReviewConfig:
     """With the places of a folder that `must adapt` made. Raises ValueError: it made none there."""
     if not config.work:
-        return config
+        return replace(config, model=whole_of(config.model)) if config.mode == "compare" else config
     work = Path(config.work)
     require((work / "adapt.json").is_file(), f"{config.work}: is no folder that `must adapt` made")
     inside = [str(work / name) for name in ("model", "classifier.safetensors", "shards", "review")]
     model, baseline, shards, output = inside
+    if config.mode == "compare":
+        model = whole_of(model)
     return replace(config, work="", model=model, baseline=baseline, shards=shards, output=output)
+
+
+def whole_of(model: str) -> str:
+    """The bundle with all of an adaptation, which training keeps beside one that has only a part of it, or none."""
+    whole = storage.join(model, "adapted")
+    return whole if storage.exists(storage.join(whole, "model.json")) else model
 
 
 def plan_at(config: ReviewConfig) -> Plan:
@@ -73,13 +83,30 @@ def plan_at(config: ReviewConfig) -> Plan:
         save_plan(plan, config.output)
         return plan
     plan = load_plan(config.output, "--output")
+    check_model(config, plan.model_sha256, FILE)
+    return plan
+
+
+def doubts_at(config: ReviewConfig) -> Doubts:
+    """The same for --mode doubtful."""
+    if not storage.exists(storage.join(config.output, doubts.FILE)):
+        from must.deploy.review.prepare import prepare_doubts  # imports torch
+
+        found = prepare_doubts(config)
+        doubts.save_doubts(found, config.output)
+        return found
+    found = doubts.load_doubts(config.output)
+    check_model(config, found.model_sha256, doubts.FILE)
+    return found
+
+
+def check_model(config: ReviewConfig, sha256: str, file: str) -> None:
     weights = fingerprint(storage.read_bytes(storage.join(config.model, "model.safetensors")))
     require(
-        weights == plan.model_sha256,
-        f"--output {config.output}: its {FILE} is about another model; delete that file to ask about this one: "
+        weights == sha256,
+        f"--output {config.output}: its {file} is about another model; delete that file to ask about this one: "
         "answers stay good",
     )
-    return plan
 
 
 def write_page(config: ReviewConfig, session: Session, pictures: Pictures) -> None:
@@ -115,8 +142,11 @@ async def run(config: ReviewConfig, session: Session, pictures: Pictures, listen
 
 
 def closing(config: ReviewConfig, session: Session) -> str:
-    from must.deploy.review.session import in_words
-
+    if isinstance(session.plan, Doubts):
+        count = doubts.save_relabelled(session.plan, session.answers, config.output)
+        file = storage.join(config.output, doubts.RELABELLED)
+        return f"{len(session.answers):,} answers. {count:,} pictures are called otherwise: {file}"
+    assert session.verdict is not None
     found = f"{len(session.answers):,} answers. {in_words(session.verdict, session.plan)}"
     command = f"must select --model {config.model} --baseline {config.baseline} --shards {config.shards}"
     return f"{found}\nnext: {command} --answers {config.output} --output selected/"

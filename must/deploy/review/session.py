@@ -13,6 +13,7 @@ import numpy as np
 
 from must.base.parameters import require
 from must.method.answers.book import FILE, Answer, append, read_answers
+from must.method.answers.doubts import Doubts, progress
 from must.method.answers.judge import BETTER, NONE, Verdict
 from must.method.answers.plan import Plan
 
@@ -23,27 +24,27 @@ CHOICES = ("label", "none", "unsure")
 class Session:
     """All methods may be called from several threads."""
 
-    def __init__(self, plan: Plan, folder: str, who: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, plan: Plan | Doubts, folder: str, who: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.plan, self.path, self.who, self.clock = plan, Path(folder) / FILE, who, clock
         self.lock = threading.Lock()
         self.answers = read_answers(str(self.path), plan.classes)
         self.shown: dict[int, tuple[str, float]] = {}  # position -> (person's page, when)
         self.verdict = self.judge()
 
-    def judge(self) -> Verdict:
-        return self.plan.verdict(self.answers)
+    def judge(self) -> Verdict | None:
+        """None: nothing is decided by these answers."""
+        return self.plan.verdict(self.answers) if isinstance(self.plan, Plan) else None
 
     def state(self) -> dict[str, Any]:
         """What the page tells about how far it has come."""
-        found = self.verdict
+        if isinstance(self.plan, Doubts):
+            return progress(self.plan, self.answers)
+        assert self.verdict is not None
         return {
             "answers": len(self.answers),
             "of": len(self.plan.pictures),
-            "sure": found.sure,
-            "left": found.left,
-            "outcome": found.outcome,
-            "settled": found.settled,
-            "text": in_words(found, self.plan),
+            "sure": self.verdict.sure,
+            "text": in_words(self.verdict, self.plan),
         }
 
     def next(self, page: str) -> dict[str, Any]:
@@ -94,7 +95,9 @@ class Session:
         with self.lock:
             append(self.path, line)
             label = line.get("label")
-            self.answers[picture.sha256] = Answer(picture.sha256, label, kind == "unsure", picture.image, who)
+            self.answers[picture.sha256] = Answer(
+                picture.sha256, label, kind == "unsure", picture.image, who, line["when"]
+            )
             self.shown.pop(position, None)
             self.verdict = self.judge()
             return {"state": self.state(), "picture": self.offer(page)}
