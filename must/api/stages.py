@@ -160,6 +160,10 @@ def run(stage: str, config: StageConfig, **more: Any) -> Any:
     except ModuleNotFoundError as error:  # a small installation, or the wrong image
         if (error.name or "must").split(".")[0] == "must":
             raise
+        if error.name in ("fcntl", "resource"):  # Python's own, where there is no Unix
+            raise ValueError(
+                "works on Linux or macOS; here `must predict` and `must.load` do (docs/install.md)"
+            ) from None
         raise ValueError(
             f"the package {error.name} is not installed here; install it with: pip install 'must-clip[all]', "
             "or take the image that has it (docs/containers.md)"

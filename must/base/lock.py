@@ -7,7 +7,6 @@ is an object that its owner rewrites every few seconds; one that has not changed
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -81,6 +80,8 @@ def locked(place: str, kind: Kind) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def locked_file(path: Path, kind: Kind, place: str) -> Iterator[None]:
+    import fcntl  # not at the top: Windows has none, and predicting imports this module
+
     deadline = time.monotonic() + kind.patience
     while True:
         with storage.disk_errors(path):
@@ -120,6 +121,8 @@ def locked_file(path: Path, kind: Kind, place: str) -> Iterator[None]:
 @contextmanager
 def in_turn(path: Path) -> Iterator[None]:
     """Waits until no other process holds `path`. The file stays: removing it would let two processes lock two files."""
+    import fcntl
+
     with storage.disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)

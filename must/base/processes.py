@@ -86,7 +86,8 @@ def _close_parents() -> None:
         os.close(_open.pop())
 
 
-os.register_at_fork(after_in_child=_close_parents)
+if hasattr(os, "register_at_fork"):  # Windows forks nothing
+    os.register_at_fork(after_in_child=_close_parents)
 
 
 def per_process(make: Callable[..., Made]) -> Callable[..., Made]:

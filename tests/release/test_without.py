@@ -42,3 +42,37 @@ def test_what_needs_kfp_names_the_extra(command, tmp_path):
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1].endswith("needs the package kfp: pip install 'must-clip[pipeline]'")
     assert "Traceback" not in done.stderr
+
+
+OTHER_SYSTEM = """
+import os, signal, sys
+import multiprocessing.util, pathlib, shutil, subprocess, tempfile  # which have looked at the system they are on
+for name in {hidden!r}:
+    sys.modules.pop(name, None)
+for name in ("register_at_fork", "fork", "O_NONBLOCK", "O_CLOEXEC", "O_DIRECTORY", "O_NOFOLLOW", "O_TMPFILE", "fchmod",
+             "sched_getaffinity", "setsid", "killpg", "getpgid", "geteuid", "posix_fadvise", "statvfs"):
+    vars(os).pop(name, None)
+for name in ("pthread_sigmask", "SIGKILL", "SIGHUP", "SIGALRM", "SIGPIPE", "SIGCHLD", "SIG_BLOCK", "SIG_UNBLOCK"):
+    vars(signal).pop(name, None)
+"""
+UNIX = ("fcntl", "resource", "termios", "grp", "pwd", "torch")
+
+
+def test_predicting_asks_for_nothing_that_windows_lacks(exported, pictures, tmp_path):
+    """As far as can be seen on Linux: the modules and functions of Unix are gone, and so is torch."""
+    system = OTHER_SYSTEM.format(hidden=UNIX)
+    image, output = pictures[0][0], tmp_path / "labels.csv"
+    command = system + "from must.api.cli import main; main()"
+    done = without(UNIX, command, "predict", "--model", exported[1], "--output", output, image)
+    assert done.returncode == 0, done.stderr
+    load = f"import must; print(must.load({str(exported[1])!r})({str(image)!r}).name)"
+    loaded = without(UNIX, system + load)
+    assert loaded.returncode == 0, loaded.stderr
+    assert loaded.stdout.strip() in output.read_text().splitlines()[1].split(",")
+
+
+def test_what_works_on_unix_alone_says_so(tmp_path):
+    command = OTHER_SYSTEM.format(hidden=UNIX) + "from must.api.cli import main; main()"
+    (tmp_path / "photos").mkdir()
+    done = without(UNIX, command, "shard", "--source", tmp_path / "photos", "--output", tmp_path / "shards")
+    assert done.returncode == 2 and "Linux or macOS" in done.stderr and "pip install" not in done.stderr

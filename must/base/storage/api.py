@@ -141,7 +141,7 @@ def read_json(path: str, flag: str) -> dict[str, Any]:
 
 def without_waiting(path: str, flags: int) -> int:
     """Opens as `open` does, but for a pipe it does not wait for a writer."""
-    return os.open(path, flags | os.O_NONBLOCK)
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def write_bytes(uri: str | Path, data: bytes, if_generation_match: Generation | None = None) -> None:
@@ -337,7 +337,9 @@ def disk_errors(path: str | Path) -> Iterator[None]:
 def keep_names(folder: Path) -> None:
     """Makes the system write the folder itself: after a power loss a renamed file has its new name, or never had it."""
     with suppress(PermissionError):  # a folder in which one may write and not read
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = os.open(
+            folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
+        )  # Windows opens no folder: PermissionError
         try:
             os.fsync(descriptor)
         except OSError as error:

@@ -19,19 +19,22 @@ TRIED: dict[int, bool] = {}  # by file system: whether it takes them
 def unfinished(folder: Path) -> tuple[int, str]:
     """A file in `folder` to write to: its descriptor, and its name if it needs one."""
     if takes_nameless(folder):
-        return os.open(folder, NAMELESS | os.O_RDWR | os.O_CLOEXEC, 0o666), ""
+        return os.open(folder, NAMELESS | os.O_RDWR, 0o666), ""
     descriptor, name = tempfile.mkstemp(dir=folder, prefix=TEMPORARY)
     # mkstemp makes files private; a shard on a shared volume is read by other users' pods
-    os.fchmod(descriptor, 0o666 & ~umask())
+    if hasattr(os, "fchmod"):  # not on every Windows, which has no such rights
+        os.fchmod(descriptor, 0o666 & ~umask())
     return descriptor, name
 
 
 def takes_nameless(folder: Path) -> bool:
     """Whether a file can be opened there without a name and get one afterwards. Tried once for each file system."""
+    if not NAMELESS:
+        return False
     device = folder.stat().st_dev
     if device not in TRIED:
         try:
-            descriptor = os.open(folder, NAMELESS | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(folder, NAMELESS | os.O_RDWR, 0o600)
             try:
                 Path(give_name(descriptor, folder)).unlink()
             finally:
