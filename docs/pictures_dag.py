@@ -55,6 +55,8 @@ def collect(spec: Any, one: Any, waits: dict[str, set[str]], groups: list[Any], 
     """Reads one DAG of the compiled file and those inside it; returns the names of its stages."""
     mine: set[str] = set()
     for name, task in one["tasks"].items():
+        if name.startswith("close"):  # only says that nothing follows
+            continue
         component = spec["components"][task["componentRef"]["name"]]
         if "dag" in component:
             # What decides the condition is waited for by all that is below it.
@@ -62,7 +64,7 @@ def collect(spec: Any, one: Any, waits: dict[str, set[str]], groups: list[Any], 
                 stage for stage in STAGES if f"pipelinechannel--{stage}-Output" in str(task.get("triggerPolicy"))
             }
             inner = collect(spec, component["dag"], waits, groups, above | deciders)
-            if "triggerPolicy" in task and "condition" in task["triggerPolicy"]:
+            if inner and "condition" in task.get("triggerPolicy", {}):
                 groups.insert(0, (task["taskInfo"]["name"], inner))
             mine |= inner
             continue
@@ -85,7 +87,7 @@ def reduced(waits: dict[str, set[str]], name: str) -> set[str]:
 def box(name: str, x: float, y: float) -> str:
     fill, line = FILL["gate" if name == "gate" else "stage"]
     return f'<rect x="{x}" y="{y}" width="{WIDE}" height="{HIGH}" rx="7" fill="{fill}" stroke="{line}"/>' + label(
-        x + WIDE / 2, y + HIGH / 2 + 5, STAGES[name].title, INK, 13, "middle"
+        x + WIDE / 2, y + HIGH / 2 + 5, name, INK, 13, "middle"
     )
 
 

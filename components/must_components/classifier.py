@@ -35,5 +35,6 @@ def classifier(
         "classifier", "must.runtime.stages:classifier", run_id, work_uri, classes=classes, model=model,
         pretrained=pretrained, fingerprint=fingerprint, weights=weights.path,
     )  # fmt: skip
+    weights.metadata["display_name"] = f"zero-shot classifier, {made['classes']} classes"
     weights.metadata.update(model=model, pretrained=pretrained, classes=made["classes"], fingerprint=fingerprint)
     return made["sha256"]

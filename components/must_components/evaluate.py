@@ -46,5 +46,6 @@ def evaluate(
     for name, value in figures_of(metrics).items():
         figures.log_metric(name, value)
     if matrix := matrix_of(metrics):
+        confusion.metadata["display_name"] = "confusion matrix of the adapted model"
         confusion.log_confusion_matrix(metrics["classes"], matrix)
     return metrics["adapted"].get("top1", -1.0)

@@ -36,4 +36,4 @@ def export(
         "export", "must.runtime.stages:export", run_id, work_uri, index_sha256=index_sha256, bundle=bundle.path,
         details=details.path, onnx=onnx.path, precision=precision, embeddings=embeddings, triton=triton,
     )  # fmt: skip
-    onnx.metadata.update(facts)
+    onnx.metadata.update(facts | {"display_name": f"adapted model {facts['sha256'][:12]} (ONNX, {precision})"})

@@ -25,6 +25,11 @@ def inputs(
     register: str = "none",
     serve: str = "none",
     triton: str = "",
+    registry_uri: str = "",
+    predict_uri: str = "",
+    tensorboard_uri: str = "",
+    server: dict = {},  # noqa: B006
+    runtime: str = "",
 ) -> str:
     """Checks them and sums them up. Never cached.
 
@@ -47,6 +52,11 @@ def inputs(
         register: as the promote stage gets it.
         serve: none, or how the serve stage is to work.
         triton: as the export stage gets it.
+        registry_uri: as the promote stage gets it; tried, as the next two are, whether it can be written to.
+        predict_uri: as the predict stage gets it.
+        tensorboard_uri: as the train stage gets it.
+        server: as the serve stage gets it.
+        runtime: of the TrainJob that trains; nothing where it is none.
 
     Returns:
         A sha256 that changes with what the class file and the model files hold.
@@ -54,8 +64,9 @@ def inputs(
     from must.runtime.supervise import supervised
 
     return supervised(
-        "inputs", "must.runtime.stages:inputs", run_id, work_uri, classes=classes, model=model, pretrained=pretrained,
-        labels=labels, split=split, shard_settings=shard_settings, preset=preset, epochs=epochs, settings=settings,
-        precision=precision, gate=gate, gate_settings=gate_settings, model_name=model_name,
-        register=register, serve=serve, triton=triton,
+        "inputs", "must_components.first_look:inputs", run_id, work_uri, classes=classes, model=model,
+        pretrained=pretrained, labels=labels, split=split, shard_settings=shard_settings, preset=preset, epochs=epochs,
+        settings=settings, precision=precision, gate=gate, gate_settings=gate_settings, model_name=model_name,
+        register=register, serve=serve, triton=triton, registry_uri=registry_uri, predict_uri=predict_uri,
+        tensorboard_uri=tensorboard_uri, server=server, runtime=runtime,
     )  # fmt: skip

@@ -46,5 +46,5 @@ def promote(
         details=details.path, decision=decision.path, registry_uri=registry_uri, model_name=model_name, key=key,
         champion=champion, register=register, output=promoted.path,
     )  # fmt: skip
-    promoted.metadata.update(facts)
+    promoted.metadata.update(facts | {"display_name": f"{model_name} {facts['version']}"})
     return facts["version"]

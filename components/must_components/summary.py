@@ -10,7 +10,7 @@ def summary(
     status: dsl.PipelineTaskFinalStatus,
     work_uri: str,
     run_id: str,
-    page: dsl.Output[dsl.Markdown],
+    what_came_of_it: dsl.Output[dsl.Markdown],
     labelling_pods: int = 0,
     serve: str = "none",
 ) -> None:
@@ -20,7 +20,7 @@ def summary(
         status: of the stages, from Kubeflow; a hint.
         work_uri: where the stages left their notes.
         run_id: whose notes are summed up; for the command that goes on.
-        page: the summary.
+        what_came_of_it: the run's page.
         labelling_pods: how many label the images after a promotion.
         serve: whether something is written or applied after a promotion.
     """
@@ -32,6 +32,6 @@ def summary(
 
     again = os.environ.get("MUST_RUN_AGAIN") or f"must-pipeline submit --again {run_id}"
     text = summarize(work_uri, run_id, status.state, again, follow_ups(labelling_pods, serve))
-    write_bytes(page.path, text.encode())
+    write_bytes(what_came_of_it.path, text.encode())
     print(text)
     leave_page(work_uri, run_id, text)

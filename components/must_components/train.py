@@ -48,5 +48,5 @@ def train(
     )  # fmt: skip
     for name, value in plain(summary).items():
         training.log_metric(name, float(value))
-    bundle.metadata.update(plain(facts | summary))
+    bundle.metadata.update(plain(facts | summary) | {"display_name": f"adapted model {facts['sha256'][:12]}"})
     return facts["sha256"]

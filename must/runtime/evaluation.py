@@ -25,9 +25,19 @@ def evaluate(
 
 
 def figures(metrics: dict[str, Any]) -> dict[str, float]:
-    """The single numbers of both models, for Kubeflow's table."""
-    models = {name: metrics.get(name) or {} for name in ("baseline", "adapted")}
-    return plain({f"{m}_{k}": v for m, values in models.items() for k, v in values.items() if isinstance(v, float)})
+    """The single numbers of both models for Kubeflow's table, which sorts them by name: the gain comes first."""
+    models = {"adapted": metrics.get("adapted") or {}, "zero_shot": metrics.get("baseline") or {}}
+    after, before = models["adapted"].get("top1"), models["zero_shot"].get("top1")
+    first = {"accuracy": after, "accuracy_zero_shot": before}
+    if after is not None and before is not None:
+        first["accuracy_gain"] = after - before
+    rest = {
+        f"{model}_{name}": value
+        for model, values in models.items()
+        for name, value in values.items()
+        if isinstance(value, float) and name not in ("top1", "images_per_s")
+    }
+    return plain(first | rest)
 
 
 def confusion(metrics: dict[str, Any]) -> list[list[int]] | None:

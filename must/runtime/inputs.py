@@ -4,33 +4,61 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from typing import Any
 
 from must import __version__
 from must.base import storage
+from must.base.exits import line_of
 from must.base.parameters import require
-from must.deploy.promote.followers import check_address
+from must.deploy.promote.followers import ask
+from must.runtime.places import WorkUri
+
+PLACES = ("predict_uri", "tensorboard_uri")  # of cluster.yaml
+TRIED = ".must-may-write"  # a file that is written and deleted
 
 
-def look(values: dict[str, Any]) -> str:
+def look(values: dict[str, Any], work_uri: str = "") -> str:
     """A sha256 that changes with the class file's content and with the model files at a path.
 
     Args:
-        values: the run's parameters, by the pipeline's names.
+        values: the run's parameters, by the pipeline's names; `predict_uri` and `tensorboard_uri` of cluster.yaml.
+        work_uri: where it is given, the places that later stages write to are tried.
 
     Raises:
-        ValueError: what a later stage would refuse: a parameter, the class file, a model that is not there.
+        ValueError: what a later stage would refuse: a parameter, the class file, a model that is not there, a place
+            that cannot be written to, a registry that does not let us in; TransientError where that may pass.
     """
     from must.method.model.classifier import BUNDLED_SET, load_class_set
     from must.runtime.check import check_run
 
     check_run(values)
-    check_address(values.get("register", "none"))  # the last stage would ask for it, hours later
+    ask(values.get("register", "none"), values.get("model_name", "model"))  # the last stage would, hours later
+    if work_uri:
+        registry = WorkUri(work_uri).registry(values.get("registry_uri", ""))
+        check_writable("registry_uri", storage.join(registry, values.get("model_name", "model")))
+        for name in PLACES:
+            check_writable(name, values.get(name, ""))
     classes, model, pretrained = (values.get(name) or "" for name in ("classes", "model", "pretrained"))
     if classes != BUNDLED_SET:
         load_class_set(classes)
     check_model(model, pretrained)
     return fingerprint(classes, model, pretrained)
+
+
+def check_writable(name: str, place: str) -> None:
+    """Raises ValueError: no file can be written there; TransientError where it may be later. Nothing stays."""
+    if not place:
+        return
+    file = storage.join(place, TRIED)
+    try:
+        storage.write_bytes(file, b"")
+    except storage.TransientError:
+        raise
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{name} {place}: cannot be written to: {line_of(error)}") from None
+    with suppress(ValueError, OSError):  # who may write need not be allowed to delete
+        storage.delete(file)
 
 
 def check_model(model: str, pretrained: str) -> None:

@@ -31,7 +31,7 @@ def library(stage: str, /, work_uri: str, **values: Any) -> None:
 def inputs(work_uri: str, **values: Any) -> str:
     """Returns a sha256 of what class file and model hold. `values`: the run's parameters."""
     with stage_note(work_uri, "inputs") as note:
-        result = look(values)
+        result = look(values, work_uri)
         note.result = "as the stages take them"
     return result
 

@@ -9,10 +9,14 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
+from typing import Final, get_args, get_type_hints
 
 from kfp import compiler
 
+from must.base.parameters import StageConfig
 from must.base.text import without_secrets
+from must.config import ExportConfig, GateConfig, PromoteConfig, ShardConfig
+from must.runtime.check import SERVED
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.load import load_cluster
 from must_pipeline.cluster.spot import warning
@@ -25,7 +29,33 @@ def compile_pipeline(cluster: Cluster, output: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         compiled = Path(folder) / "pipeline.yaml"
         compiler.Compiler().compile(make_pipeline(cluster), str(compiled))
-        output.write_bytes(compiled.read_bytes())
+        text = compiled.read_text()
+        output.write_text(with_choices(text) if cluster.kind == "kubernetes" else text)
+
+
+def with_choices(text: str) -> str:
+    """The compiled file with the values that a parameter may have: Kubeflow's page makes menus of them, and its server
+    refuses others before a pod starts. kfp takes no Literal in a pipeline's signature, but its loader does in a file.
+    """
+    start = text.index("\n  inputDefinitions:\n", text.index("\nroot:\n"))
+    for name, values in CHOICES.items():
+        place = text.index("        parameterType: STRING\n", text.index(f"\n      {name}:\n", start))
+        lines = "".join(f"        - {value}\n" for value in values)
+        text = f"{text[:place]}        literals:\n{lines}{text[place:]}"
+    return text
+
+
+def choices_of(config: type[StageConfig], name: str) -> tuple[str, ...]:
+    return get_args(get_type_hints(config)[name])
+
+
+CHOICES: Final = {  # of the pipeline's parameters
+    "gate": choices_of(GateConfig, "gate"),
+    "labels": choices_of(ShardConfig, "labels"),
+    "precision": choices_of(ExportConfig, "precision"),
+    "register": choices_of(PromoteConfig, "register"),
+    "serve": SERVED,
+}
 
 
 def main(default_output: Path = Path(COMPILED.name)) -> None:

@@ -13,6 +13,7 @@ from kfp import dsl
 from must.config.part import parts_of
 from must_components.champion import champion
 from must_components.classifier import classifier
+from must_components.close import close
 from must_components.evaluate import evaluate
 from must_components.export import export
 from must_components.gate import gate as gate_stage
@@ -117,7 +118,9 @@ def make_pipeline(cluster: Cluster) -> Any:
             looked = inputs(
                 labels=labels, split=split, shard_settings=shard_settings, precision=precision, gate=gate,
                 gate_settings=gate_settings, model_name=model_name, register=register, serve=serve,
-                triton=triton, **names, **recipe,
+                triton=triton, registry_uri=registry_uri, predict_uri=cluster.predict.uri,
+                tensorboard_uri=cluster.tensorboard, server=server_of(cluster),
+                runtime=cluster.training.runtime if cluster.trains_in_trainjob else "", **names, **recipe,
             )  # fmt: skip
             configure(looked, "inputs")
             text = classifier(fingerprint=looked.output, **names)
@@ -127,9 +130,9 @@ def make_pipeline(cluster: Cluster) -> Any:
                 "settings": shard_settings, **here,
             }  # fmt: skip
             if cluster.shard.pods > 1:
-                with dsl.ParallelFor(parts_of(cluster.shard.pods), name="parts of the images") as part:
+                with dsl.ParallelFor(parts_of(cluster.shard.pods), name="shard parts") as part:
                     packed = shard_part(part=part, **images)
-                    configure(packed, "shard", title="shard a part").after(looked)
+                    configure(packed, "shard", title="shard part").after(looked)
             else:
                 packed = looked
             sharded = shard(**images)
@@ -176,16 +179,24 @@ def make_pipeline(cluster: Cluster) -> Any:
                     if cluster.predict.pods:
                         # The version comes as an artifact: of a task beside the loop kfp 2.17's local runner puts the
                         # loop's item in place of any parameter.
-                        with dsl.ParallelFor(parts_of(cluster.predict.pods), name="parts of the labelling") as part:
+                        with dsl.ParallelFor(parts_of(cluster.predict.pods), name="predict parts") as part:
                             labelled = predict(
                                 part=part, onnx=exported.outputs["onnx"], promoted=promoted.outputs["promoted"],
                                 predict_uri=cluster.predict.uri, settings=cluster.predict.settings, **material,
                             )  # fmt: skip
-                            configure(labelled, "predict")
+                            configure(labelled, "predict", title="predict part")
                     with dsl.If(serve != "none", name="served"):
                         served = serve_stage(
                             version=promoted.outputs["Output"], server=server_of(cluster), how=serve, **here, **registry
                         )
                         configure(served, "serve")
+                    with dsl.Else(name="not served"):
+                        configure(close(why="serve is none: no server is written"), "close", title="not served")
+                with dsl.Else(name="not promoted"):
+                    configure(
+                        close(why="the gate promotes nothing: the champion stays"), "close", title="champion stays"
+                    )
+            with dsl.Else(name="nothing new"):
+                configure(close(why="nothing is new: nothing is trained"), "close", title="nothing new")
 
     return must_pipeline

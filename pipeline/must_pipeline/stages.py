@@ -1,4 +1,7 @@
-"""The DAG's stages, a row each: what cluster.yaml may name, and what a task gets because of what it does."""
+"""The DAG's stages, a row each: what cluster.yaml may name, and what a task gets because of what it does.
+
+A stage's name is the same in Kubeflow's graph, on the run's page, in cluster.yaml and in what `submit --wait` prints.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from typing import Final
 
 @dataclass(frozen=True)
 class Stage:
-    title: str  # on Kubeflow's page
     image: str  # of must_components/images.py; on a GPU it is GPU_IMAGE instead
     gpu: bool = False  # computes on one, if cluster.yaml's gpu.stages says so
     loaders: bool = False  # PyTorch's loader processes hand tensors over in /dev/shm
@@ -21,17 +23,18 @@ GPU_IMAGE: Final = "must-train"  # the one with CUDA's torch
 LAUNCHER_IMAGE: Final = "must-launcher"  # of train, where it is a TrainJob
 
 STAGES: Final[dict[str, Stage]] = {
-    "inputs": Stage("look at inputs", "must-torch"),
-    "shard": Stage("shard images", "must-shard"),
-    "classifier": Stage("zero-shot classifier", "must-torch", gpu=True),
-    "champion": Stage("champion", "must-torch"),
-    "train": Stage("train MUST", "must-train", gpu=True, loaders=True),
-    "evaluate": Stage("evaluate", "must-torch", gpu=True, loaders=True),
-    "export": Stage("export ONNX", "must-torch", loaders=True),
-    "gate": Stage("gate", "must-torch", gpu=True, loaders=True),
-    "promote": Stage("promote", "must-shard"),
-    "predict": Stage("label the images", "must-torch", loaders=True, optional=True),
-    "serve": Stage("serve", "must-launcher"),
-    "summary": Stage("summary", "must-shard", retried=False),
+    "inputs": Stage("must-torch"),
+    "shard": Stage("must-shard"),
+    "classifier": Stage("must-torch", gpu=True),
+    "champion": Stage("must-torch"),
+    "train": Stage("must-train", gpu=True, loaders=True),
+    "evaluate": Stage("must-torch", gpu=True, loaders=True),
+    "export": Stage("must-torch", loaders=True),
+    "gate": Stage("must-torch", gpu=True, loaders=True),
+    "promote": Stage("must-shard"),
+    "predict": Stage("must-torch", loaders=True, optional=True),
+    "serve": Stage("must-launcher"),
+    "close": Stage("must-shard"),
+    "summary": Stage("must-shard", retried=False),
 }
 ALWAYS: Final = tuple(name for name, row in STAGES.items() if not row.optional)

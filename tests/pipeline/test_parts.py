@@ -85,5 +85,5 @@ def test_the_dag_with_parts_makes_what_one_pod_makes_and_labels_it(tmp_path):
     assert summary["index_sha256"] == index.sha256 and summary["embeddings"] is True
     tables = [pq.read_table(path) for path in folder.glob("*.parquet")]
     assert len(tables) == len(index.shards) and {len(row) for t in tables for row in t["embedding"].to_pylist()} == {64}
-    page = run.artifacts["page"].read_text()
+    page = run.artifacts["what_came_of_it"].read_text()
     assert page.startswith("# Promoted") and "| predict-2-of-2 | done |" in page and "| shard-1-of-2 | done |" in page

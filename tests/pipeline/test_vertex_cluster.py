@@ -109,6 +109,7 @@ def compiled(tmp_path_factory):
 def test_the_one_document_has_images_limits_and_googles_accelerators(compiled):
     executors = {name.removeprefix("exec-"): one["container"]
                  for name, one in compiled["deploymentSpec"]["executors"].items()}  # fmt: skip
+    executors = {name: one for name, one in executors.items() if not name.startswith("close-")}  # more of the same
     assert executors.keys() == STAGES.keys() - {"predict"}  # which is there if cluster.yaml asks for it
     for stage, container in executors.items():
         on_gpu = stage in ("train", "evaluate")

@@ -1,11 +1,15 @@
 """A run's parameters are refused where it is started, and by its first stage, before an image is read."""
 
 import json
+import re
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import yaml
 
+from must.base.storage import TransientError
 from must.runtime.check import check_run
 from must.runtime.inputs import look
 from must_pipeline import run_local, schedule, submit
@@ -117,3 +121,59 @@ def test_a_registry_without_an_address_is_known_at_the_first_stage(monkeypatch, 
     monkeypatch.delenv(name, raising=False)
     with pytest.raises(ValueError, match=f"^register {register}: set {name}"):
         look(PLACES | {"register": register})
+
+
+# -- what later stages need of places and registries
+def looked(tmp_path, **values):
+    (tmp_path / "classes.yaml").write_text("classes: [a, b]\n")
+    named = {"classes": str(tmp_path / "classes.yaml"), "model": "ViT-B-32", "pretrained": "openai"}
+    return look(named | values, str(tmp_path / "work"))
+
+
+def test_a_place_that_cannot_be_written_to_is_said_before_the_training_and_nothing_stays(tmp_path):
+    (tmp_path / "file").write_text("")
+    for name in ("registry_uri", "predict_uri", "tensorboard_uri"):
+        with pytest.raises(ValueError, match=rf"^{name} {tmp_path}/file/.*: cannot be written to: "):
+            looked(tmp_path, **{name: f"{tmp_path}/file/there"})
+    looked(tmp_path, registry_uri=str(tmp_path / "registry"), predict_uri=str(tmp_path / "predictions"))
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".must")]
+
+
+@pytest.mark.parametrize("register, variable", [("kubeflow", "MODEL_REGISTRY_URL"), ("mlflow", "MLFLOW_TRACKING_URI")])
+def test_a_registry_that_is_not_there_is_said_before_the_training(tmp_path, monkeypatch, register, variable):
+    monkeypatch.setattr("must.deploy.promote.model_registry.TRIES", 1)
+    monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    with pytest.raises(TransientError, match=r"http://127.0.0.1:9 does not answer"):
+        looked(tmp_path, register=register)
+
+
+@pytest.mark.parametrize(
+    "status, kind, said",
+    [(200, "application/json", ""), (403, "application/json", "answers 403"), (200, "text/html", "a login page?")],
+)
+def test_an_mlflow_that_does_not_let_us_in_is_said_before_the_training(tmp_path, monkeypatch, status, kind, said):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            assert self.path.startswith("/api/2.0/mlflow/registered-models/search?max_results=1")
+            assert self.headers["Authorization"] == "Bearer secret"
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "secret")
+    try:
+        if not said:
+            looked(tmp_path, register="mlflow")
+            return
+        with pytest.raises(ValueError, match=re.escape(said)):
+            looked(tmp_path, register="mlflow")
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -37,9 +37,21 @@ def serve(
         storage.write_bytes(place, text)
         storage.write_bytes(output, text)
         namespace = apply(manifest) if how == "apply" else ""
-        note.result = f"applied to {namespace}: {model_name}" if namespace else f"kubectl apply -f: {place}"
+        note.result = f"applied to {namespace}: {model_name}" if namespace else apply_command(place)
         print(note.result + ("" if seen else f"; first put the registry, {registry}, where a pod sees it"))
     return {"manifest": place, "namespace": namespace}
+
+
+def apply_command(place: str) -> str:
+    """What applies the manifest from a person's machine: kubectl reads no bucket."""
+    store, _, rest = place.partition("://")
+    container, _, name = rest.partition("/")
+    copies = {
+        "gs": f"gcloud storage cat {place}",
+        "s3": f"aws s3 cp {place} -",
+        "az": f"az storage blob download -c {container} -n {name} -f /dev/stdout --no-progress",
+    }
+    return f"{copies[store]} | kubectl apply -f -" if store in copies else f"kubectl apply -f {place}"
 
 
 def apply(manifest: dict[str, Any]) -> str:

@@ -54,6 +54,23 @@ def follower_of(config: PromoteConfig) -> Follower | None:
     return MlflowRegistry(name)
 
 
+def ask(register: str, name: str) -> None:
+    """Whether that registry answers and lets us in.
+
+    Raises:
+        ValueError: it does not, or the environment does not say where it is; TransientError where it may later.
+    """
+    check_address(register)
+    if register == "kubeflow":
+        from must.deploy.promote.kubeflow_registry import KubeflowRegistry
+
+        KubeflowRegistry(name)
+    elif register == "mlflow":
+        from must.deploy.promote.mlflow_server import ask_server
+
+        ask_server()
+
+
 def check_address(register: str) -> None:
     """Raises ValueError: the environment does not say where that registry is."""
     if register == "kubeflow":

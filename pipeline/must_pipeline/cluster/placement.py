@@ -16,9 +16,9 @@ LEAST = Resources(cpu="500m", memory="1Gi")  # what a stage asks for that cluste
 
 def configure_task(task: dsl.PipelineTask, stage: str, cluster: Cluster, title: str = "") -> dsl.PipelineTask:
     """`stage` is a name of must_pipeline/stages.py, under which cluster.yaml has the task's resources and timeout;
-    `title` is shown in place of that stage's."""
+    `title` is shown in place of its name."""
     row = STAGES[stage]
-    task.set_display_name(title or row.title).set_caching_options(row.cached)
+    task.set_display_name(title or stage).set_caching_options(row.cached)
     launcher = stage == "train" and cluster.trains_in_trainjob
     gpu = cluster.uses_gpu(stage) and not launcher
     task.set_container_image(cluster.image(LAUNCHER_IMAGE if launcher else GPU_IMAGE if gpu else row.image))

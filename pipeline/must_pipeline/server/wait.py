@@ -24,7 +24,7 @@ GOOD = ("SUCCEEDED", "SKIPPED")
 POLL = 15.0  # seconds
 SERVER_TIMEOUT = 900.0  # seconds without an answer after which waiting is given up
 FRAMES = re.compile(  # around the stages
-    r"executor|root|(exit-handler|condition|for-loop)-\d+(\.onExit)?|iteration-(iterations|item)|must-[a-z0-9]{5}"
+    r"executor|root|(exit-handler|condition|condition-branches|for-loop)-\d+(\.onExit)?|iteration-(iterations|item)|must-[a-z0-9]{5}"
 )
 
 

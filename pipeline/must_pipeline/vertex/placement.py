@@ -27,7 +27,7 @@ LAUNCHER = "gcr.io/ml-pipeline/google-cloud-pipeline-components:2.22.0"
 def configure_vertex_task(task: dsl.PipelineTask, stage: str, cluster: Cluster, title: str = "") -> dsl.PipelineTask:
     """As placement.py's configure_task, of which this has the part that Vertex knows."""
     row = STAGES[stage]
-    task.set_display_name(title or row.title).set_caching_options(row.cached)
+    task.set_display_name(title or stage).set_caching_options(row.cached)
     retries = cluster.retries
     if retries.count and row.retried:
         task.set_retry(retries.count, f"{retries.backoff}s", retries.factor, f"{LONGEST_PAUSE}s")

@@ -1,0 +1,130 @@
+"""The first stage asks the cluster what later stages need of it: against a server that answers as Kubernetes does."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from must.base.storage import TransientError
+from must_components import first_look
+from must_components.first_look import Cluster
+from must_components.serving.manifest import inference_service
+from must_pipeline.cluster.config import Cluster as ClusterFile
+from must_pipeline.cluster.serving import server_of
+
+SERVICES = "/apis/serving.kserve.io/v1beta1/namespaces/vision/inferenceservices/digits"
+TRAINERS = "/apis/trainer.kubeflow.org/v1alpha1"
+REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+
+
+@pytest.fixture
+def kubernetes(tmp_path):
+    """`answers`: (method, path) -> (status, body); anything else is 404. What was asked is in `asked`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self):
+            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "null")
+            path = self.path.partition("?")[0]
+            asked.append((self.command, self.path, dict(self.headers), body))
+            status, content = answers.get((self.command, path), (404, {"message": "the server could not find it"}))
+            data = json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_GET = do_POST = do_PATCH = answer  # noqa: N815
+
+        def log_message(self, *args):
+            pass
+
+    answers, asked = {}, []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    (tmp_path / "token").write_text("secret\n")
+    (tmp_path / "namespace").write_text("vision\n")
+    made = Cluster(f"http://127.0.0.1:{server.server_port}", tmp_path)
+    made.answers, made.asked = answers, asked
+    yield made
+    server.shutdown()
+    server.server_close()
+
+
+def manifest():
+    return inference_service("gs://b/registry", "digits", server_of(ClusterFile()))
+
+
+def test_what_serve_will_apply_is_tried_without_a_trace(kubernetes):
+    kubernetes.answers["PATCH", SERVICES] = (200, manifest())
+    kubernetes.try_to_serve(manifest())
+    ((_, path, headers, body),) = kubernetes.asked
+    assert path == f"{SERVICES}?fieldManager=must&force=true&dryRun=All" and body == manifest()
+    assert headers["Content-Type"] == "application/apply-patch+yaml" and headers["Authorization"] == "Bearer secret"
+
+
+@pytest.mark.parametrize(
+    "answer, said",
+    [
+        (
+            (403, {"message": "cannot patch"}),
+            "may not apply an InferenceService in vision; deploy/serving.yaml",
+        ),
+        ((404, {}), "this cluster knows no InferenceService; KServe is not installed"),
+        ((400, {"message": "admission webhook denied"}), "refuses the InferenceService: 400 admission webhook denied"),
+    ],
+)
+def test_what_it_would_be_refused_for_is_said_before_the_training(kubernetes, answer, said):
+    kubernetes.answers["PATCH", SERVICES] = answer
+    with pytest.raises(ValueError, match=said):
+        kubernetes.try_to_serve(manifest())
+
+
+def trainer(kubernetes, runtimes, allowed):
+    for place in runtimes:
+        kubernetes.answers["GET", f"{TRAINERS}/{place}/must-torch"] = (200, {})
+    kubernetes.answers["POST", REVIEWS] = (201, {"status": {"allowed": allowed}})
+
+
+@pytest.mark.parametrize("place", ["namespaces/vision/trainingruntimes", "clustertrainingruntimes"])
+def test_the_trainjobs_runtime_may_be_the_namespaces_or_the_clusters(kubernetes, place):
+    trainer(kubernetes, [place], True)
+    kubernetes.check_trainer("must-torch")
+    (asked,) = [body["spec"]["resourceAttributes"] for method, _, _, body in kubernetes.asked if method == "POST"]
+    assert (asked["verb"], asked["resource"], asked["namespace"]) == ("create", "trainjobs", "vision")
+
+
+@pytest.mark.parametrize(
+    "runtimes, allowed, said",
+    [
+        (
+            [],
+            True,
+            "no training runtime must-torch in vision: is Kubeflow Trainer 2 installed, and",
+        ),
+        (
+            ["namespaces/vision/trainingruntimes"],
+            False,
+            "may not use TrainJobs in vision; give it the role",
+        ),
+    ],
+)
+def test_a_runtime_or_a_right_that_is_missing_is_said_before_the_training(kubernetes, runtimes, allowed, said):
+    trainer(kubernetes, runtimes, allowed)
+    with pytest.raises(ValueError, match=said):
+        kubernetes.check_trainer("must-torch")
+
+
+def test_a_server_in_trouble_may_pass(kubernetes):
+    kubernetes.answers["PATCH", SERVICES] = (503, {})
+    with pytest.raises(TransientError, match="answers 503"):
+        kubernetes.try_to_serve(manifest())
+    gone = Cluster("http://127.0.0.1:9", kubernetes.account)
+    with pytest.raises(TransientError, match="does not answer"):
+        gone.check_trainer("must-torch")
+
+
+def test_outside_a_pod_there_is_no_cluster_to_ask(monkeypatch, tmp_path):
+    monkeypatch.setattr(first_look, "ACCOUNT", tmp_path / "none")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert Cluster.of_this_pod() is None
