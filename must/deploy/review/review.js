@@ -60,7 +60,7 @@ class Carried {
     this.add(position, { ...(kind === "unsure" ? { unsure: true } : { label: kind === "label" ? label : null }), who });
     return this.now();
   }
-  async undo({ position, who }) { this.add(position, { undone: true, who }); return this.now(position); }
+  async undo({ position, who }) { this.add(position, { unsure: true, undone: true, who }); return this.now(position); }
   source(size, number) { return this.content.images[`${size}/${number}`] || ""; }
   save() {
     const escaped = (line) => JSON.stringify(line).replace(/[\u007f-\uffff]/g, (c) => "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0"));

@@ -108,7 +108,7 @@ class Session:
         picture = self.plan.pictures[position]
         with self.lock:
             if picture.sha256 in self.answers:
-                line = {"image": picture.image, "sha256": picture.sha256, "undone": True}
+                line = {"image": picture.image, "sha256": picture.sha256, "unsure": True, "undone": True}
                 append(self.path, line | {"who": (who or self.who)[:100], "when": now(), "position": position})
                 del self.answers[picture.sha256]
             self.shown[position] = page, self.clock()
