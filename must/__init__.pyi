@@ -242,12 +242,12 @@ def select(
 
 def review(
     *,
+    work: Text = "",
     model: Text = "",
     baseline: Text = "",
     shards: Text = "",
     split: Text = "train",
     output: Text = "",
-    work: Text = "",
     mode: Literal["compare", "doubtful"] = "compare",
     page: Text = "",
     pictures: int = 200,

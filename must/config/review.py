@@ -21,6 +21,7 @@ class ReviewConfig(StageConfig):
         "",
         metavar="WORK",
         positional=True,
+        often=True,
     )
     model: str = param("the adapted bundle", "", metavar="BUNDLE", group="input and output", often=True)
     baseline: str = param("the classifier file that it was trained with", "", metavar="FILE", often=True)

@@ -3,8 +3,9 @@
     {"image": "a.jpg", "sha256": "...", "label": "cat", "who": "ann", "when": "2026-01-01T12:00:00+00:00", ...}
 
 `label` is a class name, or null where the picture shows none of the classes; `"unsure": true` stands in its place where
-the person could not tell, and `"undone": true` beside that where an answer was taken back. The last line about a picture counts. A
-picture is known by the sha256 of its file, so answers stay good for another model, and may come from another program.
+the person could not tell, and `"undone": true` beside that where an answer was taken back. The last line about a
+picture counts. A picture is known by the sha256 of its file, so answers stay good for another model, and may come from
+another program.
 """
 
 from __future__ import annotations
