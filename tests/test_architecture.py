@@ -81,7 +81,8 @@ model       classes images
 record
 adapted     functions model record results
 adapt       adapted classes functions images record stages
-cli         stages
+environment
+cli         environment stages
 """,
 }
 

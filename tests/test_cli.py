@@ -1,6 +1,7 @@
 """The command line as a user meets it: real processes, their output and exit codes."""
 
 import re
+import socket
 import subprocess
 import sys
 from dataclasses import fields
@@ -126,3 +127,24 @@ def test_a_long_help_has_headings_and_begins_with_what_matters_most(stage):
 
 def a_bug(_config):
     return int("no number")
+
+
+def test_env_has_what_a_bug_report_needs_and_nothing_that_is_private(capsys, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
+    cli.main(["env"])
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert (
+        lines["must"].startswith(must_package.__version__)
+        and {"Python", "system", "GPUs", "torch", "numpy"} <= lines.keys()
+    )
+    said = " ".join(lines.values())
+    assert "very-secret" not in said and str(Path.home()) not in said and socket.gethostname() not in said
+
+
+def test_the_shell_completes_flags(capsys):
+    pytest.importorskip("shtab")
+    cli.main(["completion", "bash"])
+    script = capsys.readouterr().out
+    assert "--epochs" in script and "settings." not in script
+    done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -25,6 +25,11 @@ a first run:  must demo --output demo && must shard --source demo/images/unlabel
               --test-source demo/images/test --labels folder --output demo/shards
 """
 
+COMPLETION = """\
+bash: must completion bash > ~/.local/share/bash-completion/completions/must
+zsh:  must completion zsh > ~/.zfunc/_must      (with fpath+=~/.zfunc before compinit in ~/.zshrc)
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a stage. Exits with 2 and one line when the user's input is wrong."""
@@ -34,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = options.pop("command")
     with exiting(command):
         try:
-            if command == "index":
-                run_index(options)
+            if command in OTHERS:
+                OTHERS[command](options)
             else:
                 file = options.pop("config_file", None)
                 run(command, configure(command, with_settings(options), file))
@@ -71,6 +76,23 @@ def run_index(options: dict[str, Any]) -> None:
         make_index(uri, **options)
         return
     {"show": print_index, "verify": verify}[action](uri)
+
+
+def run_env(options: dict[str, Any]) -> None:
+    from must.api.environment import environment
+
+    print(environment())
+
+
+def run_completion(options: dict[str, Any]) -> None:
+    try:
+        import shtab
+    except ModuleNotFoundError:
+        raise ValueError("needs the package shtab: pip install 'must-clip[completion]'") from None
+    print(shtab.complete(build_parser(), options["shell"]))
+
+
+OTHERS = {"index": run_index, "env": run_env, "completion": run_completion}  # commands that are no stages
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -132,6 +154,16 @@ def build_parser() -> argparse.ArgumentParser:
     add_index(
         commands.add_parser("index", help="Show or verify a folder of shards, or make an index of others' shards.")
     )
+    commands.add_parser("env", help="Print versions, system and devices, for a bug report.")
+    text = "Print a script with which the shell completes commands and flags."
+    completion = commands.add_parser(
+        "completion",
+        help=text,
+        description=text,
+        epilog=COMPLETION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     return parser
 
 

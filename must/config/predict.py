@@ -44,7 +44,8 @@ class PredictConfig(StageConfig):
         often=True,
     )
     abstain: float = param(
-        "name no class where the top probability is below this; 0: always name one, -1: the threshold in the model",
+        "selective prediction: no class where the top probability is below this; 0: always one, "
+        "-1: the model's threshold",
         0.0,
         metavar="T",
         often=True,

@@ -32,10 +32,15 @@ class ServeConfig(StageConfig):
         often=True,
     )
     name: str = param("the model's name in the registry and in addresses", "must", metavar="NAME", often=True)
-    poll: float = param("seconds between two looks at the registry's LATEST", 10.0, metavar="S")
+    poll: float = param(
+        "seconds between two looks at the registry's LATEST, whose model is swapped in without a restart (hot swap)",
+        10.0,
+        metavar="S",
+    )
     top_k: int = param("classes in an answer, unless the request says how many", 5, metavar="K", group="answers")
     abstain: float = param(
-        "no class is named where the top probability is below this; -1: the threshold in the model, 0: name always",
+        "selective prediction: no class where the top probability is below this; -1: the model's "
+        "threshold, 0: always one",
         -1.0,
         metavar="T",
     )

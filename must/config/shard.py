@@ -73,7 +73,8 @@ class ShardConfig(StageConfig):
         "add the source's new files to the shards in --output; old samples keep their places", False, often=True
     )
     drop_duplicates: bool = param(
-        "keep one of several byte-identical images; across splits, test keeps it and train loses it in any case",
+        "deduplication: keep one of several byte-identical images; across splits, test keeps it and train loses it "
+        "in any case",
         False,
         group="images",
     )

@@ -75,8 +75,8 @@ class TrainConfig(StageConfig):
         "weight of the class balance (fairness) term, which counters class imbalance in the predictions", 1.0
     )
     class_prior: Literal["uniform", "given"] = param(
-        "what the class balance aims at: uniform: classes that are equally frequent, as published; given: the shares "
-        "in the class file, which --preset auto takes where there are some",
+        "class imbalance, what the class balance aims at: uniform: classes that are equally frequent, as "
+        "published; given: the shares in the class file, which --preset auto takes where there are some",
         "uniform",
     )
     reconstruction_weight: float = param("weight of the masked image modelling term", 1.0)
@@ -169,8 +169,8 @@ class TrainConfig(StageConfig):
     resume: bool = param("go on from the newest checkpoint if there is one; --no-resume starts over", True)
     save: Literal["teacher", "student"] = param("which of the two becomes the model", "teacher", group="the model")
     select: Literal["none", "ladder"] = param(
-        "ladder: keep as much of the adaptation as the unlabeled images speak for, and zero-shot's weights where they "
-        "speak for none; none: all of it, as published",
+        "ladder (weight interpolation): keep as much of the adaptation as the unlabeled images and their k-nearest "
+        "neighbours speak for, and zero-shot's weights where they speak for none; none: all of it, as published",
         "none",
     )
     log_every: int = param("steps between log lines", 10, metavar="N", group="how it runs")

@@ -35,7 +35,7 @@ GOES_ON = {
     "error": "perhaps{kept_or}",
 }
 STATES = {"stopped": "stopped", "silent": "lost"}  # of a stage that did not come to tell its end; kind: word
-WIDE = 76  # characters of the log's lines: Kubeflow shows them in a narrow panel and cuts off what is longer
+WIDE = 66  # characters of the log's lines: Kubeflow shows them in a narrow panel and cuts off what is longer
 BROKEN_OFF = [
     "No stage left a note of a failure. Either a person stopped the run, or the next step could not start: an image",
     "that cannot be pulled, a node that cannot be had, a quota, a step of Kubeflow's own. Its events say which.",
@@ -124,7 +124,7 @@ def failure(notes: list[Note], again: str) -> list[str]:
     goes_on = GOES_ON.get(kind, "yes{kept}").format(kept=kept, kept_or=kept or ": nothing is lost")
     why, said = WHY[kind].format(code=note.code), reason(note) if kind in SAYS_WHY else ""
     return [
-        f"**Why**: {said} ({why})" if said else f"**Why**: {why}",
+        f"**Why**: {said} · {why}" if said else f"**Why**: {why}",
         "",
         *after_promotion(notes, f"{note.stage} failed"),
         f"- **Resumable**: {goes_on}",

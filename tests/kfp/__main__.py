@@ -137,6 +137,8 @@ def table(results: list[tuple[Case, Seen | None, str]]) -> str:
     rows = [("case", "expected", "seen", "")]
     for case, seen, why in results:
         shown = seen.line if seen else f"not tried: {why}"
+        if seen and seen.promised:
+            shown += f" (by Argo's setting such pods are {seen.promised})"
         rows.append((case.name, case.expected, shown, "" if seen is None else "ok" if case.fits(seen) else "WRONG"))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return "\n".join(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from must_pipeline.cluster.config import Cluster
-from tests.kfp.cluster import Pods
+from tests.kfp.cluster import RETRIED, Pods
 from tests.kfp.runs import Runs, Seen
 
 SHORT = {"preset": "digits", "epochs": 2, "gate": "none", "settings": {"select": "none", "checkpoint_seconds": 5}}
@@ -20,6 +21,10 @@ UNCHANGED = {"gate": "label-free", "settings": {"select": "ladder", "lr": 1e-12,
 
 LONG, ON_GPU = 80, 200
 """Epochs of a training that is disturbed. On a GPU one loader process sets the pace; it must not be over too soon."""
+
+
+LOST_RACE = "Run stopped from outside|Run failed: train: its pod is gone"
+"""What a pod that vanishes comes to where Argo's setting does not repeat it."""
 
 
 class Skipped(Exception):  # noqa: N818
@@ -38,6 +43,8 @@ class Case:
     after: str = ""  # the case without which this one would end otherwise
     nodes: int = 1
     scheduled: bool = False
+    vanishes: bool = False  # its pod does: what becomes of it depends on Argo's setting
+    twice: bool = False  # a second run of the same is started beside it, and it is that one that is looked at
 
     def check_needs(self, pods: Pods, cluster: Cluster) -> None:
         if self.needs == "pods" and (why := pods.unusable()):
@@ -56,9 +63,19 @@ class Case:
         if self.act is not None:
             runs.until_checkpoint(run_id, before)
             self.act(runs, pods, run_id)
-        return runs.until_over(run_id)
+        if self.twice:
+            runs.until_checkpoint(run_id, before)
+            second = runs.start(pipeline, values, f"{self.name}, the second")
+            runs.until_over(run_id)
+            return runs.until_over(second)
+        seen = runs.until_over(run_id)
+        if self.vanishes:
+            seen = dataclasses.replace(seen, promised=pods.retries())
+        return seen
 
     def fits(self, seen: Seen) -> bool:
+        if self.vanishes and seen.promised != RETRIED and seen.state == "FAILED":  # a race that was lost
+            return re.match(LOST_RACE, seen.line) is not None
         return (
             seen.state in self.state.split("|")
             and seen.tries >= self.tries
@@ -85,7 +102,15 @@ CASES = (
     ),
     Case(
         "pod deleted in training", "Promoted r0000-", long(2), lambda runs, pods, run_id: pods.delete(run_id), tries=2,
-        needs="pods",
+        needs="pods", vanishes=True,
+    ),
+    Case(
+        "pod evicted in training", "Promoted r0000-", long(5), lambda runs, pods, run_id: pods.evict(run_id), tries=2,
+        needs="pods", vanishes=True,
+    ),
+    Case(
+        "two runs at one place", "Promoted r0000-|Run stopped: another run, ", long(6), twice=True,
+        state="SUCCEEDED|FAILED",
     ),
     Case(
         "terminated", "Run stopped from outside|Run failed: train: its pod is gone|Run broken off", long(3),

@@ -18,6 +18,8 @@ for number in filter(str.isdigit, os.listdir("/proc")):
     except OSError:  # it has just ended
         pass
 """
+CONFIG = "workflow-controller-configmap"  # Argo's
+RETRIED, RACE, UNKNOWN = "repeated", "mostly repeated", "not to be seen from here"
 HOPELESS = {"ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError"}  # why a container waits
 
 
@@ -91,6 +93,27 @@ class Pods:
             if TRAINING.search(node) and pod.status.phase == "Running":
                 return pod.metadata.name
         raise ValueError(f"the run {run_id} has no training pod among {[pod.metadata.name for pod in pods]}")
+
+    def retries(self) -> str:
+        """What Argo's setting promises for a pod that vanishes.
+
+        RETRIED (deploy/argo-retries.yaml), a RACE (Pipelines' own: only one that Argo sees gone before it sees it
+        failed), or UNKNOWN, where it cannot be read.
+        """
+        try:
+            found = self.core.read_namespaced_config_map(CONFIG, "kubeflow", _request_timeout=10)
+        except Exception:  # no right to look, or installed elsewhere
+            return UNKNOWN
+        text = (found.data or {}).get("workflowDefaults", "")
+        return RETRIED if "lastRetry.message matches" in text and "evict" in text else RACE
+
+    def evict(self, run_id: str) -> None:
+        """Through Kubernetes' Eviction API, as draining a node does. The kubelet's own cannot be asked for."""
+        from kubernetes.client import V1Eviction, V1ObjectMeta
+
+        name = self.training(run_id)
+        body = V1Eviction(metadata=V1ObjectMeta(name=name, namespace=self.namespace))
+        self.core.create_namespaced_pod_eviction(name, self.namespace, body)
 
     def delete(self, run_id: str) -> None:
         self.core.delete_namespaced_pod(self.training(run_id), self.namespace)

@@ -30,6 +30,7 @@ class Seen:
     state: str  # what Kubeflow says
     line: str  # what the page says
     tries: int  # of the training; 0: it did not begin
+    promised: str = ""  # of a pod that vanishes: what Argo's setting makes of it
 
 
 class Runs:

@@ -6,6 +6,7 @@ from must.base.storage import join, write_bytes
 from must.runtime.notes import Note
 from must.runtime.places import WorkUri
 from must.runtime.summary import leave_page, summarize
+from tests.kfp.cluster import RACE
 from tests.pipeline.kfp_server import OVER, KfpServer
 
 BEFORE = ["inputs", "shard", "classifier", "champion"]
@@ -20,7 +21,10 @@ class Player(KfpServer):
         super().__init__(users)
         self.disturbed = {}  # run id -> what was done to it
         self.orphans = set()  # runs whose schedule is gone: those that are not over stay what they are
-        self.states = ["RUNNING"]
+        self.states, self.lost = ["RUNNING"], ()  # what a run does not outlive
+
+    def second_is_there(self):
+        return any(run["display_name"].endswith("the second") for run in self.stored["runs"].values())
 
     def create(self, kind, body, who):
         status, made = super().create(kind, body, who)
@@ -42,7 +46,9 @@ class Player(KfpServer):
             self.disturbed[name] = "terminated"
             return 200, {}
         values, done = run["runtime_config"]["parameters"], self.disturbed.get(name)
-        if values["settings"].get("seed") in (1, 2, 3) and done is None:
+        if values["settings"].get("seed") == 6 and self.second_is_there():
+            done = "met another"
+        if values["settings"].get("seed") in (1, 2, 3, 5, 6) and done is None:
             self.checkpoint(values)
             self.leave(run, [*notes(BEFORE), Note("train")])
             self.move(run, "RUNNING")
@@ -52,7 +58,7 @@ class Player(KfpServer):
 
     def play(self, run, values, done):
         good = True
-        if done == "terminated":
+        if done in self.lost or done == "terminated":
             good, left = False, [*notes(BEFORE), Note("train", signalled=1.0)]
         elif values["model"] == "ViT-B-17":
             good, left = False, [Note("inputs", "failed", code=2)]
@@ -90,7 +96,7 @@ class StandInPods:
 
     def __init__(self, server):
         self.server = server
-        self.hopeless = ""
+        self.hopeless, self.promise = "", RACE
 
     def unusable(self):
         return ""
@@ -103,6 +109,12 @@ class StandInPods:
 
     def delete(self, run_id):
         self.server.disturbed[run_id] = "deleted"
+
+    def evict(self, run_id):
+        self.server.disturbed[run_id] = "evicted"
+
+    def retries(self):
+        return self.promise
 
     def kill_worker(self, run_id):
         self.server.disturbed[run_id] = "killed"

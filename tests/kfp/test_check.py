@@ -9,7 +9,7 @@ from must_pipeline.server import wait
 from tests.kfp import __main__ as program
 from tests.kfp.__main__ import make_folders
 from tests.kfp.cases import CASES
-from tests.kfp.cluster import Pods
+from tests.kfp.cluster import RACE, RETRIED, Pods
 from tests.kfp.stand_in import Player, StandInPods
 
 
@@ -52,6 +52,20 @@ def test_every_way_is_tried_and_nothing_is_left(server, checking, tmp_path, caps
     assert {name for name, row in table.items() if row.endswith("  ok")} == set(table) - {"two nodes"}
     assert "not tried: no Kubeflow Trainer to be seen" in table["two nodes"]
     assert not any(server.stored.values()) and not list((tmp_path / "store").glob("*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("promise, verdict", [(RACE, "ok"), (RETRIED, "WRONG")])
+def test_a_pod_that_vanishes_is_judged_by_what_argos_setting_promises(
+    server, checking, capsys, monkeypatch, promise, verdict
+):
+    pods = StandInPods(server)
+    pods.promise, server.lost = promise, ("deleted",)
+    monkeypatch.setattr(program, "Pods", lambda namespace: pods)
+    assert checking("--only", "pod deleted in training") == int(verdict == "WRONG")
+    row = rows(capsys.readouterr().out)["pod deleted in training"]
+    assert f"Run stopped from outside, during train (by Argo's setting such pods are {promise})" in row
+    assert row.endswith(verdict)
 
 
 def test_without_kubernetes_pods_are_left_alone(checking, capsys):

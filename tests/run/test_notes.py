@@ -64,7 +64,7 @@ def test_each_way_to_fail_has_its_summary(tmp_path, body, why, resumable):
     assert "step-000000400" in page and "`submit.py --again 7`" in page
     if "1 / 0" in body:
         assert "ZeroDivisionError" in page.split("```")[1]
-        assert page.splitlines()[2].startswith("**Why**: ZeroDivisionError: division by zero (")
+        assert page.splitlines()[2].startswith("**Why**: ZeroDivisionError: division by zero · ")
 
 
 SLOW_READERS = """\

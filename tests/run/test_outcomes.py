@@ -152,10 +152,10 @@ def test_the_reason_is_whole_and_first_and_no_line_is_wider_than_kubeflows_panel
     line = f"must classifier: {uri}: no such file"
     leave(str(tmp_path), [*done("inputs"), Note("classifier", "failed", started=3, code=2, lines=["x", line])])
     page = summarize(str(tmp_path), "7", "FAILED", "again").splitlines()
-    said = f"**Why**: {uri}: no such file (wrong input (exit code 2))".replace("_", "\\_")
+    said = f"**Why**: {uri}: no such file · wrong input (exit code 2)".replace("_", "\\_")
     assert page[2] == said
     log = page[page.index("```") + 1 : -1]
-    assert max(map(len, log)) <= 76 and line in "".join(log)
+    assert max(map(len, log)) <= 66 and line in "".join(log)
 
 
 @pytest.mark.parametrize("signalled, word", [(0.0, "lost"), (12.0, "stopped")])
