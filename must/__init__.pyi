@@ -19,7 +19,9 @@ from must.api.results import Shards as Shards
 from must.api.results import Trained as Trained
 from must.data.loading.open_shards import open_shards as open_shards
 from must.deploy.promote.registry import Latest as Latest
+from must.evaluation.exchange import Exchanged as Exchanged
 from must.evaluation.gate import Decision as Decision
+from must.evaluation.sort import Outcome as Outcome
 
 Text: TypeAlias = str | PathLike[str]
 
@@ -31,6 +33,7 @@ __all__ = [
     "evaluate",
     "export",
     "gate",
+    "labels",
     "load",
     "open_shards",
     "plan",
@@ -42,6 +45,7 @@ __all__ = [
     "select",
     "serve",
     "shard",
+    "sort",
     "train",
 ]
 
@@ -365,6 +369,29 @@ def predict(
     device: Text = "auto",
 ) -> Predicted:
     """Classify images, a few or a bucketful, with the ONNX file alone (no PyTorch) or with a bundle."""
+
+def sort(
+    *,
+    into: Text,
+    labels: Text = "",
+    how: Literal["link", "copy", "move"] = "link",
+    root: Text = "",
+    abstain: float = 0.0,
+    named_only: bool = False,
+    undo: bool = False,
+) -> Outcome:
+    """Sort images into a folder a class, by predictions or by what people said: links, copies or moved; undoable."""
+
+def labels(
+    *,
+    labels: Text,
+    to: Literal["label-studio", "fiftyone", "cleanlab", "answers", "csv"],
+    output: Text,
+    root: Text = "",
+    classes: Text | list[str] = "",
+    check: Literal["none", "folder"] = "none",
+) -> Exchanged:
+    """Take labels to Label Studio, FiftyOne or cleanlab, and what people said there back."""
 
 def serve(
     *,

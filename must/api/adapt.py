@@ -24,7 +24,9 @@ from must.api.stages import call
 from must.base import storage
 from must.base.parameters import check_names, require
 from must.config import AdaptConfig, TrainConfig
+from must.config.labels import SortConfig
 from must.data.format.index import NAME
+from must.evaluation.sort import sort
 from must.method.model.bundle import DESCRIPTION_FILE
 from must.method.model.classifier import BUNDLED_SET, TEMPLATE, load_class_set, make_class_set
 from must.method.train.presets import settings_of
@@ -61,8 +63,8 @@ def adapt(
         output: a folder on this machine.
         model: an open_clip model name, hf-hub:TEAM/NAME, or a model folder.
         pretrained: an open_clip tag or a checkpoint file; openai for the default model.
-        test_images: a folder with a folder of labelled images a class, to measure the accuracy with; nothing else reads
-            the labels.
+        test_images: labelled images to measure the accuracy with, which nothing else reads: a folder with a folder a
+            class, or a file of labels as `must.sort` takes it (answers, an export of Label Studio or FiftyOne).
         device: auto, cpu, cuda or cuda:N.
         again: with other inputs than `output` was made from: keep what they do not change, and move the rest to a
             folder before-1 in it; without, it is an error once there are shards or a model to lose.
@@ -115,7 +117,7 @@ def steps(
             {
                 "images": taken.key, "classes": hashlib.sha256(content).hexdigest() if content else file,
                 "model": named(model), "pretrained": pretrained,
-                "test_images": str(Path(test_images).absolute()) if test_images else "", "settings": decisive,
+                "test_images": labelled_key(test_images), "settings": decisive,
             },
             again,
         )  # fmt: skip
@@ -127,7 +129,9 @@ def steps(
         file = str(folder / "classes.yaml")
         storage.write_bytes(file, content)
     shards, classifier, bundle, report = (str(folder / name) for name in (SHARDS, CLASSIFIER, BUNDLE, REPORT))
-    labelled: dict[str, Any] = {"test_source": test_images, "labels": "folder"} if test_images else {}
+    labelled: dict[str, Any] = {}
+    if test_images:
+        labelled = {"test_source": labelled_folder(test_images, folder), "labels": "folder"}
     if grown:
         labelled["append"] = True
     workers = {name: value for name, value in settings.items() if name == "workers"}
@@ -172,6 +176,26 @@ def read_classes(classes: Any) -> tuple[str, bytes]:
     entries = entries_of(classes)
     make_class_set(entries, [TEMPLATE], "classes")
     return "", yaml.safe_dump({"classes": entries}, sort_keys=False, allow_unicode=True).encode()
+
+
+def labelled_key(test_images: str) -> str:
+    """What labelled images are known by: their folder, or a file of labels with what is in it."""
+    place = str(Path(test_images).absolute()) if test_images else ""
+    return f"{place} ({storage.sha256_of(Path(place))[:12]})" if is_labels(test_images) else place
+
+
+def is_labels(test_images: str) -> bool:
+    """Whether it is a file of labels, as `must sort` takes it, and no folder or archive of images."""
+    return test_images.lower().endswith((".csv", ".json", ".jsonl")) and Path(test_images).is_file()
+
+
+def labelled_folder(test_images: str, output: Path) -> str:
+    """A folder with a folder of labelled images a class; of a file of labels, links below OUTPUT."""
+    if not is_labels(test_images):
+        return test_images
+    into = output / f"test-images-{storage.sha256_of(Path(test_images))[:12]}"
+    sort(SortConfig(labels=test_images, into=str(into), named_only=True))
+    return str(into)
 
 
 def named(model: str) -> str:

@@ -26,7 +26,9 @@ from must.config import (
 )
 from must.deploy.predict.writer import Prediction
 from must.deploy.promote.registry import Latest
+from must.evaluation.exchange import Exchanged
 from must.evaluation.gate import Decision
+from must.evaluation.sort import Outcome
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,9 @@ RESULTS: dict[str, type] = {
     "push": Pushed,
     "predict": Predicted,
     "demo": Demo,
-    "gate": Decision,  # as the stage returns it
+    "sort": Outcome,  # as the stages return them
+    "labels": Exchanged,
+    "gate": Decision,
     "promote": Latest,
 }
 

@@ -21,6 +21,7 @@ from must.config.demo import DemoConfig
 from must.config.evaluate import EvaluateConfig
 from must.config.export import ExportConfig
 from must.config.gate import GateConfig
+from must.config.labels import LabelsConfig, SortConfig
 from must.config.plan import PlanConfig
 from must.config.predict import PredictConfig
 from must.config.promote import PromoteConfig
@@ -112,6 +113,16 @@ STAGES: Final[dict[str, Stage]] = {
         PredictConfig,
         "must.deploy.infer.predict:predict",
         "Classify images, a few or a bucketful, with the ONNX file alone (no PyTorch) or with a bundle.",
+    ),
+    "sort": Stage(
+        SortConfig,
+        "must.evaluation.sort:sort",
+        "Sort images into a folder a class, by predictions or by what people said: links, copies or moved; undoable.",
+    ),
+    "labels": Stage(
+        LabelsConfig,
+        "must.evaluation.exchange:exchange",
+        "Take labels to Label Studio, FiftyOne or cleanlab, and what people said there back.",
     ),
     "serve": Stage(
         ServeConfig,

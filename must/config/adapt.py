@@ -28,7 +28,10 @@ class AdaptConfig(StageConfig):
         metavar="TAG|PATH",
     )
     test_images: str = param(
-        "labelled images to measure the accuracy with: a folder with a folder a class", "", metavar="DIR"
+        "labelled images to measure the accuracy with: a folder with a folder a class, or a file of labels as `must "
+        "sort` takes it",
+        "",
+        metavar="DIR|FILE",
     )
     settings: dict[str, str] = param(
         "parameters of `must train`, e.g. epochs=10,workers=4; also as its flags: --epochs 10 --workers 4",

@@ -168,6 +168,12 @@ def test_what_was_not_used_yet_may_be_corrected(digits, tmp_path):
     same = must.adapt(**inputs(digits, work, **right | {"test_images": digits.images / "test"}))
     assert same.metrics == labelled.metrics and not (work / "before-2").exists()
 
+    answers = tmp_path / "answers.jsonl"
+    lines = [{"image": str(path), "label": path.parent.name} for path in digits.images.glob("test/t*/*.png")]
+    answers.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"image": "x.png", "label": None}]))
+    said = must.adapt(**inputs(digits, tmp_path / "said", **right | {"test_images": answers}))
+    assert said.metrics["labelled"] == len(lines) > 20, "what people answered is measured with"
+
     other = inputs(digits, work, **right | {"test_images": digits.images / "test", "epochs": 2, "again": True})
     shards = (work / "shards" / "index.json").stat().st_mtime_ns
     assert must.adapt(**other).metrics["labelled"] == 120

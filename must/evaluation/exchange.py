@@ -1,0 +1,106 @@
+"""The stage `must labels`: labels of one tool in the files of another."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+from must.base import storage
+from must.base.parameters import require
+from must.base.text import Rows, cell, encoded
+from must.config.labels import LabelsConfig
+from must.evaluation import labels as formats
+from must.evaluation.labels import NONE, Label, classes_of, read_labels
+from must.evaluation.sort import file_of
+from must.method.model.classifier import load_class_set
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """`images` that are in the file, of which `labelled` have a label or are said to be of no class."""
+
+    output: str
+    images: int
+    labelled: int
+
+
+def exchange(config: LabelsConfig) -> Exchanged:
+    """Writes OUTPUT in the format that is asked for; prints how to take it there.
+
+    Raises:
+        ValueError: no labels, a format that cannot hold them, or images that are not below --root.
+    """
+    labels = [replace(one, image=located(one.image, config.root)) for one in read_labels(config.labels)]
+    classes = classes_of(labels, load_class_set(config.classes).names if config.classes else ())
+    output, hint = config.output, ""
+    if config.to == "label-studio":
+        beside = f"{output.removesuffix('.json')}.xml"
+        storage.write_bytes(beside, formats.label_studio_config(classes))
+        storage.write_bytes(output, formats.label_studio(labels, config.root))
+        hint = (
+            f"in Label Studio: a project with the labelling interface in {beside}, {output} imported; for "
+            "files of this machine it is started with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
+            f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={config.root or '/'}"
+        )
+    elif config.to == "fiftyone":
+        said, paths = formats.fiftyone(labels, classes)
+        storage.write_bytes(storage.join(output, "data.json"), paths)
+        storage.write_bytes(storage.join(output, "labels.json"), said)
+        hint = (
+            f"fiftyone.Dataset.from_dir(data_path='{storage.join(output, 'data.json')}', labels_path="
+            f"'{storage.join(output, 'labels.json')}', dataset_type=fiftyone.types.FiftyOneImageClassificationDataset)"
+        )
+    elif config.to == "cleanlab":
+        write_cleanlab(config, labels)
+    elif config.to == "answers":
+        labels = [one for one in labels if one.probability is None]
+        require(bool(labels), f"--labels {config.labels}: a model said these, and nobody has answered: no answers")
+        storage.write_bytes(output, formats.answers(labels, sha256_of))
+    else:
+        text = io.StringIO()
+        rows = Rows(text)
+        rows.add("image", "label")
+        for one in (one for one in labels if not one.unsure):
+            rows.add(cell(one.image), cell(one.label or NONE))
+        storage.write_bytes(output, encoded(text.getvalue()))
+    labelled = sum(not one.unsure for one in labels)
+    print(f"{len(labels)} images, {labelled} of them labelled -> {output}")
+    if hint:
+        print(hint)
+    return Exchanged(output, len(labels), labelled)
+
+
+def located(image: str, root: str) -> str:
+    """The image below `root`, where its name alone is no file."""
+    path = file_of(image, root)
+    return str(path) if path else image
+
+
+def sha256_of(image: str) -> str:
+    """Of the image's file; '' where it is not on this machine."""
+    path = file_of(image, "")
+    return storage.sha256_of(path) if path else ""
+
+
+def write_cleanlab(config: LabelsConfig, labels: list[Label]) -> None:
+    def given(one: Label) -> str | None:
+        return PurePosixPath(one.image).parent.name if config.check == "folder" else one.label
+
+    found = formats.cleanlab(labels, given, f"--labels {config.labels}")
+    if not config.output.lower().endswith(".parquet"):
+        storage.write_bytes(config.output, formats.dumped(found))
+        return
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ValueError(
+            f"Parquet files need the package pyarrow ({error}); install it with: pip install 'must-clip[parquet]', or "
+            "give a name that ends in .json"
+        ) from None
+    table = pa.table({"image": found["images"], "label": found["labels"], "pred_probs": found["pred_probs"]})
+    table = table.replace_schema_metadata({"classes": formats.dumped(found["classes"]).strip()})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    storage.write_bytes(config.output, buffer.getvalue())
