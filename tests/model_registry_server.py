@@ -6,6 +6,7 @@ names that are there 409, what is not there 404; a name is unique in its parent;
 replaces all properties where it names them; lists come in pages.
 """
 
+import base64
 import json
 import re
 import threading
@@ -53,6 +54,13 @@ class Refused(Exception):  # noqa: N818
         self.code = code
 
 
+def parsed(text):
+    try:
+        return json.loads(text) if text else None
+    except ValueError:
+        return None
+
+
 class ModelRegistryServer:
     def __init__(self, token="", root=V1):
         self.token, self.page_limit, self.root = token, 0, root
@@ -82,7 +90,7 @@ class ModelRegistryServer:
     def handle(self, handler, text):
         path, _, query = handler.path.partition("?")
         with self.lock:
-            self.requests.append((handler.command, path.removeprefix(self.root), json.loads(text) if text else None))
+            self.requests.append((handler.command, path.removeprefix(self.root), parsed(text)))
             fault = next((f for f in self.faults if f[0] == handler.command and path.endswith(f[1])), None)
             if fault:
                 self.faults.remove(fault)
@@ -112,6 +120,8 @@ class ModelRegistryServer:
                 raise Refused(400, "Request body contains null bytes which are not allowed")
             if text and handler.headers.get("Content-Type") != "application/json":
                 raise Refused(415, "Unsupported Media Type")
+            if text and parsed(text) is None:
+                raise Refused(400, "unexpected EOF")
             parts = path.removeprefix(self.root).split("/")
             return getattr(self, handler.command.lower())(parts, query, json.loads(text) if text else None)
         except Refused as error:
@@ -133,6 +143,9 @@ class ModelRegistryServer:
                 return 200, self.page(
                     [v for v in self.rows["model_versions"] if v["registeredModelId"] == parent], query
                 )
+            case ["model_versions", number, "artifacts"]:
+                parent = self.row("model_versions", number)["id"]
+                return 200, self.page([one for one in self.rows["artifacts"] if one["_parent"] == parent], query)
             case ["registered_models" | "model_versions" as kind, number]:
                 return 200, shown(self.row(kind, number))
         raise Refused(404, "page not found")
@@ -143,8 +156,13 @@ class ModelRegistryServer:
                 return 201, self.add("registered_models", body, "")
             case ["model_versions"]:
                 self.check("model_versions", body, CREATE)
-                parent = self.row("registered_models", body.get("registeredModelId") or "")["id"]
-                return 201, self.add("model_versions", body, parent)
+                if not body.get("registeredModelId"):
+                    raise Refused(422, "required field 'registeredModelId' is zero value.")
+                return 201, self.add(
+                    "model_versions", body, body["registeredModelId"]
+                )  # it does not look for the model
+            case ["registered_models", number, "versions"]:
+                return 201, self.add("model_versions", body, self.row("registered_models", number)["id"])
             case ["model_versions", number, "artifacts"]:
                 if (body or {}).get("artifactType") != "model-artifact":
                     raise Refused(400, "artifactType: only model-artifact is known here")
@@ -156,6 +174,11 @@ class ModelRegistryServer:
             case ["registered_models" | "model_versions" as kind, number]:
                 row = self.row(kind, number)
                 self.check(kind, body, CHANGE)
+                row.update(body, lastUpdateTimeSinceEpoch=now())
+                return 200, shown(row)
+            case ["model_artifacts", number]:
+                row = self.row("artifacts", number)
+                self.check("artifacts", body, CHANGE)
                 row.update(body, lastUpdateTimeSinceEpoch=now())
                 return 200, shown(row)
         raise Refused(404, "page not found")
@@ -200,11 +223,22 @@ class ModelRegistryServer:
             raise Refused(404, f"no {kind} found for name={name}")
         return shown(found[0])
 
+    def after(self, rows, token):
+        """The place behind the row that a page's token names."""
+        try:
+            last = base64.b64decode(token, validate=True).decode().partition(":")[0]
+        except ValueError:
+            raise Refused(400, "invalid nextPageToken") from None
+        ids = [row["id"] for row in rows]
+        if last and last not in ids:
+            raise Refused(400, "invalid nextPageToken")
+        return 1 + ids.index(last) if last else 0
+
     def page(self, rows, query):
         size = min(int(query.get("pageSize", 100)), self.page_limit or 10**9)
-        start = int(query.get("nextPageToken") or 0)
-        items = [shown(row) for row in rows[start : start + size]]
-        more = str(start + size) if start + size < len(rows) else ""
+        rest = rows[self.after(rows, query.get("nextPageToken", "")) :]
+        items = [shown(row) for row in rest[:size]]
+        more = base64.b64encode("{0}:{0}".format(items[-1]["id"]).encode()).decode() if size < len(rest) else ""
         return {"items": items, "nextPageToken": more, "pageSize": size, "size": len(items)}
 
 

@@ -4,10 +4,16 @@ stops without a word at what it cannot read."""
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 from typing import BinaryIO
 
-LARGEST_HEADER = 16_000_000  # bytes, of a name or of attributes
+LARGEST = {b"L": 1 << 20, b"K": 1 << 20, b"x": 1 << 16, b"g": 1 << 16, b"X": 1 << 16}
+"""Bytes of what follows a header of that kind: a name, a link's name, attributes."""
+
+LARGEST_READ = 1 << 20  # of anything else: a label
+ATTRIBUTES = (b"x", b"g", b"X")
+DIGITS = re.compile(rb"[0-9]{200}")  # of attributes: older versions of tarfile search them in quadratic time
 
 
 def require_end(file: BinaryIO, place: int) -> None:
@@ -25,7 +31,14 @@ def require_end(file: BinaryIO, place: int) -> None:
 class Headers(io.FileIO):
     """A tar of which no more is read at once than headers need: tarfile reads as much as a header says of itself."""
 
+    kind = b""  # of the block that was read last: of a header, whenever more than a block is read
+
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or not 0 <= size <= LARGEST_HEADER:
+        if size is None or not 0 <= size <= LARGEST.get(self.kind, LARGEST_READ) + tarfile.BLOCKSIZE:
             raise tarfile.ReadError("a header of impossible size")
-        return super().read(size)
+        data = super().read(size)
+        if size == tarfile.BLOCKSIZE:
+            self.kind = data[156:157]
+        elif self.kind in ATTRIBUTES and DIGITS.search(data):
+            raise tarfile.ReadError("a header with a number of 200 digits")
+        return data

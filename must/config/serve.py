@@ -58,8 +58,19 @@ class ServeConfig(StageConfig):
     max_memory: float = param("megabytes that all requests' bodies may take at a time", 256.0, metavar="MB")
     max_images: int = param("images of a request", 64, metavar="N")
     max_pixels: float = param("megapixels of an image", 40.0, metavar="MP")
+    request_pixels: float = param(
+        "megapixels of all a request's images together; costly forms of pictures count more", 64.0, metavar="MP"
+    )
+    queue_pixels: float = param("megapixels that may wait; more are refused with 503", 256.0, metavar="MP")
+    decode_memory: float = param(
+        "megabytes that images being decoded may take at a time; one alone always may", 1000.0, metavar="MB"
+    )
     queue: int = param("images that may wait; more are refused with 503", 512, metavar="N")
-    connections: int = param("connections at a time; more are refused with 503", 1024, metavar="N")
+    connections: int = param(
+        "connections at a time; for more, the ones that have sent no whole request for longest are closed",
+        1024,
+        metavar="N",
+    )
     patience: float = param(
         "seconds that a client may take to send a request, and an answer may take", 30.0, metavar="S"
     )
@@ -82,8 +93,12 @@ class ServeConfig(StageConfig):
         require(0 <= self.port < 65536, "--port must be from 0 to 65535")
         for name in ("batch_size", "max_images", "queue", "connections"):
             require(getattr(self, name) >= 1, f"--{name.replace('_', '-')} must be at least 1")
-        for name in ("poll", "max_body", "max_memory", "max_pixels", "patience"):
+        for name in ("poll", "max_body", "max_memory", "max_pixels", "patience", "decode_memory"):
             require(getattr(self, name) > 0, f"--{name.replace('_', '-')} must be above 0")
         for name in ("delay", "threads", "decoders", "drain"):
             require(getattr(self, name) >= 0, f"--{name} must not be negative")
+        require(
+            self.max_pixels <= self.request_pixels <= self.queue_pixels,
+            "--max-pixels must not be above --request-pixels, nor that above --queue-pixels",
+        )
         require(self.max_body <= self.max_memory, "--max-body must not be above --max-memory")

@@ -20,7 +20,7 @@ from pyarrow import parquet
 from must.data.format.check import Shard
 from must.data.format.index import parse_index
 from must.data.format.offsets import parse_offsets
-from must.data.image.bounds import jpeg_refusal
+from must.data.image.cost import cost
 from must.data.image.decode import check, decode, identify
 from must.data.shards.history import read_table
 from must.data.shards.tarwriter import npy
@@ -266,7 +266,7 @@ TARGETS = {
     "parquet": Target(table_of_images("parquet"), lambda: tables("parquet")),
     "arrow": Target(table_of_images("arrow"), lambda: tables("arrow")),
     "image": Target(image, images),
-    "jpeg": Target(lambda data: jpeg_refusal(b"\xff\xd8" + data), lambda: [zoo.turned(6)]),
+    "cost": Target(cost, images),
     "classes": Target(
         classes,
         lambda: [

@@ -1,7 +1,10 @@
 """The check of a cluster, against a server whose runs end as recorded: it finds what is wrong and leaves nothing."""
 
+import dataclasses
+import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +13,7 @@ from tests.kfp import __main__ as program
 from tests.kfp.__main__ import make_folders
 from tests.kfp.cases import CASES
 from tests.kfp.cluster import RACE, RETRIED, Pods
+from tests.kfp.runs import Seen
 from tests.kfp.stand_in import Player, StandInPods
 
 
@@ -153,3 +157,32 @@ def test_without_a_configuration_nothing_of_kubernetes_is_used(monkeypatch, tmp_
     pods = Pods("vision")
     assert pods.cannot_start("7") == ""
     assert "no access to Kubernetes" in pods.unusable() and "no access to Kubernetes" in pods.no_trainer("must-torch")
+
+
+# -- what Argo was seen to make of a pod, and what the cases expect
+RECORDED = json.loads((Path(__file__).parents[1] / "pipeline" / "recorded" / "argo.json").read_text())["cases"]
+ENDS = {  # what was done to the pod: (the case, what the page said of a run that Argo did not save)
+    "pod deleted": ("pod deleted in training", "Run stopped from outside, during train"),
+    "pod evicted": ("pod evicted in training", "Run stopped from outside, during train"),
+    "node shut down": ("pod evicted in training", "Run stopped from outside, during train"),
+    "wrong input": ("wrong input", "Run failed: inputs: the input is wrong"),
+    "run terminated": ("terminated", "Run stopped from outside, during train"),
+}
+
+
+@pytest.mark.parametrize("recorded", RECORDED, ids=lambda one: f"{one['done']}, {one['policy']}")
+def test_each_ending_that_argo_was_seen_to_give_is_what_its_case_accepts(recorded):
+    name, lost = next(end for done, end in ENDS.items() if recorded["done"].startswith(done))
+    (case,) = (case for case in CASES if case.name == name)
+    good = recorded["workflow"]["phase"] == "Succeeded"
+    tries = sum(node["type"] == "Pod" for node in recorded["nodes"]) if name != "wrong input" else 0
+    seen = Seen("SUCCEEDED" if good else "FAILED", "Promoted r0000-abc" if good else lost, 2 if good else tries)
+    promised = RETRIED if recorded["policy"] == "expression" else RACE
+    assert case.fits(dataclasses.replace(seen, promised=promised if case.vanishes else ""))
+
+
+def test_a_setting_that_repeats_is_held_to_it():
+    (case,) = (case for case in CASES if case.name == "pod evicted in training")
+    lost = Seen("FAILED", "Run stopped from outside, during train", 1)
+    assert case.fits(dataclasses.replace(lost, promised=RACE))
+    assert not case.fits(dataclasses.replace(lost, promised=RETRIED))

@@ -51,6 +51,7 @@ def test_it_does_what_a_lost_part_has_left(tmp_path):
     assert finish(tmp_path / "in", tmp_path / "work", tmp_path)[1] == 20
 
 
+@pytest.mark.slow
 def test_a_new_run_gives_up_what_another_run_of_other_images_has_left(tmp_path):
     zoo.fill(tmp_path / "in", 20)
     part(1, tmp_path / "in", tmp_path / "work")

@@ -62,6 +62,7 @@ def test_a_part_takes_every_nth_shard(digits, exported, alone, tmp_path):
     assert sorted(path.name for path in tmp_path.glob("*.parquet")) == sorted(f"predictions-{n}" for n in names[1::2])
 
 
+@pytest.mark.slow
 def test_a_part_killed_while_it_writes_is_done_by_another_program(digits, exported, alone, tmp_path):
     label(exported, digits.shards, tmp_path, workers=1, part="2/2")
     command = [sys.executable, "-c", KILLED, str(exported[1]), digits.shards, str(tmp_path)]

@@ -62,7 +62,9 @@ MOMENTS = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("weights", ["other weights", "the champion's, in another precision"])
+@pytest.mark.parametrize(
+    "weights", ["other weights", pytest.param("the champion's, in another precision", marks=pytest.mark.slow)]
+)
 def test_a_promotion_killed_at_any_moment_is_completed_by_the_same_command(registry, tmp_path, weights, moment):
     first, second = onnx_folder(tmp_path / "fp32", model="fp32"), onnx_folder(tmp_path / "int8", model="int8")
     promote(registry, "--model", make_bundle(tmp_path / "0"), "--onnx", first)

@@ -85,6 +85,7 @@ def test_a_report_says_that_the_baseline_is_refined(done, digits, tmp_path, caps
     assert "refined zero-shot" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_same_again_gives_the_same_bytes_whatever_the_batch(done, digits, many, tmp_path):
     run(digits, tmp_path, shards=many[0], workers=1)
     for name in ("predictions.csv", "classifier.safetensors"):

@@ -9,7 +9,7 @@ from must.deploy.serve.refused import Refused
 from must.deploy.serve.work import Work
 
 SCOPE = {"type": "http", "method": "POST", "path": "/v2/models/digits/infer", "query_string": b"", "headers": []}
-CONFIG = SimpleNamespace(decoders=1, max_body=1, max_memory=1, patience=60, max_images=1)
+CONFIG = SimpleNamespace(decoders=1, decode_memory=1, max_body=1, max_memory=1, patience=60, max_images=1)
 
 
 def test_a_requests_memory_is_let_go_before_its_answer_is_sent():

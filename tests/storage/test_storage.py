@@ -98,7 +98,9 @@ def test_a_large_download_is_complete(remote: Server, tmp_path: Path, monkeypatc
     assert remote.faults.done["cut"] > 1
 
 
-@pytest.mark.parametrize("fault", ["503", "unsent", "lost", "last"])
+@pytest.mark.parametrize(
+    "fault", ["503", *(pytest.param(one, marks=pytest.mark.slow) for one in ("unsent", "lost")), "last"]
+)
 def test_an_upload_longer_than_our_patience_goes_on_where_it_was(
     remote: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:

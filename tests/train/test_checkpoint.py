@@ -154,6 +154,7 @@ with Checkpoints(sys.argv[1]).newest() as path:
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_older_checkpoints_whole(tmp_path):
     """On a real file system of 1 MB, which holds two of these checkpoints."""
     mount = "mount -t tmpfs -o size=1m none"

@@ -14,7 +14,7 @@ import torch
 from must.base import lock, storage
 from must.base.parameters import load
 from must.config import TrainConfig
-from must.method.train import shared_checkpoints
+from must.method.train import checkpoint as checkpoint_module
 from must.method.train.checkpoint import Checkpoints
 from must.method.train.presets import preset
 from must.method.train.trainer import train
@@ -31,7 +31,7 @@ def config(digits, output, **changes):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(shared_checkpoints, "CHECKPOINTS", replace(lock.CHECKPOINTS, patience=0))
+    monkeypatch.setattr(checkpoint_module, "CHECKPOINTS", replace(lock.CHECKPOINTS, patience=0))
 
 
 def state(step):

@@ -3,9 +3,9 @@
 Credentials, region and endpoint are found as every AWS tool finds them: AWS_ENDPOINT_URL points at an S3-compatible
 server (MinIO, SeaweedFS, Ceph, Cloudflare R2). An object's generation is its ETag, so it changes with the content.
 
-boto3 and not a client that serves many clouds, because it alone is kept by the service's owner and has what promises
-are made of here: conditional writes, uploads in parts that are repeated one by one, and no threads that a forked
-process would inherit. Its own retries are off: they give up after seconds, and share a budget between threads.
+boto3 and not a client that serves many clouds, because it is kept by the service's owner and has what promises are
+made of here: writes and deletes on condition, uploads in parts that are repeated one by one, and no threads that a
+forked process would inherit. Its own retries are off: they give up after seconds, and share a budget between threads.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from timm.data.auto_augment import NAME_TO_OP
 
 from must.config import TrainConfig
 from must.data.augment.draws import AugmentParams, AugmentSampler, Operation, PatchMask, resized, seed_views
-from must.data.image.bounds import MAX_PIXELS
+from must.data.image.cost import MAX_PIXELS
 from must.data.image.decode import decode
 from must.data.image.preprocess import Preprocess
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from must.data.augment.draws import AugmentParams, resized, seed_views
 from must.data.augment.exact import TrainViews, apply_ops
-from must.data.image.bounds import MAX_PIXELS
+from must.data.image.cost import MAX_PIXELS
 from must.data.image.decode import decode, identify, orientation
 from must.data.image.jpeg import decode_reduced
 

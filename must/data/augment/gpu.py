@@ -21,7 +21,7 @@ from must.data.augment.exact import ViewSettings, fill_color, sampler_of
 from must.data.augment.fast import FACTORS, UPRIGHT, as_array, as_tensor, crop, size_of
 from must.data.augment.gpu_ops import NAMES, apply_ops
 from must.data.augment.normalize import channels
-from must.data.image.bounds import MAX_PIXELS
+from must.data.image.cost import MAX_PIXELS
 from must.data.image.decode import decode, identify, orientation
 from must.data.image.jpeg import decode_reduced
 

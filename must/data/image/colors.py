@@ -20,7 +20,7 @@ def to_rgb(image: Any) -> Image.Image:
         return by_strips(image, on_white)
     if image.mode == "CMYK":
         return cmyk_to_rgb(image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def check_colors(image: Any) -> None:

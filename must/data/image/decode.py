@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from must.data.image.bounds import MAX_PIXELS, refusal, refusal_unopened
 from must.data.image.colors import check_colors, to_rgb
+from must.data.image.cost import MAX_PIXELS, cost, refusal
+from must.data.image.headers.directory import directory_refusal
 from must.data.image.jpeg import decode_plain
 
 # Only formats whose decoders read untrusted bytes safely: no EPS or WMF, which start other programs.
@@ -33,19 +34,21 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> 
             with a shorter side below this many pixels.
 
     Raises:
-        ValueError: the bytes are no image, are damaged, or would cost too much (must/data/image/bounds.py; more than
+        ValueError: the bytes are no image, are damaged, or would cost too much (must/data/image/cost.py; more than
             `max_pixels` pixels, for one). The text is the reason.
     """
     image = identify(data, max_pixels)
     try:
         if not shorter_side and (pixels := decode_plain(data, image)) is not None:
-            return as_seen(pixels, image)
+            return as_seen(pixels, orientation(image))
         if shorter_side and image.format in ("JPEG", "MPO"):
             width, height = image.size
             scale = shorter_side / min(width, height)
             image.draft(None, (max(1, int(width * scale)), max(1, int(height * scale))))
         image.load()
-        return as_seen(to_rgb(image), image)
+        picture, turned = to_rgb(image), orientation(image)
+        del image  # its pixels and those of `picture` and of the turned one would be three times the memory
+        return as_seen(picture, turned)
     except Exception as error:
         raise ValueError(reason(error)) from error
 
@@ -66,18 +69,21 @@ def identify(data: bytes, max_pixels: int = MAX_PIXELS) -> Any:
     """
     if not data:
         raise ValueError("empty file")
-    if refused := refusal_unopened(data, max_pixels):
+    found = cost(data)
+    if refused := refusal(found, max_pixels):
         raise ValueError(refused)
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    try:  # nothing but the format whose cost was looked up; a Pillow may have been built without it
+        image = Image.open(io.BytesIO(data), formats=[name for name in (found.format,) if name in FORMATS])
     except Image.UnidentifiedImageError:
         raise ValueError("not an image of a known format") from None
     except Image.DecompressionBombError:
         raise ValueError(f"more than {max_pixels} pixels") from None
     except Exception as error:
         raise ValueError(reason(error)) from error
-    if refused := refusal(image, max_pixels):
-        raise ValueError(refused)
+    if image.width * image.height > found.pixels:
+        raise ValueError("its headers contradict each other")
+    if min(image.size) < 1:
+        raise ValueError(f"{image.width}x{image.height} has no pixels")
     return image
 
 
@@ -102,15 +108,18 @@ def extension(image: Any) -> str:
     return EXTENSIONS.get(image.format, str(image.format).lower())
 
 
-def as_seen(pixels: Image.Image, image: Any) -> Image.Image:
-    """The pixels of `image` as RGB, turned upright."""
+def as_seen(pixels: Image.Image, turned: int) -> Image.Image:
+    """RGB, or grey as RGB, the way it is meant to be looked at; `turned`: EXIF's orientation."""
     rgb = pixels.convert("RGB") if pixels.mode != "RGB" else pixels
-    turned = orientation(image)
+    del pixels
     return TURNS[turned](rgb) if turned in TURNS else rgb
 
 
 def orientation(image: Any) -> int:
     """EXIF's, 1 if there is none. After loading: the TIFF decoder turns the image itself and then says so."""
+    exif = image.info.get("exif")
+    if isinstance(exif, bytes) and directory_refusal(exif):
+        return 1
     try:
         return int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # damaged EXIF: viewers show such a picture as it lies

@@ -279,7 +279,9 @@ def nothing_found(config: ShardConfig, listing: Listing) -> str:
     where = f"--source {config.source}: "
     if listing.skipped:
         kinds = ", ".join(f"{count} {kind}" for kind, count in listing.skipped.items())
-        return f"{where}no images, only other files ({kinds}); known endings are .jpg, .png, .webp and the like"
+        phones = {".heic", ".heif"} & listing.skipped.keys()
+        hint = "; an iPhone's HEIC becomes JPEG as docs/faq.md shows" if phones else ""
+        return f"{where}no images, only other files ({kinds}); known endings are .jpg, .png, .webp and the like{hint}"
     if listing.rejected:
         name, reason = listing.rejected[0]
         return f"{where}no images that can be read; {name}: {reason}"

@@ -24,17 +24,21 @@ from must.base.parameters import require
 from must.base.tars import Headers, require_end
 from must.data.sources.base import (
     ARCHIVE,
+    EXPANDED,
+    EXPANSION,
+    LONGEST,
     Item,
     ListingReport,
     UnreadableError,
     damage_named,
     folder_label,
     kind_of,
+    of_bounded_texts,
+    size_of,
     told_apart,
 )
 
 COMPRESSED: dict[str, Any] = {"gz": gzip.open, "tgz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
-EXPANSION, EXPANDED = 100, 1_000_000_000  # a compressed tar may expand to so many times its size, or to 1 GB
 HEADER = struct.Struct("<26x2H")  # of a zip's member: the lengths of its name and extra field
 LABELS = ("cls", "json")  # members of a WebDataset sample that may hold its label
 
@@ -70,6 +74,7 @@ class Archives:
                 path = plain
             self.paths[number] = str(path)
 
+    @of_bounded_texts
     def items(self, problems: ListingReport) -> Iterator[Item]:
         for number, (file, path) in enumerate(zip(self.files, self.paths, strict=True)):
             members = zip_members if path.lower().endswith(".zip") else tar_members
@@ -86,7 +91,10 @@ class Archives:
     def read(self, item: Item, limit: int) -> bytes:
         number, start, size, *packed = item.locator
         if packed:
-            return unzipped(self.paths[number], start, size, packed[0], packed[1], limit)
+            data = unzipped(self.paths[number], start, size, packed[0], packed[1], min(limit, item.size + 1))
+            if len(data) > item.size:
+                raise UnreadableError("damaged in the archive: larger than it says")
+            return data
         return storage.read_bytes(self.paths[number], start, size)
 
 
@@ -97,6 +105,7 @@ class ArchiveFolder(Archives):
         super().__init__(uri, [storage.join(uri, name) for name in names], labels, option, names)
         self.exclude = exclude
 
+    @of_bounded_texts
     def items(self, problems: ListingReport) -> Iterator[Item]:
         yield from super().items(problems)
         for entry in storage.list_files(self.uri, problems.reject):
@@ -168,6 +177,9 @@ def tar_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, 
             if not member.isreg() or member.issparse():
                 problems.reject(name, "a link, device or sparse file inside an archive")
                 continue
+            if size_of(name) > LONGEST:
+                problems.reject(name, f"a name of more than {LONGEST} bytes")
+                continue
             base, extension = key_of(name)
             if base != key:
                 yield from ((*image, label) for image in images)
@@ -216,16 +228,27 @@ def label_in(extension: str, data: bytes) -> str | None:
 
 def zip_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, tuple[int, int, int, int], None]]:
     """(name, size, (offset of the local header, packed size, method, checksum), no label). Python holds a zip's
-    directory in memory: about 500 bytes a member while listing."""
+    directory in memory: about 500 bytes a member while listing.
+
+    Raises:
+        BadZipFile: all of them are more than a source may become.
+    """
+    end, left = 0, max(EXPANDED, EXPANSION * storage.local(path).stat().st_size)
     with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
+        for member in sorted(archive.infolist(), key=lambda member: member.header_offset):
             if member.is_dir():
                 continue
             if member.flag_bits & 1:
                 problems.reject(member.filename, "encrypted in the archive")
             elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 problems.reject(member.filename, f"compressed by method {member.compress_type}, which is not supported")
+            elif member.header_offset < end:
+                problems.reject(member.filename, "shares its bytes in the archive with another member")
             else:
+                end = member.header_offset + HEADER.size + member.compress_size
+                left -= member.file_size
+                if left < 0:
+                    raise zipfile.BadZipFile(f"its members are more than {EXPANSION} times its size")
                 place = (member.header_offset, member.compress_size, member.compress_type, member.CRC)
                 yield member.filename, member.file_size, place, None
 

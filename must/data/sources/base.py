@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -33,12 +34,47 @@ class UnreadableError(Exception):
     """One image cannot be had from its source, for the reason given; the others may be whole."""
 
 
+LONGEST = 4096
+"""Bytes of a name or a label, whatever it comes in; what is longer is a rejected item."""
+
+EXPANSION, EXPANDED = 100, 1_000_000_000
+"""What an archive or a table becomes, images and labels, may be so many times its size, or 1 GB."""
+
+
 class ListingReport:
     """What a listing found besides images."""
 
     def __init__(self, reject: Callable[[str, str], None]) -> None:
-        self.reject = reject  # (name, reason): goes to rejected.jsonl
+        self.told = reject
         self.skipped: Counter[str] = Counter()  # files that are no images, by extension
+
+    def reject(self, name: str, reason: str) -> None:
+        """Goes to rejected.jsonl; of a long name its beginning."""
+        self.told(name if len(name) <= LONGEST else name[:200] + "...", reason)
+
+
+def size_of(text: str) -> int:
+    """Bytes of a name or label as it is written."""
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
+Listing = Callable[[Any, ListingReport], Iterator[Item]]
+
+
+def of_bounded_texts(items: Listing) -> Listing:
+    """The method `items` of a source without those whose names or labels are too long, which are rejected."""
+
+    @wraps(items)
+    def bounded(self: Any, problems: ListingReport) -> Iterator[Item]:
+        for item in items(self, problems):
+            if size_of(item.name) > LONGEST:
+                problems.reject(item.name, f"a name of more than {LONGEST} bytes")
+            elif item.label is not None and size_of(item.label) > LONGEST:
+                problems.reject(item.name, f"a label of more than {LONGEST} bytes")
+            else:
+                yield item
+
+    return bounded
 
 
 class Source(Protocol):

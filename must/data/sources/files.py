@@ -14,7 +14,7 @@ from typing import Any
 from must.base import storage
 from must.base.parameters import require
 from must.base.text import brief
-from must.data.sources.base import Item, ListingReport, below, folder_label, kind_of
+from must.data.sources.base import Item, ListingReport, below, folder_label, kind_of, of_bounded_texts
 
 
 class Folder:
@@ -28,6 +28,7 @@ class Folder:
     def prepare(self, folder: Path) -> None:
         pass
 
+    @of_bounded_texts
     def items(self, problems: ListingReport) -> Iterator[Item]:
         for entry in storage.list_files(self.uri, problems.reject):
             if self.exclude and (entry.name + "/").startswith(self.exclude):
@@ -56,6 +57,7 @@ class Manifest:
     def prepare(self, folder: Path) -> None:
         pass
 
+    @of_bounded_texts
     def items(self, problems: ListingReport) -> Iterator[Item]:
         file = self.uri.rpartition("/")[2]
         for line, row in self.rows():

@@ -16,12 +16,20 @@ from must.base import storage
 from must.base.parameters import require
 from must.base.text import brief, without_secrets
 from must.data.sources.archives import expanded
-from must.data.sources.base import Item, ListingReport, damage_named, folder_label, told_apart
+from must.data.sources.base import (
+    EXPANDED,
+    EXPANSION,
+    Item,
+    ListingReport,
+    damage_named,
+    folder_label,
+    of_bounded_texts,
+    size_of,
+    told_apart,
+)
 from must.data.sources.columns import Asked, Columns, choose, features_in
 from must.data.sources.files import is_split, refusal
 from must.data.sources.table_files import TABLE, Table, find_tables, named, need_pyarrow, opened
-
-EXPANSION, EXPANDED = 100, 1_000_000_000  # a table's images may be so many times its size, or 1 GB
 
 
 class Row(NamedTuple):
@@ -46,6 +54,7 @@ class Tables:
     def prepare(self, folder: Path) -> None:
         self.folder = folder
 
+    @of_bounded_texts
     def items(self, problems: ListingReport) -> Iterator[Item]:
         for number, table in enumerate(self.tables):
             where = f"{self.option} {table.uri}"
@@ -63,7 +72,7 @@ class Tables:
                 reader = stack.enter_context(opened(path, kind))
                 features = features_in(reader.schema.metadata) if table.features is None else table.features
             columns = choose(reader.schema, features, self.asked, self.labels, where)
-            too_large = f"{where}: its images are more than {EXPANSION} times as large as itself"
+            too_large = f"{where}: its images and labels are more than {EXPANSION} times as large as itself"
             require(reader.largest <= left, too_large)
             file = stack.enter_context(storage.open_write(self.packed(number)))
             with damaged():
@@ -83,9 +92,9 @@ class Tables:
                         split = table.split
                     elif not is_split(split):
                         raise ValueError(f"{where} row {row}: {brief(split)} is no split name (lower-case, digits, _)")
+                    left -= len(found.data or b"") + size_of(label or "") + size_of(found.path or "")
+                    require(left >= 0, too_large)
                     if found.data is not None:
-                        left -= len(found.data)
-                        require(left >= 0, too_large)
                         file.write(found.data)
                         yield Item(name, len(found.data), label, split, [number, place])
                         place += len(found.data)

@@ -49,8 +49,10 @@ class Reply(NamedTuple):
 
 
 class App:
-    def __init__(self, work: Work, name: str) -> None:
-        self.work, self.name = work, name
+    """`is_full`: whether there are so many connections that only questions about the server are answered."""
+
+    def __init__(self, work: Work, name: str, is_full: Callable[[], bool] = lambda: False) -> None:
+        self.work, self.name, self.is_full = work, name, is_full
         self.reading = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,6 +92,8 @@ class App:
         method = scope["method"]
         if method == "POST":
             exchange.counts = True
+            if self.is_full():
+                raise Refused(503, "the server has as many connections as it takes; try again")
             if parts == ["classify"]:
                 return await self.classify(scope, exchange)
             if parts[:2] == ["v2", "models"] and len(parts) >= 4:
@@ -106,6 +110,7 @@ class App:
     def get(self, parts: list[str]) -> Reply:
         if parts == ["metrics"]:
             self.work.metrics.waiting.set(self.work.waiting)
+            self.work.metrics.megapixels.set(self.work.megapixels)
             self.work.metrics.body_bytes.set(self.work.held_bytes)
             return Reply(self.work.metrics.text(), b"text/plain; version=0.0.4; charset=utf-8")
         if parts in (["v2", "health", "live"], ["healthz"]):

@@ -7,7 +7,9 @@ import binascii
 
 import numpy as np
 
+from must.data.image.cost import cost, refusal
 from must.data.image.decode import seen
+from must.data.image.headers.base import Cost
 from must.data.image.preprocess import EvalView
 from must.deploy.serve.refused import Refused, wanted
 
@@ -20,13 +22,24 @@ def is_picture(data: bytes | memoryview) -> bool:
     return head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
-def pixels_of(data: bytes, view: EvalView, max_pixels: int) -> np.ndarray:
-    """uint8 [S, S, 3], by the decoder and view of `must predict`.
+def cost_of(data: bytes, max_pixels: int) -> Cost:
+    """What decoding it will take, by its header.
 
     Raises:
-        Refused: 415 for bytes of another format, 422 for a picture that is damaged or too large.
+        Refused: 415 for bytes of another format, 422 for a picture that is damaged, too large, or costs too much.
     """
     wanted(is_picture(data), f"not a picture of a known format; send {PICTURES}", 415)
+    try:
+        found = cost(data)
+    except ValueError as error:
+        raise Refused(422, f"the picture cannot be read: {error}") from None
+    if reason := refusal(found, max_pixels):
+        raise Refused(422, f"the picture cannot be read: {reason}")
+    return found
+
+
+def pixels_of(data: bytes, view: EvalView, max_pixels: int) -> np.ndarray:
+    """uint8 [S, S, 3], by the decoder and view of `must predict`. Raises Refused: 422 for a picture that is damaged."""
     try:
         return seen(data, view, max_pixels)
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import socket
 import sys
@@ -12,7 +13,7 @@ import uvicorn
 
 from must.base.text import printable
 from must.config.serve import ServeConfig
-from must.deploy.serve.connections import protocol_within
+from must.deploy.serve.connections import SPARE, Room, protocol_within
 from must.deploy.serve.http import App
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.models import Models, Source, source_of
@@ -20,6 +21,7 @@ from must.deploy.serve.work import Work
 
 IDLE = 75  # seconds that a connection is kept between two requests: longer than proxies and clients keep theirs
 BACKLOG = 2048
+FILES = 100  # open ones that are no connections
 
 
 def serve(config: ServeConfig) -> None:
@@ -57,7 +59,9 @@ async def run(config: ServeConfig, source: Source, listener: socket.socket) -> N
     if not config.registry:
         await models.refresh()  # a wrong --model ends the program
     following = asyncio.create_task(models.follow(config.poll)) if config.registry else None
-    server = uvicorn.Server(http_config(config, App(work, config.name)))
+    room = Room(room_for(config.connections), metrics.connections_closed.inc)
+    metrics.connections.set_function(lambda: len(room.all))
+    server = uvicorn.Server(http_config(config, App(work, config.name, lambda: room.is_full), room))
     serving = asyncio.create_task(server._serve([listener]))  # not `serve`, which takes the signals over
     tell(config, listener.getsockname()[1])
     await until_signal(serving)
@@ -72,10 +76,26 @@ async def run(config: ServeConfig, source: Source, listener: socket.socket) -> N
     work.close()
 
 
-def http_config(config: ServeConfig, app: App) -> uvicorn.Config:
+def room_for(connections: int) -> int:
+    """As many connections, or fewer where the system lets this process have no more open files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = connections + SPARE + FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft < needed:
+            connections = max(1, soft - SPARE - FILES)
+            print(
+                f"must serve: {connections} connections at a time, by this system's limit of open files",
+                file=sys.stderr,
+            )
+    return connections
+
+
+def http_config(config: ServeConfig, app: App, room: Room) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=protocol_within(config.patience),
+        http=protocol_within(config.patience, room),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -83,7 +103,6 @@ def http_config(config: ServeConfig, app: App) -> uvicorn.Config:
         server_header=False,
         date_header=False,
         proxy_headers=False,
-        limit_concurrency=config.connections,
         timeout_keep_alive=IDLE,
         timeout_graceful_shutdown=int(config.patience) + 1,
         backlog=BACKLOG,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,27 @@ from must.deploy.serve.answers import Answer
 from must.deploy.serve.asked import Asked, Limits
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.models import Models, Served
+from must.deploy.serve.pictures import cost_of
 from must.deploy.serve.refused import Refused, wanted
+from must.deploy.serve.turns import Share, Turns
+
+PIXELS = 0.05  # megapixels that an image counts for which comes as pixels
+SMALL = 1 << 18  # bytes of files whose headers are read at once; those of more in a thread
+
+
+FULL = "the server has as many images waiting as it takes; try again"
+
+
+class Weight(NamedTuple):
+    megapixels: float
+    memory: int
+
+
+class Request:
+    """What one request has waiting."""
+
+    def __init__(self, megapixels: float, futures: list[asyncio.Future[Any]]) -> None:
+        self.megapixels, self.futures = megapixels, futures
 
 
 class Work:
@@ -23,8 +43,10 @@ class Work:
     def __init__(self, config: ServeConfig, models: Models, metrics: Metrics) -> None:
         self.config, self.models, self.metrics = config, models, metrics
         self.loop = asyncio.get_running_loop()
-        self.decoders = ThreadPoolExecutor(config.decoders or cores(), thread_name_prefix="decode")
+        self.turns = Turns(config.decoders or cores(), int(config.decode_memory * 1e6))
         self.waiting = 0  # images that were let in and are not answered yet
+        self.megapixels = 0.0  # of these
+        self.requests: dict[Request, None] = {}
         self.held_bytes = 0  # of requests
         self.draining = False
         self.max_body = int(config.max_body * 1e6)
@@ -47,29 +69,74 @@ class Work:
         self.held_bytes -= size
 
     async def answer(self, asked: Asked, served: Served) -> Answer:
-        """Raises Refused: too many images are waiting, one cannot be read, it took too long, or the model gives no
-        embeddings."""
+        """Raises Refused: too many images are waiting or they cost too much, one cannot be read, it took too long, or
+        the model gives no embeddings."""
         wanted(
             served.classifier.dimensions > 0 or not asked.wants_embedding,
             "this model gives no embeddings; export it again with `must export --embeddings`",
         )
-        images = len(asked.images)
-        if self.waiting + images > self.config.queue:
-            raise Refused(503, "the server has as many images waiting as it takes; try again")
-        self.waiting += images
+        weights = await self.weigh(asked.images, served)
+        images, megapixels = len(weights), sum(weight.megapixels for weight in weights)
+        wanted(
+            megapixels <= self.config.request_pixels,
+            f"the pictures cost as much as {megapixels:.0f} megapixels; this server takes "
+            f"{self.config.request_pixels:g} a request",
+            413,
+        )
         futures = [self.loop.create_future() for _ in range(images)]
+        request = Request(megapixels, futures)
+        self.let_in(request)
         try:
-            for image, future in zip(asked.images, futures, strict=True):
-                self.decoders.submit(self.prepare, image, future, served)
+            share = Share()
+            for image, weight, future in zip(asked.images, weights, futures, strict=True):
+                self.turns.put(share, *weight, partial(self.prepare, image, future, served))
             async with asyncio.timeout(self.config.patience):
                 found = [await future for future in futures]
         except TimeoutError:
             raise Refused(504, f"no answer within {self.config.patience:g} seconds") from None
         finally:
-            self.waiting -= images
+            self.let_out(request)
             for future in futures:
                 future.cancel()
         return self.told(found, asked, served)
+
+    def let_in(self, request: Request) -> None:
+        """Counts a request among those that wait; the costliest of them make room for one that costs less.
+
+        Raises:
+            Refused: too much is waiting, and nothing costlier than this.
+        """
+        while self.is_full(request):
+            costliest = max(self.requests, key=lambda one: one.megapixels, default=request)
+            if costliest.megapixels <= request.megapixels:
+                raise Refused(503, FULL)
+            self.let_out(costliest)
+            awaited = next((future for future in costliest.futures if not future.done()), None)
+            if awaited is not None:
+                awaited.set_exception(Refused(503, FULL))
+        self.requests[request] = None
+        self.waiting += len(request.futures)
+        self.megapixels += request.megapixels
+
+    def is_full(self, request: Request) -> bool:
+        return (
+            self.waiting + len(request.futures) > self.config.queue
+            or self.megapixels + request.megapixels > self.config.queue_pixels
+        )
+
+    def let_out(self, request: Request) -> None:
+        if request in self.requests:
+            del self.requests[request]
+            self.waiting -= len(request.futures)
+            self.megapixels -= request.megapixels
+
+    async def weigh(self, images: list[bytes] | np.ndarray, served: Served) -> list[Weight]:
+        """Of each image, by its header. Raises Refused: one is no picture, or costs too much."""
+        if isinstance(images, np.ndarray):
+            return [Weight(PIXELS, 0)] * len(images)
+        if sum(map(len, images)) <= SMALL:
+            return weights_of(images, served.max_pixels)
+        return await asyncio.to_thread(weights_of, images, served.max_pixels)
 
     def prepare(self, image: bytes | np.ndarray, future: asyncio.Future[Any], served: Served) -> None:
         """In a decoder's thread: one image to the model's queue, or its error to the request."""
@@ -102,7 +169,13 @@ class Work:
         return answer
 
     def close(self) -> None:
-        self.decoders.shutdown(wait=False, cancel_futures=True)
+        self.turns.close()
+
+
+def weights_of(images: list[bytes], max_pixels: int) -> list[Weight]:
+    """Raises Refused: as `cost_of`."""
+    found = [cost_of(image, max_pixels) for image in images]
+    return [Weight(one.megapixels, one.memory) for one in found]
 
 
 def fail(future: asyncio.Future[Any], error: Exception) -> None:

@@ -1,0 +1,185 @@
+"""A good client's worst wait beside each kind of abuse, all in one run against one server.
+
+    python benchmarks/serve_abuse.py --model onnx/ [--seconds 10]
+
+The good client sends one photo after the other (12 megapixels, as JPEG); beside it, a probe asks for health, and for
+the metrics, every tenth of a second. A line a kind of abuse: the good client's answers, median and longest wait, the
+longest of health and metrics, and the server's memory at its peak. The exit code is 1 if anything but 200 was answered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import re
+import socket
+import statistics
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from benchmarks.image_cost import png, saved, scans, textured, webp_animated
+
+NAME = "photos"
+
+
+def body_of(files: list[bytes]) -> tuple[bytes, dict[str, str]]:
+    blob = b"".join(struct.pack("<I", len(data)) + data for data in files)
+    tensor = {
+        "name": "image",
+        "datatype": "BYTES",
+        "shape": [len(files)],
+        "parameters": {"binary_data_size": len(blob)},
+    }
+    header = json.dumps({"inputs": [tensor]}).encode()
+    return header + blob, {"Inference-Header-Content-Length": str(len(header))}
+
+
+class Ask:
+    """Asks again and again until the event is set; waits and statuses."""
+
+    def __init__(
+        self, port: int, stop: threading.Event, method: str, path: str, body: bytes | None, pause: float
+    ) -> None:
+        self.waits: list[float] = []
+        self.statuses: Counter[object] = Counter()
+        self.arguments = port, stop, method, path, body, pause
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self) -> None:
+        port, stop, method, path, body, pause = self.arguments
+        while not stop.is_set():
+            begun = time.perf_counter()
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            try:
+                connection.request(method, path, body)
+                answer = connection.getresponse()
+                answer.read()
+                self.statuses[answer.status] += 1
+            except (OSError, http.client.HTTPException) as error:
+                self.statuses[type(error).__name__] += 1
+            finally:
+                connection.close()
+            self.waits.append(time.perf_counter() - begun)
+            stop.wait(pause)
+
+
+def requests(files: list[bytes], clients: int) -> Callable[[int, threading.Event], None]:
+    """So many clients that send the same request again as soon as they are answered."""
+    body, headers = body_of(files)
+
+    def client(port: int, stop: threading.Event) -> None:
+        while not stop.is_set():
+            with suppress(OSError, http.client.HTTPException):
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+                connection.request("POST", f"/v2/models/{NAME}/infer", body, headers)
+                connection.getresponse().read()
+                connection.close()
+
+    def abuse(port: int, stop: threading.Event) -> None:
+        threads = [threading.Thread(target=client, args=(port, stop), daemon=True) for _ in range(clients)]
+        for thread in threads:
+            thread.start()
+        stop.wait()
+
+    return abuse
+
+
+def connections(count: int, begun: bytes) -> Callable[[int, threading.Event], None]:
+    """So many connections that send `begun` and then nothing, opened again when they are closed."""
+
+    def abuse(port: int, stop: threading.Event) -> None:
+        held: list[socket.socket] = []
+        while not stop.is_set():
+            with suppress(OSError):
+                client = socket.create_connection(("127.0.0.1", port), timeout=5)
+                client.sendall(begun)
+                held.append(client)
+            if len(held) > count:
+                held.pop(0).close()
+                stop.wait(0.002)
+        for client in held:
+            client.close()
+
+    return abuse
+
+
+def kinds() -> dict[str, Callable[[int, threading.Event], None]]:
+    photo = saved(textured(1000, 800), "JPEG")
+    return {
+        "nothing": lambda port, stop: None,
+        "64 animated WebPs of 90 bytes, 36 MP each, 4 clients": requests([webp_animated(6000, 6000)] * 64, 4),
+        "1 animated WebP of 36 MP, 8 clients": requests([webp_animated(6000, 6000)], 8),
+        "1 PNG RGBA-16 of 36 MP, 8 clients": requests([png(6000, 6000, 16, 6)], 8),
+        "1 JPEG of 90 scans, 20 MP, 8 clients": requests([scans(4500, 4500, 90)], 8),
+        "64 photos of 0.8 MP, 8 clients": requests([photo] * 64, 8),
+        "2,000 silent connections": connections(2000, b""),
+        "2,000 half heads": connections(2000, b"POST /classify HTTP/1.1\r\nhost: x\r\n"),
+        "2,000 half bodies": connections(
+            2000, b"POST /classify HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n\xff"
+        ),
+    }
+
+
+def peak(process: int) -> float:
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith("VmHWM"))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--seconds", type=float, default=10)
+    options = parser.parse_args()
+    command = [sys.executable, "-m", "must", "serve", "--model", options.model, "--name", NAME, "--port", "0"]
+    server = subprocess.Popen([*command, "--drain", "0"], stdout=subprocess.PIPE, text=True)
+    assert server.stdout
+    found = re.search(r":(\d+) ", server.stdout.readline())
+    assert found
+    port, photo, good = int(found[1]), saved(textured(4000, 3000), "JPEG"), True
+    print("| beside | answers | median s | longest s | health, longest s | metrics, longest s | peak MB |")
+    print("|---|---|--:|--:|--:|--:|--:|")
+    try:
+        for name, abuse in kinds().items():
+            Path(f"/proc/{server.pid}/clear_refs").write_text("5")
+            stop = threading.Event()
+            abuser = threading.Thread(target=abuse, args=(port, stop), daemon=True)
+            abuser.start()
+            time.sleep(2)
+            asks = [
+                Ask(port, stop, "POST", "/classify", photo, 0.05),
+                Ask(port, stop, "GET", "/v2/health/live", None, 0.1),
+                Ask(port, stop, "GET", "/metrics", None, 0.1),
+            ]
+            time.sleep(options.seconds)
+            stop.set()
+            for ask in asks:
+                ask.thread.join(70)
+            abuser.join(70)
+            client, health, metrics = asks
+            said = ", ".join(f"{count} x {status}" for status, count in sorted(client.statuses.items(), key=str))
+            print(
+                f"| {name} | {said} | {statistics.median(client.waits):.3f} | {max(client.waits):.3f} "
+                f"| {max(health.waits):.3f} | {max(metrics.waits):.3f} | {peak(server.pid):.0f} |",
+                flush=True,
+            )
+            good = good and all(set(ask.statuses) == {200} for ask in asks)
+            for ask in asks[1:]:
+                if set(ask.statuses) != {200}:
+                    print(f"  {ask.arguments[3]}: {dict(ask.statuses)}")
+    finally:
+        server.terminate()
+        server.wait(60)
+    return int(not good)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+"""JPEG 2000 and AVIF: boxes, and the codestreams inside, which have sizes of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+
+from must.data.image.headers.base import MAX_SEGMENTS, Cost, costs, number
+
+CODESTREAM = b"\xff\x4f\xff\x51"
+JP2 = b"\x00\x00\x00\x0cjP  \x0d\x0a\x87\x0a"
+SIZ, COD, COC, POC, SOT, SOD, END = 0xFF51, 0xFF52, 0xFF53, 0xFF5F, 0xFF90, 0xFF93, 0xFFD9
+CODE_BLOCK, PRECINCT = 420, 600  # bytes that OpenJPEG holds of each
+BRANDS = (b"avif", b"mif1")  # not avis, msf1: sequences
+SEQUENCE_HEADER = 1
+MAX_ITEMS = 1000
+Box = tuple[bytes, int, int]
+
+
+def boxes(data: bytes, start: int, end: int) -> Iterator[Box]:
+    """(type, start, end of the content) of the boxes there. Raises ValueError: too many."""
+    for _ in range(MAX_ITEMS):
+        if start + 8 > end:
+            return
+        size, kind, content = number(data, start, 4), data[start + 4 : start + 8], start + 8
+        if size == 1:
+            size, content = number(data, start + 8, 8), start + 16
+        last = end if size == 0 else start + size
+        if last < content:
+            return
+        yield kind, content, min(last, end)
+        start = last
+    raise ValueError(f"more than {MAX_ITEMS} boxes")
+
+
+# -- JPEG 2000 ---------------------------------------------------------------------------------------------------------
+def jpeg2000_cost(data: bytes) -> Cost:
+    """Raises ValueError: no codestream, or one whose parts are coded in different ways."""
+    sizes, streams = [], []
+    if data.startswith(CODESTREAM):
+        streams.append((0, len(data)))
+    else:
+        for kind, start, end in boxes(data, 0, len(data)):
+            if kind == b"jp2h":
+                inside = list(boxes(data, start, end))
+                sizes += [(number(data, at + 4, 4), number(data, at, 4)) for name, at, _ in inside if name == b"ihdr"]
+            elif kind == b"jp2c":
+                streams.append((start, end))
+    if len(streams) != 1 or len(sizes) > 1:
+        raise ValueError("no picture, or several" if len(streams) != 1 else "two headers, of which readers take either")
+    stream = codestream(data, *streams[0])
+    size = max([stream[0], *sizes], key=prod)
+    found = costs("JPEG2000", size, data)
+    return found._replace(memory=found.memory + stream[1], seconds=found.seconds + stream[2])
+
+
+def codestream(data: bytes, start: int, end: int) -> tuple[tuple[int, int], int, float]:
+    """((width, height), bytes of a tile's arithmetic, seconds). Raises ValueError: as `jpeg2000_cost`."""
+    coding, size, place, count = None, None, start + 2, 0
+    while place + 4 <= end:
+        marker, length = number(data, place, 2), number(data, place + 2, 2)
+        if marker in (SOT, SOD, END):
+            break
+        if marker == SIZ and size is None:
+            size = place + 4
+        elif marker == COD and coding is None:
+            coding = place + 4
+        elif marker in (SIZ, COD, COC, POC):
+            raise ValueError("components coded in different ways, whose cost is not known")
+        place, count = place + 2 + max(2, length), count + 1
+        if count > MAX_ITEMS:
+            raise ValueError(f"more than {MAX_ITEMS} segments")
+    if size is None or coding is None:
+        raise ValueError("no header of its codestream")
+    check_tile_parts(data, place, end)
+    right, bottom, left, top, wide, high, from_left, from_top = (number(data, size + 2 + 4 * n, 4) for n in range(8))
+    components = number(data, size + 34, 2)
+    if not 1 <= components <= 4 or right <= left or bottom <= top or not wide or not high:
+        raise ValueError(f"{components} components" if not 1 <= components <= 4 else "no pixels")
+    width, height = right - left, bottom - top
+    tile = min(width, wide) * min(height, high)
+    across, down = -(-(right - from_left) // wide), -(-(bottom - from_top) // high)
+    if across * down > 65535:
+        raise ValueError("more than 65535 tiles")
+    levels = min(32, number(data, coding + 5, 1))
+    block = 1 << min(12, number(data, coding + 6, 1) + number(data, coding + 7, 1) + 4)
+    own = number(data, coding, 1) & 1  # sizes of precincts, for each resolution from the smallest on
+    blocks = precincts = 0
+    for level in range(levels + 1):
+        area = -(-tile >> 2 * (levels - level))
+        sides = number(data, coding + 10 + level, 1) if own else 0xFF
+        precinct = 1 << (sides & 15) + (sides >> 4)
+        precincts += -(-area // precinct) + 3
+        blocks += -(-area // min(block, max(1, precinct // 4 if level else precinct))) + 3
+    layers = number(data, coding + 2, 2)
+    many = components * (blocks * CODE_BLOCK + precincts * PRECINCT)
+    memory = tile * components * 5 + many + 64 * across * down
+    work = width * height * components * 25 + many * max(1, across * down * tile // (width * height))
+    return (width, height), memory, (work + 30 * layers * precincts * components) / 1e9
+
+
+def check_tile_parts(data: bytes, place: int, end: int) -> None:
+    """Raises ValueError: a tile's own header changes how it is coded."""
+    for _ in range(MAX_SEGMENTS):
+        if place + 12 > end or number(data, place, 2) != SOT:
+            return
+        length, at = number(data, place + 6, 4), place + 12
+        for _ in range(MAX_ITEMS):
+            marker = number(data, at, 2)
+            if marker in (COD, COC, POC):
+                raise ValueError("tiles coded in different ways, whose cost is not known")
+            if marker == SOD or at + 4 > end:
+                break
+            at += 2 + max(2, number(data, at + 2, 2))
+        if length == 0:
+            return
+        place += max(12, length)
+    raise ValueError(f"more than {MAX_SEGMENTS} tile-parts")
+
+
+# -- AVIF --------------------------------------------------------------------------------------------------------------
+def avif_cost(data: bytes) -> Cost:
+    """The larger of what the boxes and the AV1 inside say, of all items. Raises ValueError: a sequence, or no size."""
+    sizes, kinds = [], []
+    for kind, start, end in boxes(data, 0, len(data)):
+        if kind == b"moov":
+            raise ValueError("a sequence of AVIF, whose cost is not known")
+        if kind != b"meta":
+            continue
+        inside = {name: (at, last) for name, at, last in boxes(data, start + 4, end)}
+        for name, at, last in boxes(data, *inside.get(b"iprp", (0, 0))):
+            if name == b"ipco":
+                properties = list(boxes(data, at, last))
+                kinds += [name for name, *_ in properties]
+                sizes += [
+                    (number(data, at + 4, 4), number(data, at + 8, 4)) for name, at, _ in properties if name == b"ispe"
+                ]
+        pieces = list(extents(data, inside.get(b"iloc", (0, 0)), inside.get(b"idat", (0, 0))[0]))
+        if sum(last - at for at, last in pieces) > 4 * len(data):
+            raise ValueError("its items lie upon each other")
+        for at, last in pieces:
+            sizes += sequence_sizes(data, at, last)
+    if not sizes:
+        raise ValueError("no size")
+    planes = 1 + kinds.count(b"auxC")
+    size = max(sizes, key=prod)
+    # 16 bits a sample of 4:4:4, twice: decoded, and scaled where the two sizes differ; then RGBA, and as bytes
+    found = costs("AVIF", size, data, held=16 + 4 * planes, nanoseconds=(40, 20))
+    return found._replace(memory=found.memory + 30_000_000)
+
+
+def extents(data: bytes, box: tuple[int, int], idat: int) -> Iterator[tuple[int, int]]:
+    """(start, end) of the items' bytes in the file. Raises ValueError: too many."""
+    start, end = box
+    if not end:
+        return
+    version, sizes = number(data, start, 1), number(data, start + 4, 2)
+    wide = [sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15, sizes & 15 if version else 0]  # offset, length, base, index
+    place = start + 6
+    count = number(data, place, 4 if version > 1 else 2)
+    place += 4 if version > 1 else 2
+    if count > MAX_ITEMS:
+        raise ValueError(f"more than {MAX_ITEMS} items")
+    for _ in range(count):
+        place += 4 if version > 1 else 2
+        method = number(data, place, 2) & 15 if version else 0
+        place += 4 if version else 2
+        base = number(data, place, wide[2]) + (idat if method == 1 else 0)
+        pieces = number(data, place + wide[2], 2)
+        place += wide[2] + 2
+        if pieces > MAX_ITEMS:
+            raise ValueError(f"more than {MAX_ITEMS} pieces")
+        for _ in range(pieces):
+            at = base + number(data, place + wide[3], wide[0])
+            length = number(data, place + wide[3] + wide[0], wide[1])
+            place += wide[3] + wide[0] + wide[1]
+            yield at, min(at + length, len(data)) if length else len(data)
+
+
+def sequence_sizes(data: bytes, place: int, end: int) -> Iterator[tuple[int, int]]:
+    """The largest frame that each sequence header of AV1 allows."""
+    for _ in range(MAX_SEGMENTS):
+        if place >= end:
+            return
+        head, place = data[place], place + 1 + (data[place] >> 2 & 1)
+        if head & 2:
+            length, shift = 0, 0
+            while place < end and shift < 56:
+                byte, place = data[place], place + 1
+                length |= (byte & 127) << shift
+                shift += 7
+                if byte < 128:
+                    break
+        else:
+            length = end - place
+        if head >> 3 & 15 == SEQUENCE_HEADER:
+            yield frame_size(data[place : min(place + length, place + 1000)])
+        place += length
+    raise ValueError(f"more than {MAX_SEGMENTS} units of AV1")
+
+
+def frame_size(data: bytes) -> tuple[int, int]:
+    """max_frame_width and height of a sequence header; the largest there are where it is of an unusual kind."""
+    bits = int.from_bytes(data, "big")
+    left = 8 * len(data)
+
+    def read(count: int) -> int:
+        nonlocal left
+        left -= count
+        return bits >> left & (1 << count) - 1 if left >= 0 else 0
+
+    read(3)  # profile
+    read(1)  # still
+    if read(1):  # reduced: one operating point
+        read(5)
+    else:
+        if read(1):  # timing
+            return 65536, 65536
+        delay = read(1)
+        for _ in range(read(5) + 1):
+            read(12)
+            if read(5) > 7:
+                read(1)
+            if delay and read(1):
+                read(4)
+    wide, high = read(4) + 1, read(4) + 1
+    return read(wide) + 1, read(high) + 1

@@ -1,0 +1,81 @@
+"""JPEG: segments up to the first scan as Pillow walks them, and scans to the picture's end."""
+
+from __future__ import annotations
+
+import re
+
+from must.data.image.headers.base import FINAL, MAX_SEGMENTS, SLACK, Cost, number
+from must.data.image.headers.directory import directory_refusal
+
+JPEG = b"\xff\xd8"
+MAX_SCANS = 100
+"""Of a progressive JPEG, each of which goes over the whole image. Encoders write 3 to 20."""
+
+MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # but for those that no segment follows; FF before is filling
+SCAN, END, EXIF = b"\xda", b"\xd9", b"Exif\0\0"
+FRAMES = frozenset(bytes([n]) for n in range(0xC0, 0xD0) if n not in (0xC4, 0xC8, 0xCC))
+PROGRESSIVE = frozenset(bytes([n]) for n in (0xC2, 0xC6, 0xCA, 0xCE))
+ARITHMETIC = frozenset(bytes([n]) for n in range(0xC9, 0xD0))
+COPYING = 2e9  # bytes a second, with which Pillow joins the segments of EXIF, one after the other
+STEPPING = 4e-7  # seconds a byte between two segments, which Pillow reads one at a time
+
+
+def jpeg_cost(data: bytes) -> Cost:
+    """Raises ValueError: too many segments or scans, two frames, or metadata that point at themselves."""
+    frame, place, stepped, joined, copied, exif = b"", len(JPEG), 0, 0, 0, []
+    size, components = (0, 0), 0
+    for _ in range(MAX_SEGMENTS):
+        found = MARKER.search(data, place)
+        if found is None or found[1] == SCAN:
+            break
+        stepped += found.start() - place
+        start = found.end()
+        if found[1] == END:
+            place = start
+            continue
+        length = max(2, number(data, start, 2))
+        if found[1] in FRAMES:
+            if frame:
+                raise ValueError("two frames, of which readers take one or the other")
+            frame = found[1]
+            size, components = (number(data, start + 5, 2), number(data, start + 3, 2)), number(data, start + 7, 1)
+        elif found[1] == b"\xe1" and data[start + 2 : start + 8] == EXIF:
+            joined += length
+            copied += joined
+            exif.append(data[start + 8 : start + length])
+        place = start + length
+    else:
+        raise ValueError(f"more than {MAX_SEGMENTS} segments")
+    if exif and (refused := directory_refusal(b"".join(exif))):
+        raise ValueError(refused)
+    count = count_scans(data, place) if found is not None else 0
+    width, height = size
+    pixels = width * height
+    buffered = frame in PROGRESSIVE or count > 1
+    coefficients = 2 * max(components, 1) if buffered else 0
+    memory = len(data) + SLACK + pixels * max(FINAL, coefficients + 4) + 2 * joined
+    a_scan = pixels * max(1, count) * max(components, 1) / 3 * (12 if frame in ARITHMETIC else 2)
+    work = 25 * pixels + a_scan + (20 if buffered else 10) * len(data)
+    return Cost("JPEG", width, height, memory, work / 1e9 + stepped * STEPPING + copied / COPYING)
+
+
+def count_scans(data: bytes, place: int) -> int:
+    """Scans from the first one on, which begins at `place`. Raises ValueError: too many scans or segments.
+
+    A scan begins with FF DA. Within compressed data an FF is followed by 00 or a restart, so that it is no marker; in a
+    segment, such as a thumbnail's, anything may follow, so segments are passed over by their length. The count of FF DA
+    anywhere is cheap and never too small.
+    """
+    if data.count(b"\xff\xda", place) <= 1:
+        return 1
+    scans = 0
+    for _ in range(MAX_SEGMENTS):
+        found = MARKER.search(data, place)
+        if found is None or found[1] == END:
+            return scans
+        if found[1] == SCAN:
+            scans += 1
+            if scans > MAX_SCANS:
+                raise ValueError(f"more than {MAX_SCANS} scans")
+        place = found.end() + max(2, number(data, found.end(), 2))
+    raise ValueError(f"more than {MAX_SEGMENTS} segments")

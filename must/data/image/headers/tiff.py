@@ -1,0 +1,73 @@
+"""TIFF: the memory is that of its strips or tiles, whatever the picture's size is; so is the work."""
+
+from __future__ import annotations
+
+from math import prod
+
+from must.data.image.headers.base import FINAL, SLACK, Cost
+from must.data.image.headers.directory import Directory
+from must.data.image.headers.jpeg import MAX_SCANS
+
+WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, ROWS, PLANAR = 256, 257, 258, 259, 262, 277, 278, 284
+TILE_WIDTH, TILE_HEIGHT = 322, 323
+STRIPS, TILES = (273, 279), (324, 325)  # where they are, how long
+RAW, OLD_JPEG, NEW_JPEG, ZSTD = 1, 6, 7, 50000
+KNOWN = {RAW: 1, 2: 8, 3: 10, 4: 10, 5: 6, OLD_JPEG: 8, NEW_JPEG: 8, 8: 5, 32773: 2, 32946: 5, ZSTD: 5}
+"""Compressions whose cost is known: nanoseconds a sample. Not LZMA, whose header alone makes it take 4 GB, nor WebP."""
+
+LIBJPEG = 100_000_000  # bytes that libtiff lets it take
+WINDOW = 128 << 20  # bytes, of a decoder of Zstandard
+PARTS_OF_FILE = 4  # how often a file's parts may cover its bytes: some writers list an empty tile again
+YCBCR, LAB = 6, 8
+NONE = 0xFFFFFFFF
+
+
+def tiff_cost(data: bytes) -> Cost:
+    """Raises ValueError: too many parts, parts upon each other, or a compression whose cost is not known."""
+    if data.startswith(b"MM\0\x2b"):
+        raise ValueError("a form of TIFF that libraries read differently")
+    found = Directory(data)
+    width, height = found.value(WIDTH), found.value(HEIGHT)
+    compression = found.value(COMPRESSION, RAW)
+    if compression not in KNOWN:
+        raise ValueError(f"TIFF of compression {compression}, whose cost is not known")
+    if found.bytes > 4 * len(data) + 1000:
+        raise ValueError("its metadata point at the same bytes many times")
+    samples = max(found.value(SAMPLES, 1), len(found.values(BITS)), 3 if found.value(PHOTOMETRIC) == YCBCR else 1)
+    if samples > 16:
+        raise ValueError(f"{samples} samples a pixel")
+    depth = max(8, found.value(BITS, 1)) / 8
+    tiled = TILES[0] in found.fields or TILE_WIDTH in found.fields
+    if tiled and STRIPS[0] in found.fields:
+        raise ValueError("strips and tiles, of which readers take either")
+    if tiled:
+        part = found.value(TILE_WIDTH), found.value(TILE_HEIGHT)
+    else:
+        part = width, min(found.value(ROWS, NONE), height)
+    across, down = (-(-side // max(1, step)) for side, step in zip((width, height), part, strict=True))
+    parts = found.values((TILES if tiled else STRIPS)[0])
+    lengths = found.values((TILES if tiled else STRIPS)[1])
+    drawn = prod(part) * across * down  # pixels that are decoded
+    if compression == RAW:  # Pillow's own reader, which draws whatever is listed
+        drawn = prod(part) * len(parts)
+    if sum(lengths) > PARTS_OF_FILE * len(data) + 100_000 and compression != RAW:
+        raise ValueError("its parts lie upon each other")
+    buffers = 0
+    if compression != RAW:
+        buffers = int(prod(part) * (samples * depth + (4 if found.value(PHOTOMETRIC) == YCBCR else 0)))
+        buffers += WINDOW if compression == ZSTD else 0
+    scans = most_scans(data, parts, lengths) if compression in (OLD_JPEG, NEW_JPEG) else 1
+    pixels = width * height
+    memory = len(data) + SLACK + pixels * FINAL + buffers + (LIBJPEG if scans > 1 else 0)
+    work = drawn * KNOWN[compression] * samples * depth * scans
+    work += pixels * (60 if found.value(PHOTOMETRIC) == LAB else 14)
+    work += len(data) * (2 if compression == RAW else 10)
+    return Cost("TIFF", width, height, memory, work / 1e9 + 4e-6 * len(parts))
+
+
+def most_scans(data: bytes, parts: list[int], lengths: list[int]) -> int:
+    """Of a JPEG inside: of all its parts, the one with most; at most so many are decoded."""
+    if len(lengths) != len(parts) or not all(lengths):  # libtiff guesses
+        return min(MAX_SCANS, data.count(b"\xff\xda"))
+    ends = (data.count(b"\xff\xda", place, place + length) for place, length in zip(parts, lengths, strict=True))
+    return min(MAX_SCANS, max(1, max(ends, default=1)))

@@ -1,0 +1,137 @@
+"""What a source becomes is bounded by what it is, and so are its names and labels, whatever they come in."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from must.data.sources import archives
+from must.data.sources.base import LONGEST, ListingReport
+from must.data.sources.open import open_source
+from tests import zoo
+
+
+def listed(path: Path, labels: str = "csv") -> tuple[list, list[tuple[str, str]]]:
+    source = open_source(str(path), labels, "--source")
+    source.prepare(path.parent)
+    rejected: list[tuple[str, str]] = []
+    return list(source.items(ListingReport(lambda name, reason: rejected.append((name, reason))))), rejected
+
+
+def tar_of(names: list[str]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = 4
+            tar.addfile(member, io.BytesIO(b"1234"))
+    return file.getvalue()
+
+
+def test_long_names_of_a_tar_are_rejected_in_short_lines(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    path.write_bytes(tar_of(["a.png", "b" * 60_000 + ".png", "c" * LONGEST + ".png", "d" * 4000 + ".png"]))
+    items, rejected = listed(path)
+    assert [item.name[0] for item in items] == ["a", "d"]
+    assert {reason for _, reason in rejected} == {"a name of more than 4096 bytes"} and len(rejected) == 2
+    assert all(len(name) < 300 for name, _ in rejected)
+
+
+def test_long_labels_are_rejected_in_tables_and_manifests(tmp_path: Path) -> None:
+    image = zoo.encoded(zoo.picture())
+    values = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0, 1] * 50), pyarrow.array(["x" * 100_000, "short"]))
+    parquet.write_table(pyarrow.table({"image": [image] * 100, "label": values}), tmp_path / "x.parquet")
+    items, rejected = listed(tmp_path / "x.parquet")
+    assert {item.label for item in items} == {"short"} and len(items) == len(rejected) == 50
+    assert {reason for _, reason in rejected} == {"a label of more than 4096 bytes"}
+    lines = [{"path": "1.png", "label": "é" * 2049}, {"path": "p" * 5000}, {"path": "2.png", "label": "é" * 2048}]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    items, rejected = listed(tmp_path / "x.jsonl")
+    assert [item.name for item in items] == ["2.png"] and len(rejected) == 2
+
+
+def test_labels_count_among_what_a_table_becomes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from must.data.sources import tables
+
+    label = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 3000), pyarrow.array(["x" * LONGEST]))
+    parquet.write_table(pyarrow.table({"path": ["1.png"] * 3000, "label": label}), tmp_path / "x.parquet")
+    monkeypatch.setattr(tables, "EXPANDED", 1_000_000)
+    with pytest.raises(ValueError, match=r"x\.parquet: its images and labels are more than 100 times"):
+        listed(tmp_path / "x.parquet")
+
+
+def overlapping(entries: int, content: bytes) -> bytes:
+    """A zip whose directory lists one member again and again, each time under another name."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("000000.png", content)
+    data = file.getvalue()
+    start = data.index(b"PK\1\2")
+    entry, end = data[start : data.index(b"PK\5\6")], data[data.index(b"PK\5\6") :]
+    directory = b"".join(entry.replace(b"000000", b"%06d" % number) for number in range(entries))
+    tail = end[:8] + struct.pack("<HHII", entries, entries, len(directory), start) + end[20:]
+    return data[:start] + directory + tail
+
+
+def test_members_of_a_zip_that_share_their_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "x.zip"
+    path.write_bytes(overlapping(2000, zoo.encoded(zoo.picture())))
+    items, rejected = listed(path)
+    assert len(items) == 1 and len(rejected) == 1999
+    assert {reason for _, reason in rejected} == {"shares its bytes in the archive with another member"}
+
+
+def test_a_zip_that_becomes_more_than_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "EXPANDED", 1_000_000)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(3):
+            archive.writestr(f"{number}.bmp", bytes(2_000_000))
+    with pytest.raises(ValueError, match=r"x\.zip: .* its members are more than 100 times its size"):
+        listed(tmp_path / "x.zip")
+
+
+def header(kind: bytes, size: int, name: bytes = b"h") -> bytes:
+    block = name.ljust(100, b"\0") + b"0000644\0" * 3 + b"%011o\0" % size + b"0" * 11 + b"\0" + b" " * 8 + kind
+    block = block.ljust(257, b"\0") + b"ustar\x0000"
+    block = block.ljust(512, b"\0")
+    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+
+
+def attributes(content: bytes) -> bytes:
+    return header(b"x", len(content)) + content.ljust(-(-len(content) // 512) * 512, b"\0") + header(b"0", 0, b"1.png")
+
+
+HEADERS = {
+    "digits": attributes(b"1" * 60_000),
+    "digits of a sparse file": attributes(b"22 GNU.sparse.major=0\n" + b"1" * 60_000),
+    "digits behind a sparse block": header(b"S", 0)[:482] + b"\1" + bytes(29) + bytes(156) + b"x" + bytes(355)
+    + attributes(b"1" * 60_000),
+    "a long one": attributes(b"1000000 path=" + b"y" * 1_000_000),
+    "a name of 2 MB": header(b"L", 2_000_000) + b"y" * 2_000_128 + header(b"0", 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_headers_that_tarfile_would_read_for_minutes(tmp_path: Path, kind: str) -> None:
+    """In a process of its own, with a limit on its processor time: a regular expression cannot be interrupted."""
+    path = tmp_path / "x.tar"
+    path.write_bytes(HEADERS[kind] + bytes(1024))
+    program = (
+        "import resource, sys; from must.data.sources.open import open_source; "
+        "from must.data.sources.base import ListingReport\n"
+        "resource.setrlimit(resource.RLIMIT_CPU, (5, 5))\n"
+        "try: list(open_source(sys.argv[1], 'none', '--source').items(ListingReport(print)))\n"
+        "except ValueError as error: print(error)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=False)
+    assert found.returncode == 0 and "x.tar: the archive is damaged" in found.stdout, found
