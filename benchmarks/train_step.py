@@ -1,4 +1,4 @@
-"""Speed and memory of one training step against a plain implementation of it (benchmarks/plain_must.py).
+"""Speed and memory of one training step against a plain implementation of it (must/api/verify/plain.py).
 
     python benchmarks/train_step.py                                  ViT-B/16 at 224 px, on what the machine has
     python benchmarks/train_step.py --model ViT-L-14-quickgelu --batch-size 256 --device cuda --compile
@@ -131,7 +131,7 @@ def build(options: argparse.Namespace, variant: dict[str, Any], device: Any) -> 
     masked = torch.stack([torch.randperm(patches)[: int(0.3 * patches)].sort().values for _ in range(B)])
     flops = 4 * forward_flops(visual, patches)
     if variant.get("plain"):
-        from benchmarks.plain_must import PlainStep
+        from must.api.verify.plain import PlainStep
         from must.data.augment.normalize import normalize
         from must.data.image.preprocess import Preprocess
 

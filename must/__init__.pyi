@@ -95,7 +95,7 @@ def plan(
     lr: float = 2e-05,
     workers: int | Literal["auto"] = "auto",
     device: Text = "auto",
-    json: Text = "",
+    gpu: Text = "",
     index_sha256: Text = "",
     output: Text = "",
     split: Text = "train",
@@ -145,6 +145,7 @@ def plan(
     log_every: int = 10,
     trackers: list[str] = ["tensorboard"],
     timeout: int = 600,
+    json: Text = "",
     seconds: float = 20.0,
 ) -> Planned:
     """Say what `must train` will cost: steps, hours on this machine, memory, gigabytes; trains nothing."""

@@ -82,7 +82,8 @@ record
 adapted     functions model record results
 adapt       adapted classes functions images record stages
 environment
-cli         environment stages
+verify      demo
+cli         environment stages verify
 """,
 }
 

@@ -15,9 +15,12 @@ from must.data.augment.gpu_ops import NAMES
 from must.data.augment.normalize import channels
 from must.data.image.preprocess import Preprocess
 from must.method.distributed.process_group import World
+from must.method.model.backbone import build_visual
+from must.method.model.masked_vit import MaskedViT
 from must.method.train.log import Meter
 from must.method.train.step import MustStep
 from tests.golden import golden_model
+from tests.model.tiny import FAMILIES, SIZE, model_config
 from tests.train.step_ranks import IMAGES, made_batch
 from tests.waiting import DEVICE, HostWaitsError, unread
 
@@ -56,6 +59,19 @@ def test_a_steps_launches_are_bounded(fused_on_meta):
     total = sum(launches.values())
     assert total <= 490, launches.most_common()  # 472 of three blocks: the teacher, the student and back, AdamW, EMA
     assert launches["_to_copy"] <= 12 and launches["zeros_like"] == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_family_of_towers_waits(family):
+    architecture = model_config(family)
+    tower = build_visual({"quick_gelu": False, **architecture})
+    model = MaskedViT(tower, torch.zeros(architecture["embed_dim"], 5)).to(DEVICE)
+    images = torch.zeros(2, 3, SIZE, SIZE, device=DEVICE)
+    masked = torch.zeros(2, 3, dtype=torch.int64, device=DEVICE)
+    with unread() as launches:
+        output = model(images, masked)
+        (output.logits.sum() + output.reconstruction.sum() + output.alignment.sum()).backward()
+    assert 100 < sum(launches.values()) <= 400, launches.most_common()
 
 
 def views_of(operations: list[list[int]]) -> Counter[str]:

@@ -92,6 +92,7 @@ class DeviceViews:
 
     def __call__(self, batch: DeviceInputs) -> tuple[Tensor, Tensor]:
         """Weak and strong views, uint8 [B, H, W, 3], where the batch is."""
+        channels(self.fill, batch.pixels.device)  # with the first batch, whichever operations it has
         images = batch.pixels.permute(0, 3, 1, 2).float()
         never = torch.zeros_like(batch.flip)
         weak = self.cut(images, batch.boxes[:, 0], never)

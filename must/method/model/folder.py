@@ -1,4 +1,4 @@
-"""A classifier's model as files: a whole open_clip model folder, which later stages read and nobody's hub is asked for.
+"""A classifier's model as files: a whole open_clip model folder, so that later stages need no hub.
 
     MODELS/NAME-KEY/open_clip_config.json        architecture and preprocessing
                     open_clip_model.safetensors  weights; in half precision where that loses nothing

@@ -50,7 +50,7 @@ def fetch(repository: str, names: tuple[str, ...]) -> bool:
                 print(f"the hub {hub} does not give {repository}; taking it from the cache", flush=True)
                 return False
             status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
-            why = "is not asked: unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else said(status, error)
+            why = "is not asked: unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else explain(status, error)
             raise ValueError(f"the hub {hub} {why}, or {instead(repository, names[0])}") from error
         try:
             hf_hub_download(repository, name, etag_timeout=patience)
@@ -65,7 +65,7 @@ def fetch(repository: str, names: tuple[str, ...]) -> bool:
     raise ValueError(f"{repository} on the hub {hub} has no {' and no '.join(names)}")
 
 
-def said(status: int, error: Exception) -> str:
+def explain(status: int, error: Exception) -> str:
     """What the hub answered, after "the hub"; `status` is 0 where it did not."""
     match status:
         case 0:
