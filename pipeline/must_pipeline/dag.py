@@ -26,6 +26,7 @@ from must_components.shard_part import shard_part
 from must_components.summary import summary
 from must_components.train import train
 from must_components.train_job.component import train_job
+from must_pipeline import DESCRIPTION
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.nodes import nodes_of
 from must_pipeline.cluster.placement import configure_task
@@ -47,7 +48,7 @@ def make_pipeline(cluster: Cluster) -> Any:
 
     @dsl.pipeline(
         name="must",
-        description="Adapts CLIP to unlabeled images: masked unsupervised self-training (arXiv 2206.02967).",
+        description=DESCRIPTION,
     )
     def must_pipeline(
         source: str,

@@ -5,7 +5,7 @@ import sys
 import pytest
 import yaml
 
-from must_pipeline import schedule, submit
+from must_pipeline import DESCRIPTION, schedule, submit
 from must_pipeline.files import COMPILED
 from must_pipeline.server import api as kfp_api
 from must_pipeline.server import wait
@@ -75,6 +75,8 @@ def test_a_schedule_is_made_as_the_documentation_says(server, scheduler, files, 
     assert made["runtime_config"]["parameters"] == SCHEDULE["parameters"]
     assert (made["namespace"], made["service_account"]) == ("vision", "must")
     assert server.uploads == [COMPILED.read_bytes()]
+    for kind in ("pipelines", "experiments"):  # what Kubeflow's page shows of them
+        assert list(server.stored[kind].values())[-1]["description"].endswith(DESCRIPTION)
     assert "weekly: created, 0 0 3 * * 1 (UTC)" in capsys.readouterr().out
 
 

@@ -17,6 +17,7 @@ import urllib3.exceptions
 
 from must import __version__
 from must.base.storage import TransientError, is_transient
+from must_pipeline import DESCRIPTION
 
 POD_TOKEN = "/var/run/secrets/kubeflow/pipelines/token"  # where a pod has its token, if its spec asks for one
 SECOND = 1.1  # Kubeflow keeps time in whole seconds: of two versions made in one, either may count as the newest
@@ -83,7 +84,9 @@ class Kfp:
             earlier = sum(name_of(version).startswith(content) for version in known)
             while True:
                 version = f"{content}-{earlier + 1}" if earlier else content  # back to what an older version holds
-                made = self.uploads.upload_pipeline_version(str(file), name=version, pipelineid=pipeline)
+                made = self.uploads.upload_pipeline_version(
+                    str(file), name=version, pipelineid=pipeline, description=DESCRIPTION
+                )
                 if not known or made.created_at > known[0].created_at:
                     return pipeline, made.pipeline_version_id, True
                 earlier += 1
@@ -94,7 +97,7 @@ class Kfp:
         for found in self.pages(self.pipelines.pipeline_service_list_pipelines, "pipelines", namespace=namespace):
             if name_of(found) == name:
                 return found.pipeline_id
-        body = api.V2beta1Pipeline(name=name, display_name=name, namespace=namespace or None)
+        body = api.V2beta1Pipeline(name=name, display_name=name, description=DESCRIPTION, namespace=namespace or None)
         return self.pipelines.pipeline_service_create_pipeline(body).pipeline_id
 
     def versions(self, pipeline: str) -> list[Any]:
@@ -115,7 +118,11 @@ class Kfp:
                     if found.display_name == name)  # fmt: skip
             found = next(same, None)
             if found is None:
-                body = api.V2beta1Experiment(display_name=name, namespace=namespace or None)
+                body = api.V2beta1Experiment(
+                    display_name=name,
+                    description=f"Runs of the pipeline must. {DESCRIPTION}",
+                    namespace=namespace or None,
+                )
                 found = self.experiments.experiment_service_create_experiment(body)
         if namespace and not found.namespace:
             raise ValueError(
