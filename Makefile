@@ -85,6 +85,10 @@ fuzz: setup  ## Fuzz each parser of foreign bytes (SECONDS=60 each; TARGETS="tar
 	@if $(BIN)/python -c 'import atheris' 2>/dev/null; then $(BIN)/python -m tests.fuzz $(SECONDS) $(TARGETS); \
 		else echo "make: fuzzing is skipped: atheris cannot be had for $$($(BIN)/python --version)"; fi
 
+.PHONY: fuzz-replay
+fuzz-replay: setup  ## Replay the corpus of each parser of foreign bytes, always the same, and count its memory and time
+	@$(BIN)/python -m tests.fuzz.replay $(TARGETS)
+
 .PHONY: test-kfp
 test-kfp: setup  ## Check a Kubeflow: KFP_HOST=... [NAMESPACE=...] [STORE=gs://...] [CLUSTER=FILE] [KFP_ARGS=...]
 	@test -n "$(KFP_HOST)" || { echo "make: say where: make test-kfp KFP_HOST=http://localhost:8080 ..."; exit 2; }

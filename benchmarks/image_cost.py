@@ -119,7 +119,7 @@ def tiff(entries: dict[int, tuple[int, list[int]]], data: bytes) -> bytes:
 
 def tiff_of(side: int, part: int, planes: int = 1, rows: int = 0) -> bytes:
     """`side` x `side` pixels in one tile of `part` x `part` (deflate), or in strips of `rows` rows."""
-    size = part * part if not rows else side * rows
+    size = part * part if not rows else side * min(rows, 1 << 24)
     packed = zlib.compress(bytes(size), 9)
     base: dict[int, tuple[int, list[int]]] = {
         256: (4, [side]), 257: (4, [side]), 258: (3, [8] * planes), 259: (3, [8]),

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz.targets import TARGETS, run
+from tests.fuzz.replay import inputs, replay, spent
+from tests.fuzz.targets import TARGETS, Target, run
 
 FOUND = sorted((Path(__file__).parent / "fuzz" / "found").glob("*"))
 
@@ -28,3 +29,18 @@ def test_the_first_seed_is_what_the_parser_takes(name: str) -> None:
 def test_what_was_found_is_mended(path: Path) -> None:
     """A file is named TARGET-WHAT."""
     run(TARGETS[path.name.split("-")[0]], path.read_bytes())
+
+
+def test_a_replay_is_always_the_same_and_counts_memory_and_time() -> None:
+    assert list(inputs("tar")) == list(inputs("tar")) and len(list(inputs("tar"))) > 40
+    costly = Target(lambda data: len(b"x" * 60_000_000), list, memory=20_000_000)
+    assert "MB; 20 are allowed" in spent(costly, b"").why
+    slow = Target(lambda data: sum(range(10**6)), list, seconds=0.001)
+    assert "of the processor; 0.0 are allowed" in spent(slow, b"").why
+    assert spent(Target(lambda data: int(data), list), b"1").why == ""
+
+
+@pytest.mark.parametrize("name", ["cost", "tar", "zip", "request"])
+def test_what_was_costly_no_longer_is(name: str) -> None:
+    """`make fuzz-replay` replays the rest."""
+    assert replay(name)

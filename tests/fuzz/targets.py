@@ -31,11 +31,14 @@ from must.data.sources.files import Manifest
 from must.data.sources.table_files import Table
 from must.data.sources.tables import Tables
 from must.deploy.predict.session import parse_metadata
+from must.deploy.serve.asked import Limits
+from must.deploy.serve.http import understood
+from must.deploy.serve.refused import Refused
 from must.method.model.bundle import load_description
 from must.method.model.classifier import load_class_set, parse_header
 from tests import zoo
 
-REFUSALS = (ValueError, UnreadableError)
+REFUSALS = (ValueError, UnreadableError, Refused)
 PIXELS = 200_000  # of a fuzzed image: what is slow on large ones is tested, not fuzzed
 TEMPORARY = tempfile.TemporaryDirectory(prefix="must-fuzz-")  # goes with the process
 FOLDER = Path(TEMPORARY.name)
@@ -46,6 +49,8 @@ class Target:
     parse: Callable[[bytes], object]
     seeds: Callable[[], list[bytes]]
     longest: int = 4096  # bytes of an input
+    memory: int = 100_000_000  # bytes that one input may take at the peak
+    seconds: float = 2.0  # of the processor
 
 
 def run(target: Target, data: bytes) -> None:
@@ -255,6 +260,23 @@ def metadata(data: bytes) -> None:
     assert found and all(isinstance(name, str) for name in found) and 1 <= view.size <= 2048
 
 
+# -- the server --------------------------------------------------------------------------------------------------------
+def request(data: bytes) -> None:
+    """A length in four bytes, so much JSON, and what follows it."""
+    length = min(int.from_bytes(data[:4], "little"), max(0, len(data) - 4))
+    asked = understood(memoryview(data)[4:], length, Limits(64, 32, True))
+    assert 1 <= len(asked.images) <= 64
+
+
+def requests() -> list[bytes]:
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1]}
+    base64, binary = {**tensor, "data": ["AAAA"]}, {**tensor, "parameters": {"binary_data_size": 5}}
+    pixels = {**tensor, "datatype": "UINT8", "shape": [1, 32, 32, 3], "data": [7] * 3072}
+    heads = [(json.dumps({"inputs": [one]}).encode(), blob) for one, blob in ((base64, b""), (binary, b"\1\0\0\0x"))]
+    heads.append((json.dumps({"inputs": [pixels]}, separators=(",", ":")).encode()[:4000], b""))
+    return [len(head).to_bytes(4, "little") + head + blob for head, blob in heads]
+
+
 TARGETS = {
     "index": Target(index, indexes),
     "offsets": Target(offsets, lambda: [npy(OFFSETS)], 512),
@@ -266,7 +288,9 @@ TARGETS = {
     "parquet": Target(table_of_images("parquet"), lambda: tables("parquet")),
     "arrow": Target(table_of_images("arrow"), lambda: tables("arrow")),
     "image": Target(image, images),
-    "cost": Target(cost, images),
+    "cost": Target(cost, images, memory=20_000_000, seconds=0.5),
+    "picture": Target(decode, images, memory=1_000_000_000, seconds=5),
+    "request": Target(request, requests, seconds=1),
     "classes": Target(
         classes,
         lambda: [

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from must.data.image import colors
+from must.data.image.cost import cost
 from must.data.image.decode import check, decode, identify, seen
 from must.data.image.headers.base import MAX_SEGMENTS
 from must.data.image.headers.jpeg import MAX_SCANS
@@ -272,3 +273,12 @@ def test_whatever_a_view_raises_is_a_reason() -> None:
     with pytest.raises(ValueError, match="too large for the memory"):
         seen(zoo.encoded(zoo.picture()), view)
     assert seen(zoo.encoded(zoo.picture()), EvalView(Preprocess(size=32))).shape == (32, 32, 3)
+
+
+def test_tiles_that_begin_behind_the_picture_do_not_make_it_cheap() -> None:
+    """The offset of a JPEG 2000's tiles is any number; fewer than no tiles would cost less than nothing."""
+    data = zoo.encoded(zoo.picture(), "JPEG2000")
+    place = data.index(b"\xff\x4f\xff\x51") + 4 + 2 + 2 + 6 * 4
+    for at in (place, place + 4):
+        with pytest.raises(ValueError, match="none in its first tile"):
+            cost(data[:at] + b"\x7f\xff\xff\xff" + data[at + 4 :])

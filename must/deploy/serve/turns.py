@@ -15,7 +15,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import NamedTuple
 
-LARGE = 4.0  # megapixels of a picture for which one decoder is kept free: it cannot be interrupted
+LARGE = 16.0  # megapixels of a picture for which one decoder is kept free: it cannot be interrupted
 
 
 class Share:

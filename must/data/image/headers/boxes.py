@@ -75,8 +75,10 @@ def codestream(data: bytes, start: int, end: int) -> tuple[tuple[int, int], int,
     check_tile_parts(data, place, end)
     right, bottom, left, top, wide, high, from_left, from_top = (number(data, size + 2 + 4 * n, 4) for n in range(8))
     components = number(data, size + 34, 2)
-    if not 1 <= components <= 4 or right <= left or bottom <= top or not wide or not high:
-        raise ValueError(f"{components} components" if not 1 <= components <= 4 else "no pixels")
+    if not 1 <= components <= 4:
+        raise ValueError(f"{components} components")
+    if not (from_left <= left < min(right, from_left + wide) and from_top <= top < min(bottom, from_top + high)):
+        raise ValueError("no pixels, or none in its first tile")
     width, height = right - left, bottom - top
     tile = min(width, wide) * min(height, high)
     across, down = -(-(right - from_left) // wide), -(-(bottom - from_top) // high)

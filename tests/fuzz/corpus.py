@@ -1,0 +1,117 @@
+"""What was costly once, a few for each target: small files that took gigabytes, minutes, or everybody's turn."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable
+
+import pyarrow
+from pyarrow import parquet
+
+from benchmarks import image_cost as hard
+from tests import zoo
+
+
+def pictures() -> dict[str, bytes]:
+    return {
+        "WebP animated": hard.webp_animated(16383, 5400),
+        "JPEG 2000 of 64 that says 9400": hard.patched_jp2(9400),
+        "AVIF of 64 that says 9000": hard.patched_avif(9000),
+        "TIFF of one large tile": hard.tiff_of(64, 8192),
+        "TIFF of three large planes": hard.tiff_of(64, 8192, planes=3),
+        "TIFF of a strip without end": hard.tiff_of(64, 0, rows=2**31),
+        "JPEG of 90 scans": hard.scans(2000, 2000, 90),
+        "JPEG whose EXIF is itself": hard.exif_of_itself(4000, 200_000),
+        "JPEG of filling": b"\xff\xd8" + b"\xff" * 500_000,
+        "JPEG of nothing between segments": b"\xff\xd8\xff\xe0\0\2" + bytes(500_000),
+        "PNG 16 bits interlaced": hard.png(3000, 3000, 16, 6, interlaced=True),
+        "GIF of comments": b"GIF89a\1\0\1\0\0\0\0" + (b"!\xfe" + b"\xff" + b"x" * 255) * 3000,
+        "BMP of runs": hard.bmp_rle(300),
+        "PPM of spaces": b"P6" + b" " * 500_000 + b"2 2 255\n" + bytes(12),
+        "PPM of comments": b"P3 100 100 255\n" + b"#\n" * 250_000,
+        "icon of a large PNG": hard.icon(3000),
+    }
+
+
+def tars() -> dict[str, bytes]:
+    def header(kind: bytes, size: int) -> bytes:
+        block = b"h".ljust(100, b"\0") + b"0000644\0" * 3 + b"%011o\0" % size + b"0" * 11 + b"\0" + b" " * 8 + kind
+        block = (block.ljust(257, b"\0") + b"ustar\x0000").ljust(512, b"\0")
+        return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+
+    def attributes(content: bytes) -> bytes:
+        return header(b"x", len(content)) + content.ljust(-(-len(content) // 512) * 512, b"\0") + header(b"0", 0)
+
+    long = io.BytesIO()
+    with tarfile.open(fileobj=long, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo("n" * 900_000 + ".png"))
+    return {
+        "digits": attributes(b"1" * 60_000) + bytes(1024),
+        "digits of a sparse file": attributes(b"22 GNU.sparse.major=0\n" + b"1" * 60_000) + bytes(1024),
+        "attributes of 1 MB": attributes(b"1000000 path=" + b"y" * 1_000_000) + bytes(1024),
+        "a name of 900 kB": long.getvalue(),
+    }
+
+
+def zips() -> dict[str, bytes]:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("00000.png", zoo.encoded(zoo.picture()))
+    data = file.getvalue()
+    start, end = data.index(b"PK\1\2"), data.index(b"PK\5\6")
+    directory = b"".join(data[start:end].replace(b"00000", b"%05d" % number) for number in range(5000))
+    tail = data[end : end + 8] + struct.pack("<HHII", 5000, 5000, len(directory), start) + b"\0\0"
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros.bmp", bytes(50_000_000))
+    return {"one member 5,000 times": data[:start] + directory + tail, "50 MB of zeros": bomb.getvalue()}
+
+
+def tables() -> dict[str, bytes]:
+    sink = pyarrow.BufferOutputStream()
+    label = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 300), pyarrow.array(["x" * 1_000_000]))
+    parquet.write_table(pyarrow.table({"image": [b"one"] * 300, "label": label}), sink)
+    return {"a label of 1 MB, 300 times": sink.getvalue().to_pybytes()}
+
+
+def class_files() -> dict[str, bytes]:
+    return {
+        "an integer of 48,000 digits": b"classes: [cat, " + b"7" * 48_000 + b"]\n",
+        "base 60": b"classes: [cat, 1" + b":59" * 20_000 + b"]\n",
+        "deep": b"classes: " + b"[" * 5000,
+        "aliases of aliases": b"a: &a [x, x, x]\n"
+        + b"".join(b"%c: &%c [*%c, *%c, *%c]\n" % (n + 1, n + 1, n, n, n) for n in range(97, 115)),
+    }
+
+
+def requests() -> dict[str, bytes]:
+    """JSON of the open inference protocol, and bytes that follow it, after their length."""
+
+    def request(tensor: object, blob: bytes = b"") -> bytes:
+        header = json.dumps({"inputs": [tensor]}).encode()
+        return struct.pack("<I", len(header)) + header + blob
+
+    image = {"name": "image", "datatype": "BYTES", "shape": [64]}
+    return {
+        "empty lists": request({**image, "data": [[]] * 200_000}),
+        "lists in lists": struct.pack("<I", 100_000) + b"[" * 100_000,
+        "empty strings": request({**image, "parameters": {"binary_data_size": 256}}, bytes(256)),
+        "a long string among numbers": request(
+            {**image, "datatype": "UINT8", "shape": [1, 32, 32, 3], "data": ["x" * 500_000] + [1] * 3071}
+        ),
+    }
+
+
+CORPUS: dict[str, Callable[[], dict[str, bytes]]] = {
+    "cost": pictures,
+    "picture": pictures,
+    "tar": tars,
+    "zip": zips,
+    "parquet": tables,
+    "classes": class_files,
+    "request": requests,
+}
