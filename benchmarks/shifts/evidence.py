@@ -56,7 +56,7 @@ def evidence(folder: Path) -> dict[str, Any]:
         "zero_shot": accuracy[0], "full": accuracy[-1] - accuracy[0], "kept": change, "interval": [low, high],
         "refined": refined_top1(last) - accuracy[0],
         "alpha": choice.climb.alpha, "best": max(accuracy) - accuracy[0], "agreement": choice.climb.agreement,
-        "needed": choice.climb.needed, "gate_on_all": gate(last, len(RUNGS), 0.0, shares),
+        "preferred": choice.climb.preferred, "gate_on_all": gate(last, len(RUNGS), 0.0, shares),
         "gate_on_kept": gate(last, rung, choice.climb.alpha, shares), "rungs": choice.to_dict()["rungs"],
         "signals": [point for snapshot in snapshots for point in points(snapshot)],
     }  # fmt: skip

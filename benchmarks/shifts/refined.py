@@ -30,10 +30,10 @@ from must.data.loading.reader import open_reader
 from must.method.model.bundle import preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.select.image_features import ImageFeatures, extract_features
-from must.method.select.ladder import KNOWING, MIN_IMAGES, agreement
+from must.method.select.ladder import MIN_IMAGES, agreement
 from must.method.select.mutual import for_copies, refined
 from must.method.select.neighbours import look_alikes
-from must.method.select.refine import improve
+from must.method.select.refine import KNOWING, improve
 
 COLUMNS = ("unlabeled", "unguarded", "beside", "classifier")
 
@@ -67,7 +67,7 @@ def trusted(tokens: np.ndarray, before: np.ndarray) -> bool:
     if len(originals) < MIN_IMAGES:
         return False
     agree = agreement(before[originals].argmax(1), neighbours, before.shape[1])
-    return agree >= KNOWING[0] + len(originals) ** -0.5
+    return agree >= KNOWING + len(originals) ** -0.5
 
 
 def measured(name: str, variant_name: str, seed: int) -> dict[str, Any]:

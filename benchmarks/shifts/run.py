@@ -15,6 +15,7 @@ import io
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import yaml
 from PIL import Image
 
 from benchmarks.shifts.packages import ROOT
-from benchmarks.shifts.tasks import TASKS, VARIANTS, Task, task, variant
+from benchmarks.shifts.tasks import OLD, TASKS, VARIANTS, Task, task, variant
 from must.base.parameters import load
 from must.config import ClassifierConfig, ShardConfig, TrainConfig
 from must.data.loading.loader import EvalSource
@@ -37,6 +38,7 @@ from must.method.model.classifier import classifier, load_text_classifier, save_
 from must.method.select.choose import choose, shares_of
 from must.method.select.ladder import RUNGS
 from must.method.select.rung_predictions import predict_rungs
+from must.method.train import auto
 from must.method.train.auto import settings as auto_settings
 from must.method.train.checkpoint import Checkpoints
 from must.method.train.presets import preset
@@ -62,6 +64,7 @@ AUTO: dict[str, dict[str, Any]] = {  # `auto`, and with an option of training th
     "auto-rough": {"class_prior": "given"},
     "auto-guess": {"class_prior": "given"},
     "auto-refined": {"pseudo_labels": "refined"},
+    "auto-third": {},  # a third of the learning rate
 }
 OCTAVES = {"auto-rough": 0.4, "auto-guess": 1.0}  # each share wrong by a factor of 1.3, or of 2, typically
 SETTINGS |= AUTO
@@ -94,7 +97,7 @@ def one(name: str, variant_name: str, setting: str, images: int, seed: int) -> N
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was ended in the middle
     if AUTO.get(setting, {}).get("class_prior") == "given":
         names = with_shares(names, folder, made, OCTAVES.get(setting, 0.0))
-    config = configured(shards, names, folder, made, setting, images, seed)
+    config = configured(shards, names, folder, made, setting, images, seed, SNAPSHOTS if name in OLD else 1)
     with contextlib.redirect_stdout(io.StringIO()):
         train(config)
     trained = time.perf_counter() - started
@@ -135,21 +138,37 @@ def save(picture: np.ndarray, path: Path) -> None:
     Image.fromarray(picture).save(path)
 
 
-def configured(shards: str, names: str, folder: Path, made: Task, setting: str, images: int, seed: int) -> TrainConfig:
+def configured(
+    shards: str, names: str, folder: Path, made: Task, setting: str, images: int, seed: int, snapshots: int = SNAPSHOTS
+) -> TrainConfig:
     count, folder_of_model = len(made.unlabeled), made.model
     flags: dict[str, Any] = {"shards": shards, "classifier": names, "output": str(folder), "seed": seed}
     if setting in AUTO:
         shape = tower_shape(folder_of_model, "")
-        settings = auto_settings(count, len(made.classes), *shape, looked_at=images) | AUTO[setting]
-        return finished(settings | {"select": "none"}, flags, count)
+        with fewer_epochs(snapshots == 1):
+            settings = auto_settings(count, len(made.classes), *shape, looked_at=images) | AUTO[setting]
+        if setting == "auto-third":
+            settings |= {name: settings[name] / 3 for name in ("lr", "min_lr")}
+        return finished(settings | {"select": "none"}, flags, count, snapshots)
     settings = preset("digits", folder_of_model) | {"select": "none"} | SETTINGS[setting]
     settings["batch_size"] = min(settings["batch_size"], max(8, count // 8))
     settings["epochs"] = max(1, round(images / (count // settings["batch_size"] * settings["batch_size"])))
-    return finished(settings, flags, count)
+    return finished(settings, flags, count, snapshots)
 
 
-def finished(settings: dict[str, Any], flags: dict[str, Any], count: int) -> TrainConfig:
-    every = max(1, count // settings["batch_size"] * settings["epochs"] // SNAPSHOTS)
+@contextlib.contextmanager
+def fewer_epochs(fewer: bool) -> Iterator[None]:
+    """The second panel shows as many images to 6,000 as to 1,400; auto itself would take at least ten epochs."""
+    usual = auto.EPOCHS
+    auto.EPOCHS = (2, usual[1]) if fewer else usual
+    try:
+        yield
+    finally:
+        auto.EPOCHS = usual
+
+
+def finished(settings: dict[str, Any], flags: dict[str, Any], count: int, snapshots: int = SNAPSHOTS) -> TrainConfig:
+    every = max(1, count // settings["batch_size"] * settings["epochs"] // snapshots)
     flags |= {"workers": 0, "device": "cpu", "keep_every": every, "checkpoint_every": every, "log_every": 50}
     return load(TrainConfig, flags, None, settings)
 
@@ -172,7 +191,7 @@ def measured(folder: Path, shards: str, names: str, made: Task, config: TrainCon
                         preprocess, torch.device("cpu"))
             for split in ("train", "test")
         }  # fmt: skip
-        np.savez_compressed(
+        np.savez(
             folder / f"looks-{step:06d}.npz", tokens=looks["train"].tokens.astype(np.float16),
             probabilities=looks["train"].probabilities, labels=looks["train"].labels, hidden=hidden,
             test=looks["test"].labels, test_probabilities=looks["test"].probabilities,

@@ -11,6 +11,7 @@ from must.data.loading.reader import open_reader
 from must.method.distributed.process_group import World
 from must.method.model.bundle import Bundle, Description, preprocess_of, selection_of
 from must.method.select.choose import choose, shares_of
+from must.method.select.ladder import RUNGS
 from must.method.select.rung_predictions import RungPredictions, predict_rungs, subsample
 
 
@@ -41,7 +42,17 @@ def kept_of(description: Description, found: dict[str, Any]) -> float:
 
 
 def audit(looks: RungPredictions, bundle: Bundle) -> dict[str, Any]:
-    """What metrics.json holds as `audit`: Choice.to_dict() of that way. Abstention stands on its own there."""
-    found = choose(looks, shares=shares_of(bundle.description)).to_dict()
+    """What metrics.json holds as `audit`: Choice.to_dict() of that way, without its abstention.
+
+    Its `outcome` is about the bundle, the end of the way: `gain` only where look-alikes decided for half or more of the
+    images that change class. Where `must select` has kept a part of an adaptation, the way is as short as that part,
+    and needs as little evidence.
+    """
+    chosen = selection_of(bundle.description).get("alpha") or 1.0
+    found = choose(looks, shares=shares_of(bundle.description), length=float(chosen)).to_dict()
     found.pop("abstention", None)
+    if found["outcome"] == "gain":
+        before, kept, after = looks.labels[[0, (0.0, *RUNGS).index(found["alpha"]), -1]]
+        if (kept != after).mean() > (before != after).mean() / 2:
+            found["outcome"] = "undecided"
     return found

@@ -18,6 +18,7 @@ from must.config import EvaluateConfig, ShardConfig
 from must.data.augment.normalize import normalize
 from must.data.shards.build import shard
 from must.evaluation.evaluate import evaluate
+from must.evaluation.report.selection import selection
 from must.evaluation.table import text_table
 from must.method.model.bundle import load_bundle, preprocess_of, save_bundle
 from tests.evaluate.digits import pixels_of
@@ -155,20 +156,26 @@ def test_two_processes_say_what_one_says(digits, evaluated, tmp_path):
     )
 
 
-def test_few_images_that_know_little_of_the_classes_still_get_their_report(digits, tmp_path):
-    """So few that look-alikes cannot vouch for a change, however sure they are: `needed` is None in the ladder."""
-    lines = []
-    for number in range(6):
-        for name in CLASSES:
-            path = sorted((digits.images / "test" / name).glob("*.png"))[number]
-            lines.append(f"{path},{name},test\n")
-    (tmp_path / "list.csv").write_text("path,label,split\n" + "".join(lines))
-    shard(ShardConfig(source=str(tmp_path / "list.csv"), labels="csv", output=str(tmp_path / "shards"), workers=1))
-    metrics = evaluate(settings(digits, tmp_path / "out", shards=str(tmp_path / "shards")))
+def test_few_images_that_know_little_of_the_classes_still_get_their_report(digits, tmp_path, monkeypatch):
+    """Look-alikes that cannot vouch for a change, however sure they are."""
+    monkeypatch.setattr("must.method.select.ladder.KNOWING", 1.01)
+    metrics = evaluate(settings(digits, tmp_path))
     audit = metrics["label_free"]["compared"]["audit"]
-    print(audit["agreement"], audit["images"])
-    assert audit["rungs"] and audit["needed"] is None, "the case that is meant"
-    assert "too little to vouch for a change" in (tmp_path / "out/report.html").read_text()
+    assert audit["rungs"] and audit["outcome"] == "undecided" and audit["kept_zero_shot"]
+    page = (tmp_path / "report.html").read_text()
+    assert "look-alikes know too little" in page and "answers about those (must review)" in page
+
+
+def test_the_selection_of_an_earlier_version_is_told():
+    """A bundle that was written before has one limit for all rungs, which may be none."""
+    rung = {"alpha": 0.1, "z": 1.5, "changed": 0.2, "outcome": "undecided"}
+    found = {"images": 500, "copies": 0, "outcome": "undecided", "kept_zero_shot": True, "alpha": 0.0, "reason": "why"}
+    for needed, words in ((None, "too little to vouch"), (2.5, "2.5 standard errors were asked for")):
+        old = found | {"agreement": 0.2, "needed": needed, "rungs": [rung]}
+        parts = selection(
+            {"label_free": {"compared": {"audit": old}}, "model": {"provenance": {}}, "baseline_name": "zero-shot"}
+        )
+        assert words in parts[0]["text"] and "<svg" in parts[0]["chart"]
 
 
 def test_a_report_that_cannot_be_drawn_does_not_take_the_numbers_with_it(digits, tmp_path, capsys, monkeypatch):

@@ -22,7 +22,7 @@ from must.method.model.bundle import load_description, preprocess_of, zero_shot_
 from must.method.model.classifier import load_text_classifier
 from must.method.select.image_features import extract_features
 from must.method.select.introduce import DATA_FILE
-from must.method.select.ladder import KNOWING, NEEDED
+from must.method.select.ladder import KNOWING
 from must.method.select.neighbours import look_alikes
 from must.method.select.portrait import paragraph, portrait
 from must.method.train.presets import preset
@@ -48,7 +48,7 @@ def test_the_numbers_are_those_of_the_images(tokens):
     assert facts["images"] == facts["looked_at"] == 240 and facts["copies"] == 0
     assert facts["largest"]["share"] == facts["smallest"]["share"] == 0.25
     assert facts["effective_classes"] == pytest.approx(4) and facts["unseen"] == 0
-    assert facts["agreement"] > 0.9 and facts["needed"] == NEEDED[1]
+    assert facts["agreement"] > 0.9 and facts["preferred"] == 1
     assert facts["doubted"] == 0, "0.7 x 0.7 is sure enough"
     assert facts_of(tokens, TRUTH, sure=0.6)["doubted"] == 1
     json.dumps(facts, allow_nan=False)
@@ -65,20 +65,22 @@ def test_copies_count_once(tokens):
 
 @pytest.mark.parametrize(
     "share, words",
-    [
-        (0.0, "little evidence is enough, 1.0 standard errors"),
-        (0.35, "asks for much evidence, 4.0"),
-        (1, "hardly share"),
-    ],
+    [(0.0, "know the classes well"), (0.8, "know something of the classes"), (1, "60% is needed")],
 )
 def test_what_the_ladder_can_do_is_what_it_will_do(tokens, share, words):
-    """The sentence speaks of the same numbers that must.method.select.ladder decides by."""
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, K, len(TRUTH)) if share == 1 else wrong(share)
+    """The sentence speaks of the same number that must.method.select.ladder decides by."""
+    rng = np.random.default_rng(1)
+    labels = np.where(rng.random(len(TRUTH)) < share, rng.integers(0, K, len(TRUTH)), TRUTH)
     facts = facts_of(tokens, labels)
-    assert words in paragraph(facts)[-1], facts["agreement"]
-    low, high = (0.3, KNOWING[0]) if share == 0.35 else (KNOWING[1], 1) if share == 0 else (-1, 0.3)
-    assert low <= facts["agreement"] <= high
+    assert words in paragraph(facts)[-1], facts["preferred"]
+    assert (facts["preferred"] < KNOWING) == (share == 1)
+
+
+def test_facts_of_an_earlier_version_are_told(tokens):
+    """A bundle that was written before keeps its paragraph."""
+    facts = facts_of(tokens, TRUTH)
+    del facts["preferred"]
+    assert "(kappa 0.9" in paragraph(facts | {"needed": 1.0})[-1] or "(kappa)" in paragraph(facts)[-1]
 
 
 def test_classes_that_are_never_seen_and_strange_names():
@@ -148,7 +150,7 @@ def half_of_them(data, view, max_pixels):
 def test_two_processes_tell_the_same_as_one(digits, tmp_path):
     alone = introduced(digits.shards, digits.classifier, str(tmp_path / "one"))
     both = on_ranks(2, introduced, digits.shards, digits.classifier, str(tmp_path / "two"))
-    numbers = ("agreement", "needed", "doubted", "confidence", "effective_classes")
+    numbers = ("agreement", "preferred", "doubted", "confidence", "effective_classes")
     assert {name: both[name] for name in numbers} == pytest.approx({name: alone[name] for name in numbers}, rel=1e-4)
     assert both | dict.fromkeys(numbers, 0) == alone | dict.fromkeys(numbers, 0)
     few = packed(tmp_path / "few", [image for image, _ in digit_parts()["unlabeled"][:1]])
@@ -197,7 +199,7 @@ def test_the_log_the_bundle_and_the_report_tell_it(digits, run, tmp_path):
         )
     )  # fmt: skip
     page = (tmp_path / "report.html").read_text()
-    assert "<h2>Your data</h2>" in page and f"kappa {facts['agreement']:.2f}" in page
+    assert "<h2>Your data</h2>" in page and "the runner-up in" in page
     assert "training: data" not in page, "sentences, no raw numbers"
 
 

@@ -88,7 +88,7 @@ def test_a_run_that_goes_on_is_the_same_run(digits, tmp_path):
 
 
 def test_without_knowing_look_alikes_they_are_the_teachers(digits, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("must.method.select.refine.KNOWING", (0.99, 1.0))
+    monkeypatch.setattr("must.method.select.refine.KNOWING", 0.99)
     train(training(digits, tmp_path / "ours", epochs=1))
     assert "the teacher's alone" in capsys.readouterr().out
     train(training(digits, tmp_path / "teacher", epochs=1, pseudo_labels="teacher"))

@@ -98,7 +98,8 @@ def test_a_run_that_learned_nothing_true_ends_as_zero_shot(digits, tmp_path, cap
 def test_choosing_again_gives_the_same_bytes(digits, tmp_path, monkeypatch):
     """A run that was killed while it chose goes on after its last step, and chooses the same."""
     torch.set_num_threads(1)
-    monkeypatch.setattr("must.method.select.ladder.NEEDED", (0.0, 0.0))  # so short a run convinces nobody
+    monkeypatch.setattr("must.method.select.ladder.NEEDED", 0.0)  # so short a run convinces nobody
+    monkeypatch.setattr("must.method.select.ladder.SLOPE", 0.0)
     train(training(digits, tmp_path, select="none"))
     full = weights(tmp_path)
     train(training(digits, tmp_path))  # nothing left to train
@@ -133,23 +134,39 @@ def test_shards_that_are_added_during_training_do_not_judge_it(digits, tmp_path,
     assert load_description(str(tmp_path / "out")).provenance["selection"]["images"] == 150
 
 
-@pytest.mark.slow
 def test_nothing_is_trained_where_nothing_could_be_kept(digits, tmp_path, capsys):
-    """300 pictures of noise: no look-alike can vouch for another."""
-    noise = np.random.default_rng(0).integers(0, 255, (300, 32, 32), np.uint8)
+    """Fewer than 50 images: the ladder decides nothing by so few."""
+    noise = np.random.default_rng(0).integers(0, 255, (20, 32, 32), np.uint8)
     (tmp_path / "noise").mkdir()
     for number, pixels in enumerate(noise):
         Image.fromarray(pixels).save(tmp_path / f"noise/{number}.png")
     shard(ShardConfig(source=str(tmp_path / "noise"), output=str(tmp_path / "shards"), workers=1))
-    config = replace(training(digits, tmp_path / "out"), shards=str(tmp_path / "shards"), preset="")
+    config = replace(training(digits, tmp_path / "out", batch_size=10), shards=str(tmp_path / "shards"), preset="")
     for _ in range(2):  # a second run on top of the first
         summary = train(config)
         assert summary["steps"] == 0 and "no step is trained" in capsys.readouterr().out
     kept = load_description(str(tmp_path / "out"))
-    assert kept.provenance["selection"]["kept_zero_shot"] and kept.provenance["data"]["needed"] is None
+    assert kept.provenance["selection"]["kept_zero_shot"] and kept.provenance["data"]["agreement"] is None
     zero_shot, ours = weights(digits.zero_shot), weights(tmp_path / "out")
     assert all(torch.equal(ours[name], zero_shot[name]) for name in ours if name.startswith(("visual", "classifier")))
-    assert train(replace(config, select="none"))["steps"] == 12, "the place is free for a run that does train"
+    assert train(replace(config, select="none"))["steps"] == 4, "the place is free for a run that does train"
+
+
+def test_where_look_alikes_cannot_tell_both_ends_are_kept(digits, tmp_path, capsys):
+    """Zero-shot serves, and `must select` (or `must review`) goes on from the other end."""
+    out = tmp_path / "out"
+    train(training(digits, out))
+    story = load_description(str(out)).provenance["selection"]
+    left = story["undecided"]
+    assert left and 0 < left["differ"] < 1 and left["answers"] > 0 and story["alpha"] < 1
+    said = capsys.readouterr().out
+    assert f"about {left['answers']} answers about those (must review)" in said and f"{out}/adapted" in said
+    adapted = load_bundle(f"{out}/adapted")
+    assert "selection" not in adapted.description.provenance
+    choice = selected(digits, out / "adapted", tmp_path / "again")
+    assert {name: story[name] for name in choice.climb.to_dict()} == choice.climb.to_dict()
+    ours, theirs = weights(out), weights(tmp_path / "again")
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.startswith(("visual", "classifier")))
 
 
 @pytest.mark.parametrize(

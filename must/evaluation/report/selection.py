@@ -9,6 +9,7 @@ from markupsafe import Markup, escape
 from must.evaluation.report.charts import LEFT, TOP, Axes, nice_ticks, svg
 from must.method.answers.decided import in_words as by_people
 from must.method.select.ladder import REFUSED
+from must.method.select.undecided import Undecided, decided_by
 
 STYLES = {"kept": "adapted", "undecided": "baseline", "refused": "rival-2"}
 
@@ -51,12 +52,20 @@ def in_words(found: dict[str, Any]) -> str:
     judged = f"{kept}{reason}. Judged by the look-alikes of {images}"
     if found["agreement"] is None:  # zero-shot sees a single class
         return f"{judged}."
-    share = f"their zero-shot classes agree by {found['agreement']:.2f} (kappa)"
-    if found["needed"] is None:  # too rarely, or on too few images, for any number to be enough
-        return (
-            f"{judged}; {share}, which is too little to vouch for a change, however many standard errors speak for it."
-        )
+    last = found["rungs"][-1]
+    if "needed" in last:
+        most = last["needed"] / last["alpha"]
+        text = f"{judged}. All of the way needs {most:.1f} standard errors, a part of it that part."
+        undecided = found.get("undecided")
+        return f"{text} {sentence(decided_by(Undecided(**undecided)))}" if undecided else text
+    share = f"their zero-shot classes agree by {found['agreement']:.2f} (kappa)"  # of an earlier version
+    if found["needed"] is None:
+        return f"{judged}; {share}, too little to vouch for a change, however many standard errors speak for it."
     return f"{judged}; {share}, so {found['needed']:.1f} standard errors were asked for."
+
+
+def sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def verdict_of(audit: dict[str, Any] | None, name: str) -> tuple[str, str, str]:
@@ -76,15 +85,16 @@ def verdict_of(audit: dict[str, Any] | None, name: str) -> tuple[str, str, str]:
 
 def ladder_chart(title: str, found: dict[str, Any]) -> Markup:
     """A bar a rung: how many standard errors the look-alikes speak for it (up) or against it (down)."""
-    rungs, needed = found["rungs"], found["needed"]
-    values = [rung["z"] for rung in rungs]
-    limits = [REFUSED] + ([needed] if needed else [])
-    ticks = nice_ticks(min(*values, REFUSED), max(*values, *limits, 1.0), 4)
+    rungs, values = found["rungs"], [rung["z"] for rung in found["rungs"]]
+    needed = [rung.get("needed", found.get("needed")) or 0.0 for rung in rungs]  # a number for all in earlier versions
+    ticks = nice_ticks(min(*values, REFUSED), max(*values, *needed, 1.0), 4)
     axes = Axes((0.0, 1.05), (ticks[0], ticks[-1]))
     parts = [axes.grid((0, 0.2, 0.4, 0.6, 0.8, 1), ticks, percent=False)]
-    for limit in limits:
-        at = axes.y(limit)
-        parts.append(f'<line class="ideal" x1="{LEFT}" y1="{at}" x2="{axes.x(1.05)}" y2="{at}"/>')
+    at = axes.y(REFUSED)
+    parts.append(f'<line class="ideal" x1="{LEFT}" y1="{at}" x2="{axes.x(1.05)}" y2="{at}"/>')
+    bar = " ".join(f"{axes.x(rung['alpha'])},{axes.y(limit)}" for rung, limit in zip(rungs, needed, strict=True))
+    if any(needed):
+        parts.append(f'<polyline class="ideal" fill="none" points="{bar}"/>')
     width = round(axes.x(0.07) - axes.x(0), 1)
     for rung in rungs:
         top, bottom = sorted((axes.y(rung["z"]), axes.y(0)))

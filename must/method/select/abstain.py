@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from must.method.select.ladder import KNOWING as LADDER
 from must.method.select.ladder import agreement
 
 TARGET = 0.05  # share of wrong classes among the named images
@@ -25,7 +24,7 @@ SURE = 0.25  # share of the images that count as surely named
 FEWEST = 200  # images below which look-alikes are not asked
 KEPT = 0.8  # of an adaptation, below which the estimate was too low on most tasks
 KNOWING = 0.2  # top - chance below which look-alikes know too little
-WELL = LADDER[1]  # agreement below which they err where zero-shot does: 20% and 27% wrong at 0.4 where 5% was said
+WELL = 0.5  # agreement below which they err where zero-shot does: 20% and 27% wrong at 0.4 where 5% was said
 
 
 def by_look_alikes(
@@ -44,7 +43,7 @@ def by_look_alikes(
         how = f"with {kept:.0%} of its adaptation the model is near zero-shot" if kept else "the model is zero-shot's"
         return nothing(f"{how}, and look-alikes share too many of those errors to see them") | {"images": images}
     agree = agreement(labels, neighbours, probabilities.shape[-1])
-    if agree - images**-0.5 < WELL:  # less than where the ladder takes little evidence for enough
+    if agree - images**-0.5 < WELL:
         reason = f"look-alikes share the classes too rarely (kappa {agree:.2f}) to tell right from wrong"
         return nothing(reason) | {"images": images}
     confidence = probabilities.max(axis=-1).astype(np.float64)

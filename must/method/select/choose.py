@@ -12,11 +12,9 @@ from must.method.model.bundle import Description
 from must.method.model.classifier import are_shares
 from must.method.select.abstain import by_look_alikes
 from must.method.select.ladder import RUNGS, Climb, climb
-from must.method.select.neighbours import look_alikes
+from must.method.select.neighbours import judges, look_alikes
 from must.method.select.rung_predictions import RungPredictions
 from must.method.select.signal import neighbour_information, renamed
-
-RENAMED = 0.02  # share of images that only changed the name of their class, above which much evidence is asked for
 
 
 @dataclass(frozen=True)
@@ -45,13 +43,19 @@ class Choice:
         return found | ({"abstention": self.abstention} if self.abstention else {})
 
 
-def choose(looks: RungPredictions, alphas: Sequence[float] = RUNGS, shares: np.ndarray | None = None) -> Choice:
-    """Pure arithmetic; the same looks give the same choice. `shares` [K]: of the images' classes, if they are known."""
+def choose(
+    looks: RungPredictions, alphas: Sequence[float] = RUNGS, shares: np.ndarray | None = None, length: float = 1.0
+) -> Choice:
+    """Pure arithmetic; the same looks give the same choice.
+
+    Args:
+        shares: [K] of the images' classes, if they are known.
+        length: of the way, as a share of that from zero-shot to where training ended.
+    """
     neighbours, originals = look_alikes(looks.tokens)
     kept = looks if len(originals) == len(looks.numbers) else looks.only(originals)
     signal = signals(kept.labels[0], kept.labels[-1], neighbours, kept.probabilities.shape[-1])
-    strict = (signal["renamed"] or 0) > RENAMED
-    found = climb(kept.probabilities, kept.labels, neighbours, alphas, strict, shares)
+    found = climb(kept.probabilities, kept.labels, judges(kept.tokens), alphas, shares, length)
     same = bool((looks.labels == looks.labels[0]).all())
     rung = [0.0, *alphas].index(found.alpha)
     unsure = by_look_alikes(kept.probabilities[rung], kept.labels[rung], neighbours, found.alpha)

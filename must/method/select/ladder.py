@@ -1,8 +1,9 @@
 """The audited ladder: how far from zero-shot towards the adapted weights it is safe to go.
 
 Weights between the two, theta_0 + a (theta_T - theta_0), are tried in turn, a = 0.1, 0.2 ... 1. A rung is judged by
-the rung kept so far, never by itself: did an image's look-alikes believe in its new class before the step was taken?
-A candidate cannot please this judge by becoming smooth, nor by feeding classes that are full already. Pure functions.
+the rung kept so far and by zero-shot, never by itself: did an image's look-alikes believe in its new class before the
+step was taken? A candidate cannot please these judges by becoming smooth, nor by feeding classes that are full already.
+A first short step needs little evidence, a long one much. Pure functions.
 
 Shapes: N images, K classes, C neighbours an image.
 """
@@ -15,11 +16,19 @@ from typing import Any
 
 import numpy as np
 
+from must.method.select.signal import renamed
+from must.method.select.undecided import Beyond, Undecided, what_would_decide
+
 RUNGS = tuple(round(0.1 * rung, 1) for rung in range(1, 11))
 REFUSED = -2.0  # standard errors at which the way ends
-NEEDED = (4.0, 1.0)  # standard errors that a rung needs from look-alikes that know little of the classes, or much
-KNOWING = (0.4, 0.5)  # their agreement below and above which that is so; in a straight line in between
-IGNORANT = 0.3  # agreement below which nothing is kept, however sure they are
+SHORT = 0.1  # part of the way for which it is enough that look-alikes lean towards it: z above 0
+NEEDED = 3.0  # standard errors that any further step needs
+SLOPE = 6.0  # and that all of the way needs in one step; a part of it needs that part of them
+RENAMED, STRICT = 0.02, 4.0
+"""Share of images that on a rung only change the name of their class, above which any step to it needs so much."""
+KNOWING, SUREST = 0.6, 0.25
+"""How often look-alikes of the surest images must prefer their class to the runner-up, and the share that is surest."""
+WITNESSES = 3_000  # images beyond which more of them make z no larger: its sign is surer then, not its worth
 RARE = 1e-3  # probability added to a class's mean, so that a class that is never predicted has no infinite lift
 MIN_IMAGES = 50
 ROWS = 256  # images whose class probabilities are spread out at a time
@@ -27,13 +36,16 @@ ROWS = 256  # images whose class probabilities are spread out at a time
 
 @dataclass(frozen=True)
 class Rung:
-    """`z`: mean of the images' votes in standard errors; `changed`: share of images with another class than the rung
-    kept before it; `outcome`: kept, undecided or refused."""
+    """`z`: mean of the images' votes in standard errors, the rung kept before it being the judge, and `needed`, what it
+    must be above; `changed`: share of images with another class than that rung's; `outcome`: kept, undecided or
+    refused; `from_zero_shot`: z of all the way to it, zero-shot being the judge, which must be above 0."""
 
     alpha: float
     z: float
     changed: float
     outcome: str
+    needed: float
+    from_zero_shot: float
 
 
 @dataclass(frozen=True)
@@ -44,8 +56,9 @@ class Climb:
     reason: str
     rungs: list[Rung] = field(default_factory=list)
     images: int = 0
-    agreement: float | None = None  # of look-alikes in zero-shot's classes, chance taken away
-    needed: float | None = None  # standard errors for a rung to be kept; None: no number is enough
+    agreement: float | None = None  # of look-alikes in zero-shot's classes, chance taken away; nothing is decided by it
+    preferred: float | None = None  # how often look-alikes of the surest images prefer their class to the runner-up
+    undecided: Undecided | None = None
 
     @property
     def kept_zero_shot(self) -> bool:
@@ -60,8 +73,8 @@ def climb(
     labels: np.ndarray,
     neighbours: np.ndarray,
     alphas: Sequence[float] = RUNGS,
-    strict: bool = False,
     shares: np.ndarray | None = None,
+    length: float = 1.0,
 ) -> Climb:
     """Walks up the ladder.
 
@@ -69,50 +82,54 @@ def climb(
         probabilities: [R + 1, N, K] of zero-shot and then of each rung.
         labels: [R + 1, N], the most probable class numbers.
         neighbours: [N, C] places of an image's look-alikes among the N.
-        strict: ask for as much as of look-alikes that know little.
         shares: [K] of the images, where the user knows them.
-
-    Look-alikes whose zero-shot classes hardly agree (of the tasks tried: 0.3 for letters and icons, 0.5 to 0.7 for
-    digits) favour whatever is smooth, right or wrong, and must be very sure; where they agree, little is enough.
+        length: of the way, as a share of that from zero-shot to where training ended.
     """
     images = len(neighbours)
     if images < MIN_IMAGES or neighbours.shape[1] == 0:
         reason = f"{images} different images are too few to judge by; {MIN_IMAGES} are needed"
         return Climb(0.0, reason, images=images)
-    agree = agreement(labels[0], neighbours, probabilities.shape[-1])
-    needed = needed_of(agree, images, strict)
+    know = preferred(probabilities[0], neighbours)
+    knowing = know is None or know >= KNOWING
     kept, judge, reason = 0.0, 0, ""
     rungs: list[Rung] = []
     for number, alpha in enumerate(alphas, start=1):
+        needed = needed_of(alpha * length, kept * length)
         if not np.isfinite(probabilities[number].sum(axis=1, dtype=np.float64)).all():
-            rungs.append(Rung(alpha, 0.0, 1.0, "refused"))
+            rungs.append(Rung(alpha, 0.0, 1.0, "refused", needed, 0.0))
             reason = f"the predictions at {alpha:g} are not all numbers"
             break
         z, changed = audit(probabilities[judge], labels[judge], labels[number], neighbours, shares)
-        outcome = "kept" if needed is not None and z > needed else "refused" if z < REFUSED else "undecided"
-        rungs.append(Rung(alpha, z, changed, outcome))
+        whole = audit(probabilities[0], labels[0], labels[number], neighbours, shares)[0] if judge else z
+        if z > needed and renamed(labels[0], labels[number], probabilities.shape[-1]) > RENAMED:
+            needed = max(needed, STRICT)
+        enough = knowing and z > needed and whole > 0
+        outcome = "refused" if min(z, whole) < REFUSED else "kept" if enough else "undecided"
+        rungs.append(Rung(alpha, z, changed, outcome, needed, whole))
         if outcome == "refused":
             reason = f"at {alpha:g} the look-alikes of the images that change class speak against the change"
             break
         if outcome == "kept":
             kept, judge = alpha, number
-    if not reason and needed is None:
-        reason = f"look-alikes share zero-shot's classes too rarely (kappa {agree:.2f}) to vouch for others"
+    beyond = [
+        Beyond(rung.alpha, rung.z, rung.needed, float((labels[n] != labels[judge]).mean()))
+        for n, rung in enumerate(rungs, start=1)
+        if n > judge and rung.outcome == "undecided"
+    ]
+    undecided = what_would_decide(beyond, images, WITNESSES)
+    if not reason and not knowing:
+        reason = (
+            f"look-alikes of the surest images prefer their class to the runner-up in {know:.0%}: they know too little"
+        )
     elif not reason and kept < alphas[-1]:
-        same = all(rung.changed == 0 for rung in rungs if rung.alpha > kept)
-        reason = "no image changes its class beyond it" if same else "beyond it the evidence is too weak"
-    return Climb(kept, reason, rungs, images, agree, needed)
+        reason = "beyond it the evidence is too weak" if undecided else "no image changes its class beyond it"
+    agree = agreement(labels[0], neighbours, probabilities.shape[-1])
+    return Climb(kept, reason, rungs, images, agree, know, undecided)
 
 
-def needed_of(agree: float, images: int, strict: bool = False) -> float | None:
-    """Standard errors that a rung needs from look-alikes that agree so often; None: no number is enough.
-
-    Agreement counted on few images may be luck: 1 / sqrt(images), about its own standard error, is taken away.
-    """
-    surely = agree - images**-0.5
-    if surely < IGNORANT:
-        return None
-    return NEEDED[0] if strict else float(np.interp(surely, KNOWING, NEEDED))
+def needed_of(alpha: float, kept: float) -> float:
+    """Standard errors that a step from the share `kept` of the way to the share `alpha` needs."""
+    return 0.0 if alpha <= SHORT + 1e-9 and not kept else max(NEEDED, SLOPE * (alpha - kept))
 
 
 def agreement(labels: np.ndarray, neighbours: np.ndarray, classes: int) -> float:
@@ -121,6 +138,23 @@ def agreement(labels: np.ndarray, neighbours: np.ndarray, classes: int) -> float
     chance = float((share**2).sum())
     same = float((labels[neighbours] == labels[:, None]).mean())
     return (same - chance) / (1 - chance) if chance < 1 else 0.0
+
+
+def preferred(probabilities: np.ndarray, neighbours: np.ndarray) -> float | None:
+    """How often the look-alikes of the images that zero-shot is surest of prefer their class to the runner-up, as the
+    ladder counts (by lift): 0.5 where they know nothing, however many classes there are. None with one class."""
+    if probabilities.shape[1] < 2:
+        return None
+    surest = np.argsort(-probabilities.max(axis=1), kind="stable")[: max(1, round(SUREST * len(probabilities)))]
+    runner_up, first = np.argsort(probabilities[surest], axis=1, kind="stable")[:, -2:].T
+    usual = probabilities.mean(axis=0, dtype=np.float64) + RARE
+    heard = 0
+    for start in range(0, len(surest), ROWS):
+        rows = slice(start, start + ROWS)
+        lift = probabilities[neighbours[surest[rows]]].mean(axis=1, dtype=np.float64) / usual
+        at = np.arange(len(lift))
+        heard += int((lift[at, first[rows]] > lift[at, runner_up[rows]]).sum())
+    return heard / len(surest)
 
 
 def audit(
@@ -149,5 +183,6 @@ def audit(
         at = np.arange(len(rows))
         votes[rows] = lift[at, new[rows]] - lift[at, old[rows]]
     spread = votes.std()
-    z = float(votes.mean() / (spread / np.sqrt(len(votes)))) if spread > 0 else 0.0
+    count = min(len(votes), WITNESSES) if votes.mean() > 0 else len(votes)
+    z = float(votes.mean() / spread * np.sqrt(count)) if spread > 0 else 0.0
     return z, len(changed) / len(judge)

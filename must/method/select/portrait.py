@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from must.base.text import printable
-from must.method.select.ladder import IGNORANT, MIN_IMAGES, NEEDED, agreement, needed_of
+from must.method.select.ladder import KNOWING, MIN_IMAGES, agreement, preferred
 
 DOUBT = 0.4  # own confidence times the look-alikes' mean confidence, below which an image counts as doubtful
 LONGEST_NAME = 40  # characters of a class name in a sentence
+WELL = 0.85  # how often look-alikes prefer the class of sure images, above which they know the classes well
 
 
 def portrait(
@@ -56,7 +57,7 @@ def portrait(
         "confidence": float(sure.mean()),
         "doubted": float(doubted.mean()) if judged else None,
         "agreement": agree if enough else None,
-        "needed": needed_of(agree, len(labels)) if enough and agree is not None else None,
+        "preferred": preferred(probabilities, neighbours) if enough else None,
     }
 
 
@@ -100,26 +101,23 @@ def strange(facts: dict[str, Any]) -> list[str]:
 
 
 def prospects(facts: dict[str, Any]) -> str:
-    agree = facts["agreement"]
-    if agree is None:
+    if facts["agreement"] is None:
         return (
             f"Fewer than {MIN_IMAGES} different images are too few to judge by: the ladder can keep nothing of an "
             "adaptation, and zero-shot stays."
         )
-    kappa = f"(kappa {agree:.2f})"
-    if facts["needed"] is None:
-        least = IGNORANT + (facts["looked_at"] - facts["copies"]) ** -0.5
-        return (
-            f"Look-alikes hardly share zero-shot's classes {kappa}; of so many images {least:.2f} is needed to vouch "
-            "for others, and the ladder will keep zero-shot whatever training learns. Better class names, a "
-            "stronger model or labels to check with would change that."
-        )
-    errors = f"{facts['needed']:.1f} standard errors"
-    if facts["needed"] >= NEEDED[0]:
-        return f"Look-alikes know little of zero-shot's classes {kappa}: the ladder asks for much evidence, {errors}."
-    if facts["needed"] > NEEDED[1]:
-        return f"Look-alikes know something of zero-shot's classes {kappa}: the ladder asks for {errors}."
-    return f"Look-alikes know zero-shot's classes well {kappa}: for the ladder little evidence is enough, {errors}."
+    share = facts.get("preferred")
+    if share is None:  # one class, or facts of an earlier version
+        return f"Look-alikes agree in zero-shot's classes by {facts['agreement']:.2f} (kappa)."
+    text = f"Look-alikes of the images that zero-shot is surest of prefer their class to the runner-up in {share:.0%}"
+    if share >= WELL:
+        return f"{text}: they know the classes well, and the ladder can be expected to see what training changes."
+    if share >= KNOWING:
+        return f"{text}: they know something of the classes; of small changes the ladder may see too little."
+    return (
+        f"{text} (50% is chance, {KNOWING:.0%} is needed): they know too little of the classes to vouch for others, "
+        "and what training changes will stay undecided. Answers in `must review`, or labels, would decide."
+    )
 
 
 def named(fact: dict[str, Any]) -> str:

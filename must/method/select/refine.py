@@ -20,16 +20,15 @@ from must.data.loading.reader import open_reader
 from must.method.distributed.process_group import init_distributed
 from must.method.model.bundle import preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, save_classifier
-from must.method.select.choose import RENAMED
 from must.method.select.image_features import ImageFeatures, extract_features, softmax
-from must.method.select.ladder import KNOWING, MIN_IMAGES, RUNGS, Climb, climb
+from must.method.select.ladder import MIN_IMAGES, RUNGS, Climb, climb
 from must.method.select.mutual import for_copies, refined
-from must.method.select.neighbours import look_alikes
+from must.method.select.neighbours import judges, look_alikes
 from must.method.select.portrait import portrait, told
 from must.method.select.refit import between, refit
 from must.method.select.rung_predictions import subsample
-from must.method.select.signal import renamed
 
+KNOWING = 0.4  # agreement of look-alikes in zero-shot's classes below which they may not correct it
 PREDICTIONS_FILE, CLASSIFIER_FILE, STORY_FILE = "predictions.csv", "classifier.safetensors", "refined.json"
 
 
@@ -93,7 +92,7 @@ def reason_against(facts: dict[str, Any]) -> str:
     agree = facts["agreement"]
     if agree is None:
         return f"fewer than {MIN_IMAGES} different images are too few to judge by"
-    least = KNOWING[0] + (facts["looked_at"] - facts["copies"]) ** -0.5  # agreement among few images may be luck
+    least = KNOWING + (facts["looked_at"] - facts["copies"]) ** -0.5  # agreement among few images may be luck
     if agree < least:
         return f"look-alikes share zero-shot's classes too rarely (kappa {agree:.2f}, {least:.2f} is needed)"
     return ""
@@ -115,8 +114,7 @@ def improve(
     rungs = [softmax(factor * (features @ between(text, fitted, alpha))) for alpha in (0.0, *RUNGS)]
     said = np.stack([rung.astype(np.float16) for rung in rungs])
     labels = np.stack([rung.argmax(axis=1) for rung in rungs])
-    strict = renamed(labels[0], labels[-1], text.shape[1]) > RENAMED
-    found = climb(said, labels, neighbours, strict=strict)
+    found = climb(said, labels, judges(sight.tokens[originals]))
     return for_copies(better, originals, sight.tokens), between(text, fitted, found.alpha), found
 
 

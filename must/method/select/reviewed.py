@@ -17,4 +17,4 @@ def reviewed(choice: Choice, looks: RungPredictions, alpha: float, why: str) -> 
     kept = looks.only(originals)
     rung = (0.0, *RUNGS).index(alpha)
     unsure = by_look_alikes(kept.probabilities[rung], kept.labels[rung], neighbours, alpha)
-    return replace(choice, climb=replace(choice.climb, alpha=alpha, reason=why), abstention=unsure)
+    return replace(choice, climb=replace(choice.climb, alpha=alpha, reason=why, undecided=None), abstention=unsure)

@@ -30,6 +30,7 @@ from must.method.model.masked_vit import MaskedViT
 from must.method.select.choose import Choice, choose, shares_of
 from must.method.select.reviewed import reviewed
 from must.method.select.rung_predictions import MAX_IMAGES, Weights, between, predict_rungs, subsample
+from must.method.select.undecided import decided_by
 
 CLASSIFIES = ("visual.", "classifier")  # the other weights serve training, and zero-shot has none of its own
 
@@ -56,7 +57,8 @@ def select(config: SelectConfig) -> Choice:
         network.logit_factor = description.logit_factor
         save_bundle(config.output, network, description)
     copy_log(config.model, config.output)
-    print(f"{told(choice, by_people)} -> {config.output}")
+    line, *more = told(choice, by_people).split("\n")
+    print(f"{line} -> {config.output}", *more, sep="\n")
     return choice
 
 
@@ -136,7 +138,7 @@ def described(
 
 
 def told(choice: Choice, by_people: Decided | None = None) -> str:
-    """One line for the log."""
+    """For the log: a line, and one more where something is undecided."""
     found = choice.climb
     if by_people and by_people.alpha is not None:
         return f"kept {f'{found.alpha:.0%} of the way' if found.alpha else 'zero-shot'}: {by_people.text}"
@@ -145,9 +147,11 @@ def told(choice: Choice, by_people: Decided | None = None) -> str:
     copies = f" ({choice.copies:,} copies left out)" if choice.copies else ""
     of = f"of {found.images:,} unlabeled images{copies}"
     if found.kept_zero_shot:
-        return f"kept zero-shot: {found.reason} (look-alikes {of})"
-    why = f"; {found.reason}" if found.reason else ""
-    return f"kept {found.alpha:.0%} of the way from zero-shot to the adapted weights (look-alikes {of}{why})"
+        line = f"kept zero-shot: {found.reason} (look-alikes {of})"
+    else:
+        why = f"; {found.reason}" if found.reason else ""
+        line = f"kept {found.alpha:.0%} of the way from zero-shot to the adapted weights (look-alikes {of}{why})"
+    return f"{line}\n  {decided_by(found.undecided)}" if found.undecided else line
 
 
 def copy_log(model: str, output: str) -> None:

@@ -9,6 +9,7 @@ Where training starts, the first that there is:
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 
+from must.base import storage
 from must.base.storage import UnreachableError
 from must.base.text import printable
 from must.config import TrainConfig
@@ -27,7 +29,7 @@ from must.data.loading.reader import open_reader
 from must.method.distributed.cpu import prepare_machine
 from must.method.distributed.preemption import Preempted, StopSignal
 from must.method.distributed.process_group import World, init_distributed
-from must.method.model.bundle import Description, preprocess_of, save_bundle, zero_shot_bundle
+from must.method.model.bundle import DESCRIPTION_FILE, Description, preprocess_of, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, require_shares
 from must.method.select.choose import shares_of
 from must.method.select.introduce import introduce
@@ -49,6 +51,7 @@ from must.method.train.train_state import TrainState
 from must.method.train.warm_start import start_from
 
 SELECT_BATCH = 256  # images a forward pass of the ladder
+ADAPTED = "adapted"  # folder in OUTPUT for the other end of a way that the ladder leaves undecided
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -234,16 +237,16 @@ class Trainer:
             )
 
     def is_futile(self) -> bool:
-        """Whether the ladder could keep nothing, whatever training learns: the result is zero-shot's weights already.
+        """Whether there are too few images for the ladder to keep anything: the result is zero-shot's weights already.
 
         It is a function of zero-shot and the images alone, so all processes and all attempts agree.
         """
-        hopeless = self.config.select == "ladder" and self.facts is not None and self.facts["needed"] is None
+        hopeless = self.config.select == "ladder" and self.facts is not None and self.facts["agreement"] is None
         futile = any(self.world.gather(hopeless)) and self.state.progress.step == 0
         if futile and self.world.is_main:
             print(
-                "no step is trained: the ladder could keep nothing of it, and zero-shot's weights are the result "
-                "(--select none trains all the same)",
+                "no step is trained: the images are too few for the ladder to keep anything of it, and zero-shot's "
+                "weights are the result (--select none trains all the same)",
                 flush=True,
             )
         return futile
@@ -275,12 +278,21 @@ class Trainer:
 
         Judged by the images of the reader that was trained with: shards that were added since do not count. This
         process looks alone. It is a function of the weights and the images: a run that was killed here and goes on
-        chooses the same.
+        chooses the same. Where it leaves a part of the way undecided, the bundle OUTPUT/adapted holds its other end,
+        which `must review` and `must select` go on from.
         """
         source = EvalSource(self.reader, preprocess_of(description), SELECT_BATCH, self.config.loaders)
         most = affordable(len(source) * self.config.epochs, len(description.classes))
         kept, choice = keep(self.reference, weights, source, self.world.device, pause, shares_of(description), most)
         print(told(choice), flush=True)
+        place = storage.join(self.config.output, ADAPTED)
+        if choice.climb.undecided:
+            adapted = copy.deepcopy(self.reference)  # what is kept may be its very tensors
+            adapted.load_state_dict(weights)
+            save_bundle(place, adapted, description)
+            print(f"  all of the adaptation is beside it: {place}", flush=True)
+        elif storage.exists(storage.join(place, DESCRIPTION_FILE)):  # of an earlier run
+            storage.delete_folder(place)
         return kept, described(description, choice, self.own_factor)
 
 

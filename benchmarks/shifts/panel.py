@@ -1,0 +1,46 @@
+"""The second panel, by one command: pre-trains three towers, then adapts to every family as it is and in its variants.
+
+    python -m benchmarks.shifts.panel           (about an hour and a half of one core; what is there is not done again)
+
+Runs are ordered so that an interrupted panel has something of every family.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.shifts.pretrain import pretrain
+from benchmarks.shifts.run import one
+
+IMAGES = 6_000  # shown in training, and at least two epochs
+LONGER = {("cyrillic", "as-is"): 14_000, ("display", "as-is"): 14_000, ("kana", "as-is"): 8_000}
+ORDER = (  # (tower, family, setting, variants)
+    ("scripts", "cyrillic", "auto", ("as-is",)), ("", "display", "auto", ("as-is",)),
+    ("scripts", "kana", "auto", ("as-is",)), ("", "digits", "auto", ("as-is",)),
+    ("scripts", "kana", "auto-third", ("as-is",)), ("picto", "emoji", "auto", ("as-is",)),
+    ("picto", "flags", "auto", ("as-is",)),
+    ("", "slanted", "auto", ("as-is", "tail")), ("", "grainy", "auto", ("as-is", "tail", "half")),
+    ("", "slanted", "auto", ("half", "few")), ("", "grainy", "auto", ("few",)),
+    ("picto", "emoji", "auto-third", ("as-is",)), ("", "digits", "auto", ("tail",)),
+    ("scripts", "cyrillic", "auto-third", ("as-is",)), ("", "display", "auto-third", ("as-is", "tail")),
+    ("picto", "flags", "auto", ("tail",)), ("picto", "flags", "auto-third", ("as-is",)),
+    ("picto", "emoji", "auto", ("junk", "half")), ("scripts", "kana", "auto", ("tail",)),
+    ("", "display", "auto", ("half", "junk", "few")), ("scripts", "cyrillic", "auto", ("half", "few")),
+    ("picto", "flags", "auto", ("junk", "few", "half", "swapped")), ("", "digits", "auto", ("half", "few")),
+    ("scripts", "kana", "auto", ("junk", "few", "half")), ("picto", "emoji", "auto", ("tail", "few", "swapped")),
+)  # fmt: skip
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for seed in (0, 1):
+        for model, name, setting, variants in ORDER:
+            if model:
+                pretrain(model)
+            for variant in variants:
+                images = LONGER.get((name, variant), IMAGES) if seed == 0 and setting == "auto" else IMAGES
+                one(name, variant, setting, images, seed)
+
+
+if __name__ == "__main__":
+    main()
