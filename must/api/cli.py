@@ -20,7 +20,8 @@ from must.method.distributed.parent import end_with_parent
 SETTINGS = "settings."  # before the name of a flag of `must train` that `must adapt` was given
 
 EPILOG = """\
-exit codes: 0 done, 2 the input is wrong (one line says what), 75 stopped and resumable, 1 a bug
+exit codes: 0 done, 2 the input is wrong (one line says what), 73 another run is at work there, 75 stopped and
+            resumable, 130 interrupted, 1 a bug; docs/errors.md says what to do
 a first run:  must demo --output demo && must shard --source demo/images/unlabeled \\
               --test-source demo/images/test --labels folder --output demo/shards
 """

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from must.api.preflight import preflight
 from must.base.parameters import StageConfig, load, read_yaml
+from must.base.progress import loading
 from must.base.workers import killed_workers
 from must.config.adapt import AdaptConfig
 from must.config.classifier import ClassifierConfig
@@ -137,6 +138,9 @@ STAGES: Final[dict[str, Stage]] = {
 }
 
 
+HEAVY = ("classifier", "plan", "train", "refine", "select", "evaluate", "export")  # they import torch
+
+
 def call(stage: str, /, **values: Any) -> Any:
     """Runs a stage; returns its result. Parameters are those of must/config/; None leaves one at its default.
 
@@ -164,6 +168,8 @@ def run(stage: str, config: StageConfig, **more: Any) -> Any:
     """Imports no more than the stage needs, and that after a first look at its inputs. `more` goes to its function."""
     module, function = STAGES[stage].function.split(":")
     preflight(stage, config)
+    if stage in HEAVY:
+        loading(stage)
     try:
         with warnings.catch_warnings(), killed_workers():
             silence_pillow()

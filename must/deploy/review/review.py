@@ -21,13 +21,14 @@ from must.deploy.review.http import App
 from must.deploy.review.page import self_contained
 from must.deploy.review.pictures import Pictures
 from must.deploy.review.session import Session, in_words
-from must.deploy.serve.connections import protocol_within
+from must.deploy.serve.connections import Room, protocol_within
 from must.deploy.serve.serve import check_no_loop, listen, until_signal
 from must.method.answers import doubts
 from must.method.answers.doubts import Doubts
 from must.method.answers.plan import FILE, Plan, fingerprint, load_plan, save_plan
 
 REVIEW = Kind("must review", "--output", ".review.lock")
+CONNECTIONS = 64  # of all browsers together
 PATIENCE = 30.0  # seconds that a browser has for a request's head, and for taking an answer
 
 
@@ -120,7 +121,7 @@ async def run(config: ReviewConfig, session: Session, pictures: Pictures, listen
     server = uvicorn.Server(
         uvicorn.Config(
             App(session, pictures, token),
-            http=protocol_within(PATIENCE),
+            http=protocol_within(PATIENCE, Room(CONNECTIONS)),
             ws="none",
             lifespan="off",
             log_config=None,
