@@ -19,6 +19,7 @@ from must.config.export import WHOLE
 from must.method.model.bundle import DESCRIPTION_FILE, load_bundle
 
 PICTURE = re.compile(r'<img src="(data:image/jpeg;base64,[A-Za-z0-9+/=]+)" alt="">\s*<figcaption><b>([^<]*)</b>')
+TITLE = re.compile(r'<h2>([^<]*)</h2>\s*<p class="note">At most three of a kind')
 
 
 class Report(PosixPath):
@@ -77,7 +78,9 @@ class Adapted:
         found = verdict(self.metrics)
         parts = [f"<h3>{html.escape(found.headline)}</h3>", f"<p>{html.escape(found.plain)}</p>"]
         if self.report.is_file():
-            pictures = PICTURE.findall(self.report.read_text(encoding="utf-8"))[:12]
+            page = self.report.read_text(encoding="utf-8")
+            title, pictures = TITLE.search(page), PICTURE.findall(page)[:12]
+            parts += [f"<p>{title[1]}:</p>"] if title and pictures else []
             parts += [
                 f'<figure style="display: inline-block; margin: 4px; text-align: center"><img src="{data}" width="72">'
                 f"<figcaption>{name}</figcaption></figure>"
