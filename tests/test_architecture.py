@@ -41,6 +41,7 @@ storage     processes text
 lock        background storage
 exits       lock storage text
 parameters  text
+flags       parameters
 tars
 names       parameters storage text
 workers     processes storage

@@ -12,6 +12,7 @@ from must.config.demo import DemoConfig
 from must.config.evaluate import EvaluateConfig
 from must.config.export import ExportConfig
 from must.config.gate import GateConfig
+from must.config.labels import LabelsConfig, SortConfig
 from must.config.plan import PlanConfig
 from must.config.predict import PredictConfig
 from must.config.promote import PromoteConfig
@@ -30,6 +31,7 @@ __all__ = [
     "EvaluateConfig",
     "ExportConfig",
     "GateConfig",
+    "LabelsConfig",
     "PlanConfig",
     "PredictConfig",
     "PromoteConfig",
@@ -39,5 +41,6 @@ __all__ = [
     "SelectConfig",
     "ServeConfig",
     "ShardConfig",
+    "SortConfig",
     "TrainConfig",
 ]

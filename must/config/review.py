@@ -20,7 +20,7 @@ class ReviewConfig(StageConfig):
         "a folder that `must adapt` made; names the model, the classifier file, the shards and WORK/review",
         "",
         metavar="WORK",
-        positional=True,
+        bare=True,
         often=True,
     )
     model: str = param("the adapted bundle", "", metavar="BUNDLE", group="input and output", often=True)
@@ -38,17 +38,17 @@ class ReviewConfig(StageConfig):
         "",
         metavar="FILE",
     )
-    pictures: int = param("pictures in --page at most", 200, metavar="N")
+    pictures: int = param("pictures in --page at most", 200, metavar="N", at_least=1)
     host: str = param("address to listen at", "127.0.0.1", metavar="HOST", group="addresses")
-    port: int = param("port; 0: any that is free", 0, metavar="N")
+    port: int = param("port; 0: any that is free", 0, metavar="N", between=(0, 65535))
     who: str = param("name that answers are signed with, unless the page is given another", "", metavar="NAME")
     seed: int = param("of the order of the pictures", 0, metavar="N", group="how it runs")
-    batch_size: int = param("images a forward pass", 256, metavar="N")
-    workers: int = param("loader processes", 2, metavar="N")
+    batch_size: int = param("images a forward pass", 256, metavar="N", at_least=1)
+    workers: int = param("loader processes", 2, metavar="N", at_least=0)
     cache: str = param(
         "folder on this machine's own disk for remote shards; ~/.cache/must/shards if empty", "", metavar="DIR"
     )
-    cache_gb: float = param("gigabytes that all runs' shards may take there", CACHE_GB, metavar="GB")
+    cache_gb: float = param("gigabytes that all runs' shards may take there", CACHE_GB, metavar="GB", above=0)
     device: str = param("auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps", "auto")
 
     def check_values(self) -> None:
@@ -60,9 +60,4 @@ class ReviewConfig(StageConfig):
                 require(bool(getattr(self, name)), f"--{name} is missing; or name a folder that `must adapt` made")
         require("://" not in self.output, f"--output {self.output}: must be a folder on this machine")
         require("://" not in self.work, f"{self.work}: must be a folder on this machine")
-        require(self.pictures >= 1, "--pictures must be at least 1")
-        require(0 <= self.port <= 65535, "--port must be from 0 to 65535")
         require(len(self.who) <= 100, "--who must have at most 100 characters")
-        require(self.batch_size >= 1, "--batch-size must be at least 1")
-        require(self.workers >= 0, "--workers must not be negative")
-        require(self.cache_gb > 0, "--cache-gb must be above 0")
