@@ -47,7 +47,7 @@ def test_another_programs_file_may_lack_the_last_line_feed(tmp_path):
     [
         (f'{{"sha256": "{A}", "label": "cow"}}', "line 2: 'cow' is none of the model's classes"),
         (f'{{"sha256": "{A}"}}', "line 2: KeyError"),
-        ('{"sha256": "../x", "label": "cat"}', "line 2: '../x' is no sha256"),
+        ('{"sha256": "../x", "label": "cat"}', "line 2: '../x' is not a sha256"),
         (f'{{"sha256": "{A}", "label": 3}}', "line 2: label must be a class name or null"),
         ("[]", "line 2: TypeError"),
         ("nonsense\n", "line 2: "),
