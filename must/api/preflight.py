@@ -75,6 +75,13 @@ def check_trackers(config: Any, names: list[str], _: str) -> None:
         require_packages(names)
 
 
+def check_answers(config: Any, folder: str, _: str) -> None:
+    from must.method.answers.decided import decided
+    from must.method.model.bundle import WEIGHTS_FILE
+
+    decided(folder, storage.join(config.model, WEIGHTS_FILE))
+
+
 KINDS: dict[str, Callable[[Any, Any, str], None]] = {
     "": lambda config, value, flag: None,
     "class set": check_class_set,
@@ -84,6 +91,7 @@ KINDS: dict[str, Callable[[Any, Any, str], None]] = {
     "shards": check_shards,
     "output": lambda config, uri, flag: check_output(uri, flag),
     "trackers": check_trackers,
+    "answers": check_answers,
 }
 
 

@@ -64,6 +64,11 @@ STAGES: Final[dict[str, Stage]] = {
         "must.method.select.select:select",
         "Make an adapted model safe: keep as much of it as unlabeled images speak for, or zero-shot's weights.",
     ),
+    "review": Stage(
+        configs.ReviewConfig,
+        "must.deploy.review.review:review",
+        "Ask a person about the pictures that decide how much of an adaptation is kept, on a page of this machine.",
+    ),
     "evaluate": Stage(
         configs.EvaluateConfig,
         "must.evaluation.evaluate:evaluate",

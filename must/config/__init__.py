@@ -18,6 +18,7 @@ from must.config.predict import PredictConfig
 from must.config.promote import PromoteConfig
 from must.config.push import PushConfig
 from must.config.refine import RefineConfig
+from must.config.review import ReviewConfig
 from must.config.select import SelectConfig
 from must.config.serve import ServeConfig
 from must.config.shard import ShardConfig
@@ -36,6 +37,7 @@ __all__ = [
     "PromoteConfig",
     "PushConfig",
     "RefineConfig",
+    "ReviewConfig",
     "SelectConfig",
     "ServeConfig",
     "ShardConfig",

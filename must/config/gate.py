@@ -16,8 +16,9 @@ class GateConfig(StageConfig):
 
     metrics: str = param("metrics.json of `must evaluate`, with a baseline", metavar="FILE")
     output: str = param("JSON file for the decision and its reasons", "", metavar="FILE")
-    gate: Literal["label-free", "labelled", "none"] = param(
-        "label-free: the audit by look-alikes, which needs no labels; labelled: the paired interval of the gain over "
+    gate: Literal["label-free", "reviewed", "labelled", "none"] = param(
+        "label-free: the audit by look-alikes, which needs no labels, or answers of `must review` where they decided; "
+        "reviewed: those answers alone; labelled: the paired interval of the gain over "
         "the baseline on a labelled split; none: every model passes",
         "label-free",
     )

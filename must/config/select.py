@@ -19,6 +19,12 @@ class SelectConfig(StageConfig):
     shards: str = param("folder of shards made by `must shard`; labels are not read", metavar="URI", kind="shards")
     split: str = param("split of unlabeled images to judge by, 20,000 of them at most", "train", metavar="NAME")
     output: str = param("folder for the bundle that is kept", metavar="URI", kind="output")
+    answers: str = param(
+        "folder of `must review`: where its answers decide, they say what is kept, and look-alikes do not",
+        "",
+        metavar="URI",
+        kind="answers",
+    )
     batch_size: int = param("images a forward pass", 256, metavar="N", at_least=1)
     workers: int = param("loader processes", 2, metavar="N", at_least=0)
     cache: str = param(
