@@ -6,7 +6,7 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = [
     "adapt", "classifier", "demo", "evaluate", "export", "gate", "labels", "load", "open_shards", "plan", "predict",
-    "promote", "push", "refine", "select", "serve", "shard", "sort", "train",
+    "promote", "push", "refine", "review", "select", "serve", "shard", "sort", "train",
 ]  # fmt: skip
 
 

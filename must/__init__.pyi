@@ -41,6 +41,7 @@ __all__ = [
     "promote",
     "push",
     "refine",
+    "review",
     "select",
     "serve",
     "shard",
@@ -235,6 +236,7 @@ def select(
     shards: Text,
     output: Text,
     split: Text = "train",
+    answers: Text = "",
     batch_size: int = 256,
     workers: int = 2,
     cache: Text = "",
@@ -242,6 +244,29 @@ def select(
     device: Text = "auto",
 ) -> Selected:
     """Make an adapted model safe: keep as much of it as unlabeled images speak for, or zero-shot's weights."""
+
+def review(
+    *,
+    work: Text = "",
+    model: Text = "",
+    baseline: Text = "",
+    shards: Text = "",
+    split: Text = "train",
+    output: Text = "",
+    mode: Literal["compare", "doubtful"] = "compare",
+    page: Text = "",
+    pictures: int = 200,
+    host: Text = "127.0.0.1",
+    port: int = 0,
+    who: Text = "",
+    seed: int = 0,
+    batch_size: int = 256,
+    workers: int = 2,
+    cache: Text = "",
+    cache_gb: float = 30.0,
+    device: Text = "auto",
+) -> Any:
+    """Ask a person about the pictures that decide how much of an adaptation is kept, on a page of this machine."""
 
 def evaluate(
     *,
@@ -298,7 +323,7 @@ def gate(
     *,
     metrics: Text,
     output: Text = "",
-    gate: Literal["label-free", "labelled", "none"] = "label-free",
+    gate: Literal["label-free", "reviewed", "labelled", "none"] = "label-free",
     max_renamed: float = 0.02,
     min_agreement: float = 0.0,
     min_effective_classes: float = 0.0,

@@ -41,6 +41,7 @@ storage     processes text
 lock        background storage
 exits       lock storage text
 parameters  text
+flags       parameters
 tars
 names       parameters storage text
 workers     processes storage
@@ -55,8 +56,9 @@ loading     augment format image
 """,
     "method": """
 distributed
+answers
 model       distributed
-select      distributed model
+select      answers distributed model
 train       distributed model select
 """,
     "deploy": """
@@ -65,6 +67,7 @@ export      predict
 infer       export predict
 promote
 serve       predict promote
+review      serve
 """,
     "api": """
 demo
@@ -93,7 +96,13 @@ def table(plan):
 HOUSES = table(PLAN)
 ROOMS = {house: table(plan) for house, plan in SMALL_PLANS.items()}
 APART = [("data.shards", "data.loading"), ("data.shards", "data.augment")]  # writing shards and reading them
-NO_TORCH = ("data.shards", "deploy.predict", "deploy.serve", "evaluation.gate")  # not in any function either
+NO_TORCH = (
+    "data.shards",
+    "deploy.predict",
+    "deploy.serve",
+    "evaluation.gate",
+    "method.answers",
+)  # not in any function either
 
 
 def module_of(path):

@@ -135,9 +135,9 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize("where", ["here", *ELSEWHERE])
 def test_only_a_process_that_would_be_seen_here_is_known_to_be_dead(left, monkeypatch, capsys, where):
-    monkeypatch.setattr(lock, "neighbourhood", lambda: {"host": "pod", "boot": "b", "pids": "pid:[2]"})
+    monkeypatch.setattr(lock, "pid_scope", lambda: {"host": "pod", "boot": "b", "pids": "pid:[2]"})
     monkeypatch.setattr(lock, "DEAD_AFTER", 0.2)
-    owner = left[0] | lock.neighbourhood() | ELSEWHERE.get(where, {})
+    owner = left[0] | lock.pid_scope() | ELSEWHERE.get(where, {})
     content = {name: value for name, value in owner.items() if value is not None}
     storage.write_bytes(left[1], json.dumps(content).encode())
     with lock.locked(left[1].rpartition("/")[0], lock.SHARDS):
@@ -145,14 +145,14 @@ def test_only_a_process_that_would_be_seen_here_is_known_to_be_dead(left, monkey
 
 
 def test_where_the_system_tells_no_namespace_the_hosts_name_is_enough(left, monkeypatch, capsys):
-    monkeypatch.setattr(lock, "neighbourhood", lambda: {"host": "mac", "boot": "", "pids": ""})
+    monkeypatch.setattr(lock, "pid_scope", lambda: {"host": "mac", "boot": "", "pids": ""})
     storage.write_bytes(left[1], json.dumps({"pid": left[0]["pid"], "host": "mac"}).encode())
     with lock.locked(left[1].rpartition("/")[0], lock.SHARDS):
         assert "watching" not in capsys.readouterr().out
 
 
 def test_a_lock_says_where_its_owner_runs(left):
-    assert lock.neighbourhood().items() <= left[0].items()
+    assert lock.pid_scope().items() <= left[0].items()
     if sys.platform == "linux":
         assert left[0]["pids"].startswith("pid:[") and left[0]["boot"]
 

@@ -106,9 +106,9 @@ def test_what_a_stage_needs_is_looked_at(digits, tmp_path, monkeypatch, stage, m
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("no classifier")
     (tmp_path / "classifier").symlink_to(digits.classifier)
-    preflight(stage, make(digits, tmp_path))
+    preflight(make(digits, tmp_path))
     with pytest.raises(ValueError, match=message):
-        preflight(stage, make(digits, tmp_path, **wrong))
+        preflight(make(digits, tmp_path, **wrong))
 
 
 def test_an_output_without_permission_is_told_before_the_work():

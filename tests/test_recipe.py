@@ -64,7 +64,7 @@ EDITS = {  # file: (before what, what)
         ('    "plan": Stage(', '    "hello": Stage(HelloConfig, "must.evaluation.hello:hello", "Greet."),\n'),
     ],
     "must/__init__.py": [('    "adapt", ', '    "hello",\n')],
-    "pipeline/must_pipeline/stages.py": [('    "shard": Stage(', '    "hello": Stage("hello", "must-shard"),\n')],
+    "pipeline/must_pipeline/stages.py": [('    "shard": Stage(', '    "hello": Stage("must-shard"),\n')],
     "pipeline/must_pipeline/dag.py": [
         ("from must_components.inputs", "from must_components.hello import hello\n"),
         (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PosixPath
@@ -15,6 +17,9 @@ from must.api.results import Exported, Pushed, framed
 from must.base.parameters import require
 from must.config.export import WHOLE
 from must.method.model.bundle import DESCRIPTION_FILE, load_bundle
+
+PICTURE = re.compile(r'<img src="(data:image/jpeg;base64,[A-Za-z0-9+/=]+)" alt="">\s*<figcaption><b>([^<]*)</b>')
+TITLE = re.compile(r'<h2>([^<]*)</h2>\s*<p class="note">At most three of a kind')
 
 
 class Report(PosixPath):
@@ -66,6 +71,23 @@ class Adapted:
     def classes(self) -> list[str]:
         return list(self.metrics["classes"])
 
+    def _repr_html_(self) -> str:
+        """A notebook shows the verdict and some pictures; `report` is the whole page."""
+        from must.evaluation.report.verdict import verdict
+
+        found = verdict(self.metrics)
+        parts = [f"<h3>{html.escape(found.headline)}</h3>", f"<p>{html.escape(found.plain)}</p>"]
+        if self.report.is_file():
+            page = self.report.read_text(encoding="utf-8")
+            title, pictures = TITLE.search(page), PICTURE.findall(page)[:12]
+            parts += [f"<p>{title[1]}:</p>"] if title and pictures else []
+            parts += [
+                f'<figure style="display: inline-block; margin: 4px; text-align: center"><img src="{data}" width="72">'
+                f"<figcaption>{name}</figcaption></figure>"
+                for data, name in pictures  # both are escaped there
+            ]
+        return "\n".join([*parts, f"<p>The report: <code>{html.escape(str(self.report))}</code></p>"])
+
     def predict(self, images: Any, *, top_k: int = 5, batch_size: int = 32, device: str = "auto") -> Predictions:
         """The classes of images, most probable first: `.name` and `.probability` of the first, `.top` for all of them.
 
@@ -97,7 +119,9 @@ class Adapted:
         """
         from open_clip import get_model_preprocess_cfg
         from open_clip.transform import PreprocessCfg, image_transform_v2
+        from torchvision.transforms import Compose
 
+        from must.data.image.colors import to_rgb
         from must.method.model.backbone import load_backbone
         from must.method.model.classifier import load_text_classifier
         from must.method.model.folder import verified
@@ -107,7 +131,8 @@ class Adapted:
         weights = self._bundle.model.state_dict()
         visual = {name[7:]: value.cpu() for name, value in weights.items() if name.startswith("visual.")}
         clip.visual.load_state_dict(visual)
-        preprocess = image_transform_v2(PreprocessCfg(**get_model_preprocess_cfg(clip)), is_train=False)
+        theirs = image_transform_v2(PreprocessCfg(**get_model_preprocess_cfg(clip)), is_train=False)
+        preprocess = Compose([to_rgb, theirs])  # theirs alone shows what lies under transparent pixels
         return OpenClip(clip.eval(), preprocess, weights["classifier"].detach().cpu().clone())
 
     def export(self, output: str | Path = "", **parameters: Any) -> Exported:

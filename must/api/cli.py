@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 import must
 from must.api.stages import STAGES, configure, run
 from must.base.exits import INTERRUPTED, WRONG_INPUT, exiting
-from must.base.parameters import add_flags, add_hidden_flags, convert, require, usage_of
+from must.base.flags import add_flags, add_hidden_flags, usage_of
+from must.base.parameters import SYNONYMS, convert, flag, require
 from must.base.text import close_to
 from must.config.adapt import AdaptConfig
 from must.config.train import TrainConfig
@@ -20,7 +21,8 @@ from must.method.distributed.parent import end_with_parent
 SETTINGS = "settings."  # before the name of a flag of `must train` that `must adapt` was given
 
 EPILOG = """\
-exit codes: 0 done, 2 the input is wrong (one line says what), 75 stopped and resumable, 1 a bug
+exit codes: 0 done, 2 the input is wrong (one line says what), 73 another run is at work there, 75 stopped and
+            resumable, 130 interrupted, 1 a bug; docs/errors.md says what to do
 a first run:  must demo --output demo && must shard --source demo/images/unlabeled \\
               --test-source demo/images/test --labels folder --output demo/shards
 """
@@ -102,6 +104,7 @@ def run_completion(options: dict[str, Any]) -> None:
 
 # commands that are no stages
 OTHERS = {"index": run_index, "env": run_env, "verify": run_verify, "completion": run_completion}
+SYNONYM_FLAGS = {flag(name): flag(known) for name, known in SYNONYMS.items()}
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -120,7 +123,7 @@ class OneLineParser(argparse.ArgumentParser):
         flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
         wrong = wrong.replace("_", "-")
         whole = [flag for flag in flags if flag == wrong] or [flag for flag in flags if flag.startswith(wrong)]
-        return " or ".join(whole if wrong.strip("-") else []) or "".join(close_to(wrong, flags))
+        return " or ".join(whole if wrong.strip("-") else []) or "".join(close_to(wrong, flags, synonyms=SYNONYM_FLAGS))
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message} ({self.prog} --help lists what there is)", file=sys.stderr)

@@ -167,7 +167,8 @@ def as_image(item: Any, where: str) -> Image.Image:
             item = Image.fromarray(item[..., 0] if item.ndim == 3 and item.shape[2] == 1 else item)
         require(isinstance(item, Image.Image), f"{type(item).__name__} is no image")
         item.load()  # a TIFF says only then that it has been turned
-        plain = item.mode in ("L", "RGB") and not is_transparent(item) and orientation(item) == 1
-        return item if plain else as_seen(to_rgb(item), item)
+        turned = orientation(item)
+        plain = item.mode in ("L", "RGB") and not is_transparent(item) and turned == 1
+        return item if plain else as_seen(to_rgb(item), turned)
     except Exception as error:  # Pillow raises anything for a damaged file
         raise ValueError(f"{where}: {' '.join(str(error).split()) or type(error).__name__}") from None

@@ -8,124 +8,90 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 from must.base import storage
-from must.base.parameters import require
-from must.config import (
-    ClassifierConfig,
-    EvaluateConfig,
-    ExportConfig,
-    PlanConfig,
-    RefineConfig,
-    SelectConfig,
-    TrainConfig,
-)
+from must.base.parameters import flag, require
+from must.config import PlanConfig
 from must.config.trackers import require_packages
 
 
-def preflight(command: str, config: Any) -> None:
-    """Raises ValueError: something that the stage needs is not there, is damaged, or cannot be written to."""
-    if command in LOOKS:
-        LOOKS[command](config)
+def preflight(config: Any) -> None:
+    """Looks at every parameter that is given and of a kind in KINDS, in the order in which they are declared.
+
+    Raises:
+        ValueError: something that the stage needs is not there, is damaged, or cannot be written to.
+    """
+    for field in fields(config):
+        if value := getattr(config, field.name):
+            KINDS[field.metadata["kind"]](config, value, flag(field.name))
 
 
-def check_classifier(config: ClassifierConfig) -> None:
+def check_class_set(config: Any, classes: str, _: str) -> None:
     from must.method.model.classifier import BUNDLED_SET, load_class_set
 
-    if config.classes != BUNDLED_SET:  # that one is open_clip's, which imports torch
-        load_class_set(config.classes)
-    check_output(config.output)
-    if config.model_store:
-        check_output(config.model_store, "--model-store")
+    if classes != BUNDLED_SET:  # that one is open_clip's, which imports torch
+        load_class_set(classes)
 
 
-def check_train(config: TrainConfig) -> None:
-    check_plan(config)
-    require_packages(config.trackers)
-    check_output(config.output)
-    if config.checkpoints:
-        check_output(config.checkpoints, "--checkpoints")
-
-
-def check_plan(config: TrainConfig) -> None:
-    from must.data.format.index import load_index
+def check_bundle(config: Any, place: str, _: str) -> None:
     from must.method.model.bundle import load_description
+
+    load_description(place)
+
+
+def check_classifier(config: Any, file: str, flag: str) -> None:
+    """A classifier file, and its model folder unless the parameters name another model."""
     from must.method.model.classifier import read_header, require_shares
     from must.method.model.folder import require_model
 
-    load_index(config.shards, config.index_sha256).shards_of(config.split)
-    header = read_header(config.classifier)
-    if not (config.model or config.pretrained):
+    header = read_header(file, flag)
+    if not (getattr(config, "pretrained", "") or (hasattr(config, "pretrained") and config.model)):
         require_model(header["model_folder"])
-    if config.class_prior == "given":
-        require_shares(header.get("shares"), config.classifier)
-    if config.init:
-        load_description(config.init)
-    if isinstance(config, PlanConfig) and config.json:
-        check_output(config.json, "--json")
+    if getattr(config, "class_prior", "") == "given":
+        require_shares(header.get("shares"), file)
 
 
-def check_evaluate(config: EvaluateConfig) -> None:
+def check_baseline(config: Any, place: str, flag: str) -> None:
+    """A classifier file or a bundle."""
+    from must.method.model.bundle import DESCRIPTION_FILE
+
+    if not storage.exists(storage.join(place, DESCRIPTION_FILE)):
+        check_classifier(config, place, flag)
+
+
+def check_shards(config: Any, uri: str, _: str) -> None:
     from must.data.format.index import load_index
-    from must.method.model.bundle import DESCRIPTION_FILE, load_description
-    from must.method.model.classifier import read_header
-    from must.method.model.folder import require_model
 
-    load_description(config.model)
-    if config.baseline and not storage.exists(storage.join(config.baseline, DESCRIPTION_FILE)):
-        require_model(read_header(config.baseline, "--baseline")["model_folder"])
-    index = load_index(config.shards, config.index_sha256)
+    index = load_index(uri, getattr(config, "index_sha256", ""))
     index.shards_of(config.split)
-    if config.few_shot:
+    if getattr(config, "few_shot", None):
         index.shards_of(config.few_shot_split)
-    check_output(config.output)
 
 
-def check_refine(config: RefineConfig) -> None:
-    from must.data.format.index import load_index
-    from must.method.model.classifier import read_header
-    from must.method.model.folder import require_model
-
-    load_index(config.shards, config.index_sha256).shards_of(config.split)
-    require_model(read_header(config.classifier)["model_folder"])
-    check_output(config.output)
+def check_trackers(config: Any, names: list[str], _: str) -> None:
+    if not isinstance(config, PlanConfig):  # which tracks nothing
+        require_packages(names)
 
 
-def check_select(config: SelectConfig) -> None:
-    from must.data.format.index import load_index
-    from must.method.model.bundle import load_description
-    from must.method.model.classifier import read_header
-    from must.method.model.folder import require_model
+def check_answers(config: Any, folder: str, _: str) -> None:
+    from must.method.answers.decided import decided
+    from must.method.model.bundle import WEIGHTS_FILE
 
-    load_description(config.model)
-    require_model(read_header(config.baseline, "--baseline")["model_folder"])
-    load_index(config.shards).shards_of(config.split)
-    check_output(config.output)
+    decided(folder, storage.join(config.model, WEIGHTS_FILE))
 
 
-def check_export(config: ExportConfig) -> None:
-    from must.data.format.index import load_index
-    from must.method.model.bundle import load_description
-    from must.method.model.classifier import read_header
-    from must.method.model.folder import require_model
-
-    load_description(config.model)
-    if config.classifier:
-        require_model(read_header(config.classifier)["model_folder"])
-    if config.shards:
-        load_index(config.shards, config.index_sha256).shards_of(config.split)
-    check_output(config.output)
-
-
-LOOKS: dict[str, Callable[[Any], None]] = {
+KINDS: dict[str, Callable[[Any, Any, str], None]] = {
+    "": lambda config, value, flag: None,
+    "class set": check_class_set,
+    "bundle": check_bundle,
     "classifier": check_classifier,
-    "plan": check_plan,
-    "train": check_train,
-    "refine": check_refine,
-    "select": check_select,
-    "evaluate": check_evaluate,
-    "export": check_export,
+    "baseline": check_baseline,
+    "shards": check_shards,
+    "output": lambda config, uri, flag: check_output(uri, flag),
+    "trackers": check_trackers,
+    "answers": check_answers,
 }
 
 

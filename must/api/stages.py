@@ -12,25 +12,11 @@ import importlib
 import warnings
 from typing import Any, Final, NamedTuple
 
+import must.config as configs
 from must.api.preflight import preflight
 from must.base.parameters import StageConfig, load, read_yaml
+from must.base.progress import loading
 from must.base.workers import killed_workers
-from must.config.adapt import AdaptConfig
-from must.config.classifier import ClassifierConfig
-from must.config.demo import DemoConfig
-from must.config.evaluate import EvaluateConfig
-from must.config.export import ExportConfig
-from must.config.gate import GateConfig
-from must.config.labels import LabelsConfig, SortConfig
-from must.config.plan import PlanConfig
-from must.config.predict import PredictConfig
-from must.config.promote import PromoteConfig
-from must.config.push import PushConfig
-from must.config.refine import RefineConfig
-from must.config.select import SelectConfig
-from must.config.serve import ServeConfig
-from must.config.shard import ShardConfig
-from must.config.train import TrainConfig
 from must.data.image.quiet import silence_pillow
 
 
@@ -43,92 +29,100 @@ class Stage(NamedTuple):
 
 STAGES: Final[dict[str, Stage]] = {
     "adapt": Stage(
-        AdaptConfig,
+        configs.AdaptConfig,
         "must.api.adapt:command",
         "Adapt CLIP to images without labels in one go: shard, classifier, train and evaluate.",
         python="must.api.adapt:adapt",
     ),
     "shard": Stage(
-        ShardConfig,
+        configs.ShardConfig,
         "must.data.shards.build:shard",
         "Pack images into WebDataset shards with an index, ready to train on.",
     ),
     "classifier": Stage(
-        ClassifierConfig,
+        configs.ClassifierConfig,
         "must.method.model.classifier:classifier",
         "Turn class names and prompt templates into zero-shot text classifier weights.",
     ),
     "plan": Stage(
-        PlanConfig,
+        configs.PlanConfig,
         "must.method.train.plan:plan",
         "Say what `must train` will cost: steps, hours on this machine, memory, gigabytes; trains nothing.",
     ),
     "train": Stage(
-        TrainConfig,
+        configs.TrainConfig,
         "must.method.train.trainer:train",
         "Adapt the zero-shot classifier to unlabeled images with masked unsupervised self-training (MUST).",
     ),
     "refine": Stage(
-        RefineConfig,
+        configs.RefineConfig,
         "must.method.select.refine:refine",
         "Make zero-shot better without training, in seconds, from images that look alike.",
     ),
     "select": Stage(
-        SelectConfig,
+        configs.SelectConfig,
         "must.method.select.select:select",
         "Make an adapted model safe: keep as much of it as unlabeled images speak for, or zero-shot's weights.",
     ),
+    "review": Stage(
+        configs.ReviewConfig,
+        "must.deploy.review.review:review",
+        "Ask a person about the pictures that decide how much of an adaptation is kept, on a page of this machine.",
+    ),
     "evaluate": Stage(
-        EvaluateConfig,
+        configs.EvaluateConfig,
         "must.evaluation.evaluate:evaluate",
         "Measure the adapted model against the zero-shot one; write metrics.json and report.html.",
     ),
     "export": Stage(
-        ExportConfig,
+        configs.ExportConfig,
         "must.deploy.export.export:export",
         "Write the model as ONNX, or as a folder that open_clip, transformers or timm loads; checked against PyTorch.",
     ),
     "push": Stage(
-        PushConfig,
+        configs.PushConfig,
         "must.deploy.export.push:push",
         "Send an exported folder to a hub (HF_ENDPOINT, HF_TOKEN), where other libraries load it by its name.",
     ),
     "gate": Stage(
-        GateConfig,
+        configs.GateConfig,
         "must.evaluation.gate:gate",
         "Decide from metrics.json whether the adapted model may be promoted, and say why.",
     ),
     "promote": Stage(
-        PromoteConfig,
+        configs.PromoteConfig,
         "must.deploy.promote.promote:promote",
         "Copy a model to the registry and make it the champion; --rollback brings the one before back.",
     ),
     "predict": Stage(
-        PredictConfig,
+        configs.PredictConfig,
         "must.deploy.infer.predict:predict",
         "Classify images, a few or a bucketful, with the ONNX file alone (no PyTorch) or with a bundle.",
     ),
     "sort": Stage(
-        SortConfig,
+        configs.SortConfig,
         "must.evaluation.sort:sort",
         "Sort images into a folder a class, by predictions or by what people said: links, copies or moved; undoable.",
     ),
     "labels": Stage(
-        LabelsConfig,
+        configs.LabelsConfig,
         "must.evaluation.exchange:exchange",
         "Take labels to Label Studio, FiftyOne or cleanlab, and what people said there back.",
     ),
     "serve": Stage(
-        ServeConfig,
+        configs.ServeConfig,
         "must.deploy.serve.serve:serve",
         "Serve the ONNX file, or a registry's champion, over HTTP: pictures in, names out (no PyTorch).",
     ),
     "demo": Stage(
-        DemoConfig,
+        configs.DemoConfig,
         "must.api.demo:demo",
         "Write the bundled data set (handwritten digits), class names and tiny CLIP (computer fonts) to a folder.",
     ),
 }
+
+
+HEAVY = ("classifier", "plan", "train", "refine", "select", "evaluate", "export")  # they import torch
 
 
 def call(stage: str, /, **values: Any) -> Any:
@@ -148,7 +142,7 @@ def configure(stage: str, values: dict[str, Any], file: str | None = None) -> St
     The preset of training is `auto` if none is named.
     """
     config = STAGES[stage].config
-    if issubclass(config, TrainConfig):
+    if issubclass(config, configs.TrainConfig):
         named = values.get("preset") or (read_yaml(config, file).get("preset") if file else "")
         values = values | {"preset": named or "auto"}
     return load(config, values, file)
@@ -157,7 +151,9 @@ def configure(stage: str, values: dict[str, Any], file: str | None = None) -> St
 def run(stage: str, config: StageConfig, **more: Any) -> Any:
     """Imports no more than the stage needs, and that after a first look at its inputs. `more` goes to its function."""
     module, function = STAGES[stage].function.split(":")
-    preflight(stage, config)
+    preflight(config)
+    if stage in HEAVY:
+        loading(stage)
     try:
         with warnings.catch_warnings(), killed_workers():
             silence_pillow()

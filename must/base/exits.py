@@ -30,7 +30,7 @@ INTERRUPTED = 130  # at the keyboard
 KILLED = 137  # 128 + SIGKILL
 OURS = ("must", "must_components")  # packages that raise ValueError for wrong input
 LONGEST = 2000  # characters of the line that says what is wrong: it may quote what came from outside
-OTHERS_WAIT = 10  # seconds: of a fault that all processes find, torchrun lets only the first one speak
+RANK_DELAY_S = 10  # of a fault that all ranks find, torchrun shows only the first one
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def fail(command: str, error: Exception) -> NoReturn:
     if code == BUG:
         raise error
     if os.environ.get("RANK", "0") != "0":
-        time.sleep(OTHERS_WAIT)
+        time.sleep(RANK_DELAY_S)
     print(f"must {command}: {line_of(error)}", file=sys.stderr)
     raise SystemExit(code)
 

@@ -137,7 +137,7 @@ def in_turn(path: Path) -> Iterator[None]:
 def locked_object(uri: str, kind: Kind) -> Iterator[Callable[[], None]]:
     owner = Beat(uri, kind)
     owner.take()
-    with every(HEARTBEAT_S, owner.beat, owner.give_up):  # where the bucket is away, the lock dies of age
+    with every(HEARTBEAT_S, owner.beat, owner.release):  # where the bucket is away, the lock dies of age
         yield owner.check
 
 
@@ -147,7 +147,7 @@ class Beat:
     def __init__(self, uri: str, kind: Kind) -> None:
         self.uri, self.kind, self.count = uri, kind, 0
         self.generation: storage.Generation = 0
-        self.identity = {"who": whoami(), "pid": str(os.getpid()), "id": uuid.uuid4().hex} | neighbourhood()
+        self.identity = {"who": whoami(), "pid": str(os.getpid()), "id": uuid.uuid4().hex} | pid_scope()
         self.writing = threading.Lock()
         self.lost = False
         self.beaten = time.monotonic()  # when the last good beat began
@@ -203,7 +203,7 @@ class Beat:
         it is never known.
         """
         owner = self.owner()
-        if any(owner.get(name, "") != value for name, value in neighbourhood().items()):
+        if any(owner.get(name, "") != value for name, value in pid_scope().items()):
             return False
         try:
             pid = int(owner["pid"])
@@ -234,14 +234,14 @@ class Beat:
             with suppress(Exception):  # the next beat may be good; `check` sees how old the last good one is
                 self.renew()
 
-    def give_up(self) -> None:
-        """Takes the lock away, if it is ours."""
+    def release(self) -> None:
+        """Deletes the lock, if it is ours."""
         if not self.lost:
             with suppress(Exception):  # taken over since the last beat, so not ours to delete; or the bucket is away
                 storage.remote(self.uri).delete(self.uri, self.generation)
 
 
-def neighbourhood() -> dict[str, str]:
+def pid_scope() -> dict[str, str]:
     """Where a process's number means this process: containers may share a host's name, but not their processes.
 
     Where the system does not tell of boots and of namespaces of processes, these are "".

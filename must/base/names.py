@@ -25,7 +25,7 @@ def below(name: object, where: str) -> str:
     """
     if isinstance(name, str) and "\0" not in name and not {"", ".", ".."} & set(name.split("/")):
         return name
-    raise ValueError(f"{where}: the name {brief(name)} leads out of its folder; another program may have put it there")
+    raise ValueError(f"{where}: the name {brief(name)} leads out of its folder; it may not have been written by must")
 
 
 def listed(uri: str) -> list[str]:
@@ -40,6 +40,6 @@ def listed(uri: str) -> list[str]:
 
 def of_form(pattern: re.Pattern[str], value: object, what: str) -> str:
     """`value`, if all of it matches. Raises ValueError: it does not; `what` it should have been."""
-    require(isinstance(value, str) and pattern.fullmatch(value) is not None, f"{brief(value)} is no {what}")
+    require(isinstance(value, str) and pattern.fullmatch(value) is not None, f"{brief(value)} is not a {what}")
     assert isinstance(value, str)
     return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import importlib
 import math
@@ -10,7 +9,7 @@ import os
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -19,7 +18,56 @@ from must.base.text import brief, did_you_mean, printable
 Config = TypeVar("Config", bound="StageConfig")
 
 
+SYNONYMS = {  # what other programs call it, and what it is here
+    "learning_rate": "lr",
+    "num_epochs": "epochs",
+    "num_workers": "workers",
+    "gradient_accumulation": "accumulate",
+    "grad_accum_steps": "accumulate",
+    "minimum_learning_rate": "min_lr",
+    "output_dir": "output",
+    "input": "source",
+    "input_dir": "source",
+    "checkpoint_dir": "checkpoints",
+    "threshold": "confidence_threshold",
+    "ema_momentum": "ema_decay",
+    "random_seed": "seed",
+    "log_interval": "log_every",
+    "class_names": "classes",
+    "top": "top_k",
+}
 MOST_USED = "most used"  # the heading that a stage's help begins with
+
+
+class Bounds(NamedTuple):
+    """What a number must be; None: anything."""
+
+    at_least: float | None
+    above: float | None
+    at_most: float | None
+    below: float | None
+
+    def check(self, value: Any, name: str) -> None:
+        """Raises ValueError: a number in `value` is none of these, or not a number at all, which has no order."""
+        for number in value if isinstance(value, list) else [value]:
+            if not isinstance(number, int | float):
+                continue
+            inside = (
+                (self.at_least is None or number >= self.at_least)
+                and (self.above is None or number > self.above)
+                and (self.at_most is None or number <= self.at_most)
+                and (self.below is None or number < self.below)
+            )
+            require(inside, f"{name} must {self} (got {number:g})")
+
+    def __str__(self) -> str:
+        at_least, above, at_most, below = self
+        if self == (0, None, None, None):
+            return "not be negative"
+        if at_least is not None and at_most is not None:
+            return f"be between {at_least} and {at_most}"
+        words = {"at least": at_least, "above": above, "at most": at_most, "below": below}
+        return "be " + " and ".join(f"{word} {value}" for word, value in words.items() if value is not None)
 
 
 def param(
@@ -31,6 +79,12 @@ def param(
     group: str = "",
     often: bool = False,
     bare: bool = False,
+    kind: str = "",
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    between: tuple[float, float] | None = None,
 ) -> Any:
     """A field of a stage: its help text and, unless it is required, its default.
 
@@ -38,7 +92,11 @@ def param(
         group: the heading in the stage's help under which this field and those after it stand, up to the next one.
         often: stands under MOST_USED instead, above all others.
         bare: a flag whose value may also be given without it.
+        kind: of a place, which is looked at before the stage begins; see must.api.preflight.
+        at_least, above, at_most, below, between: what a number, or each number of a list, must be; `between` includes
+            both ends.
     """
+    at_least, at_most = between or (at_least, at_most)
     metadata = {
         "help": help,
         "metavar": metavar,
@@ -46,6 +104,8 @@ def param(
         "group": group,
         "often": often,
         "bare": bare,
+        "kind": kind,
+        "bounds": Bounds(at_least, above, at_most, below),
     }
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
@@ -93,7 +153,9 @@ class StageConfig:
             if get_origin(kind) is not ClassVar:
                 value = getattr(self, name)
                 value = [value] if name in files and isinstance(value, str) and value else value
-                setattr(self, name, convert(value, kind, flag(name)))
+                value = convert(value, kind, flag(name))
+                self.__dataclass_fields__[name].metadata["bounds"].check(value, flag(name))
+                setattr(self, name, value)
 
     def check_values(self) -> None:
         """Raises ValueError for values that make no sense together."""
@@ -138,7 +200,7 @@ def read_mapping(path: Path, where: str) -> dict[str, Any]:
 
 
 class OnceLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, to which a name that stands twice in one mapping is an error: the last would win."""
+    """PyYAML's safe loader, to which a name that is twice in one mapping is an error: the last would win."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)  # before merges ("<<"), which may override
@@ -146,7 +208,7 @@ class OnceLoader(yaml.SafeLoader):
         for name in (name for name, _ in node.value if isinstance(name, yaml.ScalarNode)):
             key, line = (name.tag, name.value), name.start_mark.line + 1
             if key in seen:
-                raise yaml.YAMLError(f"{brief(name.value)} stands in line {seen[key]} and again in line {line}")
+                raise yaml.YAMLError(f"{brief(name.value)} is defined on line {seen[key]} and again on line {line}")
             seen[key] = line
         return node
 
@@ -157,14 +219,14 @@ def parse_yaml(data: bytes, where: str) -> Any:
         return yaml.load(data.decode(), Loader=OnceLoader)
     except Exception as error:  # PyYAML raises many things for a number or date that is none
         text = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{where}: no valid YAML: {printable(text, 300)}") from None
+        raise ValueError(f"{where}: not valid YAML: {printable(text, 300)}") from None
 
 
 def check_names(stage: type[StageConfig], values: dict[str, Any], where: str) -> None:
     known = [f.name for f in fields(stage)]
     for name in values:
         if name not in known:
-            raise ValueError(f"{where}: unknown name {brief(name)}; {did_you_mean(name, known)}")
+            raise ValueError(f"{where}: unknown name {brief(name)}; {did_you_mean(name, known, SYNONYMS)}")
 
 
 def convert(value: Any, kind: Any, name: str) -> Any:
@@ -177,7 +239,8 @@ def convert(value: Any, kind: Any, name: str) -> Any:
         value = [os.fspath(value)] if get_origin(kind) is list else os.fspath(value)
     origin = get_origin(kind)
     if origin is Literal:
-        require(value in get_args(kind), f"{name}: {brief(value)} is none of {', '.join(map(str, get_args(kind)))}")
+        known = ", ".join(map(str, get_args(kind)))
+        require(value in get_args(kind), f"{name} must be one of {known} (got {brief(value)})")
         return value
     if origin in (Union, UnionType):
         return convert_either(value, get_args(kind), name)
@@ -227,66 +290,6 @@ def convert_either(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
         raise ValueError(f"{error}, which is not {' or '.join(words)} either") from None
 
 
-def add_hidden_flags(parser: argparse.ArgumentParser, stage: type[StageConfig], prefix: str) -> None:
-    """A flag for each of another stage's parameters, unless there is one of that name; what is given is PREFIXNAME."""
-    hints, taken = get_type_hints(stage), parser._option_string_actions
-    for parameter in fields(stage):
-        if flag(parameter.name) not in taken:
-            kind: Any = {"action": argparse.BooleanOptionalAction} if hints[parameter.name] is bool else {}
-            parser.add_argument(
-                flag(parameter.name),
-                dest=prefix + parameter.name,
-                default=argparse.SUPPRESS,
-                help=argparse.SUPPRESS,
-                **kind,
-            )
-
-
-def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None:
-    """One flag for each parameter, under the stage's headings if it has any.
-
-    A flag that is not given leaves no trace in the parsed namespace.
-    """
-    hints = get_type_hints(stage)
-    groups: dict[str, argparse._ActionsContainer] = {"": parser}
-    for title, parameter in with_headings(stage):
-        target = groups[title] if title in groups else groups.setdefault(title, parser.add_argument_group(title))
-        kind = hints[parameter.name]
-        required = is_required(parameter)
-        default = parameter.default if parameter.default is not MISSING else None
-        if parameter.default_factory is not MISSING:
-            default = format_value(parameter.default_factory())
-        text = parameter.metadata["help"].replace("%", "%%")
-        text += " [required]" if required else f" [{default}]" if default not in ("", None) else ""
-        options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS, "dest": parameter.name}
-        if parameter.metadata["positional"]:
-            del options["dest"]
-            target.add_argument(
-                parameter.name, nargs="+" if required else "*", metavar=parameter.metadata["metavar"], **options
-            )
-        elif kind is bool:
-            target.add_argument(flag(parameter.name), action=argparse.BooleanOptionalAction, **options)
-        else:
-            if parameter.metadata["bare"]:
-                target.add_argument(
-                    parameter.name, nargs="?", action=Once, default=argparse.SUPPRESS, help=argparse.SUPPRESS
-                )
-                options["action"] = Once
-            metavar = "|".join(get_args(kind)) if get_origin(kind) is Literal else parameter.metadata["metavar"] or "X"
-            target.add_argument(flag(parameter.name), metavar=metavar, **options)
-
-
-class Once(argparse.Action):
-    """Stores a value, and refuses a second one."""
-
-    def __call__(
-        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
-    ) -> None:
-        if hasattr(namespace, self.dest):
-            parser.error(f"{flag(self.dest)}: is given twice, {getattr(namespace, self.dest)} and {values}")
-        setattr(namespace, self.dest, values)
-
-
 def with_headings(stage: type[StageConfig]) -> list[tuple[str, dataclasses.Field]]:
     """The stage's fields with the heading of each ('': it has none), those of MOST_USED first."""
     title, found = "", list[tuple[str, dataclasses.Field]]()
@@ -296,24 +299,8 @@ def with_headings(stage: type[StageConfig]) -> list[tuple[str, dataclasses.Field
     return sorted(found, key=lambda one: one[0] != MOST_USED)
 
 
-def usage_of(stage: type[StageConfig]) -> str:
-    """What must be given, for the first line of the help, which argparse fills with every flag there is."""
-    words = []
-    for parameter in fields(stage):
-        metavar, positional = parameter.metadata["metavar"] or "X", parameter.metadata["positional"]
-        if is_required(parameter):
-            words.append(f"{metavar} [{metavar} ...]" if positional else f"{flag(parameter.name)} {metavar}")
-    return " ".join(["%(prog)s", *words, "[options]"])
-
-
 def is_required(parameter: dataclasses.Field) -> bool:
     return parameter.default is MISSING and parameter.default_factory is MISSING
-
-
-def format_value(value: Any) -> str:
-    if isinstance(value, dict):
-        return ",".join(f"{key}={item:g}" for key, item in value.items())
-    return ",".join(f"{item}" for item in value)
 
 
 def flag(name: str) -> str:

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol, TypeVar
 
 from tqdm.std import tqdm
+
+
+class Images(Protocol):
+    @property
+    def samples(self) -> Any:
+        """Their numbers."""
+
+
+Batch = TypeVar("Batch", bound=Images)
 
 
 def bar(iterable: Any = None, *, quiet: bool = False, **options: Any) -> tqdm:
@@ -20,3 +31,19 @@ def bar(iterable: Any = None, *, quiet: bool = False, **options: Any) -> tqdm:
 
     shown = issubclass(best, tqdm_notebook)  # it writes to no terminal, and needs none
     return best(iterable, disable=True if quiet else False if shown else None, **options)
+
+
+def watched(batches: Iterable[Batch], description: str) -> Iterator[Batch]:
+    """The same batches, with a bar of their images in the first of several processes."""
+    total = len(batches.numbers) if hasattr(batches, "numbers") else None
+    first = os.environ.get("RANK", "0") == "0"
+    with bar(total=total, unit="img", desc=description, leave=False, quiet=not first) as shown:
+        for batch in batches:
+            yield batch
+            shown.update(len(batch.samples))
+
+
+def loading(command: str) -> None:
+    """Says on a terminal that torch and a model are being loaded, unless torch is here already: it takes seconds."""
+    if "torch" not in sys.modules and sys.stderr is not None and sys.stderr.isatty():
+        print(f"must {command}: loading torch and the model ...", file=sys.stderr, flush=True)

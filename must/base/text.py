@@ -10,7 +10,7 @@ import csv
 import difflib
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last: full width
@@ -124,12 +124,14 @@ def brief(value: Any) -> str:
     return f"'{printable(str(value)[: 100 * SHORT], SHORT)}'"
 
 
-def close_to(name: str, known: Sequence[str], count: int = 1) -> list[str]:
-    """What was meant, perhaps: the known names that are most like it."""
-    return difflib.get_close_matches(name[:SHORT], known, n=count)
+def close_to(name: str, known: Sequence[str], count: int = 1, synonyms: Mapping[str, str] | None = None) -> list[str]:
+    """What was meant, perhaps: the known names that are most like it, or whose synonyms are."""
+    others = {other: one for other, one in (synonyms or {}).items() if one in known and other not in known}
+    near = difflib.get_close_matches(name[:SHORT], [*known, *others], n=count)
+    return list(dict.fromkeys(others.get(one, one) for one in near))
 
 
-def did_you_mean(name: str, known: Sequence[str]) -> str:
+def did_you_mean(name: str, known: Sequence[str], synonyms: Mapping[str, str] | None = None) -> str:
     """The end of a message about an unknown name: the one that was meant, or all that there are."""
-    near = close_to(name, known)
+    near = close_to(name, known, synonyms=synonyms)
     return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"

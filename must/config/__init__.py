@@ -12,11 +12,13 @@ from must.config.demo import DemoConfig
 from must.config.evaluate import EvaluateConfig
 from must.config.export import ExportConfig
 from must.config.gate import GateConfig
+from must.config.labels import LabelsConfig, SortConfig
 from must.config.plan import PlanConfig
 from must.config.predict import PredictConfig
 from must.config.promote import PromoteConfig
 from must.config.push import PushConfig
 from must.config.refine import RefineConfig
+from must.config.review import ReviewConfig
 from must.config.select import SelectConfig
 from must.config.serve import ServeConfig
 from must.config.shard import ShardConfig
@@ -29,13 +31,16 @@ __all__ = [
     "EvaluateConfig",
     "ExportConfig",
     "GateConfig",
+    "LabelsConfig",
     "PlanConfig",
     "PredictConfig",
     "PromoteConfig",
     "PushConfig",
     "RefineConfig",
+    "ReviewConfig",
     "SelectConfig",
     "ServeConfig",
     "ShardConfig",
+    "SortConfig",
     "TrainConfig",
 ]

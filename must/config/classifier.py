@@ -15,6 +15,7 @@ class ClassifierConfig(StageConfig):
         "the class names, cat,dog,horse; a .txt with a name a line; a YAML file with classes: (names, or {name, "
         "prompts}) and templates: (strings with {}); or the set imagenet",
         metavar="NAMES|FILE|SET",
+        kind="class set",
     )
     model: str = param(
         "an open_clip model name, or NAME/TAG with its pretrained tag; hf-hub:TEAM/NAME; or a folder with "
@@ -26,11 +27,12 @@ class ClassifierConfig(StageConfig):
         "",
         metavar="TAG|PATH",
     )
-    output: str = param("the classifier file to write (.safetensors)", metavar="FILE")
+    output: str = param("the classifier file to write (.safetensors)", metavar="FILE", kind="output")
     model_store: str = param(
         "folder for the model's own files, which later stages read instead of asking a hub, a folder a model; the "
         "folder models beside the output if empty",
         "",
         metavar="DIR",
+        kind="output",
     )
     device: str = param("auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps", "auto")

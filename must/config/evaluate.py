@@ -15,24 +15,32 @@ class EvaluateConfig(StageConfig):
         "must evaluate --model model/ --baseline classifier.safetensors --shards shards/ --split test --output report/"
     )
 
-    model: str = param("the bundle written by `must train`", metavar="BUNDLE", group="input and output", often=True)
+    model: str = param(
+        "the bundle written by `must train`", metavar="BUNDLE", group="input and output", often=True, kind="bundle"
+    )
     baseline: str = param(
         "what it is compared with: a classifier file (its zero-shot model), or another bundle",
         "",
         metavar="FILE|BUNDLE",
         often=True,
+        kind="baseline",
     )
-    shards: str = param("folder of shards made by `must shard`", metavar="URI", often=True)
+    shards: str = param("folder of shards made by `must shard`", metavar="URI", often=True, kind="shards")
     index_sha256: str = param(
         "refuse shards whose index has another sha256 (`must index show` prints it); any if empty", "", metavar="HEX"
     )
     split: str = param("split to evaluate on", "test", metavar="NAME", often=True)
-    output: str = param("folder for metrics.json, predictions.csv and report.html", metavar="URI", often=True)
+    output: str = param(
+        "folder for metrics.json, predictions.csv and report.html", metavar="URI", often=True, kind="output"
+    )
     labels: Literal["auto", "ignore"] = param(
         "auto: use the labels there are; ignore: evaluate as if there were none", "auto"
     )
     risk: float = param(
-        "share of wrong classes among those that are named, which the threshold for naming none is to keep to", 0.05
+        "share of wrong classes among those that are named, which the threshold for naming none is to keep to",
+        0.05,
+        above=0,
+        below=1,
     )
     few_shot: list[int] = param(
         "also fit a linear probe and Tip-Adapter on so many labelled images a class, e.g. 1,2,4,8,16",
@@ -40,31 +48,27 @@ class EvaluateConfig(StageConfig):
         metavar="N,...",
         group="few labelled images",
         often=True,
+        at_least=1,
     )
     few_shot_split: str = param("split that --few-shot takes its labelled images from", "train", metavar="NAME")
-    few_shot_seeds: int = param("draws of labelled images that --few-shot averages over", 3, metavar="N")
-    batch_size: int = param("images a forward pass", 256, metavar="N", group="how it runs")
-    workers: int = param("loader processes", 2, metavar="N")
+    few_shot_seeds: int = param("draws of labelled images that --few-shot averages over", 3, metavar="N", at_least=1)
+    batch_size: int = param("images a forward pass", 256, metavar="N", group="how it runs", at_least=1)
+    workers: int = param("loader processes", 2, metavar="N", at_least=0)
     cache: str = param(
         "folder on this machine's own disk for remote shards; ~/.cache/must/shards if empty",
         "",
         metavar="DIR",
         group="reading shards",
     )
-    cache_gb: float = param("gigabytes that all runs' shards may take there", CACHE_GB, metavar="GB")
+    cache_gb: float = param("gigabytes that all runs' shards may take there", CACHE_GB, metavar="GB", above=0)
     device: str = param(
         "auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps", "auto", group="how it runs", often=True
     )
-    timeout: int = param("seconds after which a process that waits for a lost one gives up", 600, metavar="S")
+    timeout: int = param(
+        "seconds after which a process that waits for a lost one gives up", 600, metavar="S", at_least=1
+    )
 
     def check_values(self) -> None:
-        require(self.batch_size >= 1, "--batch-size must be at least 1")
-        require(0 < self.risk < 1, "--risk must be between 0 and 1")
-        require(self.workers >= 0, "--workers must not be negative")
-        require(self.cache_gb > 0, "--cache-gb must be above 0")
-        require(all(n >= 1 for n in self.few_shot), "--few-shot needs numbers of 1 or more")
-        require(self.few_shot_seeds >= 1, "--few-shot-seeds must be at least 1")
-        require(self.timeout >= 1, "--timeout must be at least 1")
         require(not self.few_shot or bool(self.baseline), "--few-shot needs --baseline, whose features it uses")
         require(
             not self.few_shot or self.labels == "auto", "--few-shot needs the labels that --labels ignore leaves out"

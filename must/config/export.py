@@ -18,8 +18,10 @@ class ExportConfig(StageConfig):
         "  must export --model model/ --output ours/ --to open_clip --classifier classifier.safetensors"
     )
 
-    model: str = param("the bundle written by `must train`", metavar="BUNDLE", group="input and output", often=True)
-    output: str = param("folder for the exported model and its card", metavar="URI", often=True)
+    model: str = param(
+        "the bundle written by `must train`", metavar="BUNDLE", group="input and output", often=True, kind="bundle"
+    )
+    output: str = param("folder for the exported model and its card", metavar="URI", often=True, kind="output")
     to: Literal["onnx", "open_clip", "transformers", "timm"] = param(
         "what reads it: any ONNX runtime, or that library's own code, without this one", "onnx", often=True
     )
@@ -28,6 +30,7 @@ class ExportConfig(StageConfig):
         "",
         metavar="FILE",
         often=True,
+        kind="classifier",
     )
     license: str = param(
         "licence for the model card, by the hub's short name (mit, apache-2.0, ...); left out if empty",
@@ -53,14 +56,17 @@ class ExportConfig(StageConfig):
         metavar="URI",
         group="images to check with",
         often=True,
+        kind="shards",
     )
     index_sha256: str = param(
         "refuse --shards whose index has another sha256 (`must index show` prints it); any if empty", "", metavar="HEX"
     )
     split: str = param("split of --shards to take images from", "train", metavar="NAME")
-    images: int = param("images of --shards to check and calibrate with", 256, metavar="N")
+    images: int = param("images of --shards to check and calibrate with", 256, metavar="N", at_least=1)
     min_agreement: float = param(
-        "smallest share of images that must get PyTorch's class; 0 means 1 for fp32, 0.99 for fp16, 0.97 for int8", 0.0
+        "smallest share of images that must get PyTorch's class; 0 means 1 for fp32, 0.99 for fp16, 0.97 for int8",
+        0.0,
+        between=(0, 1),
     )
     metrics: str = param(
         "metrics.json of `must evaluate`, for the model card", "", metavar="FILE", group="model card", often=True
@@ -73,7 +79,6 @@ class ExportConfig(StageConfig):
     )
 
     def check_values(self) -> None:
-        require(self.images >= 1, "--images must be at least 1")
         for name in ("precision", "input", "embeddings", "triton", "min_agreement"):
             changed = getattr(self, name) != type(self).__dataclass_fields__[name].default
             require(self.to == "onnx" or not changed, f"{flag(name)} goes with --to onnx, not with --to {self.to}")
@@ -86,7 +91,6 @@ class ExportConfig(StageConfig):
             re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,63}|", self.license) is not None,
             f"--license {self.license[:40]}: expected a short name of the hub's, such as mit or apache-2.0",
         )
-        require(0 <= self.min_agreement <= 1, "--min-agreement must be between 0 and 1")
         require(
             not self.triton or re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", self.triton) is not None,
             f"--triton {self.triton}: must be a name that Kubernetes takes: small letters, digits and -, at most 63",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from must.base.parameters import StageConfig, flag, param, require
+from must.base.parameters import StageConfig, param
 
 LABEL_FREE = ("max_renamed", "min_agreement", "min_effective_classes")  # the others are of the labelled gate
 
@@ -16,22 +16,23 @@ class GateConfig(StageConfig):
 
     metrics: str = param("metrics.json of `must evaluate`, with a baseline", metavar="FILE")
     output: str = param("JSON file for the decision and its reasons", "", metavar="FILE")
-    gate: Literal["label-free", "labelled", "none"] = param(
-        "label-free: the audit by look-alikes, which needs no labels; labelled: the paired interval of the gain over "
+    gate: Literal["label-free", "reviewed", "labelled", "none"] = param(
+        "label-free: the audit by look-alikes, which needs no labels, or answers of `must review` where they decided; "
+        "reviewed: those answers alone; labelled: the paired interval of the gain over "
         "the baseline on a labelled split; none: every model passes",
         "label-free",
     )
-    max_renamed: float = param("label-free: largest share of images that only changed the name of their class", 0.02)
-    min_agreement: float = param("label-free: smallest share of images that keep their class; 0: any", 0.0)
+    max_renamed: float = param(
+        "label-free: largest share of images that only changed the name of their class", 0.02, between=(0, 1)
+    )
+    min_agreement: float = param(
+        "label-free: smallest share of images that keep their class; 0: any", 0.0, between=(0, 1)
+    )
     min_effective_classes: float = param(
-        "label-free: effective classes, as a share of the baseline's number; 0: any", 0.0
+        "label-free: effective classes, as a share of the baseline's number; 0: any", 0.0, between=(0, 1)
     )
     metric: Literal["top1", "top5", "mean_per_class"] = param("labelled: what must have gained", "top1")
-    min_gain: float = param("labelled: the 95% interval's lower end must be above this; 0.01 is a point", 0.0)
-    min_images: int = param("labelled: images below which no decision is made", 100, metavar="N")
-
-    def check_values(self) -> None:
-        for name in LABEL_FREE:
-            require(0 <= getattr(self, name) <= 1, f"{flag(name)} must be between 0 and 1")
-        require(-1 <= self.min_gain <= 1, "--min-gain is a fraction between -1 and 1; 0.01 is a point")
-        require(self.min_images >= 1, "--min-images must be at least 1")
+    min_gain: float = param(
+        "labelled: the 95% interval's lower end must be above this; 0.01 is a point", 0.0, between=(-1, 1)
+    )
+    min_images: int = param("labelled: images below which no decision is made", 100, metavar="N", at_least=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from must.base.parameters import param, require
+from must.base.parameters import param
 from must.config.train import TrainConfig
 
 
@@ -13,15 +13,11 @@ class PlanConfig(TrainConfig):
     example = "must plan --shards shards/ --classifier classifier.safetensors"
 
     output: str = param("taken as `must train` takes it, and left alone", "", metavar="DIR", group="input and output")
-    json: str = param("JSON file for the same numbers", "", metavar="FILE", group="the plan")
+    json: str = param("JSON file for the same numbers", "", metavar="FILE", group="the plan", kind="output")
     gpu: str = param(
         "say by arithmetic what the run would be on other GPUs, such as h100x8 or l4; only the loaders are measured",
         "",
         metavar="NAME[xN]",
         often=True,
     )
-    seconds: float = param("measure steps for about so long, and at least three of them", 20.0, metavar="S")
-
-    def check_values(self) -> None:
-        super().check_values()
-        require(self.seconds > 0, "--seconds must be above 0")
+    seconds: float = param("measure steps for about so long, and at least three of them", 20.0, metavar="S", above=0)

@@ -36,7 +36,7 @@ class PredictConfig(StageConfig):
         metavar="NAMES|FILE|SET",
         often=True,
     )
-    top_k: int = param("classes to print for an image", 1, metavar="K", often=True)
+    top_k: int = param("classes to print for an image", 1, metavar="K", often=True, at_least=1)
     output: str = param(
         "CSV or JSONL file to write instead of the table on the terminal; with --shards, the folder for Parquet files",
         "",
@@ -72,15 +72,14 @@ class PredictConfig(StageConfig):
         "1/1",
         metavar="I/N",
     )
-    workers: int = param("processes that read and decode images of --shards; 0 means one a core", 0, metavar="N")
-    batch_size: int = param("images a forward pass", 32, metavar="N", group="how it runs")
-    threads: int = param("threads of a forward pass; 0 means one a core", 0, metavar="N")
+    workers: int = param(
+        "processes that read and decode images of --shards; 0 means one a core", 0, metavar="N", at_least=0
+    )
+    batch_size: int = param("images a forward pass", 32, metavar="N", group="how it runs", at_least=1)
+    threads: int = param("threads of a forward pass; 0 means one a core", 0, metavar="N", at_least=0)
     device: str = param("of a bundle: auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps", "auto")
 
     def check_values(self) -> None:
-        require(self.top_k >= 1, "--top-k must be at least 1")
-        require(self.batch_size >= 1, "--batch-size must be at least 1")
-        require(self.threads >= 0, "--threads must not be negative")
         require(
             0 <= self.abstain <= 1 or self.abstain == -1,
             "--abstain must be from 0 to 1: it is a probability; or -1, for the threshold in the model",
@@ -108,7 +107,6 @@ class PredictConfig(StageConfig):
             not self.output.lower().endswith((".csv", ".jsonl", ".parquet")),
             f"--output {self.output}: with --shards it is a folder, one Parquet file a shard is written there",
         )
-        require(self.workers >= 0, "--workers must not be negative")
         self.place()
 
     def place(self) -> tuple[int, int]:

@@ -36,8 +36,11 @@ class ServeConfig(StageConfig):
         "seconds between two looks at the registry's LATEST, whose model is swapped in without a restart (hot swap)",
         10.0,
         metavar="S",
+        above=0,
     )
-    top_k: int = param("classes in an answer, unless the request says how many", 5, metavar="K", group="answers")
+    top_k: int = param(
+        "classes in an answer, unless the request says how many", 5, metavar="K", group="answers", at_least=1
+    )
     abstain: float = param(
         "selective prediction: no class where the top probability is below this; -1: the model's "
         "threshold, 0: always one",
@@ -45,39 +48,45 @@ class ServeConfig(StageConfig):
         metavar="T",
     )
     host: str = param("address to listen at; 0.0.0.0 for all", "127.0.0.1", metavar="HOST", group="addresses")
-    port: int = param("port for HTTP; 0: any that is free", 8080, metavar="N", often=True)
-    batch_size: int = param("images a forward pass at most", 32, metavar="N", group="how it runs")
+    port: int = param("port for HTTP; 0: any that is free", 8080, metavar="N", often=True, between=(0, 65535))
+    batch_size: int = param("images a forward pass at most", 32, metavar="N", group="how it runs", at_least=1)
     delay: float = param(
         "milliseconds that a forward pass waits for more images; those that come during one wait anyway",
         0.0,
         metavar="MS",
+        at_least=0,
     )
-    threads: int = param("threads of a forward pass; 0 means one a core", 0, metavar="N")
-    decoders: int = param("threads that decode images; 0 means one a core", 0, metavar="N")
-    max_body: float = param("megabytes of a request", 16.0, metavar="MB", group="limits")
-    max_memory: float = param("megabytes that all requests' bodies may take at a time", 256.0, metavar="MB")
-    max_images: int = param("images of a request", 64, metavar="N")
-    max_pixels: float = param("megapixels of an image", 40.0, metavar="MP")
+    threads: int = param("threads of a forward pass; 0 means one a core", 0, metavar="N", at_least=0)
+    decoders: int = param("threads that decode images; 0 means one a core", 0, metavar="N", at_least=0)
+    max_body: float = param("megabytes of a request", 16.0, metavar="MB", group="limits", above=0)
+    max_memory: float = param("megabytes that all requests' bodies may take at a time", 256.0, metavar="MB", above=0)
+    max_images: int = param("images of a request", 64, metavar="N", at_least=1)
+    max_pixels: float = param("megapixels of an image", 40.0, metavar="MP", above=0)
     request_pixels: float = param(
         "megapixels of all a request's images together; costly forms of pictures count more", 64.0, metavar="MP"
     )
     queue_pixels: float = param("megapixels that may wait; more are refused with 503", 256.0, metavar="MP")
     decode_memory: float = param(
-        "megabytes that images being decoded may take at a time; one alone always may", 1000.0, metavar="MB"
+        "megabytes that images being decoded may take at a time; one alone always may",
+        1000.0,
+        metavar="MB",
+        above=0,
     )
-    queue: int = param("images that may wait; more are refused with 503", 512, metavar="N")
+    queue: int = param("images that may wait; more are refused with 503", 512, metavar="N", at_least=1)
     connections: int = param(
         "connections at a time; for more, the ones that have sent no whole request for longest are closed",
         1024,
         metavar="N",
+        at_least=1,
     )
     patience: float = param(
-        "seconds that a client may take to send a request, and an answer may take", 30.0, metavar="S"
+        "seconds that a client may take to send a request, and an answer may take", 30.0, metavar="S", above=0
     )
     drain: float = param(
         "seconds from SIGTERM, when the server says it is not ready, to when it takes no more connections",
         5.0,
         metavar="S",
+        at_least=0,
     )
 
     def check_values(self) -> None:
@@ -88,15 +97,7 @@ class ServeConfig(StageConfig):
             NAME.fullmatch(self.name) is not None,
             f"--name {self.name[:80]}: letters, digits, '-', '.' and '_' make a name, at most 63 of them",
         )
-        require(self.top_k >= 1, "--top-k must be at least 1")
         require(0 <= self.abstain <= 1 or self.abstain == -1, "--abstain must be from 0 to 1, or -1")
-        require(0 <= self.port < 65536, "--port must be from 0 to 65535")
-        for name in ("batch_size", "max_images", "queue", "connections"):
-            require(getattr(self, name) >= 1, f"--{name.replace('_', '-')} must be at least 1")
-        for name in ("poll", "max_body", "max_memory", "max_pixels", "patience", "decode_memory"):
-            require(getattr(self, name) > 0, f"--{name.replace('_', '-')} must be above 0")
-        for name in ("delay", "threads", "decoders", "drain"):
-            require(getattr(self, name) >= 0, f"--{name} must not be negative")
         require(
             self.max_pixels <= self.request_pixels <= self.queue_pixels,
             "--max-pixels must not be above --request-pixels, nor that above --queue-pixels",

@@ -50,16 +50,25 @@ class ShardConfig(StageConfig):
     label_column: str = param(
         "a table's column of labels, if it has none of the usual names, for --labels csv", "", metavar="NAME"
     )
-    samples_per_shard: int = param("images in a shard", 1000, metavar="N", group="shards")
+    samples_per_shard: int = param("images in a shard", 1000, metavar="N", group="shards", at_least=1)
     max_rejected: float = param(
-        "largest share of undecodable files; above it the run ends with code 2", 0.01, metavar="SHARE", group="images"
+        "largest share of undecodable files; above it the run ends with code 2",
+        0.01,
+        metavar="SHARE",
+        group="images",
+        between=(0, 1),
     )
     workers: int = param(
-        "processes that read and check images; 0 means one a core", 0, metavar="N", group="how it runs", often=True
+        "processes that read and check images; 0 means one a core",
+        0,
+        metavar="N",
+        group="how it runs",
+        often=True,
+        at_least=0,
     )
     part: str = param(
-        "read and check every N-th unit of the files, beginning with the I-th: one of N programs that share the work; "
-        "the one that finds all units done makes the shards of them",
+        "read and check every N-th chunk of the files, beginning with the I-th: one of N programs that share the work; "
+        "the one that finds all chunks done makes the shards of them",
         "1/1",
         metavar="I/N",
     )
@@ -82,20 +91,18 @@ class ShardConfig(StageConfig):
         "decode every image once, which finds damaged ones, or read headers only, which is faster", "decode"
     )
     resize: int = param(
-        "re-encode larger images as JPEG with this shorter side; 0 keeps every file byte for byte", 0, metavar="PX"
+        "re-encode larger images as JPEG with this shorter side; 0 keeps every file byte for byte",
+        0,
+        metavar="PX",
+        at_least=0,
     )
-    quality: int = param("JPEG quality of --resize", 90, metavar="1-95")
-    max_pixels: int = param("images of more pixels (width x height) are rejected", 89_478_485, metavar="N")
-    max_file_mb: int = param("files of more megabytes are rejected", 256, metavar="MB")
+    quality: int = param("JPEG quality of --resize", 90, metavar="1-95", between=(1, 95))
+    max_pixels: int = param(
+        "images of more pixels (width x height) are rejected", 89_478_485, metavar="N", between=(1, 178_956_970)
+    )
+    max_file_mb: int = param("files of more megabytes are rejected", 256, metavar="MB", at_least=1)
 
     def check_values(self) -> None:
-        require(1 <= self.quality <= 95, "--quality must be between 1 and 95")
-        require(self.resize >= 0, "--resize must not be negative")
-        require(1 <= self.max_pixels <= 178_956_970, "--max-pixels must be between 1 and 178956970")
-        require(self.max_file_mb >= 1, "--max-file-mb must be at least 1")
-        require(self.samples_per_shard >= 1, "--samples-per-shard must be at least 1")
-        require(0 <= self.max_rejected <= 1, "--max-rejected must be between 0 and 1")
-        require(self.workers >= 0, "--workers must not be negative")
         self.place()
         require(
             bool(self.split) and all(share >= 0 for share in self.split.values()), "--split needs shares of 0 or more"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from must.base.parameters import StageConfig, convert, flag, param, require
+from must.base.parameters import StageConfig, convert, param, require
 from must.config.defaults import CACHE_GB
 from must.config.trackers import check_names
 
@@ -25,12 +25,18 @@ class TrainConfig(StageConfig):
         "  torchrun --nproc-per-node=8 -m must train --shards ... (on several GPUs)"
     )
 
-    shards: str = param("folder of shards made by `must shard`", metavar="URI", group="input and output", often=True)
+    shards: str = param(
+        "folder of shards made by `must shard`", metavar="URI", group="input and output", often=True, kind="shards"
+    )
     index_sha256: str = param(
         "refuse shards whose index has another sha256 (`must index show` prints it); any if empty", "", metavar="HEX"
     )
-    classifier: str = param("classifier file made by `must classifier`; it names the model", metavar="FILE", often=True)
-    output: str = param("folder for the adapted model (the bundle), the logs and the curves", metavar="DIR", often=True)
+    classifier: str = param(
+        "classifier file made by `must classifier`; it names the model", metavar="FILE", often=True, kind="classifier"
+    )
+    output: str = param(
+        "folder for the adapted model (the bundle), the logs and the curves", metavar="DIR", often=True, kind="output"
+    )
     split: str = param("split to train on; its labels, if there are any, are not read", "train", metavar="NAME")
     preset: str = param(
         "auto, which is taken if none is named: settings from the data's size and the model; or the published ones of "
@@ -49,22 +55,28 @@ class TrainConfig(StageConfig):
         "",
         metavar="BUNDLE",
         often=True,
+        kind="bundle",
     )
-    epochs: int = param("passes over the split", 30, metavar="N", group="optimisation", often=True)
-    batch_size: int = param("global batch: images a step, over all processes", 1024, metavar="N", often=True)
+    epochs: int = param("passes over the split", 30, metavar="N", group="optimisation", often=True, at_least=1)
+    batch_size: int = param(
+        "global batch: images a step, over all processes", 1024, metavar="N", often=True, at_least=1
+    )
     accumulate: int | Literal["auto"] = param(
         "gradient accumulation: micro-batches per process and step; less memory, the same gradients, a quarter "
         "more work; auto: as few as fit into a CUDA GPU's memory, by a trial; 1 elsewhere",
         1,
         metavar="N|auto",
+        at_least=1,
     )
-    lr: float = param("learning rate for 256 images a step; it is scaled by batch size / 256", 2e-5, often=True)
+    lr: float = param(
+        "learning rate for 256 images a step; it is scaled by batch size / 256", 2e-5, often=True, at_least=0
+    )
     min_lr: float = param("the cosine schedule's end, scaled the same way", 1e-6)
-    weight_decay: float = param("AdamW weight decay of everything but one-dimensional tensors", 0.05)
-    layer_decay: float = param("learning rate of a layer, as a factor of the layer above", 0.65)
+    weight_decay: float = param("AdamW weight decay of everything but one-dimensional tensors", 0.05, at_least=0)
+    layer_decay: float = param("learning rate of a layer, as a factor of the layer above", 0.65, above=0, at_most=1)
     seed: int = param("of sample order, augmentation, masks and new weights", 0, metavar="N")
     confidence_threshold: float = param(
-        "teacher probability above which a pseudo-label counts", 0.7, group="the method"
+        "teacher probability above which a pseudo-label counts", 0.7, group="the method", at_least=0, below=1
     )
     pseudo_labels: Literal["teacher", "refined"] = param(
         "teacher: the EMA teacher's, as published; refined (label propagation): over the first third of the steps "
@@ -72,20 +84,24 @@ class TrainConfig(StageConfig):
         "teacher",
     )
     fairness_weight: float = param(
-        "weight of the class balance (fairness) term, which counters class imbalance in the predictions", 1.0
+        "weight of the class balance (fairness) term, which counters class imbalance in the predictions",
+        1.0,
+        at_least=0,
     )
     class_prior: Literal["uniform", "given"] = param(
         "class imbalance, what the class balance aims at: uniform: classes that are equally frequent, as "
         "published; given: the shares in the class file, which --preset auto takes where there are some",
         "uniform",
     )
-    reconstruction_weight: float = param("weight of the masked image modelling term", 1.0)
-    align_weight: float = param("weight of the global-local alignment term", 0.2)
-    mask_patch_size: int = param("side of a masked cell in pixels; a multiple of the model's patch", 32, metavar="PX")
+    reconstruction_weight: float = param("weight of the masked image modelling term", 1.0, at_least=0)
+    align_weight: float = param("weight of the global-local alignment term", 0.2, at_least=0)
+    mask_patch_size: int = param(
+        "side of a masked cell in pixels; a multiple of the model's patch", 32, metavar="PX", at_least=1
+    )
     mask_ratio: float = param("share of cells that are masked (rounded up)", 0.3)
-    ema_decay_init: float = param("EMA teacher: decay at the first step", 0.999)
-    ema_decay: float = param("EMA teacher: decay after the ramp", 0.9998)
-    ema_warmup_steps: int = param("steps of the linear ramp between the two", 2000, metavar="N")
+    ema_decay_init: float = param("EMA teacher: decay at the first step", 0.999, between=(0, 1))
+    ema_decay: float = param("EMA teacher: decay after the ramp", 0.9998, between=(0, 1))
+    ema_warmup_steps: int = param("steps of the linear ramp between the two", 2000, metavar="N", at_least=0)
     logit_factor: str = param(
         "factor on the cosine logits: 100 as published, or 'model' for the model's own logit scale",
         "100",
@@ -100,13 +116,16 @@ class TrainConfig(StageConfig):
         0,
         metavar="PX",
         group="views",
+        at_least=0,
     )
     strong_scale: list[float] = param(
         "smallest and largest area of the strong view's random resized crop",
         factory=lambda: [0.3, 1.0],
         metavar="LOW,HIGH",
     )
-    flip: float = param("probability of mirroring the strong view (0 for digits, text, traffic signs)", 0.5)
+    flip: float = param(
+        "probability of mirroring the strong view (0 for digits, text, traffic signs)", 0.5, between=(0, 1)
+    )
     randaugment: str = param(
         "RandAugment of the strong view in timm's notation; empty for none", "rand-m9-mstd0.5-inc1"
     )
@@ -122,20 +141,26 @@ class TrainConfig(StageConfig):
     augment_device: Literal["cpu", "gpu"] = param(
         "where views are computed: by the loader processes, or on --device in batches, by fast arithmetic", "cpu"
     )
-    shuffle_window: int = param("shards whose images are shuffled together", 16, metavar="N", group="reading shards")
+    shuffle_window: int = param(
+        "shards whose images are shuffled together", 16, metavar="N", group="reading shards", at_least=1
+    )
     max_replaced: float = param(
-        "largest share of undecodable images, which are replaced; above it training stops", 0.01, metavar="SHARE"
+        "largest share of undecodable images, which are replaced; above it training stops",
+        0.01,
+        metavar="SHARE",
+        between=(0, 1),
     )
     cache: str = param(
         "folder on this machine's own disk for remote shards; ~/.cache/must/shards if empty", "", metavar="DIR"
     )
-    cache_gb: float = param("gigabytes that all runs' shards may take there", CACHE_GB, metavar="GB")
+    cache_gb: float = param("gigabytes that all runs' shards may take there", CACHE_GB, metavar="GB", above=0)
     workers: int | Literal["auto"] = param(
         "loader processes for each training process; auto: 2 on a CPU; with a GPU its share of the cores but one, 16 "
         "at most",
         "auto",
         metavar="N|auto",
         often=True,
+        at_least=0,
     )
     device: str = param(
         "auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps", "auto", group="how it runs", often=True
@@ -155,17 +180,20 @@ class TrainConfig(StageConfig):
     )
     compile: bool = param("run the networks' blocks through torch.compile (needs a C++ compiler or a GPU)", False)
     checkpoints: str = param(
-        "folder for checkpoints; OUTPUT/checkpoints if empty", "", metavar="URI", group="checkpoints"
+        "folder for checkpoints; OUTPUT/checkpoints if empty", "", metavar="URI", group="checkpoints", kind="output"
     )
-    checkpoint_every: int = param("steps between checkpoints; 0: once an epoch", 0, metavar="N")
+    checkpoint_every: int = param("steps between checkpoints; 0: once an epoch", 0, metavar="N", at_least=0)
     checkpoint_seconds: int = param(
         "besides those, a checkpoint as soon as this many seconds have passed since the last; later where saving would "
         "take more than a twentieth of the time; 0: none",
         0,
         metavar="S",
+        at_least=0,
     )
-    keep_checkpoints: int = param("newest checkpoints to keep", 2, metavar="N")
-    keep_every: int = param("besides those, keep the checkpoint of every Nth step for good; 0: none", 0, metavar="N")
+    keep_checkpoints: int = param("newest checkpoints to keep", 2, metavar="N", at_least=1)
+    keep_every: int = param(
+        "besides those, keep the checkpoint of every Nth step for good; 0: none", 0, metavar="N", at_least=0
+    )
     resume: bool = param("go on from the newest checkpoint if there is one; --no-resume starts over", True)
     save: Literal["teacher", "student"] = param("which of the two becomes the model", "teacher", group="the model")
     select: Literal["none", "ladder"] = param(
@@ -173,15 +201,19 @@ class TrainConfig(StageConfig):
         "neighbours speak for, and zero-shot's weights where they speak for none; none: all of it, as published",
         "none",
     )
-    log_every: int = param("steps between log lines", 10, metavar="N", group="how it runs")
+    log_every: int = param("steps between log lines", 10, metavar="N", group="how it runs", at_least=1)
     trackers: list[str] = param(
         "where the curves go besides the log: tensorboard (files in the output), mlflow (MLFLOW_TRACKING_URI), wandb; "
         "empty for nowhere",
         factory=lambda: ["tensorboard"],
         metavar="NAME,...",
+        kind="trackers",
     )
     timeout: int = param(
-        "seconds after which a lost, frozen or stuck process is given up; the run ends with code 75", 600, metavar="S"
+        "seconds after which a lost, frozen or stuck process is given up; the run ends with code 75",
+        600,
+        metavar="S",
+        at_least=1,
     )
 
     @property
@@ -197,45 +229,11 @@ class TrainConfig(StageConfig):
         return self.accumulate
 
     def check_values(self) -> None:
-        for name in (
-            "epochs",
-            "batch_size",
-            "accumulate",
-            "mask_patch_size",
-            "keep_checkpoints",
-            "log_every",
-            "timeout",
-            "shuffle_window",
-        ):
-            require(getattr(self, name) == "auto" or getattr(self, name) >= 1, f"{flag(name)} must be at least 1")
-        for name in (
-            "fairness_weight",
-            "reconstruction_weight",
-            "align_weight",
-            "weight_decay",
-            "workers",
-            "ema_warmup_steps",
-            "lr",
-            "weak_padding",
-            "checkpoint_every",
-            "checkpoint_seconds",
-            "keep_every",
-        ):
-            require(getattr(self, name) == "auto" or getattr(self, name) >= 0, f"{flag(name)} must not be negative")
         check_names(self.trackers)
-        require(0 <= self.max_replaced <= 1, "--max-replaced must be between 0 and 1")
-        require(self.cache_gb > 0, "--cache-gb must be above 0")
-        require(0 <= self.confidence_threshold < 1, "--confidence-threshold must be at least 0 and below 1")
         require(
             0 < self.mask_ratio < 1,
             "--mask-ratio must be between 0 and 1; with nothing masked two of the losses are undefined",
         )
-        require(
-            0 <= self.ema_decay_init <= 1 and 0 <= self.ema_decay <= 1,
-            "--ema-decay and --ema-decay-init must be between 0 and 1",
-        )
-        require(0 < self.layer_decay <= 1, "--layer-decay must be above 0 and at most 1")
-        require(0 <= self.flip <= 1, "--flip must be between 0 and 1")
         require(
             len(self.strong_scale) == 2 and 0 < self.strong_scale[0] <= self.strong_scale[1] <= 1,
             "--strong-scale needs two areas, such as 0.3,1",

@@ -30,6 +30,7 @@ from must.evaluation.metrics import (
     reliability,
     scalar_metrics,
 )
+from must.evaluation.report.verdict import verdict
 from must.evaluation.scores import Samples, Scores, score_split
 from must.evaluation.table import text_table
 from must.evaluation.training import stability, training_log
@@ -88,7 +89,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         # last: a folder with report.html is a whole result; whatever happens to it, the numbers are there
         report = drawn(config, metrics, samples, after, before)
         storage.write_bytes(storage.join(config.output, REPORT_FILE), encoded(report))
-        print(text_table(metrics))
+        print(f"{printable(verdict(metrics).plain)}\n\n{text_table(metrics)}")
         if samples.skipped:
             print(f"{samples.skipped} images could not be decoded and were left out")
         print(f"\nreport: {storage.join(config.output, REPORT_FILE)}")

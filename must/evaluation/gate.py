@@ -14,6 +14,7 @@ from must.base import storage
 from must.base.parameters import require
 from must.base.storage import read_json
 from must.config import GateConfig
+from must.method.answers.decided import in_words as in_words_of_answers
 
 GAIN, ZERO_SHOT, STOPPED, UNCHECKED = "gain", "zero-shot", "stopped", "unchecked"
 
@@ -27,7 +28,7 @@ class Decision:
     """
 
     passed: bool
-    gate: str  # "label-free", "labelled" or "none"
+    gate: str  # "label-free", "reviewed", "labelled" or "none"
     reasons: list[str] = field(default_factory=list)
     outcome: str = ""
 
@@ -75,8 +76,9 @@ def label_free_gate(metrics: dict[str, Any], config: GateConfig) -> Decision:
     require("audit" in compared, "the metrics are of an earlier version: run `must evaluate` again")
     name = metrics.get("baseline_name", "zero-shot")
     audit = compared["audit"]
-    rules = [audited(audit, selection_of(metrics), name)]
-    if audit and audit["signal"]["renamed"] is not None:
+    by_people = review_of(metrics) if name.endswith("zero-shot") else None  # it is zero-shot that they compared with
+    rules = [answered(by_people) if by_people else audited(audit, selection_of(metrics), name)]
+    if not by_people and audit and audit["signal"]["renamed"] is not None:
         value = audit["signal"]["renamed"]
         rules.append(rule("images whose class only changed its name", value, config.max_renamed, at_most=True))
     rules.append(rule(f"same class as {name}", compared["agreement"], config.min_agreement))
@@ -116,6 +118,32 @@ def selection_of(metrics: dict[str, Any]) -> dict[str, Any]:
     return ((metrics.get("model") or {}).get("provenance") or {}).get("selection") or {}
 
 
+def review_of(metrics: dict[str, Any]) -> dict[str, Any] | None:
+    """What people's answers decided of the model, if they were asked and did."""
+    found = selection_of(metrics).get("review")
+    return found if isinstance(found, dict) and found.get("alpha") is not None else None
+
+
+def answered(review: dict[str, Any]) -> tuple[bool, str]:
+    """Whether people's answers let the model pass. They also do where zero-shot is kept: that is what they said."""
+    return True, line(True, in_words_of_answers(review))
+
+
+def reviewed_gate(metrics: dict[str, Any], config: GateConfig) -> Decision:
+    """Passes when people's answers decided how much of the adaptation is kept (`must select --answers`)."""
+    if not metrics.get("baseline_name", "zero-shot").endswith("zero-shot"):  # a champion, which no answer is about
+        return replace(label_free_gate(metrics, config), gate="reviewed")
+    review = review_of(metrics)
+    if review is None:
+        asked = selection_of(metrics).get("review")
+        why = in_words_of_answers(asked) if isinstance(asked, dict) else "nobody was asked about this model"
+        return Decision(
+            False, "reviewed", [line(False, f"{why}; ask with `must review`, then `must select --answers`")]
+        )
+    passed, text = answered(review)
+    return Decision(passed, "reviewed", [text], "" if review["alpha"] else ZERO_SHOT)
+
+
 def labelled_gate(metrics: dict[str, Any], config: GateConfig) -> Decision:
     """Passes when the lower end of the paired 95% interval of the gain over the baseline is above `config.min_gain`.
 
@@ -145,7 +173,7 @@ def no_gate(metrics: dict[str, Any], config: GateConfig) -> Decision:
     return Decision(True, "none", ["ok  no gate was asked for: every model passes"], UNCHECKED)
 
 
-RULES = {"labelled": labelled_gate, "label-free": label_free_gate, "none": no_gate}
+RULES = {"labelled": labelled_gate, "reviewed": reviewed_gate, "label-free": label_free_gate, "none": no_gate}
 
 
 def rule(name: str, value: float, limit: float, at_most: bool = False) -> tuple[bool, str]:

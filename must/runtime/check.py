@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from must.base.parameters import StageConfig, require
+from must.base.parameters import SYNONYMS, StageConfig, require
 from must.base.text import brief, did_you_mean
 from must.config import ExportConfig, GateConfig, PromoteConfig, ShardConfig, TrainConfig
 from must.config.gate import LABEL_FREE
@@ -37,7 +37,7 @@ def check_run(values: Mapping[str, Any]) -> None:
     register = values.get("register", "none")
     with_name("register", PromoteConfig, registry=LATER, name=LATER, model=LATER, onnx=LATER, register=register)
     serve = values.get("serve", "none")
-    require(serve in SERVED, f"serve: {brief(serve)} is none of {', '.join(SERVED)}")
+    require(serve in SERVED, f"serve must be one of {', '.join(SERVED)} (got {brief(serve)})")
     if serve != "none":
         check_service_name(values.get("model_name", "model"))
 
@@ -97,7 +97,7 @@ def with_name(where: str, stage: type[StageConfig], **values: Any) -> None:
 def check_names(where: str, given: Iterable[str], known: list[str]) -> None:
     for name in given:
         if name not in known:
-            raise ValueError(f"{where}.{name}: unknown; {did_you_mean(name, known)}")
+            raise ValueError(f"{where}.{name}: unknown; {did_you_mean(name, known, SYNONYMS)}")
 
 
 def names_of(stage: type[StageConfig]) -> list[str]:

@@ -59,7 +59,7 @@ def decide(
             if gate == "labelled":
                 metrics = by_champion
         result: Decision = call("gate", metrics=metrics, gate=gate, output=decision, **settings)
-        if champion_uri and gate == "label-free":
+        if champion_uri and gate in ("label-free", "reviewed"):
             result = against_champion(result, call("gate", metrics=by_champion, gate=gate, **settings))
             storage.write_bytes(decision, json.dumps(result.to_dict(), indent=1).encode())
     storage.write_bytes(page, encoded(as_markdown(result, against)))

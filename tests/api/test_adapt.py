@@ -40,6 +40,8 @@ def test_it_adapts_and_measures(adapted, digits):
     assert adapted.classes == list(CLASSES) and (adapted.bundle / "model.json").exists()
     assert adapted.report.name == "report.html" and adapted.report._repr_html_().startswith("<iframe srcdoc=")
     assert Adapted(adapted.output) == adapted
+    shown = adapted._repr_html_()
+    assert shown.startswith("<h3>") and "of 100 are right" in shown and shown.count("<img src=") > 3
 
 
 def test_predictions_of_paths_images_and_arrays_agree_with_the_report(adapted, digits):
@@ -58,6 +60,12 @@ def test_predictions_of_paths_images_and_arrays_agree_with_the_report(adapted, d
         adapted.predict(["nowhere.png"])
 
 
+def on_white(pixels):
+    """RGB of RGBA, by the formula."""
+    alpha = pixels[..., 3:].astype(float) / 255
+    return np.rint(pixels[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+
+
 def test_open_clips_model_ranks_as_the_bundle_does(adapted, digits):
     model, preprocess, classifier = adapted.to_open_clip()
     assert isinstance(model, open_clip.CLIP) and classifier.shape[1] == len(CLASSES)
@@ -66,6 +74,12 @@ def test_open_clips_model_ranks_as_the_bundle_does(adapted, digits):
         pixels = torch.stack([preprocess(Image.open(path)) for path in paths])
         best = (F.normalize(model.encode_image(pixels), dim=-1) @ classifier).argmax(1)
     assert [CLASSES[i] for i in best] == [one.name for one in adapted.predict(paths)]
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 4), dtype=np.uint8)
+    white = pixels.copy()
+    pixels[4:28, 4:28, 3], white[4:28, 4:28] = 0, 255
+    assert torch.equal(preprocess(Image.fromarray(pixels)), preprocess(Image.fromarray(on_white(white)))), (
+        "not below it"
+    )
 
 
 @pytest.mark.slow

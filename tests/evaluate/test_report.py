@@ -143,6 +143,9 @@ def test_the_verdict_says_no_more_than_the_interval(digits):
         found = verdict(metrics)
         assert found.tone == tone, found
     assert "Worse than zero-shot" in found.headline
+    before, after = (round(100 * metrics[model]["top1"]) for model in ("baseline", "adapted"))
+    assert f"{after} of 100 are right, before it was {before}" in found.plain and found.plain.startswith("Worse than")
+    assert "Guessing would be right about 10 times in 100" in found.plain
 
 
 def test_zero_shot_that_was_kept_is_said_to_be_the_same_and_not_unclear():
@@ -150,6 +153,10 @@ def test_zero_shot_that_was_kept_is_said_to_be_the_same_and_not_unclear():
     metrics = measure(samples, before, before, [str(i) for i in range(10)]) | {"baseline_name": "zero-shot"}
     found = verdict(metrics)
     assert (found.tone, found.headline) == ("open", "The same as zero-shot") and "keep their class" in found.text
+    assert found.plain.startswith("Nothing has changed")
+    story = {"selection": {"kept_zero_shot": True, "reason": "look-alikes disagree"}}
+    plain = verdict(metrics | {"model": {"provenance": story}}).plain
+    assert "Why: look-alikes disagree. What helps: better class names" in plain
 
 
 def test_collapse_is_named_without_labels(digits):
@@ -159,6 +166,7 @@ def test_collapse_is_named_without_labels(digits):
     metrics = measure(samples, collector.result(), before, ["a", "b", "c", "d"]) | {"baseline_name": "zero-shot"}
     found = verdict(metrics)
     assert found.tone == "bad" and "hardly predicted any more (b, c, d)" in found.text
+    assert found.plain.startswith("Do not use it: ")
 
 
 def test_curves_are_drawn_from_the_log_even_when_it_is_cut_off(digits, tmp_path):

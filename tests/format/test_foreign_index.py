@@ -46,28 +46,31 @@ def first(**values: object) -> Callable[[dict[str, Any]], object]:
 
 
 EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    **{f"shard {name!r}": (first(name=name), "is no name of a shard") for name in NAMES},
+    **{f"shard {name!r}": (first(name=name), "is not a valid shard name") for name in NAMES},
     **{
-        f"table {name!r}": (lambda c, name=name: c["tables"][0].update(name=name), "is no name of a table")
+        f"table {name!r}": (lambda c, name=name: c["tables"][0].update(name=name), "is not a valid table name")
         for name in NAMES
     },
-    "sha256 that is a path": (first(sha256="/home/backup/photos"), "is no sha256"),
-    "sha256 in capitals": (first(sha256="A" * 64), "is no sha256"),
-    "sha256 with a line break": (first(sha256="a" * 64 + "\n"), "is no sha256"),
-    "offsets' sha256": (first(offsets_sha256="../x"), "is no sha256"),
-    "a table's sha256": (lambda c: c["tables"][0].update(sha256=""), "is no sha256"),
-    "negative bytes": (first(bytes=-1), "bytes is no number"),
-    "bytes as a float": (first(bytes=1e300), "bytes is no number"),
-    "too many samples": (first(samples=2**70), "samples is no number"),
-    "a truth value": (first(labelled=True), "labelled is no number"),
+    "sha256 that is a path": (first(sha256="/home/backup/photos"), "is not a sha256"),
+    "sha256 in capitals": (first(sha256="A" * 64), "is not a sha256"),
+    "sha256 with a line break": (first(sha256="a" * 64 + "\n"), "is not a sha256"),
+    "offsets' sha256": (first(offsets_sha256="../x"), "is not a sha256"),
+    "a table's sha256": (lambda c: c["tables"][0].update(sha256=""), "is not a sha256"),
+    "negative bytes": (first(bytes=-1), "bytes must be a non-negative integer"),
+    "bytes as a float": (first(bytes=1e300), "bytes must be a non-negative integer"),
+    "too many samples": (first(samples=2**70), "samples must be a non-negative integer"),
+    "a truth value": (first(labelled=True), "labelled must be a non-negative integer"),
     "another split's name": (first(name="test-000000.tar"), "is of another split"),
-    "a shard twice": (lambda c: c["shards"].append(c["shards"][0]), "stands there twice"),
+    "a shard twice": (lambda c: c["shards"].append(c["shards"][0]), "is listed twice"),
     "an unknown field": (first(path="/etc"), "unexpected keyword"),
-    "a split as a path": (lambda c: c["splits"].update({"../x": {"samples": 0, "labelled": 0}}), "no name of a split"),
+    "a split as a path": (
+        lambda c: c["splits"].update({"../x": {"samples": 0, "labelled": 0}}),
+        "not a valid split name",
+    ),
     "counts that do not add up": (lambda c: c["splits"]["train"].update(samples=11), "do not add up"),
-    "labels as numbers": (lambda c: c.update(labels=[1]), "a label is no text"),
-    "a negative revision": (lambda c: c.update(revision=-1), "revision is no number"),
-    "more units than there can be": (lambda c: c.update(units=2**40), "units is no number"),
+    "labels as numbers": (lambda c: c.update(labels=[1]), "a label is not text"),
+    "a negative revision": (lambda c: c.update(revision=-1), "revision must be a non-negative integer"),
+    "more units than there can be": (lambda c: c.update(units=2**40), "units must be below"),
     "a source without uri": (lambda c: c.update(source={}), "KeyError: .*uri"),
     "settings as a list": (lambda c: c.update(settings=[]), "TypeError"),
     "no limit of pixels": (lambda c: c["settings"].update(max_pixels=0), "max_pixels is 0"),
@@ -106,7 +109,7 @@ def test_a_table_of_a_bucket_cannot_be_written_elsewhere(
     data = edited(bucket_server.uri, lambda c: c.update(tables=[{"name": evil, "sha256": "0" * 64}]))
     storage.write_bytes(bucket_server.uri + "/index.json", data)
     zoo.fill(tmp_path / "new", 3, start=100)
-    with pytest.raises(ValueError, match="no name of a table"):
+    with pytest.raises(ValueError, match="not a valid table name"):
         run(tmp_path / "new", bucket_server.uri, append=True)
     assert not any(home.iterdir()) and not list(tmp_path.glob("**/.bashrc"))
 
@@ -117,7 +120,7 @@ def test_a_sha256_that_is_a_path_deletes_nothing(bucket_server: Server, made: Pa
     upload(made, bucket_server.uri)
     data = edited(bucket_server.uri, first(sha256=str(tmp_path / "photos")))
     storage.write_bytes(bucket_server.uri + "/index.json", data)
-    with pytest.raises(ValueError, match="is no sha256"):
+    with pytest.raises(ValueError, match="is not a sha256"):
         open_reader(bucket_server.uri, "train", str(tmp_path / "cache"), 1.0).image(0)
     assert (tmp_path / "photos.tar").read_bytes() == b"mine"
     assert (tmp_path / "photos.part").read_bytes() == b"mine too"

@@ -270,13 +270,13 @@ def test_class_order_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 EDITS = {
-    "/etc/passwd": "is no place of a tar",
+    "/etc/passwd": "is not the place of a tar",
     "../x.tar": "leads out of its folder",
     "a/../../x.tar": "leads out of its folder",
     "gs://bucket/../x.tar": "leads out of its folder",
     "ftp://x/x.tar": "unknown scheme",
-    7: "file is no text",
-    None: "file is no text",
+    7: "file is not text",
+    None: "file is not text",
     "": "belong together",
 }
 

@@ -136,7 +136,7 @@ def test_a_wrong_file_of_names_is_one_line(tmp_path, data, message):
         ),
         ("klasses: [cat, dog]\n", "expected 'classes:'"),
         ("classes: [cat, dog]\nnames: 3\n", "unknown key 'names'"),
-        ("classes: [cat\n", "no valid YAML"),
+        ("classes: [cat\n", "not valid YAML"),
     ],
 )
 def test_wrong_class_files_are_one_line(tmp_path, text, message):

@@ -194,5 +194,5 @@ def test_no_stage_begins_without_the_model(digits, tmp_path):
         "refine": {"classifier": output},
     }.items():
         with pytest.raises(ValueError, match="the classifier's model is not there"):
-            preflight(stage, configure(stage, {**places, **values}))
-    preflight("train", configure("train", {**places, "classifier": output, "preset": "digits", "model": "ViT-B-16"}))
+            preflight(configure(stage, {**places, **values}))
+    preflight(configure("train", {**places, "classifier": output, "preset": "digits", "model": "ViT-B-16"}))

@@ -10,7 +10,7 @@ import pytest
 from must.config import PredictConfig
 from must.deploy.predict.predict import predict
 from must.deploy.predict.session import OnnxClassifier
-from tests.image.test_bounds import thin
+from tests.image.test_cost import thin
 
 
 def edited(model, **metadata):

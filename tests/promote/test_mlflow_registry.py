@@ -46,7 +46,7 @@ def latest(tmp_path):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--register", "mlfow"], "--register: 'mlfow' is none of"),
+        (["--register", "mlfow"], "--register must be one of"),
         (["--register", "mlflow"], "--register mlflow: goes with --onnx"),
         (["--register-name", "x"], "--register-name goes with --register"),
         (["--register", "mlflow", "--onnx", "o", "--register-name", "a/b"], "make a name"),

@@ -15,7 +15,7 @@ from must.runtime.inputs import look
 from must_pipeline import run_local, schedule, submit
 
 WRONG = [
-    ({"settings": {"lerning_rate": 1}}, "settings.lerning_rate: unknown; known: split"),
+    ({"settings": {"lerning_rate": 1}}, "settings.lerning_rate: unknown; did you mean 'lr'?"),
     ({"settings": {"epoch": 1}}, "settings.epoch: unknown; did you mean 'epochs'?"),
     ({"settings": {"lr": "fast"}}, "settings: --lr: expected a number, got 'fast'"),
     ({"settings": {"batch_size": 0}}, "settings: --batch-size must be at least 1"),
@@ -23,7 +23,7 @@ WRONG = [
     ({"epochs": -1}, "epochs -1: passes over the images"),
     ({"preset": "imagnet"}, "--preset imagnet: unknown; did you mean 'imagenet'"),
     ({"preset": "imagenet", "model": "RN50"}, "published for ViT-B/16 and ViT-L/14 only"),
-    ({"gate": "lable-free"}, "gate: --gate: 'lable-free' is none of label-free, labelled, none"),
+    ({"gate": "lable-free"}, "gate: --gate must be one of label-free, labelled, none (got 'lable-free')"),
     ({"gate_settings": {"min_gian": 0.1}}, "gate_settings.min_gian: unknown; did you mean 'min_gain'?"),
     ({"gate_settings": {"min_gain": 0.9}}, "gate_settings.min_gain: belongs to the gate 'labelled'; this run has gate"),
     (
@@ -31,18 +31,18 @@ WRONG = [
         "gate_settings.min_agreement: belongs to the gate 'label-free'; this run has gate 'labelled'",
     ),
     ({"gate": "none", "gate_settings": {"min_gain": 0.1}}, "belongs to the gate 'labelled'; this run has gate 'none'"),
-    ({"gate": "labelled", "gate_settings": {"min_gain": 2}}, "gate_settings: --min-gain is a fraction"),
+    ({"gate": "labelled", "gate_settings": {"min_gain": 2}}, "gate_settings: --min-gain must be between -1 and 1"),
     ({"gate_settings": {"output": "x"}}, "gate_settings.output: unknown"),
-    ({"precision": "fp61"}, "precision: --precision: 'fp61' is none of"),
-    ({"labels": "folders"}, "--labels: 'folders' is none of folder, csv, none"),
+    ({"precision": "fp61"}, "precision: --precision must be one of fp32, fp16, int8 (got 'fp61')"),
+    ({"labels": "folders"}, "--labels must be one of folder, csv, none (got 'folders')"),
     ({"split": "train=0.9"}, "--split must add up to 1"),
     ({"shard_settings": {"max_rejeced": 1}}, "shard_settings.max_rejeced: unknown; did you mean 'max_rejected'?"),
     ({"shard_settings": {"source": "x"}}, "shard_settings: source: a parameter of the pipeline"),
     ({"shard_settings": {"quality": 0}}, "shard_settings: --quality must be between 1 and 95"),
-    ({"serve": "yes"}, "serve: 'yes' is none of none, write, apply"),
+    ({"serve": "yes"}, "serve must be one of none, write, apply (got 'yes')"),
     ({"serve": "write", "model_name": "cats.v2"}, "model_name cats.v2: a service needs a name that Kubernetes takes"),
     ({"triton": "My Model"}, "triton: --triton My Model: must be a name that Kubernetes takes"),
-    ({"register": "mlfow"}, "register: --register: 'mlfow' is none of none, mlflow"),
+    ({"register": "mlfow"}, "register: --register must be one of none, mlflow"),
     ({"model_name": "My Model"}, "--name My Model: small letters, digits"),
 ]  # fmt: skip
 RIGHT = [
@@ -101,7 +101,7 @@ def test_every_door_refuses_it(door, tmp_path, monkeypatch, capsys):
         ({"pretrained": "opanai"}, "no tag of ViT-B-16-quickgelu; known:"),
         ({"pretrained": "{folder}/weights.pt"}, "no such file"),
         ({"pretrained": "{bucket}/weights.pt"}, "no such file"),
-        ({"gate": "lable-free"}, "'lable-free' is none of"),
+        ({"gate": "lable-free"}, "(got 'lable-free')"),
     ],
 )
 def test_the_first_stage_looks_at_what_the_names_stand_for(tmp_path, bucket_server, change, message):
@@ -143,6 +143,7 @@ def test_a_place_that_cannot_be_written_to_is_said_before_the_training_and_nothi
 def test_a_registry_that_is_not_there_is_said_before_the_training(tmp_path, monkeypatch, register, variable):
     monkeypatch.setattr("must.deploy.promote.model_registry.TRIES", 1)
     monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    monkeypatch.delenv("KF_PIPELINES_SA_TOKEN_PATH", raising=False)
     with pytest.raises(TransientError, match=r"http://127.0.0.1:9 does not answer"):
         looked(tmp_path, register=register)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from must.base.exits import HELD
 from must.base.processes import METHOD
 from must.base.storage import TransientError
 from must.data.format.index import load_index
@@ -126,7 +127,7 @@ def test_the_second_of_two_runs_refuses(images: Path, tmp_path: Path) -> None:
         wait_until(lambda: len(list(output.glob(".shard/*/*.npz"))) >= 1)
         first.send_signal(signal.SIGSTOP)
         with start(images, output) as second:
-            assert second.wait(120) == 2
+            assert second.wait(120) == HELD
             assert second.stderr is not None
             message = second.stderr.read()
         assert f"being written by another `must shard` (process {first.pid}" in message

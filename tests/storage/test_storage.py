@@ -290,25 +290,20 @@ with storage.open_write(sys.argv[1]) as file:
 """
 
 
-def test_nothing_stays_of_a_file_whose_writer_is_killed(tmp_path: Path) -> None:
+def test_a_file_whose_writer_is_killed_is_what_it_was(tmp_path: Path) -> None:
     (tmp_path / "there").write_bytes(b"before")
     for name in ("there", "new"):
         killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / name)], check=False)
         assert killed.returncode == -9
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("there", b"before")]
+    assert [entry.name for entry in storage.list_files(tmp_path)] == ["there"]
+    assert (tmp_path / "there").read_bytes() == b"before"
+    left = [path.name for path in tmp_path.iterdir() if path.name != "there"]
+    assert all(name.startswith(storage.TEMPORARY) for name in left)
 
 
-@pytest.mark.parametrize("nameless", [True, False], ids=["nameless until it is whole", "as on a network volume"])
-def test_a_file_that_is_whole_may_be_read_by_others_and_stays_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nameless: bool
-) -> None:
-    if not nameless:
-        monkeypatch.setattr("must.base.storage.unfinished.NAMELESS", 0)  # refused, as there
-    monkeypatch.setattr("must.base.storage.unfinished.TRIED", {})
+def test_a_file_that_is_whole_may_be_read_by_others_and_stays_alone(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    with storage.open_write(tmp_path / "folder" / "file") as file:
-        file.write(b"text")
-        assert bool(list((tmp_path / "folder").iterdir())) is not nameless
+    storage.write_bytes(tmp_path / "folder" / "file", b"text")
     before = os.umask(0o027)
     try:
         storage.write_bytes(tmp_path / "folder" / "file", b"text again")

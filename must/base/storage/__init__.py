@@ -19,7 +19,6 @@ from must.base.storage.api import (
     move,
     open_write,
     read_bytes,
-    read_json,
     remote,
     size,
     upload,
@@ -27,6 +26,7 @@ from must.base.storage.api import (
 )
 from must.base.storage.base import ConflictError, Entry, Generation, TransientError, UnreachableError, Writable
 from must.base.storage.hashing import HashingFile, sha256_of
+from must.base.storage.objects import parse_object, read_json, read_object
 from must.base.storage.retry import is_transient, repeat
 from must.base.storage.unfinished import TEMPORARY, umask
 
@@ -54,8 +54,10 @@ __all__ = [
     "local_copy",
     "move",
     "open_write",
+    "parse_object",
     "read_bytes",
     "read_json",
+    "read_object",
     "remote",
     "repeat",
     "sha256_of",

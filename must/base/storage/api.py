@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import json
 import os
 import shutil
 import stat
@@ -18,11 +17,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from must.base.storage.base import ConflictError, Entry, Generation, Writable
 from must.base.storage.store import Store
-from must.base.storage.unfinished import TEMPORARY, give_name, unfinished
+from must.base.storage.unfinished import TEMPORARY, unfinished
 from must.base.text import without_secrets
 
 
@@ -126,19 +125,6 @@ def read_bytes(uri: str | Path, start: int = 0, length: int | None = None) -> by
         return data
 
 
-def read_json(path: str, flag: str) -> dict[str, Any]:
-    """A file's object. Raises ValueError: there is no such file, or it holds no JSON object."""
-    try:
-        content = json.loads(read_bytes(path))
-    except FileNotFoundError:
-        raise ValueError(f"{flag} {path}: no such file") from None
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise ValueError(f"{flag} {path}: is damaged or of another kind")
-    return content
-
-
 def without_waiting(path: str, flags: int) -> int:
     """Opens as `open` does, but for a pipe it does not wait for a writer."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
@@ -182,12 +168,10 @@ def open_write(uri: str | Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-                name = name or give_name(file.fileno(), path.parent)
             Path(name).replace(path)
             keep_names(path.parent)
         finally:
-            if name:
-                Path(name).unlink(missing_ok=True)
+            Path(name).unlink(missing_ok=True)
 
 
 def download(uri: str | Path, path: str | Path) -> None:

@@ -11,7 +11,7 @@ from must.base.parameters import require
 from must.base.text import brief
 
 LARGEST = 2**53  # of any number; sums of those in an index stay far from 2^63
-MOST_UNITS = 2**30  # they are numbered in 32 bits, and --append goes on counting
+MOST_CHUNKS = 2**30  # they are numbered in 32 bits, and --append goes on counting
 
 
 @dataclass(frozen=True)
@@ -58,24 +58,24 @@ def checked(content: dict[str, Any]) -> dict[str, Any]:
     """
     for name in ("revision", "rejected", "duplicates", "dropped", "units"):
         count(content.get(name, 0), name)
-    require(content.get("units", 0) < MOST_UNITS, "units is no number of work units")
+    require(content.get("units", 0) < MOST_CHUNKS, f"units must be below {MOST_CHUNKS}")
     for name in ("uri", "fingerprint"):
-        require(isinstance(content["source"][name], str), f"source.{name} is no text")
+        require(isinstance(content["source"][name], str), f"source.{name} is not text")
     settings = content["settings"]
     count(settings["resize"], "settings.resize")
     require(count(settings["max_pixels"], "settings.max_pixels") > 0, "settings.max_pixels is 0")
-    require(isinstance(content["created_by"], str), "created_by is no text")
-    require(all(isinstance(label, str) for label in content["labels"]), "a label is no text")
+    require(isinstance(content["created_by"], str), "created_by is not text")
+    require(all(isinstance(label, str) for label in content["labels"]), "a label is not text")
     for counts in (content["reasons"], content.get("skipped", {})):
         for value in counts.values():
             count(value, "a count of files")
     for split, counts in content["splits"].items():
-        require(split.isidentifier(), f"{brief(split)} is no name of a split")
+        require(split.isidentifier(), f"{brief(split)} is not a valid split name")
         require(
             count(counts["labelled"], "labelled") <= count(counts["samples"], "samples"), "more labels than samples"
         )
     shards = tuple(shard_of(**values) for values in content["shards"])
-    require(len({shard.name for shard in shards}) == len(shards), "a shard stands there twice")
+    require(len({shard.name for shard in shards}) == len(shards), "a shard is listed twice")
     left = {split: counts["samples"] for split, counts in content["splits"].items()}
     for shard in shards:
         left[shard.split] -= shard.samples
@@ -86,11 +86,11 @@ def checked(content: dict[str, Any]) -> dict[str, Any]:
 
 def shard_of(**values: Any) -> Shard:
     shard = Shard(**values)
-    of_form(SHARD, shard.name, "name of a shard")
+    of_form(SHARD, shard.name, "valid shard name")
     require(shard.name.rpartition("-")[0] == shard.split, f"{shard.name} is of another split")
     of_form(SHA256, shard.sha256, f"sha256 of {shard.name}")
     of_form(SHA256, shard.offsets_sha256, f"sha256 of {shard.offsets_name}")
-    require(isinstance(shard.file, str), f"{shard.name}: file is no text")
+    require(isinstance(shard.file, str), f"{shard.name}: file is not text")
     require(bool(shard.file) == bool(shard.texts_sha256), f"{shard.name}: file and texts_sha256 belong together")
     if shard.file:
         of_form(SHA256, shard.texts_sha256, f"sha256 of {shard.texts_name}")
@@ -106,16 +106,16 @@ def is_absolute(file: str) -> bool:
 
 def checked_file(file: Any) -> None:
     """A tar's own place. It is only ever read, and where it is local, only from an index that is local as well."""
-    require(isinstance(file, str) and file.endswith(".tar"), f"{brief(file)} is no place of a tar")
+    require(isinstance(file, str) and file.endswith(".tar"), f"{brief(file)} is not the place of a tar")
     parts = file.split("://", 1)[1] if storage.is_remote(file) else file.removeprefix("/")
     below(parts, "a shard's file")
 
 
 def table_of(name: Any, sha256: Any) -> dict[str, str]:
-    of_form(TABLE, name, "name of a table")
+    of_form(TABLE, name, "valid table name")
     return {"name": name, "sha256": of_form(SHA256, sha256, f"sha256 of {name}")}
 
 
 def count(value: Any, what: str) -> int:
-    require(type(value) is int and 0 <= value < LARGEST, f"{what} is no number of things")
+    require(type(value) is int and 0 <= value < LARGEST, f"{what} must be a non-negative integer")
     return value

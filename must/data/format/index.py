@@ -33,7 +33,7 @@ class Index:
     dropped: int  # duplicates that were left out of the shards
     skipped: dict[str, int] = field(default_factory=dict)  # files that no image would be called, by extension
     tables: tuple[dict[str, str], ...] = ()  # {"name", "sha256"} of the files by which --append knows the old images
-    units: int = 0  # numbers of work units used up, so that appended samples get new keys
+    units: int = 0  # numbers of chunks used up, so that appended samples get new keys
     version: int = VERSION
     sha256: str = field(default="", compare=False)  # of index.json as it was read
 
@@ -88,11 +88,8 @@ def parse_index(data: bytes, path: str) -> Index:
     Raises:
         ValueError: damaged, of a newer version, or with a name or checksum that no index of ours has.
     """
-    try:
-        content = json.loads(data)
-        version = content["version"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError(f"{path} is damaged: no index of shards; run `must shard` again") from None
+    damage = ValueError(f"{path} is damaged: no index of shards; run `must shard` again")
+    content, version = storage.parse_object(data, lambda found: (found, found["version"]), damage)
     if version != VERSION:
         what = version if isinstance(version, int | float) else f"of type {type(version).__name__}"
         raise ValueError(f"{path} has version {what}, this program reads {VERSION}; update it, or shard again")

@@ -188,7 +188,7 @@ def finish_if_last(task: Task, pool: Pool, work: Workdir) -> Index | None:
     if len(done) < len(task.chunks) and work.is_of(task.run):
         missing = len(task.chunks) - len(done)
         print(
-            f"{missing} of {len(task.chunks)} units are still to come, from the other parts; the last makes the shards"
+            f"{missing} of {len(task.chunks)} chunks are still to come, from the other parts; the last makes the shards"
         )
         return None
     try:
@@ -197,7 +197,7 @@ def finish_if_last(task: Task, pool: Pool, work: Workdir) -> Index | None:
                 work.tidy()
                 return summed_up(task, finish(task, pool, work, still_ours))
     except HeldError:
-        print(f"all {len(task.chunks)} units are done, and another part makes the shards of them")
+        print(f"all {len(task.chunks)} chunks are done, and another part makes the shards of them")
         return None
     work.leave()
     return made_by_another(task.config)

@@ -249,7 +249,7 @@ def dropped(found: Duplicates, work: Workdir) -> Iterator[tuple[str, str]]:
             last, offsets = chunk, ChunkResult.read(work.records / record_name(chunk)).offsets
         name = found.splits[split]
         _, _, start, size = offsets[name][sample].tolist()
-        text = storage.read_bytes(storage.join(work.units, piece_name(chunk, name)), start, size)
+        text = storage.read_bytes(storage.join(work.chunks, piece_name(chunk, name)), start, size)
         where = "" if kept_in == split else f" in the split {found.splits[kept_in]}"
         yield json.loads(text)["source"], f"same content as another image{where}"
 

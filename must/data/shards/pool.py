@@ -35,7 +35,7 @@ class Pool(Workers):
         remove_all(work.local)
         try:
             yield from self.unordered(
-                chunk_job, [(chunk, settings, work.units, work.records, work.local) for chunk in chunks]
+                chunk_job, [(chunk, settings, work.chunks, work.records, work.local) for chunk in chunks]
             )
         except KilledWorkerError as error:
             names = files_in_progress(work.local)
@@ -46,7 +46,7 @@ class Pool(Workers):
 
     def assemble(self, jobs: list[ShardJob], work: Workdir) -> list[Shard]:
         """The shards, in the order of `jobs`."""
-        made = self.unordered(assemble, [(job, work.records, work.units, work.output) for job in jobs])
+        made = self.unordered(assemble, [(job, work.records, work.chunks, work.output) for job in jobs])
         found = {shard.name: shard for shard in made}
         return [found[job.name] for job in jobs]
 

@@ -81,10 +81,14 @@ def shown(value: Any) -> str:
     return str(value) if isinstance(value, int | float) else brief(value)
 
 
+class DamagedError(ValueError):
+    """run.json is no JSON object."""
+
+
 class Workdir:
     """Where one program of a run works.
 
-    `units` (known once the run is) holds pieces and records, for all parts. `local` is a folder on this host for this
+    `chunks` (known once the run is) holds pieces and records, for all parts. `local` is a folder on this host for this
     program's own lists; `records` one where the records can be read. For a bucket both are temporary.
     """
 
@@ -94,7 +98,7 @@ class Workdir:
         self.remote = storage.is_remote(output)
         own = storage.join(self.uri, f"part-{number}-of-{parts}")
         self.local = Path(tempfile.mkdtemp(prefix="must-shard-")) if self.remote else storage.local(own)
-        self.units, self.records = "", Path()
+        self.chunks, self.records = "", Path()
 
     def __enter__(self) -> Workdir:
         if not self.remote:  # what a killed run was writing; the caller holds the lock
@@ -150,21 +154,18 @@ class Workdir:
     def run(self) -> dict[str, Any] | None:
         """What run.json says; None: there is none. One that cannot be read is of no run."""
         try:
-            found = json.loads(storage.read_bytes(storage.join(self.uri, RUN)))
-            return found if isinstance(found, dict) else {}
+            return storage.read_object(storage.join(self.uri, RUN), dict, DamagedError())
         except FileNotFoundError:
             return None
-        except (ValueError, RecursionError) as error:
-            if isinstance(error, json.JSONDecodeError | UnicodeDecodeError | RecursionError):
-                return {}
-            raise  # of the bucket
+        except DamagedError:
+            return {}
 
     def is_of(self, run: Run) -> bool:
         return run.is_of(self.run())
 
     def enter(self, run: Run) -> None:
-        self.units = storage.join(self.uri, run.name)
-        self.records = self.local if self.remote else storage.local(self.units)
+        self.chunks = storage.join(self.uri, run.name)
+        self.records = self.local if self.remote else storage.local(self.chunks)
         if not self.remote:
             with storage.disk_errors(self.records):
                 self.records.mkdir(parents=True, exist_ok=True)
@@ -190,7 +191,7 @@ class Workdir:
         """Those of the chunks that have a record."""
         wanted = {record_name(number): number for number in numbers}
         try:
-            return {wanted[entry.name] for entry in storage.list_files(self.units) if entry.name in wanted}
+            return {wanted[entry.name] for entry in storage.list_files(self.chunks) if entry.name in wanted}
         except FileNotFoundError:  # another part has come to the run's end
             return set()
 
@@ -200,12 +201,12 @@ class Workdir:
             names = [name for name in map(record_name, numbers) if not (self.records / name).exists()]
             with ThreadPoolExecutor(READERS) as pool:
                 list(
-                    pool.map(lambda name: storage.download(storage.join(self.units, name), self.records / name), names)
+                    pool.map(lambda name: storage.download(storage.join(self.chunks, name), self.records / name), names)
                 )
 
     def leave(self) -> None:
         """Deletes what was written for a run that another part had finished already."""
-        storage.delete_folder(self.units)
+        storage.delete_folder(self.chunks)
 
     def clear_but_later(self, previous: index.Index) -> None:
         """Deletes what runs have left that `previous` has overtaken. One that would follow it may still go on."""

@@ -41,7 +41,10 @@ model = transformers.CLIPModel.from_pretrained("FOLDER").eval()  # on a hub: "TE
 processor = transformers.CLIPImageProcessor.from_pretrained("FOLDER")
 file = safetensors.safe_open("FOLDER/classifier.safetensors", "pt")
 columns, classes = file.get_tensor("classifier"), json.loads(file.metadata()["classes"])
-pixels = processor(Image.open("photo.jpg").convert("RGB"), return_tensors="pt")["pixel_values"]
+# what is transparent on white, as `must` sees it: convert("RGB") alone shows what lies under it
+picture = Image.open("photo.jpg").convert("RGBA")
+picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+pixels = processor(picture, return_tensors="pt")["pixel_values"]
 feature = model.visual_projection(model.vision_model(pixels).pooler_output)
 feature = torch.nn.functional.normalize(feature, dim=-1)
 probability = (file.get_tensor("logit_factor") * feature @ columns).softmax(-1)

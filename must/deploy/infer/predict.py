@@ -8,6 +8,7 @@ from typing import Any
 
 from must.base import storage
 from must.base.parameters import require
+from must.base.progress import loading
 from must.config import PredictConfig
 from must.deploy.predict import predict as onnx
 from must.deploy.predict.engine import Opener, onnx_model
@@ -61,12 +62,14 @@ def opened_by(config: PredictConfig) -> tuple[PredictConfig, Opener]:
 
 
 def bundle() -> Opener:
+    loading("predict")
     from must.deploy.infer.bundle import bundle_model
 
     return bundle_model
 
 
 def zero_shot() -> Any:
+    loading("predict")
     from must.deploy.infer.zero_shot import zero_shot_model
 
     return zero_shot_model

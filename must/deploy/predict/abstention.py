@@ -6,9 +6,10 @@ metadata under `abstention`, and whatever classifies with that file may ask for 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from typing import Any
 
+from must.base import storage
 from must.base.parameters import require
 
 METADATA = "abstention"
@@ -19,12 +20,14 @@ def stored_threshold(metadata: Mapping[str, str], where: str) -> float | None:
     """The threshold in an ONNX file's metadata, None if there is none. Raises ValueError: it is damaged."""
     if METADATA not in metadata:
         return None
-    try:
-        value = json.loads(metadata[METADATA])["threshold"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        value = None
-    require(type(value) in (int, float) and 0 <= value <= 1, f"{where}: the threshold in its metadata is damaged")
-    return float(value)
+
+    def checked(content: dict[str, Any]) -> float:
+        value = content["threshold"]
+        require(type(value) in (int, float) and 0 <= value <= 1, "no probability")
+        return float(value)
+
+    damaged = ValueError(f"{where}: the threshold in its metadata is damaged")
+    return storage.parse_object(metadata[METADATA], checked, damaged)
 
 
 def threshold(asked: float, metadata: Mapping[str, str], where: str) -> float:

@@ -177,11 +177,11 @@ def read_story(uri: str, size: int, shard: Shard, run: Run) -> dict[str, Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    end = storage.read_bytes(uri, max(0, size - TAIL))
+    need = int.from_bytes(end[-8:-4], "little") + 8
+    if len(end) < need <= size:
+        end = storage.read_bytes(uri, size - need)
     try:
-        end = storage.read_bytes(uri, max(0, size - TAIL))
-        need = int.from_bytes(end[-8:-4], "little") + 8
-        if len(end) < need <= size:
-            end = storage.read_bytes(uri, size - need)
         story = json.loads(pq.read_metadata(pa.BufferReader(end[-need:])).metadata[STORY])
         found, of = story["run"], (story["shard"], story["shard_sha256"], story["rows"])
         numbers = [story["unreadable"], story["abstained"], *story["classes"].values()]

@@ -93,10 +93,9 @@ class Registry:
     def held(self, version: str) -> dict[str, Any]:
         """{name: sha256} of a version's files. Raises ValueError: its description is damaged."""
         uri = self.uri_of(version, VERSION_FILE)
-        try:
-            return {name: fact["sha256"] for name, fact in storage.read_json(uri, "--registry")["files"].items()}
-        except (KeyError, TypeError, AttributeError):
-            raise ValueError(f"--registry {uri}: is damaged or of another kind") from None
+        return storage.read_object(
+            uri, lambda version: {name: fact["sha256"] for name, fact in version["files"].items()}, other_kind(uri)
+        )
 
     def add(self, version: str, folders: Folders, facts: dict[str, Any]) -> None:
         """Copies files to the version's place; its description last. What is there already stays as it is: only ONNX
@@ -233,26 +232,29 @@ def before_last(version: str, previous: tuple[str, ...]) -> tuple[str, ...]:
 def parse(data: bytes | None, uri: str) -> Latest:
     if data is None:
         return Latest()
-    try:
-        content = json.loads(data)
+
+    def checked(content: dict[str, Any]) -> Latest:
         previous = tuple(below(version, uri) for version in content["previous"])
         return Latest(below(content["version"], uri), previous, content["moved"], content["reason"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise DamagedError(
-            f"{uri} is damaged; write the champion's version anew with: must promote --rollback --to VERSION"
-        ) from None
+
+    damage = f"{uri} is damaged; write the champion's version anew with: must promote --rollback --to VERSION"
+    return storage.parse_object(data, checked, DamagedError(damage))
 
 
 def described(uri: str) -> dict[str, Any]:
     """A version's description. Raises ValueError: without what a list of versions tells."""
-    found = storage.read_json(uri, "--registry")
-    try:
+
+    def checked(found: dict[str, Any]) -> dict[str, Any]:
         top1 = ((found["metrics"] or {}).get("adapted") or {}).get("top1")
         sound = all(isinstance(found[name], str) for name in ("version", "created", "backbone"))
-    except (KeyError, AttributeError):
-        top1, sound = None, False
-    require(sound and isinstance(top1, float | None), f"--registry {uri}: is damaged or of another kind")
-    return found
+        require(sound and isinstance(top1, float | None), "a value of another kind")
+        return found
+
+    return storage.read_object(uri, checked, other_kind(uri))
+
+
+def other_kind(uri: str) -> ValueError:
+    return ValueError(f"--registry {uri}: is damaged or of another kind")
 
 
 def is_of(version: str, weights: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from must.evaluation.report.charts import LEFT, TOP, Axes, nice_ticks, svg
+from must.method.answers.decided import in_words as by_people
 from must.method.select.ladder import REFUSED
 from must.method.select.undecided import Undecided, decided_by
 
@@ -39,6 +40,13 @@ def in_words(found: dict[str, Any]) -> str:
         images += f" ({found['copies']:,} copies of others left out)"
     if found["outcome"] == "same":
         return f"No image changes its class, of {images}."
+    review = found.get("review")
+    if review and review["alpha"] is not None:
+        who = f" Answered by {', '.join(review['who'])}." if review["who"] else ""
+        kept = f"{review['alpha']:.0%} of the way is kept" if review["alpha"] else "Zero-shot is kept"
+        return (
+            f"{kept}, as people's answers decided: {by_people(review)}.{who} Look-alikes had no say; theirs is below."
+        )
     kept = "Zero-shot is kept" if found["kept_zero_shot"] else f"{found['alpha']:.0%} of the way is kept"
     reason = f": {found['reason']}" if found["reason"] else ""
     judged = f"{kept}{reason}. Judged by the look-alikes of {images}"

@@ -57,16 +57,18 @@ def load_description(folder: str) -> Description:
     """Raises ValueError: no bundle there, a damaged one, or one of a newer version."""
     uri = storage.join(folder, DESCRIPTION_FILE)
     require(storage.exists(uri), f"--model {folder}: no {DESCRIPTION_FILE} there; a bundle is what `must train` writes")
-    try:
-        values = json.loads(storage.read_bytes(uri))
-        newer, version = values["format"] > FORMAT, values["must_version"]
-        description = None if newer else Description(**values)
-        whole = newer or (description is not None and is_sound(description))
-    except (KeyError, TypeError, ValueError, RecursionError, OverflowError):
-        raise ValueError(f"{uri}: is damaged") from None
-    require(whole, f"{uri}: is damaged")
-    if description is None:
-        raise ValueError(f"--model {folder}: written by a newer version ({brief(version)})")
+    found = storage.read_object(uri, checked, ValueError(f"{uri}: is damaged"))
+    if isinstance(found, str):
+        raise ValueError(f"--model {folder}: written by a newer version ({brief(found)})")
+    return found
+
+
+def checked(values: dict[str, Any]) -> Description | str:
+    """What a bundle's file says; the version that wrote it, if that is a newer one."""
+    if values["format"] > FORMAT:
+        return str(values["must_version"])
+    description = Description(**values)
+    require(is_sound(description), "a value of another kind")
     return description
 
 
@@ -107,8 +109,9 @@ def load_bundle(folder: str) -> Bundle:
         raise ValueError(f"{storage.join(folder, DESCRIPTION_FILE)}: {error}") from None
     except (KeyError, TypeError, AttributeError):
         raise ValueError(f"{storage.join(folder, DESCRIPTION_FILE)}: is damaged") from None
+    data = storage.read_bytes(uri)
     try:
-        weights = load(storage.read_bytes(uri))
+        weights = load(data)
         model = MaskedViT(build_visual(description.architecture), weights["classifier"], description.logit_factor)
         model.load_state_dict(weights)
     except Exception as error:

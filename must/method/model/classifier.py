@@ -294,18 +294,17 @@ def header_size(data: bytes) -> int:
 
 
 def parse_header(data: bytes, uri: str, flag: str) -> dict[str, Any]:
-    try:
-        header = json.loads(json.loads(data)["__metadata__"][METADATA_KEY])
+    def checked(header: dict[str, Any]) -> dict[str, Any]:
         texts = [*header["classes"], *header["templates"], header["model"], header["pretrained"]]
         texts += [header.get(name, "") for name in ("model_folder", "model_sha256")]
         scale = header["logit_scale"]
         whole = all(isinstance(text, str) for text in texts) and isinstance(scale, int | float) and math.isfinite(scale)
         whole &= header.get("shares") is None or are_shares(header["shares"], len(header["classes"]))
-    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
-        whole = False
-    if not whole:
-        raise damaged(uri, flag)
-    return header
+        require(whole, "a value of another kind")
+        return header
+
+    text = storage.parse_object(data, lambda found: found["__metadata__"][METADATA_KEY], damaged(uri, flag))
+    return storage.parse_object(text, checked, damaged(uri, flag))
 
 
 def are_shares(value: Any, classes: int) -> bool:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from must.base import storage
+from must.base.lock import in_turn
 from must.base.names import listed
 from must.base.parameters import require
 
@@ -31,7 +29,7 @@ def here(place: str) -> str:
     uris = {name: storage.join(place, name) if name else place for name in names}
     contents = [[name, storage.size(uri), storage.generation(uri)] for name, uri in uris.items()]
     target = folder() / hashlib.sha256(json.dumps([place, contents]).encode()).hexdigest()[:32]
-    with exclusive(target):
+    with in_turn(target.with_suffix(".lock")):  # the others find what the first has fetched
         if not target.exists():
             fetch(uris, target, PurePosixPath(place).name)
     return str(target / PurePosixPath(place).name) if single else str(target)
@@ -54,11 +52,3 @@ def folder() -> Path:
     place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "must" / "models"
     place.mkdir(parents=True, exist_ok=True)
     return place
-
-
-@contextmanager
-def exclusive(target: Path) -> Iterator[None]:
-    """Admits one process of this machine at a time: the others find what the first has fetched."""
-    with target.with_suffix(".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from must.base.progress import watched
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import EvalBatch
@@ -62,7 +63,7 @@ def extract_features(
     middle = MiddleTokens(network)
     numbers, features, sources = [], [], []
     with torch.random.fork_rng(devices=[]):  # loaders draw a seed
-        for batch in source:
+        for batch in watched(source, "look"):
             if pause is not None:
                 pause()
             images = normalize(batch.pixels.to(device), preprocess)

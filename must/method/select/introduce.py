@@ -99,8 +99,9 @@ def remembered(uri: str, key: str) -> dict[str, Any] | None:
     """The facts of an earlier attempt of this run, if there are any and they are whole."""
     if not storage.exists(uri):
         return None
+    data = storage.read_bytes(uri)
     try:
-        found = json.loads(storage.read_bytes(uri))
+        found = json.loads(data)
         if found["key"] == key:
             told(found["facts"])
             return dict(found["facts"])

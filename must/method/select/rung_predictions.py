@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from must.base.progress import watched
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import EvalBatch, EvalSource
@@ -99,7 +100,7 @@ def predict_rungs(
     moving = copy.deepcopy(frozen)
     middle = MiddleTokens(frozen)
     numbers, probabilities, labels = [], [], []
-    for batch in source:
+    for batch in watched(source, "look-alikes"):
         if pause is not None:
             pause()
         images = normalize(batch.pixels.to(device), preprocess)

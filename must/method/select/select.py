@@ -13,11 +13,22 @@ from must.base.parameters import require
 from must.config import SelectConfig
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import open_reader
+from must.method.answers.decided import Decided, decided
 from must.method.distributed.process_group import init_distributed
-from must.method.model.bundle import LOG_FILE, Description, load_bundle, preprocess_of, save_bundle, zero_shot_bundle
+from must.method.model.bundle import (
+    LOG_FILE,
+    WEIGHTS_FILE,
+    Bundle,
+    Description,
+    load_bundle,
+    preprocess_of,
+    save_bundle,
+    zero_shot_bundle,
+)
 from must.method.model.classifier import load_text_classifier
 from must.method.model.masked_vit import MaskedViT
 from must.method.select.choose import Choice, choose, shares_of
+from must.method.select.reviewed import reviewed
 from must.method.select.rung_predictions import MAX_IMAGES, Weights, between, predict_rungs, subsample
 from must.method.select.undecided import decided_by
 
@@ -30,37 +41,57 @@ def select(config: SelectConfig) -> Choice:
     Raises:
         ValueError: no bundle, no such split, or a classifier file of other classes or of another model.
     """
-    bundle, classifier = load_bundle(config.model), load_text_classifier(config.baseline)
+    by_people = decided(config.answers, storage.join(config.model, WEIGHTS_FILE)) if config.answers else None
+    bundle, zero_shot = both_ends(config.model, config.baseline)
+    ours = bundle.description
+    with init_distributed(config.device, timeout=600) as here:
+        require(here.size == 1, "must select runs in one process")
+        reader = open_reader(config.shards, config.split, config.cache, config.cache_gb)
+        source = EvalSource(reader, preprocess_of(ours), config.batch_size, config.workers)
+        weights = {name: value.to(here.device) for name, value in bundle.model.state_dict().items()}
+        frozen = start_of(bundle, zero_shot)
+        kept, choice = keep(frozen, weights, source, here.device, shares=shares_of(ours), by_people=by_people)
+        network = bundle.model
+        description = described(ours, choice, zero_shot.description.logit_factor, by_people)
+        network.load_state_dict(kept)
+        network.logit_factor = description.logit_factor
+        save_bundle(config.output, network, description)
+    copy_log(config.model, config.output)
+    line, *more = told(choice, by_people).split("\n")
+    print(f"{line} -> {config.output}", *more, sep="\n")
+    return choice
+
+
+def both_ends(model: str, baseline: str) -> tuple[Bundle, Bundle]:
+    """(the adapted model, zero-shot), between which there is a way.
+
+    Raises:
+        ValueError: no bundle, or a classifier file of other classes or of another model.
+    """
+    bundle, classifier = load_bundle(model), load_text_classifier(baseline)
     ours, theirs = bundle.description, list(classifier.classes)
     require(
         ours.classes == theirs,
-        f"--baseline {config.baseline}: has other classes ({len(theirs)}) than the model ({len(ours.classes)}); take "
+        f"--baseline {baseline}: has other classes ({len(theirs)}) than the model ({len(ours.classes)}); take "
         "the classifier file that the model was trained with",
     )
     zero_shot = zero_shot_bundle(classifier)
     shapes = [{name: value.shape for name, value in b.model.state_dict().items()} for b in (bundle, zero_shot)]
     require(
         shapes[0] == shapes[1] and ours.preprocess == zero_shot.description.preprocess,
-        f"--baseline {config.baseline}: is of {zero_shot.description.backbone}, the model is a {ours.backbone} of "
+        f"--baseline {baseline}: is of {zero_shot.description.backbone}, the model is a {ours.backbone} of "
         "another shape; take the classifier file that the model was trained with",
     )
-    with init_distributed(config.device, timeout=600) as here:
-        require(here.size == 1, "must select runs in one process")
-        reader = open_reader(config.shards, config.split, config.cache, config.cache_gb)
-        source = EvalSource(reader, preprocess_of(ours), config.batch_size, config.workers)
-        weights = {name: value.to(here.device) for name, value in bundle.model.state_dict().items()}
-        frozen = MaskedViT(zero_shot.model.visual, zero_shot.model.classifier, ours.logit_factor)
-        only_trained = {name: value for name, value in weights.items() if not name.startswith(CLASSIFIES)}
-        frozen.load_state_dict(zero_shot.model.state_dict() | only_trained)
-        kept, choice = keep(frozen, weights, source, here.device, shares=shares_of(ours))
-        network, description = bundle.model, described(ours, choice, zero_shot.description.logit_factor)
-        network.load_state_dict(kept)
-        network.logit_factor = description.logit_factor
-        save_bundle(config.output, network, description)
-    copy_log(config.model, config.output)
-    line, *more = told(choice).split("\n")
-    print(f"{line} -> {config.output}", *more, sep="\n")
-    return choice
+    return bundle, zero_shot
+
+
+def start_of(bundle: Bundle, zero_shot: Bundle) -> MaskedViT:
+    """Zero-shot with the adapted model's logit factor, and its weights where they serve training alone."""
+    frozen = MaskedViT(zero_shot.model.visual, zero_shot.model.classifier, bundle.description.logit_factor)
+    weights = bundle.model.state_dict()
+    only_trained = {name: value for name, value in weights.items() if not name.startswith(CLASSIFIES)}
+    frozen.load_state_dict(zero_shot.model.state_dict() | only_trained)
+    return frozen
 
 
 def keep(
@@ -71,6 +102,7 @@ def keep(
     pause: Callable[[], None] | None = None,
     shares: np.ndarray | None = None,
     most: int = MAX_IMAGES,
+    by_people: Decided | None = None,
 ) -> tuple[Weights, Choice]:
     """(the weights to use, why). Where nothing speaks for the adaptation they are zero-shot's, bit for bit.
 
@@ -79,29 +111,39 @@ def keep(
         pause: called before every batch; it may raise to stop.
         shares: [K] of the images' classes, where training knew them.
         most: images to look at.
+        by_people: what answers say; where they decide, they outvote the look-alikes.
     """
     preprocess = source.dataset.view.preprocess
-    choice = choose(
-        predict_rungs(zero_shot, adapted, subsample(source, most), preprocess, device, pause=pause), shares=shares
-    )
+    looks = predict_rungs(zero_shot, adapted, subsample(source, most), preprocess, device, pause=pause)
+    choice = choose(looks, shares=shares)
+    if by_people and by_people.alpha is not None:
+        choice = reviewed(choice, looks, by_people.alpha, by_people.text)
     start = {name: value.detach().to(device) for name, value in zero_shot.state_dict().items()}
     end = {name: value.detach().to(device) for name, value in adapted.items()}
     return between(start, end, choice.climb.alpha), choice
 
 
-def described(description: Description, choice: Choice, own_factor: float) -> Description:
+def described(
+    description: Description, choice: Choice, own_factor: float, by_people: Decided | None = None
+) -> Description:
     """The bundle's description with the choice in it. A model that is zero-shot's also has its logit factor."""
     factor = own_factor if choice.climb.kept_zero_shot else description.logit_factor
     found = choice.to_dict()
     if factor != description.logit_factor:
         found.pop("abstention", None)  # it is about other probabilities
+    if by_people:
+        found["review"] = by_people.record
     story = {**description.provenance, "selection": found}
     return replace(description, logit_factor=factor, provenance=story)
 
 
-def told(choice: Choice) -> str:
+def told(choice: Choice, by_people: Decided | None = None) -> str:
     """For the log: a line, and one more where something is undecided."""
     found = choice.climb
+    if by_people and by_people.alpha is not None:
+        return f"kept {f'{found.alpha:.0%} of the way' if found.alpha else 'zero-shot'}: {by_people.text}"
+    if by_people:
+        return f"{by_people.text}, so look-alikes do: {told(choice)}"
     copies = f" ({choice.copies:,} copies left out)" if choice.copies else ""
     of = f"of {found.images:,} unlabeled images{copies}"
     if found.kept_zero_shot:

@@ -184,12 +184,9 @@ class Checkpoints:
     def _describe(self, step: int) -> tuple[int, str]:
         """Bytes and sha256 of a checkpoint, as written down beside it."""
         uri = storage.join(self.uri, f"step-{step:09d}.json")
-        data = storage.read_bytes(uri)
-        try:
-            description = json.loads(data)
-            return description["bytes"], description["sha256"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise DamagedError(f"{uri} is damaged") from None
+        return storage.read_object(
+            uri, lambda found: (found["bytes"], found["sha256"]), DamagedError(f"{uri} is damaged")
+        )
 
 
 class DamagedError(ValueError):

@@ -16,6 +16,7 @@ from must.method.model.bundle import LOG_FILE
 from must.method.train.trackers.fan import Trackers
 from must.method.train.train_state import TrainProgress
 
+LEARNED = 0.005  # share of confident labels below which nothing is learned of them
 LINE_SECONDS = 5  # without a terminal, a line at most this often
 
 
@@ -72,7 +73,7 @@ class TrainLog:
         self.file.write(json.dumps(self.lines[-1]) + "\n")
         self.file.flush()
         self.trackers.log(step, line)
-        self.bar.set_postfix_str(short(line))
+        self.bar.set_postfix_str(brief(line))
         now = time.monotonic()
         if self.bar.disable and (now - self.last_line >= LINE_SECONDS or step + 1 == self.steps):
             self.last_line = now
@@ -88,6 +89,8 @@ class TrainLog:
     def close(self, finished: bool) -> None:
         """`finished`: the run took its last step."""
         self.bar.close()
+        if finished and (warning := unlearned(self.lines)):
+            print(warning, flush=True)
         self.file.close()
         self.trackers.close(finished)
 
@@ -112,22 +115,37 @@ def last_logged(folder: Path) -> int:
         return -1
 
 
+def brief(line: dict[str, Any]) -> str:
+    """For a bar, which has little room."""
+    return f"loss {line['loss']:.3f}, confident {line['confident']:.0%}, {line['images_per_s']:.0f} images/s"
+
+
 def short(line: dict[str, Any]) -> str:
-    parts = [f"loss {line['loss']:.3f}"]
-    parts += [
-        f"{short_name} {line[name]:.3f}"
-        for short_name, name in (
-            ("st", "loss_self_training"),
-            ("fair", "loss_fairness"),
-            ("mim", "loss_reconstruction"),
-            ("align", "loss_alignment"),
+    """The loss and its parts in words, and how the labels are that the model gives itself."""
+    parts = [
+        f"{name} {line[key]:.3f}"
+        for name, key in (
+            ("self-training", "loss_self_training"),
+            ("class balance", "loss_fairness"),
+            ("masked pixels", "loss_reconstruction"),
+            ("alignment", "loss_alignment"),
         )
     ]
-    parts.append(f"confident {line['confident']:.0%}")
+    text = f"loss {line['loss']:.3f} ({', '.join(parts)})  confident {line['confident']:.0%}"
     if "agreement" in line:
-        parts.append(f"as zero-shot {line['agreement']:.0%}")
-    parts.append(f"{line['images_per_s']:.0f} img/s")
-    return "  ".join(parts)
+        text += f"  same class as zero-shot {line['agreement']:.0%}"
+    return f"{text}  {line['images_per_s']:.0f} images/s"
+
+
+def unlearned(lines: list[dict[str, Any]]) -> str:
+    """A warning if no label that the model gave itself has ever counted: of the classes it has learned nothing."""
+    if not lines or max(line.get("confident", 1.0) for line in lines) >= LEARNED:
+        return ""
+    return (
+        "warning: the model was never sure of a class (confident 0% from the first step to the last), so that it has "
+        "learned nothing of the classes; better class names or prompts, a model that knows such images, or a lower "
+        "--confidence-threshold may help"
+    )
 
 
 def clock(seconds: float) -> str:

@@ -1,0 +1,85 @@
+"""A stage's parameters as flags of its command."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import MISSING, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from must.base.parameters import StageConfig, flag, is_required, with_headings
+
+
+def add_hidden_flags(parser: argparse.ArgumentParser, stage: type[StageConfig], prefix: str) -> None:
+    """A flag for each of another stage's parameters, unless there is one of that name; what is given is PREFIXNAME."""
+    hints, taken = get_type_hints(stage), parser._option_string_actions
+    for parameter in fields(stage):
+        if flag(parameter.name) not in taken:
+            kind: Any = {"action": argparse.BooleanOptionalAction} if hints[parameter.name] is bool else {}
+            parser.add_argument(
+                flag(parameter.name),
+                dest=prefix + parameter.name,
+                default=argparse.SUPPRESS,
+                help=argparse.SUPPRESS,
+                **kind,
+            )
+
+
+def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None:
+    """One flag for each parameter, under the stage's headings if it has any.
+
+    A flag that is not given leaves no trace in the parsed namespace.
+    """
+    hints = get_type_hints(stage)
+    groups: dict[str, argparse._ActionsContainer] = {"": parser}
+    for title, parameter in with_headings(stage):
+        target = groups[title] if title in groups else groups.setdefault(title, parser.add_argument_group(title))
+        kind = hints[parameter.name]
+        required = is_required(parameter)
+        default = parameter.default if parameter.default is not MISSING else None
+        if parameter.default_factory is not MISSING:
+            default = format_value(parameter.default_factory())
+        text = parameter.metadata["help"].replace("%", "%%")
+        text += " [required]" if required else f" [{default}]" if default not in ("", None) else ""
+        options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS, "dest": parameter.name}
+        if parameter.metadata["positional"]:
+            del options["dest"]
+            target.add_argument(
+                parameter.name, nargs="+" if required else "*", metavar=parameter.metadata["metavar"], **options
+            )
+        elif kind is bool:
+            target.add_argument(flag(parameter.name), action=argparse.BooleanOptionalAction, **options)
+        else:
+            if parameter.metadata["bare"]:
+                target.add_argument(
+                    parameter.name, nargs="?", action=Once, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+                )
+                options["action"] = Once
+            metavar = "|".join(get_args(kind)) if get_origin(kind) is Literal else parameter.metadata["metavar"] or "X"
+            target.add_argument(flag(parameter.name), metavar=metavar, **options)
+
+
+class Once(argparse.Action):
+    """Stores a value, and refuses a second one."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        if hasattr(namespace, self.dest):
+            parser.error(f"{flag(self.dest)}: is given twice, {getattr(namespace, self.dest)} and {values}")
+        setattr(namespace, self.dest, values)
+
+
+def usage_of(stage: type[StageConfig]) -> str:
+    """What must be given, for the first line of the help, which argparse fills with every flag there is."""
+    words = []
+    for parameter in fields(stage):
+        metavar, positional = parameter.metadata["metavar"] or "X", parameter.metadata["positional"]
+        if is_required(parameter):
+            words.append(f"{metavar} [{metavar} ...]" if positional else f"{flag(parameter.name)} {metavar}")
+    return " ".join(["%(prog)s", *words, "[options]"])
+
+
+def format_value(value: Any) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{key}={item:g}" for key, item in value.items())
+    return ",".join(f"{item}" for item in value)

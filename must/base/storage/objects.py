@@ -1,0 +1,45 @@
+"""Files of ours that hold a JSON object: read, and refused where somebody or something has damaged them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from must.base.storage.api import read_bytes
+
+Result = TypeVar("Result")
+DAMAGE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
+
+
+def read_object(uri: str | Path, check: Callable[[dict[str, Any]], Result], damaged: Exception) -> Result:
+    """`parse_object` of a file. What keeps it from being read, a store that is away for instance, is no damage.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    return parse_object(read_bytes(uri), check, damaged)
+
+
+def parse_object(data: bytes | str, check: Callable[[dict[str, Any]], Result], damaged: Exception) -> Result:
+    """What `check` makes of the JSON object that `data` is.
+
+    Raises:
+        The exception `damaged`: it is none, or has not what `check` looks for, which then raises anything in DAMAGE.
+    """
+    try:
+        content = json.loads(data)
+        if isinstance(content, dict):
+            return check(content)
+    except DAMAGE:
+        pass
+    raise damaged
+
+
+def read_json(path: str, flag: str) -> dict[str, Any]:
+    """A file's object. Raises ValueError: there is no such file, or it holds no JSON object."""
+    try:
+        return read_object(path, dict, ValueError(f"{flag} {path}: is damaged or of another kind"))
+    except FileNotFoundError:
+        raise ValueError(f"{flag} {path}: no such file") from None

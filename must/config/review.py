@@ -1,0 +1,63 @@
+"""Parameters of `must review`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from must.base.parameters import StageConfig, param, require
+from must.config.defaults import CACHE_GB
+
+
+@dataclass(kw_only=True)
+class ReviewConfig(StageConfig):
+    example = (
+        "must review adapted/\n"
+        "  must review --model model/ --baseline classifier.safetensors --shards shards/ --output review/"
+    )
+
+    work: str = param(
+        "a folder that `must adapt` made; names the model, the classifier file, the shards and WORK/review",
+        "",
+        metavar="WORK",
+        bare=True,
+        often=True,
+    )
+    model: str = param("the adapted bundle", "", metavar="BUNDLE", group="input and output", often=True)
+    baseline: str = param("the classifier file that it was trained with", "", metavar="FILE", often=True)
+    shards: str = param("folder of shards made by `must shard`", "", metavar="URI", often=True)
+    split: str = param("split whose pictures are shown", "train", metavar="NAME", often=True)
+    output: str = param("folder on this machine for review.json and answers.jsonl", "", metavar="DIR", often=True)
+    mode: Literal["compare", "doubtful"] = param(
+        "compare: the pictures that tell best how much of the adaptation to keep; doubtful: of each class those that "
+        "the model is least and most sure of, to correct them",
+        "compare",
+    )
+    page: str = param(
+        "write one HTML file with the pictures in it, for somebody without this program, in place of serving",
+        "",
+        metavar="FILE",
+    )
+    pictures: int = param("pictures in --page at most", 200, metavar="N", at_least=1)
+    host: str = param("address to listen at", "127.0.0.1", metavar="HOST", group="addresses")
+    port: int = param("port; 0: any that is free", 0, metavar="N", between=(0, 65535))
+    who: str = param("name that answers are signed with, unless the page is given another", "", metavar="NAME")
+    seed: int = param("of the order of the pictures", 0, metavar="N", group="how it runs")
+    batch_size: int = param("images a forward pass", 256, metavar="N", at_least=1)
+    workers: int = param("loader processes", 2, metavar="N", at_least=0)
+    cache: str = param(
+        "folder on this machine's own disk for remote shards; ~/.cache/must/shards if empty", "", metavar="DIR"
+    )
+    cache_gb: float = param("gigabytes that all runs' shards may take there", CACHE_GB, metavar="GB", above=0)
+    device: str = param("auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps", "auto")
+
+    def check_values(self) -> None:
+        if self.work:
+            for name in ("model", "baseline", "shards", "output"):
+                require(not getattr(self, name), f"--{name} and WORK cannot both be given")
+        else:
+            for name in ("model", "baseline", "shards", "output"):
+                require(bool(getattr(self, name)), f"--{name} is missing; or name a folder that `must adapt` made")
+        require("://" not in self.output, f"--output {self.output}: must be a folder on this machine")
+        require("://" not in self.work, f"{self.work}: must be a folder on this machine")
+        require(len(self.who) <= 100, "--who must have at most 100 characters")

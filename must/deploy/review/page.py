@@ -1,0 +1,64 @@
+"""The page: three files, no build step, nothing loaded from elsewhere; or one file that carries its pictures."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from importlib import resources
+from typing import Any
+
+from must.deploy.review.pictures import Pictures
+from must.deploy.review.session import Session
+
+STATIC = {
+    "index.html": "text/html; charset=utf-8",
+    "review.js": "text/javascript; charset=utf-8",
+    "review.css": "text/css; charset=utf-8",
+}
+
+
+def static(name: str) -> bytes:
+    return resources.files("must.deploy.review").joinpath(name).read_bytes()
+
+
+def self_contained(session: Session, pictures: Pictures, most: int) -> tuple[bytes, int]:
+    """(the page with the first `most` pictures that have no answer yet, how many those are). It keeps answers in the
+    browser and saves them as answers.jsonl. Pictures that cannot be decoded are left out of strips, not of the order.
+    """
+    plan, images = session.plan, dict[str, str]()
+    shown: list[dict[str, Any]] = []
+    for position, picture in enumerate(plan.pictures):
+        if len(shown) == most:
+            break
+        if picture.sha256 in session.answers:
+            continue
+        shown.append({**session.describe(position), "image": picture.image, "sha256": picture.sha256})
+        for number, small in [(picture.number, False), *((other, True) for other in picture.alike)]:
+            key = f"{'small' if small else 'large'}/{number}"
+            if key not in images and (data := data_uri(pictures, number, small)):
+                images[key] = data
+    content = {"classes": plan.classes, "pictures": shown, "images": images, "who": session.who}
+    data = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
+    script, style = (static(name).decode() for name in ("review.js", "review.css"))
+    policy = (
+        f"default-src 'none'; img-src data:; script-src '{digest(script)}'; style-src '{digest(style)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    page = static("index.html").decode()
+    page = page.replace("<head>", f'<head>\n<meta http-equiv="Content-Security-Policy" content="{policy}">', 1)
+    page = page.replace('<link rel="stylesheet" href="review.css">', f"<style>{style}</style>", 1)
+    carried = f'<script type="application/json" id="carried">{data}</script>\n<script>{script}</script>'
+    return page.replace('<script src="review.js"></script>', carried, 1).encode(), len(shown)
+
+
+def data_uri(pictures: Pictures, number: int, small: bool) -> str:
+    try:
+        data, kind = pictures.get(number, small)
+    except ValueError:
+        return ""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,116 @@
+"""answers.jsonl: what people said about pictures, a JSON object a line, never rewritten.
+
+    {"image": "a.jpg", "sha256": "...", "label": "cat", "who": "ann", "when": "2026-01-01T12:00:00+00:00", ...}
+
+`label` is a class name, or null where the picture shows none of the classes; `"unsure": true` stands in its place where
+the person could not tell, and `"undone": true` beside that where an answer was taken back. The last line about a
+picture counts. A picture is known by the sha256 of its file, so answers stay good for another model, and may come from
+another program.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from must.base import storage
+from must.base.names import SHA256, of_form
+from must.base.parameters import require
+from must.base.text import brief
+
+FILE = "answers.jsonl"
+LARGEST = 1 << 16  # bytes of a line
+
+
+@dataclass(frozen=True)
+class Answer:
+    sha256: str
+    label: str | None  # None: none of the classes, or unsure
+    unsure: bool = False
+    image: str = ""
+    who: str = ""
+    when: str = ""
+
+
+def place(uri: str) -> str:
+    """The file of answers, of its folder or as it is."""
+    return uri if uri.endswith(".jsonl") else storage.join(uri, FILE)
+
+
+def read_answers(uri: str, classes: list[str] | None = None) -> dict[str, Answer]:
+    """sha256 -> the answer that counts. No file: no answers. What a killed program left of a last line is
+    left out.
+
+    Raises:
+        ValueError: a line is no answer, or names a class that is none of `classes`; says which.
+    """
+    try:
+        data = storage.read_bytes(place(uri))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    known = None if classes is None else set(classes)
+    found: dict[str, Answer] = {}
+    *lines, last = data.split(b"\n")
+    for number, line in enumerate([*lines, last] if whole(last) else lines, 1):
+        if not line.strip():
+            continue
+        try:
+            require(len(line) <= LARGEST, "is too long")
+            entry = json.loads(line)
+            sha256 = of_form(SHA256, entry["sha256"], "sha256")
+            answer = parsed(entry, sha256)
+            require(
+                answer is None or answer.label is None or known is None or answer.label in known,
+                f"{brief(entry.get('label'))} is none of the model's classes",
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            why = str(error) if type(error) is ValueError else f"{type(error).__name__}: {brief(str(error))}"
+            raise ValueError(f"{place(uri)}, line {number}: {why}") from None
+        if answer is None:
+            found.pop(sha256, None)
+        else:
+            found[sha256] = answer
+    return found
+
+
+def parsed(entry: dict[str, Any], sha256: str) -> Answer | None:
+    """None: the answer was taken back."""
+    if entry.get("undone") is True:
+        return None
+    unsure = entry.get("unsure") is True
+    label = None if unsure else entry["label"]
+    require(label is None or isinstance(label, str), "label must be a class name or null")
+    texts = {name: str(entry.get(name, "")) for name in ("image", "who", "when")}
+    return Answer(sha256, label, unsure, **texts)
+
+
+def whole(line: bytes) -> bool:
+    """Whether a line that has no end is one all the same: no beginning of an object is an object."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def append(path: Path, entry: dict[str, Any]) -> None:
+    """Adds a line, and returns when it is on the disk. What a killed program left of a line is taken away first: it was
+    confirmed to nobody."""
+    line = json.dumps(entry, ensure_ascii=True).encode() + b"\n"
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        size = os.fstat(descriptor).st_size
+        begin = max(size - LARGEST, 0)
+        tail = os.pread(descriptor, size - begin, begin)
+        last = tail[tail.rfind(b"\n") + 1 :]
+        if last and whole(last):
+            line = b"\n" + line
+        elif last:
+            os.ftruncate(descriptor, size - len(last))
+        while line:
+            line = line[os.write(descriptor, line) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
