@@ -60,6 +60,16 @@ def labels_of(plan):
     return {picture.sha256: reader.description(picture.number)["label"] for picture in plan.pictures}
 
 
+@pytest.fixture
+def open_page():
+    """Makes pages; their programs end with the test."""
+    pages = []
+    yield lambda *given: pages.append(Page(*given)) or pages[-1]
+    for page in pages:
+        page.process.kill()
+        page.process.communicate()
+
+
 class Page:
     """A browser's side of `must review`, run as a program of its own."""
 
@@ -91,9 +101,9 @@ class Page:
         return self.process.returncode, out + err
 
 
-def test_a_session_that_is_killed_goes_on_and_ends_with_what_to_do_next(folder, plan):
+def test_a_session_that_is_killed_goes_on_and_ends_with_what_to_do_next(open_page, folder, plan):
     labels = labels_of(plan)
-    page = Page(folder)
+    page = open_page(folder)
     shown = page.post("next")["picture"]
     for _ in range(5):
         position = shown["position"]
@@ -102,7 +112,7 @@ def test_a_session_that_is_killed_goes_on_and_ends_with_what_to_do_next(folder, 
         shown = page.post("answer", position=position, kind="label", label=said)["picture"]
     page.end(signal.SIGKILL)
 
-    page = Page(folder)
+    page = open_page(folder)
     begun = page.post("next")
     assert begun["state"]["answers"] == 5 and begun["picture"] == shown
     again = page.post("undo", position=4)["picture"]
@@ -122,8 +132,8 @@ def test_a_session_that_is_killed_goes_on_and_ends_with_what_to_do_next(folder, 
     assert lines[0]["shown"] and lines[-1]["unsure"] and "label" not in lines[-1]
 
 
-def test_only_who_has_the_address_gets_in_and_the_page_loads_nothing_from_elsewhere(folder):
-    page = Page(folder)
+def test_only_who_has_the_address_gets_in_and_the_page_loads_nothing_from_elsewhere(open_page, folder):
+    page = open_page(folder)
     status, data, headers = page.ask("GET", "")
     policy = headers["content-security-policy"]
     assert status == 200 and b"review.js" in data and not re.search(rb"https?://", data)
