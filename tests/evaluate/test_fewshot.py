@@ -77,7 +77,7 @@ def test_questions_that_cannot_be_answered():
         ({"few_shot_split": "test"}, "take another one"),
         ({"labels": "ignore"}, "needs the labels"),
         ({"baseline": ""}, "needs --baseline"),
-        ({"few_shot": "0"}, "1 or more"),
+        ({"few_shot": "0"}, "must be at least 1"),
     ):
         with pytest.raises(ValueError, match=text):
             EvaluateConfig(**values | changes)
