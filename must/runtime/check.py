@@ -79,7 +79,8 @@ def check_gate(gate: str, settings: Mapping[str, Any]) -> None:
     every = [name for name in names_of(GateConfig) if name not in ("metrics", "output", "gate")]
     with_name("gate", GateConfig, metrics=LATER, gate=gate)
     check_names("gate_settings", given, every)
-    own = {"label-free": set(LABEL_FREE), "labelled": set(every) - set(LABEL_FREE), "none": set()}[gate]
+    free, labelled = set(LABEL_FREE), set(every) - set(LABEL_FREE)
+    own = {"label-free": free, "reviewed": free, "labelled": labelled, "none": set()}[gate]  # reviewed: for a champion
     for name in given:
         owner = "label-free" if name in LABEL_FREE else "labelled"
         require(name in own, f"gate_settings.{name}: belongs to the gate '{owner}'; this run has gate '{gate}'")

@@ -23,7 +23,7 @@ WRONG = [
     ({"epochs": -1}, "epochs -1: passes over the images"),
     ({"preset": "imagnet"}, "--preset imagnet: unknown; did you mean 'imagenet'"),
     ({"preset": "imagenet", "model": "RN50"}, "published for ViT-B/16 and ViT-L/14 only"),
-    ({"gate": "lable-free"}, "gate: --gate must be one of label-free, labelled, none (got 'lable-free')"),
+    ({"gate": "lable-free"}, "gate: --gate must be one of label-free, reviewed, labelled, none (got 'lable-free')"),
     ({"gate_settings": {"min_gian": 0.1}}, "gate_settings.min_gian: unknown; did you mean 'min_gain'?"),
     ({"gate_settings": {"min_gain": 0.9}}, "gate_settings.min_gain: belongs to the gate 'labelled'; this run has gate"),
     (
@@ -50,6 +50,7 @@ RIGHT = [
     {"settings": {"lr": 1e-5, "batch-size": 64}, "preset": "digits", "model": "gs://b/model", "epochs": 3},
     {"preset": "imagenet", "model": "ViT-B-16-quickgelu"},
     {"gate": "labelled", "gate_settings": {"min_gain": 0.01, "min_images": 50}},
+    {"gate": "reviewed", "gate_settings": {"min_agreement": 0.5}},
     {"gate": "none", "register": "mlflow", "model_name": "cats.v2"},
     {"shard_settings": {"max_rejected": 0.05, "workers": 2}, "split": "train=0.9,test=0.1", "labels": "folder"},
 ]
