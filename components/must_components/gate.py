@@ -36,7 +36,7 @@ def gate(
         registry_uri: where promoted models live; work_uri/registry if empty.
         champion: the champion's version, or none.
         champion_uri: its bundle, or nothing.
-        gate: label-free, labelled or none.
+        gate: label-free, reviewed, labelled or none.
         gate_settings: parameters of `must gate` by name, such as {"min_gain": 0.01}.
         split: labelled split for the labelled gate.
 

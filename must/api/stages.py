@@ -25,6 +25,7 @@ class Stage(NamedTuple):
     function: str  # "module:name", imported when the stage runs: `must shard` runs where there is no torch
     help: str
     python: str = ""  # the function at `must.`, where that takes more than the parameters: "module:name"
+    torch: bool = False  # it imports torch, which takes seconds that a terminal is told of
 
 
 STAGES: Final[dict[str, Stage]] = {
@@ -43,26 +44,31 @@ STAGES: Final[dict[str, Stage]] = {
         configs.ClassifierConfig,
         "must.method.model.classifier:classifier",
         "Turn class names and prompt templates into zero-shot text classifier weights.",
+        torch=True,
     ),
     "plan": Stage(
         configs.PlanConfig,
         "must.method.train.plan:plan",
         "Say what `must train` will cost: steps, hours on this machine, memory, gigabytes; trains nothing.",
+        torch=True,
     ),
     "train": Stage(
         configs.TrainConfig,
         "must.method.train.trainer:train",
         "Adapt the zero-shot classifier to unlabeled images with masked unsupervised self-training (MUST).",
+        torch=True,
     ),
     "refine": Stage(
         configs.RefineConfig,
         "must.method.select.refine:refine",
         "Make zero-shot better without training, in seconds, from images that look alike.",
+        torch=True,
     ),
     "select": Stage(
         configs.SelectConfig,
         "must.method.select.select:select",
         "Make an adapted model safe: keep as much of it as unlabeled images speak for, or zero-shot's weights.",
+        torch=True,
     ),
     "review": Stage(
         configs.ReviewConfig,
@@ -73,11 +79,13 @@ STAGES: Final[dict[str, Stage]] = {
         configs.EvaluateConfig,
         "must.evaluation.evaluate:evaluate",
         "Measure the adapted model against the zero-shot one; write metrics.json and report.html.",
+        torch=True,
     ),
     "export": Stage(
         configs.ExportConfig,
         "must.deploy.export.export:export",
         "Write the model as ONNX, or as a folder that open_clip, transformers or timm loads; checked against PyTorch.",
+        torch=True,
     ),
     "push": Stage(
         configs.PushConfig,
@@ -122,9 +130,6 @@ STAGES: Final[dict[str, Stage]] = {
 }
 
 
-HEAVY = ("classifier", "plan", "train", "refine", "select", "evaluate", "export")  # they import torch
-
-
 def call(stage: str, /, **values: Any) -> Any:
     """Runs a stage; returns its result. Parameters are those of must/config/; None leaves one at its default.
 
@@ -152,7 +157,7 @@ def run(stage: str, config: StageConfig, **more: Any) -> Any:
     """Imports no more than the stage needs, and that after a first look at its inputs. `more` goes to its function."""
     module, function = STAGES[stage].function.split(":")
     preflight(config)
-    if stage in HEAVY:
+    if STAGES[stage].torch:
         loading(stage)
     try:
         with warnings.catch_warnings(), killed_workers():

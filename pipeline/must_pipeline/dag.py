@@ -98,8 +98,8 @@ def make_pipeline(cluster: Cluster) -> Any:
             settings: parameters of `must train` by name, such as {"lr": 2e-5}; they win over the preset.
             precision: of the ONNX model: fp32, fp16 or int8.
             embeddings: the ONNX model gives images' embeddings too; cluster.yaml's predictions may ask for it as well.
-            gate: what a model must pass to be promoted: label-free signals against zero-shot; labelled, the interval of
-                its gain over the champion on evaluate_split; or none.
+            gate: what a model must pass to be promoted: label-free signals against zero-shot; reviewed, people's
+                answers; labelled, the interval of its gain over the champion on evaluate_split; or none.
             gate_settings: parameters of `must gate` by name, such as {"min_gain": 0.01}.
             append: add the source's new images to the shards that are there.
             warm_start: start from the champion instead of the zero-shot model.
