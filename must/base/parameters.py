@@ -36,6 +36,7 @@ SYNONYMS = {  # what other programs call it, and what it is here
     "class_names": "classes",
     "top": "top_k",
 }
+LARGEST_FILE = 1 << 20  # bytes of a file of parameters
 MOST_USED = "most used"  # the heading that a stage's help begins with
 
 
@@ -192,7 +193,10 @@ def read_yaml(stage: type[StageConfig], file: str) -> dict[str, Any]:
 def read_mapping(path: Path, where: str) -> dict[str, Any]:
     """The 'name: value' lines of a YAML file. Raises ValueError, which begins with `where`: it has something else."""
     try:
-        content = parse_yaml(path.read_bytes(), where) or {}
+        with path.open("rb") as file:
+            data = file.read(LARGEST_FILE + 1)  # it may be a pipe, or a device without an end
+        require(len(data) <= LARGEST_FILE, f"{where}: more than {LARGEST_FILE} bytes")
+        content = parse_yaml(data, where) or {}
     except OSError as error:
         raise ValueError(f"{where}: cannot be read: {error.strerror}") from None
     require(isinstance(content, dict), f"{where}: expected 'name: value' lines")

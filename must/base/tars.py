@@ -14,6 +14,7 @@ LARGEST = {b"L": 1 << 20, b"K": 1 << 20, b"x": 1 << 16, b"g": 1 << 16, b"X": 1 <
 LARGEST_READ = 1 << 20  # of anything else: a label
 ATTRIBUTES = (b"x", b"g", b"X")
 DIGITS = re.compile(rb"[0-9]{200}")  # of attributes: older versions of tarfile search them in quadratic time
+NEGATIVE = re.compile(rb"(?:^|\n)[0-9]+ size=\s*-")  # newer versions of tarfile end there without a word
 
 
 def require_end(file: BinaryIO, place: int) -> None:
@@ -37,8 +38,11 @@ class Headers(io.FileIO):
         if size is None or not 0 <= size <= LARGEST.get(self.kind, LARGEST_READ) + tarfile.BLOCKSIZE:
             raise tarfile.ReadError("a header of impossible size")
         data = super().read(size)
+        if self.kind in ATTRIBUTES:
+            if DIGITS.search(data):
+                raise tarfile.ReadError("a header with a number of 200 digits")
+            if NEGATIVE.search(data):
+                raise tarfile.ReadError("a header with a negative size")
         if size == tarfile.BLOCKSIZE:
             self.kind = data[156:157]
-        elif self.kind in ATTRIBUTES and DIGITS.search(data):
-            raise tarfile.ReadError("a header with a number of 200 digits")
         return data

@@ -82,13 +82,26 @@ def encoded(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n\r"}
+
+
+def visible(text: str) -> str:
+    r"""The same without characters that steer a terminal which shows the file: ESC is written as ``\x1b``."""
+    return text.translate(CONTROLS)
+
+
+def lines_of(names: Sequence[str]) -> bytes:
+    """A text file with a name a line."""
+    return encoded("".join(visible(" ".join(name.split())) + "\n" for name in names))
+
+
 def cell(text: str) -> str:
-    """A name in a CSV file, which a spreadsheet must not take for a formula.
+    """A name in a CSV file, which a spreadsheet must not take for a formula, and which cannot steer a terminal.
 
     An apostrophe is put before one that starts like a formula, or with an apostrophe: a reader that takes one leading
-    apostrophe away has the name again.
+    apostrophe away has the name again, but for control characters, which are written out.
     """
-    return f"'{text}" if text.startswith((*FORMULA, "'")) else text
+    return visible(f"'{text}" if text.startswith((*FORMULA, "'")) else text)
 
 
 class TextFile(Protocol):

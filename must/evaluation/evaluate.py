@@ -39,6 +39,7 @@ from must.method.model.bundle import DESCRIPTION_FILE, Bundle, load_bundle, prep
 from must.method.model.classifier import load_text_classifier, read_header
 
 METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE = "metrics.json", "predictions.csv", "report.html"
+JSON_CONTROLS = {code: f"\\u{code:04x}" for code in range(127, 160)}  # json writes these as they are, and ESC escaped
 MATRIX_LIMIT = 200  # classes up to which the confusion matrices are written out
 
 
@@ -267,7 +268,8 @@ def predictions_csv(samples: Samples, after: Scores, before: Scores | None, metr
 
 
 def to_json(metrics: dict[str, Any]) -> bytes:
-    return encoded(json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False, default=np_default) + "\n")
+    text = json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False, default=np_default) + "\n"
+    return encoded(text.translate(JSON_CONTROLS))
 
 
 def np_default(value: Any) -> Any:

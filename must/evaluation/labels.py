@@ -18,7 +18,7 @@ from typing import Any
 
 from must.base import storage
 from must.base.parameters import require
-from must.base.text import brief
+from must.base.text import brief, visible
 
 IMAGES = ("image", "path", "source", "filepath", "file_name", "file")  # columns, the first that is there
 CLASSES = ("adapted", "class", "label", "choice")
@@ -231,7 +231,7 @@ def label_studio_config(classes: list[str]) -> bytes:
     """The project's labelling interface."""
     from xml.sax.saxutils import quoteattr
 
-    choices = "".join(f"    <Choice value={quoteattr(name)}/>\n" for name in [*classes, NONE])
+    choices = "".join(f"    <Choice value={quoteattr(visible(name))}/>\n" for name in [*classes, NONE])
     head = '<View>\n  <Image name="image" value="$image"/>\n  <Choices name="class" toName="image" choice="single">\n'
     return f"{head}{choices}  </Choices>\n</View>\n".encode("utf-8", "replace")
 

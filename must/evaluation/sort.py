@@ -9,6 +9,7 @@ from __future__ import annotations
 import filecmp
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 from must.base import storage
 from must.base.parameters import require
 from must.base.progress import bar
-from must.base.text import brief, printable
+from must.base.text import CONTROLS, brief, printable
 from must.config.labels import SortConfig
 from must.evaluation.labels import NONE, read_labels
 
@@ -101,13 +102,11 @@ def file_of(image: str, root: str) -> Path | None:
 
 
 def unescaped(name: str) -> str:
-    r"""A name with bytes that are no UTF-8, which files of labels hold as ``\udcXX``."""
-    parts = name.split("\\udc")
-    for number, part in enumerate(parts[1:], 1):
-        code = part[:2]
-        known = len(code) == 2 and all(one in "0123456789abcdef" for one in code)
-        parts[number] = chr(0xDC00 + int(code, 16)) + part[2:] if known else f"\\udc{part}"
-    return "".join(parts)
+    r"""A name with bytes that are no UTF-8 or control characters: files of labels hold ``\udcXX`` and ``\xXX``."""
+    name = re.sub(r"\\udc([0-9a-f]{2})", lambda found: chr(0xDC00 + int(found[1], 16)), name)
+    for code, written in CONTROLS.items():
+        name = name.replace(written, chr(code))
+    return name
 
 
 class Folders:

@@ -63,6 +63,8 @@ def test_everything_is_written_and_is_utf_8(results):
     rows = list(csv.DictReader(io.StringIO((output / "predictions.csv").read_bytes().decode(), newline="")))
     sources = {row["source"] for row in rows}
     assert len(rows) == metrics["images"] and {r"zero/caf\udce9.png", "zero/plain.png", "zero/a\r=1.png"} <= sources
+    assert r"zero/\x1b]0;pwned\x07\x1b[2J.png" in sources
+    assert not any(b"\x1b" in path.read_bytes() for path in output.iterdir())
     page = (output / "report.html").read_bytes().decode()
     assert "\x1b" not in page and not any(0xD800 <= ord(character) < 0xE000 for character in page)
 

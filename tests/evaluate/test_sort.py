@@ -54,6 +54,13 @@ def test_no_two_files_become_one_and_all_comes_back(tmp_path, capsys, how):
     assert not into.exists() and tree(tmp_path / "photos") == before
 
 
+def test_names_that_a_csv_spells_out_are_found(tmp_path):
+    files = photos(tmp_path / "photos", ["\x1b[31mred.png", os.fsdecode(b"caf\xe9\x9b.png"), r"as it is\x1b.png"])
+    csv = predictions(tmp_path / "p.csv", [(file, "cat", 0.9) for file in files])
+    assert b"\x1b" not in csv.read_bytes()
+    assert must.sort(labels=csv, into=tmp_path / "sorted", how="copy").placed == 3
+
+
 @pytest.mark.parametrize("how", ["copy", "move"])
 def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch, how):
     files = photos(tmp_path / "photos", [f"{n}/a.png" for n in range(4)])

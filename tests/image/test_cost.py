@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import subprocess
@@ -253,6 +254,16 @@ def test_the_limit_of_pixels_that_the_shards_were_made_with_holds_in_training_an
     assert dataset[0, place][-2:] == ((place + 1) % len(reader), 1)
     source = EvalSource(reader, PREPROCESS, 8, 0)
     assert sum(len(batch.labels) for batch in source) == 20 and source.skipped == 1
+
+
+def test_an_animated_avif_is_refused_as_what_it_is() -> None:
+    frames = [Image.new("RGB", (32, 32), color) for color in ("red", "blue")]
+    file = io.BytesIO()
+    frames[0].save(file, "AVIF", save_all=True, append_images=frames[1:])
+    data = file.getvalue()
+    for one in (data, data[:8] + b"msf1" + data[12:], data[:8] + b"avif" + data[12:]):
+        with pytest.raises(ValueError, match=r"^an animated AVIF is not accepted$"):
+            identify(one)
 
 
 def test_a_pipe_is_no_image_and_nobody_waits_for_it(tmp_path: Path) -> None:

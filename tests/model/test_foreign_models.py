@@ -80,6 +80,16 @@ def test_a_model_folder_may_not_bring_code(tmp_path, asked):
     assert asked == []
 
 
+@pytest.mark.parametrize("number", [99, 0, float("nan")])
+def test_a_bundle_of_another_format_is_called_that(digits, tmp_path, number):
+    """Whatever version it says that it was written by: it may be ours."""
+    folder = changed(digits, tmp_path, lambda architecture: None)
+    file = tmp_path / "bundle" / "model.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": number}))
+    with pytest.raises(ValueError, match=rf"bundle: its format is '{number}', and must .* reads format 1"):
+        load_bundle(folder)
+
+
 @pytest.mark.parametrize(
     "name, value",
     [("logit_factor", float("nan")), ("logit_factor", "x"), ("logit_factor", 10**400), ("provenance", []),

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+import unicodedata
 
 import pytest
 
@@ -38,6 +39,7 @@ def test_files_are_utf_8_and_no_cell_is_a_formula(tmp_path, name):
         assert json.loads(text.splitlines()[0])["image"] == HOSTILE.image
         return
     first, second = csv.DictReader(io.StringIO(text, newline=""))
-    assert first["image"] == "caf\\udce9\x1b[2J.png" and second["image"] == "'@here.png"
-    assert first["class"] == f"a\r{ESCAPE}" and "\n\r" not in text
+    assert first["image"] == r"caf\udce9\x1b[2J.png" and second["image"] == "'@here.png"
+    assert first["class"] == r"a%s\x1b]0;pwned\x07\x1b[2Jzero" % "\r" and "\n\r" not in text  # noqa: UP031
+    assert not any(unicodedata.category(character) == "Cc" for character in text if character not in "\r\n")
     assert first["class_2"] == "'=1+1" and float(first["probability_2"]) == 0.4

@@ -10,18 +10,25 @@ import os
 import struct
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from must.base.exits import WRONG_INPUT, code_of, line_of
+from must.base.parameters import load
+from must.base.tars import Headers
+from must.config import PredictConfig, TrainConfig
 from must.data.sources import archives
 from must.data.sources.archives import open_archives, unzipped
 from must.data.sources.base import ListingReport, UnreadableError
 from must.data.sources.files import Manifest
 from must.data.sources.open import open_source
-from must.method.model.classifier import load_class_set, make_class_set, parse_header
+from must.deploy.predict.predict import predict
+from must.method.model.bundle import load_description
+from must.method.model.classifier import load_class_set, load_text_classifier, make_class_set, parse_header
 from tests import zoo
 from tests.shards.test_shard import rejected, run, samples
 
@@ -95,6 +102,52 @@ def test_a_damaged_archive_is_named(tmp_path: Path, name: str, monkeypatch: pyte
         run(tmp_path / name, tmp_path / "out")
     one_line(error, name)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_negative_size_is_damage_whatever_tarfile_makes_of_it(tmp_path: Path) -> None:
+    """Python 3.13 ends there as at the archive's end; 3.11.7 reads the same member for ever."""
+    (tmp_path / "a.tar").write_bytes(negative_size())
+    with Headers(tmp_path / "a.tar") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        assert tar.next() is not None
+        with pytest.raises(tarfile.ReadError, match="negative size"):
+            tar.next()
+    name = "x" * 100 + " size=-3.png"
+    assert set(samples_of(make_tar(tmp_path / "b.tar", (tarfile.TarInfo(name), PICTURE)), tmp_path)) == {name}
+
+
+ENDLESS = ("a.csv", "a.jsonl", "a.tar", "a.tar.gz", "a.zip", "a.parquet", "a", "{a,b}.tar", "{a,b}.parquet", "folder")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_link_to_a_device_is_no_source(tmp_path: Path, name: str) -> None:
+    for file in (*ENDLESS[:7], "b.tar", "b.parquet"):
+        (tmp_path / file).symlink_to("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.png").symlink_to("/dev/zero")
+    with pytest.raises((ValueError, OSError)) as error:
+        run(tmp_path / name, tmp_path / "out")
+    line = line_of(error.value)
+    assert str(tmp_path) in line and "nowhere" not in line and len(line) < 500
+
+
+@pytest.mark.timeout(60)
+def test_a_link_to_a_device_is_no_class_file_model_or_settings(tmp_path: Path) -> None:
+    def refused(read: Callable[[], object], name: str) -> None:
+        with pytest.raises((ValueError, OSError)) as error:
+            read()
+        assert str(tmp_path / name) in line_of(error.value) and code_of(error.value) == WRONG_INPUT
+
+    for name in ("c.yaml", "c.txt", "m.onnx", "c.safetensors", "model.json"):
+        (tmp_path / name).symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.onnx")
+    refused(lambda: load_class_set(str(tmp_path / "c.yaml")), "c.yaml")
+    refused(lambda: load_class_set(str(tmp_path / "c.txt")), "c.txt")
+    refused(lambda: load_text_classifier(str(tmp_path / "c.safetensors")), "c.safetensors")
+    refused(lambda: load_description(str(tmp_path)), "model.json")
+    refused(lambda: load(TrainConfig, {}, str(tmp_path / "c.yaml")), "c.yaml")
+    for model in ("m.onnx", "pipe.onnx"):
+        refused(lambda model=model: predict(PredictConfig(model=str(tmp_path / model), images=["a.png"])), model)
 
 
 def test_a_compressed_archive_may_expand_as_images_do(tmp_path: Path) -> None:
@@ -190,6 +243,11 @@ CLASS_FILES = {
     "keys": "classes: [a, b]\n" + "k" * 100_000 + ": 1\n",
     "one twice": "classes: [" + "a" * 99_000 + ", " + "a" * 99_000 + "]",
     "bytes": "classes: [!!binary aGk=, b]",
+    "a long number": "classes: [0x" + "f" * 48_000 + ", b]",
+    "base 60": "classes: [1" + ":10" * 9000 + ", b]",
+    "a name as a long number": "classes: [{name: 0x" + "f" * 48_000 + "}, b]",
+    "twice with an escape": 'classes: ["a\\e[2J", "a\\e[2J"]',
+    "a key of bytes": "classes: [a, b]\n!!binary aGk=: 1\n",
 }  # fmt: skip
 
 
@@ -200,6 +258,7 @@ def test_a_class_file_that_is_none_is_one_line(tmp_path: Path, kind: str) -> Non
     with pytest.raises(ValueError, match="--classes") as error:
         load_class_set(str(tmp_path / "classes.yaml"))
     one_line(error, "classes.yaml")
+    assert str(error.value).startswith(f"--classes {tmp_path}/classes.yaml: ")
 
 
 @MANY

@@ -11,7 +11,6 @@ import errno
 import importlib
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from must.base.storage.base import ConflictError, Entry, Generation, Writable
+from must.base.storage.regular import check_regular, open_regular
 from must.base.storage.store import Store
 from must.base.storage.unfinished import TEMPORARY, unfinished
 from must.base.text import without_secrets
@@ -111,11 +111,8 @@ def read_bytes(uri: str | Path, start: int = 0, length: int | None = None) -> by
         return remote(uri).read_bytes(str(uri), start, length)
     # Unbuffered and of the exact size: this is the inner loop of sharding, and a buffered read of "at most N bytes"
     # first allocates all N.
-    with open(str(uri).removeprefix("file://"), "rb", buffering=0, opener=without_waiting) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "a pipe, socket or device, no file", str(uri))
-        available = max(0, status.st_size - start)
+    with open_regular(str(uri).removeprefix("file://")) as file:
+        available = max(0, os.fstat(file.fileno()).st_size - start)
         wanted = available if length is None else min(length, available)
         if start and wanted:
             file.seek(start)
@@ -123,11 +120,6 @@ def read_bytes(uri: str | Path, start: int = 0, length: int | None = None) -> by
         while len(data) < wanted and (more := file.read(wanted - len(data))):
             data += more
         return data
-
-
-def without_waiting(path: str, flags: int) -> int:
-    """Opens as `open` does, but for a pipe it does not wait for a writer."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def write_bytes(uri: str | Path, data: bytes, if_generation_match: Generation | None = None) -> None:
@@ -182,9 +174,16 @@ def download(uri: str | Path, path: str | Path) -> None:
 
 @contextmanager
 def local_copy(uri: str | Path) -> Iterator[Path]:
-    """A path at which the file can be read while the block lasts: its own, or a copy's of a remote one."""
+    """A path at which the file can be read while the block lasts: its own, or a copy's of a remote one.
+
+    Raises:
+        OSError: a pipe, socket or device.
+    """
     if not is_remote(uri):
-        yield local(uri)
+        path = local(uri)
+        if path.exists():
+            check_regular(path.stat(), path)
+        yield path
         return
     with tempfile.TemporaryDirectory(prefix="must-") as folder:
         path = Path(folder) / "copy"
@@ -197,7 +196,7 @@ def copy(uri: str | Path, file: Writable) -> None:
     if is_remote(uri):
         copy_ranges(remote(uri), str(uri), file)
     else:
-        with local(uri).open("rb") as source:
+        with open_regular(local(uri)) as source:
             shutil.copyfileobj(source, file, 1 << 20)
 
 
@@ -297,7 +296,7 @@ def walk_folder(
                 elif entry.is_file():
                     if not entry.name.startswith(TEMPORARY):
                         yield Entry(name, entry.stat().st_size)
-                elif entry.is_symlink():
+                elif entry.is_symlink() and not Path(entry.path).exists():
                     on_problem(name, "symbolic link to nowhere")
                 else:
                     on_problem(name, "neither a file nor a folder")

@@ -6,6 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from must.base.storage.regular import open_regular
+
 
 class HashingFile:
     """Passes on what is written to an open file, counts and hashes it. What exceeds `limit` bytes is not passed on."""
@@ -30,5 +32,5 @@ class HashingFile:
 
 def sha256_of(path: Path) -> str:
     """A local file's checksum."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from must.data.image.headers.base import Cost
-from must.data.image.headers.boxes import BRANDS, CODESTREAM, JP2, avif_cost, jpeg2000_cost
+from must.data.image.headers.boxes import ANIMATED, BRANDS, CODESTREAM, JP2, avif_cost, jpeg2000_cost
 from must.data.image.headers.directory import STARTS
 from must.data.image.headers.jpeg import JPEG, jpeg_cost
 from must.data.image.headers.rasters import (
@@ -62,7 +62,10 @@ def cost(data: bytes) -> Cost:
 
 
 def avif_of_brand(data: bytes) -> Cost:
-    if data[8:12] not in BRANDS:
+    brand, others = data[8:12], data[16 : min(int.from_bytes(data[:4], "big"), 1000)]
+    if brand == b"avis" or (brand == b"msf1" and b"avis" in others):
+        raise ValueError(ANIMATED)
+    if brand not in BRANDS:
         raise ValueError("not an image of a known format")
     return avif_cost(data)
 

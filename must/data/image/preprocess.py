@@ -13,6 +13,7 @@ from PIL import Image
 from must.base.text import brief
 
 LARGEST = 2048  # pixels, of a model's input
+SMALLEST, FARTHEST = 1e-6, 1e6  # what pixels may be divided by, and how far from 0 their mean may be
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -43,8 +44,8 @@ class Preprocess:
             raise ValueError(f"the model's input is {brief(size)} pixels wide; 1 to {LARGEST} are supported")
         preprocess = cls(
             size=size,
-            mean=three_numbers(values.get("mean") or CLIP_MEAN),
-            std=three_numbers(values.get("std") or CLIP_STD),
+            mean=three_numbers(values.get("mean") or CLIP_MEAN, -FARTHEST),
+            std=three_numbers(values.get("std") or CLIP_STD, SMALLEST),
             interpolation=values.get("interpolation") or "bicubic",
             resize_mode=values.get("resize_mode") or "shortest",
         )
@@ -59,12 +60,16 @@ class Preprocess:
         return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
 
-def three_numbers(values: Any) -> tuple[float, ...]:
-    """A number for each of the three channels. Raises ValueError: they are not."""
+def three_numbers(values: Any, smallest: float) -> tuple[float, ...]:
+    """A number for each of the three channels, from `smallest` to FARTHEST. Raises ValueError: they are not."""
     if not isinstance(values, list | tuple) or len(values) != 3:
         raise ValueError("the model's preprocessing names no mean or deviation for each of three channels")
     if not all(is_finite(value) for value in values):
         raise ValueError("the model's preprocessing has a mean or deviation that is no number")
+    if not all(smallest <= value <= FARTHEST for value in values):
+        raise ValueError(
+            f"the model's preprocessing has a mean or deviation out of range: {', '.join(map(brief, values))}"
+        )
     return tuple(values)
 
 

@@ -138,6 +138,8 @@ def open_archives(uri: str, labels: str, option: str, exclude: str) -> Archives 
         files = expanded(uri)
         missing = [file for file in files if not storage.exists(file)]
         require(not missing, f"{option} {uri}: there is no such file: {missing[0] if missing else ''}")
+        others = [file for file in files if not storage.is_remote(file) and not storage.local(file).is_file()]
+        require(not others, f"{option} {uri}: not a file: {others[0] if others else ''}")
         return Archives(uri, files, labels, option, told_apart(files) if len(files) > 1 else ())
     found: list[str] = []
     for entry in storage.list_files(uri):

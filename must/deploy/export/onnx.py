@@ -10,7 +10,7 @@ import numpy as np
 
 from must.base import storage
 from must.base.parameters import require
-from must.base.text import encoded
+from must.base.text import encoded, lines_of
 from must.config import ExportConfig
 from must.deploy.export.check import LARGEST_DIFFERENCE, LEAST_COSINE, Check, compare, reference, reference_embeddings
 from must.deploy.export.serving import clear_serving, write_serving
@@ -83,7 +83,7 @@ def write(config: ExportConfig, bundle: Bundle, models: dict[str, Path], cards: 
     """model.onnx goes first and comes last, so that a folder with it is complete and of one export."""
     storage.delete(storage.join(config.output, MODEL_FILE))
     clear_serving(config.output)
-    labels = encoded("".join(" ".join(name.split()) + "\n" for name in bundle.description.classes))
+    labels = lines_of(bundle.description.classes)
     storage.write_bytes(storage.join(config.output, LABELS_FILE), labels)
     for name, card in cards.items():
         storage.write_bytes(storage.join(config.output, name), encoded(card))

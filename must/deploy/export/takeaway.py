@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from must.base import storage
 from must.base.parameters import require
-from must.base.text import encoded
+from must.base.text import encoded, lines_of
 from must.config import ExportConfig
 from must.data.augment.normalize import normalize
 from must.deploy.export.check import LARGEST_DIFFERENCE
@@ -128,7 +128,7 @@ def write_classifier(bundle: Bundle, folder: Path) -> None:
     factor = torch.tensor(description.logit_factor, dtype=torch.float32)
     weights = {"classifier": bundle.model.classifier.detach().float().contiguous(), "logit_factor": factor}
     (folder / CLASSIFIER_FILE).write_bytes(save(weights, {"classes": json.dumps(description.classes)}))
-    (folder / LABELS_FILE).write_bytes(encoded("".join(" ".join(name.split()) + "\n" for name in description.classes)))
+    (folder / LABELS_FILE).write_bytes(lines_of(description.classes))
 
 
 def scratch(output: str) -> Path:

@@ -54,19 +54,23 @@ def save_bundle(folder: str, model: MaskedViT, description: Description) -> None
 
 
 def load_description(folder: str) -> Description:
-    """Raises ValueError: no bundle there, a damaged one, or one of a newer version."""
+    """Raises ValueError: no bundle there, a damaged one, or one of another format."""
     uri = storage.join(folder, DESCRIPTION_FILE)
     require(storage.exists(uri), f"--model {folder}: no {DESCRIPTION_FILE} there; a bundle is what `must train` writes")
     found = storage.read_object(uri, checked, ValueError(f"{uri}: is damaged"))
-    if isinstance(found, str):
-        raise ValueError(f"--model {folder}: written by a newer version ({brief(found)})")
+    if not isinstance(found, Description):
+        raise ValueError(
+            f"--model {folder}: its format is {brief(found)}, and must {__version__} reads format {FORMAT}; use the "
+            "version of must that wrote it, or a newer one"
+        )
     return found
 
 
-def checked(values: dict[str, Any]) -> Description | str:
-    """What a bundle's file says; the version that wrote it, if that is a newer one."""
-    if values["format"] > FORMAT:
-        return str(values["must_version"])
+def checked(values: dict[str, Any]) -> Description | int | float:
+    """What a bundle's file says; its format, if that is another one."""
+    if (number := values["format"]) != FORMAT:
+        require(isinstance(number, int | float), "a value of another kind")
+        return number
     description = Description(**values)
     require(is_sound(description), "a value of another kind")
     return description

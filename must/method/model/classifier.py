@@ -23,6 +23,7 @@ METADATA_KEY = "must"
 BUNDLED_SET = "imagenet"
 TEMPLATE = "a photo of a {}."  # of classes that come with none
 PLACE = re.compile(r"\.(txt|ya?ml|json)$", re.IGNORECASE)  # names of files, where a list of classes could be meant
+LONGEST_NUMBER = 320  # bits of a number that is a name: Python refuses to write out very long ones
 LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 LARGEST_SHARE = 1e9  # and its inverse the smallest: a ratio that float32 can hold
 
@@ -179,6 +180,10 @@ def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool
     for number, entry in enumerate(classes):
         name: Any = entry.get("name") if isinstance(entry, dict) else entry
         if isinstance(name, int | float) and not isinstance(name, bool):
+            require(
+                isinstance(name, float) or name.bit_length() <= LONGEST_NUMBER,
+                f"{where}: class {number + 1} is {brief(name)}, which is no name",
+            )
             name = str(name)
         require(
             is_text(name),

@@ -11,7 +11,8 @@ CODESTREAM = b"\xff\x4f\xff\x51"
 JP2 = b"\x00\x00\x00\x0cjP  \x0d\x0a\x87\x0a"
 SIZ, COD, COC, POC, SOT, SOD, END = 0xFF51, 0xFF52, 0xFF53, 0xFF5F, 0xFF90, 0xFF93, 0xFFD9
 CODE_BLOCK, PRECINCT = 420, 600  # bytes that OpenJPEG holds of each
-BRANDS = (b"avif", b"mif1")  # not avis, msf1: sequences
+BRANDS = (b"avif", b"mif1")
+ANIMATED = "an animated AVIF is not accepted"
 SEQUENCE_HEADER = 1
 MAX_ITEMS = 1000
 Box = tuple[bytes, int, int]
@@ -126,7 +127,7 @@ def avif_cost(data: bytes) -> Cost:
     sizes, kinds = [], []
     for kind, start, end in boxes(data, 0, len(data)):
         if kind == b"moov":
-            raise ValueError("a sequence of AVIF, whose cost is not known")
+            raise ValueError(ANIMATED)
         if kind != b"meta":
             continue
         inside = {name: (at, last) for name, at, last in boxes(data, start + 4, end)}
