@@ -85,6 +85,7 @@ def line(row: dict[str, Any], base: dict[str, Any]) -> str:
 def measure(options: argparse.Namespace, variant: dict[str, Any]) -> dict[str, Any]:
     import torch
 
+    from must.api.verify.speed import matmul_peak, synchronize
     from must.method.distributed.process_group import pick_device
 
     device = pick_device(options.device)
@@ -92,10 +93,10 @@ def measure(options: argparse.Namespace, variant: dict[str, Any]) -> dict[str, A
     step, flops = build(options, variant, device)
     seconds = []
     for number in range(options.steps + 2):
-        synchronise(device)
+        synchronize(device)
         started = time.perf_counter()
         step(number)
-        synchronise(device)
+        synchronize(device)
         seconds.append(time.perf_counter() - started)
     if options.profile:
         profile(step, device)
@@ -121,6 +122,8 @@ def build(options: argparse.Namespace, variant: dict[str, Any], device: Any) -> 
     import open_clip
     import torch
 
+    from must.api.verify.speed import forward_flops
+
     logging.disable(logging.WARNING)
     torch.manual_seed(0)
     visual = open_clip.create_model(options.model, pretrained=None).visual
@@ -129,7 +132,7 @@ def build(options: argparse.Namespace, variant: dict[str, Any], device: Any) -> 
     weak, strong = (torch.randint(0, 256, (B, size, size, 3)).byte() for _ in range(2))
     patches = (size // patch) ** 2
     masked = torch.stack([torch.randperm(patches)[: int(0.3 * patches)].sort().values for _ in range(B)])
-    flops = 4 * forward_flops(visual, patches)
+    flops = 4 * forward_flops(visual)
     if variant.get("plain"):
         from must.api.verify.plain import PlainStep
         from must.data.augment.normalize import normalize
@@ -171,46 +174,16 @@ def ours(options: argparse.Namespace, variant: dict[str, Any], device: Any, visu
     return lambda number: step(number, parts)
 
 
-def forward_flops(visual: Any, patches: int) -> float:
-    """Of one image: 2 x (patch embedding + blocks of 12 W^2 a token + attention's two products of (L + 1)^2 W)."""
-    width, tokens, layers = visual.conv1.out_channels, patches + 1, len(visual.transformer.resblocks)
-    embedding = patches * width * 3 * visual.patch_size[0] ** 2
-    return 2 * (embedding + layers * (12 * width**2 * tokens + 2 * tokens**2 * width))
-
-
-def matmul_peak(device: Any, dtype: Any) -> float:
-    """Largest floating point operations a second of a product of a ViT-B block's shapes."""
-    import torch
-
-    a, b = (torch.randn(shape, device=device).to(dtype) for shape in ((197 * 32, 768), (3072, 768)))
-    if device.type == "cuda":
-        a = a.repeat(8, 1)
-    best = float("inf")
-    for _ in range(8):
-        synchronise(device)
-        started = time.perf_counter()
-        for _ in range(4):
-            torch.nn.functional.linear(a, b)
-        synchronise(device)
-        best = min(best, (time.perf_counter() - started) / 4)
-    return 2 * a.shape[0] * a.shape[1] * b.shape[0] / best
-
-
-def synchronise(device: Any) -> None:
-    if device.type == "cuda":
-        import torch
-
-        torch.cuda.synchronize()
-
-
 def profile(step: Any, device: Any) -> None:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
+    from must.api.verify.speed import synchronize
+
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with profiler(activities=activities) as recorded:
         step(0)
-        synchronise(device)
+        synchronize(device)
     order = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
     averages = recorded.key_averages()
     print(averages.table(sort_by=order, row_limit=12, max_name_column_width=48), flush=True)
