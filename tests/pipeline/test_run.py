@@ -10,7 +10,7 @@ import yaml
 from must.api.cli import build_parser
 from must.deploy.promote.registry import Registry
 from must_pipeline.stages import ALWAYS
-from tests.pipeline.local import ROOT, Run, small_demo
+from tests.pipeline.local import LABEL_FREE, ROOT, Run, small_demo
 
 BEFORE_TRAINING = ["inputs", "shard", "classifier", "champion"]
 ALL = [stage for stage in ALWAYS if stage != "close"]  # a run that is promoted and served comes to no other end
@@ -45,7 +45,7 @@ def test_a_model_that_passes_the_gate_is_promoted(first, demo):
     facts = json.loads((place / "version.json").read_text())
     assert facts["decision"]["passed"] and facts["metrics"]["adapted"]["top1"] > 0.5 and facts["index_revision"] == 0
     assert (work / "latest" / "evaluate" / "report").read_text().startswith("<!doctype html")
-    assert "# Passed by the label-free gate" in run.artifacts["reasons"].read_text()
+    assert "# Passed by the labelled gate" in run.artifacts["reasons"].read_text()
     page = run.artifacts["what_came_of_it"].read_text()
     assert (
         page.startswith(f"# Promoted {version}: ")
@@ -120,7 +120,7 @@ def test_a_model_that_the_gate_stops_is_not_promoted(first, demo):
     """The same data and settings: training has nothing left to do."""
     work, _ = first
     champion = latest(work)
-    run = Run(demo[1] | {"gate_settings": {"min_agreement": 1.0}}, work, "--verbose")
+    run = Run(demo[1] | LABEL_FREE | {"gate_settings": {"min_agreement": 1.0}}, work, "--verbose")
     assert run.code == 0 and sorted(run.stages) == sorted(set(ALL) - {"promote", "serve"} | {"close-2"})
     assert latest(work) == champion
     assert "STOP  same class as zero-shot" in run.artifacts["reasons"].read_text()
@@ -134,7 +134,7 @@ def test_zero_shot_that_is_kept_replaces_no_champion(first, demo):
     work, _ = first
     champion = latest(work)
     settings = demo[1]["settings"] | {"select": "ladder", "lr": 1e-12, "min_lr": 0.0}
-    run = Run(demo[1] | {"settings": settings}, work, "--verbose")
+    run = Run(demo[1] | LABEL_FREE | {"settings": settings}, work, "--verbose")
     assert run.code == 0 and sorted(run.stages) == sorted(set(ALL) - {"promote", "serve"} | {"close-2"}), (
         run.log + run.error
     )
@@ -159,11 +159,11 @@ def test_a_failing_stage_fails_the_run_and_the_summary_says_why(demo, tmp_path):
 def test_new_images_are_appended_trained_on_from_the_champion_and_compared_with_it(first, demo, tmp_path):
     work, _ = first
     champion = latest(work).version
-    scheduled = {"append": True, "only_new": True, "warm_start": True, "gate": "labelled"}
+    scheduled = {"append": True, "only_new": True, "warm_start": True}
     folder = demo[0] / "images" / "unlabeled"
     for file in (demo[0] / "later").iterdir():
         file.rename(folder / file.name)
-    run = Run(demo[1] | scheduled | {"gate_settings": {"min_gain": -1.0}}, work, "--verbose")
+    run = Run(demo[1] | scheduled, work, "--verbose")
     assert run.code == 0, run.log + run.error
     assert f"starts from {champion}" in run.log and "revision 1" in run.artifacts["what_came_of_it"].read_text()
     assert f"Compared with: the champion, {champion}" in run.artifacts["reasons"].read_text()
