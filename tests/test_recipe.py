@@ -60,8 +60,7 @@ EDITS = {  # file: (before what, what)
         ('    "PlanConfig",', '    "HelloConfig",\n'),
     ],
     "must/api/stages.py": [
-        ("from must.config.plan", "from must.config.hello import HelloConfig\n"),
-        ('    "plan": Stage(', '    "hello": Stage(HelloConfig, "must.evaluation.hello:hello", "Greet."),\n'),
+        ('    "plan": Stage(', '    "hello": Stage(configs.HelloConfig, "must.evaluation.hello:hello", "Greet."),\n'),
     ],
     "must/__init__.py": [('    "adapt", ', '    "hello",\n')],
     "pipeline/must_pipeline/stages.py": [('    "shard": Stage(', '    "hello": Stage("must-shard"),\n')],

@@ -177,7 +177,7 @@ def in_words(summary: dict[str, Any]) -> str:
     """One line for the log."""
     if not summary["steps"]:
         return "trained nothing"
-    waiting, saving = (f"{summary[name]:.1%}" for name in ("waiting_for_data", "saving_checkpoints"))
+    waiting, saving = (f"{summary[name] or 0:.1%}" for name in ("waiting_for_data", "saving_checkpoints"))
     return (
         f"trained {summary['images']:,} images in {clock(summary['seconds'])} "
         f"({summary['images_per_s']} images/s, {waiting} of the time waiting for data, {saving} saving; "
