@@ -378,7 +378,7 @@ def test_the_readme_runs_as_it_stands(made, to, tmp_path):
     folder = taken(made("clip"), to, tmp_path / "ours")
     Image.fromarray(np.full((50, 40, 3), 90, dtype=np.uint8)).save(tmp_path / "photo.jpg")
     code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0].replace("FOLDER", str(folder))
-    assert len(code.splitlines()) <= 12  # two of them lay transparent pictures on white
+    assert len(code.splitlines()) <= 11
     code += "\nimport sys; assert not [name for name in sys.modules if name.split('.')[0] == 'must']"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -20,8 +20,7 @@ from PIL import Image
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:FOLDER")  # on a hub: "hf-hub:TEAM/NAME"
 file = safetensors.safe_open("FOLDER/classifier.safetensors", "pt")
 columns, classes = file.get_tensor("classifier"), json.loads(file.metadata()["classes"])
-# what is transparent on white, as `must` sees it: convert("RGB") alone shows what lies under it
-picture = Image.open("photo.jpg").convert("RGBA")
+picture = Image.open("photo.jpg").convert("RGBA")  # what is transparent: white, as `must` sees it
 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 feature = model.eval().encode_image(preprocess(picture).unsqueeze(0), normalize=True)
 probability = (file.get_tensor("logit_factor") * feature @ columns).softmax(-1)

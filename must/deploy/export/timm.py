@@ -53,8 +53,7 @@ model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # on a hu
 preprocess = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 file = safetensors.safe_open("FOLDER/classifier.safetensors", "pt")
 columns, classes = file.get_tensor("classifier"), json.loads(file.metadata()["classes"])
-# what is transparent on white, as `must` sees it: convert("RGB") alone shows what lies under it
-picture = Image.open("photo.jpg").convert("RGBA")
+picture = Image.open("photo.jpg").convert("RGBA")  # what is transparent: white, as `must` sees it
 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 feature = torch.nn.functional.normalize(model(preprocess(picture).unsqueeze(0)), dim=-1)
 probability = (file.get_tensor("logit_factor") * feature @ columns).softmax(-1)

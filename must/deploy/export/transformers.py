@@ -35,18 +35,15 @@ BLOCK = (
 )
 USE = """\
 ```python
-import json, safetensors, torch, transformers
-from PIL import Image
+import json, safetensors, torch, transformers, PIL.Image as Image
 model = transformers.CLIPModel.from_pretrained("FOLDER").eval()  # on a hub: "TEAM/NAME"
 processor = transformers.CLIPImageProcessor.from_pretrained("FOLDER")
 file = safetensors.safe_open("FOLDER/classifier.safetensors", "pt")
 columns, classes = file.get_tensor("classifier"), json.loads(file.metadata()["classes"])
-# what is transparent on white, as `must` sees it: convert("RGB") alone shows what lies under it
-picture = Image.open("photo.jpg").convert("RGBA")
+picture = Image.open("photo.jpg").convert("RGBA")  # what is transparent: white, as `must` sees it
 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-pixels = processor(picture, return_tensors="pt")["pixel_values"]
-feature = model.visual_projection(model.vision_model(pixels).pooler_output)
-feature = torch.nn.functional.normalize(feature, dim=-1)
+pooled = model.vision_model(**processor(picture, return_tensors="pt")).pooler_output
+feature = torch.nn.functional.normalize(model.visual_projection(pooled), dim=-1)
 probability = (file.get_tensor("logit_factor") * feature @ columns).softmax(-1)
 print(classes[probability.argmax()])
 ```
