@@ -25,15 +25,16 @@ from must.api.demo.data import TEMPLATES as DIGIT_TEMPLATES
 OLD = ("digits", "mnist", "icons", "letters", "colour", "turned", "broad", "ten")
 # The second panel. Decided before any of its results was seen: rules are fitted on FITTED and digits, turned, broad,
 # and are judged, once, on JUDGING.
-FITTED, JUDGING = ("kana", "emoji"), ("flags", "cyrillic", "display", "slanted", "grainy")
+FITTED, JUDGING = ("kana", "emoji"), ("flags", "cyrillic", "display", "slanted", "grainy", "kanji")
 TASKS = (*OLD, *FITTED, *JUDGING)
 # (pictures of each drawing, unlabeled images at most, test images at most)
 SIZES = {
     "kana": (1, 2000, 1000), "emoji": (6, 1500, 700), "hangul": (2, 6000, 1200), "flags": (6, 1400, 700),
-    "cyrillic": (3, 1200, 600), "display": (3, 800, 400),
+    "kanji": (1, 1800, 600), "cyrillic": (3, 1200, 600), "display": (3, 800, 400),
 }  # fmt: skip
 OTHERS = {
     "kana": "hangul",
+    "kanji": "cyrillic",
     "hangul": "kana",
     "cyrillic": "kana",
     "emoji": "flags",
