@@ -131,13 +131,21 @@ def main() -> None:
     print()
     print("| sums | runs | all of it | a fifth | steps | kept | best | kept below -1 | least |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
-    for role in ("fitted", "old", "judging"):
-        some = [row for row in found if row["role"] == role and row["setting"] in ("auto", "auto-third")]
+    for name, some in groups(found).items():
         sums = " | ".join(f"{sum(row[n] for row in some):+.1f}" for n in COLUMNS if n != "floor")
         kept = [row["kept"] for row in some]
-        print(f"| {role} | {len(some)} | {sums} | {sum(k < -1 for k in kept)} | {min(kept):+.1f} |")
+        print(f"| {name} | {len(some)} | {sums} | {sum(k < -1 for k in kept)} | {min(kept):+.1f} |")
     gates(found)
     JUDGED.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def groups(found: list[Row]) -> dict[str, list[Row]]:
+    """By role; those that judged after "at once" was taken into the rule stand for themselves."""
+    made: dict[str, list[Row]] = {}
+    for row in found:
+        since = {True: ", since", False: ", before"}["errors" in row] if row["role"] == "judging" else ""
+        made.setdefault(row["role"] + since, []).append(row)
+    return made
 
 
 def gates(found: list[Row]) -> None:

@@ -60,7 +60,8 @@ SETTINGS |= {  # wrong on purpose: what must be refused
     "unfair-lr-x10": {"fairness_weight": 0, "lr": 10 * LR},
 }
 AUTO: dict[str, dict[str, Any]] = {  # `auto`, and with an option of training that it has or might have
-    "auto": {},
+    "auto": {},  # with the learning rate that it had when the panels were trained, whatever the classes
+    "auto-classes": {},  # as it is since
     "auto-given": {"class_prior": "given"},  # the true shares of the unlabeled images; one image of an absent class
     "auto-rough": {"class_prior": "given"},
     "auto-guess": {"class_prior": "given"},
@@ -155,8 +156,10 @@ def configured(
         shape = tower_shape(folder_of_model, "")
         with fewer_epochs(snapshots == 1):
             settings = auto_settings(count, len(made.classes), *shape, looked_at=images) | AUTO[setting]
-        if setting == "auto-third":
-            settings |= {name: settings[name] / 3 for name in ("lr", "min_lr")}
+        part = 1 / 3 if setting == "auto-third" else 1.0
+        if setting != "auto-classes":
+            part /= auto.for_classes(len(made.classes), shape[0])
+        settings |= {name: settings[name] * part for name in ("lr", "min_lr")}
         if setting == "auto-memory":
             longer = {name: 1 - (1 - settings[name]) / 3 for name in ("ema_decay_init", "ema_decay")}
             settings |= longer

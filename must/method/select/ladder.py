@@ -92,7 +92,7 @@ def climb(
         return Climb(0.0, reason, images=images)
     classes = probabilities.shape[-1]
     know = preferred(probabilities[0], neighbours)
-    knowing = know is None or know >= KNOWING
+    knowing = know is None or knows(know, images)
     judge, reason = 0, ""  # the judge of steps: the last rung that a step has led to
     rungs: list[Rung] = []
     for number, alpha in enumerate(alphas, start=1):
@@ -165,6 +165,11 @@ def preferred(probabilities: np.ndarray, neighbours: np.ndarray) -> float | None
         at = np.arange(len(lift))
         heard += int((lift[at, first[rows]] > lift[at, runner_up[rows]]).sum())
     return heard / len(surest)
+
+
+def knows(share: float, images: int) -> bool:
+    """Whether look-alikes know enough to judge: `preferred`, of so many images, less its standard error."""
+    return share - (share * (1 - share) / max(1, round(SUREST * images))) ** 0.5 >= KNOWING
 
 
 def audit(
