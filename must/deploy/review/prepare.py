@@ -14,7 +14,7 @@ from must.method.answers.doubts import SHOWN, Doubts, order_of
 from must.method.answers.plan import Picture, Plan, fingerprint, plan_of
 from must.method.distributed.process_group import init_distributed
 from must.method.model.bundle import WEIGHTS_FILE, load_bundle, preprocess_of
-from must.method.select.choose import shares_of
+from must.method.select.alpha import shares_of
 from must.method.select.image_features import extract_features
 from must.method.select.ladder import RUNGS, audit
 from must.method.select.neighbours import look_alikes

@@ -16,10 +16,10 @@ from must.data.loading.reader import open_reader
 from must.method.distributed.process_group import World
 from must.method.model.bundle import Bundle, preprocess_of
 from must.method.model.masked_vit import MaskedViT
+from must.method.select.data_profile import data_profile, profile_text
 from must.method.select.image_features import ImageFeatures, extract_features
-from must.method.select.mutual import for_copies, refined
+from must.method.select.label_propagation import for_copies, refined
 from must.method.select.neighbours import look_alikes
-from must.method.select.portrait import portrait, told
 from must.method.select.refine import reason_against
 from must.method.select.refined_labels import RefinedLabels
 from must.method.select.rung_predictions import affordable, subsample
@@ -39,7 +39,7 @@ def introduce(
     pause: Callable[[], None] | None = None,
     refine: bool = False,
 ) -> tuple[dict[str, Any] | None, RefinedLabels | None]:
-    """Facts of must.method.select.portrait about the training split, which the main process prints; refined classes.
+    """Facts of `data_profile` about the training split, which the main process prints; refined classes.
 
     Every process calls this and looks at its share of at most 20,000 images. A run that goes on reads both at `place`,
     beside its checkpoints. No facts (and none but in the main process) where no image can be decoded, which training
@@ -74,7 +74,7 @@ def introduce(
             if labels:
                 labels.save(labels_uri)
     if facts:
-        print(told(facts), flush=True)
+        print(profile_text(facts), flush=True)
         if refine and not labels:
             print(f"  Pseudo-labels are the teacher's alone: {reason_against(facts)}.", flush=True)
     return facts, here.gather(labels)[0]
@@ -88,7 +88,7 @@ def look_at(
     neighbours, originals = look_alikes(sight.tokens)
     probabilities = sight.probabilities(weights, bundle.model.logit_factor)[originals]
     copies = len(sight.numbers) - len(originals)
-    facts = portrait(probabilities, neighbours, copies, bundle.description.classes, images, skipped)
+    facts = data_profile(probabilities, neighbours, copies, bundle.description.classes, images, skipped)
     if not refine or reason_against(facts):
         return facts, None
     better = for_copies(refined(probabilities, neighbours), originals, sight.tokens)
@@ -103,7 +103,7 @@ def remembered(uri: str, key: str) -> dict[str, Any] | None:
     try:
         found = json.loads(data)
         if found["key"] == key:
-            told(found["facts"])
+            profile_text(found["facts"])
             return dict(found["facts"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         print(

@@ -20,11 +20,11 @@ from must.data.loading.reader import open_reader
 from must.method.distributed.process_group import init_distributed
 from must.method.model.bundle import preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, save_classifier
+from must.method.select.data_profile import data_profile, profile_text
 from must.method.select.image_features import ImageFeatures, extract_features, softmax
+from must.method.select.label_propagation import for_copies, refined
 from must.method.select.ladder import MIN_IMAGES, RUNGS, Climb, climb
-from must.method.select.mutual import for_copies, refined
 from must.method.select.neighbours import judges, look_alikes
-from must.method.select.portrait import portrait, told
 from must.method.select.refit import between, refit
 from must.method.select.rung_predictions import subsample
 
@@ -59,8 +59,8 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         neighbours, originals = look_alikes(sight.tokens)
         before = sight.probabilities(text, classifier.logit_scale)
         copies = len(before) - len(originals)
-        facts = portrait(before[originals], neighbours, copies, classes, len(source), source.skipped)
-        print(told(facts), flush=True)
+        facts = data_profile(before[originals], neighbours, copies, classes, len(source), source.skipped)
+        print(profile_text(facts), flush=True)
         reason = reason_against(facts)
         after, weights, found = before, text, None
         if not reason:

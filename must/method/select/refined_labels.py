@@ -1,7 +1,7 @@
 """Refined classes for the start of training: `must train --pseudo-labels refined`.
 
-Zero-shot's classes, corrected by images that look alike (must.method.select.mutual), stand beside the teacher's while
-it is still zero-shot's equal: pi = normalise(teacher^(1 - l) z^l), l from 0.5 to 0 over the first third of the steps.
+Zero-shot's classes, corrected by images that look alike (`label_propagation`), stand beside the teacher's while it is
+still zero-shot's equal: pi = normalise(teacher^(1 - l) z^l), l from 0.5 to 0 over the first third of the steps.
 """
 
 from __future__ import annotations

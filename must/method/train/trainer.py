@@ -31,11 +31,11 @@ from must.method.distributed.preemption import Preempted, StopSignal
 from must.method.distributed.process_group import World, init_distributed
 from must.method.model.bundle import DESCRIPTION_FILE, Description, preprocess_of, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, require_shares
-from must.method.select.choose import shares_of
+from must.method.select.alpha import shares_of
 from must.method.select.introduce import introduce
 from must.method.select.refined_labels import share_at
 from must.method.select.rung_predictions import Weights, affordable
-from must.method.select.select import described, keep, told
+from must.method.select.select import described, select_weights, selection_text
 from must.method.train.autotune import choose_accumulation, choose_loaders
 from must.method.train.checkpoint import exclusive_checkpoints
 from must.method.train.estimate import LONG_ENOUGH, Size, StepTimer, memory_of, size_of
@@ -283,8 +283,10 @@ class Trainer:
         """
         source = EvalSource(self.reader, preprocess_of(description), SELECT_BATCH, self.config.loaders)
         most = affordable(len(source) * self.config.epochs, len(description.classes))
-        kept, choice = keep(self.reference, weights, source, self.world.device, pause, shares_of(description), most)
-        print(told(choice), flush=True)
+        kept, choice = select_weights(
+            self.reference, weights, source, self.world.device, pause, shares_of(description), most
+        )
+        print(selection_text(choice), flush=True)
         place = storage.join(self.config.output, ADAPTED)
         if choice.climb.undecided:
             adapted = copy.deepcopy(self.reference)  # what is kept may be its very tensors
