@@ -34,8 +34,9 @@ SMALL_PLANS = {
     "base": """
 text
 background
+console
 cores
-progress
+progress    console
 processes
 storage     processes text
 lock        background storage

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import sys
+import logging
 import traceback
 from typing import Any
 
@@ -37,6 +37,8 @@ from must.evaluation.training import stability, training_log
 from must.method.distributed.process_group import World, init_distributed
 from must.method.model.bundle import DESCRIPTION_FILE, Bundle, load_bundle, preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, read_header
+
+logger = logging.getLogger(__name__)
 
 METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE = "metrics.json", "predictions.csv", "report.html"
 JSON_CONTROLS = {code: f"\\u{code:04x}" for code in range(127, 160)}  # json writes these as they are, and ESC escaped
@@ -90,10 +92,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         # last: a folder with report.html is a whole result; whatever happens to it, the numbers are there
         report = drawn(config, metrics, samples, after, before)
         storage.write_bytes(storage.join(config.output, REPORT_FILE), encoded(report))
-        print(f"{printable(verdict(metrics).plain)}\n\n{text_table(metrics)}")
+        logger.info(f"{printable(verdict(metrics).plain)}\n\n{text_table(metrics)}")
         if samples.skipped:
-            print(f"{samples.skipped} images could not be decoded and were left out")
-        print(f"\nreport: {storage.join(config.output, REPORT_FILE)}")
+            logger.info(f"{samples.skipped} images could not be decoded and were left out")
+        logger.info(f"\nreport: {storage.join(config.output, REPORT_FILE)}")
         return metrics
 
 
@@ -222,10 +224,9 @@ def drawn(
     except Exception as error:
         reason = printable(f"{type(error).__name__}: {error}", 300)
         place = storage.join(config.output, METRICS_FILE)
-        print(
+        logger.warning(
             f"warning: the report could not be drawn ({reason}); all numbers are in {place}, and the page holds the "
-            "table alone",
-            file=sys.stderr,
+            "table alone"
         )
         return plain_page(text_table(metrics), "".join(traceback.format_exception(error)))
 

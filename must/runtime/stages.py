@@ -5,6 +5,7 @@ They raise as the library does. A stage that has nothing of its own to tell need
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from must.api.stages import call
@@ -15,6 +16,8 @@ from must.runtime.inputs import check_inputs
 from must.runtime.notes import stage_note
 from must.runtime.places import WorkUri
 from must.runtime.settings import sharding_settings, training_settings
+
+logger = logging.getLogger(__name__)
 
 
 def library(stage: str, /, work_uri: str, **values: Any) -> None:
@@ -85,7 +88,7 @@ def champion(
         )  # fmt: skip
         note.result = "; ".join(best.reasons)
         note.facts = {"action": best.action, "why": best.reasons[-1].removeprefix("nothing new: ")}
-        print(note.result)
+        logger.info(note.result)
     return vars(best)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,8 @@ from must.deploy.predict.abstention import threshold
 from must.deploy.predict.engine import Classifier, Opener, onnx_model
 from must.deploy.predict.shards import predict_shards
 from must.deploy.predict.writer import Prediction, open_writer
+
+logger = logging.getLogger(__name__)
 
 
 def predict_images(
@@ -67,7 +70,7 @@ def predict_images(
         require(counts["images"] > 0, "none of the images could be read")
     if config.output:
         missing = f", {counts['unreadable']} could not be read" if counts["unreadable"] else ""
-        print(f"{counts['images']} images{missing} -> {config.output}")
+        logger.info(f"{counts['images']} images{missing} -> {config.output}")
     return counts
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +23,8 @@ from must.method.select.neighbours import look_alikes
 from must.method.select.refine import reason_against
 from must.method.select.refined_labels import RefinedLabels
 from must.method.select.rung_predictions import affordable, subsample
+
+logger = logging.getLogger(__name__)
 
 DATA_FILE = "data.json"
 BATCH = 256  # images a forward pass
@@ -74,9 +76,9 @@ def introduce(
             if labels:
                 labels.save(labels_uri)
     if facts:
-        print(profile_text(facts), flush=True)
+        logger.info(profile_text(facts))
         if refine and not labels:
-            print(f"  Pseudo-labels are the teacher's alone: {reason_against(facts)}.", flush=True)
+            logger.info(f"  Pseudo-labels are the teacher's alone: {reason_against(facts)}.")
     return facts, here.gather(labels)[0]
 
 
@@ -106,11 +108,7 @@ def remembered(uri: str, key: str) -> dict[str, Any] | None:
             profile_text(found["facts"])
             return dict(found["facts"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        print(
-            f"warning: {printable(uri)} is damaged ({type(error).__name__}) and is made again",
-            file=sys.stderr,
-            flush=True,
-        )
+        logger.warning(f"warning: {printable(uri)} is damaged ({type(error).__name__}) and is made again")
     return None
 
 
@@ -119,4 +117,4 @@ def remember(uri: str, content: dict[str, Any]) -> None:
     try:
         storage.write_bytes(uri, json.dumps(content, indent=1).encode())
     except (OSError, storage.UnreachableError) as error:
-        print(f"warning: {printable(uri)} cannot be written: {printable(error, 200)}", file=sys.stderr, flush=True)
+        logger.warning(f"warning: {printable(uri)} cannot be written: {printable(error, 200)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -32,6 +33,8 @@ from must.method.select.reviewed import reviewed
 from must.method.select.rung_predictions import MAX_IMAGES, Weights, between, predict_rungs, subsample
 from must.method.select.undecided import decided_by
 
+logger = logging.getLogger(__name__)
+
 CLASSIFIES = ("visual.", "classifier")  # the other weights serve training, and zero-shot has none of its own
 
 
@@ -58,7 +61,7 @@ def select(config: SelectConfig) -> Choice:
         save_bundle(config.output, network, description)
     copy_log(config.model, config.output)
     line, *more = selection_text(choice, by_people).split("\n")
-    print(f"{line} -> {config.output}", *more, sep="\n")
+    logger.info("\n".join([f"{line} -> {config.output}", *more]))
     return choice
 
 
