@@ -69,6 +69,8 @@ def decide(
     storage.write_bytes(page, encoded(as_markdown(result, against)))
     if not result.passed:
         Registry(registry, model_name).decide(key, "stopped", result.reasons)
-        logger.info("the model is not promoted; it stays among this run's artifacts, and nothing changes in the registry")
+        logger.info(
+            "the model is not promoted; it stays among this run's artifacts, and nothing changes in the registry"
+        )
     outcome = "kept zero-shot" if result.outcome == ZERO_SHOT else "passed" if result.passed else "stopped"
     return result, {**facts, "outcome": outcome, "reasons": result.reasons}

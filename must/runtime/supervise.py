@@ -138,7 +138,7 @@ class Supervisor:
     def time_is_over(self, child: subprocess.Popen) -> int:
         """Ends the stage as a signal would: training saves a checkpoint."""
         limit = os.environ[LIMIT]
-        print(f"must {self.note.stage}: reached its time limit of {limit} s", file=sys.stderr, flush=True)
+        logger.warning(f"must {self.note.stage}: reached its time limit of {limit} s")
         child.terminate()
         try:
             child.wait(GRACE)

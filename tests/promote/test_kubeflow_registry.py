@@ -109,7 +109,9 @@ def test_going_back_to_what_the_registry_does_not_have_leaves_it(server, tmp_pat
     promote(tmp_path, "--model", make_bundle(tmp_path / "1", seed=1), *made, *FLAGS)
     there = champion(server)
     promote(tmp_path, "--rollback", *FLAGS)
-    assert "is not there, and the champion stays" in capsys.readouterr().out and champion(server) == there != latest(tmp_path)
+    assert "is not there, and the champion stays" in capsys.readouterr().out and champion(server) == there != latest(
+        tmp_path
+    )
 
 
 @pytest.mark.parametrize("why", ["gate", "champion"])

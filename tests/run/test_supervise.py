@@ -93,7 +93,9 @@ def test_sigterm_is_handed_on_written_down_at_once_and_ends_it(tmp_path):
     assert note.signalled and (note.state, note.code, note.tries) == ("failed", 75, [])
 
 
-def test_at_its_time_limit_a_stage_is_ended_as_by_a_signal_but_nobody_calls_that_stopped(tmp_path, retries, monkeypatch):
+def test_at_its_time_limit_a_stage_is_ended_as_by_a_signal_but_nobody_calls_that_stopped(
+    tmp_path, retries, monkeypatch
+):
     retries("3,0,2")
     monkeypatch.setenv("MUST_TIME_LIMIT", "2")
     with pytest.raises(SystemExit) as error:
