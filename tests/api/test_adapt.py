@@ -179,7 +179,9 @@ def test_what_was_not_used_yet_may_be_corrected(digits, tmp_path):
     lines = [{"image": str(path), "label": path.parent.name} for path in digits.images.glob("test/t*/*.png")]
     answers.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"image": "x.png", "label": None}]))
     labelled = must.adapt(**inputs(digits, work, **right | {"test_images": answers}))
-    assert labelled.metrics["labelled"] == len(lines) > 20, "what people answered later measures the model that is there"
+    assert labelled.metrics["labelled"] == len(lines) > 20, (
+        "what people answered later measures the model that is there"
+    )
     assert (adapted.bundle / "model.safetensors").read_bytes() == weights
     assert [path.name for path in (work / "before-1").iterdir()] == ["report"]
     same = must.adapt(**inputs(digits, work, **right | {"test_images": answers}))
