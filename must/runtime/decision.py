@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from typing import Any
 
@@ -16,6 +17,8 @@ from must.evaluation.gate import ZERO_SHOT, Decision, against_champion, as_markd
 from must.method.model.bundle import load_description
 from must.runtime.evaluation import accuracy
 from must.runtime.places import WorkUri
+
+logger = logging.getLogger(__name__)
 
 
 def decide(
@@ -43,7 +46,7 @@ def decide(
     """
     facts: dict[str, Any] = {}
     if champion_uri and is_of(champion, version_of(bundle, load_description(bundle).provenance)):
-        print(f"this model is the champion, {champion}: it is compared with zero-shot")
+        logger.info(f"this model is the champion, {champion}: it is compared with zero-shot")
         champion_uri = ""
     metrics, against = storage.join(details, "metrics.json"), "the zero-shot model"
     with tempfile.TemporaryDirectory() as folder:
@@ -65,6 +68,6 @@ def decide(
     storage.write_bytes(page, encoded(as_markdown(result, against)))
     if not result.passed:
         Registry(registry, model_name).decide(key, "stopped", result.reasons)
-        print(f"the model is not promoted; it stays among this run's artifacts, and {against} stays what it was")
+        logger.info(f"the model is not promoted; it stays among this run's artifacts, and {against} stays what it was")
     outcome = "kept zero-shot" if result.outcome == ZERO_SHOT else "passed" if result.passed else "stopped"
     return result, {**facts, "outcome": outcome, "reasons": result.reasons}

@@ -8,9 +8,9 @@ not what, and not always truly.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -25,6 +25,8 @@ from must.base.exits import BUG, code_of, line_of
 from must.base.lock import RUN_ID
 from must.runtime.places import WorkUri
 from must.runtime.tail import Tail
+
+logger = logging.getLogger(__name__)
 
 HEARTBEAT_S = 60.0  # seconds between writings of a running stage's note
 FIRST = 4.0  # seconds to the first of them, doubled until they are HEARTBEAT_S
@@ -189,4 +191,4 @@ def write(uri: str, note: Note, tail: Tail) -> None:
     try:
         storage.write_bytes(uri, json.dumps(content, indent=1).encode())
     except (ValueError, OSError) as error:
-        print(f"must: the stage's note could not be written: {line_of(error)}", file=sys.stderr)
+        logger.warning(f"must: the stage's note could not be written: {line_of(error)}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import re
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,6 +15,8 @@ from must.base.text import printable, printable_page
 from must.runtime.notes import Note, parse, read_notes
 from must.runtime.outcome import Outcome, failing, kind_of, outcome_of
 from must.runtime.places import WorkUri
+
+logger = logging.getLogger(__name__)
 
 PAGE = "summary.md"
 KEPT = 14 * 86_400.0  # seconds that notes of a run are kept after the last was written
@@ -83,7 +85,7 @@ def forget_old(work_uri: str, before: float, own: str = "") -> None:
             with suppress(FileNotFoundError):  # another run that ends now forgets it, too
                 forget_if_old(storage.join(root, run), runs[run], before)
     except (OSError, ValueError) as error:
-        print(f"must: old runs' notes in {printable(root)} stay there: {line_of(error)}", file=sys.stderr)
+        logger.warning(f"must: old runs' notes in {printable(root)} stay there: {line_of(error)}")
 
 
 def notes_of_runs(root: str, own: str) -> dict[str, list[str]]:

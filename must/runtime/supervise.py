@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -27,6 +28,8 @@ from must.base.lock import RUN_ID
 from must.base.parameters import convert, require
 from must.method.distributed.parent import end_with_parent
 from must.runtime.notes import TOLD, Note, stage_note
+
+logger = logging.getLogger(__name__)
 
 RETRIES = "MUST_RETRIES"  # COUNT,SECONDS,FACTOR in the environment, from cluster.yaml; none without it
 NEVER = (0, WRONG_INPUT, INTERRUPTED)  # done; what stays wrong; the keyboard
@@ -101,11 +104,10 @@ class Supervisor:
                 self.note.failed_try(code, time.monotonic() - started, "")
                 pause = self.policy.pause(number)
                 how = "waits for the other run to end" if code == HELD else f"ended with exit code {code}"
-                print(
+                logger.warning(
                     f"must {self.note.stage}: try {number} of {self.policy.count + 1} {how}; "
-                    f"trying again in {pause:g} s",
-                    file=sys.stderr, flush=True,
-                )  # fmt: skip
+                    f"trying again in {pause:g} s"
+                )
                 self.note.changed.set()
                 if self.stopping.wait(pause):
                     return PREEMPTED

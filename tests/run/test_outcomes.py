@@ -10,9 +10,9 @@ import json
 import pytest
 
 from must.base.storage import join, write_bytes
+from must.runtime.fanout import follow_ups
 from must.runtime.notes import Note
 from must.runtime.outcome import outcome_of
-from must.runtime.parts import follow_ups
 from must.runtime.places import WorkUri
 from must.runtime.summary import summarize
 

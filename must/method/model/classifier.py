@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import sys
@@ -19,6 +20,8 @@ from must.method.model.folder import Kept
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 METADATA_KEY = "must"
 BUNDLED_SET = "imagenet"
@@ -84,8 +87,9 @@ def classifier(config: ClassifierConfig) -> TextClassifier:
     )
     save_classifier(result, config.output)
     prompts = sum(map(len, class_set.prompts))
-    print(f"{len(class_set.names)} classes, {prompts} prompts, {weights.shape[0]} dimensions -> {config.output}")
-    print(f"the model, for later stages -> {folder}\n{judge}")
+    logger.info(f"{len(class_set.names)} classes, {prompts} prompts, {weights.shape[0]} dimensions -> {config.output}")
+    logger.info(f"the model, for later stages -> {folder}")
+    logger.info(judge)
     return result
 
 
