@@ -48,9 +48,9 @@ class Named(NamedTuple):
 class Encoder(nn.Module):
     """Frozen. It looks at the pixels that the model looks at, in its own size and with its own mean and deviation."""
 
-    def __init__(self, network: nn.Module, preprocess: Preprocess) -> None:
+    def __init__(self, network: nn.Module, preprocess: Preprocess, name: str = "") -> None:
         super().__init__()
-        self.network, self.preprocess = network, preprocess
+        self.network, self.preprocess, self.name = network, preprocess, name
         self.requires_grad_(False).eval()
 
     @torch.inference_mode()
@@ -248,12 +248,14 @@ def check_sees(network: Any) -> None:
     require(whole, "gives no single row of numbers an image, so it cannot say which images look alike")
 
 
-def load_kept(kept: Kept) -> Encoder:
-    """The encoder of a classifier file, in float32 on the CPU; no hub is asked.
+def load_kept(kept: Kept | None) -> Encoder | None:
+    """The encoder of a classifier file, in float32 on the CPU; no hub is asked. None where the frozen tower judges.
 
     Raises:
         ValueError: it is not there, or not what the classifier stage kept.
     """
+    if kept is None:
+        return None
     of_clip = storage.exists(storage.join(kept.folder, MODEL_FOLDER_FILE))
     files = (MODEL_FOLDER_FILE, WEIGHTS_FILE) if of_clip else (TIMMS_FILE, TIMMS_WEIGHTS)
     folder = verified(kept.folder, kept.sha256, *files, what="the encoder for look-alikes")
@@ -261,11 +263,11 @@ def load_kept(kept: Kept) -> Encoder:
     found = load(named, kept.name)
     if found.backbone:
         visual: Any = found.backbone.clip.visual
-        return Encoder(visual, found.backbone.preprocess)
+        return Encoder(visual, found.backbone.preprocess, kept.name)
     told = timm.data.resolve_model_data_config(found.network)
     filter = told["interpolation"] if told["interpolation"] in ("bicubic", "bilinear") else "bicubic"
     values = {"size": list(told["input_size"][1:]), "mean": list(told["mean"]), "std": list(told["std"])}
-    return Encoder(found.network, Preprocess.from_dict({**values, "interpolation": filter}))
+    return Encoder(found.network, Preprocess.from_dict({**values, "interpolation": filter}), kept.name)
 
 
 @contextmanager

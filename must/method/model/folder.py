@@ -43,6 +43,11 @@ class Kept:
     sha256: str
     licence: str = ""
 
+    @property
+    def record(self) -> dict[str, str]:
+        """What a bundle tells of it."""
+        return {"name": self.name, "sha256": self.sha256, "licence": self.licence}
+
 
 def save_model(backbone: Backbone, models: str) -> tuple[str, str]:
     """Writes the model to a folder below `models`, unless it is there. Returns that folder and the weights' sha256."""
