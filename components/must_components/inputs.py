@@ -67,7 +67,8 @@ def inputs(
 
     return supervised(
         "inputs", "must_components.first_look:inputs", run_id, work_uri, classes=classes, model=model,
-        pretrained=pretrained, look_alikes=look_alikes, labels=labels, split=split, shard_settings=shard_settings, preset=preset, epochs=epochs,
+        pretrained=pretrained, look_alikes=look_alikes, labels=labels, split=split, shard_settings=shard_settings,
+        preset=preset, epochs=epochs,
         settings=settings, precision=precision, gate=gate, gate_settings=gate_settings, model_name=model_name,
         register=register, serve=serve, triton=triton, registry_uri=registry_uri, predict_uri=predict_uri,
         tensorboard_uri=tensorboard_uri, server=server, runtime=runtime,

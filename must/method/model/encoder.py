@@ -220,14 +220,15 @@ def of_timm(name: str, config: dict[str, Any], options: dict[str, Any]) -> Loade
 def on_hub(name: str, only_look: bool = False) -> Iterator[None]:
     """A model of timm's is in the hub's cache inside the block, or, to `only_look`, could be fetched."""
     config = get_pretrained_cfg(name)
-    repository = config.hf_hub_id if config else None
-    require(bool(repository), f"timm has it on no hub; give a checkpoint: timm:{name}=FILE")
+    if config is None or not config.hf_hub_id:
+        raise ValueError(f"timm has it on no hub; give a checkpoint: timm:{name}=FILE")
+    repository = config.hf_hub_id
     names = [config.hf_hub_filename] if config.hf_hub_filename else [TIMMS_WEIGHTS, TIMMS_OLD_WEIGHTS]
     instead = (
         f"put {TIMMS_FILE} and {TIMMS_WEIGHTS} of {repository} into a folder and give it as --look-alikes, or take "
         f"--look-alikes {TOWER} (docs/models.md)"
     )
-    answers = fetched(str(repository), *names, instead=instead, only_look=only_look)
+    answers = fetched(repository, *names, instead=instead, only_look=only_look)
     with changed(HF_HUB_OFFLINE=True) if not answers else nullcontext():
         yield
 

@@ -21,8 +21,8 @@ from must.method.select.tokens import TOWER
 @dataclass(frozen=True)
 class Choice:
     """`signal`: what the look-alikes say of the full adaptation; `copies`: images left out; `same`: no image changes
-    its class on any rung; `abstention`: below which probability the model that is kept should name no class; `judge`: what said which images
-    look alike."""
+    its class on any rung; `abstention`: below which probability the model that is kept should name no class; `judge`:
+    what said which images look alike."""
 
     climb: Climb
     signal: dict[str, Any]

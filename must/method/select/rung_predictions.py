@@ -121,5 +121,5 @@ def predict_rungs(
         labels.append(said.argmax(-1).cpu().numpy())
     if not numbers:
         raise ValueError("none of the split's images can be decoded; check them: must index verify")
-    said, named = np.concatenate(probabilities, 1), np.concatenate(labels, 1)
-    return RungPredictions(np.concatenate(numbers), middle.result(), said, named, middle.judge)
+    every, named = np.concatenate(probabilities, 1), np.concatenate(labels, 1)
+    return RungPredictions(np.concatenate(numbers), middle.result(), every, named, middle.judge)
