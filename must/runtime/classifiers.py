@@ -47,8 +47,9 @@ def provide(
     )  # fmt: skip
     data = storage.read_bytes(weights)
     sha256 = hashlib.sha256(data).hexdigest()
-    description = {"sha256": sha256, "classes": len(result.classes)}
-    description |= {name: getattr(result, name) for name in ("model_folder", "look_alikes", "encoder_folder")}
+    description = {"sha256": sha256, "classes": len(result.classes), "model_folder": result.model_folder}
+    kept = result.encoder
+    description |= {"look_alikes": kept.name if kept else "tower", "encoder_folder": kept.folder if kept else ""}
     storage.write_bytes(storage.join(place, FILE), data)
     storage.write_bytes(storage.join(place, DESCRIPTION), json.dumps(description).encode())  # last: now it counts
     return {**description, "kept": False}

@@ -164,11 +164,12 @@ def test_an_encoder_is_fetched_once_and_auto_does_without(repositories, asked, d
         made = call(
             "classifier", **common, look_alikes="timm:test_vit.r160_in1k", output=str(tmp_path / "b/c.safetensors")
         )
-        assert sum(line.startswith("GET") for line in server.asked) == 1 and "test_vit" in made.encoder_folder
+        weights = [line for line in server.asked if line.startswith("GET") and "model.safetensors" in line]
+        assert len(weights) == 1 and "test_vit" in made.encoder.folder, server.asked
     asked("http://127.0.0.1:9")
     monkeypatch.setattr(encoder, "SMALLEST", 0)
     made = call("classifier", **common, output=str(tmp_path / "c/c.safetensors"))
-    assert (made.look_alikes, made.encoder_folder) == ("tower", "")
+    assert made.encoder is None
     assert f"the frozen image tower itself: {encoder.DEFAULT} cannot be had (the hub" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"--look-alikes timm:.* cannot be reached .*give it as --look-alikes"):
         call("classifier", **common, look_alikes=encoder.DEFAULT, output=str(tmp_path / "d/c.safetensors"))

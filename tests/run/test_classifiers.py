@@ -23,8 +23,7 @@ def made(monkeypatch, tmp_path):
         Path(output).write_bytes(contents[-1])
         for file in (MODEL_FOLDER_FILE, WEIGHTS_FILE):
             storage.write_bytes(f"{model_store}/ViT-B-16/{file}", b"x")
-        folders = {"model_folder": f"{model_store}/ViT-B-16", "encoder_folder": "", "look_alikes": "tower"}
-        return SimpleNamespace(classes=("cat", "dog"), **folders)
+        return SimpleNamespace(classes=("cat", "dog"), model_folder=f"{model_store}/ViT-B-16", encoder=None)
 
     monkeypatch.setattr(classifiers, "call", call)
     return contents

@@ -212,8 +212,15 @@ def of_timm(name: str, config: dict[str, Any], options: dict[str, Any]) -> Loade
     size = (config.get("input_size") or (3, SIDE, SIDE))[-1]
     if config.get("fixed_input_size") and size > SIDE:
         options = options | {"img_size": SIDE}
-    network = timm.create_model(name, pretrained=True, num_classes=0, **options)
-    return Loaded(network.eval(), str(config.get("license") or ""))
+    networks = []
+    with torch.random.fork_rng(devices=[]):
+        for seed in (0, 1):  # timm leaves what a file lacks as it was drawn
+            torch.manual_seed(seed)
+            networks.append(timm.create_model(name, pretrained=True, num_classes=0, **options).eval())
+    one, other = (network.state_dict() for network in networks)
+    whole = all(torch.equal(value, other[key]) for key, value in one.items())
+    require(whole, "its weights are of another network: they lack a part of this one")
+    return Loaded(networks[0], str(config.get("license") or ""))
 
 
 @contextmanager
