@@ -110,12 +110,7 @@ class Api:
             RefusedError: the server's no.
             TransientError: no answer, or the server's own trouble.
         """
-        return storage.repeat(
-            self.url,
-            lambda: self.once(method, path, body),
-            lambda error: isinstance(error, TransientError),
-            tries=TRIES,
-        )
+        return storage.repeat(self.url, lambda: self.once(method, path, body), tries=TRIES)
 
     def once(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         headers = {"Accept": "application/json"} | ({"Content-Type": "application/json"} if body is not None else {})
