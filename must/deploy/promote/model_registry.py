@@ -129,14 +129,8 @@ class Api:
             raise RefusedError(line, error.code) from None
         except (OSError, HTTPException) as error:
             raise TransientError(f"{self.url} does not answer ({printable(error, 200)})") from None
-        try:
-            found = json.loads(text)
-            require(isinstance(found, dict), "")
-        except ValueError:
-            raise RefusedError(
-                f"{self.url} answers something else than the registry's JSON: a login page?", 200
-            ) from None
-        return found
+        line = f"{self.url} answers something else than the registry's JSON: a login page?"
+        return storage.parse_object(text, dict, RefusedError(line, 200))
 
 
 def said(error: urllib.error.HTTPError) -> str:
