@@ -30,8 +30,8 @@ from must.data.loading.reader import open_reader
 from must.method.model.bundle import preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.select.image_features import ImageFeatures, extract_features
+from must.method.select.label_propagation import for_copies, refined
 from must.method.select.ladder import MIN_IMAGES, agreement
-from must.method.select.mutual import for_copies, refined
 from must.method.select.neighbours import look_alikes
 from must.method.select.refine import KNOWING, improve
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from typing import Any
 
 from must.api.stages import call
 from must.base import storage
 from must.method.model.folder import MODEL_FOLDER_FILE, WEIGHTS_FILE
 from must.runtime.places import WorkUri
+
+logger = logging.getLogger(__name__)
 
 FILE, DESCRIPTION = "classifier.safetensors", "classifier.json"
 
@@ -35,7 +38,7 @@ def provide(
     if (found := whole(place)) is not None:
         description, data = found
         storage.write_bytes(weights, data)
-        print(f"{description['classes']} classes: the classifier of an earlier run, {place}")
+        logger.info(f"{description['classes']} classes: the classifier of an earlier run, {place}")
         return {**description, "kept": True}
     result = call(
         "classifier", classes=classes, model=model, pretrained=pretrained, output=weights, model_store=work.models
@@ -55,14 +58,14 @@ def whole(place: str) -> tuple[dict[str, Any], bytes] | None:
         data = storage.read_bytes(storage.join(place, FILE))
         intact = hashlib.sha256(data).hexdigest() == description["sha256"]
         if intact and not is_there(description.get("model_folder", "")):
-            print(f"{place}: its model is not there; it is made again")
+            logger.info(f"{place}: its model is not there; it is made again")
             return None
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
         intact = False
     if not intact:
-        print(f"{place}: is damaged; it is made again")
+        logger.info(f"{place}: is damaged; it is made again")
         return None
     return description, data
 

@@ -18,7 +18,7 @@ PLACES = ("predict_uri", "tensorboard_uri")  # of cluster.yaml
 TRIED = ".must-may-write"  # a file that is written and deleted
 
 
-def look(values: dict[str, Any], work_uri: str = "") -> str:
+def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
     """A sha256 that changes with the class file's content and with the model files at a path.
 
     Args:

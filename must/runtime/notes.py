@@ -8,9 +8,9 @@ not what, and not always truly.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -26,10 +26,15 @@ from must.base.lock import RUN_ID
 from must.runtime.places import WorkUri
 from must.runtime.tail import Tail
 
+logger = logging.getLogger(__name__)
+
 HEARTBEAT_S = 60.0  # seconds between writings of a running stage's note
 FIRST = 4.0  # seconds to the first of them, doubled until they are HEARTBEAT_S
 TOLD = "MUST_NOTE"  # the file by which a stage tells the process that supervises it what to put into the note
-TEXTS, FIGURES = ("report", "version", "against", "why", "action", "outcome"), ("top1", "before")  # among the facts
+TEXTS, FIGURES = (
+    ("report", "report_link", "version", "against", "why", "action", "outcome"),
+    ("top1", "before"),
+)  # among the facts
 NOT_WRITTEN = ("source", "changed")
 
 
@@ -189,4 +194,4 @@ def write(uri: str, note: Note, tail: Tail) -> None:
     try:
         storage.write_bytes(uri, json.dumps(content, indent=1).encode())
     except (ValueError, OSError) as error:
-        print(f"must: the stage's note could not be written: {line_of(error)}", file=sys.stderr)
+        logger.warning(f"must: the stage's note could not be written: {line_of(error)}")

@@ -26,7 +26,7 @@ from must.base.storage.api import (
 )
 from must.base.storage.base import ConflictError, Entry, Generation, TransientError, UnreachableError, Writable
 from must.base.storage.hashing import HashingFile, sha256_of
-from must.base.storage.objects import parse_object, read_json, read_object
+from must.base.storage.json_objects import parse_object, read_json, read_object
 from must.base.storage.retry import is_transient, repeat
 from must.base.storage.unfinished import TEMPORARY, umask
 

@@ -13,11 +13,11 @@ Token = int | str
 
 
 def read(uri: str) -> tuple[bytes | None, Token]:
-    """The content, None if there is no file, and the token that `move` wants."""
+    """The content, None if there is no file, and the token that `compare_and_swap` wants."""
     if not storage.is_remote(uri):
         data = read_local(uri)
         return data, token_of(data)
-    generation = storage.generation(uri)  # before the content: if it changes in between, `move` fails, which is safe
+    generation = storage.generation(uri)  # before the content: what changes in between is a conflict, which is safe
     if generation is None:
         return None, 0
     return storage.read_bytes(uri), generation

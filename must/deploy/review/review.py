@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import logging
 import secrets
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,8 @@ from must.deploy.serve.serve import check_no_loop, listen, until_signal
 from must.method.answers import doubts
 from must.method.answers.doubts import Doubts
 from must.method.answers.plan import FILE, Plan, fingerprint, load_plan, save_plan
+
+logger = logging.getLogger(__name__)
 
 REVIEW = Kind("must review", "--output", ".review.lock")
 CONNECTIONS = 64  # of all browsers together
@@ -113,7 +116,7 @@ def check_model(config: ReviewConfig, sha256: str, file: str) -> None:
 def write_page(config: ReviewConfig, session: Session, pictures: Pictures) -> None:
     page, count = self_contained(session, pictures, config.pictures)
     storage.write_bytes(config.page, page)
-    print(printable(f"{config.page}: {count:,} pictures, {len(page) / 1e6:.1f} MB; it saves answers.jsonl"))
+    logger.info(printable(f"{config.page}: {count:,} pictures, {len(page) / 1e6:.1f} MB; it saves answers.jsonl"))
 
 
 async def run(config: ReviewConfig, session: Session, pictures: Pictures, listener: Any) -> None:
@@ -134,12 +137,12 @@ async def run(config: ReviewConfig, session: Session, pictures: Pictures, listen
     serving = asyncio.create_task(server._serve([listener]))  # not `serve`, which takes the signals over
     host = f"[{config.host}]" if ":" in config.host else config.host
     known = len(session.answers)
-    print(printable(f"must review: http://{host}:{listener.getsockname()[1]}/{token}/"), flush=True)
-    print(printable(f"answers: {session.path} ({known:,} so far); Ctrl-C ends, the same command goes on"), flush=True)
+    logger.info(printable(f"must review: http://{host}:{listener.getsockname()[1]}/{token}/"))
+    logger.info(printable(f"answers: {session.path} ({known:,} so far); Ctrl-C ends, the same command goes on"))
     await until_signal(serving)
     server.should_exit = True
     await serving
-    print(printable_page(closing(config, session)), flush=True)
+    logger.info(printable_page(closing(config, session)))
 
 
 def closing(config: ReviewConfig, session: Session) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import resource
 import signal
 import socket
-import sys
 from contextlib import suppress
 
 import uvicorn
@@ -18,6 +18,8 @@ from must.deploy.serve.http import App
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.models import Models, Source, source_of
 from must.deploy.serve.work import Work
+
+logger = logging.getLogger(__name__)
 
 IDLE = 75  # seconds that a connection is kept between two requests: longer than proxies and clients keep theirs
 BACKLOG = 2048
@@ -66,7 +68,7 @@ async def run(config: ServeConfig, source: Source, listener: socket.socket) -> N
     tell(config, listener.getsockname()[1])
     await until_signal(serving)
     work.draining = True
-    print("must serve: no longer ready; answering what there is", file=sys.stderr, flush=True)
+    logger.warning("must serve: no longer ready; answering what there is")
     await asyncio.sleep(0 if serving.done() else config.drain)
     server.should_exit = True
     with suppress(asyncio.CancelledError):
@@ -85,10 +87,7 @@ def room_for(connections: int) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         if soft < needed:
             connections = max(1, soft - SPARE - FILES)
-            print(
-                f"must serve: {connections} connections at a time, by this system's limit of open files",
-                file=sys.stderr,
-            )
+            logger.warning(f"must serve: {connections} connections at a time, by this system's limit of open files")
     return connections
 
 
@@ -135,4 +134,4 @@ async def until_signal(serving: asyncio.Task[None]) -> None:
 
 def tell(config: ServeConfig, port: int) -> None:
     host = f"[{config.host}]" if ":" in config.host else config.host
-    print(printable(f"must serve: http://{host}:{port} (model {config.name})"), flush=True)
+    logger.info(printable(f"must serve: http://{host}:{port} (model {config.name})"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import sys
@@ -18,6 +19,8 @@ from must.config import ClassifierConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 METADATA_KEY = "must"
 BUNDLED_SET = "imagenet"
@@ -77,8 +80,8 @@ def classifier(config: ClassifierConfig) -> TextClassifier:
     )
     save_classifier(result, config.output)
     prompts = sum(map(len, class_set.prompts))
-    print(f"{len(class_set.names)} classes, {prompts} prompts, {weights.shape[0]} dimensions -> {config.output}")
-    print(f"the model, for later stages -> {folder}")
+    logger.info(f"{len(class_set.names)} classes, {prompts} prompts, {weights.shape[0]} dimensions -> {config.output}")
+    logger.info(f"the model, for later stages -> {folder}")
     return result
 
 

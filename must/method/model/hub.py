@@ -6,10 +6,13 @@ what it then reports is the last of them. Here a file is asked for once, with li
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from must.base.text import without_secrets
+
+logger = logging.getLogger(__name__)
 
 PATIENCE = 4  # seconds for the hub's answer whether there is such a file, unless HF_HUB_ETAG_TIMEOUT says another
 
@@ -47,7 +50,7 @@ def fetch(repository: str, names: tuple[str, ...]) -> bool:
             if any(
                 isinstance(try_to_load_from_cache(repository, one), str) for one in names
             ):  # else None, or "no such"
-                print(f"the hub {hub} does not give {repository}; taking it from the cache", flush=True)
+                logger.info(f"the hub {hub} does not give {repository}; taking it from the cache")
                 return False
             status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
             why = "is not asked: unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else explain(status, error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -16,13 +16,15 @@ from must.data.loading.reader import open_reader
 from must.method.distributed.process_group import World
 from must.method.model.bundle import Bundle, preprocess_of
 from must.method.model.masked_vit import MaskedViT
+from must.method.select.data_profile import data_profile, profile_text
 from must.method.select.image_features import ImageFeatures, extract_features
-from must.method.select.mutual import for_copies, refined
+from must.method.select.label_propagation import for_copies, refined
 from must.method.select.neighbours import look_alikes
-from must.method.select.portrait import portrait, told
 from must.method.select.refine import reason_against
 from must.method.select.refined_labels import RefinedLabels
 from must.method.select.rung_predictions import affordable, subsample
+
+logger = logging.getLogger(__name__)
 
 DATA_FILE = "data.json"
 BATCH = 256  # images a forward pass
@@ -39,7 +41,7 @@ def introduce(
     pause: Callable[[], None] | None = None,
     refine: bool = False,
 ) -> tuple[dict[str, Any] | None, RefinedLabels | None]:
-    """Facts of must.method.select.portrait about the training split, which the main process prints; refined classes.
+    """Facts of `data_profile` about the training split, which the main process prints; refined classes.
 
     Every process calls this and looks at its share of at most 20,000 images. A run that goes on reads both at `place`,
     beside its checkpoints. No facts (and none but in the main process) where no image can be decoded, which training
@@ -74,9 +76,9 @@ def introduce(
             if labels:
                 labels.save(labels_uri)
     if facts:
-        print(told(facts), flush=True)
+        logger.info(profile_text(facts))
         if refine and not labels:
-            print(f"  Pseudo-labels are the teacher's alone: {reason_against(facts)}.", flush=True)
+            logger.info(f"  Pseudo-labels are the teacher's alone: {reason_against(facts)}.")
     return facts, here.gather(labels)[0]
 
 
@@ -88,7 +90,7 @@ def look_at(
     neighbours, originals = look_alikes(sight.tokens)
     probabilities = sight.probabilities(weights, bundle.model.logit_factor)[originals]
     copies = len(sight.numbers) - len(originals)
-    facts = portrait(probabilities, neighbours, copies, bundle.description.classes, images, skipped)
+    facts = data_profile(probabilities, neighbours, copies, bundle.description.classes, images, skipped)
     if not refine or reason_against(facts):
         return facts, None
     better = for_copies(refined(probabilities, neighbours), originals, sight.tokens)
@@ -103,14 +105,10 @@ def remembered(uri: str, key: str) -> dict[str, Any] | None:
     try:
         found = json.loads(data)
         if found["key"] == key:
-            told(found["facts"])
+            profile_text(found["facts"])
             return dict(found["facts"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        print(
-            f"warning: {printable(uri)} is damaged ({type(error).__name__}) and is made again",
-            file=sys.stderr,
-            flush=True,
-        )
+        logger.warning(f"warning: {printable(uri)} is damaged ({type(error).__name__}) and is made again")
     return None
 
 
@@ -119,4 +117,4 @@ def remember(uri: str, content: dict[str, Any]) -> None:
     try:
         storage.write_bytes(uri, json.dumps(content, indent=1).encode())
     except (OSError, storage.UnreachableError) as error:
-        print(f"warning: {printable(uri)} cannot be written: {printable(error, 200)}", file=sys.stderr, flush=True)
+        logger.warning(f"warning: {printable(uri)} cannot be written: {printable(error, 200)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -20,13 +21,15 @@ from must.data.loading.reader import open_reader
 from must.method.distributed.process_group import init_distributed
 from must.method.model.bundle import preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, save_classifier
+from must.method.select.data_profile import data_profile, profile_text
 from must.method.select.image_features import ImageFeatures, extract_features, softmax
+from must.method.select.label_propagation import for_copies, refined
 from must.method.select.ladder import MIN_IMAGES, RUNGS, Climb, climb
-from must.method.select.mutual import for_copies, refined
 from must.method.select.neighbours import judges, look_alikes
-from must.method.select.portrait import portrait, told
 from must.method.select.refit import between, refit
 from must.method.select.rung_predictions import subsample
+
+logger = logging.getLogger(__name__)
 
 KNOWING = 0.4  # agreement of look-alikes in zero-shot's classes below which they may not correct it
 PREDICTIONS_FILE, CLASSIFIER_FILE, STORY_FILE = "predictions.csv", "classifier.safetensors", "refined.json"
@@ -59,8 +62,8 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         neighbours, originals = look_alikes(sight.tokens)
         before = sight.probabilities(text, classifier.logit_scale)
         copies = len(before) - len(originals)
-        facts = portrait(before[originals], neighbours, copies, classes, len(source), source.skipped)
-        print(told(facts), flush=True)
+        facts = data_profile(before[originals], neighbours, copies, classes, len(source), source.skipped)
+        logger.info(profile_text(facts))
         reason = reason_against(facts)
         after, weights, found = before, text, None
         if not reason:
@@ -83,7 +86,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     else:
         storage.write_bytes(place, storage.read_bytes(config.classifier))
     storage.write_bytes(storage.join(config.output, STORY_FILE), encoded(json.dumps(story, indent=1) + "\n"))
-    print(f"{log_line(story)} -> {config.output}")
+    logger.info(f"{log_line(story)} -> {config.output}")
     return story
 
 

@@ -1,13 +1,13 @@
 """Refined classes for the start of training: `must train --pseudo-labels refined`.
 
-Zero-shot's classes, corrected by images that look alike (must.method.select.mutual), stand beside the teacher's while
-it is still zero-shot's equal: pi = normalise(teacher^(1 - l) z^l), l from 0.5 to 0 over the first third of the steps.
+Zero-shot's classes, corrected by images that look alike (`label_propagation`), stand beside the teacher's while it is
+still zero-shot's equal: pi = normalise(teacher^(1 - l) z^l), l from 0.5 to 0 over the first third of the steps.
 """
 
 from __future__ import annotations
 
 import io
-import sys
+import logging
 import zipfile
 from typing import NamedTuple
 
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from must.base import storage
 from must.base.text import printable
+
+logger = logging.getLogger(__name__)
 
 START, SHARE = 0.5, 1 / 3  # their weight at the first step, and the share of the steps over which it falls to 0
 LEAST = 1e-6  # probability of a class that look-alikes rule out
@@ -53,7 +55,7 @@ class RefinedLabels(NamedTuple):
         try:
             storage.write_bytes(uri, file.getvalue())
         except (OSError, storage.UnreachableError) as error:
-            print(f"warning: {printable(uri)} cannot be written: {printable(error, 200)}", file=sys.stderr, flush=True)
+            logger.warning(f"warning: {printable(uri)} cannot be written: {printable(error, 200)}")
 
     @classmethod
     def load(cls, uri: str, classes: int) -> RefinedLabels | None:
@@ -67,7 +69,7 @@ class RefinedLabels(NamedTuple):
             if whole and len(numbers) and (np.diff(numbers) > 0).all():
                 return cls(torch.from_numpy(numbers), torch.from_numpy(logs))
         except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
-            print(f"warning: {printable(uri)}: {printable(error, 100)}", file=sys.stderr, flush=True)
+            logger.warning(f"warning: {printable(uri)}: {printable(error, 100)}")
         return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -27,10 +28,12 @@ from must.method.model.bundle import (
 )
 from must.method.model.classifier import load_text_classifier
 from must.method.model.masked_vit import MaskedViT
-from must.method.select.choose import Choice, choose, shares_of
+from must.method.select.alpha import Choice, choose_alpha, shares_of
 from must.method.select.reviewed import reviewed
 from must.method.select.rung_predictions import MAX_IMAGES, Weights, between, predict_rungs, subsample
 from must.method.select.undecided import decided_by
+
+logger = logging.getLogger(__name__)
 
 CLASSIFIES = ("visual.", "classifier")  # the other weights serve training, and zero-shot has none of its own
 
@@ -50,15 +53,15 @@ def select(config: SelectConfig) -> Choice:
         source = EvalSource(reader, preprocess_of(ours), config.batch_size, config.workers)
         weights = {name: value.to(here.device) for name, value in bundle.model.state_dict().items()}
         frozen = start_of(bundle, zero_shot)
-        kept, choice = keep(frozen, weights, source, here.device, shares=shares_of(ours), by_people=by_people)
+        kept, choice = select_weights(frozen, weights, source, here.device, shares=shares_of(ours), by_people=by_people)
         network = bundle.model
         description = described(ours, choice, zero_shot.description.logit_factor, by_people)
         network.load_state_dict(kept)
         network.logit_factor = description.logit_factor
         save_bundle(config.output, network, description)
     copy_log(config.model, config.output)
-    line, *more = told(choice, by_people).split("\n")
-    print(f"{line} -> {config.output}", *more, sep="\n")
+    line, *more = selection_text(choice, by_people).split("\n")
+    logger.info("\n".join([f"{line} -> {config.output}", *more]))
     return choice
 
 
@@ -94,7 +97,7 @@ def start_of(bundle: Bundle, zero_shot: Bundle) -> MaskedViT:
     return frozen
 
 
-def keep(
+def select_weights(
     zero_shot: MaskedViT,
     adapted: Weights,
     source: EvalSource,
@@ -115,7 +118,7 @@ def keep(
     """
     preprocess = source.dataset.view.preprocess
     looks = predict_rungs(zero_shot, adapted, subsample(source, most), preprocess, device, pause=pause)
-    choice = choose(looks, shares=shares)
+    choice = choose_alpha(looks, shares=shares)
     if by_people and by_people.alpha is not None:
         choice = reviewed(choice, looks, by_people.alpha, by_people.text)
     start = {name: value.detach().to(device) for name, value in zero_shot.state_dict().items()}
@@ -137,13 +140,13 @@ def described(
     return replace(description, logit_factor=factor, provenance=story)
 
 
-def told(choice: Choice, by_people: Decided | None = None) -> str:
+def selection_text(choice: Choice, by_people: Decided | None = None) -> str:
     """For the log: a line, and one more where something is undecided."""
     found = choice.climb
     if by_people and by_people.alpha is not None:
         return f"kept {f'{found.alpha:.0%} of the way' if found.alpha else 'zero-shot'}: {by_people.text}"
     if by_people:
-        return f"{by_people.text}, so look-alikes do: {told(choice)}"
+        return f"{by_people.text}, so look-alikes do: {selection_text(choice)}"
     copies = f" ({choice.copies:,} copies left out)" if choice.copies else ""
     of = f"of {found.images:,} unlabeled images{copies}"
     if found.kept_zero_shot:

@@ -19,7 +19,7 @@ LONGEST_NAME = 40  # characters of a class name in a sentence
 WELL = 0.85  # how often look-alikes prefer the class of sure images, above which they know the classes well
 
 
-def portrait(
+def data_profile(
     probabilities: np.ndarray,
     neighbours: np.ndarray,
     copies: int,
@@ -124,6 +124,6 @@ def named(fact: dict[str, Any]) -> str:
     return f"'{printable(fact['class'], LONGEST_NAME)}'"
 
 
-def told(facts: dict[str, Any]) -> str:
+def profile_text(facts: dict[str, Any]) -> str:
     """The paragraph, for the log."""
     return "the images: " + "\n  ".join(paragraph(facts))

@@ -12,9 +12,9 @@ from must.method.model.bundle import Description
 from must.method.model.classifier import are_shares
 from must.method.select.abstain import by_look_alikes
 from must.method.select.ladder import RUNGS, Climb, climb
+from must.method.select.mutual_information import neighbour_information, renamed
 from must.method.select.neighbours import judges, look_alikes
 from must.method.select.rung_predictions import RungPredictions
-from must.method.select.signal import neighbour_information, renamed
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Choice:
         return found | ({"abstention": self.abstention} if self.abstention else {})
 
 
-def choose(
+def choose_alpha(
     looks: RungPredictions, alphas: Sequence[float] = RUNGS, shares: np.ndarray | None = None, length: float = 1.0
 ) -> Choice:
     """Pure arithmetic; the same looks give the same choice.
