@@ -92,12 +92,13 @@ def champion(
     return vars(best)
 
 
-def evaluate(work_uri: str, *, report: str, **values: str) -> dict[str, Any]:
-    """Returns the metrics. `values` are those of evaluation.evaluate."""
+def evaluate(work_uri: str, *, report: str, link: str = "", **values: str) -> dict[str, Any]:
+    """Returns the metrics. `values` are those of evaluation.evaluate; `link` leads to the report on Kubeflow's page."""
     with stage_note(work_uri, "evaluate") as note:
         metrics = evaluation.evaluate(work_uri, report=report, **values)
         note.result = evaluation.headline(metrics)
         note.facts = evaluation.accuracy(metrics) | {"report": evaluation.keep_report(work_uri, report)}
+        note.facts |= {"report_link": link} if link else {}
     return metrics
 
 

@@ -42,7 +42,7 @@ class KubeflowRegistry:
         )
 
     def put(self, version: str, onnx: str, metrics: dict[str, float], tags: dict[str, str]) -> str:
-        """Makes the version unless it is there, and the champion; returns its number.
+        """Makes the version unless it is there, and the champion; returns its name.
 
         Args:
             onnx: the folder written by `must export`; its card becomes the description.
@@ -63,7 +63,7 @@ class KubeflowRegistry:
             assert found
             self.point(found, uri)
             self.mark(model["id"], found)
-        return found["id"]
+        return version
 
     def move(self, version: str) -> str | None:
         """Makes a version the champion that is there; None if it is not, and the champion stays."""
@@ -72,7 +72,7 @@ class KubeflowRegistry:
             found = self.version(model, version) if model else None
             if model and found:
                 self.mark(model["id"], found)
-        return found["id"] if found else None
+        return version if found else None
 
     def model(self) -> dict[str, Any] | None:
         return self.api.find("registered_model", name=self.name)

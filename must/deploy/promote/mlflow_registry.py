@@ -45,7 +45,7 @@ class MlflowRegistry:
         return None
 
     def put(self, version: str, onnx: str, metrics: dict[str, float], tags: dict[str, str]) -> str:
-        """Makes the version unless it is there, and moves the alias to it; returns its number.
+        """Makes the version unless it is there, and moves the alias to it; returns what it is called there.
 
         Args:
             onnx: the folder written by `must export`.
@@ -54,7 +54,7 @@ class MlflowRegistry:
         with translate_errors(f"{version} is the champion of the registry, but not in MLflow; run the same again"):
             number = self.find(version) or self.add(version, onnx, metrics, tags)
             self.client.set_registered_model_alias(self.name, ALIAS, number)
-        return number
+        return called(version, number)
 
     def move(self, version: str) -> str | None:
         """Moves the alias to a version that is there; None if it is not, and the alias stays."""
@@ -62,7 +62,7 @@ class MlflowRegistry:
             number = self.find(version)
             if number:
                 self.client.set_registered_model_alias(self.name, ALIAS, number)
-        return number
+        return called(version, number) if number else None
 
     def add(self, version: str, onnx: str, metrics: dict[str, float], tags: dict[str, str]) -> str:
         from mlflow.entities import Metric
@@ -115,6 +115,10 @@ class MlflowRegistry:
         model.add_flavor("onnx", data=MODEL, providers=["CPUExecutionProvider"])
         model.save(str(folder / "MLmodel"))
         return (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).exists() else ""
+
+
+def called(version: str, number: str) -> str:
+    return f"{version} (version {number} there)"
 
 
 @contextmanager
