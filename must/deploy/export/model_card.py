@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from must.base import storage
@@ -177,14 +176,14 @@ def read_metrics(uri: str) -> dict[str, Any] | None:
     """metrics.json, or None without a name. Raises ValueError: no such file, or not one of `must evaluate`."""
     if not uri:
         return None
+    damaged = ValueError(f"--metrics {uri}: is no metrics.json of `must evaluate`")
     try:
-        metrics = json.loads(storage.read_bytes(uri))
-        assert {"labelled", "label_free", "data"} <= metrics.keys()
-        return metrics
+        metrics = storage.read_object(uri, dict, damaged)
     except FileNotFoundError:
         raise ValueError(f"--metrics {uri}: no such file; make it with `must evaluate`") from None
-    except (ValueError, AssertionError, AttributeError):
-        raise ValueError(f"--metrics {uri}: is no metrics.json of `must evaluate`") from None
+    if not {"labelled", "label_free", "data"} <= metrics.keys():
+        raise damaged
+    return metrics
 
 
 def section(title: str, text: str) -> str:

@@ -13,7 +13,8 @@ from must.config import ReviewConfig
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import ShardReader, open_reader
 from must.method.answers.doubts import SHOWN, Doubts, order_of
-from must.method.answers.plan import Picture, Plan, fingerprint, plan_of
+from must.method.answers.plan import Plan, plan_of
+from must.method.answers.questions import Picture, fingerprint
 from must.method.distributed.process_group import init_distributed
 from must.method.model.bundle import WEIGHTS_FILE, load_bundle, preprocess_of
 from must.method.model.encoder import load_kept

@@ -88,14 +88,12 @@ def remembered(uri: str, key: str) -> dict[str, Any] | None:
     if not storage.exists(uri):
         return None
     data = storage.read_bytes(uri)
-    try:
-        found = json.loads(data)
-        if found["key"] == key:
-            profile_text(found["facts"])
-            return dict(found["facts"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        logger.warning(f"warning: {printable(uri)} is damaged ({type(error).__name__}) and is made again")
-    return None
+    found = storage.object_or_none(
+        data, lambda content: dict(content["facts"]) if content["key"] == key and profile_text(content["facts"]) else {}
+    )
+    if found is None:
+        logger.warning(f"warning: {printable(uri)} is damaged and is made again")
+    return found or None
 
 
 def remember(uri: str, content: dict[str, Any]) -> None:
