@@ -3,11 +3,16 @@
 import importlib
 from typing import Any
 
+from must.base.console import attach
+
 __version__ = "0.1.0"
 __all__ = [
     "adapt", "classifier", "demo", "evaluate", "export", "gate", "labels", "load", "open_shards", "plan", "predict",
     "promote", "push", "refine", "review", "select", "serve", "shard", "sort", "train",
 ]  # fmt: skip
+
+
+attach()
 
 
 def __getattr__(name: str) -> Any:

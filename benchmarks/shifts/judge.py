@@ -22,7 +22,7 @@ from benchmarks.shifts.evidence import gate
 from benchmarks.shifts.packages import ROOT
 from benchmarks.shifts.tasks import FITTED, JUDGING
 from must.method.select import ladder
-from must.method.select.choose import choose
+from must.method.select.alpha import choose_alpha
 from must.method.select.ladder import NEEDED, RUNGS, SLOPE
 from must.method.select.rung_predictions import RungPredictions
 
@@ -43,9 +43,9 @@ def judged(stem: str) -> Row:
     errors = 100 * np.sqrt((weight**2 * (change - (weight * change).sum(1, keepdims=True)) ** 2).sum(axis=1))
     tokens = looks["tokens"].astype(np.float32)
     seen = RungPredictions(np.arange(len(tokens)), tokens, looks["probabilities"], looks["labels"])
-    found = choose(seen).climb
+    found = choose_alpha(seen).climb
     with steps_alone():
-        stepped = choose(seen).climb.alpha
+        stepped = choose_alpha(seen).climb.alpha
     task, variant, setting, images, seed = stem.split(".")
     at = ALPHAS.index(found.alpha)
     return {

@@ -8,6 +8,7 @@ Each step's last file says that it is whole, so a call that was stopped goes on 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,8 @@ from must.method.model.bundle import DESCRIPTION_FILE
 from must.method.model.classifier import BUNDLED_SET, TEMPLATE, load_class_set, make_class_set
 from must.method.train.presets import settings_of
 from must.method.train.provenance import RESUME_SAFE_FIELDS
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL, ITS_WEIGHTS = "ViT-B-16", "openai"
 OWN = ("shards", "index_sha256", "classifier", "output", "split", "model", "pretrained", "device")
@@ -92,7 +95,7 @@ def adapt(
 def command(config: AdaptConfig) -> Adapted:
     """The stage `must adapt`; prints where everything is."""
     adapted = steps(lambda stage, values: call(stage, **values), **config.to_dict())
-    print(f"adapted: the model is {adapted.bundle}, the report {adapted.report}")
+    logger.info(f"adapted: the model is {adapted.bundle}, the report {adapted.report}")
     return adapted
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from must.base.parameters import require
 from must.base.text import brief
 from must.data.format.index import NAME
 from must.method.model.bundle import DESCRIPTION_FILE
+
+logger = logging.getLogger(__name__)
 
 RECORD = "adapt.json"
 BUNDLE, CLASSIFIER, SHARDS, REPORT = "model", "classifier.safetensors", "shards", "report"
@@ -58,7 +61,9 @@ def record(folder: Path, inputs: dict[str, Any], again: bool = False) -> bool:
         aside.mkdir()
         for part in sorted(outdated):
             (folder / part).rename(aside / part)
-        print(f"{folder}: made from other inputs ({differences}): {', '.join(sorted(outdated))} moved to {aside.name}")
+        logger.info(
+            f"{folder}: made from other inputs ({differences}): {', '.join(sorted(outdated))} moved to {aside.name}"
+        )
     kept = {GROWN: True} if growing or (grown and SHARDS not in outdated) else {}
     if before != now or not place.exists():
         storage.write_bytes(str(place), json.dumps(now | kept, indent=1).encode())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 import socket
@@ -21,6 +22,8 @@ from pathlib import Path
 
 from must.base import storage
 from must.base.background import every
+
+logger = logging.getLogger(__name__)
 
 RUN_ID = "MUST_RUN_ID"  # the environment's name for the run of the pipeline that a process belongs to
 HEARTBEAT_S = 10.0  # seconds between signs of life
@@ -159,7 +162,7 @@ class Beat:
         if seen is not None and self.gone():
             deadline = 0.0
         elif seen is not None:
-            print(f"{self.uri} exists; watching up to {DEAD_AFTER:g} s whether its owner lives", flush=True)
+            logger.info(f"{self.uri} exists; watching up to {DEAD_AFTER:g} s whether its owner lives")
         while seen is not None and time.monotonic() < deadline:
             time.sleep(1)
             now = storage.generation(self.uri)
@@ -191,9 +194,8 @@ class Beat:
 
     def owner(self) -> dict[str, str]:
         try:
-            content = json.loads(storage.read_bytes(self.uri))
-            return content if isinstance(content, dict) else {}
-        except (FileNotFoundError, ValueError, RecursionError):
+            return storage.read_object(self.uri, dict, ValueError())
+        except (FileNotFoundError, ValueError):
             return {}
 
     def gone(self) -> bool:

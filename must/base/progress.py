@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
 from tqdm.std import tqdm
+
+from must.base.console import ASIDE
+
+logger = logging.getLogger(__name__)
 
 
 class Images(Protocol):
@@ -46,4 +51,4 @@ def watched(batches: Iterable[Batch], description: str) -> Iterator[Batch]:
 def loading(command: str) -> None:
     """Says on a terminal that torch and a model are being loaded, unless torch is here already: it takes seconds."""
     if "torch" not in sys.modules and sys.stderr is not None and sys.stderr.isatty():
-        print(f"must {command}: loading torch and the model ...", file=sys.stderr, flush=True)
+        logger.info(f"must {command}: loading torch and the model ...", extra=ASIDE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import sys
+import logging
 import traceback
 from typing import Any
 
@@ -19,7 +19,7 @@ from must.data.loading.loader import EvalSource
 from must.data.loading.reader import open_reader
 from must.evaluation import labelfree
 from must.evaluation.abstention import abstention
-from must.evaluation.audit import audit, kept_of, look
+from must.evaluation.audit import audit, kept_of, ladder_predictions
 from must.evaluation.intervals import REPLICATES, bootstrap, interval, paired
 from must.evaluation.metrics import (
     Labelled,
@@ -37,6 +37,8 @@ from must.evaluation.training import stability, training_log
 from must.method.distributed.process_group import World, init_distributed
 from must.method.model.bundle import DESCRIPTION_FILE, Bundle, load_bundle, preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, read_header
+
+logger = logging.getLogger(__name__)
 
 METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE = "metrics.json", "predictions.csv", "report.html"
 JSON_CONTROLS = {code: f"\\u{code:04x}" for code in range(127, 160)}  # json writes these as they are, and ESC escaped
@@ -61,7 +63,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         index = load_index(config.shards, config.index_sha256)  # also tells early when there is none
         samples, after, before = score(config, bundle, baseline, here)
         metrics = measure(samples, after, before, bundle.description.classes)
-        looks, kept = look(config, bundle, baseline, here) if baseline else None, 0.0
+        looks, kept = ladder_predictions(config, bundle, baseline, here) if baseline else None, 0.0
         if looks is not None:
             metrics["label_free"]["compared"]["audit"] = found = audit(looks, bundle)
             kept = kept_of(bundle.description, found)
@@ -90,10 +92,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         # last: a folder with report.html is a whole result; whatever happens to it, the numbers are there
         report = drawn(config, metrics, samples, after, before)
         storage.write_bytes(storage.join(config.output, REPORT_FILE), encoded(report))
-        print(f"{printable(verdict(metrics).plain)}\n\n{text_table(metrics)}")
+        logger.info(f"{printable(verdict(metrics).plain)}\n\n{text_table(metrics)}")
         if samples.skipped:
-            print(f"{samples.skipped} images could not be decoded and were left out")
-        print(f"\nreport: {storage.join(config.output, REPORT_FILE)}")
+            logger.info(f"{samples.skipped} images could not be decoded and were left out")
+        logger.info(f"\nreport: {storage.join(config.output, REPORT_FILE)}")
         return metrics
 
 
@@ -222,10 +224,9 @@ def drawn(
     except Exception as error:
         reason = printable(f"{type(error).__name__}: {error}", 300)
         place = storage.join(config.output, METRICS_FILE)
-        print(
+        logger.warning(
             f"warning: the report could not be drawn ({reason}); all numbers are in {place}, and the page holds the "
-            "table alone",
-            file=sys.stderr,
+            "table alone"
         )
         return plain_page(text_table(metrics), "".join(traceback.format_exception(error)))
 

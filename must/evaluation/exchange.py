@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
@@ -14,6 +15,8 @@ from must.evaluation import labels as formats
 from must.evaluation.labels import NONE, Label, classes_of, read_labels
 from must.evaluation.sort import file_of
 from must.method.model.classifier import load_class_set
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,9 @@ def exchange(config: LabelsConfig) -> Exchanged:
             rows.add(cell(one.image), cell(one.label or NONE))
         storage.write_bytes(output, encoded(text.getvalue()))
     labelled = sum(not one.unsure for one in labels)
-    print(f"{len(labels)} images, {labelled} of them labelled -> {output}")
+    logger.info(f"{len(labels)} images, {labelled} of them labelled -> {output}")
     if hint:
-        print(hint)
+        logger.info(hint)
     return Exchanged(output, len(labels), labelled)
 
 

@@ -7,6 +7,7 @@ the user asks for it by name, on labels of a split that nothing was trained on.
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +16,8 @@ from must.base.parameters import require
 from must.base.storage import read_json
 from must.config import GateConfig
 from must.method.answers.decided import in_words as in_words_of_answers
+
+logger = logging.getLogger(__name__)
 
 GAIN, ZERO_SHOT, STOPPED, UNCHECKED = "gain", "zero-shot", "stopped", "unchecked"
 
@@ -56,7 +59,7 @@ def gate(config: GateConfig) -> Decision:
         ) from error
     if config.output:
         storage.write_bytes(config.output, json.dumps(decision.to_dict(), indent=1).encode())
-    print("\n".join([f"gate ({decision.gate}): {in_words(decision)}", *decision.reasons]))
+    logger.info("\n".join([f"gate ({decision.gate}): {in_words(decision)}", *decision.reasons]))
     return decision
 
 

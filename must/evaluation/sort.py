@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import filecmp
 import json
+import logging
 import os
 import re
 import shutil
@@ -21,6 +22,8 @@ from must.base.progress import bar
 from must.base.text import CONTROLS, brief, printable
 from must.config.labels import SortConfig
 from must.evaluation.labels import NONE, read_labels
+
+logger = logging.getLogger(__name__)
 
 JOURNAL = ".must-sort.jsonl"
 LONGEST = 200  # bytes of a file's name
@@ -82,12 +85,12 @@ def place_all(config: SortConfig, into: Path) -> Outcome:
             if not os.path.lexists(target):
                 put(Path(line["from"]), target, config.how)
             placed += 1
-    print(
+    logger.info(
         f"{placed} images sorted into {len(folders.names)} folders of {config.into} ({config.how}); "
         f"must sort --undo --into {config.into} takes it back"
     )
     if missing:
-        print(f"{missing} images were not there, {printable(first)} for one")
+        logger.info(f"{missing} images were not there, {printable(first)} for one")
     return Outcome(placed, missing)
 
 
@@ -220,12 +223,12 @@ def take_back(into: Path) -> Outcome:
         if not any(target.parent.iterdir()):
             target.parent.rmdir()
     for name in left:
-        print(printable(f"{into / name}: stays: it was changed, or its old place is taken"))
+        logger.info(printable(f"{into / name}: stays: it was changed, or its old place is taken"))
     if not left:
         (into / JOURNAL).unlink()
         if not any(into.iterdir()):
             into.rmdir()
-    print(f"{done} images taken back from {into} ({how})")
+    logger.info(f"{done} images taken back from {into} ({how})")
     return Outcome(done, len(left))
 
 

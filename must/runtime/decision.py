@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from typing import Any
 
@@ -16,6 +17,8 @@ from must.evaluation.gate import ZERO_SHOT, Decision, against_champion, as_markd
 from must.method.model.bundle import load_description
 from must.runtime.evaluation import accuracy
 from must.runtime.places import WorkUri
+
+logger = logging.getLogger(__name__)
 
 
 def decide(
@@ -42,10 +45,11 @@ def decide(
         The decision, and what the summary says of it: outcome, reasons, and the champion's accuracy if it was measured.
     """
     facts: dict[str, Any] = {}
+    against = "the zero-shot model"
     if champion_uri and is_of(champion, version_of(bundle, load_description(bundle).provenance)):
-        print(f"this model is the champion, {champion}: it is compared with zero-shot")
-        champion_uri = ""
-    metrics, against = storage.join(details, "metrics.json"), "the zero-shot model"
+        logger.info(f"this model is the champion, {champion}: it is compared with zero-shot")
+        champion_uri, against = "", f"the zero-shot model, for this model is the champion, {champion}"
+    metrics = storage.join(details, "metrics.json")
     with tempfile.TemporaryDirectory() as folder:
         if champion_uri and gate != "none":
             same = read_json(storage.join(details, "metrics.json"), "metrics")["data"]["index_sha256"]
@@ -65,6 +69,8 @@ def decide(
     storage.write_bytes(page, encoded(as_markdown(result, against)))
     if not result.passed:
         Registry(registry, model_name).decide(key, "stopped", result.reasons)
-        print(f"the model is not promoted; it stays among this run's artifacts, and {against} stays what it was")
+        logger.info(
+            "the model is not promoted; it stays among this run's artifacts, and nothing changes in the registry"
+        )
     outcome = "kept zero-shot" if result.outcome == ZERO_SHOT else "passed" if result.passed else "stopped"
     return result, {**facts, "outcome": outcome, "reasons": result.reasons}

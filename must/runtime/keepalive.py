@@ -7,10 +7,10 @@ machine lost, its run stopped or deleted.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +20,8 @@ from functools import partial
 from must.base import storage
 from must.base.background import every
 from must.base.exits import line_of
+
+logger = logging.getLogger(__name__)
 
 HEARTBEAT_S = 30.0  # seconds between signs
 SILENCE = 900.0  # seconds without one: a lost machine is noticed, and its pod started again elsewhere, in less
@@ -37,7 +39,7 @@ def give_sign(uri: str) -> None:
     try:
         storage.write_bytes(uri, json.dumps({"time": time.time(), "host": socket.gethostname()}).encode())
     except (ValueError, OSError) as error:
-        print(f"must: the sign of life could not be written: {line_of(error)}", file=sys.stderr)
+        logger.warning(f"must: the sign of life could not be written: {line_of(error)}")
 
 
 @contextmanager
@@ -68,10 +70,9 @@ def watch(uri: str, silence: float, over: threading.Event) -> None:
         if seen != last:
             last, since = seen, time.monotonic()
         elif time.monotonic() - since > silence:
-            print(
-                f"no sign of life of the launcher for {silence:g} s: saving a checkpoint and stopping; a new launcher "
-                "goes on from it",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
+            logger.warning(
+                f"no sign of life of the launcher for {silence:g} s: saving a checkpoint and stopping; a new "
+                "launcher goes on from it"
+            )
             os.kill(os.getpid(), signal.SIGTERM)
             return

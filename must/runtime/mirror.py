@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -11,6 +11,8 @@ from pathlib import Path
 from must.base import storage
 from must.base.background import every
 from must.base.exits import line_of
+
+logger = logging.getLogger(__name__)
 
 EVERY = 60.0  # seconds
 
@@ -42,5 +44,5 @@ def copy_changed(folder: Path, uri: str, pattern: str, sizes: dict[str, int]) ->
                 storage.write_bytes(storage.join(uri, name), path.read_bytes())
                 sizes[name] = size
             except (ValueError, OSError) as error:
-                print(f"must: {uri}: the curves could not be copied: {line_of(error)}", file=sys.stderr)
+                logger.warning(f"must: {uri}: the curves could not be copied: {line_of(error)}")
                 return

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import re
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,20 +16,24 @@ from must.runtime.notes import Note, parse, read_notes
 from must.runtime.outcome import Outcome, failing, kind_of, outcome_of
 from must.runtime.places import WorkUri
 
+logger = logging.getLogger(__name__)
+
 PAGE = "summary.md"
 KEPT = 14 * 86_400.0  # seconds that notes of a run are kept after the last was written
 LOOKED_AT = 50  # other runs' notes whose age a summary looks at
 WHY = {
-    "stopped": "asked to end (SIGTERM): a person ended the run, its time was over, or its node was taken away",
+    "stopped": "asked to end (SIGTERM): a person ended the run, or its node was taken away",
     "held": "it waited for its turn, and the other run is still at work (exit code {code})",
     "interrupted": "something it needs went away (exit code {code}): another process, or a store that did not answer",
     "silent": "its pod is gone without a word: a lost node, a time limit, memory, or the run was stopped",
+    "time": "its time limit, `timeouts` in cluster.yaml (exit code {code})",
     "input": "wrong input (exit code {code})",
     "killed": "killed (exit code {code}): most often the pod's memory limit",
     "error": "an error in the program or the machine (exit code {code})",
 }
 SAYS_WHY = ("input", "held", "interrupted", "error")  # kinds whose last line is the reason
 GOES_ON = {
+    "time": "with a longer limit{kept}",
     "input": "after the input is mended{kept}",
     "held": "when the other run is over{kept}",
     "error": "perhaps{kept_or}",
@@ -83,7 +87,7 @@ def forget_old(work_uri: str, before: float, own: str = "") -> None:
             with suppress(FileNotFoundError):  # another run that ends now forgets it, too
                 forget_if_old(storage.join(root, run), runs[run], before)
     except (OSError, ValueError) as error:
-        print(f"must: old runs' notes in {printable(root)} stay there: {line_of(error)}", file=sys.stderr)
+        logger.warning(f"must: old runs' notes in {printable(root)} stay there: {line_of(error)}")
 
 
 def notes_of_runs(root: str, own: str) -> dict[str, list[str]]:
@@ -105,16 +109,19 @@ def forget_if_old(folder: str, names: Sequence[str], before: float) -> None:
 
 
 def links(notes: list[Note], run_id: str) -> list[str]:
-    reports = [report_at(note.facts["report"]) for note in notes if note.facts.get("report")]
+    reports = [report_at(note.facts) for note in notes if note.facts.get("report")]
     shown = reports + ([f"run `{run_id}`"] if run_id else [])
     return [" · ".join(shown), ""] if shown else []
 
 
-def report_at(uri: str) -> str:
-    """A link for those who may read the bucket, where its store has a page; else where it is, here and in Kubeflow."""
+def report_at(facts: dict[str, str]) -> str:
+    """A link for those who may read the bucket, where its store has a page, or to the copy that Kubeflow's own server
+    hands out, beside its page; else where it is."""
+    uri = facts["report"]
     if uri.startswith("gs://"):
         return f"[Report](https://storage.cloud.google.com/{uri.removeprefix('gs://')})"
-    return f"Report: stage *evaluate*, output *report*, Visualization, or `{uri}`"
+    shown = f"[Report]({facts['report_link']})" if facts.get("report_link") else "Report"
+    return f"{shown}: stage *evaluate*, output *report*, Visualization, or `{uri}`"
 
 
 def failure(notes: list[Note], again: str) -> list[str]:

@@ -6,11 +6,13 @@ Upload the file in Kubeflow Pipelines, or give it to must-pipeline submit or mus
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 from pathlib import Path
-from typing import Final, get_args, get_type_hints
+from typing import Any, Final, get_args, get_type_hints
 
+import yaml
 from kfp import compiler
 
 from must.base.parameters import StageConfig
@@ -30,25 +32,34 @@ def compile_pipeline(cluster: Cluster, output: Path) -> None:
         compiled = Path(folder) / "pipeline.yaml"
         compiler.Compiler().compile(make_pipeline(cluster), str(compiled))
         text = compiled.read_text()
-        output.write_text(with_choices(text) if cluster.kind == "kubernetes" else text)
+    head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))  # kfp reads it
+    spec, *platform = yaml.safe_load_all(text)
+    shorten(spec)
+    if cluster.kind == "kubernetes":
+        offer_choices(spec)
+    output.write_text(head + yaml.safe_dump_all([spec, *platform], sort_keys=True, width=WIDTH))
 
 
-def with_choices(text: str) -> str:
-    """The compiled file with the values that a parameter may have: Kubeflow's page makes menus of them, and its server
-    refuses others before a pod starts. kfp takes no Literal in a pipeline's signature, but its loader does in a file.
+def shorten(spec: dict[str, Any]) -> None:
+    """Takes docstrings out of the programs that kfp carries: the file has them as descriptions already."""
+    for executor in spec["deploymentSpec"]["executors"].values():
+        command = executor["container"]["command"]
+        command[-1] = re.sub(r'\n    """.*?"""(?=\n)', "", command[-1], count=1, flags=re.DOTALL)
+
+
+def offer_choices(spec: dict[str, Any]) -> None:
+    """Names the values that a parameter may have: Kubeflow's page makes menus of them, and its server refuses others
+    before a pod starts. kfp takes no Literal in a pipeline's signature, but its loader does in a file.
     """
-    start = text.index("\n  inputDefinitions:\n", text.index("\nroot:\n"))
     for name, values in CHOICES.items():
-        place = text.index("        parameterType: STRING\n", text.index(f"\n      {name}:\n", start))
-        lines = "".join(f"        - {value}\n" for value in values)
-        text = f"{text[:place]}        literals:\n{lines}{text[place:]}"
-    return text
+        spec["root"]["inputDefinitions"]["parameters"][name]["literals"] = list(values)
 
 
 def choices_of(config: type[StageConfig], name: str) -> tuple[str, ...]:
     return get_args(get_type_hints(config)[name])
 
 
+WIDTH: Final = 120  # characters of a line
 CHOICES: Final = {  # of the pipeline's parameters
     "gate": choices_of(GateConfig, "gate"),
     "labels": choices_of(ShardConfig, "labels"),

@@ -1,6 +1,7 @@
 """`must sort`: every image in its class's folder, none lost, and all of it taken back."""
 
 import json
+import logging
 import os
 
 import pytest
@@ -52,6 +53,21 @@ def test_no_two_files_become_one_and_all_comes_back(tmp_path, capsys, how):
     assert must.sort(labels=csv, into=into, how=how).placed == 5 and tree(into) == state, "a second run changes nothing"
     assert must.sort(undo=True, into=into).placed == 5
     assert not into.exists() and tree(tmp_path / "photos") == before
+
+
+def test_a_program_silences_or_routes_what_is_printed(tmp_path, capsys, caplog, monkeypatch):
+    into, logger = tmp_path / "sorted", logging.getLogger("must")
+    csv = predictions(tmp_path / "p.csv", [(photos(tmp_path, ["x.png"])[0], "cat", 0.9)])
+    try:
+        logger.setLevel(logging.ERROR)
+        must.sort(labels=csv, into=into)
+    finally:
+        logger.setLevel(logging.INFO)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "propagate", True)
+    must.sort(undo=True, into=into)
+    assert capsys.readouterr().out == "" and [record.name for record in caplog.records] == ["must.evaluation.sort"]
 
 
 def test_names_that_a_csv_spells_out_are_found(tmp_path):

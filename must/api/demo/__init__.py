@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import yaml
 
 from must.base.parameters import require
 from must.config import DemoConfig
+
+logger = logging.getLogger(__name__)
 
 SIGN = "open_clip_config.json"  # in model/: a folder with it is the example's
 
@@ -37,10 +40,10 @@ def demo(config: DemoConfig) -> Path:
     for name, content in contents.items():
         text = yaml.safe_dump(content, sort_keys=False)
         if (output / name).exists() and (output / name).read_text() != text:
-            print(f"{output / name}: is left as it is, for it was changed; delete it to have the example's again")
+            logger.info(f"{output / name}: is left as it is, for it was changed; delete it to have the example's again")
         else:
             (output / name).write_text(text)
-    print(
+    logger.info(
         f"{output}: {counts['unlabeled']} unlabeled images, {counts['test']} labelled ones for reporting only, "
         "classes.yaml, the tiny CLIP in model/, and pipeline.yaml to run it all"
     )

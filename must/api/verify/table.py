@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import platform
 import signal
@@ -21,6 +22,8 @@ import must
 from must.base import storage
 from must.base.parameters import require
 from must.base.text import did_you_mean, printable
+
+logger = logging.getLogger(__name__)
 
 PASS, FAIL, NOT_TRIED = "pass", "fail", "not tried"
 
@@ -84,8 +87,8 @@ def verify(json_file: str = "", only: Sequence[str] = (), long: bool = False, de
 
     gpus = torch.cuda.device_count() if device == "cuda" else 2
     about = machine(gpus if device == "cuda" else 0)
-    print(f"must verify: {about['gpus'][0]['name'] + f' x {gpus}' if about['gpus'] else 'no CUDA GPU'}, "
-          f"torch {about['versions']['torch']}, must {must.__version__}", flush=True)  # fmt: skip
+    logger.info(f"must verify: {about['gpus'][0]['name'] + f' x {gpus}' if about['gpus'] else 'no CUDA GPU'}, "
+          f"torch {about['versions']['torch']}, must {must.__version__}")  # fmt: skip
     outcomes = []
     with tempfile.TemporaryDirectory(prefix="must-verify-") as folder:
         hub = gpus > 0 and any(CHECKS[name].hub for name in names) and device == "cuda" and hub_answers()
@@ -93,13 +96,13 @@ def verify(json_file: str = "", only: Sequence[str] = (), long: bool = False, de
             reason = why_not(CHECKS[name], device, gpus, hub, long or name in only)
             outcome = Outcome(name, NOT_TRIED, reason) if reason else run(name, device, gpus, Path(folder))
             outcomes.append(outcome)
-            print(line(outcome), flush=True)
+            logger.info(line(outcome))
     count = {status: sum(found.status == status for found in outcomes) for status in (PASS, FAIL, NOT_TRIED)}
-    print(", ".join(f"{number} {status}" for status, number in count.items()), flush=True)
+    logger.info(", ".join(f"{number} {status}" for status, number in count.items()))
     if json_file:
         content = {"machine": about, "device": device, "checks": [asdict(outcome) for outcome in outcomes]}
         storage.write_bytes(json_file, json.dumps(content, indent=1).encode())
-        print(f"{json_file}: attach it to an issue", flush=True)
+        logger.info(f"{json_file}: attach it to an issue")
     return outcomes
 
 

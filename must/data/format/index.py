@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -11,6 +12,8 @@ from must.base import storage
 from must.base.parameters import require
 from must.base.text import brief, printable
 from must.data.format.check import Shard, checked
+
+logger = logging.getLogger(__name__)
 
 VERSION = 1
 NAME, REJECTED = "index.json", "rejected.jsonl"
@@ -108,17 +111,19 @@ def parse_index(data: bytes, path: str) -> Index:
 def print_index(uri: str) -> Index:
     """Prints what a folder of shards holds."""
     index = load_index(uri)
-    print(printable(f"{uri}  revision {index.revision}, made by {index.created_by} from {index.source['uri']}"))
-    print(f"{'split':<12}{'images':>12}{'labelled':>12}{'shards':>9}{'MB':>12}")
+    logger.info(printable(f"{uri}  revision {index.revision}, made by {index.created_by} from {index.source['uri']}"))
+    logger.info(f"{'split':<12}{'images':>12}{'labelled':>12}{'shards':>9}{'MB':>12}")
     for name, counts in index.splits.items():
         shards = index.shards_of(name)
         size = sum(shard.bytes for shard in shards) / 1e6
-        print(f"{printable(name):<12}{counts['samples']:>12}{counts['labelled']:>12}{len(shards):>9}{size:>12.1f}")
+        logger.info(
+            f"{printable(name):<12}{counts['samples']:>12}{counts['labelled']:>12}{len(shards):>9}{size:>12.1f}"
+        )
     if any(shard.file for shard in index.shards):
-        print("the shards are another program's, read where they are")
+        logger.info("the shards are another program's, read where they are")
     if index.labels:
         shown = ", ".join(index.labels[:10]) + (", ..." if len(index.labels) > 10 else "")
-        print(f"labels: {len(index.labels)} ({printable(shown)})")
-    print(f"rejected: {index.rejected}  duplicates: {index.duplicates} ({index.dropped} left out)")
-    print(f"sha256 of the index: {index.sha256}")
+        logger.info(f"labels: {len(index.labels)} ({printable(shown)})")
+    logger.info(f"rejected: {index.rejected}  duplicates: {index.duplicates} ({index.dropped} left out)")
+    logger.info(f"sha256 of the index: {index.sha256}")
     return index

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import logging
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,8 @@ from must.base.text import printable
 from must.data.format.index import Index, Shard, load_index
 from must.data.format.offsets import load_offsets, load_texts
 
+logger = logging.getLogger(__name__)
+
 
 def verify(uri: str) -> Index:
     """Checks everything; prints a line for each fault.
@@ -30,22 +34,23 @@ def verify(uri: str) -> Index:
     for shard in bar(index.shards, desc="verify", unit="shard"):
         found = [f"{shard.name}: {fault}" for fault in faults_of(uri, shard)]
         for line in found:
-            tqdm.write(printable(line))
+            with tqdm.external_write_mode(file=sys.stdout):
+                logger.info(printable(line))
         faults += found[:1]
     broken = len(faults)
     for table in index.tables:
         fault = fault_of_table(uri, table)
         if fault:
-            print(printable(fault))
+            logger.info(printable(fault))
             faults.append(fault)
     names = {shard.file or shard.name for shard in index.shards}
     stray = [entry.name for entry in storage.list_files(uri) if entry.name.endswith(".tar") and entry.name not in names]
     if stray:
-        print(f"not in the index, and not read by anything: {printable(', '.join(sorted(stray)[:10]))}")
+        logger.info(f"not in the index, and not read by anything: {printable(', '.join(sorted(stray)[:10]))}")
     if faults:
         what = f"{broken} of {len(index.shards)} shards are broken" if broken else "--append's tables are broken"
         raise ValueError(f"{uri}: {what}; the first fault: {faults[0]}")
-    print(f"{uri}: {len(index.shards)} shards, {sum(s.samples for s in index.shards)} images, all whole")
+    logger.info(f"{uri}: {len(index.shards)} shards, {sum(s.samples for s in index.shards)} images, all whole")
     return index
 
 
@@ -130,14 +135,10 @@ def faults_in_place(uri: str, path: Path, offsets: np.ndarray, shard: Shard) -> 
     labelled = 0
     for sample, (image, size, start, length) in enumerate(offsets.tolist()):
         name = members.get((image, size))
-        try:
-            text = json.loads(texts[start : start + length])
-            labelled += text.get("label") is not None
-            right = name is not None and text["source"].endswith(name)
-        except (ValueError, KeyError, AttributeError, RecursionError):
-            right = False
-        if not right:
+        said = storage.object_or_none(texts[start : start + length], lambda text: (text["source"], text.get("label")))
+        if not said or not name or not isinstance(said[0], str) or not said[0].endswith(name):
             yield f"sample {sample} is not what stands at {image} ({name or 'no member'})"
             return
+        labelled += said[1] is not None
     if labelled != shard.labelled:
         yield f"{labelled} labelled samples instead of {shard.labelled}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
-import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -27,6 +27,8 @@ from must.data.image.quiet import silence_pillow
 from must.data.loading.order import GlobalBatches, MicroBatches
 from must.data.loading.prefetch import PrefetchingBatchSampler, PrefetchingSampler
 from must.data.loading.reader import ShardReader
+
+logger = logging.getLogger(__name__)
 
 PREFETCH = 4  # batches that each loader process makes ahead
 MAX_WARNINGS = 5  # replaced samples that each loader process names
@@ -88,11 +90,7 @@ class TrainDataset(Dataset):
             source = self.reader.description(sample).get("source", "")
             more = "; further ones are only counted" if self.warned + 1 == MAX_WARNINGS else ""
             line = f"warning: sample {sample} of {name} ({source}) cannot be decoded and is replaced by the next one: "
-            print(
-                printable(f"{line}{problem}{more}"),
-                file=sys.stderr,
-                flush=True,
-            )
+            logger.warning(printable(f"{line}{problem}{more}"))
         self.warned += 1
 
 

@@ -9,6 +9,7 @@ Of several programs that share the work (`--part`), each processes some of the c
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -32,6 +33,8 @@ from must.data.shards.progress import ProgressBar, print_summary, print_work
 from must.data.shards.workdir import NAME, RUN, WRITTEN, Run, Workdir
 from must.data.sources.base import Source, is_within
 
+logger = logging.getLogger(__name__)
+
 Sources = list[tuple[Source, str]]
 
 
@@ -48,7 +51,9 @@ def shard(config: ShardConfig) -> Index | None:
     """
     apart(config)
     if is_within(config.output, config.source) and not storage.exists(storage.join(config.output, index.NAME)):
-        print(f"note: the shards will lie among the images of --source {config.source}; a folder beside it is better")
+        logger.info(
+            f"note: the shards will lie among the images of --source {config.source}; a folder beside it is better"
+        )
     sources = open_sources(config)
     number, parts = config.place()
     with fresh_folder(config.output), ExitStack() as held:
@@ -64,7 +69,7 @@ def run_alone(config: ShardConfig, sources: Sources, still_ours: Callable[[], No
     """All of the work, or what a killed run or parts have left of it."""
     began = time.monotonic()
     with Workdir(config.output) as work:
-        task = look(config, sources, work)
+        task = find_work(config, sources, work)
         if isinstance(task, Index):
             work.clear_but_later(task)
             return task
@@ -81,7 +86,7 @@ def run_part(config: ShardConfig, sources: Sources) -> Index | None:
     number, parts = config.place()
     began = time.monotonic()
     with Workdir(config.output, number, parts) as work:
-        task = look(config, sources, work)
+        task = find_work(config, sources, work)
         if isinstance(task, Index):
             return task
         if generation(config) != task.before:
@@ -112,7 +117,7 @@ class Task:
         return [chunk.number for chunk in self.chunks]
 
 
-def look(config: ShardConfig, sources: Sources, work: Workdir) -> Task | Index:
+def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | Index:
     """Lists the sources. An index: that is all there is to it, and nothing new.
 
     Raises:
@@ -126,7 +131,7 @@ def look(config: ShardConfig, sources: Sources, work: Workdir) -> Task | Index:
         except ValueError:
             if generation(config) == before:
                 raise
-            return look(config, sources, work)  # another part has come to the end meanwhile: they are its shards
+            return find_work(config, sources, work)  # another part has come to the end meanwhile: they are its shards
     history = History(config.output, previous if config.append else None, work.local)
     listing = list_sources(config, sources, history, work)
     if previous and not config.append:
@@ -187,7 +192,7 @@ def finish_if_last(task: Task, pool: Pool, work: Workdir) -> Index | None:
     output, done = task.config.output, work.done(task.numbers)
     if len(done) < len(task.chunks) and work.is_of(task.run):
         missing = len(task.chunks) - len(done)
-        print(
+        logger.info(
             f"{missing} of {len(task.chunks)} chunks are still to come, from the other parts; the last makes the shards"
         )
         return None
@@ -197,7 +202,7 @@ def finish_if_last(task: Task, pool: Pool, work: Workdir) -> Index | None:
                 work.tidy()
                 return summed_up(task, finish(task, pool, work, still_ours))
     except HeldError:
-        print(f"all {len(task.chunks)} chunks are done, and another part makes the shards of them")
+        logger.info(f"all {len(task.chunks)} chunks are done, and another part makes the shards of them")
         return None
     work.leave()
     return made_by_another(task.config)
@@ -208,7 +213,7 @@ def made_by_another(config: ShardConfig) -> Index:
     found = existing_index(config)
     if found is None:
         raise ValueError(f"{config.output}: what this part had done was thrown away by another run; start it again")
-    print(f"{config.output}: another part has made the shards (revision {found.revision})")
+    logger.info(f"{config.output}: another part has made the shards (revision {found.revision})")
     return found
 
 
@@ -266,12 +271,12 @@ def same_or_refuse(config: ShardConfig, listing: Listing, previous: Index) -> In
         f"{config.output} already holds shards of other images or settings (from {previous.source['uri']}); "
         "choose another --output, delete the folder, or add to it with --append",
     )
-    print(f"{config.output}: these shards are complete already (revision {previous.revision}); nothing to do")
+    logger.info(f"{config.output}: these shards are complete already (revision {previous.revision}); nothing to do")
     return previous
 
 
 def nothing_new(config: ShardConfig, previous: Index) -> Index:
-    print(f"{config.output}: nothing new in {config.source}; it stays at revision {previous.revision}")
+    logger.info(f"{config.output}: nothing new in {config.source}; it stays at revision {previous.revision}")
     return previous
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 
 import numpy as np
@@ -12,6 +13,8 @@ from must.config import TrainConfig
 from must.data.format import index
 from must.data.format.index import Index
 
+logger = logging.getLogger(__name__)
+
 WINDOW: int = TrainConfig.shuffle_window
 MIXED = 1.25  # two images of a window may be of one class so many times as often as any two
 
@@ -19,17 +22,19 @@ MIXED = 1.25  # two images of a window may be of one class so many times as ofte
 def print_found(output: str, uri: str, made: Index, labels: list[tuple[str, Counter[str]]]) -> None:
     for name, counts in made.splits.items():
         labelled = f", {counts['labelled']} labelled" if counts["labelled"] else ""
-        print(f"  {printable(name)}: {counts['samples']} images{labelled} in {len(made.shards_of(name))} shards")
+        logger.info(f"  {printable(name)}: {counts['samples']} images{labelled} in {len(made.shards_of(name))} shards")
     if made.skipped:
-        print("  other files, not read: " + ", ".join(f"{n} {printable(kind)}" for kind, n in made.skipped.items()))
+        logger.info(
+            "  other files, not read: " + ", ".join(f"{n} {printable(kind)}" for kind, n in made.skipped.items())
+        )
     if made.rejected:
-        print(f"  rejected: {made.rejected}, listed in {storage.join(output, index.REJECTED)}")
+        logger.info(f"  rejected: {made.rejected}, listed in {storage.join(output, index.REJECTED)}")
         for why, count in made.reasons.items():
-            print(f"    {count} x {printable(why)}")
+            logger.info(f"    {count} x {printable(why)}")
     for split in made.splits:
         if split != "test" and (line := unmixed([counts for name, counts in labels if name == split])):
-            print(f"  warning: {split}: {line}; `must shard --source {printable(uri)}` mixes them")
-    print(f"index: {storage.join(output, index.NAME)}")
+            logger.info(f"  warning: {split}: {line}; `must shard --source {printable(uri)}` mixes them")
+    logger.info(f"index: {storage.join(output, index.NAME)}")
 
 
 def unmixed(shards: list[Counter[str]]) -> str:

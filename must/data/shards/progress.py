@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 
 from must.base import storage
@@ -11,6 +11,8 @@ from must.base.text import printable
 from must.config import ShardConfig
 from must.data.format.index import Index
 from must.data.shards.pool import Done
+
+logger = logging.getLogger(__name__)
 
 LOG_EVERY = 60.0  # seconds between lines where there is no terminal
 
@@ -22,7 +24,7 @@ class ProgressBar:
         self.files, self.seen, self.rejected, self.read_bytes = files, 0, 0, 0
         self.began = self.spoke = time.monotonic()
         if done:
-            print(f"going on with an interrupted run: {len(done)} chunks are done already", flush=True)
+            logger.info(f"going on with an interrupted run: {len(done)} chunks are done already")
 
     def __enter__(self) -> ProgressBar:
         self.bar = bar(total=self.files, desc="shard", unit="img", smoothing=0.1)
@@ -40,31 +42,31 @@ class ProgressBar:
         if self.bar.disable and time.monotonic() - self.spoke > LOG_EVERY:
             self.spoke = time.monotonic()
             rate = self.seen / (self.spoke - self.began)
-            print(f"{self.seen} of {self.files} files, {rate:.0f} a second, {self.rejected} rejected", flush=True)
+            logger.info(f"{self.seen} of {self.files} files, {rate:.0f} a second, {self.rejected} rejected")
 
 
 def print_work(what: str, files: int, seconds: float, read_bytes: int) -> None:
     """Prints how fast this program was."""
     rates = f"{files / seconds:.0f} a second, {read_bytes / seconds / 1e6:.1f} MB/s"
-    print(f"{what}{files} files in {seconds:.1f} s ({rates})")
+    logger.info(f"{what}{files} files in {seconds:.1f} s ({rates})")
 
 
 def print_summary(config: ShardConfig, index: Index) -> None:
     """Prints images, splits, what was set aside and why, and where the index is."""
     if index.revision:
-        print(f"revision {index.revision}:")
+        logger.info(f"revision {index.revision}:")
     for name, counts in index.splits.items():
         labelled = f", {counts['labelled']} labelled" if counts["labelled"] else ""
-        print(f"  {printable(name)}: {counts['samples']} images{labelled} in {len(index.shards_of(name))} shards")
+        logger.info(f"  {printable(name)}: {counts['samples']} images{labelled} in {len(index.shards_of(name))} shards")
     if index.duplicates:
-        print(f"  duplicates: {index.duplicates}, of which {index.dropped} left out")
+        logger.info(f"  duplicates: {index.duplicates}, of which {index.dropped} left out")
     if index.skipped:
-        print(
+        logger.info(
             "  other files, not read: "
             + ", ".join(f"{count} {printable(kind)}" for kind, count in index.skipped.items())
         )
     if index.rejected:
-        print(f"  rejected: {index.rejected}, listed in {storage.join(config.output, 'rejected.jsonl')}")
+        logger.info(f"  rejected: {index.rejected}, listed in {storage.join(config.output, 'rejected.jsonl')}")
         for reason, count in index.reasons.items():
-            print(f"    {count} x {printable(reason)}")
-    print(f"index: {storage.join(config.output, 'index.json')}", file=sys.stdout)
+            logger.info(f"    {count} x {printable(reason)}")
+    logger.info(f"index: {storage.join(config.output, 'index.json')}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from must.deploy.predict.abstention import METADATA
 from must.deploy.predict.session import EMBEDDING, LABELS_FILE, MODEL_FILE, OnnxClassifier
 from must.method.model.bundle import Bundle, Description, load_bundle, preprocess_of, selection_of
 from must.method.select.abstain import TARGET
+
+logger = logging.getLogger(__name__)
 
 LEAST_AGREEMENT = {"fp32": 1.0, "fp16": 0.99, "int8": 0.97}
 RANDOM_IMAGES = 64
@@ -74,8 +77,8 @@ def export(config: ExportConfig) -> dict[str, Any]:
         readme = hub_card(bundle.description, result, metrics, "", config.license)
         cards = {CARD_FILE: model_card(bundle.description, result, metrics), README_FILE: readme}
         write(config, bundle, {MODEL_FILE: path}, cards)
-    print(f"{storage.join(config.output, MODEL_FILE)}  {method}, {result['megabytes']:.1f} MB")
-    print(check.line() + ("" if config.shards else " of random pixels; --shards checks it on real ones"))
+    logger.info(f"{storage.join(config.output, MODEL_FILE)}  {method}, {result['megabytes']:.1f} MB")
+    logger.info(check.line() + ("" if config.shards else " of random pixels; --shards checks it on real ones"))
     return result
 
 

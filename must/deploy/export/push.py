@@ -5,6 +5,7 @@ All files of a commit appear together; what the repository holds besides stays.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from must.config import PushConfig
 from must.method.model.bundle import DESCRIPTION_FILE
 from must.method.model.fetch import here
 from must.method.model.hub import LATER, first_line
+
+logger = logging.getLogger(__name__)
 
 CARD = "README.md"
 WHOLE = ("open_clip_config.json", "config.json", "model.onnx")  # one of them is in every exported folder
@@ -51,7 +54,7 @@ def push(config: PushConfig) -> str:
             commit_message=f"{Path(folder).name}: exported by must",
         )
     url = without_secrets(str(commit.commit_url))
-    print(f"{config.model} -> {url}")
+    logger.info(f"{config.model} -> {url}")
     return url
 
 

@@ -6,6 +6,7 @@ What the library then says of images is compared with the bundle before anything
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from must.data.augment.normalize import normalize
 from must.deploy.export.check import LARGEST_DIFFERENCE
 from must.deploy.export.onnx import README_FILE, check_images
 from must.method.model.bundle import Bundle, load_bundle, preprocess_of
+
+logger = logging.getLogger(__name__)
 
 CLASSIFIER_FILE = "classifier.safetensors"
 LABELS_FILE = "labels.txt"
@@ -77,8 +80,8 @@ def take_away(config: ExportConfig) -> dict[str, Any]:
         card = hub_card(bundle.description, result, metrics, kind.use(bundle, scratched), config.license)
         (scratched / README_FILE).write_bytes(encoded(card))
         place(scratched, config.output)
-    print(f"{config.output}  for {config.to}")
-    print(
+    logger.info(f"{config.output}  for {config.to}")
+    logger.info(
         f"compared on {agreement.images} images ({result['checked_on']}): largest difference of a unit feature "
         f"{agreement.feature:.1e}, of a logit {agreement.logit:.1e}, of a probability {agreement.probability:.1e}"
     )

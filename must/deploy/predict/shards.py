@@ -7,6 +7,7 @@ is there is whole. Whoever finds all files there writes the summary.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -31,6 +32,8 @@ from must.deploy.predict.abstention import STORED, threshold
 from must.deploy.predict.decoding import Decoders
 from must.deploy.predict.engine import Classifier, Opener, onnx_model
 from must.deploy.predict.parquet import Run, Table, file_name, read_story, require_pyarrow
+
+logger = logging.getLogger(__name__)
 
 RUN_FILE, SUMMARY_FILE = "run.json", "predictions.json"
 READERS = 16  # files whose ends are read at the same time
@@ -61,7 +64,7 @@ def predict_shards(config: PredictConfig, open_model: Opener = onnx_model) -> di
         left = [shard for shard in mine if file_name(shard) not in there]
         stories += label(config, index, left, run, decoders, classifier()) if left else []
     rows, unreadable = (sum(story[name] for story in stories) for name in ("rows", "unreadable"))
-    print(printable(line(config, len(mine), len(left), stories)))
+    logger.info(printable(line(config, len(mine), len(left), stories)))
     finish(config, shards, run)
     return {"images": rows - unreadable, "unreadable": unreadable}
 
@@ -179,11 +182,13 @@ def finish(config: PredictConfig, shards: tuple[Shard, ...], run: Run) -> None:
     there = predictions_in(config.output, shards)
     missing = len(shards) - len(there)
     if missing:
-        print(f"{missing} of {len(shards)} shards are still to come, from the other parts; then there is a summary")
+        logger.info(
+            f"{missing} of {len(shards)} shards are still to come, from the other parts; then there is a summary"
+        )
         return
     uri = storage.join(config.output, SUMMARY_FILE)
     storage.write_bytes(uri, summary(run, read_stories(config.output, list(shards), there, run)))
-    print(printable(f"all {len(shards)} shards are there: {uri}"))
+    logger.info(printable(f"all {len(shards)} shards are there: {uri}"))
 
 
 def summary(run: Run, stories: list[dict[str, Any]]) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TextIO
@@ -12,6 +13,8 @@ import numpy as np
 
 from must.base import storage
 from must.base.text import Rows, cell, printable
+
+logger = logging.getLogger(__name__)
 
 
 class Prediction(NamedTuple):
@@ -56,7 +59,7 @@ def open_writer(output: str, top: int, abstains: bool = False) -> Iterator[Calla
 def print_row(prediction: Prediction) -> None:
     pairs = zip(prediction.classes, prediction.probabilities, strict=True)
     found = "  ".join(f"{name} {100 * probability:.1f}%" for name, probability in pairs)
-    print(printable(f"{prediction.image}  {'none of these: ' if prediction.abstained else ''}{found}"))
+    logger.info(printable(f"{prediction.image}  {'none of these: ' if prediction.abstained else ''}{found}"))
 
 
 def csv_writer(text: TextIO, top: int, abstains: bool) -> Callable[[Prediction], None]:

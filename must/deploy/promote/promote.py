@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from typing import Any
 
 from must.base import storage
@@ -14,6 +15,8 @@ from must.config import PromoteConfig
 from must.deploy.promote.followers import Follower, follower_of
 from must.deploy.promote.registry import BUNDLE, ONNX, DamagedError, Folders, Latest, OtherOnnxError, Registry, is_of
 from must.method.model.bundle import DESCRIPTION_FILE, WEIGHTS_FILE, load_description
+
+logger = logging.getLogger(__name__)
 
 
 def promote(config: PromoteConfig) -> Latest:
@@ -30,9 +33,9 @@ def promote(config: PromoteConfig) -> Latest:
     if config.rollback:
         latest = roll_back(registry, config.to)
         if follower:
-            number = follower.move(latest.version)
-            there = f"champion is version {number}" if number else "has no such version"
-            print(f"{follower.title}: {follower.name}: {there}")
+            there = follower.move(latest.version)
+            found = f"the champion is {there}" if there else f"{latest.version} is not there, and the champion stays"
+            logger.info(f"{follower.title}: {follower.name}: {found}")
         return latest
     return add_version(registry, config, follower)
 
@@ -69,10 +72,10 @@ def add_version(registry: Registry, config: PromoteConfig, follower: Follower | 
     expected = {"": None, "none": ""}.get(config.champion, config.champion)
     latest = registry.set_champion(version, "promoted", expected)
     before = latest.previous[-1] if latest.previous else "nothing"
-    print(f"{registry.uri}: LATEST is {version} now (before: {before}) -> {registry.uri_of(version)}")
+    logger.info(f"{registry.uri}: LATEST is {version} now (before: {before}) -> {registry.uri_of(version)}")
     if follower:
-        number = follower.put(version, config.onnx, figures(facts["metrics"]), tags_of(facts, registry, version))
-        print(f"{follower.title}: {follower.name}: version {number} is {version} and the champion")
+        there = follower.put(version, config.onnx, figures(facts["metrics"]), tags_of(facts, registry, version))
+        logger.info(f"{follower.title}: {follower.name}: {there} is there, and the champion")
     return latest
 
 
@@ -128,7 +131,7 @@ def roll_back(registry: Registry, to: str) -> Latest:
     )
     require(registry.has(target), f"{registry.uri_of(target)}: the version was deleted; choose another with --to")
     moved = registry.set_champion(target, f"rolled back from {latest.version}", latest.version, back=True)
-    print(f"{registry.uri}: LATEST is {target} again (before: {latest.version})")
+    logger.info(f"{registry.uri}: LATEST is {target} again (before: {latest.version})")
     return moved
 
 
@@ -136,7 +139,7 @@ def mend(registry: Registry, to: str) -> Latest:
     """Writes a LATEST that is damaged anew."""
     there = [version["version"] for version in registry.versions()]
     require(to in there, f"--to {to}: is no version of {registry.uri}; there are: {', '.join(there) or 'none'}")
-    print(f"{registry.uri}: LATEST was damaged and is {to} now; champions before it are forgotten")
+    logger.info(f"{registry.uri}: LATEST was damaged and is {to} now; champions before it are forgotten")
     return registry.mend(to)
 
 
@@ -147,9 +150,9 @@ def print_champion(registry: Registry) -> Latest:
         score = "      " if top1 is None else f"{top1:6.1%}"
         mark = "LATEST" if version["version"] == latest.version else ""
         line = f"{version['version']}  {version['created']}  {score}  {version['backbone']}  {mark}"
-        print(printable(line.rstrip()))
+        logger.info(printable(line.rstrip()))
     if not latest.version:
-        print(f"{registry.uri}: no champion yet")
+        logger.info(f"{registry.uri}: no champion yet")
     return latest
 
 

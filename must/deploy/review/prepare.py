@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import torch
 
@@ -11,15 +13,19 @@ from must.config import ReviewConfig
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import ShardReader, open_reader
 from must.method.answers.doubts import SHOWN, Doubts, order_of
-from must.method.answers.plan import Picture, Plan, fingerprint, plan_of
+from must.method.answers.plan import Plan, plan_of
+from must.method.answers.questions import Picture, fingerprint
 from must.method.distributed.process_group import init_distributed
 from must.method.model.bundle import WEIGHTS_FILE, load_bundle, preprocess_of
-from must.method.select.choose import shares_of
+from must.method.model.encoder import load_kept
+from must.method.select.alpha import shares_of
 from must.method.select.image_features import extract_features
 from must.method.select.ladder import RUNGS, audit
 from must.method.select.neighbours import look_alikes
 from must.method.select.rung_predictions import RungPredictions, predict_rungs, subsample
 from must.method.select.select import both_ends, start_of
+
+logger = logging.getLogger(__name__)
 
 ALIKE = 6  # look-alikes that are shown beside a picture
 
@@ -36,9 +42,10 @@ def prepare(config: ReviewConfig) -> Plan:
         require(here.size == 1, "must review runs in one process")
         reader = open_reader(config.shards, config.split, config.cache, config.cache_gb)
         source = subsample(EvalSource(reader, preprocess_of(ours), config.batch_size, config.workers))
-        print(f"must review: looking at {len(source):,} images", flush=True)
+        logger.info(f"must review: looking at {len(source):,} images")
         weights = {name: value.to(here.device) for name, value in bundle.model.state_dict().items()}
-        looks = predict_rungs(start_of(bundle, zero_shot), weights, source, preprocess_of(ours), here.device)
+        frozen, encoder = start_of(bundle, zero_shot), load_kept(zero_shot.encoder)
+        looks = predict_rungs(frozen, weights, source, preprocess_of(ours), here.device, encoder=encoder)
     neighbours, originals = look_alikes(looks.tokens)
     looks = looks.only(originals)
     require(
@@ -72,7 +79,7 @@ def prepare_doubts(config: ReviewConfig) -> Doubts:
         require(here.size == 1, "must review runs in one process")
         reader = open_reader(config.shards, config.split, config.cache, config.cache_gb)
         source = subsample(EvalSource(reader, preprocess_of(bundle.description), config.batch_size, config.workers))
-        print(f"must review: looking at {len(source):,} images", flush=True)
+        logger.info(f"must review: looking at {len(source):,} images")
         seen = extract_features(bundle.model, source, preprocess_of(bundle.description), here.device)
     require(len(seen.numbers) > 0, "none of the split's images can be decoded; check them: must index verify")
     weights = bundle.model.classifier.detach().cpu().numpy()

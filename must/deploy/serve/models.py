@@ -8,7 +8,7 @@ requests get. The old one ends with its last request. A version that cannot be t
 from __future__ import annotations
 
 import asyncio
-import sys
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +29,8 @@ from must.deploy.serve.batching import Batcher
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.pictures import pixels_of
 from must.deploy.serve.refused import Refused
+
+logger = logging.getLogger(__name__)
 
 ONNX = f"onnx/{MODEL_FILE}"  # below a version of the registry
 REMINDER = 60.0  # seconds between two lines that say the same of a registry
@@ -216,4 +218,4 @@ class Models:
         if again and line == self.said[0] and now - self.said[1] < REMINDER:
             return
         self.said = (line, now)
-        print(f"must serve: {printable(line, 2000)}", file=sys.stderr, flush=True)
+        logger.warning(f"must serve: {printable(line, 2000)}")

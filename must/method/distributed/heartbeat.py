@@ -8,9 +8,9 @@ itself, since the main thread may hang in a collective that nothing in Python ca
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -22,6 +22,8 @@ from typing import Any
 import torch.distributed as dist
 
 from must.base.exits import PREEMPTED
+
+logger = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0  # seconds between two signs of life
 CHECK_S = 5.0  # seconds between two looks at the others'
@@ -155,7 +157,7 @@ class Heartbeat:
         with self._lock:
             spoken, self._spoken = self._spoken, True
         if not spoken:
-            print(f"must: {line}", file=sys.stderr, flush=True)
+            logger.warning(f"must: {line}")
 
     def line(self, ranks: list[int], what: str) -> str:
         places = "; ".join(f"rank {rank} ({self.signs[rank].where()})" for rank in ranks if rank in self.signs)

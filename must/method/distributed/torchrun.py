@@ -21,6 +21,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from must.base.exits import HELD, PREEMPTED, WRONG_INPUT
 from must.method.distributed.parent import ENDS_WITH_PARENT, end_with_parent
 
+logger = logging.getLogger(__name__)
+
 SPOKEN_FOR = (WRONG_INPUT, HELD, PREEMPTED)  # codes of processes that said themselves what the matter is
 FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)  # memory ran out, or the machine was reclaimed
 SHUTDOWN_TIMEOUT = "120"  # seconds that stopped processes have to save a checkpoint (torchrun: 30)
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
         if first.exitcode not in SPOKEN_FOR:
-            print(f"rank {rank} (pid {first.pid}) {how_it_ended(first.exitcode)}", file=sys.stderr)
+            logger.warning(f"rank {rank} (pid {first.pid}) {how_it_ended(first.exitcode)}")
         if first.exitcode in FROM_OUTSIDE:
             return PREEMPTED
         return first.exitcode if first.exitcode > 0 else 1

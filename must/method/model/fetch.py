@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -13,6 +14,8 @@ from must.base import storage
 from must.base.lock import in_turn
 from must.base.names import listed
 from must.base.parameters import require
+
+logger = logging.getLogger(__name__)
 
 
 def here(place: str) -> str:
@@ -37,7 +40,7 @@ def here(place: str) -> str:
 
 def fetch(uris: dict[str, str], target: Path, only: str) -> None:
     """Downloads the files to `target`, which appears when all of it is there."""
-    print(f"fetching the model from {min(uris.values(), key=len)} ({len(uris)} files)", flush=True)
+    logger.info(f"fetching the model from {min(uris.values(), key=len)} ({len(uris)} files)")
     unfinished = Path(tempfile.mkdtemp(dir=target.parent, prefix=storage.TEMPORARY))
     try:
         for name, uri in uris.items():

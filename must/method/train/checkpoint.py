@@ -8,9 +8,9 @@ or at the time of a file.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,6 +26,8 @@ from torch import Tensor
 from must.base import storage
 from must.base.lock import CHECKPOINTS, CannotLockError, LockLostError, locked
 from must.method.distributed.process_group import World
+
+logger = logging.getLogger(__name__)
 
 LAST = "LAST"
 LONGEST_PATH = 4200  # bytes; Linux allows 4096
@@ -100,7 +102,7 @@ class Checkpoints:
             self._failures.clear()
         except (ValueError, OSError) as error:
             self._failures.append(error)
-            print(f"the checkpoint of step {step} could not be written: {error}", file=sys.stderr, flush=True)
+            logger.warning(f"the checkpoint of step {step} could not be written: {error}")
 
     def _write(self, step: int, state: dict[str, Any]) -> None:
         name = f"step-{step:09d}"
@@ -259,7 +261,7 @@ def exclusive_checkpoints(checkpoints: Checkpoints, world: World) -> Iterator[No
             try:
                 checkpoints.still_ours = stack.enter_context(locked(checkpoints.uri, CHECKPOINTS))
             except CannotLockError as error:
-                print(f"warning: {error}; two runs that write there would not be noticed", file=sys.stderr, flush=True)
+                logger.warning(f"warning: {error}; two runs that write there would not be noticed")
             except (ValueError, OSError) as error:
                 problem = error
         refused = problem is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,8 @@ from must.base.progress import bar
 from must.method.model.bundle import LOG_FILE
 from must.method.train.trackers.fan import Trackers
 from must.method.train.train_state import TrainProgress
+
+logger = logging.getLogger(__name__)
 
 LEARNED = 0.005  # share of confident labels below which nothing is learned of them
 LINE_SECONDS = 5  # without a terminal, a line at most this often
@@ -79,18 +82,18 @@ class TrainLog:
             self.last_line = now
             done = step + 1 - self.first_step
             eta = (now - self.started) / done * (self.steps - step - 1)
-            print(f"step {step + 1}/{self.steps}  {short(line)}  eta {clock(eta)}", flush=True)
+            logger.info(f"step {step + 1}/{self.steps}  {short(line)}  eta {clock(eta)}")
 
     def say(self, line: str) -> None:
         """A line of its own, above the bar where there is one."""
-        self.bar.write(line)
-        sys.stdout.flush()
+        with self.bar.external_write_mode(file=sys.stdout):
+            logger.info(line)
 
     def close(self, finished: bool) -> None:
         """`finished`: the run took its last step."""
         self.bar.close()
         if finished and (warning := unlearned(self.lines)):
-            print(warning, flush=True)
+            logger.info(warning)
         self.file.close()
         self.trackers.close(finished)
 

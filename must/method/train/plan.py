@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -20,6 +21,8 @@ from must.method.train.calculated import Shape, calculate, core_speed, parse_gpu
 from must.method.train.estimate import Pace, Size, StepTimer, memory_of
 from must.method.train.timers import RunTimer
 from must.method.train.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 FEW, LONG = 8, 5.0  # images of a first look on a CPU; seconds of a step above which the others are as small
 
@@ -45,7 +48,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
             return elsewhere(trainer, config, size)
         pace = measure(trainer, config.seconds)
         if processes.is_main:
-            print("\n".join(pace.lines(size, size.steps)), flush=True)
+            logger.info("\n".join(pace.lines(size, size.steps)))
         seconds = size.steps * pace.mean
         found = {**asdict(size), "seconds": seconds, "images_per_s": size.batch_size / pace.mean, "step": asdict(pace)}
         found["step"]["memory"] = pace.memory._asdict()
@@ -59,7 +62,7 @@ def elsewhere(trainer: Trainer, config: PlanConfig, size: Size) -> dict[str, Any
     shape = Shape(trainer.method.preprocess.size, student.patch_size, student.tower.width, student.layers)
     found = calculate(config.gpu, shape, size, config.activation_checkpointing, core_speed(trainer.dataset))
     if trainer.world.is_main:
-        print("\n".join(found.lines(size)), flush=True)
+        logger.info("\n".join(found.lines(size)))
     content = {**asdict(size), "calculated": {**asdict(found), "cores": found.cores}}
     write(content, config, trainer.world.is_main)
     return content

@@ -10,7 +10,7 @@ Where training starts, the first that there is:
 from __future__ import annotations
 
 import copy
-import sys
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,11 +31,10 @@ from must.method.distributed.preemption import Preempted, StopSignal
 from must.method.distributed.process_group import World, init_distributed
 from must.method.model.bundle import DESCRIPTION_FILE, Description, preprocess_of, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, require_shares
-from must.method.select.choose import shares_of
+from must.method.select.alpha import shares_of
 from must.method.select.introduce import introduce
-from must.method.select.refined_labels import share_at
 from must.method.select.rung_predictions import Weights, affordable
-from must.method.select.select import described, keep, told
+from must.method.select.select import described, select_weights, selection_text
 from must.method.train.autotune import choose_accumulation, choose_loaders
 from must.method.train.checkpoint import exclusive_checkpoints
 from must.method.train.estimate import LONG_ENOUGH, Size, StepTimer, memory_of, size_of
@@ -49,6 +48,8 @@ from must.method.train.trackers.base import Life
 from must.method.train.trackers.fan import Trackers
 from must.method.train.train_state import TrainState
 from must.method.train.warm_start import start_from
+
+logger = logging.getLogger(__name__)
 
 SELECT_BATCH = 256  # images a forward pass of the ladder
 ADAPTED = "adapted"  # folder in OUTPUT for the other end of a way that the ladder leaves undecided
@@ -73,7 +74,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     except UnreachableError as error:
         of_a_loader = f"{UnreachableError.__module__}.{UnreachableError.__qualname__}: "  # the end of its traceback
         reason = printable(str(error).strip().splitlines()[-1].removeprefix(of_a_loader))
-        print(f"must train: {reason}; run the same command to go on from the last checkpoint", file=sys.stderr)
+        logger.warning(f"must train: {reason}; run the same command to go on from the last checkpoint")
         raise Preempted(reason) from error
     finally:
         stop.restore()
@@ -129,7 +130,7 @@ class Trainer:
     def resume(self) -> None:
         if self.config.resume and self.state.resume(self.method) and self.world.is_main:
             step, uri = self.state.progress.step, self.state.checkpoints.uri
-            print(f"going on after step {step} of {uri}", flush=True)
+            logger.info(f"going on after step {step} of {uri}")
 
     def choose(self) -> None:
         """Puts numbers in the place of `auto`, once it is known whether the run goes on."""
@@ -216,25 +217,16 @@ class Trainer:
 
     def announce(self) -> None:
         description, size = self.zero_shot.description, self.size()
-        print(
-            f"{printable(description.backbone)} ({size.parameters / 1e6:.1f} M parameters), "
-            f"{len(description.classes)} classes, "
-            f"{size.images:,} images of '{self.config.split}' (labels are not read)",
-            *size.lines(),
-            sep="\n",
-            flush=True,
-        )
+        backbone = f"{printable(description.backbone)} ({size.parameters / 1e6:.1f} M parameters)"
+        images = f"{size.images:,} images of '{self.config.split}' (labels are not read)"
+        logger.info("\n".join([f"{backbone}, {len(description.classes)} classes, {images}", *size.lines()]))
 
     def introduce(self, stop: StopSignal) -> None:
-        """Looks at the images before they are trained on, where the ladder or the pseudo-labels ask for it."""
-        config, method = self.config, self.method
-        refine = config.pseudo_labels == "refined" and share_at(self.state.progress.step, method.steps) > 0
-        if config.select == "ladder" or refine:
+        """Looks at the images before they are trained on, where the ladder will."""
+        if self.config.select == "ladder":
             place, index = self.state.checkpoints.uri, self.reader.index.sha256
             pause = leave_if(stop, "looking at the images")
-            self.facts, method.refined = introduce(
-                config, self.reference, self.zero_shot, index, place, self.world, pause, refine
-            )
+            self.facts = introduce(self.config, self.reference, self.zero_shot, index, place, self.world, pause)
 
     def is_futile(self) -> bool:
         """Whether there are too few images for the ladder to keep anything: the result is zero-shot's weights already.
@@ -244,10 +236,9 @@ class Trainer:
         hopeless = self.config.select == "ladder" and self.facts is not None and self.facts["agreement"] is None
         futile = any(self.world.gather(hopeless)) and self.state.progress.step == 0
         if futile and self.world.is_main:
-            print(
+            logger.info(
                 "no step is trained: the images are too few for the ladder to keep anything of it, and zero-shot's "
-                "weights are the result (--select none trains all the same)",
-                flush=True,
+                "weights are the result (--select none trains all the same)"
             )
         return futile
 
@@ -262,13 +253,15 @@ class Trainer:
             description = provenance(self.zero_shot.description, settings, self.reader.index, self.world.size, summary)
             weights = networks[config.save]
             found = {"data": self.facts, "class_shares": list(self.prior), **self.origin}
+            if config.select == "ladder" and self.zero_shot.encoder:
+                found["encoder"] = self.zero_shot.encoder.record
             found = {name: what for name, what in found.items() if what}
             description = replace(description, provenance=description.provenance | found)
             if config.select == "ladder":
                 weights, description = self.select(weights, description, leave_if(stop, "choosing what to keep"))
             self.reference.load_state_dict(weights)
             save_bundle(config.output, self.reference, description)
-            print(f"{in_words(summary)} -> {config.output}", flush=True)
+            logger.info(f"{in_words(summary)} -> {config.output}")
         return summary
 
     def select(
@@ -283,14 +276,17 @@ class Trainer:
         """
         source = EvalSource(self.reader, preprocess_of(description), SELECT_BATCH, self.config.loaders)
         most = affordable(len(source) * self.config.epochs, len(description.classes))
-        kept, choice = keep(self.reference, weights, source, self.world.device, pause, shares_of(description), most)
-        print(told(choice), flush=True)
+        kept, choice = select_weights(
+            self.reference, weights, source, self.world.device, pause, shares_of(description), most,
+            encoder=self.zero_shot.encoder,
+        )  # fmt: skip
+        logger.info(selection_text(choice))
         place = storage.join(self.config.output, ADAPTED)
         if choice.climb.undecided:
             adapted = copy.deepcopy(self.reference)  # what is kept may be its very tensors
             adapted.load_state_dict(weights)
             save_bundle(place, adapted, description)
-            print(f"  all of the adaptation is beside it: {place}", flush=True)
+            logger.info(f"  all of the adaptation is beside it: {place}")
         elif storage.exists(storage.join(place, DESCRIPTION_FILE)):  # of an earlier run
             storage.delete_folder(place)
         return kept, described(description, choice, self.own_factor)
@@ -299,7 +295,7 @@ class Trainer:
 def leave_if(stop: StopSignal, doing: str) -> Callable[[], None]:
     def look() -> None:
         if stop.received:
-            print(f"stopped by a signal while {doing}; run the same command to go on")
+            logger.info(f"stopped by a signal while {doing}; run the same command to go on")
             raise Preempted
 
     return look

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import queue
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,6 +14,8 @@ from must.method.train.trackers.base import Life, Tracker, points, reason
 from must.method.train.trackers.mlflow import MLflow
 from must.method.train.trackers.tensorboard import TensorBoard
 from must.method.train.trackers.wandb import WeightsAndBiases
+
+logger = logging.getLogger(__name__)
 
 MAKE: dict[str, Callable[[Life], Tracker]] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WeightsAndBiases}
 FLUSH_TIMEOUT = 60.0  # seconds that a tracker has at the end for what is still to be sent
@@ -96,8 +98,4 @@ class AsyncTracker:
     def warn(self, error: Exception) -> None:
         """Once: nothing is sent to a tracker that failed."""
         self.failed = True
-        print(
-            f"warning: --trackers {self.name}: {reason(error)}; training goes on without it",
-            file=sys.stderr,
-            flush=True,
-        )
+        logger.warning(f"warning: --trackers {self.name}: {reason(error)}; training goes on without it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +26,10 @@ from must.deploy.predict.engine import Classifier, Opener, onnx_model
 from must.deploy.predict.shards import predict_shards
 from must.deploy.predict.writer import Prediction, open_writer
 
+logger = logging.getLogger(__name__)
 
-def predict(
+
+def predict_images(
     config: PredictConfig, take: Callable[[Prediction], None] | None = None, open_model: Opener = onnx_model
 ) -> dict[str, int]:
     """Classifies images, prints a table or writes a file; returns how many images were read and how many were not.
@@ -67,7 +70,7 @@ def predict(
         require(counts["images"] > 0, "none of the images could be read")
     if config.output:
         missing = f", {counts['unreadable']} could not be read" if counts["unreadable"] else ""
-        print(f"{counts['images']} images{missing} -> {config.output}")
+        logger.info(f"{counts['images']} images{missing} -> {config.output}")
     return counts
 
 

@@ -1,0 +1,33 @@
+"""Where the library's lines go: all are records of the logger "must" and its children, and stand here on the console.
+
+A program that imports must silences them by that logger's level, and routes them by giving it other handlers, before or
+after the import (docs/python.md).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+ASIDE = {"aside": True}  # `extra` of a line that is no result: to standard error
+
+
+class Console(logging.Handler):
+    """Prints the bare line at once: warnings to standard error, the rest to standard output, as they are at the time.
+
+    An error of the stream (`must ... | head`) is the caller's, as with print.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        aside = record.levelno >= logging.WARNING or getattr(record, "aside", False)
+        print(self.format(record), file=sys.stderr if aside else sys.stdout, flush=True)
+
+
+def attach() -> None:
+    """Gives the logger "must" its console, unless the program has given it handlers or a level already."""
+    root = logging.getLogger("must")
+    if root.level == logging.NOTSET:
+        root.setLevel(logging.INFO)
+    if not root.handlers:
+        root.addHandler(Console())
+        root.propagate = False  # a root handler would print each line a second time
