@@ -155,8 +155,20 @@ def licence(description: Description) -> str:
     weights = known or "not known to us; ask the publisher of the weights"
     source = escape(f"{description.backbone} {description.pretrained}".strip())
     return (
-        f"The adapted weights derive from {source}, whose licence is: {weights}. "
+        f"The adapted weights derive from {source}, whose licence is: {weights}. {of_encoder(description)}"
         "Check it before use, and the rights to the images."
+    )
+
+
+def of_encoder(description: Description) -> str:
+    """About an encoder that helped to choose the weights; it is not in them."""
+    found = description.provenance.get("encoder")
+    if not isinstance(found, dict):
+        return ""
+    return (
+        f"How much of the adaptation is in them was decided by what looks alike to {escape(found.get('name', ''))} "
+        f"(sha256 {escape(found.get('sha256', ''))}), which is not part of the model; its licence is: "
+        f"{escape(found.get('licence') or 'not known to us; ask its publisher')}. "
     )
 
 
