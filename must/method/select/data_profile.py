@@ -115,8 +115,9 @@ def prospects(facts: dict[str, Any]) -> str:
     if knows(share, facts["looked_at"] - facts["copies"]):
         return f"{text}: they know something of the classes; of small changes the ladder may see too little."
     return (
-        f"{text} (50% is chance, {KNOWING:.0%} and a standard error are needed): they know too little of the classes to "
-        "vouch for others, and what training changes will stay undecided. Answers in `must review`, or labels, would decide."
+        f"{text} (50% is chance, {KNOWING:.0%} and a standard error are needed): they know too little of the classes "
+        "to vouch for others, and what training changes will stay undecided. Answers in `must review`, or labels, "
+        "would decide."
     )
 
 
