@@ -141,6 +141,11 @@ def from_json(content: Any, place: str, where: str) -> Iterator[Label]:
     if isinstance(content, list):
         for task in content:
             yield from from_task(task)
+    elif isinstance(content, dict) and "pred_probs" in content:
+        raise ValueError(
+            f"{where}: is a file for cleanlab, in which nobody has said anything; give its findings, once they are "
+            "looked at, as a CSV with the columns image and label"
+        )
     elif isinstance(content, dict) and "labels" in content:
         paths = paths_beside(place.rpartition("/")[0] or ".")
         for name, said in content["labels"].items():

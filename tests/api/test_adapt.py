@@ -13,7 +13,7 @@ from PIL import Image
 
 import must
 from must.api import cli, functions
-from must.api.adapt import read_classes
+from must.api.adapt import labelled_folder, read_classes
 from must.api.adapted import Adapted
 from must.api.classes import entries_of
 from must.api.demo import asset_folder
@@ -187,6 +187,9 @@ def test_what_was_not_used_yet_may_be_corrected(digits, tmp_path):
     answers.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"image": "x.png", "label": None}]))
     said = must.adapt(**inputs(digits, tmp_path / "said", **right | {"test_images": answers}))
     assert said.metrics["labelled"] == len(lines) > 20, "what people answered is measured with"
+    answers.write_text(json.dumps({"image": "zero/" + next(digits.images.glob("train/zero/*")).name, "label": "zero"}))
+    into = labelled_folder(str(answers), tmp_path, str(digits.images / "train"))
+    assert len([*Path(into).glob("zero/*")]) == 1, "must review names pictures below the folder of images"
 
     other = inputs(digits, work, **right | {"test_images": digits.images / "test", "epochs": 2, "again": True})
     shards = (work / "shards" / "index.json").stat().st_mtime_ns
