@@ -197,6 +197,11 @@ def labelled_folder(test_images: str, output: Path, images: str) -> str:
     below the folder `images`, as those of answers are."""
     if not is_labels(test_images):
         return test_images
+    if test_images.lower().endswith(".jsonl") and '"position"' in Path(test_images).read_text("utf-8", "replace"):
+        logger.warning(
+            "note: must review picked these pictures, hard ones or such as the models name differently: accuracy and "
+            "gain on them are not those on all images; `must select --answers` has the weighted gain"
+        )
     into = output / f"test-images-{storage.sha256_of(Path(test_images))[:12]}"
     root = images if Path(images).is_dir() else ""
     sort(SortConfig(labels=test_images, into=str(into), named_only=True, root=root))

@@ -230,7 +230,7 @@ def tower_shape(model: str, pretrained: str) -> tuple[int, int, int]:
 
 
 def understood(model: str, pretrained: str) -> tuple[str, str]:
-    """(model, pretrained) of names that people write: NAME/TAG, NAME/FILE, and OpenAI's models by their names on the hub.
+    """(model, pretrained) of names that people write: NAME/TAG, NAME/FILE, and OpenAI's models by the hub's names.
 
     Raises:
         ValueError: a tag in the name and another one beside it.
