@@ -26,9 +26,9 @@ points.forEach((point, at) => {
   const target = (heading || document.querySelector(point)).getBoundingClientRect();
   const y = target.top + Math.min(target.height / 2, 30), colour = "#c2410c";
   body.insertAdjacentHTML("beforeend", `<svg style="position:absolute;left:0;top:${y - 24}px;width:104px" height="48"
-    viewBox="0 0 104 48"><circle cx="26" cy="24" r="22" fill="${colour}"/>
-    <text x="26" y="33" text-anchor="middle" style="font:700 26px system-ui;fill:#fff">${at + 1}</text>
-    <path d="M50 24h42m-11-9l12 9-12 9" fill="none" stroke="${colour}" stroke-width="4"/></svg>`);
+    viewBox="0 0 104 48"><circle cx="26" cy="24" r="19" fill="${colour}"/>
+    <text x="26" y="33" text-anchor="middle" style="font:700 24px system-ui;fill:#fff">${at + 1}</text>
+    <path d="M48 24h44m-11-9l12 9-12 9" fill="none" stroke="${colour}" stroke-width="4"/></svg>`);
 });
 """
 

@@ -53,8 +53,7 @@ def read_labels(uri: str, flag: str = "--labels") -> list[Label]:
         ValueError: no such file, none of the formats, or a damaged one.
     """
     require(storage.exists(uri), f"{flag} {uri}: no such file")
-    is_folder = not storage.is_remote(uri) and storage.local(uri).is_dir()
-    place = storage.join(uri, "labels.json") if is_folder else uri
+    place = file_in(uri)
     require(storage.exists(place), f"{flag} {uri}: is a folder without labels.json; give a file of labels")
     where = f"{flag} {place}"
     text = text_of(place, where)
@@ -73,6 +72,11 @@ def read_labels(uri: str, flag: str = "--labels") -> list[Label]:
         raise ValueError(str(error) if str(error).startswith(where) else f"{where}: {what}: {error}") from None
     require(bool(found), f"{where}: holds no labels")
     return list({label.image: label for label in found}.values())
+
+
+def file_in(uri: str) -> str:
+    """The file of labels: FiftyOne's are a folder with one."""
+    return storage.join(uri, "labels.json") if not storage.is_remote(uri) and storage.local(uri).is_dir() else uri
 
 
 def text_of(uri: str, where: str) -> str:

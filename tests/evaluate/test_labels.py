@@ -83,6 +83,7 @@ def test_there_and_back_through_fiftyone(predicted):
     assert labels["labels"]["00000001"] == {"label": "dog", "confidence": 0.6}
     assert paths["00000001"] == str(predicted / "b.png")
     assert said(predicted, "fo") == {str(predicted / name): row[0] for name, row in ROWS.items()}
+    assert must.sort(labels="fo", into="sorted").placed == 3
     for number, content in enumerate(
         [
             {"classes": None, "labels": {"a.png": "dog", "b.png": "none of these"}},
