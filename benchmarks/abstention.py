@@ -19,7 +19,7 @@ from must.config import EvaluateConfig
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import open_reader
 from must.evaluation.abstention import at, with_labels
-from must.evaluation.audit import look
+from must.evaluation.audit import ladder_predictions
 from must.evaluation.evaluate import load_baseline, load_bundle
 from must.evaluation.scores import score_split
 from must.method.distributed.process_group import init_distributed
@@ -39,7 +39,7 @@ def main() -> None:
     config = EvaluateConfig(**vars(options), output="unused", workers=0)
     with init_distributed("auto", 600) as here:
         bundle, baseline = load_bundle(config.model), load_baseline(config.baseline)
-        looks = look(config, bundle, baseline, here)
+        looks = ladder_predictions(config, bundle, baseline, here)
         assert looks is not None, "too few images"
         preprocess = preprocess_of(bundle.description)
         source = EvalSource(open_reader(config.shards, config.split), preprocess, config.batch_size, 0)

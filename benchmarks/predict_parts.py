@@ -95,7 +95,7 @@ def label(options: argparse.Namespace, parts: list[str], workers: int, threads: 
 
 
 def start_alone() -> None:
-    code = "import must.api.cli, must.deploy.predict.predict, onnxruntime, pyarrow.parquet"
+    code = "import must.api.cli, must.deploy.predict.images, onnxruntime, pyarrow.parquet"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

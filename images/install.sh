@@ -20,7 +20,8 @@ compile=--no-compile
     --disable-pip-version-check --root-user-action=ignore $requirements "$@"
 find /opt/must/lib -type d \( -name tests -o -path '*/numpy/f2py' -o -path '*/numpy/distutils' \) -prune \
     -exec rm -r {} +
-for kind in h hpp cuh a pxd pyi; do
+find /opt/must/lib -type f -path '*/kfp/*' -name '*_test.py' -delete
+for kind in h hpp cuh a pxd pyi proto; do
     find /opt/must/lib -type f -name "*.$kind" -delete
 done
 # botocore describes each of Amazon's services: the bucket, and what logs in to it, stay. dateutil has time zones of its own

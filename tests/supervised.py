@@ -49,3 +49,15 @@ def patient(work_uri):
     (Path(work_uri) / "started").write_text(str(os.getpid()))
     while True:
         time.sleep(0.05)
+
+
+def endless(work_uri):
+    """Saves when it is asked to stop."""
+
+    def save(number, frame):
+        (Path(work_uri) / "saved").write_text("")
+        raise SystemExit(75)
+
+    signal.signal(signal.SIGTERM, save)
+    while True:
+        time.sleep(0.05)

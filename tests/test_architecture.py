@@ -273,7 +273,7 @@ def test_components_stay_thin(path):
         "must.data.shards.build",
         "must.data.format.verify",
         "must.deploy.infer.predict",
-        "must.deploy.predict.predict",
+        "must.deploy.predict.images",
         "must.deploy.predict.client",
         "must.evaluation.exchange",
         "must.evaluation.gate",

@@ -29,6 +29,7 @@ except SystemExit as end:
     [
         ("--help", 0, ""),
         ("train --help", 0, ""),
+        ("shard --source nowhere --output out", 2, "nowhere"),
         ("train --epochs some --shards nowhere --classifier c --output m", 2, "--epochs: expected a whole number"),
         ("train --preset imagnet --shards nowhere --classifier c --model m --output m", 2, "--preset imagnet: unknown"),
         ("train --preset imagenet --shards nowhere --classifier c --output m", 2, "--classifier c: no such file"),
@@ -41,11 +42,14 @@ except SystemExit as end:
         ("classifier --classes none.yaml --model ViT-B-16 --output c", 2, "--classes none.yaml: no such file"),
     ],
 )
-def test_nothing_heavy_is_imported_for_help_and_wrong_input(tmp_path, line, code, message):
+def test_help_and_wrong_input_are_told_in_a_line_before_anything_heavy_is_imported(tmp_path, line, code, message):
     result = subprocess.run(
         [sys.executable, "-c", CODE, *line.split()], capture_output=True, text=True, check=False, cwd=tmp_path
     )
-    assert result.stderr.splitlines()[-1] == f"{code} []" and message in result.stderr
+    *lines, end = result.stderr.splitlines()
+    assert end == f"{code} []" and not list(tmp_path.iterdir()), result.stderr
+    if message:
+        assert len(lines) == 1 and message in lines[0] and lines[0].startswith(f"must {line.split()[0]}: ")
 
 
 @pytest.mark.parametrize("preset", ["auto", "digits"])

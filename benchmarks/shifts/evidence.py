@@ -16,7 +16,7 @@ from benchmarks.shifts.run import top1
 from must.evaluation.estimate import estimated_change
 from must.evaluation.scores import Scores
 from must.method.model.bundle import load_description
-from must.method.select.choose import choose, shares_of, signals
+from must.method.select.alpha import choose_alpha, shares_of, signals
 from must.method.select.ladder import RUNGS, agreement
 from must.method.select.neighbours import look_alikes
 from must.method.select.rung_predictions import RungPredictions
@@ -46,7 +46,7 @@ def evidence(folder: Path) -> dict[str, Any]:
     snapshots = kept_looks(folder)
     last = snapshots[-1]
     shares = shares_of(load_description(str(folder)))
-    choice = choose(on_unlabeled(last), shares=shares)
+    choice = choose_alpha(on_unlabeled(last), shares=shares)
     accuracy = [top1(said, last["test_truth"], last["counts"]) for said in last["test"]]
     rung = (0.0, *RUNGS).index(choice.climb.alpha)
     change = accuracy[rung] - accuracy[0]
@@ -73,7 +73,7 @@ def gate(kept: Kept, rung: int, chosen: float, shares: np.ndarray | None = None)
     drawn = alike(kept["test_truth"], kept["counts"])
     probabilities, labels = (kept[name][: rung + 1, drawn] for name in ("test_probabilities", "test"))
     seen = RungPredictions(drawn, kept["test_tokens"][drawn], probabilities, labels)
-    choice = choose(seen, RUNGS[:rung], shares)
+    choice = choose_alpha(seen, RUNGS[:rung], shares)
     renamed = choice.signal["renamed"] or 0
     return renamed <= 0.02 and (choice.outcome in ("gain", "same") or (choice.outcome == "undecided" and chosen > 0))
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.shifts.packages import ROOT
 from benchmarks.shifts.tasks import FITTED, JUDGING
-from must.method.select.choose import choose
+from must.method.select.alpha import choose_alpha
 from must.method.select.ladder import RUNGS
 from must.method.select.rung_predictions import RungPredictions
 
@@ -36,7 +36,7 @@ def judged(stem: str, before: float) -> dict[str, Any]:
     error = 100 * np.sqrt((weight**2 * (change - (weight * change).sum(1, keepdims=True)) ** 2).sum(axis=1))
     tokens = looks["tokens"].astype(np.float32)
     seen = RungPredictions(np.arange(len(tokens)), tokens, looks["probabilities"], looks["labels"])
-    found = choose(seen).climb
+    found = choose_alpha(seen).climb
     at = ALPHAS.index(found.alpha)
     task, variant, setting, images, seed = stem.split(".")
     return {

@@ -35,7 +35,7 @@ from must.data.shards.build import shard
 from must.method.model.backbone import tower_shape
 from must.method.model.bundle import load_bundle, preprocess_of, zero_shot_bundle
 from must.method.model.classifier import classifier, load_text_classifier, save_classifier
-from must.method.select.choose import choose, shares_of
+from must.method.select.alpha import choose_alpha, shares_of
 from must.method.select.ladder import RUNGS
 from must.method.select.rung_predictions import predict_rungs
 from must.method.train import auto
@@ -63,7 +63,6 @@ AUTO: dict[str, dict[str, Any]] = {  # `auto`, and with an option of training th
     "auto-given": {"class_prior": "given"},  # the true shares of the unlabeled images; one image of an absent class
     "auto-rough": {"class_prior": "given"},
     "auto-guess": {"class_prior": "given"},
-    "auto-refined": {"pseudo_labels": "refined"},
     "auto-third": {},  # a third of the learning rate
 }
 OCTAVES = {"auto-rough": 0.4, "auto-guess": 1.0}  # each share wrong by a factor of 1.3, or of 2, typically
@@ -199,7 +198,7 @@ def measured(folder: Path, shards: str, names: str, made: Task, config: TrainCon
         )  # fmt: skip
         (folder / "checkpoints" / f"step-{step:09d}.pt").unlink()
         accuracy = [top1(said, labels, classes) for said in looks["test"].labels]
-        choice = choose(looks["train"], shares=shares_of(bundle.description))
+        choice = choose_alpha(looks["train"], shares=shares_of(bundle.description))
         row["snapshots"].append({"step": step, "accuracy": accuracy, "choice": choice.to_dict()})
     last = row["snapshots"][-1]
     alphas = (0.0, *RUNGS)

@@ -38,10 +38,12 @@ def evaluate(
     from must.runtime.evaluation import confusion as matrix_of
     from must.runtime.evaluation import figures as figures_of
     from must.runtime.supervise import supervised
+    from must_components.kept import download_of
 
     metrics = supervised(
         "evaluate", "must.runtime.stages:evaluate", run_id, work_uri, index_sha256=index_sha256, bundle=bundle.path,
         classifier=classifier.path, split=split, details=details.path, report=report.path,
+        link=download_of(f"{details.uri}/report.html"),
     )  # fmt: skip
     for name, value in figures_of(metrics).items():
         figures.log_metric(name, value)

@@ -28,7 +28,7 @@ def predict(
         predict_uri: the files go to its folder of that version.
         settings: other parameters of `must predict` by name, such as {"abstain": 0.8}.
     """
-    from must.runtime.parts import part_name
+    from must.runtime.fanout import part_name
     from must.runtime.places import WorkUri
     from must.runtime.supervise import supervised
 

@@ -27,7 +27,7 @@ def summary(
     import os
 
     from must.base.storage import write_bytes
-    from must.runtime.parts import follow_ups
+    from must.runtime.fanout import follow_ups
     from must.runtime.summary import leave_page, summarize
 
     again = os.environ.get("MUST_RUN_AGAIN") or f"must-pipeline submit --again {run_id}"

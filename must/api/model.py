@@ -17,8 +17,8 @@ from must.data.image.preprocess import EvalView
 from must.deploy.infer.predict import opened_by, zero_shot
 from must.deploy.predict.abstention import threshold
 from must.deploy.predict.engine import Classifier
-from must.deploy.predict.predict import Asked, Unreadable, classify, find_images
-from must.deploy.predict.predict import load as pixels_of_file
+from must.deploy.predict.images import Asked, Unreadable, classify, find_images
+from must.deploy.predict.images import load as pixels_of_file
 from must.deploy.predict.writer import Prediction
 
 

@@ -26,6 +26,7 @@ BUG = 1
 WRONG_INPUT = 2  # one line said what
 HELD = 73  # another run is writing there: run the same again when that is over (EX_CANTCREAT)
 PREEMPTED = 75  # run the same again (EX_TEMPFAIL)
+TIME_OVER = 124  # a stage of the pipeline reached its limit (as timeout(1) has it)
 INTERRUPTED = 130  # at the keyboard
 KILLED = 137  # 128 + SIGKILL
 OURS = ("must", "must_components")  # packages that raise ValueError for wrong input

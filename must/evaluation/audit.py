@@ -10,12 +10,13 @@ from must.data.loading.loader import EvalSource
 from must.data.loading.reader import open_reader
 from must.method.distributed.process_group import World
 from must.method.model.bundle import Bundle, Description, preprocess_of, selection_of
-from must.method.select.choose import choose, shares_of
+from must.method.model.encoder import load_kept
+from must.method.select.alpha import choose_alpha, shares_of
 from must.method.select.ladder import RUNGS
 from must.method.select.rung_predictions import RungPredictions, predict_rungs, subsample
 
 
-def look(config: EvaluateConfig, bundle: Bundle, baseline: Bundle, here: World) -> RungPredictions | None:
+def ladder_predictions(config: EvaluateConfig, bundle: Bundle, baseline: Bundle, here: World) -> RungPredictions | None:
     """What the way from the baseline to the bundle says about the split's images, at most 20,000 of them.
 
     None where there is no way between the two: they are of different shape, or look at different pixels. Labels are
@@ -30,7 +31,8 @@ def look(config: EvaluateConfig, bundle: Bundle, baseline: Bundle, here: World) 
     source = EvalSource(reader, preprocess, config.batch_size, config.workers, here.rank, here.size)
     judge = copy.deepcopy(baseline.model)
     judge.logit_factor = bundle.model.logit_factor
-    looks = predict_rungs(judge, end, subsample(source), preprocess, here.device)
+    encoder = load_kept(baseline.encoder)
+    looks = predict_rungs(judge, end, subsample(source), preprocess, here.device, encoder=encoder)
     return RungPredictions.joined([part for (part,) in here.gather((looks,))])
 
 
@@ -49,7 +51,7 @@ def audit(looks: RungPredictions, bundle: Bundle) -> dict[str, Any]:
     and needs as little evidence.
     """
     chosen = selection_of(bundle.description).get("alpha") or 1.0
-    found = choose(looks, shares=shares_of(bundle.description), length=float(chosen)).to_dict()
+    found = choose_alpha(looks, shares=shares_of(bundle.description), length=float(chosen)).to_dict()
     found.pop("abstention", None)
     if found["outcome"] == "gain":
         before, kept, after = looks.labels[[0, (0.0, *RUNGS).index(found["alpha"]), -1]]

@@ -19,7 +19,7 @@ from must.data.loading.loader import EvalSource
 from must.data.loading.reader import open_reader
 from must.evaluation import labelfree
 from must.evaluation.abstention import abstention
-from must.evaluation.audit import audit, kept_of, look
+from must.evaluation.audit import audit, kept_of, ladder_predictions
 from must.evaluation.intervals import REPLICATES, bootstrap, interval, paired
 from must.evaluation.metrics import (
     Labelled,
@@ -63,7 +63,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         index = load_index(config.shards, config.index_sha256)  # also tells early when there is none
         samples, after, before = score(config, bundle, baseline, here)
         metrics = measure(samples, after, before, bundle.description.classes)
-        looks, kept = look(config, bundle, baseline, here) if baseline else None, 0.0
+        looks, kept = ladder_predictions(config, bundle, baseline, here) if baseline else None, 0.0
         if looks is not None:
             metrics["label_free"]["compared"]["audit"] = found = audit(looks, bundle)
             kept = kept_of(bundle.description, found)

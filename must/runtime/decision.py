@@ -45,10 +45,11 @@ def decide(
         The decision, and what the summary says of it: outcome, reasons, and the champion's accuracy if it was measured.
     """
     facts: dict[str, Any] = {}
+    against = "the zero-shot model"
     if champion_uri and is_of(champion, version_of(bundle, load_description(bundle).provenance)):
         logger.info(f"this model is the champion, {champion}: it is compared with zero-shot")
-        champion_uri = ""
-    metrics, against = storage.join(details, "metrics.json"), "the zero-shot model"
+        champion_uri, against = "", f"the zero-shot model, for this model is the champion, {champion}"
+    metrics = storage.join(details, "metrics.json")
     with tempfile.TemporaryDirectory() as folder:
         if champion_uri and gate != "none":
             same = read_json(storage.join(details, "metrics.json"), "metrics")["data"]["index_sha256"]
@@ -68,6 +69,8 @@ def decide(
     storage.write_bytes(page, encoded(as_markdown(result, against)))
     if not result.passed:
         Registry(registry, model_name).decide(key, "stopped", result.reasons)
-        logger.info(f"the model is not promoted; it stays among this run's artifacts, and {against} stays what it was")
+        logger.info(
+            "the model is not promoted; it stays among this run's artifacts, and nothing changes in the registry"
+        )
     outcome = "kept zero-shot" if result.outcome == ZERO_SHOT else "passed" if result.passed else "stopped"
     return result, {**facts, "outcome": outcome, "reasons": result.reasons}

@@ -23,6 +23,7 @@ from typing import Any
 from must.base import storage
 from must.base.exits import BUG, code_of, line_of
 from must.base.lock import RUN_ID
+from must.base.parameters import require
 from must.runtime.places import WorkUri
 from must.runtime.tail import Tail
 
@@ -31,7 +32,10 @@ logger = logging.getLogger(__name__)
 HEARTBEAT_S = 60.0  # seconds between writings of a running stage's note
 FIRST = 4.0  # seconds to the first of them, doubled until they are HEARTBEAT_S
 TOLD = "MUST_NOTE"  # the file by which a stage tells the process that supervises it what to put into the note
-TEXTS, FIGURES = ("report", "version", "against", "why", "action", "outcome"), ("top1", "before")  # among the facts
+TEXTS, FIGURES = (
+    ("report", "report_link", "version", "against", "why", "action", "outcome"),
+    ("top1", "before"),
+)  # among the facts
 NOT_WRITTEN = ("source", "changed")
 
 
@@ -111,12 +115,14 @@ def read_notes(work_uri: str, run_id: str = "") -> list[Note]:
 
 def parse(data: bytes) -> Note | None:
     """The note in a file; None for any other file, which may be there too."""
+    return storage.object_or_none(data, sound)
+
+
+def sound(content: dict[str, Any]) -> Note:
     known = {f.name for f in fields(Note)} - set(NOT_WRITTEN)
-    try:
-        note = Note(**{name: value for name, value in json.loads(data).items() if name in known})
-        return note if is_sound(note) else None
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
-        return None
+    note = Note(**{name: value for name, value in content.items() if name in known})
+    require(is_sound(note), "a value of another kind")
+    return note
 
 
 def is_sound(note: Note) -> bool:

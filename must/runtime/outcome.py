@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from must.base.exits import HELD, KILLED, PREEMPTED, WRONG_INPUT
+from must.base.exits import HELD, KILLED, PREEMPTED, TIME_OVER, WRONG_INPUT
 from must.base.lock import run_in
 from must.runtime.notes import Note
 
@@ -121,7 +121,7 @@ def kind_of(note: Note) -> str:
         return "stopped"
     if note.state == "running":
         return "silent"
-    kinds = {WRONG_INPUT: "input", HELD: "held", PREEMPTED: "interrupted", KILLED: "killed"}
+    kinds = {WRONG_INPUT: "input", HELD: "held", PREEMPTED: "interrupted", KILLED: "killed", TIME_OVER: "time"}
     return kinds.get(note.code, "error")
 
 
@@ -135,6 +135,7 @@ IN_SHORT = {
     "interrupted": "something it needs went away",
     "silent": "its pod is gone",
     "input": "the input is wrong",
+    "time": "its time was over",
     "killed": "killed, memory may have run out",
     "error": "an error",
 }

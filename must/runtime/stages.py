@@ -10,9 +10,9 @@ from typing import Any
 
 from must.api.stages import call
 from must.base import storage
-from must.runtime import classifiers, evaluation, parts, promotion
+from must.runtime import classifiers, evaluation, fanout, promotion
 from must.runtime.decision import decide
-from must.runtime.inputs import look
+from must.runtime.inputs import check_inputs
 from must.runtime.notes import stage_note
 from must.runtime.places import WorkUri
 from must.runtime.settings import sharding_settings, training_settings
@@ -34,7 +34,7 @@ def library(stage: str, /, work_uri: str, **values: Any) -> None:
 def inputs(work_uri: str, **values: Any) -> str:
     """Returns a sha256 of what class file and model hold. `values`: the run's parameters."""
     with stage_note(work_uri, "inputs") as note:
-        result = look(values, work_uri)
+        result = check_inputs(values, work_uri)
         note.result = "as the stages take them"
     return result
 
@@ -46,7 +46,7 @@ def shard(work_uri: str, *, index: str, settings: dict[str, Any], **own: Any) ->
     """
     shards = WorkUri(work_uri).shards
     with stage_note(work_uri, "shard") as note:
-        result = parts.made_by_parts(work_uri, shards)
+        result = fanout.made_by_parts(work_uri, shards)
         result = result or call("shard", **sharding_settings(settings, own | {"output": shards}))
         count = sum(one.samples for one in result.shards)
         note.result = f"{count:,} images, revision {result.revision}"
@@ -92,12 +92,13 @@ def champion(
     return vars(best)
 
 
-def evaluate(work_uri: str, *, report: str, **values: str) -> dict[str, Any]:
-    """Returns the metrics. `values` are those of evaluation.evaluate."""
+def evaluate(work_uri: str, *, report: str, link: str = "", **values: str) -> dict[str, Any]:
+    """Returns the metrics. `values` are those of evaluation.evaluate; `link` leads to the report on Kubeflow's page."""
     with stage_note(work_uri, "evaluate") as note:
         metrics = evaluation.evaluate(work_uri, report=report, **values)
         note.result = evaluation.headline(metrics)
         note.facts = evaluation.accuracy(metrics) | {"report": evaluation.keep_report(work_uri, report)}
+        note.facts |= {"report_link": link} if link else {}
     return metrics
 
 

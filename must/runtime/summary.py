@@ -22,16 +22,18 @@ PAGE = "summary.md"
 KEPT = 14 * 86_400.0  # seconds that notes of a run are kept after the last was written
 LOOKED_AT = 50  # other runs' notes whose age a summary looks at
 WHY = {
-    "stopped": "asked to end (SIGTERM): a person ended the run, its time was over, or its node was taken away",
+    "stopped": "asked to end (SIGTERM): a person ended the run, or its node was taken away",
     "held": "it waited for its turn, and the other run is still at work (exit code {code})",
     "interrupted": "something it needs went away (exit code {code}): another process, or a store that did not answer",
     "silent": "its pod is gone without a word: a lost node, a time limit, memory, or the run was stopped",
+    "time": "its time limit, `timeouts` in cluster.yaml (exit code {code})",
     "input": "wrong input (exit code {code})",
     "killed": "killed (exit code {code}): most often the pod's memory limit",
     "error": "an error in the program or the machine (exit code {code})",
 }
 SAYS_WHY = ("input", "held", "interrupted", "error")  # kinds whose last line is the reason
 GOES_ON = {
+    "time": "with a longer limit{kept}",
     "input": "after the input is mended{kept}",
     "held": "when the other run is over{kept}",
     "error": "perhaps{kept_or}",
@@ -107,16 +109,19 @@ def forget_if_old(folder: str, names: Sequence[str], before: float) -> None:
 
 
 def links(notes: list[Note], run_id: str) -> list[str]:
-    reports = [report_at(note.facts["report"]) for note in notes if note.facts.get("report")]
+    reports = [report_at(note.facts) for note in notes if note.facts.get("report")]
     shown = reports + ([f"run `{run_id}`"] if run_id else [])
     return [" · ".join(shown), ""] if shown else []
 
 
-def report_at(uri: str) -> str:
-    """A link for those who may read the bucket, where its store has a page; else where it is, here and in Kubeflow."""
+def report_at(facts: dict[str, str]) -> str:
+    """A link for those who may read the bucket, where its store has a page, or to the copy that Kubeflow's own server
+    hands out, beside its page; else where it is."""
+    uri = facts["report"]
     if uri.startswith("gs://"):
         return f"[Report](https://storage.cloud.google.com/{uri.removeprefix('gs://')})"
-    return f"Report: stage *evaluate*, output *report*, Visualization, or `{uri}`"
+    shown = f"[Report]({facts['report_link']})" if facts.get("report_link") else "Report"
+    return f"{shown}: stage *evaluate*, output *report*, Visualization, or `{uri}`"
 
 
 def failure(notes: list[Note], again: str) -> list[str]:

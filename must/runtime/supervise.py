@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from must.base.exits import HELD, INTERRUPTED, PREEMPTED, WRONG_INPUT, exiting
+from must.base.exits import HELD, INTERRUPTED, PREEMPTED, TIME_OVER, WRONG_INPUT, exiting
 from must.base.lock import RUN_ID
 from must.base.parameters import convert, require
 from must.method.distributed.parent import end_with_parent
@@ -32,7 +32,9 @@ from must.runtime.notes import TOLD, Note, stage_note
 logger = logging.getLogger(__name__)
 
 RETRIES = "MUST_RETRIES"  # COUNT,SECONDS,FACTOR in the environment, from cluster.yaml; none without it
-NEVER = (0, WRONG_INPUT, INTERRUPTED)  # done; what stays wrong; the keyboard
+LIMIT = "MUST_TIME_LIMIT"  # seconds for all tries in this pod, from cluster.yaml; no limit without it
+GRACE = 30.0  # seconds from SIGTERM to SIGKILL at the limit
+NEVER = (0, WRONG_INPUT, INTERRUPTED, TIME_OVER)  # done; what stays wrong; the keyboard
 LONGEST = 3600.0  # seconds between two tries
 
 
@@ -89,6 +91,7 @@ class Supervisor:
         self.note, self.folder, self.policy = note, folder, policy
         self.environment = os.environ | {TOLD: str(folder / "told.json"), RUN_ID: run_id}
         self.stopping = threading.Event()
+        self.over = time.monotonic() + float(os.environ.get(LIMIT) or threading.TIMEOUT_MAX)
         self.child: subprocess.Popen | None = None
 
     def run(self) -> int:
@@ -111,6 +114,8 @@ class Supervisor:
                 self.note.changed.set()
                 if self.stopping.wait(pause):
                     return PREEMPTED
+                if time.monotonic() > self.over:
+                    return TIME_OVER
 
     def attempt(self) -> int:
         command = [sys.executable, "-m", "must.runtime.supervise", str(self.folder)]
@@ -119,7 +124,9 @@ class Supervisor:
         if self.stopping.is_set():  # the signal came before there was a child
             self.child.terminate()
         try:
-            code = self.child.wait()
+            code = self.child.wait(self.over - time.monotonic())
+        except subprocess.TimeoutExpired:
+            return self.time_is_over(self.child)
         except KeyboardInterrupt:
             self.child.send_signal(signal.SIGINT)
             code = self.child.wait()
@@ -127,6 +134,18 @@ class Supervisor:
         if code == -signal.SIGTERM:
             return PREEMPTED
         return 128 - code if code < 0 else code
+
+    def time_is_over(self, child: subprocess.Popen) -> int:
+        """Ends the stage as a signal would: training saves a checkpoint."""
+        limit = os.environ[LIMIT]
+        logger.warning(f"must {self.note.stage}: reached its time limit of {limit} s")
+        child.terminate()
+        try:
+            child.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        return TIME_OVER
 
     @contextmanager
     def handing_on_sigterm(self) -> Iterator[None]:

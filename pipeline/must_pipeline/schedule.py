@@ -21,6 +21,7 @@ import kfp_server_api as api
 from must.base.exits import WRONG_INPUT
 from must.base.parameters import read_mapping
 from must.base.text import without_secrets
+from must_pipeline import DESCRIPTION
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.load import load_cluster
 from must_pipeline.cluster.read import build
@@ -136,7 +137,7 @@ def apply(kfp: Kfp, schedule: Schedule, pipeline_file: Path, namespace: str, acc
 def recurring_run(schedule: Schedule, experiment: str, pipeline: str, namespace: str, account: str) -> Any:
     return api.V2beta1RecurringRun(
         display_name=schedule.name,
-        description=schedule.description or None,
+        description=schedule.description or DESCRIPTION,
         experiment_id=experiment,
         pipeline_version_reference=api.V2beta1PipelineVersionReference(pipeline_id=pipeline),  # no version: the newest
         runtime_config=api.V2beta1RuntimeConfig(parameters=schedule.parameters),

@@ -9,7 +9,7 @@ import pytest
 from tests.containers.engine import IMAGES, ROOT_LOCKS, VERSION, engine, image, inspect, run
 
 MB = 10**6
-SIZES = {"must-shard": 272 * MB, "must-torch": 1300 * MB, "must-launcher": 350 * MB, "must-serve": 400 * MB}
+SIZES = {"must-shard": 270 * MB, "must-torch": 1300 * MB, "must-launcher": 350 * MB, "must-serve": 400 * MB}
 LOCKS = {
     "must-shard": ("shard", "kfp"),
     "must-torch": ("shard", "kfp", "torch"),

@@ -15,7 +15,7 @@ from must.data.image.preprocess import Preprocess
 from must.deploy.export.onnx import export
 from must.deploy.export.serving import triton_config
 from must.deploy.predict.client import Client, parse
-from must.deploy.predict.predict import predict
+from must.deploy.predict.images import predict_images
 
 # Of V1beta1ModelSpec in KServe 0.21's Python models.
 MODEL_SPEC = {"modelFormat", "runtime", "protocolVersion", "storageUri", "storage", "resources", "args", "env", "image"}
@@ -166,7 +166,7 @@ def test_the_client_sees_what_predict_sees(repository, digits, tmp_path):
         server.shutdown()
         server.server_close()
     output = tmp_path / "found.jsonl"
-    predict(PredictConfig(model=str(repository), images=[str(f) for f in files], output=str(output), top_k=2))
+    predict_images(PredictConfig(model=str(repository), images=[str(f) for f in files], output=str(output), top_k=2))
     expected = [json.loads(line)["predictions"] for line in output.read_text().splitlines()]
     for got, wanted in zip(found, expected, strict=True):
         assert [name for name, _ in got] == [entry["class"] for entry in wanted]

@@ -99,8 +99,12 @@ def test_shared_memory_limits_and_retries(compiled):
         expected = [{"medium": "Memory", "mountPath": "/dev/shm", "sizeLimit": cluster.shm, "volumeName": "shm"}]
         assert shm == (expected if STAGES[stage].loaders and not launcher else [])
         seconds = cluster.timeouts.get(stage, 0)
+        assert compiled.environment(stage).get("MUST_TIME_LIMIT") == (
+            str(seconds) if seconds and not launcher else None
+        )
+        seconds += 900 * bool(seconds)
         if launcher:  # each of its tries may take the TrainJob's time, with the pauses between them
-            seconds = (seconds + 300) * (cluster.retries.count + 1)
+            seconds = (seconds - 900 + 300) * (cluster.retries.count + 1)
             seconds += sum(min(3600, cluster.retries.backoff * 2**number) for number in range(cluster.retries.count))
         if launcher and "kueue.x-k8s.io/queue-name" in cluster.labels:
             seconds = 0

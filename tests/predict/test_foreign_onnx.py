@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from must.config import PredictConfig
-from must.deploy.predict.predict import predict
+from must.deploy.predict.images import predict_images
 from must.deploy.predict.session import OnnxClassifier
 from tests.image.test_cost import thin
 
@@ -59,7 +59,7 @@ def test_what_is_no_image_stops_no_other(digits, exported, tmp_path, capsys):
     (tmp_path / "thin.png").write_bytes(thin(60_000))
     good = next((digits.images / "test").rglob("*.png"))
     names = [str(tmp_path / "pipe.png"), str(tmp_path / "thin.png"), str(good)]
-    counts = predict(PredictConfig(model=str(exported[1]), images=names))
+    counts = predict_images(PredictConfig(model=str(exported[1]), images=names))
     assert counts == {"images": 1, "unreadable": 2}
     told = capsys.readouterr().err
     assert "pipe.png: a pipe, socket or device, no file" in told and "1x60000 is thinner than 1 to 200" in told

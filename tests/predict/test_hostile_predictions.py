@@ -9,7 +9,7 @@ import unicodedata
 import pytest
 
 from must.config import PredictConfig
-from must.deploy.predict.predict import predict
+from must.deploy.predict.images import predict_images
 from must.deploy.predict.writer import Prediction, open_writer
 
 ESCAPE = "\x1b]0;pwned\x07\x1b[2Jzero"
@@ -20,7 +20,7 @@ def test_the_terminal_shows_no_raw_name(exported, digits, tmp_path, capsys):
     zero = next((digits.images / "test/zero").glob("*.png"))
     shutil.copy(zero, tmp_path / f"{ESCAPE}.png")
     (tmp_path / "cut\x1b[31m.png").write_bytes(zero.read_bytes()[:60])
-    predict(PredictConfig(model=str(exported[1]), images=[str(tmp_path)]))
+    predict_images(PredictConfig(model=str(exported[1]), images=[str(tmp_path)]))
     with open_writer("", 2) as write:
         write(HOSTILE)
     shown, warnings = capsys.readouterr()

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from must.config import EvaluateConfig, PredictConfig
-from must.deploy.predict.predict import predict
+from must.deploy.predict.images import predict_images
 from must.evaluation.evaluate import evaluate
 
 
@@ -25,7 +25,9 @@ def test_every_image_gets_the_class_that_evaluate_gave_it(digits, exported, tmp_
     evaluate(EvaluateConfig(model=digits.adapted, shards=digits.shards, output=str(tmp_path), workers=0, device="cpu"))
     expected = {row["source"]: row for row in read_csv(tmp_path / "predictions.csv")}
     images, output = digits.images / "test", tmp_path / "found.csv"
-    counts = predict(PredictConfig(model=str(exported[1]), images=[str(images)], output=str(output), batch_size=batch))
+    counts = predict_images(
+        PredictConfig(model=str(exported[1]), images=[str(images)], output=str(output), batch_size=batch)
+    )
     found = {str(row["image"]).removeprefix(f"{images}/"): row for row in read_csv(output)}
     assert counts == {"images": 120, "unreadable": 0} and found.keys() == expected.keys()
     for name, row in found.items():
@@ -46,8 +48,8 @@ def test_onnxruntime_does_not_report_its_use(exported, digits, tmp_path):
 
 def test_it_imports_no_torch(exported, digits):
     code = (
-        "import sys; from must.config import PredictConfig; from must.deploy.predict.predict import predict\n"
-        f"predict(PredictConfig(model={str(exported[1])!r}, images=[{str(digits.images / 'test/zero')!r}]))\n"
+        "import sys; from must.config import PredictConfig; from must.deploy.predict.images import predict_images\n"
+        f"predict_images(PredictConfig(model={str(exported[1])!r}, images=[{str(digits.images / 'test/zero')!r}]))\n"
         "bad = {'torch', 'open_clip', 'onnx', 'sklearn', 'torchvision', 'timm'} & set(sys.modules); assert not bad, bad"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -64,7 +66,7 @@ def test_a_bad_image_is_one_line_and_stops_nothing(digits, exported, tmp_path, c
     (tmp_path / "in/empty.jpg").write_bytes(b"")
     (tmp_path / "in/notes.txt").write_text("not looked at in a folder")
     output = tmp_path / "out.jsonl"
-    counts = predict(
+    counts = predict_images(
         PredictConfig(
             model=str(exported[1] / "model.onnx"),
             images=[str(tmp_path / "in"), str(tmp_path / "missing.png")],
@@ -87,7 +89,7 @@ def test_nothing_readable_is_the_users_error_and_leaves_no_file(exported, tmp_pa
     output = tmp_path / "out.csv"
     for images in (["bad.png"], ["nowhere/*.png"], ["none.png"]):
         with pytest.raises(ValueError, match="none of the images could be read"):
-            predict(
+            predict_images(
                 PredictConfig(model=str(exported[1]), images=[str(tmp_path / i) for i in images], output=str(output))
             )
     assert not output.exists() and not list(tmp_path.glob(".tmp*"))
@@ -96,11 +98,11 @@ def test_nothing_readable_is_the_users_error_and_leaves_no_file(exported, tmp_pa
 def test_names_from_standard_input_and_globs(digits, exported, monkeypatch, capsys):
     zeros = sorted((digits.images / "test/zero").glob("*.png"))[:2]
     monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{path}\n" for path in zeros)))
-    assert predict(PredictConfig(model=str(exported[1]), images=["-"]))["images"] == 2
+    assert predict_images(PredictConfig(model=str(exported[1]), images=["-"]))["images"] == 2
     shown = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in shown] == [str(path) for path in zeros]
     pattern = str(digits.images / "test" / "z*" / "*.png")
-    counts = predict(PredictConfig(model=str(exported[1]), images=[pattern]))
+    counts = predict_images(PredictConfig(model=str(exported[1]), images=[pattern]))
     assert counts["images"] == len(list((digits.images / "test/zero").glob("*.png")))
 
 
@@ -114,4 +116,4 @@ def test_wrong_inputs(exported, tmp_path):
         ({"top_k": 0}, "at least 1"),
     ):
         with pytest.raises(ValueError, match=text):
-            predict(PredictConfig(**{"model": str(exported[1]), "images": ["a.png"]} | changes))
+            predict_images(PredictConfig(**{"model": str(exported[1]), "images": ["a.png"]} | changes))

@@ -17,8 +17,8 @@ from must.config import PredictConfig
 from must.data.format.index import load_index
 from must.deploy.export.check import reference_embeddings
 from must.deploy.predict.decoding import Decoded
+from must.deploy.predict.images import predict_images
 from must.deploy.predict.parquet import PACKED, Run, Table
-from must.deploy.predict.predict import predict
 from must.deploy.predict.session import OnnxClassifier
 from must.method.model.bundle import load_bundle
 from tests.evaluate.digits import pixels_of
@@ -29,7 +29,7 @@ HALF = 3e-4  # of a number below 1 in half precision, beside the arithmetic's 1e
 
 def label(model, shards, output, **options):
     values = {"model": str(model), "shards": shards, "output": str(output), "embeddings": True, "workers": 1}
-    return predict(PredictConfig(**values | options))
+    return predict_images(PredictConfig(**values | options))
 
 
 def rows_of(folder):
@@ -140,7 +140,7 @@ def test_a_model_without_embeddings_is_one_line(digits, exported, tmp_path):
         {"images": [str(digits.images / "test/zero")], "output": str(tmp_path / "out.jsonl")},
     ):
         with pytest.raises(ValueError, match="gives no embeddings; export it again with `must export --embeddings`"):
-            predict(PredictConfig(model=str(exported[1]), embeddings=True, **values))
+            predict_images(PredictConfig(model=str(exported[1]), embeddings=True, **values))
     assert not list(tmp_path.iterdir())
 
 
@@ -165,7 +165,7 @@ def test_a_run_from_before_there_were_any_goes_on(digits, exported, tmp_path):
 
 def test_single_images(digits, embedded, features, tmp_path, capsys):
     images, output = [str(digits.images / "test/zero")], tmp_path / "found.jsonl"
-    predict(PredictConfig(model=str(embedded), images=images, output=str(output), embeddings=True, abstain=0.9))
+    predict_images(PredictConfig(model=str(embedded), images=images, output=str(output), embeddings=True, abstain=0.9))
     classifier = OnnxClassifier(embedded / "model.onnx")
     predictions = must.predict(model=str(embedded), images=images, embeddings=True).predictions
     lines = [json.loads(line) for line in output.read_text().splitlines()]
@@ -184,8 +184,8 @@ def test_where_there_is_no_room_for_them(digits, embedded, tmp_path):
     with pytest.raises(ValueError, match=r"a CSV file holds no embeddings; give a name that ends in \.jsonl"):
         PredictConfig(model=str(embedded), images=images, output=str(tmp_path / "x.csv"), embeddings=True)
     with pytest.raises(ValueError, match=r"a table on the terminal holds none; give --output FILE\.jsonl"):
-        predict(PredictConfig(model=str(embedded), images=images, embeddings=True))
-    predict(PredictConfig(model=str(embedded), images=images, output=str(tmp_path / "x.csv")))
+        predict_images(PredictConfig(model=str(embedded), images=images, embeddings=True))
+    predict_images(PredictConfig(model=str(embedded), images=images, output=str(tmp_path / "x.csv")))
     assert list(csv.DictReader((tmp_path / "x.csv").open()).fieldnames) == ["image", "class", "probability"]
 
 

@@ -11,7 +11,7 @@ import pytest
 from must.base import storage
 from must.config import PredictConfig
 from must.data.format.index import load_index
-from must.deploy.predict.predict import predict
+from must.deploy.predict.images import predict_images
 from tests.predict.test_predict_shards import contents, label
 from tests.shards.test_shard_gcs import upload
 
@@ -19,7 +19,7 @@ KILLED = """
 import os, signal, sys
 import pyarrow.parquet as pq
 from must.config import PredictConfig
-from must.deploy.predict.predict import predict
+from must.deploy.predict.images import predict_images
 model, shards, output = sys.argv[1:]
 whole, made = pq.write_table, []
 
@@ -32,7 +32,7 @@ def write_table(table, file, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 
 pq.write_table = write_table
-predict(PredictConfig(model=model, shards=shards, output=output, part="1/2", workers=2))
+predict_images(PredictConfig(model=model, shards=shards, output=output, part="1/2", workers=2))
 """
 
 
@@ -98,7 +98,7 @@ def test_a_failing_bucket_gets_the_bytes_of_a_folder(bucket_server, digits, expo
     bucket_server.faults.plan = ["", "503", "", "cut", "", "", "429", "slow", "lost"]
     places = {name: f"{bucket_server.uri}/{name}" for name in ("shards", "output")}
     for part in ("1/2", "2/2", "1/2"):
-        predict(PredictConfig(model=f"{bucket_server.uri}/onnx", **places, part=part, workers=2))
+        predict_images(PredictConfig(model=f"{bucket_server.uri}/onnx", **places, part=part, workers=2))
     bucket_server.faults.plan = []
     found = {entry.name for entry in storage.list_files(places["output"])}
     assert {name: storage.read_bytes(f"{places['output']}/{name}") for name in found} == alone

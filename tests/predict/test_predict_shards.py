@@ -16,11 +16,13 @@ from must.base import storage
 from must.config import PredictConfig, ShardConfig
 from must.data.format.index import load_index
 from must.data.shards.build import shard
-from must.deploy.predict.predict import predict
+from must.deploy.predict.images import predict_images
 
 
 def label(exported, shards, output, **options):
-    return predict(PredictConfig(**{"model": str(exported[1]), "shards": shards, "output": str(output), **options}))
+    return predict_images(
+        PredictConfig(**{"model": str(exported[1]), "shards": shards, "output": str(output), **options})
+    )
 
 
 def contents(folder):
@@ -36,7 +38,7 @@ def test_rows_are_those_of_single_images(digits, exported, tmp_path, workers):
     """To the last digit of the CSV file. One image a forward pass: others in it may change a float's last bits."""
     names, output = {"train": digits.images / "train", "test": digits.images / "test"}, tmp_path / "out.csv"
     images = [str(folder) for folder in names.values()]
-    predict(PredictConfig(model=str(exported[1]), images=images, output=str(output), top_k=3, batch_size=1))
+    predict_images(PredictConfig(model=str(exported[1]), images=images, output=str(output), top_k=3, batch_size=1))
     with output.open() as file:
         expected = {row.pop("image").removeprefix(f"{digits.images}/"): row for row in csv.DictReader(file)}
     counts = label(exported, digits.shards, tmp_path / "rows", top_k=3, batch_size=1, workers=workers)
@@ -200,7 +202,7 @@ def test_wrong_inputs(digits, exported, tmp_path):
         ({"index_sha256": "0" * 64}, "asked for is 000"),
     ):
         with pytest.raises(ValueError, match=message) as error:
-            predict(PredictConfig(**ours | changes))
+            predict_images(PredictConfig(**ours | changes))
         assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 

@@ -117,7 +117,7 @@ class TestServer:
         promote(tmp_path, "--rollback", *flags)
         back = server.client.get_model_version_by_alias("Handwritten digits", "champion")
         assert back.version == versions[0].version and back.tags["must.version"] == latest(tmp_path)
-        assert "Handwritten digits: champion is version 1" in capsys.readouterr().out
+        assert f"Handwritten digits: the champion is {latest(tmp_path)} (version 1 there)" in capsys.readouterr().out
 
     @pytest.mark.parametrize("why", ["gate", "champion"])
     def test_a_model_that_is_not_promoted_is_not_registered(self, server, tmp_path, made, capsys, why):

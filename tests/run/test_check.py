@@ -11,7 +11,7 @@ import yaml
 
 from must.base.storage import TransientError
 from must.runtime.check import check_run
-from must.runtime.inputs import look
+from must.runtime.inputs import check_inputs
 from must_pipeline import run_local, schedule, submit
 
 WRONG = [
@@ -111,9 +111,9 @@ def test_the_first_stage_looks_at_what_the_names_stand_for(tmp_path, bucket_serv
     for name, place in places.items():
         change = {key: value.replace(name, place) for key, value in change.items()}
     values = {"classes": "imagenet", "model": "ViT-B-16-quickgelu", "pretrained": "openai"}
-    look(values)
+    check_inputs(values)
     with pytest.raises(ValueError) as error:
-        look(values | change)
+        check_inputs(values | change)
     assert message in str(error.value)
 
 
@@ -121,14 +121,14 @@ def test_the_first_stage_looks_at_what_the_names_stand_for(tmp_path, bucket_serv
 def test_a_registry_without_an_address_is_known_at_the_first_stage(monkeypatch, register, name):
     monkeypatch.delenv(name, raising=False)
     with pytest.raises(ValueError, match=f"^register {register}: set {name}"):
-        look(PLACES | {"register": register})
+        check_inputs(PLACES | {"register": register})
 
 
 # -- what later stages need of places and registries
 def looked(tmp_path, **values):
     (tmp_path / "classes.yaml").write_text("classes: [a, b]\n")
     named = {"classes": str(tmp_path / "classes.yaml"), "model": "ViT-B-32", "pretrained": "openai"}
-    return look(named | values, str(tmp_path / "work"))
+    return check_inputs(named | values, str(tmp_path / "work"))
 
 
 def test_a_place_that_cannot_be_written_to_is_said_before_the_training_and_nothing_stays(tmp_path):

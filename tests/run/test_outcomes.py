@@ -10,9 +10,9 @@ import json
 import pytest
 
 from must.base.storage import join, write_bytes
+from must.runtime.fanout import follow_ups
 from must.runtime.notes import Note
 from must.runtime.outcome import outcome_of
-from must.runtime.parts import follow_ups
 from must.runtime.places import WorkUri
 from must.runtime.summary import summarize
 
@@ -107,6 +107,9 @@ WAYS = {  # case: (notes, the state that was recorded for it, the page's first l
         "FAILED",
         "# Run failed: classifier: the input is wrong",
     ),
+    "its time limit": (
+        with_train("failed", code=124), "FAILED", "# Run failed: train: its time was over",
+    ),
     "another run is writing there": (
         [*done("inputs"), Note("shard", "failed", started=3, code=73, tries=LOST, lines=[HELD])],
         "FAILED",
@@ -169,6 +172,10 @@ def test_no_stage_runs_when_the_run_is_over(tmp_path, signalled, word):
     "uri", ["s3://b/notes/7/report.html", "az://b/notes/7/report.html", "/data/notes/7/report.html"]
 )
 def test_where_a_store_has_no_page_the_report_is_named(tmp_path, uri):
+    linked = {"report": uri, "report_link": "artifacts/minio/b/v2/report.html?namespace=vision"}
+    leave(str(tmp_path / "kubeflow"), done(*TRAINED, evaluate=linked))
+    page = summarize(str(tmp_path / "kubeflow"), "7", "COMPLETE", "again")
+    assert f"[Report]({linked['report_link']}): stage *evaluate*" in page
     leave(str(tmp_path), done(*TRAINED, "promote", evaluate=MEASURED | {"report": uri}, promote={"version": "r0007"}))
     page = summarize(str(tmp_path), "7", "COMPLETE", "again")
     assert f"stage *evaluate*, output *report*, Visualization, or `{uri}`" in page and "](" not in page

@@ -93,6 +93,19 @@ def test_sigterm_is_handed_on_written_down_at_once_and_ends_it(tmp_path):
     assert note.signalled and (note.state, note.code, note.tries) == ("failed", 75, [])
 
 
+def test_at_its_time_limit_a_stage_is_ended_as_by_a_signal_but_nobody_calls_that_stopped(
+    tmp_path, retries, monkeypatch
+):
+    retries("3,0,2")
+    monkeypatch.setenv("MUST_TIME_LIMIT", "2")
+    with pytest.raises(SystemExit) as error:
+        supervised("train", "tests.supervised:endless", "7", str(tmp_path))
+    (note,) = read_notes(str(tmp_path), "7")
+    assert error.value.code == note.code == 124 and not note.tries and (tmp_path / "saved").exists()
+    page = summarize(str(tmp_path), "7", "FAILED", "again")
+    assert page.startswith("# Run failed: train: its time was over") and "**Resumable**: with a longer limit" in page
+
+
 def test_sigterm_ends_the_pause_between_two_tries(tmp_path):
     process = start(tmp_path, "unlucky", how="killed", times=1)
     until(lambda: [note.tries for note in read_notes(str(tmp_path), "7") if note.tries], process)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from must.method.model.bundle import Description
-from must.method.select.choose import choose, shares_of
+from must.method.select.alpha import choose_alpha, shares_of
 from must.method.select.ladder import MIN_IMAGES, audit, climb, needed_of
+from must.method.select.mutual_information import neighbour_information, renamed
 from must.method.select.neighbours import look_alikes
 from must.method.select.rung_predictions import RungPredictions
-from must.method.select.signal import neighbour_information, renamed
 
 K, EACH = 4, 60
 TRUTH = np.repeat(np.arange(K), EACH)
@@ -96,7 +96,7 @@ def test_where_shares_are_known_feeding_a_large_class_may_be_right(tokens):
 def test_equal_shares_are_none(tokens):
     labels = (wrong(0.35), wrong(0.2), wrong(0.1))
     seen = looks(tokens, *labels)
-    told, untold = (choose(seen, [0.5, 1.0], shares).climb for shares in (np.full(K, 1 / K), None))
+    told, untold = (choose_alpha(seen, [0.5, 1.0], shares).climb for shares in (np.full(K, 1 / K), None))
     assert [rung.outcome for rung in told.rungs] == [rung.outcome for rung in untold.rungs]
     np.testing.assert_allclose([r.z for r in told.rungs], [r.z for r in untold.rungs], rtol=1e-9)
 
@@ -121,7 +121,7 @@ def test_no_change_is_said_so(tokens):
     found = climbed(tokens, wrong(0.2), wrong(0.2), wrong(0.2))
     assert found.kept_zero_shot and found.reason == "no image changes its class beyond it"
     assert all(rung.z == 0 and rung.changed == 0 for rung in found.rungs)
-    few = choose(looks(tokens[:9], wrong(0.2)[:9], wrong(0.2)[:9]))
+    few = choose_alpha(looks(tokens[:9], wrong(0.2)[:9], wrong(0.2)[:9]))
     assert few.outcome == "same", "a bundle that is zero-shot's is so on any number of images"
 
 
@@ -174,10 +174,10 @@ def test_more_images_make_no_weak_evidence_strong(tokens):
 
 def test_renamed_classes_need_much_evidence(tokens, monkeypatch):
     half = wrong(0.15)
-    free = choose(looks(tokens, half, wrong(0.1)), [0.1]).climb
+    free = choose_alpha(looks(tokens, half, wrong(0.1)), [0.1]).climb
     assert free.alpha == 0.1 and 3 < free.rungs[0].z < 4
     monkeypatch.setattr("must.method.select.ladder.RENAMED", -1.0)  # as if more had changed their name
-    found = choose(looks(tokens, half, wrong(0.1)), [0.1]).climb
+    found = choose_alpha(looks(tokens, half, wrong(0.1)), [0.1]).climb
     assert found.kept_zero_shot and found.rungs[0].needed == 4
 
 
@@ -192,21 +192,21 @@ def test_predictions_that_are_no_numbers_are_refused(tokens):
 @pytest.mark.parametrize("images", [1, 2, 11, MIN_IMAGES - 1])
 def test_too_few_images(tokens, images):
     chosen = np.arange(len(tokens))[:: len(tokens) // images][:images]
-    choice = choose(looks(tokens[chosen], wrong(0.4)[chosen], TRUTH[chosen]))
+    choice = choose_alpha(looks(tokens[chosen], wrong(0.4)[chosen], TRUTH[chosen]))
     assert choice.climb.kept_zero_shot and f"{images} different images are too few" in choice.climb.reason
 
 
 def test_copies_are_no_witnesses(tokens):
     """Every image ten times: the same verdict as once, not one three times as sure."""
-    once = choose(looks(tokens, wrong(0.4), wrong(0.3)), [1.0])
-    ten = choose(looks(np.repeat(tokens, 10, 0), np.repeat(wrong(0.4), 10), np.repeat(wrong(0.3), 10)), [1.0])
+    once = choose_alpha(looks(tokens, wrong(0.4), wrong(0.3)), [1.0])
+    ten = choose_alpha(looks(np.repeat(tokens, 10, 0), np.repeat(wrong(0.4), 10), np.repeat(wrong(0.3), 10)), [1.0])
     assert ten.copies == 9 * len(tokens) and ten.climb == once.climb
 
 
 def test_the_order_of_images_does_not_matter(tokens):
     order = np.random.default_rng(3).permutation(len(tokens))
-    one = choose(looks(tokens, wrong(0.4), wrong(0.1)), [1.0]).climb
-    other = choose(looks(tokens[order], wrong(0.4)[order], wrong(0.1)[order]), [1.0]).climb
+    one = choose_alpha(looks(tokens, wrong(0.4), wrong(0.1)), [1.0]).climb
+    other = choose_alpha(looks(tokens[order], wrong(0.4)[order], wrong(0.1)[order]), [1.0]).climb
     assert other.alpha == one.alpha and other.rungs[0].z == pytest.approx(one.rungs[0].z, rel=1e-6)
 
 

@@ -118,7 +118,7 @@ def test_choosing_again_gives_the_same_bytes(digits, tmp_path, monkeypatch):
 
 
 def test_shards_that_are_added_during_training_do_not_judge_it(digits, tmp_path, monkeypatch):
-    shards, choose = tmp_path / "shards", trainer.keep
+    shards, choose = tmp_path / "shards", trainer.select_weights
     shutil.copytree(digits.shards, shards)
     (tmp_path / "more").mkdir()
     for number, pixels in enumerate(np.random.default_rng(0).integers(0, 255, (10, 32, 32), np.uint8)):
@@ -128,7 +128,7 @@ def test_shards_that_are_added_during_training_do_not_judge_it(digits, tmp_path,
         shard(ShardConfig(source=str(tmp_path / "more"), output=str(shards), append=True, workers=1))
         return choose(*args)
 
-    monkeypatch.setattr(trainer, "keep", after_an_append)
+    monkeypatch.setattr(trainer, "select_weights", after_an_append)
     train(replace(training(digits, tmp_path / "out"), shards=str(shards)))
     assert load_index(str(shards)).splits["train"]["samples"] == 160, "they were added"
     assert load_description(str(tmp_path / "out")).provenance["selection"]["images"] == 150

@@ -26,7 +26,7 @@ from must.data.sources.archives import open_archives, unzipped
 from must.data.sources.base import ListingReport, UnreadableError
 from must.data.sources.files import Manifest
 from must.data.sources.open import open_source
-from must.deploy.predict.predict import predict
+from must.deploy.predict.images import predict_images
 from must.method.model.bundle import load_description
 from must.method.model.classifier import load_class_set, load_text_classifier, make_class_set, parse_header
 from tests import zoo
@@ -147,7 +147,7 @@ def test_a_link_to_a_device_is_no_class_file_model_or_settings(tmp_path: Path) -
     refused(lambda: load_description(str(tmp_path)), "model.json")
     refused(lambda: load(TrainConfig, {}, str(tmp_path / "c.yaml")), "c.yaml")
     for model in ("m.onnx", "pipe.onnx"):
-        refused(lambda model=model: predict(PredictConfig(model=str(tmp_path / model), images=["a.png"])), model)
+        refused(lambda model=model: predict_images(PredictConfig(model=str(tmp_path / model), images=["a.png"])), model)
 
 
 def test_a_compressed_archive_may_expand_as_images_do(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ def command(server, compiled, tmp_path, monkeypatch):
     """Runs `must-pipeline submit` or `schedule` against the server; returns the exit code, and raises 2."""
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(PARAMETERS))
     monkeypatch.setattr(wait, "POLL", 0.02)
+    monkeypatch.setattr("must.base.storage.retry.FIRST_PAUSE", 0.01)
 
     def run(module, *flags, pipeline=compiled, cluster=FILE):
         given = ["--pipeline", pipeline, "--cluster", cluster, "--host", server.url]

@@ -69,7 +69,7 @@ def run_alone(config: ShardConfig, sources: Sources, still_ours: Callable[[], No
     """All of the work, or what a killed run or parts have left of it."""
     began = time.monotonic()
     with Workdir(config.output) as work:
-        task = look(config, sources, work)
+        task = find_work(config, sources, work)
         if isinstance(task, Index):
             work.clear_but_later(task)
             return task
@@ -86,7 +86,7 @@ def run_part(config: ShardConfig, sources: Sources) -> Index | None:
     number, parts = config.place()
     began = time.monotonic()
     with Workdir(config.output, number, parts) as work:
-        task = look(config, sources, work)
+        task = find_work(config, sources, work)
         if isinstance(task, Index):
             return task
         if generation(config) != task.before:
@@ -117,7 +117,7 @@ class Task:
         return [chunk.number for chunk in self.chunks]
 
 
-def look(config: ShardConfig, sources: Sources, work: Workdir) -> Task | Index:
+def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | Index:
     """Lists the sources. An index: that is all there is to it, and nothing new.
 
     Raises:
@@ -131,7 +131,7 @@ def look(config: ShardConfig, sources: Sources, work: Workdir) -> Task | Index:
         except ValueError:
             if generation(config) == before:
                 raise
-            return look(config, sources, work)  # another part has come to the end meanwhile: they are its shards
+            return find_work(config, sources, work)  # another part has come to the end meanwhile: they are its shards
     history = History(config.output, previous if config.append else None, work.local)
     listing = list_sources(config, sources, history, work)
     if previous and not config.append:

@@ -45,12 +45,12 @@ class ListingReport:
     """What a listing found besides images."""
 
     def __init__(self, reject: Callable[[str, str], None]) -> None:
-        self.told = reject
+        self.write = reject
         self.skipped: Counter[str] = Counter()  # files that are no images, by extension
 
     def reject(self, name: str, reason: str) -> None:
         """Goes to rejected.jsonl; of a long name its beginning."""
-        self.told(name if len(name) <= LONGEST else name[:200] + "...", reason)
+        self.write(name if len(name) <= LONGEST else name[:200] + "...", reason)
 
 
 def size_of(text: str) -> int:

@@ -10,8 +10,8 @@ from must.base import storage
 from must.base.parameters import require
 from must.base.progress import loading
 from must.config import PredictConfig
-from must.deploy.predict import predict as onnx
 from must.deploy.predict.engine import Opener, onnx_model
+from must.deploy.predict.images import predict_images
 from must.deploy.predict.session import MODEL_FILE
 from must.deploy.predict.writer import Prediction
 from must.method.model.bundle import DESCRIPTION_FILE
@@ -21,13 +21,13 @@ CLASSIFIER_FILE = "classifier.safetensors"  # in the one that `must refine` writ
 
 
 def predict(config: PredictConfig, take: Callable[[Prediction], None] | None = None) -> dict[str, int]:
-    """`must.deploy.predict.predict.predict`, by torch where --model is no ONNX file.
+    """`must.deploy.predict.images.predict_images`, by torch where --model is no ONNX file.
 
     Raises:
         ValueError: no model, or none of the images could be read.
     """
     config, opener = opened_by(config)
-    return onnx.predict(config, take, opener)
+    return predict_images(config, take, opener)
 
 
 def opened_by(config: PredictConfig) -> tuple[PredictConfig, Opener]:

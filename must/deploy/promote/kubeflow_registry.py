@@ -33,7 +33,7 @@ class KubeflowRegistry:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        with told("nothing was promoted"):
+        with translate_errors("nothing was promoted"):
             self.api = Api(FLAG)  # a server that does not answer is known before anything is done
             state = (self.model() or {}).get("state")
         require(
@@ -42,7 +42,7 @@ class KubeflowRegistry:
         )
 
     def put(self, version: str, onnx: str, metrics: dict[str, float], tags: dict[str, str]) -> str:
-        """Makes the version unless it is there, and the champion; returns its number.
+        """Makes the version unless it is there, and the champion; returns its name.
 
         Args:
             onnx: the folder written by `must export`; its card becomes the description.
@@ -51,7 +51,7 @@ class KubeflowRegistry:
         Raises:
             ValueError: another version of that name is there.
         """
-        with told(f"{version} is the champion of the registry, but not in Kubeflow's; run the same again"):
+        with translate_errors(f"{version} is the champion of the registry, but not in Kubeflow's; run the same again"):
             uri = absolute(storage.join(tags[URI], "onnx"))
             require(storage.exists(storage.join(uri, MODEL)), f"{uri}: no {MODEL} there, it was promoted without")
             model = self.model() or self.make(MODELS, {"name": self.name}) or self.model()
@@ -63,16 +63,16 @@ class KubeflowRegistry:
             assert found
             self.point(found, uri)
             self.mark(model["id"], found)
-        return found["id"]
+        return version
 
     def move(self, version: str) -> str | None:
         """Makes a version the champion that is there; None if it is not, and the champion stays."""
-        with told(f"{version} is the champion of the registry again; in Kubeflow's it was not changed"):
+        with translate_errors(f"{version} is the champion of the registry again; in Kubeflow's it was not changed"):
             model = self.model()
             found = self.version(model, version) if model else None
             if model and found:
                 self.mark(model["id"], found)
-        return found["id"] if found else None
+        return version if found else None
 
     def model(self) -> dict[str, Any] | None:
         return self.api.find("registered_model", name=self.name)
@@ -160,7 +160,7 @@ def absolute(uri: str) -> str:
 
 
 @contextmanager
-def told(state: str) -> Iterator[None]:
+def translate_errors(state: str) -> Iterator[None]:
     """Errors become one line, which also says how far it got."""
     try:
         yield

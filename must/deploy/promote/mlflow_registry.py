@@ -33,7 +33,7 @@ class MlflowRegistry:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        with told("nothing was promoted"):
+        with translate_errors("nothing was promoted"):
             self.client = connect("--register mlflow")
             self.find("")  # a server that does not answer is known before anything is done
 
@@ -45,24 +45,24 @@ class MlflowRegistry:
         return None
 
     def put(self, version: str, onnx: str, metrics: dict[str, float], tags: dict[str, str]) -> str:
-        """Makes the version unless it is there, and moves the alias to it; returns its number.
+        """Makes the version unless it is there, and moves the alias to it; returns what it is called there.
 
         Args:
             onnx: the folder written by `must export`.
             tags: of the version, besides its name here.
         """
-        with told(f"{version} is the champion of the registry, but not in MLflow; run the same again"):
+        with translate_errors(f"{version} is the champion of the registry, but not in MLflow; run the same again"):
             number = self.find(version) or self.add(version, onnx, metrics, tags)
             self.client.set_registered_model_alias(self.name, ALIAS, number)
-        return number
+        return called(version, number)
 
     def move(self, version: str) -> str | None:
         """Moves the alias to a version that is there; None if it is not, and the alias stays."""
-        with told(f"{version} is the champion of the registry again; in MLflow the alias was not moved"):
+        with translate_errors(f"{version} is the champion of the registry again; in MLflow the alias was not moved"):
             number = self.find(version)
             if number:
                 self.client.set_registered_model_alias(self.name, ALIAS, number)
-        return number
+        return called(version, number) if number else None
 
     def add(self, version: str, onnx: str, metrics: dict[str, float], tags: dict[str, str]) -> str:
         from mlflow.entities import Metric
@@ -117,8 +117,12 @@ class MlflowRegistry:
         return (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).exists() else ""
 
 
+def called(version: str, number: str) -> str:
+    return f"{version} (version {number} there)"
+
+
 @contextmanager
-def told(state: str) -> Iterator[None]:
+def translate_errors(state: str) -> Iterator[None]:
     """MLflow's errors become one line, which also says how far it got."""
     from mlflow.exceptions import MlflowException
 

@@ -33,9 +33,9 @@ def promote(config: PromoteConfig) -> Latest:
     if config.rollback:
         latest = roll_back(registry, config.to)
         if follower:
-            number = follower.move(latest.version)
-            there = f"champion is version {number}" if number else "has no such version"
-            logger.info(f"{follower.title}: {follower.name}: {there}")
+            there = follower.move(latest.version)
+            found = f"the champion is {there}" if there else f"{latest.version} is not there, and the champion stays"
+            logger.info(f"{follower.title}: {follower.name}: {found}")
         return latest
     return add_version(registry, config, follower)
 
@@ -74,8 +74,8 @@ def add_version(registry: Registry, config: PromoteConfig, follower: Follower | 
     before = latest.previous[-1] if latest.previous else "nothing"
     logger.info(f"{registry.uri}: LATEST is {version} now (before: {before}) -> {registry.uri_of(version)}")
     if follower:
-        number = follower.put(version, config.onnx, figures(facts["metrics"]), tags_of(facts, registry, version))
-        logger.info(f"{follower.title}: {follower.name}: version {number} is {version} and the champion")
+        there = follower.put(version, config.onnx, figures(facts["metrics"]), tags_of(facts, registry, version))
+        logger.info(f"{follower.title}: {follower.name}: {there} is there, and the champion")
     return latest
 
 

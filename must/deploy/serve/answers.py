@@ -74,7 +74,7 @@ def classification(answer: Answer, count: int) -> Tensor:
     return Tensor("probability", "BYTES", [len(best), count], found)
 
 
-def told(answer: Answer, row: int) -> dict[str, Any]:
+def to_json(answer: Answer, row: int) -> dict[str, Any]:
     """One image's answer as plain JSON: class is null where the model abstains."""
     best, probability = answer.best[row], answer.probability[row]
     abstained = bool(answer.abstained[row])

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import must
-from must.deploy.serve.answers import tensors, told
+from must.deploy.serve.answers import tensors, to_json
 from must.deploy.serve.asked import Asked, Limits, Output, read_asked
 from must.deploy.serve.described import config_of, metadata_of, server_metadata
 from must.deploy.serve.models import Served
@@ -148,7 +148,7 @@ class App:
         with self.work.models.held() as served:
             asked = Asked([data], outputs, **values)
             answer = await self.work.answer(asked, served)
-            found = {"model": self.name, "version": served.version} | told(answer, 0)
+            found = {"model": self.name, "version": served.version} | to_json(answer, 0)
         return Reply(as_json(found))
 
     async def infer(self, exchange: Exchange) -> Reply:

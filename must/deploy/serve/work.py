@@ -98,7 +98,7 @@ class Work:
             self.let_out(request)
             for future in futures:
                 future.cancel()
-        return self.told(found, asked, served)
+        return self.answer_of(found, asked, served)
 
     def let_in(self, request: Request) -> None:
         """Counts a request among those that wait; the costliest of them make room for one that costs less.
@@ -150,7 +150,7 @@ class Work:
         assert served.batcher
         served.batcher.put(row, future)
 
-    def told(self, found: list[tuple[np.ndarray, np.ndarray | None]], asked: Asked, served: Served) -> Answer:
+    def answer_of(self, found: list[tuple[np.ndarray, np.ndarray | None]], asked: Asked, served: Served) -> Answer:
         probability = np.stack([row for row, _ in found])
         if not np.isfinite(probability).all():
             raise Refused(422, "the model's answer to this input is no numbers; does it hold infinities?")

@@ -21,7 +21,7 @@ from must.evaluation.report.thumbnails import Thumbnails
 from must.evaluation.report.verdict import verdict
 from must.evaluation.scores import Samples, Scores
 from must.evaluation.training import training_log
-from must.method.select.portrait import paragraph
+from must.method.select.data_profile import paragraph
 
 CLASSES_SHOWN = 30  # rows of the class chart at either end; the table below holds all
 MATRIX_SHOWN = 25  # classes up to which the confusion matrices are drawn

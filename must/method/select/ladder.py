@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from must.method.select.signal import renamed
+from must.method.select.mutual_information import renamed
 from must.method.select.undecided import Beyond, Undecided, what_would_decide
 
 RUNGS = tuple(round(0.1 * rung, 1) for rung in range(1, 11))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from must.method.select.abstain import by_look_alikes
-from must.method.select.choose import Choice
+from must.method.select.alpha import Choice
 from must.method.select.ladder import RUNGS
 from must.method.select.neighbours import look_alikes
 from must.method.select.rung_predictions import RungPredictions

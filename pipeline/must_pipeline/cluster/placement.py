@@ -11,6 +11,7 @@ from must_pipeline.stages import GPU_IMAGE, LAUNCHER_IMAGE, STAGES
 
 QUEUE = "kueue.x-k8s.io/queue-name"  # label: pods and TrainJobs wait until Kueue admits them
 KEY_FOLDER = "/var/secrets/google"
+BACKSTOP = 900  # seconds that Kubernetes gives a stage beyond its time limit: for its image, and to end
 LEAST = Resources(cpu="500m", memory="1Gi")  # what a stage asks for that cluster.yaml says nothing of
 
 
@@ -77,6 +78,10 @@ def set_persistence(task: dsl.PipelineTask, stage: str, cluster: Cluster, launch
     if seconds and launcher:
         # It ends its TrainJob itself at the limit, needs a moment for it, and may start another one afterwards.
         seconds = (retries.count + 1) * (seconds + 300) + sum(pauses(retries))
+    elif seconds:
+        # The stage ends itself at the limit and says so; Kubernetes counts pulling its image too, and says nothing.
+        task.set_env_variable("MUST_TIME_LIMIT", str(seconds))
+        seconds += BACKSTOP
     if seconds and not (launcher and QUEUE in cluster.labels):  # its TrainJob may wait for days before its time counts
         kubernetes.set_timeout(task, seconds)
 

@@ -29,7 +29,7 @@ class VertexAi:
         self.place, self.parent = place, f"projects/{place.project}/locations/{place.location}"
         self.host = host or f"{place.location}-aiplatform.googleapis.com"
         logging.getLogger("google.cloud.aiplatform").setLevel(logging.WARNING)  # it logs what we print
-        with self.told():
+        with self.translate_errors():
             credentials, _ = google.auth.default(scopes=[SCOPE])
             aiplatform.init(
                 project=place.project, location=place.location, credentials=credentials, api_endpoint=self.host,
@@ -48,18 +48,18 @@ class VertexAi:
         )
 
     def job(self, job_id: str) -> Any:
-        with self.told():
+        with self.translate_errors():
             return self.pipelines.get_pipeline_job(name=f"{self.parent}/pipelineJobs/{job_id}", timeout=TIMEOUT)
 
     def start(self, job: Any, job_id: str) -> Any:
-        with self.told():
+        with self.translate_errors():
             return self.pipelines.create_pipeline_job(
                 parent=self.parent, pipeline_job=job, pipeline_job_id=job_id, timeout=TIMEOUT
             )
 
     def find_schedules(self, name: str = "") -> list[Any]:
         """Schedules that are not over, of that name if one is given; the newest first."""
-        with self.told():
+        with self.translate_errors():
             request = {"parent": self.parent, "page_size": 100}
             found = [one for one in self.schedules.list_schedules(request=request, timeout=TIMEOUT)
                      if not name or one.display_name == name]  # fmt: skip
@@ -67,7 +67,7 @@ class VertexAi:
         return sorted((one for one in found if one.state != over), key=lambda one: one.create_time, reverse=True)
 
     @contextmanager
-    def told(self) -> Iterator[None]:
+    def translate_errors(self) -> Iterator[None]:
         try:
             yield
         except (RetryError, TransportError, OSError) as error:

@@ -30,14 +30,14 @@ def apply(options: Any, cluster: Cluster, schedule: Any, pipeline: Path) -> None
     if len(existing) > 1:
         raise ValueError(f"{schedule.name}: {len(existing)} schedules have this name; delete them first: delete NAME")
     if not existing:
-        with vertex.told():
+        with vertex.translate_errors():
             vertex.schedules.create_schedule(parent=vertex.parent, schedule=wanted, timeout=TIMEOUT)
     elif facts(existing[0]) == facts(wanted):
         print(f"{schedule.name}: is up to date ({word(existing[0])})")
         return
     else:
         wanted.name = existing[0].name
-        with vertex.told():
+        with vertex.translate_errors():
             vertex.schedules.update_schedule(
                 schedule=wanted, update_mask=FieldMask(paths=list(CHANGED)), timeout=TIMEOUT
             )
@@ -91,7 +91,7 @@ def switch(options: Any, cluster: Cluster, action: str, name: str) -> None:
         raise ValueError(f"{action} {name}: there is no such schedule; there are: {known}")
     client = vertex.schedules
     call = {"pause": client.pause_schedule, "resume": client.resume_schedule, "delete": client.delete_schedule}[action]
-    with vertex.told():
+    with vertex.translate_errors():
         for one in found:
             call(name=one.name, timeout=TIMEOUT)
     print(f"{name}: {action}d")

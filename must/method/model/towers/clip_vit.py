@@ -27,7 +27,7 @@ class ClipTower(Tower):
         self.width, self.embed, self.patch = visual.conv1.out_channels, visual.output_dim, visual.patch_size[0]
         self.blocks = visual.transformer.resblocks
         visual.output_tokens = False  # CoCa's towers hand out all tokens besides the feature
-        for block in self.blocks:  # `look` does the last one's work itself
+        for block in self.blocks:  # `forward` does the last one's work itself
             known = type(block) is not ResidualAttentionBlock or isinstance(block.attn, SelfAttention)
             if not known and not can_stand_in(block.attn):
                 refuse_attention(block.attn)

@@ -29,7 +29,7 @@ from must.deploy.predict.writer import Prediction, open_writer
 logger = logging.getLogger(__name__)
 
 
-def predict(
+def predict_images(
     config: PredictConfig, take: Callable[[Prediction], None] | None = None, open_model: Opener = onnx_model
 ) -> dict[str, int]:
     """Classifies images, prints a table or writes a file; returns how many images were read and how many were not.

@@ -20,11 +20,11 @@ from must.data.shards.build import shard
 from must.evaluation.evaluate import evaluate
 from must.method.model.bundle import load_description, preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
+from must.method.select.data_profile import data_profile, paragraph
 from must.method.select.image_features import extract_features
 from must.method.select.introduce import DATA_FILE
 from must.method.select.ladder import KNOWING
 from must.method.select.neighbours import look_alikes
-from must.method.select.portrait import paragraph, portrait
 from must.method.train.presets import preset
 from must.method.train.trainer import train
 from tests.select.ranks import introduced
@@ -40,7 +40,7 @@ def facts_of(tokens, labels, names=NAMES, images=0, sure=0.7):
     neighbours, originals = look_alikes(tokens)
     probabilities = said(labels, sure).astype(np.float32)[originals]
     copies = len(labels) - len(originals)
-    return portrait(probabilities, neighbours, copies, names, images or len(labels))
+    return data_profile(probabilities, neighbours, copies, names, images or len(labels))
 
 
 def test_the_numbers_are_those_of_the_images(tokens):
@@ -80,7 +80,7 @@ def test_facts_of_an_earlier_version_are_told(tokens):
     """A bundle that was written before keeps its paragraph."""
     facts = facts_of(tokens, TRUTH)
     del facts["preferred"]
-    assert "(kappa 0.9" in paragraph(facts | {"needed": 1.0})[-1] or "(kappa)" in paragraph(facts)[-1]
+    assert paragraph(facts)[-1] == "How well look-alikes know the classes was not asked."
 
 
 def test_classes_that_are_never_seen_and_strange_names():

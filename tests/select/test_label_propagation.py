@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from must.method.select.image_features import softmax
-from must.method.select.mutual import ROUNDS, for_copies, mutual, refined
+from must.method.select.label_propagation import ROUNDS, for_copies, mutual, refined
 from must.method.select.neighbours import look_alikes
 from must.method.select.refit import between, refit
 from tests.select.test_ladder import EACH, TRUTH, K, said, tokens, wrong
