@@ -52,15 +52,22 @@ def test_help_and_wrong_input_are_told_in_a_line_before_anything_heavy_is_import
         assert len(lines) == 1 and message in lines[0] and lines[0].startswith(f"must {line.split()[0]}: ")
 
 
-@pytest.mark.parametrize("preset", ["auto", "digits"])
-def test_shares_that_nobody_gave_are_told_before_torch_is_imported(digits, tmp_path, preset):
+@pytest.mark.parametrize(
+    "wrong, preset",
+    [
+        ("--class-prior given", ["--preset", "auto"]),
+        ("--class-prior given", ["--preset", "digits"]),
+        ("--checkpoints /dev/null/c", []),
+    ],
+)
+def test_what_training_refuses_is_told_before_torch_is_imported(digits, tmp_path, preset, wrong):
     line = ["train", "--shards", digits.shards, "--classifier", digits.classifier, "--output", "m"]
-    line += ["--preset", preset, "--class-prior", "given"]
+    line += [*preset, *wrong.split()]
     result = subprocess.run(
         [sys.executable, "-c", CODE, *line], capture_output=True, text=True, check=False, cwd=tmp_path
     )
     message, end = result.stderr.splitlines()
-    assert end == "2 []" and message.startswith("must train: --class-prior given: ") and not list(tmp_path.iterdir())
+    assert end == "2 []" and message.startswith(f"must train: {wrong}: ") and not list(tmp_path.iterdir())
 
 
 def train_config(digits, tmp_path, **changes):
