@@ -31,6 +31,7 @@ STAGES: Final[dict[str, Stage]] = {
     "evaluate": Stage("must-torch", gpu=True, loaders=True),
     "export": Stage("must-torch", loaders=True),
     "gate": Stage("must-torch", gpu=True, loaders=True),
+    "review": Stage("must-torch", gpu=True, loaders=True),
     "promote": Stage("must-shard"),
     "predict": Stage("must-torch", loaders=True, optional=True),
     "serve": Stage("must-launcher"),

@@ -26,7 +26,7 @@ from must.deploy.serve.connections import Room, protocol_within
 from must.deploy.serve.serve import check_no_loop, listen, until_signal
 from must.method.answers import doubts
 from must.method.answers.doubts import Doubts
-from must.method.answers.plan import FILE, Plan, fingerprint, load_plan, save_plan
+from must.method.answers.plan import FILE, Plan, fingerprint, load_plan, save_plan, whole_of
 
 logger = logging.getLogger(__name__)
 
@@ -70,12 +70,6 @@ def placed(config: ReviewConfig) -> ReviewConfig:
     if config.mode == "compare":
         model = whole_of(model)
     return replace(config, work="", model=model, baseline=baseline, shards=shards, output=output)
-
-
-def whole_of(model: str) -> str:
-    """The bundle with all of an adaptation, which training keeps beside one that has only a part of it, or none."""
-    whole = storage.join(model, "adapted")
-    return whole if storage.exists(storage.join(whole, "model.json")) else model
 
 
 def plan_at(config: ReviewConfig) -> Plan:
