@@ -33,7 +33,7 @@ WHY = {
 }
 SAYS_WHY = ("input", "held", "interrupted", "error")  # kinds whose last line is the reason
 GOES_ON = {
-    "time": "with a longer limit{kept}",
+    "time": "yes, for as long again{kept}",
     "input": "after the input is mended{kept}",
     "held": "when the other run is over{kept}",
     "error": "perhaps{kept_or}",
