@@ -6,6 +6,8 @@ DEMO ?= build/demo
 # Test files on several processes at once, each file on one; JOBS=0 runs all in this one (for a debugger).
 JOBS ?= logical
 PYTEST := --numprocesses $(JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+# Python keeps what it compiled: without, each process compiles torch anew, which doubles its start.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help:  ## Show these commands

@@ -44,9 +44,8 @@ def peak(name):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
 before, begun = peak("VmRSS"), time.process_time()
 try:
-    image = d.identify(data)
     if sys.argv[2] == "check":
-        d.check(image)
+        d.check(d.identify(data))
     else:
         d.decode(data)
     found["accepted"] = True
@@ -171,6 +170,53 @@ def exif_of_itself(tags: int, size: int) -> bytes:
     return data[:2] + segments + data[2:]
 
 
+def segments(marker: int, body: bytes, count: int) -> bytes:
+    """A JPEG with the same segment again and again."""
+    data = saved(Image.new("RGB", (64, 64)), "JPEG")
+    return data[:2] + (struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body) * count + data[2:]
+
+
+def profiles(count: int) -> bytes:
+    """A PNG with so many colour profiles, each of a megabyte of zeros."""
+    return png(64, 64, 8, 2, more=chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1_000_000), 9)) * count)
+
+
+def printed(steps: int) -> bytes:
+    """A CMYK JPEG of 16x16 whose profile is a chain of so many products with a matrix."""
+
+    def matrix(out: int) -> bytes:
+        values = [float(n % 5 == 0) for n in range(4 * out)] + [0.0] * out
+        return struct.pack(f">4s4xHH{len(values)}f", b"matf", 4, out, *values)
+
+    place = 16 + 8 * (steps + 1)
+    table = struct.pack(">II", place, len(matrix(4))) * steps
+    table += struct.pack(">II", place + len(matrix(4)), len(matrix(3)))
+    chain = struct.pack(">4s4xHHI", b"mpet", 4, 3, steps + 1) + table + matrix(4) + matrix(3)
+    curve = bytes(range(256))
+    plain = struct.pack(">4s4x4B9i", b"mft1", 4, 3, 2, 0, *[65536 * (n % 4 == 0) for n in range(9)])
+    tags = {b"D2B0": chain, b"A2B0": plain + curve * 4 + bytes(48) + curve * 3}
+    tags = {name: body.ljust(-(-len(body) // 4) * 4, b"\0") for name, body in tags.items()}
+    listed, place = struct.pack(">I", len(tags)), 132 + 12 * len(tags)
+    for name, body in tags.items():
+        listed += name + struct.pack(">II", place, len(body))
+        place += len(body)
+    head = struct.pack(">I4sI4s4s4s12x4s28xIII", place, b"none", 0x04300000, b"prtr", b"CMYK", b"Lab ", b"acsp",
+                       0xF6D6, 0x10000, 0xD32D)  # fmt: skip
+    profile = head.ljust(128, b"\0") + listed + b"".join(tags.values())
+    return saved(Image.new("CMYK", (16, 16)), "JPEG", icc_profile=profile)
+
+
+def jp2_tiled(side: int, tile: int, more: bytes = b"") -> bytes:
+    """A codestream of 64x64 whose header says `side` and `tile`, with `more` segments."""
+    data = saved(Image.new("RGB", (64, 64)), "JPEG2000", no_jp2=True)
+    data = data[:8] + struct.pack(">8I", side, side, 0, 0, tile, tile, 0, 0) + data[40:]
+    place = data.index(b"\xff\x90")
+    return data[:place] + more + data[place:]
+
+
+TRANSFORM = b"\xff\x74" + struct.pack(">HHHH", 60000, 0, 0x0100, 0) + bytes(59992)
+
+
 def icon(side: int) -> bytes:
     inner = png(side, side, 8, 6)
     return struct.pack("<HHH", 0, 1, 1) + struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, len(inner), 22) + inner
@@ -195,6 +241,14 @@ CASES: dict[str, Callable[[], bytes]] = {
     "JPEG 99 scans": lambda: scans(9400, 9400, 90),
     "JPEG 99 scans, 4 MP": lambda: scans(2000, 2000, 90),
     "JPEG EXIF of itself": lambda: exif_of_itself(4000, 1_000_000),
+    "JPEG with 40 MB of tables": lambda: segments(0xDB, (b"\0" + b"\1" * 64) * 1000, 615),
+    "JPEG with 250 MB of tables": lambda: segments(0xDB, (b"\0" + b"\1" * 64) * 1000, 3850),
+    "JPEG with 40 MB of Photoshop's": lambda: segments(
+        0xED, b"Photoshop 3.0\0" + b"8BIM\4\4".ljust(12, b"\0") * 5400, 615
+    ),
+    "JPEG CMYK, profile of 30,000 steps": lambda: printed(30_000),
+    "PNG with 3,000 profiles": lambda: profiles(3000),
+    "PNG with 9,000 profiles": lambda: profiles(9000),
     "PNG RGB": lambda: saved(textured(9400, 9400), "PNG", compress_level=1),
     "PNG RGB zeros": lambda: png(9400, 9400, 8, 2),
     "PNG RGBA": lambda: png(9400, 9400, 8, 6),
@@ -248,6 +302,9 @@ CASES: dict[str, Callable[[], bytes]] = {
     "TIFF three planes of 8192": lambda: tiff_of(64, 8192, planes=3),
     "JPEG 2000, 20 MP": lambda: saved(textured(5000, 4000), "JPEG2000", quality_mode="rates", quality_layers=[20]),
     "JPEG 2000 tiles, 20 MP": lambda: saved(textured(5000, 4000), "JPEG2000", tile_size=(512, 512)),
+    "JPEG 2000 of 16,000 tiles": lambda: jp2_tiled(2032, 16),
+    "JPEG 2000 of 65,000 tiles": lambda: jp2_tiled(4080, 16),
+    "JPEG 2000 of 62,500 tiles, own transform": lambda: jp2_tiled(1000, 4, TRANSFORM),
     "JPEG 2000 of 64 that says 3000": lambda: patched_jp2(3000),
     "JPEG 2000 of 64 that says 9400": lambda: patched_jp2(9400),
     "JPEG 2000 code-blocks of 4": lambda: saved(Image.new("RGB", (2000, 2000)), "JPEG2000", codeblock_size=(4, 4)),

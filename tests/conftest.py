@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -17,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before anything is: Kubernetes' client reads KUBECONFIG when it is imported.
 forget()
 leave_the_cluster()
+sys.dont_write_bytecode = False
 
 import pytest
 from hypothesis import HealthCheck, settings

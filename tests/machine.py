@@ -16,6 +16,7 @@ TOLD = re.compile(
     | (AWS|BOTO|AZURE|GOOGLE|GCLOUD|GCE|GCS|CLOUDSDK|CLOUD_ML|AIP)_.* | STORAGE_EMULATOR_HOST       # clouds
     | (MLFLOW|WANDB|HF|HUGGINGFACE|MODEL_REGISTRY)_.* | NETRC
     | (https?|ftp|all|no)_proxy                                                                     # a company
+    | PYTHONDONTWRITEBYTECODE  # an image for containers; each process would compile torch anew
     | COLUMNS | LINES | NO_COLOR | FORCE_COLOR | PY_COLORS | TQDM_.* | MUST_.*                      # a person
     """,
     re.VERBOSE | re.IGNORECASE,

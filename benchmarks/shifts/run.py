@@ -63,7 +63,6 @@ AUTO: dict[str, dict[str, Any]] = {  # `auto`, and with an option of training th
     "auto-given": {"class_prior": "given"},  # the true shares of the unlabeled images; one image of an absent class
     "auto-rough": {"class_prior": "given"},
     "auto-guess": {"class_prior": "given"},
-    "auto-refined": {"pseudo_labels": "refined"},
     "auto-third": {},  # a third of the learning rate
 }
 OCTAVES = {"auto-rough": 0.4, "auto-guess": 1.0}  # each share wrong by a factor of 1.3, or of 2, typically

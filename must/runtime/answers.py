@@ -29,8 +29,8 @@ from must.deploy.review.session import Session, in_words
 from must.method.answers.book import FILE as ANSWERS
 from must.method.answers.book import read_answers
 from must.method.answers.decided import decided
-from must.method.answers.plan import FILE as PLAN
-from must.method.answers.plan import Plan, fingerprint, load_plan, save_plan, whole_of
+from must.method.answers.plan import Plan
+from must.method.answers.questions import fingerprint, whole_of
 from must.method.model.bundle import WEIGHTS_FILE, load_description
 from must.runtime.places import WorkUri
 
@@ -66,7 +66,7 @@ def ask(work_uri: str, *, key: str, bundle: str, classifier: str, output: str) -
 
         shards = WorkUri(work_uri).shards
         plan = prepare(ReviewConfig(model=model, baseline=classifier, shards=shards, output=output))
-        save_plan(plan, place)
+        plan.save(place)
     reader = open_reader(plan.shards, plan.split, sha256=plan.index_sha256)
     with tempfile.TemporaryDirectory() as folder:
         if storage.exists(storage.join(place, ANSWERS)):
@@ -82,9 +82,9 @@ def ask(work_uri: str, *, key: str, bundle: str, classifier: str, output: str) -
 
 def plan_at(place: str, model: str) -> Plan | None:
     """The plan there, if it is about this model."""
-    if not storage.exists(storage.join(place, PLAN)):
+    if not storage.exists(storage.join(place, Plan.FILE)):
         return None
-    plan = load_plan(place)
+    plan = Plan.load(place)
     same = plan.model_sha256 == fingerprint(storage.read_bytes(storage.join(model, WEIGHTS_FILE)))
     return plan if same else None
 
@@ -124,7 +124,7 @@ def decide_already(work_uri: str, key: str) -> bool:
     place = WorkUri(work_uri).review(key)
     if not storage.exists(storage.join(place, ANSWERS)):
         return False
-    plan = load_plan(place)
+    plan = Plan.load(place)
     return plan.verdict(read_answers(place, plan.classes)).outcome != "open"
 
 
@@ -146,7 +146,7 @@ def put_answers(work_uri: str, file: str, place: str = "") -> Put:
     require(storage.exists(file), f"{file}: no such file; the page saves it as {ANSWERS}")
     about = {answer.sha256 for answer in read_answers(file).values()}
     require(bool(about), f"{file}: there are no answers in it")
-    found = {one: load_plan(one) for one in ([place] if place else reviews(work_uri))}
+    found = {one: Plan.load(one) for one in ([place] if place else reviews(work_uri))}
     require(bool(found), f"{work_uri}: no run waits for answers there")
     asked = {one: len(about & {picture.sha256 for picture in plan.pictures}) for one, plan in found.items()}
     place = max(asked, key=lambda one: asked[one])
@@ -162,8 +162,8 @@ def reviews(work_uri: str) -> Iterator[str]:
     root = WorkUri(work_uri).reviews
     try:
         for entry in storage.list_files(root):
-            if entry.name.endswith(f"/{PLAN}"):
-                yield storage.join(root, entry.name.removesuffix(f"/{PLAN}"))
+            if entry.name.endswith(f"/{Plan.FILE}"):
+                yield storage.join(root, entry.name.removesuffix(f"/{Plan.FILE}"))
     except (FileNotFoundError, NotADirectoryError):
         return
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import image_cost as hard
 from must.data.image import colors
 from must.data.image.cost import cost
 from must.data.image.decode import check, decode, identify, seen
@@ -79,6 +80,12 @@ REFUSED = {
     "many chunks": (
         zoo.encoded(zoo.picture())[:33] + zoo.chunk(b"abCd", b"") * MAX_SEGMENTS,
         "more than 100000 chunks",
+    ),
+    "many profiles": (hard.profiles(5500), "decoding it takes about 7 s; 5.0 are allowed"),
+    "many tables": (hard.segments(0xDB, bytes(65000), 950), "decoding it takes about 6 s; 5.0 are allowed"),
+    "a transform for each tile": (
+        hard.jp2_tiled(1000, 4, hard.TRANSFORM),
+        "a transform of its own, whose cost is not known",
     ),
     "a strip again and again": (tiff_of_one_strip(3000), "decoding it takes about 6 s; 5.0 are allowed"),
 }

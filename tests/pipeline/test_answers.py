@@ -7,7 +7,7 @@ import pytest
 
 from must.data.loading.reader import ShardReader
 from must.deploy.promote.registry import Registry
-from must.method.answers.plan import load_plan
+from must.method.answers.plan import Plan
 from must_pipeline import answer
 from tests.kfp.stand_in import Player
 from tests.pipeline.local import Run, small_demo
@@ -77,7 +77,7 @@ def test_a_run_waits_is_answered_and_promotes(tmp_path, server, answering):
     values = {**parameters, "work_uri": str(work)}
     row = {"run_id": run_id, "display_name": "must 1", "state": "SUCCEEDED", "runtime_config": {"parameters": values}}
     server.stored["runs"][run_id] = {"created_at": "2026-01-01T00:00:00Z", "namespace": "vision", **row}
-    file = answers_from_labels(load_plan(str(place)), tmp_path / "answers.jsonl")
+    file = answers_from_labels(Plan.load(str(place)), tmp_path / "answers.jsonl")
     (few := tmp_path / "few.jsonl").write_text(file.read_text().split("\n")[0] + "\n")
     (other := tmp_path / "other.jsonl").write_text(json.dumps({"sha256": "0" * 64, "label": "one"}) + "\n")
     (unknown := tmp_path / "unknown.jsonl").write_text(few.read_text().replace('"label": "', '"label": "un'))

@@ -15,7 +15,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from must.data.sources import archives
+from must.data.sources import archives, tables
 from must.data.sources.base import LONGEST, ListingReport
 from must.data.sources.open import open_source
 from tests import zoo
@@ -61,12 +61,10 @@ def test_long_labels_are_rejected_in_tables_and_manifests(tmp_path: Path) -> Non
 
 
 def test_labels_count_among_what_a_table_becomes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from must.data.sources import tables
-
     label = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 3000), pyarrow.array(["x" * LONGEST]))
     parquet.write_table(pyarrow.table({"path": ["1.png"] * 3000, "label": label}), tmp_path / "x.parquet")
     monkeypatch.setattr(tables, "EXPANDED", 1_000_000)
-    with pytest.raises(ValueError, match=r"x\.parquet: its images and labels are more than 100 times"):
+    with pytest.raises(ValueError, match=r"x\.parquet: its rows are more than 100 times"):
         listed(tmp_path / "x.parquet")
 
 
@@ -81,6 +79,19 @@ def overlapping(entries: int, content: bytes) -> bytes:
     directory = b"".join(entry.replace(b"000000", b"%06d" % number) for number in range(entries))
     tail = end[:8] + struct.pack("<HHII", entries, entries, len(directory), start) + end[20:]
     return data[:start] + directory + tail
+
+
+def test_rows_of_nothing_count_and_lines_have_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of some kilobytes may have millions of rows without an image, each of which is a rejected item."""
+    parquet.write_table(pyarrow.table({"image": pyarrow.nulls(20_000, pyarrow.binary())}), tmp_path / "x.parquet")
+    monkeypatch.setattr(tables, "EXPANDED", 10_000_000)
+    with pytest.raises(ValueError, match=r"x\.parquet: its rows are more than 100 times"):
+        listed(tmp_path / "x.parquet", "none")
+    (tmp_path / "x.jsonl").write_bytes(b'{"path": "1.png"}\n[' + b"[]," * 400_000 + b"0]\n")
+    (tmp_path / "x.csv").write_bytes(b"path" + b",a" * 600_000 + b"\n1.png\n")
+    for name, line in (("x.jsonl", 2), ("x.csv", 1)):
+        with pytest.raises(ValueError, match=rf"{name}: line {line} is longer than 1000000 characters"):
+            listed(tmp_path / name)
 
 
 def test_members_of_a_zip_that_share_their_bytes(tmp_path: Path) -> None:

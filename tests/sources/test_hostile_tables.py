@@ -46,7 +46,7 @@ def test_a_table_that_expands_is_refused_in_memory_of_a_few_values(tmp_path: Pat
     (tmp_path / "work").mkdir()
     command = [sys.executable, "-c", MEASURE, str(tmp_path / "a.parquet"), str(tmp_path / "work")]
     said, peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert said.endswith("its images and labels are more than 100 times as large as itself")
+    assert said.endswith("its rows are more than 100 times as large as itself")
     assert float(peak) < 150
 
 

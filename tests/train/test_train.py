@@ -1,5 +1,6 @@
 """Training as users run it: real processes that are killed, stopped and run again, and what a run leaves behind."""
 
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -21,7 +22,7 @@ from tests.forked import Must
 from tests.golden import golden_model
 
 SETTINGS = {
-    "epochs": 4,
+    "epochs": 3,
     "batch_size": 25,
     "workers": 1,
     "checkpoint_every": 3,
@@ -29,7 +30,7 @@ SETTINGS = {
     "seed": 1,
     "select": "none",
 }
-STEPS = 24  # 150 images, 6 batches an epoch
+STEPS = 18  # 150 images, 6 batches an epoch
 
 
 def config(digits, output, **changes):
@@ -71,6 +72,20 @@ def uninterrupted(digits, tmp_path_factory):
     return output, summary
 
 
+@pytest.fixture(scope="module")
+def stopped(digits, tmp_path_factory):
+    """A run that SIGTERM ended, which is copied and not gone on with; (its folder, exit code, output)."""
+    output = tmp_path_factory.mktemp("stopped") / "run"
+    return output, *start_and_stop(digits, output, signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def one_epoch(digits, tmp_path_factory):
+    """(folder, summary) of a run without worker processes. Only read the weights."""
+    output = tmp_path_factory.mktemp("one-epoch")
+    return output, train(config(digits, output, epochs=1, workers=0))
+
+
 def assert_same_weights(folder, other):
     ours, theirs = (load_file(Path(place) / "model.safetensors") for place in (folder, other))
     assert ours.keys() == theirs.keys()
@@ -91,14 +106,9 @@ def test_a_run_leaves_a_bundle_a_log_and_its_story(uninterrupted, digits):
     assert load_bundle(str(output)).model.classifier.shape == (64, 10)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_a_stopped_run_goes_on_to_the_same_weights_bit_for_bit(digits, uninterrupted, tmp_path, number):
+def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(digits, uninterrupted, tmp_path):
     output = tmp_path / "run"
-    code, text = start_and_stop(digits, output, number)
-    if number == signal.SIGTERM:
-        assert code == 75 and "run the same command to go on" in text
-    else:
-        assert code == -signal.SIGKILL
+    assert start_and_stop(digits, output, signal.SIGKILL)[0] == -signal.SIGKILL
     assert not (output / "model.json").exists()
     code, text = run(digits, output)
     assert code == 0, text
@@ -107,25 +117,20 @@ def test_a_stopped_run_goes_on_to_the_same_weights_bit_for_bit(digits, uninterru
     assert [line["step"] for line in training_log(str(output))][-1] == STEPS - 1
 
 
-def test_a_finished_run_has_nothing_left_to_do(digits, tmp_path):
-    first = train(config(digits, tmp_path, epochs=1))
-    before = (tmp_path / "model.safetensors").read_bytes()
-    assert train(config(digits, tmp_path, epochs=1))["seconds"] == pytest.approx(first["seconds"], abs=0.5)
-    assert (tmp_path / "model.safetensors").read_bytes() == before
-
-
-def test_a_retry_in_another_folder_keeps_the_whole_log(digits, uninterrupted, tmp_path):
+def test_a_stopped_run_goes_on_in_another_folder_with_its_whole_log(digits, stopped, uninterrupted, tmp_path):
     """A pod that is tried again starts with an empty disk: only the checkpoints are left."""
-    start_and_stop(digits, tmp_path / "first", signal.SIGTERM)
-    train(config(digits, tmp_path / "second", checkpoints=str(tmp_path / "first" / "checkpoints")))
+    output, code, text = stopped
+    assert code == 75 and "run the same command to go on" in text and not (output / "model.json").exists()
+    shutil.copytree(output / "checkpoints", tmp_path / "checkpoints")
+    train(config(digits, tmp_path / "second", checkpoints=str(tmp_path / "checkpoints")))
     assert_same_weights(tmp_path / "second", uninterrupted[0])
     steps = [[line["step"] for line in training_log(str(place))] for place in (tmp_path / "second", uninterrupted[0])]
     assert steps[0] == steps[1]
 
 
-def test_a_damaged_checkpoint_is_passed_over(digits, uninterrupted, tmp_path):
+def test_a_damaged_checkpoint_is_passed_over(digits, stopped, uninterrupted, tmp_path):
     output = tmp_path / "run"
-    start_and_stop(digits, output, signal.SIGTERM)
+    shutil.copytree(stopped[0], output)
     newest = sorted((output / "checkpoints").glob("*.pt"))[-1]
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 1
@@ -135,29 +140,30 @@ def test_a_damaged_checkpoint_is_passed_over(digits, uninterrupted, tmp_path):
     assert_same_weights(output, uninterrupted[0])
 
 
-def test_another_runs_checkpoints_are_refused_by_what_differs(digits, tmp_path):
-    train(config(digits, tmp_path, epochs=1))
+def test_a_finished_run_has_nothing_left_to_do_and_refuses_other_settings(digits, one_epoch, tmp_path):
+    output = tmp_path / "run"
+    shutil.copytree(one_epoch[0], output)
+    before = (output / "model.safetensors").read_bytes()
+    again = train(config(digits, output, epochs=1, workers=0))
+    assert again["seconds"] == pytest.approx(one_epoch[1]["seconds"], abs=0.5)
+    assert (output / "model.safetensors").read_bytes() == before
     with pytest.raises(ValueError, match=r"other settings: epochs \(1 -> 2\), lr \(0.004 -> 0.001\); use those"):
-        train(config(digits, tmp_path, epochs=2, lr=0.001))
-    assert train(config(digits, tmp_path, epochs=2, lr=0.001, resume=False))["steps"] == 12
+        train(config(digits, output, epochs=2, lr=0.001))
+    assert train(config(digits, output, epochs=2, lr=0.001, resume=False))["steps"] == 12
 
 
-def test_labels_make_no_difference(digits, tmp_path):
-    """The same images with labels and without: the same weights. Nothing in training looks at them."""
-    weights = []
-    for labels in ("folder", "none"):
-        shards = str(tmp_path / f"shards-{labels}")
-        shard(ShardConfig(source=str(digits.images / "train"), labels=labels, output=shards, workers=1))
-        output = tmp_path / labels
-        train(config(digits, output, shards=shards, epochs=1, workers=0))
-        weights.append(output)
-    assert_same_weights(*weights)
+def test_labels_make_no_difference(digits, one_epoch, tmp_path):
+    """The same images without their labels: the same weights. Nothing in training looks at them."""
+    shards = str(tmp_path / "shards")
+    source = str(digits.images / "train")
+    shard(ShardConfig(source=source, labels="none", output=shards, samples_per_shard=64, workers=1))
+    train(config(digits, tmp_path / "run", shards=shards, epochs=1, workers=0))
+    assert_same_weights(tmp_path / "run", one_epoch[0])
 
 
-def test_worker_count_makes_no_difference(digits, tmp_path):
-    for workers in (0, 2):
-        train(config(digits, tmp_path / str(workers), epochs=1, workers=workers))
-    assert_same_weights(tmp_path / "0", tmp_path / "2")
+def test_worker_count_makes_no_difference(digits, one_epoch, tmp_path):
+    train(config(digits, tmp_path, epochs=1, workers=2))
+    assert_same_weights(tmp_path, one_epoch[0])
 
 
 def test_numbers_that_stop_being_numbers_stop_the_run(digits, tmp_path):

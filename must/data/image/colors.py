@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 STRIP = 1 << 18  # pixels converted at once
+CHAIN = b"mpet"  # of a profile: as many steps of arithmetic as it likes, each of which is done for 280,000 colours
 
 
 def to_rgb(image: Any) -> Image.Image:
@@ -72,7 +73,7 @@ def on_white(image: Any) -> Image.Image:
 def cmyk_to_rgb(image: Any) -> Image.Image:
     """Printing inks by the profile that says what they look like; without one, Pillow's plain formula."""
     profile = image.info.get("icc_profile")
-    if profile:
+    if profile and CHAIN not in profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")

@@ -9,12 +9,14 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from must.base import storage
 from must.base.parameters import require
 from must.base.text import brief
 from must.data.sources.base import Item, ListingReport, below, folder_label, kind_of, of_bounded_texts
+
+LONGEST_LINE = 1_000_000  # characters, of a manifest
 
 
 class Folder:
@@ -77,8 +79,9 @@ class Manifest:
         number = 0
         with storage.local_copy(self.uri) as path, path.open(encoding="utf-8-sig", newline="") as file:
             try:
+                lines = bounded(file, f"{self.option} {self.uri}")
                 if self.uri.lower().endswith((".csv", ".tsv")):
-                    table = csv.DictReader(file, dialect="excel-tab" if self.uri.lower().endswith(".tsv") else "excel")
+                    table = csv.DictReader(lines, dialect="excel-tab" if self.uri.lower().endswith(".tsv") else "excel")
                     require(
                         "path" in (table.fieldnames or ()),
                         f"{self.option} {self.uri}: the first line must name the columns path[,label][,split]",
@@ -87,7 +90,7 @@ class Manifest:
                         number = table.line_num
                         yield number, row
                 else:
-                    for number, line in enumerate(file, 1):
+                    for number, line in enumerate(lines, 1):
                         if line.strip():
                             yield number, parsed(line)
             except (UnicodeDecodeError, csv.Error) as error:
@@ -97,6 +100,15 @@ class Manifest:
         name = item.name
         absolute = name.startswith("/") or "://" in name
         return storage.read_bytes(name if absolute or not self.base else storage.join(self.base, name), 0, limit)
+
+
+def bounded(file: TextIO, where: str) -> Iterator[str]:
+    """The lines. Raises ValueError: one is longer than any of a manifest; as objects it is many times as large."""
+    number = 0
+    while line := file.readline(LONGEST_LINE + 1):
+        number += 1
+        require(len(line) <= LONGEST_LINE, f"{where}: line {number} is longer than {LONGEST_LINE} characters")
+        yield line
 
 
 def parsed(line: str) -> Any:

@@ -31,6 +31,8 @@ from must.data.sources.columns import Asked, Columns, choose, features_in
 from must.data.sources.files import is_split, refusal
 from must.data.sources.table_files import TABLE, Table, find_tables, named, need_pyarrow, opened
 
+ROW = 1000  # bytes that a row counts for besides its own: a file of some kilobytes may have any number of empty ones
+
 
 class Row(NamedTuple):
     """What a row says of its image: bytes, or a path, or neither."""
@@ -72,7 +74,7 @@ class Tables:
                 reader = stack.enter_context(opened(path, kind))
                 features = features_in(reader.schema.metadata) if table.features is None else table.features
             columns = choose(reader.schema, features, self.asked, self.labels, where)
-            too_large = f"{where}: its images and labels are more than {EXPANSION} times as large as itself"
+            too_large = f"{where}: its rows are more than {EXPANSION} times as large as itself"
             require(reader.largest <= left, too_large)
             file = stack.enter_context(storage.open_write(self.packed(number)))
             with damaged():
@@ -92,7 +94,7 @@ class Tables:
                         split = table.split
                     elif not is_split(split):
                         raise ValueError(f"{where} row {row}: {brief(split)} is no split name (lower-case, digits, _)")
-                    left -= len(found.data or b"") + size_of(label or "") + size_of(found.path or "")
+                    left -= ROW + len(found.data or b"") + size_of(label or "") + size_of(found.path or "")
                     require(left >= 0, too_large)
                     if found.data is not None:
                         file.write(found.data)

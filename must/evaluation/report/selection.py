@@ -49,7 +49,8 @@ def in_words(found: dict[str, Any]) -> str:
         )
     kept = "Zero-shot is kept" if found["kept_zero_shot"] else f"{found['alpha']:.0%} of the way is kept"
     reason = f": {found['reason']}" if found["reason"] else ""
-    judged = f"{kept}{reason}. Judged by the look-alikes of {images}"
+    judge = f", to {found['judge']}" if found.get("judge") else ""  # earlier versions do not say
+    judged = f"{kept}{reason}. Judged by the look-alikes of {images}{judge}"
     if found["agreement"] is None:  # zero-shot sees a single class
         return f"{judged}."
     last = found["rungs"][-1]

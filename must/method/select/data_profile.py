@@ -107,8 +107,8 @@ def prospects(facts: dict[str, Any]) -> str:
             "adaptation, and zero-shot stays."
         )
     share = facts.get("preferred")
-    if share is None:  # one class, or facts of an earlier version
-        return f"Look-alikes agree in zero-shot's classes by {facts['agreement']:.2f} (kappa)."
+    if share is None:  # facts of an earlier version, or one class
+        return "How well look-alikes know the classes was not asked."
     text = f"Look-alikes of the images that zero-shot is surest of prefer their class to the runner-up in {share:.0%}"
     if share >= WELL:
         return f"{text}: they know the classes well, and the ladder can be expected to see what training changes."

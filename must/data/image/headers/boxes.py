@@ -10,7 +10,9 @@ from must.data.image.headers.base import MAX_SEGMENTS, Cost, costs, number
 CODESTREAM = b"\xff\x4f\xff\x51"
 JP2 = b"\x00\x00\x00\x0cjP  \x0d\x0a\x87\x0a"
 SIZ, COD, COC, POC, SOT, SOD, END = 0xFF51, 0xFF52, 0xFF53, 0xFF5F, 0xFF90, 0xFF93, 0xFFD9
-CODE_BLOCK, PRECINCT = 420, 600  # bytes that OpenJPEG holds of each
+TRANSFORMS = (0xFF74, 0xFF75, 0xFF77)  # of one's own, which OpenJPEG copies for every tile
+CODE_BLOCK, PRECINCT, TILE = 420, 600, 14_000  # bytes that OpenJPEG holds of each
+PACKED, A_TILE = 150e-9, 12e-6  # seconds a byte of the codestream, and a tile
 BRANDS = (b"avif", b"mif1")
 ANIMATED = "an animated AVIF is not accepted"
 SEQUENCE_HEADER = 1
@@ -68,6 +70,8 @@ def codestream(data: bytes, start: int, end: int) -> tuple[tuple[int, int], int,
             coding = place + 4
         elif marker in (SIZ, COD, COC, POC):
             raise ValueError("components coded in different ways, whose cost is not known")
+        elif marker in TRANSFORMS:
+            raise ValueError("a transform of its own, whose cost is not known")
         place, count = place + 2 + max(2, length), count + 1
         if count > MAX_ITEMS:
             raise ValueError(f"more than {MAX_ITEMS} segments")
@@ -97,9 +101,10 @@ def codestream(data: bytes, start: int, end: int) -> tuple[tuple[int, int], int,
         blocks += -(-area // min(block, max(1, precinct // 4 if level else precinct))) + 3
     layers = number(data, coding + 2, 2)
     many = components * (blocks * CODE_BLOCK + precincts * PRECINCT)
-    memory = tile * components * 5 + many + 64 * across * down
+    memory = tile * components * 5 + many + TILE * across * down
     work = width * height * components * 25 + many * max(1, across * down * tile // (width * height))
-    return (width, height), memory, (work + 30 * layers * precincts * components) / 1e9
+    work += 30 * layers * precincts * components
+    return (width, height), memory, work / 1e9 + PACKED * (end - start) + A_TILE * across * down
 
 
 def check_tile_parts(data: bytes, place: int, end: int) -> None:

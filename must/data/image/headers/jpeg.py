@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from must.data.image.headers.base import FINAL, MAX_SEGMENTS, SLACK, Cost, number
+from must.data.image.headers.base import A_SEGMENT, FINAL, MAX_SEGMENTS, PROFILED, SLACK, Cost, number
 from must.data.image.headers.directory import directory_refusal
 
 JPEG = b"\xff\xd8"
@@ -18,17 +18,20 @@ PROGRESSIVE = frozenset(bytes([n]) for n in (0xC2, 0xC6, 0xCA, 0xCE))
 ARITHMETIC = frozenset(bytes([n]) for n in range(0xC9, 0xD0))
 COPYING = 2e9  # bytes a second, with which Pillow joins the segments of EXIF, one after the other
 STEPPING = 4e-7  # seconds a byte between two segments, which Pillow reads one at a time
+TABLES, PHOTOSHOP = b"\xdb", b"\xed"  # segments whose parts Pillow takes apart in Python
+PARTS = 9e-8  # seconds a byte of these
+PROFILE = b"ICC_PROFILE\0"
 
 
 def jpeg_cost(data: bytes) -> Cost:
     """Raises ValueError: too many segments or scans, two frames, or metadata that point at themselves."""
-    frame, place, stepped, joined, copied, exif = b"", len(JPEG), 0, 0, 0, []
-    size, components = (0, 0), 0
+    frame, place, joined, copied, reading, exif = b"", len(JPEG), 0, 0, 0.0, []
+    size, components, profiled = (0, 0), 0, False
     for _ in range(MAX_SEGMENTS):
         found = MARKER.search(data, place)
         if found is None or found[1] == SCAN:
             break
-        stepped += found.start() - place
+        reading += A_SEGMENT + STEPPING * (found.start() - place)
         start = found.end()
         if found[1] == END:
             place = start
@@ -43,6 +46,10 @@ def jpeg_cost(data: bytes) -> Cost:
             joined += length
             copied += joined
             exif.append(data[start + 8 : start + length])
+        elif found[1] in (TABLES, PHOTOSHOP):
+            reading += PARTS * length
+        elif found[1] == b"\xe2" and data[start + 2 : start + 14] == PROFILE:
+            profiled = True
         place = start + length
     else:
         raise ValueError(f"more than {MAX_SEGMENTS} segments")
@@ -56,7 +63,9 @@ def jpeg_cost(data: bytes) -> Cost:
     memory = len(data) + SLACK + pixels * max(FINAL, coefficients + 4) + 2 * joined
     a_scan = pixels * max(1, count) * max(components, 1) / 3 * (12 if frame in ARITHMETIC else 2)
     work = 25 * pixels + a_scan + (20 if buffered else 10) * len(data)
-    return Cost("JPEG", width, height, memory, work / 1e9 + stepped * STEPPING + copied / COPYING)
+    if profiled and components == 4:
+        work += PROFILED * pixels
+    return Cost("JPEG", width, height, memory, work / 1e9 + reading + copied / COPYING)
 
 
 def count_scans(data: bytes, place: int) -> int:

@@ -5,31 +5,37 @@ from __future__ import annotations
 import struct
 from math import ceil, log
 
-from must.data.image.headers.base import MAX_SEGMENTS, Cost, costs, number
+from must.data.image.headers.base import A_SEGMENT, MAX_SEGMENTS, Cost, costs, number
 
 PNG = b"\x89PNG\r\n\x1a\n"
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 STEP = 4.6e-7  # seconds a byte or sample in decoders of Pillow's that are Python
+PACKED, UNPACKED = (b"iCCP", b"zTXt", b"iTXt"), 1_000_000  # chunks that Pillow expands, each to so many bytes at most
 MAX_BEFORE = 1_000_000  # bytes of a GIF before its picture: Pillow joins comments 255 bytes at a time
 MAX_ICONS = 1000
 
 
 def png_cost(data: bytes) -> Cost:
     """Raises ValueError: too many chunks, or two headers."""
-    place, heads = len(PNG), []
+    place, heads, reading = len(PNG), [], 0.0
     for _ in range(MAX_SEGMENTS):
         if place >= len(data):
             break
-        if data[place + 4 : place + 8] == b"IHDR":
+        name, length = data[place + 4 : place + 8], number(data, place, 4)
+        if name == b"IHDR":
             heads.append(place + 8)
-        place += 12 + number(data, place, 4)
+        elif name in PACKED:
+            reading += 1.2e-9 * min(UNPACKED, 1032 * length)
+        reading += A_SEGMENT
+        place += 12 + length
     else:
         raise ValueError(f"more than {MAX_SEGMENTS} chunks")
     if len(heads) != 1:
         raise ValueError("no header" if not heads else "two headers, of which readers take either")
     size, depth = (number(data, heads[0], 4), number(data, heads[0] + 4, 4)), number(data, heads[0] + 8, 1)
     samples = CHANNELS.get(number(data, heads[0] + 9, 1), 4) * max(1, depth / 8)
-    return costs("PNG", size, data, nanoseconds=(5 + 4 * samples, 5))
+    found = costs("PNG", size, data, nanoseconds=(5 + 4 * samples, 5))
+    return found._replace(seconds=found.seconds + reading)
 
 
 def webp_cost(data: bytes) -> Cost:

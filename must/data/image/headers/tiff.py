@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-from must.data.image.headers.base import FINAL, SLACK, Cost
+from must.data.image.headers.base import FINAL, PROFILED, SLACK, Cost
 from must.data.image.headers.directory import Directory
 from must.data.image.headers.jpeg import MAX_SCANS
 
@@ -18,7 +18,8 @@ KNOWN = {RAW: 1, 2: 8, 3: 10, 4: 10, 5: 6, OLD_JPEG: 8, NEW_JPEG: 8, 8: 5, 32773
 LIBJPEG = 100_000_000  # bytes that libtiff lets it take
 WINDOW = 128 << 20  # bytes, of a decoder of Zstandard
 PARTS_OF_FILE = 4  # how often a file's parts may cover its bytes: some writers list an empty tile again
-YCBCR, LAB = 6, 8
+CMYK, YCBCR, LAB = 5, 6, 8
+PROFILE = 34675
 NONE = 0xFFFFFFFF
 
 
@@ -60,7 +61,8 @@ def tiff_cost(data: bytes) -> Cost:
     pixels = width * height
     memory = len(data) + SLACK + pixels * FINAL + buffers + (LIBJPEG if scans > 1 else 0)
     work = drawn * KNOWN[compression] * samples * depth * scans
-    work += pixels * (60 if found.value(PHOTOMETRIC) == LAB else 14)
+    slow = found.value(PHOTOMETRIC) == LAB or (found.value(PHOTOMETRIC) == CMYK and PROFILE in found.fields)
+    work += pixels * (PROFILED if slow else 14)
     work += len(data) * (2 if compression == RAW else 10)
     return Cost("TIFF", width, height, memory, work / 1e9 + 4e-6 * len(parts))
 
