@@ -22,7 +22,6 @@ from must.base.parameters import require
 from must.base.storage import ConflictError
 from must.config import ReviewConfig
 from must.data.loading.reader import open_reader
-from must.deploy.promote import pointer
 from must.deploy.review.page import self_contained
 from must.deploy.review.pictures import Pictures
 from must.deploy.review.session import Session, in_words
@@ -171,12 +170,12 @@ def reviews(work_uri: str) -> Iterator[str]:
 def add(uri: str, data: bytes) -> None:
     """Those lines that are not there yet, at the end: the last one about a picture counts."""
     for left in range(TRIES, 0, -1):
-        before, token = pointer.read(uri)
+        before, token = storage.read_versioned(uri)
         lines = (before or b"").splitlines()
         known = set(lines)
         new = [line for line in data.splitlines() if line.strip() and line not in known and is_object(line)]
         try:
-            pointer.compare_and_swap(uri, b"".join(line + b"\n" for line in [*lines, *new]), token)
+            storage.write_bytes(uri, b"".join(line + b"\n" for line in [*lines, *new]), token)
         except ConflictError:
             if left == 1:
                 raise ValueError(f"{uri}: others write there; try again") from None
