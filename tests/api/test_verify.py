@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from must.api import cli
-from must.api.verify import runs, speed, steps, table
+from must.api.demo import asset_folder
+from must.api.verify import runs, speed, steps, table, weights
 from must.api.verify.single import CheckFailedError, Setting, demand
+from tests import zoo
 
 
 @pytest.fixture
@@ -105,3 +107,31 @@ def test_a_check_is_a_process_whose_end_is_reported(tmp_path, monkeypatch):
     assert (outcome.status, "AttributeError" in outcome.detail) == ("fail", True)
     monkeypatch.setitem(table.CHECKS, "broken", broken._replace(function="steps:precision", seconds=0))
     assert "did not end within 0 s" in table.run("broken", "cpu", 2, tmp_path).detail
+
+
+class Drawn:
+    """Pictures in the form of torchvision's data sets."""
+
+    classes = ("zero", "one", "two")
+
+    def __init__(self, folder: str, train: bool) -> None:
+        self.pictures = [(zoo.picture(n, 40, 32), n % 3) for n in range(90 if train else 12)]
+
+    def __iter__(self):
+        return iter(self.pictures)
+
+
+@pytest.mark.slow
+def test_checks_with_pretrained_weights_run_to_their_end(setting, monkeypatch):
+    """With the bundled model in place of OpenAI's, and drawn pictures in place of CIFAR-10."""
+    monkeypatch.setattr(weights, "MODEL", str(asset_folder()))
+    monkeypatch.setattr(weights, "PRETRAINED", "")
+    monkeypatch.setitem(weights.PICTURES, "cifar10", weights.Pictures(Drawn, 50.0, ["a {}"]))
+    with pytest.raises(CheckFailedError, match=r"%, published 200.0%"):
+        monkeypatch.setitem(weights.PICTURES, "pets", weights.Pictures(Drawn, 200.0, ["a {}"]))
+        weights.zero_shot(setting, "pets")
+    monkeypatch.setattr(weights, "APART", 51)
+    assert weights.zero_shot(setting, "cifar10")[1]["images"] == 12
+    detail, values = weights.adaptation(setting, "cifar10")
+    assert "is kept; kappa" in detail and values["selection"] and values["images"] == 12
+    assert json.dumps(values)

@@ -53,9 +53,16 @@ CHECKS: Final[dict[str, Check]] = {
         "speed:speed:ViT-L-14-quickgelu", "ViT-L/14: speed beside a plain PyTorch loop, memory", seconds=180
     ),
     "loaders": Check("speed:loaders", "images a second that the loaders prepare"),
-    "zero-shot": Check("weights:zero_shot", "OpenAI's ViT-B/16 on CIFAR-10: published accuracy", seconds=900, hub=True),
+    "zero-shot": Check(
+        "weights:zero_shot:cifar10", "OpenAI's ViT-B/16 on CIFAR-10: published accuracy", seconds=900, hub=True
+    ),
+    "pets": Check("weights:zero_shot:pets", "the same on Oxford-IIIT Pets", seconds=900, hub=True),
     "adaptation": Check(
-        "weights:adaptation", "one adaptation of it, about half an hour", seconds=5400, hub=True, long=True
+        "weights:adaptation:cifar10",
+        "one adaptation of it, about half an hour; kappa and z",
+        seconds=5400,
+        hub=True,
+        long=True,
     ),
 }
 
