@@ -90,6 +90,7 @@ def test_speed_is_measured_beside_the_plain_loop(setting):
     detail, values = speed.speed(setting, "ViT-B-16-quickgelu")
     assert all(values[f"{name}images_per_s"] > 0 for name in ("", "compiled_", "plain_"))
     assert 0 < values["share_of_peak"] < 1 and 0 < values["busy"] <= 1 and values["kernels"] and "plain loop" in detail
+    assert values["calculated_memory"] > 0
     assert speed.loaders(setting)[1].keys() == {"exact", "fast", "gpu"}
 
 
@@ -97,6 +98,7 @@ def test_speed_is_measured_beside_the_plain_loop(setting):
 def test_runs_are_killed_and_spread_over_processes(setting):
     assert runs.resume(setting)[0].startswith("equal to the bit")
     assert runs.all_gpus(setting)[1]["ours"] and runs.fsdp(setting)[1]["ours"]
+    assert runs.resume(setting, "all")[0].startswith("equal to the bit")
 
 
 @pytest.mark.slow

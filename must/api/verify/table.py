@@ -45,6 +45,7 @@ CHECKS: Final[dict[str, Check]] = {
     "accumulate": Check("steps:accumulate", "--accumulate auto finds a step that fits"),
     "resume": Check("runs:resume", "a run that was killed goes on to the same model", seconds=240),
     "gpus": Check("runs:all_gpus", "all GPUs together take the steps of one", gpus=2, seconds=240),
+    "resume-all": Check("runs:resume:all", "so does one on all GPUs", gpus=2, seconds=240),
     "fsdp": Check("runs:fsdp", "--parallel fsdp takes the steps of ddp", gpus=2, seconds=240),
     "attention": Check("speed:attention", "attention runs as one fused kernel"),
     "speed-b32": Check("speed:speed:ViT-B-32-quickgelu", "ViT-B/32: speed beside a plain PyTorch loop, memory"),
