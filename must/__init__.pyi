@@ -80,6 +80,7 @@ def classifier(
     output: Text,
     pretrained: Text = "",
     model_store: Text = "",
+    look_alikes: Text = "auto",
     device: Text = "auto",
 ) -> Classifier:
     """Turn class names and prompt templates into zero-shot text classifier weights."""
@@ -107,7 +108,6 @@ def plan(
     layer_decay: float = 0.65,
     seed: int = 0,
     confidence_threshold: float = 0.7,
-    pseudo_labels: Literal["teacher", "refined"] = "teacher",
     fairness_weight: float = 1.0,
     class_prior: Literal["uniform", "given"] = "uniform",
     reconstruction_weight: float = 1.0,
@@ -172,7 +172,6 @@ def train(
     layer_decay: float = 0.65,
     seed: int = 0,
     confidence_threshold: float = 0.7,
-    pseudo_labels: Literal["teacher", "refined"] = "teacher",
     fairness_weight: float = 1.0,
     class_prior: Literal["uniform", "given"] = "uniform",
     reconstruction_weight: float = 1.0,

@@ -31,9 +31,9 @@ from must.method.model.bundle import preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.select.image_features import ImageFeatures, extract_features
 from must.method.select.label_propagation import for_copies, refined
-from must.method.select.ladder import MIN_IMAGES, agreement
+from must.method.select.ladder import KNOWING, MIN_IMAGES, agreement, preferred
 from must.method.select.neighbours import look_alikes
-from must.method.select.refine import KNOWING, improve
+from must.method.select.refine import improve
 
 COLUMNS = ("unlabeled", "unguarded", "beside", "classifier")
 
@@ -66,8 +66,8 @@ def trusted(tokens: np.ndarray, before: np.ndarray) -> bool:
     neighbours, originals = look_alikes(tokens)
     if len(originals) < MIN_IMAGES:
         return False
-    agree = agreement(before[originals].argmax(1), neighbours, before.shape[1])
-    return agree >= KNOWING + len(originals) ** -0.5
+    share = preferred(before[originals], neighbours)
+    return share is None or share >= KNOWING
 
 
 def measured(name: str, variant_name: str, seed: int) -> dict[str, Any]:

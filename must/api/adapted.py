@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +14,7 @@ from must.api.model import Model, Predictions, load
 from must.api.record import BUNDLE, CLASSIFIER, REPORT, SHARDS
 from must.api.results import Exported, Pushed, framed
 from must.base.parameters import require
+from must.base.storage import read_json
 from must.config.export import WHOLE
 from must.method.model.bundle import DESCRIPTION_FILE, load_bundle
 
@@ -57,7 +57,7 @@ class Adapted:
             file.is_file() and (self.bundle / DESCRIPTION_FILE).is_file(),
             f"{self.output}: no adaptation was finished there; call must.adapt with it as the output",
         )
-        object.__setattr__(self, "metrics", json.loads(file.read_text(encoding="utf-8")))
+        object.__setattr__(self, "metrics", read_json(str(file), "output"))
 
     @property
     def bundle(self) -> Path:

@@ -53,16 +53,20 @@ class Shards:
 
 @dataclass(frozen=True)
 class Classifier:
-    """`model_folder`: the CLIP model's own files, which later stages read."""
+    """`model_folder`: the CLIP model's own files, which later stages read; `look_alikes`: what says which images look
+    alike, and `encoder_folder` its files, '' for the frozen image tower."""
 
     output: str
     classes: tuple[str, ...]
     dimensions: int
     model_folder: str
+    look_alikes: str
+    encoder_folder: str
 
     @classmethod
     def of(cls, config: ClassifierConfig, made: Any) -> Classifier:
-        return cls(config.output, made.classes, made.weights.shape[0], made.model_folder)
+        judge, folder = (made.encoder.name, made.encoder.folder) if made.encoder else ("tower", "")
+        return cls(config.output, made.classes, made.weights.shape[0], made.model_folder, judge, folder)
 
 
 @dataclass(frozen=True)

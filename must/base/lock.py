@@ -194,9 +194,8 @@ class Beat:
 
     def owner(self) -> dict[str, str]:
         try:
-            content = json.loads(storage.read_bytes(self.uri))
-            return content if isinstance(content, dict) else {}
-        except (FileNotFoundError, ValueError, RecursionError):
+            return storage.read_object(self.uri, dict, ValueError())
+        except (FileNotFoundError, ValueError):
             return {}
 
     def gone(self) -> bool:

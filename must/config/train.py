@@ -78,11 +78,6 @@ class TrainConfig(StageConfig):
     confidence_threshold: float = param(
         "teacher probability above which a pseudo-label counts", 0.7, group="the method", at_least=0, below=1
     )
-    pseudo_labels: Literal["teacher", "refined"] = param(
-        "teacher: the EMA teacher's, as published; refined (label propagation): over the first third of the steps "
-        "mixed with zero-shot's classes as images that look alike correct them, for at most 20,000 images",
-        "teacher",
-    )
     fairness_weight: float = param(
         "weight of the class balance (fairness) term, which counters class imbalance in the predictions",
         1.0,

@@ -23,6 +23,7 @@ from typing import Any
 from must.base import storage
 from must.base.exits import BUG, code_of, line_of
 from must.base.lock import RUN_ID
+from must.base.parameters import require
 from must.runtime.places import WorkUri
 from must.runtime.tail import Tail
 
@@ -114,12 +115,14 @@ def read_notes(work_uri: str, run_id: str = "") -> list[Note]:
 
 def parse(data: bytes) -> Note | None:
     """The note in a file; None for any other file, which may be there too."""
+    return storage.object_or_none(data, sound)
+
+
+def sound(content: dict[str, Any]) -> Note:
     known = {f.name for f in fields(Note)} - set(NOT_WRITTEN)
-    try:
-        note = Note(**{name: value for name, value in json.loads(data).items() if name in known})
-        return note if is_sound(note) else None
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
-        return None
+    note = Note(**{name: value for name, value in content.items() if name in known})
+    require(is_sound(note), "a value of another kind")
+    return note
 
 
 def is_sound(note: Note) -> bool:

@@ -165,6 +165,7 @@ def test_listing_pausing_resuming_deleting(server, scheduler, files, capsys):
 
 def test_a_run_is_submitted_and_waited_for(server, submitter, files, capsys, monkeypatch):
     monkeypatch.setattr(wait, "POLL", 0.01)
+    monkeypatch.setattr("must.base.storage.retry.FIRST_PAUSE", 0.01)
     assert submitter("--parameters", files / "run.yaml", "--wait", "--name", "try") == 0
     (made,) = server.stored["runs"].values()
     assert made["display_name"] == "try" and made["service_account"] == "must"

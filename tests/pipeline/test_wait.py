@@ -25,6 +25,7 @@ def server(monkeypatch, tmp_path):
     monkeypatch.setenv("KFP_TOKEN", "me")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     monkeypatch.setattr(wait, "POLL", 0.01)
+    monkeypatch.setattr("must.base.storage.retry.FIRST_PAUSE", 0.01)
     made = KfpServer(users={"Bearer me": {"vision"}})
     yield made
     made.close()

@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 
 from must.api.cli import main
+from must.base import storage
 from must.deploy.promote.registry import Registry
 from tests.promote.bundles import latest, make_bundle, promote
 
@@ -101,19 +102,17 @@ def test_of_rivals_that_finish_together_one_wins_and_the_others_say_so(registry,
 
 
 def test_a_writer_between_reading_and_moving_is_noticed(registry, tmp_path, monkeypatch):
-    from must.deploy.promote import pointer
-
-    place, real = Registry(registry, "digits"), pointer.read
+    place, real = Registry(registry, "digits"), storage.read_versioned
     for version in ("a", "b"):
         place.add(version, {}, {})
 
     def read_then_lose(uri):
         seen = real(uri)
-        monkeypatch.setattr(pointer, "read", real)
+        monkeypatch.setattr(storage, "read_versioned", real)
         Registry(registry, "digits").set_champion("b", "the rival")
         return seen
 
-    monkeypatch.setattr(pointer, "read", read_then_lose)
+    monkeypatch.setattr(storage, "read_versioned", read_then_lose)
     with pytest.raises(ValueError, match="another run moved LATEST at the same moment; a is stored but is not"):
         place.set_champion("a", "promoted")
     assert place.latest().version == "b"

@@ -22,8 +22,8 @@ from must.deploy.review.session import PATIENCE, Session
 from must.evaluation.gate import label_free_gate, reviewed_gate
 from must.method.answers.book import read_answers
 from must.method.answers.decided import decided
-from must.method.answers.doubts import load_doubts, save_doubts, save_relabelled
-from must.method.answers.plan import load_plan, save_plan
+from must.method.answers.doubts import Doubts, save_relabelled
+from must.method.answers.plan import Plan
 from must.method.model.bundle import load_description
 from tests.evaluate.digits import digits
 
@@ -40,7 +40,7 @@ def config_at(folder, **more):
 def planned(tmp_path_factory):
     """A folder with review.json, made once; tests copy it."""
     folder = tmp_path_factory.mktemp("review")
-    save_plan(prepare(config_at(folder)), str(folder))
+    prepare(config_at(folder)).save(str(folder))
     return folder
 
 
@@ -52,7 +52,7 @@ def folder(planned, tmp_path):
 
 @pytest.fixture
 def plan(folder):
-    return load_plan(str(folder))
+    return Plan.load(str(folder))
 
 
 def labels_of(plan):
@@ -212,8 +212,8 @@ def test_wrong_folders_are_told_before_torch_is_imported(folder, tmp_path):
 def test_doubtful_pictures_of_each_class_in_turn_and_a_table_of_those_called_otherwise(tmp_path):
     config = config_at(tmp_path, mode="doubtful")
     plan = prepare_doubts(config)
-    save_doubts(plan, str(tmp_path))
-    plan = load_doubts(str(tmp_path))
+    plan.save(str(tmp_path))
+    plan = Doubts.load(str(tmp_path))
     first = [picture.classes[0] for picture in plan.pictures]
     assert len(set(first[:10])) == 10 and len(plan.pictures) == 150
     assert plan.pictures[0].chance == min(p.chance for p in plan.pictures if p.classes[0] == first[0])

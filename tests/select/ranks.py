@@ -12,4 +12,4 @@ def introduced(shards, classifier, place, **changes):
     config = TrainConfig(shards=shards, classifier=classifier, output=place, workers=0, device="cpu", **changes)
     bundle = zero_shot_bundle(load_text_classifier(classifier))
     with init_distributed("cpu", 60) as here:
-        return introduce(config, bundle.model, bundle, "index", place, here)[0]
+        return introduce(config, bundle.model, bundle, "index", place, here)

@@ -108,7 +108,7 @@ def noise(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "images, reason", [(120, "share zero-shot's classes too rarely"), (40, "fewer than 50 different images")]
+    "images, reason", [(120, "prefer their class to the runner-up in"), (40, "fewer than 50 different images")]
 )
 def test_where_look_alikes_know_nothing_zero_shot_is_kept_to_the_bit(digits, noise, tmp_path, capsys, images, reason):
     story = run(digits, tmp_path, shards=noise, images=images)

@@ -251,7 +251,7 @@ STATES = {
     '{"_data_files": [7]}': "names no data files",
     '{"_data_files": {"filename": "x"}}': "names no data files",
     "[" * 200_000: "no JSON",
-    "[]": "instead of a JSON object",
+    "[]": "no JSON object",
     '{"_data_files": [{"filename": "gone.arrow"}]}': "gone.arrow: there is no such file",
     '{"_data_files": [], "_indices_data_files": [{"filename": "i.arrow"}]}': "flatten_indices",
 }

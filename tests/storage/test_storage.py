@@ -82,9 +82,13 @@ def test_writing_refuses_an_object_that_somebody_else_wrote(place: str) -> None:
     storage.write_bytes(uri, b"mine", if_generation_match=0)
     with pytest.raises(storage.ConflictError):
         storage.write_bytes(uri, b"again", if_generation_match=0)
-    seen = storage.generation(uri)
-    storage.write_bytes(uri, b"again", if_generation_match=seen)
-    assert storage.read_bytes(uri) == b"again" and storage.generation(uri) != seen
+    for content in (b"again", b"and again", b"once more"):  # at once: within one tick of the clock
+        _, seen = storage.read_versioned(uri)
+        storage.write_bytes(uri, content, if_generation_match=seen)
+        assert storage.read_bytes(uri) == content
+        with pytest.raises(storage.ConflictError):
+            storage.write_bytes(uri, b"late", if_generation_match=seen)
+    assert storage.read_versioned(storage.join(place, "none")) == (None, 0)
 
 
 def test_a_large_download_is_complete(remote: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

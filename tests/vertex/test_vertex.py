@@ -13,11 +13,11 @@ from google.protobuf.json_format import ParseDict
 from must_pipeline import schedule, submit
 from must_pipeline.cluster.config import Training
 from must_pipeline.cluster.load import load_cluster
+from must_pipeline.cluster.vertex_rules import ACCELERATORS
 from must_pipeline.compile import compile_pipeline
 from must_pipeline.files import CLUSTER
 from must_pipeline.vertex import wait
 from must_pipeline.vertex.client import VertexAi
-from must_pipeline.vertex.rules import ACCELERATORS
 from must_pipeline.vertex.schedules import make_schedule
 
 FILE = CLUSTER.with_name("clusters") / "vertex.yaml"
@@ -40,6 +40,7 @@ def command(server, compiled, tmp_path, monkeypatch):
     """Runs `must-pipeline submit` or `schedule` against the server; returns the exit code, and raises 2."""
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(PARAMETERS))
     monkeypatch.setattr(wait, "POLL", 0.02)
+    monkeypatch.setattr("must.base.storage.retry.FIRST_PAUSE", 0.01)
 
     def run(module, *flags, pipeline=compiled, cluster=FILE):
         given = ["--pipeline", pipeline, "--cluster", cluster, "--host", server.url]

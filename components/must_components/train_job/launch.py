@@ -154,16 +154,13 @@ class Launch:
 
     def with_retry(self, action: Callable[[], Any]) -> Any:
         """`action`, repeated while the API server does not answer."""
-        began = time.monotonic()
-        while True:
-            try:
-                return action()
-            except (ApiException, *NO_ANSWER) as error:
-                if status_of(error) in (401, 403):
-                    explain(error, f"the TrainJob {self.name} cannot be read")
-                if time.monotonic() - began > API_TIMEOUT:
-                    explain(error, f"the API server gave no answer for {API_TIMEOUT:g} s; the TrainJob runs on")
-                time.sleep(POLL)
+        try:
+            return storage.repeat(f"the TrainJob {self.name}", action, may_pass, timeout=API_TIMEOUT)
+        except storage.UnreachableError as error:
+            assert error.__cause__ is not None
+            explain(error.__cause__, f"the API server gave no answer for {API_TIMEOUT:g} s; the TrainJob runs on")
+        except (ApiException, *NO_ANSWER) as error:
+            explain(error, f"the TrainJob {self.name} cannot be read")
 
     def delete(self) -> None:
         """The job of this place, if there is one."""
@@ -192,6 +189,10 @@ class StoppedError(BaseException):  # not Exception: the SDK turns whatever is r
 def stop(number: int, frame: object) -> None:
     signal.signal(number, signal.SIG_IGN)  # it may come twice
     raise StoppedError
+
+
+def may_pass(error: BaseException) -> bool:
+    return isinstance(error, (ApiException, *NO_ANSWER)) and status_of(error) not in (401, 403)
 
 
 def seconds_of(job: dict[str, Any]) -> float:

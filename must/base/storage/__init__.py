@@ -19,6 +19,7 @@ from must.base.storage.api import (
     move,
     open_write,
     read_bytes,
+    read_versioned,
     remote,
     size,
     upload,
@@ -26,7 +27,7 @@ from must.base.storage.api import (
 )
 from must.base.storage.base import ConflictError, Entry, Generation, TransientError, UnreachableError, Writable
 from must.base.storage.hashing import HashingFile, sha256_of
-from must.base.storage.json_objects import parse_object, read_json, read_object
+from must.base.storage.json_objects import object_or_none, parse_object, read_json, read_object
 from must.base.storage.retry import is_transient, repeat
 from must.base.storage.unfinished import TEMPORARY, umask
 
@@ -53,11 +54,13 @@ __all__ = [
     "local",
     "local_copy",
     "move",
+    "object_or_none",
     "open_write",
     "parse_object",
     "read_bytes",
     "read_json",
     "read_object",
+    "read_versioned",
     "remote",
     "repeat",
     "sha256_of",

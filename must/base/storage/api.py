@@ -122,36 +122,45 @@ def read_bytes(uri: str | Path, start: int = 0, length: int | None = None) -> by
         return data
 
 
+def read_versioned(uri: str | Path) -> tuple[bytes | None, Generation]:
+    """The content, None if there is no file, and the generation that `write_bytes` wants in order to replace it."""
+    seen = generation(uri)  # before the content: what changes in between is a conflict, which is safe
+    return (None, 0) if seen is None else (read_bytes(uri), seen)
+
+
 def write_bytes(uri: str | Path, data: bytes, if_generation_match: Generation | None = None) -> None:
     """Writes the whole file at once, over what may be there.
 
     Raises:
-        ConflictError: the object's generation is not `if_generation_match` (0: there must be none yet). For a local
-            target the check and the writing are two steps, so this guards against mistakes, not against races.
+        ConflictError: the file's generation is not `if_generation_match` (0: there must be none yet). Of several
+            programs that write with the same condition one succeeds.
     """
     if is_remote(uri):
         remote(uri).write_bytes(str(uri), data, if_generation_match)
         return
-    if if_generation_match is not None and (generation(uri) or 0) != if_generation_match:
-        raise ConflictError(f"{uri} was written by another program")
-    with open_write(uri) as file:
+    with open_local(local(uri), if_generation_match) as file:
         file.write(data)
 
 
 @contextmanager
 def open_write(uri: str | Path) -> Iterator[BinaryIO]:
     """A binary file to write to. It appears under its name when the block ends; after an error nothing appears."""
-    if is_remote(uri):
-        descriptor, name = tempfile.mkstemp(prefix="must-")
-        try:
-            with disk_errors(name):
-                with os.fdopen(descriptor, "wb") as file:
-                    yield file
-                remote(uri).upload(Path(name), str(uri))
-        finally:
-            Path(name).unlink(missing_ok=True)
+    if not is_remote(uri):
+        with open_local(local(uri)) as file:
+            yield file
         return
-    path = local(uri)
+    descriptor, name = tempfile.mkstemp(prefix="must-")
+    try:
+        with disk_errors(name):
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+            remote(uri).upload(Path(name), str(uri))
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+@contextmanager
+def open_local(path: Path, expected: Generation | None = None) -> Iterator[BinaryIO]:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = unfinished(path.parent)
@@ -160,10 +169,50 @@ def open_write(uri: str | Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            Path(name).replace(path)
+            if expected is None:
+                Path(name).replace(path)
+            else:
+                compare_and_swap(Path(name), path, expected)
             keep_names(path.parent)
         finally:
             Path(name).unlink(missing_ok=True)
+
+
+def compare_and_swap(new: Path, path: Path, expected: Generation) -> None:
+    """Gives a finished file its name if what has it now is of that generation. Rivals do so in turn: they lock what
+    they replace. Raises ConflictError."""
+    rival = ConflictError(f"{path} was written by another program")
+    if expected == 0:
+        try:
+            link(new, path)
+        except FileExistsError:
+            raise rival from None
+        return
+    import fcntl  # Windows has none, and predicting imports this module
+
+    try:
+        file = path.open("rb+")
+    except FileNotFoundError:
+        raise rival from None
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        mine = os.fstat(file.fileno())
+        if not path.exists() or not os.path.samestat(mine, path.stat()) or mine.st_mtime_ns != expected:
+            raise rival
+        if new.stat().st_mtime_ns <= mine.st_mtime_ns:  # within one tick of the clock: generations grow all the same
+            os.utime(new, ns=(mine.st_mtime_ns + 1, mine.st_mtime_ns + 1))
+        new.replace(path)
+
+
+def link(new: Path, path: Path) -> None:
+    """A second name for a file. Raises FileExistsError: there is a file of that name."""
+    try:
+        os.link(new, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))  # no hard links here: for a moment readers see an empty file
+        new.replace(path)
 
 
 def download(uri: str | Path, path: str | Path) -> None:

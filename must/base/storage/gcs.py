@@ -107,7 +107,7 @@ class Gcs(Store):
         if isinstance(error, auth.RefreshError):
             return ValueError(f"{uri}: the credentials have expired or were revoked. {NO_CREDENTIALS}")
         if isinstance(error, api.RetryError):  # of a piece
-            return retry.given_up(uri, error)
+            return retry.given_up(uri, error, retry.RETRY_TIMEOUT)
         match status_of(error):
             case 404:
                 return missing(place)

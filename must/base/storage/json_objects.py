@@ -37,6 +37,14 @@ def parse_object(data: bytes | str, check: Callable[[dict[str, Any]], Result], d
     raise damaged
 
 
+def object_or_none(data: bytes | str, check: Callable[[dict[str, Any]], Result]) -> Result | None:
+    """`parse_object`; None where that raises."""
+    try:
+        return parse_object(data, check, ValueError())
+    except ValueError:
+        return None
+
+
 def read_json(path: str, flag: str) -> dict[str, Any]:
     """A file's object. Raises ValueError: there is no such file, or it holds no JSON object."""
     try:

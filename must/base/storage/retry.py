@@ -1,4 +1,4 @@
-"""Requests that are repeated while a server is busy or the connection breaks: with growing pauses, for five minutes."""
+"""Requests that are repeated while a server is busy or the connection breaks: with growing pauses, for minutes."""
 
 from __future__ import annotations
 
@@ -23,37 +23,48 @@ def is_transient(status: int | None) -> bool:
     return status in TRANSIENT
 
 
+def is_transient_error(error: BaseException) -> bool:
+    return isinstance(error, TransientError)
+
+
 def repeat(
     where: str,
     call: Callable[[], Result],
-    may_pass: Callable[[BaseException], bool],
+    may_pass: Callable[[BaseException], bool] = is_transient_error,
     tries: int = 0,
+    timeout: float | None = None,
+    on_first: Callable[[Exception], None] = lambda error: None,
 ) -> Result:
     """What `call` returns, called again after errors that are transient.
 
     Args:
         where: a URI or address, for the message.
-        tries: calls after which it is given up, if not 0; it is in any case after RETRY_TIMEOUT.
+        tries: calls after which it is given up, if not 0.
+        timeout: seconds of failure after which it is given up in any case; RETRY_TIMEOUT if not given.
+        on_first: called with the first error that is transient, for a line on the terminal.
 
     Raises:
         TransientError: it was given up: the one that `call` raised last, or an UnreachableError.
     """
-    end, pause, tried = time.monotonic() + RETRY_TIMEOUT, FIRST_PAUSE, 0
+    timeout = RETRY_TIMEOUT if timeout is None else timeout
+    end, pause, tried = time.monotonic() + timeout, FIRST_PAUSE, 0
     while True:
         try:
             return call()
         except Exception as error:
             if not may_pass(error):
                 raise
+            if not tried:
+                on_first(error)
             wait, tried = random.uniform(0, pause), tried + 1
             if tried == tries or time.monotonic() + wait > end:
                 if isinstance(error, TransientError):
                     raise
-                raise given_up(where, error) from error
+                raise given_up(where, error, timeout) from error
         time.sleep(wait)
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def given_up(where: str, error: Exception) -> UnreachableError:
+def given_up(where: str, error: Exception, timeout: float) -> UnreachableError:
     why = without_secrets(next(iter(str(error).splitlines()), "")) or type(error).__name__
-    return UnreachableError(f"{where}: the server could not be reached for {RETRY_TIMEOUT:g} s: {why}")
+    return UnreachableError(f"{where}: the server could not be reached for {timeout:g} s: {why}")

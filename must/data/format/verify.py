@@ -135,14 +135,10 @@ def faults_in_place(uri: str, path: Path, offsets: np.ndarray, shard: Shard) -> 
     labelled = 0
     for sample, (image, size, start, length) in enumerate(offsets.tolist()):
         name = members.get((image, size))
-        try:
-            text = json.loads(texts[start : start + length])
-            labelled += text.get("label") is not None
-            right = name is not None and text["source"].endswith(name)
-        except (ValueError, KeyError, AttributeError, RecursionError):
-            right = False
-        if not right:
+        said = storage.object_or_none(texts[start : start + length], lambda text: (text["source"], text.get("label")))
+        if not said or not name or not isinstance(said[0], str) or not said[0].endswith(name):
             yield f"sample {sample} is not what stands at {image} ({name or 'no member'})"
             return
+        labelled += said[1] is not None
     if labelled != shard.labelled:
         yield f"{labelled} labelled samples instead of {shard.labelled}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import json
 import lzma
 import struct
 import tarfile
@@ -220,12 +219,8 @@ def label_in(extension: str, data: bytes) -> str | None:
     text = data.decode("utf-8", "replace").strip()
     if extension == "cls":
         return text or None
-    try:
-        content = json.loads(text)
-        label = content.get("label") if isinstance(content, dict) else None
-        return None if label is None or label == "" else str(label)
-    except (ValueError, RecursionError):
-        return None
+    label = storage.object_or_none(text, lambda content: content.get("label"))
+    return None if label is None or label == "" else str(label)
 
 
 def zip_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, tuple[int, int, int, int], None]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,7 +10,6 @@ from typing import Any, NamedTuple
 
 from must.base import storage
 from must.base.parameters import require
-from must.base.text import brief
 from must.data.sources.base import ARCHIVE, EXTENSIONS, kind_of
 from must.data.sources.files import is_name
 
@@ -96,13 +94,9 @@ def saved(uri: str, split: str | None, prefix: str, option: str) -> list[Table]:
 def described(uri: str, name: str, option: str) -> dict[str, Any]:
     path = storage.join(uri, name)
     try:
-        content = json.loads(storage.read_bytes(path))
+        return storage.read_object(path, dict, ValueError(f"{option} {path}: is damaged: no JSON object"))
     except FileNotFoundError:
         raise ValueError(f"{option} {path}: is missing; the folder is not all of what save_to_disk wrote") from None
-    except (ValueError, RecursionError):
-        raise ValueError(f"{option} {path}: is damaged: no JSON") from None
-    require(isinstance(content, dict), f"{option} {path}: is damaged: {brief(content)} instead of a JSON object")
-    return content
 
 
 def is_part(name: str) -> bool:

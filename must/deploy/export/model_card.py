@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from must.base import storage
@@ -156,8 +155,20 @@ def licence(description: Description) -> str:
     weights = known or "not known to us; ask the publisher of the weights"
     source = escape(f"{description.backbone} {description.pretrained}".strip())
     return (
-        f"The adapted weights derive from {source}, whose licence is: {weights}. "
+        f"The adapted weights derive from {source}, whose licence is: {weights}. {of_encoder(description)}"
         "Check it before use, and the rights to the images."
+    )
+
+
+def of_encoder(description: Description) -> str:
+    """About an encoder that helped to choose the weights; it is not in them."""
+    found = description.provenance.get("encoder")
+    if not isinstance(found, dict):
+        return ""
+    return (
+        f"How much of the adaptation is in them was decided by what looks alike to {escape(found.get('name', ''))} "
+        f"(sha256 {escape(found.get('sha256', ''))}), which is not part of the model; its licence is: "
+        f"{escape(found.get('licence') or 'not known to us; ask its publisher')}. "
     )
 
 
@@ -165,14 +176,14 @@ def read_metrics(uri: str) -> dict[str, Any] | None:
     """metrics.json, or None without a name. Raises ValueError: no such file, or not one of `must evaluate`."""
     if not uri:
         return None
+    damaged = ValueError(f"--metrics {uri}: is no metrics.json of `must evaluate`")
     try:
-        metrics = json.loads(storage.read_bytes(uri))
-        assert {"labelled", "label_free", "data"} <= metrics.keys()
-        return metrics
+        metrics = storage.read_object(uri, dict, damaged)
     except FileNotFoundError:
         raise ValueError(f"--metrics {uri}: no such file; make it with `must evaluate`") from None
-    except (ValueError, AssertionError, AttributeError):
-        raise ValueError(f"--metrics {uri}: is no metrics.json of `must evaluate`") from None
+    if not {"labelled", "label_free", "data"} <= metrics.keys():
+        raise damaged
+    return metrics
 
 
 def section(title: str, text: str) -> str:

@@ -110,12 +110,7 @@ class Api:
             RefusedError: the server's no.
             TransientError: no answer, or the server's own trouble.
         """
-        return storage.repeat(
-            self.url,
-            lambda: self.once(method, path, body),
-            lambda error: isinstance(error, TransientError),
-            tries=TRIES,
-        )
+        return storage.repeat(self.url, lambda: self.once(method, path, body), tries=TRIES)
 
     def once(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         headers = {"Accept": "application/json"} | ({"Content-Type": "application/json"} if body is not None else {})
@@ -134,14 +129,8 @@ class Api:
             raise RefusedError(line, error.code) from None
         except (OSError, HTTPException) as error:
             raise TransientError(f"{self.url} does not answer ({printable(error, 200)})") from None
-        try:
-            found = json.loads(text)
-            require(isinstance(found, dict), "")
-        except ValueError:
-            raise RefusedError(
-                f"{self.url} answers something else than the registry's JSON: a login page?", 200
-            ) from None
-        return found
+        line = f"{self.url} answers something else than the registry's JSON: a login page?"
+        return storage.parse_object(text, dict, RefusedError(line, 200))
 
 
 def said(error: urllib.error.HTTPError) -> str:

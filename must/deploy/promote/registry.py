@@ -28,7 +28,6 @@ from must.base.lock import PROMOTION, HeldError, LockLostError, locked
 from must.base.names import below
 from must.base.parameters import require
 from must.base.storage import ConflictError, TransientError
-from must.deploy.promote import pointer
 
 LATEST, VERSION_FILE = "LATEST", "version.json"
 NAME = re.compile(r"[a-z0-9][-a-z0-9._]{0,62}")
@@ -73,7 +72,7 @@ class Registry:
 
     def latest(self) -> Latest:
         """Raises ValueError: LATEST is damaged."""
-        return parse(pointer.read(self.uri_of(LATEST))[0], self.uri_of(LATEST))
+        return parse(storage.read_versioned(self.uri_of(LATEST))[0], self.uri_of(LATEST))
 
     def versions(self) -> list[dict[str, Any]]:
         """Every whole version's description, the oldest first. Raises ValueError: one is damaged."""
@@ -175,7 +174,7 @@ class Registry:
         Raises:
             ValueError: LATEST is not what it was expected to be, or was moved at the same time.
         """
-        data, token = pointer.read(self.uri_of(LATEST))
+        data, seen = storage.read_versioned(self.uri_of(LATEST))
         old = parse(data, self.uri_of(LATEST))
         if old.version == version:  # a retry, or the same model again
             return old
@@ -185,19 +184,18 @@ class Registry:
             "with; another run promoted meanwhile. Run again: it will be compared with the new champion",
         )
         kept = before_last(version, old.previous) if back else (*old.previous, old.version)
-        return self._move(Latest(version, tuple(v for v in kept if v)[-50:], now(), reason), token)
+        return self._move(Latest(version, tuple(v for v in kept if v)[-50:], now(), reason), seen)
 
     def mend(self, version: str) -> Latest:
         """Makes `version` the champion where LATEST is damaged; who was it before is not known any more."""
-        _, token = pointer.read(self.uri_of(LATEST))
-        return self._move(Latest(version, (), now(), "LATEST was damaged"), token)
+        _, seen = storage.read_versioned(self.uri_of(LATEST))
+        return self._move(Latest(version, (), now(), "LATEST was damaged"), seen)
 
-    def _move(self, new: Latest, token: pointer.Token) -> Latest:
+    def _move(self, new: Latest, seen: storage.Generation) -> Latest:
         try:
             # The number makes each writing unlike any other: an answer that got lost is told from a rival's writing.
-            pointer.compare_and_swap(
-                self.uri_of(LATEST), json.dumps({**vars(new), "id": uuid.uuid4().hex}, indent=1).encode(), token
-            )
+            content = json.dumps({**vars(new), "id": uuid.uuid4().hex}, indent=1).encode()
+            storage.write_bytes(self.uri_of(LATEST), content, seen)
         except ConflictError:
             raise ValueError(
                 f"{self.uri}: another run moved LATEST at the same moment; {new.version} is stored but is not "

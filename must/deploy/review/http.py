@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, NamedTuple
 
+from must.base.storage import parse_object
 from must.base.text import printable
 from must.deploy.review.page import STATIC, static
 from must.deploy.review.pictures import Pictures
@@ -122,13 +123,7 @@ async def body_of(receive: Receive) -> dict[str, Any]:
             raise ValueError("the request is too long")
         if message["type"] != "http.request" or not message.get("more_body", False):
             break
-    try:
-        said = json.loads(data)
-    except (ValueError, RecursionError):
-        raise ValueError("the request is no JSON") from None
-    if not isinstance(said, dict):
-        raise ValueError("the request must be a JSON object")
-    return said
+    return parse_object(data, dict, ValueError("the request must be a JSON object"))
 
 
 def as_json(content: dict[str, Any]) -> Reply:

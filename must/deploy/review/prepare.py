@@ -13,9 +13,11 @@ from must.config import ReviewConfig
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import ShardReader, open_reader
 from must.method.answers.doubts import SHOWN, Doubts, order_of
-from must.method.answers.plan import Picture, Plan, fingerprint, plan_of
+from must.method.answers.plan import Plan, plan_of
+from must.method.answers.questions import Picture, fingerprint
 from must.method.distributed.process_group import init_distributed
 from must.method.model.bundle import WEIGHTS_FILE, load_bundle, preprocess_of
+from must.method.model.encoder import load_kept
 from must.method.select.alpha import shares_of
 from must.method.select.image_features import extract_features
 from must.method.select.ladder import RUNGS, audit
@@ -42,7 +44,8 @@ def prepare(config: ReviewConfig) -> Plan:
         source = subsample(EvalSource(reader, preprocess_of(ours), config.batch_size, config.workers))
         logger.info(f"must review: looking at {len(source):,} images")
         weights = {name: value.to(here.device) for name, value in bundle.model.state_dict().items()}
-        looks = predict_rungs(start_of(bundle, zero_shot), weights, source, preprocess_of(ours), here.device)
+        frozen, encoder = start_of(bundle, zero_shot), load_kept(zero_shot.encoder)
+        looks = predict_rungs(frozen, weights, source, preprocess_of(ours), here.device, encoder=encoder)
     neighbours, originals = look_alikes(looks.tokens)
     looks = looks.only(originals)
     require(

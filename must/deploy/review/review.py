@@ -6,11 +6,9 @@ import asyncio
 import getpass
 import logging
 import secrets
+import socket
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import uvicorn
 
 from must.base import storage
 from must.base.lock import Kind, locked
@@ -22,11 +20,11 @@ from must.deploy.review.http import App
 from must.deploy.review.page import self_contained
 from must.deploy.review.pictures import Pictures
 from must.deploy.review.session import Session, in_words
-from must.deploy.serve.connections import Room, protocol_within
-from must.deploy.serve.serve import check_no_loop, listen, until_signal
-from must.method.answers import doubts
-from must.method.answers.doubts import Doubts
-from must.method.answers.plan import FILE, Plan, fingerprint, load_plan, save_plan
+from must.deploy.serve.connections import Room
+from must.deploy.serve.server import address, check_no_loop, listen, serve_until_signal
+from must.method.answers.doubts import RELABELLED, Doubts, save_relabelled
+from must.method.answers.plan import Plan
+from must.method.answers.questions import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +42,11 @@ def review(config: ReviewConfig) -> None:
     """
     config = placed(config)
     if not config.page:
-        check_no_loop()
+        check_no_loop("must review")
     folder = storage.local(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(str(folder), REVIEW):
-        plan = doubts_at(config) if config.mode == "doubtful" else plan_at(config)
+        plan = questions_at(config)
         reader = open_reader(config.shards, config.split, config.cache, config.cache_gb, sha256=plan.index_sha256)
         session = Session(plan, str(folder), config.who or login())
         pictures = Pictures(reader)
@@ -78,39 +76,23 @@ def whole_of(model: str) -> str:
     return whole if storage.exists(storage.join(whole, "model.json")) else model
 
 
-def plan_at(config: ReviewConfig) -> Plan:
-    """The plan in the folder, or a new one. Raises ValueError: it is about another model, or about other images."""
-    if not storage.exists(storage.join(config.output, FILE)):
-        from must.deploy.review.prepare import prepare  # imports torch
+def questions_at(config: ReviewConfig) -> Plan | Doubts:
+    """Those in the folder, or new ones. Raises ValueError: they are about another model, or about other images."""
+    kind: type[Plan | Doubts] = Doubts if config.mode == "doubtful" else Plan
+    if not storage.exists(storage.join(config.output, kind.FILE)):
+        from must.deploy.review.prepare import prepare, prepare_doubts  # imports torch
 
-        plan = prepare(config)
-        save_plan(plan, config.output)
-        return plan
-    plan = load_plan(config.output, "--output")
-    check_model(config, plan.model_sha256, FILE)
-    return plan
-
-
-def doubts_at(config: ReviewConfig) -> Doubts:
-    """The same for --mode doubtful."""
-    if not storage.exists(storage.join(config.output, doubts.FILE)):
-        from must.deploy.review.prepare import prepare_doubts  # imports torch
-
-        found = prepare_doubts(config)
-        doubts.save_doubts(found, config.output)
+        found = prepare_doubts(config) if kind is Doubts else prepare(config)
+        found.save(config.output)
         return found
-    found = doubts.load_doubts(config.output)
-    check_model(config, found.model_sha256, doubts.FILE)
-    return found
-
-
-def check_model(config: ReviewConfig, sha256: str, file: str) -> None:
+    found = kind.load(config.output, "--output")
     weights = fingerprint(storage.read_bytes(storage.join(config.model, "model.safetensors")))
     require(
-        weights == sha256,
-        f"--output {config.output}: its {file} is about another model; delete that file to ask about this one: "
+        weights == found.model_sha256,
+        f"--output {config.output}: its {kind.FILE} is about another model; delete that file to ask about this one: "
         "answers stay good",
     )
+    return found
 
 
 def write_page(config: ReviewConfig, session: Session, pictures: Pictures) -> None:
@@ -119,36 +101,20 @@ def write_page(config: ReviewConfig, session: Session, pictures: Pictures) -> No
     logger.info(printable(f"{config.page}: {count:,} pictures, {len(page) / 1e6:.1f} MB; it saves answers.jsonl"))
 
 
-async def run(config: ReviewConfig, session: Session, pictures: Pictures, listener: Any) -> None:
+async def run(config: ReviewConfig, session: Session, pictures: Pictures, listener: socket.socket) -> None:
     token = secrets.token_urlsafe(18)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            App(session, pictures, token),
-            http=protocol_within(PATIENCE, Room(CONNECTIONS)),
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=5,
-        )
-    )
-    serving = asyncio.create_task(server._serve([listener]))  # not `serve`, which takes the signals over
-    host = f"[{config.host}]" if ":" in config.host else config.host
     known = len(session.answers)
-    logger.info(printable(f"must review: http://{host}:{listener.getsockname()[1]}/{token}/"))
+    logger.info(printable(f"must review: {address(config.host, listener)}/{token}/"))
     logger.info(printable(f"answers: {session.path} ({known:,} so far); Ctrl-C ends, the same command goes on"))
-    await until_signal(serving)
-    server.should_exit = True
-    await serving
+    app = App(session, pictures, token)
+    await serve_until_signal(app, listener, Room(CONNECTIONS), PATIENCE, timeout_graceful_shutdown=5)
     logger.info(printable_page(closing(config, session)))
 
 
 def closing(config: ReviewConfig, session: Session) -> str:
     if isinstance(session.plan, Doubts):
-        count = doubts.save_relabelled(session.plan, session.answers, config.output)
-        file = storage.join(config.output, doubts.RELABELLED)
+        count = save_relabelled(session.plan, session.answers, config.output)
+        file = storage.join(config.output, RELABELLED)
         return f"{len(session.answers):,} answers. {count:,} pictures are called otherwise: {file}"
     assert session.verdict is not None
     found = f"{len(session.answers):,} answers. {in_words(session.verdict, session.plan)}"

@@ -89,10 +89,7 @@ def parsed(entry: dict[str, Any], sha256: str) -> Answer | None:
 
 def whole(line: bytes) -> bool:
     """Whether a line that has no end is one all the same: no beginning of an object is an object."""
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
+    return storage.object_or_none(line, dict) is not None
 
 
 def append(path: Path, entry: dict[str, Any]) -> None:

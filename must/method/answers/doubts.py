@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+import io
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
 from must.base import storage
-from must.base.parameters import require
-from must.base.text import Rows, brief, cell, encoded
+from must.base.text import Rows, cell, encoded
 from must.method.answers.book import Answer
-from must.method.answers.plan import Picture, checked_pictures
+from must.method.answers.questions import MOST, Picture, Questions
 
-FILE, RELABELLED, FORMAT = "doubtful.json", "relabelled.csv", 1
-MOST = 2_000  # pictures
+RELABELLED = "relabelled.csv"
 SHOWN = 2  # names that a picture is shown with: the model's first and second
 
 
-@dataclass(frozen=True)
-class Doubts:
-    """A picture's `chance` is the model's probability of its first class; nothing is estimated from it."""
+@dataclass(frozen=True, kw_only=True)
+class Doubts(Questions):
+    """The candidates are the model's first and second class. A picture's `chance` is the model's probability of the
+    first; nothing is estimated from it."""
 
-    model_sha256: str
-    shards: str
-    index_sha256: str
-    split: str
-    classes: list[str]
-    pictures: list[Picture]
-    format: int = FORMAT
-
-    @cached_property
-    def at(self) -> dict[str, int]:
-        """Class name -> number."""
-        return {name: number for number, name in enumerate(self.classes)}
-
-    def names(self, position: int) -> list[str]:
-        """The model's first and second class for a picture."""
-        return [self.classes[number] for number in dict.fromkeys(self.pictures[position].classes)]
+    FILE = "doubtful.json"
+    candidates = SHOWN
 
     def relabelled(self, answers: dict[str, Answer]) -> list[tuple[Picture, Answer]]:
         """The pictures to which people give another class than the model, or none of the classes."""
@@ -66,47 +50,17 @@ def order_of(labels: np.ndarray, sure: np.ndarray) -> np.ndarray:
     return np.array([place for turn in rounds for place in turn if place is not None][:MOST], np.int64)
 
 
-def save_doubts(doubts: Doubts, folder: str) -> None:
-    storage.write_bytes(storage.join(folder, FILE), json.dumps(asdict(doubts), separators=(",", ":")).encode())
-
-
-def load_doubts(folder: str) -> Doubts:
-    """Raises ValueError: it is damaged, or of another version."""
-    uri = storage.join(folder, FILE)
-    try:
-        content = json.loads(storage.read_bytes(uri))
-        require(content.keys() == {f.name for f in fields(Doubts)} and content["format"] == FORMAT, "other fields")
-        require(all(isinstance(name, str) for name in content["classes"]), "classes")
-        return Doubts(**content | {"pictures": checked_pictures(content["pictures"], SHOWN, len(content["classes"]))})
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{uri} ({brief(str(error))}): is damaged; delete it, and it is made again") from None
-
-
 def save_relabelled(doubts: Doubts, answers: dict[str, Answer], folder: str) -> int:
     """Writes relabelled.csv anew: image, the model's class, and what a person says instead. Returns how many rows."""
-    rows = Table()
+    file = io.StringIO()
+    rows = Rows(file)
     rows.add("image", "model", "label", "who", "when", "sha256")
     found = doubts.relabelled(answers)
     for picture, answer in found:
         texts = picture.image, doubts.classes[picture.classes[0]], answer.label or "", answer.who, answer.when
         rows.add(*map(cell, texts), picture.sha256)
-    storage.write_bytes(storage.join(folder, RELABELLED), encoded(rows.text))
+    storage.write_bytes(storage.join(folder, RELABELLED), encoded(file.getvalue()))
     return len(found)
-
-
-class Table:
-    """Rows of a CSV file, in memory."""
-
-    def __init__(self) -> None:
-        self.parts: list[str] = []
-        self.add = Rows(self).add
-
-    def write(self, text: str, /) -> None:
-        self.parts.append(text)
-
-    @property
-    def text(self) -> str:
-        return "".join(self.parts)
 
 
 def progress(doubts: Doubts, answers: dict[str, Answer]) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
+from typing import Any
+
+from must.base.parameters import require
+from must.base.storage import parse_object
 
 CLUSTER_SPEC = "CLUSTER_SPEC"
 
@@ -42,16 +45,16 @@ def machines() -> Machines:
     text = os.environ.get(CLUSTER_SPEC, "")
     if not text:
         return Machines()
-    try:
-        content = json.loads(text)
-        cluster, task = content["cluster"], content["task"]
-        pools = sorted(name for name in cluster if name.startswith("workerpool"))
-        before = [address for pool in pools if pool < task["type"] for address in cluster[pool]]
-        everyone = [address for pool in pools for address in cluster[pool]]
-        found = Machines(len(before) + int(task["index"]), len(everyone), everyone[0])
-        whole = task["type"] in pools and found.number < found.count and found.address.rpartition(":")[2].isdigit()
-    except (ValueError, KeyError, TypeError, IndexError):
-        whole = False
-    if not whole:
-        raise ValueError(f"{CLUSTER_SPEC}: is not what Vertex AI gives the machines of a CustomJob")
+    damaged = ValueError(f"{CLUSTER_SPEC}: is not what Vertex AI gives the machines of a CustomJob")
+    return parse_object(text, parse, damaged)
+
+
+def parse(content: dict[str, Any]) -> Machines:
+    cluster, task = content["cluster"], content["task"]
+    pools = sorted(name for name in cluster if name.startswith("workerpool"))
+    before = [address for pool in pools if pool < task["type"] for address in cluster[pool]]
+    everyone = [address for pool in pools for address in cluster[pool]]
+    found = Machines(len(before) + int(task["index"]), len(everyone), everyone[0])
+    whole = task["type"] in pools and found.number < found.count and found.address.rpartition(":")[2].isdigit()
+    require(whole, CLUSTER_SPEC)
     return found

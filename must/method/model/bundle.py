@@ -15,6 +15,7 @@ from must.data.image.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from must.method.model.classifier import TextClassifier
+    from must.method.model.folder import Kept
     from must.method.model.masked_vit import MaskedViT
 
 WEIGHTS_FILE, DESCRIPTION_FILE = "model.safetensors", "model.json"
@@ -24,10 +25,12 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Bundle:
-    """`description`: everything about the model but its weights; `model`: ready to classify, in eval mode."""
+    """`description`: everything about the model but its weights; `model`: ready to classify, in eval mode; `encoder`:
+    of a zero-shot model, what says which images look alike, if the frozen tower does not."""
 
     model: MaskedViT
     description: Description
+    encoder: Kept | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ def zero_shot_bundle(
         preprocess=backbone.preprocess.to_dict(),
         logit_factor=factor,
     )
-    return Bundle(network.eval(), description)
+    return Bundle(network.eval(), description, classifier.encoder)
 
 
 def preprocess_of(description: Description) -> Preprocess:

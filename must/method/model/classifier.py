@@ -16,6 +16,7 @@ from must.base import storage
 from must.base.parameters import parse_yaml, require
 from must.base.text import brief
 from must.config import ClassifierConfig
+from must.method.model.folder import Kept
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,18 +56,23 @@ class TextClassifier:
     model_folder: str = ""  # the model's own files; empty: of an earlier version, which loads it by its name
     model_sha256: str = ""  # of the weights in it
     refined: bool = False  # the weights are no longer the text's alone: `must refine` fitted them
+    encoder: Kept | None = None  # which images look alike to it; None: to the frozen image tower
 
 
 def classifier(config: ClassifierConfig) -> TextClassifier:
     """The stage: reads the class file, runs the text tower, writes the classifier file."""
     from must.method.distributed.process_group import pick_device
     from must.method.model.backbone import load_backbone
+    from must.method.model.encoder import check, provide
     from must.method.model.folder import default_place, save_model
 
     class_set = load_class_set(config.classes)
+    check(config.look_alikes)
     backbone = load_backbone(config.model, config.pretrained)
     weights = build_classifier(backbone, class_set, pick_device(config.device))
-    folder, sha256 = save_model(backbone, config.model_store or default_place(config.output))
+    models = config.model_store or default_place(config.output)
+    folder, sha256 = save_model(backbone, models)
+    encoder, judge = provide(config.look_alikes, backbone, models)
     result = TextClassifier(
         weights=weights,
         classes=class_set.names,
@@ -77,11 +83,13 @@ def classifier(config: ClassifierConfig) -> TextClassifier:
         shares=class_set.shares,
         model_folder=folder,
         model_sha256=sha256,
+        encoder=encoder,
     )
     save_classifier(result, config.output)
     prompts = sum(map(len, class_set.prompts))
     logger.info(f"{len(class_set.names)} classes, {prompts} prompts, {weights.shape[0]} dimensions -> {config.output}")
     logger.info(f"the model, for later stages -> {folder}")
+    logger.info(judge)
     return result
 
 
@@ -243,7 +251,7 @@ def save_classifier(result: TextClassifier, uri: str) -> None:
 
     description = asdict(result)
     del description["weights"]
-    for name in ("shares", "model_folder", "model_sha256", "refined"):
+    for name in ("shares", "model_folder", "model_sha256", "refined", "encoder"):
         if not description[name]:
             del description[name]  # a file without them is what it was before there were any
     storage.write_bytes(uri, save({"classifier": result.weights.contiguous()}, {METADATA_KEY: json.dumps(description)}))
@@ -278,6 +286,7 @@ def load_text_classifier(uri: str, flag: str = "--classifier") -> TextClassifier
         model_folder=header["model_folder"],
         model_sha256=header["model_sha256"],
         refined=bool(header.get("refined")),
+        encoder=Kept(**header["encoder"]) if header.get("encoder") else None,
     )
 
 
@@ -293,6 +302,8 @@ def found(header: dict[str, Any], uri: str) -> dict[str, Any]:
     from must.method.model.folder import whereabouts
 
     folder = whereabouts(header.get("model_folder", ""), uri)
+    if kept := header.get("encoder"):
+        header = header | {"encoder": kept | {"folder": whereabouts(kept["folder"], uri)}}
     return header | {"model_folder": folder, "model_sha256": header.get("model_sha256", "")}
 
 
@@ -305,6 +316,7 @@ def parse_header(data: bytes, uri: str, flag: str) -> dict[str, Any]:
     def checked(header: dict[str, Any]) -> dict[str, Any]:
         texts = [*header["classes"], *header["templates"], header["model"], header["pretrained"]]
         texts += [header.get(name, "") for name in ("model_folder", "model_sha256")]
+        texts += asdict(Kept(**header["encoder"])).values() if header.get("encoder") else ()
         scale = header["logit_scale"]
         whole = all(isinstance(text, str) for text in texts) and isinstance(scale, int | float) and math.isfinite(scale)
         whole &= header.get("shares") is None or are_shares(header["shares"], len(header["classes"]))

@@ -22,8 +22,12 @@ OLD_WEIGHTS_FILE = "open_clip_pytorch_model.bin"  # a pickle, read with weights_
 LATER = "try again later"
 
 
-def fetched(repository: str, *names: str) -> bool:
+def fetched(repository: str, *names: str, instead: str = "", only_look: bool = False) -> bool:
     """Puts the first of the files `names` that the repository has into the hub's cache, unless it is there.
+
+    Args:
+        instead: what else the user can do, for the message; a model folder if empty.
+        only_look: ask whether it could be had, and fetch nothing.
 
     Returns:
         Whether the hub answered. If not, the cache has a file, of which nobody knows whether it is the newest.
@@ -32,10 +36,10 @@ def fetched(repository: str, *names: str) -> bool:
         ValueError: it cannot be had; why, and what to do.
     """
     with changed(HF_HUB_DISABLE_TELEMETRY=True):  # else it asks the hub first which programs are agents
-        return fetch(repository, names)
+        return fetch(repository, names, instead or folder_instead(repository, names[0]), only_look)
 
 
-def fetch(repository: str, names: tuple[str, ...]) -> bool:
+def fetch(repository: str, names: tuple[str, ...], instead: str, only_look: bool) -> bool:
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
@@ -54,15 +58,16 @@ def fetch(repository: str, names: tuple[str, ...]) -> bool:
                 return False
             status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
             why = "is not asked: unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else explain(status, error)
-            raise ValueError(f"the hub {hub} {why}, or {instead(repository, names[0])}") from error
+            raise ValueError(f"the hub {hub} {why}, or {instead}") from error
+        if only_look:
+            return True
         try:
             hf_hub_download(repository, name, etag_timeout=patience)
         except Exception as error:
             first, _, _ = str(error).partition("\n")  # what follows is advice for programmers
             why = without_secrets(first) or type(error).__name__
             raise ValueError(
-                f"{name} of {repository} could not be downloaded from {hub} ({why}): {LATER}, or "
-                f"{instead(repository, names[0])}"
+                f"{name} of {repository} could not be downloaded from {hub} ({why}): {LATER}, or {instead}"
             ) from error
         return True
     raise ValueError(f"{repository} on the hub {hub} has no {' and no '.join(names)}")
@@ -80,7 +85,7 @@ def explain(status: int, error: Exception) -> str:
     return f"answers with an error ({status}): {LATER}"
 
 
-def instead(repository: str, name: str) -> str:
+def folder_instead(repository: str, name: str) -> str:
     weights = WEIGHTS_FILE if name == MODEL_FOLDER_FILE else name
     return (
         f"put {MODEL_FOLDER_FILE} and {weights} of {repository} into a folder and give it as --model (docs/models.md)"

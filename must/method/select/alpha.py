@@ -15,18 +15,21 @@ from must.method.select.ladder import RUNGS, Climb, climb
 from must.method.select.mutual_information import neighbour_information, renamed
 from must.method.select.neighbours import judges, look_alikes
 from must.method.select.rung_predictions import RungPredictions
+from must.method.select.tokens import TOWER
 
 
 @dataclass(frozen=True)
 class Choice:
     """`signal`: what the look-alikes say of the full adaptation; `copies`: images left out; `same`: no image changes
-    its class on any rung; `abstention`: below which probability the model that is kept should name no class."""
+    its class on any rung; `abstention`: below which probability the model that is kept should name no class; `judge`:
+    what said which images look alike."""
 
     climb: Climb
     signal: dict[str, Any]
     copies: int
     same: bool = False
     abstention: dict[str, Any] | None = None
+    judge: str = TOWER
 
     @property
     def outcome(self) -> str:
@@ -40,6 +43,7 @@ class Choice:
 
     def to_dict(self) -> dict[str, Any]:
         found = {"outcome": self.outcome, **self.climb.to_dict(), "copies": self.copies, "signal": self.signal}
+        found["judge"] = self.judge
         return found | ({"abstention": self.abstention} if self.abstention else {})
 
 
@@ -59,7 +63,7 @@ def choose_alpha(
     same = bool((looks.labels == looks.labels[0]).all())
     rung = [0.0, *alphas].index(found.alpha)
     unsure = by_look_alikes(kept.probabilities[rung], kept.labels[rung], neighbours, found.alpha)
-    return Choice(found, signal, len(looks.numbers) - len(originals), same, unsure)
+    return Choice(found, signal, len(looks.numbers) - len(originals), same, unsure, looks.judge)
 
 
 def shares_of(description: Description) -> np.ndarray | None:

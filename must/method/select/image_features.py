@@ -13,8 +13,9 @@ from must.base.progress import watched
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import EvalBatch
+from must.method.model.encoder import Encoder
 from must.method.model.masked_vit import MaskedViT
-from must.method.select.tokens import MiddleTokens
+from must.method.select.tokens import TOWER, MiddleTokens
 
 
 @dataclass
@@ -22,9 +23,10 @@ class ImageFeatures:
     """N images that could be decoded."""
 
     numbers: np.ndarray  # int64 [N], in the split
-    tokens: np.ndarray  # float32 [N, T], of the tower's middle
+    tokens: np.ndarray  # float32 [N, T], what the judge sees
     features: np.ndarray  # float32 [N, D], unit vectors
     sources: list[str]
+    judge: str = TOWER
 
     @classmethod
     def joined(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
@@ -38,6 +40,7 @@ class ImageFeatures:
             np.concatenate([part.tokens for part in full])[order],
             np.concatenate([part.features for part in full])[order],
             [sources[place] for place in order],
+            parts[0].judge,
         )
 
     def probabilities(self, weights: np.ndarray, factor: float) -> np.ndarray:
@@ -52,21 +55,25 @@ def extract_features(
     preprocess: Preprocess,
     device: torch.device,
     pause: Callable[[], None] | None = None,
+    encoder: Encoder | None = None,
 ) -> ImageFeatures:
     """Looks at every image once. No random number is drawn from torch's own generator.
 
     Args:
         zero_shot: in eval mode; it is moved to the device.
         pause: called before every batch; it may raise to stop.
+        encoder: whose numbers are the tokens, in the place of those of the tower's middle.
     """
     network = zero_shot.to(device)
-    middle = MiddleTokens(network)
+    middle = MiddleTokens(network, encoder, device)
     numbers, features, sources = [], [], []
     with torch.random.fork_rng(devices=[]):  # loaders draw a seed
         for batch in watched(source, "look"):
             if pause is not None:
                 pause()
-            images = normalize(batch.pixels.to(device), preprocess)
+            pixels = batch.pixels.to(device)
+            images = normalize(pixels, preprocess)
+            middle.look(pixels)
             with middle:
                 tokens, _ = network.tower.forward_features(images, lambda patches: patches, None)
             features.append(F.normalize(network.tower.feature(tokens).float(), dim=-1).cpu().numpy())
@@ -75,7 +82,7 @@ def extract_features(
     if not numbers:
         nothing = np.zeros((0, 0), np.float32)
         return ImageFeatures(np.zeros(0, np.int64), nothing, nothing, [])
-    return ImageFeatures(np.concatenate(numbers), middle.result(), np.concatenate(features), sources)
+    return ImageFeatures(np.concatenate(numbers), middle.result(), np.concatenate(features), sources, middle.judge)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -21,17 +21,17 @@ from must.data.loading.reader import open_reader
 from must.method.distributed.process_group import init_distributed
 from must.method.model.bundle import preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, save_classifier
+from must.method.model.encoder import load_kept
 from must.method.select.data_profile import data_profile, profile_text
 from must.method.select.image_features import ImageFeatures, extract_features, softmax
 from must.method.select.label_propagation import for_copies, refined
-from must.method.select.ladder import MIN_IMAGES, RUNGS, Climb, climb
+from must.method.select.ladder import KNOWING, MIN_IMAGES, RUNGS, Climb, climb
 from must.method.select.neighbours import judges, look_alikes
 from must.method.select.refit import between, refit
 from must.method.select.rung_predictions import subsample
 
 logger = logging.getLogger(__name__)
 
-KNOWING = 0.4  # agreement of look-alikes in zero-shot's classes below which they may not correct it
 PREDICTIONS_FILE, CLASSIFIER_FILE, STORY_FILE = "predictions.csv", "classifier.safetensors", "refined.json"
 
 
@@ -57,12 +57,15 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         preprocess = preprocess_of(zero_shot.description)
         reader = open_reader(config.shards, config.split, config.cache, config.cache_gb, config.index_sha256)
         source = EvalSource(reader, preprocess, config.batch_size, config.workers)
-        sight = extract_features(zero_shot.model, subsample(source, config.images), preprocess, here.device)
+        eye = load_kept(zero_shot.encoder)
+        chosen = subsample(source, config.images)
+        sight = extract_features(zero_shot.model, chosen, preprocess, here.device, encoder=eye)
         require(len(sight.numbers) > 0, "none of the split's images can be decoded; check them: must index verify")
         neighbours, originals = look_alikes(sight.tokens)
         before = sight.probabilities(text, classifier.logit_scale)
         copies = len(before) - len(originals)
         facts = data_profile(before[originals], neighbours, copies, classes, len(source), source.skipped)
+        facts["judge"] = sight.judge
         logger.info(profile_text(facts))
         reason = reason_against(facts)
         after, weights, found = before, text, None
@@ -92,12 +95,14 @@ def refine(config: RefineConfig) -> dict[str, Any]:
 
 def reason_against(facts: dict[str, Any]) -> str:
     """Why look-alikes may not correct zero-shot here; '' if they may."""
-    agree = facts["agreement"]
-    if agree is None:
+    share = facts["preferred"]
+    if facts["agreement"] is None:
         return f"fewer than {MIN_IMAGES} different images are too few to judge by"
-    least = KNOWING + (facts["looked_at"] - facts["copies"]) ** -0.5  # agreement among few images may be luck
-    if agree < least:
-        return f"look-alikes share zero-shot's classes too rarely (kappa {agree:.2f}, {least:.2f} is needed)"
+    if share is not None and share < KNOWING:
+        return (
+            f"look-alikes of the surest images prefer their class to the runner-up in {share:.0%}: they know too "
+            f"little ({KNOWING:.0%} is needed)"
+        )
     return ""
 
 

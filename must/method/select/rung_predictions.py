@@ -14,12 +14,14 @@ from must.base.progress import watched
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import EvalBatch, EvalSource
+from must.method.model.encoder import Encoder
 from must.method.model.masked_vit import MaskedViT
 from must.method.select.ladder import RUNGS
-from must.method.select.tokens import MiddleTokens
+from must.method.select.tokens import TOWER, MiddleTokens
 
-MAX_IMAGES, ENOUGH = 20_000, 5_000
-PASSES, TRAINING_PASSES = 1 + len(RUNGS), 4  # forward passes an image: of the ladder, and about those of a step
+MAX_IMAGES, ENOUGH = 20_000, 3_500  # beyond 3,000 z grows no more
+PASSES, TRAINING_PASSES = 2 + len(RUNGS), 4
+"""Forward passes an image: of the ladder and the look before training, and about those of a training step."""
 SHARE = 0.1  # of training that the ladder may cost, where more than ENOUGH images are there
 NUMBERS = 20_000_000  # probabilities a rung that are held in memory, where more than ENOUGH images are there
 
@@ -31,9 +33,10 @@ class RungPredictions:
     """N images, R rungs, K classes."""
 
     numbers: np.ndarray  # int64 [N], numbers in the split
-    tokens: np.ndarray  # float32 [N, D], of the frozen tower's middle
+    tokens: np.ndarray  # float32 [N, D], what the judge sees
     probabilities: np.ndarray  # float16 [R + 1, N, K], of zero-shot and each rung
     labels: np.ndarray  # int64 [R + 1, N], the most probable classes
+    judge: str = TOWER
 
     @classmethod
     def joined(cls, parts: Sequence[RungPredictions]) -> RungPredictions:
@@ -43,28 +46,30 @@ class RungPredictions:
             np.concatenate([part.tokens for part in parts]),
             np.concatenate([part.probabilities for part in parts], axis=1),
             np.concatenate([part.labels for part in parts], axis=1),
+            parts[0].judge,
         )
         return whole.only(np.argsort(whole.numbers, kind="stable"))
 
     def only(self, chosen: np.ndarray) -> RungPredictions:
         """The images at these places, in this order."""
-        return RungPredictions(
-            self.numbers[chosen], self.tokens[chosen], self.probabilities[:, chosen], self.labels[:, chosen]
-        )
+        probabilities, labels = self.probabilities[:, chosen], self.labels[:, chosen]
+        return RungPredictions(self.numbers[chosen], self.tokens[chosen], probabilities, labels, self.judge)
 
 
 def affordable(shown: int, classes: int) -> int:
-    """Images that the ladder looks at after a training which was shown so many: 5,000 to 20,000.
+    """Images that the ladder looks at after a training which was shown so many: 3,500 to 20,000.
 
-    Eleven forward passes each are to be no more than a tenth of the training's work.
+    Twelve forward passes each are to be no more than a tenth of the training's work.
     """
     most = min(SHARE * TRAINING_PASSES * shown / PASSES, NUMBERS / classes)
     return round(min(max(most, ENOUGH), MAX_IMAGES))
 
 
 def subsample(source: EvalSource, most: int = MAX_IMAGES) -> EvalSource:
-    """The same source, with every n-th image of this process's share if the split has more than `most`."""
-    source.numbers = source.numbers[:: -(-len(source) // most)]
+    """The same source, with `most` images of the split, evenly spread, if it has more; a process keeps its share."""
+    of = len(source)
+    if of > most:
+        source.numbers = [n for n in source.numbers if n * most // of > (n - 1) * most // of]
     return source
 
 
@@ -87,23 +92,27 @@ def predict_rungs(
     device: torch.device,
     alphas: Sequence[float] = RUNGS,
     pause: Callable[[], None] | None = None,
+    encoder: Encoder | None = None,
 ) -> RungPredictions:
     """Runs zero-shot and every rung on the images. Memory: 2 (R + 1) N K bytes for the probabilities.
 
     Args:
         adapted: weights of the same network as `zero_shot`.
         pause: called before every batch; it may raise to stop.
+        encoder: whose numbers are the tokens, in the place of those of the tower's middle.
     """
     frozen = zero_shot.to(device).eval()
     start = {name: value.detach().to(device) for name, value in frozen.state_dict().items()}
     end = {name: value.detach().to(device) for name, value in adapted.items()}
     moving = copy.deepcopy(frozen)
-    middle = MiddleTokens(frozen)
+    middle = MiddleTokens(frozen, encoder, device)
     numbers, probabilities, labels = [], [], []
     for batch in watched(source, "look-alikes"):
         if pause is not None:
             pause()
-        images = normalize(batch.pixels.to(device), preprocess)
+        pixels = batch.pixels.to(device)
+        images = normalize(pixels, preprocess)
+        middle.look(pixels)
         with middle:
             logits = [frozen(images)]
         for alpha in alphas:
@@ -115,6 +124,5 @@ def predict_rungs(
         labels.append(said.argmax(-1).cpu().numpy())
     if not numbers:
         raise ValueError("none of the split's images can be decoded; check them: must index verify")
-    return RungPredictions(
-        np.concatenate(numbers), middle.result(), np.concatenate(probabilities, 1), np.concatenate(labels, 1)
-    )
+    every, named = np.concatenate(probabilities, 1), np.concatenate(labels, 1)
+    return RungPredictions(np.concatenate(numbers), middle.result(), every, named, middle.judge)

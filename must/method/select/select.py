@@ -27,10 +27,13 @@ from must.method.model.bundle import (
     zero_shot_bundle,
 )
 from must.method.model.classifier import load_text_classifier
+from must.method.model.encoder import load_kept
+from must.method.model.folder import Kept
 from must.method.model.masked_vit import MaskedViT
 from must.method.select.alpha import Choice, choose_alpha, shares_of
 from must.method.select.reviewed import reviewed
 from must.method.select.rung_predictions import MAX_IMAGES, Weights, between, predict_rungs, subsample
+from must.method.select.tokens import TOWER
 from must.method.select.undecided import decided_by
 
 logger = logging.getLogger(__name__)
@@ -53,8 +56,13 @@ def select(config: SelectConfig) -> Choice:
         source = EvalSource(reader, preprocess_of(ours), config.batch_size, config.workers)
         weights = {name: value.to(here.device) for name, value in bundle.model.state_dict().items()}
         frozen = start_of(bundle, zero_shot)
-        kept, choice = select_weights(frozen, weights, source, here.device, shares=shares_of(ours), by_people=by_people)
+        kept, choice = select_weights(
+            frozen, weights, source, here.device, shares=shares_of(ours), by_people=by_people,
+            encoder=zero_shot.encoder,
+        )  # fmt: skip
         network = bundle.model
+        if zero_shot.encoder:
+            ours = replace(ours, provenance=ours.provenance | {"encoder": zero_shot.encoder.record})
         description = described(ours, choice, zero_shot.description.logit_factor, by_people)
         network.load_state_dict(kept)
         network.logit_factor = description.logit_factor
@@ -106,6 +114,7 @@ def select_weights(
     shares: np.ndarray | None = None,
     most: int = MAX_IMAGES,
     by_people: Decided | None = None,
+    encoder: Kept | None = None,
 ) -> tuple[Weights, Choice]:
     """(the weights to use, why). Where nothing speaks for the adaptation they are zero-shot's, bit for bit.
 
@@ -115,9 +124,11 @@ def select_weights(
         shares: [K] of the images' classes, where training knew them.
         most: images to look at.
         by_people: what answers say; where they decide, they outvote the look-alikes.
+        encoder: what says which images look alike, if the frozen tower does not.
     """
     preprocess = source.dataset.view.preprocess
-    looks = predict_rungs(zero_shot, adapted, subsample(source, most), preprocess, device, pause=pause)
+    eye = load_kept(encoder)
+    looks = predict_rungs(zero_shot, adapted, subsample(source, most), preprocess, device, pause=pause, encoder=eye)
     choice = choose_alpha(looks, shares=shares)
     if by_people and by_people.alpha is not None:
         choice = reviewed(choice, looks, by_people.alpha, by_people.text)
@@ -148,7 +159,8 @@ def selection_text(choice: Choice, by_people: Decided | None = None) -> str:
     if by_people:
         return f"{by_people.text}, so look-alikes do: {selection_text(choice)}"
     copies = f" ({choice.copies:,} copies left out)" if choice.copies else ""
-    of = f"of {found.images:,} unlabeled images{copies}"
+    by = "" if choice.judge == TOWER else f" to {choice.judge}"
+    of = f"of {found.images:,} unlabeled images{by}{copies}"
     if found.kept_zero_shot:
         line = f"kept zero-shot: {found.reason} (look-alikes {of})"
     else:

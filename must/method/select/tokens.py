@@ -1,6 +1,5 @@
-"""What an image looks like to the middle of a frozen tower: numbers that training for the classes did not shape.
-
-The final feature would not do: zero-shot's own classes are smooth there by construction.
+"""What an image looks like to a judge that training for the classes did not shape: an encoder of its own, else the
+middle of the frozen tower, whose final feature would not do: zero-shot's own classes are smooth there by construction.
 """
 
 from __future__ import annotations
@@ -12,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from must.method.model.encoder import Encoder
 from must.method.model.masked_vit import MaskedViT
 
+TOWER = "the frozen image tower"  # the judge's name where there is no encoder
 GRID = 4  # patches a side after pooling
 NUMBERS = 512  # an image, after the random projection of a wide tower
 WIDE = 2048  # numbers from which an image's tokens are projected
@@ -23,21 +24,30 @@ class MiddleTokens:
     """Collects the patch tokens after block L / 2 of a network while it looks at images. Use as a context.
 
     They are pooled to 4 x 4 patches and, if that makes more than 2,048 numbers, projected to 512 with a fixed matrix.
+    With an encoder, `look` collects what that sees instead.
     """
 
-    def __init__(self, network: MaskedViT) -> None:
+    def __init__(self, network: MaskedViT, encoder: Encoder | None = None, device: torch.device | None = None) -> None:
         self.tower = network.tower
+        self.encoder = encoder.to(device) if encoder else None
+        self.judge = encoder.name if encoder else TOWER
         self.parts: list[np.ndarray] = []
         self.projection: Tensor | None = None
         blocks = list(self.tower.blocks)
         self.block: Any = blocks[max(len(blocks) // 2, 1) - 1]
 
     def __enter__(self) -> MiddleTokens:
-        self.hook = self.block.register_forward_hook(self.collect)
+        self.hook = self.block.register_forward_hook(self.collect) if self.encoder is None else None
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.hook.remove()
+        if self.hook:
+            self.hook.remove()
+
+    def look(self, pixels: Tensor) -> None:
+        """uint8 [B, H, W, 3], the batch that the network looks at, too."""
+        if self.encoder:
+            self.parts.append(self.encoder(pixels).cpu().numpy())
 
     def collect(self, _module: Any, _inputs: Any, output: Any) -> None:
         tokens = output[0] if isinstance(output, tuple) else output

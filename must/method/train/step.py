@@ -25,7 +25,6 @@ from must.method.distributed.parallel import (
 )
 from must.method.distributed.process_group import World
 from must.method.model.masked_vit import MaskedViT, StudentOutput
-from must.method.select.refined_labels import RefinedLabels, share_at
 from must.method.train.losses import (
     GlobalSums,
     Losses,
@@ -73,7 +72,6 @@ class MustStep:
             torch.tensor(prior, dtype=torch.float64).float().to(world.device) if prior else None,
         )
         self.class_balance: Tensor | None = None  # of the epoch's steps before, with many classes
-        self.refined: RefinedLabels | None = None  # classes that stand beside the teacher's at the start
         self.network = student if self.uses_fsdp else apply_ddp(student, world)
 
     def prepare(self) -> None:
@@ -101,17 +99,17 @@ class MustStep:
         if step % self.steps_per_epoch == 0:
             self.class_balance = None
         batches = [part.to(self.world.device) for part in parts]
-        losses = self.differentiate(batches, step)
+        losses = self.differentiate(batches)
         finite = step_if_finite(self.optimizer)
         update_teacher(self.teacher, self.student, self.ema_decay(step))
         self.class_balance = losses.class_balance
         replaced = torch.stack([batch.replaced for batch in batches]).sum().float()
         return {**losses.values, "skipped": (~finite).float(), "replaced": replaced}
 
-    def differentiate(self, batches: list[TrainBatch], step: int = 0) -> Losses:
+    def differentiate(self, batches: list[TrainBatch]) -> Losses:
         """Sets the student's gradients, and nothing else; the micro-batches are on the device. Returns the last one's
         losses, which tell the values of all."""
-        labels = [self.pseudo_labels(batch, step) for batch in batches]
+        labels = [self.pseudo_labels(batch) for batch in batches]
         totals = None if len(batches) == 1 else self.totals(batches, labels)
         self.optimizer.zero_grad(set_to_none=True)
         for number, (batch, label) in enumerate(zip(batches, labels, strict=True), start=1):
@@ -125,13 +123,10 @@ class MustStep:
         return losses
 
     @torch.no_grad()
-    def pseudo_labels(self, batch: TrainBatch, step: int) -> PseudoLabels:
-        """The teacher on the weak views, early in the run mixed with the refined classes, where there are some."""
+    def pseudo_labels(self, batch: TrainBatch) -> PseudoLabels:
+        """The teacher's, on the weak views."""
         with self.autocast():
             logits = self.teacher(normalize(batch.weak, self.preprocess))
-        if self.refined and (share := share_at(step, self.steps)):
-            self.refined = self.refined.to(self.world.device)
-            logits = self.refined.mixed(logits, batch.samples, share)
         return pseudo_labels(logits, self.config.confidence_threshold)
 
     def forward_student(self, batch: TrainBatch) -> tuple[StudentOutput, Tensor]:

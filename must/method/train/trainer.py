@@ -33,7 +33,6 @@ from must.method.model.bundle import DESCRIPTION_FILE, Description, preprocess_o
 from must.method.model.classifier import load_text_classifier, require_shares
 from must.method.select.alpha import shares_of
 from must.method.select.introduce import introduce
-from must.method.select.refined_labels import share_at
 from must.method.select.rung_predictions import Weights, affordable
 from must.method.select.select import described, select_weights, selection_text
 from must.method.train.autotune import choose_accumulation, choose_loaders
@@ -223,15 +222,11 @@ class Trainer:
         logger.info("\n".join([f"{backbone}, {len(description.classes)} classes, {images}", *size.lines()]))
 
     def introduce(self, stop: StopSignal) -> None:
-        """Looks at the images before they are trained on, where the ladder or the pseudo-labels ask for it."""
-        config, method = self.config, self.method
-        refine = config.pseudo_labels == "refined" and share_at(self.state.progress.step, method.steps) > 0
-        if config.select == "ladder" or refine:
+        """Looks at the images before they are trained on, where the ladder will."""
+        if self.config.select == "ladder":
             place, index = self.state.checkpoints.uri, self.reader.index.sha256
             pause = leave_if(stop, "looking at the images")
-            self.facts, method.refined = introduce(
-                config, self.reference, self.zero_shot, index, place, self.world, pause, refine
-            )
+            self.facts = introduce(self.config, self.reference, self.zero_shot, index, place, self.world, pause)
 
     def is_futile(self) -> bool:
         """Whether there are too few images for the ladder to keep anything: the result is zero-shot's weights already.
@@ -258,6 +253,8 @@ class Trainer:
             description = provenance(self.zero_shot.description, settings, self.reader.index, self.world.size, summary)
             weights = networks[config.save]
             found = {"data": self.facts, "class_shares": list(self.prior), **self.origin}
+            if config.select == "ladder" and self.zero_shot.encoder:
+                found["encoder"] = self.zero_shot.encoder.record
             found = {name: what for name, what in found.items() if what}
             description = replace(description, provenance=description.provenance | found)
             if config.select == "ladder":
@@ -280,8 +277,9 @@ class Trainer:
         source = EvalSource(self.reader, preprocess_of(description), SELECT_BATCH, self.config.loaders)
         most = affordable(len(source) * self.config.epochs, len(description.classes))
         kept, choice = select_weights(
-            self.reference, weights, source, self.world.device, pause, shares_of(description), most
-        )
+            self.reference, weights, source, self.world.device, pause, shares_of(description), most,
+            encoder=self.zero_shot.encoder,
+        )  # fmt: skip
         logger.info(selection_text(choice))
         place = storage.join(self.config.output, ADAPTED)
         if choice.climb.undecided:

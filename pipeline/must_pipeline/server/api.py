@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ import kfp_server_api as api
 import urllib3.exceptions
 
 from must import __version__
-from must.base.storage import TransientError, is_transient
+from must.base.storage import TransientError, is_transient, object_or_none
 from must_pipeline import DESCRIPTION
 
 POD_TOKEN = "/var/run/secrets/kubeflow/pipelines/token"  # where a pod has its token, if its spec asks for one
@@ -243,11 +242,8 @@ UPLOADING = "; if no reason is given: may this account create pipelines in the n
 
 def detail(error: api.ApiException) -> str:
     body = error.body.decode(errors="replace") if isinstance(error.body, bytes) else error.body or ""
-    try:
-        content = json.loads(body)
-        return shorten(content.get("message") or content.get("error_message") or content.get("error") or body)
-    except (ValueError, AttributeError):
-        return shorten(body)
+    said = object_or_none(body, lambda answer: [answer.get(name) for name in ("message", "error_message", "error")])
+    return shorten(next(filter(None, said or ()), body))
 
 
 def shorten(text: Any) -> str:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from must.base import storage
 from must.base.exits import line_of
-from must.base.storage import TransientError
 from must.base.text import printable_page
 from must.runtime.notes import read_notes
 from must.runtime.outcome import failing, kind_of
@@ -67,22 +66,17 @@ def wait(kfp: Kfp, run_id: str, work_uri: str, again: str, namespace: str = "") 
 
 def get_run_with_retry(kfp: Kfp, run_id: str) -> Any:
     """The run, asked for until the server answers."""
-    silent: float | None = None
-    while True:
-        try:
-            with api_errors(kfp.host):
-                return kfp.runs.run_service_get_run(run_id)
-        except TransientError as error:
-            if silent is None:
-                silent = time.monotonic()
-                print(
-                    f"{time.strftime('%H:%M:%S')} no answer, asking on for {SERVER_TIMEOUT / 60:g} min: "
-                    f"{line_of(error)}",
-                    flush=True,
-                )
-            if time.monotonic() - silent > SERVER_TIMEOUT:
-                raise
-            time.sleep(POLL)
+
+    def ask() -> Any:
+        with api_errors(kfp.host):
+            return kfp.runs.run_service_get_run(run_id)
+
+    return storage.repeat(kfp.host, ask, timeout=SERVER_TIMEOUT, on_first=tell_silence)
+
+
+def tell_silence(error: Exception) -> None:
+    minutes = f"{SERVER_TIMEOUT / 60:g} min"
+    print(f"{time.strftime('%H:%M:%S')} no answer, asking on for {minutes}: {line_of(error)}", flush=True)
 
 
 def report(run: Any, state: str, page: str) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 from google.cloud.aiplatform_v1.types import PipelineState, PipelineTaskDetail
 
-from must.base.storage import TransientError
+from must.base.storage import repeat
 from must.base.text import printable_page
-from must_pipeline.server.wait import SERVER_TIMEOUT, page_of
+from must_pipeline.server.wait import SERVER_TIMEOUT, page_of, tell_silence
 from must_pipeline.vertex.client import VertexAi
 
 POLL = 30.0  # seconds
@@ -25,17 +26,9 @@ def wait(vertex: VertexAi, run_id: str, work_uri: str) -> int:
     Raises:
         TransientError: Vertex gave no answer for SERVER_TIMEOUT seconds.
     """
-    shown, silent = "", 0.0
+    shown = ""
     while True:
-        try:
-            job = vertex.job(run_id)
-            silent = 0.0
-        except TransientError:
-            silent = silent or time.monotonic()
-            if time.monotonic() - silent > SERVER_TIMEOUT:
-                raise
-            time.sleep(POLL)
-            continue
+        job = repeat(vertex.host, partial(vertex.job, run_id), timeout=SERVER_TIMEOUT, on_first=tell_silence)
         now = " ".join([word(job.state), *tasks(job, RUNNING)])
         if now != shown:
             shown = now

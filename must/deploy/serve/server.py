@@ -1,0 +1,87 @@
+"""A server from its address to the signal that ends it: what `must serve` and `must review` have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import uvicorn
+
+from must.deploy.serve.connections import Room, protocol_within
+
+BACKLOG = 2048
+
+
+def check_no_loop(command: str) -> None:
+    """Raises ValueError: this thread runs an event loop, as a notebook's does."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise ValueError(f"{command}: an event loop runs here, as in a notebook; run `{command}` as a program of its own")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Raises ValueError: the address cannot be bound."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)  # who hears of the address may use it
+    except OSError as error:
+        listener.close()
+        raise ValueError(f"--host {host} --port {port}: {(error.strerror or str(error)).lower()}") from None
+    return listener
+
+
+def address(host: str, listener: socket.socket) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+
+
+async def serve_until_signal(
+    app: Any,
+    listener: socket.socket,
+    room: Room,
+    patience: float,
+    drain: Callable[[bool], Awaitable[None]] | None = None,
+    **settings: Any,
+) -> None:
+    """Serves until SIGTERM, SIGINT, or until the server ends by itself; returns when the last request is answered.
+
+    Args:
+        app: an ASGI application.
+        patience: seconds that a client has for a request.
+        drain: called when a signal came, while requests are still taken; with whether the server has ended by itself.
+        settings: uvicorn's.
+    """
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=protocol_within(patience, room),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            **settings,
+        )
+    )
+    serving = asyncio.create_task(server._serve([listener]))  # not `serve`, which takes the signals over
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with suppress(ValueError, RuntimeError):  # not in the main thread: the caller stops us otherwise
+            loop.add_signal_handler(number, stop.set)
+    serving.add_done_callback(lambda task: stop.set())
+    await stop.wait()
+    if drain:
+        await drain(serving.done())
+    server.should_exit = True
+    with suppress(asyncio.CancelledError):
+        await serving
