@@ -13,6 +13,7 @@ from pathlib import Path
 from must.base import storage
 from must.base.lock import Kind, locked
 from must.base.parameters import require
+from must.base.progress import loading
 from must.base.text import printable, printable_page
 from must.config.review import ReviewConfig
 from must.data.loading.reader import open_reader
@@ -24,7 +25,7 @@ from must.deploy.serve.connections import Room
 from must.deploy.serve.server import address, check_no_loop, listen, serve_until_signal
 from must.method.answers.doubts import RELABELLED, Doubts, save_relabelled
 from must.method.answers.plan import Plan
-from must.method.answers.questions import fingerprint
+from must.method.answers.questions import fingerprint, whole_of
 
 logger = logging.getLogger(__name__)
 
@@ -70,16 +71,11 @@ def placed(config: ReviewConfig) -> ReviewConfig:
     return replace(config, work="", model=model, baseline=baseline, shards=shards, output=output)
 
 
-def whole_of(model: str) -> str:
-    """The bundle with all of an adaptation, which training keeps beside one that has only a part of it, or none."""
-    whole = storage.join(model, "adapted")
-    return whole if storage.exists(storage.join(whole, "model.json")) else model
-
-
 def questions_at(config: ReviewConfig) -> Plan | Doubts:
     """Those in the folder, or new ones. Raises ValueError: they are about another model, or about other images."""
     kind: type[Plan | Doubts] = Doubts if config.mode == "doubtful" else Plan
     if not storage.exists(storage.join(config.output, kind.FILE)):
+        loading("review")
         from must.deploy.review.prepare import prepare, prepare_doubts  # imports torch
 
         found = prepare_doubts(config) if kind is Doubts else prepare(config)
