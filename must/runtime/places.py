@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from must.base import storage
+from must.base.files import CLASSIFIER_FILE
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class JobUri:
 
     @property
     def classifier(self) -> str:
-        return storage.join(self.uri, "classifier.safetensors")
+        return storage.join(self.uri, CLASSIFIER_FILE)
 
     @property
     def bundle(self) -> str:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from must.api.verify.single import CheckFailedError, Found, Setting, demand
+from must.base.files import LAST_FILE, WEIGHTS_FILE
 from must.method.model.bundle import LOG_FILE
 
 STEPS = 8
@@ -40,7 +41,7 @@ def command(setting: Setting, output: Path, processes: int = 1, **changes: objec
 def train(setting: Setting, name: str, processes: int = 1, **changes: object) -> list[float]:
     """The losses of a run, a step each."""
     output = setting.folder / name
-    if not (output / "model.safetensors").exists():
+    if not (output / WEIGHTS_FILE).exists():
         result = subprocess.run(command(setting, output, processes, **changes), env=environment(setting))
         if result.returncode:
             raise CheckFailedError(f"`must train` ended with code {result.returncode}")
@@ -56,12 +57,12 @@ def resume(setting: Setting) -> Found:
     train(setting, "whole")
     output = setting.folder / "killed"
     process = subprocess.Popen(command(setting, output), env=environment(setting))
-    while process.poll() is None and not (output / "checkpoints" / "LAST").exists():
+    while process.poll() is None and not (output / "checkpoints" / LAST_FILE).exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     killed = process.wait() == -signal.SIGKILL
     train(setting, "killed")
-    ours, theirs = (load_file(setting.folder / name / "model.safetensors") for name in ("killed", "whole"))
+    ours, theirs = (load_file(setting.folder / name / WEIGHTS_FILE) for name in ("killed", "whole"))
     equal = all(torch.equal(ours[name], value) for name, value in theirs.items())
     difference = distance(ours, theirs)
     detail = "equal to the bit" if equal else f"relative distance of the weights {difference:.1e}"

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from must.api.verify.single import Found, Setting, demand
+from must.base.files import METRICS_FILE
 from must.config import ClassifierConfig, ShardConfig
 from must.data.augment.normalize import normalize
 from must.data.loading.loader import EvalSource
@@ -74,7 +75,7 @@ def adaptation(setting: Setting) -> Found:
         "folder", "--classes", classes(setting, root), "--model", MODEL, "--pretrained", "openai", "--output", output,
     ]  # fmt: skip
     code = subprocess.run([str(part) for part in command]).returncode
-    metrics = next(iter(output.rglob("metrics.json")), None)
+    metrics = next(iter(output.rglob(METRICS_FILE)), None)
     values = json.loads(metrics.read_text()) if metrics else {}
     return demand(
         code == 0 and bool(values), f"`must adapt` ended with code {code}; its metrics are in the JSON", **values

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from must.base import storage
+from must.base.files import ADAPTED, CLASSIFIER_FILE, DESCRIPTION_FILE, RECORD_FILE, WEIGHTS_FILE
 from must.base.lock import Kind, locked
 from must.base.parameters import require
 from must.base.text import printable, printable_page
@@ -62,8 +63,8 @@ def placed(config: ReviewConfig) -> ReviewConfig:
     if not config.work:
         return replace(config, model=whole_of(config.model)) if config.mode == "compare" else config
     work = Path(config.work)
-    require((work / "adapt.json").is_file(), f"{config.work}: is no folder that `must adapt` made")
-    inside = [str(work / name) for name in ("model", "classifier.safetensors", "shards", "review")]
+    require((work / RECORD_FILE).is_file(), f"{config.work}: is no folder that `must adapt` made")
+    inside = [str(work / name) for name in ("model", CLASSIFIER_FILE, "shards", "review")]
     model, baseline, shards, output = inside
     if config.mode == "compare":
         model = whole_of(model)
@@ -72,8 +73,8 @@ def placed(config: ReviewConfig) -> ReviewConfig:
 
 def whole_of(model: str) -> str:
     """The bundle with all of an adaptation, which training keeps beside one that has only a part of it, or none."""
-    whole = storage.join(model, "adapted")
-    return whole if storage.exists(storage.join(whole, "model.json")) else model
+    whole = storage.join(model, ADAPTED)
+    return whole if storage.exists(storage.join(whole, DESCRIPTION_FILE)) else model
 
 
 def questions_at(config: ReviewConfig) -> Plan | Doubts:
@@ -86,7 +87,7 @@ def questions_at(config: ReviewConfig) -> Plan | Doubts:
         found.save(config.output)
         return found
     found = kind.load(config.output, "--output")
-    weights = fingerprint(storage.read_bytes(storage.join(config.model, "model.safetensors")))
+    weights = fingerprint(storage.read_bytes(storage.join(config.model, WEIGHTS_FILE)))
     require(
         weights == found.model_sha256,
         f"--output {config.output}: its {kind.FILE} is about another model; delete that file to ask about this one: "
