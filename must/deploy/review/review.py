@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from must.base import storage
-from must.base.files import ADAPTED, CLASSIFIER_FILE, DESCRIPTION_FILE, RECORD_FILE, WEIGHTS_FILE
+from must.base.files import CLASSIFIER_FILE, RECORD_FILE, WEIGHTS_FILE
 from must.base.lock import Kind, locked
 from must.base.parameters import require
 from must.base.text import printable, printable_page
@@ -25,7 +25,7 @@ from must.deploy.serve.connections import Room
 from must.deploy.serve.server import address, check_no_loop, listen, serve_until_signal
 from must.method.answers.doubts import RELABELLED, Doubts, save_relabelled
 from must.method.answers.plan import Plan
-from must.method.answers.questions import fingerprint
+from must.method.answers.questions import fingerprint, whole_of
 
 logger = logging.getLogger(__name__)
 
@@ -69,12 +69,6 @@ def placed(config: ReviewConfig) -> ReviewConfig:
     if config.mode == "compare":
         model = whole_of(model)
     return replace(config, work="", model=model, baseline=baseline, shards=shards, output=output)
-
-
-def whole_of(model: str) -> str:
-    """The bundle with all of an adaptation, which training keeps beside one that has only a part of it, or none."""
-    whole = storage.join(model, ADAPTED)
-    return whole if storage.exists(storage.join(whole, DESCRIPTION_FILE)) else model
 
 
 def questions_at(config: ReviewConfig) -> Plan | Doubts:
