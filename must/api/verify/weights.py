@@ -50,7 +50,8 @@ def classes(setting: Setting, root: Path) -> str:
 def zero_shot(setting: Setting) -> Found:
     root, place = cifar(setting), setting.folder
     shards, file = str(place / "cifar-test"), str(place / "cifar.safetensors")
-    classifier(ClassifierConfig(classes=classes(setting, root), model=MODEL, pretrained="openai", output=file))
+    values = {"classes": classes(setting, root), "model": MODEL, "pretrained": "openai", "look_alikes": "tower"}
+    classifier(ClassifierConfig(**values, output=file))
     shard(ShardConfig(source=str(root / "test"), labels="folder", output=shards))
     bundle, device = zero_shot_bundle(load_text_classifier(file)), pick_device(setting.device)
     model, preprocess = bundle.model.to(device).eval(), preprocess_of(bundle.description)
