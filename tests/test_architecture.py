@@ -42,7 +42,7 @@ storage     processes text
 lock        background storage
 exits       lock storage text
 parameters  text
-flags       parameters
+flags       exits parameters text
 tars
 names       parameters storage text
 workers     processes storage

@@ -29,6 +29,7 @@ except SystemExit as end:
     [
         ("--help", 0, ""),
         ("train --help", 0, ""),
+        ("shard --source nowhere --output out", 2, "nowhere"),
         ("train --epochs some --shards nowhere --classifier c --output m", 2, "--epochs: expected a whole number"),
         ("train --preset imagnet --shards nowhere --classifier c --model m --output m", 2, "--preset imagnet: unknown"),
         ("train --preset imagenet --shards nowhere --classifier c --output m", 2, "--classifier c: no such file"),
@@ -41,22 +42,32 @@ except SystemExit as end:
         ("classifier --classes none.yaml --model ViT-B-16 --output c", 2, "--classes none.yaml: no such file"),
     ],
 )
-def test_nothing_heavy_is_imported_for_help_and_wrong_input(tmp_path, line, code, message):
+def test_help_and_wrong_input_are_told_in_a_line_before_anything_heavy_is_imported(tmp_path, line, code, message):
     result = subprocess.run(
         [sys.executable, "-c", CODE, *line.split()], capture_output=True, text=True, check=False, cwd=tmp_path
     )
-    assert result.stderr.splitlines()[-1] == f"{code} []" and message in result.stderr
+    *lines, end = result.stderr.splitlines()
+    assert end == f"{code} []" and not list(tmp_path.iterdir()), result.stderr
+    if message:
+        assert len(lines) == 1 and message in lines[0] and lines[0].startswith(f"must {line.split()[0]}: ")
 
 
-@pytest.mark.parametrize("preset", ["auto", "digits"])
-def test_shares_that_nobody_gave_are_told_before_torch_is_imported(digits, tmp_path, preset):
+@pytest.mark.parametrize(
+    "wrong, preset",
+    [
+        ("--class-prior given", ["--preset", "auto"]),
+        ("--class-prior given", ["--preset", "digits"]),
+        ("--checkpoints /dev/null/c", []),
+    ],
+)
+def test_what_training_refuses_is_told_before_torch_is_imported(digits, tmp_path, preset, wrong):
     line = ["train", "--shards", digits.shards, "--classifier", digits.classifier, "--output", "m"]
-    line += ["--preset", preset, "--class-prior", "given"]
+    line += [*preset, *wrong.split()]
     result = subprocess.run(
         [sys.executable, "-c", CODE, *line], capture_output=True, text=True, check=False, cwd=tmp_path
     )
     message, end = result.stderr.splitlines()
-    assert end == "2 []" and message.startswith("must train: --class-prior given: ") and not list(tmp_path.iterdir())
+    assert end == "2 []" and message.startswith(f"must train: {wrong}: ") and not list(tmp_path.iterdir())
 
 
 def train_config(digits, tmp_path, **changes):

@@ -6,14 +6,13 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import must
 from must.api.stages import STAGES, configure, run
-from must.base.exits import INTERRUPTED, WRONG_INPUT, exiting
-from must.base.flags import add_flags, add_hidden_flags, usage_of
-from must.base.parameters import SYNONYMS, convert, flag, require
-from must.base.text import close_to
+from must.base.exits import INTERRUPTED, exiting
+from must.base.flags import OneLineParser, add_flags, add_hidden_flags, usage_of
+from must.base.parameters import convert, require
 from must.config.adapt import AdaptConfig
 from must.config.train import TrainConfig
 from must.method.distributed.parent import end_with_parent
@@ -104,30 +103,6 @@ def run_completion(options: dict[str, Any]) -> None:
 
 # commands that are no stages
 OTHERS = {"index": run_index, "env": run_env, "verify": run_verify, "completion": run_completion}
-SYNONYM_FLAGS = {flag(name): flag(known) for name, known in SYNONYMS.items()}
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, with the nearest flag; argparse itself prints all of a stage's flags first."""
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        namespace, rest = super().parse_known_args(args, namespace)
-        if rest:
-            wrong = next((word for word in rest if word.startswith("-")), rest[0]).split("=")[0]
-            near = self.nearest(wrong)
-            self.error(f"{wrong}: unknown{f'; did you mean {near}?' if near else ''}")
-        return namespace, rest
-
-    def nearest(self, wrong: str) -> str:
-        """The flag that was meant, perhaps: written with underscores, cut short, or misspelt; else ''."""
-        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
-        wrong = wrong.replace("_", "-")
-        whole = [flag for flag in flags if flag == wrong] or [flag for flag in flags if flag.startswith(wrong)]
-        return " or ".join(whole if wrong.strip("-") else []) or "".join(close_to(wrong, flags, synonyms=SYNONYM_FLAGS))
-
-    def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message} ({self.prog} --help lists what there is)", file=sys.stderr)
-        raise SystemExit(WRONG_INPUT)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -150,6 +150,8 @@ def configure(stage: str, values: dict[str, Any], file: str | None = None) -> St
     if issubclass(config, configs.TrainConfig):
         named = values.get("preset") or (read_yaml(config, file).get("preset") if file else "")
         values = values | {"preset": named or "auto"}
+        if values["preset"] == "auto":  # whose settings follow from the model's shape, which takes torch to tell
+            preflight(load(config, values | {"preset": ""}, file))
     return load(config, values, file)
 
 

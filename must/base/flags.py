@@ -1,12 +1,14 @@
-"""A stage's parameters as flags of its command."""
+"""A stage's parameters as flags of its command, and a parser whose errors are one line."""
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import MISSING, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from must.base.parameters import StageConfig, flag, is_required, with_headings
+from must.base.exits import WRONG_INPUT
+from must.base.parameters import SYNONYMS, StageConfig, flag, is_required, with_headings
+from must.base.text import close_to
 
 
 def add_hidden_flags(parser: argparse.ArgumentParser, stage: type[StageConfig], prefix: str) -> None:
@@ -83,3 +85,28 @@ def format_value(value: Any) -> str:
     if isinstance(value, dict):
         return ",".join(f"{key}={item:g}" for key, item in value.items())
     return ",".join(f"{item}" for item in value)
+
+
+SYNONYM_FLAGS = {flag(name): flag(known) for name, known in SYNONYMS.items()}
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, with the nearest flag; argparse itself prints all of a stage's flags first."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        namespace, rest = super().parse_known_args(args, namespace)
+        if rest:
+            wrong = next((word for word in rest if word.startswith("-")), rest[0]).split("=")[0]
+            near = self.nearest(wrong)
+            self.error(f"{wrong}: unknown{f'; did you mean {near}?' if near else ''}")
+        return namespace, rest
+
+    def nearest(self, wrong: str) -> str:
+        """The flag that was meant, perhaps: written with underscores, cut short, or misspelt; else ''."""
+        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        wrong = wrong.replace("_", "-")
+        whole = [flag for flag in flags if flag == wrong] or [flag for flag in flags if flag.startswith(wrong)]
+        return " or ".join(whole if wrong.strip("-") else []) or "".join(close_to(wrong, flags, synonyms=SYNONYM_FLAGS))
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG_INPUT, f"{self.prog}: {message} ({self.prog} --help lists what there is)\n")

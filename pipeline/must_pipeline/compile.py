@@ -15,6 +15,7 @@ from typing import Any, Final, get_args, get_type_hints
 import yaml
 from kfp import compiler
 
+from must.base.flags import OneLineParser
 from must.base.parameters import StageConfig
 from must.base.text import without_secrets
 from must.config import ExportConfig, GateConfig, PromoteConfig, ShardConfig
@@ -70,7 +71,7 @@ CHOICES: Final = {  # of the pipeline's parameters
 
 
 def main(default_output: Path = Path(COMPILED.name)) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cluster", type=Path, default=nearest(CLUSTER), help="your cluster's file [cluster.yaml]")
     parser.add_argument(
         "--output", type=Path, default=default_output, help="the compiled pipeline [must_pipeline.yaml]"

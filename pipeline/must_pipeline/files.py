@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from must.base.exits import WRONG_INPUT
+from must.base.flags import OneLineParser
 
 HERE = Path(__file__).resolve().parent
 PACKAGED = HERE / "files"  # in a wheel (setup.py); a checkout has them in pipeline/ and deploy/
@@ -28,7 +29,7 @@ def nearest(file: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()
     try:

@@ -22,6 +22,7 @@ from typing import Any
 import must
 import must_components
 from must.base.exits import WRONG_INPUT
+from must.base.flags import OneLineParser
 from must.base.parameters import read_mapping
 from must.base.text import without_secrets
 from must_pipeline.files import COMPILED, nearest
@@ -35,7 +36,7 @@ HOMES = [str(Path(package.__file__ or "").parent.parent) for package in (must, m
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parameters", type=Path, required=True, help="YAML file with the pipeline's parameters")
     parser.add_argument("--output", type=Path, required=True, help="folder for shards, checkpoints and artifacts")
     parser.add_argument("--pipeline", type=Path, default=nearest(COMPILED), help="[must_pipeline.yaml]")

@@ -19,6 +19,7 @@ from typing import Any
 import kfp_server_api as api
 
 from must.base.exits import WRONG_INPUT
+from must.base.flags import OneLineParser
 from must.base.parameters import read_mapping
 from must.base.text import without_secrets
 from must_pipeline import DESCRIPTION
@@ -44,7 +45,7 @@ class Schedule:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("apply", "list", "pause", "resume", "delete"))
     parser.add_argument("what", nargs="?", metavar="FILE|NAME", help="apply: the schedule's file; else its name")
     parser.add_argument("--pipeline", type=Path, default=nearest(COMPILED), help="[must_pipeline.yaml]")

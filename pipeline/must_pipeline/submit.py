@@ -15,6 +15,7 @@ from typing import Any
 import kfp_server_api as api
 
 from must.base.exits import WRONG_INPUT
+from must.base.flags import OneLineParser
 from must.base.parameters import read_mapping
 from must.base.text import without_secrets
 from must_pipeline.cluster.load import load_cluster
@@ -25,7 +26,7 @@ from must_pipeline.server.wait import name_successor, wait
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--parameters", type=Path, metavar="FILE", help="YAML file with the run's parameters")
     what.add_argument("--again", metavar="RUN_ID", help="pipeline version and parameters of this run")

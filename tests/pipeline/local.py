@@ -12,14 +12,17 @@ import yaml
 from must_pipeline.local.console import COLOR, StageOutput
 
 ROOT = Path(__file__).parents[2]
-PASSES = {"gate": "labelled", "gate_settings": {"min_gain": -1.0}}
+GAINS = {"gate": "labelled", "gate_settings": {"min_gain": 0.0}}
+NO_WORSE = {"gate": "labelled", "gate_settings": {"min_gain": -0.05}}
 LABEL_FREE = {"gate": "label-free", "gate_settings": {}}
 
 
 def small_demo(folder, images=160):
-    """The bundled example with few images and one epoch; returns the pipeline's parameters.
+    """The bundled example with few images and epochs, and a learning rate for them; returns the pipeline's parameters.
 
-    So little training is too little for the label-free gate: the labelled one lets a loss of up to all accuracy pass.
+    Its model is better than zero-shot for certain on the test images (GAINS), by about 7 points. The label-free gate
+    has too few images to tell: that one passes in test_wheel.py, where the example runs as it is. A model that is
+    trained on from this one is better again by 3 points, and 375 test images show no more than NO_WORSE.
     """
     subprocess.run([sys.executable, "-m", "must", "demo", "--output", folder], check=True, capture_output=True)
     parameters = yaml.safe_load((folder / "pipeline.yaml").read_text())
@@ -32,7 +35,9 @@ def small_demo(folder, images=160):
             file.unlink()
     for file in sorted((folder / "images" / "test").rglob("*.png"))[::4]:
         file.unlink()
-    return parameters | {"settings": {"batch_size": 32, "workers": 0, "select": "none"}, "epochs": 1} | PASSES
+    return (
+        parameters | {"settings": {"batch_size": 32, "workers": 0, "select": "none", "lr": 0.01}, "epochs": 6} | GAINS
+    )
 
 
 class Run:

@@ -1,5 +1,6 @@
 """The wheel in an environment that holds nothing else of the project, away from the checkout."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,9 +11,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import yaml
-
-from tests.pipeline.local import small_demo
 
 ROOT = Path(__file__).parents[2]
 SOURCES = (
@@ -104,6 +102,7 @@ def test_a_source_distribution_builds_the_same_wheel(wheel, source, tmp_path):
 
 @pytest.mark.slow
 def test_a_stranger_compiles_and_runs_the_demo(environment, tmp_path):
+    """The example as `make demo` runs it, at its size: the label-free gate, which is the default, promotes it."""
     code = (
         "import must, must_components, must_pipeline as p; print(must.__file__, must_components.__file__, p.__file__)"
     )
@@ -115,11 +114,17 @@ def test_a_stranger_compiles_and_runs_the_demo(environment, tmp_path):
     assert compiled.returncode == 0, compiled.stderr
     text = (tmp_path / "must_pipeline.yaml").read_text()
     assert text == (ROOT / "pipeline" / "must_pipeline.yaml").read_text()
-    parameters = small_demo(tmp_path / "demo")
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(parameters))
-    ran = run(environment, tmp_path, "must-pipeline", "run", "--parameters", "run.yaml", "--output", "out")
+    assert run(environment, tmp_path, "must", "demo", "--output", "demo").returncode == 0
+    command = ("must-pipeline", "run", "--parameters", "demo/pipeline.yaml", "--output", "demo/run")
+    ran = run(environment, tmp_path, *command)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    (model,) = (tmp_path / "out" / "latest").glob("*/onnx/model.onnx")
+    latest = tmp_path / "demo/run/latest"
+    assert next(latest.glob("*/what_came_of_it")).read_text().startswith("# Promoted ")
+    decision = json.loads(next(latest.glob("*/decision")).read_text())
+    assert (decision["passed"], decision["gate"], decision["outcome"]) == (True, "label-free", "gain"), decision
+    version = json.loads(next((tmp_path / "demo/run/registry").rglob("version.json")).read_text())
+    assert version["metrics"]["baseline"]["top1"] == 0.734 and version["metrics"]["adapted"]["top1"] > 0.9
+    (model,) = latest.glob("*/onnx/model.onnx")
     image = next((tmp_path / "demo" / "images" / "test").rglob("*.png"))
     predicted = run(environment, tmp_path, "must", "predict", "--model", str(model), str(image))
     assert predicted.returncode == 0 and image.name in predicted.stdout

@@ -13,11 +13,11 @@ from google.protobuf.json_format import ParseDict
 from must_pipeline import schedule, submit
 from must_pipeline.cluster.config import Training
 from must_pipeline.cluster.load import load_cluster
+from must_pipeline.cluster.vertex_rules import ACCELERATORS
 from must_pipeline.compile import compile_pipeline
 from must_pipeline.files import CLUSTER
 from must_pipeline.vertex import wait
 from must_pipeline.vertex.client import VertexAi
-from must_pipeline.vertex.rules import ACCELERATORS
 from must_pipeline.vertex.schedules import make_schedule
 
 FILE = CLUSTER.with_name("clusters") / "vertex.yaml"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from must import __version__
-from must_pipeline.vertex.config import Vertex
+from must_pipeline.cluster.vertex import Vertex
 
 
 @dataclass(frozen=True)

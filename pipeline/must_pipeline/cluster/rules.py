@@ -9,8 +9,8 @@ from must.base.text import did_you_mean
 from must_pipeline.cluster.config import Cluster, Resources, Toleration
 from must_pipeline.cluster.predict import predict_config
 from must_pipeline.cluster.variables import check_variables
+from must_pipeline.cluster.vertex_rules import check_not_vertex, check_vertex
 from must_pipeline.stages import STAGES
-from must_pipeline.vertex.rules import check_not_vertex, check_vertex
 
 NAME = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 SHORT = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # a namespace's, which is a name of DNS

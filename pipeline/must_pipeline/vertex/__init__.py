@@ -1,5 +1,5 @@
-"""Vertex AI Pipelines behind the same commands as Kubeflow Pipelines. All that is Vertex' is here.
+"""Vertex AI Pipelines behind the same commands as Kubeflow Pipelines. All that talks to it is here.
 
-`config` and `rules` are its part of cluster.yaml, `placement` compiles for it. The rest starts runs and schedules, and
+`placement` compiles for it. The rest starts runs and schedules, and
 needs the extra `vertex`: bodies are made and checked by google-cloud-aiplatform, requests are its generated clients'.
 """

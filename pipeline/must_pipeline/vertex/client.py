@@ -14,7 +14,7 @@ from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, Tra
 from google.cloud import aiplatform, aiplatform_v1
 
 from must.base.storage import TransientError, is_transient
-from must_pipeline.vertex.config import Vertex
+from must_pipeline.cluster.vertex import Vertex
 
 TIMEOUT = 60.0  # seconds a request
 REQUEST = re.compile(r"^[A-Z]+ \S+: ")  # which the client puts in front of what the server says

@@ -15,9 +15,9 @@ from google.cloud import aiplatform, aiplatform_v1
 
 from must.base import storage
 from must_pipeline.cluster.config import Cluster
+from must_pipeline.cluster.vertex_rules import LABEL_VALUE
 from must_pipeline.server.parameters import check_parameters
 from must_pipeline.vertex.client import VertexAi
-from must_pipeline.vertex.rules import LABEL_VALUE
 
 CONTENT = "must_content"  # a label: the checksum of what was asked for
 PLACES = ("source", "work_uri", "registry_uri", "test_source")
