@@ -122,7 +122,7 @@ def build(options: argparse.Namespace, variant: dict[str, Any], device: Any) -> 
     import open_clip
     import torch
 
-    from must.api.verify.speed import forward_flops
+    from must.api.verify.speed import shape_of
 
     logging.disable(logging.WARNING)
     torch.manual_seed(0)
@@ -132,7 +132,7 @@ def build(options: argparse.Namespace, variant: dict[str, Any], device: Any) -> 
     weak, strong = (torch.randint(0, 256, (B, size, size, 3)).byte() for _ in range(2))
     patches = (size // patch) ** 2
     masked = torch.stack([torch.randperm(patches)[: int(0.3 * patches)].sort().values for _ in range(B)])
-    flops = 4 * forward_flops(visual)
+    flops = 4 * shape_of(visual).forward_flops
     if variant.get("plain"):
         from must.api.verify.plain import PlainStep
         from must.data.augment.normalize import normalize

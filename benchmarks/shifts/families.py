@@ -1,9 +1,9 @@
 """Drawings of the second panel's families, 64 x 64: a source style to pre-train on and a target style to adapt to.
 
-kana: 142 Japanese syllables; hangul: 300 Korean ones; cyrillic: 33 capitals (computer fonts -> handwriting and display
-fonts). emoji: 150 names (coloured sets -> flat and one-coloured ones). flags: 198 countries (sharp sets -> two others,
-half faded to grey). display: the ten digits in ornamental fonts, for the bundled model. Everything is a pure function
-of the packages in packages.py.
+kana: 142 Japanese syllables; kanji: 120 characters of the first school years; hangul: 300 Korean syllables;
+cyrillic: 33 capitals (computer fonts -> handwriting and display fonts). emoji: 150 names (coloured sets -> flat and
+one-coloured ones). flags: 198 countries (sharp sets -> two others, half faded to grey). display: the ten digits in
+ornamental fonts, for the bundled model. Everything is a pure function of the packages in packages.py.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ HANGUL_FONTS = {
         "cute-font", "yeon-sung", "do-hyeon", "jua", "kirang-haerang", "gugi", "black-han-sans",
     ),
 }  # fmt: skip
+KANJI = (
+    "一右雨円王音下火花貝学気九休玉金空月犬見五口校左三山子四糸字耳七車手十出女小上森人水正生青夕石赤千川先早草足村大男竹中虫"
+    "町天田土二日入年白八百文木本名目立力林六引羽雲園遠何科夏家歌画回会海絵外角楽活間丸岩顔汽記帰弓牛魚京強教近兄形計元言原戸"
+)
 CYRILLIC_FONTS = {
     "source": (
         "roboto", "open-sans", "noto-serif", "ubuntu", "playfair-display", "lora", "merriweather", "fira-sans",
@@ -63,6 +67,14 @@ EMOJI, HANGUL = 150, 300
 Drawings = tuple[np.ndarray, np.ndarray]
 
 
+def packages() -> list[str]:
+    """npm packages that the families are drawn from."""
+    fonts = [name for group in (KANA_FONTS, HANGUL_FONTS, CYRILLIC_FONTS) for style in group.values() for name in style]
+    sets = [name for style in EMOJI_SETS.values() for name in style]
+    sets += [name for style in FLAG_SETS.values() for name, _ in style]
+    return [f"@fontsource/{name}" for name in (*fonts, *DISPLAY_FONTS)] + [f"@iconify-json/{name}" for name in sets]
+
+
 def characters(name: str) -> list[str]:
     if name == "kana":
         found = [chr(code) for code in [*range(0x3042, 0x3094), *range(0x30A2, 0x30F4)]]
@@ -71,6 +83,8 @@ def characters(name: str) -> list[str]:
     if name == "hangul":
         common = [chr(c) for c in range(0xAC00, 0xD7A4) if in_euc_kr(chr(c))]
         return sorted(np.random.default_rng(3).choice(common, HANGUL, replace=False).tolist())
+    if name == "kanji":
+        return list(KANJI)
     if name == "cyrillic":
         return [chr(code) for code in range(0x410, 0x430)] + ["\u0401"]
     return list("0123456789")
@@ -84,12 +98,18 @@ def in_euc_kr(character: str) -> bool:
 
 
 def letters(name: str, style: str) -> Drawings:
-    fonts = {"kana": KANA_FONTS, "hangul": HANGUL_FONTS, "cyrillic": CYRILLIC_FONTS}.get(name)
+    fonts = {"kana": KANA_FONTS, "kanji": KANA_FONTS, "hangul": HANGUL_FONTS, "cyrillic": CYRILLIC_FONTS}.get(name)
     pictures, labels = [], []
     strokes = (0, 1, 3) if style == "source" else (0, 1)
     for font_name in fonts[style] if fonts else DISPLAY_FONTS:
         files = ROOT / "npm/node_modules/@fontsource" / font_name / "files"
-        script = {"kana": "japanese", "hangul": "korean", "cyrillic": "cyrillic", "display": "latin"}[name]
+        script = {
+            "kana": "japanese",
+            "kanji": "japanese",
+            "hangul": "korean",
+            "cyrillic": "cyrillic",
+            "display": "latin",
+        }[name]
         path = next(p for w in (400, 500, 300, 700) for p in files.glob(f"{font_name}-{script}-{w}-normal.woff2"))
         font = ImageFont.truetype(str(path), 44)
         missing = bytes(font.getmask("\uffff"))
@@ -172,6 +192,8 @@ def names_of(name: str) -> list[str]:
         return [f"flag {key}" for key in flag_names()]
     if name == "display":
         return ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    if name == "kanji":
+        return [f"{ord(character):x}" for character in characters(name)]
     words = {" letter": "", " syllable": "", " capital": ""}
     found = []
     for character in characters(name):
@@ -182,8 +204,8 @@ def names_of(name: str) -> list[str]:
     return found
 
 
-MODELS = {"scripts": ("kana", "cyrillic"), "hangul": ("hangul",), "picto": ("emoji", "flags")}
-STEPS = {"scripts": 500, "hangul": 450, "picto": 400}
+MODELS = {"kanji": ("kanji",), "scripts": ("kana", "cyrillic"), "hangul": ("hangul",), "picto": ("emoji", "flags")}
+STEPS = {"kanji": 600, "scripts": 500, "hangul": 450, "picto": 400}
 CAPTIONS = ["a photo of the {}.", "a picture of the {}.", "a drawing of the {}.", "the {}."]
 
 

@@ -2,30 +2,37 @@
 
     python -m benchmarks.shifts.judge          (seconds a run; reads what benchmarks/shifts/run.py has kept)
 
-`before` is what the rule that stood when the panel was trained kept (a floor on kappa, and 1 to 4 standard errors);
-it is in the runs' result files. z: of each rung, zero-shot's look-alikes being asked. Test images are weighted as the
-unlabeled ones; the standard error is of the paired difference. The table goes to benchmarks/shifts/judged.json too.
+Runs that are not on this machine are taken from judged.json, which is written anew. Two earlier rules stand beside:
+`floor`, with a floor on kappa, of the runs that were trained while it stood; and `steps`, that of today without "all at
+once". z: of each rung, zero-shot's look-alikes being asked. Test images are weighted as the unlabeled ones; standard
+errors are of the paired difference.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.shifts.evidence import gate
 from benchmarks.shifts.packages import ROOT
 from benchmarks.shifts.tasks import FITTED, JUDGING
+from must.method.select import ladder
 from must.method.select.alpha import choose_alpha
-from must.method.select.ladder import RUNGS
+from must.method.select.ladder import NEEDED, RUNGS, SLOPE
 from must.method.select.rung_predictions import RungPredictions
 
 ALPHAS = (0.0, *RUNGS)
 JUDGED = Path(__file__).with_name("judged.json")
+COLUMNS = ("full", "blind_fifth", "floor", "steps", "kept", "best")
+Row = dict[str, Any]
 
 
-def judged(stem: str, before: float) -> dict[str, Any]:
+def judged(stem: str) -> Row:
     looks = dict(np.load(sorted((ROOT / "runs" / stem).glob("looks-*.npz"))[-1]))
     truth, counts = looks["test_truth"], looks["counts"]
     weight = (counts / np.maximum(np.bincount(truth, minlength=len(counts)), 1))[truth]
@@ -33,50 +40,121 @@ def judged(stem: str, before: float) -> dict[str, Any]:
     right = (looks["test"] == truth).astype(float)
     change = right - right[0]
     points = 100 * (weight * change).sum(axis=1)
-    error = 100 * np.sqrt((weight**2 * (change - (weight * change).sum(1, keepdims=True)) ** 2).sum(axis=1))
+    errors = 100 * np.sqrt((weight**2 * (change - (weight * change).sum(1, keepdims=True)) ** 2).sum(axis=1))
     tokens = looks["tokens"].astype(np.float32)
     seen = RungPredictions(np.arange(len(tokens)), tokens, looks["probabilities"], looks["labels"])
     found = choose_alpha(seen).climb
-    at = ALPHAS.index(found.alpha)
+    with steps_alone():
+        stepped = choose_alpha(seen).climb.alpha
     task, variant, setting, images, seed = stem.split(".")
+    at = ALPHAS.index(found.alpha)
     return {
         "task": task, "variant": variant, "setting": setting, "shown": int(images), "seed": int(seed),
-        "role": "fitted" if task in FITTED else "judging" if task in JUDGING else "old",
-        "classes": looks["probabilities"].shape[2], "images": found.images, "kappa": found.agreement,
-        "preferred": found.preferred, "zero_shot": float(100 * (weight * right[0]).sum()),
-        "full": float(points[-1]), "before": before, "kept": float(points[at]), "error": float(error[at]),
-        "alpha": found.alpha, "best": float(points.max()), "blind_fifth": float(points[2]),
-        "points": points.round(2).tolist(), "z": [0.0] + [round(rung.from_zero_shot, 2) for rung in found.rungs],
-        "undecided": found.undecided is not None,
+        "role": role_of(task), "classes": looks["probabilities"].shape[2], "images": found.images,
+        "kappa": found.agreement, "preferred": found.preferred, "zero_shot": float(100 * (weight * right[0]).sum()),
+        "points": points.round(2).tolist(), "errors": errors.round(2).tolist(),
+        "z": [0.0] + [round(rung.from_zero_shot, 2) for rung in found.rungs],
+        "steps_alpha": stepped, "alpha": found.alpha, "undecided": found.undecided is not None,
+        "gate_on_all": gate(looks, len(RUNGS), 0.0), "gate_on_kept": gate(looks, at, found.alpha),
     }  # fmt: skip
 
 
-def main() -> None:
-    rows = []
-    print(
-        "| role | task | variant | setting | classes | images | zero-shot | all of it | before | kept | best | kappa |"
-    )
-    print("|---|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")
+def role_of(task: str) -> str:
+    return "fitted" if task in FITTED else "judging" if task in JUDGING else "old"
+
+
+@contextlib.contextmanager
+def steps_alone() -> Iterator[None]:
+    """The ladder before zero-shot's look-alikes could speak for a rung at once."""
+    usual = ladder.needed_of, ladder.SLOPE
+    ladder.needed_of = lambda alpha, kept: 0.0 if alpha <= 0.1 + 1e-9 and not kept else max(3.0, 6 * (alpha - kept))
+    ladder.SLOPE = float("inf")
+    try:
+        yield
+    finally:
+        ladder.needed_of, ladder.SLOPE = usual
+
+
+def at_once(row: Row) -> float:
+    """The share that is kept of a run of which only `z` is left: steps and refusals are recorded, and zero-shot's
+    look-alikes do not depend on them. Only renamed classes are not seen."""
+    refused = len(row["z"]) < len(ALPHAS)
+    for number in range(len(row["z"]) - 1, 0, -1):
+        z = row["z"][number]
+        if ALPHAS[number] > row["steps_alpha"] and z > SLOPE * ALPHAS[number] and not (refused and z <= NEEDED):
+            return ALPHAS[number]
+    return row["steps_alpha"]
+
+
+def completed(row: Row) -> Row:
+    points = row["points"]
+    more = {"full": points[-1], "best": max(points), "blind_fifth": points[2]}
+    return row | more | {"steps": points[ALPHAS.index(row["steps_alpha"])], "kept": points[ALPHAS.index(row["alpha"])]}
+
+
+def rows() -> list[Row]:
+    """Of all runs, those of this machine judged anew."""
+    known = {key_of(row): row for row in json.loads(JUDGED.read_text())}
     for result in sorted((ROOT / "results").glob("*.json")):
-        found = json.loads(result.read_text())
-        if not list((ROOT / "runs" / result.stem).glob("looks-*.npz")):
-            continue
-        row = judged(result.stem, round(found["kept"] - found["zero_shot"], 2))
-        rows.append(row)
-    for row in sorted(rows, key=lambda r: (r["role"], r["task"], r["variant"], r["setting"])):
+        if list((ROOT / "runs" / result.stem).glob("looks-*.npz")):
+            row = judged(result.stem)
+            key = key_of(row)
+            known[key] = {"floor": known.get(key, {}).get("floor")} | row
+    for row in known.values():
+        row["role"] = role_of(row["task"])
+        if "errors" not in row:
+            row["alpha"] = at_once(row)
+    return sorted((completed(row) for row in known.values()), key=lambda row: (row["role"], *key_of(row)))
+
+
+def key_of(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("task", "variant", "setting", "shown", "seed"))
+
+
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:+.1f}"
+
+
+def main() -> None:
+    found = rows()
+    print("| role | task | variant | setting | shown, seed | classes | images | zero-shot | all of it | a fifth | "
+          "floor | steps | kept | best |")  # fmt: skip
+    print("|---|---|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
+    for row in found:
+        error = f" (±{row['errors'][ALPHAS.index(row['alpha'])]:.1f})" if "errors" in row else ""
+        values = " | ".join(number(row[name]) for name in ("full", "blind_fifth", "floor", "steps"))
         print(
-            f"| {row['role']} | {row['task']} | {row['variant']} | {row['setting']} | {row['classes']} | "
-            f"{row['images']:,} | {row['zero_shot']:.1f} | {row['full']:+.1f} | {row['before']:+.1f} | "
-            f"{row['kept']:+.1f} (±{row['error']:.1f}) at {row['alpha']:g} | {row['best']:+.1f} | {row['kappa']:.2f} |"
+            f"| {row['role']} | {row['task']} | {row['variant']} | {row['setting']} | {row['shown']:,}, {row['seed']} "
+            f"| {row['classes']} | {row['images']:,} | {row['zero_shot']:.1f} | {values} | "
+            f"{row['kept']:+.1f}{error} at {row['alpha']:g} | {row['best']:+.1f} |"
         )
-    for role in ("fitted", "old", "judging"):
-        some = [row for row in rows if row["role"] == role]
-        if some:
-            sums = {name: sum(r[name] for r in some) for name in ("full", "before", "kept", "blind_fifth", "best")}
-            harmed = sum(row["kept"] < -1 for row in some)
-            print(f"{role}: {len(some)} runs, sums " + ", ".join(f"{k} {v:+.1f}" for k, v in sums.items())
-                  + f"; kept below -1 in {harmed}, least {min(r['kept'] for r in some):+.1f}")  # fmt: skip
-    JUDGED.write_text(json.dumps(rows, indent=1) + "\n")
+    print()
+    print("| sums | runs | all of it | a fifth | steps | kept | best | kept below -1 | least |")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
+    for name, some in groups(found).items():
+        sums = " | ".join(f"{sum(row[n] for row in some):+.1f}" for n in COLUMNS if n != "floor")
+        kept = [row["kept"] for row in some]
+        print(f"| {name} | {len(some)} | {sums} | {sum(k < -1 for k in kept)} | {min(kept):+.1f} |")
+    gates(found)
+    JUDGED.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def groups(found: list[Row]) -> dict[str, list[Row]]:
+    """By role; those that judged after "at once" was taken into the rule stand for themselves."""
+    made: dict[str, list[Row]] = {}
+    for row in found:
+        since = {True: ", since", False: ", before"}["errors" in row] if row["role"] == "judging" else ""
+        made.setdefault(row["role"] + since, []).append(row)
+    return made
+
+
+def gates(found: list[Row]) -> None:
+    """How often the label-free gate passes what is better or worse by more than a point."""
+    for name, column in (("gate_on_all", "full"), ("gate_on_kept", "kept")):
+        some = [row for row in found if name in row and (column == "full" or row["alpha"])]
+        for sign, word in ((1, "better"), (-1, "worse")):
+            there = [row[name] for row in some if sign * row[column] > 1]
+            print(f"{name}: passed {sum(there)} of {len(there)} {word} by more than a point")
 
 
 if __name__ == "__main__":

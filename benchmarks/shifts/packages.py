@@ -1,6 +1,6 @@
 """What the tasks are drawn from: packages of registries, installed by name with the ordinary clients.
 
-python -m benchmarks.shifts.packages        (pip and npm; about 100 MB under build/shifts/npm)
+python -m benchmarks.shifts.packages        (pip and npm; about 1 GB under build/shifts/npm)
 """
 
 from __future__ import annotations
@@ -46,8 +46,11 @@ HANDWRITING = (
 
 def install() -> None:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *PYPI], check=True)
+    from benchmarks.shifts.families import packages  # which reads this module
+
     sets = sorted({name for name, _ in OUTLINE + SOLID + COLOUR})
     names = [f"@iconify-json/{name}" for name in sets] + [f"@fontsource/{n}" for n in COMPUTER_FONTS + HANDWRITING]
+    names = list(dict.fromkeys([*names, *packages()]))
     folder = ROOT / "npm"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "package.json").write_text('{"private": true}\n')

@@ -15,7 +15,7 @@ import io
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ from must.method.model.classifier import classifier, load_text_classifier, save_
 from must.method.select.alpha import choose_alpha, shares_of
 from must.method.select.ladder import RUNGS
 from must.method.select.rung_predictions import predict_rungs
-from must.method.train import auto
+from must.method.train import auto, losses
+from must.method.train import step as train_step
 from must.method.train.auto import settings as auto_settings
 from must.method.train.checkpoint import Checkpoints
 from must.method.train.presets import preset
@@ -59,11 +60,16 @@ SETTINGS |= {  # wrong on purpose: what must be refused
     "unfair-lr-x10": {"fairness_weight": 0, "lr": 10 * LR},
 }
 AUTO: dict[str, dict[str, Any]] = {  # `auto`, and with an option of training that it has or might have
-    "auto": {},
+    "auto": {},  # with the learning rate that it had when the panels were trained, whatever the classes
+    "auto-classes": {},  # as it is since
     "auto-given": {"class_prior": "given"},  # the true shares of the unlabeled images; one image of an absent class
     "auto-rough": {"class_prior": "given"},
     "auto-guess": {"class_prior": "given"},
     "auto-third": {},  # a third of the learning rate
+    "auto-memory": {},  # a teacher that remembers three times as long
+    "auto-pull": {},  # after every step the weights are drawn towards zero-shot's
+    "auto-balance": {},  # the class balance is that of five batches
+    "auto-unfair": {"fairness_weight": 0.2},
 }
 OCTAVES = {"auto-rough": 0.4, "auto-guess": 1.0}  # each share wrong by a factor of 1.3, or of 2, typically
 SETTINGS |= AUTO
@@ -76,16 +82,17 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--settings", nargs="+", default=["digits"], choices=tuple(SETTINGS))
     parser.add_argument("--images", type=int, default=14_000, help="images seen in training, about")
+    parser.add_argument("--short", action="store_true", help="as in the second panel: no ten epochs, one snapshot")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     for setting in options.settings:
         for variant_name in options.variants:
             for name in options.tasks:
-                one(name, variant_name, setting, options.images, options.seed)
+                one(name, variant_name, setting, options.images, options.seed, options.short)
 
 
-def one(name: str, variant_name: str, setting: str, images: int, seed: int) -> None:
+def one(name: str, variant_name: str, setting: str, images: int, seed: int, short: bool = False) -> None:
     result = ROOT / "results" / f"{name}.{variant_name}.{setting}.{images}.{seed}.json"
     if result.exists():
         return
@@ -96,8 +103,10 @@ def one(name: str, variant_name: str, setting: str, images: int, seed: int) -> N
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was ended in the middle
     if AUTO.get(setting, {}).get("class_prior") == "given":
         names = with_shares(names, folder, made, OCTAVES.get(setting, 0.0))
-    config = configured(shards, names, folder, made, setting, images, seed, SNAPSHOTS if name in OLD else 1)
-    with contextlib.redirect_stdout(io.StringIO()):
+    config = configured(
+        shards, names, folder, made, setting, images, seed, SNAPSHOTS if name in OLD and not short else 1
+    )
+    with contextlib.redirect_stdout(io.StringIO()), changed_method(setting):
         train(config)
     trained = time.perf_counter() - started
     row: dict[str, Any] = {"task": name, "variant": variant_name, "setting": setting, "images": images, "seed": seed}
@@ -146,13 +155,56 @@ def configured(
         shape = tower_shape(folder_of_model, "")
         with fewer_epochs(snapshots == 1):
             settings = auto_settings(count, len(made.classes), *shape, looked_at=images) | AUTO[setting]
-        if setting == "auto-third":
-            settings |= {name: settings[name] / 3 for name in ("lr", "min_lr")}
+        part = 1 / 3 if setting == "auto-third" else 1.0
+        if setting != "auto-classes":
+            part /= auto.for_classes(len(made.classes), shape[0])
+        settings |= {name: settings[name] * part for name in ("lr", "min_lr")}
+        if setting == "auto-memory":
+            longer = {name: 1 - (1 - settings[name]) / 3 for name in ("ema_decay_init", "ema_decay")}
+            settings |= longer
         return finished(settings | {"select": "none"}, flags, count, snapshots)
     settings = preset("digits", folder_of_model) | {"select": "none"} | SETTINGS[setting]
     settings["batch_size"] = min(settings["batch_size"], max(8, count // 8))
     settings["epochs"] = max(1, round(images / (count // settings["batch_size"] * settings["batch_size"])))
     return finished(settings, flags, count, snapshots)
+
+
+@contextlib.contextmanager
+def changed_method(setting: str) -> Iterator[None]:
+    """For `auto-pull` and `auto-balance`, which are no settings of `must train`."""
+    usual = train_step.step_if_finite, losses.fairness_loss
+    if setting == "auto-pull":
+        train_step.step_if_finite = Pull(usual[0])
+    if setting == "auto-balance":
+        losses.fairness_loss = remembered_balance
+    try:
+        yield
+    finally:
+        train_step.step_if_finite, losses.fairness_loss = usual
+
+
+class Pull:
+    """After a step p <- p - strength x learning rate x (p - zero-shot's p)."""
+
+    def __init__(self, usual: Callable[[Any], torch.Tensor], strength: float = 30.0) -> None:
+        self.usual, self.strength, self.start = usual, strength, list[torch.Tensor]()
+
+    @torch.no_grad()
+    def __call__(self, optimizer: torch.optim.AdamW) -> torch.Tensor:
+        weights = [(p, group["lr"]) for group in optimizer.param_groups for p in group["params"]]
+        self.start = self.start or [p.detach().clone() for p, _ in weights]
+        finite = self.usual(optimizer)
+        for (p, lr), start in zip(weights, self.start, strict=True):
+            p.lerp_(start, min(self.strength * lr, 1.0))
+        return finite
+
+
+def remembered_balance(
+    balance: torch.Tensor, running: torch.Tensor | None, prior: torch.Tensor | None = None, memory: float = 0.8
+) -> tuple[torch.Tensor, torch.Tensor]:
+    mixed = balance if running is None else memory * running + (1 - memory) * balance
+    weight = 1.0 if running is None else 1 / (1 - memory)
+    return -weight * losses.prior_mean(losses.safe_log(mixed), prior), mixed.detach()
 
 
 @contextlib.contextmanager

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from must.api import cli
-from must.api.verify import runs, speed, steps, table
+from must.api.demo import asset_folder
+from must.api.verify import runs, speed, steps, table, weights
 from must.api.verify.single import CheckFailedError, Setting, demand
+from tests import zoo
 
 
 @pytest.fixture
@@ -88,6 +90,7 @@ def test_speed_is_measured_beside_the_plain_loop(setting):
     detail, values = speed.speed(setting, "ViT-B-16-quickgelu")
     assert all(values[f"{name}images_per_s"] > 0 for name in ("", "compiled_", "plain_"))
     assert 0 < values["share_of_peak"] < 1 and 0 < values["busy"] <= 1 and values["kernels"] and "plain loop" in detail
+    assert values["calculated_memory"] > 0
     assert speed.loaders(setting)[1].keys() == {"exact", "fast", "gpu"}
 
 
@@ -95,6 +98,7 @@ def test_speed_is_measured_beside_the_plain_loop(setting):
 def test_runs_are_killed_and_spread_over_processes(setting):
     assert runs.resume(setting)[0].startswith("equal to the bit")
     assert runs.all_gpus(setting)[1]["ours"] and runs.fsdp(setting)[1]["ours"]
+    assert runs.resume(setting, "all")[0].startswith("equal to the bit")
 
 
 @pytest.mark.slow
@@ -105,3 +109,31 @@ def test_a_check_is_a_process_whose_end_is_reported(tmp_path, monkeypatch):
     assert (outcome.status, "AttributeError" in outcome.detail) == ("fail", True)
     monkeypatch.setitem(table.CHECKS, "broken", broken._replace(function="steps:precision", seconds=0))
     assert "did not end within 0 s" in table.run("broken", "cpu", 2, tmp_path).detail
+
+
+class Drawn:
+    """Pictures in the form of torchvision's data sets."""
+
+    classes = ("zero", "one", "two")
+
+    def __init__(self, folder: str, train: bool) -> None:
+        self.pictures = [(zoo.picture(n, 40, 32), n % 3) for n in range(90 if train else 12)]
+
+    def __iter__(self):
+        return iter(self.pictures)
+
+
+@pytest.mark.slow
+def test_checks_with_pretrained_weights_run_to_their_end(setting, monkeypatch):
+    """With the bundled model in place of OpenAI's, and drawn pictures in place of CIFAR-10."""
+    monkeypatch.setattr(weights, "MODEL", str(asset_folder()))
+    monkeypatch.setattr(weights, "PRETRAINED", "")
+    monkeypatch.setitem(weights.PICTURES, "cifar10", weights.Pictures(Drawn, 50.0, ["a {}"]))
+    with pytest.raises(CheckFailedError, match=r"%, published 200.0%"):
+        monkeypatch.setitem(weights.PICTURES, "pets", weights.Pictures(Drawn, 200.0, ["a {}"]))
+        weights.zero_shot(setting, "pets")
+    monkeypatch.setattr(weights, "APART", 51)
+    assert weights.zero_shot(setting, "cifar10")[1]["images"] == 12
+    detail, values = weights.adaptation(setting, "cifar10")
+    assert "is kept; kappa" in detail and values["selection"] and values["images"] == 12
+    assert json.dumps(values)

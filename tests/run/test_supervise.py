@@ -119,7 +119,7 @@ def test_a_supervisor_that_is_killed_takes_its_stage_along(tmp_path):
     child = int((tmp_path / "started").read_text())
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while is_running(child):
         assert time.monotonic() < deadline
         time.sleep(0.02)

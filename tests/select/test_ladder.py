@@ -153,7 +153,9 @@ def test_a_short_step_is_kept_on_little_evidence_and_the_rest_is_undecided(token
     better[np.flatnonzero(better != TRUTH)[:5]] = TRUTH[np.flatnonzero(better != TRUTH)[:5]]
     neighbours, _ = look_alikes(tokens)
     steps = np.stack([said(each) for each in (wrong(0.35), better)]), np.stack([wrong(0.35), better])
-    assert climb(*steps, neighbours, [0.1]).alpha == 0.1
+    assert climb(*steps, neighbours, [0.1]).alpha == climb(*steps, neighbours, [0.1], length=0.5).alpha == 0.1
+    at_once = climb(*steps, neighbours, [0.3]).rungs[0]
+    assert at_once.outcome == "kept" and at_once.needed == pytest.approx(1.8) and 1.8 < at_once.z < 3
     found = climb(*steps, neighbours, [1.0])
     assert found.kept_zero_shot and found.rungs[0].outcome == "undecided" and "too weak" in found.reason
     assert climb(*steps, neighbours, [1.0], length=0.1).alpha == 1, "all of a way that is short"

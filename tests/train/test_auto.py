@@ -63,6 +63,13 @@ def test_learning_rates_fall_with_the_width():
     assert rates == sorted(rates, reverse=True) and rates[1] / rates[0] == pytest.approx(0.02, rel=0.01)
 
 
+def test_learning_rates_of_tiny_towers_fall_with_the_classes():
+    few, ten, many = (settings(2000, k, *TOWERS["tiny"]) for k in (5, 10, 90))
+    assert few["lr"] == ten["lr"] == pytest.approx(3 * many["lr"], rel=0.01) and few["batch_size"] == many["batch_size"]
+    large = [settings(20_000, k, *TOWERS["ViT-B/16"])["lr"] for k in (10, 1000)]
+    assert large[0] == large[1]
+
+
 def test_steps_grow_with_the_width():
     assert settings(4000, 10, 512, 32, 4)["epochs"] == 2 * settings(4000, 10, 128, 32, 4)["epochs"]
 

@@ -2,6 +2,7 @@
 
 import random
 import signal
+from itertools import pairwise
 
 import pytest
 
@@ -45,29 +46,23 @@ def lives(digits, output, kills, processes, seed):
 
 
 @pytest.mark.slow
-def test_three_kills_on_changing_numbers_of_processes(digits, undisturbed, tmp_path, record_property):
-    output = tmp_path / "run"
-    lives(digits, output, 3, (1, 2), seed=3)
-    deviation = difference(output, undisturbed(1))
-    record_property("relative difference of the weights", deviation)
-    assert deviation < TOLERANCE
-
-
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("processes", [1, 2])
-def test_twenty_kills_change_not_one_bit(digits, undisturbed, tmp_path, processes):
+@pytest.mark.parametrize("processes, kills", [(1, 20), (2, 6)])
+def test_kills_change_not_one_bit(digits, undisturbed, tmp_path, processes, kills):
+    """A life of one process is forked; one of two begins with torchrun, and torch is imported three times."""
     output = tmp_path / "run"
-    lines = lives(digits, output, 20, processes, seed=processes)
-    assert sum("while training" in line for line in lines) >= 10
+    lines = lives(digits, output, kills, processes, seed=processes)
+    assert sum("while training" in line for line in lines) >= kills / 2
     assert difference(output, undisturbed(processes)) == 0.0
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_twenty_kills_on_changing_numbers_of_processes(digits, undisturbed, tmp_path, record_property):
+def test_kills_on_changing_numbers_of_processes(digits, undisturbed, tmp_path, record_property):
     output = tmp_path / "run"
-    lives(digits, output, 20, (1, 2), seed=20)
+    lines = lives(digits, output, 10, (1, 1, 2), seed=24)
+    counts = [line.split()[0] for line in lines]
+    assert {("1", "2"), ("2", "1")} <= set(pairwise(counts)), "both ways"
     deviation = difference(output, undisturbed(1))
     record_property("relative difference of the weights", deviation)
     print(f"relative difference of the weights: {deviation:.1e}; 2 undisturbed processes: ", end="")

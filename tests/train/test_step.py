@@ -74,6 +74,15 @@ def test_compiled_blocks_give_the_same_gradients(record_property):
     assert_same(run_steps(ALONE, compile=True), run_steps(ALONE), record_property)
 
 
+@pytest.mark.slow
+def test_without_a_compiler_the_blocks_run_as_they_are_and_that_is_said(caplog, record_property):
+    torch._dynamo.reset()
+    missing = {"cpp.cxx": ("/nowhere/g++",), "force_disable_caches": True}
+    with torch._inductor.config.patch(missing), caplog.at_level("WARNING"):
+        assert_same(run_steps(ALONE, compile=True), run_steps(ALONE), record_property)
+    assert "--compile: torch.compile does not work here, so blocks run as they are: " in caplog.text
+
+
 def test_a_mean_over_micro_batches_would_be_another_gradient():
     """What the second look at each micro-batch is for: adding up their own losses is not the batch's."""
     whole = run_steps(ALONE)["gradients"]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -51,22 +52,34 @@ def environment(setting: Setting) -> dict[str, str]:
     return {**os.environ, **({"OMP_NUM_THREADS": "1"} if setting.tiny else {})}
 
 
-def resume(setting: Setting) -> Found:
-    """Killed with -9 once there is a checkpoint, then started again with the same command."""
-    train(setting, "whole")
-    output = setting.folder / "killed"
-    process = subprocess.Popen(command(setting, output), env=environment(setting))
+def resume(setting: Setting, processes: str = "one") -> Found:
+    """Killed with -9 once there is a checkpoint, then started again with the same command. `processes`: one, or all."""
+    count = setting.gpus if processes == "all" else 1
+    undisturbed, killed = ("whole", "killed") if count == 1 else ("together", "killed-together")
+    train(setting, undisturbed, count)
+    output = setting.folder / killed
+    process = subprocess.Popen(command(setting, output, count), env=environment(setting))
     while process.poll() is None and not (output / "checkpoints" / "LAST").exists():
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    killed = process.wait() == -signal.SIGKILL
-    train(setting, "killed")
-    ours, theirs = (load_file(setting.folder / name / "model.safetensors") for name in ("killed", "whole"))
+    kill(process)
+    in_time = process.wait() == -signal.SIGKILL
+    train(setting, killed, count)
+    ours, theirs = (load_file(setting.folder / name / "model.safetensors") for name in (killed, undisturbed))
     equal = all(torch.equal(ours[name], value) for name, value in theirs.items())
     difference = distance(ours, theirs)
     detail = "equal to the bit" if equal else f"relative distance of the weights {difference:.1e}"
     good = equal if setting.device == "cpu" else difference < SAME
-    return demand(good, detail if killed else f"{detail}; it had ended before it could be killed", distance=difference)
+    return demand(good, detail if in_time else f"{detail}; it had ended before it could be killed", distance=difference)
+
+
+def kill(process: subprocess.Popen) -> None:
+    """The process and those that it has started, which torchrun puts into sessions of their own."""
+    with suppress(OSError):
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.send_signal(signal.SIGKILL)
+        for child in children:
+            with suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGKILL)
 
 
 def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:

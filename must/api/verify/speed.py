@@ -18,8 +18,8 @@ from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import TrainBatch
 from must.method.distributed.process_group import World, pick_device
 from must.method.model.masked_vit import MaskedViT
-from must.method.train.autotune import blank
-from must.method.train.calculated import Shape
+from must.method.train.autotune import blank, pixel_bytes
+from must.method.train.calculated import STATE_BYTES, Shape
 from must.method.train.step import MustStep
 
 CLASSES = 1000
@@ -102,7 +102,7 @@ def measured(setting: Setting, model: str, batch: int) -> Found:
     device = pick_device(setting.device)
     method = random_method(setting, model, batch, precision="bf16")
     parts = batch_of(method, batch)
-    flops, peak = 4 * forward_flops(method.student.visual), matmul_peak(device, torch.bfloat16)
+    flops, peak = 4 * shape_of(method.student.visual).forward_flops, matmul_peak(device, torch.bfloat16)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     values: dict[str, Any] = {"batch": batch, "peak_tflops": peak / 1e12}
@@ -115,7 +115,9 @@ def measured(setting: Setting, model: str, batch: int) -> Found:
     values["compiled_images_per_s"] = batch / seconds_of(lambda number: method(number, parts), device)
     values["plain_images_per_s"] = batch / plain_seconds(setting, model, parts, device)
     faster = values["images_per_s"] / values["plain_images_per_s"]
+    values["calculated_memory"] = calculated_bytes(method, batch)
     memory = f", {values['memory'] / 1e9:.1f} GB" if "memory" in values else ""
+    memory += f" (`must plan` calculates {values['calculated_memory'] / 1e9:.1f})"
     return demand(
         setting.tiny or faster > 0.9,
         f"{values['images_per_s']:.0f} images/s ({values['share_of_peak']:.0%} of the peak, the device computes "
@@ -123,6 +125,13 @@ def measured(setting: Setting, model: str, batch: int) -> Found:
         f"{values['plain_images_per_s']:.0f}; batch {batch}{memory}",
         **values,
     )
+
+
+def calculated_bytes(method: MustStep, batch: int) -> float:
+    """What `must plan --gpu` says that a step of one micro-batch takes."""
+    parameters = sum(value.numel() for value in method.student.parameters())
+    image = shape_of(method.student.visual).activation_bytes(False) + pixel_bytes(method.preprocess.size)
+    return STATE_BYTES * parameters + batch * image
 
 
 def plain_seconds(setting: Setting, model: str, parts: list[TrainBatch], device: torch.device) -> float:
@@ -186,10 +195,9 @@ def loaders(setting: Setting) -> Found:
     return demand(min(found.values()) > 0, f"{line} images/s of the digits by {workers} process(es)", **found)
 
 
-def forward_flops(visual: Any) -> float:
-    """Of one image, by a forward pass."""
-    size, patch, blocks = visual.image_size[0], visual.patch_size[0], visual.transformer.resblocks
-    return Shape(size, patch, visual.conv1.out_channels, len(blocks)).forward_flops
+def shape_of(visual: Any) -> Shape:
+    blocks = visual.transformer.resblocks
+    return Shape(visual.image_size[0], visual.patch_size[0], visual.conv1.out_channels, len(blocks))
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:

@@ -45,6 +45,7 @@ CHECKS: Final[dict[str, Check]] = {
     "accumulate": Check("steps:accumulate", "--accumulate auto finds a step that fits"),
     "resume": Check("runs:resume", "a run that was killed goes on to the same model", seconds=240),
     "gpus": Check("runs:all_gpus", "all GPUs together take the steps of one", gpus=2, seconds=240),
+    "resume-all": Check("runs:resume:all", "so does one on all GPUs", gpus=2, seconds=240),
     "fsdp": Check("runs:fsdp", "--parallel fsdp takes the steps of ddp", gpus=2, seconds=240),
     "attention": Check("speed:attention", "attention runs as one fused kernel"),
     "speed-b32": Check("speed:speed:ViT-B-32-quickgelu", "ViT-B/32: speed beside a plain PyTorch loop, memory"),
@@ -53,9 +54,16 @@ CHECKS: Final[dict[str, Check]] = {
         "speed:speed:ViT-L-14-quickgelu", "ViT-L/14: speed beside a plain PyTorch loop, memory", seconds=180
     ),
     "loaders": Check("speed:loaders", "images a second that the loaders prepare"),
-    "zero-shot": Check("weights:zero_shot", "OpenAI's ViT-B/16 on CIFAR-10: published accuracy", seconds=900, hub=True),
+    "zero-shot": Check(
+        "weights:zero_shot:cifar10", "OpenAI's ViT-B/16 on CIFAR-10: published accuracy", seconds=900, hub=True
+    ),
+    "pets": Check("weights:zero_shot:pets", "the same on Oxford-IIIT Pets", seconds=900, hub=True),
     "adaptation": Check(
-        "weights:adaptation", "one adaptation of it, about half an hour", seconds=5400, hub=True, long=True
+        "weights:adaptation:cifar10",
+        "one adaptation of it, about half an hour; kappa and z",
+        seconds=5400,
+        hub=True,
+        long=True,
     ),
 }
 

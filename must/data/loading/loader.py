@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -157,7 +157,7 @@ class EvalSource:
         self.reader = reader
         self.dataset = EvalDataset(self.reader, preprocess)
         self.batch_size, self.workers = batch_size, workers
-        self.numbers = range(rank, len(self.reader), world)
+        self.numbers: Sequence[int] = range(rank, len(self.reader), world)
         self.skipped = 0
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from must.data.format.index import Shard
 from must.data.loading.cache import ShardCache
@@ -54,7 +54,7 @@ class PrefetchingBatchSampler:
 class PrefetchingSampler:
     """A sampler that prefetches the remote shards to come; `in_flight`: samples that may still be read."""
 
-    def __init__(self, reader: ShardReader, numbers: range, in_flight: int) -> None:
+    def __init__(self, reader: ShardReader, numbers: Sequence[int], in_flight: int) -> None:
         self.reader, self.numbers, self.in_flight = reader, numbers, in_flight
 
     def __len__(self) -> int:

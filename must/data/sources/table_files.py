@@ -33,12 +33,13 @@ class Table(NamedTuple):
 class Reader(NamedTuple):
     """A table's schema, and its rows as record batches of at most ROWS: `batches(columns)`.
 
-    `largest`: bytes of its largest row group, as a Parquet file says of itself: no value is larger.
+    `largest`: bytes of its largest row group, as a Parquet file says of itself: no value is larger. `rows`, too.
     """
 
     schema: Any
     batches: Any
     largest: int = 0
+    rows: int = 0
 
 
 def find_tables(uri: str, option: str, exclude: str) -> list[Table]:
@@ -130,6 +131,7 @@ def opened(path: Path, kind: str) -> Iterator[Reader]:
                 file.schema_arrow,
                 lambda names: file.iter_batches(batch_size=rows, columns=names, use_threads=False),
                 largest,
+                file.metadata.num_rows,
             )
             return
         source = stack.enter_context(pyarrow.memory_map(str(path)))

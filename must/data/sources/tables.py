@@ -75,7 +75,7 @@ class Tables:
                 features = features_in(reader.schema.metadata) if table.features is None else table.features
             columns = choose(reader.schema, features, self.asked, self.labels, where)
             too_large = f"{where}: its rows are more than {EXPANSION} times as large as itself"
-            require(reader.largest <= left, too_large)
+            require(max(reader.largest, ROW * reader.rows) <= left, too_large)
             file = stack.enter_context(storage.open_write(self.packed(number)))
             with damaged():
                 batches = reader.batches(columns.read)

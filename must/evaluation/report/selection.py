@@ -53,10 +53,8 @@ def in_words(found: dict[str, Any]) -> str:
     judged = f"{kept}{reason}. Judged by the look-alikes of {images}{judge}"
     if found["agreement"] is None:  # zero-shot sees a single class
         return f"{judged}."
-    last = found["rungs"][-1]
-    if "needed" in last:
-        most = last["needed"] / last["alpha"]
-        text = f"{judged}. All of the way needs {most:.1f} standard errors, a part of it that part."
+    if "needed" in found["rungs"][-1]:
+        text = f"{judged}. The further a rung is, the more standard errors it needs."
         undecided = found.get("undecided")
         return f"{text} {sentence(decided_by(Undecided(**undecided)))}" if undecided else text
     share = f"their zero-shot classes agree by {found['agreement']:.2f} (kappa)"  # of an earlier version

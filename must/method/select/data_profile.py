@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from must.base.text import printable
-from must.method.select.ladder import KNOWING, MIN_IMAGES, agreement, preferred
+from must.method.select.ladder import KNOWING, MIN_IMAGES, agreement, knows, preferred
 
 DOUBT = 0.4  # own confidence times the look-alikes' mean confidence, below which an image counts as doubtful
 LONGEST_NAME = 40  # characters of a class name in a sentence
@@ -112,11 +112,12 @@ def prospects(facts: dict[str, Any]) -> str:
     text = f"Look-alikes of the images that zero-shot is surest of prefer their class to the runner-up in {share:.0%}"
     if share >= WELL:
         return f"{text}: they know the classes well, and the ladder can be expected to see what training changes."
-    if share >= KNOWING:
+    if knows(share, facts["looked_at"] - facts["copies"]):
         return f"{text}: they know something of the classes; of small changes the ladder may see too little."
     return (
-        f"{text} (50% is chance, {KNOWING:.0%} is needed): they know too little of the classes to vouch for others, "
-        "and what training changes will stay undecided. Answers in `must review`, or labels, would decide."
+        f"{text} (50% is chance, {KNOWING:.0%} and a standard error are needed): they know too little of the classes "
+        "to vouch for others, and what training changes will stay undecided. Answers in `must review`, or labels, "
+        "would decide."
     )
 
 

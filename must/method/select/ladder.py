@@ -22,8 +22,8 @@ from must.method.select.undecided import Beyond, Undecided, what_would_decide
 RUNGS = tuple(round(0.1 * rung, 1) for rung in range(1, 11))
 REFUSED = -2.0  # standard errors at which the way ends
 SHORT = 0.1  # part of the way for which it is enough that look-alikes lean towards it: z above 0
-NEEDED = 3.0  # standard errors that any further step needs
-SLOPE = 6.0  # and that all of the way needs in one step; a part of it needs that part of them
+NEEDED = 3.0  # standard errors that any further step needs, its judge having been trained,
+SLOPE = 6.0  # and that all of the way needs at once, zero-shot judging; a part of it needs that part of them
 RENAMED, STRICT = 0.02, 4.0
 """Share of images that on a rung only change the name of their class, above which any step to it needs so much."""
 KNOWING, SUREST = 0.6, 0.25
@@ -36,9 +36,10 @@ ROWS = 256  # images whose class probabilities are spread out at a time
 
 @dataclass(frozen=True)
 class Rung:
-    """`z`: mean of the images' votes in standard errors, the rung kept before it being the judge, and `needed`, what it
-    must be above; `changed`: share of images with another class than that rung's; `outcome`: kept, undecided or
-    refused; `from_zero_shot`: z of all the way to it, zero-shot being the judge, which must be above 0."""
+    """`z`: mean of the images' votes in standard errors, and `needed`, what it must be above. The judge is the rung to
+    which the last step led or, where it has more beyond what is needed, zero-shot. `changed`: share of images whose
+    class is not that rung's; `outcome`: kept, undecided or refused; `from_zero_shot`: z of all the way to it, zero-shot
+    being the judge, which must be above 0."""
 
     alpha: float
     z: float
@@ -89,35 +90,41 @@ def climb(
     if images < MIN_IMAGES or neighbours.shape[1] == 0:
         reason = f"{images} different images are too few to judge by; {MIN_IMAGES} are needed"
         return Climb(0.0, reason, images=images)
+    classes = probabilities.shape[-1]
     know = preferred(probabilities[0], neighbours)
-    knowing = know is None or know >= KNOWING
-    kept, judge, reason = 0.0, 0, ""
+    knowing = know is None or knows(know, images)
+    judge, reason = 0, ""  # the judge of steps: the last rung that a step has led to
     rungs: list[Rung] = []
     for number, alpha in enumerate(alphas, start=1):
-        needed = needed_of(alpha * length, kept * length)
+        stands = alphas[judge - 1] if judge else 0.0
+        needed, at_once = needed_of(alpha * length, stands * length), SLOPE * alpha * length
         if not np.isfinite(probabilities[number].sum(axis=1, dtype=np.float64)).all():
             rungs.append(Rung(alpha, 0.0, 1.0, "refused", needed, 0.0))
             reason = f"the predictions at {alpha:g} are not all numbers"
             break
         z, changed = audit(probabilities[judge], labels[judge], labels[number], neighbours, shares)
         whole = audit(probabilities[0], labels[0], labels[number], neighbours, shares)[0] if judge else z
-        if z > needed and renamed(labels[0], labels[number], probabilities.shape[-1]) > RENAMED:
-            needed = max(needed, STRICT)
-        enough = knowing and z > needed and whole > 0
-        outcome = "refused" if min(z, whole) < REFUSED else "kept" if enough else "undecided"
-        rungs.append(Rung(alpha, z, changed, outcome, needed, whole))
-        if outcome == "refused":
+        if min(z, whole) < REFUSED:
+            rungs.append(Rung(alpha, z, changed, "refused", needed, whole))
             reason = f"at {alpha:g} the look-alikes of the images that change class speak against the change"
             break
-        if outcome == "kept":
-            kept, judge = alpha, number
-    if reason and judge and rungs[judge - 1].z <= NEEDED:  # what was kept on little evidence needs more of such a way
-        rungs[judge - 1] = replace(rungs[judge - 1], outcome="undecided")
-        kept, judge = 0.0, 0
+        if max(z - needed, whole - at_once) > 0 and renamed(labels[0], labels[number], classes) > RENAMED:
+            needed, at_once = max(needed, STRICT), max(at_once, STRICT)
+        stepped = knowing and z > needed and whole > 0
+        enough = stepped or (knowing and whole > at_once)
+        if not stepped and whole - at_once > z - needed:
+            z, needed = whole, at_once
+        rungs.append(Rung(alpha, z, changed, "kept" if enough else "undecided", needed, whole))
+        judge = number if stepped else judge
+    if reason:  # what was kept on little evidence needs more of such a way
+        weak = [rung.outcome == "kept" and rung.z <= NEEDED for rung in rungs]
+        rungs = [replace(r, outcome="undecided") if is_weak else r for r, is_weak in zip(rungs, weak, strict=True)]
+    at = max((number for number, rung in enumerate(rungs, start=1) if rung.outcome == "kept"), default=0)
+    kept = alphas[at - 1] if at else 0.0
     beyond = [
-        Beyond(rung.alpha, rung.z, rung.needed, float((labels[n] != labels[judge]).mean()))
+        Beyond(rung.alpha, rung.z, rung.needed, float((labels[n] != labels[at]).mean()))
         for n, rung in enumerate(rungs, start=1)
-        if n > judge and rung.outcome == "undecided"
+        if n > at and rung.outcome == "undecided"
     ]
     undecided = what_would_decide(beyond, images, WITNESSES)
     if not reason and not knowing:
@@ -126,7 +133,7 @@ def climb(
         )
     elif not reason and kept < alphas[-1]:
         reason = "beyond it the evidence is too weak" if undecided else "no image changes its class beyond it"
-    agree = agreement(labels[0], neighbours, probabilities.shape[-1])
+    agree = agreement(labels[0], neighbours, classes)
     return Climb(kept, reason, rungs, images, agree, know, undecided)
 
 
@@ -158,6 +165,11 @@ def preferred(probabilities: np.ndarray, neighbours: np.ndarray) -> float | None
         at = np.arange(len(lift))
         heard += int((lift[at, first[rows]] > lift[at, runner_up[rows]]).sum())
     return heard / len(surest)
+
+
+def knows(share: float, images: int) -> bool:
+    """Whether look-alikes know enough to judge: `preferred`, of so many images, less its standard error."""
+    return share - (share * (1 - share) / max(1, round(SUREST * images))) ** 0.5 >= KNOWING
 
 
 def audit(

@@ -19,8 +19,9 @@ from must.method.model.masked_vit import MaskedViT
 from must.method.select.ladder import RUNGS
 from must.method.select.tokens import TOWER, MiddleTokens
 
-MAX_IMAGES, ENOUGH = 20_000, 5_000
-PASSES, TRAINING_PASSES = 1 + len(RUNGS), 4  # forward passes an image: of the ladder, and about those of a step
+MAX_IMAGES, ENOUGH = 20_000, 3_500  # beyond 3,000 z grows no more
+PASSES, TRAINING_PASSES = 2 + len(RUNGS), 4
+"""Forward passes an image: of the ladder and the look before training, and about those of a training step."""
 SHARE = 0.1  # of training that the ladder may cost, where more than ENOUGH images are there
 NUMBERS = 20_000_000  # probabilities a rung that are held in memory, where more than ENOUGH images are there
 
@@ -56,17 +57,19 @@ class RungPredictions:
 
 
 def affordable(shown: int, classes: int) -> int:
-    """Images that the ladder looks at after a training which was shown so many: 5,000 to 20,000.
+    """Images that the ladder looks at after a training which was shown so many: 3,500 to 20,000.
 
-    Eleven forward passes each are to be no more than a tenth of the training's work.
+    Twelve forward passes each are to be no more than a tenth of the training's work.
     """
     most = min(SHARE * TRAINING_PASSES * shown / PASSES, NUMBERS / classes)
     return round(min(max(most, ENOUGH), MAX_IMAGES))
 
 
 def subsample(source: EvalSource, most: int = MAX_IMAGES) -> EvalSource:
-    """The same source, with every n-th image of this process's share if the split has more than `most`."""
-    source.numbers = source.numbers[:: -(-len(source) // most)]
+    """The same source, with `most` images of the split, evenly spread, if it has more; a process keeps its share."""
+    of = len(source)
+    if of > most:
+        source.numbers = [n for n in source.numbers if n * most // of > (n - 1) * most // of]
     return source
 
 

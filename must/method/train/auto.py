@@ -17,8 +17,8 @@ IMAGES = 44_000  # to look at in training, where the data are few
 EPOCHS = (10, 60)
 BATCHES = (16, 256)
 STEPS_AN_EPOCH = 16
-TINY, ITS_LR = 128, 1e-3  # width of a tower, and its learning rate at 64 images a step
-LARGE, ITS_LR_TOO = 768, 2e-5  # ViT-B, at the same batch
+TINY, ITS_LR, ITS_CLASSES = 128, 1e-3, 10  # width of a tower, its learning rate at 64 images a step, and of how many
+LARGE, ITS_LR_TOO = 768, 2e-5  # ViT-B, at the same batch, of 43 to 1,000 classes
 EMA_END, EMA_START = 0.15, 0.015  # the teacher's horizon, as shares of all steps
 
 
@@ -51,7 +51,8 @@ def settings(images: int, classes: int, width: int, size: int, patch: int, looke
     - epochs: as many as show 44,000 images at width 128, 10 to 60; a wider tower learns in smaller steps, and looks at
       more of them, with the square root of its width.
     - lr: for 64 images a step 1e-3 at width 128 and 2e-5 at 768, on a straight line of the logarithms in between and
-      beyond; it grows with the square root of the batch.
+      beyond; it grows with the square root of the batch. At width 128 it falls with the square root of the classes
+      beyond ten, at 768, where it was found with hundreds of them, not at all.
     - the teacher's horizon grows from 1.5% to 15% of the steps, over 15% of the steps.
     - mask cells of two patches a side where there are eight or more, else of one.
     """
@@ -62,7 +63,7 @@ def settings(images: int, classes: int, width: int, size: int, patch: int, looke
     epochs = round(min(max(looked_at / max(images, 1), EPOCHS[0]), EPOCHS[1]))
     steps = max(images // batch, 1) * epochs
     slope = math.log(ITS_LR_TOO / ITS_LR) / math.log(LARGE / TINY)
-    lr = ITS_LR * (width / TINY) ** slope * math.sqrt(batch / 64)
+    lr = ITS_LR * (width / TINY) ** slope * math.sqrt(batch / 64) * for_classes(classes, width)
     side = size // patch
     cell = 2 * patch if side >= 8 and side % 2 == 0 else patch
     return {
@@ -88,6 +89,12 @@ def settings(images: int, classes: int, width: int, size: int, patch: int, looke
         ],
         "select": "ladder",
     }  # fmt: skip
+
+
+def for_classes(classes: int, width: int) -> float:
+    """What the learning rate is multiplied by because there are so many classes: at most 1."""
+    narrow = min(max(math.log(LARGE / width) / math.log(LARGE / TINY), 0.0), 1.0)
+    return min(math.sqrt(ITS_CLASSES / max(classes, 1)), 1.0) ** narrow
 
 
 def decay(horizon: float) -> float:
