@@ -10,7 +10,7 @@ import yaml
 from must_pipeline.files import COMPILED
 from must_pipeline.stages import STAGES
 
-WIDE, HIGH, GAP_X, GAP_Y, EDGE = 138, 44, 36, 34, 30
+WIDE, HIGH, GAP_X, GAP_Y, EDGE = 146, 44, 36, 64, 30
 INK, GREY = "#1f2933", "#7b8794"
 FILL = {"condition": ("#f5f9ff", "#9cc2f0"), "gate": ("#fff4e5", "#b54708"), "stage": ("#ffffff", "#52606d")}
 
@@ -33,11 +33,14 @@ def dag() -> str:
         names = [name for name in STAGES if level.get(name) == number]
         for row, name in enumerate(names):
             y = EDGE + 40 + (row + (rows - len(names)) / 2) * (HIGH + GAP_Y)
+            if len(names) == 1 and len(before := reduced(waits, name)) == 1:  # beside the one that it waits for
+                y = place[min(before)][1]
             place[name] = (EDGE + number * (WIDE + GAP_X), y)
     width = EDGE * 2 + (max(level.values()) + 1) * (WIDE + GAP_X) - GAP_X + 20
     bottom = EDGE + 40 + rows * (HIGH + GAP_Y)
     place["summary"] = (width - EDGE - WIDE - 20, bottom + 34)
-    body = [group(title, members, place, depth) for depth, (title, members) in enumerate(groups)]
+    around = [sum(members < other for _, other in groups) for _, members in groups]
+    body = [group(*one, place, depth) for one, depth in zip(groups, around, strict=True)]
     body += [arrow(place[a], place[b]) for b in waits for a in sorted(reduced(waits, b))]
     body += [box(name, *place[name]) for name in place]
     x, y = place["summary"]

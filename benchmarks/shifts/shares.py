@@ -52,13 +52,14 @@ def main() -> None:
         weight = (counts / np.maximum(np.bincount(truth, minlength=len(counts)), 1))[truth]
         right = (looks["test"] == truth) * weight / weight.sum()
         points = 100 * (right.sum(axis=1) - right[0].sum())
-        found = {"none": None, "em": by_em(said[0]), "confusion": by_em(with_confusion(said[0], neighbours))}
+        em = by_em(said[0])
+        found = {"none": None, "em": em, "confusion": by_em(with_confusion(said[0], neighbours))}
         told = [f"{path.parent.name}: best {points.max():+.1f}"]
         for name, shares in found.items():
             alpha = climb(said, looks["labels"][:, originals], neighbours, RUNGS, shares).alpha
             off = "" if shares is None else f" (off by {np.abs(shares - share).sum() / 2:.2f})"
             told.append(f"{name}{off}: {points[ALPHAS.index(alpha)]:+.1f} at {alpha:g}")
-        leaning = np.stack([said[0] * (found["em"] * len(share)) ** alpha for alpha in ALPHAS])
+        leaning = np.stack([said[0] * (em * len(share)) ** alpha for alpha in ALPHAS])
         leaning /= leaning.sum(axis=2, keepdims=True)
         labels = leaning.argmax(axis=2)
         change = 100 * ((labels == hidden).mean(axis=1) - (labels[0] == hidden).mean())

@@ -41,14 +41,13 @@ def gate(
         split: labelled split for the labelled gate.
 
     Returns:
-        promote, or stop.
+        promote, ask (people's answers may decide) or stop.
     """
     from must.runtime.supervise import supervised
 
-    passed = supervised(
+    return supervised(
         "gate", "must.runtime.stages:gate", run_id, work_uri, bundle=bundle.path, details=details.path,
         registry_uri=registry_uri, model_name=model_name, key=key, champion=champion,
         champion_uri=champion_uri, gate=gate, settings=gate_settings, split=split, decision=decision.path,
         page=reasons.path,
     )  # fmt: skip
-    return "promote" if passed else "stop"

@@ -31,7 +31,9 @@ def summary(
     from must.runtime.summary import leave_page, summarize
 
     again = os.environ.get("MUST_RUN_AGAIN") or f"must-pipeline submit --again {run_id}"
-    text = summarize(work_uri, run_id, status.state, again, follow_ups(labelling_pods, serve))
+    local = "MUST_RUN_AGAIN" in os.environ  # there the run's id leads nowhere
+    answer = f"must-pipeline answer {work_uri if local else run_id} answers.jsonl"
+    text = summarize(work_uri, run_id, status.state, again, follow_ups(labelling_pods, serve), answer)
     write_bytes(what_came_of_it.path, text.encode())
     print(text)
     leave_page(work_uri, run_id, text)

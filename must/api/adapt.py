@@ -134,7 +134,7 @@ def steps(
     shards, classifier, bundle, report = (str(folder / name) for name in (SHARDS, CLASSIFIER, BUNDLE, REPORT))
     labelled: dict[str, Any] = {}
     if test_images:
-        labelled = {"test_source": labelled_folder(test_images, folder), "labels": "folder"}
+        labelled = {"test_source": labelled_folder(test_images, folder, taken.source), "labels": "folder"}
     if grown:
         labelled["append"] = True
     workers = {name: value for name, value in settings.items() if name == "workers"}
@@ -192,12 +192,19 @@ def is_labels(test_images: str) -> bool:
     return test_images.lower().endswith((".csv", ".json", ".jsonl")) and Path(test_images).is_file()
 
 
-def labelled_folder(test_images: str, output: Path) -> str:
-    """A folder with a folder of labelled images a class; of a file of labels, links below OUTPUT."""
+def labelled_folder(test_images: str, output: Path, images: str) -> str:
+    """A folder with a folder of labelled images a class; of a file of labels, links below OUTPUT. Its names may be
+    below the folder `images`, as those of answers are."""
     if not is_labels(test_images):
         return test_images
+    if test_images.lower().endswith(".jsonl") and '"position"' in Path(test_images).read_text("utf-8", "replace"):
+        logger.warning(
+            "note: must review picked these pictures, hard ones or such as the models name differently: accuracy and "
+            "gain on them are not those on all images; `must select --answers` has the weighted gain"
+        )
     into = output / f"test-images-{storage.sha256_of(Path(test_images))[:12]}"
-    sort(SortConfig(labels=test_images, into=str(into), named_only=True))
+    root = images if Path(images).is_dir() else ""
+    sort(SortConfig(labels=test_images, into=str(into), named_only=True, root=root))
     return str(into)
 
 

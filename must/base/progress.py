@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from tqdm.std import tqdm
@@ -46,6 +47,20 @@ def watched(batches: Iterable[Batch], description: str) -> Iterator[Batch]:
         for batch in batches:
             yield batch
             shown.update(len(batch.samples))
+
+
+@contextmanager
+def parts(command: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A bar of a stage's `total` parts; what it yields takes the name of the part that begins."""
+    with bar(total=total, unit="part", desc=command, leave=False) as shown:
+        begun = list[str]()
+
+        def begin(name: str) -> None:
+            shown.update(bool(begun))
+            shown.set_postfix_str(name, refresh=True)
+            begun.append(name)
+
+        yield begin
 
 
 def loading(command: str) -> None:

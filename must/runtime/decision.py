@@ -11,11 +11,14 @@ from must.api.stages import call
 from must.base import storage
 from must.base.storage import read_json
 from must.base.text import encoded
+from must.deploy.promote.champion import LEFT
 from must.deploy.promote.promote import version_of
 from must.deploy.promote.registry import Registry, is_of
 from must.evaluation.gate import ZERO_SHOT, Decision, against_champion, as_markdown
 from must.method.model.bundle import load_description
+from must.runtime.answers import can_be_asked
 from must.runtime.evaluation import accuracy
+from must.runtime.outcome import WAITS
 from must.runtime.places import WorkUri
 
 logger = logging.getLogger(__name__)
@@ -66,11 +69,14 @@ def decide(
         if champion_uri and gate in ("label-free", "reviewed"):
             result = against_champion(result, call("gate", metrics=by_champion, gate=gate, **settings))
             storage.write_bytes(decision, json.dumps(result.to_dict(), indent=1).encode())
-    storage.write_bytes(page, encoded(as_markdown(result, against)))
+    asked = not result.passed and can_be_asked(bundle, gate)
+    told = as_markdown(result, against) + ("\nPeople's answers may decide: see the stage *review*.\n" if asked else "")
+    storage.write_bytes(page, encoded(told))
     if not result.passed:
-        Registry(registry, model_name).decide(key, "stopped", result.reasons)
+        Registry(registry, model_name).decide(key, LEFT if asked else "stopped", result.reasons)
         logger.info(
             "the model is not promoted; it stays among this run's artifacts, and nothing changes in the registry"
         )
     outcome = "kept zero-shot" if result.outcome == ZERO_SHOT else "passed" if result.passed else "stopped"
+    outcome = WAITS if asked else outcome
     return result, {**facts, "outcome": outcome, "reasons": result.reasons}

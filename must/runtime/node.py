@@ -18,6 +18,7 @@ from must.base import storage
 from must.base.exits import exiting
 from must.method.distributed.parent import end_with_parent
 from must.method.model.bundle import DESCRIPTION_FILE
+from must.runtime.answers import keep_what_people_say
 from must.runtime.keepalive import stop_when_orphaned
 from must.runtime.mirror import mirrored
 from must.runtime.places import JobUri
@@ -37,6 +38,7 @@ def train_job(job: str) -> None:
         mirrored(folder, content["tensorboard"]),
     ):
         call("train", **content["train"], output=folder)
+        keep_what_people_say(**content["answers"], bundle=folder, classifier=JobUri(job).classifier, apart=True)
         publish(Path(folder), JobUri(job).bundle)
 
 

@@ -33,8 +33,8 @@ HEARTBEAT_S = 60.0  # seconds between writings of a running stage's note
 FIRST = 4.0  # seconds to the first of them, doubled until they are HEARTBEAT_S
 TOLD = "MUST_NOTE"  # the file by which a stage tells the process that supervises it what to put into the note
 TEXTS, FIGURES = (
-    ("report", "report_link", "version", "against", "why", "action", "outcome"),
-    ("top1", "before"),
+    ("report", "report_link", "version", "against", "why", "action", "outcome", "page", "page_link", "place", "text"),
+    ("top1", "before", "pictures"),
 )  # among the facts
 NOT_WRITTEN = ("source", "changed")
 

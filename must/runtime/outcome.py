@@ -13,6 +13,7 @@ from must.base.exits import HELD, KILLED, PREEMPTED, TIME_OVER, WRONG_INPUT
 from must.base.lock import run_in
 from must.runtime.notes import Note
 
+WAITS = "waits for answers"  # the outcome of a gate that leaves it to people
 WELL = ("SUCCEEDED", "COMPLETE")
 
 
@@ -75,6 +76,14 @@ def promoted(notes: dict[str, Note]) -> str:
     return f"Promoted {facts.get('version', 'the model')}{gain(notes)}" if "promote" in notes else ""
 
 
+def waiting(notes: dict[str, Note]) -> str:
+    """The gate leaves it to people, and the page for them is there."""
+    if "review" not in notes or facts_of(notes, "gate").get("outcome") != WAITS:
+        return ""
+    pictures = facts_of(notes, "review").get("pictures", 0)
+    return f"Waiting for answers about {pictures:,} pictures: until then nothing is promoted"
+
+
 def stopped(notes: dict[str, Note]) -> str:
     facts = facts_of(notes, "gate")
     return f"Not promoted: stopped by the gate{because(facts)}" if facts.get("outcome") == "stopped" else ""
@@ -86,6 +95,7 @@ def nothing_new(notes: dict[str, Note]) -> str:
 
 
 GOOD_ENDS: tuple[tuple[str, Callable[[dict[str, Note]], str]], ...] = (
+    ("waiting", waiting),
     ("kept zero-shot", kept_zero_shot),
     ("promoted", promoted),
     ("stopped", stopped),

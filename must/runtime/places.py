@@ -4,6 +4,7 @@ WORK_URI/shards                       of all runs, with index.json
          classifiers/KEY              zero-shot classifiers, by what they were made of
          models/NAME-KEY              the models they were made with: no later stage asks a hub for them
          checkpoints/KEY, jobs/KEY    of training, by data, classes, start and settings: a retry finds them
+         reviews/KEY                  what people are asked about a model, the page for it, and their answers
          notes/RUN_ID                 a note a stage, a copy of the report, and the run's page
          registry                     promoted models, unless the run names another place
 """
@@ -45,6 +46,13 @@ class WorkUri:
 
     def job(self, key: str) -> JobUri:
         return JobUri(storage.join(self.uri, "jobs", key))
+
+    @property
+    def reviews(self) -> str:
+        return storage.join(self.uri, "reviews")
+
+    def review(self, key: str) -> str:
+        return storage.join(self.reviews, key)
 
     def registry(self, other: str = "") -> str:
         """`other`, unless that is ''."""

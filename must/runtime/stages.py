@@ -6,14 +6,16 @@ They raise as the library does. A stage that has nothing of its own to tell need
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 from must.api.stages import call
 from must.base import storage
-from must.runtime import classifiers, evaluation, fanout, promotion
+from must.runtime import answers, classifiers, evaluation, fanout, promotion
 from must.runtime.decision import decide
 from must.runtime.inputs import check_inputs
 from must.runtime.notes import stage_note
+from must.runtime.outcome import WAITS
 from must.runtime.places import WorkUri
 from must.runtime.settings import sharding_settings, training_settings
 
@@ -85,6 +87,7 @@ def champion(
         best = ask(
             WorkUri(work_uri).registry(registry_uri), model_name, index_sha256, classifier,
             training_settings(settings, preset, epochs), warm_start=warm_start, only_new=only_new,
+            answered=partial(answers.decide_already, work_uri),
         )  # fmt: skip
         note.result = "; ".join(best.reasons)
         note.facts = {"action": best.action, "why": best.reasons[-1].removeprefix("nothing new: ")}
@@ -102,12 +105,22 @@ def evaluate(work_uri: str, *, report: str, link: str = "", **values: str) -> di
     return metrics
 
 
-def gate(work_uri: str, *, registry_uri: str, **values: Any) -> bool:
-    """Returns whether the model passed. `values` are those of decision.decide."""
+def gate(work_uri: str, *, registry_uri: str, **values: Any) -> str:
+    """Returns promote, ask or stop. `values` are those of decision.decide."""
     with stage_note(work_uri, "gate") as note:
         result, note.facts = decide(work_uri, registry=WorkUri(work_uri).registry(registry_uri), **values)
         note.result = f"{note.facts['outcome']} ({result.gate})"
-    return result.passed
+    return "promote" if result.passed else "ask" if note.facts["outcome"] == WAITS else "stop"
+
+
+def review(work_uri: str, *, link: str = "", **values: str) -> dict[str, Any]:
+    """Returns where the page is and how many pictures it asks about. `values` are those of answers.ask;
+    `link` leads to the page beside Kubeflow's."""
+    with stage_note(work_uri, "review") as note:
+        asked = answers.ask(work_uri, **values)
+        note.result = f"{asked['pictures']:,} pictures on the page. {asked['text']}"
+        note.facts = {"page": storage.join(asked["place"], answers.PAGE), "page_link": link, **asked}
+    return asked
 
 
 def export(

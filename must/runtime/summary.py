@@ -33,7 +33,7 @@ WHY = {
 }
 SAYS_WHY = ("input", "held", "interrupted", "error")  # kinds whose last line is the reason
 GOES_ON = {
-    "time": "with a longer limit{kept}",
+    "time": "yes, for as long again{kept}",
     "input": "after the input is mended{kept}",
     "held": "when the other run is over{kept}",
     "error": "perhaps{kept_or}",
@@ -47,19 +47,24 @@ BROKEN_OFF = [
 ]
 
 
-def summarize(work_uri: str, run_id: str, state: str | None, again: str, then: Sequence[str] = ()) -> str:
+def summarize(
+    work_uri: str, run_id: str, state: str | None, again: str, then: Sequence[str] = (), answer: str = ""
+) -> str:
     """Markdown from the stages' notes.
 
     Args:
         state: what the backend says of the stages; a hint.
         again: the command that starts the same run again.
         then: the notes that a promotion is followed by.
+        answer: the command that takes people's answers; one by the run's id where it is ''.
     """
     notes = read_notes(work_uri, run_id)
     outcome = outcome_of(notes, state, then)
     page = [f"# {outcome.headline}", ""]
     if outcome.name == "failed":
         page += failure(notes, again)
+    elif outcome.name == "waiting":
+        page += questions(notes, answer or f"must-pipeline answer {run_id} answers.jsonl")
     elif not outcome.good:
         page += [*BROKEN_OFF, *after_promotion(notes, "the run broke off"), "", f"To start it again: `{again}`", ""]
     page += [*links(notes, run_id), *stage_table(notes)]
@@ -112,6 +117,20 @@ def links(notes: list[Note], run_id: str) -> list[str]:
     reports = [report_at(note.facts) for note in notes if note.facts.get("report")]
     shown = reports + ([f"run `{run_id}`"] if run_id else [])
     return [" · ".join(shown), ""] if shown else []
+
+
+def questions(notes: list[Note], answer: str) -> list[str]:
+    """What a person is asked to do."""
+    facts = next(note.facts for note in notes if note.stage == "review")
+    uri, link = facts.get("page", ""), facts.get("page_link", "")
+    page = f"[the page]({link}), or copy it from `{uri}`" if link else f"the page: `{uri}`"
+    return [
+        f"1. Download {page}. It needs no server; open it in a browser, answer, and save `answers.jsonl`.",
+        f"2. `{answer}` puts the answers there, and the promotion goes on if they decide.",
+        "",
+        facts.get("text", ""),
+        "",
+    ]
 
 
 def report_at(facts: dict[str, str]) -> str:

@@ -10,6 +10,7 @@ from must.base import storage
 from must.method.distributed.machines import machines
 from must.method.model.bundle import WEIGHTS_FILE, load_description
 from must.method.train.provenance import run_key
+from must.runtime.answers import keep_what_people_say
 from must.runtime.mirror import mirrored
 from must.runtime.notes import stage_note
 from must.runtime.places import WorkUri
@@ -43,8 +44,16 @@ def train_here(
     with stage_note(work_uri, "train", values["checkpoints"]) as note, mirrored(f"{output}/tensorboard", curves):
         values |= {"classifier": classifier, "output": output}
         summary = call("train", **values) if count == together.count == 1 else launch(values, count, together)
+        if together.number == 0:
+            key = decision_key(index_sha256, classifier, settings or {}, preset, epochs)
+            keep_what_people_say(work_uri, key, output, classifier)
         note.result = trained(summary, f" on {together.count} machines" if together.count > 1 else "")
     return summary, origin(output)
+
+
+def decision_key(index_sha256: str, classifier: str, settings: dict[str, Any], preset: str, epochs: int) -> str:
+    """What `champion` calls this data with these settings, whatever training starts from."""
+    return run_key(index_sha256, classifier, training_settings(settings, preset, epochs))
 
 
 def trained(summary: dict[str, Any], where: str = "") -> str:

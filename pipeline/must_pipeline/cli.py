@@ -10,6 +10,7 @@ from must.base.exits import WRONG_INPUT
 COMMANDS = {
     "compile": ("compile", "compile the pipeline for a cluster"),
     "submit": ("submit", "start a run on Kubeflow Pipelines"),
+    "answer": ("answer", "give a run that waits for people their answers"),
     "schedule": ("schedule", "retrain on a schedule"),
     "run": ("run_local", "run the compiled pipeline on this machine"),
     "files": ("files", "copy the example files (clusters, schedule, accounts) to a folder"),

@@ -1,4 +1,5 @@
-"""The DAG: shard and classifier; then, if there is anything new, train, evaluate, export, gate, promote and serve.
+"""The DAG: shard and classifier; then, if there is anything new, train, evaluate, export, gate, promote
+and serve, or ask people.
 
 Stages that several pods share are a loop over their parts. What a part has done stands in the bucket, so nothing is
 collected from the loop: who comes after it looks there.
@@ -20,6 +21,7 @@ from must_components.gate import gate as gate_stage
 from must_components.inputs import inputs
 from must_components.predict import predict
 from must_components.promote import promote
+from must_components.review import review
 from must_components.serve import serve as serve_stage
 from must_components.shard import shard
 from must_components.shard_part import shard_part
@@ -196,6 +198,9 @@ def make_pipeline(cluster: Cluster) -> Any:
                         configure(served, "serve")
                     with dsl.Else(name="not served"):
                         configure(close(why="serve is none: no server is written"), "close", title="not served")
+                with dsl.Elif(decided.outputs["Output"] == "ask", name="waiting for answers"):
+                    asked = review(bundle=bundle, classifier=weights, key=best.outputs["key"], **here)
+                    configure(asked, "review")
                 with dsl.Else(name="not promoted"):
                     configure(
                         close(why="the gate promotes nothing: the champion stays"), "close", title="champion stays"

@@ -112,6 +112,8 @@ def summary(artifacts: dict[str, Path], seconds: float) -> str:
     from must.evaluation.table import text_table
 
     promoted = f"not promoted; {shown(artifacts['reasons'])} says why"
+    if "questions" in artifacts:
+        promoted = f"waits for answers; {shown(artifacts['what_came_of_it'])} says how they are given"
     if "promoted" in artifacts:
         promoted = shown(Path(json.loads(artifacts["promoted"].read_text())["registry"]))
     return f"""

@@ -32,6 +32,7 @@ STAGES: Final[dict[str, Stage]] = {
     "export": Stage("must-torch", loaders=True),
     "gate": Stage("must-torch", gpu=True, loaders=True),
     "promote": Stage("must-shard"),
+    "review": Stage("must-torch", gpu=True, loaders=True),
     "predict": Stage("must-torch", loaders=True, optional=True),
     "serve": Stage("must-launcher"),
     "close": Stage("must-shard"),

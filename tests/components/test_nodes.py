@@ -31,7 +31,7 @@ def test_nodes_train_from_the_jobs_file_and_leave_a_bundle(tmp_path, count):
         str(work), index_sha256=load_index(digits.shards).sha256, classifier=digits.classifier, init="",
         preset="digits", settings=settings, epochs=1,
     )  # fmt: skip
-    prepare(job, values, digits.classifier, str(tmp_path / "curves"))
+    prepare(job, values, digits.classifier, str(tmp_path / "curves"), {"work_uri": str(work), "key": "key"})
     trainer = request("must-key", nodes_of(Cluster()), job.uri)
     (command,) = [option.command for option in trainer.options if hasattr(option, "command")]
     (arguments,) = [option.args for option in trainer.options if hasattr(option, "args")]

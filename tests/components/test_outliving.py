@@ -105,7 +105,7 @@ def test_nodes_whose_launcher_is_gone_save_a_checkpoint_and_stop(
         preset="digits", settings=SETTINGS | {"checkpoint_every": 100_000}, epochs=2000,
     )  # fmt: skip
     job = WorkUri(str(work)).job("key")
-    launcher.prepare(job, values, digits.classifier, "")
+    launcher.prepare(job, values, digits.classifier, "", {"work_uri": str(work), "key": "key"})
     wanted = request("must-key", two_nodes(), job.uri)
 
     def submit():

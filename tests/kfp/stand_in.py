@@ -42,6 +42,8 @@ class Player(KfpServer):
         ):
             return super().one(method, kind, name, action)
         run = self.stored[kind][name]
+        if run["state"] in OVER:
+            return 200, run
         if action == "terminate":
             self.disturbed[name] = "terminated"
             return 200, {}
@@ -66,6 +68,8 @@ class Player(KfpServer):
             left = notes(BEFORE, champion={"action": "nothing new", "why": "this data was promoted"})
         elif values["settings"]["select"] == "ladder":
             left = notes(TRAINED, gate={"outcome": "kept zero-shot", "against": "the champion, r0000-abc"})
+        elif values["gate"] == "reviewed":
+            left = notes([*TRAINED, "review"], gate={"outcome": "waits for answers"}, review={"pictures": 200})
         elif values["gate"] == "labelled":
             left = notes(TRAINED, gate={"outcome": "stopped", "reasons": ["STOP  too small a gain"]})
         else:

@@ -56,6 +56,15 @@ WAYS = {  # case: (notes, the state that was recorded for it, the page's first l
         "RUNNING",
         "# Not promoted: stopped by the gate (too few images)",
     ),
+    "left to people": (
+        done(*TRAINED, "review", evaluate=MEASURED, gate={"outcome": "waits for answers"},
+             review={"pictures": 1200, "page": "gs://b/reviews/k/review.html", "text": "Not decided yet."}),
+        "COMPLETE",
+        "# Waiting for answers about 1,200 pictures: until then nothing is promoted",
+    ),
+    "left to people, and the page for them never came": (
+        done(*TRAINED, gate={"outcome": "waits for answers"}), "RUNNING", "# Run broken off: nothing came after gate",
+    ),
     "kept zero-shot": (
         done(*TRAINED, evaluate=MEASURED, gate={"outcome": "kept zero-shot", "against": "the champion, r0006"}),
         "RUNNING",
@@ -135,7 +144,7 @@ def test_the_page_follows_from_what_the_stages_left(tmp_path, case, state):
         first_line = "# Run complete, but its stages could leave no notes"
     page = summarize(str(tmp_path), "7", state, "submit.py --again 7")
     assert page.splitlines()[0] == first_line
-    good = first_line.split()[1] in ("Promoted", "Not", "Kept", "Nothing") or "complete" in first_line
+    good = first_line.split()[1] in ("Promoted", "Not", "Kept", "Nothing", "Waiting") or "complete" in first_line
     assert ("submit.py --again 7" in page) is not good
     assert outcome_of(notes, state).good is good
 

@@ -103,7 +103,7 @@ def test_at_its_time_limit_a_stage_is_ended_as_by_a_signal_but_nobody_calls_that
     (note,) = read_notes(str(tmp_path), "7")
     assert error.value.code == note.code == 124 and not note.tries and (tmp_path / "saved").exists()
     page = summarize(str(tmp_path), "7", "FAILED", "again")
-    assert page.startswith("# Run failed: train: its time was over") and "**Resumable**: with a longer limit" in page
+    assert page.startswith("# Run failed: train: its time was over") and "**Resumable**: yes, for as long again" in page
 
 
 def test_sigterm_ends_the_pause_between_two_tries(tmp_path):

@@ -10,11 +10,12 @@ import yaml
 
 from must.base import storage
 from must.base.names import listed
+from must.method.answers.book import FILE as ANSWERS
 from must.method.model.bundle import load_description
 from must.runtime.keepalive import SILENCE
 from must.runtime.notes import stage_note
 from must.runtime.places import JobUri, WorkUri
-from must.runtime.training import job_values, origin, trained
+from must.runtime.training import decision_key, job_values, origin, trained
 from must_components.train_job.jobs import Jobs
 from must_components.train_job.launch import Launch
 from must_components.train_job.manifest import request
@@ -38,13 +39,15 @@ def train_on_nodes(
     Exits with the nodes' code (2, 75 or 1) and the job's last lines and events when it fails, with 75 when it is
     stopped itself: then the job trains on, unless the whole run is being stopped.
     """
+    asked = decision_key(index_sha256, classifier, settings or {}, preset, epochs)
     key, values = job_values(
         work_uri, index_sha256=index_sha256, classifier=classifier, init=init, preset=preset, settings=settings or {},
         epochs=epochs,
     )  # fmt: skip
-    job = WorkUri(work_uri).job(key)
+    job = WorkUri(work_uri).job(key + since(work_uri, asked))
     with stage_note(work_uri, "train", values["checkpoints"]) as note:
-        prepare(job, values, classifier, storage.join(tensorboard_uri, key) if tensorboard_uri else "")
+        curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
+        prepare(job, values, classifier, curves, {"work_uri": work_uri, "key": asked})
         logging.getLogger("kubeflow").setLevel(logging.ERROR)  # it warns at length when it cannot read a version
         Launch(Jobs(), request(job_name(job.uri), nodes, job.uri), job, int(nodes["timeout"])).run()
         copy_bundle(job.bundle, output)
@@ -58,11 +61,18 @@ def job_name(job: str) -> str:
     return f"must-{hashlib.sha256(job.encode()).hexdigest()[:8]}-{job.rsplit('/', 1)[-1]}"
 
 
-def prepare(job: JobUri, values: dict[str, Any], classifier: str, curves: str) -> None:
+def since(work_uri: str, key: str) -> str:
+    """Another job for what people have answered since: the one before is complete."""
+    place = storage.join(WorkUri(work_uri).review(key), ANSWERS)
+    return f"-{hashlib.sha256(storage.read_bytes(place)).hexdigest()[:8]}" if storage.exists(place) else ""
+
+
+def prepare(job: JobUri, values: dict[str, Any], classifier: str, curves: str, asked: dict[str, str]) -> None:
     """What the nodes read: they see no file of this pod."""
     storage.write_bytes(job.classifier, storage.read_bytes(classifier))
     launcher = {"sign": job.sign, "silence": SILENCE}
     content = {"train": {**values, "classifier": job.classifier}, "tensorboard": curves, "launcher": launcher}
+    content["answers"] = asked
     storage.write_bytes(job.description, yaml.safe_dump(content).encode())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from must.method.model.bundle import load_description
 from must.method.model.classifier import load_text_classifier
 from must.method.train.provenance import other_origin, run_key
 
+LEFT = "left to people's answers"  # outcome of a decision that answers may still change
 TRAIN, NOTHING_NEW = "train", "nothing new"
 
 
@@ -31,6 +33,7 @@ def champion(
     settings: dict[str, Any],
     warm_start: bool = False,
     only_new: bool = False,
+    answered: Callable[[str], bool] = lambda key: False,
 ) -> Champion:
     """Reads the registry, which may be empty.
 
@@ -38,6 +41,7 @@ def champion(
         settings: of the training run, as its component gets them.
         warm_start: start from the champion where it has the same backbone, pretrained weights and classes.
         only_new: do not train when a run with this data, these classes and settings was decided before.
+        answered: whether people's answers decide what a run of that key had left to them.
     """
     place = Registry(registry, name)
     latest = place.latest().version
@@ -50,6 +54,9 @@ def champion(
         init = "" if difference else bundle
         reasons.append(f"starts from {latest}" if init else f"starts from zero-shot: the champion has {difference}")
     decided = place.decision(key) if only_new else None
+    if decided and decided["outcome"] == LEFT and answered(key):
+        decided = None
+        reasons.append("answers have come to what was left to people")
     if decided:
         reasons.append(f"nothing new: this data with these settings was {decided['outcome']} on {decided['at'][:10]}")
     return Champion(latest or "none", bundle, init, key, NOTHING_NEW if decided else TRAIN, reasons)

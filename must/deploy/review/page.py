@@ -17,19 +17,22 @@ STATIC = {
     "review.css": "text/css; charset=utf-8",
 }
 
+LARGEST = 40_000_000  # characters of a page's pictures: what mail and browsers take
+
 
 def static(name: str) -> bytes:
     return resources.files("must.deploy.review").joinpath(name).read_bytes()
 
 
 def self_contained(session: Session, pictures: Pictures, most: int) -> tuple[bytes, int]:
-    """(the page with the first `most` pictures that have no answer yet, how many those are). It keeps answers in the
+    """(the page with the first pictures that have no answer yet, how many those are): `most` of them, and no more than
+    LARGEST bytes take. It keeps answers in the
     browser and saves them as answers.jsonl. Pictures that cannot be decoded are left out of strips, not of the order.
     """
     plan, images = session.plan, dict[str, str]()
     shown: list[dict[str, Any]] = []
     for position, picture in enumerate(plan.pictures):
-        if len(shown) == most:
+        if len(shown) == most or sum(map(len, images.values())) > LARGEST:
             break
         if picture.sha256 in session.answers:
             continue

@@ -24,7 +24,7 @@ from must.deploy.serve.connections import Room
 from must.deploy.serve.server import address, check_no_loop, listen, serve_until_signal
 from must.method.answers.doubts import RELABELLED, Doubts, save_relabelled
 from must.method.answers.plan import Plan
-from must.method.answers.questions import fingerprint
+from must.method.answers.questions import fingerprint, whole_of
 
 logger = logging.getLogger(__name__)
 
@@ -68,12 +68,6 @@ def placed(config: ReviewConfig) -> ReviewConfig:
     if config.mode == "compare":
         model = whole_of(model)
     return replace(config, work="", model=model, baseline=baseline, shards=shards, output=output)
-
-
-def whole_of(model: str) -> str:
-    """The bundle with all of an adaptation, which training keeps beside one that has only a part of it, or none."""
-    whole = storage.join(model, "adapted")
-    return whole if storage.exists(storage.join(whole, "model.json")) else model
 
 
 def questions_at(config: ReviewConfig) -> Plan | Doubts:

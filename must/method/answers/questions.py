@@ -96,3 +96,9 @@ def parse_picture(entry: dict[str, Any]) -> Picture:
 
 def fingerprint(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def whole_of(model: str) -> str:
+    """The bundle with all of an adaptation, which training keeps beside one that has only a part of it, or none."""
+    whole = storage.join(model, "adapted")
+    return whole if storage.exists(storage.join(whole, "model.json")) else model

@@ -1,0 +1,34 @@
+"""What no signal decides is left to people: a page with pictures to answer about, and the run ends."""
+
+from kfp import dsl
+
+from must_components import images
+
+
+@dsl.component(base_image=images.TORCH, install_kfp_package=False)
+def review(
+    work_uri: str,
+    run_id: str,
+    bundle: dsl.Input[dsl.Model],
+    classifier: dsl.Input[dsl.Model],
+    key: str,
+    questions: dsl.Output[dsl.Artifact],
+) -> None:
+    """Looks at the images with zero-shot and every rung, and writes the page. Never cached.
+
+    Args:
+        work_uri: shards are in its folder shards; the page, the plan and later the answers go to its folder reviews.
+        run_id: the run that the stage belongs to.
+        bundle: the challenger.
+        classifier: the zero-shot classifier it is compared with.
+        key: of the data and settings; the run that goes on has the same.
+        questions: folder with review.html, to be downloaded: it saves nothing inside Kubeflow's page.
+    """
+    from must.runtime.supervise import supervised
+    from must_components.kept import download_of
+
+    asked = supervised(
+        "review", "must.runtime.stages:review", run_id, work_uri, bundle=bundle.path, classifier=classifier.path,
+        key=key, output=questions.path, link=download_of(f"{questions.uri}/review.html"),
+    )  # fmt: skip
+    questions.metadata.update({"display_name": f"{asked['pictures']} pictures to answer about", "page": asked["place"]})

@@ -1,0 +1,80 @@
+"""Takes people's answers to a run that waits for them: must-pipeline answer RUN answers.jsonl.
+
+RUN is the run's id, its name, or the address of its page; or its work_uri, from where no Kubeflow is asked. The answers
+are checked and put beside the questions, in work_uri. Where they decide, the run is started again with its own
+parameters: what it had done is found there, and its promotion goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from must.base import storage
+from must.base.exits import WRONG_INPUT
+from must.base.text import printable, without_secrets
+from must.runtime.answers import put_answers
+from must.runtime.notes import read_notes
+from must_pipeline.cluster.load import load_cluster
+from must_pipeline.files import CLUSTER, nearest
+from must_pipeline.server.api import Kfp, add_arguments, api_errors
+from must_pipeline.submit import same_again, start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", metavar="RUN", help="id, name or address of the run, or its work_uri")
+    parser.add_argument("answers", metavar="FILE", help="what the page saved: answers.jsonl")
+    parser.add_argument("--cluster", type=Path, default=nearest(CLUSTER), help="for the namespace [cluster.yaml]")
+    add_arguments(parser)
+    options = parser.parse_args()
+    try:
+        answer(options)
+    except ValueError as error:
+        print(f"answer: {without_secrets(str(error))}", file=sys.stderr)
+        raise SystemExit(WRONG_INPUT) from None
+
+
+def answer(options: argparse.Namespace) -> None:
+    """Raises ValueError: no such run, one that waits for no answers, or answers that are none."""
+    if is_place(options.run):
+        put = put_answers(options.run, options.answers)
+        goes_on = "the next run with the same data and settings goes on with them: start it again (must-pipeline run "
+        goes_on += "or submit --again RUN_ID), or leave it to the schedule"
+        print(printable(f"{put.place}: {put.text}"))
+        print(goes_on if put.decided else "nothing is started; the page keeps its answers, so give it more")
+        return
+    kfp = Kfp(options)
+    run = find_run(kfp, options.run, options.namespace or load_cluster(options.cluster).namespace)
+    work_uri = ((run.runtime_config and run.runtime_config.parameters) or {}).get("work_uri", "")
+    asked = [note.facts.get("place", "") for note in read_notes(work_uri, run.run_id) if note.stage == "review"]
+    if not any(asked):
+        raise ValueError(f"the run {run.run_id} asked nothing: only one whose stage `review` is done waits for answers")
+    put = put_answers(work_uri, options.answers, asked[-1])
+    print(printable(f"{put.place}: {put.text}"))
+    if not put.decided:
+        print("nothing is started; the page keeps its answers, so give it more")
+        return
+    again = same_again(kfp, run.run_id)
+    again.display_name = f"{run.display_name} answered"
+    start(kfp, again)
+
+
+def is_place(run: str) -> bool:
+    if run.startswith(("http://", "https://")):
+        return False
+    return run.startswith(("/", "./", "../", "~")) or storage.is_remote(run) or Path(run).is_dir()
+
+
+def find_run(kfp: Kfp, wanted: str, namespace: str) -> Any:
+    """By its id, an address that ends with it, or its name, which several may have: then the newest."""
+    with api_errors(kfp.host):
+        if "/" in wanted:
+            return kfp.runs.run_service_get_run(wanted.rstrip("/").rsplit("/", 1)[-1].split("?")[0])
+        every = kfp.pages(kfp.runs.run_service_list_runs, "runs", namespace=namespace)
+        runs = [run for run in every if wanted in (run.run_id, run.display_name)]
+    if not runs:
+        raise ValueError(f"run {wanted}: there is none of that id or name")
+    return max(runs, key=lambda run: run.created_at)

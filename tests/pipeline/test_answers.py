@@ -1,0 +1,105 @@
+"""A run that is left to people: it waits, is answered, goes on and promotes; here, and asked of Kubeflow."""
+
+import json
+import sys
+
+import pytest
+
+from must.data.loading.reader import ShardReader
+from must.deploy.promote.registry import Registry
+from must.method.answers.plan import Plan
+from must_pipeline import answer
+from tests.kfp.stand_in import Player
+from tests.pipeline.local import Run, small_demo
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("KFP_TOKEN", "me")
+    made = Player(users={"Bearer me": {"vision"}})
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def answering(server, monkeypatch, tmp_path, capsys):
+    """(exit code, what was printed) of must-pipeline answer."""
+    (tmp_path / "cluster.yaml").write_text("namespace: vision")
+
+    def call(*words):
+        given = [*map(str, words), "--host", server.url, "--cluster", str(tmp_path / "cluster.yaml")]
+        monkeypatch.setattr(sys, "argv", ["answer", *given])
+        code = 0
+        try:
+            answer.main()
+        except SystemExit as end:
+            code = end.code
+        shown = capsys.readouterr()
+        return code, shown.out + shown.err
+
+    return call
+
+
+def answers_from_labels(plan, file):
+    """What a person who knows them would have saved on the page."""
+    reader = ShardReader(plan.shards, plan.split)
+    lines = [
+        {"image": one.image, "sha256": one.sha256, "label": reader.description(one.number)["label"], "who": "ann"}
+        for one in plan.pictures
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+@pytest.mark.slow
+def test_a_run_waits_is_answered_and_promotes(tmp_path, server, answering):
+    parameters = small_demo(tmp_path / "demo") | {
+        "gate": "reviewed",
+        "gate_settings": {},
+        "only_new": True,
+        "epochs": 4,
+    }
+    parameters |= {"source": parameters["test_source"], "test_source": "", "evaluate_split": "train"}  # with labels
+    work = tmp_path / "work"
+    first = Run(parameters, work, "--verbose")
+    assert first.code == 0 and first.stages[-2:] == ["review", "summary"], first.log + first.error
+    page = first.artifacts["what_came_of_it"].read_text()
+    assert page.startswith("# Waiting for answers about ") and f"`must-pipeline answer {work} answers.jsonl`" in page
+    assert "waits for answers" in first.log and not Registry(str(work / "registry"), "digits").latest().version
+    (place,) = (work / "reviews").iterdir()
+    assert (place / "review.html").read_bytes() == (first.artifacts["questions"] / "review.html").read_bytes()
+
+    waits = Run(parameters, work, "--verbose")  # as a schedule would: nobody has answered
+    assert waits.code == 0 and "train" not in waits.stages
+    assert "# Nothing new: this data with these settings was left to people" in waits.log
+
+    run_id = next(path.name for path in (work / "notes").iterdir() if (path / "review.json").exists())
+    values = {**parameters, "work_uri": str(work)}
+    row = {"run_id": run_id, "display_name": "must 1", "state": "SUCCEEDED", "runtime_config": {"parameters": values}}
+    server.stored["runs"][run_id] = {"created_at": "2026-01-01T00:00:00Z", "namespace": "vision", **row}
+    file = answers_from_labels(Plan.load(str(place)), tmp_path / "answers.jsonl")
+    (few := tmp_path / "few.jsonl").write_text(file.read_text().split("\n")[0] + "\n")
+    (other := tmp_path / "other.jsonl").write_text(json.dumps({"sha256": "0" * 64, "label": "one"}) + "\n")
+    (unknown := tmp_path / "unknown.jsonl").write_text(few.read_text().replace('"label": "', '"label": "un'))
+    for wrong, why in (
+        (other, "none of its 1 answers"),
+        (unknown, "is none of the model's classes"),
+        ("no", "no such"),
+    ):
+        code, said = answering(run_id, wrong)
+        assert code == 2 and why in said and len(said.splitlines()) == 1
+    assert answering("must 2", file) == (2, "answer: run must 2: there is none of that id or name\n")
+    code, said = answering("must 1", few)
+    assert code == 0 and "Not decided yet" in said and "nothing is started" in said and len(server.stored["runs"]) == 1
+    code, said = answering(f"{server.url}/#/runs/details/{run_id}", file)
+    assert code == 0 and "of the adaptation gains about" in said
+    again = next(run for run in server.stored["runs"].values() if run["run_id"] != run_id)
+    assert again["runtime_config"]["parameters"] == values and f"run {again['run_id']} started" in said
+    assert answering(work, file)[1].count("\n") == 2  # the same once more changes nothing, and asks no server
+    assert len((place / "answers.jsonl").read_text().splitlines()) == len(file.read_text().splitlines())
+
+    second = Run(parameters, work, "--verbose")  # what that run does
+    assert second.code == 0 and "promote" in second.stages and "review" not in second.stages, second.log + second.error
+    assert second.artifacts["what_came_of_it"].read_text().startswith("# Promoted r0000-")
+    assert "answers about pictures put" in second.artifacts["reasons"].read_text()
+    assert Registry(str(work / "registry"), "digits").latest().version
