@@ -14,6 +14,7 @@ from must.base import storage
 from must.base.files import CLASSIFIER_FILE, RECORD_FILE, WEIGHTS_FILE
 from must.base.lock import Kind, locked
 from must.base.parameters import require
+from must.base.progress import loading
 from must.base.text import printable, printable_page
 from must.config.review import ReviewConfig
 from must.data.loading.reader import open_reader
@@ -75,6 +76,7 @@ def questions_at(config: ReviewConfig) -> Plan | Doubts:
     """Those in the folder, or new ones. Raises ValueError: they are about another model, or about other images."""
     kind: type[Plan | Doubts] = Doubts if config.mode == "doubtful" else Plan
     if not storage.exists(storage.join(config.output, kind.FILE)):
+        loading("review")
         from must.deploy.review.prepare import prepare, prepare_doubts  # imports torch
 
         found = prepare_doubts(config) if kind is Doubts else prepare(config)
