@@ -52,6 +52,7 @@ def adapt(
     test_images: str | os.PathLike[str] = "",
     device: str = "auto",
     again: bool = False,
+    max_rejected: float = 0.01,
     **settings: Any,
 ) -> Adapted:
     """Adapts CLIP to images without labels: shard, classifier, train, evaluate, all below `output`.
@@ -71,6 +72,7 @@ def adapt(
         device: auto, cpu, cuda or cuda:N.
         again: with other inputs than `output` was made from: keep what they do not change, and move the rest to a
             folder before-1 in it; without, it is an error once there are shards or a model to lose.
+        max_rejected: the largest share of images that cannot be decoded; above it nothing is trained.
         settings: any other parameters of `must.train`: epochs, preset, workers, ...
 
     Raises:
@@ -88,6 +90,7 @@ def adapt(
         "test_images": os.fspath(test_images),
         "device": device,
         "again": again,
+        "max_rejected": max_rejected,
     }
     return steps(run_stage, **given, **rest, settings={k: v for k, v in settings.items() if v is not None})
 
@@ -101,7 +104,7 @@ def command(config: AdaptConfig) -> Adapted:
 
 def steps(
     run: Run, *, images: Any, classes: Any, output: str, model: str, pretrained: str, test_images: str, device: str,
-    settings: dict[str, Any], again: bool = False,
+    settings: dict[str, Any], again: bool = False, max_rejected: float = 0.01,
 ) -> Adapted:  # fmt: skip
     """The stages in order, each by `run`(stage, parameters)."""
     require("://" not in output, f"output {output}: must be a folder on this machine")
@@ -138,7 +141,7 @@ def steps(
     if grown:
         labelled["append"] = True
     workers = {name: value for name, value in settings.items() if name == "workers"}
-    run("shard", {"source": taken.source, "output": shards, **labelled})
+    run("shard", {"source": taken.source, "output": shards, "max_rejected": max_rejected, **labelled})
     if not storage.exists(classifier):
         run(
             "classifier",

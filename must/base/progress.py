@@ -63,7 +63,7 @@ def parts(command: str, total: int) -> Iterator[Callable[[str], None]]:
         yield begin
 
 
-def loading(command: str) -> None:
+def loading(command: str = "") -> None:
     """Says on a terminal that torch and a model are being loaded, unless torch is here already: it takes seconds."""
     if "torch" not in sys.modules and sys.stderr is not None and sys.stderr.isatty():
-        logger.info(f"must {command}: loading torch and the model ...", extra=ASIDE)
+        logger.info(f"{f'must {command}: ' if command else ''}loading torch and the model ...", extra=ASIDE)
