@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from pictures_dag import dag
+from pictures_report import explained
 
 from must.data.loading.order import EpochOrder
 
@@ -48,8 +49,10 @@ def main() -> None:
     (output / "pipeline.svg").write_text(dag())
     if options.chromium:
         photograph(options.chromium, details / "report.html", output / "report.png", options.demo)
+        places = {str(options.demo.resolve()): "demo"}
+        explained(options.chromium, details / "report.html", output / "report-explained.png", places)
     else:
-        print("pictures: report.png is left as it was: no chromium here", file=sys.stderr)
+        print("pictures: those of the report are left as they were: no chromium here", file=sys.stderr)
     for file in sorted(output.iterdir()):
         print(f"{file}: {file.stat().st_size:,} bytes")
         if file.stat().st_size > LIMIT:

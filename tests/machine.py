@@ -14,6 +14,7 @@ TOLD = re.compile(
     | KFP_.* | KF_.* | ARGO_.* | PET_.* | RANK | NODE_RANK | WORLD_SIZE | CLUSTER_SPEC | TF_CONFIG  # a stage, a node
     | (LOCAL|GROUP|ROLE|MASTER|TORCHELASTIC|NCCL|GLOO)_.*
     | (AWS|BOTO|AZURE|GOOGLE|GCLOUD|GCE|GCS|CLOUDSDK|CLOUD_ML|AIP)_.* | STORAGE_EMULATOR_HOST       # clouds
+    | (MSI|IDENTITY|ARM|DATABRICKS|ECS)_.* | NB_PREFIX                                              # their notebooks
     | (MLFLOW|WANDB|HF|HUGGINGFACE|MODEL_REGISTRY)_.* | NETRC
     | (https?|ftp|all|no)_proxy                                                                     # a company
     | PYTHONDONTWRITEBYTECODE  # an image for containers; each process would compile torch anew

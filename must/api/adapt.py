@@ -52,6 +52,7 @@ def adapt(
     test_images: str | os.PathLike[str] = "",
     device: str = "auto",
     again: bool = False,
+    max_rejected: float = 0.01,
     **settings: Any,
 ) -> Adapted:
     """Adapts CLIP to images without labels: shard, classifier, train, evaluate, all below `output`.
@@ -71,6 +72,7 @@ def adapt(
         device: auto, cpu, cuda or cuda:N.
         again: with other inputs than `output` was made from: keep what they do not change, and move the rest to a
             folder before-1 in it; without, it is an error once there are shards or a model to lose.
+        max_rejected: the largest share of images that cannot be decoded; above it nothing is trained.
         settings: any other parameters of `must.train`: epochs, preset, workers, ...
 
     Raises:
@@ -88,6 +90,7 @@ def adapt(
         "test_images": os.fspath(test_images),
         "device": device,
         "again": again,
+        "max_rejected": max_rejected,
     }
     return steps(run_stage, **given, **rest, settings={k: v for k, v in settings.items() if v is not None})
 
@@ -101,7 +104,7 @@ def command(config: AdaptConfig) -> Adapted:
 
 def steps(
     run: Run, *, images: Any, classes: Any, output: str, model: str, pretrained: str, test_images: str, device: str,
-    settings: dict[str, Any], again: bool = False,
+    settings: dict[str, Any], again: bool = False, max_rejected: float = 0.01,
 ) -> Adapted:  # fmt: skip
     """The stages in order, each by `run`(stage, parameters)."""
     require("://" not in output, f"output {output}: must be a folder on this machine")
@@ -134,11 +137,11 @@ def steps(
     shards, classifier, bundle, report = (str(folder / name) for name in (SHARDS, CLASSIFIER, BUNDLE, REPORT))
     labelled: dict[str, Any] = {}
     if test_images:
-        labelled = {"test_source": labelled_folder(test_images, folder), "labels": "folder"}
+        labelled = {"test_source": labelled_folder(test_images, folder, taken.source), "labels": "folder"}
     if grown:
         labelled["append"] = True
     workers = {name: value for name, value in settings.items() if name == "workers"}
-    run("shard", {"source": taken.source, "output": shards, **labelled})
+    run("shard", {"source": taken.source, "output": shards, "max_rejected": max_rejected, **labelled})
     if not storage.exists(classifier):
         run(
             "classifier",
@@ -192,12 +195,19 @@ def is_labels(test_images: str) -> bool:
     return test_images.lower().endswith((".csv", ".json", ".jsonl")) and Path(test_images).is_file()
 
 
-def labelled_folder(test_images: str, output: Path) -> str:
-    """A folder with a folder of labelled images a class; of a file of labels, links below OUTPUT."""
+def labelled_folder(test_images: str, output: Path, images: str) -> str:
+    """A folder with a folder of labelled images a class; of a file of labels, links below OUTPUT. Its names may be
+    below the folder `images`, as those of answers are."""
     if not is_labels(test_images):
         return test_images
+    if test_images.lower().endswith(".jsonl") and '"position"' in Path(test_images).read_text("utf-8", "replace"):
+        logger.warning(
+            "note: must review picked these pictures, hard ones or such as the models name differently: accuracy and "
+            "gain on them are not those on all images; `must select --answers` has the weighted gain"
+        )
     into = output / f"test-images-{storage.sha256_of(Path(test_images))[:12]}"
-    sort(SortConfig(labels=test_images, into=str(into), named_only=True))
+    root = images if Path(images).is_dir() else ""
+    sort(SortConfig(labels=test_images, into=str(into), named_only=True, root=root))
     return str(into)
 
 

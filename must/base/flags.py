@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+import sys
 from dataclasses import MISSING, fields
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
@@ -94,12 +96,20 @@ class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong in one line, with the nearest flag; argparse itself prints all of a stage's flags first."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        for word in sys.argv[1:] if args is None else args:  # before a value of it is taken for something else
+            if word == "--" or (self._subparsers and not word.startswith("-")):
+                break
+            if word.startswith("--") and word.split("=")[0] not in self._option_string_actions:
+                self.unknown(word)
         namespace, rest = super().parse_known_args(args, namespace)
         if rest:
-            wrong = next((word for word in rest if word.startswith("-")), rest[0]).split("=")[0]
-            near = self.nearest(wrong)
-            self.error(f"{wrong}: unknown{f'; did you mean {near}?' if near else ''}")
+            self.unknown(next((word for word in rest if word.startswith("-")), rest[0]))
         return namespace, rest
+
+    def unknown(self, word: str) -> NoReturn:
+        wrong = word.split("=")[0]
+        near = self.nearest(wrong)
+        self.error(f"{wrong}: unknown{f'; did you mean {near}?' if near else ''}")
 
     def nearest(self, wrong: str) -> str:
         """The flag that was meant, perhaps: written with underscores, cut short, or misspelt; else ''."""
@@ -109,4 +119,8 @@ class OneLineParser(argparse.ArgumentParser):
         return " or ".join(whole if wrong.strip("-") else []) or "".join(close_to(wrong, flags, synonyms=SYNONYM_FLAGS))
 
     def error(self, message: str) -> NoReturn:
+        if found := re.match(r"argument COMMAND: invalid choice: '(.*)' \(choose from", message):
+            commands = next(one.choices for one in self._actions if one.dest == "command")
+            near = close_to(found[1], [*(commands or ())])
+            message = f"{found[1]}: no such command{f'; did you mean {near[0]}?' if near else ''}"
         self.exit(WRONG_INPUT, f"{self.prog}: {message} ({self.prog} --help lists what there is)\n")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from tqdm.std import tqdm
@@ -48,7 +49,21 @@ def watched(batches: Iterable[Batch], description: str) -> Iterator[Batch]:
             shown.update(len(batch.samples))
 
 
-def loading(command: str) -> None:
+@contextmanager
+def parts(command: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A bar of a stage's `total` parts; what it yields takes the name of the part that begins."""
+    with bar(total=total, unit="part", desc=command, leave=False) as shown:
+        begun = list[str]()
+
+        def begin(name: str) -> None:
+            shown.update(bool(begun))
+            shown.set_postfix_str(name, refresh=True)
+            begun.append(name)
+
+        yield begin
+
+
+def loading(command: str = "") -> None:
     """Says on a terminal that torch and a model are being loaded, unless torch is here already: it takes seconds."""
     if "torch" not in sys.modules and sys.stderr is not None and sys.stderr.isatty():
-        logger.info(f"must {command}: loading torch and the model ...", extra=ASIDE)
+        logger.info(f"{f'must {command}: ' if command else ''}loading torch and the model ...", extra=ASIDE)

@@ -43,6 +43,9 @@ class AdaptConfig(StageConfig):
         "move the rest to a folder before-1 in it",
         False,
     )
+    max_rejected: float = param(
+        "largest share of undecodable images, as `must shard --max-rejected`", 0.01, metavar="SHARE", between=(0, 1)
+    )
     device: str = param("auto, cpu, cuda or cuda:N", "auto")
 
     def check_values(self) -> None:

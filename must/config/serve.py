@@ -90,9 +90,8 @@ class ServeConfig(StageConfig):
     )
 
     def check_values(self) -> None:
-        require(
-            bool(self.model) != bool(self.registry), "give --model, or --registry with --name: one of them, not both"
-        )
+        require(bool(self.model) or bool(self.registry), "--model is missing; or give --registry with --name")
+        require(not (self.model and self.registry), "--model and --registry cannot both be given")
         require(
             NAME.fullmatch(self.name) is not None,
             f"--name {self.name[:80]}: letters, digits, '-', '.' and '_' make a name, at most 63 of them",

@@ -53,8 +53,7 @@ def read_labels(uri: str, flag: str = "--labels") -> list[Label]:
         ValueError: no such file, none of the formats, or a damaged one.
     """
     require(storage.exists(uri), f"{flag} {uri}: no such file")
-    is_folder = not storage.is_remote(uri) and storage.local(uri).is_dir()
-    place = storage.join(uri, "labels.json") if is_folder else uri
+    place = file_in(uri)
     require(storage.exists(place), f"{flag} {uri}: is a folder without labels.json; give a file of labels")
     where = f"{flag} {place}"
     text = text_of(place, where)
@@ -73,6 +72,11 @@ def read_labels(uri: str, flag: str = "--labels") -> list[Label]:
         raise ValueError(str(error) if str(error).startswith(where) else f"{where}: {what}: {error}") from None
     require(bool(found), f"{where}: holds no labels")
     return list({label.image: label for label in found}.values())
+
+
+def file_in(uri: str) -> str:
+    """The file of labels: FiftyOne's are a folder with one."""
+    return storage.join(uri, "labels.json") if not storage.is_remote(uri) and storage.local(uri).is_dir() else uri
 
 
 def text_of(uri: str, where: str) -> str:
@@ -141,6 +145,11 @@ def from_json(content: Any, place: str, where: str) -> Iterator[Label]:
     if isinstance(content, list):
         for task in content:
             yield from from_task(task)
+    elif isinstance(content, dict) and "pred_probs" in content:
+        raise ValueError(
+            f"{where}: is a file for cleanlab, in which nobody has said anything; give its findings, once they are "
+            "looked at, as a CSV with the columns image and label"
+        )
     elif isinstance(content, dict) and "labels" in content:
         paths = paths_beside(place.rpartition("/")[0] or ".")
         for name, said in content["labels"].items():

@@ -21,7 +21,7 @@ from must.base.parameters import require
 from must.base.progress import bar
 from must.base.text import CONTROLS, brief, printable
 from must.config.labels import SortConfig
-from must.evaluation.labels import NONE, read_labels
+from must.evaluation.labels import NONE, file_in, read_labels
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,11 @@ def place_all(config: SortConfig, into: Path) -> Outcome:
         f"--labels {config.labels}: none of its {len(labels)} images is there, {brief(first)} for one; --root says "
         "which folder the names are below",
     )
-    head = {"labels": storage.sha256_of(storage.local(config.labels)), "how": config.how, "abstain": config.abstain}
+    head = {
+        "labels": storage.sha256_of(storage.local(file_in(config.labels))),
+        "how": config.how,
+        "abstain": config.abstain,
+    }
     before = read_journal(into, head)
     folders = Folders(into, [one.label for one in labels])
     into.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from PIL import Image
 
 import must
 from must.api import cli, functions
-from must.api.adapt import read_classes
+from must.api.adapt import labelled_folder, read_classes
 from must.api.adapted import Adapted
 from must.api.classes import entries_of
 from must.api.demo import asset_folder
@@ -186,6 +186,10 @@ def test_what_was_not_used_yet_may_be_corrected(digits, tmp_path):
     assert [path.name for path in (work / "before-1").iterdir()] == ["report"]
     same = must.adapt(**inputs(digits, work, **right | {"test_images": answers}))
     assert same.metrics == labelled.metrics and not (work / "before-2").exists()
+    below = tmp_path / "below.jsonl"
+    below.write_text(json.dumps({"image": "zero/" + next(digits.images.glob("train/zero/*")).name, "label": "zero"}))
+    into = labelled_folder(str(below), tmp_path, str(digits.images / "train"))
+    assert len([*Path(into).glob("zero/*")]) == 1, "must review names pictures below the folder of images"
 
     other = inputs(digits, work, **right | {"test_images": answers, "epochs": 2, "again": True})
     shards = (work / "shards" / "index.json").stat().st_mtime_ns

@@ -83,6 +83,7 @@ def test_there_and_back_through_fiftyone(predicted):
     assert labels["labels"]["00000001"] == {"label": "dog", "confidence": 0.6}
     assert paths["00000001"] == str(predicted / "b.png")
     assert said(predicted, "fo") == {str(predicted / name): row[0] for name, row in ROWS.items()}
+    assert must.sort(labels="fo", into="sorted").placed == 3
     for number, content in enumerate(
         [
             {"classes": None, "labels": {"a.png": "dog", "b.png": "none of these"}},
@@ -102,6 +103,8 @@ def test_cleanlab_has_numbers_for_all_classes(predicted):
     np.testing.assert_allclose(found["pred_probs"], [[0.9, 0.1], [0.4, 0.6], [0.8, 0.2]])
     parquet = pytest.importorskip("pyarrow.parquet").read_table(predicted / "c.parquet")
     assert parquet["pred_probs"].to_pylist() == found["pred_probs"] and parquet["label"].to_pylist() == [0, 1, 0]
+    with pytest.raises(ValueError, match="nobody has said anything"):
+        must.labels(labels="c.json", to="csv", output="no.csv")
     (predicted / "one.csv").write_text("image,class,probability\na.png,cat,0.9\nb.png,dog,0.6\n")
     with pytest.raises(ValueError, match="probabilities of 1 of 2 classes; predict with --top-k 2"):
         must.labels(labels="one.csv", to="cleanlab", output="no.json")

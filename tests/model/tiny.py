@@ -111,6 +111,8 @@ def model_folder(family: str, folder: Path) -> str:
     clip = open_clip.create_model(f"local-dir:{folder}")
     with torch.no_grad():
         for name, parameter in clip.named_parameters():
+            if name == "text_decoder.text_projection":  # CoCa's: open_clip leaves what was in memory, NaN at times
+                parameter.zero_()
             if name not in ("logit_scale", "logit_bias"):
                 parameter += 0.02 * torch.randn_like(parameter)
     weights = {name: value.contiguous() for name, value in clip.state_dict().items()}

@@ -14,6 +14,7 @@ import numpy as np
 from must import __version__
 from must.base import storage
 from must.base.parameters import require
+from must.base.text import printable
 from must.config import ShardConfig
 from must.data.format.index import REJECTED, Index, Shard
 from must.data.shards.assemble import Piece, ShardJob, plan_shards
@@ -213,7 +214,7 @@ def set_aside(
             (reason for _, reason in rejected_now(listing, totals)),
         )
     )
-    refused = refusal(config, totals, kinds.total(), previous)
+    refused = refusal(config, totals, kinds, previous)
     gone = names if refused else tried
     stays = previous and totals.samples == 0 and not refused
     revision = previous.revision if previous and stays else revision_after(previous)
@@ -290,16 +291,19 @@ def accepted_now(earlier: list[Line], listing: Listing, totals: ChunkTotals) -> 
     return {wanted[row] for row in rows if row in wanted}
 
 
-def refusal(config: ShardConfig, totals: ChunkTotals, rejected: int, previous: Index | None) -> str:
+def refusal(config: ShardConfig, totals: ChunkTotals, kinds: Counter[str], previous: Index | None) -> str:
     """Why the run ends without an index, "" if it does not.
 
     The share counts over all revisions: files that are rejected again and again must not fail each small append.
     """
     old = sum(counts["samples"] for counts in previous.splits.values()) + previous.dropped if previous else 0
+    rejected = kinds.total()
     files = old + totals.samples + rejected
     path = storage.join(config.output, REJECTED)
     if totals.samples == 0 and previous is None:
-        return f"none of the {files} files of {config.source} is an image; see the reasons in {path}"
+        why = "; ".join(f"{count} x {printable(reason)}" for reason, count in kinds.most_common(2))
+        beside = " (names in a list are relative to it)" if "there is no such file" in kinds else ""
+        return f"none of the {files} files of {config.source} is an image: {why}{beside}; all reasons are in {path}"
     if rejected > config.max_rejected * files:
         return (
             f"{rejected} of {files} files were rejected ({rejected / files:.2%}), more than --max-rejected "

@@ -11,6 +11,7 @@ import numpy as np
 
 from must.base import storage
 from must.base.parameters import require
+from must.base.progress import parts
 from must.base.text import encoded, lines_of
 from must.config import ExportConfig
 from must.deploy.export.check import LARGEST_DIFFERENCE, LEAST_COSINE, Check, compare, reference, reference_embeddings
@@ -39,14 +40,18 @@ def export(config: ExportConfig) -> dict[str, Any]:
     from must.deploy.export.model_card import model_card, read_metrics
     from must.deploy.export.quantize import quantize, to_half
 
-    bundle = load_bundle(config.model)
     metrics = read_metrics(config.metrics)
-    pixels = check_images(config, bundle)
-    expected = reference(bundle, pixels)
-    features = reference_embeddings(bundle, pixels) if config.embeddings else None
-    graph = to_graph(bundle, uint8=config.input == "uint8", embeddings=config.embeddings)
     method: str = config.precision
-    with tempfile.TemporaryDirectory(prefix="must-export-") as folder:
+    with tempfile.TemporaryDirectory(prefix="must-export-") as folder, parts("export", 5) as begin:
+        begin("the model and images to compare on")
+        bundle = load_bundle(config.model)
+        pixels = check_images(config, bundle)
+        begin("PyTorch's answers")
+        expected = reference(bundle, pixels)
+        features = reference_embeddings(bundle, pixels) if config.embeddings else None
+        begin("the graph")
+        graph = to_graph(bundle, uint8=config.input == "uint8", embeddings=config.embeddings)
+        begin(config.precision)
         path = Path(folder) / MODEL_FILE
         if config.precision == "fp16":
             graph = to_half(graph)
@@ -61,6 +66,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         add_metadata(graph, bundle, precision=config.precision, input=config.input, arithmetic=method, **known)
         check_graph(graph)
         path.write_bytes(graph.SerializeToString())
+        begin("the file's answers")
         classifier = OnnxClassifier(path)
         check = compare(expected, classifier, pixels, features)
         refuse(check, config)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from must.base import storage
 from must.base.parameters import require
+from must.base.progress import parts
 from must.base.text import encoded, lines_of
 from must.config import ExportConfig
 from must.data.augment.normalize import normalize
@@ -58,16 +59,24 @@ def take_away(config: ExportConfig) -> dict[str, Any]:
     from must.deploy.export.model_card import read_metrics
 
     kind = kind_of(config.to)
-    bundle, metrics = load_bundle(config.model), read_metrics(config.metrics)
-    images = normalize(torch.from_numpy(check_images(config, bundle)), preprocess_of(bundle.description))
+    metrics = read_metrics(config.metrics)
     remote = storage.is_remote(config.output)
-    with tempfile.TemporaryDirectory(
-        prefix=storage.TEMPORARY, dir=None if remote else scratch(config.output)
-    ) as folder:
+    place_to_write = None if remote else scratch(config.output)
+    with (
+        tempfile.TemporaryDirectory(prefix=storage.TEMPORARY, dir=place_to_write) as folder,
+        parts("export", 4) as begin,
+        torch.no_grad(),
+    ):
         scratched = Path(folder)
-        with torch.no_grad():
-            kind.write(config, bundle, scratched)
-            agreement = compare(bundle, images, kind.features(scratched, images))
+        begin("the model and images to compare on")
+        bundle = load_bundle(config.model)
+        images = normalize(torch.from_numpy(check_images(config, bundle)), preprocess_of(bundle.description))
+        begin("the files")
+        kind.write(config, bundle, scratched)
+        begin("the library's answers")
+        theirs = kind.features(scratched, images)
+        begin("ours")
+        agreement = compare(bundle, images, theirs)
         refuse(agreement, config.to)
         write_classifier(bundle, scratched)
         result = {

@@ -20,7 +20,7 @@ class Served {
   async ask(address, said) {
     const options = said && { method: "POST", body: JSON.stringify({ page: this.page, ...said }) };
     let reply;
-    try { reply = await fetch(address, options); } catch { throw new Error("`must review` does not answer; is it still running? Nothing is lost: start it again and reload."); }
+    try { reply = await fetch(address, options); } catch { throw new Error("`must review` does not answer; is it still running? Nothing is lost: start it again, and open the address that it prints."); }
     const content = await reply.json();
     if (!reply.ok) throw new Error(content.error);
     return content;

@@ -13,6 +13,7 @@ from pathlib import Path
 from must.base import storage
 from must.base.lock import Kind, locked
 from must.base.parameters import require
+from must.base.progress import loading
 from must.base.text import printable, printable_page
 from must.config.review import ReviewConfig
 from must.data.loading.reader import open_reader
@@ -74,6 +75,7 @@ def questions_at(config: ReviewConfig) -> Plan | Doubts:
     """Those in the folder, or new ones. Raises ValueError: they are about another model, or about other images."""
     kind: type[Plan | Doubts] = Doubts if config.mode == "doubtful" else Plan
     if not storage.exists(storage.join(config.output, kind.FILE)):
+        loading("review")
         from must.deploy.review.prepare import prepare, prepare_doubts  # imports torch
 
         found = prepare_doubts(config) if kind is Doubts else prepare(config)

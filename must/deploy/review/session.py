@@ -32,8 +32,12 @@ class Session:
         self.verdict = self.judge()
 
     def judge(self) -> Verdict | None:
-        """None: nothing is decided by these answers."""
-        return self.plan.verdict(self.answers) if isinstance(self.plan, Plan) else None
+        """None: nothing is decided by these answers. The ends of the gain, which take most of the time, are looked for
+        once they are told."""
+        if not isinstance(self.plan, Plan):
+            return None
+        found = self.plan.verdict(self.answers, with_ends=False)
+        return self.plan.verdict(self.answers) if found.outcome == BETTER else found
 
     def state(self) -> dict[str, Any]:
         """What the page tells about how far it has come."""

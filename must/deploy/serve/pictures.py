@@ -28,7 +28,12 @@ def cost_of(data: bytes, max_pixels: int) -> Cost:
     Raises:
         Refused: 415 for bytes of another format, 422 for a picture that is damaged, too large, or costs too much.
     """
-    wanted(is_picture(data), f"not a picture of a known format; send {PICTURES}", 415)
+    form = "; this is a form, and the body is to be the file itself: curl --data-binary @photo.jpg"
+    wanted(
+        is_picture(data),
+        f"not a picture of a known format; send {PICTURES}" + form * (bytes(data[:2]) == b"--"),
+        415,
+    )
     try:
         found = cost(data)
     except ValueError as error:

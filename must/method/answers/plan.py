@@ -49,8 +49,8 @@ class Plan(Questions):
                 return position
         return len(self.pictures)
 
-    def verdict(self, answers: dict[str, Answer]) -> Verdict:
-        """What the answers say, those up to the first gap."""
+    def verdict(self, answers: dict[str, Answer], with_ends: bool = True) -> Verdict:
+        """What the answers say, those up to the first gap. `with_ends`: as of `judged`."""
         asked = self.pictures[: self.answered(answers)]
         given = [answers[picture.sha256] for picture in asked]
         truth = [UNSURE if a.unsure else NO_CLASS if a.label is None else self.at.get(a.label, NO_CLASS) for a in given]
@@ -62,6 +62,7 @@ class Plan(Questions):
             np.array(self.least),
             self.images,
             np.array(self.differing),
+            with_ends,
         )
 
 

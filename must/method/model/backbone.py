@@ -230,16 +230,17 @@ def tower_shape(model: str, pretrained: str) -> tuple[int, int, int]:
 
 
 def understood(model: str, pretrained: str) -> tuple[str, str]:
-    """(model, pretrained) of names that people write: NAME/TAG, and OpenAI's models by their names on the hub.
+    """(model, pretrained) of names that people write: NAME/TAG, NAME/FILE, and OpenAI's models by the hub's names.
 
     Raises:
         ValueError: a tag in the name and another one beside it.
     """
     if is_folder(model) or model.startswith(HUB) or "/" not in model or storage.is_remote(model):
         return model, pretrained
-    name, _, tag = OPENAIS.get(model, model).rpartition("/")
-    known = open_clip.list_models()
-    if model.replace("/", "-") in known or name.replace("/", "-") not in known:  # ViT-B/16, or another thing altogether
+    whole, known = OPENAIS.get(model, model), open_clip.list_models()
+    cuts = [(whole[:at], whole[at + 1 :]) for at, sign in enumerate(whole) if sign == "/"]
+    name, tag = next((cut for cut in cuts if cut[0].replace("/", "-") in known), ("", ""))
+    if model.replace("/", "-") in known or not name:  # ViT-B/16, or another thing altogether
         return model, pretrained
     if pretrained and pretrained != tag:
         raise ValueError(f"--model {model} already says --pretrained {tag}; it cannot be {pretrained} too")

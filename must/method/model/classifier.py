@@ -172,11 +172,15 @@ def load_class_set(source: str | list[Any]) -> ClassSet:
 
 
 def names_in(data: bytes, where: str) -> list[str]:
-    """The names in a text file, one a line. Raises ValueError: it is no UTF-8."""
+    """The names in a text file, one a line; a line that begins with "# " is a comment. Raises ValueError: it is no
+    UTF-8, or has all names in one line."""
     try:
-        return [line.strip() for line in data.decode("utf-8-sig").splitlines() if line.strip()]
+        lines = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError:
         raise ValueError(f"{where}: is no text in UTF-8") from None
+    names = [line for line in lines if line and not line.startswith("# ")]
+    require(len(names) != 1 or "," not in names[0], f"{where}: has one line; give a name a line, without commas")
+    return names
 
 
 def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool = False) -> ClassSet:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from must.base.progress import loading
 from must.data.format.index import load_index
 from must.method.model.classifier import read_header, require_shares
 
@@ -33,6 +34,7 @@ def auto(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("class_prior") == "given":
         require_shares(header.get("shares"), values["classifier"])
     images = sum(shard.samples for shard in index.shards_of(values.get("split", "train")))
+    loading()
     from must.method.model.backbone import tower_shape  # imports torch: wrong input was told before that
 
     model, pretrained = values.get("model") or "", values.get("pretrained") or ""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from must.base import storage
+from must.base.progress import bar
 from must.config import PlanConfig
 from must.data.loading.loader import TrainBatch
 from must.method.distributed.cpu import prepare_machine
@@ -83,7 +84,7 @@ def measure(trainer: Trainer, seconds: float) -> Pace:
     count = min(FEW, local) if world.device.type == "cpu" else local
     steps, parts = StepTimer(), list[TrainBatch]()
     batches = RunTimer(progress).waiting(endless(trainer.groups(0)))
-    for parts in batches:
+    for parts in bar(batches, desc="trial steps", unit="step", leave=False, quiet=not world.is_main):
         began = time.monotonic()
         trainer.method(progress.step, parts if count == local else first_images(parts, count))
         if world.device.type == "cuda":
