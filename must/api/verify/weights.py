@@ -78,7 +78,8 @@ def zero_shot(setting: Setting, name: str) -> Found:
     root, place, published = written(setting, name, "test"), setting.folder, PICTURES[name].published
     shards, file = str(place / f"{name}-shards"), str(place / f"{name}.safetensors")
     classes = class_file(setting, name, root)
-    classifier(ClassifierConfig(classes=classes, model=MODEL, pretrained=PRETRAINED, output=file))
+    named = {"model": MODEL, "pretrained": PRETRAINED, "look_alikes": "tower"}
+    classifier(ClassifierConfig(classes=classes, output=file, **named))
     shard(ShardConfig(source=str(root), labels="folder", output=shards))
     bundle, device = zero_shot_bundle(load_text_classifier(file)), pick_device(setting.device)
     model, preprocess = bundle.model.to(device).eval(), preprocess_of(bundle.description)

@@ -24,7 +24,7 @@ from must.method.model.classifier import load_text_classifier, save_classifier
 from must.method.model.encoder import load_kept
 from must.method.select.data_profile import data_profile, profile_text
 from must.method.select.image_features import ImageFeatures, extract_features, softmax
-from must.method.select.label_propagation import for_copies, refined
+from must.method.select.label_propagation import for_copies, recognised, refined
 from must.method.select.ladder import KNOWING, MIN_IMAGES, RUNGS, Climb, climb
 from must.method.select.neighbours import judges, look_alikes
 from must.method.select.refit import between, refit
@@ -32,6 +32,7 @@ from must.method.select.rung_predictions import subsample
 
 logger = logging.getLogger(__name__)
 
+RECOGNISED = 0.8  # share of the surest images whose look-alikes would name them as zero-shot does, at least
 PREDICTIONS_FILE, CLASSIFIER_FILE, STORY_FILE = "predictions.csv", "classifier.safetensors", "refined.json"
 
 
@@ -65,7 +66,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         before = sight.probabilities(text, classifier.logit_scale)
         copies = len(before) - len(originals)
         facts = data_profile(before[originals], neighbours, copies, classes, len(source), source.skipped)
-        facts["judge"] = sight.judge
+        facts |= {"judge": sight.judge, "recognised": recognised(before[originals], neighbours)}
         logger.info(profile_text(facts))
         reason = reason_against(facts)
         after, weights, found = before, text, None
@@ -102,6 +103,11 @@ def reason_against(facts: dict[str, Any]) -> str:
         return (
             f"look-alikes of the surest images prefer their class to the runner-up in {share:.0%}: they know too "
             f"little ({KNOWING:.0%} is needed)"
+        )
+    if facts["recognised"] < RECOGNISED:
+        return (
+            f"look-alikes of the surest images believe most in another class than theirs in "
+            f"{1 - facts['recognised']:.0%}: they know too little to correct others (at most {1 - RECOGNISED:.0%})"
         )
     return ""
 
