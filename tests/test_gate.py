@@ -66,6 +66,9 @@ AUDIT = {
 }
 
 
+OPEN = {"alpha": 0.4, "differ": 0.2, "answers": 88, "labels": 440, "images": None}  # what would decide
+
+
 def audited(outcome="gain", labelled=True, selection=None, name="zero-shot", after=better, **changes):
     metrics = metrics_of(after, labelled) | {"baseline_name": name}
     metrics["model"] = {"provenance": {"selection": selection} if selection else {}}
@@ -80,6 +83,7 @@ def audited(outcome="gain", labelled=True, selection=None, name="zero-shot", aft
         ({}, True, "gain", ""),
         ({"outcome": "refused", "reason": "at 0.5 they do not"}, False, "stopped", "speak against the change (at 0.5"),
         ({"outcome": "undecided"}, False, "stopped", "too weak"),
+        ({"outcome": "undecided", "undecided": OPEN}, False, "stopped", "about 88 answers about those (must review)"),
         ({"outcome": "undecided", "selection": {"alpha": 0.7, "images": 1000}}, True, "gain", ""),
         ({"outcome": "refused", "selection": {"alpha": 0.7, "images": 1000}}, False, "stopped", "speak against"),
         ({"outcome": "undecided", "selection": {"alpha": 0.0, "images": 1000}}, False, "stopped", "too weak"),
@@ -94,6 +98,12 @@ def test_label_free_gate(values, passes, outcome, reason, labelled):
     assert decision.passed == passes and decision.gate == "label-free" and decision.outcome == outcome
     stops = [text for text in decision.reasons if text.startswith("STOP")]
     assert any(reason in text for text in stops) if reason else not stops
+
+
+def test_where_zero_shot_is_kept_undecided_the_gate_says_what_would_decide():
+    story = {"alpha": 0.0, "images": 1000, "undecided": OPEN}
+    decision = label_free_gate(audited(outcome="same", selection=story))
+    assert decision.outcome == "zero-shot" and "about 440 labels would decide" in decision.reasons[0]
 
 
 def test_what_the_user_asks_for_besides_is_asked(capsys):

@@ -30,10 +30,10 @@ from must.data.loading.reader import open_reader
 from must.method.model.bundle import preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.select.image_features import ImageFeatures, extract_features
-from must.method.select.label_propagation import for_copies, refined
+from must.method.select.label_propagation import for_copies, recognised, refined
 from must.method.select.ladder import KNOWING, MIN_IMAGES, agreement, preferred
 from must.method.select.neighbours import look_alikes
-from must.method.select.refine import improve
+from must.method.select.refine import RECOGNISED, improve
 
 COLUMNS = ("unlabeled", "unguarded", "beside", "classifier")
 
@@ -67,7 +67,7 @@ def trusted(tokens: np.ndarray, before: np.ndarray) -> bool:
     if len(originals) < MIN_IMAGES:
         return False
     share = preferred(before[originals], neighbours)
-    return share is None or share >= KNOWING
+    return (share is None or share >= KNOWING) and recognised(before[originals], neighbours) >= RECOGNISED
 
 
 def measured(name: str, variant_name: str, seed: int) -> dict[str, Any]:

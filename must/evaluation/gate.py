@@ -16,6 +16,7 @@ from must.base.parameters import require
 from must.base.storage import read_json
 from must.config import GateConfig
 from must.method.answers.decided import in_words as in_words_of_answers
+from must.method.select.undecided import Undecided, decided_by
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ def audited(audit: dict[str, Any] | None, chosen: dict[str, Any], name: str) -> 
         of += f", {audit['needed']:.1f} needed"
     if audit["outcome"] == "same":
         if name.endswith("zero-shot"):
-            return True, line(True, "zero-shot is kept: no image changes its class")
+            return True, line(True, f"zero-shot is kept: no image changes its class{left_open(chosen)}")
         return False, line(False, f"no image changes its class against the {name}: there is nothing to promote")
     if audit["outcome"] == "refused":
         text = f"look-alikes speak against the change ({audit['reason']}; {of}); `must select` keeps what is good of it"
@@ -111,9 +112,16 @@ def audited(audit: dict[str, Any] | None, chosen: dict[str, Any], name: str) -> 
     if audit["outcome"] == "gain":
         return True, line(True, f"look-alikes speak for the change ({of})")
     if chosen.get("alpha"):
-        text = f"look-alikes here are undecided ({of}); those of {chosen['images']:,} training images spoke for it"
+        spoke = f"those of {chosen['images']:,} training images spoke for it{left_open(chosen)}"
+        text = f"look-alikes here are undecided ({of}); {spoke}"
         return True, line(True, text)
-    return False, line(False, f"the evidence for the change is too weak ({of}); give more images, or labels")
+    decides = left_open(audit) or "; give more images, or labels"
+    return False, line(False, f"the evidence for the change is too weak ({of}){decides}")
+
+
+def left_open(found: dict[str, Any]) -> str:
+    """What would decide about the part of a way that look-alikes leave open; '' if they leave none open."""
+    return f"; {decided_by(Undecided(**found['undecided']))}" if found.get("undecided") else ""
 
 
 def selection_of(metrics: dict[str, Any]) -> dict[str, Any]:

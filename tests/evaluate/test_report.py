@@ -157,6 +157,9 @@ def test_zero_shot_that_was_kept_is_said_to_be_the_same_and_not_unclear():
     story = {"selection": {"kept_zero_shot": True, "reason": "look-alikes disagree"}}
     plain = verdict(metrics | {"model": {"provenance": story}}).plain
     assert "Why: look-alikes disagree. What helps: better class names" in plain
+    story["selection"]["undecided"] = {"alpha": 0.4, "differ": 0.2, "answers": 88, "labels": 440, "images": None}
+    plain = verdict(metrics | {"model": {"provenance": story}}).plain
+    assert "about 440 labels would decide" in plain and "better class names" not in plain
 
 
 def test_collapse_is_named_without_labels(digits):

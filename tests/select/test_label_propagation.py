@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from must.method.select.image_features import softmax
-from must.method.select.label_propagation import ROUNDS, for_copies, mutual, refined
+from must.method.select.label_propagation import ROUNDS, for_copies, mutual, recognised, refined
 from must.method.select.neighbours import look_alikes
+from must.method.select.refine import RECOGNISED
 from must.method.select.refit import between, refit
 from tests.select.test_ladder import EACH, TRUTH, K, said, tokens, wrong
 
@@ -53,6 +54,16 @@ def test_sure_and_lonely_images_stay_to_the_bit(tokens, unsure):
     ring = (np.arange(len(unsure))[:, None] + 1) % len(unsure)  # each one's look-alike is the next: none is mutual
     assert not mutual(ring).any() and (refined(unsure, ring) == unsure).all()
     assert (refined(unsure[:1], np.zeros((1, 0), np.int32)) == unsure[:1]).all()
+
+
+def test_look_alikes_recognise_the_surest_images_or_are_not_listened_to(tokens):
+    neighbours, _ = look_alikes(tokens)
+    rng = np.random.default_rng(5)
+    right = softmax(rng.normal(size=(len(TRUTH), K)) + 2.5 * np.eye(K)[TRUTH]).astype(np.float32)
+    assert (
+        recognised(right, neighbours) > 0.95 > RECOGNISED > recognised(right, rng.permutation(len(TRUTH))[neighbours])
+    )
+    assert recognised(right[:1], np.zeros((1, 0), np.int32)) == 0
 
 
 def test_copies_take_their_originals_answer(tokens):

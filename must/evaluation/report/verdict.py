@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from must.evaluation.report.selection import verdict_of
+from must.evaluation.report.selection import sentence, verdict_of
+from must.method.select.undecided import Undecided, decided_by
 
 
 class Verdict(NamedTuple):
@@ -63,6 +64,8 @@ def why_kept(metrics: dict[str, Any]) -> str:
     if not isinstance(chosen, dict) or not chosen.get("kept_zero_shot"):
         return ""
     why = f" Why: {chosen['reason']}." if chosen.get("reason") else ""
+    if found := chosen.get("undecided"):
+        return f"{why} {sentence(decided_by(Undecided(**found)))}"
     return f"{why} What helps: better class names or prompts, more images, or a model that knows such images."
 
 

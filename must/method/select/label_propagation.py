@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from must.method.select.image_features import softmax
+from must.method.select.ladder import SUREST
 from must.method.select.neighbours import SAME, centred
 
 SURE = 0.9  # probability above which an image keeps what zero-shot says
@@ -24,6 +25,20 @@ def mutual(neighbours: np.ndarray) -> np.ndarray:
         rows = np.arange(start, min(start + ROWS, len(neighbours)))
         found[rows] = (neighbours[neighbours[rows]] == rows[:, None, None]).any(axis=-1)
     return found
+
+
+def recognised(probabilities: np.ndarray, neighbours: np.ndarray) -> float:
+    """Of the quarter of the images that zero-shot is surest of: how often an image's look-alikes believe most in its
+    very class, and would leave it as it is. The refinement listens to the same mean."""
+    if not neighbours.size:
+        return 0.0
+    surest = np.argsort(-probabilities.max(axis=1), kind="stable")[: max(1, round(SUREST * len(probabilities)))]
+    same = 0
+    for start in range(0, len(surest), ROWS):
+        rows = surest[start : start + ROWS]
+        said = probabilities[neighbours[rows]].mean(axis=1).argmax(axis=1)
+        same += int((said == probabilities[rows].argmax(axis=1)).sum())
+    return same / len(surest)
 
 
 def refined(probabilities: np.ndarray, neighbours: np.ndarray, rounds: int = ROUNDS) -> np.ndarray:

@@ -13,6 +13,7 @@ import torch
 
 from must import __version__
 from must.base import storage
+from must.base.files import CLASSIFIER_FILE, PREDICTIONS_FILE
 from must.base.parameters import require
 from must.base.text import Rows, cell, encoded
 from must.config import RefineConfig
@@ -24,7 +25,7 @@ from must.method.model.classifier import load_text_classifier, save_classifier
 from must.method.model.encoder import load_kept
 from must.method.select.data_profile import data_profile, profile_text
 from must.method.select.image_features import ImageFeatures, extract_features, softmax
-from must.method.select.label_propagation import for_copies, refined
+from must.method.select.label_propagation import for_copies, recognised, refined
 from must.method.select.ladder import KNOWING, MIN_IMAGES, RUNGS, Climb, climb
 from must.method.select.neighbours import judges, look_alikes
 from must.method.select.refit import between, refit
@@ -32,7 +33,8 @@ from must.method.select.rung_predictions import subsample
 
 logger = logging.getLogger(__name__)
 
-PREDICTIONS_FILE, CLASSIFIER_FILE, STORY_FILE = "predictions.csv", "classifier.safetensors", "refined.json"
+RECOGNISED = 0.8  # share of the surest images whose look-alikes would name them as zero-shot does, at least
+STORY_FILE = "refined.json"
 
 
 def refine(config: RefineConfig) -> dict[str, Any]:
@@ -65,7 +67,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         before = sight.probabilities(text, classifier.logit_scale)
         copies = len(before) - len(originals)
         facts = data_profile(before[originals], neighbours, copies, classes, len(source), source.skipped)
-        facts["judge"] = sight.judge
+        facts |= {"judge": sight.judge, "recognised": recognised(before[originals], neighbours)}
         logger.info(profile_text(facts))
         reason = reason_against(facts)
         after, weights, found = before, text, None
@@ -102,6 +104,11 @@ def reason_against(facts: dict[str, Any]) -> str:
         return (
             f"look-alikes of the surest images prefer their class to the runner-up in {share:.0%}: they know too "
             f"little ({KNOWING:.0%} is needed)"
+        )
+    if facts["recognised"] < RECOGNISED:
+        return (
+            f"look-alikes of the surest images believe most in another class than theirs in "
+            f"{1 - facts['recognised']:.0%}: they know too little to correct others (at most {1 - RECOGNISED:.0%})"
         )
     return ""
 
