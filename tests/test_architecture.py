@@ -33,6 +33,7 @@ runtime     base config data method evaluation deploy api
 SMALL_PLANS = {
     "base": """
 text
+files
 background
 console
 cores

@@ -74,8 +74,12 @@ def gate(kept: Kept, rung: int, chosen: float, shares: np.ndarray | None = None)
     probabilities, labels = (kept[name][: rung + 1, drawn] for name in ("test_probabilities", "test"))
     seen = RungPredictions(drawn, kept["test_tokens"][drawn], probabilities, labels)
     choice = choose_alpha(seen, RUNGS[:rung], shares)
-    renamed = choice.signal["renamed"] or 0
-    return renamed <= 0.02 and (choice.outcome in ("gain", "same") or (choice.outcome == "undecided" and chosen > 0))
+    renamed, outcome = choice.signal["renamed"] or 0, choice.outcome
+    if outcome == "gain":  # only where look-alikes decided for half or more of the images that change class
+        before, kept_here, after = labels[[0, (0.0, *RUNGS).index(choice.climb.alpha), -1]]
+        if (kept_here != after).mean() > (before != after).mean() / 2:
+            outcome = "undecided"
+    return renamed <= 0.02 and (outcome in ("gain", "same") or (outcome == "undecided" and chosen > 0))
 
 
 def alike(truth: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -1,15 +1,16 @@
 """What the ladder keeps of every run of the second panel, beside all of the adaptation and the best rung by labels.
 
-    python -m benchmarks.shifts.judge          (seconds a run; reads what benchmarks/shifts/run.py has kept)
+    python -m benchmarks.shifts.judge [--anew]      (seconds a run; reads what benchmarks/shifts/run.py has kept)
 
-Runs that are not on this machine are taken from judged.json, which is written anew. Two earlier rules stand beside:
-`floor`, with a floor on kappa, of the runs that were trained while it stood; and `steps`, that of today without "all at
-once". z: of each rung, zero-shot's look-alikes being asked. Test images are weighted as the unlabeled ones; standard
-errors are of the paired difference.
+Runs that judged.json has are taken from there: with --anew only those that are not on this machine. Two earlier rules
+stand beside: `floor`, with a floor on kappa, of the runs that were trained while it stood; and `steps`, that of today
+without "at once". z: of each rung, zero-shot's look-alikes being asked. Test images are weighted as the unlabeled ones;
+standard errors are of the paired difference.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 from collections.abc import Iterator
@@ -92,10 +93,11 @@ def completed(row: Row) -> Row:
     return row | more | {"steps": points[ALPHAS.index(row["steps_alpha"])], "kept": points[ALPHAS.index(row["alpha"])]}
 
 
-def rows() -> list[Row]:
-    """Of all runs, those of this machine judged anew."""
+def rows(anew: bool) -> list[Row]:
     known = {key_of(row): row for row in json.loads(JUDGED.read_text())}
     for result in sorted((ROOT / "results").glob("*.json")):
+        if not anew and "errors" in known.get(key_of_stem(result.stem), {}):
+            continue
         if list((ROOT / "runs" / result.stem).glob("looks-*.npz")):
             row = judged(result.stem)
             key = key_of(row)
@@ -111,12 +113,19 @@ def key_of(row: Row) -> tuple[Any, ...]:
     return tuple(row[name] for name in ("task", "variant", "setting", "shown", "seed"))
 
 
+def key_of_stem(stem: str) -> tuple[Any, ...]:
+    *names, shown, seed = stem.split(".")
+    return (*names, int(shown), int(seed))
+
+
 def number(value: float | None) -> str:
     return "" if value is None else f"{value:+.1f}"
 
 
 def main() -> None:
-    found = rows()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--anew", action="store_true")
+    found = rows(parser.parse_args().anew)
     print("| role | task | variant | setting | shown, seed | classes | images | zero-shot | all of it | a fifth | "
           "floor | steps | kept | best |")  # fmt: skip
     print("|---|---|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")

@@ -1,6 +1,6 @@
 """The second panel, by one command: pre-trains three towers, then adapts to every family as it is and in its variants.
 
-    python -m benchmarks.shifts.panel           (about an hour and a half of one core; what is there is not done again)
+    python -m benchmarks.shifts.panel           (some hours of one core; what is there is not done again)
 
 Runs are ordered so that an interrupted panel has something of every family.
 """
@@ -28,6 +28,13 @@ ORDER = (  # (tower, family, setting, variants)
     ("", "display", "auto", ("half", "junk", "few")), ("scripts", "cyrillic", "auto", ("half", "few")),
     ("picto", "flags", "auto", ("junk", "few", "half", "swapped")), ("", "digits", "auto", ("half", "few")),
     ("scripts", "kana", "auto", ("junk", "few", "half")), ("picto", "emoji", "auto", ("tail", "few", "swapped")),
+    ("kanji", "kanji", "auto", ("as-is", "few")), ("kanji", "kanji", "auto-third", ("as-is",)),
+    ("kanji", "kanji", "auto-classes", ("half", "tail", "junk")), ("kanji", "faxed", "auto", ("as-is",)),
+    ("kanji", "faxed", "auto-third", ("as-is",)), ("kanji", "faxed", "auto-classes", ("tail", "few", "half")),
+    ("", "slanted", "auto", ("junk",)), ("", "grainy", "auto", ("junk",)), ("", "digits", "auto-pull", ("tail",)),
+    ("", "digits", "auto-memory", ("as-is", "tail")), ("", "digits", "auto-balance", ("tail",)),
+    ("kanji", "kanji", "auto-memory", ("as-is", "few")), ("kanji", "faxed", "auto-memory", ("as-is",)),
+    ("kanji", "kanji", "auto-pull", ("as-is",)), ("kanji", "kanji", "auto-balance", ("as-is",)),
 )  # fmt: skip
 
 
@@ -39,7 +46,8 @@ def main() -> None:
                 pretrain(model)
             for variant in variants:
                 images = LONGER.get((name, variant), IMAGES) if seed == 0 and setting == "auto" else IMAGES
-                one(name, variant, setting, images, seed)
+                images = 8_000 if (model == "kanji" and variant != "few") or setting == "auto-classes" else images
+                one(name, variant, setting, images, seed, short=(name, variant) != ("digits", "as-is"))
 
 
 if __name__ == "__main__":

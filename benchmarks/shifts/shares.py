@@ -52,8 +52,8 @@ def main() -> None:
         weight = (counts / np.maximum(np.bincount(truth, minlength=len(counts)), 1))[truth]
         right = (looks["test"] == truth) * weight / weight.sum()
         points = 100 * (right.sum(axis=1) - right[0].sum())
-        em = by_em(said[0])
-        found = {"none": None, "em": em, "confusion": by_em(with_confusion(said[0], neighbours))}
+        em, confusion = by_em(said[0]), by_em(with_confusion(said[0], neighbours))
+        found: dict[str, np.ndarray | None] = {"none": None, "em": em, "confusion": confusion}
         told = [f"{path.parent.name}: best {points.max():+.1f}"]
         for name, shares in found.items():
             alpha = climb(said, looks["labels"][:, originals], neighbours, RUNGS, shares).alpha

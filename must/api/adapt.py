@@ -20,15 +20,15 @@ from must.api.adapted import Adapted
 from must.api.classes import entries_of
 from must.api.functions import run_stage
 from must.api.images import provide
-from must.api.record import BUNDLE, CLASSIFIER, REPORT, SHARDS, record
+from must.api.record import BUNDLE, REPORT, SHARDS, record
 from must.api.stages import call
 from must.base import storage
+from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, REPORT_FILE
 from must.base.parameters import check_names, require
 from must.config import AdaptConfig, TrainConfig
 from must.config.labels import SortConfig
 from must.data.format.index import NAME
 from must.evaluation.sort import sort
-from must.method.model.bundle import DESCRIPTION_FILE
 from must.method.model.classifier import BUNDLED_SET, TEMPLATE, load_class_set, make_class_set
 from must.method.train.presets import settings_of
 from must.method.train.provenance import RESUME_SAFE_FIELDS
@@ -134,7 +134,7 @@ def steps(
     if not file:
         file = str(folder / "classes.yaml")
         storage.write_bytes(file, content)
-    shards, classifier, bundle, report = (str(folder / name) for name in (SHARDS, CLASSIFIER, BUNDLE, REPORT))
+    shards, classifier, bundle, report = (str(folder / name) for name in (SHARDS, CLASSIFIER_FILE, BUNDLE, REPORT))
     labelled: dict[str, Any] = {}
     if test_images:
         labelled = {"test_source": labelled_folder(test_images, folder, taken.source), "labels": "folder"}
@@ -149,7 +149,7 @@ def steps(
         )
     if not storage.exists(storage.join(bundle, DESCRIPTION_FILE)):
         run("train", {**settings, "shards": shards, "classifier": classifier, "output": bundle, "device": device})
-    if not storage.exists(storage.join(report, "report.html")):  # the last that is written
+    if not storage.exists(storage.join(report, REPORT_FILE)):  # the last that is written
         split = "test" if test_images else "train"
         places = {"model": bundle, "baseline": classifier, "shards": shards, "output": report}
         run("evaluate", {**places, "split": split, "device": device, **workers})

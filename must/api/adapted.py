@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 from must.api.functions import run_stage
 from must.api.model import Model, Predictions, load
-from must.api.record import BUNDLE, CLASSIFIER, REPORT, SHARDS
+from must.api.record import BUNDLE, REPORT, SHARDS
 from must.api.results import Exported, Pushed, framed
+from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, METRICS_FILE, REPORT_FILE
 from must.base.parameters import require
 from must.base.storage import read_json
 from must.config.export import WHOLE
-from must.method.model.bundle import DESCRIPTION_FILE, load_bundle
+from must.method.model.bundle import load_bundle
 
 PICTURE = re.compile(r'<img src="(data:image/jpeg;base64,[A-Za-z0-9+/=]+)" alt="">\s*<figcaption><b>([^<]*)</b>')
 TITLE = re.compile(r'<h2>([^<]*)</h2>\s*<p class="note">At most three of a kind')
@@ -52,7 +53,7 @@ class Adapted:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "output", Path(self.output))
-        file = self.output / REPORT / "metrics.json"
+        file = self.output / REPORT / METRICS_FILE
         require(
             file.is_file() and (self.bundle / DESCRIPTION_FILE).is_file(),
             f"{self.output}: no adaptation was finished there; call must.adapt with it as the output",
@@ -65,7 +66,7 @@ class Adapted:
 
     @property
     def report(self) -> Report:
-        return Report(self.output / REPORT / "report.html")
+        return Report(self.output / REPORT / REPORT_FILE)
 
     @property
     def classes(self) -> list[str]:
@@ -126,7 +127,7 @@ class Adapted:
         from must.method.model.classifier import load_text_classifier
         from must.method.model.folder import verified
 
-        text = load_text_classifier(str(self.output / CLASSIFIER))
+        text = load_text_classifier(str(self.output / CLASSIFIER_FILE))
         clip: Any = load_backbone(verified(text.model_folder, text.model_sha256), with_tokenizer=False).clip
         weights = self._bundle.model.state_dict()
         visual = {name[7:]: value.cpu() for name, value in weights.items() if name.startswith("visual.")}
@@ -137,7 +138,7 @@ class Adapted:
 
     def export(self, output: str | Path = "", **parameters: Any) -> Exported:
         """`must.export` of this model, to OUTPUT/onnx if no place is given, checked on the images it was adapted to."""
-        given = {"shards": str(self.output / SHARDS), "metrics": str(self.output / REPORT / "metrics.json")}
+        given = {"shards": str(self.output / SHARDS), "metrics": str(self.output / REPORT / METRICS_FILE)}
         place = str(output or self.output / "onnx")
         return run_stage("export", {**given, **parameters, "model": str(self.bundle), "output": place})
 
@@ -150,6 +151,6 @@ class Adapted:
         Raises:
             ValueError: the hub refuses it, or the library's format cannot hold the model.
         """
-        whole = {"classifier": str(self.output / CLASSIFIER)} if to in WHOLE else {}
+        whole = {"classifier": str(self.output / CLASSIFIER_FILE)} if to in WHOLE else {}
         exported = self.export(self.output / f"hub-{to}", to=to, **whole)
         return run_stage("push", {**parameters, "model": exported.output, "repo": repo})

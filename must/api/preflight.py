@@ -12,6 +12,7 @@ from dataclasses import fields
 from typing import Any
 
 from must.base import storage
+from must.base.files import DESCRIPTION_FILE, WEIGHTS_FILE
 from must.base.parameters import flag, require
 from must.config import PlanConfig
 from must.config.trackers import require_packages
@@ -55,7 +56,6 @@ def check_classifier(config: Any, file: str, flag: str) -> None:
 
 def check_baseline(config: Any, place: str, flag: str) -> None:
     """A classifier file or a bundle."""
-    from must.method.model.bundle import DESCRIPTION_FILE
 
     if not storage.exists(storage.join(place, DESCRIPTION_FILE)):
         check_classifier(config, place, flag)
@@ -77,7 +77,6 @@ def check_trackers(config: Any, names: list[str], _: str) -> None:
 
 def check_answers(config: Any, folder: str, _: str) -> None:
     from must.method.answers.decided import decided
-    from must.method.model.bundle import WEIGHTS_FILE
 
     decided(folder, storage.join(config.model, WEIGHTS_FILE))
 

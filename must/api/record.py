@@ -8,22 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from must.base import storage
+from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, RECORD_FILE
 from must.base.parameters import require
 from must.base.text import brief
 from must.data.format.index import NAME
-from must.method.model.bundle import DESCRIPTION_FILE
 
 logger = logging.getLogger(__name__)
 
-RECORD = "adapt.json"
-BUNDLE, CLASSIFIER, SHARDS, REPORT = "model", "classifier.safetensors", "shards", "report"
+BUNDLE, SHARDS, REPORT = "model", "shards", "report"
 PARTS = {
     "images": (SHARDS, BUNDLE, REPORT), "test_images": (SHARDS, BUNDLE, REPORT), "settings": (BUNDLE, REPORT),
-    "classes": (CLASSIFIER, BUNDLE, REPORT), "model": (CLASSIFIER, BUNDLE, REPORT),
-    "pretrained": (CLASSIFIER, BUNDLE, REPORT),
+    "classes": (CLASSIFIER_FILE, BUNDLE, REPORT), "model": (CLASSIFIER_FILE, BUNDLE, REPORT),
+    "pretrained": (CLASSIFIER_FILE, BUNDLE, REPORT),
 }  # fmt: skip
 """By input: what is made from it."""
-CHEAP = {CLASSIFIER, REPORT}  # made anew without a question
+CHEAP = {CLASSIFIER_FILE, REPORT}  # made anew without a question
 GROWN = "grown"  # in the record: labelled images came to shards that were there already
 
 
@@ -36,7 +35,7 @@ def record(folder: Path, inputs: dict[str, Any], again: bool = False) -> bool:
     Raises:
         ValueError: shards or a model were made from something else, and `again` does not say that they may go.
     """
-    place, now = folder / RECORD, json.loads(json.dumps(inputs, default=str))
+    place, now = folder / RECORD_FILE, json.loads(json.dumps(inputs, default=str))
     before = storage.read_json(str(place), "adapt") if place.exists() else dict(now)
     grown = bool(before.pop(GROWN, False))
     changed = {name for name in now if before.get(name) != now[name]}

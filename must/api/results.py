@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from must.base import storage
+from must.base.files import ONNX_FILE, REPORT_FILE
 from must.config import (
     ClassifierConfig,
     DemoConfig,
@@ -146,7 +147,7 @@ class Evaluated:
     @classmethod
     def of(cls, config: EvaluateConfig, metrics: dict[str, Any]) -> Evaluated:
         top1, before = ((metrics[model] or {}).get("top1") for model in ("adapted", "baseline"))
-        report = storage.join(config.output, "report.html")
+        report = storage.join(config.output, REPORT_FILE)
         return cls(config.output, report, metrics["images"], top1, before, metrics)
 
     def _repr_html_(self) -> str:
@@ -167,7 +168,7 @@ class Exported:
     @classmethod
     def of(cls, config: ExportConfig, result: dict[str, Any]) -> Exported:
         onnx = config.to == "onnx"
-        model = storage.join(config.output, "model.onnx") if onnx else config.output
+        model = storage.join(config.output, ONNX_FILE) if onnx else config.output
         return cls(config.output, model, result["check"]["images"], result["check"]["largest_difference"], result)
 
 

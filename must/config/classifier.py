@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from must.base.parameters import StageConfig, param
+from must.config import defaults
 
 
 @dataclass(kw_only=True)
@@ -42,4 +43,4 @@ class ClassifierConfig(StageConfig):
         "auto",
         metavar="ENCODER",
     )
-    device: str = param("auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps", "auto")
+    device: str = defaults.device()

@@ -1,3 +1,39 @@
-"""Defaults of parameters that several stages have."""
+"""Options that several stages have: each one's default and help text, once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from must.base.parameters import param
 
 CACHE_GB = 30.0
+
+
+def index_sha256(shards: str = "shards") -> Any:
+    text = f"refuse {shards} whose index has another sha256 (`must index show` prints it); any if empty"
+    return param(text, "", metavar="HEX")
+
+
+def batch_size(default: int = 256, **more: Any) -> Any:
+    return param("images a forward pass", default, metavar="N", at_least=1, **more)
+
+
+def workers() -> Any:
+    return param("loader processes", 2, metavar="N", at_least=0)
+
+
+def cache(**more: Any) -> Any:
+    text = "folder on this machine's own disk for remote shards; ~/.cache/must/shards if empty"
+    return param(text, "", metavar="DIR", **more)
+
+
+def cache_gb() -> Any:
+    return param("gigabytes that all runs' shards may take there", CACHE_GB, metavar="GB", above=0)
+
+
+def threads() -> Any:
+    return param("threads of a forward pass; 0 means one a core", 0, metavar="N", at_least=0)
+
+
+def device(of: str = "", **more: Any) -> Any:
+    return param(f"{of}auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps", "auto", **more)

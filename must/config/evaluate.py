@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from must.base.parameters import StageConfig, param, require
-from must.config.defaults import CACHE_GB
+from must.config import defaults
 
 
 @dataclass(kw_only=True)
@@ -26,9 +26,7 @@ class EvaluateConfig(StageConfig):
         kind="baseline",
     )
     shards: str = param("folder of shards made by `must shard`", metavar="URI", often=True, kind="shards")
-    index_sha256: str = param(
-        "refuse shards whose index has another sha256 (`must index show` prints it); any if empty", "", metavar="HEX"
-    )
+    index_sha256: str = defaults.index_sha256()
     split: str = param("split to evaluate on", "test", metavar="NAME", often=True)
     output: str = param(
         "folder for metrics.json, predictions.csv and report.html", metavar="URI", often=True, kind="output"
@@ -52,18 +50,11 @@ class EvaluateConfig(StageConfig):
     )
     few_shot_split: str = param("split that --few-shot takes its labelled images from", "train", metavar="NAME")
     few_shot_seeds: int = param("draws of labelled images that --few-shot averages over", 3, metavar="N", at_least=1)
-    batch_size: int = param("images a forward pass", 256, metavar="N", group="how it runs", at_least=1)
-    workers: int = param("loader processes", 2, metavar="N", at_least=0)
-    cache: str = param(
-        "folder on this machine's own disk for remote shards; ~/.cache/must/shards if empty",
-        "",
-        metavar="DIR",
-        group="reading shards",
-    )
-    cache_gb: float = param("gigabytes that all runs' shards may take there", CACHE_GB, metavar="GB", above=0)
-    device: str = param(
-        "auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps", "auto", group="how it runs", often=True
-    )
+    batch_size: int = defaults.batch_size(group="how it runs")
+    workers: int = defaults.workers()
+    cache: str = defaults.cache(group="reading shards")
+    cache_gb: float = defaults.cache_gb()
+    device: str = defaults.device(group="how it runs", often=True)
     timeout: int = param(
         "seconds after which a process that waits for a lost one gives up", 600, metavar="S", at_least=1
     )

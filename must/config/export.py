@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from must.base.parameters import StageConfig, flag, param, require
+from must.config import defaults
 
 WHOLE = ("open_clip", "transformers")  # formats of a whole CLIP, with its text tower
 
@@ -58,9 +59,7 @@ class ExportConfig(StageConfig):
         often=True,
         kind="shards",
     )
-    index_sha256: str = param(
-        "refuse --shards whose index has another sha256 (`must index show` prints it); any if empty", "", metavar="HEX"
-    )
+    index_sha256: str = defaults.index_sha256("--shards")
     split: str = param("split of --shards to take images from", "train", metavar="NAME")
     images: int = param("images of --shards to check and calibrate with", 256, metavar="N", at_least=1)
     min_agreement: float = param(

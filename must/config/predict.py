@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from must.base.parameters import StageConfig, param, require
+from must.config import defaults
 from must.config.part import place_of
 
 OF_SHARDS = ("split", "index_sha256", "part", "workers")  # these mean nothing without --shards
@@ -64,9 +65,7 @@ class PredictConfig(StageConfig):
         often=True,
     )
     split: str = param("split of --shards; all of them if empty", "", metavar="NAME")
-    index_sha256: str = param(
-        "refuse shards whose index has another sha256 (`must index show` prints it); any if empty", "", metavar="HEX"
-    )
+    index_sha256: str = defaults.index_sha256()
     part: str = param(
         "classify the shards I, I+N, I+2N, ... only, I from 1 to N: one of N programs that share the work",
         "1/1",
@@ -75,9 +74,9 @@ class PredictConfig(StageConfig):
     workers: int = param(
         "processes that read and decode images of --shards; 0 means one a core", 0, metavar="N", at_least=0
     )
-    batch_size: int = param("images a forward pass", 32, metavar="N", group="how it runs", at_least=1)
-    threads: int = param("threads of a forward pass; 0 means one a core", 0, metavar="N", at_least=0)
-    device: str = param("of a bundle: auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps", "auto")
+    batch_size: int = defaults.batch_size(32, group="how it runs")
+    threads: int = defaults.threads()
+    device: str = defaults.device("of a bundle: ")
 
     def check_values(self) -> None:
         require(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from must.base.parameters import StageConfig, param
-from must.config.defaults import CACHE_GB
+from must.config import defaults
 
 
 @dataclass(kw_only=True)
@@ -14,9 +14,7 @@ class RefineConfig(StageConfig):
     example = "must refine --shards shards/ --classifier classifier.safetensors --output refined/"
 
     shards: str = param("folder of shards made by `must shard`; labels are not read", metavar="URI", kind="shards")
-    index_sha256: str = param(
-        "refuse shards whose index has another sha256 (`must index show` prints it); any if empty", "", metavar="HEX"
-    )
+    index_sha256: str = defaults.index_sha256()
     classifier: str = param(
         "classifier file made by `must classifier`; it names the model", metavar="FILE", kind="classifier"
     )
@@ -30,10 +28,8 @@ class RefineConfig(StageConfig):
         metavar="N",
         at_least=1,
     )
-    batch_size: int = param("images a forward pass", 256, metavar="N", at_least=1)
-    workers: int = param("loader processes", 2, metavar="N", at_least=0)
-    cache: str = param(
-        "folder on this machine's own disk for remote shards; ~/.cache/must/shards if empty", "", metavar="DIR"
-    )
-    cache_gb: float = param("gigabytes that all runs' shards may take there", CACHE_GB, metavar="GB", above=0)
-    device: str = param("auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps", "auto")
+    batch_size: int = defaults.batch_size()
+    workers: int = defaults.workers()
+    cache: str = defaults.cache()
+    cache_gb: float = defaults.cache_gb()
+    device: str = defaults.device()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from must.base.parameters import StageConfig, param, require
-from must.config.defaults import CACHE_GB
+from must.config import defaults
 
 
 @dataclass(kw_only=True)
@@ -43,13 +43,11 @@ class ReviewConfig(StageConfig):
     port: int = param("port; 0: any that is free", 0, metavar="N", between=(0, 65535))
     who: str = param("name that answers are signed with, unless the page is given another", "", metavar="NAME")
     seed: int = param("of the order of the pictures", 0, metavar="N", group="how it runs")
-    batch_size: int = param("images a forward pass", 256, metavar="N", at_least=1)
-    workers: int = param("loader processes", 2, metavar="N", at_least=0)
-    cache: str = param(
-        "folder on this machine's own disk for remote shards; ~/.cache/must/shards if empty", "", metavar="DIR"
-    )
-    cache_gb: float = param("gigabytes that all runs' shards may take there", CACHE_GB, metavar="GB", above=0)
-    device: str = param("auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps", "auto")
+    batch_size: int = defaults.batch_size()
+    workers: int = defaults.workers()
+    cache: str = defaults.cache()
+    cache_gb: float = defaults.cache_gb()
+    device: str = defaults.device()
 
     def check_values(self) -> None:
         if self.work:

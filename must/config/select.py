@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from must.base.parameters import StageConfig, param
-from must.config.defaults import CACHE_GB
+from must.config import defaults
 
 
 @dataclass(kw_only=True)
@@ -25,10 +25,8 @@ class SelectConfig(StageConfig):
         metavar="URI",
         kind="answers",
     )
-    batch_size: int = param("images a forward pass", 256, metavar="N", at_least=1)
-    workers: int = param("loader processes", 2, metavar="N", at_least=0)
-    cache: str = param(
-        "folder on this machine's own disk for remote shards; ~/.cache/must/shards if empty", "", metavar="DIR"
-    )
-    cache_gb: float = param("gigabytes that all runs' shards may take there", CACHE_GB, metavar="GB", above=0)
-    device: str = param("auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps", "auto")
+    batch_size: int = defaults.batch_size()
+    workers: int = defaults.workers()
+    cache: str = defaults.cache()
+    cache_gb: float = defaults.cache_gb()
+    device: str = defaults.device()

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from must.base.parameters import StageConfig, param, require
+from must.config import defaults
 
 NAME = re.compile(r"[a-zA-Z0-9][-a-zA-Z0-9._]{0,62}")
 
@@ -56,7 +57,7 @@ class ServeConfig(StageConfig):
         metavar="MS",
         at_least=0,
     )
-    threads: int = param("threads of a forward pass; 0 means one a core", 0, metavar="N", at_least=0)
+    threads: int = defaults.threads()
     decoders: int = param("threads that decode images; 0 means one a core", 0, metavar="N", at_least=0)
     max_body: float = param("megabytes of a request", 16.0, metavar="MB", group="limits", above=0)
     max_memory: float = param("megabytes that all requests' bodies may take at a time", 256.0, metavar="MB", above=0)

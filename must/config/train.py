@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from must.base.parameters import StageConfig, convert, param, require
-from must.config.defaults import CACHE_GB
+from must.config import defaults
 from must.config.trackers import check_names
 
 
@@ -28,9 +28,7 @@ class TrainConfig(StageConfig):
     shards: str = param(
         "folder of shards made by `must shard`", metavar="URI", group="input and output", often=True, kind="shards"
     )
-    index_sha256: str = param(
-        "refuse shards whose index has another sha256 (`must index show` prints it); any if empty", "", metavar="HEX"
-    )
+    index_sha256: str = defaults.index_sha256()
     classifier: str = param(
         "classifier file made by `must classifier`; it names the model", metavar="FILE", often=True, kind="classifier"
     )
@@ -145,10 +143,8 @@ class TrainConfig(StageConfig):
         metavar="SHARE",
         between=(0, 1),
     )
-    cache: str = param(
-        "folder on this machine's own disk for remote shards; ~/.cache/must/shards if empty", "", metavar="DIR"
-    )
-    cache_gb: float = param("gigabytes that all runs' shards may take there", CACHE_GB, metavar="GB", above=0)
+    cache: str = defaults.cache()
+    cache_gb: float = defaults.cache_gb()
     workers: int | Literal["auto"] = param(
         "loader processes for each training process; auto: 2 on a CPU; with a GPU its share of the cores but one, 16 "
         "at most",
@@ -157,9 +153,7 @@ class TrainConfig(StageConfig):
         often=True,
         at_least=0,
     )
-    device: str = param(
-        "auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps", "auto", group="how it runs", often=True
-    )
+    device: str = defaults.device(group="how it runs", often=True)
     precision: Literal["auto", "fp32", "bf16"] = param(
         "mixed precision; auto: bf16 autocast on a GPU that has it, else fp32; weights, losses and EMA stay fp32",
         "auto",

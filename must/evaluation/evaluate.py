@@ -12,6 +12,7 @@ import numpy as np
 
 from must import __version__
 from must.base import storage
+from must.base.files import DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
 from must.base.text import Rows, cell, encoded, printable
 from must.config import EvaluateConfig
 from must.data.format.index import load_index
@@ -35,12 +36,11 @@ from must.evaluation.scores import Samples, Scores, score_split
 from must.evaluation.table import text_table
 from must.evaluation.training import stability, training_log
 from must.method.distributed.process_group import World, init_distributed
-from must.method.model.bundle import DESCRIPTION_FILE, Bundle, load_bundle, preprocess_of, zero_shot_bundle
+from must.method.model.bundle import Bundle, load_bundle, preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, read_header
 
 logger = logging.getLogger(__name__)
 
-METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE = "metrics.json", "predictions.csv", "report.html"
 JSON_CONTROLS = {code: f"\\u{code:04x}" for code in range(127, 160)}  # json writes these as they are, and ESC escaped
 MATRIX_LIMIT = 200  # classes up to which the confusion matrices are written out
 

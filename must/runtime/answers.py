@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from must.api.stages import call
 from must.base import storage
+from must.base.files import WEIGHTS_FILE
 from must.base.parameters import require
 from must.base.storage import ConflictError
 from must.config import ReviewConfig
@@ -30,7 +31,7 @@ from must.method.answers.book import read_answers
 from must.method.answers.decided import decided
 from must.method.answers.plan import Plan
 from must.method.answers.questions import fingerprint, whole_of
-from must.method.model.bundle import WEIGHTS_FILE, load_description
+from must.method.model.bundle import load_description
 from must.runtime.places import WorkUri
 
 logger = logging.getLogger(__name__)

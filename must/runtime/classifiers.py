@@ -12,12 +12,13 @@ from typing import Any
 
 from must.api.stages import call
 from must.base import storage
+from must.base.files import CLASSIFIER_FILE
 from must.method.model.folder import MODEL_FOLDER_FILE, TIMMS_FILE, TIMMS_WEIGHTS, WEIGHTS_FILE
 from must.runtime.places import WorkUri
 
 logger = logging.getLogger(__name__)
 
-FILE, DESCRIPTION = "classifier.safetensors", "classifier.json"
+DESCRIPTION = "classifier.json"
 
 
 def provide(
@@ -50,7 +51,7 @@ def provide(
     description = {"sha256": sha256, "classes": len(result.classes), "model_folder": result.model_folder}
     kept = result.encoder
     description |= {"look_alikes": kept.name if kept else "tower", "encoder_folder": kept.folder if kept else ""}
-    storage.write_bytes(storage.join(place, FILE), data)
+    storage.write_bytes(storage.join(place, CLASSIFIER_FILE), data)
     storage.write_bytes(storage.join(place, DESCRIPTION), json.dumps(description).encode())  # last: now it counts
     return {**description, "kept": False}
 
@@ -59,7 +60,7 @@ def whole(place: str) -> tuple[dict[str, Any], bytes] | None:
     """The kept file's description and bytes; None if it or its model is not there, or not what the description says."""
     try:
         description = json.loads(storage.read_bytes(storage.join(place, DESCRIPTION)))
-        data = storage.read_bytes(storage.join(place, FILE))
+        data = storage.read_bytes(storage.join(place, CLASSIFIER_FILE))
         intact = hashlib.sha256(data).hexdigest() == description["sha256"]
         folders = [description.get("model_folder", ""), *filter(None, [description["encoder_folder"]])]
         if intact and not all(map(is_there, folders)):

@@ -9,6 +9,7 @@ from typing import Any
 
 from must.api.stages import call
 from must.base import storage
+from must.base.files import METRICS_FILE
 from must.base.storage import read_json
 from must.base.text import encoded
 from must.deploy.promote.champion import LEFT
@@ -52,10 +53,10 @@ def decide(
     if champion_uri and is_of(champion, version_of(bundle, load_description(bundle).provenance)):
         logger.info(f"this model is the champion, {champion}: it is compared with zero-shot")
         champion_uri, against = "", f"the zero-shot model, for this model is the champion, {champion}"
-    metrics = storage.join(details, "metrics.json")
+    metrics = storage.join(details, METRICS_FILE)
     with tempfile.TemporaryDirectory() as folder:
         if champion_uri and gate != "none":
-            same = read_json(storage.join(details, "metrics.json"), "metrics")["data"]["index_sha256"]
+            same = read_json(storage.join(details, METRICS_FILE), "metrics")["data"]["index_sha256"]
             call(
                 "evaluate", model=bundle, baseline=champion_uri, shards=WorkUri(work_uri).shards, index_sha256=same,
                 split=split, output=folder,

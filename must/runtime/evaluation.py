@@ -8,6 +8,7 @@ from typing import Any
 
 from must.api.stages import call
 from must.base import storage
+from must.base.files import REPORT_FILE
 from must.base.lock import RUN_ID
 from must.runtime.places import WorkUri
 
@@ -20,7 +21,7 @@ def evaluate(
         "evaluate", model=bundle, baseline=classifier, shards=WorkUri(work_uri).shards, index_sha256=index_sha256,
         split=split, output=details,
     )  # fmt: skip
-    storage.write_bytes(report, storage.read_bytes(storage.join(details, "report.html")))
+    storage.write_bytes(report, storage.read_bytes(storage.join(details, REPORT_FILE)))
     return metrics
 
 
@@ -61,7 +62,7 @@ def accuracy(metrics: dict[str, Any]) -> dict[str, Any]:
 
 def keep_report(work_uri: str, report: str) -> str:
     """A copy beside the run's notes, where the summary's page can lead to; returns its place."""
-    place = storage.join(WorkUri(work_uri).notes(os.environ.get(RUN_ID, "")), "report.html")
+    place = storage.join(WorkUri(work_uri).notes(os.environ.get(RUN_ID, "")), REPORT_FILE)
     storage.write_bytes(place, storage.read_bytes(report))
     return place
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from must.api.stages import call
 from must.base import storage
+from must.base.files import INDEX_FILE
 from must.base.lock import RUN_ID
 from must.config.part import parts_of
 from must.data.format.index import Index, load_index
@@ -42,7 +43,7 @@ def shard_part(work_uri: str, *, part: str, settings: dict[str, Any], **own: Any
 def made_by_parts(work_uri: str, shards: str) -> Index | None:
     """The index that a part of this very run has made: the source is not listed once more."""
     made = {note.facts.get(MADE) for note in read_notes(work_uri, os.environ.get(RUN_ID, ""))} - {None}
-    if not made or not storage.exists(storage.join(shards, "index.json")):
+    if not made or not storage.exists(storage.join(shards, INDEX_FILE)):
         return None
     index = load_index(shards)
     return index if index.sha256 in made else None

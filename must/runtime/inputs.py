@@ -10,6 +10,7 @@ from typing import Any
 from must import __version__
 from must.base import storage
 from must.base.exits import line_of
+from must.base.files import MODEL_FOLDER_FILE
 from must.base.parameters import require
 from must.deploy.promote.followers import ask
 from must.runtime.places import WorkUri
@@ -66,7 +67,7 @@ def check_writable(name: str, place: str) -> None:
 
 def check_model(model: str, pretrained: str) -> None:
     """Raises ValueError: no later stage could load it. Weights are not read."""
-    from must.method.model.backbone import MODEL_FOLDER_FILE, check_name, check_pretrained, is_folder
+    from must.method.model.backbone import check_name, check_pretrained, is_folder
 
     if storage.is_remote(model):
         config = storage.join(model, MODEL_FOLDER_FILE)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from must.base import storage
+from must.base.files import CLASSIFIER_FILE
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class JobUri:
 
     @property
     def classifier(self) -> str:
-        return storage.join(self.uri, "classifier.safetensors")
+        return storage.join(self.uri, CLASSIFIER_FILE)
 
     @property
     def bundle(self) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from must.api.stages import call
 from must.base import storage
+from must.base.files import METRICS_FILE
 from must.base.storage import read_json
 from must.deploy.promote.registry import Registry
 from must.runtime.evaluation import plain
@@ -28,7 +29,7 @@ def promote(
     register: str = "none",
 ) -> dict[str, Any]:
     """Promotes, remembers that this data was decided on, and writes down where the version is."""
-    metrics = storage.join(details, "metrics.json")
+    metrics = storage.join(details, METRICS_FILE)
     latest = call(
         "promote", model=bundle, onnx=onnx, metrics=metrics, decision=decision, registry=registry, name=model_name,
         champion=champion, register=register,
@@ -43,6 +44,6 @@ def promote(
 
 def model_facts(bundle: str, details: str) -> dict[str, Any]:
     """Metadata of a model artifact: accuracy where there are labels, the data's and the code's revision."""
-    metrics = read_json(storage.join(details, "metrics.json"), "metrics")
+    metrics = read_json(storage.join(details, METRICS_FILE), "metrics")
     top1 = metrics["adapted"].get("top1")
     return plain(origin(bundle) | {"accuracy": top1})

@@ -11,6 +11,7 @@ from typing import Any
 
 from must.api.stages import call
 from must.base import storage
+from must.base.files import INDEX_FILE, METRICS_FILE
 from must.runtime import answers, classifiers, evaluation, fanout, promotion
 from must.runtime.decision import decide
 from must.runtime.inputs import check_inputs
@@ -52,7 +53,7 @@ def shard(work_uri: str, *, index: str, settings: dict[str, Any], **own: Any) ->
         result = result or call("shard", **sharding_settings(settings, own | {"output": shards}))
         count = sum(one.samples for one in result.shards)
         note.result = f"{count:,} images, revision {result.revision}"
-        storage.write_bytes(index, storage.read_bytes(storage.join(shards, "index.json")))
+        storage.write_bytes(index, storage.read_bytes(storage.join(shards, INDEX_FILE)))
     return {"sha256": result.sha256, "facts": {"shards": shards, "revision": result.revision, "images": count}}
 
 
@@ -138,7 +139,7 @@ def export(
     with stage_note(work_uri, "export") as note:
         call(
             "export", model=bundle, output=onnx, precision=precision, shards=WorkUri(work_uri).shards,
-            index_sha256=index_sha256, metrics=storage.join(details, "metrics.json"),
+            index_sha256=index_sha256, metrics=storage.join(details, METRICS_FILE),
             embeddings=embeddings, triton=triton,
         )  # fmt: skip
         note.result = f"ONNX, {precision}" + (", with embeddings" if embeddings else "")

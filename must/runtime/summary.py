@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from must.base import storage
 from must.base.exits import LONGEST, line_of
+from must.base.files import LAST_FILE
 from must.base.text import printable, printable_page
 from must.runtime.notes import Note, parse, read_notes
 from must.runtime.outcome import Outcome, failing, kind_of, outcome_of
@@ -206,7 +207,7 @@ def progress(note: Note) -> str:
     if not note.checkpoints:
         return ""
     try:
-        last = storage.read_bytes(storage.join(note.checkpoints, "LAST")).decode().strip()
+        last = storage.read_bytes(storage.join(note.checkpoints, LAST_FILE)).decode().strip()
     except (FileNotFoundError, NotADirectoryError):
         return "; there is no checkpoint yet, training starts over"
     return f"; training goes on from {last} in {note.checkpoints}"

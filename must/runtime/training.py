@@ -7,8 +7,9 @@ from typing import Any
 
 from must.api.stages import call
 from must.base import storage
+from must.base.files import WEIGHTS_FILE
 from must.method.distributed.machines import machines
-from must.method.model.bundle import WEIGHTS_FILE, load_description
+from must.method.model.bundle import load_description
 from must.method.train.provenance import run_key
 from must.runtime.answers import keep_what_people_say
 from must.runtime.mirror import mirrored

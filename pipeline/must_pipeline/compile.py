@@ -42,9 +42,11 @@ def compile_pipeline(cluster: Cluster, output: Path) -> None:
 
 
 def shorten(spec: dict[str, Any]) -> None:
-    """Takes docstrings out of the programs that kfp carries: the file has them as descriptions already."""
+    """Takes docstrings out of the programs that kfp carries, which are descriptions in the file already, and the blanks
+    by which it pads a command."""
     for executor in spec["deploymentSpec"]["executors"].values():
         command = executor["container"]["command"]
+        command[:-1] = [re.sub(" {2,}", " ", line) for line in command[:-1]]
         command[-1] = re.sub(r'\n    """.*?"""(?=\n)', "", command[-1], count=1, flags=re.DOTALL)
 
 
@@ -60,7 +62,7 @@ def choices_of(config: type[StageConfig], name: str) -> tuple[str, ...]:
     return get_args(get_type_hints(config)[name])
 
 
-WIDTH: Final = 120  # characters of a line
+WIDTH: Final = 1_000  # characters of a line: breaks within programs cost a tenth of the file
 CHOICES: Final = {  # of the pipeline's parameters
     "gate": choices_of(GateConfig, "gate"),
     "labels": choices_of(ShardConfig, "labels"),

@@ -22,6 +22,7 @@ from typing import Any
 import must
 import must_components
 from must.base.exits import WRONG_INPUT
+from must.base.files import METRICS_FILE, ONNX_FILE, REPORT_FILE
 from must.base.flags import OneLineParser
 from must.base.parameters import read_mapping
 from must.base.text import without_secrets
@@ -107,8 +108,8 @@ def summary(artifacts: dict[str, Path], seconds: float) -> str:
     """What a newcomer wants to see at the end."""
     if "onnx" not in artifacts:
         return f"\nNothing new to train on. The DAG ran in {seconds:.0f} s."
-    onnx = artifacts["onnx"] / "model.onnx"
-    metrics = json.loads((artifacts["details"] / "metrics.json").read_text())
+    onnx = artifacts["onnx"] / ONNX_FILE
+    metrics = json.loads((artifacts["details"] / METRICS_FILE).read_text())
     from must.evaluation.table import text_table
 
     promoted = f"not promoted; {shown(artifacts['reasons'])} says why"
@@ -120,7 +121,7 @@ def summary(artifacts: dict[str, Path], seconds: float) -> str:
 {text_table(metrics)}
 
 The DAG ran in {seconds:.0f} s. What it made:
-  report, to open in a browser   {shown(artifacts["details"] / "report.html")}
+  report, to open in a browser   {shown(artifacts["details"] / REPORT_FILE)}
   adapted model                  {shown(artifacts["bundle"])}
   ONNX model                     {shown(onnx)}
   registry: the new champion     {promoted}

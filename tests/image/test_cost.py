@@ -273,6 +273,17 @@ def test_an_animated_avif_is_refused_as_what_it_is() -> None:
             identify(one)
 
 
+def test_each_frame_inside_an_avif_counts() -> None:
+    """A decoder goes through those that are not shown, too."""
+    data = zoo.encoded(Image.new("RGB", (3000, 3000)), "AVIF")
+    start = data.index(b"mdat") + 4
+    frame = data[start:]
+    many = data[:start].replace(struct.pack(">I", len(frame)), struct.pack(">I", 12 * len(frame))) + frame * 12
+    assert identify(data).size == (3000, 3000)
+    with pytest.raises(ValueError, match=r"^decoding it takes about 6 s; 5.0 are allowed$"):
+        identify(many)
+
+
 def test_a_pipe_is_no_image_and_nobody_waits_for_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     zoo.fill(tmp_path / "in", 3)

@@ -4,11 +4,12 @@ import json
 import sys
 
 import pytest
+import yaml
 
 from must.data.loading.reader import ShardReader
 from must.deploy.promote.registry import Registry
 from must.method.answers.plan import Plan
-from must_pipeline import answer
+from must_pipeline import answer, submit
 from tests.kfp.stand_in import Player
 from tests.pipeline.local import Run, small_demo
 
@@ -23,15 +24,15 @@ def server(monkeypatch):
 
 @pytest.fixture
 def answering(server, monkeypatch, tmp_path, capsys):
-    """(exit code, what was printed) of must-pipeline answer."""
+    """(exit code, what was printed) of must-pipeline answer, or of another program."""
     (tmp_path / "cluster.yaml").write_text("namespace: vision")
 
-    def call(*words):
+    def call(*words, program=answer):
         given = [*map(str, words), "--host", server.url, "--cluster", str(tmp_path / "cluster.yaml")]
-        monkeypatch.setattr(sys, "argv", ["answer", *given])
+        monkeypatch.setattr(sys, "argv", ["must-pipeline", *given])
         code = 0
         try:
-            answer.main()
+            program.main()
         except SystemExit as end:
             code = end.code
         shown = capsys.readouterr()
@@ -73,10 +74,13 @@ def test_a_run_waits_is_answered_and_promotes(tmp_path, server, answering):
     assert waits.code == 0 and "train" not in waits.stages
     assert "# Nothing new: this data with these settings was left to people" in waits.log
 
-    run_id = next(path.name for path in (work / "notes").iterdir() if (path / "review.json").exists())
     values = {**parameters, "work_uri": str(work)}
-    row = {"run_id": run_id, "display_name": "must 1", "state": "SUCCEEDED", "runtime_config": {"parameters": values}}
-    server.stored["runs"][run_id] = {"created_at": "2026-01-01T00:00:00Z", "namespace": "vision", **row}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    assert answering("--parameters", tmp_path / "run.yaml", "--name", "must 1", program=submit)[0] == 0
+    (run,) = server.stored["runs"].values()
+    run_id, run["state"] = run["run_id"], "SUCCEEDED"
+    notes = next(path for path in (work / "notes").iterdir() if (path / "review.json").exists())
+    notes.rename(notes.with_name(run_id))  # as if that had been the run
     file = answers_from_labels(Plan.load(str(place)), tmp_path / "answers.jsonl")
     (few := tmp_path / "few.jsonl").write_text(file.read_text().split("\n")[0] + "\n")
     (other := tmp_path / "other.jsonl").write_text(json.dumps({"sha256": "0" * 64, "label": "one"}) + "\n")

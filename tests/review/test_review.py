@@ -189,6 +189,12 @@ def test_answers_decide_what_select_keeps_and_the_gate_accepts_it(plan, folder, 
         decision = gate(metrics, GateConfig(metrics=""))
         assert decision.passed and decision.outcome == "gain" and "answers about pictures" in decision.reasons[0]
     assert "as people's answers decided" in (tmp_path / "report/report.html").read_text().replace("&#39;", "'")
+    champion = metrics | {"baseline_name": "r0001"}
+    by_champion = [gate(champion, GateConfig(metrics="")) for gate in (reviewed_gate, label_free_gate)]
+    assert by_champion[0].gate == "reviewed" and by_champion[0].reasons == by_champion[1].reasons
+    assert not any("answers about pictures" in reason for reason in by_champion[0].reasons), (
+        "none is about the champion"
+    )
     del metrics["model"]["provenance"]["selection"]["review"]
     assert not reviewed_gate(metrics, GateConfig(metrics="")).passed
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from must.base import storage
+from must.base.files import CLASSIFIER_FILE
 from must.method.model.folder import MODEL_FOLDER_FILE, WEIGHTS_FILE
 from must.runtime import classifiers
 from must.runtime.classifiers import provide
@@ -50,7 +51,7 @@ def test_what_an_earlier_run_made_is_used_again(made, tmp_path, bucket_server, p
     assert not ask(work, tmp_path / "c", key="other classes")["kept"] and len(made) == 2
 
 
-@pytest.mark.parametrize("file", [classifiers.FILE, classifiers.DESCRIPTION])
+@pytest.mark.parametrize("file", [CLASSIFIER_FILE, classifiers.DESCRIPTION])
 @pytest.mark.parametrize("damage", ["gone", "cut short", "empty"])
 def test_what_is_gone_or_damaged_is_made_again(made, tmp_path, file, damage):
     ask(tmp_path, tmp_path / "a")

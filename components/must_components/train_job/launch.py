@@ -19,7 +19,7 @@ from kubernetes.client import ApiException
 
 from must.base import storage
 from must.base.exits import BUG, PREEMPTED, WRONG_INPUT
-from must.method.model.bundle import DESCRIPTION_FILE
+from must.base.files import DESCRIPTION_FILE
 from must.runtime.keepalive import SILENCE, keep_alive
 from must.runtime.places import JobUri
 from must_components.train_job.failure import explain, report, status_of

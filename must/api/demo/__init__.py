@@ -8,12 +8,11 @@ from pathlib import Path
 
 import yaml
 
+from must.base.files import MODEL_FOLDER_FILE
 from must.base.parameters import require
 from must.config import DemoConfig
 
 logger = logging.getLogger(__name__)
-
-SIGN = "open_clip_config.json"  # in model/: a folder with it is the example's
 
 
 def asset_folder() -> Path:
@@ -32,7 +31,8 @@ def demo(config: DemoConfig) -> Path:
     output = Path(config.output)
     check_output(output)
     (output / "model").mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(asset_folder() / SIGN, output / "model" / SIGN)  # first: it says whose folder this is
+    # First: it says whose folder this is.
+    shutil.copyfile(asset_folder() / MODEL_FOLDER_FILE, output / "model" / MODEL_FOLDER_FILE)
     counts = write_images(output / "images")
     shutil.copytree(asset_folder(), output / "model", dirs_exist_ok=True)
     classes = {"classes": list(CLASSES), "templates": list(TEMPLATES)}
@@ -53,8 +53,8 @@ def demo(config: DemoConfig) -> Path:
 def check_output(output: Path) -> None:
     """Raises ValueError: it is no folder, or one with files of somebody else's."""
     require(not output.exists() or output.is_dir(), f"--output {output}: is a file; give a new folder")
-    sign = output / "model" / SIGN
-    ours = sign.is_file() and sign.read_bytes() == (asset_folder() / SIGN).read_bytes()
+    sign = output / "model" / MODEL_FOLDER_FILE
+    ours = sign.is_file() and sign.read_bytes() == (asset_folder() / MODEL_FOLDER_FILE).read_bytes()
     require(
         ours or not output.exists() or not any(output.iterdir()),
         f"--output {output}: holds files of yours, which the example would be mixed with; give a new folder, say "

@@ -30,6 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from must.api.demo.data import CLASSES, TEMPLATES
+from must.base.files import MODEL_FOLDER_FILE
 
 CANVAS = 64  # pixels; digits are drawn at this size, then distorted and reduced to IMAGE_SIZE
 IMAGE_SIZE = 32
@@ -136,7 +137,7 @@ def pretrain(output: Path, steps: int, batch_size: int, lr: float, seed: int) ->
         )
     weights = {name: value.half().contiguous() for name, value in model.state_dict().items() if name != "attn_mask"}
     save_file(weights, output / "open_clip_model.safetensors")
-    (output / "open_clip_config.json").write_text(
+    (output / MODEL_FOLDER_FILE).write_text(
         json.dumps({"model_cfg": config, "preprocess_cfg": PREPROCESS_CONFIG}, indent=1) + "\n"
     )
     result = {"logit_scale": model.logit_scale.exp().item(), "held_out_font_accuracy": accuracy}

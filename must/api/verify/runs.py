@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from must.api.verify.single import CheckFailedError, Found, Setting, demand
+from must.base.files import LAST_FILE, WEIGHTS_FILE
 from must.method.model.bundle import LOG_FILE
 
 STEPS = 8
@@ -41,7 +42,7 @@ def command(setting: Setting, output: Path, processes: int = 1, **changes: objec
 def train(setting: Setting, name: str, processes: int = 1, **changes: object) -> list[float]:
     """The losses of a run, a step each."""
     output = setting.folder / name
-    if not (output / "model.safetensors").exists():
+    if not (output / WEIGHTS_FILE).exists():
         result = subprocess.run(command(setting, output, processes, **changes), env=environment(setting))
         if result.returncode:
             raise CheckFailedError(f"`must train` ended with code {result.returncode}")
@@ -59,12 +60,12 @@ def resume(setting: Setting, processes: str = "one") -> Found:
     train(setting, undisturbed, count)
     output = setting.folder / killed
     process = subprocess.Popen(command(setting, output, count), env=environment(setting))
-    while process.poll() is None and not (output / "checkpoints" / "LAST").exists():
+    while process.poll() is None and not (output / "checkpoints" / LAST_FILE).exists():
         time.sleep(0.01)
     kill(process)
     in_time = process.wait() == -signal.SIGKILL
     train(setting, killed, count)
-    ours, theirs = (load_file(setting.folder / name / "model.safetensors") for name in (killed, undisturbed))
+    ours, theirs = (load_file(setting.folder / name / WEIGHTS_FILE) for name in (killed, undisturbed))
     equal = all(torch.equal(ours[name], value) for name, value in theirs.items())
     difference = distance(ours, theirs)
     detail = "equal to the bit" if equal else f"relative distance of the weights {difference:.1e}"

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from must.base.files import CLASSIFIER_FILE
 from must.config import ClassifierConfig, DemoConfig, ShardConfig, TrainConfig
 
 
@@ -34,7 +35,7 @@ class Setting:
         from must.method.model.classifier import classifier
 
         root, done = self.folder / "data", self.folder / "data" / "done"
-        found = {"shards": str(root / "shards"), "classifier": str(root / "classifier.safetensors")}
+        found = {"shards": str(root / "shards"), "classifier": str(root / CLASSIFIER_FILE)}
         if not done.exists():
             demo(DemoConfig(output=str(root / "demo")))
             images = sorted((root / "demo/images/unlabeled").rglob("*.png"))

@@ -15,7 +15,7 @@ from must.config import TrainConfig
 from must.data.augment.exact import TrainViews, ViewSettings
 from must.data.augment.gpu import DeviceInputs, DeviceViews
 from must.data.loading.reader import open_reader
-from must.method.distributed.process_group import World, init_distributed, pick_device
+from must.method.distributed.process_group import init_distributed, pick_device
 from must.method.train.autotune import choose_accumulation
 from must.method.train.trainer import Trainer
 
@@ -132,7 +132,3 @@ def accumulate(setting: Setting) -> Found:
 
 def taken(values: dict[str, Any]) -> str:
     return f"took {values['memory'] / 1e9:.1f} of {values['total'] / 1e9:.1f} GB" if "memory" in values else "ran"
-
-
-def world_of(setting: Setting) -> World:
-    return World(0, 1, pick_device(setting.device))

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from must.api.verify.single import Found, Setting, demand
+from must.base.files import METRICS_FILE
 from must.config import ClassifierConfig, ShardConfig
 from must.data.augment.normalize import normalize
 from must.data.loading.loader import EvalSource
@@ -106,7 +107,7 @@ def adaptation(setting: Setting, name: str) -> Found:
     code = subprocess.run([str(part) for part in command]).returncode
     demand(code == 0, f"`must adapt` ended with code {code}")
     selection = selection_of(load_description(str(output / "model")))
-    values = json.loads((output / "report" / "metrics.json").read_text()) | {"selection": selection}
+    values = json.loads((output / "report" / METRICS_FILE).read_text()) | {"selection": selection}
     rungs = ", ".join(f"{rung['alpha']:g}: {rung['z']:.1f}" for rung in selection.get("rungs", []))
     kappa = selection.get("agreement")
     said = "not looked at" if kappa is None else f"{kappa:.2f}"

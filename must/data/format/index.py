@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from must.base import storage
+from must.base.files import INDEX_FILE
 from must.base.parameters import require
 from must.base.text import brief, printable
 from must.data.format.check import Shard, checked
@@ -16,7 +17,7 @@ from must.data.format.check import Shard, checked
 logger = logging.getLogger(__name__)
 
 VERSION = 1
-NAME, REJECTED = "index.json", "rejected.jsonl"
+NAME, REJECTED = INDEX_FILE, "rejected.jsonl"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from must.base import storage
+from must.base.files import ONNX_FILE
 from must.base.parameters import require
 from must.base.progress import parts
 from must.base.text import encoded, lines_of
@@ -17,7 +18,7 @@ from must.config import ExportConfig
 from must.deploy.export.check import LARGEST_DIFFERENCE, LEAST_COSINE, Check, compare, reference, reference_embeddings
 from must.deploy.export.serving import clear_serving, write_serving
 from must.deploy.predict.abstention import METADATA
-from must.deploy.predict.session import EMBEDDING, LABELS_FILE, MODEL_FILE, OnnxClassifier
+from must.deploy.predict.session import EMBEDDING, LABELS_FILE, OnnxClassifier
 from must.method.model.bundle import Bundle, Description, load_bundle, preprocess_of, selection_of
 from must.method.select.abstain import TARGET
 
@@ -52,7 +53,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         begin("the graph")
         graph = to_graph(bundle, uint8=config.input == "uint8", embeddings=config.embeddings)
         begin(config.precision)
-        path = Path(folder) / MODEL_FILE
+        path = Path(folder) / ONNX_FILE
         if config.precision == "fp16":
             graph = to_half(graph)
         elif config.precision == "int8":
@@ -82,15 +83,15 @@ def export(config: ExportConfig) -> dict[str, Any]:
             result["dimensions"] = features.shape[1]
         readme = hub_card(bundle.description, result, metrics, "", config.license)
         cards = {CARD_FILE: model_card(bundle.description, result, metrics), README_FILE: readme}
-        write(config, bundle, {MODEL_FILE: path}, cards)
-    logger.info(f"{storage.join(config.output, MODEL_FILE)}  {method}, {result['megabytes']:.1f} MB")
+        write(config, bundle, {ONNX_FILE: path}, cards)
+    logger.info(f"{storage.join(config.output, ONNX_FILE)}  {method}, {result['megabytes']:.1f} MB")
     logger.info(check.line() + ("" if config.shards else " of random pixels; --shards checks it on real ones"))
     return result
 
 
 def write(config: ExportConfig, bundle: Bundle, models: dict[str, Path], cards: dict[str, str]) -> None:
     """model.onnx goes first and comes last, so that a folder with it is complete and of one export."""
-    storage.delete(storage.join(config.output, MODEL_FILE))
+    storage.delete(storage.join(config.output, ONNX_FILE))
     clear_serving(config.output)
     labels = lines_of(bundle.description.classes)
     storage.write_bytes(storage.join(config.output, LABELS_FILE), labels)
@@ -100,9 +101,9 @@ def write(config: ExportConfig, bundle: Bundle, models: dict[str, Path], cards: 
         preprocess = preprocess_of(bundle.description)
         dimensions = bundle.model.tower.embed if config.embeddings else 0
         write_serving(
-            config.output, config.triton, models[MODEL_FILE], labels, preprocess, config.input == "uint8", dimensions
+            config.output, config.triton, models[ONNX_FILE], labels, preprocess, config.input == "uint8", dimensions
         )
-    for name in sorted(models, key=lambda name: name == MODEL_FILE):
+    for name in sorted(models, key=lambda name: name == ONNX_FILE):
         storage.upload(models[name], storage.join(config.output, name))
 
 

@@ -12,18 +12,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from must.base.files import DESCRIPTION_FILE, MODEL_FOLDER_FILE, ONNX_FILE
 from must.base.parameters import require
 from must.base.storage import TransientError
 from must.base.text import without_secrets
 from must.config import PushConfig
-from must.method.model.bundle import DESCRIPTION_FILE
 from must.method.model.fetch import here
 from must.method.model.hub import LATER, first_line
 
 logger = logging.getLogger(__name__)
 
 CARD = "README.md"
-WHOLE = ("open_clip_config.json", "config.json", "model.onnx")  # one of them is in every exported folder
+WHOLE = (MODEL_FOLDER_FILE, "config.json", ONNX_FILE)  # one of them is in every exported folder
 HIDDEN = [".*", "**/.*"]
 
 

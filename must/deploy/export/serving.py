@@ -16,8 +16,9 @@ from pathlib import Path
 import yaml
 
 from must.base import storage
+from must.base.files import ONNX_FILE
 from must.data.image.preprocess import Preprocess
-from must.deploy.predict.session import EMBEDDING, LABELS_FILE, MODEL_FILE
+from must.deploy.predict.session import EMBEDDING, LABELS_FILE
 
 MAX_BATCH = 64
 QUEUE_DELAY = 2000  # microseconds that a request may wait for others to fill its batch
@@ -31,7 +32,7 @@ def write_serving(
 ) -> None:
     """Writes the repository and the manifest; config.pbtxt, which makes the repository complete, last."""
     folder = storage.join(output, "triton", name)
-    storage.upload(model, storage.join(folder, "1", MODEL_FILE))
+    storage.upload(model, storage.join(folder, "1", ONNX_FILE))
     storage.write_bytes(storage.join(folder, LABELS_FILE), labels)
     config = triton_config(name, preprocess, len(labels.splitlines()), uint8, dimensions)
     storage.write_bytes(storage.join(folder, CONFIG_FILE), config.encode())
@@ -45,7 +46,7 @@ def clear_serving(output: str) -> None:
     """
     for name in repositories(output):
         folder = storage.join(output, "triton", name)
-        for file in (f"1/{MODEL_FILE}", LABELS_FILE, CONFIG_FILE):  # last what tells that it is ours
+        for file in (f"1/{ONNX_FILE}", LABELS_FILE, CONFIG_FILE):  # last what tells that it is ours
             storage.delete(storage.join(folder, file))
         if not storage.is_remote(output):
             for empty in (storage.join(folder, "1"), folder, storage.join(output, "triton")):

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from must.base import storage
+from must.base.files import CLASSIFIER_FILE, MODEL_FOLDER_FILE
 from must.base.parameters import require
 from must.base.progress import parts
 from must.base.text import encoded, lines_of
@@ -27,9 +28,8 @@ from must.method.model.bundle import Bundle, load_bundle, preprocess_of
 
 logger = logging.getLogger(__name__)
 
-CLASSIFIER_FILE = "classifier.safetensors"
 LABELS_FILE = "labels.txt"
-MARKERS = ("open_clip_config.json", "config.json")  # written last: a folder with its format's one is whole
+MARKERS = (MODEL_FOLDER_FILE, "config.json")  # written last: a folder with its format's one is whole
 OTHERS = {
     "open_clip_model.safetensors", "bpe.txt.gz", "model.safetensors", "vocab.json", "merges.txt",
     "special_tokens_map.json", "tokenizer_config.json", "preprocessor_config.json",

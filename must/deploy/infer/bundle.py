@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from must.base import storage
+from must.base.files import DESCRIPTION_FILE, WEIGHTS_FILE
 from must.base.parameters import require
 from must.config import PredictConfig
 from must.data.augment.normalize import normalize
@@ -21,7 +22,7 @@ from must.deploy.export.onnx import abstention_of
 from must.deploy.predict.abstention import METADATA
 from must.deploy.predict.engine import Model
 from must.method.distributed.process_group import pick_device
-from must.method.model.bundle import DESCRIPTION_FILE, WEIGHTS_FILE, Bundle, load_bundle, preprocess_of
+from must.method.model.bundle import Bundle, load_bundle, preprocess_of
 
 
 class BundleClassifier:

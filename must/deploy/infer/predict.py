@@ -7,17 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from must.base import storage
+from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, ONNX_FILE
 from must.base.parameters import require
 from must.base.progress import loading
 from must.config import PredictConfig
 from must.deploy.predict.engine import Opener, onnx_model
 from must.deploy.predict.images import predict_images
-from must.deploy.predict.session import MODEL_FILE
 from must.deploy.predict.writer import Prediction
-from must.method.model.bundle import DESCRIPTION_FILE
 
 ADAPTED = "model"  # the bundle in the folder that `must adapt` writes
-CLASSIFIER_FILE = "classifier.safetensors"  # in the one that `must refine` writes
 
 
 def predict(config: PredictConfig, take: Callable[[Prediction], None] | None = None) -> dict[str, int]:
@@ -37,13 +35,13 @@ def opened_by(config: PredictConfig) -> tuple[PredictConfig, Opener]:
         ValueError: there is no such model.
     """
     model = config.model
-    holds = [name for name in (DESCRIPTION_FILE, MODEL_FILE) if storage.exists(storage.join(model, name))]
+    holds = [name for name in (DESCRIPTION_FILE, ONNX_FILE) if storage.exists(storage.join(model, name))]
     if config.classes:
         require(not holds, f"--classes: the model in {model} has classes of its own; leave --classes out")
         return config, zero_shot()
     if DESCRIPTION_FILE in holds:
         return config, bundle()
-    if MODEL_FILE in holds or model.lower().endswith(".onnx"):
+    if ONNX_FILE in holds or model.lower().endswith(".onnx"):
         return config, onnx_model
     if model.lower().endswith(".safetensors"):
         return config, zero_shot()
@@ -53,7 +51,7 @@ def opened_by(config: PredictConfig) -> tuple[PredictConfig, Opener]:
         return replace(config, model=storage.join(model, CLASSIFIER_FILE)), zero_shot()
     require(
         not (storage.is_remote(model) or storage.local(model).is_dir()),
-        f"--model {storage.join(model, MODEL_FILE)}: no such file; make it with `must export`",
+        f"--model {storage.join(model, ONNX_FILE)}: no such file; make it with `must export`",
     )
     raise ValueError(
         f"--model {model}: no such file or folder; for the zero-shot answers of a CLIP model of that name say which "

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from must.base import storage
+from must.base.files import ONNX_FILE
 from must.base.parameters import require
 from must.data.image.preprocess import Preprocess, normalize_pixels
 
-MODEL_FILE, LABELS_FILE = "model.onnx", "labels.txt"
+LABELS_FILE = "labels.txt"
 EMBEDDING = "embedding"  # the second output, of a file that was exported with --embeddings
 
 
@@ -132,7 +133,7 @@ def parse_metadata(metadata: dict[str, str], where: str) -> tuple[list[str], Pre
 
 def model_uri(model: str) -> str:
     """The place of model.onnx, given by itself or by its folder. Raises ValueError: there is none."""
-    uri = model if model.endswith(".onnx") else storage.join(model, MODEL_FILE)
+    uri = model if model.endswith(".onnx") else storage.join(model, ONNX_FILE)
     require(storage.exists(uri), f"--model {uri}: no such file; make it with `must export`")
     return uri
 

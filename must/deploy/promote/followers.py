@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Protocol
 
 from must.base import storage
+from must.base.files import ONNX_FILE
 from must.base.parameters import require
 from must.config import PromoteConfig
 from must.config.trackers import require_packages
-
-MODEL = "model.onnx"
 
 
 class Follower(Protocol):
@@ -42,8 +41,8 @@ def follower_of(config: PromoteConfig) -> Follower | None:
     if config.register == "mlflow":
         require_packages(["mlflow"], "--register")
     if config.onnx:
-        there = storage.exists(storage.join(config.onnx, MODEL))
-        require(there, f"--onnx {config.onnx}: no {MODEL} there, which --register needs")
+        there = storage.exists(storage.join(config.onnx, ONNX_FILE))
+        require(there, f"--onnx {config.onnx}: no {ONNX_FILE} there, which --register needs")
     name = config.register_name or config.name
     if config.register == "kubeflow":
         from must.deploy.promote.kubeflow_registry import KubeflowRegistry

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from must.base import storage
+from must.base.files import ONNX_FILE
 from must.base.parameters import require
 from must.base.storage import TransientError
 from must.deploy.promote.model_registry import Api, RefusedError
@@ -20,7 +21,7 @@ from must.deploy.promote.model_registry import Api, RefusedError
 FLAG = "--register kubeflow"
 LABEL = "champion"  # of a version
 CHAMPION, URI = "must.champion", "must.uri"  # properties: of the model, the champion's name; of a version, its place
-MODEL, CARD = "model.onnx", "MODEL_CARD.md"
+CARD = "MODEL_CARD.md"
 LONGEST_CARD = 5000  # characters of a version's description
 MODELS, VERSIONS = "registered_models", "model_versions"
 RUN_ID = "MUST_RUN_ID"  # the run of the pipeline that promotes
@@ -53,7 +54,7 @@ class KubeflowRegistry:
         """
         with translate_errors(f"{version} is the champion of the registry, but not in Kubeflow's; run the same again"):
             uri = absolute(storage.join(tags[URI], "onnx"))
-            require(storage.exists(storage.join(uri, MODEL)), f"{uri}: no {MODEL} there, it was promoted without")
+            require(storage.exists(storage.join(uri, ONNX_FILE)), f"{uri}: no {ONNX_FILE}, it was promoted without")
             model = self.model() or self.make(MODELS, {"name": self.name}) or self.model()
             assert model  # it was there, or was made, or somebody else made it
             found = self.version(model, version)

@@ -15,13 +15,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from must.base import storage
+from must.base.files import ONNX_FILE
 from must.base.names import listed
 from must.base.storage import TransientError
 from must.method.train.trackers.base import reason
 from must.method.train.trackers.mlflow import connect, experiment
 
 ALIAS, TAG = "champion", "must.version"
-MODEL, CARD = "model.onnx", "MODEL_CARD.md"
+CARD = "MODEL_CARD.md"
 LONGEST_CARD = 5000  # characters of a version's description
 MAY_PASS = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")  # MLflow's codes; no connection too
 
@@ -112,7 +113,7 @@ class MlflowRegistry:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             storage.download(storage.join(onnx, name), folder / name)
         model = Model(artifact_path="model", run_id=run_id)
-        model.add_flavor("onnx", data=MODEL, providers=["CPUExecutionProvider"])
+        model.add_flavor("onnx", data=ONNX_FILE, providers=["CPUExecutionProvider"])
         model.save(str(folder / "MLmodel"))
         return (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).exists() else ""
 

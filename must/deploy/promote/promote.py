@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 from must.base import storage
+from must.base.files import DESCRIPTION_FILE, WEIGHTS_FILE
 from must.base.names import listed
 from must.base.parameters import require
 from must.base.storage import read_json
@@ -14,7 +15,7 @@ from must.base.text import brief, printable
 from must.config import PromoteConfig
 from must.deploy.promote.followers import Follower, follower_of
 from must.deploy.promote.registry import BUNDLE, ONNX, DamagedError, Folders, Latest, OtherOnnxError, Registry, is_of
-from must.method.model.bundle import DESCRIPTION_FILE, WEIGHTS_FILE, load_description
+from must.method.model.bundle import load_description
 
 logger = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from must.base import storage
+from must.base.files import WEIGHTS_FILE
 from must.base.parameters import require
 from must.config import ReviewConfig
 from must.data.loading.loader import EvalSource
@@ -16,7 +17,7 @@ from must.method.answers.doubts import SHOWN, Doubts, order_of
 from must.method.answers.plan import Plan, plan_of
 from must.method.answers.questions import Picture, fingerprint
 from must.method.distributed.process_group import init_distributed
-from must.method.model.bundle import WEIGHTS_FILE, load_bundle, preprocess_of
+from must.method.model.bundle import load_bundle, preprocess_of
 from must.method.model.encoder import load_kept
 from must.method.select.alpha import shares_of
 from must.method.select.image_features import extract_features

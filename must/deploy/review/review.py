@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from must.base import storage
+from must.base.files import CLASSIFIER_FILE, RECORD_FILE, WEIGHTS_FILE
 from must.base.lock import Kind, locked
 from must.base.parameters import require
 from must.base.progress import loading
@@ -63,8 +64,8 @@ def placed(config: ReviewConfig) -> ReviewConfig:
     if not config.work:
         return replace(config, model=whole_of(config.model)) if config.mode == "compare" else config
     work = Path(config.work)
-    require((work / "adapt.json").is_file(), f"{config.work}: is no folder that `must adapt` made")
-    inside = [str(work / name) for name in ("model", "classifier.safetensors", "shards", "review")]
+    require((work / RECORD_FILE).is_file(), f"{config.work}: is no folder that `must adapt` made")
+    inside = [str(work / name) for name in ("model", CLASSIFIER_FILE, "shards", "review")]
     model, baseline, shards, output = inside
     if config.mode == "compare":
         model = whole_of(model)
@@ -82,7 +83,7 @@ def questions_at(config: ReviewConfig) -> Plan | Doubts:
         found.save(config.output)
         return found
     found = kind.load(config.output, "--output")
-    weights = fingerprint(storage.read_bytes(storage.join(config.model, "model.safetensors")))
+    weights = fingerprint(storage.read_bytes(storage.join(config.model, WEIGHTS_FILE)))
     require(
         weights == found.model_sha256,
         f"--output {config.output}: its {kind.FILE} is about another model; delete that file to ask about this one: "

@@ -18,12 +18,13 @@ from typing import Protocol
 import numpy as np
 
 from must.base import storage
+from must.base.files import ONNX_FILE, VERSION_FILE
 from must.base.parameters import require
 from must.base.text import printable
 from must.config.serve import ServeConfig
 from must.data.image.preprocess import EvalView, normalize_pixels
 from must.deploy.predict.abstention import STORED, stored_threshold
-from must.deploy.predict.session import MODEL_FILE, OnnxClassifier, model_uri
+from must.deploy.predict.session import OnnxClassifier, model_uri
 from must.deploy.promote.registry import Registry
 from must.deploy.serve.batching import Batcher
 from must.deploy.serve.metrics import Metrics
@@ -32,7 +33,7 @@ from must.deploy.serve.refused import Refused
 
 logger = logging.getLogger(__name__)
 
-ONNX = f"onnx/{MODEL_FILE}"  # below a version of the registry
+ONNX = f"onnx/{ONNX_FILE}"  # below a version of the registry
 REMINDER = 60.0  # seconds between two lines that say the same of a registry
 
 
@@ -126,7 +127,7 @@ class Champion:
     def load(self, version: str) -> OnnxClassifier:
         """Raises ValueError: the version has no ONNX file, or one with other bytes than were promoted."""
         uri = self.registry.uri_of(version, ONNX)
-        described = storage.read_json(self.registry.uri_of(version, "version.json"), "--registry")
+        described = storage.read_json(self.registry.uri_of(version, VERSION_FILE), "--registry")
         files = described.get("files")
         fact = files.get(ONNX) if isinstance(files, dict) else None
         require(isinstance(fact, dict), f"{version} was promoted without its ONNX file (`must promote --onnx`)")

@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 from must.base import storage
+from must.base.files import MODEL_FOLDER_FILE
 from must.base.text import brief, close_to
 from must.data.image.preprocess import Preprocess
 from must.method.model.fetch import here
-from must.method.model.hub import MODEL_FOLDER_FILE, OLD_WEIGHTS_FILE, WEIGHTS_FILE, changed, fetched, first_line
+from must.method.model.hub import OLD_WEIGHTS_FILE, WEIGHTS_FILE, changed, fetched, first_line
 from must.method.model.towers import tower_of
 
 HUB = "hf-hub:"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from must import __version__
 from must.base import storage
+from must.base.files import DESCRIPTION_FILE, WEIGHTS_FILE
 from must.base.parameters import require
 from must.base.text import brief
 from must.data.image.preprocess import Preprocess
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from must.method.model.folder import Kept
     from must.method.model.masked_vit import MaskedViT
 
-WEIGHTS_FILE, DESCRIPTION_FILE = "model.safetensors", "model.json"
 LOG_FILE = "train_log.jsonl"  # of the training, beside them; a bundle may be without
 FORMAT = 1
 

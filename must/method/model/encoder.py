@@ -20,6 +20,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from must.base import storage
+from must.base.files import MODEL_FOLDER_FILE
 from must.base.parameters import require
 from must.base.text import close_to
 from must.data.augment.normalize import channels
@@ -27,7 +28,7 @@ from must.data.image.preprocess import Preprocess
 from must.method.model.backbone import Backbone, is_folder, load_backbone
 from must.method.model.fetch import here
 from must.method.model.folder import TIMMS_FILE, TIMMS_WEIGHTS, Kept, save_files, verified, write_files
-from must.method.model.hub import LATER, MODEL_FOLDER_FILE, WEIGHTS_FILE, changed, fetched, first_line
+from must.method.model.hub import LATER, WEIGHTS_FILE, changed, fetched, first_line
 
 AUTO, TOWER = "auto", "tower"
 DEFAULT = "timm:vit_small_patch14_dinov2.lvd142m"  # k-NN on its class token: 79% of ImageNet (arXiv 2304.07193)

@@ -21,8 +21,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from must.base import storage
+from must.base.files import MODEL_FOLDER_FILE
 from must.base.parameters import require
-from must.method.model.hub import MODEL_FOLDER_FILE, WEIGHTS_FILE, first_line
+from must.method.model.hub import WEIGHTS_FILE, first_line
 
 if TYPE_CHECKING:
     from must.method.model.backbone import Backbone

@@ -10,13 +10,13 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from must.base.files import MODEL_FOLDER_FILE
 from must.base.text import without_secrets
 
 logger = logging.getLogger(__name__)
 
 PATIENCE = 4  # seconds for the hub's answer whether there is such a file, unless HF_HUB_ETAG_TIMEOUT says another
 
-MODEL_FOLDER_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 OLD_WEIGHTS_FILE = "open_clip_pytorch_model.bin"  # a pickle, read with weights_only
 LATER = "try again later"

@@ -13,6 +13,7 @@ import torch
 
 from must import __version__
 from must.base import storage
+from must.base.files import CLASSIFIER_FILE, PREDICTIONS_FILE
 from must.base.parameters import require
 from must.base.text import Rows, cell, encoded
 from must.config import RefineConfig
@@ -33,7 +34,7 @@ from must.method.select.rung_predictions import subsample
 logger = logging.getLogger(__name__)
 
 RECOGNISED = 0.8  # share of the surest images whose look-alikes would name them as zero-shot does, at least
-PREDICTIONS_FILE, CLASSIFIER_FILE, STORY_FILE = "predictions.csv", "classifier.safetensors", "refined.json"
+STORY_FILE = "refined.json"
 
 
 def refine(config: RefineConfig) -> dict[str, Any]:

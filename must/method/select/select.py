@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from must.base import storage
+from must.base.files import WEIGHTS_FILE
 from must.base.parameters import require
 from must.config import SelectConfig
 from must.data.loading.loader import EvalSource
@@ -18,7 +19,6 @@ from must.method.answers.decided import Decided, decided
 from must.method.distributed.process_group import init_distributed
 from must.method.model.bundle import (
     LOG_FILE,
-    WEIGHTS_FILE,
     Bundle,
     Description,
     load_bundle,

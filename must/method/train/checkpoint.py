@@ -24,12 +24,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from must.base import storage
+from must.base.files import LAST_FILE
 from must.base.lock import CHECKPOINTS, CannotLockError, LockLostError, locked
 from must.method.distributed.process_group import World
 
 logger = logging.getLogger(__name__)
 
-LAST = "LAST"
 LONGEST_PATH = 4200  # bytes; Linux allows 4096
 NAME = re.compile(r"step-(\d{9})\.(json|pt)")
 FAILURES = 2  # writes that may fail in a row before training stops: a full disk may be emptied, a bucket come back
@@ -116,7 +116,7 @@ class Checkpoints:
         self.still_ours()  # writing took its time
         description = {"step": step, "bytes": state_file.size, "sha256": state_file.sha256}
         storage.write_bytes(storage.join(self.uri, f"{name}.json"), json.dumps(description).encode())
-        storage.write_bytes(storage.join(self.uri, LAST), name.encode())
+        storage.write_bytes(storage.join(self.uri, LAST_FILE), name.encode())
         self._tidy(step)
 
     def _tidy(self, step: int) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from must.base import storage
+from must.base.files import ADAPTED, DESCRIPTION_FILE
 from must.base.storage import UnreachableError
 from must.base.text import printable
 from must.config import TrainConfig
@@ -29,7 +30,7 @@ from must.data.loading.reader import open_reader
 from must.method.distributed.cpu import prepare_machine
 from must.method.distributed.preemption import Preempted, StopSignal
 from must.method.distributed.process_group import World, init_distributed
-from must.method.model.bundle import DESCRIPTION_FILE, Description, preprocess_of, save_bundle, zero_shot_bundle
+from must.method.model.bundle import Description, preprocess_of, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, require_shares
 from must.method.select.alpha import shares_of
 from must.method.select.introduce import introduce
@@ -52,7 +53,6 @@ from must.method.train.warm_start import start_from
 logger = logging.getLogger(__name__)
 
 SELECT_BATCH = 256  # images a forward pass of the ladder
-ADAPTED = "adapted"  # folder in OUTPUT for the other end of a way that the ladder leaves undecided
 
 
 def train(config: TrainConfig) -> dict[str, Any]:

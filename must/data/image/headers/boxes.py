@@ -15,7 +15,8 @@ CODE_BLOCK, PRECINCT, TILE = 420, 600, 14_000  # bytes that OpenJPEG holds of ea
 PACKED, A_TILE = 150e-9, 12e-6  # seconds a byte of the codestream, and a tile
 BRANDS = (b"avif", b"mif1")
 ANIMATED = "an animated AVIF is not accepted"
-SEQUENCE_HEADER = 1
+SEQUENCE_HEADER, FRAMES = 1, (3, 6)  # kinds of units of AV1
+A_FRAME = 52e-9  # seconds a pixel of each, shown or not
 MAX_ITEMS = 1000
 Box = tuple[bytes, int, int]
 
@@ -129,7 +130,7 @@ def check_tile_parts(data: bytes, place: int, end: int) -> None:
 # -- AVIF --------------------------------------------------------------------------------------------------------------
 def avif_cost(data: bytes) -> Cost:
     """The larger of what the boxes and the AV1 inside say, of all items. Raises ValueError: a sequence, or no size."""
-    sizes, kinds = [], []
+    sizes, kinds, largest, frames = [], [], (0, 0), 0
     for kind, start, end in boxes(data, 0, len(data)):
         if kind == b"moov":
             raise ValueError(ANIMATED)
@@ -147,14 +148,18 @@ def avif_cost(data: bytes) -> Cost:
         if sum(last - at for at, last in pieces) > 4 * len(data):
             raise ValueError("its items lie upon each other")
         for at, last in pieces:
-            sizes += sequence_sizes(data, at, last)
-    if not sizes:
+            for unit, begin, stop in units(data, at, last):
+                frames += unit in FRAMES
+                if unit == SEQUENCE_HEADER:
+                    largest = max(largest, frame_size(data[begin : min(stop, begin + 1000)]), key=prod)
+    if not sizes and not frames:
         raise ValueError("no size")
     planes = 1 + kinds.count(b"auxC")
-    size = max(sizes, key=prod)
+    size = max([largest, *sizes], key=prod)
     # 16 bits a sample of 4:4:4, twice: decoded, and scaled where the two sizes differ; then RGBA, and as bytes
     found = costs("AVIF", size, data, held=16 + 4 * planes, nanoseconds=(40, 20))
-    return found._replace(memory=found.memory + 30_000_000)
+    seconds = max(found.seconds, A_FRAME * frames * prod(largest))
+    return found._replace(memory=found.memory + 30_000_000, seconds=seconds)
 
 
 def extents(data: bytes, box: tuple[int, int], idat: int) -> Iterator[tuple[int, int]]:
@@ -185,8 +190,8 @@ def extents(data: bytes, box: tuple[int, int], idat: int) -> Iterator[tuple[int,
             yield at, min(at + length, len(data)) if length else len(data)
 
 
-def sequence_sizes(data: bytes, place: int, end: int) -> Iterator[tuple[int, int]]:
-    """The largest frame that each sequence header of AV1 allows."""
+def units(data: bytes, place: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """(kind, start, end of the content) of the units of AV1 there."""
     for _ in range(MAX_SEGMENTS):
         if place >= end:
             return
@@ -201,8 +206,7 @@ def sequence_sizes(data: bytes, place: int, end: int) -> Iterator[tuple[int, int
                     break
         else:
             length = end - place
-        if head >> 3 & 15 == SEQUENCE_HEADER:
-            yield frame_size(data[place : min(place + length, place + 1000)])
+        yield head >> 3 & 15, place, place + length
         place += length
     raise ValueError(f"more than {MAX_SEGMENTS} units of AV1")
 

@@ -1,0 +1,12 @@
+"""Names of the files and folders that several rooms know. What one room alone reads and writes is named there."""
+
+INDEX_FILE = "index.json"  # of a folder of shards
+CLASSIFIER_FILE = "classifier.safetensors"  # where a stage writes one into a folder
+WEIGHTS_FILE, DESCRIPTION_FILE = "model.safetensors", "model.json"  # a bundle's
+ADAPTED = "adapted"  # a bundle's folder for the other end of a way that the ladder leaves undecided
+LAST_FILE = "LAST"  # names the newest checkpoint
+METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE = "metrics.json", "predictions.csv", "report.html"
+ONNX_FILE = "model.onnx"
+MODEL_FOLDER_FILE = "open_clip_config.json"  # of a model folder as open_clip writes it
+VERSION_FILE = "version.json"  # of a version in the registry
+RECORD_FILE = "adapt.json"  # of what `must adapt` makes
