@@ -15,7 +15,7 @@ PICTURE = Path(__file__).parents[2] / "docs" / "pictures" / "evidence.svg"
 INK, GREY, PALE = "#1f2933", "#7b8794", "#e4e7eb"
 MANY, FEW = "#b54708", "#0b63ce"  # tasks of over 30 classes, and others
 LEFT, TOP, WIDTH, HEIGHT = 60, 60, 720, 380
-CHANGES, ZS = (-25.0, 20.0), (-5.0, 7.0)
+CHANGES, ZS = (-25.0, 25.0), (-5.0, 7.0)
 
 
 def main() -> None:
