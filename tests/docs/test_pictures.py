@@ -19,6 +19,7 @@ def test_is_current(module, function, name, monkeypatch):
     assert drawn == (PICTURES / f"{name}.svg").read_text(), "run `make pictures`"
 
 
-def test_all_are_small():
+def test_all_are_small_and_shown():
     sizes = {file.name: file.stat().st_size for file in PICTURES.iterdir()}
-    assert len(sizes) == 7 and max(sizes.values()) < 150_000
+    pages = "".join(page.read_text() for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+    assert max(sizes.values()) < 150_000 and not [name for name in sizes if f"pictures/{name}" not in pages]
