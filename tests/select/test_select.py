@@ -124,9 +124,9 @@ def test_shards_that_are_added_during_training_do_not_judge_it(digits, tmp_path,
     for number, pixels in enumerate(np.random.default_rng(0).integers(0, 255, (10, 32, 32), np.uint8)):
         Image.fromarray(pixels).save(tmp_path / f"more/{number}.png")
 
-    def after_an_append(*args):
+    def after_an_append(*args, **more):
         shard(ShardConfig(source=str(tmp_path / "more"), output=str(shards), append=True, workers=1))
-        return choose(*args)
+        return choose(*args, **more)
 
     monkeypatch.setattr(trainer, "select_weights", after_an_append)
     train(replace(training(digits, tmp_path / "out"), shards=str(shards)))
