@@ -67,7 +67,7 @@ class Api:
             self.fail(name)
 
     def finish(self, name, kind="Complete"):
-        for pod in list(self.pods[name]):
+        for pod in list(self.pods.get(name, [])):  # deleted in between, there are none
             if kind == "Complete" or pod.node == 0:
                 self.exit(name, pod.node, 0 if kind == "Complete" else 1)
 

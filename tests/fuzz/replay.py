@@ -10,6 +10,7 @@ no refusal, is a finding; the exit code is 1.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import random
 import sys
 import time
@@ -45,11 +46,15 @@ class Spent(NamedTuple):
 def spent(target: Target, data: bytes) -> Spent:
     """What reading these bytes takes. Linux: the peak of this process is set back before."""
     Path("/proc/self/clear_refs").write_text("5")
+    gc.collect()
+    gc.freeze()  # what else this process holds, all of torch perhaps, is not looked through for the input's sake
     before, begun, why = status("VmRSS"), time.process_time(), ""
     try:
         run(target, data)
     except Exception as error:
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    finally:
+        gc.unfreeze()
     found = Spent(max(0, status("VmHWM") - before), time.process_time() - begun, why)
     if not why and found.memory > target.memory:
         why = f"{found.memory / 1e6:.0f} MB; {target.memory / 1e6:.0f} are allowed"
