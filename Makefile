@@ -59,7 +59,8 @@ test-stores: setup build/azurite/node_modules/.bin/azurite-blob  ## Run the test
 build/transformers/installed: EXTRA = siglip
 build/wandb/installed: EXTRA = wandb
 build/vertex/installed: EXTRA = vertex
-build/transformers/installed build/wandb/installed build/vertex/installed: $(VENV)/installed
+build/heic/installed: EXTRA = heic
+build/transformers/installed build/wandb/installed build/vertex/installed build/heic/installed: $(VENV)/installed
 	@$(PYTHON) -m venv $(@D)
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth
@@ -73,6 +74,10 @@ test-transformers: build/transformers/installed  ## Run the tests of what transf
 .PHONY: test-wandb
 test-wandb: build/wandb/installed  ## Run the tests of Weights & Biases, offline
 	@REQUIRE_WANDB=1 build/wandb/bin/python -m pytest -m 'not containers' -k weights_and_biases tests/train/test_trackers.py
+
+.PHONY: test-heic
+test-heic: build/heic/installed  ## Run the tests of photographs in HEIC
+	@REQUIRE_HEIF=1 build/heic/bin/python -m pytest tests/image/test_heic.py
 
 .PHONY: test-vertex
 test-vertex: build/vertex/installed  ## Run the tests of Vertex AI Pipelines with Google's client

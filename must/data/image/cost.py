@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from must.data.image.headers import heif
 from must.data.image.headers.base import Cost
 from must.data.image.headers.boxes import ANIMATED, BRANDS, CODESTREAM, JP2, avif_cost, jpeg2000_cost
 from must.data.image.headers.directory import STARTS
@@ -49,7 +50,7 @@ def cost(data: bytes) -> Cost:
     if data.startswith((JP2, CODESTREAM)):
         return jpeg2000_cost(data)
     if data[4:8] == b"ftyp":
-        return avif_of_brand(data)
+        return by_brand(data)
     if data.startswith(b"BM"):
         return bmp_cost(data)
     if data.startswith(b"\0\0\1\0"):
@@ -61,8 +62,11 @@ def cost(data: bytes) -> Cost:
     return tga_cost(data)
 
 
-def avif_of_brand(data: bytes) -> Cost:
+def by_brand(data: bytes) -> Cost:
+    """Of AVIF or HEIC."""
     brand, others = data[8:12], data[16 : min(int.from_bytes(data[:4], "big"), 1000)]
+    if brand in heif.BRANDS or (brand == b"mif1" and any(other in others for other in heif.BRANDS)):
+        return heif.heif_cost(data)
     if brand == b"avis" or (brand == b"msf1" and b"avis" in others):
         raise ValueError(ANIMATED)
     if brand not in BRANDS:

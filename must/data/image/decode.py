@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -11,13 +12,16 @@ from PIL import Image
 from must.data.image.colors import check_colors, to_rgb
 from must.data.image.cost import MAX_PIXELS, cost, refusal
 from must.data.image.headers.directory import directory_refusal
+from must.data.image.headers.heif import PLUGIN, can_read
 from must.data.image.jpeg import decode_plain
 
 # Only formats whose decoders read untrusted bytes safely: no EPS or WMF, which start other programs.
 Image.init()  # registers the formats this Pillow was built with
-KNOWN = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
+if can_read():  # and HEIC, from the picture itself alone
+    importlib.import_module(PLUGIN).register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
+KNOWN = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF", "ICO", "TGA")
 FORMATS = tuple(name for name in KNOWN if name in Image.OPEN)
-EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
+EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "HEIF": "heic"}
 ORIENTATION = 0x0112
 Picture = TypeVar("Picture")
 
@@ -72,6 +76,8 @@ def identify(data: bytes, max_pixels: int = MAX_PIXELS) -> Any:
     found = cost(data)
     if refused := refusal(found, max_pixels):
         raise ValueError(refused)
+    if found.format == "HEIF" not in FORMATS:
+        raise ValueError("HEIC, which is read where pillow-heif is installed (pip install pillow-heif)")
     try:  # nothing but the format whose cost was looked up; a Pillow may have been built without it
         image = Image.open(io.BytesIO(data), formats=[name for name in (found.format,) if name in FORMATS])
     except Image.UnidentifiedImageError:

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from must.base import storage
+from must.data.image.headers.heif import can_read
 
-EXTENSIONS = frozenset(
+PHONES = frozenset({"heic", "heif"})
+EXTENSIONS = (PHONES if can_read() else frozenset()) | frozenset(
     "jpg jpeg jpe jfif mpo png webp gif bmp dib tif tiff ppm pgm pbm pnm jp2 j2k jpx avif ico tga".split()  # noqa: SIM905
 )
 ARCHIVE = re.compile(r"\.(zip|tar|tgz|tar\.gz|tar\.bz2|tar\.xz)$", re.IGNORECASE)

@@ -145,9 +145,9 @@ def avif_cost(data: bytes) -> Cost:
                     (number(data, at + 4, 4), number(data, at + 8, 4)) for name, at, _ in properties if name == b"ispe"
                 ]
         pieces = list(extents(data, inside.get(b"iloc", (0, 0)), inside.get(b"idat", (0, 0))[0]))
-        if sum(last - at for at, last in pieces) > 4 * len(data):
+        if sum(last - at for _, at, last in pieces) > 4 * len(data):
             raise ValueError("its items lie upon each other")
-        for at, last in pieces:
+        for _, at, last in pieces:
             for unit, begin, stop in units(data, at, last):
                 frames += unit in FRAMES
                 if unit == SEQUENCE_HEADER:
@@ -162,8 +162,8 @@ def avif_cost(data: bytes) -> Cost:
     return found._replace(memory=found.memory + 30_000_000, seconds=seconds)
 
 
-def extents(data: bytes, box: tuple[int, int], idat: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of the items' bytes in the file. Raises ValueError: too many."""
+def extents(data: bytes, box: tuple[int, int], idat: int) -> Iterator[tuple[int, int, int]]:
+    """(number, start, end) of the items' pieces in the file. Raises ValueError: too many."""
     start, end = box
     if not end:
         return
@@ -175,7 +175,7 @@ def extents(data: bytes, box: tuple[int, int], idat: int) -> Iterator[tuple[int,
     if count > MAX_ITEMS:
         raise ValueError(f"more than {MAX_ITEMS} items")
     for _ in range(count):
-        place += 4 if version > 1 else 2
+        item, place = number(data, place, 4 if version > 1 else 2), place + (4 if version > 1 else 2)
         method = number(data, place, 2) & 15 if version else 0
         place += 4 if version else 2
         base = number(data, place, wide[2]) + (idat if method == 1 else 0)
@@ -187,7 +187,7 @@ def extents(data: bytes, box: tuple[int, int], idat: int) -> Iterator[tuple[int,
             at = base + number(data, place + wide[3], wide[0])
             length = number(data, place + wide[3] + wide[0], wide[1])
             place += wide[3] + wide[0] + wide[1]
-            yield at, min(at + length, len(data)) if length else len(data)
+            yield item, at, min(at + length, len(data)) if length else len(data)
 
 
 def units(data: bytes, place: int, end: int) -> Iterator[tuple[int, int, int]]:

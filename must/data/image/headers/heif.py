@@ -1,0 +1,159 @@
+"""HEIC: boxes as AVIF's, and HEVC inside, which has sizes of its own. Decoded where pillow-heif is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from math import prod
+
+from must.data.image.headers.base import MAX_SEGMENTS, Cost, costs, number
+from must.data.image.headers.boxes import MAX_ITEMS, boxes, extents
+
+PLUGIN = "pillow_heif"
+BRANDS = (b"heic", b"heix")
+ANIMATED = "an animated HEIC is not accepted"
+KINDS = (
+    b"hvc1",
+    b"grid",
+    b"tmap",
+    b"Exif",
+    b"mime",
+    b"uri ",
+)  # of items: pictures, tiles of one, and what is said of it
+PARAMETERS, PICTURES = 33, 32  # kinds of HEVC's units: a sequence's parameters; below that, slices of pictures
+HELD, WORK = 8, (70, 230)  # bytes a pixel of the picture; nanoseconds a pixel and a byte, of libde265
+A_TILE = 12  # bytes a pixel of the one that is being decoded
+Item = tuple[int, int, int]  # its number, start and end of a piece of it
+
+
+def can_read() -> bool:
+    """Whether pillow-heif is installed."""
+    return importlib.util.find_spec(PLUGIN) is not None
+
+
+def heif_cost(data: bytes) -> Cost:
+    """Of the largest size that boxes, grids and HEVC name, and of all tiles. Raises ValueError: unknown items."""
+    meta: dict[bytes, tuple[int, int]] = {}
+    for kind, start, end in boxes(data, 0, len(data)):
+        if kind == b"moov":
+            raise ValueError(ANIMATED)
+        if kind == b"meta":
+            if meta:
+                raise ValueError("described twice")
+            meta = {name: (at, last) for name, at, last in boxes(data, start + 4, end)}
+    kinds = dict(items(data, *meta.get(b"iinf", (0, 0))))
+    sizes, tile, lengths, layers = [(0, 0)], (0, 0), 4, 1
+    for name, at, last in boxes(data, *meta.get(b"iprp", (0, 0))):
+        for label, begin, stop in boxes(data, at, last) if name == b"ipco" else ():
+            layers += label == b"auxC"
+            if label == b"ispe":
+                sizes.append((number(data, begin + 4, 4), number(data, begin + 8, 4)))
+            if label == b"hvcC":
+                lengths = (number(data, begin + 21, 1) & 3) + 1
+                for unit in parameter_sets(data[begin:stop]):
+                    tile = max(tile, coded_size(unit), key=prod)
+    pieces: dict[int, bytes] = {}
+    for item, at, last in extents(data, meta.get(b"iloc", (0, 0)), meta.get(b"idat", (0, 0))[0]):
+        pieces[item] = pieces.get(item, b"") + data[at:last]
+        if sum(map(len, pieces.values())) > 4 * len(data):
+            raise ValueError("its items lie upon each other")
+    frames = 1
+    for item, content in pieces.items():
+        if kinds.get(item) == b"grid":
+            wide = 4 if number(content, 1, 1) & 1 else 2
+            sizes.append((number(content, 4, wide), number(content, 4 + wide, wide)))
+        if kinds.get(item) == b"hvc1":
+            found = list(units(content, lengths))
+            frames = max(frames, sum(unit[0] >> 1 & 63 < PICTURES and unit[2:3] >= b"\x80" for unit in found))
+            for unit in found:
+                if unit[0] >> 1 & 63 == PARAMETERS:
+                    tile = max(tile, coded_size(unit), key=prod)
+    if not prod(tile):
+        raise ValueError("no size")
+    parts = max(1, references(data, *meta.get(b"iref", (0, 0)))) + layers - 1
+    size = max(*sizes, tile, key=prod)
+    found_cost = costs("HEIF", size, data, held=HELD + 4 * layers, nanoseconds=WORK)
+    work = parts * frames * prod(tile) * WORK[0] / 1e9
+    return found_cost._replace(
+        memory=found_cost.memory + A_TILE * prod(tile),
+        seconds=max(found_cost.seconds, work + WORK[1] * len(data) / 1e9),
+    )
+
+
+def items(data: bytes, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """(number, kind) of the items. Raises ValueError: a kind whose cost is not known, or packed."""
+    if not end:
+        return
+    for name, at, last in boxes(data, start + (6 if not data[start] else 8), end):
+        if name != b"infe":
+            continue
+        wide = 2 if data[at] < 3 else 4
+        kind = data[at + 6 + wide : at + 10 + wide]
+        if kind not in KINDS:
+            raise ValueError(f"an item of kind {kind.decode('ascii', 'replace')!r}, whose cost is not known")
+        if kind == b"mime" and any(data[at + 10 + wide : last].split(b"\0")[2:]):
+            raise ValueError("a packed item, whose cost is not known")
+        yield number(data, at + 4, wide), kind
+
+
+def references(data: bytes, start: int, end: int) -> int:
+    """How many tiles are drawn, a tile that is drawn twice as two."""
+    if not end:
+        return 0
+    wide = 4 if data[start] else 2
+    return sum(number(data, at + wide, 2) for name, at, _ in boxes(data, start + 4, end) if name == b"dimg")
+
+
+def parameter_sets(box: bytes) -> Iterator[bytes]:
+    """The units of kind PARAMETERS in an hvcC box."""
+    place = 23
+    for _ in range(number(box, 22, 1)):
+        count, place = number(box, place + 1, 2), place + 3
+        for _ in range(min(count, MAX_ITEMS)):
+            length = number(box, place, 2)
+            unit, place = box[place + 2 : place + 2 + length], place + 2 + length
+            if unit and unit[0] >> 1 & 63 == PARAMETERS:
+                yield unit
+
+
+def units(content: bytes, lengths: int) -> Iterator[bytes]:
+    """HEVC's units in an item, each after its length; at most their first 1,000 bytes."""
+    place = 0
+    for _ in range(MAX_SEGMENTS):
+        if place + lengths >= len(content):
+            return
+        length, place = number(content, place, lengths), place + lengths
+        if length:
+            yield content[place : place + min(length, 1000)]
+        place += length
+    raise ValueError(f"more than {MAX_SEGMENTS} units of HEVC")
+
+
+def coded_size(unit: bytes) -> tuple[int, int]:
+    """Width and height in a sequence's parameters (H.265, 7.3.2.2); the largest there are where they cannot be read."""
+    plain = unit[2:].replace(b"\0\0\3", b"\0\0")
+    bits, left = int.from_bytes(plain, "big"), 8 * len(plain)
+
+    def read(count: int) -> int:
+        nonlocal left
+        left -= count
+        return bits >> left & (1 << count) - 1 if left >= 0 else 0
+
+    def golomb() -> int:
+        zeros = 0
+        while zeros < 32 and left > 0 and not read(1):
+            zeros += 1
+        return (1 << zeros) - 1 + read(zeros)
+
+    read(4)
+    layers = read(3)
+    read(1 + 88 + 8)  # nesting; profile, its flags, level
+    present = [(read(1), read(1)) for _ in range(layers)]
+    read(2 * (8 - layers) if layers else 0)
+    for profile, level in present:
+        read(88 * profile + 8 * level)
+    golomb()
+    if golomb() == 3:
+        read(1)
+    width, height = golomb(), golomb()
+    return (width, height) if 0 < width < 65536 and 0 < height < 65536 and left > 0 else (65536, 65536)
