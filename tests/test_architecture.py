@@ -51,7 +51,7 @@ workers     processes storage
     "data": """
 image
 format
-sources
+sources     image
 shards      format image sources
 augment     image
 loading     augment format image
