@@ -54,11 +54,17 @@ def tars() -> dict[str, bytes]:
     long = io.BytesIO()
     with tarfile.open(fileobj=long, mode="w") as tar:
         tar.addfile(tarfile.TarInfo("n" * 900_000 + ".png"))
+    lists, label = io.BytesIO(), b'{"label": [' + b"[]," * 340_000 + b"[]]}"
+    with tarfile.open(fileobj=lists, mode="w") as tar:
+        for number in range(8):
+            (info := tarfile.TarInfo(f"{number}.json")).size = len(label)
+            tar.addfile(info, io.BytesIO(label))
     return {
         "digits": attributes(b"1" * 60_000) + bytes(1024),
         "digits of a sparse file": attributes(b"22 GNU.sparse.major=0\n" + b"1" * 60_000) + bytes(1024),
         "attributes of 1 MB": attributes(b"1000000 path=" + b"y" * 1_000_000) + bytes(1024),
         "a name of 900 kB": long.getvalue(),
+        "labels that are lists": lists.getvalue(),
     }
 
 

@@ -220,7 +220,7 @@ def label_in(extension: str, data: bytes) -> str | None:
     if extension == "cls":
         return text or None
     label = storage.object_or_none(text, lambda content: content.get("label"))
-    return None if label is None or label == "" else str(label)
+    return str(label) if isinstance(label, str | int | float) and label != "" else None
 
 
 def zip_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, tuple[int, int, int, int], None]]:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import must
+from must.base.storage.json_objects import loads
 from must.deploy.serve.answers import tensors, to_json
 from must.deploy.serve.asked import Asked, Limits, Output, read_asked
 from must.deploy.serve.described import config_of, metadata_of, server_metadata
@@ -260,7 +261,7 @@ def understood(data: memoryview, length: int, limits: Limits) -> Asked:
 
 def parse(data: memoryview) -> dict[str, Any]:
     try:
-        request = json.loads(bytes(data))
+        request = loads(bytes(data))
     except (ValueError, RecursionError):
         raise Refused(400, "the body is no JSON; a picture as it is goes to /classify") from None
     except MemoryError:
