@@ -96,7 +96,7 @@ class TestServer:
         bundle, flags = make_bundle(tmp_path / "model", revision=3), [*made, "--register", "mlflow"]
         for _ in range(2):  # a retried pod
             promote(tmp_path, "--model", bundle, *flags, "--champion", "none")
-        assert capsys.readouterr().out.count("MLflow: digits: version 1 is r0003-") == 2
+        assert capsys.readouterr().out.count("(version 1 there) is there, and the champion") == 2
         (version,) = server.client.search_model_versions("name = 'digits'")
         champion = server.client.get_model_version_by_alias("digits", "champion")
         assert champion.version == version.version and champion.description == "# A model card\n"

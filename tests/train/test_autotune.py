@@ -112,7 +112,7 @@ def test_a_trial_changes_no_weight():
 def test_a_run_goes_on_with_the_micro_batches_it_had(digits, tmp_path, capsys):
     """Sums in another order are not the same to the bit."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    settings = {"epochs": 4, "checkpoint_every": 3, "workers": 1, "preset": "digits"}
+    settings = {"epochs": 3, "checkpoint_every": 3, "workers": 1, "preset": "digits"}
     train(config(digits, whole, accumulate=5, **settings))
     code, _ = start_and_stop(digits, stopped, signal.SIGTERM, extra=("--accumulate", "5"))
     assert code == 75
