@@ -71,7 +71,7 @@ def test_each_stage_in_its_image_gives_what_subprocesses_give(reference, tmp_pat
     assert result.returncode == 0, result.stdout + result.stderr
     if folder := os.environ.get("TRANSCRIPTS"):
         Path(folder, "dag.txt").write_text(result.stdout)
-    for stage in set(ALWAYS) - {"close"}:
+    for stage in set(ALWAYS) - {"close", "review"}:  # a run that promotes asks nobody
         assert f"== {stage} ==" in result.stdout
     same(metrics(tmp_path / "run"), reference[1])
     artifacts = list((tmp_path / "run" / "latest").resolve().glob("*/*"))
