@@ -108,13 +108,6 @@ def test_captions_are_no_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         run(tmp_path / "in", tmp_path / "out2", labels="folder")
 
 
-def test_an_iphones_pictures_are_told_what_to_become(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "IMG_1.HEIC").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"only other files \(1 \.heic\).*HEIC becomes JPEG as docs/faq\.md shows"):
-        run(tmp_path / "in", tmp_path / "out")
-
-
 def test_in_a_bucket_as_well(bucket_server: Server, tmp_path: Path) -> None:
     mine, uri = webdataset(tmp_path / "mine"), bucket_server.uri + "/mine"
     zoo.fill(tmp_path / "in", 6)
