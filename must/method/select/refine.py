@@ -26,7 +26,7 @@ from must.method.model.encoder import load_kept
 from must.method.select.data_profile import data_profile, profile_text
 from must.method.select.image_features import ImageFeatures, extract_features, softmax
 from must.method.select.label_propagation import for_copies, recognised, refined
-from must.method.select.ladder import KNOWING, MIN_IMAGES, RUNGS, Climb, climb
+from must.method.select.ladder import KNOWING, MIN_IMAGES, RUNGS, Climb, climb, knows
 from must.method.select.neighbours import judges, look_alikes
 from must.method.select.refit import between, refit
 from must.method.select.rung_predictions import subsample
@@ -100,10 +100,10 @@ def reason_against(facts: dict[str, Any]) -> str:
     share = facts["preferred"]
     if facts["agreement"] is None:
         return f"fewer than {MIN_IMAGES} different images are too few to judge by"
-    if share is not None and share < KNOWING:
+    if share is not None and not knows(share, facts["looked_at"] - facts["copies"]):
         return (
             f"look-alikes of the surest images prefer their class to the runner-up in {share:.0%}: they know too "
-            f"little ({KNOWING:.0%} is needed)"
+            f"little ({KNOWING:.0%} and a standard error are needed)"
         )
     if facts["recognised"] < RECOGNISED:
         return (
