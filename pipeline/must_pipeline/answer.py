@@ -14,6 +14,7 @@ from typing import Any
 
 from must.base import storage
 from must.base.exits import WRONG_INPUT
+from must.base.flags import OneLineParser
 from must.base.text import printable, without_secrets
 from must.runtime.answers import put_answers
 from must.runtime.notes import read_notes
@@ -24,7 +25,7 @@ from must_pipeline.submit import same_again, start
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", help="id, name or address of the run, or its work_uri")
     parser.add_argument("answers", metavar="FILE", help="what the page saved: answers.jsonl")
     parser.add_argument("--cluster", type=Path, default=nearest(CLUSTER), help="for the namespace [cluster.yaml]")

@@ -1,4 +1,4 @@
-"""must-pipeline compile | submit | schedule | run | files: the commands of the Kubeflow pipeline."""
+"""must-pipeline compile | submit | answer | schedule | run | files: the commands of the Kubeflow pipeline."""
 
 from __future__ import annotations
 

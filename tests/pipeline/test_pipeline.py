@@ -10,6 +10,8 @@ import yaml
 from kfp import components
 
 from must import __version__
+from must_pipeline.cli import COMMANDS
+from must_pipeline.cli import main as must_pipeline
 from must_pipeline.cluster.load import load_cluster
 from must_pipeline.compile import compile_pipeline
 from must_pipeline.files import CLUSTER, COMPILED
@@ -138,3 +140,16 @@ def test_the_console_keeps_a_stages_lines_and_drops_the_runners(capsys):
         "16:19:36.000 - ERROR - Task 'train' finished with status FAILURE\n"
     )  # fmt: skip
     assert capsys.readouterr().out == "\n== train ==\nstep 1/2\nTask 'train' finished with status FAILURE\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_wrong_flag_of_any_command_is_one_line(command, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["must-pipeline", command, "--cluter", "x"])
+    with pytest.raises(SystemExit) as error:
+        must_pipeline()
+    said = capsys.readouterr().err
+    assert (
+        error.value.code == 2
+        and said.startswith(f"must-pipeline {command}: --cluter: unknown")
+        and said.count("\n") == 1
+    )
