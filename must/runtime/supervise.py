@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 RETRIES = "MUST_RETRIES"  # COUNT,SECONDS,FACTOR in the environment, from cluster.yaml; none without it
 LIMIT = "MUST_TIME_LIMIT"  # seconds for all tries in this pod, from cluster.yaml; no limit without it
-GRACE = 30.0  # seconds from SIGTERM to SIGKILL at the limit
+GRACE = 300.0  # seconds from SIGTERM to SIGKILL at the limit, for a large checkpoint; the pod itself has 900
 NEVER = (0, WRONG_INPUT, INTERRUPTED, TIME_OVER)  # done; what stays wrong; the keyboard
 LONGEST = 3600.0  # seconds between two tries
 
@@ -91,7 +91,8 @@ class Supervisor:
         self.note, self.folder, self.policy = note, folder, policy
         self.environment = os.environ | {TOLD: str(folder / "told.json"), RUN_ID: run_id}
         self.stopping = threading.Event()
-        self.over = time.monotonic() + float(os.environ.get(LIMIT) or threading.TIMEOUT_MAX)
+        limit = float(os.environ.get(LIMIT) or 0)
+        self.over = time.monotonic() + limit if limit else None
         self.child: subprocess.Popen | None = None
 
     def run(self) -> int:
@@ -114,7 +115,7 @@ class Supervisor:
                 self.note.changed.set()
                 if self.stopping.wait(pause):
                     return PREEMPTED
-                if time.monotonic() > self.over:
+                if self.over and time.monotonic() > self.over:
                     return TIME_OVER
 
     def attempt(self) -> int:
@@ -124,7 +125,7 @@ class Supervisor:
         if self.stopping.is_set():  # the signal came before there was a child
             self.child.terminate()
         try:
-            code = self.child.wait(self.over - time.monotonic())
+            code = self.child.wait(self.over and max(0.0, self.over - time.monotonic()))
         except subprocess.TimeoutExpired:
             return self.time_is_over(self.child)
         except KeyboardInterrupt:
