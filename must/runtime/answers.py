@@ -6,7 +6,6 @@ finds them there: its training is done already, and `must select --answers` deci
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import subprocess
@@ -27,7 +26,7 @@ from must.deploy.review.page import self_contained
 from must.deploy.review.pictures import Pictures
 from must.deploy.review.session import Session, in_words
 from must.method.answers.book import FILE as ANSWERS
-from must.method.answers.book import read_answers
+from must.method.answers.book import read_answers, whole
 from must.method.answers.decided import decided
 from must.method.answers.plan import Plan
 from must.method.answers.questions import fingerprint, whole_of
@@ -174,7 +173,7 @@ def add(uri: str, data: bytes) -> None:
         before, token = storage.read_versioned(uri)
         lines = (before or b"").splitlines()
         known = set(lines)
-        new = [line for line in data.splitlines() if line.strip() and line not in known and is_object(line)]
+        new = [line for line in data.splitlines() if line.strip() and line not in known and whole(line)]
         try:
             storage.write_bytes(uri, b"".join(line + b"\n" for line in [*lines, *new]), token)
         except ConflictError:
@@ -182,11 +181,3 @@ def add(uri: str, data: bytes) -> None:
                 raise ValueError(f"{uri}: others write there; try again") from None
         else:
             return
-
-
-def is_object(line: bytes) -> bool:
-    """What a killed program left of a last line is none."""
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
