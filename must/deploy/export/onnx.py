@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from must.base import storage
-from must.base.files import ONNX_FILE
+from must.base.files import CARD_FILE, ONNX_FILE
 from must.base.parameters import require
 from must.base.progress import parts
 from must.base.text import encoded, lines_of
@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 LEAST_AGREEMENT = {"fp32": 1.0, "fp16": 0.99, "int8": 0.97}
 RANDOM_IMAGES = 64
-CARD_FILE = "MODEL_CARD.md"
 README_FILE = "README.md"  # the same for a hub, which reads what stands in YAML before it
 
 

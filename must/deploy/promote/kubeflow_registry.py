@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from must.base import storage
-from must.base.files import ONNX_FILE
+from must.base.files import CARD_FILE, ONNX_FILE
 from must.base.parameters import require
 from must.base.storage import TransientError
 from must.deploy.promote.model_registry import Api, RefusedError
@@ -21,7 +21,6 @@ from must.deploy.promote.model_registry import Api, RefusedError
 FLAG = "--register kubeflow"
 LABEL = "champion"  # of a version
 CHAMPION, URI = "must.champion", "must.uri"  # properties: of the model, the champion's name; of a version, its place
-CARD = "MODEL_CARD.md"
 LONGEST_CARD = 5000  # characters of a version's description
 MODELS, VERSIONS = "registered_models", "model_versions"
 RUN_ID = "MUST_RUN_ID"  # the run of the pipeline that promotes
@@ -93,7 +92,7 @@ class KubeflowRegistry:
     def described(
         self, model: dict[str, Any], version: str, onnx: str, metrics: dict[str, float], tags: dict[str, str]
     ) -> dict[str, Any]:
-        card = storage.join(onnx, CARD)
+        card = storage.join(onnx, CARD_FILE)
         description = storage.read_bytes(card).decode("utf-8", "replace")[:LONGEST_CARD] if storage.exists(card) else ""
         numbers = {name: number(value) for name, value in metrics.items() if math.isfinite(value)}
         texts = {name: text(value) for name, value in tags.items() if value}  # an empty one would be a label

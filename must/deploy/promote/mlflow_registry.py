@@ -15,14 +15,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from must.base import storage
-from must.base.files import ONNX_FILE
+from must.base.files import CARD_FILE, ONNX_FILE
 from must.base.names import listed
 from must.base.storage import TransientError
 from must.method.train.trackers.base import reason
 from must.method.train.trackers.mlflow import connect, experiment
 
 ALIAS, TAG = "champion", "must.version"
-CARD = "MODEL_CARD.md"
 LONGEST_CARD = 5000  # characters of a version's description
 MAY_PASS = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")  # MLflow's codes; no connection too
 
@@ -115,7 +114,7 @@ class MlflowRegistry:
         model = Model(artifact_path="model", run_id=run_id)
         model.add_flavor("onnx", data=ONNX_FILE, providers=["CPUExecutionProvider"])
         model.save(str(folder / "MLmodel"))
-        return (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).exists() else ""
+        return (folder / CARD_FILE).read_text(encoding="utf-8") if (folder / CARD_FILE).exists() else ""
 
 
 def called(version: str, number: str) -> str:
