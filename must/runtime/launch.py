@@ -13,8 +13,8 @@ import yaml
 
 from must.base.exits import BUG, PREEMPTED
 from must.base.parameters import require
+from must.base.processes import ENDS_WITH_PARENT
 from must.method.distributed.machines import Machines
-from must.method.distributed.parent import ENDS_WITH_PARENT
 from must.method.model.bundle import load_description
 
 ALONE = Machines()

@@ -12,13 +12,12 @@ from typing import Any
 from must.api.stages import call
 from must.base import storage
 from must.base.files import INDEX_FILE, METRICS_FILE
-from must.runtime import answers, classifiers, evaluation, fanout, promotion
-from must.runtime.decision import decide
+from must.runtime import answers, classifiers, decision, evaluation, fanout
+from must.runtime.check import sharding_settings, training_settings
 from must.runtime.inputs import check_inputs
 from must.runtime.notes import stage_note
 from must.runtime.outcome import WAITS
 from must.runtime.places import WorkUri
-from must.runtime.settings import sharding_settings, training_settings
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +108,7 @@ def evaluate(work_uri: str, *, report: str, link: str = "", **values: str) -> di
 def gate(work_uri: str, *, registry_uri: str, **values: Any) -> str:
     """Returns promote, ask or stop. `values` are those of decision.decide."""
     with stage_note(work_uri, "gate") as note:
-        result, note.facts = decide(work_uri, registry=WorkUri(work_uri).registry(registry_uri), **values)
+        result, note.facts = decision.decide(work_uri, registry=WorkUri(work_uri).registry(registry_uri), **values)
         note.result = f"{note.facts['outcome']} ({result.gate})"
     return "promote" if result.passed else "ask" if note.facts["outcome"] == WAITS else "stop"
 
@@ -143,12 +142,12 @@ def export(
             embeddings=embeddings, triton=triton,
         )  # fmt: skip
         note.result = f"ONNX, {precision}" + (", with embeddings" if embeddings else "")
-    return {"precision": precision, "framework": "onnx", **promotion.model_facts(bundle, details)}
+    return {"precision": precision, "framework": "onnx", **decision.model_facts(bundle, details)}
 
 
 def promote(work_uri: str, *, registry_uri: str, **values: str) -> dict[str, Any]:
-    """Returns where the version is and what it is; `values` are those of promotion.promote."""
+    """Returns where the version is and what it is; `values` are those of decision.promote."""
     with stage_note(work_uri, "promote") as note:
-        facts = promotion.promote(registry=WorkUri(work_uri).registry(registry_uri), **values)
+        facts = decision.promote(registry=WorkUri(work_uri).registry(registry_uri), **values)
         note.result, note.facts = f"promoted as {facts['version']}", {"version": facts["version"]}
     return facts

@@ -26,7 +26,7 @@ from typing import Any
 from must.base.exits import HELD, INTERRUPTED, PREEMPTED, TIME_OVER, WRONG_INPUT, exiting
 from must.base.lock import RUN_ID
 from must.base.parameters import convert, require
-from must.method.distributed.parent import end_with_parent
+from must.base.processes import end_with_parent
 from must.runtime.notes import TOLD, Note, stage_note
 
 logger = logging.getLogger(__name__)

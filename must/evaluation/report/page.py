@@ -12,12 +12,10 @@ from markupsafe import Markup, escape
 
 from must.config import EvaluateConfig
 from must.evaluation.report import charts
-from must.evaluation.report.charts import Line
-from must.evaluation.report.format import percent, points, signed
-from must.evaluation.report.gallery import changed_pairs, gallery
+from must.evaluation.report.charts import Line, percent, points, signed
+from must.evaluation.report.gallery import Thumbnails, changed_pairs, gallery
 from must.evaluation.report.provenance import commands, provenance, training_curves
 from must.evaluation.report.selection import selection
-from must.evaluation.report.thumbnails import Thumbnails
 from must.evaluation.report.verdict import verdict
 from must.evaluation.scores import Samples, Scores
 from must.evaluation.training import training_log

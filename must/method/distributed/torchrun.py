@@ -19,7 +19,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from must.base.exits import HELD, PREEMPTED, WRONG_INPUT
-from must.method.distributed.parent import ENDS_WITH_PARENT, end_with_parent
+from must.base.processes import ENDS_WITH_PARENT, end_with_parent
 
 logger = logging.getLogger(__name__)
 
