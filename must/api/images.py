@@ -82,10 +82,7 @@ def column_of(dataset: Any) -> Iterator[Any]:
     )
     features = getattr(dataset, "features", None) or {}
     columns = [name for name, kind in features.items() if type(kind).__name__ == "Image"]
-    require(
-        len(columns) > 0,
-        f"images: the dataset has no column of images; it has: {', '.join(dataset.column_names)}",
-    )
+    require(len(columns) > 0, f"images: the dataset has no column of images; it has: {', '.join(dataset.column_names)}")
     only = dataset.select_columns([columns[0]])
     return (row[columns[0]] for row in only)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from must.base.exits import BUG, PREEMPTED
+from must.base.exits import BUG, PREEMPTED, handling
 from must.base.parameters import require
 from must.base.processes import ENDS_WITH_PARENT
 from must.method.distributed.machines import Machines
@@ -57,11 +57,8 @@ def run_processes(values: dict[str, Any], processes: int, machines: Machines = A
         child = subprocess.Popen(
             [*command, "-m", "must", "train", "--config", file.name], env=os.environ | {ENDS_WITH_PARENT: "1"}
         )
-        previous = signal.signal(signal.SIGTERM, lambda number, _: child.send_signal(number))
-        try:
+        with handling(signal.SIGTERM, lambda number, _: child.send_signal(number)):
             code = child.wait()
-        finally:
-            signal.signal(signal.SIGTERM, previous)
     if code == -signal.SIGTERM:  # it had not even begun
         code = PREEMPTED
     if code:

@@ -30,7 +30,7 @@ from must.data.format.index import Index
 from must.data.image import decode as images
 from must.data.shards.build import fresh_folder
 from must.data.shards.chunk import reason
-from must.data.shards.commit import MOST_LABELS
+from must.data.shards.commit import MOST_LABELS, count_splits
 from must.data.shards.pool import Pool
 from must.data.shards.progress import print_summary
 from must.data.shards.tarwriter import npy
@@ -220,16 +220,11 @@ def index_of(uri: str, done: list[Found]) -> Index:
     )
     reasons = Counter(re.sub(r"\d+", "N", why) for found in done for _, why in found.rejected)
     shards = tuple(found.shard for found in done)
-    splits = {
-        split: {
-            "samples": sum(shard.samples for shard in shards if shard.split == split),
-            "labelled": sum(shard.labelled for shard in shards if shard.split == split),
-        }
-        for split in dict.fromkeys(shard.split for shard in shards)
-    }
-    for split, counts in splits.items():
-        first = next((f"; {name}: {why}" for found in done for name, why in found.rejected), "")
-        require(counts["samples"] > 0, f"{uri}: the tars of the split {split} hold no images{first}")
+    names = tuple(dict.fromkeys(shard.split for shard in shards))
+    splits = count_splits(shards, names)
+    first = next((f"; {name}: {why}" for found in done for name, why in found.rejected), "")
+    for name in names:
+        require(name in splits, f"{uri}: the tars of the split {name} hold no images{first}")
     sums = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
     return Index(
         revision=0,

@@ -111,10 +111,7 @@ def kserve_manifest(name: str, storage_uri: str) -> str:
                     "runtime": RUNTIME,
                     "protocolVersion": "v2",
                     "storageUri": storage_uri,
-                    "resources": {
-                        "requests": {"cpu": "1", "memory": "2Gi"},
-                        "limits": {"cpu": "4", "memory": "4Gi"},
-                    },
+                    "resources": {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"cpu": "4", "memory": "4Gi"}},
                 }
             }
         },

@@ -201,7 +201,10 @@ def features(folder: Path, images: Tensor) -> Tensor:
     try:
         from transformers import CLIPModel
     except ImportError:
-        refuse_missing()
+        raise ValueError(
+            "--to transformers: the package transformers, which the folder is tried with, is not installed here; "
+            "install it with: pip install 'must-clip[siglip]'"
+        ) from None
     load: Any = CLIPModel.from_pretrained
     with no_progress_bar():
         model, info = load(folder, output_loading_info=True)
@@ -223,13 +226,6 @@ def no_progress_bar() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def refuse_missing() -> NoReturn:
-    raise ValueError(
-        "--to transformers: the package transformers, which the folder is tried with, is not installed here; install "
-        "it with: pip install 'must-clip[siglip]'"
-    )
 
 
 def use(bundle: Bundle, folder: Path) -> str:

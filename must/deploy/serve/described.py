@@ -10,10 +10,6 @@ from must.deploy.serve.models import Served
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration"]
 
 
-def server_metadata(version: str) -> dict[str, Any]:
-    return {"name": "must-serve", "version": version, "extensions": EXTENSIONS}
-
-
 def tensors_of(served: Served) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(inputs, outputs) as the protocol describes them; -1 stands for the images, and for top_k."""
     classes = len(served.classifier.classes)

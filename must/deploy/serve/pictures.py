@@ -30,9 +30,7 @@ def cost_of(data: bytes, max_pixels: int) -> Cost:
     """
     form = "; this is a form, and the body is to be the file itself: curl --data-binary @photo.jpg"
     wanted(
-        is_picture(data),
-        f"not a picture of a known format; send {PICTURES}" + form * (bytes(data[:2]) == b"--"),
-        415,
+        is_picture(data), f"not a picture of a known format; send {PICTURES}" + form * (bytes(data[:2]) == b"--"), 415
     )
     try:
         found = cost(data)

@@ -59,7 +59,7 @@ def render_report(
         reliability=reliability(metrics),
         few_shot=few_shot(metrics),
         histogram=histogram(metrics),
-        images=introduction(metrics),
+        images=paragraph(facts) if (facts := metrics["model"]["provenance"].get("data")) else [],
         selection=selection(metrics),
         curves=training_curves(training_log(config.model)),
         provenance=provenance(metrics),
@@ -146,12 +146,6 @@ def reliability(metrics: dict[str, Any]) -> Markup | None:
     if metrics["baseline"]:
         models.insert(0, (metrics["baseline_name"], "baseline", metrics["baseline"]["reliability"]))
     return charts.reliability_chart("Accuracy over confidence", models)
-
-
-def introduction(metrics: dict[str, Any]) -> list[str]:
-    """What the model's training images looked like before it was trained, if that was looked at."""
-    facts = metrics["model"]["provenance"].get("data")
-    return paragraph(facts) if facts else []
 
 
 def few_shot(metrics: dict[str, Any]) -> dict[str, Any] | None:

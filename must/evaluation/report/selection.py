@@ -23,12 +23,7 @@ def selection(metrics: dict[str, Any]) -> list[dict[str, Any]]:
         (compared.get("audit"), "Looked at again on this split", f"from {metrics['baseline_name']} to this model"),
     ]
     return [
-        {
-            "title": title,
-            "text": in_words(found),
-            "way": way,
-            "chart": ladder_chart(title, found),
-        }
+        {"title": title, "text": in_words(found), "way": way, "chart": ladder_chart(title, found)}
         for found, title, way in parts
         if found and found["rungs"]
     ]

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from must.base import storage
+from must.base.console import quieted
 from must.base.files import MODEL_FOLDER_FILE
 from must.base.text import brief, close_to
 from must.data.image.preprocess import Preprocess
@@ -138,15 +139,9 @@ def hub_files(model: str, pretrained: str, asked: str, weights: bool = True) -> 
 @contextmanager
 def quiet() -> Iterator[None]:
     """open_clip logs its every step to the root logger, and warns of activations that are chosen here."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(max(logging.WARNING, level))
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="These pretrained weights")
-            yield
-    finally:
-        root.setLevel(level)
+    with quieted(logging.WARNING, ""), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="These pretrained weights")
+        yield
 
 
 def build_visual(architecture: dict[str, Any]) -> Any:

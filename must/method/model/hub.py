@@ -51,9 +51,8 @@ def fetch(repository: str, names: tuple[str, ...], instead: str, only_look: bool
         except EntryNotFoundError:
             continue
         except Exception as error:  # of the network's many kinds, which change with huggingface_hub's versions
-            if any(
-                isinstance(try_to_load_from_cache(repository, one), str) for one in names
-            ):  # else None, or "no such"
+            there = [try_to_load_from_cache(repository, one) for one in names]  # a path, None, or "no such"
+            if any(isinstance(one, str) for one in there):
                 logger.info(f"the hub {hub} does not give {repository}; taking it from the cache")
                 return False
             status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0

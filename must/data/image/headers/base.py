@@ -44,11 +44,7 @@ class Cost(NamedTuple):
 
 
 def costs(
-    kind: str,
-    size: tuple[int, int],
-    data: bytes,
-    held: float = 4,
-    nanoseconds: tuple[float, float] = (15, 10),
+    kind: str, size: tuple[int, int], data: bytes, held: float = 4, nanoseconds: tuple[float, float] = (15, 10)
 ) -> Cost:
     """Of a picture of that (width, height), whose decoder holds `held` bytes a pixel beside the RGB.
 

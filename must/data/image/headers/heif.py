@@ -12,14 +12,7 @@ from must.data.image.headers.boxes import MAX_ITEMS, boxes, extents
 PLUGIN = "pillow_heif"
 BRANDS = (b"heic", b"heix")
 ANIMATED = "an animated HEIC is not accepted"
-KINDS = (
-    b"hvc1",
-    b"grid",
-    b"tmap",
-    b"Exif",
-    b"mime",
-    b"uri ",
-)  # of items: pictures, tiles of one, and what is said of it
+KINDS = (b"hvc1", b"grid", b"tmap", b"Exif", b"mime", b"uri ")  # of items: pictures, tiles of one, what is said of it
 PARAMETERS, PICTURES = 33, 32  # kinds of HEVC's units: a sequence's parameters; below that, slices of pictures
 HELD, WORK = 8, (70, 230)  # bytes a pixel of the picture; nanoseconds a pixel and a byte, of libde265
 A_TILE = 12  # bytes a pixel of the one that is being decoded
