@@ -1,7 +1,5 @@
 """The command line: one subcommand a stage, its flags made from must/config/."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -1,7 +1,5 @@
 """Makes the stages' functions from the table of stages: signature and docstring come from their parameters."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import re

@@ -1,7 +1,5 @@
 """Images as they are in a Python program become a source that `must shard` reads."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

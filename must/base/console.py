@@ -4,8 +4,6 @@ A program that imports must silences them by that logger's level, and routes the
 after the import (docs/python.md).
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Iterator

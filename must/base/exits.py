@@ -4,8 +4,6 @@ For the outermost block of a program (the command line, a stage's supervised pro
 what such a program calls raises, and knows no codes.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import signal

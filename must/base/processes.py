@@ -6,8 +6,6 @@ Without either, workers are forked on Linux, whatever Python's default is: that 
 scripts and notebooks can shard and train without a guard.
 """
 
-from __future__ import annotations
-
 import ctypes
 import multiprocessing
 import os

@@ -4,8 +4,6 @@ The command line, the YAML files (``--config``), the presets and the pipeline co
 Values are taken in the order flags, ``--config`` file, ``--preset``, default.
 """
 
-from __future__ import annotations
-
 from must.config.adapt import AdaptConfig
 from must.config.classifier import ClassifierConfig
 from must.config.demo import DemoConfig

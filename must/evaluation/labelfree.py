@@ -3,8 +3,6 @@
 None of these is an accuracy. docs/evaluation.md says how well they told good adaptations from bad ones.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

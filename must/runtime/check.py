@@ -3,8 +3,6 @@
 Used where a run is started and again by the run's first stage. It reads nothing and needs no torch.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields

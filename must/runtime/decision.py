@@ -1,7 +1,5 @@
 """The gate inside a pod, against zero-shot and the champion if there is one; and the promotion that it lets pass."""
 
-from __future__ import annotations
-
 import json
 import logging
 import tempfile

@@ -1,7 +1,5 @@
 """Evaluating inside a pod: the figures for Kubeflow's page, the report's copy, one line for the summary."""
 
-from __future__ import annotations
-
 import math
 import os
 from typing import Any

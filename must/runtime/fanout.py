@@ -1,7 +1,5 @@
 """Stages that several pods share. What one of them has done the others know from the bucket alone."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

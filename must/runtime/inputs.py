@@ -1,7 +1,5 @@
 """What a run's inputs are made of, and whether its stages could read them: looked at before anything else."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from contextlib import suppress

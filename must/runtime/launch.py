@@ -1,7 +1,5 @@
 """Several training processes under torchrun, from a program that is none of them."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -4,8 +4,6 @@ JOB is a place that every node sees. Its job.yaml holds the parameters of `must 
 bundle. Only paths below work_uri outlive the nodes.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import tempfile

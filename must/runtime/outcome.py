@@ -4,8 +4,6 @@ Kubeflow Pipelines hands the exit handler a state that only some of its programs
 RUNNING or FAILED there (and is never SUCCEEDED, which is the word of the local runner and of Vertex AI Pipelines).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 

@@ -3,8 +3,6 @@
 They raise as the library does. A stage that has nothing of its own to tell needs no function here: `library` runs it.
 """
 
-from __future__ import annotations
-
 import logging
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """One page about a run that is over: what came of it, what each stage did, which one failed, why, how to go on."""
 
-from __future__ import annotations
-
 import logging
 import random
 import re

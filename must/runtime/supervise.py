@@ -5,8 +5,6 @@ remain for pods that vanish. This process imports no torch; what the stage print
 inherits, so that its last lines are known even when it is killed.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """Training inside one pod of the pipeline: the stage's parameters, its checkpoints' place, its processes."""
 
-from __future__ import annotations
-
 import hashlib
 import tempfile
 from typing import Any

@@ -5,8 +5,6 @@ files raise FileNotFoundError at either place; what the user has to mend (no cre
 an unknown scheme) raises ValueError with one line that says what to do.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import shutil

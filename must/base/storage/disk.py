@@ -3,8 +3,6 @@
 What is being written has a name that says so. A device such as /dev/zero has no end, and a pipe waits for a writer.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import io

@@ -5,8 +5,6 @@ cosine transforms and colour upsampling; images are resized by torch's vectorise
 shift interpolate linearly. Draws, and so crops, flips, operations and masks, are those of the exact views.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What index.json may hold. Its names become paths and its numbers sizes of memory, and anybody may have written it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

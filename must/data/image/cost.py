@@ -1,7 +1,5 @@
 """What a picture will cost, from its header alone: the one function that every bound asks."""
 
-from __future__ import annotations
-
 from must.data.image.headers import heif
 from must.data.image.headers.base import Cost
 from must.data.image.headers.boxes import ANIMATED, BRANDS, CODESTREAM, JP2, avif_cost, jpeg2000_cost

@@ -4,8 +4,6 @@ Beside the index go, for each tar, the table of offsets and a line of JSON a sam
 image's sha256. Images are those that `must shard --validate header` would accept from the same tars.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

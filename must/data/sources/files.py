@@ -3,8 +3,6 @@
 Listings are streamed; images are read by the workers.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Finds tables, and reads them in pieces by pyarrow: Parquet, and Arrow's files and streams (as `datasets` saves)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

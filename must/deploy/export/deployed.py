@@ -3,8 +3,6 @@
 Shapes: B images, L tokens (the class token first), W width, H heads, D embedding, K classes.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """The model as an ONNX graph: only what classifying needs, with a dynamic batch."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

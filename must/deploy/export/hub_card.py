@@ -1,7 +1,5 @@
 """README.md as a hub reads it: the model card, with what the hub sorts models by in a YAML block before it."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`must export --to open_clip`: a whole model folder, as open_clip itself writes and loads one."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

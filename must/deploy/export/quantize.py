@@ -6,8 +6,6 @@ embedding, LayerNorms, attention's softmax and the classifier stay in float32: t
 most of the error.
 """
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Iterator

@@ -6,8 +6,6 @@ OUTPUT/triton/NAME/1/model.onnx
 OUTPUT/kserve.yaml
 """
 
-from __future__ import annotations
-
 import json
 import re
 from contextlib import suppress

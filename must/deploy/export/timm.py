@@ -4,8 +4,6 @@ timm's heads are linear. CLIP's logits are not linear in what goes into the head
 So the model ends with the projection, and its user normalises and multiplies.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, NoReturn

@@ -7,8 +7,6 @@ There is no CLIPForImageClassification: it classifies the mean of the patches be
 projection and without making the feature unit. No weights of its linear head give this model's logits.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Registries of others that get a copy, or a note, of what is promoted; ours decides, they follow."""
 
-from __future__ import annotations
-
 import base64
 import os
 import urllib.error

@@ -4,8 +4,6 @@ Our own registry decides and holds the files; this one tells where they are. It 
 property of the registered model, `must.champion`, and a label of the version, which the Kubeflow page shows.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterator

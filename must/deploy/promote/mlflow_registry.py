@@ -5,8 +5,6 @@ card) with the metrics as the run's. It is made last, in one request, so that th
 tells which of our versions it is, so that a repeated promotion finds it.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 import time

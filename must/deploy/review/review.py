@@ -1,7 +1,5 @@
 """The stage `must review`: what is asked is worked out once, then a page is served until a signal ends it."""
 
-from __future__ import annotations
-
 import asyncio
 import getpass
 import logging

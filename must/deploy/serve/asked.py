@@ -1,7 +1,5 @@
 """What a request of the open inference protocol (v2) asks for."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

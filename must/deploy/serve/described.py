@@ -1,7 +1,5 @@
 """What the server says of itself and of its model: the protocol's metadata, and Triton's configuration for clients."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

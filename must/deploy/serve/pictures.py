@@ -1,7 +1,5 @@
 """What a stranger may send as a picture: JPEG, PNG or WebP, of bounded size."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 

@@ -4,8 +4,6 @@ Every chart is drawn for about 320 units of width, so that its text stays readab
 how many are side by side.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

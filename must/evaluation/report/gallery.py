@@ -1,7 +1,5 @@
 """The report's pictures: mistakes, changed predictions, and confusions that came or went."""
 
-from __future__ import annotations
-
 import base64
 import io
 from typing import Any

@@ -1,7 +1,5 @@
 """report.html: one self-contained page (no scripts, nothing loaded) from metrics, scores and the training log."""
 
-from __future__ import annotations
-
 import re
 from importlib import resources
 from typing import Any

@@ -1,7 +1,5 @@
 """The report's account of the ladder: what was kept of the adaptation, and why, in one picture and one sentence."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from markupsafe import Markup, escape

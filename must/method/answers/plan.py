@@ -10,8 +10,6 @@ people may work on it, and whoever goes on later goes on where it was.
 Shapes: N images, K classes, A candidates: zero-shot, then the rungs.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -6,8 +6,6 @@ torchrun itself ends with 1 whatever happened. A retry policy needs to know: 2, 
 75, run the same again. Everything else is torchrun's own, options included.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

@@ -1,7 +1,5 @@
 """Loads CLIP models through open_clip: by name and pretrained tag, from a checkpoint file, or from a model folder."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -4,8 +4,6 @@
 open_clip's own; later stages read that. N images, D numbers each.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext

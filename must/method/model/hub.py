@@ -4,8 +4,6 @@ huggingface_hub waits a minute and more for a hub that does not answer, open_cli
 what it then reports is the last of them. Here a file is asked for once, with little patience, before open_clip is.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The stage `must refine`: a better zero-shot, in seconds and without training."""
 
-from __future__ import annotations
-
 import io
 import json
 import logging

@@ -1,7 +1,5 @@
 """A zero-shot classifier's weights, fitted again to refined labels on frozen features."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 import torch.nn.functional as F

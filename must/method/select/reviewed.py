@@ -1,7 +1,5 @@
 """A choice that a person's answers have made, in place of the look-alikes' own."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from must.method.select.abstain import by_look_alikes

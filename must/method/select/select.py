@@ -1,7 +1,5 @@
 """Keep as much of an adaptation as the unlabeled images speak for: `must select`, and the end of `must train`."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """`must plan --gpu`: a run on GPUs that are not here, by arithmetic. Only the loaders' speed is measured."""
 
-from __future__ import annotations
-
 import re
 import time
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a header says that decoding will cost."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 MAX_SEGMENTS = 100_000

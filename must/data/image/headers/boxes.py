@@ -1,7 +1,5 @@
 """JPEG 2000 and AVIF: boxes, and the codestreams inside, which have sizes of their own."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from math import prod
 

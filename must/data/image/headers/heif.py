@@ -1,7 +1,5 @@
 """HEIC: boxes as AVIF's, and HEVC inside, which has sizes of its own. Decoded where pillow-heif is installed."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Iterator
 from math import prod
