@@ -19,11 +19,7 @@ ALONE = Machines()
 
 
 def number_of_processes(asked: str) -> int:
-    """`asked` is a number, or auto: one a GPU of this machine, one without GPUs.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """`asked` is a number, or auto: one a GPU of this machine, one without GPUs. Raises ValueError: it is neither."""
     if asked == "auto":
         import torch
 

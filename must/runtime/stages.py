@@ -9,7 +9,7 @@ from typing import Any
 
 from must.api.stages import call
 from must.base import storage
-from must.base.files import INDEX_FILE, METRICS_FILE
+from must.base.files import INDEX_FILE, METRICS_FILE, REPORT_FILE
 from must.runtime import answers, classifiers, decision, evaluation, fanout
 from must.runtime.check import sharding_settings, training_settings
 from must.runtime.inputs import check_inputs
@@ -93,10 +93,18 @@ def champion(
     return vars(best)
 
 
-def evaluate(work_uri: str, *, report: str, link: str = "", **values: str) -> dict[str, Any]:
-    """Returns the metrics. `values` are those of evaluation.evaluate; `link` leads to the report on Kubeflow's page."""
+def evaluate(
+    work_uri: str, *, index_sha256: str, bundle: str, classifier: str, split: str, details: str, report: str,
+    link: str = "",
+) -> dict[str, Any]:  # fmt: skip
+    """Evaluates against the zero-shot model; returns the metrics. The report is also copied to `report`, where Kubeflow
+    shows it; `link` leads to it on Kubeflow's page."""
     with stage_note(work_uri, "evaluate") as note:
-        metrics = evaluation.evaluate(work_uri, report=report, **values)
+        metrics = call(
+            "evaluate", model=bundle, baseline=classifier, shards=WorkUri(work_uri).shards, index_sha256=index_sha256,
+            split=split, output=details,
+        )  # fmt: skip
+        storage.write_bytes(report, storage.read_bytes(storage.join(details, REPORT_FILE)))
         note.result = evaluation.headline(metrics)
         note.facts = evaluation.accuracy(metrics) | {"report": evaluation.keep_report(work_uri, report)}
         note.facts |= {"report_link": link} if link else {}

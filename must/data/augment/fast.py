@@ -23,11 +23,7 @@ UPRIGHT = 1
 
 
 class FastViews(TrainViews):
-    """File bytes -> the two views and the mask.
-
-    Raises:
-        ValueError: the bytes are no whole image.
-    """
+    """File bytes -> the two views and the mask. Raises ValueError: the bytes are no whole image."""
 
     def of_file(
         self, data: bytes, seeds: tuple[int, int, int], max_pixels: int = MAX_PIXELS

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from must.config import ExportConfig
 from must.data.image.preprocess import FILTERS, Preprocess
 from must.deploy.export.check import features_of
-from must.deploy.export.deployed import is_standard
+from must.deploy.export.deployed import activation, is_standard
+from must.deploy.export.hub_card import usage
 from must.deploy.export.whole import whole_model
 from must.method.model.bundle import Bundle, preprocess_of
 from must.method.model.folder import save_weights
@@ -32,20 +33,14 @@ BLOCK = (
     ("mlp.c_fc.", "mlp.fc1."),
     ("mlp.c_proj.", "mlp.fc2."),
 )
-USE = """\
-```python
-import json, safetensors, torch, transformers, PIL.Image as Image
-model = transformers.CLIPModel.from_pretrained("FOLDER").eval()  # on a hub: "TEAM/NAME"
-processor = transformers.CLIPImageProcessor.from_pretrained("FOLDER")
-file = safetensors.safe_open("FOLDER/classifier.safetensors", "pt")
-columns, classes = file.get_tensor("classifier"), json.loads(file.metadata()["classes"])
-picture = Image.open("photo.jpg").convert("RGBA")  # what is transparent: white, as `must` sees it
-picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-pooled = model.vision_model(**processor(picture, return_tensors="pt")).pooler_output
-feature = torch.nn.functional.normalize(model.visual_projection(pooled), dim=-1)
-probability = (file.get_tensor("logit_factor") * feature @ columns).softmax(-1)
-print(classes[probability.argmax()])
-```
+USE = usage(
+    "safetensors, torch, transformers",
+    'model = transformers.CLIPModel.from_pretrained("FOLDER").eval()  # on a hub: "TEAM/NAME"\n'
+    'processor = transformers.CLIPImageProcessor.from_pretrained("FOLDER")',
+    'pooled = model.vision_model(**processor(picture, return_tensors="pt")).pooler_output\n'
+    "feature = torch.nn.functional.normalize(model.visual_projection(pooled), dim=-1)",
+)
+MORE = """
 
 `CLIPProcessor` loads the folder too; the text tower is the one that the model came with. There is no
 `CLIPForImageClassification`: it classifies the mean of the patches, without CLIP's projection, and cannot give these
@@ -91,7 +86,7 @@ def check_blocks(blocks: Any, norms: list[Any]) -> None:
     first = blocks[0]
     if not all(isinstance(block.ls_1, nn.Identity) and isinstance(block.ls_2, nn.Identity) for block in blocks):
         refuse("it has layer scale (ls_1, ls_2)")
-    if len({norm.eps for norm in [*norms, first.ln_1, first.ln_2]}) != 1 or activation(first) is None:
+    if len({norm.eps for norm in [*norms, first.ln_1, first.ln_2]}) != 1 or not activation(first):
         refuse("its LayerNorms or its activation are others than OpenAI's")
 
 
@@ -99,10 +94,6 @@ def refuse(reason: str) -> NoReturn:
     raise ValueError(
         f"--to transformers: its CLIPModel cannot hold this model: {reason}; --to open_clip holds every model"
     )
-
-
-def activation(block: Any) -> str | None:
-    return {"QuickGELU": "quick_gelu", "GELU": "gelu"}.get(type(block.mlp.gelu).__name__)
 
 
 def names_of(clip: Any) -> dict[str, Tensor]:
@@ -191,11 +182,7 @@ def shape(blocks: Any) -> dict[str, Any]:
 
 
 def features(folder: Path, images: Tensor) -> Tensor:
-    """transformers' own, [N, D].
-
-    Raises:
-        ValueError: transformers is not installed.
-    """
+    """transformers' own, [N, D]. Raises ValueError: transformers is not installed."""
     try:
         from transformers import CLIPModel
     except ImportError:
@@ -227,7 +214,7 @@ def no_progress_bar() -> Iterator[None]:
 
 
 def use(bundle: Bundle, folder: Path) -> str:
-    return USE
+    return USE + MORE
 
 
 def write_tokenizer(tokenizer: Any, folder: Path) -> None:

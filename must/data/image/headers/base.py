@@ -54,6 +54,17 @@ def costs(
     return Cost(kind, width, height, memory, (pixels * (a_pixel + 12) + a_byte * len(data)) / 1e9)
 
 
+class Bits:
+    """The numbers in a stream of bits, one after the other; `left`: bits to come. What is not there are zeros."""
+
+    def __init__(self, data: bytes) -> None:
+        self.bits, self.left = int.from_bytes(data, "big"), 8 * len(data)
+
+    def __call__(self, count: int) -> int:
+        self.left -= count
+        return self.bits >> self.left & (1 << count) - 1 if self.left >= 0 else 0
+
+
 def number(data: bytes, place: int, size: int, order: str = "big") -> int:
     """An unsigned number of so many bytes; bytes that are not there are zeros."""
     return int.from_bytes(data[place : place + size].ljust(size, b"\0"), order)  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Iterator
 from math import prod
 
-from must.data.image.headers.base import MAX_SEGMENTS, Cost, costs, number
+from must.data.image.headers.base import MAX_SEGMENTS, Bits, Cost, costs, number
 from must.data.image.headers.boxes import MAX_ITEMS, boxes, extents
 
 PLUGIN = "pillow_heif"
@@ -122,17 +122,11 @@ def units(content: bytes, lengths: int) -> Iterator[bytes]:
 
 def coded_size(unit: bytes) -> tuple[int, int]:
     """Width and height in a sequence's parameters (H.265, 7.3.2.2); the largest there are where they cannot be read."""
-    plain = unit[2:].replace(b"\0\0\3", b"\0\0")
-    bits, left = int.from_bytes(plain, "big"), 8 * len(plain)
-
-    def read(count: int) -> int:
-        nonlocal left
-        left -= count
-        return bits >> left & (1 << count) - 1 if left >= 0 else 0
+    read = Bits(unit[2:].replace(b"\0\0\3", b"\0\0"))
 
     def golomb() -> int:
         zeros = 0
-        while zeros < 32 and left > 0 and not read(1):
+        while zeros < 32 and read.left > 0 and not read(1):
             zeros += 1
         return (1 << zeros) - 1 + read(zeros)
 
@@ -147,4 +141,4 @@ def coded_size(unit: bytes) -> tuple[int, int]:
     if golomb() == 3:
         read(1)
     width, height = golomb(), golomb()
-    return (width, height) if 0 < width < 65536 and 0 < height < 65536 and left > 0 else (65536, 65536)
+    return (width, height) if 0 < width < 65536 and 0 < height < 65536 and read.left > 0 else (65536, 65536)
