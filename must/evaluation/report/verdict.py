@@ -15,7 +15,25 @@ class Verdict(NamedTuple):
     plain: str = ""  # the same for somebody who knows none
 
 
+PICKED = (
+    "must review picked these images, such as the models name differently or hard ones: on all images the accuracies and "
+    "the gain are others; `must select --answers` has the weighted gain."
+)
+
+
 def verdict(metrics: dict[str, Any]) -> Verdict:
+    found = on_its_images(metrics)
+    if metrics["labelled"] and metrics.get("data", {}).get("picked"):
+        headline, text, plain = (
+            f"{found.headline}, on picked images",
+            f"{found.text} {PICKED}",
+            f"{found.plain} {PICKED}",
+        )
+        return Verdict("open", headline, text, plain.replace("`", ""))
+    return found
+
+
+def on_its_images(metrics: dict[str, Any]) -> Verdict:
     if metrics["labelled"] and metrics["baseline"]:
         return with_labels(metrics)
     if metrics["labelled"]:
