@@ -27,11 +27,8 @@ def not_read(kinds: Mapping[str, int]) -> str:
     """The numbers of files of other kinds, and what would read those of telephones."""
     listed = ", ".join(f"{count} {printable(kind)}" for kind, count in kinds.items())
     phones = {f".{ending}" for ending in PHONES} & kinds.keys()
-    return (
-        f"{listed}; an iPhone's HEIC is read where pillow-heif is installed: pip install pillow-heif"
-        if phones
-        else listed
-    )
+    hint = "; an iPhone's HEIC is read where pillow-heif is installed: pip install pillow-heif" if phones else ""
+    return listed + hint
 
 
 class Item(NamedTuple):

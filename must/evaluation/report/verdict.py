@@ -16,20 +16,15 @@ class Verdict(NamedTuple):
 
 
 PICKED = (
-    "must review picked these images, such as the models name differently or hard ones: on all images the accuracies and "
-    "the gain are others; `must select --answers` has the weighted gain."
+    "These images were picked by must review, as hard ones or such as the models name differently: the accuracies and "
+    "the gain on all images are others; must select --answers has the weighted gain."
 )
 
 
 def verdict(metrics: dict[str, Any]) -> Verdict:
     found = on_its_images(metrics)
     if metrics["labelled"] and metrics.get("data", {}).get("picked"):
-        headline, text, plain = (
-            f"{found.headline}, on picked images",
-            f"{found.text} {PICKED}",
-            f"{found.plain} {PICKED}",
-        )
-        return Verdict("open", headline, text, plain.replace("`", ""))
+        return Verdict("open", f"{found.headline}, on picked images", found.text, f"{found.plain} {PICKED}")
     return found
 
 
