@@ -12,6 +12,7 @@ from must.base.text import printable
 from must.data.format import index
 from must.data.format.index import Index
 from must.data.shards.pool import Done
+from must.data.sources.base import not_read
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +63,7 @@ def print_summary(output: str, found: Index, warnings: Iterable[str] = ()) -> No
     if found.duplicates:
         logger.info(f"  duplicates: {found.duplicates}, of which {found.dropped} left out")
     if found.skipped:
-        kinds = ", ".join(f"{count} {printable(kind)}" for kind, count in found.skipped.items())
-        logger.info(f"  other files, not read: {kinds}")
+        logger.info(f"  other files, not read: {not_read(found.skipped)}")
     if found.rejected:
         logger.info(f"  rejected: {found.rejected}, listed in {storage.join(output, index.REJECTED)}")
         for reason, count in found.reasons.items():
