@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.demo_model import IMAGE_SIZE, MODEL_CONFIG, PREPROCESS_CONFIG, learn_merges
 from benchmarks.shifts import families
 from benchmarks.shifts.drawings import class_names, drawings
 from benchmarks.shifts.packages import ROOT
-from must.api.demo.pretrain import IMAGE_SIZE, MODEL_CONFIG, PREPROCESS_CONFIG, learn_merges
 
 SOURCE = {"letters": "computer", "icons": "outline"}
 TEMPLATES = {

@@ -2,7 +2,7 @@
 
 The weights that ship in ``must/api/demo/assets`` were made by exactly this command (needs ``pip install matplotlib``):
 
-    python -m must.api.demo.pretrain --output must/api/demo/assets --seed 0
+    python -m benchmarks.demo_model --output must/api/demo/assets --seed 0
 
 The images are digits rendered with the fonts that matplotlib and Pillow ship, distorted a little; the captions are
 a template filled with the digit's name ("a photo of the digit three."). The model is open_clip's own CLIP class,
