@@ -2,8 +2,9 @@
 
 kana: 142 Japanese syllables; kanji: 120 characters of the first school years; ideo: 300 of the Japanese standard's
 first level; hangul: 300 Korean syllables; cyrillic: 33 capitals (computer fonts -> handwriting and display fonts).
-emoji: 150 names (coloured sets -> flat and one-coloured ones). flags: 198 countries (sharp sets -> two others, half faded to grey). display: the ten digits in
-ornamental fonts, for the bundled model. Everything is a pure function of the packages in packages.py.
+emoji: 150 names (coloured sets -> flat and one-coloured ones). flags: 198 countries (sharp sets -> two others, half
+faded to grey). display: the ten digits in ornamental fonts, for the bundled model. Everything is a pure function of the
+packages in packages.py.
 """
 
 from __future__ import annotations

@@ -29,9 +29,9 @@ OLD = ("digits", "mnist", "icons", "letters", "colour", "turned", "broad", "ten"
 FITTED = ("kana", "emoji", "brush", "solid")
 JUDGING = ("flags", "cyrillic", "display", "slanted", "grainy", "kanji", "faxed", "ideo", "duotone")
 # task: (tower of wide.py, drawings, pictures of each, unlabeled images at most, test images at most). brush: kana in
-# brush, pen and display fonts; ideo: 300 kanji in the same; solid, duotone: icons in those styles.
+# six brush, pen and display fonts; ideo: 300 kanji in the same; solid, duotone: icons in those styles.
 WIDE = {
-    "brush": ("east", "kana", 1, 2000, 1000), "ideo": ("east", "ideo", 2, 6300, 1500),
+    "brush": ("east", "kana", 2, 2000, 1000), "ideo": ("east", "ideo", 3, 6300, 1500),
     "solid": ("signs", "solid", 4, 4000, 1200), "duotone": ("signs", "duotone", 4, 1800, 700),
 }  # fmt: skip
 TASKS = (*OLD, *FITTED, *JUDGING)
