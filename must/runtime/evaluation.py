@@ -72,4 +72,5 @@ def headline(metrics: dict[str, Any]) -> str:
     if after is None:
         return "no labels"
     before = (metrics.get("baseline") or {}).get("top1")
-    return f"top-1 {after:.1%}" + (f", zero-shot {before:.1%}" if before is not None else "")
+    on = " on pictures that people were asked about" if metrics.get("data", {}).get("picked") else ""
+    return f"top-1 {after:.1%}" + (f", zero-shot {before:.1%}" if before is not None else "") + on

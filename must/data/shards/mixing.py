@@ -12,6 +12,7 @@ from must.base.text import printable
 from must.config import TrainConfig
 from must.data.format import index
 from must.data.format.index import Index
+from must.data.sources.base import not_read
 
 logger = logging.getLogger(__name__)
 
@@ -24,9 +25,7 @@ def print_found(output: str, uri: str, made: Index, labels: list[tuple[str, Coun
         labelled = f", {counts['labelled']} labelled" if counts["labelled"] else ""
         logger.info(f"  {printable(name)}: {counts['samples']} images{labelled} in {len(made.shards_of(name))} shards")
     if made.skipped:
-        logger.info(
-            "  other files, not read: " + ", ".join(f"{n} {printable(kind)}" for kind, n in made.skipped.items())
-        )
+        logger.info(f"  other files, not read: {not_read(made.skipped)}")
     if made.rejected:
         logger.info(f"  rejected: {made.rejected}, listed in {storage.join(output, index.REJECTED)}")
         for why, count in made.reasons.items():

@@ -11,6 +11,7 @@ from must.base.text import printable
 from must.config import ShardConfig
 from must.data.format.index import Index
 from must.data.shards.pool import Done
+from must.data.sources.base import not_read
 
 logger = logging.getLogger(__name__)
 
@@ -61,10 +62,7 @@ def print_summary(config: ShardConfig, index: Index) -> None:
     if index.duplicates:
         logger.info(f"  duplicates: {index.duplicates}, of which {index.dropped} left out")
     if index.skipped:
-        logger.info(
-            "  other files, not read: "
-            + ", ".join(f"{count} {printable(kind)}" for kind, count in index.skipped.items())
-        )
+        logger.info(f"  other files, not read: {not_read(index.skipped)}")
     if index.rejected:
         logger.info(f"  rejected: {index.rejected}, listed in {storage.join(config.output, 'rejected.jsonl')}")
         for reason, count in index.reasons.items():

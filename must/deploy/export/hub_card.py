@@ -62,8 +62,8 @@ def repository(backbone: str, pretrained: str) -> str:
 
 
 def measured(description: Description, metrics: dict[str, Any] | None) -> dict[str, Any]:
-    """The hub's model-index, of labelled images only."""
-    if not metrics or not metrics["labelled"]:
+    """The hub's model-index, of labelled images only, and not of those that `must review` picked."""
+    if not metrics or not metrics["labelled"] or metrics["data"].get("picked"):
         return {}
     data, adapted = metrics["data"], metrics["adapted"]
     numbers = [
