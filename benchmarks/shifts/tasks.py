@@ -29,7 +29,7 @@ OLD = ("digits", "mnist", "icons", "letters", "colour", "turned", "broad", "ten"
 FITTED = ("kana", "emoji", "brush", "leaning")
 JUDGING = ("flags", "cyrillic", "display", "slanted", "grainy", "kanji", "faxed", "dotted", "tilted", "printed")
 # task: (drawings, pictures of each, unlabeled images at most, test images at most), for the tower of wide.py. brush: in
-# six hands that it has not seen; the others in fonts that it has seen, as they are (printed), leaning, turned or dotted.
+# six hands that it has not seen; others in fonts that it has seen: as they are (printed), leaning, turned or dotted.
 WIDE = {
     "brush": ("kana", 2, 2000, 1000), "leaning": ("kana", 1, 2000, 1000),
     "dotted": ("ideo", 1, 6300, 1500), "tilted": ("ideo", 1, 3000, 1000),
