@@ -87,6 +87,11 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
                 clip = open_clip.create_model(name, pretrained=pretrained or None, **options)
                 tokenizer = open_clip.get_tokenizer(name, **tokenizer_options) if with_tokenizer else None
         except Exception as error:  # open_clip and the hub raise anything from OSError to pickle errors
+            if "TorchScript" in str(error):  # as OpenAI's own files are
+                raise ValueError(
+                    f"{asked}: is a TorchScript program, and those are not run; take --pretrained openai, or a folder "
+                    "of the same model as a hub has it (docs/models.md)"
+                ) from error
             hint = (
                 "; install what it needs with: pip install 'must-clip[siglip]'" if "transformers" in str(error) else ""
             )
@@ -143,7 +148,7 @@ def quiet() -> Iterator[None]:
     root.setLevel(max(logging.WARNING, level))
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="These pretrained weights")
+            warnings.filterwarnings("ignore", message="These pretrained weights|'torch.load' received a zip file")
             yield
     finally:
         root.setLevel(level)
