@@ -1,9 +1,10 @@
 """Drawings of the second panel's families, 64 x 64: a source style to pre-train on and a target style to adapt to.
 
-kana: 142 Japanese syllables; kanji: 120 characters of the first school years; hangul: 300 Korean syllables;
-cyrillic: 33 capitals (computer fonts -> handwriting and display fonts). emoji: 150 names (coloured sets -> flat and
-one-coloured ones). flags: 198 countries (sharp sets -> two others, half faded to grey). display: the ten digits in
-ornamental fonts, for the bundled model. Everything is a pure function of the packages in packages.py.
+kana: 142 Japanese syllables; kanji: 120 characters of the first school years; ideo: 300 of the Japanese standard's
+first level; hangul: 300 Korean syllables; cyrillic: 33 capitals (computer fonts -> handwriting and display fonts).
+emoji: 150 names (coloured sets -> flat and one-coloured ones). flags: 198 countries (sharp sets -> two others, half
+faded to grey). display: the ten digits in ornamental fonts, for the bundled model. Everything is a pure function of the
+packages in packages.py.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ EMOJI_SETS = {
     "target": ("fluent-emoji-flat", "fluent-emoji-high-contrast", "emojione-monotone"),
 }
 FLAG_SETS = {"source": (("flag", "-4x3"), ("flag", "-1x1")), "target": (("flagpack", ""), ("cif", ""))}
-EMOJI, HANGUL = 150, 300
+EMOJI, HANGUL, IDEO = 150, 300, 300
 
 Drawings = tuple[np.ndarray, np.ndarray]
 
@@ -85,6 +86,9 @@ def characters(name: str) -> list[str]:
         return sorted(np.random.default_rng(3).choice(common, HANGUL, replace=False).tolist())
     if name == "kanji":
         return list(KANJI)
+    if name == "ideo":
+        first = [bytes((row, cell)).decode("euc_jp") for row in range(0xB0, 0xCF) for cell in range(0xA1, 0xFF)]
+        return sorted(np.random.default_rng(5).choice(first, IDEO, replace=False).tolist())
     if name == "cyrillic":
         return [chr(code) for code in range(0x410, 0x430)] + ["\u0401"]
     return list("0123456789")
@@ -98,18 +102,12 @@ def in_euc_kr(character: str) -> bool:
 
 
 def letters(name: str, style: str) -> Drawings:
-    fonts = {"kana": KANA_FONTS, "kanji": KANA_FONTS, "hangul": HANGUL_FONTS, "cyrillic": CYRILLIC_FONTS}.get(name)
+    script = {"hangul": "korean", "cyrillic": "cyrillic", "display": "latin"}.get(name, "japanese")
+    fonts = {"japanese": KANA_FONTS, "korean": HANGUL_FONTS, "cyrillic": CYRILLIC_FONTS}.get(script)
     pictures, labels = [], []
     strokes = (0, 1, 3) if style == "source" else (0, 1)
     for font_name in fonts[style] if fonts else DISPLAY_FONTS:
         files = ROOT / "npm/node_modules/@fontsource" / font_name / "files"
-        script = {
-            "kana": "japanese",
-            "kanji": "japanese",
-            "hangul": "korean",
-            "cyrillic": "cyrillic",
-            "display": "latin",
-        }[name]
         path = next(p for w in (400, 500, 300, 700) for p in files.glob(f"{font_name}-{script}-{w}-normal.woff2"))
         font = ImageFont.truetype(str(path), 44)
         missing = bytes(font.getmask("\uffff"))
@@ -192,7 +190,7 @@ def names_of(name: str) -> list[str]:
         return [f"flag {key}" for key in flag_names()]
     if name == "display":
         return ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-    if name == "kanji":
+    if name in ("kanji", "ideo"):
         return [f"{ord(character):x}" for character in characters(name)]
     words = {" letter": "", " syllable": "", " capital": ""}
     found = []

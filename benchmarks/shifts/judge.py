@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.shifts.evidence import gate
 from benchmarks.shifts.packages import ROOT
-from benchmarks.shifts.tasks import FITTED, JUDGING
+from benchmarks.shifts.tasks import CONTROLS, FITTED, JUDGING, WIDE
 from must.method.select import ladder
 from must.method.select.alpha import choose_alpha
 from must.method.select.ladder import NEEDED, RUNGS, SLOPE
@@ -145,15 +145,22 @@ def main() -> None:
         kept = [row["kept"] for row in some]
         print(f"| {name} | {len(some)} | {sums} | {sum(k < -1 for k in kept)} | {min(kept):+.1f} |")
     gates(found)
-    JUDGED.write_text(json.dumps(found, indent=1) + "\n")
+    JUDGED.write_text("[" + ",\n ".join(json.dumps(row) for row in found) + "]\n")
 
 
 def groups(found: list[Row]) -> dict[str, list[Row]]:
-    """By role; those that judged after "at once" was taken into the rule stand for themselves."""
+    """By role; those that judged after "at once" was taken into the rule, the third panel and the controls stand for
+    themselves."""
     made: dict[str, list[Row]] = {}
     for row in found:
-        since = {True: ", since", False: ", before"}["errors" in row] if row["role"] == "judging" else ""
-        made.setdefault(row["role"] + since, []).append(row)
+        name = row["role"]
+        if row["variant"] in CONTROLS or row["setting"] == "auto-aimless":
+            name = "controls"
+        elif row["task"] in WIDE:
+            name += ", third panel"
+        elif name == "judging":
+            name += ", since" if "errors" in row else ", before"
+        made.setdefault(name, []).append(row)
     return made
 
 

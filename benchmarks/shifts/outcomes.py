@@ -4,7 +4,7 @@ from benchmarks.shifts.outcomes import outcomes
 for run in outcomes():                            # the committed ones, benchmarks/shifts/outcomes.npz
     run.predictions, run.confidence, run.labels, run.classes, run.z
 
-python -m benchmarks.shifts.outcomes              (packs build/shifts/runs again, at most 400 images a run)
+python -m benchmarks.shifts.outcomes              (adds build/shifts/runs, at most 400 images a run)
 """
 
 from __future__ import annotations
@@ -61,11 +61,12 @@ def outcomes(path: Path = PACKED) -> Iterator[Outcome]:
 
 
 def pack(path: Path = PACKED) -> None:
-    packed: dict[str, np.ndarray] = {}
-    names = []
+    with np.load(path) as file:
+        packed = {name: file[name] for name in file.files if name != "runs"}
+        names = file["runs"].tolist()
     for result in sorted((ROOT / "results").glob("*.json")):
         saved = sorted((ROOT / "runs" / result.stem).glob("looks-*.npz"))
-        if not saved:
+        if not saved or result.stem in names:
             continue
         names.append(result.stem)
         looks = dict(np.load(saved[-1]))

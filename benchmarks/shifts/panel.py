@@ -1,4 +1,4 @@
-"""The second panel, by one command: pre-trains three towers, then adapts to every family as it is and in its variants.
+"""The second and third panel, by one command: pre-trains five towers, then adapts to every family and its variants.
 
     python -m benchmarks.shifts.panel           (some hours of one core; what is there is not done again)
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.shifts.pretrain import pretrain
+from benchmarks.shifts import pretrain, pretrain_wide
 from benchmarks.shifts.run import one
 
 IMAGES = 6_000  # shown in training, and at least two epochs
@@ -36,14 +36,29 @@ ORDER = (  # (tower, family, setting, variants)
     ("kanji", "kanji", "auto-memory", ("as-is", "few")), ("kanji", "faxed", "auto-memory", ("as-is",)),
     ("kanji", "kanji", "auto-pull", ("as-is",)), ("kanji", "kanji", "auto-balance", ("as-is",)),
 )  # fmt: skip
+WIDE = (  # (tower, task, setting, variants, images shown): many classes that have something to gain
+    ("east", "brush", "auto-classes", ("as-is", "tail", "half"), 8_000),
+    ("east", "ideo", "auto-classes", ("as-is",), 12_600),
+    ("signs", "solid", "auto-classes", ("as-is", "tail"), 8_000),
+    ("signs", "duotone", "auto-classes", ("as-is", "tail", "half", "junk", "few"), 8_000),
+    ("east", "ideo", "auto-classes", ("few", "tail", "half", "junk"), 8_000),
+    ("east", "brush", "auto-classes", ("junk", "few", "swapped", "shuffled"), 8_000),
+    ("signs", "solid", "auto-classes", ("half", "junk", "few"), 8_000),
+    ("signs", "duotone", "auto-classes", ("shuffled",), 8_000), ("east", "ideo", "auto-aimless", ("as-is",), 12_600),
+)  # fmt: skip
 
 
 def main() -> None:
     torch.set_num_threads(1)
     for seed in (0, 1):
+        for model, name, setting, variants, images in WIDE:
+            pretrain_wide.pretrain(model)
+            for variant in variants:
+                one(name, variant, setting, images, seed)
+    for seed in (0, 1):
         for model, name, setting, variants in ORDER:
             if model:
-                pretrain(model)
+                pretrain.pretrain(model)
             for variant in variants:
                 images = LONGER.get((name, variant), IMAGES) if seed == 0 and setting == "auto" else IMAGES
                 images = 8_000 if (model == "kanji" and variant != "few") or setting == "auto-classes" else images

@@ -10,6 +10,7 @@ import gzip
 import json
 import math
 import time
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -39,21 +40,11 @@ def material(name: str) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
 
 def pretrain(name: str, batch_size: int = 128, lr: float = 2e-3, seed: int = 0) -> None:
     steps = families.STEPS.get(name, 1000)
-    output = ROOT / "models" / name
-    if (output / "open_clip_model.safetensors").exists():
+    if (ROOT / "models" / name / "open_clip_model.safetensors").exists():
         return
     torch.manual_seed(seed)
-    output.mkdir(parents=True, exist_ok=True)
     drawn, numbers, names, templates = material(name)
-    captions = [template.format(text) for template in templates for text in names]
-    bpe = output / "bpe.txt.gz"
-    with open(bpe, "wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
-        file.write("\n".join([f"#version: {name}", *learn_merges(captions, 400)]).encode())
-    config = json.loads(json.dumps(MODEL_CONFIG))
-    tokenizer = open_clip.SimpleTokenizer(bpe_path=str(bpe), context_length=config["text_cfg"]["context_length"])
-    config["text_cfg"]["vocab_size"] = tokenizer.vocab_size
-    model = open_clip.CLIP(**config)
-    tokens = tokenizer(captions).view(len(templates), len(names), -1)
+    model, config, tokens = untrained(name, names, templates)
     pictures, labels = torch.from_numpy(drawn), torch.from_numpy(numbers)
     groups = [
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.1},
@@ -81,6 +72,25 @@ def pretrain(name: str, batch_size: int = 128, lr: float = 2e-3, seed: int = 0) 
         if step % 100 == 0 or step == steps - 1:
             right = (logits.argmax(1) == labels[chosen]).float().mean().item()
             print(f"{name} step {step} loss {loss.item():.3f} right {right:.2f} {time.perf_counter() - started:.0f} s")
+    save(model, config, name)
+
+
+def untrained(name: str, names: list[str], templates: list[str]) -> tuple[open_clip.CLIP, dict[str, Any], Tensor]:
+    """(model, its config, tokens [T, K, L] of each name in each template); its tokenizer is in the model's folder."""
+    output = ROOT / "models" / name
+    output.mkdir(parents=True, exist_ok=True)
+    captions = [template.format(text) for template in templates for text in names]
+    bpe = output / "bpe.txt.gz"
+    with open(bpe, "wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
+        file.write("\n".join([f"#version: {name}", *learn_merges(captions, 400)]).encode())
+    config = json.loads(json.dumps(MODEL_CONFIG))
+    tokenizer = open_clip.SimpleTokenizer(bpe_path=str(bpe), context_length=config["text_cfg"]["context_length"])
+    config["text_cfg"]["vocab_size"] = tokenizer.vocab_size
+    return open_clip.CLIP(**config), config, tokenizer(captions).view(len(templates), len(names), -1)
+
+
+def save(model: open_clip.CLIP, config: dict[str, Any], name: str) -> None:
+    output = ROOT / "models" / name
     weights = {key: value.half().contiguous() for key, value in model.state_dict().items() if key != "attn_mask"}
     (output / "open_clip_config.json").write_text(
         json.dumps({"model_cfg": config, "preprocess_cfg": PREPROCESS_CONFIG}, indent=1) + "\n"
@@ -92,7 +102,8 @@ def spread_names(model: open_clip.CLIP, tokens: Tensor, steps: int = 60) -> None
     """Trains the text tower until a name in one template is nearest to itself in another."""
     optimizer = torch.optim.AdamW([p for n, p in model.named_parameters() if not n.startswith("visual.")], lr=2e-3)
     for _ in range(steps):
-        one, other = (F.normalize(model.encode_text(tokens[k]), dim=-1) for k in torch.randperm(len(tokens))[:2])
+        some, two = torch.randperm(tokens.shape[1])[:400], torch.randperm(len(tokens))[:2]
+        one, other = (F.normalize(model.encode_text(tokens[k][some]), dim=-1) for k in two)
         loss = F.cross_entropy(20 * one @ other.T, torch.arange(len(one)))
         optimizer.zero_grad()
         loss.backward()

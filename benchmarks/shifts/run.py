@@ -70,6 +70,7 @@ AUTO: dict[str, dict[str, Any]] = {  # `auto`, and with an option of training th
     "auto-pull": {},  # after every step the weights are drawn towards zero-shot's
     "auto-balance": {},  # the class balance is that of five batches
     "auto-unfair": {"fairness_weight": 0.2},
+    "auto-aimless": {},  # every step of training is a random one
 }
 OCTAVES = {"auto-rough": 0.4, "auto-guess": 1.0}  # each share wrong by a factor of 1.3, or of 2, typically
 SETTINGS |= AUTO
@@ -156,7 +157,7 @@ def configured(
         with fewer_epochs(snapshots == 1):
             settings = auto_settings(count, len(made.classes), *shape, looked_at=images) | AUTO[setting]
         part = 1 / 3 if setting == "auto-third" else 1.0
-        if setting != "auto-classes":
+        if setting not in ("auto-classes", "auto-aimless"):
             part /= auto.for_classes(len(made.classes), shape[0])
         settings |= {name: settings[name] * part for name in ("lr", "min_lr")}
         if setting == "auto-memory":
@@ -171,10 +172,12 @@ def configured(
 
 @contextlib.contextmanager
 def changed_method(setting: str) -> Iterator[None]:
-    """For `auto-pull` and `auto-balance`, which are no settings of `must train`."""
+    """For `auto-pull`, `auto-aimless` and `auto-balance`, which are no settings of `must train`."""
     usual = train_step.step_if_finite, losses.fairness_loss
     if setting == "auto-pull":
         train_step.step_if_finite = Pull(usual[0])
+    if setting == "auto-aimless":
+        train_step.step_if_finite = wander
     if setting == "auto-balance":
         losses.fairness_loss = remembered_balance
     try:
@@ -197,6 +200,15 @@ class Pull:
         for (p, lr), start in zip(weights, self.start, strict=True):
             p.lerp_(start, min(self.strength * lr, 1.0))
         return finite
+
+
+@torch.no_grad()
+def wander(optimizer: torch.optim.AdamW) -> torch.Tensor:
+    """p <- p + learning rate x noise, where AdamW takes a step of about the learning rate."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.add_(torch.randn_like(p), alpha=group["lr"])
+    return torch.tensor(True)
 
 
 def remembered_balance(

@@ -49,6 +49,7 @@ def adapt(
     output: str | os.PathLike[str],
     model: str | os.PathLike[str] = DEFAULT_MODEL,
     pretrained: str = "",
+    look_alikes: str = "auto",
     test_images: str | os.PathLike[str] = "",
     device: str = "auto",
     again: bool = False,
@@ -67,6 +68,7 @@ def adapt(
         output: a folder on this machine.
         model: an open_clip model name, hf-hub:TEAM/NAME, or a model folder.
         pretrained: an open_clip tag or a checkpoint file; openai for the default model.
+        look_alikes: what says which images look alike, as `must.classifier` takes it.
         test_images: labelled images to measure the accuracy with, which nothing else reads: a folder with a folder a
             class, or a file of labels as `must.sort` takes it (answers, an export of Label Studio or FiftyOne).
         device: auto, cpu, cuda or cuda:N.
@@ -87,6 +89,7 @@ def adapt(
     }
     rest: dict[str, Any] = {
         "pretrained": pretrained,
+        "look_alikes": look_alikes,
         "test_images": os.fspath(test_images),
         "device": device,
         "again": again,
@@ -103,8 +106,8 @@ def command(config: AdaptConfig) -> Adapted:
 
 
 def steps(
-    run: Run, *, images: Any, classes: Any, output: str, model: str, pretrained: str, test_images: str, device: str,
-    settings: dict[str, Any], again: bool = False, max_rejected: float = 0.01,
+    run: Run, *, images: Any, classes: Any, output: str, model: str, pretrained: str, look_alikes: str,
+    test_images: str, device: str, settings: dict[str, Any], again: bool = False, max_rejected: float = 0.01,
 ) -> Adapted:  # fmt: skip
     """The stages in order, each by `run`(stage, parameters)."""
     require("://" not in output, f"output {output}: must be a folder on this machine")
@@ -122,7 +125,7 @@ def steps(
             folder,
             {
                 "images": taken.key, "classes": hashlib.sha256(content).hexdigest() if content else file,
-                "model": named(model), "pretrained": pretrained,
+                "model": named(model), "pretrained": pretrained, "look_alikes": named(look_alikes),
                 "test_images": labelled_key(test_images), "settings": decisive,
             },
             again,
@@ -143,10 +146,8 @@ def steps(
     workers = {name: value for name, value in settings.items() if name == "workers"}
     run("shard", {"source": taken.source, "output": shards, "max_rejected": max_rejected, **labelled})
     if not storage.exists(classifier):
-        run(
-            "classifier",
-            {"classes": file, "model": model, "pretrained": pretrained, "output": classifier, "device": device},
-        )
+        of = {"classes": file, "model": model, "pretrained": pretrained, "look_alikes": look_alikes}
+        run("classifier", {**of, "output": classifier, "device": device})
     if not storage.exists(storage.join(bundle, DESCRIPTION_FILE)):
         run("train", {**settings, "shards": shards, "classifier": classifier, "output": bundle, "device": device})
     if not storage.exists(storage.join(report, REPORT_FILE)):  # the last that is written
@@ -200,11 +201,6 @@ def labelled_folder(test_images: str, output: Path, images: str) -> str:
     below the folder `images`, as those of answers are."""
     if not is_labels(test_images):
         return test_images
-    if test_images.lower().endswith(".jsonl") and '"position"' in Path(test_images).read_text("utf-8", "replace"):
-        logger.warning(
-            "note: must review picked these pictures, hard ones or such as the models name differently: accuracy and "
-            "gain on them are not those on all images; `must select --answers` has the weighted gain"
-        )
     into = output / f"test-images-{storage.sha256_of(Path(test_images))[:12]}"
     root = images if Path(images).is_dir() else ""
     sort(SortConfig(labels=test_images, into=str(into), named_only=True, root=root))

@@ -19,7 +19,7 @@ BUNDLE, SHARDS, REPORT = "model", "shards", "report"
 PARTS = {
     "images": (SHARDS, BUNDLE, REPORT), "test_images": (SHARDS, BUNDLE, REPORT), "settings": (BUNDLE, REPORT),
     "classes": (CLASSIFIER_FILE, BUNDLE, REPORT), "model": (CLASSIFIER_FILE, BUNDLE, REPORT),
-    "pretrained": (CLASSIFIER_FILE, BUNDLE, REPORT),
+    "pretrained": (CLASSIFIER_FILE, BUNDLE, REPORT), "look_alikes": (CLASSIFIER_FILE, BUNDLE, REPORT),
 }  # fmt: skip
 """By input: what is made from it."""
 CHEAP = {CLASSIFIER_FILE, REPORT}  # made anew without a question
@@ -36,7 +36,7 @@ def record(folder: Path, inputs: dict[str, Any], again: bool = False) -> bool:
         ValueError: shards or a model were made from something else, and `again` does not say that they may go.
     """
     place, now = folder / RECORD_FILE, json.loads(json.dumps(inputs, default=str))
-    before = storage.read_json(str(place), "adapt") if place.exists() else dict(now)
+    before = {"look_alikes": "auto"} | storage.read_json(str(place), "adapt") if place.exists() else dict(now)
     grown = bool(before.pop(GROWN, False))
     changed = {name for name in now if before.get(name) != now[name]}
     growing = "test_images" in changed and not before.get("test_images") and (folder / SHARDS / NAME).exists()

@@ -18,7 +18,7 @@ def add_hidden_flags(parser: argparse.ArgumentParser, stage: type[StageConfig], 
     hints, taken = get_type_hints(stage), parser._option_string_actions
     for parameter in fields(stage):
         if flag(parameter.name) not in taken:
-            kind: Any = {"action": argparse.BooleanOptionalAction} if hints[parameter.name] is bool else {}
+            kind: Any = {"action": argparse.BooleanOptionalAction} if is_switch(hints[parameter.name]) else {}
             parser.add_argument(
                 flag(parameter.name),
                 dest=prefix + parameter.name,
@@ -50,7 +50,7 @@ def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None
             target.add_argument(
                 parameter.name, nargs="+" if required else "*", metavar=parameter.metadata["metavar"], **options
             )
-        elif kind is bool:
+        elif is_switch(kind):
             target.add_argument(flag(parameter.name), action=argparse.BooleanOptionalAction, **options)
         else:
             if parameter.metadata["bare"]:
@@ -60,6 +60,11 @@ def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None
                 options["action"] = Once
             metavar = "|".join(get_args(kind)) if get_origin(kind) is Literal else parameter.metadata["metavar"] or "X"
             target.add_argument(flag(parameter.name), metavar=metavar, **options)
+
+
+def is_switch(kind: Any) -> bool:
+    """Whether --NAME and --no-NAME say it, a third value such as auto being what there is without them."""
+    return bool in (kind, *get_args(kind))
 
 
 class Once(argparse.Action):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from must.base.parameters import StageConfig, param
+from must.base.parameters import StageConfig, param, require
 from must.config import defaults
 
 
@@ -44,3 +44,6 @@ class ClassifierConfig(StageConfig):
         metavar="ENCODER",
     )
     device: str = defaults.device()
+
+    def check_values(self) -> None:
+        require(self.output.endswith(".safetensors"), f"--output must end in .safetensors (got '{self.output}')")

@@ -167,7 +167,11 @@ class TrainConfig(StageConfig):
         "work, the same gradients",
         False,
     )
-    compile: bool = param("run the networks' blocks through torch.compile (needs a C++ compiler or a GPU)", False)
+    compile: bool | Literal["auto"] = param(
+        "run the networks' blocks through torch.compile, or as they are where it does not work; auto: on a CUDA GPU, "
+        "in runs of 2,000 steps and more",
+        "auto",
+    )
     checkpoints: str = param(
         "folder for checkpoints; OUTPUT/checkpoints if empty", "", metavar="URI", group="checkpoints", kind="output"
     )

@@ -67,7 +67,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         if looks is not None:
             metrics["label_free"]["compared"]["audit"] = found = audit(looks, bundle)
             kept = kept_of(bundle.description, found)
-        metrics["abstention"] = abstention(config.risk, looks, kept, *confidence_of(samples, after))
+        picked = config.split in index.source.get("picked", ())  # on such the risk is not that of all images
+        by_label = (after.confidence, None) if picked else confidence_of(samples, after)
+        metrics["abstention"] = abstention(config.risk, looks, kept, *by_label)
         if config.few_shot and baseline:
             from must.evaluation.fewshot import few_shot
 
@@ -84,6 +86,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             "splits": index.splits,
             "rejected": index.rejected,
             "duplicates": index.duplicates,
+            "picked": picked,
         }
         storage.write_bytes(
             storage.join(config.output, PREDICTIONS_FILE), predictions_csv(samples, after, before, metrics)

@@ -68,6 +68,10 @@ def exchange(config: LabelsConfig) -> Exchanged:
             rows.add(cell(one.image), cell(one.label or NONE))
         storage.write_bytes(output, encoded(text.getvalue()))
     labelled = sum(not one.unsure for one in labels)
+    if any(one.picked for one in labels) and config.to != "answers":
+        logger.warning(
+            "note: must review picked these images, and the new file does not say so: no accuracy on all images follows"
+        )
     logger.info(f"{len(labels)} images, {labelled} of them labelled -> {output}")
     if hint:
         logger.info(hint)

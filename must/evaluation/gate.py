@@ -168,7 +168,7 @@ def labelled_gate(metrics: dict[str, Any], config: GateConfig) -> Decision:
     key, min_gain, min_images = config.metric, config.min_gain, config.min_images
     low, high = metrics["intervals"][key]
     gain = metrics["adapted"][key] - metrics["baseline"][key]
-    enough = metrics["labelled"] >= min_images
+    picked, enough = bool(metrics.get("data", {}).get("picked")), metrics["labelled"] >= min_images
     reasons = [
         line(enough, f"labelled images {metrics['labelled']}, needed {min_images}"),
         line(
@@ -177,7 +177,10 @@ def labelled_gate(metrics: dict[str, Any], config: GateConfig) -> Decision:
             f"its lower end must be above {100 * min_gain:+.1f}",
         ),
     ]
-    return Decision(enough and low > min_gain, "labelled", reasons)
+    if picked:
+        why = "must review picked the labelled images, such as models name differently: no gain on all images follows"
+        reasons.append(line(False, f"{why}; `must select --answers` weights them, and the reviewed gate takes that"))
+    return Decision(enough and low > min_gain and not picked, "labelled", reasons)
 
 
 def no_gate(metrics: dict[str, Any], config: GateConfig) -> Decision:
@@ -220,7 +223,5 @@ def as_markdown(decision: Decision, against: str) -> str:
         head = f"# Zero-shot is kept{'' if decision.passed else ': the champion stays'}"
     if decision.gate == "none":
         head = "# Passed: no gate"
-    reasons = [
-        reason.replace("`", "'") for reason in decision.reasons
-    ]  # they name classes, which must not end the code
+    reasons = [reason.replace("`", "'") for reason in decision.reasons]  # names of classes must not end the code
     return "\n".join([head, "", f"Compared with: {against}", "", *(f"- `{reason}`" for reason in reasons), ""])

@@ -33,7 +33,8 @@ class Label:
     """An image and its class; `label` None: none of the classes.
 
     `probability` is a model's, None of what a person said; `top`: a model's classes with their probabilities, best
-    first; `sha256`: of the image's file, `who` and `when` said it: '' if that is not known.
+    first; `sha256`: of the image's file, `who` and `when` said it: '' if that is not known; `picked`: by `must review`,
+    as one of those that models name differently, or that are hard.
     """
 
     image: str
@@ -44,6 +45,7 @@ class Label:
     sha256: str = ""
     who: str = ""
     when: str = ""
+    picked: bool = False
 
 
 def read_labels(uri: str, flag: str = "--labels") -> list[Label]:
@@ -136,7 +138,8 @@ def from_lines(text: str, where: str) -> Iterator[Label]:
         sha256, who, when = (str(row.get(name) or "") for name in ("sha256", "who", "when"))
         label = row.get("label")
         require(label is None or isinstance(label, str), f"{where}: line {number}: the label is no text")
-        yield Label(row["image"], label, unsure=bool(row.get("unsure")), sha256=sha256, who=who, when=when)
+        unsure, picked = bool(row.get("unsure")), "position" in row or bool(row.get("picked"))
+        yield Label(row["image"], label, unsure=unsure, sha256=sha256, who=who, when=when, picked=picked)
 
 
 def from_json(content: Any, place: str, where: str) -> Iterator[Label]:
@@ -285,6 +288,7 @@ def answers(labels: list[Label], sha256: Callable[[str], str]) -> bytes:
     for one in labels:
         row: dict[str, Any] = {"image": one.image, "sha256": one.sha256 or sha256(one.image)}
         row |= {"unsure": True} if one.unsure else {"label": one.label}
+        row |= {"picked": True} if one.picked else {}
         lines.append(json.dumps(row | {"who": one.who, "when": one.when}, ensure_ascii=True) + "\n")
     return "".join(lines).encode()
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from must.base import storage
+from must.base.files import JOURNAL_FILE
 from must.base.parameters import require
 from must.base.progress import bar
 from must.base.text import CONTROLS, brief, printable
@@ -25,7 +26,6 @@ from must.evaluation.labels import NONE, file_in, read_labels
 
 logger = logging.getLogger(__name__)
 
-JOURNAL = ".must-sort.jsonl"
 LONGEST = 200  # bytes of a file's name
 
 
@@ -62,13 +62,13 @@ def place_all(config: SortConfig, into: Path) -> Outcome:
         "labels": storage.sha256_of(storage.local(file_in(config.labels))),
         "how": config.how,
         "abstain": config.abstain,
-    }
+    } | ({"picked": True} if any(one.picked for one in labels) else {})
     before = read_journal(into, head)
     folders = Folders(into, [one.label for one in labels])
     into.mkdir(parents=True, exist_ok=True)
     placed, missing = 0, 0
     with (
-        (into / JOURNAL).open("a", encoding="utf-8") as journal,
+        (into / JOURNAL_FILE).open("a", encoding="utf-8") as journal,
         bar(total=len(labels), desc="sort", leave=False) as shown,
     ):
         if not before and not journal.tell():
@@ -188,7 +188,7 @@ def put(source: Path, target: Path, how: str) -> None:
 
 def journal_of(into: Path) -> list[dict[str, Any]]:
     """The journal's lines, its head first; a last line that was cut off has placed nothing."""
-    file = into / JOURNAL
+    file = into / JOURNAL_FILE
     if not file.is_file():
         return []
     lines = []
@@ -229,7 +229,7 @@ def take_back(into: Path) -> Outcome:
     for name in left:
         logger.info(printable(f"{into / name}: stays: it was changed, or its old place is taken"))
     if not left:
-        (into / JOURNAL).unlink()
+        (into / JOURNAL_FILE).unlink()
         if not any(into.iterdir()):
             into.rmdir()
     logger.info(f"{done} images taken back from {into} ({how})")

@@ -8,8 +8,8 @@ import pytest
 
 import must
 from must.api.cli import main
+from must.base.files import JOURNAL_FILE
 from must.deploy.predict.writer import Prediction, open_writer
-from must.evaluation.sort import JOURNAL
 
 
 def photos(folder, names):
@@ -33,7 +33,7 @@ def tree(folder):
 
 
 def contents(folder):
-    return sorted(data for name, data in tree(folder).items() if name != JOURNAL)
+    return sorted(data for name, data in tree(folder).items() if name != JOURNAL_FILE)
 
 
 @pytest.mark.parametrize("how", ["link", "copy", "move"])
@@ -96,7 +96,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch, how):
     with pytest.raises(KeyboardInterrupt):
         must.sort(labels=csv, into=tmp_path / "sorted", how=how)
     monkeypatch.setattr(sort, "put", real)
-    with (tmp_path / "sorted" / JOURNAL).open("a") as journal:
+    with (tmp_path / "sorted" / JOURNAL_FILE).open("a") as journal:
         journal.write('{"from": "/cut o')  # and a line that was not finished
         journal.write("\n")
     assert must.sort(labels=csv, into=tmp_path / "sorted", how=how).placed == 4
@@ -170,4 +170,4 @@ def test_other_labels_have_to_wait_until_the_first_are_taken_back(tmp_path):
     must.sort(labels=first, into=tmp_path / "sorted")
     with pytest.raises(ValueError, match="from other labels or in another way; take them back first"):
         must.sort(labels=second, into=tmp_path / "sorted")
-    assert json.loads((tmp_path / "sorted" / JOURNAL).read_text().splitlines()[1])["to"] == "cat/a.png"
+    assert json.loads((tmp_path / "sorted" / JOURNAL_FILE).read_text().splitlines()[1])["to"] == "cat/a.png"

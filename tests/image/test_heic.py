@@ -92,6 +92,9 @@ def test_without_pillow_heif_it_says_what_is_missing(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["shard", "--source", str(tmp_path / "photos"), "--output", str(tmp_path / "shards")])
     assert "1 .heic" in (said := capsys.readouterr().err) and "pip install pillow-heif" in said
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "other.png")
+    main(["shard", "--source", str(tmp_path / "photos"), "--output", str(tmp_path / "shards")])
+    assert "1 .heic" in (said := capsys.readouterr().out) and "pip install pillow-heif" in said
 
 
 @needs_heif

@@ -253,7 +253,7 @@ def test_the_whole_adaptation_is_asked_about_where_training_kept_a_part_of_it(tm
     assert found.model == str(kept / "adapted") and found.output == str(tmp_path / "review")
 
 
-def test_a_page_that_carries_its_pictures_runs_nothing_of_theirs(plan, folder):
+def test_a_page_that_carries_its_pictures_runs_nothing_of_theirs_and_has_a_bound(plan, folder, monkeypatch):
     plan.classes[0] = hostile = '</script><img src=x onerror="alert(1)">'
     session = Session(plan, str(folder), "ann")
     data, count = self_contained(session, Pictures(ShardReader(plan.shards, plan.split)), 12)
@@ -263,3 +263,7 @@ def test_a_page_that_carries_its_pictures_runs_nothing_of_theirs(plan, folder):
     carried = json.loads(re.search(r'id="carried">(.*?)</script>', text, re.S)[1])
     assert carried["classes"][0] == hostile and len(carried["pictures"]) == 12
     assert Path(folder / "answers.jsonl").exists() is False
+    taken = sum(map(len, carried["images"].values()))
+    monkeypatch.setattr("must.deploy.review.page.LARGEST", taken - 1)
+    less, count = self_contained(session, Pictures(ShardReader(plan.shards, plan.split)), 12)
+    assert count == 11 and len(less) < len(data)

@@ -8,6 +8,7 @@ from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import TrainBatch
 from must.method.distributed.parallel import full_state_dict
 from must.method.distributed.process_group import World, init_distributed
+from must.method.train import compiled
 from must.method.train.step import MustStep
 from tests.golden import golden_model
 
@@ -42,10 +43,13 @@ def run_steps(
     if classes:  # another head, for the branch of many classes
         weights = F.normalize(torch.randn(32, classes, generator=torch.Generator().manual_seed(0)), dim=0)
         student.classifier = torch.nn.Parameter(weights)
-    prior = settings.pop("prior", ())
+    prior, backend = settings.pop("prior", ()), settings.pop("backend", "inductor")
     defaults = {"batch_size": IMAGES, "lr": 0.032, "ema_decay_init": 0.9, "ema_decay": 0.99, "ema_warmup_steps": 3}
     config = TrainConfig(shards="-", classifier="-", output="-", **{**defaults, **settings})
     method = MustStep(student, Preprocess(size=32), config, processes, STEPS, 2, prior)
+    compiled.BACKEND = backend
+    if config.compile is True:
+        compiled.compile_blocks(method, images // processes.size // config.accumulate)
     if state:
         method.load_state_dict(state)
     gradients, values = {}, []

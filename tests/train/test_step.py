@@ -9,6 +9,7 @@ from must.base.parameters import load
 from must.config import TrainConfig
 from must.data.loading.order import GlobalBatches, MicroBatches
 from must.method.distributed.process_group import World
+from must.method.train.compiled import LONG, pays
 from tests.train.processes import on_ranks
 from tests.train.step_ranks import run_steps, run_steps_on_a_rank
 from tests.train.test_distributed import relative
@@ -75,12 +76,37 @@ def test_compiled_blocks_give_the_same_gradients(record_property):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("settings", [{"activation_checkpointing": True}, {"parallel": "ddp"}, {"parallel": "fsdp"}])
+def test_a_run_goes_on_compiled_and_not(settings, record_property):
+    """A step as it is, a compiled one, and another as it is: the same names, the same weights to rounding."""
+    states = []
+    for number, on in enumerate([False, True, False]):
+        more = {"state": states[-1] if states else None, "compile": on, "backend": "aot_eager", **settings}
+        if "parallel" in settings:
+            states.append(on_ranks(2, run_steps_on_a_rank, steps=[number, number + 1], **more))
+        else:
+            states.append(run_steps(ALONE, steps=range(number, number + 1), **more))
+    expected = run_steps(ALONE)
+    for name in ("student", "teacher"):
+        assert {*map(tuple, (state[name] for state in states))} == {tuple(expected[name])}
+        assert relative(states[-1][name], expected[name]) < 1e-4
+    assert [state["values"][0] for state in states] == [
+        pytest.approx(v, rel=1e-4, abs=1e-5) for v in expected["values"]
+    ]
+
+
+def test_auto_compiles_on_a_gpu_in_long_runs():
+    assert pays(True, "cpu", 1) and pays("auto", "cuda", LONG) and not pays("auto", "cuda", LONG - 1)
+    assert not pays("auto", "cpu", LONG) and not pays(False, "cuda", LONG)
+
+
+@pytest.mark.slow
 def test_without_a_compiler_the_blocks_run_as_they_are_and_that_is_said(caplog, record_property):
     torch._dynamo.reset()
     missing = {"cpp.cxx": ("/nowhere/g++",), "force_disable_caches": True}
-    with torch._inductor.config.patch(missing), caplog.at_level("WARNING"):
+    with torch._inductor.config.patch(missing), caplog.at_level("INFO"):
         assert_same(run_steps(ALONE, compile=True), run_steps(ALONE), record_property)
-    assert "--compile: torch.compile does not work here, so blocks run as they are: " in caplog.text
+    assert caplog.text.count("--compile: torch.compile does not work here, so blocks run as they are: ") == 1
 
 
 def test_a_mean_over_micro_batches_would_be_another_gradient():

@@ -6,23 +6,33 @@ from collections import Counter
 
 import pytest
 import torch
+from torch import Tensor
 from torch.optim import optimizer
 
+from must.base.parameters import load
 from must.config import TrainConfig
-from must.data.augment.exact import ViewSettings
+from must.data.augment.exact import ViewSettings, fill_color
 from must.data.augment.gpu import DeviceInputs, DeviceViews
 from must.data.augment.gpu_ops import NAMES
 from must.data.augment.normalize import channels
 from must.data.image.preprocess import Preprocess
-from must.method.distributed.process_group import World
+from must.method.distributed.preemption import StopSignal
+from must.method.distributed.process_group import World, init_distributed
 from must.method.model.backbone import build_visual
 from must.method.model.masked_vit import MaskedViT
-from must.method.train.log import Meter
+from must.method.train import step as step_module
+from must.method.train.log import Meter, NoLog
+from must.method.train.losses import pseudo_labels
 from must.method.train.step import MustStep
+from must.method.train.trainer import Trainer
 from tests.golden import golden_model
 from tests.model.tiny import FAMILIES, SIZE, model_config
+from tests.train.processes import on_ranks
 from tests.train.step_ranks import IMAGES, made_batch
 from tests.waiting import DEVICE, HostWaitsError, unread
+
+ALONE = World(0, 1, DEVICE)
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -31,16 +41,17 @@ def fused_on_meta(monkeypatch):
     monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: [DEVICE.type])
 
 
-def launches_of_steps(**settings) -> list[Counter[str]]:
+def launches_of_steps(world=ALONE, precision="fp32", **settings) -> list[Counter[str]]:
     """Of each of three steps, with their part of the log's sums, of a model of three blocks."""
-    config = TrainConfig(shards="-", classifier="-", output="-", batch_size=IMAGES, precision="fp32", **settings)
-    method = MustStep(golden_model().to(DEVICE), Preprocess(size=32), config, World(0, 1, DEVICE), 8, 2)
+    size = IMAGES * world.size
+    config = TrainConfig(shards="-", classifier="-", output="-", batch_size=size, precision=precision, **settings)
+    method = MustStep(golden_model().to(world.device), Preprocess(size=32), config, world, 8, 2)
     for values in (method.preprocess.mean, method.preprocess.std):
-        channels(values, DEVICE)  # once a run
+        channels(values, world.device)  # once a run
     size, meter, found = IMAGES // config.pieces, Meter(), []
     for step in range(3):
         parts = [made_batch(step, range(n, n + size)) for n in range(0, IMAGES, size)]
-        with unread() as launches:
+        with unread(world.device) as launches:
             meter.add(method(step, parts))
         found.append(launches)
     return found
@@ -61,6 +72,60 @@ def test_a_steps_launches_are_bounded(fused_on_meta):
     assert launches["_to_copy"] <= 12 and launches["zeros_like"] == 0
 
 
+@pytest.mark.parametrize("settings, most", [({}, 580), ({"accumulate": 2}, 1420)], ids=str)
+def test_autocast_waits_for_nothing(settings, most):
+    """In bf16, which torch has on a CPU and not on a device without values."""
+    _, second, third = launches_of_steps(World(0, 1, CPU), "bf16", **settings)
+    assert second == third and sum(third.values()) <= most, third.most_common()
+
+
+def launches_on_a_rank(forms: list[dict]) -> list[list[Counter[str]]]:
+    with init_distributed("cpu", 60) as processes:
+        return [launches_of_steps(processes, **settings) for settings in forms]
+
+
+@pytest.mark.slow
+def test_processes_wait_for_nothing_and_send_little():
+    """DDP: an all-reduce of the gradients, in a bucket, and one of the losses' sums. FSDP: one of those and one of
+    whether gradients are finite, and it gathers four times (three blocks, the rest) a pass: teacher, student, back."""
+    bf16 = {"precision": "bf16", "accumulate": 2}
+    forms = [{}, bf16, {"parallel": "fsdp"}, {"parallel": "fsdp", **bf16}]
+    found = [third for _, _, third in on_ranks(2, launches_on_a_rank, forms)]
+    names = ("allreduce_", "_allgather_base_", "_reduce_scatter_base_")
+    assert [[step[name] for name in names] for step in found] == [[2, 0, 0], [2, 0, 0], [2, 12, 4], [2, 32, 4]]
+    for step, most in zip(found, (480, 1480, 465, 1320), strict=True):
+        assert sum(step.values()) <= most, step.most_common()
+
+
+@pytest.mark.parametrize("world", [ALONE, World(0, 1, CPU)], ids=["meta", "cpu"])
+@pytest.mark.parametrize("reading", [Tensor.item, Tensor.tolist, Tensor.nonzero], ids=lambda how: how.__name__)
+def test_a_step_that_reads_is_found(monkeypatch, fused_on_meta, world, reading):
+    def labels(logits: Tensor, threshold: float):
+        reading(logits.sum())
+        return pseudo_labels(logits, threshold)
+
+    monkeypatch.setattr(step_module, "pseudo_labels", labels)
+    with pytest.raises((HostWaitsError, NotImplementedError, RuntimeError)):
+        launches_of_steps(world)
+
+
+@pytest.mark.parametrize("place", ["cpu", "gpu"])
+def test_the_loop_reads_at_its_log_lines_alone(place, fused_on_meta, digits, tmp_path, monkeypatch):
+    """Batches of the loader, views, steps and their order as `must train` has them; the reading itself is left out."""
+    settings = {"preset": "digits", "epochs": 1, "batch_size": 32, "log_every": 3, "checkpoint_every": 10**6}
+    settings |= {"device": "meta", "workers": 0, "augment_device": place, "select": "none", "precision": "fp32"}
+    data = {"shards": digits.shards, "classifier": digits.classifier, "output": str(tmp_path)}
+    trainer, read = Trainer(load(TrainConfig, settings | data), ALONE), []
+    trainer.choose()
+    preprocess = trainer.method.preprocess
+    for values in (preprocess.mean, preprocess.std, fill_color(preprocess.mean)):
+        channels(values, DEVICE)  # once a run
+    monkeypatch.setattr(trainer.health, "read", lambda meter, step, batch: read.append(step + 1) or {})
+    with unread():
+        trainer.take_steps(trainer.groups(0), NoLog(), StopSignal())
+    assert read == [3, trainer.whole.steps]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_family_of_towers_waits(family):
     architecture = model_config(family)
@@ -72,6 +137,28 @@ def test_no_family_of_towers_waits(family):
         output = model(images, masked)
         (output.logits.sum() + output.reconstruction.sum() + output.alignment.sum()).backward()
     assert 100 < sum(launches.values()) <= 400, launches.most_common()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_are_whole_graphs_and_few(family):
+    """What torch.compile gets: one graph for the teacher and one for the student, without a break, for all blocks."""
+    architecture = model_config(family)
+    towers = [build_visual({"quick_gelu": False, **architecture}) for _ in range(2)]
+    teacher, student = (MaskedViT(tower, torch.zeros(architecture["embed_dim"], 5)) for tower in towers)
+    teacher.requires_grad_(False)
+    images, masked = torch.zeros(2, 3, SIZE, SIZE), torch.zeros(2, 3, dtype=torch.int64)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for block in [*teacher.tower.blocks, *student.tower.blocks]:
+        block.compile(backend="eager", fullgraph=True, dynamic=False)
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                teacher(images)
+            student(images, masked)
+    kinds = 2 if family == "timm, class token" else 1  # its first block has no drop path
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2 * kinds
 
 
 def views_of(operations: list[list[int]]) -> Counter[str]:

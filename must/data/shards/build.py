@@ -31,7 +31,7 @@ from must.data.shards.parts import locked_part, refuse_living_parts
 from must.data.shards.pool import Pool
 from must.data.shards.progress import ProgressBar, print_summary, print_work
 from must.data.shards.workdir import NAME, RUN, WRITTEN, Run, Workdir
-from must.data.sources.base import PHONES, Source, is_within
+from must.data.sources.base import Source, is_within, not_read
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ def finish(task: Task, pool: Pool, work: Workdir, still_ours: Callable[[], None]
 def summed_up(task: Task, made: Index) -> Index:
     if made is task.previous:
         return nothing_new(task.config, made)
-    print_summary(task.config, made)
+    print_summary(task.config.output, made)
     return made
 
 
@@ -283,10 +283,8 @@ def nothing_new(config: ShardConfig, previous: Index) -> Index:
 def nothing_found(config: ShardConfig, listing: Listing) -> str:
     where = f"--source {config.source}: "
     if listing.skipped:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in listing.skipped.items())
-        phones = {f".{ending}" for ending in PHONES} & listing.skipped.keys()
-        hint = "; an iPhone's HEIC is read where pillow-heif is installed: pip install pillow-heif" if phones else ""
-        return f"{where}no images, only other files ({kinds}); known endings are .jpg, .png, .webp and the like{hint}"
+        kinds = not_read(listing.skipped)
+        return f"{where}no images, known endings are .jpg, .png, .webp and the like; only other files: {kinds}"
     if listing.rejected:
         name, reason = listing.rejected[0]
         return f"{where}no images that can be read; {name}: {reason}"

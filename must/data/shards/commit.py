@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from must import __version__
 from must.base import storage
+from must.base.files import JOURNAL_FILE
 from must.base.parameters import require
 from must.base.text import printable
 from must.config import ShardConfig
@@ -52,6 +53,7 @@ def commit_shards(
 
     jobs = shard_jobs(config, numbers, splits, found, previous, work)
     shards = (*(previous.shards if previous else ()), *pool.assemble(jobs, work))
+    picked = picked_splits(config, splits, previous)
     revision = revision_after(previous)
     tables = write_tables(jobs, numbers, revision, work)
     return Index(
@@ -62,6 +64,7 @@ def commit_shards(
             "test_uri": config.test_source,
             "fingerprint": listing.fingerprint,
             "files": listing.items + len(listing.rejected),
+            **({"picked": picked} if picked else {}),
         },
         settings=settings,
         shards=shards,
@@ -75,6 +78,24 @@ def commit_shards(
         tables=(*(previous.tables if previous else ()), *tables),
         units=numbers[-1] + 1,
     )
+
+
+def picked_splits(config: ShardConfig, splits: tuple[str, ...], previous: Index | None) -> list[str]:
+    """Those with images that `must review` picked, as `must sort` notes in the folder that it makes of answers."""
+    found = set(previous.source.get("picked", ())) if previous else set[str]()
+    if by_review(config.test_source):
+        found.add("test")
+    if by_review(config.source):
+        found |= {*splits} - ({"test"} if config.test_source else set())
+    return sorted(found)
+
+
+def by_review(source: str) -> bool:
+    journal = storage.join(source, JOURNAL_FILE)
+    if not source or not storage.exists(journal):
+        return False
+    head = storage.object_or_none(storage.read_bytes(journal).partition(b"\n")[0], dict)
+    return bool(head and head.get("picked"))
 
 
 def records(work: Workdir, numbers: list[int]) -> Iterator[ChunkResult]:
@@ -224,15 +245,11 @@ def set_aside(
         (Line(name, reason, since.get(name, revision)) for name, reason in rejected_now(listing, totals)),
         (Line(name, reason, revision, duplicate=True) for name, reason in dropped(found, work)),
     )
-    write_lines(path, lines)
-    require(not refused, refused)
-    return kinds
-
-
-def write_lines(path: str, lines: Iterable[Line]) -> None:
     with storage.open_write(path) as file:
         for line in lines:
             file.write(line.to_json() + b"\n")
+    require(not refused, refused)
+    return kinds
 
 
 def rejected_now(listing: Listing, totals: ChunkTotals) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from itertools import takewhile
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from must.base import storage
+from must.base.text import printable
 from must.data.image.headers.heif import can_read
 
 PHONES = frozenset({"heic", "heif"})
@@ -20,6 +21,14 @@ EXTENSIONS = (PHONES if can_read() else frozenset()) | frozenset(
     "jpg jpeg jpe jfif mpo png webp gif bmp dib tif tiff ppm pgm pbm pnm jp2 j2k jpx avif ico tga".split()  # noqa: SIM905
 )
 ARCHIVE = re.compile(r"\.(zip|tar|tgz|tar\.gz|tar\.bz2|tar\.xz)$", re.IGNORECASE)
+
+
+def not_read(kinds: Mapping[str, int]) -> str:
+    """The numbers of files of other kinds, and what would read those of telephones."""
+    listed = ", ".join(f"{count} {printable(kind)}" for kind, count in kinds.items())
+    phones = {f".{ending}" for ending in PHONES} & kinds.keys()
+    hint = "; an iPhone's HEIC is read where pillow-heif is installed: pip install pillow-heif" if phones else ""
+    return listed + hint
 
 
 class Item(NamedTuple):
@@ -85,6 +94,7 @@ class Source(Protocol):
 
     def prepare(self, folder: Path) -> None:
         """Called once before anything else; `folder` is local and lasts as long as the run."""
+        return
 
     def items(self, problems: ListingReport) -> Iterator[Item]:
         """All images, in any order."""

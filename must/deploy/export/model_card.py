@@ -122,7 +122,8 @@ def quality(metrics: dict[str, Any] | None) -> str:
         if free["compared"]:
             lines.append(f"{free['compared']['agreement']:.1%} of the images keep the zero-shot class.")
         return " ".join(lines)
-    lines = [f"Measured on {metrics['labelled']:,} labelled images ({where}); 95% bootstrap intervals.", ""]
+    how = ", which `must review` picked (on all images it is another accuracy)" if data.get("picked") else ""
+    lines = [f"Measured on {metrics['labelled']:,} labelled images{how} ({where}); 95% bootstrap intervals.", ""]
     lines += ["| | " + metrics["baseline_name"] + " | adapted |", "|---|---|---|"]
     for key, title in (("top1", "top-1"), ("mean_per_class", "mean per class"), ("ece", "calibration error")):
         cells = [title]

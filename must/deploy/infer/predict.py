@@ -12,7 +12,7 @@ from must.base.parameters import require
 from must.base.progress import loading
 from must.config import PredictConfig
 from must.deploy.predict.engine import Opener, onnx_model
-from must.deploy.predict.images import predict_images
+from must.deploy.predict.images import predict_images, require_some
 from must.deploy.predict.writer import Prediction
 
 ADAPTED = "model"  # the bundle in the folder that `must adapt` writes
@@ -22,8 +22,10 @@ def predict(config: PredictConfig, take: Callable[[Prediction], None] | None = N
     """`must.deploy.predict.images.predict_images`, by torch where --model is no ONNX file.
 
     Raises:
-        ValueError: no model, or none of the images could be read.
+        ValueError: no model, or none of the images is there or could be read.
     """
+    if not config.shards:
+        require_some(config.images)
     config, opener = opened_by(config)
     return predict_images(config, take, opener)
 

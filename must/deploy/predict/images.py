@@ -156,6 +156,14 @@ def find_images(given: list[str], missing: Callable[[str, str], object]) -> Iter
             yield name
 
 
+def require_some(given: list[str]) -> None:
+    """Before a model is loaded. Raises ValueError: none of the files is there."""
+    gone = [name for name in given if not (name == "-" or storage.is_remote(name) or glob.has_magic(name))]
+    gone = [name for name in gone if not storage.local(name).exists()]
+    more = f", and {len(gone) - 1:,} others" if len(gone) > 1 else ""
+    require(not gone or len(gone) < len(given), f"{printable(gone[0] if gone else '')}: no such file{more}")
+
+
 def only_images(names: Iterable[str]) -> list[str]:
     return [name for name in names if name.rpartition(".")[2].lower() in EXTENSIONS]
 

@@ -26,21 +26,25 @@ def static(name: str) -> bytes:
 
 def self_contained(session: Session, pictures: Pictures, most: int) -> tuple[bytes, int]:
     """(the page with the first pictures that have no answer yet, how many those are): `most` of them, and no more than
-    LARGEST bytes take. It keeps answers in the
-    browser and saves them as answers.jsonl. Pictures that cannot be decoded are left out of strips, not of the order.
+    LARGEST characters hold. It keeps answers in the browser and saves them as answers.jsonl. Pictures that cannot be
+    decoded are left out of strips, not of the order.
     """
     plan, images = session.plan, dict[str, str]()
     shown: list[dict[str, Any]] = []
-    for position, picture in enumerate(plan.pictures):
-        if len(shown) == most or sum(map(len, images.values())) > LARGEST:
-            break
-        if picture.sha256 in session.answers:
-            continue
-        shown.append({**session.describe(position), "image": picture.image, "sha256": picture.sha256})
+    taken = 0
+    unanswered = [at for at, picture in enumerate(plan.pictures) if picture.sha256 not in session.answers]
+    for position in unanswered[:most]:
+        picture = plan.pictures[position]
+        new = dict[str, str]()
         for number, small in [(picture.number, False), *((other, True) for other in picture.alike)]:
             key = f"{'small' if small else 'large'}/{number}"
             if key not in images and (data := data_uri(pictures, number, small)):
-                images[key] = data
+                new[key] = data
+        taken += sum(map(len, new.values()))
+        if taken > LARGEST:
+            break
+        images |= new
+        shown.append({**session.describe(position), "image": picture.image, "sha256": picture.sha256})
     content = {"classes": plan.classes, "pictures": shown, "images": images, "who": session.who}
     data = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
     script, style = (static(name).decode() for name in ("review.js", "review.css"))

@@ -15,7 +15,20 @@ class Verdict(NamedTuple):
     plain: str = ""  # the same for somebody who knows none
 
 
+PICKED = (
+    "These images were picked by must review, as hard ones or such as the models name differently: the accuracies and "
+    "the gain on all images are others; must select --answers has the weighted gain."
+)
+
+
 def verdict(metrics: dict[str, Any]) -> Verdict:
+    found = on_its_images(metrics)
+    if metrics["labelled"] and metrics.get("data", {}).get("picked"):
+        return Verdict("open", f"{found.headline}, on picked images", found.text, f"{found.plain} {PICKED}")
+    return found
+
+
+def on_its_images(metrics: dict[str, Any]) -> Verdict:
     if metrics["labelled"] and metrics["baseline"]:
         return with_labels(metrics)
     if metrics["labelled"]:

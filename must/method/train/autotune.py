@@ -64,10 +64,8 @@ def fewest_pieces(local: int, fixed: float, per_image: float, free: float) -> in
 
 def measured(method: MustStep, local: int) -> tuple[float, float, float]:
     """Bytes of a step that do not depend on the micro-batch, those of an image, and those that are free, by trial."""
-    config, small = method.config, min(TRIAL, local)
-    cells = PatchMask(method.preprocess.size, method.student.patch_size, config.mask_patch_size, config.mask_ratio)
-    masked = cells.masked_patches
-    less, more = (trial(method, images, masked) for images in (small, 2 * small))
+    small = min(TRIAL, local)
+    less, more = (trial(method, images) for images in (small, 2 * small))
     per_image = max(more - less, 0) / small
     parameters = [to_local(value) for group in method.optimizer.param_groups for value in group["params"]]
     moments = sum(2 * value.numel() * value.element_size() for value in parameters)  # they are there after a step
@@ -77,17 +75,24 @@ def measured(method: MustStep, local: int) -> tuple[float, float, float]:
     return max(less - per_image * small, 0) + moments + views, per_image, free
 
 
-def trial(method: MustStep, images: int, masked: int) -> int:
+def trial(method: MustStep, images: int) -> int:
     """Bytes that a forward and backward pass takes at its height, above what is held before. Changes no weight."""
     device = method.world.device
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    method.differentiate([blank(images, method.preprocess.size, masked).to(device)])
+    method.differentiate([blank_for(method, images).to(device)])
     torch.cuda.synchronize(device)
     height = torch.cuda.max_memory_allocated(device) - before
     method.optimizer.zero_grad(set_to_none=True)
     return height
+
+
+def blank_for(method: MustStep, images: int) -> TrainBatch:
+    """With as many masked patches as the method's own batches have."""
+    config, size = method.config, method.preprocess.size
+    cells = PatchMask(size, method.student.patch_size, config.mask_patch_size, config.mask_ratio)
+    return blank(images, size, cells.masked_patches)
 
 
 def blank(images: int, size: int, masked: int) -> TrainBatch:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from must.base.text import printable
 from must.config import TrainConfig
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import Preprocess
@@ -37,8 +35,6 @@ from must.method.train.losses import (
 )
 from must.method.train.optimizer import build_optimizer, learning_rate, set_learning_rate, step_if_finite
 from must.method.train.teacher import ema_decay, make_teacher, update_teacher
-
-logger = logging.getLogger(__name__)
 
 
 class MustStep:
@@ -77,16 +73,12 @@ class MustStep:
     def prepare(self) -> None:
         """What must be done to the networks before the optimizer sees their parameters."""
         config = self.config
-        compiles = config.compile and can_compile(self.world)
         if config.activation_checkpointing:
             self.student.tower.checkpoint_activations()
         for network in (self.student, self.teacher):
             blocks = list(network.tower.blocks)
             if self.uses_fsdp:
                 apply_fsdp(network, blocks, self.precision == "bf16")
-            if compiles:
-                for block in blocks:  # all blocks are the same code: compiling one compiles them all
-                    block.compile()
 
     def __call__(self, step: int, parts: Sequence[TrainBatch]) -> dict[str, Tensor]:
         """Trains on this process's part of global batch `step`, cut into one or more micro-batches of equal size.
@@ -191,15 +183,3 @@ class MustStep:
         load_optimizer(self.optimizer, state["optimizer"])
         balance = state["class_balance"]
         self.class_balance = None if balance is None else balance.to(self.world.device)
-
-
-def can_compile(world: World) -> bool:
-    """Whether torch.compile finds what it needs here, by a small function; if not, the main process says why."""
-    try:
-        torch.compile(lambda x: torch.nn.functional.gelu(x) * 2)(torch.ones(64, device=world.device))
-    except Exception as error:
-        if world.is_main:
-            why = printable(" ".join(str(error).split()))[:200]
-            logger.warning(f"--compile: torch.compile does not work here, so blocks run as they are: {why}")
-        return False
-    return True

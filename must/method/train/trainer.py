@@ -38,6 +38,7 @@ from must.method.select.rung_predictions import Weights, affordable
 from must.method.select.select import described, select_weights, selection_text
 from must.method.train.autotune import choose_accumulation, choose_loaders
 from must.method.train.checkpoint import exclusive_checkpoints
+from must.method.train.compiled import compile_blocks, pays
 from must.method.train.estimate import LONG_ENOUGH, Size, StepTimer, memory_of, size_of
 from must.method.train.health import Health
 from must.method.train.log import Meter, NoLog, TrainLog, in_words, last_logged, summary_of
@@ -142,6 +143,8 @@ class Trainer:
         if workers == "auto":
             workers = choose_loaders(self.world.device, progress.micro_batch, self.method.preprocess.size)
         self.config = replace(config, accumulate=pieces, workers=workers)
+        if pays(config.compile, self.world.device.type, self.whole.steps - progress.step):
+            compile_blocks(self.method, progress.micro_batch)
 
     def run(self, stop: StopSignal) -> dict[str, Any]:
         self.choose()

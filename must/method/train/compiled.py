@@ -1,0 +1,62 @@
+"""`--compile`: the networks' blocks through torch.compile, where that works and is earned back."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import torch
+
+from must.base.text import printable
+from must.data.augment.normalize import normalize
+from must.method.train.autotune import blank_for
+from must.method.train.step import MustStep
+
+logger = logging.getLogger(__name__)
+
+BACKEND = "inductor"
+LONG = (
+    2000  # steps from which `auto` compiles: a minute or two of it, earned back at a tenth of a step of 0.3 s or more
+)
+
+
+def pays(asked: bool | str, device: str, steps: int) -> bool:
+    """What `--compile` means on a device ("cuda", ...) with so many steps to come."""
+    return asked is True or (asked == "auto" and device == "cuda" and steps >= LONG)
+
+
+def compile_blocks(method: MustStep, images: int) -> str:
+    """Compiles the blocks in place, for micro-batches of so many images. Names and values of parameters stay.
+
+    Both networks are run once on such a batch, the student there and back; where that raises, the blocks run as they
+    are, and the main process says so. Shapes are not dynamic: there are three graphs (of the teacher, the student, and
+    the log's look at the student), however many blocks.
+
+    Returns:
+        Why it does not work here, in one line; '' if it does.
+    """
+    began, blocks = time.monotonic(), [*method.teacher.tower.blocks, *method.student.tower.blocks]
+    for block in blocks:
+        block.compile(backend=BACKEND, dynamic=False)
+    why, say = "", logger.info if method.world.is_main else logger.debug
+    try:
+        run_once(method, images)
+        say(f"blocks compiled in {time.monotonic() - began:.0f} s; --no-compile runs them as they are")
+    except Exception as error:  # of the compiler, the driver, or a kernel
+        why = printable(" ".join(str(error).split()))[:200]
+        for block in blocks:
+            block._compiled_call_impl = None
+        say(f"--compile: torch.compile does not work here, so blocks run as they are: {why}")
+    method.optimizer.zero_grad(set_to_none=True)
+    return why
+
+
+def run_once(method: MustStep, images: int) -> None:
+    """Both networks on black images, the student there and back, without the other processes' part of it."""
+    batch = blank_for(method, images).to(method.world.device)
+    method.pseudo_labels(batch)
+    with method.autocast():
+        output = method.student(normalize(batch.strong, method.preprocess), batch.masked)
+    torch.stack([part.float().sum() for part in output]).sum().backward()
+    if method.world.device.type == "cuda":
+        torch.cuda.synchronize(method.world.device)
