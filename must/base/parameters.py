@@ -234,11 +234,7 @@ def check_names(stage: type[StageConfig], values: dict[str, Any], where: str) ->
 
 
 def convert(value: Any, kind: Any, name: str) -> Any:
-    """`value` (a string from the command line, or a YAML value) as `kind`.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """`value` (a string from the command line, or a YAML value) as `kind`. Raises ValueError: it is none."""
     if isinstance(value, os.PathLike):
         value = [os.fspath(value)] if get_origin(kind) is list else os.fspath(value)
     origin = get_origin(kind)

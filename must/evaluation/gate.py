@@ -223,7 +223,5 @@ def as_markdown(decision: Decision, against: str) -> str:
         head = f"# Zero-shot is kept{'' if decision.passed else ': the champion stays'}"
     if decision.gate == "none":
         head = "# Passed: no gate"
-    reasons = [
-        reason.replace("`", "'") for reason in decision.reasons
-    ]  # they name classes, which must not end the code
+    reasons = [reason.replace("`", "'") for reason in decision.reasons]  # names of classes must not end the code
     return "\n".join([head, "", f"Compared with: {against}", "", *(f"- `{reason}`" for reason in reasons), ""])

@@ -12,9 +12,8 @@ from contextlib import suppress
 from must.base.text import without_secrets
 
 KEPT = 40  # lines
-DRAIN_TIMEOUT = (
-    5.0  # seconds to wait for the last lines: a child that outlives the stage holds its pipe open for longer
-)
+# Seconds to wait for the last lines: a child that outlives the stage holds its pipe open for longer.
+DRAIN_TIMEOUT = 5.0
 
 
 class Tail:

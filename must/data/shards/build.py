@@ -183,7 +183,7 @@ def finish(task: Task, pool: Pool, work: Workdir, still_ours: Callable[[], None]
 def summed_up(task: Task, made: Index) -> Index:
     if made is task.previous:
         return nothing_new(task.config, made)
-    print_summary(task.config, made)
+    print_summary(task.config.output, made)
     return made
 
 

@@ -94,6 +94,7 @@ class Source(Protocol):
 
     def prepare(self, folder: Path) -> None:
         """Called once before anything else; `folder` is local and lasts as long as the run."""
+        return
 
     def items(self, problems: ListingReport) -> Iterator[Item]:
         """All images, in any order."""
