@@ -124,6 +124,7 @@ def test_published_settings_are_what_they_were(digits):
     assert (config.mask_patch_size, config.mask_ratio, config.confidence_threshold) == (32, 0.3, 0.7)
     assert (config.fairness_weight, config.align_weight, config.flip, config.select) == (1, 0.2, 0.5, "none")
     assert (config.randaugment, config.logit_factor) == ("rand-m9-mstd0.5-inc1", "100")
+    assert config.mask_token == "random"
 
 
 def test_a_classifier_file_elsewhere_names_the_model(digits):

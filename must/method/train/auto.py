@@ -78,6 +78,7 @@ def settings(images: int, classes: int, width: int, size: int, patch: int, looke
         "ema_warmup_steps": round(EMA_END * steps),
         "mask_patch_size": cell,
         "mask_ratio": 0.1,
+        "mask_token": "mean",
         "confidence_threshold": 0.7,
         "fairness_weight": 1.0,
         "align_weight": 0.2,
