@@ -103,8 +103,9 @@ class TrainConfig(StageConfig):
         "100",
         metavar="X|model",
     )
-    loss_reduction: Literal["global", "rank"] = param(
-        "mean of the self-training loss over the confident images of all processes, or per process (published)",
+    loss_reduction: Literal["global", "rank", "batch"] = param(
+        "mean of the self-training loss over the confident images of all processes, or per process (published); "
+        "batch: over all images, so that a few confident ones weigh little",
         "global",
     )
     weak_padding: int = param(
