@@ -1,7 +1,5 @@
 """What training starts from, where that is not zero-shot and noise: `must train --init` and `--mask-token mean`."""
 
-from __future__ import annotations
-
 import torch
 
 from must.base.parameters import require
