@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.shifts.refined import refined_top1
 from benchmarks.shifts.run import top1
-from must.evaluation.estimate import estimated_change
+from must.evaluation.labelfree import estimated_change
 from must.evaluation.scores import Scores
 from must.method.model.bundle import load_description
 from must.method.select.alpha import choose_alpha, shares_of, signals

@@ -40,7 +40,7 @@ def train(
         The sha256 of the model's weights.
     """
     from must.runtime.evaluation import plain
-    from must.runtime.replicas import train_on_replica
+    from must.runtime.training import train_on_replica
 
     summary, facts = train_on_replica(
         run_id, work_uri, index_sha256=index_sha256, classifier=classifier.path, output=bundle.path, init=init,

@@ -5,8 +5,6 @@
 Each step's last file says that it is whole, so a call that was stopped goes on where it was.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """What `must.adapt` returns: the adapted model, its report, and the ways on from there."""
 
-from __future__ import annotations
-
 import html
 import re
 from dataclasses import dataclass, field

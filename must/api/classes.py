@@ -1,7 +1,5 @@
 """Class names as they are in a Python program become the entries of a class file."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

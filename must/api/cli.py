@@ -1,7 +1,5 @@
 """The command line: one subcommand a stage, its flags made from must/config/."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys
@@ -13,9 +11,9 @@ from must.api.stages import STAGES, configure, run
 from must.base.exits import INTERRUPTED, exiting
 from must.base.flags import OneLineParser, add_flags, add_hidden_flags, usage_of
 from must.base.parameters import convert, require
+from must.base.processes import end_with_parent
 from must.config.adapt import AdaptConfig
 from must.config.train import TrainConfig
-from must.method.distributed.parent import end_with_parent
 
 SETTINGS = "settings."  # before the name of a flag of `must train` that `must adapt` was given
 

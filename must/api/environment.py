@@ -1,7 +1,5 @@
 """`must env`: what a bug report has to say of the machine. No name, no path, no credential."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil

@@ -1,7 +1,5 @@
 """Makes the stages' functions from the table of stages: signature and docstring come from their parameters."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import re
@@ -71,12 +69,7 @@ def signature(name: str, stage: Stage) -> inspect.Signature:
         inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=default_of(f), annotation=hints[f.name])
         for f in in_order(stage.config)
     ]
-    return inspect.Signature(parameters, return_annotation=result_of(name))
-
-
-def result_of(name: str) -> Any:
-    """The type that a stage's function returns."""
-    return RESULTS.get(name, Any)
+    return inspect.Signature(parameters, return_annotation=RESULTS.get(name, Any))
 
 
 def in_order(config: type[StageConfig]) -> list[Field]:

@@ -1,7 +1,5 @@
 """Images as they are in a Python program become a source that `must shard` reads."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -82,10 +80,7 @@ def column_of(dataset: Any) -> Iterator[Any]:
     )
     features = getattr(dataset, "features", None) or {}
     columns = [name for name, kind in features.items() if type(kind).__name__ == "Image"]
-    require(
-        len(columns) > 0,
-        f"images: the dataset has no column of images; it has: {', '.join(dataset.column_names)}",
-    )
+    require(len(columns) > 0, f"images: the dataset has no column of images; it has: {', '.join(dataset.column_names)}")
     only = dataset.select_columns([columns[0]])
     return (row[columns[0]] for row in only)
 

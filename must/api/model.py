@@ -1,7 +1,5 @@
 """`must.load`: a model that stays in memory and classifies whatever looks like an image."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator
 from functools import cached_property

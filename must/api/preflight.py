@@ -4,8 +4,6 @@ What is looked at is read by the functions that the stage itself reads it with, 
 A stage called from Python needs no first look: it finds the same faults, later.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from dataclasses import fields

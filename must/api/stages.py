@@ -6,8 +6,6 @@ The command line is made from this table, and `call` runs a stage from Python:
     call("train", shards="shards/", classifier="classifier.safetensors", output="model/", preset="auto")
 """
 
-from __future__ import annotations
-
 import importlib
 import warnings
 from typing import Any, Final, NamedTuple

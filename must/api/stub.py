@@ -1,7 +1,5 @@
 """Writes must/__init__.pyi, which tells editors and type checkers the stages' signatures: python -m must.api.stub"""
 
-from __future__ import annotations
-
 import inspect
 from pathlib import Path
 from types import UnionType

@@ -1,7 +1,5 @@
 """Work that is done again and again in a thread while something else runs."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

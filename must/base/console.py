@@ -4,10 +4,10 @@ A program that imports must silences them by that logger's level, and routes the
 after the import (docs/python.md).
 """
 
-from __future__ import annotations
-
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 ASIDE = {"aside": True}  # `extra` of a line that is no result: to standard error
 
@@ -31,3 +31,17 @@ def attach() -> None:
     if not root.handlers:
         root.addHandler(Console())
         root.propagate = False  # a root handler would print each line a second time
+
+
+@contextmanager
+def quieted(level: int, *names: str) -> Iterator[None]:
+    """Other libraries' loggers of these names, "" being the root, say nothing below `level` while the block lasts."""
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(max(level, logger.level))
+        yield
+    finally:
+        for logger, own in zip(loggers, before, strict=True):
+            logger.setLevel(own)

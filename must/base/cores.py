@@ -1,7 +1,5 @@
 """The number of processor cores this process may use, by its affinity and its container's limit."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import suppress

@@ -4,8 +4,6 @@ For the outermost block of a program (the command line, a stage's supervised pro
 what such a program calls raises, and knows no codes.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import signal
@@ -13,10 +11,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from must.base.lock import HeldError, LockLostError
 from must.base.storage import TransientError
@@ -122,16 +120,25 @@ def ending_on_sigterm(command: str) -> Iterator[None]:
             print(f"must {command}: stopped by SIGTERM; run the same command again to go on", file=sys.stderr)
         raise SystemExit(PREEMPTED)
 
-    if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
-        yield
+    with handling(signal.SIGTERM, stop) as ours:
+        _programs += ours
+        try:
+            yield
+        finally:
+            _programs -= ours
+
+
+@contextmanager
+def handling(number: int, handler: Callable[[int, Any], object]) -> Iterator[bool]:
+    """`handler` answers a signal while the block lasts; in the main thread alone, the only one that may: is it that?"""
+    if threading.current_thread() is not threading.main_thread():
+        yield False
         return
-    before = signal.signal(signal.SIGTERM, stop)
-    _programs += 1
+    before = signal.signal(number, handler)
     try:
-        yield
+        yield True
     finally:
-        _programs -= 1
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
 
 
 _programs = 0  # blocks of `ending_on_sigterm` that this process is in

@@ -7,6 +7,7 @@ ADAPTED = "adapted"  # a bundle's folder for the other end of a way that the lad
 LAST_FILE = "LAST"  # names the newest checkpoint
 METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE = "metrics.json", "predictions.csv", "report.html"
 ONNX_FILE, CARD_FILE = "model.onnx", "MODEL_CARD.md"  # an export's
+LONGEST_CARD = 5000  # characters of the card that others' registries take as a description
 MODEL_FOLDER_FILE = "open_clip_config.json"  # of a model folder as open_clip writes it
 VERSION_FILE = "version.json"  # of a version in the registry
 JOURNAL_FILE = ".must-sort.jsonl"  # in a folder that `must sort` filled: what came from where

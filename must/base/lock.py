@@ -4,8 +4,6 @@ Locally the operating system holds the lock and drops it when the process ends, 
 is an object that its owner rewrites every few seconds; one that has not changed for a minute has no living owner.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import logging

@@ -4,8 +4,6 @@ An index, and the listing of a bucket, may have been written by anybody who may 
 called `../../.profile` or `/etc/passwd`, and joining such a name to a folder leads out of it.
 """
 
-from __future__ import annotations
-
 import re
 
 from must.base import storage

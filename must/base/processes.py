@@ -6,8 +6,7 @@ Without either, workers are forked on Linux, whatever Python's default is: that 
 scripts and notebooks can shard and train without a guard.
 """
 
-from __future__ import annotations
-
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -23,6 +22,7 @@ METHOD = "MUST_START_METHOD"
 Made = TypeVar("Made")
 
 _open: set[int] = set()
+ENDS_WITH_PARENT = "MUST_ENDS_WITH_PARENT"  # in torchrun's environment: a launcher that is killed takes it along
 
 
 def start_context(preload: str) -> BaseContext:
@@ -47,6 +47,13 @@ def start_context(preload: str) -> BaseContext:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
+
+
+def end_with_parent() -> None:
+    """torchrun's processes are to end with it, however it ends: else they would train on beside those of a retry."""
+    if sys.platform == "linux":
+        set_signal_of_parents_death = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(set_signal_of_parents_death, signal.SIGKILL)
 
 
 def begin_worker(environment: dict[str, str]) -> None:

@@ -1,7 +1,5 @@
 """Progress bars: on a terminal and in a notebook, and none elsewhere."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

@@ -1,8 +1,6 @@
 """Tars that others have written, read by tarfile without its two surprises: it takes memory as a header says, and it
 stops without a word at what it cannot read."""
 
-from __future__ import annotations
-
 import io
 import re
 import tarfile

@@ -4,8 +4,6 @@ Class names, file names and reasons come from strangers' folders, archives, buck
 is no UTF-8 as a lone surrogate, which no encoder takes.
 """
 
-from __future__ import annotations
-
 import csv
 import difflib
 import re

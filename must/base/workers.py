@@ -1,7 +1,5 @@
 """A pool of worker processes whose errors mean what they would mean in this process."""
 
-from __future__ import annotations
-
 import gc
 import os
 import signal

@@ -4,8 +4,6 @@ The command line, the YAML files (``--config``), the presets and the pipeline co
 Values are taken in the order flags, ``--config`` file, ``--preset``, default.
 """
 
-from __future__ import annotations
-
 from must.config.adapt import AdaptConfig
 from must.config.classifier import ClassifierConfig
 from must.config.demo import DemoConfig
@@ -23,24 +21,3 @@ from must.config.select import SelectConfig
 from must.config.serve import ServeConfig
 from must.config.shard import ShardConfig
 from must.config.train import TrainConfig
-
-__all__ = [
-    "AdaptConfig",
-    "ClassifierConfig",
-    "DemoConfig",
-    "EvaluateConfig",
-    "ExportConfig",
-    "GateConfig",
-    "LabelsConfig",
-    "PlanConfig",
-    "PredictConfig",
-    "PromoteConfig",
-    "PushConfig",
-    "RefineConfig",
-    "ReviewConfig",
-    "SelectConfig",
-    "ServeConfig",
-    "ShardConfig",
-    "SortConfig",
-    "TrainConfig",
-]

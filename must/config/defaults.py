@@ -1,7 +1,5 @@
 """Options that several stages have: each one's default and help text, once."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from must.base.parameters import param

@@ -1,7 +1,5 @@
 """Parameters of `must labels` and `must sort`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """--part I/N, which several stages have: one of N programs that share the work."""
 
-from __future__ import annotations
-
 from must.base.parameters import require
 
 

@@ -1,7 +1,5 @@
 """Parameters of `must plan`: those of `must train`, and how long to measure."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from must.base.parameters import param

@@ -1,7 +1,5 @@
 """Parameters of `must predict`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 
 from must.base.parameters import StageConfig, param, require

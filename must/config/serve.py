@@ -1,7 +1,5 @@
 """Parameters of `must serve`."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 
@@ -68,10 +66,7 @@ class ServeConfig(StageConfig):
     )
     queue_pixels: float = param("megapixels that may wait; more are refused with 503", 256.0, metavar="MP")
     decode_memory: float = param(
-        "megabytes that images being decoded may take at a time; one alone always may",
-        1000.0,
-        metavar="MB",
-        above=0,
+        "megabytes that images being decoded may take at a time; one alone always may", 1000.0, metavar="MB", above=0
     )
     queue: int = param("images that may wait; more are refused with 503", 512, metavar="N", at_least=1)
     connections: int = param(

@@ -1,7 +1,5 @@
 """Parameters of `must shard`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,11 +19,7 @@ class ShardConfig(StageConfig):
         group="input and output",
         often=True,
     )
-    output: str = param(
-        "folder for the shards and index.json: a path or a bucket's URI",
-        metavar="URI",
-        often=True,
-    )
+    output: str = param("folder for the shards and index.json: a path or a bucket's URI", metavar="URI", often=True)
     test_source: str = param(
         "more images, as --source, that become the split 'test': labelled images kept for reporting",
         "",

@@ -8,8 +8,6 @@ are tried from the highest down until one fails, so that the promise holds for t
 al. 2021, "Learn then test", arXiv 2110.01052: fixed sequence testing). Without labels: must/method/select/abstain.py.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

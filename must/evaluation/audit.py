@@ -1,7 +1,5 @@
 """Do look-alikes speak for the adapted model? The ladder of `must select`, asked about a finished one."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -9,8 +9,6 @@ Both work on the zero-shot model's frozen features of a few labelled images a cl
 N images, D embedding, K classes, M support images. Features are float32 unit vectors.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import numpy as np

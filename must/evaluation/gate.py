@@ -4,8 +4,6 @@ Two gates. The label-free one is the default and reads nothing that comes from a
 the user asks for it by name, on labels of a split that nothing was trained on.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from dataclasses import dataclass, field, replace
@@ -223,7 +221,5 @@ def as_markdown(decision: Decision, against: str) -> str:
         head = f"# Zero-shot is kept{'' if decision.passed else ': the champion stays'}"
     if decision.gate == "none":
         head = "# Passed: no gate"
-    reasons = [
-        reason.replace("`", "'") for reason in decision.reasons
-    ]  # they name classes, which must not end the code
+    reasons = [reason.replace("`", "'") for reason in decision.reasons]  # names of classes must not end the code
     return "\n".join([head, "", f"Compared with: {against}", "", *(f"- `{reason}`" for reason in reasons), ""])

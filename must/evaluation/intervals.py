@@ -1,7 +1,5 @@
 """How sure the numbers are: bootstrap intervals, and paired tests of two models on the same images."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Accuracy, calibration and confusion from scores and labels: pure functions of arrays. N images, K classes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """One pass over a split: what every model says about every image, small enough to keep for millions of images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

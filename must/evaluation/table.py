@@ -1,7 +1,5 @@
 """The small table at the end of `must evaluate`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from must.base.text import printable

@@ -1,7 +1,5 @@
 """What the training log that travels in the bundle says: the report's curves, and how settled the training was."""
 
-from __future__ import annotations
-
 import json
 import sys
 from typing import Any

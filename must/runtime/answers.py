@@ -4,8 +4,6 @@ Nothing waits in a pod. The run ends; answers are put beside the page, and the n
 finds them there: its training is done already, and `must select --answers` decides what of it is kept.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import subprocess

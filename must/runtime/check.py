@@ -3,8 +3,6 @@
 Used where a run is started and again by the run's first stage. It reads nothing and needs no torch.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
@@ -16,7 +14,6 @@ from must.config import ExportConfig, GateConfig, PromoteConfig, ShardConfig, Tr
 from must.config.gate import LABEL_FREE
 from must.deploy.promote.registry import Registry
 from must.method.train.presets import preset
-from must.runtime.settings import sharding_settings, training_settings
 
 LATER = "-"  # stands for a place that the pipeline gives a stage
 OF_TRAINING = ("shards", "index_sha256", "classifier", "output", "checkpoints", "init", "preset", "model", "pretrained")
@@ -107,3 +104,20 @@ def names_of(stage: type[StageConfig]) -> list[str]:
 
 def underscored(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {str(name).replace("-", "_"): value for name, value in settings.items()}
+
+
+def training_settings(settings: dict[str, Any], preset: str, epochs: int) -> dict[str, Any]:
+    """The parameters of `must train` that a run of the pipeline gives: `epochs` wins unless it is 0."""
+    return {**settings, "preset": preset, **({"epochs": epochs} if epochs else {})}
+
+
+def sharding_settings(settings: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of `must shard`: the pipeline's `own`, and others that a run gives.
+
+    Raises:
+        ValueError: `settings` has one that the pipeline itself gives.
+    """
+    own_names = {*own, "part", "run_id"}
+    twice = ", ".join(name for name in settings if name.replace("-", "_") in own_names)
+    require(not twice, f"shard_settings: {twice}: a parameter of the pipeline or set by it; take it out")
+    return own | {name.replace("-", "_"): value for name, value in settings.items()}

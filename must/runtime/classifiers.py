@@ -3,8 +3,6 @@
 The orchestrator's own cache cannot do this: it believes in an artifact that a bucket's rules may have deleted since.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -1,10 +1,9 @@
-"""The gate inside a pod: against zero-shot, and against the champion where there is one."""
-
-from __future__ import annotations
+"""The gate inside a pod, against zero-shot and the champion if there is one; and the promotion that it lets pass."""
 
 import json
 import logging
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from must.api.stages import call
@@ -18,9 +17,10 @@ from must.deploy.promote.registry import Registry, is_of
 from must.evaluation.gate import ZERO_SHOT, Decision, against_champion, as_markdown
 from must.method.model.bundle import load_description
 from must.runtime.answers import can_be_asked
-from must.runtime.evaluation import accuracy
+from must.runtime.evaluation import accuracy, plain
 from must.runtime.outcome import WAITS
 from must.runtime.places import WorkUri
+from must.runtime.training import origin
 
 logger = logging.getLogger(__name__)
 
@@ -81,3 +81,37 @@ def decide(
     outcome = "kept zero-shot" if result.outcome == ZERO_SHOT else "passed" if result.passed else "stopped"
     outcome = WAITS if asked else outcome
     return result, {**facts, "outcome": outcome, "reasons": result.reasons}
+
+
+def promote(
+    *,
+    bundle: str,
+    onnx: str,
+    details: str,
+    decision: str,
+    registry: str,
+    model_name: str,
+    key: str,
+    champion: str,
+    output: str,
+    register: str = "none",
+) -> dict[str, Any]:
+    """Promotes, remembers that this data was decided on, and writes down where the version is."""
+    metrics = storage.join(details, METRICS_FILE)
+    latest = call(
+        "promote", model=bundle, onnx=onnx, metrics=metrics, decision=decision, registry=registry, name=model_name,
+        champion=champion, register=register,
+    )  # fmt: skip
+    place = Registry(registry, model_name)
+    place.decide(key, f"promoted as {latest.version}", read_json(decision, "--decision")["reasons"])
+    facts = {"version": latest.version, "registry": place.uri_of(latest.version), **model_facts(bundle, details)}
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    Path(output).write_text(json.dumps(facts, indent=1))
+    return facts
+
+
+def model_facts(bundle: str, details: str) -> dict[str, Any]:
+    """Metadata of a model artifact: accuracy where there are labels, the data's and the code's revision."""
+    metrics = read_json(storage.join(details, METRICS_FILE), "metrics")
+    top1 = metrics["adapted"].get("top1")
+    return plain(origin(bundle) | {"accuracy": top1})

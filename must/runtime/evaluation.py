@@ -1,28 +1,13 @@
 """Evaluating inside a pod: the figures for Kubeflow's page, the report's copy, one line for the summary."""
 
-from __future__ import annotations
-
 import math
 import os
 from typing import Any
 
-from must.api.stages import call
 from must.base import storage
 from must.base.files import REPORT_FILE
 from must.base.lock import RUN_ID
 from must.runtime.places import WorkUri
-
-
-def evaluate(
-    work_uri: str, *, index_sha256: str, bundle: str, classifier: str, split: str, details: str, report: str
-) -> dict[str, Any]:
-    """Evaluates against the zero-shot model; the report is also copied to where Kubeflow shows it."""
-    metrics = call(
-        "evaluate", model=bundle, baseline=classifier, shards=WorkUri(work_uri).shards, index_sha256=index_sha256,
-        split=split, output=details,
-    )  # fmt: skip
-    storage.write_bytes(report, storage.read_bytes(storage.join(details, REPORT_FILE)))
-    return metrics
 
 
 def figures(metrics: dict[str, Any]) -> dict[str, float]:

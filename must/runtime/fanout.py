@@ -1,7 +1,5 @@
 """Stages that several pods share. What one of them has done the others know from the bucket alone."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 
@@ -11,9 +9,9 @@ from must.base.files import INDEX_FILE
 from must.base.lock import RUN_ID
 from must.config.part import parts_of
 from must.data.format.index import Index, load_index
+from must.runtime.check import sharding_settings
 from must.runtime.notes import read_notes, stage_note
 from must.runtime.places import WorkUri
-from must.runtime.settings import sharding_settings
 
 MADE = "index_sha256"  # in the note of the part that made the index
 

@@ -1,7 +1,5 @@
 """What a run's inputs are made of, and whether its stages could read them: looked at before anything else."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from contextlib import suppress
@@ -85,7 +83,7 @@ def check_model(model: str, pretrained: str) -> None:
 
 def fingerprint(classes: str, model: str, pretrained: str, look_alikes: str) -> str:
     parts: list[Any] = [__version__, classes, model, pretrained, look_alikes]
-    if is_path(classes):
+    if "/" in classes or classes.endswith((".yaml", ".yml", ".json", ".txt")):
         parts.append(hashlib.sha256(storage.read_bytes(classes)).hexdigest())
     parts += [contents(place) for place in (model, pretrained, look_alikes.partition("=")[2] or look_alikes)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -102,7 +100,3 @@ def contents(place: str) -> list[Any]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     return [[entry.name, entry.size, storage.generation(storage.join(place, entry.name))] for entry in entries]
-
-
-def is_path(name: str) -> bool:
-    return "/" in name or name.endswith((".yaml", ".yml", ".json", ".txt"))

@@ -4,8 +4,6 @@ It is a file that the one renews and the others read, so it tells of every way i
 machine lost, its run stopped or deleted.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

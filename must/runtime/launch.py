@@ -1,7 +1,5 @@
 """Several training processes under torchrun, from a program that is none of them."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
@@ -11,21 +9,17 @@ from typing import Any
 
 import yaml
 
-from must.base.exits import BUG, PREEMPTED
+from must.base.exits import BUG, PREEMPTED, handling
 from must.base.parameters import require
+from must.base.processes import ENDS_WITH_PARENT
 from must.method.distributed.machines import Machines
-from must.method.distributed.parent import ENDS_WITH_PARENT
 from must.method.model.bundle import load_description
 
 ALONE = Machines()
 
 
 def number_of_processes(asked: str) -> int:
-    """`asked` is a number, or auto: one a GPU of this machine, one without GPUs.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """`asked` is a number, or auto: one a GPU of this machine, one without GPUs. Raises ValueError: it is neither."""
     if asked == "auto":
         import torch
 
@@ -57,11 +51,8 @@ def run_processes(values: dict[str, Any], processes: int, machines: Machines = A
         child = subprocess.Popen(
             [*command, "-m", "must", "train", "--config", file.name], env=os.environ | {ENDS_WITH_PARENT: "1"}
         )
-        previous = signal.signal(signal.SIGTERM, lambda number, _: child.send_signal(number))
-        try:
+        with handling(signal.SIGTERM, lambda number, _: child.send_signal(number)):
             code = child.wait()
-        finally:
-            signal.signal(signal.SIGTERM, previous)
     if code == -signal.SIGTERM:  # it had not even begun
         code = PREEMPTED
     if code:

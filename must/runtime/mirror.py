@@ -1,7 +1,5 @@
 """Copies a folder's files to another place while they grow, so that curves can be watched where TensorBoard looks."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress

@@ -4,8 +4,6 @@ JOB is a place that every node sees. Its job.yaml holds the parameters of `must 
 bundle. Only paths below work_uri outlive the nodes.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import tempfile
@@ -17,7 +15,7 @@ from must.api.stages import call
 from must.base import storage
 from must.base.exits import exiting
 from must.base.files import DESCRIPTION_FILE
-from must.method.distributed.parent import end_with_parent
+from must.base.processes import end_with_parent
 from must.runtime.answers import keep_what_people_say
 from must.runtime.keepalive import stop_when_orphaned
 from must.runtime.mirror import mirrored

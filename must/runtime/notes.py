@@ -5,8 +5,6 @@ leaves the note that it runs, at most a minute old. Kubeflow tells a pipeline's 
 not what, and not always truly.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

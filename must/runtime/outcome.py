@@ -4,8 +4,6 @@ Kubeflow Pipelines hands the exit handler a state that only some of its programs
 RUNNING or FAILED there (and is never SUCCEEDED, which is the word of the local runner and of Vertex AI Pipelines).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -37,11 +35,14 @@ def outcome_of(notes: list[Note], state: str | None, then: Sequence[str] = ()) -
     for name, rule in GOOD_ENDS:
         if headline := rule(by_stage):
             if missing := [stage for stage in still_due(by_stage, then) if stage not in by_stage]:
-                return Outcome("broken off", False, f"{headline}. Then broken off: {never_started(missing)}")
+                more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+                then_lost = f"{headline}. Then broken off: {missing[0]}{more} never started"
+                return Outcome("broken off", False, then_lost)
             return Outcome(name, True, headline)
     if not notes and state in WELL:
         return Outcome("complete", True, "Run complete, but its stages could leave no notes")
-    return Outcome("broken off", False, "Run broken off: " + broken_off(notes))
+    last = f"nothing came after {notes[-1].stage}" if notes else "no stage started"
+    return Outcome("broken off", False, f"Run broken off: {last}")
 
 
 def still_due(notes: dict[str, Note], then: Sequence[str]) -> Sequence[str]:
@@ -149,12 +150,3 @@ IN_SHORT = {
     "killed": "killed, memory may have run out",
     "error": "an error",
 }
-
-
-def never_started(stages: list[str]) -> str:
-    more = f" and {len(stages) - 1} more" if len(stages) > 1 else ""
-    return f"{stages[0]}{more} never started"
-
-
-def broken_off(notes: list[Note]) -> str:
-    return f"nothing came after {notes[-1].stage}" if notes else "no stage started"

@@ -3,22 +3,19 @@
 They raise as the library does. A stage that has nothing of its own to tell needs no function here: `library` runs it.
 """
 
-from __future__ import annotations
-
 import logging
 from functools import partial
 from typing import Any
 
 from must.api.stages import call
 from must.base import storage
-from must.base.files import INDEX_FILE, METRICS_FILE
-from must.runtime import answers, classifiers, evaluation, fanout, promotion
-from must.runtime.decision import decide
+from must.base.files import INDEX_FILE, METRICS_FILE, REPORT_FILE
+from must.runtime import answers, classifiers, decision, evaluation, fanout
+from must.runtime.check import sharding_settings, training_settings
 from must.runtime.inputs import check_inputs
 from must.runtime.notes import stage_note
 from must.runtime.outcome import WAITS
 from must.runtime.places import WorkUri
-from must.runtime.settings import sharding_settings, training_settings
 
 logger = logging.getLogger(__name__)
 
@@ -96,10 +93,18 @@ def champion(
     return vars(best)
 
 
-def evaluate(work_uri: str, *, report: str, link: str = "", **values: str) -> dict[str, Any]:
-    """Returns the metrics. `values` are those of evaluation.evaluate; `link` leads to the report on Kubeflow's page."""
+def evaluate(
+    work_uri: str, *, index_sha256: str, bundle: str, classifier: str, split: str, details: str, report: str,
+    link: str = "",
+) -> dict[str, Any]:  # fmt: skip
+    """Evaluates against the zero-shot model; returns the metrics. The report is also copied to `report`, where Kubeflow
+    shows it; `link` leads to it on Kubeflow's page."""
     with stage_note(work_uri, "evaluate") as note:
-        metrics = evaluation.evaluate(work_uri, report=report, **values)
+        metrics = call(
+            "evaluate", model=bundle, baseline=classifier, shards=WorkUri(work_uri).shards, index_sha256=index_sha256,
+            split=split, output=details,
+        )  # fmt: skip
+        storage.write_bytes(report, storage.read_bytes(storage.join(details, REPORT_FILE)))
         note.result = evaluation.headline(metrics)
         note.facts = evaluation.accuracy(metrics) | {"report": evaluation.keep_report(work_uri, report)}
         note.facts |= {"report_link": link} if link else {}
@@ -109,7 +114,7 @@ def evaluate(work_uri: str, *, report: str, link: str = "", **values: str) -> di
 def gate(work_uri: str, *, registry_uri: str, **values: Any) -> str:
     """Returns promote, ask or stop. `values` are those of decision.decide."""
     with stage_note(work_uri, "gate") as note:
-        result, note.facts = decide(work_uri, registry=WorkUri(work_uri).registry(registry_uri), **values)
+        result, note.facts = decision.decide(work_uri, registry=WorkUri(work_uri).registry(registry_uri), **values)
         note.result = f"{note.facts['outcome']} ({result.gate})"
     return "promote" if result.passed else "ask" if note.facts["outcome"] == WAITS else "stop"
 
@@ -143,12 +148,12 @@ def export(
             embeddings=embeddings, triton=triton,
         )  # fmt: skip
         note.result = f"ONNX, {precision}" + (", with embeddings" if embeddings else "")
-    return {"precision": precision, "framework": "onnx", **promotion.model_facts(bundle, details)}
+    return {"precision": precision, "framework": "onnx", **decision.model_facts(bundle, details)}
 
 
 def promote(work_uri: str, *, registry_uri: str, **values: str) -> dict[str, Any]:
-    """Returns where the version is and what it is; `values` are those of promotion.promote."""
+    """Returns where the version is and what it is; `values` are those of decision.promote."""
     with stage_note(work_uri, "promote") as note:
-        facts = promotion.promote(registry=WorkUri(work_uri).registry(registry_uri), **values)
+        facts = decision.promote(registry=WorkUri(work_uri).registry(registry_uri), **values)
         note.result, note.facts = f"promoted as {facts['version']}", {"version": facts["version"]}
     return facts

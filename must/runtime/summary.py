@@ -1,7 +1,5 @@
 """One page about a run that is over: what came of it, what each stage did, which one failed, why, how to go on."""
 
-from __future__ import annotations
-
 import logging
 import random
 import re
@@ -14,7 +12,7 @@ from must.base.exits import LONGEST, line_of
 from must.base.files import LAST_FILE
 from must.base.text import printable, printable_page
 from must.runtime.notes import Note, parse, read_notes
-from must.runtime.outcome import Outcome, failing, kind_of, outcome_of
+from must.runtime.outcome import failing, kind_of, outcome_of
 from must.runtime.places import WorkUri
 
 logger = logging.getLogger(__name__)
@@ -149,6 +147,7 @@ def failure(notes: list[Note], again: str) -> list[str]:
     assert note is not None
     kind, kept = kind_of(note), progress(note)
     goes_on = GOES_ON.get(kind, "yes{kept}").format(kept=kept, kept_or=kept or ": nothing is lost")
+    started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(note.started))
     why, said = WHY[kind].format(code=note.code), reason(note) if kind in SAYS_WHY else ""
     return [
         f"**Why**: {said} · {why}" if said else f"**Why**: {why}",
@@ -157,7 +156,7 @@ def failure(notes: list[Note], again: str) -> list[str]:
         f"- **Resumable**: {goes_on}",
         f"- **Command to go on**: `{again}`; in Kubeflow's page, *Clone run*",
         f"- **Tried**: {tried(note)}",
-        f"- **Ran** {clock(note.seconds)} on `{note.host}`, from {stamp(note.started)}",
+        f"- **Ran** {clock(note.seconds)} on `{note.host}`, from {started}",
         "",
     ]
 
@@ -233,10 +232,3 @@ def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-
-
-def stamp(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(moment))
-
-
-__all__ = ["Outcome", "forget_old", "leave_page", "summarize"]

@@ -5,8 +5,6 @@ remain for pods that vanish. This process imports no torch; what the stage print
 inherits, so that its last lines are known even when it is killed.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import logging
@@ -17,16 +15,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from must.base.exits import HELD, INTERRUPTED, PREEMPTED, TIME_OVER, WRONG_INPUT, exiting
+from must.base.exits import HELD, INTERRUPTED, PREEMPTED, TIME_OVER, WRONG_INPUT, exiting, handling
 from must.base.lock import RUN_ID
 from must.base.parameters import convert, require
-from must.method.distributed.parent import end_with_parent
+from must.base.processes import end_with_parent
 from must.runtime.notes import TOLD, Note, stage_note
 
 logger = logging.getLogger(__name__)
@@ -97,7 +94,7 @@ class Supervisor:
 
     def run(self) -> int:
         """The exit code of the last try."""
-        with self.handing_on_sigterm():
+        with handling(signal.SIGTERM, self.hand_on):
             number = 0
             while True:
                 started = time.monotonic()
@@ -148,24 +145,13 @@ class Supervisor:
             child.wait()
         return TIME_OVER
 
-    @contextmanager
-    def handing_on_sigterm(self) -> Iterator[None]:
-        def hand_on(number: int, frame: object) -> None:
-            self.stopping.set()
-            if self.child is not None:
-                with suppress(ProcessLookupError):
-                    self.child.send_signal(number)
-            self.note.signalled = time.time()
-            self.note.changed.set()  # written by another thread: there may be half a second left
-
-        if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
-            yield
-            return
-        before = signal.signal(signal.SIGTERM, hand_on)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
+    def hand_on(self, number: int, frame: object) -> None:
+        self.stopping.set()
+        if self.child is not None:
+            with suppress(ProcessLookupError):
+                self.child.send_signal(number)
+        self.note.signalled = time.time()
+        self.note.changed.set()  # written by another thread: there may be half a second left
 
 
 def work(folder: Path) -> None:

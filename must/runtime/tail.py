@@ -1,20 +1,18 @@
 """The last lines that this process and its children print, while they appear where they always do."""
 
-from __future__ import annotations
-
 import os
 import sys
 import threading
 import time
 from collections import deque
 from contextlib import suppress
+from typing import Self
 
 from must.base.text import without_secrets
 
 KEPT = 40  # lines
-DRAIN_TIMEOUT = (
-    5.0  # seconds to wait for the last lines: a child that outlives the stage holds its pipe open for longer
-)
+# Seconds to wait for the last lines: a child that outlives the stage holds its pipe open for longer.
+DRAIN_TIMEOUT = 5.0
 
 
 class Tail:
@@ -30,7 +28,7 @@ class Tail:
         self.before: dict[int, int] = {}
         self.readers: list[threading.Thread] = []
 
-    def __enter__(self) -> Tail:
+    def __enter__(self) -> Self:
         for descriptor in (1, 2):
             read_end, write_end = os.pipe()
             self.before[descriptor] = os.dup(descriptor)

@@ -1,21 +1,22 @@
 """Training inside one pod of the pipeline: the stage's parameters, its checkpoints' place, its processes."""
 
-from __future__ import annotations
-
 import hashlib
+import tempfile
 from typing import Any
 
 from must.api.stages import call
 from must.base import storage
+from must.base.exits import exiting
 from must.base.files import WEIGHTS_FILE
 from must.method.distributed.machines import machines
 from must.method.model.bundle import load_description
 from must.method.train.provenance import run_key
 from must.runtime.answers import keep_what_people_say
+from must.runtime.check import training_settings
 from must.runtime.mirror import mirrored
 from must.runtime.notes import stage_note
 from must.runtime.places import WorkUri
-from must.runtime.settings import training_settings
+from must.runtime.supervise import supervised
 
 OFTEN = 60  # seconds between checkpoints: a pod that is taken away may have half a second to save one
 
@@ -85,3 +86,35 @@ def origin(bundle: str) -> dict[str, Any]:
     weights = storage.read_bytes(storage.join(bundle, WEIGHTS_FILE))
     facts = {name: provenance.get(name) for name in ("index_sha256", "index_revision", "git_revision")}
     return {"sha256": hashlib.sha256(weights).hexdigest(), **facts}
+
+
+def train_on_replica(run_id: str, work_uri: str, **values: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Trains, together with the other machines if there are any. `values` are those of training.train_here.
+
+    The first machine keeps the stage's note, writes the model and tells about it; the others, of whose results Kubeflow
+    Pipelines takes none, only train.
+
+    Returns:
+        The run's summary, and what the bundle tells about its origin; of another machine than the first: nothing.
+
+    Raises:
+        SystemExit: with the stage's code.
+    """
+    with exiting("train"):
+        number = machines().number
+    if number == 0:
+        return supervised("train", "must.runtime.training:train_here", run_id, work_uri, **values)
+    with exiting("train"):
+        follow(work_uri, **values)
+    return {}, {"sha256": ""}
+
+
+def follow(
+    work_uri: str, *, processes: str, classifier: str, output: str, tensorboard_uri: str = "", **values: Any
+) -> None:
+    """Trains; what this machine would write, the first one does."""
+    from must.runtime.launch import number_of_processes, run_processes  # torch
+
+    _, job = job_values(work_uri, classifier=classifier, **values)
+    with tempfile.TemporaryDirectory() as folder:
+        run_processes(job | {"classifier": classifier, "output": folder}, number_of_processes(processes), machines())

@@ -24,7 +24,7 @@ from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.load import load_cluster
 from must_pipeline.cluster.spot import warning
 from must_pipeline.dag import make_pipeline
-from must_pipeline.files import CLUSTER, COMPILED, nearest
+from must_pipeline.files import CLUSTER, COMPILED, documents, nearest
 
 
 def compile_pipeline(cluster: Cluster, output: Path) -> None:
@@ -34,7 +34,7 @@ def compile_pipeline(cluster: Cluster, output: Path) -> None:
         compiler.Compiler().compile(make_pipeline(cluster), str(compiled))
         text = compiled.read_text()
     head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))  # kfp reads it
-    spec, *platform = yaml.safe_load_all(text)
+    spec, *platform = documents(text)
     shorten(spec)
     if cluster.kind == "kubernetes":
         offer_choices(spec)

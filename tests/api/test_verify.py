@@ -11,7 +11,7 @@ from must.api import cli
 from must.api.demo import asset_folder
 from must.api.verify import runs, speed, steps, table, weights
 from must.api.verify.single import CheckFailedError, Setting, demand
-from tests import zoo
+from tests.api.published import published
 
 
 @pytest.fixture
@@ -111,29 +111,20 @@ def test_a_check_is_a_process_whose_end_is_reported(tmp_path, monkeypatch):
     assert "did not end within 0 s" in table.run("broken", "cpu", 2, tmp_path).detail
 
 
-class Drawn:
-    """Pictures in the form of torchvision's data sets."""
-
-    classes = ("zero", "one", "two")
-
-    def __init__(self, folder: str, train: bool) -> None:
-        self.pictures = [(zoo.picture(n, 40, 32), n % 3) for n in range(90 if train else 12)]
-
-    def __iter__(self):
-        return iter(self.pictures)
-
-
 @pytest.mark.slow
-def test_checks_with_pretrained_weights_run_to_their_end(setting, monkeypatch):
-    """With the bundled model in place of OpenAI's, and drawn pictures in place of CIFAR-10."""
+def test_checks_with_pretrained_weights_run_to_their_end(setting, monkeypatch, tmp_path):
+    """With the bundled model in place of OpenAI's; the pictures come in the published files, of which these are few."""
     monkeypatch.setattr(weights, "MODEL", str(asset_folder()))
     monkeypatch.setattr(weights, "PRETRAINED", "")
-    monkeypatch.setitem(weights.PICTURES, "cifar10", weights.Pictures(Drawn, 50.0, ["a {}"]))
-    with pytest.raises(CheckFailedError, match=r"%, published 200.0%"):
-        monkeypatch.setitem(weights.PICTURES, "pets", weights.Pictures(Drawn, 200.0, ["a {}"]))
-        weights.zero_shot(setting, "pets")
-    monkeypatch.setattr(weights, "APART", 51)
-    assert weights.zero_shot(setting, "cifar10")[1]["images"] == 12
-    detail, values = weights.adaptation(setting, "cifar10")
-    assert "is kept; kappa" in detail and values["selection"] and values["images"] == 12
-    assert json.dumps(values)
+    for name, percent in (("pets", 200.0), ("cifar10", 50.0)):
+        known = weights.PICTURES[name]._replace(published=percent, templates=["a {}"])  # this model takes 24 tokens
+        monkeypatch.setitem(weights.PICTURES, name, known)
+    with published(tmp_path, monkeypatch):
+        with pytest.raises(CheckFailedError, match=r"%, published 200.0%") as error:
+            weights.zero_shot(setting, "pets")
+        monkeypatch.setattr(weights, "APART", 101)
+        assert weights.zero_shot(setting, "cifar10")[1]["images"] == error.value.values["images"] == 12
+        detail, values = weights.adaptation(setting, "cifar10")
+    assert "is kept; kappa" in detail and values["selection"] and values["images"] == 12 and json.dumps(values)
+    assert {one.name for one in (tmp_path / "pets/test").iterdir()} == {"Abyssinian", "American Bulldog", "Bengal"}
+    assert len(list((tmp_path / "cifar10/train").rglob("*.png"))) == 90

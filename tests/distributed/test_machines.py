@@ -56,7 +56,7 @@ def test_two_replicas_of_the_component_train_one_model(tmp_path):
         "epochs": 1, "processes": "1",
     }  # fmt: skip
     code = (
-        f"from must.runtime.replicas import train_on_replica as t; print('RESULT', t('r', {str(work)!r}, **{values!r}))"
+        f"from must.runtime.training import train_on_replica as t; print('RESULT', t('r', {str(work)!r}, **{values!r}))"
     )
     address = f"127.0.0.1:{free_port()}"
     replicas = [

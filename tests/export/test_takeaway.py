@@ -326,7 +326,7 @@ def test_the_published_vocabulary_gives_transformers_the_same_tokens(tmp_path):
     """OpenAI's own, which open_clip brings along; with 1,000 class names."""
     import transformers
 
-    from must.deploy.export.tokenizer import write_tokenizer
+    from must.deploy.export.transformers import write_tokenizer
 
     tokenizer = open_clip.get_tokenizer("ViT-B-16-quickgelu")
     write_tokenizer(tokenizer, tmp_path)

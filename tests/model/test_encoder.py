@@ -161,12 +161,24 @@ def test_wrong_names_and_damaged_files_are_one_line(digits, folder, tmp_path):
     assert np.array_equal(*(eye(pixels).numpy() for eye in seen)), "a checkpoint and a folder of the same weights"
 
 
+DINOV2_BLOCK = ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+
+
+def with_bias(*layers):
+    return [f"{layer}.{one}" for layer in layers for one in ("weight", "bias")]
+
+
 @pytest.mark.slow
 def test_dinov2_small_from_its_checkpoint(digits, tmp_path, monkeypatch):
     """The real architecture at the real size, with random weights: 518 pixels as published, 224 as it looks here."""
     name = encoder.DEFAULT.removeprefix("timm:")
     torch.manual_seed(0)
-    torch.save(timm.create_model(name, num_classes=0).state_dict(), tmp_path / "dino.pth")
+    weights = timm.create_model(name, num_classes=0).state_dict()
+    assert weights["pos_embed"].shape == (1, 1370, 384)
+    assert weights.keys() == {"cls_token", "pos_embed", *with_bias("patch_embed.proj", "norm")} | {
+        f"blocks.{n}.{one}" for n in range(12) for one in ("ls1.gamma", "ls2.gamma", *with_bias(*DINOV2_BLOCK))
+    }  # Meta's names, with the next one
+    torch.save(weights | {"mask_token": torch.zeros(1, 384)}, tmp_path / "dino.pth")
     kept = load_text_classifier(made(digits, tmp_path, f"{encoder.DEFAULT}={tmp_path}/dino.pth")).encoder
     eye = load_kept(kept)
     assert kept.licence == "apache-2.0" and eye.preprocess.size == SIDE and eye.preprocess.interpolation == "bicubic"

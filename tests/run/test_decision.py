@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from must.runtime.decision import decide
-from must.runtime.promotion import promote
+from must.runtime.decision import decide, promote
 from tests.promote.bundles import make_bundle
 from tests.test_gate import better, metrics_of
 

@@ -8,7 +8,7 @@ import pytest
 from must.api.stages import call
 from must.base.exits import code_of
 from must.data.format.index import load_index
-from must.runtime import decision, evaluation
+from must.runtime import decision, stages
 from must.runtime.training import job_values
 from tests.evaluate.digits import digits as make_digits
 
@@ -43,7 +43,7 @@ def test_the_pipelines_stages_pass_on_the_index_they_were_given(digits, tmp_path
     _, values = job_values(str(work), **given, init="", preset="digits", settings={}, epochs=1)
     assert EARLIER in refused(call, "train", **values, classifier=digits.classifier, output=str(tmp_path / "m"))
     places = {"details": str(tmp_path / "details"), "report": str(tmp_path / "report.html")}
-    assert EARLIER in refused(evaluation.evaluate, str(work), **given, bundle=digits.adapted, split="test", **places)
+    assert EARLIER in refused(stages.evaluate, str(work), **given, bundle=digits.adapted, split="test", **places)
 
 
 def test_the_gate_compares_with_the_champion_on_the_images_that_were_evaluated(digits, tmp_path):

@@ -6,8 +6,7 @@ import pytest
 from must.method.select.image_features import softmax
 from must.method.select.label_propagation import ROUNDS, for_copies, mutual, recognised, refined
 from must.method.select.neighbours import look_alikes
-from must.method.select.refine import RECOGNISED
-from must.method.select.refit import between, refit
+from must.method.select.refine import RECOGNISED, between, refit
 from tests.select.test_ladder import EACH, TRUTH, K, said, tokens, wrong
 
 __all__ = ["tokens"]

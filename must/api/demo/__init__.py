@@ -1,7 +1,5 @@
 """The bundled example: a tiny CLIP that knows computer fonts, and real handwriting to adapt it to."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from pathlib import Path

@@ -10,8 +10,6 @@ pixels, into three parts:
 - ``validation`` (200): labelled, never trained on and never reported; the bundled settings were chosen on it.
 """
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

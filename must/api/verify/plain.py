@@ -4,8 +4,6 @@ Eager, torch's own MultiheadAttention, the decoder over all patches as a convolu
 group a tensor, an EMA over the state dict, and `.item()` after every step. With `autocast` the networks run in bf16.
 """
 
-from __future__ import annotations
-
 import copy
 from contextlib import nullcontext
 from typing import Any

@@ -1,7 +1,5 @@
 """Checks of whole runs: `must train` as a user starts it, killed, and on several GPUs."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """One check, in the process that was started for it: `python -m must.api.verify.single FUNCTION DEVICE GPUS RESULT`."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import sys

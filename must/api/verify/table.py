@@ -1,7 +1,5 @@
 """The checks, what this machine can run of them, and the table of what was found."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import logging

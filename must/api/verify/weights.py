@@ -1,7 +1,5 @@
 """Checks with real pretrained weights; they need a network, for the hub and for the pictures."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -7,14 +7,12 @@ from must.base.storage.api import (
     copy,
     delete,
     delete_folder,
-    disk_errors,
     download,
     exists,
     generation,
     is_remote,
     join,
     list_files,
-    local,
     local_copy,
     move,
     open_write,
@@ -26,46 +24,6 @@ from must.base.storage.api import (
     write_bytes,
 )
 from must.base.storage.base import ConflictError, Entry, Generation, TransientError, UnreachableError, Writable
-from must.base.storage.hashing import HashingFile, sha256_of
+from must.base.storage.disk import TEMPORARY, HashingFile, disk_errors, local, sha256_of, umask
 from must.base.storage.json_objects import object_or_none, parse_object, read_json, read_object
 from must.base.storage.retry import is_transient, repeat
-from must.base.storage.unfinished import TEMPORARY, umask
-
-__all__ = [
-    "TEMPORARY",
-    "ConflictError",
-    "Entry",
-    "Generation",
-    "HashingFile",
-    "TransientError",
-    "UnreachableError",
-    "Writable",
-    "copy",
-    "delete",
-    "delete_folder",
-    "disk_errors",
-    "download",
-    "exists",
-    "generation",
-    "is_remote",
-    "is_transient",
-    "join",
-    "list_files",
-    "local",
-    "local_copy",
-    "move",
-    "object_or_none",
-    "open_write",
-    "parse_object",
-    "read_bytes",
-    "read_json",
-    "read_object",
-    "read_versioned",
-    "remote",
-    "repeat",
-    "sha256_of",
-    "size",
-    "umask",
-    "upload",
-    "write_bytes",
-]

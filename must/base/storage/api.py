@@ -5,9 +5,6 @@ files raise FileNotFoundError at either place; what the user has to mend (no cre
 an unknown scheme) raises ValueError with one line that says what to do.
 """
 
-from __future__ import annotations
-
-import errno
 import importlib
 import os
 import shutil
@@ -19,9 +16,8 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from must.base.storage.base import ConflictError, Entry, Generation, Writable
-from must.base.storage.regular import check_regular, open_regular
+from must.base.storage.disk import check_regular, disk_errors, local, open_local, open_regular, walk
 from must.base.storage.store import Store
-from must.base.storage.unfinished import TEMPORARY, unfinished
 from must.base.text import without_secrets
 
 
@@ -41,7 +37,6 @@ STORES = {
     "abfs": AZURE,
     "abfss": AZURE,
 }
-DEEPEST = 200  # folders in one another, in a local listing
 
 
 def is_remote(uri: str | Path) -> bool:
@@ -159,62 +154,6 @@ def open_write(uri: str | Path) -> Iterator[BinaryIO]:
         Path(name).unlink(missing_ok=True)
 
 
-@contextmanager
-def open_local(path: Path, expected: Generation | None = None) -> Iterator[BinaryIO]:
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = unfinished(path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            if expected is None:
-                Path(name).replace(path)
-            else:
-                compare_and_swap(Path(name), path, expected)
-            keep_names(path.parent)
-        finally:
-            Path(name).unlink(missing_ok=True)
-
-
-def compare_and_swap(new: Path, path: Path, expected: Generation) -> None:
-    """Gives a finished file its name if what has it now is of that generation. Rivals do so in turn: they lock what
-    they replace. Raises ConflictError."""
-    rival = ConflictError(f"{path} was written by another program")
-    if expected == 0:
-        try:
-            link(new, path)
-        except FileExistsError:
-            raise rival from None
-        return
-    import fcntl  # Windows has none, and predicting imports this module
-
-    try:
-        file = path.open("rb+")
-    except FileNotFoundError:
-        raise rival from None
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        mine = os.fstat(file.fileno())
-        if not path.exists() or not os.path.samestat(mine, path.stat()) or mine.st_mtime_ns != expected:
-            raise rival
-        if new.stat().st_mtime_ns <= mine.st_mtime_ns:  # within one tick of the clock: generations grow all the same
-            os.utime(new, ns=(mine.st_mtime_ns + 1, mine.st_mtime_ns + 1))
-        new.replace(path)
-
-
-def link(new: Path, path: Path) -> None:
-    """A second name for a file. Raises FileExistsError: there is a file of that name."""
-    try:
-        os.link(new, path)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
-            raise
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL))  # no hard links here: for a moment readers see an empty file
-        new.replace(path)
-
-
 def download(uri: str | Path, path: str | Path) -> None:
     """Copies a file to a local path, which then holds all of it or does not exist. Raises FileNotFoundError."""
     with open_write(path) as file:
@@ -300,10 +239,6 @@ def delete_folder(uri: str | Path) -> None:
         shutil.rmtree(local(uri), ignore_errors=True)
 
 
-def local(uri: str | Path) -> Path:
-    return Path(str(uri).removeprefix("file://"))
-
-
 def remote(uri: str | Path) -> Store:
     """The store of a bucket's URI. Its module is imported only when needed: every client is an optional package."""
     scheme = str(uri).split("://", 1)[0]
@@ -315,67 +250,3 @@ def remote(uri: str | Path) -> Store:
             f"{scheme}:// needs the package {store.package} ({error}); "
             f"install it with: pip install 'must-clip[{store.extra}]'"
         ) from None
-
-
-def walk(root: Path, on_problem: Callable[[str, str], None]) -> Iterator[Entry]:
-    """Depth first, one open folder a level, so that memory follows the depth and not the number of files.
-
-    Deeper than DEEPEST nothing is listed: the system's open files and Python's stack come to an end.
-    """
-    yield from walk_folder(root, "", (), on_problem)
-
-
-def walk_folder(
-    folder: Path, prefix: str, parents: tuple[tuple[int, int], ...], on_problem: Callable[[str, str], None]
-) -> Iterator[Entry]:
-    if len(parents) > DEEPEST:
-        on_problem(prefix.rstrip("/"), f"more than {DEEPEST} folders deep")
-        return
-    status = folder.stat()
-    identity = (status.st_dev, status.st_ino)
-    if identity in parents:
-        on_problem(prefix.rstrip("/"), "symbolic link into a folder above it")
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            name = prefix + entry.name
-            try:
-                if entry.is_dir():
-                    yield from walk_folder(Path(entry.path), name + "/", (*parents, identity), on_problem)
-                elif entry.is_file():
-                    if not entry.name.startswith(TEMPORARY):
-                        yield Entry(name, entry.stat().st_size)
-                elif entry.is_symlink() and not Path(entry.path).exists():
-                    on_problem(name, "symbolic link to nowhere")
-                else:
-                    on_problem(name, "neither a file nor a folder")
-            except OSError as error:
-                on_problem(name, (error.strerror or str(error)).lower())
-
-
-@contextmanager
-def disk_errors(path: str | Path) -> Iterator[None]:
-    """Says in one line what a full disk or a folder without permission means for the file that was being written."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ValueError(f"{path}: the disk is full; free some space or write to another place") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
-            raise ValueError(f"{path}: cannot be written: {(error.strerror or '').lower()}") from error
-        raise
-
-
-def keep_names(folder: Path) -> None:
-    """Makes the system write the folder itself: after a power loss a renamed file has its new name, or never had it."""
-    with suppress(PermissionError):  # a folder in which one may write and not read
-        descriptor = os.open(
-            folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
-        )  # Windows opens no folder: PermissionError
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no such thing
-                raise
-        finally:
-            os.close(descriptor)

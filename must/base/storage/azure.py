@@ -6,8 +6,6 @@ neither, whoever is logged in (azure-identity: `az login`, a workload's identity
 abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/NAME names the account itself. An object's generation is its ETag.
 """
 
-from __future__ import annotations
-
 import base64
 import os
 import time

@@ -1,7 +1,5 @@
 """What the places have in common: an entry of a listing, and the errors that callers tell apart."""
 
-from __future__ import annotations
-
 from typing import NamedTuple, Protocol
 
 Generation = int | str

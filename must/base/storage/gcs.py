@@ -4,8 +4,6 @@ STORAGE_EMULATOR_HOST points it at another server. Every request is repeated on 
 growing pauses, for up to five minutes. Long transfers are many requests, so these count from the last progress.
 """
 
-from __future__ import annotations
-
 import http.client
 import os
 from functools import partial

@@ -1,7 +1,5 @@
 """Files of ours that hold a JSON object: read, and refused where somebody or something has damaged them."""
 
-from __future__ import annotations
-
 import gc
 import json
 from collections.abc import Callable

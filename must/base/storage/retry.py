@@ -1,7 +1,5 @@
 """Requests that are repeated while a server is busy or the connection breaks: with growing pauses, for minutes."""
 
-from __future__ import annotations
-
 import random
 import time
 from collections.abc import Callable

@@ -8,8 +8,6 @@ made of here: writes and deletes on condition, uploads in parts that are repeate
 forked process would inherit. Its own retries are off: they give up after seconds, and share a budget between threads.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import os

@@ -4,8 +4,6 @@
 writes whose answer was lost, large uploads, repeating and the words of errors are here, once.
 """
 
-from __future__ import annotations
-
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator

@@ -5,8 +5,6 @@ cosine transforms and colour upsampling; images are resized by torch's vectorise
 shift interpolate linearly. Draws, and so crops, flips, operations and masks, are those of the exact views.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -25,11 +23,7 @@ UPRIGHT = 1
 
 
 class FastViews(TrainViews):
-    """File bytes -> the two views and the mask.
-
-    Raises:
-        ValueError: the bytes are no whole image.
-    """
+    """File bytes -> the two views and the mask. Raises ValueError: the bytes are no whole image."""
 
     def of_file(
         self, data: bytes, seeds: tuple[int, int, int], max_pixels: int = MAX_PIXELS

@@ -4,8 +4,6 @@ They compute what timm's do on Pillow images (tests compare them); only rotation
 another way. Images are float32 [N, 3, H, W] with whole values of 0..255, arguments float32 [N].
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

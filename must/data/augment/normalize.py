@@ -1,7 +1,5 @@
 """Normalizes pixels to the network's input, a whole batch at once, on the device."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import torch

@@ -1,7 +1,5 @@
 """What index.json may hold. Its names become paths and its numbers sizes of memory, and anybody may have written it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +40,9 @@ class Shard:
 
     def place(self, uri: str) -> str:
         """Where the tar is, of an index in the folder `uri`."""
-        return self.file if is_absolute(self.file) else storage.join(uri, self.file or self.name)
+        return (
+            self.file if self.file.startswith("/") or "://" in self.file else storage.join(uri, self.file or self.name)
+        )
 
     @property
     def values(self) -> dict[str, Any]:
@@ -98,10 +98,6 @@ def shard_of(**values: Any) -> Shard:
     for name in ("samples", "bytes", "labelled"):
         count(getattr(shard, name), f"{shard.name}: {name}")
     return shard
-
-
-def is_absolute(file: str) -> bool:
-    return file.startswith("/") or "://" in file
 
 
 def checked_file(file: Any) -> None:

@@ -1,7 +1,5 @@
 """The index of a folder of shards: what is in it, and that it is the expected one."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """The table of offsets beside each shard: where in the tar the members of every sample begin."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import math

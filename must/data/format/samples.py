@@ -1,7 +1,5 @@
 """The samples of one shard, read from a local file: what reads all of a shard, once, needs neither cache nor torch."""
 
-from __future__ import annotations
-
 import json
 import os
 import tarfile

@@ -1,7 +1,5 @@
 """`must index verify`: reads shards again and says what is broken."""
 
-from __future__ import annotations
-
 import io
 import json
 import logging

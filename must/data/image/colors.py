@@ -1,7 +1,5 @@
 """Converts what a file holds to RGB, strip by strip: a conversion's in-between copies may be eight times its result."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator
 from typing import Any

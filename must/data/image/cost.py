@@ -1,22 +1,11 @@
 """What a picture will cost, from its header alone: the one function that every bound asks."""
 
-from __future__ import annotations
-
 from must.data.image.headers import heif
 from must.data.image.headers.base import Cost
 from must.data.image.headers.boxes import ANIMATED, BRANDS, CODESTREAM, JP2, avif_cost, jpeg2000_cost
 from must.data.image.headers.directory import STARTS
 from must.data.image.headers.jpeg import JPEG, jpeg_cost
-from must.data.image.headers.rasters import (
-    PNG,
-    bmp_cost,
-    gif_cost,
-    ico_cost,
-    png_cost,
-    ppm_cost,
-    tga_cost,
-    webp_cost,
-)
+from must.data.image.headers.rasters import PNG, bmp_cost, gif_cost, ico_cost, png_cost, ppm_cost, tga_cost, webp_cost
 from must.data.image.headers.tiff import tiff_cost
 
 MAX_PIXELS = 89_478_485

@@ -1,7 +1,5 @@
 """Decodes an image file to the RGB picture a person sees in a viewer: for sharding, training and prediction alike."""
 
-from __future__ import annotations
-
 import importlib
 import io
 from collections.abc import Callable

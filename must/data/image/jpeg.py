@@ -4,8 +4,6 @@ It is trusted with plain JPEGs only, and only as long as it has nothing to compl
 others, so what is an image and what is damaged does not depend on what is installed.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Pillow's warnings: about large images (our own limit decides) and damaged metadata (the pixels count)."""
 
-from __future__ import annotations
-
 import warnings
 
 

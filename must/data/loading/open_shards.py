@@ -4,8 +4,6 @@ Training does not read this way: a pipeline is a stream, which cannot go on in t
 processes share out by whole shards. See docs/data.md.
 """
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator

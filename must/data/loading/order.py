@@ -5,8 +5,6 @@ takes positions [s G, (s + 1) G) of the result, each rank its part of them. So N
 a run resumes at any step without reading what was used, and every rank takes the same number of steps.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import lru_cache, partial
 

@@ -1,7 +1,5 @@
 """Prefetches shards: samplers announce what is read next, threads download it and pin what is in use."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence

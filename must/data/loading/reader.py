@@ -34,13 +34,10 @@ def open_reader(
     """
     reader = ShardReader(uri, split, keep_open=window + 4, sha256=sha256)
     if storage.is_remote(uri) or any(storage.is_remote(shard.place(uri)) for shard in reader.shards):
-        reader.cache = ShardCache(cache or default_cache(), int(cache_gb * GB))
+        own = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "must" / "shards"
+        reader.cache = ShardCache(cache or own, int(cache_gb * GB))
         reader.cache.check(reader.shards, window)
     return reader
-
-
-def default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "must" / "shards"
 
 
 class OpenShard(NamedTuple):

@@ -1,7 +1,5 @@
 """Makes shards of the chunks' pieces: a piece becomes a shard by renaming, small or cleaned ones are joined."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator

@@ -7,8 +7,6 @@ listing is made again, and where it and the settings are the same as before, chu
 Of several programs that share the work (`--part`), each processes some of the chunks, and the last one does the rest.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -183,7 +181,7 @@ def finish(task: Task, pool: Pool, work: Workdir, still_ours: Callable[[], None]
 def summed_up(task: Task, made: Index) -> Index:
     if made is task.previous:
         return nothing_new(task.config, made)
-    print_summary(task.config, made)
+    print_summary(task.config.output, made)
     return made
 
 

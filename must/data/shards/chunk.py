@@ -63,13 +63,9 @@ class ChunkResult:
     """What became of a chunk's files."""
 
     number: int
-    hashes: dict[str, np.ndarray] = field(
-        default_factory=dict
-    )  # split -> uint8 [samples, 32]: sha256 of the source's bytes
+    hashes: dict[str, np.ndarray] = field(default_factory=dict)  # split -> uint8 [samples, 32]: the sources' sha256
     offsets: dict[str, np.ndarray] = field(default_factory=dict)  # split -> int64 [samples, 4], in the piece
-    pieces: dict[str, dict[str, Any]] = field(
-        default_factory=dict
-    )  # split -> {"sha256", "bytes", "labelled"} of the piece
+    pieces: dict[str, dict[str, Any]] = field(default_factory=dict)  # split -> its "sha256", "bytes" and "labelled"
     names: np.ndarray = field(default_factory=lambda: NO_NAMES)  # uint64 [accepted, 2]: the accepted files', hashed
     rejected: list[tuple[str, str]] = field(default_factory=list)  # (name, reason)
     labels: list[str] = field(default_factory=list)

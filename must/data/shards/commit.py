@@ -1,11 +1,9 @@
 """Makes shards and an index from the chunks' records: duplicates, joining, the lists of what was set aside."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -245,15 +243,11 @@ def set_aside(
         (Line(name, reason, since.get(name, revision)) for name, reason in rejected_now(listing, totals)),
         (Line(name, reason, revision, duplicate=True) for name, reason in dropped(found, work)),
     )
-    write_lines(path, lines)
-    require(not refused, refused)
-    return kinds
-
-
-def write_lines(path: str, lines: Iterable[Line]) -> None:
     with storage.open_write(path) as file:
         for line in lines:
             file.write(line.to_json() + b"\n")
+    require(not refused, refused)
+    return kinds
 
 
 def rejected_now(listing: Listing, totals: ChunkTotals) -> Iterator[tuple[str, str]]:

@@ -5,8 +5,6 @@ same content one is kept: one that older shards hold already, else one in the sp
 `train`, else in `train`; and of those the first. So what is tested on is never trained on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path

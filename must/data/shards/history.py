@@ -4,8 +4,6 @@ Each revision adds two tables to the output: `names-NNNN.npy`, uint64 [files, 2]
 `contents-NNNN.npy`, uint8 [samples, 32], the sha256 of its samples' files in the index's order.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterable, Iterator
 from itertools import islice

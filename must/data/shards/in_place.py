@@ -4,8 +4,6 @@ Beside the index go, for each tar, the table of offsets and a line of JSON a sam
 image's sha256. Images are those that `must shard --validate header` would accept from the same tars.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -22,23 +20,25 @@ from must.base.cores import cores
 from must.base.lock import SHARDS, locked
 from must.base.parameters import require
 from must.base.progress import bar
-from must.base.text import encoded
-from must.config import ShardConfig
+from must.base.text import encoded, printable
+from must.config import ShardConfig, TrainConfig
 from must.data.format import index
 from must.data.format.check import Shard, checked_file
 from must.data.format.index import Index
 from must.data.image import decode as images
 from must.data.shards.build import fresh_folder
 from must.data.shards.chunk import reason
-from must.data.shards.commit import MOST_LABELS
-from must.data.shards.mixing import print_found
+from must.data.shards.commit import MOST_LABELS, count_splits
 from must.data.shards.pool import Pool
+from must.data.shards.progress import print_summary
 from must.data.shards.tarwriter import npy
 from must.data.sources.archives import expanded, tar_members
 from must.data.sources.base import ListingReport, damage_named, kind_of, told_apart
 
 MAX_PIXELS: int = ShardConfig.max_pixels
 MAX_BYTES: int = ShardConfig.max_file_mb * 1_000_000
+WINDOW: int = TrainConfig.shuffle_window
+MIXED = 1.25  # two images of a window may be of one class so many times as often as any two
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,10 @@ def make_index(uri: str, output: str = "", split: str = "train", test: str = "",
                 with suppress(OSError, ValueError):
                     storage.delete(storage.join(output, name))
             raise
-    print_found(output, uri, made, [(found.shard.split, found.labels) for found in done])
+    shards = {name: [found.labels for found in done if found.shard.split == name] for name in made.splits}
+    unmixed = {name: why for name, labels in shards.items() if name != "test" and (why := order_of_classes(labels))}
+    mend = f"`must shard --source {printable(uri)}` mixes them"
+    print_summary(output, made, [f"{name}: {why}; {mend}" for name, why in unmixed.items()])
     return index.load_index(output)
 
 
@@ -215,16 +218,11 @@ def index_of(uri: str, done: list[Found]) -> Index:
     )
     reasons = Counter(re.sub(r"\d+", "N", why) for found in done for _, why in found.rejected)
     shards = tuple(found.shard for found in done)
-    splits = {
-        split: {
-            "samples": sum(shard.samples for shard in shards if shard.split == split),
-            "labelled": sum(shard.labelled for shard in shards if shard.split == split),
-        }
-        for split in dict.fromkeys(shard.split for shard in shards)
-    }
-    for split, counts in splits.items():
-        first = next((f"; {name}: {why}" for found in done for name, why in found.rejected), "")
-        require(counts["samples"] > 0, f"{uri}: the tars of the split {split} hold no images{first}")
+    names = tuple(dict.fromkeys(shard.split for shard in shards))
+    splits = count_splits(shards, names)
+    first = next((f"; {name}: {why}" for found in done for name, why in found.rejected), "")
+    for name in names:
+        require(name in splits, f"{uri}: the tars of the split {name} hold no images{first}")
     sums = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
     return Index(
         revision=0,
@@ -240,3 +238,28 @@ def index_of(uri: str, done: list[Found]) -> Index:
         dropped=0,
         skipped=dict(sorted(sum((found.skipped for found in done), Counter()).items())),
     )
+
+
+def order_of_classes(shards: list[Counter[str]]) -> str:
+    """What the classes' order will do to training, or "" for shards that are mixed well enough, or without labels.
+
+    Compares how often two images are of one class: of one shard, of a window of shards as training shuffles them
+    together, of all.
+    """
+    inside = [pairs(labels) for labels in shards if sum(labels.values()) > 1]
+    if len(shards) <= WINDOW or not inside:
+        return ""
+    shard, everywhere = float(np.mean(inside)), pairs(sum(shards, Counter()))
+    window = shard / WINDOW + (1 - 1 / WINDOW) * everywhere
+    if window <= MIXED * everywhere:
+        return ""
+    return (
+        f"the images are in the order of their classes: two of one shard are of one class in {shard:.0%} of cases, any "
+        f"two in {everywhere:.1%}; training shuffles {WINDOW} shards together, of which it is {window:.1%}"
+    )
+
+
+def pairs(labels: Counter[str]) -> float:
+    """How often two different images are of one class."""
+    total = sum(labels.values())
+    return sum(count * (count - 1) for count in labels.values()) / (total * (total - 1))

@@ -1,7 +1,5 @@
 """All files of a run, as planned chunks, and what else decides the bytes of its shards."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator

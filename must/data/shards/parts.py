@@ -4,8 +4,6 @@ There is no scheduler: what is done is known from the records in the output, and
 program's to wait for. A lock a part keeps two programs from doing the same part at once.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor

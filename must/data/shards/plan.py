@@ -5,8 +5,6 @@ each bucket is sorted in memory; one bucket of ten million names holds about 40,
 and the positions at which the chunks start, so that a worker reads just its own part.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from array import array

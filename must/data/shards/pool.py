@@ -1,7 +1,5 @@
 """What the worker processes do: they process chunks and assemble shards."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple

@@ -1,14 +1,14 @@
-"""What `must shard` prints: progress on the way, a summary at the end."""
-
-from __future__ import annotations
+"""What `must shard` and `must index make` print: progress on the way, a summary at the end."""
 
 import logging
 import time
+from collections.abc import Iterable
+from typing import Self
 
 from must.base import storage
 from must.base.progress import bar
 from must.base.text import printable
-from must.config import ShardConfig
+from must.data.format import index
 from must.data.format.index import Index
 from must.data.shards.pool import Done
 from must.data.sources.base import not_read
@@ -27,7 +27,7 @@ class ProgressBar:
         if done:
             logger.info(f"going on with an interrupted run: {len(done)} chunks are done already")
 
-    def __enter__(self) -> ProgressBar:
+    def __enter__(self) -> Self:
         self.bar = bar(total=self.files, desc="shard", unit="img", smoothing=0.1)
         return self
 
@@ -52,19 +52,21 @@ def print_work(what: str, files: int, seconds: float, read_bytes: int) -> None:
     logger.info(f"{what}{files} files in {seconds:.1f} s ({rates})")
 
 
-def print_summary(config: ShardConfig, index: Index) -> None:
-    """Prints images, splits, what was set aside and why, and where the index is."""
-    if index.revision:
-        logger.info(f"revision {index.revision}:")
-    for name, counts in index.splits.items():
+def print_summary(output: str, found: Index, warnings: Iterable[str] = ()) -> None:
+    """Prints images, splits, what was set aside and why, what is to be minded, and where the index is."""
+    if found.revision:
+        logger.info(f"revision {found.revision}:")
+    for name, counts in found.splits.items():
         labelled = f", {counts['labelled']} labelled" if counts["labelled"] else ""
-        logger.info(f"  {printable(name)}: {counts['samples']} images{labelled} in {len(index.shards_of(name))} shards")
-    if index.duplicates:
-        logger.info(f"  duplicates: {index.duplicates}, of which {index.dropped} left out")
-    if index.skipped:
-        logger.info(f"  other files, not read: {not_read(index.skipped)}")
-    if index.rejected:
-        logger.info(f"  rejected: {index.rejected}, listed in {storage.join(config.output, 'rejected.jsonl')}")
-        for reason, count in index.reasons.items():
+        logger.info(f"  {printable(name)}: {counts['samples']} images{labelled} in {len(found.shards_of(name))} shards")
+    if found.duplicates:
+        logger.info(f"  duplicates: {found.duplicates}, of which {found.dropped} left out")
+    if found.skipped:
+        logger.info(f"  other files, not read: {not_read(found.skipped)}")
+    if found.rejected:
+        logger.info(f"  rejected: {found.rejected}, listed in {storage.join(output, index.REJECTED)}")
+        for reason, count in found.reasons.items():
             logger.info(f"    {count} x {printable(reason)}")
-    logger.info(f"index: {storage.join(config.output, 'index.json')}")
+    for line in warnings:
+        logger.info(f"  warning: {line}")
+    logger.info(f"index: {storage.join(output, index.NAME)}")

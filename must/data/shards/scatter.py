@@ -5,8 +5,6 @@ may be small, or memory itself. On a 2-core x86-64 virtual machine 300,000 names
 37 MB this way, in 2.4 s and 5 MB with sqlite3; 300,000 checksums compared in 0.25 s and 5 MB, not 1.5 s and 9 MB.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryFile

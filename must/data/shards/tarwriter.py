@@ -1,7 +1,5 @@
 """Writes WebDataset tars whose bytes depend on nothing but the samples, and notes where each member begins."""
 
-from __future__ import annotations
-
 import io
 import tarfile
 from array import array

@@ -3,8 +3,6 @@
 So a member's name is only ever a name: it cannot lead out of any folder.
 """
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import lzma

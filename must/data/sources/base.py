@@ -1,7 +1,5 @@
 """What every source of images has: an item a file, a listing's problems, labels from folders."""
 
-from __future__ import annotations
-
 import errno
 import re
 from collections import Counter
@@ -94,6 +92,7 @@ class Source(Protocol):
 
     def prepare(self, folder: Path) -> None:
         """Called once before anything else; `folder` is local and lasts as long as the run."""
+        return
 
     def items(self, problems: ListingReport) -> Iterator[Item]:
         """All images, in any order."""

@@ -1,7 +1,5 @@
 """Which columns of a table hold images, labels and splits: the named ones, or those with the usual names."""
 
-from __future__ import annotations
-
 import json
 from typing import Any, NamedTuple
 

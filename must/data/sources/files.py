@@ -3,32 +3,26 @@
 Listings are streamed; images are read by the workers.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, TextIO
 
 from must.base import storage
 from must.base.parameters import require
 from must.base.text import brief
-from must.data.sources.base import Item, ListingReport, below, folder_label, kind_of, of_bounded_texts
+from must.data.sources.base import Item, ListingReport, Source, below, folder_label, kind_of, of_bounded_texts
 
 LONGEST_LINE = 1_000_000  # characters, of a manifest
 
 
-class Folder:
+class Folder(Source):
     """Image files below a folder or a gs:// prefix."""
 
     def __init__(self, uri: str, labels: str, exclude: str = "") -> None:
         self.uri, self.labels = uri, labels
         self.may_be_remote = storage.is_remote(uri)
         self.exclude = below(uri, exclude)
-
-    def prepare(self, folder: Path) -> None:
-        pass
 
     @of_bounded_texts
     def items(self, problems: ListingReport) -> Iterator[Item]:
@@ -45,7 +39,7 @@ class Folder:
         return storage.read_bytes(storage.join(self.uri, item.name), 0, limit)
 
 
-class Manifest:
+class Manifest(Source):
     """A .csv, .tsv or .jsonl file with the columns path, and optionally label and split.
 
     Paths are absolute, gs:// URIs, or relative to the manifest.
@@ -55,9 +49,6 @@ class Manifest:
         self.uri, self.labels, self.option = uri, labels, option
         self.may_be_remote = True  # its lines may name any place
         self.base = uri.rpartition("/")[0] or ("" if not uri.startswith("/") else "/")
-
-    def prepare(self, folder: Path) -> None:
-        pass
 
     @of_bounded_texts
     def items(self, problems: ListingReport) -> Iterator[Item]:

@@ -1,7 +1,5 @@
 """Opens the source that a URI names."""
 
-from __future__ import annotations
-
 import os
 
 from must.base import storage

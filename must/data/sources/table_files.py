@@ -1,7 +1,5 @@
 """Finds tables, and reads them in pieces by pyarrow: Parquet, and Arrow's files and streams (as `datasets` saves)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -125,7 +123,9 @@ def opened(path: Path, kind: str) -> Iterator[Reader]:
             # A column of a row group is a stream from the disk; by default all of it would be read at once.
             file = parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
             stack.callback(file.close)
-            largest = largest_group(file.metadata)
+            # Not of its columns: to ask for a damaged one ends the program (pyarrow 25).
+            groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
+            largest = max((group.total_byte_size for group in groups), default=0)
             rows = max(1, min(ROWS, AT_ONCE // max(1, largest)))  # a dictionary's value may stand in each of them
             yield Reader(
                 file.schema_arrow,
@@ -145,11 +145,6 @@ def opened(path: Path, kind: str) -> Iterator[Reader]:
             source.seek(0)
             table = batches = ipc.open_stream(source)
         yield Reader(table.schema, lambda names: in_pieces(batches, names))
-
-
-def largest_group(metadata: Any) -> int:
-    """Bytes of the largest row group. Not of its columns: to ask for a damaged one ends the program (pyarrow 25)."""
-    return max((metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)), default=0)
 
 
 def in_pieces(batches: Iterator[Any], names: list[str]) -> Iterator[Any]:

@@ -4,8 +4,6 @@ A row in the middle of a table cannot be read without what was packed with it. S
 and in pieces, copies its images one after the other to a plain file, which lasts as long as the run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial

@@ -1,7 +1,5 @@
 """Does the exported file say what PyTorch says? Compared on the same images, at several batch sizes."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Any
 

@@ -3,8 +3,6 @@
 Shapes: B images, L tokens (the class token first), W width, H heads, D embedding, K classes.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -113,3 +111,8 @@ def is_plain(tower: Tower) -> bool:
 def is_standard(block: nn.Module) -> bool:
     """Whether it is open_clip's plain residual block with this library's attention in it."""
     return type(block) is ResidualAttentionBlock and isinstance(block.attn, SelfAttention)
+
+
+def activation(block: Any) -> str:
+    """What timm and transformers call the activation of a block's MLP; '' for one that neither has."""
+    return {"QuickGELU": "quick_gelu", "GELU": "gelu"}.get(type(block.mlp.gelu).__name__, "")

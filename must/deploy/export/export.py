@@ -1,7 +1,5 @@
 """The stage `must export`: a bundle as a file or folder that others read, compared with it before it gets its name."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from must.config import ExportConfig

@@ -1,7 +1,5 @@
 """The model as an ONNX graph: only what classifying needs, with a dynamic batch."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json
@@ -14,6 +12,7 @@ from typing import Any
 import onnx
 import torch
 
+from must.base.console import quieted
 from must.data.image.preprocess import describe_preprocess
 from must.deploy.export.deployed import InferenceModel
 from must.deploy.predict.session import EMBEDDING
@@ -107,14 +106,7 @@ def strip_tracing_notes(graph: onnx.ModelProto) -> None:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """The exporter's progress lines and warnings are of no use to a user; its errors still come through."""
-    names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
-    levels = {name: logging.getLogger(name).level for name in names}
-    try:
-        for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+    loggers = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+    with quieted(logging.ERROR, *loggers), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

@@ -1,7 +1,5 @@
 """README.md as a hub reads it: the model card, with what the hub sorts models by in a YAML block before it."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 
@@ -79,3 +77,20 @@ def measured(description: Description, metrics: dict[str, Any] | None) -> dict[s
     name = f"{description.backbone}, adapted to {len(description.classes)} classes"
     results = [{"task": {"type": "image-classification"}, "dataset": dataset, "metrics": numbers}]
     return {"model-index": [{"name": name, "results": results}]}
+
+
+def usage(packages: str, load: str, feature: str) -> str:
+    """How Python code classifies a picture with an exported folder, as Markdown; `feature` is a unit one, [1, D]."""
+    return f"""\
+```python
+import json, {packages}
+from PIL import Image
+{load}
+file = safetensors.safe_open("FOLDER/classifier.safetensors", "pt")
+columns, classes = file.get_tensor("classifier"), json.loads(file.metadata()["classes"])
+picture = Image.open("photo.jpg").convert("RGBA")  # what is transparent: white, as `must` sees it
+picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+{feature}
+probability = (file.get_tensor("logit_factor") * feature @ columns).softmax(-1)
+print(classes[probability.argmax()])
+```"""

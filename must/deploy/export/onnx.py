@@ -1,7 +1,5 @@
 """`must export --to onnx`: the adapted model as ONNX, compared with PyTorch before it gets its name."""
 
-from __future__ import annotations
-
 import logging
 import tempfile
 from pathlib import Path

@@ -1,31 +1,22 @@
 """`must export --to open_clip`: a whole model folder, as open_clip itself writes and loads one."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch
 
 from must.config import ExportConfig
 from must.deploy.export.check import features_of
+from must.deploy.export.hub_card import usage
 from must.deploy.export.whole import whole_model
 from must.method.model.bundle import Bundle
 from must.method.model.folder import write_files
 from must.method.model.hub import first_line
 
-USE = """\
-```python
-import json, open_clip, safetensors.torch, safetensors
-from PIL import Image
-model, _, preprocess = open_clip.create_model_and_transforms("local-dir:FOLDER")  # on a hub: "hf-hub:TEAM/NAME"
-file = safetensors.safe_open("FOLDER/classifier.safetensors", "pt")
-columns, classes = file.get_tensor("classifier"), json.loads(file.metadata()["classes"])
-picture = Image.open("photo.jpg").convert("RGBA")  # what is transparent: white, as `must` sees it
-picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-feature = model.eval().encode_image(preprocess(picture).unsqueeze(0), normalize=True)
-probability = (file.get_tensor("logit_factor") * feature @ columns).softmax(-1)
-print(classes[probability.argmax()])
-```"""
+USE = usage(
+    "open_clip, safetensors.torch, safetensors",
+    'model, _, preprocess = open_clip.create_model_and_transforms("local-dir:FOLDER")  # on a hub: "hf-hub:TEAM/NAME"',
+    "feature = model.eval().encode_image(preprocess(picture).unsqueeze(0), normalize=True)",
+)
 
 
 def write(config: ExportConfig, bundle: Bundle, folder: Path) -> None:

@@ -3,8 +3,6 @@
 All files of a commit appear together; what the repository holds besides stays.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Iterator

@@ -6,17 +6,15 @@ embedding, LayerNorms, attention's softmax and the classifier stay in float32: t
 most of the error.
 """
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import onnx
 
+from must.base.console import quieted
 from must.data.image.preprocess import Preprocess, normalize_pixels
 from must.deploy.export.graph import INPUT
 from must.deploy.predict.session import load_runtime
@@ -24,19 +22,7 @@ from must.deploy.predict.session import load_runtime
 CALIBRATION_BATCH = 16
 
 
-@contextmanager
-def errors_only() -> Iterator[None]:
-    """onnxruntime's quantizer logs its advice to the root logger."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(max(logging.ERROR, level))
-    try:
-        yield
-    finally:
-        root.setLevel(level)
-
-
-@errors_only()
+@quieted(logging.ERROR, "")  # the quantizer logs its advice to the root logger
 def quantize(
     graph: onnx.ModelProto, pixels: np.ndarray | None, preprocess: Preprocess, folder: Path
 ) -> tuple[onnx.ModelProto, str]:

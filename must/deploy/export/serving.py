@@ -6,8 +6,6 @@ OUTPUT/triton/NAME/1/model.onnx
 OUTPUT/kserve.yaml
 """
 
-from __future__ import annotations
-
 import json
 import re
 from contextlib import suppress
@@ -111,10 +109,7 @@ def kserve_manifest(name: str, storage_uri: str) -> str:
                     "runtime": RUNTIME,
                     "protocolVersion": "v2",
                     "storageUri": storage_uri,
-                    "resources": {
-                        "requests": {"cpu": "1", "memory": "2Gi"},
-                        "limits": {"cpu": "4", "memory": "4Gi"},
-                    },
+                    "resources": {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"cpu": "4", "memory": "4Gi"}},
                 }
             }
         },

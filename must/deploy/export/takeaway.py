@@ -3,8 +3,6 @@
 What the library then says of images is compared with the bundle before anything gets its name.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import tempfile

@@ -4,8 +4,6 @@ timm's heads are linear. CLIP's logits are not linear in what goes into the head
 So the model ends with the projection, and its user normalises and multiplies.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,7 +14,8 @@ from torch import Tensor, nn
 from must.config import ExportConfig
 from must.data.image.preprocess import Preprocess
 from must.deploy.export.check import features_of
-from must.deploy.export.deployed import is_standard
+from must.deploy.export.deployed import activation, is_standard
+from must.deploy.export.hub_card import usage
 from must.method.model.bundle import Bundle, preprocess_of
 from must.method.model.folder import save_weights
 from must.method.model.towers.clip_vit import ClipMeanTower, ClipTower
@@ -45,20 +44,13 @@ PARTS = (
     ("mlp.c_proj.", "mlp.fc2."),
 )
 EPSILONS = {1e-5: "vit_base_patch16_clip_224", 1e-6: "vit_base_patch16_224"}  # whose models have LayerNorms like that
-USE = """\
-```python
-import json, timm, torch, safetensors
-from PIL import Image
-model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # on a hub: "hf-hub:TEAM/NAME"
-preprocess = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-file = safetensors.safe_open("FOLDER/classifier.safetensors", "pt")
-columns, classes = file.get_tensor("classifier"), json.loads(file.metadata()["classes"])
-picture = Image.open("photo.jpg").convert("RGBA")  # what is transparent: white, as `must` sees it
-picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-feature = torch.nn.functional.normalize(model(preprocess(picture).unsqueeze(0)), dim=-1)
-probability = (file.get_tensor("logit_factor") * feature @ columns).softmax(-1)
-print(classes[probability.argmax()])
-```
+USE = usage(
+    "timm, torch, safetensors",
+    'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # on a hub: "hf-hub:TEAM/NAME"\n'
+    "preprocess = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
+    "feature = torch.nn.functional.normalize(model(preprocess(picture).unsqueeze(0)), dim=-1)",
+)
+MORE = """
 
 The model's `num_classes` is {embed}, the size of the feature, and not the number of classes: a linear head cannot hold
 the classifier, because the feature is made unit (`normalize`) between the projection and the text columns.
@@ -119,12 +111,12 @@ def from_clip(tower: Any) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
     visual: Any = tower.visual
     block: Any = tower.blocks[0]
     norms = {module.eps for module in visual.modules() if isinstance(module, nn.LayerNorm)}
-    activation = {"QuickGELU": "quick_gelu", "GELU": "gelu"}.get(type(block.mlp.gelu).__name__, "")
-    if not all(map(is_standard, tower.blocks)) or len(norms) != 1 or not EPSILONS.keys() >= norms or not activation:
+    standard = all(map(is_standard, tower.blocks)) and len(norms) == 1 and norms <= EPSILONS.keys()
+    if not standard or not activation(block):
         refuse("its Vision Transformers have no blocks like this model's")
     width, heads = tower.width, block.attn.num_heads
     mean = type(tower) is ClipMeanTower
-    quick = "quickgelu_" if activation == "quick_gelu" else ""
+    quick = "quickgelu_" if activation(block) == "quick_gelu" else ""
     size = visual.image_size[0]
     likely = f"vit_{SIZES.get((width, len(tower.blocks), heads))}_patch{tower.patch}_clip_{quick}{size}"
     arguments = {
@@ -137,7 +129,7 @@ def from_clip(tower: Any) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
         "init_values": 1.0 if hasattr(block.ls_1, "gamma") else None,
         "pre_norm": not isinstance(visual.ln_pre, nn.Identity),
         "fc_norm": mean and visual.final_ln_after_pool,
-        "act_layer": activation,
+        "act_layer": activation(block),
         "num_classes": tower.embed,
         "global_pool": "avg" if mean else "token",
     }
@@ -216,7 +208,7 @@ def use(bundle: Bundle, folder: Path) -> str:
         "{embed}": str(description["num_classes"]),
         "{arguments}": arguments,
     }
-    text = USE
+    text = USE + MORE
     for name, value in values.items():
         text = text.replace(name, value)
     return text

@@ -7,8 +7,7 @@ There is no CLIPForImageClassification: it classifies the mean of the patches be
 projection and without making the feature unit. No weights of its linear head give this model's logits.
 """
 
-from __future__ import annotations
-
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +17,10 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from must.config import ExportConfig
+from must.data.image.preprocess import FILTERS, Preprocess
 from must.deploy.export.check import features_of
-from must.deploy.export.deployed import is_standard
-from must.deploy.export.tokenizer import write_json, write_preprocessing, write_tokenizer
+from must.deploy.export.deployed import activation, is_standard
+from must.deploy.export.hub_card import usage
 from must.deploy.export.whole import whole_model
 from must.method.model.bundle import Bundle, preprocess_of
 from must.method.model.folder import save_weights
@@ -33,24 +33,19 @@ BLOCK = (
     ("mlp.c_fc.", "mlp.fc1."),
     ("mlp.c_proj.", "mlp.fc2."),
 )
-USE = """\
-```python
-import json, safetensors, torch, transformers, PIL.Image as Image
-model = transformers.CLIPModel.from_pretrained("FOLDER").eval()  # on a hub: "TEAM/NAME"
-processor = transformers.CLIPImageProcessor.from_pretrained("FOLDER")
-file = safetensors.safe_open("FOLDER/classifier.safetensors", "pt")
-columns, classes = file.get_tensor("classifier"), json.loads(file.metadata()["classes"])
-picture = Image.open("photo.jpg").convert("RGBA")  # what is transparent: white, as `must` sees it
-picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-pooled = model.vision_model(**processor(picture, return_tensors="pt")).pooler_output
-feature = torch.nn.functional.normalize(model.visual_projection(pooled), dim=-1)
-probability = (file.get_tensor("logit_factor") * feature @ columns).softmax(-1)
-print(classes[probability.argmax()])
-```
+USE = usage(
+    "safetensors, torch, transformers",
+    'model = transformers.CLIPModel.from_pretrained("FOLDER").eval()  # on a hub: "TEAM/NAME"\n'
+    'processor = transformers.CLIPImageProcessor.from_pretrained("FOLDER")',
+    'pooled = model.vision_model(**processor(picture, return_tensors="pt")).pooler_output\n'
+    "feature = torch.nn.functional.normalize(model.visual_projection(pooled), dim=-1)",
+)
+MORE = """
 
 `CLIPProcessor` loads the folder too; the text tower is the one that the model came with. There is no
 `CLIPForImageClassification`: it classifies the mean of the patches, without CLIP's projection, and cannot give these
 answers."""
+BEGIN, END = "<|startoftext|>", "<|endoftext|>"  # open_clip calls them <start_of_text> and <end_of_text>
 
 
 def write(config: ExportConfig, bundle: Bundle, folder: Path) -> None:
@@ -91,7 +86,7 @@ def check_blocks(blocks: Any, norms: list[Any]) -> None:
     first = blocks[0]
     if not all(isinstance(block.ls_1, nn.Identity) and isinstance(block.ls_2, nn.Identity) for block in blocks):
         refuse("it has layer scale (ls_1, ls_2)")
-    if len({norm.eps for norm in [*norms, first.ln_1, first.ln_2]}) != 1 or activation(first) is None:
+    if len({norm.eps for norm in [*norms, first.ln_1, first.ln_2]}) != 1 or not activation(first):
         refuse("its LayerNorms or its activation are others than OpenAI's")
 
 
@@ -99,10 +94,6 @@ def refuse(reason: str) -> NoReturn:
     raise ValueError(
         f"--to transformers: its CLIPModel cannot hold this model: {reason}; --to open_clip holds every model"
     )
-
-
-def activation(block: Any) -> str | None:
-    return {"QuickGELU": "quick_gelu", "GELU": "gelu"}.get(type(block.mlp.gelu).__name__)
 
 
 def names_of(clip: Any) -> dict[str, Tensor]:
@@ -191,15 +182,14 @@ def shape(blocks: Any) -> dict[str, Any]:
 
 
 def features(folder: Path, images: Tensor) -> Tensor:
-    """transformers' own, [N, D].
-
-    Raises:
-        ValueError: transformers is not installed.
-    """
+    """transformers' own, [N, D]. Raises ValueError: transformers is not installed."""
     try:
         from transformers import CLIPModel
     except ImportError:
-        refuse_missing()
+        raise ValueError(
+            "--to transformers: the package transformers, which the folder is tried with, is not installed here; "
+            "install it with: pip install 'must-clip[siglip]'"
+        ) from None
     load: Any = CLIPModel.from_pretrained
     with no_progress_bar():
         model, info = load(folder, output_loading_info=True)
@@ -223,12 +213,43 @@ def no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def refuse_missing() -> NoReturn:
-    raise ValueError(
-        "--to transformers: the package transformers, which the folder is tried with, is not installed here; install "
-        "it with: pip install 'must-clip[siglip]'"
-    )
-
-
 def use(bundle: Bundle, folder: Path) -> str:
-    return USE
+    return USE + MORE
+
+
+def write_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """vocab.json, merges.txt and their settings, of open_clip's SimpleTokenizer."""
+    renamed = {tokenizer.sot_token_id: BEGIN, tokenizer.eot_token_id: END}
+    vocabulary = {renamed.get(number, word): number for word, number in tokenizer.encoder.items()}
+    write_json(folder / "vocab.json", vocabulary)
+    merges = [" ".join(pair) for pair in tokenizer.bpe_ranks if len(pair) == 2]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+    special = {"bos_token": BEGIN, "eos_token": END, "unk_token": END, "pad_token": END}
+    write_json(folder / "special_tokens_map.json", special)
+    settings = {"model_max_length": tokenizer.context_length, "do_lower_case": True, "tokenizer_class": "CLIPTokenizer"}
+    write_json(folder / "tokenizer_config.json", special | settings)
+
+
+def write_preprocessing(preprocess: Preprocess, folder: Path) -> None:
+    """preprocessor_config.json."""
+    square = {"height": preprocess.size, "width": preprocess.size}
+    squash = preprocess.resize_mode == "squash"
+    values = {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": square if squash else {"shortest_edge": preprocess.size},
+        "resample": int(FILTERS[preprocess.interpolation]),
+        "do_center_crop": not squash,
+        "crop_size": square,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
+    }
+    write_json(folder / "preprocessor_config.json", values)
+
+
+def write_json(path: Path, values: Any) -> None:
+    path.write_text(json.dumps(values, indent=1), encoding="utf-8")

@@ -1,7 +1,5 @@
 """A whole CLIP model again: the adapted image tower with the text tower that it came with."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A network of torch that classifies as the ONNX file does that is exported from it: a bundle, or a zero-shot model."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import tempfile

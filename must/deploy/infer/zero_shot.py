@@ -1,7 +1,5 @@
 """A CLIP model that nobody has adapted, as a classifier: from a classifier file, or from its name and class names."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -4,8 +4,6 @@
 metadata under `abstention`, and whatever classifies with that file may ask for it by a threshold of -1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

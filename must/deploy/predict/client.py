@@ -4,8 +4,6 @@ Needs numpy and Pillow, no torch and no Triton package: it speaks the open infer
 which Triton and KServe understand. Triton's model configuration says how images are prepared.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import urllib.request

@@ -1,7 +1,5 @@
 """The processes that read and decode a shard's images while this one classifies."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """What the stage needs of a model, whoever computes: onnxruntime here, torch in a room above (infer)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple, Protocol

@@ -1,7 +1,5 @@
 """The stage `must predict`: images -> classes, with the ONNX file alone (numpy, Pillow, onnxruntime; no torch)."""
 
-from __future__ import annotations
-
 import glob
 import logging
 import sys

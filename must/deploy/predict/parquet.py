@@ -1,7 +1,5 @@
 """A shard's predictions as a Parquet file that is complete or absent, and says of itself which run it is of."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass
 from typing import Any

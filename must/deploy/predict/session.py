@@ -1,7 +1,5 @@
 """An exported model, ready to run: onnxruntime and numpy, no torch."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -4,8 +4,6 @@ Any number of programs may share the work, each with its --part, and any of them
 is there is whole. Whoever finds all files there writes the summary.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Callable, Generator, Iterator

@@ -1,7 +1,5 @@
 """Writers of predictions: a table on the terminal, or a CSV or JSON-lines file that is complete or absent."""
 
-from __future__ import annotations
-
 import io
 import json
 import logging

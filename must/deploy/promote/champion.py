@@ -1,7 +1,5 @@
 """The champion before training: what is to be beaten, what training may start from, whether the data is new."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ Our own registry decides and holds the files; this one tells where they are. It 
 property of the registered model, `must.champion`, and a label of the version, which the Kubeflow page shows.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterator
@@ -13,7 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from must.base import storage
-from must.base.files import CARD_FILE, ONNX_FILE
+from must.base.files import CARD_FILE, LONGEST_CARD, ONNX_FILE
+from must.base.lock import RUN_ID
 from must.base.parameters import require
 from must.base.storage import TransientError
 from must.deploy.promote.model_registry import Api, RefusedError
@@ -21,9 +20,7 @@ from must.deploy.promote.model_registry import Api, RefusedError
 FLAG = "--register kubeflow"
 LABEL = "champion"  # of a version
 CHAMPION, URI = "must.champion", "must.uri"  # properties: of the model, the champion's name; of a version, its place
-LONGEST_CARD = 5000  # characters of a version's description
 MODELS, VERSIONS = "registered_models", "model_versions"
-RUN_ID = "MUST_RUN_ID"  # the run of the pipeline that promotes
 
 
 class KubeflowRegistry:

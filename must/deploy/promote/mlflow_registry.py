@@ -5,8 +5,6 @@ card) with the metrics as the run's. It is made last, in one request, so that th
 tells which of our versions it is, so that a repeated promotion finds it.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 import time
@@ -15,14 +13,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from must.base import storage
-from must.base.files import CARD_FILE, ONNX_FILE
+from must.base.files import CARD_FILE, LONGEST_CARD, ONNX_FILE
 from must.base.names import listed
 from must.base.storage import TransientError
 from must.method.train.trackers.base import reason
 from must.method.train.trackers.mlflow import connect, experiment
 
 ALIAS, TAG = "champion", "must.version"
-LONGEST_CARD = 5000  # characters of a version's description
 MAY_PASS = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")  # MLflow's codes; no connection too
 
 

@@ -6,8 +6,6 @@ each of its versions speaks one version of the API. Seven requests on the standa
 that promotes.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import urllib.error

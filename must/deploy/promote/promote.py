@@ -1,7 +1,5 @@
 """`must promote`: a model becomes a version of the registry and its champion; or an earlier champion comes back."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from typing import Any

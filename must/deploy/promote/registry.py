@@ -10,8 +10,6 @@ A version's name is its index's revision and its weights' checksum, so that a re
 where these weights are there with another ONNX file, that file's checksum follows.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -8,8 +8,6 @@ POST /TOKEN/undo             {"page", "position", "who"}         -> the same
 GET  /TOKEN/large/NUMBER, /TOKEN/small/NUMBER                    a picture
 """
 
-from __future__ import annotations
-
 import asyncio
 import hmac
 import json

@@ -1,8 +1,6 @@
 """Pictures for a browser: decoded here within the bounds of all decoding, and written anew, so that no byte of a
 stranger's file reaches it."""
 
-from __future__ import annotations
-
 import io
 import threading
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """From a model and its images to what a person is asked: one pass of zero-shot and every rung."""
 
-from __future__ import annotations
-
 import logging
 
 import numpy as np

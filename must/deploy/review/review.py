@@ -1,7 +1,5 @@
 """The stage `must review`: what is asked is worked out once, then a page is served until a signal ends it."""
 
-from __future__ import annotations
-
 import asyncio
 import getpass
 import logging
@@ -53,7 +51,10 @@ def review(config: ReviewConfig) -> None:
         session = Session(plan, str(folder), config.who or login())
         pictures = Pictures(reader)
         if config.page:
-            write_page(config, session, pictures)
+            page, count = self_contained(session, pictures, config.pictures)
+            storage.write_bytes(config.page, page)
+            said = f"{config.page}: {count:,} pictures, {len(page) / 1e6:.1f} MB; it saves answers.jsonl"
+            logger.info(printable(said))
         else:
             with listen(config.host, config.port) as listener, asyncio.Runner() as runner:
                 runner.run(run(config, session, pictures, listener))
@@ -90,12 +91,6 @@ def questions_at(config: ReviewConfig) -> Plan | Doubts:
         "answers stay good",
     )
     return found
-
-
-def write_page(config: ReviewConfig, session: Session, pictures: Pictures) -> None:
-    page, count = self_contained(session, pictures, config.pictures)
-    storage.write_bytes(config.page, page)
-    logger.info(printable(f"{config.page}: {count:,} pictures, {len(page) / 1e6:.1f} MB; it saves answers.jsonl"))
 
 
 async def run(config: ReviewConfig, session: Session, pictures: Pictures, listener: socket.socket) -> None:

@@ -1,7 +1,5 @@
 """Who is shown which picture, and what they said: the state behind the page. No torch, no HTTP."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable

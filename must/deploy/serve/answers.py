@@ -1,7 +1,5 @@
 """What the model found in a request's images, in the forms that clients ask for. N images, K classes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

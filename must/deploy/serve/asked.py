@@ -1,7 +1,5 @@
 """What a request of the open inference protocol (v2) asks for."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -78,7 +76,7 @@ def read_images(tensor: Mapping[str, Any], raw: memoryview | None, limits: Limit
         f'input "{INPUT}": "shape" must be a list of positive numbers, images first',
     )
     assert isinstance(shape, list)
-    check_count(shape[0], limits)
+    wanted(shape[0] <= limits.max_images, f"{shape[0]} images; this server takes {limits.max_images} a request", 413)
     where, data = f'input "{INPUT}"', tensor.get("data")
     wanted(raw is not None or data is not None, f'{where}: neither "data" nor bytes that follow came')
     if datatype == "BYTES":
@@ -91,10 +89,6 @@ def read_images(tensor: Mapping[str, Any], raw: memoryview | None, limits: Limit
     check_pixels(datatype, shape, limits)
     assert isinstance(datatype, str)
     return numbers(raw, datatype, shape, where) if raw is not None else from_json(data, datatype, shape, where)
-
-
-def check_count(images: int, limits: Limits) -> None:
-    wanted(images <= limits.max_images, f"{images} images; this server takes {limits.max_images} a request", 413)
 
 
 def check_pixels(datatype: object, shape: list[int], limits: Limits) -> None:

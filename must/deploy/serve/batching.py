@@ -1,7 +1,5 @@
 """Forward passes over whatever images have come together: those that arrive during one pass make the next one."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 import time

@@ -6,8 +6,6 @@ read its answers. The body's time and size are the application's matter (http.py
 more connections than allowed, those that wait for their client make room: the one that has waited for longest.
 """
 
-from __future__ import annotations
-
 import asyncio
 import socket
 import struct

@@ -1,17 +1,11 @@
 """What the server says of itself and of its model: the protocol's metadata, and Triton's configuration for clients."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 
 from must.deploy.serve.models import Served
 
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration"]
-
-
-def server_metadata(version: str) -> dict[str, Any]:
-    return {"name": "must-serve", "version": version, "extensions": EXTENSIONS}
 
 
 def tensors_of(served: Served) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

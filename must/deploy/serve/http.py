@@ -24,7 +24,7 @@ import must
 from must.base.storage.json_objects import loads
 from must.deploy.serve.answers import tensors, to_json
 from must.deploy.serve.asked import Asked, Limits, Output, read_asked
-from must.deploy.serve.described import config_of, metadata_of, server_metadata
+from must.deploy.serve.described import EXTENSIONS, config_of, metadata_of
 from must.deploy.serve.models import Served
 from must.deploy.serve.refused import Refused, wanted
 from must.deploy.serve.tensors import Tensor
@@ -119,7 +119,7 @@ class App:
         if parts == ["v2", "health", "ready"]:
             return self.ready({"ready": self.work.ready})
         if parts in (["v2"], [""]):
-            return Reply(as_json(server_metadata(must.__version__)))
+            return Reply(as_json({"name": "must-serve", "version": must.__version__, "extensions": EXTENSIONS}))
         if parts[:2] == ["v2", "models"] and len(parts) >= 3:
             last = parts[-1] if parts[-1] in ("ready", "config") and len(parts) > 3 else ""
             self.check_model(parts[2:-1] if last else parts[2:])

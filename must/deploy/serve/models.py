@@ -5,8 +5,6 @@ version was promoted with, loaded and tried in a thread; then one assignment in 
 requests get. The old one ends with its last request. A version that cannot be taken over changes nothing.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import tempfile

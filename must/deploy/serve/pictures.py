@@ -1,7 +1,5 @@
 """What a stranger may send as a picture: JPEG, PNG or WebP, of bounded size."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 
@@ -30,9 +28,7 @@ def cost_of(data: bytes, max_pixels: int) -> Cost:
     """
     form = "; this is a form, and the body is to be the file itself: curl --data-binary @photo.jpg"
     wanted(
-        is_picture(data),
-        f"not a picture of a known format; send {PICTURES}" + form * (bytes(data[:2]) == b"--"),
-        415,
+        is_picture(data), f"not a picture of a known format; send {PICTURES}" + form * (bytes(data[:2]) == b"--"), 415
     )
     try:
         found = cost(data)

@@ -1,7 +1,5 @@
 """A request that is not answered as asked: the status and the line that its client gets."""
 
-from __future__ import annotations
-
 from must.base.text import printable
 
 LONGEST = 400  # characters of a reason, which may quote what the client sent

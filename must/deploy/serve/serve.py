@@ -1,7 +1,5 @@
 """The stage `must serve`: runs until a signal ends it, then lets the requests that it has be answered."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import resource

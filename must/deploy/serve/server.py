@@ -1,7 +1,5 @@
 """A server from its address to the signal that ends it: what `must serve` and `must review` have in common."""
 
-from __future__ import annotations
-
 import asyncio
 import signal
 import socket

@@ -1,7 +1,5 @@
 """Tensors of the open inference protocol (v2) as bytes: what follows the JSON of a request."""
 
-from __future__ import annotations
-
 import math
 import struct
 from dataclasses import dataclass

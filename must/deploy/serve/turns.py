@@ -5,8 +5,6 @@ smallest one goes next. So a request of one photo does not wait for another's si
 still gets its share.
 """
 
-from __future__ import annotations
-
 import heapq
 import sys
 import threading

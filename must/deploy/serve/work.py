@@ -1,7 +1,5 @@
 """From a request to its answer: letting it in, decoding its images, waiting for their forward passes."""
 
-from __future__ import annotations
-
 import asyncio
 from functools import partial
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@ Every chart is drawn for about 320 units of width, so that its text stays readab
 how many are side by side.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,6 +13,7 @@ from markupsafe import Markup, escape
 WIDTH, HEIGHT = 320, 200
 LEFT, RIGHT, TOP, BOTTOM = 40, 16, 12, 26
 POINTS = 240  # of a line; more would not be seen
+NOTHING = "\N{EN DASH}"
 
 
 class Line(NamedTuple):
@@ -144,3 +143,15 @@ def number(value: float, percent: bool) -> str:
     if abs(value) >= 10_000:
         return f"{value / 1000:.4g}k"
     return f"{value:.4g}"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    return NOTHING if value is None else f"{100 * value:.{digits}f}%"
+
+
+def points(value: float | None) -> str:
+    return NOTHING if value is None else signed(100 * value, 1)
+
+
+def signed(value: float, digits: int) -> str:
+    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")

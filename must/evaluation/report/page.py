@@ -1,7 +1,5 @@
 """report.html: one self-contained page (no scripts, nothing loaded) from metrics, scores and the training log."""
 
-from __future__ import annotations
-
 import re
 from importlib import resources
 from typing import Any
@@ -12,12 +10,10 @@ from markupsafe import Markup, escape
 
 from must.config import EvaluateConfig
 from must.evaluation.report import charts
-from must.evaluation.report.charts import Line
-from must.evaluation.report.format import percent, points, signed
-from must.evaluation.report.gallery import changed_pairs, gallery
+from must.evaluation.report.charts import Line, percent, points, signed
+from must.evaluation.report.gallery import Thumbnails, changed_pairs, gallery
 from must.evaluation.report.provenance import commands, provenance, training_curves
 from must.evaluation.report.selection import selection
-from must.evaluation.report.thumbnails import Thumbnails
 from must.evaluation.report.verdict import verdict
 from must.evaluation.scores import Samples, Scores
 from must.evaluation.training import training_log
@@ -61,7 +57,7 @@ def render_report(
         reliability=reliability(metrics),
         few_shot=few_shot(metrics),
         histogram=histogram(metrics),
-        images=introduction(metrics),
+        images=paragraph(facts) if (facts := metrics["model"]["provenance"].get("data")) else [],
         selection=selection(metrics),
         curves=training_curves(training_log(config.model)),
         provenance=provenance(metrics),
@@ -148,12 +144,6 @@ def reliability(metrics: dict[str, Any]) -> Markup | None:
     if metrics["baseline"]:
         models.insert(0, (metrics["baseline_name"], "baseline", metrics["baseline"]["reliability"]))
     return charts.reliability_chart("Accuracy over confidence", models)
-
-
-def introduction(metrics: dict[str, Any]) -> list[str]:
-    """What the model's training images looked like before it was trained, if that was looked at."""
-    facts = metrics["model"]["provenance"].get("data")
-    return paragraph(facts) if facts else []
 
 
 def few_shot(metrics: dict[str, Any]) -> dict[str, Any] | None:

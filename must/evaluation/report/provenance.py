@@ -1,7 +1,5 @@
 """The report's account of where a model comes from: training curves, provenance, the commands to type."""
 
-from __future__ import annotations
-
 import shlex
 from dataclasses import MISSING, fields
 from typing import Any

@@ -1,7 +1,5 @@
 """The report's account of the ladder: what was kept of the adaptation, and why, in one picture and one sentence."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -23,12 +21,7 @@ def selection(metrics: dict[str, Any]) -> list[dict[str, Any]]:
         (compared.get("audit"), "Looked at again on this split", f"from {metrics['baseline_name']} to this model"),
     ]
     return [
-        {
-            "title": title,
-            "text": in_words(found),
-            "way": way,
-            "chart": ladder_chart(title, found),
-        }
+        {"title": title, "text": in_words(found), "way": way, "chart": ladder_chart(title, found)}
         for found, title, way in parts
         if found and found["rungs"]
     ]

@@ -8,8 +8,6 @@ picture counts. A picture is known by the sha256 of its file, so answers stay go
 another program.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What `must select --answers` takes from a folder of `must review`."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 from must.base import storage

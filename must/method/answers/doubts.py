@@ -1,7 +1,5 @@
 """doubtful.json: of each class the pictures that a model is least and most sure of, for a person to correct."""
 
-from __future__ import annotations
-
 import io
 from dataclasses import dataclass
 from itertools import zip_longest

@@ -3,8 +3,6 @@
 Shapes: T answers in the order of the draws, A candidates: zero-shot, then the rungs.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Any
 

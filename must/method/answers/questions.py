@@ -1,8 +1,6 @@
 """What people are asked: pictures, and the class numbers they are asked about. A file in the folder of answers, which
 is a function of the model, the images and a seed, and is written once."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import asdict, dataclass, fields

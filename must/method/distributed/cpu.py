@@ -1,7 +1,5 @@
 """What a training process sets up on its machine before it starts."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Which of several machines this is, where the platform starts the same command on each: Vertex AI's CLUSTER_SPEC."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ Checkpoints and bundles always hold full state dicts under the same names, so th
 and on another number of processes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

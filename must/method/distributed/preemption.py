@@ -3,8 +3,6 @@
 Everything about it is here: the handler, the agreement between processes, the exit code.
 """
 
-from __future__ import annotations
-
 import signal
 import time
 

@@ -1,7 +1,5 @@
 """Processes: torch.distributed as torchrun sets it up, or a single process without it."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -6,8 +6,6 @@ torchrun itself ends with 1 whatever happened. A retry policy needs to know: 2, 
 75, run the same again. Everything else is torchrun's own, options included.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import signal
@@ -19,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from must.base.exits import HELD, PREEMPTED, WRONG_INPUT
-from must.method.distributed.parent import ENDS_WITH_PARENT, end_with_parent
+from must.base.processes import ENDS_WITH_PARENT, end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -43,17 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
         if first.exitcode not in SPOKEN_FOR:
-            logger.warning(f"rank {rank} (pid {first.pid}) {how_it_ended(first.exitcode)}")
+            code = first.exitcode
+            how = f"ended with code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
+            logger.warning(f"rank {rank} (pid {first.pid}) {how}")
         if first.exitcode in FROM_OUTSIDE:
             return PREEMPTED
         return first.exitcode if first.exitcode > 0 else 1
     except SignalException:  # handed on to the processes, which saved a checkpoint
         return PREEMPTED
     return 0
-
-
-def how_it_ended(code: int) -> str:
-    return f"ended with code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ a CPU the product with what is then no contiguous matrix costs more in copies th
 module has the same parameters under the same names and computes the same.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

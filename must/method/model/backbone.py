@@ -1,7 +1,5 @@
 """Loads CLIP models through open_clip: by name and pretrained tag, from a checkpoint file, or from a model folder."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re
@@ -18,6 +16,7 @@ import torch
 from torch import nn
 
 from must.base import storage
+from must.base.console import quieted
 from must.base.files import MODEL_FOLDER_FILE
 from must.base.text import brief, close_to
 from must.data.image.preprocess import Preprocess
@@ -87,6 +86,11 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
                 clip = open_clip.create_model(name, pretrained=pretrained or None, **options)
                 tokenizer = open_clip.get_tokenizer(name, **tokenizer_options) if with_tokenizer else None
         except Exception as error:  # open_clip and the hub raise anything from OSError to pickle errors
+            if "TorchScript" in str(error):  # as OpenAI's own files are
+                raise ValueError(
+                    f"{asked}: is a TorchScript program, and those are not run; take --pretrained openai, or a folder "
+                    "of the same model as a hub has it (docs/models.md)"
+                ) from error
             hint = (
                 "; install what it needs with: pip install 'must-clip[siglip]'" if "transformers" in str(error) else ""
             )
@@ -138,15 +142,9 @@ def hub_files(model: str, pretrained: str, asked: str, weights: bool = True) -> 
 @contextmanager
 def quiet() -> Iterator[None]:
     """open_clip logs its every step to the root logger, and warns of activations that are chosen here."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(max(logging.WARNING, level))
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="These pretrained weights")
-            yield
-    finally:
-        root.setLevel(level)
+    with quieted(logging.WARNING, ""), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="These pretrained weights|'torch.load' received a zip file")
+        yield
 
 
 def build_visual(architecture: dict[str, Any]) -> Any:

@@ -4,8 +4,6 @@
 open_clip's own; later stages read that. N images, D numbers each.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -194,19 +192,15 @@ def load(named: Named, given: str) -> Loaded:
             return Loaded(None, "", whole)
         place = Path(named.name)
         if place.is_dir():
-            return of_timm(f"local-dir:{place}", read_config(place).get("pretrained_cfg") or {}, {})
+            damaged = ValueError(f"its {TIMMS_FILE} is damaged")
+            settings = storage.read_object(str(place / TIMMS_FILE), dict, damaged).get("pretrained_cfg") or {}
+            return of_timm(f"local-dir:{place}", settings, {})
         config = get_pretrained_cfg(named.name, allow_unregistered=True)
         settings = config.to_dict() if config else {}
         if named.file:
             return of_timm(named.name, settings, {"pretrained_cfg_overlay": {"file": named.file}})
         with on_hub(named.name):
             return of_timm(named.name, settings, {})
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    return storage.read_object(
-        str(folder / TIMMS_FILE), lambda found: dict(found), ValueError(f"its {TIMMS_FILE} is damaged")
-    )
 
 
 def of_timm(name: str, config: dict[str, Any], options: dict[str, Any]) -> Loaded:

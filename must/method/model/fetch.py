@@ -1,7 +1,5 @@
 """Models in a bucket: fetched to this machine once for what they hold now, and shared by its processes."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -4,8 +4,6 @@ huggingface_hub waits a minute and more for a hub that does not answer, open_cli
 what it then reports is the last of them. Here a file is asked for once, with little patience, before open_clip is.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,9 +49,8 @@ def fetch(repository: str, names: tuple[str, ...], instead: str, only_look: bool
         except EntryNotFoundError:
             continue
         except Exception as error:  # of the network's many kinds, which change with huggingface_hub's versions
-            if any(
-                isinstance(try_to_load_from_cache(repository, one), str) for one in names
-            ):  # else None, or "no such"
+            there = [try_to_load_from_cache(repository, one) for one in names]  # a path, None, or "no such"
+            if any(isinstance(one, str) for one in there):
                 logger.info(f"the hub {hub} does not give {repository}; taking it from the cache")
                 return False
             status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0

@@ -5,8 +5,6 @@ Source of every formula: Li, Savarese, Hoi, "Masked Unsupervised Self-training f
 arXiv 2206.02967.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

@@ -9,8 +9,6 @@ wrong. Look-alikes share zero-shot's errors, and adapting takes those apart firs
 is zero-shot's, or near it. docs/evaluation.md says how far the estimate was from the truth.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The decision from what was measured: how much of an adaptation is kept, and what to tell about it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

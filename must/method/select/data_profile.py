@@ -4,8 +4,6 @@ It is told before training starts, because it says what the ladder will be able 
 classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

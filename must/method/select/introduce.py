@@ -1,7 +1,5 @@
 """Facts about the images before `must train` begins, and what the ladder will be able to do with them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -4,8 +4,6 @@ Two images are mutual look-alikes when each is among the other's nearest. Images
 says; the others listen to their mutual look-alikes. N images, C neighbours an image, K classes.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from must.method.select.image_features import softmax

@@ -8,8 +8,6 @@ A first short step needs little evidence, a long one much. Pure functions.
 Shapes: N images, K classes, C neighbours an image.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any

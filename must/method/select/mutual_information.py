@@ -3,8 +3,6 @@
 It ranks models of one task; whether to accept one in zero-shot's place is for the ladder to say. N images, K classes.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 

@@ -5,8 +5,6 @@ its standard deviation: what most images differ in (brightness, stroke width, wh
 what few do.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 NEIGHBOURS = 20  # fewer among few images, where a class may have no more members

@@ -1,7 +1,5 @@
 """The stage `must refine`: a better zero-shot, in seconds and without training."""
 
-from __future__ import annotations
-
 import io
 import json
 import logging
@@ -10,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from must import __version__
 from must.base import storage
@@ -28,13 +27,14 @@ from must.method.select.image_features import ImageFeatures, extract_features, s
 from must.method.select.label_propagation import for_copies, recognised, refined
 from must.method.select.ladder import KNOWING, MIN_IMAGES, RUNGS, Climb, climb, knows
 from must.method.select.neighbours import judges, look_alikes
-from must.method.select.refit import between, refit
 from must.method.select.rung_predictions import subsample
 
 logger = logging.getLogger(__name__)
 
 RECOGNISED = 0.8  # share of the surest images whose look-alikes would name them as zero-shot does, at least
 STORY_FILE = "refined.json"
+PULL = 3e-4  # towards the text's own weights, times the logit factor
+STEPS = 50
 
 
 def refine(config: RefineConfig) -> dict[str, Any]:
@@ -153,3 +153,41 @@ def log_line(story: dict[str, Any]) -> str:
     kept = f"{found['alpha']:.0%} of its way kept" if found["alpha"] else "left as it was"
     why = f" ({found['reason']})" if found["reason"] else ""
     return f"{story['changed']:.1%} of the images changed class; the classifier: {kept}{why}"
+
+
+def refit(
+    features: np.ndarray, targets: np.ndarray, weights: np.ndarray, factor: float, device: torch.device | None = None
+) -> np.ndarray:
+    """Float32 [D, K], unit columns, near `weights`.
+
+    Minimises the mean cross entropy of `targets` [N, K] with softmax(factor f W), plus factor PULL / 2 |W - weights|^2,
+    by L-BFGS from `weights`: a strictly deterministic function of its arguments on a CPU.
+
+    Args:
+        features: float32 [N, D], unit vectors.
+        weights: float32 [D, K], unit columns.
+    """
+    f, z, text = (
+        torch.from_numpy(np.ascontiguousarray(x, np.float32)).to(device) for x in (features, targets, weights)
+    )
+    free = text.clone().requires_grad_(True)
+    optimizer = torch.optim.LBFGS([free], max_iter=STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        unit = F.normalize(free, dim=0)
+        value = -(z * (factor * f @ unit).log_softmax(-1)).sum(-1).mean()
+        value = value + 0.5 * factor * PULL * (unit - text).square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return F.normalize(free, dim=0).detach().cpu().numpy()
+
+
+def between(start: np.ndarray, end: np.ndarray, alpha: float) -> np.ndarray:
+    """start + alpha (end - start) with unit columns; at 0 the very bits of `start`."""
+    if alpha == 0:
+        return start
+    mixed = start + np.float32(alpha) * (end - start)
+    return np.asarray(mixed / np.linalg.norm(mixed, axis=0, keepdims=True), np.float32)

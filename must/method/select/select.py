@@ -1,7 +1,5 @@
 """Keep as much of an adaptation as the unlabeled images speak for: `must select`, and the end of `must train`."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,9 +28,11 @@ from must.method.model.classifier import load_text_classifier
 from must.method.model.encoder import load_kept
 from must.method.model.folder import Kept
 from must.method.model.masked_vit import MaskedViT
+from must.method.select.abstain import by_look_alikes
 from must.method.select.alpha import Choice, choose_alpha, shares_of
-from must.method.select.reviewed import reviewed
-from must.method.select.rung_predictions import MAX_IMAGES, Weights, between, predict_rungs, subsample
+from must.method.select.ladder import RUNGS
+from must.method.select.neighbours import look_alikes
+from must.method.select.rung_predictions import MAX_IMAGES, RungPredictions, Weights, between, predict_rungs, subsample
 from must.method.select.tokens import TOWER
 from must.method.select.undecided import decided_by
 
@@ -167,6 +167,15 @@ def selection_text(choice: Choice, by_people: Decided | None = None) -> str:
         why = f"; {found.reason}" if found.reason else ""
         line = f"kept {found.alpha:.0%} of the way from zero-shot to the adapted weights (look-alikes {of}{why})"
     return f"{line}\n  {decided_by(found.undecided)}" if found.undecided else line
+
+
+def reviewed(choice: Choice, looks: RungPredictions, alpha: float, why: str) -> Choice:
+    """The same look at the images, with another share of the way kept and the threshold for naming no class of that."""
+    neighbours, originals = look_alikes(looks.tokens)
+    kept = looks.only(originals)
+    rung = (0.0, *RUNGS).index(alpha)
+    unsure = by_look_alikes(kept.probabilities[rung], kept.labels[rung], neighbours, alpha)
+    return replace(choice, climb=replace(choice.climb, alpha=alpha, reason=why, undecided=None), abstention=unsure)
 
 
 def copy_log(model: str, output: str) -> None:

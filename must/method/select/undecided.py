@@ -1,7 +1,5 @@
 """Undecided is not refused: what would decide about a part of the way that look-alikes leave open."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ What it is made of: the bundled digits' settings at their size (1,097 images, a 
 tried.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

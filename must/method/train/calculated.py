@@ -1,7 +1,5 @@
 """`must plan --gpu`: a run on GPUs that are not here, by arithmetic. Only the loaders' speed is measured."""
 
-from __future__ import annotations
-
 import re
 import time
 from dataclasses import dataclass
@@ -67,11 +65,7 @@ class Shape:
 
 
 def parse_gpus(text: str) -> tuple[str, int]:
-    """'h100x8' -> ('h100', 8).
-
-    Raises:
-        ValueError: no such card is in the table, or there are none of it.
-    """
+    """'h100x8' -> ('h100', 8). Raises ValueError: no such card is in the table, or there are none of it."""
     match = re.fullmatch(r"(.+?)(?:x(\d+))?", text.strip().lower())
     name, count = (match[1], int(match[2] or 1)) if match else ("", 0)
     if name not in CARDS and text.strip().lower() in CARDS:

@@ -5,8 +5,6 @@ the newest. A checkpoint without a matching description does not count. Order is
 or at the time of a file.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

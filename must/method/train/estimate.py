@@ -1,7 +1,5 @@
 """What a run will cost: what is known before it begins, and how long it takes by the first steps of it."""
 
-from __future__ import annotations
-
 import itertools
 import multiprocessing
 import os

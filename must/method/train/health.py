@@ -1,7 +1,5 @@
 """What a log line says besides losses, and what ends a run that is not well."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, NoReturn
 

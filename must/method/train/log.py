@@ -1,7 +1,5 @@
 """What a run reports: progress bar or plain lines, ``train_log.jsonl``, the trackers' curves, a summary at the end."""
 
-from __future__ import annotations
-
 import json
 import logging
 import sys

@@ -5,8 +5,6 @@ the global batch: the self-training loss is a mean over the confident images of 
 that of the global batch. All that this needs from the other processes is one all-reduce of K + 6 numbers.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 

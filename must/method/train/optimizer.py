@@ -1,7 +1,5 @@
 """AdamW with layer-wise learning rates, and their schedule (arXiv 2206.02967, appendix; numbers as published)."""
 
-from __future__ import annotations
-
 import math
 
 import torch

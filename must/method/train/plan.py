@@ -1,7 +1,5 @@
 """`must plan`: what `must train` with the same parameters would cost, measured on steps that are thrown away."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import logging

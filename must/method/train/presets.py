@@ -1,7 +1,5 @@
 """Published settings of the method, by data set and model (presets.yaml), and those of the bundled digits."""
 
-from __future__ import annotations
-
 import re
 from importlib import resources
 from typing import Any

@@ -1,7 +1,5 @@
 """Where a model comes from: what makes two runs the same run, and what a bundle tells about its training."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Clocks of a run: what its steps took and how long it waited, over all of its lives, and when a checkpoint is due."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar

@@ -1,7 +1,5 @@
 """`must train --init`: start from a model that was adapted before instead of from the zero-shot one."""
 
-from __future__ import annotations
-
 from must.base.parameters import require
 from must.method.model.bundle import Bundle, load_bundle
 from must.method.train.provenance import other_origin

@@ -1,7 +1,5 @@
 """What a header says that decoding will cost."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 MAX_SEGMENTS = 100_000
@@ -44,11 +42,7 @@ class Cost(NamedTuple):
 
 
 def costs(
-    kind: str,
-    size: tuple[int, int],
-    data: bytes,
-    held: float = 4,
-    nanoseconds: tuple[float, float] = (15, 10),
+    kind: str, size: tuple[int, int], data: bytes, held: float = 4, nanoseconds: tuple[float, float] = (15, 10)
 ) -> Cost:
     """Of a picture of that (width, height), whose decoder holds `held` bytes a pixel beside the RGB.
 
@@ -58,6 +52,17 @@ def costs(
     pixels, (a_pixel, a_byte) = width * height, nanoseconds
     memory = len(data) + int(pixels * max(FINAL, 4 + held)) + SLACK
     return Cost(kind, width, height, memory, (pixels * (a_pixel + 12) + a_byte * len(data)) / 1e9)
+
+
+class Bits:
+    """The numbers in a stream of bits, one after the other; `left`: bits to come. What is not there are zeros."""
+
+    def __init__(self, data: bytes) -> None:
+        self.bits, self.left = int.from_bytes(data, "big"), 8 * len(data)
+
+    def __call__(self, count: int) -> int:
+        self.left -= count
+        return self.bits >> self.left & (1 << count) - 1 if self.left >= 0 else 0
 
 
 def number(data: bytes, place: int, size: int, order: str = "big") -> int:

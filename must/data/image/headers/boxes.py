@@ -1,11 +1,9 @@
 """JPEG 2000 and AVIF: boxes, and the codestreams inside, which have sizes of their own."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from math import prod
 
-from must.data.image.headers.base import MAX_SEGMENTS, Cost, costs, number
+from must.data.image.headers.base import MAX_SEGMENTS, Bits, Cost, costs, number
 
 CODESTREAM = b"\xff\x4f\xff\x51"
 JP2 = b"\x00\x00\x00\x0cjP  \x0d\x0a\x87\x0a"
@@ -213,14 +211,7 @@ def units(data: bytes, place: int, end: int) -> Iterator[tuple[int, int, int]]:
 
 def frame_size(data: bytes) -> tuple[int, int]:
     """max_frame_width and height of a sequence header; the largest there are where it is of an unusual kind."""
-    bits = int.from_bytes(data, "big")
-    left = 8 * len(data)
-
-    def read(count: int) -> int:
-        nonlocal left
-        left -= count
-        return bits >> left & (1 << count) - 1 if left >= 0 else 0
-
+    read = Bits(data)
     read(3)  # profile
     read(1)  # still
     if read(1):  # reduced: one operating point

@@ -1,7 +1,5 @@
 """A directory of TIFF, as TIFF files and EXIF have it: fields that say where in the file their values are."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from must.data.image.headers.base import MAX_SEGMENTS, number

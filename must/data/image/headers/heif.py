@@ -1,25 +1,16 @@
 """HEIC: boxes as AVIF's, and HEVC inside, which has sizes of its own. Decoded where pillow-heif is installed."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Iterator
 from math import prod
 
-from must.data.image.headers.base import MAX_SEGMENTS, Cost, costs, number
+from must.data.image.headers.base import MAX_SEGMENTS, Bits, Cost, costs, number
 from must.data.image.headers.boxes import MAX_ITEMS, boxes, extents
 
 PLUGIN = "pillow_heif"
 BRANDS = (b"heic", b"heix")
 ANIMATED = "an animated HEIC is not accepted"
-KINDS = (
-    b"hvc1",
-    b"grid",
-    b"tmap",
-    b"Exif",
-    b"mime",
-    b"uri ",
-)  # of items: pictures, tiles of one, and what is said of it
+KINDS = (b"hvc1", b"grid", b"tmap", b"Exif", b"mime", b"uri ")  # of items: pictures, tiles of one, what is said of it
 PARAMETERS, PICTURES = 33, 32  # kinds of HEVC's units: a sequence's parameters; below that, slices of pictures
 HELD, WORK = 8, (70, 230)  # bytes a pixel of the picture; nanoseconds a pixel and a byte, of libde265
 A_TILE = 12  # bytes a pixel of the one that is being decoded
@@ -131,17 +122,11 @@ def units(content: bytes, lengths: int) -> Iterator[bytes]:
 
 def coded_size(unit: bytes) -> tuple[int, int]:
     """Width and height in a sequence's parameters (H.265, 7.3.2.2); the largest there are where they cannot be read."""
-    plain = unit[2:].replace(b"\0\0\3", b"\0\0")
-    bits, left = int.from_bytes(plain, "big"), 8 * len(plain)
-
-    def read(count: int) -> int:
-        nonlocal left
-        left -= count
-        return bits >> left & (1 << count) - 1 if left >= 0 else 0
+    read = Bits(unit[2:].replace(b"\0\0\3", b"\0\0"))
 
     def golomb() -> int:
         zeros = 0
-        while zeros < 32 and left > 0 and not read(1):
+        while zeros < 32 and read.left > 0 and not read(1):
             zeros += 1
         return (1 << zeros) - 1 + read(zeros)
 
@@ -156,4 +141,4 @@ def coded_size(unit: bytes) -> tuple[int, int]:
     if golomb() == 3:
         read(1)
     width, height = golomb(), golomb()
-    return (width, height) if 0 < width < 65536 and 0 < height < 65536 and left > 0 else (65536, 65536)
+    return (width, height) if 0 < width < 65536 and 0 < height < 65536 and read.left > 0 else (65536, 65536)

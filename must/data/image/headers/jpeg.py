@@ -1,7 +1,5 @@
 """JPEG: segments up to the first scan as Pillow walks them, and scans to the picture's end."""
 
-from __future__ import annotations
-
 import re
 
 from must.data.image.headers.base import A_SEGMENT, FINAL, MAX_SEGMENTS, PROFILED, SLACK, Cost, number

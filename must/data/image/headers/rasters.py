@@ -1,7 +1,5 @@
 """PNG, WebP, GIF, BMP, icons, TGA and PPM."""
 
-from __future__ import annotations
-
 import struct
 from math import ceil, log
 

@@ -1,7 +1,5 @@
 """TIFF: the memory is that of its strips or tiles, whatever the picture's size is; so is the work."""
 
-from __future__ import annotations
-
 from math import prod
 
 from must.data.image.headers.base import FINAL, PROFILED, SLACK, Cost

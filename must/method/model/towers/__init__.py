@@ -7,5 +7,3 @@ its patches are, how tokens become the image's feature, and what a single patch 
 
 from must.method.model.towers.base import Tower, take
 from must.method.model.towers.choose import tower_of
-
-__all__ = ["Tower", "take", "tower_of"]

@@ -3,8 +3,6 @@
 Shapes: B images, L patches, M masked patches an image, T = prefix tokens + L, W width, D embedding, P patch side.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Which tower a model has, and one clear line for those that the method cannot train."""
 
-from __future__ import annotations
-
 from typing import Any, NoReturn
 
 from must.method.model.towers.base import Tower

@@ -1,7 +1,5 @@
 """open_clip's own VisionTransformer: with a class token (OpenAI, LAION, ...), mean (CLIPA) or attention pool (CoCa)."""
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 Prefix tokens (class, registers) may be there or not; the head pools by class token, by mean or by attention.
 """
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What a tracker is."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol

@@ -1,7 +1,5 @@
 """All trackers of a run. None of them can stop or slow down the training once it is under way."""
 
-from __future__ import annotations
-
 import logging
 import queue
 import threading

@@ -5,8 +5,6 @@ experiment is MLFLOW_EXPERIMENT_ID, MLFLOW_EXPERIMENT_NAME or the default one, a
 checkpoint names.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from typing import Any

@@ -1,7 +1,5 @@
 """Event files in the run's folder."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from must.method.train.trackers.base import Life

@@ -1,7 +1,5 @@
 """A run of Weights & Biases, whose own variables say where: WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE=offline, ..."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

@@ -1,0 +1,213 @@
+"""Files on this machine: opened only where they are files, complete or absent under their names, listed, hashed.
+
+What is being written has a name that says so. A device such as /dev/zero has no end, and a pipe waits for a writer.
+"""
+
+import errno
+import hashlib
+import io
+import os
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from must.base.storage.base import ConflictError, Entry, Generation
+
+TEMPORARY = ".tmp-"
+"""Prefix of files that are not complete yet. Listings leave them out, and what goes on after a kill deletes them."""
+DEEPEST = 200  # folders in one another, in a listing
+
+
+def local(uri: str | Path) -> Path:
+    return Path(str(uri).removeprefix("file://"))
+
+
+def without_waiting(path: str, flags: int) -> int:
+    """Opens as `open` does, but for a pipe it does not wait for a writer."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def check_regular(status: os.stat_result, path: str | Path) -> None:
+    """Raises OSError: neither a file nor a folder, which `open` refuses itself."""
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise OSError(errno.EINVAL, "a pipe, socket or device, no file", str(path))
+
+
+def open_regular(path: str | Path) -> io.FileIO:
+    """The file, unbuffered. Raises OSError: there is none, or something else."""
+    file = open(path, "rb", buffering=0, opener=without_waiting)  # noqa: SIM115, its caller closes it
+    try:
+        check_regular(os.fstat(file.fileno()), path)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+@contextmanager
+def open_local(path: Path, expected: Generation | None = None) -> Iterator[BinaryIO]:
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = unfinished(path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if expected is None:
+                Path(name).replace(path)
+            else:
+                compare_and_swap(Path(name), path, expected)
+            keep_names(path.parent)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+
+def unfinished(folder: Path) -> tuple[int, str]:
+    """A new file in `folder` to write to: its descriptor and its name."""
+    descriptor, name = tempfile.mkstemp(dir=folder, prefix=TEMPORARY)
+    # mkstemp makes files private; a shard on a shared volume is read by other users' pods
+    if hasattr(os, "fchmod"):  # not on every Windows, which has no such rights
+        os.fchmod(descriptor, 0o666 & ~umask())
+    return descriptor, name
+
+
+def umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def compare_and_swap(new: Path, path: Path, expected: Generation) -> None:
+    """Gives a finished file its name if what has it now is of that generation. Rivals do so in turn: they lock what
+    they replace. Raises ConflictError."""
+    rival = ConflictError(f"{path} was written by another program")
+    if expected == 0:
+        try:
+            link(new, path)
+        except FileExistsError:
+            raise rival from None
+        return
+    import fcntl  # Windows has none, and predicting imports this module
+
+    try:
+        file = path.open("rb+")
+    except FileNotFoundError:
+        raise rival from None
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        mine = os.fstat(file.fileno())
+        if not path.exists() or not os.path.samestat(mine, path.stat()) or mine.st_mtime_ns != expected:
+            raise rival
+        if new.stat().st_mtime_ns <= mine.st_mtime_ns:  # within one tick of the clock: generations grow all the same
+            os.utime(new, ns=(mine.st_mtime_ns + 1, mine.st_mtime_ns + 1))
+        new.replace(path)
+
+
+def link(new: Path, path: Path) -> None:
+    """A second name for a file. Raises FileExistsError: there is a file of that name."""
+    try:
+        os.link(new, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))  # no hard links here: for a moment readers see an empty file
+        new.replace(path)
+
+
+@contextmanager
+def disk_errors(path: str | Path) -> Iterator[None]:
+    """Says in one line what a full disk or a folder without permission means for the file that was being written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ValueError(f"{path}: the disk is full; free some space or write to another place") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+            raise ValueError(f"{path}: cannot be written: {(error.strerror or '').lower()}") from error
+        raise
+
+
+def keep_names(folder: Path) -> None:
+    """Makes the system write the folder itself: after a power loss a renamed file has its new name, or never had it."""
+    with suppress(PermissionError):  # a folder in which one may write and not read
+        # Windows opens no folder: PermissionError
+        descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no such thing
+                raise
+        finally:
+            os.close(descriptor)
+
+
+def walk(root: Path, on_problem: Callable[[str, str], None]) -> Iterator[Entry]:
+    """Depth first, one open folder a level, so that memory follows the depth and not the number of files.
+
+    Deeper than DEEPEST nothing is listed: the system's open files and Python's stack come to an end.
+    """
+    yield from walk_folder(root, "", (), on_problem)
+
+
+def walk_folder(
+    folder: Path, prefix: str, parents: tuple[tuple[int, int], ...], on_problem: Callable[[str, str], None]
+) -> Iterator[Entry]:
+    if len(parents) > DEEPEST:
+        on_problem(prefix.rstrip("/"), f"more than {DEEPEST} folders deep")
+        return
+    status = folder.stat()
+    identity = (status.st_dev, status.st_ino)
+    if identity in parents:
+        on_problem(prefix.rstrip("/"), "symbolic link into a folder above it")
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = prefix + entry.name
+            try:
+                if entry.is_dir():
+                    yield from walk_folder(Path(entry.path), name + "/", (*parents, identity), on_problem)
+                elif entry.is_file():
+                    if not entry.name.startswith(TEMPORARY):
+                        yield Entry(name, entry.stat().st_size)
+                elif entry.is_symlink() and not Path(entry.path).exists():
+                    on_problem(name, "symbolic link to nowhere")
+                else:
+                    on_problem(name, "neither a file nor a folder")
+            except OSError as error:
+                on_problem(name, (error.strerror or str(error)).lower())
+
+
+class HashingFile:
+    """Passes on what is written to an open file, counts and hashes it. What exceeds `limit` bytes is not passed on."""
+
+    def __init__(self, file: BinaryIO, limit: int | None = None) -> None:
+        self.file, self.limit, self.size, self._digest = file, limit, 0, hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    def write(self, data: Any) -> int:
+        self._digest.update(data)
+        self.size += len(data)
+        if self.limit is None or self.size <= self.limit:
+            self.file.write(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def sha256_of(path: Path) -> str:
+    """A local file's checksum."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
