@@ -25,6 +25,7 @@ from benchmarks.shifts.tasks import CONTROLS, FITTED, JUDGING, WIDE
 from must.method.select import ladder
 from must.method.select.alpha import choose_alpha
 from must.method.select.ladder import NEEDED, RUNGS, SLOPE
+from must.method.select.neighbours import judges, look_alikes
 from must.method.select.rung_predictions import RungPredictions
 
 ALPHAS = (0.0, *RUNGS)
@@ -55,9 +56,22 @@ def judged(stem: str) -> Row:
         "kappa": found.agreement, "preferred": found.preferred, "zero_shot": float(100 * (weight * right[0]).sum()),
         "points": points.round(2).tolist(), "errors": errors.round(2).tolist(),
         "z": [0.0] + [round(rung.from_zero_shot, 2) for rung in found.rungs],
+        "z_between": between(seen),
         "steps_alpha": stepped, "alpha": found.alpha, "undecided": found.undecided is not None,
         "gate_on_all": gate(looks, len(RUNGS), 0.0), "gate_on_kept": gate(looks, at, found.alpha),
     }  # fmt: skip
+
+
+def between(seen: RungPredictions) -> list[list[float]]:
+    """z of rung j + i + 1, the look-alikes of rung j being asked, zero-shot first: all that a ladder can ask."""
+    _, originals = look_alikes(seen.tokens)
+    kept = seen.only(originals)
+    neighbours = judges(kept.tokens)
+    said, labels = kept.probabilities, kept.labels
+    return [
+        [round(ladder.audit(said[j], labels[j], new, neighbours)[0], 2) for new in labels[j + 1 :]]
+        for j in range(len(labels) - 1)
+    ]
 
 
 def role_of(task: str) -> str:

@@ -1,7 +1,5 @@
 """A stage's parameters: declared, read from flags and YAML, converted and refused."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import math
@@ -9,7 +7,7 @@ import os
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -126,7 +124,7 @@ class StageConfig:
     resolver: ClassVar[str] = ""
     given: ClassVar[frozenset[str]] = frozenset()  # of an instance: the names that were passed
 
-    def __new__(cls, **values: Any) -> StageConfig:
+    def __new__(cls, **values: Any) -> Self:
         config = super().__new__(cls)
         config.__dict__["given"] = frozenset(values)
         return config

@@ -1,7 +1,5 @@
 """What every source of images has: an item a file, a listing's problems, labels from folders."""
 
-from __future__ import annotations
-
 import errno
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """`--compile`: the networks' blocks through torch.compile, where that works and is earned back."""
 
-from __future__ import annotations
-
 import logging
 import time
 
