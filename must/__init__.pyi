@@ -258,6 +258,7 @@ def review(
     host: Text = "127.0.0.1",
     port: int = 0,
     who: Text = "",
+    images: int = 20000,
     seed: int = 0,
     batch_size: int = 256,
     workers: int = 2,
