@@ -83,9 +83,9 @@ def main(default_output: Path = Path(COMPILED.name)) -> None:
         cluster = load_cluster(options.cluster)
         compile_pipeline(cluster, options.output)
     except (ValueError, OSError) as error:
-        print(f"compile: {without_secrets(str(error))}", file=sys.stderr)
+        print(f"{parser.prog}: {without_secrets(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     if text := warning(cluster):
-        print(f"compile: warning: {options.cluster}: {text}", file=sys.stderr)
+        print(f"{parser.prog}: warning: {options.cluster}: {text}", file=sys.stderr)
     size = options.output.stat().st_size
     print(f"{options.output}: {size:,} bytes, for {options.cluster}")
