@@ -72,12 +72,12 @@ def digits():
 
 @pytest.fixture(scope="session")
 def exported(digits):
-    """(result, folder) of a float32 export, checked on shard images. Only read it."""
+    """(result, folder) of a float32 export with --triton hand-digits, checked on shard images. Only read it."""
     from must.config import ExportConfig
     from must.deploy.export.onnx import export
 
     def make(folder):
-        values = {"model": digits.adapted, "shards": digits.shards, "images": 40}
+        values = {"model": digits.adapted, "shards": digits.shards, "images": 40, "triton": "hand-digits"}
         result = export(ExportConfig(**values, output=str(folder / "onnx")))
         (folder / "result.json").write_text(json.dumps(result))
 

@@ -76,14 +76,11 @@ def found(name: str, suffix: str) -> dict[str, str]:
 
 def icons(style: str) -> Drawings:
     """`outline`, `solid` or `colour` (duotone, coloured, pixel art): one drawing a set and name."""
-    return icons_of(icon_names(), {"outline": OUTLINE, "solid": SOLID, "colour": COLOUR}[style])
-
-
-def icons_of(names: list[str], sets: tuple[tuple[str, str], ...]) -> Drawings:
     import cairosvg
 
+    names = icon_names()
     pictures, labels = [], []
-    for set_name, suffix in sets:
+    for set_name, suffix in {"outline": OUTLINE, "solid": SOLID, "colour": COLOUR}[style]:
         keys, content = found(set_name, suffix), icon_set(set_name)
         for number, name in enumerate(names):
             if name not in keys:

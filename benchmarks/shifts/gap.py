@@ -21,6 +21,7 @@ from benchmarks.shifts.run import prepared
 from benchmarks.shifts.tasks import TASKS, task
 from must.method.model.bundle import zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
+from must.method.model.masked_vit import MaskedViT
 
 NEAREST, STEPS = 10, 300
 
@@ -48,7 +49,7 @@ def gap(name: str) -> tuple[float, ...]:
 
 
 @torch.no_grad()
-def features(model: torch.nn.Module, pictures: np.ndarray) -> Tensor:
+def features(model: MaskedViT, pictures: np.ndarray) -> Tensor:
     parts = torch.from_numpy(pictures).float().div(255).split(500)
     tokens = [model.tower.forward_features(normalized(part), lambda patches: patches, None)[0] for part in parts]
     return torch.cat([F.normalize(model.tower.feature(part), dim=1) for part in tokens])

@@ -24,7 +24,8 @@ from benchmarks.shifts.packages import ROOT
 from benchmarks.shifts.tasks import CONTROLS, FITTED, JUDGING, WIDE
 from must.method.select import ladder
 from must.method.select.alpha import choose_alpha
-from must.method.select.ladder import NEEDED, RUNGS, SLOPE
+from must.method.select.ladder import RUNGS, SLOPE
+from must.method.select.neighbours import judges, look_alikes
 from must.method.select.rung_predictions import RungPredictions
 
 ALPHAS = (0.0, *RUNGS)
@@ -55,9 +56,22 @@ def judged(stem: str) -> Row:
         "kappa": found.agreement, "preferred": found.preferred, "zero_shot": float(100 * (weight * right[0]).sum()),
         "points": points.round(2).tolist(), "errors": errors.round(2).tolist(),
         "z": [0.0] + [round(rung.from_zero_shot, 2) for rung in found.rungs],
+        "z_between": between(seen),
         "steps_alpha": stepped, "alpha": found.alpha, "undecided": found.undecided is not None,
         "gate_on_all": gate(looks, len(RUNGS), 0.0), "gate_on_kept": gate(looks, at, found.alpha),
     }  # fmt: skip
+
+
+def between(seen: RungPredictions) -> list[list[float]]:
+    """z of rung j + i + 1, the look-alikes of rung j being asked, zero-shot first: all that a ladder can ask."""
+    _, originals = look_alikes(seen.tokens)
+    kept = seen.only(originals)
+    neighbours = judges(kept.tokens)
+    said, labels = kept.probabilities, kept.labels
+    return [
+        [round(ladder.audit(said[j], labels[j], new, neighbours)[0], 2) for new in labels[j + 1 :]]
+        for j in range(len(labels) - 1)
+    ]
 
 
 def role_of(task: str) -> str:
@@ -77,14 +91,13 @@ def steps_alone() -> Iterator[None]:
 
 
 def at_once(row: Row) -> float:
-    """The share that is kept of a run of which only `z` is left: steps and refusals are recorded, and zero-shot's
-    look-alikes do not depend on them. Only renamed classes are not seen."""
-    refused = len(row["z"]) < len(ALPHAS)
+    """The share that is kept, at least, of a run of which only `z` is left: what was kept, with a clause that is gone,
+    or what zero-shot's look-alikes say at once or of the first tenth. Only renamed classes are not seen."""
     for number in range(len(row["z"]) - 1, 0, -1):
-        z = row["z"][number]
-        if ALPHAS[number] > row["steps_alpha"] and z > SLOPE * ALPHAS[number] and not (refused and z <= NEEDED):
-            return ALPHAS[number]
-    return row["steps_alpha"]
+        z, alpha = row["z"][number], ALPHAS[number]
+        if z > SLOPE * alpha or (number == 1 and z > 0):
+            return max(alpha, row["alpha"])
+    return row["alpha"]
 
 
 def completed(row: Row) -> Row:
@@ -104,7 +117,7 @@ def rows(anew: bool) -> list[Row]:
             known[key] = {"floor": known.get(key, {}).get("floor")} | row
     for row in known.values():
         row["role"] = role_of(row["task"])
-        if "errors" not in row:
+        if ladder.knows(row["preferred"], row["images"]):
             row["alpha"] = at_once(row)
     return sorted((completed(row) for row in known.values()), key=lambda row: (row["role"], *key_of(row)))
 

@@ -1,33 +1,27 @@
 """A wide, badly captioned world to pre-train on: its towers know more than their class names tell.
 
-The other towers see exactly the classes that they are adapted to, under exactly their names. These see far more things,
-and captions as the web has them: things are long-tailed, rare ones are mostly captioned in general terms ("sign"), a
-tenth of the names are those of something similar that is more frequent, and everything has a second name, which some
-captions use and no task knows. Zero-shot is then worse than what the features could do; by how much, `python -m
-benchmarks.shifts.gap` measures before anything is adapted.
+The other towers see exactly the classes that they are adapted to, under exactly their names. These see far more
+things in more styles, and captions as the web has them: things are long-tailed, rare ones are mostly captioned in
+general terms ("sign"), some names are those of something similar that is more frequent, and everything has a second
+name, which some captions use and no task knows. Zero-shot is then worse than what the features could do; by how much,
+`python -m benchmarks.shifts.gap` measures before anything is adapted.
 
-east: 142 kana, 300 kanji, 33 Cyrillic and 26 Latin capitals, in computer
-fonts and, the first two, in six of twelve brush, pen and display fonts. signs: 383 icons
-in outline sets. Drawings and captions are pure functions of the packages and the seed.
+The world: 142 kana, 300 kanji, 33 Cyrillic and 26 Latin capitals, in computer fonts; of the first two also what six of
+twelve brush, pen and display hands write. Everything is a pure function of the packages and the seed.
 """
 
 from __future__ import annotations
-
-from collections import Counter
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from benchmarks.shifts import drawings, families
-from benchmarks.shifts.packages import COLOUR, OUTLINE, SOLID
 
-TOWERS = {"east": ("kana", "ideo", "cyrillic", "letters"), "signs": ("outline",)}
-FEATURE_STEPS = {"east": 1600, "signs": 1000}
-GENERAL = {"east": ("sign", "letter", "picture"), "signs": ("icon", "symbol", "picture")}
+WORLD = ("kana", "ideo", "cyrillic", "letters")
+GENERAL = ("sign", "letter", "picture")
 NAMED = (0.95, 0.25)  # share of captions that name the most frequent and the rarest thing
-SECOND, WRONG, ALIKE = 0.35, 0.1, 6  # captions by the second name, and by that of one of so many similar things
-SOLID_NAMES = 150
+SECOND, WRONG, ALIKE = 0.35, 0.1, 6  # captions by the second name, and by that of the more frequent of so many similar
 
 Drawings = tuple[np.ndarray, np.ndarray]
 
@@ -35,29 +29,7 @@ Drawings = tuple[np.ndarray, np.ndarray]
 def names_of(name: str) -> list[str]:
     if name == "letters":
         return [f"latin {letter}" for letter in drawings.class_names("letters")]
-    if name in ("outline", "solid", "duotone"):
-        return [key.replace("-", " ") for key in icon_names(name)]
     return families.names_of(name)
-
-
-def icon_names(name: str) -> list[str]:
-    """outline: all that eight outline sets or more have drawn; of these solid: 150 that six solid sets have; duotone:
-    those that five of the coloured and duotone ones have."""
-    counts = [Counter(n for source in styles for n in drawings.found(*source)) for styles in (OUTLINE, SOLID, COLOUR)]
-    wide = sorted(n for n in counts[0] if counts[0][n] >= 8)
-    if name == "solid":
-        often = [n for n in wide if counts[1][n] >= 6]
-        return sorted(np.random.default_rng(6).choice(often, SOLID_NAMES, replace=False).tolist())
-    return [n for n in wide if counts[2][n] >= 5] if name == "duotone" else wide
-
-
-def drawn(name: str, style: str) -> Drawings:
-    if name == "letters":
-        return drawings.drawings("letters", "computer")
-    if name in ("outline", "solid", "duotone"):
-        sets = {"outline": OUTLINE, "solid": SOLID, "duotone": COLOUR}[name]
-        return drawings.cached(f"wide-{name}", lambda _: drawings.icons_of(icon_names(name), sets), style)
-    return hands(name, False) if style == "target" else families.family(name, style)
 
 
 def hands(name: str, known: bool) -> Drawings:
@@ -67,24 +39,26 @@ def hands(name: str, known: bool) -> Drawings:
     return (pictures[:half], labels[:half]) if known else (pictures[half:], labels[half:])
 
 
-def source(tower: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def source() -> tuple[np.ndarray, np.ndarray, list[str]]:
     pictures, labels = [], []
     names: list[str] = []
-    for name in TOWERS[tower]:
-        for found, numbers in (drawn(name, "source"), *([hands(name, True)] if name in ("kana", "ideo") else [])):
-            pictures.append(found)
+    for name in WORLD:
+        parts = [drawings.drawings(name, "computer") if name == "letters" else families.family(name, "source")]
+        parts += [hands(name, True)] if name in ("kana", "ideo") else []
+        for drawn, numbers in parts:
+            pictures.append(drawn)
             labels.append(numbers + len(names))
         names += names_of(name)
     return np.concatenate(pictures), np.concatenate(labels), names
 
 
-class Captions:
-    """What the web says of pictures. Texts: K names, then K second names, then the general ones."""
+class World:
+    """What there is to see, and what the web says of it. Texts: K names, then K second names, then the general ones."""
 
-    def __init__(self, tower: str, seed: int = 0) -> None:
-        self.pictures, self.labels, names = source(tower)
+    def __init__(self, seed: int = 0) -> None:
+        self.pictures, self.labels, names = source()
         K = self.things = len(names)
-        self.texts = names + [name[::-1] for name in names] + list(GENERAL[tower])
+        self.texts = names + [name[::-1] for name in names] + list(GENERAL)
         self.rng = np.random.default_rng(seed)
         rank = np.random.default_rng(7).permutation(K) / max(K - 1, 1)  # 0: the most frequent
         self.named = NAMED[0] + (NAMED[1] - NAMED[0]) * rank

@@ -5,8 +5,6 @@
 Each step's last file says that it is whole, so a call that was stopped goes on where it was.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os
@@ -23,7 +21,7 @@ from must.api.images import provide
 from must.api.record import BUNDLE, REPORT, SHARDS, record
 from must.api.stages import call
 from must.base import storage
-from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, REPORT_FILE
+from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, RECORD_FILE, REPORT_FILE
 from must.base.parameters import check_names, require
 from must.config import AdaptConfig, TrainConfig
 from must.config.labels import SortConfig
@@ -130,6 +128,8 @@ def steps(
             },
             again,
         )  # fmt: skip
+        there = storage.is_remote(taken.source) or "{" in taken.source or Path(taken.source).exists()
+        require(there or index.exists(), f"images {taken.source}: there is no such folder or file")
     except BaseException:
         if new and folder.is_dir():
             clean(folder)
@@ -214,7 +214,7 @@ def named(model: str) -> str:
 
 def clean(folder: Path) -> None:
     """Takes away what a refused first call wrote."""
-    for name in ("classes.yaml", "images.jsonl"):
+    for name in (RECORD_FILE, "classes.yaml", "images.jsonl"):
         (folder / name).unlink(missing_ok=True)
     if not any(folder.iterdir()):
         folder.rmdir()

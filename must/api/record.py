@@ -1,7 +1,5 @@
 """adapt.json: what the parts of a folder of `must adapt` were made from, and what becomes of them with other inputs."""
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path

@@ -3,12 +3,10 @@
 Places are text, as they may be a bucket's URI; shares and accuracies are fractions, 0..1.
 """
 
-from __future__ import annotations
-
 import html
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from must.base import storage
 from must.base.files import ONNX_FILE, REPORT_FILE
@@ -45,7 +43,7 @@ class Shards:
     sha256: str
 
     @classmethod
-    def of(cls, config: ShardConfig, index: Any) -> Shards:
+    def of(cls, config: ShardConfig, index: Any) -> Self:
         if index is None:
             return cls(config.output, {}, 0, 0, 0, "")
         counts = {name: split["samples"] for name, split in index.splits.items()}
@@ -65,7 +63,7 @@ class Classifier:
     encoder_folder: str
 
     @classmethod
-    def of(cls, config: ClassifierConfig, made: Any) -> Classifier:
+    def of(cls, config: ClassifierConfig, made: Any) -> Self:
         judge, folder = (made.encoder.name, made.encoder.folder) if made.encoder else ("tower", "")
         return cls(config.output, made.classes, made.weights.shape[0], made.model_folder, judge, folder)
 
@@ -80,7 +78,7 @@ class Planned:
     plan: dict[str, Any] = field(repr=False)
 
     @classmethod
-    def of(cls, _config: PlanConfig, found: dict[str, Any]) -> Planned:
+    def of(cls, _config: PlanConfig, found: dict[str, Any]) -> Self:
         return cls(found["steps"], found["seconds"], found["images_per_s"], found)
 
 
@@ -97,7 +95,7 @@ class Trained:
     summary: dict[str, Any] = field(repr=False)
 
     @classmethod
-    def of(cls, config: TrainConfig, summary: dict[str, Any]) -> Trained:
+    def of(cls, config: TrainConfig, summary: dict[str, Any]) -> Self:
         from must.method.model.bundle import load_description
 
         choice = load_description(config.output).provenance.get("selection")
@@ -115,7 +113,7 @@ class Refined:
     story: dict[str, Any] = field(repr=False)
 
     @classmethod
-    def of(cls, config: RefineConfig, story: dict[str, Any]) -> Refined:
+    def of(cls, config: RefineConfig, story: dict[str, Any]) -> Self:
         return cls(config.output, story["changed"], story["reason"], story)
 
 
@@ -129,7 +127,7 @@ class Selected:
     reason: str
 
     @classmethod
-    def of(cls, config: SelectConfig, choice: Any) -> Selected:
+    def of(cls, config: SelectConfig, choice: Any) -> Self:
         return cls(config.output, choice.outcome, choice.climb.alpha, choice.climb.reason)
 
 
@@ -145,7 +143,7 @@ class Evaluated:
     metrics: dict[str, Any] = field(repr=False)
 
     @classmethod
-    def of(cls, config: EvaluateConfig, metrics: dict[str, Any]) -> Evaluated:
+    def of(cls, config: EvaluateConfig, metrics: dict[str, Any]) -> Self:
         top1, before = ((metrics[model] or {}).get("top1") for model in ("adapted", "baseline"))
         report = storage.join(config.output, REPORT_FILE)
         return cls(config.output, report, metrics["images"], top1, before, metrics)
@@ -166,7 +164,7 @@ class Exported:
     result: dict[str, Any] = field(repr=False)
 
     @classmethod
-    def of(cls, config: ExportConfig, result: dict[str, Any]) -> Exported:
+    def of(cls, config: ExportConfig, result: dict[str, Any]) -> Self:
         onnx = config.to == "onnx"
         model = storage.join(config.output, ONNX_FILE) if onnx else config.output
         return cls(config.output, model, result["check"]["images"], result["check"]["largest_difference"], result)
@@ -180,7 +178,7 @@ class Pushed:
     url: str
 
     @classmethod
-    def of(cls, config: PushConfig, url: str) -> Pushed:
+    def of(cls, config: PushConfig, url: str) -> Self:
         return cls(config.repo, url)
 
 
@@ -193,7 +191,7 @@ class Predicted:
     unreadable: int
 
     @classmethod
-    def of(cls, _config: PredictConfig, found: tuple[list[Prediction], dict[str, int]]) -> Predicted:
+    def of(cls, _config: PredictConfig, found: tuple[list[Prediction], dict[str, int]]) -> Self:
         return cls(found[0], found[1]["images"], found[1]["unreadable"])
 
 
@@ -208,7 +206,7 @@ class Demo:
     model: str
 
     @classmethod
-    def of(cls, config: DemoConfig, _folder: Any) -> Demo:
+    def of(cls, config: DemoConfig, _folder: Any) -> Self:
         names = ("images/unlabeled", "images/test", "classes.yaml", "model")
         return cls(config.output, *(storage.join(config.output, name) for name in names))
 

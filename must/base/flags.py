@@ -1,7 +1,5 @@
 """A stage's parameters as flags of its command, and a parser whose errors are one line."""
 
-from __future__ import annotations
-
 import argparse
 import re
 import sys

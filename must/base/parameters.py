@@ -1,7 +1,5 @@
 """A stage's parameters: declared, read from flags and YAML, converted and refused."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import math
@@ -9,11 +7,11 @@ import os
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from must.base.text import brief, did_you_mean, printable
+from must.base.text import brief, did_you_mean, one_line, printable
 
 Config = TypeVar("Config", bound="StageConfig")
 
@@ -126,7 +124,7 @@ class StageConfig:
     resolver: ClassVar[str] = ""
     given: ClassVar[frozenset[str]] = frozenset()  # of an instance: the names that were passed
 
-    def __new__(cls, **values: Any) -> StageConfig:
+    def __new__(cls, **values: Any) -> Self:
         config = super().__new__(cls)
         config.__dict__["given"] = frozenset(values)
         return config
@@ -222,8 +220,7 @@ def parse_yaml(data: bytes, where: str) -> Any:
     try:
         return yaml.load(data.decode(), Loader=OnceLoader)
     except Exception as error:  # PyYAML raises many things for a number or date that is none
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{where}: not valid YAML: {printable(text, 300)}") from None
+        raise ValueError(f"{where}: not valid YAML: {printable(one_line(error), 300)}") from None
 
 
 def check_names(stage: type[StageConfig], values: dict[str, Any], where: str) -> None:

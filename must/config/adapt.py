@@ -1,7 +1,5 @@
 """Parameters of `must adapt`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from must.base.parameters import StageConfig, param, require

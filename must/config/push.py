@@ -11,9 +11,9 @@ LONGEST = 96  # characters of a repository's name, the hub's own limit
 
 @dataclass(kw_only=True)
 class PushConfig(StageConfig):
-    example = "must push --model ours/ --repo my-team/birds --private"
+    example = "must push ours/ --repo my-team/birds --private"
 
-    model: str = param("folder written by `must export`", metavar="URI")
+    model: str = param("folder written by `must export`", metavar="URI", bare=True)
     repo: str = param("repository on the hub; made if there is none", metavar="TEAM/NAME")
     private: bool = param("the repository is private; one that is public already is refused", False)
     revision: str = param("branch to push to, made if there is none; main if empty", "", metavar="BRANCH")

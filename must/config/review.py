@@ -40,6 +40,13 @@ class ReviewConfig(StageConfig):
     host: str = param("address to listen at", "127.0.0.1", metavar="HOST", group="addresses")
     port: int = param("port; 0: any that is free", 0, metavar="N", between=(0, 65535))
     who: str = param("name that answers are signed with, unless the page is given another", "", metavar="NAME")
+    images: int = param(
+        "images that are looked at, at most, evenly spread; each takes a pass of zero-shot and of ten shares of the "
+        "adaptation",
+        20_000,
+        metavar="N",
+        at_least=100,
+    )
     seed: int = param("of the order of the pictures", 0, metavar="N", group="how it runs")
     batch_size: int = defaults.batch_size()
     workers: int = defaults.workers()

@@ -1,7 +1,5 @@
 """The stage `must evaluate`: an adapted model against its baseline on one split, with labels or without."""
 
-from __future__ import annotations
-
 import io
 import json
 import logging

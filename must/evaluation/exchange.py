@@ -1,7 +1,5 @@
 """The stage `must labels`: labels of one tool in the files of another."""
 
-from __future__ import annotations
-
 import io
 import logging
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ Two gates. The label-free one is the default and reads nothing that comes from a
 the user asks for it by name, on labels of a split that nothing was trained on.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from dataclasses import dataclass, field, replace

@@ -6,8 +6,6 @@
 The formats are plain JSON, CSV and Parquet: none of the tools has to be installed. No torch.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

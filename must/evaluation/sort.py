@@ -4,8 +4,6 @@ A journal in the folder, a line before each file is placed, says what came from 
 and `--undo` takes back.
 """
 
-from __future__ import annotations
-
 import filecmp
 import json
 import logging

@@ -1,13 +1,12 @@
 """The last lines that this process and its children print, while they appear where they always do."""
 
-from __future__ import annotations
-
 import os
 import sys
 import threading
 import time
 from collections import deque
 from contextlib import suppress
+from typing import Self
 
 from must.base.text import without_secrets
 
@@ -29,7 +28,7 @@ class Tail:
         self.before: dict[int, int] = {}
         self.readers: list[threading.Thread] = []
 
-    def __enter__(self) -> Tail:
+    def __enter__(self) -> Self:
         for descriptor in (1, 2):
             read_end, write_end = os.pipe()
             self.before[descriptor] = os.dup(descriptor)

@@ -34,7 +34,7 @@ def main() -> None:
     try:
         answer(options)
     except ValueError as error:
-        print(f"answer: {without_secrets(str(error))}", file=sys.stderr)
+        print(f"{parser.prog}: {without_secrets(str(error))}", file=sys.stderr)
         raise SystemExit(WRONG_INPUT) from None
 
 

@@ -24,7 +24,7 @@ from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.load import load_cluster
 from must_pipeline.cluster.spot import warning
 from must_pipeline.dag import make_pipeline
-from must_pipeline.files import CLUSTER, COMPILED, nearest
+from must_pipeline.files import CLUSTER, COMPILED, documents, nearest
 
 
 def compile_pipeline(cluster: Cluster, output: Path) -> None:
@@ -34,7 +34,7 @@ def compile_pipeline(cluster: Cluster, output: Path) -> None:
         compiler.Compiler().compile(make_pipeline(cluster), str(compiled))
         text = compiled.read_text()
     head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))  # kfp reads it
-    spec, *platform = yaml.safe_load_all(text)
+    spec, *platform = documents(text)
     shorten(spec)
     if cluster.kind == "kubernetes":
         offer_choices(spec)
@@ -83,9 +83,9 @@ def main(default_output: Path = Path(COMPILED.name)) -> None:
         cluster = load_cluster(options.cluster)
         compile_pipeline(cluster, options.output)
     except (ValueError, OSError) as error:
-        print(f"compile: {without_secrets(str(error))}", file=sys.stderr)
+        print(f"{parser.prog}: {without_secrets(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     if text := warning(cluster):
-        print(f"compile: warning: {options.cluster}: {text}", file=sys.stderr)
+        print(f"{parser.prog}: warning: {options.cluster}: {text}", file=sys.stderr)
     size = options.output.stat().st_size
     print(f"{options.output}: {size:,} bytes, for {options.cluster}")

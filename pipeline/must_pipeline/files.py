@@ -10,6 +10,9 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from must.base.exits import WRONG_INPUT
 from must.base.flags import OneLineParser
@@ -26,6 +29,11 @@ def nearest(file: Path) -> Path:
     """The file of that name in the current folder, or else `file`, which came with the package."""
     here = Path(file.name)
     return here if here.is_file() else file
+
+
+def documents(pipeline: str | bytes) -> list[Any]:
+    """Of a compiled pipeline's text, read by libyaml where PyYAML has it: in a tenth of the time."""
+    return list(yaml.load_all(pipeline, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 
 def main() -> None:

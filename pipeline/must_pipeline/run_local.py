@@ -60,7 +60,7 @@ def main() -> None:
             runner = docker_runner(parameters, options.output, options.user, options.mount, options.gpus)
         artifacts = run_local(options.pipeline, parameters, options.output, options.verbose, runner)
     except ValueError as error:
-        print(f"run_local: {without_secrets(str(error))}", file=sys.stderr)
+        print(f"{parser.prog}: {without_secrets(str(error))}", file=sys.stderr)
         raise SystemExit(WRONG_INPUT) from None
     print(summary(artifacts, time.monotonic() - started))
 

@@ -67,7 +67,7 @@ def main() -> None:
         else:
             switch(Kfp(options), options.action, options.what, namespace)
     except ValueError as error:
-        print(f"schedule: {without_secrets(str(error))}", file=sys.stderr)
+        print(f"{parser.prog}: {without_secrets(str(error))}", file=sys.stderr)
         raise SystemExit(WRONG_INPUT) from None
 
 

@@ -47,7 +47,7 @@ def main() -> None:
     try:
         raise SystemExit(submit(options))
     except ValueError as error:
-        print(f"submit: {without_secrets(str(error))}", file=sys.stderr)
+        print(f"{parser.prog}: {without_secrets(str(error))}", file=sys.stderr)
         raise SystemExit(WRONG_INPUT) from None
 
 

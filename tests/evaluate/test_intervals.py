@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
 
 from must.evaluation.intervals import bootstrap, interval, mcnemar, paired
 from tests.evaluate.test_metrics import random_task, results_of
@@ -10,6 +9,8 @@ from tests.evaluate.test_metrics import random_task, results_of
 
 @pytest.mark.parametrize(("fixed", "broken"), [(0, 0), (1, 0), (5, 5), (10, 2), (2, 10), (174, 4), (600, 520)])
 def test_mcnemar_is_the_exact_binomial_test(fixed, broken):
+    from scipy.stats import binomtest  # takes a second, which other processes need not wait for
+
     expected = binomtest(fixed, fixed + broken).pvalue if fixed + broken else 1.0
     assert mcnemar(fixed, broken) == pytest.approx(expected, rel=1e-9)
 

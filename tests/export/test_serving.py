@@ -22,7 +22,9 @@ MODEL_SPEC = {"modelFormat", "runtime", "protocolVersion", "storageUri", "storag
 
 
 @pytest.fixture(scope="module", params=["normalized", pytest.param("uint8", marks=pytest.mark.slow)])
-def repository(request, digits, tmp_path_factory):
+def repository(request, digits, exported, tmp_path_factory):
+    if request.param == "normalized":
+        return exported[1]
     folder = tmp_path_factory.mktemp("serving")
     export(ExportConfig(model=digits.adapted, output=str(folder), input=request.param, triton="hand-digits", images=8))
     return folder

@@ -15,8 +15,7 @@ from email.policy import HTTP
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import yaml
-
+from must_pipeline.files import documents
 from tests.pipeline.kfp_rules import Access, RefusedError, absent, check_length, check_parameters, check_schedule
 
 PAGE = 2
@@ -103,7 +102,7 @@ class KfpServer:
             return 409, {"error_message": "Failed to create a pipeline version. Already exists", "error_details": ""}
         self.uploads.append(data)
         names = {"pipeline_id": query["pipelineid"], "name": query["name"], "display_name": query["name"]}
-        return 200, self.add("versions", {**names, "pipeline_spec": next(yaml.safe_load_all(data))})
+        return 200, self.add("versions", {**names, "pipeline_spec": documents(data)[0]})
 
     def by_name(self, name):
         for pipeline in self.stored["pipelines"].values():

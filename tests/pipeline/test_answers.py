@@ -29,7 +29,7 @@ def answering(server, monkeypatch, tmp_path, capsys):
 
     def call(*words, program=answer):
         given = [*map(str, words), "--host", server.url, "--cluster", str(tmp_path / "cluster.yaml")]
-        monkeypatch.setattr(sys, "argv", ["must-pipeline", *given])
+        monkeypatch.setattr(sys, "argv", ["must-pipeline answer", *given])
         code = 0
         try:
             program.main()
@@ -92,7 +92,7 @@ def test_a_run_waits_is_answered_and_promotes(tmp_path, server, answering):
     ):
         code, said = answering(run_id, wrong)
         assert code == 2 and why in said and len(said.splitlines()) == 1
-    assert answering("must 2", file) == (2, "answer: run must 2: there is none of that id or name\n")
+    assert answering("must 2", file) == (2, "must-pipeline answer: run must 2: there is none of that id or name\n")
     code, said = answering("must 1", few)
     assert code == 0 and "Not decided yet" in said and "nothing is started" in said and len(server.stored["runs"]) == 1
     code, said = answering(f"{server.url}/#/runs/details/{run_id}", file)

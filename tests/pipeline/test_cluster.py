@@ -13,7 +13,7 @@ from must_pipeline.cluster import spot
 from must_pipeline.cluster.config import Cluster, Prediction, Resources
 from must_pipeline.cluster.load import load_cluster
 from must_pipeline.compile import compile_pipeline
-from must_pipeline.files import CLUSTER
+from must_pipeline.files import CLUSTER, documents
 from must_pipeline.stages import STAGES
 
 CLUSTERS = Path(CLUSTER).with_name("clusters")
@@ -25,7 +25,7 @@ class Compiled:
     def __init__(self, name, folder, cluster=None):
         self.cluster = cluster or load_cluster(CLUSTERS / f"{name}.yaml")
         compile_pipeline(self.cluster, folder / f"{name}.yaml")
-        self.spec, platform = yaml.load_all((folder / f"{name}.yaml").read_text(), Loader=yaml.CSafeLoader)
+        self.spec, platform = documents((folder / f"{name}.yaml").read_text())
         self.platform = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
         self.tasks = {}
         for dag in [self.spec["root"], *self.spec["components"].values()]:

@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
-from must_pipeline.files import COMPILED
+from must_pipeline.files import COMPILED, documents
 from must_pipeline.local.docker import as_first_process, local_paths
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +26,7 @@ def test_without_an_engine_it_is_one_line(tmp_path):
 
 def test_python_takes_the_place_of_the_shell_in_every_stage():
     """If kfp compiles another command one day, this fails; the signal would be lost in silence."""
-    (spec, *_) = yaml.safe_load_all(COMPILED.read_text())
+    (spec, *_) = documents(COMPILED.read_text())
     commands = [e["container"]["command"] for e in spec["deploymentSpec"]["executors"].values() if "container" in e]
     assert commands
     for command in commands:

@@ -12,7 +12,7 @@ import yaml
 from must_pipeline import submit
 from must_pipeline.cluster.load import load_cluster
 from must_pipeline.compile import compile_pipeline
-from must_pipeline.files import CLUSTER
+from must_pipeline.files import CLUSTER, documents
 from must_pipeline.stages import STAGES
 from must_pipeline.vertex.placement import is_installed
 
@@ -101,9 +101,8 @@ def compiled(tmp_path_factory):
     }
     cluster = load(folder, merged(ONE, change))
     compile_pipeline(cluster, folder / "pipeline.yaml")
-    documents = list(yaml.safe_load_all((folder / "pipeline.yaml").read_text()))
-    assert len(documents) == 1
-    return documents[0]
+    (document,) = documents((folder / "pipeline.yaml").read_text())
+    return document
 
 
 def test_the_one_document_has_images_limits_and_googles_accelerators(compiled):
@@ -136,14 +135,14 @@ def test_runs_are_known_by_the_name_that_vertex_knows_them_by(compiled):
 def test_sharding_and_predicting_in_parts_are_in_the_one_document_too(tmp_path):
     parts = {"shard": {"pods": 3}, "predict": {"pods": 2, "uri": "gs://b/all"}}
     compile_pipeline(load(tmp_path, merged(ONE, parts)), tmp_path / "pipeline.yaml")
-    (document,) = yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text())
+    (document,) = documents((tmp_path / "pipeline.yaml").read_text())
     images = [one["container"]["image"] for one in document["deploymentSpec"]["executors"].values()]
     assert len(images) > len(STAGES) and all(image.startswith(ONE["registry"]) for image in images)
 
 
 def test_training_on_several_machines_is_a_job_of_googles_launcher(tmp_path):
     compile_pipeline(load_cluster(EXAMPLE), tmp_path / "pipeline.yaml")
-    (document,) = yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text())
+    (document,) = documents((tmp_path / "pipeline.yaml").read_text())
     container = document["deploymentSpec"]["executors"]["exec-train"]["container"]
     job = json.loads(container["args"][container["args"].index("--payload") + 1])
     first, others = job["job_spec"]["worker_pool_specs"]

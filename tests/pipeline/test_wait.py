@@ -26,6 +26,7 @@ def server(monkeypatch, tmp_path):
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     monkeypatch.setattr(wait, "POLL", 0.01)
     monkeypatch.setattr("must.base.storage.retry.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("must.base.storage.retry.LONGEST_PAUSE", 0.05)
     made = KfpServer(users={"Bearer me": {"vision"}})
     yield made
     made.close()

@@ -199,7 +199,7 @@ def test_answers_decide_what_select_keeps_and_the_gate_accepts_it(plan, folder, 
     assert not reviewed_gate(metrics, GateConfig(metrics="")).passed
 
 
-def test_wrong_folders_are_told_before_torch_is_imported(folder, tmp_path):
+def test_wrong_folders_are_told_before_torch_is_imported(folder, tmp_path, capsys):
     made = digits()
     weights = f"{made.zero_shot}/model.safetensors"
     with pytest.raises(ValueError, match="review of another model"):
@@ -210,9 +210,10 @@ def test_wrong_folders_are_told_before_torch_is_imported(folder, tmp_path):
     with pytest.raises(ValueError, match="is damaged"):
         decided(str(folder), weights)
     with pytest.raises(ValueError, match="names every image as zero-shot does"):
-        config = config_at(tmp_path)
+        config = config_at(tmp_path, images=100)
         config.model = made.zero_shot
         prepare(config)
+    assert "looking at 100 images" in capsys.readouterr().out
 
 
 def test_doubtful_pictures_of_each_class_in_turn_and_a_table_of_those_called_otherwise(tmp_path):

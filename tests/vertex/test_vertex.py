@@ -15,7 +15,7 @@ from must_pipeline.cluster.config import Training
 from must_pipeline.cluster.load import load_cluster
 from must_pipeline.cluster.vertex_rules import ACCELERATORS
 from must_pipeline.compile import compile_pipeline
-from must_pipeline.files import CLUSTER
+from must_pipeline.files import CLUSTER, documents
 from must_pipeline.vertex import wait
 from must_pipeline.vertex.client import VertexAi
 from must_pipeline.vertex.schedules import make_schedule
@@ -84,7 +84,7 @@ def test_its_pipeline_job_takes_the_compiled_file(compiled):
 
 
 def test_training_on_two_machines_is_a_custom_job_by_its_message(compiled):
-    spec = yaml.safe_load(compiled.read_text())
+    spec = documents(compiled.read_text())[0]
     values = {
         name: one.get("defaultValue")
         for name, one in spec["components"]["comp-train"]["inputDefinitions"]["parameters"].items()
@@ -262,7 +262,7 @@ def test_pages_of_schedules_are_all_looked_at(server, command, file):
 def test_one_machine_of_a_type_is_a_custom_job_too(tmp_path):
     cluster = replace(load_cluster(FILE), training=Training(as_="customjob"))
     compile_pipeline(cluster, tmp_path / "one.yaml")
-    (spec,) = yaml.safe_load_all((tmp_path / "one.yaml").read_text())
+    (spec,) = documents((tmp_path / "one.yaml").read_text())
     arguments = spec["deploymentSpec"]["executors"]["exec-train"]["container"]["args"]
     job = json.loads(arguments[arguments.index("--payload") + 1])
     assert [pool["replica_count"] for pool in job["job_spec"]["worker_pool_specs"]] == [1]

@@ -1,7 +1,5 @@
 """How fast a step is here: beside a plain loop, as a share of the peak, and what its kernels and loaders do."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable

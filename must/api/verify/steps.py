@@ -1,7 +1,5 @@
 """Checks of single steps, in one process on one device."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager

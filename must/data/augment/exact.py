@@ -5,11 +5,9 @@ Views are uint8 pixels; `must.data.augment.normalize` makes the network's input 
 give the same views bit for bit (tests/golden/augment.npz).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -40,7 +38,7 @@ class ViewSettings:
     randaugment_ops: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, config: TrainConfig, preprocess: Preprocess, patch_size: int) -> ViewSettings:
+    def of(cls, config: TrainConfig, preprocess: Preprocess, patch_size: int) -> Self:
         """Args:
         patch_size: of the model, pixels.
         """

@@ -1,11 +1,9 @@
 """What a trained model looks at: shorter side to the input size, centre crop. Needs no torch, so that
 `must evaluate`, `must predict` and a server see the same pixels."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
@@ -30,7 +28,7 @@ class Preprocess:
     resize_mode: str = "shortest"
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Preprocess:
+    def from_dict(cls, values: dict[str, Any]) -> Self:
         """Reads open_clip's preprocess_cfg or a bundle's; names that concern us only."""
         if not isinstance(values, dict):
             raise ValueError("the model's preprocessing is no mapping of names to values")

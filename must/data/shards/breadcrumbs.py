@@ -1,9 +1,8 @@
 """The file that each worker is reading, written down, so that a killed worker's last file can be named."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
+from typing import Self
 
 PREFIX = "at-"
 LONGEST = 1000  # bytes of a name
@@ -15,7 +14,7 @@ class Breadcrumb:
     def __init__(self, folder: Path, number: int) -> None:
         self.path = folder / f"{PREFIX}{number}"
 
-    def __enter__(self) -> Breadcrumb:
+    def __enter__(self) -> Self:
         self.file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         return self
 

@@ -7,8 +7,6 @@ listing is made again, and where it and the settings are the same as before, chu
 Of several programs that share the work (`--part`), each processes some of the chunks, and the last one does the rest.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Iterator

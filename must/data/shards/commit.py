@@ -1,7 +1,5 @@
 """Makes shards and an index from the chunks' records: duplicates, joining, the lists of what was set aside."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

@@ -1,10 +1,9 @@
 """What `must shard` and `must index make` print: progress on the way, a summary at the end."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Iterable
+from typing import Self
 
 from must.base import storage
 from must.base.progress import bar
@@ -28,7 +27,7 @@ class ProgressBar:
         if done:
             logger.info(f"going on with an interrupted run: {len(done)} chunks are done already")
 
-    def __enter__(self) -> ProgressBar:
+    def __enter__(self) -> Self:
         self.bar = bar(total=self.files, desc="shard", unit="img", smoothing=0.1)
         return self
 

@@ -4,8 +4,6 @@ Below it is a folder a run, named by what the run is: parts of one run meet ther
 says whose turn it is.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -16,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from must.base import storage
 from must.base.names import TABLE
@@ -100,7 +98,7 @@ class Workdir:
         self.local = Path(tempfile.mkdtemp(prefix="must-shard-")) if self.remote else storage.local(own)
         self.chunks, self.records = "", Path()
 
-    def __enter__(self) -> Workdir:
+    def __enter__(self) -> Self:
         if not self.remote:  # what a killed run was writing; the caller holds the lock
             shutil.rmtree(self.local, ignore_errors=True)
             if self.alone:

@@ -1,7 +1,5 @@
 """The model card: what a model is, how good it was measured to be, and what it must not be trusted with."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from must.base import storage

@@ -1,7 +1,5 @@
 """The stage `must predict`: with an ONNX file, a bundle, a classifier file, or a model's name and class names."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """The stage `must predict`: images -> classes, with the ONNX file alone (numpy, Pillow, onnxruntime; no torch)."""
 
-from __future__ import annotations
-
 import glob
 import logging
 import sys
@@ -158,9 +156,9 @@ def find_images(given: list[str], missing: Callable[[str, str], object]) -> Iter
 
 def require_some(given: list[str]) -> None:
     """Before a model is loaded. Raises ValueError: none of the files is there."""
-    gone = [name for name in given if not (name == "-" or storage.is_remote(name) or glob.has_magic(name))]
-    gone = [name for name in gone if not storage.local(name).exists()]
-    more = f", and {len(gone) - 1:,} others" if len(gone) > 1 else ""
+    gone = [name for name in given if name != "-" and not storage.is_remote(name) and not storage.local(name).exists()]
+    gone = [name for name in gone if not (glob.has_magic(name) and glob.glob(name, recursive=True))]  # noqa: PTH207
+    more = f", and {len(gone) - 1:,} more" if len(gone) > 1 else ""
     require(not gone or len(gone) < len(given), f"{printable(gone[0] if gone else '')}: no such file{more}")
 
 

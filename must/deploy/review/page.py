@@ -1,7 +1,5 @@
 """The page: three files, no build step, nothing loaded from elsewhere; or one file that carries its pictures."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -30,7 +30,7 @@ ALIKE = 6  # look-alikes that are shown beside a picture
 
 
 def prepare(config: ReviewConfig) -> Plan:
-    """Looks at the split's images, at most 20,000 of them.
+    """Looks at the split's images, at most `config.images` of them.
 
     Raises:
         ValueError: no such model or split, or no image on which any part of the adaptation differs from zero-shot.
@@ -40,8 +40,8 @@ def prepare(config: ReviewConfig) -> Plan:
     with init_distributed(config.device, timeout=600) as here:
         require(here.size == 1, "must review runs in one process")
         reader = open_reader(config.shards, config.split, config.cache, config.cache_gb)
-        source = subsample(EvalSource(reader, preprocess_of(ours), config.batch_size, config.workers))
-        logger.info(f"must review: looking at {len(source):,} images")
+        source = subsample(EvalSource(reader, preprocess_of(ours), config.batch_size, config.workers), config.images)
+        logger.info(f"must review: looking at {len(source.numbers):,} images")
         weights = {name: value.to(here.device) for name, value in bundle.model.state_dict().items()}
         frozen, encoder = start_of(bundle, zero_shot), load_kept(zero_shot.encoder)
         looks = predict_rungs(frozen, weights, source, preprocess_of(ours), here.device, encoder=encoder)
@@ -72,13 +72,15 @@ def prepare(config: ReviewConfig) -> Plan:
 
 @torch.inference_mode()
 def prepare_doubts(config: ReviewConfig) -> Doubts:
-    """Looks at the split's images, at most 20,000 of them, with the model alone. Raises ValueError: as `prepare`."""
+    """The same of the model alone: at most `config.images` images. Raises ValueError: as `prepare`."""
     bundle = load_bundle(config.model)
     with init_distributed(config.device, timeout=600) as here:
         require(here.size == 1, "must review runs in one process")
         reader = open_reader(config.shards, config.split, config.cache, config.cache_gb)
-        source = subsample(EvalSource(reader, preprocess_of(bundle.description), config.batch_size, config.workers))
-        logger.info(f"must review: looking at {len(source):,} images")
+        source = subsample(
+            EvalSource(reader, preprocess_of(bundle.description), config.batch_size, config.workers), config.images
+        )
+        logger.info(f"must review: looking at {len(source.numbers):,} images")
         seen = extract_features(bundle.model, source, preprocess_of(bundle.description), here.device)
     require(len(seen.numbers) > 0, "none of the split's images can be decoded; check them: must index verify")
     weights = bundle.model.classifier.detach().cpu().numpy()

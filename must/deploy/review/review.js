@@ -141,15 +141,21 @@ const undo = () => history.length && turn(async () => {
 
 function open() { $("search").hidden = false; $("typed").value = ""; search(); $("typed").focus(); }
 function close() { $("search").hidden = true; $("typed").blur(); }
+const plain = (text) => text.normalize("NFD").replace(/\p{M}/gu, "").toLowerCase();
+const parts = (text) => plain(text).split(/[\s_-]+/).filter(Boolean);
+// Every typed word is a word of the name (3), begins one (2) or is inside (1); 0: one is none of these.
+function likeness(name, typed) {
+  const words = parts(name), whole = plain(name);
+  const ranks = typed.map((word) => words.includes(word) ? 3 : words.some((one) => one.startsWith(word)) ? 2 : whole.includes(word) ? 1 : 0);
+  return ranks.includes(0) ? 0 : ranks.reduce((sum, rank) => sum + rank);
+}
 function search() {
-  const typed = $("typed").value.trim().toLowerCase();
-  const begins = [], holds = [];
-  for (const name of typed ? classes : []) {
-    const at = name.toLowerCase().indexOf(typed);
-    if (at >= 0) (at === 0 || /[\s_-]/.test(name[at - 1]) ? begins : holds).push(name);
-  }
+  const typed = parts($("typed").value);
+  const ranked = typed.length ? classes.map((name) => [name, likeness(name, typed)]).filter(([, rank]) => rank) : [];
+  const matching = ranked.sort(([, one], [, other]) => other - one).map(([name]) => name), hidden = matching.length - 8;
+  $("others").textContent = hidden > 0 ? `and ${hidden} more: type on` : typed.length && !matching.length ? "no class has that in its name" : "";
   chosen = 0;
-  $("found").replaceChildren(...begins.concat(holds).slice(0, 8).map((name, place) => {
+  $("found").replaceChildren(...matching.slice(0, 8).map((name, place) => {
     const entry = document.createElement("li"), text = document.createElement("bdi");
     text.textContent = visible(name);
     entry.append(text);

@@ -1,7 +1,5 @@
 """The report's first sentence: what the numbers allow to say, and no more."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 from must.evaluation.report.selection import sentence, verdict_of

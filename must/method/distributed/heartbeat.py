@@ -6,8 +6,6 @@ never returns) goes on beating but falls behind: it has not begun the step that 
 itself, since the main thread may hang in a collective that nothing in Python can interrupt.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import socket
@@ -17,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch.distributed as dist
 
@@ -42,7 +40,7 @@ class RankStatus:
     moved: float  # when its step last changed
 
     @classmethod
-    def read(cls, text: str, now: float) -> RankStatus:
+    def read(cls, text: str, now: float) -> Self:
         beat, step, pid, host = text.split(" ", 3)
         return cls(beat, step, int(pid), host, now, now)
 

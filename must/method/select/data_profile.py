@@ -73,7 +73,7 @@ def how_many(facts: dict[str, Any]) -> str:
     if not copies:
         return f"{of}{bad}; none shows what another one shows."
     are = "is a copy or nearly one" if copies == 1 else "are copies or nearly copies"
-    return f"{of}{bad}; {copies:,} ({copies / looked:.1%}) {are} of others and count once."
+    return f"{of}{bad}; {copies:,} ({copies / looked:.1%}) {are} of others and count{'s' if copies == 1 else ''} once."
 
 
 def balance(facts: dict[str, Any]) -> str:

@@ -2,9 +2,7 @@
 middle of the frozen tower, whose final feature would not do: zero-shot's own classes are smooth there by construction.
 """
 
-from __future__ import annotations
-
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -36,7 +34,7 @@ class MiddleTokens:
         blocks = list(self.tower.blocks)
         self.block: Any = blocks[max(len(blocks) // 2, 1) - 1]
 
-    def __enter__(self) -> MiddleTokens:
+    def __enter__(self) -> Self:
         self.hook = self.block.register_forward_hook(self.collect) if self.encoder is None else None
         return self
 

@@ -1,7 +1,5 @@
 """What `auto` chooses: loader processes, and gradient accumulation that fits into a GPU's memory."""
 
-from __future__ import annotations
-
 import torch
 
 from must.base.parameters import require

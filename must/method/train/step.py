@@ -1,7 +1,5 @@
 """One step of the method (arXiv 2206.02967, section 3): teacher, student, losses, optimizer, EMA."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

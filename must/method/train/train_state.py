@@ -1,11 +1,9 @@
 """What a run is besides its networks: how far it got, what it logged, and which checkpoints it may go on from."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -45,7 +43,7 @@ class TrainState:
     run_ids: dict[str, str] = field(default_factory=dict)  # the trackers' names for the run, likewise
 
     @classmethod
-    def of(cls, config: TrainConfig, index: Index, classifier: TextClassifier) -> TrainState:
+    def of(cls, config: TrainConfig, index: Index, classifier: TextClassifier) -> Self:
         weights = hashlib.sha256(classifier.weights.numpy().tobytes()).hexdigest()
         uri = config.checkpoints or storage.join(config.output, "checkpoints")
         return cls(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import yaml
+
+from must_pipeline.files import documents
 
 
 def local_spec(pipeline: Path) -> str:
     """The pipeline's YAML without retries, but for training: it goes on from its checkpoint, at once."""
-    documents = list(yaml.safe_load_all(pipeline.read_text()))
-    spec: dict[str, Any] = documents[0]
+    spec, *platform = documents(pipeline.read_text())
     for executor in spec["deploymentSpec"]["executors"].values():
         container = executor["container"]
         container["env"] = [one for one in container.get("env", []) if one["name"] != "MUST_RETRIES"]
@@ -20,4 +20,4 @@ def local_spec(pipeline: Path) -> str:
             policy = task.pop("retryPolicy", None)
             if policy and name == "train":
                 task["retryPolicy"] = {"maxRetryCount": policy["maxRetryCount"], "backoffDuration": "0s"}
-    return yaml.safe_dump_all(documents)
+    return yaml.safe_dump_all([spec, *platform])

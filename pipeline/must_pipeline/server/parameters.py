@@ -10,6 +10,7 @@ import yaml
 
 from must.base.text import close_to
 from must.runtime.check import check_run
+from must_pipeline.files import documents
 
 LIMIT = 10_000  # bytes of all parameters together, Kubeflow Pipelines' own
 KINDS: dict[str, tuple[type, ...]] = {
@@ -28,11 +29,11 @@ def check_parameters(pipeline: Path, values: dict[str, Any]) -> None:
     A name it does not have, one that is missing, a wrong type, too much text; settings that a stage does not have.
     """
     try:
-        spec = next(yaml.load_all(pipeline.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+        spec = documents(pipeline.read_text())[0]
         known = spec["root"]["inputDefinitions"]["parameters"]
     except FileNotFoundError:
         raise ValueError(f"--pipeline {pipeline}: no such file; make it with must-pipeline compile") from None
-    except (yaml.YAMLError, KeyError, TypeError, StopIteration):
+    except (yaml.YAMLError, KeyError, TypeError, IndexError):
         raise ValueError(f"--pipeline {pipeline}: is no compiled pipeline") from None
     for name, value in values.items():
         if name not in known:

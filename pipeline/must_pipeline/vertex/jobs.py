@@ -10,12 +10,12 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import yaml
 from google.cloud import aiplatform, aiplatform_v1
 
 from must.base import storage
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.vertex_rules import LABEL_VALUE
+from must_pipeline.files import documents
 from must_pipeline.server.parameters import check_parameters
 from must_pipeline.vertex.client import VertexAi
 
@@ -26,14 +26,14 @@ PLACES = ("source", "work_uri", "registry_uri", "test_source")
 def check_run(pipeline: Path, values: dict[str, Any], cluster: Cluster) -> None:
     """Raises ValueError: what the pipeline, or a machine of Google's, could not work with."""
     check_parameters(pipeline, values)
-    documents = list(yaml.load_all(pipeline.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
-    if len(documents) != 1:
+    found = documents(pipeline.read_text())
+    if len(found) != 1:
         raise ValueError(
-            f"--pipeline {pipeline}: has {len(documents)} documents, so it was compiled for Kubernetes; Vertex reads "
+            f"--pipeline {pipeline}: has {len(found)} documents, so it was compiled for Kubernetes; Vertex reads "
             "one: must-pipeline compile --cluster with a file of kind: vertex"
         )
     image = cluster.image("must-shard")
-    images = [one["container"]["image"] for one in documents[0]["deploymentSpec"]["executors"].values()]
+    images = [one["container"]["image"] for one in found[0]["deploymentSpec"]["executors"].values()]
     if image not in images:
         raise ValueError(
             f"--pipeline {pipeline}: was compiled with other images than cluster.yaml's ({image}); compile again"
