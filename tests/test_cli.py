@@ -81,7 +81,7 @@ def test_a_wrong_model_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, cap
     """In this process, as open_clip takes seconds to import."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
-        cli.main(["classifier", "--classes", "imagenet", "--output", "c", "--model", *model])
+        cli.main(["classifier", "--classes", "imagenet", "--output", "c.safetensors", "--model", *model])
     (line,) = capfd.readouterr().err.splitlines()
     assert end.value.code == 2 and message in line and line.startswith("must classifier: ")
     assert not list(tmp_path.iterdir())

@@ -61,7 +61,8 @@ SETTINGS |= {  # wrong on purpose: what must be refused
 }
 AUTO: dict[str, dict[str, Any]] = {  # `auto`, and with an option of training that it has or might have
     "auto": {},  # with the learning rate that it had when the panels were trained, whatever the classes
-    "auto-classes": {},  # as it is since
+    "auto-classes": {},  # as it was then, for the classes
+    "auto-gentle": {"mask_token": "mean", "loss_reduction": "batch"},  # as it is since
     "auto-given": {"class_prior": "given"},  # the true shares of the unlabeled images; one image of an absent class
     "auto-rough": {"class_prior": "given"},
     "auto-guess": {"class_prior": "given"},
@@ -155,9 +156,10 @@ def configured(
     if setting in AUTO:
         shape = tower_shape(folder_of_model, "")
         with fewer_epochs(snapshots == 1):
-            settings = auto_settings(count, len(made.classes), *shape, looked_at=images) | AUTO[setting]
+            settings = auto_settings(count, len(made.classes), *shape, looked_at=images)
+        settings |= {"mask_token": "random", "loss_reduction": "global"} | AUTO[setting]
         part = 1 / 3 if setting == "auto-third" else 1.0
-        if setting not in ("auto-classes", "auto-aimless"):
+        if setting not in ("auto-classes", "auto-gentle", "auto-aimless"):
             part /= auto.for_classes(len(made.classes), shape[0])
         settings |= {name: settings[name] * part for name in ("lr", "min_lr")}
         if setting == "auto-memory":

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar, Union, get
 
 import yaml
 
-from must.base.text import brief, did_you_mean, printable
+from must.base.text import brief, did_you_mean, one_line, printable
 
 Config = TypeVar("Config", bound="StageConfig")
 
@@ -220,8 +220,7 @@ def parse_yaml(data: bytes, where: str) -> Any:
     try:
         return yaml.load(data.decode(), Loader=OnceLoader)
     except Exception as error:  # PyYAML raises many things for a number or date that is none
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{where}: not valid YAML: {printable(text, 300)}") from None
+        raise ValueError(f"{where}: not valid YAML: {printable(one_line(error), 300)}") from None
 
 
 def check_names(stage: type[StageConfig], values: dict[str, Any], where: str) -> None:

@@ -70,6 +70,11 @@ def printable(text: object, limit: int = 0) -> str:
     return line if not limit or len(line) <= limit else line[: limit - 1] + "…"
 
 
+def one_line(error: object) -> str:
+    """What it says, without line breaks; the name of its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def printable_page(text: str) -> str:
     """The same for a text of several lines."""
     return "\n".join(printable(line) for line in text.split("\n"))

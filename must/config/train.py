@@ -92,6 +92,9 @@ class TrainConfig(StageConfig):
         "side of a masked cell in pixels; a multiple of the model's patch", 32, metavar="PX", at_least=1
     )
     mask_ratio: float = param("share of cells that are masked (rounded up)", 0.3)
+    mask_token: Literal["random", "mean"] = param(
+        "what stands in a masked patch's place at first: noise, as published, or the images' mean patch", "random"
+    )
     ema_decay_init: float = param("EMA teacher: decay at the first step", 0.999, between=(0, 1))
     ema_decay: float = param("EMA teacher: decay after the ramp", 0.9998, between=(0, 1))
     ema_warmup_steps: int = param("steps of the linear ramp between the two", 2000, metavar="N", at_least=0)
@@ -100,8 +103,9 @@ class TrainConfig(StageConfig):
         "100",
         metavar="X|model",
     )
-    loss_reduction: Literal["global", "rank"] = param(
-        "mean of the self-training loss over the confident images of all processes, or per process (published)",
+    loss_reduction: Literal["global", "rank", "batch"] = param(
+        "mean of the self-training loss over the confident images of all processes, or per process (published); "
+        "batch: over all images, so that a few confident ones weigh little",
         "global",
     )
     weak_padding: int = param(

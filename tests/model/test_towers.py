@@ -86,6 +86,10 @@ def test_what_is_masked_is_not_seen_and_what_is_not_is(family):
         torch.testing.assert_close(ours, theirs)
         assert ((ours - changed).abs() > 1e-5).any(-1).all()
     assert before.reconstruction.shape == (2, 3, 192) and before.alignment.shape == (2, 3)
+    flat = torch.full_like(pixels, 0.5)  # of whose mean patch nothing is missed
+    model.start_mask_token(flat[0])
+    with torch.no_grad():
+        torch.testing.assert_close(model(flat, masked).logits, model(flat), atol=1e-3, rtol=1e-4)
 
 
 @FAMILY

@@ -63,9 +63,12 @@ def test_learning_rates_fall_with_the_width():
     assert rates == sorted(rates, reverse=True) and rates[1] / rates[0] == pytest.approx(0.02, rel=0.01)
 
 
-def test_learning_rates_of_tiny_towers_fall_with_the_classes():
+def test_tiny_towers_are_trained_more_gently_the_more_classes_there_are():
     few, ten, many = (settings(2000, k, *TOWERS["tiny"]) for k in (5, 10, 90))
     assert few["lr"] == ten["lr"] == pytest.approx(3 * many["lr"], rel=0.01) and few["batch_size"] == many["batch_size"]
+    assert (many["mask_token"], many["loss_reduction"]) == ("mean", "batch")
+    wide = settings(20_000, 90, *TOWERS["ViT-B/16"])
+    assert (wide["mask_token"], wide["loss_reduction"]) == ("random", "global"), "as published"
     large = [settings(20_000, k, *TOWERS["ViT-B/16"])["lr"] for k in (10, 1000)]
     assert large[0] == large[1]
 
@@ -124,6 +127,7 @@ def test_published_settings_are_what_they_were(digits):
     assert (config.mask_patch_size, config.mask_ratio, config.confidence_threshold) == (32, 0.3, 0.7)
     assert (config.fairness_weight, config.align_weight, config.flip, config.select) == (1, 0.2, 0.5, "none")
     assert (config.randaugment, config.logit_factor) == ("rand-m9-mstd0.5-inc1", "100")
+    assert (config.mask_token, config.loss_reduction) == ("random", "global")
 
 
 def test_a_classifier_file_elsewhere_names_the_model(digits):

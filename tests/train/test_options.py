@@ -126,7 +126,7 @@ def test_a_checkpoint_from_before_these_options_goes_on_without_them(digits, tmp
 def rewrite(path: Path, **identity: float) -> None:
     """Takes out of a checkpoint what was not in it when the options were not there; with `identity` put in."""
     state = torch.load(path, weights_only=True)
-    for name in ("class_prior", "class_shares", "relative_threshold", "pseudo_labels"):
+    for name in ("class_prior", "class_shares", "mask_token", "relative_threshold", "pseudo_labels"):
         state["identity"].pop(name, None)
     state["identity"] |= identity
     state["teacher_score"] = None  # as versions with that setting wrote it

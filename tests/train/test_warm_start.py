@@ -1,4 +1,4 @@
-"""`must train --init`: a run that starts where another one ended."""
+"""`must train --init`: a run that starts where another one ended; and `--mask-token mean`."""
 
 import dataclasses
 import json
@@ -10,11 +10,15 @@ import torch
 from must.api.cli import main
 from must.base.parameters import load
 from must.config import TrainConfig
-from must.method.model.bundle import load_bundle, save_bundle, zero_shot_bundle
+from must.data.augment.normalize import normalize
+from must.data.loading.loader import EvalSource
+from must.data.loading.reader import open_reader
+from must.method.model.bundle import load_bundle, preprocess_of, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
+from must.method.train import warm_start
 from must.method.train.presets import preset
 from must.method.train.trainer import train
-from must.method.train.warm_start import start_from
+from must.method.train.warm_start import start_from, start_mask_token
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +49,19 @@ def test_training_starts_there_and_the_bundle_says_so(digits, champion, tmp_path
     for name, value in trained.model.state_dict().items():  # a learning rate of zero leaves everything where it was
         assert torch.allclose(value, start.model.state_dict()[name], atol=1e-6), name
     assert trained.description.provenance["config"]["init"] == champion
+
+
+def test_the_mask_token_starts_as_the_images_mean_patch(digits, monkeypatch):
+    monkeypatch.setattr(warm_start, "LOOKED_AT", 40)
+    fresh = zero_shot_bundle(load_text_classifier(digits.classifier))
+    preprocess, patches = preprocess_of(fresh.description), []
+    reader = open_reader(digits.shards, "train")
+    start_mask_token(fresh, EvalSource(reader, preprocess, 16, 0), torch.device("cpu"))
+    source = EvalSource(reader, preprocess, 40, 0)
+    fresh.model.tower.forward_features(
+        normalize(next(iter(source)).pixels, preprocess), lambda seen: patches.append(seen) or seen, None
+    )
+    torch.testing.assert_close(fresh.model.mask_token[0, 0], patches[0].mean((0, 1)), atol=1e-5, rtol=1e-4)
 
 
 def test_other_classes_or_no_bundle_are_one_line(digits, champion, tmp_path, capsys):

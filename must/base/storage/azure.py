@@ -20,8 +20,8 @@ from azure.storage.blob import BlobBlock, BlobServiceClient
 from must.base.processes import per_process
 from must.base.storage.base import Generation
 from must.base.storage.retry import TIMEOUT, is_transient
-from must.base.storage.store import MARK, Head, Place, Store, conflict, missing, one_line
-from must.base.text import without_secrets
+from must.base.storage.store import MARK, Head, Place, Store, conflict, missing
+from must.base.text import one_line, without_secrets
 
 
 class Azure(Store):

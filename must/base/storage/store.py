@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 from must.base.storage.base import ConflictError, Entry, Generation, Stat, TransientError
 from must.base.storage.retry import repeat
@@ -200,7 +200,3 @@ def missing(place: Place) -> FileNotFoundError:
 
 def conflict(place: Place) -> ConflictError:
     return ConflictError(f"{place.uri} was written by another program")
-
-
-def one_line(error: Any) -> str:
-    return " ".join(str(error).split())

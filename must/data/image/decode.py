@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from must.base.text import one_line
 from must.data.image.colors import check_colors, to_rgb
 from must.data.image.cost import MAX_PIXELS, cost, refusal
 from must.data.image.headers.directory import directory_refusal
@@ -145,7 +146,7 @@ def reason(error: BaseException) -> str:
     """A decoder's error in one short line that does not differ from run to run."""
     if isinstance(error, MemoryError | OverflowError):
         return "too large for the memory"
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if "BytesIO" in text:  # Pillow names the object's address
         text = "not an image of a known format"
-    return text[:200] or type(error).__name__
+    return text[:200]

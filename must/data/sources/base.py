@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from must.base import storage
-from must.base.text import printable
+from must.base.text import one_line, printable
 from must.data.image.headers.heif import can_read
 
 PHONES = frozenset({"heic", "heif"})
@@ -116,8 +116,7 @@ def damage_named(where: str, what: str) -> Iterator[None]:
             raise  # of the disk; damage has no number, or is a place that cannot be
         if isinstance(error, ValueError) and isinstance(error.__cause__, OSError):
             raise  # a full disk
-        text = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{where}: the {what} is damaged: {text}") from None
+        raise ValueError(f"{where}: the {what} is damaged: {one_line(error)[:200]}") from None
 
 
 def kind_of(name: str) -> str | None:

@@ -73,6 +73,17 @@ class MaskedViT(nn.Module):
         is_masked = is_masked.scatter(1, masked, True)[..., None]
         return torch.where(is_masked, self.mask_token.to(patches.dtype), patches)
 
+    @torch.no_grad()
+    def start_mask_token(self, image: Tensor) -> None:
+        """Sets the mask token to the mean patch of an image [3, H, W], normalised. Embedding is linear: of a mean image
+        it is the mean patch of all images."""
+
+        def keep(patches: Tensor) -> Tensor:
+            self.mask_token.copy_(patches.mean((0, 1)))
+            return patches
+
+        self.tower.forward_features(image[None], keep, None)
+
     @property
     def layers(self) -> int:
         """Blocks of the tower."""

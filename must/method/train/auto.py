@@ -54,6 +54,8 @@ def settings(images: int, classes: int, width: int, size: int, patch: int, looke
       beyond; it grows with the square root of the batch. At width 128 it falls with the square root of the classes
       beyond ten, at 768, where it was found with hundreds of them, not at all.
     - the teacher's horizon grows from 1.5% to 15% of the steps, over 15% of the steps.
+    - of a tower narrower than 768 the mask token starts as the mean patch, and the self-training loss is divided by all
+      images of the batch: with few patches, or few confident images, the published two unlearn whole images.
     - mask cells of two patches a side where there are eight or more, else of one.
     """
     wanted = max(images / STEPS_AN_EPOCH, classes)
@@ -76,9 +78,11 @@ def settings(images: int, classes: int, width: int, size: int, patch: int, looke
         "ema_warmup_steps": round(EMA_END * steps),
         "mask_patch_size": cell,
         "mask_ratio": 0.1,
+        "mask_token": "mean" if width < LARGE else "random",
         "confidence_threshold": 0.7,
         "fairness_weight": 1.0,
         "align_weight": 0.2,
+        "loss_reduction": "batch" if width < LARGE else "global",
         "logit_factor": "model",
         "weak_padding": size // 16 if size <= 64 else 0,
         "flip": 0.0,

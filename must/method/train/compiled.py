@@ -5,7 +5,7 @@ import time
 
 import torch
 
-from must.base.text import printable
+from must.base.text import one_line, printable
 from must.data.augment.normalize import normalize
 from must.method.train.autotune import blank_for
 from must.method.train.step import MustStep
@@ -41,7 +41,7 @@ def compile_blocks(method: MustStep, images: int) -> str:
         run_once(method, images)
         say(f"blocks compiled in {time.monotonic() - began:.0f} s; --no-compile runs them as they are")
     except Exception as error:  # of the compiler, the driver, or a kernel
-        why = printable(" ".join(str(error).split()))[:200]
+        why = printable(one_line(error))[:200]
         for block in blocks:
             block._compiled_call_impl = None
         say(f"--compile: torch.compile does not work here, so blocks run as they are: {why}")

@@ -42,6 +42,7 @@ RESUME_SAFE_FIELDS = frozenset(
 LATER: dict[str, Any] = {
     "class_prior": "uniform",
     "class_shares": None,
+    "mask_token": "random",
 }
 # What runs could be made with earlier and no more: one that was is another run, whatever else is the same.
 WITHDRAWN: dict[str, Any] = {"relative_threshold": 0.0, "pseudo_labels": "teacher"}

@@ -49,7 +49,7 @@ from must.method.train.timers import CheckpointTimer, RunTimer
 from must.method.train.trackers.base import Life
 from must.method.train.trackers.fan import Trackers
 from must.method.train.train_state import TrainState
-from must.method.train.warm_start import start_from
+from must.method.train.warm_start import start_from, start_mask_token
 
 logger = logging.getLogger(__name__)
 
@@ -102,9 +102,11 @@ class Trainer:
         self.zero_shot = zero_shot_bundle(classifier, config.model, config.pretrained, config.logit_factor)
         student = self.zero_shot.model.to(processes.device)
         self.reference = make_teacher(student)  # the zero-shot model: for the share of labels that changed
+        preprocess = preprocess_of(self.zero_shot.description)
         if config.init:
             start_from(config.init, self.zero_shot, self.origin.get("model_sha256", ""))
-        preprocess = preprocess_of(self.zero_shot.description)
+        elif config.mask_token == "mean":
+            start_mask_token(self.zero_shot, EvalSource(self.reader, preprocess, SELECT_BATCH, 0), processes.device)
         views = ViewSettings.of(config, preprocess, student.patch_size)
         self.dataset = TrainDataset(self.reader, make_views(views, config.views, config.augment_device), config.seed)
         self.whole = plan = self.batches(0)

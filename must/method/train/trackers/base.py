@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from must.base.text import printable
+from must.base.text import one_line, printable
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ def points(values: dict[str, Any]) -> dict[str, float]:
 
 def reason(error: Exception) -> str:
     """What an error of a tracker's package says, on one line of at most 300 characters."""
-    return printable(" ".join(str(error).split()) or type(error).__name__, 300)
+    return printable(one_line(error), 300)
 
 
 class Tracker(Protocol):
