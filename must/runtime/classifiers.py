@@ -40,16 +40,17 @@ def provide(
         storage.write_bytes(weights, data)
         logger.info(f"{description['classes']} classes: the classifier of an earlier run, {place}")
         return {**description, "kept": True}
+    file = storage.join(place, CLASSIFIER_FILE)  # `weights` is a path of the orchestrator's, without an ending
     result = call(
-        "classifier", classes=classes, model=model, pretrained=pretrained, look_alikes=look_alikes, output=weights,
+        "classifier", classes=classes, model=model, pretrained=pretrained, look_alikes=look_alikes, output=file,
         model_store=work.models,
     )  # fmt: skip
-    data = storage.read_bytes(weights)
+    data = storage.read_bytes(file)
+    storage.write_bytes(weights, data)
     sha256 = hashlib.sha256(data).hexdigest()
     description = {"sha256": sha256, "classes": len(result.classes), "model_folder": result.model_folder}
     kept = result.encoder
     description |= {"look_alikes": kept.name if kept else "tower", "encoder_folder": kept.folder if kept else ""}
-    storage.write_bytes(storage.join(place, CLASSIFIER_FILE), data)
     storage.write_bytes(storage.join(place, DESCRIPTION), json.dumps(description).encode())  # last: now it counts
     return {**description, "kept": False}
 

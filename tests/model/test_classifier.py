@@ -175,7 +175,7 @@ def test_shares_are_relative_and_travel_in_the_file(tmp_path):
 
 
 def test_a_file_without_shares_is_what_it_was_before_there_were_any(tmp_path):
-    plain, shares = str(tmp_path / "plain"), str(tmp_path / "shares")
+    plain, shares = str(tmp_path / "plain.safetensors"), str(tmp_path / "shares.safetensors")
     classifier(ClassifierConfig(classes=write(tmp_path, GOOD), model=str(asset_folder()), output=plain))
     assert "shares" not in read_header(plain)
     assert load_text_classifier(plain).shares == ()

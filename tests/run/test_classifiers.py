@@ -1,13 +1,13 @@
 """A classifier that an earlier run made is used again if it is whole; and what an artifact may tell of itself."""
 
 import hashlib
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from must.base import storage
 from must.base.files import CLASSIFIER_FILE
+from must.config import ClassifierConfig
 from must.method.model.folder import MODEL_FOLDER_FILE, WEIGHTS_FILE
 from must.runtime import classifiers
 from must.runtime.classifiers import provide
@@ -20,8 +20,9 @@ def made(monkeypatch, tmp_path):
     contents = []
 
     def call(stage, output, model_store, **values):
-        contents.append(f"weights {len(contents)} of {values['classes']}".encode())
-        Path(output).write_bytes(contents[-1])
+        config = ClassifierConfig(output=output, model_store=model_store, **values)
+        contents.append(f"weights {len(contents)} of {config.classes}".encode())
+        storage.write_bytes(output, contents[-1])
         for file in (MODEL_FOLDER_FILE, WEIGHTS_FILE):
             storage.write_bytes(f"{model_store}/ViT-B-16/{file}", b"x")
         return SimpleNamespace(classes=("cat", "dog"), model_folder=f"{model_store}/ViT-B-16", encoder=None)
