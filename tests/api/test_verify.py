@@ -11,6 +11,7 @@ from must.api import cli
 from must.api.demo import asset_folder
 from must.api.verify import runs, speed, steps, table, weights
 from must.api.verify.single import CheckFailedError, Setting, demand
+from must.method.train import compiled
 from tests.api.published import published
 
 
@@ -83,6 +84,13 @@ def test_precision_fails_where_the_losses_part(setting, monkeypatch):
     monkeypatch.setattr(steps, "BF16_APART", 0.0)
     with pytest.raises(CheckFailedError, match="largest difference"):
         steps.precision(setting)
+
+
+@pytest.mark.slow
+def test_compile_fails_where_the_blocks_run_as_they_are(setting, monkeypatch):
+    monkeypatch.setattr(compiled, "BACKEND", "nothing")
+    with pytest.raises(CheckFailedError, match="nothing"):
+        steps.compiled(setting)
 
 
 @pytest.mark.slow

@@ -52,6 +52,7 @@ for name in {hidden!r}:
 for name in ("register_at_fork", "fork", "O_NONBLOCK", "O_CLOEXEC", "O_DIRECTORY", "O_NOFOLLOW", "O_TMPFILE", "fchmod",
              "sched_getaffinity", "setsid", "killpg", "getpgid", "geteuid", "posix_fadvise", "statvfs"):
     vars(os).pop(name, None)
+os.process_cpu_count = os.cpu_count  # Python's own from 3.13 on, which is this where there is no sched_getaffinity
 for name in ("pthread_sigmask", "SIGKILL", "SIGHUP", "SIGALRM", "SIGPIPE", "SIGCHLD", "SIG_BLOCK", "SIG_UNBLOCK"):
     vars(signal).pop(name, None)
 """

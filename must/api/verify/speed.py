@@ -112,11 +112,11 @@ def measured(setting: Setting, model: str, batch: int) -> Found:
     values["busy"], values["kernels"] = kernels(lambda: method(99, parts), device)
     method = random_method(setting, model, batch, precision="bf16")
     began = time.perf_counter()
-    values["compiles"] = not setting.tiny and not compile_blocks(method, batch)
+    why = "not tried on a CPU" if setting.tiny else compile_blocks(method, batch)
     values["compile_s"] = time.perf_counter() - began
     values["compiled_images_per_s"] = batch / seconds_of(lambda number: method(number, parts), device)
     gain = batch / values["images_per_s"] - batch / values["compiled_images_per_s"]
-    values["compiling_pays_after"] = round(values["compile_s"] / gain) if values["compiles"] and gain > 0 else None
+    values["compiling_pays_after"] = round(values["compile_s"] / gain) if gain > 0 and not why else None
     values["plain_images_per_s"] = batch / plain_seconds(setting, model, parts, device)
     faster = values["images_per_s"] / values["plain_images_per_s"]
     values["calculated_memory"] = calculated_bytes(method, batch)
@@ -126,18 +126,16 @@ def measured(setting: Setting, model: str, batch: int) -> Found:
         setting.tiny or faster > 0.9,
         f"{values['images_per_s']:.0f} images/s ({values['share_of_peak']:.0%} of the peak, the device computes "
         f"{values['busy']:.0%} of the time), compiled {values['compiled_images_per_s']:.0f} "
-        f"({worth(values)}), plain loop "
+        f"({worth(why, values)}), plain loop "
         f"{values['plain_images_per_s']:.0f}; batch {batch}{memory}",
         **values,
     )
 
 
-def worth(values: dict[str, Any]) -> str:
-    """Whether compiling makes a step faster here."""
-    if not values["compiles"]:
-        return "torch.compile does not work"
+def worth(why: str, values: dict[str, Any]) -> str:
+    """Whether compiling makes a step faster here, or why there is none."""
     steps = values["compiling_pays_after"]
-    return f"earned back after {steps} steps" if steps else "not faster"
+    return why or (f"faster, earned back after {steps} steps" if steps else "not faster")
 
 
 def calculated_bytes(method: MustStep, batch: int) -> float:

@@ -46,8 +46,12 @@ CHECKS: Final[dict[str, Check]] = {
     "resume-all": Check("runs:resume:all", "so does one on all GPUs", gpus=2, seconds=240),
     "fsdp": Check("runs:fsdp", "--parallel fsdp takes the steps of ddp", gpus=2, seconds=240),
     "attention": Check("speed:attention", "attention runs as one fused kernel"),
-    "speed-b32": Check("speed:speed:ViT-B-32-quickgelu", "ViT-B/32: speed beside a plain PyTorch loop, memory"),
-    "speed-b16": Check("speed:speed:ViT-B-16-quickgelu", "ViT-B/16: speed beside a plain PyTorch loop, memory"),
+    "speed-b32": Check(
+        "speed:speed:ViT-B-32-quickgelu", "ViT-B/32: speed beside a plain PyTorch loop, memory", seconds=180
+    ),
+    "speed-b16": Check(
+        "speed:speed:ViT-B-16-quickgelu", "ViT-B/16: speed beside a plain PyTorch loop, memory", seconds=180
+    ),
     "speed-l14": Check(
         "speed:speed:ViT-L-14-quickgelu", "ViT-L/14: speed beside a plain PyTorch loop, memory", seconds=180
     ),

@@ -34,13 +34,13 @@ def compile_blocks(method: MustStep, images: int) -> str:
         Why it does not work here, in one line; '' if it does.
     """
     began, blocks = time.monotonic(), [*method.teacher.tower.blocks, *method.student.tower.blocks]
-    for block in blocks:
-        block.compile(backend=BACKEND, dynamic=False)
     why, say = "", logger.info if method.world.is_main else logger.debug
     try:
+        for block in blocks:
+            block.compile(backend=BACKEND, dynamic=False)
         run_once(method, images)
         say(f"blocks compiled in {time.monotonic() - began:.0f} s; --no-compile runs them as they are")
-    except Exception as error:  # of the compiler, the driver, or a kernel
+    except Exception as error:  # of a Python that torch.compile does not know, the compiler, the driver, a kernel
         why = printable(one_line(error))[:200]
         for block in blocks:
             block._compiled_call_impl = None

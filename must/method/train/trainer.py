@@ -116,6 +116,7 @@ class Trainer:
         self.state = TrainState.of(config, self.reader.index, classifier)
         self.health = Health(config, processes, self.reader, self.method, self.state, self.reference)
         self.facts: dict[str, Any] | None = None  # what the images look like
+        self.not_compiled = ""  # why torch.compile does not work here, where it was asked for
 
     def batches(self, first_step: int) -> GlobalBatches:
         config, rank, size = self.config, self.world.rank, self.world.size
@@ -146,7 +147,7 @@ class Trainer:
             workers = choose_loaders(self.world.device, progress.micro_batch, self.method.preprocess.size)
         self.config = replace(config, accumulate=pieces, workers=workers)
         if pays(config.compile, self.world.device.type, self.whole.steps - progress.step):
-            compile_blocks(self.method, progress.micro_batch)
+            self.not_compiled = compile_blocks(self.method, progress.micro_batch)
 
     def run(self, stop: StopSignal) -> dict[str, Any]:
         self.choose()
