@@ -155,12 +155,13 @@ def configured(
     flags: dict[str, Any] = {"shards": shards, "classifier": names, "output": str(folder), "seed": seed}
     if setting in AUTO:
         shape = tower_shape(folder_of_model, "")
+        fewer = auto.for_classes(len(made.classes), shape[0])  # the panel says how many images are shown
         with fewer_epochs(snapshots == 1):
-            settings = auto_settings(count, len(made.classes), *shape, looked_at=images)
+            settings = auto_settings(count, len(made.classes), *shape, looked_at=images / fewer)
         settings |= {"mask_token": "random", "loss_reduction": "global"} | AUTO[setting]
         part = 1 / 3 if setting == "auto-third" else 1.0
         if setting not in ("auto-classes", "auto-gentle", "auto-aimless"):
-            part /= auto.for_classes(len(made.classes), shape[0])
+            part /= fewer
         settings |= {name: settings[name] * part for name in ("lr", "min_lr")}
         if setting == "auto-memory":
             longer = {name: 1 - (1 - settings[name]) / 3 for name in ("ema_decay_init", "ema_decay")}
@@ -225,7 +226,7 @@ def remembered_balance(
 def fewer_epochs(fewer: bool) -> Iterator[None]:
     """The second panel shows as many images to 6,000 as to 1,400; auto itself would take at least ten epochs."""
     usual = auto.EPOCHS
-    auto.EPOCHS = (2, usual[1]) if fewer else usual
+    auto.EPOCHS = (2, 1000) if fewer else usual
     try:
         yield
     finally:

@@ -24,7 +24,7 @@ SIZES = (1, 20, 300, 1097, 1_000_000)
 def test_settings_can_be_trained_with(images, tower, classes):
     found = settings(images, classes, *TOWERS[tower])
     config = load(TrainConfig, {"shards": "s", "classifier": "c", "output": "o", **found})
-    assert 1 <= config.batch_size <= min(images, BATCHES[1]) and EPOCHS[0] <= config.epochs <= EPOCHS[1]
+    assert 1 <= config.batch_size <= min(images, BATCHES[1]) and 1 <= config.epochs <= EPOCHS[1]
     assert config.batch_size == images or math.log2(config.batch_size).is_integer()
     assert 0 < config.min_lr < config.lr
     assert 0.9 <= config.ema_decay_init <= config.ema_decay <= 0.9998
@@ -66,11 +66,12 @@ def test_learning_rates_fall_with_the_width():
 def test_tiny_towers_are_trained_more_gently_the_more_classes_there_are():
     few, ten, many = (settings(2000, k, *TOWERS["tiny"]) for k in (5, 10, 90))
     assert few["lr"] == ten["lr"] == pytest.approx(3 * many["lr"], rel=0.01) and few["batch_size"] == many["batch_size"]
+    assert (ten["epochs"], many["epochs"]) == (22, 7), "and for less long"
     assert (many["mask_token"], many["loss_reduction"]) == ("mean", "batch")
     wide = settings(20_000, 90, *TOWERS["ViT-B/16"])
     assert (wide["mask_token"], wide["loss_reduction"]) == ("random", "global"), "as published"
-    large = [settings(20_000, k, *TOWERS["ViT-B/16"])["lr"] for k in (10, 1000)]
-    assert large[0] == large[1]
+    large = [settings(20_000, k, *TOWERS["ViT-B/16"]) for k in (10, 1000)]
+    assert large[0]["lr"] == large[1]["lr"] and large[0]["epochs"] == large[1]["epochs"] >= EPOCHS[0]
 
 
 def test_steps_grow_with_the_width():

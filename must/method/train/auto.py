@@ -49,7 +49,8 @@ def settings(images: int, classes: int, width: int, size: int, patch: int, looke
     - batch_size: a power of two, about a sixteenth of the images, and as many as there are classes where that is
       possible: the class balance is a batch's.
     - epochs: as many as show 44,000 images at width 128, 10 to 60; a wider tower learns in smaller steps, and looks at
-      more of them, with the square root of its width.
+      more of them, with the square root of its width. With the classes they fall as the learning rate does: with many,
+      what lies beyond a third of that length was seen to harm.
     - lr: for 64 images a step 1e-3 at width 128 and 2e-5 at 768, on a straight line of the logarithms in between and
       beyond; it grows with the square root of the batch. At width 128 it falls with the square root of the classes
       beyond ten, at 768, where it was found with hundreds of them, not at all.
@@ -62,10 +63,11 @@ def settings(images: int, classes: int, width: int, size: int, patch: int, looke
     batch = 2 ** round(math.log2(min(max(wanted, BATCHES[0]), BATCHES[1])))
     batch = min(batch, max(images, 1))
     looked_at *= math.sqrt(width / TINY)
-    epochs = round(min(max(looked_at / max(images, 1), EPOCHS[0]), EPOCHS[1]))
+    fewer = for_classes(classes, width)
+    epochs = max(round(min(max(looked_at / max(images, 1), EPOCHS[0]), EPOCHS[1]) * fewer), 1)
     steps = max(images // batch, 1) * epochs
     slope = math.log(ITS_LR_TOO / ITS_LR) / math.log(LARGE / TINY)
-    lr = ITS_LR * (width / TINY) ** slope * math.sqrt(batch / 64) * for_classes(classes, width)
+    lr = ITS_LR * (width / TINY) ** slope * math.sqrt(batch / 64) * fewer
     side = size // patch
     cell = 2 * patch if side >= 8 and side % 2 == 0 else patch
     return {
@@ -96,7 +98,7 @@ def settings(images: int, classes: int, width: int, size: int, patch: int, looke
 
 
 def for_classes(classes: int, width: int) -> float:
-    """What the learning rate is multiplied by because there are so many classes: at most 1."""
+    """What learning rate and epochs are multiplied by because there are so many classes: at most 1."""
     narrow = min(max(math.log(LARGE / width) / math.log(LARGE / TINY), 0.0), 1.0)
     return min(math.sqrt(ITS_CLASSES / max(classes, 1)), 1.0) ** narrow
 
