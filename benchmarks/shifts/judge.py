@@ -144,9 +144,10 @@ def main() -> None:
     print("|---|---|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
     for row in found:
         error = f" (±{row['errors'][ALPHAS.index(row['alpha'])]:.1f})" if "errors" in row else ""
+        shown = f"{row['shown']:,}" if row["shown"] else "own"
         values = " | ".join(number(row[name]) for name in ("full", "blind_fifth", "floor", "steps"))
         print(
-            f"| {row['role']} | {row['task']} | {row['variant']} | {row['setting']} | {row['shown']:,}, {row['seed']} "
+            f"| {row['role']} | {row['task']} | {row['variant']} | {row['setting']} | {shown}, {row['seed']} "
             f"| {row['classes']} | {row['images']:,} | {row['zero_shot']:.1f} | {values} | "
             f"{row['kept']:+.1f}{error} at {row['alpha']:g} | {row['best']:+.1f} |"
         )

@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--settings", nargs="+", default=["digits"], choices=tuple(SETTINGS))
-    parser.add_argument("--images", type=int, default=14_000, help="images seen in training, about")
+    parser.add_argument("--images", type=int, default=14_000, help="images seen in training, about; 0: auto's own length")
     parser.add_argument("--short", action="store_true", help="as in the second panel: no ten epochs, one snapshot")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -156,8 +156,8 @@ def configured(
     if setting in AUTO:
         shape = tower_shape(folder_of_model, "")
         fewer = auto.for_classes(len(made.classes), shape[0])  # the panel says how many images are shown
-        with fewer_epochs(snapshots == 1):
-            settings = auto_settings(count, len(made.classes), *shape, looked_at=images / fewer)
+        with fewer_epochs(snapshots == 1 and images > 0):
+            settings = auto_settings(count, len(made.classes), *shape, looked_at=images / fewer or auto.IMAGES)
         settings |= {"mask_token": "random", "loss_reduction": "global"} | AUTO[setting]
         part = 1 / 3 if setting == "auto-third" else 1.0
         if setting not in ("auto-classes", "auto-gentle", "auto-aimless"):
