@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--settings", nargs="+", default=["digits"], choices=tuple(SETTINGS))
-    parser.add_argument("--images", type=int, default=14_000, help="images seen in training, about; 0: auto's own length")
+    parser.add_argument("--images", type=int, default=14_000, help="images to show, about; 0: auto's own length")
     parser.add_argument("--short", action="store_true", help="as in the second panel: no ten epochs, one snapshot")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
