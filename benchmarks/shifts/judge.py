@@ -1,4 +1,4 @@
-"""What the ladder keeps of every run of the second panel, beside all of the adaptation and the best rung by labels.
+"""What the ladder keeps of every run of the two later panels, beside all of the adaptation and the best rung by labels.
 
     python -m benchmarks.shifts.judge [--anew]      (seconds a run; reads what benchmarks/shifts/run.py has kept)
 
@@ -24,7 +24,7 @@ from benchmarks.shifts.packages import ROOT
 from benchmarks.shifts.tasks import CONTROLS, FITTED, JUDGING, WIDE
 from must.method.select import ladder
 from must.method.select.alpha import choose_alpha
-from must.method.select.ladder import RUNGS, SLOPE
+from must.method.select.ladder import NEEDED, RUNGS, SLOPE
 from must.method.select.neighbours import judges, look_alikes
 from must.method.select.rung_predictions import RungPredictions
 
@@ -91,13 +91,14 @@ def steps_alone() -> Iterator[None]:
 
 
 def at_once(row: Row) -> float:
-    """The share that is kept, at least, of a run of which only `z` is left: what was kept, with a clause that is gone,
-    or what zero-shot's look-alikes say at once or of the first tenth. Only renamed classes are not seen."""
+    """The share that is kept of a run of which only `z` is left: steps and refusals are recorded, and zero-shot's
+    look-alikes do not depend on them. Only renamed classes are not seen."""
+    refused = len(row["z"]) < len(ALPHAS)
     for number in range(len(row["z"]) - 1, 0, -1):
-        z, alpha = row["z"][number], ALPHAS[number]
-        if z > SLOPE * alpha or (number == 1 and z > 0):
-            return max(alpha, row["alpha"])
-    return row["alpha"]
+        z = row["z"][number]
+        if ALPHAS[number] > row["steps_alpha"] and z > SLOPE * ALPHAS[number] and not (refused and z <= NEEDED):
+            return ALPHAS[number]
+    return row["steps_alpha"]
 
 
 def completed(row: Row) -> Row:
@@ -117,7 +118,7 @@ def rows(anew: bool) -> list[Row]:
             known[key] = {"floor": known.get(key, {}).get("floor")} | row
     for row in known.values():
         row["role"] = role_of(row["task"])
-        if ladder.knows(row["preferred"], row["images"]):
+        if "errors" not in row:
             row["alpha"] = at_once(row)
     return sorted((completed(row) for row in known.values()), key=lambda row: (row["role"], *key_of(row)))
 
@@ -163,13 +164,15 @@ def main() -> None:
 
 
 def groups(found: list[Row]) -> dict[str, list[Row]]:
-    """By role; those that judged after "at once" was taken into the rule, the third panel and the controls stand for
-    themselves."""
+    """By role; runs of `auto` as it is, those that judged after "at once" was taken into the rule, the third panel and
+    the controls stand for themselves."""
     made: dict[str, list[Row]] = {}
     for row in found:
         name = row["role"]
         if row["variant"] in CONTROLS or row["setting"] == "auto-aimless":
             name = "controls"
+        elif not row["shown"]:
+            name += ", auto as it is"
         elif row["task"] in WIDE:
             name += ", third panel"
         elif name == "judging":

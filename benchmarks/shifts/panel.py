@@ -45,6 +45,13 @@ WIDE: tuple[tuple[str, str, tuple[str, ...], int], ...] = (  # (task, setting, v
     ("leaning", "auto-aimless", ("as-is",), 8_000), ("dotted", "auto-classes", ("few", "junk"), 8_000),
     ("tilted", "auto-classes", ("tail", "few", "junk"), 8_000), ("leaning", "auto-classes", ("junk", "swapped"), 8_000),
 )  # fmt: skip
+# `--preset auto` as it is, at its own length: (task, variants)
+OWN = (
+    ("faxed", ("as-is", "tail", "half", "few")), ("cyrillic", ("as-is", "half")), ("kanji", ("as-is", "tail")),
+    ("slanted", ("as-is", "tail", "few", "half")), ("grainy", ("as-is", "tail", "few")), ("display", ("as-is", "tail")),
+    ("printed", ("as-is", "half", "tail")), ("dotted", ("as-is",)), ("tilted", ("as-is",)),
+    ("leaning", ("as-is", "tail")),
+)  # fmt: skip
 
 
 def main() -> None:
@@ -62,6 +69,10 @@ def main() -> None:
                 images = LONGER.get((name, variant), IMAGES) if seed == 0 and setting == "auto" else IMAGES
                 images = 8_000 if (model == "kanji" and variant != "few") or setting == "auto-classes" else images
                 one(name, variant, setting, images, seed, short=(name, variant) != ("digits", "as-is"))
+    for seed in (0, 1):
+        for name, variants in OWN:
+            for variant in variants:
+                one(name, variant, "auto-gentle", 0, seed, short=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ Shapes: N images, K classes, C neighbours an image.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -114,6 +114,9 @@ def climb(
             z, needed = whole, at_once
         rungs.append(Rung(alpha, z, changed, "kept" if enough else "undecided", needed, whole))
         judge = number if stepped else judge
+    if reason:  # what was kept on little evidence needs more of such a way
+        weak = [rung.outcome == "kept" and rung.z <= NEEDED for rung in rungs]
+        rungs = [replace(r, outcome="undecided") if is_weak else r for r, is_weak in zip(rungs, weak, strict=True)]
     at = max((number for number, rung in enumerate(rungs, start=1) if rung.outcome == "kept"), default=0)
     kept = alphas[at - 1] if at else 0.0
     beyond = [
