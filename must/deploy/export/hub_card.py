@@ -83,8 +83,7 @@ def usage(packages: str, load: str, feature: str) -> str:
     """How Python code classifies a picture with an exported folder, as Markdown; `feature` is a unit one, [1, D]."""
     return f"""\
 ```python
-import json, {packages}
-from PIL import Image
+import json, {packages}, PIL.Image as Image
 {load}
 file = safetensors.safe_open("FOLDER/classifier.safetensors", "pt")
 columns, classes = file.get_tensor("classifier"), json.loads(file.metadata()["classes"])
