@@ -171,8 +171,8 @@ def groups(found: list[Row]) -> dict[str, list[Row]]:
         name = row["role"]
         if row["variant"] in CONTROLS or row["setting"] == "auto-aimless":
             name = "controls"
-        elif not row["shown"]:
-            name += ", auto as it is"
+        elif row["setting"] == "auto-gentle":
+            name += ", auto as it is" + (", shorter" if row["shown"] else "")
         elif row["task"] in WIDE:
             name += ", third panel"
         elif name == "judging":
