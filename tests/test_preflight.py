@@ -39,7 +39,7 @@ except SystemExit as end:
         ("evaluate --model nowhere --shards nowhere --output report", 2, "--model nowhere: no model.json there"),
         ("export --model nowhere --output onnx", 2, "--model nowhere: no model.json there"),
         ("predict --model nowhere.onnx .", 2, "--model nowhere.onnx: no such file"),
-        ("classifier --classes none.yaml --model ViT-B-16 --output c.safetensors", 2, "--classes none.yaml: no such file"),
+        ("classifier --classes no.yaml --model ViT-B-16 --output c.safetensors", 2, "--classes no.yaml: no such file"),
     ],
 )
 def test_help_and_wrong_input_are_told_in_a_line_before_anything_heavy_is_imported(tmp_path, line, code, message):
