@@ -13,9 +13,8 @@ from must.method.train.step import MustStep
 logger = logging.getLogger(__name__)
 
 BACKEND = "inductor"
-LONG = (
-    2000  # steps from which `auto` compiles: a minute or two of it, earned back at a tenth of a step of 0.3 s or more
-)
+# Steps from which `auto` compiles: it takes a minute or two, earned back at a tenth of a step of 0.3 s or more.
+LONG = 2000
 
 
 def pays(asked: bool | str, device: str, steps: int) -> bool:
