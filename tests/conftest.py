@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import shutil
+import socketserver
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +20,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 forget()
 leave_the_cluster()
 sys.dont_write_bytecode = False
+# A server in this process hears of its end at its next look, which is twice a second otherwise: its test would wait.
+socketserver.BaseServer.serve_forever.__defaults__ = (0.02,)
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -48,7 +51,7 @@ def pytest_configure(config):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
-    """What --numprocesses auto means: a core that would idle while a test waits gets another one's. By our own count, as
+    """What --numprocesses auto means: one more than there are cores, as tests also wait. By our own count of them:
     xdist's needs psutil and sees no container's limit."""
     return cores() + 1
 

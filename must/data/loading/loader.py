@@ -125,8 +125,8 @@ def train_batches(
 
 
 def each(loader: DataLoader) -> Iterator[Any]:
-    """What it gives. With an error its processes end at once: torch's frames in the traceback hold them in a circle, and
-    where that is garbage one day, its queues are closed first, so that the program waits five seconds for each process.
+    """What it gives. With an error its processes end at once: torch's frames in the traceback hold them in a circle,
+    and when that is collected one day, its queues are closed first and the program waits five seconds for each process.
     """
     try:
         yield from loader
