@@ -11,17 +11,14 @@ pipeline, one run at a time, and runs that were missed are not caught up.
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import kfp_server_api as api
 
-from must.base.exits import WRONG_INPUT
 from must.base.flags import OneLineParser
 from must.base.parameters import read_mapping
-from must.base.text import without_secrets
 from must_pipeline import DESCRIPTION
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.load import load_cluster
@@ -52,23 +49,19 @@ def main() -> None:
     parser.add_argument("--cluster", type=Path, default=nearest(CLUSTER), help="namespace and account [cluster.yaml]")
     add_arguments(parser)
     options = parser.parse_args()
-    try:
-        cluster = load_cluster(options.cluster)
-        namespace = options.namespace or cluster.namespace
-        if options.action != "list" and not options.what:
-            raise ValueError(f"{options.action}: {'which file' if options.action == 'apply' else 'which schedule'}?")
-        if cluster.kind == "vertex":
-            on_vertex(options, cluster)
-        elif options.action == "apply":
-            schedule = read_schedule(Path(options.what), options.pipeline)
-            apply(Kfp(options), schedule, options.pipeline, namespace, cluster.service_account)
-        elif options.action == "list":
-            print_schedules(Kfp(options), namespace)
-        else:
-            switch(Kfp(options), options.action, options.what, namespace)
-    except ValueError as error:
-        print(f"{parser.prog}: {without_secrets(str(error))}", file=sys.stderr)
-        raise SystemExit(WRONG_INPUT) from None
+    cluster = load_cluster(options.cluster)
+    namespace = options.namespace or cluster.namespace
+    if options.action != "list" and not options.what:
+        raise ValueError(f"{options.action}: {'which file' if options.action == 'apply' else 'which schedule'}?")
+    if cluster.kind == "vertex":
+        on_vertex(options, cluster)
+    elif options.action == "apply":
+        schedule = read_schedule(Path(options.what), options.pipeline)
+        apply(Kfp(options), schedule, options.pipeline, namespace, cluster.service_account)
+    elif options.action == "list":
+        print_schedules(Kfp(options), namespace)
+    else:
+        switch(Kfp(options), options.action, options.what, namespace)
 
 
 def on_vertex(options: argparse.Namespace, cluster: Cluster) -> None:

@@ -7,14 +7,12 @@ own parameters: what it had done is at work_uri, so it resumes from there.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import kfp_server_api as api
 
-from must.base.exits import WRONG_INPUT
 from must.base.flags import OneLineParser
 from must.base.parameters import read_mapping
 from must.base.text import without_secrets
@@ -43,12 +41,7 @@ def main() -> None:
         help="with --wait: times a run that was stopped from outside, by no person, is started again [2]",
     )  # fmt: skip
     add_arguments(parser)
-    options = parser.parse_args()
-    try:
-        raise SystemExit(submit(options))
-    except ValueError as error:
-        print(f"{parser.prog}: {without_secrets(str(error))}", file=sys.stderr)
-        raise SystemExit(WRONG_INPUT) from None
+    raise SystemExit(submit(parser.parse_args()))
 
 
 def submit(options: argparse.Namespace) -> int:

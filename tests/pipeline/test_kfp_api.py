@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from must_pipeline import DESCRIPTION, schedule, submit
+from must_pipeline.cli import call
 from must_pipeline.files import COMPILED
 from must_pipeline.server import api as kfp_api
 from must_pipeline.server import wait
@@ -50,7 +51,7 @@ def run(module, monkeypatch, *arguments):
     """The script's exit code."""
     monkeypatch.setattr(sys, "argv", [module.__file__, *map(str, arguments)])
     try:
-        module.main()
+        call(module.__name__.rpartition(".")[2])
         return 0
     except SystemExit as error:
         return error.code
