@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from must.base import storage
+from must.base.parameters import require
 from must.runtime.check import check_service_name
 
 PORT = 8080
@@ -83,6 +84,13 @@ def is_seen(registry: str, server: dict[str, Any]) -> bool:
     """Whether a server's pod sees the registry: in a bucket, or on the volume of cluster.yaml."""
     mount = server.get("mount", "")
     return storage.is_remote(registry) or bool(mount and f"{registry}/".startswith(f"{mount.rstrip('/')}/"))
+
+
+def require_seen(registry: str, server: dict[str, Any]) -> None:
+    require(
+        is_seen(registry, server),
+        f"serve: a server's pod does not see the registry {registry}; take a bucket, or the volume of cluster.yaml",
+    )
 
 
 def add_volume(predictor: dict[str, Any], name: str, place: str, source: dict[str, Any]) -> None:
