@@ -50,8 +50,7 @@ def main() -> None:
     started = time.monotonic()
     os.environ["MUST_RUN_AGAIN"] = again()  # for the summary of a run that failed
     given = read_mapping(options.parameters, f"--parameters {options.parameters}")
-    parameters = {"work_uri": str(options.output.resolve()), **given}
-    check_parameters(options.pipeline, parameters)
+    parameters = check_parameters(options.pipeline, {"work_uri": str(options.output.resolve()), **given})
     runner = None
     if options.runner == "docker":
         runner = docker_runner(parameters, options.output, options.user, options.mount, options.gpus)

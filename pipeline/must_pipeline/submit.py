@@ -62,8 +62,8 @@ def submit(options: argparse.Namespace) -> int:
     if options.again:
         body = same_again(kfp, options.again)
     else:
-        values = read_mapping(options.parameters, f"--parameters {options.parameters}")
-        check_parameters(options.pipeline, values)
+        given = read_mapping(options.parameters, f"--parameters {options.parameters}")
+        values = check_parameters(options.pipeline, given)
         experiment = kfp.experiment(options.experiment, namespace)
         pipeline, version, new = kfp.upload(options.pipeline, options.pipeline_name, namespace)
         print(f"pipeline {options.pipeline_name}: {'new version uploaded' if new else 'this version is there already'}")

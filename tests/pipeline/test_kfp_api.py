@@ -277,8 +277,8 @@ def test_a_server_that_cannot_be_reached_is_one_line(files, monkeypatch, capsys)
         ({"name": ""}, "name is missing"),
         ({"parameters": {"sorce": "x"}}, "no parameter 'sorce'; did you mean 'source'?"),
         ({"parameters": {"source": "x"}}, "parameters missing: classes, work_uri"),
-        ({"parameters": PARAMETERS | {"epochs": "many"}}, "parameter epochs: expected number_integer, got 'many'"),
-        ({"parameters": PARAMETERS | {"append": 1}}, "parameter append: expected boolean"),
+        ({"parameters": PARAMETERS | {"epochs": "many"}}, "parameter epochs: expected a whole number, got 'many'"),
+        ({"parameters": PARAMETERS | {"append": 1}}, "parameter append: expected true or false"),
         ({"parameters": PARAMETERS | {"settings": {"x": "y" * 10_000}}}, "Kubeflow Pipelines allows 10,000"),
     ],
 )
