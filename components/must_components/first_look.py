@@ -1,7 +1,5 @@
 """What the stage inputs asks besides the library's first look: the cluster, for what later stages need of it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from must.runtime import stages

@@ -5,8 +5,6 @@ are checked and put beside the questions, in work_uri. Where they decide, the ru
 parameters: what it had done is found there, and its promotion goes on.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """must-pipeline compile | submit | answer | schedule | run | files: the commands of the Kubeflow pipeline."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 

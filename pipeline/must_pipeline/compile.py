@@ -3,8 +3,6 @@
 Upload the file in Kubeflow Pipelines, or give it to must-pipeline submit or must-pipeline schedule.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 import sys

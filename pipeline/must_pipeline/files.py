@@ -4,8 +4,6 @@ cluster.yaml (every key explained), clusters/ (an example for each platform), ru
 schedule.yaml, and deploy/ (accounts and more, for kubectl apply -k). A file that is there already is left alone.
 """
 
-from __future__ import annotations
-
 import argparse
 import shutil
 from pathlib import Path

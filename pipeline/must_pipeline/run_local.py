@@ -5,8 +5,6 @@ engine is needed, or with --runner docker in its own image (docs/containers.md).
 pipeline's parameters (must_pipeline/dag.py explains them).
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

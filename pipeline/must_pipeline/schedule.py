@@ -8,8 +8,6 @@ A schedule is known by its name: applying the same file again changes nothing. E
 pipeline, one run at a time, and runs that were missed are not caught up.
 """
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import dataclass, field, replace
 from pathlib import Path

@@ -4,8 +4,6 @@ The compiled pipeline is uploaded as a new version if its content is new. A run 
 own parameters: what it had done is at work_uri, so it resumes from there.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from pathlib import Path

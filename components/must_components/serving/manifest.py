@@ -1,7 +1,5 @@
 """The InferenceService, as a plain dictionary: KServe's serving.kserve.io/v1beta1 with a container of our own."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from must.base import storage

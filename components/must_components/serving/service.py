@@ -1,7 +1,5 @@
 """What the stage serve does: writes the InferenceService beside LATEST, and applies it where it is asked to and may."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import yaml

@@ -4,8 +4,6 @@ So the same (seed, epoch, sample) gives the same crops, flips, operations and ma
 views. The three random generators and the order in which they are used are those of the published implementation.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import random

@@ -1,7 +1,5 @@
 """cluster.yaml, read and checked."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from must.base.parameters import convert_fields, read_mapping

@@ -1,7 +1,5 @@
 """cluster.yaml's decisions for the nodes of a TrainJob, as the launcher gets them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from must_pipeline.cluster.config import Cluster

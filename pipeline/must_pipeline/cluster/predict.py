@@ -1,7 +1,5 @@
 """What `predict.settings` of cluster.yaml ask of `must predict`, and so of the model that it is to work with."""
 
-from __future__ import annotations
-
 from must.base.parameters import settings_of, with_name
 from must.config import PredictConfig
 from must_pipeline.cluster.config import Cluster, Prediction

@@ -1,7 +1,5 @@
 """Contradictions within cluster.yaml, and what Kubernetes would refuse later."""
 
-from __future__ import annotations
-
 import re
 
 from must.base.parameters import require

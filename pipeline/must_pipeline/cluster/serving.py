@@ -1,7 +1,5 @@
 """cluster.yaml's decisions for the pods of a server, as the stage serve gets them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from must_pipeline.cluster.config import Cluster

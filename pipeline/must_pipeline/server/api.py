@@ -1,7 +1,5 @@
 """The calls of Kubeflow Pipelines' v2beta1 API that submit.py and schedule.py need, and how they log in."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import os

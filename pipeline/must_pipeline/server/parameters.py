@@ -1,7 +1,5 @@
 """A run's parameters from a YAML file, checked against the compiled pipeline before anything is submitted."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

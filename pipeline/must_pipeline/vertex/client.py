@@ -1,7 +1,5 @@
 """Vertex AI's services for runs and schedules, by Google's client, over REST. Errors become one line each."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The body of a run: what google-cloud-aiplatform makes of the compiled file and the parameters, checked by it."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
