@@ -73,13 +73,14 @@ class Cluster:
             manifest,
             "application/apply-patch+yaml",
         )
+        said = one_line(answer.get("message") or "no reason")[:300]
         if status == 403:
             raise ValueError(
                 f"serve: the service account may not apply an {KIND} in {self.namespace}; deploy/serving.yaml "
-                f"lets it, or take `write` ({message(answer)})"
+                f"lets it, or take `write` ({said})"
             )
         require(status != 404, f"serve: this cluster knows no {KIND}; KServe is not installed")
-        require(status < 400, f"serve: the API server refuses the {KIND}: {status} {message(answer)}")
+        require(status < 400, f"serve: the API server refuses the {KIND}: {status} {said}")
         return self.namespace
 
     def check_trainer(self, runtime: str) -> None:
@@ -105,7 +106,3 @@ class Cluster:
             f"train: the service account may not use TrainJobs in {self.namespace}; give it the role in "
             "deploy/trainjobs.yaml",
         )
-
-
-def message(answer: Any) -> str:
-    return one_line(answer.get("message") or "no reason")[:300]

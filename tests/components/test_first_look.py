@@ -11,7 +11,7 @@ from must_components import cluster
 from must_components.cluster import Cluster
 from must_components.serving.manifest import inference_service
 from must_pipeline.cluster.config import Cluster as ClusterFile
-from must_pipeline.cluster.serving import server_of
+from must_pipeline.cluster.nodes import server_of
 
 SERVICES = "/apis/serving.kserve.io/v1beta1/namespaces/vision/inferenceservices/digits"
 TRAINERS = "/apis/trainer.kubeflow.org/v1alpha1"

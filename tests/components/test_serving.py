@@ -15,7 +15,7 @@ from must_components.cluster import Cluster as Account
 from must_components.serving import service
 from must_components.serving.manifest import inference_service, is_seen
 from must_pipeline.cluster.config import Cluster, CpuPool, Credentials, Toleration, Volume
-from must_pipeline.cluster.serving import server_of
+from must_pipeline.cluster.nodes import server_of
 
 REGISTRY = "gs://models/registry"
 

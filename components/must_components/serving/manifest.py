@@ -16,7 +16,7 @@ MODE = {"serving.kserve.io/deploymentMode": "RawDeployment"}
 
 
 def inference_service(registry: str, name: str, server: dict[str, Any]) -> dict[str, Any]:
-    """`server`: what cluster.yaml says, by must_pipeline/cluster/serving.py.
+    """`server`: what cluster.yaml says, by must_pipeline/cluster/nodes.py.
 
     The server looks at LATEST itself: the object stays the same from one promotion to the next, no pod is started anew,
     and what is served is what the registry says, also after a rollback.
