@@ -1,6 +1,6 @@
 """cluster.yaml's decisions for pods that others make: the nodes of a TrainJob, and a server's.
 
-Plain dictionaries, for they travel as parameters: train_job/manifest.py and serving/manifest.py of components read them.
+Plain dictionaries, for they travel as parameters; the manifest.py of must_components' train_job and serving read them.
 """
 
 from typing import Any
