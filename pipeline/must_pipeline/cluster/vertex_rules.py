@@ -38,7 +38,10 @@ def check_vertex(cluster: Cluster) -> None:
     """Raises ValueError, naming the keys."""
     check_absent(cluster)
     check_place(cluster)
-    check_gpus(cluster)
+    kind = cluster.gpu.accelerator
+    if cluster.gpu.count:
+        hint = did_you_mean(kind, list(ACCELERATORS))
+        require(kind in ACCELERATORS, f"gpu.accelerator '{kind}': Vertex has other names; {hint}")
     check_job(cluster)
     check_variables(cluster.env)
     for name, value in cluster.labels.items():
@@ -118,13 +121,6 @@ def check_place(cluster: Cluster) -> None:
         not board or board.partition("://")[0] in ("gs", "s3", "az", "abfs", "abfss"),
         f"tensorboard '{board}': must be a bucket's URI",
     )
-
-
-def check_gpus(cluster: Cluster) -> None:
-    kind = cluster.gpu.accelerator
-    if cluster.gpu.count:
-        hint = did_you_mean(kind, list(ACCELERATORS))
-        require(kind in ACCELERATORS, f"gpu.accelerator '{kind}': Vertex has other names; {hint}")
 
 
 def check_job(cluster: Cluster) -> None:
