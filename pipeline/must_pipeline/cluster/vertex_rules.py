@@ -5,9 +5,8 @@ from typing import Any
 
 from must.base.parameters import require
 from must.base.text import did_you_mean
-from must_pipeline.cluster.config import Cluster, CpuPool, Credentials, GpuPool, Retries, Training, Volume
+from must_pipeline.cluster.config import Cluster, CpuPool, Credentials, GpuPool, Retries, Training, Vertex, Volume
 from must_pipeline.cluster.variables import check_variables
-from must_pipeline.cluster.vertex import Vertex
 
 # The GPUs of the API's AcceleratorType (google-cloud-aiplatform 1.165), and the machines that have them; N1 takes the
 # older ones as it is asked. A test compares the names with the package's.
