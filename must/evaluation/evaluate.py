@@ -15,7 +15,6 @@ from must.base.text import Rows, cell, encoded, printable
 from must.config import EvaluateConfig
 from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
-from must.data.loading.reader import open_reader
 from must.evaluation import labelfree
 from must.evaluation.abstention import abstention
 from must.evaluation.audit import audit, kept_of, ladder_predictions
@@ -130,12 +129,9 @@ def score(
             runs.append([baseline])
     results: list[Scores] = []
     for run in runs:
-        preprocess = preprocess_of(run[0].description)
-        reader = open_reader(config.shards, config.split, config.cache, config.cache_gb, config.index_sha256)
-        source = EvalSource(reader, preprocess, config.batch_size, config.workers, here.rank, here.size)
+        source = EvalSource.of(config, preprocess_of(run[0].description), here.rank, here.size)
         models = [item.model for item in run]
-        classes = bundle.description.classes
-        samples, scores = score_split(models, source, preprocess, classes, here, config.labels == "auto")
+        samples, scores = score_split(models, source, bundle.description.classes, here, config.labels == "auto")
         results.extend(scores)
     return samples, results[0], results[1] if baseline else None
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from must.base.progress import bar
 from must.data.augment.normalize import normalize
-from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import EvalSource
 from must.method.distributed.process_group import World
 from must.method.model.masked_vit import MaskedViT
@@ -62,7 +61,6 @@ class Scores:
 def score_split(
     models: Sequence[MaskedViT],
     source: EvalSource,
-    preprocess: Preprocess,
     classes: Sequence[str],
     world: World,
     use_labels: bool = True,
@@ -92,7 +90,7 @@ def score_split(
                 problem = str(error)
                 break
             samples.append(Samples(batch.samples.numpy(), labels, np.array(batch.sources, dtype=object)))
-            images = normalize(batch.pixels.to(world.device), preprocess)
+            images = normalize(batch.pixels.to(world.device), source.preprocess)
             for model, collector in zip(models, collectors, strict=True):
                 collector.add(model(images), labels)
             shown.update(len(images))

@@ -12,7 +12,6 @@ from must.base.files import WEIGHTS_FILE
 from must.base.parameters import require
 from must.config import SelectConfig
 from must.data.loading.loader import EvalSource
-from must.data.loading.reader import open_reader
 from must.method.answers.decided import Decided, decided
 from must.method.distributed.process_group import init_distributed
 from must.method.model.bundle import (
@@ -25,7 +24,6 @@ from must.method.model.bundle import (
     zero_shot_bundle,
 )
 from must.method.model.classifier import load_text_classifier
-from must.method.model.encoder import load_kept
 from must.method.model.folder import Kept
 from must.method.model.masked_vit import MaskedViT
 from must.method.select.abstain import by_look_alikes
@@ -52,15 +50,12 @@ def select(config: SelectConfig) -> Choice:
     ours = bundle.description
     with init_distributed(config.device, timeout=600) as here:
         require(here.size == 1, "must select runs in one process")
-        reader = open_reader(config.shards, config.split, config.cache, config.cache_gb)
-        source = EvalSource(reader, preprocess_of(ours), config.batch_size, config.workers)
-        weights = {name: value.to(here.device) for name, value in bundle.model.state_dict().items()}
-        frozen = start_of(bundle, zero_shot)
+        source = EvalSource.of(config, preprocess_of(ours))
+        frozen, network = start_of(bundle, zero_shot), bundle.model
         kept, choice = select_weights(
-            frozen, weights, source, here.device, shares=shares_of(ours), by_people=by_people,
+            frozen, network.state_dict(), source, here.device, shares=shares_of(ours), by_people=by_people,
             encoder=zero_shot.encoder,
         )  # fmt: skip
-        network = bundle.model
         if zero_shot.encoder:
             ours = replace(ours, provenance=ours.provenance | {"encoder": zero_shot.encoder.record})
         description = described(ours, choice, zero_shot.description.logit_factor, by_people)
@@ -126,9 +121,7 @@ def select_weights(
         by_people: what answers say; where they decide, they outvote the look-alikes.
         encoder: what says which images look alike, if the frozen tower does not.
     """
-    preprocess = source.dataset.view.preprocess
-    eye = load_kept(encoder)
-    looks = predict_rungs(zero_shot, adapted, subsample(source, most), preprocess, device, pause=pause, encoder=eye)
+    looks = predict_rungs(zero_shot, adapted, subsample(source, most), device, pause, encoder)
     choice = choose_alpha(looks, shares=shares)
     if by_people and by_people.alpha is not None:
         choice = reviewed(choice, looks, by_people.alpha, by_people.text)
