@@ -1,6 +1,5 @@
 """The stage `must evaluate`: an adapted model against its baseline on one split, with labels or without."""
 
-import io
 import json
 import logging
 import traceback
@@ -11,7 +10,7 @@ import numpy as np
 from must import __version__
 from must.base import storage
 from must.base.files import DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
-from must.base.text import Rows, cell, encoded, printable
+from must.base.text import cell, csv_of, encoded, printable
 from must.config import EvaluateConfig
 from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
@@ -252,17 +251,14 @@ def origin(config: EvaluateConfig, bundle: Bundle, baseline: Bundle | None) -> d
 def predictions_csv(samples: Samples, after: Scores, before: Scores | None, metrics: dict[str, Any]) -> bytes:
     """A row an image: source, label, adapted class and probability, and the baseline's."""
     classes = [cell(name) for name in metrics["classes"]]
-    text = io.StringIO()
-    rows = Rows(text)
-    header = ["sample", "source", "label", "adapted", "adapted_probability"]
-    rows.add(*header, *(["baseline", "baseline_probability"] if before else []))
+    models = {"adapted": after} | ({"baseline": before} if before else {})
+    rows = [["sample", "source", "label", *(column for name in models for column in (name, f"{name}_probability"))]]
     for i, number in enumerate(samples.numbers):
         label = classes[samples.labels[i]] if samples.labels[i] >= 0 else ""
-        found = [classes[after.prediction[i]], f"{after.confidence[i]:.4f}"]
-        if before:
-            found += [classes[before.prediction[i]], f"{before.confidence[i]:.4f}"]
-        rows.add(int(number), cell(samples.sources[i]), label, *found)
-    return encoded(text.getvalue())
+        rows.append([str(number), cell(samples.sources[i]), label])
+        for scores in models.values():
+            rows[-1] += [classes[scores.prediction[i]], f"{scores.confidence[i]:.4f}"]
+    return csv_of(rows)
 
 
 def to_json(metrics: dict[str, Any]) -> bytes:

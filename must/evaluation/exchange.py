@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from must.base import storage
 from must.base.parameters import require
-from must.base.text import Rows, cell, encoded
+from must.base.text import cell, csv_of
 from must.config.labels import LabelsConfig
 from must.evaluation import labels as formats
 from must.evaluation.labels import NONE, Label, classes_of, read_labels
@@ -59,12 +59,8 @@ def exchange(config: LabelsConfig) -> Exchanged:
         require(bool(labels), f"--labels {config.labels}: a model said these, and nobody has answered: no answers")
         storage.write_bytes(output, formats.answers(labels, sha256_of))
     else:
-        text = io.StringIO()
-        rows = Rows(text)
-        rows.add("image", "label")
-        for one in (one for one in labels if not one.unsure):
-            rows.add(cell(one.image), cell(one.label or NONE))
-        storage.write_bytes(output, encoded(text.getvalue()))
+        said = [(cell(one.image), cell(one.label or NONE)) for one in labels if not one.unsure]
+        storage.write_bytes(output, csv_of([("image", "label"), *said]))
     labelled = sum(not one.unsure for one in labels)
     if any(one.picked for one in labels) and config.to != "answers":
         logger.warning(

@@ -1,6 +1,5 @@
 """The stage `must refine`: a better zero-shot, in seconds and without training."""
 
-import io
 import json
 import logging
 from dataclasses import replace
@@ -14,7 +13,7 @@ from must import __version__
 from must.base import storage
 from must.base.files import CLASSIFIER_FILE, PREDICTIONS_FILE
 from must.base.parameters import require
-from must.base.text import Rows, cell, encoded
+from must.base.text import cell, csv_of, encoded
 from must.config import RefineConfig
 from must.data.loading.loader import EvalSource
 from must.method.distributed.process_group import init_distributed
@@ -129,14 +128,12 @@ def improve(
 
 def predictions_csv(sources: list[str], classes: list[str], after: np.ndarray, before: np.ndarray) -> bytes:
     """predictions.csv."""
-    text = io.StringIO()
-    rows = Rows(text)
-    rows.add("image", "class", "probability", "zero_shot", "zero_shot_probability")
+    rows = [["image", "class", "probability", "zero_shot", "zero_shot_probability"]]
     names = [cell(name) for name in classes]
     for source, new, old in zip(sources, after, before, strict=True):
         pairs = [part for row in (new, old) for part in (names[row.argmax()], f"{row.max():.6f}")]
-        rows.add(cell(source), *pairs)
-    return encoded(text.getvalue())
+        rows.append([cell(source), *pairs])
+    return csv_of(rows)
 
 
 def log_line(story: dict[str, Any]) -> str:

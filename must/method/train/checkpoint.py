@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from must.base import storage
@@ -28,7 +27,6 @@ from must.method.distributed.process_group import World
 
 logger = logging.getLogger(__name__)
 
-LONGEST_PATH = 4200  # bytes; Linux allows 4096
 NAME = re.compile(r"step-(\d{9})\.(json|pt)")
 FAILURES = 2  # writes that may fail in a row before training stops: a full disk may be emptied, a bucket come back
 
@@ -262,12 +260,7 @@ def exclusive_checkpoints(checkpoints: Checkpoints, world: World) -> Iterator[No
                 logger.warning(f"warning: {error}; two runs that write there would not be noticed")
             except (ValueError, OSError) as error:
                 problem = error
-        refused = problem is not None
-        if world.size > 1:
-            flag = torch.tensor([int(refused)], device=world.device)
-            dist.all_reduce(flag)
-            refused = bool(flag.item())
-        if refused:
+        if any(world.gather(problem is not None)):
             raise problem or ValueError(f"{checkpoints.uri}: the first process could not take this place; it says why")
         yield
 
@@ -278,23 +271,7 @@ def newest_checkpoint(checkpoints: Checkpoints, world: World) -> Iterator[Path |
 
     Of a remote one each machine's first process makes a copy, which the machine's others read.
     """
-    if world.size == 1:
-        with checkpoints.newest() as path:
-            yield path
-        return
-    machine, is_first = os.environ.get("GROUP_RANK", "0"), os.environ.get("LOCAL_RANK", "0") == "0"
+    machine, is_first = os.environ.get("GROUP_RANK", "0"), world.is_main or os.environ.get("LOCAL_RANK") == "0"
     with checkpoints.newest() if is_first else nullcontext() as own:
-        found = gather_texts(f"{machine}:{own or ''}" if is_first else "", world)
-        place = dict(text.split(":", 1) for text in found if text)[machine]
-        yield Path(place) if place else None
-        dist.barrier()  # the others have read it
-
-
-def gather_texts(text: str, world: World) -> list[str]:
-    """Every process's text. As bytes: torch's own way for objects would unpickle what comes from the network."""
-    row = torch.zeros(LONGEST_PATH, dtype=torch.uint8)
-    data = os.fsencode(text)
-    row[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else row[:0]
-    rows = [torch.empty_like(row, device=world.device) for _ in range(world.size)]
-    dist.all_gather(rows, row.to(world.device))
-    return [os.fsdecode(bytes(row.tolist()).rstrip(b"\0")) for row in rows]
+        yield dict(place for place in world.gather((machine, own) if is_first else None) if place)[machine]
+        world.gather(None)  # the others have read it

@@ -5,9 +5,6 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-import torch
-import torch.distributed as dist
-
 from must.base import storage
 from must.base.parameters import require
 from must.config import TrainConfig
@@ -92,11 +89,8 @@ class TrainState:
 
     def check_all_find(self, step: int, world: World) -> None:
         """Processes that go on from different steps would train different models, or wait for each other for ever."""
-        if world.size == 1:
-            return
-        found = torch.tensor([step, -step], device=world.device)
-        dist.all_reduce(found, dist.ReduceOp.MAX)
-        newest, oldest = found[0].item(), -found[1].item()
+        found = world.gather(step)
+        newest, oldest = max(found), min(found)
         require(
             newest == oldest,
             f"{self.checkpoints.uri}: some processes find a checkpoint of step {newest} there, others one of step "
