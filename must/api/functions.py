@@ -24,17 +24,15 @@ BESIDE = {  # functions at `must` that are no stages
     "load": "must.api.model:load",
     "open_shards": "must.data.loading.open_shards:open_shards",
 }
+WRITTEN = BESIDE | {name: stage.python for name, stage in STAGES.items() if stage.python}  # not made here
 
 
 def function_at_must(name: str) -> Callable[..., Any]:
     """`must.NAME`."""
-    if name in BESIDE:
-        module, function_name = BESIDE[name].split(":")
+    if name in WRITTEN:
+        module, function_name = WRITTEN[name].split(":")
         return getattr(importlib.import_module(module), function_name)
     stage = STAGES[name]
-    if stage.python:
-        module, function_name = stage.python.split(":")
-        return getattr(importlib.import_module(module), function_name)
 
     def function(**values: Any) -> Any:
         given = {key: value for key, value in values.items() if value is not None}
