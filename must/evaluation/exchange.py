@@ -9,6 +9,7 @@ from must.base import storage
 from must.base.parameters import require
 from must.base.text import cell, csv_of
 from must.config.labels import LabelsConfig
+from must.data.sources.table_files import need_pyarrow
 from must.evaluation import labels as formats
 from must.evaluation.labels import NONE, Label, classes_of, read_labels
 from must.evaluation.sort import file_of
@@ -92,14 +93,10 @@ def write_cleanlab(config: LabelsConfig, labels: list[Label]) -> None:
     if not config.output.lower().endswith(".parquet"):
         storage.write_bytes(config.output, formats.dumped(found))
         return
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise ValueError(
-            f"Parquet files need the package pyarrow ({error}); install it with: pip install 'must-clip[parquet]', or "
-            "give a name that ends in .json"
-        ) from None
+    need_pyarrow(f"--output {config.output} (a name that ends in .json needs none)")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     table = pa.table({"image": found["images"], "label": found["labels"], "pred_probs": found["pred_probs"]})
     table = table.replace_schema_metadata({"classes": formats.dumped(found["classes"]).strip()})
     buffer = io.BytesIO()

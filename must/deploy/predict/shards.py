@@ -26,10 +26,11 @@ from must.config import PredictConfig
 from must.data.format.index import Index, Shard, load_index
 from must.data.format.offsets import load_offsets
 from must.data.format.samples import local_shard, texts_of
+from must.data.sources.table_files import need_pyarrow
 from must.deploy.predict.abstention import STORED, threshold
 from must.deploy.predict.decoding import Decoders
 from must.deploy.predict.engine import Classifier, Opener, onnx_model
-from must.deploy.predict.parquet import Run, Table, file_name, read_story, require_pyarrow
+from must.deploy.predict.parquet import Run, Table, file_name, read_story
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def predict_shards(config: PredictConfig, open_model: Opener = onnx_model) -> di
         ValueError: no model, no shards or damaged ones; or the output holds predictions of another run.
         storage.TransientError: a worker process was killed.
     """
-    require_pyarrow()
+    need_pyarrow(f"--output {config.output}")
     index = load_index(config.shards, config.index_sha256)
     shards = index.shards_of(config.split) if config.split else index.shards
     require(bool(shards), f"--shards {config.shards}: there are no images in it")

@@ -26,10 +26,8 @@ from must.method.model.bundle import (
 from must.method.model.classifier import load_text_classifier
 from must.method.model.folder import Kept
 from must.method.model.masked_vit import MaskedViT
-from must.method.select.abstain import by_look_alikes
-from must.method.select.alpha import Choice, choose_alpha, shares_of
+from must.method.select.alpha import Choice, choose_alpha, shares_of, unsure_at
 from must.method.select.ladder import RUNGS
-from must.method.select.neighbours import look_alikes
 from must.method.select.rung_predictions import MAX_IMAGES, RungPredictions, Weights, between, predict_rungs, subsample
 from must.method.select.tokens import TOWER
 from must.method.select.undecided import decided_by
@@ -164,10 +162,7 @@ def selection_text(choice: Choice, by_people: Decided | None = None) -> str:
 
 def reviewed(choice: Choice, looks: RungPredictions, alpha: float, why: str) -> Choice:
     """The same look at the images, with another share of the way kept and the threshold for naming no class of that."""
-    neighbours, originals = look_alikes(looks.tokens)
-    kept = looks.only(originals)
-    rung = (0.0, *RUNGS).index(alpha)
-    unsure = by_look_alikes(kept.probabilities[rung], kept.labels[rung], neighbours, alpha)
+    unsure = unsure_at(looks, (0.0, *RUNGS).index(alpha), alpha)
     return replace(choice, climb=replace(choice.climb, alpha=alpha, reason=why, undecided=None), abstention=unsure)
 
 

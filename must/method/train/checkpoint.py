@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import re
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -42,7 +41,6 @@ class Checkpoints:
     def __init__(self, uri: str, keep: int = 2, keep_every: int = 0) -> None:
         self.uri, self.keep, self.keep_every = uri, keep, keep_every
         self.still_ours: Callable[[], None] = lambda: None  # raises LockLostError once another run writes here
-        self._waited = 0.0
         self._snapshot = Snapshot()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future | None = None
@@ -63,25 +61,16 @@ class Checkpoints:
         A write that fails is reported at once and training goes on; when the next one fails too, its error comes out
         here.
         """
-        started = time.monotonic()
         self._finish_pending()
         if len(self._failures) >= FAILURES or any(isinstance(error, LockLostError) for error in self._failures):
             raise self._failures[-1]
         self._pending = self._writer.submit(self._try_to_write, step, self._snapshot.take(state))
-        self._waited += time.monotonic() - started
 
     def wait(self) -> None:
         """Returns when the last state is on disk. Raises what went wrong there."""
-        started = time.monotonic()
         self._finish_pending()
-        self._waited += time.monotonic() - started
         if self._failures:
             raise self._failures[-1]
-
-    def take_waited(self) -> float:
-        """Seconds that training stood still for checkpoints since the last call."""
-        waited, self._waited = self._waited, 0.0
-        return waited
 
     def close(self) -> None:
         self.wait()

@@ -55,7 +55,6 @@ class TrainState:
         """
         state = method.state_dict()
         if method.world.is_main:
-            self.progress.saving += self.checkpoints.take_waited()
             run = {"identity": self.fingerprint, "progress": asdict(self.progress), "log": json.dumps(self.log_lines)}
             run["trackers"] = self.run_ids
             self.checkpoints.save(self.progress.step, run | state)
