@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import Field
 from typing import Any, get_type_hints
 
-from must.api.results import RESULTS, result
+from must.api.results import RESULTS
 from must.api.stages import STAGES, Stage, configure, run
 from must.base.parameters import StageConfig, is_required, with_headings
 from must.base.storage import TransientError
@@ -57,7 +57,8 @@ def run_stage(name: str, values: dict[str, Any]) -> Any:
     except SystemExit as stopped:
         reason = getattr(stopped, "reason", "stopped")
         raise TransientError(f"{reason}; call must.{name} again with the same parameters to go on") from stopped
-    return result(name, config, (predictions, raw) if name == "predict" else raw)
+    kind: Any = RESULTS.get(name)
+    return kind.of(config, (predictions, raw) if name == "predict" else raw) if hasattr(kind, "of") else raw
 
 
 def signature(name: str, stage: Stage) -> inspect.Signature:

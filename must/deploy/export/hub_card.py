@@ -44,19 +44,15 @@ def hub_card(
 
 def base_model(description: Description) -> dict[str, Any]:
     """The backbone's repository on the hub, where open_clip or its own name tells it."""
+    import open_clip
+
     name = description.backbone.removeprefix("hf-hub:")
-    if name == description.backbone:
-        name = repository(description.backbone, description.pretrained)
+    if name == description.backbone and description.pretrained:
+        known = open_clip.get_pretrained_cfg(name.replace("/", "-"), description.pretrained) or {}
+        name = known.get("hf_hub", "").strip("/")
     if not REPOSITORY.fullmatch(name):
         return {}
     return {"base_model": name} | ({"base_model_relation": "finetune"} if description.provenance else {})
-
-
-def repository(backbone: str, pretrained: str) -> str:
-    import open_clip
-
-    known = open_clip.get_pretrained_cfg(backbone.replace("/", "-"), pretrained) if pretrained else {}
-    return (known or {}).get("hf_hub", "").strip("/")
 
 
 def measured(description: Description, metrics: dict[str, Any] | None) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def predict_shards(config: PredictConfig, open_model: Opener = onnx_model) -> di
         stories = read_stories(config.output, [shard for shard in mine if file_name(shard) in there], there, run)
         left = [shard for shard in mine if file_name(shard) not in there]
         stories += label(config, index, left, run, decoders, classifier()) if left else []
-    rows, unreadable = (sum(story[name] for story in stories) for name in ("rows", "unreadable"))
+    rows, unreadable, _ = totals(stories)
     logger.info(printable(line(config, len(mine), len(left), stories)))
     finish(config, shards, run)
     return {"images": rows - unreadable, "unreadable": unreadable}
@@ -192,9 +192,7 @@ def finish(config: PredictConfig, shards: tuple[Shard, ...], run: Run) -> None:
 
 def summary(run: Run, stories: list[dict[str, Any]]) -> bytes:
     """The bytes of predictions.json: the same, whoever writes it."""
-    rows, unreadable, abstained = (
-        sum(story[name] for story in stories) for name in ("rows", "unreadable", "abstained")
-    )
+    rows, unreadable, abstained = totals(stories)
     classes: dict[str, int] = {}
     for story in stories:
         for name, number in story["classes"].items():
@@ -206,6 +204,11 @@ def summary(run: Run, stories: list[dict[str, Any]]) -> bytes:
     return encoded(json.dumps({**content, "must_version": must.__version__}, indent=1) + "\n")
 
 
+def totals(stories: list[dict[str, Any]]) -> list[int]:
+    """Rows, those that could not be read, those without a class."""
+    return [sum(story[name] for story in stories) for name in ("rows", "unreadable", "abstained")]
+
+
 def coverage(rows: int, unreadable: int, abstained: int) -> float | None:
     """The share of the images that could be read which have a class; None: none could be read."""
     return (rows - unreadable - abstained) / (rows - unreadable) if rows > unreadable else None
@@ -213,9 +216,7 @@ def coverage(rows: int, unreadable: int, abstained: int) -> float | None:
 
 def line(config: PredictConfig, files: int, made: int, stories: list[dict[str, Any]]) -> str:
     """What this part has to tell in the end."""
-    rows, unreadable, abstained = (
-        sum(story[name] for story in stories) for name in ("rows", "unreadable", "abstained")
-    )
+    rows, unreadable, abstained = totals(stories)
     said = f"{rows} images" + (f", {unreadable} could not be read" if unreadable else "")
     if config.abstain and (share := coverage(rows, unreadable, abstained)) is not None:
         said += f", {100 * share:.1f}% of those that could be read have a class"
