@@ -60,8 +60,8 @@ def exchange(config: LabelsConfig) -> Exchanged:
         require(bool(labels), f"--labels {config.labels}: a model said these, and nobody has answered: no answers")
         storage.write_bytes(output, formats.answers(labels, sha256_of))
     else:
-        said = [(cell(one.image), cell(one.label or NONE)) for one in labels if not one.unsure]
-        storage.write_bytes(output, csv_of([("image", "label"), *said]))
+        rows = [(cell(one.image), cell(one.label or NONE)) for one in labels if not one.unsure]
+        storage.write_bytes(output, csv_of([("image", "label"), *rows]))
     labelled = sum(not one.unsure for one in labels)
     if any(one.picked for one in labels) and config.to != "answers":
         logger.warning(

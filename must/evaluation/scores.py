@@ -156,5 +156,6 @@ def joined(batches: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
 def merged(collectors: Sequence[Collector], order: np.ndarray | slice = slice(None)) -> Scores:
     """The processes' scores of one model, brought into the order of sample numbers."""
     images = joined([batch for collector in collectors for batch in collector.images])
-    sums = np.sum([one.probability_sum for one in collectors], axis=0), np.sum([one.gram for one in collectors], axis=0)
-    return Scores(*(values[order] for values in images), *sums)
+    top, values, of_label, entropy = (array[order] for array in images)
+    sums = (np.sum([getattr(one, name) for one in collectors], axis=0) for name in ("probability_sum", "gram"))
+    return Scores(top, values, of_label, entropy, *sums)
