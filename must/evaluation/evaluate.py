@@ -120,13 +120,9 @@ def score(
     config: EvaluateConfig, bundle: Bundle, baseline: Bundle | None, here: World
 ) -> tuple[Samples, Scores, Scores | None]:
     """One pass for both models; two when they look at different pixels."""
-    runs = [[bundle]]
-    if baseline:
-        if preprocess_of(baseline.description) == preprocess_of(bundle.description):
-            runs[0].append(baseline)
-        else:
-            runs.append([baseline])
-    results: list[Scores] = []
+    bundles = [bundle, baseline] if baseline else [bundle]
+    alike = len({preprocess_of(one.description) for one in bundles}) == 1
+    runs, results = [bundles] if alike else [[one] for one in bundles], list[Scores]()
     for run in runs:
         source = EvalSource.of(config, preprocess_of(run[0].description), here.rank, here.size)
         models = [item.model for item in run]

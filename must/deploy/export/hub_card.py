@@ -8,7 +8,6 @@ import yaml
 from must.deploy.export.model_card import model_card
 from must.method.model.bundle import Description
 
-LIBRARIES = {"open_clip": "open_clip", "transformers": "transformers", "timm": "timm", "onnx": "onnx"}
 TASKS = {
     "open_clip": "zero-shot-image-classification",
     "transformers": "zero-shot-image-classification",
@@ -31,7 +30,7 @@ def hub_card(
     """
     to = exported.get("to", "onnx")
     values: dict[str, Any] = {
-        "library_name": LIBRARIES[to],
+        "library_name": to,
         "pipeline_tag": TASKS[to],
         "tags": ["clip", "image-classification", "unsupervised", "must", "arxiv:2206.02967"],
         **({"license": licence} if licence else {}),

@@ -166,5 +166,11 @@ def untrained(backbone: Backbone, classifier: TextClassifier, model: str, pretra
     return Bundle(network.eval(), description, classifier.encoder)
 
 
+def have_one_shape(one: Bundle, other: Bundle) -> bool:
+    """Whether there is a way between two models: weights of the same shapes, which look at the same pixels."""
+    shapes = [{name: value.shape for name, value in each.model.state_dict().items()} for each in (one, other)]
+    return shapes[0] == shapes[1] and preprocess_of(one.description) == preprocess_of(other.description)
+
+
 def preprocess_of(description: Description) -> Preprocess:
     return Preprocess.from_dict(description.preprocess)

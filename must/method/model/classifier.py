@@ -9,7 +9,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from must.base import storage
@@ -281,19 +281,11 @@ def load_text_classifier(uri: str, flag: str = "--classifier") -> TextClassifier
         whole = False
     if not whole:
         raise damaged(uri, flag)
-    return TextClassifier(
-        weights=weights,
-        classes=tuple(header["classes"]),
-        templates=tuple(header["templates"]),
-        model=header["model"],
-        pretrained=header["pretrained"],
-        logit_scale=header["logit_scale"],
-        shares=tuple(header.get("shares") or ()),
-        model_folder=header["model_folder"],
-        model_sha256=header["model_sha256"],
-        refined=bool(header.get("refined")),
-        encoder=Kept(**header["encoder"]) if header.get("encoder") else None,
-    )
+    encoder = Kept(**header["encoder"]) if header.get("encoder") else None
+    known = {field.name for field in fields(TextClassifier)} - {"weights", "encoder"}
+    told = {name: value for name, value in header.items() if name in known and value is not None}
+    told = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
+    return TextClassifier(weights=weights, encoder=encoder, **told)
 
 
 def read_header(uri: str, flag: str = "--classifier") -> dict[str, Any]:

@@ -18,6 +18,7 @@ from must.method.model.bundle import (
     LOG_FILE,
     Bundle,
     Description,
+    have_one_shape,
     load_bundle,
     preprocess_of,
     save_bundle,
@@ -80,9 +81,8 @@ def both_ends(model: str, baseline: str) -> tuple[Bundle, Bundle]:
         "the classifier file that the model was trained with",
     )
     zero_shot = zero_shot_bundle(classifier)
-    shapes = [{name: value.shape for name, value in b.model.state_dict().items()} for b in (bundle, zero_shot)]
     require(
-        shapes[0] == shapes[1] and ours.preprocess == zero_shot.description.preprocess,
+        have_one_shape(bundle, zero_shot),
         f"--baseline {baseline}: is of {zero_shot.description.backbone}, the model is a {ours.backbone} of "
         "another shape; take the classifier file that the model was trained with",
     )
