@@ -81,7 +81,7 @@ STAGES: Final[dict[str, Stage]] = {
     ),
     "export": Stage(
         configs.ExportConfig,
-        "must.deploy.export.export:export",
+        "must.deploy.export.takeaway:export",
         "Write the model as ONNX, or as a folder that open_clip, transformers or timm loads; checked against PyTorch.",
         torch=True,
     ),

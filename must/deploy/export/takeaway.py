@@ -1,6 +1,6 @@
-"""Exporting a bundle to a folder that another library loads with its own code: open_clip, transformers or timm.
+"""The stage `must export`: a bundle as an ONNX file, or as a folder that another library loads with its own code.
 
-What the library then says of images is compared with the bundle before anything gets its name.
+What that then says of images is compared with the bundle before anything gets its name.
 """
 
 import json
@@ -20,13 +20,14 @@ from must.base.progress import parts
 from must.base.text import encoded, lines_of
 from must.config import ExportConfig
 from must.data.augment.normalize import normalize
+from must.deploy.export import onnx
 from must.deploy.export.check import LARGEST_DIFFERENCE
 from must.deploy.export.onnx import README_FILE, check_images
+from must.deploy.predict.session import LABELS_FILE
 from must.method.model.bundle import Bundle, load_bundle, preprocess_of
 
 logger = logging.getLogger(__name__)
 
-LABELS_FILE = "labels.txt"
 MARKERS = (MODEL_FOLDER_FILE, "config.json")  # written last: a folder with its format's one is whole
 OTHERS = {
     "open_clip_model.safetensors", "bpe.txt.gz", "model.safetensors", "vocab.json", "merges.txt",
@@ -46,13 +47,15 @@ class Agreement:
     probability: float  # of a probability
 
 
-def take_away(config: ExportConfig) -> dict[str, Any]:
-    """Writes OUTPUT for the library `config.to`; returns what was compared.
+def export(config: ExportConfig) -> dict[str, Any]:
+    """Writes what `config.to` names; returns the comparison.
 
     Raises:
-        ValueError: no bundle, a model that the library's format cannot hold, or one that it computes otherwise;
-            nothing is written then.
+        ValueError: no bundle, no shards, a model that the format cannot hold, or too little agreement; nothing is
+            written then.
     """
+    if config.to == "onnx":
+        return onnx.export(config)
     from must.deploy.export.hub_card import hub_card
     from must.deploy.export.model_card import read_metrics
 
