@@ -81,7 +81,7 @@ STAGES: Final[dict[str, Stage]] = {
     ),
     "export": Stage(
         configs.ExportConfig,
-        "must.deploy.export.takeaway:export",
+        "must.deploy.export.export:export",
         "Write the model as ONNX, or as a folder that open_clip, transformers or timm loads; checked against PyTorch.",
         torch=True,
     ),

@@ -115,7 +115,7 @@ def test_importing_must_imports_nothing_heavy():
 def test_the_linear_probe_of_the_documentation_runs(digits, tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?must\.open_shards.*?)```", (ROOT / "docs/data.md").read_text(), re.DOTALL)
     from must.config import ExportConfig
-    from must.deploy.export.takeaway import export
+    from must.deploy.export.export import export
 
     ours = str(tmp_path / "ours")
     export(ExportConfig(model=digits.zero_shot, classifier=digits.classifier, to="open_clip", output=ours))

@@ -13,7 +13,7 @@ from must.api.cli import main
 from must.base.storage import TransientError
 from must.config import ExportConfig, PushConfig
 from must.data.augment.normalize import normalize
-from must.deploy.export.takeaway import export
+from must.deploy.export.export import export
 from must.deploy.export.push import push
 from must.method.model.bundle import load_bundle, preprocess_of
 from tests.model.hub_api import READER, TOKEN, writable

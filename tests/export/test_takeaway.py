@@ -26,7 +26,7 @@ from must.base import storage
 from must.config import ClassifierConfig, ExportConfig
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import EvalView
-from must.deploy.export.takeaway import export
+from must.deploy.export.export import export
 from must.method.model.attention import use_contiguous_attention
 from must.method.model.bundle import Bundle, load_bundle, preprocess_of, save_bundle, zero_shot_bundle
 from must.method.model.classifier import classifier, load_text_classifier
