@@ -22,13 +22,15 @@ from must.base.cores import cores
 from must.base.parameters import require
 from must.base.progress import bar
 from must.base.text import encoded, printable
+from must.base.workers import Workers
 from must.config import PredictConfig
 from must.data.format.index import Index, Shard, load_index
 from must.data.format.offsets import load_offsets
 from must.data.format.samples import local_shard, texts_of
+from must.data.image.quiet import silence_pillow
 from must.data.sources.table_files import need_pyarrow
 from must.deploy.predict.abstention import STORED, threshold
-from must.deploy.predict.decoding import Decoders
+from must.deploy.predict.decoding import decode_rows
 from must.deploy.predict.engine import Classifier, Opener, onnx_model
 from must.deploy.predict.parquet import Run, Table, file_name, read_story
 
@@ -53,7 +55,8 @@ def predict_shards(config: PredictConfig, open_model: Opener = onnx_model) -> di
     require(bool(shards), f"--shards {config.shards}: there are no images in it")
     number, parts = config.place()
     mine = shards[number - 1 :: parts]
-    with open_model(config) as model, Decoders(config.workers or cores()) as decoders:
+    processes = Workers(config.workers or cores(), decode_rows.__module__, silence_pillow)
+    with open_model(config) as model, processes as decoders:
         classifier = cache(lambda: model.open(True))
         config = looked_into(config, classifier)
         run = Run(model.sha256, index.sha256, config.split, config.top_k, config.abstain, config.embeddings)
@@ -80,7 +83,7 @@ def looked_into(config: PredictConfig, open_classifier: Callable[[], Classifier]
 
 
 def label(
-    config: PredictConfig, index: Index, shards: list[Shard], run: Run, decoders: Decoders, classifier: Classifier
+    config: PredictConfig, index: Index, shards: list[Shard], run: Run, decoders: Workers, classifier: Classifier
 ) -> list[dict[str, Any]]:
     """Writes these shards' files, one after the other; returns what they say of themselves."""
     stories, total = [], sum(shard.samples for shard in shards)
@@ -88,7 +91,11 @@ def label(
         for shard, path, offsets, texts in opening:
             table = Table(classifier.classes, run)
             size, preprocess = config.batch_size, classifier.preprocess
-            for batch in decoders.batches(path, offsets, texts, size, preprocess, index.max_pixels):
+            jobs = (
+                (path, offsets[i : i + size], texts and texts[i : i + size], preprocess, index.max_pixels)
+                for i in range(0, len(offsets), size)
+            )
+            for batch in decoders.in_order(decode_rows, jobs):
                 pixels = [item.pixels for item in batch if item.pixels is not None]
                 table.add(batch, *answers(classifier, pixels, run.embeddings))
                 shown.update(len(batch))
