@@ -46,9 +46,10 @@ def base_model(description: Description) -> dict[str, Any]:
     import open_clip
 
     name = description.backbone.removeprefix("hf-hub:")
-    if name == description.backbone and description.pretrained:
-        known = open_clip.get_pretrained_cfg(name.replace("/", "-"), description.pretrained) or {}
-        name = known.get("hf_hub", "").strip("/")
+    if name == description.backbone:
+        tag = description.pretrained
+        known = open_clip.get_pretrained_cfg(name.replace("/", "-"), tag) if tag else {}
+        name = (known or {}).get("hf_hub", "").strip("/")
     if not REPOSITORY.fullmatch(name):
         return {}
     return {"base_model": name} | ({"base_model_relation": "finetune"} if description.provenance else {})
