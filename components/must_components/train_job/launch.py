@@ -4,8 +4,6 @@ A launcher that is retried finds the job that its predecessor started. A job tha
 goes on from the checkpoints.
 """
 
-from __future__ import annotations
-
 import signal
 import sys
 import time

@@ -1,7 +1,5 @@
 """The stage train as a TrainJob: what its nodes read, the job itself, and the model that they leave."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from typing import Any

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from must.base.processes import begin_worker, start_context
 from must.base.text import printable
-from must.data.augment.exact import TrainViews, ViewSettings
+from must.data.augment.draws import ViewSettings
+from must.data.augment.exact import TrainViews
 from must.data.augment.fast import FastViews
 from must.data.augment.gpu import DeviceInputs, DeviceViews
 from must.data.format.index import Index

@@ -1,7 +1,5 @@
 """The content of cluster.yaml; the one in pipeline/ explains every key."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Literal
 

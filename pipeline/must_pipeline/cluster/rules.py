@@ -1,11 +1,10 @@
 """Contradictions within cluster.yaml, and what Kubernetes would refuse later."""
 
-from __future__ import annotations
-
 import re
 
 from must.base.parameters import require
 from must.base.text import did_you_mean
+from must_components.images import IMAGES
 from must_pipeline.cluster.config import Cluster, Resources, Toleration
 from must_pipeline.cluster.predict import predict_config
 from must_pipeline.cluster.variables import check_variables
@@ -27,6 +26,9 @@ UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**2
 
 def check(cluster: Cluster) -> None:
     """Raises ValueError, naming the keys."""
+    for key, known in (("resources", list(STAGES)), ("timeouts", list(STAGES)), ("digests", list(IMAGES))):
+        for name in getattr(cluster, key):
+            require(name in known, f"{key}.{name}: unknown; {did_you_mean(name, known)}")
     check_images(cluster)
     if cluster.kind == "vertex":
         check_vertex(cluster)

@@ -1,7 +1,5 @@
 """The key `vertex` of cluster.yaml."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

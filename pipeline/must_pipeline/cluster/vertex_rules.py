@@ -1,7 +1,5 @@
 """cluster.yaml of kind vertex: what Vertex AI Pipelines knows, and what is Kubernetes' alone and refused by name."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 
