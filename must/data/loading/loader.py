@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -116,12 +117,23 @@ def train_batches(
         multiprocessing_context=start_context(__name__) if workers else None,
         prefetch_factor=PREFETCH if workers else None,
     )
-    for *views, samples, replaced in loader:
+    for *views, samples, replaced in each(loader):
         if isinstance(dataset.views, DeviceViews):
             inputs = DeviceInputs(*views).to(device or torch.device("cpu"))
             yield TrainBatch(*dataset.views(inputs), inputs.masked, samples, replaced)
         else:
             yield TrainBatch._make([*views, samples, replaced])
+
+
+def each(loader: DataLoader) -> Iterator[Any]:
+    """What it gives. With an error its processes end at once: torch's frames in the traceback hold them in a circle,
+    and when that is collected one day, its queues are closed first and the program waits five seconds for each process.
+    """
+    try:
+        yield from loader
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
 
 
 def grouped(batches: Iterable[TrainBatch], size: int) -> Iterator[list[TrainBatch]]:
@@ -186,7 +198,7 @@ class EvalSource:
             worker_init_fn=partial(quiet_worker, dict(os.environ)),
             multiprocessing_context=start_context(__name__) if self.workers else None,
         )
-        for samples in loader:
+        for samples in each(loader):
             whole = [sample for sample in samples if sample is not None]
             self.skipped += len(samples) - len(whole)
             if whole:
