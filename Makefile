@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= build/demo
-# Test files on several processes at once, each file on one; JOBS=0 runs all in this one (for a debugger).
-JOBS ?= logical
+# Test files on several processes at once, each file on one; JOBS=0 runs all in this one (for a debugger). `auto` is one
+# more than there are cores, as a third of a test's time is waiting (pytest_xdist_auto_num_workers in tests/conftest.py).
+JOBS ?= auto
 PYTEST := --numprocesses $(JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 # Python keeps what it compiled: without, each process compiles torch anew, which doubles its start.
 unexport PYTHONDONTWRITEBYTECODE

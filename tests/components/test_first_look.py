@@ -41,7 +41,7 @@ def kubernetes(tmp_path):
 
     answers, asked = {}, []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     (tmp_path / "token").write_text("secret\n")
     (tmp_path / "namespace").write_text("vision\n")
     made = Cluster(f"http://127.0.0.1:{server.server_port}", tmp_path)
