@@ -36,7 +36,8 @@ __all__ = ["azurite_process", "bucket_server", "digits", "gcs_process", "moto_pr
 
 
 def pytest_addoption(parser):
-    parser.addoption("--store", choices=["gs", "s3", "az"], help="run the tests of buckets alone, on that store's")
+    text = "run the tests of buckets alone, on that store's; may be repeated"
+    parser.addoption("--store", action="append", choices=["gs", "s3", "az"], help=text)
 
 
 FIRST = [
@@ -56,6 +57,14 @@ FIRST = [
         "shards/test_shard_restart.py",
         "pipeline/test_cluster.py pipeline/test_vertex_cluster.py",
         "train/test_waiting.py",
+        "pipeline/test_run.py",
+        "docs/test_walk.py",
+        "pipeline/test_answers.py",
+        "release/test_wheel.py",
+        "api/test_verify.py",
+        "components/test_outliving.py",
+        "model/test_full_size.py",
+        "run/test_kills.py",
     )
 ]
 """Files that begin first: one that began last would run alone while the other processes have nothing left to do. Those
@@ -67,6 +76,11 @@ def pytest_configure(config):
         folder = tempfile.mkdtemp(prefix="must-tests-")
         os.environ[SHARED] = folder
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def pytest_generate_tests(metafunc):
+    if "bucket_server" in metafunc.fixturenames and (stores := metafunc.config.getoption("store")):
+        metafunc.parametrize("bucket_server", stores, indirect=True)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -90,7 +90,7 @@ class Launch:
                 print(f"the TrainJob {self.name} is being deleted; waiting for its end", flush=True)
             elif outcome == "Failed":
                 print(f"the TrainJob {self.name} failed before; starting it again from its checkpoints", flush=True)
-            elif outcome == "Complete" and not self.has_bundle():
+            elif outcome == "Complete" and not storage.exists(storage.join(self.job.bundle, DESCRIPTION_FILE)):
                 print(f"the TrainJob {self.name} is complete, but its model is gone; training again", flush=True)
             else:
                 self.check_patches(found)
@@ -175,9 +175,6 @@ class Launch:
                 )
                 raise SystemExit(BUG)
             time.sleep(POLL)
-
-    def has_bundle(self) -> bool:
-        return storage.exists(storage.join(self.job.bundle, DESCRIPTION_FILE))
 
 
 class StoppedError(BaseException):  # not Exception: the SDK turns whatever is raised inside a call into its own error

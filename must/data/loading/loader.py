@@ -28,7 +28,7 @@ from must.data.image.preprocess import EvalView, Preprocess
 from must.data.image.quiet import silence_pillow
 from must.data.loading.order import GlobalBatches, MicroBatches
 from must.data.loading.prefetch import PrefetchingBatchSampler, PrefetchingSampler
-from must.data.loading.reader import ShardReader
+from must.data.loading.reader import ShardReader, open_reader
 
 logger = logging.getLogger(__name__)
 
@@ -167,11 +167,18 @@ class EvalSource:
     def __init__(
         self, reader: ShardReader, preprocess: Preprocess, batch_size: int, workers: int, rank: int = 0, world: int = 1
     ) -> None:
-        self.reader = reader
+        self.reader, self.preprocess = reader, preprocess
         self.dataset = EvalDataset(self.reader, preprocess)
         self.batch_size, self.workers = batch_size, workers
         self.numbers: Sequence[int] = range(rank, len(self.reader), world)
         self.skipped = 0
+
+    @classmethod
+    def of(cls, config: Any, preprocess: Preprocess, rank: int = 0, world: int = 1, split: str = "") -> EvalSource:
+        """The split that a stage's parameters name, or `split`."""
+        sha256 = getattr(config, "index_sha256", "")
+        reader = open_reader(config.shards, split or config.split, config.cache, config.cache_gb, sha256)
+        return cls(reader, preprocess, config.batch_size, config.workers, rank, world)
 
     @property
     def index(self) -> Index:

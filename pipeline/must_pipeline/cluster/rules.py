@@ -5,7 +5,7 @@ import re
 from must.base.parameters import require
 from must.base.text import did_you_mean
 from must_components.images import IMAGES
-from must_pipeline.cluster.config import Cluster, Resources, Toleration
+from must_pipeline.cluster.config import Cluster, Resources
 from must_pipeline.cluster.predict import predict_config
 from must_pipeline.cluster.variables import check_variables
 from must_pipeline.cluster.vertex_rules import check_not_vertex, check_vertex
@@ -139,13 +139,9 @@ def check_pools(cluster: Cluster) -> None:
         require(STAGES[stage].gpu, f"gpu.stages '{stage}': computes nothing on a GPU; these do: {able}")
     for pool in ("cpu", "gpu"):
         for number, toleration in enumerate(getattr(cluster, pool).tolerations):
-            check_toleration(toleration, f"{pool}.tolerations[{number}]")
-
-
-def check_toleration(toleration: Toleration, where: str) -> None:
-    exists = toleration.operator == "Exists"
-    require(not (exists and toleration.value), f"{where}: operator Exists contradicts a value")
-    require(exists or bool(toleration.key), f"{where}: without a key the operator must be Exists")
+            where, exists = f"{pool}.tolerations[{number}]", toleration.operator == "Exists"
+            require(not (exists and toleration.value), f"{where}: operator Exists contradicts a value")
+            require(exists or bool(toleration.key), f"{where}: without a key the operator must be Exists")
 
 
 def check_resources(cluster: Cluster) -> None:

@@ -13,7 +13,7 @@ from google.cloud import aiplatform, aiplatform_v1
 
 from must.base.storage import TransientError, is_transient
 from must.base.text import one_line
-from must_pipeline.cluster.vertex import Vertex
+from must_pipeline.cluster.config import Vertex
 
 TIMEOUT = 60.0  # seconds a request
 REQUEST = re.compile(r"^[A-Z]+ \S+: ")  # which the client puts in front of what the server says
