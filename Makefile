@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= build/demo
-# Test files on several processes at once, each file on one; JOBS=0 runs all in this one (for a debugger).
-JOBS ?= logical
+# Test files on several processes at once, each file on one; JOBS=0 runs all in this one (for a debugger). `auto` is one
+# more than there are cores, as a third of a test's time is waiting (pytest_xdist_auto_num_workers in tests/conftest.py).
+JOBS ?= auto
 PYTEST := --numprocesses $(JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 # Python keeps what it compiled: without, each process compiles torch anew, which doubles its start.
 unexport PYTHONDONTWRITEBYTECODE
@@ -43,15 +44,14 @@ test: setup  ## Run the tests (the slow ones: make test-slow)
 
 .PHONY: test-slow
 test-slow: setup  ## Run the tests that take minutes
-	@$(BIN)/python -m pytest $(PYTEST) -m slow
+	@$(BIN)/python -m pytest $(PYTEST) -m slow $$(grep -rl 'mark\.slow' tests --include='test_*.py')
 
 build/azurite/node_modules/.bin/azurite-blob:
 	@npm install --silent --no-audit --no-fund --prefix build/azurite azurite
 
 .PHONY: test-stores
 test-stores: setup build/azurite/node_modules/.bin/azurite-blob  ## Run the tests of buckets on S3 and Azure servers (npm)
-	@REQUIRE_STORES=1 $(BIN)/python -m pytest $(PYTEST) --store s3
-	@REQUIRE_STORES=1 $(BIN)/python -m pytest $(PYTEST) --store az
+	@REQUIRE_STORES=1 $(BIN)/python -m pytest $(PYTEST) --store s3 --store az $$(grep -rl bucket_server tests --include='test_*.py')
 
 # Tests that want a package which `make test` does without have an environment on top of ours: transformers makes every command
 # start seconds later (pyproject.toml), wandb nearly one (timm imports it), and Google's client for Vertex AI is larger than all
@@ -184,7 +184,7 @@ test-containers: setup images  ## Build the images and test them, alone and as a
 	@$(BIN)/python -m pytest -m containers tests/containers
 
 .PHONY: sbom
-sbom: $(IMAGES) must-tools  ## Write what is in each image to build/sbom (CycloneDX)
+sbom: images must-tools  ## Write what is in each image to build/sbom (CycloneDX)
 	@ENGINE="$(ENGINE)" PREFIX="$(PREFIX)" TAG="$(TAG)" sh images/sbom.sh build/sbom $(IMAGES)
 
 .PHONY: audit

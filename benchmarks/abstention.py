@@ -43,7 +43,7 @@ def main() -> None:
         assert looks is not None, "too few images"
         preprocess = preprocess_of(bundle.description)
         source = EvalSource(open_reader(config.shards, config.split), preprocess, config.batch_size, 0)
-        samples, _ = score_split([bundle.model], source, preprocess, bundle.description.classes, here)
+        samples, _ = score_split([bundle.model], source, bundle.description.classes, here)
     labels = samples.labels[np.isin(samples.numbers, looks.numbers)]
     neighbours, originals = look_alikes(looks.tokens)
     labels, kept = labels[originals], looks.only(originals)

@@ -20,7 +20,7 @@ from pathlib import Path
 from shard import make_images
 
 from must.config import ShardConfig
-from must.data.augment.exact import ViewSettings
+from must.data.augment.draws import ViewSettings
 from must.data.loading.loader import TrainDataset, make_views, train_batches
 from must.data.loading.order import GlobalBatches
 from must.data.loading.reader import ShardReader

@@ -36,8 +36,8 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from must.config import ShardConfig
-from must.data.augment.draws import AugmentParams, PatchMask, seed_views
-from must.data.augment.exact import TrainViews, ViewSettings, fill_color, posterize
+from must.data.augment.draws import AugmentParams, PatchMask, ViewSettings, seed_views
+from must.data.augment.exact import TrainViews, fill_color, posterize
 from must.data.augment.gpu import DeviceInputs, DeviceViews
 from must.data.image.decode import MAX_PIXELS, decode
 from must.data.image.preprocess import CLIP_MEAN, CLIP_STD
@@ -157,7 +157,7 @@ class LoadersOnly(DeviceViews):
 
 
 def breakdown(images: Path) -> None:
-    from must.data.augment.fast import FastViews
+    from must.data.augment.fast import FastViews, pixels_of
 
     files = sorted(images.rglob("*.jpg"))[:300]
     data = [path.read_bytes() for path in files]
@@ -169,9 +169,11 @@ def breakdown(images: Path) -> None:
         seed_views(0, 0, number)
         draws.append(exact.draws(*picture.size))
     headers = [Image.open(path) for path in files]
-    reduced = [
-        fast.pixels(part, header, draw, MAX_PIXELS) for part, header, draw in zip(data, headers, draws, strict=True)
-    ]
+
+    def decoded(i: int) -> tuple[torch.Tensor, int]:
+        return pixels_of(data[i], headers[i], min(*headers[i].size, *draws[i].strong[2:]), SIZE, MAX_PIXELS)
+
+    reduced = [decoded(i) for i in range(len(data))]
     print(f"\n{'ms an image, one process':<40}{'plain':>8}{'exact':>8}{'fast':>8}")
 
     def draw_exact(i: int) -> AugmentParams:
@@ -184,7 +186,7 @@ def breakdown(images: Path) -> None:
             [
                 lambda i: Image.open(files[i]).convert("RGB"),
                 lambda i: decode(data[i]),
-                lambda i: fast.pixels(data[i], headers[i], draws[i], MAX_PIXELS),
+                decoded,
             ],
         ),
         (

@@ -17,9 +17,10 @@ for image in "$@"; do
     "$ENGINE" run --rm --interactive "$tools" debsbom generate --root - --sbom-type cdx --out - \
         <"$folder/root.tar" >"$folder/$image.debian.cdx.json" 2>"$folder/log"
     rm "$folder/root.tar"
-    for kind in python debian; do
-        count=$("$ENGINE" run --rm --interactive "$tools" python -c \
-            'import json, sys; print(len(json.load(sys.stdin)["components"]))' <"$folder/$image.$kind.cdx.json")
-        echo "$folder/$image.$kind.cdx.json: $count components"
-    done
 done
+"$ENGINE" run --rm --interactive --volume "$(cd "$folder" && pwd):/sbom:ro" "$tools" python - "$folder" <<'END'
+import json, pathlib, sys
+
+for file in sorted(pathlib.Path("/sbom").glob("*.cdx.json")):
+    print(f"{sys.argv[1]}/{file.name}: {len(json.loads(file.read_text())['components'])} components")
+END

@@ -2,11 +2,12 @@
 
 # ruff: noqa: E402
 
-import functools
+import gc
 import inspect
 import json
 import os
 import shutil
+import socketserver
 import sys
 import tempfile
 from pathlib import Path
@@ -19,10 +20,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 forget()
 leave_the_cluster()
 sys.dont_write_bytecode = False
+# A server in this process hears of its end at its next look, which is twice a second otherwise: its test would wait.
+socketserver.BaseServer.serve_forever.__defaults__ = (0.02,)
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from must.base.cores import cores
 from tests.gcs import gcs_process
 from tests.once import SHARED, made_once
 from tests.stores import azurite_process, bucket_server, moto_process
@@ -31,10 +35,13 @@ __all__ = ["azurite_process", "bucket_server", "digits", "gcs_process", "moto_pr
 
 
 def pytest_addoption(parser):
-    parser.addoption("--store", choices=["gs", "s3", "az"], help="run the tests of buckets alone, on that store's")
+    text = "run the tests of buckets alone, on that store's; may be repeated"
+    parser.addoption("--store", action="append", choices=["gs", "s3", "az"], help=text)
 
 
 LONGEST = ["train/test_train.py", "export/test_export.py", "train/test_kills.py", "select/test_select.py"]
+LONGEST += ["pipeline/test_run.py", "docs/test_walk.py", "pipeline/test_answers.py", "release/test_wheel.py"]
+LONGEST += ["api/test_verify.py", "components/test_outliving.py", "model/test_full_size.py", "run/test_kills.py"]
 """Files that begin first: one that began last would run alone while the other processes have nothing left to do."""
 
 
@@ -43,6 +50,23 @@ def pytest_configure(config):
         folder = tempfile.mkdtemp(prefix="must-tests-")
         os.environ[SHARED] = folder
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def pytest_generate_tests(metafunc):
+    if "bucket_server" in metafunc.fixturenames and (stores := metafunc.config.getoption("store")):
+        metafunc.parametrize("bucket_server", stores, indirect=True)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """What --numprocesses auto means: one more than there are cores, as tests also wait. By our own count of them:
+    xdist's needs psutil and sees no container's limit."""
+    return cores() + 1
+
+
+def pytest_collection_finish(session):
+    gc.collect()
+    gc.freeze()  # what was imported stays: no later collection need look through it
 
 
 def pytest_collection_modifyitems(config, items):
@@ -54,11 +78,21 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True, scope="session")
 def stacks_without_source_lines():
-    """kfp asks inspect.stack() for its caller's name whenever a task is set, and that looks for every frame's source
-    lines among all modules there are: half a second for a DAG in a program that compiles, ten beside torch and pytest.
+    """kfp asks inspect.stack() for its caller's name whenever a task is set, and that looks for every frame's module
+    and source lines among all modules there are: half a second for a DAG in a program that compiles, ten beside torch
+    and pytest.
     """
+
+    def stack(context=0):
+        frame, found = sys._getframe(1), []
+        while frame:
+            code = frame.f_code
+            found.append(inspect.FrameInfo(frame, code.co_filename, frame.f_lineno, code.co_name, None, None))
+            frame = frame.f_back
+        return found
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inspect, "stack", functools.partial(inspect.stack, 0))
+        patch.setattr(inspect, "stack", stack)
         yield
 
 

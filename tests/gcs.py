@@ -114,7 +114,7 @@ def proxy_to(port: int, faults: Faults) -> ThreadingHTTPServer:
             step = -(-len(body) // pieces) or 1
             for start in range(0, len(body), step):
                 self.wfile.write(body[start : start + step])
-                time.sleep(0.02 * (pieces - 1))
+                time.sleep(0.02 * (pieces > 1))
 
         def log_message(self, *args: object) -> None:
             pass

@@ -1,6 +1,6 @@
 """An empty bucket on a real server of a store's protocol: fake-gcs-server, moto's S3, Azurite; faults in between.
 
-`pytest --store s3` runs the tests of buckets, and no others, on that one; without it, `gs` is meant.
+`pytest --store s3 --store az` runs the tests of buckets, and no others, on those two; without it, `gs` is meant.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def plant(uri: str, data: bytes) -> None:
 
 @pytest.fixture
 def bucket_server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Server:
-    return empty_bucket(request, monkeypatch, request.config.getoption("store") or "gs")
+    return empty_bucket(request, monkeypatch, getattr(request, "param", "gs"))
 
 
 def empty_bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, store: str) -> Server:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ from must.base.exits import BUG, PREEMPTED, WRONG_INPUT, code_of, line_of
 from must.base.parameters import require
 from must.base.storage import UnreachableError
 from must.base.workers import KilledWorkerError, Workers, killed_workers
+from must.data.loading.loader import each
 
 
 def users_error(_: int) -> None:
@@ -70,7 +73,7 @@ def of_a_pool_in_order(fault: Callable[[int], None]) -> Iterator[int]:
 
 def of_a_loader(fault: Callable[[int], None]) -> Iterator[int]:
     with killed_workers():
-        yield from DataLoader(Faulty(fault), num_workers=1)
+        yield from each(DataLoader(Faulty(fault), num_workers=1))
 
 
 @pytest.mark.parametrize("where", [of_a_pool, of_a_pool_in_order, of_a_loader])
@@ -78,8 +81,14 @@ def of_a_loader(fault: Callable[[int], None]) -> Iterator[int]:
 def test_a_fault_of_a_worker_keeps_its_meaning(
     where: Callable[[Callable[[int], None]], Iterator[int]], fault: Callable[[int], None], code: int, line: str
 ) -> None:
-    with pytest.raises(Exception) as error:
-        list(where(fault))
+    before = multiprocessing.active_children()
+    gc.disable()
+    try:
+        with pytest.raises(Exception) as error:
+            list(where(fault))
+        assert multiprocessing.active_children() == before, "none waits for garbage to be collected"
+    finally:
+        gc.enable()
     assert code_of(error.value) == code
     if code != BUG and not (where is of_a_loader and fault is full_disk):  # torch keeps the text alone
         assert line_of(error.value).startswith(line)

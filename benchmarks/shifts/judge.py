@@ -1,6 +1,7 @@
 """What the ladder keeps of every run of the two later panels, beside all of the adaptation and the best rung by labels.
 
     python -m benchmarks.shifts.judge [--anew]      (seconds a run; reads what benchmarks/shifts/run.py has kept)
+    python -m benchmarks.shifts.judge --own         (of `auto` as it is alone: a row a family, from judged.json)
 
 Runs that judged.json has are taken from there: with --anew only those that are not on this machine. Two earlier rules
 stand beside: `floor`, with a floor on kappa, of the runs that were trained while it stood; and `steps`, that of today
@@ -21,7 +22,7 @@ import numpy as np
 
 from benchmarks.shifts.evidence import gate
 from benchmarks.shifts.packages import ROOT
-from benchmarks.shifts.tasks import CONTROLS, FITTED, JUDGING, WIDE
+from benchmarks.shifts.tasks import CONTROLS, FITTED, JUDGING, VARIANTS, WIDE
 from must.method.select import ladder
 from must.method.select.alpha import choose_alpha
 from must.method.select.ladder import NEEDED, RUNGS, SLOPE
@@ -145,7 +146,12 @@ def number(value: float | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--anew", action="store_true")
-    found = rows(parser.parse_args().anew)
+    parser.add_argument("--own", action="store_true")
+    options = parser.parse_args()
+    if options.own:
+        print_own([completed(row) for row in json.loads(JUDGED.read_text())])
+        return
+    found = rows(options.anew)
     print("| role | task | variant | setting | shown, seed | classes | images | zero-shot | all of it | a fifth | "
           "floor | steps | kept | best |")  # fmt: skip
     print("|---|---|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
@@ -167,6 +173,41 @@ def main() -> None:
         print(f"| {name} | {len(some)} | {sums} | {sum(k < -1 for k in kept)} | {min(kept):+.1f} |")
     gates(found)
     JUDGED.write_text("[" + ",\n ".join(json.dumps(row) for row in found) + "]\n")
+
+
+def print_own(found: list[Row]) -> None:
+    """Of each family and variant all of the adaptation / what is kept / the best rung, one seed after the other."""
+    own = [r for r in found if r["setting"] == "auto-gentle" and not r["shown"] and "errors" in r]
+    own = [r for r in own if r["variant"] not in CONTROLS]
+    variants = [v for v in VARIANTS if any(r["variant"] == v for r in own)]
+    print("| family (classes) | role | zero-shot | " + " | ".join(variants) + " |")
+    print("|---|---|--:|" + "--:|" * len(variants))
+    for task in sorted({r["task"] for r in own}, key=lambda t: (role_of(t) != "judging", t)):
+        some = [r for r in own if r["task"] == task]
+        plain = [r["zero_shot"] for r in some if r["variant"] == "as-is"]
+        cells = []
+        for variant in variants:
+            seeds = sorted((r for r in some if r["variant"] == variant), key=lambda r: r["seed"])
+            cells.append("; ".join(" / ".join(f"{r[name]:+.1f}" for name in ("full", "kept", "best")) for r in seeds))
+        shot = f"{plain[0]:.1f}" if plain else ""
+        print(f"| {task} ({some[0]['classes']}) | {role_of(task)} | {shot} | " + " | ".join(cells) + " |")
+    judging = [r for r in own if r["role"] == "judging"]
+    print()
+    print(
+        "| judging, auto as it is | runs | all of it, sum (median) | a fifth | kept | best | kept below -1 "
+        "| of those beyond its standard error | least |"
+    )
+    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
+    for name in (*variants, "all"):
+        some = [r for r in judging if name in (r["variant"], "all")]
+        full = [r["full"] for r in some]
+        sums = " | ".join(f"{sum(r[c] for r in some):+.1f}" for c in ("blind_fifth", "kept", "best"))
+        below = [r for r in some if r["kept"] < -1]
+        beyond = [r for r in below if r["kept"] < -1 - r["errors"][ALPHAS.index(r["alpha"])]]
+        print(
+            f"| {name} | {len(some)} | {sum(full):+.1f} ({np.median(full):+.1f}) | {sums} | {len(below)} "
+            f"| {len(beyond)} | {min(r['kept'] for r in some):+.1f} |"
+        )
 
 
 def groups(found: list[Row]) -> dict[str, list[Row]]:

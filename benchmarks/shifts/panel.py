@@ -1,15 +1,19 @@
-"""The second and third panel, by one command: pre-trains five towers, then adapts to every family and its variants.
+"""The judging families by one command: installs packages, pre-trains three towers, and runs `--preset auto` as it is,
+at its own length, on every family and variant with two seeds.
 
-    python -m benchmarks.shifts.panel           (some hours of one core; what is there is not done again)
+    python -m benchmarks.shifts.panel           (two to three hours of one core; what is there is not done again)
+    python -m benchmarks.shifts.panel --before  (some hours more: what auto was fitted on and what stood before it)
 
 Runs are ordered so that an interrupted panel has something of every family.
 """
 
 from __future__ import annotations
 
+import argparse
+
 import torch
 
-from benchmarks.shifts import pretrain, pretrain_wide
+from benchmarks.shifts import packages, pretrain, pretrain_wide
 from benchmarks.shifts.run import one
 
 IMAGES = 6_000  # shown in training, and at least two epochs
@@ -45,17 +49,43 @@ WIDE: tuple[tuple[str, str, tuple[str, ...], int], ...] = (  # (task, setting, v
     ("leaning", "auto-aimless", ("as-is",), 8_000), ("dotted", "auto-classes", ("few", "junk"), 8_000),
     ("tilted", "auto-classes", ("tail", "few", "junk"), 8_000), ("leaning", "auto-classes", ("junk", "swapped"), 8_000),
 )  # fmt: skip
-# `--preset auto` as it is, at its own length: (task, variants)
+# `--preset auto` as it is: tower, family. Names exchanged or shuffled are controls.
 OWN = (
-    ("faxed", ("as-is", "tail", "half", "few")), ("cyrillic", ("as-is", "half")), ("kanji", ("as-is", "tail")),
-    ("slanted", ("as-is", "tail", "few", "half")), ("grainy", ("as-is", "tail", "few")), ("display", ("as-is", "tail")),
-    ("printed", ("as-is", "half", "tail")), ("dotted", ("as-is",)), ("tilted", ("as-is",)),
-    ("leaning", ("as-is", "tail")),
+    ("", "slanted"), ("", "grainy"), ("", "display"), ("kanji", "faxed"), ("kanji", "kanji"), ("scripts", "cyrillic"),
+    ("east", "printed"), ("east", "dotted"), ("east", "tilted"), ("east", "leaning"),
 )  # fmt: skip
+OWN_VARIANTS = ("as-is", "tail", "half", "few", "junk")
+OWN_CONTROLS = (("slanted", "swapped"), ("slanted", "shuffled"), ("faxed", "shuffled"))
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--before", action="store_true", help="the runs before auto was as it is")
+    before = parser.parse_args().before
     torch.set_num_threads(1)
+    packages.install()
+    (what_was_before if before else as_it_is)()
+
+
+def as_it_is() -> None:
+    for seed in (0, 1):
+        for variant in OWN_VARIANTS:
+            for tower, name in OWN:
+                train_tower(tower)
+                one(name, variant, "auto-gentle", 0, seed, short=True)
+        for name, variant in OWN_CONTROLS:
+            one(name, variant, "auto-gentle", 0, seed, short=True)
+
+
+def train_tower(name: str) -> None:
+    """Nothing, where it is there already or is the bundled one."""
+    if name == pretrain_wide.TOWER:
+        pretrain_wide.pretrain()
+    elif name:
+        pretrain.pretrain(name)
+
+
+def what_was_before() -> None:
     for seed in (0, 1):
         pretrain_wide.pretrain()
         for name, setting, variants, images in WIDE:
@@ -63,16 +93,11 @@ def main() -> None:
                 one(name, variant, setting, images, seed)
     for seed in (0, 1):
         for model, name, setting, variants in ORDER:
-            if model:
-                pretrain.pretrain(model)
+            train_tower(model)
             for variant in variants:
                 images = LONGER.get((name, variant), IMAGES) if seed == 0 and setting == "auto" else IMAGES
                 images = 8_000 if (model == "kanji" and variant != "few") or setting == "auto-classes" else images
                 one(name, variant, setting, images, seed, short=(name, variant) != ("digits", "as-is"))
-    for seed in (0, 1):
-        for name, variants in OWN:
-            for variant in variants:
-                one(name, variant, "auto-gentle", 0, seed, short=True)
 
 
 if __name__ == "__main__":

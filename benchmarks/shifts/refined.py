@@ -80,9 +80,7 @@ def measured(name: str, variant_name: str, seed: int) -> dict[str, Any]:
     looking: dict[str, float] = {}
     for split in ("train", "test"):
         started = time.perf_counter()
-        seen[split] = extract_features(
-            zero_shot.model, EvalSource(open_reader(shards, split), preprocess, 256, 0), preprocess, cpu
-        )
+        seen[split] = extract_features(zero_shot.model, EvalSource(open_reader(shards, split), preprocess, 256, 0), cpu)
         looking[split] = time.perf_counter() - started
     sight, test = seen["train"], seen["test"]
     hidden, labels = (truth(shards, split, made) for split in ("train", "test"))

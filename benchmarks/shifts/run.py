@@ -254,7 +254,7 @@ def measured(folder: Path, shards: str, names: str, made: Task, config: TrainCon
         state = torch.load(folder / "checkpoints" / f"step-{step:09d}.pt", weights_only=True)["teacher"]
         looks = {
             split: predict_rungs(zero_shot.model, state, EvalSource(open_reader(shards, split), preprocess, 256, 0),
-                        preprocess, torch.device("cpu"))
+                        torch.device("cpu"))
             for split in ("train", "test")
         }  # fmt: skip
         np.savez(

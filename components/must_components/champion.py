@@ -50,7 +50,7 @@ def champion(
     from must.runtime.supervise import supervised
 
     best = supervised(
-        "champion", "must.runtime.stages:champion", run_id, work_uri, registry_uri=registry_uri, model_name=model_name,
+        "champion", "must.runtime.stages:champion", run_id, work_uri, registry_uri=registry_uri, name=model_name,
         index_sha256=index_sha256, classifier=classifier.path, preset=preset, settings=settings, epochs=epochs,
         warm_start=warm_start, only_new=only_new,
     )  # fmt: skip

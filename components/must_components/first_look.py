@@ -1,24 +1,11 @@
 """What the stage inputs asks besides the library's first look: the cluster, for what later stages need of it."""
 
-from __future__ import annotations
-
-import json
-import os
-import ssl
-import urllib.error
-import urllib.request
-from pathlib import Path
 from typing import Any
 
-from must.base.parameters import require
-from must.base.storage import TransientError, is_transient
 from must.runtime import stages
 from must.runtime.places import WorkUri
-from must_components.serving.manifest import GROUP, KIND, PLURAL, VERSION, inference_service, is_seen
-
-ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # a pod's token, certificate and namespace
-TIMEOUT = 30  # seconds
-TRAINER = "trainer.kubeflow.org"
+from must_components.cluster import Cluster
+from must_components.serving.manifest import inference_service, require_seen
 
 
 def inputs(work_uri: str, *, server: dict[str, Any], runtime: str, **values: Any) -> str:
@@ -33,93 +20,9 @@ def inputs(work_uri: str, *, server: dict[str, Any], runtime: str, **values: Any
     """
     result = stages.inputs(work_uri, **values)
     registry = WorkUri(work_uri).registry(values.get("registry_uri", ""))
-    cluster = Cluster.of_this_pod()
     if values.get("serve") == "apply":
-        require(cluster is not None, "serve: apply works in a pod of the cluster only; here, take `write`")
-        require(
-            is_seen(registry, server),
-            f"serve: a server's pod does not see the registry {registry}; take a bucket, or the volume of cluster.yaml",
-        )
-        assert cluster is not None
-        cluster.try_to_serve(inference_service(registry, values["model_name"], server))
-    if runtime and cluster is not None:
+        require_seen(registry, server)
+        Cluster.to_serve().apply(inference_service(registry, values["model_name"], server), dry=True)
+    if runtime and (cluster := Cluster.of_this_pod()) is not None:
         cluster.check_trainer(runtime)
     return result
-
-
-class Cluster:
-    """Kubernetes' API as this pod's account may use it; on the standard library, for this image has no client of it."""
-
-    def __init__(self, url: str, account: Path) -> None:
-        self.url, self.account = url, account
-        self.namespace = (account / "namespace").read_text().strip()
-
-    @classmethod
-    def of_this_pod(cls) -> Cluster | None:
-        host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
-        if not host or not (ACCOUNT / "token").is_file():
-            return None
-        return cls(f"https://{f'[{host}]' if ':' in host else host}:{port}", ACCOUNT)
-
-    def ask(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> tuple[int, Any]:
-        """(status, answer). Raises TransientError: none, or the server's own trouble."""
-        headers = {"Authorization": f"Bearer {(self.account / 'token').read_text().strip()}", "Content-Type": kind}
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, headers, method=method)
-        trusted = ssl.create_default_context(cafile=self.account / "ca.crt") if self.url.startswith("https") else None
-        try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT, context=trusted) as answer:
-                return answer.status, json.load(answer)
-        except urllib.error.HTTPError as error:
-            with error:
-                text = error.read(100_000)
-            if is_transient(error.code):
-                raise TransientError(f"the API server of Kubernetes answers {error.code}") from None
-            try:
-                return error.code, json.loads(text)
-            except ValueError:
-                return error.code, {}
-        except OSError as error:
-            raise TransientError(f"the API server of Kubernetes does not answer ({type(error).__name__})") from None
-
-    def try_to_serve(self, manifest: dict[str, Any]) -> None:
-        """A dry run of what the stage serve will apply: rights, KServe, and its webhooks' opinion."""
-        path = f"/apis/{GROUP}/{VERSION}/namespaces/{self.namespace}/{PLURAL}/{manifest['metadata']['name']}"
-        status, answer = self.ask(
-            "PATCH", f"{path}?fieldManager=must&force=true&dryRun=All", manifest, "application/apply-patch+yaml"
-        )
-        if status == 403:
-            raise ValueError(
-                f"serve: the service account may not apply an {KIND} in {self.namespace}; deploy/serving.yaml "
-                f"lets it, or take `write` ({message(answer)})"
-            )
-        require(status != 404, f"serve: this cluster knows no {KIND}; KServe is not installed")
-        require(status < 400, f"serve: the API server refuses the {KIND}: {status} {message(answer)}")
-
-    def check_trainer(self, runtime: str) -> None:
-        """The TrainJob's runtime, and the right to create one."""
-        space = f"/apis/{TRAINER}/v1alpha1/namespaces/{self.namespace}/trainingruntimes/{runtime}"
-        status, _ = self.ask("GET", space)
-        if status == 404:
-            status, _ = self.ask("GET", f"/apis/{TRAINER}/v1alpha1/clustertrainingruntimes/{runtime}")
-        require(
-            status in (200, 401, 403),
-            f"train: there is no training runtime {runtime} in {self.namespace}: is Kubeflow Trainer 2 installed, and "
-            "deploy/training-runtime.yaml applied?",
-        )
-        attributes = {"namespace": self.namespace, "group": TRAINER, "resource": "trainjobs", "verb": "create"}
-        review = {
-            "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
-            "spec": {"resourceAttributes": attributes},
-        }  # fmt: skip
-        said, answer = self.ask("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review)
-        allowed = said >= 400 or answer.get("status", {}).get("allowed")  # an answer that is none says nothing
-        require(
-            status == 200 and bool(allowed),
-            f"train: the service account may not use TrainJobs in {self.namespace}; give it the role in "
-            "deploy/trainjobs.yaml",
-        )
-
-
-def message(answer: Any) -> str:
-    return " ".join(str(answer.get("message", "") if isinstance(answer, dict) else "").split())[:300]

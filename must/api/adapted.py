@@ -105,10 +105,6 @@ class Adapted:
     def _models(self) -> dict[str, Model]:
         return {}
 
-    @cached_property
-    def _bundle(self) -> Any:
-        return load_bundle(str(self.bundle))
-
     def to_open_clip(self) -> OpenClip:
         """The whole CLIP model of open_clip with the adapted image tower, its preprocessing, and the class weights.
 
@@ -121,18 +117,13 @@ class Adapted:
         from torchvision.transforms import Compose
 
         from must.data.image.colors import to_rgb
-        from must.method.model.backbone import load_backbone
-        from must.method.model.classifier import load_text_classifier
-        from must.method.model.folder import verified
+        from must.deploy.export.whole import whole_model
 
-        text = load_text_classifier(str(self.output / CLASSIFIER_FILE))
-        clip: Any = load_backbone(verified(text.model_folder, text.model_sha256), with_tokenizer=False).clip
-        weights = self._bundle.model.state_dict()
-        visual = {name[7:]: value.cpu() for name, value in weights.items() if name.startswith("visual.")}
-        clip.visual.load_state_dict(visual)
+        bundle = load_bundle(str(self.bundle))
+        clip: Any = whole_model(str(self.output / CLASSIFIER_FILE), str(self.bundle), bundle).clip
         theirs = image_transform_v2(PreprocessCfg(**get_model_preprocess_cfg(clip)), is_train=False)
         preprocess = Compose([to_rgb, theirs])  # theirs alone shows what lies under transparent pixels
-        return OpenClip(clip.eval(), preprocess, weights["classifier"].detach().cpu().clone())
+        return OpenClip(clip.eval(), preprocess, bundle.model.classifier.detach().clone())
 
     def export(self, output: str | Path = "", **parameters: Any) -> Exported:
         """`must.export` of this model, to OUTPUT/onnx if no place is given, checked on the images it was adapted to."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import Field
 from typing import Any, get_type_hints
 
-from must.api.results import RESULTS, result
+from must.api.results import RESULTS
 from must.api.stages import STAGES, Stage, configure, run
 from must.base.parameters import StageConfig, is_required, with_headings
 from must.base.storage import TransientError
@@ -24,17 +24,15 @@ BESIDE = {  # functions at `must` that are no stages
     "load": "must.api.model:load",
     "open_shards": "must.data.loading.open_shards:open_shards",
 }
+WRITTEN = BESIDE | {name: stage.python for name, stage in STAGES.items() if stage.python}  # not made here
 
 
 def function_at_must(name: str) -> Callable[..., Any]:
     """`must.NAME`."""
-    if name in BESIDE:
-        module, function_name = BESIDE[name].split(":")
+    if name in WRITTEN:
+        module, function_name = WRITTEN[name].split(":")
         return getattr(importlib.import_module(module), function_name)
     stage = STAGES[name]
-    if stage.python:
-        module, function_name = stage.python.split(":")
-        return getattr(importlib.import_module(module), function_name)
 
     def function(**values: Any) -> Any:
         given = {key: value for key, value in values.items() if value is not None}
@@ -59,7 +57,8 @@ def run_stage(name: str, values: dict[str, Any]) -> Any:
     except SystemExit as stopped:
         reason = getattr(stopped, "reason", "stopped")
         raise TransientError(f"{reason}; call must.{name} again with the same parameters to go on") from stopped
-    return result(name, config, (predictions, raw) if name == "predict" else raw)
+    kind: Any = RESULTS.get(name)
+    return kind.of(config, (predictions, raw) if name == "predict" else raw) if hasattr(kind, "of") else raw
 
 
 def signature(name: str, stage: Stage) -> inspect.Signature:

@@ -4,7 +4,6 @@ Places are text, as they may be a bucket's URI; shares and accuracies are fracti
 """
 
 import html
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -228,11 +227,6 @@ RESULTS: dict[str, type] = {
     "gate": Decision,
     "promote": Latest,
 }
-
-
-def result(stage: str, config: Any, raw: Any) -> Any:
-    make: Callable[[Any, Any], Any] | None = getattr(RESULTS.get(stage), "of", None)
-    return make(config, raw) if make else raw
 
 
 def framed(page: str, height: int = 700) -> str:

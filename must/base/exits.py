@@ -85,13 +85,8 @@ def is_users(error: BaseException) -> bool:
     files = re.findall(r'File "([^"]+)", line', str(source))
     if not files:
         files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    return any(Path(files[-1]).is_relative_to(folder) for folder in our_folders())
-
-
-def our_folders() -> list[Path]:
-    """Of the packages in OURS that this process has imported: `must` itself knows of no other."""
-    files = [getattr(sys.modules.get(name), "__file__", None) for name in OURS]
-    return [Path(file).parent for file in files if file]
+    ours = [getattr(sys.modules.get(name), "__file__", None) for name in OURS]  # that this process has imported
+    return any(Path(files[-1]).is_relative_to(Path(file).parent) for file in ours if file)
 
 
 def line_of(error: BaseException) -> str:

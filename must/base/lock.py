@@ -72,8 +72,10 @@ def locked(place: str, kind: Kind) -> Iterator[Callable[[], None]]:
     """
     path = storage.join(place, kind.name)
     if storage.is_remote(place):
-        with locked_object(path, kind) as check:
-            yield check
+        owner = Beat(path, kind)
+        owner.take()
+        with every(HEARTBEAT_S, owner.beat, owner.release):  # where the bucket is away, the lock dies of age
+            yield owner.check
     else:
         with locked_file(storage.local(path), kind, str(storage.local(place))):
             yield lambda: None
@@ -132,14 +134,6 @@ def in_turn(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def locked_object(uri: str, kind: Kind) -> Iterator[Callable[[], None]]:
-    owner = Beat(uri, kind)
-    owner.take()
-    with every(HEARTBEAT_S, owner.beat, owner.release):  # where the bucket is away, the lock dies of age
-        yield owner.check
 
 
 class Beat:

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import math
 import os
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
@@ -223,6 +224,34 @@ def parse_yaml(data: bytes, where: str) -> Any:
         raise ValueError(f"{where}: not valid YAML: {printable(one_line(error), 300)}") from None
 
 
+def settings_of(stage: type[StageConfig], given: Mapping[str, Any], where: str, own: Collection[str]) -> dict[str, Any]:
+    """Settings of a stage that another program takes under the name `where`, by the parameters' names.
+
+    Raises:
+        ValueError: the stage has no such parameter, or it is one of `own`, which the other program sets.
+    """
+    values = {str(name).replace("-", "_"): value for name, value in given.items()}
+    known = [f.name for f in fields(stage) if f.name not in own]
+    for name in values:
+        require(name not in own, f"{where}.{name}: is set by the pipeline or a parameter of it; take it out")
+        if name not in known:
+            raise ValueError(f"{where}.{name}: unknown; {did_you_mean(name, known, SYNONYMS)}")
+    return values
+
+
+def with_name(where: str, stage: type[Config], **values: Any) -> Config:
+    """The stage's parameters, of which those that are missing and have no default are "-" as yet.
+
+    Raises:
+        ValueError: a value that the stage refuses; told with `where` in front, if that is not ''.
+    """
+    later = {f.name: "-" for f in fields(stage) if is_required(f)}
+    try:
+        return stage(**later | values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}" if where else str(error)) from None
+
+
 def check_names(stage: type[StageConfig], values: dict[str, Any], where: str) -> None:
     known = [f.name for f in fields(stage)]
     for name in values:
@@ -232,6 +261,11 @@ def check_names(stage: type[StageConfig], values: dict[str, Any], where: str) ->
 
 def convert(value: Any, kind: Any, name: str) -> Any:
     """`value` (a string from the command line, or a YAML value) as `kind`. Raises ValueError: it is none."""
+    if kind is Any:
+        return value
+    require(value is not None, f"{name}: has no value; leave it out for the default")
+    if dataclasses.is_dataclass(kind):
+        return convert_fields(value, kind, name)
     if isinstance(value, os.PathLike):
         value = [os.fspath(value)] if get_origin(kind) is list else os.fspath(value)
     origin = get_origin(kind)
@@ -244,14 +278,16 @@ def convert(value: Any, kind: Any, name: str) -> Any:
     if origin is list:
         items = [part for part in value.split(",") if part] if isinstance(value, str) else value
         require(isinstance(items, list | tuple), f"{name}: expected a list, got {brief(value)}")
-        return [convert(item, get_args(kind)[0], name) for item in items]
+        kind = get_args(kind)[0]
+        where = f"{name}[{{}}]" if dataclasses.is_dataclass(kind) else name
+        return [convert(item, kind, where.format(number)) for number, item in enumerate(items)]
     if origin is dict:
         if isinstance(value, str):
             pairs = [part.split("=", 1) for part in value.split(",") if part]
             require(all(len(pair) == 2 for pair in pairs), f"{name}: expected NAME=VALUE,..., got {brief(value)}")
             value = {key.strip(): item for key, item in pairs}
-        require(isinstance(value, dict), f"{name}: expected NAME=VALUE pairs, got {brief(value)}")
-        return {str(key): convert(item, get_args(kind)[1], name) for key, item in value.items()}
+        require(isinstance(value, dict), f"{name}: expected 'name: value' lines, got {brief(value)}")
+        return {str(key): convert(item, get_args(kind)[1], f"{name}.{key}") for key, item in value.items()}
     if kind is bool:
         words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
         if isinstance(value, str) and value.lower() in words:
@@ -259,6 +295,8 @@ def convert(value: Any, kind: Any, name: str) -> Any:
         require(isinstance(value, bool), f"{name}: expected true or false, got {brief(value)}")
         return value
     assert kind in (str, int, float), kind
+    if kind is str and isinstance(value, bool):
+        raise ValueError(f"{name}: expected text, got '{str(value).lower()}'; put it in quotes")
     expected = {str: "text", int: "a whole number", float: "a number"}[kind]
     wrong = f"{name}: expected {expected}, got {brief(value)}"
     require(isinstance(value, str | int | float) and not isinstance(value, bool), wrong)
@@ -270,6 +308,19 @@ def convert(value: Any, kind: Any, name: str) -> Any:
     require(kind is not float or math.isfinite(converted), wrong)
     require(kind is not int or abs(converted) < 1 << 63, wrong)
     return converted
+
+
+def convert_fields(content: Any, kind: Any, where: str) -> Any:
+    """A mapping, at the place `where` of a file ('': all of it), as a dataclass; `as_` is called `as` there."""
+    require(isinstance(content, dict), f"{where or 'the file'}: expected 'name: value' lines, got {brief(content)}")
+    known, values = {name.rstrip("_"): (name, hint) for name, hint in get_type_hints(kind).items()}, {}
+    for key, value in content.items():
+        place = f"{where}.{key}" if where else str(key)
+        if key not in known:
+            raise ValueError(f"{place}: unknown key; {did_you_mean(str(key), list(known))}")
+        name, hint = known[key]
+        values[name] = convert(value, hint, place)
+    return kind(**values)
 
 
 def convert_either(value: Any, kinds: tuple[Any, ...], name: str) -> Any:

@@ -6,9 +6,10 @@ is no UTF-8 as a lone surrogate, which no encoder takes.
 
 import csv
 import difflib
+import io
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last: full width
@@ -105,6 +106,13 @@ def cell(text: str) -> str:
     apostrophe away has the name again, but for control characters, which are written out.
     """
     return visible(f"'{text}" if text.startswith((*FORMULA, "'")) else text)
+
+
+def csv_of(rows: Iterable[Iterable[object]]) -> bytes:
+    """A whole CSV file of `Rows`."""
+    text = io.StringIO()
+    Rows(text).writer.writerows(rows)
+    return encoded(text.getvalue())
 
 
 class TextFile(Protocol):

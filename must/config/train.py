@@ -1,7 +1,5 @@
 """Parameters of `must train`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from must.method.select.abstain import by_look_alikes, floor, nothing
-from must.method.select.neighbours import look_alikes
+from must.method.select.abstain import floor, nothing
+from must.method.select.alpha import unsure_at
 from must.method.select.rung_predictions import RungPredictions
 
 CONFIDENCE = 0.95  # of the bound with labels
@@ -60,7 +60,7 @@ def abstention(
         confidence: [N], top probabilities of the images that have a label, or of all if `correct` is None.
         correct: bool [N].
     """
-    free = without_labels(looks, kept, target) if looks is not None else nothing("needs --baseline, of the same shape")
+    free = unsure_at(looks, -1, kept, target) if looks is not None else nothing("needs --baseline, of the same shape")
     labelled = with_labels(confidence, correct, target) if correct is not None and len(correct) else None
     measured = None
     if correct is not None and len(correct) and free["threshold"] is not None:
@@ -76,13 +76,6 @@ def abstention(
         "look_alikes": free,
         "measured": measured,
     }
-
-
-def without_labels(looks: RungPredictions, kept: float, target: float) -> dict[str, Any]:
-    """Of the adapted model, which is the last of `looks`."""
-    neighbours, originals = look_alikes(looks.tokens)
-    single = looks.only(originals)
-    return by_look_alikes(single.probabilities[-1], single.labels[-1], neighbours, kept, target)
 
 
 def at(threshold: float, confidence: np.ndarray, correct: np.ndarray) -> dict[str, Any]:

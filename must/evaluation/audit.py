@@ -5,10 +5,8 @@ from typing import Any
 
 from must.config import EvaluateConfig
 from must.data.loading.loader import EvalSource
-from must.data.loading.reader import open_reader
 from must.method.distributed.process_group import World
-from must.method.model.bundle import Bundle, Description, preprocess_of, selection_of
-from must.method.model.encoder import load_kept
+from must.method.model.bundle import Bundle, Description, have_one_shape, preprocess_of, selection_of
 from must.method.select.alpha import choose_alpha, shares_of
 from must.method.select.ladder import RUNGS
 from must.method.select.rung_predictions import RungPredictions, predict_rungs, subsample
@@ -20,17 +18,12 @@ def ladder_predictions(config: EvaluateConfig, bundle: Bundle, baseline: Bundle,
     None where there is no way between the two: they are of different shape, or look at different pixels. Labels are
     not read. Every process must call this, and gets the looks of all.
     """
-    start, end = baseline.model.state_dict(), bundle.model.state_dict()
-    same_shape = {k: v.shape for k, v in start.items()} == {k: v.shape for k, v in end.items()}
-    preprocess = preprocess_of(bundle.description)
-    if not same_shape or preprocess != preprocess_of(baseline.description):
+    if not have_one_shape(bundle, baseline):
         return None
-    reader = open_reader(config.shards, config.split, config.cache, config.cache_gb)
-    source = EvalSource(reader, preprocess, config.batch_size, config.workers, here.rank, here.size)
+    source = EvalSource.of(config, preprocess_of(bundle.description), here.rank, here.size)
     judge = copy.deepcopy(baseline.model)
     judge.logit_factor = bundle.model.logit_factor
-    encoder = load_kept(baseline.encoder)
-    looks = predict_rungs(judge, end, subsample(source), preprocess, here.device, encoder=encoder)
+    looks = predict_rungs(judge, bundle.model.state_dict(), subsample(source), here.device, encoder=baseline.encoder)
     return RungPredictions.joined([part for (part,) in here.gather((looks,))])
 
 

@@ -1,6 +1,5 @@
 """The stage `must evaluate`: an adapted model against its baseline on one split, with labels or without."""
 
-import io
 import json
 import logging
 import traceback
@@ -11,11 +10,10 @@ import numpy as np
 from must import __version__
 from must.base import storage
 from must.base.files import DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
-from must.base.text import Rows, cell, encoded, printable
+from must.base.text import cell, csv_of, encoded, printable
 from must.config import EvaluateConfig
 from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
-from must.data.loading.reader import open_reader
 from must.evaluation import labelfree
 from must.evaluation.abstention import abstention
 from must.evaluation.audit import audit, kept_of, ladder_predictions
@@ -122,20 +120,13 @@ def score(
     config: EvaluateConfig, bundle: Bundle, baseline: Bundle | None, here: World
 ) -> tuple[Samples, Scores, Scores | None]:
     """One pass for both models; two when they look at different pixels."""
-    runs = [[bundle]]
-    if baseline:
-        if preprocess_of(baseline.description) == preprocess_of(bundle.description):
-            runs[0].append(baseline)
-        else:
-            runs.append([baseline])
-    results: list[Scores] = []
+    bundles = [bundle, baseline] if baseline else [bundle]
+    alike = len({preprocess_of(one.description) for one in bundles}) == 1
+    runs, results = [bundles] if alike else [[one] for one in bundles], list[Scores]()
     for run in runs:
-        preprocess = preprocess_of(run[0].description)
-        reader = open_reader(config.shards, config.split, config.cache, config.cache_gb, config.index_sha256)
-        source = EvalSource(reader, preprocess, config.batch_size, config.workers, here.rank, here.size)
+        source = EvalSource.of(config, preprocess_of(run[0].description), here.rank, here.size)
         models = [item.model for item in run]
-        classes = bundle.description.classes
-        samples, scores = score_split(models, source, preprocess, classes, here, config.labels == "auto")
+        samples, scores = score_split(models, source, bundle.description.classes, here, config.labels == "auto")
         results.extend(scores)
     return samples, results[0], results[1] if baseline else None
 
@@ -256,17 +247,14 @@ def origin(config: EvaluateConfig, bundle: Bundle, baseline: Bundle | None) -> d
 def predictions_csv(samples: Samples, after: Scores, before: Scores | None, metrics: dict[str, Any]) -> bytes:
     """A row an image: source, label, adapted class and probability, and the baseline's."""
     classes = [cell(name) for name in metrics["classes"]]
-    text = io.StringIO()
-    rows = Rows(text)
-    header = ["sample", "source", "label", "adapted", "adapted_probability"]
-    rows.add(*header, *(["baseline", "baseline_probability"] if before else []))
+    models = {"adapted": after} | ({"baseline": before} if before else {})
+    rows = [["sample", "source", "label", *(column for name in models for column in (name, f"{name}_probability"))]]
     for i, number in enumerate(samples.numbers):
         label = classes[samples.labels[i]] if samples.labels[i] >= 0 else ""
-        found = [classes[after.prediction[i]], f"{after.confidence[i]:.4f}"]
-        if before:
-            found += [classes[before.prediction[i]], f"{before.confidence[i]:.4f}"]
-        rows.add(int(number), cell(samples.sources[i]), label, *found)
-    return encoded(text.getvalue())
+        rows.append([str(number), cell(samples.sources[i]), label])
+        for scores in models.values():
+            rows[-1] += [classes[scores.prediction[i]], f"{scores.confidence[i]:.4f}"]
+    return csv_of(rows)
 
 
 def to_json(metrics: dict[str, Any]) -> bytes:

@@ -7,8 +7,9 @@ from pathlib import PurePosixPath
 
 from must.base import storage
 from must.base.parameters import require
-from must.base.text import Rows, cell, encoded
+from must.base.text import cell, csv_of
 from must.config.labels import LabelsConfig
+from must.data.sources.table_files import need_pyarrow
 from must.evaluation import labels as formats
 from must.evaluation.labels import NONE, Label, classes_of, read_labels
 from must.evaluation.sort import file_of
@@ -59,12 +60,8 @@ def exchange(config: LabelsConfig) -> Exchanged:
         require(bool(labels), f"--labels {config.labels}: a model said these, and nobody has answered: no answers")
         storage.write_bytes(output, formats.answers(labels, sha256_of))
     else:
-        text = io.StringIO()
-        rows = Rows(text)
-        rows.add("image", "label")
-        for one in (one for one in labels if not one.unsure):
-            rows.add(cell(one.image), cell(one.label or NONE))
-        storage.write_bytes(output, encoded(text.getvalue()))
+        rows = [(cell(one.image), cell(one.label or NONE)) for one in labels if not one.unsure]
+        storage.write_bytes(output, csv_of([("image", "label"), *rows]))
     labelled = sum(not one.unsure for one in labels)
     if any(one.picked for one in labels) and config.to != "answers":
         logger.warning(
@@ -96,14 +93,10 @@ def write_cleanlab(config: LabelsConfig, labels: list[Label]) -> None:
     if not config.output.lower().endswith(".parquet"):
         storage.write_bytes(config.output, formats.dumped(found))
         return
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise ValueError(
-            f"Parquet files need the package pyarrow ({error}); install it with: pip install 'must-clip[parquet]', or "
-            "give a name that ends in .json"
-        ) from None
+    need_pyarrow(f"--output {config.output} (a name that ends in .json needs none)")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     table = pa.table({"image": found["images"], "label": found["labels"], "pred_probs": found["pred_probs"]})
     table = table.replace_schema_metadata({"classes": formats.dumped(found["classes"]).strip()})
     buffer = io.BytesIO()

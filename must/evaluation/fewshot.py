@@ -20,7 +20,6 @@ from must.base.parameters import require
 from must.config import EvaluateConfig
 from must.data.augment.normalize import normalize
 from must.data.loading.loader import EvalSource
-from must.data.loading.reader import open_reader
 from must.evaluation.scores import NO_LABEL, label_numbers
 from must.method.distributed.process_group import World
 from must.method.model.bundle import Bundle, preprocess_of
@@ -81,9 +80,7 @@ def few_shot(config: EvaluateConfig, baseline: Bundle, here: World) -> dict[str,
 def labelled_features(config: EvaluateConfig, split: str, baseline: Bundle, here: World) -> Features:
     """The labelled images' features, computed in parts by all processes, in the order of sample numbers."""
     description = baseline.description
-    preprocess = preprocess_of(description)
-    reader = open_reader(config.shards, split, config.cache, config.cache_gb, config.index_sha256)
-    source = EvalSource(reader, preprocess, config.batch_size, config.workers, here.rank, here.size)
+    source = EvalSource.of(config, preprocess_of(description), here.rank, here.size, split)
     lookup = {name: number for number, name in enumerate(description.classes)}
     visual = baseline.model.visual.to(here.device)
     numbers, features, labels, problem = [], [], [], ""
@@ -96,7 +93,7 @@ def labelled_features(config: EvaluateConfig, split: str, baseline: Bundle, here
                 break
             keep = known != NO_LABEL
             if keep.any():
-                images = normalize(batch.pixels[torch.from_numpy(keep)].to(here.device), preprocess)
+                images = normalize(batch.pixels[torch.from_numpy(keep)].to(here.device), source.preprocess)
                 features.append(F.normalize(visual(images).float(), dim=-1).cpu().numpy())
                 labels.append(known[keep])
                 numbers.append(batch.samples.numpy()[keep])

@@ -79,7 +79,8 @@ def label_free_gate(metrics: dict[str, Any], config: GateConfig) -> Decision:
     name = metrics.get("baseline_name", "zero-shot")
     audit = compared["audit"]
     by_people = review_of(metrics) if name.endswith("zero-shot") else None  # it is zero-shot that they compared with
-    rules = [answered(by_people) if by_people else audited(audit, selection_of(metrics), name)]
+    said = (True, line(True, in_words_of_answers(by_people))) if by_people else None  # zero-shot's weights, too, pass
+    rules = [said or audited(audit, selection_of(metrics), name)]
     if not by_people and audit and audit["signal"]["renamed"] is not None:
         value = audit["signal"]["renamed"]
         rules.append(rule("images whose class only changed its name", value, config.max_renamed, at_most=True))
@@ -133,11 +134,6 @@ def review_of(metrics: dict[str, Any]) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and found.get("alpha") is not None else None
 
 
-def answered(review: dict[str, Any]) -> tuple[bool, str]:
-    """Whether people's answers let the model pass. They also do where zero-shot is kept: that is what they said."""
-    return True, line(True, in_words_of_answers(review))
-
-
 def reviewed_gate(metrics: dict[str, Any], config: GateConfig) -> Decision:
     """Passes when people's answers decided how much of the adaptation is kept (`must select --answers`)."""
     if not metrics.get("baseline_name", "zero-shot").endswith("zero-shot"):  # a champion, which no answer is about
@@ -149,8 +145,7 @@ def reviewed_gate(metrics: dict[str, Any], config: GateConfig) -> Decision:
         return Decision(
             False, "reviewed", [line(False, f"{why}; ask with `must review`, then `must select --answers`")]
         )
-    passed, text = answered(review)
-    return Decision(passed, "reviewed", [text], "" if review["alpha"] else ZERO_SHOT)
+    return Decision(True, "reviewed", [line(True, in_words_of_answers(review))], "" if review["alpha"] else ZERO_SHOT)
 
 
 def labelled_gate(metrics: dict[str, Any], config: GateConfig) -> Decision:

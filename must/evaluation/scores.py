@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from must.base.parameters import require
 from must.base.progress import bar
 from must.data.augment.normalize import normalize
-from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import EvalSource
 from must.method.distributed.process_group import World
 from must.method.model.masked_vit import MaskedViT
@@ -62,7 +62,6 @@ class Scores:
 def score_split(
     models: Sequence[MaskedViT],
     source: EvalSource,
-    preprocess: Preprocess,
     classes: Sequence[str],
     world: World,
     use_labels: bool = True,
@@ -75,7 +74,7 @@ def score_split(
         ValueError: a label that is no class, or no image at all that can be decoded.
     """
     lookup = {name: number for number, name in enumerate(classes)}
-    samples = [Samples(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, object))]
+    samples: list[tuple[np.ndarray, ...]] = []
     collectors = [Collector(len(classes)) for _ in models]
     problem = ""
     for model in models:
@@ -91,31 +90,27 @@ def score_split(
             except ValueError as error:  # told after the collective, so that no other process waits for this one
                 problem = str(error)
                 break
-            samples.append(Samples(batch.samples.numpy(), labels, np.array(batch.sources, dtype=object)))
-            images = normalize(batch.pixels.to(world.device), preprocess)
+            samples.append((batch.samples.numpy(), labels, np.array(batch.sources, dtype=object)))
+            images = normalize(batch.pixels.to(world.device), source.preprocess)
             for model, collector in zip(models, collectors, strict=True):
                 collector.add(model(images), labels)
             shown.update(len(images))
-    parts = world.gather((merge_samples(samples, source.skipped), [c.result() for c in collectors], problem))
-    for _, _, said in parts:
-        if said:
-            raise ValueError(said)
-    merged = merge_samples([part for part, _, _ in parts], sum(part.skipped for part, _, _ in parts))
-    if not len(merged.numbers):
-        raise ValueError(f"none of the split's {merged.skipped} images can be decoded; check them: must index verify")
-    order = np.argsort(merged.numbers, kind="stable")
-    merged = Samples(merged.numbers[order], merged.labels[order], merged.sources[order], merged.skipped)
-    return merged, [merge_scores([scores[i] for _, scores, _ in parts], order) for i in range(len(models))]
+    parts = world.gather((samples, collectors, source.skipped, problem))
+    for *_, said in parts:
+        require(not said, said)
+    skipped, found = sum(part[2] for part in parts), [batch for part in parts for batch in part[0]]
+    require(bool(found), f"none of the split's {skipped} images can be decoded; check them: must index verify")
+    numbers, labels, sources = joined(found)
+    order = np.argsort(numbers, kind="stable")
+    scores = [merged([part[1][i] for part in parts], order) for i in range(len(models))]
+    return Samples(numbers[order], labels[order], sources[order], skipped), scores
 
 
 class Collector:
     """Adds up one model's Scores, batch by batch."""
 
     def __init__(self, classes: int) -> None:
-        k = min(TOP, classes)
-        self.images: list[tuple[np.ndarray, ...]] = [
-            (np.zeros((0, k), np.int32), np.zeros((0, k), np.float32), np.zeros(0, np.float32), np.zeros(0, np.float32))
-        ]
+        self.images: list[tuple[np.ndarray, ...]] = []
         self.probability_sum = np.zeros(classes)
         self.gram = np.zeros((classes, classes))
 
@@ -134,8 +129,7 @@ class Collector:
         self.gram += (exact.T @ exact).cpu().numpy()
 
     def result(self) -> Scores:
-        top, values, of_label, entropy = (np.concatenate(arrays) for arrays in zip(*self.images, strict=True))
-        return Scores(top, values, of_label, entropy, self.probability_sum, self.gram)
+        return merged([self])
 
 
 def label_numbers(labels: Sequence[str | None], lookup: dict[str, int], sources: Sequence[str]) -> np.ndarray:
@@ -154,22 +148,14 @@ def label_numbers(labels: Sequence[str | None], lookup: dict[str, int], sources:
     return numbers
 
 
-def merge_samples(parts: list[Samples], skipped: int) -> Samples:
-    return Samples(
-        np.concatenate([part.numbers for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        np.concatenate([part.sources for part in parts]),
-        skipped,
-    )
+def joined(batches: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
+    """Each of their arrays as one."""
+    return [np.concatenate(arrays) for arrays in zip(*batches, strict=True)]
 
 
-def merge_scores(parts: list[Scores], order: np.ndarray) -> Scores:
-    """The processes' scores, joined and brought into the order of sample numbers."""
-    return Scores(
-        top=np.concatenate([part.top for part in parts])[order],
-        top_probability=np.concatenate([part.top_probability for part in parts])[order],
-        label_log_probability=np.concatenate([part.label_log_probability for part in parts])[order],
-        entropy=np.concatenate([part.entropy for part in parts])[order],
-        probability_sum=np.sum([part.probability_sum for part in parts], axis=0),
-        gram=np.sum([part.gram for part in parts], axis=0),
-    )
+def merged(collectors: Sequence[Collector], order: np.ndarray | slice = slice(None)) -> Scores:
+    """The processes' scores of one model, brought into the order of sample numbers."""
+    images = joined([batch for collector in collectors for batch in collector.images])
+    top, values, of_label, entropy = (array[order] for array in images)
+    sums = (np.sum([getattr(one, name) for one in collectors], axis=0) for name in ("probability_sum", "gram"))
+    return Scores(top, values, of_label, entropy, *sums)

@@ -4,18 +4,17 @@ Used where a run is started and again by the run's first stage. It reads nothing
 """
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from collections.abc import Mapping
 from typing import Any
 
-from must.base.parameters import SYNONYMS, StageConfig, require
-from must.base.text import brief, did_you_mean
+from must.base.parameters import require, settings_of, with_name
+from must.base.text import brief
 from must.config import ExportConfig, GateConfig, PromoteConfig, ShardConfig, TrainConfig
 from must.config.gate import LABEL_FREE
 from must.deploy.promote.registry import Registry
 from must.method.train.presets import preset
 
-LATER = "-"  # stands for a place that the pipeline gives a stage
+OF_SHARDING = ("source", "test_source", "labels", "split", "append", "output", "part", "run_id")
 OF_TRAINING = ("shards", "index_sha256", "classifier", "output", "checkpoints", "init", "preset", "model", "pretrained")
 SERVED = ("none", "write", "apply")  # what becomes of a service for the champion
 # KServe's form of a name; it makes a Service of NAME-predictor, whose own name may have 63 characters.
@@ -25,18 +24,18 @@ NO_PRESET = ("", "auto")  # settings of one's own; settings that follow from the
 
 def check_run(values: Mapping[str, Any]) -> None:
     """Raises ValueError: a parameter of the pipeline that its stage would refuse. Missing ones are their defaults."""
+    name = values.get("model_name", "model")
     check_sharding(values)
     check_training(values)
     check_gate(values.get("gate", "label-free"), values.get("gate_settings") or {})
-    with_name("precision", ExportConfig, model=LATER, output=LATER, precision=values.get("precision", "fp32"))
-    with_name("triton", ExportConfig, model=LATER, output=LATER, triton=values.get("triton", ""))
-    Registry(LATER, values.get("model_name", "model"))
-    register = values.get("register", "none")
-    with_name("register", PromoteConfig, registry=LATER, name=LATER, model=LATER, onnx=LATER, register=register)
+    with_name("precision", ExportConfig, precision=values.get("precision", "fp32"))
+    with_name("triton", ExportConfig, triton=values.get("triton", ""))
+    Registry("-", name)
+    with_name("register", PromoteConfig, model="-", onnx="-", register=values.get("register", "none"))
     serve = values.get("serve", "none")
     require(serve in SERVED, f"serve must be one of {', '.join(SERVED)} (got {brief(serve)})")
     if serve != "none":
-        check_service_name(values.get("model_name", "model"))
+        check_service_name(name)
 
 
 def check_service_name(name: str) -> None:
@@ -49,61 +48,30 @@ def check_service_name(name: str) -> None:
 
 
 def check_sharding(values: Mapping[str, Any]) -> None:
-    own = {name: values[name] for name in ("test_source", "labels", "split", "append") if name in values}
-    own |= {"source": values.get("source") or LATER, "output": LATER}
+    own = {name: values[name] for name in OF_SHARDING if values.get(name) is not None}
     settings = values.get("shard_settings") or {}
-    given = sharding_settings(settings, own)
-    check_names("shard_settings", underscored(settings), names_of(ShardConfig))
-    with_name("shard_settings" if settings else "", ShardConfig, **given)
+    with_name("shard_settings" if settings else "", ShardConfig, **sharding_settings(settings, own))
 
 
 def check_training(values: Mapping[str, Any]) -> None:
-    settings = underscored(values.get("settings") or {})
-    for name in OF_TRAINING:
-        require(name not in settings, f"settings.{name}: is a parameter of the pipeline or set by it; take it out")
-    check_names("settings", settings, [name for name in names_of(TrainConfig) if name not in OF_TRAINING])
+    settings = settings_of(TrainConfig, values.get("settings") or {}, "settings", OF_TRAINING)
     name, epochs = values.get("preset") or "", values.get("epochs") or 0
     require(epochs >= 0, f"epochs {epochs}: passes over the images; 0 leaves it to settings and preset")
     base = preset(name, values.get("model") or "") if name not in NO_PRESET else {}
     given = {**base, **training_settings(settings, name, epochs)}
     del given["preset"]  # it is resolved here: the shards and the classifier file are not there yet
-    with_name("settings" if settings else "", TrainConfig, shards=LATER, classifier=LATER, output=LATER, **given)
+    with_name("settings" if settings else "", TrainConfig, **given)
 
 
 def check_gate(gate: str, settings: Mapping[str, Any]) -> None:
     """Settings of another gate would be taken and have no effect."""
-    given = underscored(settings)
-    every = [name for name in names_of(GateConfig) if name not in ("metrics", "output", "gate")]
-    with_name("gate", GateConfig, metrics=LATER, gate=gate)
-    check_names("gate_settings", given, every)
-    free, labelled = set(LABEL_FREE), set(every) - set(LABEL_FREE)
-    own = {"label-free": free, "reviewed": free, "labelled": labelled, "none": set()}[gate]  # reviewed: for a champion
+    with_name("gate", GateConfig, gate=gate)
+    given = settings_of(GateConfig, settings, "gate_settings", ("metrics", "output", "gate"))
     for name in given:
         owner = "label-free" if name in LABEL_FREE else "labelled"
-        require(name in own, f"gate_settings.{name}: belongs to the gate '{owner}'; this run has gate '{gate}'")
-    with_name("gate_settings", GateConfig, metrics=LATER, gate=gate, **given)
-
-
-def with_name(where: str, stage: type[StageConfig], **values: Any) -> None:
-    """Makes the stage's parameters; an error is told with the pipeline's parameter in front."""
-    try:
-        stage(**values)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}" if where else str(error)) from None
-
-
-def check_names(where: str, given: Iterable[str], known: list[str]) -> None:
-    for name in given:
-        if name not in known:
-            raise ValueError(f"{where}.{name}: unknown; {did_you_mean(name, known, SYNONYMS)}")
-
-
-def names_of(stage: type[StageConfig]) -> list[str]:
-    return [field.name for field in fields(stage)]
-
-
-def underscored(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {str(name).replace("-", "_"): value for name, value in settings.items()}
+        fits = gate == owner or (gate == "reviewed" and owner == "label-free")  # for a champion
+        require(fits, f"gate_settings.{name}: belongs to the gate '{owner}'; this run has gate '{gate}'")
+    with_name("gate_settings", GateConfig, gate=gate, **given)
 
 
 def training_settings(settings: dict[str, Any], preset: str, epochs: int) -> dict[str, Any]:
@@ -112,12 +80,6 @@ def training_settings(settings: dict[str, Any], preset: str, epochs: int) -> dic
 
 
 def sharding_settings(settings: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of `must shard`: the pipeline's `own`, and others that a run gives.
-
-    Raises:
-        ValueError: `settings` has one that the pipeline itself gives.
-    """
-    own_names = {*own, "part", "run_id"}
-    twice = ", ".join(name for name in settings if name.replace("-", "_") in own_names)
-    require(not twice, f"shard_settings: {twice}: a parameter of the pipeline or set by it; take it out")
-    return own | {name.replace("-", "_"): value for name, value in settings.items()}
+    """The parameters of `must shard`: the pipeline's `own`, and others that a run gives. Raises ValueError: there is no
+    such, or it is one that the pipeline itself gives."""
+    return own | settings_of(ShardConfig, settings, "shard_settings", OF_SHARDING)

@@ -84,24 +84,14 @@ def decide(
 
 
 def promote(
-    *,
-    bundle: str,
-    onnx: str,
-    details: str,
-    decision: str,
-    registry: str,
-    model_name: str,
-    key: str,
-    champion: str,
-    output: str,
-    register: str = "none",
+    *, bundle: str, details: str, decision: str, registry: str, model_name: str, key: str, output: str, **values: str
 ) -> dict[str, Any]:
-    """Promotes, remembers that this data was decided on, and writes down where the version is."""
+    """Promotes, remembers that this data was decided on, and writes down where the version is. Other `values` are
+    parameters of `must promote`."""
     metrics = storage.join(details, METRICS_FILE)
     latest = call(
-        "promote", model=bundle, onnx=onnx, metrics=metrics, decision=decision, registry=registry, name=model_name,
-        champion=champion, register=register,
-    )  # fmt: skip
+        "promote", model=bundle, metrics=metrics, decision=decision, registry=registry, name=model_name, **values
+    )
     place = Registry(registry, model_name)
     place.decide(key, f"promoted as {latest.version}", read_json(decision, "--decision")["reasons"])
     facts = {"version": latest.version, "registry": place.uri_of(latest.version), **model_facts(bundle, details)}

@@ -15,10 +15,12 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from must.base import storage
+from must.base.background import every
 from must.base.exits import BUG, code_of, line_of
 from must.base.lock import RUN_ID
 from must.base.parameters import require
@@ -86,7 +88,8 @@ def stage_note(work_uri: str, stage: str, checkpoints: str = "", run_id: str = "
     note.tries = earlier_tries(uri)
     tail = Tail()
     try:
-        with tail, kept_fresh(uri, note, tail):
+        write(uri, note, tail)
+        with tail, every(HEARTBEAT_S, partial(write, uri, note, tail), first=FIRST, at_once=note.changed):
             yield note
     except BaseException as error:
         note.code = code_of(error)
@@ -160,32 +163,6 @@ def earlier_tries(uri: str) -> list[dict[str, Any]]:
 def tell(file: Path, note: Note) -> None:
     content = {"result": note.result, "checkpoints": note.checkpoints, "facts": note.facts}
     storage.write_bytes(file, json.dumps(content).encode())
-
-
-@contextmanager
-def kept_fresh(uri: str, note: Note, tail: Tail) -> Iterator[None]:
-    """Writes the running stage's note now, then ever more rarely up to every HEARTBEAT_S, and whenever it changed."""
-
-    def keep_fresh() -> None:
-        pause = FIRST
-        while True:
-            note.changed.wait(pause)
-            pause = min(HEARTBEAT_S, 2 * pause)
-            note.changed.clear()
-            if over.is_set():
-                return
-            write(uri, note, tail)
-
-    write(uri, note, tail)
-    over = threading.Event()
-    beat = threading.Thread(target=keep_fresh, daemon=True)
-    beat.start()
-    try:
-        yield
-    finally:
-        over.set()
-        note.changed.set()
-        beat.join(timeout=HEARTBEAT_S)
 
 
 def write(uri: str, note: Note, tail: Tail) -> None:

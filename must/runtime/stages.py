@@ -66,26 +66,15 @@ def classifier(work_uri: str, **values: str) -> dict[str, Any]:
 
 
 def champion(
-    work_uri: str,
-    *,
-    registry_uri: str,
-    model_name: str,
-    index_sha256: str,
-    classifier: str,
-    preset: str,
-    settings: dict[str, Any],
-    epochs: int,
-    warm_start: bool,
-    only_new: bool,
+    work_uri: str, *, registry_uri: str, preset: str, settings: dict[str, Any], epochs: int, **values: Any
 ) -> dict[str, Any]:
-    """Returns must.deploy.promote.champion.Champion as a dictionary."""
+    """Returns must.deploy.promote.champion.Champion as a dictionary; other `values` are those of its maker there."""
     from must.deploy.promote.champion import champion as ask
 
     with stage_note(work_uri, "champion") as note:
         best = ask(
-            WorkUri(work_uri).registry(registry_uri), model_name, index_sha256, classifier,
-            training_settings(settings, preset, epochs), warm_start=warm_start, only_new=only_new,
-            answered=partial(answers.decide_already, work_uri),
+            WorkUri(work_uri).registry(registry_uri), settings=training_settings(settings, preset, epochs),
+            answered=partial(answers.decide_already, work_uri), **values,
         )  # fmt: skip
         note.result = "; ".join(best.reasons)
         note.facts = {"action": best.action, "why": best.reasons[-1].removeprefix("nothing new: ")}
@@ -130,22 +119,13 @@ def review(work_uri: str, *, link: str = "", **values: str) -> dict[str, Any]:
 
 
 def export(
-    work_uri: str,
-    *,
-    index_sha256: str,
-    bundle: str,
-    details: str,
-    onnx: str,
-    precision: str,
-    embeddings: bool = False,
-    triton: str = "",
+    work_uri: str, *, bundle: str, details: str, onnx: str, precision: str, embeddings: bool = False, **values: Any
 ) -> dict[str, Any]:
-    """Returns what the ONNX artifact tells of the model."""
+    """Returns what the ONNX artifact tells of the model; other `values` are parameters of `must export`."""
     with stage_note(work_uri, "export") as note:
         call(
-            "export", model=bundle, output=onnx, precision=precision, shards=WorkUri(work_uri).shards,
-            index_sha256=index_sha256, metrics=storage.join(details, METRICS_FILE),
-            embeddings=embeddings, triton=triton,
+            "export", model=bundle, output=onnx, precision=precision, embeddings=embeddings,
+            shards=WorkUri(work_uri).shards, metrics=storage.join(details, METRICS_FILE), **values,
         )  # fmt: skip
         note.result = f"ONNX, {precision}" + (", with embeddings" if embeddings else "")
     return {"precision": precision, "framework": "onnx", **decision.model_facts(bundle, details)}

@@ -2,6 +2,7 @@
 
 import hashlib
 import tempfile
+from dataclasses import dataclass, field
 from typing import Any
 
 from must.api.stages import call
@@ -21,41 +22,56 @@ from must.runtime.supervise import supervised
 OFTEN = 60  # seconds between checkpoints: a pod that is taken away may have half a second to save one
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a run asks of training, as its stage is given it."""
+
+    work_uri: str
+    index_sha256: str
+    classifier: str
+    init: str = ""
+    preset: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    epochs: int = 0
+
+    def decision_key(self) -> str:
+        """What `champion` calls this data with these settings, whatever training starts from."""
+        return run_key(self.index_sha256, self.classifier, training_settings(self.settings, self.preset, self.epochs))
+
+    def job_values(self) -> tuple[str, dict[str, Any]]:
+        """A key, and parameters of `must train` but for the classifier's and the output's place.
+
+        The key is another one for each combination of data, classes, start and settings. Checkpoints are under it: a
+        retry finds them, another run does not.
+        """
+        init = {"init": self.init} if self.init else {}
+        values = training_settings(self.settings, self.preset, self.epochs) | init
+        key, work = run_key(self.index_sha256, self.classifier, values), WorkUri(self.work_uri)
+        places = {"shards": work.shards, "index_sha256": self.index_sha256, "checkpoints": work.checkpoints(key)}
+        return key, {"checkpoint_seconds": OFTEN, **values, **places}
+
+
 def train_here(
-    work_uri: str,
-    *,
-    index_sha256: str,
-    classifier: str,
-    output: str,
-    init: str = "",
-    preset: str = "",
-    settings: dict[str, Any] | None = None,
-    epochs: int = 0,
-    processes: str = "auto",
-    tensorboard_uri: str = "",
+    work_uri: str, *, output: str, processes: str = "auto", tensorboard_uri: str = "", **values: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Trains, or goes on with training. Returns the run's summary, and what the bundle tells about its origin."""
+    """Trains, or goes on with training; `values` are those of Asked.
+
+    Returns:
+        The run's summary, and what the bundle tells about its origin.
+    """
     from must.runtime.launch import launch, number_of_processes  # torch, which other users of this file do not have
 
-    key, values = job_values(
-        work_uri, index_sha256=index_sha256, classifier=classifier, init=init, preset=preset, settings=settings or {},
-        epochs=epochs,
-    )  # fmt: skip
+    asked = Asked(work_uri, **values)
+    key, job = asked.job_values()
     curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
     count, together = number_of_processes(processes), machines()
-    with stage_note(work_uri, "train", values["checkpoints"]) as note, mirrored(f"{output}/tensorboard", curves):
-        values |= {"classifier": classifier, "output": output}
-        summary = call("train", **values) if count == together.count == 1 else launch(values, count, together)
+    with stage_note(work_uri, "train", job["checkpoints"]) as note, mirrored(f"{output}/tensorboard", curves):
+        job |= {"classifier": asked.classifier, "output": output}
+        summary = call("train", **job) if count == together.count == 1 else launch(job, count, together)
         if together.number == 0:
-            key = decision_key(index_sha256, classifier, settings or {}, preset, epochs)
-            keep_what_people_say(work_uri, key, output, classifier)
+            keep_what_people_say(work_uri, asked.decision_key(), output, asked.classifier)
         note.result = trained(summary, f" on {together.count} machines" if together.count > 1 else "")
     return summary, origin(output)
-
-
-def decision_key(index_sha256: str, classifier: str, settings: dict[str, Any], preset: str, epochs: int) -> str:
-    """What `champion` calls this data with these settings, whatever training starts from."""
-    return run_key(index_sha256, classifier, training_settings(settings, preset, epochs))
 
 
 def trained(summary: dict[str, Any], where: str = "") -> str:
@@ -63,21 +79,6 @@ def trained(summary: dict[str, Any], where: str = "") -> str:
     if not summary["steps"]:
         return "nothing to train: the ladder could keep none of it"
     return f"{summary['steps']:,} steps{where}, {summary['images_per_s']} images/s"
-
-
-def job_values(
-    work_uri: str, *, index_sha256: str, classifier: str, init: str, preset: str, settings: dict[str, Any], epochs: int
-) -> tuple[str, dict[str, Any]]:
-    """A key, and parameters of `must train` but for the classifier's and the output's place.
-
-    The key is another one for each combination of data, classes, start and settings. Checkpoints are under it: a retry
-    finds them, another run does not.
-    """
-    values = training_settings(settings, preset, epochs) | ({"init": init} if init else {})
-    key = run_key(index_sha256, classifier, values)
-    work = WorkUri(work_uri)
-    places = {"shards": work.shards, "index_sha256": index_sha256, "checkpoints": work.checkpoints(key)}
-    return key, {"checkpoint_seconds": OFTEN, **values, **places}
 
 
 def origin(bundle: str) -> dict[str, Any]:
@@ -109,12 +110,12 @@ def train_on_replica(run_id: str, work_uri: str, **values: Any) -> tuple[dict[st
     return {}, {"sha256": ""}
 
 
-def follow(
-    work_uri: str, *, processes: str, classifier: str, output: str, tensorboard_uri: str = "", **values: Any
-) -> None:
+def follow(work_uri: str, *, processes: str, output: str, tensorboard_uri: str = "", **values: Any) -> None:
     """Trains; what this machine would write, the first one does."""
     from must.runtime.launch import number_of_processes, run_processes  # torch
 
-    _, job = job_values(work_uri, classifier=classifier, **values)
+    asked = Asked(work_uri, **values)
+    _, job = asked.job_values()
     with tempfile.TemporaryDirectory() as folder:
-        run_processes(job | {"classifier": classifier, "output": folder}, number_of_processes(processes), machines())
+        job |= {"classifier": asked.classifier, "output": folder}
+        run_processes(job, number_of_processes(processes), machines())

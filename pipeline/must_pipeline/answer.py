@@ -5,17 +5,13 @@ are checked and put beside the questions, in work_uri. Where they decide, the ru
 parameters: what it had done is found there, and its promotion goes on.
 """
 
-from __future__ import annotations
-
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from must.base import storage
-from must.base.exits import WRONG_INPUT
 from must.base.flags import OneLineParser
-from must.base.text import printable, without_secrets
+from must.base.text import printable
 from must.runtime.answers import put_answers
 from must.runtime.notes import read_notes
 from must_pipeline.cluster.load import load_cluster
@@ -30,12 +26,7 @@ def main() -> None:
     parser.add_argument("answers", metavar="FILE", help="what the page saved: answers.jsonl")
     parser.add_argument("--cluster", type=Path, default=nearest(CLUSTER), help="for the namespace [cluster.yaml]")
     add_arguments(parser)
-    options = parser.parse_args()
-    try:
-        answer(options)
-    except ValueError as error:
-        print(f"{parser.prog}: {without_secrets(str(error))}", file=sys.stderr)
-        raise SystemExit(WRONG_INPUT) from None
+    answer(parser.parse_args())
 
 
 def answer(options: argparse.Namespace) -> None:

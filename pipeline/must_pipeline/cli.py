@@ -1,11 +1,9 @@
 """must-pipeline compile | submit | answer | schedule | run | files: the commands of the Kubeflow pipeline."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 
-from must.base.exits import WRONG_INPUT
+from must.base.exits import WRONG_INPUT, line_of
 
 COMMANDS = {
     "compile": ("compile", "compile the pipeline for a cluster"),
@@ -37,11 +35,25 @@ def run() -> None:
         print(f"must-pipeline: no command '{command}'; there are: {', '.join(COMMANDS)}", file=sys.stderr)
         raise SystemExit(WRONG_INPUT)
     sys.argv = [f"must-pipeline {command}", *sys.argv[2:]]
+    call(command)
+
+
+def call(command: str, *before: str) -> None:
+    """Runs a command with the flags of this program, after those of `before`. Exits with one line about wrong input."""
+    program = sys.argv[0].rpartition("/")[2]
+    sys.argv[1:1] = before
     try:
         importlib.import_module(f"must_pipeline.{COMMANDS[command][0]}").main()
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         if package not in EXTRA:
             raise
-        print(f"{sys.argv[0]}: needs the package {package}: pip install 'must-clip[{EXTRA[package]}]'", file=sys.stderr)
-        raise SystemExit(WRONG_INPUT) from None
+        said = f"needs the package {package}: pip install 'must-clip[{EXTRA[package]}]'"
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError) as error:
+        said = line_of(error)
+    else:
+        return
+    print(f"{program}: {said}", file=sys.stderr)
+    raise SystemExit(WRONG_INPUT)

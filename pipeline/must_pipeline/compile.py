@@ -3,8 +3,6 @@
 Upload the file in Kubeflow Pipelines, or give it to must-pipeline submit or must-pipeline schedule.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 import sys
@@ -17,7 +15,6 @@ from kfp import compiler
 
 from must.base.flags import OneLineParser
 from must.base.parameters import StageConfig
-from must.base.text import without_secrets
 from must.config import ExportConfig, GateConfig, PromoteConfig, ShardConfig
 from must.runtime.check import SERVED
 from must_pipeline.cluster.config import Cluster
@@ -72,19 +69,14 @@ CHOICES: Final = {  # of the pipeline's parameters
 }
 
 
-def main(default_output: Path = Path(COMPILED.name)) -> None:
+def main() -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cluster", type=Path, default=nearest(CLUSTER), help="your cluster's file [cluster.yaml]")
-    parser.add_argument(
-        "--output", type=Path, default=default_output, help="the compiled pipeline [must_pipeline.yaml]"
-    )
+    output = Path(COMPILED.name)
+    parser.add_argument("--output", type=Path, default=output, help="the compiled pipeline [must_pipeline.yaml]")
     options = parser.parse_args()
-    try:
-        cluster = load_cluster(options.cluster)
-        compile_pipeline(cluster, options.output)
-    except (ValueError, OSError) as error:
-        print(f"{parser.prog}: {without_secrets(str(error))}", file=sys.stderr)
-        raise SystemExit(2) from None
+    cluster = load_cluster(options.cluster)
+    compile_pipeline(cluster, options.output)
     if text := warning(cluster):
         print(f"{parser.prog}: warning: {options.cluster}: {text}", file=sys.stderr)
     size = options.output.stat().st_size

@@ -30,10 +30,9 @@ from must_components.train import train
 from must_components.train_job.component import train_job
 from must_pipeline import DESCRIPTION
 from must_pipeline.cluster.config import Cluster
-from must_pipeline.cluster.nodes import nodes_of
+from must_pipeline.cluster.nodes import nodes_of, server_of
 from must_pipeline.cluster.placement import configure_task
 from must_pipeline.cluster.predict import predicts_embeddings
-from must_pipeline.cluster.serving import server_of
 
 
 def make_pipeline(cluster: Cluster) -> Any:

@@ -4,17 +4,13 @@ cluster.yaml (every key explained), clusters/ (an example for each platform), ru
 schedule.yaml, and deploy/ (accounts and more, for kubectl apply -k). A file that is there already is left alone.
 """
 
-from __future__ import annotations
-
 import argparse
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from must.base.exits import WRONG_INPUT
 from must.base.flags import OneLineParser
 
 HERE = Path(__file__).resolve().parent
@@ -39,12 +35,7 @@ def documents(pipeline: str | bytes) -> list[Any]:
 def main() -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    options = parser.parse_args()
-    try:
-        copy_files(options.folder)
-    except OSError as error:
-        print(f"files: {options.folder}: {(error.strerror or str(error)).lower()}", file=sys.stderr)
-        raise SystemExit(WRONG_INPUT) from None
+    copy_files(parser.parse_args().folder)
 
 
 def copy_files(folder: Path) -> None:

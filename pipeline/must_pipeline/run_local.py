@@ -5,8 +5,6 @@ engine is needed, or with --runner docker in its own image (docs/containers.md).
 pipeline's parameters (must_pipeline/dag.py explains them).
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json
@@ -21,11 +19,9 @@ from typing import Any
 
 import must
 import must_components
-from must.base.exits import WRONG_INPUT
 from must.base.files import METRICS_FILE, ONNX_FILE, REPORT_FILE
 from must.base.flags import OneLineParser
 from must.base.parameters import read_mapping
-from must.base.text import without_secrets
 from must_pipeline.files import COMPILED, nearest
 from must_pipeline.local.console import COLOR, StageOutput
 from must_pipeline.local.docker import docker_runner
@@ -49,19 +45,14 @@ def main() -> None:
     parser.add_argument("--gpus", action="store_true", help="docker: give the containers this machine's GPUs")
     parser.add_argument("--verbose", action="store_true", help="show the runner's own log, too")
     options = parser.parse_args()
-    try:
-        started = time.monotonic()
-        os.environ["MUST_RUN_AGAIN"] = again()  # for the summary of a run that failed
-        given = read_mapping(options.parameters, f"--parameters {options.parameters}")
-        parameters = {"work_uri": str(options.output.resolve()), **given}
-        check_parameters(options.pipeline, parameters)
-        runner = None
-        if options.runner == "docker":
-            runner = docker_runner(parameters, options.output, options.user, options.mount, options.gpus)
-        artifacts = run_local(options.pipeline, parameters, options.output, options.verbose, runner)
-    except ValueError as error:
-        print(f"{parser.prog}: {without_secrets(str(error))}", file=sys.stderr)
-        raise SystemExit(WRONG_INPUT) from None
+    started = time.monotonic()
+    os.environ["MUST_RUN_AGAIN"] = again()  # for the summary of a run that failed
+    given = read_mapping(options.parameters, f"--parameters {options.parameters}")
+    parameters = check_parameters(options.pipeline, {"work_uri": str(options.output.resolve()), **given})
+    runner = None
+    if options.runner == "docker":
+        runner = docker_runner(parameters, options.output, options.user, options.mount, options.gpus)
+    artifacts = run_local(options.pipeline, parameters, options.output, options.verbose, runner)
     print(summary(artifacts, time.monotonic() - started))
 
 

@@ -8,24 +8,18 @@ A schedule is known by its name: applying the same file again changes nothing. E
 pipeline, one run at a time, and runs that were missed are not caught up.
 """
 
-from __future__ import annotations
-
 import argparse
-import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import kfp_server_api as api
 
-from must.base.exits import WRONG_INPUT
 from must.base.flags import OneLineParser
-from must.base.parameters import read_mapping
-from must.base.text import without_secrets
+from must.base.parameters import convert_fields, read_mapping
 from must_pipeline import DESCRIPTION
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.load import load_cluster
-from must_pipeline.cluster.read import build
 from must_pipeline.files import CLUSTER, COMPILED, nearest
 from must_pipeline.server.api import Kfp, add_arguments, api_errors
 from must_pipeline.server.parameters import check_parameters
@@ -52,23 +46,19 @@ def main() -> None:
     parser.add_argument("--cluster", type=Path, default=nearest(CLUSTER), help="namespace and account [cluster.yaml]")
     add_arguments(parser)
     options = parser.parse_args()
-    try:
-        cluster = load_cluster(options.cluster)
-        namespace = options.namespace or cluster.namespace
-        if options.action != "list" and not options.what:
-            raise ValueError(f"{options.action}: {'which file' if options.action == 'apply' else 'which schedule'}?")
-        if cluster.kind == "vertex":
-            on_vertex(options, cluster)
-        elif options.action == "apply":
-            schedule = read_schedule(Path(options.what), options.pipeline)
-            apply(Kfp(options), schedule, options.pipeline, namespace, cluster.service_account)
-        elif options.action == "list":
-            print_schedules(Kfp(options), namespace)
-        else:
-            switch(Kfp(options), options.action, options.what, namespace)
-    except ValueError as error:
-        print(f"{parser.prog}: {without_secrets(str(error))}", file=sys.stderr)
-        raise SystemExit(WRONG_INPUT) from None
+    cluster = load_cluster(options.cluster)
+    namespace = options.namespace or cluster.namespace
+    if options.action != "list" and not options.what:
+        raise ValueError(f"{options.action}: {'which file' if options.action == 'apply' else 'which schedule'}?")
+    if cluster.kind == "vertex":
+        on_vertex(options, cluster)
+    elif options.action == "apply":
+        schedule = read_schedule(Path(options.what), options.pipeline)
+        apply(Kfp(options), schedule, options.pipeline, namespace, cluster.service_account)
+    elif options.action == "list":
+        print_schedules(Kfp(options), namespace)
+    else:
+        switch(Kfp(options), options.action, options.what, namespace)
 
 
 def on_vertex(options: argparse.Namespace, cluster: Cluster) -> None:
@@ -87,16 +77,12 @@ def on_vertex(options: argparse.Namespace, cluster: Cluster) -> None:
 
 def read_schedule(path: Path, pipeline: Path) -> Schedule:
     """Raises ValueError: an unknown key, a cron line that is none, parameters that the pipeline does not take."""
-    content = read_mapping(path, f"apply {path}")
-    parameters = content.pop("parameters", {})
-    schedule = build(Schedule, content, "")
+    schedule: Schedule = convert_fields(read_mapping(path, f"apply {path}"), Schedule, "")
     for key in ("name", "cron"):
         if not getattr(schedule, key):
             raise ValueError(f"{path}: {key} is missing")
-    if not isinstance(parameters, dict):
-        raise ValueError(f"{path}: parameters: expected 'name: value' lines")
-    check_parameters(pipeline, parameters)
-    return Schedule(**{**vars(schedule), "cron": six_fields(schedule.cron), "parameters": parameters})
+    parameters = check_parameters(pipeline, schedule.parameters)
+    return replace(schedule, cron=six_fields(schedule.cron), parameters=parameters)
 
 
 def six_fields(cron: str) -> str:

@@ -3,8 +3,6 @@
 A stage's name is the same in Kubeflow's graph, on the run's page, in cluster.yaml and in what `submit --wait` prints.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Final
 

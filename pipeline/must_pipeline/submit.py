@@ -4,17 +4,13 @@ The compiled pipeline is uploaded as a new version if its content is new. A run 
 own parameters: what it had done is at work_uri, so it resumes from there.
 """
 
-from __future__ import annotations
-
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import kfp_server_api as api
 
-from must.base.exits import WRONG_INPUT
 from must.base.flags import OneLineParser
 from must.base.parameters import read_mapping
 from must.base.text import without_secrets
@@ -43,12 +39,7 @@ def main() -> None:
         help="with --wait: times a run that was stopped from outside, by no person, is started again [2]",
     )  # fmt: skip
     add_arguments(parser)
-    options = parser.parse_args()
-    try:
-        raise SystemExit(submit(options))
-    except ValueError as error:
-        print(f"{parser.prog}: {without_secrets(str(error))}", file=sys.stderr)
-        raise SystemExit(WRONG_INPUT) from None
+    raise SystemExit(submit(parser.parse_args()))
 
 
 def submit(options: argparse.Namespace) -> int:
@@ -69,8 +60,8 @@ def submit(options: argparse.Namespace) -> int:
     if options.again:
         body = same_again(kfp, options.again)
     else:
-        values = read_mapping(options.parameters, f"--parameters {options.parameters}")
-        check_parameters(options.pipeline, values)
+        given = read_mapping(options.parameters, f"--parameters {options.parameters}")
+        values = check_parameters(options.pipeline, given)
         experiment = kfp.experiment(options.experiment, namespace)
         pipeline, version, new = kfp.upload(options.pipeline, options.pipeline_name, namespace)
         print(f"pipeline {options.pipeline_name}: {'new version uploaded' if new else 'this version is there already'}")

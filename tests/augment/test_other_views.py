@@ -14,8 +14,8 @@ from timm.data.auto_augment import LEVEL_TO_ARG
 
 from must.config import TrainConfig
 from must.data.augment import exact as exact_views
-from must.data.augment.draws import Operation, seed_views
-from must.data.augment.exact import TrainViews, ViewSettings
+from must.data.augment.draws import Operation, ViewSettings, seed_views
+from must.data.augment.exact import TrainViews
 from must.data.augment.fast import FastViews, size_of
 from must.data.augment.gpu import DeviceInputs, DeviceViews
 from must.data.augment.gpu_ops import NAMES, apply_ops

@@ -13,8 +13,8 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
 from must.config import TrainConfig
-from must.data.augment.draws import PatchMask, seed_generators, seed_views
-from must.data.augment.exact import TrainViews, ViewSettings, fill_color
+from must.data.augment.draws import PatchMask, ViewSettings, seed_generators, seed_views
+from must.data.augment.exact import TrainViews, fill_color
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import EvalView, Preprocess, normalize_pixels
 from tests.golden import facts, golden

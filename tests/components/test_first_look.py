@@ -7,11 +7,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from must.base.storage import TransientError
-from must_components import first_look
-from must_components.first_look import Cluster
+from must_components import cluster
+from must_components.cluster import Cluster
 from must_components.serving.manifest import inference_service
 from must_pipeline.cluster.config import Cluster as ClusterFile
-from must_pipeline.cluster.serving import server_of
+from must_pipeline.cluster.nodes import server_of
 
 SERVICES = "/apis/serving.kserve.io/v1beta1/namespaces/vision/inferenceservices/digits"
 TRAINERS = "/apis/trainer.kubeflow.org/v1alpha1"
@@ -41,7 +41,7 @@ def kubernetes(tmp_path):
 
     answers, asked = {}, []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     (tmp_path / "token").write_text("secret\n")
     (tmp_path / "namespace").write_text("vision\n")
     made = Cluster(f"http://127.0.0.1:{server.server_port}", tmp_path)
@@ -57,7 +57,7 @@ def manifest():
 
 def test_what_serve_will_apply_is_tried_without_a_trace(kubernetes):
     kubernetes.answers["PATCH", SERVICES] = (200, manifest())
-    kubernetes.try_to_serve(manifest())
+    kubernetes.apply(manifest(), dry=True)
     ((_, path, headers, body),) = kubernetes.asked
     assert path == f"{SERVICES}?fieldManager=must&force=true&dryRun=All" and body == manifest()
     assert headers["Content-Type"] == "application/apply-patch+yaml" and headers["Authorization"] == "Bearer secret"
@@ -77,7 +77,7 @@ def test_what_serve_will_apply_is_tried_without_a_trace(kubernetes):
 def test_what_it_would_be_refused_for_is_said_before_the_training(kubernetes, answer, said):
     kubernetes.answers["PATCH", SERVICES] = answer
     with pytest.raises(ValueError, match=said):
-        kubernetes.try_to_serve(manifest())
+        kubernetes.apply(manifest(), dry=True)
 
 
 def trainer(kubernetes, runtimes, allowed):
@@ -118,13 +118,13 @@ def test_a_runtime_or_a_right_that_is_missing_is_said_before_the_training(kubern
 def test_a_server_in_trouble_may_pass(kubernetes):
     kubernetes.answers["PATCH", SERVICES] = (503, {})
     with pytest.raises(TransientError, match="answers 503"):
-        kubernetes.try_to_serve(manifest())
+        kubernetes.apply(manifest(), dry=True)
     gone = Cluster("http://127.0.0.1:9", kubernetes.account)
     with pytest.raises(TransientError, match="does not answer"):
         gone.check_trainer("must-torch")
 
 
 def test_outside_a_pod_there_is_no_cluster_to_ask(monkeypatch, tmp_path):
-    monkeypatch.setattr(first_look, "ACCOUNT", tmp_path / "none")
+    monkeypatch.setattr(cluster, "ACCOUNT", tmp_path / "none")
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     assert Cluster.of_this_pod() is None

@@ -14,7 +14,7 @@ from must.data.format.index import load_index
 from must.runtime import keepalive
 from must.runtime.keepalive import keep_alive
 from must.runtime.places import WorkUri
-from must.runtime.training import job_values
+from must.runtime.training import Asked
 from must_components.train_job import launcher
 from must_components.train_job.manifest import request
 from must_pipeline.cluster.config import Cluster, GpuPool, Training
@@ -100,10 +100,10 @@ def test_nodes_whose_launcher_is_gone_save_a_checkpoint_and_stop(
 ):
     monkeypatch.setattr(launcher, "SILENCE", 3.0)
     monkeypatch.setattr(keepalive, "HEARTBEAT_S", 0.2)
-    _, values = job_values(
+    _, values = Asked(
         str(work), index_sha256=load_index(str(work / "shards")).sha256, classifier=digits.classifier, init="",
         preset="digits", settings=SETTINGS | {"checkpoint_every": 100_000}, epochs=2000,
-    )  # fmt: skip
+    ).job_values()  # fmt: skip
     job = WorkUri(str(work)).job("key")
     launcher.prepare(job, values, digits.classifier, "", {"work_uri": str(work), "key": "key"})
     wanted = request("must-key", two_nodes(), job.uri)

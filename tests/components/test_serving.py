@@ -7,15 +7,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import yaml
-from kubernetes import client, config
 
 from must.base.exits import PREEMPTED, WRONG_INPUT, code_of
 from must.base.storage import TransientError
 from must.runtime.supervise import supervised
+from must_components.cluster import Cluster as Account
 from must_components.serving import service
 from must_components.serving.manifest import inference_service, is_seen
 from must_pipeline.cluster.config import Cluster, CpuPool, Credentials, Toleration, Volume
-from must_pipeline.cluster.serving import server_of
+from must_pipeline.cluster.nodes import server_of
 
 REGISTRY = "gs://models/registry"
 
@@ -99,13 +99,10 @@ def in_a_pod(monkeypatch, tmp_path):
 
     def at(url):
         (tmp_path / "namespace").write_text("vision\n")
-        monkeypatch.setattr(service, "NAMESPACE", tmp_path / "namespace")
-        configuration = client.Configuration(host=url)
-        configuration.retries = False
-        monkeypatch.setattr(config, "load_incluster_config", lambda: client.Configuration.set_default(configuration))
+        (tmp_path / "token").write_text("secret\n")
+        monkeypatch.setattr(Account, "of_this_pod", lambda: Account(url, tmp_path))
 
-    yield at
-    client.Configuration.set_default(None)
+    return at
 
 
 def given(tmp_path):

@@ -73,7 +73,7 @@ def serving(folder: Path, fault: str = "") -> Iterator[Hub]:
 
 @contextmanager
 def serve(hub: Hub) -> Iterator[Hub]:
-    thread = threading.Thread(target=hub.serve_forever, args=(0.05,), daemon=True)
+    thread = threading.Thread(target=hub.serve_forever, daemon=True)
     thread.start()
     try:
         yield hub

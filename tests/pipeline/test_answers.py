@@ -10,6 +10,7 @@ from must.data.loading.reader import ShardReader
 from must.deploy.promote.registry import Registry
 from must.method.answers.plan import Plan
 from must_pipeline import answer, submit
+from must_pipeline.cli import call as call_command
 from tests.kfp.stand_in import Player
 from tests.pipeline.local import Run, small_demo
 
@@ -32,7 +33,7 @@ def answering(server, monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(sys, "argv", ["must-pipeline answer", *given])
         code = 0
         try:
-            program.main()
+            call_command(program.__name__.rpartition(".")[2])
         except SystemExit as end:
             code = end.code
         shown = capsys.readouterr()

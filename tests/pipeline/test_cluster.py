@@ -319,7 +319,7 @@ def test_the_documented_file_holds_every_key_with_its_default():
         ("predict: {pods: 1, uri: gs://b/p, settings: {part: 1/2}}", "predict.settings.part: is set by the pipeline"),
         ("predict: {pods: 1, uri: gs://b/p, settings: {abstain: 2}}", "predict.settings: --abstain must be from 0"),
         ("predict: {pods: 1, uri: gs://b/p, settings: {embeddings: x}}", "predict.settings: --embeddings: expected"),
-        ("predict: {pods: 1, uri: gs://b/p, settings: {abstian: 1}}", "predict.settings: "),
+        ("predict: {pods: 1, uri: gs://b/p, settings: {abstian: 1}}", "predict.settings.abstian: unknown; did you"),
         ("training: {nodes: 0}", "training.nodes must be at least 1"),
         ("training: {processes: all}", "training.processes 'all': a number of processes a node, or auto"),
         ("{gpu: {count: 4}, training: {processes: 8}}", "training.processes 8 contradicts gpu.count 4"),

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from must_pipeline import DESCRIPTION, schedule, submit
+from must_pipeline.cli import call
 from must_pipeline.files import COMPILED
 from must_pipeline.server import api as kfp_api
 from must_pipeline.server import wait
@@ -50,7 +51,7 @@ def run(module, monkeypatch, *arguments):
     """The script's exit code."""
     monkeypatch.setattr(sys, "argv", [module.__file__, *map(str, arguments)])
     try:
-        module.main()
+        call(module.__name__.rpartition(".")[2])
         return 0
     except SystemExit as error:
         return error.code
@@ -276,8 +277,8 @@ def test_a_server_that_cannot_be_reached_is_one_line(files, monkeypatch, capsys)
         ({"name": ""}, "name is missing"),
         ({"parameters": {"sorce": "x"}}, "no parameter 'sorce'; did you mean 'source'?"),
         ({"parameters": {"source": "x"}}, "parameters missing: classes, work_uri"),
-        ({"parameters": PARAMETERS | {"epochs": "many"}}, "parameter epochs: expected number_integer, got 'many'"),
-        ({"parameters": PARAMETERS | {"append": 1}}, "parameter append: expected boolean"),
+        ({"parameters": PARAMETERS | {"epochs": "many"}}, "parameter epochs: expected a whole number, got 'many'"),
+        ({"parameters": PARAMETERS | {"append": 1}}, "parameter append: expected true or false"),
         ({"parameters": PARAMETERS | {"settings": {"x": "y" * 10_000}}}, "Kubeflow Pipelines allows 10,000"),
     ],
 )

@@ -9,7 +9,7 @@ import sys
 import pytest
 import yaml
 
-from must_pipeline import submit
+from must_pipeline.cli import call
 from must_pipeline.cluster.load import load_cluster
 from must_pipeline.compile import compile_pipeline
 from must_pipeline.files import CLUSTER, documents
@@ -158,6 +158,6 @@ def test_without_googles_client_its_extra_is_named(tmp_path, monkeypatch, capsys
     arguments = ["--parameters", tmp_path / "run.yaml", "--cluster", EXAMPLE]
     monkeypatch.setattr(sys, "argv", ["must-pipeline submit", *map(str, arguments)])
     with pytest.raises(SystemExit, match="2"):
-        submit.main()
+        call("submit")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith("needs the package google-cloud-aiplatform here: pip install 'must-clip[vertex]'")

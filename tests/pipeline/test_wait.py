@@ -11,7 +11,7 @@ import yaml
 
 from must.runtime.notes import stage_note
 from must.runtime.summary import leave_page
-from must_pipeline import submit
+from must_pipeline import cli
 from must_pipeline.server import wait
 from tests.pipeline.kfp_server import KfpServer
 
@@ -45,7 +45,7 @@ def waiting(server, tmp_path, monkeypatch):
         words = ["--parameters", tmp_path / "run.yaml", "--cluster", tmp_path / "cluster.yaml", "--host", server.url]
         monkeypatch.setattr(sys, "argv", ["submit", *map(str, [*words, "--wait", *more])])
         with pytest.raises(SystemExit) as end:
-            submit.main()
+            cli.call("submit")
         return end.value.code
 
     call.work = str(work)
@@ -215,7 +215,7 @@ def cluster(tmp_path, monkeypatch):
 
     looks = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     config = {
         "current-context": "c", "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
         "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],

@@ -91,7 +91,7 @@ def test_a_traceback_stands_behind_what_was_printed_before_it(tmp_path):
 
 def test_a_child_that_outlives_the_stage_does_not_hold_it_up(tmp_path):
     os.mkfifo(tmp_path / "fifo")
-    body = "from must.runtime import tail\ntail.PATIENCE = 2.0\nimport subprocess\nprint('x')\n"
+    body = "from must.runtime import tail\ntail.DRAIN_TIMEOUT = 1.0\nimport subprocess\nprint('x')\n"
     stage(tmp_path, body + f"subprocess.Popen(['cat', {str(tmp_path / 'fifo')!r}])")
     (note,) = read_notes(str(tmp_path))
     assert note.state == "done" and note.lines == ["x"]

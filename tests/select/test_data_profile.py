@@ -165,7 +165,6 @@ def test_it_draws_no_random_number(digits):
     extract_features(
         bundle.model,
         EvalSource(open_reader(digits.shards, "train"), preprocess, 64, 0),
-        preprocess,
         torch.device("cpu"),
     )
     assert torch.equal(torch.get_rng_state(), before), "training would go another way"

@@ -14,6 +14,6 @@ def server(exported):
 
 @pytest.fixture(scope="module")
 def impatient(exported):
-    """Waits two seconds for clients."""
-    with running("--model", exported[1], "--name", "digits", "--max-body", 2, "--patience", 2) as it:
+    """Waits a second for clients."""
+    with running("--model", exported[1], "--name", "digits", "--max-body", 2, "--patience", 1) as it:
         yield it

@@ -40,9 +40,9 @@ def test_settings_can_be_trained_with(images, tower, classes):
 @pytest.mark.parametrize(
     "images, tower, batch, epochs, lr",
     [
-        (1, "tiny", 1, 60, 0.000125),
-        (20, "tiny", 16, 60, 0.0005),
-        (300, "tiny", 16, 60, 0.0005),
+        (1, "tiny", 1, 10, 0.000125),
+        (20, "tiny", 16, 10, 0.0005),
+        (300, "tiny", 16, 21, 0.0005),
         (1097, "tiny", 64, 40, 0.001),
         (1_000_000, "tiny", 256, 10, 0.002),
         (1, "ViT-B/16", 1, 60, 2.5e-6),

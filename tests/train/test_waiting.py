@@ -11,7 +11,8 @@ from torch.optim import optimizer
 
 from must.base.parameters import load
 from must.config import TrainConfig
-from must.data.augment.exact import ViewSettings, fill_color
+from must.data.augment.draws import ViewSettings
+from must.data.augment.exact import fill_color
 from must.data.augment.gpu import DeviceInputs, DeviceViews
 from must.data.augment.gpu_ops import NAMES
 from must.data.augment.normalize import channels
@@ -97,16 +98,17 @@ def test_processes_wait_for_nothing_and_send_little():
         assert sum(step.values()) <= most, step.most_common()
 
 
-@pytest.mark.parametrize("world", [ALONE, World(0, 1, CPU)], ids=["meta", "cpu"])
-@pytest.mark.parametrize("reading", [Tensor.item, Tensor.tolist, Tensor.nonzero], ids=lambda how: how.__name__)
-def test_a_step_that_reads_is_found(monkeypatch, fused_on_meta, world, reading):
+@pytest.mark.parametrize(
+    "device, reading", [(DEVICE, Tensor.item), (CPU, Tensor.item), (CPU, Tensor.tolist), (CPU, Tensor.nonzero)]
+)
+def test_a_step_that_reads_is_found(monkeypatch, fused_on_meta, device, reading):
     def labels(logits: Tensor, threshold: float):
         reading(logits.sum())
         return pseudo_labels(logits, threshold)
 
     monkeypatch.setattr(step_module, "pseudo_labels", labels)
     with pytest.raises((HostWaitsError, NotImplementedError, RuntimeError)):
-        launches_of_steps(world)
+        launches_of_steps(World(0, 1, device))
 
 
 @pytest.mark.parametrize("place", ["cpu", "gpu"])
@@ -176,12 +178,9 @@ def views_of(operations: list[list[int]]) -> Counter[str]:
     return launches
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_views_on_the_device_wait_for_nothing(name):
-    number = NAMES.index(name)
-    few = views_of([[number, -1], [-1, number]])
-    many = views_of([[number, -1], [-1, number]] * 16)
-    assert few == many  # launches do not grow with the images
+def test_views_on_the_device_wait_for_nothing():
+    operations = [pair for number in range(len(NAMES)) for pair in ([number, -1], [-1, number])]
+    assert views_of(operations) == views_of(operations * 8)  # launches do not grow with the images
 
 
 WAITING = {

@@ -11,6 +11,7 @@ from google.cloud import aiplatform, aiplatform_v1
 from google.protobuf.json_format import ParseDict
 
 from must_pipeline import schedule, submit
+from must_pipeline.cli import call
 from must_pipeline.cluster.config import Training
 from must_pipeline.cluster.load import load_cluster
 from must_pipeline.cluster.vertex_rules import ACCELERATORS
@@ -46,7 +47,7 @@ def command(server, compiled, tmp_path, monkeypatch):
         given = ["--pipeline", pipeline, "--cluster", cluster, "--host", server.url]
         monkeypatch.setattr(sys, "argv", ["must-pipeline", *map(str, [*flags, *given])])
         try:
-            module.main()
+            call(module.__name__.rpartition(".")[2])
         except SystemExit as end:
             if end.code == 2:
                 raise

@@ -1,10 +1,9 @@
 """The InferenceService, as a plain dictionary: KServe's serving.kserve.io/v1beta1 with a container of our own."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from must.base import storage
+from must.base.parameters import require
 from must.runtime.check import check_service_name
 
 PORT = 8080
@@ -17,7 +16,7 @@ MODE = {"serving.kserve.io/deploymentMode": "RawDeployment"}
 
 
 def inference_service(registry: str, name: str, server: dict[str, Any]) -> dict[str, Any]:
-    """`server`: what cluster.yaml says, by must_pipeline/cluster/serving.py.
+    """`server`: what cluster.yaml says, by must_pipeline/cluster/nodes.py.
 
     The server looks at LATEST itself: the object stays the same from one promotion to the next, no pod is started anew,
     and what is served is what the registry says, also after a rollback.
@@ -83,6 +82,13 @@ def is_seen(registry: str, server: dict[str, Any]) -> bool:
     """Whether a server's pod sees the registry: in a bucket, or on the volume of cluster.yaml."""
     mount = server.get("mount", "")
     return storage.is_remote(registry) or bool(mount and f"{registry}/".startswith(f"{mount.rstrip('/')}/"))
+
+
+def require_seen(registry: str, server: dict[str, Any]) -> None:
+    require(
+        is_seen(registry, server),
+        f"serve: a server's pod does not see the registry {registry}; take a bucket, or the volume of cluster.yaml",
+    )
 
 
 def add_volume(predictor: dict[str, Any], name: str, place: str, source: dict[str, Any]) -> None:

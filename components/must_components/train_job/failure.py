@@ -1,7 +1,5 @@
 """Why a TrainJob failed, for people, and the exit code that says whether trying again makes sense."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from contextlib import suppress

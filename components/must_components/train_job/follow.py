@@ -1,7 +1,5 @@
 """Prints a TrainJob's log of rank 0 while it grows, whatever happens to the connection or the pod."""
 
-from __future__ import annotations
-
 import threading
 from collections import deque
 

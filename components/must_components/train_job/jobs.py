@@ -4,8 +4,6 @@ The SDK builds and submits the object. What it reads back leaves out annotations
 and it gives up on resources whose device it does not know; so reading and deleting go to the API itself.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import suppress

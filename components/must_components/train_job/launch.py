@@ -4,8 +4,6 @@ A launcher that is retried finds the job that its predecessor started. A job tha
 goes on from the checkpoints.
 """
 
-from __future__ import annotations
-
 import signal
 import sys
 import time
@@ -92,7 +90,7 @@ class Launch:
                 print(f"the TrainJob {self.name} is being deleted; waiting for its end", flush=True)
             elif outcome == "Failed":
                 print(f"the TrainJob {self.name} failed before; starting it again from its checkpoints", flush=True)
-            elif outcome == "Complete" and not self.has_bundle():
+            elif outcome == "Complete" and not storage.exists(storage.join(self.job.bundle, DESCRIPTION_FILE)):
                 print(f"the TrainJob {self.name} is complete, but its model is gone; training again", flush=True)
             else:
                 self.check_patches(found)
@@ -177,9 +175,6 @@ class Launch:
                 )
                 raise SystemExit(BUG)
             time.sleep(POLL)
-
-    def has_bundle(self) -> bool:
-        return storage.exists(storage.join(self.job.bundle, DESCRIPTION_FILE))
 
 
 class StoppedError(BaseException):  # not Exception: the SDK turns whatever is raised inside a call into its own error

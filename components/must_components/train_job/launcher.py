@@ -1,7 +1,5 @@
 """The stage train as a TrainJob: what its nodes read, the job itself, and the model that they leave."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from typing import Any
@@ -15,39 +13,26 @@ from must.method.model.bundle import load_description
 from must.runtime.keepalive import SILENCE
 from must.runtime.notes import stage_note
 from must.runtime.places import JobUri, WorkUri
-from must.runtime.training import decision_key, job_values, origin, trained
+from must.runtime.training import Asked, origin, trained
 from must_components.train_job.jobs import Jobs
 from must_components.train_job.launch import Launch
 from must_components.train_job.manifest import request
 
 
 def train_on_nodes(
-    work_uri: str,
-    *,
-    index_sha256: str,
-    classifier: str,
-    output: str,
-    nodes: dict[str, Any],
-    init: str = "",
-    preset: str = "",
-    settings: dict[str, Any] | None = None,
-    epochs: int = 0,
-    tensorboard_uri: str = "",
+    work_uri: str, *, output: str, nodes: dict[str, Any], tensorboard_uri: str = "", **given: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Trains, or attaches to the job that trains. Returns the run's summary, and what the bundle tells of its origin.
 
     Exits with the nodes' code (2, 75 or 1) and the job's last lines and events when it fails, with 75 when it is
-    stopped itself: then the job trains on, unless the whole run is being stopped.
+    stopped itself: then the job trains on, unless the whole run is being stopped. `given` is what Asked has.
     """
-    asked = decision_key(index_sha256, classifier, settings or {}, preset, epochs)
-    key, values = job_values(
-        work_uri, index_sha256=index_sha256, classifier=classifier, init=init, preset=preset, settings=settings or {},
-        epochs=epochs,
-    )  # fmt: skip
+    wanted = Asked(work_uri, **given)
+    asked, (key, values) = wanted.decision_key(), wanted.job_values()
     job = WorkUri(work_uri).job(key + since(work_uri, asked))
     with stage_note(work_uri, "train", values["checkpoints"]) as note:
         curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
-        prepare(job, values, classifier, curves, {"work_uri": work_uri, "key": asked})
+        prepare(job, values, wanted.classifier, curves, {"work_uri": work_uri, "key": asked})
         logging.getLogger("kubeflow").setLevel(logging.ERROR)  # it warns at length when it cannot read a version
         Launch(Jobs(), request(job_name(job.uri), nodes, job.uri), job, int(nodes["timeout"])).run()
         copy_bundle(job.bundle, output)

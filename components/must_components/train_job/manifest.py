@@ -1,7 +1,5 @@
 """A TrainJob for Kubeflow Trainer: from cluster.yaml's `nodes` to the SDK's objects."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

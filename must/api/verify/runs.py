@@ -29,12 +29,8 @@ def command(setting: Setting, output: Path, processes: int = 1, **changes: objec
         "precision": "fp32", **changes,
     }  # fmt: skip
     flags = [f"--{name}={value}" for name, value in values.items()]
-    start = (
-        ["-m"]
-        if processes == 1
-        else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-    )
-    return [sys.executable, *start, "must", "train", *flags]
+    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"] * (processes > 1)
+    return [sys.executable, "-m", *launcher, "must", "train", *flags]
 
 
 def train(setting: Setting, name: str, processes: int = 1, **changes: object) -> list[float]:

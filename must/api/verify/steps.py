@@ -10,7 +10,8 @@ import torch
 
 from must.api.verify.single import Found, Setting, demand
 from must.config import TrainConfig
-from must.data.augment.exact import TrainViews, ViewSettings
+from must.data.augment.draws import ViewSettings
+from must.data.augment.exact import TrainViews
 from must.data.augment.gpu import DeviceInputs, DeviceViews
 from must.data.loading.reader import open_reader
 from must.method.distributed.process_group import init_distributed, pick_device

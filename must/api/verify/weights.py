@@ -7,16 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import torch
-
 from must.api.verify.single import Found, Setting, demand
 from must.base.files import METRICS_FILE
 from must.config import ClassifierConfig, ShardConfig
-from must.data.augment.normalize import normalize
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import open_reader
 from must.data.shards.build import shard
-from must.method.distributed.process_group import pick_device
+from must.evaluation.scores import score_split
+from must.method.distributed.process_group import World, pick_device
 from must.method.model.bundle import load_description, preprocess_of, selection_of, zero_shot_bundle
 from must.method.model.classifier import classifier, load_text_classifier
 
@@ -81,17 +79,11 @@ def zero_shot(setting: Setting, name: str) -> Found:
     classifier(ClassifierConfig(classes=classes, output=file, **named))
     shard(ShardConfig(source=str(root), labels="folder", output=shards))
     bundle, device = zero_shot_bundle(load_text_classifier(file)), pick_device(setting.device)
-    model, preprocess = bundle.model.to(device).eval(), preprocess_of(bundle.description)
-    right = total = 0
-    with torch.inference_mode():
-        for batch in EvalSource(open_reader(shards, "train"), preprocess, BATCH, 4):
-            found = model(normalize(batch.pixels.to(device), preprocess)).argmax(-1).tolist()
-            right += sum(bundle.description.classes[n] == label for n, label in zip(found, batch.labels, strict=True))
-            total += len(found)
-    accuracy = 100 * right / total
-    return demand(
-        abs(accuracy - published) < APART, f"{accuracy:.1f}%, published {published}%", accuracy=accuracy, images=total
-    )
+    source = EvalSource(open_reader(shards, "train"), preprocess_of(bundle.description), BATCH, 4)
+    samples, (scores,) = score_split([bundle.model], source, bundle.description.classes, World(0, 1, device))
+    right = scores.prediction == samples.labels
+    accuracy, said = 100 * float(right.mean()), f"{100 * right.mean():.1f}%, published {published}%"
+    return demand(abs(accuracy - published) < APART, said, accuracy=accuracy, images=len(right))
 
 
 def adaptation(setting: Setting, name: str) -> Found:

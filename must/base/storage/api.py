@@ -190,7 +190,7 @@ def copy(uri: str | Path, file: Writable) -> None:
 
 def copy_ranges(store: Store, uri: str, file: Writable) -> None:
     """Ranges of one generation: a lost connection costs a range, and a write in between cannot mix two versions."""
-    size, generation = store.stat(uri)
+    size, generation, _ = store.stat(uri)
     for start in range(0, size, store.RANGE):
         wanted, data = min(store.RANGE, size - start), b""
         with suppress(ConflictError, FileNotFoundError):

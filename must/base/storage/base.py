@@ -13,13 +13,6 @@ class Entry(NamedTuple):
     size: int
 
 
-class Stat(NamedTuple):
-    """An object's size in bytes, and its generation."""
-
-    size: int
-    generation: Generation
-
-
 class Writable(Protocol):
     def write(self, data: bytes, /) -> int: ...
 

@@ -21,14 +21,10 @@ def is_transient(status: int | None) -> bool:
     return status in TRANSIENT
 
 
-def is_transient_error(error: BaseException) -> bool:
-    return isinstance(error, TransientError)
-
-
 def repeat(
     where: str,
     call: Callable[[], Result],
-    may_pass: Callable[[BaseException], bool] = is_transient_error,
+    may_pass: Callable[[BaseException], bool] = lambda error: isinstance(error, TransientError),
     tries: int = 0,
     timeout: float | None = None,
     on_first: Callable[[Exception], None] = lambda error: None,

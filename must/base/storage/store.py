@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, NamedTuple, TypeVar
 
-from must.base.storage.base import ConflictError, Entry, Generation, Stat, TransientError
+from must.base.storage.base import ConflictError, Entry, Generation, TransientError
 from must.base.storage.retry import repeat
 from must.base.text import without_secrets
 
@@ -87,10 +87,9 @@ class Store(ABC):
 
     # What is made of them.
 
-    def stat(self, uri: str) -> Stat:
+    def stat(self, uri: str) -> Head:
         place = self.object_at(uri)
-        found = self.ask(place, lambda: self.head(place))
-        return Stat(found.size, found.generation)
+        return self.ask(place, lambda: self.head(place))
 
     def list_files(self, uri: str) -> Iterator[Entry]:
         """One page at a time. Placeholders of folders (names that end with "/") are left out."""

@@ -4,16 +4,14 @@ So the same (seed, epoch, sample) gives the same crops, flips, operations and ma
 views. The three random generators and the order in which they are used are those of the published implementation.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -22,6 +20,10 @@ from timm.data import transforms as timm_transforms
 from timm.data.auto_augment import rand_augment_ops, rand_augment_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
+
+from must.config import TrainConfig
+from must.data.image.decode import identify, orientation
+from must.data.image.preprocess import Preprocess
 
 GENERATOR = random.Random()
 RATIO = (3 / 4, 4 / 3)  # smallest and largest width / height of the strong crop
@@ -32,6 +34,28 @@ class Operation(NamedTuple):
 
     name: str
     arguments: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """Settings of the views; the defaults are the published ones."""
+
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    patch_size: int = 16  # of the model, pixels
+    mask_patch_size: int = 32  # of a masked cell, pixels
+    mask_ratio: float = 0.3
+    weak_padding: int = 0  # pixels
+    strong_scale: tuple[float, float] = (0.3, 1.0)  # area
+    flip: float = 0.5
+    randaugment: str = "rand-m9-mstd0.5-inc1"
+    randaugment_ops: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, config: TrainConfig, preprocess: Preprocess, patch_size: int) -> Self:
+        """Args: `patch_size` is of the model, pixels; all that follows it above are the parameters of that name."""
+        own = [getattr(config, one.name) for one in fields(cls)[2:]]
+        given: list[Any] = [tuple(value) if isinstance(value, list) else value for value in own]
+        return cls(preprocess, patch_size, *given)
 
 
 @dataclass(frozen=True)
@@ -46,37 +70,29 @@ class AugmentParams:
 
 
 class AugmentSampler:
-    """Image size -> Draw, from the generators that `seed_views` has set.
+    """Image size -> AugmentParams, from the generators that `seed_views` has set."""
 
-    Args:
-        size: side of the views, pixels.
-        padding: of the weak view.
-        scale: smallest and largest area of the strong crop.
-        flip: probability.
-        config, names: RandAugment's settings and operations; no operations if `config` is empty.
-        mask: draws the masked patches.
-    """
+    def __init__(self, settings: ViewSettings) -> None:
+        self.settings, self.size = settings, settings.preprocess.size
+        self.mask = PatchMask(self.size, settings.patch_size, settings.mask_patch_size, settings.mask_ratio)
+        config, names = settings.randaugment, settings.randaugment_ops
+        self.augment = randaugment(config, names, self.size) if config else None
 
-    def __init__(
-        self,
-        size: int,
-        padding: int,
-        scale: tuple[float, float],
-        flip: float,
-        config: str,
-        names: tuple[str, ...],
-        mask: PatchMask,
-    ) -> None:
-        self.size, self.padding, self.scale, self.flip, self.mask = size, padding, scale, flip, mask
-        self.augment = randaugment(config, names, size) if config else None
+    def of_file(self, data: bytes, seeds: tuple[int, int, int], max_pixels: int) -> tuple[Any, AugmentParams]:
+        """(the file's opened header, what is drawn) for (seed, epoch, sample). Raises ValueError: no image."""
+        header = identify(data, max_pixels)
+        seed_views(*seeds)
+        return header, self(*size_of(header))
 
     def __call__(self, width: int, height: int) -> AugmentParams:
-        resized_width, resized_height = resized(width, height, self.size)
-        padded = no_pixels(resized_height + 2 * self.padding, resized_width + 2 * self.padding)
-        top, left, _, _ = transforms.RandomCrop.get_params(padded, (self.size, self.size))
+        settings = self.settings
+        wide, high = (side + 2 * settings.weak_padding for side in resized(width, height, self.size))
+        top, left, _, _ = transforms.RandomCrop.get_params(no_pixels(high, wide), (self.size, self.size))
         with timm_draws_from_ours():
-            y, x, h, w = RandomResizedCropAndInterpolation.get_params(no_pixels(height, width), self.scale, RATIO)
-            flip = bool(torch.rand(1) < self.flip)
+            y, x, h, w = RandomResizedCropAndInterpolation.get_params(
+                no_pixels(height, width), settings.strong_scale, RATIO
+            )
+            flip = bool(torch.rand(1) < settings.flip)
             operations = self.augment([]) if self.augment else []
         return AugmentParams((left, top), (x, y, w, h), flip, tuple(operations), self.mask())
 
@@ -145,6 +161,13 @@ def resized(width: int, height: int, size: int) -> tuple[int, int]:
     if width <= height:
         return size, int(size * height / width)
     return int(size * width / height), size
+
+
+def size_of(header: Any) -> tuple[int, int]:
+    """Width and height of the picture once it is upright."""
+    # Pillow turns a TIFF's size when it opens the file, and no other's
+    width, height = (header.tag_v2[256], header.tag_v2[257]) if header.format == "TIFF" else header.size
+    return (height, width) if orientation(header) in (5, 6, 7, 8) else (width, height)
 
 
 def no_pixels(height: int, width: int) -> torch.Tensor:

@@ -6,53 +6,18 @@ give the same views bit for bit (tests/golden/augment.npz).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 from timm.data import auto_augment
 from timm.data.auto_augment import NAME_TO_OP
 
-from must.config import TrainConfig
-from must.data.augment.draws import AugmentParams, AugmentSampler, Operation, PatchMask, resized, seed_views
+from must.data.augment.draws import AugmentParams, AugmentSampler, Operation, ViewSettings, resized, seed_views
 from must.data.image.cost import MAX_PIXELS
 from must.data.image.decode import decode
-from must.data.image.preprocess import Preprocess
 
 BICUBIC = Image.Resampling.BICUBIC
-
-
-@dataclass(frozen=True)
-class ViewSettings:
-    """Settings of the views; the defaults are the published ones."""
-
-    preprocess: Preprocess = field(default_factory=Preprocess)
-    patch_size: int = 16  # of the model, pixels
-    mask_patch_size: int = 32  # of a masked cell, pixels
-    mask_ratio: float = 0.3
-    weak_padding: int = 0  # pixels
-    strong_scale: tuple[float, float] = (0.3, 1.0)  # area
-    flip: float = 0.5
-    randaugment: str = "rand-m9-mstd0.5-inc1"
-    randaugment_ops: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, config: TrainConfig, preprocess: Preprocess, patch_size: int) -> Self:
-        """Args:
-        patch_size: of the model, pixels.
-        """
-        return cls(
-            preprocess=preprocess,
-            patch_size=patch_size,
-            mask_patch_size=config.mask_patch_size,
-            mask_ratio=config.mask_ratio,
-            weak_padding=config.weak_padding,
-            strong_scale=(config.strong_scale[0], config.strong_scale[1]),
-            flip=config.flip,
-            randaugment=config.randaugment,
-            randaugment_ops=tuple(config.randaugment_ops),
-        )
 
 
 class TrainViews:
@@ -65,7 +30,7 @@ class TrainViews:
     def __init__(self, settings: ViewSettings) -> None:
         self.size, self.padding = settings.preprocess.size, settings.weak_padding
         self.fill = fill_color(settings.preprocess.mean)
-        self.draws = sampler_of(settings)
+        self.draws = AugmentSampler(settings)
 
     def __call__(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         draw = self.draws(*image.size)
@@ -96,19 +61,6 @@ class TrainViews:
         if draw.flip:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return np.asarray(apply_ops(view, draw.operations, self.fill, BICUBIC))
-
-
-def sampler_of(settings: ViewSettings) -> AugmentSampler:
-    size = settings.preprocess.size
-    return AugmentSampler(
-        size,
-        settings.weak_padding,
-        settings.strong_scale,
-        settings.flip,
-        settings.randaugment,
-        settings.randaugment_ops,
-        PatchMask(size, settings.patch_size, settings.mask_patch_size, settings.mask_ratio),
-    )
 
 
 def apply_ops(

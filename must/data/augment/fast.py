@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from must.data.augment.draws import AugmentParams, resized, seed_views
+from must.data.augment.draws import AugmentParams, resized, size_of
 from must.data.augment.exact import TrainViews, apply_ops
 from must.data.image.cost import MAX_PIXELS
-from must.data.image.decode import decode, identify, orientation
+from must.data.image.decode import decode, orientation
 from must.data.image.jpeg import decode_reduced
 
 FACTORS = (8, 4, 2)
@@ -29,25 +29,13 @@ class FastViews(TrainViews):
         self, data: bytes, seeds: tuple[int, int, int], max_pixels: int = MAX_PIXELS
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`seeds`: seed, epoch, sample. Views are uint8 [H, W, 3], the numbers of the masked patches [M]."""
-        header = identify(data, max_pixels)
+        header, draw = self.draws.of_file(data, seeds, max_pixels)
         width, height = size_of(header)
-        seed_views(*seeds)
-        draw = self.draws(width, height)
         if self.padding:  # for small images, which cost little
             image = decode(data, max_pixels)
             return self.weak(image, draw), self.strong(image, draw), draw.masked
-        pixels, scale = self.pixels(data, header, draw, max_pixels)
+        pixels, scale = pixels_of(data, header, min(*header.size, *draw.strong[2:]), self.size, max_pixels)
         return self.fast_weak(pixels, scale, width, height, draw), self.fast_strong(pixels, scale, draw), draw.masked
-
-    def pixels(self, data: bytes, header: Any, draw: AugmentParams, max_pixels: int) -> tuple[torch.Tensor, int]:
-        """uint8 [1, 3, H, W], no larger than the views need, and by what it is smaller than the file's picture."""
-        if orientation(header) == UPRIGHT:
-            needed = min(*header.size, *draw.strong[2:])
-            factor = next((factor for factor in FACTORS if needed >= factor * self.size), 1)
-            reduced = decode_reduced(data, header, factor)
-            if reduced is not None:
-                return as_tensor(reduced), factor
-        return as_tensor(np.asarray(decode(data, max_pixels))), 1
 
     def fast_weak(self, pixels: torch.Tensor, scale: int, width: int, height: int, draw: AugmentParams) -> np.ndarray:
         (resized_width, resized_height), (left, top) = resized(width, height, self.size), draw.weak
@@ -63,19 +51,22 @@ class FastViews(TrainViews):
         return np.asarray(apply_ops(Image.fromarray(array), draw.operations, self.fill, Image.Resampling.BILINEAR))
 
 
+def pixels_of(data: bytes, header: Any, shortest: int, side: int, max_pixels: int) -> tuple[torch.Tensor, int]:
+    """uint8 [1, 3, H, W], and by what it is smaller than the file's picture: `shortest` of its pixels stay `side`."""
+    if orientation(header) == UPRIGHT:
+        factor = next((factor for factor in FACTORS if shortest >= factor * side), 1)
+        reduced = decode_reduced(data, header, factor)
+        if reduced is not None:
+            return as_tensor(reduced), factor
+    return as_tensor(np.asarray(decode(data, max_pixels))), 1
+
+
 def crop(pixels: torch.Tensor, x: float, y: float, w: float, h: float, size: int) -> torch.Tensor:
     """The part of an image, to the nearest pixel, at `size` x `size`: uint8 [1, 3, size, size]."""
     left, top, right, bottom = round(x), round(y), max(round(x + w), round(x) + 1), max(round(y + h), round(y) + 1)
     part = pixels[:, :, top:bottom, left:right]
     part = part.contiguous(memory_format=torch.channels_last)  # without this copy torch takes a slower way
     return F.interpolate(part, (size, size), mode="bicubic", antialias=True)
-
-
-def size_of(header: Any) -> tuple[int, int]:
-    """Width and height of the picture once it is upright."""
-    # Pillow turns a TIFF's size when it opens the file, and no other's
-    width, height = (header.tag_v2[256], header.tag_v2[257]) if header.format == "TIFF" else header.size
-    return (height, width) if orientation(header) in (5, 6, 7, 8) else (width, height)
 
 
 def as_tensor(pixels: np.ndarray) -> torch.Tensor:

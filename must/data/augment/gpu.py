@@ -16,14 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from must.data.augment.draws import AugmentParams, resized, seed_views
-from must.data.augment.exact import ViewSettings, fill_color, sampler_of
-from must.data.augment.fast import FACTORS, UPRIGHT, as_array, as_tensor, crop, size_of
+from must.data.augment.draws import AugmentParams, AugmentSampler, ViewSettings, resized, size_of
+from must.data.augment.exact import fill_color
+from must.data.augment.fast import as_array, crop, pixels_of
 from must.data.augment.gpu_ops import NAMES, apply_ops
 from must.data.augment.normalize import channels
 from must.data.image.cost import MAX_PIXELS
-from must.data.image.decode import decode, identify, orientation
-from must.data.image.jpeg import decode_reduced
 
 ENLARGED = 1.5  # side of the square, in sides of a view
 
@@ -59,29 +57,19 @@ class DeviceViews:
         self.size, self.padding = settings.preprocess.size, settings.weak_padding
         self.side = math.ceil(self.size * ENLARGED)
         self.fill = fill_color(settings.preprocess.mean)
-        self.draws = sampler_of(settings)
+        self.draws = AugmentSampler(settings)
         self.layers = self.draws.augment.num_layers if self.draws.augment else 0
 
     def of_file(self, data: bytes, seeds: tuple[int, int, int], max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, ...]:
         """`seeds`: seed, epoch, sample. Raises ValueError: the bytes are no whole image."""
-        header = identify(data, max_pixels)
-        width, height = size_of(header)
-        seed_views(*seeds)
-        draw = self.draws(width, height)
+        header, draw = self.draws.of_file(data, seeds, max_pixels)
         operations, arguments = np.full(self.layers, -1), np.zeros(self.layers, np.float32)
         for place, (name, values) in enumerate(draw.operations):
             operations[place], arguments[place] = NAMES.index(name), values[0] if values else 0
-        boxes, flip = self.boxes(draw, width, height), np.asarray(draw.flip)
-        return self.square(data, header, max_pixels), boxes, flip, operations, arguments, draw.masked
-
-    def square(self, data: bytes, header: object, max_pixels: int) -> np.ndarray:
-        pixels = None
-        if orientation(header) == UPRIGHT:
-            shorter = min(header.size)  # type: ignore[attr-defined]
-            factor = next((factor for factor in FACTORS if shorter >= factor * self.side), 1)
-            pixels = decode_reduced(data, header, factor)
-        whole = as_tensor(np.asarray(decode(data, max_pixels)) if pixels is None else pixels)
-        return as_array(crop(whole, 0, 0, whole.shape[3], whole.shape[2], self.side))
+        boxes, flip = self.boxes(draw, *size_of(header)), np.asarray(draw.flip)
+        whole, _ = pixels_of(data, header, min(header.size), self.side, max_pixels)
+        square = as_array(crop(whole, 0, 0, whole.shape[3], whole.shape[2], self.side))
+        return square, boxes, flip, operations, arguments, draw.masked
 
     def boxes(self, draw: AugmentParams, width: int, height: int) -> np.ndarray:
         (resized_width, resized_height), (left, top) = resized(width, height, self.size), draw.weak

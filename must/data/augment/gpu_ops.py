@@ -104,46 +104,23 @@ def blur(x: Tensor, radius: Tensor, fill: Fill) -> Tensor:
     return F.conv2d(rows, kernel[:, None, :, None], groups=N * C).view(N, C, H, W)
 
 
-def rotate(x: Tensor, degrees: Tensor, fill: Fill) -> Tensor:
+def affine(rows: Callable[[Tensor, Tensor], list[Tensor | int]]) -> Callable[[Tensor, Tensor, Fill], Tensor]:
+    """The operation that maps coordinates of its result to the image's, both from -1 to 1, by the six numbers of two
+    rows: `rows` of the image and the argument, each number for all images or [N]."""
+
+    def operation(x: Tensor, argument: Tensor, fill: Fill) -> Tensor:
+        numbers = rows(x, argument)
+        matrix = [one if isinstance(one, Tensor) else torch.full_like(argument, one) for one in numbers]
+        grid = F.affine_grid(torch.stack(matrix, 1).view(-1, 2, 3), list(x.shape), align_corners=False)
+        inside = F.grid_sample(x, grid, "bilinear", "border", align_corners=False)
+        return torch.where((grid.abs() <= 1).all(-1)[:, None], inside, channels(fill, x.device))
+
+    return operation
+
+
+def rotation(x: Tensor, degrees: Tensor) -> list[Tensor | int]:
     angle = -degrees * (math.pi / 180)
-    zero = torch.zeros_like(angle)
-    return transform(x, [angle.cos(), angle.sin(), zero, -angle.sin(), angle.cos(), zero], fill)
-
-
-def shear_x(x: Tensor, factor: Tensor, fill: Fill) -> Tensor:
-    one, zero = torch.ones_like(factor), torch.zeros_like(factor)
-    return transform(x, [one, factor, factor, zero, one, zero], fill)
-
-
-def shear_y(x: Tensor, factor: Tensor, fill: Fill) -> Tensor:
-    one, zero = torch.ones_like(factor), torch.zeros_like(factor)
-    return transform(x, [one, zero, zero, factor, one, factor], fill)
-
-
-def translate_x_rel(x: Tensor, share: Tensor, fill: Fill) -> Tensor:
-    one, zero = torch.ones_like(share), torch.zeros_like(share)
-    return transform(x, [one, zero, 2 * share, zero, one, zero], fill)
-
-
-def translate_y_rel(x: Tensor, share: Tensor, fill: Fill) -> Tensor:
-    one, zero = torch.ones_like(share), torch.zeros_like(share)
-    return transform(x, [one, zero, zero, zero, one, 2 * share], fill)
-
-
-def translate_x(x: Tensor, pixels: Tensor, fill: Fill) -> Tensor:
-    return translate_x_rel(x, pixels / x.shape[3], fill)
-
-
-def translate_y(x: Tensor, pixels: Tensor, fill: Fill) -> Tensor:
-    return translate_y_rel(x, pixels / x.shape[2], fill)
-
-
-def transform(x: Tensor, rows: list[Tensor], fill: Fill) -> Tensor:
-    """Affine maps from the result's coordinates to the image's, both from -1 to 1: six numbers [N] of two rows."""
-    grid = F.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), list(x.shape), align_corners=False)
-    background = channels(fill, x.device)
-    inside = F.grid_sample(x, grid, "bilinear", "border", align_corners=False)
-    return torch.where((grid.abs() <= 1).all(-1)[:, None], inside, background)
+    return [angle.cos(), angle.sin(), 0, -angle.sin(), angle.cos(), 0]
 
 
 def blend(degenerate: Tensor, x: Tensor, factor: Tensor) -> Tensor:
@@ -164,7 +141,7 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor, Fill], Tensor]] = {
     "AutoContrast": auto_contrast,
     "Equalize": equalize,
     "Invert": invert,
-    "Rotate": rotate,
+    "Rotate": affine(rotation),
     "Posterize": posterize,
     "PosterizeIncreasing": posterize,
     "PosterizeOriginal": posterize,
@@ -179,12 +156,12 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor, Fill], Tensor]] = {
     "BrightnessIncreasing": brightness,
     "Sharpness": sharpness,
     "SharpnessIncreasing": sharpness,
-    "ShearX": shear_x,
-    "ShearY": shear_y,
-    "TranslateX": translate_x,
-    "TranslateY": translate_y,
-    "TranslateXRel": translate_x_rel,
-    "TranslateYRel": translate_y_rel,
+    "ShearX": affine(lambda x, factor: [1, factor, factor, 0, 1, 0]),
+    "ShearY": affine(lambda x, factor: [1, 0, 0, factor, 1, factor]),
+    "TranslateX": affine(lambda x, pixels: [1, 0, 2 * (pixels / x.shape[3]), 0, 1, 0]),
+    "TranslateY": affine(lambda x, pixels: [1, 0, 0, 0, 1, 2 * (pixels / x.shape[2])]),
+    "TranslateXRel": affine(lambda x, share: [1, 0, 2 * share, 0, 1, 0]),
+    "TranslateYRel": affine(lambda x, share: [1, 0, 0, 0, 1, 2 * share]),
     "Desaturate": desaturate,
     "GaussianBlur": blur,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -17,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from must.base.processes import begin_worker, start_context
 from must.base.text import printable
-from must.data.augment.exact import TrainViews, ViewSettings
+from must.data.augment.draws import ViewSettings
+from must.data.augment.exact import TrainViews
 from must.data.augment.fast import FastViews
 from must.data.augment.gpu import DeviceInputs, DeviceViews
 from must.data.format.index import Index
@@ -26,7 +28,7 @@ from must.data.image.preprocess import EvalView, Preprocess
 from must.data.image.quiet import silence_pillow
 from must.data.loading.order import GlobalBatches, MicroBatches
 from must.data.loading.prefetch import PrefetchingBatchSampler, PrefetchingSampler
-from must.data.loading.reader import ShardReader
+from must.data.loading.reader import ShardReader, open_reader
 
 logger = logging.getLogger(__name__)
 
@@ -115,12 +117,23 @@ def train_batches(
         multiprocessing_context=start_context(__name__) if workers else None,
         prefetch_factor=PREFETCH if workers else None,
     )
-    for *views, samples, replaced in loader:
+    for *views, samples, replaced in each(loader):
         if isinstance(dataset.views, DeviceViews):
             inputs = DeviceInputs(*views).to(device or torch.device("cpu"))
             yield TrainBatch(*dataset.views(inputs), inputs.masked, samples, replaced)
         else:
             yield TrainBatch._make([*views, samples, replaced])
+
+
+def each(loader: DataLoader) -> Iterator[Any]:
+    """What it gives. With an error its processes end at once: torch's frames in the traceback hold them in a circle,
+    and when that is collected one day, its queues are closed first and the program waits five seconds for each process.
+    """
+    try:
+        yield from loader
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
 
 
 def grouped(batches: Iterable[TrainBatch], size: int) -> Iterator[list[TrainBatch]]:
@@ -154,11 +167,18 @@ class EvalSource:
     def __init__(
         self, reader: ShardReader, preprocess: Preprocess, batch_size: int, workers: int, rank: int = 0, world: int = 1
     ) -> None:
-        self.reader = reader
+        self.reader, self.preprocess = reader, preprocess
         self.dataset = EvalDataset(self.reader, preprocess)
         self.batch_size, self.workers = batch_size, workers
         self.numbers: Sequence[int] = range(rank, len(self.reader), world)
         self.skipped = 0
+
+    @classmethod
+    def of(cls, config: Any, preprocess: Preprocess, rank: int = 0, world: int = 1, split: str = "") -> EvalSource:
+        """The split that a stage's parameters name, or `split`."""
+        sha256 = getattr(config, "index_sha256", "")
+        reader = open_reader(config.shards, split or config.split, config.cache, config.cache_gb, sha256)
+        return cls(reader, preprocess, config.batch_size, config.workers, rank, world)
 
     @property
     def index(self) -> Index:
@@ -178,7 +198,7 @@ class EvalSource:
             worker_init_fn=partial(quiet_worker, dict(os.environ)),
             multiprocessing_context=start_context(__name__) if self.workers else None,
         )
-        for samples in loader:
+        for samples in each(loader):
             whole = [sample for sample in samples if sample is not None]
             self.skipped += len(samples) - len(whole)
             if whole:

@@ -111,15 +111,11 @@ class ShardReader:
         if found is None or (found.file is None and self.cache is not None):
             self._open.pop(number, None)
             self._close(self.keep_open - 1)
-            found = OpenShard(self._file(number), self._offsets(number) if found is None else found.offsets)
+            file, load = self._file(number), self.cache.offsets if self.cache is not None else load_offsets
+            found = OpenShard(file, load(self.uri, self.shards[number]) if found is None else found.offsets)
             self._open[number] = found
         self._open.move_to_end(number)
         return found
-
-    def _offsets(self, number: int) -> np.ndarray:
-        if self.cache is not None:
-            return self.cache.offsets(self.uri, self.shards[number])
-        return load_offsets(self.uri, self.shards[number])
 
     def _file(self, number: int) -> int | None:
         shard = self.shards[number]

@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from must.base import storage
@@ -23,6 +22,7 @@ from must.data.format import index
 from must.data.format.index import Index
 from must.data.shards import commit
 from must.data.shards.chunk import Chunk
+from must.data.shards.commit import Task
 from must.data.shards.history import History
 from must.data.shards.listing import Listing, chunks_of, list_sources, open_sources, settings_json, settings_of
 from must.data.shards.parts import locked_part, refuse_living_parts
@@ -98,23 +98,6 @@ def run_part(config: ShardConfig, sources: Sources) -> Index | None:
             return finish_if_last(task, pool, work)
 
 
-@dataclass(frozen=True)
-class Task:
-    """What is to be done, and where from. `before` is the generation of the index that `previous` was read from."""
-
-    config: ShardConfig
-    listing: Listing
-    chunks: list[Chunk]
-    previous: Index | None
-    history: History
-    before: storage.Generation
-    run: Run
-
-    @property
-    def numbers(self) -> list[int]:
-        return [chunk.number for chunk in self.chunks]
-
-
 def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | Index:
     """Lists the sources. An index: that is all there is to it, and nothing new.
 
@@ -164,18 +147,16 @@ def finish(task: Task, pool: Pool, work: Workdir, still_ours: Callable[[], None]
     """Makes the shards of all chunks' pieces, and the index, which stays as it is if all that is new was rejected."""
     still_ours()
     work.fetch(task.numbers)
-    config = task.config
-    result = commit.commit_shards(
-        config, settings_json(config), task.listing, task.chunks, task.previous, task.history, work, pool
-    )
+    output = task.config.output
+    result = commit.commit_shards(task, work, pool)
     if result is task.previous:
         work.clear()
         return result
     still_ours()
     work.remove_strays(result.files)
-    storage.write_bytes(storage.join(config.output, index.NAME), result.to_json(), if_generation_match=task.before)
+    storage.write_bytes(storage.join(output, index.NAME), result.to_json(), if_generation_match=task.before)
     work.clear()
-    return index.load_index(config.output)
+    return index.load_index(output)
 
 
 def summed_up(task: Task, made: Index) -> Index:

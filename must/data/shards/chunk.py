@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -98,6 +98,15 @@ class ChunkResult:
             )
 
 
+class Done(NamedTuple):
+    """What the progress bar needs to know of a chunk."""
+
+    number: int
+    files: int
+    rejected: int
+    read_bytes: int
+
+
 def piece_name(number: int, split: str) -> str:
     return f"unit-{number:06d}.{split}.tar"
 
@@ -106,7 +115,7 @@ def record_name(number: int) -> str:
     return f"unit-{number:06d}.npz"
 
 
-def process_chunk(chunk: Chunk, settings: Settings, work: str, records: Path, crumbs: Path) -> ChunkResult:
+def process_chunk(chunk: Chunk, settings: Settings, work: str, records: Path, crumbs: Path) -> Done:
     """Writes the chunk's pieces to `work` and its record to `work` and to the local folder `records`.
 
     The local folder `crumbs`, which is this program's alone, tells which file is being read.
@@ -155,7 +164,7 @@ def process_chunk(chunk: Chunk, settings: Settings, work: str, records: Path, cr
     if storage.is_remote(work):
         storage.write_bytes(storage.join(work, record_name(chunk.number)), data)
     storage.write_bytes(records / record_name(chunk.number), data)
-    return record
+    return Done(chunk.number, record.files, len(record.rejected), record.read_bytes)
 
 
 def checked(data: bytes, settings: Settings) -> tuple[str, bytes]:

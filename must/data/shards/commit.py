@@ -4,8 +4,9 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,40 +23,46 @@ from must.data.shards.duplicates import OLD, Duplicates, find_duplicates
 from must.data.shards.history import History, as_numbers, write_names, write_table
 from must.data.shards.listing import Listing
 from must.data.shards.pool import Pool
-from must.data.shards.workdir import Workdir
+from must.data.shards.workdir import Run, Workdir
 
 
-def commit_shards(
-    config: ShardConfig,
-    settings: dict[str, Any],
-    listing: Listing,
-    chunks: list[Chunk],
-    previous: Index | None,
-    history: History,
-    work: Workdir,
-    pool: Pool,
-) -> Index:
+@dataclass(frozen=True)
+class Task:
+    """What is to be done, and where from. `before` is the generation of the index that `previous` was read from."""
+
+    config: ShardConfig
+    listing: Listing
+    chunks: list[Chunk]
+    previous: Index | None
+    history: History
+    before: storage.Generation
+    run: Run
+
+    @property
+    def numbers(self) -> list[int]:
+        return [chunk.number for chunk in self.chunks]
+
+
+def commit_shards(task: Task, work: Workdir, pool: Pool) -> Index:
     """Writes shards, tables and rejected.jsonl; the index is the caller's to write, as the last file.
 
     Raises:
         ValueError: too many files were rejected, or none is left.
     """
-    numbers = [chunk.number for chunk in chunks]
+    config, listing, previous, numbers = task.config, task.listing, task.previous, task.numbers
     totals = ChunkTotals(config, work, numbers)
-    old_splits = tuple(previous.splits) if previous else ()
-    splits = in_order({*totals.splits, *old_splits}, config)
-    found = duplicates(config, totals, history, splits, work)
-    rejected = set_aside(config, listing, totals, found, previous, work)
+    splits = in_order({*totals.splits, *(previous.splits if previous else ())}, config)
+    found = duplicates(task, totals, splits)
+    rejected = set_aside(task, totals, found)
     if previous and totals.samples == 0:
         return previous
 
-    jobs = shard_jobs(config, numbers, splits, found, previous, work)
+    jobs = shard_jobs(task, splits, found, work)
     shards = (*(previous.shards if previous else ()), *pool.assemble(jobs, work))
     picked = picked_splits(config, splits, previous)
-    revision = revision_after(previous)
-    tables = write_tables(jobs, numbers, revision, work)
+    tables = write_tables(jobs, numbers, task.run.revision, work)
     return Index(
-        revision=revision,
+        revision=task.run.revision,
         created_by=f"must {__version__}",
         source={
             "uri": config.source,
@@ -64,7 +71,7 @@ def commit_shards(
             "files": listing.items + len(listing.rejected),
             **({"picked": picked} if picked else {}),
         },
-        settings=settings,
+        settings=task.run.settings,
         shards=shards,
         splits=count_splits(shards, splits),
         labels=tuple(sorted({*totals.labels, *(previous.labels if previous else ())})),
@@ -123,6 +130,9 @@ class ChunkTotals:
             )
             self.samples += sum(len(values) for values in record.hashes.values())
 
+    def records(self) -> Iterator[ChunkResult]:
+        return records(self.work, self.numbers)
+
 
 def in_order(splits: set[str], config: ShardConfig) -> tuple[str, ...]:
     """The splits as given by --split, then test, then others by name."""
@@ -130,29 +140,22 @@ def in_order(splits: set[str], config: ShardConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*known, *sorted(splits)]))
 
 
-def duplicates(
-    config: ShardConfig, totals: ChunkTotals, history: History, splits: tuple[str, ...], work: Workdir
-) -> Duplicates:
+def duplicates(task: Task, totals: ChunkTotals, splits: tuple[str, ...]) -> Duplicates:
     def hashes() -> Iterator[tuple[int, str, np.ndarray]]:
-        for split, values in history.hashes():
+        for split, values in task.history.hashes():
             yield OLD, split, values
-        for record in records(work, totals.numbers):
+        for record in totals.records():
             for split, values in record.hashes.items():
                 yield record.number, split, values
 
-    return find_duplicates(hashes(), splits, work.local / "plan-duplicates", config.drop_duplicates)
+    return find_duplicates(hashes(), splits, totals.work.local / "plan-duplicates", task.config.drop_duplicates)
 
 
-def shard_jobs(
-    config: ShardConfig,
-    numbers: list[int],
-    splits: tuple[str, ...],
-    found: Duplicates,
-    previous: Index | None,
-    work: Workdir,
-) -> list[ShardJob]:
+def shard_jobs(task: Task, splits: tuple[str, ...], found: Duplicates, work: Workdir) -> list[ShardJob]:
+    previous = task.previous
+
     def pieces(split: str) -> Iterator[Piece]:
-        for record in records(work, numbers):
+        for record in records(work, task.numbers):
             if split in record.pieces:
                 content, drop = record.pieces[split], found.of(record.number, split)["sample"]
                 samples = len(record.hashes[split]) - len(drop)
@@ -162,7 +165,7 @@ def shard_jobs(
     for split in splits:
         old = previous.shards_of(split) if previous and split in previous.splits else ()
         first = 1 + max((int(shard.name[len(split) + 1 : -len(".tar")]) for shard in old), default=-1)
-        jobs += plan_shards(pieces(split), split, config.samples_per_shard, first)
+        jobs += plan_shards(pieces(split), split, task.config.samples_per_shard, first)
     return jobs
 
 
@@ -206,13 +209,7 @@ class Line(NamedTuple):
         ).encode()
 
 
-def revision_after(previous: Index | None) -> int:
-    return previous.revision + 1 if previous else 0
-
-
-def set_aside(
-    config: ShardConfig, listing: Listing, totals: ChunkTotals, found: Duplicates, previous: Index | None, work: Workdir
-) -> Counter[str]:
+def set_aside(task: Task, totals: ChunkTotals, found: Duplicates) -> Counter[str]:
     """Writes rejected.jsonl: what is no image and why, then duplicates that were left out. Counts the former by reason.
 
     The lines of a run that is refused tell why, but belong to no index: its revision is one more than there is. So
@@ -221,6 +218,7 @@ def set_aside(
     Raises:
         ValueError: too many files were rejected, or none is left.
     """
+    config, listing, previous = task.config, task.listing, task.previous
     path = storage.join(config.output, REJECTED)
     earlier = earlier_lines(path, previous) if previous else []
     names = {name for name, _ in rejected_now(listing, totals)} if earlier else set()
@@ -236,12 +234,12 @@ def set_aside(
     refused = refusal(config, totals, kinds, previous)
     gone = names if refused else tried
     stays = previous and totals.samples == 0 and not refused
-    revision = previous.revision if previous and stays else revision_after(previous)
+    revision = previous.revision if previous and stays else task.run.revision
     since = {line.source: line.revision for line in earlier if not line.duplicate}
     lines = chain(
         (line for line in earlier if line.duplicate or line.source not in gone),
         (Line(name, reason, since.get(name, revision)) for name, reason in rejected_now(listing, totals)),
-        (Line(name, reason, revision, duplicate=True) for name, reason in dropped(found, work)),
+        (Line(name, reason, revision, duplicate=True) for name, reason in dropped(found, totals.work)),
     )
     with storage.open_write(path) as file:
         for line in lines:
@@ -253,7 +251,7 @@ def set_aside(
 def rejected_now(listing: Listing, totals: ChunkTotals) -> Iterator[tuple[str, str]]:
     """(name, reason) of what this run has rejected."""
     yield from listing.rejected
-    for record in records(totals.work, totals.numbers):
+    for record in totals.records():
         yield from record.rejected
 
 
@@ -302,7 +300,7 @@ def accepted_now(earlier: list[Line], listing: Listing, totals: ChunkTotals) -> 
     wanted = {as_numbers(name_hash(uri, line.source)).tobytes(): line.source for uri in uris for line in earlier}
     if not wanted:
         return set()
-    rows = (row.tobytes() for record in records(totals.work, totals.numbers) for row in record.names)
+    rows = (row.tobytes() for record in totals.records() for row in record.names)
     return {wanted[row] for row in rows if row in wanted}
 
 

@@ -167,9 +167,7 @@ def look_through(job: Job) -> Found:
         with damage_named(job.place, "tar"):
             members = list(tar_members(str(path), report))
         for name, size, (start, _), label in members:
-            kind = kind_of(name)
-            if kind is not None:
-                report.skipped[kind] += 1
+            if not report.takes(name):
                 continue
             source = job.prefix + name
             try:

@@ -1,27 +1,16 @@
 """What the worker processes do: they process chunks and assemble shards."""
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
 
 from must.base.workers import KilledWorkerError, Workers
 from must.data.format.index import Shard
 from must.data.image.quiet import silence_pillow
 from must.data.shards.assemble import ShardJob, assemble
 from must.data.shards.breadcrumbs import files_in_progress, remove_all
-from must.data.shards.chunk import Chunk, Settings, process_chunk
+from must.data.shards.chunk import Chunk, Done, Settings, process_chunk
 from must.data.shards.workdir import Workdir
 
 SHOWN = 8  # files that a killed worker may have been at
-
-
-class Done(NamedTuple):
-    """What the progress bar needs to know of a chunk."""
-
-    number: int
-    files: int
-    rejected: int
-    read_bytes: int
 
 
 class Pool(Workers):
@@ -33,7 +22,7 @@ class Pool(Workers):
         remove_all(work.local)
         try:
             yield from self.unordered(
-                chunk_job, [(chunk, settings, work.chunks, work.records, work.local) for chunk in chunks]
+                process_chunk, [(chunk, settings, work.chunks, work.records, work.local) for chunk in chunks]
             )
         except KilledWorkerError as error:
             names = files_in_progress(work.local)
@@ -47,8 +36,3 @@ class Pool(Workers):
         made = self.unordered(assemble, [(job, work.records, work.chunks, work.output) for job in jobs])
         found = {shard.name: shard for shard in made}
         return [found[job.name] for job in jobs]
-
-
-def chunk_job(chunk: Chunk, settings: Settings, work: str, records: Path, crumbs: Path) -> Done:
-    record = process_chunk(chunk, settings, work, records, crumbs)
-    return Done(record.number, record.files, len(record.rejected), record.read_bytes)

@@ -10,7 +10,7 @@ from must.base.progress import bar
 from must.base.text import printable
 from must.data.format import index
 from must.data.format.index import Index
-from must.data.shards.pool import Done
+from must.data.shards.chunk import Done
 from must.data.sources.base import not_read
 
 logger = logging.getLogger(__name__)

@@ -78,12 +78,9 @@ class Archives:
             prefix = self.names[number] + "/" if self.names else ""
             with damage_named(f"{self.option} {file}", "archive"):
                 for name, size, place, label in members(path, problems):
-                    kind = kind_of(name)
-                    if kind is not None:
-                        problems.skipped[kind] += 1
-                        continue
-                    chosen = {"folder": folder_label(name), "csv": label}.get(self.labels)
-                    yield Item(prefix + name, size, chosen, None, [number, *place])
+                    if problems.takes(name):
+                        chosen = {"folder": folder_label(name), "csv": label}.get(self.labels)
+                        yield Item(prefix + name, size, chosen, None, [number, *place])
 
     def read(self, item: Item, limit: int) -> bytes:
         number, start, size, *packed = item.locator
@@ -108,12 +105,9 @@ class ArchiveFolder(Archives):
         for entry in storage.list_files(self.uri, problems.reject):
             if (self.exclude and entry.name.startswith(self.exclude)) or is_archive(entry.name):
                 continue
-            kind = kind_of(entry.name)
-            if kind is None:
+            if problems.takes(entry.name):
                 label = folder_label(entry.name) if self.labels == "folder" else None
                 yield Item(entry.name, entry.size, label, None, None)
-            else:
-                problems.skipped[kind] += 1
 
     def read(self, item: Item, limit: int) -> bytes:
         if item.locator is None:

@@ -57,6 +57,13 @@ class ListingReport:
         self.write = reject
         self.skipped: Counter[str] = Counter()  # files that are no images, by extension
 
+    def takes(self, name: str) -> bool:
+        """Whether it may be an image, by its name; what is none is counted."""
+        kind = kind_of(name)
+        if kind is not None:
+            self.skipped[kind] += 1
+        return kind is None
+
     def reject(self, name: str, reason: str) -> None:
         """Goes to rejected.jsonl; of a long name its beginning."""
         self.write(name if len(name) <= LONGEST else name[:200] + "...", reason)

@@ -1,8 +1,8 @@
 """Which columns of a table hold images, labels and splits: the named ones, or those with the usual names."""
 
-import json
 from typing import Any, NamedTuple
 
+from must.base import storage
 from must.base.parameters import require
 from must.base.text import brief, printable
 
@@ -130,10 +130,7 @@ def may_be_label(kind: Any) -> bool:
 
 def features_in(metadata: Any) -> Any:
     """Hugging Face's features, which `datasets` writes into a table's own description; None for none."""
-    try:
-        return json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, ValueError, TypeError, RecursionError):
-        return None
+    return storage.object_or_none((metadata or {}).get(b"huggingface", b""), lambda found: found["info"]["features"])
 
 
 def class_names(features: Any, label: str | None) -> tuple[str, ...] | None:

@@ -4,14 +4,13 @@ Listings are streamed; images are read by the workers.
 """
 
 import csv
-import json
 from collections.abc import Iterator
 from typing import Any, TextIO
 
 from must.base import storage
 from must.base.parameters import require
 from must.base.text import brief
-from must.data.sources.base import Item, ListingReport, Source, below, folder_label, kind_of, of_bounded_texts
+from must.data.sources.base import Item, ListingReport, Source, below, folder_label, of_bounded_texts
 
 LONGEST_LINE = 1_000_000  # characters, of a manifest
 
@@ -29,11 +28,9 @@ class Folder(Source):
         for entry in storage.list_files(self.uri, problems.reject):
             if self.exclude and (entry.name + "/").startswith(self.exclude):
                 continue
-            kind = kind_of(entry.name)
-            if kind is not None:
-                problems.skipped[kind] += 1
-                continue
-            yield Item(entry.name, entry.size, folder_label(entry.name) if self.labels == "folder" else None, None, 0)
+            if problems.takes(entry.name):
+                label = folder_label(entry.name) if self.labels == "folder" else None
+                yield Item(entry.name, entry.size, label, None, 0)
 
     def read(self, item: Item, limit: int) -> bytes:
         return storage.read_bytes(storage.join(self.uri, item.name), 0, limit)
@@ -66,7 +63,7 @@ class Manifest(Source):
             yield Item(path, 0, str(label) if label not in (None, "") else None, split or None, 0)
 
     def rows(self) -> Iterator[tuple[int, Any]]:
-        """(line number, columns), read as a stream. A line that is no JSON is None."""
+        """(line number, columns), read as a stream. A line that is no JSON object is None."""
         number = 0
         with storage.local_copy(self.uri) as path, path.open(encoding="utf-8-sig", newline="") as file:
             try:
@@ -84,7 +81,7 @@ class Manifest(Source):
                 else:
                     for number, line in enumerate(lines, 1):
                         if line.strip():
-                            yield number, parsed(line)
+                            yield number, storage.object_or_none(line, dict)
             except (UnicodeDecodeError, csv.Error) as error:
                 raise ValueError(f"{self.option} {self.uri}: cannot be read after line {number}: {error}") from None
 
@@ -101,13 +98,6 @@ def bounded(file: TextIO, where: str) -> Iterator[str]:
         number += 1
         require(len(line) <= LONGEST_LINE, f"{where}: line {number} is longer than {LONGEST_LINE} characters")
         yield line
-
-
-def parsed(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
 
 
 def problem_of(row: Any) -> str:

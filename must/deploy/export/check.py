@@ -43,15 +43,10 @@ class Check:
         )
 
 
-def reference(bundle: Bundle, pixels: np.ndarray, batch: int = 32) -> np.ndarray:
+def reference(bundle: Bundle, pixels: np.ndarray) -> np.ndarray:
     """PyTorch's probabilities, float32 [N, K], of uint8 pixels [N, S, S, 3]."""
-    preprocess = preprocess_of(bundle.description)
-    with torch.inference_mode():
-        parts = [
-            bundle.model(normalize(torch.from_numpy(pixels[i : i + batch]), preprocess)).softmax(dim=-1)
-            for i in range(0, len(pixels), batch)
-        ]
-    return torch.cat(parts).numpy()
+    images = normalize(torch.from_numpy(pixels), preprocess_of(bundle.description))
+    return features_of(bundle.model, images).softmax(dim=-1).numpy()
 
 
 def reference_embeddings(bundle: Bundle, pixels: np.ndarray) -> np.ndarray:

@@ -1,8 +1,50 @@
-"""The stage `must export`: a bundle as a file or folder that others read, compared with it before it gets its name."""
+"""The stage `must export`: a bundle as an ONNX file, or as a folder that another library loads with its own code.
 
+What that then says of images is compared with the bundle before anything gets its name.
+"""
+
+import json
+import logging
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+
+from must.base import storage
+from must.base.files import CLASSIFIER_FILE, MODEL_FOLDER_FILE
+from must.base.parameters import require
+from must.base.progress import parts
+from must.base.text import encoded, lines_of
 from must.config import ExportConfig
+from must.data.augment.normalize import normalize
+from must.deploy.export import onnx
+from must.deploy.export.check import LARGEST_DIFFERENCE
+from must.deploy.export.onnx import README_FILE, check_images
+from must.deploy.predict.session import LABELS_FILE
+from must.method.model.bundle import Bundle, load_bundle, preprocess_of
+
+logger = logging.getLogger(__name__)
+
+MARKERS = (MODEL_FOLDER_FILE, "config.json")  # written last: a folder with its format's one is whole
+OTHERS = {
+    "open_clip_model.safetensors", "bpe.txt.gz", "model.safetensors", "vocab.json", "merges.txt",
+    "special_tokens_map.json", "tokenizer_config.json", "preprocessor_config.json",
+    "tokenizer.json", "added_tokens.json", "sentencepiece.bpe.model", "spiece.model",  # of other text towers
+    CLASSIFIER_FILE, LABELS_FILE, README_FILE,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The other library's answers beside ours, on the same images."""
+
+    images: int
+    feature: float  # largest difference of a number of the unit features
+    logit: float  # of a logit
+    probability: float  # of a probability
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
@@ -13,9 +55,113 @@ def export(config: ExportConfig) -> dict[str, Any]:
             written then.
     """
     if config.to == "onnx":
-        from must.deploy.export import onnx
-
         return onnx.export(config)
-    from must.deploy.export.takeaway import take_away
+    from must.deploy.export.hub_card import hub_card
+    from must.deploy.export.model_card import read_metrics
 
-    return take_away(config)
+    kind = kind_of(config.to)
+    metrics = read_metrics(config.metrics)
+    remote = storage.is_remote(config.output)
+    place_to_write = None if remote else scratch(config.output)
+    with (
+        tempfile.TemporaryDirectory(prefix=storage.TEMPORARY, dir=place_to_write) as folder,
+        parts("export", 4) as begin,
+        torch.no_grad(),
+    ):
+        scratched = Path(folder)
+        begin("the model and images to compare on")
+        bundle = load_bundle(config.model)
+        images = normalize(torch.from_numpy(check_images(config, bundle)), preprocess_of(bundle.description))
+        begin("the files")
+        kind.write(config, bundle, scratched)
+        begin("the library's answers")
+        theirs = kind.features(scratched, images)
+        begin("ours")
+        agreement = compare(bundle, images, theirs)
+        refuse(agreement, config.to)
+        write_classifier(bundle, scratched)
+        result = {
+            "to": config.to,
+            "check": {"images": agreement.images, "largest_difference": agreement.probability},
+            "largest_feature_difference": agreement.feature,
+            "largest_logit_difference": agreement.logit,
+            "checked_on": f"{config.split} of {config.shards}" if config.shards else "random pixels",
+        }
+        card = hub_card(bundle.description, result, metrics, kind.use(bundle, scratched), config.license)
+        (scratched / README_FILE).write_bytes(encoded(card))
+        place(scratched, config.output)
+    logger.info(f"{config.output}  for {config.to}")
+    logger.info(
+        f"compared on {agreement.images} images ({result['checked_on']}): largest difference of a unit feature "
+        f"{agreement.feature:.1e}, of a logit {agreement.logit:.1e}, of a probability {agreement.probability:.1e}"
+    )
+    return result
+
+
+def kind_of(to: str) -> Any:
+    """The module with what is particular to a library: `write`, `features` and `use`."""
+    if to == "open_clip":
+        from must.deploy.export import open_clip as kind
+    elif to == "transformers":
+        from must.deploy.export import transformers as kind  # type: ignore[no-redef]
+    else:
+        from must.deploy.export import timm as kind  # type: ignore[no-redef]
+    return kind
+
+
+def compare(bundle: Bundle, images: torch.Tensor, theirs: torch.Tensor) -> Agreement:
+    """`images` [N, 3, S, S], normalised; `theirs` [N, D], the other library's features of them."""
+    model = bundle.model
+    ours = torch.cat([F.normalize(model.visual(part), dim=-1) for part in images.split(32)])
+    logits = torch.cat([model(part) for part in images.split(32)])
+    theirs = F.normalize(theirs.float(), dim=-1)
+    answers = model.logit_factor * theirs @ model.classifier
+    return Agreement(
+        images=len(images),
+        feature=(ours - theirs).abs().max().item(),
+        logit=(logits - answers).abs().max().item(),
+        probability=(logits.softmax(-1) - answers.softmax(-1)).abs().max().item(),
+    )
+
+
+def refuse(agreement: Agreement, to: str) -> None:
+    require(
+        agreement.probability < LARGEST_DIFFERENCE,
+        f"--to {to}: the library computes another network of these weights (probabilities differ by up to "
+        f"{agreement.probability:.1e}); nothing was written",
+    )
+
+
+def write_classifier(bundle: Bundle, folder: Path) -> None:
+    """Writes `classifier` [D, K], the text columns as training left them, `logit_factor`, and the class names as JSON
+    in the metadata."""
+    from safetensors.torch import save
+
+    description = bundle.description
+    factor = torch.tensor(description.logit_factor, dtype=torch.float32)
+    weights = {"classifier": bundle.model.classifier.detach().float().contiguous(), "logit_factor": factor}
+    (folder / CLASSIFIER_FILE).write_bytes(save(weights, {"classes": json.dumps(description.classes)}))
+    (folder / LABELS_FILE).write_bytes(lines_of(description.classes))
+
+
+def scratch(output: str) -> Path:
+    """Where the files are made first: on the disk that they will lie on."""
+    beside = storage.local(output).absolute().parent
+    with storage.disk_errors(beside):
+        beside.mkdir(parents=True, exist_ok=True)
+    return beside
+
+
+def place(made: Path, output: str) -> None:
+    """Puts the files into OUTPUT, the marker last; what an earlier export left there goes.
+
+    Who looks in between finds no marker, and so no model, rather than one of two exports' parts.
+    """
+    files = sorted(path.name for path in made.iterdir())
+    files.sort(key=lambda name: name in MARKERS)
+    for name in (*MARKERS, *sorted(OTHERS - set(files))):
+        if storage.exists(target := storage.join(output, name)):
+            storage.delete(target)
+    for name in files:
+        (made / name).chmod(0o666 & ~storage.umask())
+        (storage.upload if storage.is_remote(output) else storage.move)(made / name, storage.join(output, name))

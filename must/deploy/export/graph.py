@@ -21,6 +21,10 @@ from must.method.model.bundle import Bundle, preprocess_of
 INPUT, OUTPUT = "image", "probability"
 OPSET = 18
 PROTOBUF_LIMIT = 2**31
+TOLD = (
+    "classes", "preprocess", "preprocess_text", "logit_factor", "backbone", "pretrained", "templates", "must_version",
+    "provenance",
+)  # fmt: skip
 
 
 def to_graph(bundle: Bundle, uint8: bool = False, embeddings: bool = False) -> onnx.ModelProto:
@@ -64,19 +68,8 @@ def check_graph(graph: onnx.ModelProto) -> None:
 def add_metadata(graph: onnx.ModelProto, bundle: Bundle, **extra: Any) -> None:
     """Writes what a server or a reader must know into metadata_props; values that are not strings as JSON."""
     description = asdict(bundle.description)
-    provenance = description.pop("provenance")
-    values = {
-        "classes": description["classes"],
-        "preprocess": description["preprocess"],
-        "preprocess_text": describe_preprocess(preprocess_of(bundle.description)),
-        "logit_factor": description["logit_factor"],
-        "backbone": description["backbone"],
-        "pretrained": description["pretrained"],
-        "templates": description["templates"],
-        "must_version": description["must_version"],
-        "provenance": provenance,
-        **extra,
-    }
+    description["preprocess_text"] = describe_preprocess(preprocess_of(bundle.description))
+    values = {name: description[name] for name in TOLD} | extra
     used = {node.domain for node in graph.graph.node}
     sets = [entry for entry in graph.opset_import if entry.domain in used]  # the quantizer adds those of its own tools
     del graph.opset_import[:], graph.metadata_props[:]

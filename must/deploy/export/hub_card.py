@@ -8,7 +8,6 @@ import yaml
 from must.deploy.export.model_card import model_card
 from must.method.model.bundle import Description
 
-LIBRARIES = {"open_clip": "open_clip", "transformers": "transformers", "timm": "timm", "onnx": "onnx"}
 TASKS = {
     "open_clip": "zero-shot-image-classification",
     "transformers": "zero-shot-image-classification",
@@ -31,7 +30,7 @@ def hub_card(
     """
     to = exported.get("to", "onnx")
     values: dict[str, Any] = {
-        "library_name": LIBRARIES[to],
+        "library_name": to,
         "pipeline_tag": TASKS[to],
         "tags": ["clip", "image-classification", "unsupervised", "must", "arxiv:2206.02967"],
         **({"license": licence} if licence else {}),
@@ -44,19 +43,16 @@ def hub_card(
 
 def base_model(description: Description) -> dict[str, Any]:
     """The backbone's repository on the hub, where open_clip or its own name tells it."""
+    import open_clip
+
     name = description.backbone.removeprefix("hf-hub:")
     if name == description.backbone:
-        name = repository(description.backbone, description.pretrained)
+        tag = description.pretrained
+        known = open_clip.get_pretrained_cfg(name.replace("/", "-"), tag) if tag else {}
+        name = (known or {}).get("hf_hub", "").strip("/")
     if not REPOSITORY.fullmatch(name):
         return {}
     return {"base_model": name} | ({"base_model_relation": "finetune"} if description.provenance else {})
-
-
-def repository(backbone: str, pretrained: str) -> str:
-    import open_clip
-
-    known = open_clip.get_pretrained_cfg(backbone.replace("/", "-"), pretrained) if pretrained else {}
-    return (known or {}).get("hf_hub", "").strip("/")
 
 
 def measured(description: Description, metrics: dict[str, Any] | None) -> dict[str, Any]:

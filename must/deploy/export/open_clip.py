@@ -20,7 +20,7 @@ USE = usage(
 
 
 def write(config: ExportConfig, bundle: Bundle, folder: Path) -> None:
-    write_files(whole_model(config, bundle), folder)
+    write_files(whole_model(config.classifier, config.model, bundle), folder)
 
 
 def features(folder: Path, images: torch.Tensor) -> torch.Tensor:

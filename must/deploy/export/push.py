@@ -110,22 +110,24 @@ def reason(config: PushConfig, status: int, said: str, error: Exception) -> str:
 
 def is_of_the_network(error: BaseException | None) -> bool:
     """Whether it, or what it came from, is an error of huggingface_hub's HTTP client, which is not always the same."""
-    while error is not None:
-        if type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"):
-            return True
-        error = error.__cause__
-    return False
+    clients = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}
+    return any(type(one).__module__.split(".")[0] in clients for one in and_causes(error))
 
 
 def answer_of(error: BaseException | None) -> tuple[int, str]:
     """(HTTP status, what the hub said), of the error or what it came from; (0, '') where there was no answer."""
-    while error is not None:
-        response: Any = getattr(error, "response", None)
+    for one in and_causes(error):
+        response: Any = getattr(one, "response", None)
         if response is not None:
-            message = getattr(error, "server_message", None)
+            message = getattr(one, "server_message", None)
             return int(response.status_code), f": {first_line(ValueError(message))}" if message else ""
-        error = error.__cause__
     return 0, ""
+
+
+def and_causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 @contextmanager

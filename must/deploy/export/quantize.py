@@ -44,10 +44,11 @@ def quantize(
     if pixels is None:
         quantize_dynamic(prepared, target, **options)
         return onnx.load(target), "int8 weights, activations quantized as they come (dynamic)"
+    as_pixels = graph.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
     quantize_static(
         prepared,
         target,
-        Calibration(pixels, preprocess, takes_pixels(graph)),
+        Calibration(pixels, preprocess, as_pixels),
         quant_format=QuantFormat.QDQ,
         activation_type=QuantType.QUInt8,
         **options,
@@ -117,10 +118,6 @@ def products_with_weights(graph: onnx.ModelProto) -> list[str]:
         if node.op_type in ("MatMul", "Gemm") and any(name in constants for name in node.input[:2])
     ]
     return nodes[:-1]
-
-
-def takes_pixels(graph: onnx.ModelProto) -> bool:
-    return graph.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
 
 
 class Calibration:

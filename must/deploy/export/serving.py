@@ -63,11 +63,9 @@ def repositories(output: str) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     configs = [file for file in files if re.fullmatch(rf"[a-z][-a-z0-9]*/{CONFIG_FILE}", file)]
-    return [file.split("/")[0] for file in configs if is_ours(storage.read_bytes(storage.join(root, file)))]
-
-
-def is_ours(config: bytes) -> bool:
-    return b'backend: "onnxruntime"' in config and b'key: "preprocess"' in config
+    contents = {file.split("/")[0]: storage.read_bytes(storage.join(root, file)) for file in configs}
+    ours = (b'backend: "onnxruntime"', b'key: "preprocess"')
+    return [name for name, config in contents.items() if all(part in config for part in ours)]
 
 
 def triton_config(name: str, preprocess: Preprocess, classes: int, uint8: bool, dimensions: int = 0) -> str:

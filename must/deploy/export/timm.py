@@ -203,12 +203,4 @@ def features(folder: Path, images: Tensor) -> Tensor:
 def use(bundle: Bundle, folder: Path) -> str:
     description = json.loads((folder / CONFIG).read_text())
     arguments = ", ".join(f"{name}={value!r}" for name, value in description["model_args"].items())
-    values = {
-        "{name}": description["architecture"],
-        "{embed}": str(description["num_classes"]),
-        "{arguments}": arguments,
-    }
-    text = USE + MORE
-    for name, value in values.items():
-        text = text.replace(name, value)
-    return text
+    return USE + MORE.format(name=description["architecture"], embed=description["num_classes"], arguments=arguments)

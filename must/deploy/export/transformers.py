@@ -51,7 +51,7 @@ BEGIN, END = "<|startoftext|>", "<|endoftext|>"  # open_clip calls them <start_o
 def write(config: ExportConfig, bundle: Bundle, folder: Path) -> None:
     """Raises ValueError: a model that CLIPModel cannot hold."""
     check_holds(bundle)
-    backbone = whole_model(config, bundle)
+    backbone = whole_model(config.classifier, config.model, bundle)
     clip: Any = backbone.clip
     check_text(clip, backbone.tokenizer)
     weights = {name: value.detach().float().contiguous().clone() for name, value in names_of(clip).items()}

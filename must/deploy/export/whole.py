@@ -6,28 +6,27 @@ from typing import Any
 import torch
 
 from must.base.parameters import require
-from must.config import ExportConfig
 from must.method.model.backbone import Backbone, load_backbone
 from must.method.model.bundle import Bundle
 from must.method.model.classifier import read_header
 from must.method.model.folder import verified
 
 
-def whole_model(config: ExportConfig, bundle: Bundle) -> Backbone:
-    """The classifier file's model with the bundle's image tower in it and the bundle's logit factor as its scale.
+def whole_model(classifier: str, model: str, bundle: Bundle) -> Backbone:
+    """The classifier file's model with the image tower of the bundle at `model` in it, whose logit factor is its scale.
 
     Raises:
         ValueError: the classifier's model is not there, or of another architecture than the bundle's.
     """
-    header = read_header(config.classifier)
+    header = read_header(classifier)
     folder = header["model_folder"]
     named = (verified(folder, header["model_sha256"]), "") if folder else (header["model"], header["pretrained"])
     backbone = load_backbone(*named)
     clip: Any = backbone.clip
     require(
         same(backbone.architecture, bundle.description.architecture),
-        f"--classifier {config.classifier}: was made with {header['model']}, whose image tower is of another shape "
-        f"than that of --model {config.model} ({bundle.description.backbone})",
+        f"--classifier {classifier}: was made with {header['model']}, whose image tower is of another shape "
+        f"than that of --model {model} ({bundle.description.backbone})",
     )
     clip.visual.load_state_dict(bundle.model.visual.state_dict())
     with torch.no_grad():

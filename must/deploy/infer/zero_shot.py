@@ -10,9 +10,8 @@ from must.deploy.infer.bundle import BundleClassifier
 from must.deploy.predict.engine import Model
 from must.method.distributed.process_group import pick_device
 from must.method.model.backbone import load_backbone
-from must.method.model.bundle import Bundle, Description, zero_shot_bundle
-from must.method.model.classifier import build_classifier, load_class_set, load_text_classifier
-from must.method.model.masked_vit import MaskedViT
+from must.method.model.bundle import Bundle, untrained, zero_shot_bundle
+from must.method.model.classifier import load_class_set, load_text_classifier, text_classifier
 
 
 @contextmanager
@@ -34,20 +33,10 @@ def zero_shot_model(config: PredictConfig, classes: list[Any] | None = None) -> 
 
 def named_bundle(model: str, classes: str | list[Any], device: str = "auto") -> Bundle:
     """What `must classifier` makes of a model's name and classes, in memory."""
-    class_set = load_class_set(classes)
-    backbone = load_backbone(model)
-    weights = build_classifier(backbone, class_set, pick_device(device))
-    network = MaskedViT(backbone.clip.cpu().visual, weights, backbone.logit_scale)
-    description = Description(
-        architecture=backbone.architecture,
-        backbone=backbone.model,
-        pretrained=backbone.pretrained,
-        classes=list(class_set.names),
-        templates=list(class_set.templates),
-        preprocess=backbone.preprocess.to_dict(),
-        logit_factor=backbone.logit_scale,
-    )
-    return Bundle(network.eval(), description)
+    class_set, backbone = load_class_set(classes), load_backbone(model)
+    made = text_classifier(backbone, class_set, pick_device(device))
+    backbone.clip.cpu()
+    return untrained(backbone, made, backbone.model, backbone.pretrained, backbone.logit_scale)
 
 
 def sha256_of(bundle: Bundle) -> str:

@@ -1,16 +1,13 @@
 """The processes that read and decode a shard's images while this one classifies."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from must.base.workers import Workers
 from must.data.format.samples import read_samples
 from must.data.image.decode import seen
 from must.data.image.preprocess import EvalView, Preprocess
-from must.data.image.quiet import silence_pillow
 
 
 class Decoded(NamedTuple):
@@ -20,32 +17,6 @@ class Decoded(NamedTuple):
     source: str
     pixels: np.ndarray | None
     reason: str
-
-
-class Decoders(Workers):
-    def __init__(self, workers: int) -> None:
-        super().__init__(workers, __name__, silence_pillow)
-
-    def batches(
-        self,
-        path: Path,
-        offsets: np.ndarray,
-        texts: list[bytes] | None,
-        size: int,
-        preprocess: Preprocess,
-        max_pixels: int,
-    ) -> Iterator[list[Decoded]]:
-        """The samples of a local shard in order, `size` at a time; a few batches are in memory at once.
-
-        Raises:
-            ValueError: the shard and its table of offsets do not fit.
-            KilledWorkerError: a worker process was killed.
-        """
-        jobs = (
-            (path, offsets[i : i + size], texts and texts[i : i + size], preprocess, max_pixels)
-            for i in range(0, len(offsets), size)
-        )
-        yield from self.in_order(decode_rows, jobs)
 
 
 def decode_rows(

@@ -42,16 +42,6 @@ class Run:
             )
 
 
-def require_pyarrow() -> None:
-    """Raises ValueError: the package that writes Parquet is not installed."""
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            f"Parquet files need the package pyarrow ({error}); install it with: pip install 'must-clip[parquet]'"
-        ) from None
-
-
 def file_name(shard: Shard) -> str:
     return f"predictions-{shard.name.removesuffix('.tar')}.parquet"
 

@@ -22,14 +22,17 @@ from must.base.cores import cores
 from must.base.parameters import require
 from must.base.progress import bar
 from must.base.text import encoded, printable
+from must.base.workers import Workers
 from must.config import PredictConfig
 from must.data.format.index import Index, Shard, load_index
 from must.data.format.offsets import load_offsets
 from must.data.format.samples import local_shard, texts_of
+from must.data.image.quiet import silence_pillow
+from must.data.sources.table_files import need_pyarrow
 from must.deploy.predict.abstention import STORED, threshold
-from must.deploy.predict.decoding import Decoders
+from must.deploy.predict.decoding import decode_rows
 from must.deploy.predict.engine import Classifier, Opener, onnx_model
-from must.deploy.predict.parquet import Run, Table, file_name, read_story, require_pyarrow
+from must.deploy.predict.parquet import Run, Table, file_name, read_story
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +49,14 @@ def predict_shards(config: PredictConfig, open_model: Opener = onnx_model) -> di
         ValueError: no model, no shards or damaged ones; or the output holds predictions of another run.
         storage.TransientError: a worker process was killed.
     """
-    require_pyarrow()
+    need_pyarrow(f"--output {config.output}")
     index = load_index(config.shards, config.index_sha256)
     shards = index.shards_of(config.split) if config.split else index.shards
     require(bool(shards), f"--shards {config.shards}: there are no images in it")
     number, parts = config.place()
     mine = shards[number - 1 :: parts]
-    with open_model(config) as model, Decoders(config.workers or cores()) as decoders:
+    processes = Workers(config.workers or cores(), decode_rows.__module__, silence_pillow)
+    with open_model(config) as model, processes as decoders:
         classifier = cache(lambda: model.open(True))
         config = looked_into(config, classifier)
         run = Run(model.sha256, index.sha256, config.split, config.top_k, config.abstain, config.embeddings)
@@ -61,7 +65,7 @@ def predict_shards(config: PredictConfig, open_model: Opener = onnx_model) -> di
         stories = read_stories(config.output, [shard for shard in mine if file_name(shard) in there], there, run)
         left = [shard for shard in mine if file_name(shard) not in there]
         stories += label(config, index, left, run, decoders, classifier()) if left else []
-    rows, unreadable = (sum(story[name] for story in stories) for name in ("rows", "unreadable"))
+    rows, unreadable, _ = totals(stories)
     logger.info(printable(line(config, len(mine), len(left), stories)))
     finish(config, shards, run)
     return {"images": rows - unreadable, "unreadable": unreadable}
@@ -79,7 +83,7 @@ def looked_into(config: PredictConfig, open_classifier: Callable[[], Classifier]
 
 
 def label(
-    config: PredictConfig, index: Index, shards: list[Shard], run: Run, decoders: Decoders, classifier: Classifier
+    config: PredictConfig, index: Index, shards: list[Shard], run: Run, decoders: Workers, classifier: Classifier
 ) -> list[dict[str, Any]]:
     """Writes these shards' files, one after the other; returns what they say of themselves."""
     stories, total = [], sum(shard.samples for shard in shards)
@@ -87,7 +91,11 @@ def label(
         for shard, path, offsets, texts in opening:
             table = Table(classifier.classes, run)
             size, preprocess = config.batch_size, classifier.preprocess
-            for batch in decoders.batches(path, offsets, texts, size, preprocess, index.max_pixels):
+            jobs = (
+                (path, offsets[i : i + size], texts and texts[i : i + size], preprocess, index.max_pixels)
+                for i in range(0, len(offsets), size)
+            )
+            for batch in decoders.in_order(decode_rows, jobs):
                 pixels = [item.pixels for item in batch if item.pixels is not None]
                 table.add(batch, *answers(classifier, pixels, run.embeddings))
                 shown.update(len(batch))
@@ -191,9 +199,7 @@ def finish(config: PredictConfig, shards: tuple[Shard, ...], run: Run) -> None:
 
 def summary(run: Run, stories: list[dict[str, Any]]) -> bytes:
     """The bytes of predictions.json: the same, whoever writes it."""
-    rows, unreadable, abstained = (
-        sum(story[name] for story in stories) for name in ("rows", "unreadable", "abstained")
-    )
+    rows, unreadable, abstained = totals(stories)
     classes: dict[str, int] = {}
     for story in stories:
         for name, number in story["classes"].items():
@@ -205,6 +211,11 @@ def summary(run: Run, stories: list[dict[str, Any]]) -> bytes:
     return encoded(json.dumps({**content, "must_version": must.__version__}, indent=1) + "\n")
 
 
+def totals(stories: list[dict[str, Any]]) -> list[int]:
+    """Rows, those that could not be read, those without a class."""
+    return [sum(story[name] for story in stories) for name in ("rows", "unreadable", "abstained")]
+
+
 def coverage(rows: int, unreadable: int, abstained: int) -> float | None:
     """The share of the images that could be read which have a class; None: none could be read."""
     return (rows - unreadable - abstained) / (rows - unreadable) if rows > unreadable else None
@@ -212,9 +223,7 @@ def coverage(rows: int, unreadable: int, abstained: int) -> float | None:
 
 def line(config: PredictConfig, files: int, made: int, stories: list[dict[str, Any]]) -> str:
     """What this part has to tell in the end."""
-    rows, unreadable, abstained = (
-        sum(story[name] for story in stories) for name in ("rows", "unreadable", "abstained")
-    )
+    rows, unreadable, abstained = totals(stories)
     said = f"{rows} images" + (f", {unreadable} could not be read" if unreadable else "")
     if config.abstain and (share := coverage(rows, unreadable, abstained)) is not None:
         said += f", {100 * share:.1f}% of those that could be read have a class"

@@ -55,8 +55,7 @@ def open_writer(output: str, top: int, abstains: bool = False) -> Iterator[Calla
 
 
 def print_row(prediction: Prediction) -> None:
-    pairs = zip(prediction.classes, prediction.probabilities, strict=True)
-    found = "  ".join(f"{name} {100 * probability:.1f}%" for name, probability in pairs)
+    found = "  ".join(f"{name} {100 * probability:.1f}%" for name, probability in prediction.top)
     logger.info(printable(f"{prediction.image}  {'none of these: ' if prediction.abstained else ''}{found}"))
 
 
@@ -72,7 +71,7 @@ def csv_writer(text: TextIO, top: int, abstains: bool) -> Callable[[Prediction],
 
     def write(prediction: Prediction) -> None:
         row = [cell(prediction.image)]
-        for name, probability in zip(prediction.classes, prediction.probabilities, strict=True):
+        for name, probability in prediction.top:
             row += ["" if prediction.abstained else cell(name), f"{probability:.6f}"]
         rows.add(*row, *([int(prediction.abstained)] if abstains else []))
 
@@ -84,8 +83,7 @@ def jsonl_writer(text: TextIO, abstains: bool) -> Callable[[Prediction], None]:
     "abstained": true or false too, and with embeddings "embedding": D numbers, to the last digit that float32 has."""
 
     def write(prediction: Prediction) -> None:
-        pairs = zip(prediction.classes, prediction.probabilities, strict=True)
-        found = [{"class": name, "probability": round(probability, 6)} for name, probability in pairs]
+        found = [{"class": name, "probability": round(probability, 6)} for name, probability in prediction.top]
         row: dict[str, Any] = {"image": prediction.image}
         if abstains:
             row["abstained"] = prediction.abstained

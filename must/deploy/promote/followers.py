@@ -66,7 +66,6 @@ def ask(register: str, name: str) -> None:
     Raises:
         ValueError: it does not, or the environment does not say where it is; TransientError where it may later.
     """
-    check_address(register)
     if register == "kubeflow":
         from must.deploy.promote.kubeflow_registry import KubeflowRegistry
 
@@ -75,25 +74,17 @@ def ask(register: str, name: str) -> None:
         ask_server()
 
 
-def check_address(register: str) -> None:
-    """Raises ValueError: the environment does not say where that registry is."""
-    if register == "kubeflow":
-        from must.deploy.promote.model_registry import address
-
-        address("register kubeflow")
-    elif register == "mlflow":
-        from must.method.train.trackers.mlflow import address as mlflow_address
-
-        mlflow_address("register mlflow")
-
-
 def ask_server() -> None:
     """Does nothing where MLFLOW_TRACKING_URI is no http(s) address: a folder, or a database.
 
     Raises:
-        ValueError: it refuses, or is no MLflow; TransientError if it does not answer.
+        ValueError: it refuses, is no MLflow, or the environment does not say where it is; TransientError if it does
+            not answer.
     """
-    url = os.environ.get("MLFLOW_REGISTRY_URI") or os.environ.get("MLFLOW_TRACKING_URI", "")
+    from must.method.train.trackers.mlflow import address
+
+    tracking = address("register mlflow")
+    url = os.environ.get("MLFLOW_REGISTRY_URI") or tracking
     if not url.startswith(("http://", "https://")):
         return
     request = urllib.request.Request(url.rstrip("/") + SEARCH, headers=credentials())

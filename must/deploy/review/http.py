@@ -10,41 +10,30 @@ GET  /TOKEN/large/NUMBER, /TOKEN/small/NUMBER                    a picture
 
 import asyncio
 import hmac
-import json
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from must.base.storage import parse_object
-from must.base.text import printable
 from must.deploy.review.page import STATIC, static
 from must.deploy.review.pictures import Pictures
 from must.deploy.review.session import Session
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+from must.deploy.serve.http import Receive, Reply, Scope, Send, as_json, refusal, send_reply
+from must.deploy.serve.refused import Refused, wanted
 
 MOST = 1 << 16  # bytes of a request
 DECODING = 2  # pictures that are decoded at a time
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 SAFE = (
-    ("content-security-policy", POLICY),
-    ("referrer-policy", "no-referrer"),  # the address has the token in it
-    ("x-content-type-options", "nosniff"),
-    ("cross-origin-resource-policy", "same-origin"),
+    (b"content-security-policy", POLICY),
+    (b"referrer-policy", b"no-referrer"),  # the address has the token in it
+    (b"x-content-type-options", b"nosniff"),
+    (b"cross-origin-resource-policy", b"same-origin"),
 )
-
-
-class Reply(NamedTuple):
-    body: bytes
-    kind: str = "application/json"
-    status: int = 200
-    kept: bool = False  # by the browser
+KEPT, FRESH = ((b"cache-control", value) for value in (b"private, max-age=3600", b"no-store"))  # by the browser
 
 
 class App:
@@ -57,58 +46,50 @@ class App:
             return
         try:
             reply = await self.reply(scope, receive)
+        except Refused as error:
+            reply = refusal(error)
         except ValueError as error:
-            reply = refused(400, printable(str(error), 300))
+            reply = refusal(Refused(400, str(error)))
         except OSError as error:  # a full disk: the answer is not kept, and the page says so
-            reply = refused(507, f"the answer could not be written: {error.strerror or error}")
+            reply = refusal(Refused(507, f"the answer could not be written: {error.strerror or error}"))
         except Exception:  # ours; the server goes on
             traceback.print_exc(file=sys.stderr)
-            reply = refused(500, "internal error; the terminal has it")
-        cache = "private, max-age=3600" if reply.kept else "no-store"
-        headers = [
-            *SAFE,
-            ("content-type", reply.kind),
-            ("content-length", str(len(reply.body))),
-            ("cache-control", cache),
-        ]
-        pairs = [(name.encode(), value.encode()) for name, value in headers]
-        await send({"type": "http.response.start", "status": reply.status, "headers": pairs})
-        await send({"type": "http.response.body", "body": reply.body})
+            reply = refusal(Refused(500, "internal error; the terminal has it"))
+        await send_reply(reply, send, *SAFE, *(() if KEPT in reply.more else (FRESH,)))
 
     async def reply(self, scope: Scope, receive: Receive) -> Reply:
-        """Raises ValueError: the request is not understood."""
+        """Raises ValueError, Refused: the request is not understood."""
         _, token, *parts = [*scope["path"].split("/"), ""][:8]
-        if not hmac.compare_digest(token.encode("utf-8", "replace"), self.token.encode()):
-            return refused(404, "there is nothing here; take the whole address from the terminal")
+        ours = hmac.compare_digest(token.encode("utf-8", "replace"), self.token.encode())
+        wanted(ours, "there is nothing here; take the whole address from the terminal", 404)
         parts = [part for part in parts if part]
         if scope["method"] in ("GET", "HEAD"):
             return await self.get(parts)
-        if scope["method"] != "POST" or len(parts) != 1:
-            return refused(404, "no such address")
+        wanted(scope["method"] == "POST" and len(parts) == 1, "no such address", 404)
         said = await body_of(receive)
         page, position = str(said.get("page"))[:64], said.get("position")
         if parts == ["next"]:
-            return as_json(await asyncio.to_thread(self.session.next, page))
+            return Reply(as_json(await asyncio.to_thread(self.session.next, page)))
         if type(position) is not int:
             raise ValueError("position must be a number")
         if parts == ["answer"]:
-            return as_json(await asyncio.to_thread(self.session.answer, page, position, said))
+            return Reply(as_json(await asyncio.to_thread(self.session.answer, page, position, said)))
         if parts == ["undo"]:
             who = str(said.get("who") or "")
-            return as_json(await asyncio.to_thread(self.session.undo, page, position, who))
-        return refused(404, "no such address")
+            return Reply(as_json(await asyncio.to_thread(self.session.undo, page, position, who)))
+        raise Refused(404, "no such address")
 
     async def get(self, parts: list[str]) -> Reply:
         name = parts[0] if parts else "index.html"
         if name in STATIC and len(parts) < 2:
-            return Reply(static(name), STATIC[name])
+            return Reply(static(name), STATIC[name].encode())
         if parts == ["start"]:
-            return as_json({"classes": self.session.plan.classes, "who": self.session.who})
+            return Reply(as_json({"classes": self.session.plan.classes, "who": self.session.who}))
         if len(parts) == 2 and name in ("large", "small") and parts[1].isdecimal() and len(parts[1]) < 12:
             async with self.decoding:
                 data, kind = await asyncio.to_thread(self.pictures.get, int(parts[1]), name == "small")
-            return Reply(data, kind, kept=True)
-        return refused(404, "no such address")
+            return Reply(data, kind.encode(), more=(KEPT,))
+        raise Refused(404, "no such address")
 
 
 async def body_of(receive: Receive) -> dict[str, Any]:
@@ -122,11 +103,3 @@ async def body_of(receive: Receive) -> dict[str, Any]:
         if message["type"] != "http.request" or not message.get("more_body", False):
             break
     return parse_object(data, dict, ValueError("the request must be a JSON object"))
-
-
-def as_json(content: dict[str, Any]) -> Reply:
-    return Reply(json.dumps(content).encode())
-
-
-def refused(status: int, reason: str) -> Reply:
-    return Reply(json.dumps({"error": reason}).encode(), status=status)

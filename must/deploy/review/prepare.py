@@ -1,6 +1,9 @@
 """From a model and its images to what a person is asked: one pass of zero-shot and every rung."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,13 +13,12 @@ from must.base.files import WEIGHTS_FILE
 from must.base.parameters import require
 from must.config import ReviewConfig
 from must.data.loading.loader import EvalSource
-from must.data.loading.reader import ShardReader, open_reader
+from must.data.loading.reader import ShardReader
 from must.method.answers.doubts import SHOWN, Doubts, order_of
 from must.method.answers.plan import Plan, plan_of
 from must.method.answers.questions import Picture, fingerprint
-from must.method.distributed.process_group import init_distributed
-from must.method.model.bundle import load_bundle, preprocess_of
-from must.method.model.encoder import load_kept
+from must.method.distributed.process_group import World, init_distributed
+from must.method.model.bundle import Description, load_bundle, preprocess_of
 from must.method.select.alpha import shares_of
 from must.method.select.image_features import extract_features
 from must.method.select.ladder import RUNGS, audit
@@ -37,14 +39,9 @@ def prepare(config: ReviewConfig) -> Plan:
     """
     bundle, zero_shot = both_ends(config.model, config.baseline)
     ours = bundle.description
-    with init_distributed(config.device, timeout=600) as here:
-        require(here.size == 1, "must review runs in one process")
-        reader = open_reader(config.shards, config.split, config.cache, config.cache_gb)
-        source = subsample(EvalSource(reader, preprocess_of(ours), config.batch_size, config.workers), config.images)
-        logger.info(f"must review: looking at {len(source.numbers):,} images")
-        weights = {name: value.to(here.device) for name, value in bundle.model.state_dict().items()}
-        frozen, encoder = start_of(bundle, zero_shot), load_kept(zero_shot.encoder)
-        looks = predict_rungs(frozen, weights, source, preprocess_of(ours), here.device, encoder=encoder)
+    with looking(config, ours) as (source, here):
+        frozen = start_of(bundle, zero_shot)
+        looks = predict_rungs(frozen, bundle.model.state_dict(), source, here.device, encoder=zero_shot.encoder)
     neighbours, originals = look_alikes(looks.tokens)
     looks = looks.only(originals)
     require(
@@ -56,16 +53,13 @@ def prepare(config: ReviewConfig) -> Plan:
     order, facts = plan_of(looks.labels, likely, evidence(looks, neighbours, shares_of(ours)), config.seed)
     chances = facts.pop("chances")
     return Plan(
-        model_sha256=fingerprint(storage.read_bytes(storage.join(config.model, WEIGHTS_FILE))),
         baseline=config.baseline,
-        shards=config.shards,
-        index_sha256=reader.index.sha256,
-        split=config.split,
-        classes=list(ours.classes),
         alphas=list(RUNGS),
         pictures=[
-            picture(reader, looks, neighbours, int(place), chance) for place, chance in zip(order, chances, strict=True)
+            picture(source.reader, looks, neighbours, int(place), chance)
+            for place, chance in zip(order, chances, strict=True)
         ],
+        **about(config, source, ours),
         **facts,
     )
 
@@ -74,14 +68,8 @@ def prepare(config: ReviewConfig) -> Plan:
 def prepare_doubts(config: ReviewConfig) -> Doubts:
     """The same of the model alone: at most `config.images` images. Raises ValueError: as `prepare`."""
     bundle = load_bundle(config.model)
-    with init_distributed(config.device, timeout=600) as here:
-        require(here.size == 1, "must review runs in one process")
-        reader = open_reader(config.shards, config.split, config.cache, config.cache_gb)
-        source = subsample(
-            EvalSource(reader, preprocess_of(bundle.description), config.batch_size, config.workers), config.images
-        )
-        logger.info(f"must review: looking at {len(source.numbers):,} images")
-        seen = extract_features(bundle.model, source, preprocess_of(bundle.description), here.device)
+    with looking(config, bundle.description) as (source, here):
+        seen = extract_features(bundle.model, source, here.device)
     require(len(seen.numbers) > 0, "none of the split's images can be decoded; check them: must index verify")
     weights = bundle.model.classifier.detach().cpu().numpy()
     said = seen.probabilities(weights, bundle.model.logit_factor)
@@ -91,14 +79,9 @@ def prepare_doubts(config: ReviewConfig) -> Doubts:
     sure = said[np.arange(len(said)), first[:, 0]]
     places = order_of(first[originals, 0], sure[originals])
     return Doubts(
-        model_sha256=fingerprint(storage.read_bytes(storage.join(config.model, WEIGHTS_FILE))),
-        shards=config.shards,
-        index_sha256=reader.index.sha256,
-        split=config.split,
-        classes=list(bundle.description.classes),
         pictures=[
             pictured(
-                reader,
+                source.reader,
                 int(seen.numbers[originals[place]]),
                 first[originals[place]].tolist(),
                 float(sure[originals[place]]),
@@ -106,7 +89,29 @@ def prepare_doubts(config: ReviewConfig) -> Doubts:
             )
             for place in places
         ],
+        **about(config, source, bundle.description),
     )
+
+
+@contextmanager
+def looking(config: ReviewConfig, description: Description) -> Iterator[tuple[EvalSource, World]]:
+    """The images that are looked at, and by whom. Raises ValueError: by several processes."""
+    with init_distributed(config.device, timeout=600) as here:
+        require(here.size == 1, "must review runs in one process")
+        source = subsample(EvalSource.of(config, preprocess_of(description)), config.images)
+        logger.info(f"must review: looking at {len(source.numbers):,} images")
+        yield source, here
+
+
+def about(config: ReviewConfig, source: EvalSource, description: Description) -> dict[str, Any]:
+    """What the questions are about."""
+    return {
+        "model_sha256": fingerprint(storage.read_bytes(storage.join(config.model, WEIGHTS_FILE))),
+        "shards": config.shards,
+        "index_sha256": source.index.sha256,
+        "split": config.split,
+        "classes": list(description.classes),
+    }
 
 
 def evidence(looks: RungPredictions, neighbours: np.ndarray, shares: np.ndarray | None) -> np.ndarray:

@@ -14,6 +14,7 @@ from must.method.answers.book import FILE, Answer, append, read_answers
 from must.method.answers.doubts import Doubts, progress
 from must.method.answers.judge import BETTER, NONE, Verdict
 from must.method.answers.plan import Plan
+from must.method.answers.questions import Picture
 
 PATIENCE = 300.0  # seconds that a picture is kept for the person to whom it was shown
 CHOICES = ("label", "none", "unsure")
@@ -82,9 +83,7 @@ class Session:
         Raises:
             ValueError: no such picture, or no such class.
         """
-        require(0 <= position < len(self.plan.pictures), "there is no such picture")
-        picture = self.plan.pictures[position]
-        line: dict[str, Any] = {"image": picture.image, "sha256": picture.sha256}
+        picture, line = self.begun(position)
         kind = said.get("kind")
         if kind == "label":
             require(said.get("label") in self.plan.at, "there is no such class")
@@ -104,14 +103,19 @@ class Session:
             self.verdict = self.judge()
             return {"state": self.state(), "picture": self.offer(page)}
 
-    def undo(self, page: str, position: int, who: str) -> dict[str, Any]:
-        """Takes an answer back, and shows its picture again. Raises ValueError: there is none."""
+    def begun(self, position: int) -> tuple[Picture, dict[str, Any]]:
+        """(the picture, the beginning of a line about it). Raises ValueError: there is none."""
         require(0 <= position < len(self.plan.pictures), "there is no such picture")
         picture = self.plan.pictures[position]
+        return picture, {"image": picture.image, "sha256": picture.sha256}
+
+    def undo(self, page: str, position: int, who: str) -> dict[str, Any]:
+        """Takes an answer back, and shows its picture again. Raises ValueError: there is none."""
+        picture, line = self.begun(position)
         with self.lock:
             if picture.sha256 in self.answers:
-                line = {"image": picture.image, "sha256": picture.sha256, "unsure": True, "undone": True}
-                append(self.path, line | {"who": (who or self.who)[:100], "when": now(), "position": position})
+                line |= {"unsure": True, "undone": True, "who": (who or self.who)[:100]}
+                append(self.path, line | {"when": now(), "position": position})
                 del self.answers[picture.sha256]
             self.shown[position] = page, self.clock()
             self.verdict = self.judge()

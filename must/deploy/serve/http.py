@@ -23,7 +23,7 @@ from urllib.parse import parse_qsl
 import must
 from must.base.storage.json_objects import loads
 from must.deploy.serve.answers import tensors, to_json
-from must.deploy.serve.asked import Asked, Limits, Output, read_asked
+from must.deploy.serve.asked import Asked, Limits, Output, read_asked, read_parameters
 from must.deploy.serve.described import EXTENSIONS, config_of, metadata_of
 from must.deploy.serve.models import Served
 from must.deploy.serve.refused import Refused, wanted
@@ -241,17 +241,15 @@ def read_query(query: bytes) -> tuple[list[Output], dict[str, Any]]:
         try:
             if name == "top_k":
                 values[name] = int(value[:9])
-                wanted(values[name] >= 1, "top_k must be a whole number from 1")
             elif name == "abstain":
                 values[name] = float(value)
-                wanted(0 <= values[name] <= 1, "abstain must be from 0 to 1")
             elif name == "embedding":
                 outputs = [Output("embedding")] if value not in ("0", "false") else []
             else:
                 raise Refused(400, f"unknown parameter {name[:40]}; top_k, abstain, embedding are known")
         except ValueError:
             raise Refused(400, f"{name} must be a number") from None
-    return outputs, values
+    return outputs, read_parameters(values)
 
 
 def understood(data: memoryview, length: int, limits: Limits) -> Asked:

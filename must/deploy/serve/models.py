@@ -100,8 +100,9 @@ class Source(Protocol):
 class OneModel:
     """A folder with model.onnx that stays as it is."""
 
-    def __init__(self, model: str, threads: int) -> None:
-        self.uri, self.threads = model_uri(model), threads
+    def __init__(self, config: ServeConfig) -> None:
+        """Raises ValueError: --model names no file."""
+        self.uri, self.threads = model_uri(config.model), config.threads
         with storage.local_copy(self.uri) as path:
             self.version = storage.sha256_of(path)[:12]
 
@@ -116,8 +117,8 @@ class OneModel:
 class Champion:
     """The version of a registry that LATEST names."""
 
-    def __init__(self, registry: str, name: str, threads: int) -> None:
-        self.registry, self.threads = Registry(registry, name), threads
+    def __init__(self, config: ServeConfig) -> None:
+        self.registry, self.threads = Registry(config.registry, config.name), config.threads
 
     def newest(self) -> str:
         return self.registry.latest().version
@@ -139,13 +140,6 @@ class Champion:
             expected = {name: fact.get(name) for name in found}
             require(found == expected, f"{uri}: is not the file that was promoted: its checksum differs")
             return OnnxClassifier(Path(f"/proc/self/fd/{file.fileno()}"), uri, self.threads, patient=True)
-
-
-def source_of(config: ServeConfig) -> Source:
-    """Raises ValueError: --model names no file."""
-    if config.registry:
-        return Champion(config.registry, config.name, config.threads)
-    return OneModel(config.model, config.threads)
 
 
 class Models:

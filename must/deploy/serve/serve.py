@@ -12,7 +12,7 @@ from must.config.serve import ServeConfig
 from must.deploy.serve.connections import SPARE, Room
 from must.deploy.serve.http import App
 from must.deploy.serve.metrics import Metrics
-from must.deploy.serve.models import Models, Source, source_of
+from must.deploy.serve.models import Champion, Models, OneModel, Source
 from must.deploy.serve.server import address, check_no_loop, listen, serve_until_signal
 from must.deploy.serve.work import Work
 
@@ -31,7 +31,7 @@ def serve(config: ServeConfig) -> None:
         ValueError: --model names no model of ours, an address cannot be listened at, or an event loop runs already.
     """
     check_no_loop("must serve")
-    source = source_of(config)
+    source = (Champion if config.registry else OneModel)(config)
     listener = listen(config.host, config.port)
     with listener:
         loop_factory = uvicorn.Config(lambda: None, loop="auto", log_config=None).get_loop_factory()

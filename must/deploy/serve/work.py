@@ -2,12 +2,13 @@
 
 import asyncio
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from must.base.cores import cores
 from must.config.serve import ServeConfig
+from must.data.image.headers.base import Cost
 from must.deploy.serve.answers import Answer
 from must.deploy.serve.asked import Asked, Limits
 from must.deploy.serve.metrics import Metrics
@@ -16,16 +17,11 @@ from must.deploy.serve.pictures import cost_of
 from must.deploy.serve.refused import Refused, wanted
 from must.deploy.serve.turns import Share, Turns
 
-PIXELS = 0.05  # megapixels that an image counts for which comes as pixels
+PIXELS = Cost("pixels", 0, 0, 0, 0.05 * 50e-3)  # an image that comes as pixels counts as 0.05 megapixels
 SMALL = 1 << 18  # bytes of files whose headers are read at once; those of more in a thread
 
 
 FULL = "the server has as many images waiting as it takes; try again"
-
-
-class Weight(NamedTuple):
-    megapixels: float
-    memory: int
 
 
 class Request:
@@ -74,7 +70,7 @@ class Work:
             "this model gives no embeddings; export it again with `must export --embeddings`",
         )
         weights = await self.weigh(asked.images, served)
-        images, megapixels = len(weights), sum(weight.megapixels for weight in weights)
+        images, megapixels = len(weights), sum(cost.megapixels for cost in weights)
         wanted(
             megapixels <= self.config.request_pixels,
             f"the pictures cost as much as {megapixels:.0f} megapixels; this server takes "
@@ -86,8 +82,8 @@ class Work:
         self.let_in(request)
         try:
             share = Share()
-            for image, weight, future in zip(asked.images, weights, futures, strict=True):
-                self.turns.put(share, *weight, partial(self.prepare, image, future, served))
+            for image, cost, future in zip(asked.images, weights, futures, strict=True):
+                self.turns.put(share, cost.megapixels, cost.memory, partial(self.prepare, image, future, served))
             async with asyncio.timeout(self.config.patience):
                 found = [await future for future in futures]
         except TimeoutError:
@@ -128,10 +124,10 @@ class Work:
             self.waiting -= len(request.futures)
             self.megapixels -= request.megapixels
 
-    async def weigh(self, images: list[bytes] | np.ndarray, served: Served) -> list[Weight]:
+    async def weigh(self, images: list[bytes] | np.ndarray, served: Served) -> list[Cost]:
         """Of each image, by its header. Raises Refused: one is no picture, or costs too much."""
         if isinstance(images, np.ndarray):
-            return [Weight(PIXELS, 0)] * len(images)
+            return [PIXELS] * len(images)
         if sum(map(len, images)) <= SMALL:
             return weights_of(images, served.max_pixels)
         return await asyncio.to_thread(weights_of, images, served.max_pixels)
@@ -170,10 +166,9 @@ class Work:
         self.turns.close()
 
 
-def weights_of(images: list[bytes], max_pixels: int) -> list[Weight]:
+def weights_of(images: list[bytes], max_pixels: int) -> list[Cost]:
     """Raises Refused: as `cost_of`."""
-    found = [cost_of(image, max_pixels) for image in images]
-    return [Weight(one.megapixels, one.memory) for one in found]
+    return [cost_of(image, max_pixels) for image in images]
 
 
 def fail(future: asyncio.Future[Any], error: Exception) -> None:

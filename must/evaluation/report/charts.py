@@ -43,14 +43,14 @@ class Axes:
         low, high = self.y_range
         return round(self.bottom - (self.bottom - TOP) * (value - low) / ((high - low) or 1), 1)
 
-    def grid(self, x_ticks: Sequence[float], y_ticks: Sequence[float], percent: bool) -> str:
+    def grid(self, x_ticks: Sequence[float], y_ticks: Sequence[float], percent: bool, percent_x: bool = False) -> str:
         parts = []
         for value in y_ticks:
             at = self.y(value)
             parts.append(f'<line class="grid" x1="{LEFT}" y1="{at}" x2="{WIDTH - RIGHT}" y2="{at}"/>')
             parts.append(f'<text x="{LEFT - 6}" y="{at + 3.5}" text-anchor="end">{number(value, percent)}</text>')
         for value in x_ticks:
-            text = number(value, False)
+            text = number(value, percent_x)
             parts.append(f'<text x="{self.x(value)}" y="{self.bottom + 16}" text-anchor="middle">{text}</text>')
         return "".join(parts)
 
@@ -71,10 +71,7 @@ def reliability_chart(title: str, models: Sequence[tuple[str, str, Sequence[dict
     """Accuracy over confidence, a dot a bin, its area the share of images; (name, style, bins) for each model."""
     axes = Axes((0, 1), (0, 1), height=300)
     ticks = (0, 0.25, 0.5, 0.75, 1)
-    parts = [axes.grid((), ticks, percent=True)]
-    for value in ticks:
-        at = axes.x(value)
-        parts.append(f'<text x="{at}" y="{axes.bottom + 16}" text-anchor="middle">{number(value, True)}</text>')
+    parts = [axes.grid(ticks, ticks, percent=True, percent_x=True)]
     diagonal = (axes.x(0), axes.y(0), axes.x(1), axes.y(1))
     parts.append('<line class="ideal" x1="{}" y1="{}" x2="{}" y2="{}"/>'.format(*diagonal))
     for name, style, bins in models:

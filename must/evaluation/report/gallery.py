@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,24 +21,19 @@ SIDE = 96  # pixels; shown at about half of that, for screens with two dots a pi
 QUALITY = 80
 
 
-class Thumbnails:
-    """Sample number -> data URI of a JPEG, made once for each sample."""
+@dataclass(frozen=True)
+class Pictures:
+    """What is shown of the images that were scored."""
 
-    def __init__(self, shards: str, split: str, index_sha256: str = "") -> None:
-        self.reader = ShardReader(shards, split, sha256=index_sha256)
-        self.made: dict[int, str] = {}
+    reader: ShardReader
+    metrics: dict[str, Any]
+    samples: Samples
+    after: Scores
+    before: Scores | None
 
-    def __call__(self, sample: int) -> str:
-        if sample not in self.made:
-            self.made[sample] = self.make(self.decoded(sample))
-        return self.made[sample]
-
-    def decoded(self, sample: int) -> Image.Image:
-        return decode(self.reader.image(sample), self.reader.index.max_pixels, shorter_side=SIDE)
-
-    @staticmethod
-    def make(image: Image.Image) -> str:
-        """The middle square, at most SIDE pixels wide."""
+    def thumbnail(self, sample: int) -> str:
+        """The middle square, at most SIDE pixels wide, as a data URI."""
+        image = decode(self.reader.image(sample), self.reader.index.max_pixels, shorter_side=SIDE)
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side))
@@ -47,25 +43,63 @@ class Thumbnails:
         image.save(data, "JPEG", quality=QUALITY, optimize=True)
         return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
 
+    def gallery(self) -> dict[str, Any]:
+        """The most confident mistakes; without labels, the most confident changes from the baseline. Few of a kind."""
+        metrics, samples, after, before = self.metrics, self.samples, self.after, self.before
+        if metrics["labelled"]:
+            wrong = np.flatnonzero(samples.labelled & (after.prediction != samples.labels))
+            title, empty = "Most confident mistakes", "No mistakes on this split."
+        elif before is not None:
+            wrong = np.flatnonzero(after.prediction != before.prediction)
+            title, empty = "Most confident changes", "No prediction changed."
+        else:
+            wrong = np.arange(len(samples.numbers))
+            title, empty = "Most confident predictions", ""
+        order = wrong[np.argsort(-after.confidence[wrong], kind="stable")]
+        kinds = samples.labels if metrics["labelled"] or before is None else before.prediction
+        chosen = few_of_a_kind(order, kinds, after.prediction)
+        images = [self.picture(row) for row in chosen]
+        return {"title": title, "empty": empty, "images": images}
 
-def gallery(
-    metrics: dict[str, Any], samples: Samples, after: Scores, before: Scores | None, pictures: Thumbnails
-) -> dict[str, Any]:
-    """The most confident mistakes; without labels, the most confident changes from the baseline. Few of a kind."""
-    if metrics["labelled"]:
-        wrong = np.flatnonzero(samples.labelled & (after.prediction != samples.labels))
-        title, empty = "Most confident mistakes", "No mistakes on this split."
-    elif before is not None:
-        wrong = np.flatnonzero(after.prediction != before.prediction)
-        title, empty = "Most confident changes", "No prediction changed."
-    else:
-        wrong = np.arange(len(samples.numbers))
-        title, empty = "Most confident predictions", ""
-    order = wrong[np.argsort(-after.confidence[wrong], kind="stable")]
-    kinds = samples.labels if metrics["labelled"] or before is None else before.prediction
-    chosen = few_of_a_kind(order, kinds, after.prediction)
-    images = [picture(row, metrics, samples, after, before, pictures) for row in chosen]
-    return {"title": title, "empty": empty, "images": images}
+    def changed_pairs(self) -> list[dict[str, Any]]:
+        """Confusions (label, prediction) whose number changed most from the baseline, each with a few images."""
+        metrics, samples, after, before = self.metrics, self.samples, self.after, self.before
+        if before is None or not metrics["labelled"]:
+            return []
+        classes = len(metrics["classes"])
+        rows = np.flatnonzero(samples.labelled)
+        labels = samples.labels[rows]
+        old = labels * classes + before.prediction[rows]
+        new = labels * classes + after.prediction[rows]
+        keys = np.unique(np.concatenate([old, new]))
+        keys = keys[keys // classes != keys % classes]
+        was, now = (np.bincount(np.searchsorted(keys, x[np.isin(x, keys)]), minlength=len(keys)) for x in (old, new))
+        found = []
+        for i in np.argsort(-np.abs(now - was), kind="stable")[:PAIRS_SHOWN]:
+            if was[i] == now[i]:
+                continue
+            examples = rows[(old == keys[i]) != (new == keys[i])][:OF_PAIR]
+            found.append(
+                {
+                    "label": metrics["classes"][keys[i] // classes],
+                    "prediction": metrics["classes"][keys[i] % classes],
+                    "was": int(was[i]),
+                    "now": int(now[i]),
+                    "images": [self.picture(row) for row in examples],
+                }
+            )
+        return found
+
+    def picture(self, row: int) -> dict[str, Any]:
+        classes, samples, after, before = self.metrics["classes"], self.samples, self.after, self.before
+        return {
+            "data": self.thumbnail(int(samples.numbers[row])),
+            "source": samples.sources[row],
+            "label": classes[samples.labels[row]] if samples.labels[row] >= 0 else None,
+            "adapted": classes[after.prediction[row]],
+            "confidence": percent(float(after.confidence[row]), 0),
+            "baseline": classes[before.prediction[row]] if before is not None else None,
+        }
 
 
 def few_of_a_kind(rows: np.ndarray, kinds: np.ndarray, predictions: np.ndarray) -> list[int]:
@@ -80,48 +114,3 @@ def few_of_a_kind(rows: np.ndarray, kinds: np.ndarray, predictions: np.ndarray) 
         if len(chosen) == IMAGES_SHOWN:
             break
     return chosen
-
-
-def changed_pairs(
-    metrics: dict[str, Any], samples: Samples, after: Scores, before: Scores | None, pictures: Thumbnails
-) -> list[dict[str, Any]]:
-    """Confusions (label, prediction) whose number changed most from the baseline, each with a few images."""
-    if before is None or not metrics["labelled"]:
-        return []
-    classes = len(metrics["classes"])
-    rows = np.flatnonzero(samples.labelled)
-    labels = samples.labels[rows]
-    old = labels * classes + before.prediction[rows]
-    new = labels * classes + after.prediction[rows]
-    keys = np.unique(np.concatenate([old, new]))
-    keys = keys[keys // classes != keys % classes]
-    was, now = (np.bincount(np.searchsorted(keys, x[np.isin(x, keys)]), minlength=len(keys)) for x in (old, new))
-    found = []
-    for i in np.argsort(-np.abs(now - was), kind="stable")[:PAIRS_SHOWN]:
-        if was[i] == now[i]:
-            continue
-        examples = rows[(old == keys[i]) != (new == keys[i])][:OF_PAIR]
-        found.append(
-            {
-                "label": metrics["classes"][keys[i] // classes],
-                "prediction": metrics["classes"][keys[i] % classes],
-                "was": int(was[i]),
-                "now": int(now[i]),
-                "images": [picture(row, metrics, samples, after, before, pictures) for row in examples],
-            }
-        )
-    return found
-
-
-def picture(
-    row: int, metrics: dict[str, Any], samples: Samples, after: Scores, before: Scores | None, pictures: Thumbnails
-) -> dict[str, Any]:
-    classes = metrics["classes"]
-    return {
-        "data": pictures(int(samples.numbers[row])),
-        "source": samples.sources[row],
-        "label": classes[samples.labels[row]] if samples.labels[row] >= 0 else None,
-        "adapted": classes[after.prediction[row]],
-        "confidence": percent(float(after.confidence[row]), 0),
-        "baseline": classes[before.prediction[row]] if before is not None else None,
-    }

@@ -9,9 +9,10 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from must.config import EvaluateConfig
+from must.data.loading.reader import ShardReader
 from must.evaluation.report import charts
 from must.evaluation.report.charts import Line, percent, points, signed
-from must.evaluation.report.gallery import Thumbnails, changed_pairs, gallery
+from must.evaluation.report.gallery import Pictures
 from must.evaluation.report.provenance import commands, provenance, training_curves
 from must.evaluation.report.selection import selection
 from must.evaluation.report.verdict import verdict
@@ -44,7 +45,8 @@ def render_report(
     template = environment.from_string(
         resources.files("must.evaluation.report").joinpath("report.html").read_text("utf-8")
     )
-    pictures = Thumbnails(config.shards, config.split, config.index_sha256)
+    reader = ShardReader(config.shards, config.split, sha256=config.index_sha256)
+    pictures = Pictures(reader, metrics, samples, after, before)
     return template.render(
         m=metrics,
         verdict=verdict(metrics),
@@ -52,8 +54,8 @@ def render_report(
         summary=summary_rows(metrics),
         classes=class_chart(metrics),
         matrices=matrices(metrics),
-        pairs=changed_pairs(metrics, samples, after, before, pictures),
-        gallery=gallery(metrics, samples, after, before, pictures),
+        pairs=pictures.changed_pairs(),
+        gallery=pictures.gallery(),
         reliability=reliability(metrics),
         few_shot=few_shot(metrics),
         histogram=histogram(metrics),

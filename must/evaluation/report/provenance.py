@@ -1,7 +1,7 @@
 """The report's account of where a model comes from: training curves, provenance, the commands to type."""
 
 import shlex
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from typing import Any
 
 from must.config import EvaluateConfig, TrainConfig
@@ -93,10 +93,8 @@ def command(stage: str, kind: type, values: dict[str, Any]) -> str:
         if parameter.name not in values:
             continue
         value = values[parameter.name]
-        default = parameter.default if parameter.default is not MISSING else None
-        if parameter.default_factory is not MISSING:
-            default = parameter.default_factory()
-        if value == default:
+        made = parameter.default_factory
+        if value == (made() if callable(made) else parameter.default):
             continue
         name = "--" + parameter.name.replace("_", "-")
         if isinstance(value, bool):

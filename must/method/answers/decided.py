@@ -1,5 +1,6 @@
 """What `must select --answers` takes from a folder of `must review`."""
 
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from must.base import storage
@@ -36,7 +37,7 @@ def decided(folder: str, weights: str) -> Decided:
     found = plan.verdict(answers)
     alpha = None if found.outcome == OPEN else plan.alphas[found.candidate - 1] if found.outcome == BETTER else 0.0
     who = sorted({answer.who for answer in answers.values() if answer.who})
-    record = found.to_dict() | {"alpha": alpha, "who": who[:20], "images": plan.images, "split": plan.split}
+    record = asdict(found) | {"alpha": alpha, "who": who[:20], "images": plan.images, "split": plan.split}
     for name in ("candidate", "leading", "sure"):
         del record[name]
     return Decided(alpha, record, in_words(record))

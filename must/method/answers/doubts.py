@@ -1,6 +1,5 @@
 """doubtful.json: of each class the pictures that a model is least and most sure of, for a person to correct."""
 
-import io
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from must.base import storage
-from must.base.text import Rows, cell, encoded
+from must.base.text import cell, csv_of
 from must.method.answers.book import Answer
 from must.method.answers.questions import MOST, Picture, Questions
 
@@ -50,15 +49,12 @@ def order_of(labels: np.ndarray, sure: np.ndarray) -> np.ndarray:
 
 def save_relabelled(doubts: Doubts, answers: dict[str, Answer], folder: str) -> int:
     """Writes relabelled.csv anew: image, the model's class, and what a person says instead. Returns how many rows."""
-    file = io.StringIO()
-    rows = Rows(file)
-    rows.add("image", "model", "label", "who", "when", "sha256")
-    found = doubts.relabelled(answers)
-    for picture, answer in found:
+    rows = [["image", "model", "label", "who", "when", "sha256"]]
+    for picture, answer in doubts.relabelled(answers):
         texts = picture.image, doubts.classes[picture.classes[0]], answer.label or "", answer.who, answer.when
-        rows.add(*map(cell, texts), picture.sha256)
-    storage.write_bytes(storage.join(folder, RELABELLED), encoded(file.getvalue()))
-    return len(found)
+        rows.append([*map(cell, texts), picture.sha256])
+    storage.write_bytes(storage.join(folder, RELABELLED), csv_of(rows))
+    return len(rows) - 1
 
 
 def progress(doubts: Doubts, answers: dict[str, Answer]) -> dict[str, Any]:

@@ -3,8 +3,7 @@
 Shapes: T answers in the order of the draws, A candidates: zero-shot, then the rungs.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -42,9 +41,6 @@ class Verdict:
     high: float
     sure: float
     left: int | None
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def judged(

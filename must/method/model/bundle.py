@@ -15,6 +15,7 @@ from must.base.text import brief
 from must.data.image.preprocess import Preprocess
 
 if TYPE_CHECKING:
+    from must.method.model.backbone import Backbone
     from must.method.model.classifier import TextClassifier
     from must.method.model.folder import Kept
     from must.method.model.masked_vit import MaskedViT
@@ -139,24 +140,36 @@ def zero_shot_bundle(
     """
     from must.method.model.backbone import load_backbone
     from must.method.model.folder import verified
-    from must.method.model.masked_vit import MaskedViT
 
     named = model or classifier.model, pretrained or ("" if model else classifier.pretrained)
     kept = classifier.model_folder if not (model or pretrained) else ""
     place = (verified(kept, classifier.model_sha256), "") if kept else named
     backbone = load_backbone(*place, with_tokenizer=False)
     factor = classifier.logit_scale if logit_factor == "model" else float(logit_factor)
+    return untrained(backbone, classifier, *named, factor)
+
+
+def untrained(backbone: Backbone, classifier: TextClassifier, model: str, pretrained: str, factor: float) -> Bundle:
+    """The image tower of a loaded model with a classifier's weights; `model` and `pretrained` name it."""
+    from must.method.model.masked_vit import MaskedViT
+
     network = MaskedViT(backbone.clip.visual, classifier.weights, factor)
     description = Description(
         architecture=backbone.architecture,
-        backbone=named[0],
-        pretrained=named[1],
+        backbone=model,
+        pretrained=pretrained,
         classes=list(classifier.classes),
         templates=list(classifier.templates),
         preprocess=backbone.preprocess.to_dict(),
         logit_factor=factor,
     )
     return Bundle(network.eval(), description, classifier.encoder)
+
+
+def have_one_shape(one: Bundle, other: Bundle) -> bool:
+    """Whether there is a way between two models: weights of the same shapes, which look at the same pixels."""
+    shapes = [{name: value.shape for name, value in each.model.state_dict().items()} for each in (one, other)]
+    return shapes[0] == shapes[1] and preprocess_of(one.description) == preprocess_of(other.description)
 
 
 def preprocess_of(description: Description) -> Preprocess:

@@ -9,7 +9,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from must.base import storage
@@ -69,28 +69,30 @@ def classifier(config: ClassifierConfig) -> TextClassifier:
     class_set = load_class_set(config.classes)
     check(config.look_alikes)
     backbone = load_backbone(config.model, config.pretrained)
-    weights = build_classifier(backbone, class_set, pick_device(config.device))
+    made = text_classifier(backbone, class_set, pick_device(config.device))
     models = config.model_store or default_place(config.output)
     folder, sha256 = save_model(backbone, models)
     encoder, judge = provide(config.look_alikes, backbone, models)
-    result = TextClassifier(
-        weights=weights,
-        classes=class_set.names,
-        templates=class_set.templates,
-        model=backbone.model,
-        pretrained=backbone.pretrained,
-        logit_scale=backbone.logit_scale,
-        shares=class_set.shares,
-        model_folder=folder,
-        model_sha256=sha256,
-        encoder=encoder,
-    )
+    result = replace(made, model_folder=folder, model_sha256=sha256, encoder=encoder)
     save_classifier(result, config.output)
-    prompts = sum(map(len, class_set.prompts))
-    logger.info(f"{len(class_set.names)} classes, {prompts} prompts, {weights.shape[0]} dimensions -> {config.output}")
+    prompts, dimensions = sum(map(len, class_set.prompts)), len(made.weights)
+    logger.info(f"{len(class_set.names)} classes, {prompts} prompts, {dimensions} dimensions -> {config.output}")
     logger.info(f"the model, for later stages -> {folder}")
     logger.info(judge)
     return result
+
+
+def text_classifier(backbone: Any, class_set: ClassSet, device: Any) -> TextClassifier:
+    """What the text tower makes of the classes; the tower stays on the device."""
+    return TextClassifier(
+        build_classifier(backbone, class_set, device),
+        class_set.names,
+        class_set.templates,
+        backbone.model,
+        backbone.pretrained,
+        backbone.logit_scale,
+        class_set.shares,
+    )
 
 
 def build_classifier(backbone: Any, class_set: ClassSet, device: Any) -> Tensor:
@@ -279,19 +281,11 @@ def load_text_classifier(uri: str, flag: str = "--classifier") -> TextClassifier
         whole = False
     if not whole:
         raise damaged(uri, flag)
-    return TextClassifier(
-        weights=weights,
-        classes=tuple(header["classes"]),
-        templates=tuple(header["templates"]),
-        model=header["model"],
-        pretrained=header["pretrained"],
-        logit_scale=header["logit_scale"],
-        shares=tuple(header.get("shares") or ()),
-        model_folder=header["model_folder"],
-        model_sha256=header["model_sha256"],
-        refined=bool(header.get("refined")),
-        encoder=Kept(**header["encoder"]) if header.get("encoder") else None,
-    )
+    encoder = Kept(**header["encoder"]) if header.get("encoder") else None
+    known = {field.name for field in fields(TextClassifier)} - {"weights", "encoder"}
+    told = {name: value for name, value in header.items() if name in known and value is not None}
+    told = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
+    return TextClassifier(weights=weights, encoder=encoder, **told)
 
 
 def read_header(uri: str, flag: str = "--classifier") -> dict[str, Any]:

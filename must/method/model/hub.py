@@ -20,6 +20,20 @@ OLD_WEIGHTS_FILE = "open_clip_pytorch_model.bin"  # a pickle, read with weights_
 LATER = "try again later"
 
 
+@contextmanager
+def changed(**settings: bool) -> Iterator[None]:
+    """huggingface_hub's own settings, which it reads from the environment, as they are inside the block."""
+    from huggingface_hub import constants
+
+    before = {name: getattr(constants, name) for name in settings}
+    vars(constants).update(settings)
+    try:
+        yield
+    finally:
+        vars(constants).update(before)
+
+
+@changed(HF_HUB_DISABLE_TELEMETRY=True)  # else it asks the hub first which programs are agents
 def fetched(repository: str, *names: str, instead: str = "", only_look: bool = False) -> bool:
     """Puts the first of the files `names` that the repository has into the hub's cache, unless it is there.
 
@@ -33,14 +47,10 @@ def fetched(repository: str, *names: str, instead: str = "", only_look: bool = F
     Raises:
         ValueError: it cannot be had; why, and what to do.
     """
-    with changed(HF_HUB_DISABLE_TELEMETRY=True):  # else it asks the hub first which programs are agents
-        return fetch(repository, names, instead or folder_instead(repository, names[0]), only_look)
-
-
-def fetch(repository: str, names: tuple[str, ...], instead: str, only_look: bool) -> bool:
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
+    instead = instead or folder_instead(repository, names[0])
     hub, known = without_secrets(constants.ENDPOINT), constants.HF_HUB_ETAG_TIMEOUT
     patience = PATIENCE if known == constants.DEFAULT_ETAG_TIMEOUT else known
     for name in names:
@@ -87,19 +97,6 @@ def folder_instead(repository: str, name: str) -> str:
     return (
         f"put {MODEL_FOLDER_FILE} and {weights} of {repository} into a folder and give it as --model (docs/models.md)"
     )
-
-
-@contextmanager
-def changed(**settings: bool) -> Iterator[None]:
-    """huggingface_hub's own settings, which it reads from the environment, as they are inside the block."""
-    from huggingface_hub import constants
-
-    before = {name: getattr(constants, name) for name in settings}
-    vars(constants).update(settings)
-    try:
-        yield
-    finally:
-        vars(constants).update(before)
 
 
 def first_line(error: BaseException) -> str:

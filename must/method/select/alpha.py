@@ -8,7 +8,7 @@ import numpy as np
 
 from must.method.model.bundle import Description
 from must.method.model.classifier import are_shares
-from must.method.select.abstain import by_look_alikes
+from must.method.select.abstain import TARGET, by_look_alikes
 from must.method.select.ladder import RUNGS, Climb, climb
 from must.method.select.mutual_information import neighbour_information, renamed
 from must.method.select.neighbours import judges, look_alikes
@@ -62,6 +62,13 @@ def choose_alpha(
     rung = [0.0, *alphas].index(found.alpha)
     unsure = by_look_alikes(kept.probabilities[rung], kept.labels[rung], neighbours, found.alpha)
     return Choice(found, signal, len(looks.numbers) - len(originals), same, unsure, looks.judge)
+
+
+def unsure_at(looks: RungPredictions, rung: int, kept: float, target: float = TARGET) -> dict[str, Any]:
+    """Below which probability the model of a rung should name no class; `kept`: how much of an adaptation is in it."""
+    neighbours, originals = look_alikes(looks.tokens)
+    single = looks.only(originals)
+    return by_look_alikes(single.probabilities[rung], single.labels[rung], neighbours, kept, target)
 
 
 def shares_of(description: Description) -> np.ndarray | None:

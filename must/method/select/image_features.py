@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from must.base.progress import watched
-from must.data.augment.normalize import normalize
-from must.data.image.preprocess import Preprocess
-from must.data.loading.loader import EvalBatch
-from must.method.model.encoder import Encoder
+from must.data.loading.loader import EvalSource
+from must.method.model.folder import Kept
 from must.method.model.masked_vit import MaskedViT
 from must.method.select.tokens import TOWER, MiddleTokens
 
@@ -51,11 +48,10 @@ class ImageFeatures:
 @torch.inference_mode()
 def extract_features(
     zero_shot: MaskedViT,
-    source: Iterable[EvalBatch],
-    preprocess: Preprocess,
+    source: EvalSource,
     device: torch.device,
     pause: Callable[[], None] | None = None,
-    encoder: Encoder | None = None,
+    encoder: Kept | None = None,
 ) -> ImageFeatures:
     """Looks at every image once. No random number is drawn from torch's own generator.
 
@@ -68,12 +64,7 @@ def extract_features(
     middle = MiddleTokens(network, encoder, device)
     numbers, features, sources = [], [], []
     with torch.random.fork_rng(devices=[]):  # loaders draw a seed
-        for batch in watched(source, "look"):
-            if pause is not None:
-                pause()
-            pixels = batch.pixels.to(device)
-            images = normalize(pixels, preprocess)
-            middle.look(pixels)
+        for batch, images in middle.watching(source, "look", pause):
             with middle:
                 tokens, _ = network.tower.forward_features(images, lambda patches: patches, None)
             features.append(F.normalize(network.tower.feature(tokens).float(), dim=-1).cpu().numpy())

@@ -13,7 +13,6 @@ from must.data.loading.loader import EvalSource
 from must.data.loading.reader import open_reader
 from must.method.distributed.process_group import World
 from must.method.model.bundle import Bundle, preprocess_of
-from must.method.model.encoder import load_kept
 from must.method.model.masked_vit import MaskedViT
 from must.method.select.data_profile import data_profile, profile_text
 from must.method.select.image_features import ImageFeatures, extract_features
@@ -54,12 +53,11 @@ def introduce(
     uri = storage.join(place, DATA_FILE)
     facts = remembered(uri, key) if here.is_main else None
     if here.gather(not facts)[0]:
-        preprocess = preprocess_of(description)
         reader = open_reader(config.shards, config.split, config.cache, config.cache_gb, config.index_sha256)
-        source = EvalSource(reader, preprocess, BATCH, config.loaders, here.rank, here.size)
+        source = EvalSource(reader, preprocess_of(description), BATCH, config.loaders, here.rank, here.size)
         most = affordable(len(source) * config.epochs, len(description.classes))  # as many as the ladder will
-        encoder, own_pause = load_kept(bundle.encoder), pause if here.size == 1 else None
-        seen = extract_features(network, subsample(source, most), preprocess, here.device, own_pause, encoder)
+        own_pause = pause if here.size == 1 else None
+        seen = extract_features(network, subsample(source, most), here.device, own_pause, bundle.encoder)
         parts = here.gather((seen, source.skipped))
         if here.is_main:
             sight = ImageFeatures.joined([part for part, _ in parts])

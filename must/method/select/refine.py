@@ -1,6 +1,5 @@
 """The stage `must refine`: a better zero-shot, in seconds and without training."""
 
-import io
 import json
 import logging
 from dataclasses import replace
@@ -14,14 +13,12 @@ from must import __version__
 from must.base import storage
 from must.base.files import CLASSIFIER_FILE, PREDICTIONS_FILE
 from must.base.parameters import require
-from must.base.text import Rows, cell, encoded
+from must.base.text import cell, csv_of, encoded
 from must.config import RefineConfig
 from must.data.loading.loader import EvalSource
-from must.data.loading.reader import open_reader
 from must.method.distributed.process_group import init_distributed
 from must.method.model.bundle import preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, save_classifier
-from must.method.model.encoder import load_kept
 from must.method.select.data_profile import data_profile, profile_text
 from must.method.select.image_features import ImageFeatures, extract_features, softmax
 from must.method.select.label_propagation import for_copies, recognised, refined
@@ -56,12 +53,8 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     classes, text = list(classifier.classes), classifier.weights.float().numpy()
     with init_distributed(config.device, timeout=600) as here:
         require(here.size == 1, "must refine runs in one process")
-        preprocess = preprocess_of(zero_shot.description)
-        reader = open_reader(config.shards, config.split, config.cache, config.cache_gb, config.index_sha256)
-        source = EvalSource(reader, preprocess, config.batch_size, config.workers)
-        eye = load_kept(zero_shot.encoder)
-        chosen = subsample(source, config.images)
-        sight = extract_features(zero_shot.model, chosen, preprocess, here.device, encoder=eye)
+        source = subsample(EvalSource.of(config, preprocess_of(zero_shot.description)), config.images)
+        sight = extract_features(zero_shot.model, source, here.device, encoder=zero_shot.encoder)
         require(len(sight.numbers) > 0, "none of the split's images can be decoded; check them: must index verify")
         neighbours, originals = look_alikes(sight.tokens)
         before = sight.probabilities(text, classifier.logit_scale)
@@ -135,14 +128,12 @@ def improve(
 
 def predictions_csv(sources: list[str], classes: list[str], after: np.ndarray, before: np.ndarray) -> bytes:
     """predictions.csv."""
-    text = io.StringIO()
-    rows = Rows(text)
-    rows.add("image", "class", "probability", "zero_shot", "zero_shot_probability")
+    rows = [["image", "class", "probability", "zero_shot", "zero_shot_probability"]]
     names = [cell(name) for name in classes]
     for source, new, old in zip(sources, after, before, strict=True):
         pairs = [part for row in (new, old) for part in (names[row.argmax()], f"{row.max():.6f}")]
-        rows.add(cell(source), *pairs)
-    return encoded(text.getvalue())
+        rows.append([cell(source), *pairs])
+    return csv_of(rows)
 
 
 def log_line(story: dict[str, Any]) -> str:

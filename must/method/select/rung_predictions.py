@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from must.base.progress import watched
-from must.data.augment.normalize import normalize
-from must.data.image.preprocess import Preprocess
-from must.data.loading.loader import EvalBatch, EvalSource
-from must.method.model.encoder import Encoder
+from must.data.loading.loader import EvalSource
+from must.method.model.folder import Kept
 from must.method.model.masked_vit import MaskedViT
 from must.method.select.ladder import RUNGS
 from must.method.select.tokens import TOWER, MiddleTokens
@@ -87,12 +84,10 @@ def between(start: Weights, end: Weights, alpha: float) -> Weights:
 def predict_rungs(
     zero_shot: MaskedViT,
     adapted: Weights,
-    source: Iterable[EvalBatch],
-    preprocess: Preprocess,
+    source: EvalSource,
     device: torch.device,
-    alphas: Sequence[float] = RUNGS,
     pause: Callable[[], None] | None = None,
-    encoder: Encoder | None = None,
+    encoder: Kept | None = None,
 ) -> RungPredictions:
     """Runs zero-shot and every rung on the images. Memory: 2 (R + 1) N K bytes for the probabilities.
 
@@ -107,15 +102,10 @@ def predict_rungs(
     moving = copy.deepcopy(frozen)
     middle = MiddleTokens(frozen, encoder, device)
     numbers, probabilities, labels = [], [], []
-    for batch in watched(source, "look-alikes"):
-        if pause is not None:
-            pause()
-        pixels = batch.pixels.to(device)
-        images = normalize(pixels, preprocess)
-        middle.look(pixels)
+    for batch, images in middle.watching(source, "look-alikes", pause):
         with middle:
             logits = [frozen(images)]
-        for alpha in alphas:
+        for alpha in RUNGS:
             moving.load_state_dict(between(start, end, alpha))
             logits.append(moving(images))
         said = torch.stack(logits).float()

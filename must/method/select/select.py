@@ -12,26 +12,23 @@ from must.base.files import WEIGHTS_FILE
 from must.base.parameters import require
 from must.config import SelectConfig
 from must.data.loading.loader import EvalSource
-from must.data.loading.reader import open_reader
 from must.method.answers.decided import Decided, decided
 from must.method.distributed.process_group import init_distributed
 from must.method.model.bundle import (
     LOG_FILE,
     Bundle,
     Description,
+    have_one_shape,
     load_bundle,
     preprocess_of,
     save_bundle,
     zero_shot_bundle,
 )
 from must.method.model.classifier import load_text_classifier
-from must.method.model.encoder import load_kept
 from must.method.model.folder import Kept
 from must.method.model.masked_vit import MaskedViT
-from must.method.select.abstain import by_look_alikes
-from must.method.select.alpha import Choice, choose_alpha, shares_of
+from must.method.select.alpha import Choice, choose_alpha, shares_of, unsure_at
 from must.method.select.ladder import RUNGS
-from must.method.select.neighbours import look_alikes
 from must.method.select.rung_predictions import MAX_IMAGES, RungPredictions, Weights, between, predict_rungs, subsample
 from must.method.select.tokens import TOWER
 from must.method.select.undecided import decided_by
@@ -52,15 +49,12 @@ def select(config: SelectConfig) -> Choice:
     ours = bundle.description
     with init_distributed(config.device, timeout=600) as here:
         require(here.size == 1, "must select runs in one process")
-        reader = open_reader(config.shards, config.split, config.cache, config.cache_gb)
-        source = EvalSource(reader, preprocess_of(ours), config.batch_size, config.workers)
-        weights = {name: value.to(here.device) for name, value in bundle.model.state_dict().items()}
-        frozen = start_of(bundle, zero_shot)
+        source = EvalSource.of(config, preprocess_of(ours))
+        frozen, network = start_of(bundle, zero_shot), bundle.model
         kept, choice = select_weights(
-            frozen, weights, source, here.device, shares=shares_of(ours), by_people=by_people,
+            frozen, network.state_dict(), source, here.device, shares=shares_of(ours), by_people=by_people,
             encoder=zero_shot.encoder,
         )  # fmt: skip
-        network = bundle.model
         if zero_shot.encoder:
             ours = replace(ours, provenance=ours.provenance | {"encoder": zero_shot.encoder.record})
         description = described(ours, choice, zero_shot.description.logit_factor, by_people)
@@ -87,9 +81,8 @@ def both_ends(model: str, baseline: str) -> tuple[Bundle, Bundle]:
         "the classifier file that the model was trained with",
     )
     zero_shot = zero_shot_bundle(classifier)
-    shapes = [{name: value.shape for name, value in b.model.state_dict().items()} for b in (bundle, zero_shot)]
     require(
-        shapes[0] == shapes[1] and ours.preprocess == zero_shot.description.preprocess,
+        have_one_shape(bundle, zero_shot),
         f"--baseline {baseline}: is of {zero_shot.description.backbone}, the model is a {ours.backbone} of "
         "another shape; take the classifier file that the model was trained with",
     )
@@ -126,9 +119,7 @@ def select_weights(
         by_people: what answers say; where they decide, they outvote the look-alikes.
         encoder: what says which images look alike, if the frozen tower does not.
     """
-    preprocess = source.dataset.view.preprocess
-    eye = load_kept(encoder)
-    looks = predict_rungs(zero_shot, adapted, subsample(source, most), preprocess, device, pause=pause, encoder=eye)
+    looks = predict_rungs(zero_shot, adapted, subsample(source, most), device, pause, encoder)
     choice = choose_alpha(looks, shares=shares)
     if by_people and by_people.alpha is not None:
         choice = reviewed(choice, looks, by_people.alpha, by_people.text)
@@ -171,10 +162,7 @@ def selection_text(choice: Choice, by_people: Decided | None = None) -> str:
 
 def reviewed(choice: Choice, looks: RungPredictions, alpha: float, why: str) -> Choice:
     """The same look at the images, with another share of the way kept and the threshold for naming no class of that."""
-    neighbours, originals = look_alikes(looks.tokens)
-    kept = looks.only(originals)
-    rung = (0.0, *RUNGS).index(alpha)
-    unsure = by_look_alikes(kept.probabilities[rung], kept.labels[rung], neighbours, alpha)
+    unsure = unsure_at(looks, (0.0, *RUNGS).index(alpha), alpha)
     return replace(choice, climb=replace(choice.climb, alpha=alpha, reason=why, undecided=None), abstention=unsure)
 
 

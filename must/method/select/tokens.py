@@ -2,6 +2,7 @@
 middle of the frozen tower, whose final feature would not do: zero-shot's own classes are smooth there by construction.
 """
 
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -9,7 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from must.method.model.encoder import Encoder
+from must.base.progress import watched
+from must.data.augment.normalize import normalize
+from must.data.loading.loader import EvalBatch, EvalSource
+from must.method.model.encoder import load_kept
+from must.method.model.folder import Kept
 from must.method.model.masked_vit import MaskedViT
 
 TOWER = "the frozen image tower"  # the judge's name where there is no encoder
@@ -22,11 +27,11 @@ class MiddleTokens:
     """Collects the patch tokens after block L / 2 of a network while it looks at images. Use as a context.
 
     They are pooled to 4 x 4 patches and, if that makes more than 2,048 numbers, projected to 512 with a fixed matrix.
-    With an encoder, `look` collects what that sees instead.
+    With an encoder, `watching` collects what that sees instead.
     """
 
-    def __init__(self, network: MaskedViT, encoder: Encoder | None = None, device: torch.device | None = None) -> None:
-        self.tower = network.tower
+    def __init__(self, network: MaskedViT, kept: Kept | None = None, device: torch.device | None = None) -> None:
+        self.tower, self.device, encoder = network.tower, device, load_kept(kept)
         self.encoder = encoder.to(device) if encoder else None
         self.judge = encoder.name if encoder else TOWER
         self.parts: list[np.ndarray] = []
@@ -42,10 +47,17 @@ class MiddleTokens:
         if self.hook:
             self.hook.remove()
 
-    def look(self, pixels: Tensor) -> None:
-        """uint8 [B, H, W, 3], the batch that the network looks at, too."""
-        if self.encoder:
-            self.parts.append(self.encoder(pixels).cpu().numpy())
+    def watching(
+        self, source: EvalSource, title: str, pause: Callable[[], None] | None = None
+    ) -> Iterator[tuple[EvalBatch, Tensor]]:
+        """Each batch with its images as the network takes them; `pause` is called before and may raise to stop."""
+        for batch in watched(source, title):
+            if pause is not None:
+                pause()
+            pixels = batch.pixels.to(self.device)
+            if self.encoder:
+                self.parts.append(self.encoder(pixels).cpu().numpy())
+            yield batch, normalize(pixels, source.preprocess)
 
     def collect(self, _module: Any, _inputs: Any, output: Any) -> None:
         tokens = output[0] if isinstance(output, tuple) else output

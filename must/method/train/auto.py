@@ -14,6 +14,7 @@ from must.method.model.classifier import read_header, require_shares
 
 IMAGES = 44_000  # to look at in training, where the data are few
 EPOCHS = (10, 60)
+LEARNED = 2_475  # images of which 60 epochs are not too many; the square root gives 1,100 of them 40
 BATCHES = (16, 256)
 STEPS_AN_EPOCH = 16
 TINY, ITS_LR, ITS_CLASSES = 128, 1e-3, 10  # width of a tower, its learning rate at 64 images a step, and of how many
@@ -49,8 +50,9 @@ def settings(images: int, classes: int, width: int, size: int, patch: int, looke
     - batch_size: a power of two, about a sixteenth of the images, and as many as there are classes where that is
       possible: the class balance is a batch's.
     - epochs: as many as show 44,000 images at width 128, 10 to 60; a wider tower learns in smaller steps, and looks at
-      more of them, with the square root of its width. With the classes they fall as the learning rate does: with many,
-      what lies beyond a third of that length was seen to harm.
+      more of them, with the square root of its width. At width 128 no more than 40 sqrt(images / 1,100), for few images
+      were seen to be learned by heart; and with the classes they fall as the learning rate does: with many, what lies
+      beyond a third of that length was seen to harm.
     - lr: for 64 images a step 1e-3 at width 128 and 2e-5 at 768, on a straight line of the logarithms in between and
       beyond; it grows with the square root of the batch. At width 128 it falls with the square root of the classes
       beyond ten, at 768, where it was found with hundreds of them, not at all.
@@ -64,7 +66,8 @@ def settings(images: int, classes: int, width: int, size: int, patch: int, looke
     batch = min(batch, max(images, 1))
     looked_at *= math.sqrt(width / TINY)
     fewer = for_classes(classes, width)
-    epochs = max(round(min(max(looked_at / max(images, 1), EPOCHS[0]), EPOCHS[1]) * fewer), 1)
+    most = EPOCHS[1] * min(math.sqrt(images / LEARNED), 1.0) ** narrow(width)
+    epochs = max(round(max(min(looked_at / max(images, 1), most), EPOCHS[0]) * fewer), 1)
     steps = max(images // batch, 1) * epochs
     slope = math.log(ITS_LR_TOO / ITS_LR) / math.log(LARGE / TINY)
     lr = ITS_LR * (width / TINY) ** slope * math.sqrt(batch / 64) * fewer
@@ -99,8 +102,12 @@ def settings(images: int, classes: int, width: int, size: int, patch: int, looke
 
 def for_classes(classes: int, width: int) -> float:
     """What learning rate and epochs are multiplied by because there are so many classes: at most 1."""
-    narrow = min(max(math.log(LARGE / width) / math.log(LARGE / TINY), 0.0), 1.0)
-    return min(math.sqrt(ITS_CLASSES / max(classes, 1)), 1.0) ** narrow
+    return min(math.sqrt(ITS_CLASSES / max(classes, 1)), 1.0) ** narrow(width)
+
+
+def narrow(width: int) -> float:
+    """1 for a tower of width 128 and narrower ones, 0 for one of 768 and wider ones, between them as the logarithm."""
+    return min(max(math.log(LARGE / width) / math.log(LARGE / TINY), 0.0), 1.0)
 
 
 def decay(horizon: float) -> float:

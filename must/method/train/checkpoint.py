@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import re
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from must.base import storage
@@ -28,7 +26,6 @@ from must.method.distributed.process_group import World
 
 logger = logging.getLogger(__name__)
 
-LONGEST_PATH = 4200  # bytes; Linux allows 4096
 NAME = re.compile(r"step-(\d{9})\.(json|pt)")
 FAILURES = 2  # writes that may fail in a row before training stops: a full disk may be emptied, a bucket come back
 
@@ -44,7 +41,6 @@ class Checkpoints:
     def __init__(self, uri: str, keep: int = 2, keep_every: int = 0) -> None:
         self.uri, self.keep, self.keep_every = uri, keep, keep_every
         self.still_ours: Callable[[], None] = lambda: None  # raises LockLostError once another run writes here
-        self._waited = 0.0
         self._snapshot = Snapshot()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future | None = None
@@ -65,25 +61,16 @@ class Checkpoints:
         A write that fails is reported at once and training goes on; when the next one fails too, its error comes out
         here.
         """
-        started = time.monotonic()
         self._finish_pending()
         if len(self._failures) >= FAILURES or any(isinstance(error, LockLostError) for error in self._failures):
             raise self._failures[-1]
         self._pending = self._writer.submit(self._try_to_write, step, self._snapshot.take(state))
-        self._waited += time.monotonic() - started
 
     def wait(self) -> None:
         """Returns when the last state is on disk. Raises what went wrong there."""
-        started = time.monotonic()
         self._finish_pending()
-        self._waited += time.monotonic() - started
         if self._failures:
             raise self._failures[-1]
-
-    def take_waited(self) -> float:
-        """Seconds that training stood still for checkpoints since the last call."""
-        waited, self._waited = self._waited, 0.0
-        return waited
 
     def close(self) -> None:
         self.wait()
@@ -262,12 +249,7 @@ def exclusive_checkpoints(checkpoints: Checkpoints, world: World) -> Iterator[No
                 logger.warning(f"warning: {error}; two runs that write there would not be noticed")
             except (ValueError, OSError) as error:
                 problem = error
-        refused = problem is not None
-        if world.size > 1:
-            flag = torch.tensor([int(refused)], device=world.device)
-            dist.all_reduce(flag)
-            refused = bool(flag.item())
-        if refused:
+        if any(world.gather(problem is not None)):
             raise problem or ValueError(f"{checkpoints.uri}: the first process could not take this place; it says why")
         yield
 
@@ -278,23 +260,7 @@ def newest_checkpoint(checkpoints: Checkpoints, world: World) -> Iterator[Path |
 
     Of a remote one each machine's first process makes a copy, which the machine's others read.
     """
-    if world.size == 1:
-        with checkpoints.newest() as path:
-            yield path
-        return
-    machine, is_first = os.environ.get("GROUP_RANK", "0"), os.environ.get("LOCAL_RANK", "0") == "0"
+    machine, is_first = os.environ.get("GROUP_RANK", "0"), world.is_main or os.environ.get("LOCAL_RANK") == "0"
     with checkpoints.newest() if is_first else nullcontext() as own:
-        found = gather_texts(f"{machine}:{own or ''}" if is_first else "", world)
-        place = dict(text.split(":", 1) for text in found if text)[machine]
-        yield Path(place) if place else None
-        dist.barrier()  # the others have read it
-
-
-def gather_texts(text: str, world: World) -> list[str]:
-    """Every process's text. As bytes: torch's own way for objects would unpickle what comes from the network."""
-    row = torch.zeros(LONGEST_PATH, dtype=torch.uint8)
-    data = os.fsencode(text)
-    row[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else row[:0]
-    rows = [torch.empty_like(row, device=world.device) for _ in range(world.size)]
-    dist.all_gather(rows, row.to(world.device))
-    return [os.fsdecode(bytes(row.tolist()).rstrip(b"\0")) for row in rows]
+        yield dict(place for place in world.gather((machine, own) if is_first else None) if place)[machine]
+        world.gather(None)  # the others have read it

@@ -28,25 +28,16 @@ def settings_of(values: dict[str, Any]) -> dict[str, Any]:
         from must.method.train.auto import auto
 
         return auto(values)
-    require_known(name)
-    model = values.get("model") or ""
-    if not (model or for_any_model(name)):
-        model = read_header(values["classifier"])["model"]
+    model = values.get("model") or ("" if "*" in rows_of(name) else read_header(values["classifier"])["model"])
     return preset(name, model)
 
 
-def require_known(name: str) -> None:
-    known = ["auto", *dict.fromkeys(row["dataset"] for row in rows())]
+def rows_of(name: str) -> dict[str, dict[str, Any]]:
+    """A preset's rows by the model's size, '*' for any. Raises ValueError: there is no such preset."""
+    rows = yaml.safe_load(resources.files("must.config").joinpath("presets.yaml").read_text(encoding="utf-8"))["tasks"]
+    known = ["auto", *dict.fromkeys(row["dataset"] for row in rows)]
     require(name in known, f"--preset {name}: unknown; {did_you_mean(name, known)}")
-
-
-def for_any_model(name: str) -> bool:
-    return any(row["model"] == "*" for row in rows() if row["dataset"] == name)
-
-
-def rows() -> list[dict[str, Any]]:
-    text = resources.files("must.config").joinpath("presets.yaml").read_text(encoding="utf-8")
-    return yaml.safe_load(text)["tasks"]
+    return {row["model"]: row for row in rows if row["dataset"] == name}
 
 
 def preset(name: str, model: str) -> dict[str, Any]:
@@ -55,19 +46,14 @@ def preset(name: str, model: str) -> dict[str, Any]:
     Raises:
         ValueError: no such preset, or none for a model of this size.
     """
-    require_known(name)
-    candidates = {row["model"]: row for row in rows() if row["dataset"] == name}
-    if for_any_model(name):
-        chosen = candidates["*"]
-    else:
-        size = published_size(model)
-        require(
-            size in candidates,
-            f"--preset {name}: published for {' and '.join(candidates)} only, not for {model}; "
-            "give the settings one by one or in a --config file",
-        )
-        chosen = candidates[size]
-    return {key: value for key, value in chosen.items() if key not in REPORTED}
+    rows = rows_of(name)
+    size = "*" if "*" in rows else published_size(model)
+    require(
+        size in rows,
+        f"--preset {name}: published for {' and '.join(rows)} only, not for {model}; "
+        "give the settings one by one or in a --config file",
+    )
+    return {key: value for key, value in rows[size].items() if key not in REPORTED}
 
 
 def published_size(model: str) -> str:

@@ -31,10 +31,13 @@ class RunTimer:
         self.since = now
 
     def timed(self, function: Callable[..., Any], *arguments: Any) -> float:
-        """Calls the function, with `progress` up to date; returns the seconds that training stood still for it."""
+        """Calls the function, with `progress` up to date; returns the seconds that training stood still for it, which
+        it adds to `progress.saving`."""
         self.read()
         function(*arguments)
-        return time.monotonic() - self.since
+        seconds = time.monotonic() - self.since
+        self.progress.saving += seconds
+        return seconds
 
 
 class CheckpointTimer:

@@ -5,9 +5,6 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-import torch
-import torch.distributed as dist
-
 from must.base import storage
 from must.base.parameters import require
 from must.config import TrainConfig
@@ -58,7 +55,6 @@ class TrainState:
         """
         state = method.state_dict()
         if method.world.is_main:
-            self.progress.saving += self.checkpoints.take_waited()
             run = {"identity": self.fingerprint, "progress": asdict(self.progress), "log": json.dumps(self.log_lines)}
             run["trackers"] = self.run_ids
             self.checkpoints.save(self.progress.step, run | state)
@@ -92,11 +88,8 @@ class TrainState:
 
     def check_all_find(self, step: int, world: World) -> None:
         """Processes that go on from different steps would train different models, or wait for each other for ever."""
-        if world.size == 1:
-            return
-        found = torch.tensor([step, -step], device=world.device)
-        dist.all_reduce(found, dist.ReduceOp.MAX)
-        newest, oldest = found[0].item(), -found[1].item()
+        found = world.gather(step)
+        newest, oldest = max(found), min(found)
         require(
             newest == oldest,
             f"{self.checkpoints.uri}: some processes find a checkpoint of step {newest} there, others one of step "

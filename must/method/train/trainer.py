@@ -23,7 +23,7 @@ from must.base.files import ADAPTED, DESCRIPTION_FILE
 from must.base.storage import UnreachableError
 from must.base.text import printable
 from must.config import TrainConfig
-from must.data.augment.exact import ViewSettings
+from must.data.augment.draws import ViewSettings
 from must.data.loading.loader import EvalSource, TrainBatch, TrainDataset, grouped, make_views, train_batches
 from must.data.loading.order import GlobalBatches, MicroBatches
 from must.data.loading.reader import open_reader

@@ -5,7 +5,7 @@ import torch
 from must.base.parameters import require
 from must.data.augment.normalize import normalize
 from must.data.loading.loader import EvalSource
-from must.method.model.bundle import Bundle, load_bundle, preprocess_of
+from must.method.model.bundle import Bundle, load_bundle
 from must.method.train.provenance import other_origin
 
 LOOKED_AT = 256  # images, the first of the split, whose mean patch the mask token starts as
@@ -15,8 +15,7 @@ def start_mask_token(zero_shot: Bundle, source: EvalSource, device: torch.device
     """Every process calls this and looks at the same images. Where none can be decoded the token stays random, and
     training will tell."""
     source.numbers = source.numbers[:LOOKED_AT]
-    preprocess = preprocess_of(zero_shot.description)
-    sums = [normalize(batch.pixels, preprocess).sum(0) for batch in source]
+    sums = [normalize(batch.pixels, source.preprocess).sum(0) for batch in source]
     if sums:
         mean = torch.stack(sums).sum(0) / (len(source.numbers) - source.skipped)
         zero_shot.model.start_mask_token(mean.to(device))

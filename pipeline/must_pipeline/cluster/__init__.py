@@ -1,5 +1,5 @@
 """cluster.yaml, what the platform team decides once: read strictly, checked, and put on the DAG's tasks.
 
 May import must, components.images, pipeline.stages and, where tasks are placed, kfp; knows no server and no engine.
-`vertex` and `vertex_rules` are the part of clusters that are projects of Vertex AI.
+`vertex_rules` is the part of clusters that are projects of Vertex AI.
 """

@@ -1,12 +1,9 @@
 """The content of cluster.yaml; the one in pipeline/ explains every key."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Literal
 
 from must import __version__
-from must_pipeline.cluster.vertex import Vertex
 
 
 @dataclass(frozen=True)
@@ -80,6 +77,17 @@ class Prediction:
     pods: int = 0  # no such stage
     uri: str = ""
     settings: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Vertex:
+    project: str = ""
+    location: str = ""
+    pipeline_root: str = ""
+    network: str = ""
+    machine: str = ""  # of a CustomJob's nodes
+    disk_gb: int = 200
+    strategy: Literal["STANDARD", "SPOT", "FLEX_START"] = "STANDARD"
 
 
 @dataclass(frozen=True)

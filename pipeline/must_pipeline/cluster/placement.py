@@ -1,7 +1,5 @@
 """Puts cluster.yaml's decisions on a task: image, pool, resources, volumes, retries, time limit."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from kfp import dsl, kubernetes

@@ -1,8 +1,6 @@
 """What `predict.settings` of cluster.yaml ask of `must predict`, and so of the model that it is to work with."""
 
-from __future__ import annotations
-
-from must.base.parameters import load, require
+from must.base.parameters import settings_of, with_name
 from must.config import PredictConfig
 from must_pipeline.cluster.config import Cluster, Prediction
 
@@ -11,12 +9,8 @@ OWN = ("model", "images", "output", "shards", "index_sha256", "part")  # that th
 
 def predict_config(predict: Prediction) -> PredictConfig:
     """The stage's parameters, with places that stand for those to come. Raises ValueError, naming the key."""
-    for name in predict.settings:
-        require(name not in OWN, f"predict.settings.{name}: is set by the pipeline; take it out")
-    try:
-        return load(PredictConfig, {**predict.settings, "model": "-", "shards": "-", "output": "-"})
-    except ValueError as error:
-        raise ValueError(f"predict.settings: {error}") from None
+    settings = settings_of(PredictConfig, predict.settings, "predict.settings", OWN)
+    return with_name("predict.settings", PredictConfig, shards="-", output="-", **settings)
 
 
 def predicts_embeddings(cluster: Cluster) -> bool:

@@ -1,12 +1,11 @@
 """Contradictions within cluster.yaml, and what Kubernetes would refuse later."""
 
-from __future__ import annotations
-
 import re
 
 from must.base.parameters import require
 from must.base.text import did_you_mean
-from must_pipeline.cluster.config import Cluster, Resources, Toleration
+from must_components.images import IMAGES
+from must_pipeline.cluster.config import Cluster, Resources
 from must_pipeline.cluster.predict import predict_config
 from must_pipeline.cluster.variables import check_variables
 from must_pipeline.cluster.vertex_rules import check_not_vertex, check_vertex
@@ -27,6 +26,9 @@ UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**2
 
 def check(cluster: Cluster) -> None:
     """Raises ValueError, naming the keys."""
+    for key, known in (("resources", list(STAGES)), ("timeouts", list(STAGES)), ("digests", list(IMAGES))):
+        for name in getattr(cluster, key):
+            require(name in known, f"{key}.{name}: unknown; {did_you_mean(name, known)}")
     check_images(cluster)
     if cluster.kind == "vertex":
         check_vertex(cluster)
@@ -137,13 +139,9 @@ def check_pools(cluster: Cluster) -> None:
         require(STAGES[stage].gpu, f"gpu.stages '{stage}': computes nothing on a GPU; these do: {able}")
     for pool in ("cpu", "gpu"):
         for number, toleration in enumerate(getattr(cluster, pool).tolerations):
-            check_toleration(toleration, f"{pool}.tolerations[{number}]")
-
-
-def check_toleration(toleration: Toleration, where: str) -> None:
-    exists = toleration.operator == "Exists"
-    require(not (exists and toleration.value), f"{where}: operator Exists contradicts a value")
-    require(exists or bool(toleration.key), f"{where}: without a key the operator must be Exists")
+            where, exists = f"{pool}.tolerations[{number}]", toleration.operator == "Exists"
+            require(not (exists and toleration.value), f"{where}: operator Exists contradicts a value")
+            require(exists or bool(toleration.key), f"{where}: without a key the operator must be Exists")
 
 
 def check_resources(cluster: Cluster) -> None:

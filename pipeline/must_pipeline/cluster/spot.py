@@ -1,7 +1,5 @@
 """Whether a pool's nodes may be taken back at any moment, by what clouds call them."""
 
-from __future__ import annotations
-
 import re
 
 from must_pipeline.cluster.config import Cluster, CpuPool, GpuPool

@@ -1,7 +1,5 @@
 """Names of environment variables."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 

@@ -1,15 +1,12 @@
 """cluster.yaml of kind vertex: what Vertex AI Pipelines knows, and what is Kubernetes' alone and refused by name."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 
 from must.base.parameters import require
 from must.base.text import did_you_mean
-from must_pipeline.cluster.config import Cluster, CpuPool, Credentials, GpuPool, Retries, Training, Volume
+from must_pipeline.cluster.config import Cluster, CpuPool, Credentials, GpuPool, Retries, Training, Vertex, Volume
 from must_pipeline.cluster.variables import check_variables
-from must_pipeline.cluster.vertex import Vertex
 
 # The GPUs of the API's AcceleratorType (google-cloud-aiplatform 1.165), and the machines that have them; N1 takes the
 # older ones as it is asked. A test compares the names with the package's.
@@ -40,7 +37,10 @@ def check_vertex(cluster: Cluster) -> None:
     """Raises ValueError, naming the keys."""
     check_absent(cluster)
     check_place(cluster)
-    check_gpus(cluster)
+    kind = cluster.gpu.accelerator
+    if cluster.gpu.count:
+        hint = did_you_mean(kind, list(ACCELERATORS))
+        require(kind in ACCELERATORS, f"gpu.accelerator '{kind}': Vertex has other names; {hint}")
     check_job(cluster)
     check_variables(cluster.env)
     for name, value in cluster.labels.items():
@@ -120,13 +120,6 @@ def check_place(cluster: Cluster) -> None:
         not board or board.partition("://")[0] in ("gs", "s3", "az", "abfs", "abfss"),
         f"tensorboard '{board}': must be a bucket's URI",
     )
-
-
-def check_gpus(cluster: Cluster) -> None:
-    kind = cluster.gpu.accelerator
-    if cluster.gpu.count:
-        hint = did_you_mean(kind, list(ACCELERATORS))
-        require(kind in ACCELERATORS, f"gpu.accelerator '{kind}': Vertex has other names; {hint}")
 
 
 def check_job(cluster: Cluster) -> None:

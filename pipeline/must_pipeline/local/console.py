@@ -1,7 +1,5 @@
 """Shows what the stages say, without what the local runner of Kubeflow Pipelines says about running them."""
 
-from __future__ import annotations
-
 import io
 import re
 from typing import TextIO

@@ -1,7 +1,5 @@
 """The compiled pipeline as one machine runs it: no pause before a second try, which is meant for clusters."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import yaml

@@ -1,7 +1,5 @@
 """The calls of Kubeflow Pipelines' v2beta1 API that submit.py and schedule.py need, and how they log in."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import os
@@ -16,6 +14,7 @@ import urllib3.exceptions
 
 from must import __version__
 from must.base.storage import TransientError, is_transient, object_or_none
+from must.base.text import one_line
 from must_pipeline import DESCRIPTION
 
 POD_TOKEN = "/var/run/secrets/kubeflow/pipelines/token"  # where a pod has its token, if its spec asks for one
@@ -205,7 +204,7 @@ def identity_token(audience: str) -> str:
         return id_token.fetch_id_token(Request(), audience)
     except GoogleAuthError as error:
         raise ValueError(
-            f"--iap-client-id: Google gives no identity token ({' '.join(str(error).split())}); it needs a service "
+            f"--iap-client-id: Google gives no identity token ({one_line(error)}); it needs a service "
             "account: set GOOGLE_APPLICATION_CREDENTIALS to its key, or run where one is attached"
         ) from None
 
@@ -234,7 +233,9 @@ def api_errors(host: str) -> Iterator[None]:
             "(kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80)?"
         ) from None
     except ValueError as error:  # the client's parser, given a page of HTML
-        raise ValueError(f"{host}: answers, but not as Kubeflow Pipelines does ({shorten(error)}); {LOGIN}") from None
+        raise ValueError(
+            f"{host}: answers, but not as Kubeflow Pipelines does ({one_line(error)[:200]}); {LOGIN}"
+        ) from None
 
 
 UPLOADING = "; if no reason is given: may this account create pipelines in the namespace (deploy/scheduler.yaml)?"
@@ -243,8 +244,4 @@ UPLOADING = "; if no reason is given: may this account create pipelines in the n
 def detail(error: api.ApiException) -> str:
     body = error.body.decode(errors="replace") if isinstance(error.body, bytes) else error.body or ""
     said = object_or_none(body, lambda answer: [answer.get(name) for name in ("message", "error_message", "error")])
-    return shorten(next(filter(None, said or ()), body))
-
-
-def shorten(text: Any) -> str:
-    return " ".join(str(text).split())[:200]
+    return one_line(next(filter(None, said or ()), body))[:200]

@@ -1,7 +1,5 @@
 """Waits for the end of a run on Kubeflow Pipelines and says what came of it."""
 
-from __future__ import annotations
-
 import re
 import sys
 import time

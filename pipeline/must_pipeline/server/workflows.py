@@ -1,7 +1,5 @@
 """Whether a run's workflow is still in the cluster: Kubeflow Pipelines does not notice its deletion."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

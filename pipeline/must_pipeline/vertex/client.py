@@ -1,7 +1,5 @@
 """Vertex AI's services for runs and schedules, by Google's client, over REST. Errors become one line each."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Iterator
@@ -14,7 +12,8 @@ from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, Tra
 from google.cloud import aiplatform, aiplatform_v1
 
 from must.base.storage import TransientError, is_transient
-from must_pipeline.cluster.vertex import Vertex
+from must.base.text import one_line
+from must_pipeline.cluster.config import Vertex
 
 TIMEOUT = 60.0  # seconds a request
 REQUEST = re.compile(r"^[A-Z]+ \S+: ")  # which the client puts in front of what the server says
@@ -71,18 +70,15 @@ class VertexAi:
         try:
             yield
         except (RetryError, TransportError, OSError) as error:
-            raise TransientError(f"{self.host} does not answer ({short(error)})") from None
+            raise TransientError(f"{self.host} does not answer ({one_line(error)[:300]})") from None
         except DefaultCredentialsError:
             raise ValueError(
                 "there are no Google credentials here; log in with: gcloud auth application-default login"
             ) from None
         except GoogleAuthError as error:
-            raise ValueError(f"Google refuses the credentials: {short(error)}") from None
+            raise ValueError(f"Google refuses the credentials: {one_line(error)[:300]}") from None
         except GoogleAPICallError as error:
             code = int(error.code or 500)
             kind = TransientError if is_transient(code) else ValueError
-            raise kind(f"{self.host} answers {code}: {short(REQUEST.sub('', error.message or str(error)))}") from None
-
-
-def short(error: object) -> str:
-    return " ".join(str(error).split())[:300]
+            said = one_line(REQUEST.sub("", error.message or str(error)))
+            raise kind(f"{self.host} answers {code}: {said[:300]}") from None

@@ -1,7 +1,5 @@
 """The body of a run: what google-cloud-aiplatform makes of the compiled file and the parameters, checked by it."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -23,9 +21,9 @@ CONTENT = "must_content"  # a label: the checksum of what was asked for
 PLACES = ("source", "work_uri", "registry_uri", "test_source")
 
 
-def check_run(pipeline: Path, values: dict[str, Any], cluster: Cluster) -> None:
-    """Raises ValueError: what the pipeline, or a machine of Google's, could not work with."""
-    check_parameters(pipeline, values)
+def check_run(pipeline: Path, values: dict[str, Any], cluster: Cluster) -> dict[str, Any]:
+    """As `check_parameters`. Raises ValueError: what the pipeline, or a machine of Google's, could not work with."""
+    values = check_parameters(pipeline, values)
     found = documents(pipeline.read_text())
     if len(found) != 1:
         raise ValueError(
@@ -48,6 +46,7 @@ def check_run(pipeline: Path, values: dict[str, Any], cluster: Cluster) -> None:
             raise ValueError(
                 f"parameter {name}: '{value}' is a path; on Vertex every stage has a machine of its own: gs://"
             )
+    return values
 
 
 def make_job(cluster: Cluster, pipeline: Path, values: dict[str, Any], name: str, group: str) -> Any:
@@ -109,7 +108,7 @@ def submit(options: Any, cluster: Cluster, values: dict[str, Any]) -> int:
     from must_pipeline.vertex.wait import wait
 
     if not options.again:
-        check_run(options.pipeline, values, cluster)
+        values = check_run(options.pipeline, values, cluster)
     vertex = VertexAi(cluster.vertex, options.host)
     name = options.name or f"{options.pipeline_name} {time.strftime('%Y-%m-%d %H:%M')}"
     if options.again:

@@ -1,7 +1,5 @@
 """`must-pipeline schedule` on Vertex AI: its schedules hold the compiled pipeline and are changed in place."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Waits for the end of a run on Vertex AI and says what came of it."""
 
-from __future__ import annotations
-
 import time
 from functools import partial
 from typing import Any

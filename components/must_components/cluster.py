@@ -1,0 +1,110 @@
+"""Kubernetes' API as a pod's account may use it; on the standard library, for not every image has a client of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from must.base.parameters import require
+from must.base.storage import TransientError, is_transient, object_or_none
+from must.base.text import one_line
+from must_components.serving.manifest import GROUP, KIND, PLURAL, VERSION
+
+ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # a pod's token, certificate and namespace
+TIMEOUT = 30  # seconds
+TRAINER = "trainer.kubeflow.org"
+
+
+class Cluster:
+    def __init__(self, url: str, account: Path) -> None:
+        self.url, self.account = url, account
+        self.namespace = (account / "namespace").read_text().strip()
+
+    @classmethod
+    def of_this_pod(cls) -> Cluster | None:
+        host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+        if not host or not (ACCOUNT / "token").is_file():
+            return None
+        return cls(f"https://{f'[{host}]' if ':' in host else host}:{port}", ACCOUNT)
+
+    def ask(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> tuple[int, Any]:
+        """(status, answer). Raises TransientError: none, or the server's own trouble."""
+        headers = {"Authorization": f"Bearer {(self.account / 'token').read_text().strip()}", "Content-Type": kind}
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
+        trusted = ssl.create_default_context(cafile=self.account / "ca.crt") if self.url.startswith("https") else None
+        no_proxy = urllib.request.ProxyHandler({})  # urllib takes no range of addresses for $NO_PROXY
+        opener = urllib.request.build_opener(no_proxy, urllib.request.HTTPSHandler(context=trusted))
+        try:
+            with opener.open(request, timeout=TIMEOUT) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            with error:
+                text = error.read(100_000)
+            if is_transient(error.code):
+                raise TransientError(f"the API server of Kubernetes answers {error.code}") from None
+            return error.code, object_or_none(text, dict) or {}
+        except OSError as error:
+            raise TransientError(f"the API server of Kubernetes does not answer ({type(error).__name__})") from None
+
+    @classmethod
+    def to_serve(cls) -> Cluster:
+        """Raises ValueError: there is none to apply anything to."""
+        if (found := cls.of_this_pod()) is None:
+            raise ValueError("serve: apply works in a pod of the cluster only; here, take `write`")
+        return found
+
+    def apply(self, manifest: dict[str, Any], dry: bool = False) -> str:
+        """Server-side apply, so that what others set on the object (replicas, resources) stays theirs; the namespace.
+
+        Args:
+            dry: only ask for rights, KServe, and its webhooks' opinion.
+
+        Raises:
+            ValueError: no right to do it, or the cluster knows no InferenceService; TransientError: see `ask`.
+        """
+        path = f"/apis/{GROUP}/{VERSION}/namespaces/{self.namespace}/{PLURAL}/{manifest['metadata']['name']}"
+        status, answer = self.ask(
+            "PATCH",
+            f"{path}?fieldManager=must&force=true{'&dryRun=All' * dry}",
+            manifest,
+            "application/apply-patch+yaml",
+        )
+        said = one_line(answer.get("message") or "no reason")[:300]
+        if status == 403:
+            raise ValueError(
+                f"serve: the service account may not apply an {KIND} in {self.namespace}; deploy/serving.yaml "
+                f"lets it, or take `write` ({said})"
+            )
+        require(status != 404, f"serve: this cluster knows no {KIND}; KServe is not installed")
+        require(status < 400, f"serve: the API server refuses the {KIND}: {status} {said}")
+        return self.namespace
+
+    def check_trainer(self, runtime: str) -> None:
+        """The TrainJob's runtime, and the right to create one."""
+        space = f"/apis/{TRAINER}/v1alpha1/namespaces/{self.namespace}/trainingruntimes/{runtime}"
+        status, _ = self.ask("GET", space)
+        if status == 404:
+            status, _ = self.ask("GET", f"/apis/{TRAINER}/v1alpha1/clustertrainingruntimes/{runtime}")
+        require(
+            status in (200, 401, 403),
+            f"train: there is no training runtime {runtime} in {self.namespace}: is Kubeflow Trainer 2 installed, and "
+            "deploy/training-runtime.yaml applied?",
+        )
+        attributes = {"namespace": self.namespace, "group": TRAINER, "resource": "trainjobs", "verb": "create"}
+        review = {
+            "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": attributes},
+        }  # fmt: skip
+        said, answer = self.ask("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review)
+        allowed = said >= 400 or answer.get("status", {}).get("allowed")  # an answer that is none says nothing
+        require(
+            status == 200 and bool(allowed),
+            f"train: the service account may not use TrainJobs in {self.namespace}; give it the role in "
+            "deploy/trainjobs.yaml",
+        )
