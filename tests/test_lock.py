@@ -137,6 +137,7 @@ ELSEWHERE = {
 def test_only_a_process_that_would_be_seen_here_is_known_to_be_dead(left, monkeypatch, capsys, where):
     monkeypatch.setattr(lock, "pid_scope", lambda: {"host": "pod", "boot": "b", "pids": "pid:[2]"})
     monkeypatch.setattr(lock, "DEAD_AFTER", 0.2)
+    monkeypatch.setattr(lock, "LOOK_S", 0.05)
     owner = left[0] | lock.pid_scope() | ELSEWHERE.get(where, {})
     content = {name: value for name, value in owner.items() if value is not None}
     storage.write_bytes(left[1], json.dumps(content).encode())

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 RUN_ID = "MUST_RUN_ID"  # the environment's name for the run of the pipeline that a process belongs to
 HEARTBEAT_S = 10.0  # seconds between signs of life
 DEAD_AFTER = 60.0  # seconds without one
+LOOK_S = 1.0  # seconds between two looks for one
 MOMENT = 5.0  # seconds in which a folder that goes while its lock is made is made again
 
 
@@ -156,7 +157,7 @@ class Beat:
         elif seen is not None:
             logger.info(f"{self.uri} exists; watching up to {DEAD_AFTER:g} s whether its owner lives")
         while seen is not None and time.monotonic() < deadline:
-            time.sleep(1)
+            time.sleep(LOOK_S)
             now = storage.generation(self.uri)
             if now is not None and now != seen:
                 self.refuse()
