@@ -4,6 +4,7 @@
 
 import gc
 import inspect
+import itertools
 import json
 import os
 import shutil
@@ -39,10 +40,35 @@ def pytest_addoption(parser):
     parser.addoption("--store", action="append", choices=["gs", "s3", "az"], help=text)
 
 
-LONGEST = ["train/test_train.py", "export/test_export.py", "train/test_kills.py", "select/test_select.py"]
-LONGEST += ["pipeline/test_run.py", "docs/test_walk.py", "pipeline/test_answers.py", "release/test_wheel.py"]
-LONGEST += ["api/test_verify.py", "components/test_outliving.py", "model/test_full_size.py", "run/test_kills.py"]
-"""Files that begin first: one that began last would run alone while the other processes have nothing left to do."""
+FIRST = [
+    line.split()
+    for line in (
+        # a fork server that has imported torch
+        "train/test_train.py train/test_distributed.py train/test_step.py train/test_plan.py train/test_options.py "
+        "select/test_data_profile.py distributed/test_preemption.py",
+        # torch's exporter to ONNX
+        "export/test_export.py export/test_export_embeddings.py export/test_takeaway.py",
+        "train/test_kills.py",
+        # an S3 server, and the clients of three stores
+        "storage/test_storage.py storage/test_refusals.py",
+        # a `must serve`
+        "serve/test_serve.py serve/test_serve_embeddings.py serve/test_hostile.py",
+        "select/test_select.py",
+        "shards/test_shard_restart.py",
+        "pipeline/test_cluster.py pipeline/test_vertex_cluster.py",
+        "train/test_waiting.py",
+        "pipeline/test_run.py",
+        "docs/test_walk.py",
+        "pipeline/test_answers.py",
+        "release/test_wheel.py",
+        "api/test_verify.py",
+        "components/test_outliving.py",
+        "model/test_full_size.py",
+        "run/test_kills.py",
+    )
+]
+"""Files that begin first: one that began last would run alone while the other processes have nothing left to do. Those
+of a line stay together on one process, which has what they need once."""
 
 
 def pytest_configure(config):
@@ -64,6 +90,21 @@ def pytest_xdist_auto_num_workers(config):
     return cores() + 1
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """--dist loadfile, with the files of a line of FIRST as if they were one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    together = {f"tests/{name}": files[0] for files in FIRST for name in files}
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return together.get(file, file)
+
+    return Files(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 def pytest_collection_finish(session):
     gc.collect()
     gc.freeze()  # what was imported stays: no later collection need look through it
@@ -72,7 +113,7 @@ def pytest_collection_finish(session):
 def pytest_collection_modifyitems(config, items):
     if config.getoption("store"):
         items[:] = [item for item in items if "bucket_server" in item.fixturenames]
-    ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONGEST)}
+    ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(itertools.chain(*FIRST))}
     items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 

@@ -15,59 +15,57 @@ from must.config import EvaluateConfig, ExportConfig, TrainConfig
 
 HEAVY = ("torch", "torchvision", "open_clip", "timm", "sklearn", "onnxruntime")
 CODE = f"""
-import sys
+import os, sys
 from must.api.cli import main
-try:
-    main(sys.argv[1:])
-except SystemExit as end:
-    print(end.code, [name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
+for number, line in enumerate(sys.argv[1:]):
+    if not os.fork():  # as a program of its own, but for the interpreter's start
+        os.dup2(os.open(f"../told/{{number}}", os.O_WRONLY | os.O_CREAT), 2)
+        try:
+            main(line.split())
+        except SystemExit as end:
+            print(end.code, [name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr, flush=True)
+        os._exit(0)
+    os.wait()
 """
+TRAIN = "train --shards {digits.shards} --classifier {digits.classifier} --output m"
+LINES = [
+    ("--help", 0, ""),
+    ("train --help", 0, ""),
+    ("shard --source nowhere --output out", 2, "nowhere"),
+    ("train --epochs some --shards nowhere --classifier c --output m", 2, "--epochs: expected a whole number"),
+    ("train --preset imagnet --shards nowhere --classifier c --model m --output m", 2, "--preset imagnet: unknown"),
+    ("train --preset imagenet --shards nowhere --classifier c --output m", 2, "--classifier c: no such file"),
+    ("train --shards nowhere --classifier c --output m", 2, "nowhere holds no index.json"),
+    ("refine --shards nowhere --classifier c --output refined", 2, "nowhere holds no index.json"),
+    ("select --model nowhere --baseline c --shards s --output m", 2, "--model nowhere: no model.json there"),
+    ("evaluate --model nowhere --shards nowhere --output report", 2, "--model nowhere: no model.json there"),
+    ("export --model nowhere --output onnx", 2, "--model nowhere: no model.json there"),
+    ("predict --model nowhere.onnx .", 2, "--model nowhere.onnx: no such file"),
+    ("classifier --classes no.yaml --model ViT-B-16 --output c.safetensors", 2, "--classes no.yaml: no such file"),
+    (f"{TRAIN} --preset auto --class-prior given", 2, "must train: --class-prior given: "),
+    (f"{TRAIN} --preset digits --class-prior given", 2, "must train: --class-prior given: "),
+    (f"{TRAIN} --checkpoints /dev/null/c", 2, "must train: --checkpoints /dev/null/c: "),
+]
 
 
-@pytest.mark.parametrize(
-    "line, code, message",
-    [
-        ("--help", 0, ""),
-        ("train --help", 0, ""),
-        ("shard --source nowhere --output out", 2, "nowhere"),
-        ("train --epochs some --shards nowhere --classifier c --output m", 2, "--epochs: expected a whole number"),
-        ("train --preset imagnet --shards nowhere --classifier c --model m --output m", 2, "--preset imagnet: unknown"),
-        ("train --preset imagenet --shards nowhere --classifier c --output m", 2, "--classifier c: no such file"),
-        ("train --shards nowhere --classifier c --output m", 2, "nowhere holds no index.json"),
-        ("refine --shards nowhere --classifier c --output refined", 2, "nowhere holds no index.json"),
-        ("select --model nowhere --baseline c --shards s --output m", 2, "--model nowhere: no model.json there"),
-        ("evaluate --model nowhere --shards nowhere --output report", 2, "--model nowhere: no model.json there"),
-        ("export --model nowhere --output onnx", 2, "--model nowhere: no model.json there"),
-        ("predict --model nowhere.onnx .", 2, "--model nowhere.onnx: no such file"),
-        ("classifier --classes no.yaml --model ViT-B-16 --output c.safetensors", 2, "--classes no.yaml: no such file"),
-    ],
-)
-def test_help_and_wrong_input_are_told_in_a_line_before_anything_heavy_is_imported(tmp_path, line, code, message):
-    result = subprocess.run(
-        [sys.executable, "-c", CODE, *line.split()], capture_output=True, text=True, check=False, cwd=tmp_path
-    )
-    *lines, end = result.stderr.splitlines()
-    assert end == f"{code} []" and not list(tmp_path.iterdir()), result.stderr
+@pytest.fixture(scope="module")
+def told(digits, tmp_path_factory):
+    """{command line: its stderr}, of processes in an empty folder, which they leave so."""
+    folder = tmp_path_factory.mktemp("told")
+    (here := folder / "here").mkdir()
+    (folder / "told").mkdir()
+    lines = [line.format(digits=digits) for line, *_ in LINES]
+    subprocess.run([sys.executable, "-c", CODE, *lines], check=True, cwd=here, stdout=subprocess.DEVNULL)
+    assert not list(here.iterdir())
+    return {line: (folder / "told" / str(number)).read_text() for number, (line, *_) in enumerate(LINES)}
+
+
+@pytest.mark.parametrize("line, code, message", LINES)
+def test_help_and_wrong_input_are_told_in_a_line_before_anything_heavy_is_imported(told, line, code, message):
+    *lines, end = told[line].splitlines()
+    assert end == f"{code} []", told[line]
     if message:
         assert len(lines) == 1 and message in lines[0] and lines[0].startswith(f"must {line.split()[0]}: ")
-
-
-@pytest.mark.parametrize(
-    "wrong, preset",
-    [
-        ("--class-prior given", ["--preset", "auto"]),
-        ("--class-prior given", ["--preset", "digits"]),
-        ("--checkpoints /dev/null/c", []),
-    ],
-)
-def test_what_training_refuses_is_told_before_torch_is_imported(digits, tmp_path, preset, wrong):
-    line = ["train", "--shards", digits.shards, "--classifier", digits.classifier, "--output", "m"]
-    line += [*preset, *wrong.split()]
-    result = subprocess.run(
-        [sys.executable, "-c", CODE, *line], capture_output=True, text=True, check=False, cwd=tmp_path
-    )
-    message, end = result.stderr.splitlines()
-    assert end == "2 []" and message.startswith(f"must train: {wrong}: ") and not list(tmp_path.iterdir())
 
 
 def train_config(digits, tmp_path, **changes):

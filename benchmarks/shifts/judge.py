@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,7 @@ Row = dict[str, Any]
 
 def judged(stem: str) -> Row:
     looks = dict(np.load(sorted((ROOT / "runs" / stem).glob("looks-*.npz"))[-1]))
-    truth, counts = looks["test_truth"], looks["counts"]
-    weight = (counts / np.maximum(np.bincount(truth, minlength=len(counts)), 1))[truth]
-    weight = weight / weight.sum()
-    right = (looks["test"] == truth).astype(float)
-    change = right - right[0]
-    points = 100 * (weight * change).sum(axis=1)
-    errors = 100 * np.sqrt((weight**2 * (change - (weight * change).sum(1, keepdims=True)) ** 2).sum(axis=1))
+    zero_shot, points, errors = measured(looks)
     tokens = looks["tokens"].astype(np.float32)
     seen = RungPredictions(np.arange(len(tokens)), tokens, looks["probabilities"], looks["labels"])
     found = choose_alpha(seen).climb
@@ -54,13 +48,25 @@ def judged(stem: str) -> Row:
     return {
         "task": task, "variant": variant, "setting": setting, "shown": int(images), "seed": int(seed),
         "role": role_of(task), "classes": looks["probabilities"].shape[2], "images": found.images,
-        "kappa": found.agreement, "preferred": found.preferred, "zero_shot": float(100 * (weight * right[0]).sum()),
+        "kappa": found.agreement, "preferred": found.preferred, "zero_shot": zero_shot,
         "points": points.round(2).tolist(), "errors": errors.round(2).tolist(),
         "z": [0.0] + [round(rung.from_zero_shot, 2) for rung in found.rungs],
         "z_between": between(seen),
         "steps_alpha": stepped, "alpha": found.alpha, "undecided": found.undecided is not None,
         "gate_on_all": gate(looks, len(RUNGS), 0.0), "gate_on_kept": gate(looks, at, found.alpha),
     }  # fmt: skip
+
+
+def measured(looks: Mapping[str, np.ndarray]) -> tuple[float, np.ndarray, np.ndarray]:
+    """Zero-shot's top-1 in percent; of zero-shot and each rung the points above it, and their standard errors."""
+    truth, counts = looks["test_truth"], looks["counts"]
+    weight = (counts / np.maximum(np.bincount(truth, minlength=len(counts)), 1))[truth]
+    weight = weight / weight.sum()
+    right = (looks["test"] == truth).astype(float)
+    change = right - right[0]
+    points = 100 * (weight * change).sum(axis=1)
+    errors = 100 * np.sqrt((weight**2 * (change - (weight * change).sum(1, keepdims=True)) ** 2).sum(axis=1))
+    return float(100 * (weight * right[0]).sum()), points, errors
 
 
 def between(seen: RungPredictions) -> list[list[float]]:

@@ -33,14 +33,19 @@ def rows_of(folder):
     return [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_rows_are_those_of_single_images(digits, exported, tmp_path, workers):
-    """To the last digit of the CSV file. One image a forward pass: others in it may change a float's last bits."""
-    names, output = {"train": digits.images / "train", "test": digits.images / "test"}, tmp_path / "out.csv"
-    images = [str(folder) for folder in names.values()]
+@pytest.fixture(scope="module")
+def single(digits, exported, tmp_path_factory):
+    """{file: its row of the CSV file} of images that are predicted as files, one in a forward pass."""
+    output = tmp_path_factory.mktemp("single") / "out.csv"
+    images = [str(digits.images / split) for split in ("train", "test")]
     predict_images(PredictConfig(model=str(exported[1]), images=images, output=str(output), top_k=3, batch_size=1))
     with output.open() as file:
-        expected = {row.pop("image").removeprefix(f"{digits.images}/"): row for row in csv.DictReader(file)}
+        return {row.pop("image").removeprefix(f"{digits.images}/"): row for row in csv.DictReader(file)}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_rows_are_those_of_single_images(digits, exported, tmp_path, single, workers):
+    """To the last digit of the CSV file. One image a forward pass: others in it may change a float's last bits."""
     counts = label(exported, digits.shards, tmp_path / "rows", top_k=3, batch_size=1, workers=workers)
     assert counts == {"images": 270, "unreadable": 0}
     found = {}
@@ -53,7 +58,7 @@ def test_rows_are_those_of_single_images(digits, exported, tmp_path, workers):
             assert row.pop("margin") == pytest.approx(row["probability"] - row["probability_2"], abs=1e-7)
             name = f"{one.split}/{row.pop('source')}"
             found[name] = {key: f"{x:.6f}" if isinstance(x, float) else x for key, x in row.items()}
-    assert found == expected
+    assert found == single
 
 
 def test_the_batch_changes_no_class_and_no_digit_that_matters(digits, exported, tmp_path):

@@ -71,6 +71,14 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What a run with OPTIONS makes that nothing happens to."""
+    output = tmp_path_factory.mktemp("whole") / "out"
+    run(images, output, **OPTIONS)
+    return tree(output)
+
+
 @pytest.mark.parametrize(
     "moment",
     [
@@ -80,8 +88,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tenth shard",
     ],
 )
-def test_a_killed_run_continues_to_the_same_bytes(images: Path, tmp_path: Path, moment: str) -> None:
-    run(images, tmp_path / "whole", **OPTIONS)
+def test_a_killed_run_continues_to_the_same_bytes(
+    images: Path, whole: dict[str, bytes], tmp_path: Path, moment: str
+) -> None:
     output, count = tmp_path / "killed", 10 if "tenth" in moment else 1
     with start(images, output) as process:
         pattern = ".shard/*/*.npz" if "unit" in moment else "train-*.tar"
@@ -106,7 +115,7 @@ def test_a_killed_run_continues_to_the_same_bytes(images: Path, tmp_path: Path, 
             second.wait(120)
         assert second.returncode == 0, second.stderr and second.stderr.read()
     assert {name: kept.get(name, when) for name, when in done.items()} == done, "finished units were done again"
-    assert tree(output) == tree(tmp_path / "whole")
+    assert tree(output) == whole
 
 
 def test_other_settings_do_not_continue_a_killed_run(images: Path, tmp_path: Path) -> None:
@@ -121,7 +130,7 @@ def test_other_settings_do_not_continue_a_killed_run(images: Path, tmp_path: Pat
     verify(str(output))
 
 
-def test_the_second_of_two_runs_refuses(images: Path, tmp_path: Path) -> None:
+def test_the_second_of_two_runs_refuses(images: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     output = tmp_path / "out"
     with start(images, output) as first:
         wait_until(lambda: len(list(output.glob(".shard/*/*.npz"))) >= 1)
@@ -134,8 +143,7 @@ def test_the_second_of_two_runs_refuses(images: Path, tmp_path: Path) -> None:
         assert message.count("\n") == 1
         first.send_signal(signal.SIGCONT)
         assert first.wait(120) == 0
-    run(images, tmp_path / "whole", **OPTIONS)
-    assert tree(output) == tree(tmp_path / "whole")
+    assert tree(output) == whole
 
 
 def test_sigterm_ends_in_good_order_with_code_75(images: Path, tmp_path: Path) -> None:

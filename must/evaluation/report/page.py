@@ -1,6 +1,7 @@
 """report.html: one self-contained page (no scripts, nothing loaded) from metrics, scores and the training log."""
 
 import re
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -34,20 +35,22 @@ METRICS = (
 )
 
 
-def render_report(
-    config: EvaluateConfig, metrics: dict[str, Any], samples: Samples, after: Scores, before: Scores | None
-) -> str:
-    """The page. Class and file names are escaped by the template."""
+@cache
+def template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, finalize=visible
     )
     environment.filters |= {"percent": percent, "points": points}
-    template = environment.from_string(
-        resources.files("must.evaluation.report").joinpath("report.html").read_text("utf-8")
-    )
+    return environment.from_string(resources.files("must.evaluation.report").joinpath("report.html").read_text("utf-8"))
+
+
+def render_report(
+    config: EvaluateConfig, metrics: dict[str, Any], samples: Samples, after: Scores, before: Scores | None
+) -> str:
+    """The page. Class and file names are escaped by the template."""
     reader = ShardReader(config.shards, config.split, sha256=config.index_sha256)
     pictures = Pictures(reader, metrics, samples, after, before)
-    return template.render(
+    return template().render(
         m=metrics,
         verdict=verdict(metrics),
         name=metrics["baseline_name"],
