@@ -181,7 +181,7 @@ push: images  ## Push the images to REGISTRY
 
 .PHONY: test-containers
 test-containers: setup images  ## Build the images and test them, alone and as a pipeline
-	@$(BIN)/python -m pytest -m containers tests/containers
+	@$(BIN)/python -m pytest $(PYTEST) -m containers tests/containers
 
 .PHONY: sbom
 sbom: images must-tools  ## Write what is in each image to build/sbom (CycloneDX)

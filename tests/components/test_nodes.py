@@ -20,9 +20,8 @@ from tests.gcs import free_port
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 2])
-def test_nodes_train_from_the_jobs_file_and_leave_a_bundle(tmp_path, count):
-    digits = make_digits()
+def test_nodes_train_from_the_jobs_file_and_leave_a_bundle(tmp_path):
+    digits, count = make_digits(), 2
     work = tmp_path / "work"
     shutil.copytree(digits.shards, work / "shards")
     settings = {"batch_size": 50, "workers": 0, "device": "cpu"}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.containers.engine import ENGINE, IMAGES, UID, engine, image, own, run
+from tests.once import made_once
 
 HERE = Path(__file__).parent
 
@@ -36,23 +37,31 @@ def docker_host():
         (pytest.fail if os.environ.get("REQUIRE_CONTAINERS") else pytest.skip)(message)
 
 
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory):
+def write_demo(folder):
     """The bundled example, as `must demo` writes it, in a folder that belongs to the containers' user."""
-    folder = tmp_path_factory.mktemp("demo")
     subprocess.run([sys.executable, "-m", "must", "demo", "--output", folder], check=True, capture_output=True)
     return own(folder)
 
 
 @pytest.fixture(scope="session")
-def prepared(demo):
-    """The example, sharded, with its classifier: what training needs."""
-    source = ("--source", "/data/images/unlabeled", "--test-source", "/data/images/test", "--labels", "folder")
-    run("must-shard", "must", "shard", *source, "--output", "/data/shards", data=demo)
-    classes = ("--classes", "/data/classes.yaml", "--model", "/data/model")
-    run("must-torch", "must", "classifier", *classes, "--output", "/data/classifier.safetensors", data=demo)
-    assert (demo / "shards" / "index.json").stat().st_uid == UID
-    return demo
+def demo(tmp_path_factory):
+    """The bundled example; each process of pytest has its own."""
+    return write_demo(tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture(scope="session")
+def prepared():
+    """The example, sharded, with its classifier, made once a run: what training needs. Outputs have their own names."""
+
+    def make(folder):
+        write_demo(folder)
+        source = ("--source", "/data/images/unlabeled", "--test-source", "/data/images/test", "--labels", "folder")
+        run("must-shard", "must", "shard", *source, "--output", "/data/shards", data=folder)
+        classes = ("--classes", "/data/classes.yaml", "--model", "/data/model")
+        run("must-torch", "must", "classifier", *classes, "--output", "/data/classifier.safetensors", data=folder)
+        assert (folder / "shards" / "index.json").stat().st_uid == UID
+
+    return made_once("prepared", make)
 
 
 @pytest.fixture

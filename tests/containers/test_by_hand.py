@@ -21,9 +21,9 @@ def commands() -> str:
 
 def test_every_stage_by_hand_with_the_documented_commands(demo, tmp_path):
     (tmp_path / "data").symlink_to(demo)
-    keep_id = "--userns=keep-id" if rootless() else ""
+    options = "--env OMP_NUM_THREADS=1" + (" --userns=keep-id" if rootless() else "")
     preamble = f"""set -euo pipefail
-        docker() {{ local verb=$1; shift; echo "== $*" >&2; '{ENGINE}' "$verb" {keep_id} "$@"; }}
+        docker() {{ local verb=$1; shift; echo "== $*" >&2; '{ENGINE}' "$verb" {options} "$@"; }}
         id() {{ echo {UID}; }}
     """
     script = commands()

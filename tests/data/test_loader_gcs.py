@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from must.api.cli import main
+from must.api.stages import call
 from must.config import EvaluateConfig, TrainConfig
 from must.data.augment.exact import TrainViews
 from must.data.loading.loader import TrainDataset, train_batches
@@ -26,6 +25,7 @@ from tests.evaluate.digits import digits
 from tests.shards.test_shard import run
 from tests.shards.test_shard_gcs import upload
 from tests.stores import Server
+from tests.train.processes import on_ranks
 
 FAULTS = ["", "503", "", "cut", "", "", "429", "slow", "lost"]
 
@@ -91,26 +91,20 @@ def test_training_and_evaluation_straight_from_a_bucket(bucket_server: Server, t
     assert all(bucket_server.faults.done[fault] for fault in ("503", "429", "cut", "lost"))
 
 
+def train_on_a_rank(environment: dict[str, str], values: dict[str, object]) -> None:
+    os.environ.update(environment)
+    call("train", **values)
+
+
 @pytest.mark.slow
 def test_two_processes_share_the_cache_and_train_as_from_a_folder(bucket_server: Server, tmp_path: Path) -> None:
     data = digits()
     upload(Path(data.shards), bucket_server.uri)
     bucket_server.faults.plan = FAULTS
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        "-m",
-        "must",
-        "train",
-    ]
-    flags = ["--epochs", "1", "--batch-size", "30", "--workers", "1", "--mask-patch-size", "8", "--classifier"]
+    values = {"classifier": data.classifier, "epochs": 1, "batch_size": 30, "workers": 1, "mask_patch_size": 8}
     for name, shards in (("local", data.shards), ("remote", bucket_server.uri)):
-        paths = [data.classifier, "--shards", shards, "--output", str(tmp_path / name), "--cache", str(tmp_path / "c")]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run([*launcher, *flags, *paths], check=True, env=environment, capture_output=True)
+        places = {"shards": shards, "output": str(tmp_path / name), "cache": str(tmp_path / "c")}
+        on_ranks(2, train_on_a_rank, dict(os.environ), values | places)
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("remote", "local"))
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert len(list((tmp_path / "c").glob("*.tar"))) == 3

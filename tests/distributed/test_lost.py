@@ -11,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.lives import ENVIRONMENT, SETTINGS, difference, finish, log_of, ranks, start, wait_for_step
+from tests.train.lives import (
+    ENVIRONMENT,
+    SETTINGS,
+    difference,
+    finish,
+    log_of,
+    ranks,
+    start,
+    undisturbed,
+    wait_for_step,
+)  # fmt: skip
 
 ROOT = Path(__file__).parents[2]
 LONG = {"epochs": 400}
@@ -22,9 +32,8 @@ def must_lines(output):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_frozen_process_is_named_and_the_others_do_not_wait_for_ever(digits, tmp_path, rank):
-    output = tmp_path / "run"
+def test_a_frozen_process_is_named_and_the_others_do_not_wait_for_ever(digits, tmp_path):
+    output, rank = tmp_path / "run", 0
     process = start(digits, output, 2, ("--shutdown-timeout", "2"), timeout=6, **LONG)
     wait_for_step(process, output, 4)
     pid = ranks(process)[rank]
@@ -38,9 +47,8 @@ def test_a_frozen_process_is_named_and_the_others_do_not_wait_for_ever(digits, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_process_is_named(digits, tmp_path, rank):
-    output = tmp_path / "run"
+def test_a_killed_process_is_named(digits, tmp_path):
+    output, rank = tmp_path / "run", 0
     process = start(digits, output, 2, timeout=60, **LONG)
     wait_for_step(process, output, 4)
     pid = ranks(process)[rank]
@@ -56,14 +64,13 @@ def test_a_killed_process_is_named(digits, tmp_path, rank):
 
 @pytest.mark.slow
 def test_torchrun_restarts_a_run_that_lost_a_process(digits, tmp_path):
-    alone, output = tmp_path / "alone", tmp_path / "run"
-    finish(start(digits, alone, 2), alone)
+    output = tmp_path / "run"
     process = start(digits, output, 2, ("--max-restarts", "2"))
     wait_for_step(process, output, 6)
     os.kill(ranks(process)[1], signal.SIGKILL)
     finish(process, output)
     assert "going on after step" in log_of(output)
-    assert difference(output, alone) == 0.0
+    assert difference(output, undisturbed(digits, 2)) == 0.0
 
 
 APART = """
@@ -102,7 +109,7 @@ LAUNCH = """
 import json, sys
 from must.runtime.launch import launch
 values = json.loads(sys.argv[1])
-print("SUMMARY", launch(values, 2))
+launch(values, 2)
 """
 
 
@@ -112,14 +119,6 @@ def launching(digits, output, **changes):
         [sys.executable, "-c", textwrap.dedent(LAUNCH), json.dumps(values)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | ENVIRONMENT,
     )  # fmt: skip
-
-
-@pytest.mark.slow
-def test_the_launcher_returns_the_summary(digits, tmp_path):
-    process = launching(digits, tmp_path / "run", epochs=2)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert "SUMMARY {'steps': 6," in out
 
 
 @pytest.mark.slow

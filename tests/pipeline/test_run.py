@@ -129,21 +129,6 @@ def test_a_model_that_the_gate_stops_is_not_promoted(first, demo):
 
 
 @pytest.mark.slow
-def test_zero_shot_that_is_kept_replaces_no_champion(first, demo):
-    """A training that moves nothing: the ladder keeps none of it, and the run goes on to its green end."""
-    work, _ = first
-    champion = latest(work)
-    settings = demo[1]["settings"] | {"select": "ladder", "lr": 1e-12, "min_lr": 0.0}
-    run = Run(demo[1] | LABEL_FREE | {"settings": settings}, work, "--verbose")
-    assert run.code == 0 and sorted(run.stages) == sorted(set(ALL) - {"promote", "serve"} | {"close-2"}), (
-        run.log + run.error
-    )
-    assert latest(work) == champion
-    kept = f"no adaptation was better, so nothing is promoted; the champion, {champion.version}, stays"
-    assert run.artifacts["what_came_of_it"].read_text().startswith(f"# Kept zero-shot: {kept}\n")
-
-
-@pytest.mark.slow
 def test_a_failing_stage_fails_the_run_and_the_summary_says_why(demo, tmp_path):
     run = Run(demo[1] | {"model": "ViT-B-17"}, tmp_path / "run")
     assert run.code == 2

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from must.method.distributed.heartbeat import is_running
 from must.method.train.checkpoint import Checkpoints, load_state
 from tests.forked import Must
+from tests.once import made_once
 
 SETTINGS = {
     "preset": "digits", "epochs": 12, "batch_size": 50, "workers": 1, "checkpoint_every": 2, "keep_checkpoints": 3,
@@ -60,6 +61,15 @@ def log_of(output: Path) -> str:
 
 def finish(process: subprocess.Popen | Must, output: Path, seconds: float = 120) -> None:
     assert process.wait(timeout=seconds) == 0, log_of(output)
+
+
+def undisturbed(digits: Any, processes: int) -> Path:
+    """The folder of a run of so many processes that nobody disturbed, made once for all tests. Only read it."""
+
+    def make(folder: Path) -> None:
+        finish(start(digits, folder / "run", processes), folder / "run")
+
+    return made_once(f"undisturbed-{processes}", make) / "run"
 
 
 def ranks(process: subprocess.Popen) -> dict[int, int]:

@@ -6,25 +6,11 @@ from itertools import pairwise
 
 import pytest
 
-from tests.train.lives import STEPS, difference, finish, last_step, live_and_die, log_of, start
+from tests.train.lives import STEPS, difference, finish, last_step, live_and_die, log_of, start, undisturbed
 
 KILLS = (signal.SIGKILL, signal.SIGTERM)
 TOLERANCE = 1e-3  # relative distance of the weights, across numbers of processes: sums in another order
 CHANGE = 1e-2  # training moves the weights by more than this
-
-
-@pytest.fixture(scope="module")
-def undisturbed(digits, tmp_path_factory):
-    """folder(processes): a run of so many processes that nobody disturbed."""
-    made = {}
-
-    def folder(processes):
-        if processes not in made:
-            made[processes] = tmp_path_factory.mktemp(f"undisturbed-{processes}") / "run"
-            finish(start(digits, made[processes], processes), made[processes])
-        return made[processes]
-
-    return folder
 
 
 def lives(digits, output, kills, processes, seed):
@@ -47,24 +33,24 @@ def lives(digits, output, kills, processes, seed):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("processes, kills", [(1, 20), (2, 6)])
-def test_kills_change_not_one_bit(digits, undisturbed, tmp_path, processes, kills):
+@pytest.mark.parametrize("processes, kills", [(1, 10), (2, 3)])
+def test_kills_change_not_one_bit(digits, tmp_path, processes, kills):
     """A life of one process is forked; one of two begins with torchrun, and torch is imported three times."""
     output = tmp_path / "run"
     lines = lives(digits, output, kills, processes, seed=processes)
     assert sum("while training" in line for line in lines) >= kills / 2
-    assert difference(output, undisturbed(processes)) == 0.0
+    assert difference(output, undisturbed(digits, processes)) == 0.0
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_kills_on_changing_numbers_of_processes(digits, undisturbed, tmp_path, record_property):
+def test_kills_on_changing_numbers_of_processes(digits, tmp_path, record_property):
     output = tmp_path / "run"
-    lines = lives(digits, output, 10, (1, 1, 2), seed=24)
+    lines = lives(digits, output, 6, (1, 1, 2), seed=15)
     counts = [line.split()[0] for line in lines]
     assert {("1", "2"), ("2", "1")} <= set(pairwise(counts)), "both ways"
-    deviation = difference(output, undisturbed(1))
+    deviation = difference(output, undisturbed(digits, 1))
     record_property("relative difference of the weights", deviation)
     print(f"relative difference of the weights: {deviation:.1e}; 2 undisturbed processes: ", end="")
-    print(f"{difference(undisturbed(2), undisturbed(1)):.1e}")
+    print(f"{difference(undisturbed(digits, 2), undisturbed(digits, 1)):.1e}")
     assert deviation < TOLERANCE

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from kfp.local import DockerRunner
 
 WRITTEN = ("work_uri", "registry_uri")  # parameters that name a place which stages write to
-PASSED_ON = ("GOOGLE_CLOUD_PROJECT", "STORAGE_EMULATOR_HOST", "MUST_RUN_AGAIN")
+PASSED_ON = ("GOOGLE_CLOUD_PROJECT", "STORAGE_EMULATOR_HOST", "MUST_RUN_AGAIN", "OMP_NUM_THREADS")
 CREDENTIALS = "GOOGLE_APPLICATION_CREDENTIALS"
 STOP_TIMEOUT = 60  # seconds for a stage to save its state when the run is interrupted
 
