@@ -27,7 +27,7 @@ def on_the_command_line(monkeypatch, values):
     return seen[0]
 
 
-@pytest.mark.parametrize("name, epochs", [("digits", 40), ("auto", 60)])
+@pytest.mark.parametrize("name, epochs", [("digits", 40), ("auto", 15)])
 def test_every_way_to_configure_gives_the_same_settings(values, monkeypatch, tmp_path, name, epochs):
     values["preset"] = name
     file = tmp_path / "train.yaml"

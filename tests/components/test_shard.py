@@ -35,4 +35,7 @@ def test_a_run_may_allow_more_rejected_files_and_fewer_workers(run, tmp_path, ca
 def test_what_the_pipeline_itself_gives_cannot_be_given_twice(run, capfd, name):
     with pytest.raises(SystemExit, match="2"):
         run(settings={name: "elsewhere"})
-    assert f"shard_settings: {name}: a parameter of the pipeline" in capfd.readouterr().err
+    assert (
+        f"shard_settings.{name.replace('-', '_')}: is set by the pipeline or a parameter of it"
+        in capfd.readouterr().err
+    )

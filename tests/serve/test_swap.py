@@ -135,9 +135,10 @@ def test_requests_that_are_under_way_at_the_end_are_answered(exported, pictures)
 
 KILLED_WHILE_LOADING = """
 import os, signal, sys
+from must.config import ServeConfig
 from must.deploy.serve import models
 models.OnnxClassifier = lambda *values, **more: os.kill(os.getpid(), signal.SIGKILL)
-models.Champion(sys.argv[1], sys.argv[2], 1).load("v1")
+models.Champion(ServeConfig(registry=sys.argv[1], name=sys.argv[2])).load("v1")
 """
 
 
