@@ -22,7 +22,7 @@ def gate(
     gate_settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
     split: str = "test",
 ) -> str:
-    """Decides. The label-free gate compares with zero-shot, the labelled one with the champion. Never cached.
+    """Decides: against zero-shot, and against the champion where there is one (labelled: that alone). Never cached.
 
     Args:
         work_uri: shards are in its folder shards.
@@ -38,7 +38,7 @@ def gate(
         champion_uri: its bundle, or nothing.
         gate: label-free, reviewed, labelled or none.
         gate_settings: parameters of `must gate` by name, such as {"min_gain": 0.01}.
-        split: labelled split for the labelled gate.
+        split: the split on which the champion is scored.
 
     Returns:
         promote, ask (people's answers may decide) or stop.

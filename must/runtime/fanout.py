@@ -1,4 +1,5 @@
-"""Stages that several pods share. What one of them has done the others know from the bucket alone."""
+"""Sharding by several pods. What one of them has done the others know from the bucket alone. (Labelling by several is
+`must predict --part`, must/deploy/predict/shards.py.)"""
 
 import os
 from typing import Any

@@ -1,4 +1,5 @@
-"""Runs a stage in a process of its own, and again when what ended it may pass: a killed worker, a lost store or peer.
+"""Runs a stage in a process of its own, and again unless it is known to stay wrong: a killed worker, a lost store or
+peer may pass, and so may a crash; wrong input does not.
 
 The backend's retries cannot be relied on for that: installations differ, and none tells wrong input from a crash. They
 remain for pods that vanish. This process imports no torch; what the stage prints goes through the descriptors it

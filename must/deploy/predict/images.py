@@ -1,4 +1,4 @@
-"""The stage `must predict`: images -> classes, with the ONNX file alone (numpy, Pillow, onnxruntime; no torch)."""
+"""`must predict` of an ONNX model: images -> classes, with the file alone (numpy, Pillow, onnxruntime; no torch)."""
 
 import glob
 import logging

@@ -1,6 +1,6 @@
 """SIGTERM: the process that gets it and all the others save a checkpoint after the same step, and leave with code 75.
 
-Everything about it is here: the handler, the agreement between processes, the exit code.
+The handler and the agreement between processes are here; `must/method/train/trainer.py` saves and raises.
 """
 
 import signal

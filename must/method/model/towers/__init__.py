@@ -1,8 +1,10 @@
-"""Image towers: what MUST needs to know of an architecture, one small class a family.
+"""Image towers: what MUST needs to know of an architecture, a small class for each kind that a library has.
 
 The method is written for a CLIP Vision Transformer: patches, one of which can be replaced by a mask token before
 positions are added, and a class token that becomes the image's feature. A tower answers for another architecture where
 its patches are, how tokens become the image's feature, and what a single patch looks like in the same space.
+
+A new one is a class here, a case in choose.py, a tiny model in tests/model/tiny.py and a row in docs/models.md.
 """
 
 from must.method.model.towers.base import Tower, take
