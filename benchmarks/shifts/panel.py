@@ -1,7 +1,7 @@
 """The judging families by one command: installs packages, pre-trains three towers, and runs `--preset auto` as it is,
 at its own length, on every family and variant with two seeds.
 
-    python -m benchmarks.shifts.panel           (two to three hours of one core; what is there is not done again)
+    python -m benchmarks.shifts.panel           (some hours of one core; what is there is not done again)
     python -m benchmarks.shifts.panel --before  (some hours more: what auto was fitted on and what stood before it)
 
 Runs are ordered so that an interrupted panel has something of every family.
