@@ -2,16 +2,12 @@
 
 import hashlib
 import multiprocessing
-import os
-import signal
 import subprocess
 import sys
 
 import pytest
 
-from must.api.cli import main
 from must.base import storage
-from must.deploy.promote import registry as registry_module
 from must.deploy.promote.registry import Registry
 from tests.promote.bundles import latest, make_bundle, promote
 
@@ -33,15 +29,12 @@ def test_a_killed_promotion_leaves_no_half_version(tmp_path):
 
 def killed(monkeypatched, *flags):
     """The promotion in a process that kills itself where it is told to."""
-    process = multiprocessing.get_context("fork").Process(target=run_until, args=(monkeypatched, *flags))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-
-
-def run_until(monkeypatched, *flags):
-    exec(monkeypatched, {"r": registry_module, "die": lambda: os.kill(os.getpid(), signal.SIGKILL)})
-    main(["promote", *map(str, flags)])
+    command = ["promote", *map(str, flags)]
+    code = (
+        "import os, signal, must.deploy.promote.registry as r; die = lambda: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"{monkeypatched}\nfrom must.api.cli import main; main({command})"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
 
 
 def onnx_folder(folder, **files):

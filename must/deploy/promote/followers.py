@@ -68,7 +68,9 @@ def ask(register: str, name: str) -> None:
     """
     if register == "kubeflow":
         from must.deploy.promote.kubeflow_registry import KubeflowRegistry
+        from must.deploy.promote.model_registry import address
 
+        address("register kubeflow")  # named as the pipeline's parameter, before it is by its flag
         KubeflowRegistry(name)
     elif register == "mlflow":
         ask_server()

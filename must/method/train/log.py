@@ -4,7 +4,6 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +99,13 @@ class TrainLog:
 class NoLog:
     """The log of the processes that are not the main one: nothing."""
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_: None
+    def advance(self) -> None: ...
+
+    def write(self, step: int, line: dict[str, Any]) -> None: ...
+
+    def say(self, line: str) -> None: ...
+
+    def close(self, finished: bool) -> None: ...
 
 
 def last_logged(folder: Path) -> int:
