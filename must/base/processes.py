@@ -16,13 +16,14 @@ from collections.abc import Callable
 from functools import lru_cache, wraps
 from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import TypeVar
 
 METHOD = "MUST_START_METHOD"
 Made = TypeVar("Made")
 
 _open: set[int] = set()
-ENDS_WITH_PARENT = "MUST_ENDS_WITH_PARENT"  # in torchrun's environment: a launcher that is killed takes it along
+PARENT = "MUST_PARENT"  # the environment's number of the process that this one is to end with
 
 
 def start_context(preload: str) -> BaseContext:
@@ -50,10 +51,33 @@ def start_context(preload: str) -> BaseContext:
 
 
 def end_with_parent() -> None:
-    """torchrun's processes are to end with it, however it ends: else they would train on beside those of a retry."""
+    """Processes of a launcher are to end with it, however it ends: else they would train on beside those of a retry.
+
+    Linux tells of a death that comes later. For one that came before, while this process was still importing, the
+    parent gives its number as PARENT.
+    """
+    parent = os.environ.pop(PARENT, "")
     if sys.platform == "linux":
         set_signal_of_parents_death = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(set_signal_of_parents_death, signal.SIGKILL)
+        if parent and not is_running(int(parent)):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def child_environment() -> dict[str, str]:
+    """This process's environment for one that calls `end_with_parent`."""
+    return os.environ | {PARENT: str(os.getpid())}
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this host runs; a zombie does not."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] not in ("Z", "X")
+    except FileNotFoundError:
+        return not Path("/proc").exists()  # another system: nothing is known
+    except OSError:
+        return True
 
 
 def begin_worker(environment: dict[str, str]) -> None:

@@ -1,6 +1,5 @@
 """Several training processes under torchrun, from a program that is none of them."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import yaml
 
 from must.base.exits import BUG, PREEMPTED, handling
 from must.base.parameters import require
-from must.base.processes import ENDS_WITH_PARENT
+from must.base.processes import child_environment
 from must.method.distributed.machines import Machines
 from must.method.model.bundle import load_description
 
@@ -48,9 +47,8 @@ def run_processes(values: dict[str, Any], processes: int, machines: Machines = A
         file.flush()
         command = [sys.executable, "-m", "must.method.distributed.torchrun", *machines.rendezvous]
         command.append(f"--nproc-per-node={processes}")
-        child = subprocess.Popen(
-            [*command, "-m", "must", "train", "--config", file.name], env=os.environ | {ENDS_WITH_PARENT: "1"}
-        )
+        command += ["-m", "must", "train", "--config", file.name]
+        child = subprocess.Popen(command, env=child_environment())
         with handling(signal.SIGTERM, lambda number, _: child.send_signal(number)):
             code = child.wait()
     if code == -signal.SIGTERM:  # it had not even begun

@@ -24,7 +24,7 @@ from typing import Any
 from must.base.exits import HELD, INTERRUPTED, PREEMPTED, TIME_OVER, WRONG_INPUT, exiting, handling
 from must.base.lock import RUN_ID
 from must.base.parameters import convert, require
-from must.base.processes import end_with_parent
+from must.base.processes import child_environment, end_with_parent
 from must.runtime.notes import TOLD, Note, stage_note
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class Supervisor:
 
     def __init__(self, note: Note, folder: Path, policy: Policy, run_id: str) -> None:
         self.note, self.folder, self.policy = note, folder, policy
-        self.environment = os.environ | {TOLD: str(folder / "told.json"), RUN_ID: run_id}
+        self.environment = child_environment() | {TOLD: str(folder / "told.json"), RUN_ID: run_id}
         self.stopping = threading.Event()
         limit = float(os.environ.get(LIMIT) or 0)
         self.over = time.monotonic() + limit if limit else None

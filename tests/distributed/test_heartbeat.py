@@ -10,7 +10,8 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from must.method.distributed.heartbeat import LEFT, Heartbeat, is_running
+from must.base.processes import is_running
+from must.method.distributed.heartbeat import LEFT, Heartbeat
 
 TIMEOUT = 2.0  # seconds of silence; many beats long, so that a busy machine does not silence anybody
 BEAT = 0.1

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from must.base.processes import is_running
 from must.data.format.index import load_index
-from must.method.distributed.heartbeat import is_running
 from must.runtime.notes import read_notes
 from tests.train.lives import SETTINGS, STEPS, difference, undisturbed, until_gone
 

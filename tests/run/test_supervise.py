@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from must.method.distributed.heartbeat import is_running
+from must.base.processes import is_running
 from must.runtime.notes import read_notes
 from must.runtime.summary import summarize
 from must.runtime.supervise import LONGEST, Policy, supervised
@@ -123,6 +123,31 @@ def test_a_supervisor_that_is_killed_takes_its_stage_along(tmp_path):
     while is_running(child):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_process_whose_launcher_died_while_it_was_still_importing_ends_before_it_begins(tmp_path):
+    """Else torchrun, which takes seconds to import, would train on beside the retry of the stage that started it."""
+    go, begun = tmp_path / "go", tmp_path / "begun"
+    child = f"""
+import pathlib, time
+from must.base.processes import end_with_parent
+while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)
+end_with_parent()
+pathlib.Path({str(begun)!r}).touch()
+"""
+    parent = f"""
+import subprocess, sys
+from must.base.processes import child_environment
+print(subprocess.Popen([sys.executable, "-c", {child!r}], env=child_environment(), stdout=2).pid)
+"""
+    orphan = int(subprocess.run([sys.executable, "-c", parent], stdout=subprocess.PIPE, check=True).stdout)
+    assert is_running(orphan)
+    go.touch()
+    deadline = time.monotonic() + 60
+    while is_running(orphan):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert not begun.exists()
 
 
 def test_a_stage_of_the_library_runs_as_it_is_also_with_a_parameter_called_name(tmp_path, capfd):

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from must.base import lock, storage
+from must.base.processes import is_running
 from must.data.format.index import load_index
 from must.data.format.verify import verify
-from must.method.distributed.heartbeat import is_running
 from tests import zoo
 from tests.shards.test_shard import run, samples
 from tests.shards.test_shard import tree as local_tree

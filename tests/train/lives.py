@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from must.method.distributed.heartbeat import is_running
+from must.base.processes import is_running
 from must.method.train.checkpoint import Checkpoints, load_state
 from tests.forked import Must
 from tests.once import made_once

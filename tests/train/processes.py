@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import traceback
+import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
@@ -16,10 +18,25 @@ from tests.forked import CONTEXT
 
 
 def on_ranks(world: int, function: Callable[..., Any], *arguments: Any, **values: Any) -> Any:
-    """What `function` returns on rank 0 of `world` processes, which find each other as torchrun's do."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    """What `function` returns on rank 0 of `world` processes, which find each other as torchrun's do.
+
+    A thread of gloo's own was seen to crash (torch 2.13: gloo_tcp_loop, in malloc; not in 40 further runs of the same
+    test), which is no finding about `function`: then they are run once more.
+    """
     # pickled here, as torch would otherwise hand tensors over as open files, and a process can be given 250 of them
-    call, ranks = pickle.dumps((function, arguments, values)), []
+    call = pickle.dumps((function, arguments, values))
+    codes, answers = run_ranks(world, call)
+    if -signal.SIGSEGV in codes:
+        warnings.warn(f"a rank crashed, once more: exit codes {codes}", stacklevel=2)
+        codes, answers = run_ranks(world, call)
+    assert not any(error for _, error in answers), "\n".join(error for _, error in answers)
+    return answers[0][0]
+
+
+def run_ranks(world: int, call: bytes) -> tuple[list[int | None], list[tuple[Any, str]]]:
+    """Exit codes of the ranks, and what each returned, or its error."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ranks: list[tuple[Any, Connection]] = []
     for rank in range(world):
         receiver, sender = CONTEXT.Pipe(duplex=False)  # one each: they speak at the same time
         arguments_of_rank = (rank, world, store.port, sender, call)
@@ -27,13 +44,19 @@ def on_ranks(world: int, function: Callable[..., Any], *arguments: Any, **values
         ranks[-1][0].start()
         sender.close()
     try:
-        answers = [pickle.loads(receiver.recv_bytes()) for _, receiver in ranks]
+        answers = [answer(receiver) for _, receiver in ranks]
     finally:
         for process, _ in ranks:
             process.join(30)
             process.kill()
-    assert not any(error for _, error in answers), "\n".join(error for _, error in answers)
-    return answers[0][0]
+    return [process.exitcode for process, _ in ranks], answers
+
+
+def answer(receiver: Connection) -> tuple[Any, str]:
+    try:
+        return pickle.loads(receiver.recv_bytes())
+    except EOFError:
+        return None, "ended without an answer"
 
 
 def rank_main(rank: int, world: int, port: int, sender: Connection, call: bytes) -> None:

@@ -14,12 +14,12 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Self
 
 import torch.distributed as dist
 
 from must.base.exits import PREEMPTED
+from must.base.processes import is_running
 
 logger = logging.getLogger(__name__)
 
@@ -215,17 +215,6 @@ def connect(timeout: float, purpose: str = "heartbeat") -> Any:
     )
     life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"must/{purpose}/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{life}", store)
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process of this host runs; a zombie does not."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] not in ("Z", "X")
-    except FileNotFoundError:
-        return not Path("/proc").exists()  # another system: nothing is known
-    except OSError:
-        return True
 
 
 def first_line(error: BaseException) -> str:

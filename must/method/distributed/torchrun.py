@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from must.base.exits import HELD, PREEMPTED, WRONG_INPUT
-from must.base.processes import ENDS_WITH_PARENT, end_with_parent
+from must.base.processes import PARENT, end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +28,9 @@ SHUTDOWN_TIMEOUT = "120"  # seconds that stopped processes have to save a checkp
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs torchrun; returns the exit code."""
-    if os.environ.pop(ENDS_WITH_PARENT, ""):
+    if PARENT in os.environ:
         end_with_parent()
+    os.environ[PARENT] = str(os.getpid())  # for the processes that it starts
     for name in ("torch.distributed.elastic", "torch.distributed.run"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     parser = torchrun.get_args_parser()
