@@ -64,14 +64,14 @@ def main() -> None:
 
 def measure(store: str) -> dict[str, float]:
     """The listing of `must shard`, to the plan of its units on a local disk."""
-    from must.data.shards.plan import make_plan
+    from must.data.shards.shuffle import shuffle
     from must.data.sources.base import ListingReport
     from must.data.sources.files import Folder
 
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         source = Folder(f"{store}://bucket/photos", "folder")
-        plan = make_plan(source.items(ListingReport(lambda name, reason: None)), Path(folder), 1000)
+        plan = shuffle(source.items(ListingReport(lambda name, reason: None)), Path(folder), 1000)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "items": plan.items,

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from must.method.answers.judge import BETTER, NO_CLASS, judged
-from must.method.answers.plan import drawn, prior, weights
+from must.method.answers.sampling import drawn, prior, weights
 from must.method.select.ladder import audit
 from must.method.select.neighbours import look_alikes
 

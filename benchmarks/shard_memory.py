@@ -38,7 +38,7 @@ def main() -> None:
 def bookkeeping(entries: int, folder: Path) -> None:
     from must.data.shards.duplicates import find_duplicates
     from must.data.shards.history import write_names
-    from must.data.shards.plan import make_plan, read_chunk
+    from must.data.shards.shuffle import read_chunk, shuffle
     from must.data.sources.base import Item
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -52,7 +52,7 @@ def bookkeeping(entries: int, folder: Path) -> None:
         nonlocal began
         times[name], began = time.perf_counter() - began, time.perf_counter()
 
-    plan = make_plan(items(), folder / "plan", 1000)
+    plan = shuffle(items(), folder / "plan", 1000)
     lap("list and shuffle")
     chunks = [plan.chunk(number) for number in range(plan.chunks)]
     assert sum(1 for chunk in chunks for _ in read_chunk(plan.path, *chunk)) == entries

@@ -26,8 +26,8 @@ from must.deploy.review.session import Session, in_words
 from must.method.answers.book import FILE as ANSWERS
 from must.method.answers.book import read_answers, whole
 from must.method.answers.decided import decided
-from must.method.answers.plan import Plan
 from must.method.answers.questions import fingerprint, whole_of
+from must.method.answers.sampling import SamplingPlan
 from must.method.model.bundle import load_description
 from must.runtime.places import WorkUri
 
@@ -77,11 +77,11 @@ def ask(work_uri: str, *, key: str, bundle: str, classifier: str, output: str) -
     return {"place": place, "pictures": count, "text": text}
 
 
-def plan_at(place: str, model: str) -> Plan | None:
+def plan_at(place: str, model: str) -> SamplingPlan | None:
     """The plan there, if it is about this model."""
-    if not storage.exists(storage.join(place, Plan.FILE)):
+    if not storage.exists(storage.join(place, SamplingPlan.FILE)):
         return None
-    plan = Plan.load(place)
+    plan = SamplingPlan.load(place)
     same = plan.model_sha256 == fingerprint(storage.read_bytes(storage.join(model, WEIGHTS_FILE)))
     return plan if same else None
 
@@ -121,7 +121,7 @@ def decide_already(work_uri: str, key: str) -> bool:
     place = WorkUri(work_uri).review(key)
     if not storage.exists(storage.join(place, ANSWERS)):
         return False
-    plan = Plan.load(place)
+    plan = SamplingPlan.load(place)
     return plan.verdict(read_answers(place, plan.classes)).outcome != "open"
 
 
@@ -143,7 +143,7 @@ def put_answers(work_uri: str, file: str, place: str = "") -> Put:
     require(storage.exists(file), f"{file}: no such file; the page saves it as {ANSWERS}")
     about = {answer.sha256 for answer in read_answers(file).values()}
     require(bool(about), f"{file}: there are no answers in it")
-    found = {one: Plan.load(one) for one in ([place] if place else reviews(work_uri))}
+    found = {one: SamplingPlan.load(one) for one in ([place] if place else reviews(work_uri))}
     require(bool(found), f"{work_uri}: no run waits for answers there")
     asked = {one: len(about & {picture.sha256 for picture in plan.pictures}) for one, plan in found.items()}
     place = max(asked, key=lambda one: asked[one])
@@ -159,8 +159,8 @@ def reviews(work_uri: str) -> Iterator[str]:
     root = WorkUri(work_uri).reviews
     try:
         for entry in storage.list_files(root):
-            if entry.name.endswith(f"/{Plan.FILE}"):
-                yield storage.join(root, entry.name.removesuffix(f"/{Plan.FILE}"))
+            if entry.name.endswith(f"/{SamplingPlan.FILE}"):
+                yield storage.join(root, entry.name.removesuffix(f"/{SamplingPlan.FILE}"))
     except (FileNotFoundError, NotADirectoryError):
         return
 

@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 
 import yaml
-from kubeflow_trainer_api import models
 
 from tests.components.kube_http import found, serve, status
 from tests.components.trainer import RUNTIME, Pod, admit, build_job_set, now, objections
@@ -130,6 +129,8 @@ class Api:
         return found(None, path)
 
     def create(self, body):
+        from kubeflow_trainer_api import models  # a thousand, which every process that collects tests would wait for
+
         if self.refuse_create:
             return self.refuse_create, status(self.refuse_create, "Forbidden", "trainjobs is forbidden")
         name = body["metadata"]["name"]

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kubeflow_trainer_api import models
 
 from must.runtime.notes import read_notes
 from must_components.train_job.jobs import Jobs
@@ -15,6 +14,8 @@ from tests.components.launching import ROOT, SUMMARY, completes, fails, nodes, t
 
 @pytest.mark.parametrize("name", ["gke", "openshift"])
 def test_the_manifest_is_a_valid_trainjob_with_every_setting_of_the_cluster(api, work, name):
+    from kubeflow_trainer_api import models  # a thousand models, which every process that collects tests would wait for
+
     api.on_create = completes(work)
     cluster = load_cluster(CLUSTER.with_name("clusters") / f"{name}.yaml")
     train(work, nodes=nodes(name))

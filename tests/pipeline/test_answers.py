@@ -8,7 +8,7 @@ import yaml
 
 from must.data.loading.reader import ShardReader
 from must.deploy.promote.registry import Registry
-from must.method.answers.plan import Plan
+from must.method.answers.sampling import SamplingPlan
 from must_pipeline import answer, submit
 from must_pipeline.cli import call as call_command
 from tests.kfp.stand_in import Player
@@ -82,7 +82,7 @@ def test_a_run_waits_is_answered_and_promotes(tmp_path, server, answering):
     run_id, run["state"] = run["run_id"], "SUCCEEDED"
     notes = next(path for path in (work / "notes").iterdir() if (path / "review.json").exists())
     notes.rename(notes.with_name(run_id))  # as if that had been the run
-    file = answers_from_labels(Plan.load(str(place)), tmp_path / "answers.jsonl")
+    file = answers_from_labels(SamplingPlan.load(str(place)), tmp_path / "answers.jsonl")
     (few := tmp_path / "few.jsonl").write_text(file.read_text().split("\n")[0] + "\n")
     (other := tmp_path / "other.jsonl").write_text(json.dumps({"sha256": "0" * 64, "label": "one"}) + "\n")
     (unknown := tmp_path / "unknown.jsonl").write_text(few.read_text().replace('"label": "', '"label": "un'))

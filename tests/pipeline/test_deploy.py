@@ -7,8 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from kubeflow_trainer_api import models
-from kubernetes import client
 
 from must.method.distributed.torchrun import SHUTDOWN_TIMEOUT
 from must_pipeline.cluster.config import Cluster
@@ -37,6 +35,8 @@ def documents():
     ids=lambda value: value if isinstance(value, str) else value["kind"],
 )
 def test_kubernetes_models_know_every_field(name, document):
+    from kubernetes import client
+
     model = getattr(client, KINDS[document["kind"]])
 
     def check(value, kind):
@@ -55,6 +55,8 @@ def test_kubernetes_models_know_every_field(name, document):
 
 def test_the_training_runtime_is_one_that_trainer_takes():
     """Its published models know every field; the rest is what its webhook (2.3) and the SDK (0.5) ask for."""
+    from kubeflow_trainer_api import models  # a thousand models, which every process that collects tests would wait for
+
     (runtime,) = [document for _, document in documents() if document["kind"] == "TrainingRuntime"]
     assert models.TrainerV1alpha1TrainingRuntime.from_dict(runtime).to_dict() == runtime
     assert runtime["metadata"]["labels"]["trainer.kubeflow.org/framework"] == "torch"

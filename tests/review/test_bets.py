@@ -5,7 +5,7 @@ import pytest
 
 from must.method.answers.bets import Draws
 from must.method.answers.judge import BETTER, ERROR, NONE, OPEN, judged, together
-from must.method.answers.plan import drawn, plan_of, prior, weights
+from must.method.answers.sampling import drawn, plan_of, prior, weights
 
 
 def pool(rng, images=300, gain=0.0, rungs=4):

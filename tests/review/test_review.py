@@ -23,7 +23,7 @@ from must.evaluation.gate import label_free_gate, reviewed_gate
 from must.method.answers.book import read_answers
 from must.method.answers.decided import decided
 from must.method.answers.doubts import Doubts, save_relabelled
-from must.method.answers.plan import Plan
+from must.method.answers.sampling import SamplingPlan
 from must.method.model.bundle import load_description
 from tests.evaluate.digits import digits
 
@@ -52,7 +52,7 @@ def folder(planned, tmp_path):
 
 @pytest.fixture
 def plan(folder):
-    return Plan.load(str(folder))
+    return SamplingPlan.load(str(folder))
 
 
 def labels_of(plan):

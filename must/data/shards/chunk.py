@@ -23,7 +23,7 @@ from PIL import Image
 from must.base import storage
 from must.data.image import decode as images
 from must.data.shards.breadcrumbs import Breadcrumb
-from must.data.shards.plan import read_chunk
+from must.data.shards.shuffle import read_chunk
 from must.data.shards.tarwriter import TarWriter
 from must.data.sources.base import Item, Source, UnreadableError
 

@@ -9,7 +9,7 @@ from typing import Any
 from must.config import ShardConfig
 from must.data.shards.chunk import Chunk, Settings
 from must.data.shards.history import History
-from must.data.shards.plan import Plan, make_plan
+from must.data.shards.shuffle import Shuffled, shuffle
 from must.data.shards.workdir import Workdir
 from must.data.sources.base import ListingReport, Source
 from must.data.sources.open import open_source
@@ -19,7 +19,7 @@ from must.data.sources.open import open_source
 class Listing:
     """All files of a run, in order."""
 
-    parts: tuple[tuple[Source, str, Plan], ...]  # source, the split all of it goes to or "", its plan
+    parts: tuple[tuple[Source, str, Shuffled], ...]  # source, the split all of it goes to or "", its plan
     rejected: tuple[tuple[str, str], ...]  # (name, reason) of what could not even be listed
     skipped: dict[str, int]
     fingerprint: str
@@ -49,7 +49,7 @@ def list_sources(config: ShardConfig, sources: list[tuple[Source, str]], history
         folder.mkdir(parents=True, exist_ok=True)
         source.prepare(folder)
         items = history.unseen(source.uri, source.items(problems))
-        plan = make_plan(items, folder, config.samples_per_shard)
+        plan = shuffle(items, folder, config.samples_per_shard)
         parts.append((source, split, plan))
     fingerprint = hashlib.sha256("".join(plan.fingerprint for _, _, plan in parts).encode()).hexdigest()
     key = hashlib.sha256(json.dumps([fingerprint, sorted(rejected)]).encode()).hexdigest()

@@ -15,8 +15,8 @@ from must.config import ReviewConfig
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import ShardReader
 from must.method.answers.doubts import SHOWN, Doubts, order_of
-from must.method.answers.plan import Plan, plan_of
 from must.method.answers.questions import Picture, fingerprint
+from must.method.answers.sampling import SamplingPlan, plan_of
 from must.method.distributed.process_group import World, init_distributed
 from must.method.model.bundle import Description, load_bundle, preprocess_of
 from must.method.select.alpha import shares_of
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 ALIKE = 6  # look-alikes that are shown beside a picture
 
 
-def prepare(config: ReviewConfig) -> Plan:
+def prepare(config: ReviewConfig) -> SamplingPlan:
     """Looks at the split's images, at most `config.images` of them.
 
     Raises:
@@ -52,7 +52,7 @@ def prepare(config: ReviewConfig) -> Plan:
     likely = np.take_along_axis(looks.probabilities.mean(axis=0, dtype=np.float32), looks.labels.T, axis=1).T
     order, facts = plan_of(looks.labels, likely, evidence(looks, neighbours, shares_of(ours)), config.seed)
     chances = facts.pop("chances")
-    return Plan(
+    return SamplingPlan(
         baseline=config.baseline,
         alphas=list(RUNGS),
         pictures=[

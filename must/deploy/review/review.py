@@ -23,8 +23,8 @@ from must.deploy.review.session import Session, in_words
 from must.deploy.serve.connections import Room
 from must.deploy.serve.server import address, check_no_loop, listen, serve_until_signal
 from must.method.answers.doubts import RELABELLED, Doubts, save_relabelled
-from must.method.answers.plan import Plan
 from must.method.answers.questions import fingerprint, whole_of
+from must.method.answers.sampling import SamplingPlan
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +73,9 @@ def placed(config: ReviewConfig) -> ReviewConfig:
     return replace(config, work="", model=model, baseline=baseline, shards=shards, output=output)
 
 
-def questions_at(config: ReviewConfig) -> Plan | Doubts:
+def questions_at(config: ReviewConfig) -> SamplingPlan | Doubts:
     """Those in the folder, or new ones. Raises ValueError: they are about another model, or about other images."""
-    kind: type[Plan | Doubts] = Doubts if config.mode == "doubtful" else Plan
+    kind: type[SamplingPlan | Doubts] = Doubts if config.mode == "doubtful" else SamplingPlan
     if not storage.exists(storage.join(config.output, kind.FILE)):
         loading("review")
         from must.deploy.review.prepare import prepare, prepare_doubts  # imports torch

@@ -13,8 +13,8 @@ from must.base.parameters import require
 from must.method.answers.book import FILE, Answer, append, read_answers
 from must.method.answers.doubts import Doubts, progress
 from must.method.answers.judge import BETTER, NONE, Verdict
-from must.method.answers.plan import Plan
 from must.method.answers.questions import Picture
+from must.method.answers.sampling import SamplingPlan
 
 PATIENCE = 300.0  # seconds that a picture is kept for the person to whom it was shown
 CHOICES = ("label", "none", "unsure")
@@ -23,7 +23,9 @@ CHOICES = ("label", "none", "unsure")
 class Session:
     """All methods may be called from several threads."""
 
-    def __init__(self, plan: Plan | Doubts, folder: str, who: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, plan: SamplingPlan | Doubts, folder: str, who: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.plan, self.path, self.who, self.clock = plan, Path(folder) / FILE, who, clock
         self.lock = threading.Lock()
         self.answers = read_answers(str(self.path), plan.classes)
@@ -33,7 +35,7 @@ class Session:
     def judge(self) -> Verdict | None:
         """None: nothing is decided by these answers. The ends of the gain, which take most of the time, are looked for
         once they are told."""
-        if not isinstance(self.plan, Plan):
+        if not isinstance(self.plan, SamplingPlan):
             return None
         found = self.plan.verdict(self.answers, with_ends=False)
         return self.plan.verdict(self.answers) if found.outcome == BETTER else found
@@ -126,7 +128,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def in_words(found: Verdict, plan: Plan) -> str:
+def in_words(found: Verdict, plan: SamplingPlan) -> str:
     """One sentence for the person who answers, in which no class and no model is named."""
     share = f"{plan.alphas[found.leading - 1]:.0%}"
     if found.outcome == BETTER:

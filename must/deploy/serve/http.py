@@ -22,10 +22,10 @@ from urllib.parse import parse_qsl
 
 import must
 from must.base.storage.json_objects import loads
-from must.deploy.serve.answers import tensors, to_json
 from must.deploy.serve.asked import Asked, Limits, Output, read_asked, read_parameters
 from must.deploy.serve.described import EXTENSIONS, config_of, metadata_of
 from must.deploy.serve.models import Served
+from must.deploy.serve.predictions import tensors, to_json
 from must.deploy.serve.refused import Refused, wanted
 from must.deploy.serve.tensors import Tensor
 from must.deploy.serve.work import Work

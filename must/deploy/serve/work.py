@@ -9,11 +9,11 @@ import numpy as np
 from must.base.cores import cores
 from must.config.serve import ServeConfig
 from must.data.image.headers.base import Cost
-from must.deploy.serve.answers import Answer
 from must.deploy.serve.asked import Asked, Limits
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.models import Models, Served
 from must.deploy.serve.pictures import cost_of
+from must.deploy.serve.predictions import Predictions
 from must.deploy.serve.refused import Refused, wanted
 from must.deploy.serve.turns import Share, Turns
 
@@ -62,7 +62,7 @@ class Work:
     def let_go(self, size: int) -> None:
         self.held_bytes -= size
 
-    async def answer(self, asked: Asked, served: Served) -> Answer:
+    async def answer(self, asked: Asked, served: Served) -> Predictions:
         """Raises Refused: too many images are waiting or they cost too much, one cannot be read, it took too long, or
         the model gives no embeddings."""
         wanted(
@@ -144,12 +144,12 @@ class Work:
         assert served.batcher
         served.batcher.put(row, future)
 
-    def answer_of(self, found: list[tuple[np.ndarray, np.ndarray | None]], asked: Asked, served: Served) -> Answer:
+    def answer_of(self, found: list[tuple[np.ndarray, np.ndarray | None]], asked: Asked, served: Served) -> Predictions:
         probability = np.stack([row for row, _ in found])
         if not np.isfinite(probability).all():
             raise Refused(422, "the model's answer to this input is no numbers; does it hold infinities?")
         embedding = np.stack([row for _, row in found if row is not None]) if asked.wants_embedding else None
-        answer = Answer(
+        answer = Predictions(
             served.classifier.classes,
             probability,
             embedding,

@@ -7,8 +7,8 @@ from must.base import storage
 from must.base.parameters import require
 from must.method.answers.book import FILE, read_answers
 from must.method.answers.judge import BETTER, OPEN
-from must.method.answers.plan import Plan
 from must.method.answers.questions import fingerprint
+from must.method.answers.sampling import SamplingPlan
 
 
 class Decided(NamedTuple):
@@ -26,7 +26,7 @@ def decided(folder: str, weights: str) -> Decided:
     Raises:
         ValueError: no review there, or one of another model; an answer that cannot be read, or that names no class.
     """
-    plan = Plan.load(folder)
+    plan = SamplingPlan.load(folder)
     ours = fingerprint(storage.read_bytes(weights))
     require(
         ours == plan.model_sha256,

@@ -64,7 +64,7 @@ def drawn(chances: np.ndarray, seed: int) -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan(Questions):
+class SamplingPlan(Questions):
     """A candidates: zero-shot, then the rungs at `alphas` [A - 1] of the way."""
 
     FILE = "review.json"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from must.data.shards.plan import make_plan, read_chunk
+from must.data.shards.shuffle import read_chunk, shuffle
 from must.data.sources.base import Item
 
 
@@ -19,16 +19,16 @@ def items(count: int) -> list[Item]:
 
 def test_the_plan_does_not_depend_on_the_listings_order(tmp_path: Path) -> None:
     listing = items(3000)
-    first = make_plan(listing, tmp_path / "first", 100)
+    first = shuffle(listing, tmp_path / "first", 100)
     random.Random(0).shuffle(listing)
-    second = make_plan(listing, tmp_path / "second", 100)
+    second = shuffle(listing, tmp_path / "second", 100)
     assert first.path.read_bytes() == second.path.read_bytes() and first.fingerprint == second.fingerprint
     assert first.starts == second.starts and first.chunks == 30
-    assert make_plan(listing[:-1], tmp_path / "third", 100).fingerprint != first.fingerprint
+    assert shuffle(listing[:-1], tmp_path / "third", 100).fingerprint != first.fingerprint
 
 
 def test_units_hold_every_item_once_and_mix_the_folders(tmp_path: Path) -> None:
-    plan = make_plan(items(1050), tmp_path, 100)
+    plan = shuffle(items(1050), tmp_path, 100)
     chunks = [list(read_chunk(plan.path, *plan.chunk(number))) for number in range(plan.chunks)]
     assert [len(chunk) for chunk in chunks] == [100] * 10 + [50]
     assert sorted(item for chunk in chunks for item in chunk) == sorted(items(1050))
@@ -41,12 +41,12 @@ def test_a_plan_of_many_names_needs_no_more_memory(tmp_path: Path) -> None:
     code = """
 import resource, sys
 from pathlib import Path
-from must.data.shards.plan import make_plan
+from must.data.shards.shuffle import shuffle
 from must.data.sources.files import Item
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-make_plan((Item(f"{n}.jpg", n, None, None, 0) for n in range(1000)), Path(sys.argv[1]) / "small", 100)
+shuffle((Item(f"{n}.jpg", n, None, None, 0) for n in range(1000)), Path(sys.argv[1]) / "small", 100)
 before = peak()
-make_plan((Item(f"some/folder/{n:012d}.jpg", n, None, None, 0) for n in range(200_000)), Path(sys.argv[1]), 1000)
+shuffle((Item(f"some/folder/{n:012d}.jpg", n, None, None, 0) for n in range(200_000)), Path(sys.argv[1]), 1000)
 print(peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)

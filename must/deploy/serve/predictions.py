@@ -13,7 +13,7 @@ DECIMALS = 6  # of a probability in JSON: as `must predict` writes it
 
 
 @dataclass(frozen=True)
-class Answer:
+class Predictions:
     """`probability` float32 [N, K], `embedding` float32 [N, D] if it was asked for; `threshold`: 0 names always."""
 
     classes: list[str]
@@ -33,12 +33,12 @@ class Answer:
         return self.probability.max(axis=1) < self.threshold
 
 
-def tensors(answer: Answer, asked: Asked) -> list[Tensor]:
+def tensors(answer: Predictions, asked: Asked) -> list[Tensor]:
     """The outputs that were asked for."""
     return [tensor(answer, output) for output in asked.outputs]
 
 
-def tensor(answer: Answer, output: Output) -> Tensor:
+def tensor(answer: Predictions, output: Output) -> Tensor:
     images, classes = answer.probability.shape
     if output.name == "class":  # an empty name: none of these
         best = answer.best
@@ -61,7 +61,7 @@ def tensor(answer: Answer, output: Output) -> Tensor:
     return Tensor(output.name, "FP32", list(answer.embedding.shape), answer.embedding)
 
 
-def classification(answer: Answer, count: int) -> Tensor:
+def classification(answer: Predictions, count: int) -> Tensor:
     """Triton's classification extension: strings "probability:number:class", best first."""
     best = np.argsort(-answer.probability, axis=1, kind="stable")[:, :count]
     found = [
@@ -72,7 +72,7 @@ def classification(answer: Answer, count: int) -> Tensor:
     return Tensor("probability", "BYTES", [len(best), count], found)
 
 
-def to_json(answer: Answer, row: int) -> dict[str, Any]:
+def to_json(answer: Predictions, row: int) -> dict[str, Any]:
     """One image's answer as plain JSON: class is null where the model abstains."""
     best, probability = answer.best[row], answer.probability[row]
     abstained = bool(answer.abstained[row])

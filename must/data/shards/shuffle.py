@@ -20,7 +20,7 @@ BUCKETS = 256
 
 
 @dataclass(frozen=True)
-class Plan:
+class Shuffled:
     """`path` holds the items as JSON lines; chunk i is the bytes [starts[i], starts[i + 1]) of it."""
 
     path: Path
@@ -36,7 +36,7 @@ class Plan:
         return self.starts[number], self.starts[number + 1]
 
 
-def make_plan(items: Iterable[Item], folder: Path, unit_size: int) -> Plan:
+def shuffle(items: Iterable[Item], folder: Path, unit_size: int) -> Shuffled:
     """Writes the plan below `folder`, which must be empty and on a disk with room for twice the listing."""
     buckets = Buckets(folder, BUCKETS)
     for item in items:
@@ -53,7 +53,7 @@ def make_plan(items: Iterable[Item], folder: Path, unit_size: int) -> Plan:
                     starts.append(plan.size)
         if plan.size != starts[-1]:
             starts.append(plan.size)
-    return Plan(path, starts, count, plan.sha256)
+    return Shuffled(path, starts, count, plan.sha256)
 
 
 def read_chunk(path: Path, start: int, stop: int) -> Iterator[Item]:
