@@ -2,6 +2,7 @@
 
 import copy
 import fnmatch
+import json
 import re
 from pathlib import Path
 
@@ -225,8 +226,15 @@ def test_real_architectures_are_what_the_table_says(name):
 
 @pytest.mark.slow
 def test_every_architecture_of_open_clip_is_what_the_table_says():
-    wrong = [name for name in open_clip.list_models() if works(name) is not promised(name)]
-    assert not wrong
+    """One of each kind is built: names that differ in sizes alone have one answer."""
+    sizes = {"image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio"}
+    answers: dict[str, bool] = {}
+    for name in open_clip.list_models():
+        tower = open_clip.get_model_config(name)["vision_cfg"]
+        kind = json.dumps({key: type(value).__name__ if key in sizes else value for key, value in tower.items()})
+        if kind not in answers:
+            answers[kind] = works(name)
+        assert promised(name) is answers[kind], name
 
 
 @pytest.mark.parametrize("name", ["RN50", "convnext_base", "ViTamin-B"])

@@ -1,0 +1,34 @@
+"""One bundle is traced once for all tests here: what torch's exporter makes of it takes it five seconds each time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import onnx
+import pytest
+
+from must.method.model.bundle import Bundle
+from tests.once import made_once
+
+
+@pytest.fixture(autouse=True, scope="session")
+def traced_once() -> Iterator[None]:
+    from must.deploy.export import graph  # torch's exporter, which processes that collect tests alone do not need
+
+    def to_graph(bundle: Bundle, uint8: bool = False, embeddings: bool = False) -> onnx.ModelProto:
+        what = hashlib.sha256(json.dumps([asdict(bundle.description), uint8, embeddings], default=str).encode())
+        for name, value in bundle.model.state_dict().items():
+            what.update(name.encode() + value.numpy().tobytes())
+        made = made_once(
+            f"graph-{what.hexdigest()}",
+            lambda folder: (folder / "model.onnx").write_bytes(real(bundle, uint8, embeddings).SerializeToString()),
+        )
+        return onnx.load(made / "model.onnx")
+
+    real = graph.to_graph
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "to_graph", to_graph)
+        yield
