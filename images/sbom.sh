@@ -11,11 +11,14 @@ for image in "$@"; do
     container=$("$ENGINE" create "$PREFIX$image:$TAG")
     "$ENGINE" export --output "$folder/root.tar" "$container"
     "$ENGINE" rm "$container" >/dev/null
-    "$ENGINE" run --rm --interactive "$tools" sh -c 'mkdir /image && tar -x -C /image opt/must 2>/dev/null \
+    # Of Python's packages only what tells about them is unpacked, not a gigabyte of torch.
+    "$ENGINE" run --rm --volume "$(cd "$folder" && pwd)/root.tar:/root.tar:ro" "$tools" sh -c 'mkdir /image \
+        && tar -x -f /root.tar -C /image --wildcards "opt/must/bin/*" opt/must/pyvenv.cfg "opt/must/*.dist-info/*" \
         && cyclonedx-py environment --output-reproducible --of JSON /image/opt/must/bin/python' \
-        <"$folder/root.tar" >"$folder/$image.python.cdx.json"
-    "$ENGINE" run --rm --interactive "$tools" debsbom generate --root - --sbom-type cdx --out - \
-        <"$folder/root.tar" >"$folder/$image.debian.cdx.json" 2>"$folder/log"
+        >"$folder/$image.python.cdx.json"
+    "$ENGINE" run --rm --volume "$(cd "$folder" && pwd)/root.tar:/root.tar:ro" "$tools" sh -c \
+        'debsbom generate --root - --sbom-type cdx --out - </root.tar' \
+        >"$folder/$image.debian.cdx.json" 2>"$folder/log"
     rm "$folder/root.tar"
 done
 "$ENGINE" run --rm --interactive --volume "$(cd "$folder" && pwd):/sbom:ro" "$tools" python - "$folder" <<'END'

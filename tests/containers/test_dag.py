@@ -3,43 +3,18 @@
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-import yaml
 
-import must
 from must.api.stages import call
 from must_pipeline.stages import ALWAYS
-from tests.containers.engine import UID, engine, image, own
+from tests.containers.engine import UID, engine, image
+from tests.containers.local import command, write
 
-ROOT = Path(must.__file__).parent.parent
 SETTINGS = {"epochs": 2, "workers": 1}
 pytestmark = pytest.mark.usefixtures("docker_host")
-
-
-def command(parameters: Path, output: Path, runner: str) -> list[str]:
-    options = ["--parameters", str(parameters), "--output", str(output), "--runner", runner]
-    if runner == "docker" and os.getuid() == 0:  # as somebody who is not root
-        (output / "runs").mkdir(parents=True, exist_ok=True)
-        own(output)
-        options += ["--user", f"{UID}:0"]
-    return [sys.executable, str(ROOT / "pipeline" / "run_local.py"), *options]
-
-
-def run_local(parameters: Path, output: Path, runner: str, timeout=1500) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(parameters, output, runner), capture_output=True, text=True, check=False, timeout=timeout
-    )
-
-
-def write(folder: Path, demo: Path, **changes) -> Path:
-    parameters = yaml.safe_load((demo / "pipeline.yaml").read_text()) | changes
-    folder.mkdir(exist_ok=True, parents=True)
-    (folder / "parameters.yaml").write_text(yaml.safe_dump(parameters))
-    return folder / "parameters.yaml"
 
 
 def metrics(output: Path) -> dict:
@@ -71,7 +46,7 @@ def test_each_stage_in_its_image_gives_what_it_gives_here(demo, tmp_path):
     parameters = write(tmp_path, demo, settings={**SETTINGS, "checkpoint_every": 2}, serve="write")
     output = tmp_path / "run"
     with subprocess.Popen(
-        command(parameters, output, "docker"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(parameters, output), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         deadline = time.monotonic() + 900
         while not list(output.glob("checkpoints/*/step-*.json")):
@@ -93,24 +68,3 @@ def test_each_stage_in_its_image_gives_what_it_gives_here(demo, tmp_path):
     inside = json.loads(engine("image", "inspect", image("must-train")).stdout)[0]["Config"]["Labels"]
     assert description["provenance"]["git_revision"] == inside["org.opencontainers.image.revision"]
     assert not containers_of(output, "--all"), "containers were left behind"
-
-
-def test_a_failing_component_fails_the_run(demo, tmp_path):
-    """kfp's own DockerRunner would go on: the engine has removed the container when it asks for the exit code."""
-    parameters = write(tmp_path, demo, classes=str(demo / "classes-that-are-not-there.yaml"))
-    result = run_local(parameters, tmp_path / "run", "docker")
-    assert result.returncode == 2
-    assert "no such file" in result.stdout and "the stage 'inputs' failed" in result.stderr
-    assert "Traceback" not in result.stderr and "== train ==" not in result.stdout
-
-
-def test_an_image_that_is_not_there_is_named(demo, tmp_path):
-    other = tmp_path / "pipeline.yaml"
-    text = (ROOT / "pipeline" / "must_pipeline.yaml").read_text()
-    other.write_text(text.replace("image: must-shard:", "image: localhost:1/must-shard-of-nobody:"))
-    parameters = write(tmp_path, demo)
-    arguments = [*command(parameters, tmp_path / "run", "docker"), "--pipeline", str(other)]
-    result = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=1500)
-    assert result.returncode == 2
-    assert "must-shard-of-nobody" in result.stderr and "make images" in result.stderr
-    assert "Traceback" not in result.stderr
