@@ -15,7 +15,8 @@ help:  ## Show these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 # One environment for everything, in two steps: what the demo needs, and the rest. Made again when the project's requirements
-# change. Python compiles what it imports; pip would compile all there is, which takes longer than everything else here.
+# change. Python compiles what it imports (the most of it once, at the end here, and not in each of the tests' processes); pip
+# would compile all there is, which takes longer than everything else.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable
 $(VENV)/demo: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' \
@@ -28,6 +29,7 @@ $(VENV)/demo: pyproject.toml
 $(VENV)/installed: $(VENV)/demo
 	@echo "setting up $(VENV): what the tests and the site need besides (once, some minutes)"
 	@$(PIP) '.[dev]'
+	@$(BIN)/python -c 'import must.evaluation.evaluate, must.method.train.trainer, must.deploy.export.graph, kfp.compiler, kubeflow.trainer'
 	@touch $@
 
 .PHONY: setup
