@@ -80,9 +80,9 @@ def test_nothing_of_training_or_of_this_machine_is_inside(exported, digits):
     assert b".py" not in model.SerializeToString(), "no stack traces of the exporter"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("precision", "least", "tolerance", "cosine"),
-    [pytest.param("fp16", 0.55, 0.02, 0.9995, marks=pytest.mark.slow), ("int8", 0.4, 0.15, 0.99)],
+    ("precision", "least", "tolerance", "cosine"), [("fp16", 0.55, 0.02, 0.9995), ("int8", 0.4, 0.15, 0.99)]
 )
 def test_smaller_precisions(digits, real, tmp_path, exported, precision, least, tolerance, cosine):
     """With pixels as input and embeddings at the same time: all run through the same graph."""

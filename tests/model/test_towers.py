@@ -211,6 +211,7 @@ def promised(name: str) -> bool:
     return found.pop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -67,14 +67,8 @@ def check(answers, errors, requests, versions):
     assert all(name.startswith(f"{version}-") for _, version, name in answers), "names are of the version that is told"
 
 
-def test_no_request_is_lost_while_the_champion_changes(exported, pictures, tmp_path):
-    versions = ["v1", "v2", "v3"]
-    answers, errors = load_over_swaps(tmp_path / "registry", exported, pictures, tmp_path, 960, versions)
-    check(answers, errors, 960, versions)
-
-
 @pytest.mark.slow
-def test_none_of_ten_thousand(exported, pictures, tmp_path):
+def test_none_of_ten_thousand_requests_is_lost_while_the_champion_changes(exported, pictures, tmp_path):
     versions = [f"v{number}" for number in range(1, 6)]
     answers, errors = load_over_swaps(tmp_path / "registry", exported, pictures, tmp_path, 10_000, versions)
     check(answers, errors, 10_000, versions)
