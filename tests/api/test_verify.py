@@ -104,6 +104,7 @@ def test_speed_is_measured_beside_the_plain_loop(setting):
 
 @pytest.mark.slow
 def test_runs_are_killed_and_spread_over_processes(setting):
+    assert runs.resume(setting)[0].startswith("equal to the bit")
     assert runs.resume(setting, "all")[0].startswith("equal to the bit")
     assert runs.all_gpus(setting)[1]["ours"] and runs.fsdp(setting)[1]["ours"]
 
