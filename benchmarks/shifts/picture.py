@@ -15,13 +15,13 @@ PICTURE = Path(__file__).parents[2] / "docs" / "pictures" / "evidence.svg"
 INK, GREY, PALE = "#1f2933", "#7b8794", "#e4e7eb"
 MANY, FEW = "#b54708", "#0b63ce"  # tasks of over 30 classes, and others
 LEFT, TOP, WIDTH, HEIGHT = 60, 60, 720, 380
-CHANGES, ZS = (-25.0, 25.0), (-5.0, 11.0)
+CHANGES, ZS = (-25.0, 25.0), (-5.0, 14.0)
 
 
 def main() -> None:
     parts = [text(20, 26, "What look-alikes say of a rung, and what is true", INK, 15, weight="bold")]
     parts.append(text(20, 44, "a dot a rung; filled where it may be kept at once", GREY, 12))
-    for z in range(-4, 11, 2):
+    for z in range(-4, 14, 2):
         parts.append(f'<path d="M{LEFT} {down(z):.1f}h{WIDTH}" stroke="{GREY if z == 0 else PALE}"/>')
         parts.append(text(LEFT - 8, down(z) + 4, f"{z:+d}" if z else "z = 0", GREY, 11, "end"))
     for change in range(-20, 21, 10):
