@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.demo_model import IMAGE_SIZE, MODEL_CONFIG, PREPROCESS_CONFIG, learn_merges
-from benchmarks.shifts import families
+from benchmarks.shifts import families, photos
 from benchmarks.shifts.drawings import class_names, drawings
 from benchmarks.shifts.packages import ROOT
 
@@ -33,18 +33,23 @@ TEMPLATES = {
 
 def material(name: str) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
     """(pictures, class numbers, names, templates) that a model is pre-trained on."""
+    if name in photos.SETS:
+        return (*photos.source(name), photos.class_names(name), photos.CAPTIONS)
     if name in families.MODELS:
         return (*families.source(name), families.CAPTIONS)
     return (*drawings(name, SOURCE[name]), class_names(name), TEMPLATES[name])
 
 
 def pretrain(name: str, batch_size: int = 128, lr: float = 2e-3, seed: int = 0) -> None:
-    steps = families.STEPS.get(name, 1000)
+    steps, preprocess, strength = families.STEPS.get(name, 1000), PREPROCESS_CONFIG, 1.0
+    if name in photos.SETS:  # few photographs: smaller steps, milder distortion
+        steps, preprocess, strength, batch_size, lr = photos.STEPS[name], photos.PREPROCESS, 0.4, 64, 1e-3
+    size = preprocess["size"]
     if (ROOT / "models" / name / "open_clip_model.safetensors").exists():
         return
     torch.manual_seed(seed)
     drawn, numbers, names, templates = material(name)
-    model, config, tokens = untrained(name, names, templates)
+    model, config, tokens = untrained(name, names, templates, size)
     pictures, labels = torch.from_numpy(drawn), torch.from_numpy(numbers)
     groups = [
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.1},
@@ -52,14 +57,14 @@ def pretrain(name: str, batch_size: int = 128, lr: float = 2e-3, seed: int = 0) 
     ]
     optimizer = torch.optim.AdamW(groups, lr=lr)
     generator = torch.Generator().manual_seed(seed)
-    if name in families.MODELS:  # hundreds of names that begin alike: told apart first, which saves half of the steps
+    if name in families.MODELS or name in photos.SETS:  # names that begin alike: told apart first, which saves half of the steps
         spread_names(model, tokens)
     started = time.perf_counter()
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
         chosen = torch.randint(len(pictures), (batch_size,), generator=generator)
-        images = normalized(distort(pictures[chosen], generator, strength=1.0))
+        images = normalized(distort(pictures[chosen], generator, strength, size), preprocess)
         template = int(torch.randint(len(templates), (), generator=generator))
         text = F.normalize(model.encode_text(tokens[template]), dim=-1)
         logits = model.logit_scale.exp() * F.normalize(model.encode_image(images), dim=-1) @ text.T
@@ -72,10 +77,12 @@ def pretrain(name: str, batch_size: int = 128, lr: float = 2e-3, seed: int = 0) 
         if step % 100 == 0 or step == steps - 1:
             right = (logits.argmax(1) == labels[chosen]).float().mean().item()
             print(f"{name} step {step} loss {loss.item():.3f} right {right:.2f} {time.perf_counter() - started:.0f} s")
-    save(model, config, name)
+    save(model, config, name, preprocess)
 
 
-def untrained(name: str, names: list[str], templates: list[str]) -> tuple[open_clip.CLIP, dict[str, Any], Tensor]:
+def untrained(
+    name: str, names: list[str], templates: list[str], size: int = IMAGE_SIZE
+) -> tuple[open_clip.CLIP, dict[str, Any], Tensor]:
     """(model, its config, tokens [T, K, L] of each name in each template); its tokenizer is in the model's folder."""
     output = ROOT / "models" / name
     output.mkdir(parents=True, exist_ok=True)
@@ -84,16 +91,19 @@ def untrained(name: str, names: list[str], templates: list[str]) -> tuple[open_c
     with open(bpe, "wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
         file.write("\n".join([f"#version: {name}", *learn_merges(captions, 400)]).encode())
     config = json.loads(json.dumps(MODEL_CONFIG))
+    config["vision_cfg"]["image_size"] = size
     tokenizer = open_clip.SimpleTokenizer(bpe_path=str(bpe), context_length=config["text_cfg"]["context_length"])
     config["text_cfg"]["vocab_size"] = tokenizer.vocab_size
     return open_clip.CLIP(**config), config, tokenizer(captions).view(len(templates), len(names), -1)
 
 
-def save(model: open_clip.CLIP, config: dict[str, Any], name: str) -> None:
+def save(
+    model: open_clip.CLIP, config: dict[str, Any], name: str, preprocess: dict[str, Any] = PREPROCESS_CONFIG
+) -> None:
     output = ROOT / "models" / name
     weights = {key: value.half().contiguous() for key, value in model.state_dict().items() if key != "attn_mask"}
     (output / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": config, "preprocess_cfg": PREPROCESS_CONFIG}, indent=1) + "\n"
+        json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=1) + "\n"
     )
     save_file(weights, output / "open_clip_model.safetensors")
 
@@ -110,8 +120,8 @@ def spread_names(model: open_clip.CLIP, tokens: Tensor, steps: int = 60) -> None
         optimizer.step()
 
 
-def distort(pictures: Tensor, generator: torch.Generator, strength: float) -> Tensor:
-    """uint8 [B, C, C] or [B, C, C, 3] -> float32 [B, IMAGE_SIZE, IMAGE_SIZE(, 3)] in 0..1: turned, sheared, scaled,
+def distort(pictures: Tensor, generator: torch.Generator, strength: float, size: int = IMAGE_SIZE) -> Tensor:
+    """uint8 [B, C, C] or [B, C, C, 3] -> float32 [B, size, size(, 3)] in 0..1: turned, sheared, scaled,
     bent, blurred, noisy."""
     count = len(pictures)
 
@@ -124,19 +134,19 @@ def distort(pictures: Tensor, generator: torch.Generator, strength: float) -> Te
     rotation = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], 1)
     skew = torch.stack([torch.stack([width, shear], -1), torch.stack([torch.zeros(count), height], -1)], 1)
     theta = torch.cat([rotation @ skew, uniform(-0.08, 0.08, 2, 1)], -1)
-    grid = F.affine_grid(theta, [count, 1, IMAGE_SIZE * 2, IMAGE_SIZE * 2], align_corners=False)
+    grid = F.affine_grid(theta, [count, 1, size * 2, size * 2], align_corners=False)
     bend = strength * uniform(-0.1, 0.1, 2, 4, 4)
     bend = F.interpolate(bend, size=grid.shape[1:3], mode="bicubic", align_corners=True)
     planes = pictures[:, None] if pictures.ndim == 3 else pictures.permute(0, 3, 1, 2)
     moved = F.grid_sample(planes.float() / 255, grid + bend.permute(0, 2, 3, 1), align_corners=False)
-    small = F.interpolate(moved, size=(IMAGE_SIZE, IMAGE_SIZE), mode="area")
+    small = F.interpolate(moved, size=(size, size), mode="area")
     noise = uniform(0, 0.08, 1, 1, 1) * torch.randn(small.shape, generator=generator)
     made = (small * uniform(0.6, 1.2, 1, 1, 1) + noise).clamp(0, 1)
     return made[:, 0] if pictures.ndim == 3 else made.permute(0, 2, 3, 1)
 
 
-def normalized(pictures: Tensor) -> Tensor:
-    mean, std = (torch.tensor(PREPROCESS_CONFIG[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+def normalized(pictures: Tensor, preprocess: dict[str, Any] = PREPROCESS_CONFIG) -> Tensor:
+    mean, std = (torch.tensor(preprocess[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     planes = pictures[:, None].expand(-1, 3, -1, -1) if pictures.ndim == 3 else pictures.permute(0, 3, 1, 2)
     return (planes - mean) / std
 

@@ -3,7 +3,7 @@
 INDEX_FILE = "index.json"  # of a folder of shards
 CLASSIFIER_FILE = "classifier.safetensors"  # where a stage writes one into a folder
 WEIGHTS_FILE, DESCRIPTION_FILE = "model.safetensors", "model.json"  # a bundle's
-ADAPTED = "adapted"  # a bundle's folder for the other end of a way that the ladder leaves undecided
+ADAPTED = "adapted"  # folder of the bundle with all of an adaptation, in that of the one that keeps a part of it
 LAST_FILE = "LAST"  # names the newest checkpoint
 METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE = "metrics.json", "predictions.csv", "report.html"
 ONNX_FILE, CARD_FILE = "model.onnx", "MODEL_CARD.md"  # an export's

@@ -8,21 +8,31 @@ from must.config import defaults
 
 @dataclass(kw_only=True)
 class RefineConfig(StageConfig):
-    summary = "Make zero-shot better in seconds, without training: images that look alike correct each other's classes."
-    example = "must refine --shards shards/ --classifier classifier.safetensors --output refined/"
+    summary = "Better labels for the unlabeled images themselves: similar images correct each other (label propagation)."
+    example = "must refine --shards shards/ --classifier classifier.safetensors --model model/ --output labels/"
 
     shards: str = param("folder of shards made by `must shard`; labels are not read", metavar="URI", kind="shards")
     index_sha256: str = defaults.index_sha256()
     classifier: str = param(
         "classifier file made by `must classifier`; it names the model", metavar="FILE", kind="classifier"
     )
-    split: str = param("split of unlabeled images", "train", metavar="NAME")
-    output: str = param(
-        "folder for predictions.csv, classifier.safetensors and refined.json", metavar="URI", kind="output"
+    model: str = param(
+        "bundle of `must train`: the mean of its predictions and zero-shot's is propagated; none: zero-shot's alone",
+        "",
+        metavar="BUNDLE",
+        kind="bundle",
     )
+    answers: str = param(
+        "folder of `must review`: answered images keep their answer and teach similar ones",
+        "",
+        metavar="URI",
+        kind="answers",
+    )
+    split: str = param("split of unlabeled images", "train", metavar="NAME")
+    output: str = param("folder for predictions.csv and refined.json", metavar="URI", kind="output")
     images: int = param(
         "images to look at, evenly spread over the split, at most; the time grows with the square of it",
-        20_000,
+        1_000_000,
         metavar="N",
         at_least=1,
     )

@@ -1,6 +1,7 @@
 """Parameters of `must select`."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from must.base.parameters import StageConfig, param
 from must.config import defaults
@@ -8,21 +9,29 @@ from must.config import defaults
 
 @dataclass(kw_only=True)
 class SelectConfig(StageConfig):
-    example = "must select --model model/ --baseline classifier.safetensors --shards shards/ --output selected/"
+    summary = "Keep another share of an adaptation (weight interpolation): seconds, without training again."
+    example = "must select --model model/ --baseline classifier.safetensors --shards shards/ --alpha 1 --output all/"
 
-    model: str = param("a bundle, from `must train` or trained elsewhere", metavar="BUNDLE", kind="bundle")
+    model: str = param(
+        "a bundle of `must train`; where there is all of its adaptation beside it (adapted/), that is taken",
+        metavar="BUNDLE",
+        kind="bundle",
+    )
     baseline: str = param(
         "the classifier file that it was trained with: its zero-shot model", metavar="FILE", kind="classifier"
     )
-    shards: str = param("folder of shards made by `must shard`; labels are not read", metavar="URI", kind="shards")
-    split: str = param("split of unlabeled images to judge by, 20,000 of them at most", "train", metavar="NAME")
-    output: str = param("folder for the bundle that is kept", metavar="URI", kind="output")
-    answers: str = param(
-        "folder of `must review`: where its answers decide, they say what is kept, and look-alikes do not",
-        "",
-        metavar="URI",
-        kind="answers",
+    shards: str = param("folder of shards made by `must shard`", metavar="URI", kind="shards")
+    split: str = param("split of unlabeled images for the check, 2,000 of them at most", "train", metavar="NAME")
+    output: str = param("folder for the new bundle", metavar="URI", kind="output")
+    alpha: float | Literal["auto"] = param(
+        "share of the way from zero-shot's weights (0) to the adapted ones (1); auto: 0.5, or what --answers or "
+        "--labelled measure best, if the difference from 0.5 is more than its standard error",
+        "auto",
+        metavar="X|auto",
+        between=(0, 1),
     )
+    answers: str = param("folder of `must review`: its answers choose alpha", "", metavar="URI", kind="answers")
+    labelled: str = param("split with labels, such as test, which choose alpha", "", metavar="NAME")
     batch_size: int = defaults.batch_size()
     workers: int = defaults.workers()
     cache: str = defaults.cache()

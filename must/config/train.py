@@ -74,6 +74,13 @@ class TrainConfig(StageConfig):
     confidence_threshold: float = param(
         "teacher probability above which a pseudo-label counts", 0.7, group="the method", at_least=0, below=1
     )
+    confident_share: float = param(
+        "in the place of the threshold: the share of the images that is confident under zero-shot, from which the "
+        "threshold follows; 0: --confidence-threshold counts",
+        0.0,
+        metavar="SHARE",
+        between=(0, 1),
+    )
     fairness_weight: float = param(
         "weight of the class balance (fairness) term, which counters class imbalance in the predictions",
         1.0,
@@ -191,10 +198,12 @@ class TrainConfig(StageConfig):
     )
     resume: bool = param("go on from the newest checkpoint if there is one; --no-resume starts over", True)
     save: Literal["teacher", "student"] = param("which of the two becomes the model", "teacher", group="the model")
-    select: Literal["none", "ladder"] = param(
-        "ladder (weight interpolation): keep as much of the adaptation as the unlabeled images and their k-nearest "
-        "neighbours speak for, and zero-shot's weights where they speak for none; none: all of it, as published",
-        "none",
+    alpha: float = param(
+        "share of the way from zero-shot's weights to the trained ones that the model keeps (weight interpolation, "
+        "WiSE-FT); 1: all of it, as published. All of the adaptation is kept beside it, in OUTPUT/adapted",
+        1.0,
+        metavar="X",
+        between=(0, 1),
     )
     log_every: int = param("steps between log lines", 10, metavar="N", group="how it runs", at_least=1)
     trackers: list[str] = param(

@@ -1,6 +1,4 @@
-"""What a person's answers say of the rungs between zero-shot and an adapted model. numpy alone.
+"""What people say that pictures show: the pictures that are asked, the answers, what they measure. numpy alone.
 
-`plan` chooses the pictures, `bets` is the test that may be stopped at any time, `judge` turns answers into a decision;
-`plan` and `book` have the two files: what is asked, and what was answered; `decided` is what `must select` takes.
-`doubts` is another order of pictures, to correct a model's classes, from which nothing is estimated.
+`review` is the file of the pictures, `book` that of the answers, `estimate` the accuracies that follow.
 """

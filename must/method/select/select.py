@@ -1,18 +1,28 @@
-"""Keep as much of an adaptation as the unlabeled images speak for: `must select`, and the end of `must train`."""
+"""Weight interpolation: the model is a point between zero-shot's weights and the adapted ones (WiSE-FT, 2109.01903).
 
+`must train` keeps the share `--alpha` of the way and puts all of the adaptation beside it, in OUTPUT/adapted; `must
+select` makes a model of another share from the same two ends.
+"""
+
+import copy
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from must.base import storage
-from must.base.files import WEIGHTS_FILE
+from must.base.files import ADAPTED, DESCRIPTION_FILE
 from must.base.parameters import require
+from must.base.progress import watched
 from must.config import SelectConfig
+from must.data.augment.normalize import normalize
 from must.data.loading.loader import EvalSource
-from must.method.answers.decided import Decided, decided
+from must.method.answers.estimate import Measured
+from must.method.answers.review import Review
 from must.method.distributed.process_group import init_distributed
 from must.method.model.bundle import (
     LOG_FILE,
@@ -27,48 +37,119 @@ from must.method.model.bundle import (
 from must.method.model.classifier import load_text_classifier
 from must.method.model.folder import Kept
 from must.method.model.masked_vit import MaskedViT
-from must.method.select.alpha import Choice, choose_alpha, shares_of, unsure_at
-from must.method.select.ladder import RUNGS
-from must.method.select.rung_predictions import MAX_IMAGES, RungPredictions, Weights, between, predict_rungs, subsample
-from must.method.select.tokens import TOWER
-from must.method.select.undecided import decided_by
+from must.method.select.check import IMAGES, Check, Predicted
+from must.method.select.features import extract_features, subsample
 
 logger = logging.getLogger(__name__)
 
+ALPHA = 0.5  # WiSE-FT's own default
+TRIED = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # where labels or answers choose
 CLASSIFIES = ("visual.", "classifier")  # the other weights serve training, and zero-shot has none of its own
 
+Weights = dict[str, Tensor]
 
-def select(config: SelectConfig) -> Choice:
-    """The stage: audits a bundle against its zero-shot model and writes the bundle that may be used.
+
+def select(config: SelectConfig) -> Description:
+    """The stage: writes a bundle with the share `alpha` of an adaptation, and a check of it in its provenance.
 
     Raises:
         ValueError: no bundle, no such split, or a classifier file of other classes or of another model.
     """
-    by_people = decided(config.answers, storage.join(config.model, WEIGHTS_FILE)) if config.answers else None
-    bundle, zero_shot = both_ends(config.model, config.baseline)
-    ours = bundle.description
+    model = adapted_end(config.model)
+    bundle, zero_shot = both_ends(model, config.baseline)
+    description = bundle.description
     with init_distributed(config.device, timeout=600) as here:
         require(here.size == 1, "must select runs in one process")
-        source = EvalSource.of(config, preprocess_of(ours))
-        frozen, network = start_of(bundle, zero_shot), bundle.model
-        kept, choice = select_weights(
-            frozen, network.state_dict(), source, here.device, shares=shares_of(ours), by_people=by_people,
-            encoder=zero_shot.encoder,
-        )  # fmt: skip
-        if zero_shot.encoder:
-            ours = replace(ours, provenance=ours.provenance | {"encoder": zero_shot.encoder.record})
-        description = described(ours, choice, zero_shot.description.logit_factor, by_people)
-        network.load_state_dict(kept)
-        network.logit_factor = description.logit_factor
+        frozen = start_of(bundle, zero_shot)
+        start, end = frozen.state_dict(), {**bundle.model.state_dict()}
+        alpha, record = choose(config, bundle, frozen, here.device)
+        network = start_of(bundle, zero_shot)
+        network.load_state_dict(between(start, end, alpha))
+        source = subsample(EvalSource.of(config, preprocess_of(description)), IMAGES)
+        check = check_model(frozen, network, source, here.device, description.classes, zero_shot.encoder)
+        description = with_selection(description, alpha, check, **record)
         save_bundle(config.output, network, description)
     copy_log(config.model, config.output)
-    line, *more = selection_text(choice, by_people).split("\n")
-    logger.info("\n".join([f"{line} -> {config.output}", *more]))
-    return choice
+    logger.info("\n".join([f"alpha {alpha:g} ({record['by']}) -> {config.output}", *check_lines(check)]))
+    return description
+
+
+def adapted_end(model: str) -> str:
+    """The bundle with all of an adaptation, which training keeps beside one that has only a part of it."""
+    whole = storage.join(model, ADAPTED)
+    return whole if storage.exists(storage.join(whole, DESCRIPTION_FILE)) else model
+
+
+def choose(config: SelectConfig, bundle: Bundle, frozen: MaskedViT, device: torch.device) -> tuple[float, dict[str, Any]]:
+    """(alpha, what the bundle records of the choice)."""
+    if config.alpha != "auto":
+        return config.alpha, {"by": "--alpha"}
+    labels, split = known_labels(config, bundle.description)
+    if not labels:
+        return ALPHA, {"by": "the default"}
+    source = EvalSource.of(config, preprocess_of(bundle.description), split=split)
+    source.numbers = sorted(labels)
+    correct = correct_at(frozen, bundle.model, source, labels, device)
+    alpha = best_alpha(correct)
+    measured = Measured.of(*(correct[TRIED.index(one)] for one in (0.0, alpha)))
+    what = "answers" if config.answers else f"labels of {split}"
+    return alpha, {"by": f"{len(labels):,} {what}", "measured": measured.to_dict()}
+
+
+def known_labels(config: SelectConfig, description: Description) -> tuple[dict[int, int], str]:
+    """({number in the split: class number}, the split) of the answers or the labelled split that alpha is chosen by."""
+    if config.answers:
+        review = Review.load(config.answers)
+        require(
+            review.classes == description.classes,
+            f"--answers {config.answers}: is a review of a model with other classes; give its own model",
+        )
+        pictures, labels = review.truth(review.answers(config.answers))
+        require(review.order == "random", f"--answers {config.answers}: asked about doubtful pictures, which measure nothing")
+        require(bool(pictures), f"--answers {config.answers}: there are no answers yet")
+        return {picture.number: int(label) for picture, label in zip(pictures, labels, strict=True)}, review.split
+    if not config.labelled:
+        return {}, ""
+    reader = EvalSource.of(config, preprocess_of(description), split=config.labelled).reader
+    numbers = {name: number for number, name in enumerate(description.classes)}
+    texts = [reader.description(sample).get("label") for sample in range(len(reader))]
+    labels = {sample: numbers[text] for sample, text in enumerate(texts) if text in numbers}
+    require(bool(labels), f"--labelled {config.labelled}: none of its images has a label that is one of the classes")
+    return labels, config.labelled
+
+
+@torch.inference_mode()
+def correct_at(
+    frozen: MaskedViT, adapted: MaskedViT, source: EvalSource, labels: dict[int, int], device: torch.device
+) -> np.ndarray:
+    """Bool [len(TRIED), A]: whether the model at each share of the way is right about the source's images."""
+    start = {name: value.to(device) for name, value in frozen.state_dict().items()}
+    end = {name: value.to(device) for name, value in adapted.state_dict().items()}
+    moving = copy.deepcopy(frozen).to(device).eval()
+    rows = []
+    for batch in watched(source, "alpha"):
+        images = normalize(batch.pixels.to(device), source.preprocess)
+        truth = torch.tensor([labels[number] for number in batch.samples.tolist()])
+        row = []
+        for alpha in TRIED:
+            moving.load_state_dict(between(start, end, alpha))
+            row.append(moving(images).argmax(1).cpu() == truth)
+        rows.append(torch.stack(row))
+    require(bool(rows), "none of the labelled images can be decoded")
+    return torch.cat(rows, 1).numpy()
+
+
+def best_alpha(correct: np.ndarray) -> float:
+    """Of bool [len(TRIED), A], whether each share of the way is right: the most accurate one, but ALPHA unless the
+    difference from it is more than its standard error."""
+    best, usual = int(correct.mean(1).argmax()), TRIED.index(ALPHA)
+    difference = correct[best].astype(float) - correct[usual]
+    error = difference.std() / max(len(difference), 1) ** 0.5
+    return TRIED[best] if len(difference) > 1 and difference.mean() > error else ALPHA
 
 
 def both_ends(model: str, baseline: str) -> tuple[Bundle, Bundle]:
-    """(the adapted model, zero-shot), between which there is a way.
+    """(the adapted model, zero-shot), between which weights are interpolated.
 
     Raises:
         ValueError: no bundle, or a classifier file of other classes or of another model.
@@ -90,80 +171,52 @@ def both_ends(model: str, baseline: str) -> tuple[Bundle, Bundle]:
 
 
 def start_of(bundle: Bundle, zero_shot: Bundle) -> MaskedViT:
-    """Zero-shot with the adapted model's logit factor, and its weights where they serve training alone."""
-    frozen = MaskedViT(zero_shot.model.visual, zero_shot.model.classifier, bundle.description.logit_factor)
-    weights = bundle.model.state_dict()
-    only_trained = {name: value for name, value in weights.items() if not name.startswith(CLASSIFIES)}
-    frozen.load_state_dict(zero_shot.model.state_dict() | only_trained)
-    return frozen
+    """Zero-shot with the adapted model's logit factor, and its weights where they serve training alone. A network of
+    its own."""
+    frozen = MaskedViT(copy.deepcopy(zero_shot.model.visual), zero_shot.model.classifier, bundle.model.logit_factor)
+    frozen.load_state_dict(start_weights(zero_shot.model.state_dict(), bundle.model.state_dict()))
+    return frozen.eval()
 
 
-def select_weights(
+def start_weights(zero_shot: Weights, adapted: Weights) -> Weights:
+    """Zero-shot's weights, but the adapted ones where they serve training alone: decoder, mask token, patch norm."""
+    return zero_shot | {name: value for name, value in adapted.items() if not name.startswith(CLASSIFIES)}
+
+
+def between(start: Weights, end: Weights, alpha: float) -> Weights:
+    """start + alpha (end - start); at 0 and 1 the very bits of the two."""
+    if alpha in (0, 1):
+        return end if alpha else start
+    return {
+        name: torch.lerp(value, end[name].to(value), alpha) if value.is_floating_point() else value
+        for name, value in start.items()
+    }
+
+
+def check_model(
     zero_shot: MaskedViT,
-    adapted: Weights,
+    model: MaskedViT,
     source: EvalSource,
     device: torch.device,
-    pause: Callable[[], None] | None = None,
-    shares: np.ndarray | None = None,
-    most: int = MAX_IMAGES,
-    by_people: Decided | None = None,
+    classes: list[str],
     encoder: Kept | None = None,
-) -> tuple[Weights, Choice]:
-    """(the weights to use, why). Where nothing speaks for the adaptation they are zero-shot's, bit for bit.
-
-    Args:
-        zero_shot: with the adapted model's logit factor.
-        pause: called before every batch; it may raise to stop.
-        shares: [K] of the images' classes, where training knew them.
-        most: images to look at.
-        by_people: what answers say; where they decide, they outvote the look-alikes.
-        encoder: what says which images look alike, if the frozen tower does not.
-    """
-    looks = predict_rungs(zero_shot, adapted, subsample(source, most), device, pause, encoder)
-    choice = choose_alpha(looks, shares=shares)
-    if by_people and by_people.alpha is not None:
-        choice = reviewed(choice, looks, by_people.alpha, by_people.text)
-    start = {name: value.detach().to(device) for name, value in zero_shot.state_dict().items()}
-    end = {name: value.detach().to(device) for name, value in adapted.items()}
-    return between(start, end, choice.climb.alpha), choice
+    pause: Callable[[], None] | None = None,
+) -> Check:
+    """Checks a model on the images of `source`. `pause` is called before every batch; it may raise to stop."""
+    seen = extract_features([zero_shot, model], source, device, encoder, pause)
+    before, after = (Predicted.of(one) for one in seen.probabilities)
+    return Check.of(seen.features, before, after, classes)
 
 
-def described(
-    description: Description, choice: Choice, own_factor: float, by_people: Decided | None = None
-) -> Description:
-    """The bundle's description with the choice in it. A model that is zero-shot's also has its logit factor."""
-    factor = own_factor if choice.climb.kept_zero_shot else description.logit_factor
-    found = choice.to_dict()
-    if factor != description.logit_factor:
-        found.pop("abstention", None)  # it is about other probabilities
-    if by_people:
-        found["review"] = by_people.record
-    story = {**description.provenance, "selection": found}
-    return replace(description, logit_factor=factor, provenance=story)
+def with_selection(description: Description, alpha: float, check: Check, **record: Any) -> Description:
+    """The bundle's description with the share that was kept, why, and the check."""
+    selection = {"alpha": alpha, **record, "check": check.to_dict()}
+    return replace(description, provenance={**description.provenance, "selection": selection})
 
 
-def selection_text(choice: Choice, by_people: Decided | None = None) -> str:
-    """For the log: a line, and one more where something is undecided."""
-    found = choice.climb
-    if by_people and by_people.alpha is not None:
-        return f"kept {f'{found.alpha:.0%} of the way' if found.alpha else 'zero-shot'}: {by_people.text}"
-    if by_people:
-        return f"{by_people.text}, so look-alikes do: {selection_text(choice)}"
-    copies = f" ({choice.copies:,} copies left out)" if choice.copies else ""
-    by = "" if choice.judge == TOWER else f" to {choice.judge}"
-    of = f"of {found.images:,} unlabeled images{by}{copies}"
-    if found.kept_zero_shot:
-        line = f"kept zero-shot: {found.reason} (look-alikes {of})"
-    else:
-        why = f"; {found.reason}" if found.reason else ""
-        line = f"kept {found.alpha:.0%} of the way from zero-shot to the adapted weights (look-alikes {of}{why})"
-    return f"{line}\n  {decided_by(found.undecided)}" if found.undecided else line
-
-
-def reviewed(choice: Choice, looks: RungPredictions, alpha: float, why: str) -> Choice:
-    """The same look at the images, with another share of the way kept and the threshold for naming no class of that."""
-    unsure = unsure_at(looks, (0.0, *RUNGS).index(alpha), alpha)
-    return replace(choice, climb=replace(choice.climb, alpha=alpha, reason=why, undecided=None), abstention=unsure)
+def check_lines(check: Check) -> list[str]:
+    """For the log."""
+    return [check.text(), *(f"warning: {reason}" for reason in check.warnings)]
 
 
 def copy_log(model: str, output: str) -> None:

@@ -12,6 +12,8 @@ from must.base.progress import loading
 from must.data.format.index import load_index
 from must.method.model.classifier import read_header, require_shares
 
+ALPHA = 0.5  # WiSE-FT's own default (arXiv 2109.01903)
+
 IMAGES = 44_000  # to look at in training, where the data are few
 EPOCHS = (10, 60)
 LEARNED = 2_475  # images of which 60 epochs are not too many; the square root gives 1,100 of them 40
@@ -96,7 +98,7 @@ def settings(images: int, classes: int, width: int, size: int, patch: int, looke
         "randaugment_ops": [
             "Rotate", "ShearX", "ShearY", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing",
         ],
-        "select": "ladder",
+        "alpha": ALPHA,
     }  # fmt: skip
 
 

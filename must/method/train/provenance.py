@@ -27,7 +27,7 @@ RESUME_SAFE_FIELDS = frozenset(
         "keep_every",
         "resume",
         "save",
-        "select",
+        "alpha",
         "log_every",
         "trackers",
         "timeout",
@@ -43,6 +43,7 @@ LATER: dict[str, Any] = {
     "class_prior": "uniform",
     "class_shares": None,
     "mask_token": "random",
+    "confident_share": 0.0,
 }
 # What runs could be made with earlier and no more: one that was is another run, whatever else is the same.
 WITHDRAWN: dict[str, Any] = {"relative_threshold": 0.0, "pseudo_labels": "teacher"}

@@ -56,6 +56,7 @@ class MustStep:
     ) -> None:
         self.student, self.preprocess, self.config, self.world = student, preprocess, config, world
         self.steps, self.steps_per_epoch = steps, steps_per_epoch
+        self.threshold = config.confidence_threshold  # of the teacher's probability; see --confident-share
         self.teacher = make_teacher(student)
         self.prepare()
         self.optimizer = build_optimizer(student, config.layer_decay, config.weight_decay)
@@ -117,7 +118,7 @@ class MustStep:
         """The teacher's, on the weak views."""
         with self.autocast():
             logits = self.teacher(normalize(batch.weak, self.preprocess))
-        return pseudo_labels(logits, self.config.confidence_threshold)
+        return pseudo_labels(logits, self.threshold)
 
     def forward_student(self, batch: TrainBatch) -> tuple[StudentOutput, Tensor]:
         """The student on the masked strong views, and those."""

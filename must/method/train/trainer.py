@@ -32,10 +32,16 @@ from must.method.distributed.preemption import Preempted, StopSignal
 from must.method.distributed.process_group import World, init_distributed
 from must.method.model.bundle import Description, preprocess_of, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, require_shares
-from must.method.select.alpha import shares_of
-from must.method.select.introduce import introduce
-from must.method.select.rung_predictions import Weights, affordable
-from must.method.select.select import described, select_weights, selection_text
+from must.method.select.check import IMAGES
+from must.method.select.features import subsample
+from must.method.select.select import (
+    Weights,
+    between,
+    check_lines,
+    check_model,
+    start_weights,
+    with_selection,
+)
 from must.method.train.autotune import choose_accumulation, choose_loaders
 from must.method.train.checkpoint import exclusive_checkpoints
 from must.method.train.compiled import compile_blocks, pays
@@ -49,11 +55,11 @@ from must.method.train.timers import CheckpointTimer, RunTimer
 from must.method.train.trackers.base import Life
 from must.method.train.trackers.fan import Trackers
 from must.method.train.train_state import TrainState
-from must.method.train.warm_start import start_from, start_mask_token
+from must.method.train.warm_start import start_from, start_mask_token, threshold_of
 
 logger = logging.getLogger(__name__)
 
-SELECT_BATCH = 256  # images a forward pass of the ladder
+CHECK_BATCH = 256  # images a forward pass of the check
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -106,7 +112,7 @@ class Trainer:
         if config.init:
             start_from(config.init, self.zero_shot, self.origin.get("model_sha256", ""))
         elif config.mask_token == "mean":
-            start_mask_token(self.zero_shot, EvalSource(self.reader, preprocess, SELECT_BATCH, 0), processes.device)
+            start_mask_token(self.zero_shot, EvalSource(self.reader, preprocess, CHECK_BATCH, 0), processes.device)
         views = ViewSettings.of(config, preprocess, student.patch_size)
         self.dataset = TrainDataset(self.reader, make_views(views, config.views, config.augment_device), config.seed)
         self.whole = plan = self.batches(0)
@@ -115,7 +121,6 @@ class Trainer:
         self.method = MustStep(student, preprocess, config, processes, plan.steps, plan.steps_per_epoch, self.prior)
         self.state = TrainState.of(config, self.reader.index, classifier)
         self.health = Health(config, processes, self.reader, self.method, self.state, self.reference)
-        self.facts: dict[str, Any] | None = None  # what the images look like
         self.not_compiled = ""  # why torch.compile does not work here, where it was asked for
 
     def batches(self, first_step: int) -> GlobalBatches:
@@ -146,6 +151,10 @@ class Trainer:
         if workers == "auto":
             workers = choose_loaders(self.world.device, progress.micro_batch, self.method.preprocess.size)
         self.config = replace(config, accumulate=pieces, workers=workers)
+        if config.confident_share:
+            source = EvalSource(self.reader, self.method.preprocess, CHECK_BATCH, 0)
+            threshold = threshold_of(config.confident_share, self.reference, source, self.world.device)
+            self.method.threshold = self.world.gather(threshold)[0]
         if pays(config.compile, self.world.device.type, self.whole.steps - progress.step):
             self.not_compiled = compile_blocks(self.method, progress.micro_batch)
 
@@ -154,9 +163,6 @@ class Trainer:
         groups = self.groups(self.state.progress.step)
         if self.world.is_main:
             self.announce()
-        self.introduce(stop)
-        if self.is_futile():
-            return self.finish(stop)
         log = self.open_log()
         try:
             self.take_steps(groups, log, stop)
@@ -227,75 +233,48 @@ class Trainer:
         images = f"{size.images:,} images of '{self.config.split}' (labels are not read)"
         logger.info("\n".join([f"{backbone}, {len(description.classes)} classes, {images}", *size.lines()]))
 
-    def introduce(self, stop: StopSignal) -> None:
-        """Looks at the images before they are trained on, where the ladder will."""
-        if self.config.select == "ladder":
-            place, index = self.state.checkpoints.uri, self.reader.index.sha256
-            pause = leave_if(stop, "looking at the images")
-            self.facts = introduce(self.config, self.reference, self.zero_shot, index, place, self.world, pause)
-
-    def is_futile(self) -> bool:
-        """Whether there are too few images for the ladder to keep anything: the result is zero-shot's weights already.
-
-        It is a function of zero-shot and the images alone, so all processes and all attempts agree.
-        """
-        hopeless = self.config.select == "ladder" and self.facts is not None and self.facts["agreement"] is None
-        futile = any(self.world.gather(hopeless)) and self.state.progress.step == 0
-        if futile and self.world.is_main:
-            logger.info(
-                "no step is trained: the images are too few for the ladder to keep anything of it, and zero-shot's "
-                "weights are the result (--select none trains all the same)"
-            )
-        return futile
-
     def finish(self, stop: StopSignal) -> dict[str, Any]:
         """Writes the bundle; the checkpoint of the last step stays, so that running again does nothing twice."""
         progress, config = self.state.progress, self.config
         summary = summary_of(progress, config.batch_size)
-        networks = self.state.save(self.method) if progress.step else self.method.state_dict()
+        networks = self.state.save(self.method)
         if self.world.is_main:
             self.state.checkpoints.close()
             settings = replace(config, workers=self.asked.workers)  # what was chosen of this machine is no setting
             description = provenance(self.zero_shot.description, settings, self.reader.index, self.world.size, summary)
-            weights = networks[config.save]
-            found = {"data": self.facts, "class_shares": list(self.prior), **self.origin}
-            if config.select == "ladder" and self.zero_shot.encoder:
-                found["encoder"] = self.zero_shot.encoder.record
-            found = {name: what for name, what in found.items() if what}
-            description = replace(description, provenance=description.provenance | found)
-            if config.select == "ladder":
-                weights, description = self.select(weights, description, leave_if(stop, "choosing what to keep"))
-            self.reference.load_state_dict(weights)
-            save_bundle(config.output, self.reference, description)
+            record = {"class_shares": list(self.prior), **self.origin}
+            if self.zero_shot.encoder:
+                record["encoder"] = self.zero_shot.encoder.record
+            record = {name: value for name, value in record.items() if value}
+            description = replace(description, provenance=description.provenance | record)
+            self.save_model(networks[config.save], description, leave_if(stop, "checking the model"))
             logger.info(f"{in_words(summary)} -> {config.output}")
         return summary
 
-    def select(
-        self, weights: Weights, description: Description, pause: Callable[[], None]
-    ) -> tuple[Weights, Description]:
-        """`--select ladder`: the weights that become the model, and its description with the reasons.
+    def save_model(self, adapted: Weights, description: Description, pause: Callable[[], None]) -> None:
+        """Writes the model at `--alpha` of the way from zero-shot, with its check, and beside it all of the adaptation.
 
-        Judged by the images of the reader that was trained with: shards that were added since do not count. This
-        process looks alone. It is a function of the weights and the images: a run that was killed here and goes on
-        chooses the same. Where it leaves a part of the way undecided, the bundle OUTPUT/adapted holds its other end,
-        which `must review` and `must select` go on from.
+        A function of the weights and the images of the reader that was trained with: a run that was killed here and
+        goes on writes the same.
         """
-        source = EvalSource(self.reader, preprocess_of(description), SELECT_BATCH, self.config.loaders)
-        most = affordable(len(source) * self.config.epochs, len(description.classes))
-        kept, choice = select_weights(
-            self.reference, weights, source, self.world.device, pause, shares_of(description), most,
-            encoder=self.zero_shot.encoder,
-        )  # fmt: skip
-        logger.info(selection_text(choice))
-        place = storage.join(self.config.output, ADAPTED)
-        if choice.climb.undecided:
-            adapted = copy.deepcopy(self.reference)  # what is kept may be its very tensors
-            adapted.load_state_dict(weights)
-            save_bundle(place, adapted, description)
-            logger.info(f"  all of the adaptation is beside it: {place}")
-        elif storage.exists(storage.join(place, DESCRIPTION_FILE)):  # of an earlier run
-            storage.delete_folder(place)
-        return kept, described(description, choice, self.own_factor)
+        config, zero_shot = self.config, self.reference
+        model, end = copy.deepcopy(zero_shot), copy.deepcopy(zero_shot)
+        end.load_state_dict(adapted)
+        start = start_weights(zero_shot.state_dict(), end.state_dict())
+        model.load_state_dict(between(start, end.state_dict(), config.alpha))
+        source = subsample(
+            EvalSource(self.reader, preprocess_of(description), CHECK_BATCH, config.loaders), IMAGES
+        )
+        classes, encoder = description.classes, self.zero_shot.encoder
+        check = check_model(zero_shot, model, source, self.world.device, classes, encoder, pause)
+        logger.info("\n".join(check_lines(check)))
+        whole = storage.join(config.output, ADAPTED)
+        if config.alpha != 1:
+            save_bundle(whole, end, description)
+            logger.info(f"alpha {config.alpha:g}; all of the adaptation is beside it: {whole}")
+        elif storage.exists(storage.join(whole, DESCRIPTION_FILE)):  # of an earlier run
+            storage.delete_folder(whole)
+        save_bundle(config.output, model, with_selection(description, config.alpha, check, by="--alpha"))
 
 
 def leave_if(stop: StopSignal, doing: str) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""What training starts from, where that is not zero-shot and noise: `must train --init` and `--mask-token mean`."""
+"""What is measured or loaded before the first step: --init, --mask-token mean and --confident-share."""
 
 import torch
 
@@ -6,8 +6,12 @@ from must.base.parameters import require
 from must.data.augment.normalize import normalize
 from must.data.loading.loader import EvalSource
 from must.method.model.bundle import Bundle, load_bundle
+from must.method.model.masked_vit import MaskedViT
+from must.method.select.features import subsample
 from must.method.train.provenance import other_origin
 
+MEASURED = 2_000  # images whose zero-shot confidence the threshold follows from
+SUREST = 0.98  # largest such threshold: many images of an overconfident model are at 1
 LOOKED_AT = 256  # images, the first of the split, whose mean patch the mask token starts as
 
 
@@ -45,3 +49,16 @@ def start_from(init: str, zero_shot: Bundle, model_sha256: str = "") -> None:
         f"{ours.pretrained or 'its own'}; take the classifier of that model, or leave --init out",
     )
     zero_shot.model.load_state_dict(bundle.model.state_dict())
+
+
+@torch.inference_mode()
+def threshold_of(share: float, zero_shot: MaskedViT, source: EvalSource, device: torch.device) -> float:
+    """The confidence that the `share` of the images, of 2,000 at most, reaches under zero-shot.
+
+    Where none can be decoded it is 0, and training will tell.
+    """
+    confidence = [
+        zero_shot(normalize(batch.pixels.to(device), source.preprocess)).float().softmax(-1).amax(-1).cpu()
+        for batch in subsample(source, MEASURED)
+    ]
+    return min(float(torch.cat(confidence).quantile(1 - share)), SUREST) if confidence else 0.0

@@ -1,0 +1,78 @@
+"""Accuracies from a person's answers, with 95% intervals."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+Z = 1.96  # standard errors of a 95% interval
+
+
+class Share(NamedTuple):
+    """From 0 to 1; a difference from -1 to 1."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Accuracies on the answered images. `gain`: of the model over zero-shot, paired; `refined`: of the refined labels
+    before any answer."""
+
+    answers: int
+    zero_shot: Share
+    model: Share
+    gain: Share
+    refined: Share | None = None
+
+    @classmethod
+    def of(cls, zero_shot: np.ndarray, model: np.ndarray, refined: np.ndarray | None = None) -> Self:
+        """From bool [A]: whether each is right about each answered image."""
+        return cls(
+            len(model), share(zero_shot), share(model), difference(zero_shot, model),
+            share(refined) if refined is not None else None,
+        )  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Raises TypeError or ValueError: not what `to_dict` gives."""
+        shares = {name: Share(*map(float, value)) for name, value in values.items() if isinstance(value, list | tuple)}
+        return cls(**{**values, **shares})
+
+    def text(self) -> str:
+        """One line."""
+        parts = [("zero-shot", self.zero_shot), ("the model", self.model), ("refined labels", self.refined)]
+        shares = [f"{name} {of.value:.1%} ({of.low:.0%} to {of.high:.0%})" for name, of in parts if of]
+        return (
+            f"{self.answers:,} answers: {', '.join(shares)}; gain of the model {100 * self.gain.value:+.1f} points "
+            f"({100 * self.gain.low:+.1f} to {100 * self.gain.high:+.1f})"
+        )
+
+
+def share(right: np.ndarray) -> Share:
+    """The mean of bool [A] with Wilson's interval (1927)."""
+    count = len(right)
+    if not count:
+        return Share(0.0, 0.0, 1.0)
+    mean = float(right.mean())
+    middle = (mean + Z * Z / (2 * count)) / (1 + Z * Z / count)
+    half = Z / (1 + Z * Z / count) * math.sqrt(mean * (1 - mean) / count + Z * Z / (4 * count * count))
+    return Share(mean, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def difference(before: np.ndarray, after: np.ndarray) -> Share:
+    """Mean of `after` - `before`, bool [A] of the same images, with the interval of Bonett and Price (2012), which
+    holds for few images too."""
+    count = len(before)
+    if not count:
+        return Share(0.0, -1.0, 1.0)
+    won, lost = (int((one & ~other).sum()) + 1 for one, other in ((after, before), (before, after)))
+    middle = (won - lost) / (count + 2)
+    half = Z * math.sqrt(max((won + lost) / (count + 2) - middle**2, 0.0) / (count + 2))
+    return Share((won - lost) / count, max(-1.0, middle - half), min(1.0, middle + half))
