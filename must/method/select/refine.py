@@ -47,7 +47,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         ValueError: no such split, classifier or bundle, one of other classes, or no image can be decoded.
     """
     zero_shot = zero_shot_bundle(load_text_classifier(config.classifier))
-    classes, networks = zero_shot.description.classes, [zero_shot.model]
+    classes, model = zero_shot.description.classes, None
     if config.model:
         bundle = load_bundle(adapted_end(config.model))
         require(bundle.description.classes == classes, f"--model {config.model}: has other classes than --classifier")
@@ -55,12 +55,14 @@ def refine(config: RefineConfig) -> dict[str, Any]:
             preprocess_of(bundle.description) == preprocess_of(zero_shot.description),
             f"--model {config.model}: looks at other pixels than the model of --classifier; give its own classifier",
         )
-        networks.append(bundle.model)
+        model = bundle.model
     answers = answers_of(config, classes)
     with init_distributed(config.device, timeout=600) as here:
         require(here.size == 1, "must refine runs in one process")
         source = subsample(EvalSource.of(config, preprocess_of(zero_shot.description)), config.images)
-        seen = extract_features(networks, source, here.device, zero_shot.encoder)
+        other = model.to(here.device) if model else None
+        others = (lambda images: [other(images)]) if other else None
+        seen = extract_features(zero_shot.model, source, here.device, others, zero_shot.encoder)
         refined = refined_labels(seen, here.device, answers)
     summary = {
         "must_version": __version__,
