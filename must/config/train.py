@@ -108,9 +108,8 @@ class TrainConfig(StageConfig):
         "100",
         metavar="X|model",
     )
-    loss_reduction: Literal["global", "rank", "batch"] = param(
-        "mean of the self-training loss over the confident images of all processes, or per process (published); "
-        "batch: over all images, so that a few confident ones weigh little",
+    loss_reduction: Literal["global", "rank"] = param(
+        "mean of the self-training loss over the confident images of all processes, or per process (published)",
         "global",
     )
     weak_padding: int = param(
