@@ -78,14 +78,3 @@ def corrected(probabilities: Tensor, values: Tensor, answered: Tensor, labels: T
 def one_hot(labels: Tensor, classes: int) -> Tensor:
     """Float32 [A, K]; a row of zeros for -1."""
     return (labels[:, None] == torch.arange(classes, device=labels.device)).float()
-
-
-def class_shares(probabilities: Tensor, rounds: int = 100) -> Tensor:
-    """[K], sum 1: the classes' shares among the images, by expectation maximisation (Saerens et al. 2002)."""
-    P = probabilities.double()
-    usual = P.mean(0).clamp(min=1e-12)
-    shares = usual
-    for _ in range(rounds):
-        posterior = P * (shares / usual)
-        shares = (posterior / posterior.sum(1, keepdim=True)).mean(0).clamp(min=1e-12)
-    return shares.float()

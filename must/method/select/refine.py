@@ -21,13 +21,12 @@ from must.method.model.classifier import load_text_classifier
 from must.method.select.check import Predicted
 from must.method.select.features import ImageFeatures, extract_features, subsample
 from must.method.select.knn import nearest, whitened
-from must.method.select.propagate import class_shares, corrected, propagate
+from must.method.select.propagate import corrected, propagate
 from must.method.select.select import adapted_end
 
 logger = logging.getLogger(__name__)
 
 SUMMARY_FILE = "refined.json"
-ABSENT = 0.2  # share of the classes that no refined label has, above which some are taken for absent
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,6 @@ class Refined:
     zero_shot: Predicted
     model: Predicted | None
     labels: Predicted
-    shares_estimated: bool
 
 
 def refine(config: RefineConfig) -> dict[str, Any]:
@@ -70,7 +68,6 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         "undecodable": source.skipped,
         "answers": len(answers),
         "changed": round(float((refined.labels.labels != refined.zero_shot.labels).float().mean()), 4),
-        "shares_estimated": refined.shares_estimated,
         "config": asdict(config),
     }
     storage.write_bytes(storage.join(config.output, PREDICTIONS_FILE), predictions_csv(seen.sources, classes, refined))
@@ -96,9 +93,6 @@ def answers_of(config: RefineConfig, classes: list[str]) -> dict[int, int]:
 def refined_labels(seen: ImageFeatures, device: torch.device, answers: dict[int, int] | None = None) -> Refined:
     """The mean of zero-shot's and the model's probabilities, corrected by answers, then propagated (propagate.py).
 
-    Where at least a fifth of the classes has no refined label, classes are probably absent: the probabilities are
-    then weighted by the square root of the classes' estimated shares, and propagated again.
-
     Args:
         answers: {number in the split: class number, -1 for none of the classes}.
     """
@@ -110,13 +104,8 @@ def refined_labels(seen: ImageFeatures, device: torch.device, answers: dict[int,
     if len(answered):
         mean = corrected(mean, values, answered, labels)
     refined = propagate(neighbours, cosines, mean, answered, labels)
-    absent = torch.bincount(refined.argmax(1), minlength=mean.shape[1]) == 0
-    estimated = bool(absent.float().mean() >= ABSENT)
-    if estimated:
-        weighted = mean * class_shares(mean).sqrt()
-        refined = propagate(neighbours, cosines, weighted / weighted.sum(1, keepdim=True), answered, labels)
     models = [Predicted.of(one) for one in seen.probabilities]
-    return Refined(models[0], models[1] if len(models) > 1 else None, Predicted.of(refined.cpu()), estimated)
+    return Refined(models[0], models[1] if len(models) > 1 else None, Predicted.of(refined.cpu()))
 
 
 def predictions_csv(sources: list[str], classes: list[str], refined: Refined) -> bytes:
