@@ -9,7 +9,6 @@ from must.config import defaults
 
 @dataclass(kw_only=True)
 class SelectConfig(StageConfig):
-    summary = "Keep another share of an adaptation (weight interpolation): seconds, without training again."
     example = "must select --model model/ --baseline classifier.safetensors --shards shards/ --alpha 1 --output all/"
 
     model: str = param(
