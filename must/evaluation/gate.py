@@ -121,13 +121,17 @@ def reviewed_gate(metrics: dict[str, Any], config: GateConfig) -> Decision:
     if not isinstance(selection.get("measured"), dict):
         text = "there are no answers about this model; ask with `must review`, then `must select --answers`"
         return Decision(False, "reviewed", [line(False, text)])
-    found = Measured.from_dict(selection["measured"])
+    text = measured_in_words(selection)
     if not selection.get("alpha"):
-        text = f"zero-shot is kept, as the answers measured it best ({found.text()})"
-        return Decision(True, "reviewed", [line(True, text)], ZERO_SHOT)
-    passed = found.gain.low > 0
-    more = "" if passed else "; the lower end must be above 0: more answers, or another model"
-    return Decision(passed, "reviewed", [line(passed, found.text() + more)])
+        return Decision(True, "reviewed", [line(True, f"zero-shot is kept; {text}")], ZERO_SHOT)
+    passed = Measured.from_dict(selection["measured"]).gain.low > 0
+    more = "" if passed else "; the lower end of the gain must be above 0: give more answers, or another model"
+    return Decision(passed, "reviewed", [line(passed, text + more)])
+
+
+def measured_in_words(selection: dict[str, Any]) -> str:
+    """What people's answers, or a split with labels, measured of the model."""
+    return f"{selection['by']}: {Measured.from_dict(selection['measured']).text().partition(': ')[2]}"
 
 
 def labelled_gate(metrics: dict[str, Any], config: GateConfig) -> Decision:

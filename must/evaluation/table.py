@@ -44,7 +44,7 @@ def check_lines(metrics: dict[str, Any]) -> list[str]:
 def abstention_lines(metrics: dict[str, Any]) -> list[str]:
     """The threshold below which no class should be named, and what it is worth."""
     found = metrics.get("abstention")
-    if not found:
+    if not found or not metrics["labelled"]:
         return []
     target = percent(found["target"])
     if found["threshold"] is None:

@@ -23,7 +23,7 @@ from must.config import GateConfig
 from must.evaluation.gate import labelled_gate
 from tests.model.hub_api import TOKEN, writable
 
-SETTINGS = {"preset": "digits", "epochs": 2, "batch_size": 50, "workers": 0, "device": "cpu", "select": "none"}
+SETTINGS = {"preset": "digits", "epochs": 2, "batch_size": 50, "workers": 0, "device": "cpu"}
 PROMPTS = {name: [template.format(name) for template in TEMPLATES] for name in CLASSES}
 
 

@@ -20,7 +20,7 @@ from must.base.storage import TransientError
 from must.config import TrainConfig
 from must.method.train import trainer
 
-SHORT = {"preset": "digits", "epochs": 1, "batch_size": 50, "workers": 0, "device": "cpu", "select": "none"}
+SHORT = {"preset": "digits", "epochs": 1, "batch_size": 50, "workers": 0, "device": "cpu"}
 
 
 def python(code):

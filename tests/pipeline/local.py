@@ -35,9 +35,7 @@ def small_demo(folder, images=160):
             file.unlink()
     for file in sorted((folder / "images" / "test").rglob("*.png"))[::4]:
         file.unlink()
-    return (
-        parameters | {"settings": {"batch_size": 32, "workers": 0, "select": "none", "lr": 0.01}, "epochs": 6} | GAINS
-    )
+    return parameters | {"settings": {"batch_size": 32, "workers": 0, "lr": 0.01}, "epochs": 6} | GAINS
 
 
 class Run:

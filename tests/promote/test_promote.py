@@ -163,14 +163,7 @@ METRICS = {
     "label_free": {
         "compared": {
             "agreement": 0.9,
-            "audit": {
-                "outcome": "gain",
-                "alpha": 1.0,
-                "reason": "",
-                "images": 200,
-                "rungs": [{"alpha": 1.0, "z": 4.0, "changed": 0.1, "outcome": "kept"}],
-                "signal": {"renamed": 0.0},
-            },
+            "check": {"images": 200, "warnings": [], "agreement_before": 0.5, "agreement_after": 0.6},
         },
         "baseline": {"effective_classes": 2.0, "mutual_information": 0.5},
         "adapted": {"effective_classes": 1.9, "mutual_information": 0.5},

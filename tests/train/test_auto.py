@@ -33,7 +33,7 @@ def test_settings_can_be_trained_with(images, tower, classes):
     assert steps >= config.epochs and config.ema_warmup_steps <= max(1, 0.15 * steps + 1)
     _, size, patch = TOWERS[tower]
     assert size % config.mask_patch_size == 0 and config.mask_patch_size % patch == 0
-    assert config.select == "ladder" and config.flip == 0
+    assert config.alpha == 0.5 and config.flip == 0
     assert found == settings(images, classes, *TOWERS[tower]), "a pure function"
 
 
@@ -107,7 +107,7 @@ def test_flags_and_files_win(digits, tmp_path):
     file = tmp_path / "settings.yaml"
     file.write_text(yaml.safe_dump({"epochs": 3, "lr": 0.5}))
     config = configure("train", values_of(digits, lr="0.25"), str(file))
-    assert (config.epochs, config.lr, config.select) == (3, 0.25, "ladder")
+    assert (config.epochs, config.lr, config.alpha) == (3, 0.25, 0.5)
 
 
 def test_shares_that_the_classifier_file_holds_are_taken(digits, tmp_path):
@@ -127,7 +127,7 @@ def test_published_settings_are_what_they_were(digits):
     assert (config.epochs, config.batch_size, config.lr, config.min_lr) == (30, 1024, 2e-5, 1e-6)
     assert (config.ema_decay_init, config.ema_decay, config.ema_warmup_steps) == (0.999, 0.9998, 2000)
     assert (config.mask_patch_size, config.mask_ratio, config.confidence_threshold) == (32, 0.3, 0.7)
-    assert (config.fairness_weight, config.align_weight, config.flip, config.select) == (1, 0.2, 0.5, "none")
+    assert (config.fairness_weight, config.align_weight, config.flip, config.alpha) == (1, 0.2, 0.5, 1)
     assert (config.randaugment, config.logit_factor) == ("rand-m9-mstd0.5-inc1", "100")
     assert (config.mask_token, config.loss_reduction) == ("random", "global")
 

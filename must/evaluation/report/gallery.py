@@ -99,7 +99,7 @@ class Pictures:
         pairs = [changed[self.samples.sources[row]] for row in rows]
         frequent = Counter(pairs)
         order = sorted(range(len(rows)), key=lambda at: (-frequent[pairs[at]], pairs[at]))
-        seen, found = Counter[tuple[str, str]](), []
+        seen, found = Counter[tuple[str, str]](), list[dict[str, Any]]()
         for at in order:
             seen[pairs[at]] += 1
             if seen[pairs[at]] <= OF_KIND and len(found) < RELABELLED_SHOWN:

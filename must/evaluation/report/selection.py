@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from must.method.answers.estimate import Measured
+from must.evaluation.gate import measured_in_words
 
 SHARES = ((0.0, "Nothing is kept: the weights are zero-shot's"), (0.5, "Half is kept"), (1.0, "All of it is kept"))
 
@@ -25,11 +25,9 @@ def in_words(chosen: dict[str, Any]) -> str:
     alpha = chosen["alpha"]
     share = dict(SHARES).get(alpha, f"The share {alpha:g} is kept")
     text = f"{share} (alpha {alpha:g})"
-    if chosen.get("by"):
-        text += f", set by {chosen['by']}"
     if isinstance(chosen.get("measured"), dict):
-        text += f". {Measured.from_dict(chosen['measured']).text()}"
-    return f"{text}."
+        return f"{text}, chosen by {measured_in_words(chosen)}."
+    return f"{text}, set by {chosen['by']}." if chosen.get("by") else f"{text}."
 
 
 def column(title: str, check: dict[str, Any]) -> dict[str, Any]:

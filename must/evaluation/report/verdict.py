@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+from must.evaluation.gate import FEWEST
+
 
 class Verdict(NamedTuple):
     tone: str  # good, bad or open
@@ -82,7 +84,8 @@ def without_labels(metrics: dict[str, Any]) -> Verdict:
     if compared["agreement"] == 1:
         plain = f"Nothing has changed: every image has the class that {name} gives it.{HELPS}"
         return Verdict("open", f"The same as {name}", text, plain)
-    warnings = list(compared.get("check", {}).get("warnings", []))
+    check = compared.get("check") or {"images": 0, "warnings": []}
+    warnings = list(check["warnings"])
     if compared["dominant"]:
         names = ", ".join(classes[i] for i in compared["dominant"][:5])
         warnings.append(f"few classes have taken over ({names})")
@@ -93,11 +96,10 @@ def without_labels(metrics: dict[str, Any]) -> Verdict:
         names = ", ".join(classes[i] for i in compared["vanished"][:5])
         text += f" Mind that {len(compared['vanished'])} classes are hardly predicted any more ({names})."
     changed = f"{out_of_100(1 - compared['agreement'])} of 100 images have another class than before"
-    plain = (
-        f"No sign of harm, but whether it is better only labels can tell: {changed}. Fifty answers give a first "
-        "number (must review)."
-    )
-    return Verdict("open", "No sign of harm, accuracy unknown", text, plain)
+    tell = "Whether it is better only labels can tell; fifty answers give a first number (must review)."
+    if check["images"] < FEWEST:
+        return Verdict("open", "Accuracy unknown", text, f"{changed}, and these are too few to see any harm. {tell}")
+    return Verdict("open", "No sign of harm, accuracy unknown", text, f"No sign of harm: {changed}. {tell}")
 
 
 def p_value(p: float) -> str:
