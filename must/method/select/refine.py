@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from must import __version__
 from must.base import storage
@@ -22,7 +21,7 @@ from must.method.model.classifier import load_text_classifier
 from must.method.select.check import Predicted
 from must.method.select.features import ImageFeatures, extract_features, subsample
 from must.method.select.knn import nearest, whitened
-from must.method.select.propagate import class_shares, propagate
+from must.method.select.propagate import class_shares, corrected, propagate
 from must.method.select.select import adapted_end
 
 logger = logging.getLogger(__name__)
@@ -93,7 +92,7 @@ def answers_of(config: RefineConfig, classes: list[str]) -> dict[int, int]:
 
 
 def refined_labels(seen: ImageFeatures, device: torch.device, answers: dict[int, int] | None = None) -> Refined:
-    """Propagates the mean of zero-shot's and the model's probabilities (see propagate.py).
+    """The mean of zero-shot's and the model's probabilities, corrected by answers, then propagated (propagate.py).
 
     Where at least a fifth of the classes has no refined label, classes are probably absent: the probabilities are
     then weighted by the square root of the classes' estimated shares, and propagated again.
@@ -101,10 +100,13 @@ def refined_labels(seen: ImageFeatures, device: torch.device, answers: dict[int,
     Args:
         answers: {number in the split: class number, -1 for none of the classes}.
     """
-    neighbours, cosines = nearest(whitened(seen.features.to(device).float()))
+    values = whitened(seen.features.to(device).float())
+    neighbours, cosines = nearest(values)
     mean = seen.probabilities.float().mean(0).to(device)
     known = [(place, answers[n]) for place, n in enumerate(seen.numbers.tolist()) if n in answers] if answers else []
     answered, labels = torch.tensor(known, dtype=torch.int64, device=device).reshape(-1, 2).T
+    if len(answered):
+        mean = corrected(mean, values, answered, labels)
     refined = propagate(neighbours, cosines, mean, answered, labels)
     absent = torch.bincount(refined.argmax(1), minlength=mean.shape[1]) == 0
     estimated = bool(absent.float().mean() >= ABSENT)
@@ -116,7 +118,10 @@ def refined_labels(seen: ImageFeatures, device: torch.device, answers: dict[int,
 
 
 def predictions_csv(sources: list[str], classes: list[str], refined: Refined) -> bytes:
-    """image, class (the refined one) and its confidence, then zero-shot's and the model's class and probability."""
+    """image, class (the refined one) and its confidence, then zero-shot's and the model's class and probability.
+
+    The class is empty where a person said that the image shows none of the classes.
+    """
     columns: dict[str, Predicted] = {"class": refined.labels, "zero_shot": refined.zero_shot}
     if refined.model:
         columns["model"] = refined.model
@@ -127,8 +132,6 @@ def predictions_csv(sources: list[str], classes: list[str], refined: Refined) ->
     values = [(one.labels.tolist(), one.confidence.tolist()) for one in columns.values()]
     rows = [header]
     for place, source in enumerate(sources):
-        parts = [text for labels, sure in values for text in (names[labels[place]], f"{sure[place]:.6f}")]
+        parts = [text for labels, sure in values for text in (names[labels[place]] if sure[place] else "", f"{sure[place]:.6f}")]
         rows.append([cell(source), *parts])
     return csv_of(rows)
-
-

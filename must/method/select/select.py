@@ -80,7 +80,9 @@ def adapted_end(model: str) -> str:
     return whole if storage.exists(storage.join(whole, DESCRIPTION_FILE)) else model
 
 
-def choose(config: SelectConfig, bundle: Bundle, frozen: MaskedViT, device: torch.device) -> tuple[float, dict[str, Any]]:
+def choose(
+    config: SelectConfig, bundle: Bundle, frozen: MaskedViT, device: torch.device
+) -> tuple[float, dict[str, Any]]:
     """(alpha, what the bundle records of the choice)."""
     if config.alpha != "auto":
         return config.alpha, {"by": "--alpha"}
@@ -105,7 +107,10 @@ def known_labels(config: SelectConfig, description: Description) -> tuple[dict[i
             f"--answers {config.answers}: is a review of a model with other classes; give its own model",
         )
         pictures, labels = review.truth(review.answers(config.answers))
-        require(review.order == "random", f"--answers {config.answers}: asked about doubtful pictures, which measure nothing")
+        require(
+            review.order == "random",
+            f"--answers {config.answers}: asked about doubtful pictures, which measure nothing",
+        )
         require(bool(pictures), f"--answers {config.answers}: there are no answers yet")
         return {picture.number: int(label) for picture, label in zip(pictures, labels, strict=True)}, review.split
     if not config.labelled:
