@@ -101,18 +101,24 @@ def adapt(
 def command(config: AdaptConfig) -> Adapted:
     """The stage `must adapt`; prints what was written, and commands that go on from there."""
     adapted = steps(lambda stage, values: call(stage, **values), **config.to_dict())
-    names = (config.output, adapted.bundle, adapted.report.with_name(METRICS_FILE), config.images)
-    work, model, metrics, images = (shlex.quote(str(name)) for name in names)
-    given = f"{images} --output {work}/predictions.csv"
-    if not Path(config.images).is_dir():
-        given = f"--shards {work}/{SHARDS} --output {work}/predictions"
-    logger.info(
-        f"model:  {adapted.bundle}\nlabels: {adapted.labels}\nreport: {adapted.report}\n"
-        f"next:   must predict --model {model} {given}\n"
-        f"        must review {work}\n"
-        f"        must export --model {model} --metrics {metrics} --output {work}/onnx"
-    )
+    places = {"model": adapted.bundle, "labels": adapted.labels, "report": adapted.report}
+    lines = [f"{name + ':':8}{place}" for name, place in places.items()]
+    following = "\n        ".join(next_commands(config.output, config.images))
+    logger.info("\n".join([*lines, f"next:   {following}"]))
     return adapted
+
+
+def next_commands(output: str, images: str) -> list[str]:
+    """What to type next."""
+    work = shlex.quote(output.rstrip("/") or output)
+    given = f"--shards {work}/{SHARDS} --output {work}/predictions"
+    if Path(images).is_dir():
+        given = f"{shlex.quote(images)} --output {work}/predictions.csv"
+    return [
+        f"must predict --model {work}/{BUNDLE} {given}",
+        f"must review {work}",
+        f"must export --model {work}/{BUNDLE} --metrics {work}/{REPORT}/{METRICS_FILE} --output {work}/onnx",
+    ]
 
 
 def steps(

@@ -213,10 +213,10 @@ def test_a_folder_that_refine_did_not_write_is_refused(digits, refined, tmp_path
 
 
 def test_a_report_that_cannot_be_drawn_does_not_take_the_numbers_with_it(digits, tmp_path, capsys, monkeypatch):
-    def broken(found):
+    def broken(title, found):
         raise TypeError("unsupported format string passed to NoneType.__format__")
 
-    monkeypatch.setattr("must.evaluation.report.selection.in_words", broken)
+    monkeypatch.setattr("must.evaluation.report.selection.column", broken)
     metrics = evaluate(settings(digits, tmp_path))
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert (tmp_path / "predictions.csv").exists()

@@ -132,6 +132,8 @@ def predictions_csv(sources: list[str], classes: list[str], refined: Refined) ->
     values = [(one.labels.tolist(), one.confidence.tolist()) for one in columns.values()]
     rows = [header]
     for place, source in enumerate(sources):
-        parts = [text for labels, sure in values for text in (names[labels[place]] if sure[place] else "", f"{sure[place]:.6f}")]
+        parts = []
+        for labels, sure in values:
+            parts += [names[labels[place]] if sure[place] else "", f"{sure[place]:.6f}"]
         rows.append([cell(source), *parts])
     return csv_of(rows)

@@ -1,0 +1,194 @@
+"""`must select` and the model that `must train` keeps, on the bundled digits."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from must.base.parameters import load
+from must.config import EvaluateConfig, ExportConfig, SelectConfig, TrainConfig
+from must.deploy.export.export import export
+from must.evaluation.evaluate import evaluate
+from must.method.model.bundle import load_bundle, load_description, save_bundle
+from must.method.model.classifier import load_text_classifier, save_classifier
+from must.method.select.features import subsample
+from must.method.select.select import ALPHA, TRIED, best_alpha, select
+from must.method.train import trainer
+from must.method.train.presets import preset
+from must.method.train.trainer import train
+
+
+def selected(digits, model, output, **changes):
+    values = {"model": str(model), "baseline": digits.classifier, "shards": digits.shards, "output": str(output)}
+    return select(SelectConfig(**{**values, "workers": 0, "device": "cpu", **changes}))
+
+
+def weights(folder):
+    return load_file(f"{folder}/model.safetensors")
+
+
+def classifying(folder):
+    return {name: value for name, value in weights(folder).items() if name.startswith(("visual.", "classifier"))}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("alpha, end", [(0.0, "zero_shot"), (1.0, "adapted")])
+def test_at_both_ends_the_bits_are_those_of_the_ends(digits, tmp_path, alpha, end):
+    selected(digits, digits.adapted, tmp_path, alpha=alpha)
+    assert same(classifying(tmp_path), classifying(getattr(digits, end)))
+    if end == "adapted":
+        assert same(weights(tmp_path), weights(digits.adapted))
+
+
+def test_between_them_weights_are_interpolated_and_the_bundle_tells_it(digits, tmp_path, capsys):
+    found = selected(digits, digits.adapted, tmp_path, alpha=0.25).provenance
+    start, end = weights(digits.zero_shot)["classifier"], weights(digits.adapted)["classifier"]
+    assert torch.equal(weights(tmp_path)["classifier"], torch.lerp(start, end, 0.25))
+    assert found == load_description(str(tmp_path)).provenance and found["index_sha256"] == "0" * 64
+    selection = found["selection"]
+    assert (selection["alpha"], selection["by"], selection["check"]["images"]) == (0.25, "--alpha", 150)
+    assert selection["check"]["warnings"] == []
+    shown = capsys.readouterr().out
+    assert "alpha 0.25 (--alpha)" in shown and "check on 150 unlabeled images" in shown
+    half = selected(digits, digits.adapted, tmp_path).provenance["selection"]
+    assert (half["alpha"], half["by"]) == (ALPHA, "the default")
+
+
+def test_a_ruined_model_is_kept_as_asked_and_warned_of(digits, tmp_path, capsys):
+    bundle = load_bundle(digits.adapted)
+    bundle.model.classifier.data[:, 0] = -bundle.model.classifier.data[:, 0]  # nobody is a zero any more
+    save_bundle(str(tmp_path / "ruined"), bundle.model, bundle.description)
+    check = selected(digits, tmp_path / "ruined", tmp_path / "kept", alpha=1.0).provenance["selection"]["check"]
+    assert check["dead_classes"] == ["zero"] and "warning: 1 classes are no longer predicted" in capsys.readouterr().out
+
+
+def test_labels_choose_alpha_and_what_they_measure_is_recorded(digits, tmp_path):
+    found = selected(digits, digits.adapted, tmp_path / "labelled", labelled="test").provenance["selection"]
+    assert found["by"] == "120 labels of test" and found["alpha"] in TRIED
+    values = {"model": str(tmp_path / "labelled"), "baseline": digits.classifier, "shards": digits.shards}
+    metrics = evaluate(EvaluateConfig(**values, output=str(tmp_path / "report"), workers=0, device="cpu"))
+    assert found["measured"]["answers"] == 120
+    assert found["measured"]["model"][0] == pytest.approx(metrics["adapted"]["top1"])
+    assert found["measured"]["zero_shot"][0] == pytest.approx(metrics["baseline"]["top1"])
+    with pytest.raises(ValueError, match="no split 'elsewhere'"):
+        selected(digits, digits.adapted, tmp_path / "none", labelled="elsewhere")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("better, alpha", [(0, 0.5), (1, 0.5), (30, 0.8)])
+def test_another_alpha_takes_more_than_its_standard_error(better, alpha):
+    """Of 100 images 50 are right at every share; at 0.8 some of the others besides."""
+    correct = np.zeros((len(TRIED), 100), bool)
+    correct[:, :50] = True
+    correct[TRIED.index(0.8), 50 : 50 + better] = True
+    assert best_alpha(correct) == alpha
+
+
+def test_a_classifier_of_another_task_is_refused(digits, tmp_path):
+    other = load_text_classifier(digits.classifier)
+    save_classifier(replace(other, weights=other.weights[:, :9], classes=other.classes[:9]), str(tmp_path / "nine"))
+    with pytest.raises(ValueError, match="has other classes"):
+        selected(digits, digits.adapted, tmp_path / "kept", baseline=str(tmp_path / "nine"))
+    assert not (tmp_path / "kept").exists()
+
+
+class Source:
+    def __init__(self, images, numbers=None):
+        self.images, self.numbers = images, list(numbers or range(images))
+
+    def __len__(self):
+        return self.images
+
+
+@pytest.mark.parametrize("images", [1, 1_999, 2_000, 2_001, 6_007])
+def test_at_most_2000_images_are_looked_at_evenly_spread(images):
+    numbers = subsample(Source(images), 2_000).numbers
+    assert len(numbers) == min(images, 2_000) and numbers == sorted(set(numbers))
+    steps = np.diff(numbers)
+    assert len(steps) == 0 or steps.max() - steps.min() <= 1
+    shared = [subsample(Source(images, range(rank, images, 2) or [0]), 2_000).numbers for rank in range(2)]
+    assert images < 2 or sorted(shared[0] + shared[1]) == numbers, "processes share the same images"
+
+
+def training(digits, output, **changes):
+    values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output)}
+    settings = {"epochs": 2, "batch_size": 50, "workers": 0, "seed": 1, "log_every": 2, "alpha": 0.5, **changes}
+    return load(TrainConfig, {**values, **settings}, preset=preset("digits", "any"))
+
+
+@pytest.fixture(scope="module")
+def trained(digits, tmp_path_factory):
+    torch.set_num_threads(1)
+    output = tmp_path_factory.mktemp("trained")
+    train(training(digits, output))
+    return output
+
+
+def test_training_keeps_half_and_all_of_it_beside_it(digits, trained, tmp_path):
+    selection = load_description(str(trained)).provenance["selection"]
+    assert (selection["alpha"], selection["by"]) == (0.5, "--alpha") and selection["check"]["images"] == 150
+    assert "selection" not in load_description(f"{trained}/adapted").provenance
+    start, half, end = (weights(folder) for folder in (digits.zero_shot, trained, f"{trained}/adapted"))
+    assert torch.equal(half["classifier"], torch.lerp(start["classifier"], end["classifier"], 0.5))
+    again = selected(digits, trained, tmp_path / "again", alpha=0.5).provenance["selection"]
+    assert again == selection and same(weights(tmp_path / "again"), half), "select goes on from all of it"
+    assert (tmp_path / "again/train_log.jsonl").read_bytes() == (trained / "train_log.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_before_its_model_was_written_ends_in_the_same(digits, trained, tmp_path, monkeypatch):
+    output = tmp_path / "model"
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_args, **_more):
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(trainer, "check_model", killed)
+        train(training(digits, output))
+    assert not (output / "model.json").exists() and not (output / "adapted").exists()
+    train(training(digits, output))
+    for name in ("model.safetensors", "adapted/model.safetensors"):
+        assert (output / name).read_bytes() == (trained / name).read_bytes()
+    ours, theirs = (load_description(str(folder)).provenance["selection"] for folder in (output, trained))
+    assert ours == theirs
+    assert train(training(digits, output, alpha=1))["steps"] and not (output / "adapted").exists()
+    assert same(weights(output), weights(trained / "adapted")), "alpha 1 is all of it, and nothing lies beside it"
+
+
+def test_a_model_made_by_the_ladder_loads_evaluates_exports_and_is_selected_from(digits, tmp_path):
+    rung = {"alpha": 0.3, "z": 4.0, "changed": 0.1, "outcome": "kept", "needed": 2.0}
+    story = {
+        "outcome": "gain",
+        "alpha": 0.3,
+        "kept_zero_shot": False,
+        "rungs": [rung],
+        "images": 150,
+        "undecided": None,
+    }
+    old = load_bundle(digits.adapted)
+    description = replace(old.description, provenance={**old.description.provenance, "selection": story})
+    save_bundle(str(tmp_path / "old"), old.model, description)
+    values = {"shards": digits.shards, "workers": 0}
+    metrics = evaluate(
+        EvaluateConfig(
+            **values, model=str(tmp_path / "old"), baseline=digits.classifier, output=str(tmp_path / "r"), device="cpu"
+        )
+    )
+    page = (tmp_path / "r/report.html").read_text()
+    assert "The share 0.3 is kept (alpha 0.3)." in page and "ladder" not in page
+    assert metrics["label_free"]["compared"]["check"]["images"] == 120
+    exported = export(
+        ExportConfig(
+            model=str(tmp_path / "old"), output=str(tmp_path / "onnx"), metrics=str(tmp_path / "r/metrics.json")
+        )
+    )
+    assert exported["check"]["images"] > 0
+    assert selected(digits, tmp_path / "old", tmp_path / "new").provenance["selection"]["alpha"] == 0.5
