@@ -68,7 +68,7 @@ def adapt(
         output: a folder on this machine.
         model: an open_clip model name, hf-hub:TEAM/NAME, or a model folder.
         pretrained: an open_clip tag or a checkpoint file; openai for the default model.
-        look_alikes: what says which images look alike, as `must.classifier` takes it.
+        look_alikes: what says which images are similar, as `must.classifier` takes it.
         test_images: labelled images to measure the accuracy with, which nothing else reads: a folder with a folder a
             class, or a file of labels as `must.sort` takes it (answers, an export of Label Studio or FiftyOne).
         device: auto, cpu, cuda or cuda:N.

@@ -51,8 +51,8 @@ class Shards:
 
 @dataclass(frozen=True)
 class Classifier:
-    """`model_folder`: the CLIP model's own files, which later stages read; `look_alikes`: what says which images look
-    alike, and `encoder_folder` its files, '' for the frozen image tower."""
+    """`model_folder`: the CLIP model's own files, which later stages read; `look_alikes`: what says which images are
+    similar, and `encoder_folder` its files, '' for the frozen image tower."""
 
     output: str
     classes: tuple[str, ...]

@@ -26,7 +26,7 @@ class AdaptConfig(StageConfig):
         metavar="TAG|PATH",
     )
     look_alikes: str = param(
-        "what says which images look alike, as `must classifier --look-alikes`", "auto", metavar="ENCODER"
+        "what says which images are similar, as `must classifier --look-alikes`", "auto", metavar="ENCODER"
     )
     test_images: str = param(
         "labelled images to measure the accuracy with: a folder with a folder a class, or a file of labels as `must "

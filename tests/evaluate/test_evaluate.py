@@ -165,7 +165,7 @@ def test_of_a_model_of_an_earlier_version_the_share_is_told():
     old = {"images": 500, "outcome": "gain", "kept_zero_shot": False, "alpha": 0.3, "reason": "why", "rungs": [rung]}
     metrics = {"label_free": {"compared": None}, "model": {"provenance": {"selection": old}}}
     metrics |= {"baseline_name": "none"}
-    assert selection(metrics) == {"text": "The share 0.3 is kept (alpha 0.3).", "checks": []}
+    assert selection(metrics) == {"text": "A part is kept (alpha 0.3).", "checks": []}
 
 
 @pytest.fixture(scope="module")

@@ -202,7 +202,7 @@ def test_the_gate_decides_and_promote_obeys(tmp_path, capsys, flags, passed):
 def test_zero_shot_goes_green_but_replaces_no_champion(tmp_path, capsys):
     """Nothing was kept of an adaptation: the first model may be that, a champion stays."""
     metrics = copy.deepcopy(METRICS)
-    metrics["label_free"]["compared"]["audit"] |= {"outcome": "same", "alpha": 0.0}
+    metrics["label_free"]["compared"]["agreement"] = 1.0
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     decision = tmp_path / "decision.json"
     main(["gate", "--metrics", str(tmp_path / "metrics.json"), "--output", str(decision)])

@@ -23,11 +23,10 @@ def selection(metrics: dict[str, Any]) -> dict[str, Any] | None:
 
 def in_words(chosen: dict[str, Any]) -> str:
     alpha = chosen["alpha"]
-    share = dict(SHARES).get(alpha, f"The share {alpha:g} is kept")
-    text = f"{share} (alpha {alpha:g})"
+    share = dict(SHARES).get(alpha, "A part is kept")
     if isinstance(chosen.get("measured"), dict):
-        return f"{text}, chosen by {measured_in_words(chosen)}."
-    return f"{text}, set by {chosen['by']}." if chosen.get("by") else f"{text}."
+        return f"{share} (alpha {alpha:g}), chosen by {measured_in_words(chosen)}."
+    return f"{share} (alpha {alpha:g}; {chosen['by']})." if chosen.get("by") else f"{share} (alpha {alpha:g})."
 
 
 def column(title: str, check: dict[str, Any]) -> dict[str, Any]:
