@@ -34,8 +34,8 @@ def test_an_image_among_others_of_a_class_takes_it():
     neighbours = torch.tensor([[j for j in range(10) if j // 5 == i // 5 and j != i] for i in range(10)])
     said = labels.clone()
     said[[0, 9]] = 1 - labels[[0, 9]]
-    P = torch.full((10, 2), 0.4)
-    P[range(10), said] = 0.6
+    P = torch.full((10, 2), 0.45)
+    P[range(10), said] = 0.55
     found = propagate(neighbours, torch.ones(10, 4), P)
     assert torch.equal(found.argmax(1), labels) and torch.allclose(found.sum(1), torch.ones(10), atol=1e-5)
 

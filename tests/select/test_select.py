@@ -164,6 +164,7 @@ def test_a_run_that_was_killed_before_its_model_was_written_ends_in_the_same(dig
     assert same(weights(output), weights(trained / "adapted")), "alpha 1 is all of it, and nothing lies beside it"
 
 
+@pytest.mark.slow
 def test_a_model_made_by_the_ladder_loads_evaluates_exports_and_is_selected_from(digits, tmp_path):
     rung = {"alpha": 0.3, "z": 4.0, "changed": 0.1, "outcome": "kept", "needed": 2.0}
     story = {
