@@ -95,7 +95,10 @@ class Trained:
 
     @classmethod
     def of(cls, config: TrainConfig, summary: dict[str, Any]) -> Self:
-        return cls(config.output, summary["steps"], summary["images"], summary["seconds"], config.alpha, summary)
+        from must.method.model.bundle import load_description
+
+        kept = load_description(config.output).provenance["selection"]["alpha"]
+        return cls(config.output, summary["steps"], summary["images"], summary["seconds"], kept, summary)
 
 
 @dataclass(frozen=True)
@@ -125,9 +128,8 @@ class Selected:
     warnings: list[str]
 
     @classmethod
-    def of(cls, config: SelectConfig, description: Any) -> Self:
-        found = description.provenance["selection"]
-        return cls(config.output, found["alpha"], found["by"], found["check"]["warnings"])
+    def of(cls, config: SelectConfig, choice: Any) -> Self:
+        return cls(config.output, choice.alpha, choice.by, choice.check.warnings)
 
 
 @dataclass(frozen=True)

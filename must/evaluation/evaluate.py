@@ -37,6 +37,7 @@ from must.method.model.bundle import Bundle, load_bundle, preprocess_of, zero_sh
 from must.method.model.classifier import load_text_classifier, read_header
 from must.method.select.check import IMAGES, Check, Predicted
 from must.method.select.features import extract_features, subsample
+from must.method.select.knn import nearest, whitened
 
 logger = logging.getLogger(__name__)
 
@@ -141,13 +142,14 @@ def check_of(
     """The check of the model on at most 2,000 of the images, with features of the baseline's tower. This process looks
     alone. Labels are not read."""
     source = subsample(EvalSource.of(config, preprocess_of(baseline.description)), IMAGES)
-    seen = extract_features([baseline.model], source, device, baseline.encoder)
+    seen = extract_features(baseline.model, source, device, encoder=baseline.encoder)
+    neighbours, _ = nearest(whitened(seen.features.to(device).float()))
     rows = np.searchsorted(samples.numbers, seen.numbers.numpy())
     one, other = (
         Predicted(torch.from_numpy(scores.prediction[rows]).long(), torch.from_numpy(scores.confidence[rows]))
         for scores in (before, after)
     )
-    return Check.of(seen.features, one, other, baseline.description.classes)
+    return Check.of(neighbours.cpu(), one, other, baseline.description.classes)
 
 
 def measure(samples: Samples, after: Scores, before: Scores | None, classes: list[str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tests.kfp.runs import Runs, Seen
 SHORT = {"preset": "digits", "epochs": 2, "gate": "none", "settings": {"checkpoint_seconds": 5}}
 """A training of seconds; gate none, for two epochs are no good model."""
 
-UNCHANGED = {"gate": "label-free", "settings": {"alpha": 0.0, "lr": 1e-12, "min_lr": 0.0}}
+UNCHANGED = {"gate": "label-free", "settings": {"alpha": 0, "lr": 1e-12, "min_lr": 0.0}}
 """A training of which nothing is kept: no image changes its class, so the outcome is zero-shot."""
 
 LONG, ON_GPU = 80, 200

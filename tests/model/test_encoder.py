@@ -72,7 +72,7 @@ def test_every_check_uses_its_features_and_the_model_card_has_its_licence(digits
     stories = {}
     for name, file in (("tower", digits.classifier), ("encoder", classifier)):
         places = {"model": digits.adapted, "baseline": file, "output": str(tmp_path / name)}
-        stories[name] = call("select", **shards, **places).provenance["selection"]["check"]
+        stories[name] = call("select", **shards, **places, alpha=1.0).to_dict()["check"]
     assert stories["tower"]["agreement_before"] != stories["encoder"]["agreement_before"]
     metrics = call("evaluate", **shards, **places | {"output": str(tmp_path / "report")}, split="train")
     assert metrics["label_free"]["compared"]["check"]["agreement_before"] == stories["encoder"]["agreement_before"]

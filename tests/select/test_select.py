@@ -14,7 +14,7 @@ from must.evaluation.evaluate import evaluate
 from must.method.model.bundle import load_bundle, load_description, save_bundle
 from must.method.model.classifier import load_text_classifier, save_classifier
 from must.method.select.features import subsample
-from must.method.select.select import ALPHA, TRIED, best_alpha, select
+from must.method.select.select import TRIED, best_alpha, select
 from must.method.train import trainer
 from must.method.train.presets import preset
 from must.method.train.trainer import train
@@ -22,7 +22,7 @@ from must.method.train.trainer import train
 
 def selected(digits, model, output, **changes):
     values = {"model": str(model), "baseline": digits.classifier, "shards": digits.shards, "output": str(output)}
-    return select(SelectConfig(**{**values, "workers": 0, "device": "cpu", **changes}))
+    return select(SelectConfig(**{**values, "workers": 0, "device": "cpu", **changes})).to_dict()
 
 
 def weights(folder):
@@ -46,29 +46,37 @@ def test_at_both_ends_the_bits_are_those_of_the_ends(digits, tmp_path, alpha, en
 
 
 def test_between_them_weights_are_interpolated_and_the_bundle_tells_it(digits, tmp_path, capsys):
-    found = selected(digits, digits.adapted, tmp_path, alpha=0.25).provenance
+    selection = selected(digits, digits.adapted, tmp_path, alpha=0.25)
     start, end = weights(digits.zero_shot)["classifier"], weights(digits.adapted)["classifier"]
     assert torch.equal(weights(tmp_path)["classifier"], torch.lerp(start, end, 0.25))
-    assert found == load_description(str(tmp_path)).provenance and found["index_sha256"] == "0" * 64
-    selection = found["selection"]
+    kept = load_description(str(tmp_path)).provenance
+    assert kept["selection"] == selection and kept["index_sha256"] == "0" * 64, "the story so far stays"
     assert (selection["alpha"], selection["by"], selection["check"]["images"]) == (0.25, "--alpha", 150)
-    assert selection["check"]["warnings"] == []
+    assert selection["check"]["warnings"] == [] and "measured" not in selection
     shown = capsys.readouterr().out
     assert "alpha 0.25 (--alpha)" in shown and "check on 150 unlabeled images" in shown
-    half = selected(digits, digits.adapted, tmp_path).provenance["selection"]
-    assert (half["alpha"], half["by"]) == (ALPHA, "the default")
+
+
+def test_without_labels_the_alpha_that_agrees_with_similar_images_is_taken(digits, tmp_path, capsys):
+    """The model was tuned with labels: the further towards it, the better."""
+    found = selected(digits, digits.adapted, tmp_path)
+    assert found["by"] == "agrees best with the labels of similar images" and found["alpha"] in TRIED[5:]
+    shuffled = load_bundle(digits.adapted)
+    shuffled.model.classifier.data = load_bundle(digits.zero_shot).model.classifier.data.roll(1, dims=1)
+    save_bundle(str(tmp_path / "shuffled"), shuffled.model, shuffled.description)
+    assert selected(digits, tmp_path / "shuffled", tmp_path / "kept")["alpha"] < found["alpha"]
 
 
 def test_a_ruined_model_is_kept_as_asked_and_warned_of(digits, tmp_path, capsys):
     bundle = load_bundle(digits.adapted)
     bundle.model.classifier.data[:, 0] = -bundle.model.classifier.data[:, 0]  # nobody is a zero any more
     save_bundle(str(tmp_path / "ruined"), bundle.model, bundle.description)
-    check = selected(digits, tmp_path / "ruined", tmp_path / "kept", alpha=1.0).provenance["selection"]["check"]
+    check = selected(digits, tmp_path / "ruined", tmp_path / "kept", alpha=1.0)["check"]
     assert check["dead_classes"] == ["zero"] and "warning: 1 classes are no longer predicted" in capsys.readouterr().out
 
 
 def test_labels_choose_alpha_and_what_they_measure_is_recorded(digits, tmp_path):
-    found = selected(digits, digits.adapted, tmp_path / "labelled", labelled="test").provenance["selection"]
+    found = selected(digits, digits.adapted, tmp_path / "labelled", labelled="test")
     assert found["by"] == "120 labels of test" and found["alpha"] in TRIED
     values = {"model": str(tmp_path / "labelled"), "baseline": digits.classifier, "shards": digits.shards}
     metrics = evaluate(EvaluateConfig(**values, output=str(tmp_path / "report"), workers=0, device="cpu"))
@@ -87,7 +95,7 @@ def test_another_alpha_takes_more_than_its_standard_error(better, worse, alpha):
     correct[:, :50] = True
     correct[TRIED.index(0.8), :worse] = False
     correct[TRIED.index(0.8), 50 : 50 + better] = True
-    assert best_alpha(correct) == alpha
+    assert best_alpha(correct, 0.5) == alpha
 
 
 def test_a_classifier_of_another_task_is_refused(digits, tmp_path):
@@ -136,7 +144,7 @@ def test_training_keeps_half_and_all_of_it_beside_it(digits, trained, tmp_path):
     assert "selection" not in load_description(f"{trained}/adapted").provenance
     start, half, end = (weights(folder) for folder in (digits.zero_shot, trained, f"{trained}/adapted"))
     assert torch.equal(half["classifier"], torch.lerp(start["classifier"], end["classifier"], 0.5))
-    again = selected(digits, trained, tmp_path / "again", alpha=0.5).provenance["selection"]
+    again = selected(digits, trained, tmp_path / "again", alpha=0.5)
     assert again == selection and same(weights(tmp_path / "again"), half), "select goes on from all of it"
     assert (tmp_path / "again/train_log.jsonl").read_bytes() == (trained / "train_log.jsonl").read_bytes()
 
@@ -152,7 +160,7 @@ def test_a_run_that_was_killed_before_its_model_was_written_ends_in_the_same(dig
         raise Killed
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(trainer, "check_model", killed)
+        patched.setattr(trainer, "choose_alpha", killed)
         train(training(digits, output))
     assert not (output / "model.json").exists() and not (output / "adapted").exists()
     train(training(digits, output))
@@ -193,4 +201,4 @@ def test_a_model_made_by_the_ladder_loads_evaluates_exports_and_is_selected_from
         )
     )
     assert exported["check"]["images"] > 0
-    assert selected(digits, tmp_path / "old", tmp_path / "new").provenance["selection"]["alpha"] == 0.5
+    assert selected(digits, tmp_path / "old", tmp_path / "new")["alpha"] in TRIED

@@ -2,7 +2,7 @@
 
 Without answers, from the models' probabilities P [N, K] and an image's nearest neighbours j, ten times:
 
-    Z_i <- P_i L_i^0.5, scaled to sum 1;    L_i = (mean of Z_j over the neighbours) / (mean of Z over all images)
+    Z_i <- P_i L_i, scaled to sum 1;    L_i = (mean of Z_j over the neighbours) / (mean of Z over all images)
 
 L_i is the lift: how much more than usual the neighbours have a class. Where neighbours know nothing of the classes it
 is near 1 and nothing changes; adding the neighbours' mean instead harms there.
@@ -15,7 +15,7 @@ kernel ridge regression of (answer - P) on the features and on P. Correcting and
 import torch
 from torch import Tensor
 
-WEIGHT, ROUNDS = 0.5, 10
+ROUNDS = 10
 SHARPNESS = 5.0  # a neighbour weighs exp(5 (cosine - 1))
 RARE = 1e-3  # added to a class's mean, so that a class that is nowhere has no infinite lift
 LEAST = 1e-4  # smallest probability that is multiplied
@@ -36,6 +36,7 @@ def propagate(
         neighbours: int64 [N, C], and their `cosines` [N, C], as of `nearest`.
         probabilities: [N, K]; where there are two models, their mean; where there are answers, as of `corrected`.
         answered: int64 [A], and `labels`, int64 [A], the class numbers; -1 where an image shows none of the classes.
+        weight: of the neighbours' lift, as its exponent.
     """
     P = probabilities.float().clamp(min=LEAST)
     P = P / P.sum(1, keepdim=True)
@@ -50,7 +51,7 @@ def propagate(
         for start in range(0, len(Z), rows):
             of = slice(start, start + rows)
             lift = torch.einsum("nc,nck->nk", weights[of], Z[neighbours[of]]) / usual
-            mixed[of] = P[of] * lift.clamp(min=RARE) ** WEIGHT
+            mixed[of] = P[of] * lift.clamp(min=RARE)
         Z = mixed.div_(mixed.sum(1, keepdim=True).clamp(min=1e-12))
         if answered is not None:
             Z[answered] = P[answered]
@@ -77,14 +78,3 @@ def corrected(probabilities: Tensor, values: Tensor, answered: Tensor, labels: T
 def one_hot(labels: Tensor, classes: int) -> Tensor:
     """Float32 [A, K]; a row of zeros for -1."""
     return (labels[:, None] == torch.arange(classes, device=labels.device)).float()
-
-
-def class_shares(probabilities: Tensor, rounds: int = 100) -> Tensor:
-    """[K], sum 1: the classes' shares among the images, by expectation maximisation (Saerens et al. 2002)."""
-    P = probabilities.double()
-    usual = P.mean(0).clamp(min=1e-12)
-    shares = usual
-    for _ in range(rounds):
-        posterior = P * (shares / usual)
-        shares = (posterior / posterior.sum(1, keepdim=True)).mean(0).clamp(min=1e-12)
-    return shares.float()

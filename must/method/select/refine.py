@@ -21,13 +21,12 @@ from must.method.model.classifier import load_text_classifier
 from must.method.select.check import Predicted
 from must.method.select.features import ImageFeatures, extract_features, subsample
 from must.method.select.knn import nearest, whitened
-from must.method.select.propagate import class_shares, corrected, propagate
+from must.method.select.propagate import corrected, propagate
 from must.method.select.select import adapted_end
 
 logger = logging.getLogger(__name__)
 
 SUMMARY_FILE = "refined.json"
-ABSENT = 0.2  # share of the classes that no refined label has, above which some are taken for absent
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,6 @@ class Refined:
     zero_shot: Predicted
     model: Predicted | None
     labels: Predicted
-    shares_estimated: bool
 
 
 def refine(config: RefineConfig) -> dict[str, Any]:
@@ -47,7 +45,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         ValueError: no such split, classifier or bundle, one of other classes, or no image can be decoded.
     """
     zero_shot = zero_shot_bundle(load_text_classifier(config.classifier))
-    classes, networks = zero_shot.description.classes, [zero_shot.model]
+    classes, model = zero_shot.description.classes, None
     if config.model:
         bundle = load_bundle(adapted_end(config.model))
         require(bundle.description.classes == classes, f"--model {config.model}: has other classes than --classifier")
@@ -55,12 +53,14 @@ def refine(config: RefineConfig) -> dict[str, Any]:
             preprocess_of(bundle.description) == preprocess_of(zero_shot.description),
             f"--model {config.model}: looks at other pixels than the model of --classifier; give its own classifier",
         )
-        networks.append(bundle.model)
+        model = bundle.model
     answers = answers_of(config, classes)
     with init_distributed(config.device, timeout=600) as here:
         require(here.size == 1, "must refine runs in one process")
         source = subsample(EvalSource.of(config, preprocess_of(zero_shot.description)), config.images)
-        seen = extract_features(networks, source, here.device, zero_shot.encoder)
+        other = model.to(here.device) if model else None
+        others = (lambda images: [other(images)]) if other else None
+        seen = extract_features(zero_shot.model, source, here.device, others, zero_shot.encoder)
         refined = refined_labels(seen, here.device, answers)
     summary = {
         "must_version": __version__,
@@ -68,7 +68,6 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         "undecodable": source.skipped,
         "answers": len(answers),
         "changed": round(float((refined.labels.labels != refined.zero_shot.labels).float().mean()), 4),
-        "shares_estimated": refined.shares_estimated,
         "config": asdict(config),
     }
     storage.write_bytes(storage.join(config.output, PREDICTIONS_FILE), predictions_csv(seen.sources, classes, refined))
@@ -94,9 +93,6 @@ def answers_of(config: RefineConfig, classes: list[str]) -> dict[int, int]:
 def refined_labels(seen: ImageFeatures, device: torch.device, answers: dict[int, int] | None = None) -> Refined:
     """The mean of zero-shot's and the model's probabilities, corrected by answers, then propagated (propagate.py).
 
-    Where at least a fifth of the classes has no refined label, classes are probably absent: the probabilities are
-    then weighted by the square root of the classes' estimated shares, and propagated again.
-
     Args:
         answers: {number in the split: class number, -1 for none of the classes}.
     """
@@ -108,13 +104,8 @@ def refined_labels(seen: ImageFeatures, device: torch.device, answers: dict[int,
     if len(answered):
         mean = corrected(mean, values, answered, labels)
     refined = propagate(neighbours, cosines, mean, answered, labels)
-    absent = torch.bincount(refined.argmax(1), minlength=mean.shape[1]) == 0
-    estimated = bool(absent.float().mean() >= ABSENT)
-    if estimated:
-        weighted = mean * class_shares(mean).sqrt()
-        refined = propagate(neighbours, cosines, weighted / weighted.sum(1, keepdim=True), answered, labels)
     models = [Predicted.of(one) for one in seen.probabilities]
-    return Refined(models[0], models[1] if len(models) > 1 else None, Predicted.of(refined.cpu()), estimated)
+    return Refined(models[0], models[1] if len(models) > 1 else None, Predicted.of(refined.cpu()))
 
 
 def predictions_csv(sources: list[str], classes: list[str], refined: Refined) -> bytes:
