@@ -108,6 +108,7 @@ def plan(
     layer_decay: float = 0.65,
     seed: int = 0,
     confidence_threshold: float = 0.7,
+    confident_share: float = 0.0,
     fairness_weight: float = 1.0,
     class_prior: Literal["uniform", "given"] = "uniform",
     reconstruction_weight: float = 1.0,
@@ -142,7 +143,7 @@ def plan(
     keep_every: int = 0,
     resume: bool = True,
     save: Literal["teacher", "student"] = "teacher",
-    select: Literal["none", "ladder"] = "none",
+    alpha: float = 1.0,
     log_every: int = 10,
     trackers: list[str] = ["tensorboard"],
     timeout: int = 600,
@@ -173,6 +174,7 @@ def train(
     layer_decay: float = 0.65,
     seed: int = 0,
     confidence_threshold: float = 0.7,
+    confident_share: float = 0.0,
     fairness_weight: float = 1.0,
     class_prior: Literal["uniform", "given"] = "uniform",
     reconstruction_weight: float = 1.0,
@@ -207,7 +209,7 @@ def train(
     keep_every: int = 0,
     resume: bool = True,
     save: Literal["teacher", "student"] = "teacher",
-    select: Literal["none", "ladder"] = "none",
+    alpha: float = 1.0,
     log_every: int = 10,
     trackers: list[str] = ["tensorboard"],
     timeout: int = 600,
@@ -220,15 +222,17 @@ def refine(
     classifier: Text,
     output: Text,
     index_sha256: Text = "",
+    model: Text = "",
+    answers: Text = "",
     split: Text = "train",
-    images: int = 20000,
+    images: int = 1000000,
     batch_size: int = 256,
     workers: int = 2,
     cache: Text = "",
     cache_gb: float = 30.0,
     device: Text = "auto",
 ) -> Refined:
-    """Make zero-shot better without training, in seconds, from images that look alike."""
+    """Better labels for the unlabeled images themselves: similar images correct each other (label propagation)."""
 
 def select(
     *,
@@ -237,14 +241,16 @@ def select(
     shards: Text,
     output: Text,
     split: Text = "train",
+    alpha: float | Literal["auto"] = "auto",
     answers: Text = "",
+    labelled: Text = "",
     batch_size: int = 256,
     workers: int = 2,
     cache: Text = "",
     cache_gb: float = 30.0,
     device: Text = "auto",
 ) -> Selected:
-    """Make an adapted model safe: keep as much of it as unlabeled images speak for, or zero-shot's weights."""
+    """Keep another share of an adaptation (weight interpolation), without training again."""
 
 def review(
     *,
@@ -281,6 +287,7 @@ def evaluate(
     device: Text = "auto",
     index_sha256: Text = "",
     labels: Literal["auto", "ignore"] = "auto",
+    refined: Text = "",
     risk: float = 0.05,
     few_shot_split: Text = "train",
     few_shot_seeds: int = 3,
@@ -326,7 +333,6 @@ def gate(
     metrics: Text,
     output: Text = "",
     gate: Literal["label-free", "reviewed", "labelled", "none"] = "label-free",
-    max_renamed: float = 0.02,
     min_agreement: float = 0.0,
     min_effective_classes: float = 0.0,
     metric: Literal["top1", "top5", "mean_per_class"] = "top1",

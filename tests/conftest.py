@@ -45,7 +45,7 @@ FIRST = [
     for line in (
         # a fork server that has imported torch
         "train/test_train.py train/test_distributed.py train/test_step.py train/test_plan.py train/test_options.py "
-        "select/test_data_profile.py distributed/test_preemption.py",
+        "distributed/test_preemption.py",
         # torch's exporter to ONNX
         "export/test_export.py export/test_export_embeddings.py export/test_takeaway.py",
         "train/test_kills.py",

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from must.api.functions import run_stage
 from must.api.model import Model, Predictions, load
-from must.api.record import BUNDLE, REPORT, SHARDS
+from must.api.record import BUNDLE, LABELS, REPORT, SHARDS
 from must.api.results import Exported, Pushed, framed
-from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, METRICS_FILE, REPORT_FILE
+from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
 from must.base.parameters import require
 from must.base.storage import read_json
 from must.config.export import WHOLE
@@ -61,6 +61,11 @@ class Adapted:
     @property
     def bundle(self) -> Path:
         return self.output / BUNDLE
+
+    @property
+    def labels(self) -> Path:
+        """A table of the unlabeled images with their refined labels, beside zero-shot's and the model's."""
+        return self.output / LABELS / PREDICTIONS_FILE
 
     @property
     def report(self) -> Report:

@@ -30,7 +30,7 @@ STAGES: Final[dict[str, Stage]] = {
     "adapt": Stage(
         configs.AdaptConfig,
         "must.api.adapt:command",
-        "Adapt CLIP to images without labels in one go: shard, classifier, train and evaluate.",
+        "Adapt CLIP to images without labels in one go: shard, classifier, train, refine and evaluate.",
         python="must.api.adapt:adapt",
     ),
     "shard": Stage(
@@ -59,13 +59,13 @@ STAGES: Final[dict[str, Stage]] = {
     "refine": Stage(
         configs.RefineConfig,
         "must.method.select.refine:refine",
-        "Make zero-shot better without training, in seconds, from images that look alike.",
+        "Better labels for the unlabeled images themselves: similar images correct each other (label propagation).",
         torch=True,
     ),
     "select": Stage(
         configs.SelectConfig,
         "must.method.select.select:select",
-        "Make an adapted model safe: keep as much of it as unlabeled images speak for, or zero-shot's weights.",
+        "Keep another share of an adaptation (weight interpolation), without training again.",
         torch=True,
     ),
     "review": Stage(

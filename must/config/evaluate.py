@@ -32,6 +32,11 @@ class EvaluateConfig(StageConfig):
     labels: Literal["auto", "ignore"] = param(
         "auto: use the labels there are; ignore: evaluate as if there were none", "auto"
     )
+    refined: str = param(
+        "folder of `must refine`: the report shows how its labels of the unlabeled images differ from zero-shot's",
+        "",
+        metavar="URI",
+    )
     risk: float = param(
         "share of wrong classes among those that are named, which the threshold for naming none is to keep to",
         0.05,

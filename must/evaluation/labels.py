@@ -97,7 +97,8 @@ def from_table(text: str, where: str, delimiter: str) -> Iterator[Label]:
             f"{where}: the first line must name a column of images ({', '.join(IMAGES)}) and one of classes "
             f"({', '.join(CLASSES)}); it is: {brief(','.join(columns))}"
         )
-    ranks = [(label, f"{label}_probability" if label == "adapted" else "probability")]
+    sure = "confidence" if {"confidence", "zero_shot"} <= {*columns} else "probability"  # must refine's word
+    ranks = [(label, f"{label}_probability" if label == "adapted" else sure)]
     ranks += [(name, f"probability{name[5:]}") for name in columns if name.startswith("class_") and name[6:].isdigit()]
     by_model = ranks[0][1] in columns
     for row in table:

@@ -20,7 +20,7 @@ from must.base.storage import TransientError
 from must.config import TrainConfig
 from must.method.train import trainer
 
-SHORT = {"preset": "digits", "epochs": 1, "batch_size": 50, "workers": 0, "device": "cpu", "select": "none"}
+SHORT = {"preset": "digits", "epochs": 1, "batch_size": 50, "workers": 0, "device": "cpu"}
 
 
 def python(code):
@@ -82,7 +82,7 @@ def trained(digits, tmp_path_factory):
 
 def test_training_and_what_follows(digits, exported, trained, tmp_path, capsys):
     """Places may be paths."""
-    assert (trained.steps, trained.images, trained.kept) == (3, 150, None) and Path(
+    assert (trained.steps, trained.images, trained.kept) == (3, 150, 1.0) and Path(
         trained.output, "model.json"
     ).exists()
     report = must.evaluate(

@@ -163,14 +163,7 @@ METRICS = {
     "label_free": {
         "compared": {
             "agreement": 0.9,
-            "audit": {
-                "outcome": "gain",
-                "alpha": 1.0,
-                "reason": "",
-                "images": 200,
-                "rungs": [{"alpha": 1.0, "z": 4.0, "changed": 0.1, "outcome": "kept"}],
-                "signal": {"renamed": 0.0},
-            },
+            "check": {"images": 200, "warnings": [], "agreement_before": 0.5, "agreement_after": 0.6},
         },
         "baseline": {"effective_classes": 2.0, "mutual_information": 0.5},
         "adapted": {"effective_classes": 1.9, "mutual_information": 0.5},
@@ -209,7 +202,7 @@ def test_the_gate_decides_and_promote_obeys(tmp_path, capsys, flags, passed):
 def test_zero_shot_goes_green_but_replaces_no_champion(tmp_path, capsys):
     """Nothing was kept of an adaptation: the first model may be that, a champion stays."""
     metrics = copy.deepcopy(METRICS)
-    metrics["label_free"]["compared"]["audit"] |= {"outcome": "same", "alpha": 0.0}
+    metrics["label_free"]["compared"]["agreement"] = 1.0
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     decision = tmp_path / "decision.json"
     main(["gate", "--metrics", str(tmp_path / "metrics.json"), "--output", str(decision)])

@@ -198,7 +198,7 @@ def test_a_tracker_that_hangs_is_left_behind(capsys, monkeypatch, finished, name
 def test_wrong_trackers_are_one_line(digits, tmp_path, capfd, names, message):
     command = ["train", "--shards", digits.shards, "--classifier", digits.classifier, "--output", str(tmp_path / "m")]
     with pytest.raises(SystemExit) as end:
-        cli.main([*command, "--preset", "digits", "--select", "none", "--trackers", names])
+        cli.main([*command, "--preset", "digits", "--trackers", names])
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line]
     assert end.value.code == 2 and message in line and line.startswith("must train: ")
     assert not (tmp_path / "m" / "model.json").exists()

@@ -18,7 +18,6 @@ from must.deploy.export.serving import clear_serving, write_serving
 from must.deploy.predict.abstention import METADATA
 from must.deploy.predict.session import EMBEDDING, LABELS_FILE, OnnxClassifier
 from must.method.model.bundle import Bundle, Description, load_bundle, preprocess_of, selection_of
-from must.method.select.abstain import TARGET
 
 logger = logging.getLogger(__name__)
 
@@ -105,14 +104,14 @@ def write(config: ExportConfig, bundle: Bundle, models: dict[str, Path], cards: 
 
 
 def abstention_of(description: Description, metrics: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The threshold below which the model names no class, and what is known of it: from the evaluation, else from the
-    bundle, where training left it. None: neither found one."""
+    """The threshold below which the model names no class, and what is known of it: from the evaluation, else from a
+    bundle of an earlier version, whose training left one. None: neither has one."""
     evaluated = (metrics or {}).get("abstention") or {}
     trained = selection_of(description).get("abstention") or {}
-    for found, by in ((evaluated, evaluated.get("by")), (trained, "look-alikes")):
+    for found, by in ((evaluated, evaluated.get("by")), (trained, "similar images")):
         if found.get("threshold") is not None:
             known = {name: found.get(name) for name in ("threshold", "coverage", "risk", "bound")}
-            return known | {"target": found.get("target", TARGET), "by": by}
+            return known | {"target": found.get("target", 0.05), "by": by}
     return None
 
 

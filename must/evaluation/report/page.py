@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 
 from must.config import EvaluateConfig
 from must.data.loading.reader import ShardReader
+from must.evaluation.refined import RefinedLabels
 from must.evaluation.report import charts
 from must.evaluation.report.charts import Line, percent, points, signed
 from must.evaluation.report.gallery import Pictures
@@ -19,7 +20,6 @@ from must.evaluation.report.selection import selection
 from must.evaluation.report.verdict import verdict
 from must.evaluation.scores import Samples, Scores
 from must.evaluation.training import training_log
-from must.method.select.data_profile import paragraph
 
 CLASSES_SHOWN = 30  # rows of the class chart at either end; the table below holds all
 MATRIX_SHOWN = 25  # classes up to which the confusion matrices are drawn
@@ -45,8 +45,9 @@ def template() -> jinja2.Template:
 
 
 def render_report(
-    config: EvaluateConfig, metrics: dict[str, Any], samples: Samples, after: Scores, before: Scores | None
-) -> str:
+    config: EvaluateConfig, metrics: dict[str, Any], samples: Samples, after: Scores, before: Scores | None,
+    refined: RefinedLabels | None = None,
+) -> str:  # fmt: skip
     """The page. Class and file names are escaped by the template."""
     reader = ShardReader(config.shards, config.split, sha256=config.index_sha256)
     pictures = Pictures(reader, metrics, samples, after, before)
@@ -62,8 +63,8 @@ def render_report(
         reliability=reliability(metrics),
         few_shot=few_shot(metrics),
         histogram=histogram(metrics),
-        images=paragraph(facts) if (facts := metrics["model"]["provenance"].get("data")) else [],
         selection=selection(metrics),
+        relabelled=pictures.relabelled(refined.changed) if refined and refined.split == config.split else [],
         curves=training_curves(training_log(config.model)),
         provenance=provenance(metrics),
         commands=commands(config, metrics),

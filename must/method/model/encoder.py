@@ -1,4 +1,4 @@
-"""An independent eye for look-alikes: a self-supervised encoder of timm or open_clip, or none.
+"""An independent encoder that says which images are similar: a self-supervised one of timm or open_clip, or none.
 
 `must classifier` loads it from wherever it was named, and keeps it in a folder beside the classifier, timm's or
 open_clip's own; later stages read that. N images, D numbers each.
@@ -83,15 +83,15 @@ def provide(given: str, backbone: Backbone, models: str) -> tuple[Kept | None, s
     weights = sum(value.numel() for value in visual.parameters())
     if given == TOWER or (given == AUTO and weights < SMALLEST):
         why = "" if given == TOWER else ", smaller than any encoder that could be asked"
-        return None, f"look-alikes are judged by the frozen image tower itself{why}"
+        return None, f"similar images are found by the frozen image tower itself{why}"
     try:
         kept = keep(DEFAULT if given == AUTO else given, models)
     except ValueError as error:
         if given != AUTO or isinstance(error, storage.TransientError):
             raise
         reason = str(error).removeprefix(f"--look-alikes {DEFAULT}: ").partition(f": {LATER}")[0]
-        return None, f"look-alikes are judged by the frozen image tower itself: {DEFAULT} cannot be had ({reason})"
-    return kept, f"look-alikes are judged by {kept.name} (licence: {kept.licence or 'not known'}) -> {kept.folder}"
+        return None, f"similar images are found by the frozen image tower itself: {DEFAULT} cannot be had ({reason})"
+    return kept, f"similar images are found by {kept.name} (licence: {kept.licence or 'not known'}) -> {kept.folder}"
 
 
 def keep(given: str, models: str) -> Kept:

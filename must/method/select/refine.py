@@ -109,7 +109,10 @@ def refined_labels(seen: ImageFeatures, device: torch.device, answers: dict[int,
 
 
 def predictions_csv(sources: list[str], classes: list[str], refined: Refined) -> bytes:
-    """image, class (the refined one) and its confidence, then zero-shot's and the model's class and probability."""
+    """image, class (the refined one) and its confidence, then zero-shot's and the model's class and probability.
+
+    The class is empty where a person said that the image shows none of the classes.
+    """
     columns: dict[str, Predicted] = {"class": refined.labels, "zero_shot": refined.zero_shot}
     if refined.model:
         columns["model"] = refined.model
@@ -120,6 +123,8 @@ def predictions_csv(sources: list[str], classes: list[str], refined: Refined) ->
     values = [(one.labels.tolist(), one.confidence.tolist()) for one in columns.values()]
     rows = [header]
     for place, source in enumerate(sources):
-        parts = [text for labels, sure in values for text in (names[labels[place]], f"{sure[place]:.6f}")]
+        parts = []
+        for labels, sure in values:
+            parts += [names[labels[place]] if sure[place] else "", f"{sure[place]:.6f}"]
         rows.append([cell(source), *parts])
     return csv_of(rows)
