@@ -104,10 +104,6 @@ test-kfp: setup  ## Check a Kubeflow: KFP_HOST=... [NAMESPACE=...] [STORE=gs://.
 	@$(BIN)/python -m tests.kfp --host "$(KFP_HOST)" $(if $(NAMESPACE),--namespace "$(NAMESPACE)") \
 		$(if $(STORE),--store "$(STORE)") $(if $(CLUSTER),--cluster "$(CLUSTER)") $(KFP_ARGS)
 
-.PHONY: verify-gpu
-verify-gpu: setup  ## Try this machine's CUDA GPUs: pass, fail or not tried (ARGS="--long"); JSON for an issue
-	@$(BIN)/must verify --json build/verify-gpu.json $(ARGS)
-
 .PHONY: lint
 lint: setup  ## Check style and types
 	@$(BIN)/ruff check .

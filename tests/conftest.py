@@ -61,7 +61,6 @@ FIRST = [
         "docs/test_walk.py",
         "pipeline/test_answers.py",
         "release/test_wheel.py",
-        "api/test_verify.py",
         "components/test_outliving.py",
         "model/test_full_size.py",
         "run/test_kills.py",

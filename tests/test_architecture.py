@@ -86,8 +86,7 @@ record
 adapted     functions model record results
 adapt       adapted classes functions images record stages
 environment
-verify      demo
-cli         environment stages verify
+cli         environment stages
 """,
 }
 
