@@ -56,13 +56,11 @@ test-stores: setup build/azurite/node_modules/.bin/azurite-blob  ## Run the test
 	@REQUIRE_STORES=1 $(BIN)/python -m pytest $(PYTEST) --store s3 --store az $$(grep -rl bucket_server tests --include='test_*.py')
 
 # Tests that want a package which `make test` does without have an environment on top of ours: transformers makes every command
-# start seconds later (pyproject.toml), wandb nearly one (timm imports it), and Google's client for Vertex AI is larger than all
-# else of the pipeline.
+# start seconds later (pyproject.toml), wandb nearly one (timm imports it).
 build/transformers/installed: EXTRA = siglip
 build/wandb/installed: EXTRA = wandb
-build/vertex/installed: EXTRA = vertex
 build/heic/installed: EXTRA = heic
-build/transformers/installed build/wandb/installed build/vertex/installed build/heic/installed: $(VENV)/installed
+build/transformers/installed build/wandb/installed build/heic/installed: $(VENV)/installed
 	@$(PYTHON) -m venv $(@D)
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth
@@ -80,10 +78,6 @@ test-wandb: build/wandb/installed  ## Run the tests of Weights & Biases, offline
 .PHONY: test-heic
 test-heic: build/heic/installed  ## Run the tests of photographs in HEIC
 	@REQUIRE_HEIF=1 build/heic/bin/python -m pytest tests/image/test_heic.py
-
-.PHONY: test-vertex
-test-vertex: build/vertex/installed  ## Run the tests of Vertex AI Pipelines with Google's client
-	@REQUIRE_VERTEX=1 build/vertex/bin/python -m pytest tests/vertex
 
 SECONDS ?= 60
 TARGETS ?=

@@ -55,7 +55,7 @@ FIRST = [
         "serve/test_serve.py serve/test_serve_embeddings.py serve/test_hostile.py",
         "select/test_select.py",
         "shards/test_shard_restart.py",
-        "pipeline/test_cluster.py pipeline/test_vertex_cluster.py",
+        "pipeline/test_cluster.py",
         "train/test_waiting.py",
         "pipeline/test_run.py",
         "docs/test_walk.py",

@@ -11,7 +11,7 @@ from collections.abc import MutableMapping
 TOLD = re.compile(
     r"""
       KUBERNETES_.* | KUBE.* | .*_SERVICE_HOST | .*_SERVICE_PORT(_.*)? | .*_PORT(_\d+_(TCP|UDP).*)?  # a pod
-    | KFP_.* | KF_.* | ARGO_.* | PET_.* | RANK | NODE_RANK | WORLD_SIZE | CLUSTER_SPEC | TF_CONFIG  # a stage, a node
+    | KFP_.* | KF_.* | ARGO_.* | PET_.* | RANK | NODE_RANK | WORLD_SIZE | TF_CONFIG  # a stage, a node
     | (LOCAL|GROUP|ROLE|MASTER|TORCHELASTIC|NCCL|GLOO)_.*
     | (AWS|BOTO|AZURE|GOOGLE|GCLOUD|GCE|GCS|CLOUDSDK|CLOUD_ML|AIP)_.* | STORAGE_EMULATOR_HOST       # clouds
     | (MSI|IDENTITY|ARM|DATABRICKS|ECS)_.* | NB_PREFIX                                              # their notebooks

@@ -20,7 +20,7 @@ WORST = {
     "GOOGLE_APPLICATION_CREDENTIALS": "/none/such.json", "AZURE_STORAGE_CONNECTION_STRING": "nonsense",
     "IDENTITY_ENDPOINT": "http://127.0.0.1:9", "IDENTITY_HEADER": "h",
     "MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_RUN_ID": "r", "WANDB_MODE": "online", "HF_TOKEN": "h",
-    "RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "CLUSTER_SPEC": "{}", "MUST_RETRIES": "nonsense",
+    "RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MUST_RETRIES": "nonsense",
     "COLUMNS": "20", "FORCE_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1",
 }  # fmt: skip
 SAMPLE = [

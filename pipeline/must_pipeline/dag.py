@@ -5,7 +5,6 @@ Stages that several pods share are a loop over their parts. What a part has done
 collected from the loop: who comes after it looks there.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -38,14 +37,8 @@ from must_pipeline.cluster.predict import predicts_embeddings
 def make_pipeline(cluster: Cluster) -> Any:
     """The pipeline for a cluster; must_pipeline/stages.py has a row for each of its tasks."""
 
-    configure: Callable[..., dsl.PipelineTask] = partial(configure_task, cluster=cluster)
-    run_id, train_stage = dsl.PIPELINE_JOB_ID_PLACEHOLDER, train  # the id: of `submit --again` and of the run's notes
-    if cluster.kind == "vertex":
-        from must_pipeline.vertex.placement import configure_vertex_task, custom_job
-
-        configure = partial(configure_vertex_task, cluster=cluster)
-        run_id = dsl.PIPELINE_JOB_NAME_PLACEHOLDER  # it knows a job by the name that it was submitted with
-        train_stage = custom_job(train, cluster) if cluster.trains_in_customjob else train
+    configure = partial(configure_task, cluster=cluster)
+    run_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER  # of `submit --again` and of the run's notes
 
     @dsl.pipeline(
         name="must",
@@ -155,9 +148,7 @@ def make_pipeline(cluster: Cluster) -> Any:
                 if cluster.trains_in_trainjob:
                     trained = train_job(nodes=nodes_of(cluster), tensorboard_uri=cluster.tensorboard, **start)
                 else:
-                    trained = train_stage(
-                        processes=cluster.training.processes, tensorboard_uri=cluster.tensorboard, **start
-                    )
+                    trained = train(processes=cluster.training.processes, tensorboard_uri=cluster.tensorboard, **start)
                 configure(trained, "train")
                 bundle = trained.outputs["bundle"]
                 evaluated = evaluate(bundle=bundle, classifier=weights, split=evaluate_split, **material)

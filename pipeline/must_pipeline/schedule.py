@@ -18,7 +18,6 @@ import kfp_server_api as api
 from must.base.flags import OneLineParser
 from must.base.parameters import convert_fields, read_mapping
 from must_pipeline import DESCRIPTION
-from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.load import load_cluster
 from must_pipeline.files import CLUSTER, COMPILED, nearest
 from must_pipeline.server.api import Kfp, add_arguments, api_errors
@@ -50,29 +49,13 @@ def main() -> None:
     namespace = options.namespace or cluster.namespace
     if options.action != "list" and not options.what:
         raise ValueError(f"{options.action}: {'which file' if options.action == 'apply' else 'which schedule'}?")
-    if cluster.kind == "vertex":
-        on_vertex(options, cluster)
-    elif options.action == "apply":
+    if options.action == "apply":
         schedule = read_schedule(Path(options.what), options.pipeline)
         apply(Kfp(options), schedule, options.pipeline, namespace, cluster.service_account)
     elif options.action == "list":
         print_schedules(Kfp(options), namespace)
     else:
         switch(Kfp(options), options.action, options.what, namespace)
-
-
-def on_vertex(options: argparse.Namespace, cluster: Cluster) -> None:
-    from must_pipeline.vertex.placement import require_package
-
-    require_package("google.cloud.aiplatform")
-    from must_pipeline.vertex import schedules
-
-    if options.action == "apply":
-        schedules.apply(options, cluster, read_schedule(Path(options.what), options.pipeline), options.pipeline)
-    elif options.action == "list":
-        schedules.print_all(options, cluster)
-    else:
-        schedules.switch(options, cluster, options.action, options.what)
 
 
 def read_schedule(path: Path, pipeline: Path) -> Schedule:

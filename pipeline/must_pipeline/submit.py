@@ -47,14 +47,6 @@ def submit(options: argparse.Namespace) -> int:
     if options.restarts < 0:
         raise ValueError(f"--restarts {options.restarts}: must not be negative")
     cluster = load_cluster(options.cluster)
-    if cluster.kind == "vertex":
-        from must_pipeline.vertex.placement import require_package
-
-        require_package("google.cloud.aiplatform")
-        from must_pipeline.vertex.jobs import submit as submit_to_vertex
-
-        values = {} if options.again else read_mapping(options.parameters, f"--parameters {options.parameters}")
-        return submit_to_vertex(options, cluster, values)
     namespace = options.namespace or cluster.namespace
     kfp = Kfp(options)
     if options.again:
