@@ -308,7 +308,6 @@ def export(
     split: Text = "train",
     images: int = 256,
     min_agreement: float = 0.0,
-    triton: Text = "",
 ) -> Exported:
     """Write the model as ONNX, or as a folder that open_clip, transformers or timm loads; checked against PyTorch."""
 

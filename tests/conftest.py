@@ -146,12 +146,12 @@ def digits():
 
 @pytest.fixture(scope="session")
 def exported(digits):
-    """(result, folder) of a float32 export with --triton hand-digits, checked on shard images. Only read it."""
+    """(result, folder) of a float32 export checked on shard images. Only read it."""
     from must.config import ExportConfig
     from must.deploy.export.onnx import export
 
     def make(folder):
-        values = {"model": digits.adapted, "shards": digits.shards, "images": 40, "triton": "hand-digits"}
+        values = {"model": digits.adapted, "shards": digits.shards, "images": 40}
         result = export(ExportConfig(**values, output=str(folder / "onnx")))
         (folder / "result.json").write_text(json.dumps(result))
 
@@ -161,12 +161,12 @@ def exported(digits):
 
 @pytest.fixture(scope="session")
 def embedded(digits):
-    """The folder of a float32 export with --embeddings and --triton digits, made once a run. Only read it."""
+    """The folder of a float32 export with --embeddings, made once a run. Only read it."""
     from must.config import ExportConfig
     from must.deploy.export.onnx import export
 
     def make(folder):
-        values = {"shards": digits.shards, "images": 40, "embeddings": True, "triton": "digits"}
+        values = {"shards": digits.shards, "images": 40, "embeddings": True}
         export(ExportConfig(model=digits.adapted, output=str(folder), **values))
 
     return made_once("embedded", make)

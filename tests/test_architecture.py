@@ -275,7 +275,6 @@ def test_what_runs_without_torch_does_not_import_it():
         "must.data.format.verify",
         "must.deploy.infer.predict",
         "must.deploy.predict.images",
-        "must.deploy.predict.client",
         "must.evaluation.exchange",
         "must.evaluation.gate",
         "must.evaluation.sort",

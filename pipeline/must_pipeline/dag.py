@@ -70,7 +70,6 @@ def make_pipeline(cluster: Cluster) -> Any:
         only_new: bool = False,
         register: str = "none",
         serve: str = "none",
-        triton: str = "",
     ):
         """Images and class names in, an adapted, evaluated and promoted ONNX model out.
 
@@ -105,7 +104,6 @@ def make_pipeline(cluster: Cluster) -> Any:
                 kubeflow (Kubeflow's, at MODEL_REGISTRY_URL), or none.
             serve: after a promotion, write a KServe InferenceService whose server follows the registry's LATEST; apply:
                 write and apply it; or none.
-            triton: also write a Triton model repository for a model of this name, beside the ONNX model.
         """
         here = {"work_uri": work_uri, "run_id": run_id}
         page = summary(labelling_pods=cluster.predict.pods, serve=serve, **here)
@@ -116,7 +114,7 @@ def make_pipeline(cluster: Cluster) -> Any:
             looked = inputs(
                 labels=labels, split=split, shard_settings=shard_settings, precision=precision, gate=gate,
                 gate_settings=gate_settings, model_name=model_name, register=register, serve=serve,
-                triton=triton, registry_uri=registry_uri, predict_uri=cluster.predict.uri,
+                registry_uri=registry_uri, predict_uri=cluster.predict.uri,
                 tensorboard_uri=cluster.tensorboard, server=server_of(cluster),
                 runtime=cluster.training.runtime if cluster.trains_in_trainjob else "", **names, **recipe,
             )  # fmt: skip
@@ -161,9 +159,7 @@ def make_pipeline(cluster: Cluster) -> Any:
                 )  # fmt: skip
                 configure(decided, "gate")
                 given = True if predicts_embeddings(cluster) else embeddings
-                exported = export(
-                    bundle=bundle, details=details, precision=precision, embeddings=given, triton=triton, **material
-                )
+                exported = export(bundle=bundle, details=details, precision=precision, embeddings=given, **material)
                 configure(exported, "export")
                 with dsl.If(decided.outputs["Output"] == "promote", name="passed the gate"):
                     promoted = promote(
