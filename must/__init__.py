@@ -7,7 +7,7 @@ from must.base.console import attach
 
 __version__ = "0.1.0"
 __all__ = [
-    "adapt", "classifier", "demo", "evaluate", "export", "gate", "labels", "load", "open_shards", "plan", "predict",
+    "adapt", "classifier", "demo", "evaluate", "export", "gate", "labels", "load", "plan", "predict",
     "promote", "push", "refine", "review", "select", "serve", "shard", "sort", "train",
 ]  # fmt: skip
 

@@ -17,7 +17,6 @@ from must.api.results import Refined as Refined
 from must.api.results import Selected as Selected
 from must.api.results import Shards as Shards
 from must.api.results import Trained as Trained
-from must.data.loading.open_shards import open_shards as open_shards
 from must.deploy.promote.registry import Latest as Latest
 from must.evaluation.exchange import Exchanged as Exchanged
 from must.evaluation.gate import Decision as Decision
@@ -35,7 +34,6 @@ __all__ = [
     "gate",
     "labels",
     "load",
-    "open_shards",
     "plan",
     "predict",
     "promote",

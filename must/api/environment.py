@@ -11,7 +11,7 @@ from must.base.cores import cores
 
 PACKAGES = (
     "torch", "torchvision", "open_clip_torch", "timm", "transformers", "numpy", "pillow", "simplejpeg", "safetensors",
-    "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "uvicorn", "httptools", "pyarrow", "webdataset",
+    "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "uvicorn", "httptools", "pyarrow",
     "google-cloud-storage", "boto3", "azure-storage-blob", "kfp", "kfp-server-api", "kubeflow", "kubernetes",
     "mlflow-skinny", "wandb", "tensorboard",
 )  # fmt: skip

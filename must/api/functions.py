@@ -22,7 +22,6 @@ Raises:
 
 BESIDE = {  # functions at `must` that are no stages
     "load": "must.api.model:load",
-    "open_shards": "must.data.loading.open_shards:open_shards",
 }
 WRITTEN = BESIDE | {name: stage.python for name, stage in STAGES.items() if stage.python}  # not made here
 
