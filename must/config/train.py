@@ -205,7 +205,7 @@ class TrainConfig(StageConfig):
         kind="trackers",
     )
     timeout: int = param(
-        "seconds after which a lost, frozen or stuck process is given up; the run ends with code 75",
+        "seconds after which a lost or frozen process is given up; the run ends with code 75",
         600,
         metavar="S",
         at_least=1,
