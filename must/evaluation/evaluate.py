@@ -66,10 +66,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         picked = config.split in index.source.get("picked", ())  # on such the risk is not that of all images
         by_label = (after.confidence, None) if picked else confidence_of(samples, after)
         metrics["abstention"] = abstention(config.risk, looks, kept, *by_label)
-        if config.few_shot and baseline:
-            from must.evaluation.fewshot import few_shot
-
-            metrics["few_shot"] = few_shot(config, baseline, here)
         if not here.is_main:
             return metrics
         metrics |= origin(config, bundle, baseline)

@@ -28,7 +28,7 @@ def text_table(metrics: dict[str, Any]) -> str:
             rows.append(metric_row(title, before and before[key], after[key], None))
         if compared := metrics["label_free"]["compared"]:
             rows.append((f"same class as {name}", "", percent(compared["agreement"])))
-    return "\n".join([align(rows), *audit_lines(metrics), *abstention_lines(metrics), *few_shot_lines(metrics)])
+    return "\n".join([align(rows), *audit_lines(metrics), *abstention_lines(metrics)])
 
 
 def audit_lines(metrics: dict[str, Any]) -> list[str]:
@@ -64,15 +64,6 @@ def abstention_lines(metrics: dict[str, Any]) -> list[str]:
     if not found["bound"] and (measured := found["measured"]) and measured["risk"] is not None:
         line += f" (with labels: {percent(measured['risk'])})"
     return [line]
-
-
-def few_shot_lines(metrics: dict[str, Any]) -> list[str]:
-    """A line a rival: top-1 for each number of labelled images a class."""
-    lines = []
-    for method in metrics.get("few_shot", {}).get("methods", []):
-        shots, found = zip(*((str(row["shots"]), percent(row["top1"])) for row in method["rows"]), strict=True)
-        lines.append(f"{method['name']} on {' / '.join(shots)} labelled images a class: {' / '.join(found)}")
-    return ["", *lines] if lines else []
 
 
 def metric_row(title: str, before: float | None, after: float, interval: list[float] | None) -> tuple[str, ...]:
