@@ -56,11 +56,10 @@ test-stores: setup build/azurite/node_modules/.bin/azurite-blob  ## Run the test
 	@REQUIRE_STORES=1 $(BIN)/python -m pytest $(PYTEST) --store s3 --store az $$(grep -rl bucket_server tests --include='test_*.py')
 
 # Tests that want a package which `make test` does without have an environment on top of ours: transformers makes every command
-# start seconds later (pyproject.toml), wandb nearly one (timm imports it).
+# start seconds later (pyproject.toml).
 build/transformers/installed: EXTRA = siglip
-build/wandb/installed: EXTRA = wandb
 build/heic/installed: EXTRA = heic
-build/transformers/installed build/wandb/installed build/heic/installed: $(VENV)/installed
+build/transformers/installed build/heic/installed: $(VENV)/installed
 	@$(PYTHON) -m venv $(@D)
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth
@@ -70,10 +69,6 @@ build/transformers/installed build/wandb/installed build/heic/installed: $(VENV)
 .PHONY: test-transformers
 test-transformers: build/transformers/installed  ## Run the tests of what transformers loads
 	@REQUIRE_TRANSFORMERS=1 build/transformers/bin/python -m pytest -m 'not containers' -k transformers tests/export
-
-.PHONY: test-wandb
-test-wandb: build/wandb/installed  ## Run the tests of Weights & Biases, offline
-	@REQUIRE_WANDB=1 build/wandb/bin/python -m pytest -m 'not containers' -k weights_and_biases tests/train/test_trackers.py
 
 .PHONY: test-heic
 test-heic: build/heic/installed  ## Run the tests of photographs in HEIC

@@ -15,7 +15,7 @@ TOLD = re.compile(
     | (LOCAL|GROUP|ROLE|MASTER|TORCHELASTIC|NCCL|GLOO)_.*
     | (AWS|BOTO|AZURE|GOOGLE|GCLOUD|GCE|GCS|CLOUDSDK|CLOUD_ML|AIP)_.* | STORAGE_EMULATOR_HOST       # clouds
     | (MSI|IDENTITY|ARM|DATABRICKS|ECS)_.* | NB_PREFIX                                              # their notebooks
-    | (MLFLOW|WANDB|HF|HUGGINGFACE|MODEL_REGISTRY)_.* | NETRC
+    | (MLFLOW|HF|HUGGINGFACE|MODEL_REGISTRY)_.* | NETRC
     | (https?|ftp|all|no)_proxy                                                                     # a company
     | PYTHONDONTWRITEBYTECODE  # an image for containers; each process would compile torch anew
     | COLUMNS | LINES | NO_COLOR | FORCE_COLOR | PY_COLORS | TQDM_.* | MUST_.*                      # a person

@@ -198,7 +198,7 @@ class TrainConfig(StageConfig):
     )
     log_every: int = param("steps between log lines", 10, metavar="N", group="how it runs", at_least=1)
     trackers: list[str] = param(
-        "where the curves go besides the log: tensorboard (files in the output), mlflow (MLFLOW_TRACKING_URI), wandb; "
+        "where the curves go besides the log: tensorboard (files in the output), mlflow (MLFLOW_TRACKING_URI); "
         "empty for nowhere",
         factory=lambda: ["tensorboard"],
         metavar="NAME,...",

@@ -11,11 +11,10 @@ from must.config.trackers import require_packages
 from must.method.train.trackers.base import Life, Tracker, points, reason
 from must.method.train.trackers.mlflow import MLflow
 from must.method.train.trackers.tensorboard import TensorBoard
-from must.method.train.trackers.wandb import WeightsAndBiases
 
 logger = logging.getLogger(__name__)
 
-MAKE: dict[str, Callable[[Life], Tracker]] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WeightsAndBiases}
+MAKE: dict[str, Callable[[Life], Tracker]] = {"tensorboard": TensorBoard, "mlflow": MLflow}
 FLUSH_TIMEOUT = 60.0  # seconds that a tracker has at the end for what is still to be sent
 STOP_TIMEOUT = 5.0  # where the run was stopped: whoever did that will not wait for long
 
