@@ -4,9 +4,11 @@ import importlib
 from typing import Any
 
 from must.base.console import attach
+from must.base.errors import MustError, TransientError, UserError
 
 __version__ = "0.1.0"
 __all__ = [
+    "MustError", "TransientError", "UserError",
     "adapt", "classifier", "demo", "evaluate", "export", "gate", "labels", "load", "plan", "predict",
     "promote", "push", "refine", "review", "select", "serve", "shard", "sort", "train",
 ]  # fmt: skip

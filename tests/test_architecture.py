@@ -35,19 +35,20 @@ SMALL_PLANS = {
     "base": """
 text
 files
+errors
 background
 console
 cores
 progress    console
-processes
-storage     processes text
-lock        background storage
-exits       lock storage text
-parameters  text
+processes   errors
+storage     errors processes text
+lock        background errors storage
+exits       errors lock text
+parameters  errors text
 flags       exits parameters text
 tars
-names       parameters storage text
-workers     processes storage
+names       errors parameters storage text
+workers     errors processes
 """,
     "data": """
 image

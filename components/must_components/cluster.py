@@ -10,8 +10,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from must.base.errors import TransientError
 from must.base.parameters import require
-from must.base.storage import TransientError, is_transient, object_or_none
+from must.base.storage import is_transient, object_or_none
 from must.base.text import one_line
 from must_components.serving.manifest import GROUP, KIND, PLURAL, VERSION
 

@@ -10,8 +10,8 @@ from typing import Any, get_type_hints
 
 from must.api.results import RESULTS
 from must.api.stages import STAGES, Stage, configure, run
+from must.base.errors import TransientError
 from must.base.parameters import StageConfig, is_required, with_headings
-from must.base.storage import TransientError
 
 ENDING = """
 Raises:

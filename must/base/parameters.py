@@ -356,6 +356,6 @@ def flag(name: str) -> str:
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises ValueError(message), the error of a user's input, unless `condition` holds."""
+    """Raises UserError(message) unless `condition` holds."""
     if not condition:
         raise ValueError(message)

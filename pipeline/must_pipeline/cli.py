@@ -3,6 +3,7 @@
 import importlib
 import sys
 
+from must.base.errors import MustError
 from must.base.exits import WRONG_INPUT, line_of
 
 COMMANDS = {
@@ -51,7 +52,7 @@ def call(command: str, *before: str) -> None:
         said = f"needs the package {package}: pip install 'must-clip[{EXTRA[package]}]'"
     except BrokenPipeError:
         raise
-    except (ValueError, OSError) as error:
+    except (MustError, OSError) as error:
         said = line_of(error)
     else:
         return

@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, NamedTuple, TypeVar
 
-from must.base.storage.base import ConflictError, Entry, Generation, TransientError
+from must.base.errors import TransientError
+from must.base.storage.base import ConflictError, Entry, Generation
 from must.base.storage.retry import repeat
 from must.base.text import without_secrets
 

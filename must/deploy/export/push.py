@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from must.base.errors import TransientError
 from must.base.files import DESCRIPTION_FILE, MODEL_FOLDER_FILE, ONNX_FILE
 from must.base.parameters import require
-from must.base.storage import TransientError
 from must.base.text import without_secrets
 from must.config import PushConfig
 from must.method.model.fetch import here

@@ -7,9 +7,10 @@ import urllib.request
 from typing import Protocol
 
 from must.base import storage
+from must.base.errors import TransientError
 from must.base.files import ONNX_FILE
 from must.base.parameters import require
-from must.base.storage import TransientError, is_transient
+from must.base.storage import is_transient
 from must.base.text import printable
 from must.config import PromoteConfig
 from must.config.trackers import require_packages

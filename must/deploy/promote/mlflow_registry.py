@@ -13,9 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from must.base import storage
+from must.base.errors import TransientError
 from must.base.files import CARD_FILE, LONGEST_CARD, ONNX_FILE
 from must.base.names import listed
-from must.base.storage import TransientError
 from must.method.train.trackers.base import reason
 from must.method.train.trackers.mlflow import connect, experiment
 

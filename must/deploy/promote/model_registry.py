@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from must.base import storage
+from must.base.errors import TransientError
 from must.base.parameters import require
-from must.base.storage import TransientError
 from must.base.text import printable
 
 URL = "MODEL_REGISTRY_URL"

@@ -22,11 +22,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from must.base import storage
+from must.base.errors import TransientError
 from must.base.files import VERSION_FILE
 from must.base.lock import PROMOTION, HeldError, LockLostError, locked
 from must.base.names import below
 from must.base.parameters import require
-from must.base.storage import ConflictError, TransientError
+from must.base.storage import ConflictError
 
 LATEST = "LATEST"
 NAME = re.compile(r"[a-z0-9][-a-z0-9._]{0,62}")

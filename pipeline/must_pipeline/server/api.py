@@ -13,7 +13,8 @@ import kfp_server_api as api
 import urllib3.exceptions
 
 from must import __version__
-from must.base.storage import TransientError, is_transient, object_or_none
+from must.base.errors import TransientError
+from must.base.storage import is_transient, object_or_none
 from must.base.text import one_line
 from must_pipeline import DESCRIPTION
 
