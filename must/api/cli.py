@@ -8,6 +8,7 @@ from typing import Any
 
 import must
 from must.api.stages import STAGES, configure, run
+from must.base.errors import UserError
 from must.base.exits import INTERRUPTED, exiting
 from must.base.flags import OneLineParser, add_flags, add_hidden_flags, usage_of
 from must.base.parameters import convert, require
@@ -87,7 +88,7 @@ def run_completion(options: dict[str, Any]) -> None:
     try:
         import shtab
     except ModuleNotFoundError:
-        raise ValueError("needs the package shtab: pip install 'must-clip[completion]'") from None
+        raise UserError("needs the package shtab: pip install 'must-clip[completion]'") from None
     print(shtab.complete(build_parser(), options["shell"]))
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import must.config as configs
 from must.api.preflight import preflight
+from must.base.errors import UserError
 from must.base.parameters import StageConfig, load, read_yaml
 from must.base.progress import loading
 from must.base.workers import killed_workers
@@ -167,10 +168,10 @@ def run(stage: str, config: StageConfig, **more: Any) -> Any:
         if (error.name or "must").split(".")[0] == "must":
             raise
         if error.name in ("fcntl", "resource"):  # Python's own, where there is no Unix
-            raise ValueError(
+            raise UserError(
                 "works on Linux or macOS; here `must predict` and `must.load` do (docs/install.md)"
             ) from None
-        raise ValueError(
+        raise UserError(
             f"the package {error.name} is not installed here; install it with: pip install 'must-clip[all]', "
             "or take the image that has it (docs/containers.md)"
         ) from None

@@ -188,7 +188,7 @@ class Beat:
 
     def owner(self) -> dict[str, str]:
         try:
-            return storage.read_object(self.uri, dict, ValueError())
+            return storage.read_object(self.uri, dict, UserError())
         except (FileNotFoundError, ValueError):
             return {}
 

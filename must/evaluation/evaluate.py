@@ -9,6 +9,7 @@ import numpy as np
 
 from must import __version__
 from must.base import storage
+from must.base.errors import UserError
 from must.base.files import DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
 from must.base.text import cell, csv_of, encoded, printable
 from must.config import EvaluateConfig
@@ -106,7 +107,7 @@ def check_classes(bundle: Bundle, baseline: Bundle, config: EvaluateConfig) -> N
     if ours != theirs:
         missing = [name for name in ours if name not in theirs] or [name for name in theirs if name not in ours]
         what = f"e.g. '{missing[0]}' is in one only" if missing else "their order differs"
-        raise ValueError(
+        raise UserError(
             f"--baseline {config.baseline}: has other classes ({len(theirs)}) than the model ({len(ours)}; {what}); "
             "take the classifier file that the model was trained with"
         )

@@ -15,6 +15,7 @@ from typing import Any
 
 import kfp_server_api as api
 
+from must.base.errors import UserError
 from must.base.flags import OneLineParser
 from must.base.parameters import convert_fields, read_mapping
 from must_pipeline import DESCRIPTION
@@ -48,7 +49,7 @@ def main() -> None:
     cluster = load_cluster(options.cluster)
     namespace = options.namespace or cluster.namespace
     if options.action != "list" and not options.what:
-        raise ValueError(f"{options.action}: {'which file' if options.action == 'apply' else 'which schedule'}?")
+        raise UserError(f"{options.action}: {'which file' if options.action == 'apply' else 'which schedule'}?")
     if options.action == "apply":
         schedule = read_schedule(Path(options.what), options.pipeline)
         apply(Kfp(options), schedule, options.pipeline, namespace, cluster.service_account)
@@ -63,7 +64,7 @@ def read_schedule(path: Path, pipeline: Path) -> Schedule:
     schedule: Schedule = convert_fields(read_mapping(path, f"apply {path}"), Schedule, "")
     for key in ("name", "cron"):
         if not getattr(schedule, key):
-            raise ValueError(f"{path}: {key} is missing")
+            raise UserError(f"{path}: {key} is missing")
     parameters = check_parameters(pipeline, schedule.parameters)
     return replace(schedule, cron=six_fields(schedule.cron), parameters=parameters)
 
@@ -72,7 +73,7 @@ def six_fields(cron: str) -> str:
     """Kubeflow's cron lines begin with the second; the usual five fields get a 0 in front."""
     count = len(cron.split())
     if count not in (5, 6) and not cron.startswith("@"):
-        raise ValueError(
+        raise UserError(
             f"cron '{cron}': expected minute hour day month weekday, such as '0 3 * * 1' (Mondays at 3, UTC)"
         )
     return f"0 {cron}" if count == 5 else cron
@@ -181,7 +182,7 @@ def switch(kfp: Kfp, action: str, name: str, namespace: str) -> None:
         return
     if not runs:
         known = ", ".join(sorted(run.display_name for run in kfp.schedules(namespace))) or "none"
-        raise ValueError(f"{action} {name}: there is no such schedule; there are: {known}")
+        raise UserError(f"{action} {name}: there is no such schedule; there are: {known}")
     if action == "delete":
         if not remove(kfp, runs, namespace):
             return

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from must.base import storage
-from must.base.errors import TransientError
+from must.base.errors import TransientError, UserError
 from must.base.parameters import require
 from must.base.text import printable
 
@@ -28,7 +28,7 @@ TRIES, TIMEOUT = 5, 30  # of a request, and seconds of each
 PAGE = 100  # entries a request
 
 
-class RefusedError(ValueError):
+class RefusedError(UserError):
     """The server's answer: it will not. `status` is HTTP's."""
 
     def __init__(self, text: str, status: int) -> None:
@@ -63,7 +63,7 @@ def token() -> str:
     try:
         return Path(file).read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
-        raise ValueError(f"{TOKEN_FILE} {file}: no token to be read there") from None
+        raise UserError(f"{TOKEN_FILE} {file}: no token to be read there") from None
 
 
 class Api:
@@ -80,7 +80,7 @@ class Api:
         for self.root in ROOTS:
             if self.find("registered_models", pageSize="1") is not None:
                 return
-        raise ValueError(f"{flag}: {self.url} is no Kubeflow Model Registry: it has neither {' nor '.join(ROOTS)}")
+        raise UserError(f"{flag}: {self.url} is no Kubeflow Model Registry: it has neither {' nor '.join(ROOTS)}")
 
     def find(self, path: str, **query: str) -> dict[str, Any] | None:
         """The one that matches, or None."""

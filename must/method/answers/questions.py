@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, ClassVar, Self
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.names import SHA256, of_form
 from must.base.parameters import require
 
@@ -63,9 +64,9 @@ class Questions:
         uri = storage.join(folder, cls.FILE)
         damaged = f"{uri}: is damaged or of another version; delete it, and `must review` makes it again"
         try:
-            return storage.read_object(uri, cls.parse, ValueError(damaged))
+            return storage.read_object(uri, cls.parse, UserError(damaged))
         except (FileNotFoundError, NotADirectoryError):
-            raise ValueError(f"{flag} {folder}: no {cls.FILE} there; it is what `must review` writes") from None
+            raise UserError(f"{flag} {folder}: no {cls.FILE} there; it is what `must review` writes") from None
 
     @classmethod
     def parse(cls, content: dict[str, Any]) -> Self:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from must.base.errors import UserError
 from must.base.exits import PREEMPTED
 from must.method.distributed.heartbeat import LEFT, SILENCE_S, Heartbeat, connect
 
@@ -74,9 +75,9 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
-        raise ValueError(f"--device {name}: there is no such device here; 'auto' takes what there is") from None
+        raise UserError(f"--device {name}: there is no such device here; 'auto' takes what there is") from None
     if device.type == "mps" and not alone:
-        raise ValueError("--device mps: takes one process; start it without torchrun, or with --device cpu")
+        raise UserError("--device mps: takes one process; start it without torchrun, or with --device cpu")
     return device
 
 

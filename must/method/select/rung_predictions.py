@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from must.base.errors import UserError
 from must.data.loading.loader import EvalSource
 from must.method.model.folder import Kept
 from must.method.model.masked_vit import MaskedViT
@@ -113,6 +114,6 @@ def predict_rungs(
         probabilities.append(said.softmax(-1).half().cpu().numpy())
         labels.append(said.argmax(-1).cpu().numpy())
     if not numbers:
-        raise ValueError("none of the split's images can be decoded; check them: must index verify")
+        raise UserError("none of the split's images can be decoded; check them: must index verify")
     every, named = np.concatenate(probabilities, 1), np.concatenate(labels, 1)
     return RungPredictions(np.concatenate(numbers), middle.result(), every, named, middle.judge)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from must.base.errors import UserError
 from must.config.trackers import require_packages
 from must.method.train.trackers.base import Life, Tracker, points, reason
 from must.method.train.trackers.mlflow import MLflow
@@ -42,7 +43,7 @@ class Trackers:
                 if not self.life.first_step:
                     message = reason(error)
                     begins = f"--trackers {tracker.name}: "
-                    raise ValueError(message if message.startswith(begins) else begins + message) from None
+                    raise UserError(message if message.startswith(begins) else begins + message) from None
                 tracker.warn(error)
                 self.all.remove(tracker)
         return {tracker.name: tracker.tracker.run_id for tracker in self.all if tracker.tracker.run_id}
