@@ -1,9 +1,9 @@
 """Adapt CLIP to your own images without labels: masked unsupervised self-training (arXiv 2206.02967)."""
 
 import importlib
+import logging
 from typing import Any
 
-from must.base.console import attach
 from must.base.errors import MustError, TransientError, UserError
 
 __version__ = "0.1.0"
@@ -14,7 +14,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-attach()
+logging.getLogger("must").addHandler(logging.NullHandler())  # the program configures logging: docs/python.md
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,9 @@ from must.api.results import Refined as Refined
 from must.api.results import Selected as Selected
 from must.api.results import Shards as Shards
 from must.api.results import Trained as Trained
+from must.base.errors import MustError as MustError
+from must.base.errors import TransientError as TransientError
+from must.base.errors import UserError as UserError
 from must.deploy.promote.registry import Latest as Latest
 from must.evaluation.exchange import Exchanged as Exchanged
 from must.evaluation.gate import Decision as Decision
@@ -26,6 +29,9 @@ Text: TypeAlias = str | PathLike[str]
 
 __version__: str
 __all__ = [
+    "MustError",
+    "TransientError",
+    "UserError",
     "adapt",
     "classifier",
     "demo",

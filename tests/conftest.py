@@ -27,10 +27,13 @@ socketserver.BaseServer.serve_forever.__defaults__ = (0.02,)
 import pytest
 from hypothesis import HealthCheck, settings
 
+from must.base.console import attach
 from must.base.cores import cores
 from tests.gcs import gcs_process
 from tests.once import SHARED, made_once
 from tests.stores import azurite_process, bucket_server, moto_process
+
+attach()  # the tests are a program: what it logs is on the console
 
 __all__ = ["azurite_process", "bucket_server", "digits", "gcs_process", "moto_process"]
 

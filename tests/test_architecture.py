@@ -43,7 +43,7 @@ progress    console
 processes   errors
 storage     errors processes text
 lock        background errors storage
-exits       errors lock text
+exits       console errors lock text
 parameters  errors text
 flags       exits parameters text
 tars

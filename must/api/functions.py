@@ -15,11 +15,12 @@ from must.base.parameters import StageConfig, is_required, with_headings
 
 ENDING = """
 Raises:
-    ValueError: the user's error, in one line; must.base.storage.TransientError, a kind of it, where the same call may
-        work later.
+    must.UserError: the input is wrong, in one line; must.TransientError: the same call may work later. Both are
+        ValueErrors.
     OSError: a place that cannot be read or written."""
 
 
+ERRORS = ("MustError", "TransientError", "UserError")  # classes at `must`, of base/errors
 BESIDE = {  # functions at `must` that are no stages
     "load": "must.api.model:load",
 }

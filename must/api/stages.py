@@ -133,7 +133,8 @@ def call(stage: str, /, **values: Any) -> Any:
     """Runs a stage; returns its result. Parameters are those of must/config/; None leaves one at its default.
 
     Raises:
-        ValueError: the user's error; storage.TransientError, a kind of it, where the same may work later.
+        UserError: the input is wrong.
+        TransientError: the same may work later.
         OSError: a place that cannot be read or written.
         SystemExit: from training that was stopped (75, a checkpoint is saved) or lost a process.
     """

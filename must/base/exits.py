@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from must.base.console import attach
 from must.base.errors import MustError, TransientError, UserError
 from must.base.lock import HeldError, LockLostError
 from must.base.text import printable
@@ -31,11 +32,12 @@ RANK_DELAY_S = 10  # of a fault that all ranks find, torchrun shows only the fir
 
 @contextmanager
 def exiting(command: str) -> Iterator[None]:
-    """The block's errors become exit codes: see `fail`. SIGTERM ends it with 75.
+    """The block's errors become exit codes: see `fail`. SIGTERM ends it with 75. What it logs stands on the console.
 
     Raises:
         SystemExit: for a MustError or an OSError. Anything else is a bug and goes on as what it is, with its traceback.
     """
+    attach()
     try:
         with ending_on_sigterm(command):
             yield

@@ -3,6 +3,7 @@
 import importlib
 import sys
 
+from must.base.console import attach
 from must.base.errors import MustError
 from must.base.exits import WRONG_INPUT, line_of
 
@@ -41,6 +42,7 @@ def run() -> None:
 
 def call(command: str, *before: str) -> None:
     """Runs a command with the flags of this program, after those of `before`. Exits with one line about wrong input."""
+    attach()
     program = sys.argv[0].rpartition("/")[2]
     sys.argv[1:1] = before
     try:
