@@ -307,6 +307,7 @@ def convert(value: Any, kind: Any, name: str) -> Any:
     except (ValueError, OverflowError):  # no number, or too long a one
         raise UserError(wrong) from None
     require(kind is not float or math.isfinite(converted), wrong)
+    require(kind is not str or "\0" not in converted, f"{name}: holds a NUL character, which no file's name may")
     require(kind is not int or abs(converted) < 1 << 63, wrong)
     return converted
 

@@ -48,8 +48,12 @@ def address(flag: str) -> str:
     url = os.environ.get(URL, "").rstrip("/")
     example = "such as http://model-registry-service.kubeflow.svc:8080"
     require(bool(url), f"{flag}: set {URL} to the Kubeflow Model Registry's address, {example}")
-    parts = urllib.parse.urlsplit(url)
-    require(parts.scheme in ("http", "https") and bool(parts.netloc), f"{flag}: {URL} is no http(s) address, {example}")
+    wrong = f"{flag}: {URL} is no http(s) address, {example}"
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:
+        raise UserError(wrong) from None
+    require(parts.scheme in ("http", "https") and bool(parts.netloc), wrong)
     require("@" not in parts.netloc, f"{flag}: {URL} holds a name or password; give a token in {TOKEN}")
     return url
 
