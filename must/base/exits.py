@@ -5,7 +5,6 @@ what such a program calls raises, and knows no codes.
 """
 
 import os
-import re
 import signal
 import sys
 import threading
@@ -76,7 +75,7 @@ def line_of(error: BaseException) -> str:
         return printable(f"{error.filename}: {error.strerror}" if error.filename else error.strerror, LONGEST)
     text = str(error).strip()
     if "Original Traceback" in text:
-        text = re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])  # the class
+        text = text.splitlines()[-1].partition(": ")[2]  # after the class
     return printable(" ".join(text.split()), LONGEST)
 
 
