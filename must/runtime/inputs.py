@@ -7,6 +7,7 @@ from typing import Any
 
 from must import __version__
 from must.base import storage
+from must.base.errors import UserError
 from must.base.exits import line_of
 from must.base.files import MODEL_FOLDER_FILE
 from must.base.parameters import require
@@ -58,7 +59,7 @@ def check_writable(name: str, place: str) -> None:
     except storage.TransientError:
         raise
     except (ValueError, OSError) as error:
-        raise ValueError(f"{name} {place}: cannot be written to: {line_of(error)}") from None
+        raise UserError(f"{name} {place}: cannot be written to: {line_of(error)}") from None
     with suppress(ValueError, OSError):  # who may write need not be allowed to delete
         storage.delete(file)
 

@@ -41,7 +41,6 @@ WRONG = [
     ({"shard_settings": {"quality": 0}}, "shard_settings: --quality must be between 1 and 95"),
     ({"serve": "yes"}, "serve must be one of none, write, apply (got 'yes')"),
     ({"serve": "write", "model_name": "cats.v2"}, "model_name cats.v2: a service needs a name that Kubernetes takes"),
-    ({"triton": "My Model"}, "triton: --triton My Model: must be a name that Kubernetes takes"),
     ({"register": "mlfow"}, "register: --register must be one of none, mlflow"),
     ({"model_name": "My Model"}, "--name My Model: small letters, digits"),
 ]  # fmt: skip

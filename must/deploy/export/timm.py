@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from must.base.errors import UserError
 from must.config import ExportConfig
 from must.data.image.preprocess import Preprocess
 from must.deploy.export.check import features_of
@@ -183,7 +184,7 @@ def from_trunk(visual: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def refuse(reason: str) -> NoReturn:
-    raise ValueError(f"--to timm: {reason}")
+    raise UserError(f"--to timm: {reason}")
 
 
 def features(folder: Path, images: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
+from must.base.errors import UserError
 from must.config import ExportConfig
 from must.data.image.preprocess import FILTERS, Preprocess
 from must.deploy.export.check import features_of
@@ -91,7 +92,7 @@ def check_blocks(blocks: Any, norms: list[Any]) -> None:
 
 
 def refuse(reason: str) -> NoReturn:
-    raise ValueError(
+    raise UserError(
         f"--to transformers: its CLIPModel cannot hold this model: {reason}; --to open_clip holds every model"
     )
 
@@ -186,7 +187,7 @@ def features(folder: Path, images: Tensor) -> Tensor:
     try:
         from transformers import CLIPModel
     except ImportError:
-        raise ValueError(
+        raise UserError(
             "--to transformers: the package transformers, which the folder is tried with, is not installed here; "
             "install it with: pip install 'must-clip[siglip]'"
         ) from None

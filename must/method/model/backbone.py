@@ -17,6 +17,7 @@ from torch import nn
 
 from must.base import storage
 from must.base.console import quieted
+from must.base.errors import UserError
 from must.base.files import MODEL_FOLDER_FILE
 from must.base.text import brief, close_to
 from must.data.image.preprocess import Preprocess
@@ -68,7 +69,7 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
     folder = Path(name.removeprefix("local-dir:")) if is_folder(model) else None
     if folder:
         if not (folder / MODEL_FOLDER_FILE).is_file():
-            raise ValueError(f"--model {given}: no {MODEL_FOLDER_FILE} in this folder")
+            raise UserError(f"--model {given}: no {MODEL_FOLDER_FILE} in this folder")
     elif not model.startswith(HUB):
         check_name(model)
         check_pretrained(model, pretrained)
@@ -87,14 +88,14 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
                 tokenizer = open_clip.get_tokenizer(name, **tokenizer_options) if with_tokenizer else None
         except Exception as error:  # open_clip and the hub raise anything from OSError to pickle errors
             if "TorchScript" in str(error):  # as OpenAI's own files are
-                raise ValueError(
+                raise UserError(
                     f"{asked}: is a TorchScript program, and those are not run; take --pretrained openai, or a folder "
                     "of the same model as a hub has it (docs/models.md)"
                 ) from error
             hint = (
                 "; install what it needs with: pip install 'must-clip[siglip]'" if "transformers" in str(error) else ""
             )
-            raise ValueError(f"{asked}: cannot be loaded: {first_line(error)}{hint}") from error
+            raise UserError(f"{asked}: cannot be loaded: {first_line(error)}{hint}") from error
     return Backbone(
         clip=clip.eval(),
         tokenizer=tokenizer,
@@ -134,7 +135,7 @@ def hub_files(model: str, pretrained: str, asked: str, weights: bool = True) -> 
             safe = str(Path(file).with_suffix(".safetensors")) if file else WEIGHTS_FILE
             answers = fetched(repository, *dict.fromkeys([safe, file or OLD_WEIGHTS_FILE]))
     except ValueError as error:
-        raise ValueError(f"{asked}: {error}") from error
+        raise UserError(f"{asked}: {error}") from error
     with changed(HF_HUB_OFFLINE=True) if not answers else nullcontext():  # each further question would take its time
         yield
 
@@ -169,7 +170,7 @@ def check_fetches_nothing(architecture: dict[str, Any]) -> None:
     """A tower of timm's goes by the name of one of its own models: else it would ask a hub, or read another folder."""
     name = architecture["vision_cfg"].get("timm_model_name")
     if name is not None and not (isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) and timm.is_model(name)):
-        raise ValueError(f"its image tower is called {brief(name)}, which is none of timm's own models")
+        raise UserError(f"its image tower is called {brief(name)}, which is none of timm's own models")
 
 
 def config_of(model: str, name: str, options: dict[str, bool]) -> dict[str, Any]:
@@ -178,12 +179,12 @@ def config_of(model: str, name: str, options: dict[str, bool]) -> dict[str, Any]
         config = open_clip.get_model_config(name)
         options_of_tokenizer = (config.get("text_cfg") or {}).get("tokenizer_kwargs") or {}
         if options_of_tokenizer.get("trust_remote_code"):
-            raise ValueError("it asks to run its own code (trust_remote_code), which is not done")
+            raise UserError("it asks to run its own code (trust_remote_code), which is not done")
         config["quick_gelu"] = bool(options.get("force_quick_gelu", config.get("quick_gelu", False)))
         tower_of_config(config)
         return config
     except Exception as error:  # a damaged file, or anything that the hub raises
-        raise ValueError(f"--model {model}: its configuration cannot be read: {first_line(error)}") from error
+        raise UserError(f"--model {model}: its configuration cannot be read: {first_line(error)}") from error
 
 
 def architecture_of(model: str, name: str, options: dict[str, bool]) -> dict[str, Any]:
@@ -202,11 +203,11 @@ def check_tower(model: str, architecture: dict[str, Any]) -> None:
         with torch.device("meta"):
             visual = build_visual(architecture)
     except Exception as error:
-        raise ValueError(f"--model {model}: the image tower cannot be built: {first_line(error)}") from error
+        raise UserError(f"--model {model}: the image tower cannot be built: {first_line(error)}") from error
     try:
         tower_of(visual)
     except ValueError as error:
-        raise ValueError(f"--model {model}: {error}") from None
+        raise UserError(f"--model {model}: {error}") from None
 
 
 def tower_shape(model: str, pretrained: str) -> tuple[int, int, int]:
@@ -242,7 +243,7 @@ def understood(model: str, pretrained: str) -> tuple[str, str]:
     if model.replace("/", "-") in known or not name:  # ViT-B/16, or another thing altogether
         return model, pretrained
     if pretrained and pretrained != tag:
-        raise ValueError(f"--model {model} already says --pretrained {tag}; it cannot be {pretrained} too")
+        raise UserError(f"--model {model} already says --pretrained {tag}; it cannot be {pretrained} too")
     return name, tag
 
 
@@ -257,20 +258,18 @@ def check_name(model: str) -> None:
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
             hint = f"; if it is an open_clip model on a hub, call it {HUB}{model}{hint}"
-        raise ValueError(f"--model {model}: no open_clip model and no folder{hint}")
+        raise UserError(f"--model {model}: no open_clip model and no folder{hint}")
 
 
 def check_pretrained(model: str, pretrained: str) -> None:
     tags = open_clip.list_pretrained_tags_by_model(model.replace("/", "-"))
     if not pretrained:
-        raise ValueError(f"--model {model}: needs --pretrained, one of {', '.join(tags)}, or a checkpoint file")
+        raise UserError(f"--model {model}: needs --pretrained, one of {', '.join(tags)}, or a checkpoint file")
     looks_like_path = os.sep in pretrained or Path(pretrained).suffix in (".pt", ".pth", ".bin", ".safetensors")
     if looks_like_path and not Path(pretrained).is_file():
-        raise ValueError(f"--pretrained {pretrained}: no such file")
+        raise UserError(f"--pretrained {pretrained}: no such file")
     if not Path(pretrained).is_file() and pretrained not in tags:
-        raise ValueError(
-            f"--pretrained {pretrained}: no tag of {model}; known: {', '.join(tags)}; or a checkpoint file"
-        )
+        raise UserError(f"--pretrained {pretrained}: no tag of {model}; known: {', '.join(tags)}; or a checkpoint file")
 
 
 def quick_gelu_option(model: str, pretrained: str) -> dict[str, bool]:

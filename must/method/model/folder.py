@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.files import MODEL_FOLDER_FILE
 from must.base.parameters import require
 from must.method.model.hub import WEIGHTS_FILE, first_line
@@ -105,7 +106,7 @@ def save_weights(weights: dict[str, Any], path: Path, metadata: dict[str, str] |
     try:
         save_file(weights, path, metadata)
     except SafetensorError as error:  # in whose place OSError would be
-        raise ValueError(f"{path.parent.parent}: the model cannot be written: {first_line(error)}") from error
+        raise UserError(f"{path.parent.parent}: the model cannot be written: {first_line(error)}") from error
 
 
 def compact(clip: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from must.base.errors import UserError
 from must.base.files import MODEL_FOLDER_FILE
 from must.base.text import without_secrets
 
@@ -65,7 +66,7 @@ def fetched(repository: str, *names: str, instead: str = "", only_look: bool = F
                 return False
             status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
             why = "is not asked: unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else explain(status, error)
-            raise ValueError(f"the hub {hub} {why}, or {instead}") from error
+            raise UserError(f"the hub {hub} {why}, or {instead}") from error
         if only_look:
             return True
         try:
@@ -73,11 +74,11 @@ def fetched(repository: str, *names: str, instead: str = "", only_look: bool = F
         except Exception as error:
             first, _, _ = str(error).partition("\n")  # what follows is advice for programmers
             why = without_secrets(first) or type(error).__name__
-            raise ValueError(
+            raise UserError(
                 f"{name} of {repository} could not be downloaded from {hub} ({why}): {LATER}, or {instead}"
             ) from error
         return True
-    raise ValueError(f"{repository} on the hub {hub} has no {' and no '.join(names)}")
+    raise UserError(f"{repository} on the hub {hub} has no {' and no '.join(names)}")
 
 
 def explain(status: int, error: Exception) -> str:

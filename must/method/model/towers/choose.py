@@ -2,6 +2,7 @@
 
 from typing import Any, NoReturn
 
+from must.base.errors import UserError
 from must.method.model.towers.base import Tower
 
 NEEDED = (
@@ -81,4 +82,4 @@ def check_grid(name: str, image: tuple[int, int], patch: int) -> None:
 
 
 def refuse(name: str, reason: str) -> NoReturn:
-    raise ValueError(f"the image tower {name} cannot be trained: {reason}")
+    raise UserError(f"the image tower {name} cannot be trained: {reason}")

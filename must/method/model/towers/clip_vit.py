@@ -11,6 +11,7 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from must.base.errors import UserError
 from must.method.model.attention import SelfAttention, can_stand_in
 from must.method.model.towers.base import Tower, take
 
@@ -83,7 +84,7 @@ class ClipTower(Tower):
 
 def refuse_attention(attention: Any) -> NoReturn:
     """Another open_clip may call and answer otherwise, and nothing would fail: the logits would be wrong."""
-    raise ValueError(
+    raise UserError(
         f"the attention of open_clip {open_clip.__version__} ({type(attention).__name__}) is none that MUST knows; "
         "install one that has it: pip install 'open_clip_torch>=3,<4'"
     )
