@@ -21,13 +21,15 @@ from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer
 
 from must.api.demo import asset_folder
-from must.config import ClassifierConfig
+from must.config import ClassifierConfig, ExportConfig
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import EvalView, Preprocess
+from must.deploy.export.export import export
 from must.deploy.export.transformers import write_tokenizer
 from must.method.model import transformers_folder
 from must.method.model.backbone import build_visual, load_backbone, tower_shape
-from must.method.model.classifier import classifier
+from must.method.model.bundle import save_bundle, zero_shot_bundle
+from must.method.model.classifier import classifier, load_text_classifier
 from tests.model.tiny import COMMON, made, model_folder
 
 needs_transformers = pytest.mark.skipif(
@@ -313,7 +315,7 @@ def saved_by_transformers(kind: str, image: dict[str, Any], text: dict[str, Any]
             if "logit" not in name:
                 parameter += 0.02 * torch.randn_like(parameter)
         model.logit_scale.fill_(4.0)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size="800MB")
     processor.save_pretrained(folder)
     return model.eval()
 
@@ -367,22 +369,27 @@ def picture() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8))
 
 
-@needs_transformers
-@pytest.mark.parametrize("name", KINDS)
-def test_the_logits_are_transformers_own(name, tmp_path, record_property):
+def made_by_transformers(name: str, tmp_path: Path) -> tuple[Any, Path]:
     kind, image, text = KINDS[name]
     image = {**SMALL, "image_size": SIZE, "patch_size": 8, **image}
     end = {"bos_token_id": 574, "eos_token_id": 575} if kind == "clip" else {}
     text = {**SMALL, "vocab_size": 576, "max_position_embeddings": 24, **end, **text}
     model = saved_by_transformers(kind, image, text, tmp_path / "saved", projection_dim=24)
     tokenizer_beside(kind, tmp_path / "saved", tmp_path / "scratch")
-    expected, found = logits_of_transformers(model, tmp_path / "saved"), logits_of_ours(tmp_path / "saved")
+    return model, tmp_path / "saved"
+
+
+@needs_transformers
+@pytest.mark.parametrize("name", KINDS)
+def test_the_logits_are_transformers_own(name, tmp_path, record_property):
+    model, folder = made_by_transformers(name, tmp_path)
+    expected, found = logits_of_transformers(model, folder), logits_of_ours(folder)
     difference = (found - expected).abs().max().item()
     record_property("largest difference of a logit", difference)
     assert difference < 1e-4 and expected.std() > 0.01
-    values = {"classes": "a cat,two", "model": str(tmp_path / "saved"), "output": str(tmp_path / "c.safetensors")}
+    values = {"classes": "a cat,two", "model": str(folder), "output": str(tmp_path / "c.safetensors")}
     kept = classifier(ClassifierConfig(**values, look_alikes="tower", device="cpu"))
-    shutil.rmtree(tmp_path / "saved")
+    shutil.rmtree(folder)
     torch.testing.assert_close(logits_of_ours(Path(kept.model_folder)), found, atol=1e-5, rtol=0)
     again = load_backbone(kept.model_folder)
     visual = build_visual(again.architecture).eval()
@@ -390,3 +397,70 @@ def test_the_logits_are_transformers_own(name, tmp_path, record_property):
     with torch.no_grad():
         pixels = torch.randn(2, 3, SIZE, SIZE)
         torch.testing.assert_close(visual(pixels), again.clip.encode_image(pixels), atol=1e-6, rtol=0)
+
+
+@needs_transformers
+@pytest.mark.parametrize("name", ["quick gelu", "gelu of tanh, eps", "pooled by the end", "siglip"])
+def test_adapted_weights_go_back_and_are_read_again(name, tmp_path):
+    import transformers
+
+    _, folder = made_by_transformers(name, tmp_path)
+    values = {"classes": "a cat,two", "model": str(folder), "output": str(tmp_path / "c.safetensors")}
+    classifier(ClassifierConfig(**values, look_alikes="tower", device="cpu"))
+    bundle = zero_shot_bundle(load_text_classifier(values["output"]))
+    with torch.no_grad():
+        for parameter in bundle.model.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    save_bundle(str(tmp_path / "bundle"), bundle.model, bundle.description)
+    places = {"model": str(tmp_path / "bundle"), "classifier": values["output"], "output": str(tmp_path / "back")}
+    assert export(ExportConfig(**places, to="transformers"))["check"]["largest_difference"] < 1e-5
+    model = getattr(transformers, "SiglipModel" if name == "siglip" else "CLIPModel").from_pretrained(tmp_path / "back")
+    expected = logits_of_transformers(model.eval(), tmp_path / "back")
+    torch.testing.assert_close(logits_of_ours(tmp_path / "back"), expected, atol=1e-4, rtol=0)
+    adapted = load_backbone(str(tmp_path / "back")).clip.visual.state_dict()
+    assert same(adapted, bundle.model.visual.state_dict())
+
+
+def sizes(width: int, layers: int, heads: int, inner: int, **more: Any) -> dict[str, Any]:
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    return dict(zip(names, (width, layers, heads, inner), strict=True)) | more
+
+
+BASE, LARGE, SO400M = (768, 12, 12, 3072), (1024, 24, 16, 4096), (1152, 27, 16, 4304)
+OPENAI_TEXT, LARGE_TEXT = sizes(512, 12, 8, 2048), sizes(768, 12, 12, 3072)
+LAION = {"hidden_act": "gelu"}
+REAL: dict[str, tuple[str, dict[str, Any], dict[str, Any], int]] = {
+    "ViT-B/32": ("clip", sizes(*BASE, image_size=224, patch_size=32), OPENAI_TEXT, 512),
+    "ViT-B/16": ("clip", sizes(*BASE, image_size=224, patch_size=16), OPENAI_TEXT, 512),
+    "ViT-L/14": ("clip", sizes(*LARGE, image_size=224, patch_size=14), LARGE_TEXT, 768),
+    "ViT-L/14, 336 pixels": ("clip", sizes(*LARGE, image_size=336, patch_size=14), LARGE_TEXT, 768),
+    "ViT-H/14": (
+        "clip", sizes(1280, 32, 16, 5120, image_size=224, patch_size=14, **LAION), sizes(1024, 24, 16, 4096, **LAION), 1024
+    ),
+    "SigLIP base/16": ("siglip", sizes(*BASE, image_size=224, patch_size=16), sizes(*BASE, vocab_size=32000), 768),
+    "SigLIP 2 base/32": ("siglip", sizes(*BASE, image_size=256, patch_size=32), sizes(*BASE, vocab_size=256000), 768),
+    "SigLIP large/16": ("siglip", sizes(*LARGE, image_size=384, patch_size=16), sizes(*LARGE, vocab_size=32000), 1024),
+    "SigLIP so400m/14": ("siglip", sizes(*SO400M, image_size=384, patch_size=14), sizes(*SO400M, vocab_size=32000), 1152),
+    "SigLIP 2 so400m/16": ("siglip", sizes(*SO400M, image_size=256, patch_size=16), sizes(*SO400M, vocab_size=256000), 1152),
+}  # fmt: skip
+
+
+@needs_transformers
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL if os.environ.get("REQUIRE_FULL_SIZE") else ["ViT-B/32", "SigLIP base/16"])
+def test_the_logits_are_transformers_own_at_full_size(name, tmp_path, record_property):
+    kind, image, text, projection = REAL[name]
+    folder = tmp_path / "saved"
+    model = saved_by_transformers(kind, image, text, folder, projection_dim=projection)
+    tokenizer_beside(kind, folder, tmp_path / "scratch")
+    if kind == "clip":
+        for path in folder.glob("token*"):
+            path.unlink()
+        write_tokenizer(open_clip.SimpleTokenizer(), folder)
+    expected = logits_of_transformers(model, folder)
+    del model
+    found = logits_of_ours(folder)
+    difference = (found - expected).abs().max().item()
+    record_property("logits", str(expected.tolist()))
+    record_property("largest difference of a logit", difference)
+    assert difference < 1e-4 and expected.std() > 0.01

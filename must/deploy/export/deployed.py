@@ -114,5 +114,7 @@ def is_standard(block: nn.Module) -> bool:
 
 
 def activation(block: Any) -> str:
-    """What timm and transformers call the activation of a block's MLP; '' for one that neither has."""
-    return {"QuickGELU": "quick_gelu", "GELU": "gelu"}.get(type(block.mlp.gelu).__name__, "")
+    """What timm calls the activation of a block's MLP, of open_clip or of timm itself; '' for one that it has not."""
+    module = block.mlp.gelu if hasattr(block.mlp, "gelu") else block.mlp.act
+    tanh = type(module).__name__ == "GELUTanh" or getattr(module, "approximate", "none") == "tanh"
+    return "gelu_tanh" if tanh else {"QuickGELU": "quick_gelu", "GELU": "gelu"}.get(type(module).__name__, "")
