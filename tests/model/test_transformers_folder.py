@@ -435,13 +435,17 @@ REAL: dict[str, tuple[str, dict[str, Any], dict[str, Any], int]] = {
     "ViT-L/14": ("clip", sizes(*LARGE, image_size=224, patch_size=14), LARGE_TEXT, 768),
     "ViT-L/14, 336 pixels": ("clip", sizes(*LARGE, image_size=336, patch_size=14), LARGE_TEXT, 768),
     "ViT-H/14": (
-        "clip", sizes(1280, 32, 16, 5120, image_size=224, patch_size=14, **LAION), sizes(1024, 24, 16, 4096, **LAION), 1024
+        "clip", sizes(1280, 32, 16, 5120, image_size=224, patch_size=14, **LAION), sizes(*LARGE, **LAION), 1024
     ),
     "SigLIP base/16": ("siglip", sizes(*BASE, image_size=224, patch_size=16), sizes(*BASE, vocab_size=32000), 768),
     "SigLIP 2 base/32": ("siglip", sizes(*BASE, image_size=256, patch_size=32), sizes(*BASE, vocab_size=256000), 768),
     "SigLIP large/16": ("siglip", sizes(*LARGE, image_size=384, patch_size=16), sizes(*LARGE, vocab_size=32000), 1024),
-    "SigLIP so400m/14": ("siglip", sizes(*SO400M, image_size=384, patch_size=14), sizes(*SO400M, vocab_size=32000), 1152),
-    "SigLIP 2 so400m/16": ("siglip", sizes(*SO400M, image_size=256, patch_size=16), sizes(*SO400M, vocab_size=256000), 1152),
+    "SigLIP so400m/14": (
+        "siglip", sizes(*SO400M, image_size=384, patch_size=14), sizes(*SO400M, vocab_size=32000), 1152
+    ),
+    "SigLIP 2 so400m/16": (
+        "siglip", sizes(*SO400M, image_size=256, patch_size=16), sizes(*SO400M, vocab_size=256000), 1152
+    ),
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from must.data.augment.normalize import normalize
 from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import TrainBatch
 from must.method.distributed.process_group import World, pick_device
+from must.method.model.backbone import build_visual
 from must.method.model.masked_vit import MaskedViT
 from must.method.train.autotune import blank, pixel_bytes
 from must.method.train.calculated import STATE_BYTES, Shape
@@ -31,11 +32,11 @@ LOADER_SECONDS = 10.0
 def image_tower(setting: Setting, model: str) -> Any:
     """open_clip's image tower with random weights; for a CPU a tiny one of the same class."""
     import open_clip
-    from open_clip.transformer import VisionTransformer
 
     torch.manual_seed(0)
     if setting.tiny:
-        return VisionTransformer(image_size=32, patch_size=8, width=64, layers=2, heads=2, mlp_ratio=4, output_dim=32)
+        vision = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 32}
+        return build_visual({"embed_dim": 32, "vision_cfg": vision, "quick_gelu": False})
     return open_clip.create_model(model, pretrained=None).visual
 
 

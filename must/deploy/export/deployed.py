@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
 from must.data.image.preprocess import Preprocess
-from must.method.model.attention import SelfAttention
+from must.method.model.attention import SelfAttention, is_residual
 from must.method.model.masked_vit import MaskedViT
 from must.method.model.towers.base import Tower
 from must.method.model.towers.clip_vit import ClipTower
@@ -110,7 +109,7 @@ def is_plain(tower: Tower) -> bool:
 
 def is_standard(block: nn.Module) -> bool:
     """Whether it is open_clip's plain residual block with this library's attention in it."""
-    return type(block) is ResidualAttentionBlock and isinstance(block.attn, SelfAttention)
+    return is_residual(block) and isinstance(block.attn, SelfAttention)
 
 
 def activation(block: Any) -> str:
