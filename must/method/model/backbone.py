@@ -263,7 +263,9 @@ def architecture_of(model: str, name: str, options: dict[str, bool]) -> dict[str
 
 
 def tower_of_config(config: dict[str, Any]) -> dict[str, Any]:
-    """What `build_visual` needs, of open_clip's model_cfg."""
+    """What `build_visual` needs, of open_clip's model_cfg. Raises ValueError: it has no image tower."""
+    if not config.get("vision_cfg"):  # audio, or one network for images and texts
+        raise ValueError("it has no image tower of its own")
     return {name: config[name] for name in ("embed_dim", "vision_cfg", "quick_gelu")}
 
 
