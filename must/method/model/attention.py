@@ -75,7 +75,7 @@ def use_contiguous_attention(tower: nn.Module) -> None:
 
 
 def is_residual(block: nn.Module) -> bool:
-    """Whether it is open_clip's plain block, x + attention(ln_1 x), then x + mlp(ln_2 x), and not one that FSDP made."""
+    """Whether it is open_clip's plain block, x + attention(ln_1 x), then x + mlp(ln_2 x), and none that FSDP made."""
     return type(block).__name__ == "ResidualAttentionBlock"
 
 

@@ -8,8 +8,8 @@ NEEDED = (
     "MUST masks single patches: it needs a Vision Transformer that cuts the image into patches (see docs/models.md)"
 )
 HIERARCHICAL = (
-    "its layers merge places of the image (hierarchical), and MUST masks single patches, each of which must come out of "
-    "the last layer (see docs/models.md)"
+    "its layers merge places of the image (hierarchical), and MUST masks single patches, each of which must come out "
+    "of the last layer (see docs/models.md)"
 )
 NAFLEX = "its images keep their shapes (NaFlex), and MUST's views are squares of one size; take a fixed resolution"
 
