@@ -71,7 +71,7 @@ build/transformers/installed build/wandb/installed build/vertex/installed build/
 
 .PHONY: test-transformers
 test-transformers: build/transformers/installed  ## Run the tests of what transformers loads
-	@REQUIRE_TRANSFORMERS=1 build/transformers/bin/python -m pytest -m 'not containers' -k transformers tests/export
+	@REQUIRE_TRANSFORMERS=1 build/transformers/bin/python -m pytest -m 'not containers' -k transformers tests/export tests/model/test_transformers_folder.py
 
 .PHONY: test-wandb
 test-wandb: build/wandb/installed  ## Run the tests of Weights & Biases, offline

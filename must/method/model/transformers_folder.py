@@ -262,13 +262,15 @@ def byte_pairs(folder: Path) -> tuple[dict[str, int], list[str]] | None:
     """(number of each word, merges) of a tokenizer of byte pairs; OpenAI's where there are no files of any."""
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-        return read(folder / "vocab.json"), [line for line in lines if line and not line.startswith("#version")]
+        added = read(folder / "added_tokens.json") if (folder / "added_tokens.json").is_file() else {}
+        return read(folder / "vocab.json") | added, [one for one in lines if one and not one.startswith("#version")]
     if (folder / "tokenizer.json").is_file():
-        model = read(folder / "tokenizer.json").get("model") or {}
+        whole = read(folder / "tokenizer.json")
+        model = whole.get("model") or {}
         if model.get("type") != "BPE" or model.get("end_of_word_suffix") != "</w>":
             return None
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-        return model["vocab"], merges
+        return model["vocab"] | {one["content"]: one["id"] for one in whole.get("added_tokens") or ()}, merges
     raise ValueError("has no tokenizer: no tokenizer.json, nor vocab.json with merges.txt; save it to this folder")
 
 
