@@ -68,7 +68,7 @@ build/transformers/installed build/heic/installed: $(VENV)/installed
 
 .PHONY: test-transformers
 test-transformers: build/transformers/installed  ## Run the tests of what transformers loads
-	@REQUIRE_TRANSFORMERS=1 build/transformers/bin/python -m pytest -m 'not containers' -k transformers tests/export
+	@REQUIRE_TRANSFORMERS=1 build/transformers/bin/python -m pytest -m 'not containers' -k transformers tests/export tests/model/test_transformers_folder.py
 
 .PHONY: test-heic
 test-heic: build/heic/installed  ## Run the tests of photographs in HEIC

@@ -67,13 +67,12 @@ def check_writable(name: str, place: str) -> None:
 def check_model(model: str, pretrained: str) -> None:
     """Raises ValueError: no later stage could load it. Weights are not read."""
     from must.method.model.backbone import check_name, check_pretrained, is_folder
+    from must.method.model.transformers_folder import CONFIG_FILE
 
-    if storage.is_remote(model):
-        config = storage.join(model, MODEL_FOLDER_FILE)
-        require(storage.exists(config), f"--model {model}: no {MODEL_FOLDER_FILE} there")
-    elif is_folder(model):
-        config = storage.join(model.removeprefix("local-dir:"), MODEL_FOLDER_FILE)
-        require(storage.exists(config), f"--model {model}: no {MODEL_FOLDER_FILE} in this folder")
+    if storage.is_remote(model) or is_folder(model):
+        folder = model.removeprefix("local-dir:")
+        there = any(storage.exists(storage.join(folder, name)) for name in (MODEL_FOLDER_FILE, CONFIG_FILE))
+        require(there, f"--model {model}: no {MODEL_FOLDER_FILE} there, nor {CONFIG_FILE} of transformers")
     elif not model.startswith("hf-hub:"):
         check_name(model)
     if pretrained and storage.is_remote(pretrained):

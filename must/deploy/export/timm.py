@@ -69,6 +69,8 @@ def write(config: ExportConfig, bundle: Bundle, folder: Path) -> None:
     if isinstance(tower, TimmTower):
         name = bundle.description.architecture["vision_cfg"]["timm_model_name"]
         arguments, weights = from_trunk(visual)
+        if "act_kwargs" in bundle.description.architecture["vision_cfg"]:
+            arguments["act_layer"] = activation(tower.blocks[0])
     elif type(tower) in (ClipTower, ClipMeanTower):
         name, arguments, weights = from_clip(tower)
     else:

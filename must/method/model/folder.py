@@ -25,6 +25,7 @@ from must.base.errors import UserError
 from must.base.files import MODEL_FOLDER_FILE
 from must.base.parameters import require
 from must.method.model.hub import WEIGHTS_FILE, first_line
+from must.method.model.transformers_folder import TOKENIZER_FILE
 
 if TYPE_CHECKING:
     from must.method.model.backbone import Backbone
@@ -89,7 +90,7 @@ def write_files(backbone: Backbone, folder: Path) -> None:
     if hasattr(backbone.tokenizer, "save_pretrained"):  # a tokenizer of transformers
         backbone.tokenizer.save_pretrained(folder)
     elif backbone.vocabulary:
-        (folder / backbone.vocabulary.name).write_bytes(backbone.vocabulary.read_bytes())
+        (folder / TOKENIZER_FILE).write_bytes(backbone.vocabulary)
     if "hf_model_name" in backbone.config["text_cfg"]:
         text: Any = backbone.clip.text
         text.config.save_pretrained(folder)
