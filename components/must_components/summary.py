@@ -26,10 +26,11 @@ def summary(
     """
     import os
 
-    from must.base.storage import write_bytes
+    from must.base.storage import wait_for_credentials, write_bytes
     from must.runtime.fanout import follow_ups
     from must.runtime.summary import leave_page, summarize
 
+    wait_for_credentials(work_uri)
     again = os.environ.get("MUST_RUN_AGAIN") or f"must-pipeline submit --again {run_id}"
     local = "MUST_RUN_AGAIN" in os.environ  # there the run's id leads nowhere
     answer = f"must-pipeline answer {work_uri if local else run_id} answers.jsonl"

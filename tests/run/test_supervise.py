@@ -179,3 +179,20 @@ def test_a_place_that_another_run_holds_is_waited_for_and_then_refused_with_its_
     page = summarize(str(tmp_path), "7", "FAILED", "again").splitlines()
     assert page[0] == "# Run stopped: another run, 1f2e, is writing to this work_uri"
     assert page[2].startswith("**Why**: ") and "(run 1f2e, process " in page[2]
+
+
+@pytest.mark.parametrize("bucket_server", ["s3"], indirect=True)
+def test_keys_that_are_refused_for_a_while_cost_no_try_no_note_and_no_page(bucket_server, retries, monkeypatch):
+    """Three requests of four are refused, the notes' and the page's too; the first look at a run waits for none."""
+    monkeypatch.setenv("MUST_PROVEN_PLACES", "")
+    retries("3,0,2")
+    work = f"{bucket_server.uri}/work"
+    bucket_server.faults.plan = ["403", "403", "403", ""]
+    supervised("train", "tests.supervised:saving", "7", work)
+    (note,) = read_notes(work, "7")
+    assert (note.state, note.result, note.tries) == ("done", "x", [])
+    assert "| train | done | 1 |" in summarize(work, "7", "FAILED", "again")
+    monkeypatch.setenv("MUST_PROVEN_PLACES", "")
+    bucket_server.faults.plan = ["403"]
+    with pytest.raises(SystemExit, match="2"):
+        supervised("inputs", "tests.supervised:saving", "8", work)
