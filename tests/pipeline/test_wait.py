@@ -1,5 +1,7 @@
 """`submit.py --wait` against a server that plays recorded ends of runs, falls silent, or forgets a run's workflow."""
 
+import base64
+import gzip
 import json
 import sys
 import threading
@@ -11,6 +13,7 @@ import yaml
 
 from must.runtime.notes import stage_note
 from must.runtime.summary import leave_page
+from must_components.argo import failures, is_refused, own_code
 from must_pipeline import cli
 from must_pipeline.server import wait
 from tests.pipeline.kfp_server import KfpServer
@@ -196,7 +199,8 @@ def test_a_token_that_is_renewed_meanwhile_is_read_again(server, waiting, tmp_pa
 
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
-    """A Kubernetes API with workflows: a list says, a look at a time, how many there are; None: no right to see."""
+    """A Kubernetes API with workflows: a list says, a look at a time, how many there are, or the very one; None: no
+    right to see."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -208,7 +212,8 @@ def cluster(tmp_path, monkeypatch):
                 "/apis/argoproj.io/v1alpha1/namespaces/vision/workflows" in self.path
                 and "pipeline%2Frunid" in self.path
             )
-            self.wfile.write(json.dumps({"items": [{}] * (found or 0)}).encode())
+            items = [found] if isinstance(found, dict) else [{}] * (found or 0)
+            self.wfile.write(json.dumps({"items": items}).encode())
 
         def log_message(self, *args):
             pass
@@ -240,3 +245,71 @@ def test_a_workflow_that_was_never_seen_or_cannot_be_looked_at_says_nothing(serv
     server.states = ["RUNNING"] * 6 + ["SUCCEEDED"]
     cluster += looks
     assert waiting() == 0
+
+
+REFUSED = """pods "must-x-retry-system-container-impl-1" is forbidden: violates PodSecurity "restricted:latest": \
+runAsNonRoot != true (pod or container "main" must set securityContext.runAsNonRoot=true)"""
+
+
+def workflow(*endings):
+    """With a pod for each (node's name, phase, message), in the form that Argo has (recorded/argo.json)."""
+    nodes = {
+        str(number): {"type": "Pod", "name": f"must-x(0).root(0).{name}", "phase": phase, "message": message,
+                      "startedAt": f"2026-11-26T20:{number:02}:00Z"}
+        for number, (name, phase, message) in enumerate(endings)
+    }  # fmt: skip
+    return {"status": {"nodes": nodes}}
+
+
+def packed(made):
+    nodes = json.dumps(made["status"]["nodes"]).encode()
+    return {"status": {"compressedNodes": base64.b64encode(gzip.compress(nodes)).decode()}}
+
+
+@pytest.mark.parametrize("form", [dict, packed])
+def test_a_stage_whose_pod_is_refused_ends_the_waiting_at_the_third_time_with_the_reason(
+    server, waiting, cluster, capsys, form
+):
+    """As Pipelines' own setting repeats it: the pod's tries, and those of the group around it."""
+    server.states = ["RUNNING"]  # for good
+    tries = [f"exit-handler-1(0).inputs({number}).executor(0)" for number in range(3)]
+    cluster += [form(workflow(*((name, "Error", REFUSED) for name in tries[:count]))) for count in (1, 2, 3)]
+    assert waiting() == 1
+    shown = capsys.readouterr()
+    assert f"inputs ended badly 3 times: {REFUSED}" in shown.out and shown.out.count("ended badly") == 1
+    assert "nothing can come of that: Kubernetes refuses the pods of inputs" in shown.err
+    assert "start it again: must-pipeline submit --again" in shown.err
+
+
+def test_a_stage_whose_nodes_are_taken_is_told_and_waited_for(server, waiting, cluster, capsys):
+    server.states = ["RUNNING"] * 6 + ["SUCCEEDED"]
+    low = "The node was low on resource: memory."
+    taken = [(f"exit-handler-1(0).condition-2(0).train(0).executor({number})", "Failed", low) for number in range(4)]
+    cluster += [workflow(*taken)]
+    assert waiting() == 0
+    assert capsys.readouterr().out.count(f"train ended badly 4 times: {low}") == 1
+
+
+def test_the_third_time_is_told_without_a_right_to_see_the_workflow(server, waiting, cluster, capsys):
+    server.states, cluster[:] = ["RUNNING"] * 4 + ["FAILED"], [None]
+    server.tasks = [(f"inputs({number})", "FAILED") for number in range(3)] + [("executor(0)", "FAILED")] * 5
+    assert waiting() == 1
+    assert "inputs ended badly 3 times: the workflow's events say why" in capsys.readouterr().out
+
+
+def test_a_run_without_a_page_ends_with_kubernetes_own_reason(server, waiting, cluster, capsys):
+    """The stage summary was refused as well."""
+    server.states, server.tasks = ["RUNNING", "FAILED"], [("inputs", "FAILED")]
+    cluster += [workflow(("exit-handler-1(0).inputs(0).executor(0)", "Error", REFUSED))]
+    assert waiting() == 1
+    assert f"failed: inputs\ninputs: {REFUSED}\n" in capsys.readouterr().out
+
+
+def test_what_argo_recorded_names_the_stage_and_the_reason():
+    recorded = json.loads((Path(__file__).parent / "recorded" / "argo.json").read_text())
+    said = [failures({"status": {"nodes": {str(n): node for n, node in enumerate(case["nodes"])}}})
+            for case in recorded["cases"]]  # fmt: skip
+    assert {"train": ["pod deleted"]} in said and {"inputs": ["main: Error (exit code 1)"]} in said
+    assert all(set(one) in ({"train"}, {"inputs"}) for one in said)
+    assert own_code("main: Error (exit code 1)") == 1 and own_code("main: Error (exit code 143)") is None
+    assert own_code("pod deleted") is None and not is_refused('pods "x" is forbidden: exceeded quota: must')

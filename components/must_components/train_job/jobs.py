@@ -15,6 +15,7 @@ from kubernetes import watch
 from kubernetes.client import ApiException, V1DeleteOptions, V1Preconditions
 from urllib3.exceptions import HTTPError
 
+from must_components.argo import is_stopped
 from must_components.train_job.manifest import NODE, Request
 
 TRAINER = ("trainer.kubeflow.org", "v1alpha1")
@@ -125,14 +126,9 @@ class Jobs:
         return labels.get("workflows.argoproj.io/workflow", "")
 
     def is_over(self, workflow: str) -> bool:
-        """Whether the run is being stopped or was deleted, as opposed to this pod alone.
-
-        Kubeflow Pipelines terminates a run by a deadline of 0 s, Argo by `shutdown`.
-        """
+        """Whether the run is being stopped or was deleted, as opposed to this pod alone."""
         found = self.read(WORKFLOW, "workflows", workflow)
-        if found is None:
-            return True
-        return found["spec"].get("activeDeadlineSeconds") == 0 or bool(found["spec"].get("shutdown"))
+        return found is None or is_stopped(found)
 
     def read(self, group: tuple[str, str], plural: str, name: str) -> dict[str, Any] | None:
         read = self.custom.get_namespaced_custom_object
