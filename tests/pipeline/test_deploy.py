@@ -23,6 +23,7 @@ KINDS = {
     "ResourceQuota": "V1ResourceQuota",
     "LimitRange": "V1LimitRange",
     "Job": "V1Job",
+    "NetworkPolicy": "V1NetworkPolicy",
 }
 
 
@@ -139,6 +140,25 @@ def test_a_quota_comes_with_requests_for_pods_that_name_none():
     assert (
         container["type"] == "Container" and counted == set(container["defaultRequest"]) and "default" not in container
     )
+
+
+def test_the_network_policies_allow_what_the_page_lists():
+    names = {"must-stages": "stages", "must-trainjobs": "TrainJob's nodes", "must-server": "the server"}
+    found = []
+    for policy in yaml.safe_load_all((DEPLOY / "network-policy.yaml").read_text()):
+        pods, spec = names[policy["metadata"]["name"]], policy["spec"]
+        assert spec["policyTypes"] == ["Ingress", "Egress"]  # what is not listed is denied
+        for direction, rules in (("in", spec["ingress"]), ("out", spec["egress"])):
+            for rule in rules:
+                assert rule.get("from") or rule.get("to"), "a rule without this allows everybody"
+                ports = sorted({one["port"] for one in rule.get("ports", [])})
+                found.append((pods, direction, " ".join(map(str, ports)) or "all"))
+            if not rules:
+                found.append((pods, direction, "-"))
+    page = (ROOT / "docs" / "kubeflow.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines()]
+    listed = [(row[0], row[1], row[3]) for row in rows if len(row) == 4 and row[1] in ("in", "out")]
+    assert sorted(listed) == sorted(found) and len(found) == 14
 
 
 # -- Argo's setting for nodes that are taken back
