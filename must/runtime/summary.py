@@ -47,8 +47,9 @@ BROKEN_OFF = [
 
 
 def summarize(
-    work_uri: str, run_id: str, state: str | None, again: str, then: Sequence[str] = (), answer: str = ""
-) -> str:
+    work_uri: str, run_id: str, state: str | None, again: str, then: Sequence[str] = (), answer: str = "",
+    more: Sequence[str] = (),
+) -> str:  # fmt: skip
     """Markdown from the stages' notes.
 
     Args:
@@ -56,12 +57,13 @@ def summarize(
         again: the command that starts the same run again.
         then: the notes that a promotion is followed by.
         answer: the command that takes people's answers; one by the run's id where it is ''.
+        more: lines for a page about a failure.
     """
     notes = read_notes(work_uri, run_id)
     outcome = outcome_of(notes, state, then)
     page = [f"# {outcome.headline}", ""]
     if outcome.name == "failed":
-        page += failure(notes, again)
+        page += failure(notes, again, more)
     elif outcome.name == "waiting":
         page += questions(notes, answer or f"must-pipeline answer {run_id} answers.jsonl")
     elif not outcome.good:
@@ -142,19 +144,20 @@ def report_at(facts: dict[str, str]) -> str:
     return f"{shown}: stage *evaluate*, output *report*, Visualization, or `{uri}`"
 
 
-def failure(notes: list[Note], again: str) -> list[str]:
+def failure(notes: list[Note], again: str, more: Sequence[str]) -> list[str]:
     note = failing(notes)
     assert note is not None
     kind, kept = kind_of(note), progress(note)
     goes_on = GOES_ON.get(kind, "yes{kept}").format(kept=kept, kept_or=kept or ": nothing is lost")
     started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(note.started))
-    why, said = WHY[kind].format(code=note.code), reason(note) if kind in SAYS_WHY else ""
+    why, said = WHY[kind].format(code=note.code), reason(note) if kind in SAYS_WHY else plain(note.facts.get("pod", ""))
     return [
         f"**Why**: {said} · {why}" if said else f"**Why**: {why}",
         "",
         *after_promotion(notes, f"{note.stage} failed"),
         f"- **Resumable**: {goes_on}",
         f"- **Command to go on**: `{again}`; in Kubeflow's page, *Clone run*",
+        *more,
         f"- **Tried**: {tried(note)}",
         f"- **Ran** {clock(note.seconds)} on `{note.host}`, from {started}",
         "",
@@ -162,10 +165,14 @@ def failure(notes: list[Note], again: str) -> list[str]:
 
 
 def reason(note: Note) -> str:
-    """The last line of the stage's log, as text that Markdown leaves as it is; without the command in front."""
+    """The last line of the stage's log, without the command in front."""
     line = next((line for line in reversed(note.lines) if line.strip() and "; trying again in" not in line), "")
-    text = re.sub(r"^must [\w-]+: ", "", printable(line.strip(), LONGEST))
-    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", text)
+    return plain(re.sub(r"^must [\w-]+: ", "", line.strip()))
+
+
+def plain(text: str) -> str:
+    """As Markdown leaves it alone."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", printable(text, LONGEST))
 
 
 def log_of(notes: list[Note]) -> list[str]:

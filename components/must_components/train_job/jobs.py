@@ -16,7 +16,7 @@ from kubernetes.client import ApiException, V1DeleteOptions, V1Preconditions
 from urllib3.exceptions import HTTPError
 
 from must_components.argo import is_stopped
-from must_components.train_job.manifest import NODE, Request
+from must_components.train_job.manifest import NODE, RUN, RUN_NAME, Request
 
 TRAINER = ("trainer.kubeflow.org", "v1alpha1")
 JOB_SET = ("jobset.x-k8s.io", "v1alpha2")
@@ -74,6 +74,13 @@ class Jobs:
         with suppress(ApiException):
             self.custom.patch_namespaced_custom_object(*where, patch, _request_timeout=LIMIT)
 
+    def mark(self, job: dict[str, Any], run: str, name: str) -> None:
+        """Says on the job which run waits for it: its id and its name. Without the right to it, nothing is said."""
+        where = (*TRAINER, self.namespace, "trainjobs", job["metadata"]["name"])
+        patch = {"uid": job["metadata"]["uid"], "labels": {RUN: run}, "annotations": {RUN_NAME: name}}
+        with suppress(ApiException):
+            self.custom.patch_namespaced_custom_object(*where, {"metadata": patch}, _request_timeout=LIMIT)
+
     def outcome(self, job: dict[str, Any]) -> tuple[str, str]:
         """Complete, Failed, Suspended or '' while it runs, and why.
 
@@ -124,6 +131,10 @@ class Jobs:
             return ""
         labels = self.core.read_namespaced_pod(pod, self.namespace, _request_timeout=LIMIT).metadata.labels or {}
         return labels.get("workflows.argoproj.io/workflow", "")
+
+    def run_name(self, workflow: str) -> str:
+        found = self.read(WORKFLOW, "workflows", workflow) or {"metadata": {}}
+        return str((found["metadata"].get("annotations") or {}).get("pipelines.kubeflow.org/run_name", ""))
 
     def is_over(self, workflow: str) -> bool:
         """Whether the run is being stopped or was deleted, as opposed to this pod alone."""
