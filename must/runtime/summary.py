@@ -23,6 +23,7 @@ LOOKED_AT = 50  # other runs' notes whose age a summary looks at
 WHY = {
     "stopped": "asked to end (SIGTERM): a person ended the run, or its node was taken away",
     "held": "it waited for its turn, and the other run is still at work (exit code {code})",
+    "overtaken": "nothing is wrong: the model was compared with a champion that is none any more (exit code {code})",
     "interrupted": "something it needs went away (exit code {code}): another process, or a store that did not answer",
     "silent": "its pod is gone without a word: a lost node, a time limit, memory, or the run was stopped",
     "time": "its time limit, `timeouts` in cluster.yaml (exit code {code})",
@@ -30,11 +31,12 @@ WHY = {
     "killed": "killed (exit code {code}): most often the pod's memory limit",
     "error": "an error in the program or the machine (exit code {code})",
 }
-SAYS_WHY = ("input", "held", "interrupted", "error")  # kinds whose last line is the reason
+SAYS_WHY = ("input", "held", "overtaken", "interrupted", "error")  # kinds whose last line is the reason
 GOES_ON = {
     "time": "yes, for as long again{kept}",
     "input": "after the input is mended{kept}",
     "held": "when the other run is over{kept}",
+    "overtaken": "yes: what was done is found, and the model is compared with the new champion",
     "error": "perhaps{kept_or}",
 }
 STATES = {"stopped": "stopped", "silent": "lost"}  # of a stage that did not come to tell its end; kind: word

@@ -36,6 +36,7 @@ GRACE = 300.0  # seconds from SIGTERM to SIGKILL at the limit, for a large check
 NEVER = (0, WRONG_INPUT, INTERRUPTED, TIME_OVER)  # done; what stays wrong; the keyboard
 INPUTS = "inputs"  # the stage that has read and written at the run's places before any other does
 PLACES = ("registry_uri", "tensorboard_uri", "output")  # besides work_uri, by the names of `values`
+OVERTAKEN = ("promote", HELD)  # another run promoted meanwhile: no waiting changes that
 LONGEST = 3600.0  # seconds between two tries
 
 
@@ -105,7 +106,8 @@ class Supervisor:
             while True:
                 started = time.monotonic()
                 code = self.attempt()
-                if code in NEVER or self.stopping.is_set() or number >= self.policy.count:
+                overtaken = (self.note.stage, code) == OVERTAKEN
+                if code in NEVER or overtaken or self.stopping.is_set() or number >= self.policy.count:
                     return code
                 number += 1
                 self.note.failed_try(code, time.monotonic() - started, "")
