@@ -18,6 +18,7 @@ from must.runtime.places import WorkUri
 logger = logging.getLogger(__name__)
 
 PAGE = "summary.md"
+LOG = "Last lines of "  # begins the page's last part
 KEPT = 14 * 86_400.0  # seconds that notes of a run are kept after the last was written
 LOOKED_AT = 50  # other runs' notes whose age a summary looks at
 WHY = {
@@ -158,7 +159,7 @@ def failure(notes: list[Note], again: str, more: Sequence[str]) -> list[str]:
         "",
         *after_promotion(notes, f"{note.stage} failed"),
         f"- **Resumable**: {goes_on}",
-        f"- **Command to go on**: `{again}`; in Kubeflow's page, *Clone run*",
+        f"- **Command to go on**: `{again}`; in Kubeflow's page, *Clone run* (after *Retry* this page stays as it is)",
         *more,
         f"- **Tried**: {tried(note)}",
         f"- **Ran** {clock(note.seconds)} on `{note.host}`, from {started}",
@@ -182,7 +183,7 @@ def log_of(notes: list[Note]) -> list[str]:
     if note is None or not note.lines:
         return []
     lines = [part for line in note.lines[-20:] for part in wrapped(line)]
-    return [f"Last lines of {note.stage}:", "", "```", *lines, "```", ""]
+    return [f"{LOG}{note.stage}:", "", "```", *lines, "```", ""]
 
 
 def wrapped(line: str) -> list[str]:

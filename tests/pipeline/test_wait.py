@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import os
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from must.runtime.notes import stage_note
-from must.runtime.summary import leave_page
+from must.runtime.notes import read_notes, stage_note
+from must.runtime.page_text import as_text
+from must.runtime.summary import leave_page, stage_table, summarize
 from must_components.argo import failures, is_refused, own_code
 from must_pipeline import cli
 from must_pipeline.server import wait
@@ -100,13 +102,55 @@ def test_the_page_is_printed_where_it_can_be_read(server, waiting, capsys, monke
     def leave_and_move(run, state):  # as the stages and the summary in the cluster do meanwhile
         with pytest.raises(SystemExit), stage_note(waiting.work, "classifier", run_id=run["run_id"]):
             raise SystemExit(2)
-        leave_page(waiting.work, run["run_id"], "# Run failed: classifier: the input is wrong")
+        leave_page(waiting.work, run["run_id"], summarize(waiting.work, run["run_id"], "FAILED", "again"))
         move(run, state)
 
     monkeypatch.setattr(server, "move", leave_and_move)
     assert waiting() == 1 and len(server.stored["runs"]) == 1  # nothing is started again
     out = capsys.readouterr().out
-    assert "# Run failed: classifier: the input is wrong" in out and "\nfailed: " not in out
+    assert "\nRun failed: classifier: the input is wrong\n\nWhy: " in out and "\nfailed: " not in out
+
+
+def test_a_page_that_is_older_than_the_runs_notes_is_written_anew(server, waiting, capsys, monkeypatch):
+    """As after Kubeflow's own Retry: the stage went well the second time, and the summary does not run again."""
+    play(server, "success")
+    move = server.move
+
+    def leave_and_move(run, state):
+        if run["state"] not in wait.OVER:
+            with pytest.raises(SystemExit), stage_note(waiting.work, "champion", run_id=run["run_id"]):
+                raise SystemExit(2)
+            leave_page(waiting.work, run["run_id"], summarize(waiting.work, run["run_id"], "FAILED", "again"))
+            with stage_note(waiting.work, "champion", run_id=run["run_id"]) as note:
+                note.facts = {"action": "nothing new", "why": "promoted as r1"}
+        move(run, state)
+
+    monkeypatch.setattr(server, "move", leave_and_move)
+    assert waiting() == 0
+    (run,) = server.stored["runs"].values()
+    assert "\nNothing new: promoted as r1\n" in capsys.readouterr().out
+    page = (Path(waiting.work) / "notes" / run["run_id"] / "summary.md").read_text()
+    assert page.startswith("# Nothing new: promoted as r1\n")
+
+
+def test_the_page_is_printed_as_text(tmp_path):
+    """Nothing that Markdown needs, no link that leads nowhere from a terminal, and no line cut into pieces."""
+    long = "urlopen error [Errno 111] Connection refused; " + "x" * 200
+    with pytest.raises(SystemExit), stage_note(str(tmp_path), "inputs", run_id="7"):
+        os.write(2, f"a line\nmust inputs: a_registry does not answer (<{long}>)\n".encode())
+        raise SystemExit(75)
+    notes = read_notes(str(tmp_path), "7")
+    report = "[Report](artifacts/minio/x?y): stage *evaluate*, or `gs://b/r`\n\n[Report](https://a.b/c)\n\n"
+    page = summarize(str(tmp_path), "7", "FAILED", "must-pipeline submit --again 7").replace(
+        "| stage", report + "| stage", 1
+    )
+    text = as_text(page, notes)
+    assert text.startswith(
+        "Run failed: inputs: something it needs went away\n\nWhy: a_registry does not answer (<urlopen"
+    )
+    assert f"  must inputs: a_registry does not answer (<{long}>)\n" in text
+    assert "Report: stage evaluate, or gs://b/r\n\nReport (https://a.b/c)\n" in text
+    assert "\ninputs  failed  1      " in text and not set("`*|\\") & set(text)
 
 
 @pytest.fixture
@@ -122,7 +166,9 @@ def evicted(server, waiting, monkeypatch):
             note.signalled = 1.0 if lost else 0.0
         file = Path(waiting.work) / "notes" / run["run_id"] / "train.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {"state": "running" if lost else "done"}))
-        leave_page(waiting.work, run["run_id"], "# Run stopped from outside, during train" if lost else "# Promoted r1")
+        title = "# Run stopped from outside, during train" if lost else "# Promoted r1"
+        rows = stage_table(read_notes(waiting.work, run["run_id"]))
+        leave_page(waiting.work, run["run_id"], "\n".join([title, "", *rows]))
         times[0] -= 1
         history = ["CANCELING"] if server.terminated else []
         for one in [*history, "FAILED" if lost else "SUCCEEDED"]:
@@ -138,7 +184,7 @@ def test_a_run_that_was_stopped_from_outside_is_started_again_and_the_pages_say_
     out = capsys.readouterr().out
     first, second = server.stored["runs"].values()
     assert f"the run {first['run_id']} was stopped from outside, by no person: starting it again (2 left)" in out
-    assert out.index("# Run stopped from outside") < out.index("# Promoted r1")
+    assert out.index("\nRun stopped from outside") < out.index("\nPromoted r1")
     assert second["display_name"] == f"{first['display_name']} again"
     assert second["runtime_config"] == first["runtime_config"]
     page = (Path(waiting.work) / "notes" / first["run_id"] / "summary.md").read_text().splitlines()

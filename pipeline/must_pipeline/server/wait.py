@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 from must.base import storage
 from must.base.exits import line_of
 from must.base.text import printable, printable_page
+from must.runtime.fanout import follow_ups
 from must.runtime.notes import read_notes
 from must.runtime.outcome import failing, kind_of
+from must.runtime.page_text import as_text, is_current
 from must.runtime.places import WorkUri
-from must.runtime.summary import PAGE
+from must.runtime.summary import PAGE, summarize
 from must_components.argo import failures, is_refused
 from must_pipeline.server.api import Kfp, api_errors
 from must_pipeline.server.workflows import Workflows
@@ -53,9 +55,8 @@ def wait(kfp: Kfp, run_id: str, work_uri: str, again: str, namespace: str = "") 
             shown = now
             print(f"{time.strftime('%H:%M:%S')} {now}", flush=True)
         if state in OVER:
-            page = page_of(work_uri, run_id)
             workflow.exists()
-            code = report(run, state, page, failures(workflow.latest))
+            code = report(run, state, text_of(run, work_uri, run_id, again), failures(workflow.latest))
             return Ending(code, state not in GOOD and is_lost(run, work_uri, run_id))
         missed = missed + 1 if workflow.is_gone() else 0
         if (stage := tell_trouble(run, workflow.latest, told)) is not None:
@@ -150,6 +151,20 @@ def name_successor(work_uri: str, run_id: str, successor: str) -> None:
     page = f"{first}\n\nStarted again as run `{successor}`, which goes on with its work.\n{rest}"
     with suppress(ValueError, OSError):
         storage.write_bytes(storage.join(WorkUri(work_uri).notes(run_id), PAGE), page.encode())
+
+
+def text_of(run: Any, work_uri: str, run_id: str, again: str) -> str:
+    """The page as text, '' where there is none; one that is older than the run's notes is written anew first."""
+    page = page_of(work_uri, run_id)
+    try:
+        notes = read_notes(work_uri, run_id) if page else []
+        if page and not is_current(page, notes):
+            serve = ((run.runtime_config and run.runtime_config.parameters) or {}).get("serve", "none")
+            page = summarize(work_uri, run_id, run.state, again, follow_ups(0, serve))
+            storage.write_bytes(storage.join(WorkUri(work_uri).notes(run_id), PAGE), page.encode())
+    except (ValueError, OSError):
+        notes = []
+    return as_text(page, notes) if page else ""
 
 
 def page_of(work_uri: str, run_id: str) -> str:
