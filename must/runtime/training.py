@@ -76,8 +76,6 @@ def train_here(
 
 def trained(summary: dict[str, Any], where: str = "") -> str:
     """A few words for the note."""
-    if not summary["steps"]:
-        return "nothing to train: the ladder could keep none of it"
     return f"{summary['steps']:,} steps{where}, {summary['images_per_s']} images/s"
 
 

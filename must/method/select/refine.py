@@ -14,6 +14,7 @@ from must.base.files import PREDICTIONS_FILE
 from must.base.parameters import require
 from must.base.text import cell, csv_of, encoded
 from must.config import RefineConfig
+from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
 from must.method.answers.review import Review
 from must.method.distributed.process_group import init_distributed
@@ -86,7 +87,7 @@ def answers_of(config: RefineConfig, classes: list[str]) -> dict[int, int]:
     if not config.answers:
         return {}
     review = Review.load(config.answers)
-    require(review.classes == classes, f"--answers {config.answers}: is a review of a model with other classes")
+    review.require(classes, load_index(config.shards).sha256, f"--answers {config.answers}")
     require(review.split == config.split, f"--answers {config.answers}: is a review of the split {review.split}")
     pictures, labels = review.truth(review.answers(config.answers))
     return {picture.number: int(label) for picture, label in zip(pictures, labels, strict=True)}
@@ -95,28 +96,46 @@ def answers_of(config: RefineConfig, classes: list[str]) -> dict[int, int]:
 def refined_labels(seen: ImageFeatures, device: torch.device, answers: dict[int, int] | None = None) -> Refined:
     """Propagates the mean of zero-shot's and the model's probabilities (see propagate.py).
 
-    Where at least a fifth of the classes has no refined label, classes are probably absent: the probabilities are
-    then weighted by the square root of the classes' estimated shares, and propagated again.
-
     Args:
         answers: {number in the split: class number, -1 for none of the classes}.
     """
     neighbours, cosines = nearest(whitened(seen.features.to(device).float()))
     mean = seen.probabilities.float().mean(0).to(device)
-    known = [(place, answers[n]) for place, n in enumerate(seen.numbers.tolist()) if n in answers] if answers else []
-    answered, labels = torch.tensor(known, dtype=torch.int64, device=device).reshape(-1, 2).T
-    refined = propagate(neighbours, cosines, mean, answered, labels)
-    absent = torch.bincount(refined.argmax(1), minlength=mean.shape[1]) == 0
-    estimated = bool(absent.float().mean() >= ABSENT)
-    if estimated:
-        weighted = mean * class_shares(mean).sqrt()
-        refined = propagate(neighbours, cosines, weighted / weighted.sum(1, keepdim=True), answered, labels)
+    refined, estimated = refined_probabilities(neighbours, cosines, mean, places_of(answers or {}, seen.numbers))
     models = [Predicted.of(one) for one in seen.probabilities]
     return Refined(models[0], models[1] if len(models) > 1 else None, Predicted.of(refined.cpu()), estimated)
 
 
+def places_of(answers: dict[int, int], numbers: Tensor) -> Tensor:
+    """Int64 [2, A]: the places in `numbers` [N] of the answered images, and their class numbers."""
+    known = [(place, answers[number]) for place, number in enumerate(numbers.tolist()) if number in answers]
+    return torch.tensor(known, dtype=torch.int64).reshape(-1, 2).T
+
+
+def refined_probabilities(neighbours: Tensor, cosines: Tensor, mean: Tensor, answered: Tensor) -> tuple[Tensor, bool]:
+    """(float32 [N, K], whether the classes' shares were estimated).
+
+    Where at least a fifth of the classes has no refined label, classes are probably absent: the probabilities are
+    then weighted by the square root of the classes' estimated shares, and propagated again.
+
+    Args:
+        mean: [N, K], of the models' probabilities.
+        answered: int64 [2, A], as of `places_of`.
+    """
+    places, labels = answered.to(mean.device)
+    refined = propagate(neighbours, cosines, mean, places, labels)
+    absent = torch.bincount(refined.argmax(1), minlength=mean.shape[1]) == 0
+    estimated = bool(absent.float().mean() >= ABSENT)
+    if estimated:
+        weighted = mean * class_shares(mean).sqrt()
+        weighted /= weighted.sum(1, keepdim=True)
+        refined = propagate(neighbours, cosines, weighted, places, labels)
+    return refined, estimated
+
+
 def predictions_csv(sources: list[str], classes: list[str], refined: Refined) -> bytes:
-    """image, class (the refined one) and its confidence, then zero-shot's and the model's class and probability."""
+    """image, class (the refined one) and its confidence, then zero-shot's and the model's class and probability. No
+    class and 0 where a person answered that the image shows none of the classes."""
     columns: dict[str, Predicted] = {"class": refined.labels, "zero_shot": refined.zero_shot}
     if refined.model:
         columns["model"] = refined.model
@@ -127,8 +146,6 @@ def predictions_csv(sources: list[str], classes: list[str], refined: Refined) ->
     values = [(one.labels.tolist(), one.confidence.tolist()) for one in columns.values()]
     rows = [header]
     for place, source in enumerate(sources):
-        parts = [text for labels, sure in values for text in (names[labels[place]], f"{sure[place]:.6f}")]
-        rows.append([cell(source), *parts])
+        said = [(names[labels[place]] if sure[place] else "", f"{sure[place]:.6f}") for labels, sure in values]
+        rows.append([cell(source), *(text for pair in said for text in pair)])
     return csv_of(rows)
-
-

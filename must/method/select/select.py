@@ -20,6 +20,7 @@ from must.base.parameters import require
 from must.base.progress import watched
 from must.config import SelectConfig
 from must.data.augment.normalize import normalize
+from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
 from must.method.answers.estimate import Measured
 from must.method.answers.review import Review
@@ -80,7 +81,9 @@ def adapted_end(model: str) -> str:
     return whole if storage.exists(storage.join(whole, DESCRIPTION_FILE)) else model
 
 
-def choose(config: SelectConfig, bundle: Bundle, frozen: MaskedViT, device: torch.device) -> tuple[float, dict[str, Any]]:
+def choose(
+    config: SelectConfig, bundle: Bundle, frozen: MaskedViT, device: torch.device
+) -> tuple[float, dict[str, Any]]:
     """(alpha, what the bundle records of the choice)."""
     if config.alpha != "auto":
         return config.alpha, {"by": "--alpha"}
@@ -100,13 +103,10 @@ def known_labels(config: SelectConfig, description: Description) -> tuple[dict[i
     """({number in the split: class number}, the split) of the answers or the labelled split that alpha is chosen by."""
     if config.answers:
         review = Review.load(config.answers)
-        require(
-            review.classes == description.classes,
-            f"--answers {config.answers}: is a review of a model with other classes; give its own model",
-        )
-        pictures, labels = review.truth(review.answers(config.answers))
-        require(review.order == "random", f"--answers {config.answers}: asked about doubtful pictures, which measure nothing")
-        require(bool(pictures), f"--answers {config.answers}: there are no answers yet")
+        review.require(description.classes, load_index(config.shards).sha256, f"--answers {config.answers}")
+        pictures, labels = review.truth(review.answers(config.answers), drawn=True)
+        why = "there are no answers yet about pictures that were drawn at random, and others measure nothing"
+        require(bool(pictures), f"--answers {config.answers}: {why}")
         return {picture.number: int(label) for picture, label in zip(pictures, labels, strict=True)}, review.split
     if not config.labelled:
         return {}, ""
