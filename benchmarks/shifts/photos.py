@@ -1,8 +1,7 @@
 """Three families of photographs, each with a look that the tower has not seen.
 
-    python -m benchmarks.shifts.photos --photos DIR signs clothes groceries     (pre-trains a tower for each)
-
-DIR holds a folder or a zip of each data set, with PART/CLASS/NAME.jpg inside:
+The folder that the variable MUST_PHOTOS names (build/shifts/photos without it) holds a folder or a zip of each data
+set, with PART/CLASS/NAME.jpg inside:
 
 | family | data set (GitHub) | licence | classes |
 |---|---|---|---|
@@ -12,13 +11,12 @@ DIR holds a folder or a zip of each data set, with PART/CLASS/NAME.jpg inside:
 
 Each is cut into a source part, an unlabeled part and a test part with no photograph in two of them. Photographs of one
 person (signs) and of one shelf (groceries) stay in one part. The tower is pre-trained on the source part with another
-look: posterised in turned colours, as an edge drawing, or blurred and grey; of groceries also on the product pictures.
-The unlabeled and the test part are photographs as they are.
+look: posterised, as a drawing of the edges, or blurred, of signs and clothes in other colours or grey; of groceries also
+on the product pictures, from the image tower of clothes on. The unlabeled and the test part are photographs as they are.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import zipfile
@@ -27,16 +25,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageFilter, ImageOps
 
-from benchmarks.shifts.packages import ROOT
+from benchmarks.shifts.families import ROOT
 
 SETS = {"signs": "signdigits", "clothes": "clothing", "groceries": "groceries"}
 PREPROCESS: dict[str, Any] = {"size": 40, "mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic"}
-SIZE = PREPROCESS["size"]  # pixels a side that the towers take; 64 are drawn for pre-training, which bends and crops them
+SIZE = PREPROCESS[
+    "size"
+]  # pixels a side that the towers take; 64 are drawn for pre-training, which bends and crops them
 CANVAS = 64
-STEPS = {"signs": 900, "clothes": 1200, "groceries": 1800}
+STEPS = {"signs": 900, "clothes": 1200, "groceries": 2200}
 CAPTIONS = ["a photo of a {}.", "a photo of the {}.", "a picture of a {}.", "a drawing of a {}."]
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -99,47 +98,34 @@ def stacked(pairs: list[tuple[Image.Image, int]]) -> Photographs:
     return np.stack([np.asarray(image) for image, _ in pairs]), np.array([label for _, label in pairs])
 
 
-def looks(image: Image.Image, rng: np.random.Generator) -> list[Image.Image]:
-    """The looks of the source: posterised in turned colours, as an edge drawing, blurred and grey."""
-    hue, saturation, value = image.convert("HSV").split()
-    turned = Image.merge("HSV", (hue.point([(v + int(rng.integers(40, 216))) % 256 for v in range(256)]), saturation,
-                                 value)).convert("RGB")  # fmt: skip
+def looks(image: Image.Image, rng: np.random.Generator, turned: bool) -> list[Image.Image]:
+    """The looks of the source: posterised, as a drawing of the edges, and blurred; `turned`: also in other colours."""
     grey = ImageOps.autocontrast(ImageOps.grayscale(image))
-    edges = ImageOps.autocontrast(ImageOps.invert(grey.filter(ImageFilter.FIND_EDGES)))
-    return [
-        ImageOps.posterize(turned, 2),
-        edges.convert("RGB"),
-        grey.filter(ImageFilter.GaussianBlur(2)).convert("RGB"),
-    ]
+    edges = ImageOps.autocontrast(ImageOps.invert(grey.filter(ImageFilter.FIND_EDGES))).convert("RGB")
+    pale = grey.convert("RGB")
+    if not turned:
+        return [
+            ImageOps.posterize(image, 2),
+            Image.blend(edges, image, 0.4),
+            Image.blend(pale, image, 0.5).filter(ImageFilter.GaussianBlur(1)),
+        ]
+    hue, saturation, value = image.convert("HSV").split()
+    other = hue.point([(v + int(rng.integers(40, 216))) % 256 for v in range(256)])
+    posterised = ImageOps.posterize(Image.merge("HSV", (other, saturation, value)).convert("RGB"), 2)
+    return [posterised, edges, pale.filter(ImageFilter.GaussianBlur(2))]
 
 
 def source(name: str) -> Photographs:
     """What the tower is pre-trained on."""
     rng = np.random.default_rng(6)
-    pairs = [(look, label) for image, label in photographs(name, "source", CANVAS) for look in looks(image, rng)]
+    turned = name != "groceries"  # of 81 products many differ in colour alone
+    photos = photographs(name, "source", CANVAS)
+    pairs = [(look, label) for image, label in photos for look in looks(image, rng, turned)]
     for image, label in photographs(name, "iconic", CANVAS):
-        pairs += [(image, label)] * 6 + [(look, label) for look in looks(image, rng)] * 2
+        pairs += [(image, label)] * 6 + [(look, label) for look in looks(image, rng, turned)] * 2
     return stacked(pairs)
 
 
 def target(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Unlabeled photographs, their classes, test photographs, their classes."""
     return (*stacked(photographs(name, "unlabeled")), *stacked(photographs(name, "test")))
-
-
-def main() -> None:
-    from benchmarks.shifts.pretrain import pretrain
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", default="", help="folder of the data sets")
-    parser.add_argument("names", nargs="+", choices=SETS)
-    options = parser.parse_args()
-    if options.photos:
-        os.environ["MUST_PHOTOS"] = options.photos
-    torch.set_num_threads(1)
-    for name in options.names:
-        pretrain(name)
-
-
-if __name__ == "__main__":
-    main()

@@ -9,13 +9,13 @@ from must.base.files import WEIGHTS_FILE
 from must.base.parameters import require
 from must.config import ReviewConfig
 from must.data.loading.loader import EvalSource
-from must.deploy.review.teaching import Neighbours
+from must.deploy.review.teaching import Images
 from must.method.answers.review import RANDOM, REFINED, Picture, Review, doubtful_order, fingerprint, random_order
 from must.method.distributed.process_group import init_distributed
 from must.method.model.bundle import load_bundle, preprocess_of
 from must.method.select.check import Predicted
 from must.method.select.features import extract_features, subsample
-from must.method.select.knn import nearest, whitened
+from must.method.select.knn import whitened
 from must.method.select.select import adapted_end, both_ends
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ LIKELY = 10  # classes that are offered first
 NUMBERS = 20_000_000  # images x classes
 
 
-def prepare(config: ReviewConfig) -> tuple[Review, Neighbours]:
+def prepare(config: ReviewConfig) -> tuple[Review, Images]:
     """Looks at the split's images. Of copies of a file, the first in the order is asked about.
 
     Raises:
@@ -40,10 +40,9 @@ def prepare(config: ReviewConfig) -> tuple[Review, Neighbours]:
         source = subsample(source, max(100, min(config.images, NUMBERS // len(classes))))
         logger.info(f"must review: looking at {len(source.numbers):,} images")
         seen = extract_features(networks, source, here.device, zero_shot.encoder)
-    similar, cosines = nearest(whitened(seen.features.float()))
-    mean = seen.probabilities[[0, 2]].float().mean(0).half()
-    near = Neighbours(seen.numbers, similar.int(), cosines.half(), mean)
-    refined = near.refined({})
+    mean = seen.probabilities[[0, 2]].float().mean(0)
+    images = Images(seen.numbers, whitened(seen.features.float()).half(), mean.half())
+    refined, similar = images.refined({}), images.tensors[0]
     before, after = (Predicted.of(one) for one in seen.probabilities[:2])
     predicted = torch.stack([before.labels, after.labels, refined.argmax(1)], 1)
     likely = refined.topk(min(LIKELY, len(classes))).indices
@@ -65,4 +64,4 @@ def prepare(config: ReviewConfig) -> tuple[Review, Neighbours]:
         shards=config.shards, index_sha256=source.index.sha256, split=config.split, classes=list(classes),
         order=config.order, images=len(seen.numbers), pictures=list(pictures.values()),
     )  # fmt: skip
-    return review, near
+    return review, images

@@ -55,9 +55,9 @@ def review(config: ReviewConfig) -> None:
             said = f"{config.page}: {count:,} pictures, {len(page) / 1e6:.1f} MB; it saves answers.jsonl"
             logger.info(printable(said))
             return
-        from must.deploy.review.teaching import Neighbours, Teaching  # imports torch
+        from must.deploy.review.teaching import Images, Teaching  # imports torch
 
-        with listen(config.host, config.port) as listener, closing(Teaching(Neighbours.load(str(folder)))) as teaching:
+        with listen(config.host, config.port) as listener, closing(Teaching(Images.load(str(folder)))) as teaching:
             session = Session(about, str(folder), who, teaching)
             asyncio.run(run(config, session, pictures, listener))
 
@@ -78,8 +78,8 @@ def review_at(config: ReviewConfig) -> Review:
         loading("review")
         from must.deploy.review.prepare import prepare  # imports torch
 
-        found, near = prepare(config)
-        near.save(config.output)
+        found, images = prepare(config)
+        images.save(config.output)
         found.save(config.output)  # the last: it says that both are there
         return found
     found = Review.load(config.output, "--output")

@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -10,7 +11,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from must.base import storage
+from must.base.parameters import require
 from must.method.answers.estimate import share
+from must.method.select.knn import nearest
 from must.method.select.refine import places_of, refined_probabilities
 
 FILE = "review.safetensors"
@@ -21,16 +24,18 @@ Known = list[tuple[int, int]]  # (number in the split, class number), in the ord
 
 
 @dataclass(frozen=True)
-class Neighbours:
-    """N images, C neighbours each, K classes."""
+class Images:
+    """N images, D numbers each, K classes."""
 
     numbers: Tensor  # int64 [N], in the split
-    neighbours: Tensor  # int32 [N, C], places
-    cosines: Tensor  # float16 [N, C]
+    values: Tensor  # float16 [N, D], as of `whitened`
     probabilities: Tensor  # float16 [N, K], mean of zero-shot's and the adapted model's
 
     def save(self, folder: str) -> None:
-        storage.write_bytes(storage.join(folder, FILE), save(vars(self)))
+        storage.write_bytes(
+            storage.join(folder, FILE),
+            save({name: vars(self)[name] for name in ("numbers", "values", "probabilities")}),
+        )
 
     @classmethod
     def load(cls, folder: str) -> Self:
@@ -38,27 +43,30 @@ class Neighbours:
         uri = storage.join(folder, FILE)
         try:
             found = cls(**load(storage.read_bytes(uri)))
-            found.refined({})
-        except (OSError, SafetensorError, TypeError, IndexError, RuntimeError, ValueError) as error:
-            why = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
-            raise ValueError(f"{uri}: {why}; delete review.json there, and `must review` makes both again") from None
+            require(len(found.numbers) == len(found.values) == len(found.probabilities), "lengths")
+        except (OSError, SafetensorError, TypeError, ValueError):
+            why = f"{uri}: is missing or damaged; delete review.json there, and `must review` makes both again"
+            raise ValueError(why) from None
         return found
+
+    @cached_property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The first arguments of `refined_probabilities`."""
+        values = self.values.float()
+        return *nearest(values), values, self.probabilities.float()
 
     def refined(self, answers: dict[int, int]) -> Tensor:
         """Float32 [N, K]: the refined labels' probabilities with these answers, {number: class number}."""
-        answered = places_of(answers, self.numbers)
-        return refined_probabilities(
-            self.neighbours.long(), self.cosines.float(), self.probabilities.float(), answered
-        )[0]
+        return refined_probabilities(*self.tensors, places_of(answers, self.numbers))[0]
 
 
 class Teaching:
     """Works out what the answers so far change, in a thread, as that may take longer than the next answer does."""
 
-    def __init__(self, near: Neighbours) -> None:
-        self.near, self.lock = near, threading.Lock()
-        self.usual = near.refined({}).argmax(1)
-        self.place = {number: place for place, number in enumerate(near.numbers.tolist())}
+    def __init__(self, images: Images) -> None:
+        self.images, self.lock = images, threading.Lock()
+        self.usual = images.refined({}).argmax(1)
+        self.place = {number: place for place, number in enumerate(images.numbers.tolist())}
         self.thread: threading.Thread | None = None
         self.closed = False
         self.wanted: tuple[Known, Known] | None = None
@@ -85,7 +93,7 @@ class Teaching:
     def state(self) -> dict[str, Any]:
         """`text`: a sentence; `curve`: of each point the answers, the changed labels, and the share of held-out answers
         that refined labels name, with its interval."""
-        curve = [point for _, point in [self.points[n] for n in sorted(self.points)]]
+        curve = [point for _, (_, point) in sorted(self.points.items())]
         if self.changed is None or not self.changed[0]:
             return {"text": "", "curve": curve}
         answers, changed = self.changed
@@ -109,7 +117,7 @@ class Teaching:
             self.points = kept
 
     def change(self, known: Known) -> int:
-        others = self.near.refined(dict(known)).argmax(1) != self.usual
+        others = self.images.refined(dict(known)).argmax(1) != self.usual
         others[[self.place[number] for number, _ in known]] = False
         return int(others.sum())
 
@@ -118,7 +126,7 @@ class Teaching:
         its own not among them."""
         found = np.zeros(len(known), bool)
         for fold in range(FOLDS):
-            labels = self.near.refined(dict(one for at, one in enumerate(known) if at % FOLDS != fold)).argmax(1)
+            labels = self.images.refined(dict(one for at, one in enumerate(known) if at % FOLDS != fold)).argmax(1)
             for at in range(fold, len(known), FOLDS):
                 found[at] = int(labels[self.place[known[at][0]]]) == known[at][1]
         return found

@@ -74,7 +74,9 @@ class BlockTokens:
         """Float32 [B, D] of the batch that was looked at last."""
         tokens, self.caught = self.caught, []
         patches = [self.tower.patches(block).float() for block in tokens]
-        prefixes = [block[:, : block.shape[1] - len(own[0])].float() for block, own in zip(tokens, patches, strict=True)]
+        prefixes = [
+            block[:, : block.shape[1] - len(own[0])].float() for block, own in zip(tokens, patches, strict=True)
+        ]
         width, side = patches[0].shape[2], round(patches[0].shape[1] ** 0.5)
         for grid in GRID:
             if len(tokens) * (prefixes[0].shape[1] + grid**2) * width <= WIDE:

@@ -1,18 +1,26 @@
-"""Label propagation among similar images (Zhou et al. 2003). N images, K classes, C neighbours an image.
+"""Labels from similar images. N images, K classes, C neighbours an image, A images that a person has answered.
 
-    Z_i <- 0.8 sum_j w_ij Z_j + 0.2 Y_i, 20 times
+Without answers, from the models' probabilities P [N, K] and an image's nearest neighbours j, ten times:
 
-over an image's nearest neighbours j; w_ij is exp(5 (cosine - 1)), scaled to sum 1. Y are the models' probabilities. An
-image that a person has answered is held at its class, with three times the weight.
+    Z_i <- P_i L_i^0.5, scaled to sum 1;    L_i = (mean of Z_j over the neighbours) / (mean of Z over all images)
+
+L_i is the lift: how much more than usual the neighbours have a class. Where neighbours know nothing of the classes it
+is near 1 and nothing changes; adding the neighbours' mean instead harms there.
+
+Answers come first: what P gets wrong on the answered images is taken for what it gets wrong on images like them, by
+kernel ridge regression of (answer - P) on the features and on P. Correcting and then smoothing is Huang et al. 2021
+(arXiv 2010.13993).
 """
 
 import torch
 from torch import Tensor
 
-DAMPING, ROUNDS = 0.8, 20
-SHARPNESS = 5.0
-ANSWERED = 3.0  # weight of a person's answer, where a model's prediction has 1
-NUMBERS = 1 << 25  # that a block of images and classes holds at a time
+WEIGHT, ROUNDS = 0.5, 10
+SHARPNESS = 5.0  # a neighbour weighs exp(5 (cosine - 1))
+RARE = 1e-3  # added to a class's mean, so that a class that is nowhere has no infinite lift
+LEAST = 1e-4  # smallest probability that is multiplied
+RIDGE = 1.0
+NUMBERS = 1 << 25  # that a block of images holds at a time
 
 
 def propagate(
@@ -22,32 +30,53 @@ def propagate(
     answered: Tensor | None = None,
     labels: Tensor | None = None,
 ) -> Tensor:
-    """Float32 [N, K] of rows that sum to 1: the images' classes as their neighbours and the models see them.
-
-    Memory: three times that of the result, and a block.
+    """Float32 [N, K] of rows that sum to 1. Answered images stay at their class.
 
     Args:
         neighbours: int64 [N, C], and their `cosines` [N, C], as of `nearest`.
-        probabilities: [N, K]; where there are two models, their mean.
-        answered: int64 [A], images whose class a person gave, and `labels`, int64 [A], the class numbers; -1 where the
-            image shows none of the classes.
+        probabilities: [N, K]; where there are two models, their mean; where there are answers, as of `corrected`.
+        answered: int64 [A], and `labels`, int64 [A], the class numbers; -1 where an image shows none of the classes.
     """
-    Y = probabilities.float().clone()
+    P = probabilities.float().clamp(min=LEAST)
+    P = P / P.sum(1, keepdim=True)
     if answered is not None and labels is not None:
-        Y[answered] = ANSWERED * (labels[:, None] == torch.arange(Y.shape[1], device=Y.device)).float()
+        P[answered] = one_hot(labels, P.shape[1])
     weights = torch.exp(SHARPNESS * (cosines - 1))
     weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
-    rows = max(1, NUMBERS // max(1, neighbours.shape[1] * Y.shape[1]))
-    Z = Y
+    rows = max(1, NUMBERS // max(1, neighbours.shape[1] * P.shape[1]))
+    Z = P
     for _ in range(ROUNDS if neighbours.shape[1] else 0):
-        mixed = torch.empty_like(Z)
+        usual, mixed = Z.mean(0) + RARE, torch.empty_like(Z)
         for start in range(0, len(Z), rows):
             of = slice(start, start + rows)
-            mixed[of] = torch.einsum("nc,nck->nk", weights[of], Z[neighbours[of]])
-        Z = mixed.mul_(DAMPING).add_(Y, alpha=1 - DAMPING)
+            lift = torch.einsum("nc,nck->nk", weights[of], Z[neighbours[of]]) / usual
+            mixed[of] = P[of] * lift.clamp(min=RARE) ** WEIGHT
+        Z = mixed.div_(mixed.sum(1, keepdim=True).clamp(min=1e-12))
         if answered is not None:
-            Z[answered] = Y[answered]
-    return Z / Z.sum(1, keepdim=True).clamp(min=1e-12)
+            Z[answered] = P[answered]
+    return Z
+
+
+def corrected(probabilities: Tensor, values: Tensor, answered: Tensor, labels: Tensor) -> Tensor:
+    """Float32 [N, K]: the probabilities with what the answers say of the errors on similar images.
+
+    Args:
+        probabilities: [N, K].
+        values: float32 [N, D], unit vectors, as of `whitened`.
+        answered: int64 [A], and `labels`, int64 [A]; -1 where an image shows none of the classes.
+    """
+    P = probabilities.float()
+    both = torch.cat([P, values], 1)
+    own = both[answered]
+    kernel = own @ own.T + RIDGE * torch.eye(len(own), device=own.device)
+    change = both @ (own.T @ torch.linalg.solve(kernel, one_hot(labels, P.shape[1]) - P[answered]))
+    P = (P + change).clamp(min=LEAST)
+    return P / P.sum(1, keepdim=True)
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """Float32 [A, K]; a row of zeros for -1."""
+    return (labels[:, None] == torch.arange(classes, device=labels.device)).float()
 
 
 def class_shares(probabilities: Tensor, rounds: int = 100) -> Tensor:

@@ -23,7 +23,7 @@ from must.method.model.classifier import load_text_classifier
 from must.method.select.check import Predicted
 from must.method.select.features import ImageFeatures, extract_features, subsample
 from must.method.select.knn import nearest, whitened
-from must.method.select.propagate import class_shares, propagate
+from must.method.select.propagate import class_shares, corrected, propagate
 from must.method.select.select import adapted_end
 
 logger = logging.getLogger(__name__)
@@ -94,14 +94,14 @@ def answers_of(config: RefineConfig, classes: list[str]) -> dict[int, int]:
 
 
 def refined_labels(seen: ImageFeatures, device: torch.device, answers: dict[int, int] | None = None) -> Refined:
-    """Propagates the mean of zero-shot's and the model's probabilities (see propagate.py).
+    """The labels of what was seen.
 
     Args:
         answers: {number in the split: class number, -1 for none of the classes}.
     """
-    neighbours, cosines = nearest(whitened(seen.features.to(device).float()))
+    values = whitened(seen.features.to(device).float())
     mean = seen.probabilities.float().mean(0).to(device)
-    refined, estimated = refined_probabilities(neighbours, cosines, mean, places_of(answers or {}, seen.numbers))
+    refined, estimated = refined_probabilities(*nearest(values), values, mean, places_of(answers or {}, seen.numbers))
     models = [Predicted.of(one) for one in seen.probabilities]
     return Refined(models[0], models[1] if len(models) > 1 else None, Predicted.of(refined.cpu()), estimated)
 
@@ -112,17 +112,22 @@ def places_of(answers: dict[int, int], numbers: Tensor) -> Tensor:
     return torch.tensor(known, dtype=torch.int64).reshape(-1, 2).T
 
 
-def refined_probabilities(neighbours: Tensor, cosines: Tensor, mean: Tensor, answered: Tensor) -> tuple[Tensor, bool]:
-    """(float32 [N, K], whether the classes' shares were estimated).
+def refined_probabilities(
+    neighbours: Tensor, cosines: Tensor, values: Tensor, mean: Tensor, answered: Tensor
+) -> tuple[Tensor, bool]:
+    """(float32 [N, K], whether the classes' shares were estimated): the mean of the models' probabilities, corrected by
+    answers, then propagated (propagate.py).
 
     Where at least a fifth of the classes has no refined label, classes are probably absent: the probabilities are
     then weighted by the square root of the classes' estimated shares, and propagated again.
 
     Args:
-        mean: [N, K], of the models' probabilities.
+        neighbours, cosines: as of `nearest(values)`.
         answered: int64 [2, A], as of `places_of`.
     """
     places, labels = answered.to(mean.device)
+    if len(places):
+        mean = corrected(mean, values, places, labels)
     refined = propagate(neighbours, cosines, mean, places, labels)
     absent = torch.bincount(refined.argmax(1), minlength=mean.shape[1]) == 0
     estimated = bool(absent.float().mean() >= ABSENT)

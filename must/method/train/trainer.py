@@ -262,9 +262,7 @@ class Trainer:
         end.load_state_dict(adapted)
         start = start_weights(zero_shot.state_dict(), end.state_dict())
         model.load_state_dict(between(start, end.state_dict(), config.alpha))
-        source = subsample(
-            EvalSource(self.reader, preprocess_of(description), CHECK_BATCH, config.loaders), IMAGES
-        )
+        source = subsample(EvalSource(self.reader, preprocess_of(description), CHECK_BATCH, config.loaders), IMAGES)
         classes, encoder = description.classes, self.zero_shot.encoder
         check = check_model(zero_shot, model, source, self.world.device, classes, encoder, pause)
         logger.info("\n".join(check_lines(check)))
