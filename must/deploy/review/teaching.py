@@ -6,15 +6,17 @@ from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from must.base import storage
+from must.base.cores import cores
 from must.base.parameters import require
 from must.method.answers.estimate import share
 from must.method.select.knn import nearest
-from must.method.select.refine import places_of, refined_probabilities
+from must.method.select.propagate import places_of, refined_probabilities
 
 FILE = "review.safetensors"
 STEPS = (10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 700, 1000, 1400, 2000)  # answers after which a point is added
@@ -55,6 +57,11 @@ class Images:
         values = self.values.float()
         return *nearest(values), values, self.probabilities.float()
 
+    @cached_property
+    def usual(self) -> Tensor:
+        """Int64 [N]: the refined labels without answers."""
+        return self.refined({}).argmax(1)
+
     def refined(self, answers: dict[int, int]) -> Tensor:
         """Float32 [N, K]: the refined labels' probabilities with these answers, {number: class number}."""
         return refined_probabilities(*self.tensors, places_of(answers, self.numbers))[0]
@@ -65,7 +72,6 @@ class Teaching:
 
     def __init__(self, images: Images) -> None:
         self.images, self.lock = images, threading.Lock()
-        self.usual = images.refined({}).argmax(1)
         self.place = {number: place for place, number in enumerate(images.numbers.tolist())}
         self.thread: threading.Thread | None = None
         self.closed = False
@@ -97,11 +103,12 @@ class Teaching:
         if self.changed is None or not self.changed[0]:
             return {"text": "", "curve": curve}
         answers, changed = self.changed
-        others = len(self.usual) - answers
+        others = len(self.images.numbers) - answers
         taught = "1 answer changes" if answers == 1 else f"{answers:,} answers change"
         return {"text": f"{taught} the refined labels of {changed:,} of {others:,} other images.", "curve": curve}
 
     def work(self) -> None:
+        torch.set_num_threads(max(1, cores() - 1))  # of this thread; the other core answers
         while True:
             with self.lock:
                 if self.wanted is None or self.closed:
@@ -117,7 +124,7 @@ class Teaching:
             self.points = kept
 
     def change(self, known: Known) -> int:
-        others = self.images.refined(dict(known)).argmax(1) != self.usual
+        others = self.images.refined(dict(known)).argmax(1) != self.images.usual
         others[[self.place[number] for number, _ in known]] = False
         return int(others.sum())
 

@@ -84,7 +84,7 @@ def parsed(entry: dict[str, Any], sha256: str) -> Answer | None:
     label = None if unsure else entry["label"]
     require(label is None or isinstance(label, str), "label must be a class name or null")
     texts = {name: str(entry.get(name, "")) for name in ("image", "who", "when")}
-    picked = bool(entry.get("picked")) or "position" in entry  # as versions before 0.2 wrote, which weighted pictures
+    picked = bool(entry.get("picked")) or "position" in entry  # of must 0.1, which drew by weight
     return Answer(sha256, label, unsure, **texts, picked=picked)
 
 

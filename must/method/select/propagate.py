@@ -20,7 +20,40 @@ SHARPNESS = 5.0  # a neighbour weighs exp(5 (cosine - 1))
 RARE = 1e-3  # added to a class's mean, so that a class that is nowhere has no infinite lift
 LEAST = 1e-4  # smallest probability that is multiplied
 RIDGE = 1.0
+ABSENT = 0.2  # share of the classes that no label has, above which some are taken for absent
 NUMBERS = 1 << 25  # that a block of images holds at a time
+
+
+def places_of(answers: dict[int, int], numbers: Tensor) -> Tensor:
+    """Int64 [2, A]: the places in `numbers` [N] of the answered images, and their class numbers."""
+    known = [(place, answers[number]) for place, number in enumerate(numbers.tolist()) if number in answers]
+    return torch.tensor(known, dtype=torch.int64).reshape(-1, 2).T
+
+
+def refined_probabilities(
+    neighbours: Tensor, cosines: Tensor, values: Tensor, mean: Tensor, answered: Tensor
+) -> tuple[Tensor, bool]:
+    """(float32 [N, K], whether the classes' shares were estimated): the mean of the models' probabilities, corrected by
+    answers, then propagated.
+
+    Where at least a fifth of the classes has no refined label, classes are probably absent: the probabilities are
+    then weighted by the square root of the classes' estimated shares, and propagated again.
+
+    Args:
+        neighbours, cosines: as of `nearest(values)`.
+        answered: int64 [2, A], as of `places_of`.
+    """
+    places, labels = answered.to(mean.device)
+    if len(places):
+        mean = corrected(mean, values, places, labels)
+    refined = propagate(neighbours, cosines, mean, places, labels)
+    absent = torch.bincount(refined.argmax(1), minlength=mean.shape[1]) == 0
+    estimated = bool(absent.float().mean() >= ABSENT)
+    if estimated:
+        weighted = mean * class_shares(mean).sqrt()
+        weighted /= weighted.sum(1, keepdim=True)
+        refined = propagate(neighbours, cosines, weighted, places, labels)
+    return refined, estimated
 
 
 def propagate(

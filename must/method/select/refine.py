@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from must import __version__
 from must.base import storage
@@ -23,13 +22,12 @@ from must.method.model.classifier import load_text_classifier
 from must.method.select.check import Predicted
 from must.method.select.features import ImageFeatures, extract_features, subsample
 from must.method.select.knn import nearest, whitened
-from must.method.select.propagate import class_shares, corrected, propagate
+from must.method.select.propagate import places_of, refined_probabilities
 from must.method.select.select import adapted_end
 
 logger = logging.getLogger(__name__)
 
 SUMMARY_FILE = "refined.json"
-ABSENT = 0.2  # share of the classes that no refined label has, above which some are taken for absent
 
 
 @dataclass(frozen=True)
@@ -104,38 +102,6 @@ def refined_labels(seen: ImageFeatures, device: torch.device, answers: dict[int,
     refined, estimated = refined_probabilities(*nearest(values), values, mean, places_of(answers or {}, seen.numbers))
     models = [Predicted.of(one) for one in seen.probabilities]
     return Refined(models[0], models[1] if len(models) > 1 else None, Predicted.of(refined.cpu()), estimated)
-
-
-def places_of(answers: dict[int, int], numbers: Tensor) -> Tensor:
-    """Int64 [2, A]: the places in `numbers` [N] of the answered images, and their class numbers."""
-    known = [(place, answers[number]) for place, number in enumerate(numbers.tolist()) if number in answers]
-    return torch.tensor(known, dtype=torch.int64).reshape(-1, 2).T
-
-
-def refined_probabilities(
-    neighbours: Tensor, cosines: Tensor, values: Tensor, mean: Tensor, answered: Tensor
-) -> tuple[Tensor, bool]:
-    """(float32 [N, K], whether the classes' shares were estimated): the mean of the models' probabilities, corrected by
-    answers, then propagated (propagate.py).
-
-    Where at least a fifth of the classes has no refined label, classes are probably absent: the probabilities are
-    then weighted by the square root of the classes' estimated shares, and propagated again.
-
-    Args:
-        neighbours, cosines: as of `nearest(values)`.
-        answered: int64 [2, A], as of `places_of`.
-    """
-    places, labels = answered.to(mean.device)
-    if len(places):
-        mean = corrected(mean, values, places, labels)
-    refined = propagate(neighbours, cosines, mean, places, labels)
-    absent = torch.bincount(refined.argmax(1), minlength=mean.shape[1]) == 0
-    estimated = bool(absent.float().mean() >= ABSENT)
-    if estimated:
-        weighted = mean * class_shares(mean).sqrt()
-        weighted /= weighted.sum(1, keepdim=True)
-        refined = propagate(neighbours, cosines, weighted, places, labels)
-    return refined, estimated
 
 
 def predictions_csv(sources: list[str], classes: list[str], refined: Refined) -> bytes:

@@ -22,7 +22,7 @@ from must.config import SelectConfig
 from must.data.augment.normalize import normalize
 from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
-from must.method.answers.estimate import Measured
+from must.method.answers.estimate import Measured, difference
 from must.method.answers.review import Review
 from must.method.distributed.process_group import init_distributed
 from must.method.model.bundle import (
@@ -142,10 +142,8 @@ def correct_at(
 def best_alpha(correct: np.ndarray) -> float:
     """Of bool [len(TRIED), A], whether each share of the way is right: the most accurate one, but ALPHA unless the
     difference from it is more than its standard error."""
-    best, usual = int(correct.mean(1).argmax()), TRIED.index(ALPHA)
-    difference = correct[best].astype(float) - correct[usual]
-    error = difference.std() / max(len(difference), 1) ** 0.5
-    return TRIED[best] if len(difference) > 1 and difference.mean() > error else ALPHA
+    best = int(correct.mean(1).argmax())
+    return TRIED[best] if difference(correct[TRIED.index(ALPHA)], correct[best], z=1).low > 0 else ALPHA
 
 
 def both_ends(model: str, baseline: str) -> tuple[Bundle, Bundle]:
