@@ -17,7 +17,9 @@ from must.api.results import Refined as Refined
 from must.api.results import Selected as Selected
 from must.api.results import Shards as Shards
 from must.api.results import Trained as Trained
-from must.data.loading.open_shards import open_shards as open_shards
+from must.base.errors import MustError as MustError
+from must.base.errors import TransientError as TransientError
+from must.base.errors import UserError as UserError
 from must.deploy.promote.registry import Latest as Latest
 from must.evaluation.exchange import Exchanged as Exchanged
 from must.evaluation.gate import Decision as Decision
@@ -27,6 +29,9 @@ Text: TypeAlias = str | PathLike[str]
 
 __version__: str
 __all__ = [
+    "MustError",
+    "TransientError",
+    "UserError",
     "adapt",
     "classifier",
     "demo",
@@ -35,7 +40,6 @@ __all__ = [
     "gate",
     "labels",
     "load",
-    "open_shards",
     "plan",
     "predict",
     "promote",
@@ -108,6 +112,7 @@ def plan(
     layer_decay: float = 0.65,
     seed: int = 0,
     confidence_threshold: float = 0.7,
+    confident_share: float = 0.0,
     fairness_weight: float = 1.0,
     class_prior: Literal["uniform", "given"] = "uniform",
     reconstruction_weight: float = 1.0,
@@ -142,7 +147,7 @@ def plan(
     keep_every: int = 0,
     resume: bool = True,
     save: Literal["teacher", "student"] = "teacher",
-    select: Literal["none", "ladder"] = "none",
+    alpha: float = 1.0,
     log_every: int = 10,
     trackers: list[str] = ["tensorboard"],
     timeout: int = 600,
@@ -173,6 +178,7 @@ def train(
     layer_decay: float = 0.65,
     seed: int = 0,
     confidence_threshold: float = 0.7,
+    confident_share: float = 0.0,
     fairness_weight: float = 1.0,
     class_prior: Literal["uniform", "given"] = "uniform",
     reconstruction_weight: float = 1.0,
@@ -207,7 +213,7 @@ def train(
     keep_every: int = 0,
     resume: bool = True,
     save: Literal["teacher", "student"] = "teacher",
-    select: Literal["none", "ladder"] = "none",
+    alpha: float = 1.0,
     log_every: int = 10,
     trackers: list[str] = ["tensorboard"],
     timeout: int = 600,
@@ -220,15 +226,17 @@ def refine(
     classifier: Text,
     output: Text,
     index_sha256: Text = "",
+    model: Text = "",
+    answers: Text = "",
     split: Text = "train",
-    images: int = 20000,
+    images: int = 1000000,
     batch_size: int = 256,
     workers: int = 2,
     cache: Text = "",
     cache_gb: float = 30.0,
     device: Text = "auto",
 ) -> Refined:
-    """Make zero-shot better without training, in seconds, from images that look alike."""
+    """Better labels for the unlabeled images themselves: similar images correct each other (label propagation)."""
 
 def select(
     *,
@@ -237,14 +245,16 @@ def select(
     shards: Text,
     output: Text,
     split: Text = "train",
+    alpha: float | Literal["auto"] = "auto",
     answers: Text = "",
+    labelled: Text = "",
     batch_size: int = 256,
     workers: int = 2,
     cache: Text = "",
     cache_gb: float = 30.0,
     device: Text = "auto",
 ) -> Selected:
-    """Make an adapted model safe: keep as much of it as unlabeled images speak for, or zero-shot's weights."""
+    """Keep another share of an adaptation (weight interpolation), without training again."""
 
 def review(
     *,
@@ -277,13 +287,11 @@ def evaluate(
     output: Text,
     baseline: Text = "",
     split: Text = "test",
-    few_shot: list[int] = [],
     device: Text = "auto",
     index_sha256: Text = "",
     labels: Literal["auto", "ignore"] = "auto",
+    refined: Text = "",
     risk: float = 0.05,
-    few_shot_split: Text = "train",
-    few_shot_seeds: int = 3,
     batch_size: int = 256,
     workers: int = 2,
     cache: Text = "",
@@ -308,7 +316,6 @@ def export(
     split: Text = "train",
     images: int = 256,
     min_agreement: float = 0.0,
-    triton: Text = "",
 ) -> Exported:
     """Write the model as ONNX, or as a folder that open_clip, transformers or timm loads; checked against PyTorch."""
 
@@ -326,7 +333,6 @@ def gate(
     metrics: Text,
     output: Text = "",
     gate: Literal["label-free", "reviewed", "labelled", "none"] = "label-free",
-    max_renamed: float = 0.02,
     min_agreement: float = 0.0,
     min_effective_classes: float = 0.0,
     metric: Literal["top1", "top5", "mean_per_class"] = "top1",

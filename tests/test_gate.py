@@ -54,26 +54,20 @@ def noisy(logits, labels, generator):
     return 0.3 * logits + generator.normal(size=logits.shape) * 0.2
 
 
-RUNG = {"alpha": 1.0, "z": 3.0, "changed": 0.2, "outcome": "kept"}
-AUDIT = {
-    "outcome": "gain",
-    "alpha": 1.0,
-    "reason": "",
-    "images": 500,
-    "rungs": [RUNG],
-    "signal": {"renamed": 0.0},
-    "copies": 0,
-}
+CHECK = {"images": 500, "agreement_before": 0.5, "agreement_after": 0.6, "warnings": []}
+BAD = CHECK | {"warnings": ["the mean confidence fell from 0.80 to 0.30", "1 classes are no longer predicted (e)"]}
+FEW = CHECK | {"images": 12}
 
 
-OPEN = {"alpha": 0.4, "differ": 0.2, "answers": 88, "labels": 440, "images": None}  # what would decide
-
-
-def audited(outcome="gain", labelled=True, selection=None, name="zero-shot", after=better, **changes):
+def checked(check=CHECK, labelled=True, selection=None, name="zero-shot", after=better):
     metrics = metrics_of(after, labelled) | {"baseline_name": name}
     metrics["model"] = {"provenance": {"selection": selection} if selection else {}}
-    metrics["label_free"]["compared"]["audit"] = {**AUDIT, "outcome": outcome, **changes}
+    metrics["label_free"]["compared"]["check"] = check
     return metrics
+
+
+def unchanged(logits, labels, _):
+    return logits
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -81,34 +75,50 @@ def audited(outcome="gain", labelled=True, selection=None, name="zero-shot", aft
     ("values", "passes", "outcome", "reason"),
     [
         ({}, True, "gain", ""),
-        ({"outcome": "refused", "reason": "at 0.5 they do not"}, False, "stopped", "speak against the change (at 0.5"),
-        ({"outcome": "undecided"}, False, "stopped", "too weak"),
-        ({"outcome": "undecided", "undecided": OPEN}, False, "stopped", "about 88 answers about those (must review)"),
-        ({"outcome": "undecided", "selection": {"alpha": 0.7, "images": 1000}}, True, "gain", ""),
-        ({"outcome": "refused", "selection": {"alpha": 0.7, "images": 1000}}, False, "stopped", "speak against"),
-        ({"outcome": "undecided", "selection": {"alpha": 0.0, "images": 1000}}, False, "stopped", "too weak"),
-        ({"outcome": "same"}, True, "zero-shot", ""),
-        ({"outcome": "same", "name": "baseline"}, False, "stopped", "nothing to promote"),
-        ({"signal": {"renamed": 0.1}}, False, "stopped", "only changed its name"),
-        ({"signal": {"renamed": None}, "outcome": "undecided"}, False, "stopped", "too weak"),
+        ({"check": BAD}, False, "stopped", "the mean confidence fell from 0.80 to 0.30 (500 images)"),
+        ({"check": BAD}, False, "stopped", "1 classes are no longer predicted (e) (500 images)"),
+        ({"check": FEW}, False, "stopped", "12 images are too few"),
+        ({"check": FEW, "selection": {"alpha": 0.5, "check": CHECK}}, True, "gain", ""),
+        ({"check": FEW, "selection": {"alpha": 0.5, "check": BAD}}, False, "stopped", "(500 training images)"),
+        ({"check": FEW, "selection": {"check": CHECK}, "name": "baseline"}, False, "stopped", "12 images are too few"),
+        ({"check": FEW, "selection": {"alpha": 0.3, "rungs": []}}, False, "stopped", "12 images are too few"),
+        ({"after": unchanged}, True, "zero-shot", ""),
+        ({"after": unchanged, "name": "baseline"}, False, "stopped", "nothing to promote"),
     ],
 )
 def test_label_free_gate(values, passes, outcome, reason, labelled):
-    decision = label_free_gate(audited(labelled=labelled, **values))
+    decision = label_free_gate(checked(labelled=labelled, **values))
     assert decision.passed == passes and decision.gate == "label-free" and decision.outcome == outcome
     stops = [text for text in decision.reasons if text.startswith("STOP")]
     assert any(reason in text for text in stops) if reason else not stops
 
 
-def test_where_zero_shot_is_kept_undecided_the_gate_says_what_would_decide():
-    story = {"alpha": 0.0, "images": 1000, "undecided": OPEN}
-    decision = label_free_gate(audited(outcome="same", selection=story))
-    assert decision.outcome == "zero-shot" and "about 440 labels would decide" in decision.reasons[0]
+def measured(low, alpha=0.5):
+    values = {"answers": 50, "zero_shot": [0.6, 0.5, 0.7], "model": [0.7, 0.6, 0.8], "gain": [0.1, low, 0.2]}
+    return {"alpha": alpha, "by": "50 answers", "measured": values}
+
+
+@pytest.mark.parametrize(
+    ("values", "passes", "outcome", "reason"),
+    [
+        ({"selection": measured(0.01)}, True, "gain", "50 answers: zero-shot 60.0% (50% to 70%)"),
+        ({"selection": measured(0.01), "check": BAD}, True, "gain", "gain of the model +10.0 points (+1.0 to +20.0)"),
+        ({"selection": measured(0.0)}, False, "stopped", "the lower end of the gain must be above 0"),
+        ({"selection": measured(0.0, alpha=0.0)}, True, "zero-shot", "zero-shot is kept"),
+        ({"selection": {"alpha": 0.5, "by": "--alpha"}}, False, "stopped", "there are no answers about this model"),
+        ({}, False, "stopped", "there are no answers about this model"),
+        ({"selection": measured(0.0), "name": "baseline"}, True, "gain", "no sign of harm"),
+    ],
+)
+def test_reviewed_gate(values, passes, outcome, reason):
+    decision = gate.reviewed_gate(checked(**values), GateConfig(metrics="", gate="reviewed"))
+    assert (decision.passed, decision.gate, decision.outcome) == (passes, "reviewed", outcome)
+    assert reason in decision.reasons[0]
 
 
 def test_what_the_user_asks_for_besides_is_asked(capsys):
     """Both off by default: a large gain changes many images, and absent classes may go."""
-    metrics = audited(after=collapsed)
+    metrics = checked(after=collapsed)
     assert label_free_gate(metrics).passed
     for limits, text in (({"min_agreement": 0.9}, "same class"), ({"min_effective_classes": 0.8}, "effective classes")):
         decision = label_free_gate(metrics, **limits)
@@ -117,10 +127,10 @@ def test_what_the_user_asks_for_besides_is_asked(capsys):
 
 def test_the_label_free_gate_reads_no_labels():
     """Whatever the labelled part of the metrics says, the decision is the same; it works without that part."""
-    whole = audited()
+    whole = checked()
     without = {"label_free": whole["label_free"], "classes": whole["classes"]}
     assert label_free_gate(without) == label_free_gate(whole)
-    assert audited(labelled=False)["label_free"] == whole["label_free"]
+    assert checked(labelled=False)["label_free"] == whole["label_free"]
 
 
 def decided(digits, folder, bundle, **changes):
@@ -147,11 +157,11 @@ def test_zero_shot_itself_is_said_to_be_kept(digits, tmp_path):
     assert decision.passed and decision.outcome == "zero-shot" and "zero-shot is kept" in decision.reasons[0]
 
 
-def test_a_model_of_another_shape_needs_labels():
-    metrics = audited()
-    metrics["label_free"]["compared"]["audit"] = None
-    decision = label_free_gate(metrics)
-    assert not decision.passed and "take the labelled gate" in decision.reasons[0]
+def test_metrics_of_an_earlier_version_are_refused():
+    metrics = checked()
+    del metrics["label_free"]["compared"]["check"]
+    with pytest.raises(ValueError, match="of an earlier version: run `must evaluate` again"):
+        label_free_gate(metrics)
 
 
 def test_labelled_gate_needs_the_interval_above_the_gain():
@@ -188,7 +198,7 @@ def test_wrong_questions():
 
 @pytest.mark.parametrize("classes", [0, 0.0, 10**400], ids=range(3))
 def test_metrics_that_make_no_share_are_one_line(tmp_path, classes):
-    metrics = audited()
+    metrics = checked()
     metrics["label_free"]["baseline"]["effective_classes"] = classes
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     with pytest.raises(ValueError, match="is not what `must evaluate` of this version writes") as error:

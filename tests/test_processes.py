@@ -27,7 +27,7 @@ def shard_and_train(images: str, classifier: str, output: str) -> None:
     call("shard", source=images, output=f"{output}/shards", samples_per_shard=64, workers=2)
     call(
         "train", shards=f"{output}/shards", classifier=classifier, output=f"{output}/model", preset="digits", epochs=1,
-        batch_size=32, workers=2, select="none", device="cpu",
+        batch_size=32, workers=2, device="cpu",
     )  # fmt: skip
 
 

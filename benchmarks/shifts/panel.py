@@ -1,103 +1,120 @@
-"""The judging families by one command: installs packages, pre-trains three towers, and runs `--preset auto` as it is,
-at its own length, on every family and variant with two seeds.
+"""The panel: `--preset auto` on every family and variant with two seeds, and the tables of docs/selection.md.
 
-    python -m benchmarks.shifts.panel           (some hours of one core; what is there is not done again)
-    python -m benchmarks.shifts.panel --before  (some hours more: what auto was fitted on and what stood before it)
-
-Runs are ordered so that an interrupted panel has something of every family.
+python -m benchmarks.shifts.families                     (fonts; npm and pip)
+MUST_PHOTOS=DIR python -m benchmarks.shifts.panel        (hours of one core; what is there is not done again)
+python -m benchmarks.shifts.panel --tables               (from the results)
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import statistics
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
-from benchmarks.shifts import packages, pretrain, pretrain_wide
-from benchmarks.shifts.run import one
+from benchmarks.shifts.families import ROOT
+from benchmarks.shifts.run import ANSWERS, one
+from benchmarks.shifts.tasks import FITTING, JUDGING, VARIANTS
+from must.method.select.select import TRIED
 
-IMAGES = 6_000  # shown in training, and at least two epochs
-LONGER = {("cyrillic", "as-is"): 14_000, ("display", "as-is"): 14_000, ("kana", "as-is"): 8_000}
-ORDER = (  # (tower, family, setting, variants)
-    ("scripts", "cyrillic", "auto", ("as-is",)), ("", "display", "auto", ("as-is",)),
-    ("scripts", "kana", "auto", ("as-is",)), ("", "digits", "auto", ("as-is",)),
-    ("scripts", "kana", "auto-third", ("as-is",)), ("picto", "emoji", "auto", ("as-is",)),
-    ("picto", "flags", "auto", ("as-is",)),
-    ("", "slanted", "auto", ("as-is", "tail")), ("", "grainy", "auto", ("as-is", "tail", "half")),
-    ("", "slanted", "auto", ("half", "few")), ("", "grainy", "auto", ("few",)),
-    ("picto", "emoji", "auto-third", ("as-is",)), ("", "digits", "auto", ("tail",)),
-    ("scripts", "cyrillic", "auto-third", ("as-is",)), ("", "display", "auto-third", ("as-is", "tail")),
-    ("picto", "flags", "auto", ("tail",)), ("picto", "flags", "auto-third", ("as-is",)),
-    ("picto", "emoji", "auto", ("junk", "half")), ("scripts", "kana", "auto", ("tail",)),
-    ("", "display", "auto", ("half", "junk", "few")), ("scripts", "cyrillic", "auto", ("half", "few")),
-    ("picto", "flags", "auto", ("junk", "few", "half", "swapped")), ("", "digits", "auto", ("half", "few")),
-    ("scripts", "kana", "auto", ("junk", "few", "half")), ("picto", "emoji", "auto", ("tail", "few", "swapped")),
-    ("kanji", "kanji", "auto", ("as-is", "few")), ("kanji", "kanji", "auto-third", ("as-is",)),
-    ("kanji", "kanji", "auto-classes", ("half", "tail", "junk")), ("kanji", "faxed", "auto", ("as-is",)),
-    ("kanji", "faxed", "auto-third", ("as-is",)), ("kanji", "faxed", "auto-classes", ("tail", "few", "half")),
-    ("", "slanted", "auto", ("junk",)), ("", "grainy", "auto", ("junk",)), ("", "digits", "auto-pull", ("tail",)),
-    ("", "digits", "auto-memory", ("as-is", "tail")), ("", "digits", "auto-balance", ("tail",)),
-    ("kanji", "kanji", "auto-memory", ("as-is", "few")), ("kanji", "faxed", "auto-memory", ("as-is",)),
-    ("kanji", "kanji", "auto-pull", ("as-is",)), ("kanji", "kanji", "auto-balance", ("as-is",)),
-)  # fmt: skip
-# Many classes that have something to gain.
-WIDE: tuple[tuple[str, str, tuple[str, ...], int], ...] = (  # (task, setting, variants, images)
-    ("leaning", "auto-classes", ("as-is",), 8_000), ("dotted", "auto-classes", ("as-is",), 12_600),
-    ("tilted", "auto-classes", ("as-is",), 8_000), ("leaning", "auto-classes", ("tail", "half"), 8_000),
-    ("dotted", "auto-classes", ("tail", "half"), 8_000), ("tilted", "auto-classes", ("half",), 8_000),
-    ("leaning", "auto-classes", ("few", "shuffled"), 8_000), ("brush", "auto-classes", ("as-is",), 8_000),
-    ("leaning", "auto-aimless", ("as-is",), 8_000), ("dotted", "auto-classes", ("few", "junk"), 8_000),
-    ("tilted", "auto-classes", ("tail", "few", "junk"), 8_000), ("leaning", "auto-classes", ("junk", "swapped"), 8_000),
-)  # fmt: skip
-# `--preset auto` as it is: tower, family. Names exchanged or shuffled are controls.
-OWN = (
-    ("", "slanted"), ("", "grainy"), ("", "display"), ("kanji", "faxed"), ("kanji", "kanji"), ("scripts", "cyrillic"),
-    ("east", "printed"), ("east", "dotted"), ("east", "tilted"), ("east", "leaning"),
-)  # fmt: skip
-OWN_VARIANTS = ("as-is", "tail", "half", "few", "junk")
-OWN_CONTROLS = (("slanted", "swapped"), ("slanted", "shuffled"), ("faxed", "shuffled"))
+SEEDS = (0, 1)
+HALF, ALL = TRIED.index(0.5), len(TRIED) - 1
+Row = dict[str, Any]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--before", action="store_true", help="the runs before auto was as it is")
-    before = parser.parse_args().before
+    parser.add_argument("--tables", action="store_true", help="print the tables; run nothing")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
+    parser.add_argument("--families", nargs="+", default=(*JUDGING, *FITTING))
+    parser.add_argument("--name", default="auto", help="of the settings, in the results")
+    options = parser.parse_args()
+    if options.tables:
+        print(tables(options.name))
+        return
     torch.set_num_threads(1)
-    packages.install()
-    (what_was_before if before else as_it_is)()
+    for seed in options.seeds:
+        for variant in VARIANTS:
+            for family in options.families:
+                one(family, variant, seed, options.name)
 
 
-def as_it_is() -> None:
-    for seed in (0, 1):
-        for variant in OWN_VARIANTS:
-            for tower, name in OWN:
-                train_tower(tower)
-                one(name, variant, "auto-gentle", 0, seed, short=True)
-        for name, variant in OWN_CONTROLS:
-            one(name, variant, "auto-gentle", 0, seed, short=True)
+def tables(name: str) -> str:
+    results = [json.loads(path.read_text()) for path in sorted((ROOT / "results").glob(f"*.{name}.*.json"))]
+    rows = {(row["task"], row["variant"], row["seed"]): row for row in results}
+    lines = ["| family (classes) | role | zero-shot | " + " | ".join(VARIANTS) + " |", "|---|---|--:|" + "--:|" * 5]
+    for family in (*JUDGING, *FITTING):
+        of = [rows[key] for key in rows if key[0] == family]
+        if not of:
+            continue
+        role = "judging" if family in JUDGING else "fitting"
+        cells = ["; ".join(cell(row) for row in of if row["variant"] == variant) for variant in VARIANTS]
+        as_is = next((row for row in of if row["variant"] == "as-is"), of[0])
+        lines.append(f"| {family} ({as_is['classes']}) | {role} | {as_is['zero_shot']:.1f} | {' | '.join(cells)} |")
+    lines += ["", *sums([row for row in results if row["task"] in JUDGING], "judging")]
+    lines += ["", *sums([row for row in results if row["task"] in FITTING], "fitting")]
+    lines += ["", *labels([row for row in results if row["task"] in JUDGING], "judging")]
+    lines += ["", *labels([row for row in results if row["task"] in FITTING], "fitting")]
+    return "\n".join(lines)
 
 
-def train_tower(name: str) -> None:
-    """Nothing, where it is there already or is the bundled one."""
-    if name == pretrain_wide.TOWER:
-        pretrain_wide.pretrain()
-    elif name:
-        pretrain.pretrain(name)
+def cell(row: Row) -> str:
+    points = row["points"]
+    return f"{points[ALL]:+.1f} / {kept(row):+.1f} / {max(points):+.1f}"
 
 
-def what_was_before() -> None:
-    for seed in (0, 1):
-        pretrain_wide.pretrain()
-        for name, setting, variants, images in WIDE:
-            for variant in variants:
-                one(name, variant, setting, images, seed)
-    for seed in (0, 1):
-        for model, name, setting, variants in ORDER:
-            train_tower(model)
-            for variant in variants:
-                images = LONGER.get((name, variant), IMAGES) if seed == 0 and setting == "auto" else IMAGES
-                images = 8_000 if (model == "kanji" and variant != "few") or setting == "auto-classes" else images
-                one(name, variant, setting, images, seed, short=(name, variant) != ("digits", "as-is"))
+def kept(row: Row) -> float:
+    return float(row["points"][TRIED.index(row["kept"])])
+
+
+def sums(rows: list[Row], role: str) -> list[str]:
+    """Of all of the adaptation, half, what is kept, and the best share by labels."""
+    columns: dict[str, Callable[[Row], float]] = {
+        "all": lambda row: row["points"][ALL], "half": lambda row: row["points"][HALF], "kept": kept,
+        "best": lambda row: max(row["points"]),
+    }  # fmt: skip
+    head = (
+        f"| {role} | runs | all of it: sum (median) | half | kept | best share | kept below -1 | of those beyond the "
+    )
+    lines = [f"{head}error | least |", "|---|--:|--:|--:|--:|--:|--:|--:|--:|"]
+    for variant in (*VARIANTS, "together"):
+        of = [row for row in rows if variant in ("together", row["variant"])]
+        if not of:
+            continue
+        values = {name: [value(row) for row in of] for name, value in columns.items()}
+        below = [row for row in of if kept(row) < -1]
+        beyond = [row for row in below if -kept(row) > row["errors"][TRIED.index(row["kept"])]]
+        totals = {name: f"{sum(of):+.1f}" for name, of in values.items()}
+        share = f" ({sum(values['kept']) / sum(values['best']):.0%})" if sum(values["best"]) > 0 else ""
+        lines.append(
+            f"| {variant} | {len(of)} | {totals['all']} ({statistics.median(values['all']):+.1f}) | {totals['half']} | "
+            f"{totals['kept']}{share} | {totals['best']} | {len(below)} | {len(beyond)} | {min(values['kept']):+.1f} |"
+        )
+    return lines
+
+
+def labels(rows: list[Row], role: str) -> list[str]:
+    """Of the unlabeled images' own labels: means of the gain over zero-shot's."""
+    names = [f"gain of {count} answers" for count in ANSWERS]
+    head = "".join(f" with {count} answers |" for count in ANSWERS)
+    lines = [f"| {role}, labels of the images | runs | adapted | refined | least refined |{head}"]
+    lines.append("|---|--:|--:|--:|--:|" + "--:|" * len(ANSWERS))
+    for variant in (*VARIANTS, "together"):
+        of = [row["labels"] for row in rows if variant in ("together", row["variant"])]
+        if not of:
+            continue
+        adapted, refined = ([row[name] - row["zero_shot"] for row in of] for name in ("adapted", "refined"))
+        answers = "".join(f" {mean(row[name] for row in of if name in row)} |" for name in names)
+        lines.append(f"| {variant} | {len(of)} | {mean(adapted)} | {mean(refined)} | {min(refined):+.1f} |{answers}")
+    return lines
+
+
+def mean(values: Iterable[float]) -> str:
+    known = list(values)
+    return f"{statistics.mean(known):+.1f}" if known else ""
 
 
 if __name__ == "__main__":

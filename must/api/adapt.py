@@ -1,6 +1,6 @@
-"""`must.adapt`: images and class names in, an adapted model and its report out, all below one folder.
+"""`must.adapt`: images and class names in; an adapted model, labels of the images and a report out, below one folder.
 
-    images, classes -> shards/ + classifier.safetensors -> model/ -> report/
+    images, classes -> shards/ + classifier.safetensors -> model/ -> labels/ -> report/
 
 Each step's last file says that it is whole, so a call that was stopped goes on where it was.
 """
@@ -8,6 +8,7 @@ Each step's last file says that it is whole, so a call that was stopped goes on 
 import hashlib
 import logging
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,17 @@ from must.api.adapted import Adapted
 from must.api.classes import entries_of
 from must.api.functions import run_stage
 from must.api.images import provide
-from must.api.record import BUNDLE, REPORT, SHARDS, record
+from must.api.record import BUNDLE, LABELS, REPORT, SHARDS, record
 from must.api.stages import call
 from must.base import storage
-from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, RECORD_FILE, REPORT_FILE
+from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, METRICS_FILE, RECORD_FILE, REPORT_FILE
 from must.base.parameters import check_names, require
 from must.config import AdaptConfig, TrainConfig
 from must.config.labels import SortConfig
 from must.data.format.index import NAME
 from must.evaluation.sort import sort
 from must.method.model.classifier import BUNDLED_SET, TEMPLATE, load_class_set, make_class_set
+from must.method.select.refine import SUMMARY_FILE
 from must.method.train.presets import settings_of
 from must.method.train.provenance import RESUME_SAFE_FIELDS
 
@@ -35,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL, ITS_WEIGHTS = "ViT-B-16", "openai"
 OWN = ("shards", "index_sha256", "classifier", "output", "split", "model", "pretrained", "device")
-FREE = RESUME_SAFE_FIELDS - {"preset", "save", "select"}  # settings that may change from one call to the next
+FREE = RESUME_SAFE_FIELDS - {"preset", "save", "alpha"}  # settings that may change from one call to the next
 
 Run = Callable[[str, dict[str, Any]], Any]
 
@@ -54,7 +56,7 @@ def adapt(
     max_rejected: float = 0.01,
     **settings: Any,
 ) -> Adapted:
-    """Adapts CLIP to images without labels: shard, classifier, train, evaluate, all below `output`.
+    """Adapts CLIP to images without labels: shard, classifier, train, refine, evaluate, all below `output`.
 
     The same call goes on where an earlier one was stopped, and returns at once where it was finished.
 
@@ -66,7 +68,7 @@ def adapt(
         output: a folder on this machine.
         model: an open_clip model name, hf-hub:TEAM/NAME, or a model folder.
         pretrained: an open_clip tag or a checkpoint file; openai for the default model.
-        look_alikes: what says which images look alike, as `must.classifier` takes it.
+        look_alikes: what says which images are similar, as `must.classifier` takes it.
         test_images: labelled images to measure the accuracy with, which nothing else reads: a folder with a folder a
             class, or a file of labels as `must.sort` takes it (answers, an export of Label Studio or FiftyOne).
         device: auto, cpu, cuda or cuda:N.
@@ -76,8 +78,8 @@ def adapt(
         settings: any other parameters of `must.train`: epochs, preset, workers, ...
 
     Raises:
-        ValueError: the user's error, in one line, or `output` was made from other images, classes or settings; where
-            the same call may work later, must.base.storage.TransientError, a kind of it.
+        must.UserError: wrong input, in one line, or `output` was made from other images, classes or settings.
+        must.TransientError: the same call may work later.
     """
     given: dict[str, Any] = {
         "images": images,
@@ -97,10 +99,26 @@ def adapt(
 
 
 def command(config: AdaptConfig) -> Adapted:
-    """The stage `must adapt`; prints where everything is."""
+    """The stage `must adapt`; prints what was written, and commands that go on from there."""
     adapted = steps(lambda stage, values: call(stage, **values), **config.to_dict())
-    logger.info(f"adapted: the model is {adapted.bundle}, the report {adapted.report}")
+    places = {"model": adapted.bundle, "labels": adapted.labels, "report": adapted.report}
+    lines = [f"{name + ':':8}{place}" for name, place in places.items()]
+    following = "\n        ".join(next_commands(config.output, config.images))
+    logger.info("\n".join([*lines, f"next:   {following}"]))
     return adapted
+
+
+def next_commands(output: str, images: str) -> list[str]:
+    """What to type next."""
+    work = shlex.quote(output.rstrip("/") or output)
+    given = f"--shards {work}/{SHARDS} --output {work}/predictions"
+    if Path(images).is_dir():
+        given = f"{shlex.quote(images)} --output {work}/predictions.csv"
+    return [
+        f"must predict --model {work}/{BUNDLE} {given}",
+        f"must review {work}",
+        f"must export --model {work}/{BUNDLE} --metrics {work}/{REPORT}/{METRICS_FILE} --output {work}/onnx",
+    ]
 
 
 def steps(
@@ -137,7 +155,8 @@ def steps(
     if not file:
         file = str(folder / "classes.yaml")
         storage.write_bytes(file, content)
-    shards, classifier, bundle, report = (str(folder / name) for name in (SHARDS, CLASSIFIER_FILE, BUNDLE, REPORT))
+    parts = (SHARDS, CLASSIFIER_FILE, BUNDLE, LABELS, REPORT)
+    shards, classifier, bundle, labels, report = (str(folder / name) for name in parts)
     labelled: dict[str, Any] = {}
     if test_images:
         labelled = {"test_source": labelled_folder(test_images, folder, taken.source), "labels": "folder"}
@@ -150,10 +169,12 @@ def steps(
         run("classifier", {**of, "output": classifier, "device": device})
     if not storage.exists(storage.join(bundle, DESCRIPTION_FILE)):
         run("train", {**settings, "shards": shards, "classifier": classifier, "output": bundle, "device": device})
-    if not storage.exists(storage.join(report, REPORT_FILE)):  # the last that is written
-        split = "test" if test_images else "train"
-        places = {"model": bundle, "baseline": classifier, "shards": shards, "output": report}
-        run("evaluate", {**places, "split": split, "device": device, **workers})
+    more = {"shards": shards, "device": device, **workers}
+    if not storage.exists(storage.join(labels, SUMMARY_FILE)):  # the last that is written
+        run("refine", {"classifier": classifier, "model": bundle, "output": labels, **more})
+    if not storage.exists(storage.join(report, REPORT_FILE)):  # likewise
+        places = {"model": bundle, "baseline": classifier, "refined": labels, "output": report}
+        run("evaluate", {**places, "split": "test" if test_images else "train", **more})
     return Adapted(folder)
 
 

@@ -13,14 +13,14 @@ from must.data.format.index import NAME
 
 logger = logging.getLogger(__name__)
 
-BUNDLE, SHARDS, REPORT = "model", "shards", "report"
+BUNDLE, SHARDS, LABELS, REPORT = "model", "shards", "labels", "report"
+TRAINED = (BUNDLE, LABELS, REPORT)
 PARTS = {
-    "images": (SHARDS, BUNDLE, REPORT), "test_images": (SHARDS, BUNDLE, REPORT), "settings": (BUNDLE, REPORT),
-    "classes": (CLASSIFIER_FILE, BUNDLE, REPORT), "model": (CLASSIFIER_FILE, BUNDLE, REPORT),
-    "pretrained": (CLASSIFIER_FILE, BUNDLE, REPORT), "look_alikes": (CLASSIFIER_FILE, BUNDLE, REPORT),
+    **dict.fromkeys(("images", "test_images"), (SHARDS, *TRAINED)), "settings": TRAINED,
+    **dict.fromkeys(("classes", "model", "pretrained", "look_alikes"), (CLASSIFIER_FILE, *TRAINED)),
 }  # fmt: skip
 """By input: what is made from it."""
-CHEAP = {CLASSIFIER_FILE, REPORT}  # made anew without a question
+CHEAP = {CLASSIFIER_FILE, LABELS, REPORT}  # made anew without a question
 GROWN = "grown"  # in the record: labelled images came to shards that were there already
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from must.base import storage
-from must.base.files import ONNX_FILE, REPORT_FILE
+from must.base.files import ONNX_FILE, PREDICTIONS_FILE, REPORT_FILE
 from must.config import (
     ClassifierConfig,
     DemoConfig,
@@ -51,8 +51,8 @@ class Shards:
 
 @dataclass(frozen=True)
 class Classifier:
-    """`model_folder`: the CLIP model's own files, which later stages read; `look_alikes`: what says which images look
-    alike, and `encoder_folder` its files, '' for the frozen image tower."""
+    """`model_folder`: the CLIP model's own files, which later stages read; `look_alikes`: what says which images are
+    similar, and `encoder_folder` its files, '' for the frozen image tower."""
 
     output: str
     classes: tuple[str, ...]
@@ -83,51 +83,53 @@ class Planned:
 
 @dataclass(frozen=True)
 class Trained:
-    """`output`: the bundle; `kept`: share of the adaptation that the ladder kept, 0 for zero-shot's weights, None where
-    all was to be kept; `summary`: speed and what went wrong on the way."""
+    """`output`: the bundle; `kept`: share of the way from zero-shot's weights to the trained ones (`--alpha`);
+    `summary`: speed and what went wrong on the way."""
 
     output: str
     steps: int
     images: int
     seconds: float
-    kept: float | None
+    kept: float
     summary: dict[str, Any] = field(repr=False)
 
     @classmethod
     def of(cls, config: TrainConfig, summary: dict[str, Any]) -> Self:
         from must.method.model.bundle import load_description
 
-        choice = load_description(config.output).provenance.get("selection")
-        kept = choice["alpha"] if choice else None
+        kept = load_description(config.output).provenance["selection"]["alpha"]
         return cls(config.output, summary["steps"], summary["images"], summary["seconds"], kept, summary)
 
 
 @dataclass(frozen=True)
 class Refined:
-    """`changed`: share of the images whose class changed; `reason`: why zero-shot was kept, '' if it was not."""
+    """`predictions`: the table of labels; `changed`: share of the images with another label than zero-shot's."""
 
     output: str
+    predictions: str
+    images: int
     changed: float
-    reason: str
     story: dict[str, Any] = field(repr=False)
 
     @classmethod
     def of(cls, config: RefineConfig, story: dict[str, Any]) -> Self:
-        return cls(config.output, story["changed"], story["reason"], story)
+        place = storage.join(config.output, PREDICTIONS_FILE)
+        return cls(config.output, place, story["images"], story["changed"], story)
 
 
 @dataclass(frozen=True)
 class Selected:
-    """`outcome`: gain, refused, undecided or same; `kept`: share of the adaptation, 0 for zero-shot's weights."""
+    """`kept`: share of the way from zero-shot's weights to the trained ones; `by`: what set it; `warnings` of the
+    check."""
 
     output: str
-    outcome: str
     kept: float
-    reason: str
+    by: str
+    warnings: list[str]
 
     @classmethod
     def of(cls, config: SelectConfig, choice: Any) -> Self:
-        return cls(config.output, choice.outcome, choice.climb.alpha, choice.climb.reason)
+        return cls(config.output, choice.alpha, choice.by, choice.check.warnings)
 
 
 @dataclass(frozen=True)

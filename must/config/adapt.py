@@ -18,7 +18,7 @@ class AdaptConfig(StageConfig):
         "the class names: cat,dog,horse, a .txt with one a line, or as `must classifier --classes`",
         metavar="NAMES|FILE",
     )
-    output: str = param("folder for all that is made: shards, classifier, the model and its report", metavar="DIR")
+    output: str = param("folder for all that is made: shards, classifier, model, labels, report", metavar="DIR")
     model: str = param("the model, as `must classifier --model`", "ViT-B-16", metavar="NAME|URI")
     pretrained: str = param(
         "its weights, as `must classifier --pretrained`; openai for the model that is taken if none is named",
@@ -26,7 +26,7 @@ class AdaptConfig(StageConfig):
         metavar="TAG|PATH",
     )
     look_alikes: str = param(
-        "what says which images look alike, as `must classifier --look-alikes`", "auto", metavar="ENCODER"
+        "what says which images are similar, as `must classifier --look-alikes`", "auto", metavar="ENCODER"
     )
     test_images: str = param(
         "labelled images to measure the accuracy with: a folder with a folder a class, or a file of labels as `must "

@@ -17,8 +17,8 @@ class ClassifierConfig(StageConfig):
         kind="class set",
     )
     model: str = param(
-        "an open_clip model name, or NAME/TAG with its pretrained tag; hf-hub:TEAM/NAME; or a folder with "
-        "open_clip_config.json, here or gs://",
+        "an open_clip model name, or NAME/TAG with its pretrained tag; hf-hub:TEAM/NAME; or a folder of open_clip or "
+        "transformers (CLIP, SigLIP), here or gs://",
         metavar="NAME|URI",
     )
     pretrained: str = param(
@@ -35,7 +35,7 @@ class ClassifierConfig(StageConfig):
         kind="output",
     )
     look_alikes: str = param(
-        "what says which images look alike, for the ladder and `must refine`: auto (DINOv2 small where the image tower "
+        "what says which images are similar, for the check and `must refine`: auto (DINOv2 small where the image tower "
         "is no smaller and a hub gives it, else that tower as it is), tower, timm:NAME, timm:NAME=CHECKPOINT, "
         "open_clip:NAME/TAG, or a folder of either, here or gs://",
         "auto",

@@ -5,7 +5,7 @@ from typing import Literal
 
 from must.base.parameters import StageConfig, param
 
-LABEL_FREE = ("max_renamed", "min_agreement", "min_effective_classes")  # the others are of the labelled gate
+LABEL_FREE = ("min_agreement", "min_effective_classes")  # the others are of the labelled gate
 
 
 @dataclass(kw_only=True)
@@ -15,13 +15,10 @@ class GateConfig(StageConfig):
     metrics: str = param("metrics.json of `must evaluate`, with a baseline", metavar="FILE")
     output: str = param("JSON file for the decision and its reasons", "", metavar="FILE")
     gate: Literal["label-free", "reviewed", "labelled", "none"] = param(
-        "label-free: the audit by look-alikes, which needs no labels, or answers of `must review` where they decided; "
-        "reviewed: those answers alone; labelled: the paired interval of the gain over "
-        "the baseline on a labelled split; none: every model passes",
+        "label-free: the check against zero-shot, which needs no labels, must have no warnings; reviewed: answers of "
+        "`must review` must show a gain; labelled: the paired interval of the gain over the baseline on a labelled "
+        "split; none: every model passes",
         "label-free",
-    )
-    max_renamed: float = param(
-        "label-free: largest share of images that only changed the name of their class", 0.02, between=(0, 1)
     )
     min_agreement: float = param(
         "label-free: smallest share of images that keep their class; 0: any", 0.0, between=(0, 1)

@@ -8,9 +8,6 @@ from must.config import defaults
 
 @dataclass(kw_only=True)
 class RefineConfig(StageConfig):
-    summary = (
-        "Better labels for the unlabeled images themselves: similar images correct each other (label propagation)."
-    )
     example = "must refine --shards shards/ --classifier classifier.safetensors --model model/ --output labels/"
 
     shards: str = param("folder of shards made by `must shard`; labels are not read", metavar="URI", kind="shards")

@@ -9,7 +9,6 @@ from must.config import defaults
 
 @dataclass(kw_only=True)
 class SelectConfig(StageConfig):
-    summary = "Keep another share of an adaptation (weight interpolation): seconds, without training again."
     example = "must select --model model/ --baseline classifier.safetensors --shards shards/ --alpha 1 --output all/"
 
     model: str = param(
@@ -24,8 +23,8 @@ class SelectConfig(StageConfig):
     split: str = param("split of unlabeled images for the check, 2,000 of them at most", "train", metavar="NAME")
     output: str = param("folder for the new bundle", metavar="URI", kind="output")
     alpha: float | Literal["auto"] = param(
-        "share of the way from zero-shot's weights (0) to the adapted ones (1); auto: 0.5, or what --answers or "
-        "--labelled measure best, if the difference from 0.5 is more than its standard error",
+        "share of the way from zero-shot's weights (0) to the adapted ones (1); auto: the one that agrees best with "
+        "the labels of similar images, or that --answers or --labelled measure best",
         "auto",
         metavar="X|auto",
         between=(0, 1),

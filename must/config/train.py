@@ -108,9 +108,8 @@ class TrainConfig(StageConfig):
         "100",
         metavar="X|model",
     )
-    loss_reduction: Literal["global", "rank", "batch"] = param(
-        "mean of the self-training loss over the confident images of all processes, or per process (published); "
-        "batch: over all images, so that a few confident ones weigh little",
+    loss_reduction: Literal["global", "rank"] = param(
+        "mean of the self-training loss over the confident images of all processes, or per process (published)",
         "global",
     )
     weak_padding: int = param(
@@ -198,23 +197,24 @@ class TrainConfig(StageConfig):
     )
     resume: bool = param("go on from the newest checkpoint if there is one; --no-resume starts over", True)
     save: Literal["teacher", "student"] = param("which of the two becomes the model", "teacher", group="the model")
-    alpha: float = param(
-        "share of the way from zero-shot's weights to the trained ones that the model keeps (weight interpolation, "
-        "WiSE-FT); 1: all of it, as published. All of the adaptation is kept beside it, in OUTPUT/adapted",
+    alpha: float | Literal["auto"] = param(
+        "share of the way from zero-shot's weights (0) to the trained ones (1) that the model keeps (weight "
+        "interpolation); auto: the share that agrees best with the labels of similar images; 1, as published: all of "
+        "it. All of the adaptation is kept beside it, in OUTPUT/adapted",
         1.0,
-        metavar="X",
+        metavar="X|auto",
         between=(0, 1),
     )
     log_every: int = param("steps between log lines", 10, metavar="N", group="how it runs", at_least=1)
     trackers: list[str] = param(
-        "where the curves go besides the log: tensorboard (files in the output), mlflow (MLFLOW_TRACKING_URI), wandb; "
+        "where the curves go besides the log: tensorboard (files in the output), mlflow (MLFLOW_TRACKING_URI); "
         "empty for nowhere",
         factory=lambda: ["tensorboard"],
         metavar="NAME,...",
         kind="trackers",
     )
     timeout: int = param(
-        "seconds after which a lost, frozen or stuck process is given up; the run ends with code 75",
+        "seconds after which a lost or frozen process is given up; the run ends with code 75",
         600,
         metavar="S",
         at_least=1,

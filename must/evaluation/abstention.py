@@ -1,11 +1,10 @@
-"""The probability below which no class should be named: chosen with labels where there are some, else by look-alikes.
+"""The probability below which no class should be named, chosen with labels.
 
-Risk is the share of wrong classes among the images that get one, coverage the share of images that get one. Both ways
-look for the lowest threshold, which is the largest coverage, whose risk is at most a target.
-
-With labels the risk at a threshold is bounded from above with 95% confidence (Clopper and Pearson 1934), and thresholds
-are tried from the highest down until one fails, so that the promise holds for the one that is chosen (Angelopoulos et
-al. 2021, "Learn then test", arXiv 2110.01052: fixed sequence testing). Without labels: must/method/select/abstain.py.
+Risk is the share of wrong classes among the images that get one, coverage the share of images that get one. The lowest
+threshold, which is the largest coverage, whose risk is at most a target is looked for. The risk at a threshold is
+bounded from above with 95% confidence (Clopper and Pearson 1934), and thresholds are tried from the highest down until
+one fails, so that the promise holds for the one that is chosen (Angelopoulos et al. 2021, "Learn then test", arXiv
+2110.01052: fixed sequence testing).
 """
 
 import math
@@ -13,11 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from must.method.select.abstain import floor, nothing
-from must.method.select.alpha import unsure_at
-from must.method.select.rung_predictions import RungPredictions
-
-CONFIDENCE = 0.95  # of the bound with labels
+CONFIDENCE = 0.95  # of the bound
 STEPS = 100  # thresholds that are tried
 
 
@@ -47,42 +42,24 @@ def first_named(images: int, target: float) -> int:
     return min(3 * without_error, max(without_error, images // 2))
 
 
-def abstention(
-    target: float, looks: RungPredictions | None, kept: float, confidence: np.ndarray, correct: np.ndarray | None
-) -> dict[str, Any]:
-    """What metrics.json holds as `abstention`: both ways, as far as there is what they need, and the one that counts.
-
-    Labels win where they find a threshold. `measured`: coverage and risk, on the labelled images, of the threshold that
-    look-alikes chose, which is what that way is worth here.
+def abstention(target: float, confidence: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
+    """What metrics.json holds as `abstention`; `threshold` is None, and `reason` says why, where there is none.
 
     Args:
-        kept: how much of an adaptation is in the model, from 0 (zero-shot) to 1.
-        confidence: [N], top probabilities of the images that have a label, or of all if `correct` is None.
+        confidence: [N], top probabilities of the labelled images.
         correct: bool [N].
     """
-    free = unsure_at(looks, -1, kept, target) if looks is not None else nothing("needs --baseline, of the same shape")
-    labelled = with_labels(confidence, correct, target) if correct is not None and len(correct) else None
-    measured = None
-    if correct is not None and len(correct) and free["threshold"] is not None:
-        measured = at(free["threshold"], confidence, correct)
-    by_labels = labelled is not None and labelled["threshold"] is not None
-    chosen = labelled if by_labels else free
-    assert chosen is not None
-    return {
-        "target": target,
-        "by": "labels" if by_labels else "look-alikes" if free["threshold"] is not None else "none",
-        **{name: chosen[name] for name in ("threshold", "coverage", "risk", "bound", "reason")},
-        "labels": labelled,
-        "look_alikes": free,
-        "measured": measured,
-    }
+    found = with_labels(confidence, correct, target) if len(correct) else nothing("needs labels of images at random")
+    return {"target": target, "by": "none" if found["threshold"] is None else "labels", **found}
 
 
-def at(threshold: float, confidence: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
-    """Coverage and risk of a threshold on labelled images; risk is None where nothing is named."""
-    named = confidence >= threshold
-    errors = float((~correct[named]).mean()) if named.any() else None
-    return {"coverage": float(named.mean()), "risk": errors, "images": len(confidence)}
+def nothing(reason: str) -> dict[str, Any]:
+    return {"threshold": None, "coverage": None, "risk": None, "bound": None, "reason": reason}
+
+
+def floor(threshold: float) -> float:
+    """Six decimals, rounded down: the image whose probability it is stays named, in other arithmetic too."""
+    return math.floor(float(threshold) * 1e6 - 1) / 1e6 if threshold > 2e-6 else 0.0
 
 
 def upper_bound(errors: int, images: int, confidence: float = CONFIDENCE) -> float:

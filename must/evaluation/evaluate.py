@@ -6,9 +6,11 @@ import traceback
 from typing import Any
 
 import numpy as np
+import torch
 
 from must import __version__
 from must.base import storage
+from must.base.errors import UserError
 from must.base.files import DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
 from must.base.text import cell, csv_of, encoded, printable
 from must.config import EvaluateConfig
@@ -16,7 +18,6 @@ from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
 from must.evaluation import labelfree
 from must.evaluation.abstention import abstention
-from must.evaluation.audit import audit, kept_of, ladder_predictions
 from must.evaluation.intervals import REPLICATES, bootstrap, interval, paired
 from must.evaluation.metrics import (
     Labelled,
@@ -27,6 +28,7 @@ from must.evaluation.metrics import (
     reliability,
     scalar_metrics,
 )
+from must.evaluation.refined import RefinedLabels
 from must.evaluation.report.verdict import verdict
 from must.evaluation.scores import Samples, Scores, score_split
 from must.evaluation.table import text_table
@@ -34,6 +36,9 @@ from must.evaluation.training import stability, training_log
 from must.method.distributed.process_group import World, init_distributed
 from must.method.model.bundle import Bundle, load_bundle, preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, read_header
+from must.method.select.check import IMAGES, Check, Predicted
+from must.method.select.features import extract_features, subsample
+from must.method.select.knn import nearest, whitened
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +56,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     import must.evaluation.report.page  # noqa: F401, needs jinja2, which is better missed before than after the work
 
+    refined = RefinedLabels.read(config.refined) if config.refined else None
     with init_distributed(config.device, config.timeout) as here:
         bundle = load_bundle(config.model)
         baseline = load_baseline(config.baseline) if config.baseline else None
@@ -59,20 +65,16 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         index = load_index(config.shards, config.index_sha256)  # also tells early when there is none
         samples, after, before = score(config, bundle, baseline, here)
         metrics = measure(samples, after, before, bundle.description.classes)
-        looks, kept = ladder_predictions(config, bundle, baseline, here) if baseline else None, 0.0
-        if looks is not None:
-            metrics["label_free"]["compared"]["audit"] = found = audit(looks, bundle)
-            kept = kept_of(bundle.description, found)
         picked = config.split in index.source.get("picked", ())  # on such the risk is not that of all images
-        by_label = (after.confidence, None) if picked else confidence_of(samples, after)
-        metrics["abstention"] = abstention(config.risk, looks, kept, *by_label)
-        if config.few_shot and baseline:
-            from must.evaluation.fewshot import few_shot
-
-            metrics["few_shot"] = few_shot(config, baseline, here)
+        chosen = samples.labelled & (not picked)
+        correct = after.prediction[chosen] == samples.labels[chosen]
+        metrics["abstention"] = abstention(config.risk, after.confidence[chosen], correct)
         if not here.is_main:
             return metrics
-        metrics |= origin(config, bundle, baseline)
+        metrics |= origin(config, bundle, baseline) | {"refined": refined.to_dict() if refined else None}
+        if baseline and before:
+            check = check_of(config, baseline, samples, before, after, here.device)
+            metrics["label_free"]["compared"]["check"] = check.to_dict()
         metrics["label_free"]["training"] = stability(training_log(config.model))
         if not metrics["baseline_name"].endswith("zero-shot") and (compared := metrics["label_free"]["compared"]):
             compared["estimated_change"] = None  # it takes the baseline's probabilities for what they say
@@ -89,7 +91,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         )
         storage.write_bytes(storage.join(config.output, METRICS_FILE), to_json(metrics))
         # last: a folder with report.html is a whole result; whatever happens to it, the numbers are there
-        report = drawn(config, metrics, samples, after, before)
+        report = drawn(config, metrics, samples, after, before, refined)
         storage.write_bytes(storage.join(config.output, REPORT_FILE), encoded(report))
         logger.info(f"{printable(verdict(metrics).plain)}\n\n{text_table(metrics)}")
         if samples.skipped:
@@ -110,7 +112,7 @@ def check_classes(bundle: Bundle, baseline: Bundle, config: EvaluateConfig) -> N
     if ours != theirs:
         missing = [name for name in ours if name not in theirs] or [name for name in theirs if name not in ours]
         what = f"e.g. '{missing[0]}' is in one only" if missing else "their order differs"
-        raise ValueError(
+        raise UserError(
             f"--baseline {config.baseline}: has other classes ({len(theirs)}) than the model ({len(ours)}; {what}); "
             "take the classifier file that the model was trained with"
         )
@@ -131,6 +133,22 @@ def score(
     return samples, results[0], results[1] if baseline else None
 
 
+def check_of(
+    config: EvaluateConfig, baseline: Bundle, samples: Samples, before: Scores, after: Scores, device: torch.device
+) -> Check:
+    """The check of the model on at most 2,000 of the images, with features of the baseline's tower. This process looks
+    alone. Labels are not read."""
+    source = subsample(EvalSource.of(config, preprocess_of(baseline.description)), IMAGES)
+    seen = extract_features(baseline.model, source, device, encoder=baseline.encoder)
+    neighbours, _ = nearest(whitened(seen.features.to(device).float()))
+    rows = np.searchsorted(samples.numbers, seen.numbers.numpy())
+    one, other = (
+        Predicted(torch.from_numpy(scores.prediction[rows]).long(), torch.from_numpy(scores.confidence[rows]))
+        for scores in (before, after)
+    )
+    return Check.of(neighbours.cpu(), one, other, baseline.description.classes)
+
+
 def measure(samples: Samples, after: Scores, before: Scores | None, classes: list[str]) -> dict[str, Any]:
     """Everything in metrics.json that follows from scores and labels. Accuracies are fractions, 0..1."""
     chosen = samples.labelled
@@ -146,7 +164,7 @@ def measure(samples: Samples, after: Scores, before: Scores | None, classes: lis
         "label_free": {
             "adapted": labelfree.label_free(after),
             "baseline": labelfree.label_free(before) if before else None,
-            "compared": labelfree.compare(before, after) | {"audit": None} if before else None,
+            "compared": labelfree.compare(before, after) if before else None,
             "training": None,
         },
     }
@@ -197,22 +215,15 @@ def confusion(results: Labelled) -> dict[str, Any]:
     }
 
 
-def confidence_of(samples: Samples, scores: Scores) -> tuple[np.ndarray, np.ndarray | None]:
-    """(top probabilities, whether each is of the label): of the labelled images; without any, (all images', None)."""
-    chosen = samples.labelled
-    if not chosen.any():
-        return scores.confidence, None
-    return scores.confidence[chosen], scores.prediction[chosen] == samples.labels[chosen]
-
-
 def drawn(
-    config: EvaluateConfig, metrics: dict[str, Any], samples: Samples, after: Scores, before: Scores | None
-) -> str:
+    config: EvaluateConfig, metrics: dict[str, Any], samples: Samples, after: Scores, before: Scores | None,
+    refined: RefinedLabels | None,
+) -> str:  # fmt: skip
     """The report's page; if it cannot be drawn, a plain one with the table and the reason. The numbers are safe."""
     from must.evaluation.report.page import plain_page, render_report
 
     try:
-        return render_report(config, metrics, samples, after, before)
+        return render_report(config, metrics, samples, after, before, refined)
     except Exception as error:
         reason = printable(f"{type(error).__name__}: {error}", 300)
         place = storage.join(config.output, METRICS_FILE)

@@ -10,14 +10,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.storage import read_json
 from must.config import GateConfig
-from must.method.answers.decided import in_words as in_words_of_answers
-from must.method.select.undecided import Undecided, decided_by
+from must.method.answers.estimate import Measured
 
 logger = logging.getLogger(__name__)
 
+FEWEST = 50  # images below which the check says nothing
 GAIN, ZERO_SHOT, STOPPED, UNCHECKED = "gain", "zero-shot", "stopped", "unchecked"
 
 
@@ -52,7 +53,7 @@ def gate(config: GateConfig) -> Decision:
     try:
         decision = RULES[config.gate](metrics, config)
     except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
-        raise ValueError(
+        raise UserError(
             f"--metrics {config.metrics}: is not what `must evaluate` of this version writes "
             f"({type(error).__name__}: {' '.join(str(error).split())[:100]}); evaluate again"
         ) from error
@@ -63,10 +64,9 @@ def gate(config: GateConfig) -> Decision:
 
 
 def label_free_gate(metrics: dict[str, Any], config: GateConfig) -> Decision:
-    """Passes when the images' look-alikes speak for the change (must.method.select.ladder). docs/evaluation.md says how
-    often it was wrong.
+    """Passes when the check of the model against the baseline has no warnings (must/method/select/check.py).
 
-    Where the evaluated images are too few to tell, the audit that chose the model on its training images counts.
+    Where the evaluated images are too few for it, the check of the training images counts, which is in the bundle.
     Reads `metrics["label_free"]` and the model's own record only.
 
     Raises:
@@ -75,52 +75,37 @@ def label_free_gate(metrics: dict[str, Any], config: GateConfig) -> Decision:
     free = metrics["label_free"]
     compared, before, after = free["compared"], free["baseline"], free["adapted"]
     require(compared is not None, "the label-free gate compares with zero-shot: give `must evaluate` a --baseline")
-    require("audit" in compared, "the metrics are of an earlier version: run `must evaluate` again")
+    require("check" in compared, "the metrics are of an earlier version: run `must evaluate` again")
     name = metrics.get("baseline_name", "zero-shot")
-    audit = compared["audit"]
-    by_people = review_of(metrics) if name.endswith("zero-shot") else None  # it is zero-shot that they compared with
-    said = (True, line(True, in_words_of_answers(by_people))) if by_people else None  # zero-shot's weights, too, pass
-    rules = [said or audited(audit, selection_of(metrics), name)]
-    if not by_people and audit and audit["signal"]["renamed"] is not None:
-        value = audit["signal"]["renamed"]
-        rules.append(rule("images whose class only changed its name", value, config.max_renamed, at_most=True))
+    zero_shot, same = name.endswith("zero-shot"), compared["agreement"] == 1
+    rules = [unchanged(name, zero_shot)] if same else checked(compared["check"], selection_of(metrics), name)
     rules.append(rule(f"same class as {name}", compared["agreement"], config.min_agreement))
     share = after["effective_classes"] / before["effective_classes"]
     rules.append(rule(f"effective classes, of {name}'s number", share, config.min_effective_classes))
     passed = all(passed for passed, _ in rules)
-    kept = passed and name.endswith("zero-shot") and audit is not None and audit["outcome"] == "same"
+    kept = passed and zero_shot and same
     return Decision(passed, "label-free", [text for _, text in rules], ZERO_SHOT if kept else "")
 
 
-def audited(audit: dict[str, Any] | None, chosen: dict[str, Any], name: str) -> tuple[bool, str]:
-    """Whether the look-alikes let the model pass, and why."""
-    if audit is None:
-        text = f"{name} has another shape, and look-alikes cannot compare the two; take the labelled gate"
-        return False, line(False, text)
-    z = ", ".join(f"{rung['z']:+.1f}" for rung in audit["rungs"])
-    of = f"{audit['images']:,} images, z on the way {z or 'unknown'}"
-    if audit.get("needed"):
-        of += f", {audit['needed']:.1f} needed"
-    if audit["outcome"] == "same":
-        if name.endswith("zero-shot"):
-            return True, line(True, f"zero-shot is kept: no image changes its class{left_open(chosen)}")
-        return False, line(False, f"no image changes its class against the {name}: there is nothing to promote")
-    if audit["outcome"] == "refused":
-        text = f"look-alikes speak against the change ({audit['reason']}; {of}); `must select` keeps what is good of it"
-        return False, line(False, text)
-    if audit["outcome"] == "gain":
-        return True, line(True, f"look-alikes speak for the change ({of})")
-    if chosen.get("alpha"):
-        spoke = f"those of {chosen['images']:,} training images spoke for it{left_open(chosen)}"
-        text = f"look-alikes here are undecided ({of}); {spoke}"
-        return True, line(True, text)
-    decides = left_open(audit) or "; give more images, or labels"
-    return False, line(False, f"the evidence for the change is too weak ({of}){decides}")
+def unchanged(name: str, zero_shot: bool) -> tuple[bool, str]:
+    if zero_shot:
+        return True, line(True, "zero-shot is kept: no image changes its class")
+    return False, line(False, f"no image changes its class against the {name}: there is nothing to promote")
 
 
-def left_open(found: dict[str, Any]) -> str:
-    """What would decide about the part of a way that look-alikes leave open; '' if they leave none open."""
-    return f"; {decided_by(Undecided(**found['undecided']))}" if found.get("undecided") else ""
+def checked(check: dict[str, Any], selection: dict[str, Any], name: str) -> list[tuple[bool, str]]:
+    """A rule a warning, or one that there is none."""
+    where = "images"
+    if check["images"] < FEWEST and name.endswith("zero-shot") and selection.get("check"):
+        check, where = selection["check"], "training images"
+    of = f"{check['images']:,} {where}"
+    if check["images"] < FEWEST:
+        return [(False, line(False, f"{of} are too few to check a model without labels; {FEWEST} are needed"))]
+    if check["warnings"]:
+        return [(False, line(False, f"{warning} ({of})")) for warning in check["warnings"]]
+    before, after = (check[f"agreement_{when}"] for when in ("before", "after"))
+    text = f"no sign of harm: similar images share a class in {before:.1%} before and {after:.1%} after ({of})"
+    return [(True, line(True, text))]
 
 
 def selection_of(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -128,24 +113,26 @@ def selection_of(metrics: dict[str, Any]) -> dict[str, Any]:
     return ((metrics.get("model") or {}).get("provenance") or {}).get("selection") or {}
 
 
-def review_of(metrics: dict[str, Any]) -> dict[str, Any] | None:
-    """What people's answers decided of the model, if they were asked and did."""
-    found = selection_of(metrics).get("review")
-    return found if isinstance(found, dict) and found.get("alpha") is not None else None
-
-
 def reviewed_gate(metrics: dict[str, Any], config: GateConfig) -> Decision:
-    """Passes when people's answers decided how much of the adaptation is kept (`must select --answers`)."""
+    """Passes when people's answers show a gain over zero-shot (`must select --answers`): the lower end of its 95%
+    interval is above 0."""
     if not metrics.get("baseline_name", "zero-shot").endswith("zero-shot"):  # a champion, which no answer is about
         return replace(label_free_gate(metrics, config), gate="reviewed")
-    review = review_of(metrics)
-    if review is None:
-        asked = selection_of(metrics).get("review")
-        why = in_words_of_answers(asked) if isinstance(asked, dict) else "nobody was asked about this model"
-        return Decision(
-            False, "reviewed", [line(False, f"{why}; ask with `must review`, then `must select --answers`")]
-        )
-    return Decision(True, "reviewed", [line(True, in_words_of_answers(review))], "" if review["alpha"] else ZERO_SHOT)
+    selection = selection_of(metrics)
+    if not isinstance(selection.get("measured"), dict):
+        text = "there are no answers about this model; ask with `must review`, then `must select --answers`"
+        return Decision(False, "reviewed", [line(False, text)])
+    text = measured_in_words(selection)
+    if not selection.get("alpha"):
+        return Decision(True, "reviewed", [line(True, f"zero-shot is kept; {text}")], ZERO_SHOT)
+    passed = Measured.from_dict(selection["measured"]).gain.low > 0
+    more = "" if passed else "; the lower end of the gain must be above 0: give more answers, or another model"
+    return Decision(passed, "reviewed", [line(passed, text + more)])
+
+
+def measured_in_words(selection: dict[str, Any]) -> str:
+    """What people's answers, or a split with labels, measured of the model."""
+    return f"{selection['by']}: {Measured.from_dict(selection['measured']).text().partition(': ')[2]}"
 
 
 def labelled_gate(metrics: dict[str, Any], config: GateConfig) -> Decision:
@@ -171,8 +158,8 @@ def labelled_gate(metrics: dict[str, Any], config: GateConfig) -> Decision:
         ),
     ]
     if picked:
-        why = "must review picked the labelled images, such as models name differently: no gain on all images follows"
-        reasons.append(line(False, f"{why}; `must select --answers` weights them, and the reviewed gate takes that"))
+        why = "must review picked the labelled images: no gain on all images follows from them"
+        reasons.append(line(False, f"{why}; take the reviewed gate, after `must select --answers`"))
     return Decision(enough and low > min_gain and not picked, "labelled", reasons)
 
 
@@ -183,9 +170,9 @@ def no_gate(metrics: dict[str, Any], config: GateConfig) -> Decision:
 RULES = {"labelled": labelled_gate, "reviewed": reviewed_gate, "label-free": label_free_gate, "none": no_gate}
 
 
-def rule(name: str, value: float, limit: float, at_most: bool = False) -> tuple[bool, str]:
-    passed = value <= limit if at_most else value >= limit
-    return passed, line(passed, f"{name} {value:.3f}, {'at most' if at_most else 'at least'} {limit:g}")
+def rule(name: str, value: float, limit: float) -> tuple[bool, str]:
+    passed = value >= limit
+    return passed, line(passed, f"{name} {value:.3f}, at least {limit:g}")
 
 
 def line(passed: bool, text: str) -> str:

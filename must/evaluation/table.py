@@ -28,51 +28,29 @@ def text_table(metrics: dict[str, Any]) -> str:
             rows.append(metric_row(title, before and before[key], after[key], None))
         if compared := metrics["label_free"]["compared"]:
             rows.append((f"same class as {name}", "", percent(compared["agreement"])))
-    return "\n".join([align(rows), *audit_lines(metrics), *abstention_lines(metrics), *few_shot_lines(metrics)])
+    return "\n".join([align(rows), *check_lines(metrics), *abstention_lines(metrics)])
 
 
-def audit_lines(metrics: dict[str, Any]) -> list[str]:
-    """What the images' look-alikes say, and the signal that ranks models of one task."""
-    audit = (metrics["label_free"]["compared"] or {}).get("audit")
-    if not audit:
+def check_lines(metrics: dict[str, Any]) -> list[str]:
+    """The check of the model against the baseline, which needs no labels."""
+    found = (metrics["label_free"]["compared"] or {}).get("check")
+    if not found:
         return []
-    words = {"same": "no image changes its class", "gain": "for the change", "refused": "against the change"}
-    found = f"look-alikes: {words.get(audit['outcome'], 'undecided')}"
-    if audit["reason"] and audit["outcome"] not in ("same", "gain"):
-        found += f" ({audit['reason']})"
-    signal = audit["signal"]
-    if signal["value"] is not None:
-        found += f"; neighbour information {signal['zero_shot']:.3f} -> {signal['adapted']:.3f} nats, "
-        found += f"renamed {signal['renamed']:.3f}"
-    return ["", found]
+    before, after = (percent(found[f"agreement_{when}"]) for when in ("before", "after"))
+    text = f"check on {found['images']:,} images: similar images share a class in {before} before and {after} after"
+    return ["", text, *(f"warning: {printable(warning)}" for warning in found["warnings"])]
 
 
 def abstention_lines(metrics: dict[str, Any]) -> list[str]:
     """The threshold below which no class should be named, and what it is worth."""
     found = metrics.get("abstention")
-    if not found:
+    if not found or not metrics["labelled"]:
         return []
     target = percent(found["target"])
     if found["threshold"] is None:
         return [f"abstention: no threshold for {target} wrong ({found['reason']})"]
-    how = (
-        f"with labels: {percent(found['risk'])} wrong, at most {percent(found['bound'])}"
-        if found["bound"]
-        else (f"from look-alikes: an estimated {percent(found['risk'])} wrong")
-    )
-    line = f"abstention below {found['threshold']:.3f}: {percent(found['coverage'])} get a class; {how}"
-    if not found["bound"] and (measured := found["measured"]) and measured["risk"] is not None:
-        line += f" (with labels: {percent(measured['risk'])})"
-    return [line]
-
-
-def few_shot_lines(metrics: dict[str, Any]) -> list[str]:
-    """A line a rival: top-1 for each number of labelled images a class."""
-    lines = []
-    for method in metrics.get("few_shot", {}).get("methods", []):
-        shots, found = zip(*((str(row["shots"]), percent(row["top1"])) for row in method["rows"]), strict=True)
-        lines.append(f"{method['name']} on {' / '.join(shots)} labelled images a class: {' / '.join(found)}")
-    return ["", *lines] if lines else []
+    named, wrong, most = (percent(found[name]) for name in ("coverage", "risk", "bound"))
+    return [f"abstention below {found['threshold']:.3f}: {named} get a class; {wrong} of those wrong, at most {most}"]
 
 
 def metric_row(title: str, before: float | None, after: float, interval: list[float] | None) -> tuple[str, ...]:

@@ -1,6 +1,9 @@
 """`must.adapt`: every kind of input, what comes back, going on, and refusing."""
 
+import csv
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import huggingface_hub.constants as hub_settings
@@ -13,7 +16,7 @@ from PIL import Image
 
 import must
 from must.api import cli, functions
-from must.api.adapt import labelled_folder, read_classes
+from must.api.adapt import labelled_folder, next_commands, read_classes
 from must.api.adapted import Adapted
 from must.api.classes import entries_of
 from must.api.demo import asset_folder
@@ -23,7 +26,7 @@ from must.config import GateConfig
 from must.evaluation.gate import labelled_gate
 from tests.model.hub_api import TOKEN, writable
 
-SETTINGS = {"preset": "digits", "epochs": 2, "batch_size": 50, "workers": 0, "device": "cpu", "select": "none"}
+SETTINGS = {"preset": "digits", "epochs": 2, "batch_size": 50, "workers": 0, "device": "cpu"}
 PROMPTS = {name: [template.format(name) for template in TEMPLATES] for name in CLASSES}
 
 
@@ -42,6 +45,10 @@ def test_it_adapts_and_measures(adapted, digits):
     assert adapted.classes == list(CLASSES) and (adapted.bundle / "model.json").exists()
     assert adapted.report.name == "report.html" and adapted.report._repr_html_().startswith("<iframe srcdoc=")
     assert Adapted(adapted.output) == adapted
+    with adapted.labels.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == adapted.metrics["refined"]["images"] == 150 and {row["class"] for row in rows} <= {*CLASSES}
+    assert "Labels of your images" in adapted.report.read_text()
     shown = adapted._repr_html_()
     assert shown.startswith("<h3>") and "of 100 are right" in shown and shown.count("<img src=") > 3
 
@@ -201,7 +208,8 @@ def test_what_was_not_used_yet_may_be_corrected(digits, tmp_path):
     other = inputs(digits, work, **right | {"test_images": answers, "epochs": 2, "again": True})
     shards = (work / "shards" / "index.json").stat().st_mtime_ns
     assert must.adapt(**other).metrics["labelled"] == len(lines)
-    assert sorted(path.name for path in (work / "before-2").iterdir()) == ["model", "report"], "nothing is thrown away"
+    aside = sorted(path.name for path in (work / "before-2").iterdir())
+    assert aside == ["labels", "model", "report"], "nothing is thrown away"
     assert (work / "before-2" / "model" / "model.safetensors").read_bytes() == weights
     assert (work / "shards" / "index.json").stat().st_mtime_ns == shards, "and what did not change is kept"
 
@@ -273,11 +281,14 @@ def test_the_command_does_the_same(adapted, digits, tmp_path, monkeypatch, capsy
     flags = {"classes": names, "output": tmp_path / "work", "model": asset_folder()}
     line = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     cli.main(["adapt", str(digits.images), *line, "--settings", "flip=0", "--epochs", "3", "--device", "cpu"])
-    assert [name for name, _ in ran] == ["shard", "classifier", "train", "evaluate"]
+    assert [name for name, _ in ran] == ["shard", "classifier", "train", "refine", "evaluate"]
     assert (
         ran[0][1]["source"] == str(digits.images) and ran[2][1]["epochs"] == "3" and ran[1][1]["classes"] == str(names)
     )
     assert json.loads((tmp_path / "work" / "adapt.json").read_text())["settings"] == {"epochs": "3", "flip": "0"}
+    shown = capsys.readouterr().out.splitlines()[-6:]
+    assert [line.split()[0] for line in shown[:4]] == ["model:", "labels:", "report:", "next:"]
+    assert [line[8:] for line in shown[3:]] == next_commands(str(tmp_path / "work"), str(digits.images))
     cli.main(["adapt", "--images", str(digits.images), "--output", str(tmp_path / "o"), "--classes", "cat,dog"])
     assert (tmp_path / "o" / "classes.yaml").read_text() == "classes:\n- cat\n- dog\n"
     for arguments, message in (
@@ -288,3 +299,17 @@ def test_the_command_does_the_same(adapted, digits, tmp_path, monkeypatch, capsy
         with pytest.raises(SystemExit) as end:
             cli.main(["adapt", *arguments, "--output", str(tmp_path / "o"), "--classes", "cat,dog"])
         assert end.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_commands_that_it_prints_can_be_pasted(adapted, digits, tmp_path):
+    """In a folder whose name the shell would take apart."""
+    work = tmp_path / "it's work"
+    shutil.copytree(adapted.output, work)
+    commands = next_commands(f"{work}/", str(digits.images / "test"))
+    assert [shlex.split(line)[:2] for line in commands] == [["must", name] for name in ("predict", "review", "export")]
+    assert shlex.split(commands[1])[2:] == [str(work)]
+    for line in (commands[0], commands[2], next_commands(str(work), "s3://bucket/photos")[0]):
+        cli.main(shlex.split(line)[1:])
+    assert len((work / "predictions.csv").read_text().splitlines()) == 121
+    assert (work / "onnx/model.onnx").exists() and (work / "predictions").is_dir()

@@ -27,21 +27,21 @@ def on_the_command_line(monkeypatch, values):
     return seen[0]
 
 
-@pytest.mark.parametrize("name, epochs", [("digits", 40), ("auto", 15)])
-def test_every_way_to_configure_gives_the_same_settings(values, monkeypatch, tmp_path, name, epochs):
+@pytest.mark.parametrize("name, epochs, alpha", [("digits", 40, 1), ("auto", 24, "auto")])
+def test_every_way_to_configure_gives_the_same_settings(values, monkeypatch, tmp_path, name, epochs, alpha):
     values["preset"] = name
     file = tmp_path / "train.yaml"
     file.write_text(yaml.safe_dump(values))
     made = TrainConfig(**values)
-    assert (made.epochs, made.preset, made.select) == (epochs, name, "ladder")
+    assert (made.epochs, made.preset, made.alpha) == (epochs, name, alpha)
     assert made == load(TrainConfig, values) == TrainConfig.load(str(file)) == configure("train", values)
     assert made == on_the_command_line(monkeypatch, values)
 
 
 def test_what_is_passed_wins_even_where_it_is_the_default(values, monkeypatch):
-    values |= {"preset": "digits", "epochs": 30, "select": "none"}  # the defaults of both
+    values |= {"preset": "digits", "epochs": 30}  # the defaults of both
     made = TrainConfig(**values)
-    assert (made.epochs, made.select, made.lr) == (30, "none", 0.004)
+    assert (made.epochs, made.alpha, made.lr) == (30, 1, 0.004)
     assert made == load(TrainConfig, values) == on_the_command_line(monkeypatch, values)
 
 

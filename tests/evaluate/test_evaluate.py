@@ -3,8 +3,10 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +16,14 @@ import torch
 from PIL import Image
 
 from must.api.demo.data import CLASSES
-from must.config import EvaluateConfig, ShardConfig
+from must.config import EvaluateConfig, RefineConfig, ShardConfig
 from must.data.augment.normalize import normalize
 from must.data.shards.build import shard
 from must.evaluation.evaluate import evaluate
 from must.evaluation.report.selection import selection
 from must.evaluation.table import text_table
 from must.method.model.bundle import load_bundle, preprocess_of, save_bundle
+from must.method.select.refine import refine
 from tests.evaluate.digits import pixels_of
 
 
@@ -61,14 +64,11 @@ def test_the_numbers_fit_together(evaluated):
 
 
 def test_table_is_aligned_and_has_every_class(evaluated):
-    figures, _, rivals = text_table(evaluated[0]).rpartition("\n\n")
-    lines = figures.splitlines()
+    lines = text_table(evaluated[0]).splitlines()
     assert all(any(line.startswith(name) for line in lines) for name in CLASSES)
-    table = [line for line in lines if not line.startswith("abstention")]
+    table = [line for line in lines if not line.startswith(("abstention", "check"))]
     places = {line.index("%") for line in table if "%" in line}
     assert len(places) == 1, "the first column of percentages must be aligned"
-    probe = [f"{100 * row['top1']:.1f}%" for row in evaluated[0]["few_shot"]["methods"][0]["rows"]]
-    assert f"linear probe on 1 / 8 labelled images a class: {probe[0]} / {probe[1]}" in rivals
 
 
 def test_without_labels_nothing_is_said_about_accuracy(digits, tmp_path, capsys):
@@ -80,10 +80,11 @@ def test_without_labels_nothing_is_said_about_accuracy(digits, tmp_path, capsys)
     assert "accuracy is unknown" in page and "Most confident changes" in page
     shown = capsys.readouterr().out
     assert "no labels" in shown and "stimated change" not in page + shown, "it was wrong where it mattered"
-    audit = metrics["label_free"]["compared"]["audit"]
-    assert audit["images"] == 120 and [rung["alpha"] for rung in audit["rungs"]][:2] == [0.1, 0.2]
-    assert "Looked at again on this split" in page and "look-alikes: " in shown
-    assert f"neighbour information {audit['signal']['zero_shot']:.3f}" in shown
+    check = metrics["label_free"]["compared"]["check"]
+    assert check["images"] == 120 and check["warnings"] == []
+    assert check["changed"] == pytest.approx(1 - metrics["label_free"]["compared"]["agreement"], abs=1e-4)
+    assert "check on 120 images" in shown and "abstention" not in shown
+    assert "What was kept" in page and f"{check['agreement_before']:.1%} → {check['agreement_after']:.1%}" in page
 
 
 def test_without_baseline(digits, tmp_path):
@@ -136,7 +137,7 @@ def test_some_images_without_a_label(digits, tmp_path):
 def test_two_processes_say_what_one_says(digits, evaluated, tmp_path):
     metrics, _ = evaluated
     flags = ["--model", digits.adapted, "--baseline", digits.classifier, "--shards", digits.shards, "--workers", "0"]
-    flags += ["--output", str(tmp_path), "--device", "cpu", "--few-shot", "1,8", "--batch-size", "50"]
+    flags += ["--output", str(tmp_path), "--device", "cpu", "--batch-size", "50"]
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "must"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -149,40 +150,70 @@ def test_two_processes_say_what_one_says(digits, evaluated, tmp_path):
             assert both[name][key] == metrics[name][key]
         assert both[name]["nll"] == pytest.approx(metrics[name]["nll"], rel=1e-6)
         assert both[name]["ece"] == pytest.approx(metrics[name]["ece"], abs=1e-6)
-    for key in ("paired", "images", "labelled", "few_shot", "confusion"):
+    for key in ("paired", "images", "labelled", "confusion"):
         assert both[key] == metrics[key]
     assert both["label_free"]["adapted"]["nuclear_norm"] == pytest.approx(
         metrics["label_free"]["adapted"]["nuclear_norm"], rel=1e-6
     )
 
 
-def test_few_images_that_know_little_of_the_classes_still_get_their_report(digits, tmp_path, monkeypatch):
-    """Look-alikes that cannot vouch for a change, however sure they are."""
-    monkeypatch.setattr("must.method.select.ladder.KNOWING", 1.01)
-    metrics = evaluate(settings(digits, tmp_path))
-    audit = metrics["label_free"]["compared"]["audit"]
-    assert audit["rungs"] and audit["outcome"] == "undecided" and audit["kept_zero_shot"]
-    assert audit["undecided"]["answers"] and ("speak" in audit["reason"] or "too little" in audit["reason"])
-    assert "answers about those (must review)" in (tmp_path / "report.html").read_text()
-
-
-def test_the_selection_of_an_earlier_version_is_told():
-    """A bundle that was written before has one limit for all rungs, which may be none."""
+def test_of_a_model_of_an_earlier_version_the_share_is_told():
     rung = {"alpha": 0.1, "z": 1.5, "changed": 0.2, "outcome": "undecided"}
-    found = {"images": 500, "copies": 0, "outcome": "undecided", "kept_zero_shot": True, "alpha": 0.0, "reason": "why"}
-    for needed, words in ((None, "too little to vouch"), (2.5, "2.5 standard errors were asked for")):
-        old = found | {"agreement": 0.2, "needed": needed, "rungs": [rung]}
-        parts = selection(
-            {"label_free": {"compared": {"audit": old}}, "model": {"provenance": {}}, "baseline_name": "zero-shot"}
-        )
-        assert words in parts[0]["text"] and "<svg" in parts[0]["chart"]
+    old = {"images": 500, "outcome": "gain", "kept_zero_shot": False, "alpha": 0.3, "reason": "why", "rungs": [rung]}
+    metrics = {"label_free": {"compared": None}, "model": {"provenance": {"selection": old}}}
+    metrics |= {"baseline_name": "none"}
+    assert selection(metrics) == {"text": "A part is kept (alpha 0.3).", "checks": []}
+
+
+@pytest.fixture(scope="module")
+def refined(digits, tmp_path_factory):
+    output = tmp_path_factory.mktemp("refined")
+    values = {"shards": digits.shards, "classifier": digits.classifier, "model": digits.adapted}
+    refine(RefineConfig(**values, output=str(output), workers=0, device="cpu"))
+    return output
+
+
+def test_the_report_shows_the_refined_labels_of_the_unlabeled_images(digits, refined, tmp_path):
+    metrics = evaluate(settings(digits, tmp_path, split="train", labels="ignore", refined=str(refined)))
+    with (refined / "predictions.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["class"] != row["zero_shot"]]
+    found, page = metrics["refined"], (tmp_path / "report.html").read_text()
+    assert found["images"] == 150 and found["changed"] == len(rows) and 1 <= len(found["changes"]) <= 10
+    pairs = Counter((row["zero_shot"], row["class"]) for row in rows)
+    shown = [pairs[change["zero_shot"], change["refined"]] for change in found["changes"]]
+    assert shown == [change["images"] for change in found["changes"]] == sorted(pairs.values(), reverse=True)[:10]
+    part = page[page.index("Labels of your images") :]
+    part = part[: part.index("</section>")]
+    assert 1 <= part.count("<img") <= 24 and f"{len(rows)} of the 150 unlabeled images" in part
+    images = {row["image"]: row for row in rows}
+    for new, old, image in re.findall(r"<b>(.*?)</b><small>zero-shot: (.*?)</small><small>(.*?)</small>", part):
+        assert (images[image]["class"], images[image]["zero_shot"]) == (new, old)
+
+
+def test_of_another_split_only_the_numbers_are_shown(digits, refined, tmp_path):
+    evaluate(settings(digits, tmp_path, refined=str(refined)))
+    page = (tmp_path / "report.html").read_text()
+    part = page[page.index("Labels of your images") :]
+    assert "<table>" in part and "<img" not in part[: part.index("</section>")]
+
+
+def test_a_folder_that_refine_did_not_write_is_refused(digits, refined, tmp_path):
+    with pytest.raises(ValueError, match=r"--refined .*none"):
+        evaluate(settings(digits, tmp_path / "out", refined=str(tmp_path / "none")))
+    (tmp_path / "refined.json").write_bytes((refined / "refined.json").read_bytes())
+    with pytest.raises(ValueError, match=r"--refined .*: no predictions.csv there"):
+        evaluate(settings(digits, tmp_path / "out", refined=str(tmp_path)))
+    (tmp_path / "predictions.csv").write_text("image,class\na,b\n")
+    with pytest.raises(ValueError, match="is not what `must refine` of this version writes"):
+        evaluate(settings(digits, tmp_path / "out", refined=str(tmp_path)))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_report_that_cannot_be_drawn_does_not_take_the_numbers_with_it(digits, tmp_path, capsys, monkeypatch):
-    def broken(found):
+    def broken(title, found):
         raise TypeError("unsupported format string passed to NoneType.__format__")
 
-    monkeypatch.setattr("must.evaluation.report.selection.in_words", broken)
+    monkeypatch.setattr("must.evaluation.report.selection.column", broken)
     metrics = evaluate(settings(digits, tmp_path))
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert (tmp_path / "predictions.csv").exists()

@@ -154,12 +154,7 @@ def test_zero_shot_that_was_kept_is_said_to_be_the_same_and_not_unclear():
     found = verdict(metrics)
     assert (found.tone, found.headline) == ("open", "The same as zero-shot") and "keep their class" in found.text
     assert found.plain.startswith("Nothing has changed")
-    story = {"selection": {"kept_zero_shot": True, "reason": "look-alikes disagree"}}
-    plain = verdict(metrics | {"model": {"provenance": story}}).plain
-    assert "Why: look-alikes disagree. What helps: better class names" in plain
-    story["selection"]["undecided"] = {"alpha": 0.4, "differ": 0.2, "answers": 88, "labels": 440, "images": None}
-    plain = verdict(metrics | {"model": {"provenance": story}}).plain
-    assert "about 440 labels would decide" in plain and "better class names" not in plain
+    assert "What helps: better class names" in found.plain
 
 
 def test_collapse_is_named_without_labels(digits):
@@ -167,9 +162,27 @@ def test_collapse_is_named_without_labels(digits):
     collector = Collector(4)
     collector.add(torch.tensor([[9.0, 0, 0, 0]]).repeat(400, 1), samples.labels)
     metrics = measure(samples, collector.result(), before, ["a", "b", "c", "d"]) | {"baseline_name": "zero-shot"}
+    metrics["label_free"]["compared"]["check"] = {"images": 400, "warnings": []}
     found = verdict(metrics)
-    assert found.tone == "bad" and "hardly predicted any more (b, c, d)" in found.text
+    assert found.tone == "bad" and "few classes have taken over (a)" in found.text
     assert found.plain.startswith("Do not use it: ")
+
+
+@pytest.mark.parametrize(
+    "check, tone, words",
+    [
+        ({"images": 400, "warnings": []}, "open", "No sign of harm: "),
+        ({"images": 400, "warnings": ["the mean confidence fell"]}, "bad", "Do not use it: the mean confidence fell."),
+        ({"images": 49, "warnings": []}, "open", "too few to see any harm"),
+    ],
+)
+def test_without_labels_the_check_is_told_and_no_more(check, tone, words):
+    classes = list("abcde")
+    samples, after, before = synthetic(classes, labelled=False)
+    metrics = measure(samples, after, before, classes) | {"baseline_name": "zero-shot"}
+    metrics["label_free"]["compared"]["check"] = check
+    found = verdict(metrics)
+    assert found.tone == tone and words in found.plain and "etter than" not in found.headline
 
 
 def test_curves_are_drawn_from_the_log_even_when_it_is_cut_off(digits, tmp_path):
@@ -191,10 +204,10 @@ def test_one_frequent_confusion_does_not_fill_the_page():
 
 
 def test_the_command_to_reproduce_can_be_pasted():
-    config = EvaluateConfig(model="my model", shards="gs://b/it's", output="o", few_shot=[1, 2], baseline="b")
+    config = EvaluateConfig(model="my model", shards="gs://b/it's", output="o", baseline="b")
     line = command("evaluate", EvaluateConfig, config.to_dict())
     import shlex
 
     words = shlex.split(line)
-    assert words[:2] == ["must", "evaluate"] and "my model" in words and "gs://b/it's" in words and "1,2" in words
+    assert words[:2] == ["must", "evaluate"] and "my model" in words and "gs://b/it's" in words
     assert "--split" not in words, "defaults are left out"

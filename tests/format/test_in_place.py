@@ -140,7 +140,7 @@ def tars(tmp_path: Path) -> Path:
 
 
 def trained(shards: str, output: Path, **changes: object) -> dict[str, torch.Tensor]:
-    values = {"preset": "digits", "select": "none", "epochs": 1, "batch_size": 25, "workers": 1, "seed": 1}
+    values = {"preset": "digits", "epochs": 1, "batch_size": 25, "workers": 1, "seed": 1}
     train(TrainConfig(shards=shards, classifier=digits().classifier, output=str(output), **values | changes))
     return load_file(output / "model.safetensors")
 

@@ -13,11 +13,11 @@ from must_pipeline.cluster.config import Cluster
 from tests.kfp.cluster import RETRIED, Pods
 from tests.kfp.runs import Runs, Seen
 
-SHORT = {"preset": "digits", "epochs": 2, "gate": "none", "settings": {"select": "none", "checkpoint_seconds": 5}}
+SHORT = {"preset": "digits", "epochs": 2, "gate": "none", "settings": {"checkpoint_seconds": 5}}
 """A training of seconds; gate none, for two epochs are no good model."""
 
-UNCHANGED = {"gate": "label-free", "settings": {"select": "ladder", "lr": 1e-12, "min_lr": 0.0}}
-"""A training that moves nothing: the ladder finds no image that changed its class, so zero-shot is kept."""
+UNCHANGED = {"gate": "label-free", "settings": {"alpha": 0, "lr": 1e-12, "min_lr": 0.0}}
+"""A training of which nothing is kept: no image changes its class, so the outcome is zero-shot."""
 
 LONG, ON_GPU = 80, 200
 """Epochs of a training that is disturbed. On a GPU one loader process sets the pace; it must not be over too soon."""

@@ -66,7 +66,7 @@ class Player(KfpServer):
             good, left = False, [Note("inputs", "failed", code=2)]
         elif values.get("only_new"):
             left = notes(BEFORE, champion={"action": "nothing new", "why": "this data was promoted"})
-        elif values["settings"]["select"] == "ladder":
+        elif values["settings"].get("alpha") == 0:
             left = notes(TRAINED, gate={"outcome": "kept zero-shot", "against": "the champion, r0000-abc"})
         elif values["gate"] == "reviewed":
             left = notes([*TRAINED, "review"], gate={"outcome": "waits for answers"}, review={"pictures": 200})

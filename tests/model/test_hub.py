@@ -17,6 +17,8 @@ from must.method.model import encoder, hub
 from must.method.model.backbone import load_backbone, tower_shape
 from must.method.model.bundle import load_description
 from tests.model.hub import serving
+from tests.model.test_transformers_folder import by_hand
+from tests.model.tiny import model_folder
 
 FILES = r"put open_clip_config.json and open_clip_model.safetensors of {} into a folder and give it as --model"
 OPENAI = "timm/vit_base_patch16_clip_224.openai"
@@ -123,6 +125,22 @@ def test_what_the_cache_has_is_taken_where_the_hub_is_gone(repositories, asked, 
     assert not hub_settings.HF_HUB_OFFLINE and not hub_settings.HF_HUB_DISABLE_TELEMETRY
 
 
+def test_a_model_in_transformers_format(asked, tmp_path):
+    given = model_folder("clip", tmp_path / "given")
+    (tmp_path / "hub" / "team").mkdir(parents=True)
+    by_hand(Path(given), tmp_path / "hub" / "team" / "fashion")
+    with serving(tmp_path / "hub") as server:
+        asked(server.url)
+        assert tower_shape("hf-hub:team/fashion", "") == (32, 32, 8)
+        assert not [one for one in server.asked if "model.safetensors" in one]
+        found = load_backbone("hf-hub:team/fashion")
+        assert [one.rpartition("/")[2] for one in server.asked if one.startswith("GET")].count("model.safetensors") == 1
+    expected = load_backbone(given)
+    for again in (found, load_backbone("hf-hub:team/fashion")):
+        assert all(torch.equal(v, expected.clip.state_dict()[key]) for key, v in again.clip.state_dict().items())
+        assert torch.equal(again.tokenizer(["a two"]), expected.tokenizer(["a two"]))
+
+
 @pytest.mark.slow
 def test_after_the_classifier_no_stage_asks_the_hub(repositories, digits, asked, tmp_path, monkeypatch):
     """Then it is gone, and so is its cache, and one works in another folder."""
@@ -140,8 +158,8 @@ def test_after_the_classifier_no_stage_asks_the_hub(repositories, digits, asked,
     call("train", **shards, classifier=file, output="model", epochs=1, device="cpu")  # settings that auto finds
     story = load_description("model").provenance
     assert (story["model_folder"], story["model_sha256"]) == (made.model_folder, made.model_sha256)
-    call("refine", **shards, classifier=file, output="refined", split="test", device="cpu")
-    call("select", **shards, model="model", baseline="../elsewhere/refined/classifier.safetensors", output="selected")
+    call("refine", **shards, classifier=file, model="model", output="refined", split="test", device="cpu")
+    call("select", **shards, model="model", baseline=file, output="selected")
     metrics = call("evaluate", **shards, model="selected", baseline=file, output="report", device="cpu")
     assert metrics["images"] == 120
     call("export", model="selected", shards=digits.shards, output="onnx", images=40)

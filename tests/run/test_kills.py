@@ -16,7 +16,7 @@ from must.runtime.notes import read_notes
 from tests.train.lives import SETTINGS, STEPS, difference, undisturbed, until_gone
 
 ROOT = Path(__file__).parents[2]
-KEPT = {name: value for name, value in SETTINGS.items() if name not in ("preset", "epochs")} | {"select": "none"}
+KEPT = {name: value for name, value in SETTINGS.items() if name not in ("preset", "epochs")}
 
 
 def start(digits, work, output, processes):

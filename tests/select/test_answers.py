@@ -72,21 +72,20 @@ def test_answers_against_the_model_choose_zero_shot(digits, asked, tmp_path):
     _, review, _ = asked
     says = {one.sha256: review.classes[one.classes[0]] for one in review.pictures}
     folder = answered((asked[0], review, says), tmp_path / "review", 60)
-    description = selected(digits, tmp_path / "kept", answers=folder)
-    record = description.provenance["selection"]
-    assert record["alpha"] <= 0.1 and record["measured"]["gain"][2] < 0.1
+    choice = selected(digits, tmp_path / "kept", answers=folder)
+    assert choice.alpha <= 0.1 and choice.measured.gain.high < 0.1
 
 
 def test_half_is_kept_unless_another_share_is_better_beyond_its_error():
     rng = np.random.default_rng(0)
     same = np.repeat(rng.random((1, 50)) < 0.7, 11, axis=0)
-    assert best_alpha(same) == 0.5
+    assert best_alpha(same, 0.5) == 0.5
     one_more = same.copy()
     one_more[10, np.flatnonzero(~same[10])[:1]] = True
-    assert best_alpha(one_more) == 0.5
+    assert best_alpha(one_more, 0.5) == 0.5
     many_more = same.copy()
     many_more[10, np.flatnonzero(~same[10])[:10]] = True
-    assert best_alpha(many_more) == 1.0
+    assert best_alpha(many_more, 0.5) == 1.0
 
 
 def test_answered_images_keep_their_answer_and_similar_ones_learn_from_it(digits, asked, tmp_path):

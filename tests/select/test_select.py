@@ -1,72 +1,101 @@
-"""`must select` and `must train --select ladder` on the bundled digits."""
+"""`must select` and the model that `must train` keeps, on the bundled digits."""
 
-import json
-import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from must.base.parameters import load
-from must.config import SelectConfig, ShardConfig, TrainConfig
-from must.data.format.index import load_index
-from must.data.shards.build import shard
-from must.method.model.bundle import load_bundle, load_description, save_bundle, zero_shot_bundle
+from must.config import EvaluateConfig, ExportConfig, SelectConfig, TrainConfig
+from must.deploy.export.export import export
+from must.evaluation.evaluate import evaluate
+from must.method.model.bundle import load_bundle, load_description, save_bundle
 from must.method.model.classifier import load_text_classifier, save_classifier
-from must.method.select.rung_predictions import affordable
-from must.method.select.select import select
+from must.method.select.features import subsample
+from must.method.select.select import TRIED, best_alpha, select
 from must.method.train import trainer
 from must.method.train.presets import preset
 from must.method.train.trainer import train
-from tests.evaluate.digits import digits as make_digits
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return make_digits()
 
 
 def selected(digits, model, output, **changes):
     values = {"model": str(model), "baseline": digits.classifier, "shards": digits.shards, "output": str(output)}
-    return select(SelectConfig(**{**values, "workers": 0, "device": "cpu", **changes}))
+    return select(SelectConfig(**{**values, "workers": 0, "device": "cpu", **changes})).to_dict()
 
 
 def weights(folder):
     return load_file(f"{folder}/model.safetensors")
 
 
-def test_a_better_model_is_kept(digits, tmp_path):
-    """It was tuned with labels on these images, which is what makes it better."""
-    choice = selected(digits, digits.adapted, tmp_path)
-    assert choice.climb.alpha >= 0.3, choice.climb
-    kept = load_description(str(tmp_path))
-    assert kept.provenance["selection"]["alpha"] == choice.climb.alpha
-    assert kept.provenance["index_sha256"] == "0" * 64, "the story so far stays"
-    start, end, found = weights(digits.zero_shot), weights(digits.adapted), weights(tmp_path)
-    expected = torch.lerp(start["classifier"], end["classifier"], choice.climb.alpha)
-    assert torch.equal(found["classifier"], expected)
+def classifying(folder):
+    return {name: value for name, value in weights(folder).items() if name.startswith(("visual.", "classifier"))}
 
 
-@pytest.mark.parametrize("damage", ["names", "nan"])
-def test_a_ruined_model_becomes_zero_shot_to_the_bit(digits, tmp_path, damage):
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("alpha, end", [(0.0, "zero_shot"), (1.0, "adapted")])
+def test_at_both_ends_the_bits_are_those_of_the_ends(digits, tmp_path, alpha, end):
+    selected(digits, digits.adapted, tmp_path, alpha=alpha)
+    assert same(classifying(tmp_path), classifying(getattr(digits, end)))
+    if end == "adapted":
+        assert same(weights(tmp_path), weights(digits.adapted))
+
+
+def test_between_them_weights_are_interpolated_and_the_bundle_tells_it(digits, tmp_path, capsys):
+    selection = selected(digits, digits.adapted, tmp_path, alpha=0.25)
+    start, end = weights(digits.zero_shot)["classifier"], weights(digits.adapted)["classifier"]
+    assert torch.equal(weights(tmp_path)["classifier"], torch.lerp(start, end, 0.25))
+    kept = load_description(str(tmp_path)).provenance
+    assert kept["selection"] == selection and kept["index_sha256"] == "0" * 64, "the story so far stays"
+    assert (selection["alpha"], selection["by"], selection["check"]["images"]) == (0.25, "--alpha", 150)
+    assert selection["check"]["warnings"] == [] and "measured" not in selection
+    shown = capsys.readouterr().out
+    assert "alpha 0.25 (--alpha)" in shown and "check on 150 unlabeled images" in shown
+
+
+def test_without_labels_the_alpha_that_agrees_with_similar_images_is_taken(digits, tmp_path, capsys):
+    """The model was tuned with labels: the further towards it, the better."""
+    found = selected(digits, digits.adapted, tmp_path)
+    assert found["by"] == "agrees best with the labels of similar images" and found["alpha"] in TRIED[5:]
+    shuffled = load_bundle(digits.adapted)
+    shuffled.model.classifier.data = load_bundle(digits.zero_shot).model.classifier.data.roll(1, dims=1)
+    save_bundle(str(tmp_path / "shuffled"), shuffled.model, shuffled.description)
+    assert selected(digits, tmp_path / "shuffled", tmp_path / "kept")["alpha"] < found["alpha"]
+
+
+def test_a_ruined_model_is_kept_as_asked_and_warned_of(digits, tmp_path, capsys):
     bundle = load_bundle(digits.adapted)
-    names = bundle.model.classifier.data
-    if damage == "names":  # every class has another's name, from the first step on
-        names[:] = zero_shot_bundle(load_text_classifier(digits.classifier)).model.classifier.data.roll(1, dims=1)
-        bundle.model.visual.load_state_dict(load_bundle(digits.zero_shot).model.visual.state_dict())
-    else:
-        names[0, 0] = torch.nan
+    bundle.model.classifier.data[:, 0] = -bundle.model.classifier.data[:, 0]  # nobody is a zero any more
     save_bundle(str(tmp_path / "ruined"), bundle.model, bundle.description)
-    choice = selected(digits, tmp_path / "ruined", tmp_path / "kept")
-    zero_shot = zero_shot_bundle(load_text_classifier(digits.classifier))
-    kept = load_bundle(str(tmp_path / "kept"))
-    assert choice.climb.kept_zero_shot and choice.climb.reason
-    ours = {name: value for name, value in kept.model.state_dict().items() if name.startswith(("visual", "classifier"))}
-    assert all(torch.equal(value, zero_shot.model.state_dict()[name]) for name, value in ours.items())
-    assert kept.model.logit_factor == zero_shot.model.logit_factor
+    check = selected(digits, tmp_path / "ruined", tmp_path / "kept", alpha=1.0)["check"]
+    assert check["dead_classes"] == ["zero"] and "warning: 1 classes are no longer predicted" in capsys.readouterr().out
+
+
+def test_labels_choose_alpha_and_what_they_measure_is_recorded(digits, tmp_path):
+    found = selected(digits, digits.adapted, tmp_path / "labelled", labelled="test")
+    assert found["by"] == "120 labels of test" and found["alpha"] in TRIED
+    values = {"model": str(tmp_path / "labelled"), "baseline": digits.classifier, "shards": digits.shards}
+    metrics = evaluate(EvaluateConfig(**values, output=str(tmp_path / "report"), workers=0, device="cpu"))
+    assert found["measured"]["answers"] == 120
+    assert found["measured"]["model"][0] == pytest.approx(metrics["adapted"]["top1"])
+    assert found["measured"]["zero_shot"][0] == pytest.approx(metrics["baseline"]["top1"])
+    with pytest.raises(ValueError, match="no split 'elsewhere'"):
+        selected(digits, digits.adapted, tmp_path / "none", labelled="elsewhere")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("better, worse, alpha", [(0, 0, 0.5), (0, 9, 0.5), (6, 5, 0.5), (30, 0, 0.8)])
+def test_another_alpha_takes_more_than_its_standard_error(better, worse, alpha):
+    """Of 100 images 50 are right at every share; at 0.8 some of the others besides, and some not."""
+    correct = np.zeros((len(TRIED), 100), bool)
+    correct[:, :50] = True
+    correct[TRIED.index(0.8), :worse] = False
+    correct[TRIED.index(0.8), 50 : 50 + better] = True
+    assert best_alpha(correct, 0.5) == alpha
 
 
 def test_a_classifier_of_another_task_is_refused(digits, tmp_path):
@@ -77,101 +106,99 @@ def test_a_classifier_of_another_task_is_refused(digits, tmp_path):
     assert not (tmp_path / "kept").exists()
 
 
+class Source:
+    def __init__(self, images, numbers=None):
+        self.images, self.numbers = images, list(numbers or range(images))
+
+    def __len__(self):
+        return self.images
+
+
+@pytest.mark.parametrize("images", [1, 1_999, 2_000, 2_001, 6_007])
+def test_at_most_2000_images_are_looked_at_evenly_spread(images):
+    numbers = subsample(Source(images), 2_000).numbers
+    assert len(numbers) == min(images, 2_000) and numbers == sorted(set(numbers))
+    steps = np.diff(numbers)
+    assert len(steps) == 0 or steps.max() - steps.min() <= 1
+    shared = [subsample(Source(images, range(rank, images, 2) or [0]), 2_000).numbers for rank in range(2)]
+    assert images < 2 or sorted(shared[0] + shared[1]) == numbers, "processes share the same images"
+
+
 def training(digits, output, **changes):
     values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output)}
-    settings = {"epochs": 2, "batch_size": 50, "workers": 0, "seed": 1, "log_every": 2, "select": "ladder", **changes}
+    settings = {"epochs": 2, "batch_size": 50, "workers": 0, "seed": 1, "log_every": 2, "alpha": 0.5, **changes}
     return load(TrainConfig, {**values, **settings}, preset=preset("digits", "any"))
 
 
-def test_a_run_that_learned_nothing_true_ends_as_zero_shot(digits, tmp_path, capsys):
-    """A learning rate that ruins the model: what comes out is zero-shot's, and the run says so."""
-    train(training(digits, tmp_path, lr=0.5))
-    zero_shot = zero_shot_bundle(load_text_classifier(digits.classifier)).model.state_dict()
-    kept = weights(tmp_path)
-    assert all(torch.equal(kept[name], zero_shot[name]) for name in kept if name.startswith(("visual", "classifier")))
-    assert "kept zero-shot: " in capsys.readouterr().out
-    story = json.loads((tmp_path / "model.json").read_text())["provenance"]["selection"]
-    assert story["kept_zero_shot"] and story["images"] <= 150
+@pytest.fixture(scope="module")
+def trained(digits, tmp_path_factory):
+    torch.set_num_threads(1)
+    output = tmp_path_factory.mktemp("trained")
+    train(training(digits, output))
+    return output
+
+
+def test_training_keeps_half_and_all_of_it_beside_it(digits, trained, tmp_path):
+    selection = load_description(str(trained)).provenance["selection"]
+    assert (selection["alpha"], selection["by"]) == (0.5, "--alpha") and selection["check"]["images"] == 150
+    assert "selection" not in load_description(f"{trained}/adapted").provenance
+    start, half, end = (weights(folder) for folder in (digits.zero_shot, trained, f"{trained}/adapted"))
+    assert torch.equal(half["classifier"], torch.lerp(start["classifier"], end["classifier"], 0.5))
+    again = selected(digits, trained, tmp_path / "again", alpha=0.5)
+    assert again == selection and same(weights(tmp_path / "again"), half), "select goes on from all of it"
+    assert (tmp_path / "again/train_log.jsonl").read_bytes() == (trained / "train_log.jsonl").read_bytes()
 
 
 @pytest.mark.slow
-def test_choosing_again_gives_the_same_bytes(digits, tmp_path, monkeypatch):
-    """A run that was killed while it chose goes on after its last step, and chooses the same."""
-    torch.set_num_threads(1)
-    monkeypatch.setattr("must.method.select.ladder.NEEDED", 0.0)  # so short a run convinces nobody
-    monkeypatch.setattr("must.method.select.ladder.SLOPE", 0.0)
-    train(training(digits, tmp_path, select="none"))
-    full = weights(tmp_path)
-    train(training(digits, tmp_path))  # nothing left to train
-    first = (tmp_path / "model.safetensors").read_bytes()
-    (tmp_path / "model.safetensors").unlink()
-    (tmp_path / "model.json").unlink()
-    train(training(digits, tmp_path))
-    assert (tmp_path / "model.safetensors").read_bytes() == first
-    assert load_description(str(tmp_path)).provenance["selection"]["alpha"], "so that the bytes mean something"
-    (tmp_path / "again").mkdir()
-    (tmp_path / "again" / "model.safetensors").write_bytes(first)
-    save_file(full, tmp_path / "model.safetensors")
-    selected(digits, tmp_path, tmp_path / "by-stage")
-    ours, theirs = weights(tmp_path / "by-stage"), weights(tmp_path / "again")
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.startswith(("visual", "classifier")))
+def test_a_run_that_was_killed_before_its_model_was_written_ends_in_the_same(digits, trained, tmp_path, monkeypatch):
+    output = tmp_path / "model"
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_args, **_more):
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(trainer, "choose_alpha", killed)
+        train(training(digits, output))
+    assert not (output / "model.json").exists() and not (output / "adapted").exists()
+    train(training(digits, output))
+    for name in ("model.safetensors", "adapted/model.safetensors"):
+        assert (output / name).read_bytes() == (trained / name).read_bytes()
+    ours, theirs = (load_description(str(folder)).provenance["selection"] for folder in (output, trained))
+    assert ours == theirs
+    assert train(training(digits, output, alpha=1))["steps"] and not (output / "adapted").exists()
+    assert same(weights(output), weights(trained / "adapted")), "alpha 1 is all of it, and nothing lies beside it"
 
 
-def test_shards_that_are_added_during_training_do_not_judge_it(digits, tmp_path, monkeypatch):
-    shards, choose = tmp_path / "shards", trainer.select_weights
-    shutil.copytree(digits.shards, shards)
-    (tmp_path / "more").mkdir()
-    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 255, (10, 32, 32), np.uint8)):
-        Image.fromarray(pixels).save(tmp_path / f"more/{number}.png")
-
-    def after_an_append(*args, **more):
-        shard(ShardConfig(source=str(tmp_path / "more"), output=str(shards), append=True, workers=1))
-        return choose(*args, **more)
-
-    monkeypatch.setattr(trainer, "select_weights", after_an_append)
-    train(replace(training(digits, tmp_path / "out"), shards=str(shards)))
-    assert load_index(str(shards)).splits["train"]["samples"] == 160, "they were added"
-    assert load_description(str(tmp_path / "out")).provenance["selection"]["images"] == 150
-
-
-def test_nothing_is_trained_where_nothing_could_be_kept(digits, tmp_path, capsys):
-    """Fewer than 50 images: the ladder decides nothing by so few."""
-    noise = np.random.default_rng(0).integers(0, 255, (20, 32, 32), np.uint8)
-    (tmp_path / "noise").mkdir()
-    for number, pixels in enumerate(noise):
-        Image.fromarray(pixels).save(tmp_path / f"noise/{number}.png")
-    shard(ShardConfig(source=str(tmp_path / "noise"), output=str(tmp_path / "shards"), workers=1))
-    config = replace(training(digits, tmp_path / "out", batch_size=10), shards=str(tmp_path / "shards"), preset="")
-    for _ in range(2):  # a second run on top of the first
-        summary = train(config)
-        assert summary["steps"] == 0 and "no step is trained" in capsys.readouterr().out
-    kept = load_description(str(tmp_path / "out"))
-    assert kept.provenance["selection"]["kept_zero_shot"] and kept.provenance["data"]["agreement"] is None
-    zero_shot, ours = weights(digits.zero_shot), weights(tmp_path / "out")
-    assert all(torch.equal(ours[name], zero_shot[name]) for name in ours if name.startswith(("visual", "classifier")))
-    assert train(replace(config, select="none"))["steps"] == 4, "the place is free for a run that does train"
-
-
-def test_where_look_alikes_cannot_tell_both_ends_are_kept(digits, tmp_path, capsys):
-    """Zero-shot serves, and `must select` (or `must review`) goes on from the other end."""
-    out = tmp_path / "out"
-    train(training(digits, out))
-    story = load_description(str(out)).provenance["selection"]
-    left = story["undecided"]
-    assert left and 0 < left["differ"] < 1 and left["answers"] > 0 and story["alpha"] < 1
-    said = capsys.readouterr().out
-    assert f"about {left['answers']} answers about those (must review)" in said and f"{out}/adapted" in said
-    adapted = load_bundle(f"{out}/adapted")
-    assert "selection" not in adapted.description.provenance
-    choice = selected(digits, out / "adapted", tmp_path / "again")
-    assert {name: story[name] for name in choice.climb.to_dict()} == choice.climb.to_dict()
-    ours, theirs = weights(out), weights(tmp_path / "again")
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.startswith(("visual", "classifier")))
-
-
-@pytest.mark.parametrize(
-    "shown, classes, most",
-    [(1000, 10, 3500), (200_000, 10, 6667), (10**7, 10, 20_000), (10**7, 2000, 10_000), (10**7, 21_000, 3500)],
-)
-def test_the_ladder_costs_a_tenth_of_training_where_there_are_many_images(shown, classes, most):
-    assert affordable(shown, classes) == most
+@pytest.mark.slow
+def test_a_model_made_by_the_ladder_loads_evaluates_exports_and_is_selected_from(digits, tmp_path):
+    rung = {"alpha": 0.3, "z": 4.0, "changed": 0.1, "outcome": "kept", "needed": 2.0}
+    story = {
+        "outcome": "gain",
+        "alpha": 0.3,
+        "kept_zero_shot": False,
+        "rungs": [rung],
+        "images": 150,
+        "undecided": None,
+    }
+    old = load_bundle(digits.adapted)
+    description = replace(old.description, provenance={**old.description.provenance, "selection": story})
+    save_bundle(str(tmp_path / "old"), old.model, description)
+    values = {"shards": digits.shards, "workers": 0}
+    metrics = evaluate(
+        EvaluateConfig(
+            **values, model=str(tmp_path / "old"), baseline=digits.classifier, output=str(tmp_path / "r"), device="cpu"
+        )
+    )
+    page = (tmp_path / "r/report.html").read_text()
+    assert "A part is kept (alpha 0.3)." in page and "ladder" not in page
+    assert metrics["label_free"]["compared"]["check"]["images"] == 120
+    exported = export(
+        ExportConfig(
+            model=str(tmp_path / "old"), output=str(tmp_path / "onnx"), metrics=str(tmp_path / "r/metrics.json")
+        )
+    )
+    assert exported["check"]["images"] > 0
+    assert selected(digits, tmp_path / "old", tmp_path / "new")["alpha"] in TRIED

@@ -32,7 +32,7 @@ def one_thread():
 
 def config(digits, output, **changes):
     values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output), "epochs": 1}
-    values |= {"batch_size": 25, "select": "none", "seed": 1, "log_every": 2}
+    values |= {"batch_size": 25, "seed": 1, "log_every": 2}
     return load(TrainConfig, {**values, **changes}, preset=preset("digits", "any"))
 
 

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from must.base.parameters import load
-from must.config import SelectConfig, TrainConfig
+from must.config import TrainConfig
 from must.method.model.bundle import load_bundle
 from must.method.model.classifier import load_text_classifier, save_classifier
-from must.method.select.select import select
 from must.method.train.losses import fairness_loss
 from must.method.train.presets import preset
 from must.method.train.trainer import train
@@ -62,7 +61,7 @@ def test_processes_and_micro_batches_take_the_step_of_one(record_property):
 
 def config(digits, output, **changes):
     values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output), "epochs": 1}
-    values |= {"batch_size": 50, "workers": 0, "select": "none", "log_every": 1}
+    values |= {"batch_size": 50, "workers": 0, "log_every": 1}
     return load(TrainConfig, {**values, **changes}, preset=preset("digits", "any"))
 
 
@@ -86,15 +85,6 @@ def test_shares_change_the_model_and_the_bundle_tells_them(digits, tmp_path):
     same = {name: all(torch.equal(weights[name][key], value) for key, value in weights["without"].items())
             for name in weights}  # fmt: skip
     assert same == {"without": True, "unused": True, "used": False}
-    # `must select` and the report judge by the same shares as the end of training would have
-    chosen = {}
-    for name in ("used", "unused"):
-        values = {"model": str(tmp_path / name), "baseline": known, "shards": digits.shards, "workers": 0}
-        chosen[name] = select(SelectConfig(**values, device="cpu", output=str(tmp_path / f"{name}-kept")))
-    train(config(digits, tmp_path / "used", classifier=known, class_prior="given", select="ladder"))
-    ladder = load_bundle(str(tmp_path / "used")).description.provenance["selection"]
-    assert ladder == json.loads(json.dumps(chosen["used"].to_dict()))
-    assert ladder["rungs"] != json.loads(json.dumps(chosen["unused"].to_dict()))["rungs"]
     other = with_shares(digits, tmp_path / "other", PRIOR[::-1])
     with pytest.raises(ValueError, match=r"a run with other settings: class_shares \(") as error:
         train(config(digits, tmp_path / "used", classifier=other, class_prior="given"))

@@ -20,7 +20,7 @@ from must.method.train.presets import preset
 from must.method.train.trainer import train
 from tests.train.processes import on_ranks
 
-SETTINGS = {"epochs": 2, "batch_size": 25, "workers": 1, "log_every": 3, "select": "none", "seed": 1}
+SETTINGS = {"epochs": 2, "batch_size": 25, "workers": 1, "log_every": 3, "seed": 1}
 
 
 def config(digits, kind=TrainConfig, **changes):

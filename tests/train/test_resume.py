@@ -29,14 +29,12 @@ SETTINGS = {
     "checkpoint_every": 2,
     "seed": 1,
     "log_every": 2,
-    "select": "none",
 }
 STEPS = 12
 
 
 def config(digits, output, **changes):
     values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output), "preset": "digits"}
-    values["select"] = "none"  # these tests are about what training makes
     return load(TrainConfig, {**values, **SETTINGS, **changes}, preset=preset("digits", "any"))
 
 

@@ -28,14 +28,12 @@ SETTINGS = {
     "checkpoint_every": 3,
     "log_every": 2,
     "seed": 1,
-    "select": "none",
 }
 STEPS = 18  # 150 images, 6 batches an epoch
 
 
 def config(digits, output, **changes):
     values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output), "preset": "digits"}
-    values["select"] = "none"  # these tests are about what training makes
     return load(TrainConfig, {**values, **SETTINGS, **changes}, preset=preset("digits", "any"))
 
 
@@ -43,7 +41,7 @@ def start(digits, output, *extra):
     """A process that trains; its output goes to OUTPUT.log."""
     flags = [part for name, value in SETTINGS.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     paths = ["--shards", digits.shards, "--classifier", digits.classifier, "--output", str(output)]
-    settings = ["--preset", "digits", "--select", "none", *flags, *extra]
+    settings = ["--preset", "digits", *flags, *extra]
     return Must(["train", *paths, *settings], output.with_suffix(".log"))
 
 

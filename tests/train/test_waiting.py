@@ -115,7 +115,7 @@ def test_a_step_that_reads_is_found(monkeypatch, fused_on_meta, device, reading)
 def test_the_loop_reads_at_its_log_lines_alone(place, fused_on_meta, digits, tmp_path, monkeypatch):
     """Batches of the loader, views, steps and their order as `must train` has them; the reading itself is left out."""
     settings = {"preset": "digits", "epochs": 1, "batch_size": 32, "log_every": 3, "checkpoint_every": 10**6}
-    settings |= {"device": "meta", "workers": 0, "augment_device": place, "select": "none", "precision": "fp32"}
+    settings |= {"device": "meta", "workers": 0, "augment_device": place, "precision": "fp32"}
     data = {"shards": digits.shards, "classifier": digits.classifier, "output": str(tmp_path)}
     trainer, read = Trainer(load(TrainConfig, settings | data), ALONE), []
     trainer.choose()

@@ -43,7 +43,7 @@ def test_every_tensor_is_the_champions(digits, champion):
 def test_training_starts_there_and_the_bundle_says_so(digits, champion, tmp_path):
     values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(tmp_path / "model")}
     settings = {"epochs": 1, "batch_size": 75, "workers": 0, "lr": 0.0, "min_lr": 0.0, "weight_decay": 0.0}
-    config = {**values, **settings, "init": champion, "preset": "digits", "select": "none"}
+    config = {**values, **settings, "init": champion, "preset": "digits"}
     train(load(TrainConfig, config, preset=preset("digits", "any")))
     trained, start = load_bundle(str(tmp_path / "model")), load_bundle(champion)
     for name, value in trained.model.state_dict().items():  # a learning rate of zero leaves everything where it was

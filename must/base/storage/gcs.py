@@ -20,11 +20,12 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage as google_storage
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 
+from must.base.errors import UserError
 from must.base.processes import per_process
 from must.base.storage import retry
 from must.base.storage.base import Generation
 from must.base.storage.retry import TIMEOUT
-from must.base.storage.store import MARK, Head, Place, Store, conflict, missing
+from must.base.storage.store import KEY, MARK, RIGHT, Head, Place, Store, conflict, missing
 
 
 class Gcs(Store):
@@ -62,8 +63,7 @@ class Gcs(Store):
 
     def put_parts(self, place: Place, path: Path, mark: str) -> None:
         """The client sends the pieces; the server leaves out the bytes that it has from a try before."""
-        blob = self.marked(place, mark)
-        self.ask(place, lambda: blob.upload_from_filename(str(path), **self.upload_options()))
+        self.ask(place, lambda: self.marked(place, mark).upload_from_filename(str(path), **self.upload_options()))
 
     def marked(self, place: Place, mark: str) -> Any:
         blob = blob_of(place, chunk_size=self.RANGE)  # used from 8 MiB on
@@ -100,10 +100,18 @@ class Gcs(Store):
     def is_transient(self, error: BaseException) -> bool:
         return isinstance(error, TRANSIENT_ERRORS) or retry.is_transient(status_of(error))
 
+    def refused(self, error: BaseException) -> str:
+        if isinstance(error, auth.RefreshError) or status_of(error) == 401:
+            return KEY
+        return RIGHT if status_of(error) == 403 else ""
+
+    def log_in_again(self) -> None:
+        client_of.drop()
+
     def translate(self, place: Place, error: Exception) -> Exception | None:
         uri = place.uri
         if isinstance(error, auth.RefreshError):
-            return ValueError(f"{uri}: the credentials have expired or were revoked. {NO_CREDENTIALS}")
+            return UserError(f"{uri}: the credentials have expired or were revoked. {NO_CREDENTIALS}")
         if isinstance(error, api.RetryError):  # of a piece
             return retry.given_up(uri, error, retry.RETRY_TIMEOUT)
         match status_of(error):
@@ -112,9 +120,9 @@ class Gcs(Store):
             case 412:
                 return conflict(place)
             case 401:
-                return ValueError(f"{uri}: the server does not accept these credentials. {NO_CREDENTIALS}")
+                return UserError(f"{uri}: the server does not accept these credentials. {NO_CREDENTIALS}")
             case 403:
-                return ValueError(f"{uri}: no permission; ask for the role Storage Object User on the bucket")
+                return UserError(f"{uri}: no permission; ask for the role Storage Object User on the bucket")
         return None
 
 
@@ -137,7 +145,7 @@ def client_of(emulator: str) -> Any:
         try:
             made = google_storage.Client()
         except auth.DefaultCredentialsError as error:
-            raise ValueError(NO_CREDENTIALS) from error
+            raise UserError(NO_CREDENTIALS) from error
         except OSError:  # there are credentials, but no project; reading and writing objects needs none
             made = google_storage.Client(project="none")
     adapter = requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=64)  # 64: a worker's reading threads

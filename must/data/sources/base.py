@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from itertools import takewhile
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.text import one_line, printable
 from must.data.image.headers.heif import can_read
 
@@ -51,10 +53,10 @@ EXPANSION, EXPANDED = 100, 1_000_000_000
 
 
 class ListingReport:
-    """What a listing found besides images."""
+    """What a listing found besides images. Rows of more than `max_bytes` are rejected before they are read."""
 
-    def __init__(self, reject: Callable[[str, str], None]) -> None:
-        self.write = reject
+    def __init__(self, reject: Callable[[str, str], None], max_bytes: float = inf) -> None:
+        self.write, self.max_bytes = reject, max_bytes
         self.skipped: Counter[str] = Counter()  # files that are no images, by extension
 
     def takes(self, name: str) -> bool:
@@ -123,7 +125,7 @@ def damage_named(where: str, what: str) -> Iterator[None]:
             raise  # of the disk; damage has no number, or is a place that cannot be
         if isinstance(error, ValueError) and isinstance(error.__cause__, OSError):
             raise  # a full disk
-        raise ValueError(f"{where}: the {what} is damaged: {one_line(error)[:200]}") from None
+        raise UserError(f"{where}: the {what} is damaged: {one_line(error)[:200]}") from None
 
 
 def kind_of(name: str) -> str | None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from must.base import storage
+from must.base.errors import UserError
 from must.data.image.preprocess import describe_preprocess
 from must.method.model.bundle import Description, preprocess_of
 
@@ -51,7 +52,7 @@ LIMITS = """\
 
 EMBEDDINGS = (
     " An image's embedding is its feature as the classifier reads it, of length 1: the scalar product of two is their "
-    "cosine, and images that look alike to this model have a high one."
+    "cosine, and images that are similar to this model have a high one."
 )
 
 
@@ -139,7 +140,7 @@ def abstention(found: dict[str, Any] | None) -> str:
     how = (
         f"measured with labels: {found['risk']:.1%} wrong, with 95% confidence at most {found['bound']:.1%}"
         if found["by"] == "labels"
-        else f"estimated from images that look alike, without labels: {found['risk']:.1%} wrong, which promises nothing"
+        else f"estimated without labels: {found['risk']:.1%} wrong, which promises nothing"
     )
     return (
         f"Below a probability of {found['threshold']:.3f} no class should be named (`must predict --abstain -1`; "
@@ -160,13 +161,13 @@ def licence(description: Description) -> str:
 
 
 def of_encoder(description: Description) -> str:
-    """About an encoder that helped to choose the weights; it is not in them."""
+    """About an encoder whose features the check of the model used; it is not in the weights."""
     found = description.provenance.get("encoder")
     if not isinstance(found, dict):
         return ""
     return (
-        f"How much of the adaptation is in them was decided by what looks alike to {escape(found.get('name', ''))} "
-        f"(sha256 {escape(found.get('sha256', ''))}), which is not part of the model; its licence is: "
+        f"They were checked with features of {escape(found.get('name', ''))} (sha256 "
+        f"{escape(found.get('sha256', ''))}), which is not part of the model; its licence is: "
         f"{escape(found.get('licence') or 'not known to us; ask its publisher')}. "
     )
 
@@ -175,11 +176,11 @@ def read_metrics(uri: str) -> dict[str, Any] | None:
     """metrics.json, or None without a name. Raises ValueError: no such file, or not one of `must evaluate`."""
     if not uri:
         return None
-    damaged = ValueError(f"--metrics {uri}: is no metrics.json of `must evaluate`")
+    damaged = UserError(f"--metrics {uri}: is no metrics.json of `must evaluate`")
     try:
         metrics = storage.read_object(uri, dict, damaged)
     except FileNotFoundError:
-        raise ValueError(f"--metrics {uri}: no such file; make it with `must evaluate`") from None
+        raise UserError(f"--metrics {uri}: no such file; make it with `must evaluate`") from None
     if not {"labelled", "label_free", "data"} <= metrics.keys():
         raise damaged
     return metrics

@@ -33,13 +33,16 @@ def prepare(config: ReviewConfig) -> tuple[Review, Images]:
     """
     bundle, zero_shot = both_ends(config.model, config.baseline)
     classes, end = bundle.description.classes, adapted_end(config.model)
-    networks = [zero_shot.model, bundle.model, load_bundle(end).model if end != config.model else bundle.model]
+    models = [bundle.model, load_bundle(end).model if end != config.model else bundle.model]
     with init_distributed(config.device, timeout=600) as here:
         require(here.size == 1, "must review runs in one process")
         source = EvalSource.of(config, preprocess_of(bundle.description))
         source = subsample(source, max(100, min(config.images, NUMBERS // len(classes))))
         logger.info(f"must review: looking at {len(source.numbers):,} images")
-        seen = extract_features(networks, source, here.device, zero_shot.encoder)
+        models = [model.to(here.device).eval() for model in models]
+        seen = extract_features(
+            zero_shot.model, source, here.device, lambda images: [model(images) for model in models], zero_shot.encoder
+        )
     mean = seen.probabilities[[0, 2]].float().mean(0)
     images = Images(seen.numbers, whitened(seen.features.float()).half(), mean.half())
     refined, similar = images.refined({}), images.tensors[0]

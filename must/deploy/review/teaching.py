@@ -13,6 +13,7 @@ from torch import Tensor
 
 from must.base import storage
 from must.base.cores import cores
+from must.base.errors import UserError
 from must.base.parameters import require
 from must.method.answers.estimate import share
 from must.method.select.knn import nearest
@@ -48,7 +49,7 @@ class Images:
             require(len(found.numbers) == len(found.values) == len(found.probabilities), "lengths")
         except (OSError, SafetensorError, TypeError, ValueError):
             why = f"{uri}: is missing or damaged; delete review.json there, and `must review` makes both again"
-            raise ValueError(why) from None
+            raise UserError(why) from None
         return found
 
     @cached_property
@@ -64,7 +65,7 @@ class Images:
 
     def refined(self, answers: dict[int, int]) -> Tensor:
         """Float32 [N, K]: the refined labels' probabilities with these answers, {number: class number}."""
-        return refined_probabilities(*self.tensors, places_of(answers, self.numbers))[0]
+        return refined_probabilities(*self.tensors, places_of(answers, self.numbers))
 
 
 class Teaching:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from must.evaluation.report.charts import percent
 from must.evaluation.scores import Samples, Scores
 
 IMAGES_SHOWN, OF_KIND = 18, 3
+RELABELLED_SHOWN = 24
 PAIRS_SHOWN, OF_PAIR = 8, 4
 
 
@@ -88,6 +90,23 @@ class Pictures:
                     "images": [self.picture(row) for row in examples],
                 }
             )
+        return found
+
+    def relabelled(self, changed: dict[str, tuple[str, str]]) -> list[dict[str, Any]]:
+        """Images with another refined label than zero-shot's: `changed`, image -> (zero-shot's, refined). The most
+        frequent changes first, few of a kind."""
+        rows = [row for row, source in enumerate(self.samples.sources) if source in changed]
+        pairs = [changed[self.samples.sources[row]] for row in rows]
+        frequent = Counter(pairs)
+        order = sorted(range(len(rows)), key=lambda at: (-frequent[pairs[at]], pairs[at]))
+        seen, found = Counter[tuple[str, str]](), list[dict[str, Any]]()
+        for at in order:
+            seen[pairs[at]] += 1
+            if seen[pairs[at]] <= OF_KIND and len(found) < RELABELLED_SHOWN:
+                old, new = pairs[at]
+                source = self.samples.sources[rows[at]]
+                data = self.thumbnail(int(self.samples.numbers[rows[at]]))
+                found.append({"data": data, "zero_shot": old, "refined": new, "source": source})
         return found
 
     def picture(self, row: int) -> dict[str, Any]:

@@ -11,15 +11,15 @@ from markupsafe import Markup, escape
 
 from must.config import EvaluateConfig
 from must.data.loading.reader import ShardReader
+from must.evaluation.refined import RefinedLabels
 from must.evaluation.report import charts
-from must.evaluation.report.charts import Line, percent, points, signed
+from must.evaluation.report.charts import percent, points, signed
 from must.evaluation.report.gallery import Pictures
 from must.evaluation.report.provenance import commands, provenance, training_curves
 from must.evaluation.report.selection import selection
 from must.evaluation.report.verdict import verdict
 from must.evaluation.scores import Samples, Scores
 from must.evaluation.training import training_log
-from must.method.select.data_profile import paragraph
 
 CLASSES_SHOWN = 30  # rows of the class chart at either end; the table below holds all
 MATRIX_SHOWN = 25  # classes up to which the confusion matrices are drawn
@@ -45,8 +45,9 @@ def template() -> jinja2.Template:
 
 
 def render_report(
-    config: EvaluateConfig, metrics: dict[str, Any], samples: Samples, after: Scores, before: Scores | None
-) -> str:
+    config: EvaluateConfig, metrics: dict[str, Any], samples: Samples, after: Scores, before: Scores | None,
+    refined: RefinedLabels | None = None,
+) -> str:  # fmt: skip
     """The page. Class and file names are escaped by the template."""
     reader = ShardReader(config.shards, config.split, sha256=config.index_sha256)
     pictures = Pictures(reader, metrics, samples, after, before)
@@ -60,10 +61,9 @@ def render_report(
         pairs=pictures.changed_pairs(),
         gallery=pictures.gallery(),
         reliability=reliability(metrics),
-        few_shot=few_shot(metrics),
         histogram=histogram(metrics),
-        images=paragraph(facts) if (facts := metrics["model"]["provenance"].get("data")) else [],
         selection=selection(metrics),
+        relabelled=pictures.relabelled(refined.changed) if refined and refined.split == config.split else [],
         curves=training_curves(training_log(config.model)),
         provenance=provenance(metrics),
         commands=commands(config, metrics),
@@ -149,19 +149,6 @@ def reliability(metrics: dict[str, Any]) -> Markup | None:
     if metrics["baseline"]:
         models.insert(0, (metrics["baseline_name"], "baseline", metrics["baseline"]["reliability"]))
     return charts.reliability_chart("Accuracy over confidence", models)
-
-
-def few_shot(metrics: dict[str, Any]) -> dict[str, Any] | None:
-    results = metrics.get("few_shot")
-    if not results:
-        return None
-    lines = [
-        Line(method["name"], f"rival-{i}", [(row["shots"], row["top1"]) for row in method["rows"]], dots=True)
-        for i, method in enumerate(results["methods"], start=1)
-    ]
-    levels = [(metrics["baseline_name"], "baseline", metrics["baseline"]["top1"])]
-    levels.append(("adapted without labels", "adapted", metrics["adapted"]["top1"]))
-    return {"chart": charts.shots_chart("Accuracy over labelled images a class", lines, levels), **results}
 
 
 def histogram(metrics: dict[str, Any]) -> list[dict[str, Any]]:

@@ -2,8 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from must.evaluation.report.selection import sentence, verdict_of
-from must.method.select.undecided import Undecided, decided_by
+from must.evaluation.gate import FEWEST
 
 
 class Verdict(NamedTuple):
@@ -14,9 +13,11 @@ class Verdict(NamedTuple):
 
 
 PICKED = (
-    "These images were picked by must review, as hard ones or such as the models name differently: the accuracies and "
-    "the gain on all images are others; must select --answers has the weighted gain."
+    "These images were picked by must review as doubtful ones: the accuracies and the gain on all images are others."
 )
+
+
+HELPS = " What helps: better class names or prompts, more images, or a model that knows such images."
 
 
 def verdict(metrics: dict[str, Any]) -> Verdict:
@@ -47,7 +48,7 @@ def with_labels(metrics: dict[str, Any]) -> Verdict:
     if metrics["label_free"]["compared"]["agreement"] == 1:
         text = f"All {metrics['labelled']:,} images keep their class, so both have the same accuracy."
         plain = f"Nothing has changed: every image keeps its class, and of 100 images {are} are right.{mind}"
-        return Verdict("open", f"The same as {name}", text, plain + why_kept(metrics))
+        return Verdict("open", f"The same as {name}", text, plain + HELPS)
     points = 100 * (after - before)
     facts = (
         f"{points:+.1f} points (95% interval {100 * low:+.1f} to {100 * high:+.1f}): {changed['fixed']:,} images "
@@ -69,17 +70,6 @@ def out_of_100(share: float, other: float = -1.0) -> str:
     return f"{100 * share:.1f}" if same else f"{100 * share:.0f}"
 
 
-def why_kept(metrics: dict[str, Any]) -> str:
-    """Why nothing was kept of an adaptation, and what may help; '' if it was not asked."""
-    chosen = (metrics.get("model") or {}).get("provenance", {}).get("selection")
-    if not isinstance(chosen, dict) or not chosen.get("kept_zero_shot"):
-        return ""
-    why = f" Why: {chosen['reason']}." if chosen.get("reason") else ""
-    if found := chosen.get("undecided"):
-        return f"{why} {sentence(decided_by(Undecided(**found)))}"
-    return f"{why} What helps: better class names or prompts, more images, or a model that knows such images."
-
-
 def without_labels(metrics: dict[str, Any]) -> Verdict:
     compared = metrics["label_free"]["compared"]
     if not compared:
@@ -88,33 +78,28 @@ def without_labels(metrics: dict[str, Any]) -> Verdict:
             "open", "No labels, no baseline", "Confidence and class balance are all that can be shown.", plain
         )
     name, classes = metrics["baseline_name"], metrics["classes"]
-    warnings = []
-    if compared["vanished"]:
-        names = ", ".join(classes[i] for i in compared["vanished"][:5])
-        warnings.append(f"{len(compared['vanished'])} classes are hardly predicted any more ({names})")
-    if compared["dominant"]:
-        names = ", ".join(classes[i] for i in compared["dominant"][:5])
-        warnings.append(f"few classes have taken over ({names})")
     text = (
         f"The split has no labels, so accuracy is unknown. {compared['agreement']:.1%} of the images keep their class."
     )
-    tone, headline, sentence = verdict_of(compared["audit"], name)
-    text += f" {sentence}"
-    changed = f"{out_of_100(1 - compared['agreement'])} of 100 images have another class than before"
-    labels = "How many are right only labels can tell; a few hundred are enough."
-    plain = {
-        "good": f"Probably better than before: {changed}, and images that look alike speak for it. {labels}",
-        "bad": f"Probably worse than before: {changed}, and images that look alike speak against it. Do not use it.",
-        "open": f"Whether it is better cannot be said: {changed}. {labels}",
-    }[tone]
     if compared["agreement"] == 1:
-        plain = f"Nothing has changed: every image has the class that {name} gives it.{why_kept(metrics)}"
-    if warnings and tone != "good":
-        plain = f"Do not use it: {'; '.join(warnings)}."
-        return Verdict("bad", "Signs of collapse", f"{text} But {'; '.join(warnings)}.", plain)
-    if warnings:  # classes that zero-shot imagined may well be absent
-        text += f" Mind that {'; '.join(warnings)}."
-    return Verdict(tone, headline, text, plain)
+        plain = f"Nothing has changed: every image has the class that {name} gives it.{HELPS}"
+        return Verdict("open", f"The same as {name}", text, plain)
+    check = compared.get("check") or {"images": 0, "warnings": []}
+    warnings = list(check["warnings"])
+    if compared["dominant"]:
+        names = ", ".join(classes[i] for i in compared["dominant"][:5])
+        warnings.append(f"few classes have taken over ({names})")
+    if warnings:
+        found = "; ".join(warnings)
+        return Verdict("bad", "Signs of harm", f"{text} But {found}.", f"Do not use it: {found}.")
+    if compared["vanished"]:  # classes that zero-shot imagined may well be absent
+        names = ", ".join(classes[i] for i in compared["vanished"][:5])
+        text += f" Mind that {len(compared['vanished'])} classes are hardly predicted any more ({names})."
+    changed = f"{out_of_100(1 - compared['agreement'])} of 100 images have another class than before"
+    tell = "Whether it is better only labels can tell; fifty answers give a first number (must review)."
+    if check["images"] < FEWEST:
+        return Verdict("open", "Accuracy unknown", text, f"{changed}, and these are too few to see any harm. {tell}")
+    return Verdict("open", "No sign of harm, accuracy unknown", text, f"No sign of harm: {changed}. {tell}")
 
 
 def p_value(p: float) -> str:

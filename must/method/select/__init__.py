@@ -1,6 +1,4 @@
-"""How much of an adaptation to keep, decided without labels: the audited ladder between zero-shot and adapted weights.
+"""How much of an adaptation to keep, the check of a model without labels, and labels from similar images.
 
-`neighbours`, `ladder` and `mutual_information` are arithmetic on arrays (numpy alone); `tokens` and
-`rung_predictions` run the networks; `alpha` puts them together for `must select`,
-`must train --select` and `must evaluate`.
+`knn`, `propagate` and `check` are arithmetic; `features` runs the networks; `select` and `refine` are stages.
 """

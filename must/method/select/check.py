@@ -10,8 +10,6 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from must.method.select.knn import nearest, whitened
-
 IMAGES = 2_000
 FEWEST = 50  # images below which nothing is said
 HARMED = -2.0  # standard errors by which the agreement may fall
@@ -44,12 +42,11 @@ class Check:
     dead_classes: list[str]  # that zero-shot sees and the model does not
 
     @classmethod
-    def of(cls, features: Tensor, before: Predicted, after: Predicted, classes: list[str]) -> Self:
+    def of(cls, neighbours: Tensor, before: Predicted, after: Predicted, classes: list[str]) -> Self:
         """Args:
-        features: [N, D], of the frozen zero-shot tower.
+        neighbours: int64 [N, C], by the features of the frozen zero-shot tower.
         before, after: what zero-shot and the model predict of the same images.
         """
-        neighbours, _ = nearest(whitened(features))
         same = [agreement(one.labels, neighbours) for one in (before, after)]
         counts = [torch.bincount(one.labels, minlength=len(classes)) for one in (before, after)]
         images = len(before.labels)

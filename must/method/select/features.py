@@ -6,7 +6,7 @@ class token and the patch tokens after each block. An encoder that the classifie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,7 @@ class ImageFeatures:
 
 
 class BlockTokens:
-    """Collects what the blocks of a network's tower give while it looks at images. Use as a context."""
+    """Collects what the blocks of a network's tower give while it looks at images. Use as a context; then `take`."""
 
     def __init__(self, network: MaskedViT) -> None:
         self.tower = network.tower
@@ -60,6 +60,7 @@ class BlockTokens:
         self.projection: Tensor | None = None
 
     def __enter__(self) -> BlockTokens:
+        self.caught = []
         self.hooks = [block.register_forward_hook(self.catch) for block in self.blocks]
         return self
 
@@ -96,41 +97,39 @@ class BlockTokens:
 
 @torch.inference_mode()
 def extract_features(
-    networks: Sequence[MaskedViT],
+    zero_shot: MaskedViT,
     source: EvalSource,
     device: torch.device,
+    others: Callable[[Tensor], Iterable[Tensor]] | None = None,
     encoder: Kept | None = None,
     pause: Callable[[], None] | None = None,
 ) -> ImageFeatures:
     """Looks at every image once. No random number is drawn from torch's own generator.
 
     Args:
-        networks: zero-shot, whose features are taken, and any models besides.
+        others: normalised images [B, 3, H, W] on the device -> the logits [B, K] of each other model.
         encoder: whose numbers are the features, in the place of those of zero-shot's tower.
         pause: called before every batch; it may raise to stop.
 
     Raises:
         ValueError: none of the images can be decoded.
     """
-    networks = [network.to(device).eval() for network in networks]
-    other = load_kept(encoder)
-    other = other.to(device) if other else None
-    tokens = BlockTokens(networks[0])
+    zero_shot = zero_shot.to(device).eval()
+    judge = load_kept(encoder)
+    judge = judge.to(device) if judge else None
+    tokens = BlockTokens(zero_shot)
     numbers, features, probabilities, sources = [], [], [], list[str]()
     with torch.random.fork_rng(devices=[]):  # loaders draw a seed
-        for batch in watched(source, "features"):
+        for batch in watched(source, "predictions"):
             if pause is not None:
                 pause()
             pixels = batch.pixels.to(device)
             images = normalize(pixels, source.preprocess)
-            if other is None:
-                with tokens:
-                    logits = [networks[0](images)]
-                    features.append(tokens.take().half().cpu())
-            else:
-                logits = [networks[0](images)]
-                features.append(other(pixels).half().cpu())
-            logits += [network(images) for network in networks[1:]]
+            with tokens:
+                logits = [zero_shot(images)]
+            own = tokens.take() if judge is None else judge(pixels)
+            logits += others(images) if others else ()
+            features.append(own.half().cpu())
             probabilities.append(torch.stack(logits).float().softmax(-1).half().cpu())
             numbers.append(batch.samples)
             sources += batch.sources

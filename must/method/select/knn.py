@@ -1,4 +1,4 @@
-"""Nearest neighbours by cosine in whitened features, by matrix products in blocks. N images, D numbers, C neighbours."""
+"""Nearest neighbours by cosine in whitened features, by matrix products. N images, D numbers, C neighbours."""
 
 import torch
 import torch.nn.functional as F

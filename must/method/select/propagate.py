@@ -2,7 +2,7 @@
 
 Without answers, from the models' probabilities P [N, K] and an image's nearest neighbours j, ten times:
 
-    Z_i <- P_i L_i^0.5, scaled to sum 1;    L_i = (mean of Z_j over the neighbours) / (mean of Z over all images)
+    Z_i <- P_i L_i, scaled to sum 1;    L_i = (mean of Z_j over the neighbours) / (mean of Z over all images)
 
 L_i is the lift: how much more than usual the neighbours have a class. Where neighbours know nothing of the classes it
 is near 1 and nothing changes; adding the neighbours' mean instead harms there.
@@ -15,45 +15,31 @@ kernel ridge regression of (answer - P) on the features and on P. Correcting and
 import torch
 from torch import Tensor
 
-WEIGHT, ROUNDS = 0.5, 10
+ROUNDS = 10
 SHARPNESS = 5.0  # a neighbour weighs exp(5 (cosine - 1))
 RARE = 1e-3  # added to a class's mean, so that a class that is nowhere has no infinite lift
 LEAST = 1e-4  # smallest probability that is multiplied
 RIDGE = 1.0
-ABSENT = 0.2  # share of the classes that no label has, above which some are taken for absent
 NUMBERS = 1 << 25  # that a block of images holds at a time
 
 
-def places_of(answers: dict[int, int], numbers: Tensor) -> Tensor:
-    """Int64 [2, A]: the places in `numbers` [N] of the answered images, and their class numbers."""
-    known = [(place, answers[number]) for place, number in enumerate(numbers.tolist()) if number in answers]
-    return torch.tensor(known, dtype=torch.int64).reshape(-1, 2).T
-
-
-def refined_probabilities(
-    neighbours: Tensor, cosines: Tensor, values: Tensor, mean: Tensor, answered: Tensor
-) -> tuple[Tensor, bool]:
-    """(float32 [N, K], whether the classes' shares were estimated): the mean of the models' probabilities, corrected by
-    answers, then propagated.
-
-    Where at least a fifth of the classes has no refined label, classes are probably absent: the probabilities are
-    then weighted by the square root of the classes' estimated shares, and propagated again.
+def refined_probabilities(neighbours: Tensor, cosines: Tensor, values: Tensor, mean: Tensor, answers: Tensor) -> Tensor:
+    """Float32 [N, K]: the mean of the models' probabilities, corrected by answers, then propagated.
 
     Args:
         neighbours, cosines: as of `nearest(values)`.
-        answered: int64 [2, A], as of `places_of`.
+        answers: int64 [2, A], as of `places_of`.
     """
-    places, labels = answered.to(mean.device)
-    if len(places):
-        mean = corrected(mean, values, places, labels)
-    refined = propagate(neighbours, cosines, mean, places, labels)
-    absent = torch.bincount(refined.argmax(1), minlength=mean.shape[1]) == 0
-    estimated = bool(absent.float().mean() >= ABSENT)
-    if estimated:
-        weighted = mean * class_shares(mean).sqrt()
-        weighted /= weighted.sum(1, keepdim=True)
-        refined = propagate(neighbours, cosines, weighted, places, labels)
-    return refined, estimated
+    answered, labels = answers.to(mean.device)
+    if len(answered):
+        mean = corrected(mean, values, answered, labels)
+    return propagate(neighbours, cosines, mean, answered, labels)
+
+
+def places_of(answers: dict[int, int], numbers: Tensor) -> Tensor:
+    """Int64 [2, A]: the places in `numbers` [N] of answered images, and their classes, of {number: class number}."""
+    known = [(place, answers[number]) for place, number in enumerate(numbers.tolist()) if number in answers]
+    return torch.tensor(known, dtype=torch.int64).reshape(-1, 2).T
 
 
 def propagate(
@@ -83,7 +69,7 @@ def propagate(
         for start in range(0, len(Z), rows):
             of = slice(start, start + rows)
             lift = torch.einsum("nc,nck->nk", weights[of], Z[neighbours[of]]) / usual
-            mixed[of] = P[of] * lift.clamp(min=RARE) ** WEIGHT
+            mixed[of] = P[of] * lift.clamp(min=RARE)
         Z = mixed.div_(mixed.sum(1, keepdim=True).clamp(min=1e-12))
         if answered is not None:
             Z[answered] = P[answered]
@@ -110,14 +96,3 @@ def corrected(probabilities: Tensor, values: Tensor, answered: Tensor, labels: T
 def one_hot(labels: Tensor, classes: int) -> Tensor:
     """Float32 [A, K]; a row of zeros for -1."""
     return (labels[:, None] == torch.arange(classes, device=labels.device)).float()
-
-
-def class_shares(probabilities: Tensor, rounds: int = 100) -> Tensor:
-    """[K], sum 1: the classes' shares among the images, by expectation maximisation (Saerens et al. 2002)."""
-    P = probabilities.double()
-    usual = P.mean(0).clamp(min=1e-12)
-    shares = usual
-    for _ in range(rounds):
-        posterior = P * (shares / usual)
-        shares = (posterior / posterior.sum(1, keepdim=True)).mean(0).clamp(min=1e-12)
-    return shares.float()

@@ -37,7 +37,6 @@ class Refined:
     zero_shot: Predicted
     model: Predicted | None
     labels: Predicted
-    shares_estimated: bool
 
 
 def refine(config: RefineConfig) -> dict[str, Any]:
@@ -47,7 +46,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         ValueError: no such split, classifier or bundle, one of other classes, or no image can be decoded.
     """
     zero_shot = zero_shot_bundle(load_text_classifier(config.classifier))
-    classes, networks = zero_shot.description.classes, [zero_shot.model]
+    classes, model = zero_shot.description.classes, None
     if config.model:
         bundle = load_bundle(adapted_end(config.model))
         require(bundle.description.classes == classes, f"--model {config.model}: has other classes than --classifier")
@@ -55,12 +54,14 @@ def refine(config: RefineConfig) -> dict[str, Any]:
             preprocess_of(bundle.description) == preprocess_of(zero_shot.description),
             f"--model {config.model}: looks at other pixels than the model of --classifier; give its own classifier",
         )
-        networks.append(bundle.model)
+        model = bundle.model
     answers = answers_of(config, classes)
     with init_distributed(config.device, timeout=600) as here:
         require(here.size == 1, "must refine runs in one process")
         source = subsample(EvalSource.of(config, preprocess_of(zero_shot.description)), config.images)
-        seen = extract_features(networks, source, here.device, zero_shot.encoder)
+        other = model.to(here.device) if model else None
+        others = (lambda images: [other(images)]) if other else None
+        seen = extract_features(zero_shot.model, source, here.device, others, zero_shot.encoder)
         refined = refined_labels(seen, here.device, answers)
     summary = {
         "must_version": __version__,
@@ -68,7 +69,6 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         "undecodable": source.skipped,
         "answers": len(answers),
         "changed": round(float((refined.labels.labels != refined.zero_shot.labels).float().mean()), 4),
-        "shares_estimated": refined.shares_estimated,
         "config": asdict(config),
     }
     storage.write_bytes(storage.join(config.output, PREDICTIONS_FILE), predictions_csv(seen.sources, classes, refined))
@@ -92,21 +92,23 @@ def answers_of(config: RefineConfig, classes: list[str]) -> dict[int, int]:
 
 
 def refined_labels(seen: ImageFeatures, device: torch.device, answers: dict[int, int] | None = None) -> Refined:
-    """The labels of what was seen.
+    """The mean of zero-shot's and the model's probabilities, corrected by answers, then propagated (propagate.py).
 
     Args:
         answers: {number in the split: class number, -1 for none of the classes}.
     """
     values = whitened(seen.features.to(device).float())
     mean = seen.probabilities.float().mean(0).to(device)
-    refined, estimated = refined_probabilities(*nearest(values), values, mean, places_of(answers or {}, seen.numbers))
+    refined = refined_probabilities(*nearest(values), values, mean, places_of(answers or {}, seen.numbers))
     models = [Predicted.of(one) for one in seen.probabilities]
-    return Refined(models[0], models[1] if len(models) > 1 else None, Predicted.of(refined.cpu()), estimated)
+    return Refined(models[0], models[1] if len(models) > 1 else None, Predicted.of(refined.cpu()))
 
 
 def predictions_csv(sources: list[str], classes: list[str], refined: Refined) -> bytes:
-    """image, class (the refined one) and its confidence, then zero-shot's and the model's class and probability. No
-    class and 0 where a person answered that the image shows none of the classes."""
+    """image, class (the refined one) and its confidence, then zero-shot's and the model's class and probability.
+
+    The class is empty where a person said that the image shows none of the classes.
+    """
     columns: dict[str, Predicted] = {"class": refined.labels, "zero_shot": refined.zero_shot}
     if refined.model:
         columns["model"] = refined.model
@@ -117,6 +119,8 @@ def predictions_csv(sources: list[str], classes: list[str], refined: Refined) ->
     values = [(one.labels.tolist(), one.confidence.tolist()) for one in columns.values()]
     rows = [header]
     for place, source in enumerate(sources):
-        said = [(names[labels[place]] if sure[place] else "", f"{sure[place]:.6f}") for labels, sure in values]
-        rows.append([cell(source), *(text for pair in said for text in pair)])
+        parts = []
+        for labels, sure in values:
+            parts += [names[labels[place]] if sure[place] else "", f"{sure[place]:.6f}"]
+        rows.append([cell(source), *parts])
     return csv_of(rows)

@@ -6,8 +6,8 @@ select` makes a model of another share from the same two ends.
 
 import copy
 import logging
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,39 +40,15 @@ from must.method.model.folder import Kept
 from must.method.model.masked_vit import MaskedViT
 from must.method.select.check import IMAGES, Check, Predicted
 from must.method.select.features import extract_features, subsample
+from must.method.select.knn import nearest, whitened
+from must.method.select.propagate import propagate
 
 logger = logging.getLogger(__name__)
 
-ALPHA = 0.5  # WiSE-FT's own default
 TRIED = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # where labels or answers choose
 CLASSIFIES = ("visual.", "classifier")  # the other weights serve training, and zero-shot has none of its own
 
 Weights = dict[str, Tensor]
-
-
-def select(config: SelectConfig) -> Description:
-    """The stage: writes a bundle with the share `alpha` of an adaptation, and a check of it in its provenance.
-
-    Raises:
-        ValueError: no bundle, no such split, or a classifier file of other classes or of another model.
-    """
-    model = adapted_end(config.model)
-    bundle, zero_shot = both_ends(model, config.baseline)
-    description = bundle.description
-    with init_distributed(config.device, timeout=600) as here:
-        require(here.size == 1, "must select runs in one process")
-        frozen = start_of(bundle, zero_shot)
-        start, end = frozen.state_dict(), {**bundle.model.state_dict()}
-        alpha, record = choose(config, bundle, frozen, here.device)
-        network = start_of(bundle, zero_shot)
-        network.load_state_dict(between(start, end, alpha))
-        source = subsample(EvalSource.of(config, preprocess_of(description)), IMAGES)
-        check = check_model(frozen, network, source, here.device, description.classes, zero_shot.encoder)
-        description = with_selection(description, alpha, check, **record)
-        save_bundle(config.output, network, description)
-    copy_log(config.model, config.output)
-    logger.info("\n".join([f"alpha {alpha:g} ({record['by']}) -> {config.output}", *check_lines(check)]))
-    return description
 
 
 def adapted_end(model: str) -> str:
@@ -81,22 +57,107 @@ def adapted_end(model: str) -> str:
     return whole if storage.exists(storage.join(whole, DESCRIPTION_FILE)) else model
 
 
-def choose(
-    config: SelectConfig, bundle: Bundle, frozen: MaskedViT, device: torch.device
-) -> tuple[float, dict[str, Any]]:
-    """(alpha, what the bundle records of the choice)."""
-    if config.alpha != "auto":
-        return config.alpha, {"by": "--alpha"}
-    labels, split = known_labels(config, bundle.description)
-    if not labels:
-        return ALPHA, {"by": "the default"}
-    source = EvalSource.of(config, preprocess_of(bundle.description), split=split)
-    source.numbers = sorted(labels)
-    correct = correct_at(frozen, bundle.model, source, labels, device)
-    alpha = best_alpha(correct)
-    measured = Measured.of(*(correct[TRIED.index(one)] for one in (0.0, alpha)))
-    what = "answers" if config.answers else f"labels of {split}"
-    return alpha, {"by": f"{len(labels):,} {what}", "measured": measured.to_dict()}
+@dataclass(frozen=True)
+class Choice:
+    """`alpha`: the share of the way; `by`: what chose it; `measured`: on answers or labels, where those did."""
+
+    alpha: float
+    by: str
+    check: Check
+    measured: Measured | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        record = {"alpha": self.alpha, "by": self.by, "check": self.check.to_dict()}
+        return record | ({"measured": self.measured.to_dict()} if self.measured else {})
+
+    def text(self) -> str:
+        """For the log: a line of the share, one of the check, and one a warning."""
+        line = f"alpha {self.alpha:g} ({self.by})"
+        return "\n".join([line, self.check.text(), *(f"warning: {reason}" for reason in self.check.warnings)])
+
+
+def select(config: SelectConfig) -> Choice:
+    """The stage: writes a bundle with a share of an adaptation; why, and a check of it, are in its provenance.
+
+    Raises:
+        ValueError: no bundle, no such split, or a classifier file of other classes or of another model.
+    """
+    bundle, zero_shot = both_ends(adapted_end(config.model), config.baseline)
+    description = bundle.description
+    with init_distributed(config.device, timeout=600) as here:
+        require(here.size == 1, "must select runs in one process")
+        frozen, adapted, device = start_of(bundle, zero_shot), bundle.model.state_dict(), here.device
+
+        def chosen(alpha: float | str) -> Choice:
+            source = subsample(EvalSource.of(config, preprocess_of(description)), IMAGES)
+            return choose_alpha(frozen, adapted, source, device, description.classes, alpha, zero_shot.encoder)
+
+        labels, split = known_labels(config, description)
+        choice = chosen(config.alpha)
+        if config.alpha == "auto" and labels:
+            source = EvalSource.of(config, preprocess_of(description), split=split)
+            source.numbers = sorted(labels)
+            correct = correct_at(frozen, adapted, source, labels, device)
+            alpha = best_alpha(correct, choice.alpha)
+            by = f"{len(labels):,} {'answers' if config.answers else f'labels of {split}'}"
+            measured = Measured.of(correct[0], correct[TRIED.index(alpha)])
+            choice = replace(choice if alpha == choice.alpha else chosen(alpha), by=by, measured=measured)
+        network = start_of(bundle, zero_shot)
+        network.load_state_dict(between(frozen.cpu().state_dict(), bundle.model.cpu().state_dict(), choice.alpha))
+        save_bundle(config.output, network, with_selection(description, choice))
+    copy_log(config.model, config.output)
+    logger.info(f"{choice.text()}\n-> {config.output}")
+    return choice
+
+
+def choose_alpha(
+    zero_shot: MaskedViT,
+    adapted: Weights,
+    source: EvalSource,
+    device: torch.device,
+    classes: list[str],
+    alpha: float | str,
+    encoder: Kept | None = None,
+    pause: Callable[[], None] | None = None,
+) -> Choice:
+    """Takes the share `alpha`, or for "auto" chooses it, and checks the model there. No label is read.
+
+    The chosen share is the one whose classes agree best with the labels that similar images give (propagate.py): the
+    mean of those labels' probabilities of its classes is largest.
+
+    Args:
+        zero_shot: with the adapted model's logit factor.
+        adapted: weights of the same network.
+        source: images to look at; at most 2,000 are enough.
+        pause: called before every batch; it may raise to stop.
+    """
+    alphas = TRIED if alpha == "auto" else (0.0, float(alpha))
+    path = WeightPath(zero_shot.to(device), adapted, alphas[1:])
+    seen = extract_features(zero_shot, source, device, path, encoder, pause)
+    neighbours, cosines = nearest(whitened(seen.features.to(device).float()))
+    probabilities = seen.probabilities.float().to(device)
+    place, by = len(alphas) - 1, "--alpha"
+    if alpha == "auto":
+        refined = propagate(neighbours, cosines, (probabilities[0] + probabilities[-1]) / 2)
+        place = int(refined.gather(1, probabilities.argmax(-1).T).mean(0).argmax())
+        by = "agrees best with the labels of similar images"
+    before, after = Predicted.of(probabilities[0]), Predicted.of(probabilities[place])
+    return Choice(alphas[place], by, Check.of(neighbours, before, after, classes))
+
+
+class WeightPath:
+    """Models on the way from zero-shot's weights to the adapted ones; called with images it gives their logits."""
+
+    def __init__(self, zero_shot: MaskedViT, adapted: Weights, alphas: Sequence[float]) -> None:
+        device = next(zero_shot.parameters()).device
+        self.start = {name: value.detach().clone() for name, value in zero_shot.state_dict().items()}
+        self.end = {name: value.detach().to(device) for name, value in adapted.items()}
+        self.moving, self.alphas = copy.deepcopy(zero_shot).eval(), alphas
+
+    def __call__(self, images: Tensor) -> Iterator[Tensor]:
+        for alpha in self.alphas:
+            self.moving.load_state_dict(between(self.start, self.end, alpha))
+            yield self.moving(images)
 
 
 def known_labels(config: SelectConfig, description: Description) -> tuple[dict[int, int], str]:
@@ -113,37 +174,31 @@ def known_labels(config: SelectConfig, description: Description) -> tuple[dict[i
     reader = EvalSource.of(config, preprocess_of(description), split=config.labelled).reader
     numbers = {name: number for number, name in enumerate(description.classes)}
     texts = [reader.description(sample).get("label") for sample in range(len(reader))]
-    labels = {sample: numbers[text] for sample, text in enumerate(texts) if text in numbers}
-    require(bool(labels), f"--labelled {config.labelled}: none of its images has a label that is one of the classes")
-    return labels, config.labelled
+    known = {sample: numbers[text] for sample, text in enumerate(texts) if text in numbers}
+    require(bool(known), f"--labelled {config.labelled}: none of its images has a label that is one of the classes")
+    return known, config.labelled
 
 
 @torch.inference_mode()
 def correct_at(
-    frozen: MaskedViT, adapted: MaskedViT, source: EvalSource, labels: dict[int, int], device: torch.device
+    zero_shot: MaskedViT, adapted: Weights, source: EvalSource, labels: dict[int, int], device: torch.device
 ) -> np.ndarray:
     """Bool [len(TRIED), A]: whether the model at each share of the way is right about the source's images."""
-    start = {name: value.to(device) for name, value in frozen.state_dict().items()}
-    end = {name: value.to(device) for name, value in adapted.state_dict().items()}
-    moving = copy.deepcopy(frozen).to(device).eval()
+    path = WeightPath(zero_shot.to(device), adapted, TRIED)
     rows = []
     for batch in watched(source, "alpha"):
         images = normalize(batch.pixels.to(device), source.preprocess)
         truth = torch.tensor([labels[number] for number in batch.samples.tolist()])
-        row = []
-        for alpha in TRIED:
-            moving.load_state_dict(between(start, end, alpha))
-            row.append(moving(images).argmax(1).cpu() == truth)
-        rows.append(torch.stack(row))
+        rows.append(torch.stack([logits.argmax(1).cpu() == truth for logits in path(images)]))
     require(bool(rows), "none of the labelled images can be decoded")
     return torch.cat(rows, 1).numpy()
 
 
-def best_alpha(correct: np.ndarray) -> float:
-    """Of bool [len(TRIED), A], whether each share of the way is right: the most accurate one, but ALPHA unless the
+def best_alpha(correct: np.ndarray, usual: float) -> float:
+    """Of bool [len(TRIED), A], whether each share of the way is right: the most accurate one, but `usual` unless the
     difference from it is more than its standard error."""
     best = int(correct.mean(1).argmax())
-    return TRIED[best] if difference(correct[TRIED.index(ALPHA)], correct[best], z=1).low > 0 else ALPHA
+    return TRIED[best] if difference(correct[TRIED.index(usual)], correct[best], z=1).low > 0 else usual
 
 
 def both_ends(model: str, baseline: str) -> tuple[Bundle, Bundle]:
@@ -191,30 +246,9 @@ def between(start: Weights, end: Weights, alpha: float) -> Weights:
     }
 
 
-def check_model(
-    zero_shot: MaskedViT,
-    model: MaskedViT,
-    source: EvalSource,
-    device: torch.device,
-    classes: list[str],
-    encoder: Kept | None = None,
-    pause: Callable[[], None] | None = None,
-) -> Check:
-    """Checks a model on the images of `source`. `pause` is called before every batch; it may raise to stop."""
-    seen = extract_features([zero_shot, model], source, device, encoder, pause)
-    before, after = (Predicted.of(one) for one in seen.probabilities)
-    return Check.of(seen.features, before, after, classes)
-
-
-def with_selection(description: Description, alpha: float, check: Check, **record: Any) -> Description:
+def with_selection(description: Description, choice: Choice) -> Description:
     """The bundle's description with the share that was kept, why, and the check."""
-    selection = {"alpha": alpha, **record, "check": check.to_dict()}
-    return replace(description, provenance={**description.provenance, "selection": selection})
-
-
-def check_lines(check: Check) -> list[str]:
-    """For the log."""
-    return [check.text(), *(f"warning: {reason}" for reason in check.warnings)]
+    return replace(description, provenance={**description.provenance, "selection": choice.to_dict()})
 
 
 def copy_log(model: str, output: str) -> None:

@@ -88,8 +88,7 @@ def must_losses(
         strong_images: [B, 3, H, W], normalised; the reconstruction target.
         masked: [B, M] numbers of the masked patches, the same M for every image.
         class_balance: running class balance [K] of this epoch's steps before (512 classes and more), else None.
-        reduction: 'global'; or 'rank': the self-training mean is taken per process, then over processes (published); or
-            'batch': the sum over the confident images is divided by the number of all.
+        reduction: 'global'; or 'rank': the self-training mean is taken per process, then over processes (published).
         totals: of the whole global batch, if these images are but a micro-batch of it: the gradients of all
             micro-batches then add up to the batch's. Without it these images are this process's part of the batch.
     """
@@ -99,9 +98,6 @@ def must_losses(
     if reduction == "global":
         self_training = world * terms.cross_entropy / totals.confident.clamp(min=1)
         self_training_value = totals.cross_entropy / totals.confident.clamp(min=1)
-    elif reduction == "batch":
-        self_training = world * terms.cross_entropy / totals.images
-        self_training_value = totals.cross_entropy / totals.images
     else:
         self_training = terms.cross_entropy / totals.own_confident.clamp(min=1)
         self_training_value = totals.rank_means / world

@@ -37,8 +37,7 @@ from must.method.select.features import subsample
 from must.method.select.select import (
     Weights,
     between,
-    check_lines,
-    check_model,
+    choose_alpha,
     start_weights,
     with_selection,
 )
@@ -47,7 +46,7 @@ from must.method.train.checkpoint import exclusive_checkpoints
 from must.method.train.compiled import compile_blocks, pays
 from must.method.train.estimate import LONG_ENOUGH, Size, StepTimer, memory_of, size_of
 from must.method.train.health import Health
-from must.method.train.log import Meter, NoLog, TrainLog, in_words, last_logged, summary_of
+from must.method.train.log import Meter, NoLog, TrainLog, in_words, summary_of
 from must.method.train.provenance import provenance
 from must.method.train.step import MustStep
 from must.method.train.teacher import make_teacher
@@ -207,7 +206,7 @@ class Trainer:
             return NoLog()
         folder, state, first = Path(self.config.output), self.state, self.state.progress.step
         names = self.config.trackers if first < self.whole.steps else []
-        trackers = Trackers(names, Life(folder, first, list(state.log_lines), last_logged(folder), ""), state.run_ids)
+        trackers = Trackers(names, Life(folder, first, list(state.log_lines), ""), state.run_ids)
         log = TrainLog(folder, self.whole.steps, first, state.log_lines, trackers)
         state.run_ids |= trackers.start(self.asked.to_dict())
         return log
@@ -257,22 +256,23 @@ class Trainer:
         A function of the weights and the images of the reader that was trained with: a run that was killed here and
         goes on writes the same.
         """
-        config, zero_shot = self.config, self.reference
-        model, end = copy.deepcopy(zero_shot), copy.deepcopy(zero_shot)
+        config, zero_shot, end = self.config, self.reference, copy.deepcopy(self.reference)
         end.load_state_dict(adapted)
-        start = start_weights(zero_shot.state_dict(), end.state_dict())
-        model.load_state_dict(between(start, end.state_dict(), config.alpha))
-        source = subsample(EvalSource(self.reader, preprocess_of(description), CHECK_BATCH, config.loaders), IMAGES)
-        classes, encoder = description.classes, self.zero_shot.encoder
-        check = check_model(zero_shot, model, source, self.world.device, classes, encoder, pause)
-        logger.info("\n".join(check_lines(check)))
+        zero_shot.load_state_dict(start_weights(zero_shot.state_dict(), end.state_dict()))
+        source = EvalSource(self.reader, preprocess_of(description), CHECK_BATCH, config.loaders)
+        choice = choose_alpha(
+            zero_shot, end.state_dict(), subsample(source, IMAGES), self.world.device, description.classes,
+            config.alpha, encoder=self.zero_shot.encoder, pause=pause,
+        )  # fmt: skip
+        logger.info(choice.text())
         whole = storage.join(config.output, ADAPTED)
-        if config.alpha != 1:
+        if choice.alpha != 1:
             save_bundle(whole, end, description)
-            logger.info(f"alpha {config.alpha:g}; all of the adaptation is beside it: {whole}")
+            logger.info(f"all of the adaptation is beside it: {whole}")
         elif storage.exists(storage.join(whole, DESCRIPTION_FILE)):  # of an earlier run
             storage.delete_folder(whole)
-        save_bundle(config.output, model, with_selection(description, config.alpha, check, by="--alpha"))
+        zero_shot.load_state_dict(between(zero_shot.state_dict(), end.state_dict(), choice.alpha))
+        save_bundle(config.output, zero_shot, with_selection(description, choice))
 
 
 def leave_if(stop: StopSignal, doing: str) -> Callable[[], None]:

@@ -8,7 +8,6 @@ from must_components.images import IMAGES
 from must_pipeline.cluster.config import Cluster, Resources
 from must_pipeline.cluster.predict import predict_config
 from must_pipeline.cluster.variables import check_variables
-from must_pipeline.cluster.vertex_rules import check_not_vertex, check_vertex
 from must_pipeline.stages import STAGES
 
 NAME = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
@@ -30,13 +29,10 @@ def check(cluster: Cluster) -> None:
         for name in getattr(cluster, key):
             require(name in known, f"{key}.{name}: unknown; {did_you_mean(name, known)}")
     check_images(cluster)
-    if cluster.kind == "vertex":
-        check_vertex(cluster)
-    else:
-        check_not_vertex(cluster)
-        check_access(cluster)
+    check_access(cluster)
     check_pools(cluster)
     check_resources(cluster)
+    check_server(cluster)
     check_training(cluster)
     check_parts(cluster)
 
@@ -170,6 +166,13 @@ def check_resources(cluster: Cluster) -> None:
         f"retries.window {retries.window} contradicts {longest} s in timeouts or retries.backoff: it is counted from "
         "the first try's start, so a stage that fails later would not be tried again",
     )
+
+
+def check_server(cluster: Cluster) -> None:
+    server = cluster.server
+    require(server.replicas >= 1, f"server.replicas {server.replicas}: must be at least 1")
+    require(CPU.fullmatch(server.cpu) is not None, f"server.cpu '{server.cpu}': expected 4, 0.5 or 500m")
+    check_limits(Resources(server.cpu, server.memory, memory_limit=server.memory_limit), "server")
 
 
 def check_limits(resources: Resources, where: str) -> None:

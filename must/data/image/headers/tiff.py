@@ -2,7 +2,8 @@
 
 from math import prod
 
-from must.data.image.headers.base import FINAL, PROFILED, SLACK, Cost
+from must.base.errors import UserError
+from must.data.image.headers.base import FINAL, PROFILED, SLACK, Cost, Steps
 from must.data.image.headers.directory import Directory
 from must.data.image.headers.jpeg import MAX_SCANS
 
@@ -18,27 +19,32 @@ WINDOW = 128 << 20  # bytes, of a decoder of Zstandard
 PARTS_OF_FILE = 4  # how often a file's parts may cover its bytes: some writers list an empty tile again
 CMYK, YCBCR, LAB = 5, 6, 8
 PROFILE = 34675
+EXIF, GPS, INTEROPERABILITY = 34665, 34853, 40965  # directories of their own, which Pillow reads as well
 NONE = 0xFFFFFFFF
 
 
-def tiff_cost(data: bytes) -> Cost:
+def tiff_cost(data: bytes, steps: Steps) -> Cost:
     """Raises ValueError: too many parts, parts upon each other, or a compression whose cost is not known."""
     if data.startswith(b"MM\0\x2b"):
-        raise ValueError("a form of TIFF that libraries read differently")
-    found = Directory(data)
+        raise UserError("a form of TIFF that libraries read differently")
+    found = Directory(data, steps)
     width, height = found.value(WIDTH), found.value(HEIGHT)
     compression = found.value(COMPRESSION, RAW)
     if compression not in KNOWN:
-        raise ValueError(f"TIFF of compression {compression}, whose cost is not known")
-    if found.bytes > 4 * len(data) + 1000:
-        raise ValueError("its metadata point at the same bytes many times")
+        raise UserError(f"TIFF of compression {compression}, whose cost is not known")
+    directories = [found, *(Directory(data, steps, at=found.value(tag)) for tag in (EXIF, GPS) if tag in found.fields)]
+    directories += [
+        Directory(data, steps, at=one.value(INTEROPERABILITY)) for one in directories if INTEROPERABILITY in one.fields
+    ]
+    if sum(one.bytes for one in directories) > 4 * len(data) + 1000:
+        raise UserError("its metadata point at the same bytes many times")
     samples = max(found.value(SAMPLES, 1), len(found.values(BITS)), 3 if found.value(PHOTOMETRIC) == YCBCR else 1)
     if samples > 16:
-        raise ValueError(f"{samples} samples a pixel")
+        raise UserError(f"{samples} samples a pixel")
     depth = max(8, found.value(BITS, 1)) / 8
     tiled = TILES[0] in found.fields or TILE_WIDTH in found.fields
     if tiled and STRIPS[0] in found.fields:
-        raise ValueError("strips and tiles, of which readers take either")
+        raise UserError("strips and tiles, of which readers take either")
     if tiled:
         part = found.value(TILE_WIDTH), found.value(TILE_HEIGHT)
     else:
@@ -50,7 +56,7 @@ def tiff_cost(data: bytes) -> Cost:
     if compression == RAW:  # Pillow's own reader, which draws whatever is listed
         drawn = prod(part) * len(parts)
     if sum(lengths) > PARTS_OF_FILE * len(data) + 100_000 and compression != RAW:
-        raise ValueError("its parts lie upon each other")
+        raise UserError("its parts lie upon each other")
     buffers = 0
     if compression != RAW:
         buffers = int(prod(part) * (samples * depth + (4 if found.value(PHOTOMETRIC) == YCBCR else 0)))
@@ -62,7 +68,8 @@ def tiff_cost(data: bytes) -> Cost:
     slow = found.value(PHOTOMETRIC) == LAB or (found.value(PHOTOMETRIC) == CMYK and PROFILE in found.fields)
     work += pixels * (PROFILED if slow else 14)
     work += len(data) * (2 if compression == RAW else 10)
-    return Cost("TIFF", width, height, memory, work / 1e9 + 4e-6 * len(parts))
+    entries = sum(one.entries for one in directories)
+    return Cost("TIFF", width, height, memory, work / 1e9 + 4e-6 * (len(parts) + 2 * entries))
 
 
 def most_scans(data: bytes, parts: list[int], lengths: list[int]) -> int:

@@ -1,0 +1,79 @@
+"""Labels from neighbours and from answers: examples by hand."""
+
+import pytest
+import torch
+
+from must.method.select import propagate as module
+from must.method.select.propagate import LEAST, RARE, corrected, propagate
+
+PAIR = torch.tensor([[1], [0]])  # each is the other's neighbour
+
+
+def test_a_round_by_hand(monkeypatch):
+    """Neighbours that agree are surer of the class that is rarer on the whole."""
+    monkeypatch.setattr(module, "ROUNDS", 1)
+    P = torch.tensor([[0.6, 0.4], [0.9, 0.1]])
+    usual = P.mean(0) + RARE
+    lift = P[[1, 0]] / usual
+    expected = P * lift
+    expected = expected / expected.sum(1, keepdim=True)
+    assert torch.allclose(propagate(PAIR, torch.ones(2, 1), P), expected, atol=1e-6)
+
+
+def test_nearer_neighbours_weigh_more(monkeypatch):
+    monkeypatch.setattr(module, "ROUNDS", 1)
+    P = torch.tensor([[0.5, 0.5], [0.9, 0.1], [0.1, 0.9]])
+    neighbours, cosines = torch.tensor([[1, 2], [0, 2], [0, 1]]), torch.tensor([[1.0, 0.5], [1, 1], [1, 1]])
+    assert propagate(neighbours, cosines, P)[0].argmax() == 0
+    assert propagate(neighbours, cosines.flip(1), P)[0].argmax() == 1
+
+
+def test_an_image_among_others_of_a_class_takes_it():
+    """Two groups of five; one image of each is taken for the other's class."""
+    labels = torch.tensor([0] * 5 + [1] * 5)
+    neighbours = torch.tensor([[j for j in range(10) if j // 5 == i // 5 and j != i] for i in range(10)])
+    said = labels.clone()
+    said[[0, 9]] = 1 - labels[[0, 9]]
+    P = torch.full((10, 2), 0.45)
+    P[range(10), said] = 0.55
+    found = propagate(neighbours, torch.ones(10, 4), P)
+    assert torch.equal(found.argmax(1), labels) and torch.allclose(found.sum(1), torch.ones(10), atol=1e-5)
+
+
+def test_answered_images_stay_at_their_class_and_none_of_the_classes_is_none():
+    P = torch.full((2, 3), 1 / 3)
+    found = propagate(PAIR, torch.ones(2, 1), P, torch.tensor([0, 1]), torch.tensor([2, -1]))
+    assert found.tolist() == [[0, 0, 1], [0, 0, 0]]
+
+
+def test_blocks_make_no_difference(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    neighbours, cosines = torch.randint(0, 40, (40, 5), generator=generator), torch.rand(40, 5, generator=generator)
+    P = torch.rand(40, 6, generator=generator).softmax(1)
+    whole = propagate(neighbours, cosines, P)
+    monkeypatch.setattr(module, "NUMBERS", 100)
+    assert torch.allclose(propagate(neighbours, cosines, P), whole, atol=1e-6)
+
+
+def test_without_neighbours_nothing_changes():
+    P = torch.tensor([[0.7, 0.3]])
+    assert torch.allclose(propagate(torch.zeros(1, 0, dtype=torch.int64), torch.zeros(1, 0), P), P)
+
+
+def test_an_answer_corrects_the_images_that_are_like_it():
+    """By hand, one answer: the change of image i is k(i, a) / (k(a, a) + 1) times (answer - P_a)."""
+    values = torch.tensor([[1.0, 0], [1.0, 0], [0, 1.0]])
+    P = torch.tensor([[0.6, 0.4], [0.6, 0.4], [0.6, 0.4]])
+    found = corrected(P, values, torch.tensor([0]), torch.tensor([1]))
+    own = 1 + 0.6**2 + 0.4**2
+    like, unlike = own / (own + 1), (own - 1) / (own + 1)
+    expected = [0.6 - 0.6 * like, 0.6 - 0.6 * like, 0.6 - 0.6 * unlike]
+    assert found[:, 0].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_is_corrected_stays_probabilities():
+    generator = torch.Generator().manual_seed(2)
+    P = torch.randn(30, 4, generator=generator).mul(5).softmax(1)
+    values = torch.nn.functional.normalize(torch.randn(30, 8, generator=generator), dim=1)
+    found = corrected(P, values, torch.arange(10), torch.randint(-1, 4, (10,), generator=generator))
+    assert found.min() > LEAST / 4 and torch.allclose(found.sum(1), torch.ones(30), atol=1e-5)
