@@ -23,6 +23,25 @@ RIDGE = 1.0
 NUMBERS = 1 << 25  # that a block of images holds at a time
 
 
+def refined_probabilities(neighbours: Tensor, cosines: Tensor, values: Tensor, mean: Tensor, answers: Tensor) -> Tensor:
+    """Float32 [N, K]: the mean of the models' probabilities, corrected by answers, then propagated.
+
+    Args:
+        neighbours, cosines: as of `nearest(values)`.
+        answers: int64 [2, A], as of `places_of`.
+    """
+    answered, labels = answers.to(mean.device)
+    if len(answered):
+        mean = corrected(mean, values, answered, labels)
+    return propagate(neighbours, cosines, mean, answered, labels)
+
+
+def places_of(answers: dict[int, int], numbers: Tensor) -> Tensor:
+    """Int64 [2, A]: the places in `numbers` [N] of answered images, and their classes, of {number: class number}."""
+    known = [(place, answers[number]) for place, number in enumerate(numbers.tolist()) if number in answers]
+    return torch.tensor(known, dtype=torch.int64).reshape(-1, 2).T
+
+
 def propagate(
     neighbours: Tensor,
     cosines: Tensor,
@@ -36,7 +55,6 @@ def propagate(
         neighbours: int64 [N, C], and their `cosines` [N, C], as of `nearest`.
         probabilities: [N, K]; where there are two models, their mean; where there are answers, as of `corrected`.
         answered: int64 [A], and `labels`, int64 [A], the class numbers; -1 where an image shows none of the classes.
-        weight: of the neighbours' lift, as its exponent.
     """
     P = probabilities.float().clamp(min=LEAST)
     P = P / P.sum(1, keepdim=True)

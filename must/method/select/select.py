@@ -20,8 +20,9 @@ from must.base.parameters import require
 from must.base.progress import watched
 from must.config import SelectConfig
 from must.data.augment.normalize import normalize
+from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
-from must.method.answers.estimate import Measured
+from must.method.answers.estimate import Measured, difference
 from must.method.answers.review import Review
 from must.method.distributed.process_group import init_distributed
 from must.method.model.bundle import (
@@ -163,16 +164,10 @@ def known_labels(config: SelectConfig, description: Description) -> tuple[dict[i
     """({number in the split: class number}, the split) of the answers or the labelled split that alpha is chosen by."""
     if config.answers:
         review = Review.load(config.answers)
-        require(
-            review.classes == description.classes,
-            f"--answers {config.answers}: is a review of a model with other classes; give its own model",
-        )
-        pictures, labels = review.truth(review.answers(config.answers))
-        require(
-            review.order == "random",
-            f"--answers {config.answers}: asked about doubtful pictures, which measure nothing",
-        )
-        require(bool(pictures), f"--answers {config.answers}: there are no answers yet")
+        review.require(description.classes, load_index(config.shards).sha256, f"--answers {config.answers}")
+        pictures, labels = review.truth(review.answers(config.answers), drawn=True)
+        why = "there are no answers yet about pictures that were drawn at random, and others measure nothing"
+        require(bool(pictures), f"--answers {config.answers}: {why}")
         return {picture.number: int(label) for picture, label in zip(pictures, labels, strict=True)}, review.split
     if not config.labelled:
         return {}, ""
@@ -203,9 +198,7 @@ def best_alpha(correct: np.ndarray, usual: float) -> float:
     """Of bool [len(TRIED), A], whether each share of the way is right: the most accurate one, but `usual` unless the
     difference from it is more than its standard error."""
     best = int(correct.mean(1).argmax())
-    difference = correct[best].astype(float) - correct[TRIED.index(usual)]
-    error = difference.std() / max(len(difference), 1) ** 0.5
-    return TRIED[best] if len(difference) > 1 and difference.mean() > error else usual
+    return TRIED[best] if difference(correct[TRIED.index(usual)], correct[best], z=1).low > 0 else usual
 
 
 def both_ends(model: str, baseline: str) -> tuple[Bundle, Bundle]:
