@@ -56,13 +56,10 @@ test-stores: setup build/azurite/node_modules/.bin/azurite-blob  ## Run the test
 	@REQUIRE_STORES=1 $(BIN)/python -m pytest $(PYTEST) --store s3 --store az $$(grep -rl bucket_server tests --include='test_*.py')
 
 # Tests that want a package which `make test` does without have an environment on top of ours: transformers makes every command
-# start seconds later (pyproject.toml), wandb nearly one (timm imports it), and Google's client for Vertex AI is larger than all
-# else of the pipeline.
+# start seconds later (pyproject.toml).
 build/transformers/installed: EXTRA = siglip
-build/wandb/installed: EXTRA = wandb
-build/vertex/installed: EXTRA = vertex
 build/heic/installed: EXTRA = heic
-build/transformers/installed build/wandb/installed build/vertex/installed build/heic/installed: $(VENV)/installed
+build/transformers/installed build/heic/installed: $(VENV)/installed
 	@$(PYTHON) -m venv $(@D)
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth
@@ -71,19 +68,11 @@ build/transformers/installed build/wandb/installed build/vertex/installed build/
 
 .PHONY: test-transformers
 test-transformers: build/transformers/installed  ## Run the tests of what transformers loads
-	@REQUIRE_TRANSFORMERS=1 build/transformers/bin/python -m pytest -m 'not containers' -k transformers tests/export
-
-.PHONY: test-wandb
-test-wandb: build/wandb/installed  ## Run the tests of Weights & Biases, offline
-	@REQUIRE_WANDB=1 build/wandb/bin/python -m pytest -m 'not containers' -k weights_and_biases tests/train/test_trackers.py
+	@REQUIRE_TRANSFORMERS=1 build/transformers/bin/python -m pytest -m 'not containers' -k transformers tests/export tests/model/test_transformers_folder.py
 
 .PHONY: test-heic
 test-heic: build/heic/installed  ## Run the tests of photographs in HEIC
 	@REQUIRE_HEIF=1 build/heic/bin/python -m pytest tests/image/test_heic.py
-
-.PHONY: test-vertex
-test-vertex: build/vertex/installed  ## Run the tests of Vertex AI Pipelines with Google's client
-	@REQUIRE_VERTEX=1 build/vertex/bin/python -m pytest tests/vertex
 
 SECONDS ?= 60
 TARGETS ?=
@@ -103,10 +92,6 @@ test-kfp: setup  ## Check a Kubeflow: KFP_HOST=... [NAMESPACE=...] [STORE=gs://.
 	@test -n "$(KFP_HOST)" || { echo "make: say where: make test-kfp KFP_HOST=http://localhost:8080 ..."; exit 2; }
 	@$(BIN)/python -m tests.kfp --host "$(KFP_HOST)" $(if $(NAMESPACE),--namespace "$(NAMESPACE)") \
 		$(if $(STORE),--store "$(STORE)") $(if $(CLUSTER),--cluster "$(CLUSTER)") $(KFP_ARGS)
-
-.PHONY: verify-gpu
-verify-gpu: setup  ## Try this machine's CUDA GPUs: pass, fail or not tried (ARGS="--long"); JSON for an issue
-	@$(BIN)/must verify --json build/verify-gpu.json $(ARGS)
 
 .PHONY: lint
 lint: setup  ## Check style and types

@@ -50,7 +50,9 @@ def main() -> None:
     plain(some.numpy())
     middle = time.perf_counter()
     nearest(some)
-    print(f"neighbours of {len(some):,}: {(middle - began) / (time.perf_counter() - middle):.1f} times as fast as numpy")
+    print(
+        f"neighbours of {len(some):,}: {(middle - began) / (time.perf_counter() - middle):.1f} times as fast as numpy"
+    )
 
 
 def plain(values: np.ndarray, rows: int = 1024) -> None:

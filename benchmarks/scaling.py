@@ -57,7 +57,7 @@ MODELS = [Model("ViT-B/16", 768, 12, 196, 16, 512), Model("ViT-L/14", 1024, 24, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peak", type=float, default=989, help="TFLOP/s of a GPU in bf16 [%(default)s: H100 SXM]")
-    parser.add_argument("--mfu", type=float, default=0.4, help="share of it that one GPU's step reaches [%(default)s]")
+    parser.add_argument("--mfu", type=float, default=0.27, help="share of it that one GPU's step reaches [%(default)s]")
     parser.add_argument("--gpu-link", type=float, default=300, help="GB/s a GPU gets inside a node [%(default)s]")
     parser.add_argument("--node-link", type=float, default=40, help="GB/s a GPU gets between nodes [%(default)s]")
     parser.add_argument("--latency", type=float, default=20, help="microseconds a message takes [%(default)s]")

@@ -1,4 +1,4 @@
-"""Speed and memory of one training step against a plain implementation of it (must/api/verify/plain.py).
+"""Speed and memory of one training step against a plain implementation of it (benchmarks/plain_step.py).
 
     python benchmarks/train_step.py                                  ViT-B/16 at 224 px, on what the machine has
     python benchmarks/train_step.py --model ViT-L-14-quickgelu --batch-size 256 --device cuda --compile
@@ -85,7 +85,6 @@ def line(row: dict[str, Any], base: dict[str, Any]) -> str:
 def measure(options: argparse.Namespace, variant: dict[str, Any]) -> dict[str, Any]:
     import torch
 
-    from must.api.verify.speed import matmul_peak, synchronize
     from must.method.distributed.process_group import pick_device
 
     device = pick_device(options.device)
@@ -122,8 +121,6 @@ def build(options: argparse.Namespace, variant: dict[str, Any], device: Any) -> 
     import open_clip
     import torch
 
-    from must.api.verify.speed import shape_of
-
     logging.disable(logging.WARNING)
     torch.manual_seed(0)
     visual = open_clip.create_model(options.model, pretrained=None).visual
@@ -132,9 +129,9 @@ def build(options: argparse.Namespace, variant: dict[str, Any], device: Any) -> 
     weak, strong = (torch.randint(0, 256, (B, size, size, 3)).byte() for _ in range(2))
     patches = (size // patch) ** 2
     masked = torch.stack([torch.randperm(patches)[: int(0.3 * patches)].sort().values for _ in range(B)])
-    flops = 4 * shape_of(visual).forward_flops
+    flops = 4 * forward_flops(visual)
     if variant.get("plain"):
-        from must.api.verify.plain import PlainStep
+        from benchmarks.plain_step import PlainStep
         from must.data.augment.normalize import normalize
         from must.data.image.preprocess import Preprocess
 
@@ -174,11 +171,40 @@ def ours(options: argparse.Namespace, variant: dict[str, Any], device: Any, visu
     return lambda number: step(number, parts)
 
 
+def forward_flops(visual: Any) -> float:
+    from must.method.train.calculated import Shape
+
+    blocks = len(visual.transformer.resblocks)
+    return Shape(visual.image_size[0], visual.patch_size[0], visual.conv1.out_channels, blocks).forward_flops
+
+
+def matmul_peak(device: Any, dtype: Any) -> float:
+    """Largest floating point operations a second of a product of a ViT-B block's shapes."""
+    import torch
+
+    rows = 197 * 32 * (8 if device.type == "cuda" else 1)
+    a, b = (torch.randn(shape, device=device).to(dtype) for shape in ((rows, 768), (3072, 768)))
+    best = float("inf")
+    for _ in range(8):
+        synchronize(device)
+        began = time.perf_counter()
+        for _ in range(4):
+            torch.nn.functional.linear(a, b)
+        synchronize(device)
+        best = min(best, (time.perf_counter() - began) / 4)
+    return 2 * a.shape[0] * a.shape[1] * b.shape[0] / best
+
+
+def synchronize(device: Any) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def profile(step: Any, device: Any) -> None:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
-
-    from must.api.verify.speed import synchronize
 
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with profiler(activities=activities) as recorded:

@@ -17,7 +17,7 @@ import yaml
 
 import must
 from must.api import results
-from must.api.functions import BESIDE, function_at_must
+from must.api.functions import BESIDE, ERRORS, function_at_must
 from must.api.stages import STAGES
 from must_pipeline.cli import COMMANDS
 from must_pipeline.files import CLUSTER, COMPILED
@@ -113,6 +113,7 @@ def python() -> str:
         link = f"[`{returns}`](#{returns.lower()})" if own else f"`{returns}`"
         out.append(f"| [`must.{name}`](commands.md#must-{name}) | {cell(stage.help)} | {link} |")
     out += [f"| `must.{name}` | {cell(first_line(getattr(must, name)))} | |" for name in BESIDE]
+    out += [f"| `must.{name}` | {cell(first_line(getattr(must, name)))} | an exception |" for name in ERRORS]
     out.append("")
     for name, kind in vars(results).items():
         if not is_dataclass(kind) or kind.__module__ != results.__name__:

@@ -1,18 +1,20 @@
 """Adapt CLIP to your own images without labels: masked unsupervised self-training (arXiv 2206.02967)."""
 
 import importlib
+import logging
 from typing import Any
 
-from must.base.console import attach
+from must.base.errors import MustError, TransientError, UserError
 
 __version__ = "0.1.0"
 __all__ = [
-    "adapt", "classifier", "demo", "evaluate", "export", "gate", "labels", "load", "open_shards", "plan", "predict",
+    "MustError", "TransientError", "UserError",
+    "adapt", "classifier", "demo", "evaluate", "export", "gate", "labels", "load", "plan", "predict",
     "promote", "push", "refine", "review", "select", "serve", "shard", "sort", "train",
 ]  # fmt: skip
 
 
-attach()
+logging.getLogger("must").addHandler(logging.NullHandler())  # the program configures logging: docs/python.md
 
 
 def __getattr__(name: str) -> Any:

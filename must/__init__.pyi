@@ -17,7 +17,9 @@ from must.api.results import Refined as Refined
 from must.api.results import Selected as Selected
 from must.api.results import Shards as Shards
 from must.api.results import Trained as Trained
-from must.data.loading.open_shards import open_shards as open_shards
+from must.base.errors import MustError as MustError
+from must.base.errors import TransientError as TransientError
+from must.base.errors import UserError as UserError
 from must.deploy.promote.registry import Latest as Latest
 from must.evaluation.exchange import Exchanged as Exchanged
 from must.evaluation.gate import Decision as Decision
@@ -27,6 +29,9 @@ Text: TypeAlias = str | PathLike[str]
 
 __version__: str
 __all__ = [
+    "MustError",
+    "TransientError",
+    "UserError",
     "adapt",
     "classifier",
     "demo",
@@ -35,7 +40,6 @@ __all__ = [
     "gate",
     "labels",
     "load",
-    "open_shards",
     "plan",
     "predict",
     "promote",
@@ -283,14 +287,11 @@ def evaluate(
     output: Text,
     baseline: Text = "",
     split: Text = "test",
-    few_shot: list[int] = [],
     device: Text = "auto",
     index_sha256: Text = "",
     labels: Literal["auto", "ignore"] = "auto",
     refined: Text = "",
     risk: float = 0.05,
-    few_shot_split: Text = "train",
-    few_shot_seeds: int = 3,
     batch_size: int = 256,
     workers: int = 2,
     cache: Text = "",
@@ -315,7 +316,6 @@ def export(
     split: Text = "train",
     images: int = 256,
     min_agreement: float = 0.0,
-    triton: Text = "",
 ) -> Exported:
     """Write the model as ONNX, or as a folder that open_clip, transformers or timm loads; checked against PyTorch."""
 

@@ -27,10 +27,13 @@ socketserver.BaseServer.serve_forever.__defaults__ = (0.02,)
 import pytest
 from hypothesis import HealthCheck, settings
 
+from must.base.console import attach
 from must.base.cores import cores
 from tests.gcs import gcs_process
 from tests.once import SHARED, made_once
 from tests.stores import azurite_process, bucket_server, moto_process
+
+attach()  # the tests are a program: what it logs is on the console
 
 __all__ = ["azurite_process", "bucket_server", "digits", "gcs_process", "moto_process"]
 
@@ -55,13 +58,12 @@ FIRST = [
         "serve/test_serve.py serve/test_serve_embeddings.py serve/test_hostile.py",
         "select/test_select.py",
         "shards/test_shard_restart.py",
-        "pipeline/test_cluster.py pipeline/test_vertex_cluster.py",
+        "pipeline/test_cluster.py",
         "train/test_waiting.py",
         "pipeline/test_run.py",
         "docs/test_walk.py",
         "pipeline/test_answers.py",
         "release/test_wheel.py",
-        "api/test_verify.py",
         "components/test_outliving.py",
         "model/test_full_size.py",
         "run/test_kills.py",
@@ -147,12 +149,12 @@ def digits():
 
 @pytest.fixture(scope="session")
 def exported(digits):
-    """(result, folder) of a float32 export with --triton hand-digits, checked on shard images. Only read it."""
+    """(result, folder) of a float32 export checked on shard images. Only read it."""
     from must.config import ExportConfig
     from must.deploy.export.onnx import export
 
     def make(folder):
-        values = {"model": digits.adapted, "shards": digits.shards, "images": 40, "triton": "hand-digits"}
+        values = {"model": digits.adapted, "shards": digits.shards, "images": 40}
         result = export(ExportConfig(**values, output=str(folder / "onnx")))
         (folder / "result.json").write_text(json.dumps(result))
 
@@ -162,12 +164,12 @@ def exported(digits):
 
 @pytest.fixture(scope="session")
 def embedded(digits):
-    """The folder of a float32 export with --embeddings and --triton digits, made once a run. Only read it."""
+    """The folder of a float32 export with --embeddings, made once a run. Only read it."""
     from must.config import ExportConfig
     from must.deploy.export.onnx import export
 
     def make(folder):
-        values = {"shards": digits.shards, "images": 40, "embeddings": True, "triton": "digits"}
+        values = {"shards": digits.shards, "images": 40, "embeddings": True}
         export(ExportConfig(model=digits.adapted, output=str(folder), **values))
 
     return made_once("embedded", make)

@@ -11,11 +11,11 @@ from collections.abc import MutableMapping
 TOLD = re.compile(
     r"""
       KUBERNETES_.* | KUBE.* | .*_SERVICE_HOST | .*_SERVICE_PORT(_.*)? | .*_PORT(_\d+_(TCP|UDP).*)?  # a pod
-    | KFP_.* | KF_.* | ARGO_.* | PET_.* | RANK | NODE_RANK | WORLD_SIZE | CLUSTER_SPEC | TF_CONFIG  # a stage, a node
+    | KFP_.* | KF_.* | ARGO_.* | PET_.* | RANK | NODE_RANK | WORLD_SIZE | TF_CONFIG  # a stage, a node
     | (LOCAL|GROUP|ROLE|MASTER|TORCHELASTIC|NCCL|GLOO)_.*
     | (AWS|BOTO|AZURE|GOOGLE|GCLOUD|GCE|GCS|CLOUDSDK|CLOUD_ML|AIP)_.* | STORAGE_EMULATOR_HOST       # clouds
     | (MSI|IDENTITY|ARM|DATABRICKS|ECS)_.* | NB_PREFIX                                              # their notebooks
-    | (MLFLOW|WANDB|HF|HUGGINGFACE|MODEL_REGISTRY)_.* | NETRC
+    | (MLFLOW|HF|HUGGINGFACE|MODEL_REGISTRY)_.* | NETRC
     | (https?|ftp|all|no)_proxy                                                                     # a company
     | PYTHONDONTWRITEBYTECODE  # an image for containers; each process would compile torch anew
     | COLUMNS | LINES | NO_COLOR | FORCE_COLOR | PY_COLORS | TQDM_.* | MUST_.*                      # a person

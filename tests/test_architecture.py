@@ -35,19 +35,20 @@ SMALL_PLANS = {
     "base": """
 text
 files
+errors
 background
 console
 cores
 progress    console
-processes
-storage     processes text
-lock        background storage
-exits       lock storage text
-parameters  text
+processes   errors
+storage     errors processes text
+lock        background errors storage
+exits       console errors lock text
+parameters  errors text
 flags       exits parameters text
 tars
-names       parameters storage text
-workers     processes storage
+names       errors parameters storage text
+workers     errors processes
 """,
     "data": """
 image
@@ -86,8 +87,7 @@ record
 adapted     functions model record results
 adapt       adapted classes functions images record stages
 environment
-verify      demo
-cli         environment stages verify
+cli         environment stages
 """,
 }
 
@@ -276,7 +276,6 @@ def test_what_runs_without_torch_does_not_import_it():
         "must.data.format.verify",
         "must.deploy.infer.predict",
         "must.deploy.predict.images",
-        "must.deploy.predict.client",
         "must.evaluation.exchange",
         "must.evaluation.gate",
         "must.evaluation.sort",

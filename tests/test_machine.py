@@ -19,8 +19,8 @@ WORST = {
     "AWS_PROFILE": "none-such", "AWS_ENDPOINT_URL": "http://127.0.0.1:9", "STORAGE_EMULATOR_HOST": "http://127.0.0.1:9",
     "GOOGLE_APPLICATION_CREDENTIALS": "/none/such.json", "AZURE_STORAGE_CONNECTION_STRING": "nonsense",
     "IDENTITY_ENDPOINT": "http://127.0.0.1:9", "IDENTITY_HEADER": "h",
-    "MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_RUN_ID": "r", "WANDB_MODE": "online", "HF_TOKEN": "h",
-    "RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "CLUSTER_SPEC": "{}", "MUST_RETRIES": "nonsense",
+    "MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_RUN_ID": "r", "HF_TOKEN": "h",
+    "RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MUST_RETRIES": "nonsense",
     "COLUMNS": "20", "FORCE_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1",
 }  # fmt: skip
 SAMPLE = [

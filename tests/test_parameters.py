@@ -5,6 +5,7 @@ import re
 import pytest
 
 from must.api.stages import STAGES
+from must.base.errors import UserError
 from must.base.parameters import load
 from must.config import PredictConfig, ShardConfig, TrainConfig
 
@@ -48,12 +49,13 @@ def test_numbers_of_a_pipeline_arrive_as_floats_and_are_whole_again():
         ({"shuffle_window": 0}, "--shuffle-window must be at least 1"),
         ({"max_replaced": 1.5}, "--max-replaced must be between 0 and 1"),
         ({"cache_gb": 0}, "--cache-gb must be above 0"),
+        ({"output": "a\0b"}, "--output: holds a NUL character"),
         ({"views": "quick"}, "--views must be one of exact, fast (got 'quick')"),
         ({"save": 1}, "--save must be one of teacher, student (got '1')"),
     ],
 )
 def test_wrong_values_are_named(values, message):
-    with pytest.raises(ValueError, match=re.escape(message)) as error:
+    with pytest.raises(UserError, match=re.escape(message)) as error:
         load(TrainConfig, {**REQUIRED, **values})
     assert "\n" not in str(error.value)
 

@@ -100,12 +100,6 @@ def export_config(digits, tmp_path, **changes):
         ("evaluate", evaluate_config, {"baseline": "file"}, "--baseline file: is damaged or no file of"),
         ("evaluate", evaluate_config, {"shards": "nowhere"}, "nowhere holds no index.json"),
         ("evaluate", evaluate_config, {"split": "tset"}, "hold no split 'tset'"),
-        (
-            "evaluate",
-            evaluate_config,
-            {"baseline": "classifier", "few_shot": [1], "few_shot_split": "x"},
-            "hold no split 'x'",
-        ),
         ("evaluate", evaluate_config, {"output": "file/report"}, "--output file/report: cannot be written"),
         ("export", export_config, {"shards": "nowhere"}, "nowhere holds no index.json"),
         ("export", export_config, {"output": "file/onnx"}, "--output file/onnx: cannot be written"),

@@ -10,8 +10,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from must.base.errors import TransientError, UserError
 from must.base.parameters import require
-from must.base.storage import TransientError, is_transient, object_or_none
+from must.base.storage import is_transient, object_or_none
 from must.base.text import one_line
 from must_components.serving.manifest import GROUP, KIND, PLURAL, VERSION
 
@@ -56,7 +57,7 @@ class Cluster:
     def to_serve(cls) -> Cluster:
         """Raises ValueError: there is none to apply anything to."""
         if (found := cls.of_this_pod()) is None:
-            raise ValueError("serve: apply works in a pod of the cluster only; here, take `write`")
+            raise UserError("serve: apply works in a pod of the cluster only; here, take `write`")
         return found
 
     def apply(self, manifest: dict[str, Any], dry: bool = False) -> str:
@@ -77,7 +78,7 @@ class Cluster:
         )
         said = one_line(answer.get("message") or "no reason")[:300]
         if status == 403:
-            raise ValueError(
+            raise UserError(
                 f"serve: the service account may not apply an {KIND} in {self.namespace}; deploy/serving.yaml "
                 f"lets it, or take `write` ({said})"
             )

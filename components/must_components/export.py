@@ -15,7 +15,6 @@ def export(
     onnx: dsl.Output[dsl.Model],
     precision: str = "fp32",
     embeddings: bool = False,
-    triton: str = "",
 ) -> None:
     """Exports the model with its class names and preprocessing. Never cached.
 
@@ -28,12 +27,11 @@ def export(
         onnx: folder with model.onnx, labels.txt and the model card.
         precision: fp32, fp16 or int8.
         embeddings: the ONNX model gives the images' embeddings too.
-        triton: also write a Triton model repository for a model of this name.
     """
     from must.runtime.supervise import supervised
 
     facts = supervised(
         "export", "must.runtime.stages:export", run_id, work_uri, index_sha256=index_sha256, bundle=bundle.path,
-        details=details.path, onnx=onnx.path, precision=precision, embeddings=embeddings, triton=triton,
+        details=details.path, onnx=onnx.path, precision=precision, embeddings=embeddings,
     )  # fmt: skip
     onnx.metadata.update(facts | {"display_name": f"adapted model {facts['sha256'][:12]} (ONNX, {precision})"})

@@ -25,7 +25,6 @@ def inputs(
     model_name: str = "model",
     register: str = "none",
     serve: str = "none",
-    triton: str = "",
     registry_uri: str = "",
     predict_uri: str = "",
     tensorboard_uri: str = "",
@@ -53,7 +52,6 @@ def inputs(
         model_name: as the promote stage gets it.
         register: as the promote stage gets it.
         serve: none, or how the serve stage is to work.
-        triton: as the export stage gets it.
         registry_uri: as the promote stage gets it; tried, as the next two are, whether it can be written to.
         predict_uri: as the predict stage gets it.
         tensorboard_uri: as the train stage gets it.
@@ -70,6 +68,6 @@ def inputs(
         pretrained=pretrained, look_alikes=look_alikes, labels=labels, split=split, shard_settings=shard_settings,
         preset=preset, epochs=epochs,
         settings=settings, precision=precision, gate=gate, gate_settings=gate_settings, model_name=model_name,
-        register=register, serve=serve, triton=triton, registry_uri=registry_uri, predict_uri=predict_uri,
+        register=register, serve=serve, registry_uri=registry_uri, predict_uri=predict_uri,
         tensorboard_uri=tensorboard_uri, server=server, runtime=runtime,
     )  # fmt: skip

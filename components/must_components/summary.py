@@ -26,10 +26,12 @@ def summary(
     """
     import os
 
+    from must.base.console import attach
     from must.base.storage import write_bytes
     from must.runtime.fanout import follow_ups
     from must.runtime.summary import leave_page, summarize
 
+    attach()
     again = os.environ.get("MUST_RUN_AGAIN") or f"must-pipeline submit --again {run_id}"
     local = "MUST_RUN_AGAIN" in os.environ  # there the run's id leads nowhere
     answer = f"must-pipeline answer {work_uri if local else run_id} answers.jsonl"

@@ -33,17 +33,18 @@ def train(
         preset: published settings of a data set; see `must train --help`.
         settings: any parameters of `must train` by name; they win over the preset.
         epochs: passes over the data; 0 leaves it to settings and preset.
-        processes: training processes a machine: a number, or auto for one a GPU. Several run under torchrun.
+        processes: training processes: a number, or auto for one a GPU. Several run under torchrun.
         tensorboard_uri: where the curves are copied to while it trains; nothing for nowhere.
 
     Returns:
         The sha256 of the model's weights.
     """
     from must.runtime.evaluation import plain
-    from must.runtime.training import train_on_replica
+    from must.runtime.supervise import supervised
 
-    summary, facts = train_on_replica(
-        run_id, work_uri, index_sha256=index_sha256, classifier=classifier.path, output=bundle.path, init=init,
+    summary, facts = supervised(
+        "train", "must.runtime.training:train_here", run_id, work_uri, index_sha256=index_sha256,
+        classifier=classifier.path, output=bundle.path, init=init,
         preset=preset, settings=settings, epochs=epochs, processes=processes, tensorboard_uri=tensorboard_uri,
     )  # fmt: skip
     for name, value in plain(summary).items():

@@ -78,8 +78,8 @@ def adapt(
         settings: any other parameters of `must.train`: epochs, preset, workers, ...
 
     Raises:
-        ValueError: the user's error, in one line, or `output` was made from other images, classes or settings; where
-            the same call may work later, must.base.storage.TransientError, a kind of it.
+        must.UserError: wrong input, in one line, or `output` was made from other images, classes or settings.
+        must.TransientError: the same call may work later.
     """
     given: dict[str, Any] = {
         "images": images,

@@ -117,8 +117,7 @@ class Adapted:
         tower is the original one: training moves the image tower and the class weights, so that what the text tower
         says of the same prompts is no longer exactly `classifier`.
         """
-        from open_clip import get_model_preprocess_cfg
-        from open_clip.transform import PreprocessCfg, image_transform_v2
+        from open_clip import get_model_preprocess_cfg, image_transform
         from torchvision.transforms import Compose
 
         from must.data.image.colors import to_rgb
@@ -126,7 +125,9 @@ class Adapted:
 
         bundle = load_bundle(str(self.bundle))
         clip: Any = whole_model(str(self.output / CLASSIFIER_FILE), str(self.bundle), bundle).clip
-        theirs = image_transform_v2(PreprocessCfg(**get_model_preprocess_cfg(clip)), is_train=False)
+        told = get_model_preprocess_cfg(clip)
+        options = {name: told[name] for name in ("mean", "std", "resize_mode", "interpolation", "fill_color")}
+        theirs = image_transform(told["size"], is_train=False, **options)
         preprocess = Compose([to_rgb, theirs])  # theirs alone shows what lies under transparent pixels
         return OpenClip(clip.eval(), preprocess, bundle.model.classifier.detach().clone())
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import must
 from must.api.stages import STAGES, configure, run
+from must.base.errors import UserError
 from must.base.exits import INTERRUPTED, exiting
 from must.base.flags import OneLineParser, add_flags, add_hidden_flags, usage_of
 from must.base.parameters import convert, require
@@ -77,14 +78,6 @@ def run_index(options: dict[str, Any]) -> None:
     {"show": print_index, "verify": verify}[action](uri)
 
 
-def run_verify(options: dict[str, Any]) -> None:
-    from must.api.verify.table import FAIL, verify
-
-    options["only"] = [name for name in options["only"].split(",") if name]
-    if any(outcome.status == FAIL for outcome in verify(**options)):
-        raise SystemExit(1)
-
-
 def run_env(options: dict[str, Any]) -> None:
     from must.api.environment import environment
 
@@ -95,12 +88,12 @@ def run_completion(options: dict[str, Any]) -> None:
     try:
         import shtab
     except ModuleNotFoundError:
-        raise ValueError("needs the package shtab: pip install 'must-clip[completion]'") from None
+        raise UserError("needs the package shtab: pip install 'must-clip[completion]'") from None
     print(shtab.complete(build_parser(), options["shell"]))
 
 
 # commands that are no stages
-OTHERS = {"index": run_index, "env": run_env, "verify": run_verify, "completion": run_completion}
+OTHERS = {"index": run_index, "env": run_env, "completion": run_completion}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -139,7 +132,6 @@ def build_parser() -> argparse.ArgumentParser:
     add_index(
         commands.add_parser("index", help="Show or verify a folder of shards, or make an index of others' shards.")
     )
-    add_verify(commands.add_parser("verify", help="Try what GPUs are there: a table of pass, fail and not tried."))
     commands.add_parser("env", help="Print versions, system and devices, for a bug report.")
     text = "Print a script with which the shell completes commands and flags."
     completion = commands.add_parser(
@@ -151,16 +143,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     return parser
-
-
-def add_verify(verify: argparse.ArgumentParser) -> None:
-    verify.description = "Try what CUDA GPUs are there: a table of pass, fail and not tried, in about ten minutes."
-    verify.add_argument("--json", dest="json_file", metavar="FILE", default="", help="the same as JSON, for an issue")
-    verify.add_argument("--only", metavar="NAME,...", default="", help="these checks alone")
-    verify.add_argument("--long", action="store_true", help="also adapt a real CLIP, half an hour (needs a hub)")
-    verify.add_argument(
-        "--device", metavar="cuda|cpu", default="cuda", help="cpu: try the checks themselves, tiny (cuda)"
-    )
 
 
 def add_index(index: argparse.ArgumentParser) -> None:

@@ -11,9 +11,9 @@ from must.base.cores import cores
 
 PACKAGES = (
     "torch", "torchvision", "open_clip_torch", "timm", "transformers", "numpy", "pillow", "simplejpeg", "safetensors",
-    "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "uvicorn", "httptools", "pyarrow", "webdataset",
+    "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "uvicorn", "httptools", "pyarrow",
     "google-cloud-storage", "boto3", "azure-storage-blob", "kfp", "kfp-server-api", "kubeflow", "kubernetes",
-    "google-cloud-aiplatform", "mlflow-skinny", "wandb", "tensorboard",
+    "mlflow-skinny", "tensorboard",
 )  # fmt: skip
 SETTINGS = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MUST_START_METHOD")
 TIMEOUT = 20  # seconds: a broken driver answers nothing

@@ -10,19 +10,19 @@ from typing import Any, get_type_hints
 
 from must.api.results import RESULTS
 from must.api.stages import STAGES, Stage, configure, run
+from must.base.errors import TransientError
 from must.base.parameters import StageConfig, is_required, with_headings
-from must.base.storage import TransientError
 
 ENDING = """
 Raises:
-    ValueError: the user's error, in one line; must.base.storage.TransientError, a kind of it, where the same call may
-        work later.
+    must.UserError: the input is wrong, in one line; must.TransientError: the same call may work later. Both are
+        ValueErrors.
     OSError: a place that cannot be read or written."""
 
 
+ERRORS = ("MustError", "TransientError", "UserError")  # classes at `must`, of base/errors
 BESIDE = {  # functions at `must` that are no stages
     "load": "must.api.model:load",
-    "open_shards": "must.data.loading.open_shards:open_shards",
 }
 WRITTEN = BESIDE | {name: stage.python for name, stage in STAGES.items() if stage.python}  # not made here
 

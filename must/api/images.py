@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.parameters import require
 from must.data.image.colors import is_transparent, to_rgb
 from must.data.image.decode import as_seen, orientation
@@ -166,4 +167,4 @@ def as_image(item: Any, where: str) -> Image.Image:
         plain = item.mode in ("L", "RGB") and not is_transparent(item) and turned == 1
         return item if plain else as_seen(to_rgb(item), turned)
     except Exception as error:  # Pillow raises anything for a damaged file
-        raise ValueError(f"{where}: {' '.join(str(error).split()) or type(error).__name__}") from None
+        raise UserError(f"{where}: {' '.join(str(error).split()) or type(error).__name__}") from None

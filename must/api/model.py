@@ -9,6 +9,7 @@ import numpy as np
 
 from must.api.classes import entries_of
 from must.api.images import as_image
+from must.base.errors import UserError
 from must.base.parameters import require
 from must.config import PredictConfig
 from must.data.image.preprocess import EvalView
@@ -82,7 +83,7 @@ class Model:
         if not predictions and predictions.unreadable:
             name, reason = next(iter(predictions.unreadable.items()))
             more = len(predictions.unreadable) - 1
-            raise ValueError(f"{name}: {reason}" + (f", nor can the {more} others be read" if more else ""))
+            raise UserError(f"{name}: {reason}" + (f", nor can the {more} others be read" if more else ""))
         return predictions
 
     @cached_property

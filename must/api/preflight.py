@@ -64,8 +64,6 @@ def check_shards(config: Any, uri: str, _: str) -> None:
 
     index = load_index(uri, getattr(config, "index_sha256", ""))
     index.shards_of(config.split)
-    if getattr(config, "few_shot", None):
-        index.shards_of(config.few_shot_split)
 
 
 def check_trackers(config: Any, names: list[str], _: str) -> None:

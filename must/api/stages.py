@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import must.config as configs
 from must.api.preflight import preflight
+from must.base.errors import UserError
 from must.base.parameters import StageConfig, load, read_yaml
 from must.base.progress import loading
 from must.base.workers import killed_workers
@@ -132,7 +133,8 @@ def call(stage: str, /, **values: Any) -> Any:
     """Runs a stage; returns its result. Parameters are those of must/config/; None leaves one at its default.
 
     Raises:
-        ValueError: the user's error; storage.TransientError, a kind of it, where the same may work later.
+        UserError: the input is wrong.
+        TransientError: the same may work later.
         OSError: a place that cannot be read or written.
         SystemExit: from training that was stopped (75, a checkpoint is saved) or lost a process.
     """
@@ -167,10 +169,10 @@ def run(stage: str, config: StageConfig, **more: Any) -> Any:
         if (error.name or "must").split(".")[0] == "must":
             raise
         if error.name in ("fcntl", "resource"):  # Python's own, where there is no Unix
-            raise ValueError(
+            raise UserError(
                 "works on Linux or macOS; here `must predict` and `must.load` do (docs/install.md)"
             ) from None
-        raise ValueError(
+        raise UserError(
             f"the package {error.name} is not installed here; install it with: pip install 'must-clip[all]', "
             "or take the image that has it (docs/containers.md)"
         ) from None

@@ -6,7 +6,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import must
-from must.api.functions import WRITTEN, function_at_must
+from must.api.functions import ERRORS, WRITTEN, function_at_must
 from must.api.stages import STAGES
 
 STUB = Path(must.__file__).with_suffix(".pyi")
@@ -32,6 +32,7 @@ def stub() -> str:
     typing = ", ".join(sorted({"Literal", "TypeAlias", *(name for module, name in results if module == "typing")}))
     imports = [f"from {module} import {name} as {name}" for module, name in results if module != "typing"]
     imports += [f"from {where.replace(':', ' import ')} as {name}" for name, where in WRITTEN.items()]
+    imports += [f"from must.base.errors import {name} as {name}" for name in ERRORS]
     names = "\n".join(["[", *(f'    "{name}",' for name in sorted(must.__all__)), "]"])
     parts = [HEAD.format(doc=must.__doc__, typing=typing, imports="\n".join(sorted(imports)), names=names)]
     parts += [declared(name, signature) for name, signature in functions.items()]

@@ -1,7 +1,7 @@
-"""Where the library's lines go: all are records of the logger "must" and its children, and stand here on the console.
+"""A program's console. The library logs as the logger "must" and its children, and configures none; a program does.
 
-A program that imports must silences them by that logger's level, and routes them by giving it other handlers, before or
-after the import (docs/python.md).
+The command line and the pipeline's processes do so with `attach`; a program that imports must, with logging's own
+functions (docs/python.md).
 """
 
 import logging
@@ -24,11 +24,11 @@ class Console(logging.Handler):
 
 
 def attach() -> None:
-    """Gives the logger "must" its console, unless the program has given it handlers or a level already."""
+    """Gives the logger "must" its console, unless this program has given it handlers or a level already."""
     root = logging.getLogger("must")
     if root.level == logging.NOTSET:
         root.setLevel(logging.INFO)
-    if not root.handlers:
+    if all(isinstance(handler, logging.NullHandler) for handler in root.handlers):
         root.addHandler(Console())
         root.propagate = False  # a root handler would print each line a second time
 

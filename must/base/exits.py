@@ -5,19 +5,17 @@ what such a program calls raises, and knows no codes.
 """
 
 import os
-import re
 import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NoReturn
 
+from must.base.console import attach
+from must.base.errors import MustError, TransientError, UserError
 from must.base.lock import HeldError, LockLostError
-from must.base.storage import TransientError
 from must.base.text import printable
 
 BUG = 1
@@ -27,22 +25,22 @@ PREEMPTED = 75  # run the same again (EX_TEMPFAIL)
 TIME_OVER = 124  # a stage of the pipeline reached its limit (as timeout(1) has it)
 INTERRUPTED = 130  # at the keyboard
 KILLED = 137  # 128 + SIGKILL
-OURS = ("must", "must_components")  # packages that raise ValueError for wrong input
 LONGEST = 2000  # characters of the line that says what is wrong: it may quote what came from outside
 RANK_DELAY_S = 10  # of a fault that all ranks find, torchrun shows only the first one
 
 
 @contextmanager
 def exiting(command: str) -> Iterator[None]:
-    """The block's errors become exit codes: see `fail`. SIGTERM ends it with 75.
+    """The block's errors become exit codes: see `fail`. SIGTERM ends it with 75. What it logs stands on the console.
 
     Raises:
-        SystemExit: the user's error, or one that may pass. A bug goes on as what it is, with its traceback.
+        SystemExit: for a MustError or an OSError. Anything else is a bug and goes on as what it is, with its traceback.
     """
+    attach()
     try:
         with ending_on_sigterm(command):
             yield
-    except (ValueError, OSError) as error:
+    except (MustError, OSError) as error:
         fail(command, error)
 
 
@@ -68,25 +66,7 @@ def code_of(error: BaseException) -> int:
         return HELD
     if isinstance(error, TransientError):
         return PREEMPTED
-    return WRONG_INPUT if is_users(error) else BUG
-
-
-def is_users(error: BaseException) -> bool:
-    """Our own code raises ValueError for wrong input alone; one from a library's depths is a bug of ours.
-
-    An error of a worker process arrives with its traceback as text: a loader's in the message, a pool's as its cause.
-    """
-    if isinstance(error, OSError):
-        return True
-    if not isinstance(error, ValueError):
-        return False
-    cause = error.__cause__
-    source = cause if type(cause).__name__ == "_RemoteTraceback" else error
-    files = re.findall(r'File "([^"]+)", line', str(source))
-    if not files:
-        files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    ours = [getattr(sys.modules.get(name), "__file__", None) for name in OURS]  # that this process has imported
-    return any(Path(files[-1]).is_relative_to(Path(file).parent) for file in ours if file)
+    return WRONG_INPUT if isinstance(error, UserError | OSError) else BUG
 
 
 def line_of(error: BaseException) -> str:
@@ -95,7 +75,7 @@ def line_of(error: BaseException) -> str:
         return printable(f"{error.filename}: {error.strerror}" if error.filename else error.strerror, LONGEST)
     text = str(error).strip()
     if "Original Traceback" in text:
-        text = re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])  # the class
+        text = text.splitlines()[-1].partition(": ")[2]  # after the class
     return printable(" ".join(text.split()), LONGEST)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from must.base import storage
 from must.base.background import every
+from must.base.errors import MustError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -30,15 +31,15 @@ LOOK_S = 1.0  # seconds between two looks for one
 MOMENT = 5.0  # seconds in which a folder that goes while its lock is made is made again
 
 
-class HeldError(ValueError):
+class HeldError(MustError, ValueError):
     """Another run, which lives, holds the place."""
 
 
-class LockLostError(ValueError):
+class LockLostError(MustError, ValueError):
     """Another run holds the place now: this one must not write there any more."""
 
 
-class CannotLockError(ValueError):
+class CannotLockError(UserError):
     """The file system has no locks."""
 
 
@@ -187,7 +188,7 @@ class Beat:
 
     def owner(self) -> dict[str, str]:
         try:
-            return storage.read_object(self.uri, dict, ValueError())
+            return storage.read_object(self.uri, dict, UserError())
         except (FileNotFoundError, ValueError):
             return {}
 

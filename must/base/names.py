@@ -7,6 +7,7 @@ called `../../.profile` or `/etc/passwd`, and joining such a name to a folder le
 import re
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.text import brief
 
@@ -23,7 +24,7 @@ def below(name: object, where: str) -> str:
     """
     if isinstance(name, str) and "\0" not in name and not {"", ".", ".."} & set(name.split("/")):
         return name
-    raise ValueError(f"{where}: the name {brief(name)} leads out of its folder; it may not have been written by must")
+    raise UserError(f"{where}: the name {brief(name)} leads out of its folder; it may not have been written by must")
 
 
 def listed(uri: str) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar, Union, get
 
 import yaml
 
+from must.base.errors import UserError
 from must.base.text import brief, did_you_mean, one_line, printable
 
 Config = TypeVar("Config", bound="StageConfig")
@@ -197,7 +198,7 @@ def read_mapping(path: Path, where: str) -> dict[str, Any]:
         require(len(data) <= LARGEST_FILE, f"{where}: more than {LARGEST_FILE} bytes")
         content = parse_yaml(data, where) or {}
     except OSError as error:
-        raise ValueError(f"{where}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{where}: cannot be read: {error.strerror}") from None
     require(isinstance(content, dict), f"{where}: expected 'name: value' lines")
     return content
 
@@ -221,7 +222,7 @@ def parse_yaml(data: bytes, where: str) -> Any:
     try:
         return yaml.load(data.decode(), Loader=OnceLoader)
     except Exception as error:  # PyYAML raises many things for a number or date that is none
-        raise ValueError(f"{where}: not valid YAML: {printable(one_line(error), 300)}") from None
+        raise UserError(f"{where}: not valid YAML: {printable(one_line(error), 300)}") from None
 
 
 def settings_of(stage: type[StageConfig], given: Mapping[str, Any], where: str, own: Collection[str]) -> dict[str, Any]:
@@ -235,7 +236,7 @@ def settings_of(stage: type[StageConfig], given: Mapping[str, Any], where: str, 
     for name in values:
         require(name not in own, f"{where}.{name}: is set by the pipeline or a parameter of it; take it out")
         if name not in known:
-            raise ValueError(f"{where}.{name}: unknown; {did_you_mean(name, known, SYNONYMS)}")
+            raise UserError(f"{where}.{name}: unknown; {did_you_mean(name, known, SYNONYMS)}")
     return values
 
 
@@ -249,14 +250,14 @@ def with_name(where: str, stage: type[Config], **values: Any) -> Config:
     try:
         return stage(**later | values)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}" if where else str(error)) from None
+        raise UserError(f"{where}: {error}" if where else str(error)) from None
 
 
 def check_names(stage: type[StageConfig], values: dict[str, Any], where: str) -> None:
     known = [f.name for f in fields(stage)]
     for name in values:
         if name not in known:
-            raise ValueError(f"{where}: unknown name {brief(name)}; {did_you_mean(name, known, SYNONYMS)}")
+            raise UserError(f"{where}: unknown name {brief(name)}; {did_you_mean(name, known, SYNONYMS)}")
 
 
 def convert(value: Any, kind: Any, name: str) -> Any:
@@ -296,7 +297,7 @@ def convert(value: Any, kind: Any, name: str) -> Any:
         return value
     assert kind in (str, int, float), kind
     if kind is str and isinstance(value, bool):
-        raise ValueError(f"{name}: expected text, got '{str(value).lower()}'; put it in quotes")
+        raise UserError(f"{name}: expected text, got '{str(value).lower()}'; put it in quotes")
     expected = {str: "text", int: "a whole number", float: "a number"}[kind]
     wrong = f"{name}: expected {expected}, got {brief(value)}"
     require(isinstance(value, str | int | float) and not isinstance(value, bool), wrong)
@@ -304,8 +305,9 @@ def convert(value: Any, kind: Any, name: str) -> Any:
     try:
         converted = kind(value)
     except (ValueError, OverflowError):  # no number, or too long a one
-        raise ValueError(wrong) from None
+        raise UserError(wrong) from None
     require(kind is not float or math.isfinite(converted), wrong)
+    require(kind is not str or "\0" not in converted, f"{name}: holds a NUL character, which no file's name may")
     require(kind is not int or abs(converted) < 1 << 63, wrong)
     return converted
 
@@ -317,7 +319,7 @@ def convert_fields(content: Any, kind: Any, where: str) -> Any:
     for key, value in content.items():
         place = f"{where}.{key}" if where else str(key)
         if key not in known:
-            raise ValueError(f"{place}: unknown key; {did_you_mean(str(key), list(known))}")
+            raise UserError(f"{place}: unknown key; {did_you_mean(str(key), list(known))}")
         name, hint = known[key]
         values[name] = convert(value, hint, place)
     return kind(**values)
@@ -335,7 +337,7 @@ def convert_either(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
     try:
         return convert(value, next(kind for kind in kinds if get_origin(kind) is not Literal), name)
     except ValueError as error:
-        raise ValueError(f"{error}, which is not {' or '.join(words)} either") from None
+        raise UserError(f"{error}, which is not {' or '.join(words)} either") from None
 
 
 def with_headings(stage: type[StageConfig]) -> list[tuple[str, dataclasses.Field]]:
@@ -356,6 +358,6 @@ def flag(name: str) -> str:
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises ValueError(message), the error of a user's input, unless `condition` holds."""
+    """Raises UserError(message) unless `condition` holds."""
     if not condition:
-        raise ValueError(message)
+        raise UserError(message)

@@ -19,6 +19,8 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import TypeVar
 
+from must.base.errors import UserError
+
 METHOD = "MUST_START_METHOD"
 Made = TypeVar("Made")
 
@@ -36,7 +38,7 @@ def start_context(preload: str) -> BaseContext:
     method = method or ("fork" if sys.platform == "linux" else "spawn")
     known = multiprocessing.get_all_start_methods()
     if method not in known:
-        raise ValueError(f"{METHOD}={method}: no such start method; known are {', '.join(known)}")
+        raise UserError(f"{METHOD}={method}: no such start method; known are {', '.join(known)}")
     context = multiprocessing.get_context(method)
     if method == "forkserver":
         context.set_forkserver_preload(["__main__", preload])

@@ -10,8 +10,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, Self
 
+from must.base.errors import TransientError
 from must.base.processes import begin_worker, start_context
-from must.base.storage import TransientError
 
 AHEAD = 2  # results a worker that `in_order` has made before they are asked for
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from must.base.parameters import StageConfig, param, require
+from must.base.parameters import StageConfig, param
 from must.config import defaults
 
 
@@ -43,16 +43,6 @@ class EvaluateConfig(StageConfig):
         above=0,
         below=1,
     )
-    few_shot: list[int] = param(
-        "also fit a linear probe and Tip-Adapter on so many labelled images a class, e.g. 1,2,4,8,16",
-        factory=list,
-        metavar="N,...",
-        group="few labelled images",
-        often=True,
-        at_least=1,
-    )
-    few_shot_split: str = param("split that --few-shot takes its labelled images from", "train", metavar="NAME")
-    few_shot_seeds: int = param("draws of labelled images that --few-shot averages over", 3, metavar="N", at_least=1)
     batch_size: int = defaults.batch_size(group="how it runs")
     workers: int = defaults.workers()
     cache: str = defaults.cache(group="reading shards")
@@ -61,13 +51,3 @@ class EvaluateConfig(StageConfig):
     timeout: int = param(
         "seconds after which a process that waits for a lost one gives up", 600, metavar="S", at_least=1
     )
-
-    def check_values(self) -> None:
-        require(not self.few_shot or bool(self.baseline), "--few-shot needs --baseline, whose features it uses")
-        require(
-            not self.few_shot or self.labels == "auto", "--few-shot needs the labels that --labels ignore leaves out"
-        )
-        require(
-            not self.few_shot or self.few_shot_split != self.split,
-            f"--few-shot-split {self.few_shot_split}: is the split that is evaluated; take another one",
-        )

@@ -68,15 +68,9 @@ class ExportConfig(StageConfig):
     metrics: str = param(
         "metrics.json of `must evaluate`, for the model card", "", metavar="FILE", group="model card", often=True
     )
-    triton: str = param(
-        "also write a Triton model repository and a KServe manifest for a model of this name",
-        "",
-        metavar="NAME",
-        group="ONNX",
-    )
 
     def check_values(self) -> None:
-        for name in ("precision", "input", "embeddings", "triton", "min_agreement"):
+        for name in ("precision", "input", "embeddings", "min_agreement"):
             changed = getattr(self, name) != type(self).__dataclass_fields__[name].default
             require(self.to == "onnx" or not changed, f"{flag(name)} goes with --to onnx, not with --to {self.to}")
         require(
@@ -87,8 +81,4 @@ class ExportConfig(StageConfig):
         require(
             re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,63}|", self.license) is not None,
             f"--license {self.license[:40]}: expected a short name of the hub's, such as mit or apache-2.0",
-        )
-        require(
-            not self.triton or re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", self.triton) is not None,
-            f"--triton {self.triton}: must be a name that Kubernetes takes: small letters, digits and -, at most 63",
         )

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from must.base.parameters import require
 from must.base.text import brief, did_you_mean
 
-TRACKERS = {"tensorboard": "train", "mlflow": "mlflow", "wandb": "wandb"}  # name, also of its package: our extra
+TRACKERS = {"tensorboard": "train", "mlflow": "mlflow"}  # name, also of its package: our extra
 
 
 def check_names(names: Sequence[str]) -> None:

@@ -207,14 +207,14 @@ class TrainConfig(StageConfig):
     )
     log_every: int = param("steps between log lines", 10, metavar="N", group="how it runs", at_least=1)
     trackers: list[str] = param(
-        "where the curves go besides the log: tensorboard (files in the output), mlflow (MLFLOW_TRACKING_URI), wandb; "
+        "where the curves go besides the log: tensorboard (files in the output), mlflow (MLFLOW_TRACKING_URI); "
         "empty for nowhere",
         factory=lambda: ["tensorboard"],
         metavar="NAME,...",
         kind="trackers",
     )
     timeout: int = param(
-        "seconds after which a lost, frozen or stuck process is given up; the run ends with code 75",
+        "seconds after which a lost or frozen process is given up; the run ends with code 75",
         600,
         metavar="S",
         at_least=1,

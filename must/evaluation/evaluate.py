@@ -10,6 +10,7 @@ import torch
 
 from must import __version__
 from must.base import storage
+from must.base.errors import UserError
 from must.base.files import DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
 from must.base.text import cell, csv_of, encoded, printable
 from must.config import EvaluateConfig
@@ -68,10 +69,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         chosen = samples.labelled & (not picked)
         correct = after.prediction[chosen] == samples.labels[chosen]
         metrics["abstention"] = abstention(config.risk, after.confidence[chosen], correct)
-        if config.few_shot and baseline:
-            from must.evaluation.fewshot import few_shot
-
-            metrics["few_shot"] = few_shot(config, baseline, here)
         if not here.is_main:
             return metrics
         metrics |= origin(config, bundle, baseline) | {"refined": refined.to_dict() if refined else None}
@@ -115,7 +112,7 @@ def check_classes(bundle: Bundle, baseline: Bundle, config: EvaluateConfig) -> N
     if ours != theirs:
         missing = [name for name in ours if name not in theirs] or [name for name in theirs if name not in ours]
         what = f"e.g. '{missing[0]}' is in one only" if missing else "their order differs"
-        raise ValueError(
+        raise UserError(
             f"--baseline {config.baseline}: has other classes ({len(theirs)}) than the model ({len(ours)}; {what}); "
             "take the classifier file that the model was trained with"
         )

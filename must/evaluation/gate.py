@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.storage import read_json
 from must.config import GateConfig
@@ -52,7 +53,7 @@ def gate(config: GateConfig) -> Decision:
     try:
         decision = RULES[config.gate](metrics, config)
     except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
-        raise ValueError(
+        raise UserError(
             f"--metrics {config.metrics}: is not what `must evaluate` of this version writes "
             f"({type(error).__name__}: {' '.join(str(error).split())[:100]}); evaluate again"
         ) from error

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.text import brief, visible
 
@@ -65,11 +66,11 @@ def read_labels(uri: str, flag: str = "--labels") -> list[Label]:
         else:
             found = list(from_json(json.loads(text), place, where))
     except (KeyError, TypeError, AttributeError, IndexError, RecursionError, csv.Error) as error:
-        raise ValueError(f"{where}: is damaged, or of a format that is not known ({type(error).__name__})") from None
+        raise UserError(f"{where}: is damaged, or of a format that is not known ({type(error).__name__})") from None
     except ValueError as error:
         no_json = isinstance(error, json.JSONDecodeError)
         what = "is no JSON" if no_json else "is damaged, or of a format that is not known"
-        raise ValueError(str(error) if str(error).startswith(where) else f"{where}: {what}: {error}") from None
+        raise UserError(str(error) if str(error).startswith(where) else f"{where}: {what}: {error}") from None
     require(bool(found), f"{where}: holds no labels")
     return list({label.image: label for label in found}.values())
 
@@ -83,7 +84,7 @@ def text_of(uri: str, where: str) -> str:
     try:
         return storage.read_bytes(uri).decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise ValueError(f"{where}: is no text in UTF-8") from None
+        raise UserError(f"{where}: is no text in UTF-8") from None
 
 
 def from_table(text: str, where: str, delimiter: str) -> Iterator[Label]:
@@ -93,7 +94,7 @@ def from_table(text: str, where: str, delimiter: str) -> Iterator[Label]:
     image = next((name for name in IMAGES if name in columns), None)
     label = next((name for name in CLASSES if name in columns), None)
     if not image or not label:
-        raise ValueError(
+        raise UserError(
             f"{where}: the first line must name a column of images ({', '.join(IMAGES)}) and one of classes "
             f"({', '.join(CLASSES)}); it is: {brief(','.join(columns))}"
         )
@@ -125,7 +126,7 @@ def from_lines(text: str, where: str) -> Iterator[Label]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
-            raise ValueError(f"{where}: line {number} is no JSON") from None
+            raise UserError(f"{where}: line {number} is no JSON") from None
         if "predictions" in row:
             top = tuple((one["class"], float(one["probability"])) for one in row["predictions"])
             yield Label(row["image"], None if row.get("abstained") else top[0][0], top[0][1], top=top)
@@ -148,7 +149,7 @@ def from_json(content: Any, place: str, where: str) -> Iterator[Label]:
         for task in content:
             yield from from_task(task)
     elif isinstance(content, dict) and "pred_probs" in content:
-        raise ValueError(
+        raise UserError(
             f"{where}: is a file for cleanlab, in which nobody has said anything; give its findings, once they are "
             "looked at, as a CSV with the columns image and label"
         )
@@ -165,7 +166,7 @@ def from_json(content: Any, place: str, where: str) -> Iterator[Label]:
             if field:
                 yield Label(sample["filepath"], None if field["label"] == NONE else field["label"])
     else:
-        raise ValueError(f"{where}: is no export of Label Studio or FiftyOne")
+        raise UserError(f"{where}: is no export of Label Studio or FiftyOne")
 
 
 def paths_beside(folder: str) -> dict[str, str]:

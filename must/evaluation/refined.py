@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.files import PREDICTIONS_FILE
 from must.base.parameters import require
 from must.base.storage import read_json
@@ -40,7 +41,7 @@ class RefinedLabels:
                     changed[plain(row["image"])] = plain(row["zero_shot"]), plain(row["class"]) or NONE
             return cls(folder, summary["config"]["split"], images, summary["answers"], changed)
         except (KeyError, TypeError, ValueError, csv.Error) as error:
-            raise ValueError(
+            raise UserError(
                 f"--refined {folder}: is not what `must refine` of this version writes ({type(error).__name__}); "
                 "run it again"
             ) from None

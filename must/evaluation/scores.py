@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.progress import bar
 from must.data.augment.normalize import normalize
@@ -140,7 +141,7 @@ def label_numbers(labels: Sequence[str | None], lookup: dict[str, int], sources:
             continue
         if label not in lookup:
             shown = ", ".join(list(lookup)[:20]) + (", ..." if len(lookup) > 20 else "")
-            raise ValueError(
+            raise UserError(
                 f"{sources[i] or 'an image'}: its label '{label}' is none of the {len(lookup)} classes ({shown}); "
                 "rename the label or the class, or evaluate without labels: --labels ignore"
             )

@@ -28,7 +28,7 @@ def text_table(metrics: dict[str, Any]) -> str:
             rows.append(metric_row(title, before and before[key], after[key], None))
         if compared := metrics["label_free"]["compared"]:
             rows.append((f"same class as {name}", "", percent(compared["agreement"])))
-    return "\n".join([align(rows), *check_lines(metrics), *abstention_lines(metrics), *few_shot_lines(metrics)])
+    return "\n".join([align(rows), *check_lines(metrics), *abstention_lines(metrics)])
 
 
 def check_lines(metrics: dict[str, Any]) -> list[str]:
@@ -51,15 +51,6 @@ def abstention_lines(metrics: dict[str, Any]) -> list[str]:
         return [f"abstention: no threshold for {target} wrong ({found['reason']})"]
     named, wrong, most = (percent(found[name]) for name in ("coverage", "risk", "bound"))
     return [f"abstention below {found['threshold']:.3f}: {named} get a class; {wrong} of those wrong, at most {most}"]
-
-
-def few_shot_lines(metrics: dict[str, Any]) -> list[str]:
-    """A line a rival: top-1 for each number of labelled images a class."""
-    lines = []
-    for method in metrics.get("few_shot", {}).get("methods", []):
-        shots, found = zip(*((str(row["shots"]), percent(row["top1"])) for row in method["rows"]), strict=True)
-        lines.append(f"{method['name']} on {' / '.join(shots)} labelled images a class: {' / '.join(found)}")
-    return ["", *lines] if lines else []
 
 
 def metric_row(title: str, before: float | None, after: float, interval: list[float] | None) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from must.api.stages import call
 from must.base import storage
+from must.base.errors import UserError
 from must.base.files import WEIGHTS_FILE
 from must.base.parameters import require
 from must.base.storage import ConflictError
@@ -176,6 +177,6 @@ def add(uri: str, data: bytes) -> None:
             storage.write_bytes(uri, b"".join(line + b"\n" for line in [*lines, *new]), token)
         except ConflictError:
             if left == 1:
-                raise ValueError(f"{uri}: others write there; try again") from None
+                raise UserError(f"{uri}: others write there; try again") from None
         else:
             return

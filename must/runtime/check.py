@@ -29,7 +29,6 @@ def check_run(values: Mapping[str, Any]) -> None:
     check_training(values)
     check_gate(values.get("gate", "label-free"), values.get("gate_settings") or {})
     with_name("precision", ExportConfig, precision=values.get("precision", "fp32"))
-    with_name("triton", ExportConfig, triton=values.get("triton", ""))
     Registry("-", name)
     with_name("register", PromoteConfig, model="-", onnx="-", register=values.get("register", "none"))
     serve = values.get("serve", "none")

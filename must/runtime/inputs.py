@@ -7,6 +7,7 @@ from typing import Any
 
 from must import __version__
 from must.base import storage
+from must.base.errors import UserError
 from must.base.exits import line_of
 from must.base.files import MODEL_FOLDER_FILE
 from must.base.parameters import require
@@ -58,7 +59,7 @@ def check_writable(name: str, place: str) -> None:
     except storage.TransientError:
         raise
     except (ValueError, OSError) as error:
-        raise ValueError(f"{name} {place}: cannot be written to: {line_of(error)}") from None
+        raise UserError(f"{name} {place}: cannot be written to: {line_of(error)}") from None
     with suppress(ValueError, OSError):  # who may write need not be allowed to delete
         storage.delete(file)
 
@@ -66,13 +67,12 @@ def check_writable(name: str, place: str) -> None:
 def check_model(model: str, pretrained: str) -> None:
     """Raises ValueError: no later stage could load it. Weights are not read."""
     from must.method.model.backbone import check_name, check_pretrained, is_folder
+    from must.method.model.transformers_folder import CONFIG_FILE
 
-    if storage.is_remote(model):
-        config = storage.join(model, MODEL_FOLDER_FILE)
-        require(storage.exists(config), f"--model {model}: no {MODEL_FOLDER_FILE} there")
-    elif is_folder(model):
-        config = storage.join(model.removeprefix("local-dir:"), MODEL_FOLDER_FILE)
-        require(storage.exists(config), f"--model {model}: no {MODEL_FOLDER_FILE} in this folder")
+    if storage.is_remote(model) or is_folder(model):
+        folder = model.removeprefix("local-dir:")
+        there = any(storage.exists(storage.join(folder, name)) for name in (MODEL_FOLDER_FILE, CONFIG_FILE))
+        require(there, f"--model {model}: no {MODEL_FOLDER_FILE} there, nor {CONFIG_FILE} of transformers")
     elif not model.startswith("hf-hub:"):
         check_name(model)
     if pretrained and storage.is_remote(pretrained):

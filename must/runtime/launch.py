@@ -11,10 +11,7 @@ import yaml
 from must.base.exits import BUG, PREEMPTED, handling
 from must.base.parameters import require
 from must.base.processes import child_environment
-from must.method.distributed.machines import Machines
 from must.method.model.bundle import load_description
-
-ALONE = Machines()
 
 
 def number_of_processes(asked: str) -> int:
@@ -27,14 +24,8 @@ def number_of_processes(asked: str) -> int:
     return int(asked)
 
 
-def launch(values: dict[str, Any], processes: int, machines: Machines = ALONE) -> dict[str, Any]:
-    """As run_processes; returns the run's summary, from the model that was written on this machine."""
-    run_processes(values, processes, machines)
-    return load_description(values["output"]).provenance["summary"]
-
-
-def run_processes(values: dict[str, Any], processes: int, machines: Machines = ALONE) -> None:
-    """Runs `must train` in `processes` processes a machine; the other machines run the same.
+def launch(values: dict[str, Any], processes: int) -> dict[str, Any]:
+    """Runs `must train` in `processes` processes; returns the run's summary, from the model that was written.
 
     A SIGTERM is handed on, so that the processes save a checkpoint before they stop.
 
@@ -45,7 +36,7 @@ def run_processes(values: dict[str, Any], processes: int, machines: Machines = A
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(values, file)
         file.flush()
-        command = [sys.executable, "-m", "must.method.distributed.torchrun", *machines.rendezvous]
+        command = [sys.executable, "-m", "must.method.distributed.torchrun", "--standalone"]
         command.append(f"--nproc-per-node={processes}")
         command += ["-m", "must", "train", "--config", file.name]
         child = subprocess.Popen(command, env=child_environment())
@@ -55,3 +46,4 @@ def run_processes(values: dict[str, Any], processes: int, machines: Machines = A
         code = PREEMPTED
     if code:
         raise SystemExit(code if code > 0 else BUG)
+    return load_description(values["output"]).provenance["summary"]

@@ -1,7 +1,7 @@
 """How a run ended, from its stages' notes: the backend's word for it is a hint and no more.
 
 Kubeflow Pipelines hands the exit handler a state that only some of its programs update: a run that went well may be
-RUNNING or FAILED there (and is never SUCCEEDED, which is the word of the local runner and of Vertex AI Pipelines).
+RUNNING or FAILED there (and is never SUCCEEDED, which is the word of the local runner).
 """
 
 from collections.abc import Callable, Sequence

@@ -1,15 +1,12 @@
 """Training inside one pod of the pipeline: the stage's parameters, its checkpoints' place, its processes."""
 
 import hashlib
-import tempfile
 from dataclasses import dataclass, field
 from typing import Any
 
 from must.api.stages import call
 from must.base import storage
-from must.base.exits import exiting
 from must.base.files import WEIGHTS_FILE
-from must.method.distributed.machines import machines
 from must.method.model.bundle import load_description
 from must.method.train.provenance import run_key
 from must.runtime.answers import keep_what_people_say
@@ -17,7 +14,6 @@ from must.runtime.check import training_settings
 from must.runtime.mirror import mirrored
 from must.runtime.notes import stage_note
 from must.runtime.places import WorkUri
-from must.runtime.supervise import supervised
 
 OFTEN = 60  # seconds between checkpoints: a pod that is taken away may have half a second to save one
 
@@ -64,13 +60,12 @@ def train_here(
     asked = Asked(work_uri, **values)
     key, job = asked.job_values()
     curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
-    count, together = number_of_processes(processes), machines()
+    count = number_of_processes(processes)
     with stage_note(work_uri, "train", job["checkpoints"]) as note, mirrored(f"{output}/tensorboard", curves):
         job |= {"classifier": asked.classifier, "output": output}
-        summary = call("train", **job) if count == together.count == 1 else launch(job, count, together)
-        if together.number == 0:
-            keep_what_people_say(work_uri, asked.decision_key(), output, asked.classifier)
-        note.result = trained(summary, f" on {together.count} machines" if together.count > 1 else "")
+        summary = call("train", **job) if count == 1 else launch(job, count)
+        keep_what_people_say(work_uri, asked.decision_key(), output, asked.classifier)
+        note.result = trained(summary)
     return summary, origin(output)
 
 
@@ -85,35 +80,3 @@ def origin(bundle: str) -> dict[str, Any]:
     weights = storage.read_bytes(storage.join(bundle, WEIGHTS_FILE))
     facts = {name: provenance.get(name) for name in ("index_sha256", "index_revision", "git_revision")}
     return {"sha256": hashlib.sha256(weights).hexdigest(), **facts}
-
-
-def train_on_replica(run_id: str, work_uri: str, **values: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Trains, together with the other machines if there are any. `values` are those of training.train_here.
-
-    The first machine keeps the stage's note, writes the model and tells about it; the others, of whose results Kubeflow
-    Pipelines takes none, only train.
-
-    Returns:
-        The run's summary, and what the bundle tells about its origin; of another machine than the first: nothing.
-
-    Raises:
-        SystemExit: with the stage's code.
-    """
-    with exiting("train"):
-        number = machines().number
-    if number == 0:
-        return supervised("train", "must.runtime.training:train_here", run_id, work_uri, **values)
-    with exiting("train"):
-        follow(work_uri, **values)
-    return {}, {"sha256": ""}
-
-
-def follow(work_uri: str, *, processes: str, output: str, tensorboard_uri: str = "", **values: Any) -> None:
-    """Trains; what this machine would write, the first one does."""
-    from must.runtime.launch import number_of_processes, run_processes  # torch
-
-    asked = Asked(work_uri, **values)
-    _, job = asked.job_values()
-    with tempfile.TemporaryDirectory() as folder:
-        job |= {"classifier": asked.classifier, "output": folder}
-        run_processes(job, number_of_processes(processes), machines())

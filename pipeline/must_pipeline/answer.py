@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.flags import OneLineParser
 from must.base.text import printable
 from must.runtime.answers import put_answers
@@ -43,7 +44,7 @@ def answer(options: argparse.Namespace) -> None:
     work_uri = ((run.runtime_config and run.runtime_config.parameters) or {}).get("work_uri", "")
     asked = [note.facts.get("place", "") for note in read_notes(work_uri, run.run_id) if note.stage == "review"]
     if not any(asked):
-        raise ValueError(f"the run {run.run_id} asked nothing: only one whose stage `review` is done waits for answers")
+        raise UserError(f"the run {run.run_id} asked nothing: only one whose stage `review` is done waits for answers")
     put = put_answers(work_uri, options.answers, asked[-1])
     print(printable(f"{put.place}: {put.text}"))
     if not put.decided:
@@ -68,5 +69,5 @@ def find_run(kfp: Kfp, wanted: str, namespace: str) -> Any:
         every = kfp.pages(kfp.runs.run_service_list_runs, "runs", namespace=namespace)
         runs = [run for run in every if wanted in (run.run_id, run.display_name)]
     if not runs:
-        raise ValueError(f"run {wanted}: there is none of that id or name")
+        raise UserError(f"run {wanted}: there is none of that id or name")
     return max(runs, key=lambda run: run.created_at)

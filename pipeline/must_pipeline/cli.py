@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from must.base.console import attach
+from must.base.errors import MustError
 from must.base.exits import WRONG_INPUT, line_of
 
 COMMANDS = {
@@ -40,6 +42,7 @@ def run() -> None:
 
 def call(command: str, *before: str) -> None:
     """Runs a command with the flags of this program, after those of `before`. Exits with one line about wrong input."""
+    attach()
     program = sys.argv[0].rpartition("/")[2]
     sys.argv[1:1] = before
     try:
@@ -51,7 +54,7 @@ def call(command: str, *before: str) -> None:
         said = f"needs the package {package}: pip install 'must-clip[{EXTRA[package]}]'"
     except BrokenPipeError:
         raise
-    except (ValueError, OSError) as error:
+    except (MustError, OSError) as error:
         said = line_of(error)
     else:
         return

@@ -33,8 +33,7 @@ def compile_pipeline(cluster: Cluster, output: Path) -> None:
     head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))  # kfp reads it
     spec, *platform = documents(text)
     shorten(spec)
-    if cluster.kind == "kubernetes":
-        offer_choices(spec)
+    offer_choices(spec)
     output.write_text(head + yaml.safe_dump_all([spec, *platform], sort_keys=True, width=WIDTH))
 
 

@@ -5,7 +5,6 @@ Stages that several pods share are a loop over their parts. What a part has done
 collected from the loop: who comes after it looks there.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -38,14 +37,8 @@ from must_pipeline.cluster.predict import predicts_embeddings
 def make_pipeline(cluster: Cluster) -> Any:
     """The pipeline for a cluster; must_pipeline/stages.py has a row for each of its tasks."""
 
-    configure: Callable[..., dsl.PipelineTask] = partial(configure_task, cluster=cluster)
-    run_id, train_stage = dsl.PIPELINE_JOB_ID_PLACEHOLDER, train  # the id: of `submit --again` and of the run's notes
-    if cluster.kind == "vertex":
-        from must_pipeline.vertex.placement import configure_vertex_task, custom_job
-
-        configure = partial(configure_vertex_task, cluster=cluster)
-        run_id = dsl.PIPELINE_JOB_NAME_PLACEHOLDER  # it knows a job by the name that it was submitted with
-        train_stage = custom_job(train, cluster) if cluster.trains_in_customjob else train
+    configure = partial(configure_task, cluster=cluster)
+    run_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER  # of `submit --again` and of the run's notes
 
     @dsl.pipeline(
         name="must",
@@ -77,7 +70,6 @@ def make_pipeline(cluster: Cluster) -> Any:
         only_new: bool = False,
         register: str = "none",
         serve: str = "none",
-        triton: str = "",
     ):
         """Images and class names in, an adapted, evaluated and promoted ONNX model out.
 
@@ -112,7 +104,6 @@ def make_pipeline(cluster: Cluster) -> Any:
                 kubeflow (Kubeflow's, at MODEL_REGISTRY_URL), or none.
             serve: after a promotion, write a KServe InferenceService whose server follows the registry's LATEST; apply:
                 write and apply it; or none.
-            triton: also write a Triton model repository for a model of this name, beside the ONNX model.
         """
         here = {"work_uri": work_uri, "run_id": run_id}
         page = summary(labelling_pods=cluster.predict.pods, serve=serve, **here)
@@ -123,7 +114,7 @@ def make_pipeline(cluster: Cluster) -> Any:
             looked = inputs(
                 labels=labels, split=split, shard_settings=shard_settings, precision=precision, gate=gate,
                 gate_settings=gate_settings, model_name=model_name, register=register, serve=serve,
-                triton=triton, registry_uri=registry_uri, predict_uri=cluster.predict.uri,
+                registry_uri=registry_uri, predict_uri=cluster.predict.uri,
                 tensorboard_uri=cluster.tensorboard, server=server_of(cluster),
                 runtime=cluster.training.runtime if cluster.trains_in_trainjob else "", **names, **recipe,
             )  # fmt: skip
@@ -155,9 +146,7 @@ def make_pipeline(cluster: Cluster) -> Any:
                 if cluster.trains_in_trainjob:
                     trained = train_job(nodes=nodes_of(cluster), tensorboard_uri=cluster.tensorboard, **start)
                 else:
-                    trained = train_stage(
-                        processes=cluster.training.processes, tensorboard_uri=cluster.tensorboard, **start
-                    )
+                    trained = train(processes=cluster.training.processes, tensorboard_uri=cluster.tensorboard, **start)
                 configure(trained, "train")
                 bundle = trained.outputs["bundle"]
                 evaluated = evaluate(bundle=bundle, classifier=weights, split=evaluate_split, **material)
@@ -170,9 +159,7 @@ def make_pipeline(cluster: Cluster) -> Any:
                 )  # fmt: skip
                 configure(decided, "gate")
                 given = True if predicts_embeddings(cluster) else embeddings
-                exported = export(
-                    bundle=bundle, details=details, precision=precision, embeddings=given, triton=triton, **material
-                )
+                exported = export(bundle=bundle, details=details, precision=precision, embeddings=given, **material)
                 configure(exported, "export")
                 with dsl.If(decided.outputs["Output"] == "promote", name="passed the gate"):
                     promoted = promote(

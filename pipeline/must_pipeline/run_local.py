@@ -19,6 +19,7 @@ from typing import Any
 
 import must
 import must_components
+from must.base.errors import UserError
 from must.base.files import METRICS_FILE, ONNX_FILE, REPORT_FILE
 from must.base.flags import OneLineParser
 from must.base.parameters import read_mapping
@@ -87,7 +88,7 @@ def run_local(
             dag(**parameters)
     except RuntimeError as error:
         failed = re.findall(r"task failed: '(.*?)'", COLOR.sub("", str(error))) or ["?"]
-        raise ValueError(f"the stage '{failed[-1]}' failed; its own message is above") from None
+        raise UserError(f"the stage '{failed[-1]}' failed; its own message is above") from None
     (run,) = set(root.glob("*")) - before
     latest = output / "latest"
     latest.unlink(missing_ok=True)

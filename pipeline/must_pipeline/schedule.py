@@ -15,10 +15,10 @@ from typing import Any
 
 import kfp_server_api as api
 
+from must.base.errors import UserError
 from must.base.flags import OneLineParser
 from must.base.parameters import convert_fields, read_mapping
 from must_pipeline import DESCRIPTION
-from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.load import load_cluster
 from must_pipeline.files import CLUSTER, COMPILED, nearest
 from must_pipeline.server.api import Kfp, add_arguments, api_errors
@@ -49,10 +49,8 @@ def main() -> None:
     cluster = load_cluster(options.cluster)
     namespace = options.namespace or cluster.namespace
     if options.action != "list" and not options.what:
-        raise ValueError(f"{options.action}: {'which file' if options.action == 'apply' else 'which schedule'}?")
-    if cluster.kind == "vertex":
-        on_vertex(options, cluster)
-    elif options.action == "apply":
+        raise UserError(f"{options.action}: {'which file' if options.action == 'apply' else 'which schedule'}?")
+    if options.action == "apply":
         schedule = read_schedule(Path(options.what), options.pipeline)
         apply(Kfp(options), schedule, options.pipeline, namespace, cluster.service_account)
     elif options.action == "list":
@@ -61,26 +59,12 @@ def main() -> None:
         switch(Kfp(options), options.action, options.what, namespace)
 
 
-def on_vertex(options: argparse.Namespace, cluster: Cluster) -> None:
-    from must_pipeline.vertex.placement import require_package
-
-    require_package("google.cloud.aiplatform")
-    from must_pipeline.vertex import schedules
-
-    if options.action == "apply":
-        schedules.apply(options, cluster, read_schedule(Path(options.what), options.pipeline), options.pipeline)
-    elif options.action == "list":
-        schedules.print_all(options, cluster)
-    else:
-        schedules.switch(options, cluster, options.action, options.what)
-
-
 def read_schedule(path: Path, pipeline: Path) -> Schedule:
     """Raises ValueError: an unknown key, a cron line that is none, parameters that the pipeline does not take."""
     schedule: Schedule = convert_fields(read_mapping(path, f"apply {path}"), Schedule, "")
     for key in ("name", "cron"):
         if not getattr(schedule, key):
-            raise ValueError(f"{path}: {key} is missing")
+            raise UserError(f"{path}: {key} is missing")
     parameters = check_parameters(pipeline, schedule.parameters)
     return replace(schedule, cron=six_fields(schedule.cron), parameters=parameters)
 
@@ -89,7 +73,7 @@ def six_fields(cron: str) -> str:
     """Kubeflow's cron lines begin with the second; the usual five fields get a 0 in front."""
     count = len(cron.split())
     if count not in (5, 6) and not cron.startswith("@"):
-        raise ValueError(
+        raise UserError(
             f"cron '{cron}': expected minute hour day month weekday, such as '0 3 * * 1' (Mondays at 3, UTC)"
         )
     return f"0 {cron}" if count == 5 else cron
@@ -198,7 +182,7 @@ def switch(kfp: Kfp, action: str, name: str, namespace: str) -> None:
         return
     if not runs:
         known = ", ".join(sorted(run.display_name for run in kfp.schedules(namespace))) or "none"
-        raise ValueError(f"{action} {name}: there is no such schedule; there are: {known}")
+        raise UserError(f"{action} {name}: there is no such schedule; there are: {known}")
     if action == "delete":
         if not remove(kfp, runs, namespace):
             return

@@ -11,6 +11,7 @@ from typing import Any
 
 import kfp_server_api as api
 
+from must.base.errors import UserError
 from must.base.flags import OneLineParser
 from must.base.parameters import read_mapping
 from must.base.text import without_secrets
@@ -45,16 +46,8 @@ def main() -> None:
 def submit(options: argparse.Namespace) -> int:
     """Returns the exit code: 0, or 1 for a run that was waited for and failed."""
     if options.restarts < 0:
-        raise ValueError(f"--restarts {options.restarts}: must not be negative")
+        raise UserError(f"--restarts {options.restarts}: must not be negative")
     cluster = load_cluster(options.cluster)
-    if cluster.kind == "vertex":
-        from must_pipeline.vertex.placement import require_package
-
-        require_package("google.cloud.aiplatform")
-        from must_pipeline.vertex.jobs import submit as submit_to_vertex
-
-        values = {} if options.again else read_mapping(options.parameters, f"--parameters {options.parameters}")
-        return submit_to_vertex(options, cluster, values)
     namespace = options.namespace or cluster.namespace
     kfp = Kfp(options)
     if options.again:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import must
-from must.api.functions import BESIDE, as_python
+from must.api.functions import BESIDE, ERRORS, as_python
 from must.api.results import RESULTS
 from must.api.stages import STAGES
 from must.api.stub import STUB, stub
@@ -33,8 +33,16 @@ def test_importing_imports_nothing():
     assert python("import sys, must; must.train, must.adapt; print('torch' in sys.modules)") == ["False"]
 
 
+def test_importing_configures_no_logging():
+    code = "import logging, must; l = logging.getLogger('must'); print(l.level, l.propagate, *map(repr, l.handlers))"
+    assert python(code) == ["0", "True", "<NullHandler", "(NOTSET)>"]
+    shown = "import logging, must, sys; logging.basicConfig(stream=sys.stdout, format='%(message)s')"
+    line = "; logging.getLogger('must.method').warning('hello')"
+    assert python(shown + line) == ["hello"] and python("import logging, must" + line) == []
+
+
 def test_every_stage_is_there():
-    assert {*STAGES, *BESIDE} == set(must.__all__) <= set(dir(must)) and must.__all__ == sorted(must.__all__)
+    assert {*STAGES, *BESIDE, *ERRORS} == set(must.__all__) <= set(dir(must)) and must.__all__ == sorted(must.__all__)
     assert all(callable(getattr(must, name)) for name in must.__all__)
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         must.trian  # noqa: B018

@@ -9,7 +9,7 @@ from must.evaluation.evaluate import evaluate
 
 @pytest.fixture(scope="session")
 def evaluated(digits, tmp_path_factory):
-    """(metrics, output folder) of a whole run with labels, baseline and few-shot rivals."""
+    """(metrics, output folder) of a whole run with labels and a baseline."""
     output = tmp_path_factory.mktemp("report")
     metrics = evaluate(
         EvaluateConfig(
@@ -17,7 +17,6 @@ def evaluated(digits, tmp_path_factory):
             baseline=digits.classifier,
             shards=digits.shards,
             output=str(output),
-            few_shot=[1, 8],
             workers=0,
             batch_size=50,
             device="cpu",

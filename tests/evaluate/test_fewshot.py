@@ -1,12 +1,20 @@
-"""The rivals that use labels."""
+"""The rivals that use labels, of benchmarks/few_shot.py."""
+
+from argparse import Namespace
 
 import numpy as np
 import pytest
 
-from must.config import EvaluateConfig, ShardConfig
-from must.data.shards.build import shard
-from must.evaluation.evaluate import evaluate
-from must.evaluation.fewshot import Features, draw, fold_numbers, linear_probe, logistic_regression, tip_adapter
+from benchmarks.few_shot import (
+    Features,
+    draw,
+    few_shot,
+    fold_numbers,
+    linear_probe,
+    logistic_regression,
+    tip_adapter,
+)  # fmt: skip
+from must.evaluation.evaluate import load_baseline
 
 
 def unit(vectors):
@@ -61,39 +69,13 @@ def test_draw_takes_that_many_of_each_class_and_no_image_twice():
     assert draw(labels, 4, seed=1).tolist() == rows.tolist() != draw(labels, 4, seed=2).tolist()
 
 
-def test_more_labels_help_on_digits(evaluated):
-    results = evaluated[0]["few_shot"]
-    probe, adapter = results["methods"]
-    assert [row["shots"] for row in probe["rows"]] == [1, 8]
-    assert [row["images"] for row in probe["rows"]] == [10, 78], "two images are missing where a class has but six"
-    assert probe["rows"][1]["top1"] > probe["rows"][0]["top1"]
-    assert adapter["rows"][1]["top1"] > evaluated[0]["baseline"]["top1"]
-    assert all(0 <= row["spread"] < 0.3 for row in probe["rows"]) and results["seeds"] == 3
-
-
-def test_questions_that_cannot_be_answered():
-    values = {"model": "m", "baseline": "b", "shards": "s", "output": "o", "few_shot": "1"}
-    for changes, text in (
-        ({"few_shot_split": "test"}, "take another one"),
-        ({"labels": "ignore"}, "needs the labels"),
-        ({"baseline": ""}, "needs --baseline"),
-        ({"few_shot": "0"}, "must be at least 1"),
-    ):
-        with pytest.raises(ValueError, match=text):
-            EvaluateConfig(**values | changes)
-
-
-def test_a_split_without_labels_is_named(digits, tmp_path):
-    shard(ShardConfig(source=str(digits.images / "test"), output=str(tmp_path / "shards"), split="train=0.5,test=0.5"))
-    config = EvaluateConfig(
-        model=digits.adapted,
-        baseline=digits.classifier,
-        shards=str(tmp_path / "shards"),
-        output=str(tmp_path / "out"),
-        few_shot="1",
-        workers=0,
-        device="cpu",
+def test_more_labels_help_on_digits(digits):
+    options = Namespace(
+        shards=digits.shards, split="test", few_shot_split="train", shots=[1, 8], seeds=3, device="cpu", workers=0
     )
-    with pytest.raises(ValueError, match=r"split 'train' of .* has none"):
-        evaluate(config)
-    assert not (tmp_path / "out").exists()
+    found = few_shot(load_baseline(digits.classifier), options)
+    probe, adapter = found["methods"].values()
+    assert [row["shots"] for row in probe] == [1, 8]
+    assert [row["images"] for row in probe] == [10, 78], "two images are missing where a class has but six"
+    assert probe[1]["top1"] > probe[0]["top1"] and adapter[1]["top1"] > found["zero-shot"] > 0.5
+    assert all(0 <= row["spread"] < 0.3 for row in probe)

@@ -204,10 +204,10 @@ def test_one_frequent_confusion_does_not_fill_the_page():
 
 
 def test_the_command_to_reproduce_can_be_pasted():
-    config = EvaluateConfig(model="my model", shards="gs://b/it's", output="o", few_shot=[1, 2], baseline="b")
+    config = EvaluateConfig(model="my model", shards="gs://b/it's", output="o", baseline="b")
     line = command("evaluate", EvaluateConfig, config.to_dict())
     import shlex
 
     words = shlex.split(line)
-    assert words[:2] == ["must", "evaluate"] and "my model" in words and "gs://b/it's" in words and "1,2" in words
+    assert words[:2] == ["must", "evaluate"] and "my model" in words and "gs://b/it's" in words
     assert "--split" not in words, "defaults are left out"

@@ -147,3 +147,23 @@ def test_wrong_inputs(digits, tmp_path):
         with pytest.raises(ValueError, match=text):
             export(ExportConfig(**{"model": digits.adapted, "output": str(tmp_path / "out")} | changes))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_an_export_that_breaks_leaves_no_folder_that_looks_complete(digits, tmp_path, monkeypatch):
+    from must.deploy.export import onnx
+
+    def broken(*_):
+        raise OSError("the disk is gone")
+
+    (tmp_path / "notes.txt").write_text("of somebody else")
+    config = ExportConfig(model=digits.adapted, output=str(tmp_path), images=8)
+    export(config)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="the disk is gone"):
+        patch.setattr(onnx, "encoded", broken)
+        export(config)
+    assert not (tmp_path / "model.onnx").exists()
+    export(config)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "model.onnx", "labels.txt", "MODEL_CARD.md", "README.md", "notes.txt"
+    }  # fmt: skip

@@ -10,10 +10,8 @@ import torch
 from PIL import Image
 
 from must.config import ExportConfig
-from must.data.image.preprocess import Preprocess
 from must.deploy.export.check import compare, reference, reference_embeddings, smallest_cosine
 from must.deploy.export.onnx import refuse
-from must.deploy.export.serving import triton_config
 from must.deploy.predict.session import OnnxClassifier
 from must.method.model.bundle import load_bundle
 from tests.evaluate.digits import pixels_of
@@ -87,18 +85,6 @@ def test_a_file_that_gives_none_where_they_were_asked_for_is_refused(digits, exp
     check = compare(reference(bundle, real[0]), classifier, real[0], real[1])
     with pytest.raises(ValueError, match="nothing was written"):
         refuse(check, ExportConfig(model="m", output="out", embeddings=True))
-
-
-def test_triton_is_told_both_outputs(embedded):
-    text = (embedded / "triton/digits/config.pbtxt").read_text()
-    assert text == triton_config("digits", OnnxClassifier(embedded / "model.onnx").preprocess, 10, False, 64)
-    schema = pytest.importorskip("tritonclient.grpc.model_config_pb2")
-    text_format = pytest.importorskip("google.protobuf.text_format")
-    outputs = text_format.Parse(text, schema.ModelConfig()).output
-    assert [(output.name, list(output.dims)) for output in outputs] == [("probability", [10]), ("embedding", [64])]
-    assert {schema.DataType.Name(output.data_type) for output in outputs} == {"TYPE_FP32"}
-    assert [output.label_filename for output in outputs] == ["labels.txt", ""]
-    assert "embedding" not in triton_config("digits", Preprocess(size=8), 10, False)
 
 
 def test_the_cards_say_so(embedded, exported):

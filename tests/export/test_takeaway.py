@@ -210,7 +210,7 @@ def test_transformers_prepares_the_same_pixels_with_pillow(made, tmp_path, recor
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "clip"])
 def test_what_transformers_cannot_hold_is_refused_in_one_line(made, family, tmp_path):
-    with pytest.raises(ValueError, match="CLIPModel cannot hold this model: ") as error:
+    with pytest.raises(ValueError, match="neither CLIPModel nor SiglipModel can hold this model: ") as error:
         taken(made(family), "transformers", tmp_path / "ours")
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir()), "nothing is left, not the scratch folder either"
@@ -343,8 +343,9 @@ def test_transformers_has_every_weight_of_a_real_architecture():
     """At its full size, without memory: the same names and shapes as transformers' own model of OpenAI's ViT-B/16."""
     import transformers
 
-    from must.deploy.export.transformers import configuration, names_of
+    from must.deploy.export.transformers import configuration
     from must.method.model.attention import use_contiguous_attention
+    from must.method.model.transformers_names import to_transformers
 
     with torch.device("meta"):
         clip = open_clip.CLIP(**open_clip.get_model_config("ViT-B-16-quickgelu"))
@@ -352,7 +353,7 @@ def test_transformers_has_every_weight_of_a_real_architecture():
         known = configuration(clip, open_clip.get_tokenizer("ViT-B-16-quickgelu"), scale=100.0)
         theirs = transformers.CLIPModel(transformers.CLIPConfig.from_dict(known))
     shapes = {name: value.shape for name, value in theirs.state_dict().items()}
-    assert {name: value.shape for name, value in names_of(clip).items()} == shapes
+    assert {name: value.shape for name, value in to_transformers(clip).items()} == shapes
     assert known["vision_config"]["hidden_act"] == known["text_config"]["hidden_act"] == "quick_gelu"
     assert (known["vision_config"]["patch_size"], known["vision_config"]["image_size"]) == (16, 224)
     assert (known["text_config"]["num_attention_heads"], known["vision_config"]["num_attention_heads"]) == (8, 12)

@@ -17,6 +17,8 @@ from must.method.model import encoder, hub
 from must.method.model.backbone import load_backbone, tower_shape
 from must.method.model.bundle import load_description
 from tests.model.hub import serving
+from tests.model.test_transformers_folder import by_hand
+from tests.model.tiny import model_folder
 
 FILES = r"put open_clip_config.json and open_clip_model.safetensors of {} into a folder and give it as --model"
 OPENAI = "timm/vit_base_patch16_clip_224.openai"
@@ -121,6 +123,22 @@ def test_what_the_cache_has_is_taken_where_the_hub_is_gone(repositories, asked, 
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
     assert "does not give team/tiny; taking it from the cache" in capsys.readouterr().out
     assert not hub_settings.HF_HUB_OFFLINE and not hub_settings.HF_HUB_DISABLE_TELEMETRY
+
+
+def test_a_model_in_transformers_format(asked, tmp_path):
+    given = model_folder("clip", tmp_path / "given")
+    (tmp_path / "hub" / "team").mkdir(parents=True)
+    by_hand(Path(given), tmp_path / "hub" / "team" / "fashion")
+    with serving(tmp_path / "hub") as server:
+        asked(server.url)
+        assert tower_shape("hf-hub:team/fashion", "") == (32, 32, 8)
+        assert not [one for one in server.asked if "model.safetensors" in one]
+        found = load_backbone("hf-hub:team/fashion")
+        assert [one.rpartition("/")[2] for one in server.asked if one.startswith("GET")].count("model.safetensors") == 1
+    expected = load_backbone(given)
+    for again in (found, load_backbone("hf-hub:team/fashion")):
+        assert all(torch.equal(v, expected.clip.state_dict()[key]) for key, v in again.clip.state_dict().items())
+        assert torch.equal(again.tokenizer(["a two"]), expected.tokenizer(["a two"]))
 
 
 @pytest.mark.slow

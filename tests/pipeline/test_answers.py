@@ -5,10 +5,10 @@ import sys
 
 import pytest
 import yaml
+from must.method.answers.sampling import SamplingPlan
 
 from must.data.loading.reader import ShardReader
 from must.deploy.promote.registry import Registry
-from must.method.answers.sampling import SamplingPlan
 from must_pipeline import answer, submit
 from must_pipeline.cli import call as call_command
 from tests.kfp.stand_in import Player

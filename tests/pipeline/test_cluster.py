@@ -256,7 +256,7 @@ def test_the_documented_file_holds_every_key_with_its_default():
         ("resources: {trian: {cpu: 1}}", "resources.trian: unknown; did you mean 'train'?"),
         ("resources: {train: {gpu: 1}}", "resources.train.gpu: unknown key; did you mean 'cpu'?"),
         ("digests: {must-trian: x}", "digests.must-trian: unknown; did you mean 'must-train'?"),
-        ("zzz: 1", "zzz: unknown key; known: kind, registry"),
+        ("zzz: 1", "zzz: unknown key; known: registry"),
         ("gpu: 4", "gpu: expected 'name: value' lines, got '4'"),
         ("gpu: {count: two}", "gpu.count: expected a whole number, got 'two'"),
         ("labels: {a: true}", "labels.a: expected text, got 'true'; put it in quotes"),

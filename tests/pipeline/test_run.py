@@ -14,7 +14,7 @@ from tests.pipeline.local import LABEL_FREE, NO_WORSE, ROOT, Run, small_demo
 
 BEFORE_TRAINING = ["inputs", "shard", "classifier", "champion"]
 ALL = [stage for stage in ALWAYS if stage not in ("close", "review")]  # of a run that is promoted and served
-SERVED = {"serve": "write", "triton": "digits"}
+SERVED = {"serve": "write"}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_a_model_that_passes_the_gate_is_promoted(first, demo):
 
 
 @pytest.mark.slow
-def test_a_service_for_the_champion_is_written_and_triton_gets_its_repository(first):
+def test_a_service_for_the_champion_is_written(first):
     work, run = first
     place = work / "registry" / "digits"
     service = yaml.safe_load((place / "inferenceservice.yaml").read_text())
@@ -72,7 +72,6 @@ def test_a_service_for_the_champion_is_written_and_triton_gets_its_repository(fi
     values = vars(build_parser().parse_args(arguments[1:]))
     assert (values["registry"], values["name"], values["host"]) == (str(work / "registry"), "digits", "0.0.0.0")
     assert "where a pod sees it" in run.console
-    assert (place / latest(work).version / "onnx/triton/digits/config.pbtxt").exists()
 
 
 @pytest.mark.slow

@@ -54,7 +54,8 @@ def test_onnxruntime_does_not_report_its_use(exported, digits, tmp_path):
 
 def test_it_imports_no_torch(exported, digits):
     code = (
-        "import sys; from must.config import PredictConfig; from must.deploy.predict.images import predict_images\n"
+        "import logging, sys; logging.basicConfig(level=logging.INFO, stream=sys.stdout)\n"
+        "from must.config import PredictConfig; from must.deploy.predict.images import predict_images\n"
         f"predict_images(PredictConfig(model={str(exported[1])!r}, images=[{str(digits.images / 'test/zero')!r}]))\n"
         "bad = {'torch', 'open_clip', 'onnx', 'sklearn', 'torchvision', 'timm'} & set(sys.modules); assert not bad, bad"
     )

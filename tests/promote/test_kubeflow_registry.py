@@ -127,6 +127,7 @@ def test_a_model_that_is_not_promoted_is_not_registered(server, tmp_path, made, 
     [
         ("", 2, "--register kubeflow: set MODEL_REGISTRY_URL to"),
         ("model-registry:8080", 2, "MODEL_REGISTRY_URL is no http(s) address"),
+        ("http://[registry", 2, "MODEL_REGISTRY_URL is no http(s) address"),
         ("http://me:secret@registry", 2, "MODEL_REGISTRY_URL holds a name or password"),
         ("http://127.0.0.1:9", 75, "http://127.0.0.1:9 does not answer"),
     ],

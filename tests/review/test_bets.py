@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from must.method.answers.bets import Draws
 from must.method.answers.judge import BETTER, ERROR, NONE, OPEN, judged, together
 from must.method.answers.sampling import drawn, plan_of, prior, weights

@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from must.method.answers.decided import decided
+from must.method.answers.doubts import Doubts, save_relabelled
+from must.method.answers.sampling import SamplingPlan
 
 from must.api.stages import call
 from must.config import GateConfig, ReviewConfig
@@ -21,9 +24,6 @@ from must.deploy.review.review import placed
 from must.deploy.review.session import PATIENCE, Session
 from must.evaluation.gate import label_free_gate, reviewed_gate
 from must.method.answers.book import read_answers
-from must.method.answers.decided import decided
-from must.method.answers.doubts import Doubts, save_relabelled
-from must.method.answers.sampling import SamplingPlan
 from must.method.model.bundle import load_description
 from tests.evaluate.digits import digits
 

@@ -41,7 +41,6 @@ WRONG = [
     ({"shard_settings": {"quality": 0}}, "shard_settings: --quality must be between 1 and 95"),
     ({"serve": "yes"}, "serve must be one of none, write, apply (got 'yes')"),
     ({"serve": "write", "model_name": "cats.v2"}, "model_name cats.v2: a service needs a name that Kubernetes takes"),
-    ({"triton": "My Model"}, "triton: --triton My Model: must be a name that Kubernetes takes"),
     ({"register": "mlfow"}, "register: --register must be one of none, mlflow"),
     ({"model_name": "My Model"}, "--name My Model: small letters, digits"),
 ]  # fmt: skip
@@ -96,7 +95,7 @@ def test_every_door_refuses_it(door, tmp_path, monkeypatch, capsys):
         ({"classes": "{folder}/no.yaml"}, "no such file"),
         ({"classes": "{folder}/one.yaml"}, "needs at least two classes"),
         ({"model": "ViT-B-17"}, "--model ViT-B-17: no open_clip model and no folder; did you mean"),
-        ({"model": "{folder}"}, "no open_clip_config.json in this folder"),
+        ({"model": "{folder}"}, "no open_clip_config.json there, nor config.json of transformers"),
         ({"model": "{bucket}/model"}, "no open_clip_config.json there"),
         ({"model": "ftp://b/model"}, "unknown scheme 'ftp://'"),
         ({"pretrained": "opanai"}, "no tag of ViT-B-16-quickgelu; known:"),

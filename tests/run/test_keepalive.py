@@ -91,7 +91,8 @@ def test_a_sign_that_cannot_be_written_is_a_warning(tmp_path, capsys):
 
 def test_the_signal_comes_to_the_process_itself(tmp_path):
     code = (
-        "import signal, sys, threading; from must.runtime.keepalive import stop_when_orphaned\n"
+        "import sys, threading; from must.base.console import attach; attach()\n"
+        "from must.runtime.keepalive import stop_when_orphaned\n"
         "with stop_when_orphaned(sys.argv[1], 0.2): threading.Event().wait()"
     )
     process = subprocess.run(

@@ -1,7 +1,7 @@
 """Every way a run can end: what its stages left, what the backend says of it, and how its page begins.
 
 The states are those that Kubeflow Pipelines 2.17 was seen to give (COMPLETE, RUNNING, FAILED), the local runner's
-(SUCCEEDED), those of Vertex AI Pipelines (SUCCEEDED, FAILED, CANCELLED), and others that it may give. The page must not
+(SUCCEEDED), and others that it may give. The page must not
 depend on them.
 """
 
@@ -16,7 +16,7 @@ from must.runtime.outcome import outcome_of
 from must.runtime.places import WorkUri
 from must.runtime.summary import summarize
 
-STATES = ["COMPLETE", "RUNNING", "FAILED", "SUCCEEDED", "CANCELED", "CANCELLED", None]
+STATES = ["COMPLETE", "RUNNING", "FAILED", "SUCCEEDED", "CANCELED", None]
 BEFORE = ["inputs", "shard", "classifier", "champion"]
 MEASURED = {"top1": 0.772, "before": 0.734, "report": "gs://b/work/notes/7/report.html"}
 PASSED = {"outcome": "passed", "reasons": ["ok  same class 0.9"]}

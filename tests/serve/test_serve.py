@@ -15,7 +15,6 @@ import must
 from must.base.exits import WRONG_INPUT, code_of
 from must.data.image.decode import decode
 from must.data.image.preprocess import EvalView, normalize_pixels
-from must.deploy.predict.client import Client
 from must.deploy.predict.session import OnnxClassifier
 from tests.serve.server import as_jpeg, ask
 
@@ -107,12 +106,6 @@ def test_binary_outputs(server, pictures, predicted):
         predicted[0][0][0]
     ]
     assert np.frombuffer(body[length:], np.float32).max() == pytest.approx(predicted[0][0][1], abs=2e-6)
-
-
-def test_the_client_for_triton_works_here_too(server, pictures, predicted):
-    client = Client(f"http://127.0.0.1:{server.port}", "digits")
-    found = client([path for path, _ in pictures[:3]], top=2)
-    assert [[name for name, _ in row] for row in found] == [[name for name, _ in row[:2]] for row in predicted[:3]]
 
 
 def test_below_a_threshold_no_class_is_named(server, pictures, predicted):

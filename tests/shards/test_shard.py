@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import webdataset
+from PIL import Image
 
 from must.base import storage
 from must.config import ShardConfig
@@ -20,6 +23,8 @@ from must.data.format.index import Index, load_index
 from must.data.format.offsets import load_offsets
 from must.data.shards.build import shard
 from tests import zoo
+
+ROOT = Path(__file__).parents[2]
 
 
 def run(source: Path | str, output: Path | str, **options: Any) -> Index:
@@ -59,6 +64,10 @@ def test_webdatasets_own_reader_sees_the_same_samples(tmp_path: Path) -> None:
     assert {name: data for name, (data, _) in samples(tmp_path / "out", "train").items()} == files
     assert [part.samples for part in index.shards] == [10, 10, 5]
     assert index.labels == ("a dog", "cat") and index.splits == {"train": {"samples": 25, "labelled": 25}}
+    (code,) = re.findall(r"```python\n(import webdataset.*?)```", (ROOT / "docs/data.md").read_text(), re.DOTALL)
+    exec(code.replace("shards/", f"{tmp_path}/out/"), found := {})
+    assert sorted(label for _, label in found["pairs"]) == sorted(name.split("/")[0] for name in files)
+    assert {image.size for image, _ in found["pairs"]} == {Image.open(io.BytesIO(data)).size for data in files.values()}
 
 
 def test_the_bytes_depend_on_neither_workers_nor_the_listings_order(

@@ -70,7 +70,7 @@ def test_tiny_towers_are_trained_more_gently_the_more_classes_there_are():
     wide = settings(20_000, 90, *TOWERS["ViT-B/16"])
     assert wide["mask_token"] == "random", "as published"
     large = [settings(20_000, k, *TOWERS["ViT-B/16"]) for k in (10, 1000)]
-    assert large[0]["lr"] == large[1]["lr"] 
+    assert large[0]["lr"] == large[1]["lr"]
 
 
 def test_steps_grow_with_the_width():

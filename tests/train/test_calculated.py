@@ -5,7 +5,7 @@ import json
 import pytest
 
 from must.api import cli
-from must.method.train.calculated import CARDS, Shape, calculate, parse_gpus
+from must.method.train.calculated import CARDS, REACHED, Shape, calculate, parse_gpus
 from must.method.train.estimate import Size
 
 B16, L14 = Shape(224, 16, 768, 12), Shape(224, 14, 1024, 24)
@@ -20,21 +20,47 @@ def size(parameters=87e6, batch=1024):
 
 
 def test_the_work_is_that_of_the_page_on_scaling():
-    """docs/scaling.md: 141 and 648 GFLOP a step and image, 22,316 images/s on eight H100 with what the links take."""
+    """docs/scaling.md: 141 and 648 GFLOP a step and image, 27% of the peak of eight H100."""
     assert 4 * B16.forward_flops / 1e9 == pytest.approx(141, abs=0.5)
     assert 4 * L14.forward_flops / 1e9 == pytest.approx(648, abs=0.5)
     eight = calculate("h100x8", B16, size(), False, 300.0)
-    assert eight.images_per_s == pytest.approx(22_400, rel=0.01) and not eight.launching
-    assert eight.cores == pytest.approx(75, rel=0.01) and eight.seconds == pytest.approx(
-        37_530 * 1024 / 22_400, rel=0.01
-    )
+    slow, fast = eight.images_per_s
+    assert slow < 0.27 * 8 * 989e12 / 141e9 < fast and not eight.launching
+    assert eight.share[0] == pytest.approx(slow * 140.5e9 / (8 * 989e12), rel=0.01)
+    assert 0.2 < eight.share[0] < 0.23 and 0.3 < eight.share[1] < 0.33
+    assert eight.cores == pytest.approx(fast / 300) and eight.seconds[1] == pytest.approx(37_530 * 1024 / slow)
+
+
+@pytest.mark.parametrize(
+    "card, shape, images_per_s, where",
+    [
+        (
+            "h100",
+            Shape(224, 16, 384, 12),
+            8_003,
+            "ViT-5-Small, nvidia-bionemo.github.io/nvSubquadratic/benchmarks.html",
+        ),
+        ("h100", Shape(224, 16, 384, 12), 7_716, "the same, torch.compile's default"),
+        ("h100", Shape(224, 14, 1408, 40), 1_428 / 8, "ViT-g/14 on 8, NVIDIA NeMo's page on performance"),
+        ("a100", Shape(224, 14, 1408, 40), 693 / 8, "the same"),
+    ],
+)
+def test_published_trainings_are_within_the_range(card, shape, images_per_s, where):
+    """A training of one network is three forward passes' worth. g/14's MLP is a tenth wider than is counted here."""
+    reached = images_per_s * shape.seconds(CARDS[card], 3)
+    assert REACHED[0] - 0.03 < reached < REACHED[1] + 0.05, (reached, where)
+
+
+def test_faster_memory_helps_where_the_arithmetic_is_the_same():
+    one, other = (calculate(gpus, B16, size(), False, 300.0).images_per_s for gpus in ("h100x8", "h200x8"))
+    assert one[1] < other[1] < 4800 / 3350 * one[1]
 
 
 def test_a_smaller_card_takes_micro_batches_or_says_that_nothing_fits():
     pieces = [calculate(gpus, L14, size(305e6, 256), False, 300.0).micro_batches for gpus in ("h100x8", "h100", "l4")]
     assert pieces == sorted(pieces) and pieces[0] == 1 and pieces[-1] > 4
     cut, whole = (calculate("l4", L14, size(305e6, batch), False, 300.0) for batch in (256, 8))
-    assert cut.images_per_s == pytest.approx(whole.images_per_s * 4 / 5)  # the student looks twice
+    assert cut.images_per_s[1] == pytest.approx(whole.images_per_s[1] * 4 / 5)  # the student looks twice
     huge = calculate("l4", Shape(224, 14, 1664, 48), size(1.8e9, 8), False, 300.0)
     assert huge.micro_batches == 0 and "not even one image" in huge.lines(size())[0]
 
@@ -44,7 +70,7 @@ def test_a_small_model_waits_for_the_host():
     assert found.launching and "what the host can launch" in found.lines(size())[0]
 
 
-@pytest.mark.parametrize("text, found", [("h100x8", ("h100", 8)), ("L4", ("l4", 1)), ("rtx4090x2", ("rtx4090", 2))])
+@pytest.mark.parametrize("text, found", [("h100x8", ("h100", 8)), ("L4", ("l4", 1)), ("rtx3090x2", ("rtx3090", 2))])
 def test_cards_are_named_with_their_number(text, found):
     assert parse_gpus(text) == found and all(parse_gpus(name) == (name, 1) for name in CARDS)
 

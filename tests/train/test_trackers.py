@@ -1,12 +1,7 @@
-"""Curves on TensorBoard, Weights & Biases (offline) and a real MLflow server: every step once, whatever happens."""
+"""Curves on TensorBoard and a real MLflow server: every step once, whatever happens."""
 
-import os
 import signal
-import struct
 import threading
-import time
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,28 +10,22 @@ from must.api import cli
 from must.base.parameters import load
 from must.config import TrainConfig, trackers
 from must.evaluation.training import training_log
-from must.method.train.log import last_logged
 from must.method.train.presets import preset
 from must.method.train.trackers import fan
-from must.method.train.trackers.base import Life, reason
+from must.method.train.trackers.base import reason
 from must.method.train.trackers.fan import AsyncTracker
 from must.method.train.trainer import train
 from tests.mlflow_server import MlflowServer
 from tests.train.test_train import SETTINGS, STEPS, run, start_and_stop
 
-needs_wandb = pytest.mark.skipif(
-    find_spec("wandb") is None and not os.environ.get("REQUIRE_WANDB"),
-    reason="wandb is not installed; `make test-wandb` runs this",
-)
 LOGGED = list(range(1, STEPS, 2))  # steps from 0, a line every second one
 
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
     torch.set_num_threads(1)
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "WANDB_RUN_ID", "WANDB_PROJECT"):
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
@@ -65,73 +54,6 @@ def tensorboard_curve(output, name="train/loss"):
     events = EventAccumulator(str(output / "tensorboard"))
     events.Reload()
     return [(event.step, event.value) for event in events.Scalars(name)]
-
-
-def wandb_records(data):
-    """The records of a .wandb file: LevelDB's log format after a header of seven bytes, in blocks of 32 KiB."""
-    place, whole = 7, b""
-    while place + 7 <= len(data):
-        left = 32768 - place % 32768
-        if left < 7:
-            place += left
-            continue
-        size, kind = struct.unpack("<HB", data[place + 4 : place + 7])
-        if kind == 0:
-            return
-        whole += data[place + 7 : place + 7 + size]
-        place += 7 + size
-        if kind in (1, 4):  # whole, or its last part
-            yield whole
-            whole = b""
-
-
-def wandb_curve(output, name="train/loss"):
-    """(step, value) of all offline runs in the folder, and their ids."""
-    from wandb.proto import wandb_internal_pb2
-
-    points, ids = [], set()
-    for file in sorted(Path(output).rglob("*.wandb"), key=lambda file: file.stat().st_mtime_ns):
-        for data in wandb_records(file.read_bytes()):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
-            if record.HasField("run"):
-                ids.add(record.run.run_id)
-            items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
-            if name in items:
-                points.append((record.history.step.num, float(items[name])))
-    return points, ids
-
-
-@needs_wandb
-@pytest.mark.slow
-def test_weights_and_biases_get_every_step_once(digits, tmp_path):
-    output, flags = tmp_path / "run", ("--trackers", "wandb")
-    code, text = start_and_stop(digits, output, signal.SIGTERM, extra=flags)
-    assert code == 75, text
-    first, ids = wandb_curve(output)
-    assert first and len(ids) == 1
-    code, text = run(digits, output, *flags)
-    assert code == 0, text
-    found, both = wandb_curve(output)
-    assert both == ids and [step for step, _ in found] == LOGGED
-    assert [value for _, value in found] == pytest.approx([value for _, value in curve(output)])
-
-
-@needs_wandb
-@pytest.mark.slow
-def test_the_log_tells_an_offline_run_of_weights_and_biases_what_it_has(digits, tmp_path):
-    (tmp_path / "train_log.jsonl").write_text('{"step": 1}\n{"step": 5}\n')
-    assert last_logged(tmp_path) == 5 and last_logged(tmp_path / "nowhere") == -1
-    life = Life(tmp_path, 4, [], last_logged(tmp_path), "made-here")
-    tracker = fan.MAKE["wandb"](life)
-    tracker.start({})
-    for step in (3, 5, 7):
-        tracker.log(step, {"loss": 1.0})
-    tracker.close(True)
-    deadline = time.monotonic() + 60  # its process may write the file after `finish` has returned
-    while not (found := wandb_curve(tmp_path))[0] and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert found == ([(7, 1.0)], {"made-here"})
 
 
 def test_no_tracker_is_no_file(digits, tmp_path):
@@ -191,7 +113,7 @@ def test_a_tracker_that_hangs_is_left_behind(capsys, monkeypatch, finished, name
     "names, message",
     [
         ("mlfow", "--trackers: unknown name 'mlfow'; did you mean 'mlflow'?"),
-        ("wandb,wandb", "--trackers wandb,wandb: each of them once"),
+        ("mlflow,mlflow", "--trackers mlflow,mlflow: each of them once"),
         ("mlflow", "--trackers mlflow: set MLFLOW_TRACKING_URI to the server's address"),
     ],
 )
@@ -206,8 +128,8 @@ def test_wrong_trackers_are_one_line(digits, tmp_path, capfd, names, message):
 
 def test_a_missing_package_is_one_line_with_its_command(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"^--trackers wandb: .* pip install 'must-clip\[wandb\]'$"):
-        train(config(digits, tmp_path, "wandb"))
+    with pytest.raises(ValueError, match=r"^--trackers mlflow: .* pip install 'must-clip\[mlflow\]'$"):
+        train(config(digits, tmp_path, "mlflow"))
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
 """Local paths and buckets (gs://, s3://, az://) behind one interface: what is written is complete or absent.
 
-Imports only `processes` and `text`. A store's module is imported with its first URI: clients are optional.
+Imports only `errors`, `processes` and `text`. A store's module is imported with its first URI: clients are optional.
 """
 
+from must.base.errors import TransientError
 from must.base.storage.api import (
     copy,
     delete,
@@ -23,7 +24,7 @@ from must.base.storage.api import (
     upload,
     write_bytes,
 )
-from must.base.storage.base import ConflictError, Entry, Generation, TransientError, UnreachableError, Writable
+from must.base.storage.base import ConflictError, Entry, Generation, UnreachableError, Writable
 from must.base.storage.disk import TEMPORARY, HashingFile, disk_errors, local, sha256_of, umask
 from must.base.storage.json_objects import object_or_none, parse_object, read_json, read_object
 from must.base.storage.retry import is_transient, repeat

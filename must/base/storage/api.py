@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from must.base.errors import UserError
 from must.base.storage.base import ConflictError, Entry, Generation, Writable
 from must.base.storage.disk import check_regular, disk_errors, local, open_local, open_regular, walk
 from must.base.storage.store import Store
@@ -44,7 +45,7 @@ def is_remote(uri: str | Path) -> bool:
     text = str(uri)
     scheme = text.split("://", 1)[0] if "://" in text else ""
     if scheme not in ("", "file", *STORES):
-        raise ValueError(
+        raise UserError(
             f"{without_secrets(text)}: unknown scheme '{scheme}://'; known are local paths, gs://, s3://, az:// and "
             "abfss://"
         )
@@ -196,7 +197,7 @@ def copy_ranges(store: Store, uri: str, file: Writable) -> None:
         with suppress(ConflictError, FileNotFoundError):
             data = store.read_bytes(uri, start, wanted, generation)
         if len(data) != wanted:
-            raise ValueError(f"{uri}: was overwritten while it was read, after {start} of {size} bytes")
+            raise UserError(f"{uri}: was overwritten while it was read, after {start} of {size} bytes")
         file.write(data)
 
 
@@ -246,7 +247,7 @@ def remote(uri: str | Path) -> Store:
     try:
         return importlib.import_module(store.module).STORE
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"{scheme}:// needs the package {store.package} ({error}); "
             f"install it with: pip install 'must-clip[{store.extra}]'"
         ) from None

@@ -17,6 +17,7 @@ from azure.core import MatchConditions
 from azure.core import exceptions as core
 from azure.storage.blob import BlobBlock, BlobServiceClient
 
+from must.base.errors import UserError
 from must.base.processes import per_process
 from must.base.storage.base import Generation
 from must.base.storage.retry import TIMEOUT, is_transient
@@ -69,7 +70,7 @@ class Azure(Store):
             time.sleep(0.2)
             state = self.ask(target, destination.get_blob_properties).copy.status
         if state != "success":
-            raise ValueError(f"{place.uri}: the server could not copy it to {target.uri} ({state})")
+            raise UserError(f"{place.uri}: the server could not copy it to {target.uri} ({state})")
 
     def remove(self, place: Place, condition: Generation | None) -> None:
         blob_of(place).delete_blob(**condition_of(condition))
@@ -82,7 +83,7 @@ class Azure(Store):
         where, _, name = rest.partition("/")
         container, _, host = where.partition("@")
         if not container or not host:
-            raise ValueError(f"{uri}: no container; expected {self.form}")
+            raise UserError(f"{uri}: no container; expected {self.form}")
         return Place(uri, container, name, host.partition(".")[0])
 
     def no_bucket(self, place: Place) -> str:
@@ -96,7 +97,7 @@ class Azure(Store):
     def translate(self, place: Place, error: Exception) -> Exception | None:
         uri = place.uri
         if isinstance(error, core.ClientAuthenticationError):
-            return ValueError(f"{uri}: the server does not accept these credentials ({code_of(error)}). {LOG_IN}")
+            return UserError(f"{uri}: the server does not accept these credentials ({code_of(error)}). {LOG_IN}")
         if isinstance(error, core.HttpResponseError):  # by status: what has no body has no class of its own
             match error.status_code:
                 case 404:
@@ -104,9 +105,9 @@ class Azure(Store):
                 case 409 | 412:
                     return conflict(place)
                 case 403:
-                    return ValueError(f"{uri}: no permission ({code_of(error)}). {LOG_IN}")
-            return ValueError(f"{uri}: the server refused: {code_of(error)}")
-        return ValueError(f"{uri}: {one_line(error)}") if isinstance(error, core.AzureError) else None
+                    return UserError(f"{uri}: no permission ({code_of(error)}). {LOG_IN}")
+            return UserError(f"{uri}: the server refused: {code_of(error)}")
+        return UserError(f"{uri}: {one_line(error)}") if isinstance(error, core.AzureError) else None
 
 
 STORE = Azure()
@@ -144,9 +145,9 @@ def client_of(connection: str, account: str, key: str) -> Any:
         try:
             return BlobServiceClient.from_connection_string(connection, **options)
         except ValueError as error:
-            raise ValueError(without_secrets(f"AZURE_STORAGE_CONNECTION_STRING: {error}")) from error
+            raise UserError(without_secrets(f"AZURE_STORAGE_CONNECTION_STRING: {error}")) from error
     if not account:
-        raise ValueError(NO_CREDENTIALS)
+        raise UserError(NO_CREDENTIALS)
     return BlobServiceClient(
         f"https://{account}.blob.core.windows.net", credential=key or whoever_is_logged_in(), **options
     )
@@ -156,7 +157,7 @@ def whoever_is_logged_in() -> Any:
     try:
         from azure.identity import DefaultAzureCredential  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError as error:
-        raise ValueError(f"{NO_CREDENTIALS}; logging in needs: pip install azure-identity") from error
+        raise UserError(f"{NO_CREDENTIALS}; logging in needs: pip install azure-identity") from error
     return DefaultAzureCredential()
 
 

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple, Protocol
 
+from must.base.errors import TransientError
+
 Generation = int | str
 """Stands for what an object holds now: a number of Cloud Storage, an ETag elsewhere. 0: there is no object."""
 
@@ -19,10 +21,6 @@ class Writable(Protocol):
 
 class ConflictError(OSError):
     """The object is not at the generation that the caller expected: another program wrote it."""
-
-
-class TransientError(ValueError):
-    """A transient error, not one of input: the same command may work later, and goes on where it was."""
 
 
 class UnreachableError(TransientError):

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from must.base.errors import UserError
 from must.base.storage.base import ConflictError, Entry, Generation
 
 TEMPORARY = ".tmp-"
@@ -130,9 +131,9 @@ def disk_errors(path: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ValueError(f"{path}: the disk is full; free some space or write to another place") from error
+            raise UserError(f"{path}: the disk is full; free some space or write to another place") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
-            raise ValueError(f"{path}: cannot be written: {(error.strerror or '').lower()}") from error
+            raise UserError(f"{path}: cannot be written: {(error.strerror or '').lower()}") from error
         raise
 
 

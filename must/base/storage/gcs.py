@@ -20,6 +20,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage as google_storage
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 
+from must.base.errors import UserError
 from must.base.processes import per_process
 from must.base.storage import retry
 from must.base.storage.base import Generation
@@ -103,7 +104,7 @@ class Gcs(Store):
     def translate(self, place: Place, error: Exception) -> Exception | None:
         uri = place.uri
         if isinstance(error, auth.RefreshError):
-            return ValueError(f"{uri}: the credentials have expired or were revoked. {NO_CREDENTIALS}")
+            return UserError(f"{uri}: the credentials have expired or were revoked. {NO_CREDENTIALS}")
         if isinstance(error, api.RetryError):  # of a piece
             return retry.given_up(uri, error, retry.RETRY_TIMEOUT)
         match status_of(error):
@@ -112,9 +113,9 @@ class Gcs(Store):
             case 412:
                 return conflict(place)
             case 401:
-                return ValueError(f"{uri}: the server does not accept these credentials. {NO_CREDENTIALS}")
+                return UserError(f"{uri}: the server does not accept these credentials. {NO_CREDENTIALS}")
             case 403:
-                return ValueError(f"{uri}: no permission; ask for the role Storage Object User on the bucket")
+                return UserError(f"{uri}: no permission; ask for the role Storage Object User on the bucket")
         return None
 
 
@@ -137,7 +138,7 @@ def client_of(emulator: str) -> Any:
         try:
             made = google_storage.Client()
         except auth.DefaultCredentialsError as error:
-            raise ValueError(NO_CREDENTIALS) from error
+            raise UserError(NO_CREDENTIALS) from error
         except OSError:  # there are credentials, but no project; reading and writing objects needs none
             made = google_storage.Client(project="none")
     adapter = requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=64)  # 64: a worker's reading threads

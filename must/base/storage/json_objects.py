@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from must.base.errors import UserError
 from must.base.storage.api import read_bytes
 
 Result = TypeVar("Result")
@@ -50,7 +51,7 @@ def loads(data: bytes | str) -> Any:
 def object_or_none(data: bytes | str, check: Callable[[dict[str, Any]], Result]) -> Result | None:
     """`parse_object`; None where that raises."""
     try:
-        return parse_object(data, check, ValueError())
+        return parse_object(data, check, UserError())
     except ValueError:
         return None
 
@@ -58,6 +59,6 @@ def object_or_none(data: bytes | str, check: Callable[[dict[str, Any]], Result])
 def read_json(path: str, flag: str) -> dict[str, Any]:
     """A file's object. Raises ValueError: there is no such file, or it holds no JSON object."""
     try:
-        return read_object(path, dict, ValueError(f"{flag} {path}: is damaged or of another kind"))
+        return read_object(path, dict, UserError(f"{flag} {path}: is damaged or of another kind"))
     except FileNotFoundError:
-        raise ValueError(f"{flag} {path}: no such file") from None
+        raise UserError(f"{flag} {path}: no such file") from None

@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from must.base.storage.base import TransientError, UnreachableError
+from must.base.errors import TransientError
+from must.base.storage.base import UnreachableError
 from must.base.text import without_secrets
 
 Result = TypeVar("Result")

@@ -21,6 +21,7 @@ import urllib3.exceptions
 from botocore import exceptions as boto
 from botocore.config import Config
 
+from must.base.errors import UserError
 from must.base.processes import per_process
 from must.base.storage.base import Generation
 from must.base.storage.retry import TIMEOUT, is_transient
@@ -102,10 +103,10 @@ class S3(Store):
     def translate(self, place: Place, error: Exception) -> Exception | None:
         uri = place.uri
         if isinstance(error, boto.ParamValidationError):
-            return ValueError(f"{uri}: S3 does not take this name: {one_line(error)}")
+            return UserError(f"{uri}: S3 does not take this name: {one_line(error)}")
         if isinstance(error, boto.BotoCoreError):  # no credentials, an untrusted certificate, no endpoint
             hint = f". {NO_CREDENTIALS}" if isinstance(error, ABOUT_CREDENTIALS) else ""
-            return ValueError(f"{uri}: {one_line(error).rstrip('.')}{hint}")
+            return UserError(f"{uri}: {one_line(error).rstrip('.')}{hint}")
         if not isinstance(error, boto.ClientError):
             return None
         code, status = code_of(error), status_of(error)
@@ -114,24 +115,24 @@ class S3(Store):
         if code in ("PreconditionFailed", "412") or status == 412:
             return conflict(place)
         if code == "NotImplemented" or status == 501:
-            return ValueError(
+            return UserError(
                 f"{uri}: this server does not write on condition (If-Match, If-None-Match), which locks and LATEST "
                 "rest on; a newer version of it may"
             )
         if code in EXPIRED:
-            return ValueError(f"{uri}: the credentials have expired. {NO_CREDENTIALS}")
+            return UserError(f"{uri}: the credentials have expired. {NO_CREDENTIALS}")
         if code in KEYS or status == 401:
-            return ValueError(f"{uri}: the server does not accept these credentials ({code}). {NO_CREDENTIALS}")
+            return UserError(f"{uri}: the server does not accept these credentials ({code}). {NO_CREDENTIALS}")
         if code in REGION or status == 301:
             region = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region", "")
             where, value = (f"the region {region}", f"={region}") if region else ("another region", "")
-            return ValueError(f"{uri}: the bucket '{place.bucket}' lies in {where}; set AWS_REGION{value}")
+            return UserError(f"{uri}: the bucket '{place.bucket}' lies in {where}; set AWS_REGION{value}")
         if status == 403:
-            return ValueError(
+            return UserError(
                 f"{uri}: no permission ({code}); the role needs s3:ListBucket on arn:aws:s3:::{place.bucket} and "
                 f"s3:GetObject, s3:PutObject, s3:DeleteObject on arn:aws:s3:::{place.bucket}/*"
             )
-        return ValueError(f"{uri}: the server refused: {error.response.get('Error', {}).get('Message') or code}")
+        return UserError(f"{uri}: the server refused: {error.response.get('Error', {}).get('Message') or code}")
 
 
 STORE = S3()
@@ -173,9 +174,9 @@ def client_of(endpoint: str) -> Any:
     try:
         return boto3.session.Session().client("s3", config=settings, endpoint_url=endpoint or None)
     except ValueError as error:  # AWS_ENDPOINT_URL is no URL
-        raise ValueError(without_secrets(f"AWS_ENDPOINT_URL '{endpoint}': {error}")) from error
+        raise UserError(without_secrets(f"AWS_ENDPOINT_URL '{endpoint}': {error}")) from error
     except (boto.ProfileNotFound, boto.ConfigParseError, boto.PartialCredentialsError) as error:
-        raise ValueError(f"s3://: {error}. {NO_CREDENTIALS}") from error
+        raise UserError(f"s3://: {error}. {NO_CREDENTIALS}") from error
 
 
 NO_CREDENTIALS = (

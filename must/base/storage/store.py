@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, NamedTuple, TypeVar
 
-from must.base.storage.base import ConflictError, Entry, Generation, TransientError
+from must.base.errors import TransientError, UserError
+from must.base.storage.base import ConflictError, Entry, Generation
 from must.base.storage.retry import repeat
 from must.base.text import without_secrets
 
@@ -158,9 +159,9 @@ class Store(ABC):
         """Raises ValueError: there is no bucket in it, or more than that."""
         bucket, _, name = uri.partition("://")[2].partition("/")
         if not bucket:
-            raise ValueError(f"{uri}: no {self.bucket}; expected {self.form}")
+            raise UserError(f"{uri}: no {self.bucket}; expected {self.form}")
         if "@" in bucket:
-            raise ValueError(
+            raise UserError(
                 f"{without_secrets(uri)}: has a name or key before the {self.bucket}; expected {self.form}, and "
                 "credentials in the environment"
             )
@@ -178,7 +179,7 @@ class Store(ABC):
         try:
             yield
         except FileNotFoundError as error:
-            raise ValueError(
+            raise UserError(
                 without_secrets(f"{place.uri}: there is no {self.bucket} '{place.bucket}'{self.no_bucket(place)}")
             ) from error
 

@@ -21,6 +21,7 @@ from timm.data.auto_augment import rand_augment_ops, rand_augment_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
+from must.base.errors import UserError
 from must.config import TrainConfig
 from must.data.image.decode import identify, orientation
 from must.data.image.preprocess import Preprocess
@@ -114,7 +115,7 @@ class PatchMask:
 
     def __init__(self, image: int, patch: int, cell: int, ratio: float) -> None:
         if cell % patch or image % cell:
-            raise ValueError(
+            raise UserError(
                 f"--mask-patch-size {cell}: must be a multiple of the model's patch ({patch} px) that divides its "
                 f"image size ({image} px)"
             )
@@ -123,7 +124,7 @@ class PatchMask:
         self.masked_cells = math.ceil(self.cells * ratio)
         self.masked_patches = self.masked_cells * self.scale**2
         if self.masked_cells >= self.cells:
-            raise ValueError(f"--mask-ratio {ratio:g}: would mask all of the image's {self.cells} cells")
+            raise UserError(f"--mask-ratio {ratio:g}: would mask all of the image's {self.cells} cells")
 
     def __call__(self) -> np.ndarray:
         """Numbers of the masked patches, ascending: int64 [M]."""
@@ -141,7 +142,7 @@ def randaugment(config: str, names: tuple[str, ...], size: int) -> Any:
         augment = rand_augment_transform(config, hparams, transforms=list(names) or None)
     except (AssertionError, KeyError, ValueError) as error:
         what = f"{type(error).__name__}: {error}" if str(error) else "not understood"
-        raise ValueError(
+        raise UserError(
             f"--randaugment {config} / --randaugment-ops {','.join(names)}: {what}; "
             "expected timm's notation, such as rand-m9-mstd0.5-inc1, and operations such as Rotate,ShearX"
         ) from None

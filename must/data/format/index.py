@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.files import INDEX_FILE
 from must.base.parameters import require
 from must.base.text import brief, printable
@@ -55,7 +56,7 @@ class Index:
         """The shards of a split, in order. Raises ValueError, naming the splits there are, when it is unknown."""
         if split not in self.splits:
             known = ", ".join(f"{name} ({counts['samples']} images)" for name, counts in self.splits.items())
-            raise ValueError(f"the shards hold no split '{split}'; there are: {known}")
+            raise UserError(f"the shards hold no split '{split}'; there are: {known}")
         return tuple(shard for shard in self.shards if shard.split == split)
 
     def to_json(self) -> bytes:
@@ -74,10 +75,10 @@ def load_index(uri: str, sha256: str = "") -> Index:
     try:
         data = storage.read_bytes(path)
     except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{uri} holds no {NAME}; make it with: must shard --source IMAGES --output {uri}") from None
+        raise UserError(f"{uri} holds no {NAME}; make it with: must shard --source IMAGES --output {uri}") from None
     index = parse_index(data, path)
     if sha256 and index.sha256 != sha256:
-        raise ValueError(
+        raise UserError(
             f"{path} has the sha256 {index.sha256}, asked for is {sha256}: the shards were added to or made again "
             "in between; start again with those that are there now"
         )
@@ -90,11 +91,11 @@ def parse_index(data: bytes, path: str) -> Index:
     Raises:
         ValueError: damaged, of a newer version, or with a name or checksum that no index of ours has.
     """
-    damage = ValueError(f"{path} is damaged: no index of shards; run `must shard` again")
+    damage = UserError(f"{path} is damaged: no index of shards; run `must shard` again")
     content, version = storage.parse_object(data, lambda found: (found, found["version"]), damage)
     if version != VERSION:
         what = version if isinstance(version, int | float) else f"of type {type(version).__name__}"
-        raise ValueError(f"{path} has version {what}, this program reads {VERSION}; update it, or shard again")
+        raise UserError(f"{path} has version {what}, this program reads {VERSION}; update it, or shard again")
     try:
         index = Index(**checked(content), sha256=hashlib.sha256(data).hexdigest())
         require(
@@ -104,7 +105,7 @@ def parse_index(data: bytes, path: str) -> Index:
         return index
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         problem = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {brief(str(error))}"
-        raise ValueError(f"{path} is damaged ({problem}); run `must shard` again") from None
+        raise UserError(f"{path} is damaged ({problem}); run `must shard` again") from None
 
 
 def print_index(uri: str) -> Index:

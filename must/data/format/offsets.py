@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from must.base import storage
+from must.base.errors import UserError
 from must.data.format.check import Shard
 
 AGAIN = "delete index.json and run `must index make` again"
@@ -33,24 +34,24 @@ def read_offsets(uri: str, shard: Shard) -> bytes:
     try:
         return storage.read_bytes(path)
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing; {again(shard)}") from None
+        raise UserError(f"{path} is missing; {again(shard)}") from None
 
 
 def parse_offsets(data: bytes, path: str, shard: Shard) -> np.ndarray:
     if hashlib.sha256(data).hexdigest() != shard.offsets_sha256:
-        raise ValueError(f"{path} is damaged: its sha256 is not the index's; {again(shard)}")
+        raise UserError(f"{path} is damaged: its sha256 is not the index's; {again(shard)}")
     try:
         offsets = parse_npy(data)
     except Exception:  # numpy has no one class for what can be wrong with a header
-        raise ValueError(f"{path} is damaged: no .npy file; {again(shard)}") from None
+        raise UserError(f"{path} is damaged: no .npy file; {again(shard)}") from None
     if offsets.shape != (shard.samples, 4) or offsets.dtype != np.int64:
-        raise ValueError(f"{path} is damaged: int64 [{shard.samples}, 4] expected, not {offsets.dtype} {offsets.shape}")
+        raise UserError(f"{path} is damaged: int64 [{shard.samples}, 4] expected, not {offsets.dtype} {offsets.shape}")
     table = offsets
     if shard.file:  # the texts are in a file of their own
         offsets = offsets[:, :2]
     starts, sizes = offsets[:, ::2], offsets[:, 1::2]
     if (table < 0).any() or (sizes > shard.bytes).any() or (starts > shard.bytes - sizes).any():
-        raise ValueError(f"{path} is damaged: it points past the end of {shard.name}; {again(shard)}")
+        raise UserError(f"{path} is damaged: it points past the end of {shard.name}; {again(shard)}")
     return table
 
 
@@ -64,9 +65,9 @@ def load_texts(uri: str, shard: Shard) -> bytes:
     try:
         data = storage.read_bytes(path)
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing; {AGAIN}") from None
+        raise UserError(f"{path} is missing; {AGAIN}") from None
     if hashlib.sha256(data).hexdigest() != shard.texts_sha256:
-        raise ValueError(f"{path} is damaged: its sha256 is not the index's; {AGAIN}")
+        raise UserError(f"{path} is damaged: its sha256 is not the index's; {AGAIN}")
     return data
 
 
@@ -74,8 +75,8 @@ def parse_npy(data: bytes) -> np.ndarray:
     """The content of a .npy file, without a copy: so a header that promises more than there is costs no memory."""
     file = io.BytesIO(data)
     if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("unknown version")
+        raise UserError("unknown version")
     shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
     if fortran_order or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
-        raise ValueError("not as long as its header says")
+        raise UserError("not as long as its header says")
     return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from must.base import storage
+from must.base.errors import UserError
 from must.data.format.check import Shard
 from must.data.format.offsets import load_texts
 
@@ -37,14 +38,14 @@ def local_shard(uri: str, shard: Shard) -> Iterator[Path]:
         with storage.local_copy(name) as path:
             size = path.stat().st_size
             if size != shard.bytes:
-                raise ValueError(f"{name} has {size} bytes, its index says {shard.bytes}{damaged}")
+                raise UserError(f"{name} has {size} bytes, its index says {shard.bytes}{damaged}")
             if storage.is_remote(name) and storage.sha256_of(path) != shard.sha256:
-                raise ValueError(f"{name} is damaged: its sha256 is not the index's{damaged}")
+                raise UserError(f"{name} is damaged: its sha256 is not the index's{damaged}")
             yield path
     except FileNotFoundError as error:
         if error.filename not in (None, str(storage.local(name))) and not storage.is_remote(name):
             raise
-        raise ValueError(f"{name} is missing{damaged}") from None
+        raise UserError(f"{name} is missing{damaged}") from None
 
 
 def texts_of(uri: str, shard: Shard, offsets: np.ndarray) -> list[bytes] | None:
@@ -79,7 +80,7 @@ def read_samples(path: Path, rows: np.ndarray, texts: list[bytes] | None = None)
                 source = said["source"]
                 data = read(descriptor, size, image)
             except (tarfile.TarError, ValueError, KeyError, TypeError, OSError, RecursionError):
-                raise ValueError(
+                raise UserError(
                     f"{path.name}: no sample stands at byte {image}, where its table of offsets has one; "
                     "`must index verify` tells what is broken"
                 ) from None
@@ -99,5 +100,5 @@ def read(descriptor: int, size: int, offset: int) -> bytes:
     while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
         data += more
     if len(data) != size:
-        raise ValueError("the file is shorter")
+        raise UserError("the file is shorter")
     return data

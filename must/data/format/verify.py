@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.progress import bar
 from must.base.tars import Headers
 from must.base.text import printable
@@ -47,7 +48,7 @@ def verify(uri: str) -> Index:
         logger.info(f"not in the index, and not read by anything: {printable(', '.join(sorted(stray)[:10]))}")
     if faults:
         what = f"{broken} of {len(index.shards)} shards are broken" if broken else "--append's tables are broken"
-        raise ValueError(f"{uri}: {what}; the first fault: {faults[0]}")
+        raise UserError(f"{uri}: {what}; the first fault: {faults[0]}")
     logger.info(f"{uri}: {len(index.shards)} shards, {sum(s.samples for s in index.shards)} images, all whole")
     return index
 
@@ -113,7 +114,7 @@ def has_label(tar: tarfile.TarFile, text: tarfile.TarInfo) -> bool:
     member = tar.extractfile(text)
     content = json.load(io.TextIOWrapper(member)) if member else {}
     if not isinstance(content, dict):
-        raise ValueError(f"{text.name} is no JSON object")
+        raise UserError(f"{text.name} is no JSON object")
     return content.get("label") is not None
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
+from must.base.errors import UserError
+
 STRIP = 1 << 18  # pixels converted at once
 CHAIN = b"mpet"  # of a profile: as many steps of arithmetic as it likes, each of which is done for 280,000 colours
 
@@ -98,7 +100,7 @@ class Scale:
         for _, strip in strips(image):
             values = np.asarray(strip)
             if not np.isfinite(values).all():
-                raise ValueError("pixel values that are not finite")
+                raise UserError("pixel values that are not finite")
             lows.append(float(values.min()))
             highs.append(float(values.max()))
         self.low, self.high = min(lows), max(highs)

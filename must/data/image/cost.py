@@ -1,5 +1,6 @@
 """What a picture will cost, from its header alone: the one function that every bound asks."""
 
+from must.base.errors import UserError
 from must.data.image.headers import heif
 from must.data.image.headers.base import Cost
 from must.data.image.headers.boxes import ANIMATED, BRANDS, CODESTREAM, JP2, avif_cost, jpeg2000_cost
@@ -57,9 +58,9 @@ def by_brand(data: bytes) -> Cost:
     if brand in heif.BRANDS or (brand == b"mif1" and any(other in others for other in heif.BRANDS)):
         return heif.heif_cost(data)
     if brand == b"avis" or (brand == b"msf1" and b"avis" in others):
-        raise ValueError(ANIMATED)
+        raise UserError(ANIMATED)
     if brand not in BRANDS:
-        raise ValueError("not an image of a known format")
+        raise UserError("not an image of a known format")
     return avif_cost(data)
 
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from must.base.errors import UserError
 from must.base.text import one_line
 from must.data.image.colors import check_colors, to_rgb
 from must.data.image.cost import MAX_PIXELS, cost, refusal
@@ -53,7 +54,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> 
         del image  # its pixels and those of `picture` and of the turned one would be three times the memory
         return as_seen(picture, turned)
     except Exception as error:
-        raise ValueError(reason(error)) from error
+        raise UserError(reason(error)) from error
 
 
 def seen(data: bytes, view: Callable[[Image.Image], Picture], max_pixels: int = MAX_PIXELS) -> Picture:
@@ -61,7 +62,7 @@ def seen(data: bytes, view: Callable[[Image.Image], Picture], max_pixels: int = 
     try:
         return view(decode(data, max_pixels))
     except Exception as error:
-        raise ValueError(reason(error)) from error
+        raise UserError(reason(error)) from error
 
 
 def identify(data: bytes, max_pixels: int = MAX_PIXELS) -> Any:
@@ -71,24 +72,24 @@ def identify(data: bytes, max_pixels: int = MAX_PIXELS) -> Any:
         ValueError: as `decode`, as far as the header tells.
     """
     if not data:
-        raise ValueError("empty file")
+        raise UserError("empty file")
     found = cost(data)
     if refused := refusal(found, max_pixels):
-        raise ValueError(refused)
+        raise UserError(refused)
     if found.format == "HEIF" not in FORMATS:
-        raise ValueError("HEIC, which is read where pillow-heif is installed (pip install pillow-heif)")
+        raise UserError("HEIC, which is read where pillow-heif is installed (pip install pillow-heif)")
     try:  # nothing but the format whose cost was looked up; a Pillow may have been built without it
         image = Image.open(io.BytesIO(data), formats=[name for name in (found.format,) if name in FORMATS])
     except Image.UnidentifiedImageError:
-        raise ValueError("not an image of a known format") from None
+        raise UserError("not an image of a known format") from None
     except Image.DecompressionBombError:
-        raise ValueError(f"more than {max_pixels} pixels") from None
+        raise UserError(f"more than {max_pixels} pixels") from None
     except Exception as error:
-        raise ValueError(reason(error)) from error
+        raise UserError(reason(error)) from error
     if image.width * image.height > found.pixels:
-        raise ValueError("its headers contradict each other")
+        raise UserError("its headers contradict each other")
     if min(image.size) < 1:
-        raise ValueError(f"{image.width}x{image.height} has no pixels")
+        raise UserError(f"{image.width}x{image.height} has no pixels")
     return image
 
 
@@ -105,7 +106,7 @@ def check(image: Any) -> None:
         image.load()
         check_colors(image)
     except Exception as error:
-        raise ValueError(reason(error)) from error
+        raise UserError(reason(error)) from error
 
 
 def extension(image: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
+from must.base.errors import UserError
 from must.base.text import brief
 
 LARGEST = 2048  # pixels, of a model's input
@@ -31,15 +32,15 @@ class Preprocess:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Reads open_clip's preprocess_cfg or a bundle's; names that concern us only."""
         if not isinstance(values, dict):
-            raise ValueError("the model's preprocessing is no mapping of names to values")
+            raise UserError("the model's preprocessing is no mapping of names to values")
         size = values.get("size", 224)
         if isinstance(size, list | tuple):
             if len(size) != 2 or size[0] != size[1]:
                 shape = brief(" x ".join(map(str, size[:2])))
-                raise ValueError(f"the model's input is {shape} pixels; only square inputs are supported")
+                raise UserError(f"the model's input is {shape} pixels; only square inputs are supported")
             size = size[0]
         if type(size) is not int or not 1 <= size <= LARGEST:
-            raise ValueError(f"the model's input is {brief(size)} pixels wide; 1 to {LARGEST} are supported")
+            raise UserError(f"the model's input is {brief(size)} pixels wide; 1 to {LARGEST} are supported")
         preprocess = cls(
             size=size,
             mean=three_numbers(values.get("mean") or CLIP_MEAN, -FARTHEST),
@@ -48,7 +49,7 @@ class Preprocess:
             resize_mode=values.get("resize_mode") or "shortest",
         )
         if str(preprocess.interpolation) not in FILTERS or preprocess.resize_mode not in ("shortest", "squash"):
-            raise ValueError(
+            raise UserError(
                 f"the model's preprocessing ({brief(preprocess.interpolation)}, {brief(preprocess.resize_mode)}) "
                 "is not supported"
             )
@@ -61,11 +62,11 @@ class Preprocess:
 def three_numbers(values: Any, smallest: float) -> tuple[float, ...]:
     """A number for each of the three channels, from `smallest` to FARTHEST. Raises ValueError: they are not."""
     if not isinstance(values, list | tuple) or len(values) != 3:
-        raise ValueError("the model's preprocessing names no mean or deviation for each of three channels")
+        raise UserError("the model's preprocessing names no mean or deviation for each of three channels")
     if not all(is_finite(value) for value in values):
-        raise ValueError("the model's preprocessing has a mean or deviation that is no number")
+        raise UserError("the model's preprocessing has a mean or deviation that is no number")
     if not all(smallest <= value <= FARTHEST for value in values):
-        raise ValueError(
+        raise UserError(
             f"the model's preprocessing has a mean or deviation out of range: {', '.join(map(brief, values))}"
         )
     return tuple(values)

@@ -19,6 +19,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.lock import in_turn
 from must.base.processes import close, keep_from_children
 from must.data.format.index import Shard
@@ -46,12 +47,12 @@ class ShardCache:
         need = sum(sorted((shard.bytes for shard in shards), reverse=True)[:window])
         what = f"the {min(window, len(shards))} shards that are shuffled together take up to {need / GB:.3g} GB"
         if need > self.limit:
-            raise ValueError(
+            raise UserError(
                 f"--cache-gb {self.limit / GB:.3g}: {what}; allow more, lower --shuffle-window, or make smaller shards"
             )
         room = self.room()
         if need > room:
-            raise ValueError(
+            raise UserError(
                 f"--cache {self.folder}: {what}, and the disk has room for {max(room, 0) / GB:.3g} GB; "
                 "free some, name a larger disk, or lower --shuffle-window"
             )
@@ -164,11 +165,11 @@ class ShardCache:
                     file.flush()
                     os.fsync(file.fileno())
             except FileNotFoundError:
-                raise ValueError(f"{source}: is missing; `must index verify {uri}` tells what is broken") from None
+                raise UserError(f"{source}: is missing; `must index verify {uri}` tells what is broken") from None
             if (target.size, target.sha256) == (shard.bytes, shard.sha256):
                 return True
             file.seek(0)
-        raise ValueError(f"{source}: has changed (sha256); `must index verify {uri}` tells what is broken")
+        raise UserError(f"{source}: has changed (sha256); `must index verify {uri}` tells what is broken")
 
     def make_room(self, size: int, reserve: BinaryIO | None = None) -> bool:
         """Deletes until `size` more bytes fit, and gives the file `reserve` that size, so that the others count it."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from must.base.errors import UserError
 from must.base.processes import begin_worker, start_context
 from must.base.text import printable
 from must.data.augment.draws import ViewSettings
@@ -83,7 +84,7 @@ class TrainDataset(Dataset):
             except Exception as error:  # whatever one image brings about, the run goes on
                 problem = reason(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {reason(error)}"
                 self.warn(sample, problem)
-        raise ValueError(f"{self.reader.uri}: {REPLACEMENTS} samples in a row cannot be read, the last one: {problem}")
+        raise UserError(f"{self.reader.uri}: {REPLACEMENTS} samples in a row cannot be read, the last one: {problem}")
 
     def warn(self, sample: int, problem: str) -> None:
         """Names the first few on standard error: this may be a loader process, which cannot be asked later."""

@@ -10,6 +10,8 @@ from functools import lru_cache, partial
 
 import numpy as np
 
+from must.base.errors import UserError
+
 SHARDS_ORDER, WINDOW_ORDER = 0, 1  # keep the two uses of the generator apart
 
 
@@ -79,10 +81,10 @@ class GlobalBatches:
         first_step: int = 0,
     ) -> None:
         if batch_size % world:
-            raise ValueError(f"--batch-size {batch_size}: must be a multiple of the number of processes ({world})")
+            raise UserError(f"--batch-size {batch_size}: must be a multiple of the number of processes ({world})")
         samples = sum(sizes)
         if samples < batch_size:
-            raise ValueError(
+            raise UserError(
                 f"--batch-size {batch_size}: the split holds {samples} images only; use a batch of at most that many"
             )
         self.sizes, self.batch_size, self.seed, self.window = sizes, batch_size, seed, window
@@ -124,7 +126,7 @@ class MicroBatches:
 
     def __init__(self, batches: GlobalBatches, parts: int) -> None:
         if batches.local_size % parts:
-            raise ValueError(
+            raise UserError(
                 f"--accumulate {parts}: must divide the {batches.local_size} images that each process takes a step"
             )
         self.batches, self.parts = batches, parts

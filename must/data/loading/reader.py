@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.processes import close, keep_from_children
 from must.config.defaults import CACHE_GB
 from must.data.format.index import Index, load_index
@@ -63,7 +64,7 @@ class ShardReader:
         self.shards = self.index.shards_of(split)
         self.sizes = [shard.samples for shard in self.shards]
         if not sum(self.sizes):
-            raise ValueError(f"{uri}: the split '{split}' is empty")
+            raise UserError(f"{uri}: the split '{split}' is empty")
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._process = os.getpid()
@@ -93,11 +94,11 @@ class ShardReader:
         if column and self.shards[number].file:
             data = self._text(number)[offset : offset + size]
             if len(data) != size:
-                raise ValueError(f"{self.shards[number].texts_name} in {self.uri} is damaged; {AGAIN}")
+                raise UserError(f"{self.shards[number].texts_name} in {self.uri} is damaged; {AGAIN}")
             return data
         data = storage.read_bytes(name, offset, size) if file is None else os.pread(file, size, offset)
         if len(data) != size:
-            raise ValueError(f"{name}: is truncated; `must index verify {self.uri}` tells what is broken")
+            raise UserError(f"{name}: is truncated; `must index verify {self.uri}` tells what is broken")
         return data
 
     def _text(self, number: int) -> bytes:
@@ -130,13 +131,13 @@ class ShardReader:
         path = storage.local(shard.place(self.uri))
         broken = f"`must index verify {self.uri}` tells what is broken"
         if not path.is_file():
-            raise ValueError(f"{path}: is missing; {broken}")
+            raise UserError(f"{path}: is missing; {broken}")
         size = path.stat().st_size
         if shard.file and size != shard.bytes:  # its owner is another program
-            raise ValueError(f"{path}: has changed since it was indexed ({shard.bytes} bytes then); {AGAIN}")
+            raise UserError(f"{path}: has changed since it was indexed ({shard.bytes} bytes then); {AGAIN}")
         if size != shard.bytes:  # the table of offsets is good for that many, and memory is taken by it
             what = "is truncated" if size < shard.bytes else "is too long"
-            raise ValueError(f"{path}: {what}: {size} bytes, its index says {shard.bytes}; {broken}")
+            raise UserError(f"{path}: {what}: {size} bytes, its index says {shard.bytes}; {broken}")
         return keep_from_children(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
     def _close(self, keep: int) -> None:

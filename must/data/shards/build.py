@@ -15,6 +15,7 @@ from pathlib import Path
 
 from must.base import storage
 from must.base.cores import cores
+from must.base.errors import UserError
 from must.base.lock import SHARDS, HeldError, locked
 from must.base.parameters import require
 from must.config import ShardConfig
@@ -119,7 +120,7 @@ def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | In
         return same_or_refuse(config, listing, previous)
     if not listing.items:
         if previous is None:
-            raise ValueError(nothing_found(config, listing))
+            raise UserError(nothing_found(config, listing))
         return nothing_new(config, previous)
     run = Run(
         config.source,
@@ -191,7 +192,7 @@ def made_by_another(config: ShardConfig) -> Index:
     """The index that another part has come to while this one was at work."""
     found = existing_index(config)
     if found is None:
-        raise ValueError(f"{config.output}: what this part had done was thrown away by another run; start it again")
+        raise UserError(f"{config.output}: what this part had done was thrown away by another run; start it again")
     logger.info(f"{config.output}: another part has made the shards (revision {found.revision})")
     return found
 

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from must.base import storage
+from must.base.errors import UserError
 from must.data.image import decode as images
 from must.data.shards.breadcrumbs import Breadcrumb
 from must.data.shards.shuffle import read_chunk
@@ -170,7 +171,7 @@ def process_chunk(chunk: Chunk, settings: Settings, work: str, records: Path, cr
 def checked(data: bytes, settings: Settings) -> tuple[str, bytes]:
     """(extension, bytes to store) of an image file. Raises ValueError with the reason when it is no whole image."""
     if len(data) > settings.max_bytes:
-        raise ValueError(f"more than {settings.max_bytes} bytes")
+        raise UserError(f"more than {settings.max_bytes} bytes")
     header = images.identify(data, settings.max_pixels)
     if settings.resize and min(header.size) > settings.resize:
         return "jpg", resized(data, settings)

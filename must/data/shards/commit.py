@@ -12,6 +12,7 @@ import numpy as np
 
 from must import __version__
 from must.base import storage
+from must.base.errors import UserError
 from must.base.files import JOURNAL_FILE
 from must.base.parameters import require
 from must.base.text import printable
@@ -279,7 +280,7 @@ def earlier_lines(path: str, previous: Index) -> list[Line]:
     except FileNotFoundError:
         return []
     except (LookupError, TypeError, json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-        raise ValueError(f"{path} is damaged; move it away: then no earlier file counts as rejected") from None
+        raise UserError(f"{path} is damaged; move it away: then no earlier file counts as rejected") from None
     return [line for line in lines if line.revision <= previous.revision]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from must.base import storage
+from must.base.errors import UserError
 from must.data.format.index import Index
 from must.data.shards.chunk import name_hash
 from must.data.shards.scatter import Buckets
@@ -36,14 +37,12 @@ class History:
                     storage.download(place, path)
                 values = read_table(path, table)
             except (FileNotFoundError, ValueError):
-                raise ValueError(
-                    f"{place} is missing or damaged; without it --append cannot tell what is new"
-                ) from None
+                raise UserError(f"{place} is missing or damaged; without it --append cannot tell what is new") from None
             if len(values):
                 (self.names if table["name"].startswith("names-") else self.contents).append(values)
         known = sum(shard.samples for shard in index.shards) if index else 0
         if sum(len(values) for values in self.contents) != known:
-            raise ValueError(f"{uri}: the tables contents-*.npy tell of another number of images than the index")
+            raise UserError(f"{uri}: the tables contents-*.npy tell of another number of images than the index")
 
     def unseen(self, uri: str, items: Iterable[Item]) -> Iterator[Item]:
         """The items that no earlier revision has accepted from the source `uri`."""
@@ -71,14 +70,14 @@ class History:
 def read_table(path: Path, table: dict[str, str]) -> np.ndarray:
     """The table in the file, mapped. Raises ValueError: not the bytes that the index means, or no such table."""
     if storage.sha256_of(path) != table["sha256"]:
-        raise ValueError("its bytes have changed")
+        raise UserError("its bytes have changed")
     columns, dtype = (2, np.uint64) if table["name"].startswith("names-") else (32, np.uint8)
     try:
         values = np.lib.format.open_memmap(path, mode="r")
     except Exception:  # numpy has no one class for what can be wrong with a header
-        raise ValueError("no .npy file") from None
+        raise UserError("no .npy file") from None
     if values.ndim != 2 or values.shape[1] != columns or values.dtype != dtype:
-        raise ValueError(f"{dtype.__name__} [n, {columns}] expected")
+        raise UserError(f"{dtype.__name__} [n, {columns}] expected")
     return values
 
 

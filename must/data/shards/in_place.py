@@ -17,6 +17,7 @@ import numpy as np
 import must
 from must.base import storage
 from must.base.cores import cores
+from must.base.errors import UserError
 from must.base.lock import SHARDS, locked
 from must.base.parameters import require
 from must.base.progress import bar
@@ -134,7 +135,7 @@ def tars(uri: str, option: str) -> list[tuple[str, str]]:
     try:
         names = sorted(entry.name for entry in storage.list_files(uri) if kind_of(entry.name) != "hidden")
     except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(
+        raise UserError(
             f"{option} {uri}: there is no such folder of tars; give a folder or x-{{000..099}}.tar"
         ) from None
     packed = next((name for name in names if re.search(r"\.(tar\.\w+|tgz)$", name)), None)
@@ -172,7 +173,7 @@ def look_through(job: Job) -> Found:
             source = job.prefix + name
             try:
                 if size > MAX_BYTES:
-                    raise ValueError(f"more than {MAX_BYTES} bytes")
+                    raise UserError(f"more than {MAX_BYTES} bytes")
                 data = storage.read_bytes(path, start, size)
                 images.identify(data, MAX_PIXELS)
             except (ValueError, OSError) as error:

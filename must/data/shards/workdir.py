@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.names import TABLE
 from must.base.text import brief
 from must.data.format import index
@@ -59,7 +60,7 @@ class Run:
         for name, mine in json.loads(self.to_json()).items():
             theirs = found.get(name) if isinstance(found, dict) else None
             if theirs != mine:
-                raise ValueError(
+                raise UserError(
                     f"{where} is of another run: its {difference(name, theirs, mine)}; all parts need the same files "
                     "and parameters; choose another --output, or delete that folder once no part is at work"
                 )
@@ -79,7 +80,7 @@ def shown(value: Any) -> str:
     return str(value) if isinstance(value, int | float) else brief(value)
 
 
-class DamagedError(ValueError):
+class DamagedError(UserError):
     """run.json is no JSON object."""
 
 

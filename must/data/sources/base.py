@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.text import one_line, printable
 from must.data.image.headers.heif import can_read
 
@@ -123,7 +124,7 @@ def damage_named(where: str, what: str) -> Iterator[None]:
             raise  # of the disk; damage has no number, or is a place that cannot be
         if isinstance(error, ValueError) and isinstance(error.__cause__, OSError):
             raise  # a full disk
-        raise ValueError(f"{where}: the {what} is damaged: {one_line(error)[:200]}") from None
+        raise UserError(f"{where}: the {what} is damaged: {one_line(error)[:200]}") from None
 
 
 def kind_of(name: str) -> str | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.text import brief
 from must.data.sources.base import Item, ListingReport, Source, below, folder_label, of_bounded_texts
@@ -83,7 +84,7 @@ class Manifest(Source):
                         if line.strip():
                             yield number, storage.object_or_none(line, dict)
             except (UnicodeDecodeError, csv.Error) as error:
-                raise ValueError(f"{self.option} {self.uri}: cannot be read after line {number}: {error}") from None
+                raise UserError(f"{self.option} {self.uri}: cannot be read after line {number}: {error}") from None
 
     def read(self, item: Item, limit: int) -> bytes:
         name = item.name

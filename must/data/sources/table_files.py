@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.parameters import require
 from must.data.sources.base import ARCHIVE, EXTENSIONS, kind_of
 from must.data.sources.files import is_name
@@ -92,9 +93,9 @@ def saved(uri: str, split: str | None, prefix: str, option: str) -> list[Table]:
 def described(uri: str, name: str, option: str) -> dict[str, Any]:
     path = storage.join(uri, name)
     try:
-        return storage.read_object(path, dict, ValueError(f"{option} {path}: is damaged: no JSON object"))
+        return storage.read_object(path, dict, UserError(f"{option} {path}: is damaged: no JSON object"))
     except FileNotFoundError:
-        raise ValueError(f"{option} {path}: is missing; the folder is not all of what save_to_disk wrote") from None
+        raise UserError(f"{option} {path}: is missing; the folder is not all of what save_to_disk wrote") from None
 
 
 def is_part(name: str) -> bool:
@@ -107,7 +108,7 @@ def need_pyarrow(where: str) -> None:
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"{where}: tables need the package pyarrow ({error}); install it with: pip install 'must-clip[parquet]'"
         ) from None
 
@@ -141,7 +142,7 @@ def opened(path: Path, kind: str) -> Iterator[Reader]:
         else:
             source.seek(max(0, source.size() - len(END)))
             if source.read() != END:
-                raise ValueError("its end is missing")
+                raise UserError("its end is missing")
             source.seek(0)
             table = batches = ipc.open_stream(source)
         yield Reader(table.schema, lambda names: in_pieces(batches, names))

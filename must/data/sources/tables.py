@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.text import brief, without_secrets
 from must.data.sources.archives import expanded
@@ -62,7 +63,7 @@ class Tables:
                 with storage.local_copy(table.uri) as path:
                     yield from self.items_of(number, table, path, where, problems)
             except FileNotFoundError:
-                raise ValueError(f"{where}: there is no such file") from None
+                raise UserError(f"{where}: there is no such file") from None
 
     def items_of(self, number: int, table: Table, path: Path, where: str, problems: ListingReport) -> Iterator[Item]:
         damaged, left = partial(damage_named, where, "table"), max(EXPANDED, EXPANSION * path.stat().st_size)
@@ -91,7 +92,7 @@ class Tables:
                     if split in (None, ""):
                         split = table.split
                     elif not is_split(split):
-                        raise ValueError(f"{where} row {row}: {brief(split)} is no split name (lower-case, digits, _)")
+                        raise UserError(f"{where} row {row}: {brief(split)} is no split name (lower-case, digits, _)")
                     left -= ROW + len(found.data or b"") + size_of(label or "") + size_of(found.path or "")
                     require(left >= 0, too_large)
                     if found.data is not None:
@@ -116,7 +117,7 @@ class Tables:
             if value == -1:  # what `datasets` writes where there is none
                 return None
             if not 0 <= value < len(columns.classes):
-                raise ValueError(f"{where}: the label {value} is none of the table's {len(columns.classes)} classes")
+                raise UserError(f"{where}: the label {value} is none of the table's {len(columns.classes)} classes")
             value = columns.classes[value]
         return None if value in (None, "") else str(value)
 

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
 from must.data.image.preprocess import Preprocess
-from must.method.model.attention import SelfAttention
+from must.method.model.attention import SelfAttention, is_residual
 from must.method.model.masked_vit import MaskedViT
 from must.method.model.towers.base import Tower
 from must.method.model.towers.clip_vit import ClipTower
@@ -110,9 +109,11 @@ def is_plain(tower: Tower) -> bool:
 
 def is_standard(block: nn.Module) -> bool:
     """Whether it is open_clip's plain residual block with this library's attention in it."""
-    return type(block) is ResidualAttentionBlock and isinstance(block.attn, SelfAttention)
+    return is_residual(block) and isinstance(block.attn, SelfAttention)
 
 
 def activation(block: Any) -> str:
-    """What timm and transformers call the activation of a block's MLP; '' for one that neither has."""
-    return {"QuickGELU": "quick_gelu", "GELU": "gelu"}.get(type(block.mlp.gelu).__name__, "")
+    """What timm calls the activation of a block's MLP, of open_clip or of timm itself; '' for one that it has not."""
+    module = block.mlp.gelu if hasattr(block.mlp, "gelu") else block.mlp.act
+    tanh = type(module).__name__ == "GELUTanh" or getattr(module, "approximate", "none") == "tanh"
+    return "gelu_tanh" if tanh else {"QuickGELU": "quick_gelu", "GELU": "gelu"}.get(type(module).__name__, "")

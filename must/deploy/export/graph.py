@@ -13,6 +13,7 @@ import onnx
 import torch
 
 from must.base.console import quieted
+from must.base.errors import UserError
 from must.data.image.preprocess import describe_preprocess
 from must.deploy.export.deployed import InferenceModel
 from must.deploy.predict.session import EMBEDDING
@@ -40,7 +41,7 @@ def to_graph(bundle: Bundle, uint8: bool = False, embeddings: bool = False) -> o
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8) if uint8 else torch.zeros(2, 3, size, size)
     weights = sum(value.numel() * value.element_size() for value in bundle.model.state_dict().values())
     if weights > PROTOBUF_LIMIT * 0.95:
-        raise ValueError(f"the model has {weights / 1e9:.1f} GB, one ONNX file can hold 2")
+        raise UserError(f"the model has {weights / 1e9:.1f} GB, one ONNX file can hold 2")
     with quiet(), torch.no_grad():
         program = torch.onnx.export(
             module,

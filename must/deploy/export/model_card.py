@@ -3,6 +3,7 @@
 from typing import Any
 
 from must.base import storage
+from must.base.errors import UserError
 from must.data.image.preprocess import describe_preprocess
 from must.method.model.bundle import Description, preprocess_of
 
@@ -175,11 +176,11 @@ def read_metrics(uri: str) -> dict[str, Any] | None:
     """metrics.json, or None without a name. Raises ValueError: no such file, or not one of `must evaluate`."""
     if not uri:
         return None
-    damaged = ValueError(f"--metrics {uri}: is no metrics.json of `must evaluate`")
+    damaged = UserError(f"--metrics {uri}: is no metrics.json of `must evaluate`")
     try:
         metrics = storage.read_object(uri, dict, damaged)
     except FileNotFoundError:
-        raise ValueError(f"--metrics {uri}: no such file; make it with `must evaluate`") from None
+        raise UserError(f"--metrics {uri}: no such file; make it with `must evaluate`") from None
     if not {"labelled", "label_free", "data"} <= metrics.keys():
         raise damaged
     return metrics

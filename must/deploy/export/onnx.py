@@ -14,7 +14,6 @@ from must.base.progress import parts
 from must.base.text import encoded, lines_of
 from must.config import ExportConfig
 from must.deploy.export.check import LARGEST_DIFFERENCE, LEAST_COSINE, Check, compare, reference, reference_embeddings
-from must.deploy.export.serving import clear_serving, write_serving
 from must.deploy.predict.abstention import METADATA
 from must.deploy.predict.session import EMBEDDING, LABELS_FILE, OnnxClassifier
 from must.method.model.bundle import Bundle, Description, load_bundle, preprocess_of, selection_of
@@ -27,7 +26,7 @@ README_FILE = "README.md"  # the same for a hub, which reads what stands in YAML
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
-    """Writes OUTPUT/model.onnx, labels.txt, the card and what `--triton` asks for; returns the comparison.
+    """Writes OUTPUT/model.onnx, labels.txt and the cards; returns the comparison.
 
     Raises:
         ValueError: no bundle, no shards, or a file that agrees with PyTorch less than stated; nothing is written then.
@@ -88,17 +87,10 @@ def export(config: ExportConfig) -> dict[str, Any]:
 def write(config: ExportConfig, bundle: Bundle, models: dict[str, Path], cards: dict[str, str]) -> None:
     """model.onnx goes first and comes last, so that a folder with it is complete and of one export."""
     storage.delete(storage.join(config.output, ONNX_FILE))
-    clear_serving(config.output)
     labels = lines_of(bundle.description.classes)
     storage.write_bytes(storage.join(config.output, LABELS_FILE), labels)
     for name, card in cards.items():
         storage.write_bytes(storage.join(config.output, name), encoded(card))
-    if config.triton:
-        preprocess = preprocess_of(bundle.description)
-        dimensions = bundle.model.tower.embed if config.embeddings else 0
-        write_serving(
-            config.output, config.triton, models[ONNX_FILE], labels, preprocess, config.input == "uint8", dimensions
-        )
     for name in sorted(models, key=lambda name: name == ONNX_FILE):
         storage.upload(models[name], storage.join(config.output, name))
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from must.base.errors import UserError
 from must.config import ExportConfig
 from must.deploy.export.check import features_of
 from must.deploy.export.hub_card import usage
@@ -33,7 +34,7 @@ def features(folder: Path, images: torch.Tensor) -> torch.Tensor:
         with quiet():
             model = open_clip.create_model(f"local-dir:{folder}").eval()
     except Exception as error:  # text towers of transformers are asked for at a hub, which raises anything
-        raise ValueError(f"--to open_clip: open_clip does not load what was written: {first_line(error)}") from error
+        raise UserError(f"--to open_clip: open_clip does not load what was written: {first_line(error)}") from error
     return features_of(model.encode_image, images)
 
 

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from must.base.errors import TransientError, UserError
 from must.base.files import DESCRIPTION_FILE, MODEL_FOLDER_FILE, ONNX_FILE
 from must.base.parameters import require
-from must.base.storage import TransientError
 from must.base.text import without_secrets
 from must.config import PushConfig
 from must.method.model.fetch import here
@@ -38,10 +38,10 @@ def push(config: PushConfig) -> str:
     api = HfApi()
     with telling(config, api.endpoint), quiet():
         if constants.HF_HUB_OFFLINE:
-            raise ValueError("is not asked: unset HF_HUB_OFFLINE")
+            raise UserError("is not asked: unset HF_HUB_OFFLINE")
         api.create_repo(config.repo, private=config.private or None, exist_ok=True)
         if config.private and not api.repo_info(config.repo).private:
-            raise ValueError(f"has {config.repo} already, and it is public: nothing was pushed; take another --repo")
+            raise UserError(f"has {config.repo} already, and it is public: nothing was pushed; take another --repo")
         if config.revision:
             api.create_branch(config.repo, branch=config.revision, exist_ok=True)
         commit = api.upload_folder(
@@ -81,7 +81,7 @@ def telling(config: PushConfig, hub: str) -> Iterator[None]:
         if not (status or isinstance(error, ValueError | OSError) or is_of_the_network(error)):
             raise  # a bug
         line = without_secrets(f"--repo {config.repo}: the hub {hub} {reason(config, status, said, error)}")
-        raise (TransientError if LATER in line else ValueError)(line) from error
+        raise (TransientError if LATER in line else UserError)(line) from error
 
 
 def reason(config: PushConfig, status: int, said: str, error: Exception) -> str:
@@ -120,7 +120,7 @@ def answer_of(error: BaseException | None) -> tuple[int, str]:
         response: Any = getattr(one, "response", None)
         if response is not None:
             message = getattr(one, "server_message", None)
-            return int(response.status_code), f": {first_line(ValueError(message))}" if message else ""
+            return int(response.status_code), f": {first_line(UserError(message))}" if message else ""
     return 0, ""
 
 

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from must.base.errors import UserError
 from must.config import ExportConfig
 from must.data.image.preprocess import Preprocess
 from must.deploy.export.check import features_of
@@ -68,6 +69,8 @@ def write(config: ExportConfig, bundle: Bundle, folder: Path) -> None:
     if isinstance(tower, TimmTower):
         name = bundle.description.architecture["vision_cfg"]["timm_model_name"]
         arguments, weights = from_trunk(visual)
+        if "act_kwargs" in bundle.description.architecture["vision_cfg"]:
+            arguments["act_layer"] = activation(tower.blocks[0])
     elif type(tower) in (ClipTower, ClipMeanTower):
         name, arguments, weights = from_clip(tower)
     else:
@@ -183,7 +186,7 @@ def from_trunk(visual: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def refuse(reason: str) -> NoReturn:
-    raise ValueError(f"--to timm: {reason}")
+    raise UserError(f"--to timm: {reason}")
 
 
 def features(folder: Path, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""`must export --to transformers`: a CLIPModel with its tokenizer and image processor, by the names of its own files.
+"""`must export --to transformers`: a CLIPModel or SiglipModel with its tokenizer and image processor.
 
 The files are written here rather than by transformers, whose inner names change with its versions; that it reads them
 as they were meant is compared afterwards.
@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from must.base.errors import UserError
 from must.config import ExportConfig
 from must.data.image.preprocess import FILTERS, Preprocess
 from must.deploy.export.check import features_of
@@ -25,59 +27,77 @@ from must.deploy.export.whole import whole_model
 from must.method.model.bundle import Bundle, preprocess_of
 from must.method.model.folder import save_weights
 from must.method.model.towers.clip_vit import ClipTower
+from must.method.model.towers.timm_vit import TimmTower
+from must.method.model.transformers_folder import BEGIN, END
+from must.method.model.transformers_names import to_transformers
 
-BLOCK = (
-    ("ln_1.", "layer_norm1."),
-    ("ln_2.", "layer_norm2."),
-    ("attn.out_proj.", "self_attn.out_proj."),
-    ("mlp.c_fc.", "mlp.fc1."),
-    ("mlp.c_proj.", "mlp.fc2."),
-)
-USE = usage(
-    "safetensors, torch, transformers",
-    'model = transformers.CLIPModel.from_pretrained("FOLDER").eval()  # on a hub: "TEAM/NAME"\n'
-    'processor = transformers.CLIPImageProcessor.from_pretrained("FOLDER")',
-    'pooled = model.vision_model(**processor(picture, return_tensors="pt")).pooler_output\n'
-    "feature = torch.nn.functional.normalize(model.visual_projection(pooled), dim=-1)",
-)
+USES = {  # how a picture's unit feature is made
+    "CLIPModel": (
+        'pooled = model.vision_model(**processor(picture, return_tensors="pt")).pooler_output\n'
+        "feature = torch.nn.functional.normalize(model.visual_projection(pooled), dim=-1)"
+    ),
+    "SiglipModel": (
+        'pooled = model.vision_model(**processor(picture, return_tensors="pt")).pooler_output\n'
+        "feature = torch.nn.functional.normalize(pooled, dim=-1)"
+    ),
+}
 MORE = """
 
-`CLIPProcessor` loads the folder too; the text tower is the one that the model came with. There is no
-`CLIPForImageClassification`: it classifies the mean of the patches, without CLIP's projection, and cannot give these
-answers."""
-BEGIN, END = "<|startoftext|>", "<|endoftext|>"  # open_clip calls them <start_of_text> and <end_of_text>
+The text tower is the one that the model came with. There is no image classification model of transformers: those
+classify the mean of the patches, without the head of this one, and cannot give these answers."""
+KNOWN = ("vision_model.", "text_model.", "visual_projection.", "text_projection.", "logit_")
+ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}  # timm's name: transformers'
 
 
 def write(config: ExportConfig, bundle: Bundle, folder: Path) -> None:
-    """Raises ValueError: a model that CLIPModel cannot hold."""
-    check_holds(bundle)
+    """Raises ValueError: a model that neither CLIPModel nor SiglipModel can hold."""
+    siglip = is_siglip(bundle.model.tower)
+    if not siglip:
+        check_holds(bundle)
     backbone = whole_model(config.classifier, config.model, bundle)
     clip: Any = backbone.clip
-    check_text(clip, backbone.tokenizer)
-    weights = {name: value.detach().float().contiguous().clone() for name, value in names_of(clip).items()}
-    save_weights(weights, folder / "model.safetensors", {"format": "pt"})
+    check_text(clip, backbone.tokenizer, siglip)
+    weights = to_transformers(clip)
+    if strange := [name for name in weights if not name.startswith(KNOWN)]:
+        refuse(f"they have nothing like {strange[0]}")
+    kept = {name: value.detach().float().contiguous().clone() for name, value in weights.items()}
+    save_weights(kept, folder / "model.safetensors", {"format": "pt"})
     write_tokenizer(backbone.tokenizer, folder)
     write_preprocessing(preprocess_of(bundle.description), folder)
     write_json(folder / "config.json", configuration(clip, backbone.tokenizer, bundle.description.logit_factor))
 
 
+def is_siglip(tower: Any) -> bool:
+    """Whether it is timm's tower with patches only and attention pooling, and nothing after that."""
+    if type(tower) is not TimmTower or type(tower.visual.trunk) is not VisionTransformer:
+        return False
+    trunk, head = tower.visual.trunk, tower.visual.head
+    return trunk.global_pool == "map" and trunk.num_prefix_tokens == 0 and not len(head) and trunk.num_classes == 0
+
+
 def check_holds(bundle: Bundle) -> None:
     tower = bundle.model.tower
     if type(tower) is not ClipTower or not all(map(is_standard, tower.blocks)):
-        refuse("its image tower is another than OpenAI's, a Vision Transformer read by its class token")
+        refuse("its image tower is neither OpenAI's, a Vision Transformer read by its class token, nor SigLIP's")
     visual: Any = bundle.model.visual
     if isinstance(visual.ln_pre, nn.Identity) or visual.conv1.bias is not None:
         refuse("the image tower has no LayerNorm before its blocks, or a bias in its patch embedding")
     check_blocks(tower.blocks, [visual.ln_pre, visual.ln_post])
 
 
-def check_text(clip: Any, tokenizer: Any) -> None:
-    from open_clip import CLIP
-    from open_clip.tokenizer import SimpleTokenizer
+def check_text(clip: Any, tokenizer: Any, siglip: bool) -> None:
+    from open_clip import CLIP, SimpleTokenizer
 
+    if siglip:
+        text: Any = getattr(clip, "text", None)
+        fits = getattr(text, "pool_type", "") == "last" and text.attn_mask is None
+        if not fits or not isinstance(text.text_projection, nn.Linear) or isinstance(tokenizer, SimpleTokenizer):
+            refuse("the text tower or its tokenizer is another than SigLIP's")
+        return
     if type(clip) is not CLIP or type(tokenizer) is not SimpleTokenizer:
         refuse("the text tower or its tokenizer is another than OpenAI's")
-    if clip.text_pool_type != "argmax" or clip.attn_mask is None or not isinstance(clip.text_projection, nn.Parameter):
+    pooled = clip.text_pool_type in ("argmax", "eos")
+    if not pooled or clip.attn_mask is None or not isinstance(clip.text_projection, nn.Parameter):
         refuse("the text tower sees words that follow, or has another head than OpenAI's")
     check_blocks(clip.transformer.resblocks, [clip.ln_final])
 
@@ -91,113 +111,81 @@ def check_blocks(blocks: Any, norms: list[Any]) -> None:
 
 
 def refuse(reason: str) -> NoReturn:
-    raise ValueError(
-        f"--to transformers: its CLIPModel cannot hold this model: {reason}; --to open_clip holds every model"
+    raise UserError(
+        f"--to transformers: neither CLIPModel nor SiglipModel can hold this model: {reason}; --to open_clip holds "
+        "every model"
     )
-
-
-def names_of(clip: Any) -> dict[str, Tensor]:
-    """The weights under the names that CLIPModel's files have."""
-    visual = clip.visual
-    width = visual.class_embedding.shape[0]
-    weights: dict[str, Tensor] = {
-        "logit_scale": clip.logit_scale.reshape(()),
-        "visual_projection.weight": visual.proj.T,
-        "text_projection.weight": clip.text_projection.T,
-        "vision_model.embeddings.class_embedding": visual.class_embedding.reshape(width),
-        "vision_model.embeddings.patch_embedding.weight": visual.conv1.weight,
-        "vision_model.embeddings.position_embedding.weight": visual.positional_embedding,
-        "text_model.embeddings.token_embedding.weight": clip.token_embedding.weight,
-        "text_model.embeddings.position_embedding.weight": clip.positional_embedding,
-    }
-    norms = {
-        "vision_model.pre_layrnorm": visual.ln_pre,  # their spelling
-        "vision_model.post_layernorm": visual.ln_post,
-        "text_model.final_layer_norm": clip.ln_final,
-    }
-    for name, norm in norms.items():
-        weights |= {f"{name}.weight": norm.weight, f"{name}.bias": norm.bias}
-    for tower, transformer in (("vision_model", visual.transformer), ("text_model", clip.transformer)):
-        for number, block in enumerate(transformer.resblocks):
-            for name, value in block_names(block).items():
-                weights[f"{tower}.encoder.layers.{number}.{name}"] = value
-    return weights
-
-
-def block_names(block: Any) -> dict[str, Tensor]:
-    weights = {}
-    for name, value in block.state_dict().items():
-        kind = name.removeprefix("attn.in_proj_")
-        if kind != name:
-            for part, piece in zip("qkv", value.chunk(3), strict=True):
-                weights[f"self_attn.{part}_proj.{kind}"] = piece
-            continue
-        for ours, theirs in BLOCK:
-            name = name.replace(ours, theirs)
-        weights[name] = value
-    return weights
 
 
 def configuration(clip: Any, tokenizer: Any, scale: float) -> dict[str, Any]:
     """config.json; `scale` is the factor on the cosines."""
-    visual = clip.visual
-    embed = visual.proj.shape[1]
+    visual, siglip = clip.visual, hasattr(clip, "text")
+    text, kind = (clip.text, "siglip") if siglip else (clip, "clip")
+    blocks = visual.trunk.blocks if siglip else visual.transformer.resblocks
+    patch = visual.trunk.patch_embed.patch_size if siglip else visual.patch_size
+    embed = visual.trunk.num_features if siglip else visual.proj.shape[1]
+    begin, end = (None, None) if siglip else (tokenizer.sot_token_id, tokenizer.eot_token_id)
+    projection = {"projection_size": embed} if siglip else {"projection_dim": embed}
     return {
-        "architectures": ["CLIPModel"],
-        "model_type": "clip",
-        "projection_dim": embed,
-        "logit_scale_init_value": math.log(scale),
+        "architectures": ["SiglipModel" if siglip else "CLIPModel"],
+        "model_type": kind,
+        **({} if siglip else {"projection_dim": embed, "logit_scale_init_value": math.log(scale)}),
         "torch_dtype": "float32",
         "vision_config": {
-            "model_type": "clip_vision_model",
+            "model_type": f"{kind}_vision_model",
             "image_size": visual.image_size[0],
-            "patch_size": visual.patch_size[0],
-            "projection_dim": embed,
-            **shape(visual.transformer.resblocks),
+            "patch_size": patch[0],
+            **({} if siglip else projection),
+            **shape(blocks),
         },
         "text_config": {
-            "model_type": "clip_text_model",
-            "vocab_size": clip.token_embedding.weight.shape[0],
-            "max_position_embeddings": clip.positional_embedding.shape[0],
-            "bos_token_id": tokenizer.sot_token_id,
-            "eos_token_id": tokenizer.eot_token_id,
-            "pad_token_id": tokenizer.eot_token_id,
-            "projection_dim": embed,
-            **shape(clip.transformer.resblocks),
+            "model_type": f"{kind}_text_model",
+            "vocab_size": text.token_embedding.weight.shape[0],
+            "max_position_embeddings": text.positional_embedding.shape[0],
+            "bos_token_id": begin,
+            "eos_token_id": end,
+            "pad_token_id": end,
+            **projection,
+            **shape(text.transformer.resblocks),
         },
     }
 
 
 def shape(blocks: Any) -> dict[str, Any]:
+    """Of blocks of open_clip or timm."""
     block = blocks[0]
-    width = block.ln_1.weight.shape[0]
+    norm, inner = (block.ln_1, block.mlp.c_fc) if hasattr(block, "ln_1") else (block.norm1, block.mlp.fc1)
+    act = activation(block)
     return {
-        "hidden_size": width,
-        "intermediate_size": block.mlp.c_fc.out_features,
+        "hidden_size": norm.weight.shape[0],
+        "intermediate_size": inner.out_features,
         "num_hidden_layers": len(blocks),
         "num_attention_heads": block.attn.num_heads,
-        "hidden_act": activation(block),
-        "layer_norm_eps": block.ln_1.eps,
+        "hidden_act": ACTIVATIONS.get(act, act),
+        "layer_norm_eps": norm.eps,
     }
 
 
 def features(folder: Path, images: Tensor) -> Tensor:
     """transformers' own, [N, D]. Raises ValueError: transformers is not installed."""
     try:
-        from transformers import CLIPModel
+        import transformers
     except ImportError:
-        raise ValueError(
+        raise UserError(
             "--to transformers: the package transformers, which the folder is tried with, is not installed here; "
             "install it with: pip install 'must-clip[siglip]'"
         ) from None
-    load: Any = CLIPModel.from_pretrained
+    name = architecture_of(folder)
+    load: Any = getattr(transformers, name).from_pretrained
     with no_progress_bar():
         model, info = load(folder, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"], info
-    model.eval()
-    return features_of(
-        lambda part: model.visual_projection(model.vision_model(pixel_values=part).pooler_output), images
-    )
+    project = model.eval().visual_projection if name == "CLIPModel" else nn.Identity()
+    return features_of(lambda part: project(model.vision_model(pixel_values=part).pooler_output), images)
+
+
+def architecture_of(folder: Path) -> str:
+    return str(json.loads((folder / "config.json").read_text())["architectures"][0])
 
 
 @contextmanager
@@ -214,11 +202,19 @@ def no_progress_bar() -> Iterator[None]:
 
 
 def use(bundle: Bundle, folder: Path) -> str:
-    return USE + MORE
+    name = architecture_of(folder)
+    load = (
+        f'model = transformers.{name}.from_pretrained("FOLDER").eval()  # on a hub: "TEAM/NAME"\n'
+        'processor = transformers.CLIPImageProcessor.from_pretrained("FOLDER")'
+    )
+    return usage("safetensors, torch, transformers", load, USES[name]) + MORE
 
 
 def write_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """vocab.json, merges.txt and their settings, of open_clip's SimpleTokenizer."""
+    """vocab.json, merges.txt and their settings, of open_clip's SimpleTokenizer; any other writes itself."""
+    if hasattr(tokenizer, "save_pretrained"):
+        tokenizer.save_pretrained(folder)
+        return
     renamed = {tokenizer.sot_token_id: BEGIN, tokenizer.eot_token_id: END}
     vocabulary = {renamed.get(number, word): number for word, number in tokenizer.encoder.items()}
     write_json(folder / "vocab.json", vocabulary)

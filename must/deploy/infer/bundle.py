@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.files import DESCRIPTION_FILE, WEIGHTS_FILE
 from must.base.parameters import require
 from must.config import PredictConfig
@@ -69,6 +70,6 @@ def bundle_model(config: PredictConfig) -> Iterator[Model]:
             try:
                 return BundleClassifier(load_bundle(folder), config.model, config.device, config.threads)
             except ValueError as error:  # names the place that the user knows
-                raise ValueError(str(error).replace(folder, config.model)) from error
+                raise UserError(str(error).replace(folder, config.model)) from error
 
         yield Model(whole.hexdigest(), opened)

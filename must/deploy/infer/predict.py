@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, ONNX_FILE
 from must.base.parameters import require
 from must.base.progress import loading
@@ -53,7 +54,7 @@ def opened_by(config: PredictConfig) -> tuple[PredictConfig, Opener]:
         not (storage.is_remote(model) or storage.local(model).is_dir()),
         f"--model {storage.join(model, ONNX_FILE)}: no such file; make it with `must export`",
     )
-    raise ValueError(
+    raise UserError(
         f"--model {model}: no such file or folder; for the zero-shot answers of a CLIP model of that name say which "
         "classes there are: --classes cat,dog,horse"
     )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.parameters import require
 
 METADATA = "abstention"
@@ -24,7 +25,7 @@ def stored_threshold(metadata: Mapping[str, str], where: str) -> float | None:
         require(type(value) in (int, float) and 0 <= value <= 1, "no probability")
         return float(value)
 
-    damaged = ValueError(f"{where}: the threshold in its metadata is damaged")
+    damaged = UserError(f"{where}: the threshold in its metadata is damaged")
     return storage.parse_object(metadata[METADATA], checked, damaged)
 
 
@@ -34,7 +35,7 @@ def threshold(asked: float, metadata: Mapping[str, str], where: str) -> float:
         return asked
     stored = stored_threshold(metadata, where)
     if stored is None:
-        raise ValueError(
+        raise UserError(
             f"--abstain -1: {where} has no threshold of its own: none could be promised, or it was exported without "
             "the --metrics of `must evaluate`; give one as a number, or 0"
         )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.files import ONNX_FILE
 from must.base.parameters import require
 from must.data.image.preprocess import Preprocess, normalize_pixels
@@ -49,7 +50,7 @@ class OnnxClassifier:
         try:
             self.session = onnxruntime.InferenceSession(source, options, providers=providers(onnxruntime))
         except Exception as error:  # onnxruntime's own exception classes are private
-            raise ValueError(f"{where}: onnxruntime cannot read it: {' '.join(str(error).split())[:200]}") from None
+            raise UserError(f"{where}: onnxruntime cannot read it: {' '.join(str(error).split())[:200]}") from None
         metadata = self.session.get_modelmeta().custom_metadata_map
         require(
             {"classes", "preprocess"} <= metadata.keys(), f"{where}: names no classes; it was not made by `must export`"
@@ -123,7 +124,7 @@ def parse_metadata(metadata: dict[str, str], where: str) -> tuple[list[str], Pre
     try:
         classes, preprocess = json.loads(metadata["classes"]), Preprocess.from_dict(json.loads(metadata["preprocess"]))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: its metadata are damaged: {error}") from None
+        raise UserError(f"{where}: its metadata are damaged: {error}") from None
     named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     require(named and bool(classes), f"{where}: its metadata name no classes")
     return classes, preprocess

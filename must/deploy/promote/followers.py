@@ -7,9 +7,10 @@ import urllib.request
 from typing import Protocol
 
 from must.base import storage
+from must.base.errors import TransientError, UserError
 from must.base.files import ONNX_FILE
 from must.base.parameters import require
-from must.base.storage import TransientError, is_transient
+from must.base.storage import is_transient
 from must.base.text import printable
 from must.config import PromoteConfig
 from must.config.trackers import require_packages
@@ -96,11 +97,11 @@ def ask_server() -> None:
     except urllib.error.HTTPError as error:
         with error:
             line = f"register mlflow: {url} answers {error.code}"
-        raise (TransientError if is_transient(error.code) else ValueError)(line) from None
+        raise (TransientError if is_transient(error.code) else UserError)(line) from None
     except OSError as error:
         raise TransientError(f"register mlflow: {url} does not answer ({printable(error, 200)})") from None
     if kind != "application/json":
-        raise ValueError(f"register mlflow: {url} answers something else than MLflow's JSON: a login page?")
+        raise UserError(f"register mlflow: {url} answers something else than MLflow's JSON: a login page?")
 
 
 def credentials() -> dict[str, str]:

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from must.base import storage
+from must.base.errors import TransientError, UserError
 from must.base.files import CARD_FILE, LONGEST_CARD, ONNX_FILE
 from must.base.lock import RUN_ID
 from must.base.parameters import require
-from must.base.storage import TransientError
 from must.deploy.promote.model_registry import Api, RefusedError
 
 FLAG = "--register kubeflow"
@@ -165,4 +165,4 @@ def translate_errors(state: str) -> Iterator[None]:
         raise TransientError(f"{FLAG}: {error}; {state}") from None
     except ValueError as error:
         line = str(error).removeprefix(f"{FLAG}: ")
-        raise ValueError(f"{FLAG}: {line}; {state}") from None
+        raise UserError(f"{FLAG}: {line}; {state}") from None

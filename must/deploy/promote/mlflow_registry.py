@@ -13,9 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from must.base import storage
+from must.base.errors import TransientError, UserError
 from must.base.files import CARD_FILE, LONGEST_CARD, ONNX_FILE
 from must.base.names import listed
-from must.base.storage import TransientError
 from must.method.train.trackers.base import reason
 from must.method.train.trackers.mlflow import connect, experiment
 
@@ -128,5 +128,5 @@ def translate_errors(state: str) -> Iterator[None]:
     except (MlflowException, OSError) as error:  # uploads raise errors of requests, which are OSErrors
         text = f"--register mlflow: {reason(error)}; {state}"
         if isinstance(error, MlflowException) and error.error_code not in MAY_PASS:
-            raise ValueError(text) from None
+            raise UserError(text) from None
         raise TransientError(text) from None

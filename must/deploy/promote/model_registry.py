@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from must.base import storage
+from must.base.errors import TransientError, UserError
 from must.base.parameters import require
-from must.base.storage import TransientError
 from must.base.text import printable
 
 URL = "MODEL_REGISTRY_URL"
@@ -28,7 +28,7 @@ TRIES, TIMEOUT = 5, 30  # of a request, and seconds of each
 PAGE = 100  # entries a request
 
 
-class RefusedError(ValueError):
+class RefusedError(UserError):
     """The server's answer: it will not. `status` is HTTP's."""
 
     def __init__(self, text: str, status: int) -> None:
@@ -48,8 +48,12 @@ def address(flag: str) -> str:
     url = os.environ.get(URL, "").rstrip("/")
     example = "such as http://model-registry-service.kubeflow.svc:8080"
     require(bool(url), f"{flag}: set {URL} to the Kubeflow Model Registry's address, {example}")
-    parts = urllib.parse.urlsplit(url)
-    require(parts.scheme in ("http", "https") and bool(parts.netloc), f"{flag}: {URL} is no http(s) address, {example}")
+    wrong = f"{flag}: {URL} is no http(s) address, {example}"
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:
+        raise UserError(wrong) from None
+    require(parts.scheme in ("http", "https") and bool(parts.netloc), wrong)
     require("@" not in parts.netloc, f"{flag}: {URL} holds a name or password; give a token in {TOKEN}")
     return url
 
@@ -63,7 +67,7 @@ def token() -> str:
     try:
         return Path(file).read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
-        raise ValueError(f"{TOKEN_FILE} {file}: no token to be read there") from None
+        raise UserError(f"{TOKEN_FILE} {file}: no token to be read there") from None
 
 
 class Api:
@@ -80,7 +84,7 @@ class Api:
         for self.root in ROOTS:
             if self.find("registered_models", pageSize="1") is not None:
                 return
-        raise ValueError(f"{flag}: {self.url} is no Kubeflow Model Registry: it has neither {' nor '.join(ROOTS)}")
+        raise UserError(f"{flag}: {self.url} is no Kubeflow Model Registry: it has neither {' nor '.join(ROOTS)}")
 
     def find(self, path: str, **query: str) -> dict[str, Any] | None:
         """The one that matches, or None."""

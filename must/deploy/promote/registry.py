@@ -22,11 +22,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from must.base import storage
+from must.base.errors import TransientError, UserError
 from must.base.files import VERSION_FILE
 from must.base.lock import PROMOTION, HeldError, LockLostError, locked
 from must.base.names import below
 from must.base.parameters import require
-from must.base.storage import ConflictError, TransientError
+from must.base.storage import ConflictError
 
 LATEST = "LATEST"
 NAME = re.compile(r"[a-z0-9][-a-z0-9._]{0,62}")
@@ -46,11 +47,11 @@ class Latest:
     reason: str = ""
 
 
-class DamagedError(ValueError):
+class DamagedError(UserError):
     """LATEST holds no champion."""
 
 
-class OtherOnnxError(ValueError):
+class OtherOnnxError(UserError):
     """The version has other ONNX files. `key`: a short name for those that were to be added."""
 
     def __init__(self, text: str, key: str) -> None:
@@ -196,7 +197,7 @@ class Registry:
             content = json.dumps({**vars(new), "id": uuid.uuid4().hex}, indent=1).encode()
             storage.write_bytes(self.uri_of(LATEST), content, seen)
         except ConflictError:
-            raise ValueError(
+            raise UserError(
                 f"{self.uri}: another run moved LATEST at the same moment; {new.version} is stored but is not "
                 "the champion. Run again: it will be compared with the new champion"
             ) from None
@@ -251,7 +252,7 @@ def described(uri: str) -> dict[str, Any]:
 
 
 def other_kind(uri: str) -> ValueError:
-    return ValueError(f"--registry {uri}: is damaged or of another kind")
+    return UserError(f"--registry {uri}: is damaged or of another kind")
 
 
 def is_of(version: str, weights: str) -> bool:

@@ -14,6 +14,7 @@ import sys
 import traceback
 from typing import Any
 
+from must.base.errors import UserError
 from must.base.storage import parse_object
 from must.deploy.review.page import STATIC, static
 from must.deploy.review.pictures import Pictures
@@ -71,7 +72,7 @@ class App:
         if parts == ["next"]:
             return Reply(as_json(await asyncio.to_thread(self.session.next, page)))
         if type(position) is not int:
-            raise ValueError("position must be a number")
+            raise UserError("position must be a number")
         if parts == ["answer"]:
             return Reply(as_json(await asyncio.to_thread(self.session.answer, page, position, said)))
         if parts == ["undo"]:
@@ -99,7 +100,7 @@ async def body_of(receive: Receive) -> dict[str, Any]:
         message = await receive()
         data += message.get("body", b"")
         if len(data) > MOST:
-            raise ValueError("the request is too long")
+            raise UserError("the request is too long")
         if message["type"] != "http.request" or not message.get("more_body", False):
             break
-    return parse_object(data, dict, ValueError("the request must be a JSON object"))
+    return parse_object(data, dict, UserError("the request must be a JSON object"))

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from PIL import Image
 
+from must.base.errors import UserError
 from must.data.image.decode import decode
 from must.data.loading.reader import ShardReader
 
@@ -26,7 +27,7 @@ class Pictures:
     def get(self, number: int, small: bool) -> tuple[bytes, str]:
         """Raises ValueError: no such sample, or it cannot be decoded."""
         if not 0 <= number < len(self.reader):
-            raise ValueError("there is no such picture")
+            raise UserError("there is no such picture")
         return self.small(number) if small else self.make(number, LARGE)
 
     def make(self, number: int, side: int) -> tuple[bytes, str]:

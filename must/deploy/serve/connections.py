@@ -15,6 +15,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from must.base.errors import UserError
+
 MOST_HEAD = 64 * 1024  # bytes of a request line with its headers, or of a chunked body's framing in a row
 SPARE = 64  # connections above the limit, while all others are being answered: health is among them
 GRACE = 1.0  # seconds in which a new connection sends something
@@ -122,7 +124,7 @@ def protocol_within(seconds: float, room: Room) -> type[HttpToolsProtocol]:
             """Of a head that comes in one piece, too. Raises: it is too long; the parser stops there."""
             self.head += size
             if self.head > MOST_HEAD:
-                raise ValueError("a long head")
+                raise UserError("a long head")
 
         def send_400_response(self, msg: str) -> None:
             if self.head > MOST_HEAD:

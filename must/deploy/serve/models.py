@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.files import ONNX_FILE, VERSION_FILE
 from must.base.parameters import require
 from must.base.text import printable
@@ -76,9 +77,7 @@ class Served:
             try:
                 found = self.run(np.stack([blank] * images))
             except Exception as error:  # onnxruntime's own exception classes are private
-                raise ValueError(
-                    f"{self.version}: a forward pass fails: {' '.join(str(error).split())[:200]}"
-                ) from None
+                raise UserError(f"{self.version}: a forward pass fails: {' '.join(str(error).split())[:200]}") from None
             total = sum(float(row.sum()) for row, _ in found) / images
             require(abs(total - 1) < 1e-2, f"{self.version}: its probabilities add up to {total:.3f}")
 

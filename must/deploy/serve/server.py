@@ -9,6 +9,7 @@ from typing import Any
 
 import uvicorn
 
+from must.base.errors import UserError
 from must.deploy.serve.connections import Room, protocol_within
 
 BACKLOG = 2048
@@ -20,7 +21,7 @@ def check_no_loop(command: str) -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         return
-    raise ValueError(f"{command}: an event loop runs here, as in a notebook; run `{command}` as a program of its own")
+    raise UserError(f"{command}: an event loop runs here, as in a notebook; run `{command}` as a program of its own")
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -33,7 +34,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(BACKLOG)  # who hears of the address may use it
     except OSError as error:
         listener.close()
-        raise ValueError(f"--host {host} --port {port}: {(error.strerror or str(error)).lower()}") from None
+        raise UserError(f"--host {host} --port {port}: {(error.strerror or str(error)).lower()}") from None
     return listener
 
 

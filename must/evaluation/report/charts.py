@@ -18,25 +18,20 @@ NOTHING = "\N{EN DASH}"
 
 class Line(NamedTuple):
     name: str
-    style: str  # a class of the style sheet: adapted, baseline, rival-1, ...
+    style: str  # a class of the style sheet: adapted, baseline, rival-2, ...
     points: Sequence[tuple[float, float]]
-    dots: bool = False
 
 
 class Axes:
     """Data -> page coordinates, and the grid with its numbers."""
 
-    def __init__(
-        self, x: tuple[float, float], y: tuple[float, float], logarithmic_x: bool = False, height: int = HEIGHT
-    ) -> None:
-        self.x_range, self.y_range, self.log = x, y, logarithmic_x
+    def __init__(self, x: tuple[float, float], y: tuple[float, float], height: int = HEIGHT) -> None:
+        self.x_range, self.y_range = x, y
         self.bottom = height - BOTTOM
         self.height = height
 
     def x(self, value: float) -> float:
         low, high = self.x_range
-        if self.log:
-            value, low, high = math.log(value), math.log(low), math.log(high)
         return round(LEFT + (WIDTH - LEFT - RIGHT) * (value - low) / ((high - low) or 1), 1)
 
     def y(self, value: float) -> float:
@@ -88,31 +83,13 @@ def reliability_chart(title: str, models: Sequence[tuple[str, str, Sequence[dict
     return svg(title, "".join(parts), height=300)
 
 
-def shots_chart(title: str, lines: Sequence[Line], levels: Sequence[tuple[str, str, float]]) -> Markup:
-    """Accuracy over labelled images a class (logarithmic), against horizontal levels (name, style, accuracy)."""
-    shots = sorted({x for line in lines for x, _ in line.points})
-    ys = [y for line in lines for _, y in line.points] + [level for _, _, level in levels]
-    ticks = nice_ticks(min(ys), max(ys), 4, limit=(0.0, 1.0))
-    axes = Axes((shots[0], max(shots[-1], shots[0] * 2)), (ticks[0], ticks[-1]), logarithmic_x=True, height=240)
-    parts = [axes.grid(shots, ticks, percent=True)]
-    for name, style, level in levels:
-        at = axes.y(level)
-        parts.append(f'<line class="level {style}" x1="{LEFT}" y1="{at}" x2="{WIDTH - RIGHT}" y2="{at}">')
-        parts.append(f"<title>{escape(name)}</title></line>")
-    parts.extend(polyline(line, axes) for line in lines)
-    return svg(title, "".join(parts), height=240)
-
-
 def polyline(line: Line, axes: Axes) -> str:
     step = max(1, math.ceil(len(line.points) / POINTS))
     points = [*line.points[::step]]
     if points[-1] != line.points[-1]:
         points.append(line.points[-1])
     path = " ".join(f"{axes.x(x)},{axes.y(y)}" for x, y in points)
-    dots = "".join(f'<circle class="{line.style}" cx="{axes.x(x)}" cy="{axes.y(y)}" r="3"/>' for x, y in points)
-    return f'<polyline class="{line.style}" points="{path}"><title>{escape(line.name)}</title></polyline>' + (
-        dots if line.dots else ""
-    )
+    return f'<polyline class="{line.style}" points="{path}"><title>{escape(line.name)}</title></polyline>'
 
 
 def svg(title: str, content: str, height: int = HEIGHT) -> Markup:

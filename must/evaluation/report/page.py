@@ -13,7 +13,7 @@ from must.config import EvaluateConfig
 from must.data.loading.reader import ShardReader
 from must.evaluation.refined import RefinedLabels
 from must.evaluation.report import charts
-from must.evaluation.report.charts import Line, percent, points, signed
+from must.evaluation.report.charts import percent, points, signed
 from must.evaluation.report.gallery import Pictures
 from must.evaluation.report.provenance import commands, provenance, training_curves
 from must.evaluation.report.selection import selection
@@ -61,7 +61,6 @@ def render_report(
         pairs=pictures.changed_pairs(),
         gallery=pictures.gallery(),
         reliability=reliability(metrics),
-        few_shot=few_shot(metrics),
         histogram=histogram(metrics),
         selection=selection(metrics),
         relabelled=pictures.relabelled(refined.changed) if refined and refined.split == config.split else [],
@@ -150,19 +149,6 @@ def reliability(metrics: dict[str, Any]) -> Markup | None:
     if metrics["baseline"]:
         models.insert(0, (metrics["baseline_name"], "baseline", metrics["baseline"]["reliability"]))
     return charts.reliability_chart("Accuracy over confidence", models)
-
-
-def few_shot(metrics: dict[str, Any]) -> dict[str, Any] | None:
-    results = metrics.get("few_shot")
-    if not results:
-        return None
-    lines = [
-        Line(method["name"], f"rival-{i}", [(row["shots"], row["top1"]) for row in method["rows"]], dots=True)
-        for i, method in enumerate(results["methods"], start=1)
-    ]
-    levels = [(metrics["baseline_name"], "baseline", metrics["baseline"]["top1"])]
-    levels.append(("adapted without labels", "adapted", metrics["adapted"]["top1"]))
-    return {"chart": charts.shots_chart("Accuracy over labelled images a class", lines, levels), **results}
 
 
 def histogram(metrics: dict[str, Any]) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.names import SHA256, of_form
 from must.base.parameters import require
 from must.base.text import brief
@@ -65,8 +66,8 @@ def read_answers(uri: str, classes: list[str] | None = None) -> dict[str, Answer
                 f"{brief(entry.get('label'))} is none of the model's classes",
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            why = str(error) if type(error) is ValueError else f"{type(error).__name__}: {brief(str(error))}"
-            raise ValueError(f"{place(uri)}, line {number}: {why}") from None
+            why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {brief(str(error))}"
+            raise UserError(f"{place(uri)}, line {number}: {why}") from None
         if answer is None:
             found.pop(sha256, None)
         else:

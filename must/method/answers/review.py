@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.names import SHA256, of_form
 from must.base.parameters import require
 from must.method.answers.book import Answer, read_answers
@@ -68,9 +69,9 @@ class Review:
         uri = storage.join(folder, FILE)
         damaged = f"{uri}: is damaged or of another version; delete it, and `must review` makes it again"
         try:
-            return storage.read_object(uri, cls.parse, ValueError(damaged))
+            return storage.read_object(uri, cls.parse, UserError(damaged))
         except (FileNotFoundError, NotADirectoryError):
-            raise ValueError(f"{flag} {folder}: no {FILE} there; it is what `must review` writes") from None
+            raise UserError(f"{flag} {folder}: no {FILE} there; it is what `must review` writes") from None
 
     @classmethod
     def parse(cls, content: dict[str, Any]) -> Self:

@@ -1,9 +1,8 @@
-"""Signs of life between the processes of a run, so that a lost one is named instead of waited for in silence.
+"""A sign of life from each process of a run, so that a lost one is named instead of waited for in silence.
 
 Every process has a thread that writes to the store which torchrun keeps beside the processes (it outlives each of
-them), and reads what the others wrote. A process that is killed or frozen falls silent; one that is stuck (a read that
-never returns) goes on beating but falls behind: it has not begun the step that the others wait in. The thread acts by
-itself, since the main thread may hang in a collective that nothing in Python can interrupt.
+them), and reads what the others wrote. One rule: a process of which nothing new was read for `timeout` seconds is lost.
+The thread acts by itself, since the main thread may hang in a collective that nothing in Python can interrupt.
 """
 
 import logging
@@ -14,191 +13,127 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Self
+from typing import Any
 
 import torch.distributed as dist
 
 from must.base.exits import PREEMPTED
-from must.base.processes import is_running
 
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0  # seconds between two signs of life
-CHECK_S = 5.0  # seconds between two looks at the others'
+SILENCE_S = 5.0  # seconds of silence that are enough once a collective has failed
 LEFT = "left"  # instead of a step: the process ended on its own and has said why itself
 
 
 @dataclass
-class RankStatus:
-    """The last that was heard of a process, and when (by this process's monotonic clock)."""
+class Sign:
+    """The last text that was read of a process, and when that was new (by this process's monotonic clock)."""
 
-    beat: str
-    step: str  # the step it is in; "" before the first; or LEFT
-    pid: int
-    host: str
+    text: str  # "count step pid host"
     heard: float
-    moved: float  # when its step last changed
 
-    @classmethod
-    def read(cls, text: str, now: float) -> Self:
-        beat, step, pid, host = text.split(" ", 3)
-        return cls(beat, step, int(pid), host, now, now)
-
-    def update(self, text: str, now: float) -> None:
-        new = RankStatus.read(text, now)
-        if new.beat != self.beat:
-            self.beat, self.heard = new.beat, now
-        if new.step != self.step:
-            self.step, self.moved = new.step, now
+    @property
+    def left(self) -> bool:
+        return self.text.split(" ")[1] == LEFT
 
     def where(self) -> str:
-        step = f"in step {int(self.step) + 1}" if self.step not in ("", LEFT) else "before the first step"
-        return f"pid {self.pid} on {self.host}, last heard of {step}"
-
-    def is_dead(self) -> bool:
-        """Whether it is certain that the process ended: only processes of this host can be checked."""
-        return self.host == socket.gethostname() and not is_running(self.pid)
+        _, step, pid, host = self.text.split(" ", 3)
+        return f"pid {pid} on {host}, last heard of {f'in step {int(step) + 1}' if step else 'before the first step'}"
 
 
 class Heartbeat:
-    """This process's beats, and its view of the others'.
+    """This process's signs of life, and its view of the others'.
 
     Args:
         store: reachable by all processes, and by no other run.
-        timeout: seconds of silence or standstill after which a process counts as lost.
-        act: whether this process ends when another one is lost (tests look on without ending).
+        timeout: seconds of silence after which a process is lost, and this one ends.
     """
 
-    def __init__(self, store: Any, rank: int, size: int, timeout: float, act: bool = True) -> None:
-        self.store, self.rank, self.timeout, self.act = store, rank, timeout, act
-        self.beat, self.interval = min(HEARTBEAT_S, timeout / 8), min(CHECK_S, timeout / 4)
-        self.others = [other for other in range(size) if other != rank]
+    def __init__(self, store: Any, rank: int, size: int, timeout: float) -> None:
+        self.store, self.rank, self.timeout = store, rank, timeout
+        self.beat = min(HEARTBEAT_S, timeout / 8)
+        self.others = [str(other) for other in range(size) if other != rank]
         self.step = ""
-        self.moved = time.monotonic()
         self._count = 0
         self._stop = threading.Event()
-        self._lock = threading.Lock()
-        self._spoken = False
-        self._beat()
-        self.store.wait([f"{other}" for other in self.others], timedelta(seconds=timeout))
-        now = time.monotonic()
-        self.signs = dict(zip(self.others, (RankStatus.read(text, now) for text in self._read()), strict=True))
+        self._write()
+        self.store.wait(self.others, timedelta(seconds=timeout))
+        self.signs = {int(name): Sign(text, time.monotonic()) for name, text in self._read().items()}
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
     def begin(self, step: int) -> None:
-        """Call it when step `step` begins: after its data arrived, before the processes wait for each other."""
-        first = not self.step
-        self.step, self.moved = str(step), time.monotonic()
-        if first:
-            with suppress(Exception):  # the thread's beats notice whether the store is there
-                self._beat()
+        """Call it when step `step` begins; the next sign of life says so."""
+        self.step = str(step)
 
     def close(self) -> None:
         """This process leaves on its own."""
         self._stop.set()
         self._thread.join()
         self.step = LEFT
-        try:
-            self._beat()
-        except Exception:  # the store is gone, and so are its readers
-            return
+        with suppress(Exception):  # the store is gone, and so are its readers
+            self._write()
 
-    def lost(self, patience: float | None = None) -> list[int]:
-        """The processes that were silent for `patience` seconds (default: the timeout), or are dead on this host."""
-        patience = self.timeout if patience is None else patience
-        with self._lock:
-            now = time.monotonic()
-            for other, text in zip(self.others, self._read(), strict=True):
-                self.signs[other].update(text, now)
-            return [
-                other
-                for other, sign in self.signs.items()
-                if sign.step != LEFT and (now - sign.heard > patience or sign.is_dead())
-            ]
-
-    def stuck(self) -> list[int]:
-        """The processes that the others wait for: no step began within the timeout, and these are one behind."""
+    def lost(self, seconds: float) -> list[int]:
+        """The processes of which nothing new was read for so long; of all, where the store cannot be read."""
+        with suppress(Exception):  # of the store's client
+            for name, text in self._read().items():
+                if text != self.signs[int(name)].text:
+                    self.signs[int(name)] = Sign(text, time.monotonic())
         now = time.monotonic()
-        steps = {self.rank: self.step} | {other: sign.step for other, sign in self.signs.items()}
-        moved = max([self.moved, *(sign.moved for sign in self.signs.values())])
-        if LEFT in steps.values() or now - moved < self.timeout:
-            return []
-        numbers = {rank: int(step or -1) for rank, step in steps.items()}
-        last = max(numbers.values())
-        return [rank for rank, number in numbers.items() if number < last]
+        return [rank for rank, sign in self.signs.items() if not sign.left and now - sign.heard > seconds]
 
-    def anyone_left(self) -> bool:
-        return any(sign.step == LEFT for sign in self.signs.values())
-
-    def explain(self, patience: float) -> str:
-        """Which process is lost, in one line, after a collective failed; '' if none is, LEFT if one has left.
-
-        Looks for as long as it takes to tell silence from a late beat.
-        """
-        deadline = time.monotonic() + patience + self.interval
-        while True:
-            try:
-                lost = self.lost(patience)
-            except Exception:
-                return "the processes' common store is gone: the node that torchrun keeps it on is lost"
-            if lost:
-                return self.line(lost, "is lost: it was killed or hangs")
-            if self.anyone_left():
+    def explain(self) -> str:
+        """After a collective failed: which process is lost, in one line; '' if none is, LEFT if one left on its own."""
+        self._stop.set()
+        self._thread.join()
+        seconds = min(SILENCE_S, self.timeout)
+        deadline = time.monotonic() + 2 * seconds
+        while time.monotonic() < deadline:
+            with suppress(Exception):
+                self._write()  # the others are to see that this one is there
+            if lost := self._together(seconds):
+                return self.line(lost, seconds)
+            if any(sign.left for sign in self.signs.values()):
                 return LEFT
-            if time.monotonic() > deadline:
-                return ""
-            time.sleep(self.interval / 4)
+            time.sleep(self.beat / 4)
+        return ""
 
-    def say(self, line: str) -> None:
-        """Prints `reason` once: the main thread and this one may find out at the same time."""
-        with self._lock:
-            spoken, self._spoken = self._spoken, True
-        if not spoken:
-            logger.warning(f"must: {line}")
-
-    def line(self, ranks: list[int], what: str) -> str:
-        places = "; ".join(f"rank {rank} ({self.signs[rank].where()})" for rank in ranks if rank in self.signs)
-        return f"{places} {what}; stopping, run the same command again (training goes on from its last checkpoint)"
+    def line(self, ranks: list[int], seconds: float) -> str:
+        named = "; ".join(f"rank {rank} ({self.signs[rank].where()})" for rank in ranks)
+        return (
+            f"{named} is lost: no sign of life for {seconds:g} s; stopping, run the same command again "
+            "(training goes on from its last checkpoint)"
+        )
 
     def _run(self) -> None:
-        reachable = looked = time.monotonic()
         while not self._stop.wait(self.beat):
-            try:
-                self._beat()
-                reachable = time.monotonic()
-                if reachable - looked < self.interval:
-                    continue
-                looked, lost = reachable, self.lost()
-            except Exception as error:  # any error of the store's client: it is looked at again, until the timeout
-                if time.monotonic() - reachable > self.timeout:
-                    self._end(f"the processes' common store cannot be reached any more: {first_line(error)}", [])
-                continue
-            if lost:
-                dead = all(self.signs[rank].is_dead() for rank in lost)
-                why = "its process is dead" if dead else f"no sign of life for {self.timeout:g} s"
-                self._end(self.line(lost, f"is lost: {why}"), lost)
-            elif (stuck := self.stuck()) and self.rank not in stuck:
-                self._end(self.line(stuck, f"kept the others waiting for {self.timeout:g} s"), stuck)
+            with suppress(Exception):  # a store that cannot be reached is silence, for all
+                self._write()
+            if lost := self._together(self.timeout):
+                self._end(lost)
 
-    def _end(self, line: str, lost: list[int]) -> None:
-        """Ends all processes, for the main thread may be in a collective for ever; one process a host says why."""
-        here = socket.gethostname()
-        beside = [rank for rank, sign in self.signs.items() if sign.host == here and rank not in lost]
-        if not self.act:
-            return
-        if self.rank <= min(beside, default=self.rank):
-            self.say(line)
+    def _together(self, seconds: float) -> list[int]:
+        """Those that are lost, two beats after the first: what takes away several does so in the same beat."""
+        if self.lost(seconds):
+            time.sleep(2 * self.beat)
+        return self.lost(seconds)
+
+    def _end(self, lost: list[int]) -> None:
+        """Ends all processes, for the main thread may be in a collective for ever; the first of them says why."""
+        if self.rank < min((rank for rank, sign in self.signs.items() if rank not in lost), default=self.rank + 1):
+            logger.warning(f"must: {self.line(lost, self.timeout)}")
         else:
-            time.sleep(2 * self.interval)  # the end of one is the end of all: torchrun sees to that
+            time.sleep(2 * self.beat)  # the end of one is the end of all: torchrun sees to that
         os._exit(PREEMPTED)
 
-    def _beat(self) -> None:
+    def _write(self) -> None:
         self._count += 1
         self.store.set(f"{self.rank}", f"{self._count} {self.step} {os.getpid()} {socket.gethostname()}")
 
-    def _read(self) -> list[str]:
-        return [value.decode() for value in self.store.multi_get([f"{other}" for other in self.others])]
+    def _read(self) -> dict[str, str]:
+        return dict(zip(self.others, (text.decode() for text in self.store.multi_get(self.others)), strict=True))
 
 
 def connect(timeout: float, purpose: str = "heartbeat") -> Any:
@@ -215,7 +150,3 @@ def connect(timeout: float, purpose: str = "heartbeat") -> Any:
     )
     life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"must/{purpose}/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{life}", store)
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

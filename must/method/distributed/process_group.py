@@ -1,5 +1,6 @@
 """Processes: torch.distributed as torchrun sets it up, or a single process without it."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +11,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from must.base.errors import UserError
 from must.base.exits import PREEMPTED
-from must.method.distributed.heartbeat import CHECK_S, LEFT, Heartbeat, connect
+from must.method.distributed.heartbeat import LEFT, SILENCE_S, Heartbeat, connect
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,9 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
-        raise ValueError(f"--device {name}: there is no such device here; 'auto' takes what there is") from None
+        raise UserError(f"--device {name}: there is no such device here; 'auto' takes what there is") from None
     if device.type == "mps" and not alone:
-        raise ValueError("--device mps: takes one process; start it without torchrun, or with --device cpu")
+        raise UserError("--device mps: takes one process; start it without torchrun, or with --device cpu")
     return device
 
 
@@ -82,7 +86,7 @@ def init_distributed(device_name: str, timeout: int) -> Iterator[World]:
     """Joins the process group (torchrun's rendezvous), if torchrun started the process; leaves it at the end.
 
     Args:
-        timeout: seconds after which a lost, frozen or stuck process is given up.
+        timeout: seconds after which a lost or frozen process is given up.
 
     Raises:
         LostRank: a collective failed because another process is gone; a line on stderr says which.
@@ -95,20 +99,20 @@ def init_distributed(device_name: str, timeout: int) -> Iterator[World]:
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     # The heartbeat can say who is lost, so it comes first; the collectives' own limit is the net below it.
-    limit = timeout + 4 * min(CHECK_S, timeout)
+    limit = timeout + 4 * min(SILENCE_S, timeout)
     join_process_group(backend, limit)
     rank, size = dist.get_rank(), dist.get_world_size()
     heartbeat = Heartbeat(connect(timeout), rank, size, timeout) if size > 1 else None
     try:
         yield World(rank, size, device, heartbeat)
     except RuntimeError as error:
-        reason = ""
-        if heartbeat and is_of_collective(error):
-            reason = heartbeat.explain(min(timeout, CHECK_S))
-        if heartbeat is None or not reason:
+        reason = heartbeat.explain() if heartbeat and is_of_collective(error) else ""
+        if not reason and heartbeat and "timed out" in str(error).lower():
+            reason = f"a process kept the others waiting for {limit:g} s; stopping, run the same command again"
+        if not reason:
             raise
         if reason != LEFT:
-            heartbeat.say(reason)
+            logger.warning(f"must: {reason}")
         raise LostRank from None
     finally:
         if heartbeat:

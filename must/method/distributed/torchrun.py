@@ -16,6 +16,7 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from must.base.console import attach
 from must.base.exits import HELD, PREEMPTED, WRONG_INPUT
 from must.base.processes import PARENT, end_with_parent
 
@@ -28,6 +29,7 @@ SHUTDOWN_TIMEOUT = "120"  # seconds that stopped processes have to save a checkp
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs torchrun; returns the exit code."""
+    attach()
     if PARENT in os.environ:
         end_with_parent()
     os.environ[PARENT] = str(os.getpid())  # for the processes that it starts

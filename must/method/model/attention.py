@@ -1,8 +1,9 @@
 """Self-attention over tokens that are stored image by image.
 
-open_clip's blocks hold torch's MultiheadAttention, which turns the batch around before its first projection; in bf16 on
-a CPU the product with what is then no contiguous matrix costs more in copies than the whole rest of the block. This
-module has the same parameters under the same names and computes the same.
+The blocks of open_clip 3 hold torch's MultiheadAttention, which turns the batch around before its first projection; in
+bf16 on a CPU the product with what is then no contiguous matrix costs more in copies than the whole rest of the block.
+Those of open_clip 4 hold an attention of its own. This module has the same parameters under the same names as both and
+computes the same.
 """
 
 from typing import Any
@@ -13,21 +14,28 @@ from torch import Tensor, nn
 
 
 class SelfAttention(nn.Module):
-    """Stands in for an `nn.MultiheadAttention` with one embedding size, whose parameters it takes over."""
+    """Stands in for the attention of a block, with one embedding size, whose parameters it takes over."""
 
-    def __init__(self, original: nn.MultiheadAttention) -> None:
+    def __init__(self, original: Any) -> None:
         super().__init__()
         self.num_heads = original.num_heads
         self.in_proj_weight, self.in_proj_bias = original.in_proj_weight, original.in_proj_bias
         self.out_proj = original.out_proj
+        self.in_a_pair = isinstance(original, nn.MultiheadAttention)  # its block takes the first of two answers
 
     def forward(
         self, query: Tensor, key: Tensor | None = None, value: Tensor | None = None, **options: Any
-    ) -> tuple[Tensor, None]:
-        """Tokens [B, Q, W] -> ([B, Q, W], None). Keys and values are of the tokens `key` [B, L, W], if it is given."""
+    ) -> Tensor | tuple[Tensor, None]:
+        """What the block asks for; open_clip 4 calls the keys k_x. Values are of the same tokens as keys."""
         assert options.get("attn_mask") is None, "image towers let every token see every other"
+        key = options.get("k_x") if key is None else key
+        found = self.attended(query, query if key is None else key)
+        return (found, None) if self.in_a_pair else found
+
+    def attended(self, query: Tensor, key: Tensor) -> Tensor:
+        """Tokens [B, Q, W], which attend to the tokens `key` [B, L, W] -> [B, Q, W]."""
         B, Q, W = query.shape
-        if key is None or key is query:
+        if key is query:
             packed = F.linear(query, self.in_proj_weight, self.in_proj_bias)
             q, k, v = packed.view(B, Q, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         else:
@@ -35,7 +43,16 @@ class SelfAttention(nn.Module):
             q = F.linear(query, weights[0], biases[0]).view(B, Q, self.num_heads, -1).transpose(1, 2)
             packed = F.linear(key, weights[1], biases[1])
             k, v = packed.view(B, key.shape[1], 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        return self.out_proj(attend(q, k, v).transpose(1, 2).reshape(B, Q, W)), None
+        return self.out_proj(attend(q, k, v).transpose(1, 2).reshape(B, Q, W))
+
+
+def attended(attention: Any, query: Tensor, key: Tensor) -> Tensor:
+    """What an attention of torch's, of open_clip 4 or of ours makes of `query` [B, Q, W], which attends to `key`."""
+    if isinstance(attention, SelfAttention):
+        return attention.attended(query, key)
+    if isinstance(attention, nn.MultiheadAttention):
+        return attention(query, key, key, need_weights=False)[0]
+    return attention(query, k_x=key, v_x=key)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -53,10 +70,33 @@ def use_contiguous_attention(tower: nn.Module) -> None:
     """Replaces the self-attention of a tower's blocks in place."""
     for block in tower.modules():
         attention = getattr(block, "attn", None)
-        if isinstance(attention, nn.MultiheadAttention) and can_stand_in(attention):
+        if (isinstance(attention, nn.MultiheadAttention) or is_residual(block)) and can_stand_in(attention):
             block.attn = SelfAttention(attention)
+
+
+def is_residual(block: nn.Module) -> bool:
+    """Whether it is open_clip's plain block, x + attention(ln_1 x), then x + mlp(ln_2 x), and none that FSDP made."""
+    return type(block).__name__ == "ResidualAttentionBlock"
 
 
 def can_stand_in(attention: Any) -> bool:
     """Whether `SelfAttention` computes what this module does."""
-    return type(attention) is nn.MultiheadAttention and attention.batch_first and attention.in_proj_weight is not None
+    if type(attention) is nn.MultiheadAttention:
+        return attention.batch_first and attention.in_proj_weight is not None
+    return knows(attention) and attention.in_proj_weight is not None and attention.in_proj_bias is not None
+
+
+def knows(attention: Any) -> bool:
+    """Whether it is torch's attention, or open_clip 4's without any of its options."""
+    if type(attention) is nn.MultiheadAttention:
+        return True
+    plain = type(attention).__name__ == "Attention" and type(attention).__module__.startswith("open_clip.")
+    norms = [getattr(attention, name, None) for name in ("ln_q", "ln_k", "ln_inner")]
+    scales = [getattr(attention, name, 0) for name in ("logit_scale", "head_scale")]
+    drops = [getattr(attention, name, None) for name in ("attn_drop", "out_drop")]
+    return (
+        plain
+        and all(isinstance(norm, nn.Identity) for norm in norms)
+        and all(scale is None for scale in scales)
+        and all(isinstance(drop, nn.Dropout) and drop.p == 0 for drop in drops)
+    )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from must import __version__
 from must.base import storage
+from must.base.errors import UserError
 from must.base.files import DESCRIPTION_FILE, WEIGHTS_FILE
 from must.base.parameters import require
 from must.base.text import brief
@@ -61,9 +62,9 @@ def load_description(folder: str) -> Description:
     """Raises ValueError: no bundle there, a damaged one, or one of another format."""
     uri = storage.join(folder, DESCRIPTION_FILE)
     require(storage.exists(uri), f"--model {folder}: no {DESCRIPTION_FILE} there; a bundle is what `must train` writes")
-    found = storage.read_object(uri, checked, ValueError(f"{uri}: is damaged"))
+    found = storage.read_object(uri, checked, UserError(f"{uri}: is damaged"))
     if not isinstance(found, Description):
-        raise ValueError(
+        raise UserError(
             f"--model {folder}: its format is {brief(found)}, and must {__version__} reads format {FORMAT}; use the "
             "version of must that wrote it, or a newer one"
         )
@@ -114,16 +115,16 @@ def load_bundle(folder: str) -> Bundle:
     try:
         check_fetches_nothing(description.architecture)
     except ValueError as error:
-        raise ValueError(f"{storage.join(folder, DESCRIPTION_FILE)}: {error}") from None
+        raise UserError(f"{storage.join(folder, DESCRIPTION_FILE)}: {error}") from None
     except (KeyError, TypeError, AttributeError):
-        raise ValueError(f"{storage.join(folder, DESCRIPTION_FILE)}: is damaged") from None
+        raise UserError(f"{storage.join(folder, DESCRIPTION_FILE)}: is damaged") from None
     data = storage.read_bytes(uri)
     try:
         weights = load(data)
         model = MaskedViT(build_visual(description.architecture), weights["classifier"], description.logit_factor)
         model.load_state_dict(weights)
     except Exception as error:
-        raise ValueError(f"{uri}: is damaged or of another model ({type(error).__name__})") from error
+        raise UserError(f"{uri}: is damaged or of another model ({type(error).__name__})") from error
     return Bundle(model.eval(), description)
 
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.parameters import parse_yaml, require
 from must.base.text import brief
 from must.config import ClassifierConfig
@@ -179,7 +180,7 @@ def names_in(data: bytes, where: str) -> list[str]:
     try:
         lines = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError:
-        raise ValueError(f"{where}: is no text in UTF-8") from None
+        raise UserError(f"{where}: is no text in UTF-8") from None
     names = [line for line in lines if line and not line.startswith("# ")]
     require(len(names) != 1 or "," not in names[0], f"{where}: has one line; give a name a line, without commas")
     return names
@@ -345,4 +346,4 @@ def check_is_there(uri: str, flag: str) -> None:
 
 
 def damaged(uri: str, flag: str) -> ValueError:
-    return ValueError(f"{flag} {uri}: is damaged or no file of `must classifier`")
+    return UserError(f"{flag} {uri}: is damaged or no file of `must classifier`")

@@ -18,6 +18,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.files import MODEL_FOLDER_FILE
 from must.base.parameters import require
 from must.base.text import close_to
@@ -133,7 +134,7 @@ def understood(given: str) -> Named:
     published = [DEFAULT.removeprefix("timm:"), *timm.list_pretrained()]
     near = close_to(given, published) or [one for one in published if given.lower() in one]
     hint = f"; did you mean timm:{near[0]}?" if near else ""
-    raise ValueError(f"{asked}: is none of {KINDS}{hint}")
+    raise UserError(f"{asked}: is none of {KINDS}{hint}")
 
 
 def of_folder(folder: str, asked: str) -> Named:
@@ -155,7 +156,7 @@ def check_timm(name: str, with_weights: bool, asked: str) -> None:
     near = close_to(name, pool, 3) or [one for one in published if one.partition(".")[0] == architecture][:3]
     hint = f"; did you mean {' or '.join(f'timm:{one}' for one in near)}?" if near else ""
     what = "weights" if timm.is_model(architecture) else "model"
-    raise ValueError(f"{asked}: timm knows no {what} of that name{hint}")
+    raise UserError(f"{asked}: timm knows no {what} of that name{hint}")
 
 
 def check(given: str) -> None:
@@ -192,7 +193,7 @@ def load(named: Named, given: str) -> Loaded:
             return Loaded(None, "", whole)
         place = Path(named.name)
         if place.is_dir():
-            damaged = ValueError(f"its {TIMMS_FILE} is damaged")
+            damaged = UserError(f"its {TIMMS_FILE} is damaged")
             settings = storage.read_object(str(place / TIMMS_FILE), dict, damaged).get("pretrained_cfg") or {}
             return of_timm(f"local-dir:{place}", settings, {})
         config = get_pretrained_cfg(named.name, allow_unregistered=True)
@@ -223,7 +224,7 @@ def on_hub(name: str, only_look: bool = False) -> Iterator[None]:
     """A model of timm's is in the hub's cache inside the block, or, to `only_look`, could be fetched."""
     config = get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
-        raise ValueError(f"timm has it on no hub; give a checkpoint: timm:{name}=FILE")
+        raise UserError(f"timm has it on no hub; give a checkpoint: timm:{name}=FILE")
     repository = config.hf_hub_id
     names = [config.hf_hub_filename] if config.hf_hub_filename else [TIMMS_WEIGHTS, TIMMS_OLD_WEIGHTS]
     instead = (
@@ -283,6 +284,6 @@ def blamed(given: str) -> Iterator[None]:
         raise
     except ValueError as error:
         text = re.sub(r"^--model \S+( --pretrained \S+)?: ", "", str(error))
-        raise ValueError(text if text.startswith(asked) else f"{asked}: {text}") from error
+        raise UserError(text if text.startswith(asked) else f"{asked}: {text}") from error
     except Exception as error:
-        raise ValueError(f"{asked}: cannot be loaded: {first_line(error)}") from error
+        raise UserError(f"{asked}: cannot be loaded: {first_line(error)}") from error

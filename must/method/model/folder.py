@@ -21,9 +21,11 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.files import MODEL_FOLDER_FILE
 from must.base.parameters import require
 from must.method.model.hub import WEIGHTS_FILE, first_line
+from must.method.model.transformers_folder import TOKENIZER_FILE
 
 if TYPE_CHECKING:
     from must.method.model.backbone import Backbone
@@ -88,7 +90,7 @@ def write_files(backbone: Backbone, folder: Path) -> None:
     if hasattr(backbone.tokenizer, "save_pretrained"):  # a tokenizer of transformers
         backbone.tokenizer.save_pretrained(folder)
     elif backbone.vocabulary:
-        (folder / backbone.vocabulary.name).write_bytes(backbone.vocabulary.read_bytes())
+        (folder / TOKENIZER_FILE).write_bytes(backbone.vocabulary)
     if "hf_model_name" in backbone.config["text_cfg"]:
         text: Any = backbone.clip.text
         text.config.save_pretrained(folder)
@@ -105,7 +107,7 @@ def save_weights(weights: dict[str, Any], path: Path, metadata: dict[str, str] |
     try:
         save_file(weights, path, metadata)
     except SafetensorError as error:  # in whose place OSError would be
-        raise ValueError(f"{path.parent.parent}: the model cannot be written: {first_line(error)}") from error
+        raise UserError(f"{path.parent.parent}: the model cannot be written: {first_line(error)}") from error
 
 
 def compact(clip: Any) -> dict[str, Any]:

@@ -4,12 +4,16 @@ huggingface_hub waits a minute and more for a hub that does not answer, open_cli
 what it then reports is the last of them. Here a file is asked for once, with little patience, before open_clip is.
 """
 
+import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
+from must.base.errors import UserError
 from must.base.files import MODEL_FOLDER_FILE
 from must.base.text import without_secrets
+from must.method.model.transformers_folder import CONFIG_FILE, PREPROCESSORS, WEIGHTS
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +21,12 @@ PATIENCE = 4  # seconds for the hub's answer whether there is such a file, unles
 
 WEIGHTS_FILE = "open_clip_model.safetensors"
 OLD_WEIGHTS_FILE = "open_clip_pytorch_model.bin"  # a pickle, read with weights_only
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "spiece.model")
 LATER = "try again later"
+
+
+class AbsentError(UserError):
+    """A repository has none of the files."""
 
 
 @contextmanager
@@ -65,7 +74,7 @@ def fetched(repository: str, *names: str, instead: str = "", only_look: bool = F
                 return False
             status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
             why = "is not asked: unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else explain(status, error)
-            raise ValueError(f"the hub {hub} {why}, or {instead}") from error
+            raise UserError(f"the hub {hub} {why}, or {instead}") from error
         if only_look:
             return True
         try:
@@ -73,11 +82,52 @@ def fetched(repository: str, *names: str, instead: str = "", only_look: bool = F
         except Exception as error:
             first, _, _ = str(error).partition("\n")  # what follows is advice for programmers
             why = without_secrets(first) or type(error).__name__
-            raise ValueError(
+            raise UserError(
                 f"{name} of {repository} could not be downloaded from {hub} ({why}): {LATER}, or {instead}"
             ) from error
         return True
-    raise ValueError(f"{repository} on the hub {hub} has no {' and no '.join(names)}")
+    raise AbsentError(f"{repository} on the hub {hub} has no {' and no '.join(names)}")
+
+
+def as_folder(repository: str) -> str:
+    """The folder in the hub's cache of a model in transformers' format, without its weights; '' for one of open_clip's.
+
+    Raises:
+        ValueError: it cannot be had.
+    """
+    if cached(repository, MODEL_FOLDER_FILE):
+        return ""
+    answers = fetched(repository, MODEL_FOLDER_FILE, CONFIG_FILE)
+    if cached(repository, MODEL_FOLDER_FILE):
+        return ""
+    for name in (*TOKENIZERS, *PREPROCESSORS) if answers else ():
+        with suppress(AbsentError):  # each has some of them
+            fetched(repository, name)
+    return str(Path(cached(repository, CONFIG_FILE)).parent)
+
+
+def fetch_weights(repository: str, asked: str) -> None:
+    """Puts the weights of a model in transformers' format into the hub's cache.
+
+    Raises:
+        ValueError: they cannot be had; the message begins with `asked`.
+    """
+    try:
+        answers = fetched(repository, *WEIGHTS)
+        index = next((cached(repository, name) for name in WEIGHTS if cached(repository, name)), "")
+        if answers and index.endswith(".json"):
+            for piece in sorted(set(json.loads(Path(index).read_text())["weight_map"].values())):
+                fetched(repository, piece)
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{asked}: {first_line(error)}") from error
+
+
+def cached(repository: str, name: str) -> str:
+    """Where a file is in the hub's cache; '' if it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(repository, name)
+    return path if isinstance(path, str) else ""
 
 
 def explain(status: int, error: Exception) -> str:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from must.base.errors import UserError
 from must.method.model.attention import use_contiguous_attention
 from must.method.model.towers import tower_of
 
@@ -38,7 +39,7 @@ class MaskedViT(nn.Module):
         self.tower = tower_of(visual)
         width, embed = self.tower.width, self.tower.embed
         if classifier.ndim != 2 or classifier.shape[0] != embed:
-            raise ValueError(
+            raise UserError(
                 f"the classifier is for embeddings of {classifier.shape[0]} numbers, the model's have {embed}: "
                 "it was made with another model; run `must classifier` with this one"
             )

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.files import LAST_FILE
 from must.base.lock import CHECKPOINTS, CannotLockError, LockLostError, locked
 from must.method.distributed.process_group import World
@@ -176,7 +177,7 @@ class Checkpoints:
         )
 
 
-class DamagedError(ValueError):
+class DamagedError(UserError):
     """A checkpoint is not the one that was written."""
 
 
@@ -250,7 +251,7 @@ def exclusive_checkpoints(checkpoints: Checkpoints, world: World) -> Iterator[No
             except (ValueError, OSError) as error:
                 problem = error
         if any(world.gather(problem is not None)):
-            raise problem or ValueError(f"{checkpoints.uri}: the first process could not take this place; it says why")
+            raise problem or UserError(f"{checkpoints.uri}: the first process could not take this place; it says why")
         yield
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from must.base.errors import UserError
 from must.config import TrainConfig
 from must.data.loading.loader import TrainBatch
 from must.data.loading.reader import ShardReader
@@ -74,4 +75,4 @@ class Health:
         """Saves a checkpoint first."""
         self.state.save(self.method)
         self.state.checkpoints.close()
-        raise ValueError(f"stopped after step {self.state.progress.step}: {reason}")
+        raise UserError(f"stopped after step {self.state.progress.step}: {reason}")

@@ -108,14 +108,6 @@ class NoLog:
     def close(self, finished: bool) -> None: ...
 
 
-def last_logged(folder: Path) -> int:
-    """The step of the last line in a folder's log, -1 without one."""
-    try:
-        return json.loads((folder / LOG_FILE).read_text().splitlines()[-1])["step"]
-    except (OSError, IndexError, ValueError, KeyError, TypeError):  # a kill may have cut it
-        return -1
-
-
 def brief(line: dict[str, Any]) -> str:
     """For a bar, which has little room."""
     return f"loss {line['loss']:.3f}, confident {line['confident']:.0%}, {line['images_per_s']:.0f} images/s"

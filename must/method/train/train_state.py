@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.parameters import require
 from must.config import TrainConfig
 from must.data.format.index import Index
@@ -76,7 +77,7 @@ class TrainState:
         ours, theirs = WITHDRAWN | self.fingerprint, WITHDRAWN | LATER | state["identity"]
         changed = [f"{name} ({theirs.get(name)} -> {ours[name]})" for name in ours if theirs.get(name) != ours[name]]
         if changed:
-            raise ValueError(
+            raise UserError(
                 f"{self.checkpoints.uri}: holds checkpoints of a run with other settings: {', '.join(changed[:5])}; "
                 "use those, another --checkpoints, or --no-resume to start over"
             )

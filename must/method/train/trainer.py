@@ -46,7 +46,7 @@ from must.method.train.checkpoint import exclusive_checkpoints
 from must.method.train.compiled import compile_blocks, pays
 from must.method.train.estimate import LONG_ENOUGH, Size, StepTimer, memory_of, size_of
 from must.method.train.health import Health
-from must.method.train.log import Meter, NoLog, TrainLog, in_words, last_logged, summary_of
+from must.method.train.log import Meter, NoLog, TrainLog, in_words, summary_of
 from must.method.train.provenance import provenance
 from must.method.train.step import MustStep
 from must.method.train.teacher import make_teacher
@@ -206,7 +206,7 @@ class Trainer:
             return NoLog()
         folder, state, first = Path(self.config.output), self.state, self.state.progress.step
         names = self.config.trackers if first < self.whole.steps else []
-        trackers = Trackers(names, Life(folder, first, list(state.log_lines), last_logged(folder), ""), state.run_ids)
+        trackers = Trackers(names, Life(folder, first, list(state.log_lines), ""), state.run_ids)
         log = TrainLog(folder, self.whole.steps, first, state.log_lines, trackers)
         state.run_ids |= trackers.start(self.asked.to_dict())
         return log

@@ -1,5 +1,4 @@
 """cluster.yaml, what the platform team decides once: read strictly, checked, and put on the DAG's tasks.
 
 May import must, components.images, pipeline.stages and, where tasks are placed, kfp; knows no server and no engine.
-`vertex_rules` is the part of clusters that are projects of Vertex AI.
 """

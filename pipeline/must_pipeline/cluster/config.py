@@ -63,7 +63,7 @@ class Retries:
 class Training:
     nodes: int = 1
     processes: str = "auto"
-    as_: Literal["", "pod", "trainjob", "customjob"] = ""  # `as` in the file
+    as_: Literal["", "pod", "trainjob"] = ""  # `as` in the file
     runtime: str = "must-torch"
 
 
@@ -80,19 +80,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Vertex:
-    project: str = ""
-    location: str = ""
-    pipeline_root: str = ""
-    network: str = ""
-    machine: str = ""  # of a CustomJob's nodes
-    disk_gb: int = 200
-    strategy: Literal["STANDARD", "SPOT", "FLEX_START"] = "STANDARD"
-
-
-@dataclass(frozen=True)
 class Cluster:
-    kind: Literal["kubernetes", "vertex"] = "kubernetes"
     registry: str = ""
     tag: str = __version__
     digests: dict[str, str] = field(default_factory=dict)
@@ -114,7 +102,6 @@ class Cluster:
     predict: Prediction = field(default_factory=Prediction)
     training: Training = field(default_factory=Training)
     tensorboard: str = ""
-    vertex: Vertex = field(default_factory=Vertex)
 
     def image(self, name: str) -> str:
         """The full name of one of must_components/images.py's images."""
@@ -123,11 +110,7 @@ class Cluster:
 
     @property
     def trains_in_trainjob(self) -> bool:
-        return self.kind == "kubernetes" and (self.training.nodes > 1 or self.training.as_ == "trainjob")
-
-    @property
-    def trains_in_customjob(self) -> bool:
-        return self.kind == "vertex" and (self.training.nodes > 1 or self.training.as_ == "customjob")
+        return self.training.nodes > 1 or self.training.as_ == "trainjob"
 
     def uses_gpu(self, stage: str) -> bool:
         return self.gpu.count > 0 and stage in self.gpu.stages

@@ -8,7 +8,6 @@ from must_components.images import IMAGES
 from must_pipeline.cluster.config import Cluster, Resources
 from must_pipeline.cluster.predict import predict_config
 from must_pipeline.cluster.variables import check_variables
-from must_pipeline.cluster.vertex_rules import check_not_vertex, check_vertex
 from must_pipeline.stages import STAGES
 
 NAME = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
@@ -30,11 +29,7 @@ def check(cluster: Cluster) -> None:
         for name in getattr(cluster, key):
             require(name in known, f"{key}.{name}: unknown; {did_you_mean(name, known)}")
     check_images(cluster)
-    if cluster.kind == "vertex":
-        check_vertex(cluster)
-    else:
-        check_not_vertex(cluster)
-        check_access(cluster)
+    check_access(cluster)
     check_pools(cluster)
     check_resources(cluster)
     check_training(cluster)

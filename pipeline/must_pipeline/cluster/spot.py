@@ -18,7 +18,7 @@ def is_spot(pool: CpuPool | GpuPool) -> bool:
 def warning(cluster: Cluster) -> str:
     """About training in a stage's own pod on such nodes; "" if there is nothing to say."""
     pool = cluster.gpu if cluster.uses_gpu("train") else cluster.cpu
-    if cluster.kind != "kubernetes" or cluster.trains_in_trainjob or not is_spot(pool):
+    if cluster.trains_in_trainjob or not is_spot(pool):
         return ""
     return (
         "training runs in the stage's own pod on spot nodes: with Kubeflow's own settings the run ends when its "

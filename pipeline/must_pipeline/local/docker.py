@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from must.base.errors import UserError
 from must.base.storage import is_remote, local
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def run_container(client: Any, image: str, command: list[str], volumes: dict[str
         try:
             client.images.pull(image)
         except Exception as error:
-            raise ValueError(f"the image {image} is not here and cannot be pulled; make it: make images") from error
+            raise UserError(f"the image {image} is not here and cannot be pulled; make it: make images") from error
     container = client.containers.run(image, as_first_process(command), volumes=volumes, detach=True, **options)
     try:
         for chunk in container.logs(stream=True, follow=True):
@@ -115,11 +116,11 @@ def connect() -> Any:
     try:
         import docker
     except ImportError as error:
-        raise ValueError(f"--runner docker needs the package docker ({error}): pip install 'must-clip[dev]'") from None
+        raise UserError(f"--runner docker needs the package docker ({error}): pip install 'must-clip[dev]'") from None
     try:
         client = docker.from_env()
         client.ping()
         return client
     except docker.errors.DockerException as error:
         where = os.environ.get("DOCKER_HOST", "the default socket")
-        raise ValueError(f"no container engine answers at {where} (DOCKER_HOST): {error}") from None
+        raise UserError(f"no container engine answers at {where} (DOCKER_HOST): {error}") from None

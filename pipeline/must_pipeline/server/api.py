@@ -13,7 +13,8 @@ import kfp_server_api as api
 import urllib3.exceptions
 
 from must import __version__
-from must.base.storage import TransientError, is_transient, object_or_none
+from must.base.errors import TransientError, UserError
+from must.base.storage import is_transient, object_or_none
 from must.base.text import one_line
 from must_pipeline import DESCRIPTION
 
@@ -48,7 +49,7 @@ class Kfp:
 
     def __init__(self, options: argparse.Namespace) -> None:
         if not options.host:
-            raise ValueError("--host: where Kubeflow Pipelines is, is missing; give it, or set $KFP_HOST")
+            raise UserError("--host: where Kubeflow Pipelines is, is missing; give it, or set $KFP_HOST")
         self.host = options.host.rstrip("/")
         configuration = api.Configuration(host=self.host)
         configuration.retries = 2
@@ -123,7 +124,7 @@ class Kfp:
                 )
                 found = self.experiments.experiment_service_create_experiment(body)
         if namespace and not found.namespace:
-            raise ValueError(
+            raise UserError(
                 f"namespace {namespace}: this Kubeflow Pipelines is installed for a single user and runs everything in "
                 "its own namespace; leave `namespace` out of cluster.yaml, and create the service account there"
             )
@@ -156,7 +157,7 @@ class JsonClient(api.ApiClient):
     def deserialize(self, response: Any, response_type: Any) -> Any:
         kind = response.getheader("Content-Type") or "nothing"
         if "json" not in kind:
-            raise ValueError(f"{kind} instead of JSON: a login page?")
+            raise UserError(f"{kind} instead of JSON: a login page?")
         return super().deserialize(response, response_type)
 
 
@@ -188,7 +189,7 @@ def find_token(options: argparse.Namespace) -> str:
         try:
             return options.token_file.read_text().strip()
         except OSError as error:
-            raise ValueError(f"--token-file {options.token_file}: {(error.strerror or '').lower()}") from None
+            raise UserError(f"--token-file {options.token_file}: {(error.strerror or '').lower()}") from None
     if token := os.environ.get("KFP_TOKEN"):
         return token
     projected = Path(os.environ.get("KF_PIPELINES_SA_TOKEN_PATH", POD_TOKEN))
@@ -203,7 +204,7 @@ def identity_token(audience: str) -> str:
     try:
         return id_token.fetch_id_token(Request(), audience)
     except GoogleAuthError as error:
-        raise ValueError(
+        raise UserError(
             f"--iap-client-id: Google gives no identity token ({one_line(error)}); it needs a service "
             "account: set GOOGLE_APPLICATION_CREDENTIALS to its key, or run where one is attached"
         ) from None
@@ -225,7 +226,7 @@ def api_errors(host: str) -> Iterator[None]:
         text = f"{host}: {error.status} {error.reason}: {detail(error)}{hint}"
         # 500 is how it answers for a version that is not there
         transient = error.status == 401 or (is_transient(error.status) and error.status != 500)
-        raise (TransientError if transient else ValueError)(text) from None
+        raise (TransientError if transient else UserError)(text) from None
     except (urllib3.exceptions.HTTPError, ConnectionError) as error:
         reason = getattr(error, "reason", None) or error
         raise TransientError(
@@ -233,7 +234,7 @@ def api_errors(host: str) -> Iterator[None]:
             "(kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80)?"
         ) from None
     except ValueError as error:  # the client's parser, given a page of HTML
-        raise ValueError(
+        raise UserError(
             f"{host}: answers, but not as Kubeflow Pipelines does ({one_line(error)[:200]}); {LOGIN}"
         ) from None
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from must.base.errors import UserError
 from must.base.parameters import convert
 from must.base.text import did_you_mean
 from must.runtime.check import check_run
@@ -27,20 +28,20 @@ def check_parameters(pipeline: Path, values: dict[str, Any]) -> dict[str, Any]:
         spec = documents(pipeline.read_text())[0]
         known = spec["root"]["inputDefinitions"]["parameters"]
     except FileNotFoundError:
-        raise ValueError(f"--pipeline {pipeline}: no such file; make it with must-pipeline compile") from None
+        raise UserError(f"--pipeline {pipeline}: no such file; make it with must-pipeline compile") from None
     except (yaml.YAMLError, KeyError, TypeError, IndexError):
-        raise ValueError(f"--pipeline {pipeline}: is no compiled pipeline") from None
+        raise UserError(f"--pipeline {pipeline}: is no compiled pipeline") from None
     for name in values:
         if name not in known:
-            raise ValueError(f"the pipeline has no parameter '{name}'; {did_you_mean(name, sorted(known))}")
+            raise UserError(f"the pipeline has no parameter '{name}'; {did_you_mean(name, sorted(known))}")
     values = {
         name: convert(value, KINDS[known[name]["parameterType"]], f"parameter {name}") for name, value in values.items()
     }
     missing = sorted(name for name, one in known.items() if not one.get("isOptional") and name not in values)
     if missing:
-        raise ValueError(f"parameters missing: {', '.join(missing)}")
+        raise UserError(f"parameters missing: {', '.join(missing)}")
     if (size := len(json.dumps(values).encode())) > LIMIT:
-        raise ValueError(f"the parameters take {size:,} bytes, Kubeflow Pipelines allows {LIMIT:,}; use a file by URI")
+        raise UserError(f"the parameters take {size:,} bytes, Kubeflow Pipelines allows {LIMIT:,}; use a file by URI")
     defaults = {name: one["defaultValue"] for name, one in known.items() if "defaultValue" in one}
     check_run(defaults | values)
     return values

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from math import prod
 
+from must.base.errors import UserError
 from must.data.image.headers.base import MAX_SEGMENTS, Bits, Cost, costs, number
 
 CODESTREAM = b"\xff\x4f\xff\x51"
@@ -32,7 +33,7 @@ def boxes(data: bytes, start: int, end: int) -> Iterator[Box]:
             return
         yield kind, content, min(last, end)
         start = last
-    raise ValueError(f"more than {MAX_ITEMS} boxes")
+    raise UserError(f"more than {MAX_ITEMS} boxes")
 
 
 # -- JPEG 2000 ---------------------------------------------------------------------------------------------------------
@@ -49,7 +50,7 @@ def jpeg2000_cost(data: bytes) -> Cost:
             elif kind == b"jp2c":
                 streams.append((start, end))
     if len(streams) != 1 or len(sizes) > 1:
-        raise ValueError("no picture, or several" if len(streams) != 1 else "two headers, of which readers take either")
+        raise UserError("no picture, or several" if len(streams) != 1 else "two headers, of which readers take either")
     stream = codestream(data, *streams[0])
     size = max([stream[0], *sizes], key=prod)
     found = costs("JPEG2000", size, data)
@@ -68,26 +69,26 @@ def codestream(data: bytes, start: int, end: int) -> tuple[tuple[int, int], int,
         elif marker == COD and coding is None:
             coding = place + 4
         elif marker in (SIZ, COD, COC, POC):
-            raise ValueError("components coded in different ways, whose cost is not known")
+            raise UserError("components coded in different ways, whose cost is not known")
         elif marker in TRANSFORMS:
-            raise ValueError("a transform of its own, whose cost is not known")
+            raise UserError("a transform of its own, whose cost is not known")
         place, count = place + 2 + max(2, length), count + 1
         if count > MAX_ITEMS:
-            raise ValueError(f"more than {MAX_ITEMS} segments")
+            raise UserError(f"more than {MAX_ITEMS} segments")
     if size is None or coding is None:
-        raise ValueError("no header of its codestream")
+        raise UserError("no header of its codestream")
     check_tile_parts(data, place, end)
     right, bottom, left, top, wide, high, from_left, from_top = (number(data, size + 2 + 4 * n, 4) for n in range(8))
     components = number(data, size + 34, 2)
     if not 1 <= components <= 4:
-        raise ValueError(f"{components} components")
+        raise UserError(f"{components} components")
     if not (from_left <= left < min(right, from_left + wide) and from_top <= top < min(bottom, from_top + high)):
-        raise ValueError("no pixels, or none in its first tile")
+        raise UserError("no pixels, or none in its first tile")
     width, height = right - left, bottom - top
     tile = min(width, wide) * min(height, high)
     across, down = -(-(right - from_left) // wide), -(-(bottom - from_top) // high)
     if across * down > 65535:
-        raise ValueError("more than 65535 tiles")
+        raise UserError("more than 65535 tiles")
     levels = min(32, number(data, coding + 5, 1))
     block = 1 << min(12, number(data, coding + 6, 1) + number(data, coding + 7, 1) + 4)
     own = number(data, coding, 1) & 1  # sizes of precincts, for each resolution from the smallest on
@@ -115,14 +116,14 @@ def check_tile_parts(data: bytes, place: int, end: int) -> None:
         for _ in range(MAX_ITEMS):
             marker = number(data, at, 2)
             if marker in (COD, COC, POC):
-                raise ValueError("tiles coded in different ways, whose cost is not known")
+                raise UserError("tiles coded in different ways, whose cost is not known")
             if marker == SOD or at + 4 > end:
                 break
             at += 2 + max(2, number(data, at + 2, 2))
         if length == 0:
             return
         place += max(12, length)
-    raise ValueError(f"more than {MAX_SEGMENTS} tile-parts")
+    raise UserError(f"more than {MAX_SEGMENTS} tile-parts")
 
 
 # -- AVIF --------------------------------------------------------------------------------------------------------------
@@ -131,7 +132,7 @@ def avif_cost(data: bytes) -> Cost:
     sizes, kinds, largest, frames = [], [], (0, 0), 0
     for kind, start, end in boxes(data, 0, len(data)):
         if kind == b"moov":
-            raise ValueError(ANIMATED)
+            raise UserError(ANIMATED)
         if kind != b"meta":
             continue
         inside = {name: (at, last) for name, at, last in boxes(data, start + 4, end)}
@@ -144,14 +145,14 @@ def avif_cost(data: bytes) -> Cost:
                 ]
         pieces = list(extents(data, inside.get(b"iloc", (0, 0)), inside.get(b"idat", (0, 0))[0]))
         if sum(last - at for _, at, last in pieces) > 4 * len(data):
-            raise ValueError("its items lie upon each other")
+            raise UserError("its items lie upon each other")
         for _, at, last in pieces:
             for unit, begin, stop in units(data, at, last):
                 frames += unit in FRAMES
                 if unit == SEQUENCE_HEADER:
                     largest = max(largest, frame_size(data[begin : min(stop, begin + 1000)]), key=prod)
     if not sizes and not frames:
-        raise ValueError("no size")
+        raise UserError("no size")
     planes = 1 + kinds.count(b"auxC")
     size = max([largest, *sizes], key=prod)
     # 16 bits a sample of 4:4:4, twice: decoded, and scaled where the two sizes differ; then RGBA, and as bytes
@@ -171,7 +172,7 @@ def extents(data: bytes, box: tuple[int, int], idat: int) -> Iterator[tuple[int,
     count = number(data, place, 4 if version > 1 else 2)
     place += 4 if version > 1 else 2
     if count > MAX_ITEMS:
-        raise ValueError(f"more than {MAX_ITEMS} items")
+        raise UserError(f"more than {MAX_ITEMS} items")
     for _ in range(count):
         item, place = number(data, place, 4 if version > 1 else 2), place + (4 if version > 1 else 2)
         method = number(data, place, 2) & 15 if version else 0
@@ -180,7 +181,7 @@ def extents(data: bytes, box: tuple[int, int], idat: int) -> Iterator[tuple[int,
         pieces = number(data, place + wide[2], 2)
         place += wide[2] + 2
         if pieces > MAX_ITEMS:
-            raise ValueError(f"more than {MAX_ITEMS} pieces")
+            raise UserError(f"more than {MAX_ITEMS} pieces")
         for _ in range(pieces):
             at = base + number(data, place + wide[3], wide[0])
             length = number(data, place + wide[3] + wide[0], wide[1])
@@ -206,7 +207,7 @@ def units(data: bytes, place: int, end: int) -> Iterator[tuple[int, int, int]]:
             length = end - place
         yield head >> 3 & 15, place, place + length
         place += length
-    raise ValueError(f"more than {MAX_SEGMENTS} units of AV1")
+    raise UserError(f"more than {MAX_SEGMENTS} units of AV1")
 
 
 def frame_size(data: bytes) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from must.base.errors import UserError
 from must.data.image.headers.base import MAX_SEGMENTS, number
 
 STARTS = (b"II\x2a\0", b"II\x2b\0", b"II\0\x2a", b"MM\0\x2a", b"MM\x2a\0")  # as Pillow takes them, but for MM\0\x2b
@@ -25,7 +26,7 @@ class Directory:
         start = number(data, wide, wide, self.order)
         entries = number(data, start, short, self.order)
         if entries > MAX_SEGMENTS:
-            raise ValueError(f"more than {MAX_SEGMENTS} {what}")
+            raise UserError(f"more than {MAX_SEGMENTS} {what}")
         self.fields: dict[int, Field] = {}
         self.bytes = 0  # of all values that are not in the directory itself
         for place in range(start + short, min(start + short + entries * entry, len(data)), entry):
@@ -33,9 +34,9 @@ class Directory:
             count = number(data, place + 4, wide, self.order)
             size = SIZES.get(kind, 0) * count
             if count > MAX_SEGMENTS and (kind not in BYTES or tag in (273, 279, 324, 325)):
-                raise ValueError(f"more than {MAX_SEGMENTS} {what}")
+                raise UserError(f"more than {MAX_SEGMENTS} {what}")
             if tag in self.fields:
-                raise ValueError(f"its directory has the field {tag} twice")
+                raise UserError(f"its directory has the field {tag} twice")
             at = place + 4 + wide
             if size > wide:
                 at, self.bytes = number(data, at, wide, self.order), self.bytes + size

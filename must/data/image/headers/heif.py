@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Iterator
 from math import prod
 
+from must.base.errors import UserError
 from must.data.image.headers.base import MAX_SEGMENTS, Bits, Cost, costs, number
 from must.data.image.headers.boxes import MAX_ITEMS, boxes, extents
 
@@ -27,10 +28,10 @@ def heif_cost(data: bytes) -> Cost:
     meta: dict[bytes, tuple[int, int]] = {}
     for kind, start, end in boxes(data, 0, len(data)):
         if kind == b"moov":
-            raise ValueError(ANIMATED)
+            raise UserError(ANIMATED)
         if kind == b"meta":
             if meta:
-                raise ValueError("described twice")
+                raise UserError("described twice")
             meta = {name: (at, last) for name, at, last in boxes(data, start + 4, end)}
     kinds = dict(items(data, *meta.get(b"iinf", (0, 0))))
     sizes, tile, lengths, layers = [(0, 0)], (0, 0), 4, 1
@@ -47,7 +48,7 @@ def heif_cost(data: bytes) -> Cost:
     for item, at, last in extents(data, meta.get(b"iloc", (0, 0)), meta.get(b"idat", (0, 0))[0]):
         pieces[item] = pieces.get(item, b"") + data[at:last]
         if sum(map(len, pieces.values())) > 4 * len(data):
-            raise ValueError("its items lie upon each other")
+            raise UserError("its items lie upon each other")
     frames = 1
     for item, content in pieces.items():
         if kinds.get(item) == b"grid":
@@ -60,7 +61,7 @@ def heif_cost(data: bytes) -> Cost:
                 if unit[0] >> 1 & 63 == PARAMETERS:
                     tile = max(tile, coded_size(unit), key=prod)
     if not prod(tile):
-        raise ValueError("no size")
+        raise UserError("no size")
     parts = max(1, references(data, *meta.get(b"iref", (0, 0)))) + layers - 1
     size = max(*sizes, tile, key=prod)
     found_cost = costs("HEIF", size, data, held=HELD + 4 * layers, nanoseconds=WORK)
@@ -81,9 +82,9 @@ def items(data: bytes, start: int, end: int) -> Iterator[tuple[int, bytes]]:
         wide = 2 if data[at] < 3 else 4
         kind = data[at + 6 + wide : at + 10 + wide]
         if kind not in KINDS:
-            raise ValueError(f"an item of kind {kind.decode('ascii', 'replace')!r}, whose cost is not known")
+            raise UserError(f"an item of kind {kind.decode('ascii', 'replace')!r}, whose cost is not known")
         if kind == b"mime" and any(data[at + 10 + wide : last].split(b"\0")[2:]):
-            raise ValueError("a packed item, whose cost is not known")
+            raise UserError("a packed item, whose cost is not known")
         yield number(data, at + 4, wide), kind
 
 
@@ -117,7 +118,7 @@ def units(content: bytes, lengths: int) -> Iterator[bytes]:
         if length:
             yield content[place : place + min(length, 1000)]
         place += length
-    raise ValueError(f"more than {MAX_SEGMENTS} units of HEVC")
+    raise UserError(f"more than {MAX_SEGMENTS} units of HEVC")
 
 
 def coded_size(unit: bytes) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import re
 
+from must.base.errors import UserError
 from must.data.image.headers.base import A_SEGMENT, FINAL, MAX_SEGMENTS, PROFILED, SLACK, Cost, number
 from must.data.image.headers.directory import directory_refusal
 
@@ -37,7 +38,7 @@ def jpeg_cost(data: bytes) -> Cost:
         length = max(2, number(data, start, 2))
         if found[1] in FRAMES:
             if frame:
-                raise ValueError("two frames, of which readers take one or the other")
+                raise UserError("two frames, of which readers take one or the other")
             frame = found[1]
             size, components = (number(data, start + 5, 2), number(data, start + 3, 2)), number(data, start + 7, 1)
         elif found[1] == b"\xe1" and data[start + 2 : start + 8] == EXIF:
@@ -50,9 +51,9 @@ def jpeg_cost(data: bytes) -> Cost:
             profiled = True
         place = start + length
     else:
-        raise ValueError(f"more than {MAX_SEGMENTS} segments")
+        raise UserError(f"more than {MAX_SEGMENTS} segments")
     if exif and (refused := directory_refusal(b"".join(exif))):
-        raise ValueError(refused)
+        raise UserError(refused)
     count = count_scans(data, place) if found is not None else 0
     width, height = size
     pixels = width * height
@@ -83,6 +84,6 @@ def count_scans(data: bytes, place: int) -> int:
         if found[1] == SCAN:
             scans += 1
             if scans > MAX_SCANS:
-                raise ValueError(f"more than {MAX_SCANS} scans")
+                raise UserError(f"more than {MAX_SCANS} scans")
         place = found.end() + max(2, number(data, found.end(), 2))
-    raise ValueError(f"more than {MAX_SEGMENTS} segments")
+    raise UserError(f"more than {MAX_SEGMENTS} segments")

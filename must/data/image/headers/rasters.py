@@ -3,6 +3,7 @@
 import struct
 from math import ceil, log
 
+from must.base.errors import UserError
 from must.data.image.headers.base import A_SEGMENT, MAX_SEGMENTS, Cost, costs, number
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -27,9 +28,9 @@ def png_cost(data: bytes) -> Cost:
         reading += A_SEGMENT
         place += 12 + length
     else:
-        raise ValueError(f"more than {MAX_SEGMENTS} chunks")
+        raise UserError(f"more than {MAX_SEGMENTS} chunks")
     if len(heads) != 1:
-        raise ValueError("no header" if not heads else "two headers, of which readers take either")
+        raise UserError("no header" if not heads else "two headers, of which readers take either")
     size, depth = (number(data, heads[0], 4), number(data, heads[0] + 4, 4)), number(data, heads[0] + 8, 1)
     samples = CHANNELS.get(number(data, heads[0] + 9, 1), 4) * max(1, depth / 8)
     found = costs("PNG", size, data, nanoseconds=(5 + 4 * samples, 5))
@@ -47,7 +48,7 @@ def webp_cost(data: bytes) -> Cost:
         bits = number(data, 21, 4, "little")
         size = ((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
     else:
-        raise ValueError("not an image of a known format")
+        raise UserError("not an image of a known format")
     return costs("WEBP", size, data, held=13, nanoseconds=(25, 20))
 
 
@@ -68,7 +69,7 @@ def gif_cost(data: bytes) -> Cost:
                 blocks += 1
             place += 1
         if place - begun > MAX_BEFORE or blocks > MAX_SEGMENTS:
-            raise ValueError(f"more than {MAX_BEFORE} bytes before its picture")
+            raise UserError(f"more than {MAX_BEFORE} bytes before its picture")
     left, top, wide, high = struct.unpack_from("<4H", data[place + 1 : place + 9].ljust(8, b"\0"))
     return costs("GIF", (max(width, left + wide), max(height, top + high)), data, nanoseconds=(12, 10))
 
@@ -95,7 +96,7 @@ def ico_cost(data: bytes) -> Cost:
     """
     count = number(data, 4, 2, "little")
     if count > MAX_ICONS:
-        raise ValueError(f"more than {MAX_ICONS} pictures in an icon")
+        raise UserError(f"more than {MAX_ICONS} pictures in an icon")
     entries = []
     for place in range(6, 6 + 16 * count, 16):
         entry = data[place : place + 16].ljust(16, b"\0")
@@ -117,7 +118,7 @@ def tga_cost(data: bytes) -> Cost:
     """Nothing marks a TGA: its header has to make sense. Raises ValueError: it does not."""
     head = data[:18].ljust(18, b"\0")
     if head[1] > 1 or head[2] not in (1, 2, 3, 9, 10, 11) or head[16] not in (1, 8, 16, 24, 32):
-        raise ValueError("not an image of a known format")
+        raise UserError("not an image of a known format")
     return costs("TGA", struct.unpack("<HH", head[12:16]), data, nanoseconds=(10, 2))
 
 
@@ -133,7 +134,7 @@ def ppm_cost(data: bytes) -> Cost:
         words = words[:note] + (words[end + 1 :] if end >= 0 else b"")
     magic, *numbers = [*words.split(None, 4), b"", b"", b"", b""][:4]
     if not all(one.isdigit() and len(one) <= 10 for one in numbers[:2]):
-        raise ValueError(f"no size within the first {LONGEST_HEAD} bytes of a PPM")
+        raise UserError(f"no size within the first {LONGEST_HEAD} bytes of a PPM")
     size = int(numbers[0]), int(numbers[1])
     bands = {b"P3": 3, b"P6": 3}.get(magic, 1 if len(magic) == 2 else 4)
     found = costs("PPM", size, data, nanoseconds=(5, 2))

@@ -2,6 +2,7 @@
 
 from math import prod
 
+from must.base.errors import UserError
 from must.data.image.headers.base import FINAL, PROFILED, SLACK, Cost
 from must.data.image.headers.directory import Directory
 from must.data.image.headers.jpeg import MAX_SCANS
@@ -24,21 +25,21 @@ NONE = 0xFFFFFFFF
 def tiff_cost(data: bytes) -> Cost:
     """Raises ValueError: too many parts, parts upon each other, or a compression whose cost is not known."""
     if data.startswith(b"MM\0\x2b"):
-        raise ValueError("a form of TIFF that libraries read differently")
+        raise UserError("a form of TIFF that libraries read differently")
     found = Directory(data)
     width, height = found.value(WIDTH), found.value(HEIGHT)
     compression = found.value(COMPRESSION, RAW)
     if compression not in KNOWN:
-        raise ValueError(f"TIFF of compression {compression}, whose cost is not known")
+        raise UserError(f"TIFF of compression {compression}, whose cost is not known")
     if found.bytes > 4 * len(data) + 1000:
-        raise ValueError("its metadata point at the same bytes many times")
+        raise UserError("its metadata point at the same bytes many times")
     samples = max(found.value(SAMPLES, 1), len(found.values(BITS)), 3 if found.value(PHOTOMETRIC) == YCBCR else 1)
     if samples > 16:
-        raise ValueError(f"{samples} samples a pixel")
+        raise UserError(f"{samples} samples a pixel")
     depth = max(8, found.value(BITS, 1)) / 8
     tiled = TILES[0] in found.fields or TILE_WIDTH in found.fields
     if tiled and STRIPS[0] in found.fields:
-        raise ValueError("strips and tiles, of which readers take either")
+        raise UserError("strips and tiles, of which readers take either")
     if tiled:
         part = found.value(TILE_WIDTH), found.value(TILE_HEIGHT)
     else:
@@ -50,7 +51,7 @@ def tiff_cost(data: bytes) -> Cost:
     if compression == RAW:  # Pillow's own reader, which draws whatever is listed
         drawn = prod(part) * len(parts)
     if sum(lengths) > PARTS_OF_FILE * len(data) + 100_000 and compression != RAW:
-        raise ValueError("its parts lie upon each other")
+        raise UserError("its parts lie upon each other")
     buffers = 0
     if compression != RAW:
         buffers = int(prod(part) * (samples * depth + (4 if found.value(PHOTOMETRIC) == YCBCR else 0)))

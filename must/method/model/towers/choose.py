@@ -2,11 +2,17 @@
 
 from typing import Any, NoReturn
 
+from must.base.errors import UserError
 from must.method.model.towers.base import Tower
 
 NEEDED = (
     "MUST masks single patches: it needs a Vision Transformer that cuts the image into patches (see docs/models.md)"
 )
+HIERARCHICAL = (
+    "its layers merge places of the image (hierarchical), and MUST masks single patches, each of which must come out "
+    "of the last layer (see docs/models.md)"
+)
+NAFLEX = "its images keep their shapes (NaFlex), and MUST's views are squares of one size; take a fixed resolution"
 
 
 def tower_of(visual: Any) -> Tower:
@@ -15,14 +21,11 @@ def tower_of(visual: Any) -> Tower:
     Raises:
         ValueError: an architecture that has no patches to mask, or a variant that is not supported.
     """
-    from open_clip.timm_model import TimmModel
-    from open_clip.transformer import VisionTransformer
-
-    if isinstance(visual, VisionTransformer):
-        return clip_tower(visual)
-    if isinstance(visual, TimmModel):
+    if hasattr(visual, "trunk"):
         return timm_tower(visual)
-    refuse(type(visual).__name__, NEEDED)
+    if hasattr(visual, "class_embedding") and hasattr(visual, "conv1"):
+        return clip_tower(visual)
+    refuse(type(visual).__name__, HIERARCHICAL if hasattr(visual, "layer4") else NEEDED)
 
 
 def clip_tower(visual: Any) -> Tower:
@@ -54,7 +57,8 @@ def timm_tower(visual: Any) -> Tower:
     trunk = visual.trunk
     name = f"{type(trunk).__name__} (timm)"
     if type(trunk) not in (VisionTransformer, Eva):
-        refuse(name, NEEDED)
+        sizes = {layer.get("reduction") for layer in getattr(trunk, "feature_info", ())}  # pixels a place
+        refuse(name, NAFLEX if "naflex" in name.lower() else HIERARCHICAL if len(sizes) > 1 else NEEDED)
     embed = trunk.patch_embed
     if type(embed) is not PatchEmbed:
         refuse(name, f"its patches come from a convolutional stem ({type(embed).__name__}), not from single patches")
@@ -81,4 +85,4 @@ def check_grid(name: str, image: tuple[int, int], patch: int) -> None:
 
 
 def refuse(name: str, reason: str) -> NoReturn:
-    raise ValueError(f"the image tower {name} cannot be trained: {reason}")
+    raise UserError(f"the image tower {name} cannot be trained: {reason}")

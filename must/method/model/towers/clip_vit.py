@@ -7,11 +7,10 @@ from typing import Any, NoReturn
 
 import open_clip
 import torch
-from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from must.method.model.attention import SelfAttention, can_stand_in
+from must.method.model.attention import SelfAttention, attended, can_stand_in, is_residual, knows
 from must.method.model.towers.base import Tower, take
 
 BEFORE_THE_BLOCKS = ("class_embedding", "positional_embedding", "conv1", "ln_pre")
@@ -26,7 +25,7 @@ class ClipTower(Tower):
         self.blocks = visual.transformer.resblocks
         visual.output_tokens = False  # CoCa's towers hand out all tokens besides the feature
         for block in self.blocks:  # `forward` does the last one's work itself
-            known = type(block) is not ResidualAttentionBlock or isinstance(block.attn, SelfAttention)
+            known = not is_residual(block) or isinstance(block.attn, SelfAttention)
             if not known and not can_stand_in(block.attn):
                 refuse_attention(block.attn)
 
@@ -46,7 +45,7 @@ class ClipTower(Tower):
     ) -> tuple[Tensor, Tensor | None]:
         blocks: list[Any] = list(self.blocks)
         last = blocks.pop()
-        if type(self) is not ClipTower or type(last) is not ResidualAttentionBlock:  # FSDP's blocks are of another type
+        if type(self) is not ClipTower or not is_residual(last):
             return super().forward_features(images, replace, masked)
         tokens = self.embedded(images, replace)
         for block in blocks:
@@ -56,7 +55,7 @@ class ClipTower(Tower):
                 tokens = block(tokens)
         # The last block's tokens are read for the class and the masked patches only: the others stay keys and values.
         read = tokens[:, :1] if masked is None else torch.cat([tokens[:, :1], take(tokens[:, 1:], masked)], dim=1)
-        read = read + last.ls_1(last.attn(last.ln_1(read), last.ln_1(tokens))[0])
+        read = read + last.ls_1(attended(last.attn, last.ln_1(read), last.ln_1(tokens)))
         read = read + last.ls_2(last.mlp(last.ln_2(read)))
         return read, None if masked is None else read[:, 1:]
 
@@ -83,7 +82,7 @@ class ClipTower(Tower):
 
 def refuse_attention(attention: Any) -> NoReturn:
     """Another open_clip may call and answer otherwise, and nothing would fail: the logits would be wrong."""
-    raise ValueError(
+    raise UserError(
         f"the attention of open_clip {open_clip.__version__} ({type(attention).__name__}) is none that MUST knows; "
         "install one that has it: pip install 'open_clip_torch>=3,<4'"
     )
@@ -107,7 +106,7 @@ class CocaTower(ClipTower):
 
     def __init__(self, visual: Any) -> None:
         super().__init__(visual)
-        if type(visual.attn_pool.attn) is not nn.MultiheadAttention:
+        if not knows(visual.attn_pool.attn):
             refuse_attention(visual.attn_pool.attn)
 
     def feature(self, tokens: Tensor) -> Tensor:
@@ -123,5 +122,4 @@ class CocaTower(ClipTower):
         """Feature [N, D] of normalised tokens [N, T, W]."""
         visual, pool = self.visual, self.visual.attn_pool
         query = pool.ln_q(pool.query)[:1].expand(keys.shape[0], 1, -1)
-        pooled, _ = pool.attn(query, keys, keys, need_weights=False)
-        return visual.ln_post(pooled[:, 0]) @ visual.proj
+        return visual.ln_post(attended(pool.attn, query, keys)[:, 0]) @ visual.proj

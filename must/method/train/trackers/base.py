@@ -14,7 +14,6 @@ class Life:
     folder: Path  # the run's output
     first_step: int  # 0 where the run begins
     lines: list[dict[str, Any]]  # the log until there: 'step' and values
-    logged: int  # the last step in the folder's log, which may be after the checkpoint that the run goes on from; -1
     run_id: str  # the tracker's name for the run, from the checkpoint; '' for a new one
 
 

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from must.base.errors import UserError
 from must.config.trackers import require_packages
 from must.method.train.trackers.base import Life, Tracker, points, reason
 from must.method.train.trackers.mlflow import MLflow
 from must.method.train.trackers.tensorboard import TensorBoard
-from must.method.train.trackers.wandb import WeightsAndBiases
 
 logger = logging.getLogger(__name__)
 
-MAKE: dict[str, Callable[[Life], Tracker]] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WeightsAndBiases}
+MAKE: dict[str, Callable[[Life], Tracker]] = {"tensorboard": TensorBoard, "mlflow": MLflow}
 FLUSH_TIMEOUT = 60.0  # seconds that a tracker has at the end for what is still to be sent
 STOP_TIMEOUT = 5.0  # where the run was stopped: whoever did that will not wait for long
 
@@ -43,7 +43,7 @@ class Trackers:
                 if not self.life.first_step:
                     message = reason(error)
                     begins = f"--trackers {tracker.name}: "
-                    raise ValueError(message if message.startswith(begins) else begins + message) from None
+                    raise UserError(message if message.startswith(begins) else begins + message) from None
                 tracker.warn(error)
                 self.all.remove(tracker)
         return {tracker.name: tracker.tracker.run_id for tracker in self.all if tracker.tracker.run_id}

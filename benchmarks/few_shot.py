@@ -1,6 +1,9 @@
-"""Rivals that use labels: how many labelled images is the label-free result worth?
+"""Rivals that use labels: how many labelled images is a label-free result worth?
 
-Both work on the zero-shot model's frozen features of a few labelled images a class:
+    python -m benchmarks.few_shot --baseline classifier.safetensors --shards shards/ --split test
+
+Top-1 of both on the evaluated split, for each number of labelled images a class, beside zero-shot's. Both work on the
+zero-shot model's frozen features of a few labelled images a class:
 
 - a linear probe: logistic regression on unit features (Radford et al. 2021, arXiv 2103.00020, section 3.2);
 - Tip-Adapter without training: a cache of labelled features whose affinity is added to the zero-shot logits
@@ -9,6 +12,7 @@ Both work on the zero-shot model's frozen features of a few labelled images a cl
 N images, D embedding, K classes, M support images. Features are float32 unit vectors.
 """
 
+import argparse
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +24,9 @@ from must.base.parameters import require
 from must.config import EvaluateConfig
 from must.data.augment.normalize import normalize
 from must.data.loading.loader import EvalSource
+from must.evaluation.evaluate import load_baseline
 from must.evaluation.scores import NO_LABEL, label_numbers
-from must.method.distributed.process_group import World
+from must.method.distributed.process_group import pick_device
 from must.method.model.bundle import Bundle, preprocess_of
 
 ALPHA, BETA = 1.0, 5.5
@@ -35,32 +40,43 @@ class Features(NamedTuple):
     labels: np.ndarray  # int64 [N]
 
 
-def few_shot(config: EvaluateConfig, baseline: Bundle, here: World) -> dict[str, Any]:
-    """Top-1 on the evaluated split of both rivals, for each number of labelled images a class.
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--baseline", required=True, help="classifier file, or a bundle")
+    parser.add_argument("--shards", required=True)
+    parser.add_argument("--split", default="test", help="that is evaluated [%(default)s]")
+    parser.add_argument("--few-shot-split", default="train", help="that labelled images are drawn from [%(default)s]")
+    parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="images a class [%(default)s]")
+    parser.add_argument("--seeds", type=int, default=3, help="draws to average over [%(default)s]")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--workers", type=int, default=0)
+    options = parser.parse_args()
+    found = few_shot(load_baseline(options.baseline), options)
+    print(f"zero-shot {100 * found['zero-shot']:.1f}%")
+    for name, rows in found["methods"].items():
+        cells = (f"{row['shots']}: {100 * row['top1']:.1f}% +- {100 * row['spread']:.1f}" for row in rows)
+        print(f"{name}, labelled images a class: {', '.join(cells)}")
 
-    Returns {"split", "seeds", "methods": [{"name", "rows": [{"shots", "images", "top1", "spread"}]}]}; `top1` is the
-    mean and `spread` the standard deviation over draws of the support images.
+
+def few_shot(baseline: Bundle, options: argparse.Namespace) -> dict[str, Any]:
+    """{"zero-shot": top-1, "methods": {name: [{"shots", "images", "top1", "spread"}]}}; `top1` is the mean and `spread`
+    the standard deviation over draws of the support images.
 
     Raises:
-        ValueError: one of the splits has no labels, or no class has enough of them.
+        ValueError: the splits are the same, one has no labels, or no class has enough of them.
     """
-    support = labelled_features(config, config.few_shot_split, baseline, here)
-    test = labelled_features(config, config.split, baseline, here)
+    require(options.split != options.few_shot_split, "--few-shot-split: is the split that is evaluated")
+    support = labelled_features(options, options.few_shot_split, baseline)
+    test = labelled_features(options, options.split, baseline)
     classifier = baseline.model.classifier.detach().float().cpu().numpy()
-    classes = classifier.shape[1]
-    counts = np.bincount(support.labels, minlength=classes)
-    require(
-        int(counts.max()) >= min(config.few_shot),
-        f"--few-shot-split {config.few_shot_split}: has at most {counts.max()} labelled images of a class, fewer than "
-        f"--few-shot {min(config.few_shot)}",
-    )
-    results: dict[str, list[dict[str, Any]]] = {"linear probe": [], "Tip-Adapter": []}
-    for shots in sorted(set(config.few_shot)):
-        if shots > counts.max():
-            continue
-        accuracy: dict[str, list[float]] = {name: [] for name in results}
-        for seed in range(config.few_shot_seeds):
-            rows = draw(support.labels, shots, seed)
+    counts = np.bincount(support.labels, minlength=classifier.shape[1])
+    shots = sorted({number for number in options.shots if 0 < number <= counts.max()})
+    require(bool(shots), f"--shots: split '{options.few_shot_split}' has at most {counts.max()} images of a class")
+    methods: dict[str, list[dict[str, Any]]] = {"linear probe": [], "Tip-Adapter": []}
+    for number in shots:
+        accuracy: dict[str, list[float]] = {name: [] for name in methods}
+        for seed in range(options.seeds):
+            rows = draw(support.labels, number, seed)
             few = Features(support.features[rows], support.labels[rows])
             predictions = {
                 "linear probe": linear_probe(few, test.features, seed),
@@ -70,42 +86,30 @@ def few_shot(config: EvaluateConfig, baseline: Bundle, here: World) -> dict[str,
                 accuracy[name].append(float((predicted == test.labels).mean()))
         for name, values in accuracy.items():
             spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-            results[name].append(
-                {"shots": shots, "images": len(rows), "top1": float(np.mean(values)), "spread": spread}
-            )
-    methods = [{"name": name, "rows": rows} for name, rows in results.items()]
-    return {"split": config.few_shot_split, "seeds": config.few_shot_seeds, "methods": methods}
+            row = {"shots": number, "images": len(rows), "top1": float(np.mean(values)), "spread": spread}
+            methods[name].append(row)
+    zero_shot = (test.features @ classifier).argmax(axis=1)
+    return {"zero-shot": float((zero_shot == test.labels).mean()), "methods": methods}
 
 
-def labelled_features(config: EvaluateConfig, split: str, baseline: Bundle, here: World) -> Features:
-    """The labelled images' features, computed in parts by all processes, in the order of sample numbers."""
-    description = baseline.description
-    source = EvalSource.of(config, preprocess_of(description), here.rank, here.size, split)
+def labelled_features(options: argparse.Namespace, split: str, baseline: Bundle) -> Features:
+    """The labelled images' features, in the order of sample numbers."""
+    description, device = baseline.description, pick_device(options.device)
+    config = EvaluateConfig(model="-", shards=options.shards, output="-", workers=options.workers, batch_size=50)
+    source = EvalSource.of(config, preprocess_of(description), 0, 1, split)
     lookup = {name: number for number, name in enumerate(description.classes)}
-    visual = baseline.model.visual.to(here.device)
-    numbers, features, labels, problem = [], [], [], ""
+    visual = baseline.model.visual.to(device)
+    numbers, features, labels = [], [], []
     with torch.inference_mode():
         for batch in source:
-            try:
-                known = label_numbers(batch.labels, lookup, batch.sources)
-            except ValueError as error:
-                problem = str(error)
-                break
+            known = label_numbers(batch.labels, lookup, batch.sources)
             keep = known != NO_LABEL
             if keep.any():
-                images = normalize(batch.pixels[torch.from_numpy(keep)].to(here.device), source.preprocess)
+                images = normalize(batch.pixels[torch.from_numpy(keep)].to(device), source.preprocess)
                 features.append(F.normalize(visual(images).float(), dim=-1).cpu().numpy())
                 labels.append(known[keep])
                 numbers.append(batch.samples.numpy()[keep])
-    parts = here.gather((numbers, features, labels, problem))
-    for *_, said in parts:
-        require(not said, said)
-    numbers, features, labels = ([item for part in parts for item in part[i]] for i in range(3))
-    require(
-        bool(numbers),
-        f"--few-shot needs labels; split '{split}' of {config.shards} has none. The evaluated split (--split) and the "
-        "one that the labelled images are taken from (--few-shot-split) both need some",
-    )
+    require(bool(numbers), f"split '{split}' of {options.shards} has no labels; both splits need some")
     order = np.argsort(np.concatenate(numbers))
     return Features(np.concatenate(features)[order], np.concatenate(labels)[order])
 
@@ -175,3 +179,7 @@ def tip_adapter(few: Features, features: np.ndarray, classifier: np.ndarray, log
     affinity = features @ few.features.T
     cache = np.exp(-BETA * (1 - affinity)) @ one_hot
     return (logit_factor * features @ classifier + ALPHA * cache).argmax(axis=1)
+
+
+if __name__ == "__main__":
+    main()

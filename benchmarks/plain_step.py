@@ -1,4 +1,4 @@
-"""One MUST step written down plainly: what `must verify` and benchmarks/train_step.py compare with.
+"""One MUST step written down plainly: what benchmarks/train_step.py compares with.
 
 Eager, torch's own MultiheadAttention, the decoder over all patches as a convolution with pixel shuffle, one parameter
 group a tensor, an EMA over the state dict, and `.item()` after every step. With `autocast` the networks run in bf16.

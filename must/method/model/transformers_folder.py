@@ -1,0 +1,298 @@
+"""A CLIP or SigLIP that transformers saved, as a folder that open_clip builds the same network from.
+
+    config.json                           the architecture
+    model.safetensors                     weights; in pieces with model.safetensors.index.json; or pytorch_model.bin
+    tokenizer.json, or vocab.json and merges.txt, ...
+    preprocessor_config.json              how images are prepared
+
+transformers is needed for tokenizers only that are not CLIP's own byte pairs.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from must.base import storage
+from must.base.errors import UserError
+from must.base.files import DESCRIPTION_FILE, MODEL_FOLDER_FILE
+from must.base.text import brief
+from must.data.image.preprocess import CLIP_MEAN, CLIP_STD, FILTERS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE, INDEX_FILE = "config.json", "model.safetensors.index.json"
+TOKENIZER_FILE = "bpe.txt.gz"  # a byte-pair vocabulary as open_clip reads it
+WEIGHTS = ("model.safetensors", INDEX_FILE, "pytorch_model.bin", "pytorch_model.bin.index.json")
+PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")  # the second of transformers 5
+TOKENIZERS = ("*token*.json", "*.model", "vocab.*", "merges.txt")
+BEGIN, END = "<|startoftext|>", "<|endoftext|>"  # open_clip calls them <start_of_text> and <end_of_text>
+KINDS = {"clip": "CLIPModel", "siglip": "SiglipModel"}
+DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {  # what config.json need not say
+    "clip": {
+        "vision": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "patch_size": 32},
+        "text": {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "vocab_size": 49408},
+        "both": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "max_position_embeddings": 77},
+    },
+    "siglip": {
+        "vision": {"patch_size": 16},
+        "text": {"vocab_size": 32000},
+        "both": {
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_attention_heads": 12,
+            "hidden_act": "gelu_pytorch_tanh",
+            "layer_norm_eps": 1e-6,
+            "max_position_embeddings": 64,
+        },
+    },
+}
+GELUS = {"gelu": "none", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}  # how the Gaussian integral is approximated
+SIGLIPS = {  # (width, blocks, heads, width of the MLP): what timm calls SigLIP's image tower
+    (768, 12, 12, 3072): "base",
+    (1024, 24, 16, 4096): "large",
+    (1152, 27, 16, 4304): "so400m",
+    (1536, 40, 16, 6144): "giantopt",
+}
+
+
+def is_transformers(folder: Path) -> bool:
+    """Raises ValueError: neither of transformers nor of open_clip; what it is, and what to do."""
+    if (folder / MODEL_FOLDER_FILE).is_file():
+        return False
+    if (folder / DESCRIPTION_FILE).is_file():
+        raise UserError("is a bundle, an image tower without a text tower; `must export --to open_clip` makes a model")
+    if (folder / "adapter_config.json").is_file():
+        raise UserError("is an adapter (LoRA) without its model; save the model that merge_and_unload() returns")
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(f"no {MODEL_FOLDER_FILE} in this folder, nor {CONFIG_FILE} as transformers writes it")
+    return True
+
+
+def as_open_clips(folder: Path, output: Path) -> None:
+    """Writes what open_clip builds the network and the tokenizer from, all but the weights.
+
+    Raises:
+        ValueError: a network or images that open_clip has no equal of.
+    """
+    config = read(folder / CONFIG_FILE)
+    model = model_of(config)
+    preprocess = preprocess_of(folder, config["model_type"], model["vision_cfg"]["image_size"])
+    if not write_vocabulary(folder, output, model["text_cfg"]):
+        for path in (found for pattern in TOKENIZERS for found in folder.glob(pattern)):
+            shutil.copyfile(path, output / path.name)
+        model["text_cfg"] |= {"hf_tokenizer_name": "transformers", "tokenizer_kwargs": {"clean": "canonicalize"}}
+        if config["model_type"] == "clip":
+            model["text_cfg"]["tokenizer_kwargs"] = {"clean": "lower"}
+    whole = {"model_cfg": model, "preprocess_cfg": preprocess}
+    (output / MODEL_FOLDER_FILE).write_text(json.dumps(whole), encoding="utf-8")
+
+
+def read(path: Path) -> dict[str, Any]:
+    return storage.read_object(str(path), dict, UserError(f"its {path.name} is damaged"))
+
+
+def model_of(config: dict[str, Any]) -> dict[str, Any]:
+    """open_clip's model_cfg. Raises ValueError: it has none that computes the same."""
+    kind = config.get("model_type")
+    if kind not in KINDS or config.get("architectures", [KINDS[kind]]) != [KINDS[kind]]:
+        raise UserError(what_else(config))
+    try:
+        image, text = (part_of(config, part) for part in ("vision", "text"))
+        return clip_of(config, image, text) if kind == "clip" else siglip_of(image, text)
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise UserError(f"its {CONFIG_FILE} is damaged") from error
+
+
+def what_else(config: dict[str, Any]) -> str:
+    named = config.get("architectures") or config.get("architecture") or config.get("model_type") or "no model"
+    name = brief(named[0] if isinstance(named, list) and named else named)
+    why = ""
+    if config.get("model_type") == "siglip2":
+        why = " (SigLIP 2 NaFlex, whose images differ in size); take SigLIP 2 of a fixed resolution"
+    elif re.search(r"(Vision|Text)Model|ForImageClass", name):
+        why = " (a part of a CLIP); save the whole CLIPModel or SiglipModel"
+    elif "pretrained_cfg" in config:
+        why = " (an image tower of timm without a text tower)"
+    return f"its {CONFIG_FILE} names {name}{why}; CLIPModel and SiglipModel of transformers can be read"
+
+
+def part_of(config: dict[str, Any], part: str) -> dict[str, Any]:
+    """The configuration of a tower, with transformers' defaults in it."""
+    known = DEFAULTS[config["model_type"]]
+    values = {"num_hidden_layers": 12, "image_size": 224, "num_channels": 3, **known["both"], **known[part]}
+    for name in (f"{part}_config", f"{part}_config_dict"):  # an older version's; it wins there too
+        values |= {key: value for key, value in (config.get(name) or {}).items() if value is not None}
+    for name in ("image_size", "patch_size"):
+        if isinstance(side := values.get(name), list) and len(set(side)) == 1:
+            values[name] = side[0]
+    known_ones = [*GELUS, "quick_gelu"] if config["model_type"] == "clip" else [*GELUS]
+    if values["hidden_act"] not in known_ones:
+        raise UserError(f"its activation {brief(values['hidden_act'])} is none of {', '.join(known_ones)}")
+    return values
+
+
+def clip_of(config: dict[str, Any], image: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
+    acts = [part["hidden_act"] for part in (image, text)]
+    if len({act == "quick_gelu" for act in acts}) > 1:
+        raise UserError(f"its towers have the activations {' and '.join(acts)}, and open_clip has one for both")
+    highest = text["vocab_size"] - 1
+    eos = text.get("eos_token_id", highest)
+    pool = {} if eos in (2, highest) else {"pool_type": "eos", "eos_id": eos}  # 2: older versions meant the highest
+    return {
+        "embed_dim": config.get("projection_dim", 512),
+        "quick_gelu": acts[0] == "quick_gelu",
+        "vision_cfg": {
+            "image_size": image["image_size"],
+            "patch_size": image["patch_size"],
+            "head_width": image["hidden_size"] // image["num_attention_heads"],
+            **shape_of(image),
+        },
+        "text_cfg": {**text_of(text), **pool},
+    }
+
+
+def siglip_of(image: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
+    import timm
+
+    patch = image["patch_size"]
+    size = image["image_size"] // patch * patch  # what no patch covers is no part of the network
+    if size != image["image_size"]:
+        logger.warning(
+            f"images are resized to {size} pixels, not {image['image_size']}, which patches of {patch} do not divide"
+        )
+    shape = tuple(image[f"{name}"] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
+    name = f"vit_{SIGLIPS.get((*shape, image['intermediate_size']))}_patch{patch}_siglip_{size}"
+    if not timm.is_model(name) or image["layer_norm_eps"] != 1e-6 or not image.get("vision_use_head", True):
+        raise UserError(
+            f"its image tower is none of SigLIP's published ones: {image['num_hidden_layers']} blocks of width "
+            f"{image['hidden_size']}, patches of {patch} and images of {size} pixels"
+        )
+    if text.get("projection_size", text["hidden_size"]) != image["hidden_size"]:
+        raise UserError("its text tower's feature is of another size than that of its image tower")
+    return {
+        "embed_dim": image["hidden_size"],
+        "init_logit_bias": -10,
+        "custom_text": True,
+        "quick_gelu": False,
+        "vision_cfg": {
+            "image_size": size,
+            "timm_model_name": name,
+            "timm_model_pretrained": False,
+            "timm_pool": "map",
+            "timm_proj": "none",
+            "act_kwargs": {"approximate": GELUS[image["hidden_act"]]},
+        },
+        "text_cfg": {**text_of(text), "no_causal_mask": True, "proj_bias": True, "pool_type": "last"},
+    }
+
+
+def shape_of(part: dict[str, Any]) -> dict[str, Any]:
+    width, inner = part["hidden_size"], part["intermediate_size"]
+    ratio = inner / width if int(width * (inner / width)) == inner else (inner + 0.5) / width  # it is rounded down
+    found = {"width": width, "layers": part["num_hidden_layers"], "mlp_ratio": ratio}
+    eps = {} if part["layer_norm_eps"] == 1e-5 else {"norm_kwargs": {"eps": part["layer_norm_eps"]}}
+    approximate = GELUS.get(part["hidden_act"], "none")
+    return {**found, **eps, **({} if approximate == "none" else {"act_kwargs": {"approximate": approximate}})}
+
+
+def text_of(text: dict[str, Any]) -> dict[str, Any]:
+    sizes = {"context_length": text["max_position_embeddings"], "vocab_size": text["vocab_size"]}
+    return {**sizes, "heads": text["num_attention_heads"], **shape_of(text)}
+
+
+def preprocess_of(folder: Path, kind: str, size: int) -> dict[str, Any]:
+    """open_clip's preprocess_cfg. Raises ValueError: it has none that gives the same pixels."""
+    given: dict[str, Any] = next((read(folder / name) for name in PREPROCESSORS if (folder / name).is_file()), {})
+    given = given.get("image_processor") or given
+    if not given:
+        logger.warning(f"{folder}: no {PREPROCESSORS[0]}; images are prepared as {KINDS[kind]} does by default")
+    filters = {int(number): name for name, number in FILTERS.items()}
+    resample = given.get("resample", 3)
+    if resample not in filters or abs(given.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+        raise UserError(f"its image preparation (resample {brief(resample)}) is neither bicubic nor bilinear")
+    crops = given.get("do_center_crop", kind == "clip")
+    side = given.get("size")
+    side = side.get("shortest_edge") or side.get("height") if isinstance(side, dict) else side
+    if crops and side not in (None, size):
+        logger.warning(f"images are resized to {size} pixels and not, before they are cropped, to {side}")
+    mean, std = ([0.5] * 3, [0.5] * 3) if kind == "siglip" else (list(CLIP_MEAN), list(CLIP_STD))
+    if not given.get("do_normalize", True):
+        given |= {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+    return {
+        "size": size,
+        "mean": given.get("image_mean") or mean,
+        "std": given.get("image_std") or std,
+        "interpolation": filters[resample],
+        "resize_mode": "shortest" if crops else "squash",
+    }
+
+
+def write_vocabulary(folder: Path, output: Path, text: dict[str, Any]) -> bool:
+    """The byte pairs of CLIP's tokenizer in open_clip's form, unless it has the same. False: of another kind."""
+    import open_clip
+
+    if text.get("no_causal_mask"):  # SigLIP's
+        return False
+    found = byte_pairs(folder)
+    if found is None:
+        return False
+    numbers, merges = found
+    packed = gzip.compress("\n".join(["#version: 0.2", *merges]).encode(), mtime=0)
+    own, published = output / TOKENIZER_FILE, open_clip.SimpleTokenizer()
+    own.write_bytes(packed)
+    for tokenizer in (published, open_clip.SimpleTokenizer(str(own))):
+        special = {tokenizer.sot_token_id: BEGIN, tokenizer.eot_token_id: END}
+        if numbers == {special.get(number, word): number for word, number in tokenizer.encoder.items()}:
+            if tokenizer is published:
+                own.unlink()
+            return True
+    own.unlink()
+    return False
+
+
+def byte_pairs(folder: Path) -> tuple[dict[str, int], list[str]] | None:
+    """(number of each word, merges) of a tokenizer of byte pairs; OpenAI's where there are no files of any."""
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+        added = read(folder / "added_tokens.json") if (folder / "added_tokens.json").is_file() else {}
+        return read(folder / "vocab.json") | added, [one for one in lines if one and not one.startswith("#version")]
+    if (folder / "tokenizer.json").is_file():
+        whole = read(folder / "tokenizer.json")
+        model = whole.get("model") or {}
+        if model.get("type") != "BPE" or model.get("end_of_word_suffix") != "</w>":
+            return None
+        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+        return model["vocab"] | {one["content"]: one["id"] for one in whole.get("added_tokens") or ()}, merges
+    raise UserError("has no tokenizer: no tokenizer.json, nor vocab.json with merges.txt; save it to this folder")
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder's weights, by transformers' names. Raises ValueError: they are not there, or damaged."""
+    import torch
+    from safetensors.torch import load_file
+
+    name = next((name for name in WEIGHTS if (folder / name).is_file()), None)
+    if name is None:
+        raise UserError(f"no {WEIGHTS[0]} in this folder")
+    files = [name]
+    if name.endswith(".index.json"):
+        files = sorted(set((read(folder / name).get("weight_map") or {}).values()))
+    found: dict[str, Tensor] = {}
+    for file in files:
+        if Path(file).name != file or not (folder / file).is_file():
+            raise UserError(f"no {brief(file)} in this folder, which {name} names")
+        try:
+            safe = file.endswith(".safetensors")
+            found |= load_file(folder / file) if safe else torch.load(folder / file, weights_only=True, mmap=True)
+        except Exception as error:
+            raise UserError(f"its {file} is damaged ({type(error).__name__})") from error
+    return found

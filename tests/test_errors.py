@@ -1,0 +1,78 @@
+"""A bug says that it is one: exit code 1 and a traceback, whatever the class of its error; wrong input is one line."""
+
+import subprocess
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+import must
+from must.base.errors import MustError, TransientError, UserError
+from must.base.exits import BUG, HELD, PREEMPTED, WRONG_INPUT, code_of, exiting
+from must.base.lock import HeldError
+from must.base.parameters import require
+from must.data.loading.loader import collate
+from must.evaluation.metrics import confusion_matrix
+from must.evaluation.scores import joined
+from must.method.distributed.heartbeat import Sign
+from must.method.model.masked_vit import patchify
+from must.runtime.notes import read_notes, stage_note
+
+BUGS = {  # ValueErrors that Python, numpy and torch raise where our own code is wrong
+    "unpacking a text": lambda: Sign("1 2", 0.0).where(),
+    "unpacking a shape": partial(patchify, torch.zeros(3, 8, 8), 8),
+    "reshape": partial(confusion_matrix, np.array([0, 3]), np.array([0, 1]), 2),
+    "zip of scores": partial(joined, [(np.zeros(1), np.zeros(1)), (np.zeros(1),)]),
+    "zip of samples": partial(collate, False, [(0, 1, 2), (0, 1)]),
+    "broadcasting": lambda: np.zeros(3) + np.zeros(2),
+}
+
+
+@pytest.mark.parametrize("bug", BUGS.values(), ids=BUGS)
+def test_a_bug_is_no_users_error(bug, capsys, tmp_path):
+    with pytest.raises(ValueError) as raised, exiting("train"):
+        bug()
+    assert code_of(raised.value) == BUG and not isinstance(raised.value, MustError)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ValueError), stage_note(str(tmp_path), "train"):
+        bug()
+    (note,) = read_notes(str(tmp_path))
+    assert note.code == BUG and any("Traceback" in line for line in note.lines)
+
+
+def test_a_program_that_has_a_bug_ends_with_1_and_a_traceback():
+    code = """
+from must.base.exits import exiting
+from must.method.distributed.heartbeat import Sign
+with exiting("train"):
+    Sign("1 2", 0.0).where()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "Traceback" in done.stderr and "not enough values to unpack" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (UserError("--lr: no"), WRONG_INPUT),
+        (TransientError("gs://b: no answer"), PREEMPTED),
+        (HeldError("/x is being written"), HELD),
+        (FileNotFoundError(2, "No such file or directory", "x"), WRONG_INPUT),
+    ],
+)
+def test_what_must_raises_is_one_line_and_a_code(error, code, capsys):
+    with pytest.raises(SystemExit) as end, exiting("train"):
+        raise error
+    assert end.value.code == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("must train: ")
+
+
+def test_the_classes_are_at_must_and_are_value_errors():
+    assert (must.MustError, must.UserError, must.TransientError) == (MustError, UserError, TransientError)
+    for kind in (UserError, TransientError, HeldError):
+        assert issubclass(kind, MustError) and issubclass(kind, ValueError)
+    with pytest.raises(must.UserError, match=r"^--lr: no$"):
+        require(False, "--lr: no")
