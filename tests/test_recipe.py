@@ -60,7 +60,7 @@ EDITS = {  # file: (before what, what)
         ('    "plan": Stage(', '    "hello": Stage(configs.HelloConfig, "must.evaluation.hello:hello", "Greet."),\n'),
     ],
     "must/__init__.py": [('    "adapt", ', '    "hello",\n')],
-    "pipeline/must_pipeline/stages.py": [('    "shard": Stage(', '    "hello": Stage("must-shard"),\n')],
+    "pipeline/must_pipeline/stages.py": [('    "shard": Stage(', '    "hello": Stage("must-shard", 4),\n')],
     "pipeline/must_pipeline/dag.py": [
         ("from must_components.inputs", "from must_components.hello import hello\n"),
         (

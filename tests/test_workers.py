@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from must.base.exits import BUG, PREEMPTED, WRONG_INPUT, code_of, line_of
 from must.base.parameters import require
 from must.base.storage import UnreachableError
-from must.base.workers import KilledWorkerError, Workers, killed_workers
+from must.base.workers import Job, JobWorkers, KilledWorkerError, Workers, killed_workers
 from must.data.loading.loader import each
 
 
@@ -62,7 +62,7 @@ class Faulty(Dataset[int]):
 
 
 def of_a_pool(fault: Callable[[int], None]) -> Iterator[int]:
-    with Workers(2, __name__) as workers:
+    with JobWorkers(2, __name__) as workers:
         yield from workers.unordered(fault, [(1,), (2,)])
 
 
@@ -98,4 +98,24 @@ def test_a_fault_of_a_worker_keeps_its_meaning(
 def test_results_come_in_order_or_as_they_are_ready() -> None:
     with Workers(2, __name__) as workers:
         assert list(workers.in_order(abs, ((-n,) for n in range(20)))) == list(range(20))
-        assert sorted(workers.unordered(abs, [(-n,) for n in range(20)])) == list(range(20))
+    with JobWorkers(2, __name__) as jobs:
+        for _ in range(2):
+            assert sorted(jobs.unordered(abs, [(-n,) for n in range(20)])) == list(range(20))
+
+
+def crash_at(number: int, bad: int) -> int:
+    if number == bad:
+        os.kill(os.getpid(), signal.SIGPROF)
+    return number
+
+
+def test_a_job_whose_worker_has_died_is_exchanged_and_the_others_go_on() -> None:
+    died: list[tuple[Job, int | None]] = []
+
+    def again(job: Job, exit_code: int | None) -> Job:
+        died.append((job, exit_code))
+        return (job[0] + 100, -1)
+
+    with JobWorkers(2, __name__) as workers:
+        assert sorted(workers.unordered(crash_at, [(n, 3) for n in range(8)], again)) == [0, 1, 2, 4, 5, 6, 7, 103]
+    assert died == [((3, 3), -signal.SIGPROF)]

@@ -12,7 +12,7 @@ set, with PART/CLASS/NAME.jpg inside:
 Each is cut into a source part, an unlabeled part and a test part with no photograph in two of them. Photographs of one
 person (signs) and of one shelf (groceries) stay in one part. The tower is pre-trained on the source part with another
 look: posterised, as a drawing of the edges, or blurred (of signs and clothes in other colours); of groceries also
-on the product pictures, from the image tower of clothes on. The unlabeled and the test part are photographs as they are.
+on the product pictures, from the image tower of clothes on. The unlabeled and the test part are as photographed.
 """
 
 from __future__ import annotations

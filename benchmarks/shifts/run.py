@@ -32,8 +32,9 @@ from must.method.model.bundle import load_bundle, preprocess_of
 from must.method.model.classifier import classifier
 from must.method.select.check import Check, Predicted
 from must.method.select.features import extract_features
+from must.method.select.knn import nearest, whitened
 from must.method.select.refine import refined_labels
-from must.method.select.select import TRIED, adapted_end, between, both_ends, start_of
+from must.method.select.select import TRIED, WeightPath, adapted_end, both_ends, start_of
 from must.method.train.trainer import train
 
 DRAWS = 5  # of simulated answers
@@ -67,7 +68,8 @@ def one(name: str, variant_name: str, seed: int, setting: str = "auto", change: 
     shards, names = prepared(ROOT / "work" / f"{name}.{variant_name}.{seed}", made)
     folder = ROOT / "runs" / result.stem
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was ended in the middle
-    settings = {"preset": "auto", "workers": 0, "device": "cpu", "trackers": [], "seed": seed} | (change or {})
+    settings: dict[str, Any] = {"preset": "auto", "workers": 0, "device": "cpu", "trackers": [], "seed": seed}
+    settings |= change or {}
     config = TrainConfig(shards=shards, classifier=names, output=str(folder), **settings)
     with contextlib.redirect_stdout(None):
         train(config)
@@ -106,23 +108,20 @@ def measured(folder: str, shards: str, names: str, made: Task) -> dict[str, Any]
     """Accuracies of every share of the way on the test images, the check, and labels of the unlabeled images."""
     bundle, zero_shot = both_ends(adapted_end(folder), names)
     frozen, device = start_of(bundle, zero_shot), torch.device("cpu")
-    start, end, preprocess = frozen.state_dict(), bundle.model.state_dict(), preprocess_of(bundle.description)
-    networks = []
-    for alpha in TRIED:
-        network = start_of(bundle, zero_shot)
-        network.load_state_dict(between(start, end, alpha))
-        networks.append(network)
+    preprocess = preprocess_of(bundle.description)
+    path = WeightPath(frozen, bundle.model.state_dict(), TRIED[1:])
     labels, hidden = truth(shards, "test", made.labels), truth(shards, "train", made.hidden)
     counts = np.bincount(made.hidden[made.hidden >= 0], minlength=len(made.classes))
-    test = extract_features(networks, EvalSource(open_reader(shards, "test"), preprocess, 256, 0), device)
+    test = extract_features(frozen, EvalSource(open_reader(shards, "test"), preprocess, 256, 0), device, path)
     predicted = test.probabilities.argmax(-1).numpy()
     accuracy = [top1(one, labels, counts) for one in predicted]
     errors = [paired_error(predicted[0], one, labels, counts) for one in predicted]
-    pool = extract_features(networks, EvalSource(open_reader(shards, "train"), preprocess, 256, 0), device)
+    pool = extract_features(frozen, EvalSource(open_reader(shards, "train"), preprocess, 256, 0), device, path)
     classes, at = [str(k) for k in range(len(made.classes))], {alpha: place for place, alpha in enumerate(TRIED)}
+    neighbours, _ = nearest(whitened(pool.features.float()))
     by_alpha = [Predicted.of(pool.probabilities[at[alpha]]) for alpha in (0.0, 0.5, 1.0)]
     checks = {
-        name: Check.of(pool.features, by_alpha[a], by_alpha[b], classes).to_dict()
+        name: Check.of(neighbours, by_alpha[a], by_alpha[b], classes).to_dict()
         for name, a, b in (("half", 0, 1), ("all", 0, 2), ("all against half", 1, 2))
     }
     return {
@@ -189,7 +188,8 @@ def summary(row: dict[str, Any]) -> str:
         f"{row['task']:<10}{row['variant']:<6}{row['setting']:<8}{row['seed']} zero-shot {row['zero_shot']:5.1f} "
         f"half {half:+5.1f} all {points[-1]:+5.1f} best {max(points):+5.1f} | labels: adapted "
         f"{pool['adapted'] - pool['zero_shot']:+.1f} refined {pool['refined'] - pool['zero_shot']:+.1f} answers "
-        f"{pool.get('gain of 50 answers', 0):+.1f} {pool.get('gain of 200 answers', 0):+.1f} | {row['train_seconds']:.0f} s"
+        f"{pool.get('gain of 50 answers', 0):+.1f} {pool.get('gain of 200 answers', 0):+.1f} | kept {row['kept']:g} | "
+        f"{row['train_seconds']:.0f} s"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import ssl
 import urllib.error
@@ -14,7 +15,9 @@ from must.base.errors import TransientError, UserError
 from must.base.parameters import require
 from must.base.storage import is_transient, object_or_none
 from must.base.text import one_line
-from must_components.serving.manifest import GROUP, KIND, PLURAL, VERSION
+from must_components.serving.manifest import GROUP, KIND, PLURAL, VERSION, keep_size
+
+logger = logging.getLogger(__name__)
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # a pod's token, certificate and namespace
 TIMEOUT = 30  # seconds
@@ -61,7 +64,7 @@ class Cluster:
         return found
 
     def apply(self, manifest: dict[str, Any], dry: bool = False) -> str:
-        """Server-side apply, so that what others set on the object (replicas, resources) stays theirs; the namespace.
+        """Server-side apply; what others gave a server that is there (replicas, resources) stays. The namespace.
 
         Args:
             dry: only ask for rights, KServe, and its webhooks' opinion.
@@ -70,6 +73,14 @@ class Cluster:
             ValueError: no right to do it, or the cluster knows no InferenceService; TransientError: see `ask`.
         """
         path = f"/apis/{GROUP}/{VERSION}/namespaces/{self.namespace}/{PLURAL}/{manifest['metadata']['name']}"
+        status, answer = self.ask("GET", path)
+        if status == 200 and (kept := keep_size(manifest, answer)) and not dry:
+            logger.warning(f"serve: the server keeps what it was given in the cluster, beside cluster.yaml: {kept}")
+        if status == 403 and not dry:
+            logger.warning(
+                "serve: without the right to read the server, replicas and resources are those of cluster.yaml; "
+                "deploy/serving.yaml has it"
+            )
         status, answer = self.ask(
             "PATCH",
             f"{path}?fieldManager=must&force=true{'&dryRun=All' * dry}",

@@ -27,15 +27,18 @@ def summary(
     import os
 
     from must.base.console import attach
-    from must.base.storage import write_bytes
+    from must.base.storage import wait_for_credentials, write_bytes
     from must.runtime.fanout import follow_ups
     from must.runtime.summary import leave_page, summarize
+    from must_components.last_look import last_look
 
     attach()
+    wait_for_credentials(work_uri)
+    more = last_look(work_uri, run_id)
     again = os.environ.get("MUST_RUN_AGAIN") or f"must-pipeline submit --again {run_id}"
     local = "MUST_RUN_AGAIN" in os.environ  # there the run's id leads nowhere
     answer = f"must-pipeline answer {work_uri if local else run_id} answers.jsonl"
-    text = summarize(work_uri, run_id, status.state, again, follow_ups(labelling_pods, serve), answer)
+    text = summarize(work_uri, run_id, status.state, again, follow_ups(labelling_pods, serve), answer, more)
     write_bytes(what_came_of_it.path, text.encode())
     print(text)
     leave_page(work_uri, run_id, text)

@@ -13,11 +13,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from functools import lru_cache, wraps
 from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 from must.base.errors import UserError
 
@@ -123,10 +122,27 @@ if hasattr(os, "register_at_fork"):  # Windows forks nothing
     os.register_at_fork(after_in_child=_close_parents)
 
 
-def per_process(make: Callable[..., Made]) -> Callable[..., Made]:
-    """`make`, which makes one thing for the same arguments and process: a forked one shares no connection.
+class per_process(Generic[Made]):  # noqa: N801 - a decorator
+    """What makes one thing for the same arguments and process: a forked one shares no connection.
 
-    The parent's is never dropped there, as closing it may wait for a lock that a thread of the parent held.
+    A parent's is never dropped in its child, as closing it may wait for a lock that a thread of the parent held.
     """
-    made = lru_cache(maxsize=4)(lambda process, *arguments: make(*arguments))
-    return wraps(make)(lambda *arguments: made(os.getpid(), *arguments))
+
+    LARGEST = 4  # things of a process
+
+    def __init__(self, make: Callable[..., Made]) -> None:
+        self.__wrapped__ = make
+        self.made: dict[tuple[Any, ...], Made] = {}
+
+    def __call__(self, *arguments: Any) -> Made:
+        key = (os.getpid(), *arguments)
+        if (found := self.made.get(key)) is None:
+            found = self.made[key] = self.__wrapped__(*arguments)
+            self.drop(self.LARGEST)
+        return found
+
+    def drop(self, left: int = 0) -> None:
+        """This process's things, but for the newest: they are made again when they are asked for."""
+        own = [key for key in list(self.made) if key[0] == os.getpid()]
+        for key in own[: max(0, len(own) - left)]:
+            self.made.pop(key, None)

@@ -9,6 +9,8 @@ from typing import BinaryIO
 LARGEST = {b"L": 1 << 20, b"K": 1 << 20, b"x": 1 << 16, b"g": 1 << 16, b"X": 1 << 16}
 """Bytes of what follows a header of that kind: a name, a link's name, attributes."""
 
+GLOBAL = 1 << 16  # bytes of attributes that all members behind them get: tarfile copies them for each
+BLOCKS = 64  # of one member's headers: before its own come others, and lists of a sparse file's parts after it
 LARGEST_READ = 1 << 20  # of anything else: a label
 ATTRIBUTES = (b"x", b"g", b"X")
 DIGITS = re.compile(rb"[0-9]{200}")  # of attributes: older versions of tarfile search them in quadratic time
@@ -31,11 +33,24 @@ class Headers(io.FileIO):
     """A tar of which no more is read at once than headers need: tarfile reads as much as a header says of itself."""
 
     kind = b""  # of the block that was read last: of a header, whenever more than a block is read
+    blocks = 0  # since the member before
+    attributes = 0  # bytes, of all members
+
+    def next(self, tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+        """`tar.next()`, of a `tar` that reads this file."""
+        self.blocks = 0
+        return tar.next()
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= LARGEST.get(self.kind, LARGEST_READ) + tarfile.BLOCKSIZE:
             raise tarfile.ReadError("a header of impossible size")
         data = super().read(size)
+        self.attributes += len(data) if self.kind == b"g" else 0
+        self.blocks += size == tarfile.BLOCKSIZE
+        if self.attributes > GLOBAL:
+            raise tarfile.ReadError(f"attributes of all members of more than {GLOBAL} bytes")
+        if self.blocks > BLOCKS:
+            raise tarfile.ReadError(f"a member with more than {BLOCKS} headers, or a sparse file")
         if self.kind in ATTRIBUTES:
             if DIGITS.search(data):
                 raise tarfile.ReadError("a header with a number of 200 digits")

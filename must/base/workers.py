@@ -1,14 +1,15 @@
-"""A pool of worker processes whose errors mean what they would mean in this process."""
+"""Worker processes whose errors mean what they would mean in this process."""
 
 import gc
 import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from typing import Any, Self
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool, _ExceptionWithTraceback
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any, Self, cast
 
 from must.base.errors import TransientError
 from must.base.processes import begin_worker, start_context
@@ -30,7 +31,7 @@ class KilledWorkerError(TransientError):
 class Workers:
     """A context manager around the processes. With one worker everything happens in this process.
 
-    What a worker raises is raised here, by `unordered` and `in_order`. Of a killed one it is a KilledWorkerError.
+    What a worker raises is raised here, by `in_order`. Of a killed one it is a KilledWorkerError.
 
     Args:
         preload: the module that a fork server imports once for all workers: the caller's.
@@ -59,18 +60,6 @@ class Workers:
         if self.executor is not None:
             self.executor.shutdown(wait=True, cancel_futures=True)
 
-    def unordered(self, function: Callable[..., Any], jobs: list[tuple[Any, ...]]) -> Iterator[Any]:
-        """Results as they come. The first error ends it; what is under way then finishes, what waits is cancelled."""
-        if self.executor is None:
-            yield from (function(*job) for job in jobs)
-            return
-        with killed_workers():
-            waiting: set[Future[Any]] = {self.executor.submit(function, *job) for job in jobs}
-            while waiting:
-                ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in ready:
-                    yield future.result()
-
     def in_order(self, function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         """Results in the order of the jobs; a few are in memory at once."""
         if self.executor is None:
@@ -84,6 +73,104 @@ class Workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+
+
+Job = tuple[Any, ...]
+
+
+def no_more(job: Job, exit_code: int | None) -> Job:
+    raise KilledWorkerError
+
+
+class JobWorkers:
+    """A context manager around processes that do one job at a time. One that dies is replaced; the others go on.
+
+    Args: as those of Workers.
+    """
+
+    def __init__(self, workers: int, preload: str, begin: Callable[[], object] = int) -> None:
+        self.workers, self.preload, self.begin = workers, preload, begin
+        self.free: list[Connection] = []
+        self.busy: dict[Connection, Job] = {}
+        self.processes: dict[Connection, Any] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """What is under way finishes."""
+        for connection in self.processes:
+            with suppress(OSError):
+                connection.send(None)
+        for connection in list(self.processes):
+            with suppress(EOFError, OSError):
+                while True:
+                    connection.recv()
+            self.ended(connection)
+
+    def unordered(
+        self, function: Callable[..., Any], jobs: list[Job], again: Callable[[Job, int | None], Job] = no_more
+    ) -> Iterator[Any]:
+        """Results as they come. What a worker raises is raised here, and ends it.
+
+        Args:
+            again: called with the job of a worker that has died, and its exit code; returns the job to do instead.
+        """
+        waiting = deque(jobs)
+        while waiting or self.busy:
+            while waiting and (self.free or len(self.processes) < self.workers):
+                connection = self.free.pop() if self.free else self.start()
+                self.busy[connection] = waiting.popleft()
+                with suppress(OSError):  # it has died, which shows below
+                    connection.send((function, self.busy[connection]))
+            for connection in cast(list[Connection], wait(list(self.busy))):
+                job = self.busy.pop(connection)
+                try:
+                    result, error = connection.recv()
+                except (EOFError, OSError):
+                    waiting.appendleft(again(job, self.ended(connection)))
+                    continue
+                self.free.append(connection)
+                if error is not None:
+                    raise error
+                yield result
+
+    def start(self) -> Connection:
+        context: Any = start_context(self.preload)
+        ours, theirs = context.Pipe()
+        process = context.Process(target=do_jobs, args=(theirs, dict(os.environ), self.begin))
+        collecting = gc.isenabled()
+        gc.disable()  # nor may a new process collect anything before `begin_in_pool` has begun
+        try:
+            process.start()
+        finally:
+            if collecting:
+                gc.enable()
+        theirs.close()  # so that its end shows here
+        self.processes[ours] = process
+        return ours
+
+    def ended(self, connection: Connection) -> int | None:
+        """The exit code of a worker that has died or was told to end."""
+        process = self.processes.pop(connection)
+        process.join()
+        connection.close()
+        code = process.exitcode
+        process.close()
+        return code
+
+
+def do_jobs(connection: Connection, environment: dict[str, str], begin: Callable[[], object]) -> None:
+    """What a process of JobWorkers does until it is told to end."""
+    begin_in_pool(environment, begin)
+    while (message := connection.recv()) is not None:
+        function, job = message
+        try:
+            answer: tuple[Any, Any] = function(*job), None
+        except Exception as error:
+            assert error.__traceback__ is not None
+            answer = None, _ExceptionWithTraceback(error, error.__traceback__)
+        connection.send(answer)
 
 
 @contextmanager

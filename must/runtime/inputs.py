@@ -36,6 +36,7 @@ def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
     check_run(values)
     ask(values.get("register", "none"), values.get("model_name", "model"))  # the last stage would, hours later
     if work_uri:
+        check_writable("work_uri", work_uri)
         registry = WorkUri(work_uri).registry(values.get("registry_uri", ""))
         check_writable("registry_uri", storage.join(registry, values.get("model_name", "model")))
         for name in PLACES:
@@ -50,16 +51,17 @@ def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
 
 
 def check_writable(name: str, place: str) -> None:
-    """Raises ValueError: no file can be written there; TransientError where it may be later. Nothing stays."""
+    """Raises ValueError: no file can be written there and read; TransientError where it may be later. Nothing stays."""
     if not place:
         return
     file = storage.join(place, TRIED)
     try:
         storage.write_bytes(file, b"")
+        storage.read_bytes(file)
     except storage.TransientError:
         raise
     except (ValueError, OSError) as error:
-        raise UserError(f"{name} {place}: cannot be written to: {line_of(error)}") from None
+        raise UserError(f"{name} {place}: cannot be read and written: {line_of(error)}") from None
     with suppress(ValueError, OSError):  # who may write need not be allowed to delete
         storage.delete(file)
 

@@ -24,7 +24,9 @@ from must.runtime.places import JobUri
 
 def train_job(job: str) -> None:
     """Trains; the main process then copies what it wrote to the job's place, the bundle's description last."""
+    storage.wait_for_credentials(job)  # the launcher has written there
     content = yaml.safe_load(storage.read_bytes(JobUri(job).description))
+    storage.wait_for_credentials(content["answers"]["work_uri"], content["tensorboard"])
     if os.environ.get("RANK", "0") != "0":
         with tempfile.TemporaryDirectory() as folder:
             call("train", **content["train"], output=folder)

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -33,7 +33,21 @@ HEARTBEAT_S = 60.0  # seconds between writings of a running stage's note
 FIRST = 4.0  # seconds to the first of them, doubled until they are HEARTBEAT_S
 TOLD = "MUST_NOTE"  # the file by which a stage tells the process that supervises it what to put into the note
 TEXTS, FIGURES = (
-    ("report", "report_link", "version", "against", "why", "action", "outcome", "page", "page_link", "place", "text"),
+    (
+        "report",
+        "report_link",
+        "version",
+        "against",
+        "why",
+        "action",
+        "outcome",
+        "page",
+        "page_link",
+        "place",
+        "text",
+        "pod",
+        "trainjob",
+    ),
     ("top1", "before", "pictures"),
 )  # among the facts
 NOT_WRITTEN = ("source", "changed")
@@ -70,13 +84,15 @@ class Note:
 
 
 @contextmanager
-def stage_note(work_uri: str, stage: str, checkpoints: str = "", run_id: str = "") -> Iterator[Note]:
+def stage_note(
+    work_uri: str, stage: str, checkpoints: str = "", run_id: str = "", **facts: str
+) -> Iterator[Note]:  # fmt: skip
     """Keeps the note of the stage that runs inside the block. What it raises passes through.
 
     A note that cannot be written is a warning: it must not be what stops the stage. In a process that is supervised,
     the supervisor keeps the note and is told what is in this one.
     """
-    note = Note(stage, checkpoints=checkpoints)
+    note = Note(stage, checkpoints=checkpoints, facts=dict(facts))
     if TOLD in os.environ:
         try:
             tell(Path(os.environ[TOLD]), note)
@@ -165,10 +181,34 @@ def tell(file: Path, note: Note) -> None:
     storage.write_bytes(file, json.dumps(content).encode())
 
 
+def settle(work_uri: str, run_id: str, why: Mapping[str, str], by_themselves: Collection[str]) -> None:
+    """After the run: puts into the notes that say that their stage runs what the cluster says of its pod.
+
+    Args:
+        why: by stage, in the cluster's words.
+        by_themselves: stages of which the pod ended with a code of its own, and could not write that down.
+    """
+    for note in read_notes(work_uri, run_id):
+        if note.state != "running" or note.stage not in why:
+            continue
+        note.facts["pod"] = why[note.stage]
+        if note.stage in by_themselves and not note.signalled:
+            note.state, note.code = "failed", BUG
+            note.lines.append(
+                f"must {note.stage}: its pod ended by itself ({why[note.stage]}) and could not write its last note; "
+                "the pod's log says why"
+            )
+        uri = storage.join(WorkUri(work_uri).notes(run_id), f"{note.stage}.json")
+        storage.write_bytes(uri, json.dumps(content_of(note), indent=1).encode())
+
+
+def content_of(note: Note) -> dict[str, Any]:
+    return {f.name: getattr(note, f.name) for f in fields(note) if f.name not in NOT_WRITTEN}
+
+
 def write(uri: str, note: Note, tail: Tail) -> None:
     note.listen()
-    content = {f.name: getattr(note, f.name) for f in fields(note) if f.name not in NOT_WRITTEN}
-    content |= {"seconds": round(time.time() - note.started, 1), "lines": tail.lines()}
+    content = content_of(note) | {"seconds": round(time.time() - note.started, 1), "lines": tail.lines()}
     try:
         storage.write_bytes(uri, json.dumps(content, indent=1).encode())
     except (ValueError, OSError) as error:

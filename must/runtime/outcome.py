@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from must.base.exits import HELD, KILLED, PREEMPTED, TIME_OVER, WRONG_INPUT
 from must.base.lock import run_in
 from must.runtime.notes import Note
+from must.runtime.supervise import OVERTAKEN
 
 WAITS = "waits for answers"  # the outcome of a gate that leaves it to people
 WELL = ("SUCCEEDED", "COMPLETE")
@@ -28,6 +29,8 @@ def outcome_of(notes: list[Note], state: str | None, then: Sequence[str] = ()) -
         kind = kind_of(bad)
         if kind == "stopped":  # nothing is wrong with the run
             return Outcome("failed", False, f"Run stopped from outside, during {bad.stage}")
+        if kind == "overtaken":
+            return Outcome("failed", False, "Run stopped: another run promoted a model meanwhile; run it again")
         if kind == "held":
             return Outcome("failed", False, f"Run stopped: {other_run(bad)} is writing to this work_uri")
         return Outcome("failed", False, f"Run failed: {bad.stage}: {IN_SHORT[kind]}")
@@ -132,6 +135,8 @@ def kind_of(note: Note) -> str:
         return "stopped"
     if note.state == "running":
         return "silent"
+    if (note.stage, note.code) == OVERTAKEN:
+        return "overtaken"
     kinds = {WRONG_INPUT: "input", HELD: "held", PREEMPTED: "interrupted", KILLED: "killed", TIME_OVER: "time"}
     return kinds.get(note.code, "error")
 

@@ -18,11 +18,13 @@ from must.runtime.places import WorkUri
 logger = logging.getLogger(__name__)
 
 PAGE = "summary.md"
+LOG = "Last lines of "  # begins the page's last part
 KEPT = 14 * 86_400.0  # seconds that notes of a run are kept after the last was written
 LOOKED_AT = 50  # other runs' notes whose age a summary looks at
 WHY = {
     "stopped": "asked to end (SIGTERM): a person ended the run, or its node was taken away",
     "held": "it waited for its turn, and the other run is still at work (exit code {code})",
+    "overtaken": "nothing is wrong: the model was compared with a champion that is none any more (exit code {code})",
     "interrupted": "something it needs went away (exit code {code}): another process, or a store that did not answer",
     "silent": "its pod is gone without a word: a lost node, a time limit, memory, or the run was stopped",
     "time": "its time limit, `timeouts` in cluster.yaml (exit code {code})",
@@ -30,11 +32,12 @@ WHY = {
     "killed": "killed (exit code {code}): most often the pod's memory limit",
     "error": "an error in the program or the machine (exit code {code})",
 }
-SAYS_WHY = ("input", "held", "interrupted", "error")  # kinds whose last line is the reason
+SAYS_WHY = ("input", "held", "overtaken", "interrupted", "error")  # kinds whose last line is the reason
 GOES_ON = {
     "time": "yes, for as long again{kept}",
     "input": "after the input is mended{kept}",
     "held": "when the other run is over{kept}",
+    "overtaken": "yes: what was done is found, and the model is compared with the new champion",
     "error": "perhaps{kept_or}",
 }
 STATES = {"stopped": "stopped", "silent": "lost"}  # of a stage that did not come to tell its end; kind: word
@@ -47,8 +50,9 @@ BROKEN_OFF = [
 
 
 def summarize(
-    work_uri: str, run_id: str, state: str | None, again: str, then: Sequence[str] = (), answer: str = ""
-) -> str:
+    work_uri: str, run_id: str, state: str | None, again: str, then: Sequence[str] = (), answer: str = "",
+    more: Sequence[str] = (),
+) -> str:  # fmt: skip
     """Markdown from the stages' notes.
 
     Args:
@@ -56,12 +60,13 @@ def summarize(
         again: the command that starts the same run again.
         then: the notes that a promotion is followed by.
         answer: the command that takes people's answers; one by the run's id where it is ''.
+        more: lines for a page about a failure.
     """
     notes = read_notes(work_uri, run_id)
     outcome = outcome_of(notes, state, then)
     page = [f"# {outcome.headline}", ""]
     if outcome.name == "failed":
-        page += failure(notes, again)
+        page += failure(notes, again, more)
     elif outcome.name == "waiting":
         page += questions(notes, answer or f"must-pipeline answer {run_id} answers.jsonl")
     elif not outcome.good:
@@ -142,19 +147,20 @@ def report_at(facts: dict[str, str]) -> str:
     return f"{shown}: stage *evaluate*, output *report*, Visualization, or `{uri}`"
 
 
-def failure(notes: list[Note], again: str) -> list[str]:
+def failure(notes: list[Note], again: str, more: Sequence[str]) -> list[str]:
     note = failing(notes)
     assert note is not None
     kind, kept = kind_of(note), progress(note)
     goes_on = GOES_ON.get(kind, "yes{kept}").format(kept=kept, kept_or=kept or ": nothing is lost")
     started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(note.started))
-    why, said = WHY[kind].format(code=note.code), reason(note) if kind in SAYS_WHY else ""
+    why, said = WHY[kind].format(code=note.code), reason(note) if kind in SAYS_WHY else plain(note.facts.get("pod", ""))
     return [
         f"**Why**: {said} · {why}" if said else f"**Why**: {why}",
         "",
         *after_promotion(notes, f"{note.stage} failed"),
         f"- **Resumable**: {goes_on}",
-        f"- **Command to go on**: `{again}`; in Kubeflow's page, *Clone run*",
+        f"- **Command to go on**: `{again}`; in Kubeflow's page, *Clone run* (after *Retry* this page stays as it is)",
+        *more,
         f"- **Tried**: {tried(note)}",
         f"- **Ran** {clock(note.seconds)} on `{note.host}`, from {started}",
         "",
@@ -162,10 +168,14 @@ def failure(notes: list[Note], again: str) -> list[str]:
 
 
 def reason(note: Note) -> str:
-    """The last line of the stage's log, as text that Markdown leaves as it is; without the command in front."""
+    """The last line of the stage's log, without the command in front."""
     line = next((line for line in reversed(note.lines) if line.strip() and "; trying again in" not in line), "")
-    text = re.sub(r"^must [\w-]+: ", "", printable(line.strip(), LONGEST))
-    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", text)
+    return plain(re.sub(r"^must [\w-]+: ", "", line.strip()))
+
+
+def plain(text: str) -> str:
+    """As Markdown leaves it alone."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", printable(text, LONGEST))
 
 
 def log_of(notes: list[Note]) -> list[str]:
@@ -173,7 +183,7 @@ def log_of(notes: list[Note]) -> list[str]:
     if note is None or not note.lines:
         return []
     lines = [part for line in note.lines[-20:] for part in wrapped(line)]
-    return [f"Last lines of {note.stage}:", "", "```", *lines, "```", ""]
+    return [f"{LOG}{note.stage}:", "", "```", *lines, "```", ""]
 
 
 def wrapped(line: str) -> list[str]:

@@ -25,6 +25,7 @@ from must.base.exits import HELD, INTERRUPTED, PREEMPTED, TIME_OVER, WRONG_INPUT
 from must.base.lock import RUN_ID
 from must.base.parameters import convert, require
 from must.base.processes import child_environment, end_with_parent
+from must.base.storage import wait_for_credentials
 from must.runtime.notes import TOLD, Note, stage_note
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,9 @@ RETRIES = "MUST_RETRIES"  # COUNT,SECONDS,FACTOR in the environment, from cluste
 LIMIT = "MUST_TIME_LIMIT"  # seconds for all tries in this pod, from cluster.yaml; no limit without it
 GRACE = 300.0  # seconds from SIGTERM to SIGKILL at the limit, for a large checkpoint; the pod itself has 900
 NEVER = (0, WRONG_INPUT, INTERRUPTED, TIME_OVER)  # done; what stays wrong; the keyboard
+INPUTS = "inputs"  # the stage that has read and written at the run's places before any other does
+PLACES = ("registry_uri", "tensorboard_uri", "output")  # besides work_uri, by the names of `values`
+OVERTAKEN = ("promote", HELD)  # another run promoted meanwhile: no waiting changes that
 LONGEST = 3600.0  # seconds between two tries
 
 
@@ -67,6 +71,8 @@ def supervised(stage: str, function: str, run_id: str, work_uri: str, /, **value
     Raises:
         SystemExit: with the stage's code, once it will not be tried again; 137 where it was killed.
     """
+    if stage != INPUTS:
+        wait_for_credentials(work_uri, *(values.get(name) or "" for name in PLACES))
     job = {"stage": stage, "function": function, "values": {"work_uri": work_uri, **values}}
     with exiting(stage):
         allowed = policy()
@@ -100,7 +106,8 @@ class Supervisor:
             while True:
                 started = time.monotonic()
                 code = self.attempt()
-                if code in NEVER or self.stopping.is_set() or number >= self.policy.count:
+                overtaken = (self.note.stage, code) == OVERTAKEN
+                if code in NEVER or overtaken or self.stopping.is_set() or number >= self.policy.count:
                     return code
                 number += 1
                 self.note.failed_try(code, time.monotonic() - started, "")

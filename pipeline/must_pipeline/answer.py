@@ -18,6 +18,7 @@ from must.runtime.notes import read_notes
 from must_pipeline.cluster.load import load_cluster
 from must_pipeline.files import CLUSTER, nearest
 from must_pipeline.server.api import Kfp, add_arguments, api_errors
+from must_pipeline.server.wait import name_successor
 from must_pipeline.submit import same_again, start
 
 
@@ -52,7 +53,7 @@ def answer(options: argparse.Namespace) -> None:
         return
     again = same_again(kfp, run.run_id)
     again.display_name = f"{run.display_name} answered"
-    start(kfp, again)
+    name_successor(work_uri, run.run_id, start(kfp, again))
 
 
 def is_place(run: str) -> bool:

@@ -170,7 +170,9 @@ class Api:
                 return 403, status(403, "Forbidden", "trainjobs is forbidden: cannot patch")
             if options.get("metadata", {}).get("uid", job["metadata"]["uid"]) != job["metadata"]["uid"]:
                 return 409, status(409, "Conflict", "the UID in the object does not match")
-            job["spec"] |= options["spec"]
+            job["spec"] |= options.get("spec", {})
+            for kind in ("labels", "annotations"):
+                job["metadata"].setdefault(kind, {}).update(options.get("metadata", {}).get(kind, {}))
         self.reconcile(name)
         return 200, job
 

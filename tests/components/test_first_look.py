@@ -58,7 +58,7 @@ def manifest():
 def test_what_serve_will_apply_is_tried_without_a_trace(kubernetes):
     kubernetes.answers["PATCH", SERVICES] = (200, manifest())
     kubernetes.apply(manifest(), dry=True)
-    ((_, path, headers, body),) = kubernetes.asked
+    _, (_, path, headers, body) = kubernetes.asked  # after a look at what is there
     assert path == f"{SERVICES}?fieldManager=must&force=true&dryRun=All" and body == manifest()
     assert headers["Content-Type"] == "application/apply-patch+yaml" and headers["Authorization"] == "Bearer secret"
 

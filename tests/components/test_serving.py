@@ -14,7 +14,7 @@ from must.runtime.supervise import supervised
 from must_components.cluster import Cluster as Account
 from must_components.serving import service
 from must_components.serving.manifest import inference_service, is_seen
-from must_pipeline.cluster.config import Cluster, CpuPool, Credentials, Toleration, Volume
+from must_pipeline.cluster.config import Cluster, CpuPool, Credentials, Server, Toleration, Volume
 from must_pipeline.cluster.nodes import server_of
 
 REGISTRY = "gs://models/registry"
@@ -28,7 +28,8 @@ def test_the_manifest_is_as_small_as_a_cluster_says():
     assert container["securityContext"]["readOnlyRootFilesystem"] and container["securityContext"]["runAsNonRoot"]
     assert container["image"] == Cluster().image("must-serve") and container["env"] == []
     assert predictor["volumes"] == [{"name": "scratch", "emptyDir": {}}]
-    assert found["metadata"]["annotations"] == {"serving.kserve.io/deploymentMode": "RawDeployment"}
+    assert found["metadata"]["annotations"].keys() == {"serving.kserve.io/deploymentMode", "must/server"}
+    assert found["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] == "RawDeployment"
     assert "terminationGracePeriodSeconds" in predictor, "which Knative refuses"
     assert not {"serviceAccountName", "nodeSelector", "tolerations", "imagePullSecrets"} & predictor.keys()
 
@@ -66,11 +67,19 @@ def test_names_and_places():
 
 
 @contextmanager
-def api_server(status):
-    """An API server that answers every PATCH with `status`; the requests it had."""
+def api_server(status, live=None):
+    """An API server that answers every PATCH with `status`; the requests it had. `live`: the server that is there, 403
+    for no right to look."""
     had = []
 
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            text = json.dumps(live if isinstance(live, dict) else {"kind": "Status"}).encode()
+            self.send_response(200 if isinstance(live, dict) else live or 404)
+            self.send_header("content-length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
         def do_PATCH(self):
             body = self.rfile.read(int(self.headers["content-length"]))
             had.append((self.path, self.headers["content-type"], yaml.safe_load(body)))
@@ -125,8 +134,51 @@ def test_applying(in_a_pod, tmp_path):
     assert path.startswith("/apis/serving.kserve.io/v1beta1/namespaces/vision/inferenceservices/photos?")
     assert "fieldManager=must" in path and kind == "application/apply-patch+yaml"
     written = yaml.safe_load((tmp_path / "registry/photos/inferenceservice.yaml").read_text())
+    assert json.loads(written["metadata"]["annotations"]["must/server"]) == vars(Server())
     assert body == written == yaml.safe_load((tmp_path / "out/service").read_text())
     assert found["namespace"] == "vision" and found["manifest"].endswith("inferenceservice.yaml")
+
+
+def applied(in_a_pod, tmp_path, live, **size):
+    server = server_of(Cluster(volume=Volume(claim="data", mount=str(tmp_path)), server=Server(**size)))
+    with api_server(200, live) as (url, had):
+        in_a_pod(url)
+        serve(tmp_path, server=server)
+    return had[-1][2]
+
+
+def size_of(manifest):
+    predictor = manifest["spec"]["predictor"]
+    return predictor["minReplicas"], predictor["containers"][0]["resources"]
+
+
+def test_what_its_operators_gave_a_server_stays_at_a_promotion_until_cluster_yaml_says_another(
+    in_a_pod, tmp_path, caplog
+):
+    live = applied(in_a_pod, tmp_path, None)
+    assert size_of(live) == (1, {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "4Gi"}})
+    live["spec"]["predictor"] |= {"minReplicas": 3, "maxReplicas": 5}
+    more = {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"cpu": "1", "memory": "8Gi"}}
+    live["spec"]["predictor"]["containers"][0]["resources"] = more
+    for _ in range(2):  # the next promotion as well
+        live = applied(in_a_pod, tmp_path, live)
+        assert size_of(live) == (3, more) and "maxReplicas" not in live["spec"]["predictor"]  # never ours
+    assert "keeps what it was given in the cluster, beside cluster.yaml: replicas 3, resources" in caplog.text
+    live = applied(in_a_pod, tmp_path, live, replicas=2, memory_limit="6Gi")
+    assert size_of(live) == (2, {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "6Gi"}})
+
+
+def test_a_server_of_an_earlier_version_keeps_what_it_has(in_a_pod, tmp_path):
+    live = applied(in_a_pod, tmp_path, None)
+    del live["metadata"]["annotations"]["must/server"]
+    live["spec"]["predictor"]["minReplicas"] = 3
+    assert size_of(applied(in_a_pod, tmp_path, live))[0] == 3
+    assert size_of(applied(in_a_pod, tmp_path, live, replicas=2))[0] == 2
+
+
+def test_without_the_right_to_look_the_file_counts_and_a_line_says_so(in_a_pod, tmp_path, caplog):
+    assert size_of(applied(in_a_pod, tmp_path, 403))[0] == 1
+    assert "without the right to read the server, replicas and resources are those of cluster.yaml" in caplog.text
 
 
 @pytest.mark.parametrize(

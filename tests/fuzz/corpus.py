@@ -14,6 +14,7 @@ from pyarrow import parquet
 
 from benchmarks import image_cost as hard
 from tests import zoo
+from tests.image import hostile
 
 
 def pictures() -> dict[str, bytes]:
@@ -118,8 +119,9 @@ def requests() -> dict[str, bytes]:
 
 
 CORPUS: dict[str, Callable[[], dict[str, bytes]]] = {
-    "cost": pictures,
-    "picture": pictures,
+    "cost": lambda: pictures() | hostile.COSTLY,
+    "cost_steps": lambda: hostile.COSTLY,
+    "picture": lambda: pictures() | hostile.COSTLY | {"JPEG 2000 of empty passes": hostile.passes(2048, 3)},
     "tar": tars,
     "zip": zips,
     "parquet": tables,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import sys
 import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import pyarrow
@@ -22,6 +24,7 @@ from must.data.format.index import parse_index
 from must.data.format.offsets import parse_offsets
 from must.data.image.cost import cost
 from must.data.image.decode import check, decode, identify
+from must.data.image.headers.base import MAX_STEPS
 from must.data.shards.history import read_table
 from must.data.shards.tarwriter import npy
 from must.data.sources.archives import Archives
@@ -37,6 +40,7 @@ from must.deploy.serve.refused import Refused
 from must.method.model.bundle import load_description
 from must.method.model.classifier import load_class_set, parse_header
 from tests import zoo
+from tests.image import hostile
 
 REFUSALS = (ValueError, UnreadableError, Refused)
 PIXELS = 200_000  # of a fuzzed image: what is slow on large ones is tested, not fuzzed
@@ -216,6 +220,27 @@ def images() -> list[bytes]:
     return [data for data in found if len(data) < 4096]
 
 
+LINES, LINES_A_BYTE, MOST_LINES = 3_000, 40, 20 * MAX_STEPS
+
+
+def cost_steps(data: bytes) -> None:
+    """Finding the cost runs lines in proportion to the file's bytes, and a bounded number of them. On any machine."""
+    left = min(LINES + LINES_A_BYTE * len(data), MOST_LINES)
+
+    def count(frame: FrameType, event: str, argument: object) -> object:
+        nonlocal left
+        left -= event == "line"
+        assert left > 0, f"more lines than {len(data)} bytes are worth"
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        cost(data)
+    finally:
+        sys.settrace(before)
+
+
 # -- classes, classifiers, bundles, ONNX -------------------------------------------------------------------------------
 def classes(data: bytes) -> None:
     found = load_class_set(file_of(data, "classes.yaml"))
@@ -289,6 +314,7 @@ TARGETS = {
     "arrow": Target(table_of_images("arrow"), lambda: tables("arrow")),
     "image": Target(image, images),
     "cost": Target(cost, images, memory=20_000_000, seconds=0.5),
+    "cost_steps": Target(cost_steps, lambda: [*images(), *hostile.SMALL], memory=20_000_000, seconds=20),
     "picture": Target(decode, images, memory=1_000_000_000, seconds=5),
     "request": Target(request, requests, seconds=1),
     "classes": Target(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import struct
@@ -17,13 +18,15 @@ from benchmarks import image_cost as hard
 from must.data.image import colors
 from must.data.image.cost import cost
 from must.data.image.decode import check, decode, identify, seen
-from must.data.image.headers.base import MAX_SEGMENTS
+from must.data.image.headers.base import MAX_SEGMENTS, MAX_STEPS
 from must.data.image.headers.jpeg import MAX_SCANS
 from must.data.image.preprocess import EvalView, Preprocess
 from must.data.loading.loader import EvalSource, TrainDataset, make_views
 from must.data.loading.reader import ShardReader
 from tests import zoo
 from tests.augment.test_views import PREPROCESS, SETTINGS
+from tests.fuzz.targets import cost_steps
+from tests.image import hostile
 from tests.shards.test_shard import rejected, run
 
 
@@ -76,10 +79,13 @@ REFUSED = {
     "a flat image": (thin(60_000, across=True), "60000x1 is thinner than 1 to 200"),
     "many scans": (scans(MAX_SCANS), "more than 100 scans"),
     "markers with fillers": (scans(MAX_SCANS).replace(b"\xff\xda", b"\xff\xff\xff\xda"), "more than 100 scans"),
-    "many segments": (b"\xff\xd8" + b"\xff\xe0\x00\x02" * MAX_SEGMENTS, "more than 100000 segments"),
+    "many segments": (
+        b"\xff\xd8" + b"\xff\xe0\x00\x02" * (MAX_STEPS + 1),
+        f"its headers have more than {MAX_STEPS} parts",
+    ),
     "many chunks": (
-        zoo.encoded(zoo.picture())[:33] + zoo.chunk(b"abCd", b"") * MAX_SEGMENTS,
-        "more than 100000 chunks",
+        zoo.encoded(zoo.picture())[:33] + zoo.chunk(b"abCd", b"") * MAX_STEPS,
+        f"its headers have more than {MAX_STEPS} parts",
     ),
     "many profiles": (hard.profiles(5500), "decoding it takes about 7 s; 5.0 are allowed"),
     "many tables": (hard.segments(0xDB, bytes(65000), 950), "decoding it takes about 6 s; 5.0 are allowed"),
@@ -96,6 +102,34 @@ def test_what_costs_too_much_is_refused_before_it_is_decoded(kind: str) -> None:
     data, reason = REFUSED[kind]
     with pytest.raises(ValueError, match=f"^{reason}$"):
         identify(data)
+
+
+@pytest.mark.parametrize("kind", hostile.COSTLY)
+def test_finding_the_cost_has_a_bound_of_its_own(kind: str) -> None:
+    with contextlib.suppress(ValueError):
+        cost_steps(hostile.COSTLY[kind])
+
+
+def test_directories_behind_the_first_count() -> None:
+    """Pillow reads EXIF's, GPS' and that of interoperability with the picture."""
+    few, many = (cost(hostile.directories(entries)) for entries in (10, 60_000))
+    assert many.seconds > few.seconds + 0.3
+    decode(hostile.directories(10))
+
+
+@pytest.mark.parametrize("tag", [34665, 34853])
+def test_a_long_directory_behind_the_first_is_refused(tag: int) -> None:
+    with pytest.raises(ValueError, match="more than 100000"):
+        identify(hostile.directories(MAX_SEGMENTS + 1, (tag,)))
+
+
+def test_bit_planes_without_data_count() -> None:
+    """85 passes over 8 bytes of each block take longer than the 8 bytes."""
+    usual, many = (cost(hostile.passes(1024, 1, exponent=exponent)).seconds for exponent in (8, 28))
+    assert many > 1.8 * usual
+    assert decode(hostile.passes(256, 1)).size == (256, 256)
+    with pytest.raises(ValueError, match="are allowed"):
+        identify(hostile.passes(4096, 3))
 
 
 def test_filling_costs_no_more_than_its_length() -> None:

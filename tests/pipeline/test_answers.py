@@ -99,6 +99,8 @@ def test_a_run_waits_is_answered_and_promotes(tmp_path, server, answering):
     code, said = answering(f"{server.url}/#/runs/details/{run_id}", file)
     assert code == 0 and "of the adaptation gains about" in said
     again = next(run for run in server.stored["runs"].values() if run["run_id"] != run_id)
+    page = (work / "notes" / run_id / "summary.md").read_text()
+    assert f"Started again as run `{again['run_id']}`, which goes on with its work.\n" in page
     assert again["runtime_config"]["parameters"] == values and f"run {again['run_id']} started" in said
     assert answering(work, file)[1].count("\n") == 2  # the same once more changes nothing, and asks no server
     assert len((place / "answers.jsonl").read_text().splitlines()) == len(file.read_text().splitlines())

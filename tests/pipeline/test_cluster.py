@@ -138,6 +138,11 @@ def test_requests_limits_and_accelerators(compiled):
         launcher = stage == "train" and cluster.trains_in_trainjob
         given = Resources() if launcher else cluster.resources.get(stage, Resources())
         asked = {"cpu": "500m", "memory": "1Gi"}  # unless there is a limit, which is a request, too
+        if not given.memory and not given.memory_limit:
+            row = STAGES["promote" if launcher else stage]
+            shm = int(cluster.shm.removesuffix("Gi")) if row.loaders else 0
+            gpus = cluster.gpu.count if cluster.uses_gpu(stage) and not launcher else 1
+            given = replace(given, memory="1Gi", memory_limit=f"{row.memory * gpus + shm}Gi")
         wanted = replace(given, **{
             key: least for key, least in asked.items() if not (getattr(given, key) or getattr(given, f"{key}_limit"))
         })  # fmt: skip
@@ -153,6 +158,11 @@ def test_requests_limits_and_accelerators(compiled):
             assert accelerator["resourceCount"] == str(cluster.gpu.count)
         else:
             assert accelerator is None
+
+
+def test_the_servers_size_arrives_in_the_stage_that_applies_it(compiled):
+    given = compiled.tasks["serve"]["inputs"]["parameters"]["server"]["runtimeValue"]["constant"]
+    assert given["size"] == vars(compiled.cluster.server)
 
 
 def test_training_on_one_node_or_several(compiled):

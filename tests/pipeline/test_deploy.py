@@ -3,15 +3,16 @@
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from must.method.distributed.torchrun import SHUTDOWN_TIMEOUT
 from must_pipeline.cluster.config import Cluster
+from tests.pipeline.expr import evaluate
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
 FILES = sorted(path for path in DEPLOY.glob("*.yaml") if path.name not in ("kustomization.yaml", "argo-retries.yaml"))
 KINDS = {
     "ServiceAccount": "V1ServiceAccount",
@@ -22,6 +23,7 @@ KINDS = {
     "ResourceQuota": "V1ResourceQuota",
     "LimitRange": "V1LimitRange",
     "Job": "V1Job",
+    "NetworkPolicy": "V1NetworkPolicy",
 }
 
 
@@ -140,31 +142,77 @@ def test_a_quota_comes_with_requests_for_pods_that_name_none():
     )
 
 
+def test_the_network_policies_allow_what_the_page_lists():
+    names = {"must-stages": "stages", "must-trainjobs": "TrainJob's nodes", "must-server": "the server"}
+    found = []
+    for policy in yaml.safe_load_all((DEPLOY / "network-policy.yaml").read_text()):
+        pods, spec = names[policy["metadata"]["name"]], policy["spec"]
+        assert spec["policyTypes"] == ["Ingress", "Egress"]  # what is not listed is denied
+        for direction, rules in (("in", spec["ingress"]), ("out", spec["egress"])):
+            for rule in rules:
+                assert rule.get("from") or rule.get("to"), "a rule without this allows everybody"
+                ports = sorted({one["port"] for one in rule.get("ports", [])})
+                found.append((pods, direction, " ".join(map(str, ports)) or "all"))
+            if not rules:
+                found.append((pods, direction, "-"))
+    page = (ROOT / "docs" / "kubeflow.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines()]
+    listed = [(row[0], row[1], row[3]) for row in rows if len(row) == 4 and row[1] in ("in", "out")]
+    assert sorted(listed) == sorted(found) and len(found) == 14
+
+
 # -- Argo's setting for nodes that are taken back
 RECORDED = json.loads((Path(__file__).parent / "recorded" / "argo.json").read_text())
 
 
-def test_argos_setting_is_the_one_that_was_tried_and_keeps_the_rest_of_pipelines_own():
-    """A patch of one key of the ConfigMap."""
+def argos_setting():
     patch = yaml.safe_load((DEPLOY / "argo-retries.yaml").read_text())
     assert list(patch) == ["data"] and list(patch["data"]) == ["workflowDefaults"]
-    assert yaml.safe_load(patch["data"]["workflowDefaults"]) == RECORDED["expression"]
+    return yaml.safe_load(patch["data"]["workflowDefaults"])
 
 
-def repeats(expression, node):
-    """What Argo's expression says of a node; the expression's words as Python's."""
-    python = expression.replace("||", "or").replace("lastRetry.", "node.").replace("asInt", "int")
-    python = re.sub(r"(node\.message) matches ('.*')", r"re.search(\2, \1 or '') is not None", python)
-    seen = SimpleNamespace(status=node["phase"], exitCode=node["exitCode"] or -1, message=node["message"])
-    return eval(python, {"node": seen, "re": re, "int": int})  # the file's own text, and no one else's
+EXPRESSION = argos_setting()["spec"]["templateDefaults"]["retryStrategy"]["expression"]
+
+
+def test_argos_setting_is_one_key_and_keeps_the_rest_of_pipelines_own():
+    """A patch of one key of the ConfigMap."""
+    ours, tried = argos_setting()["spec"], RECORDED["expression"]["spec"]
+    assert ours.pop("templateDefaults") == {"retryStrategy": {"limit": "2", "expression": EXPRESSION}}
+    assert ours == {name: value for name, value in tried.items() if name != "templateDefaults"}
+
+
+def repeats(phase, code, message):
+    """What the expression says of a node; Argo has -1 where there is no exit code, '' where there is no message."""
+    seen = {"lastRetry.status": phase, "lastRetry.exitCode": code or "-1", "lastRetry.message": message or ""}
+    return evaluate(EXPRESSION, seen | {"lastRetry.duration": "1.0", "retries": "0"})
+
+
+def truth_table():
+    page = (ROOT / "docs" / "kubeflow.md").read_text()
+    rows = [line.strip("|").split("|") for line in page.splitlines() if re.search(r"\| (Failed|Error) \|", line)]
+    cells = [[cell.strip() for cell in row] for row in rows]
+    return [pytest.param(*row[1:], id=row[0]) for row in cells if len(row) == 5]
+
+
+@pytest.mark.parametrize("phase, code, message, repeated", truth_table())
+def test_the_page_says_what_argo_will_repeat(phase, code, message, repeated):
+    assert repeats(phase, code.strip("-"), message.strip("`")) is {"yes": True, "no": False}[repeated]
+
+
+def test_the_table_has_both_answers_and_the_evaluator_refuses_what_it_does_not_know():
+    assert len(truth_table()) >= 18
+    for text in ("lastRetry.reason == 'x'", "1 + 1", "a ?? b", "lastRetry.status contains 'x'", "'x'", "!1 == 1"):
+        with pytest.raises(ValueError, match=r"known|boolean"):
+            evaluate(text, {"lastRetry.status": "Error"})
+    assert evaluate("!('a' matches 'b') && 2 in [1, 2] || 'x' == 'y'", {})
 
 
 @pytest.mark.parametrize("case", RECORDED["cases"], ids=lambda case: f"{case['done']}, {case['policy']}")
 def test_what_it_says_of_the_endings_that_were_recorded(case):
-    expression = RECORDED["expression"]["spec"]["templateDefaults"]["retryStrategy"]["expression"]
     first = next(node for node in case["nodes"] if node["type"] == "Pod")
     wrong_input = case["done"].startswith("wrong input")
-    assert repeats(expression, first) is not wrong_input  # a terminated run has no time left to repeat anything in
+    said = repeats(first["phase"], first["exitCode"], first["message"])
+    assert said is not wrong_input  # a terminated run has no time left to repeat anything in
     if case["policy"] == "expression":
         over = case["workflow"]["phase"] == "Succeeded"
         assert over is (not wrong_input and case["done"] != "run terminated")

@@ -1,6 +1,9 @@
 """`submit.py --wait` against a server that plays recorded ends of runs, falls silent, or forgets a run's workflow."""
 
+import base64
+import gzip
 import json
+import os
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,8 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from must.runtime.notes import stage_note
-from must.runtime.summary import leave_page
+from must.runtime.notes import read_notes, stage_note
+from must.runtime.page_text import as_text
+from must.runtime.summary import leave_page, stage_table, summarize
+from must_components.argo import failures, is_refused, own_code
 from must_pipeline import cli
 from must_pipeline.server import wait
 from tests.pipeline.kfp_server import KfpServer
@@ -97,13 +102,55 @@ def test_the_page_is_printed_where_it_can_be_read(server, waiting, capsys, monke
     def leave_and_move(run, state):  # as the stages and the summary in the cluster do meanwhile
         with pytest.raises(SystemExit), stage_note(waiting.work, "classifier", run_id=run["run_id"]):
             raise SystemExit(2)
-        leave_page(waiting.work, run["run_id"], "# Run failed: classifier: the input is wrong")
+        leave_page(waiting.work, run["run_id"], summarize(waiting.work, run["run_id"], "FAILED", "again"))
         move(run, state)
 
     monkeypatch.setattr(server, "move", leave_and_move)
     assert waiting() == 1 and len(server.stored["runs"]) == 1  # nothing is started again
     out = capsys.readouterr().out
-    assert "# Run failed: classifier: the input is wrong" in out and "\nfailed: " not in out
+    assert "\nRun failed: classifier: the input is wrong\n\nWhy: " in out and "\nfailed: " not in out
+
+
+def test_a_page_that_is_older_than_the_runs_notes_is_written_anew(server, waiting, capsys, monkeypatch):
+    """As after Kubeflow's own Retry: the stage went well the second time, and the summary does not run again."""
+    play(server, "success")
+    move = server.move
+
+    def leave_and_move(run, state):
+        if run["state"] not in wait.OVER:
+            with pytest.raises(SystemExit), stage_note(waiting.work, "champion", run_id=run["run_id"]):
+                raise SystemExit(2)
+            leave_page(waiting.work, run["run_id"], summarize(waiting.work, run["run_id"], "FAILED", "again"))
+            with stage_note(waiting.work, "champion", run_id=run["run_id"]) as note:
+                note.facts = {"action": "nothing new", "why": "promoted as r1"}
+        move(run, state)
+
+    monkeypatch.setattr(server, "move", leave_and_move)
+    assert waiting() == 0
+    (run,) = server.stored["runs"].values()
+    assert "\nNothing new: promoted as r1\n" in capsys.readouterr().out
+    page = (Path(waiting.work) / "notes" / run["run_id"] / "summary.md").read_text()
+    assert page.startswith("# Nothing new: promoted as r1\n")
+
+
+def test_the_page_is_printed_as_text(tmp_path):
+    """Nothing that Markdown needs, no link that leads nowhere from a terminal, and no line cut into pieces."""
+    long = "urlopen error [Errno 111] Connection refused; " + "x" * 200
+    with pytest.raises(SystemExit), stage_note(str(tmp_path), "inputs", run_id="7"):
+        os.write(2, f"a line\nmust inputs: a_registry does not answer (<{long}>)\n".encode())
+        raise SystemExit(75)
+    notes = read_notes(str(tmp_path), "7")
+    report = "[Report](artifacts/minio/x?y): stage *evaluate*, or `gs://b/r`\n\n[Report](https://a.b/c)\n\n"
+    page = summarize(str(tmp_path), "7", "FAILED", "must-pipeline submit --again 7").replace(
+        "| stage", report + "| stage", 1
+    )
+    text = as_text(page, notes)
+    assert text.startswith(
+        "Run failed: inputs: something it needs went away\n\nWhy: a_registry does not answer (<urlopen"
+    )
+    assert f"  must inputs: a_registry does not answer (<{long}>)\n" in text
+    assert "Report: stage evaluate, or gs://b/r\n\nReport (https://a.b/c)\n" in text
+    assert "\ninputs  failed  1      " in text and not set("`*|\\") & set(text)
 
 
 @pytest.fixture
@@ -119,7 +166,9 @@ def evicted(server, waiting, monkeypatch):
             note.signalled = 1.0 if lost else 0.0
         file = Path(waiting.work) / "notes" / run["run_id"] / "train.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {"state": "running" if lost else "done"}))
-        leave_page(waiting.work, run["run_id"], "# Run stopped from outside, during train" if lost else "# Promoted r1")
+        title = "# Run stopped from outside, during train" if lost else "# Promoted r1"
+        rows = stage_table(read_notes(waiting.work, run["run_id"]))
+        leave_page(waiting.work, run["run_id"], "\n".join([title, "", *rows]))
         times[0] -= 1
         history = ["CANCELING"] if server.terminated else []
         for one in [*history, "FAILED" if lost else "SUCCEEDED"]:
@@ -135,7 +184,7 @@ def test_a_run_that_was_stopped_from_outside_is_started_again_and_the_pages_say_
     out = capsys.readouterr().out
     first, second = server.stored["runs"].values()
     assert f"the run {first['run_id']} was stopped from outside, by no person: starting it again (2 left)" in out
-    assert out.index("# Run stopped from outside") < out.index("# Promoted r1")
+    assert out.index("\nRun stopped from outside") < out.index("\nPromoted r1")
     assert second["display_name"] == f"{first['display_name']} again"
     assert second["runtime_config"] == first["runtime_config"]
     page = (Path(waiting.work) / "notes" / first["run_id"] / "summary.md").read_text().splitlines()
@@ -196,7 +245,8 @@ def test_a_token_that_is_renewed_meanwhile_is_read_again(server, waiting, tmp_pa
 
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
-    """A Kubernetes API with workflows: a list says, a look at a time, how many there are; None: no right to see."""
+    """A Kubernetes API with workflows: a list says, a look at a time, how many there are, or the very one; None: no
+    right to see."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -208,7 +258,8 @@ def cluster(tmp_path, monkeypatch):
                 "/apis/argoproj.io/v1alpha1/namespaces/vision/workflows" in self.path
                 and "pipeline%2Frunid" in self.path
             )
-            self.wfile.write(json.dumps({"items": [{}] * (found or 0)}).encode())
+            items = [found] if isinstance(found, dict) else [{}] * (found or 0)
+            self.wfile.write(json.dumps({"items": items}).encode())
 
         def log_message(self, *args):
             pass
@@ -240,3 +291,71 @@ def test_a_workflow_that_was_never_seen_or_cannot_be_looked_at_says_nothing(serv
     server.states = ["RUNNING"] * 6 + ["SUCCEEDED"]
     cluster += looks
     assert waiting() == 0
+
+
+REFUSED = """pods "must-x-retry-system-container-impl-1" is forbidden: violates PodSecurity "restricted:latest": \
+runAsNonRoot != true (pod or container "main" must set securityContext.runAsNonRoot=true)"""
+
+
+def workflow(*endings):
+    """With a pod for each (node's name, phase, message), in the form that Argo has (recorded/argo.json)."""
+    nodes = {
+        str(number): {"type": "Pod", "name": f"must-x(0).root(0).{name}", "phase": phase, "message": message,
+                      "startedAt": f"2026-11-26T20:{number:02}:00Z"}
+        for number, (name, phase, message) in enumerate(endings)
+    }  # fmt: skip
+    return {"status": {"nodes": nodes}}
+
+
+def packed(made):
+    nodes = json.dumps(made["status"]["nodes"]).encode()
+    return {"status": {"compressedNodes": base64.b64encode(gzip.compress(nodes)).decode()}}
+
+
+@pytest.mark.parametrize("form", [dict, packed])
+def test_a_stage_whose_pod_is_refused_ends_the_waiting_at_the_third_time_with_the_reason(
+    server, waiting, cluster, capsys, form
+):
+    """As Pipelines' own setting repeats it: the pod's tries, and those of the group around it."""
+    server.states = ["RUNNING"]  # for good
+    tries = [f"exit-handler-1(0).inputs({number}).executor(0)" for number in range(3)]
+    cluster += [form(workflow(*((name, "Error", REFUSED) for name in tries[:count]))) for count in (1, 2, 3)]
+    assert waiting() == 1
+    shown = capsys.readouterr()
+    assert f"inputs ended badly 3 times: {REFUSED}" in shown.out and shown.out.count("ended badly") == 1
+    assert "nothing can come of that: Kubernetes refuses the pods of inputs" in shown.err
+    assert "start it again: must-pipeline submit --again" in shown.err
+
+
+def test_a_stage_whose_nodes_are_taken_is_told_and_waited_for(server, waiting, cluster, capsys):
+    server.states = ["RUNNING"] * 6 + ["SUCCEEDED"]
+    low = "The node was low on resource: memory."
+    taken = [(f"exit-handler-1(0).condition-2(0).train(0).executor({number})", "Failed", low) for number in range(4)]
+    cluster += [workflow(*taken)]
+    assert waiting() == 0
+    assert capsys.readouterr().out.count(f"train ended badly 4 times: {low}") == 1
+
+
+def test_the_third_time_is_told_without_a_right_to_see_the_workflow(server, waiting, cluster, capsys):
+    server.states, cluster[:] = ["RUNNING"] * 4 + ["FAILED"], [None]
+    server.tasks = [(f"inputs({number})", "FAILED") for number in range(3)] + [("executor(0)", "FAILED")] * 5
+    assert waiting() == 1
+    assert "inputs ended badly 3 times: the workflow's events say why" in capsys.readouterr().out
+
+
+def test_a_run_without_a_page_ends_with_kubernetes_own_reason(server, waiting, cluster, capsys):
+    """The stage summary was refused as well."""
+    server.states, server.tasks = ["RUNNING", "FAILED"], [("inputs", "FAILED")]
+    cluster += [workflow(("exit-handler-1(0).inputs(0).executor(0)", "Error", REFUSED))]
+    assert waiting() == 1
+    assert f"failed: inputs\ninputs: {REFUSED}\n" in capsys.readouterr().out
+
+
+def test_what_argo_recorded_names_the_stage_and_the_reason():
+    recorded = json.loads((Path(__file__).parent / "recorded" / "argo.json").read_text())
+    said = [failures({"status": {"nodes": {str(n): node for n, node in enumerate(case["nodes"])}}})
+            for case in recorded["cases"]]  # fmt: skip
+    assert {"train": ["pod deleted"]} in said and {"inputs": ["main: Error (exit code 1)"]} in said
+    assert all(set(one) in ({"train"}, {"inputs"}) for one in said)
+    assert own_code("main: Error (exit code 1)") == 1 and own_code("main: Error (exit code 143)") is None
+    assert own_code("pod deleted") is None and not is_refused('pods "x" is forbidden: exceeded quota: must')

@@ -170,7 +170,7 @@ def test_promotions_of_the_same_weights_with_other_onnx_files_do_not_mix(registr
     codes = {results.get(timeout=60) for _ in processes}
     for process in processes:
         process.join()
-    assert codes <= {0, 2, 75}  # 2: another one moved LATEST at the same moment; 75: another one writes the version
+    assert codes <= {0, 73, 75}  # 73: another one moved LATEST at the same moment; 75: another one writes the version
     for folder in folders:
         promote(registry, "--model", bundle, "--onnx", folder)  # the same again
     versions = [version["version"] for version in Registry(registry, "digits").versions()]

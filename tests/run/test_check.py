@@ -133,7 +133,7 @@ def looked(tmp_path, **values):
 def test_a_place_that_cannot_be_written_to_is_said_before_the_training_and_nothing_stays(tmp_path):
     (tmp_path / "file").write_text("")
     for name in ("registry_uri", "predict_uri", "tensorboard_uri"):
-        with pytest.raises(ValueError, match=rf"^{name} {tmp_path}/file/.*: cannot be written to: "):
+        with pytest.raises(ValueError, match=rf"^{name} {tmp_path}/file/.*: cannot be read and written: "):
             looked(tmp_path, **{name: f"{tmp_path}/file/there"})
     looked(tmp_path, registry_uri=str(tmp_path / "registry"), predict_uri=str(tmp_path / "predictions"))
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".must")]

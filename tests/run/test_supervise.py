@@ -13,6 +13,7 @@ from must.base.processes import is_running
 from must.runtime.notes import read_notes
 from must.runtime.summary import summarize
 from must.runtime.supervise import LONGEST, Policy, supervised
+from tests.promote.bundles import make_bundle
 
 ROOT = Path(__file__).parents[2]
 
@@ -179,3 +180,38 @@ def test_a_place_that_another_run_holds_is_waited_for_and_then_refused_with_its_
     page = summarize(str(tmp_path), "7", "FAILED", "again").splitlines()
     assert page[0] == "# Run stopped: another run, 1f2e, is writing to this work_uri"
     assert page[2].startswith("**Why**: ") and "(run 1f2e, process " in page[2]
+
+
+def test_a_run_that_another_one_overtook_is_not_tried_again_and_nothing_is_called_wrong_input(tmp_path, retries):
+    """A real promotion of a model that was compared with no champion, while there is one by now."""
+    for name, seed in (("a", 1), ("b", 2)):
+        make_bundle(tmp_path / name, seed=seed)
+    given = {"registry": str(tmp_path / "registry"), "name": "digits", "champion": "none"}
+    retries("3,60,2")
+    supervised("promote", "must.runtime.stages:library:promote", "6", str(tmp_path), model=str(tmp_path / "a"), **given)
+    with pytest.raises(SystemExit, match="73"):
+        supervised(
+            "promote", "must.runtime.stages:library:promote", "7", str(tmp_path), model=str(tmp_path / "b"), **given
+        )
+    (note,) = read_notes(str(tmp_path), "7")
+    assert (note.code, note.tries) == (73, [])
+    page = summarize(str(tmp_path), "7", "FAILED", "again")
+    assert page.startswith("# Run stopped: another run promoted a model meanwhile; run it again\n")
+    assert "another run promoted meanwhile. Run again" in page and "wrong input" not in page
+
+
+@pytest.mark.parametrize("bucket_server", ["s3"], indirect=True)
+def test_keys_that_are_refused_for_a_while_cost_no_try_no_note_and_no_page(bucket_server, retries, monkeypatch):
+    """Three requests of four are refused, the notes' and the page's too; the first look at a run waits for none."""
+    monkeypatch.setenv("MUST_PROVEN_PLACES", "")
+    retries("3,0,2")
+    work = f"{bucket_server.uri}/work"
+    bucket_server.faults.plan = ["403", "403", "403", ""]
+    supervised("train", "tests.supervised:saving", "7", work)
+    (note,) = read_notes(work, "7")
+    assert (note.state, note.result, note.tries) == ("done", "x", [])
+    assert "| train | done | 1 |" in summarize(work, "7", "FAILED", "again")
+    monkeypatch.setenv("MUST_PROVEN_PLACES", "")
+    bucket_server.faults.plan = ["403"]
+    with pytest.raises(SystemExit, match="2"):
+        supervised("inputs", "tests.supervised:saving", "8", work)

@@ -19,9 +19,10 @@ from must.base.processes import METHOD
 from must.base.storage import TransientError
 from must.data.format.index import load_index
 from must.data.format.verify import verify
+from must.data.image import bounds
 from must.data.image import decode as images_module
 from tests import zoo
-from tests.shards.test_shard import run, tree
+from tests.shards.test_shard import rejected, run, tree
 
 CODE = """
 import sys
@@ -170,6 +171,51 @@ def test_a_lost_worker_is_said_in_one_line_and_the_next_run_continues(images: Pa
         assert process.wait(120) == 0
     assert load_index(str(output)).splits["train"]["samples"] > 0
     verify(str(output))
+
+
+def busy() -> None:
+    while True:
+        pass
+
+
+def hungry() -> None:
+    bytearray(60_000_000_000)
+
+
+def crashing() -> None:
+    os.kill(os.getpid(), signal.SIGILL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forked workers see what is patched here")
+@pytest.mark.parametrize(
+    "act, reason",
+    [
+        (busy, "takes more than 0.6 s of one core"),
+        (hungry, "too large for the memory"),
+        (crashing, "its decoder crashed (SIGILL)"),
+    ],
+)
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_picture_that_takes_more_than_any_may_is_rejected_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None], reason: str, count: int
+) -> None:
+    zoo.fill(tmp_path / "in", 30)
+    run(tmp_path / "in", tmp_path / "whole", samples_per_shard=7, workers=count)
+    names = [f"bad-{number}.png" for number in range(3)]
+    for number, name in enumerate(names):
+        (tmp_path / "in" / name).write_bytes(zoo.encoded(zoo.picture(number, 50, 50)))
+
+    def check(image: Any) -> None:
+        if image.size == (50, 50):
+            act()
+
+    monkeypatch.setenv(METHOD, "fork")
+    monkeypatch.setattr(images_module, "check", check)
+    monkeypatch.setattr(bounds, "SECONDS", 0.2)
+    made = run(tmp_path / "in", tmp_path / "out", samples_per_shard=7, workers=count, max_rejected=0.5)
+    assert rejected(tmp_path / "out") == dict.fromkeys(names, reason)
+    assert made.splits["train"]["samples"] == 30
+    assert not list((tmp_path / "out").rglob("at-*")) and not list((tmp_path / "out").rglob(".tmp-*"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forked workers see what is patched here")

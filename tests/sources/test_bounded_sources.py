@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import struct
 import subprocess
 import sys
@@ -21,11 +22,11 @@ from must.data.sources.open import open_source
 from tests import zoo
 
 
-def listed(path: Path, labels: str = "csv") -> tuple[list, list[tuple[str, str]]]:
+def listed(path: Path, labels: str = "csv", max_bytes: float = math.inf) -> tuple[list, list[tuple[str, str]]]:
     source = open_source(str(path), labels, "--source")
     source.prepare(path.parent)
     rejected: list[tuple[str, str]] = []
-    return list(source.items(ListingReport(lambda name, reason: rejected.append((name, reason))))), rejected
+    return list(source.items(ListingReport(lambda name, reason: rejected.append((name, reason)), max_bytes))), rejected
 
 
 def tar_of(names: list[str]) -> bytes:
@@ -58,6 +59,20 @@ def test_long_labels_are_rejected_in_tables_and_manifests(tmp_path: Path) -> Non
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     items, rejected = listed(tmp_path / "x.jsonl")
     assert [item.name for item in items] == ["2.png"] and len(rejected) == 2
+
+
+def test_a_row_that_is_larger_than_an_image_may_be_is_rejected_before_it_is_read(tmp_path: Path) -> None:
+    """By what the file says of its row groups: too large for its rows, or for the file itself."""
+    image, zeros = zoo.encoded(zoo.picture()), bytes(3_000_000)
+    rows = pyarrow.table({"image": [image, zeros, image, image, zeros, image], "label": list("abcdef")})
+    with parquet.ParquetWriter(tmp_path / "x.parquet", rows.schema, compression="zstd") as writer:
+        for start, count in ((0, 1), (1, 1), (2, 1), (3, 3)):
+            writer.write_table(rows.slice(start, count))
+    items, rejected = listed(tmp_path / "x.parquet", max_bytes=1_000_000)
+    assert [(item.name, item.label) for item in items] == [("x.parquet/0", "a"), ("x.parquet/2", "c")]
+    why = "may be more than 1 MB, unpacked"
+    assert rejected == [(f"x.parquet/{row}", why) for row in (1, 3, 4, 5)]
+    assert len(listed(tmp_path / "x.parquet", max_bytes=10_000_000)[0]) == 6
 
 
 def test_labels_count_among_what_a_table_becomes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +143,13 @@ HEADERS = {
     "digits behind a sparse block": header(b"S", 0)[:482] + b"\1" + bytes(29) + bytes(156) + b"x" + bytes(355)
     + attributes(b"1" * 60_000),
     "a long one": attributes(b"1000000 path=" + b"y" * 1_000_000),
+    "a sparse file of 4,000 lists": header(b"S", 0)[:482] + b"\1" + bytes(29)
+    + (bytes(504) + b"\1" + bytes(7)) * 4000 + header(b"0", 0),
+    "names for a name": (header(b"L", 2) + b"x".ljust(512, b"\0")) * 1000 + header(b"0", 0),
+    "attributes of all": b"".join(
+        header(b"g", 60_000) + b"".join(b"20 key%06d=00000000\n" % (9_000 * n + k) for k in range(3_000)) + bytes(416)
+        + header(b"0", 0, b"%d.png" % n) for n in range(20)
+    ),
     "a name of 2 MB": header(b"L", 2_000_000) + b"y" * 2_000_128 + header(b"0", 0),
 }  # fmt: skip
 

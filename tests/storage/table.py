@@ -28,6 +28,10 @@ BEHAVIOURS = {
     "no rights: one line": "test_a_refusal_is_one_line no rights",
     "wrong credentials: one line": ("test_a_refusal_is_one_line wrong credentials", "InvalidAccessKeyId"),
     "expired or withdrawn credentials: one line": ("test_a_refusal_is_one_line expired", "no_longer_knows_is_one_line"),
+    "credentials refused for a while, where they have worked: waited for": (
+        "test_credentials_that_are_refused_for_a_while",
+        "renewed_while_the_program_runs",
+    ),
     "a region that redirects: one line": "test_a_refusal_is_one_line another region",
     "the package is missing: one line": "test_without_the_package",
 }
@@ -63,7 +67,7 @@ def is_of(test: str, needle: str) -> bool:
 def store_of(test: str) -> str:
     if "google" in test:
         return "gs"
-    if "what_s3_refuses" in test:
+    if "what_s3_refuses" in test or "renewed_while" in test:
         return "s3"
     parameters = re.split(r"[-\[\]:]", test.partition("[")[2])
     return next((store for store in STORES if store in parameters), "")

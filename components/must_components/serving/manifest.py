@@ -1,5 +1,6 @@
 """The InferenceService, as a plain dictionary: KServe's serving.kserve.io/v1beta1 with a container of our own."""
 
+import json
 from typing import Any
 
 from must.base import storage
@@ -10,6 +11,8 @@ PORT = 8080
 KIND, GROUP, VERSION, PLURAL = "InferenceService", "serving.kserve.io", "v1beta1", "inferenceservices"
 CONTAINER = "kserve-container"  # the name that KServe looks for
 GRACE = 60  # seconds: `must serve` drains for 5 and then answers what there is
+SIZE = "must/server"  # annotation: replicas and resources of cluster.yaml when it was applied
+OLD_SIZE = {"replicas": 1, "cpu": "1", "memory": "2Gi", "memory_limit": "4Gi"}  # of servers from before it
 # A Deployment and a Service. Knative, the default of KServe up to 0.15 and of Kubeflow's installation, refuses a pod's
 # grace period, and claims and node selectors unless an administrator allows them. Newer ones read it as Standard.
 MODE = {"serving.kserve.io/deploymentMode": "RawDeployment"}
@@ -25,6 +28,7 @@ def inference_service(registry: str, name: str, server: dict[str, Any]) -> dict[
         ValueError: no name that Kubernetes takes.
     """
     check_service_name(name)
+    size = server["size"]
     container: dict[str, Any] = {
         "name": CONTAINER,
         "image": server["image"],
@@ -34,7 +38,10 @@ def inference_service(registry: str, name: str, server: dict[str, Any]) -> dict[
         "startupProbe": probe("live", failureThreshold=60, periodSeconds=5),
         "readinessProbe": probe("ready", periodSeconds=5),
         "livenessProbe": probe("live", periodSeconds=15, timeoutSeconds=5),
-        "resources": {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "4Gi"}},
+        "resources": {
+            "requests": {"cpu": size["cpu"], "memory": size["memory"]},
+            "limits": {"memory": size["memory_limit"]},
+        },
         "securityContext": {
             "runAsNonRoot": True,
             "readOnlyRootFilesystem": True,
@@ -45,7 +52,9 @@ def inference_service(registry: str, name: str, server: dict[str, Any]) -> dict[
         "volumeMounts": [{"name": "scratch", "mountPath": "/tmp"}],
     }
     predictor: dict[str, Any] = {
-        "minReplicas": 1,
+        "minReplicas": size["replicas"],
+        # It decodes strangers' images, and asks the cluster for nothing.
+        "automountServiceAccountToken": False,
         "terminationGracePeriodSeconds": GRACE,
         "containers": [container],
         "volumes": [{"name": "scratch", "emptyDir": {}}],
@@ -72,10 +81,37 @@ def inference_service(registry: str, name: str, server: dict[str, Any]) -> dict[
         "metadata": {
             "name": name,
             "labels": {"app.kubernetes.io/managed-by": "must", **server.get("labels", {})},
-            "annotations": dict(MODE),
+            "annotations": {**MODE, SIZE: json.dumps(size)},
         },
         "spec": {"predictor": predictor},
     }
+
+
+def keep_size(manifest: dict[str, Any], live: dict[str, Any]) -> str:
+    """Puts replicas and resources of the server that is there into the manifest, unless cluster.yaml has changed since.
+
+    Whoever gave a running server more is not overruled by a promotion. Server-side apply alone cannot do that: KServe's
+    containers are one list to it, which belongs to the one or the other as a whole.
+
+    Returns:
+        What was kept, for people; '' where it is what cluster.yaml says.
+    """
+    before = (live["metadata"].get("annotations") or {}).get(SIZE, json.dumps(OLD_SIZE))
+    if manifest["metadata"]["annotations"][SIZE] != before:
+        return ""
+    ours, theirs = manifest["spec"]["predictor"], live["spec"]["predictor"]
+    kept = list[str]()
+    if (replicas := theirs.get("minReplicas", ours["minReplicas"])) != ours["minReplicas"]:
+        ours["minReplicas"] = replicas
+        kept.append(f"replicas {replicas}")
+    for container in theirs.get("containers", []):
+        found, wanted = container.get("resources") or {}, ours["containers"][0]["resources"]
+        if container.get("name") != CONTAINER or not found:
+            continue
+        if any(found.get(kind, {}).get(name) != value for kind in wanted for name, value in wanted[kind].items()):
+            kept.append("resources " + json.dumps(found, sort_keys=True))
+        ours["containers"][0]["resources"] = found
+    return ", ".join(kept)
 
 
 def is_seen(registry: str, server: dict[str, Any]) -> bool:

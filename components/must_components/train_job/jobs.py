@@ -15,7 +15,8 @@ from kubernetes import watch
 from kubernetes.client import ApiException, V1DeleteOptions, V1Preconditions
 from urllib3.exceptions import HTTPError
 
-from must_components.train_job.manifest import NODE, Request
+from must_components.argo import is_stopped
+from must_components.train_job.manifest import NODE, RUN, RUN_NAME, Request
 
 TRAINER = ("trainer.kubeflow.org", "v1alpha1")
 JOB_SET = ("jobset.x-k8s.io", "v1alpha2")
@@ -73,6 +74,13 @@ class Jobs:
         with suppress(ApiException):
             self.custom.patch_namespaced_custom_object(*where, patch, _request_timeout=LIMIT)
 
+    def mark(self, job: dict[str, Any], run: str, name: str) -> None:
+        """Says on the job which run waits for it: its id and its name. Without the right to it, nothing is said."""
+        where = (*TRAINER, self.namespace, "trainjobs", job["metadata"]["name"])
+        patch = {"uid": job["metadata"]["uid"], "labels": {RUN: run}, "annotations": {RUN_NAME: name}}
+        with suppress(ApiException):
+            self.custom.patch_namespaced_custom_object(*where, {"metadata": patch}, _request_timeout=LIMIT)
+
     def outcome(self, job: dict[str, Any]) -> tuple[str, str]:
         """Complete, Failed, Suspended or '' while it runs, and why.
 
@@ -124,15 +132,14 @@ class Jobs:
         labels = self.core.read_namespaced_pod(pod, self.namespace, _request_timeout=LIMIT).metadata.labels or {}
         return labels.get("workflows.argoproj.io/workflow", "")
 
-    def is_over(self, workflow: str) -> bool:
-        """Whether the run is being stopped or was deleted, as opposed to this pod alone.
+    def run_name(self, workflow: str) -> str:
+        found = self.read(WORKFLOW, "workflows", workflow) or {"metadata": {}}
+        return str((found["metadata"].get("annotations") or {}).get("pipelines.kubeflow.org/run_name", ""))
 
-        Kubeflow Pipelines terminates a run by a deadline of 0 s, Argo by `shutdown`.
-        """
+    def is_over(self, workflow: str) -> bool:
+        """Whether the run is being stopped or was deleted, as opposed to this pod alone."""
         found = self.read(WORKFLOW, "workflows", workflow)
-        if found is None:
-            return True
-        return found["spec"].get("activeDeadlineSeconds") == 0 or bool(found["spec"].get("shutdown"))
+        return found is None or is_stopped(found)
 
     def read(self, group: tuple[str, str], plural: str, name: str) -> dict[str, Any] | None:
         read = self.custom.get_namespaced_custom_object

@@ -4,6 +4,7 @@ A launcher that is retried finds the job that its predecessor started. A job tha
 goes on from the checkpoints.
 """
 
+import os
 import signal
 import sys
 import time
@@ -18,6 +19,7 @@ from kubernetes.client import ApiException
 from must.base import storage
 from must.base.exits import BUG, PREEMPTED, WRONG_INPUT
 from must.base.files import DESCRIPTION_FILE
+from must.base.lock import RUN_ID
 from must.runtime.keepalive import SILENCE, keep_alive
 from must.runtime.places import JobUri
 from must_components.train_job.failure import explain, report, status_of
@@ -37,9 +39,10 @@ class Launch:
     def __init__(self, jobs: Jobs, wanted: Request, job: JobUri, timeout: int) -> None:
         self.jobs, self.wanted, self.job, self.timeout = jobs, wanted, job, timeout
         self.name: str = wanted.name
-        self.workflow = ""
+        self.workflow = self.run_name = ""
         with suppress(ApiException, *NO_ANSWER):  # there is no time to ask for it when the SIGTERM is here
             self.workflow = jobs.workflow()
+            self.run_name = jobs.run_name(self.workflow) if self.workflow else ""
 
     def run(self) -> None:
         previous = signal.signal(signal.SIGTERM, stop)
@@ -94,6 +97,7 @@ class Launch:
                 print(f"the TrainJob {self.name} is complete, but its model is gone; training again", flush=True)
             else:
                 self.check_patches(found)
+                self.mark(found)
                 print(f"attached to the TrainJob {self.name} ({outcome or 'Running'})", flush=True)
                 return
             self.with_retry(self.delete)
@@ -108,6 +112,11 @@ class Launch:
         created = self.current_job()
         if created is not None:
             self.check_patches(created)
+            self.mark(created)
+
+    def mark(self, job: dict[str, Any]) -> None:
+        if run := os.environ.get(RUN_ID, ""):
+            self.with_retry(partial(self.jobs.mark, job, run, self.run_name))
 
     def check_patches(self, job: dict[str, Any]) -> None:
         """Trainer 2.0 and 2.1 know no runtimePatches, and Kubernetes drops what it does not know without a word."""

@@ -30,11 +30,12 @@ def train_on_nodes(
     wanted = Asked(work_uri, **given)
     asked, (key, values) = wanted.decision_key(), wanted.job_values()
     job = WorkUri(work_uri).job(key + since(work_uri, asked))
-    with stage_note(work_uri, "train", values["checkpoints"]) as note:
+    name = job_name(job.uri)
+    with stage_note(work_uri, "train", values["checkpoints"], trainjob=name) as note:
         curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
         prepare(job, values, wanted.classifier, curves, {"work_uri": work_uri, "key": asked})
         logging.getLogger("kubeflow").setLevel(logging.ERROR)  # it warns at length when it cannot read a version
-        Launch(Jobs(), request(job_name(job.uri), nodes, job.uri), job, int(nodes["timeout"])).run()
+        Launch(Jobs(), request(name, nodes, job.uri), job, int(nodes["timeout"])).run()
         copy_bundle(job.bundle, output)
         summary = load_description(output).provenance["summary"]
         note.result = trained(summary, f" on {int(nodes['nodes'])} nodes")

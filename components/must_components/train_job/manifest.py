@@ -7,6 +7,8 @@ from kubeflow.trainer import CustomTrainerContainer, options
 
 NODE = "node"  # the replicated job and the container of Kubeflow Trainer's torch runtimes
 PLACE = "must/job"  # annotation: the folder that the job works for
+RUN, RUN_NAME = "pipeline/runid", "must/run"  # label and annotation: the run whose launcher waits for the job
+OURS = {"app.kubernetes.io/name": "must"}  # label of the job and of its pods; deploy/network-policy.yaml knows it
 NO_SIDECAR = {"sidecar.istio.io/inject": "false"}  # in a mesh torchrun's processes do not reach each other
 
 
@@ -34,7 +36,7 @@ def request(name: str, nodes: dict[str, Any], job: str) -> Request:
     )
     chosen = [
         options.Name(name),
-        options.Labels({"app.kubernetes.io/name": "must", **nodes["labels"]}),
+        options.Labels({**OURS, **nodes["labels"]}),
         options.Annotations({PLACE: job}),
         options.TrainerCommand(["python", "-m", "must.method.distributed.torchrun"]),
         # Trainer gives torchrun the nodes and the meeting point by PET_ variables; a flag wins over them.
@@ -65,7 +67,7 @@ def pod_patch(nodes: dict[str, Any]) -> options.TrainingRuntimeSpecPatch:
         containers=[options.ContainerPatch(NODE, volume_mounts=mounts)] if mounts else None,
     )
     # Istio reads the label, its older versions the annotation.
-    metadata = {"labels": {**nodes["labels"], **NO_SIDECAR}, "annotations": NO_SIDECAR}
+    metadata = {"labels": {**OURS, **nodes["labels"], **NO_SIDECAR}, "annotations": NO_SIDECAR}
     template = options.PodTemplatePatch(metadata=metadata, spec=pod)
     job = options.JobTemplatePatch(spec=options.JobSpecPatch(template=template))
     job_set = options.JobSetSpecPatch(replicated_jobs=[options.ReplicatedJobPatch(NODE, job)])

@@ -21,7 +21,7 @@ from must.base.errors import UserError
 from must.base.processes import per_process
 from must.base.storage.base import Generation
 from must.base.storage.retry import TIMEOUT, is_transient
-from must.base.storage.store import MARK, Head, Place, Store, conflict, missing
+from must.base.storage.store import KEY, MARK, RIGHT, Head, Place, Store, conflict, missing
 from must.base.text import one_line, without_secrets
 
 
@@ -93,6 +93,16 @@ class Azure(Store):
         if isinstance(error, core.HttpResponseError):  # without a status: the connection broke in the body
             return error.status_code is None or is_transient(error.status_code)
         return isinstance(error, (core.ServiceRequestError, core.ServiceResponseError, ConnectionError))
+
+    def refused(self, error: BaseException) -> str:
+        if not isinstance(error, core.HttpResponseError):
+            return ""
+        if isinstance(error, core.ClientAuthenticationError) or error.status_code == 401:
+            return KEY
+        return RIGHT if error.status_code == 403 else ""
+
+    def log_in_again(self) -> None:
+        client_of.drop()
 
     def translate(self, place: Place, error: Exception) -> Exception | None:
         uri = place.uri

@@ -25,7 +25,7 @@ from must.base.processes import per_process
 from must.base.storage import retry
 from must.base.storage.base import Generation
 from must.base.storage.retry import TIMEOUT
-from must.base.storage.store import MARK, Head, Place, Store, conflict, missing
+from must.base.storage.store import KEY, MARK, RIGHT, Head, Place, Store, conflict, missing
 
 
 class Gcs(Store):
@@ -63,8 +63,7 @@ class Gcs(Store):
 
     def put_parts(self, place: Place, path: Path, mark: str) -> None:
         """The client sends the pieces; the server leaves out the bytes that it has from a try before."""
-        blob = self.marked(place, mark)
-        self.ask(place, lambda: blob.upload_from_filename(str(path), **self.upload_options()))
+        self.ask(place, lambda: self.marked(place, mark).upload_from_filename(str(path), **self.upload_options()))
 
     def marked(self, place: Place, mark: str) -> Any:
         blob = blob_of(place, chunk_size=self.RANGE)  # used from 8 MiB on
@@ -100,6 +99,14 @@ class Gcs(Store):
 
     def is_transient(self, error: BaseException) -> bool:
         return isinstance(error, TRANSIENT_ERRORS) or retry.is_transient(status_of(error))
+
+    def refused(self, error: BaseException) -> str:
+        if isinstance(error, auth.RefreshError) or status_of(error) == 401:
+            return KEY
+        return RIGHT if status_of(error) == 403 else ""
+
+    def log_in_again(self) -> None:
+        client_of.drop()
 
     def translate(self, place: Place, error: Exception) -> Exception | None:
         uri = place.uri

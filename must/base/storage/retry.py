@@ -1,5 +1,6 @@
 """Requests that are repeated while a server is busy or the connection breaks: with growing pauses, for minutes."""
 
+import os
 import random
 import time
 from collections.abc import Callable
@@ -15,6 +16,24 @@ LONGEST_PAUSE = 20.0
 RETRY_TIMEOUT = 300.0  # seconds of repeated failure after which a request is given up
 TIMEOUT = (10, 60)  # seconds to connect, seconds without a byte
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses
+
+PROVEN = "MUST_PROVEN_PLACES"  # in the environment: URIs where this run has read and written, one a line
+
+
+def wait_for_credentials(*places: str) -> None:
+    """Refused credentials and rights are waited for at these places and below, here and in processes started from here.
+
+    They have worked there in this run; keys and tokens are renewed, and a refusal in between may pass.
+    """
+    os.environ[PROVEN] = "\n".join(dict.fromkeys([*proven(), *filter(None, places)]))
+
+
+def proven() -> list[str]:
+    return os.environ.get(PROVEN, "").splitlines()
+
+
+def is_proven(uri: str) -> bool:
+    return any(uri == place or uri.startswith(place.rstrip("/") + "/") for place in proven())
 
 
 def is_transient(status: int | None) -> bool:

@@ -25,7 +25,7 @@ from must.base.errors import UserError
 from must.base.processes import per_process
 from must.base.storage.base import Generation
 from must.base.storage.retry import TIMEOUT, is_transient
-from must.base.storage.store import MARK, Head, Place, Store, conflict, missing
+from must.base.storage.store import KEY, MARK, RIGHT, Head, Place, Store, conflict, missing
 from must.base.text import one_line, without_secrets
 
 
@@ -36,7 +36,7 @@ class S3(Store):
         try:
             found = client().head_object(**key_of(place))
         except boto.ClientError as error:
-            if status_of(error) == 400:  # of expired credentials, say: the answer's body tells, and HEAD has none
+            if status_of(error) in (400, 403):  # of expired credentials, say: the body tells, and HEAD has none
                 client().get_object(**key_of(place), Range="bytes=0-0")
             raise
         return Head(int(found["ContentLength"]), found["ETag"], found.get("Metadata", {}).get(MARK))
@@ -99,6 +99,18 @@ class S3(Store):
             return False
         lost = (boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, urllib3.exceptions.HTTPError)
         return isinstance(error, (*lost, ConnectionError))
+
+    def refused(self, error: BaseException) -> str:
+        if isinstance(error, ABOUT_CREDENTIALS):
+            return KEY
+        if not isinstance(error, boto.ClientError):
+            return ""
+        if code_of(error) in (*KEYS, *EXPIRED) or status_of(error) == 401:
+            return KEY
+        return RIGHT if status_of(error) == 403 else ""
+
+    def log_in_again(self) -> None:
+        client_of.drop()
 
     def translate(self, place: Place, error: Exception) -> Exception | None:
         uri = place.uri

@@ -4,6 +4,7 @@
 writes whose answer was lost, large uploads, repeating and the words of errors are here, once.
 """
 
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -13,11 +14,14 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple, TypeVar
 
 from must.base.errors import TransientError, UserError
-from must.base.storage.base import ConflictError, Entry, Generation
-from must.base.storage.retry import repeat
+from must.base.storage.base import ConflictError, Entry, Generation, UnreachableError
+from must.base.storage.retry import is_proven, repeat
 from must.base.text import without_secrets
 
 Result = TypeVar("Result")
+KEY, RIGHT = "key", "right"
+AGAIN = 2.0  # seconds between two clients made anew: many threads are refused at once
+LATE = ". These have worked before, and were tried again for minutes; run the same again when they do"
 MARK = "mustwrite"  # metadata that says which write an object came from
 
 
@@ -46,6 +50,10 @@ class Store(ABC):
     PAGE = 1000  # names of one request of a listing
     bucket: ClassVar[str] = "bucket"  # what the store calls it
     form: ClassVar[str]  # of an address, for messages
+
+    def __init__(self) -> None:
+        self.worked = set[tuple[str, str]]()  # accounts and buckets that have answered this process
+        self.logged_in = 0.0
 
     # A request each. They raise what the client raises, which `translate` puts into our words.
 
@@ -77,6 +85,14 @@ class Store(ABC):
     @abstractmethod
     def is_transient(self, error: BaseException) -> bool:
         """Whether the same request may succeed a moment later."""
+
+    @abstractmethod
+    def refused(self, error: BaseException) -> str:
+        """KEY: the credentials, whatever is asked for; RIGHT: what these credentials asked for; '': neither."""
+
+    @abstractmethod
+    def log_in_again(self) -> None:
+        """Drops the clients, so that the next request reads the credentials anew."""
 
     @abstractmethod
     def translate(self, place: Place, error: Exception) -> Exception | None:
@@ -186,12 +202,30 @@ class Store(ABC):
     def ask(self, place: Place, call: Callable[[], Result]) -> Result:
         """`call`, repeated while its failure may be transient; its errors in our words."""
         try:
-            return repeat(place.uri, call, self.is_transient)
+            result = repeat(place.uri, call, partial(self.may_pass, place))
         except Exception as error:
-            known = self.translate(place, error)
+            cause = error.__cause__ if isinstance(error, UnreachableError) else None
+            late = cause if isinstance(cause, Exception) and self.refused(cause) else None
+            known = self.translate(place, late or error)
             if known is None:
                 raise
-            raise type(known)(without_secrets(str(known))) from error
+            kind = TransientError if late else type(known)
+            raise kind(without_secrets(f"{known}{LATE if late else ''}")) from error
+        self.worked.add((place.account, place.bucket))
+        return result
+
+    def may_pass(self, place: Place, error: BaseException) -> bool:
+        """A refusal passes where keys or tokens are being renewed: the same have worked before.
+
+        A key that was good for something in this bucket is; a right has to be one to this place.
+        """
+        refused = self.refused(error)
+        known = bool(refused) and is_proven(place.uri)
+        known = known or (refused == KEY and (place.account, place.bucket) in self.worked)
+        if known and time.monotonic() - self.logged_in > AGAIN:
+            self.logged_in = time.monotonic()
+            self.log_in_again()
+        return known or self.is_transient(error)
 
 
 def missing(place: Place) -> FileNotFoundError:

@@ -90,7 +90,7 @@ def faults_inside(path: Path, offsets: np.ndarray, shard: Shard) -> Iterator[str
     try:
         with Headers(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while True:
-                image, text = tar.next(), tar.next()
+                image, text = file.next(tar), file.next(tar)
                 if image is None or text is None:
                     break
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
@@ -127,7 +127,8 @@ def faults_in_place(uri: str, path: Path, offsets: np.ndarray, shard: Shard) -> 
         return
     try:
         with Headers(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            members = {(member.offset_data, member.size): member.name.removeprefix("./") for member in tar}
+            found = iter(lambda: file.next(tar), None)
+            members = {(member.offset_data, member.size): member.name.removeprefix("./") for member in found}
     except Exception as error:  # tarfile raises anything
         yield f"no readable tar: {str(error) or type(error).__name__}"
         return

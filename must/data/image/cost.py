@@ -2,7 +2,7 @@
 
 from must.base.errors import UserError
 from must.data.image.headers import heif
-from must.data.image.headers.base import Cost
+from must.data.image.headers.base import Cost, Steps
 from must.data.image.headers.boxes import ANIMATED, BRANDS, CODESTREAM, JP2, avif_cost, jpeg2000_cost
 from must.data.image.headers.directory import STARTS
 from must.data.image.headers.jpeg import JPEG, jpeg_cost
@@ -27,24 +27,25 @@ def cost(data: bytes) -> Cost:
     Raises:
         ValueError: no known format, or one of its features whose cost is not known. The text is the reason.
     """
+    steps = Steps()
     if data.startswith(JPEG):
-        return jpeg_cost(data)
+        return jpeg_cost(data, steps)
     if data.startswith(PNG):
-        return png_cost(data)
+        return png_cost(data, steps)
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return webp_cost(data)
     if data.startswith((b"GIF87a", b"GIF89a")):
-        return gif_cost(data)
+        return gif_cost(data, steps)
     if data.startswith((*STARTS, b"MM\0\x2b")):
-        return tiff_cost(data)
+        return tiff_cost(data, steps)
     if data.startswith((JP2, CODESTREAM)):
-        return jpeg2000_cost(data)
+        return jpeg2000_cost(data, steps)
     if data[4:8] == b"ftyp":
-        return by_brand(data)
+        return by_brand(data, steps)
     if data.startswith(b"BM"):
         return bmp_cost(data)
     if data.startswith(b"\0\0\1\0"):
-        return ico_cost(data)
+        return ico_cost(data, steps)
     if data[:1] == b"P" and data[1:2] in b"0123456fy":
         return ppm_cost(data)
     if data.startswith(BITMAPS):
@@ -52,16 +53,16 @@ def cost(data: bytes) -> Cost:
     return tga_cost(data)
 
 
-def by_brand(data: bytes) -> Cost:
+def by_brand(data: bytes, steps: Steps) -> Cost:
     """Of AVIF or HEIC."""
     brand, others = data[8:12], data[16 : min(int.from_bytes(data[:4], "big"), 1000)]
-    if brand in heif.BRANDS or (brand == b"mif1" and any(other in others for other in heif.BRANDS)):
-        return heif.heif_cost(data)
+    if heif.is_heif(data):
+        return heif.heif_cost(data, steps)
     if brand == b"avis" or (brand == b"msf1" and b"avis" in others):
         raise UserError(ANIMATED)
     if brand not in BRANDS:
         raise UserError("not an image of a known format")
-    return avif_cost(data)
+    return avif_cost(data, steps)
 
 
 def refusal(found: Cost, max_pixels: int) -> str:

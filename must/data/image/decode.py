@@ -12,7 +12,7 @@ from must.base.text import one_line
 from must.data.image.colors import check_colors, to_rgb
 from must.data.image.cost import MAX_PIXELS, cost, refusal
 from must.data.image.headers.directory import directory_refusal
-from must.data.image.headers.heif import PLUGIN, can_read
+from must.data.image.headers.heif import PLUGIN, can_read, is_heif
 from must.data.image.jpeg import decode_plain
 
 # Only formats whose decoders read untrusted bytes safely: no EPS or WMF, which start other programs.
@@ -73,11 +73,11 @@ def identify(data: bytes, max_pixels: int = MAX_PIXELS) -> Any:
     """
     if not data:
         raise UserError("empty file")
+    if "HEIF" not in FORMATS and is_heif(data):
+        raise UserError("HEIC, which is read where pillow-heif is installed (pip install pillow-heif)")
     found = cost(data)
     if refused := refusal(found, max_pixels):
         raise UserError(refused)
-    if found.format == "HEIF" not in FORMATS:
-        raise UserError("HEIC, which is read where pillow-heif is installed (pip install pillow-heif)")
     try:  # nothing but the format whose cost was looked up; a Pillow may have been built without it
         image = Image.open(io.BytesIO(data), formats=[name for name in (found.format,) if name in FORMATS])
     except Image.UnidentifiedImageError:

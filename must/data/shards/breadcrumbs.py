@@ -9,7 +9,9 @@ LONGEST = 1000  # bytes of a name
 
 
 class Breadcrumb:
-    """A context manager: `at` says which file comes next. What is written stays when the process is killed."""
+    """A context manager: `at` says which of a chunk's files comes next. What is written stays when the process is
+    killed.
+    """
 
     def __init__(self, folder: Path, number: int) -> None:
         self.path = folder / f"{PREFIX}{number}"
@@ -18,9 +20,10 @@ class Breadcrumb:
         self.file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         return self
 
-    def at(self, name: str) -> None:
+    def at(self, place: int, name: str) -> None:
         # One call of the system, of one length: it costs a file of a hundred kilobytes nothing.
-        os.pwrite(self.file, name.encode("utf-8", "surrogateescape")[:LONGEST].ljust(LONGEST, b"\0"), 0)
+        text = b"%d\0" % place + name.encode("utf-8", "surrogateescape")
+        os.pwrite(self.file, text[:LONGEST].ljust(LONGEST, b"\0"), 0)
 
     def __exit__(self, *error: object) -> None:
         os.close(self.file)
@@ -29,8 +32,16 @@ class Breadcrumb:
 
 def files_in_progress(folder: Path) -> list[str]:
     """The files that workers were reading when they were killed."""
-    names = (path.read_bytes().rstrip(b"\0").decode("utf-8", "surrogateescape") for path in folder.glob(f"{PREFIX}*"))
-    return sorted(name for name in names if name)
+    texts = [path.read_bytes().rstrip(b"\0").partition(b"\0")[2] for path in folder.glob(f"{PREFIX}*")]
+    return sorted(text.decode("utf-8", "surrogateescape") for text in texts if text)
+
+
+def place_in_progress(folder: Path, number: int) -> int | None:
+    """Which of its files the worker at chunk `number` was at when it died; None if it was at none."""
+    try:
+        return int((folder / f"{PREFIX}{number}").read_bytes().partition(b"\0")[0])
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def remove_all(folder: Path) -> None:

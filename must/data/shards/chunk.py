@@ -23,6 +23,7 @@ from PIL import Image
 from must.base import storage
 from must.base.errors import UserError
 from must.data.image import decode as images
+from must.data.image.bounds import deadline, limit_memory
 from must.data.shards.breadcrumbs import Breadcrumb
 from must.data.shards.shuffle import read_chunk
 from must.data.shards.tarwriter import TarWriter
@@ -116,11 +117,18 @@ def record_name(number: int) -> str:
     return f"unit-{number:06d}.npz"
 
 
-def process_chunk(chunk: Chunk, settings: Settings, work: str, records: Path, crumbs: Path) -> Done:
+def process_chunk(
+    chunk: Chunk, settings: Settings, work: str, records: Path, crumbs: Path, rejected: dict[int, str]
+) -> Done:
     """Writes the chunk's pieces to `work` and its record to `work` and to the local folder `records`.
 
-    The local folder `crumbs`, which is this program's alone, tells which file is being read.
+    The local folder `crumbs`, which is this program's alone, tells which file is being read. A picture that takes much
+    more time than its header may promise ends this process; much more memory is an error.
+
+    Args:
+        rejected: place in the chunk -> reason of the files that have ended a process before.
     """
+    limit_memory(settings.max_pixels, AHEAD + 2 * settings.max_bytes)
     record = ChunkResult(chunk.number)
     hashes: dict[str, list[bytes]] = {}
     labels: set[str] = set()
@@ -129,14 +137,17 @@ def process_chunk(chunk: Chunk, settings: Settings, work: str, records: Path, cr
     with ExitStack() as stack:
         here = stack.enter_context(Breadcrumb(crumbs, chunk.number))
         for position, (item, data) in enumerate(prefetched(chunk, settings)):
-            here.at(item.name)
+            here.at(position, item.name)
             record.files += 1
             try:
                 if isinstance(data, Exception):
                     raise data
+                if position in rejected:
+                    raise UserError(rejected[position])
                 record.read_bytes += len(data)
-                extension, stored = checked(data, settings)
-            except (ValueError, UnreadableError, OSError) as error:
+                with deadline(settings.max_pixels):
+                    extension, stored = checked(data, settings)
+            except (ValueError, UnreadableError, OSError, MemoryError) as error:
                 record.rejected.append((item.name, reason(error)))
                 continue
             digest = hashlib.sha256(data).digest()
@@ -239,6 +250,8 @@ def prefetched(chunk: Chunk, settings: Settings) -> Iterator[tuple[Item, bytes |
 
 
 def reason(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "too large for the memory"
     if isinstance(error, OSError):
         return (error.strerror or str(error)).lower()
     return str(error)

@@ -42,7 +42,7 @@ def open_sources(config: ShardConfig) -> list[tuple[Source, str]]:
 
 def list_sources(config: ShardConfig, sources: list[tuple[Source, str]], history: History, work: Workdir) -> Listing:
     rejected: list[tuple[str, str]] = []
-    problems = ListingReport(lambda name, reason: rejected.append((name, reason)))
+    problems = ListingReport(lambda name, reason: rejected.append((name, reason)), config.max_file_mb * 1_000_000)
     parts = []
     for number, (source, split) in enumerate(sources):
         folder = work.local / f"plan-{number}"

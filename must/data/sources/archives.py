@@ -160,7 +160,7 @@ def tar_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, 
     images: list[tuple[str, int, tuple[int, int]]] = []
     label: str | None = None
     with Headers(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        while (member := tar.next()) is not None:
+        while (member := file.next(tar)) is not None:
             tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
             if member.size < 0:  # some versions of tarfile would read the same members for ever
                 raise tarfile.ReadError(f"a member of {member.size} bytes")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from itertools import takewhile
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -52,10 +53,10 @@ EXPANSION, EXPANDED = 100, 1_000_000_000
 
 
 class ListingReport:
-    """What a listing found besides images."""
+    """What a listing found besides images. Rows of more than `max_bytes` are rejected before they are read."""
 
-    def __init__(self, reject: Callable[[str, str], None]) -> None:
-        self.write = reject
+    def __init__(self, reject: Callable[[str, str], None], max_bytes: float = inf) -> None:
+        self.write, self.max_bytes = reject, max_bytes
         self.skipped: Counter[str] = Counter()  # files that are no images, by extension
 
     def takes(self, name: str) -> bool:

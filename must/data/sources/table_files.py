@@ -1,8 +1,9 @@
 """Finds tables, and reads them in pieces by pyarrow: Parquet, and Arrow's files and streams (as `datasets` saves)."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,14 +30,19 @@ class Table(NamedTuple):
     features: Any = None
 
 
-class Reader(NamedTuple):
-    """A table's schema, and its rows as record batches of at most ROWS: `batches(columns)`.
+PACKED = 10
+"""How much larger than its file a row group may be that is larger than an image may be."""
 
+
+class Reader(NamedTuple):
+    """A table's schema, and its rows as record batches of at most ROWS: `batches(columns, limit)`.
+
+    In the place of rows that may hold an image of more than `limit` bytes comes their number: they are not read.
     `largest`: bytes of its largest row group, as a Parquet file says of itself: no value is larger. `rows`, too.
     """
 
     schema: Any
-    batches: Any
+    batches: Callable[[list[str], float], Iterator[Any]]
     largest: int = 0
     rows: int = 0
 
@@ -125,15 +131,22 @@ def opened(path: Path, kind: str) -> Iterator[Reader]:
             file = parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
             stack.callback(file.close)
             # Not of its columns: to ask for a damaged one ends the program (pyarrow 25).
-            groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
+            groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
             largest = max((group.total_byte_size for group in groups), default=0)
             rows = max(1, min(ROWS, AT_ONCE // max(1, largest)))  # a dictionary's value may stand in each of them
-            yield Reader(
-                file.schema_arrow,
-                lambda names: file.iter_batches(batch_size=rows, columns=names, use_threads=False),
-                largest,
-                file.metadata.num_rows,
-            )
+
+            def batches_of_groups(names: list[str], limit: float) -> Iterator[Any]:
+                def may_be_read(number: int) -> bool:
+                    size, many = groups[number].total_byte_size, groups[number].num_rows
+                    return size <= limit * max(1, many) and size <= max(limit, PACKED * path.stat().st_size)
+
+                for good, numbers in groupby(range(len(groups)), may_be_read):
+                    if good:
+                        yield from file.iter_batches(rows, list(numbers), names, use_threads=False)
+                    else:
+                        yield from (groups[number].num_rows for number in numbers)
+
+            yield Reader(file.schema_arrow, batches_of_groups, largest, file.metadata.num_rows)
             return
         source = stack.enter_context(pyarrow.memory_map(str(path)))
         if source.read(6) == b"ARROW1":
@@ -145,7 +158,7 @@ def opened(path: Path, kind: str) -> Iterator[Reader]:
                 raise UserError("its end is missing")
             source.seek(0)
             table = batches = ipc.open_stream(source)
-        yield Reader(table.schema, lambda names: in_pieces(batches, names))
+        yield Reader(table.schema, lambda names, limit: in_pieces(batches, names))
 
 
 def in_pieces(batches: Iterator[Any], names: list[str]) -> Iterator[Any]:

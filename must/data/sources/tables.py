@@ -77,12 +77,20 @@ class Tables:
             require(max(reader.largest, ROW * reader.rows) <= left, too_large)
             file = stack.enter_context(storage.open_write(self.packed(number)))
             with damaged():
-                batches = reader.batches(columns.read)
+                batches = reader.batches(columns.read, problems.max_bytes)
             while True:
                 with damaged():
                     batch = next(batches, None)
                     if batch is None:
                         return
+                if isinstance(batch, int):
+                    left -= ROW * batch
+                    require(left >= 0, too_large)
+                    why = f"may be more than {problems.max_bytes / 1e6:g} MB, unpacked"
+                    for passed in range(batch):
+                        problems.reject(f"{table.name}/{row + 1 + passed}", why)
+                    row += batch
+                    continue
                 for index in range(batch.num_rows):
                     with damaged():
                         found, label, split = row_of(batch, columns, index)

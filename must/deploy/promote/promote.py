@@ -67,8 +67,13 @@ def add_version(registry: Registry, config: PromoteConfig, follower: Follower | 
         "metrics": metrics_of(config.metrics) if config.metrics else None,
         **{name: provenance.get(name) for name in ("index_sha256", "index_revision", "git_revision")},
     }
-    version = store(registry, config, version, facts)
     expected = {"": None, "none": ""}.get(config.champion, config.champion)
+    current = registry.latest().version
+    if not config.version and expected not in (None, current) and is_of(current, version):
+        logger.info(f"{registry.uri}: LATEST is this model, {current}: another run with the same data promoted it")
+        version = current
+    else:
+        version = store(registry, config, version, facts)
     latest = registry.set_champion(version, "promoted", expected)
     before = latest.previous[-1] if latest.previous else "nothing"
     logger.info(f"{registry.uri}: LATEST is {version} now (before: {before}) -> {registry.uri_of(version)}")

@@ -51,6 +51,10 @@ class DamagedError(UserError):
     """LATEST holds no champion."""
 
 
+class OvertakenError(HeldError):
+    """Another run promoted a model meanwhile, with which this one was not compared: to be run again from its start."""
+
+
 class OtherOnnxError(UserError):
     """The version has other ONNX files. `key`: a short name for those that were to be added."""
 
@@ -172,17 +176,17 @@ class Registry:
             back: a rollback, which forgets the champions after `version`.
 
         Raises:
-            ValueError: LATEST is not what it was expected to be, or was moved at the same time.
+            OvertakenError: LATEST is not what it was expected to be, or was moved at the same time.
         """
         data, seen = storage.read_versioned(self.uri_of(LATEST))
         old = parse(data, self.uri_of(LATEST))
         if old.version == version:  # a retry, or the same model again
             return old
-        require(
-            expected is None or old.version == expected,
-            f"{self.uri}: LATEST is {old.version or 'empty'}, not {expected or 'empty'}, which this model was compared "
-            "with; another run promoted meanwhile. Run again: it will be compared with the new champion",
-        )
+        if expected is not None and old.version != expected:
+            raise OvertakenError(
+                f"{self.uri}: LATEST is {old.version or 'empty'}, not {expected or 'empty'}, which this model was "
+                "compared with; another run promoted meanwhile. Run again: it will be compared with the new champion"
+            )
         kept = before_last(version, old.previous) if back else (*old.previous, old.version)
         return self._move(Latest(version, tuple(v for v in kept if v)[-50:], now(), reason), seen)
 
@@ -197,7 +201,7 @@ class Registry:
             content = json.dumps({**vars(new), "id": uuid.uuid4().hex}, indent=1).encode()
             storage.write_bytes(self.uri_of(LATEST), content, seen)
         except ConflictError:
-            raise UserError(
+            raise OvertakenError(
                 f"{self.uri}: another run moved LATEST at the same moment; {new.version} is stored but is not "
                 "the champion. Run again: it will be compared with the new champion"
             ) from None

@@ -6,7 +6,7 @@ class token and the patch tokens after each block. An encoder that the classifie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,7 +100,7 @@ def extract_features(
     zero_shot: MaskedViT,
     source: EvalSource,
     device: torch.device,
-    others: Callable[[Tensor], Sequence[Tensor]] | None = None,
+    others: Callable[[Tensor], Iterable[Tensor]] | None = None,
     encoder: Kept | None = None,
     pause: Callable[[], None] | None = None,
 ) -> ImageFeatures:

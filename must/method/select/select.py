@@ -179,9 +179,9 @@ def known_labels(config: SelectConfig, description: Description) -> tuple[dict[i
     reader = EvalSource.of(config, preprocess_of(description), split=config.labelled).reader
     numbers = {name: number for number, name in enumerate(description.classes)}
     texts = [reader.description(sample).get("label") for sample in range(len(reader))]
-    labels = {sample: numbers[text] for sample, text in enumerate(texts) if text in numbers}
-    require(bool(labels), f"--labelled {config.labelled}: none of its images has a label that is one of the classes")
-    return labels, config.labelled
+    known = {sample: numbers[text] for sample, text in enumerate(texts) if text in numbers}
+    require(bool(known), f"--labelled {config.labelled}: none of its images has a label that is one of the classes")
+    return known, config.labelled
 
 
 @torch.inference_mode()

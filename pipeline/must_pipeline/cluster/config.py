@@ -80,6 +80,14 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Server:
+    replicas: int = 1
+    cpu: str = "1"
+    memory: str = "2Gi"
+    memory_limit: str = "4Gi"
+
+
+@dataclass(frozen=True)
 class Cluster:
     registry: str = ""
     tag: str = __version__
@@ -100,6 +108,7 @@ class Cluster:
     timeouts: dict[str, int] = field(default_factory=dict)
     shard: Sharding = field(default_factory=Sharding)
     predict: Prediction = field(default_factory=Prediction)
+    server: Server = field(default_factory=Server)
     training: Training = field(default_factory=Training)
     tensorboard: str = ""
 

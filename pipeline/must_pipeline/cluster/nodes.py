@@ -34,7 +34,8 @@ def server_of(cluster: Cluster) -> dict[str, Any]:
     """As the stage serve gets it."""
     # A server is no batch job: KServe hands the labels to its pods, and they would wait for Kueue's quota.
     labels = {name: value for name, value in cluster.labels.items() if name != QUEUE}
-    return pods_of(cluster, cluster.cpu) | {"image": cluster.image(SERVER_IMAGE), "labels": labels}
+    size = {"size": vars(cluster.server)}
+    return pods_of(cluster, cluster.cpu) | {"image": cluster.image(SERVER_IMAGE), "labels": labels} | size
 
 
 def pods_of(cluster: Cluster, pool: CpuPool | GpuPool) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Puts cluster.yaml's decisions on a task: image, pool, resources, volumes, retries, time limit."""
 
+import math
 from typing import Any
 
 from kfp import dsl, kubernetes
 
 from must_pipeline.cluster.config import Cluster, Resources, Retries, Toleration
+from must_pipeline.cluster.rules import bytes_of
 from must_pipeline.stages import GPU_IMAGE, LAUNCHER_IMAGE, STAGES
 
 QUEUE = "kueue.x-k8s.io/queue-name"  # label: pods and TrainJobs wait until Kueue admits them
@@ -34,8 +36,15 @@ def configure_task(task: dsl.PipelineTask, stage: str, cluster: Cluster, title: 
         kubernetes.add_toleration(task, **toleration_fields(toleration))
     if gpu:
         task.set_accelerator_type(cluster.gpu.accelerator).set_accelerator_limit(cluster.gpu.count)
-    # A launcher waits; its nodes get what cluster.yaml says of training.
-    set_resources(task, Resources() if launcher else cluster.resources.get(stage, Resources()))
+    # A launcher waits, and hands the model on; its nodes get what cluster.yaml says of training.
+    set_resources(
+        task,
+        Resources() if launcher else cluster.resources.get(stage, Resources()),
+        STAGES["promote"].memory if launcher else limit_of(stage, cluster),
+    )
+    kubernetes.set_security_context(
+        task, run_as_non_root=True
+    )  # the rest of `restricted` Pipelines 2.17 sets by itself
     if cluster.shm and row.loaders and not launcher:
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=cluster.shm)
     set_access(task, cluster)
@@ -43,13 +52,26 @@ def configure_task(task: dsl.PipelineTask, stage: str, cluster: Cluster, title: 
     return task
 
 
-def set_resources(task: dsl.PipelineTask, wanted: Resources) -> None:
-    """Every pod asks for something: where a quota counts cores or memory, Kubernetes refuses one that does not."""
+def limit_of(stage: str, cluster: Cluster) -> int:
+    """GiB at most, where cluster.yaml says nothing of the stage's memory: /dev/shm counts against it, a GPU has its own
+    process."""
+    row = STAGES[stage]
+    shm = bytes_of(cluster.shm, "shm") if cluster.shm and row.loaders else 0.0
+    return row.memory * max(1, cluster.gpu.count if cluster.uses_gpu(stage) else 1) + math.ceil(shm / 2**30)
+
+
+def set_resources(task: dsl.PipelineTask, wanted: Resources, most: int) -> None:
+    """Every pod asks for something: where a quota counts cores or memory, Kubernetes refuses one that does not.
+
+    Args:
+        most: GiB of memory at which a pod ends that cluster.yaml says nothing of; else it would end its neighbours.
+    """
+    limit = wanted.memory_limit or ("" if wanted.memory else f"{most}Gi")
     for value, setter in (
         (wanted.cpu or ("" if wanted.cpu_limit else LEAST.cpu), task.set_cpu_request),  # a limit is a request, too
         (wanted.memory or ("" if wanted.memory_limit else LEAST.memory), task.set_memory_request),
         (wanted.cpu_limit, task.set_cpu_limit),
-        (wanted.memory_limit, task.set_memory_limit),
+        (limit, task.set_memory_limit),
     ):
         if value:
             setter(value)

@@ -32,6 +32,7 @@ def check(cluster: Cluster) -> None:
     check_access(cluster)
     check_pools(cluster)
     check_resources(cluster)
+    check_server(cluster)
     check_training(cluster)
     check_parts(cluster)
 
@@ -165,6 +166,13 @@ def check_resources(cluster: Cluster) -> None:
         f"retries.window {retries.window} contradicts {longest} s in timeouts or retries.backoff: it is counted from "
         "the first try's start, so a stage that fails later would not be tried again",
     )
+
+
+def check_server(cluster: Cluster) -> None:
+    server = cluster.server
+    require(server.replicas >= 1, f"server.replicas {server.replicas}: must be at least 1")
+    require(CPU.fullmatch(server.cpu) is not None, f"server.cpu '{server.cpu}': expected 4, 0.5 or 500m")
+    check_limits(Resources(server.cpu, server.memory, memory_limit=server.memory_limit), "server")
 
 
 def check_limits(resources: Resources, where: str) -> None:

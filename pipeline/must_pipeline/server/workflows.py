@@ -1,4 +1,4 @@
-"""Whether a run's workflow is still in the cluster: Kubeflow Pipelines does not notice its deletion."""
+"""A run's workflow in the cluster: Kubeflow Pipelines does not notice its deletion, nor tell why its pods fail."""
 
 import os
 from typing import Any
@@ -12,6 +12,7 @@ class Workflows:
     def __init__(self, namespace: str, run_id: str) -> None:
         self.namespace, self.run_id = namespace, run_id
         self.seen = False
+        self.latest: dict[str, Any] = {}  # the workflow as it was seen last
         self.api = connect()
 
     def is_gone(self) -> bool:
@@ -32,6 +33,7 @@ class Workflows:
             found = self.api.list_namespaced_custom_object(
                 "argoproj.io", "v1alpha1", self.namespace, "workflows", label_selector=label, _request_timeout=TIMEOUT
             )
+            self.latest = next(iter(found["items"]), self.latest)
             return bool(found["items"])
         except (ApiException, HTTPError, OSError):
             return None

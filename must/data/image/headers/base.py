@@ -2,8 +2,13 @@
 
 from typing import NamedTuple
 
+from must.base.errors import UserError
+
 MAX_SEGMENTS = 100_000
-"""Of a JPEG, PNG or TIFF: segments, chunks, strips, entries. A large file of cameras and editors has some thousands."""
+"""Strips, tiles or entries of a TIFF. A large file of cameras and editors has some thousands."""
+
+MAX_STEPS = 200_000
+"""Parts of one file that are looked at: segments, chunks, boxes, fields, pieces, units, all together."""
 
 A_SEGMENT = 7e-6
 """Seconds that Pillow takes for each, whatever it holds."""
@@ -52,6 +57,19 @@ def costs(
     pixels, (a_pixel, a_byte) = width * height, nanoseconds
     memory = len(data) + int(pixels * max(FINAL, 4 + held)) + SLACK
     return Cost(kind, width, height, memory, (pixels * (a_pixel + 12) + a_byte * len(data)) / 1e9)
+
+
+class Steps:
+    """Counts what the parsers of one file's headers do, so that finding the cost has a bound of its own."""
+
+    def __init__(self) -> None:
+        self.left = MAX_STEPS
+
+    def take(self, count: int = 1) -> None:
+        """Raises ValueError: the file has more parts than are looked at."""
+        self.left -= count
+        if self.left < 0:
+            raise UserError(f"its headers have more than {MAX_STEPS} parts")
 
 
 class Bits:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from math import prod
 
 from must.base.errors import UserError
-from must.data.image.headers.base import MAX_SEGMENTS, Bits, Cost, costs, number
+from must.data.image.headers.base import Bits, Cost, Steps, costs, number
 
 CODESTREAM = b"\xff\x4f\xff\x51"
 JP2 = b"\x00\x00\x00\x0cjP  \x0d\x0a\x87\x0a"
@@ -12,19 +12,24 @@ SIZ, COD, COC, POC, SOT, SOD, END = 0xFF51, 0xFF52, 0xFF53, 0xFF5F, 0xFF90, 0xFF
 TRANSFORMS = (0xFF74, 0xFF75, 0xFF77)  # of one's own, which OpenJPEG copies for every tile
 CODE_BLOCK, PRECINCT, TILE = 420, 600, 14_000  # bytes that OpenJPEG holds of each
 PACKED, A_TILE = 150e-9, 12e-6  # seconds a byte of the codestream, and a tile
+QCD, QCC, ROI = 0xFF5C, 0xFF5D, 0xFF5E  # how samples are quantized, and a region of interest
+A_SAMPLE, A_PLANE = 25, 5.5  # nanoseconds a sample, and of each of its bit planes, whether there are data for it or not
+MAX_PLANES = 31  # OpenJPEG takes no more
 BRANDS = (b"avif", b"mif1")
 ANIMATED = "an animated AVIF is not accepted"
 SEQUENCE_HEADER, FRAMES = 1, (3, 6)  # kinds of units of AV1
+A_SEQUENCE = 100  # steps of reading the header of a sequence
 A_FRAME = 52e-9  # seconds a pixel of each, shown or not
 MAX_ITEMS = 1000
 Box = tuple[bytes, int, int]
 
 
-def boxes(data: bytes, start: int, end: int) -> Iterator[Box]:
+def boxes(data: bytes, steps: Steps, start: int, end: int) -> Iterator[Box]:
     """(type, start, end of the content) of the boxes there. Raises ValueError: too many."""
     for _ in range(MAX_ITEMS):
         if start + 8 > end:
             return
+        steps.take()
         size, kind, content = number(data, start, 4), data[start + 4 : start + 8], start + 8
         if size == 1:
             size, content = number(data, start + 8, 8), start + 16
@@ -37,29 +42,29 @@ def boxes(data: bytes, start: int, end: int) -> Iterator[Box]:
 
 
 # -- JPEG 2000 ---------------------------------------------------------------------------------------------------------
-def jpeg2000_cost(data: bytes) -> Cost:
+def jpeg2000_cost(data: bytes, steps: Steps) -> Cost:
     """Raises ValueError: no codestream, or one whose parts are coded in different ways."""
     sizes, streams = [], []
     if data.startswith(CODESTREAM):
         streams.append((0, len(data)))
     else:
-        for kind, start, end in boxes(data, 0, len(data)):
+        for kind, start, end in boxes(data, steps, 0, len(data)):
             if kind == b"jp2h":
-                inside = list(boxes(data, start, end))
+                inside = list(boxes(data, steps, start, end))
                 sizes += [(number(data, at + 4, 4), number(data, at, 4)) for name, at, _ in inside if name == b"ihdr"]
             elif kind == b"jp2c":
                 streams.append((start, end))
     if len(streams) != 1 or len(sizes) > 1:
         raise UserError("no picture, or several" if len(streams) != 1 else "two headers, of which readers take either")
-    stream = codestream(data, *streams[0])
+    stream = codestream(data, steps, *streams[0])
     size = max([stream[0], *sizes], key=prod)
     found = costs("JPEG2000", size, data)
     return found._replace(memory=found.memory + stream[1], seconds=found.seconds + stream[2])
 
 
-def codestream(data: bytes, start: int, end: int) -> tuple[tuple[int, int], int, float]:
+def codestream(data: bytes, steps: Steps, start: int, end: int) -> tuple[tuple[int, int], int, float]:
     """((width, height), bytes of a tile's arithmetic, seconds). Raises ValueError: as `jpeg2000_cost`."""
-    coding, size, place, count = None, None, start + 2, 0
+    coding, size, place, planes = None, None, start + 2, 0
     while place + 4 <= end:
         marker, length = number(data, place, 2), number(data, place + 2, 2)
         if marker in (SOT, SOD, END):
@@ -72,12 +77,11 @@ def codestream(data: bytes, start: int, end: int) -> tuple[tuple[int, int], int,
             raise UserError("components coded in different ways, whose cost is not known")
         elif marker in TRANSFORMS:
             raise UserError("a transform of its own, whose cost is not known")
-        place, count = place + 2 + max(2, length), count + 1
-        if count > MAX_ITEMS:
-            raise UserError(f"more than {MAX_ITEMS} segments")
+        planes = max(planes, bit_planes(data, steps, place, end))
+        place += 2 + max(2, length)
     if size is None or coding is None:
         raise UserError("no header of its codestream")
-    check_tile_parts(data, place, end)
+    planes = max(planes, tile_planes(data, steps, place, end))
     right, bottom, left, top, wide, high, from_left, from_top = (number(data, size + 2 + 4 * n, 4) for n in range(8))
     components = number(data, size + 34, 2)
     if not 1 <= components <= 4:
@@ -102,54 +106,74 @@ def codestream(data: bytes, start: int, end: int) -> tuple[tuple[int, int], int,
     layers = number(data, coding + 2, 2)
     many = components * (blocks * CODE_BLOCK + precincts * PRECINCT)
     memory = tile * components * 5 + many + TILE * across * down
-    work = width * height * components * 25 + many * max(1, across * down * tile // (width * height))
+    work = width * height * components * (A_SAMPLE + A_PLANE * min(planes, MAX_PLANES))
+    work += many * max(1, across * down * tile // (width * height))
     work += 30 * layers * precincts * components
     return (width, height), memory, work / 1e9 + PACKED * (end - start) + A_TILE * across * down
 
 
-def check_tile_parts(data: bytes, place: int, end: int) -> None:
-    """Raises ValueError: a tile's own header changes how it is coded."""
-    for _ in range(MAX_SEGMENTS):
-        if place + 12 > end or number(data, place, 2) != SOT:
-            return
+def tile_planes(data: bytes, steps: Steps, place: int, end: int) -> int:
+    """The most bit planes that a tile's own header names. Raises ValueError: it changes how the tile is coded."""
+    planes = 0
+    while place + 12 <= end and number(data, place, 2) == SOT:
         length, at = number(data, place + 6, 4), place + 12
-        for _ in range(MAX_ITEMS):
-            marker = number(data, at, 2)
+        last = min(end, place + length) if length else end
+        while at + 2 <= last and (marker := number(data, at, 2)) != SOD:
             if marker in (COD, COC, POC):
                 raise UserError("tiles coded in different ways, whose cost is not known")
-            if marker == SOD or at + 4 > end:
-                break
+            planes = max(planes, bit_planes(data, steps, at, last))
             at += 2 + max(2, number(data, at + 2, 2))
+        if at + 2 > last:
+            raise UserError("a tile whose header has no end")
+        steps.take()
         if length == 0:
-            return
+            break
         place += max(12, length)
-    raise UserError(f"more than {MAX_SEGMENTS} tile-parts")
+    return planes
+
+
+def bit_planes(data: bytes, steps: Steps, place: int, end: int) -> int:
+    """How many a sample has at most, by the marker segment there; 0 if it does not say. Of each come up to 3 passes."""
+    steps.take()
+    marker = number(data, place, 2)
+    if marker == ROI:
+        return MAX_PLANES
+    if marker not in (QCD, QCC):
+        return 0
+    at, last = place + 4 + (marker == QCC), min(end, place + 2 + number(data, place + 2, 2), place + 300)
+    style, guard = number(data, at, 1) & 31, number(data, at, 1) >> 5
+    wide = 1 if style == 0 else 2
+    return guard + max((data[one] >> 3 for one in range(at + 1, last, wide)), default=MAX_PLANES)
 
 
 # -- AVIF --------------------------------------------------------------------------------------------------------------
-def avif_cost(data: bytes) -> Cost:
+def avif_cost(data: bytes, steps: Steps) -> Cost:
     """The larger of what the boxes and the AV1 inside say, of all items. Raises ValueError: a sequence, or no size."""
-    sizes, kinds, largest, frames = [], [], (0, 0), 0
-    for kind, start, end in boxes(data, 0, len(data)):
+    sizes, kinds, largest, frames, described = [], [], (0, 0), 0, False
+    for kind, start, end in boxes(data, steps, 0, len(data)):
         if kind == b"moov":
             raise UserError(ANIMATED)
         if kind != b"meta":
             continue
-        inside = {name: (at, last) for name, at, last in boxes(data, start + 4, end)}
-        for name, at, last in boxes(data, *inside.get(b"iprp", (0, 0))):
+        if described:
+            raise UserError("described twice")
+        described = True
+        inside = {name: (at, last) for name, at, last in boxes(data, steps, start + 4, end)}
+        for name, at, last in boxes(data, steps, *inside.get(b"iprp", (0, 0))):
             if name == b"ipco":
-                properties = list(boxes(data, at, last))
+                properties = list(boxes(data, steps, at, last))
                 kinds += [name for name, *_ in properties]
                 sizes += [
                     (number(data, at + 4, 4), number(data, at + 8, 4)) for name, at, _ in properties if name == b"ispe"
                 ]
-        pieces = list(extents(data, inside.get(b"iloc", (0, 0)), inside.get(b"idat", (0, 0))[0]))
-        if sum(last - at for _, at, last in pieces) > 4 * len(data):
+        pieces = list(extents(data, steps, inside.get(b"iloc", (0, 0)), inside.get(b"idat", (0, 0))[0]))
+        if sum(max(0, last - at) for _, at, last in pieces) > 4 * len(data):
             raise UserError("its items lie upon each other")
         for _, at, last in pieces:
-            for unit, begin, stop in units(data, at, last):
+            for unit, begin, stop in units(data, steps, at, last):
                 frames += unit in FRAMES
                 if unit == SEQUENCE_HEADER:
+                    steps.take(A_SEQUENCE)
                     largest = max(largest, frame_size(data[begin : min(stop, begin + 1000)]), key=prod)
     if not sizes and not frames:
         raise UserError("no size")
@@ -161,7 +185,7 @@ def avif_cost(data: bytes) -> Cost:
     return found._replace(memory=found.memory + 30_000_000, seconds=seconds)
 
 
-def extents(data: bytes, box: tuple[int, int], idat: int) -> Iterator[tuple[int, int, int]]:
+def extents(data: bytes, steps: Steps, box: tuple[int, int], idat: int) -> Iterator[tuple[int, int, int]]:
     """(number, start, end) of the items' pieces in the file. Raises ValueError: too many."""
     start, end = box
     if not end:
@@ -182,6 +206,9 @@ def extents(data: bytes, box: tuple[int, int], idat: int) -> Iterator[tuple[int,
         place += wide[2] + 2
         if pieces > MAX_ITEMS:
             raise UserError(f"more than {MAX_ITEMS} pieces")
+        if pieces > 1 and not wide[0] + wide[1] + wide[3]:
+            raise UserError("an item of the same piece many times")
+        steps.take(1 + pieces)
         for _ in range(pieces):
             at = base + number(data, place + wide[3], wide[0])
             length = number(data, place + wide[3] + wide[0], wide[1])
@@ -189,11 +216,10 @@ def extents(data: bytes, box: tuple[int, int], idat: int) -> Iterator[tuple[int,
             yield item, at, min(at + length, len(data)) if length else len(data)
 
 
-def units(data: bytes, place: int, end: int) -> Iterator[tuple[int, int, int]]:
+def units(data: bytes, steps: Steps, place: int, end: int) -> Iterator[tuple[int, int, int]]:
     """(kind, start, end of the content) of the units of AV1 there."""
-    for _ in range(MAX_SEGMENTS):
-        if place >= end:
-            return
+    while place < end:
+        steps.take()
         head, place = data[place], place + 1 + (data[place] >> 2 & 1)
         if head & 2:
             length, shift = 0, 0
@@ -207,7 +233,6 @@ def units(data: bytes, place: int, end: int) -> Iterator[tuple[int, int, int]]:
             length = end - place
         yield head >> 3 & 15, place, place + length
         place += length
-    raise UserError(f"more than {MAX_SEGMENTS} units of AV1")
 
 
 def frame_size(data: bytes) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from must.base.errors import UserError
-from must.data.image.headers.base import MAX_SEGMENTS, number
+from must.data.image.headers.base import MAX_SEGMENTS, Steps, number
 
 STARTS = (b"II\x2a\0", b"II\x2b\0", b"II\0\x2a", b"MM\0\x2a", b"MM\x2a\0")  # as Pillow takes them, but for MM\0\x2b
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
@@ -17,37 +17,45 @@ class Field(NamedTuple):
 
 
 class Directory:
-    """The first one of a file. Raises ValueError: too long, or a field comes twice, of which readers take either."""
+    """The first one of a file, or the one at `at`. `bytes`: of all values that are not in the directory itself.
 
-    def __init__(self, data: bytes, what: str = "strips or tiles") -> None:
-        self.data, self.order = data, "little" if data[:1] == b"I" else "big"
+    Raises ValueError: too long, or a field of the first comes twice, of which readers take either.
+    """
+
+    def __init__(self, data: bytes, steps: Steps, what: str = "strips or tiles", at: int = 0) -> None:
+        self.data, self.steps, self.order = data, steps, "little" if data[:1] == b"I" else "big"
         wide = 8 if data[2:4] == b"\x2b\0" else 4
         short, entry = (2, 12) if wide == 4 else (8, 20)
-        start = number(data, wide, wide, self.order)
-        entries = number(data, start, short, self.order)
-        if entries > MAX_SEGMENTS:
+        start = at or number(data, wide, wide, self.order)
+        self.entries = number(data, start, short, self.order)
+        if self.entries > MAX_SEGMENTS:
             raise UserError(f"more than {MAX_SEGMENTS} {what}")
         self.fields: dict[int, Field] = {}
-        self.bytes = 0  # of all values that are not in the directory itself
-        for place in range(start + short, min(start + short + entries * entry, len(data)), entry):
+        self.bytes = 0
+        for place in range(start + short, min(start + short + self.entries * entry, len(data)), entry):
+            steps.take()
             tag, kind = number(data, place, 2, self.order), number(data, place + 2, 2, self.order)
             count = number(data, place + 4, wide, self.order)
             size = SIZES.get(kind, 0) * count
             if count > MAX_SEGMENTS and (kind not in BYTES or tag in (273, 279, 324, 325)):
                 raise UserError(f"more than {MAX_SEGMENTS} {what}")
+            if tag in self.fields and at:
+                continue  # as Pillow does
             if tag in self.fields:
                 raise UserError(f"its directory has the field {tag} twice")
-            at = place + 4 + wide
+            value_at = place + 4 + wide
             if size > wide:
-                at, self.bytes = number(data, at, wide, self.order), self.bytes + size
-            self.fields[tag] = Field(kind, count, at)
+                value_at, self.bytes = number(data, value_at, wide, self.order), self.bytes + size
+            self.fields[tag] = Field(kind, count, value_at)
 
     def values(self, tag: int) -> list[int]:
         """Whole numbers of a field; [] if there is none, or it holds something else."""
         kind, count, place = self.fields.get(tag, Field(0, 0, 0))
         size = SIZES.get(kind, 0)
-        if kind not in (1, 3, 4, 13, 16):
+        if kind not in (1, 3, 4, 6, 8, 9, 13, 16, 17, 18):
             return []
+        count = min(count, max(0, len(self.data) - place) // size)
+        self.steps.take(count)
         return [number(self.data, place + size * n, size, self.order) for n in range(count)]
 
     def value(self, tag: int, otherwise: int = 0) -> int:
@@ -55,10 +63,10 @@ class Directory:
         return max(self.values(tag), default=otherwise)
 
 
-def directory_refusal(exif: bytes) -> str:
+def directory_refusal(exif: bytes, steps: Steps | None = None) -> str:
     """Why nobody should look into EXIF of these bytes; "" if one may."""
     try:
-        found = Directory(exif.removeprefix(b"Exif\0\0"), "values in a field of its metadata")
+        found = Directory(exif.removeprefix(b"Exif\0\0"), steps or Steps(), "values in a field of its metadata")
     except ValueError as error:
         return str(error)
     return "its metadata point at the same bytes many times" if found.bytes > 2 * len(exif) + 1000 else ""

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from math import prod
 
 from must.base.errors import UserError
-from must.data.image.headers.base import MAX_SEGMENTS, Bits, Cost, costs, number
-from must.data.image.headers.boxes import MAX_ITEMS, boxes, extents
+from must.data.image.headers.base import Bits, Cost, Steps, costs, number
+from must.data.image.headers.boxes import A_SEQUENCE, MAX_ITEMS, boxes, extents
 
 PLUGIN = "pillow_heif"
 BRANDS = (b"heic", b"heix")
@@ -23,46 +23,55 @@ def can_read() -> bool:
     return importlib.util.find_spec(PLUGIN) is not None
 
 
-def heif_cost(data: bytes) -> Cost:
+def is_heif(data: bytes) -> bool:
+    """Whether the file says so in its first box."""
+    brand, others = data[8:12], data[16 : min(int.from_bytes(data[:4], "big"), 1000)]
+    return data[4:8] == b"ftyp" and (brand in BRANDS or (brand == b"mif1" and any(other in others for other in BRANDS)))
+
+
+def heif_cost(data: bytes, steps: Steps) -> Cost:
     """Of the largest size that boxes, grids and HEVC name, and of all tiles. Raises ValueError: unknown items."""
     meta: dict[bytes, tuple[int, int]] = {}
-    for kind, start, end in boxes(data, 0, len(data)):
+    for kind, start, end in boxes(data, steps, 0, len(data)):
         if kind == b"moov":
             raise UserError(ANIMATED)
         if kind == b"meta":
             if meta:
                 raise UserError("described twice")
-            meta = {name: (at, last) for name, at, last in boxes(data, start + 4, end)}
-    kinds = dict(items(data, *meta.get(b"iinf", (0, 0))))
+            meta = {name: (at, last) for name, at, last in boxes(data, steps, start + 4, end)}
+    kinds = dict(items(data, steps, *meta.get(b"iinf", (0, 0))))
     sizes, tile, lengths, layers = [(0, 0)], (0, 0), 4, 1
-    for name, at, last in boxes(data, *meta.get(b"iprp", (0, 0))):
-        for label, begin, stop in boxes(data, at, last) if name == b"ipco" else ():
+    for name, at, last in boxes(data, steps, *meta.get(b"iprp", (0, 0))):
+        for label, begin, stop in boxes(data, steps, at, last) if name == b"ipco" else ():
             layers += label == b"auxC"
             if label == b"ispe":
                 sizes.append((number(data, begin + 4, 4), number(data, begin + 8, 4)))
             if label == b"hvcC":
                 lengths = (number(data, begin + 21, 1) & 3) + 1
-                for unit in parameter_sets(data[begin:stop]):
-                    tile = max(tile, coded_size(unit), key=prod)
-    pieces: dict[int, bytes] = {}
-    for item, at, last in extents(data, meta.get(b"iloc", (0, 0)), meta.get(b"idat", (0, 0))[0]):
-        pieces[item] = pieces.get(item, b"") + data[at:last]
-        if sum(map(len, pieces.values())) > 4 * len(data):
+                for unit in parameter_sets(data[begin:stop], steps):
+                    tile = max(tile, coded_size(unit, steps), key=prod)
+    pieces: dict[int, list[bytes]] = {}
+    size_of_all = 0
+    for item, at, last in extents(data, steps, meta.get(b"iloc", (0, 0)), meta.get(b"idat", (0, 0))[0]):
+        pieces.setdefault(item, []).append(data[at:last])
+        size_of_all += max(0, last - at)
+        if size_of_all > 4 * len(data):
             raise UserError("its items lie upon each other")
     frames = 1
-    for item, content in pieces.items():
+    for item, parts_of_item in pieces.items():
+        content = b"".join(parts_of_item)
         if kinds.get(item) == b"grid":
             wide = 4 if number(content, 1, 1) & 1 else 2
             sizes.append((number(content, 4, wide), number(content, 4 + wide, wide)))
         if kinds.get(item) == b"hvc1":
-            found = list(units(content, lengths))
+            found = list(units(content, lengths, steps))
             frames = max(frames, sum(unit[0] >> 1 & 63 < PICTURES and unit[2:3] >= b"\x80" for unit in found))
             for unit in found:
                 if unit[0] >> 1 & 63 == PARAMETERS:
-                    tile = max(tile, coded_size(unit), key=prod)
+                    tile = max(tile, coded_size(unit, steps), key=prod)
     if not prod(tile):
         raise UserError("no size")
-    parts = max(1, references(data, *meta.get(b"iref", (0, 0)))) + layers - 1
+    parts = max(1, references(data, steps, *meta.get(b"iref", (0, 0)))) + layers - 1
     size = max(*sizes, tile, key=prod)
     found_cost = costs("HEIF", size, data, held=HELD + 4 * layers, nanoseconds=WORK)
     work = parts * frames * prod(tile) * WORK[0] / 1e9
@@ -72,57 +81,57 @@ def heif_cost(data: bytes) -> Cost:
     )
 
 
-def items(data: bytes, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+def items(data: bytes, steps: Steps, start: int, end: int) -> Iterator[tuple[int, bytes]]:
     """(number, kind) of the items. Raises ValueError: a kind whose cost is not known, or packed."""
     if not end:
         return
-    for name, at, last in boxes(data, start + (6 if not data[start] else 8), end):
+    for name, at, last in boxes(data, steps, start + (6 if not data[start] else 8), end):
         if name != b"infe":
             continue
         wide = 2 if data[at] < 3 else 4
         kind = data[at + 6 + wide : at + 10 + wide]
         if kind not in KINDS:
             raise UserError(f"an item of kind {kind.decode('ascii', 'replace')!r}, whose cost is not known")
-        if kind == b"mime" and any(data[at + 10 + wide : last].split(b"\0")[2:]):
+        if kind == b"mime" and any(text.strip(b"\0") for text in data[at + 10 + wide : last].split(b"\0", 2)[2:]):
             raise UserError("a packed item, whose cost is not known")
         yield number(data, at + 4, wide), kind
 
 
-def references(data: bytes, start: int, end: int) -> int:
+def references(data: bytes, steps: Steps, start: int, end: int) -> int:
     """How many tiles are drawn, a tile that is drawn twice as two."""
     if not end:
         return 0
     wide = 4 if data[start] else 2
-    return sum(number(data, at + wide, 2) for name, at, _ in boxes(data, start + 4, end) if name == b"dimg")
+    return sum(number(data, at + wide, 2) for name, at, _ in boxes(data, steps, start + 4, end) if name == b"dimg")
 
 
-def parameter_sets(box: bytes) -> Iterator[bytes]:
+def parameter_sets(box: bytes, steps: Steps) -> Iterator[bytes]:
     """The units of kind PARAMETERS in an hvcC box."""
     place = 23
     for _ in range(number(box, 22, 1)):
         count, place = number(box, place + 1, 2), place + 3
         for _ in range(min(count, MAX_ITEMS)):
+            steps.take()
             length = number(box, place, 2)
             unit, place = box[place + 2 : place + 2 + length], place + 2 + length
             if unit and unit[0] >> 1 & 63 == PARAMETERS:
                 yield unit
 
 
-def units(content: bytes, lengths: int) -> Iterator[bytes]:
+def units(content: bytes, lengths: int, steps: Steps) -> Iterator[bytes]:
     """HEVC's units in an item, each after its length; at most their first 1,000 bytes."""
     place = 0
-    for _ in range(MAX_SEGMENTS):
-        if place + lengths >= len(content):
-            return
+    while place + lengths < len(content):
+        steps.take()
         length, place = number(content, place, lengths), place + lengths
         if length:
             yield content[place : place + min(length, 1000)]
         place += length
-    raise UserError(f"more than {MAX_SEGMENTS} units of HEVC")
 
 
-def coded_size(unit: bytes) -> tuple[int, int]:
+def coded_size(unit: bytes, steps: Steps) -> tuple[int, int]:
     """Width and height in a sequence's parameters (H.265, 7.3.2.2); the largest there are where they cannot be read."""
+    steps.take(A_SEQUENCE)
     read = Bits(unit[2:].replace(b"\0\0\3", b"\0\0"))
 
     def golomb() -> int:

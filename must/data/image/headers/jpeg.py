@@ -3,7 +3,7 @@
 import re
 
 from must.base.errors import UserError
-from must.data.image.headers.base import A_SEGMENT, FINAL, MAX_SEGMENTS, PROFILED, SLACK, Cost, number
+from must.data.image.headers.base import A_SEGMENT, FINAL, PROFILED, SLACK, Cost, Steps, number
 from must.data.image.headers.directory import directory_refusal
 
 JPEG = b"\xff\xd8"
@@ -22,14 +22,12 @@ PARTS = 9e-8  # seconds a byte of these
 PROFILE = b"ICC_PROFILE\0"
 
 
-def jpeg_cost(data: bytes) -> Cost:
+def jpeg_cost(data: bytes, steps: Steps) -> Cost:
     """Raises ValueError: too many segments or scans, two frames, or metadata that point at themselves."""
     frame, place, joined, copied, reading, exif = b"", len(JPEG), 0, 0, 0.0, []
     size, components, profiled = (0, 0), 0, False
-    for _ in range(MAX_SEGMENTS):
-        found = MARKER.search(data, place)
-        if found is None or found[1] == SCAN:
-            break
+    while (found := MARKER.search(data, place)) is not None and found[1] != SCAN:
+        steps.take()
         reading += A_SEGMENT + STEPPING * (found.start() - place)
         start = found.end()
         if found[1] == END:
@@ -50,11 +48,9 @@ def jpeg_cost(data: bytes) -> Cost:
         elif found[1] == b"\xe2" and data[start + 2 : start + 14] == PROFILE:
             profiled = True
         place = start + length
-    else:
-        raise UserError(f"more than {MAX_SEGMENTS} segments")
-    if exif and (refused := directory_refusal(b"".join(exif))):
+    if exif and (refused := directory_refusal(b"".join(exif), steps)):
         raise UserError(refused)
-    count = count_scans(data, place) if found is not None else 0
+    count = count_scans(data, place, steps) if found is not None else 0
     width, height = size
     pixels = width * height
     buffered = frame in PROGRESSIVE or count > 1
@@ -67,7 +63,7 @@ def jpeg_cost(data: bytes) -> Cost:
     return Cost("JPEG", width, height, memory, work / 1e9 + reading + copied / COPYING)
 
 
-def count_scans(data: bytes, place: int) -> int:
+def count_scans(data: bytes, place: int, steps: Steps) -> int:
     """Scans from the first one on, which begins at `place`. Raises ValueError: too many scans or segments.
 
     A scan begins with FF DA. Within compressed data an FF is followed by 00 or a restart, so that it is no marker; in a
@@ -77,13 +73,11 @@ def count_scans(data: bytes, place: int) -> int:
     if data.count(b"\xff\xda", place) <= 1:
         return 1
     scans = 0
-    for _ in range(MAX_SEGMENTS):
-        found = MARKER.search(data, place)
-        if found is None or found[1] == END:
-            return scans
+    while (found := MARKER.search(data, place)) is not None and found[1] != END:
+        steps.take()
         if found[1] == SCAN:
             scans += 1
             if scans > MAX_SCANS:
                 raise UserError(f"more than {MAX_SCANS} scans")
         place = found.end() + max(2, number(data, found.end(), 2))
-    raise UserError(f"more than {MAX_SEGMENTS} segments")
+    return scans

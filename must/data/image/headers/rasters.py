@@ -4,7 +4,7 @@ import struct
 from math import ceil, log
 
 from must.base.errors import UserError
-from must.data.image.headers.base import A_SEGMENT, MAX_SEGMENTS, Cost, costs, number
+from must.data.image.headers.base import A_SEGMENT, Cost, Steps, costs, number
 
 PNG = b"\x89PNG\r\n\x1a\n"
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -14,12 +14,11 @@ MAX_BEFORE = 1_000_000  # bytes of a GIF before its picture: Pillow joins commen
 MAX_ICONS = 1000
 
 
-def png_cost(data: bytes) -> Cost:
+def png_cost(data: bytes, steps: Steps) -> Cost:
     """Raises ValueError: too many chunks, or two headers."""
     place, heads, reading = len(PNG), [], 0.0
-    for _ in range(MAX_SEGMENTS):
-        if place >= len(data):
-            break
+    while place < len(data):
+        steps.take()
         name, length = data[place + 4 : place + 8], number(data, place, 4)
         if name == b"IHDR":
             heads.append(place + 8)
@@ -27,8 +26,6 @@ def png_cost(data: bytes) -> Cost:
             reading += 1.2e-9 * min(UNPACKED, 1032 * length)
         reading += A_SEGMENT
         place += 12 + length
-    else:
-        raise UserError(f"more than {MAX_SEGMENTS} chunks")
     if len(heads) != 1:
         raise UserError("no header" if not heads else "two headers, of which readers take either")
     size, depth = (number(data, heads[0], 4), number(data, heads[0] + 4, 4)), number(data, heads[0] + 8, 1)
@@ -52,23 +49,23 @@ def webp_cost(data: bytes) -> Cost:
     return costs("WEBP", size, data, held=13, nanoseconds=(25, 20))
 
 
-def gif_cost(data: bytes) -> Cost:
+def gif_cost(data: bytes, steps: Steps) -> Cost:
     """The screen, or the first picture where that is larger. Raises ValueError: too much comes before it."""
     width, height = struct.unpack_from("<HH", data.ljust(13, b"\0"), 6)
     flags = number(data, 10, 1)
     place = 13 + ((2 << (flags & 7)) * 3 if flags & 0x80 else 0)
-    begun, blocks = place, 0
+    begun = place
     while data[place : place + 1] not in (b",", b""):
+        steps.take()
         if data[place : place + 1] != b"!":
             place += 1  # Pillow looks at the next byte
-            blocks += 1
         else:
             place += 2
             while size := number(data, place, 1):
+                steps.take()
                 place += 1 + size
-                blocks += 1
             place += 1
-        if place - begun > MAX_BEFORE or blocks > MAX_SEGMENTS:
+        if place - begun > MAX_BEFORE:
             raise UserError(f"more than {MAX_BEFORE} bytes before its picture")
     left, top, wide, high = struct.unpack_from("<4H", data[place + 1 : place + 9].ljust(8, b"\0"))
     return costs("GIF", (max(width, left + wide), max(height, top + high)), data, nanoseconds=(12, 10))
@@ -89,7 +86,7 @@ def bmp_cost(data: bytes, start: int = 14, kind: str = "BMP") -> Cost:
     return found
 
 
-def ico_cost(data: bytes) -> Cost:
+def ico_cost(data: bytes, steps: Steps) -> Cost:
     """Of the picture that Pillow takes: of the largest as the list has it, the one of fewest colours.
 
     Raises ValueError: too many pictures.
@@ -107,7 +104,7 @@ def ico_cost(data: bytes) -> Cost:
     start = next((start for *rank, start in entries if tuple(rank) == chosen[:2]), 0)
     inside = data[start:] if data[start : start + 8] == PNG else data[start : start + 40]
     if inside.startswith(PNG):
-        found = png_cost(inside)
+        found = png_cost(inside, steps)
     else:
         found = bmp_cost(inside, 0)
         found = found._replace(height=-(-found.height // 2))

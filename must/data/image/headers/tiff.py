@@ -3,7 +3,7 @@
 from math import prod
 
 from must.base.errors import UserError
-from must.data.image.headers.base import FINAL, PROFILED, SLACK, Cost
+from must.data.image.headers.base import FINAL, PROFILED, SLACK, Cost, Steps
 from must.data.image.headers.directory import Directory
 from must.data.image.headers.jpeg import MAX_SCANS
 
@@ -19,19 +19,24 @@ WINDOW = 128 << 20  # bytes, of a decoder of Zstandard
 PARTS_OF_FILE = 4  # how often a file's parts may cover its bytes: some writers list an empty tile again
 CMYK, YCBCR, LAB = 5, 6, 8
 PROFILE = 34675
+EXIF, GPS, INTEROPERABILITY = 34665, 34853, 40965  # directories of their own, which Pillow reads as well
 NONE = 0xFFFFFFFF
 
 
-def tiff_cost(data: bytes) -> Cost:
+def tiff_cost(data: bytes, steps: Steps) -> Cost:
     """Raises ValueError: too many parts, parts upon each other, or a compression whose cost is not known."""
     if data.startswith(b"MM\0\x2b"):
         raise UserError("a form of TIFF that libraries read differently")
-    found = Directory(data)
+    found = Directory(data, steps)
     width, height = found.value(WIDTH), found.value(HEIGHT)
     compression = found.value(COMPRESSION, RAW)
     if compression not in KNOWN:
         raise UserError(f"TIFF of compression {compression}, whose cost is not known")
-    if found.bytes > 4 * len(data) + 1000:
+    directories = [found, *(Directory(data, steps, at=found.value(tag)) for tag in (EXIF, GPS) if tag in found.fields)]
+    directories += [
+        Directory(data, steps, at=one.value(INTEROPERABILITY)) for one in directories if INTEROPERABILITY in one.fields
+    ]
+    if sum(one.bytes for one in directories) > 4 * len(data) + 1000:
         raise UserError("its metadata point at the same bytes many times")
     samples = max(found.value(SAMPLES, 1), len(found.values(BITS)), 3 if found.value(PHOTOMETRIC) == YCBCR else 1)
     if samples > 16:
@@ -63,7 +68,8 @@ def tiff_cost(data: bytes) -> Cost:
     slow = found.value(PHOTOMETRIC) == LAB or (found.value(PHOTOMETRIC) == CMYK and PROFILE in found.fields)
     work += pixels * (PROFILED if slow else 14)
     work += len(data) * (2 if compression == RAW else 10)
-    return Cost("TIFF", width, height, memory, work / 1e9 + 4e-6 * len(parts))
+    entries = sum(one.entries for one in directories)
+    return Cost("TIFF", width, height, memory, work / 1e9 + 4e-6 * (len(parts) + 2 * entries))
 
 
 def most_scans(data: bytes, parts: list[int], lengths: list[int]) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from must.base.errors import UserError
 from must.method.model.attention import SelfAttention, attended, can_stand_in, is_residual, knows
 from must.method.model.towers.base import Tower, take
 

@@ -1,0 +1,126 @@
+"""The summary of a run that was ended while its TrainJob trained, or whose stage could not leave its last note."""
+
+import json
+
+import pytest
+
+from must.base import storage
+from must.runtime.notes import Note, content_of, read_notes
+from must.runtime.places import WorkUri
+from must.runtime.summary import summarize
+from must_components.cluster import Cluster
+from must_components.last_look import last_look
+from tests.components.launching import completes, train
+
+NODE = "must-x(0).root(0).exit-handler-1(0).condition-2(0).train(0).executor(0)"
+
+
+@pytest.fixture
+def pod(api, tmp_path, monkeypatch):
+    """The summary's pod: ended(deadline, message) says what its workflow is like."""
+    for name, text in (("namespace", "vision"), ("token", "t")):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(Cluster, "of_this_pod", lambda: Cluster(api.url, tmp_path))
+    monkeypatch.setenv("KFP_POD_NAME", "summary-pod")
+    api.launchers["summary-pod"] = {"metadata": {"labels": {"workflows.argoproj.io/workflow": "must-x"}}}
+
+    def ended(deadline=None, message="main: Error (exit code 143)"):
+        node = {"type": "Pod", "name": NODE, "phase": "Failed", "message": message}
+        annotations = {"pipelines.kubeflow.org/run_name": "monday"}
+        api.workflows["must-x"] = {
+            "metadata": {"annotations": annotations}, "spec": {"activeDeadlineSeconds": deadline},
+            "status": {"nodes": {"1": node}},
+        }  # fmt: skip
+
+    return ended
+
+
+def leave(work, **values):
+    note = Note("train", lines=["step 3"], **values)
+    place = storage.join(WorkUri(str(work)).notes("r1"), "train.json")
+    storage.write_bytes(place, json.dumps(content_of(note)).encode())
+
+
+def page(work, more=()):
+    return summarize(str(work), "r1", "FAILED", "again", more=more)
+
+
+def start(api, work, monkeypatch, run="r1"):
+    """A job that trains, and whose launcher is gone without a word."""
+    monkeypatch.setenv("MUST_RUN_ID", run)
+    monkeypatch.setenv("KFP_POD_NAME", "summary-pod")
+    api.on_create = completes(work)
+    train(work)
+    name = api.created[0]["metadata"]["name"]
+    api.jobs[name]["status"] = {}
+    return name
+
+
+def test_the_job_says_whose_it_is_and_the_note_names_the_job(api, work, pod, monkeypatch):
+    pod()
+    name = start(api, work, monkeypatch)
+    metadata = api.jobs[name]["metadata"]
+    assert metadata["labels"]["pipeline/runid"] == "r1" and metadata["annotations"]["must/run"] == "monday"
+    (note,) = [note for note in read_notes(str(work), "r1") if note.stage == "train"]
+    assert note.facts["trainjob"] == name
+
+
+def test_a_run_that_is_ended_takes_its_job_along_also_when_the_launcher_had_no_time(api, work, pod, monkeypatch):
+    pod()
+    name = start(api, work, monkeypatch)
+    leave(work, signalled=1.0, facts={"trainjob": name})
+    assert last_look(str(work), "r1") == [] and name not in api.deleted  # only the pod was taken: it trains on
+    pod(deadline=0)
+    lines = last_look(str(work), "r1")
+    assert lines == [f"- **TrainJob**: `{name}` was ended; its checkpoints stay"]
+    assert api.deleted == [name] and api.jobs[name]["spec"]["suspend"] is True
+    shown = page(work, lines)
+    assert shown.startswith("# Run stopped from outside, during train") and lines[0] in shown
+
+
+def test_a_job_that_another_run_waits_for_by_now_trains_on(api, work, pod, monkeypatch):
+    pod(deadline=0)
+    name = start(api, work, monkeypatch, run="r2")
+    leave(work, signalled=1.0, facts={"trainjob": name})
+    (line,) = last_look(str(work), "r1")
+    assert "is the run's r2 by now, which attached to it: it trains on" in line and not api.deleted
+
+
+def test_a_job_that_may_not_be_ended_is_named_with_the_command(api, work, pod, monkeypatch):
+    pod(deadline=0)
+    name = start(api, work, monkeypatch)
+    leave(work, signalled=1.0, facts={"trainjob": name})
+    answer = api.answer
+    monkeypatch.setattr(api, "answer", lambda method, *rest: (403, {}) if method == "DELETE" else answer(method, *rest))
+    (line,) = last_look(str(work), "r1")
+    assert line.endswith(f"still runs (403): `kubectl delete trainjob {name} -n vision`")
+
+
+@pytest.mark.parametrize(
+    "message, headline, why",
+    [
+        ("main: Error (exit code 1)", "an error", "its pod ended by itself (main: Error (exit code 1))"),
+        ("The node was low on resource: memory.", "its pod is gone", "The node was low on resource: memory."),
+    ],
+)  # fmt: skip
+def test_a_stage_without_a_last_note_is_told_in_the_clusters_words(work, pod, message, headline, why):
+    pod(message=message)
+    leave(work)
+    assert last_look(str(work), "r1") == []
+    shown = page(work)
+    assert shown.startswith(f"# Run failed: train: {headline}") and f"**Why**: {why}" in shown
+    (note,) = read_notes(str(work), "r1")
+    assert (note.state == "failed") is ("exit code 1" in message) and note.lines[0] == "step 3"
+
+
+@pytest.mark.parametrize("trouble", ["no workflow", "no answer", "no pod"])
+def test_a_cluster_that_says_nothing_stops_no_page(api, work, pod, monkeypatch, tmp_path, trouble):
+    pod()
+    leave(work)
+    if trouble == "no answer":
+        monkeypatch.setattr(Cluster, "of_this_pod", lambda: Cluster("http://127.0.0.1:9", tmp_path))
+    api.workflows.clear()
+    if trouble == "no pod":
+        monkeypatch.delenv("KFP_POD_NAME")
+    assert last_look(str(work), "r1") == []
+    assert "its pod is gone" in page(work)
