@@ -1,4 +1,4 @@
-"""What no signal decides is left to people: a page with pictures to answer about, and the run ends."""
+"""What the gate does not promote without answers is left to people: a page with pictures, and the run ends."""
 
 from kfp import dsl
 
@@ -14,10 +14,10 @@ def review(
     key: str,
     questions: dsl.Output[dsl.Artifact],
 ) -> None:
-    """Looks at the images with zero-shot and every rung, and writes the page. Never cached.
+    """Looks at the images with zero-shot, the model and all of the adaptation, and writes the page. Never cached.
 
     Args:
-        work_uri: shards are in its folder shards; the page, the plan and later the answers go to its folder reviews.
+        work_uri: shards are in its folder shards; the page, review.json and later the answers go to its folder reviews.
         run_id: the run that the stage belongs to.
         bundle: the challenger.
         classifier: the zero-shot classifier it is compared with.

@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 from must.base import storage
-from must.base.files import DESCRIPTION_FILE, WEIGHTS_FILE
+from must.base.files import DESCRIPTION_FILE
 from must.base.parameters import flag, require
 from must.config import PlanConfig
 from must.config.trackers import require_packages
@@ -72,9 +72,9 @@ def check_trackers(config: Any, names: list[str], _: str) -> None:
 
 
 def check_answers(config: Any, folder: str, _: str) -> None:
-    from must.method.answers.decided import decided
+    from must.method.answers.review import Review
 
-    decided(folder, storage.join(config.model, WEIGHTS_FILE))
+    Review.load(folder).answers(folder)
 
 
 KINDS: dict[str, Callable[[Any, Any, str], None]] = {

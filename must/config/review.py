@@ -26,10 +26,10 @@ class ReviewConfig(StageConfig):
     shards: str = param("folder of shards made by `must shard`", "", metavar="URI", often=True)
     split: str = param("split whose pictures are shown", "train", metavar="NAME", often=True)
     output: str = param("folder on this machine for review.json and answers.jsonl", "", metavar="DIR", often=True)
-    mode: Literal["compare", "doubtful"] = param(
-        "compare: the pictures that tell best how much of the adaptation to keep; doubtful: of each class those that "
-        "the model is least and most sure of, to correct them",
-        "compare",
+    order: Literal["random", "doubtful"] = param(
+        "random: pictures drawn at random, whose answers measure accuracies; doubtful: those that the model is least "
+        "sure of first, to correct them; their answers measure nothing",
+        "random",
     )
     page: str = param(
         "write one HTML file with the pictures in it, for somebody without this program, in place of serving",
@@ -41,11 +41,10 @@ class ReviewConfig(StageConfig):
     port: int = param("port; 0: any that is free", 0, metavar="N", between=(0, 65535))
     who: str = param("name that answers are signed with, unless the page is given another", "", metavar="NAME")
     images: int = param(
-        "images that are looked at, at most, evenly spread; each takes a pass of zero-shot and of ten shares of the "
-        "adaptation",
+        "images that are looked at, at most, evenly spread; fewer where there are more than 1,000 classes",
         20_000,
         metavar="N",
-        at_least=100,
+        between=(100, 20_000),
     )
     seed: int = param("of the order of the pictures", 0, metavar="N", group="how it runs")
     batch_size: int = defaults.batch_size()

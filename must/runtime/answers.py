@@ -1,7 +1,7 @@
 """A run that waits for people: the page on which they answer, and what comes of their answers when it goes on.
 
 Nothing waits in a pod. The run ends; answers are put beside the page, and the next run with the same data and settings
-finds them there: its training is done already, and `must select --answers` decides what of it is kept.
+finds them there: its training is done already, and `must select --answers` chooses what of it is kept.
 """
 
 import logging
@@ -23,89 +23,81 @@ from must.config import ReviewConfig
 from must.data.loading.reader import open_reader
 from must.deploy.review.page import self_contained
 from must.deploy.review.pictures import Pictures
-from must.deploy.review.session import Session, in_words
+from must.deploy.review.session import Session
 from must.method.answers.book import FILE as ANSWERS
 from must.method.answers.book import read_answers, whole
-from must.method.answers.decided import decided
-from must.method.answers.questions import fingerprint, whole_of
-from must.method.answers.sampling import SamplingPlan
+from must.method.answers.review import FILE as REVIEW
+from must.method.answers.review import Review, fingerprint
 from must.method.model.bundle import load_description
 from must.runtime.places import WorkUri
 
 logger = logging.getLogger(__name__)
 PAGE = "review.html"
+COUNT = "answers_on_page"  # how many answers there were when the page was written
 PICTURES = 200  # on a page, at most
 TRIES = 5  # to add answers while others do
 
 
 def can_be_asked(bundle: str, gate: str) -> bool:
-    """Whether people's answers may still decide of a model that the gate does not promote.
-
-    The label-free gate asks where look-alikes left a part of the way undecided; the reviewed one wherever there is an
-    adaptation about which no answers have decided.
-    """
+    """Whether people's answers may still change what the gate said of a model that it does not promote: by the gate
+    `reviewed`, and by `label-free` where the check has a warning; until answers show a gain or a loss."""
     selection = load_description(bundle).provenance.get("selection") or {}
-    if gate not in ("label-free", "reviewed") or (selection.get("review") or {}).get("alpha") is not None:
-        return False
-    return whole_of(bundle) != bundle or (gate == "reviewed" and selection.get("alpha", 1.0) > 0)
+    warned = bool((selection.get("check") or {}).get("warnings"))
+    _, low, high = (selection.get("measured") or {}).get("gain") or (0.0, -1.0, 1.0)
+    fits = gate == "reviewed" or (gate == "label-free" and warned)
+    return fits and selection.get("alpha", 1.0) > 0 and low <= 0 <= high
 
 
 def ask(work_uri: str, *, key: str, bundle: str, classifier: str, output: str) -> dict[str, Any]:
-    """Writes the page to the folder `output` and, with the plan, to the run's place. Pictures that have an answer are
+    """Writes the page to the folder `output` and, with the review, to the run's place. Pictures that have an answer are
     not asked again.
 
     Returns:
-        `place`, `pictures` on the page, `text` about how far the answers have come.
+        `place`, `pictures` on the page, `text` about what the answers so far say.
     """
-    place, model = WorkUri(work_uri).review(key), whole_of(bundle)
-    plan = plan_at(place, model)
-    if plan is None:
+    place, weights = WorkUri(work_uri).review(key), storage.join(bundle, WEIGHTS_FILE)
+    review = review_at(place)
+    if review is None or review.model_sha256 != fingerprint(storage.read_bytes(weights)):
         from must.deploy.review.prepare import prepare  # imports torch
 
         shards = WorkUri(work_uri).shards
-        plan = prepare(ReviewConfig(model=model, baseline=classifier, shards=shards, output=output))
-        plan.save(place)
-    reader = open_reader(plan.shards, plan.split, sha256=plan.index_sha256)
+        review, _ = prepare(ReviewConfig(model=bundle, baseline=classifier, shards=shards, output=output))
+        review.save(place)
+    reader = open_reader(review.shards, review.split, sha256=review.index_sha256)
     with tempfile.TemporaryDirectory() as folder:
         if storage.exists(storage.join(place, ANSWERS)):
             storage.download(storage.join(place, ANSWERS), Path(folder) / ANSWERS)
-        session = Session(plan, folder, "")
+        session = Session(review, folder, "")
         page, count = self_contained(session, Pictures(reader), PICTURES)
-        text = in_words(plan.verdict(session.answers), plan)
+    storage.write_bytes(storage.join(place, COUNT), str(len(session.answers)).encode())
     for folder in (output, place):
         storage.write_bytes(storage.join(folder, PAGE), page)
     logger.info(f"{storage.join(place, PAGE)}: {count:,} pictures, {len(page) / 1e6:.1f} MB")
-    return {"place": place, "pictures": count, "text": text}
+    return {"place": place, "pictures": count, "text": session.text()}
 
 
-def plan_at(place: str, model: str) -> SamplingPlan | None:
-    """The plan there, if it is about this model."""
-    if not storage.exists(storage.join(place, SamplingPlan.FILE)):
+def review_at(place: str) -> Review | None:
+    """The review there; None where there is none that this version reads."""
+    try:
+        return Review.load(place) if storage.exists(storage.join(place, REVIEW)) else None
+    except ValueError as error:
+        logger.warning(str(error))
         return None
-    plan = SamplingPlan.load(place)
-    same = plan.model_sha256 == fingerprint(storage.read_bytes(storage.join(model, WEIGHTS_FILE)))
-    return plan if same else None
 
 
 def keep_what_people_say(work_uri: str, key: str, bundle: str, classifier: str, apart: bool = False) -> None:
-    """Where answers about this model decide, puts what they keep of it in the place of the bundle.
+    """Where there are answers that measure, puts the share that they choose in the place of the bundle.
 
     Args:
         key: of the data and settings, as of `champion`.
         apart: in a process of its own, outside of torchrun's.
     """
-    place, model = WorkUri(work_uri).review(key), whole_of(bundle)
-    if not storage.exists(storage.join(place, ANSWERS)):
-        return
-    if plan_at(place, model) is None:
-        logger.warning(f"the answers in {place} are about another model; they are left alone")
-        return
-    found = decided(place, storage.join(model, WEIGHTS_FILE))
-    logger.info(found.text)
-    if found.alpha is None:
+    place = WorkUri(work_uri).review(key)
+    review = review_at(place)
+    if review is None or review.measured(review.answers(place)) is None:
         return
     shards = WorkUri(work_uri).shards
-    values = {"model": model, "baseline": classifier, "shards": shards, "answers": place, "output": bundle}
+    values = {"model": bundle, "baseline": classifier, "shards": shards, "answers": place, "output": bundle}
     if not apart:
         call("select", **values)
         return
@@ -117,19 +109,18 @@ def keep_what_people_say(work_uri: str, key: str, bundle: str, classifier: str, 
         raise SystemExit(code)
 
 
-def decide_already(work_uri: str, key: str) -> bool:
-    """Whether there are answers that decide what a run of this key had left to people."""
+def answered_since(work_uri: str, key: str) -> bool:
+    """Whether answers have come since a run of this key was left to people."""
     place = WorkUri(work_uri).review(key)
-    if not storage.exists(storage.join(place, ANSWERS)):
-        return False
-    plan = SamplingPlan.load(place)
-    return plan.verdict(read_answers(place, plan.classes)).outcome != "open"
+    review = review_at(place)
+    before = storage.join(place, COUNT)
+    known = int(storage.read_bytes(before)) if storage.exists(before) else 0
+    return review is not None and len(review.answers(place)) > known
 
 
 class Put(NamedTuple):
     place: str
-    decided: bool
-    text: str  # one line
+    text: str  # one line: what the answers measure
 
 
 def put_answers(work_uri: str, file: str, place: str = "") -> Put:
@@ -142,26 +133,26 @@ def put_answers(work_uri: str, file: str, place: str = "") -> Put:
         ValueError: no such file, or lines that are no answers, or about other pictures, or with other classes.
     """
     require(storage.exists(file), f"{file}: no such file; the page saves it as {ANSWERS}")
-    about = {answer.sha256 for answer in read_answers(file).values()}
+    about = read_answers(file).keys()
     require(bool(about), f"{file}: there are no answers in it")
-    found = {one: SamplingPlan.load(one) for one in ([place] if place else reviews(work_uri))}
+    found = {one: Review.load(one) for one in ([place] if place else reviews(work_uri))}
     require(bool(found), f"{work_uri}: no run waits for answers there")
-    asked = {one: len(about & {picture.sha256 for picture in plan.pictures}) for one, plan in found.items()}
+    asked = {one: len(about & {picture.sha256 for picture in review.pictures}) for one, review in found.items()}
     place = max(asked, key=lambda one: asked[one])
     require(asked[place] > 0, f"{file}: none of its {len(about):,} answers is about a picture that {place} asks about")
-    plan = found[place]
-    read_answers(file, plan.classes)  # raises where it names none of them
+    review = found[place]
+    read_answers(file, review.classes)  # raises where it names none of them
     add(storage.join(place, ANSWERS), storage.read_bytes(file))
-    verdict = plan.verdict(read_answers(place, plan.classes))
-    return Put(place, verdict.outcome != "open", in_words(verdict, plan))
+    measured = review.measured(review.answers(place))
+    return Put(place, measured.text() if measured else "none of the answers tells what a picture shows")
 
 
 def reviews(work_uri: str) -> Iterator[str]:
     root = WorkUri(work_uri).reviews
     try:
         for entry in storage.list_files(root):
-            if entry.name.endswith(f"/{SamplingPlan.FILE}"):
-                yield storage.join(root, entry.name.removesuffix(f"/{SamplingPlan.FILE}"))
+            if entry.name.endswith(f"/{REVIEW}"):
+                yield storage.join(root, entry.name.removesuffix(f"/{REVIEW}"))
     except (FileNotFoundError, NotADirectoryError):
         return
 

@@ -74,7 +74,7 @@ def champion(
     with stage_note(work_uri, "champion") as note:
         best = ask(
             WorkUri(work_uri).registry(registry_uri), settings=training_settings(settings, preset, epochs),
-            answered=partial(answers.decide_already, work_uri), **values,
+            answered=partial(answers.answered_since, work_uri), **values,
         )  # fmt: skip
         note.result = "; ".join(best.reasons)
         note.facts = {"action": best.action, "why": best.reasons[-1].removeprefix("nothing new: ")}

@@ -130,7 +130,7 @@ def questions(notes: list[Note], answer: str) -> list[str]:
     page = f"[the page]({link}), or copy it from `{uri}`" if link else f"the page: `{uri}`"
     return [
         f"1. Download {page}. It needs no server; open it in a browser, answer, and save `answers.jsonl`.",
-        f"2. `{answer}` puts the answers there, and the promotion goes on if they decide.",
+        f"2. `{answer}` puts the answers there, and the run goes on with them.",
         "",
         facts.get("text", ""),
         "",

@@ -1,8 +1,8 @@
 """Takes people's answers to a run that waits for them: must-pipeline answer RUN answers.jsonl.
 
 RUN is the run's id, its name, or the address of its page; or its work_uri, from where no Kubeflow is asked. The answers
-are checked and put beside the questions, in work_uri. Where they decide, the run is started again with its own
-parameters: what it had done is found there, and its promotion goes on.
+are checked and put beside the pictures, in work_uri, and the run is started again with its own parameters: what it had
+done is there already, the answers choose how much of the adaptation is kept, and the gate looks at that.
 """
 
 import argparse
@@ -35,10 +35,9 @@ def answer(options: argparse.Namespace) -> None:
     """Raises ValueError: no such run, one that waits for no answers, or answers that are none."""
     if is_place(options.run):
         put = put_answers(options.run, options.answers)
-        goes_on = "the next run with the same data and settings goes on with them: start it again (must-pipeline run "
-        goes_on += "or submit --again RUN_ID), or leave it to the schedule"
         print(printable(f"{put.place}: {put.text}"))
-        print(goes_on if put.decided else "nothing is started; the page keeps its answers, so give it more")
+        print("the next run with the same data and settings goes on with them: start it again (must-pipeline run "
+              "or submit --again RUN_ID), or leave it to the schedule")  # fmt: skip
         return
     kfp = Kfp(options)
     run = find_run(kfp, options.run, options.namespace or load_cluster(options.cluster).namespace)
@@ -48,9 +47,6 @@ def answer(options: argparse.Namespace) -> None:
         raise UserError(f"the run {run.run_id} asked nothing: only one whose stage `review` is done waits for answers")
     put = put_answers(work_uri, options.answers, asked[-1])
     print(printable(f"{put.place}: {put.text}"))
-    if not put.decided:
-        print("nothing is started; the page keeps its answers, so give it more")
-        return
     again = same_again(kfp, run.run_id)
     again.display_name = f"{run.display_name} answered"
     name_successor(work_uri, run.run_id, start(kfp, again))

@@ -62,5 +62,11 @@ def test_a_line_that_is_no_answer_is_named(tmp_path, text, why):
         read_answers(str(file), ["cat"])
 
 
+def test_what_was_picked_is_known_by_its_line(tmp_path):
+    for sha256, rest in ((A, {}), (B, {"picked": True}), ("c" * 64, {"position": 0})):  # the last: of must 0.1
+        append(tmp_path / "answers.jsonl", line(sha256, label="cat", **rest))
+    assert [one.picked for one in read_answers(str(tmp_path)).values()] == [False, True, True]
+
+
 def test_no_file_has_no_answers(tmp_path):
     assert read_answers(str(tmp_path / "nothing")) == {}

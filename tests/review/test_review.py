@@ -1,4 +1,4 @@
-"""`must review` as people use it: a page on this machine, answers on the disk, and what `must select` makes of them."""
+"""`must review` as people use it: a page on this machine, answers on the disk, and what they measure and teach."""
 
 import http.client
 import json
@@ -7,24 +7,22 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
+from dataclasses import replace
 
+import numpy as np
 import pytest
-from must.method.answers.decided import decided
-from must.method.answers.doubts import Doubts, save_relabelled
-from must.method.answers.sampling import SamplingPlan
+import torch
 
-from must.api.stages import call
-from must.config import GateConfig, ReviewConfig
+from must.config import ReviewConfig
 from must.data.loading.reader import ShardReader
 from must.deploy.review.page import self_contained
 from must.deploy.review.pictures import Pictures
-from must.deploy.review.prepare import prepare, prepare_doubts
-from must.deploy.review.review import placed
+from must.deploy.review.prepare import prepare
+from must.deploy.review.review import placed, review_at, what_next
 from must.deploy.review.session import PATIENCE, Session
-from must.evaluation.gate import label_free_gate, reviewed_gate
+from must.deploy.review.teaching import Images, Teaching
 from must.method.answers.book import read_answers
-from must.method.model.bundle import load_description
+from must.method.answers.review import DOUBTFUL, Review
 from tests.evaluate.digits import digits
 
 SILENCE = 120  # seconds in which a program that works has long answered
@@ -37,27 +35,27 @@ def config_at(folder, **more):
 
 
 @pytest.fixture(scope="module")
-def planned(tmp_path_factory):
-    """A folder with review.json, made once; tests copy it."""
+def prepared(tmp_path_factory):
+    """A folder with review.json and review.safetensors, made once; tests copy it."""
     folder = tmp_path_factory.mktemp("review")
-    prepare(config_at(folder)).save(str(folder))
+    review_at(config_at(folder))
     return folder
 
 
 @pytest.fixture
-def folder(planned, tmp_path):
-    (tmp_path / "review.json").write_bytes((planned / "review.json").read_bytes())
-    return tmp_path
+def folder(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "review")
+    return tmp_path / "review"
 
 
 @pytest.fixture
-def plan(folder):
-    return SamplingPlan.load(str(folder))
+def review(folder):
+    return Review.load(str(folder))
 
 
-def labels_of(plan):
-    reader = ShardReader(plan.shards, plan.split)
-    return {picture.sha256: reader.description(picture.number)["label"] for picture in plan.pictures}
+def labels_of(review):
+    reader = ShardReader(review.shards, review.split)
+    return {picture.sha256: reader.description(picture.number)["label"] for picture in review.pictures}
 
 
 @pytest.fixture
@@ -101,35 +99,35 @@ class Page:
         return self.process.returncode, out + err
 
 
-def test_a_session_that_is_killed_goes_on_and_ends_with_what_to_do_next(open_page, folder, plan):
-    labels = labels_of(plan)
+def test_a_page_that_is_killed_goes_on_and_ends_with_what_to_do_next(open_page, folder, review):
+    labels = labels_of(review)
     page = open_page(folder)
     shown = page.post("next")["picture"]
     for _ in range(5):
         position = shown["position"]
-        said = labels[plan.pictures[position].sha256]
-        assert set(shown["names"]) == set(plan.names(position)) and len(shown["alike"]) == 6
+        assert shown["names"] == review.classes and len(shown["similar"]) == 6
+        said = labels[review.pictures[position].sha256]
         shown = page.post("answer", position=position, kind="label", label=said)["picture"]
     page.end(signal.SIGKILL)
 
     page = open_page(folder)
     begun = page.post("next")
     assert begun["state"]["answers"] == 5 and begun["picture"] == shown
+    assert "5 answers: zero-shot " in begun["state"]["text"]
     again = page.post("undo", position=4)["picture"]
     assert again["position"] == 4
     page.post("answer", position=4, kind="none")
     page.post("answer", position=5, kind="unsure", who="bob")
     code, log = page.end()
-    assert code == 0 and "6 answers" in log and "--answers" in log
-    found = read_answers(str(folder), plan.classes)
-    assert [found[picture.sha256].label for picture in plan.pictures[3:6]] == [
-        labels[plan.pictures[3].sha256],
-        None,
-        None,
-    ]
+    assert code == 0 and "5 answers: " in log and "next: must select" in log and "next: must refine" in log
+    found = read_answers(str(folder), review.classes)
+    labels_there = [found[picture.sha256].label for picture in review.pictures[3:6]]
+    assert labels_there == [labels[review.pictures[3].sha256], None, None]
     lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
     assert [line["who"] for line in lines] == ["ann"] * 7 + ["bob"] and all(line["when"] for line in lines)
     assert lines[0]["shown"] and lines[-1]["unsure"] and "label" not in lines[-1]
+    rows = (folder / "relabelled.csv").read_text().splitlines()
+    assert any(row.startswith(f"{review.pictures[4].image},") and ",ann," in row for row in rows[1:])
 
 
 def test_only_who_has_the_address_gets_in_and_the_page_loads_nothing_from_elsewhere(open_page, folder):
@@ -148,123 +146,139 @@ def test_only_who_has_the_address_gets_in_and_the_page_loads_nothing_from_elsewh
         assert page.ask("POST", "answer", said)[0] == 400, said[:20]
     for said in ({"position": -1}, {"position": 0, "kind": "label", "label": "cow"}, {"position": 0, "kind": []}):
         assert page.ask("POST", "answer", said)[0] == 400
+    assert page.ask("POST", "answer", {"position": 0, "kind": "label", "label": ["one"]})[0] == 400
     assert not (folder / "answers.jsonl").exists()
+    assert page.post("next")["picture"]["position"] == 0
+    page.name = "another"
+    assert page.post("next")["picture"]["position"] == 1
+    assert page.post("leave") == {} and page.ask("POST", "gone", {})[0] == 400
+    page.name = "third"
+    assert page.post("next")["picture"]["position"] == 1
     second = subprocess.run(page.process.args, capture_output=True, text=True, timeout=SILENCE, check=False)
     assert second.returncode == 73 and "another `must review`" in second.stderr
     assert page.end(signal.SIGINT)[0] == 0
 
 
-def test_two_people_get_different_pictures_and_one_who_leaves_holds_nothing_up(plan, folder):
+def test_two_pages_show_different_pictures_and_one_that_is_left_holds_nothing_up(review, folder):
     now = [0.0]
-    session = Session(plan, str(folder), "", clock=lambda: now[0])
+    session = Session(review, str(folder), "", clock=lambda: now[0])
     ann, bob = session.next("ann")["picture"], session.next("bob")["picture"]
     assert (ann["position"], bob["position"]) == (0, 1) and session.next("ann")["picture"] == ann
-    assert session.answer("bob", 1, {"kind": "none"})["picture"]["position"] == 2
-    assert session.verdict.answers == 0  # with a gap before them, answers wait
+    reply = session.answer("bob", 1, {"kind": "none"})
+    assert reply["picture"]["position"] == 2 and reply["state"]["text"].startswith("1 answers"), "a gap ends no count"
+    session.leave("ann")
+    assert session.next("eve")["picture"]["position"] == 0
     now[0] = PATIENCE + 1
     assert session.next("bob")["picture"]["position"] == 0
     session.answer("bob", 0, {"kind": "unsure"})
-    assert session.verdict.answers == 2
+    assert session.review.measured(session.answers).answers == 1
 
 
-def test_answers_decide_what_select_keeps_and_the_gate_accepts_it(plan, folder, tmp_path):
-    labels = labels_of(plan)
-    session = Session(plan, str(folder), "ann")
-    for position, picture in enumerate(plan.pictures):
-        session.answer("page", position, {"kind": "label", "label": labels[picture.sha256]})
-        if session.verdict.outcome == "better":
-            break
-    assert session.verdict.outcome == "better" and len(session.answers) < len(plan.pictures)
-    made = digits()
-    places = {"model": made.adapted, "baseline": made.classifier, "shards": made.shards, "answers": str(folder)}
-    call("select", **places, output=str(tmp_path / "kept"), workers=0, device="cpu")
-    chosen = load_description(str(tmp_path / "kept")).provenance["selection"]
-    assert chosen["alpha"] == plan.alphas[session.verdict.candidate - 1] and chosen["review"]["who"] == ["ann"]
-    assert chosen["review"]["low"] >= 0 and "answers about pictures" in chosen["reason"]
-
-    call("evaluate", model=str(tmp_path / "kept"), baseline=made.classifier, shards=made.shards, workers=0,
-         output=str(tmp_path / "report"), device="cpu")  # fmt: skip
-    metrics = json.loads((tmp_path / "report/metrics.json").read_text())
-    for gate in (reviewed_gate, label_free_gate):
-        decision = gate(metrics, GateConfig(metrics=""))
-        assert decision.passed and decision.outcome == "gain" and "answers about pictures" in decision.reasons[0]
-    assert "as people's answers decided" in (tmp_path / "report/report.html").read_text().replace("&#39;", "'")
-    champion = metrics | {"baseline_name": "r0001"}
-    by_champion = [gate(champion, GateConfig(metrics="")) for gate in (reviewed_gate, label_free_gate)]
-    assert by_champion[0].gate == "reviewed" and by_champion[0].reasons == by_champion[1].reasons
-    assert not any("answers about pictures" in reason for reason in by_champion[0].reasons), (
-        "none is about the champion"
-    )
-    del metrics["model"]["provenance"]["selection"]["review"]
-    assert not reviewed_gate(metrics, GateConfig(metrics="")).passed
+def test_answers_change_similar_images_and_undoing_them_changes_them_back(review, folder):
+    labels = labels_of(review)
+    teaching = Teaching(Images.load(str(folder)))
+    session = Session(review, str(folder), "ann", teaching)
+    wrong = {name: review.classes[(number + 1) % 10] for number, name in enumerate(review.classes)}
+    for position in range(25):  # somebody who gives every class another's name
+        label = wrong[labels[review.pictures[position].sha256]]
+        session.answer("page", position, {"kind": "label", "label": label})
+    teaching.wait()
+    state = session.next("page")["state"]
+    (ten, twenty) = state["curve"]
+    assert [ten[0], twenty[0]] == [10, 20] and twenty[1] >= 10 and ten[3] <= ten[2] <= ten[4]
+    changed = int(re.search(r"25 answers change the refined labels of (\d+) of 125 other images", state["text"])[1])
+    assert changed >= 20
+    for position in range(25):
+        session.undo("page", position, "")
+    teaching.wait()
+    state = session.next("page")["state"]
+    assert state["curve"] == [] and state["text"] == "No answers yet."
 
 
-def test_wrong_folders_are_told_before_torch_is_imported(folder, tmp_path, capsys):
-    made = digits()
-    weights = f"{made.zero_shot}/model.safetensors"
-    with pytest.raises(ValueError, match="review of another model"):
-        decided(str(folder), weights)
-    with pytest.raises(ValueError, match="no answers"):
-        decided(str(folder), f"{made.adapted}/model.safetensors")
-    (folder / "review.json").write_text((folder / "review.json").read_text()[:-100])
-    with pytest.raises(ValueError, match="is damaged"):
-        decided(str(folder), weights)
-    with pytest.raises(ValueError, match="names every image as zero-shot does"):
-        config = config_at(tmp_path, images=100)
-        config.model = made.zero_shot
-        prepare(config)
-    assert "looking at 100 images" in capsys.readouterr().out
+def test_the_share_of_held_out_answers_counts_no_picture_by_its_own_answer():
+    """Images that are like no other, answered by chance: all are right by their own answer, few by the others'."""
+    images = Images(torch.arange(60), torch.eye(60).half(), torch.full((60, 4), 0.25).half())
+    known = list(enumerate(np.random.default_rng(0).integers(0, 4, 60).tolist()))
+    assert images.refined(dict(known)).argmax(1).tolist() == [label for _, label in known]
+    assert Teaching(images).right(known).mean() < 0.5
 
 
-def test_doubtful_pictures_of_each_class_in_turn_and_a_table_of_those_called_otherwise(tmp_path):
-    config = config_at(tmp_path, mode="doubtful")
-    plan = prepare_doubts(config)
-    plan.save(str(tmp_path))
-    plan = Doubts.load(str(tmp_path))
-    first = [picture.classes[0] for picture in plan.pictures]
-    assert len(set(first[:10])) == 10 and len(plan.pictures) == 150
-    assert plan.pictures[0].chance == min(p.chance for p in plan.pictures if p.classes[0] == first[0])
-    session = Session(plan, str(tmp_path), "ann")
-    other = next(name for name in plan.classes if name != plan.classes[first[0]])
+def test_doubtful_pictures_come_by_rising_confidence_and_measure_nothing(tmp_path):
+    config = config_at(tmp_path, order=DOUBTFUL)
+    review = review_at(config)
+    sure = [picture.confidence for picture in review.pictures]
+    assert sure == sorted(sure) and len(sure) == 150
+    session = Session(review, str(tmp_path), "ann")
+    model = [review.classes[picture.classes[1]] for picture in review.pictures]
+    other = next(name for name in review.classes if name != model[0])
     session.answer("page", 0, {"kind": "label", "label": other})
-    session.answer("page", 1, {"kind": "label", "label": plan.classes[first[1]]})
+    session.answer("page", 1, {"kind": "label", "label": model[1]})
     session.answer("page", 2, {"kind": "none"})
     state = session.answer("page", 3, {"kind": "unsure"})["state"]
-    assert state["answers"] == 4 and "2 of them name another class" in state["text"]
-    assert save_relabelled(plan, session.answers, str(tmp_path)) == 2
+    assert state["text"] == "4 answers, 2 unlike the model's; doubtful pictures measure nothing."
+    assert "must select" not in what_next(config, session)
     rows = (tmp_path / "relabelled.csv").read_text().splitlines()
-    assert rows[1].startswith(f"{plan.pictures[0].image},{plan.classes[first[0]]},{other},ann,2")
+    assert rows[1].startswith(f"{review.pictures[0].image},{model[0]},{other},ann,2")
     assert rows[2].split(",")[2] == "" and len(rows) == 3
+    assert review.measured(read_answers(str(tmp_path))) is None, "also not when the order is another one later"
+    with pytest.raises(ValueError, match=r"its review\.json is in the order doubtful; delete that file"):
+        review_at(replace(config, order="random"))
 
 
-def test_the_whole_adaptation_is_asked_about_where_training_kept_a_part_of_it(tmp_path):
-    made = digits()
-    kept = tmp_path / "model"
-    shutil.copytree(made.zero_shot, kept)
-    shutil.copytree(made.adapted, kept / "adapted")
-    config = config_at(tmp_path / "review")
-    config.model = str(kept)
-    assert placed(config).model == str(kept / "adapted")
-    config.mode = "doubtful"
-    assert placed(config).model == str(kept)
+def test_copies_of_a_file_are_asked_about_once_and_what_a_model_says_is_always_offered(monkeypatch, tmp_path):
+    monkeypatch.setattr("must.deploy.review.prepare.LIKELY", 2)
+    monkeypatch.setattr("must.deploy.review.session.FEW", 5)
+    monkeypatch.setattr("must.deploy.review.prepare.fingerprint", lambda data: f"{data[-20] % 7:064x}")
+    review, images = prepare(config_at(tmp_path))
+    assert len(review.pictures) <= 7 < len(images.numbers) == review.images == 150
+    session = Session(review, str(tmp_path), "")
+    for position, picture in enumerate(review.pictures):
+        offered = session.describe(position)["names"]
+        assert {review.classes[number] for number in picture.likely} == set(offered)
+        assert offered == sorted(offered, key=review.classes.index) and set(picture.classes[:2]) <= set(picture.likely)
+
+
+def test_a_folder_of_another_model_or_with_damaged_files_is_refused_in_one_line(folder, tmp_path):
+    config = config_at(folder)
+    with pytest.raises(ValueError, match=r"its review\.json is about another model"):
+        review_at(replace(config, model=digits().zero_shot))
+    file = folder / "review.safetensors"
+    for damage in (lambda: file.write_bytes(file.read_bytes()[:-100]), file.unlink):
+        damage()
+        with pytest.raises(ValueError, match=r"review\.safetensors: is missing or damaged; delete review\.json"):
+            Images.load(str(folder))
+    (folder / "review.json").write_text((folder / "review.json").read_text()[:-100])
+    with pytest.raises(ValueError, match="is damaged or of another version"):
+        review_at(config)
     with pytest.raises(ValueError, match="no folder that `must adapt` made"):
         placed(ReviewConfig(work=str(tmp_path)))
     (tmp_path / "adapt.json").write_text("{}")
     found = placed(ReviewConfig(work=str(tmp_path)))
-    assert found.model == str(kept / "adapted") and found.output == str(tmp_path / "review")
+    assert found.model == str(tmp_path / "model") and found.output == str(tmp_path / "review")
 
 
-def test_a_page_that_carries_its_pictures_runs_nothing_of_theirs_and_has_a_bound(plan, folder, monkeypatch):
-    plan.classes[0] = hostile = '</script><img src=x onerror="alert(1)">'
-    session = Session(plan, str(folder), "ann")
-    data, count = self_contained(session, Pictures(ShardReader(plan.shards, plan.split)), 12)
+def test_refined_labels_come_from_all_of_the_adaptation_where_the_model_has_a_part(tmp_path, prepared):
+    made = digits()
+    shutil.copytree(made.zero_shot, tmp_path / "model")
+    shutil.copytree(made.adapted, tmp_path / "model/adapted")
+    review, images = prepare(replace(config_at(tmp_path), model=str(tmp_path / "model")))
+    whole = Images.load(str(prepared))
+    assert torch.equal(images.probabilities, whole.probabilities) and torch.equal(images.values, whole.values)
+    classes = np.array([picture.classes for picture in review.pictures])
+    assert (classes[:, 0] == classes[:, 1]).all() and (classes[:, 2] != classes[:, 1]).any()
+
+
+def test_a_page_that_carries_its_pictures_runs_nothing_of_theirs_and_has_a_bound(review, folder, monkeypatch):
+    review.classes[0] = hostile = '</script><img src=x onerror="alert(1)">'
+    session = Session(review, str(folder), "ann")
+    data, count = self_contained(session, Pictures(ShardReader(review.shards, review.split)), 12)
     text = data.decode()
     assert count == 12 and hostile not in text and text.count("</script>") == 2 and "data:image/" in text
     assert "default-src 'none'" in text and not re.search(r"(src|href)=\"(?!data:)", text)
     carried = json.loads(re.search(r'id="carried">(.*?)</script>', text, re.S)[1])
-    assert carried["classes"][0] == hostile and len(carried["pictures"]) == 12
-    assert Path(folder / "answers.jsonl").exists() is False
+    assert carried["classes"][0] == hostile and len(carried["pictures"]) == 12 and carried["picked"] is False
+    assert not (folder / "answers.jsonl").exists()
     taken = sum(map(len, carried["images"].values()))
     monkeypatch.setattr("must.deploy.review.page.LARGEST", taken - 1)
-    less, count = self_contained(session, Pictures(ShardReader(plan.shards, plan.split)), 12)
+    less, count = self_contained(session, Pictures(ShardReader(review.shards, review.split)), 12)
     assert count == 11 and len(less) < len(data)

@@ -14,7 +14,7 @@ from must.evaluation.evaluate import evaluate
 from must.method.model.bundle import load_bundle, load_description, save_bundle
 from must.method.model.classifier import load_text_classifier, save_classifier
 from must.method.select.features import subsample
-from must.method.select.select import TRIED, best_alpha, select
+from must.method.select.select import HALF, TRIED, select
 from must.method.train import trainer
 from must.method.train.presets import preset
 from must.method.train.trainer import train
@@ -60,7 +60,7 @@ def test_between_them_weights_are_interpolated_and_the_bundle_tells_it(digits, t
 def test_without_labels_the_alpha_that_agrees_with_similar_images_is_taken(digits, tmp_path, capsys):
     """The model was tuned with labels: the further towards it, the better."""
     found = selected(digits, digits.adapted, tmp_path)
-    assert found["by"] == "agrees best with the labels of similar images" and found["alpha"] in TRIED[5:]
+    assert found["alpha"] >= HALF and "similar images" in found["by"]
 
 
 def test_a_ruined_model_is_kept_as_asked_and_warned_of(digits, tmp_path, capsys):
@@ -82,16 +82,6 @@ def test_labels_choose_alpha_and_what_they_measure_is_recorded(digits, tmp_path)
     with pytest.raises(ValueError, match="no split 'elsewhere'"):
         selected(digits, digits.adapted, tmp_path / "none", labelled="elsewhere")
     assert not (tmp_path / "none").exists()
-
-
-@pytest.mark.parametrize("better, worse, alpha", [(0, 0, 0.5), (0, 9, 0.5), (6, 5, 0.5), (30, 0, 0.8)])
-def test_another_alpha_takes_more_than_its_standard_error(better, worse, alpha):
-    """Of 100 images 50 are right at every share; at 0.8 some of the others besides, and some not."""
-    correct = np.zeros((len(TRIED), 100), bool)
-    correct[:, :50] = True
-    correct[TRIED.index(0.8), :worse] = False
-    correct[TRIED.index(0.8), 50 : 50 + better] = True
-    assert best_alpha(correct, 0.5) == alpha
 
 
 def test_a_classifier_of_another_task_is_refused(digits, tmp_path):

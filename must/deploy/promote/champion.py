@@ -39,7 +39,7 @@ def champion(
         settings: of the training run, as its component gets them.
         warm_start: start from the champion where it has the same backbone, pretrained weights and classes.
         only_new: do not train when a run with this data, these classes and settings was decided before.
-        answered: whether people's answers decide what a run of that key had left to them.
+        answered: whether answers have come since a run of that key was left to people.
     """
     place = Registry(registry, name)
     latest = place.latest().version

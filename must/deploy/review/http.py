@@ -5,6 +5,7 @@ GET  /TOKEN/start            {"classes": [...], "who": "..."}
 POST /TOKEN/next             {"page"}                            -> {"state", "picture"}
 POST /TOKEN/answer           {"page", "position", "kind", "label", "who"} -> the same, once it is on the disk
 POST /TOKEN/undo             {"page", "position", "who"}         -> the same
+POST /TOKEN/leave            {"page"}                            -> {}; the page is closed
 GET  /TOKEN/large/NUMBER, /TOKEN/small/NUMBER                    a picture
 """
 
@@ -69,8 +70,9 @@ class App:
         wanted(scope["method"] == "POST" and len(parts) == 1, "no such address", 404)
         said = await body_of(receive)
         page, position = str(said.get("page"))[:64], said.get("position")
-        if parts == ["next"]:
-            return Reply(as_json(await asyncio.to_thread(self.session.next, page)))
+        if parts in (["next"], ["leave"]):
+            action = self.session.next if parts == ["next"] else self.session.leave
+            return Reply(as_json(await asyncio.to_thread(action, page)))
         if type(position) is not int:
             raise UserError("position must be a number")
         if parts == ["answer"]:
@@ -85,7 +87,7 @@ class App:
         if name in STATIC and len(parts) < 2:
             return Reply(static(name), STATIC[name].encode())
         if parts == ["start"]:
-            return Reply(as_json({"classes": self.session.plan.classes, "who": self.session.who}))
+            return Reply(as_json({"classes": self.session.review.classes, "who": self.session.who}))
         if len(parts) == 2 and name in ("large", "small") and parts[1].isdecimal() and len(parts[1]) < 12:
             async with self.decoding:
                 data, kind = await asyncio.to_thread(self.pictures.get, int(parts[1]), name == "small")

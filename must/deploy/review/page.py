@@ -8,6 +8,7 @@ from typing import Any
 
 from must.deploy.review.pictures import Pictures
 from must.deploy.review.session import Session
+from must.method.answers.review import RANDOM
 
 STATIC = {
     "index.html": "text/html; charset=utf-8",
@@ -27,14 +28,14 @@ def self_contained(session: Session, pictures: Pictures, most: int) -> tuple[byt
     LARGEST characters hold. It keeps answers in the browser and saves them as answers.jsonl. Pictures that cannot be
     decoded are left out of strips, not of the order.
     """
-    plan, images = session.plan, dict[str, str]()
+    review, images = session.review, dict[str, str]()
     shown: list[dict[str, Any]] = []
     taken = 0
-    unanswered = [at for at, picture in enumerate(plan.pictures) if picture.sha256 not in session.answers]
+    unanswered = [at for at, picture in enumerate(review.pictures) if picture.sha256 not in session.answers]
     for position in unanswered[:most]:
-        picture = plan.pictures[position]
+        picture = review.pictures[position]
         new = dict[str, str]()
-        for number, small in [(picture.number, False), *((other, True) for other in picture.alike)]:
+        for number, small in [(picture.number, False), *((other, True) for other in picture.similar)]:
             key = f"{'small' if small else 'large'}/{number}"
             if key not in images and (data := data_uri(pictures, number, small)):
                 new[key] = data
@@ -43,7 +44,8 @@ def self_contained(session: Session, pictures: Pictures, most: int) -> tuple[byt
             break
         images |= new
         shown.append({**session.describe(position), "image": picture.image, "sha256": picture.sha256})
-    content = {"classes": plan.classes, "pictures": shown, "images": images, "who": session.who}
+    content: dict[str, Any] = {"classes": review.classes, "picked": review.order != RANDOM, "who": session.who}
+    content |= {"pictures": shown, "images": images}
     data = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
     script, style = (static(name).decode() for name in ("review.js", "review.css"))
     policy = (

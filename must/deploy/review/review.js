@@ -29,6 +29,7 @@ class Served {
   next() { return this.ask("next", {}); }
   answer(said) { return this.ask("answer", said); }
   undo(said) { return this.ask("undo", said); }
+  leave() { navigator.sendBeacon("leave", JSON.stringify({ page: this.page })); }
   source(size, number) { return `${size}/${number}`; }
 }
 
@@ -46,12 +47,13 @@ class Carried {
   now(position) {
     const given = this.given, open = this.content.pictures.filter((picture) => !given.has(picture.sha256));
     const picture = position === undefined ? open[0] : this.content.pictures.find((one) => one.position === position);
-    return { picture: picture || null, state: { answers: given.size, of: this.content.pictures.length, sure: given.size / this.content.pictures.length, outcome: "open", settled: false,
-      text: `${open.length.toLocaleString("en")} left in this file. Save answers.jsonl when you stop, and send it to whoever sent you this page.` } };
+    const count = `${given.size.toLocaleString("en")} ${given.size === 1 ? "answer" : "answers"}`;
+    return { picture: picture || null, state: { curve: [],
+      text: `${count}, ${open.length.toLocaleString("en")} left in this file. Save answers.jsonl when you stop, and send it to whoever sent you this page.` } };
   }
   add(position, rest) {
     const { image, sha256, names } = this.content.pictures.find((one) => one.position === position);
-    this.lines.push({ image, sha256, ...rest, when: new Date().toISOString(), shown: names, position });
+    this.lines.push({ image, sha256, ...rest, ...(this.content.picked && { picked: true }), when: new Date().toISOString(), shown: names });
     stored(this.key, JSON.stringify(this.lines));
   }
   async start() { return this.content; }
@@ -61,6 +63,7 @@ class Carried {
     return this.now();
   }
   async undo({ position, who }) { this.add(position, { unsure: true, undone: true, who }); return this.now(position); }
+  leave() {}
   source(size, number) { return this.content.images[`${size}/${number}`] || ""; }
   save() {
     const escaped = (line) => JSON.stringify(line).replace(/[\u007f-\uffff]/g, (c) => "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0"));
@@ -78,11 +81,13 @@ let classes = [], picture = null, busy = false, history = [], chosen = 0;
 
 function show({ state, picture: next }) {
   picture = next;
-  const share = Math.round(95 * state.sure);
-  $("fill").style.width = `${100 * state.sure}%`;
-  $("bar").setAttribute("aria-valuenow", share);
-  const answers = `${state.answers.toLocaleString("en")} ${state.answers === 1 ? "answer" : "answers"}`;
-  $("progress").textContent = `${answers}. ${state.text}`;
+  $("progress").textContent = state.text;
+  $("taught").hidden = !state.curve.length;
+  $("curve").replaceChildren(...state.curve.map(([answers, changed, ...right]) => {
+    const [mean, low, high] = right.map((share) => `${Math.round(100 * share)}%`), row = document.createElement("tr");
+    for (const text of [answers.toLocaleString("en"), changed.toLocaleString("en"), `${mean} (${low} to ${high})`]) row.insertCell().textContent = text;
+    return row;
+  }));
   $("undo").disabled = $("back").disabled = !history.length;
   $("main").hidden = !next;
   $("done").hidden = !!next;
@@ -95,15 +100,17 @@ function show({ state, picture: next }) {
   $("broken").hidden = true;
   $("picture").hidden = false;
   $("picture").src = home.source("large", next.number);
+  $("another").hidden = next.names.length >= classes.length;
+  $("names").classList.toggle("many", next.names.length > 5);
   $("names").replaceChildren(...next.names.map((name, place) => {
     const button = document.createElement("button"), key = document.createElement("kbd"), text = document.createElement("bdi");
-    key.textContent = place + 1;
+    key.textContent = "1234567890"[place] || "";
     text.textContent = visible(name);
-    button.append(key, text);
+    button.append(...(place < 10 ? [key, text] : [text]));
     button.onclick = () => say("label", name);
     return button;
   }));
-  const strip = next.alike.map((number) => {
+  const strip = next.similar.map((number) => {
     const image = document.createElement("img");
     image.alt = "";
     image.onload = tiny;
@@ -112,7 +119,7 @@ function show({ state, picture: next }) {
     return image;
   });
   $("strip").replaceChildren(...strip);
-  $("alike").hidden = !strip.length;
+  $("similar").hidden = !strip.length;
 }
 
 function tiny() { this.classList.toggle("tiny", this.naturalWidth < 100); }
@@ -139,7 +146,11 @@ const undo = () => history.length && turn(async () => {
   return reply;
 });
 
-function open() { $("search").hidden = false; $("typed").value = ""; search(); $("typed").focus(); }
+const LISTED = 500; // classes that the list shows at most
+function open() {
+  if ($("another").hidden) return;
+  $("search").hidden = false; $("typed").value = ""; search(); $("typed").focus();
+}
 function close() { $("search").hidden = true; $("typed").blur(); }
 const plain = (text) => text.normalize("NFD").replace(/\p{M}/gu, "").toLowerCase();
 const parts = (text) => plain(text).split(/[\s_-]+/).filter(Boolean);
@@ -151,11 +162,11 @@ function likeness(name, typed) {
 }
 function search() {
   const typed = parts($("typed").value);
-  const ranked = typed.length ? classes.map((name) => [name, likeness(name, typed)]).filter(([, rank]) => rank) : [];
-  const matching = ranked.sort(([, one], [, other]) => other - one).map(([name]) => name), hidden = matching.length - 8;
+  const ranked = classes.map((name) => [name, likeness(name, typed)]).filter(([, rank]) => rank || !typed.length);
+  const matching = ranked.sort(([, one], [, other]) => other - one).map(([name]) => name), hidden = matching.length - LISTED;
   $("others").textContent = hidden > 0 ? `and ${hidden} more: type on` : typed.length && !matching.length ? "no class has that in its name" : "";
   chosen = 0;
-  $("found").replaceChildren(...matching.slice(0, 8).map((name, place) => {
+  $("found").replaceChildren(...matching.slice(0, LISTED).map((name, place) => {
     const entry = document.createElement("li"), text = document.createElement("bdi");
     text.textContent = visible(name);
     entry.append(text);
@@ -169,6 +180,7 @@ function search() {
 function mark() {
   const entries = [...$("found").children];
   entries.forEach((entry, place) => entry.setAttribute("aria-selected", place === chosen));
+  entries[chosen]?.scrollIntoView({ block: "nearest" });
   entries.length ? $("typed").setAttribute("aria-activedescendant", `found-${chosen}`) : $("typed").removeAttribute("aria-activedescendant");
 }
 $("typed").oninput = search;
@@ -187,8 +199,8 @@ $("typed").onkeydown = (event) => {
 const KEYS = { a: open, n: () => say("none"), c: () => say("unsure"), z: undo, Backspace: undo };
 document.onkeydown = (event) => {
   if (event.target.tagName === "INPUT" || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
-  const name = picture && picture.names[Number(event.key) - 1];
-  const action = name !== undefined && name !== null && /^[1-9]$/.test(event.key) ? () => say("label", name) : KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+  const name = picture && picture.names["1234567890".indexOf(event.key)];
+  const action = name !== undefined && /^[0-9]$/.test(event.key) ? () => say("label", name) : KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   if (!action) return;
   event.preventDefault();
   action();
@@ -198,6 +210,7 @@ $("none").onclick = () => say("none");
 $("unsure").onclick = () => say("unsure");
 $("undo").onclick = $("back").onclick = undo;
 $("who").onchange = () => stored("must-review-who", $("who").value.trim());
+window.addEventListener("pagehide", () => home.leave());
 if (carried) { $("save").hidden = false; $("save").onclick = () => home.save(); }
 
 turn(async () => {

@@ -1,10 +1,11 @@
-"""The stage `must review`: what is asked is worked out once, then a page is served until a signal ends it."""
+"""The stage `must review`: what is asked is computed once, then a page is served until a signal ends it."""
 
 import asyncio
 import getpass
 import logging
 import secrets
 import socket
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,22 +14,21 @@ from must.base.files import CLASSIFIER_FILE, RECORD_FILE, WEIGHTS_FILE
 from must.base.lock import Kind, locked
 from must.base.parameters import require
 from must.base.progress import loading
-from must.base.text import printable, printable_page
+from must.base.text import cell, csv_of, printable, printable_page
 from must.config.review import ReviewConfig
 from must.data.loading.reader import open_reader
 from must.deploy.review.http import App
 from must.deploy.review.page import self_contained
 from must.deploy.review.pictures import Pictures
-from must.deploy.review.session import Session, in_words
+from must.deploy.review.session import Session
 from must.deploy.serve.connections import Room
 from must.deploy.serve.server import address, check_no_loop, listen, serve_until_signal
-from must.method.answers.doubts import RELABELLED, Doubts, save_relabelled
-from must.method.answers.questions import fingerprint, whole_of
-from must.method.answers.sampling import SamplingPlan
+from must.method.answers.review import FILE, MODEL, RANDOM, Review, fingerprint
 
 logger = logging.getLogger(__name__)
 
 REVIEW = Kind("must review", "--output", ".review.lock")
+RELABELLED = "relabelled.csv"
 CONNECTIONS = 64  # of all browsers together
 PATIENCE = 30.0  # seconds that a browser has for a request's head, and for taking an answer
 
@@ -46,49 +46,48 @@ def review(config: ReviewConfig) -> None:
     folder = storage.local(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(str(folder), REVIEW):
-        plan = questions_at(config)
-        reader = open_reader(config.shards, config.split, config.cache, config.cache_gb, sha256=plan.index_sha256)
-        session = Session(plan, str(folder), config.who or login())
-        pictures = Pictures(reader)
+        about = review_at(config)
+        reader = open_reader(config.shards, config.split, config.cache, config.cache_gb, sha256=about.index_sha256)
+        who, pictures = config.who or login(), Pictures(reader)
         if config.page:
-            page, count = self_contained(session, pictures, config.pictures)
+            page, count = self_contained(Session(about, str(folder), who), pictures, config.pictures)
             storage.write_bytes(config.page, page)
             said = f"{config.page}: {count:,} pictures, {len(page) / 1e6:.1f} MB; it saves answers.jsonl"
             logger.info(printable(said))
-        else:
-            with listen(config.host, config.port) as listener, asyncio.Runner() as runner:
-                runner.run(run(config, session, pictures, listener))
+            return
+        from must.deploy.review.teaching import Images, Teaching  # imports torch
+
+        with listen(config.host, config.port) as listener, closing(Teaching(Images.load(str(folder)))) as teaching:
+            session = Session(about, str(folder), who, teaching)
+            asyncio.run(run(config, session, pictures, listener))
 
 
 def placed(config: ReviewConfig) -> ReviewConfig:
     """With the places of a folder that `must adapt` made. Raises ValueError: it made none there."""
     if not config.work:
-        return replace(config, model=whole_of(config.model)) if config.mode == "compare" else config
+        return config
     work = Path(config.work)
     require((work / RECORD_FILE).is_file(), f"{config.work}: is no folder that `must adapt` made")
-    inside = [str(work / name) for name in ("model", CLASSIFIER_FILE, "shards", "review")]
-    model, baseline, shards, output = inside
-    if config.mode == "compare":
-        model = whole_of(model)
+    model, baseline, shards, output = (str(work / name) for name in ("model", CLASSIFIER_FILE, "shards", "review"))
     return replace(config, work="", model=model, baseline=baseline, shards=shards, output=output)
 
 
-def questions_at(config: ReviewConfig) -> SamplingPlan | Doubts:
-    """Those in the folder, or new ones. Raises ValueError: they are about another model, or about other images."""
-    kind: type[SamplingPlan | Doubts] = Doubts if config.mode == "doubtful" else SamplingPlan
-    if not storage.exists(storage.join(config.output, kind.FILE)):
+def review_at(config: ReviewConfig) -> Review:
+    """The one in the folder, or a new one. Raises ValueError: it is about another model, or in another order."""
+    if not storage.exists(storage.join(config.output, FILE)):
         loading("review")
-        from must.deploy.review.prepare import prepare, prepare_doubts  # imports torch
+        from must.deploy.review.prepare import prepare  # imports torch
 
-        found = prepare_doubts(config) if kind is Doubts else prepare(config)
-        found.save(config.output)
+        found, images = prepare(config)
+        images.save(config.output)
+        found.save(config.output)  # the last: it says that both are there
         return found
-    found = kind.load(config.output, "--output")
+    found = Review.load(config.output, "--output")
     weights = fingerprint(storage.read_bytes(storage.join(config.model, WEIGHTS_FILE)))
+    other = "about another model" if weights != found.model_sha256 else f"in the order {found.order}"
     require(
-        weights == found.model_sha256,
-        f"--output {config.output}: its {kind.FILE} is about another model; delete that file to ask about this one: "
-        "answers stay good",
+        weights == found.model_sha256 and config.order == found.order,
+        f"--output {config.output}: its {FILE} is {other}; delete that file for a new one: answers stay good",
     )
     return found
 
@@ -100,18 +99,24 @@ async def run(config: ReviewConfig, session: Session, pictures: Pictures, listen
     logger.info(printable(f"answers: {session.path} ({known:,} so far); Ctrl-C ends, the same command goes on"))
     app = App(session, pictures, token)
     await serve_until_signal(app, listener, Room(CONNECTIONS), PATIENCE, timeout_graceful_shutdown=5)
-    logger.info(printable_page(closing(config, session)))
+    logger.info(printable_page(what_next(config, session)))
 
 
-def closing(config: ReviewConfig, session: Session) -> str:
-    if isinstance(session.plan, Doubts):
-        count = save_relabelled(session.plan, session.answers, config.output)
-        file = storage.join(config.output, RELABELLED)
-        return f"{len(session.answers):,} answers. {count:,} pictures are called otherwise: {file}"
-    assert session.verdict is not None
-    found = f"{len(session.answers):,} answers. {in_words(session.verdict, session.plan)}"
-    command = f"must select --model {config.model} --baseline {config.baseline} --shards {config.shards}"
-    return f"{found}\nnext: {command} --answers {config.output} --output selected/"
+def what_next(config: ReviewConfig, session: Session) -> str:
+    """What the answers say, and what to do with them. Writes relabelled.csv anew."""
+    rows = [["image", "model", "label", "who", "when", "sha256"]]
+    for picture, answer in session.review.relabelled(session.answers):
+        model = session.review.classes[picture.classes[MODEL]]
+        texts = picture.image, model, answer.label or "", answer.who, answer.when
+        rows.append([*map(cell, texts), picture.sha256])
+    file = storage.join(config.output, RELABELLED)
+    storage.write_bytes(file, csv_of(rows))
+    lines = [session.text(), f"{len(rows) - 1:,} pictures to which people give another class than the model: {file}"]
+    places = f"--model {config.model} --shards {config.shards} --answers {config.output}"
+    if session.review.order == RANDOM:
+        lines.append(f"next: must select {places} --baseline {config.baseline} --output selected/")
+    lines.append(f"next: must refine {places} --classifier {config.baseline} --output labels/")
+    return "\n".join(lines)
 
 
 def login() -> str:

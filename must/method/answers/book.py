@@ -5,7 +5,8 @@
 `label` is a class name, or null where the picture shows none of the classes; `"unsure": true` stands in its place where
 the person could not tell, and `"undone": true` beside that where an answer was taken back. The last line about a
 picture counts. A picture is known by the sha256 of its file, so answers stay good for another model, and may come from
-another program.
+another program. `"picked": true` says that the picture was not drawn at random: such an answer teaches, and measures
+nothing.
 """
 
 import json
@@ -32,6 +33,7 @@ class Answer:
     image: str = ""
     who: str = ""
     when: str = ""
+    picked: bool = False
 
 
 def place(uri: str) -> str:
@@ -83,7 +85,8 @@ def parsed(entry: dict[str, Any], sha256: str) -> Answer | None:
     label = None if unsure else entry["label"]
     require(label is None or isinstance(label, str), "label must be a class name or null")
     texts = {name: str(entry.get(name, "")) for name in ("image", "who", "when")}
-    return Answer(sha256, label, unsure, **texts)
+    picked = bool(entry.get("picked")) or "position" in entry  # of must 0.1, which drew by weight
+    return Answer(sha256, label, unsure, **texts, picked=picked)
 
 
 def whole(line: bytes) -> bool:

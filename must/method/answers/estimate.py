@@ -66,13 +66,13 @@ def share(right: np.ndarray) -> Share:
     return Share(mean, max(0.0, middle - half), min(1.0, middle + half))
 
 
-def difference(before: np.ndarray, after: np.ndarray) -> Share:
+def difference(before: np.ndarray, after: np.ndarray, z: float = Z) -> Share:
     """Mean of `after` - `before`, bool [A] of the same images, with the interval of Bonett and Price (2012), which
-    holds for few images too."""
+    holds for few images too, of `z` standard errors."""
     count = len(before)
     if not count:
         return Share(0.0, -1.0, 1.0)
     won, lost = (int((one & ~other).sum()) + 1 for one, other in ((after, before), (before, after)))
     middle = (won - lost) / (count + 2)
-    half = Z * math.sqrt(max((won + lost) / (count + 2) - middle**2, 0.0) / (count + 2))
+    half = z * math.sqrt(max((won + lost) / (count + 2) - middle**2, 0.0) / (count + 2))
     return Share((won - lost) / count, max(-1.0, middle - half), min(1.0, middle + half))

@@ -2,8 +2,8 @@
 seed, written once.
 
 In the order `random` every picture is as likely as any other to be among the first n, so that answers measure without
-bias; and the first n are spread over the predicted classes, so that they teach each of them. In the order `doubtful`
-come the pictures that the model is least sure of; nothing can be measured by those.
+bias; and the first n are spread over the refined labels, so that they teach each class. In the order `doubtful` come
+the pictures that the model is least sure of; nothing can be measured by those.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from must.method.answers.estimate import Measured
 FILE = "review.json"
 FORMAT = 2
 MOST = 2_000  # pictures: more than anybody answers
+RANDOM, DOUBTFUL = "random", "doubtful"
 NO_CLASS = -1  # a picture that shows none of the classes
 ZERO_SHOT, MODEL, REFINED = range(3)  # places in a picture's `classes`
 
@@ -50,7 +51,7 @@ class Review:
     index_sha256: str
     split: str
     classes: list[str]
-    order: str  # random or doubtful
+    order: str  # RANDOM or DOUBTFUL
     images: int  # of which the pictures were chosen
     pictures: list[Picture]
     format: int = FORMAT
@@ -84,26 +85,47 @@ class Review:
             require(max(*picture.classes, *picture.likely) < len(review.classes), "a picture's classes")
         return review
 
+    def require(self, classes: list[str], index_sha256: str, flag: str) -> None:
+        """Raises ValueError: it is about other classes, or about another revision of the shards; begins with `flag`."""
+        require(self.classes == classes, f"{flag}: is a review of a model with other classes; give its own model")
+        require(
+            self.index_sha256 == index_sha256,
+            f"{flag}: is a review of another revision of the shards; delete its {FILE} and run `must review` again: "
+            "answers stay good",
+        )
+
     def answers(self, folder: str) -> dict[str, Answer]:
         """sha256 -> the answer that counts, of this review's pictures. Raises ValueError: as `read_answers`."""
         asked = {picture.sha256 for picture in self.pictures}
         return {key: one for key, one in read_answers(folder, self.classes).items() if key in asked}
 
-    def truth(self, answers: dict[str, Answer]) -> tuple[list[Picture], np.ndarray]:
-        """(the pictures that somebody could answer, int64 [A] of their class numbers, NO_CLASS where it is none)."""
+    def truth(self, answers: dict[str, Answer], drawn: bool = False) -> tuple[list[Picture], np.ndarray]:
+        """(the pictures that somebody could answer, int64 [A] of their class numbers, NO_CLASS where it is none).
+
+        Args:
+            drawn: only answers about pictures that were drawn at random, which measure. All of those count, whatever
+                is left out between them: people skip few pictures, and "cannot tell" is not counted.
+        """
         pairs = [(picture, answers.get(picture.sha256)) for picture in self.pictures]
-        sure = [(picture, answer) for picture, answer in pairs if answer and not answer.unsure]
+        sure = [(picture, one) for picture, one in pairs if one and not one.unsure and not (drawn and one.picked)]
         labels = [NO_CLASS if one.label is None else self.number_of[one.label] for _, one in sure]
         return [picture for picture, _ in sure], np.array(labels, np.int64)
 
     def measured(self, answers: dict[str, Answer]) -> Measured | None:
-        """What the answers measure; None where the order is not a random one, or nothing is answered."""
-        pictures, labels = self.truth(answers)
-        if self.order != "random" or not pictures:
+        """What the answers about pictures that were drawn at random measure; None where there are none."""
+        pictures, labels = self.truth(answers, drawn=True)
+        if not pictures:
             return None
-        predicted = np.array([picture.classes for picture in pictures])
-        right = predicted == labels[:, None]
+        right = np.array([picture.classes for picture in pictures]) == labels[:, None]
         return Measured.of(right[:, ZERO_SHOT], right[:, MODEL], right[:, REFINED])
+
+    def relabelled(self, answers: dict[str, Answer]) -> list[tuple[Picture, Answer]]:
+        """The pictures to which people give another class than the model, or none of the classes."""
+        return [
+            (picture, answers[picture.sha256])
+            for picture, label in zip(*self.truth(answers), strict=True)
+            if label != picture.classes[MODEL]
+        ]
 
 
 def parse_picture(entry: dict[str, Any]) -> Picture:

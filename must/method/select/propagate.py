@@ -19,8 +19,27 @@ ROUNDS = 10
 SHARPNESS = 5.0  # a neighbour weighs exp(5 (cosine - 1))
 RARE = 1e-3  # added to a class's mean, so that a class that is nowhere has no infinite lift
 LEAST = 1e-4  # smallest probability that is multiplied
-RIDGE = 1.0
+RIDGES = (1.0, 3.0, 10.0, 30.0, 100.0)
 NUMBERS = 1 << 25  # that a block of images holds at a time
+
+
+def refined_probabilities(neighbours: Tensor, cosines: Tensor, values: Tensor, mean: Tensor, answers: Tensor) -> Tensor:
+    """Float32 [N, K]: the mean of the models' probabilities, corrected by answers, then propagated.
+
+    Args:
+        neighbours, cosines: as of `nearest(values)`.
+        answers: int64 [2, A], as of `places_of`.
+    """
+    answered, labels = answers.to(mean.device)
+    if len(answered):
+        mean = corrected(mean, values, answered, labels)
+    return propagate(neighbours, cosines, mean, answered, labels)
+
+
+def places_of(answers: dict[int, int], numbers: Tensor) -> Tensor:
+    """Int64 [2, A]: the places in `numbers` [N] of answered images, and their classes, of {number: class number}."""
+    known = [(place, answers[number]) for place, number in enumerate(numbers.tolist()) if number in answers]
+    return torch.tensor(known, dtype=torch.int64).reshape(-1, 2).T
 
 
 def propagate(
@@ -36,7 +55,6 @@ def propagate(
         neighbours: int64 [N, C], and their `cosines` [N, C], as of `nearest`.
         probabilities: [N, K]; where there are two models, their mean; where there are answers, as of `corrected`.
         answered: int64 [A], and `labels`, int64 [A], the class numbers; -1 where an image shows none of the classes.
-        weight: of the neighbours' lift, as its exponent.
     """
     P = probabilities.float().clamp(min=LEAST)
     P = P / P.sum(1, keepdim=True)
@@ -61,6 +79,9 @@ def propagate(
 def corrected(probabilities: Tensor, values: Tensor, answered: Tensor, labels: Tensor) -> Tensor:
     """Float32 [N, K]: the probabilities with what the answers say of the errors on similar images.
 
+    The ridge is the one of RIDGES with the smallest leave-one-out error on the answers; where none has a smaller one
+    than no correction, as with few answers and many classes, the probabilities stay.
+
     Args:
         probabilities: [N, K].
         values: float32 [N, D], unit vectors, as of `whitened`.
@@ -68,10 +89,17 @@ def corrected(probabilities: Tensor, values: Tensor, answered: Tensor, labels: T
     """
     P = probabilities.float()
     both = torch.cat([P, values], 1)
-    own = both[answered]
-    kernel = own @ own.T + RIDGE * torch.eye(len(own), device=own.device)
-    change = both @ (own.T @ torch.linalg.solve(kernel, one_hot(labels, P.shape[1]) - P[answered]))
-    P = (P + change).clamp(min=LEAST)
+    own, errors = both[answered], one_hot(labels, P.shape[1]) - P[answered]
+    least, change = float(errors.square().sum()), None
+    for ridge in RIDGES:
+        inverse = torch.linalg.inv(own @ own.T + ridge * torch.eye(len(own), device=own.device))
+        weights = inverse @ errors
+        left_out = float((weights / inverse.diagonal()[:, None]).square().sum())
+        if left_out < least:
+            least, change = left_out, own.T @ weights
+    if change is None:
+        return P
+    P = (P + both @ change).clamp(min=LEAST)
     return P / P.sum(1, keepdim=True)
 
 

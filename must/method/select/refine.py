@@ -13,6 +13,7 @@ from must.base.files import PREDICTIONS_FILE
 from must.base.parameters import require
 from must.base.text import cell, csv_of, encoded
 from must.config import RefineConfig
+from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
 from must.method.answers.review import Review
 from must.method.distributed.process_group import init_distributed
@@ -21,7 +22,7 @@ from must.method.model.classifier import load_text_classifier
 from must.method.select.check import Predicted
 from must.method.select.features import ImageFeatures, extract_features, subsample
 from must.method.select.knn import nearest, whitened
-from must.method.select.propagate import corrected, propagate
+from must.method.select.propagate import places_of, refined_probabilities
 from must.method.select.select import adapted_end
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def answers_of(config: RefineConfig, classes: list[str]) -> dict[int, int]:
     if not config.answers:
         return {}
     review = Review.load(config.answers)
-    require(review.classes == classes, f"--answers {config.answers}: is a review of a model with other classes")
+    review.require(classes, load_index(config.shards).sha256, f"--answers {config.answers}")
     require(review.split == config.split, f"--answers {config.answers}: is a review of the split {review.split}")
     pictures, labels = review.truth(review.answers(config.answers))
     return {picture.number: int(label) for picture, label in zip(pictures, labels, strict=True)}
@@ -97,13 +98,8 @@ def refined_labels(seen: ImageFeatures, device: torch.device, answers: dict[int,
         answers: {number in the split: class number, -1 for none of the classes}.
     """
     values = whitened(seen.features.to(device).float())
-    neighbours, cosines = nearest(values)
     mean = seen.probabilities.float().mean(0).to(device)
-    known = [(place, answers[n]) for place, n in enumerate(seen.numbers.tolist()) if n in answers] if answers else []
-    answered, labels = torch.tensor(known, dtype=torch.int64, device=device).reshape(-1, 2).T
-    if len(answered):
-        mean = corrected(mean, values, answered, labels)
-    refined = propagate(neighbours, cosines, mean, answered, labels)
+    refined = refined_probabilities(*nearest(values), values, mean, places_of(answers or {}, seen.numbers))
     models = [Predicted.of(one) for one in seen.probabilities]
     return Refined(models[0], models[1] if len(models) > 1 else None, Predicted.of(refined.cpu()))
 

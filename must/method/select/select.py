@@ -20,8 +20,9 @@ from must.base.parameters import require
 from must.base.progress import watched
 from must.config import SelectConfig
 from must.data.augment.normalize import normalize
+from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
-from must.method.answers.estimate import Measured
+from must.method.answers.estimate import Measured, difference
 from must.method.answers.review import Review
 from must.method.distributed.process_group import init_distributed
 from must.method.model.bundle import (
@@ -37,7 +38,7 @@ from must.method.model.bundle import (
 from must.method.model.classifier import load_text_classifier
 from must.method.model.folder import Kept
 from must.method.model.masked_vit import MaskedViT
-from must.method.select.check import IMAGES, Check, Predicted
+from must.method.select.check import IMAGES, Check, Predicted, agreement_gain
 from must.method.select.features import extract_features, subsample
 from must.method.select.knn import nearest, whitened
 from must.method.select.propagate import propagate
@@ -45,6 +46,7 @@ from must.method.select.propagate import propagate
 logger = logging.getLogger(__name__)
 
 TRIED = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # where labels or answers choose
+HALF, CLEAR = 0.5, 3.0  # share of the way, and standard errors that going further needs
 CLASSIFIES = ("visual.", "classifier")  # the other weights serve training, and zero-shot has none of its own
 
 Weights = dict[str, Tensor]
@@ -122,7 +124,8 @@ def choose_alpha(
     """Takes the share `alpha`, or for "auto" chooses it, and checks the model there. No label is read.
 
     The chosen share is the one whose classes agree best with the labels that similar images give (propagate.py): the
-    mean of those labels' probabilities of its classes is largest.
+    mean of those labels' probabilities of its classes is largest. It is more than HALF only if similar images share a
+    class there more often than at HALF, by more than CLEAR standard errors; else HALF.
 
     Args:
         zero_shot: with the adapted model's logit factor.
@@ -138,8 +141,12 @@ def choose_alpha(
     place, by = len(alphas) - 1, "--alpha"
     if alpha == "auto":
         refined = propagate(neighbours, cosines, (probabilities[0] + probabilities[-1]) / 2)
-        place = int(refined.gather(1, probabilities.argmax(-1).T).mean(0).argmax())
+        labels = probabilities.argmax(-1)
+        place = int(refined.gather(1, labels.T).mean(0).argmax())
         by = "agrees best with the labels of similar images"
+        half = TRIED.index(HALF)
+        if place > half and agreement_gain(labels[half], labels[place], neighbours) <= CLEAR:
+            place, by = half, "half of the way: beyond it similar images agree no more clearly"
     before, after = Predicted.of(probabilities[0]), Predicted.of(probabilities[place])
     return Choice(alphas[place], by, Check.of(neighbours, before, after, classes))
 
@@ -163,16 +170,10 @@ def known_labels(config: SelectConfig, description: Description) -> tuple[dict[i
     """({number in the split: class number}, the split) of the answers or the labelled split that alpha is chosen by."""
     if config.answers:
         review = Review.load(config.answers)
-        require(
-            review.classes == description.classes,
-            f"--answers {config.answers}: is a review of a model with other classes; give its own model",
-        )
-        pictures, labels = review.truth(review.answers(config.answers))
-        require(
-            review.order == "random",
-            f"--answers {config.answers}: asked about doubtful pictures, which measure nothing",
-        )
-        require(bool(pictures), f"--answers {config.answers}: there are no answers yet")
+        review.require(description.classes, load_index(config.shards).sha256, f"--answers {config.answers}")
+        pictures, labels = review.truth(review.answers(config.answers), drawn=True)
+        why = "there are no answers yet about pictures that were drawn at random, and others measure nothing"
+        require(bool(pictures), f"--answers {config.answers}: {why}")
         return {picture.number: int(label) for picture, label in zip(pictures, labels, strict=True)}, review.split
     if not config.labelled:
         return {}, ""
@@ -203,9 +204,7 @@ def best_alpha(correct: np.ndarray, usual: float) -> float:
     """Of bool [len(TRIED), A], whether each share of the way is right: the most accurate one, but `usual` unless the
     difference from it is more than its standard error."""
     best = int(correct.mean(1).argmax())
-    difference = correct[best].astype(float) - correct[TRIED.index(usual)]
-    error = difference.std() / max(len(difference), 1) ** 0.5
-    return TRIED[best] if len(difference) > 1 and difference.mean() > error else usual
+    return TRIED[best] if difference(correct[TRIED.index(usual)], correct[best], z=1).low > 0 else usual
 
 
 def both_ends(model: str, baseline: str) -> tuple[Bundle, Bundle]:

@@ -1,0 +1,140 @@
+"""What answers change: the labels of similar images, by propagation, and how often those are right. Imports torch."""
+
+import threading
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from must.base import storage
+from must.base.cores import cores
+from must.base.errors import UserError
+from must.base.parameters import require
+from must.method.answers.estimate import share
+from must.method.select.knn import nearest
+from must.method.select.propagate import places_of, refined_probabilities
+
+FILE = "review.safetensors"
+STEPS = (10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 700, 1000, 1400, 2000)  # answers after which a point is added
+FOLDS = 5
+
+Known = list[tuple[int, int]]  # (number in the split, class number), in the order in which pictures are asked
+
+
+@dataclass(frozen=True)
+class Images:
+    """N images, D numbers each, K classes."""
+
+    numbers: Tensor  # int64 [N], in the split
+    values: Tensor  # float16 [N, D], as of `whitened`
+    probabilities: Tensor  # float16 [N, K], mean of zero-shot's and the adapted model's
+
+    def save(self, folder: str) -> None:
+        storage.write_bytes(
+            storage.join(folder, FILE),
+            save({name: vars(self)[name] for name in ("numbers", "values", "probabilities")}),
+        )
+
+    @classmethod
+    def load(cls, folder: str) -> Self:
+        """Raises ValueError: there is none, or it is damaged."""
+        uri = storage.join(folder, FILE)
+        try:
+            found = cls(**load(storage.read_bytes(uri)))
+            require(len(found.numbers) == len(found.values) == len(found.probabilities), "lengths")
+        except (OSError, SafetensorError, TypeError, ValueError):
+            why = f"{uri}: is missing or damaged; delete review.json there, and `must review` makes both again"
+            raise UserError(why) from None
+        return found
+
+    @cached_property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The first arguments of `refined_probabilities`."""
+        values = self.values.float()
+        return *nearest(values), values, self.probabilities.float()
+
+    @cached_property
+    def usual(self) -> Tensor:
+        """Int64 [N]: the refined labels without answers."""
+        return self.refined({}).argmax(1)
+
+    def refined(self, answers: dict[int, int]) -> Tensor:
+        """Float32 [N, K]: the refined labels' probabilities with these answers, {number: class number}."""
+        return refined_probabilities(*self.tensors, places_of(answers, self.numbers))
+
+
+class Teaching:
+    """Works out what the answers so far change, in a thread, as that may take longer than the next answer does."""
+
+    def __init__(self, images: Images) -> None:
+        self.images, self.lock = images, threading.Lock()
+        self.place = {number: place for place, number in enumerate(images.numbers.tolist())}
+        self.thread: threading.Thread | None = None
+        self.closed = False
+        self.wanted: tuple[Known, Known] | None = None
+        self.points: dict[int, tuple[Known, list[float]]] = {}
+        self.changed: tuple[int, int] | None = None  # (answers, labels of other images that they changed)
+
+    def update(self, known: Known, drawn: Known) -> None:
+        """`drawn`: those of `known` about pictures that were drawn at random."""
+        with self.lock:
+            self.wanted = known, drawn
+            if self.thread is None:
+                self.thread = threading.Thread(target=self.work, daemon=True)
+                self.thread.start()
+
+    def wait(self) -> None:
+        if (thread := self.thread) is not None:
+            thread.join()
+
+    def close(self) -> None:
+        """No thread is left that computes while the program ends."""
+        self.closed = True
+        self.wait()
+
+    def state(self) -> dict[str, Any]:
+        """`text`: a sentence; `curve`: of each point the answers, the changed labels, and the share of held-out answers
+        that refined labels name, with its interval."""
+        curve = [point for _, (_, point) in sorted(self.points.items())]
+        if self.changed is None or not self.changed[0]:
+            return {"text": "", "curve": curve}
+        answers, changed = self.changed
+        others = len(self.images.numbers) - answers
+        taught = "1 answer changes" if answers == 1 else f"{answers:,} answers change"
+        return {"text": f"{taught} the refined labels of {changed:,} of {others:,} other images.", "curve": curve}
+
+    def work(self) -> None:
+        torch.set_num_threads(max(1, cores() - 1))  # of this thread; the other core answers
+        while True:
+            with self.lock:
+                if self.wanted is None or self.closed:
+                    self.thread = None
+                    return
+                (known, drawn), self.wanted = self.wanted, None
+            self.changed = len(known), self.change(known)
+            kept = {n: (first, point) for n, (first, point) in self.points.items() if first == drawn[:n]}
+            for step in STEPS:
+                if step <= len(drawn) and step not in kept and not self.closed:
+                    first = drawn[:step]
+                    kept[step] = first, [step, self.change(first), *share(self.right(first))]
+            self.points = kept
+
+    def change(self, known: Known) -> int:
+        others = self.images.refined(dict(known)).argmax(1) != self.images.usual
+        others[[self.place[number] for number, _ in known]] = False
+        return int(others.sum())
+
+    def right(self, known: Known) -> np.ndarray:
+        """Bool [A]: whether the refined labels of an answered picture are right when four fifths of the answers teach,
+        its own not among them."""
+        found = np.zeros(len(known), bool)
+        for fold in range(FOLDS):
+            labels = self.images.refined(dict(one for at, one in enumerate(known) if at % FOLDS != fold)).argmax(1)
+            for at in range(fold, len(known), FOLDS):
+                found[at] = int(labels[self.place[known[at][0]]]) == known[at][1]
+        return found
