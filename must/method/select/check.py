@@ -100,7 +100,7 @@ def agreement(labels: Tensor, neighbours: Tensor) -> Tensor:
 
 
 def agreement_gain(before: Tensor, after: Tensor, neighbours: Tensor) -> float:
-    """By how many standard errors more often nearest neighbours [N, C] share a class of `after` [N] than of `before`."""
+    """By how many standard errors more often neighbours [N, C] share a class of `after` [N] than of `before`."""
     gain = agreement(after, neighbours) - agreement(before, neighbours)
     error = float(gain.std()) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
     return float(gain.mean()) / error if error else 0.0
