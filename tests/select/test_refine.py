@@ -13,7 +13,9 @@ from must.api import cli
 from must.api.demo.data import digit_parts
 from must.config import RefineConfig, SelectConfig, ShardConfig
 from must.data.shards.build import shard
-from must.method.select.refine import refine
+from must.evaluation.labels import read_labels
+from must.method.select.check import Predicted
+from must.method.select.refine import Refined, predictions_csv, refine
 from must.method.select.select import select
 
 
@@ -61,6 +63,18 @@ def test_labels_are_better_than_zero_shots(done, many):
     assert story["changed"] == pytest.approx(np.mean([row["class"] != row["zero_shot"] for row in rows]))
     assert all(0 < float(row[f"{name}confidence"]) <= 1 for row in rows for name in ("", "zero_shot_", "model_"))
     assert json.loads((output / "refined.json").read_text()) == story
+
+
+def test_other_commands_read_them_as_a_models_labels(done):
+    found = {one.image: (one.label, one.probability) for one in read_labels(str(done[1] / "predictions.csv"))}
+    assert found == {row["image"]: (row["class"], float(row["confidence"])) for row in rows_of(done[1])}
+
+
+def test_an_image_that_shows_none_of_the_classes_has_no_class():
+    said = Predicted(torch.tensor([1, 0]), torch.tensor([0.9, 0.0]))
+    refined = Refined(Predicted(torch.tensor([1, 1]), torch.tensor([0.8, 0.7])), None, said)
+    rows = list(csv.DictReader(io.StringIO(predictions_csv(["a.png", "b.png"], ["cat", "dog"], refined).decode())))
+    assert [(row["class"], row["zero_shot"]) for row in rows] == [("dog", "dog"), ("", "dog")]
 
 
 def test_without_a_model_zero_shots_labels_are_refined(digits, many, tmp_path):

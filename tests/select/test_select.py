@@ -89,16 +89,6 @@ def test_labels_choose_alpha_and_what_they_measure_is_recorded(digits, tmp_path)
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("better, worse, alpha", [(0, 0, 0.5), (0, 9, 0.5), (6, 5, 0.5), (30, 0, 0.8)])
-def test_another_alpha_takes_more_than_its_standard_error(better, worse, alpha):
-    """Of 100 images 50 are right at every share; at 0.8 some of the others besides, and some not."""
-    correct = np.zeros((len(TRIED), 100), bool)
-    correct[:, :50] = True
-    correct[TRIED.index(0.8), :worse] = False
-    correct[TRIED.index(0.8), 50 : 50 + better] = True
-    assert best_alpha(correct, 0.5) == alpha
-
-
 def test_a_classifier_of_another_task_is_refused(digits, tmp_path):
     other = load_text_classifier(digits.classifier)
     save_classifier(replace(other, weights=other.weights[:, :9], classes=other.classes[:9]), str(tmp_path / "nine"))
