@@ -231,6 +231,22 @@ def test_what_cannot_be_read_is_said_in_a_line(folder, change, message):
     assert "\n" not in str(error.value) and len(str(error.value)) < 300 + len(str(folder))
 
 
+def test_a_file_where_its_folder_is_meant(folder, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"^--model \S+: is a file; give its folder, .* --model NAME --pretrained FILE$"
+    ):
+        load_backbone(str(folder / "model.safetensors"))
+    values = {"classes": "cat,dog", "model": str(folder), "output": str(tmp_path / "c.safetensors"), "device": "cpu"}
+    classifier(ClassifierConfig(**values, look_alikes="tower"))
+    bundle = zero_shot_bundle(load_text_classifier(values["output"]))
+    save_bundle(str(tmp_path / "bundle"), bundle.model, bundle.description)
+    for place in (folder, tmp_path / "bundle"):
+        with pytest.raises(ValueError, match=f"is a part of a model; give its folder, {place}$"):
+            load_text_classifier(str(place / "model.safetensors"))
+    with pytest.raises(ValueError, match="is a bundle, an image tower without a text tower"):
+        load_backbone(str(tmp_path / "bundle"))
+
+
 @pytest.fixture
 def named(ours, monkeypatch):
     """The tiny model by a name of open_clip's."""

@@ -15,7 +15,7 @@ from must.method.model.bundle import load_bundle, load_description, save_bundle
 from must.method.model.classifier import load_text_classifier, save_classifier
 from must.method.select.check import agreement_gain
 from must.method.select.features import subsample
-from must.method.select.select import HALF, TRIED, best_alpha, select
+from must.method.select.select import HALF, TRIED, select
 from must.method.train import trainer
 from must.method.train.presets import preset
 from must.method.train.trainer import train

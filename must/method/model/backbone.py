@@ -131,6 +131,9 @@ def opened(model: str, asked: str) -> Iterator[tuple[str, Path | None]]:
             if model.startswith(HUB):
                 model = as_folder(model.removeprefix(HUB)) or model
             folder = Path(model.removeprefix("local-dir:"))
+            if folder.is_file():
+                hint = "give its folder, if it is a model's, or say which model's it is: --model NAME --pretrained FILE"
+                raise UserError(f"is a file; {hint}")
             theirs = folder if is_folder(model) and is_transformers(folder) else None
             if theirs:
                 as_open_clips(theirs, Path(scratch))
