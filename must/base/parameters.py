@@ -244,13 +244,17 @@ def with_name(where: str, stage: type[Config], **values: Any) -> Config:
     """The stage's parameters, of which those that are missing and have no default are "-" as yet.
 
     Raises:
-        ValueError: a value that the stage refuses; told with `where` in front, if that is not ''.
+        ValueError: a value that the stage refuses; told with `where` in front, if that is not '', and once where the
+            flag has that very name.
     """
     later = {f.name: "-" for f in fields(stage) if is_required(f)}
     try:
         return stage(**later | values)
     except ValueError as error:
-        raise UserError(f"{where}: {error}" if where else str(error)) from None
+        text, flag = str(error), f"--{where.replace('_', '-')} "
+        if text.startswith(flag):
+            raise UserError(f"{where} {text.removeprefix(flag)}") from None
+        raise UserError(f"{where}: {text}" if where else text) from None
 
 
 def check_names(stage: type[StageConfig], values: dict[str, Any], where: str) -> None:

@@ -34,7 +34,10 @@ def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
     from must.runtime.check import check_run
 
     check_run(values)
-    ask(values.get("register", "none"), values.get("model_name", "model"))  # the last stage would, hours later
+    try:  # the last stage would, hours later
+        ask(values.get("register", "none"), values.get("model_name", "model"))
+    except ValueError as error:
+        raise type(error)(str(error).removesuffix("; nothing was promoted")) from None
     if work_uri:
         check_writable("work_uri", work_uri)
         registry = WorkUri(work_uri).registry(values.get("registry_uri", ""))

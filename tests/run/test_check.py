@@ -23,7 +23,7 @@ WRONG = [
     ({"epochs": -1}, "epochs -1: passes over the images"),
     ({"preset": "imagnet"}, "--preset imagnet: unknown; did you mean 'imagenet'"),
     ({"preset": "imagenet", "model": "RN50"}, "published for ViT-B/16 and ViT-L/14 only"),
-    ({"gate": "lable-free"}, "gate: --gate must be one of label-free, reviewed, labelled, none (got 'lable-free')"),
+    ({"gate": "lable-free"}, "gate must be one of label-free, reviewed, labelled, none (got 'lable-free')"),
     ({"gate_settings": {"min_gian": 0.1}}, "gate_settings.min_gian: unknown; did you mean 'min_gain'?"),
     ({"gate_settings": {"min_gain": 0.9}}, "gate_settings.min_gain: belongs to the gate 'labelled'; this run has gate"),
     (
@@ -33,7 +33,7 @@ WRONG = [
     ({"gate": "none", "gate_settings": {"min_gain": 0.1}}, "belongs to the gate 'labelled'; this run has gate 'none'"),
     ({"gate": "labelled", "gate_settings": {"min_gain": 2}}, "gate_settings: --min-gain must be between -1 and 1"),
     ({"gate_settings": {"output": "x"}}, "gate_settings.output: is set by the pipeline"),
-    ({"precision": "fp61"}, "precision: --precision must be one of fp32, fp16, int8 (got 'fp61')"),
+    ({"precision": "fp61"}, "precision must be one of fp32, fp16, int8 (got 'fp61')"),
     ({"labels": "folders"}, "--labels must be one of folder, csv, none (got 'folders')"),
     ({"split": "train=0.9"}, "--split must add up to 1"),
     ({"shard_settings": {"max_rejeced": 1}}, "shard_settings.max_rejeced: unknown; did you mean 'max_rejected'?"),
@@ -41,7 +41,7 @@ WRONG = [
     ({"shard_settings": {"quality": 0}}, "shard_settings: --quality must be between 1 and 95"),
     ({"serve": "yes"}, "serve must be one of none, write, apply (got 'yes')"),
     ({"serve": "write", "model_name": "cats.v2"}, "model_name cats.v2: a service needs a name that Kubernetes takes"),
-    ({"register": "mlfow"}, "register: --register must be one of none, mlflow"),
+    ({"register": "mlfow"}, "register must be one of none, mlflow"),
     ({"model_name": "My Model"}, "--name My Model: small letters, digits"),
 ]  # fmt: skip
 RIGHT = [

@@ -206,8 +206,9 @@ class Trainer:
             return NoLog()
         folder, state, first = Path(self.config.output), self.state, self.state.progress.step
         names = self.config.trackers if first < self.whole.steps else []
-        trackers = Trackers(names, Life(folder, first, list(state.log_lines), ""), state.run_ids)
-        log = TrainLog(folder, self.whole.steps, first, state.log_lines, trackers)
+        steps, life = self.whole.steps, Life(folder, first, list(state.log_lines), "")
+        trackers = Trackers(names, life, state.run_ids, steps)
+        log = TrainLog(folder, steps, first, state.log_lines, trackers)
         state.run_ids |= trackers.start(self.asked.to_dict())
         return log
 

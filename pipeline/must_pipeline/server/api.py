@@ -20,6 +20,7 @@ from must_pipeline import DESCRIPTION
 
 POD_TOKEN = "/var/run/secrets/kubeflow/pipelines/token"  # where a pod has its token, if its spec asks for one
 SECOND = 1.1  # Kubeflow keeps time in whole seconds: of two versions made in one, either may count as the newest
+LONGEST = 1000  # characters of what the server says: who lacks which right comes last
 IDENTITY = 1800.0  # seconds for which an identity token of Google is used; it lives for an hour
 LOGIN = (
     "log in with one of: $KFP_TOKEN or --token-file (a bearer token), --iap-client-id, "
@@ -245,4 +246,4 @@ UPLOADING = "; if no reason is given: may this account create pipelines in the n
 def detail(error: api.ApiException) -> str:
     body = error.body.decode(errors="replace") if isinstance(error.body, bytes) else error.body or ""
     said = object_or_none(body, lambda answer: [answer.get(name) for name in ("message", "error_message", "error")])
-    return one_line(next(filter(None, said or ()), body))[:200]
+    return one_line(next(filter(None, said or ()), body))[:LONGEST]

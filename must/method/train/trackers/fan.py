@@ -12,6 +12,7 @@ from must.config.trackers import require_packages
 from must.method.train.trackers.base import Life, Tracker, points, reason
 from must.method.train.trackers.mlflow import MLflow
 from must.method.train.trackers.tensorboard import TensorBoard
+from must.method.train.trackers.trainer_status import TrainerStatus
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +24,11 @@ STOP_TIMEOUT = 5.0  # where the run was stopped: whoever did that will not wait 
 class Trackers:
     """Args:
     life: with the run_id left out; `run_ids` has those of each tracker by name.
+    steps: of the whole run, where it is to be told to Kubeflow Trainer too.
     """
 
-    def __init__(self, names: Sequence[str], life: Life, run_ids: dict[str, str]) -> None:
-        self.life = life
+    def __init__(self, names: Sequence[str], life: Life, run_ids: dict[str, str], steps: int = 0) -> None:
+        self.life, self.steps = life, steps
         self.all = [AsyncTracker(name, MAKE[name](replace(life, run_id=run_ids.get(name, "")))) for name in names]
 
     def start(self, config: dict[str, Any]) -> dict[str, str]:
@@ -46,6 +48,8 @@ class Trackers:
                     raise UserError(message if message.startswith(begins) else begins + message) from None
                 tracker.warn(error)
                 self.all.remove(tracker)
+        if self.life.first_step < self.steps and TrainerStatus.is_wanted():
+            self.all.append(AsyncTracker("kubeflow", TrainerStatus(self.steps, self.life.first_step)))
         return {tracker.name: tracker.tracker.run_id for tracker in self.all if tracker.tracker.run_id}
 
     def log(self, step: int, values: dict[str, Any]) -> None:
