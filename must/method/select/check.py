@@ -99,5 +99,12 @@ def agreement(labels: Tensor, neighbours: Tensor) -> Tensor:
     return (labels[neighbours] == labels[:, None]).float().mean(1) if neighbours.numel() else torch.zeros(len(labels))
 
 
+def agreement_gain(before: Tensor, after: Tensor, neighbours: Tensor) -> float:
+    """Standard errors by which nearest neighbours [N, C] share a class of `after` [N] more often than of `before`."""
+    gain = agreement(after, neighbours) - agreement(before, neighbours)
+    error = float(gain.std()) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
+    return float(gain.mean()) / error if error else 0.0
+
+
 def mean(values: Tensor) -> float:
     return round(float(values.float().mean()), 4) if len(values) else 0.0

@@ -38,7 +38,7 @@ from must.method.model.bundle import (
 from must.method.model.classifier import load_text_classifier
 from must.method.model.folder import Kept
 from must.method.model.masked_vit import MaskedViT
-from must.method.select.check import IMAGES, Check, Predicted
+from must.method.select.check import IMAGES, Check, Predicted, agreement_gain
 from must.method.select.features import extract_features, subsample
 from must.method.select.knn import nearest, whitened
 from must.method.select.propagate import propagate
@@ -46,6 +46,7 @@ from must.method.select.propagate import propagate
 logger = logging.getLogger(__name__)
 
 TRIED = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # where labels or answers choose
+HALF, CLEAR = 0.5, 3.0  # share of the way, and standard errors that going further needs
 CLASSIFIES = ("visual.", "classifier")  # the other weights serve training, and zero-shot has none of its own
 
 Weights = dict[str, Tensor]
@@ -123,7 +124,8 @@ def choose_alpha(
     """Takes the share `alpha`, or for "auto" chooses it, and checks the model there. No label is read.
 
     The chosen share is the one whose classes agree best with the labels that similar images give (propagate.py): the
-    mean of those labels' probabilities of its classes is largest.
+    mean of those labels' probabilities of its classes is largest. It is more than HALF only if similar images share a
+    class there more often than at HALF, by more than CLEAR standard errors; else HALF.
 
     Args:
         zero_shot: with the adapted model's logit factor.
@@ -139,8 +141,12 @@ def choose_alpha(
     place, by = len(alphas) - 1, "--alpha"
     if alpha == "auto":
         refined = propagate(neighbours, cosines, (probabilities[0] + probabilities[-1]) / 2)
-        place = int(refined.gather(1, probabilities.argmax(-1).T).mean(0).argmax())
+        labels = probabilities.argmax(-1)
+        place = int(refined.gather(1, labels.T).mean(0).argmax())
         by = "agrees best with the labels of similar images"
+        half = TRIED.index(HALF)
+        if place > half and agreement_gain(labels[half], labels[place], neighbours) <= CLEAR:
+            place, by = half, "half of the way: beyond it similar images agree no more clearly"
     before, after = Predicted.of(probabilities[0]), Predicted.of(probabilities[place])
     return Choice(alphas[place], by, Check.of(neighbours, before, after, classes))
 
