@@ -264,7 +264,7 @@ def review(
     shards: Text = "",
     split: Text = "train",
     output: Text = "",
-    mode: Literal["compare", "doubtful"] = "compare",
+    order: Literal["random", "doubtful"] = "random",
     page: Text = "",
     pictures: int = 200,
     host: Text = "127.0.0.1",

@@ -151,7 +151,7 @@ def test_only_who_has_the_address_gets_in_and_the_page_loads_nothing_from_elsewh
     assert page.post("next")["picture"]["position"] == 0
     page.name = "another"
     assert page.post("next")["picture"]["position"] == 1
-    assert page.post("leave") == {} and page.ask("POST", "gone", {})[0] == 400
+    assert page.post("leave") == {} and page.ask("POST", "gone", {})[0] == 404
     page.name = "third"
     assert page.post("next")["picture"]["position"] == 1
     second = subprocess.run(page.process.args, capture_output=True, text=True, timeout=SILENCE, check=False)
@@ -186,10 +186,10 @@ def test_answers_change_similar_images_and_undoing_them_changes_them_back(review
     state = session.next("page")["state"]
     (ten, twenty) = state["curve"]
     assert [ten[0], twenty[0]] == [10, 20] and twenty[1] >= 10 and ten[3] <= ten[2] <= ten[4]
-    changed = int(re.search(r"25 answers change the refined labels of (\d+) of 125 other images", state["text"])[1])
+    changed = int(re.search(r"25 answers: (\d+) of 125 other refined labels changed", state["text"])[1])
     assert changed >= 20
     for position in range(25):
-        session.undo("page", position, "")
+        session.undo("page", position, {})
     teaching.wait()
     state = session.next("page")["state"]
     assert state["curve"] == [] and state["text"] == "No answers yet."

@@ -58,7 +58,7 @@ WAYS = {  # case: (notes, the state that was recorded for it, the page's first l
     ),
     "left to people": (
         done(*TRAINED, "review", evaluate=MEASURED, gate={"outcome": "waits for answers"},
-             review={"pictures": 1200, "page": "gs://b/reviews/k/review.html", "text": "Not decided yet."}),
+             review={"pictures": 1200, "page": "gs://b/reviews/k/review.html", "text": "No answers yet."}),
         "COMPLETE",
         "# Waiting for answers about 1,200 pictures: until then nothing is promoted",
     ),

@@ -16,6 +16,7 @@ import traceback
 from typing import Any
 
 from must.base.errors import UserError
+from must.base.parameters import require
 from must.base.storage import parse_object
 from must.deploy.review.page import STATIC, static
 from must.deploy.review.pictures import Pictures
@@ -69,18 +70,12 @@ class App:
             return await self.get(parts)
         wanted(scope["method"] == "POST" and len(parts) == 1, "no such address", 404)
         said = await body_of(receive)
-        page, position = str(said.get("page"))[:64], said.get("position")
-        if parts in (["next"], ["leave"]):
-            action = self.session.next if parts == ["next"] else self.session.leave
-            return Reply(as_json(await asyncio.to_thread(action, page)))
-        if type(position) is not int:
-            raise UserError("position must be a number")
-        if parts == ["answer"]:
-            return Reply(as_json(await asyncio.to_thread(self.session.answer, page, position, said)))
-        if parts == ["undo"]:
-            who = str(said.get("who") or "")
-            return Reply(as_json(await asyncio.to_thread(self.session.undo, page, position, who)))
-        raise Refused(404, "no such address")
+        wanted(parts[0] in ("next", "leave", "answer", "undo"), "no such address", 404)
+        given: list[Any] = [str(said.get("page"))[:64]]
+        if parts[0] in ("answer", "undo"):
+            require(type(said.get("position")) is int, "position must be a number")
+            given += [said["position"], said]
+        return Reply(as_json(await asyncio.to_thread(getattr(self.session, parts[0]), *given)))
 
     async def get(self, parts: list[str]) -> Reply:
         name = parts[0] if parts else "index.html"
@@ -97,12 +92,9 @@ class App:
 
 async def body_of(receive: Receive) -> dict[str, Any]:
     """Raises ValueError: no JSON object, or too much of it."""
-    data = b""
-    while True:
+    data, more = b"", True
+    while more:
         message = await receive()
-        data += message.get("body", b"")
-        if len(data) > MOST:
-            raise UserError("the request is too long")
-        if message["type"] != "http.request" or not message.get("more_body", False):
-            break
+        data, more = data + message.get("body", b""), message.get("more_body", False)
+        require(len(data) <= MOST, "the request is too long")
     return parse_object(data, dict, UserError("the request must be a JSON object"))

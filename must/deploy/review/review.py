@@ -1,8 +1,8 @@
 """The stage `must review`: what is asked is computed once, then a page is served until a signal ends it."""
 
 import asyncio
-import getpass
 import logging
+import os
 import secrets
 import socket
 from contextlib import closing
@@ -48,7 +48,7 @@ def review(config: ReviewConfig) -> None:
     with locked(str(folder), REVIEW):
         about = review_at(config)
         reader = open_reader(config.shards, config.split, config.cache, config.cache_gb, sha256=about.index_sha256)
-        who, pictures = config.who or login(), Pictures(reader)
+        who, pictures = config.who or os.environ.get("USER", ""), Pictures(reader)
         if config.page:
             page, count = self_contained(Session(about, str(folder), who), pictures, config.pictures)
             storage.write_bytes(config.page, page)
@@ -117,10 +117,3 @@ def what_next(config: ReviewConfig, session: Session) -> str:
         lines.append(f"next: must select {places} --baseline {config.baseline} --output selected/")
     lines.append(f"next: must refine {places} --classifier {config.baseline} --output labels/")
     return "\n".join(lines)
-
-
-def login() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # no entry for this user, as in a container
-        return ""

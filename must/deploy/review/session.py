@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from must.base.parameters import require
 from must.method.answers.book import FILE, Answer, append
 from must.method.answers.review import RANDOM, Picture, Review
@@ -34,18 +36,14 @@ class Session:
 
     def teach(self) -> None:
         if self.teaching is not None:
-            self.teaching.update(self.known(), self.known(drawn=True))
-
-    def known(self, drawn: bool = False) -> "Known":
-        pictures, labels = self.review.truth(self.answers, drawn)
-        return [(picture.number, label) for picture, label in zip(pictures, labels.tolist(), strict=True)]
+            known, drawn = (self.review.truth(self.answers, drawn=only) for only in (False, True))
+            self.teaching.update(pairs(*known), pairs(*drawn))
 
     def state(self) -> dict[str, Any]:
         """What the page tells about how far it has come."""
         taught = self.teaching.state() if self.teaching is not None else {"text": "", "curve": []}
-        text = f"{self.text()} {taught['text']}".strip()
-        counts = {"answers": len(self.answers), "of": len(self.review.pictures)}
-        return {**counts, "text": text, "curve": taught["curve"]}
+        counts = {"answers": len(self.answers), "of": len(self.review.pictures), "curve": taught["curve"]}
+        return {**counts, "text": f"{self.text()} {taught['text']}".strip()}
 
     def text(self) -> str:
         """What the answers say of the labels."""
@@ -91,7 +89,7 @@ class Session:
         Raises:
             ValueError: no such picture, or no such class.
         """
-        picture, line = self.begun(position, str(said.get("who") or ""))
+        picture, line = self.begun(position, said)
         kind, label = said.get("kind"), said.get("label")
         require(kind in CHOICES, "an answer is a label, none or unsure")
         require(kind != "label" or label in self.review.classes, "there is no such class")
@@ -107,18 +105,16 @@ class Session:
             self.teach()
             return {"state": self.state(), "picture": self.offer(page)}
 
-    def begun(self, position: int, who: str) -> tuple[Picture, dict[str, Any]]:
+    def begun(self, position: int, said: dict[str, Any]) -> tuple[Picture, dict[str, Any]]:
         """(the picture, the beginning of a line about it). Raises ValueError: there is none."""
         require(0 <= position < len(self.review.pictures), "there is no such picture")
         picture = self.review.pictures[position]
-        when = datetime.now(UTC).isoformat(timespec="seconds")
-        return picture, {
-            "image": picture.image, "sha256": picture.sha256, "who": (who or self.who)[:100], "when": when
-        }  # fmt: skip
+        who, when = str(said.get("who") or self.who)[:100], datetime.now(UTC).isoformat(timespec="seconds")
+        return picture, {"image": picture.image, "sha256": picture.sha256, "who": who, "when": when}
 
-    def undo(self, page: str, position: int, who: str) -> dict[str, Any]:
+    def undo(self, page: str, position: int, said: dict[str, Any]) -> dict[str, Any]:
         """Takes an answer back, and shows its picture again. Raises ValueError: there is none."""
-        picture, line = self.begun(position, who)
+        picture, line = self.begun(position, said)
         with self.lock:
             if picture.sha256 in self.answers:
                 append(self.path, line | {"unsure": True, "undone": True})
@@ -126,3 +122,7 @@ class Session:
             self.shown[position] = page, self.clock()
             self.teach()
             return {"state": self.state(), "picture": self.describe(position)}
+
+
+def pairs(pictures: list[Picture], labels: np.ndarray) -> "Known":
+    return [(picture.number, label) for picture, label in zip(pictures, labels.tolist(), strict=True)]

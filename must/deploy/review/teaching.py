@@ -93,7 +93,7 @@ class Teaching:
             thread.join()
 
     def close(self) -> None:
-        """No thread is left that computes while the program ends."""
+        """Ends the thread: none may compute while the program ends."""
         self.closed = True
         self.wait()
 
@@ -104,9 +104,10 @@ class Teaching:
         if self.changed is None or not self.changed[0]:
             return {"text": "", "curve": curve}
         answers, changed = self.changed
-        others = len(self.images.numbers) - answers
-        taught = "1 answer changes" if answers == 1 else f"{answers:,} answers change"
-        return {"text": f"{taught} the refined labels of {changed:,} of {others:,} other images.", "curve": curve}
+        text = (
+            f"{answers:,} answers: {changed:,} of {len(self.images.numbers) - answers:,} other refined labels changed."
+        )
+        return {"text": text, "curve": curve}
 
     def work(self) -> None:
         torch.set_num_threads(max(1, cores() - 1))  # of this thread; the other core answers

@@ -1,0 +1,92 @@
+"""What a person's answers change: simulates them, from the true labels of the bundled digits.
+
+    python benchmarks/review.py [--epochs 0] [--draws 20]
+
+Prepares `must review` on the 1,097 unlabeled digits, with zero-shot alone or with a model that is trained for
+`--epochs` first. Then, for each number of answers and `--draws` orders of the pictures: how many refined labels of
+other images change, how many of those other images are right before and after, how accurate the answers say that the
+refined labels are (mean and width of the interval), and in how many draws that interval has the true accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+import must
+from must.api.demo import asset_folder
+from must.api.demo.data import CLASSES, TEMPLATES, digit_parts, write_images
+from must.config import ReviewConfig
+from must.data.loading.reader import ShardReader
+from must.deploy.review.prepare import prepare
+from must.deploy.review.teaching import Images
+from must.method.answers.estimate import share
+from must.method.answers.review import random_order
+from must.method.model.bundle import save_bundle, zero_shot_bundle
+from must.method.model.classifier import load_text_classifier
+
+ANSWERS = (10, 50, 200)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=0, help="of training before; 0: zero-shot alone")
+    parser.add_argument("--draws", type=int, default=20, help="orders of the pictures")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        images, truth = prepared(Path(folder), options.epochs)
+    usual = images.usual
+    right = (usual == truth).float().mean()
+    print(f"{len(truth):,} images, {right:.1%} of the refined labels are right without answers")
+    print(
+        f"{'answers':>8}{'changed':>9}{'others right, before':>22}{'after':>8}{'measured':>11}{'width':>8}{'holds':>7}"
+    )
+    orders = [random_order(usual.numpy(), seed) for seed in range(options.draws)]
+    for count in ANSWERS:
+        rows = np.array([simulated(images, truth, order[:count]) for order in orders])
+        changed, before, after, measured, width, holds = rows.mean(0)
+        line = f"{count:>8}{changed:>9.1f}{before:>22.1%}{after:>8.1%}{measured:>11.1%}{width:>8.1%}{holds:>7.0%}"
+        print(line, flush=True)
+
+
+def prepared(folder: Path, epochs: int) -> tuple[Images, torch.Tensor]:
+    """(what `must review` saves of the images, int64 [N]: their true classes)."""
+    write_images(folder / "images", ("unlabeled",))
+    (folder / "classes.yaml").write_text(yaml.safe_dump({"classes": list(CLASSES), "templates": list(TEMPLATES)}))
+    shards, classifier, model = (str(folder / name) for name in ("shards", "classifier.safetensors", "model"))
+    must.shard(source=str(folder / "images/unlabeled"), output=shards, workers=1)
+    must.classifier(classes=str(folder / "classes.yaml"), model=str(asset_folder()), output=classifier)
+    if epochs:
+        must.train(shards=shards, classifier=classifier, output=model, epochs=epochs, workers=0)
+    else:
+        bundle = zero_shot_bundle(load_text_classifier(classifier))
+        save_bundle(model, bundle.model, bundle.description)
+    config = ReviewConfig(model=model, baseline=classifier, shards=shards, output=str(folder / "review"), workers=0)
+    _, images = prepare(config)
+    reader, labels = ShardReader(shards, "train"), [CLASSES.index(label) for _, label in digit_parts()["unlabeled"]]
+    sources = [Path(reader.description(number)["source"]).stem for number in images.numbers.tolist()]
+    return images, torch.tensor([labels[int(source)] for source in sources])
+
+
+def simulated(images: Images, truth: torch.Tensor, asked: np.ndarray) -> list[float]:
+    """The columns of a draw."""
+    places = torch.from_numpy(asked)
+    answers = dict(zip(images.numbers[places].tolist(), truth[places].tolist(), strict=True))
+    labels, usual = images.refined(answers).argmax(1), images.usual
+    others = torch.ones(len(truth), dtype=torch.bool)
+    others[places] = False
+    before, after = ((one == truth)[others].float().mean().item() for one in (usual, labels))
+    of = share((usual == truth)[places].numpy())
+    holds = of.low <= (usual == truth).float().mean().item() <= of.high
+    return [int((labels != usual)[others].sum()), before, after, of.value, of.high - of.low, holds]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""What a run does with people's answers: asks, takes them, goes on with them; each step by itself."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from must.data.loading.reader import ShardReader
+from must.method.answers.review import Review
+from must.method.model.bundle import load_bundle, load_description, save_bundle
+from must.runtime.answers import answered_since, ask, can_be_asked, keep_what_people_say, put_answers
+from tests.evaluate.digits import digits
+
+KEY = "key"
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    """(work_uri, bundle, what `ask` said): a run that waits. Tests copy it."""
+    made, root = digits(), tmp_path_factory.mktemp("asked")
+    shutil.copytree(made.shards, root / "shards")
+    shutil.copytree(made.adapted, root / "bundle")
+    return root, asked_at(root, root / "out")
+
+
+def asked_at(work, output):
+    return ask(str(work), key=KEY, bundle=str(work / "bundle"), classifier=digits().classifier, output=str(output))
+
+
+@pytest.fixture
+def work(asked, tmp_path):
+    shutil.copytree(asked[0], tmp_path / "work")
+    return tmp_path / "work"
+
+
+def answers(work, count):
+    """A file as the page saves it, of somebody who knows the first `count` labels."""
+    review = Review.load(str(work / "reviews" / KEY))
+    reader = ShardReader(str(work / "shards"), review.split)
+    lines = [
+        {"image": one.image, "sha256": one.sha256, "label": reader.description(one.number)["label"], "who": "ann"}
+        for one in review.pictures[:count]
+    ]
+    (file := work / f"{count}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(file)
+
+
+def recorded(work, **selection):
+    bundle = load_bundle(str(work / "bundle"))
+    description = replace(bundle.description, provenance={"selection": selection})
+    save_bundle(str(work / "bundle"), bundle.model, description)
+    return str(work / "bundle")
+
+
+def test_a_run_asks_is_answered_and_goes_on_until_the_answers_show_a_gain(asked, work, tmp_path):
+    place, bundle = work / "reviews" / KEY, str(work / "bundle")
+    assert asked[1]["pictures"] == 150 and asked[1]["text"] == "No answers yet."
+    assert (asked[0] / "out/review.html").read_bytes() == (place / "review.html").read_bytes()
+    assert not answered_since(str(work), KEY)
+    keep_what_people_say(str(work), KEY, bundle, digits().classifier)  # nobody has answered
+    assert "selection" not in load_description(bundle).provenance
+
+    put = put_answers(str(work), answers(work, 3))
+    assert put.place == str(place) and put.text.startswith("3 answers: zero-shot ")
+    assert answered_since(str(work), KEY)
+    keep_what_people_say(str(work), KEY, bundle, digits().classifier)
+    record = load_description(bundle).provenance["selection"]
+    assert record["by"] == "3 answers" and record["measured"]["answers"] == 3 and can_be_asked(bundle, "reviewed")
+    again = asked_at(work, tmp_path / "out")
+    assert again["pictures"] == 147 and again["text"].startswith("3 answers: ")
+    assert not answered_since(str(work), KEY)
+
+    put_answers(str(work), answers(work, 80))
+    assert len((place / "answers.jsonl").read_text().splitlines()) == 80, "the first three were there"
+    assert answered_since(str(work), KEY)
+    shutil.copytree(digits().adapted, bundle, dirs_exist_ok=True)  # what training's checkpoint gives again
+    keep_what_people_say(str(work), KEY, bundle, digits().classifier)
+    record = load_description(bundle).provenance["selection"]
+    assert record["by"] == "80 answers" and record["measured"]["gain"][1] > 0
+    assert not can_be_asked(bundle, "reviewed"), "they have shown a gain"
+
+
+@pytest.mark.parametrize(
+    "selection, label_free, reviewed",
+    [
+        ({"alpha": 0.5, "check": {"warnings": []}}, False, True),
+        ({"alpha": 0.5, "check": {"warnings": ["the mean confidence fell"]}}, True, True),
+        ({"alpha": 0.5, "check": {"warnings": ["x"]}, "measured": {"gain": [0.1, -0.1, 0.3]}}, True, True),
+        ({"alpha": 0.5, "check": {"warnings": ["x"]}, "measured": {"gain": [-0.2, -0.3, -0.1]}}, False, False),
+        ({"alpha": 0.0, "check": {"warnings": ["x"]}}, False, False),
+    ],
+    ids=["no warning", "a warning", "answers that show nothing", "answers that show a loss", "zero-shot"],
+)
+def test_people_are_asked_where_their_answers_may_change_what_the_gate_said(work, selection, label_free, reviewed):
+    bundle = recorded(work, **selection)
+    assert (can_be_asked(bundle, "label-free"), can_be_asked(bundle, "reviewed")) == (label_free, reviewed)
+    assert not can_be_asked(bundle, "labelled") and not can_be_asked(bundle, "none")
+
+
+def test_a_review_of_an_earlier_version_holds_nothing_up(work, tmp_path):
+    put_answers(str(work), answers(work, 80))
+    file = work / "reviews" / KEY / "review.json"
+    file.write_text(file.read_text().replace('"format":2', '"format":1'))
+    keep_what_people_say(str(work), KEY, str(work / "bundle"), digits().classifier)
+    assert "selection" not in load_description(str(work / "bundle")).provenance and not answered_since(str(work), KEY)
+    assert asked_at(work, tmp_path / "out")["pictures"] == 70, "answers stay good"
