@@ -6,6 +6,7 @@ the user asks for it by name, on labels of a split that nothing was trained on.
 
 import json
 import logging
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -97,6 +98,10 @@ def audited(audit: dict[str, Any] | None, chosen: dict[str, Any], name: str) -> 
     if audit is None:
         text = f"{name} has another shape, and look-alikes cannot compare the two; take the labelled gate"
         return False, line(False, text)
+    require(
+        all(isinstance(rung["z"], int | float) for rung in audit["rungs"]),
+        "the metrics' record of the look-alikes is damaged; evaluate again",
+    )
     z = ", ".join(f"{rung['z']:+.1f}" for rung in audit["rungs"])
     of = f"{audit['images']:,} images, z on the way {z or 'unknown'}"
     if audit.get("needed"):
@@ -161,6 +166,8 @@ def labelled_gate(metrics: dict[str, Any], config: GateConfig) -> Decision:
     key, min_gain, min_images = config.metric, config.min_gain, config.min_images
     low, high = metrics["intervals"][key]
     gain = metrics["adapted"][key] - metrics["baseline"][key]
+    numbers = all(math.isfinite(value) for value in (low, high, gain))
+    require(numbers, f"--metrics {config.metrics}: {key} or its interval is no finite number; evaluate again")
     picked, enough = bool(metrics.get("data", {}).get("picked")), metrics["labelled"] >= min_images
     reasons = [
         line(enough, f"labelled images {metrics['labelled']}, needed {min_images}"),
