@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import numpy as np
 import pytest
@@ -175,6 +176,13 @@ def test_labelled_gate_needs_the_interval_above_the_gain():
     assert not labelled_gate(worse).passed
     same = metrics_of(lambda logits, labels, _: logits)
     assert not labelled_gate(same).passed, "no change is no gain"
+
+
+@pytest.mark.parametrize("interval", [[math.inf, math.inf], [math.nan, 1.0], [0.1, math.inf]])
+def test_labelled_gate_takes_no_interval_that_is_no_number(interval):
+    good = metrics_of(better)
+    with pytest.raises(ValueError, match="is no finite number"):
+        labelled_gate(good | {"intervals": good["intervals"] | {"top1": interval}})
 
 
 def test_labelled_gate_makes_no_decision_on_few_images():

@@ -15,12 +15,17 @@ ASIDE = {"aside": True}  # `extra` of a line that is no result: to standard erro
 class Console(logging.Handler):
     """Prints the bare line at once: warnings to standard error, the rest to standard output, as they are at the time.
 
-    An error of the stream (`must ... | head`) is the caller's, as with print.
+    A stream that cannot be written to, a log on a full disk, ends nothing; but standard output whose reader is gone
+    (`must ... | head`) ends the program, as with print.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
         aside = record.levelno >= logging.WARNING or getattr(record, "aside", False)
-        print(self.format(record), file=sys.stderr if aside else sys.stdout, flush=True)
+        try:
+            print(self.format(record), file=sys.stderr if aside else sys.stdout, flush=True)
+        except OSError as error:
+            if isinstance(error, BrokenPipeError) and not aside:
+                raise
 
 
 def attach() -> None:

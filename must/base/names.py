@@ -4,7 +4,9 @@ An index, and the listing of a bucket, may have been written by anybody who may 
 called `../../.profile` or `/etc/passwd`, and joining such a name to a folder leads out of it.
 """
 
+import os
 import re
+from pathlib import Path
 
 from must.base import storage
 from must.base.errors import UserError
@@ -35,6 +37,15 @@ def listed(uri: str) -> list[str]:
         FileNotFoundError, NotADirectoryError: there is no such local folder.
     """
     return sorted(below(entry.name, uri) for entry in storage.list_files(uri))
+
+
+def require_no_links(uri: str, flag: str) -> None:
+    """Raises ValueError: there is a link below the local folder `uri`: what it leads to may be nobody's to publish."""
+    if storage.is_remote(uri):
+        return
+    for place, folders, files in os.walk(storage.local(uri)):
+        for path in (Path(place, name) for name in (*folders, *files)):
+            require(not path.is_symlink(), f"{flag} {uri}: {brief(str(path))} is a link; put the file itself there")
 
 
 def of_form(pattern: re.Pattern[str], value: object, what: str) -> str:

@@ -69,12 +69,6 @@ class ServeConfig(StageConfig):
         "megabytes that images being decoded may take at a time; one alone always may", 1000.0, metavar="MB", above=0
     )
     queue: int = param("images that may wait; more are refused with 503", 512, metavar="N", at_least=1)
-    connections: int = param(
-        "connections at a time; for more, the ones that have sent no whole request for longest are closed",
-        1024,
-        metavar="N",
-        at_least=1,
-    )
     patience: float = param(
         "seconds that a client may take to send a request, and an answer may take", 30.0, metavar="S", above=0
     )

@@ -6,6 +6,7 @@ the user asks for it by name, on labels of a split that nothing was trained on.
 
 import json
 import logging
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -148,6 +149,8 @@ def labelled_gate(metrics: dict[str, Any], config: GateConfig) -> Decision:
     key, min_gain, min_images = config.metric, config.min_gain, config.min_images
     low, high = metrics["intervals"][key]
     gain = metrics["adapted"][key] - metrics["baseline"][key]
+    numbers = all(math.isfinite(value) for value in (low, high, gain))
+    require(numbers, f"--metrics {config.metrics}: {key} or its interval is no finite number; evaluate again")
     picked, enough = bool(metrics.get("data", {}).get("picked")), metrics["labelled"] >= min_images
     reasons = [
         line(enough, f"labelled images {metrics['labelled']}, needed {min_images}"),

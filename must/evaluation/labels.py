@@ -72,6 +72,9 @@ def read_labels(uri: str, flag: str = "--labels") -> list[Label]:
         what = "is no JSON" if no_json else "is damaged, or of a format that is not known"
         raise UserError(str(error) if str(error).startswith(where) else f"{where}: {what}: {error}") from None
     require(bool(found), f"{where}: holds no labels")
+    for one in found:
+        names = isinstance(one.image, str) and isinstance(one.label, str | None)
+        require(names, f"{where}: an image or a label that is no text: {brief(str((one.image, one.label)))}")
     return list({label.image: label for label in found}.values())
 
 
@@ -158,7 +161,9 @@ def from_json(content: Any, place: str, where: str) -> Iterator[Label]:
         for name, said in content["labels"].items():
             label = said.get("label") if isinstance(said, dict) else said
             if label is not None:
-                label = content["classes"][label] if isinstance(label, int) else label
+                if isinstance(label, int):
+                    require(0 <= label < len(content["classes"]), f"{where}: {label} is the number of no class")
+                    label = content["classes"][label]
                 yield Label(paths.get(name, name), None if label == NONE else label)
     elif isinstance(content, dict) and "samples" in content:
         for sample in content["samples"]:

@@ -8,10 +8,13 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
+import onnx
 import pytest
 
 from must.config import EvaluateConfig, PredictConfig
 from must.deploy.predict.images import predict_images
+from must.deploy.predict.session import OnnxClassifier
 from must.evaluation.evaluate import evaluate
 
 
@@ -89,6 +92,26 @@ def test_a_bad_image_is_one_line_and_stops_nothing(digits, exported, tmp_path, c
     for line in lines:
         probabilities = [entry["probability"] for entry in line["predictions"]]
         assert probabilities == sorted(probabilities, reverse=True) and sum(probabilities) <= 1.001
+
+
+@pytest.mark.parametrize("constant, message", [(np.nan, "are no finite numbers"), (None, "a forward pass fails")])
+def test_a_model_whose_answers_are_nothing_is_one_line(exported, tmp_path, constant, message):
+    """Numbers that are none; a shape that one image does not have."""
+    model = onnx.load(exported[1] / "model.onnx")
+    name, last = model.graph.output[0].name, model.graph.node[-1]
+    assert name in last.output
+    last.output[:] = ["before" if output == name else output for output in last.output]
+    if constant is None:
+        classes = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+        kind, value = "Reshape", np.array([7, classes], np.int64)
+    else:
+        kind, value = "Mul", np.array(constant, np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(value, "value"))
+    model.graph.node.append(onnx.helper.make_node(kind, ["before", "value"], [name]))
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match=message) as error:
+        OnnxClassifier(tmp_path / "model.onnx").answer(np.zeros((1, 32, 32, 3), np.uint8))
+    assert "\n" not in str(error.value)
 
 
 def test_nothing_readable_is_the_users_error_and_leaves_no_file(exported, tmp_path):

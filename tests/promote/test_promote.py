@@ -33,6 +33,22 @@ def test_a_version_holds_the_bundle_the_onnx_and_where_they_come_from(registry, 
     assert "90.0%" in (line := capsys.readouterr().out) and line.rstrip().endswith("LATEST")
 
 
+@pytest.mark.parametrize("where", ["model/model.json", "onnx/env.txt", "onnx/more"])
+def test_what_a_link_leads_to_is_not_published(registry, tmp_path, capsys, where):
+    make_bundle(tmp_path / "model")
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "model.onnx").write_bytes(b"onnx")
+    (tmp_path / "secret").mkdir()
+    target, link = tmp_path / "secret" / "key", tmp_path / where
+    if link.exists():
+        link.rename(target)
+    link.symlink_to(tmp_path / "secret" if where == "onnx/more" else target)
+    with pytest.raises(SystemExit) as ended:
+        promote(registry, "--model", tmp_path / "model", "--onnx", tmp_path / "onnx")
+    assert ended.value.code == 2 and f"{where}' is a link" in capsys.readouterr().err
+    assert not Registry(registry, "digits").versions()
+
+
 def test_rolling_back_goes_one_champion_further_each_time(registry, tmp_path, capsys):
     names = []
     for seed in range(3):

@@ -1,9 +1,11 @@
-"""What a request holds while its client does not read the answer: nothing."""
+"""What a request holds whose client does not read the answer, or is gone: nothing."""
 
 import asyncio
 from types import SimpleNamespace
 
-from must.deploy.serve.http import App
+import pytest
+
+from must.deploy.serve.http import App, ClientGone, while_there
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.refused import Refused
 from must.deploy.serve.work import Work
@@ -32,3 +34,31 @@ def test_a_requests_memory_is_let_go_before_its_answer_is_sent():
 
     asyncio.run(exchange())
     assert seen == [("worked on", 1000), ("http.response.start", 0), ("http.response.body", 0)]
+
+
+def test_a_client_that_has_left_is_not_worked_for():
+    async def exchange():
+        left, given_up = asyncio.Event(), asyncio.Event()
+
+        async def receive():
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def answer():
+            left.set()
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                given_up.set()
+                raise
+
+        with pytest.raises(ClientGone):
+            await while_there(answer(), receive)
+        assert given_up.is_set()
+
+        async def quick():
+            return 7
+
+        assert await while_there(quick(), asyncio.Event().wait) == 7
+
+    asyncio.run(exchange())

@@ -75,6 +75,31 @@ def test_a_row_that_is_larger_than_an_image_may_be_is_rejected_before_it_is_read
     assert len(listed(tmp_path / "x.parquet", max_bytes=10_000_000)[0]) == 6
 
 
+def test_braces_mean_a_bounded_number_of_files(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="means more than 100000 files"):
+        open_source(str(tmp_path / "x-{0..99999999}.tar"), "none", "--source")
+
+
+def test_a_member_of_a_zip_without_a_name_is_rejected_alone(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("q", b"1")
+        archive.writestr("a.png", b"1234")
+    data = file.getvalue()
+    # The name's length in both headers of the first member: its byte becomes one of what follows.
+    local, central = data.index(b"PK\3\4") + 26, data.index(b"PK\1\2") + 28
+    data = data[:local] + b"\0\0\1\0" + data[local + 4 : central] + b"\0\0\1\0" + data[central + 4 :]
+    (tmp_path / "x.zip").write_bytes(data)
+    items, rejected = listed(tmp_path / "x.zip")
+    assert [item.name for item in items] == ["a.png"] and rejected == [("", "a member without a name")]
+
+
+def test_damage_to_a_csv_is_said_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes(b"path,label\na.png,cat\n" * 3 + b"\xff,x\n")
+    with pytest.raises(ValueError, match="cannot be read after line 6"):
+        list(listed(tmp_path / "x.csv")[0])
+
+
 def test_labels_count_among_what_a_table_becomes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     label = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 3000), pyarrow.array(["x" * LONGEST]))
     parquet.write_table(pyarrow.table({"path": ["1.png"] * 3000, "label": label}), tmp_path / "x.parquet")

@@ -132,6 +132,8 @@ def disk_errors(path: str | Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"{path}: the disk is full; free some space or write to another place") from error
+        if error.errno == errno.EFBIG:
+            raise UserError(f"{path}: larger than a file may be here (`ulimit -f`)") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
             raise UserError(f"{path}: cannot be written: {(error.strerror or '').lower()}") from error
         raise

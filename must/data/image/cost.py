@@ -2,7 +2,7 @@
 
 from must.base.errors import UserError
 from must.data.image.headers import heif
-from must.data.image.headers.base import Cost, Steps
+from must.data.image.headers.base import MAX_STEPS, Cost, Steps
 from must.data.image.headers.boxes import ANIMATED, BRANDS, CODESTREAM, JP2, avif_cost, jpeg2000_cost
 from must.data.image.headers.directory import STARTS
 from must.data.image.headers.jpeg import JPEG, jpeg_cost
@@ -21,31 +21,34 @@ MEMORY, SECONDS = 1e9, 5.0
 BITMAPS = tuple(size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124))
 
 
-def cost(data: bytes) -> Cost:
+def cost(data: bytes, steps: int = MAX_STEPS) -> Cost:
     """Of decoding the whole picture to RGB, for any of the known formats. Nothing is decoded.
+
+    Args:
+        steps: parts of its headers that are looked at.
 
     Raises:
         ValueError: no known format, or one of its features whose cost is not known. The text is the reason.
     """
-    steps = Steps()
+    left = Steps(steps)
     if data.startswith(JPEG):
-        return jpeg_cost(data, steps)
+        return jpeg_cost(data, left)
     if data.startswith(PNG):
-        return png_cost(data, steps)
+        return png_cost(data, left)
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return webp_cost(data)
     if data.startswith((b"GIF87a", b"GIF89a")):
-        return gif_cost(data, steps)
+        return gif_cost(data, left)
     if data.startswith((*STARTS, b"MM\0\x2b")):
-        return tiff_cost(data, steps)
+        return tiff_cost(data, left)
     if data.startswith((JP2, CODESTREAM)):
-        return jpeg2000_cost(data, steps)
+        return jpeg2000_cost(data, left)
     if data[4:8] == b"ftyp":
-        return by_brand(data, steps)
+        return by_brand(data, left)
     if data.startswith(b"BM"):
         return bmp_cost(data)
     if data.startswith(b"\0\0\1\0"):
-        return ico_cost(data, steps)
+        return ico_cost(data, left)
     if data[:1] == b"P" and data[1:2] in b"0123456fy":
         return ppm_cost(data)
     if data.startswith(BITMAPS):

@@ -6,11 +6,13 @@ So a member's name is only ever a name: it cannot lead out of any folder.
 import bz2
 import gzip
 import lzma
+import re
 import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +21,7 @@ from braceexpand import braceexpand
 from must.base import storage
 from must.base.parameters import require
 from must.base.tars import Headers, require_end
+from must.base.text import brief
 from must.data.sources.base import (
     ARCHIVE,
     EXPANDED,
@@ -36,6 +39,8 @@ from must.data.sources.base import (
 )
 
 COMPRESSED: dict[str, Any] = {"gz": gzip.open, "tgz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
+MOST_FILES = 100_000  # that braces may mean
+RANGE = re.compile(r"\{(-?[0-9]{1,20})\.\.(-?[0-9]{1,20})")  # all of it is in memory before the first file
 HEADER = struct.Struct("<26x2H")  # of a zip's member: the lengths of its name and extra field
 LABELS = ("cls", "json")  # members of a WebDataset sample that may hold its label
 
@@ -147,11 +152,17 @@ def expanded(uri: str) -> list[str]:
     """x-{000..002}.tar -> x-000.tar, x-001.tar, x-002.tar, as bash and WebDataset expand it; several braces multiply.
 
     Braces that do not match are characters like any other, and so is a backslash.
+
+    Raises:
+        ValueError: they are too many.
     """
+    long = any(abs(int(last) - int(first)) > MOST_FILES for first, last in RANGE.findall(uri))
     try:
-        return list(braceexpand(uri, escape=False))
+        files = [] if long else list(islice(braceexpand(uri, escape=False), MOST_FILES + 1))
     except ValueError:
         return [uri]
+    require(not long and len(files) <= MOST_FILES, f"{brief(uri)}: means more than {MOST_FILES} files")
+    return files
 
 
 def tar_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, tuple[int, int], str | None]]:
@@ -225,9 +236,11 @@ def zip_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, 
     end, left = 0, max(EXPANDED, EXPANSION * storage.local(path).stat().st_size)
     with zipfile.ZipFile(path) as archive:
         for member in sorted(archive.infolist(), key=lambda member: member.header_offset):
-            if member.is_dir():
+            if member.filename and member.is_dir():
                 continue
-            if member.flag_bits & 1:
+            if not member.filename:
+                problems.reject("", "a member without a name")
+            elif member.flag_bits & 1:
                 problems.reject(member.filename, "encrypted in the archive")
             elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 problems.reject(member.filename, f"compressed by method {member.compress_type}, which is not supported")

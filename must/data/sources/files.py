@@ -5,6 +5,7 @@ Listings are streamed; images are read by the workers.
 
 import csv
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 from must.base import storage
@@ -84,12 +85,24 @@ class Manifest(Source):
                         if line.strip():
                             yield number, storage.object_or_none(line, dict)
             except (UnicodeDecodeError, csv.Error) as error:
+                number = whole_lines(path) if isinstance(error, UnicodeDecodeError) else number
                 raise UserError(f"{self.option} {self.uri}: cannot be read after line {number}: {error}") from None
 
     def read(self, item: Item, limit: int) -> bytes:
         name = item.name
         absolute = name.startswith("/") or "://" in name
         return storage.read_bytes(name if absolute or not self.base else storage.join(self.base, name), 0, limit)
+
+
+def whole_lines(path: Path) -> int:
+    """Of a file that is not text in UTF-8: how many lines are, before the first that is not."""
+    with path.open("rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(4 * LONGEST_LINE), b"")):
+            try:
+                line.decode("utf-8-sig")
+            except UnicodeDecodeError:
+                return number
+    return 0
 
 
 def bounded(file: TextIO, where: str) -> Iterator[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from must.base.errors import TransientError, UserError
 from must.base.files import DESCRIPTION_FILE, MODEL_FOLDER_FILE, ONNX_FILE
+from must.base.names import require_no_links
 from must.base.parameters import require
 from must.base.text import without_secrets
 from must.config import PushConfig
@@ -68,6 +69,7 @@ def exported(model: str) -> str:
         (folder / CARD).is_file() and any((folder / name).is_file() for name in WHOLE),
         f"--model {model}: is no folder of `must export`: {CARD} or the model's configuration is missing",
     )
+    require_no_links(str(folder), "--model")
     return str(folder)
 
 

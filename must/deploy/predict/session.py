@@ -90,8 +90,20 @@ class OnnxClassifier:
         return self.answer(pixels)[0]
 
     def answer(self, pixels: np.ndarray, embeddings: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
-        """uint8 [B, S, S, 3] -> probabilities float32 [B, K]; and, if they are asked for, `run`'s embeddings."""
-        return self.run(pixels if self.takes_pixels else normalize_pixels(pixels, self.preprocess), embeddings)
+        """uint8 [B, S, S, 3] -> probabilities float32 [B, K]; and, if they are asked for, `run`'s embeddings.
+
+        Raises:
+            ValueError: as `run`; or the pass fails, or gives no finite numbers.
+        """
+        images = pixels if self.takes_pixels else normalize_pixels(pixels, self.preprocess)
+        try:
+            probability, found = self.run(images, embeddings)
+        except ValueError:
+            raise
+        except Exception as error:  # onnxruntime's own exception classes are private
+            raise UserError(f"{self.where}: a forward pass fails: {' '.join(str(error).split())[:200]}") from None
+        require(bool(np.isfinite(probability).all()), f"{self.where}: its probabilities are no finite numbers")
+        return probability, found
 
     def run(self, inputs: np.ndarray, embeddings: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
         """Images as the graph takes them -> float32 [B, K] and, of a file that has `dimensions`, float32 [B, D].

@@ -6,7 +6,7 @@ from typing import Any
 
 from must.base import storage
 from must.base.files import DESCRIPTION_FILE, WEIGHTS_FILE
-from must.base.names import listed
+from must.base.names import listed, require_no_links
 from must.base.parameters import require
 from must.base.storage import read_json
 from must.base.text import brief, printable
@@ -96,8 +96,10 @@ def store(registry: Registry, config: PromoteConfig, version: str, facts: dict[s
     Raises:
         ValueError: --version is there and is another model, or has another ONNX file.
     """
+    require_no_links(config.model, "--model")
     files: Folders = {BUNDLE: [(storage.join(config.model, name), name) for name in (WEIGHTS_FILE, DESCRIPTION_FILE)]}
     if config.onnx:
+        require_no_links(config.onnx, "--onnx")
         files[ONNX] = [(storage.join(config.onnx, name), name) for name in listed(config.onnx)]
     try:
         registry.add(version, files, facts)

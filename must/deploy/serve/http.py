@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
+import logging
 import time
-import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
 import must
@@ -30,13 +29,20 @@ from must.deploy.serve.refused import Refused, wanted
 from must.deploy.serve.tensors import Tensor
 from must.deploy.serve.work import Work
 
+logger = logging.getLogger(__name__)
+
 Scope = MutableMapping[str, Any]
+Answer = TypeVar("Answer")
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 JSON, BINARY = b"application/json", b"application/octet-stream"
 HEADER_LENGTH = b"inference-header-content-length"
-LARGE = 1 << 18  # bytes of JSON above which it is read in a thread, one request at a time
+CLOSE = (b"connection", b"close")
+MOST_HEADERS = 100
+VALUES, OBJECTS = 1_000_000, 1000  # of JSON, whose reader holds all threads
+PIECE = 1 << 18
+LARGE = 1 << 16  # bytes of JSON above which it is read in a thread, one request at a time
 LINGER = 2.0  # seconds in which a refused client may go on sending, so that it sees why
 
 
@@ -50,10 +56,8 @@ class Reply(NamedTuple):
 
 
 class App:
-    """`is_full`: whether there are so many connections that only questions about the server are answered."""
-
-    def __init__(self, work: Work, name: str, is_full: Callable[[], bool] = lambda: False) -> None:
-        self.work, self.name, self.is_full = work, name, is_full
+    def __init__(self, work: Work, name: str) -> None:
+        self.work, self.name = work, name
         self.reading = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,7 +74,7 @@ class App:
         if exchange.unread:
             await send_and_linger(reply, receive, send)
         else:
-            await send_reply(reply, send)
+            await send_reply(reply, send, *([CLOSE] if self.work.draining else []))
         if exchange.counts:
             self.work.metrics.requests.labels("http", str(reply.status)).inc()
             self.work.metrics.request_seconds.labels("http").observe(time.perf_counter() - (exchange.read_at or begun))
@@ -84,17 +88,16 @@ class App:
         except Refused as refused:
             return refusal(refused)
         except Exception:  # ours; the server goes on, and the log has it
-            traceback.print_exc(file=sys.stderr)
+            logger.exception("must serve: a request failed")
             return refusal(Refused(500, "internal error"))
 
     async def route(self, scope: Scope, exchange: Exchange) -> Reply:
         """Raises Refused: no such address, or what the request's own function refuses."""
+        wanted(len(scope["headers"]) <= MOST_HEADERS, f"more than {MOST_HEADERS} headers", 431)
         parts = scope["path"].strip("/").split("/")
         method = scope["method"]
         if method == "POST":
             exchange.counts = True
-            if self.is_full():
-                raise Refused(503, "the server has as many connections as it takes; try again")
             if parts == ["classify"]:
                 return await self.classify(scope, exchange)
             if parts[:2] == ["v2", "models"] and len(parts) >= 4:
@@ -148,7 +151,7 @@ class App:
         data = await exchange.read()
         with self.work.models.held() as served:
             asked = Asked([data], outputs, **values)
-            answer = await self.work.answer(asked, served)
+            answer = await while_there(self.work.answer(asked, served), exchange.receive)
             found = {"model": self.name, "version": served.version} | to_json(answer, 0)
         return Reply(as_json(found))
 
@@ -156,7 +159,7 @@ class App:
         data = await exchange.read()
         with self.work.models.held() as served:
             asked = await self.read(data, exchange.headers, served)
-            answer = await self.work.answer(asked, served)
+            answer = await while_there(self.work.answer(asked, served), exchange.receive)
             return inference_reply(self.name, served.version, asked, tensors(answer, asked))
 
     async def read(self, data: bytes, headers: dict[bytes, bytes], served: Served) -> Asked:
@@ -188,7 +191,26 @@ class App:
 
 
 class ClientGone(Exception):  # noqa: N818
-    """The client closed the connection before it had sent all."""
+    """The client closed the connection before it had its answer."""
+
+
+async def while_there(answer: Coroutine[Any, Any, Answer], receive: Receive) -> Answer:
+    """The answer; it is given up when the client is gone. Raises ClientGone."""
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.create_task(answer), asyncio.create_task(gone())
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.wait({working, leaving})
 
 
 class Exchange:
@@ -258,6 +280,15 @@ def understood(data: memoryview, length: int, limits: Limits) -> Asked:
 
 
 def parse(data: memoryview) -> dict[str, Any]:
+    values = objects = 0
+    for start in range(0, len(data), PIECE):
+        piece = bytes(data[start : start + PIECE])
+        values, objects = values + piece.count(b",") + piece.count(b"["), objects + piece.count(b"{")
+        wanted(
+            values <= VALUES and objects <= OBJECTS,
+            "JSON of too many values; send pictures as files, or pixels as binary data",
+            413,
+        )
     try:
         request = loads(bytes(data))
     except (ValueError, RecursionError):
@@ -304,7 +335,7 @@ async def send_reply(reply: Reply, send: Send, *more: tuple[bytes, bytes], last:
 async def send_and_linger(reply: Reply, receive: Receive, send: Send) -> None:
     """Answers a request whose body is not wanted, then takes what still comes for a moment: a connection closed on
     unread bytes is reset, and the client would not see the answer."""
-    await send_reply(reply, send, (b"connection", b"close"), last=False)
+    await send_reply(reply, send, CLOSE, last=False)
     try:
         async with asyncio.timeout(LINGER):
             while (message := await receive())["type"] == "http.request" and message.get("more_body", False):

@@ -1,5 +1,7 @@
 """What the server counts, for Prometheus. Labels are few and ours: nothing that a client sends becomes one."""
 
+import time
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -10,6 +12,7 @@ CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
 class Metrics:
     def __init__(self) -> None:
         self.registry = own = CollectorRegistry()
+        self.made, self.last = -1.0, b""
         self.requests = Counter("must_requests", "requests answered", ["protocol", "status"], registry=own)
         self.request_seconds = Histogram(
             "must_request_seconds",
@@ -25,8 +28,6 @@ class Metrics:
         self.forward = Histogram("must_forward_seconds", "a forward pass", buckets=SECONDS, registry=own)
         self.waiting = Gauge("must_images_waiting", "images that were let in and are not answered yet", registry=own)
         self.megapixels = Gauge("must_megapixels_waiting", "of these images, by what decoding them costs", registry=own)
-        self.connections = Gauge("must_connections", "open connections", registry=own)
-        self.connections_closed = Counter("must_connections_closed", "connections closed to make room", registry=own)
         self.body_bytes = Gauge("must_body_bytes", "bytes of requests that are held now", registry=own)
         self.model = Gauge("must_model_info", "1 for the version that is served", ["version"], registry=own)
         self.swaps = Counter("must_model_swaps", "models taken over while serving", registry=own)
@@ -37,4 +38,8 @@ class Metrics:
         self.forward.observe(seconds)
 
     def text(self) -> bytes:
-        return generate_latest(self.registry)
+        """At most a second old: making it takes a millisecond of the event loop."""
+        now = time.monotonic()
+        if now - self.made >= 1:
+            self.made, self.last = now, generate_latest(self.registry)
+        return self.last

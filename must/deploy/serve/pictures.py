@@ -12,6 +12,7 @@ from must.data.image.preprocess import EvalView
 from must.deploy.serve.refused import Refused, wanted
 
 PICTURES = "JPEG, PNG or WebP"
+MOST_STEPS = 3000  # segments or chunks of a picture, each of which Pillow reads in Python
 
 
 def is_picture(data: bytes | memoryview) -> bool:
@@ -31,7 +32,7 @@ def cost_of(data: bytes, max_pixels: int) -> Cost:
         is_picture(data), f"not a picture of a known format; send {PICTURES}" + form * (bytes(data[:2]) == b"--"), 415
     )
     try:
-        found = cost(data)
+        found = cost(data, MOST_STEPS)
     except ValueError as error:
         raise Refused(422, f"the picture cannot be read: {error}") from None
     if reason := refusal(found, max_pixels):

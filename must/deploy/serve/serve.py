@@ -9,7 +9,7 @@ import uvicorn
 
 from must.base.text import printable
 from must.config.serve import ServeConfig
-from must.deploy.serve.connections import SPARE, Room
+from must.deploy.serve.connections import Room
 from must.deploy.serve.http import App
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.models import Champion, Models, OneModel, Source
@@ -19,7 +19,7 @@ from must.deploy.serve.work import Work
 logger = logging.getLogger(__name__)
 
 IDLE = 75  # seconds that a connection is kept between two requests: longer than proxies and clients keep theirs
-FILES = 100  # open ones that are no connections
+FILES = 65_536  # open ones, connections among them, if the system allows so many
 
 
 def serve(config: ServeConfig) -> None:
@@ -45,9 +45,8 @@ async def run(config: ServeConfig, source: Source, listener: socket.socket) -> N
     work = Work(config, models, metrics)
     if not config.registry:
         await models.refresh()  # a wrong --model ends the program
-    following = asyncio.create_task(models.follow(config.poll)) if config.registry else None
-    room = Room(room_for(config.connections), metrics.connections_closed.inc)
-    metrics.connections.set_function(lambda: len(room.all))
+    following = follower(models, config.poll, work) if config.registry else None
+    allow_files()
 
     async def drain(ended: bool) -> None:
         work.draining = True
@@ -56,9 +55,9 @@ async def run(config: ServeConfig, source: Source, listener: socket.socket) -> N
 
     logger.info(printable(f"must serve: {address(config.host, listener)} (model {config.name})"))
     await serve_until_signal(
-        App(work, config.name, lambda: room.is_full),
+        App(work, config.name),
         listener,
-        room,
+        Room(),
         config.patience,
         drain,
         date_header=False,
@@ -70,14 +69,16 @@ async def run(config: ServeConfig, source: Source, listener: socket.socket) -> N
     work.close()
 
 
-def room_for(connections: int) -> int:
-    """As many connections, or fewer where the system lets this process have no more open files."""
+def follower(models: Models, seconds: float, work: Work) -> asyncio.Task[None]:
+    """The task that looks for newer models. Should it end, the server is no longer ready."""
+    task = asyncio.create_task(models.follow(seconds))
+    task.add_done_callback(lambda task: work.stop())
+    return task
+
+
+def allow_files() -> None:
+    """Raises this process's limit of open files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = connections + SPARE + FILES
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        if soft < needed:
-            connections = max(1, soft - SPARE - FILES)
-            logger.warning(f"must serve: {connections} connections at a time, by this system's limit of open files")
-    return connections
+    most = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

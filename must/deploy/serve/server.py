@@ -3,16 +3,23 @@
 import asyncio
 import signal
 import socket
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import uvicorn
 
-from must.base.errors import UserError
-from must.deploy.serve.connections import Room, protocol_within
+from must.deploy.serve.connections import Room
 
-BACKLOG = 2048
+BACKLOG = 128  # as many connections are accepted before anything else is done
+
+
+class Server(uvicorn.Server):
+    """Handles no signals."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 def check_no_loop(command: str) -> None:
@@ -54,14 +61,15 @@ async def serve_until_signal(
 
     Args:
         app: an ASGI application.
-        patience: seconds that a client has for a request.
+        patience: seconds that a connection is open between two requests, unless `settings` say it.
         drain: called when a signal came, while requests are still taken; with whether the server has ended by itself.
         settings: uvicorn's.
     """
-    server = uvicorn.Server(
+    server = Server(
         uvicorn.Config(
             app,
-            http=protocol_within(patience, room),
+            http="httptools",
+            limit_concurrency=room.limit,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -69,10 +77,10 @@ async def serve_until_signal(
             server_header=False,
             proxy_headers=False,
             backlog=BACKLOG,
-            **settings,
+            **{"timeout_keep_alive": int(patience), **settings},
         )
     )
-    serving = asyncio.create_task(server._serve([listener]))  # not `serve`, which takes the signals over
+    serving = asyncio.create_task(server.serve([listener]))
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         with suppress(ValueError, RuntimeError):  # not in the main thread: the caller stops us otherwise

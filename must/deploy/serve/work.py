@@ -49,6 +49,10 @@ class Work:
     def ready(self) -> bool:
         return self.models.current is not None and not self.draining
 
+    def stop(self) -> None:
+        """No longer ready, for good: what a new pod is needed for."""
+        self.draining = True
+
     def limits(self, served: Served) -> Limits:
         classifier = served.classifier
         return Limits(self.config.max_images, classifier.preprocess.size, not classifier.takes_pixels)

@@ -62,14 +62,14 @@ def costs(
 class Steps:
     """Counts what the parsers of one file's headers do, so that finding the cost has a bound of its own."""
 
-    def __init__(self) -> None:
-        self.left = MAX_STEPS
+    def __init__(self, most: int = MAX_STEPS) -> None:
+        self.most = self.left = most
 
     def take(self, count: int = 1) -> None:
         """Raises ValueError: the file has more parts than are looked at."""
         self.left -= count
         if self.left < 0:
-            raise UserError(f"its headers have more than {MAX_STEPS} parts")
+            raise UserError(f"its headers have more than {self.most} parts")
 
 
 class Bits:
