@@ -13,8 +13,9 @@ from must.deploy.export.export import export
 from must.evaluation.evaluate import evaluate
 from must.method.model.bundle import load_bundle, load_description, save_bundle
 from must.method.model.classifier import load_text_classifier, save_classifier
+from must.method.select.check import agreement_gain
 from must.method.select.features import subsample
-from must.method.select.select import HALF, TRIED, select
+from must.method.select.select import HALF, TRIED, best_alpha, select
 from must.method.train import trainer
 from must.method.train.presets import preset
 from must.method.train.trainer import train
@@ -57,10 +58,14 @@ def test_between_them_weights_are_interpolated_and_the_bundle_tells_it(digits, t
     assert "alpha 0.25 (--alpha)" in shown and "check on 150 unlabeled images" in shown
 
 
-def test_without_labels_the_alpha_that_agrees_with_similar_images_is_taken(digits, tmp_path, capsys):
-    """The model was tuned with labels: the further towards it, the better."""
+def test_without_labels_half_is_kept_unless_similar_images_agree_clearly_more(digits, tmp_path, capsys):
+    """The model was tuned with labels: the further towards it, the better. 150 images do not show it clearly."""
     found = selected(digits, digits.adapted, tmp_path)
-    assert found["alpha"] >= HALF and "similar images" in found["by"]
+    assert found["alpha"] == HALF and "similar images" in found["by"]
+    neighbours = torch.arange(400).roll(1)[:, None]
+    before, after = torch.arange(400) % 2, torch.arange(400) // 300  # neighbours differ always, and twice
+    assert agreement_gain(before, after, neighbours) > 3 and agreement_gain(after, before, neighbours) < -3
+    assert agreement_gain(after, after, neighbours) == 0
 
 
 def test_a_ruined_model_is_kept_as_asked_and_warned_of(digits, tmp_path, capsys):
@@ -82,6 +87,16 @@ def test_labels_choose_alpha_and_what_they_measure_is_recorded(digits, tmp_path)
     with pytest.raises(ValueError, match="no split 'elsewhere'"):
         selected(digits, digits.adapted, tmp_path / "none", labelled="elsewhere")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("better, worse, alpha", [(0, 0, 0.5), (0, 9, 0.5), (6, 5, 0.5), (30, 0, 0.8)])
+def test_another_alpha_takes_more_than_its_standard_error(better, worse, alpha):
+    """Of 100 images 50 are right at every share; at 0.8 some of the others besides, and some not."""
+    correct = np.zeros((len(TRIED), 100), bool)
+    correct[:, :50] = True
+    correct[TRIED.index(0.8), :worse] = False
+    correct[TRIED.index(0.8), 50 : 50 + better] = True
+    assert best_alpha(correct, 0.5) == alpha
 
 
 def test_a_classifier_of_another_task_is_refused(digits, tmp_path):

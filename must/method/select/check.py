@@ -69,7 +69,7 @@ class Check:
             return []
         found = []
         change = self.agreement_after - self.agreement_before
-        if change < HARMED * self.error:
+        if self.error and change < HARMED * self.error:
             found.append(f"similar images agree on a class less often than before ({change:+.1%} ± {self.error:.1%})")
         if self.confidence_after < UNSURE * self.confidence_before:
             found.append(f"the mean confidence fell from {self.confidence_before:.2f} to {self.confidence_after:.2f}")
@@ -100,7 +100,7 @@ def agreement(labels: Tensor, neighbours: Tensor) -> Tensor:
 
 
 def agreement_gain(before: Tensor, after: Tensor, neighbours: Tensor) -> float:
-    """By how many standard errors more often neighbours [N, C] share a class of `after` [N] than of `before`."""
+    """Standard errors by which nearest neighbours [N, C] share a class of `after` [N] more often than of `before`."""
     gain = agreement(after, neighbours) - agreement(before, neighbours)
     error = float(gain.std()) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
     return float(gain.mean()) / error if error else 0.0
