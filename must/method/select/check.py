@@ -69,7 +69,7 @@ class Check:
             return []
         found = []
         change = self.agreement_after - self.agreement_before
-        if self.error and change < HARMED * self.error:
+        if change < HARMED * self.error:
             found.append(f"similar images agree on a class less often than before ({change:+.1%} ± {self.error:.1%})")
         if self.confidence_after < UNSURE * self.confidence_before:
             found.append(f"the mean confidence fell from {self.confidence_before:.2f} to {self.confidence_after:.2f}")
