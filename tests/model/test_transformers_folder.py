@@ -467,6 +467,7 @@ REAL: dict[str, tuple[str, dict[str, Any], dict[str, Any], int]] = {
 
 @needs_transformers
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", REAL if os.environ.get("REQUIRE_FULL_SIZE") else ["ViT-B/32", "SigLIP base/16"])
 def test_the_logits_are_transformers_own_at_full_size(name, tmp_path, record_property):
     kind, image, text, projection = REAL[name]
