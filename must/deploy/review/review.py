@@ -21,7 +21,6 @@ from must.deploy.review.http import App
 from must.deploy.review.page import self_contained
 from must.deploy.review.pictures import Pictures
 from must.deploy.review.session import Session
-from must.deploy.serve.connections import Room
 from must.deploy.serve.server import address, check_no_loop, listen, serve_until_signal
 from must.method.answers.review import FILE, MODEL, RANDOM, Review, fingerprint
 
@@ -98,7 +97,7 @@ async def run(config: ReviewConfig, session: Session, pictures: Pictures, listen
     logger.info(printable(f"must review: {address(config.host, listener)}/{token}/"))
     logger.info(printable(f"answers: {session.path} ({known:,} so far); Ctrl-C ends, the same command goes on"))
     app = App(session, pictures, token)
-    await serve_until_signal(app, listener, Room(CONNECTIONS), PATIENCE, timeout_graceful_shutdown=5)
+    await serve_until_signal(app, listener, PATIENCE, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=5)
     logger.info(printable_page(what_next(config, session)))
 
 

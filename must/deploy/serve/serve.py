@@ -9,7 +9,6 @@ import uvicorn
 
 from must.base.text import printable
 from must.config.serve import ServeConfig
-from must.deploy.serve.connections import Room
 from must.deploy.serve.http import App
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.models import Champion, Models, OneModel, Source
@@ -57,7 +56,6 @@ async def run(config: ServeConfig, source: Source, listener: socket.socket) -> N
     await serve_until_signal(
         App(work, config.name),
         listener,
-        Room(),
         config.patience,
         drain,
         date_header=False,

@@ -8,10 +8,32 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from must.deploy.serve.connections import Room
+from must.base.errors import UserError
 
 BACKLOG = 128  # as many connections are accepted before anything else is done
+LONGEST_HEAD = 64 * 1024  # bytes of a request line with its headers, or of a chunked body's framing in a row
+
+
+class BoundedHeads(HttpToolsProtocol):
+    """uvicorn's connections, closed where a head has no end: httptools keeps all of one, however long."""
+
+    unread = 0  # bytes since the last head's end, or the last piece of a body
+
+    def data_received(self, data: bytes) -> None:
+        self.unread += len(data)
+        super().data_received(data)
+        if self.unread > LONGEST_HEAD:
+            self.transport.close()
+
+    def on_headers_complete(self) -> None:
+        self.unread = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self.unread = 0
+        super().on_body(body)
 
 
 class Server(uvicorn.Server):
@@ -52,7 +74,6 @@ def address(host: str, listener: socket.socket) -> str:
 async def serve_until_signal(
     app: Any,
     listener: socket.socket,
-    room: Room,
     patience: float,
     drain: Callable[[bool], Awaitable[None]] | None = None,
     **settings: Any,
@@ -68,8 +89,7 @@ async def serve_until_signal(
     server = Server(
         uvicorn.Config(
             app,
-            http="httptools",
-            limit_concurrency=room.limit,
+            http=BoundedHeads,
             ws="none",
             lifespan="off",
             log_config=None,
