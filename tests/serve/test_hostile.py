@@ -238,3 +238,15 @@ def test_many_slow_clients_leave_room_for_others(server, pictures):
     finally:
         for client in slow:
             client.close()
+
+
+def test_a_head_without_an_end_is_not_kept(server):
+    """A client that sends fields for ever is let go after 64 kB of them."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=SILENCE) as client:
+        client.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: here\r\n")
+        sent = 0
+        with pytest.raises(OSError):
+            while sent < 64 << 20:
+                client.sendall(b"X-%d: " % sent + b"a" * 1000 + b"\r\n")
+                sent += 1000
+        assert sent < 16 << 20, "what lies in the system's buffers, at most"

@@ -1,7 +1,8 @@
 """One pass over unlabeled images: what the frozen zero-shot tower sees, and what zero-shot and a model predict.
 
-Whether two images look alike is asked of all blocks of the frozen tower, which the adaptation cannot influence: the
-class token and the patch tokens after each block. An encoder that the classifier file names takes their place.
+Which images are similar follows from the frozen tower, which the adaptation cannot influence: the class token and the
+patch tokens after each block (but the last of CLIP's own towers, which is computed for the class token alone). An
+encoder that the classifier file names takes their place.
 """
 
 from __future__ import annotations
