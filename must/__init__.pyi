@@ -225,16 +225,16 @@ def refine(
     shards: Text,
     classifier: Text,
     output: Text,
-    index_sha256: Text = "",
     model: Text = "",
     answers: Text = "",
+    device: Text = "auto",
+    index_sha256: Text = "",
     split: Text = "train",
     images: int = 1000000,
     batch_size: int = 256,
     workers: int = 2,
     cache: Text = "",
     cache_gb: float = 30.0,
-    device: Text = "auto",
 ) -> Refined:
     """Better labels for the unlabeled images themselves: similar images correct each other (label propagation)."""
 
@@ -244,15 +244,15 @@ def select(
     baseline: Text,
     shards: Text,
     output: Text,
-    split: Text = "train",
     alpha: float | Literal["auto"] = "auto",
     answers: Text = "",
+    device: Text = "auto",
+    split: Text = "train",
     labelled: Text = "",
     batch_size: int = 256,
     workers: int = 2,
     cache: Text = "",
     cache_gb: float = 30.0,
-    device: Text = "auto",
 ) -> Selected:
     """Keep another share of an adaptation (weight interpolation), without training again."""
 
@@ -424,7 +424,6 @@ def serve(
     queue_pixels: float = 256.0,
     decode_memory: float = 1000.0,
     queue: int = 512,
-    connections: int = 1024,
     patience: float = 30.0,
     drain: float = 5.0,
 ) -> Any:

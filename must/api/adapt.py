@@ -22,14 +22,13 @@ from must.api.images import provide
 from must.api.record import BUNDLE, LABELS, REPORT, SHARDS, record
 from must.api.stages import call
 from must.base import storage
-from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, METRICS_FILE, RECORD_FILE, REPORT_FILE
+from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, METRICS_FILE, RECORD_FILE, REFINED_FILE, REPORT_FILE
 from must.base.parameters import check_names, require
 from must.config import AdaptConfig, TrainConfig
 from must.config.labels import SortConfig
 from must.data.format.index import NAME
 from must.evaluation.sort import sort
 from must.method.model.classifier import BUNDLED_SET, TEMPLATE, load_class_set, make_class_set
-from must.method.select.refine import SUMMARY_FILE
 from must.method.train.presets import settings_of
 from must.method.train.provenance import RESUME_SAFE_FIELDS
 
@@ -170,7 +169,7 @@ def steps(
     if not storage.exists(storage.join(bundle, DESCRIPTION_FILE)):
         run("train", {**settings, "shards": shards, "classifier": classifier, "output": bundle, "device": device})
     more = {"shards": shards, "device": device, **workers}
-    if not storage.exists(storage.join(labels, SUMMARY_FILE)):  # the last that is written
+    if not storage.exists(storage.join(labels, REFINED_FILE)):  # the last that is written
         run("refine", {"classifier": classifier, "model": bundle, "output": labels, **more})
     if not storage.exists(storage.join(report, REPORT_FILE)):  # likewise
         places = {"model": bundle, "baseline": classifier, "refined": labels, "output": report}

@@ -12,3 +12,4 @@ MODEL_FOLDER_FILE = "open_clip_config.json"  # of a model folder as open_clip wr
 VERSION_FILE = "version.json"  # of a version in the registry
 JOURNAL_FILE = ".must-sort.jsonl"  # in a folder that `must sort` filled: what came from where
 RECORD_FILE = "adapt.json"  # of what `must adapt` makes
+REFINED_FILE = "refined.json"  # beside predictions.csv, of `must refine`

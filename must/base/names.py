@@ -43,9 +43,11 @@ def require_no_links(uri: str, flag: str) -> None:
     """Raises ValueError: there is a link below the local folder `uri`: what it leads to may be nobody's to publish."""
     if storage.is_remote(uri):
         return
-    for place, folders, files in os.walk(storage.local(uri)):
+    root = storage.local(uri)
+    for place, folders, files in os.walk(root):
         for path in (Path(place, name) for name in (*folders, *files)):
-            require(not path.is_symlink(), f"{flag} {uri}: {brief(str(path))} is a link; put the file itself there")
+            inside = brief(str(path.relative_to(root)))
+            require(not path.is_symlink(), f"{flag} {uri}: {inside} is a link; put the file itself there")
 
 
 def of_form(pattern: re.Pattern[str], value: object, what: str) -> str:

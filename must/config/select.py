@@ -14,25 +14,33 @@ class SelectConfig(StageConfig):
     model: str = param(
         "a bundle of `must train`; where there is all of its adaptation beside it (adapted/), that is taken",
         metavar="BUNDLE",
+        group="input and output",
+        often=True,
         kind="bundle",
     )
     baseline: str = param(
-        "the classifier file that it was trained with: its zero-shot model", metavar="FILE", kind="classifier"
+        "the classifier file that it was trained with: its zero-shot model",
+        metavar="FILE",
+        often=True,
+        kind="classifier",
     )
-    shards: str = param("folder of shards made by `must shard`", metavar="URI", kind="shards")
+    shards: str = param("folder of shards made by `must shard`", metavar="URI", often=True, kind="shards")
     split: str = param("split of unlabeled images for the check, 2,000 of them at most", "train", metavar="NAME")
-    output: str = param("folder for the new bundle", metavar="URI", kind="output")
+    output: str = param("folder for the new bundle", metavar="URI", often=True, kind="output")
     alpha: float | Literal["auto"] = param(
         "share of the way from zero-shot's weights (0) to the adapted ones (1); auto: the one that agrees best with "
         "the labels of similar images, or that --answers or --labelled measure best",
         "auto",
         metavar="X|auto",
+        often=True,
         between=(0, 1),
     )
-    answers: str = param("folder of `must review`: its answers choose alpha", "", metavar="URI", kind="answers")
+    answers: str = param(
+        "folder of `must review`: its answers choose alpha", "", metavar="URI", often=True, kind="answers"
+    )
     labelled: str = param("split with labels, such as test, which choose alpha", "", metavar="NAME")
-    batch_size: int = defaults.batch_size()
+    batch_size: int = defaults.batch_size(group="how it runs")
     workers: int = defaults.workers()
-    cache: str = defaults.cache()
+    cache: str = defaults.cache(group="reading shards")
     cache_gb: float = defaults.cache_gb()
-    device: str = defaults.device()
+    device: str = defaults.device(group="how it runs", often=True)

@@ -8,11 +8,10 @@ from typing import Any, Self
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import PREDICTIONS_FILE
+from must.base.files import PREDICTIONS_FILE, REFINED_FILE
 from must.base.parameters import require
 from must.base.storage import read_json
 from must.evaluation.labels import NONE, plain
-from must.method.select.refine import SUMMARY_FILE
 
 CHANGES_SHOWN = 10  # pairs of classes
 
@@ -30,7 +29,7 @@ class RefinedLabels:
     @classmethod
     def read(cls, folder: str) -> Self:
         """Raises ValueError: the folder is none of `must refine`."""
-        summary = read_json(storage.join(folder, SUMMARY_FILE), "--refined")
+        summary = read_json(storage.join(folder, REFINED_FILE), "--refined")
         place = storage.join(folder, PREDICTIONS_FILE)
         require(storage.exists(place), f"--refined {folder}: no {PREDICTIONS_FILE} there")
         changed, images = dict[str, tuple[str, str]](), 0

@@ -118,7 +118,8 @@ def test_going_back_to_what_the_registry_does_not_have_leaves_it(server, tmp_pat
 def test_a_model_that_is_not_promoted_is_not_registered(server, tmp_path, made, capsys, why):
     (tmp_path / "decision.json").write_text(json.dumps({"passed": False, "reasons": []}))
     flags = ["--decision", tmp_path / "decision.json"] if why == "gate" else ["--champion", "r0001-of-yesterday"]
-    refused(capsys, 2, tmp_path, "--model", make_bundle(tmp_path / "m"), *made, *flags, *FLAGS)
+    code = 2 if why == "gate" else 73
+    refused(capsys, code, tmp_path, "--model", make_bundle(tmp_path / "m"), *made, *flags, *FLAGS)
     assert not any(server.rows.values())
 
 

@@ -143,7 +143,7 @@ def test_a_life_that_goes_on_counts_the_whole_run_and_its_own_speed(trainer):
 
 
 def test_nothing_is_sent_where_the_variables_are_not_all_there(trainer, tmp_path, monkeypatch):
-    life = Life(tmp_path, 0, [], -1, "")
+    life = Life(tmp_path, 0, [], "")
     for name, count in (("", 1), ("KUBEFLOW_TRAINER_SERVER_TOKEN", 0)):
         monkeypatch.delenv(name, raising=False)
         made = Trackers([], life, {}, 3)

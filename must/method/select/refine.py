@@ -9,7 +9,7 @@ import torch
 
 from must import __version__
 from must.base import storage
-from must.base.files import PREDICTIONS_FILE
+from must.base.files import PREDICTIONS_FILE, REFINED_FILE
 from must.base.parameters import require
 from must.base.text import cell, csv_of, encoded
 from must.config import RefineConfig
@@ -26,8 +26,6 @@ from must.method.select.propagate import places_of, refined_probabilities
 from must.method.select.select import adapted_end
 
 logger = logging.getLogger(__name__)
-
-SUMMARY_FILE = "refined.json"
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         "config": asdict(config),
     }
     storage.write_bytes(storage.join(config.output, PREDICTIONS_FILE), predictions_csv(seen.sources, classes, refined))
-    storage.write_bytes(storage.join(config.output, SUMMARY_FILE), encoded(json.dumps(summary, indent=1) + "\n"))
+    storage.write_bytes(storage.join(config.output, REFINED_FILE), encoded(json.dumps(summary, indent=1) + "\n"))
     logger.info(
         f"{summary['images']:,} images, {summary['changed']:.1%} with another label than zero-shot's"
         f"{f', taught by {len(answers):,} answers' if answers else ''} -> {config.output}"
