@@ -70,4 +70,5 @@ def pipeline_parameters(folder: Path) -> dict[str, str]:
         "model": str(folder / "model"),
         "pretrained": "",
         "model_name": "digits",
+        "preset": "digits",
     }
