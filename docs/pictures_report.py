@@ -11,8 +11,7 @@ from PIL import Image, ImageChops
 
 # What is pointed at, in the order of docs/report.md: elements, then the headings of sections
 PARTS = ["h1", ".lead", ".tiles", "summary"]
-SECTIONS = ["By class", "Confusions that changed most", "None of these", "Most confident mistakes", "What was kept",
-            "Labels of your images"]  # fmt: skip
+SECTIONS = ["By class", "Confusions that changed most", "None of these", "Most confident mistakes", "What was kept"]
 WIDTH, HEIGHT = 860, 3600
 DRAW = """
 const points = POINTS, body = document.body, headings = [...document.querySelectorAll("section h2")];
