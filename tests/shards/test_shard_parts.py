@@ -41,6 +41,7 @@ with exiting("shard"):
 """
 KILLED = """
 import os, signal
+os.setsid()  # a group of its own, which is killed whole
 from must.data.shards import chunk
 whole, made = chunk.storage.write_bytes, []
 
@@ -118,7 +119,7 @@ def test_a_killed_part_is_taken_over(images: Path, tmp_path: Path, records: int)
     run(images, tmp_path / "whole", **OPTIONS)
     output = tmp_path / "out"
     killed = part_of(images, output, "1/2", KILLED.replace("{records}", str(records)))
-    assert subprocess.run(killed, check=False, start_new_session=True).returncode == -signal.SIGKILL
+    assert subprocess.run(killed, check=False).returncode == -signal.SIGKILL
     done = {path: path.stat().st_mtime_ns for path in output.glob(".shard/*/unit-*.npz")}
     assert len(done) == records - 1
     assert run(images, output, part="2/2", **OPTIONS) is None
@@ -151,7 +152,7 @@ def move_piece(*values):
     whole(*values)
     made.append(values)
     if len(made) == 2:
-        os.killpg(0, signal.SIGKILL)  # with the process that makes it
+        os.kill(os.getpid(), signal.SIGKILL)
 
 assemble.move_piece = move_piece
 """
@@ -275,7 +276,7 @@ def test_parts_in_a_bucket_that_fails(
     run(source, bucket_server.uri + "/whole", **OPTIONS)
     elsewhere = "import socket\nsocket.gethostname = lambda: 'another-pod'\n" + KILLED.replace("{records}", "3")
     killed = part_of(source, output, "2/3", elsewhere)
-    assert subprocess.run(killed, check=False, start_new_session=True).returncode == -signal.SIGKILL
+    assert subprocess.run(killed, check=False).returncode == -signal.SIGKILL
     left = {entry.name for entry in storage.list_files(output)}
     assert f"{kind_of('2-of-3').name}" in left and socket.gethostname() != "another-pod"
     bucket_server.faults.plan = ["", "", "503", "", "cut", "", "429", "lost", ""]
