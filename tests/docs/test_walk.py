@@ -21,7 +21,6 @@ SHORT = {"batch_size": 32, "workers": 0, "epochs": 2}
 SKIPPED = ("python3 -m venv", "pip install")
 ADDED = {
     "adapt": ["--model", "demo/model", "--settings", ",".join(f"{name}={value}" for name, value in SHORT.items())],
-    "train": [word for name, value in SHORT.items() for word in (f"--{name.replace('_', '-')}", str(value))],
     "plan": ["--batch-size", "32", "--workers", "0", "--seconds", "1"],
 }
 
@@ -84,7 +83,7 @@ def test_walk(tmp_path, run):
                 if line.startswith("must sort"):  # and the next one takes it back
                     sorted_away = list((tmp_path / "sorted").rglob("*.jpg"))
                     assert len(sorted_away) == (0 if "--undo" in line else 300)
-    assert {"demo", "adapt", "train", "promote", "sort"} <= {line.split()[1] for line in done}
+    assert {"demo", "adapt", "export", "predict", "sort"} <= {line.split()[1] for line in done}
     assert (tmp_path / "work" / "report" / "report.html").is_file()
-    assert len((tmp_path / "labels.csv").read_text().splitlines()) == 301
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 301
     assert (tmp_path / "quick" / "refined" / "predictions.csv").is_file()

@@ -145,6 +145,7 @@ def test_one_killed_while_it_makes_the_shards_is_followed_by_any_part(images: Pa
     output = tmp_path / "out"
     killed = """
 import os, signal
+os.setsid()
 from must.data.shards import assemble
 whole, made = assemble.move_piece, []
 
@@ -152,7 +153,7 @@ def move_piece(*values):
     whole(*values)
     made.append(values)
     if len(made) == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.killpg(0, signal.SIGKILL)  # with the process that decodes for it
 
 assemble.move_piece = move_piece
 """

@@ -138,7 +138,8 @@ def test_a_write_that_succeeds_makes_up_for_one_that_failed(tmp_path):
 
 
 FILL = """
-import sys, torch
+import logging, sys, torch
+logging.basicConfig()
 from must.method.train.checkpoint import Checkpoints
 checkpoints = Checkpoints(sys.argv[1], keep=9)
 try:
