@@ -81,7 +81,8 @@ def pytest_configure(config):
 
 
 def pytest_generate_tests(metafunc):
-    if "bucket_server" in metafunc.fixturenames and (stores := metafunc.config.getoption("store")):
+    own = any("bucket_server" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if not own and "bucket_server" in metafunc.fixturenames and (stores := metafunc.config.getoption("store")):
         metafunc.parametrize("bucket_server", stores, indirect=True)
 
 

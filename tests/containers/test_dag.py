@@ -29,7 +29,7 @@ def containers_of(output: Path, *options: str) -> list[str]:
 def made_here(run: Path, folder: Path) -> dict:
     """Metrics of the same training, undisturbed, and the same evaluation, by the packages of this environment."""
     shards, classifier = str(run / "shards"), str(run / "latest" / "classifier" / "weights")
-    call("train", shards=shards, classifier=classifier, output=str(folder / "model"), **SETTINGS)
+    call("train", shards=shards, classifier=classifier, output=str(folder / "model"), preset="digits", **SETTINGS)
     values = {"model": str(folder / "model"), "baseline": classifier, "output": str(folder / "report")}
     return call("evaluate", shards=shards, workers=1, **values)
 
