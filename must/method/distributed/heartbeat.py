@@ -64,8 +64,11 @@ class Heartbeat:
         self._thread.start()
 
     def begin(self, step: int) -> None:
-        """Call it when step `step` begins; the next sign of life says so."""
-        self.step = str(step)
+        """Call it when step `step` begins; the next sign of life says so (the first step's is written at once)."""
+        first, self.step = not self.step, str(step)
+        if first:
+            with suppress(Exception):
+                self._write()
 
     def close(self) -> None:
         """This process leaves on its own."""
