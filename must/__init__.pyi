@@ -84,7 +84,6 @@ def classifier(
     output: Text,
     pretrained: Text = "",
     model_store: Text = "",
-    look_alikes: Text = "auto",
     device: Text = "auto",
 ) -> Classifier:
     """Turn class names and prompt templates into zero-shot text classifier weights."""

@@ -11,7 +11,7 @@ from typing import Any
 from must.api.stages import call
 from must.base import storage
 from must.base.files import CLASSIFIER_FILE
-from must.method.model.folder import MODEL_FOLDER_FILE, TIMMS_FILE, TIMMS_WEIGHTS, WEIGHTS_FILE
+from must.method.model.folder import MODEL_FOLDER_FILE, WEIGHTS_FILE
 from must.runtime.places import WorkUri
 
 logger = logging.getLogger(__name__)
@@ -20,18 +20,17 @@ DESCRIPTION = "classifier.json"
 
 
 def provide(
-    work_uri: str, *, classes: str, model: str, pretrained: str, look_alikes: str, fingerprint: str, weights: str
+    work_uri: str, *, classes: str, model: str, pretrained: str, fingerprint: str, weights: str
 ) -> dict[str, Any]:
     """Writes the classifier file to `weights`: a copy of the kept one if that is whole, else a new one, which is kept.
 
-    A new one's model goes to WORK_URI/models, and so does the encoder for look-alikes.
+    A new one's model goes to WORK_URI/models.
 
     Args:
-        fingerprint: stands for the contents of class file, model and encoder.
+        fingerprint: stands for the contents of class file and model.
 
     Returns:
-        sha256, classes (their number), model_folder, look_alikes (what judges them), encoder_folder ('' for the frozen
-        tower), and kept: whether it was there.
+        sha256, classes (their number), model_folder, and kept: whether it was there.
     """
     work = WorkUri(work_uri)
     place = work.classifier(fingerprint)
@@ -42,15 +41,12 @@ def provide(
         return {**description, "kept": True}
     file = storage.join(place, CLASSIFIER_FILE)  # `weights` is a path of the orchestrator's, without an ending
     result = call(
-        "classifier", classes=classes, model=model, pretrained=pretrained, look_alikes=look_alikes, output=file,
-        model_store=work.models,
+        "classifier", classes=classes, model=model, pretrained=pretrained, output=file, model_store=work.models,
     )  # fmt: skip
     data = storage.read_bytes(file)
     storage.write_bytes(weights, data)
     sha256 = hashlib.sha256(data).hexdigest()
     description = {"sha256": sha256, "classes": len(result.classes), "model_folder": result.model_folder}
-    kept = result.encoder
-    description |= {"look_alikes": kept.name if kept else "tower", "encoder_folder": kept.folder if kept else ""}
     storage.write_bytes(storage.join(place, DESCRIPTION), json.dumps(description).encode())  # last: now it counts
     return {**description, "kept": False}
 
@@ -61,9 +57,8 @@ def whole(place: str) -> tuple[dict[str, Any], bytes] | None:
         description = json.loads(storage.read_bytes(storage.join(place, DESCRIPTION)))
         data = storage.read_bytes(storage.join(place, CLASSIFIER_FILE))
         intact = hashlib.sha256(data).hexdigest() == description["sha256"]
-        folders = [description.get("model_folder", ""), *filter(None, [description["encoder_folder"]])]
-        if intact and not all(map(is_there, folders)):
-            logger.info(f"{place}: its model or encoder is not there; it is made again")
+        if intact and not is_there(description.get("model_folder", "")):
+            logger.info(f"{place}: its model is not there; it is made again")
             return None
     except FileNotFoundError:
         return None
@@ -76,6 +71,6 @@ def whole(place: str) -> tuple[dict[str, Any], bytes] | None:
 
 
 def is_there(folder: str) -> bool:
-    """Whether a classifier's model, or its encoder, is where it was written."""
-    kinds = ((MODEL_FOLDER_FILE, WEIGHTS_FILE), (TIMMS_FILE, TIMMS_WEIGHTS))
-    return bool(folder) and any(all(storage.exists(storage.join(folder, file)) for file in files) for files in kinds)
+    """Whether a classifier's model is where it was written."""
+    files = (MODEL_FOLDER_FILE, WEIGHTS_FILE)
+    return bool(folder) and all(storage.exists(storage.join(folder, file)) for file in files)

@@ -25,14 +25,14 @@ def made(monkeypatch, tmp_path):
         storage.write_bytes(output, contents[-1])
         for file in (MODEL_FOLDER_FILE, WEIGHTS_FILE):
             storage.write_bytes(f"{model_store}/ViT-B-16/{file}", b"x")
-        return SimpleNamespace(classes=("cat", "dog"), model_folder=f"{model_store}/ViT-B-16", encoder=None)
+        return SimpleNamespace(classes=("cat", "dog"), model_folder=f"{model_store}/ViT-B-16")
 
     monkeypatch.setattr(classifiers, "call", call)
     return contents
 
 
 def ask(work, output, key="k"):
-    made_of = {"classes": "classes.yaml", "model": "ViT-B-16", "pretrained": "openai", "look_alikes": "auto"}
+    made_of = {"classes": "classes.yaml", "model": "ViT-B-16", "pretrained": "openai"}
     return provide(str(work), **made_of, fingerprint=key, weights=str(output))
 
 
@@ -44,8 +44,6 @@ def test_what_an_earlier_run_made_is_used_again(made, tmp_path, bucket_server, p
         "sha256": hashlib.sha256(made[0]).hexdigest(),
         "classes": 2,
         "model_folder": f"{work}/models/ViT-B-16",
-        "look_alikes": "tower",
-        "encoder_folder": "",
         "kept": False,
     }
     assert ask(work, tmp_path / "b") == first | {"kept": True} and (tmp_path / "b").read_bytes() == made[0]

@@ -41,7 +41,7 @@ def prepare(config: ReviewConfig) -> tuple[Review, Images]:
         logger.info(f"must review: looking at {len(source.numbers):,} images")
         models = [model.to(here.device).eval() for model in models]
         seen = extract_features(
-            zero_shot.model, source, here.device, lambda images: [model(images) for model in models], zero_shot.encoder
+            zero_shot.model, source, here.device, lambda images: [model(images) for model in models]
         )
     mean = seen.probabilities[[0, 2]].float().mean(0)
     images = Images(seen.numbers, whitened(seen.features.float()).half(), mean.half())
