@@ -29,12 +29,13 @@ def classifier(
     Returns:
         The sha256 of the classifier file.
     """
+    from must.runtime import stages
     from must.runtime.supervise import supervised
 
     made = supervised(
-        "classifier", "must.runtime.stages:classifier", run_id, work_uri, classes=classes, model=model,
+        "classifier", stages.classifier, run_id, work_uri, classes=classes, model=model,
         pretrained=pretrained, fingerprint=fingerprint, weights=weights.path,
     )  # fmt: skip
-    weights.metadata["display_name"] = f"zero-shot classifier, {made['classes']} classes"
-    weights.metadata.update(model=model, pretrained=pretrained, classes=made["classes"], fingerprint=fingerprint)
-    return made["sha256"]
+    weights.metadata["display_name"] = f"zero-shot classifier, {made.classes} classes"
+    weights.metadata.update(model=model, pretrained=pretrained, classes=made.classes, fingerprint=fingerprint)
+    return made.sha256

@@ -60,12 +60,15 @@ def inputs(
         A sha256 that changes with what the class file and the model files hold.
     """
     from must.runtime.supervise import supervised
+    from must_components import first_look
 
+    parameters = {
+        "classes": classes, "model": model, "pretrained": pretrained, "labels": labels, "split": split,
+        "shard_settings": shard_settings, "preset": preset, "epochs": epochs, "settings": settings,
+        "precision": precision, "gate": gate, "gate_settings": gate_settings, "model_name": model_name,
+        "register": register, "serve": serve, "registry_uri": registry_uri, "predict_uri": predict_uri,
+        "tensorboard_uri": tensorboard_uri,
+    }  # fmt: skip
     return supervised(
-        "inputs", "must_components.first_look:inputs", run_id, work_uri, classes=classes, model=model,
-        pretrained=pretrained, labels=labels, split=split, shard_settings=shard_settings,
-        preset=preset, epochs=epochs,
-        settings=settings, precision=precision, gate=gate, gate_settings=gate_settings, model_name=model_name,
-        register=register, serve=serve, registry_uri=registry_uri, predict_uri=predict_uri,
-        tensorboard_uri=tensorboard_uri, server=server, runtime=runtime,
-    )  # fmt: skip
+        "inputs", first_look.inputs, run_id, work_uri, parameters=parameters, server=server, runtime=runtime
+    )

@@ -27,7 +27,7 @@ from must.base.parameters import check_names, require
 from must.config import AdaptConfig, TrainConfig
 from must.config.labels import SortConfig
 from must.data.format.index import NAME
-from must.evaluation.sort import sort
+from must.deploy.labels.sort import sort
 from must.method.model.classifier import BUNDLED_SET, TEMPLATE, load_class_set, make_class_set
 from must.method.train.presets import settings_of
 from must.method.train.provenance import RESUME_SAFE_FIELDS

@@ -22,11 +22,11 @@ from must.config import (
     ShardConfig,
     TrainConfig,
 )
+from must.deploy.labels.exchange import Exchanged
+from must.deploy.labels.sort import Outcome
 from must.deploy.predict.writer import Prediction
 from must.deploy.promote.registry import Latest
-from must.evaluation.exchange import Exchanged
 from must.evaluation.gate import Decision
-from must.evaluation.sort import Outcome
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ The orchestrator's own cache cannot do this: it believes in an artifact that a b
 import hashlib
 import json
 import logging
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 from must.api.stages import call
 from must.base import storage
 from must.base.files import CLASSIFIER_FILE
 from must.method.model.folder import MODEL_FOLDER_FILE, WEIGHTS_FILE
+from must.runtime.notes import stage_note
 from must.runtime.places import WorkUri
 
 logger = logging.getLogger(__name__)
@@ -19,45 +20,62 @@ logger = logging.getLogger(__name__)
 DESCRIPTION = "classifier.json"
 
 
-def provide(
+@dataclass(frozen=True)
+class Made:
+    """`classes`: their number; `kept`: whether an earlier run had made it."""
+
+    sha256: str
+    classes: int
+    model_folder: str
+    kept: bool = False
+
+
+def classifier(
     work_uri: str, *, classes: str, model: str, pretrained: str, fingerprint: str, weights: str
-) -> dict[str, Any]:
+) -> Made:  # fmt: skip
+    """The stage: see `provide`."""
+    with stage_note(work_uri, "classifier") as note:
+        made = provide(
+            work_uri, classes=classes, model=model, pretrained=pretrained, fingerprint=fingerprint, weights=weights
+        )
+        note.result = f"{made.classes} classes" + (", made by an earlier run" if made.kept else "")
+    return made
+
+
+def provide(work_uri: str, *, classes: str, model: str, pretrained: str, fingerprint: str, weights: str) -> Made:
     """Writes the classifier file to `weights`: a copy of the kept one if that is whole, else a new one, which is kept.
 
     A new one's model goes to WORK_URI/models.
 
     Args:
         fingerprint: stands for the contents of class file and model.
-
-    Returns:
-        sha256, classes (their number), model_folder, and kept: whether it was there.
     """
     work = WorkUri(work_uri)
     place = work.classifier(fingerprint)
     if (found := whole(place)) is not None:
-        description, data = found
+        made, data = found
         storage.write_bytes(weights, data)
-        logger.info(f"{description['classes']} classes: the classifier of an earlier run, {place}")
-        return {**description, "kept": True}
+        logger.info(f"{made.classes} classes: the classifier of an earlier run, {place}")
+        return replace(made, kept=True)
     file = storage.join(place, CLASSIFIER_FILE)  # `weights` is a path of the orchestrator's, without an ending
     result = call(
         "classifier", classes=classes, model=model, pretrained=pretrained, output=file, model_store=work.models,
     )  # fmt: skip
     data = storage.read_bytes(file)
     storage.write_bytes(weights, data)
-    sha256 = hashlib.sha256(data).hexdigest()
-    description = {"sha256": sha256, "classes": len(result.classes), "model_folder": result.model_folder}
-    storage.write_bytes(storage.join(place, DESCRIPTION), json.dumps(description).encode())  # last: now it counts
-    return {**description, "kept": False}
+    made = Made(hashlib.sha256(data).hexdigest(), len(result.classes), result.model_folder)
+    storage.write_bytes(storage.join(place, DESCRIPTION), json.dumps(asdict(made)).encode())  # last: now it counts
+    return made
 
 
-def whole(place: str) -> tuple[dict[str, Any], bytes] | None:
+def whole(place: str) -> tuple[Made, bytes] | None:
     """The kept file's description and bytes; None if it or its model is not there, or not what the description says."""
     try:
-        description = json.loads(storage.read_bytes(storage.join(place, DESCRIPTION)))
+        content = json.loads(storage.read_bytes(storage.join(place, DESCRIPTION)))
+        made = Made(content["sha256"], content["classes"], content.get("model_folder", ""))
         data = storage.read_bytes(storage.join(place, CLASSIFIER_FILE))
-        intact = hashlib.sha256(data).hexdigest() == description["sha256"]
-        if intact and not is_there(description.get("model_folder", "")):
+        intact = hashlib.sha256(data).hexdigest() == made.sha256
+        if intact and not is_there(made.model_folder):
             logger.info(f"{place}: its model is not there; it is made again")
             return None
     except FileNotFoundError:
@@ -67,7 +85,7 @@ def whole(place: str) -> tuple[dict[str, Any], bytes] | None:
     if not intact:
         logger.info(f"{place}: is damaged; it is made again")
         return None
-    return description, data
+    return made, data
 
 
 def is_there(folder: str) -> bool:
