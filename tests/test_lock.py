@@ -17,10 +17,13 @@ from must.data.shards.workdir import LOCK as SHARDS
 from must.method.train.checkpoint import LOCK as CHECKPOINTS
 from tests import zoo
 
-HOLD = (
-    "import sys; from must.base.lock import Kind, locked\n"  # as must/method/train/checkpoint.py has it, without torch
-)
-HOLD += "with locked(sys.argv[1], Kind('must train', '--checkpoints', '.train.lock')): print('held', flush=True); sys.stdin.read()"
+HOLD = """
+import sys
+from must.base.lock import Kind, locked
+with locked(sys.argv[1], Kind('must train', '--checkpoints', '.train.lock')):  # train/checkpoint.py's, without torch
+    print('held', flush=True)
+    sys.stdin.read()
+"""
 
 
 def hold(place):

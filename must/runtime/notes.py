@@ -24,6 +24,7 @@ from must.base.background import every
 from must.base.exits import BUG, code_of, line_of
 from must.base.lock import RUN_ID
 from must.base.parameters import require
+from must.base.records import record_of
 from must.runtime.places import WorkUri
 from must.runtime.tail import Tail
 
@@ -61,12 +62,8 @@ class Facts:
     @classmethod
     def of(cls, content: dict[str, Any]) -> "Facts":
         """Raises ValueError: a value of another kind. What this version does not know is left out."""
-        known = {one.name for one in fields(cls)}
-        found = cls(**{name: value for name, value in content.items() if name in known and value is not None})
-        texts = [getattr(found, one.name) for one in fields(cls) if isinstance(one.default, str)]
-        numbers = [found.pictures, *(one for one in (found.top1, found.before) if one is not None)]
-        sound = all(isinstance(text, str) for text in [*texts, *found.reasons]) and isinstance(found.reasons, list)
-        require(sound and all(map(is_moderate, numbers)), "a value of another kind")
+        found = record_of(cls, {name: value for name, value in content.items() if value is not None})
+        require(all(map(is_moderate, (found.top1 or 0, found.before or 0, found.pictures))), "a value of another kind")
         return found
 
     def to_dict(self) -> dict[str, Any]:

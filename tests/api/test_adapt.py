@@ -24,6 +24,7 @@ from must.api.demo.data import CLASSES, TEMPLATES
 from must.api.images import as_image, provide
 from must.config import GateConfig
 from must.evaluation.gate import labelled_gate
+from must.evaluation.result import metrics_of
 from tests.model.hub_api import TOKEN, writable
 
 SETTINGS = {"preset": "digits", "epochs": 2, "batch_size": 50, "workers": 0, "device": "cpu"}
@@ -193,7 +194,9 @@ def test_what_was_not_used_yet_may_be_corrected(digits, tmp_path):
     )
     assert labelled.metrics["data"]["picked"] and not adapted.metrics["data"]["picked"]
     assert "on picked images" in labelled.report.read_text()
-    decision = labelled_gate(labelled.metrics, GateConfig(metrics="", gate="labelled", min_images=1, min_gain=-1))
+    decision = labelled_gate(
+        metrics_of(labelled.metrics), GateConfig(metrics="", gate="labelled", min_images=1, min_gain=-1)
+    )
     assert [reason[:4] for reason in decision.reasons] == ["ok  ", "ok  ", "STOP"] and not decision.passed
     assert (adapted.bundle / "model.safetensors").read_bytes() == weights
     assert [path.name for path in (work / "before-1").iterdir()] == ["report"]

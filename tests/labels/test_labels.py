@@ -9,7 +9,7 @@ import pytest
 
 import must
 from must.deploy.labels.formats import read_labels
-from tests.evaluate.test_sort import photos
+from tests.labels.test_sort import photos
 
 ROWS = {"a.png": ("cat", 0.9, "dog"), "b.png": ("dog", 0.6, "cat"), "=c.png": ("cat", 0.8, "dog")}
 

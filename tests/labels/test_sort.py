@@ -82,7 +82,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch, how):
     files = photos(tmp_path / "photos", [f"{n}/a.png" for n in range(4)])
     before = tree(tmp_path / "photos")
     csv = predictions(tmp_path / "p.csv", [(file, "cat", 0.9) for file in files])
-    from must.evaluation import sort
+    from must.deploy.labels import sort
 
     real, calls = sort.put, []
 

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from must.base import storage
-from must.base.errors import UserError
 from must.data.image.preprocess import describe_preprocess
+from must.evaluation.result import Interval, Metrics
 from must.method.model.bundle import Description, preprocess_of
 
 CLASSES_SHOWN = 100
@@ -21,10 +20,8 @@ LICENCES = (
 """By the beginning of open_clip's pretrained tag, as the publishers stated when this was written."""
 
 
-def model_card(
-    description: Description, exported: dict[str, Any], metrics: dict[str, Any] | None, usage: str = ""
-) -> str:
-    """Markdown. `exported` is what `must export` returns, `metrics` the content of metrics.json, if there is one;
+def model_card(description: Description, exported: dict[str, Any], metrics: Metrics | None, usage: str = "") -> str:
+    """Markdown. `exported` is what `must export` returns, `metrics`: what was measured, if anything was;
     `usage`, Markdown itself, says how another library uses it."""
     parts = [
         f"# {escape(description.backbone)}, adapted to {len(description.classes)} classes",
@@ -110,25 +107,23 @@ def training(description: Description) -> str:
     return "\n".join(f"- {escape(name)}: {escape(value)}" for name, value in rows if value not in (None, ""))
 
 
-def quality(metrics: dict[str, Any] | None) -> str:
+def quality(metrics: Metrics | None) -> str:
     if not metrics:
         return "Not measured: no metrics.json was given to `must export --metrics`."
-    data = metrics["data"]
-    where = f"split '{escape(data['split'])}', index sha256 {escape(data['index_sha256'])}"
-    if not metrics["labelled"]:
-        free = metrics["label_free"]
-        lines = [f"Accuracy is unknown: none of the {metrics['images']:,} images has a label ({where})."]
-        if free["compared"]:
-            lines.append(f"{free['compared']['agreement']:.1%} of the images keep the zero-shot class.")
+    data, compared = metrics.data, metrics.label_free.compared
+    where = f"split '{escape(data.split)}', index sha256 {escape(data.index_sha256)}"
+    if not metrics.adapted:
+        lines = [f"Accuracy is unknown: none of the {metrics.images:,} images has a label ({where})."]
+        if compared:
+            lines.append(f"{compared.agreement:.1%} of the images keep the zero-shot class.")
         return " ".join(lines)
-    how = ", which `must review` picked (on all images it is another accuracy)" if data.get("picked") else ""
-    lines = [f"Measured on {metrics['labelled']:,} labelled images{how} ({where}); 95% bootstrap intervals.", ""]
-    lines += ["| | " + metrics["baseline_name"] + " | adapted |", "|---|---|---|"]
+    how = ", which `must review` picked (on all images it is another accuracy)" if data.picked else ""
+    lines = [f"Measured on {metrics.labelled:,} labelled images{how} ({where}); 95% bootstrap intervals.", ""]
+    lines += ["| | " + metrics.baseline_name + " | adapted |", "|---|---|---|"]
     for key, title in (("top1", "top-1"), ("mean_per_class", "mean per class"), ("ece", "calibration error")):
         cells = [title]
-        for model in ("baseline", "adapted"):
-            values = metrics[model]
-            cells.append(f"{values[key]:.1%} ({spread(values['intervals'][key])})" if values else "")
+        for model in (metrics.baseline, metrics.adapted):
+            cells.append(f"{getattr(model, key):.1%} ({spread(model.intervals[key])})" if model else "")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -160,25 +155,11 @@ def licence(description: Description) -> str:
     )
 
 
-def read_metrics(uri: str) -> dict[str, Any] | None:
-    """metrics.json, or None without a name. Raises ValueError: no such file, or not one of `must evaluate`."""
-    if not uri:
-        return None
-    damaged = UserError(f"--metrics {uri}: is no metrics.json of `must evaluate`")
-    try:
-        metrics = storage.read_object(uri, dict, damaged)
-    except FileNotFoundError:
-        raise UserError(f"--metrics {uri}: no such file; make it with `must evaluate`") from None
-    if not {"labelled", "label_free", "data"} <= metrics.keys():
-        raise damaged
-    return metrics
-
-
 def section(title: str, text: str) -> str:
     return f"## {title}\n\n{text}"
 
 
-def spread(interval: list[float]) -> str:
+def spread(interval: Interval) -> str:
     return f"{interval[0]:.1%} to {interval[1]:.1%}"
 
 
