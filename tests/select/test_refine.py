@@ -13,7 +13,7 @@ from must.api import cli
 from must.api.demo.data import digit_parts
 from must.config import RefineConfig, SelectConfig, ShardConfig
 from must.data.shards.build import shard
-from must.evaluation.labels import read_labels
+from must.deploy.labels.formats import read_labels
 from must.method.select.check import Predicted
 from must.method.select.refine import Refined, predictions_csv, refine
 from must.method.select.select import select

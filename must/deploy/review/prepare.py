@@ -39,7 +39,7 @@ def prepare(config: ReviewConfig) -> tuple[Review, Images]:
         source = subsample(source, max(100, min(config.images, NUMBERS // len(classes))))
         logger.info(f"must review: looking at {len(source.numbers):,} images")
         model = bundle.model.to(here.device).eval()
-        seen = extract_features(zero_shot.model, source, here.device, lambda images: [model(images)], zero_shot.encoder)
+        seen = extract_features(zero_shot.model, source, here.device, lambda images: [model(images)])
     mean = seen.probabilities.float().mean(0)
     images = Images(seen.numbers, whitened(seen.features.float()).half(), mean.half())
     refined, similar = images.refined({}), images.tensors[0]

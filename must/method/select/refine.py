@@ -58,7 +58,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         source = subsample(EvalSource.of(config, preprocess_of(zero_shot.description)), config.images)
         other = model.to(here.device) if model else None
         others = (lambda images: [other(images)]) if other else None
-        seen = extract_features(zero_shot.model, source, here.device, others, zero_shot.encoder)
+        seen = extract_features(zero_shot.model, source, here.device, others)
         refined = refined_labels(seen, here.device, answers)
     summary = {
         "must_version": __version__,
