@@ -53,7 +53,9 @@ def gate(config: GateConfig) -> Decision:
     metrics = read_json(config.metrics, "--metrics")
     try:
         decision = RULES[config.gate](metrics, config)
-    except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
+    except UserError:
+        raise
+    except (KeyError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
         raise UserError(
             f"--metrics {config.metrics}: is not what `must evaluate` of this version writes "
             f"({type(error).__name__}: {' '.join(str(error).split())[:100]}); evaluate again"
@@ -174,7 +176,7 @@ RULES = {"labelled": labelled_gate, "reviewed": reviewed_gate, "label-free": lab
 
 
 def rule(name: str, value: float, limit: float) -> tuple[bool, str]:
-    passed = value >= limit
+    passed = limit <= value < math.inf
     return passed, line(passed, f"{name} {value:.3f}, at least {limit:g}")
 
 

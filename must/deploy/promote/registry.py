@@ -109,6 +109,7 @@ class Registry:
             TransientError: another program is writing the version.
         """
         uri = self.uri_of(version, VERSION_FILE)
+        storage.remove_leftovers(self.uri)
         with self.alone(version) as check:
             generation = storage.generation(uri) or 0
             described, lacking = {"version": version, "created": now(), **facts, "files": {}}, folders

@@ -68,6 +68,7 @@ def save_files(write: Callable[[Path], None], models: str, name: str, config: st
     if beside:
         with storage.disk_errors(beside):
             beside.mkdir(parents=True, exist_ok=True)
+        storage.remove_leftovers(beside)
     with tempfile.TemporaryDirectory(dir=beside, prefix=storage.TEMPORARY) as scratch:
         write(Path(scratch))
         files = sorted(path for path in Path(scratch).rglob("*") if path.is_file())
