@@ -11,7 +11,7 @@ from must.api.cli import main
 from must.deploy.promote import model_registry
 from must.deploy.promote.registry import Registry
 from tests.model_registry_server import V1, V1ALPHA3, ModelRegistryServer
-from tests.promote.bundles import make_bundle
+from tests.promote.bundles import make_bundle, make_onnx
 
 FLAGS = ["--register", "kubeflow"]
 
@@ -34,8 +34,7 @@ def server(monkeypatch):
 @pytest.fixture
 def made(tmp_path):
     folder = tmp_path / "onnx"
-    folder.mkdir()
-    (folder / "model.onnx").write_bytes(b"a model")
+    make_onnx(folder / "model.onnx")
     (folder / "MODEL_CARD.md").write_text("# A model card\n")
     metrics = {"adapted": {"top1": 0.9, "broken": float("nan")}, "baseline": {"top1": 0.7}}
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))

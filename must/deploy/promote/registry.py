@@ -288,7 +288,7 @@ def copy(source: str, target: str) -> dict[str, Any]:
     """Copies in pieces, for weights may be larger than the memory; returns size and sha256."""
     with storage.open_write(target) as file:
         written = storage.HashingFile(file)
-        storage.copy(source, written)
+        storage.copy(source, written, follow=False)
     return {"bytes": written.size, "sha256": written.sha256}
 
 
