@@ -19,8 +19,8 @@ def size(parameters=87e6, batch=1024):
     )  # fmt: skip
 
 
-def test_the_work_is_that_of_the_page_on_scaling():
-    """docs/scaling.md: 141 and 648 GFLOP a step and image, 27% of the peak of eight H100."""
+def test_the_work_of_a_step_and_image():
+    """141 and 648 GFLOP a step and image (counted), 27% of the peak of eight H100."""
     assert 4 * B16.forward_flops / 1e9 == pytest.approx(141, abs=0.5)
     assert 4 * L14.forward_flops / 1e9 == pytest.approx(648, abs=0.5)
     eight = calculate("h100x8", B16, size(), False, 300.0)
