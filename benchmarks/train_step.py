@@ -172,10 +172,11 @@ def ours(options: argparse.Namespace, variant: dict[str, Any], device: Any, visu
 
 
 def forward_flops(visual: Any) -> float:
-    from must.method.train.calculated import Shape
-
-    blocks = len(visual.transformer.resblocks)
-    return Shape(visual.image_size[0], visual.patch_size[0], visual.conv1.out_channels, blocks).forward_flops
+    """Of one image: 2 x (patch embedding + blocks of 12 W^2 a token + attention's two products of T^2 W)."""
+    patch, width = visual.patch_size[0], visual.conv1.out_channels
+    tokens, blocks = (visual.image_size[0] // patch) ** 2 + 1, len(visual.transformer.resblocks)
+    embedding = (tokens - 1) * width * 3 * patch**2
+    return 2 * (embedding + blocks * (12 * width * width * tokens + 2 * tokens * tokens * width))
 
 
 def matmul_peak(device: Any, dtype: Any) -> float:

@@ -14,7 +14,6 @@ from must.method.distributed.process_group import pick_device
 from must.method.model.bundle import load_bundle, load_description
 from must.method.train.autotune import SHARE, blank, choose_accumulation, fewest_pieces
 from must.method.train.checkpoint import Checkpoints
-from must.method.train.presets import preset
 from must.method.train.step import MustStep
 from must.method.train.trainer import train
 from tests.golden import golden_model
@@ -32,8 +31,8 @@ def one_thread():
 
 def config(digits, output, **changes):
     values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output), "epochs": 1}
-    values |= {"batch_size": 25, "seed": 1, "log_every": 2}
-    return load(TrainConfig, {**values, **changes}, preset=preset("digits", "any"))
+    values |= {"preset": "digits", "batch_size": 25, "seed": 1, "log_every": 2}
+    return load(TrainConfig, {**values, **changes})
 
 
 def golden_step():

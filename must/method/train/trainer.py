@@ -47,6 +47,7 @@ from must.method.train.compiled import compile_blocks, pays
 from must.method.train.estimate import LONG_ENOUGH, Size, StepTimer, memory_of, size_of
 from must.method.train.health import Health
 from must.method.train.log import Meter, NoLog, TrainLog, in_words, summary_of
+from must.method.train.presets import resolve
 from must.method.train.provenance import provenance
 from must.method.train.step import MustStep
 from must.method.train.teacher import make_teacher
@@ -90,13 +91,13 @@ class Trainer:
     """One process's part of a run."""
 
     def __init__(self, config: TrainConfig, processes: World) -> None:
-        self.config, self.world = config, processes
-        self.asked = config
+        self.world = processes
         self.reader = open_reader(
             config.shards, config.split, config.cache, config.cache_gb, config.index_sha256, config.shuffle_window
         )
         classifier = load_text_classifier(config.classifier)
-        self.own_factor = classifier.logit_scale
+        self.resolved = resolve(config, self.reader.index, classifier)
+        self.config = config = self.resolved.config
         self.prior: tuple[float, ...] = ()
         if config.class_prior == "given":
             require_shares(classifier.shares, config.classifier)
@@ -209,7 +210,7 @@ class Trainer:
         steps, life = self.whole.steps, Life(folder, first, list(state.log_lines), "")
         trackers = Trackers(names, life, state.run_ids, steps)
         log = TrainLog(folder, steps, first, state.log_lines, trackers)
-        state.run_ids |= trackers.start(self.asked.to_dict())
+        state.run_ids |= trackers.start(self.resolved.config.to_dict())
         return log
 
     def estimate(self, steps: StepTimer, log: TrainLog | NoLog) -> StepTimer | None:
@@ -240,7 +241,7 @@ class Trainer:
         networks = self.state.save(self.method)
         if self.world.is_main:
             self.state.checkpoints.close()
-            settings = replace(config, workers=self.asked.workers)  # what was chosen of this machine is no setting
+            settings = replace(config, workers=self.resolved.config.workers)  # a machine's number is no setting
             description = provenance(self.zero_shot.description, settings, self.reader.index, self.world.size, summary)
             record = {"class_shares": list(self.prior), **self.origin}
             if self.zero_shot.encoder:
