@@ -151,6 +151,7 @@ def ours(options: argparse.Namespace, variant: dict[str, Any], device: Any, visu
     from must.method.distributed.cpu import prepare_machine
     from must.method.distributed.process_group import World
     from must.method.model.masked_vit import MaskedViT
+    from must.method.train.settings import StepSettings
     from must.method.train.step import MustStep
 
     prepare_machine(device)
@@ -159,7 +160,8 @@ def ours(options: argparse.Namespace, variant: dict[str, Any], device: Any, visu
         shards="-", classifier="-", output="-", batch_size=options.batch_size, accumulate=options.accumulate, **settings
     )
     student = MaskedViT(visual, classifier).to(device)
-    step = MustStep(student, Preprocess(size=visual.image_size[0]), config, World(0, 1, device), 1000, 1000)
+    preprocess, alone = Preprocess(size=visual.image_size[0]), World(0, 1, device)
+    step = MustStep(student, preprocess, StepSettings.of(config), alone, 1000, 1000)
     size, (weak, strong, masked) = options.batch_size // options.accumulate, data
     samples = torch.arange(len(weak))
     parts = [

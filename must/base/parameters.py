@@ -7,14 +7,29 @@ from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import yaml
 
 from must.base.errors import UserError
 from must.base.text import brief, did_you_mean, one_line, printable
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Config = TypeVar("Config", bound="StageConfig")
+Part = TypeVar("Part", bound="DataclassInstance")
 
 
 SYNONYMS = {  # what other programs call it, and what it is here
@@ -152,6 +167,15 @@ class StageConfig:
     def to_dict(self) -> dict[str, Any]:
         """The parameters by name."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "passed"}
+
+
+def part_of(config: StageConfig, kind: type[Part], **others: Any) -> Part:
+    """A dataclass whose fields have the names and values of the stage's parameters, but for `others`.
+
+    Lists become tuples.
+    """
+    values = {one.name: getattr(config, one.name) for one in fields(kind) if one.name not in others}
+    return kind(**{name: tuple(it) if isinstance(it, list) else it for name, it in values.items()}, **others)
 
 
 def load(stage: type[Config], flags: dict[str, Any], file: str | None = None) -> Config:

@@ -219,18 +219,6 @@ class TrainConfig(StageConfig):
         at_least=1,
     )
 
-    @property
-    def loaders(self) -> int:
-        """Loader processes of a training process. `auto` must have become a number (must.method.train.autotune)."""
-        assert self.workers != "auto"
-        return self.workers
-
-    @property
-    def pieces(self) -> int:
-        """Micro-batches of a step, in a process; likewise."""
-        assert self.accumulate != "auto"
-        return self.accumulate
-
     def check_values(self) -> None:
         check_names(self.trackers)
         require(

@@ -61,11 +61,11 @@ def measure(trainer: Trainer, seconds: float) -> Pace:
     world, config, progress = trainer.world, trainer.config, trainer.state.progress
     local = config.batch_size // world.size
     count = min(FEW, local) if world.device.type == "cpu" else local
-    steps, parts = StepTimer(), list[TrainBatch]()
+    steps, micro_batches = StepTimer(), list[TrainBatch]()
     batches = RunTimer(progress).waiting(endless(trainer.groups(0)))
-    for parts in bar(batches, desc="trial steps", unit="step", leave=False, quiet=not world.is_main):
+    for micro_batches in bar(batches, desc="trial steps", unit="step", leave=False, quiet=not world.is_main):
         began = time.monotonic()
-        trainer.method(progress.step, parts if count == local else first_images(parts, count))
+        trainer.must_step(progress.step, micro_batches if count == local else first_images(micro_batches, count))
         if world.device.type == "cuda":
             torch.cuda.synchronize(world.device)
         progress.step += 1
@@ -77,15 +77,15 @@ def measure(trainer: Trainer, seconds: float) -> Pace:
         if world.sum(steps.enough(seconds)):
             break
     began = time.monotonic()
-    trainer.health.agreement(parts[0])
+    trainer.monitor.agreement(micro_batches[0])
     reading = (time.monotonic() - began) / config.log_every
     return steps.pace(memory_of(world.device), count * world.size, config.batch_size, reading)
 
 
-def first_images(parts: list[TrainBatch], count: int) -> list[TrainBatch]:
-    whole = parts[0]
-    weak, strong, masked, samples = (value[:count] for value in whole[:4])
-    return [TrainBatch(weak, strong, masked, samples, whole.replaced)]
+def first_images(micro_batches: list[TrainBatch], count: int) -> list[TrainBatch]:
+    first = micro_batches[0]
+    weak, strong, masked, samples = (value[:count] for value in first[:4])
+    return [TrainBatch(weak, strong, masked, samples, first.replaced)]
 
 
 def endless(groups: Iterable[list[TrainBatch]]) -> Iterator[list[TrainBatch]]:
