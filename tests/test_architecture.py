@@ -70,6 +70,7 @@ predict
 export      predict
 infer       export predict
 promote
+labels
 serve       predict promote
 review      serve
 """,
@@ -276,9 +277,9 @@ def test_what_runs_without_torch_does_not_import_it():
         "must.data.format.verify",
         "must.deploy.infer.predict",
         "must.deploy.predict.images",
-        "must.evaluation.exchange",
+        "must.deploy.labels.exchange",
         "must.evaluation.gate",
-        "must.evaluation.sort",
+        "must.deploy.labels.sort",
         "must.deploy.promote.champion",
         "must.runtime.check",
         "must.runtime.decision",

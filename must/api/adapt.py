@@ -27,7 +27,7 @@ from must.base.parameters import check_names, require
 from must.config import AdaptConfig, TrainConfig
 from must.config.labels import SortConfig
 from must.data.format.index import NAME
-from must.evaluation.sort import sort
+from must.deploy.labels.sort import sort
 from must.method.model.classifier import BUNDLED_SET, TEMPLATE, load_class_set, make_class_set
 from must.method.train.presets import AUTO, published
 from must.method.train.provenance import RESUME_SAFE_FIELDS
@@ -48,7 +48,6 @@ def adapt(
     output: str | os.PathLike[str],
     model: str | os.PathLike[str] = DEFAULT_MODEL,
     pretrained: str = "",
-    look_alikes: str = "auto",
     test_images: str | os.PathLike[str] = "",
     device: str = "auto",
     again: bool = False,
@@ -67,7 +66,6 @@ def adapt(
         output: a folder on this machine.
         model: an open_clip model name, hf-hub:TEAM/NAME, or a model folder.
         pretrained: an open_clip tag or a checkpoint file; openai for the default model.
-        look_alikes: what says which images are similar, as `must.classifier` takes it.
         test_images: labelled images to measure the accuracy with, which nothing else reads: a folder with a folder a
             class, or a file of labels as `must.sort` takes it (answers, an export of Label Studio or FiftyOne).
         device: auto, cpu, cuda or cuda:N.
@@ -88,7 +86,6 @@ def adapt(
     }
     rest: dict[str, Any] = {
         "pretrained": pretrained,
-        "look_alikes": look_alikes,
         "test_images": os.fspath(test_images),
         "device": device,
         "again": again,
@@ -121,7 +118,7 @@ def next_commands(output: str, images: str) -> list[str]:
 
 
 def steps(
-    run: Run, *, images: Any, classes: Any, output: str, model: str, pretrained: str, look_alikes: str,
+    run: Run, *, images: Any, classes: Any, output: str, model: str, pretrained: str,
     test_images: str, device: str, settings: dict[str, Any], again: bool = False, max_rejected: float = 0.01,
 ) -> Adapted:  # fmt: skip
     """The stages in order, each by `run`(stage, parameters)."""
@@ -140,7 +137,7 @@ def steps(
             folder,
             {
                 "images": taken.key, "classes": hashlib.sha256(content).hexdigest() if content else file,
-                "model": named(model), "pretrained": pretrained, "look_alikes": named(look_alikes),
+                "model": named(model), "pretrained": pretrained,
                 "test_images": labelled_key(test_images), "settings": decisive,
             },
             again,
@@ -164,7 +161,7 @@ def steps(
     workers = {name: value for name, value in settings.items() if name == "workers"}
     run("shard", {"source": taken.source, "output": shards, "max_rejected": max_rejected, **labelled})
     if not storage.exists(classifier):
-        of = {"classes": file, "model": model, "pretrained": pretrained, "look_alikes": look_alikes}
+        of = {"classes": file, "model": model, "pretrained": pretrained}
         run("classifier", {**of, "output": classifier, "device": device})
     if not storage.exists(storage.join(bundle, DESCRIPTION_FILE)):
         run("train", {**settings, "shards": shards, "classifier": classifier, "output": bundle, "device": device})

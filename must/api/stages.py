@@ -108,12 +108,12 @@ STAGES: Final[dict[str, Stage]] = {
     ),
     "sort": Stage(
         configs.SortConfig,
-        "must.evaluation.sort:sort",
+        "must.deploy.labels.sort:sort",
         "Sort images into a folder a class, by predictions or by what people said: links, copies or moved; undoable.",
     ),
     "labels": Stage(
         configs.LabelsConfig,
-        "must.evaluation.exchange:exchange",
+        "must.deploy.labels.exchange:exchange",
         "Take labels to Label Studio, FiftyOne or cleanlab, and what people said there back.",
     ),
     "serve": Stage(

@@ -139,7 +139,7 @@ def check_of(
     """The check of the model on at most 2,000 of the images, with features of the baseline's tower. This process looks
     alone. Labels are not read."""
     source = subsample(EvalSource.of(config, preprocess_of(baseline.description)), IMAGES)
-    seen = extract_features(baseline.model, source, device, encoder=baseline.encoder)
+    seen = extract_features(baseline.model, source, device)
     neighbours, _ = nearest(whitened(seen.features.to(device).float()))
     rows = np.searchsorted(samples.numbers, seen.numbers.numpy())
     one, other = (

@@ -2,12 +2,43 @@
 
 import math
 import os
+from dataclasses import dataclass
 from typing import Any
 
+from must.api.stages import call
 from must.base import storage
 from must.base.files import REPORT_FILE
 from must.base.lock import RUN_ID
+from must.runtime.notes import Facts, stage_note
 from must.runtime.places import WorkUri
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What Kubeflow's page shows. `top1`: of the adapted model, 0..1; -1 without labels."""
+
+    top1: float
+    figures: dict[str, float]
+    classes: list[str]
+    confusion: list[list[int]]  # of the adapted model; empty without labels or with too many classes
+
+
+def evaluate(
+    work_uri: str, *, index_sha256: str, bundle: str, classifier: str, split: str, details: str, report: str,
+    link: str = "",
+) -> Evaluated:  # fmt: skip
+    """Evaluates against the zero-shot model. The report is also copied to `report`, where Kubeflow shows it; `link`
+    leads to it on Kubeflow's page."""
+    with stage_note(work_uri, "evaluate") as note:
+        metrics = call(
+            "evaluate", model=bundle, baseline=classifier, shards=WorkUri(work_uri).shards, index_sha256=index_sha256,
+            split=split, output=details,
+        )  # fmt: skip
+        storage.write_bytes(report, storage.read_bytes(storage.join(details, REPORT_FILE)))
+        note.result = headline(metrics)
+        note.facts = Facts(**accuracy(metrics), report=keep_report(work_uri, report), report_link=link)
+    top1 = metrics["adapted"].get("top1", -1.0)
+    return Evaluated(top1, figures(metrics), metrics["classes"], confusion(metrics))
 
 
 def figures(metrics: dict[str, Any]) -> dict[str, float]:
@@ -26,8 +57,8 @@ def figures(metrics: dict[str, Any]) -> dict[str, float]:
     return plain(first | rest)
 
 
-def confusion(metrics: dict[str, Any]) -> list[list[int]] | None:
-    return ((metrics.get("confusion") or {}).get("adapted") or {}).get("matrix")
+def confusion(metrics: dict[str, Any]) -> list[list[int]]:
+    return ((metrics.get("confusion") or {}).get("adapted") or {}).get("matrix") or []
 
 
 def plain(facts: dict[str, Any]) -> dict[str, Any]:

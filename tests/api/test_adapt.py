@@ -118,7 +118,6 @@ def test_a_second_call_has_nothing_to_do(adapted, digits, monkeypatch):
         ({"epochs": 3}, r"was made from other inputs \(epochs: 2 -> 3\); choose another output, or give --again"),
         ({"classes": ["a", "b"]}, r"from other inputs \(other classes\)"),
         ({"pretrained": "x"}, r"\(pretrained: none -> x\)"),
-        ({"look_alikes": "tower"}, r"\(look alikes: auto -> tower\)"),
         ({"images": "elsewhere"}, r"\(images: /.*/train -> /.*elsewhere\)"),
         ({"test_images": ""}, r"\(test images: /.*/test -> none\)"),
     ],

@@ -214,7 +214,7 @@ def test_outside_of_a_cluster(tmp_path):
 def test_what_the_user_can_mend_is_one_line_and_is_not_tried_again(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("MUST_RETRIES", "2,0,1")
     with pytest.raises(SystemExit) as ended:
-        supervised("serve", "must_components.serving.service:serve", "7", str(tmp_path / "work"), **given(tmp_path))
+        supervised("serve", service.serve, "7", str(tmp_path / "work"), **given(tmp_path))
     said = capfd.readouterr().err
     assert ended.value.code == WRONG_INPUT and "take `write`" in said
     assert "Traceback" not in said and "trying again" not in said

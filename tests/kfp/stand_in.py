@@ -3,7 +3,7 @@
 import json
 
 from must.base.storage import join, write_bytes
-from must.runtime.notes import Note
+from must.runtime.notes import Facts, Note
 from must.runtime.places import WorkUri
 from must.runtime.summary import leave_page, summarize
 from tests.kfp.cluster import RACE
@@ -92,7 +92,7 @@ class Player(KfpServer):
 
 
 def notes(stages, **facts):
-    return [Note(stage, "done", facts=facts.get(stage, {})) for stage in stages]
+    return [Note(stage, "done", facts=Facts.of(facts.get(stage, {}))) for stage in stages]
 
 
 class StandInPods:

@@ -155,20 +155,8 @@ def licence(description: Description) -> str:
     weights = known or "not known to us; ask the publisher of the weights"
     source = escape(f"{description.backbone} {description.pretrained}".strip())
     return (
-        f"The adapted weights derive from {source}, whose licence is: {weights}. {of_encoder(description)}"
+        f"The adapted weights derive from {source}, whose licence is: {weights}. "
         "Check it before use, and the rights to the images."
-    )
-
-
-def of_encoder(description: Description) -> str:
-    """About an encoder whose features the check of the model used; it is not in the weights."""
-    found = description.provenance.get("encoder")
-    if not isinstance(found, dict):
-        return ""
-    return (
-        f"They were checked with features of {escape(found.get('name', ''))} (sha256 "
-        f"{escape(found.get('sha256', ''))}), which is not part of the model; its licence is: "
-        f"{escape(found.get('licence') or 'not known to us; ask its publisher')}. "
     )
 
 

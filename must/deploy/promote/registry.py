@@ -24,13 +24,14 @@ from typing import Any
 from must.base import storage
 from must.base.errors import TransientError, UserError
 from must.base.files import VERSION_FILE
-from must.base.lock import PROMOTION, HeldError, LockLostError, locked
+from must.base.lock import HeldError, Kind, LockLostError, locked
 from must.base.names import below
 from must.base.parameters import require
 from must.base.storage import ConflictError
 
 LATEST = "LATEST"
 NAME = re.compile(r"[a-z0-9][-a-z0-9._]{0,62}")
+LOCK = Kind("must promote", "--version", ".promote.lock", patience=10.0)
 BUNDLE, ONNX = "bundle", "onnx"  # a version's folders
 
 Folders = dict[str, list[tuple[str, str]]]
@@ -135,7 +136,7 @@ class Registry:
             TransientError: somebody does, or did.
         """
         try:
-            with locked(self.uri_of(version), PROMOTION) as check:
+            with locked(self.uri_of(version), LOCK) as check:
                 yield check
         except (HeldError, LockLostError) as error:
             raise TransientError(str(error)) from None

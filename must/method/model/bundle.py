@@ -18,7 +18,6 @@ from must.data.image.preprocess import Preprocess
 if TYPE_CHECKING:
     from must.method.model.backbone import Backbone
     from must.method.model.classifier import TextClassifier
-    from must.method.model.folder import Kept
     from must.method.model.masked_vit import MaskedViT
 
 LOG_FILE = "train_log.jsonl"  # of the training, beside them; a bundle may be without
@@ -27,12 +26,10 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Bundle:
-    """`description`: everything about the model but its weights; `model`: ready to classify, in eval mode; `encoder`:
-    of a zero-shot model, what says which images look alike, if the frozen tower does not."""
+    """`description`: everything about the model but its weights; `model`: ready to classify, in eval mode."""
 
     model: MaskedViT
     description: Description
-    encoder: Kept | None = None
 
 
 @dataclass(frozen=True)
@@ -164,7 +161,7 @@ def untrained(backbone: Backbone, classifier: TextClassifier, model: str, pretra
         preprocess=backbone.preprocess.to_dict(),
         logit_factor=factor,
     )
-    return Bundle(network.eval(), description, classifier.encoder)
+    return Bundle(network.eval(), description)
 
 
 def have_one_shape(one: Bundle, other: Bundle) -> bool:

@@ -18,7 +18,6 @@ from must.base.files import DESCRIPTION_FILE, MODEL_FOLDER_FILE
 from must.base.parameters import parse_yaml, require
 from must.base.text import brief
 from must.config import ClassifierConfig
-from must.method.model.folder import Kept
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,29 +57,24 @@ class TextClassifier:
     model_folder: str = ""  # the model's own files; empty: of an earlier version, which loads it by its name
     model_sha256: str = ""  # of the weights in it
     refined: bool = False  # the weights are no longer the text's alone: `must refine` fitted them
-    encoder: Kept | None = None  # which images look alike to it; None: to the frozen image tower
 
 
 def classifier(config: ClassifierConfig) -> TextClassifier:
     """The stage: reads the class file, runs the text tower, writes the classifier file."""
     from must.method.distributed.process_group import pick_device
     from must.method.model.backbone import load_backbone
-    from must.method.model.encoder import check, provide
     from must.method.model.folder import default_place, save_model
 
     class_set = load_class_set(config.classes)
-    check(config.look_alikes)
     backbone = load_backbone(config.model, config.pretrained)
     made = text_classifier(backbone, class_set, pick_device(config.device))
     models = config.model_store or default_place(config.output)
     folder, sha256 = save_model(backbone, models)
-    encoder, judge = provide(config.look_alikes, backbone, models)
-    result = replace(made, model_folder=folder, model_sha256=sha256, encoder=encoder)
+    result = replace(made, model_folder=folder, model_sha256=sha256)
     save_classifier(result, config.output)
     prompts, dimensions = sum(map(len, class_set.prompts)), len(made.weights)
     logger.info(f"{len(class_set.names)} classes, {prompts} prompts, {dimensions} dimensions -> {config.output}")
     logger.info(f"the model, for later stages -> {folder}")
-    logger.info(judge)
     return result
 
 
@@ -259,7 +253,7 @@ def save_classifier(result: TextClassifier, uri: str) -> None:
 
     description = asdict(result)
     del description["weights"]
-    for name in ("shares", "model_folder", "model_sha256", "refined", "encoder"):
+    for name in ("shares", "model_folder", "model_sha256", "refined"):
         if not description[name]:
             del description[name]  # a file without them is what it was before there were any
     storage.write_bytes(uri, save({"classifier": result.weights.contiguous()}, {METADATA_KEY: json.dumps(description)}))
@@ -283,11 +277,10 @@ def load_text_classifier(uri: str, flag: str = "--classifier") -> TextClassifier
         whole = False
     if not whole:
         raise damaged(uri, flag)
-    encoder = Kept(**header["encoder"]) if header.get("encoder") else None
-    known = {field.name for field in fields(TextClassifier)} - {"weights", "encoder"}
+    known = {field.name for field in fields(TextClassifier)} - {"weights"}
     told = {name: value for name, value in header.items() if name in known and value is not None}
     told = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
-    return TextClassifier(weights=weights, encoder=encoder, **told)
+    return TextClassifier(weights=weights, **told)
 
 
 def read_header(uri: str, flag: str = "--classifier") -> dict[str, Any]:
@@ -302,8 +295,6 @@ def found(header: dict[str, Any], uri: str) -> dict[str, Any]:
     from must.method.model.folder import whereabouts
 
     folder = whereabouts(header.get("model_folder", ""), uri)
-    if kept := header.get("encoder"):
-        header = header | {"encoder": kept | {"folder": whereabouts(kept["folder"], uri)}}
     return header | {"model_folder": folder, "model_sha256": header.get("model_sha256", "")}
 
 
@@ -316,7 +307,6 @@ def parse_header(data: bytes, uri: str, flag: str) -> dict[str, Any]:
     def checked(header: dict[str, Any]) -> dict[str, Any]:
         texts = [*header["classes"], *header["templates"], header["model"], header["pretrained"]]
         texts += [header.get(name, "") for name in ("model_folder", "model_sha256")]
-        texts += asdict(Kept(**header["encoder"])).values() if header.get("encoder") else ()
         scale = header["logit_scale"]
         whole = all(isinstance(text, str) for text in texts) and isinstance(scale, int | float) and math.isfinite(scale)
         whole &= header.get("shares") is None or are_shares(header["shares"], len(header["classes"]))

@@ -253,8 +253,6 @@ class Trainer:
             settings = replace(config, accumulate=self.micro_batches)
             description = provenance(self.zero_shot.description, settings, self.reader.index, self.world.size, summary)
             record = {"class_shares": list(self.prior), **self.origin}
-            if self.zero_shot.encoder:
-                record["encoder"] = self.zero_shot.encoder.record
             record = {name: value for name, value in record.items() if value}
             description = replace(description, provenance=description.provenance | record)
             self.save_model(networks[config.save], description, leave_if(stop, "checking the model"))
@@ -273,7 +271,7 @@ class Trainer:
         source = EvalSource(self.reader, preprocess_of(description), CHECK_BATCH, self.loaders)
         choice = choose_alpha(
             zero_shot, end.state_dict(), subsample(source, IMAGES), self.world.device, description.classes,
-            config.alpha, encoder=self.zero_shot.encoder, pause=pause,
+            config.alpha, pause=pause,
         )  # fmt: skip
         logger.info(choice.text())
         whole = storage.join(config.output, ADAPTED)
