@@ -8,7 +8,6 @@ Each step's last file says that it is whole, so a call that was stopped goes on 
 import hashlib
 import logging
 import os
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from must.api.images import provide
 from must.api.record import BUNDLE, LABELS, REPORT, SHARDS, record
 from must.api.stages import call
 from must.base import storage
-from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, METRICS_FILE, RECORD_FILE, REFINED_FILE, REPORT_FILE
+from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, RECORD_FILE, REFINED_FILE, REPORT_FILE
 from must.base.parameters import check_names, require
 from must.config import AdaptConfig, TrainConfig
 from must.config.labels import SortConfig
@@ -98,26 +97,11 @@ def adapt(
 
 
 def command(config: AdaptConfig) -> Adapted:
-    """The stage `must adapt`; prints what was written, and commands that go on from there."""
+    """The stage `must adapt`; prints what was written."""
     adapted = steps(lambda stage, values: call(stage, **values), **config.to_dict())
     places = {"model": adapted.bundle, "labels": adapted.labels, "report": adapted.report}
-    lines = [f"{name + ':':8}{place}" for name, place in places.items()]
-    following = "\n        ".join(next_commands(config.output, config.images))
-    logger.info("\n".join([*lines, f"next:   {following}"]))
+    logger.info("\n".join(f"{name + ':':8}{place}" for name, place in places.items()))
     return adapted
-
-
-def next_commands(output: str, images: str) -> list[str]:
-    """What to type next."""
-    work = shlex.quote(output.rstrip("/") or output)
-    given = f"--shards {work}/{SHARDS} --output {work}/predictions"
-    if Path(images).is_dir():
-        given = f"{shlex.quote(images)} --output {work}/predictions.csv"
-    return [
-        f"must predict --model {work}/{BUNDLE} {given}",
-        f"must review {work}",
-        f"must export --model {work}/{BUNDLE} --metrics {work}/{REPORT}/{METRICS_FILE} --output {work}/onnx",
-    ]
 
 
 def steps(

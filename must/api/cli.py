@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import must
+from must.api import following
 from must.api.stages import STAGES, configure, run
 from must.base.errors import UserError
 from must.base.exits import INTERRUPTED, exiting
@@ -43,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 OTHERS[command](options)
             else:
                 file = options.pop("config_file", None)
-                run(command, configure(command, with_settings(options), file))
+                config = configure(command, with_settings(options), file)
+                following.show(command, config, run(command, config))
         except BrokenPipeError:  # `must ... | head`
             sys.stderr.close()
             raise SystemExit(1) from None
