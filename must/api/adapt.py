@@ -1,6 +1,6 @@
 """`must.adapt`: images and class names in; an adapted model, labels of the images and a report out, below one folder.
 
-    images, classes -> shards/ + classifier.safetensors -> model/ -> labels/ -> report/
+    images, classes -> classifier.safetensors + shards/ -> model/ -> labels/ -> report/
 
 Each step's last file says that it is whole, so a call that was stopped goes on where it was.
 """
@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,14 @@ from must.api.images import provide
 from must.api.record import BUNDLE, LABELS, REPORT, SHARDS, record
 from must.api.stages import call
 from must.base import storage
-from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, RECORD_FILE, REFINED_FILE, REPORT_FILE
+from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, ONNX_FILE, RECORD_FILE, REFINED_FILE, REPORT_FILE
 from must.base.parameters import check_names, require
 from must.config import AdaptConfig, TrainConfig
 from must.config.labels import SortConfig
 from must.data.format.index import NAME
+from must.data.sources.base import ListingReport, no_images
+from must.data.sources.files import Folder, Manifest
+from must.data.sources.open import open_source
 from must.evaluation.sort import sort
 from must.method.model.classifier import BUNDLED_SET, TEMPLATE, load_class_set, make_class_set
 from must.method.train.presets import settings_of
@@ -35,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL, ITS_WEIGHTS = "ViT-B-16", "openai"
 OWN = ("shards", "index_sha256", "classifier", "output", "split", "model", "pretrained", "device")
+OTHERS = (DESCRIPTION_FILE, NAME, ONNX_FILE)  # files of folders that hold one thing
+FEWEST = 11  # images: each is compared with the 10 that are most similar (must/method/select/knn.py)
 FREE = RESUME_SAFE_FIELDS - {"preset", "save", "alpha"}  # settings that may change from one call to the next
 
 Run = Callable[[str, dict[str, Any]], Any]
@@ -112,7 +118,10 @@ def steps(
     require("://" not in output, f"output {output}: must be a folder on this machine")
     check_settings(settings)
     folder = Path(output).absolute()
-    new = not folder.exists()
+    inside = next((one for one in (folder, *folder.parents) for sign in OTHERS if (one / sign).is_file()), None)
+    require(inside is None, f"output {output}: is in {inside}, which another run has made; choose a folder beside it")
+    require(not folder.is_file(), f"output {output}: is a file; give a folder")
+    new = not folder.exists() or not any(folder.iterdir())
     index = folder / SHARDS / NAME
     file, content = read_classes(classes)
     if model == DEFAULT_MODEL:
@@ -129,17 +138,20 @@ def steps(
             },
             again,
         )  # fmt: skip
-        there = storage.is_remote(taken.source) or "{" in taken.source or Path(taken.source).exists()
-        require(there or index.exists(), f"images {taken.source}: there is no such folder or file")
+        if not index.exists():
+            require_enough(taken.source, str(folder / SHARDS))
+        if not file:
+            file = str(folder / "classes.yaml")
+            storage.write_bytes(file, content)
+        parts = (SHARDS, CLASSIFIER_FILE, BUNDLE, LABELS, REPORT)
+        shards, classifier, bundle, labels, report = (str(folder / name) for name in parts)
+        if not storage.exists(classifier):  # the first: where there is no model, no images are packed
+            of = {"classes": file, "model": model, "pretrained": pretrained, "look_alikes": look_alikes}
+            run("classifier", {**of, "output": classifier, "device": device})
     except BaseException:
         if new and folder.is_dir():
             clean(folder)
         raise
-    if not file:
-        file = str(folder / "classes.yaml")
-        storage.write_bytes(file, content)
-    parts = (SHARDS, CLASSIFIER_FILE, BUNDLE, LABELS, REPORT)
-    shards, classifier, bundle, labels, report = (str(folder / name) for name in parts)
     labelled: dict[str, Any] = {}
     if test_images:
         labelled = {"test_source": labelled_folder(test_images, folder, taken.source), "labels": "folder"}
@@ -147,9 +159,6 @@ def steps(
         labelled["append"] = True
     workers = {name: value for name, value in settings.items() if name == "workers"}
     run("shard", {"source": taken.source, "output": shards, "max_rejected": max_rejected, **labelled})
-    if not storage.exists(classifier):
-        of = {"classes": file, "model": model, "pretrained": pretrained, "look_alikes": look_alikes}
-        run("classifier", {**of, "output": classifier, "device": device})
     if not storage.exists(storage.join(bundle, DESCRIPTION_FILE)):
         run("train", {**settings, "shards": shards, "classifier": classifier, "output": bundle, "device": device})
     more = {"shards": shards, "device": device, **workers}
@@ -159,6 +168,22 @@ def steps(
         places = {"model": bundle, "baseline": classifier, "refined": labels, "output": report}
         run("evaluate", {**places, "split": "test" if test_images else "train", **more})
     return Adapted(folder)
+
+
+def require_enough(source: str, shards: str) -> None:
+    """Looks at as many images as are needed, where that costs nothing. Raises UserError: there are not so many."""
+    if storage.is_remote(source) or "{" in source:
+        return
+    found = open_source(source, "none", "images", shards)
+    if isinstance(found, Folder | Manifest):
+        problems = ListingReport(lambda name, reason: None)
+        count = len(list(islice(found.items(problems), FEWEST)))
+        require(count > 0, f"images {source}: {no_images(problems.skipped)}")
+        require(
+            count >= FEWEST,
+            f"images {source}: {count} images; at least {FEWEST} are needed, as each is compared with the others, and "
+            "hundreds are better; `must predict --model ViT-B-16/openai --classes ...` classifies without adapting",
+        )
 
 
 def check_settings(settings: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from must.base.exits import INTERRUPTED, exiting
 from must.base.flags import OneLineParser, add_flags, add_hidden_flags, usage_of
 from must.base.parameters import convert, require
 from must.base.processes import end_with_parent
+from must.base.progress import minutely
 from must.config.adapt import AdaptConfig
 from must.config.train import TrainConfig
 
@@ -45,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             else:
                 file = options.pop("config_file", None)
                 config = configure(command, with_settings(options), file)
-                following.show(command, config, run(command, config))
+                with minutely(command, waits=command in ("review", "serve")):
+                    result = run(command, config)
+                following.show(command, config, result)
         except BrokenPipeError:  # `must ... | head`
             sys.stderr.close()
             raise SystemExit(1) from None

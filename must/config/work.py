@@ -81,7 +81,7 @@ def locate(folder: str) -> Work:
     found: dict[str, list[str]] = {field.name: [] for field in fields(Work) if field.name != "folder"}
     for entry in sorted(islice(os.scandir(place), MOST), key=lambda entry: entry.name):
         path = storage.join(folder, entry.name)
-        if entry.name.endswith(".safetensors") and entry.is_file():
+        if entry.name.endswith(".safetensors") and entry.is_file() and is_classifier(path):
             found["classifier"].append(path)
         elif entry.name.endswith(NAMES["decision"]):
             found["decision"].append(path)
@@ -89,6 +89,11 @@ def locate(folder: str) -> Work:
             if Path(path, sign).is_file():
                 found[kind].append(storage.join(path, sign) if kind == "metrics" else path)
     return Work(folder, **{kind: tuple(paths) for kind, paths in found.items()})
+
+
+def is_classifier(file: str) -> bool:
+    """Whether a file of safetensors begins as `must classifier` writes it."""
+    return b'"must"' in storage.read_bytes(file, 0, 64)
 
 
 def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any]:

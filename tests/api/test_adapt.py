@@ -147,7 +147,8 @@ def test_other_inputs_in_the_same_place_are_refused(adapted, digits, changes, me
         ({"images": ["nowhere.png"]}, "nowhere.png: no such file"),
         ({"images": 3}, "int is none of those known"),
         ({"images": [Image.new("L", (8, 8)), "x", 3]}, "images: number 1: .*No such file"),
-        ({"images": "nowhere"}, "nowhere"),
+        ({"images": "nowhere"}, "images nowhere: there is no such folder or file"),
+        ({"model": "ViT-Q"}, "no open_clip model"),
     ],
 )
 def test_the_users_mistakes_are_one_line_and_leave_nothing(digits, tmp_path, changes, message):
@@ -173,7 +174,7 @@ def test_what_was_not_used_yet_may_be_corrected(digits, tmp_path):
     for right, message in [
         ({}, "nowhere"),
         ({"images": small}, "ViT-Q"),
-        ({"images": small[:3]}, "names other images"),
+        ({"images": small[:3]}, "images .*: 3 images; at least 11 are needed"),
     ]:
         with pytest.raises(ValueError, match=message):
             must.adapt(**inputs(digits, work, **wrong | right))
@@ -279,9 +280,9 @@ def test_the_command_does_the_same(adapted, digits, tmp_path, monkeypatch, capsy
     flags = {"classes": names, "output": tmp_path / "work", "model": asset_folder()}
     line = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     cli.main(["adapt", str(digits.images), *line, "--settings", "flip=0", "--epochs", "3", "--device", "cpu"])
-    assert [name for name, _ in ran] == ["shard", "classifier", "train", "refine", "evaluate"]
+    assert [name for name, _ in ran] == ["classifier", "shard", "train", "refine", "evaluate"]
     assert (
-        ran[0][1]["source"] == str(digits.images) and ran[2][1]["epochs"] == "3" and ran[1][1]["classes"] == str(names)
+        ran[1][1]["source"] == str(digits.images) and ran[2][1]["epochs"] == "3" and ran[0][1]["classes"] == str(names)
     )
     assert json.loads((tmp_path / "work" / "adapt.json").read_text())["settings"] == {"epochs": "3", "flip": "0"}
     shown = capsys.readouterr().out.splitlines()[-3:]

@@ -6,7 +6,7 @@ from typing import Any
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import DESCRIPTION_FILE, ONNX_FILE
+from must.base.files import DESCRIPTION_FILE, MODEL_FOLDER_FILE, ONNX_FILE
 from must.base.parameters import require
 from must.base.progress import loading
 from must.config import PredictConfig
@@ -50,8 +50,12 @@ def opened_by(config: PredictConfig) -> tuple[PredictConfig, Opener]:
         if found := work.only(kind, "--model"):
             return replace(config, model=found), opener()
     require(
+        not any(storage.exists(storage.join(model, name)) for name in (MODEL_FOLDER_FILE, "config.json")),
+        f"--model {model}: is a CLIP model that was not adapted; say which classes there are: --classes cat,dog,horse",
+    )
+    require(
         not (storage.is_remote(model) or storage.local(model).is_dir()),
-        f"--model {storage.join(model, ONNX_FILE)}: no such file; make it with `must export`",
+        f"--model {model}: holds no model: neither model.onnx of `must export` nor model.json of `must train`",
     )
     raise UserError(
         f"--model {model}: no such file or folder; for the zero-shot answers of a CLIP model of that name say which "
