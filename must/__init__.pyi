@@ -256,12 +256,11 @@ def select(
 
 def review(
     *,
-    work: Text = "",
-    model: Text = "",
-    baseline: Text = "",
-    shards: Text = "",
+    model: Text,
+    baseline: Text,
+    shards: Text,
+    output: Text,
     split: Text = "train",
-    output: Text = "",
     order: Literal["random", "doubtful"] = "random",
     page: Text = "",
     pictures: int = 200,
@@ -329,6 +328,7 @@ def push(
 def gate(
     *,
     metrics: Text,
+    model: Text = "",
     output: Text = "",
     gate: Literal["label-free", "reviewed", "labelled", "none"] = "label-free",
     min_agreement: float = 0.0,

@@ -89,7 +89,8 @@ record
 adapted     functions model record results
 adapt       adapted classes functions images record stages
 environment
-cli         environment stages
+following   record stages
+cli         environment following stages
 """,
 }
 

@@ -63,7 +63,7 @@ def check_training(values: Mapping[str, Any]) -> None:
 def check_gate(gate: str, settings: Mapping[str, Any]) -> None:
     """Settings of another gate would be taken and have no effect."""
     with_name("gate", GateConfig, gate=gate)
-    given = settings_of(GateConfig, settings, "gate_settings", ("metrics", "output", "gate"))
+    given = settings_of(GateConfig, settings, "gate_settings", ("metrics", "model", "output", "gate"))
     for name in given:
         owner = "label-free" if name in LABEL_FREE else "labelled"
         fits = gate == owner or (gate == "reviewed" and owner == "label-free")  # for a champion

@@ -30,7 +30,7 @@ from must.data.shards.parts import locked_part, refuse_living_parts
 from must.data.shards.pool import Pool
 from must.data.shards.progress import ProgressBar, print_summary, print_work
 from must.data.shards.workdir import LOCK, NAME, RUN, WRITTEN, Run, Workdir
-from must.data.sources.base import Source, is_within, not_read
+from must.data.sources.base import Source, is_within, no_images
 
 logger = logging.getLogger(__name__)
 
@@ -262,13 +262,10 @@ def nothing_new(config: ShardConfig, previous: Index) -> Index:
 
 def nothing_found(config: ShardConfig, listing: Listing) -> str:
     where = f"--source {config.source}: "
-    if listing.skipped:
-        kinds = not_read(listing.skipped)
-        return f"{where}no images, known endings are .jpg, .png, .webp and the like; only other files: {kinds}"
-    if listing.rejected:
+    if listing.rejected and not listing.skipped:
         name, reason = listing.rejected[0]
         return f"{where}no images that can be read; {name}: {reason}"
-    return f"{where}no images in there"
+    return where + no_images(listing.skipped)
 
 
 @contextmanager
