@@ -80,12 +80,12 @@ def shard(
 
 def champion(
     work_uri: str, *, registry_uri: str, name: str, index_sha256: str, classifier: str, preset: str,
-    settings: dict[str, Any], epochs: int, warm_start: bool, only_new: bool,
+    settings: dict[str, Any], epochs: int, only_new: bool,
 ) -> Champion:  # fmt: skip
     with stage_note(work_uri, "champion") as note:
         best = ask_registry(
             WorkUri(work_uri).registry(registry_uri), name, index_sha256, classifier,
-            training_settings(settings, preset, epochs), warm_start, only_new,
+            training_settings(settings, preset, epochs), only_new,
             answered=partial(answers.answered_since, work_uri),
         )  # fmt: skip
         note.result = "; ".join(best.reasons)

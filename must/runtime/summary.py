@@ -198,7 +198,7 @@ def after_promotion(notes: list[Note], what: str) -> list[str]:
         return []
     return [
         f"- **Promoted all the same** as {versions[0]}, before {what}: LATEST names it. Go on with "
-        "`only_new` and `warm_start` false, which else end the run early or train from the new champion"
+        "`only_new` false, which else ends the run early"
     ]
 
 

@@ -27,23 +27,21 @@ class TrainRequest:
     work_uri: str
     index_sha256: str
     classifier: str
-    init: str = ""
     preset: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     epochs: int = 0
 
     def decision_key(self) -> str:
-        """What `champion` calls this data with these settings, whatever training starts from."""
+        """What `champion` calls this data with these settings."""
         return run_key(self.index_sha256, self.classifier, training_settings(self.settings, self.preset, self.epochs))
 
     def job_values(self) -> tuple[str, dict[str, Any]]:
         """A key, and parameters of `must train` but for the classifier's and the output's place.
 
-        The key is another one for each combination of data, classes, start and settings. Checkpoints are under it: a
+        The key is another one for each combination of data, classes and settings. Checkpoints are under it: a
         retry finds them, another run does not.
         """
-        init = {"init": self.init} if self.init else {}
-        values = training_settings(self.settings, self.preset, self.epochs) | init
+        values = training_settings(self.settings, self.preset, self.epochs)
         key, work = run_key(self.index_sha256, self.classifier, values), WorkUri(self.work_uri)
         places = {"shards": work.shards, "index_sha256": self.index_sha256, "checkpoints": work.checkpoints(key)}
         return key, {"checkpoint_seconds": OFTEN, **values, **places}
@@ -63,11 +61,11 @@ class Trained:
 
 
 def train(
-    work_uri: str, *, index_sha256: str, classifier: str, output: str, init: str = "", preset: str = "",
+    work_uri: str, *, index_sha256: str, classifier: str, output: str, preset: str = "",
     settings: dict[str, Any], epochs: int = 0, processes: str = "auto", tensorboard_uri: str = "",
 ) -> Trained:  # fmt: skip
     """Trains, or goes on with training."""
-    asked = TrainRequest(work_uri, index_sha256, classifier, init, preset, settings, epochs)
+    asked = TrainRequest(work_uri, index_sha256, classifier, preset, settings, epochs)
     key, job = asked.job_values()
     curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
     count = number_of_processes(processes)

@@ -101,7 +101,7 @@ def test_nodes_whose_launcher_is_gone_save_a_checkpoint_and_stop(
     monkeypatch.setattr(launcher, "SILENCE", 3.0)
     monkeypatch.setattr(keepalive, "HEARTBEAT_S", 0.2)
     _, values = TrainRequest(
-        str(work), index_sha256=load_index(str(work / "shards")).sha256, classifier=digits.classifier, init="",
+        str(work), index_sha256=load_index(str(work / "shards")).sha256, classifier=digits.classifier,
         preset="digits", settings=SETTINGS | {"checkpoint_every": 100_000}, epochs=2000,
     ).job_values()  # fmt: skip
     job = WorkUri(str(work)).job("key")
