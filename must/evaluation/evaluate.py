@@ -19,12 +19,15 @@ from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
 from must.evaluation import labelfree
 from must.evaluation.abstention import abstention
-from must.evaluation.intervals import REPLICATES, bootstrap, interval, paired
 from must.evaluation.metrics import (
+    REPLICATES,
     Labelled,
+    bootstrap,
     confused_pairs,
     confusion_matrix,
+    interval,
     labelled_results,
+    paired,
     per_class,
     reliability,
     scalar_metrics,

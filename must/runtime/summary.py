@@ -1,4 +1,7 @@
-"""One page about a run that is over: what came of it, what each stage did, which one failed, why, how to go on."""
+"""One page about a run that is over: what came of it, what each stage did, which one failed, why, how to go on.
+
+Markdown, for Kubeflow's narrow panel; `as_text` makes it a page for a terminal.
+"""
 
 import logging
 import random
@@ -242,3 +245,43 @@ def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def is_current(page: str, notes: list[Note]) -> bool:
+    """Whether the page was made of these notes: Kubeflow's own *Retry* repeats stages, but not the summary."""
+    return "\n".join(stage_table(notes)).strip() in page
+
+
+def as_text(page: str, notes: list[Note]) -> str:
+    """The log's lines are those of the notes: on the page they are cut into pieces."""
+    shown, log, _ = page.partition(LOG)
+    lines = [without_signs(line) for line in aligned(shown.splitlines())]
+    note = failing(notes)
+    if log and note is not None:
+        lines += [f"{LOG}{note.stage}:", "", *(f"  {line}" for line in note.lines[-20:])]
+    elif log:
+        lines += (log + page.partition(LOG)[2]).splitlines()
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def aligned(lines: list[str]) -> list[str]:
+    """A aligned's columns one below the other."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=False)]
+    shown = []
+    for line in lines:
+        if line.startswith("| "):
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=False)).rstrip()
+        if not line.startswith("|-"):
+            shown.append(line)
+    return shown
+
+
+def without_signs(line: str) -> str:
+    """Without Markdown's signs; a link's address only where it leads somewhere from here."""
+    line = re.sub(r"^#+ ", "", line)
+    line = re.sub(r"\[([^\]]+)\]\((https?://[^)]+)\)", r"\1 (\2)", line)
+    line = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", line)
+    line = re.sub(r"\*\*(.+?)\*\*|(?<!\w)\*(.+?)\*(?!\w)", lambda found: found[1] or found[2], line)
+    return re.sub(r"\\([\\`*_{}\[\]<>#|~])", r"\1", re.sub(r"(?<!\\)`", "", line))

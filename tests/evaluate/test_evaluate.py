@@ -15,12 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from must.api.demo.data import CLASSES
+from must.api.demo import CLASSES
 from must.config import EvaluateConfig, RefineConfig, ShardConfig
 from must.data.augment.normalize import normalize
 from must.data.shards.build import shard
 from must.evaluation.evaluate import evaluate
-from must.evaluation.report.selection import selection
+from must.evaluation.report.page import selection
 from must.evaluation.result import Model, metrics_of
 from must.evaluation.table import text_table
 from must.method.model.bundle import load_bundle, preprocess_of, save_bundle
@@ -215,7 +215,7 @@ def test_a_report_that_cannot_be_drawn_does_not_take_the_numbers_with_it(digits,
     def broken(title, found):
         raise TypeError("unsupported format string passed to NoneType.__format__")
 
-    monkeypatch.setattr("must.evaluation.report.selection.column", broken)
+    monkeypatch.setattr("must.evaluation.report.page.column", broken)
     metrics = evaluate(settings(digits, tmp_path)).to_dict()
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert (tmp_path / "predictions.csv").exists()

@@ -57,7 +57,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     """
     if config.to == "onnx":
         return onnx.export(config)
-    from must.deploy.export.hub_card import hub_card
+    from must.deploy.export.model_card import hub_card
 
     kind = kind_of(config.to)
     metrics = read_metrics(config.metrics) if config.metrics else None

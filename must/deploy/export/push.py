@@ -16,8 +16,7 @@ from must.base.names import require_no_links
 from must.base.parameters import require
 from must.base.text import without_secrets
 from must.config import PushConfig
-from must.method.model.fetch import here
-from must.method.model.hub import LATER, first_line
+from must.method.model.hub import LATER, ensure_local, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ def push(config: PushConfig) -> str:
 
 def exported(model: str) -> str:
     """The folder on this machine. Raises ValueError: it is none of `must export`."""
-    folder = Path(here(model))
+    folder = Path(ensure_local(model))
     require(folder.is_dir(), f"--model {model}: there is no such folder")
     require(
         not (folder / DESCRIPTION_FILE).is_file(),

@@ -16,7 +16,7 @@ from must.config import ExportConfig
 from must.data.image.preprocess import Preprocess
 from must.deploy.export.check import features_of
 from must.deploy.export.deployed import activation, is_standard
-from must.deploy.export.hub_card import usage
+from must.deploy.export.model_card import usage
 from must.method.model.bundle import Bundle, preprocess_of
 from must.method.model.folder import save_weights
 from must.method.model.towers.clip_vit import ClipMeanTower, ClipTower

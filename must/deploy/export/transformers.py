@@ -22,8 +22,8 @@ from must.config import ExportConfig
 from must.data.image.preprocess import FILTERS, Preprocess
 from must.deploy.export.check import features_of
 from must.deploy.export.deployed import activation, is_standard
-from must.deploy.export.hub_card import usage
-from must.deploy.export.whole import whole_model
+from must.deploy.export.model_card import usage
+from must.deploy.export.open_clip import whole_model
 from must.method.model.bundle import Bundle, preprocess_of
 from must.method.model.folder import save_weights
 from must.method.model.towers.clip_vit import ClipTower

@@ -22,12 +22,12 @@ from must.base.errors import UserError
 from must.base.files import MODEL_FOLDER_FILE
 from must.base.text import brief, close_to
 from must.data.image.preprocess import Preprocess
-from must.method.model.fetch import here
 from must.method.model.hub import (
     OLD_WEIGHTS_FILE,
     WEIGHTS_FILE,
     as_folder,
     changed,
+    ensure_local,
     fetch_weights,
     fetched,
     first_line,
@@ -68,7 +68,7 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
         ValueError: unknown model or tag, weights that cannot be read or downloaded, or weights of another model.
     """
     given, tag = understood(model, pretrained)
-    model, pretrained = here(given), here(tag)
+    model, pretrained = ensure_local(given), ensure_local(tag)
     asked = f"--model {given}" + (f" --pretrained {tag}" if tag else "")
     with opened(model, asked) as (name, theirs):
         if not is_folder(name) and not name.startswith(HUB):
@@ -293,7 +293,7 @@ def tower_shape(model: str, pretrained: str) -> tuple[int, int, int]:
         ValueError: the model is unknown, or its tower is none that MUST can train.
     """
     given, pretrained = understood(model, pretrained)
-    asked, model, pretrained = f"--model {given}", here(given), here(pretrained)
+    asked, model, pretrained = f"--model {given}", ensure_local(given), ensure_local(pretrained)
     with opened(model, asked) as (name, _):
         if not is_folder(name) and not name.startswith(HUB):
             check_name(model)

@@ -292,9 +292,9 @@ def read_header(uri: str, flag: str = "--classifier") -> dict[str, Any]:
 
 def found(header: dict[str, Any], uri: str) -> dict[str, Any]:
     """The header with the place where its model folder is now."""
-    from must.method.model.folder import whereabouts
+    from must.method.model.folder import resolve_folder
 
-    folder = whereabouts(header.get("model_folder", ""), uri)
+    folder = resolve_folder(header.get("model_folder", ""), uri)
     return header | {"model_folder": folder, "model_sha256": header.get("model_sha256", "")}
 
 

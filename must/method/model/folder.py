@@ -21,11 +21,13 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.files import MODEL_FOLDER_FILE
 from must.base.parameters import require
-from must.method.model.hub import WEIGHTS_FILE, first_line
+from must.method.model.hub import WEIGHTS_FILE, ensure_local, first_line
 from must.method.model.transformers_folder import TOKENIZER_FILE
 
 if TYPE_CHECKING:
     from must.method.model.backbone import Backbone
+
+import logging
 
 MODELS = "models"  # beside the classifier file
 
@@ -120,7 +122,7 @@ def absolute(uri: str) -> str:
     return uri if storage.is_remote(uri) else os.path.normpath(storage.local(uri).absolute())
 
 
-def whereabouts(recorded: str, classifier: str) -> str:
+def resolve_folder(recorded: str, classifier: str) -> str:
     """Where a folder is that a classifier file names: beside the file, which may have moved, else as recorded.
 
     '' for a file that names none, as those of earlier versions.
@@ -142,10 +144,9 @@ def require_model(folder: str) -> None:
 
 def verified(folder: str, sha256: str) -> str:
     """The folder on this machine. Raises ValueError: it is not there, or its weights are not those of `sha256`."""
-    from must.method.model.fetch import here
 
     require_model(folder)
-    path = Path(here(folder))
+    path = Path(ensure_local(folder))
     file = path / WEIGHTS_FILE
     require(
         file.is_file() and storage.sha256_of(file) == sha256,
@@ -153,3 +154,6 @@ def verified(folder: str, sha256: str) -> str:
         "made (sha256); delete the folder and run `must classifier` again",
     )
     return str(path)
+
+
+logger = logging.getLogger(__name__)

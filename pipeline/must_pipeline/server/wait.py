@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 from must.base import storage
 from must.base.exits import line_of
 from must.base.text import printable, printable_page
-from must.runtime.fanout import follow_ups
 from must.runtime.notes import read_notes
 from must.runtime.outcome import failing, kind_of
-from must.runtime.page_text import as_text, is_current
 from must.runtime.places import WorkUri
-from must.runtime.summary import PAGE, summarize
+from must.runtime.stages import follow_ups
+from must.runtime.summary import PAGE, as_text, is_current, summarize
 from must_components.argo import failures, is_refused
 from must_pipeline.server.api import Kfp, api_errors
 from must_pipeline.server.workflows import Workflows
