@@ -28,7 +28,7 @@ from must.config import AdaptConfig, TrainConfig
 from must.config.labels import SortConfig
 from must.data.format.index import NAME
 from must.deploy.labels.sort import sort
-from must.method.model.classifier import BUNDLED_SET, TEMPLATE, load_class_set, make_class_set
+from must.method.model.classifier import BUNDLED_SET, DEFAULT_TEMPLATE, load_class_set, make_class_set
 from must.method.train.presets import settings_of
 from must.method.train.provenance import RESUME_SAFE_FIELDS
 
@@ -198,7 +198,7 @@ def read_classes(classes: Any) -> tuple[str, bytes]:
             return file, storage.read_bytes(file)
         classes = list(found.names)  # cat,dog,horse
     entries = entries_of(classes)
-    make_class_set(entries, [TEMPLATE], "classes")
+    make_class_set(entries, [DEFAULT_TEMPLATE], "classes")
     return "", yaml.safe_dump({"classes": entries}, sort_keys=False, allow_unicode=True).encode()
 
 

@@ -59,14 +59,14 @@ def of_form(pattern: re.Pattern[str], value: object, what: str) -> str:
     return value
 
 
-LARGEST = {b"L": 1 << 20, b"K": 1 << 20, b"x": 1 << 16, b"g": 1 << 16, b"X": 1 << 16}
+LARGEST_HEADERS = {b"L": 1 << 20, b"K": 1 << 20, b"x": 1 << 16, b"g": 1 << 16, b"X": 1 << 16}
 """Bytes of what follows a header of that kind: a name, a link's name, attributes."""
 
 GLOBAL = 1 << 16  # bytes of attributes that all members behind them get: tarfile copies them for each
 BLOCKS = 64  # of one member's headers: before its own come others, and lists of a sparse file's parts after it
 LARGEST_READ = 1 << 20  # of anything else: a label
 ATTRIBUTES = (b"x", b"g", b"X")
-DIGITS = re.compile(rb"[0-9]{200}")  # of attributes: older versions of tarfile search them in quadratic time
+MANY_DIGITS = re.compile(rb"[0-9]{200}")  # of attributes: older versions of tarfile search them in quadratic time
 NEGATIVE = re.compile(rb"(?:^|\n)[0-9]+ size=\s*-")  # newer versions of tarfile end there without a word
 
 
@@ -95,7 +95,7 @@ class Headers(io.FileIO):
         return tar.next()
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or not 0 <= size <= LARGEST.get(self.kind, LARGEST_READ) + tarfile.BLOCKSIZE:
+        if size is None or not 0 <= size <= LARGEST_HEADERS.get(self.kind, LARGEST_READ) + tarfile.BLOCKSIZE:
             raise tarfile.ReadError("a header of impossible size")
         data = super().read(size)
         self.attributes += len(data) if self.kind == b"g" else 0
@@ -105,7 +105,7 @@ class Headers(io.FileIO):
         if self.blocks > BLOCKS:
             raise tarfile.ReadError(f"a member with more than {BLOCKS} headers, or a sparse file")
         if self.kind in ATTRIBUTES:
-            if DIGITS.search(data):
+            if MANY_DIGITS.search(data):
                 raise tarfile.ReadError("a header with a number of 200 digits")
             if NEGATIVE.search(data):
                 raise tarfile.ReadError("a header with a negative size")

@@ -15,7 +15,7 @@ from must.data.loading.loader import EvalSource
 from must.method.distributed.process_group import World
 from must.method.model.masked_vit import MaskedViT
 
-TOP = 5
+TOP_K = 5
 NO_LABEL = -1
 
 
@@ -119,7 +119,7 @@ class Collector:
         """Logits [B, K] and class numbers [B] (NO_LABEL without)."""
         log_probability = logits.float().log_softmax(dim=-1)
         probability = log_probability.exp()
-        values, top = probability.topk(min(TOP, logits.shape[1]), dim=-1)
+        values, top = probability.topk(min(TOP_K, logits.shape[1]), dim=-1)
         index = torch.from_numpy(labels).to(logits.device)
         of_label = log_probability.gather(1, index.clamp(min=0)[:, None])[:, 0]
         of_label = torch.where(index == NO_LABEL, torch.nan, of_label)

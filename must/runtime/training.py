@@ -119,11 +119,11 @@ def train(
         job |= {"classifier": asked.classifier, "output": output}
         summary = call("train", **job) if count == 1 else launch(job, count)
         keep_what_people_say(work_uri, asked.decision_key(), output, asked.classifier)
-        note.result = in_words(summary)
+        note.result = words_of_run(summary)
     return Trained(summary, origin(output))
 
 
-def in_words(summary: dict[str, Any], where: str = "") -> str:
+def words_of_run(summary: dict[str, Any], where: str = "") -> str:
     """A few words for the note."""
     return f"{summary['steps']:,} steps{where}, {summary['images_per_s']} images/s"
 

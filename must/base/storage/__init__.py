@@ -1,6 +1,6 @@
 """Local paths and buckets (gs://, s3://, az://) behind one interface: what is written is complete or absent.
 
-Imports only `errors`, `processes` and `text`. A store's module is imported with its first URI: clients are optional.
+A store's module is imported with its first URI: clients are optional.
 """
 
 from must.base.errors import TransientError

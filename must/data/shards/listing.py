@@ -17,7 +17,7 @@ from must.data.shards.workdir import Workdir
 from must.data.sources.base import ARCHIVE, ListingReport, Source, below
 from must.data.sources.columns import Asked
 from must.data.sources.files import Folder, Manifest
-from must.data.sources.table_files import TABLE
+from must.data.sources.table_files import TABLE_FILE
 
 
 def open_source(
@@ -41,7 +41,7 @@ def open_source(
         require(storage.exists(uri), f"{option} {uri}: there is no such file")
         require(storage.is_remote(uri) or storage.local(uri).is_file(), f"{option} {uri}: not a file")
         return Manifest(uri, labels, option)
-    is_file = bool(ARCHIVE.search(uri) or TABLE.search(uri))
+    is_file = bool(ARCHIVE.search(uri) or TABLE_FILE.search(uri))
     several = "{" in uri and is_file
     if not storage.is_remote(uri) and not several:
         path = storage.local(uri)
@@ -53,7 +53,7 @@ def open_source(
             ".parquet table",
         )
     inside = below(uri, exclude)
-    archives = None if TABLE.search(uri) else open_archives(uri, labels, option, inside)
+    archives = None if TABLE_FILE.search(uri) else open_archives(uri, labels, option, inside)
     columns = Asked(image_column, label_column)
     return archives or open_tables(uri, labels, option, inside, columns) or Folder(uri, labels, exclude)
 

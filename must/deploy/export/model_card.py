@@ -188,7 +188,7 @@ TASKS = {
     "timm": "image-feature-extraction",  # its "classes" are the feature's numbers: no probabilities to show
     "onnx": "image-classification",
 }
-REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
 
 
 def hub_card(
@@ -224,7 +224,7 @@ def base_model(description: Description) -> dict[str, Any]:
         tag = description.pretrained
         known = open_clip.get_pretrained_cfg(name.replace("/", "-"), tag) if tag else {}
         name = (known or {}).get("hf_hub", "").strip("/")
-    if not REPOSITORY.fullmatch(name):
+    if not HUB_NAME.fullmatch(name):
         return {}
     return {"base_model": name} | ({"base_model_relation": "finetune"} if description.provenance else {})
 

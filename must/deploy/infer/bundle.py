@@ -91,7 +91,7 @@ def zero_shot_model(config: PredictConfig, classes: list[Any] | None = None) -> 
     else:
         bundle = zero_shot_bundle(load_text_classifier(config.model, "--model"))
     yield Model(
-        sha256_of(bundle), lambda patient: BundleClassifier(bundle, config.model, config.device, config.threads)
+        weights_sha256(bundle), lambda patient: BundleClassifier(bundle, config.model, config.device, config.threads)
     )
 
 
@@ -103,7 +103,7 @@ def named_bundle(model: str, classes: str | list[Any], device: str = "auto") -> 
     return untrained(backbone, made, backbone.model, backbone.pretrained, backbone.logit_scale)
 
 
-def sha256_of(bundle: Bundle) -> str:
+def weights_sha256(bundle: Bundle) -> str:
     """What predictions are known by: the weights, and the names of their columns."""
     digest = hashlib.sha256(repr(bundle.description.classes).encode())
     for name, value in sorted(bundle.model.state_dict().items()):

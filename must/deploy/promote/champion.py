@@ -9,7 +9,7 @@ from must.method.model.bundle import load_description
 from must.method.model.classifier import load_text_classifier
 from must.method.train.provenance import other_origin, run_key
 
-LEFT = "left to people's answers"  # outcome of a decision that answers may still change
+LEFT_TO_PEOPLE = "left to people's answers"  # outcome of a decision that answers may still change
 TRAIN, NOTHING_NEW = "train", "nothing new"
 
 
@@ -52,7 +52,7 @@ def champion(
         init = "" if difference else bundle
         reasons.append(f"starts from {latest}" if init else f"starts from zero-shot: the champion has {difference}")
     decided = place.decision(key) if only_new else None
-    if decided and decided["outcome"] == LEFT and answered(key):
+    if decided and decided["outcome"] == LEFT_TO_PEOPLE and answered(key):
         decided = None
         reasons.append("answers have come to what was left to people")
     if decided:

@@ -23,11 +23,14 @@ from must.base.lock import RUN_ID
 from must.base.parameters import require
 from must.base.text import printable
 
-URL = "MODEL_REGISTRY_URL"
-TOKEN, TOKEN_FILE = "MODEL_REGISTRY_TOKEN", "KF_PIPELINES_SA_TOKEN_PATH"  # the second as the registry's own client
+REGISTRY_URL = "MODEL_REGISTRY_URL"
+REGISTRY_TOKEN, TOKEN_FILE = (
+    "MODEL_REGISTRY_TOKEN",
+    "KF_PIPELINES_SA_TOKEN_PATH",
+)  # the second as the registry's own client
 ROOTS = ("/api/model_registry/v1", "/api/model_registry/v1alpha3")  # the newest first; what is used here is the same
 TRIES, TIMEOUT = 5, 30  # of a request, and seconds of each
-PAGE = 100  # entries a request
+PAGE_SIZE = 100  # entries a request
 
 
 class RefusedError(UserError):
@@ -47,22 +50,23 @@ class NoRedirect(urllib.request.HTTPRedirectHandler):
 
 def address(flag: str) -> str:
     """MODEL_REGISTRY_URL. Raises ValueError: it is not set, or is none; says so of `flag`."""
-    url = os.environ.get(URL, "").rstrip("/")
+    url = os.environ.get(REGISTRY_URL, "").rstrip("/")
     example = "such as http://model-registry-service.kubeflow.svc:8080"
-    require(bool(url), f"{flag}: set {URL} to the Kubeflow Model Registry's address, {example}")
-    wrong = f"{flag}: {URL} is no http(s) address, {example}"
+    require(bool(url), f"{flag}: set {REGISTRY_URL} to the Kubeflow Model Registry's address, {example}")
+    wrong = f"{flag}: {REGISTRY_URL} is no http(s) address, {example}"
     try:
         parts = urllib.parse.urlsplit(url)
     except ValueError:
         raise UserError(wrong) from None
     require(parts.scheme in ("http", "https") and bool(parts.netloc), wrong)
-    require("@" not in parts.netloc, f"{flag}: {URL} holds a name or password; give a token in {TOKEN}")
+    secret = f"{flag}: {REGISTRY_URL} holds a name or password; give a token in {REGISTRY_TOKEN}"
+    require("@" not in parts.netloc, secret)
     return url
 
 
 def token() -> str:
     """A bearer token, or ''. Raises ValueError: the file that should hold it cannot be read."""
-    if value := os.environ.get(TOKEN, ""):
+    if value := os.environ.get(REGISTRY_TOKEN, ""):
         return value.strip()
     if not (file := os.environ.get(TOKEN_FILE, "")):
         return ""
@@ -100,7 +104,7 @@ class Api:
     def pages(self, path: str) -> Iterator[dict[str, Any]]:
         page = ""
         while True:
-            query = {"pageSize": str(PAGE), **({"nextPageToken": page} if page else {})}
+            query = {"pageSize": str(PAGE_SIZE), **({"nextPageToken": page} if page else {})}
             found = self.send("GET", f"{path}?{urllib.parse.urlencode(query)}")
             yield from found["items"]
             page = found["nextPageToken"]
@@ -149,7 +153,7 @@ def said(error: urllib.error.HTTPError) -> str:
 FLAG = "--register kubeflow"
 LABEL = "champion"  # of a version
 CHAMPION, URI = "must.champion", "must.uri"  # properties: of the model, the champion's name; of a version, its place
-MODELS, VERSIONS = "registered_models", "model_versions"
+REGISTERED_MODELS, VERSIONS = "registered_models", "model_versions"
 
 
 class KubeflowRegistry:
@@ -180,7 +184,7 @@ class KubeflowRegistry:
         with translate_errors(f"{version} is the champion of the registry, but not in Kubeflow's; run the same again"):
             uri = absolute(storage.join(tags[URI], "onnx"))
             require(storage.exists(storage.join(uri, ONNX_FILE)), f"{uri}: no {ONNX_FILE}, it was promoted without")
-            model = self.model() or self.make(MODELS, {"name": self.name}) or self.model()
+            model = self.model() or self.make(REGISTERED_MODELS, {"name": self.name}) or self.model()
             assert model  # it was there, or was made, or somebody else made it
             found = self.version(model, version)
             if not found:
@@ -220,9 +224,9 @@ class KubeflowRegistry:
     ) -> dict[str, Any]:
         card = storage.join(onnx, CARD_FILE)
         description = storage.read_bytes(card).decode("utf-8", "replace")[:LONGEST_CARD] if storage.exists(card) else ""
-        numbers = {name: number(value) for name, value in metrics.items() if math.isfinite(value)}
-        texts = {name: text(value) for name, value in tags.items() if value}  # an empty one would be a label
-        texts[URI] = text(absolute(tags[URI]))
+        numbers = {name: number_value(value) for name, value in metrics.items() if math.isfinite(value)}
+        texts = {name: text_value(value) for name, value in tags.items() if value}  # an empty one would be a label
+        texts[URI] = text_value(absolute(tags[URI]))
         return {"name": version, "registeredModelId": model["id"], "state": "LIVE", "author": "must",
                 "description": description, "customProperties": numbers | texts}  # fmt: skip
 
@@ -248,11 +252,11 @@ class KubeflowRegistry:
     def mark(self, model: str, champion: dict[str, Any]) -> None:
         """Writes the champion to the model, then moves the label. What is changed is read just before: properties are
         written all at once, and others may have theirs."""
-        self.change(f"{MODELS}/{model}", {CHAMPION: text(champion["name"])})
-        for version in list(self.api.pages(f"{MODELS}/{model}/versions")):
+        self.change(f"{REGISTERED_MODELS}/{model}", {CHAMPION: text_value(champion["name"])})
+        for version in list(self.api.pages(f"{REGISTERED_MODELS}/{model}/versions")):
             if version["id"] != champion["id"] and is_label(version, LABEL):
                 self.change(f"{VERSIONS}/{version['id']}", {}, without=LABEL)
-        self.change(f"{VERSIONS}/{champion['id']}", {LABEL: text("")})
+        self.change(f"{VERSIONS}/{champion['id']}", {LABEL: text_value("")})
 
     def change(self, path: str, properties: dict[str, Any], without: str = "") -> None:
         before = self.api.send("GET", path).get("customProperties") or {}
@@ -266,11 +270,11 @@ def is_label(version: dict[str, Any], name: str) -> bool:
     return (version.get("customProperties") or {}).get(name, {}).get("string_value") == ""
 
 
-def text(value: str) -> dict[str, Any]:
+def text_value(value: str) -> dict[str, Any]:
     return {"metadataType": "MetadataStringValue", "string_value": value.replace("\0", "")}
 
 
-def number(value: float) -> dict[str, Any]:
+def number_value(value: float) -> dict[str, Any]:
     return {"metadataType": "MetadataDoubleValue", "double_value": float(value)}
 
 

@@ -12,7 +12,16 @@ from must.base.parameters import require
 from must.base.text import brief, printable
 from must.config import PromoteConfig
 from must.deploy.promote.followers import Follower, follower_of
-from must.deploy.promote.registry import BUNDLE, ONNX, DamagedError, Folders, Latest, OtherOnnxError, Registry, is_of
+from must.deploy.promote.registry import (
+    BUNDLE_FOLDER,
+    ONNX_FOLDER,
+    DamagedError,
+    Folders,
+    Latest,
+    OtherOnnxError,
+    Registry,
+    is_of,
+)
 from must.evaluation.gate import ZERO_SHOT, read_decision
 from must.evaluation.result import Metrics, read_metrics
 from must.method.model.bundle import load_description
@@ -95,10 +104,12 @@ def store(registry: Registry, config: PromoteConfig, version: str, facts: dict[s
         ValueError: --version is there and is another model, or has another ONNX file.
     """
     require_no_links(config.model, "--model")
-    files: Folders = {BUNDLE: [(storage.join(config.model, name), name) for name in (WEIGHTS_FILE, DESCRIPTION_FILE)]}
+    files: Folders = {
+        BUNDLE_FOLDER: [(storage.join(config.model, name), name) for name in (WEIGHTS_FILE, DESCRIPTION_FILE)]
+    }
     if config.onnx:
         require_no_links(config.onnx, "--onnx")
-        files[ONNX] = [(storage.join(config.onnx, name), name) for name in listed(config.onnx)]
+        files[ONNX_FOLDER] = [(storage.join(config.onnx, name), name) for name in listed(config.onnx)]
     try:
         registry.add(version, files, facts)
     except OtherOnnxError as error:

@@ -22,12 +22,12 @@ from must.evaluation.result import CheckResult, Metrics, Selection
 from must.evaluation.scores import Samples, Scores
 from must.evaluation.training import training_log
 
-CLASSES_SHOWN = 30  # rows of the class chart at either end; the table below holds all
+CLASSES_CHARTED = 30  # rows of the class chart at either end; the table below holds all
 MATRIX_SHOWN = 25  # classes up to which the confusion matrices are drawn
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
-METRICS = (
+METRIC_ROWS = (
     ("top1", "Top-1", "share of images whose most probable class is the label", True),
     ("top5", "Top-5", "share of images whose label is among the five most probable classes", True),
     ("mean_per_class", "Mean per class", "mean of the classes' recalls", True),
@@ -93,7 +93,7 @@ def summary_rows(metrics: Metrics) -> list[dict[str, Any]]:
     if not metrics.labelled:
         return []
     rows = []
-    for key, title, hint, is_share in METRICS:
+    for key, title, hint, is_share in METRIC_ROWS:
         if key == "top5" and len(metrics.classes) <= 5:
             continue
         show = (lambda value: f"{100 * value:.1f}%") if is_share else (lambda value: f"{value:.3f}")
@@ -125,8 +125,8 @@ def class_chart(metrics: Metrics) -> dict[str, Any] | None:
     rows = [row for row in metrics.per_class if row["support"]]
     key = "difference" if metrics.baseline else "recall"
     rows.sort(key=lambda row: -row[key])
-    hidden = max(0, len(rows) - 2 * CLASSES_SHOWN)
-    shown = rows if not hidden else rows[:CLASSES_SHOWN] + rows[-CLASSES_SHOWN:]
+    hidden = max(0, len(rows) - 2 * CLASSES_CHARTED)
+    shown = rows if not hidden else rows[:CLASSES_CHARTED] + rows[-CLASSES_CHARTED:]
     return {"shown": shown, "hidden": hidden, "all": sorted(metrics.per_class, key=lambda row: row["class"])}
 
 
@@ -159,7 +159,7 @@ def histogram(metrics: Metrics) -> list[dict[str, Any]]:
     new = np.array(free.adapted.histogram)
     old = np.array(free.baseline.histogram) if free.baseline else new
     longest = max(int(new.max()), int(old.max()), 1)
-    order = np.argsort(-np.abs(new - old), kind="stable") if len(new) > CLASSES_SHOWN else np.arange(len(new))
+    order = np.argsort(-np.abs(new - old), kind="stable") if len(new) > CLASSES_CHARTED else np.arange(len(new))
     return [
         {
             "class": metrics.classes[i],
@@ -168,7 +168,7 @@ def histogram(metrics: Metrics) -> list[dict[str, Any]]:
             "old_width": round(100 * float(old[i]) / longest, 1),
             "new_width": round(100 * float(new[i]) / longest, 1),
         }
-        for i in order[:CLASSES_SHOWN]
+        for i in order[:CLASSES_CHARTED]
     ]
 
 
@@ -184,10 +184,10 @@ def selection(metrics: Metrics) -> dict[str, Any] | None:
     checks = [column(title, check) for title, check in columns if check]
     if not chosen and not checks:
         return None
-    return {"text": in_words(chosen) if chosen else "", "checks": checks}
+    return {"text": words_of_selection(chosen) if chosen else "", "checks": checks}
 
 
-def in_words(chosen: Selection) -> str:
+def words_of_selection(chosen: Selection) -> str:
     share = dict(SHARES).get(chosen.alpha, "A part is kept")
     if chosen.measured:
         return f"{share} (alpha {chosen.alpha:g}), chosen by {measured_in_words(chosen)}."

@@ -24,7 +24,7 @@ from must.base.text import brief, close_to
 from must.data.image.preprocess import Preprocess
 from must.method.model.hub import (
     OLD_WEIGHTS_FILE,
-    WEIGHTS_FILE,
+    OPEN_CLIP_WEIGHTS,
     as_folder,
     changed,
     ensure_local,
@@ -199,13 +199,13 @@ def hub_files(model: str, pretrained: str, asked: str, weights: bool = True) -> 
     answers = True
     try:
         if model.startswith(HUB):
-            names = (WEIGHTS_FILE, OLD_WEIGHTS_FILE) if weights else (MODEL_FOLDER_FILE,)
+            names = (OPEN_CLIP_WEIGHTS, OLD_WEIGHTS_FILE) if weights else (MODEL_FOLDER_FILE,)
             answers = fetched(model.removeprefix(HUB), *names)
         elif weights and not is_folder(model) and not Path(pretrained).is_file():
             repository, _, file = open_clip.get_pretrained_cfg(open_clip_name(model), pretrained)["hf_hub"].rpartition(
                 "/"
             )
-            safe = str(Path(file).with_suffix(".safetensors")) if file else WEIGHTS_FILE
+            safe = str(Path(file).with_suffix(".safetensors")) if file else OPEN_CLIP_WEIGHTS
             answers = fetched(repository, *dict.fromkeys([safe, file or OLD_WEIGHTS_FILE]))
     except ValueError as error:
         raise UserError(f"{asked}: {error}") from error

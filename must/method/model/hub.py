@@ -29,10 +29,10 @@ logger = logging.getLogger(__name__)
 
 PATIENCE = 4  # seconds for the hub's answer whether there is such a file, unless HF_HUB_ETAG_TIMEOUT says another
 
-WEIGHTS_FILE = "open_clip_model.safetensors"
+OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 OLD_WEIGHTS_FILE = "open_clip_pytorch_model.bin"  # a pickle, read with weights_only
-TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "spiece.model")
-LATER = "try again later"
+TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "spiece.model")
+TRY_LATER = "try again later"
 
 
 class AbsentError(UserError):
@@ -87,7 +87,7 @@ def fetched(repository: str, *names: str) -> bool:
             first, _, _ = str(error).partition("\n")  # what follows is advice for programmers
             why = without_secrets(first) or type(error).__name__
             raise UserError(
-                f"{name} of {repository} could not be downloaded from {hub} ({why}): {LATER}, or {instead}"
+                f"{name} of {repository} could not be downloaded from {hub} ({why}): {TRY_LATER}, or {instead}"
             ) from error
         return True
     raise AbsentError(f"{repository} on the hub {hub} has no {' and no '.join(names)}")
@@ -104,7 +104,7 @@ def as_folder(repository: str) -> str:
     answers = fetched(repository, MODEL_FOLDER_FILE, CONFIG_FILE)
     if cached(repository, MODEL_FOLDER_FILE):
         return ""
-    for name in (*TOKENIZERS, *PREPROCESSORS) if answers else ():
+    for name in (*TOKENIZER_NAMES, *PREPROCESSORS) if answers else ():
         with suppress(AbsentError):  # each has some of them
             fetched(repository, name)
     return str(Path(cached(repository, CONFIG_FILE)).parent)
@@ -138,16 +138,16 @@ def explain(status: int, error: Exception) -> str:
     """What the hub answered, after "the hub"; `status` is 0 where it did not."""
     match status:
         case 0:
-            return f"cannot be reached ({first_line(error)}): {LATER}"
+            return f"cannot be reached ({first_line(error)}): {TRY_LATER}"
         case 401 | 403 | 404:
             return f"shows no such model ({status}): look at its name, set HF_TOKEN if it is not public"
         case 429:
-            return f"was asked too often from here ({status}): {LATER}, or set HF_TOKEN"
-    return f"answers with an error ({status}): {LATER}"
+            return f"was asked too often from here ({status}): {TRY_LATER}, or set HF_TOKEN"
+    return f"answers with an error ({status}): {TRY_LATER}"
 
 
 def folder_instead(repository: str, name: str) -> str:
-    weights = WEIGHTS_FILE if name == MODEL_FOLDER_FILE else name
+    weights = OPEN_CLIP_WEIGHTS if name == MODEL_FOLDER_FILE else name
     return (
         f"put {MODEL_FOLDER_FILE} and {weights} of {repository} into a folder and give it as --model (docs/models.md)"
     )
