@@ -69,7 +69,7 @@ train       distributed model select
 predict
 export      predict
 infer       export predict
-promote
+promote     predict
 labels
 serve       predict promote
 review      serve

@@ -127,6 +127,24 @@ def test_what_the_user_asks_for_besides_is_asked(capsys):
         assert not decision.passed and any(r.startswith("STOP") and text in r for r in decision.reasons)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "much", None, []])
+def test_no_number_passes(tmp_path, value):
+    """Each number of the metrics that the gate shows or compares, as something else."""
+    for names in (["check", "agreement_after"], ["agreement"]):
+        metrics = json.loads(json.dumps(checked()))
+        place = metrics["label_free"]["compared"]
+        for name in names[:-1]:
+            place = place[name]
+        place[names[-1]] = value
+        (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+        try:
+            decision = gate.gate(GateConfig(metrics=str(tmp_path / "metrics.json")))
+        except ValueError as error:
+            assert str(error).startswith(f"--metrics {tmp_path}/metrics.json: is not what")
+        else:
+            assert names[0] == "check" or not decision.passed
+
+
 def test_the_label_free_gate_reads_no_labels():
     """Whatever the labelled part of the metrics says, the decision is the same; it works without that part."""
     whole = checked()

@@ -29,7 +29,7 @@ from must.config.labels import SortConfig
 from must.data.format.index import NAME
 from must.deploy.labels.sort import sort
 from must.method.model.classifier import BUNDLED_SET, DEFAULT_TEMPLATE, load_class_set, make_class_set
-from must.method.train.presets import settings_of
+from must.method.train.presets import AUTO, published
 from must.method.train.provenance import RESUME_SAFE_FIELDS
 
 logger = logging.getLogger(__name__)
@@ -179,11 +179,10 @@ def check_settings(settings: dict[str, Any]) -> None:
     for name in OWN:
         require(name not in settings, f"{name}: is set by must.adapt itself; take it out")
     check_names(TrainConfig, settings, "must.api")
-    preset = settings.get("preset") or "auto"
-    if preset != "auto":
-        settings_of({"preset": preset, "model": "ViT-B-16"})
-    rest = {name: value for name, value in settings.items() if name != "preset"}
-    TrainConfig(shards="-", classifier="-", output="-", **rest)
+    preset = settings.get("preset") or AUTO
+    if preset != AUTO:
+        published(preset, "ViT-B-16")
+    TrainConfig(shards="-", classifier="-", output="-", **settings)
 
 
 def read_classes(classes: Any) -> tuple[str, bytes]:

@@ -142,7 +142,7 @@ def call(stage: str, /, **values: Any) -> Any:
 
 
 def configure(stage: str, values: dict[str, Any], file: str | None = None) -> StageConfig:
-    """The stage's parameters: `values` over the YAML `file` over, for training, the preset's, over the defaults.
+    """The stage's parameters: `values` over the YAML `file` over the defaults.
 
     The preset of training is `auto` if none is named.
     """
@@ -150,8 +150,6 @@ def configure(stage: str, values: dict[str, Any], file: str | None = None) -> St
     if issubclass(config, configs.TrainConfig):
         named = values.get("preset") or (read_yaml(config, file).get("preset") if file else "")
         values = values | {"preset": named or "auto"}
-        if values["preset"] == "auto":  # whose settings follow from the model's shape, which takes torch to tell
-            preflight(load(config, values | {"preset": ""}, file))
     return load(config, values, file)
 
 

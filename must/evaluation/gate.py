@@ -6,6 +6,7 @@ the user asks for it by name, on labels of a split that nothing was trained on.
 
 import json
 import logging
+import math
 from dataclasses import asdict, dataclass, field, replace
 
 from must.base import storage
@@ -180,7 +181,7 @@ RULES = {"labelled": labelled_gate, "reviewed": reviewed_gate, "label-free": lab
 
 
 def rule(name: str, value: float, limit: float) -> tuple[bool, str]:
-    passed = value >= limit
+    passed = limit <= value < math.inf
     return passed, line(passed, f"{name} {value:.3f}, at least {limit:g}")
 
 

@@ -13,7 +13,7 @@ from must.deploy.promote.registry import Registry
 from must.evaluation.result import write_metrics
 from tests.evaluate.measured import MEASURED
 from tests.model_registry_server import V1, V1ALPHA3, ModelRegistryServer
-from tests.promote.bundles import make_bundle
+from tests.promote.bundles import make_bundle, make_onnx
 
 FLAGS = ["--register", "kubeflow"]
 
@@ -36,8 +36,7 @@ def server(monkeypatch):
 @pytest.fixture
 def made(tmp_path):
     folder = tmp_path / "onnx"
-    folder.mkdir()
-    (folder / "model.onnx").write_bytes(b"a model")
+    make_onnx(folder / "model.onnx")
     (folder / "MODEL_CARD.md").write_text("# A model card\n")
     write_metrics(str(tmp_path / "metrics.json"), MEASURED)
     return ["--onnx", folder, "--metrics", tmp_path / "metrics.json"]

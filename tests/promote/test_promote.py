@@ -13,13 +13,12 @@ from must.base import storage
 from must.deploy.promote.registry import Registry
 from must.evaluation.result import write_metrics
 from tests.evaluate.measured import MEASURED
-from tests.promote.bundles import latest, make_bundle, promote
+from tests.promote.bundles import latest, make_bundle, make_onnx, promote
 
 
 def test_a_version_holds_the_bundle_the_onnx_and_where_they_come_from(registry, tmp_path, capsys):
     bundle = make_bundle(tmp_path / "model", seed=1, revision=3)
-    (tmp_path / "onnx").mkdir()
-    (tmp_path / "onnx" / "model.onnx").write_bytes(b"onnx")
+    make_onnx(tmp_path / "onnx" / "model.onnx")
     write_metrics(str(tmp_path / "metrics.json"), MEASURED)
     promote(registry, "--model", bundle, "--onnx", tmp_path / "onnx", "--metrics", tmp_path / "metrics.json")
     assert "LATEST is r0003-" in capsys.readouterr().out
@@ -38,8 +37,7 @@ def test_a_version_holds_the_bundle_the_onnx_and_where_they_come_from(registry, 
 @pytest.mark.parametrize("where", ["model/model.json", "onnx/env.txt", "onnx/more"])
 def test_what_a_link_leads_to_is_not_published(registry, tmp_path, capsys, where):
     make_bundle(tmp_path / "model")
-    (tmp_path / "onnx").mkdir()
-    (tmp_path / "onnx" / "model.onnx").write_bytes(b"onnx")
+    make_onnx(tmp_path / "onnx" / "model.onnx")
     (tmp_path / "secret").mkdir()
     target, link = tmp_path / "secret" / "key", tmp_path / where
     if link.exists():
@@ -49,6 +47,33 @@ def test_what_a_link_leads_to_is_not_published(registry, tmp_path, capsys, where
         promote(registry, "--model", tmp_path / "model", "--onnx", tmp_path / "onnx")
     assert ended.value.code == 2 and f"'{where.partition('/')[2]}' is a link" in capsys.readouterr().err
     assert not Registry(registry, "digits").versions()
+
+
+def test_a_link_that_comes_while_it_is_copied_is_not_followed(registry, tmp_path):
+    (tmp_path / "secret").write_text("a key")
+    (tmp_path / "link").symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match="is a link"):
+        Registry(registry, "digits").add("v", {"onnx": [(str(tmp_path / "link"), "model.onnx")]}, {})
+
+
+@pytest.mark.parametrize("broken", ["onnx/model.onnx", "model/model.safetensors"])
+def test_what_cannot_be_opened_is_not_published(registry, tmp_path, capsys, broken):
+    """A file that was cut off: its name and its neighbours are as they should be."""
+    make_bundle(tmp_path / "model")
+    make_onnx(tmp_path / "onnx" / "model.onnx")
+    (tmp_path / broken).write_bytes((tmp_path / broken).read_bytes()[:-100])
+    with pytest.raises(SystemExit, match="2"):
+        promote(registry, "--model", tmp_path / "model", "--onnx", tmp_path / "onnx")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert broken in line and not Registry(registry, "digits").versions()
+
+
+def test_hidden_files_are_not_published(registry, tmp_path):
+    make_onnx(tmp_path / "onnx" / "model.onnx")
+    (tmp_path / "onnx" / ".env").write_text("a key")
+    promote(registry, "--model", make_bundle(tmp_path / "model"), "--onnx", tmp_path / "onnx")
+    (version,) = Registry(registry, "digits").versions()
+    assert "onnx/model.onnx" in version["files"] and not [name for name in version["files"] if "env" in name]
 
 
 def test_rolling_back_goes_one_champion_further_each_time(registry, tmp_path, capsys):
@@ -99,7 +124,7 @@ def test_a_second_run_of_the_same_data_finds_its_model_promoted_and_is_done(regi
     bundle, onnx = make_bundle(tmp_path / "a", seed=1), []
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "model.onnx").write_text(name)
+        make_onnx(tmp_path / name / "model.onnx", name)
         onnx.append(tmp_path / name)
     promote(registry, "--model", make_bundle(tmp_path / "old", seed=3))
     old = latest(registry).version

@@ -17,7 +17,6 @@ from must.method.select.check import agreement_gain
 from must.method.select.features import subsample
 from must.method.select.select import HALF, TRIED, select
 from must.method.train import trainer
-from must.method.train.presets import preset
 from must.method.train.trainer import train
 
 
@@ -116,9 +115,9 @@ def test_at_most_2000_images_are_looked_at_evenly_spread(images):
 
 
 def training(digits, output, **changes):
-    values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output)}
+    values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output), "preset": "digits"}
     settings = {"epochs": 2, "batch_size": 50, "workers": 0, "seed": 1, "log_every": 2, "alpha": 0.5, **changes}
-    return load(TrainConfig, {**values, **settings}, preset=preset("digits", "any"))
+    return load(TrainConfig, {**values, **settings})
 
 
 @pytest.fixture(scope="module")

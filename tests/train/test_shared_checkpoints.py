@@ -17,7 +17,6 @@ from must.config import TrainConfig
 from must.method.train import checkpoint as checkpoint_module
 from must.method.train.checkpoint import CHECKPOINTS as CHECKPOINTS
 from must.method.train.checkpoint import Checkpoints
-from must.method.train.presets import preset
 from must.method.train.trainer import train
 from tests.test_lock import hold
 
@@ -27,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 def config(digits, output, **changes):
     values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output), "preset": "digits"}
     values |= {"epochs": 1, "batch_size": 50, "workers": 0, "checkpoint_every": 2, "device": "cpu"}
-    return load(TrainConfig, {**values, **changes}, preset=preset("digits", "any"))
+    return load(TrainConfig, {**values, **changes})
 
 
 @pytest.fixture

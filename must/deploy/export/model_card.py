@@ -127,9 +127,9 @@ def quality(metrics: Metrics | None) -> str:
     lines = [f"Measured on {metrics.labelled:,} labelled images{how} ({where}); 95% bootstrap intervals.", ""]
     lines += ["| | " + metrics.baseline_name + " | adapted |", "|---|---|---|"]
     for key, title in (("top1", "top-1"), ("mean_per_class", "mean per class"), ("ece", "calibration error")):
-        cells = [title]
-        for model in (metrics.baseline, metrics.adapted):
-            cells.append(f"{getattr(model, key):.1%} ({spread(model.intervals[key])})" if model else "")
+        models = (metrics.baseline, metrics.adapted)
+        cells = [f"{getattr(one, key):.1%} ({spread(one.intervals[key])})" if one else "" for one in models]
+        cells.insert(0, title)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

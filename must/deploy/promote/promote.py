@@ -6,11 +6,12 @@ from dataclasses import asdict
 from typing import Any
 
 from must.base import storage
-from must.base.files import DESCRIPTION_FILE, WEIGHTS_FILE
+from must.base.files import DESCRIPTION_FILE, ONNX_FILE, WEIGHTS_FILE
 from must.base.names import listed, require_no_links
 from must.base.parameters import require
 from must.base.text import brief, printable
 from must.config import PromoteConfig
+from must.deploy.predict.session import check_onnx
 from must.deploy.promote.followers import Follower, follower_of
 from must.deploy.promote.registry import (
     BUNDLE_FOLDER,
@@ -24,7 +25,7 @@ from must.deploy.promote.registry import (
 )
 from must.evaluation.gate import ZERO_SHOT, read_decision
 from must.evaluation.result import Metrics, read_metrics
-from must.method.model.bundle import load_description
+from must.method.model.bundle import check_weights, load_description
 
 logger = logging.getLogger(__name__)
 
@@ -104,12 +105,15 @@ def store(registry: Registry, config: PromoteConfig, version: str, facts: dict[s
         ValueError: --version is there and is another model, or has another ONNX file.
     """
     require_no_links(config.model, "--model")
-    files: Folders = {
-        BUNDLE_FOLDER: [(storage.join(config.model, name), name) for name in (WEIGHTS_FILE, DESCRIPTION_FILE)]
-    }
+    check_weights(storage.join(config.model, WEIGHTS_FILE))
+    own = (WEIGHTS_FILE, DESCRIPTION_FILE)
+    files: Folders = {BUNDLE_FOLDER: [(storage.join(config.model, name), name) for name in own]}
     if config.onnx:
         require_no_links(config.onnx, "--onnx")
-        files[ONNX_FOLDER] = [(storage.join(config.onnx, name), name) for name in listed(config.onnx)]
+        names = [name for name in listed(config.onnx) if not any(part.startswith(".") for part in name.split("/"))]
+        files[ONNX_FOLDER] = [(storage.join(config.onnx, name), name) for name in names]
+        if ONNX_FILE in names:
+            check_onnx(storage.join(config.onnx, ONNX_FILE))
     try:
         registry.add(version, files, facts)
     except OtherOnnxError as error:

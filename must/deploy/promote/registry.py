@@ -110,6 +110,7 @@ class Registry:
             TransientError: another program is writing the version.
         """
         uri = self.uri_of(version, VERSION_FILE)
+        storage.remove_leftovers(self.uri)
         with self.alone(version) as check:
             generation = storage.generation(uri) or 0
             described, lacking = {"version": version, "created": now(), **facts, "files": {}}, folders
@@ -288,7 +289,7 @@ def copy(source: str, target: str) -> dict[str, Any]:
     """Copies in pieces, for weights may be larger than the memory; returns size and sha256."""
     with storage.open_write(target) as file:
         written = storage.HashingFile(file)
-        storage.copy(source, written)
+        storage.copy(source, written, follow=False)
     return {"bytes": written.size, "sha256": written.sha256}
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 LOG_FILE = "train_log.jsonl"  # of the training, beside them; a bundle may be without
 BUNDLE_FORMAT = 1
+LARGEST_HEADER = 100_000_000  # bytes of safetensors', its own limit
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,19 @@ def selection_of(description: Description) -> dict[str, Any]:
         return {}
     alpha = found.get("alpha", 0)
     return found if isinstance(alpha, int | float) and 0 <= alpha <= 1 else {}
+
+
+def check_weights(uri: str) -> None:
+    """Without torch. Raises ValueError: it is no safetensors file, or ends elsewhere than its header says."""
+    require(storage.exists(uri), f"{uri}: is missing")
+    size = min(int.from_bytes(storage.read_bytes(uri, 0, 8), "little"), LARGEST_HEADER)
+    damaged = UserError(f"{uri}: is damaged or no weights of a model")
+
+    def end(header: dict[str, Any]) -> int:
+        return max(tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__")
+
+    if storage.size(uri) != 8 + size + storage.parse_object(storage.read_bytes(uri, 8, size), end, damaged):
+        raise damaged
 
 
 def load_bundle(folder: str) -> Bundle:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -30,6 +31,8 @@ DEFAULT_TEMPLATE = "a photo of a {}."  # of classes that come with none
 PLACE = re.compile(r"\.(txt|ya?ml|json)$", re.IGNORECASE)  # names of files, where a list of classes could be meant
 LONGEST_NUMBER = 320  # bits of a number that is a name: Python refuses to write out very long ones
 LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
+UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+LARGEST_SET, A_PROMPT = 500_000_000, 50  # bytes of all prompts, and of each besides its characters
 LARGEST_SHARE = 1e9  # and its inverse the smallest: a ratio that float32 can hold
 
 
@@ -191,7 +194,8 @@ def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool
             is_text(template) and template.count("{}") >= 1,
             f"{where}: the template {brief(template)} has no {{}} for the class name",
         )
-    names, prompts, shares = [], [], dict[str, Any]()
+    names, prompts, shares, left = [], [], dict[str, Any](), LARGEST_SET
+    longest = sum(A_PROMPT + len(template) for template in templates)
     for number, entry in enumerate(classes):
         name: Any = entry.get("name") if isinstance(entry, dict) else entry
         if isinstance(name, int | float) and not isinstance(name, bool):
@@ -206,6 +210,8 @@ def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool
         )
         name = name.strip()
         own = entry.get("prompts") if isinstance(entry, dict) else None
+        left -= A_PROMPT * len(own) if isinstance(own, list) else longest + len(templates) * len(name)
+        require(left >= 0, f"{where}: class {number + 1} of {len(classes)}: too many prompts, at most some 10 million")
         require(
             own is None or (isinstance(own, list) and bool(own) and all(map(is_text, own))),
             f"{where}: the prompts of class {brief(name)} must be a list of strings",
@@ -237,7 +243,7 @@ def is_share(value: Any) -> bool:
 
 def is_text(value: Any) -> bool:
     """Whether it is a string with something in it that can be written anywhere: YAML can spell half a character."""
-    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= c <= "\udfff" for c in value)
+    return isinstance(value, str) and bool(value.strip()) and not UNWRITABLE.search(value)
 
 
 def unique(names: list[str]) -> tuple[str, ...]:
@@ -255,10 +261,16 @@ def save_classifier(result: TextClassifier, uri: str) -> None:
 
     description = asdict(result)
     del description["weights"]
+    description["sha256"] = checksum(result.weights)
     for name in ("shares", "model_folder", "model_sha256", "refined"):
         if not description[name]:
             del description[name]  # a file without them is what it was before there were any
     storage.write_bytes(uri, save({"classifier": result.weights.contiguous()}, {METADATA_KEY: json.dumps(description)}))
+
+
+def checksum(weights: Tensor) -> str:
+    """Of the weights as they are in the file. Files of earlier versions have none."""
+    return hashlib.sha256(weights.contiguous().numpy().tobytes()).hexdigest()
 
 
 def load_text_classifier(uri: str, flag: str = "--classifier") -> TextClassifier:
@@ -275,6 +287,9 @@ def load_text_classifier(uri: str, flag: str = "--classifier") -> TextClassifier
     try:
         weights = load(data)["classifier"]
         whole = weights.ndim == 2 and weights.shape[1] == len(header["classes"]) and weights.is_floating_point()
+        whole &= bool(weights.isfinite().all()) and (
+            header.get("sha256") is None or header["sha256"] == checksum(weights)
+        )
     except Exception:
         whole = False
     if not whole:

@@ -43,6 +43,7 @@ def save_model(backbone: Backbone, models: str) -> tuple[str, str]:
     if beside:
         with storage.disk_errors(beside):
             beside.mkdir(parents=True, exist_ok=True)
+        storage.remove_leftovers(beside)
     with tempfile.TemporaryDirectory(dir=beside, prefix=storage.TEMPORARY) as scratch:
         write_files(backbone, Path(scratch))
         files = sorted(path for path in Path(scratch).rglob("*") if path.is_file())

@@ -183,7 +183,16 @@ class DamagedError(UserError):
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """Raises DamagedError: it is no state of a training, though its checksum is the one beside it."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception:
+        state = None
+    if not isinstance(state, dict):
+        raise DamagedError(f"{path}: is no checkpoint of `must train`; delete it, or start over with --no-resume")
+    return state
 
 
 class StateFile(storage.HashingFile):
