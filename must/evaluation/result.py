@@ -55,7 +55,6 @@ class ModelFigures:
     histogram: list[int]
     effective_classes: float
     mutual_information: float = 0.0
-    nuclear_norm: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,6 @@ class CheckResult:
 class Compared:
     """Two models on all images, without labels: see labelfree.compare."""
 
-    estimated_change: float | None
-    confidence_change: float
     agreement: float
     agreement_confident: float | None
     histogram_distance: float

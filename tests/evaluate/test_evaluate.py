@@ -103,7 +103,6 @@ def test_a_bundle_as_baseline(digits, tmp_path):
     assert metrics["paired"]["fixed"] == metrics["paired"]["broken"] == 0
     assert metrics["paired"]["mcnemar_p"] == 1
     assert metrics["label_free"]["compared"]["agreement"] == 1
-    assert metrics["label_free"]["compared"]["estimated_change"] is None, "a bundle's confidence means nothing here"
 
 
 def test_wrong_inputs_are_one_clear_line(digits, tmp_path):
@@ -154,9 +153,6 @@ def test_two_processes_say_what_one_says(digits, evaluated, tmp_path):
         assert both[name]["ece"] == pytest.approx(metrics[name]["ece"], abs=1e-6)
     for key in ("paired", "images", "labelled", "confusion"):
         assert both[key] == metrics[key]
-    assert both["label_free"]["adapted"]["nuclear_norm"] == pytest.approx(
-        metrics["label_free"]["adapted"]["nuclear_norm"], rel=1e-6
-    )
 
 
 def test_of_a_model_of_an_earlier_version_the_share_is_told():
