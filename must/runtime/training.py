@@ -1,21 +1,65 @@
-"""Training inside one pod of the pipeline: the stage's parameters, its checkpoints' place, its processes."""
+"""Training inside one pod of the pipeline: its parameters, its checkpoints' place, its processes (under torchrun)."""
 
 import hashlib
+import signal
+import subprocess
+import sys
+import tempfile
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
+
 from must.api.stages import call
 from must.base import storage
+from must.base.exits import BUG, PREEMPTED, handling
 from must.base.files import WEIGHTS_FILE
+from must.base.parameters import require
+from must.base.processes import child_environment
 from must.method.model.bundle import load_description
 from must.method.train.provenance import run_key
 from must.runtime.answers import keep_what_people_say
 from must.runtime.check import training_settings
 from must.runtime.evaluation import plain
-from must.runtime.launch import launch, number_of_processes
 from must.runtime.mirror import mirrored
 from must.runtime.notes import stage_note
 from must.runtime.places import WorkUri
+
+
+def number_of_processes(asked: str) -> int:
+    """`asked` is a number, or auto: one a GPU of this machine, one without GPUs. Raises ValueError: it is neither."""
+    if asked == "auto":
+        import torch
+
+        return max(1, torch.cuda.device_count())
+    require(asked.isdigit() and int(asked) >= 1, f"processes '{asked}': a number of 1 or more, or auto")
+    return int(asked)
+
+
+def launch(values: dict[str, Any], processes: int) -> dict[str, Any]:
+    """Runs `must train` in `processes` processes; returns the run's summary, from the model that was written.
+
+    A SIGTERM is handed on, so that the processes save a checkpoint before they stop.
+
+    Raises:
+        SystemExit: the processes failed, with the code of the one that ended first: 2, the input is wrong (it said
+            so in one line); 75, stopped and resumable.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(values, file)
+        file.flush()
+        command = [sys.executable, "-m", "must.method.distributed.torchrun", "--standalone"]
+        command.append(f"--nproc-per-node={processes}")
+        command += ["-m", "must", "train", "--config", file.name]
+        child = subprocess.Popen(command, env=child_environment())
+        with handling(signal.SIGTERM, lambda number, _: child.send_signal(number)):
+            code = child.wait()
+    if code == -signal.SIGTERM:  # it had not even begun
+        code = PREEMPTED
+    if code:
+        raise SystemExit(code if code > 0 else BUG)
+    return load_description(values["output"]).provenance["summary"]
+
 
 OFTEN = 60  # seconds between checkpoints: a pod that is taken away may have half a second to save one
 
@@ -73,11 +117,11 @@ def train(
         job |= {"classifier": asked.classifier, "output": output}
         summary = call("train", **job) if count == 1 else launch(job, count)
         keep_what_people_say(work_uri, asked.decision_key(), output, asked.classifier)
-        note.result = in_words(summary)
+        note.result = words_of_run(summary)
     return Trained(summary, origin(output))
 
 
-def in_words(summary: dict[str, Any], where: str = "") -> str:
+def words_of_run(summary: dict[str, Any], where: str = "") -> str:
     """A few words for the note."""
     return f"{summary['steps']:,} steps{where}, {summary['images_per_s']} images/s"
 

@@ -31,7 +31,7 @@ from must_pipeline import DESCRIPTION
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.nodes import nodes_of, server_of
 from must_pipeline.cluster.placement import configure_task
-from must_pipeline.cluster.predict import predicts_embeddings
+from must_pipeline.cluster.rules import predicts_embeddings
 
 
 def make_pipeline(cluster: Cluster) -> Any:

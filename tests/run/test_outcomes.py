@@ -10,10 +10,10 @@ import json
 import pytest
 
 from must.base.storage import join, write_bytes
-from must.runtime.fanout import follow_ups
 from must.runtime.notes import Facts, Note, content_of
 from must.runtime.outcome import outcome_of
 from must.runtime.places import WorkUri
+from must.runtime.stages import follow_ups
 from must.runtime.summary import summarize
 
 STATES = ["COMPLETE", "RUNNING", "FAILED", "SUCCEEDED", "CANCELED", None]

@@ -13,7 +13,7 @@ from must.method.model.bundle import load_description
 from must.runtime.keepalive import SILENCE
 from must.runtime.notes import Facts, stage_note
 from must.runtime.places import JobUri, WorkUri
-from must.runtime.training import Trained, TrainRequest, in_words, origin
+from must.runtime.training import Trained, TrainRequest, origin, words_of_run
 from must_components.train_job.jobs import Jobs
 from must_components.train_job.launch import Launch
 from must_components.train_job.manifest import request
@@ -39,7 +39,7 @@ def train_on_nodes(
         Launch(Jobs(), request(name, nodes, job.uri), job, int(nodes["timeout"])).run()
         copy_bundle(job.bundle, output)
         summary = load_description(output).provenance["summary"]
-        note.result = in_words(summary, f" on {int(nodes['nodes'])} nodes")
+        note.result = words_of_run(summary, f" on {int(nodes['nodes'])} nodes")
     return Trained(summary, origin(output))
 
 

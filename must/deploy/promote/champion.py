@@ -7,7 +7,7 @@ from typing import Any
 from must.deploy.promote.registry import Registry
 from must.method.train.provenance import run_key
 
-LEFT = "left to people's answers"  # outcome of a decision that answers may still change
+LEFT_TO_PEOPLE = "left to people's answers"  # outcome of a decision that answers may still change
 TRAIN, NOTHING_NEW = "train", "nothing new"
 
 
@@ -42,7 +42,7 @@ def champion(
     bundle = place.bundle(latest) if latest else ""
     reasons = [f"champion: {latest or 'none yet'}"]
     decided = place.decision(key) if only_new else None
-    if decided and decided["outcome"] == LEFT and answered(key):
+    if decided and decided["outcome"] == LEFT_TO_PEOPLE and answered(key):
         decided = None
         reasons.append("answers have come to what was left to people")
     if decided:
