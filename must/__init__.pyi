@@ -20,10 +20,10 @@ from must.api.results import Trained as Trained
 from must.base.errors import MustError as MustError
 from must.base.errors import TransientError as TransientError
 from must.base.errors import UserError as UserError
+from must.deploy.labels.exchange import Exchanged as Exchanged
+from must.deploy.labels.sort import Outcome as Outcome
 from must.deploy.promote.registry import Latest as Latest
-from must.evaluation.exchange import Exchanged as Exchanged
 from must.evaluation.gate import Decision as Decision
-from must.evaluation.sort import Outcome as Outcome
 
 Text: TypeAlias = str | PathLike[str]
 
@@ -84,7 +84,6 @@ def classifier(
     output: Text,
     pretrained: Text = "",
     model_store: Text = "",
-    look_alikes: Text = "auto",
     device: Text = "auto",
 ) -> Classifier:
     """Turn class names and prompt templates into zero-shot text classifier weights."""
@@ -94,13 +93,11 @@ def plan(
     shards: Text,
     classifier: Text,
     preset: Text = "",
-    init: Text = "",
     epochs: int = 30,
     batch_size: int = 1024,
     lr: float = 2e-05,
     workers: int | Literal["auto"] = "auto",
     device: Text = "auto",
-    gpu: Text = "",
     index_sha256: Text = "",
     output: Text = "",
     split: Text = "train",
@@ -162,7 +159,6 @@ def train(
     classifier: Text,
     output: Text,
     preset: Text = "",
-    init: Text = "",
     epochs: int = 30,
     batch_size: int = 1024,
     lr: float = 2e-05,

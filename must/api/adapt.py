@@ -28,12 +28,12 @@ from must.base.parameters import check_names, require
 from must.config import AdaptConfig, TrainConfig
 from must.config.labels import SortConfig
 from must.data.format.index import NAME
+from must.data.shards.listing import open_source
 from must.data.sources.base import ListingReport, no_images
 from must.data.sources.files import Folder, Manifest
-from must.data.sources.open import open_source
-from must.evaluation.sort import sort
-from must.method.model.classifier import BUNDLED_SET, TEMPLATE, load_class_set, make_class_set
-from must.method.train.presets import settings_of
+from must.deploy.labels.sort import sort
+from must.method.model.classifier import BUNDLED_SET, DEFAULT_TEMPLATE, load_class_set, make_class_set
+from must.method.train.presets import AUTO, published
 from must.method.train.provenance import RESUME_SAFE_FIELDS
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,6 @@ def adapt(
     output: str | os.PathLike[str],
     model: str | os.PathLike[str] = DEFAULT_MODEL,
     pretrained: str = "",
-    look_alikes: str = "auto",
     test_images: str | os.PathLike[str] = "",
     device: str = "auto",
     again: bool = False,
@@ -72,7 +71,6 @@ def adapt(
         output: a folder on this machine.
         model: an open_clip model name, hf-hub:TEAM/NAME, or a model folder.
         pretrained: an open_clip tag or a checkpoint file; openai for the default model.
-        look_alikes: what says which images are similar, as `must.classifier` takes it.
         test_images: labelled images to measure the accuracy with, which nothing else reads: a folder with a folder a
             class, or a file of labels as `must.sort` takes it (answers, an export of Label Studio or FiftyOne).
         device: auto, cpu, cuda or cuda:N.
@@ -93,7 +91,6 @@ def adapt(
     }
     rest: dict[str, Any] = {
         "pretrained": pretrained,
-        "look_alikes": look_alikes,
         "test_images": os.fspath(test_images),
         "device": device,
         "again": again,
@@ -111,7 +108,7 @@ def command(config: AdaptConfig) -> Adapted:
 
 
 def steps(
-    run: Run, *, images: Any, classes: Any, output: str, model: str, pretrained: str, look_alikes: str,
+    run: Run, *, images: Any, classes: Any, output: str, model: str, pretrained: str,
     test_images: str, device: str, settings: dict[str, Any], again: bool = False, max_rejected: float = 0.01,
 ) -> Adapted:  # fmt: skip
     """The stages in order, each by `run`(stage, parameters)."""
@@ -132,7 +129,7 @@ def steps(
             folder,
             {
                 "images": taken.key, "classes": hashlib.sha256(content).hexdigest() if content else file,
-                "model": named(model), "pretrained": pretrained, "look_alikes": named(look_alikes),
+                "model": named(model), "pretrained": pretrained,
                 "test_images": labelled_key(test_images), "settings": decisive,
             },
             again,
@@ -147,7 +144,7 @@ def steps(
         parts = (SHARDS, CLASSIFIER_FILE, BUNDLE, LABELS, REPORT)
         shards, classifier, bundle, labels, report = (str(folder / name) for name in parts)
         if not storage.exists(classifier):  # the first: where there is no model, no images are packed
-            of = {"classes": file, "model": model, "pretrained": pretrained, "look_alikes": look_alikes}
+            of = {"classes": file, "model": model, "pretrained": pretrained}
             run("classifier", {**of, "output": classifier, "device": device})
     except BaseException:
         if new and folder.is_dir():
@@ -192,11 +189,10 @@ def check_settings(settings: dict[str, Any]) -> None:
     for name in OWN:
         require(name not in settings, f"{name}: is set by must.adapt itself; take it out")
     check_names(TrainConfig, settings, "must.api")
-    preset = settings.get("preset") or "auto"
-    if preset != "auto":
-        settings_of({"preset": preset, "model": "ViT-B-16"})
-    rest = {name: value for name, value in settings.items() if name != "preset"}
-    TrainConfig(shards="-", classifier="-", output="-", **rest)
+    preset = settings.get("preset") or AUTO
+    if preset != AUTO:
+        published(preset, "ViT-B-16")
+    TrainConfig(shards="-", classifier="-", output="-", **settings)
 
 
 def read_classes(classes: Any) -> tuple[str, bytes]:
@@ -211,7 +207,7 @@ def read_classes(classes: Any) -> tuple[str, bytes]:
             return file, storage.read_bytes(file)
         classes = list(found.names)  # cat,dog,horse
     entries = entries_of(classes)
-    make_class_set(entries, [TEMPLATE], "classes")
+    make_class_set(entries, [DEFAULT_TEMPLATE], "classes")
     return "", yaml.safe_dump({"classes": entries}, sort_keys=False, allow_unicode=True).encode()
 
 

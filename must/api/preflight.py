@@ -6,13 +6,12 @@ A stage called from Python needs no first look: it finds the same faults, later.
 
 import os
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from must.base import storage
 from must.base.files import DESCRIPTION_FILE
-from must.base.parameters import flag, require
+from must.base.parameters import flag, parameters_of, require
 from must.config import PlanConfig
 from must.config.trackers import require_packages
 
@@ -23,7 +22,7 @@ def preflight(config: Any) -> None:
     Raises:
         ValueError: something that the stage needs is not there, is damaged, or cannot be written to.
     """
-    for field in fields(config):
+    for field in parameters_of(type(config)):
         if value := getattr(config, field.name):
             if field.metadata["kind"] == "output" and field.metadata["metavar"] in ("URI", "DIR"):
                 is_file = not storage.is_remote(value) and storage.local(value).is_file()
@@ -70,6 +69,14 @@ def check_shards(config: Any, uri: str, _: str) -> None:
     index.shards_of(config.split)
 
 
+def check_preset(config: Any, name: str, _: str) -> None:
+    from must.method.model.classifier import read_header
+    from must.method.train.presets import AUTO, published, rows_of
+
+    if name != AUTO:
+        published(name, config.model or ("" if "*" in rows_of(name) else read_header(config.classifier)["model"]))
+
+
 def check_trackers(config: Any, names: list[str], _: str) -> None:
     if not isinstance(config, PlanConfig):  # which tracks nothing
         require_packages(names)
@@ -88,6 +95,7 @@ KINDS: dict[str, Callable[[Any, Any, str], None]] = {
     "classifier": check_classifier,
     "baseline": check_baseline,
     "shards": check_shards,
+    "preset": check_preset,
     "output": lambda config, uri, flag: check_output(uri, flag),
     "apart": lambda config, uri, flag: (
         require_apart(Path(uri).absolute(), f"{flag} {uri}") if "://" not in uri else None

@@ -109,12 +109,12 @@ STAGES: Final[dict[str, Stage]] = {
     ),
     "sort": Stage(
         configs.SortConfig,
-        "must.evaluation.sort:sort",
+        "must.deploy.labels.sort:sort",
         "Sort images into a folder a class, by predictions or by what people said: links, copies or moved; undoable.",
     ),
     "labels": Stage(
         configs.LabelsConfig,
-        "must.evaluation.exchange:exchange",
+        "must.deploy.labels.exchange:exchange",
         "Take labels to Label Studio, FiftyOne or cleanlab, and what people said there back.",
     ),
     "serve": Stage(
@@ -143,8 +143,7 @@ def call(stage: str, /, **values: Any) -> Any:
 
 
 def configure(stage: str, values: dict[str, Any], file: str | None = None) -> StageConfig:
-    """The stage's parameters: `values` over the YAML `file` over what WORK holds, over, for training, the preset's,
-    over the defaults.
+    """The stage's parameters: `values` over the YAML `file` over what WORK holds, over the defaults.
 
     The preset of training is `auto` if none is named.
     """
@@ -152,8 +151,6 @@ def configure(stage: str, values: dict[str, Any], file: str | None = None) -> St
     values = with_work(config, (read_yaml(config, file) if file else {}) | values)
     if issubclass(config, configs.TrainConfig):
         values = values | {"preset": values.get("preset") or "auto"}
-        if values["preset"] == "auto":  # whose settings follow from the model's shape, which takes torch to tell
-            preflight(load(config, values | {"preset": ""}))
     return load(config, values)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from must.base import storage
 from must.base.files import ANSWERS_FILE, DESCRIPTION_FILE, INDEX_FILE, METRICS_FILE, ONNX_FILE, REFINED_FILE
-from must.base.parameters import StageConfig, flag, is_required, require
+from must.base.parameters import StageConfig, flag, is_required, parameters_of, require
 
 SIGNS = {
     "bundle": DESCRIPTION_FILE, "shards": INDEX_FILE, "labels": REFINED_FILE, "metrics": METRICS_FILE,
@@ -104,7 +104,7 @@ def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any
     Raises:
         UserError: there are several of a kind, or none of a kind that the stage cannot do without.
     """
-    places = [field for field in fields(stage) if field.metadata["place"]]
+    places = [field for field in parameters_of(stage) if field.metadata["place"]]
     model = values.get("model")
     if not places or not isinstance(model, str | os.PathLike) or "://" in os.fspath(model):
         return values

@@ -17,11 +17,11 @@ from must.api import cli, functions
 from must.api.adapt import labelled_folder, read_classes
 from must.api.adapted import Adapted
 from must.api.classes import entries_of
-from must.api.demo import asset_folder
-from must.api.demo.data import CLASSES, TEMPLATES
+from must.api.demo import CLASSES, TEMPLATES, asset_folder
 from must.api.images import as_image, provide
 from must.config import GateConfig
 from must.evaluation.gate import labelled_gate
+from must.evaluation.result import metrics_of
 from tests.model.hub_api import TOKEN, writable
 
 SETTINGS = {"preset": "digits", "epochs": 2, "batch_size": 50, "workers": 0, "device": "cpu"}
@@ -116,7 +116,6 @@ def test_a_second_call_has_nothing_to_do(adapted, digits, monkeypatch):
         ({"epochs": 3}, r"was made from other inputs \(epochs: 2 -> 3\); choose another output, or give --again"),
         ({"classes": ["a", "b"]}, r"from other inputs \(other classes\)"),
         ({"pretrained": "x"}, r"\(pretrained: none -> x\)"),
-        ({"look_alikes": "tower"}, r"\(look alikes: auto -> tower\)"),
         ({"images": "elsewhere"}, r"\(images: /.*/train -> /.*elsewhere\)"),
         ({"test_images": ""}, r"\(test images: /.*/test -> none\)"),
     ],
@@ -193,7 +192,9 @@ def test_what_was_not_used_yet_may_be_corrected(digits, tmp_path):
     )
     assert labelled.metrics["data"]["picked"] and not adapted.metrics["data"]["picked"]
     assert "on picked images" in labelled.report.read_text()
-    decision = labelled_gate(labelled.metrics, GateConfig(metrics="", gate="labelled", min_images=1, min_gain=-1))
+    decision = labelled_gate(
+        metrics_of(labelled.metrics), GateConfig(metrics="", gate="labelled", min_images=1, min_gain=-1)
+    )
     assert [reason[:4] for reason in decision.reasons] == ["ok  ", "ok  ", "STOP"] and not decision.passed
     assert (adapted.bundle / "model.safetensors").read_bytes() == weights
     assert [path.name for path in (work / "before-1").iterdir()] == ["report"]

@@ -16,7 +16,7 @@ from must.api.stages import STAGES
 from must.base.parameters import load
 from must.method.model.classifier import load_class_set
 from must_pipeline.cli import COMMANDS
-from must_pipeline.cluster.load import load_cluster
+from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import COMPILED
 from must_pipeline.schedule import read_schedule
 from must_pipeline.server.parameters import check_parameters
@@ -104,11 +104,6 @@ def test_make(page, words):
     images = re.search(r"^IMAGES := (.*)$", MAKEFILE, re.MULTILINE)[1].split()
     for target in targets:
         assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE) or target in images, f"{page}: make {target}"
-
-
-@pytest.mark.parametrize("module", sorted({words[0] for _, words in SHOWN if words[0].startswith("must.")}))
-def test_modules(module):
-    assert importlib.util.find_spec(module)
 
 
 def test_nothing_was_overlooked():

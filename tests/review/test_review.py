@@ -252,17 +252,6 @@ def test_a_folder_of_another_model_or_with_damaged_files_is_refused_in_one_line(
         review_at(config)
 
 
-def test_refined_labels_come_from_all_of_the_adaptation_where_the_model_has_a_part(tmp_path, prepared):
-    made = digits()
-    shutil.copytree(made.zero_shot, tmp_path / "model")
-    shutil.copytree(made.adapted, tmp_path / "model/adapted")
-    review, images = prepare(replace(config_at(tmp_path), model=str(tmp_path / "model")))
-    whole = Images.load(str(prepared))
-    assert torch.equal(images.probabilities, whole.probabilities) and torch.equal(images.values, whole.values)
-    classes = np.array([picture.classes for picture in review.pictures])
-    assert (classes[:, 0] == classes[:, 1]).all() and (classes[:, 2] != classes[:, 1]).any()
-
-
 def test_a_page_that_carries_its_pictures_runs_nothing_of_theirs_and_has_a_bound(review, folder, monkeypatch):
     review.classes[0] = hostile = '</script><img src=x onerror="alert(1)">'
     session = Session(review, str(folder), "ann")

@@ -16,7 +16,7 @@ from pathlib import Path
 from must.base import storage
 from must.base.cores import cores
 from must.base.errors import UserError
-from must.base.lock import SHARDS, HeldError, locked
+from must.base.lock import HeldError, locked
 from must.base.parameters import require
 from must.config import ShardConfig
 from must.data.format import index
@@ -29,7 +29,7 @@ from must.data.shards.listing import Listing, chunks_of, list_sources, open_sour
 from must.data.shards.parts import locked_part, refuse_living_parts
 from must.data.shards.pool import Pool
 from must.data.shards.progress import ProgressBar, print_summary, print_work
-from must.data.shards.workdir import NAME, RUN, WRITTEN, Run, Workdir
+from must.data.shards.workdir import NAME, RUN, SHARDS, WRITTEN, Run, Workdir
 from must.data.sources.base import Source, is_within, no_images
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ import must
 from must.base import storage
 from must.base.cores import cores
 from must.base.errors import UserError
-from must.base.lock import SHARDS, locked
+from must.base.lock import locked
 from must.base.parameters import require
 from must.base.progress import bar
 from must.base.text import encoded, printable
@@ -33,6 +33,7 @@ from must.data.shards.commit import MOST_LABELS, count_splits
 from must.data.shards.pool import Pool
 from must.data.shards.progress import print_summary
 from must.data.shards.tarwriter import npy
+from must.data.shards.workdir import SHARDS
 from must.data.sources.archives import expanded, tar_members
 from must.data.sources.base import ListingReport, damage_named, kind_of, told_apart
 

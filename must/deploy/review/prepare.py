@@ -12,11 +12,11 @@ from must.data.loading.loader import EvalSource
 from must.deploy.review.teaching import Images
 from must.method.answers.review import RANDOM, REFINED, Picture, Review, doubtful_order, fingerprint, random_order
 from must.method.distributed.process_group import init_distributed
-from must.method.model.bundle import load_bundle, preprocess_of
+from must.method.model.bundle import preprocess_of
 from must.method.select.check import Predicted
 from must.method.select.features import extract_features, subsample
 from must.method.select.knn import whitened
-from must.method.select.select import adapted_end, both_ends
+from must.method.select.select import both_ends
 
 logger = logging.getLogger(__name__)
 
@@ -32,18 +32,15 @@ def prepare(config: ReviewConfig) -> tuple[Review, Images]:
         ValueError: no such model or split, or a classifier file of other classes or of another model.
     """
     bundle, zero_shot = both_ends(config.model, config.baseline)
-    classes, end = bundle.description.classes, adapted_end(config.model)
-    models = [bundle.model, load_bundle(end).model if end != config.model else bundle.model]
+    classes = bundle.description.classes
     with init_distributed(config.device, timeout=600) as here:
         require(here.size == 1, "must review runs in one process")
         source = EvalSource.of(config, preprocess_of(bundle.description))
         source = subsample(source, max(100, min(config.images, NUMBERS // len(classes))))
         logger.info(f"must review: looking at {len(source.numbers):,} images")
-        models = [model.to(here.device).eval() for model in models]
-        seen = extract_features(
-            zero_shot.model, source, here.device, lambda images: [model(images) for model in models], zero_shot.encoder
-        )
-    mean = seen.probabilities[[0, 2]].float().mean(0)
+        model = bundle.model.to(here.device).eval()
+        seen = extract_features(zero_shot.model, source, here.device, lambda images: [model(images)])
+    mean = seen.probabilities.float().mean(0)
     images = Images(seen.numbers, whitened(seen.features.float()).half(), mean.half())
     refined, similar = images.refined({}), images.tensors[0]
     before, after = (Predicted.of(one) for one in seen.probabilities[:2])

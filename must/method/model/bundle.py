@@ -18,21 +18,19 @@ from must.data.image.preprocess import Preprocess
 if TYPE_CHECKING:
     from must.method.model.backbone import Backbone
     from must.method.model.classifier import TextClassifier
-    from must.method.model.folder import Kept
     from must.method.model.masked_vit import MaskedViT
 
 LOG_FILE = "train_log.jsonl"  # of the training, beside them; a bundle may be without
-FORMAT = 1
+BUNDLE_FORMAT = 1
+LARGEST_HEADER = 100_000_000  # bytes of safetensors', its own limit
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """`description`: everything about the model but its weights; `model`: ready to classify, in eval mode; `encoder`:
-    of a zero-shot model, what says which images look alike, if the frozen tower does not."""
+    """`description`: everything about the model but its weights; `model`: ready to classify, in eval mode."""
 
     model: MaskedViT
     description: Description
-    encoder: Kept | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Description:
     logit_factor: float
     provenance: dict[str, Any] = field(default_factory=dict)  # data, parameters and versions it was trained with
     must_version: str = __version__
-    format: int = FORMAT
+    format: int = BUNDLE_FORMAT
 
 
 def save_bundle(folder: str, model: MaskedViT, description: Description) -> None:
@@ -65,15 +63,15 @@ def load_description(folder: str) -> Description:
     found = storage.read_object(uri, checked, UserError(f"{uri}: is damaged"))
     if not isinstance(found, Description):
         raise UserError(
-            f"--model {folder}: its format is {brief(found)}, and must {__version__} reads format {FORMAT}; use the "
-            "version of must that wrote it, or a newer one"
+            f"--model {folder}: its format is {brief(found)}, and must {__version__} reads format {BUNDLE_FORMAT}; "
+            "use the version of must that wrote it, or a newer one"
         )
     return found
 
 
 def checked(values: dict[str, Any]) -> Description | int | float:
     """What a bundle's file says; its format, if that is another one."""
-    if (number := values["format"]) != FORMAT:
+    if (number := values["format"]) != BUNDLE_FORMAT:
         require(isinstance(number, int | float), "a value of another kind")
         return number
     description = Description(**values)
@@ -100,6 +98,19 @@ def selection_of(description: Description) -> dict[str, Any]:
         return {}
     alpha = found.get("alpha", 0)
     return found if isinstance(alpha, int | float) and 0 <= alpha <= 1 else {}
+
+
+def check_weights(uri: str) -> None:
+    """Without torch. Raises ValueError: it is no safetensors file, or ends elsewhere than its header says."""
+    require(storage.exists(uri), f"{uri}: is missing")
+    size = min(int.from_bytes(storage.read_bytes(uri, 0, 8), "little"), LARGEST_HEADER)
+    damaged = UserError(f"{uri}: is damaged or no weights of a model")
+
+    def end(header: dict[str, Any]) -> int:
+        return max(tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__")
+
+    if storage.size(uri) != 8 + size + storage.parse_object(storage.read_bytes(uri, 8, size), end, damaged):
+        raise damaged
 
 
 def load_bundle(folder: str) -> Bundle:
@@ -164,7 +175,7 @@ def untrained(backbone: Backbone, classifier: TextClassifier, model: str, pretra
         preprocess=backbone.preprocess.to_dict(),
         logit_factor=factor,
     )
-    return Bundle(network.eval(), description, classifier.encoder)
+    return Bundle(network.eval(), description)
 
 
 def have_one_shape(one: Bundle, other: Bundle) -> bool:

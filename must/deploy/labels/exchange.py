@@ -7,12 +7,12 @@ from pathlib import Path, PurePosixPath
 
 from must.base import storage
 from must.base.parameters import require
-from must.base.text import cell, csv_of
+from must.base.text import NONE_OF_THESE, cell, csv_of
 from must.config.labels import LabelsConfig
 from must.data.sources.table_files import need_pyarrow
-from must.evaluation import labels as formats
-from must.evaluation.labels import NONE, Label, classes_of, read_labels
-from must.evaluation.sort import file_of
+from must.deploy.labels import formats
+from must.deploy.labels.formats import Label, classes_of, read_labels
+from must.deploy.labels.sort import file_of
 from must.method.model.classifier import load_class_set
 
 logger = logging.getLogger(__name__)
@@ -58,9 +58,9 @@ def exchange(config: LabelsConfig) -> Exchanged:
     elif config.to == "answers":
         labels = [one for one in labels if one.probability is None]
         require(bool(labels), f"--labels {config.labels}: a model said these, and nobody has answered: no answers")
-        storage.write_bytes(output, formats.answers(labels, sha256_of))
+        storage.write_bytes(output, formats.answers(labels, image_sha256))
     else:
-        rows = [(cell(one.image), cell(one.label or NONE)) for one in labels if not one.unsure]
+        rows = [(cell(one.image), cell(one.label or NONE_OF_THESE)) for one in labels if not one.unsure]
         storage.write_bytes(output, csv_of([("image", "label"), *rows]))
     labelled = sum(not one.unsure for one in labels)
     if any(one.picked for one in labels) and config.to != "answers":
@@ -79,7 +79,7 @@ def located(image: str, root: str) -> str:
     return str(path) if path else image
 
 
-def sha256_of(image: str) -> str:
+def image_sha256(image: str) -> str:
     """Of the image's file; '' where it is not on this machine."""
     path = file_of(image, "")
     return storage.sha256_of(path) if path else ""
