@@ -248,7 +248,7 @@ def origin(config: EvaluateConfig, bundle: Bundle, baseline: Bundle | None) -> d
             "pretrained": description.pretrained,
             "logit_factor": description.logit_factor,
             "must_version": description.must_version,
-            "provenance": description.provenance,
+            "provenance": description.provenance.to_dict(),
         },
         "data": {"shards": config.shards, "split": config.split},
         "config": config.to_dict(),

@@ -11,7 +11,8 @@ import yaml
 from must.base.exits import BUG, PREEMPTED, handling
 from must.base.parameters import require
 from must.base.processes import child_environment
-from must.method.model.bundle import load_description
+from must.method.model.bundle import summary_at
+from must.method.model.provenance import RunSummary
 
 
 def number_of_processes(asked: str) -> int:
@@ -24,7 +25,7 @@ def number_of_processes(asked: str) -> int:
     return int(asked)
 
 
-def launch(values: dict[str, Any], processes: int) -> dict[str, Any]:
+def launch(values: dict[str, Any], processes: int) -> RunSummary:
     """Runs `must train` in `processes` processes; returns the run's summary, from the model that was written.
 
     A SIGTERM is handed on, so that the processes save a checkpoint before they stop.
@@ -46,4 +47,4 @@ def launch(values: dict[str, Any], processes: int) -> dict[str, Any]:
         code = PREEMPTED
     if code:
         raise SystemExit(code if code > 0 else BUG)
-    return load_description(values["output"]).provenance["summary"]
+    return summary_at(values["output"])

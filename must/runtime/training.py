@@ -8,6 +8,7 @@ from must.api.stages import call
 from must.base import storage
 from must.base.files import WEIGHTS_FILE
 from must.method.model.bundle import load_description
+from must.method.model.provenance import RunSummary
 from must.method.train.provenance import run_key
 from must.runtime.answers import keep_what_people_say
 from must.runtime.check import training_settings
@@ -73,20 +74,24 @@ def train(
     count = number_of_processes(processes)
     with stage_note(work_uri, "train", job["checkpoints"]) as note, mirrored(f"{output}/tensorboard", curves):
         job |= {"classifier": asked.classifier, "output": output}
-        summary = call("train", **job) if count == 1 else launch(job, count)
+        summary: RunSummary = call("train", **job) if count == 1 else launch(job, count)
         keep_what_people_say(work_uri, asked.decision_key(), output, asked.classifier)
         note.result = in_words(summary)
-    return Trained(summary, origin(output))
+    return Trained(summary.to_dict(), origin(output))
 
 
-def in_words(summary: dict[str, Any], where: str = "") -> str:
+def in_words(summary: RunSummary, where: str = "") -> str:
     """A few words for the note."""
-    return f"{summary['steps']:,} steps{where}, {summary['images_per_s']} images/s"
+    return f"{summary.steps:,} steps{where}, {summary.images_per_s} images/s"
 
 
 def origin(bundle: str) -> dict[str, Any]:
     """The sha256 of its weights, and the data's and the code's revision."""
     provenance = load_description(bundle).provenance
     weights = storage.read_bytes(storage.join(bundle, WEIGHTS_FILE))
-    facts = {name: provenance.get(name) for name in ("index_sha256", "index_revision", "git_revision")}
-    return {"sha256": hashlib.sha256(weights).hexdigest(), **facts}
+    return {
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "index_sha256": provenance.index_sha256 or None,
+        "index_revision": provenance.index_revision,
+        "git_revision": provenance.git_revision,
+    }

@@ -96,9 +96,12 @@ def test_what_an_earlier_version_left_in_the_bundle_counts_without_an_evaluation
     from dataclasses import replace
 
     from must.method.model.bundle import load_description
+    from must.method.model.provenance import Provenance
 
     description = load_description(digits.adapted)
     assert abstention_of(description, None) is None
     story = {"selection": {"abstention": {"threshold": 0.7, "coverage": 0.9, "risk": 0.05}}}
-    found = abstention_of(replace(description, provenance=story), {"abstention": {"threshold": None}})
+    found = abstention_of(
+        replace(description, provenance=Provenance.of_dict(story)), {"abstention": {"threshold": None}}
+    )
     assert found is not None and found["threshold"] == 0.7 and found["by"] == "similar images"

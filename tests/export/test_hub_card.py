@@ -9,6 +9,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from must.base.text import encoded
 from must.deploy.export.hub_card import hub_card
+from must.method.model.provenance import Provenance
 from tests.export.test_model_card import EXPORTED, description
 
 HOSTILE = [
@@ -63,7 +64,10 @@ def test_front_matter(to, task, tmp_path):
 
 def test_licence_and_metrics_are_what_was_given(tmp_path):
     story = {"config": {"epochs": 3}}
-    card = read(hub_card(description(provenance=story), taken("open_clip"), METRICS, "`use`", "cc-by-4.0"), tmp_path)
+    card = read(
+        hub_card(description(provenance=Provenance.of_dict(story)), taken("open_clip"), METRICS, "`use`", "cc-by-4.0"),
+        tmp_path,
+    )
     assert card.data.license == "cc-by-4.0" and card.data.to_dict()["base_model_relation"] == "finetune"
     values = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert values == {"top-1": 0.75, "mean per class": 0.7}
@@ -98,7 +102,9 @@ def test_base_model_where_it_is_known(backbone, pretrained, base, tmp_path):
 def test_a_name_is_text_wherever_it_stands(name, tmp_path):
     metrics = copy.deepcopy(METRICS)
     metrics["data"]["split"] = name
-    changed = description(classes=[name, "other"], backbone=name, pretrained=name, provenance={"git_revision": name})
+    changed = description(
+        classes=[name, "other"], backbone=name, pretrained=name, provenance=Provenance(git_revision=name)
+    )
     exported = taken("open_clip") | {"checked_on": name}
     text = hub_card(changed, exported, metrics, "`use`", "")
     card = read(text, tmp_path)

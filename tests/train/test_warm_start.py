@@ -47,7 +47,7 @@ def test_training_starts_there_and_the_bundle_says_so(digits, champion, tmp_path
     trained, start = load_bundle(str(tmp_path / "model")), load_bundle(champion)
     for name, value in trained.model.state_dict().items():  # a learning rate of zero leaves everything where it was
         assert torch.allclose(value, start.model.state_dict()[name], atol=1e-6), name
-    assert trained.description.provenance["config"]["init"] == champion
+    assert trained.description.provenance.config["init"] == champion
 
 
 def test_the_mask_token_starts_as_the_images_mean_patch(digits, monkeypatch):
