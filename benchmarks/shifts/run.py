@@ -121,7 +121,7 @@ def measured(folder: str, shards: str, names: str, made: Task) -> dict[str, Any]
     classes, at = [str(k) for k in range(len(made.classes))], {alpha: place for place, alpha in enumerate(TRIED)}
     neighbours, _ = nearest(whitened(pool.features.float()))
     selection = load_bundle(folder).description.provenance.selection
-    assert selection is not None and selection.alpha is not None
+    assert selection is not None
     kept = selection.alpha
     by_alpha = [Predicted.of(pool.probabilities[at[alpha]]) for alpha in (0.0, 0.5, 1.0)]
     checks = {

@@ -95,6 +95,7 @@ def param(
     often: bool = False,
     bare: bool = False,
     kind: str = "",
+    place: str = "",
     at_least: float | None = None,
     above: float | None = None,
     at_most: float | None = None,
@@ -108,6 +109,7 @@ def param(
         often: stands under MOST_USED instead, above all others.
         bare: a flag whose value may also be given without it.
         kind: of a place, which is looked at before the stage begins; see must.api.preflight.
+        place: what of WORK fills it if it is not given, see must.config.work; `to NAME`: the stage writes to WORK/NAME.
         at_least, above, at_most, below, between: what a number, or each number of a list, must be; `between` includes
             both ends.
     """
@@ -120,6 +122,7 @@ def param(
         "often": often,
         "bare": bare,
         "kind": kind,
+        "place": place,
         "bounds": Bounds(at_least, above, at_most, below),
     }
     if factory is not MISSING:

@@ -43,7 +43,7 @@ def can_be_asked(bundle: str, gate: str) -> bool:
     """Whether people's answers may still change what the gate said of a model that it does not promote: by the gate
     `reviewed`, and by `label-free` where the check has a warning; until answers show a gain or a loss."""
     selection = load_description(bundle).provenance.selection or Selection()
-    warned = bool((selection.check or {}).get("warnings"))
+    warned = bool(selection.check and selection.check.warnings)
     open_still = selection.measured is None or selection.measured.gain.low <= 0 <= selection.measured.gain.high
     fits = gate == "reviewed" or (gate == "label-free" and warned)
     return fits and selection.alpha != 0 and open_still

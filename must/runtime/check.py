@@ -15,7 +15,7 @@ from must.deploy.promote.registry import Registry
 from must.method.train.presets import AUTO, published
 
 OF_SHARDING = ("source", "test_source", "labels", "split", "append", "output", "part", "run_id")
-OF_TRAINING = ("shards", "index_sha256", "classifier", "output", "checkpoints", "init", "preset", "model", "pretrained")
+OF_TRAINING = ("shards", "index_sha256", "classifier", "output", "checkpoints", "preset", "model", "pretrained")
 SERVED = ("none", "write", "apply")  # what becomes of a service for the champion
 # KServe's form of a name; it makes a Service of NAME-predictor, whose own name may have 63 characters.
 SERVICE_NAME = re.compile(r"[a-z]([-a-z0-9]{0,51}[a-z0-9])?")
@@ -63,7 +63,7 @@ def check_training(values: Mapping[str, Any]) -> None:
 def check_gate(gate: str, settings: Mapping[str, Any]) -> None:
     """Settings of another gate would be taken and have no effect."""
     with_name("gate", GateConfig, gate=gate)
-    given = settings_of(GateConfig, settings, "gate_settings", ("metrics", "output", "gate"))
+    given = settings_of(GateConfig, settings, "gate_settings", ("metrics", "model", "output", "gate"))
     for name in given:
         owner = "label-free" if name in LABEL_FREE else "labelled"
         fits = gate == owner or (gate == "reviewed" and owner == "label-free")  # for a champion

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from must.method.model.provenance import RunSummary
 from must_components.train_job.launcher import train_on_nodes
-from must_pipeline.cluster.load import load_cluster
 from must_pipeline.cluster.nodes import nodes_of
+from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER
 from tests.promote.bundles import make_bundle
 

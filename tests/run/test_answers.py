@@ -82,6 +82,10 @@ def test_a_run_asks_is_answered_and_goes_on_until_the_answers_show_a_gain(asked,
     assert not can_be_asked(bundle, "reviewed"), "they have shown a gain"
 
 
+CHECK = {"images": 150, "agreement_before": 0.5, "agreement_after": 0.6, "warnings": []}
+BAD = CHECK | {"warnings": ["the mean confidence fell"]}
+
+
 def measured(*gain):
     return {"answers": 50, "zero_shot": [0.5, 0.4, 0.6], "model": [0.6, 0.5, 0.7], "gain": list(gain)}
 
@@ -89,11 +93,11 @@ def measured(*gain):
 @pytest.mark.parametrize(
     "selection, label_free, reviewed",
     [
-        ({"alpha": 0.5, "check": {"warnings": []}}, False, True),
-        ({"alpha": 0.5, "check": {"warnings": ["the mean confidence fell"]}}, True, True),
-        ({"alpha": 0.5, "check": {"warnings": ["x"]}, "measured": measured(0.1, -0.1, 0.3)}, True, True),
-        ({"alpha": 0.5, "check": {"warnings": ["x"]}, "measured": measured(-0.2, -0.3, -0.1)}, False, False),
-        ({"alpha": 0.0, "check": {"warnings": ["x"]}}, False, False),
+        ({"alpha": 0.5, "check": CHECK}, False, True),
+        ({"alpha": 0.5, "check": BAD}, True, True),
+        ({"alpha": 0.5, "check": BAD, "measured": measured(0.1, -0.1, 0.3)}, True, True),
+        ({"alpha": 0.5, "check": BAD, "measured": measured(-0.2, -0.3, -0.1)}, False, False),
+        ({"alpha": 0.0, "check": BAD}, False, False),
     ],
     ids=["no warning", "a warning", "answers that show nothing", "answers that show a loss", "zero-shot"],
 )

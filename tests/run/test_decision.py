@@ -5,7 +5,7 @@ import json
 import pytest
 
 from must.runtime.decision import decide, promote
-from tests.promote.bundles import make_bundle
+from tests.promote.bundles import make_bundle, make_onnx
 from tests.test_gate import better, metrics_of
 
 
@@ -43,12 +43,12 @@ def test_the_champion_with_another_onnx_file_is_promoted_as_a_version_of_its_own
     others, version = {"onnx": str(tmp_path / "onnx"), "output": str(tmp_path / "promoted.json")}, "none"
     seen = []
     for precision in ("fp32", "int8", "fp16", "fp16"):  # the last one: a retry
-        (tmp_path / "onnx" / "model.onnx").write_text(precision)
+        made = make_onnx(tmp_path / "onnx" / "model.onnx", precision)
         uri = "" if version == "none" else f"{given['registry_uri']}/digits/{version}/bundle"
         decision, _ = ask(tmp_path, given, champion=version, champion_uri=uri)
         assert decision.passed and (f"is the champion, {version}" in capsys.readouterr().out) is bool(uri)
         version = promote(str(tmp_path), register="none", **given, **others, champion=version)["version"]
-        assert (tmp_path / "registry" / "digits" / version / "onnx" / "model.onnx").read_text() == precision
+        assert (tmp_path / "registry" / "digits" / version / "onnx" / "model.onnx").read_bytes() == made
         seen.append(version)
     assert len(set(seen[:3])) == 3 and seen[3] == seen[2]
 

@@ -23,7 +23,7 @@ from must.method.train.trainer import train
 
 def selected(digits, model, output, **changes):
     values = {"model": str(model), "baseline": digits.classifier, "shards": digits.shards, "output": str(output)}
-    return select(SelectConfig(**{**values, "workers": 0, "device": "cpu", **changes})).to_dict()
+    return select(SelectConfig(**{**values, "workers": 0, "device": "cpu", **changes})).record().to_dict()
 
 
 def weights(folder):
@@ -82,8 +82,8 @@ def test_labels_choose_alpha_and_what_they_measure_is_recorded(digits, tmp_path)
     values = {"model": str(tmp_path / "labelled"), "baseline": digits.classifier, "shards": digits.shards}
     metrics = evaluate(EvaluateConfig(**values, output=str(tmp_path / "report"), workers=0, device="cpu"))
     assert found["measured"]["answers"] == 120
-    assert found["measured"]["model"][0] == pytest.approx(metrics["adapted"]["top1"])
-    assert found["measured"]["zero_shot"][0] == pytest.approx(metrics["baseline"]["top1"])
+    assert found["measured"]["model"][0] == pytest.approx(metrics.adapted.top1)
+    assert found["measured"]["zero_shot"][0] == pytest.approx(metrics.baseline.top1)
     with pytest.raises(ValueError, match="no split 'elsewhere'"):
         selected(digits, digits.adapted, tmp_path / "none", labelled="elsewhere")
     assert not (tmp_path / "none").exists()
@@ -187,7 +187,7 @@ def test_a_model_made_by_the_ladder_loads_evaluates_exports_and_is_selected_from
     )
     page = (tmp_path / "r/report.html").read_text()
     assert "A part is kept (alpha 0.3)." in page and "ladder" not in page
-    assert metrics["label_free"]["compared"]["check"]["images"] == 120
+    assert metrics.label_free.compared.check.images == 120
     exported = export(
         ExportConfig(
             model=str(tmp_path / "old"), output=str(tmp_path / "onnx"), metrics=str(tmp_path / "r/metrics.json")

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from must.method.model.masked_vit import MaskedViT
 
 LOG_FILE = "train_log.jsonl"  # of the training, beside them; a bundle may be without
-FORMAT = 1
+BUNDLE_FORMAT = 1
+LARGEST_HEADER = 100_000_000  # bytes of safetensors', its own limit
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Description:
     logit_factor: float
     provenance: Provenance = field(default_factory=Provenance)
     must_version: str = __version__
-    format: int = FORMAT
+    format: int = BUNDLE_FORMAT
 
     def to_dict(self) -> dict[str, Any]:
         """As model.json has it."""
@@ -67,15 +68,15 @@ def load_description(folder: str) -> Description:
     found = storage.read_object(uri, checked, UserError(f"{uri}: is damaged"))
     if not isinstance(found, Description):
         raise UserError(
-            f"--model {folder}: its format is {brief(found)}, and must {__version__} reads format {FORMAT}; use the "
-            "version of must that wrote it, or a newer one"
+            f"--model {folder}: its format is {brief(found)}, and must {__version__} reads format {BUNDLE_FORMAT}; "
+            "use the version of must that wrote it, or a newer one"
         )
     return found
 
 
 def checked(values: dict[str, Any]) -> Description | int | float:
     """What a bundle's file says; its format, if that is another one."""
-    if (number := values["format"]) != FORMAT:
+    if (number := values["format"]) != BUNDLE_FORMAT:
         require(isinstance(number, int | float), "a value of another kind")
         return number
     description = Description(**values | {"provenance": Provenance.of_dict(values.get("provenance", {}))})
@@ -101,6 +102,19 @@ def summary_at(folder: str) -> RunSummary:
     if summary is None:
         raise UserError(f"{storage.join(folder, DESCRIPTION_FILE)}: has no summary of a training")
     return summary
+
+
+def check_weights(uri: str) -> None:
+    """Without torch. Raises ValueError: it is no safetensors file, or ends elsewhere than its header says."""
+    require(storage.exists(uri), f"{uri}: is missing")
+    size = min(int.from_bytes(storage.read_bytes(uri, 0, 8), "little"), LARGEST_HEADER)
+    damaged = UserError(f"{uri}: is damaged or no weights of a model")
+
+    def end(header: dict[str, Any]) -> int:
+        return max(tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__")
+
+    if storage.size(uri) != 8 + size + storage.parse_object(storage.read_bytes(uri, 8, size), end, damaged):
+        raise damaged
 
 
 def load_bundle(folder: str) -> Bundle:

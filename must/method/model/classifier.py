@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -26,10 +27,12 @@ logger = logging.getLogger(__name__)
 
 METADATA_KEY = "must"
 BUNDLED_SET = "imagenet"
-TEMPLATE = "a photo of a {}."  # of classes that come with none
+DEFAULT_TEMPLATE = "a photo of a {}."  # of classes that come with none
 PLACE = re.compile(r"\.(txt|ya?ml|json)$", re.IGNORECASE)  # names of files, where a list of classes could be meant
 LONGEST_NUMBER = 320  # bits of a number that is a name: Python refuses to write out very long ones
 LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
+UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+LARGEST_SET, A_PROMPT = 500_000_000, 50  # bytes of all prompts, and of each besides its characters
 LARGEST_SHARE = 1e9  # and its inverse the smallest: a ratio that float32 can hold
 
 
@@ -145,11 +148,13 @@ def load_class_set(source: str | list[Any]) -> ClassSet:
         templates = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
         return make_class_set(list(IMAGENET_CLASSNAMES), templates, BUNDLED_SET, allow_repeats=True)
     if isinstance(source, list):
-        return make_class_set(source, [TEMPLATE], "--classes")
+        return make_class_set(source, [DEFAULT_TEMPLATE], "--classes")
     require(source not in ("", ".", ".."), "--classes: which classes is missing")
     is_place = storage.is_remote(source) or bool(PLACE.search(source)) or "/" in source
     if not is_place and "," in source and not storage.exists(source):
-        return make_class_set([name.strip() for name in source.split(",")], [TEMPLATE], f"--classes {brief(source)}")
+        return make_class_set(
+            [name.strip() for name in source.split(",")], [DEFAULT_TEMPLATE], f"--classes {brief(source)}"
+        )
     hint = f"a file with a name a line, the names themselves (cat,dog,horse), or the set that ships: {BUNDLED_SET}"
     folder = not storage.is_remote(source) and storage.local(source).is_dir()
     require(not folder, f"--classes {source}: is a folder; give {hint}")
@@ -166,7 +171,7 @@ def load_class_set(source: str | list[Any]) -> ClassSet:
     )
     unknown = content.keys() - {"classes", "templates"}
     require(not unknown, f"--classes {source}: unknown key {', '.join(map(brief, unknown))}; known: classes, templates")
-    return make_class_set(content["classes"], content.get("templates") or [TEMPLATE], f"--classes {source}")
+    return make_class_set(content["classes"], content.get("templates") or [DEFAULT_TEMPLATE], f"--classes {source}")
 
 
 def names_in(data: bytes, where: str) -> list[str]:
@@ -189,7 +194,8 @@ def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool
             is_text(template) and template.count("{}") >= 1,
             f"{where}: the template {brief(template)} has no {{}} for the class name",
         )
-    names, prompts, shares = [], [], dict[str, Any]()
+    names, prompts, shares, left = [], [], dict[str, Any](), LARGEST_SET
+    longest = sum(A_PROMPT + len(template) for template in templates)
     for number, entry in enumerate(classes):
         name: Any = entry.get("name") if isinstance(entry, dict) else entry
         if isinstance(name, int | float) and not isinstance(name, bool):
@@ -204,6 +210,8 @@ def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool
         )
         name = name.strip()
         own = entry.get("prompts") if isinstance(entry, dict) else None
+        left -= A_PROMPT * len(own) if isinstance(own, list) else longest + len(templates) * len(name)
+        require(left >= 0, f"{where}: class {number + 1} of {len(classes)}: too many prompts, at most some 10 million")
         require(
             own is None or (isinstance(own, list) and bool(own) and all(map(is_text, own))),
             f"{where}: the prompts of class {brief(name)} must be a list of strings",
@@ -235,7 +243,7 @@ def is_share(value: Any) -> bool:
 
 def is_text(value: Any) -> bool:
     """Whether it is a string with something in it that can be written anywhere: YAML can spell half a character."""
-    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= c <= "\udfff" for c in value)
+    return isinstance(value, str) and bool(value.strip()) and not UNWRITABLE.search(value)
 
 
 def unique(names: list[str]) -> tuple[str, ...]:
@@ -253,10 +261,16 @@ def save_classifier(result: TextClassifier, uri: str) -> None:
 
     description = asdict(result)
     del description["weights"]
+    description["sha256"] = checksum(result.weights)
     for name in ("shares", "model_folder", "model_sha256", "refined"):
         if not description[name]:
             del description[name]  # a file without them is what it was before there were any
     storage.write_bytes(uri, save({"classifier": result.weights.contiguous()}, {METADATA_KEY: json.dumps(description)}))
+
+
+def checksum(weights: Tensor) -> str:
+    """Of the weights as they are in the file. Files of earlier versions have none."""
+    return hashlib.sha256(weights.contiguous().numpy().tobytes()).hexdigest()
 
 
 def load_text_classifier(uri: str, flag: str = "--classifier") -> TextClassifier:
@@ -273,6 +287,9 @@ def load_text_classifier(uri: str, flag: str = "--classifier") -> TextClassifier
     try:
         weights = load(data)["classifier"]
         whole = weights.ndim == 2 and weights.shape[1] == len(header["classes"]) and weights.is_floating_point()
+        whole &= bool(weights.isfinite().all()) and (
+            header.get("sha256") is None or header["sha256"] == checksum(weights)
+        )
     except Exception:
         whole = False
     if not whole:
@@ -292,9 +309,9 @@ def read_header(uri: str, flag: str = "--classifier") -> dict[str, Any]:
 
 def found(header: dict[str, Any], uri: str) -> dict[str, Any]:
     """The header with the place where its model folder is now."""
-    from must.method.model.folder import whereabouts
+    from must.method.model.folder import resolve_folder
 
-    folder = whereabouts(header.get("model_folder", ""), uri)
+    folder = resolve_folder(header.get("model_folder", ""), uri)
     return header | {"model_folder": folder, "model_sha256": header.get("model_sha256", "")}
 
 

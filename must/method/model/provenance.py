@@ -4,14 +4,14 @@ In the bundle it is the JSON that `to_dict` makes and `of_dict` reads; the bundl
 What earlier versions wrote besides is kept as it is, in `more`, so that a bundle that is written again loses nothing.
 """
 
-from dataclasses import asdict, dataclass, field, fields
-from types import UnionType
-from typing import Any, Self, get_args, get_type_hints
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Self
 
-from must.base.parameters import convert
+from must.base.errors import UserError
+from must.base.records import record_of
 from must.method.answers.estimate import Measured
 
-__all__ = ["Provenance", "RunSummary", "Selection"]
+__all__ = ["CheckResult", "Provenance", "RunSummary", "Selection"]
 
 
 @dataclass(frozen=True)
@@ -27,41 +27,51 @@ class RunSummary:
     skipped_steps: int = 0  # their gradients were not finite
     replaced_samples: int = 0  # that could not be decoded
 
-    @classmethod
-    def of_dict(cls, values: dict[str, Any]) -> Self:
-        """Raises ValueError: a value of another kind."""
-        return cls(**typed(cls, values))
-
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """The check without labels (must/method/select/check.py), which says what its figures are."""
+
+    images: int
+    agreement_before: float
+    agreement_after: float
+    warnings: list[str]
+    error: float = 0.0
+    confidence_before: float = 0.0
+    confidence_after: float = 0.0
+    changed: float = 0.0
+    dead_classes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Selection:
     """How much of an adaptation is kept, what decided it, a check without labels, accuracies by answers or labels."""
 
-    alpha: float | None = None  # share of the way from zero-shot's weights (0) to the adapted ones (1)
+    alpha: float = 1.0  # share of the way from zero-shot's weights (0) to the adapted ones (1)
     by: str = ""
-    check: dict[str, Any] | None = None  # `must.method.select.check.Check.to_dict`
+    check: CheckResult | None = None
     measured: Measured | None = None
     more: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of_dict(cls, values: dict[str, Any]) -> Self:
-        """Raises ValueError: a value of another kind."""
+    def of_dict(cls, values: Any) -> Self | None:
+        """None: nothing that this version understands."""
+        if not isinstance(values, dict):
+            return None
         measured = values.get("measured")
-        found = cls(
-            **typed(cls, values, "measured"),
-            measured=Measured.from_dict(measured) if isinstance(measured, dict) else None,
-            more=unknown(cls, values),
-        )
-        if found.alpha is not None and not 0 <= found.alpha <= 1:
-            raise ValueError(f"alpha {found.alpha}")
-        return found
+        try:
+            found = record_of(cls, {name: value for name, value in values.items() if name not in ("measured", "more")})
+            found = replace(found, measured=Measured.from_dict(measured) if measured else None)
+        except (TypeError, ValueError, AttributeError):
+            return None
+        return replace(found, more=unknown(cls, values)) if 0 <= found.alpha <= 1 else None
 
     def to_dict(self) -> dict[str, Any]:
-        measured = self.measured.to_dict() if self.measured else None
-        known = {"alpha": self.alpha, "by": self.by, "check": self.check, "measured": measured}
+        check, measured = asdict(self.check) if self.check else None, self.measured.to_dict() if self.measured else None
+        known = {"alpha": self.alpha, "by": self.by, "check": check, "measured": measured}
         return {name: value for name, value in known.items() if value not in (None, "")} | self.more
 
 
@@ -86,25 +96,16 @@ class Provenance:
         return self != type(self)()
 
     @classmethod
-    def of_dict(cls, values: dict[str, Any]) -> Self:
+    def of_dict(cls, values: Any) -> Self:
         """A selection that cannot be understood is none.
 
         Raises:
-            ValueError: another value of another kind.
+            UserError: another value of another kind.
         """
         if not isinstance(values, dict):
-            raise ValueError("no mapping")
-        summary = values.get("summary")
-        try:
-            selection = Selection.of_dict(values.get("selection") or {})
-        except (ValueError, TypeError, AttributeError):
-            selection = Selection()
-        return cls(
-            **typed(cls, values, "summary", "selection"),
-            summary=None if summary is None else RunSummary.of_dict(summary),
-            selection=None if selection == Selection() else selection,
-            more=unknown(cls, values),
-        )
+            raise UserError("provenance is of another kind")
+        found = record_of(cls, {name: value for name, value in values.items() if name not in ("selection", "more")})
+        return replace(found, selection=Selection.of_dict(values.get("selection")), more=unknown(cls, values))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, without what is not known."""
@@ -113,18 +114,6 @@ class Provenance:
         return {name: value for name, value in (known | nested).items() if value not in (None, "", [], {})} | self.more
 
 
-def typed(kind: type, values: dict[str, Any], *apart: str) -> dict[str, Any]:
-    """Those of `values` that `kind` has fields for, but for `more`, those `apart` and None. Raises ValueError."""
-    hints = {name: hint for name, hint in get_type_hints(kind).items() if name not in ("more", *apart)}
-    present = {name: hint for name, hint in hints.items() if values.get(name) is not None}
-    return {name: convert(values[name], without_none(hint), name) for name, hint in present.items()}
-
-
-def without_none(hint: Any) -> Any:
-    """T of T | None."""
-    return get_args(hint)[0] if isinstance(hint, UnionType) else hint
-
-
-def unknown(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+def unknown(kind: type[Selection] | type[Provenance], values: dict[str, Any]) -> dict[str, Any]:
     names = {one.name for one in fields(kind)}
     return {name: value for name, value in values.items() if name not in names}

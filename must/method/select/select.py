@@ -17,6 +17,7 @@ from must.base import storage
 from must.base.files import ADAPTED, DESCRIPTION_FILE
 from must.base.parameters import require
 from must.base.progress import watched
+from must.base.records import record_of
 from must.config import SelectConfig
 from must.data.augment.normalize import normalize
 from must.data.format.index import load_index
@@ -36,7 +37,7 @@ from must.method.model.bundle import (
 )
 from must.method.model.classifier import load_text_classifier
 from must.method.model.masked_vit import MaskedViT
-from must.method.model.provenance import Selection
+from must.method.model.provenance import CheckResult, Selection
 from must.method.select.check import IMAGES, Check, Predicted, agreement_gain
 from must.method.select.features import extract_features, subsample
 from must.method.select.knn import nearest, whitened
@@ -67,7 +68,7 @@ class Choice:
     measured: Measured | None = None
 
     def record(self) -> Selection:
-        return Selection(self.alpha, self.by, self.check.to_dict(), self.measured)
+        return Selection(self.alpha, self.by, record_of(CheckResult, self.check.to_dict()), self.measured)
 
     def text(self) -> str:
         """For the log: a line of the share, one of the check, and one a warning."""

@@ -14,7 +14,6 @@ import must
 from must.base import storage
 from must.config import TrainConfig
 from must.data.format.index import Index
-from must.method.model.bundle import Description
 from must.method.model.provenance import Provenance, RunSummary
 
 # Parameters that say how and where a run is carried out; the result does not depend on them.
@@ -46,7 +45,7 @@ DEFAULTS_OF_OLD_RUNS: dict[str, Any] = {
     "confident_share": 0.0,
 }
 # What runs could be made with earlier and no more: one that was is another run, whatever else is the same.
-REMOVED_SETTINGS: dict[str, Any] = {"relative_threshold": 0.0, "pseudo_labels": "teacher"}
+REMOVED_SETTINGS: dict[str, Any] = {"relative_threshold": 0.0, "pseudo_labels": "teacher", "init": ""}
 
 
 def run_identity(
@@ -90,17 +89,6 @@ def provenance(
         model_folder=origin.get("model_folder", ""),
         model_sha256=origin.get("model_sha256", ""),
     )
-
-
-def other_origin(adapted: Description, pretrained: str, model_sha256: str) -> str:
-    """The pretrained weights that a bundle was adapted from, in words, if they are not these; '' if they are.
-
-    Their checksum decides where both are known: a tag and a file of the same weights are one origin.
-    """
-    theirs = adapted.provenance.model_sha256
-    known = bool(theirs and model_sha256)
-    same = theirs == model_sha256 if known else adapted.pretrained == pretrained
-    return "" if same else f"other pretrained weights ({adapted.pretrained or 'of the model itself'})"
 
 
 def git_revision() -> str | None:
