@@ -49,7 +49,7 @@ def test_nodes_train_from_the_jobs_file_and_leave_a_bundle(tmp_path):
     texts = [node.communicate(timeout=200)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0] * count, texts
     copy_bundle(str(work / "jobs" / "key" / "bundle"), str(tmp_path / "model"))
-    assert load_description(str(tmp_path / "model")).provenance["processes"] == count
+    assert load_description(str(tmp_path / "model")).provenance.processes == count
     load_bundle(str(tmp_path / "model"))
     assert list((tmp_path / "curves").rglob("*tfevents*"))
     assert (work / "checkpoints").is_dir()

@@ -61,7 +61,7 @@ def refined(digits, output, **changes):
 
 def test_answers_choose_alpha_and_the_bundle_says_what_they_measured(digits, asked, tmp_path):
     selected(digits, tmp_path / "kept", answers=answered(asked, tmp_path / "review", 60))
-    record = load_description(str(tmp_path / "kept")).provenance["selection"]
+    record = load_description(str(tmp_path / "kept")).provenance.selection.to_dict()
     assert record["by"] == "60 answers" and record["alpha"] >= 0.5, "it was tuned with labels on these very images"
     measured = Measured.from_dict(record["measured"])
     assert measured.answers == 60 and measured.gain.low > 0 and measured.model.value > 0.9
