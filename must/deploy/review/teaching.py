@@ -16,14 +16,20 @@ from must.base.cores import cores
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.method.answers.estimate import share
+from must.method.answers.review import IMAGES_FILE
 from must.method.select.knn import nearest
 from must.method.select.propagate import places_of, refined_probabilities
 
-FILE = "review.safetensors"
 STEPS = (10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 700, 1000, 1400, 2000)  # answers after which a point is added
 FOLDS = 5
 
+
 Known = list[tuple[int, int]]  # (number in the split, class number), in the order in which pictures are asked
+
+
+def limit_threads() -> None:
+    """Of this thread: a core is left to answer the page."""
+    torch.set_num_threads(max(1, cores() - 1))
 
 
 @dataclass(frozen=True)
@@ -36,14 +42,14 @@ class Images:
 
     def save(self, folder: str) -> None:
         storage.write_bytes(
-            storage.join(folder, FILE),
+            storage.join(folder, IMAGES_FILE),
             save({name: vars(self)[name] for name in ("numbers", "values", "probabilities")}),
         )
 
     @classmethod
     def load(cls, folder: str) -> Self:
         """Raises ValueError: there is none, or it is damaged."""
-        uri = storage.join(folder, FILE)
+        uri = storage.join(folder, IMAGES_FILE)
         try:
             found = cls(**load(storage.read_bytes(uri)))
             require(len(found.numbers) == len(found.values) == len(found.probabilities), "lengths")
@@ -104,13 +110,12 @@ class Teaching:
         if self.changed is None or not self.changed[0]:
             return {"text": "", "curve": curve}
         answers, changed = self.changed
-        text = (
-            f"{answers:,} answers: {changed:,} of {len(self.images.numbers) - answers:,} other refined labels changed."
-        )
+        others = len(self.images.numbers) - answers
+        text = f"So far {changed:,} of {others:,} other refined labels changed."
         return {"text": text, "curve": curve}
 
     def work(self) -> None:
-        torch.set_num_threads(max(1, cores() - 1))  # of this thread; the other core answers
+        limit_threads()
         while True:
             with self.lock:
                 if self.wanted is None or self.closed:
