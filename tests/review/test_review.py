@@ -27,38 +27,9 @@ from must.deploy.review.teaching import Images, Teaching
 from must.method.answers.book import read_answers
 from must.method.answers.review import DOUBTFUL, Review
 from tests.evaluate.digits import digits
+from tests.review.conftest import config_at, labels_of
 
 SILENCE = 120  # seconds in which a program that works has long answered
-
-
-def config_at(folder, **more):
-    made = digits()
-    places = {"model": made.adapted, "baseline": made.classifier, "shards": made.shards, "output": str(folder)}
-    return ReviewConfig(**places, workers=0, device="cpu", **more)
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """A folder with review.json and review.safetensors, made once; tests copy it."""
-    folder = tmp_path_factory.mktemp("review")
-    prepared_at(config_at(folder))
-    return folder
-
-
-@pytest.fixture
-def folder(prepared, tmp_path):
-    shutil.copytree(prepared, tmp_path / "review")
-    return tmp_path / "review"
-
-
-@pytest.fixture
-def review(folder):
-    return Review.load(str(folder))
-
-
-def labels_of(review):
-    reader = ShardReader(review.shards, review.split)
-    return {picture.sha256: reader.description(picture.number)["label"] for picture in review.pictures}
 
 
 @pytest.fixture

@@ -253,7 +253,7 @@ const parts = (text) => plain(text).split(/[\s_-]+/).filter(Boolean);
 function likeness(name, typed) {
   const words = parts(name), whole = plain(name);
   const ranks = typed.map((word) => words.includes(word) ? 3 : words.some((one) => one.startsWith(word)) ? 2 : whole.includes(word) ? 1 : 0);
-  return ranks.includes(0) ? 0 : ranks.reduce((sum, rank) => sum + rank);
+  return ranks.includes(0) ? 0 : ranks.reduce((sum, rank) => sum + rank, 0);
 }
 function search() {
   const typed = parts($("typed").value), likely = new Set(picture.names);

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 PATIENCE = 15.0  # seconds that a picture is kept for the page that shows it
 FEW = 12  # classes up to which all of them are offered
 CHOICES = ("label", "none", "unsure")
+WAIT = 5.0  # seconds for what the last answers change
 GRID = 60  # pictures of a class side by side
 RECENT = 12  # answers that the page shows
 EARLIER = 50  # times that answers of an earlier run can be taken back
@@ -251,6 +252,8 @@ class Session:
 
     def end(self, page: str, said: dict[str, Any] | None = None) -> dict[str, Any]:
         """What the answers did: rows of (whose labels, share that is right, its interval), changed labels, commands."""
+        if self.teaching is not None:
+            self.teaching.wait(WAIT)
         with self.lock:
             state, measured = self.state(page), self.review.measured(self.answers)
             rows = []
@@ -259,9 +262,9 @@ class Session:
                     ["zero-shot", *measured.zero_shot], ["the model", *measured.model],
                     ["refined labels, without answers", *measured.refined],
                 ]  # fmt: skip
-            if rows and state["curve"]:
-                answers, _, *right = state["curve"][-1]
-                rows.append([f"refined labels, corrected by the first {answers:,} answers", *right])
+            answers, *right = self.teaching.all if self.teaching is not None and self.teaching.all else (0,)
+            if rows and measured and answers == measured.answers:
+                rows.append(["refined labels, corrected by the other answers", *right])
             changed = self.teaching.changed if self.teaching is not None else None
             other = len(self.review.relabelled(self.answers))
             count = measured.answers if measured else 0

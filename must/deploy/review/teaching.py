@@ -84,6 +84,7 @@ class Teaching:
         self.closed = False
         self.wanted: tuple[Known, Known] | None = None
         self.points: dict[int, tuple[Known, list[float]]] = {}
+        self.all: list[float] = []  # (answers about pictures drawn at random, the share of `state` with all of them)
         self.changed: tuple[int, int] | None = None  # (answers, labels of other images that they changed)
 
     def update(self, known: Known, drawn: Known) -> None:
@@ -94,9 +95,9 @@ class Teaching:
                 self.thread = threading.Thread(target=self.work, daemon=True)
                 self.thread.start()
 
-    def wait(self) -> None:
+    def wait(self, seconds: float | None = None) -> None:
         if (thread := self.thread) is not None:
-            thread.join()
+            thread.join(seconds)
 
     def close(self) -> None:
         """Ends the thread: none may compute while the program ends."""
@@ -129,6 +130,8 @@ class Teaching:
                     first = drawn[:step]
                     kept[step] = first, [step, self.change(first), *share(self.right(first))]
             self.points = kept
+            if self.wanted is None and drawn and not self.closed:
+                self.all = [len(drawn), *share(self.right(drawn))]
 
     def change(self, known: Known) -> int:
         others = self.images.refined(dict(known)).argmax(1) != self.images.usual
