@@ -4,6 +4,8 @@ import shlex
 from dataclasses import fields
 from typing import Any
 
+from must.base import storage
+from must.base.files import METRICS_FILE
 from must.config import EvaluateConfig, TrainConfig
 from must.evaluation.report import charts
 from must.evaluation.report.charts import Line
@@ -85,6 +87,20 @@ def commands(config: EvaluateConfig, metrics: dict[str, Any]) -> list[str]:
         lines.append(command("train", TrainConfig, training))
     lines.append(command("evaluate", EvaluateConfig, config.to_dict()))
     return lines
+
+
+def next_steps(config: EvaluateConfig, tone: str) -> list[tuple[str, str]]:
+    """(why, what to type) after a report whose headline has this tone."""
+    model, baseline, shards = map(shlex.quote, (config.model, config.baseline, config.shards))
+    places = f"--model {model} --baseline {baseline} --shards {shards}"
+    predict = ("Name the classes of other images:", f"must predict --model {model} photos/ --output predictions.csv")
+    metrics = shlex.quote(storage.join(config.output, METRICS_FILE))
+    export = ("Take the model elsewhere, as ONNX:", f"must export --model {model} --metrics {metrics} --output onnx/")
+    review = ("Measure it by about fifty answers of yours:", f"must review {places} --output review/")
+    less = ("Keep less of the adaptation:", f"must select {places} --alpha 0.2 --output selected/")
+    if not config.baseline.endswith(".safetensors"):  # those two start from a classifier file
+        return [predict, export]
+    return {"good": [predict, export], "bad": [less, review]}.get(tone, [review, predict, export])
 
 
 def command(stage: str, kind: type, values: dict[str, Any]) -> str:
