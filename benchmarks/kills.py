@@ -65,8 +65,10 @@ class Training:
         self.start()
 
     def start(self) -> None:
-        code = "import sys, json; from must.runtime.supervise import supervised; "
-        code += "supervised('train', 'must.runtime.training:train_here', 'run', sys.argv[1], **json.loads(sys.argv[2]))"
+        code = (
+            "import sys, json; from must.runtime.supervise import supervised; from must.runtime.stages import train; "
+        )
+        code += "supervised('train', train, 'run', sys.argv[1], **json.loads(sys.argv[2]))"
         command = [sys.executable, "-c", code, str(self.work), json.dumps(self.values)]
         log = (self.work / "log").open("ab")
         environment = os.environ | {"MUST_RETRIES": "99,0,1"}

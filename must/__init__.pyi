@@ -20,10 +20,10 @@ from must.api.results import Trained as Trained
 from must.base.errors import MustError as MustError
 from must.base.errors import TransientError as TransientError
 from must.base.errors import UserError as UserError
+from must.deploy.labels.exchange import Exchanged as Exchanged
+from must.deploy.labels.sort import Outcome as Outcome
 from must.deploy.promote.registry import Latest as Latest
-from must.evaluation.exchange import Exchanged as Exchanged
 from must.evaluation.gate import Decision as Decision
-from must.evaluation.sort import Outcome as Outcome
 
 Text: TypeAlias = str | PathLike[str]
 
@@ -84,7 +84,6 @@ def classifier(
     output: Text,
     pretrained: Text = "",
     model_store: Text = "",
-    look_alikes: Text = "auto",
     device: Text = "auto",
 ) -> Classifier:
     """Turn class names and prompt templates into zero-shot text classifier weights."""
@@ -100,7 +99,6 @@ def plan(
     lr: float = 2e-05,
     workers: int | Literal["auto"] = "auto",
     device: Text = "auto",
-    gpu: Text = "",
     index_sha256: Text = "",
     output: Text = "",
     split: Text = "train",
@@ -258,12 +256,11 @@ def select(
 
 def review(
     *,
-    work: Text = "",
-    model: Text = "",
-    baseline: Text = "",
-    shards: Text = "",
+    model: Text,
+    baseline: Text,
+    shards: Text,
+    output: Text,
     split: Text = "train",
-    output: Text = "",
     order: Literal["random", "doubtful"] = "random",
     page: Text = "",
     pictures: int = 200,
@@ -333,6 +330,7 @@ def push(
 def gate(
     *,
     metrics: Text,
+    model: Text = "",
     output: Text = "",
     gate: Literal["label-free", "reviewed", "labelled", "none"] = "label-free",
     min_agreement: float = 0.0,

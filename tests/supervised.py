@@ -8,10 +8,10 @@ from pathlib import Path
 
 from must.base import storage
 from must.base.storage import UnreachableError
-from must.runtime.notes import stage_note
+from must.runtime.notes import Facts, stage_note
 
 
-def unlucky(work_uri, how, times):
+def unlucky(work_uri, how, times) -> int:
     """Ends as `how` says the first `times` times, then returns how often it was started."""
     started = Path(work_uri) / "started"
     count = len(started.read_text()) if started.exists() else 0
@@ -20,7 +20,7 @@ def unlucky(work_uri, how, times):
         print(f"life {count + 1}", flush=True)
         if count < times:
             end(how)
-        note.result, note.facts = "done at last", {"version": "r1"}
+        note.result, note.facts = "done at last", Facts(version="r1")
     return count + 1
 
 
@@ -36,14 +36,14 @@ def end(how):
     raise SystemExit(int(how))
 
 
-def saving(work_uri):
+def saving(work_uri) -> None:
     """Leaves a file and reads it."""
     with stage_note(work_uri, "train") as note:
         storage.write_bytes(storage.join(work_uri, "saved"), b"x")
         note.result = storage.read_bytes(storage.join(work_uri, "saved")).decode()
 
 
-def patient(work_uri):
+def patient(work_uri) -> None:
     """Saves when it is asked to stop, once the note says so: an order of events, no matter how fast."""
 
     def save(number, frame):
@@ -59,7 +59,7 @@ def patient(work_uri):
         time.sleep(0.05)
 
 
-def endless(work_uri):
+def endless(work_uri) -> None:
     """Saves when it is asked to stop."""
 
     def save(number, frame):

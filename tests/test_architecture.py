@@ -26,7 +26,7 @@ config      base
 data        base config
 method      base config data
 evaluation  base config data method
-deploy      base config data method
+deploy      base config data method evaluation
 api         base config data method evaluation deploy
 runtime     base config data method evaluation deploy api
 """
@@ -44,6 +44,7 @@ processes   errors
 storage     errors processes text
 lock        background errors storage
 exits       console errors lock text
+records     errors
 parameters  errors text
 flags       exits parameters text
 tars
@@ -69,7 +70,8 @@ train       distributed model select
 predict
 export      predict
 infer       export predict
-promote
+promote     predict
+labels
 serve       predict promote
 review      serve
 """,
@@ -87,7 +89,8 @@ record
 adapted     functions model record results
 adapt       adapted classes functions images record stages
 environment
-cli         environment stages
+following   record stages
+cli         environment following stages
 """,
 }
 
@@ -276,9 +279,9 @@ def test_what_runs_without_torch_does_not_import_it():
         "must.data.format.verify",
         "must.deploy.infer.predict",
         "must.deploy.predict.images",
-        "must.evaluation.exchange",
+        "must.deploy.labels.exchange",
         "must.evaluation.gate",
-        "must.evaluation.sort",
+        "must.deploy.labels.sort",
         "must.deploy.promote.champion",
         "must.runtime.check",
         "must.runtime.decision",

@@ -13,10 +13,17 @@ from must.base import lock, storage
 from must.config import ShardConfig
 from must.data.shards import commit
 from must.data.shards.build import shard
+from must.data.shards.workdir import LOCK as SHARDS
+from must.method.train.checkpoint import LOCK as CHECKPOINTS
 from tests import zoo
 
-HOLD = "import sys; from must.base.lock import locked, CHECKPOINTS\n"
-HOLD += "with locked(sys.argv[1], CHECKPOINTS): print('held', flush=True); sys.stdin.read()"
+HOLD = """
+import sys
+from must.base.lock import Kind, locked
+with locked(sys.argv[1], Kind('must train', '--checkpoints', '.train.lock')):  # train/checkpoint.py's, without torch
+    print('held', flush=True)
+    sys.stdin.read()
+"""
 
 
 def hold(place):
@@ -29,7 +36,7 @@ def hold(place):
 
 
 def test_a_local_lock_names_its_owner_and_is_free_once_that_is_killed(tmp_path):
-    impatient = replace(lock.CHECKPOINTS, patience=0)
+    impatient = replace(CHECKPOINTS, patience=0)
     process = hold(tmp_path)
     with (
         pytest.raises(ValueError, match=rf"another `must train` \(process {process.pid} on .*--checkpoints"),
@@ -47,7 +54,7 @@ def test_a_local_lock_names_its_owner_and_is_free_once_that_is_killed(tmp_path):
 def test_the_lock_waits_for_an_owner_that_is_dying(tmp_path):
     process = hold(tmp_path)
     process.stdin.close()  # it ends in its own time
-    with lock.locked(str(tmp_path), lock.CHECKPOINTS):
+    with lock.locked(str(tmp_path), CHECKPOINTS):
         assert process.wait() == 0
 
 
@@ -56,7 +63,7 @@ def held(bucket_server, monkeypatch):
     """(lock object, its check) of a lock in a bucket whose heart beats fast."""
     monkeypatch.setattr(lock, "HEARTBEAT_S", 0.02)
     with ExitStack() as stack:
-        check = stack.enter_context(lock.locked(bucket_server.uri + "/run", lock.SHARDS))
+        check = stack.enter_context(lock.locked(bucket_server.uri + "/run", SHARDS))
         yield bucket_server.uri + "/run/.shard.lock", check
 
 
@@ -106,13 +113,13 @@ def test_without_any_beat_nothing_is_said_to_be_ours(held, monkeypatch):
 
 def test_a_run_that_slept_does_not_delete_its_successors_lock(bucket_server, monkeypatch):
     uri = bucket_server.uri + "/run/.shard.lock"
-    with lock.locked(bucket_server.uri + "/run", lock.SHARDS):
+    with lock.locked(bucket_server.uri + "/run", SHARDS):
         storage.write_bytes(uri, b'{"who": "the successor"}')
     assert storage.read_bytes(uri) == b'{"who": "the successor"}'
 
 
 def test_a_lock_is_gone_after_its_run(bucket_server):
-    with lock.locked(bucket_server.uri + "/run", lock.SHARDS):
+    with lock.locked(bucket_server.uri + "/run", SHARDS):
         assert storage.exists(bucket_server.uri + "/run/.shard.lock")
     assert not storage.exists(bucket_server.uri + "/run/.shard.lock")
 
@@ -120,7 +127,8 @@ def test_a_lock_is_gone_after_its_run(bucket_server):
 @pytest.fixture
 def left(bucket_server):
     """The content of a lock in a bucket that a process here has left which was killed; and where it is."""
-    code = "import json; from must.base.lock import Beat, SHARDS; print(json.dumps(Beat('gs://b/x', SHARDS).identity))"
+    code = "import json; from must.base.lock import Beat; from must.data.shards.workdir import LOCK; "
+    code += "print(json.dumps(Beat('gs://b/x', LOCK).identity))"
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return json.loads(made.stdout), bucket_server.uri + "/run/.shard.lock"
 
@@ -141,14 +149,14 @@ def test_only_a_process_that_would_be_seen_here_is_known_to_be_dead(left, monkey
     owner = left[0] | lock.pid_scope() | ELSEWHERE.get(where, {})
     content = {name: value for name, value in owner.items() if value is not None}
     storage.write_bytes(left[1], json.dumps(content).encode())
-    with lock.locked(left[1].rpartition("/")[0], lock.SHARDS):
+    with lock.locked(left[1].rpartition("/")[0], SHARDS):
         assert ("watching up to" in capsys.readouterr().out) == (where != "here")
 
 
 def test_where_the_system_tells_no_namespace_the_hosts_name_is_enough(left, monkeypatch, capsys):
     monkeypatch.setattr(lock, "pid_scope", lambda: {"host": "mac", "boot": "", "pids": ""})
     storage.write_bytes(left[1], json.dumps({"pid": left[0]["pid"], "host": "mac"}).encode())
-    with lock.locked(left[1].rpartition("/")[0], lock.SHARDS):
+    with lock.locked(left[1].rpartition("/")[0], SHARDS):
         assert "watching" not in capsys.readouterr().out
 
 
@@ -164,7 +172,7 @@ def test_a_lock_of_any_content_is_taken_over_when_it_is_old(bucket_server, monke
     storage.write_bytes(
         bucket_server.uri + "/run/.shard.lock", content.replace(b"?", lock.socket.gethostname().encode())
     )
-    with lock.locked(bucket_server.uri + "/run", lock.SHARDS) as check:
+    with lock.locked(bucket_server.uri + "/run", SHARDS) as check:
         monkeypatch.setattr(lock, "DEAD_AFTER", 60.0)
         check()
 

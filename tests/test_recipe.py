@@ -49,9 +49,11 @@ from must_components import images
 
 @dsl.component(base_image=images.SHARD, install_kfp_package=False)
 def hello(work_uri: str, run_id: str, name: str, greeting: dsl.Output[dsl.Artifact]) -> None:
+    from must.runtime.stages import library
     from must.runtime.supervise import supervised
 
-    supervised("hello", "must.runtime.stages:library:hello", run_id, work_uri, name=name, output=greeting.path)
+    values = {"name": name, "output": greeting.path}
+    supervised("hello", library, run_id, work_uri, stage="hello", values=values)
 """,
 }
 EDITS = {  # file: (before what, what)

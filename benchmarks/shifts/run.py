@@ -74,7 +74,8 @@ def one(name: str, variant_name: str, seed: int, setting: str = "auto", change: 
     with contextlib.redirect_stdout(None):
         train(config)
     row = {"task": name, "variant": variant_name, "setting": setting, "seed": seed, "images": len(made.unlabeled)}
-    row |= {"classes": len(made.classes), "epochs": config.epochs, "train_seconds": time.perf_counter() - began}
+    trained = load_bundle(str(folder)).description.provenance["config"]
+    row |= {"classes": len(made.classes), "epochs": trained["epochs"], "train_seconds": time.perf_counter() - began}
     row |= measured(str(folder), shards, names, made)
     shutil.rmtree(folder)
     result.parent.mkdir(parents=True, exist_ok=True)
@@ -119,6 +120,7 @@ def measured(folder: str, shards: str, names: str, made: Task) -> dict[str, Any]
     pool = extract_features(frozen, EvalSource(open_reader(shards, "train"), preprocess, 256, 0), device, path)
     classes, at = [str(k) for k in range(len(made.classes))], {alpha: place for place, alpha in enumerate(TRIED)}
     neighbours, _ = nearest(whitened(pool.features.float()))
+    kept = load_bundle(folder).description.provenance["selection"]["alpha"]
     by_alpha = [Predicted.of(pool.probabilities[at[alpha]]) for alpha in (0.0, 0.5, 1.0)]
     checks = {
         name: Check.of(neighbours, by_alpha[a], by_alpha[b], classes).to_dict()
@@ -126,17 +128,16 @@ def measured(folder: str, shards: str, names: str, made: Task) -> dict[str, Any]
     }
     return {
         "zero_shot": accuracy[0], "points": [round(value - accuracy[0], 2) for value in accuracy], "errors": errors,
-        "kept": load_bundle(folder).description.provenance["selection"]["alpha"], "checks": checks,
-        "labels": of_the_pool(pool, hidden),
+        "kept": kept, "checks": checks, "labels": of_the_pool(pool, hidden, at[kept]),
     }  # fmt: skip
 
 
-def of_the_pool(pool: Any, hidden: np.ndarray) -> dict[str, float]:
-    """Accuracy of the unlabeled images' labels in percent: zero-shot's, the adapted model's, refined, and refined with
-    answers (of the images that have none)."""
+def of_the_pool(pool: Any, hidden: np.ndarray, kept: int) -> dict[str, float]:
+    """Accuracy of the unlabeled images' labels in percent: zero-shot's, those of all of the adaptation, refined, and
+    refined with answers (of the images that have none). `kept`: place of the kept share of the way."""
     from dataclasses import replace
 
-    two = replace(pool, probabilities=pool.probabilities[[0, -1]])
+    two = replace(pool, probabilities=pool.probabilities[[0, kept]])
     device, real = torch.device("cpu"), hidden >= 0
     refined = refined_labels(two, device)
 

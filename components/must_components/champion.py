@@ -47,13 +47,14 @@ def champion(
     """
     from pathlib import Path
 
+    from must.runtime import stages
     from must.runtime.supervise import supervised
 
     best = supervised(
-        "champion", "must.runtime.stages:champion", run_id, work_uri, registry_uri=registry_uri, name=model_name,
+        "champion", stages.champion, run_id, work_uri, registry_uri=registry_uri, name=model_name,
         index_sha256=index_sha256, classifier=classifier.path, preset=preset, settings=settings, epochs=epochs,
         warm_start=warm_start, only_new=only_new,
     )  # fmt: skip
-    for path, name in ((version, "version"), (bundle_uri, "bundle"), (init, "init"), (key, "key")):
-        Path(path).write_text(best[name])
-    return best["action"]
+    for path, text in ((version, best.version), (bundle_uri, best.bundle), (init, best.init), (key, best.key)):
+        Path(path).write_text(text)
+    return best.action

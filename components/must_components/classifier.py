@@ -14,7 +14,6 @@ def classifier(
     fingerprint: str,
     weights: dsl.Output[dsl.Model],
     pretrained: str = "",
-    look_alikes: str = "auto",
 ) -> str:
     """Computes the zero-shot classifier, or takes the one that an earlier run made of the same. Never cached.
 
@@ -25,19 +24,18 @@ def classifier(
         model: open_clip model name, or a model folder.
         fingerprint: of what these hold; a classifier that was made of the same is taken from work_uri.
         pretrained: open_clip pretrained tag, or a checkpoint file.
-        look_alikes: what says which images look alike: auto, tower, timm:NAME, open_clip:NAME/TAG, or a folder.
         weights: the classifier file (.safetensors).
 
     Returns:
         The sha256 of the classifier file.
     """
+    from must.runtime import stages
     from must.runtime.supervise import supervised
 
     made = supervised(
-        "classifier", "must.runtime.stages:classifier", run_id, work_uri, classes=classes, model=model,
-        pretrained=pretrained, look_alikes=look_alikes, fingerprint=fingerprint, weights=weights.path,
+        "classifier", stages.classifier, run_id, work_uri, classes=classes, model=model,
+        pretrained=pretrained, fingerprint=fingerprint, weights=weights.path,
     )  # fmt: skip
-    weights.metadata["display_name"] = f"zero-shot classifier, {made['classes']} classes"
-    weights.metadata.update(model=model, pretrained=pretrained, classes=made["classes"], fingerprint=fingerprint)
-    weights.metadata["look_alikes"] = made["look_alikes"]
-    return made["sha256"]
+    weights.metadata["display_name"] = f"zero-shot classifier, {made.classes} classes"
+    weights.metadata.update(model=model, pretrained=pretrained, classes=made.classes, fingerprint=fingerprint)
+    return made.sha256

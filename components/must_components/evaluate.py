@@ -35,19 +35,18 @@ def evaluate(
     Returns:
         Top-1 of the adapted model, 0..1; -1 when the split has no labels.
     """
-    from must.runtime.evaluation import confusion as matrix_of
-    from must.runtime.evaluation import figures as figures_of
+    from must.runtime import stages
     from must.runtime.supervise import supervised
     from must_components.kept import download_of
 
-    metrics = supervised(
-        "evaluate", "must.runtime.stages:evaluate", run_id, work_uri, index_sha256=index_sha256, bundle=bundle.path,
+    done = supervised(
+        "evaluate", stages.evaluate, run_id, work_uri, index_sha256=index_sha256, bundle=bundle.path,
         classifier=classifier.path, split=split, details=details.path, report=report.path,
         link=download_of(f"{details.uri}/report.html"),
     )  # fmt: skip
-    for name, value in figures_of(metrics).items():
+    for name, value in done.figures.items():
         figures.log_metric(name, value)
-    if matrix := matrix_of(metrics):
+    if done.confusion:
         confusion.metadata["display_name"] = "confusion matrix of the adapted model"
-        confusion.log_confusion_matrix(metrics["classes"], matrix)
-    return metrics["adapted"].get("top1", -1.0)
+        confusion.log_confusion_matrix(done.classes, done.confusion)
+    return done.top1

@@ -28,10 +28,11 @@ def export(
         precision: fp32, fp16 or int8.
         embeddings: the ONNX model gives the images' embeddings too.
     """
+    from must.runtime import stages
     from must.runtime.supervise import supervised
 
     facts = supervised(
-        "export", "must.runtime.stages:export", run_id, work_uri, index_sha256=index_sha256, bundle=bundle.path,
+        "export", stages.export, run_id, work_uri, index_sha256=index_sha256, bundle=bundle.path,
         details=details.path, onnx=onnx.path, precision=precision, embeddings=embeddings,
     )  # fmt: skip
     onnx.metadata.update(facts | {"display_name": f"adapted model {facts['sha256'][:12]} (ONNX, {precision})"})

@@ -8,21 +8,22 @@ from must_components.cluster import Cluster
 from must_components.serving.manifest import inference_service, require_seen
 
 
-def inputs(work_uri: str, *, server: dict[str, Any], runtime: str, **values: Any) -> str:
+def inputs(work_uri: str, *, parameters: dict[str, Any], server: dict[str, Any], runtime: str) -> str:
     """As must.runtime.stages.inputs.
 
     Args:
+        parameters: the run's, by their names.
         server: the stage serve's, from cluster.yaml.
         runtime: of the TrainJob that will train; nothing where it is none.
 
     Raises:
         ValueError: the cluster will refuse what a later stage asks for; TransientError if it does not answer.
     """
-    result = stages.inputs(work_uri, **values)
-    registry = WorkUri(work_uri).registry(values.get("registry_uri", ""))
-    if values.get("serve") == "apply":
+    result = stages.inputs(work_uri, parameters=parameters)
+    registry = WorkUri(work_uri).registry(parameters.get("registry_uri", ""))
+    if parameters.get("serve") == "apply":
         require_seen(registry, server)
-        Cluster.to_serve().apply(inference_service(registry, values["model_name"], server), dry=True)
+        Cluster.to_serve().apply(inference_service(registry, parameters["model_name"], server), dry=True)
     if runtime and (cluster := Cluster.of_this_pod()) is not None:
         cluster.check_trainer(runtime)
     return result

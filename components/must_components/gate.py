@@ -43,10 +43,11 @@ def gate(
     Returns:
         promote, ask (people's answers may decide) or stop.
     """
+    from must.runtime import stages
     from must.runtime.supervise import supervised
 
     return supervised(
-        "gate", "must.runtime.stages:gate", run_id, work_uri, bundle=bundle.path, details=details.path,
+        "gate", stages.gate, run_id, work_uri, bundle=bundle.path, details=details.path,
         registry_uri=registry_uri, model_name=model_name, key=key, champion=champion,
         champion_uri=champion_uri, gate=gate, settings=gate_settings, split=split, decision=decision.path,
         page=reasons.path,

@@ -12,7 +12,6 @@ def inputs(
     classes: str,
     model: str,
     pretrained: str = "",
-    look_alikes: str = "auto",
     labels: str = "none",
     split: str = "train=1",
     shard_settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
@@ -39,7 +38,6 @@ def inputs(
         classes: path or URI of the class file, or the set that ships: imagenet.
         model: open_clip model name, or a model folder; it may be in a bucket.
         pretrained: open_clip pretrained tag, or a checkpoint file.
-        look_alikes: as the classifier stage gets it; a hub is asked whether it is there.
         labels: as the shard stage gets it.
         split: as the shard stage gets it.
         shard_settings: as the shard stage gets them.
@@ -62,12 +60,15 @@ def inputs(
         A sha256 that changes with what the class file and the model files hold.
     """
     from must.runtime.supervise import supervised
+    from must_components import first_look
 
+    parameters = {
+        "classes": classes, "model": model, "pretrained": pretrained, "labels": labels, "split": split,
+        "shard_settings": shard_settings, "preset": preset, "epochs": epochs, "settings": settings,
+        "precision": precision, "gate": gate, "gate_settings": gate_settings, "model_name": model_name,
+        "register": register, "serve": serve, "registry_uri": registry_uri, "predict_uri": predict_uri,
+        "tensorboard_uri": tensorboard_uri,
+    }  # fmt: skip
     return supervised(
-        "inputs", "must_components.first_look:inputs", run_id, work_uri, classes=classes, model=model,
-        pretrained=pretrained, look_alikes=look_alikes, labels=labels, split=split, shard_settings=shard_settings,
-        preset=preset, epochs=epochs,
-        settings=settings, precision=precision, gate=gate, gate_settings=gate_settings, model_name=model_name,
-        register=register, serve=serve, registry_uri=registry_uri, predict_uri=predict_uri,
-        tensorboard_uri=tensorboard_uri, server=server, runtime=runtime,
-    )  # fmt: skip
+        "inputs", first_look.inputs, run_id, work_uri, parameters=parameters, server=server, runtime=runtime
+    )

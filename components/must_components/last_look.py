@@ -14,7 +14,6 @@ from must_components.argo import failures, is_stopped, own_code
 from must_components.cluster import TRAINER, Cluster
 
 logger = logging.getLogger(__name__)
-JOB = "trainjob"  # among the facts of the note of `train`
 RUN = "pipeline/runid"  # label of a TrainJob, as train_job/manifest.py gives it
 
 
@@ -33,7 +32,7 @@ def last_look(work_uri: str, run_id: str) -> list[str]:
         settle(work_uri, run_id, why, {stage for stage, text in why.items() if own_code(text) is not None})
         if not is_stopped(workflow):
             return []
-        jobs = [note.facts[JOB] for note in read_notes(work_uri, run_id) if note.facts.get(JOB)]
+        jobs = [note.facts.trainjob for note in read_notes(work_uri, run_id) if note.facts.trainjob]
         return [f"- **TrainJob**: {end(cluster, job, run_id)}" for job in jobs]
     except (ValueError, OSError, KeyError, TypeError) as error:
         logger.warning(f"must: the cluster says nothing about this run's pods: {line_of(error)}")

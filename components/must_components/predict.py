@@ -28,12 +28,11 @@ def predict(
         predict_uri: the files go to its folder of that version.
         settings: other parameters of `must predict` by name, such as {"abstain": 0.8}.
     """
+    from must.runtime import stages
     from must.runtime.fanout import part_name
-    from must.runtime.places import WorkUri
     from must.runtime.supervise import supervised
 
     supervised(
-        part_name("predict", part), "must.runtime.stages:library:predict", run_id, work_uri, **settings, part=part,
-        model=onnx.path, shards=WorkUri(work_uri).shards, index_sha256=index_sha256,
-        output=f"{predict_uri.rstrip('/')}/{promoted.metadata['version']}",
+        part_name("predict", part), stages.predict, run_id, work_uri, part=part, index_sha256=index_sha256,
+        onnx=onnx.path, settings=settings, output=f"{predict_uri.rstrip('/')}/{promoted.metadata['version']}",
     )  # fmt: skip

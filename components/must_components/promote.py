@@ -39,10 +39,11 @@ def promote(
     Returns:
         The version.
     """
+    from must.runtime import stages
     from must.runtime.supervise import supervised
 
     facts = supervised(
-        "promote", "must.runtime.stages:promote", run_id, work_uri, bundle=bundle.path, onnx=onnx.path,
+        "promote", stages.promote, run_id, work_uri, bundle=bundle.path, onnx=onnx.path,
         details=details.path, decision=decision.path, registry_uri=registry_uri, model_name=model_name, key=key,
         champion=champion, register=register, output=promoted.path,
     )  # fmt: skip

@@ -24,11 +24,12 @@ def review(
         key: of the data and settings; the run that goes on has the same.
         questions: folder with review.html, to be downloaded: it saves nothing inside Kubeflow's page.
     """
+    from must.runtime import stages
     from must.runtime.supervise import supervised
     from must_components.kept import download_of
 
     asked = supervised(
-        "review", "must.runtime.stages:review", run_id, work_uri, bundle=bundle.path, classifier=classifier.path,
+        "review", stages.review, run_id, work_uri, bundle=bundle.path, classifier=classifier.path,
         key=key, output=questions.path, link=download_of(f"{questions.uri}/review.html"),
     )  # fmt: skip
     questions.metadata.update({"display_name": f"{asked['pictures']} pictures to answer about", "page": asked["place"]})

@@ -32,10 +32,11 @@ def serve(
         Where the manifest is.
     """
     from must.runtime.supervise import supervised
+    from must_components.serving.service import serve as service_stage
 
-    facts = supervised(
-        "serve", "must_components.serving.service:serve", run_id, work_uri, registry_uri=registry_uri,
+    made = supervised(
+        "serve", service_stage, run_id, work_uri, registry_uri=registry_uri,
         model_name=model_name, how=how, server=server, output=service.path,
     )  # fmt: skip
-    service.metadata.update({**facts, "version": version})
-    return facts["manifest"]
+    service.metadata.update(manifest=made.manifest, namespace=made.namespace, version=version)
+    return made.manifest

@@ -33,11 +33,12 @@ def shard(
     Returns:
         The sha256 of index.json: downstream caching follows the data.
     """
+    from must.runtime import stages
     from must.runtime.supervise import supervised
 
     done = supervised(
-        "shard", "must.runtime.stages:shard", run_id, work_uri, index=index.path, settings=settings, source=source,
+        "shard", stages.shard, run_id, work_uri, index=index.path, settings=settings, source=source,
         test_source=test_source, labels=labels, split=split, append=append,
     )  # fmt: skip
-    index.metadata.update(done["facts"])
-    return done["sha256"]
+    index.metadata.update(shards=done.shards, revision=done.revision, images=done.images)
+    return done.sha256

@@ -30,10 +30,10 @@ def shard_part(
         append: as of shard.
         settings: as of shard.
     """
-    from must.runtime.fanout import part_name
+    from must.runtime.fanout import part_name, shard_part
     from must.runtime.supervise import supervised
 
     supervised(
-        part_name("shard", part), "must.runtime.fanout:shard_part", run_id, work_uri, part=part, settings=settings,
+        part_name("shard", part), shard_part, run_id, work_uri, part=part, settings=settings,
         source=source, test_source=test_source, labels=labels, split=split, append=append,
     )  # fmt: skip

@@ -39,15 +39,16 @@ def train(
     Returns:
         The sha256 of the model's weights.
     """
+    from must.runtime import stages
     from must.runtime.evaluation import plain
     from must.runtime.supervise import supervised
 
-    summary, facts = supervised(
-        "train", "must.runtime.training:train_here", run_id, work_uri, index_sha256=index_sha256,
+    trained = supervised(
+        "train", stages.train, run_id, work_uri, index_sha256=index_sha256,
         classifier=classifier.path, output=bundle.path, init=init,
         preset=preset, settings=settings, epochs=epochs, processes=processes, tensorboard_uri=tensorboard_uri,
     )  # fmt: skip
-    for name, value in plain(summary).items():
+    for name, value in plain(trained.summary).items():
         training.log_metric(name, float(value))
-    bundle.metadata.update(plain(facts | summary) | {"display_name": f"adapted model {facts['sha256'][:12]}"})
-    return facts["sha256"]
+    bundle.metadata.update(trained.metadata)
+    return trained.origin["sha256"]

@@ -78,8 +78,9 @@ class Adapted:
     def _repr_html_(self) -> str:
         """A notebook shows the verdict and some pictures; `report` is the whole page."""
         from must.evaluation.report.verdict import verdict
+        from must.evaluation.result import metrics_of
 
-        found = verdict(self.metrics)
+        found = verdict(metrics_of(self.metrics))
         parts = [f"<h3>{html.escape(found.headline)}</h3>", f"<p>{html.escape(found.plain)}</p>"]
         if self.report.is_file():
             page = self.report.read_text(encoding="utf-8")

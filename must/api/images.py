@@ -1,7 +1,6 @@
 """Images as they are in a Python program become a source that `must shard` reads."""
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.data.image.colors import is_transparent, to_rgb
-from must.data.image.decode import as_seen, orientation
+from must.data.image.decode import as_seen, decode, identify, orientation
 
 KNOWN = (
     "a folder, a list of paths, PIL images or arrays, a datasets.Dataset with an image column, or a torch Dataset of "
@@ -147,9 +146,11 @@ def as_image(item: Any, where: str) -> Image.Image:
         item = item.get("bytes") or item.get("path")
     try:
         if isinstance(item, str | os.PathLike):
-            item = Image.open(item)
-        elif isinstance(item, bytes):
-            item = Image.open(io.BytesIO(item))
+            item = Path(item).read_bytes()
+        if isinstance(item, bytes):
+            header = identify(item)
+            grey = header.mode == "L" and not is_transparent(header) and orientation(header) == 1
+            item = decode(item).convert("L" if grey else "RGB")
         elif hasattr(item, "detach"):
             item = item.detach().cpu().numpy()
             item = item.transpose(1, 2, 0) if item.ndim == 3 else item

@@ -17,7 +17,7 @@ BUNDLE, SHARDS, LABELS, REPORT = "model", "shards", "labels", "report"
 TRAINED = (BUNDLE, LABELS, REPORT)
 PARTS = {
     **dict.fromkeys(("images", "test_images"), (SHARDS, *TRAINED)), "settings": TRAINED,
-    **dict.fromkeys(("classes", "model", "pretrained", "look_alikes"), (CLASSIFIER_FILE, *TRAINED)),
+    **dict.fromkeys(("classes", "model", "pretrained"), (CLASSIFIER_FILE, *TRAINED)),
 }  # fmt: skip
 """By input: what is made from it."""
 CHEAP = {CLASSIFIER_FILE, LABELS, REPORT}  # made anew without a question
@@ -34,7 +34,7 @@ def record(folder: Path, inputs: dict[str, Any], again: bool = False) -> bool:
         ValueError: shards or a model were made from something else, and `again` does not say that they may go.
     """
     place, now = folder / RECORD_FILE, json.loads(json.dumps(inputs, default=str))
-    before = {"look_alikes": "auto"} | storage.read_json(str(place), "adapt") if place.exists() else dict(now)
+    before = storage.read_json(str(place), "adapt") if place.exists() else dict(now)
     grown = bool(before.pop(GROWN, False))
     changed = {name for name in now if before.get(name) != now[name]}
     growing = "test_images" in changed and not before.get("test_images") and (folder / SHARDS / NAME).exists()

@@ -22,11 +22,12 @@ from must.config import (
     ShardConfig,
     TrainConfig,
 )
+from must.deploy.labels.exchange import Exchanged
+from must.deploy.labels.sort import Outcome
 from must.deploy.predict.writer import Prediction
 from must.deploy.promote.registry import Latest
-from must.evaluation.exchange import Exchanged
 from must.evaluation.gate import Decision
-from must.evaluation.sort import Outcome
+from must.evaluation.result import Metrics
 
 
 @dataclass(frozen=True)
@@ -51,20 +52,16 @@ class Shards:
 
 @dataclass(frozen=True)
 class Classifier:
-    """`model_folder`: the CLIP model's own files, which later stages read; `look_alikes`: what says which images are
-    similar, and `encoder_folder` its files, '' for the frozen image tower."""
+    """`model_folder`: the CLIP model's own files, which later stages read."""
 
     output: str
     classes: tuple[str, ...]
     dimensions: int
     model_folder: str
-    look_alikes: str
-    encoder_folder: str
 
     @classmethod
     def of(cls, config: ClassifierConfig, made: Any) -> Self:
-        judge, folder = (made.encoder.name, made.encoder.folder) if made.encoder else ("tower", "")
-        return cls(config.output, made.classes, made.weights.shape[0], made.model_folder, judge, folder)
+        return cls(config.output, made.classes, made.weights.shape[0], made.model_folder)
 
 
 @dataclass(frozen=True)
@@ -144,10 +141,10 @@ class Evaluated:
     metrics: dict[str, Any] = field(repr=False)
 
     @classmethod
-    def of(cls, config: EvaluateConfig, metrics: dict[str, Any]) -> Self:
-        top1, before = ((metrics[model] or {}).get("top1") for model in ("adapted", "baseline"))
+    def of(cls, config: EvaluateConfig, metrics: Metrics) -> Self:
+        top1, before = (found.top1 if found else None for found in (metrics.adapted, metrics.baseline))
         report = storage.join(config.output, REPORT_FILE)
-        return cls(config.output, report, metrics["images"], top1, before, metrics)
+        return cls(config.output, report, metrics.images, top1, before, metrics.to_dict())
 
     def _repr_html_(self) -> str:
         return framed(storage.read_bytes(self.report).decode())

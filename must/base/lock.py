@@ -59,11 +59,6 @@ class Kind:
         )
 
 
-SHARDS = Kind("must shard", "--output", ".shard.lock")
-CHECKPOINTS = Kind("must train", "--checkpoints", ".train.lock", patience=10.0)
-PROMOTION = Kind("must promote", "--version", ".promote.lock", patience=10.0)
-
-
 @contextmanager
 def locked(place: str, kind: Kind) -> Iterator[Callable[[], None]]:
     """Holds the lock of a folder. Gives a function that raises LockLostError if the lock was lost meanwhile.

@@ -16,6 +16,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "
 SHORT = 80  # characters of a value in a message
 SCHEME = string.ascii_letters + string.digits + "+.-"
 CLOSING = ",;:.)]}'`"  # what a sentence puts behind an address
+NONE_OF_THESE = "none of these"  # what a person may choose in place of a class, and a folder or cell that says so
 BUCKETS = ("gs", "s3", "az", "abfs", "abfss")  # an object's name may hold a "?"
 SETTING = re.compile(  # in a connection string, or a query that stands alone
     r"(?i)\b(sig|signature|accountkey|sharedaccesssignature|access_token|password|"
@@ -102,6 +103,11 @@ def visible(text: str) -> str:
 def lines_of(names: Sequence[str]) -> bytes:
     """A text file with a name a line."""
     return encoded("".join(visible(" ".join(name.split())) + "\n" for name in names))
+
+
+def uncell(text: str) -> str:
+    """A name out of a file of `cell`s."""
+    return text.removeprefix("'")
 
 
 def cell(text: str) -> str:

@@ -25,9 +25,6 @@ class AdaptConfig(StageConfig):
         "",
         metavar="TAG|PATH",
     )
-    look_alikes: str = param(
-        "what says which images are similar, as `must classifier --look-alikes`", "auto", metavar="ENCODER"
-    )
     test_images: str = param(
         "labelled images to measure the accuracy with: a folder with a folder a class, or a file of labels as `must "
         "sort` takes it",

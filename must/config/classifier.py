@@ -34,13 +34,6 @@ class ClassifierConfig(StageConfig):
         metavar="DIR",
         kind="output",
     )
-    look_alikes: str = param(
-        "what says which images are similar, for the check and `must refine`: auto (DINOv2 small where the image tower "
-        "is no smaller and a hub gives it, else that tower as it is), tower, timm:NAME, timm:NAME=CHECKPOINT, "
-        "open_clip:NAME/TAG, or a folder of either, here or gs://",
-        "auto",
-        metavar="ENCODER",
-    )
     device: str = defaults.device()
 
     def check_values(self) -> None:

@@ -1,11 +1,11 @@
 """How sure the numbers are: bootstrap intervals, and paired tests of two models on the same images."""
 
 import math
-from typing import Any
 
 import numpy as np
 
 from must.evaluation.metrics import Labelled, scalar_metrics
+from must.evaluation.result import Interval, Paired
 
 REPLICATES = 1000
 
@@ -25,23 +25,23 @@ def bootstrap(models: list[Labelled], replicates: int = REPLICATES, seed: int = 
     return result
 
 
-def interval(values: list[float]) -> list[float]:
+def interval(values: list[float]) -> Interval:
     """The 95% percentile interval [low, high]."""
     low, high = np.nanpercentile(values, [2.5, 97.5])
-    return [float(low), float(high)]
+    return float(low), float(high)
 
 
-def paired(before: Labelled, after: Labelled) -> dict[str, Any]:
+def paired(before: Labelled, after: Labelled) -> Paired:
     """What the second model fixed and broke, and McNemar's exact test on these two counts."""
     fixed = int((~before.correct & after.correct).sum())
     broken = int((before.correct & ~after.correct).sum())
-    return {
-        "fixed": fixed,
-        "broken": broken,
-        "both_right": int((before.correct & after.correct).sum()),
-        "both_wrong": int((~before.correct & ~after.correct).sum()),
-        "mcnemar_p": mcnemar(fixed, broken),
-    }
+    return Paired(
+        fixed=fixed,
+        broken=broken,
+        both_right=int((before.correct & after.correct).sum()),
+        both_wrong=int((~before.correct & ~after.correct).sum()),
+        mcnemar_p=mcnemar(fixed, broken),
+    )
 
 
 def mcnemar(fixed: int, broken: int) -> float:

@@ -4,10 +4,10 @@ None of these is an accuracy. docs/evaluation.md says how well they told good ad
 """
 
 import math
-from typing import Any
 
 import numpy as np
 
+from must.evaluation.result import Compared, ModelFigures
 from must.evaluation.scores import Scores
 
 CONFIDENT = 0.7
@@ -17,7 +17,7 @@ SMOOTHING = 2.0
 """Images that a class is taken to have been counted on already, with the adapted model's overall reliability."""
 
 
-def label_free(scores: Scores) -> dict[str, Any]:
+def label_free(scores: Scores) -> ModelFigures:
     """Label-free figures of one model. N images, K classes.
 
     - confidence: mean probability of the predicted class; confident: share of images above 0.7.
@@ -31,17 +31,17 @@ def label_free(scores: Scores) -> dict[str, Any]:
     histogram = np.bincount(scores.prediction, minlength=classes)
     mean = scores.probability_sum / images
     eigenvalues = np.clip(np.linalg.eigvalsh(scores.gram), 0, None)
-    return {
-        "confidence": float(scores.confidence.mean(dtype=np.float64)),
-        "confident": float((scores.confidence > CONFIDENT).mean()),
-        "histogram": histogram.tolist(),
-        "effective_classes": float(np.exp(entropy(histogram / images))),
-        "mutual_information": (entropy(mean) - float(scores.entropy.mean(dtype=np.float64))) / math.log(classes),
-        "nuclear_norm": float(np.sqrt(eigenvalues).sum() / math.sqrt(images * min(images, classes))),
-    }
+    return ModelFigures(
+        confidence=float(scores.confidence.mean(dtype=np.float64)),
+        confident=float((scores.confidence > CONFIDENT).mean()),
+        histogram=histogram.tolist(),
+        effective_classes=float(np.exp(entropy(histogram / images))),
+        mutual_information=(entropy(mean) - float(scores.entropy.mean(dtype=np.float64))) / math.log(classes),
+        nuclear_norm=float(np.sqrt(eigenvalues).sum() / math.sqrt(images * min(images, classes))),
+    )
 
 
-def compare(before: Scores, after: Scores) -> dict[str, Any]:
+def compare(before: Scores, after: Scores) -> Compared:
     """Label-free figures of two models on the same images.
 
     - estimated_change: of accuracy, where the first model is calibrated (see there).
@@ -59,15 +59,15 @@ def compare(before: Scores, after: Scores) -> dict[str, Any]:
     old = np.bincount(before.prediction, minlength=classes) / images
     new = np.bincount(after.prediction, minlength=classes) / images
     gain = after.confidence.mean(dtype=np.float64) - before.confidence.mean(dtype=np.float64)
-    return {
-        "estimated_change": estimated_change(before, after),
-        "confidence_change": float(gain),
-        "agreement": float(same.mean()),
-        "agreement_confident": float(same[confident].mean()) if confident.any() else None,
-        "histogram_distance": float(np.abs(old - new).sum() / 2),
-        "vanished": np.flatnonzero((old >= 0.01) & (new < old / 10)).tolist(),
-        "dominant": np.flatnonzero((new > 3 * old) & (new > 0.2)).tolist(),
-    }
+    return Compared(
+        estimated_change=estimated_change(before, after),
+        confidence_change=float(gain),
+        agreement=float(same.mean()),
+        agreement_confident=float(same[confident].mean()) if confident.any() else None,
+        histogram_distance=float(np.abs(old - new).sum() / 2),
+        vanished=np.flatnonzero((old >= 0.01) & (new < old / 10)).tolist(),
+        dominant=np.flatnonzero((new > 3 * old) & (new > 0.2)).tolist(),
+    )
 
 
 def entropy(share: np.ndarray) -> float:

@@ -11,7 +11,7 @@ from must.base.errors import UserError
 from must.base.files import PREDICTIONS_FILE, REFINED_FILE
 from must.base.parameters import require
 from must.base.storage import read_json
-from must.evaluation.labels import NONE, plain
+from must.base.text import NONE_OF_THESE, uncell
 
 CHANGES_SHOWN = 10  # pairs of classes
 
@@ -37,7 +37,7 @@ class RefinedLabels:
             for row in csv.DictReader(io.StringIO(storage.read_bytes(place).decode(), newline="")):
                 images += 1
                 if row["class"] != row["zero_shot"]:
-                    changed[plain(row["image"])] = plain(row["zero_shot"]), plain(row["class"]) or NONE
+                    changed[uncell(row["image"])] = uncell(row["zero_shot"]), uncell(row["class"]) or NONE_OF_THESE
             return cls(folder, summary["config"]["split"], images, summary["answers"], changed)
         except (KeyError, TypeError, ValueError, csv.Error) as error:
             raise UserError(

@@ -6,12 +6,13 @@ The orchestrator's own cache cannot do this: it believes in an artifact that a b
 import hashlib
 import json
 import logging
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 from must.api.stages import call
 from must.base import storage
 from must.base.files import CLASSIFIER_FILE
-from must.method.model.folder import MODEL_FOLDER_FILE, TIMMS_FILE, TIMMS_WEIGHTS, WEIGHTS_FILE
+from must.method.model.folder import MODEL_FOLDER_FILE, WEIGHTS_FILE
+from must.runtime.notes import stage_note
 from must.runtime.places import WorkUri
 
 logger = logging.getLogger(__name__)
@@ -19,51 +20,63 @@ logger = logging.getLogger(__name__)
 DESCRIPTION = "classifier.json"
 
 
-def provide(
-    work_uri: str, *, classes: str, model: str, pretrained: str, look_alikes: str, fingerprint: str, weights: str
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Made:
+    """`classes`: their number; `kept`: whether an earlier run had made it."""
+
+    sha256: str
+    classes: int
+    model_folder: str
+    kept: bool = False
+
+
+def classifier(
+    work_uri: str, *, classes: str, model: str, pretrained: str, fingerprint: str, weights: str
+) -> Made:  # fmt: skip
+    """The stage: see `provide`."""
+    with stage_note(work_uri, "classifier") as note:
+        made = provide(
+            work_uri, classes=classes, model=model, pretrained=pretrained, fingerprint=fingerprint, weights=weights
+        )
+        note.result = f"{made.classes} classes" + (", made by an earlier run" if made.kept else "")
+    return made
+
+
+def provide(work_uri: str, *, classes: str, model: str, pretrained: str, fingerprint: str, weights: str) -> Made:
     """Writes the classifier file to `weights`: a copy of the kept one if that is whole, else a new one, which is kept.
 
-    A new one's model goes to WORK_URI/models, and so does the encoder for look-alikes.
+    A new one's model goes to WORK_URI/models.
 
     Args:
-        fingerprint: stands for the contents of class file, model and encoder.
-
-    Returns:
-        sha256, classes (their number), model_folder, look_alikes (what judges them), encoder_folder ('' for the frozen
-        tower), and kept: whether it was there.
+        fingerprint: stands for the contents of class file and model.
     """
     work = WorkUri(work_uri)
     place = work.classifier(fingerprint)
     if (found := whole(place)) is not None:
-        description, data = found
+        made, data = found
         storage.write_bytes(weights, data)
-        logger.info(f"{description['classes']} classes: the classifier of an earlier run, {place}")
-        return {**description, "kept": True}
+        logger.info(f"{made.classes} classes: the classifier of an earlier run, {place}")
+        return replace(made, kept=True)
     file = storage.join(place, CLASSIFIER_FILE)  # `weights` is a path of the orchestrator's, without an ending
     result = call(
-        "classifier", classes=classes, model=model, pretrained=pretrained, look_alikes=look_alikes, output=file,
-        model_store=work.models,
+        "classifier", classes=classes, model=model, pretrained=pretrained, output=file, model_store=work.models,
     )  # fmt: skip
     data = storage.read_bytes(file)
     storage.write_bytes(weights, data)
-    sha256 = hashlib.sha256(data).hexdigest()
-    description = {"sha256": sha256, "classes": len(result.classes), "model_folder": result.model_folder}
-    kept = result.encoder
-    description |= {"look_alikes": kept.name if kept else "tower", "encoder_folder": kept.folder if kept else ""}
-    storage.write_bytes(storage.join(place, DESCRIPTION), json.dumps(description).encode())  # last: now it counts
-    return {**description, "kept": False}
+    made = Made(hashlib.sha256(data).hexdigest(), len(result.classes), result.model_folder)
+    storage.write_bytes(storage.join(place, DESCRIPTION), json.dumps(asdict(made)).encode())  # last: now it counts
+    return made
 
 
-def whole(place: str) -> tuple[dict[str, Any], bytes] | None:
+def whole(place: str) -> tuple[Made, bytes] | None:
     """The kept file's description and bytes; None if it or its model is not there, or not what the description says."""
     try:
-        description = json.loads(storage.read_bytes(storage.join(place, DESCRIPTION)))
+        content = json.loads(storage.read_bytes(storage.join(place, DESCRIPTION)))
+        made = Made(content["sha256"], content["classes"], content.get("model_folder", ""))
         data = storage.read_bytes(storage.join(place, CLASSIFIER_FILE))
-        intact = hashlib.sha256(data).hexdigest() == description["sha256"]
-        folders = [description.get("model_folder", ""), *filter(None, [description["encoder_folder"]])]
-        if intact and not all(map(is_there, folders)):
-            logger.info(f"{place}: its model or encoder is not there; it is made again")
+        intact = hashlib.sha256(data).hexdigest() == made.sha256
+        if intact and not is_there(made.model_folder):
+            logger.info(f"{place}: its model is not there; it is made again")
             return None
     except FileNotFoundError:
         return None
@@ -72,10 +85,10 @@ def whole(place: str) -> tuple[dict[str, Any], bytes] | None:
     if not intact:
         logger.info(f"{place}: is damaged; it is made again")
         return None
-    return description, data
+    return made, data
 
 
 def is_there(folder: str) -> bool:
-    """Whether a classifier's model, or its encoder, is where it was written."""
-    kinds = ((MODEL_FOLDER_FILE, WEIGHTS_FILE), (TIMMS_FILE, TIMMS_WEIGHTS))
-    return bool(folder) and any(all(storage.exists(storage.join(folder, file)) for file in files) for files in kinds)
+    """Whether a classifier's model is where it was written."""
+    files = (MODEL_FOLDER_FILE, WEIGHTS_FILE)
+    return bool(folder) and all(storage.exists(storage.join(folder, file)) for file in files)

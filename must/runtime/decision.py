@@ -3,26 +3,43 @@
 import json
 import logging
 import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from must.api.stages import call
 from must.base import storage
 from must.base.files import METRICS_FILE
-from must.base.storage import read_json
 from must.base.text import encoded
 from must.deploy.promote.champion import LEFT
 from must.deploy.promote.promote import version_of
-from must.deploy.promote.registry import Registry, is_of
-from must.evaluation.gate import ZERO_SHOT, Decision, against_champion, as_markdown
+from must.deploy.promote.registry import Latest, Registry, is_of
+from must.evaluation.gate import ZERO_SHOT, Decision, against_champion, as_markdown, read_decision
+from must.evaluation.result import read_metrics
 from must.method.model.bundle import load_description
 from must.runtime.answers import can_be_asked
 from must.runtime.evaluation import accuracy, plain
+from must.runtime.notes import Facts, stage_note
 from must.runtime.outcome import WAITS
 from must.runtime.places import WorkUri
 from must.runtime.training import origin
 
 logger = logging.getLogger(__name__)
+
+
+def gate(
+    work_uri: str, *, bundle: str, details: str, registry_uri: str, model_name: str, key: str, champion: str,
+    champion_uri: str, gate: str, settings: dict[str, Any], split: str, decision: str, page: str,
+) -> Literal["promote", "ask", "stop"]:  # fmt: skip
+    """The stage: see `decide`."""
+    with stage_note(work_uri, "gate") as note:
+        result, note.facts = decide(
+            work_uri, bundle=bundle, details=details, registry=WorkUri(work_uri).registry(registry_uri),
+            model_name=model_name, key=key, champion=champion, champion_uri=champion_uri, gate=gate, settings=settings,
+            split=split, decision=decision, page=page,
+        )  # fmt: skip
+        note.result = f"{note.facts.outcome} ({result.gate})"
+    return "promote" if result.passed else "ask" if note.facts.outcome == WAITS else "stop"
 
 
 def decide(
@@ -40,7 +57,7 @@ def decide(
     split: str,
     decision: str,
     page: str,
-) -> tuple[Decision, dict[str, Any]]:
+) -> tuple[Decision, Facts]:
     """Asks the gate. Where there is a champion, the model must hold its own against it: that takes an evaluation.
 
     The champion itself is compared with zero-shot alone: a run that failed after its promotion goes on.
@@ -48,7 +65,7 @@ def decide(
     Returns:
         The decision, and what the summary says of it: outcome, reasons, and the champion's accuracy if it was measured.
     """
-    facts: dict[str, Any] = {}
+    facts = Facts()
     against = "the zero-shot model"
     if champion_uri and is_of(champion, version_of(bundle, load_description(bundle).provenance)):
         logger.info(f"this model is the champion, {champion}: it is compared with zero-shot")
@@ -56,20 +73,20 @@ def decide(
     metrics = storage.join(details, METRICS_FILE)
     with tempfile.TemporaryDirectory() as folder:
         if champion_uri and gate != "none":
-            same = read_json(storage.join(details, METRICS_FILE), "metrics")["data"]["index_sha256"]
+            same = read_metrics(metrics, "metrics").data.index_sha256
             call(
                 "evaluate", model=bundle, baseline=champion_uri, shards=WorkUri(work_uri).shards, index_sha256=same,
                 split=split, output=folder,
             )  # fmt: skip
             against = f"the champion, {champion}"
             by_champion = f"{folder}/metrics.json"
-            facts = {"against": against, "before": accuracy(read_json(by_champion, "metrics")).get("before")}
+            facts = Facts(against=against, before=accuracy(read_metrics(by_champion, "metrics")).get("before"))
             if gate == "labelled":
                 metrics = by_champion
         result: Decision = call("gate", metrics=metrics, gate=gate, output=decision, **settings)
         if champion_uri and gate in ("label-free", "reviewed"):
             result = against_champion(result, call("gate", metrics=by_champion, gate=gate, **settings))
-            storage.write_bytes(decision, json.dumps(result.to_dict(), indent=1).encode())
+            storage.write_bytes(decision, result.to_json())
     asked = not result.passed and can_be_asked(bundle, gate)
     told = as_markdown(result, against) + ("\nPeople's answers may decide: see the stage *review*.\n" if asked else "")
     storage.write_bytes(page, encoded(told))
@@ -80,28 +97,30 @@ def decide(
         )
     outcome = "kept zero-shot" if result.outcome == ZERO_SHOT else "passed" if result.passed else "stopped"
     outcome = WAITS if asked else outcome
-    return result, {**facts, "outcome": outcome, "reasons": result.reasons}
+    return result, replace(facts, outcome=outcome, reasons=result.reasons)
 
 
 def promote(
-    *, bundle: str, details: str, decision: str, registry: str, model_name: str, key: str, output: str, **values: str
-) -> dict[str, Any]:
-    """Promotes, remembers that this data was decided on, and writes down where the version is. Other `values` are
-    parameters of `must promote`."""
-    metrics = storage.join(details, METRICS_FILE)
-    latest = call(
-        "promote", model=bundle, metrics=metrics, decision=decision, registry=registry, name=model_name, **values
-    )
-    place = Registry(registry, model_name)
-    place.decide(key, f"promoted as {latest.version}", read_json(decision, "--decision")["reasons"])
-    facts = {"version": latest.version, "registry": place.uri_of(latest.version), **model_facts(bundle, details)}
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    Path(output).write_text(json.dumps(facts, indent=1))
+    work_uri: str, *, bundle: str, onnx: str, details: str, decision: str, registry_uri: str, model_name: str, key: str,
+    champion: str, register: str, output: str,
+) -> dict[str, Any]:  # fmt: skip
+    """The stage: promotes, remembers that this data was decided on, and writes down where the version is and what."""
+    registry, metrics = WorkUri(work_uri).registry(registry_uri), storage.join(details, METRICS_FILE)
+    with stage_note(work_uri, "promote") as note:
+        latest: Latest = call(
+            "promote", model=bundle, onnx=onnx, metrics=metrics, decision=decision, registry=registry, name=model_name,
+            champion=champion, register=register,
+        )  # fmt: skip
+        place = Registry(registry, model_name)
+        place.decide(key, f"promoted as {latest.version}", read_decision(decision).reasons)
+        facts = {"version": latest.version, "registry": place.uri_of(latest.version), **model_facts(bundle, details)}
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        Path(output).write_text(json.dumps(facts, indent=1))
+        note.result, note.facts = f"promoted as {latest.version}", Facts(version=latest.version)
     return facts
 
 
 def model_facts(bundle: str, details: str) -> dict[str, Any]:
     """Metadata of a model artifact: accuracy where there are labels, the data's and the code's revision."""
-    metrics = read_json(storage.join(details, METRICS_FILE), "metrics")
-    top1 = metrics["adapted"].get("top1")
-    return plain(origin(bundle) | {"accuracy": top1})
+    metrics = read_metrics(storage.join(details, METRICS_FILE), "metrics")
+    return plain(origin(bundle) | {"accuracy": accuracy(metrics).get("top1")})

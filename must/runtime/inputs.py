@@ -19,7 +19,7 @@ TRIED = ".must-may-write"  # a file that is written and deleted
 
 
 def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
-    """A sha256 that changes with the class file's content and with the files of model and encoder at a path.
+    """A sha256 that changes with the class file's content and with the model's files at a path.
 
     Args:
         values: the run's parameters, by the pipeline's names; `predict_uri` and `tensorboard_uri` of cluster.yaml.
@@ -30,7 +30,6 @@ def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
             that cannot be written to, a registry that does not let us in; TransientError where that may pass.
     """
     from must.method.model.classifier import BUNDLED_SET, load_class_set
-    from must.method.model.encoder import check as check_encoder
     from must.runtime.check import check_run
 
     check_run(values)
@@ -45,12 +44,10 @@ def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
         for name in PLACES:
             check_writable(name, values.get(name, ""))
     classes, model, pretrained = (values.get(name) or "" for name in ("classes", "model", "pretrained"))
-    look_alikes = values.get("look_alikes") or "auto"
     if classes != BUNDLED_SET:
         load_class_set(classes)
     check_model(model, pretrained)
-    check_encoder(look_alikes)
-    return fingerprint(classes, model, pretrained, look_alikes)
+    return fingerprint(classes, model, pretrained)
 
 
 def check_writable(name: str, place: str) -> None:
@@ -86,11 +83,11 @@ def check_model(model: str, pretrained: str) -> None:
         check_pretrained(model, pretrained)
 
 
-def fingerprint(classes: str, model: str, pretrained: str, look_alikes: str) -> str:
-    parts: list[Any] = [__version__, classes, model, pretrained, look_alikes]
+def fingerprint(classes: str, model: str, pretrained: str) -> str:
+    parts: list[Any] = [__version__, classes, model, pretrained]
     if "/" in classes or classes.endswith((".yaml", ".yml", ".json", ".txt")):
         parts.append(hashlib.sha256(storage.read_bytes(classes)).hexdigest())
-    parts += [contents(place) for place in (model, pretrained, look_alikes.partition("=")[2] or look_alikes)]
+    parts += [contents(place) for place in (model, pretrained)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

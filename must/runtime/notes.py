@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from must.base.background import every
 from must.base.exits import BUG, code_of, line_of
 from must.base.lock import RUN_ID
 from must.base.parameters import require
+from must.base.records import record_of
 from must.runtime.places import WorkUri
 from must.runtime.tail import Tail
 
@@ -32,25 +33,41 @@ logger = logging.getLogger(__name__)
 HEARTBEAT_S = 60.0  # seconds between writings of a running stage's note
 FIRST = 4.0  # seconds to the first of them, doubled until they are HEARTBEAT_S
 TOLD = "MUST_NOTE"  # the file by which a stage tells the process that supervises it what to put into the note
-TEXTS, FIGURES = (
-    (
-        "report",
-        "report_link",
-        "version",
-        "against",
-        "why",
-        "action",
-        "outcome",
-        "page",
-        "page_link",
-        "place",
-        "text",
-        "pod",
-        "trainjob",
-    ),
-    ("top1", "before", "pictures"),
-)  # among the facts
 NOT_WRITTEN = ("source", "changed")
+
+
+@dataclass
+class Facts:
+    """What came out of a stage, for programs. Each stage sets its own; what is not set is not written."""
+
+    action: str = ""  # champion: train, or nothing new
+    why: str = ""  # champion: why that
+    index_sha256: str = ""  # of the index that a part of sharding made
+    trainjob: str = ""  # train: the TrainJob's name
+    top1: float | None = None  # evaluate: accuracy, 0..1, where there are labels
+    before: float | None = None  # evaluate, gate: that of zero-shot, of the champion
+    report: str = ""  # evaluate: a copy of the report
+    report_link: str = ""  # where Kubeflow's own server hands it out
+    outcome: str = ""  # gate: passed, stopped, ...
+    against: str = ""  # gate: the champion, in words
+    reasons: list[str] = field(default_factory=list)  # gate: a line a rule
+    place: str = ""  # review: where answers go
+    page: str = ""  # review: the page for people
+    page_link: str = ""
+    pictures: int = 0  # review: on the page
+    text: str = ""  # review: what the answers so far say
+    version: str = ""  # promote: the champion's
+    pod: str = ""  # why the stage's pod ended, in the cluster's words
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> "Facts":
+        """Raises ValueError: a value of another kind. What this version does not know is left out."""
+        found = record_of(cls, {name: value for name, value in content.items() if value is not None})
+        require(all(map(is_moderate, (found.top1 or 0, found.before or 0, found.pictures))), "a value of another kind")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value or isinstance(value, float)}
 
 
 @dataclass
@@ -61,7 +78,7 @@ class Note:
     seconds: float = 0.0
     code: int = 0  # the exit code of a failed stage
     result: str = ""  # one line about what came out, for people
-    facts: dict[str, Any] = field(default_factory=dict)  # the same for programs
+    facts: Facts = field(default_factory=Facts)  # the same for programs
     checkpoints: str = ""  # where a retry goes on from
     signalled: float = 0.0  # when it was asked to stop (SIGTERM), in seconds since 1970
     tries: list[dict[str, Any]] = field(default_factory=list)  # those that failed before: code, seconds, host, line
@@ -76,7 +93,7 @@ class Note:
             with suppress(OSError, ValueError):
                 told = json.loads(self.source.read_text())
                 self.result, self.checkpoints = told["result"], told["checkpoints"]
-                self.facts |= told["facts"]
+                self.facts = Facts.of(self.facts.to_dict() | told["facts"])
 
     def failed_try(self, code: int | None, seconds: float, line: str) -> None:
         """`code` is None where the try ended without a word."""
@@ -85,14 +102,14 @@ class Note:
 
 @contextmanager
 def stage_note(
-    work_uri: str, stage: str, checkpoints: str = "", run_id: str = "", **facts: str
+    work_uri: str, stage: str, checkpoints: str = "", run_id: str = "", facts: Facts | None = None
 ) -> Iterator[Note]:  # fmt: skip
     """Keeps the note of the stage that runs inside the block. What it raises passes through.
 
     A note that cannot be written is a warning: it must not be what stops the stage. In a process that is supervised,
     the supervisor keeps the note and is told what is in this one.
     """
-    note = Note(stage, checkpoints=checkpoints, facts=dict(facts))
+    note = Note(stage, checkpoints=checkpoints, facts=facts or Facts())
     if TOLD in os.environ:
         try:
             tell(Path(os.environ[TOLD]), note)
@@ -136,32 +153,27 @@ def parse(data: bytes) -> Note | None:
 
 
 def sound(content: dict[str, Any]) -> Note:
-    known = {f.name for f in fields(Note)} - set(NOT_WRITTEN)
+    known = {f.name for f in fields(Note)} - {*NOT_WRITTEN, "facts"}
     note = Note(**{name: value for name, value in content.items() if name in known})
+    note.facts = Facts.of(content.get("facts") or {})
     require(is_sound(note), "a value of another kind")
     return note
 
 
 def is_sound(note: Note) -> bool:
     """Whether each value is of its kind. Raises TypeError, KeyError or AttributeError where that shows by itself."""
-    texts = [
-        note.stage,
-        note.state,
-        note.result,
-        note.checkpoints,
-        note.host,
-        *note.lines,
-        *(note.facts.get("reasons") or []),
-    ]
+    texts = [note.stage, note.state, note.result, note.checkpoints, note.host, *note.lines]
     numbers = [note.started, note.seconds, note.signalled, note.code]
-    for names, values in ((TEXTS, texts), (FIGURES, numbers)):
-        values += [note.facts[name] for name in names if note.facts.get(name) is not None]
     for one in note.tries:
         texts += [one["host"], one["line"]]
         numbers += [one["seconds"], one["code"] or 0]
-    # A date of more than a hundred thousand years is none that the clock's functions take.
-    moments = [not isinstance(number, bool) and abs(number) < 3e12 for number in numbers]
-    return all(moments) and all(isinstance(text, str) for text in texts) and isinstance(note.lines, list)
+    whole = all(map(is_moderate, numbers)) and all(isinstance(text, str) for text in texts)
+    return whole and isinstance(note.lines, list)
+
+
+def is_moderate(number: Any) -> bool:
+    """Whether it is a number, and as seconds none beyond the years that the clock's functions take."""
+    return isinstance(number, int | float) and not isinstance(number, bool) and abs(number) < 3e12
 
 
 def earlier_tries(uri: str) -> list[dict[str, Any]]:
@@ -177,7 +189,7 @@ def earlier_tries(uri: str) -> list[dict[str, Any]]:
 
 
 def tell(file: Path, note: Note) -> None:
-    content = {"result": note.result, "checkpoints": note.checkpoints, "facts": note.facts}
+    content = {"result": note.result, "checkpoints": note.checkpoints, "facts": note.facts.to_dict()}
     storage.write_bytes(file, json.dumps(content).encode())
 
 
@@ -191,7 +203,7 @@ def settle(work_uri: str, run_id: str, why: Mapping[str, str], by_themselves: Co
     for note in read_notes(work_uri, run_id):
         if note.state != "running" or note.stage not in why:
             continue
-        note.facts["pod"] = why[note.stage]
+        note.facts.pod = why[note.stage]
         if note.stage in by_themselves and not note.signalled:
             note.state, note.code = "failed", BUG
             note.lines.append(
@@ -203,7 +215,8 @@ def settle(work_uri: str, run_id: str, why: Mapping[str, str], by_themselves: Co
 
 
 def content_of(note: Note) -> dict[str, Any]:
-    return {f.name: getattr(note, f.name) for f in fields(note) if f.name not in NOT_WRITTEN}
+    content = {f.name: getattr(note, f.name) for f in fields(note) if f.name not in NOT_WRITTEN}
+    return content | {"facts": note.facts.to_dict()}
 
 
 def write(uri: str, note: Note, tail: Tail) -> None:

@@ -5,11 +5,11 @@ RUNNING or FAILED there (and is never SUCCEEDED, which is the word of the local 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from must.base.exits import HELD, KILLED, PREEMPTED, TIME_OVER, WRONG_INPUT
 from must.base.lock import run_in
-from must.runtime.notes import Note
+from must.runtime.notes import Facts, Note
 from must.runtime.supervise import OVERTAKEN
 
 WAITS = "waits for answers"  # the outcome of a gate that leaves it to people
@@ -65,37 +65,37 @@ def failing(notes: list[Note]) -> Note | None:
 # good ends: the first rule that has a headline counts
 def kept_zero_shot(notes: dict[str, Note]) -> str:
     """No part of the adaptation was kept. As the first model of its name it is promoted all the same."""
-    facts, version = facts_of(notes, "gate"), facts_of(notes, "promote").get("version")
-    if facts.get("outcome") != "kept zero-shot":
+    facts, version = facts_of(notes, "gate"), facts_of(notes, "promote").version
+    if facts.outcome != "kept zero-shot":
         return ""
     if version:
         return f"Kept zero-shot: no adaptation was better; promoted as {version}, the first of its name"
-    if champion := facts.get("against"):
+    if champion := facts.against:
         return f"Kept zero-shot: no adaptation was better, so nothing is promoted; {champion}, stays"
     return ""  # without a champion a promotion had to follow
 
 
 def promoted(notes: dict[str, Note]) -> str:
     facts = facts_of(notes, "promote")
-    return f"Promoted {facts.get('version', 'the model')}{gain(notes)}" if "promote" in notes else ""
+    return f"Promoted {facts.version or 'the model'}{gain(notes)}" if "promote" in notes else ""
 
 
 def waiting(notes: dict[str, Note]) -> str:
     """The gate leaves it to people, and the page for them is there."""
-    if "review" not in notes or facts_of(notes, "gate").get("outcome") != WAITS:
+    if "review" not in notes or facts_of(notes, "gate").outcome != WAITS:
         return ""
-    pictures = facts_of(notes, "review").get("pictures", 0)
+    pictures = facts_of(notes, "review").pictures
     return f"Waiting for answers about {pictures:,} pictures: until then nothing is promoted"
 
 
 def stopped(notes: dict[str, Note]) -> str:
     facts = facts_of(notes, "gate")
-    return f"Not promoted: stopped by the gate{because(facts)}" if facts.get("outcome") == "stopped" else ""
+    return f"Not promoted: stopped by the gate{because(facts)}" if facts.outcome == "stopped" else ""
 
 
 def nothing_new(notes: dict[str, Note]) -> str:
     facts = facts_of(notes, "champion")
-    return f"Nothing new: {facts.get('why', 'not trained')}" if facts.get("action") == "nothing new" else ""
+    return f"Nothing new: {facts.why or 'not trained'}" if facts.action == "nothing new" else ""
 
 
 GOOD_ENDS: tuple[tuple[str, Callable[[dict[str, Note]], str]], ...] = (
@@ -110,22 +110,22 @@ GOOD_ENDS: tuple[tuple[str, Callable[[dict[str, Note]], str]], ...] = (
 def gain(notes: dict[str, Note]) -> str:
     """Accuracies, where there are labels: against the champion, if it was measured on these images, or zero-shot."""
     measured, gate = facts_of(notes, "evaluate"), facts_of(notes, "gate")
-    after = measured.get("top1")
-    before, who = gate.get("before"), gate.get("against", "")
+    after = measured.top1
+    before, who = gate.before, gate.against
     if before is None:
-        before, who = measured.get("before"), "zero-shot"
+        before, who = measured.before, "zero-shot"
     if after is None:
         return ""
     return f": {after:.1%}" + (f", was {before:.1%} ({who})" if before is not None else "")
 
 
-def because(facts: dict[str, Any]) -> str:
-    why = [reason.removeprefix("STOP").strip() for reason in facts.get("reasons", []) if reason.startswith("STOP")]
+def because(facts: Facts) -> str:
+    why = [reason.removeprefix("STOP").strip() for reason in facts.reasons if reason.startswith("STOP")]
     return f" ({why[0]})" if why else ""
 
 
-def facts_of(notes: dict[str, Note], stage: str) -> dict[str, Any]:
-    return notes[stage].facts if stage in notes else {}
+def facts_of(notes: dict[str, Note], stage: str) -> Facts:
+    return notes[stage].facts if stage in notes else Facts()
 
 
 # bad ends

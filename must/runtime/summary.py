@@ -11,7 +11,7 @@ from must.base import storage
 from must.base.exits import LONGEST, line_of
 from must.base.files import LAST_FILE
 from must.base.text import printable, printable_page
-from must.runtime.notes import Note, parse, read_notes
+from must.runtime.notes import Facts, Note, parse, read_notes
 from must.runtime.outcome import failing, kind_of, outcome_of
 from must.runtime.places import WorkUri
 
@@ -118,7 +118,7 @@ def forget_if_old(folder: str, names: Sequence[str], before: float) -> None:
 
 
 def links(notes: list[Note], run_id: str) -> list[str]:
-    reports = [report_at(note.facts) for note in notes if note.facts.get("report")]
+    reports = [report_at(note.facts) for note in notes if note.facts.report]
     shown = reports + ([f"run `{run_id}`"] if run_id else [])
     return [" · ".join(shown), ""] if shown else []
 
@@ -126,24 +126,24 @@ def links(notes: list[Note], run_id: str) -> list[str]:
 def questions(notes: list[Note], answer: str) -> list[str]:
     """What a person is asked to do."""
     facts = next(note.facts for note in notes if note.stage == "review")
-    uri, link = facts.get("page", ""), facts.get("page_link", "")
+    uri, link = facts.page, facts.page_link
     page = f"[the page]({link}), or copy it from `{uri}`" if link else f"the page: `{uri}`"
     return [
         f"1. Download {page}. It needs no server; open it in a browser, answer, and save `answers.jsonl`.",
         f"2. `{answer}` puts the answers there, and the run goes on with them.",
         "",
-        facts.get("text", ""),
+        facts.text,
         "",
     ]
 
 
-def report_at(facts: dict[str, str]) -> str:
+def report_at(facts: Facts) -> str:
     """A link for those who may read the bucket, where its store has a page, or to the copy that Kubeflow's own server
     hands out, beside its page; else where it is."""
-    uri = facts["report"]
+    uri = facts.report
     if uri.startswith("gs://"):
         return f"[Report](https://storage.cloud.google.com/{uri.removeprefix('gs://')})"
-    shown = f"[Report]({facts['report_link']})" if facts.get("report_link") else "Report"
+    shown = f"[Report]({facts.report_link})" if facts.report_link else "Report"
     return f"{shown}: stage *evaluate*, output *report*, Visualization, or `{uri}`"
 
 
@@ -153,7 +153,7 @@ def failure(notes: list[Note], again: str, more: Sequence[str]) -> list[str]:
     kind, kept = kind_of(note), progress(note)
     goes_on = GOES_ON.get(kind, "yes{kept}").format(kept=kept, kept_or=kept or ": nothing is lost")
     started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(note.started))
-    why, said = WHY[kind].format(code=note.code), reason(note) if kind in SAYS_WHY else plain(note.facts.get("pod", ""))
+    why, said = WHY[kind].format(code=note.code), reason(note) if kind in SAYS_WHY else plain(note.facts.pod)
     return [
         f"**Why**: {said} · {why}" if said else f"**Why**: {why}",
         "",
@@ -193,7 +193,7 @@ def wrapped(line: str) -> list[str]:
 
 def after_promotion(notes: list[Note], what: str) -> list[str]:
     """A run that goes on finds its own model as the champion: `only_new` would call that nothing new."""
-    versions = [one.facts.get("version") for one in notes if one.stage == "promote" and one.state == "done"]
+    versions = [one.facts.version or None for one in notes if one.stage == "promote" and one.state == "done"]
     if not versions:
         return []
     return [

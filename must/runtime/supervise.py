@@ -6,6 +6,7 @@ remain for pods that vanish. This process imports no torch; what the stage print
 inherits, so that its last lines are known even when it is killed.
 """
 
+import dataclasses
 import importlib
 import json
 import logging
@@ -16,10 +17,11 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar, get_type_hints
 
 from must.base.exits import HELD, INTERRUPTED, PREEMPTED, TIME_OVER, WRONG_INPUT, exiting, handling
 from must.base.lock import RUN_ID
@@ -29,6 +31,9 @@ from must.base.storage import wait_for_credentials
 from must.runtime.notes import TOLD, Note, stage_note
 
 logger = logging.getLogger(__name__)
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 RETRIES = "MUST_RETRIES"  # COUNT,SECONDS,FACTOR in the environment, from cluster.yaml; none without it
 LIMIT = "MUST_TIME_LIMIT"  # seconds for all tries in this pod, from cluster.yaml; no limit without it
@@ -61,19 +66,30 @@ def policy() -> Policy:
     return Policy(convert(parts[0], int, RETRIES), convert(parts[1], float, RETRIES), convert(parts[2], int, RETRIES))
 
 
-def supervised(stage: str, function: str, run_id: str, work_uri: str, /, **values: Any) -> Any:
-    """What `function` returns for `work_uri` and `values`; all of it must fit into JSON.
+def supervised(
+    stage: str,
+    function: Callable[Concatenate[str, Parameters], Result],
+    run_id: str,
+    work_uri: str,
+    /,
+    *args: Parameters.args,
+    **values: Parameters.kwargs,
+) -> Result:
+    """What `function` returns for `work_uri` and `values`, from a process of its own.
 
     Args:
         stage: the note's name.
-        function: "module:name", or "module:name:first" where its first argument is that text.
+        function: of a module, with keyword parameters of JSON's kinds; it returns such, or a dataclass of such.
 
     Raises:
         SystemExit: with the stage's code, once it will not be tried again; 137 where it was killed.
     """
     if stage != INPUTS:
-        wait_for_credentials(work_uri, *(values.get(name) or "" for name in PLACES))
-    job = {"stage": stage, "function": function, "values": {"work_uri": work_uri, **values}}
+        wait_for_credentials(work_uri, *(str(values.get(name) or "") for name in PLACES))
+    job = {
+        "stage": stage, "module": function.__module__, "function": function.__name__,
+        "values": {"work_uri": work_uri, **values},
+    }  # fmt: skip
     with exiting(stage):
         allowed = policy()
     with stage_note(work_uri, stage, run_id=run_id) as note, tempfile.TemporaryDirectory(prefix="must-") as folder:
@@ -85,7 +101,9 @@ def supervised(stage: str, function: str, run_id: str, work_uri: str, /, **value
             note.listen()
         if code:
             raise SystemExit(code)
-        return json.loads((Path(folder) / "result.json").read_text())
+        result = json.loads((Path(folder) / "result.json").read_text())
+        kind: Any = get_type_hints(function)["return"]
+        return kind(**result) if hasattr(kind, "__dataclass_fields__") else result
 
 
 class Supervisor:
@@ -166,10 +184,9 @@ def work(folder: Path) -> None:
     """The supervised process: calls the function and writes down what it returns."""
     end_with_parent()
     job = json.loads((folder / "job.json").read_text())
-    module, name, *first = job["function"].split(":", 2)
     with exiting(job["stage"]):
-        result = getattr(importlib.import_module(module), name)(*first, **job["values"])
-    (folder / "result.json").write_text(json.dumps(result))
+        result = getattr(importlib.import_module(job["module"]), job["function"])(**job["values"])
+    (folder / "result.json").write_text(json.dumps(result, default=dataclasses.asdict))
 
 
 if __name__ == "__main__":

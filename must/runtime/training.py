@@ -11,6 +11,8 @@ from must.method.model.bundle import load_description
 from must.method.train.provenance import run_key
 from must.runtime.answers import keep_what_people_say
 from must.runtime.check import training_settings
+from must.runtime.evaluation import plain
+from must.runtime.launch import launch, number_of_processes
 from must.runtime.mirror import mirrored
 from must.runtime.notes import stage_note
 from must.runtime.places import WorkUri
@@ -19,7 +21,7 @@ OFTEN = 60  # seconds between checkpoints: a pod that is taken away may have hal
 
 
 @dataclass(frozen=True)
-class Asked:
+class TrainRequest:
     """What a run asks of training, as its stage is given it."""
 
     work_uri: str
@@ -47,17 +49,25 @@ class Asked:
         return key, {"checkpoint_seconds": OFTEN, **values, **places}
 
 
-def train_here(
-    work_uri: str, *, output: str, processes: str = "auto", tensorboard_uri: str = "", **values: Any
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Trains, or goes on with training; `values` are those of Asked.
+@dataclass(frozen=True)
+class Trained:
+    """The run's summary, and what the bundle tells about its origin."""
 
-    Returns:
-        The run's summary, and what the bundle tells about its origin.
-    """
-    from must.runtime.launch import launch, number_of_processes  # torch, which other users of this file do not have
+    summary: dict[str, Any]
+    origin: dict[str, Any]
 
-    asked = Asked(work_uri, **values)
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the bundle's artifact carries in Kubeflow."""
+        return plain(self.origin | self.summary) | {"display_name": f"adapted model {self.origin['sha256'][:12]}"}
+
+
+def train(
+    work_uri: str, *, index_sha256: str, classifier: str, output: str, init: str = "", preset: str = "",
+    settings: dict[str, Any], epochs: int = 0, processes: str = "auto", tensorboard_uri: str = "",
+) -> Trained:  # fmt: skip
+    """Trains, or goes on with training."""
+    asked = TrainRequest(work_uri, index_sha256, classifier, init, preset, settings, epochs)
     key, job = asked.job_values()
     curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
     count = number_of_processes(processes)
@@ -65,17 +75,17 @@ def train_here(
         job |= {"classifier": asked.classifier, "output": output}
         summary = call("train", **job) if count == 1 else launch(job, count)
         keep_what_people_say(work_uri, asked.decision_key(), output, asked.classifier)
-        note.result = trained(summary)
-    return summary, origin(output)
+        note.result = in_words(summary)
+    return Trained(summary, origin(output))
 
 
-def trained(summary: dict[str, Any], where: str = "") -> str:
+def in_words(summary: dict[str, Any], where: str = "") -> str:
     """A few words for the note."""
     return f"{summary['steps']:,} steps{where}, {summary['images_per_s']} images/s"
 
 
 def origin(bundle: str) -> dict[str, Any]:
-    """What the bundle's artifact carries in Kubeflow."""
+    """The sha256 of its weights, and the data's and the code's revision."""
     provenance = load_description(bundle).provenance
     weights = storage.read_bytes(storage.join(bundle, WEIGHTS_FILE))
     facts = {name: provenance.get(name) for name in ("index_sha256", "index_revision", "git_revision")}

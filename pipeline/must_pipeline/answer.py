@@ -42,7 +42,7 @@ def answer(options: argparse.Namespace) -> None:
     kfp = Kfp(options)
     run = find_run(kfp, options.run, options.namespace or load_cluster(options.cluster).namespace)
     work_uri = ((run.runtime_config and run.runtime_config.parameters) or {}).get("work_uri", "")
-    asked = [note.facts.get("place", "") for note in read_notes(work_uri, run.run_id) if note.stage == "review"]
+    asked = [note.facts.place for note in read_notes(work_uri, run.run_id) if note.stage == "review"]
     if not any(asked):
         raise UserError(f"the run {run.run_id} asked nothing: only one whose stage `review` is done waits for answers")
     put = put_answers(work_uri, options.answers, asked[-1])

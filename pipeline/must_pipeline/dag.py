@@ -52,7 +52,6 @@ def make_pipeline(cluster: Cluster) -> Any:
         model_name: str = "model",
         model: str = "ViT-B-16-quickgelu",
         pretrained: str = "openai",
-        look_alikes: str = "auto",
         test_source: str = "",
         labels: str = "none",
         split: str = "train=1",
@@ -81,8 +80,6 @@ def make_pipeline(cluster: Cluster) -> Any:
             model_name: the model's name in the registry: small letters, digits and -.
             model: open_clip model name, or a model folder.
             pretrained: open_clip pretrained tag, or a checkpoint file; nothing for a model folder.
-            look_alikes: what says which images look alike: auto (DINOv2 small where a hub gives it, else the image
-                tower), tower, timm:NAME, open_clip:NAME/TAG, or a folder of either.
             test_source: labelled images for reporting, which become the split 'test'.
             labels: where labels are: folder, csv or none.
             split: shares of `source` by split, such as train=0.9,test=0.1.
@@ -109,7 +106,7 @@ def make_pipeline(cluster: Cluster) -> Any:
         page = summary(labelling_pods=cluster.predict.pods, serve=serve, **here)
         configure(page, "summary")
         with dsl.ExitHandler(page, name="stages"):
-            names = {**here, "classes": classes, "model": model, "pretrained": pretrained, "look_alikes": look_alikes}
+            names = {**here, "classes": classes, "model": model, "pretrained": pretrained}
             recipe = {"preset": preset, "settings": settings, "epochs": epochs}
             looked = inputs(
                 labels=labels, split=split, shard_settings=shard_settings, precision=precision, gate=gate,

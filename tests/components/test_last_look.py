@@ -5,7 +5,7 @@ import json
 import pytest
 
 from must.base import storage
-from must.runtime.notes import Note, content_of, read_notes
+from must.runtime.notes import Facts, Note, content_of, read_notes
 from must.runtime.places import WorkUri
 from must.runtime.summary import summarize
 from must_components.cluster import Cluster
@@ -62,13 +62,13 @@ def test_the_job_says_whose_it_is_and_the_note_names_the_job(api, work, pod, mon
     metadata = api.jobs[name]["metadata"]
     assert metadata["labels"]["pipeline/runid"] == "r1" and metadata["annotations"]["must/run"] == "monday"
     (note,) = [note for note in read_notes(str(work), "r1") if note.stage == "train"]
-    assert note.facts["trainjob"] == name
+    assert note.facts.trainjob == name
 
 
 def test_a_run_that_is_ended_takes_its_job_along_also_when_the_launcher_had_no_time(api, work, pod, monkeypatch):
     pod()
     name = start(api, work, monkeypatch)
-    leave(work, signalled=1.0, facts={"trainjob": name})
+    leave(work, signalled=1.0, facts=Facts(trainjob=name))
     assert last_look(str(work), "r1") == [] and name not in api.deleted  # only the pod was taken: it trains on
     pod(deadline=0)
     lines = last_look(str(work), "r1")
@@ -81,7 +81,7 @@ def test_a_run_that_is_ended_takes_its_job_along_also_when_the_launcher_had_no_t
 def test_a_job_that_another_run_waits_for_by_now_trains_on(api, work, pod, monkeypatch):
     pod(deadline=0)
     name = start(api, work, monkeypatch, run="r2")
-    leave(work, signalled=1.0, facts={"trainjob": name})
+    leave(work, signalled=1.0, facts=Facts(trainjob=name))
     (line,) = last_look(str(work), "r1")
     assert "is the run's r2 by now, which attached to it: it trains on" in line and not api.deleted
 
@@ -89,7 +89,7 @@ def test_a_job_that_another_run_waits_for_by_now_trains_on(api, work, pod, monke
 def test_a_job_that_may_not_be_ended_is_named_with_the_command(api, work, pod, monkeypatch):
     pod(deadline=0)
     name = start(api, work, monkeypatch)
-    leave(work, signalled=1.0, facts={"trainjob": name})
+    leave(work, signalled=1.0, facts=Facts(trainjob=name))
     answer = api.answer
     monkeypatch.setattr(api, "answer", lambda method, *rest: (403, {}) if method == "DELETE" else answer(method, *rest))
     (line,) = last_look(str(work), "r1")

@@ -10,7 +10,7 @@ import pytest
 from must.data.format.index import load_index
 from must.method.model.bundle import load_bundle, load_description
 from must.runtime.places import WorkUri
-from must.runtime.training import Asked
+from must.runtime.training import TrainRequest
 from must_components.train_job.launcher import copy_bundle, prepare
 from must_components.train_job.manifest import request
 from must_pipeline.cluster.config import Cluster
@@ -26,7 +26,7 @@ def test_nodes_train_from_the_jobs_file_and_leave_a_bundle(tmp_path):
     shutil.copytree(digits.shards, work / "shards")
     settings = {"batch_size": 50, "workers": 0, "device": "cpu"}
     job = WorkUri(str(work)).job("key")
-    _, values = Asked(
+    _, values = TrainRequest(
         str(work), index_sha256=load_index(digits.shards).sha256, classifier=digits.classifier, init="",
         preset="digits", settings=settings, epochs=1,
     ).job_values()  # fmt: skip

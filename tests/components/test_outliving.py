@@ -14,7 +14,7 @@ from must.data.format.index import load_index
 from must.runtime import keepalive
 from must.runtime.keepalive import keep_alive
 from must.runtime.places import WorkUri
-from must.runtime.training import Asked
+from must.runtime.training import TrainRequest
 from must_components.train_job import launcher
 from must_components.train_job.manifest import request
 from must_pipeline.cluster.config import Cluster, GpuPool, Training
@@ -100,7 +100,7 @@ def test_nodes_whose_launcher_is_gone_save_a_checkpoint_and_stop(
 ):
     monkeypatch.setattr(launcher, "SILENCE", 3.0)
     monkeypatch.setattr(keepalive, "HEARTBEAT_S", 0.2)
-    _, values = Asked(
+    _, values = TrainRequest(
         str(work), index_sha256=load_index(str(work / "shards")).sha256, classifier=digits.classifier, init="",
         preset="digits", settings=SETTINGS | {"checkpoint_every": 100_000}, epochs=2000,
     ).job_values()  # fmt: skip

@@ -53,10 +53,10 @@ def test_the_manifest_is_a_valid_trainjob_with_every_setting_of_the_cluster(api,
 
 def test_a_job_is_followed_to_its_end_and_its_model_fetched(api, work, capfd):
     api.on_create = completes(work, *(f"step {number}" for number in range(30)))
-    summary, facts = train(work)
+    trained = train(work)
     shown = capfd.readouterr().out.splitlines()
     assert [line for line in shown if line.startswith("step ")] == [f"step {number}" for number in range(30)]
-    assert summary == SUMMARY and len(facts["sha256"]) == 64
+    assert trained.summary == SUMMARY and len(trained.origin["sha256"]) == 64
     assert (work.parent / "output" / "model.safetensors").exists()
     job = yaml.safe_load(next((work / "jobs").glob("*/job.yaml")).read_text())
     assert job["train"]["lr"] == 1e-3 and job["train"]["checkpoints"].startswith(f"{work}/checkpoints/")
@@ -80,7 +80,7 @@ def test_an_api_server_that_is_away_for_a_moment_is_waited_for(api, work):
         completes(work)(api, name)
 
     api.on_create = on_create
-    assert train(work)[0] == SUMMARY
+    assert train(work).summary == SUMMARY
 
 
 @pytest.mark.parametrize("code, hint", [(403, "give the service account the role in deploy/"), (422, "422")])

@@ -106,11 +106,6 @@ def test_make(page, words):
         assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE) or target in images, f"{page}: make {target}"
 
 
-@pytest.mark.parametrize("module", sorted({words[0] for _, words in SHOWN if words[0].startswith("must.")}))
-def test_modules(module):
-    assert importlib.util.find_spec(module)
-
-
 def test_nothing_was_overlooked():
     assert len(SHOWN) > 80 and {page for page, _ in SHOWN} >= {"README.md", "docs/gke.md", "docs/kubeflow.md"}
 

@@ -22,6 +22,7 @@ from pyarrow import parquet
 from must.data.format.check import Shard
 from must.data.format.index import parse_index
 from must.data.format.offsets import parse_offsets
+from must.data.image import bounds
 from must.data.image.cost import cost
 from must.data.image.decode import check, decode, identify
 from must.data.image.headers.base import MAX_STEPS
@@ -204,6 +205,7 @@ def zips() -> list[bytes]:
 # -- images ------------------------------------------------------------------------------------------------------------
 def image(data: bytes) -> None:
     """Checking refuses whatever decoding refuses, but for a JPEG, and the other way round."""
+    bounds.held = True  # what it takes shows in this process
     header = identify(data, PIXELS)
     picture = decode(data, PIXELS)
     assert picture.mode == "RGB" and max(picture.size) <= 200 * min(picture.size)

@@ -211,7 +211,8 @@ def test_one_value_that_is_not_finite_is_found_in_any_strip(monkeypatch: pytest.
 
 MEASURE = r"""
 import re, sys
-from must.data.image.decode import check, decode, identify
+from must.data.image.decode import bounds, check, decode, identify
+bounds.held = True
 def peak():  # of this program; the one in getrusage counts the process that it was forked from as well
     return 1024 * int(re.search(r"VmHWM:\s*(\d+)", open("/proc/self/status").read())[1])
 data, before = open(sys.argv[1], "rb").read(), peak()

@@ -92,6 +92,9 @@ def test_the_threshold_that_training_left_is_the_bundles(digits, tmp_path):
 
 
 def test_wrong_input_is_one_line(digits, exported, tmp_path, capsys):
+    bundle = load_bundle(digits.adapted)
+    bundle.model.classifier.data.fill_(float("nan"))
+    save_bundle(str(tmp_path / "nan"), bundle.model, bundle.description)
     shutil.copytree(digits.adapted, tmp_path / "bundle")
     (tmp_path / "bundle/model.safetensors").write_bytes(b"\xff" * 100)
     shutil.copytree(digits.adapted, tmp_path / "half")
@@ -100,6 +103,7 @@ def test_wrong_input_is_one_line(digits, exported, tmp_path, capsys):
     for arguments, message in [
         (["--model", str(tmp_path / "bundle"), image], "is damaged"),
         (["--model", str(tmp_path / "half"), image], "model.safetensors"),
+        (["--model", str(tmp_path / "nan"), image], "its probabilities are no finite numbers"),
         (["--model", digits.adapted, "--device", "cuda:99", image], "--device cuda:99: there is no such device here"),
         (["--model", str(exported[1]), "--device", "cpu", image], "--device is for a model that torch runs"),
         (["--model", digits.adapted, "--abstain", "-1", image], "has no threshold of its own"),

@@ -1,5 +1,6 @@
 """Text classifiers: the recorded one, the class file and everything that can be wrong with it."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,6 +135,15 @@ def test_a_wrong_file_of_names_is_one_line(tmp_path, data, message):
                 "1" + 400 * "0",
             )
         ),
+        ('classes: [cat, "do\\0g"]\n', "class 2 has no name"),
+        (f"classes: {list(range(3000))}\ntemplates: {[f'{n} {{}}' for n in range(5000)]}\n", "too many prompts"),
+        (
+            "classes:\n- {name: cat, prompts: &own "
+            + str(["x"] * 5000)
+            + "}\n"
+            + "".join(f"- {{name: {n}, prompts: *own}}\n" for n in range(3000)),
+            "too many prompts",
+        ),
         ("klasses: [cat, dog]\n", "expected 'classes:'"),
         ("classes: [cat, dog]\nnames: 3\n", "unknown key 'names'"),
         ("classes: [cat\n", "not valid YAML"),
@@ -199,6 +209,29 @@ def test_damaged_or_other_files_are_named(tmp_path):
     path.write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="is damaged or no file of `must classifier`"):
         load_text_classifier(str(path))
+
+
+@pytest.mark.parametrize("damage", ["a bit", "no number"])
+def test_weights_that_are_not_what_was_written_are_damage(tmp_path, damage):
+    path = tmp_path / "c.safetensors"
+    made = classifier(ClassifierConfig(classes=write(tmp_path, GOOD), model=str(asset_folder()), output=str(path)))
+    if damage == "a bit":
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 128]))
+    else:
+        save_classifier(replace(made, weights=made.weights * float("nan")), str(path))
+    with pytest.raises(ValueError, match="is damaged or no file of `must classifier`"):
+        load_text_classifier(str(path))
+
+
+def test_a_file_of_an_earlier_version_has_no_checksum(tmp_path):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "c.safetensors"
+    made = classifier(ClassifierConfig(classes=write(tmp_path, GOOD), model=str(asset_folder()), output=str(path)))
+    described = {name: value for name, value in read_header(str(path)).items() if name != "sha256"}
+    save_file({"classifier": made.weights.contiguous()}, path, {"must": json.dumps(described)})
+    assert torch.equal(load_text_classifier(str(path)).weights, made.weights)
 
 
 def test_a_classifier_of_another_model_is_refused():

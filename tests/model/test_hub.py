@@ -7,13 +7,12 @@ from pathlib import Path
 import huggingface_hub.constants as hub_settings
 import open_clip
 import pytest
-import timm
 import torch
 from safetensors.torch import save_file
 
 from must.api.demo import asset_folder
 from must.api.stages import call
-from must.method.model import encoder, hub
+from must.method.model import hub
 from must.method.model.backbone import load_backbone, tower_shape
 from must.method.model.bundle import load_description
 from tests.model.hub import serving
@@ -161,33 +160,6 @@ def test_after_the_classifier_no_stage_asks_the_hub(repositories, digits, asked,
     call("refine", **shards, classifier=file, model="model", output="refined", split="test", device="cpu")
     call("select", **shards, model="model", baseline=file, output="selected")
     metrics = call("evaluate", **shards, model="selected", baseline=file, output="report", device="cpu")
-    assert metrics["images"] == 120
+    assert metrics.images == 120
     call("export", model="selected", shards=digits.shards, output="onnx", images=40)
     assert not (tmp_path / "cache").exists()
-
-
-def test_an_encoder_is_fetched_once_and_auto_does_without(repositories, asked, digits, tmp_path, monkeypatch, capsys):
-    """Auto asks for no encoder where the tower is smaller, and names why it has none where the hub is gone."""
-    tiny = timm.create_model("test_vit", num_classes=1000)
-    place = repositories / "timm/test_vit.r160_in1k"
-    place.mkdir(parents=True)
-    save_file(tiny.state_dict(), place / "model.safetensors")
-    common = {"classes": "cat,dog", "model": str(asset_folder()), "device": "cpu"}
-    with serving(repositories) as server:
-        asked(server.url)
-        call("classifier", **common, output=str(tmp_path / "a/c.safetensors"))
-        assert not server.asked
-        encoder.check("timm:test_vit.r160_in1k")
-        assert [line.partition(" ")[0] for line in server.asked] == ["HEAD"], "asked, and not fetched"
-        made = call(
-            "classifier", **common, look_alikes="timm:test_vit.r160_in1k", output=str(tmp_path / "b/c.safetensors")
-        )
-        weights = [line for line in server.asked if line.startswith("GET") and "model.safetensors" in line]
-        assert len(weights) == 1 and "test_vit" in made.encoder.folder, server.asked
-    asked("http://127.0.0.1:9")
-    monkeypatch.setattr(encoder, "SMALLEST", 0)
-    made = call("classifier", **common, output=str(tmp_path / "c/c.safetensors"))
-    assert made.encoder is None
-    assert f"the frozen image tower itself: {encoder.DEFAULT} cannot be had (the hub" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"--look-alikes timm:.* cannot be reached .*give it as --look-alikes"):
-        call("classifier", **common, look_alikes=encoder.DEFAULT, output=str(tmp_path / "d/c.safetensors"))

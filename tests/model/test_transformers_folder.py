@@ -135,7 +135,7 @@ def test_a_folder_of_transformers_is_the_same_model(ours, folder):
 
 def test_the_classifier_keeps_it_as_a_model_folder(folder, tmp_path):
     values = {"classes": "cat,dog", "model": str(folder), "output": str(tmp_path / "c.safetensors"), "device": "cpu"}
-    kept = classifier(ClassifierConfig(**values, look_alikes="tower"))
+    kept = classifier(ClassifierConfig(**values))
     shutil.rmtree(folder)
     found = load_backbone(kept.model_folder)
     assert (Path(kept.model_folder) / "bpe.txt.gz").is_file()
@@ -237,7 +237,7 @@ def test_a_file_where_its_folder_is_meant(folder, tmp_path):
     ):
         load_backbone(str(folder / "model.safetensors"))
     values = {"classes": "cat,dog", "model": str(folder), "output": str(tmp_path / "c.safetensors"), "device": "cpu"}
-    classifier(ClassifierConfig(**values, look_alikes="tower"))
+    classifier(ClassifierConfig(**values))
     bundle = zero_shot_bundle(load_text_classifier(values["output"]))
     save_bundle(str(tmp_path / "bundle"), bundle.model, bundle.description)
     for place in (folder, tmp_path / "bundle"):
@@ -404,7 +404,7 @@ def test_the_logits_are_transformers_own(name, tmp_path, record_property):
     record_property("largest difference of a logit", difference)
     assert difference < 1e-4 and expected.std() > 0.01
     values = {"classes": "a cat,two", "model": str(folder), "output": str(tmp_path / "c.safetensors")}
-    kept = classifier(ClassifierConfig(**values, look_alikes="tower", device="cpu"))
+    kept = classifier(ClassifierConfig(**values, device="cpu"))
     shutil.rmtree(folder)
     torch.testing.assert_close(logits_of_ours(Path(kept.model_folder)), found, atol=1e-5, rtol=0)
     again = load_backbone(kept.model_folder)
@@ -422,7 +422,7 @@ def test_adapted_weights_go_back_and_are_read_again(name, tmp_path):
 
     _, folder = made_by_transformers(name, tmp_path)
     values = {"classes": "a cat,two", "model": str(folder), "output": str(tmp_path / "c.safetensors")}
-    classifier(ClassifierConfig(**values, look_alikes="tower", device="cpu"))
+    classifier(ClassifierConfig(**values, device="cpu"))
     bundle = zero_shot_bundle(load_text_classifier(values["output"]))
     with torch.no_grad():
         for parameter in bundle.model.parameters():

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from must.runtime.notes import read_notes, stage_note
+from must.runtime.notes import Facts, read_notes, stage_note
 from must.runtime.page_text import as_text
 from must.runtime.summary import leave_page, stage_table, summarize
 from must_components.argo import failures, is_refused, own_code
@@ -122,7 +122,7 @@ def test_a_page_that_is_older_than_the_runs_notes_is_written_anew(server, waitin
                 raise SystemExit(2)
             leave_page(waiting.work, run["run_id"], summarize(waiting.work, run["run_id"], "FAILED", "again"))
             with stage_note(waiting.work, "champion", run_id=run["run_id"]) as note:
-                note.facts = {"action": "nothing new", "why": "promoted as r1"}
+                note.facts = Facts(action="nothing new", why="promoted as r1")
         move(run, state)
 
     monkeypatch.setattr(server, "move", leave_and_move)

@@ -1,10 +1,11 @@
-"""Bundles without a trained model, with weights that nobody loads: what the registry copies, and promoting them."""
+"""Bundles without a trained model, ONNX files without a network: what the registry copies, and promoting them."""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
 
 from must.api.cli import main
+from must.data.image.preprocess import Preprocess
 from must.deploy.promote.registry import Registry
 from must.method.model.bundle import Description
 
@@ -14,7 +15,8 @@ def make_bundle(
     **origin: str,
 ) -> Path:  # fmt: skip
     folder.mkdir(parents=True)
-    (folder / "model.safetensors").write_bytes(bytes([seed]) * 1000)
+    header = json.dumps({"classifier": {"dtype": "U8", "shape": [800], "data_offsets": [0, 800]}}).encode().ljust(192)
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes([seed]) * 800)
     description = Description(
         architecture={}, backbone="tiny", pretrained=pretrained, classes=list(classes), templates=["a {}"],
         preprocess={}, logit_factor=100.0,
@@ -23,6 +25,28 @@ def make_bundle(
     (folder / "model.json").write_text(json.dumps(asdict(description)))
     (folder / "train.log").write_text("not part of the model")
     return folder
+
+
+def make_onnx(path: Path, name: str = "onnx") -> bytes:
+    """A file of `name`, whose classes are the three colours. Returns its bytes."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    nodes = [helper.make_node("ReduceMean", ["image", "sides"], ["mean"], keepdims=0)]
+    nodes.append(helper.make_node("Softmax", ["mean"], ["probability"]))
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, 8, 8])
+    probability = helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["n", 3])
+    sides = helper.make_tensor("sides", TensorProto.INT64, [2], [2, 3])
+    model = helper.make_model(
+        helper.make_graph(nodes, name, [image], [probability], [sides]),
+        opset_imports=[helper.make_opsetid("", 18)], ir_version=9,
+    )  # fmt: skip
+    helper.set_model_props(model, {
+        "classes": json.dumps(["red", "green", "blue"]), "preprocess": json.dumps(Preprocess(size=8).to_dict()),
+    })  # fmt: skip
+    path.parent.mkdir(exist_ok=True)
+    onnx.save(model, path)
+    return path.read_bytes()
 
 
 def promote(registry, *flags):

@@ -10,8 +10,10 @@ import pytest
 from must.api.cli import main
 from must.deploy.promote import model_registry
 from must.deploy.promote.registry import Registry
+from must.evaluation.result import write_metrics
+from tests.evaluate.measured import MEASURED
 from tests.model_registry_server import V1, V1ALPHA3, ModelRegistryServer
-from tests.promote.bundles import make_bundle
+from tests.promote.bundles import make_bundle, make_onnx
 
 FLAGS = ["--register", "kubeflow"]
 
@@ -34,11 +36,9 @@ def server(monkeypatch):
 @pytest.fixture
 def made(tmp_path):
     folder = tmp_path / "onnx"
-    folder.mkdir()
-    (folder / "model.onnx").write_bytes(b"a model")
+    make_onnx(folder / "model.onnx")
     (folder / "MODEL_CARD.md").write_text("# A model card\n")
-    metrics = {"adapted": {"top1": 0.9, "broken": float("nan")}, "baseline": {"top1": 0.7}}
-    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    write_metrics(str(tmp_path / "metrics.json"), MEASURED)
     return ["--onnx", folder, "--metrics", tmp_path / "metrics.json"]
 
 

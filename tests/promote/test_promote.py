@@ -1,25 +1,25 @@
 """The registry: versions are whole, LATEST moves once, of two rivals one loses aloud, one command goes back."""
 
-import copy
 import hashlib
 import json
 import multiprocessing
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from must.api.cli import main
 from must.base import storage
 from must.deploy.promote.registry import Registry
-from tests.promote.bundles import latest, make_bundle, promote
+from must.evaluation.result import write_metrics
+from tests.evaluate.measured import MEASURED
+from tests.promote.bundles import latest, make_bundle, make_onnx, promote
 
 
 def test_a_version_holds_the_bundle_the_onnx_and_where_they_come_from(registry, tmp_path, capsys):
     bundle = make_bundle(tmp_path / "model", seed=1, revision=3)
-    (tmp_path / "onnx").mkdir()
-    (tmp_path / "onnx" / "model.onnx").write_bytes(b"onnx")
-    metrics = {"adapted": {"top1": 0.9, "confusion": []}, "baseline": {"top1": 0.7}}
-    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    make_onnx(tmp_path / "onnx" / "model.onnx")
+    write_metrics(str(tmp_path / "metrics.json"), MEASURED)
     promote(registry, "--model", bundle, "--onnx", tmp_path / "onnx", "--metrics", tmp_path / "metrics.json")
     assert "LATEST is r0003-" in capsys.readouterr().out
     (version,) = Registry(registry, "digits").versions()
@@ -27,7 +27,8 @@ def test_a_version_holds_the_bundle_the_onnx_and_where_they_come_from(registry, 
     assert version["version"] == f"r0003-{weights[:12]}" == latest(registry).version
     assert set(version["files"]) == {"bundle/model.safetensors", "bundle/model.json", "onnx/model.onnx"}
     assert version["files"]["bundle/model.safetensors"] == {"bytes": 1000, "sha256": weights}
-    assert version["metrics"] == {"adapted": {"top1": 0.9}, "baseline": {"top1": 0.7}}
+    assert version["metrics"] == {"adapted": MEASURED.adapted.numbers, "baseline": MEASURED.baseline.numbers}
+    assert version["metrics"]["adapted"]["top1"] == 0.9
     assert (version["index_revision"], version["git_revision"]) == (3, "abc")
     promote(registry, "--list")
     assert "90.0%" in (line := capsys.readouterr().out) and line.rstrip().endswith("LATEST")
@@ -36,8 +37,7 @@ def test_a_version_holds_the_bundle_the_onnx_and_where_they_come_from(registry, 
 @pytest.mark.parametrize("where", ["model/model.json", "onnx/env.txt", "onnx/more"])
 def test_what_a_link_leads_to_is_not_published(registry, tmp_path, capsys, where):
     make_bundle(tmp_path / "model")
-    (tmp_path / "onnx").mkdir()
-    (tmp_path / "onnx" / "model.onnx").write_bytes(b"onnx")
+    make_onnx(tmp_path / "onnx" / "model.onnx")
     (tmp_path / "secret").mkdir()
     target, link = tmp_path / "secret" / "key", tmp_path / where
     if link.exists():
@@ -47,6 +47,33 @@ def test_what_a_link_leads_to_is_not_published(registry, tmp_path, capsys, where
         promote(registry, "--model", tmp_path / "model", "--onnx", tmp_path / "onnx")
     assert ended.value.code == 2 and f"'{where.partition('/')[2]}' is a link" in capsys.readouterr().err
     assert not Registry(registry, "digits").versions()
+
+
+def test_a_link_that_comes_while_it_is_copied_is_not_followed(registry, tmp_path):
+    (tmp_path / "secret").write_text("a key")
+    (tmp_path / "link").symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match="is a link"):
+        Registry(registry, "digits").add("v", {"onnx": [(str(tmp_path / "link"), "model.onnx")]}, {})
+
+
+@pytest.mark.parametrize("broken", ["onnx/model.onnx", "model/model.safetensors"])
+def test_what_cannot_be_opened_is_not_published(registry, tmp_path, capsys, broken):
+    """A file that was cut off: its name and its neighbours are as they should be."""
+    make_bundle(tmp_path / "model")
+    make_onnx(tmp_path / "onnx" / "model.onnx")
+    (tmp_path / broken).write_bytes((tmp_path / broken).read_bytes()[:-100])
+    with pytest.raises(SystemExit, match="2"):
+        promote(registry, "--model", tmp_path / "model", "--onnx", tmp_path / "onnx")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert broken in line and not Registry(registry, "digits").versions()
+
+
+def test_hidden_files_are_not_published(registry, tmp_path):
+    make_onnx(tmp_path / "onnx" / "model.onnx")
+    (tmp_path / "onnx" / ".env").write_text("a key")
+    promote(registry, "--model", make_bundle(tmp_path / "model"), "--onnx", tmp_path / "onnx")
+    (version,) = Registry(registry, "digits").versions()
+    assert "onnx/model.onnx" in version["files"] and not [name for name in version["files"] if "env" in name]
 
 
 def test_rolling_back_goes_one_champion_further_each_time(registry, tmp_path, capsys):
@@ -97,7 +124,7 @@ def test_a_second_run_of_the_same_data_finds_its_model_promoted_and_is_done(regi
     bundle, onnx = make_bundle(tmp_path / "a", seed=1), []
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "model.onnx").write_text(name)
+        make_onnx(tmp_path / name / "model.onnx", name)
         onnx.append(tmp_path / name)
     promote(registry, "--model", make_bundle(tmp_path / "old", seed=3))
     old = latest(registry).version
@@ -186,23 +213,6 @@ def test_a_bundle_whose_data_have_no_revision_needs_a_name(tmp_path, capsys, rev
     assert latest(str(tmp_path / "registry")).version == "mine"
 
 
-METRICS = {
-    "classes": ["a", "b"],
-    "labelled": 200,
-    "baseline": {"top1": 0.7},
-    "adapted": {"top1": 0.8},
-    "intervals": {"top1": [0.05, 0.15]},
-    "label_free": {
-        "compared": {
-            "agreement": 0.9,
-            "check": {"images": 200, "warnings": [], "agreement_before": 0.5, "agreement_after": 0.6},
-        },
-        "baseline": {"effective_classes": 2.0, "mutual_information": 0.5},
-        "adapted": {"effective_classes": 1.9, "mutual_information": 0.5},
-    },
-}
-
-
 @pytest.mark.parametrize(
     "flags, passed",
     [
@@ -215,7 +225,7 @@ METRICS = {
     ],
 )
 def test_the_gate_decides_and_promote_obeys(tmp_path, capsys, flags, passed):
-    (tmp_path / "metrics.json").write_text(json.dumps(METRICS))
+    write_metrics(str(tmp_path / "metrics.json"), MEASURED)
     decision = tmp_path / "decision.json"
     main(["gate", "--metrics", str(tmp_path / "metrics.json"), "--output", str(decision), *flags])
     shown = capsys.readouterr().out
@@ -233,9 +243,9 @@ def test_the_gate_decides_and_promote_obeys(tmp_path, capsys, flags, passed):
 
 def test_zero_shot_goes_green_but_replaces_no_champion(tmp_path, capsys):
     """Nothing was kept of an adaptation: the first model may be that, a champion stays."""
-    metrics = copy.deepcopy(METRICS)
-    metrics["label_free"]["compared"]["agreement"] = 1.0
-    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    free = MEASURED.label_free
+    same = replace(free, compared=replace(free.compared, agreement=1.0))
+    write_metrics(str(tmp_path / "metrics.json"), replace(MEASURED, label_free=same))
     decision = tmp_path / "decision.json"
     main(["gate", "--metrics", str(tmp_path / "metrics.json"), "--output", str(decision)])
     assert "gate (label-free): passed, zero-shot is kept" in capsys.readouterr().out

@@ -3,7 +3,6 @@
 import http.client
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,14 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from must.config import ReviewConfig
 from must.data.loading.reader import ShardReader
 from must.deploy.review.page import self_contained
 from must.deploy.review.pictures import Pictures
 from must.deploy.review.prepare import looks, prepare
-from must.deploy.review.review import placed, review_at, what_next
 from must.deploy.review.review import prepared as prepared_at
 from must.deploy.review.review import review as must_review
+from must.deploy.review.review import review_at, what_next
 from must.deploy.review.session import PATIENCE, Session
 from must.deploy.review.teaching import Images, Teaching
 from must.method.answers.book import read_answers
@@ -317,22 +315,6 @@ def test_a_folder_of_another_model_or_with_damaged_files_is_refused_in_one_line(
     (folder / "review.json").write_text((folder / "review.json").read_text()[:-100])
     with pytest.raises(ValueError, match="is damaged or of another version"):
         review_at(config)
-    with pytest.raises(ValueError, match="no folder that `must adapt` made"):
-        placed(ReviewConfig(work=str(tmp_path)))
-    (tmp_path / "adapt.json").write_text("{}")
-    found = placed(ReviewConfig(work=str(tmp_path)))
-    assert found.model == str(tmp_path / "model") and found.output == str(tmp_path / "review")
-
-
-def test_refined_labels_come_from_all_of_the_adaptation_where_the_model_has_a_part(tmp_path, prepared):
-    made = digits()
-    shutil.copytree(made.zero_shot, tmp_path / "model")
-    shutil.copytree(made.adapted, tmp_path / "model/adapted")
-    review, images = prepare(replace(config_at(tmp_path), model=str(tmp_path / "model")))
-    whole = Images.load(str(prepared))
-    assert torch.equal(images.probabilities, whole.probabilities) and torch.equal(images.values, whole.values)
-    classes = np.array([picture.classes for picture in review.pictures])
-    assert (classes[:, 0] == classes[:, 1]).all() and (classes[:, 2] != classes[:, 1]).any()
 
 
 def test_a_page_that_carries_its_pictures_runs_nothing_of_theirs_and_has_a_bound(review, folder, monkeypatch):

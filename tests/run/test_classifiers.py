@@ -1,6 +1,7 @@
 """A classifier that an earlier run made is used again if it is whole; and what an artifact may tell of itself."""
 
 import hashlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,8 +11,9 @@ from must.base.files import CLASSIFIER_FILE
 from must.config import ClassifierConfig
 from must.method.model.folder import MODEL_FOLDER_FILE, WEIGHTS_FILE
 from must.runtime import classifiers
-from must.runtime.classifiers import provide
+from must.runtime.classifiers import Made, provide
 from must.runtime.evaluation import figures, plain
+from tests.evaluate.measured import MEASURED
 
 
 @pytest.fixture
@@ -25,14 +27,14 @@ def made(monkeypatch, tmp_path):
         storage.write_bytes(output, contents[-1])
         for file in (MODEL_FOLDER_FILE, WEIGHTS_FILE):
             storage.write_bytes(f"{model_store}/ViT-B-16/{file}", b"x")
-        return SimpleNamespace(classes=("cat", "dog"), model_folder=f"{model_store}/ViT-B-16", encoder=None)
+        return SimpleNamespace(classes=("cat", "dog"), model_folder=f"{model_store}/ViT-B-16")
 
     monkeypatch.setattr(classifiers, "call", call)
     return contents
 
 
 def ask(work, output, key="k"):
-    made_of = {"classes": "classes.yaml", "model": "ViT-B-16", "pretrained": "openai", "look_alikes": "auto"}
+    made_of = {"classes": "classes.yaml", "model": "ViT-B-16", "pretrained": "openai"}
     return provide(str(work), **made_of, fingerprint=key, weights=str(output))
 
 
@@ -40,16 +42,9 @@ def ask(work, output, key="k"):
 def test_what_an_earlier_run_made_is_used_again(made, tmp_path, bucket_server, place):
     work = tmp_path / "work" if place == "folder" else bucket_server.uri
     first = ask(work, tmp_path / "a")
-    assert first == {
-        "sha256": hashlib.sha256(made[0]).hexdigest(),
-        "classes": 2,
-        "model_folder": f"{work}/models/ViT-B-16",
-        "look_alikes": "tower",
-        "encoder_folder": "",
-        "kept": False,
-    }
-    assert ask(work, tmp_path / "b") == first | {"kept": True} and (tmp_path / "b").read_bytes() == made[0]
-    assert not ask(work, tmp_path / "c", key="other classes")["kept"] and len(made) == 2
+    assert first == Made(hashlib.sha256(made[0]).hexdigest(), 2, f"{work}/models/ViT-B-16")
+    assert ask(work, tmp_path / "b") == replace(first, kept=True) and (tmp_path / "b").read_bytes() == made[0]
+    assert not ask(work, tmp_path / "c", key="other classes").kept and len(made) == 2
 
 
 @pytest.mark.parametrize("file", [CLASSIFIER_FILE, classifiers.DESCRIPTION])
@@ -61,19 +56,19 @@ def test_what_is_gone_or_damaged_is_made_again(made, tmp_path, file, damage):
         kept.unlink()
     else:
         kept.write_bytes(kept.read_bytes()[:-3] if damage == "cut short" else b"")
-    assert not ask(tmp_path, tmp_path / "b")["kept"] and (tmp_path / "b").read_bytes() == made[1]
-    assert ask(tmp_path, tmp_path / "c")["kept"] and (tmp_path / "c").read_bytes() == made[1]
+    assert not ask(tmp_path, tmp_path / "b").kept and (tmp_path / "b").read_bytes() == made[1]
+    assert ask(tmp_path, tmp_path / "c").kept and (tmp_path / "c").read_bytes() == made[1]
 
 
 @pytest.mark.parametrize("file", [MODEL_FOLDER_FILE, WEIGHTS_FILE])
 def test_a_classifier_whose_model_is_gone_is_made_again(made, tmp_path, file):
     ask(tmp_path, tmp_path / "a")
     (tmp_path / "models" / "ViT-B-16" / file).unlink()
-    assert not ask(tmp_path, tmp_path / "b")["kept"] and ask(tmp_path, tmp_path / "c")["kept"]
+    assert not ask(tmp_path, tmp_path / "b").kept and ask(tmp_path, tmp_path / "c").kept
 
 
 def test_metadata_has_nothing_that_kubeflow_refuses():
     """Its converter fails a stage after its work for null, and JSON has no NaN."""
     facts = {"a": None, "b": float("nan"), "c": float("inf"), "d": 0, "e": "", "f": 0.5, "g": False}
     assert plain(facts) == {"d": 0, "e": "", "f": 0.5, "g": False}
-    assert figures({"baseline": None, "adapted": {"top1": 0.5, "ece": float("nan")}}) == {"accuracy": 0.5}
+    assert figures(replace(MEASURED, baseline=None))["accuracy"] == 0.9

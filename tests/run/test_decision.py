@@ -5,7 +5,7 @@ import json
 import pytest
 
 from must.runtime.decision import decide, promote
-from tests.promote.bundles import make_bundle
+from tests.promote.bundles import make_bundle, make_onnx
 from tests.test_gate import better, metrics_of
 
 
@@ -15,25 +15,26 @@ def places(tmp_path, model):
     (details / "metrics.json").write_text(json.dumps(metrics))
     (tmp_path / "onnx").mkdir()
     return {
-        "bundle": str(model), "details": str(details), "registry": str(tmp_path / "registry"), "model_name": "digits",
-        "key": "k", "decision": str(tmp_path / "decision.json"),
+        "bundle": str(model), "details": str(details), "registry_uri": str(tmp_path / "registry"), "key": "k",
+        "model_name": "digits", "decision": str(tmp_path / "decision.json"),
     }  # fmt: skip
 
 
 def ask(tmp_path, given, **champion):
     asked = {"gate": "labelled", "settings": {}, "split": "test", "page": str(tmp_path / "page.md")}
-    return decide(str(tmp_path / "work"), **given, **asked, **champion)
+    registry, values = given["registry_uri"], {name: given[name] for name in given if name != "registry_uri"}
+    return decide(str(tmp_path / "work"), registry=registry, **values, **asked, **champion)
 
 
 def test_the_champion_itself_is_compared_with_zero_shot_and_promoted_again(tmp_path, capsys):
     given = places(tmp_path, make_bundle(tmp_path / "model"))
     others = {"onnx": str(tmp_path / "onnx"), "output": str(tmp_path / "promoted.json")}
     first, _ = ask(tmp_path, given, champion="none", champion_uri="")
-    version = promote(**given, **others, champion="none")["version"]
-    uri = f"{given['registry']}/digits/{version}/bundle"
+    version = promote(str(tmp_path), register="none", **given, **others, champion="none")["version"]
+    uri = f"{given['registry_uri']}/digits/{version}/bundle"
     again, facts = ask(tmp_path, given, champion=version, champion_uri=uri)
-    assert again == first and again.passed and facts["outcome"] == "passed"
-    assert promote(**given, **others, champion=version)["version"] == version
+    assert again == first and again.passed and facts.outcome == "passed"
+    assert promote(str(tmp_path), register="none", **given, **others, champion=version)["version"] == version
     assert f"this model is the champion, {version}" in capsys.readouterr().out
 
 
@@ -42,12 +43,12 @@ def test_the_champion_with_another_onnx_file_is_promoted_as_a_version_of_its_own
     others, version = {"onnx": str(tmp_path / "onnx"), "output": str(tmp_path / "promoted.json")}, "none"
     seen = []
     for precision in ("fp32", "int8", "fp16", "fp16"):  # the last one: a retry
-        (tmp_path / "onnx" / "model.onnx").write_text(precision)
-        uri = "" if version == "none" else f"{given['registry']}/digits/{version}/bundle"
+        made = make_onnx(tmp_path / "onnx" / "model.onnx", precision)
+        uri = "" if version == "none" else f"{given['registry_uri']}/digits/{version}/bundle"
         decision, _ = ask(tmp_path, given, champion=version, champion_uri=uri)
         assert decision.passed and (f"is the champion, {version}" in capsys.readouterr().out) is bool(uri)
-        version = promote(**given, **others, champion=version)["version"]
-        assert (tmp_path / "registry" / "digits" / version / "onnx" / "model.onnx").read_text() == precision
+        version = promote(str(tmp_path), register="none", **given, **others, champion=version)["version"]
+        assert (tmp_path / "registry" / "digits" / version / "onnx" / "model.onnx").read_bytes() == made
         seen.append(version)
     assert len(set(seen[:3])) == 3 and seen[3] == seen[2]
 
@@ -58,10 +59,10 @@ def test_zero_shot_that_is_the_champion_is_promoted_again_and_replaces_no_other(
     others = {"onnx": str(tmp_path / "onnx"), "output": str(tmp_path / "promoted.json")}
     kept = {"passed": True, "gate": "label-free", "outcome": "zero-shot", "reasons": []}
     (tmp_path / "decision.json").write_text(json.dumps(kept))
-    version = promote(**given, **others, champion="none")["version"]
+    version = promote(str(tmp_path), register="none", **given, **others, champion="none")["version"]
     if champion == "itself":
-        assert promote(**given, **others, champion=version)["version"] == version
+        assert promote(str(tmp_path), register="none", **given, **others, champion=version)["version"] == version
         return
     other = given | {"bundle": str(make_bundle(tmp_path / "other", seed=1))}
     with pytest.raises(ValueError, match="has a champion, which stays"):
-        promote(**other, **others, champion=version)
+        promote(str(tmp_path), register="none", **other, **others, champion=version)

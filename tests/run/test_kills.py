@@ -23,8 +23,8 @@ def start(digits, work, output, processes):
     values = {"classifier": str(digits.classifier), "output": str(output), "preset": "digits", "settings": KEPT}
     values |= {"index_sha256": load_index(str(digits.shards)).sha256, "epochs": SETTINGS["epochs"]}
     values |= {"processes": str(processes)}
-    code = "from must.runtime.supervise import supervised; "
-    code += f"supervised('train', 'must.runtime.training:train_here', 'r', {str(work)!r}, **{values!r})"
+    code = "from must.runtime.supervise import supervised; from must.runtime.stages import train; "
+    code += f"supervised('train', train, 'r', {str(work)!r}, **{values!r})"
     environment = os.environ | {"MUST_RETRIES": "9,0,1", "OMP_NUM_THREADS": "1"}
     with (work / "log").open("ab") as log:
         return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=log, stderr=log)

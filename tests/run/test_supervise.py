@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from must.base.processes import is_running
-from must.runtime.notes import read_notes
+from must.runtime.notes import Facts, read_notes
+from must.runtime.stages import library
 from must.runtime.summary import summarize
 from must.runtime.supervise import LONGEST, Policy, supervised
+from tests import supervised as endings
 from tests.promote.bundles import make_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +27,7 @@ def retries(monkeypatch):
 
 
 def run(work, how, times):
-    return supervised("train", "tests.supervised:unlucky", "7", str(work), how=how, times=times)
+    return supervised("train", endings.unlucky, "7", str(work), how=how, times=times)
 
 
 @pytest.mark.parametrize("how, code", [("killed", 137), ("store", 75), ("bug", 1), ("75", 75), ("137", 137)])
@@ -34,7 +36,7 @@ def test_what_may_pass_is_tried_again(tmp_path, retries, how, code, capfd):
     assert run(tmp_path, how, times=2) == 3
     (note,) = read_notes(str(tmp_path), "7")
     assert note.state == "done" and [one["code"] for one in note.tries] == [code, code]
-    assert (note.result, note.facts, note.checkpoints) == ("done at last", {"version": "r1"}, "checkpoints/k")
+    assert (note.result, note.facts, note.checkpoints) == ("done at last", Facts(version="r1"), "checkpoints/k")
     shown = capfd.readouterr()
     assert "life 1" in shown.out and f"try 1 of 4 ended with exit code {code}; trying again in 0 s" in shown.err
 
@@ -72,8 +74,8 @@ def test_a_wrong_environment_is_one_line(tmp_path, retries, capfd):
 
 def start(work, function, **values):
     """A supervisor that is a process of its own."""
-    code = "import sys; from must.runtime.supervise import supervised; "
-    code += f"supervised('train', 'tests.supervised:{function}', '7', {str(work)!r}, **{values!r})"
+    code = "from must.runtime.supervise import supervised; from tests import supervised as ways; "
+    code += f"supervised('train', ways.{function}, '7', {str(work)!r}, **{values!r})"
     environment = os.environ | {"MUST_RETRIES": "3,1000,2"}
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, start_new_session=True)
 
@@ -100,7 +102,7 @@ def test_at_its_time_limit_a_stage_is_ended_as_by_a_signal_but_nobody_calls_that
     retries("3,0,2")
     monkeypatch.setenv("MUST_TIME_LIMIT", "2")
     with pytest.raises(SystemExit) as error:
-        supervised("train", "tests.supervised:endless", "7", str(tmp_path))
+        supervised("train", endings.endless, "7", str(tmp_path))
     (note,) = read_notes(str(tmp_path), "7")
     assert error.value.code == note.code == 124 and not note.tries and (tmp_path / "saved").exists()
     page = summarize(str(tmp_path), "7", "FAILED", "again")
@@ -153,7 +155,7 @@ print(subprocess.Popen([sys.executable, "-c", {child!r}], env=child_environment(
 
 def test_a_stage_of_the_library_runs_as_it_is_also_with_a_parameter_called_name(tmp_path, capfd):
     given = {"registry": str(tmp_path / "registry"), "name": "digits", "list": True}
-    assert supervised("promote", "must.runtime.stages:library:promote", "7", str(tmp_path), **given) is None
+    assert supervised("promote", library, "7", str(tmp_path), stage="promote", values=given) is None
     assert "digits: no champion yet" in capfd.readouterr().out
     (note,) = read_notes(str(tmp_path), "7")
     assert (note.stage, note.state) == ("promote", "done")
@@ -161,8 +163,9 @@ def test_a_stage_of_the_library_runs_as_it_is_also_with_a_parameter_called_name(
 
 def test_a_place_that_another_run_holds_is_waited_for_and_then_refused_with_its_own_code(tmp_path, retries, capfd):
     """The other run is a real process; its run's id is in the line, and nothing calls it wrong input."""
-    hold = "import os, sys\nfrom must.base.lock import SHARDS, locked\nos.environ['MUST_RUN_ID'] = '1f2e'\n"
-    hold += "with locked(sys.argv[1], SHARDS):\n    print('held', flush=True)\n    sys.stdin.read()"
+    hold = "import os, sys\nfrom must.base.lock import locked\nfrom must.data.shards.workdir import LOCK\n"
+    hold += "os.environ['MUST_RUN_ID'] = '1f2e'\n"
+    hold += "with locked(sys.argv[1], LOCK):\n    print('held', flush=True)\n    sys.stdin.read()"
     command = [sys.executable, "-c", hold, str(tmp_path / "shards")]
     other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert other.stdout.readline() == "held\n"
@@ -171,7 +174,7 @@ def test_a_place_that_another_run_holds_is_waited_for_and_then_refused_with_its_
     retries("1,0,2")
     try:
         with pytest.raises(SystemExit, match="73"):
-            supervised("shard", "must.runtime.stages:library:shard", "7", str(tmp_path), **given)
+            supervised("shard", library, "7", str(tmp_path), stage="shard", values=given)
     finally:
         other.communicate("")
     (note,) = read_notes(str(tmp_path), "7")
@@ -188,11 +191,10 @@ def test_a_run_that_another_one_overtook_is_not_tried_again_and_nothing_is_calle
         make_bundle(tmp_path / name, seed=seed)
     given = {"registry": str(tmp_path / "registry"), "name": "digits", "champion": "none"}
     retries("3,60,2")
-    supervised("promote", "must.runtime.stages:library:promote", "6", str(tmp_path), model=str(tmp_path / "a"), **given)
+    first, second = (given | {"model": str(tmp_path / name)} for name in ("a", "b"))
+    supervised("promote", library, "6", str(tmp_path), stage="promote", values=first)
     with pytest.raises(SystemExit, match="73"):
-        supervised(
-            "promote", "must.runtime.stages:library:promote", "7", str(tmp_path), model=str(tmp_path / "b"), **given
-        )
+        supervised("promote", library, "7", str(tmp_path), stage="promote", values=second)
     (note,) = read_notes(str(tmp_path), "7")
     assert (note.code, note.tries) == (73, [])
     page = summarize(str(tmp_path), "7", "FAILED", "again")
@@ -207,11 +209,11 @@ def test_keys_that_are_refused_for_a_while_cost_no_try_no_note_and_no_page(bucke
     retries("3,0,2")
     work = f"{bucket_server.uri}/work"
     bucket_server.faults.plan = ["403", "403", "403", ""]
-    supervised("train", "tests.supervised:saving", "7", work)
+    supervised("train", endings.saving, "7", work)
     (note,) = read_notes(work, "7")
     assert (note.state, note.result, note.tries) == ("done", "x", [])
     assert "| train | done | 1 |" in summarize(work, "7", "FAILED", "again")
     monkeypatch.setenv("MUST_PROVEN_PLACES", "")
     bucket_server.faults.plan = ["403"]
     with pytest.raises(SystemExit, match="2"):
-        supervised("inputs", "tests.supervised:saving", "8", work)
+        supervised("inputs", endings.saving, "8", work)

@@ -9,54 +9,14 @@ from functools import partial
 
 import pytest
 
-from must.deploy.serve.turns import Share, Turns
+from must.deploy.serve.work import Decoders
 from tests.serve.server import SILENCE, running
 
 INFER = "/v2/models/digits/infer"
 
 
-def order_of(turns, puts):
-    """The names of jobs in the order in which one thread does them; it is held until all of them wait."""
-    done, held, last = [], threading.Event(), threading.Event()
-    turns.put(Share(), 0.001, 0, lambda: held.wait(SILENCE))
-    for share, megapixels, name in puts:
-        turns.put(share, megapixels, 0, partial(done.append, name))
-    turns.put(Share(), 1e9, 0, last.set)
-    held.set()
-    assert last.wait(SILENCE)
-    turns.close()
-    return done
-
-
-def test_a_photo_does_not_wait_for_anothers_sixty_four():
-    many, one = Share(), Share()
-    puts = [(many, 40, f"many {number}") for number in range(64)] + [(one, 12, "one")]
-    assert order_of(Turns(1, 10**9), puts).index("one") == 0
-
-
-def test_a_large_picture_has_its_turn_among_many_small_requests():
-    large = Share()
-    puts = [(large, 40, "large")] + [(Share(), 1, f"small {number}") for number in range(100)]
-    turns, found = Turns(1, 10**9), []
-    held, done = threading.Event(), threading.Event()
-    turns.put(Share(), 0.001, 0, lambda: held.wait(SILENCE))
-
-    def arrive():
-        """The next small request comes when the one before it has been done, for ever."""
-        found.append("small")
-        if "large" not in found:
-            turns.put(Share(), 1, 0, arrive)
-
-    for share, megapixels, name in puts[:1]:
-        turns.put(share, megapixels, 0, lambda name=name: (found.append(name), done.set()))
-    turns.put(Share(), 1, 0, arrive)
-    held.set()
-    assert done.wait(SILENCE) and found.index("large") <= 41
-    turns.close()
-
-
-def test_pictures_decoded_at_a_time_stay_below_the_memory_and_one_thread_stays_free():
-    turns = Turns(4, 100)
+def test_pictures_decoded_at_a_time_stay_below_the_memory_and_one_alone_may_take_more():
+    decoders = Decoders(4, 100)
     lock, now, most, done = threading.Lock(), [0], [0], threading.Semaphore(0)
 
     def job(size):
@@ -69,16 +29,9 @@ def test_pictures_decoded_at_a_time_stay_below_the_memory_and_one_thread_stays_f
         done.release()
 
     for size in [60, 60, 30, 30, 250, 60, 10] * 5:
-        turns.put(Share(), 1, size, partial(job, size))
-    assert all(done.acquire(timeout=SILENCE) for _ in range(35)) and most[0] <= 250
-    blocked = threading.Event()
-    for _ in range(8):
-        turns.put(Share(), 40, 0, lambda: (blocked.wait(SILENCE), done.release()))
-    turns.put(Share(), 1, 0, done.release)
-    assert done.acquire(timeout=SILENCE), "a small picture, while large ones hold the decoders"
-    blocked.set()
-    assert all(done.acquire(timeout=SILENCE) for _ in range(8))
-    turns.close()
+        decoders.put(size, partial(job, size))
+    assert all(done.acquire(timeout=SILENCE) for _ in range(35)) and most[0] == 250
+    decoders.close()
 
 
 @pytest.fixture(scope="module")

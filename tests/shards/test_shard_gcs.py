@@ -17,6 +17,7 @@ from must.base import lock, storage
 from must.base.processes import is_running
 from must.data.format.index import load_index
 from must.data.format.verify import verify
+from must.data.shards.workdir import LOCK as SHARDS
 from tests import zoo
 from tests.shards.test_shard import run, samples
 from tests.shards.test_shard import tree as local_tree
@@ -129,11 +130,11 @@ shard(ShardConfig(source={source!r}, output={output!r}, workers=2, max_rejected=
 def test_a_living_owner_of_the_bucket_is_respected(bucket_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "HEARTBEAT_S", 0.2)
     output = bucket_server.uri + "/out"
-    with lock.locked(output, lock.SHARDS) as still_ours:
+    with lock.locked(output, SHARDS) as still_ours:
         monkeypatch.setattr(lock.socket, "gethostname", lambda: "another-pod")
         with (
             pytest.raises(ValueError, match=r"being written by another `must shard` \(process \d+ on"),
-            lock.locked(output, lock.SHARDS),
+            lock.locked(output, SHARDS),
         ):
             pass
         still_ours()

@@ -30,6 +30,17 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     return empty_bucket(request, monkeypatch, request.param).uri + "/a/prefix"
 
 
+def test_what_a_kill_left_is_removed_once_nobody_can_be_writing_it(tmp_path: Path) -> None:
+    old, young, folder = (tmp_path / "a" / name for name in (".tmp-old", ".tmp-young", ".tmp-folder"))
+    folder.mkdir(parents=True)
+    for path in (old, young, folder / "weights", tmp_path / "a" / "whole"):
+        path.write_bytes(b"x")
+    for path in (old, folder / "weights", folder, tmp_path / "a" / "whole"):
+        os.utime(path, (0, 0))
+    storage.remove_leftovers(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [".tmp-young", "whole"]
+
+
 def test_written_bytes_are_read_back_whole_and_by_range(place: str) -> None:
     uri = storage.join(place, "folder", "file name ü.bin")
     storage.write_bytes(uri, b"0123456789")

@@ -1,6 +1,7 @@
 """Checkpoints where they are kept: on a disk that fills up, on a bucket that goes away, whatever the clock says."""
 
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from must.base import storage
-from must.method.train.checkpoint import Checkpoints, Snapshot, load_state
+from must.method.train.checkpoint import Checkpoints, DamagedError, Snapshot, load_state
 from tests.stores import be_impatient
 from tests.train.lives import newest_state
 
@@ -224,6 +225,20 @@ def test_a_damaged_checkpoint_is_passed_over(place, damage):
         warnings.simplefilter("always")
         assert newest_state(Checkpoints(place))["progress"]["step"] == 1
     assert ["passed over" in str(warning.message) for warning in told] == [True] * (damage != "no description")
+
+
+@pytest.mark.parametrize("other", ["a pickle", "no state"])
+def test_another_file_with_the_right_checksum_is_one_line(tmp_path, other):
+    checkpoints = Checkpoints(str(tmp_path / "checkpoints"))
+    checkpoints.save(1, state(1))
+    checkpoints.close()
+    path = tmp_path / "checkpoints" / "step-000000001.pt"
+    if other == "a pickle":
+        path.write_bytes(pickle.dumps(Path("x")))
+    else:
+        torch.save([1], path)
+    with pytest.raises(DamagedError, match=r"step-000000001.pt: is no checkpoint of `must train`; delete it"):
+        load_state(path)
 
 
 def test_a_checkpoint_that_cannot_be_fetched_is_no_damaged_one(bucket_server, monkeypatch):

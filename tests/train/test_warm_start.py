@@ -16,7 +16,6 @@ from must.data.loading.reader import open_reader
 from must.method.model.bundle import load_bundle, preprocess_of, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.train import warm_start
-from must.method.train.presets import preset
 from must.method.train.trainer import train
 from must.method.train.warm_start import start_from, start_mask_token
 
@@ -44,7 +43,7 @@ def test_training_starts_there_and_the_bundle_says_so(digits, champion, tmp_path
     values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(tmp_path / "model")}
     settings = {"epochs": 1, "batch_size": 75, "workers": 0, "lr": 0.0, "min_lr": 0.0, "weight_decay": 0.0}
     config = {**values, **settings, "init": champion, "preset": "digits"}
-    train(load(TrainConfig, config, preset=preset("digits", "any")))
+    train(load(TrainConfig, config))
     trained, start = load_bundle(str(tmp_path / "model")), load_bundle(champion)
     for name, value in trained.model.state_dict().items():  # a learning rate of zero leaves everything where it was
         assert torch.allclose(value, start.model.state_dict()[name], atol=1e-6), name

@@ -1,5 +1,6 @@
 """What the stage serve does: writes the InferenceService beside LATEST, and applies it where it is asked to and may."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -13,10 +14,18 @@ from must_components.serving.manifest import inference_service, is_seen, require
 FILE = "inferenceservice.yaml"  # REGISTRY/NAME/...
 
 
+@dataclass(frozen=True)
+class Service:
+    """Where the manifest is, and the namespace where it was applied; '' where it was not."""
+
+    manifest: str
+    namespace: str
+
+
 def serve(
     work_uri: str, *, registry_uri: str, model_name: str, how: str, server: dict[str, Any], output: str
-) -> dict[str, str]:
-    """Returns where the manifest is, and the namespace where it was applied ('' where it was not)."""
+) -> Service:
+    """What the stage serve does."""
     with stage_note(work_uri, "serve") as note:
         registry = WorkUri(work_uri).registry(registry_uri)
         manifest = inference_service(registry, model_name, server)
@@ -32,7 +41,7 @@ def serve(
             note.result
             + ("" if is_seen(registry, server) else f"; first put the registry, {registry}, where a pod sees it")
         )
-    return {"manifest": place, "namespace": namespace}
+    return Service(place, namespace)
 
 
 def apply_command(place: str) -> str:

@@ -41,13 +41,14 @@ def train_job(
     """
     from must.runtime.evaluation import plain
     from must.runtime.supervise import supervised
+    from must_components.train_job.launcher import train_on_nodes
 
-    summary, facts = supervised(
-        "train", "must_components.train_job.launcher:train_on_nodes", run_id, work_uri, index_sha256=index_sha256,
+    trained = supervised(
+        "train", train_on_nodes, run_id, work_uri, index_sha256=index_sha256,
         classifier=classifier.path, output=bundle.path, nodes=nodes, init=init, preset=preset, settings=settings,
         epochs=epochs, tensorboard_uri=tensorboard_uri,
     )  # fmt: skip
-    for name, value in plain(summary).items():
+    for name, value in plain(trained.summary).items():
         training.log_metric(name, float(value))
-    bundle.metadata.update(plain(facts | summary) | {"display_name": f"adapted model {facts['sha256'][:12]}"})
-    return facts["sha256"]
+    bundle.metadata.update(trained.metadata)
+    return trained.origin["sha256"]

@@ -11,35 +11,36 @@ from must.base.names import listed
 from must.method.answers.book import FILE as ANSWERS
 from must.method.model.bundle import load_description
 from must.runtime.keepalive import SILENCE
-from must.runtime.notes import stage_note
+from must.runtime.notes import Facts, stage_note
 from must.runtime.places import JobUri, WorkUri
-from must.runtime.training import Asked, origin, trained
+from must.runtime.training import Trained, TrainRequest, in_words, origin
 from must_components.train_job.jobs import Jobs
 from must_components.train_job.launch import Launch
 from must_components.train_job.manifest import request
 
 
 def train_on_nodes(
-    work_uri: str, *, output: str, nodes: dict[str, Any], tensorboard_uri: str = "", **given: Any
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Trains, or attaches to the job that trains. Returns the run's summary, and what the bundle tells of its origin.
+    work_uri: str, *, index_sha256: str, classifier: str, output: str, nodes: dict[str, Any], init: str = "",
+    preset: str = "", settings: dict[str, Any], epochs: int = 0, tensorboard_uri: str = "",
+) -> Trained:  # fmt: skip
+    """Trains, or attaches to the job that trains.
 
     Exits with the nodes' code (2, 75 or 1) and the job's last lines and events when it fails, with 75 when it is
-    stopped itself: then the job trains on, unless the whole run is being stopped. `given` is what Asked has.
+    stopped itself: then the job trains on, unless the whole run is being stopped.
     """
-    wanted = Asked(work_uri, **given)
+    wanted = TrainRequest(work_uri, index_sha256, classifier, init, preset, settings, epochs)
     asked, (key, values) = wanted.decision_key(), wanted.job_values()
     job = WorkUri(work_uri).job(key + since(work_uri, asked))
     name = job_name(job.uri)
-    with stage_note(work_uri, "train", values["checkpoints"], trainjob=name) as note:
+    with stage_note(work_uri, "train", values["checkpoints"], facts=Facts(trainjob=name)) as note:
         curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
         prepare(job, values, wanted.classifier, curves, {"work_uri": work_uri, "key": asked})
         logging.getLogger("kubeflow").setLevel(logging.ERROR)  # it warns at length when it cannot read a version
         Launch(Jobs(), request(name, nodes, job.uri), job, int(nodes["timeout"])).run()
         copy_bundle(job.bundle, output)
         summary = load_description(output).provenance["summary"]
-        note.result = trained(summary, f" on {int(nodes['nodes'])} nodes")
-    return summary, origin(output)
+        note.result = in_words(summary, f" on {int(nodes['nodes'])} nodes")
+    return Trained(summary, origin(output))
 
 
 def job_name(job: str) -> str:

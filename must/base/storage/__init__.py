@@ -25,6 +25,6 @@ from must.base.storage.api import (
     write_bytes,
 )
 from must.base.storage.base import ConflictError, Entry, Generation, UnreachableError, Writable
-from must.base.storage.disk import TEMPORARY, HashingFile, disk_errors, local, sha256_of, umask
+from must.base.storage.disk import TEMPORARY, HashingFile, disk_errors, local, remove_leftovers, sha256_of, umask
 from must.base.storage.json_objects import object_or_none, parse_object, read_json, read_object
 from must.base.storage.retry import is_transient, repeat, wait_for_credentials

@@ -180,12 +180,14 @@ def local_copy(uri: str | Path) -> Iterator[Path]:
         yield path
 
 
-def copy(uri: str | Path, file: Writable) -> None:
-    """Writes a file's bytes to an open one. Raises FileNotFoundError."""
+def copy(uri: str | Path, file: Writable, follow: bool = True) -> None:
+    """Writes a file's bytes to an open one. Raises FileNotFoundError; ValueError: it is a link, not to be followed."""
     if is_remote(uri):
         copy_ranges(remote(uri), str(uri), file)
     else:
         with open_regular(local(uri)) as source:
+            if not follow and not os.path.samestat(os.fstat(source.fileno()), local(uri).lstat()):
+                raise UserError(f"{uri}: is a link; put the file itself there")
             shutil.copyfileobj(source, file, 1 << 20)
 
 

@@ -7,8 +7,10 @@ import errno
 import hashlib
 import io
 import os
+import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +21,7 @@ from must.base.storage.base import ConflictError, Entry, Generation
 
 TEMPORARY = ".tmp-"
 """Prefix of files that are not complete yet. Listings leave them out, and what goes on after a kill deletes them."""
+ABANDONED = 3600  # seconds
 DEEPEST = 200  # folders in one another, in a listing
 
 
@@ -74,6 +77,15 @@ def unfinished(folder: Path) -> tuple[int, str]:
     if hasattr(os, "fchmod"):  # not on every Windows, which has no such rights
         os.fchmod(descriptor, 0o666 & ~umask())
     return descriptor, name
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Removes what killed programs left unfinished anywhere below a local folder: files and folders that nobody has
+    written to for an hour."""
+    for path in [*local(folder).rglob(f"{TEMPORARY}*")] if "://" not in str(folder) else ():
+        with suppress(OSError):  # another program removes it, too
+            if max(one.stat().st_mtime for one in (path, *path.rglob("*"))) < time.time() - ABANDONED:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def umask() -> int:

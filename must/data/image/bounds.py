@@ -14,6 +14,9 @@ from must.data.image.cost import MAX_PIXELS, MEMORY, SECONDS
 TIMES = 3
 """How much more than the largest cost that a header may promise."""
 
+held = False
+"""Whether this process is one of those workers: it begins with `limit_memory`."""
+
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
 
 
@@ -33,6 +36,8 @@ def deadline(max_pixels: int) -> Iterator[None]:
 
 def limit_memory(max_pixels: int, others: int) -> None:
     """From here on this process gets no more memory than a picture may take, and `others` bytes. Linux only."""
+    global held
+    held = True
     if sys.platform == "linux":
         import resource
 

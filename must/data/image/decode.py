@@ -7,10 +7,13 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from must.base.errors import UserError
+from must.base.errors import TransientError, UserError
 from must.base.text import one_line
+from must.data.image import bounds
+from must.data.image.apart import decode_apart
 from must.data.image.colors import check_colors, to_rgb
 from must.data.image.cost import MAX_PIXELS, cost, refusal
+from must.data.image.headers.base import Cost
 from must.data.image.headers.directory import directory_refusal
 from must.data.image.headers.heif import PLUGIN, can_read, is_heif
 from must.data.image.jpeg import decode_plain
@@ -23,6 +26,8 @@ KNOWN = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", 
 FORMATS = tuple(name for name in KNOWN if name in Image.OPEN)
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "HEIF": "heic"}
 ORIENTATION = 0x0112
+PLAIN = ("JPEG", "PNG", "WEBP")
+TRUSTED = 1.0  # seconds of one core that a header of these may say; tests look for files that say less than they take
 Picture = TypeVar("Picture")
 
 
@@ -39,9 +44,12 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> 
 
     Raises:
         ValueError: the bytes are no image, are damaged, or would cost too much (must/data/image/cost.py; more than
-            `max_pixels` pixels, for one). The text is the reason.
+            `max_pixels` pixels, for one), or do when they are decoded (bounds.py). The text is the reason.
     """
-    image = identify(data, max_pixels)
+    found = accepted(data, max_pixels)
+    if not bounds.held and (found.format not in PLAIN or found.seconds > TRUSTED):
+        return decode_apart(data, max_pixels, shorter_side)
+    image = opened(data, found, max_pixels)
     try:
         if not shorter_side and (pixels := decode_plain(data, image)) is not None:
             return as_seen(pixels, orientation(image))
@@ -58,9 +66,16 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> 
 
 
 def seen(data: bytes, view: Callable[[Image.Image], Picture], max_pixels: int = MAX_PIXELS) -> Picture:
-    """What `view` makes of the decoded image. Raises ValueError, whatever goes wrong: it costs this image only."""
+    """What `view` makes of the decoded image.
+
+    Raises:
+        UserError: whatever goes wrong: it costs this image only.
+        TransientError: another program has ended a process of ours.
+    """
     try:
         return view(decode(data, max_pixels))
+    except TransientError:
+        raise
     except Exception as error:
         raise UserError(reason(error)) from error
 
@@ -71,13 +86,11 @@ def identify(data: bytes, max_pixels: int = MAX_PIXELS) -> Any:
     Raises:
         ValueError: as `decode`, as far as the header tells.
     """
-    if not data:
-        raise UserError("empty file")
-    if "HEIF" not in FORMATS and is_heif(data):
-        raise UserError("HEIC, which is read where pillow-heif is installed (pip install pillow-heif)")
-    found = cost(data)
-    if refused := refusal(found, max_pixels):
-        raise UserError(refused)
+    return opened(data, accepted(data, max_pixels), max_pixels)
+
+
+def opened(data: bytes, found: Cost, max_pixels: int) -> Any:
+    """Raises ValueError: as `identify`."""
     try:  # nothing but the format whose cost was looked up; a Pillow may have been built without it
         image = Image.open(io.BytesIO(data), formats=[name for name in (found.format,) if name in FORMATS])
     except Image.UnidentifiedImageError:
@@ -91,6 +104,18 @@ def identify(data: bytes, max_pixels: int = MAX_PIXELS) -> Any:
     if min(image.size) < 1:
         raise UserError(f"{image.width}x{image.height} has no pixels")
     return image
+
+
+def accepted(data: bytes, max_pixels: int) -> Cost:
+    """What decoding will cost. Raises ValueError: too much, or the header does not tell."""
+    if not data:
+        raise UserError("empty file")
+    if "HEIF" not in FORMATS and is_heif(data):
+        raise UserError("HEIC, which is read where pillow-heif is installed (pip install pillow-heif)")
+    found = cost(data)
+    if refused := refusal(found, max_pixels):
+        raise UserError(refused)
+    return found
 
 
 def check(image: Any) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from must.base.errors import UserError
+from must.base.errors import TransientError, UserError
 from must.base.processes import begin_worker, start_context
 from must.base.text import printable
 from must.data.augment.draws import ViewSettings
@@ -81,6 +81,8 @@ class TrainDataset(Dataset):
             try:
                 views = self.views.of_file(data, (self.seed, epoch, sample), self.max_pixels)
                 return *views, sample, int(attempt > 0)
+            except TransientError:
+                raise
             except Exception as error:  # whatever one image brings about, the run goes on
                 problem = reason(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {reason(error)}"
                 self.warn(sample, problem)
@@ -215,7 +217,7 @@ class EvalDataset(Dataset):
         data = self.reader.image(sample)  # outside: a damaged shard is no damaged image
         try:
             pixels = seen(data, self.view, self.reader.index.max_pixels)
-        except ValueError:
+        except UserError:
             return None
         description = self.reader.description(sample)
         return pixels, sample, description.get("label"), description.get("source", "")

@@ -230,6 +230,8 @@ def prefetched(chunk: Chunk, settings: Settings) -> Iterator[tuple[Item, bytes |
             return UnreadableError("there is no such file")
         except (UnreadableError, OSError) as error:
             return error
+        except UserError as error:  # no account for its store, for one
+            raise UserError(f"{chunk.source.uri}: {item.name}: {error}") from None
 
     items = read_chunk(chunk.plan, chunk.start, chunk.stop)
     if not chunk.source.may_be_remote:

@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from must.base import storage
 from must.base.errors import UserError
+from must.base.lock import Kind
 from must.base.names import TABLE
 from must.base.text import brief
 from must.data.format import index
@@ -25,6 +26,7 @@ from must.data.shards.chunk import record_name
 
 NAME = ".shard"
 RUN, ID = "run.json", "run_id"  # the file, and the name in it that a run was given
+LOCK = Kind("must shard", "--output", ".shard.lock")  # of the output
 LOCKS = ".shard-parts"  # the parts' locks are in a folder of their own, for `NAME` may hold a million names
 READERS = 16  # records that are fetched from a bucket at the same time
 SHARD = re.compile(r"[^\W\d]\w*-[0-9]{6,12}\.(tar|npy)")  # as must.base.names has it, and its table

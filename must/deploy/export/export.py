@@ -24,6 +24,7 @@ from must.deploy.export import onnx
 from must.deploy.export.check import LARGEST_DIFFERENCE
 from must.deploy.export.onnx import README_FILE, check_images
 from must.deploy.predict.session import LABELS_FILE
+from must.evaluation.result import read_metrics
 from must.method.model.bundle import Bundle, load_bundle, preprocess_of
 
 logger = logging.getLogger(__name__)
@@ -57,10 +58,9 @@ def export(config: ExportConfig) -> dict[str, Any]:
     if config.to == "onnx":
         return onnx.export(config)
     from must.deploy.export.hub_card import hub_card
-    from must.deploy.export.model_card import read_metrics
 
     kind = kind_of(config.to)
-    metrics = read_metrics(config.metrics)
+    metrics = read_metrics(config.metrics) if config.metrics else None
     remote = storage.is_remote(config.output)
     place_to_write = None if remote else scratch(config.output)
     with (

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from must.deploy.export.model_card import model_card
+from must.evaluation.result import Metrics
 from must.method.model.bundle import Description
 
 TASKS = {
@@ -18,13 +19,13 @@ REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
 
 
 def hub_card(
-    description: Description, exported: dict[str, Any], metrics: dict[str, Any] | None, usage: str, licence: str
+    description: Description, exported: dict[str, Any], metrics: Metrics | None, usage: str, licence: str
 ) -> str:
     """Markdown with front matter.
 
     Args:
         exported: what `must export` returns; its `to` names the library.
-        metrics: the content of metrics.json, if there is one; no number is in the card without it.
+        metrics: what was measured, if anything was; no number is in the card without it.
         usage: Markdown, how to classify with the folder.
         licence: the hub's short name of one; none is claimed if empty.
     """
@@ -55,20 +56,20 @@ def base_model(description: Description) -> dict[str, Any]:
     return {"base_model": name} | ({"base_model_relation": "finetune"} if description.provenance else {})
 
 
-def measured(description: Description, metrics: dict[str, Any] | None) -> dict[str, Any]:
+def measured(description: Description, metrics: Metrics | None) -> dict[str, Any]:
     """The hub's model-index, of labelled images only, and not of those that `must review` picked."""
-    if not metrics or not metrics["labelled"] or metrics["data"].get("picked"):
+    if not metrics or not metrics.adapted or metrics.data.picked:
         return {}
-    data, adapted = metrics["data"], metrics["adapted"]
+    data, adapted = metrics.data, metrics.adapted
     numbers = [
-        {"type": "accuracy", "name": "top-1", "value": adapted["top1"]},
-        {"type": "accuracy", "name": "mean per class", "value": adapted["mean_per_class"]},
+        {"type": "accuracy", "name": "top-1", "value": adapted.top1},
+        {"type": "accuracy", "name": "mean per class", "value": adapted.mean_per_class},
     ]
     dataset = {
         "type": "imagefolder",
         "name": "images of the model's owner",
-        "split": data["split"],
-        "revision": data["index_sha256"],
+        "split": data.split,
+        "revision": data.index_sha256,
     }
     name = f"{description.backbone}, adapted to {len(description.classes)} classes"
     results = [{"task": {"type": "image-classification"}, "dataset": dataset, "metrics": numbers}]

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from must.base import storage
-from must.base.errors import UserError
 from must.data.image.preprocess import describe_preprocess
+from must.evaluation.result import Interval, Metrics
 from must.method.model.bundle import Description, preprocess_of
 
 CLASSES_SHOWN = 100
@@ -21,10 +20,8 @@ LICENCES = (
 """By the beginning of open_clip's pretrained tag, as the publishers stated when this was written."""
 
 
-def model_card(
-    description: Description, exported: dict[str, Any], metrics: dict[str, Any] | None, usage: str = ""
-) -> str:
-    """Markdown. `exported` is what `must export` returns, `metrics` the content of metrics.json, if there is one;
+def model_card(description: Description, exported: dict[str, Any], metrics: Metrics | None, usage: str = "") -> str:
+    """Markdown. `exported` is what `must export` returns, `metrics`: what was measured, if anything was;
     `usage`, Markdown itself, says how another library uses it."""
     parts = [
         f"# {escape(description.backbone)}, adapted to {len(description.classes)} classes",
@@ -110,25 +107,23 @@ def training(description: Description) -> str:
     return "\n".join(f"- {escape(name)}: {escape(value)}" for name, value in rows if value not in (None, ""))
 
 
-def quality(metrics: dict[str, Any] | None) -> str:
+def quality(metrics: Metrics | None) -> str:
     if not metrics:
         return "Not measured: no metrics.json was given to `must export --metrics`."
-    data = metrics["data"]
-    where = f"split '{escape(data['split'])}', index sha256 {escape(data['index_sha256'])}"
-    if not metrics["labelled"]:
-        free = metrics["label_free"]
-        lines = [f"Accuracy is unknown: none of the {metrics['images']:,} images has a label ({where})."]
-        if free["compared"]:
-            lines.append(f"{free['compared']['agreement']:.1%} of the images keep the zero-shot class.")
+    data, compared = metrics.data, metrics.label_free.compared
+    where = f"split '{escape(data.split)}', index sha256 {escape(data.index_sha256)}"
+    if not metrics.adapted:
+        lines = [f"Accuracy is unknown: none of the {metrics.images:,} images has a label ({where})."]
+        if compared:
+            lines.append(f"{compared.agreement:.1%} of the images keep the zero-shot class.")
         return " ".join(lines)
-    how = ", which `must review` picked (on all images it is another accuracy)" if data.get("picked") else ""
-    lines = [f"Measured on {metrics['labelled']:,} labelled images{how} ({where}); 95% bootstrap intervals.", ""]
-    lines += ["| | " + metrics["baseline_name"] + " | adapted |", "|---|---|---|"]
+    how = ", which `must review` picked (on all images it is another accuracy)" if data.picked else ""
+    lines = [f"Measured on {metrics.labelled:,} labelled images{how} ({where}); 95% bootstrap intervals.", ""]
+    lines += ["| | " + metrics.baseline_name + " | adapted |", "|---|---|---|"]
     for key, title in (("top1", "top-1"), ("mean_per_class", "mean per class"), ("ece", "calibration error")):
-        cells = [title]
-        for model in ("baseline", "adapted"):
-            values = metrics[model]
-            cells.append(f"{values[key]:.1%} ({spread(values['intervals'][key])})" if values else "")
+        models = (metrics.baseline, metrics.adapted)
+        cells = [f"{getattr(one, key):.1%} ({spread(one.intervals[key])})" if one else "" for one in models]
+        cells.insert(0, title)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -155,42 +150,16 @@ def licence(description: Description) -> str:
     weights = known or "not known to us; ask the publisher of the weights"
     source = escape(f"{description.backbone} {description.pretrained}".strip())
     return (
-        f"The adapted weights derive from {source}, whose licence is: {weights}. {of_encoder(description)}"
+        f"The adapted weights derive from {source}, whose licence is: {weights}. "
         "Check it before use, and the rights to the images."
     )
-
-
-def of_encoder(description: Description) -> str:
-    """About an encoder whose features the check of the model used; it is not in the weights."""
-    found = description.provenance.get("encoder")
-    if not isinstance(found, dict):
-        return ""
-    return (
-        f"They were checked with features of {escape(found.get('name', ''))} (sha256 "
-        f"{escape(found.get('sha256', ''))}), which is not part of the model; its licence is: "
-        f"{escape(found.get('licence') or 'not known to us; ask its publisher')}. "
-    )
-
-
-def read_metrics(uri: str) -> dict[str, Any] | None:
-    """metrics.json, or None without a name. Raises ValueError: no such file, or not one of `must evaluate`."""
-    if not uri:
-        return None
-    damaged = UserError(f"--metrics {uri}: is no metrics.json of `must evaluate`")
-    try:
-        metrics = storage.read_object(uri, dict, damaged)
-    except FileNotFoundError:
-        raise UserError(f"--metrics {uri}: no such file; make it with `must evaluate`") from None
-    if not {"labelled", "label_free", "data"} <= metrics.keys():
-        raise damaged
-    return metrics
 
 
 def section(title: str, text: str) -> str:
     return f"## {title}\n\n{text}"
 
 
-def spread(interval: list[float]) -> str:
+def spread(interval: Interval) -> str:
     return f"{interval[0]:.1%} to {interval[1]:.1%}"
 
 

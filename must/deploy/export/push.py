@@ -16,6 +16,8 @@ from must.base.names import require_no_links
 from must.base.parameters import require
 from must.base.text import without_secrets
 from must.config import PushConfig
+from must.deploy.predict.session import check_onnx
+from must.method.model.bundle import check_weights
 from must.method.model.fetch import here
 from must.method.model.hub import LATER, first_line
 
@@ -70,6 +72,11 @@ def exported(model: str) -> str:
         f"--model {model}: is no folder of `must export`: {CARD} or the model's configuration is missing",
     )
     require_no_links(str(folder), "--model")
+    for path in sorted(path for path in folder.rglob("*") if not path.name.startswith(".")):
+        if path.suffix == ".safetensors":
+            check_weights(str(path))
+        elif path.name == ONNX_FILE:
+            check_onnx(str(path))
     return str(folder)
 
 

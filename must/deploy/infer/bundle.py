@@ -46,8 +46,9 @@ class BundleClassifier:
         """uint8 [B, S, S, 3] -> probabilities float32 [B, K]; if asked for, embeddings float32 [B, D] of length 1."""
         with torch.inference_mode():
             images = normalize(torch.from_numpy(pixels).to(self.device), self.preprocess)
-            probability, feature = self.network(images)
-            return probability.cpu().numpy(), feature.cpu().numpy() if embeddings else None
+            probability, feature = (found.cpu().numpy() for found in self.network(images))
+        require(bool(np.isfinite(probability).all()), f"{self.where}: its probabilities are no finite numbers")
+        return probability, feature if embeddings else None
 
     def require_embeddings(self, what: str = "") -> None:
         """Every bundle has them."""

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from must.base.errors import UserError
 from must.data.format.samples import read_samples
 from must.data.image.decode import seen
 from must.data.image.preprocess import EvalView, Preprocess
@@ -27,6 +28,6 @@ def decode_rows(
     for key, source, image in read_samples(path, rows, texts):
         try:
             found.append(Decoded(key, source, seen(image, view, max_pixels), ""))
-        except ValueError as error:
+        except UserError as error:
             found.append(Decoded(key, source, None, str(error)))
     return found

@@ -1,6 +1,8 @@
 """An exported model, ready to run: onnxruntime and numpy, no torch."""
 
+import importlib.util
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,10 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.files import ONNX_FILE
 from must.base.parameters import require
+from must.base.text import printable
 from must.data.image.preprocess import Preprocess, normalize_pixels
+
+logger = logging.getLogger(__name__)
 
 LABELS_FILE = "labels.txt"
 EMBEDDING = "embedding"  # the second output, of a file that was exported with --embeddings
@@ -129,6 +134,19 @@ class OnnxClassifier:
             self.dimensions > 0,
             f"{what}: {self.where} gives no embeddings; export it again with `must export --embeddings`",
         )
+
+
+def check_onnx(uri: str) -> None:
+    """Opens a file that is to be published. Without onnxruntime it says that it does not.
+
+    Raises:
+        ValueError: as OnnxClassifier.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        logger.warning(printable(f"{uri}: is published without being opened, as onnxruntime is not installed here"))
+        return
+    with storage.local_copy(uri) as path:
+        OnnxClassifier(path, uri)
 
 
 def parse_metadata(metadata: dict[str, str], where: str) -> tuple[list[str], Preprocess]:

@@ -24,13 +24,14 @@ from typing import Any
 from must.base import storage
 from must.base.errors import TransientError, UserError
 from must.base.files import VERSION_FILE
-from must.base.lock import PROMOTION, HeldError, LockLostError, locked
+from must.base.lock import HeldError, Kind, LockLostError, locked
 from must.base.names import below
 from must.base.parameters import require
 from must.base.storage import ConflictError
 
 LATEST = "LATEST"
 NAME = re.compile(r"[a-z0-9][-a-z0-9._]{0,62}")
+LOCK = Kind("must promote", "--version", ".promote.lock", patience=10.0)
 BUNDLE, ONNX = "bundle", "onnx"  # a version's folders
 
 Folders = dict[str, list[tuple[str, str]]]
@@ -109,6 +110,7 @@ class Registry:
             TransientError: another program is writing the version.
         """
         uri = self.uri_of(version, VERSION_FILE)
+        storage.remove_leftovers(self.uri)
         with self.alone(version) as check:
             generation = storage.generation(uri) or 0
             described, lacking = {"version": version, "created": now(), **facts, "files": {}}, folders
@@ -135,7 +137,7 @@ class Registry:
             TransientError: somebody does, or did.
         """
         try:
-            with locked(self.uri_of(version), PROMOTION) as check:
+            with locked(self.uri_of(version), LOCK) as check:
                 yield check
         except (HeldError, LockLostError) as error:
             raise TransientError(str(error)) from None
@@ -287,7 +289,7 @@ def copy(source: str, target: str) -> dict[str, Any]:
     """Copies in pieces, for weights may be larger than the memory; returns size and sha256."""
     with storage.open_write(target) as file:
         written = storage.HashingFile(file)
-        storage.copy(source, written)
+        storage.copy(source, written, follow=False)
     return {"bytes": written.size, "sha256": written.sha256}
 
 

@@ -24,11 +24,11 @@ from must.method.answers.review import (
     random_order,
 )
 from must.method.distributed.process_group import init_distributed
-from must.method.model.bundle import load_bundle, preprocess_of
+from must.method.model.bundle import preprocess_of
 from must.method.select.check import Predicted
 from must.method.select.features import ImageFeatures, extract_features, subsample
 from must.method.select.knn import whitened
-from must.method.select.select import adapted_end, both_ends
+from must.method.select.select import both_ends
 
 SIMILAR = 6  # pictures that are shown beside one
 LIKELY = 10  # classes that are offered first
@@ -56,14 +56,13 @@ def looks(
             stop.
     """
     bundle, zero_shot = both_ends(config.model, config.baseline)
-    classes, end = bundle.description.classes, adapted_end(config.model)
-    models = [bundle.model, load_bundle(end).model if end != config.model else bundle.model]
+    classes = bundle.description.classes
     weights = fingerprint(storage.read_bytes(storage.join(config.model, WEIGHTS_FILE)))
     with init_distributed(config.device, timeout=600) as here:
         require(here.size == 1, "must review runs in one process")
         source = EvalSource.of(config, preprocess_of(bundle.description))
         source = subsample(source, max(100, min(config.images, NUMBERS // len(classes))))
-        models = [model.to(here.device).eval() for model in models]
+        model = bundle.model.to(here.device).eval()
         every, parts = list(source.numbers), list[ImageFeatures]()
         some = set[int]()
         if not begun and len(every) > 2 * FIRST:
@@ -74,9 +73,8 @@ def looks(
             source.numbers = part
             progress = map(pause, count(0, source.batch_size), repeat(len(part)), repeat(len(every)))
             seen = extract_features(
-                zero_shot.model, source, here.device, lambda images: [model(images) for model in models],
-                zero_shot.encoder, partial(next, progress),
-            )  # fmt: skip
+                zero_shot.model, source, here.device, lambda images: [model(images)], partial(next, progress)
+            )
             parts.append(seen)
             begun, images = review_of(config, source, classes, weights, ImageFeatures.joined(parts), begun)
             yield begun, images
@@ -90,7 +88,7 @@ def review_of(
     seen: ImageFeatures,
     begun: Review | None,
 ) -> tuple[Review, Images]:
-    mean = seen.probabilities[[0, 2]].float().mean(0)
+    mean = seen.probabilities.float().mean(0)
     images = Images(seen.numbers, whitened(seen.features.float()).half(), mean.half())
     refined, similar = images.refined({}), images.tensors[0]
     before, after = (Predicted.of(one) for one in seen.probabilities[:2])

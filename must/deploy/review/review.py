@@ -11,17 +11,18 @@ import threading
 import time
 import webbrowser
 from contextlib import closing, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from must.base import storage
-from must.base.files import CLASSIFIER_FILE, RECORD_FILE, WEIGHTS_FILE
+from must.base.files import WEIGHTS_FILE
 from must.base.lock import Kind, locked
 from must.base.parameters import require
 from must.base.progress import loading
 from must.base.text import cell, counted, csv_of, printable, printable_page
+from must.config import SelectConfig
 from must.config.review import ReviewConfig
+from must.config.work import standing_for
 from must.data.loading.reader import open_reader
 from must.deploy.review.http import App
 from must.deploy.review.page import self_contained
@@ -47,7 +48,6 @@ def review(config: ReviewConfig) -> None:
         ValueError: no such model, shards of another revision, another `must review` at work there, an address that
             cannot be listened at.
     """
-    config = placed(config)
     if not (config.page or config.add):
         check_no_loop("must review")
     folder = storage.local(config.output)
@@ -169,16 +169,6 @@ def add_answers(config: ReviewConfig) -> None:
     logger.info(printable_page(f"{said}\n{about.text(about.answers(config.output))}"))
 
 
-def placed(config: ReviewConfig) -> ReviewConfig:
-    """With the places of a folder that `must adapt` made. Raises ValueError: it made none there."""
-    if not config.work:
-        return config
-    work = Path(config.work)
-    require((work / RECORD_FILE).is_file(), f"{config.work}: is no folder that `must adapt` made")
-    model, baseline, shards, output = (str(work / name) for name in ("model", CLASSIFIER_FILE, "shards", "review"))
-    return replace(config, work="", model=model, baseline=baseline, shards=shards, output=output)
-
-
 def review_at(config: ReviewConfig) -> Review | None:
     """The one in the folder. Raises ValueError: it is about another model, or in another order."""
     if not storage.exists(storage.join(config.output, FILE)):
@@ -244,11 +234,11 @@ def what_next(config: ReviewConfig, session: Session) -> str:
 
 def commands_of(config: ReviewConfig) -> list[str]:
     """What to type after the answers."""
-    model, shards, output, baseline = map(shlex.quote, (config.model, config.shards, config.output, config.baseline))
+    given = {name: getattr(config, name) for name in ("model", "baseline", "shards")}
+    model, baseline, shards, output = map(shlex.quote, (*given.values(), config.output))
     places = f"--model {model} --shards {shards} --answers {output}"
+    select = f"must select {places} --baseline {baseline} --output selected/"
     refine = f"must refine {places} --classifier {baseline} --output labels/"
-    return (
-        [f"must select {places} --baseline {baseline} --output selected/", refine]
-        if config.order == RANDOM
-        else [refine]
-    )
+    if work := standing_for(SelectConfig, given):
+        select, refine = (shlex.join(["must", stage, work]) for stage in ("select", "refine"))
+    return [select, refine] if config.order == RANDOM else [refine]

@@ -5,6 +5,7 @@ import binascii
 
 import numpy as np
 
+from must.base.errors import TransientError
 from must.data.image.cost import cost, refusal
 from must.data.image.decode import seen
 from must.data.image.headers.base import Cost
@@ -44,6 +45,8 @@ def pixels_of(data: bytes, view: EvalView, max_pixels: int) -> np.ndarray:
     """uint8 [S, S, 3], by the decoder and view of `must predict`. Raises Refused: 422 for a picture that is damaged."""
     try:
         return seen(data, view, max_pixels)
+    except TransientError:
+        raise Refused(503, "the server has no memory left for this picture; try again") from None
     except ValueError as error:
         raise Refused(422, f"the picture cannot be read: {error}") from None
 

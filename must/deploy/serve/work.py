@@ -1,6 +1,9 @@
 """From a request to its answer: letting it in, decoding its images, waiting for their forward passes."""
 
 import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -15,7 +18,6 @@ from must.deploy.serve.models import Models, Served
 from must.deploy.serve.pictures import cost_of
 from must.deploy.serve.predictions import Predictions
 from must.deploy.serve.refused import Refused, wanted
-from must.deploy.serve.turns import Share, Turns
 
 PIXELS = Cost("pixels", 0, 0, 0, 0.05 * 50e-3)  # an image that comes as pixels counts as 0.05 megapixels
 SMALL = 1 << 18  # bytes of files whose headers are read at once; those of more in a thread
@@ -31,13 +33,40 @@ class Request:
         self.megapixels, self.futures = megapixels, futures
 
 
+class Decoders:
+    """Threads that decode, in the order in which pictures come. `memory`: bytes that those being decoded may take at a
+    time; one alone is decoded whatever it takes."""
+
+    def __init__(self, threads: int, memory: int) -> None:
+        self.pool, self.memory, self.taken = ThreadPoolExecutor(threads, "decode"), memory, 0
+        self.changed = threading.Condition()
+
+    def put(self, memory: int, job: Callable[[], None]) -> None:
+        """From any thread. `job` is called once, in a thread of these; it raises nothing."""
+        self.pool.submit(self.work, memory, job)
+
+    def work(self, memory: int, job: Callable[[], None]) -> None:
+        with self.changed:
+            self.changed.wait_for(lambda: not self.taken or self.taken + memory <= self.memory)
+            self.taken += memory
+        try:
+            job()
+        finally:
+            with self.changed:
+                self.taken -= memory
+                self.changed.notify_all()
+
+    def close(self) -> None:
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+
 class Work:
     """What is done with a request once it is read. Lives in the event loop; decodes in threads."""
 
     def __init__(self, config: ServeConfig, models: Models, metrics: Metrics) -> None:
         self.config, self.models, self.metrics = config, models, metrics
         self.loop = asyncio.get_running_loop()
-        self.turns = Turns(config.decoders or cores(), int(config.decode_memory * 1e6))
+        self.decoders = Decoders(config.decoders or cores(), int(config.decode_memory * 1e6))
         self.waiting = 0  # images that were let in and are not answered yet
         self.megapixels = 0.0  # of these
         self.requests: dict[Request, None] = {}
@@ -85,9 +114,8 @@ class Work:
         request = Request(megapixels, futures)
         self.let_in(request)
         try:
-            share = Share()
             for image, cost, future in zip(asked.images, weights, futures, strict=True):
-                self.turns.put(share, cost.megapixels, cost.memory, partial(self.prepare, image, future, served))
+                self.decoders.put(cost.memory, partial(self.prepare, image, future, served))
             async with asyncio.timeout(self.config.patience):
                 found = [await future for future in futures]
         except TimeoutError:
@@ -142,11 +170,10 @@ class Work:
             return
         try:
             row = served.row(image)
+            assert served.batcher
+            served.batcher.put(row, future)
         except Exception as error:
             self.loop.call_soon_threadsafe(fail, future, error)
-            return
-        assert served.batcher
-        served.batcher.put(row, future)
 
     def answer_of(self, found: list[tuple[np.ndarray, np.ndarray | None]], asked: Asked, served: Served) -> Predictions:
         probability = np.stack([row for row, _ in found])
@@ -167,7 +194,7 @@ class Work:
         return answer
 
     def close(self) -> None:
-        self.turns.close()
+        self.decoders.close()
 
 
 def weights_of(images: list[bytes], max_pixels: int) -> list[Cost]:

@@ -18,6 +18,7 @@ from must.evaluation.report.gallery import Pictures
 from must.evaluation.report.provenance import commands, next_steps, provenance, training_curves
 from must.evaluation.report.selection import selection
 from must.evaluation.report.verdict import verdict
+from must.evaluation.result import Metrics
 from must.evaluation.scores import Samples, Scores
 from must.evaluation.training import training_log
 
@@ -45,7 +46,7 @@ def template() -> jinja2.Template:
 
 
 def render_report(
-    config: EvaluateConfig, metrics: dict[str, Any], samples: Samples, after: Scores, before: Scores | None,
+    config: EvaluateConfig, metrics: Metrics, samples: Samples, after: Scores, before: Scores | None,
     refined: RefinedLabels | None = None,
 ) -> str:  # fmt: skip
     """The page. Class and file names are escaped by the template."""
@@ -57,7 +58,7 @@ def render_report(
         verdict=found,
         steps=next_steps(config, found.tone),
         changes=pictures.changes(),
-        name=metrics["baseline_name"],
+        name=metrics.baseline_name,
         summary=summary_rows(metrics),
         classes=class_chart(metrics),
         matrices=matrices(metrics),
@@ -100,24 +101,25 @@ def visible(value: Any) -> Any:
     return CONTROL.sub("\N{REPLACEMENT CHARACTER}", value) if type(value) is str else value
 
 
-def summary_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+def summary_rows(metrics: Metrics) -> list[dict[str, Any]]:
     """A row a metric: both models with intervals, and the difference with its own (paired) interval."""
-    if not metrics["labelled"]:
+    if not metrics.labelled:
         return []
     rows = []
     for key, title, hint, is_share in METRICS:
-        if key == "top5" and len(metrics["classes"]) <= 5:
+        if key == "top5" and len(metrics.classes) <= 5:
             continue
         show = (lambda value: f"{100 * value:.1f}%") if is_share else (lambda value: f"{value:.3f}")
         row: dict[str, Any] = {"title": title, "hint": hint, "baseline": None, "difference": None}
         for model in ("baseline", "adapted"):
-            if values := metrics[model]:
-                low, high = values["intervals"][key]
-                row[model] = {"value": show(values[key]), "interval": f"{show(low).rstrip('%')} to {show(high)}"}
-        if metrics["baseline"]:
+            if values := getattr(metrics, model):
+                low, high = values.intervals[key]
+                spread = f"{show(low).rstrip('%')} to {show(high)}"
+                row[model] = {"value": show(getattr(values, key)), "interval": spread}
+        if metrics.adapted and metrics.baseline:
             scale, digits = (100, 1) if is_share else (1, 3)
-            change = scale * (metrics["adapted"][key] - metrics["baseline"][key])
-            low, high = (scale * value for value in metrics["intervals"][key])
+            change = scale * (getattr(metrics.adapted, key) - getattr(metrics.baseline, key))
+            low, high = (scale * value for value in metrics.intervals[key])
             better = (high < 0) if key in ("nll", "ece") else (low > 0)
             worse = (low > 0) if key in ("nll", "ece") else (high < 0)
             row["difference"] = {
@@ -129,51 +131,51 @@ def summary_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def class_chart(metrics: dict[str, Any]) -> dict[str, Any] | None:
+def class_chart(metrics: Metrics) -> dict[str, Any] | None:
     """Recall of each class, the largest gains first; of very many classes the two ends."""
-    if not metrics["labelled"]:
+    if not metrics.labelled:
         return None
-    rows = [row for row in metrics["per_class"] if row["support"]]
-    key = "difference" if metrics["baseline"] else "recall"
+    rows = [row for row in metrics.per_class if row["support"]]
+    key = "difference" if metrics.baseline else "recall"
     rows.sort(key=lambda row: -row[key])
     hidden = max(0, len(rows) - 2 * CLASSES_SHOWN)
     shown = rows if not hidden else rows[:CLASSES_SHOWN] + rows[-CLASSES_SHOWN:]
-    return {"shown": shown, "hidden": hidden, "all": sorted(metrics["per_class"], key=lambda row: row["class"])}
+    return {"shown": shown, "hidden": hidden, "all": sorted(metrics.per_class, key=lambda row: row["class"])}
 
 
-def matrices(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+def matrices(metrics: Metrics) -> list[dict[str, Any]]:
     """Confusion matrices with the share of each cell in its row, for colour."""
-    if not metrics["labelled"] or len(metrics["classes"]) > MATRIX_SHOWN:
+    if not metrics.labelled or len(metrics.classes) > MATRIX_SHOWN:
         return []
     found = []
-    for model, title in (("baseline", metrics["baseline_name"]), ("adapted", "adapted")):
-        if model in metrics["confusion"]:
-            counts = np.array(metrics["confusion"][model]["matrix"])
+    for model, title in (("baseline", metrics.baseline_name), ("adapted", "adapted")):
+        if model in metrics.confusion:
+            counts = np.array(metrics.confusion[model]["matrix"])
             share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
             rows = [list(zip(c, s.round(3).tolist(), strict=True)) for c, s in zip(counts.tolist(), share, strict=True)]
-            found.append({"title": title, "rows": list(zip(metrics["classes"], rows, strict=True))})
+            found.append({"title": title, "rows": list(zip(metrics.classes, rows, strict=True))})
     return found
 
 
-def reliability(metrics: dict[str, Any]) -> Markup | None:
-    if not metrics["labelled"]:
+def reliability(metrics: Metrics) -> Markup | None:
+    if not metrics.adapted:
         return None
-    models = [("adapted", "adapted", metrics["adapted"]["reliability"])]
-    if metrics["baseline"]:
-        models.insert(0, (metrics["baseline_name"], "baseline", metrics["baseline"]["reliability"]))
+    models = [("adapted", "adapted", metrics.adapted.reliability)]
+    if metrics.baseline:
+        models.insert(0, (metrics.baseline_name, "baseline", metrics.baseline.reliability))
     return charts.reliability_chart("Accuracy over confidence", models)
 
 
-def histogram(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+def histogram(metrics: Metrics) -> list[dict[str, Any]]:
     """How often each class is predicted, the largest change first; widths in percent of the longest bar."""
-    free = metrics["label_free"]
-    new = np.array(free["adapted"]["histogram"])
-    old = np.array(free["baseline"]["histogram"]) if free["baseline"] else new
+    free = metrics.label_free
+    new = np.array(free.adapted.histogram)
+    old = np.array(free.baseline.histogram) if free.baseline else new
     longest = max(int(new.max()), int(old.max()), 1)
     order = np.argsort(-np.abs(new - old), kind="stable") if len(new) > CLASSES_SHOWN else np.arange(len(new))
     return [
         {
-            "class": metrics["classes"][i],
+            "class": metrics.classes[i],
             "old": int(old[i]),
             "new": int(new[i]),
             "old_width": round(100 * float(old[i]) / longest, 1),

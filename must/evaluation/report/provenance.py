@@ -6,9 +6,11 @@ from typing import Any
 
 from must.base import storage
 from must.base.files import METRICS_FILE
-from must.config import EvaluateConfig, TrainConfig
+from must.config import EvaluateConfig, ReviewConfig, TrainConfig
+from must.config.work import standing_for
 from must.evaluation.report import charts
 from must.evaluation.report.charts import Line
+from must.evaluation.result import Metrics
 from must.evaluation.training import is_number
 
 CURVES = (
@@ -38,20 +40,20 @@ def training_curves(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def provenance(metrics: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+def provenance(metrics: Metrics) -> list[tuple[str, list[tuple[str, str]]]]:
     """Tables of names and values, by topic."""
-    model, data = metrics["model"], metrics["data"]
-    story = model["provenance"]
+    model, data = metrics.model, metrics.data
+    story = model.provenance
     groups: list[tuple[str, list[tuple[str, str]]]] = []
     splits = [
-        (f"split {name}", f"{c['samples']:,} images, {c['labelled']:,} labelled") for name, c in data["splits"].items()
+        (f"split {name}", f"{c['samples']:,} images, {c['labelled']:,} labelled") for name, c in data.splits.items()
     ]
-    facts = [("shards", data["shards"]), ("evaluated split", data["split"]), *splits]
-    facts += [(key, f"{data[key]:,}") for key in ("rejected", "duplicates")]
-    facts += [("not decodable here", f"{metrics['skipped']:,}"), ("index sha256", data["index_sha256"])]
+    facts = [("shards", data.shards), ("evaluated split", data.split), *splits]
+    facts += [(key, f"{getattr(data, key):,}") for key in ("rejected", "duplicates")]
+    facts += [("not decodable here", f"{metrics.skipped:,}"), ("index sha256", data.index_sha256)]
     groups.append(("Data", [(name, str(value)) for name, value in facts]))
     keys = ("bundle", "backbone", "pretrained", "logit_factor", "must_version")
-    facts = [(key.replace("_", " "), str(model[key])) for key in keys if model[key] not in (None, "")]
+    facts = [(key.replace("_", " "), str(getattr(model, key))) for key in keys if getattr(model, key) not in (None, "")]
     for key, value in story.items():
         if key in ("config", "versions", "summary", "selection", "data"):
             continue
@@ -79,10 +81,10 @@ def short(value: Any) -> str:
     return text if len(text) <= 200 else text[:199] + "…"
 
 
-def commands(config: EvaluateConfig, metrics: dict[str, Any]) -> list[str]:
+def commands(config: EvaluateConfig, metrics: Metrics) -> list[str]:
     """What to type to get this model and this report again. Parameters with their default values are left out."""
     lines = []
-    training = metrics["model"]["provenance"].get("config")
+    training = metrics.model.provenance.get("config")
     if training:
         lines.append(command("train", TrainConfig, training))
     lines.append(command("evaluate", EvaluateConfig, config.to_dict()))
@@ -91,13 +93,20 @@ def commands(config: EvaluateConfig, metrics: dict[str, Any]) -> list[str]:
 
 def next_steps(config: EvaluateConfig, tone: str) -> list[tuple[str, str]]:
     """(why, what to type) after a report whose headline has this tone."""
-    model, baseline, shards = map(shlex.quote, (config.model, config.baseline, config.shards))
-    places = f"--model {model} --baseline {baseline} --shards {shards}"
+    given = {name: getattr(config, name) for name in ("model", "baseline", "shards")}
+    model, baseline, shards = map(shlex.quote, given.values())
+    places, metrics = (
+        f"--model {model} --baseline {baseline} --shards {shards}",
+        storage.join(config.output, METRICS_FILE),
+    )
+    to = {"review": f"{places} --output review/", "select": f"{places} --output selected/"}
+    to |= {"export": f"--model {model} --metrics {shlex.quote(metrics)} --output onnx/"}
+    if work := standing_for(ReviewConfig, given):
+        to, model = dict.fromkeys(to, shlex.quote(work)), shlex.quote(work)
     predict = ("Name the classes of other images:", f"must predict --model {model} photos/ --output predictions.csv")
-    metrics = shlex.quote(storage.join(config.output, METRICS_FILE))
-    export = ("Take the model elsewhere, as ONNX:", f"must export --model {model} --metrics {metrics} --output onnx/")
-    review = ("Measure it by about fifty answers of yours:", f"must review {places} --output review/")
-    less = ("Keep less of the adaptation:", f"must select {places} --alpha 0.2 --output selected/")
+    export = ("Take the model elsewhere, as ONNX:", f"must export {to['export']}")
+    review = ("Measure it by about fifty answers of yours:", f"must review {to['review']}")
+    less = ("Keep less of the adaptation:", f"must select {to['select']} --alpha 0.2")
     if not config.baseline.endswith(".safetensors"):  # those two start from a classifier file
         return [predict, export]
     return {"good": [predict, export], "bad": [less, review]}.get(tone, [review, predict, export])

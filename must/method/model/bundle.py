@@ -18,21 +18,19 @@ from must.data.image.preprocess import Preprocess
 if TYPE_CHECKING:
     from must.method.model.backbone import Backbone
     from must.method.model.classifier import TextClassifier
-    from must.method.model.folder import Kept
     from must.method.model.masked_vit import MaskedViT
 
 LOG_FILE = "train_log.jsonl"  # of the training, beside them; a bundle may be without
 FORMAT = 1
+LARGEST_HEADER = 100_000_000  # bytes of safetensors', its own limit
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """`description`: everything about the model but its weights; `model`: ready to classify, in eval mode; `encoder`:
-    of a zero-shot model, what says which images look alike, if the frozen tower does not."""
+    """`description`: everything about the model but its weights; `model`: ready to classify, in eval mode."""
 
     model: MaskedViT
     description: Description
-    encoder: Kept | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +100,19 @@ def selection_of(description: Description) -> dict[str, Any]:
     return found if isinstance(alpha, int | float) and 0 <= alpha <= 1 else {}
 
 
+def check_weights(uri: str) -> None:
+    """Without torch. Raises ValueError: it is no safetensors file, or ends elsewhere than its header says."""
+    require(storage.exists(uri), f"{uri}: is missing")
+    size = min(int.from_bytes(storage.read_bytes(uri, 0, 8), "little"), LARGEST_HEADER)
+    damaged = UserError(f"{uri}: is damaged or no weights of a model")
+
+    def end(header: dict[str, Any]) -> int:
+        return max(tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__")
+
+    if storage.size(uri) != 8 + size + storage.parse_object(storage.read_bytes(uri, 8, size), end, damaged):
+        raise damaged
+
+
 def load_bundle(folder: str) -> Bundle:
     """Raises ValueError: no bundle there, or a damaged one."""
     from safetensors.torch import load
@@ -164,7 +175,7 @@ def untrained(backbone: Backbone, classifier: TextClassifier, model: str, pretra
         preprocess=backbone.preprocess.to_dict(),
         logit_factor=factor,
     )
-    return Bundle(network.eval(), description, classifier.encoder)
+    return Bundle(network.eval(), description)
 
 
 def have_one_shape(one: Bundle, other: Bundle) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -18,7 +19,6 @@ from must.base.files import DESCRIPTION_FILE, MODEL_FOLDER_FILE
 from must.base.parameters import parse_yaml, require
 from must.base.text import brief
 from must.config import ClassifierConfig
-from must.method.model.folder import Kept
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +31,8 @@ TEMPLATE = "a photo of a {}."  # of classes that come with none
 PLACE = re.compile(r"\.(txt|ya?ml|json)$", re.IGNORECASE)  # names of files, where a list of classes could be meant
 LONGEST_NUMBER = 320  # bits of a number that is a name: Python refuses to write out very long ones
 LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
+UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+LARGEST_SET, A_PROMPT = 500_000_000, 50  # bytes of all prompts, and of each besides its characters
 LARGEST_SHARE = 1e9  # and its inverse the smallest: a ratio that float32 can hold
 
 
@@ -58,29 +60,24 @@ class TextClassifier:
     model_folder: str = ""  # the model's own files; empty: of an earlier version, which loads it by its name
     model_sha256: str = ""  # of the weights in it
     refined: bool = False  # the weights are no longer the text's alone: `must refine` fitted them
-    encoder: Kept | None = None  # which images look alike to it; None: to the frozen image tower
 
 
 def classifier(config: ClassifierConfig) -> TextClassifier:
     """The stage: reads the class file, runs the text tower, writes the classifier file."""
     from must.method.distributed.process_group import pick_device
     from must.method.model.backbone import load_backbone
-    from must.method.model.encoder import check, provide
     from must.method.model.folder import default_place, save_model
 
     class_set = load_class_set(config.classes)
-    check(config.look_alikes)
     backbone = load_backbone(config.model, config.pretrained)
     made = text_classifier(backbone, class_set, pick_device(config.device))
     models = config.model_store or default_place(config.output)
     folder, sha256 = save_model(backbone, models)
-    encoder, judge = provide(config.look_alikes, backbone, models)
-    result = replace(made, model_folder=folder, model_sha256=sha256, encoder=encoder)
+    result = replace(made, model_folder=folder, model_sha256=sha256)
     save_classifier(result, config.output)
     prompts, dimensions = sum(map(len, class_set.prompts)), len(made.weights)
     logger.info(f"{len(class_set.names)} classes, {prompts} prompts, {dimensions} dimensions -> {config.output}")
     logger.info(f"the model, for later stages -> {folder}")
-    logger.info(judge)
     return result
 
 
@@ -195,7 +192,8 @@ def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool
             is_text(template) and template.count("{}") >= 1,
             f"{where}: the template {brief(template)} has no {{}} for the class name",
         )
-    names, prompts, shares = [], [], dict[str, Any]()
+    names, prompts, shares, left = [], [], dict[str, Any](), LARGEST_SET
+    longest = sum(A_PROMPT + len(template) for template in templates)
     for number, entry in enumerate(classes):
         name: Any = entry.get("name") if isinstance(entry, dict) else entry
         if isinstance(name, int | float) and not isinstance(name, bool):
@@ -210,6 +208,8 @@ def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool
         )
         name = name.strip()
         own = entry.get("prompts") if isinstance(entry, dict) else None
+        left -= A_PROMPT * len(own) if isinstance(own, list) else longest + len(templates) * len(name)
+        require(left >= 0, f"{where}: class {number + 1} of {len(classes)}: too many prompts, at most some 10 million")
         require(
             own is None or (isinstance(own, list) and bool(own) and all(map(is_text, own))),
             f"{where}: the prompts of class {brief(name)} must be a list of strings",
@@ -241,7 +241,7 @@ def is_share(value: Any) -> bool:
 
 def is_text(value: Any) -> bool:
     """Whether it is a string with something in it that can be written anywhere: YAML can spell half a character."""
-    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= c <= "\udfff" for c in value)
+    return isinstance(value, str) and bool(value.strip()) and not UNWRITABLE.search(value)
 
 
 def unique(names: list[str]) -> tuple[str, ...]:
@@ -259,10 +259,16 @@ def save_classifier(result: TextClassifier, uri: str) -> None:
 
     description = asdict(result)
     del description["weights"]
-    for name in ("shares", "model_folder", "model_sha256", "refined", "encoder"):
+    description["sha256"] = checksum(result.weights)
+    for name in ("shares", "model_folder", "model_sha256", "refined"):
         if not description[name]:
             del description[name]  # a file without them is what it was before there were any
     storage.write_bytes(uri, save({"classifier": result.weights.contiguous()}, {METADATA_KEY: json.dumps(description)}))
+
+
+def checksum(weights: Tensor) -> str:
+    """Of the weights as they are in the file. Files of earlier versions have none."""
+    return hashlib.sha256(weights.contiguous().numpy().tobytes()).hexdigest()
 
 
 def load_text_classifier(uri: str, flag: str = "--classifier") -> TextClassifier:
@@ -279,15 +285,17 @@ def load_text_classifier(uri: str, flag: str = "--classifier") -> TextClassifier
     try:
         weights = load(data)["classifier"]
         whole = weights.ndim == 2 and weights.shape[1] == len(header["classes"]) and weights.is_floating_point()
+        whole &= bool(weights.isfinite().all()) and (
+            header.get("sha256") is None or header["sha256"] == checksum(weights)
+        )
     except Exception:
         whole = False
     if not whole:
         raise damaged(uri, flag)
-    encoder = Kept(**header["encoder"]) if header.get("encoder") else None
-    known = {field.name for field in fields(TextClassifier)} - {"weights", "encoder"}
+    known = {field.name for field in fields(TextClassifier)} - {"weights"}
     told = {name: value for name, value in header.items() if name in known and value is not None}
     told = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
-    return TextClassifier(weights=weights, encoder=encoder, **told)
+    return TextClassifier(weights=weights, **told)
 
 
 def read_header(uri: str, flag: str = "--classifier") -> dict[str, Any]:
@@ -302,8 +310,6 @@ def found(header: dict[str, Any], uri: str) -> dict[str, Any]:
     from must.method.model.folder import whereabouts
 
     folder = whereabouts(header.get("model_folder", ""), uri)
-    if kept := header.get("encoder"):
-        header = header | {"encoder": kept | {"folder": whereabouts(kept["folder"], uri)}}
     return header | {"model_folder": folder, "model_sha256": header.get("model_sha256", "")}
 
 
@@ -316,7 +322,6 @@ def parse_header(data: bytes, uri: str, flag: str) -> dict[str, Any]:
     def checked(header: dict[str, Any]) -> dict[str, Any]:
         texts = [*header["classes"], *header["templates"], header["model"], header["pretrained"]]
         texts += [header.get(name, "") for name in ("model_folder", "model_sha256")]
-        texts += asdict(Kept(**header["encoder"])).values() if header.get("encoder") else ()
         scale = header["logit_scale"]
         whole = all(isinstance(text, str) for text in texts) and isinstance(scale, int | float) and math.isfinite(scale)
         whole &= header.get("shares") is None or are_shares(header["shares"], len(header["classes"]))

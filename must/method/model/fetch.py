@@ -39,6 +39,7 @@ def here(place: str) -> str:
 def fetch(uris: dict[str, str], target: Path, only: str) -> None:
     """Downloads the files to `target`, which appears when all of it is there."""
     logger.info(f"fetching the model from {min(uris.values(), key=len)} ({len(uris)} files)")
+    storage.remove_leftovers(target.parent)
     unfinished = Path(tempfile.mkdtemp(dir=target.parent, prefix=storage.TEMPORARY))
     try:
         for name, uri in uris.items():

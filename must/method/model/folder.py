@@ -4,8 +4,7 @@
                     open_clip_model.safetensors  weights; in half precision where that loses nothing
                     ...                          a tokenizer's files, where the model has one of its own
 
-KEY follows from what the files hold, so that classifiers of one model share a folder. An encoder for look-alikes lies
-beside it in the same way (must/method/model/encoder.py).
+KEY follows from what the files hold, so that classifiers of one model share a folder.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -31,54 +28,31 @@ if TYPE_CHECKING:
     from must.method.model.backbone import Backbone
 
 MODELS = "models"  # beside the classifier file
-TIMMS_FILE, TIMMS_WEIGHTS = "config.json", "model.safetensors"
-CONFIGS = (MODEL_FOLDER_FILE, TIMMS_FILE)  # one of them is in every folder there
-MODEL = "the classifier's model"
-
-
-@dataclass(frozen=True)
-class Kept:
-    """An encoder for look-alikes that `must classifier` keeps: what it was asked for by, its folder, the sha256 of its
-    weights, and its licence as the publisher names it ('' if unknown)."""
-
-    name: str
-    folder: str
-    sha256: str
-    licence: str = ""
-
-    @property
-    def record(self) -> dict[str, str]:
-        """What a bundle tells of it."""
-        return {"name": self.name, "sha256": self.sha256, "licence": self.licence}
 
 
 def save_model(backbone: Backbone, models: str) -> tuple[str, str]:
-    """Writes the model to a folder below `models`, unless it is there. Returns that folder and the weights' sha256."""
+    """Writes the model to a folder below `models`, unless it is there; the configuration last, so that a folder
+    with it is whole. Returns that folder and the weights' sha256."""
     named = [PurePosixPath(name).name for name in (backbone.model, backbone.pretrained)]
     named[0] = re.sub(r"-[0-9a-f]{12}$", "", named[0])  # it may be such a folder
     name = re.sub(r"[^\w.-]+", "-", "-".join(filter(None, named))) or "model"
-    return save_files(lambda folder: write_files(backbone, folder), models, name, MODEL_FOLDER_FILE, WEIGHTS_FILE)
-
-
-def save_files(write: Callable[[Path], None], models: str, name: str, config: str, weights: str) -> tuple[str, str]:
-    """What `write` puts into a scratch folder goes to a folder below `models`, unless it is there; the file `config`
-    last, so that a folder with it is whole. Returns that folder and the sha256 of the file `weights`."""
     models = absolute(models)
     beside = None if storage.is_remote(models) else storage.local(models)
     if beside:
         with storage.disk_errors(beside):
             beside.mkdir(parents=True, exist_ok=True)
+        storage.remove_leftovers(beside)
     with tempfile.TemporaryDirectory(dir=beside, prefix=storage.TEMPORARY) as scratch:
-        write(Path(scratch))
+        write_files(backbone, Path(scratch))
         files = sorted(path for path in Path(scratch).rglob("*") if path.is_file())
-        files.sort(key=lambda path: path.name == config)
+        files.sort(key=lambda path: path.name == MODEL_FOLDER_FILE)
         contents = {str(path.relative_to(scratch)): storage.sha256_of(path) for path in files}
         key = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:12]
         place = storage.join(models, f"{name}-{key}")
-        if not is_whole(place, config, Path(scratch) / weights, contents[weights]):
+        if not is_whole(place, Path(scratch) / WEIGHTS_FILE, contents[WEIGHTS_FILE]):
             for path, file in zip(files, contents, strict=True):
                 (storage.move if beside else storage.upload)(path, storage.join(place, file))
-    return place, contents[weights]
+    return place, contents[WEIGHTS_FILE]
 
 
 def write_files(backbone: Backbone, folder: Path) -> None:
@@ -127,10 +101,10 @@ def compact(clip: Any) -> dict[str, Any]:
     return weights
 
 
-def is_whole(place: str, config: str, ours: Path, sha256: str) -> bool:
+def is_whole(place: str, ours: Path, sha256: str) -> bool:
     """Whether the folder is there with these weights; in a bucket, with as many bytes of them."""
     weights = storage.join(place, ours.name)
-    if not storage.exists(storage.join(place, config)) or not storage.exists(weights):
+    if not storage.exists(storage.join(place, MODEL_FOLDER_FILE)) or not storage.exists(weights):
         return False
     if storage.is_remote(place):
         return storage.size(weights) == ours.stat().st_size
@@ -155,30 +129,28 @@ def whereabouts(recorded: str, classifier: str) -> str:
     if not recorded:
         return ""
     beside = storage.join(default_place(classifier), PurePosixPath(recorded).name)
-    return beside if any(storage.exists(storage.join(beside, file)) for file in CONFIGS) else recorded
+    return beside if storage.exists(storage.join(beside, MODEL_FOLDER_FILE)) else recorded
 
 
-def require_model(folder: str, config: str = MODEL_FOLDER_FILE, weights: str = WEIGHTS_FILE, what: str = MODEL) -> None:
+def require_model(folder: str) -> None:
     """Raises ValueError: the folder that a classifier file names is not there."""
     require(
-        not folder or storage.exists(storage.join(folder, config)),
-        f"{folder}: {what} is not there, nor in the folder {MODELS} beside the classifier file; put it "
-        f"back, {config} and {weights}, or make the classifier again with `must classifier`",
+        not folder or storage.exists(storage.join(folder, MODEL_FOLDER_FILE)),
+        f"{folder}: the classifier's model is not there, nor in the folder {MODELS} beside the classifier file; put it "
+        f"back, {MODEL_FOLDER_FILE} and {WEIGHTS_FILE}, or make the classifier again with `must classifier`",
     )
 
 
-def verified(
-    folder: str, sha256: str, config: str = MODEL_FOLDER_FILE, weights: str = WEIGHTS_FILE, what: str = MODEL
-) -> str:
+def verified(folder: str, sha256: str) -> str:
     """The folder on this machine. Raises ValueError: it is not there, or its weights are not those of `sha256`."""
     from must.method.model.fetch import here
 
-    require_model(folder, config, weights, what)
+    require_model(folder)
     path = Path(here(folder))
-    file = path / weights
+    file = path / WEIGHTS_FILE
     require(
         file.is_file() and storage.sha256_of(file) == sha256,
-        f"{storage.join(folder, weights)}: is missing, damaged or of another model than when the classifier was "
+        f"{storage.join(folder, WEIGHTS_FILE)}: is missing, damaged or of another model than when the classifier was "
         "made (sha256); delete the folder and run `must classifier` again",
     )
     return str(path)

@@ -43,12 +43,8 @@ def changed(**settings: bool) -> Iterator[None]:
 
 
 @changed(HF_HUB_DISABLE_TELEMETRY=True)  # else it asks the hub first which programs are agents
-def fetched(repository: str, *names: str, instead: str = "", only_look: bool = False) -> bool:
+def fetched(repository: str, *names: str) -> bool:
     """Puts the first of the files `names` that the repository has into the hub's cache, unless it is there.
-
-    Args:
-        instead: what else the user can do, for the message; a model folder if empty.
-        only_look: ask whether it could be had, and fetch nothing.
 
     Returns:
         Whether the hub answered. If not, the cache has a file, of which nobody knows whether it is the newest.
@@ -59,7 +55,7 @@ def fetched(repository: str, *names: str, instead: str = "", only_look: bool = F
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
-    instead = instead or folder_instead(repository, names[0])
+    instead = folder_instead(repository, names[0])
     hub, known = without_secrets(constants.ENDPOINT), constants.HF_HUB_ETAG_TIMEOUT
     patience = PATIENCE if known == constants.DEFAULT_ETAG_TIMEOUT else known
     for name in names:
@@ -75,8 +71,6 @@ def fetched(repository: str, *names: str, instead: str = "", only_look: bool = F
             status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
             why = "is not asked: unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else explain(status, error)
             raise UserError(f"the hub {hub} {why}, or {instead}") from error
-        if only_look:
-            return True
         try:
             hf_hub_download(repository, name, etag_timeout=patience)
         except Exception as error:

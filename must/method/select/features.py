@@ -1,8 +1,7 @@
 """One pass over unlabeled images: what the frozen zero-shot tower sees, and what zero-shot and a model predict.
 
 Which images are similar follows from the frozen tower, which the adaptation cannot influence: the class token and the
-patch tokens after each block (but the last of CLIP's own towers, which is computed for the class token alone). An
-encoder that the classifier file names takes their place.
+patch tokens after each block (but the last of CLIP's own towers, which is computed for the class token alone).
 """
 
 from __future__ import annotations
@@ -19,8 +18,6 @@ from must.base.parameters import require
 from must.base.progress import watched
 from must.data.augment.normalize import normalize
 from must.data.loading.loader import EvalSource
-from must.method.model.encoder import load_kept
-from must.method.model.folder import Kept
 from must.method.model.masked_vit import MaskedViT
 
 GRID = (4, 2, 1)  # patches a side after pooling; the first that gives at most WIDE numbers an image
@@ -102,33 +99,28 @@ def extract_features(
     source: EvalSource,
     device: torch.device,
     others: Callable[[Tensor], Iterable[Tensor]] | None = None,
-    encoder: Kept | None = None,
     pause: Callable[[], None] | None = None,
 ) -> ImageFeatures:
     """Looks at every image once. No random number is drawn from torch's own generator.
 
     Args:
         others: normalised images [B, 3, H, W] on the device -> the logits [B, K] of each other model.
-        encoder: whose numbers are the features, in the place of those of zero-shot's tower.
         pause: called before every batch; it may raise to stop.
 
     Raises:
         ValueError: none of the images can be decoded.
     """
     zero_shot = zero_shot.to(device).eval()
-    judge = load_kept(encoder)
-    judge = judge.to(device) if judge else None
     tokens = BlockTokens(zero_shot)
     numbers, features, probabilities, sources = [], [], [], list[str]()
     with torch.random.fork_rng(devices=[]):  # loaders draw a seed
         for batch in watched(source, "predictions"):
             if pause is not None:
                 pause()
-            pixels = batch.pixels.to(device)
-            images = normalize(pixels, source.preprocess)
+            images = normalize(batch.pixels.to(device), source.preprocess)
             with tokens:
                 logits = [zero_shot(images)]
-            own = tokens.take() if judge is None else judge(pixels)
+            own = tokens.take()
             logits += others(images) if others else ()
             features.append(own.half().cpu())
             probabilities.append(torch.stack(logits).float().softmax(-1).half().cpu())

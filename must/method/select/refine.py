@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +23,6 @@ from must.method.select.check import Predicted
 from must.method.select.features import ImageFeatures, extract_features, subsample
 from must.method.select.knn import nearest, whitened
 from must.method.select.propagate import places_of, refined_probabilities
-from must.method.select.select import adapted_end
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     zero_shot = zero_shot_bundle(load_text_classifier(config.classifier))
     classes, model = zero_shot.description.classes, None
     if config.model:
-        bundle = load_bundle(adapted_end(config.model))
+        bundle = load_bundle(config.model)
         require(bundle.description.classes == classes, f"--model {config.model}: has other classes than --classifier")
         require(
             preprocess_of(bundle.description) == preprocess_of(zero_shot.description),
@@ -59,7 +58,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         source = subsample(EvalSource.of(config, preprocess_of(zero_shot.description)), config.images)
         other = model.to(here.device) if model else None
         others = (lambda images: [other(images)]) if other else None
-        seen = extract_features(zero_shot.model, source, here.device, others, zero_shot.encoder)
+        seen = extract_features(zero_shot.model, source, here.device, others)
         refined = refined_labels(seen, here.device, answers)
     summary = {
         "must_version": __version__,
@@ -67,7 +66,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         "undecodable": source.skipped,
         "answers": len(answers),
         "changed": round(float((refined.labels.labels != refined.zero_shot.labels).float().mean()), 4),
-        "config": asdict(config),
+        "config": config.to_dict(),
     }
     storage.write_bytes(storage.join(config.output, PREDICTIONS_FILE), predictions_csv(seen.sources, classes, refined))
     storage.write_bytes(storage.join(config.output, REFINED_FILE), encoded(json.dumps(summary, indent=1) + "\n"))

@@ -36,7 +36,6 @@ from must.method.model.bundle import (
     zero_shot_bundle,
 )
 from must.method.model.classifier import load_text_classifier
-from must.method.model.folder import Kept
 from must.method.model.masked_vit import MaskedViT
 from must.method.select.check import IMAGES, Check, Predicted, agreement_gain
 from must.method.select.features import extract_features, subsample
@@ -91,7 +90,7 @@ def select(config: SelectConfig) -> Choice:
 
         def chosen(alpha: float | str) -> Choice:
             source = subsample(EvalSource.of(config, preprocess_of(description)), IMAGES)
-            return choose_alpha(frozen, adapted, source, device, description.classes, alpha, zero_shot.encoder)
+            return choose_alpha(frozen, adapted, source, device, description.classes, alpha)
 
         labels, split = known_labels(config, description)
         choice = chosen(config.alpha)
@@ -118,7 +117,6 @@ def choose_alpha(
     device: torch.device,
     classes: list[str],
     alpha: float | str,
-    encoder: Kept | None = None,
     pause: Callable[[], None] | None = None,
 ) -> Choice:
     """Takes the share `alpha`, or for "auto" chooses it, and checks the model there. No label is read.
@@ -135,7 +133,7 @@ def choose_alpha(
     """
     alphas = TRIED if alpha == "auto" else (0.0, float(alpha))
     path = WeightPath(zero_shot.to(device), adapted, alphas[1:])
-    seen = extract_features(zero_shot, source, device, path, encoder, pause)
+    seen = extract_features(zero_shot, source, device, path, pause)
     neighbours, cosines = nearest(whitened(seen.features.to(device).float()))
     probabilities = seen.probabilities.float().to(device)
     place, by = len(alphas) - 1, "--alpha"

@@ -22,12 +22,13 @@ from torch import Tensor
 from must.base import storage
 from must.base.errors import UserError
 from must.base.files import LAST_FILE
-from must.base.lock import CHECKPOINTS, CannotLockError, LockLostError, locked
+from must.base.lock import CannotLockError, Kind, LockLostError, locked
 from must.method.distributed.process_group import World
 
 logger = logging.getLogger(__name__)
 
 NAME = re.compile(r"step-(\d{9})\.(json|pt)")
+LOCK = Kind("must train", "--checkpoints", ".train.lock", patience=10.0)
 FAILURES = 2  # writes that may fail in a row before training stops: a full disk may be emptied, a bucket come back
 
 
@@ -182,7 +183,16 @@ class DamagedError(UserError):
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """Raises DamagedError: it is no state of a training, though its checksum is the one beside it."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception:
+        state = None
+    if not isinstance(state, dict):
+        raise DamagedError(f"{path}: is no checkpoint of `must train`; delete it, or start over with --no-resume")
+    return state
 
 
 class StateFile(storage.HashingFile):
@@ -245,7 +255,7 @@ def exclusive_checkpoints(checkpoints: Checkpoints, world: World) -> Iterator[No
         problem: Exception | None = None
         if world.is_main:
             try:
-                checkpoints.still_ours = stack.enter_context(locked(checkpoints.uri, CHECKPOINTS))
+                checkpoints.still_ours = stack.enter_context(locked(checkpoints.uri, LOCK))
             except CannotLockError as error:
                 logger.warning(f"warning: {error}; two runs that write there would not be noticed")
             except (ValueError, OSError) as error:

@@ -17,14 +17,13 @@ from typing import Any
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
-from must.base.text import brief, visible
+from must.base.text import NONE_OF_THESE, brief, uncell, visible
 
 IMAGES = ("image", "path", "source", "filepath", "file_name", "file")  # columns, the first that is there
 CLASSES = ("adapted", "class", "label", "choice")
 UPLOADS = "/data/upload/"  # Label Studio's copies, whose names are its own
 LOCAL_FILES = "/data/local-files/?d="  # its address of a file below its document root
 OURS = "must_image"  # in a task's data: the image as it is called here
-NONE = "none of these"  # what a person may choose in place of a class
 
 
 @dataclass(frozen=True)
@@ -106,19 +105,17 @@ def from_table(text: str, where: str, delimiter: str) -> Iterator[Label]:
     ranks += [(name, f"probability{name[5:]}") for name in columns if name.startswith("class_") and name[6:].isdigit()]
     by_model = ranks[0][1] in columns
     for row in table:
-        top = tuple((plain(row[name]), float(row[p] or 0)) for name, p in ranks if by_model and row.get(name))
-        name = plain(row[label] or "") or None
+        top = tuple((uncell(row[name]), float(row[p] or 0)) for name, p in ranks if by_model and row.get(name))
+        name = uncell(row[label] or "") or None
         probability = float(row[ranks[0][1]] or 0) if by_model else None
         if name is None and not by_model:
             continue  # nobody has said anything of it
         yield Label(
-            plain(row.get(OURS) or row[image]), None if name == NONE and not by_model else name, probability, top=top
+            uncell(row.get(OURS) or row[image]),
+            None if name == NONE_OF_THESE and not by_model else name,
+            probability,
+            top=top,
         )
-
-
-def plain(cell: str) -> str:
-    """A name out of a CSV file of ours, which puts an apostrophe before what a spreadsheet would take for a formula."""
-    return cell.removeprefix("'")
 
 
 def from_lines(text: str, where: str) -> Iterator[Label]:
@@ -164,12 +161,12 @@ def from_json(content: Any, place: str, where: str) -> Iterator[Label]:
                 if isinstance(label, int):
                     require(0 <= label < len(content["classes"]), f"{where}: {label} is the number of no class")
                     label = content["classes"][label]
-                yield Label(paths.get(name, name), None if label == NONE else label)
+                yield Label(paths.get(name, name), None if label == NONE_OF_THESE else label)
     elif isinstance(content, dict) and "samples" in content:
         for sample in content["samples"]:
             field = next((sample[name] for name in ("ground_truth", "label", "predictions") if sample.get(name)), None)
             if field:
-                yield Label(sample["filepath"], None if field["label"] == NONE else field["label"])
+                yield Label(sample["filepath"], None if field["label"] == NONE_OF_THESE else field["label"])
     else:
         raise UserError(f"{where}: is no export of Label Studio or FiftyOne")
 
@@ -193,7 +190,7 @@ def from_task(task: dict[str, Any]) -> Iterator[Label]:
         choices = next((data[name] for name in CLASSES if data.get(name)), None)
         if choices:
             choice = choices if isinstance(choices, str) else choices["choices"][0]
-            yield Label(image, None if choice == NONE else choice, who=str(data.get("annotator") or ""))
+            yield Label(image, None if choice == NONE_OF_THESE else choice, who=str(data.get("annotator") or ""))
         return
     done = [one for one in task.get("annotations") or () if not one.get("was_cancelled")]
     for annotation in done[-1:]:
@@ -202,7 +199,7 @@ def from_task(task: dict[str, Any]) -> Iterator[Label]:
             by = annotation.get("completed_by") or ""
             who = str(by.get("email") or by.get("id") or "") if isinstance(by, dict) else str(by)
             when = str(annotation.get("updated_at") or annotation.get("created_at") or "")
-            yield Label(image, None if choices[0][0] == NONE else choices[0][0], who=who, when=when)
+            yield Label(image, None if choices[0][0] == NONE_OF_THESE else choices[0][0], who=who, when=when)
 
 
 def address(url: str) -> str:
@@ -226,7 +223,7 @@ def label_studio(labels: list[Label], root: str) -> bytes:
         name = one.image if "://" in one.image else LOCAL_FILES + urllib.parse.quote(below(one.image, root))
         task: dict[str, Any] = {"data": {"image": name, OURS: one.image}}
         if not one.unsure:
-            value = {"choices": [one.label or NONE]}
+            value = {"choices": [one.label or NONE_OF_THESE]}
             result = [{"from_name": "class", "to_name": "image", "type": "choices", "value": value}]
             if one.probability is None:
                 task["annotations"] = [{"result": result}]
@@ -248,7 +245,7 @@ def label_studio_config(classes: list[str]) -> bytes:
     """The project's labelling interface."""
     from xml.sax.saxutils import quoteattr
 
-    choices = "".join(f"    <Choice value={quoteattr(visible(name))}/>\n" for name in [*classes, NONE])
+    choices = "".join(f"    <Choice value={quoteattr(visible(name))}/>\n" for name in [*classes, NONE_OF_THESE])
     head = '<View>\n  <Image name="image" value="$image"/>\n  <Choices name="class" toName="image" choice="single">\n'
     return f"{head}{choices}  </Choices>\n</View>\n".encode("utf-8", "replace")
 
@@ -261,9 +258,9 @@ def fiftyone(labels: list[Label], classes: list[str]) -> tuple[bytes, bytes]:
         name = f"{number:08d}"
         paths[name] = one.image if "://" in one.image else str(storage.local(one.image).absolute())
         if not one.unsure:
-            said[name] = {"label": one.label or NONE}
+            said[name] = {"label": one.label or NONE_OF_THESE}
             said[name] |= {} if one.probability is None else {"confidence": one.probability}
-    return dumped({"classes": [*classes, NONE], "labels": said}), dumped(paths)
+    return dumped({"classes": [*classes, NONE_OF_THESE], "labels": said}), dumped(paths)
 
 
 def cleanlab(labels: list[Label], given: Callable[[Label], str | None], where: str) -> dict[str, Any]:

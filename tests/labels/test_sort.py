@@ -67,7 +67,7 @@ def test_a_program_silences_or_routes_what_is_printed(tmp_path, capsys, caplog, 
     monkeypatch.setattr(logger, "handlers", [])
     monkeypatch.setattr(logger, "propagate", True)
     must.sort(undo=True, into=into)
-    assert capsys.readouterr().out == "" and [record.name for record in caplog.records] == ["must.evaluation.sort"]
+    assert capsys.readouterr().out == "" and [record.name for record in caplog.records] == ["must.deploy.labels.sort"]
 
 
 def test_names_that_a_csv_spells_out_are_found(tmp_path):
@@ -82,7 +82,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch, how):
     files = photos(tmp_path / "photos", [f"{n}/a.png" for n in range(4)])
     before = tree(tmp_path / "photos")
     csv = predictions(tmp_path / "p.csv", [(file, "cat", 0.9) for file in files])
-    from must.evaluation import sort
+    from must.deploy.labels import sort
 
     real, calls = sort.put, []
 

@@ -18,9 +18,9 @@ from must.base import storage
 from must.base.files import JOURNAL_FILE
 from must.base.parameters import require
 from must.base.progress import bar
-from must.base.text import CONTROLS, brief, printable
+from must.base.text import CONTROLS, NONE_OF_THESE, brief, printable
 from must.config.labels import SortConfig
-from must.evaluation.labels import NONE, file_in, read_labels
+from must.deploy.labels.formats import file_in, read_labels
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class Folders:
         self.taken: set[str] = set()
         for name in sorted({one for one in classes if one is not None}):
             self.names[name] = self.free(safe(name), self.names.values())
-        self.none = self.free(NONE, self.names.values())
+        self.none = self.free(NONE_OF_THESE, self.names.values())
         if None in classes:
             self.names[None] = self.none
 

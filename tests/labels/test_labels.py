@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import must
-from must.evaluation.labels import read_labels
-from tests.evaluate.test_sort import photos
+from must.deploy.labels.formats import read_labels
+from tests.labels.test_sort import photos
 
 ROWS = {"a.png": ("cat", 0.9, "dog"), "b.png": ("dog", 0.6, "cat"), "=c.png": ("cat", 0.8, "dog")}
 

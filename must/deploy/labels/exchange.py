@@ -7,12 +7,12 @@ from pathlib import PurePosixPath
 
 from must.base import storage
 from must.base.parameters import require
-from must.base.text import cell, csv_of
+from must.base.text import NONE_OF_THESE, cell, csv_of
 from must.config.labels import LabelsConfig
 from must.data.sources.table_files import need_pyarrow
-from must.evaluation import labels as formats
-from must.evaluation.labels import NONE, Label, classes_of, read_labels
-from must.evaluation.sort import file_of
+from must.deploy.labels import formats
+from must.deploy.labels.formats import Label, classes_of, read_labels
+from must.deploy.labels.sort import file_of
 from must.method.model.classifier import load_class_set
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def exchange(config: LabelsConfig) -> Exchanged:
         require(bool(labels), f"--labels {config.labels}: a model said these, and nobody has answered: no answers")
         storage.write_bytes(output, formats.answers(labels, sha256_of))
     else:
-        rows = [(cell(one.image), cell(one.label or NONE)) for one in labels if not one.unsure]
+        rows = [(cell(one.image), cell(one.label or NONE_OF_THESE)) for one in labels if not one.unsure]
         storage.write_bytes(output, csv_of([("image", "label"), *rows]))
     labelled = sum(not one.unsure for one in labels)
     if any(one.picked for one in labels) and config.to != "answers":
