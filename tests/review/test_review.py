@@ -247,15 +247,15 @@ def test_answers_change_similar_images_and_undoing_them_changes_them_back(review
         shown = session.answer("page", said)["picture"]
     teaching.wait()
     state = session.next("page")["state"]
-    (ten, twenty) = state["curve"]
-    assert [ten[0], twenty[0]] == [10, 20] and twenty[1] >= 10 and ten[3] <= ten[2] <= ten[4]
+    name, right, low, high = session.end("page")["rows"][3]
+    assert name == "refined labels, corrected by the other answers" and low <= right <= high
     changed = int(re.search(r"So far (\d+) of 125 other refined labels changed", state["text"])[1])
     assert changed >= 20
     for _ in range(25):
         session.undo("page", {})
     teaching.wait()
     state = session.next("page")["state"]
-    assert state["curve"] == [] and state["text"] == "No answers yet."
+    assert state["text"] == "No answers yet." and session.end("page")["rows"] == []
 
 
 def test_the_share_of_held_out_answers_counts_no_picture_by_its_own_answer():

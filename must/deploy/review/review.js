@@ -55,7 +55,7 @@ class Carried {
     const text = `${counted(given.size, "answer")}, ${open.length.toLocaleString("en")} left in this file. Save answers.jsonl when you stop, and send it to whoever sent you this page.`;
     const said = (line) => line.unsure ? "cannot tell" : line.label ?? "none of the classes";
     const recent = [...given.values()].reverse().slice(0, 12).map((line) => ({ number: this.find("sha256", line.sha256).number, said: said(line) }));
-    return { picture: picture || open[0] || null, state: { curve: [], text, recent, random: this.content.random, verdict: "", gain: null, answers: given.size, of: this.content.pictures.length } };
+    return { picture: picture || open[0] || null, state: { text, recent, random: this.content.random, verdict: "", gain: null, answers: given.size, of: this.content.pictures.length } };
   }
   add(picture, rest) {
     const { image, sha256 } = picture, how = this.content.random ? { how: "random" } : { how: "doubtful", picked: true };
@@ -116,11 +116,6 @@ function bar(state) {
     $("gauge").className = low > 0 ? "yes" : high < 0 ? "no" : "";
     $("gauge").setAttribute("aria-label", `gain of the model over zero-shot: ${value.toFixed(0)} points, between ${low.toFixed(0)} and ${high.toFixed(0)}`);
   }
-  $("taught").hidden = !state.curve.length;
-  $("curve").replaceChildren(...state.curve.map(([answers, changed, ...right]) => {
-    const [mean, low, high] = right.map((share) => `${Math.round(100 * share)}%`);
-    return make("tr", {}, ...[answers.toLocaleString("en"), changed.toLocaleString("en"), `${mean} (${low} to ${high})`].map((textContent) => make("td", { textContent })));
-  }));
   $("undo").disabled = $("grid-undo").disabled = $("done-undo").disabled = !state.recent.length;
   $("history").hidden = !state.recent.length;
   $("recent").replaceChildren(...state.recent.map(({ number, said }) => {
@@ -198,10 +193,10 @@ const finish = async (title) => {
   $("endtext").textContent = reply.rows.length ? `How many of 100 pictures each names right, by ${counted(reply.measured, "answer")} about pictures drawn at random:` : reply.state.text;
   const percent = (share) => `${Math.round(100 * share)}%`;
   $("rows").replaceChildren(...reply.rows.map(([name, mean, low, high]) => {
-    const line = make("i"), point = make("b"), cells = [name, percent(mean), `${percent(low)} to ${percent(high)}`].map((textContent) => make("td", { textContent }));
+    const line = make("i"), point = make("b"), cells = [percent(mean), `${percent(low)} to ${percent(high)}`].map((textContent) => make("td", { textContent }));
     Object.assign(line.style, { left: percent(low), width: percent(high - low) });
     point.style.left = percent(mean);
-    return make("tr", {}, ...cells, make("td", { className: "bar" }, make("div", {}, line, point)));
+    return make("tr", {}, make("th", { scope: "row", textContent: name }), ...cells, make("td", { className: "bar" }, make("div", {}, line, point)));
   }));
   $("changed").textContent = carried || !reply.state.answers ? "" : `${counted(reply.relabelled, "picture")} got another label from you than from the model.${reply.changed ? ` With ${counted(reply.changed[0], "answer")}, ${counted(reply.changed[1], "label")} of other pictures changed.` : ""}`;
   $("type-next").hidden = !reply.commands.length;

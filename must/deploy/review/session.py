@@ -69,17 +69,16 @@ class Session:
 
     def state(self, page: str = "") -> dict[str, Any]:
         """What the page tells about how far it has come. `gain`: in points, with its interval, once answers measure."""
-        taught = self.teaching.state() if self.teaching is not None else {"text": "", "curve": []}
+        taught = self.teaching.text() if self.teaching is not None else ""
         measured = self.review.measured(self.answers)
         recent = [number for one in self.theirs(page) for number in one.numbers if self.said(number)][-RECENT:]
         return {
             "answers": len(self.answers),
             "of": len(self.review.pictures),
             "random": self.review.order == RANDOM,
-            "curve": taught["curve"],
             "verdict": measured.verdict if measured else "",
             "gain": [100 * end for end in measured.gain] if measured else None,
-            "text": f"{self.text()} {taught['text']}".strip(),
+            "text": f"{self.text()} {taught}".strip(),
             "recent": [{"number": number, "said": self.said(number)} for number in reversed(recent)],
         }
 

@@ -3,7 +3,7 @@
 import threading
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from must.method.answers.review import IMAGES_FILE
 from must.method.select.knn import nearest
 from must.method.select.propagate import places_of, refined_probabilities
 
-STEPS = (10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 700, 1000, 1400, 2000)  # answers after which a point is added
 FOLDS = 5
 
 
@@ -83,8 +82,7 @@ class Teaching:
         self.thread: threading.Thread | None = None
         self.closed = False
         self.wanted: tuple[Known, Known] | None = None
-        self.points: dict[int, tuple[Known, list[float]]] = {}
-        self.all: list[float] = []  # (answers about pictures drawn at random, the share of `state` with all of them)
+        self.all: list[float] = []  # (answers about pictures drawn at random, the share of `right` with its interval)
         self.changed: tuple[int, int] | None = None  # (answers, labels of other images that they changed)
 
     def update(self, known: Known, drawn: Known) -> None:
@@ -104,16 +102,11 @@ class Teaching:
         self.closed = True
         self.wait()
 
-    def state(self) -> dict[str, Any]:
-        """`text`: a sentence; `curve`: of each point the answers, the changed labels, and the share of held-out answers
-        that refined labels name, with its interval."""
-        curve = [point for _, (_, point) in sorted(self.points.items())]
+    def text(self) -> str:
         if self.changed is None or not self.changed[0]:
-            return {"text": "", "curve": curve}
+            return ""
         answers, changed = self.changed
-        others = len(self.images.numbers) - answers
-        text = f"So far {changed:,} of {others:,} other refined labels changed."
-        return {"text": text, "curve": curve}
+        return f"So far {changed:,} of {len(self.images.numbers) - answers:,} other refined labels changed."
 
     def work(self) -> None:
         limit_threads()
@@ -124,12 +117,6 @@ class Teaching:
                     return
                 (known, drawn), self.wanted = self.wanted, None
             self.changed = len(known), self.change(known)
-            kept = {n: (first, point) for n, (first, point) in self.points.items() if first == drawn[:n]}
-            for step in STEPS:
-                if step <= len(drawn) and step not in kept and not self.closed:
-                    first = drawn[:step]
-                    kept[step] = first, [step, self.change(first), *share(self.right(first))]
-            self.points = kept
             if self.wanted is None and drawn and not self.closed:
                 self.all = [len(drawn), *share(self.right(drawn))]
 
