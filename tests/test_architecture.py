@@ -47,7 +47,6 @@ exits       console errors lock text
 records     errors
 parameters  errors text
 flags       exits parameters text
-tars
 names       errors parameters storage text
 workers     errors processes
 """,

@@ -31,7 +31,7 @@ from must.data.sources.base import ListingReport, no_images
 from must.data.sources.files import Folder, Manifest
 from must.data.sources.open import open_source
 from must.deploy.labels.sort import sort
-from must.method.model.classifier import BUNDLED_SET, TEMPLATE, load_class_set, make_class_set
+from must.method.model.classifier import BUNDLED_SET, DEFAULT_TEMPLATE, load_class_set, make_class_set
 from must.method.train.presets import AUTO, published
 from must.method.train.provenance import RESUME_SAFE_FIELDS
 
@@ -206,7 +206,7 @@ def read_classes(classes: Any) -> tuple[str, bytes]:
             return file, storage.read_bytes(file)
         classes = list(found.names)  # cat,dog,horse
     entries = entries_of(classes)
-    make_class_set(entries, [TEMPLATE], "classes")
+    make_class_set(entries, [DEFAULT_TEMPLATE], "classes")
     return "", yaml.safe_dump({"classes": entries}, sort_keys=False, allow_unicode=True).encode()
 
 

@@ -122,7 +122,7 @@ class Adapted:
         from torchvision.transforms import Compose
 
         from must.data.image.colors import to_rgb
-        from must.deploy.export.whole import whole_model
+        from must.deploy.export.open_clip import whole_model
 
         bundle = load_bundle(str(self.bundle))
         clip: Any = whole_model(str(self.output / CLASSIFIER_FILE), str(self.bundle), bundle).clip

@@ -45,13 +45,6 @@ class TrainConfig(StageConfig):
     pretrained: str = param(
         "the pretrained weights, if in another place than the classifier says", "", metavar="TAG|PATH"
     )
-    init: str = param(
-        "bundle of an earlier run with the same classes to start from, instead of the zero-shot model",
-        "",
-        metavar="BUNDLE",
-        often=True,
-        kind="bundle",
-    )
     epochs: int = param("passes over the split", 30, metavar="N", group="optimisation", often=True, at_least=1)
     batch_size: int = param(
         "global batch: images a step, over all processes", 1024, metavar="N", often=True, at_least=1

@@ -14,7 +14,7 @@ import numpy as np
 from must.evaluation.result import Abstention
 
 CONFIDENCE = 0.95  # of the bound
-STEPS = 100  # thresholds that are tried
+THRESHOLDS_TRIED = 100  # thresholds that are tried
 
 
 def with_labels(confidence: np.ndarray, correct: np.ndarray, target: float) -> Abstention:
@@ -24,7 +24,7 @@ def with_labels(confidence: np.ndarray, correct: np.ndarray, target: float) -> A
     wrong = np.cumsum(~correct[ordered])
     found = nothing(target, images, "the surest images alone do not keep the target with so many labels")
     fewest = first_named(images, target)
-    for threshold in np.unique(np.quantile(confidence, np.linspace(0, 1, STEPS)))[::-1]:
+    for threshold in np.unique(np.quantile(confidence, np.linspace(0, 1, THRESHOLDS_TRIED)))[::-1]:
         named = int((confidence >= threshold).sum())
         if named < fewest:
             continue

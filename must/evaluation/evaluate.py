@@ -19,12 +19,15 @@ from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
 from must.evaluation import labelfree
 from must.evaluation.abstention import abstention
-from must.evaluation.intervals import REPLICATES, bootstrap, interval, paired
 from must.evaluation.metrics import (
+    REPLICATES,
     Labelled,
+    bootstrap,
     confused_pairs,
     confusion_matrix,
+    interval,
     labelled_results,
+    paired,
     per_class,
     reliability,
     scalar_metrics,
@@ -80,8 +83,6 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         if baseline and before and compared:
             check = record_of(CheckResult, check_of(config, baseline, samples, before, after, here.device).to_dict())
             compared = replace(compared, check=check)
-            if not name.endswith("zero-shot"):  # the estimate takes the baseline's probabilities for what they say
-                compared = replace(compared, estimated_change=None)
         metrics = replace(
             metrics,
             label_free=replace(metrics.label_free, compared=compared, training=stability(training_log(config.model))),

@@ -61,7 +61,7 @@ def gate(config: GateConfig) -> Decision:
     decision = RULES[config.gate](read_metrics(config.metrics), config)
     if config.output:
         storage.write_bytes(config.output, decision.to_json())
-    logger.info("\n".join([f"gate ({decision.gate}): {in_words(decision)}", *decision.reasons]))
+    logger.info("\n".join([f"gate ({decision.gate}): {words_of_decision(decision)}", *decision.reasons]))
     return decision
 
 
@@ -83,7 +83,7 @@ def label_free_gate(metrics: Metrics, config: GateConfig) -> Decision:
     require(before.effective_classes > 0, f"--metrics {config.metrics}: the baseline predicts no class; evaluate again")
     name = metrics.baseline_name
     zero_shot, same = name.endswith("zero-shot"), compared.agreement == 1
-    rules = [unchanged(name, zero_shot)] if same else checked(compared.check, metrics.model.selection, name)
+    rules = [unchanged(name, zero_shot)] if same else check_rules(compared.check, metrics.model.selection, name)
     rules.append(rule(f"same class as {name}", compared.agreement, config.min_agreement))
     share = after.effective_classes / before.effective_classes
     rules.append(rule(f"effective classes, of {name}'s number", share, config.min_effective_classes))
@@ -98,7 +98,7 @@ def unchanged(name: str, zero_shot: bool) -> tuple[bool, str]:
     return False, line(False, f"no image changes its class against the {name}: there is nothing to promote")
 
 
-def checked(check: CheckResult, selection: Selection | None, name: str) -> list[tuple[bool, str]]:
+def check_rules(check: CheckResult, selection: Selection | None, name: str) -> list[tuple[bool, str]]:
     """A rule a warning, or one that there is none."""
     where = "images"
     if check.images < FEWEST and name.endswith("zero-shot") and selection and selection.check:
@@ -200,7 +200,7 @@ def against_champion(decision: Decision, by_champion: Decision | None) -> Decisi
     return Decision(by_champion.passed, decision.gate, reasons)
 
 
-def in_words(decision: Decision) -> str:
+def words_of_decision(decision: Decision) -> str:
     if decision.outcome == ZERO_SHOT:
         return "passed, zero-shot is kept" if decision.passed else "zero-shot is kept, the champion stays"
     return "passed" if decision.passed else "stopped"
@@ -208,7 +208,7 @@ def in_words(decision: Decision) -> str:
 
 def as_markdown(decision: Decision, against: str) -> str:
     """The decision as a page of Kubeflow's."""
-    head = f"# {in_words(decision).capitalize()} by the {decision.gate} gate"
+    head = f"# {words_of_decision(decision).capitalize()} by the {decision.gate} gate"
     if decision.outcome == ZERO_SHOT:
         head = f"# Zero-shot is kept{'' if decision.passed else ': the champion stays'}"
     if decision.gate == "none":

@@ -12,8 +12,8 @@ from must.base.errors import UserError
 from must.base.records import record_of
 from must.base.text import brief, encoded
 
-FORMAT = 1  # of the file; one without it is of the time before, and is read as well
-CONTROLS = {code: f"\\u{code:04x}" for code in range(127, 160)}  # json writes these as they are, and ESC escaped
+METRICS_FORMAT = 1  # of the file; one without it is of the time before, and is read as well
+JSON_CONTROLS = {code: f"\\u{code:04x}" for code in range(127, 160)}  # json writes these as they are, and ESC escaped
 Interval = tuple[float, float]
 
 
@@ -55,7 +55,6 @@ class ModelFigures:
     histogram: list[int]
     effective_classes: float
     mutual_information: float = 0.0
-    nuclear_norm: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,6 @@ class CheckResult:
 class Compared:
     """Two models on all images, without labels: see labelfree.compare."""
 
-    estimated_change: float | None
-    confidence_change: float
     agreement: float
     agreement_confident: float | None
     histogram_distance: float
@@ -177,7 +174,7 @@ class Metrics:
     refined: dict[str, Any] | None = None
     config: dict[str, Any] = field(default_factory=dict)
     must_version: str = ""
-    format: int = FORMAT
+    format: int = METRICS_FORMAT
 
     def to_dict(self) -> dict[str, Any]:
         """What the file holds."""
@@ -192,13 +189,13 @@ def metrics_of(content: dict[str, Any]) -> Metrics:
 
 def write_metrics(uri: str, metrics: Metrics) -> None:
     text = json.dumps(metrics.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    storage.write_bytes(uri, encoded(text.translate(CONTROLS)))
+    storage.write_bytes(uri, encoded(text.translate(JSON_CONTROLS)))
 
 
 def read_metrics(uri: str, flag: str = "--metrics") -> Metrics:
     """Raises UserError: no such file, or none of `must evaluate`, or one of a later version."""
     content = storage.read_json(uri, flag)
-    if content.get("format", FORMAT) != FORMAT:
+    if content.get("format", METRICS_FORMAT) != METRICS_FORMAT:
         raise UserError(f"{flag} {uri}: is of another version of must (format {brief(content['format'])})")
     try:
         return metrics_of(content)

@@ -3,7 +3,7 @@
 from must.base.text import printable
 from must.evaluation.result import Interval, Metrics
 
-CLASSES_SHOWN = 20
+CLASSES_LISTED = 20
 NAME_SHOWN = 32  # characters of a class name
 
 
@@ -62,8 +62,8 @@ def metric_row(title: str, before: float | None, after: float, interval: Interva
 
 def class_rows(metrics: Metrics) -> list[tuple[str, ...]]:
     rows = [row for row in metrics.per_class if row["support"]]
-    if len(rows) > CLASSES_SHOWN:
-        rows = sorted(rows, key=lambda row: -abs(row["difference"] or 0))[:CLASSES_SHOWN]
+    if len(rows) > CLASSES_LISTED:
+        rows = sorted(rows, key=lambda row: -abs(row["difference"] or 0))[:CLASSES_LISTED]
     return [
         metric_row(printable(row["class"], NAME_SHOWN), row["baseline_recall"], row["recall"], None) for row in rows
     ]

@@ -15,7 +15,7 @@ from must.deploy.promote.registry import Registry
 from must.method.train.presets import AUTO, published
 
 OF_SHARDING = ("source", "test_source", "labels", "split", "append", "output", "part", "run_id")
-OF_TRAINING = ("shards", "index_sha256", "classifier", "output", "checkpoints", "init", "preset", "model", "pretrained")
+OF_TRAINING = ("shards", "index_sha256", "classifier", "output", "checkpoints", "preset", "model", "pretrained")
 SERVED = ("none", "write", "apply")  # what becomes of a service for the champion
 # KServe's form of a name; it makes a Service of NAME-predictor, whose own name may have 63 characters.
 SERVICE_NAME = re.compile(r"[a-z]([-a-z0-9]{0,51}[a-z0-9])?")

@@ -11,7 +11,7 @@ from must.api.stages import call
 from must.base import storage
 from must.base.files import METRICS_FILE
 from must.base.text import encoded
-from must.deploy.promote.champion import LEFT
+from must.deploy.promote.champion import LEFT_TO_PEOPLE
 from must.deploy.promote.promote import version_of
 from must.deploy.promote.registry import Latest, Registry, is_of
 from must.evaluation.gate import ZERO_SHOT, Decision, against_champion, as_markdown, read_decision
@@ -91,7 +91,7 @@ def decide(
     told = as_markdown(result, against) + ("\nPeople's answers may decide: see the stage *review*.\n" if asked else "")
     storage.write_bytes(page, encoded(told))
     if not result.passed:
-        Registry(registry, model_name).decide(key, LEFT if asked else "stopped", result.reasons)
+        Registry(registry, model_name).decide(key, LEFT_TO_PEOPLE if asked else "stopped", result.reasons)
         logger.info(
             "the model is not promoted; it stays among this run's artifacts, and nothing changes in the registry"
         )

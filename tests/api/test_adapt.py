@@ -17,8 +17,7 @@ from must.api import cli, functions
 from must.api.adapt import labelled_folder, read_classes
 from must.api.adapted import Adapted
 from must.api.classes import entries_of
-from must.api.demo import asset_folder
-from must.api.demo.data import CLASSES, TEMPLATES
+from must.api.demo import CLASSES, TEMPLATES, asset_folder
 from must.api.images import as_image, provide
 from must.config import GateConfig
 from must.evaluation.gate import labelled_gate

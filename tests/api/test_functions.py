@@ -118,7 +118,7 @@ def test_what_is_passed_counts_though_it_is_the_default(digits, tmp_path, monkey
     monkeypatch.setattr(trainer, "train", lambda config: seen.append(config) or 1 / 0)
     values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(tmp_path), "preset": "digits"}
     with pytest.raises(ZeroDivisionError):
-        must.train(**values, epochs=30, init=None)
+        must.train(**values, epochs=30, model=None)
     assert seen == [TrainConfig(**values)] and seen[0].passed == {*values, "epochs"}
 
 

@@ -69,7 +69,7 @@ def test_a_retried_launcher_attaches_to_the_job_that_runs(api, work, capfd, monk
 
 def test_other_data_classes_or_settings_are_another_job(api, work):
     names = set()
-    for change in ({}, {"settings": {"lr": 2e-3}}, {"epochs": 3}, {"init": "gs://b/registry/m/r1/bundle"}):
+    for change in ({}, {"settings": {"lr": 2e-3}}, {"epochs": 3}, {"preset": "imagenet"}):
         api.on_create = fails("no")
         with pytest.raises(SystemExit):
             train(work, **change)

@@ -158,7 +158,7 @@ def process(api, work, tmp_path):
         "import json; from tests.machine import leave_the_cluster; leave_the_cluster()\n"
         "from must_components.train_job.launcher import train_on_nodes\n"
         f"train_on_nodes({str(work)!r}, index_sha256='sha', classifier={str(tmp_path / 'classifier')!r}, "
-        f"output={str(tmp_path / 'output')!r}, nodes=json.loads({json.dumps(nodes())!r}))"
+        f"output={str(tmp_path / 'output')!r}, settings={{}}, nodes=json.loads({json.dumps(nodes())!r}))"
     )
     api.launchers["launcher"] = {
         "apiVersion": "v1", "kind": "Pod", "spec": {"containers": [{"name": "main"}]},

@@ -7,7 +7,7 @@ import yaml
 
 from must.runtime.notes import read_notes
 from must_components.train_job.jobs import Jobs
-from must_pipeline.cluster.load import load_cluster
+from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER
 from tests.components.launching import ROOT, SUMMARY, completes, fails, nodes, train
 

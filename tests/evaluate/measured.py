@@ -13,6 +13,6 @@ CHECK = CheckResult(images=200, agreement_before=0.5, agreement_after=0.6, warni
 MEASURED = Metrics(
     images=200, labelled=200, skipped=0, classes=["cat", "dog"], adapted=accuracy(0.9), baseline=accuracy(0.7),
     intervals={"top1": (0.05, 0.2)}, paired=Paired(40, 0, 140, 20, 0.0),
-    label_free=LabelFree(FIGURES, FIGURES, Compared(0.1, 0.1, 0.9, 0.9, 0.1, [], [], CHECK)),
+    label_free=LabelFree(FIGURES, FIGURES, Compared(0.9, 0.9, 0.1, [], [], CHECK)),
     data=Data(split="test", index_sha256="0" * 64),
 )  # fmt: skip

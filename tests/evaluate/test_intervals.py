@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from must.evaluation.intervals import bootstrap, interval, mcnemar, paired
+from must.evaluation.metrics import bootstrap, interval, mcnemar, paired
 from tests.evaluate.test_metrics import random_task, results_of
 
 

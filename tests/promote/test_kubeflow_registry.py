@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from must.api.cli import main
-from must.deploy.promote import model_registry
+from must.deploy.promote import kubeflow_registry
 from must.deploy.promote.registry import Registry
 from must.evaluation.result import write_metrics
 from tests.evaluate.measured import MEASURED
@@ -157,7 +157,7 @@ def test_what_a_server_refuses_is_known_before_anything_is_promoted(
     if fault == "archived":
         server.post(["registered_models"], {}, {"name": "digits", "state": "ARCHIVED"})
     else:
-        server.faults = [("GET", "/registered_models", fault)] * model_registry.TRIES
+        server.faults = [("GET", "/registered_models", fault)] * kubeflow_registry.TRIES
     line = refused(capsys, code, tmp_path, "--model", make_bundle(tmp_path / "m"), *made, *FLAGS)
     assert message in line and "nothing was promoted" in line and not (tmp_path / "registry").exists()
 
@@ -193,7 +193,7 @@ def test_old_servers_and_new_ones_are_spoken_to(tmp_path, made, monkeypatch, cap
 @pytest.mark.parametrize("fault", [500, "lost"])
 def test_what_breaks_half_way_is_completed_by_the_same_again(server, tmp_path, made, capsys, path, fault):
     flags = ["--model", make_bundle(tmp_path / "m"), *made, *FLAGS]
-    server.faults = [("POST", path, fault)] * (model_registry.TRIES if fault == 500 else 1)
+    server.faults = [("POST", path, fault)] * (kubeflow_registry.TRIES if fault == 500 else 1)
     if fault == 500:
         line = refused(capsys, 75, tmp_path, *flags)
         assert line.endswith("is the champion of the registry, but not in Kubeflow's; run the same again")

@@ -42,7 +42,7 @@ def test_the_pipelines_stages_pass_on_the_index_they_were_given(digits, tmp_path
     work = tmp_path / "work"
     shutil.copytree(digits.shards, work / "shards")
     given = {"index_sha256": EARLIER, "classifier": digits.classifier}
-    _, values = TrainRequest(str(work), **given, init="", preset="digits", settings={}, epochs=1).job_values()
+    _, values = TrainRequest(str(work), **given, preset="digits", settings={}, epochs=1).job_values()
     assert EARLIER in refused(call, "train", **values, classifier=digits.classifier, output=str(tmp_path / "m"))
     places = {"details": str(tmp_path / "details"), "report": str(tmp_path / "report.html")}
     assert EARLIER in refused(stages.evaluate, str(work), **given, bundle=digits.adapted, split="test", **places)

@@ -10,7 +10,7 @@ from must.data.loading.order import GlobalBatches, MicroBatches
 from must.data.loading.reader import ShardReader
 
 THREADS = 4
-AHEAD = 4  # shards that evaluation downloads ahead; training downloads a window
+SHARDS_AHEAD = 4  # shards that evaluation downloads ahead; training downloads a window
 PAUSE = 1.0  # seconds until a shard is tried again that had no room, or that another process was downloading
 
 
@@ -66,7 +66,7 @@ class PrefetchingSampler:
             yield from self.numbers
             return
         shards = dict(enumerate(reader.shards))
-        ahead = ShardPrefetcher(reader.cache, reader.uri, shards.get, AHEAD)
+        ahead = ShardPrefetcher(reader.cache, reader.uri, shards.get, SHARDS_AHEAD)
         try:
             for place, sample in enumerate(self.numbers):
                 oldest = self.numbers[max(place - self.in_flight, 0)]

@@ -34,8 +34,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         ValueError: no bundle, no shards, or a file that agrees with PyTorch less than stated; nothing is written then.
     """
     from must.deploy.export.graph import add_metadata, check_graph, to_graph  # needs onnx and the exporter
-    from must.deploy.export.hub_card import hub_card
-    from must.deploy.export.model_card import model_card
+    from must.deploy.export.model_card import hub_card, model_card
     from must.deploy.export.quantize import quantize, to_half
 
     metrics = read_metrics(config.metrics) if config.metrics else None

@@ -72,6 +72,6 @@ def bundle() -> Opener:
 
 def zero_shot() -> Any:
     loading("predict")
-    from must.deploy.infer.zero_shot import zero_shot_model
+    from must.deploy.infer.bundle import zero_shot_model
 
     return zero_shot_model

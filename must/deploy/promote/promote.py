@@ -13,7 +13,16 @@ from must.base.text import brief, printable
 from must.config import PromoteConfig
 from must.deploy.predict.session import check_onnx
 from must.deploy.promote.followers import Follower, follower_of
-from must.deploy.promote.registry import BUNDLE, ONNX, DamagedError, Folders, Latest, OtherOnnxError, Registry, is_of
+from must.deploy.promote.registry import (
+    BUNDLE_FOLDER,
+    ONNX_FOLDER,
+    DamagedError,
+    Folders,
+    Latest,
+    OtherOnnxError,
+    Registry,
+    is_of,
+)
 from must.evaluation.gate import ZERO_SHOT, read_decision
 from must.evaluation.result import Metrics, read_metrics
 from must.method.model.bundle import check_weights, load_description
@@ -97,11 +106,12 @@ def store(registry: Registry, config: PromoteConfig, version: str, facts: dict[s
     """
     require_no_links(config.model, "--model")
     check_weights(storage.join(config.model, WEIGHTS_FILE))
-    files: Folders = {BUNDLE: [(storage.join(config.model, name), name) for name in (WEIGHTS_FILE, DESCRIPTION_FILE)]}
+    own = (WEIGHTS_FILE, DESCRIPTION_FILE)
+    files: Folders = {BUNDLE_FOLDER: [(storage.join(config.model, name), name) for name in own]}
     if config.onnx:
         require_no_links(config.onnx, "--onnx")
         names = [name for name in listed(config.onnx) if not any(part.startswith(".") for part in name.split("/"))]
-        files[ONNX] = [(storage.join(config.onnx, name), name) for name in names]
+        files[ONNX_FOLDER] = [(storage.join(config.onnx, name), name) for name in names]
         if ONNX_FILE in names:
             check_onnx(storage.join(config.onnx, ONNX_FILE))
     try:

@@ -46,7 +46,7 @@ DEFAULTS_OF_OLD_RUNS: dict[str, Any] = {
     "confident_share": 0.0,
 }
 # What runs could be made with earlier and no more: one that was is another run, whatever else is the same.
-REMOVED_SETTINGS: dict[str, Any] = {"relative_threshold": 0.0, "pseudo_labels": "teacher"}
+REMOVED_SETTINGS: dict[str, Any] = {"relative_threshold": 0.0, "pseudo_labels": "teacher", "init": ""}
 
 
 def run_identity(
@@ -82,17 +82,6 @@ def provenance(
             | {name: metadata.version(name) for name in packages},
         },
     )
-
-
-def other_origin(adapted: Description, pretrained: str, model_sha256: str) -> str:
-    """The pretrained weights that a bundle was adapted from, in words, if they are not these; '' if they are.
-
-    Their checksum decides where both are known: a tag and a file of the same weights are one origin.
-    """
-    theirs = adapted.provenance.get("model_sha256")
-    known = bool(theirs and model_sha256)
-    same = theirs == model_sha256 if known else adapted.pretrained == pretrained
-    return "" if same else f"other pretrained weights ({adapted.pretrained or 'of the model itself'})"
 
 
 def git_revision() -> str | None:

@@ -3,8 +3,7 @@
 Where training starts, the first that there is:
 
 1. the newest whole checkpoint of the same run (`Trainer.resume`), unless --no-resume;
-2. the model of --init (`start_from`), one that was adapted before;
-3. the zero-shot model: the classifier file's backbone, with its text embeddings as the head.
+2. the zero-shot model: the classifier file's backbone, with its text embeddings as the head.
 """
 
 from __future__ import annotations
@@ -51,13 +50,13 @@ from must.method.train.monitor import RunMonitor
 from must.method.train.presets import resolve
 from must.method.train.provenance import provenance
 from must.method.train.settings import StepSettings
+from must.method.train.start_values import start_mask_token, threshold_of
 from must.method.train.step import MustStep
 from must.method.train.teacher import make_teacher
 from must.method.train.timers import CheckpointTimer, RunTimer
 from must.method.train.trackers.base import Attempt
 from must.method.train.trackers.fan import Trackers
 from must.method.train.train_state import TrainState
-from must.method.train.warm_start import start_from, start_mask_token, threshold_of
 
 logger = logging.getLogger(__name__)
 
@@ -111,9 +110,7 @@ class Trainer:
         student = self.zero_shot.model.to(processes.device)
         self.reference = make_teacher(student)  # the zero-shot model: for the share of labels that changed
         preprocess = preprocess_of(self.zero_shot.description)
-        if config.init:
-            start_from(config.init, self.zero_shot, self.origin.get("model_sha256", ""))
-        elif config.mask_token == "mean":
+        if config.mask_token == "mean":
             start_mask_token(self.zero_shot, EvalSource(self.reader, preprocess, CHECK_BATCH, 0), processes.device)
         views = part_of(config, ViewSettings, preprocess=preprocess, patch_size=student.patch_size)
         self.masked = views.masked_patches  # of an image

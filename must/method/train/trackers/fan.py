@@ -11,14 +11,37 @@ from must.base.errors import UserError
 from must.config.trackers import require_packages
 from must.method.train.trackers.base import Attempt, Tracker, points, reason
 from must.method.train.trackers.mlflow import MLflow
-from must.method.train.trackers.tensorboard import TensorBoard
 from must.method.train.trackers.trainer_status import TrainerStatus
 
 logger = logging.getLogger(__name__)
 
-MAKE: dict[str, Callable[[Attempt], Tracker]] = {"tensorboard": TensorBoard, "mlflow": MLflow}
 FLUSH_TIMEOUT = 60.0  # seconds that a tracker has at the end for what is still to be sent
 STOP_TIMEOUT = 5.0  # where the run was stopped: whoever did that will not wait for long
+
+
+class TensorBoard:
+    """Points of an earlier attempt that are after its checkpoint are struck out (TensorBoard's purge)."""
+
+    run_id = ""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self.attempt = attempt
+
+    def start(self, config: dict[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder, first = self.attempt.folder / "tensorboard", self.attempt.first_step
+        self.writer = SummaryWriter(str(folder), purge_step=first or None)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(f"train/{name}", value, step)
+
+    def close(self, finished: bool) -> None:
+        self.writer.close()
+
+
+MAKE: dict[str, Callable[[Attempt], Tracker]] = {"tensorboard": TensorBoard, "mlflow": MLflow}
 
 
 class Trackers:
