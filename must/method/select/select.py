@@ -169,9 +169,11 @@ def known_labels(config: SelectConfig, description: Description) -> tuple[dict[i
     if config.answers:
         review = Review.load(config.answers)
         review.require(description.classes, load_index(config.shards).sha256, f"--answers {config.answers}")
-        pictures, labels = review.truth(review.answers(config.answers), drawn=True)
+        answers = review.answers(config.answers)
+        pictures, labels = review.truth(answers, drawn=True)
         why = "there are no answers yet about pictures that were drawn at random, and others measure nothing"
         require(bool(pictures), f"--answers {config.answers}: {why}")
+        logger.info(f"{config.answers}: {review.text(answers)}")
         return {picture.number: int(label) for picture, label in zip(pictures, labels, strict=True)}, review.split
     if not config.labelled:
         return {}, ""
