@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 PIXELS = Cost("pixels", 0, 0, 0, 0.05 * 50e-3)  # an image that comes as pixels counts as 0.05 megapixels
 SMALL = 1 << 18  # bytes of files whose headers are read at once; those of more in a thread
-WAITS = 4  # more of it lets cheap pictures pass costly ones for longer
+WAITS = 10  # more of it lets cheap pictures pass costly ones for longer
 
 FULL = "the server has as many images waiting as it takes; try again"
 
