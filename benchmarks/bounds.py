@@ -3,9 +3,9 @@
     python benchmarks/bounds.py throughput [--images 1500] [--rounds 5]
     python benchmarks/bounds.py costliest [--first 20]
 
-`throughput`: `must shard` of JPEGs of 500 x 375 with and without the deadline and the limit on memory, in turns: images a
-second of processor time, and on the clock. `costliest`: of all pictures of image_cost.py and some that are worse for their
-bytes, those that took most time of the processor, each decoded in a program of its own that has these bounds.
+`throughput`: `must shard` of JPEGs of 500 x 375 with and without the deadline and the limit on memory, in turns: images
+a second of processor time, and on the clock. `costliest`: of all pictures of image_cost.py and some that are worse for
+their bytes, those that took most time of the processor, each decoded in a program of its own.
 """
 
 from __future__ import annotations
