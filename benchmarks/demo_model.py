@@ -29,7 +29,7 @@ from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import save_file
 from torch import Tensor
 
-from must.api.demo.data import CLASSES, TEMPLATES
+from must.api.demo import CLASSES, TEMPLATES
 from must.base.files import MODEL_FOLDER_FILE
 
 CANVAS = 64  # pixels; digits are drawn at this size, then distorted and reduced to IMAGE_SIZE

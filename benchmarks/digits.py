@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from must.api.demo.data import CLASSES, digit_parts
+from must.api.demo import CLASSES, digit_parts
 from must.data.augment.normalize import normalize
 from must.method.model.bundle import Bundle, load_bundle, preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier

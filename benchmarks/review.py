@@ -20,8 +20,7 @@ import torch
 import yaml
 
 import must
-from must.api.demo import asset_folder
-from must.api.demo.data import CLASSES, TEMPLATES, digit_parts, write_images
+from must.api.demo import CLASSES, TEMPLATES, asset_folder, digit_parts, write_images
 from must.config import ReviewConfig
 from must.data.loading.reader import ShardReader
 from must.deploy.review.prepare import prepare

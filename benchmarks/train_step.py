@@ -151,6 +151,7 @@ def ours(options: argparse.Namespace, variant: dict[str, Any], device: Any, visu
     from must.method.distributed.cpu import prepare_machine
     from must.method.distributed.process_group import World
     from must.method.model.masked_vit import MaskedViT
+    from must.method.train.settings import StepSettings
     from must.method.train.step import MustStep
 
     prepare_machine(device)
@@ -159,7 +160,8 @@ def ours(options: argparse.Namespace, variant: dict[str, Any], device: Any, visu
         shards="-", classifier="-", output="-", batch_size=options.batch_size, accumulate=options.accumulate, **settings
     )
     student = MaskedViT(visual, classifier).to(device)
-    step = MustStep(student, Preprocess(size=visual.image_size[0]), config, World(0, 1, device), 1000, 1000)
+    preprocess, alone = Preprocess(size=visual.image_size[0]), World(0, 1, device)
+    step = MustStep(student, preprocess, StepSettings.of(config), alone, 1000, 1000)
     size, (weak, strong, masked) = options.batch_size // options.accumulate, data
     samples = torch.arange(len(weak))
     parts = [
@@ -172,10 +174,11 @@ def ours(options: argparse.Namespace, variant: dict[str, Any], device: Any, visu
 
 
 def forward_flops(visual: Any) -> float:
-    from must.method.train.calculated import Shape
-
-    blocks = len(visual.transformer.resblocks)
-    return Shape(visual.image_size[0], visual.patch_size[0], visual.conv1.out_channels, blocks).forward_flops
+    """Of one image: 2 x (patch embedding + blocks of 12 W^2 a token + attention's two products of T^2 W)."""
+    patch, width = visual.patch_size[0], visual.conv1.out_channels
+    tokens, blocks = (visual.image_size[0] // patch) ** 2 + 1, len(visual.transformer.resblocks)
+    embedding = (tokens - 1) * width * 3 * patch**2
+    return 2 * (embedding + blocks * (12 * width * width * tokens + 2 * tokens * tokens * width))
 
 
 def matmul_peak(device: Any, dtype: Any) -> float:

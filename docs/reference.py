@@ -19,6 +19,7 @@ import must
 from must.api import results
 from must.api.functions import BESIDE, ERRORS, function_at_must
 from must.api.stages import STAGES
+from must.base.parameters import parameters_of
 from must_pipeline.cli import COMMANDS
 from must_pipeline.files import CLUSTER, COMPILED
 
@@ -64,7 +65,7 @@ def commands() -> str:
         kinds = get_type_hints(stage.config)
         out.append("| parameter | default | |\n|---|---|---|")
         group = ""
-        for one in fields(stage.config):
+        for one in parameters_of(stage.config):
             if one.metadata.get("group") and one.metadata["group"] != group:
                 group = one.metadata["group"]
                 out.append(f"| *{cell(group)}* | | |")

@@ -3,7 +3,6 @@
 # ruff: noqa: E402
 
 import gc
-import inspect
 import itertools
 import json
 import os
@@ -118,26 +117,6 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if "bucket_server" in item.fixturenames]
     ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(itertools.chain(*FIRST))}
     items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
-
-
-@pytest.fixture(autouse=True, scope="session")
-def stacks_without_source_lines():
-    """kfp asks inspect.stack() for its caller's name whenever a task is set, and that looks for every frame's module
-    and source lines among all modules there are: half a second for a DAG in a program that compiles, ten beside torch
-    and pytest.
-    """
-
-    def stack(context=0):
-        frame, found = sys._getframe(1), []
-        while frame:
-            code = frame.f_code
-            found.append(inspect.FrameInfo(frame, code.co_filename, frame.f_lineno, code.co_name, None, None))
-            frame = frame.f_back
-        return found
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inspect, "stack", stack)
-        yield
 
 
 @pytest.fixture(scope="session")

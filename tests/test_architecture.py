@@ -26,7 +26,7 @@ config      base
 data        base config
 method      base config data
 evaluation  base config data method
-deploy      base config data method
+deploy      base config data method evaluation
 api         base config data method evaluation deploy
 runtime     base config data method evaluation deploy api
 """
@@ -44,9 +44,9 @@ processes   errors
 storage     errors processes text
 lock        background errors storage
 exits       console errors lock text
+records     errors
 parameters  errors text
 flags       exits parameters text
-tars
 names       errors parameters storage text
 workers     errors processes
 """,
@@ -88,7 +88,8 @@ record
 adapted     functions model record results
 adapt       adapted classes functions images record stages
 environment
-cli         environment stages
+following   record stages
+cli         environment following stages
 """,
 }
 

@@ -13,15 +13,17 @@ from must.base import lock, storage
 from must.config import ShardConfig
 from must.data.shards import commit
 from must.data.shards.build import shard
-from must.data.shards.workdir import LOCK as SHARDS
-from must.method.train.checkpoint import LOCK as CHECKPOINTS
+from must.data.shards.workdir import SHARDS as SHARDS
+from must.method.train.checkpoint import CHECKPOINTS as CHECKPOINTS
 from tests import zoo
 
-HOLD = (
-    "import sys; from must.base.lock import Kind, locked\n"  # as must/method/train/checkpoint.py has it, without torch
-)
-HOLD += "with locked(sys.argv[1], Kind('must train', '--checkpoints', '.train.lock')):\n"
-HOLD += "    print('held', flush=True); sys.stdin.read()"
+HOLD = """
+import sys
+from must.base.lock import Kind, locked
+with locked(sys.argv[1], Kind('must train', '--checkpoints', '.train.lock')):  # train/checkpoint.py's, without torch
+    print('held', flush=True)
+    sys.stdin.read()
+"""
 
 
 def hold(place):
@@ -59,7 +61,7 @@ def test_the_lock_waits_for_an_owner_that_is_dying(tmp_path):
 @pytest.fixture
 def held(bucket_server, monkeypatch):
     """(lock object, its check) of a lock in a bucket whose heart beats fast."""
-    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(lock, "LOCK_BEAT_S", 0.02)
     with ExitStack() as stack:
         check = stack.enter_context(lock.locked(bucket_server.uri + "/run", SHARDS))
         yield bucket_server.uri + "/run/.shard.lock", check
@@ -125,7 +127,7 @@ def test_a_lock_is_gone_after_its_run(bucket_server):
 @pytest.fixture
 def left(bucket_server):
     """The content of a lock in a bucket that a process here has left which was killed; and where it is."""
-    code = "import json; from must.base.lock import Beat; from must.data.shards.workdir import LOCK; "
+    code = "import json; from must.base.lock import Beat; from must.data.shards.workdir import SHARDS; "
     code += "print(json.dumps(Beat('gs://b/x', LOCK).identity))"
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return json.loads(made.stdout), bucket_server.uri + "/run/.shard.lock"

@@ -1,24 +1,24 @@
-"""Parameters: flags over file over preset over default; whatever is wrong is refused by name, in one line."""
+"""Parameters: flags over file over default; whatever is wrong is refused by name, in one line."""
 
 import re
+from dataclasses import fields
 
 import pytest
 
 from must.api.stages import STAGES
 from must.base.errors import UserError
-from must.base.parameters import load
+from must.base.parameters import load, parameters_of
 from must.config import PredictConfig, ShardConfig, TrainConfig
 
 REQUIRED = {"shards": "s", "classifier": "c", "output": "o"}
 
 
-def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path):
+def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
     file = tmp_path / "train.yaml"
     file.write_text("lr: 2e-5\nepochs: 7\nstrong-scale: [0.5, 1]\n")
-    preset = {"lr": 1.0, "epochs": 1, "seed": 5}
-    config = load(TrainConfig, {**REQUIRED, "epochs": "9"}, str(file), preset)
-    assert (config.lr, config.epochs, config.seed, config.strong_scale) == (2e-5, 9, 5, [0.5, 1.0])
-    assert config.batch_size == 1024
+    config = load(TrainConfig, {**REQUIRED, "epochs": "9"}, str(file))
+    assert (config.lr, config.epochs, config.strong_scale, config.batch_size) == (2e-5, 9, [0.5, 1.0], 1024)
+    assert config.passed == {*REQUIRED, "lr", "epochs", "strong_scale"} and "passed" not in config.to_dict()
 
 
 def test_numbers_of_a_pipeline_arrive_as_floats_and_are_whole_again():
@@ -91,11 +91,11 @@ def test_split_shares():
 
 
 def test_every_parameter_says_what_it_is():
-    from dataclasses import fields
-
     for stage in STAGES.values():
         assert stage.help and stage.config.example
-        for parameter in fields(stage.config):
+        parameters = parameters_of(stage.config)
+        assert {one.name for one in parameters} == {one.name for one in fields(stage.config)} - {"passed"}
+        for parameter in parameters:
             assert len(parameter.metadata["help"]) > 10, (stage, parameter.name)
 
 

@@ -74,7 +74,8 @@ def one(name: str, variant_name: str, seed: int, setting: str = "auto", change: 
     with contextlib.redirect_stdout(None):
         train(config)
     row = {"task": name, "variant": variant_name, "setting": setting, "seed": seed, "images": len(made.unlabeled)}
-    row |= {"classes": len(made.classes), "epochs": config.epochs, "train_seconds": time.perf_counter() - began}
+    trained = load_bundle(str(folder)).description.provenance["config"]
+    row |= {"classes": len(made.classes), "epochs": trained["epochs"], "train_seconds": time.perf_counter() - began}
     row |= measured(str(folder), shards, names, made)
     shutil.rmtree(folder)
     result.parent.mkdir(parents=True, exist_ok=True)

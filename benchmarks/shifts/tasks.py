@@ -28,9 +28,8 @@ from PIL import Image, ImageFilter
 from benchmarks.shifts import families, photos
 from benchmarks.shifts.families import ROOT
 from benchmarks.shifts.pretrain import as_bytes, distort
-from must.api.demo import asset_folder
-from must.api.demo.data import CLASSES, digit_parts
-from must.api.demo.data import TEMPLATES as DIGIT_TEMPLATES
+from must.api.demo import CLASSES, asset_folder, digit_parts
+from must.api.demo import TEMPLATES as DIGIT_TEMPLATES
 
 FITTING = ("digits", "grainy", "signs", "kana")
 JUDGING = ("slanted", "clothes", "groceries", "cyrillic", "faxed")

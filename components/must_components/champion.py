@@ -1,4 +1,4 @@
-"""The registry before training: who is to be beaten, what to start from, and whether there is anything new."""
+"""The registry before training: the champion, and whether there is anything new."""
 
 from kfp import dsl
 
@@ -14,13 +14,11 @@ def champion(
     model_name: str,
     version: dsl.OutputPath(str),  # type: ignore[valid-type]
     bundle_uri: dsl.OutputPath(str),  # type: ignore[valid-type]
-    init: dsl.OutputPath(str),  # type: ignore[valid-type]
     key: dsl.OutputPath(str),  # type: ignore[valid-type]
     registry_uri: str = "",
     preset: str = "",
     settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
     epochs: int = 0,
-    warm_start: bool = False,
     only_new: bool = False,
 ) -> str:
     """Asks the registry. Never cached.
@@ -33,13 +31,11 @@ def champion(
         model_name: the model's name in the registry.
         version: the champion, or none.
         bundle_uri: the champion's bundle, or nothing.
-        init: the bundle that training starts from, or nothing for the zero-shot model.
         key: stands for the data, the classes and the settings of this run.
         registry_uri: where promoted models live.
         preset: as the train stage gets it.
         settings: as the train stage gets them.
         epochs: as the train stage gets it.
-        warm_start: start from the champion, where it has the same backbone and classes.
         only_new: do not train when this data was decided on before with these classes and settings.
 
     Returns:
@@ -53,8 +49,8 @@ def champion(
     best = supervised(
         "champion", stages.champion, run_id, work_uri, registry_uri=registry_uri, name=model_name,
         index_sha256=index_sha256, classifier=classifier.path, preset=preset, settings=settings, epochs=epochs,
-        warm_start=warm_start, only_new=only_new,
+        only_new=only_new,
     )  # fmt: skip
-    for path, text in ((version, best.version), (bundle_uri, best.bundle), (init, best.init), (key, best.key)):
+    for path, text in ((version, best.version), (bundle_uri, best.bundle), (key, best.key)):
         Path(path).write_text(text)
     return best.action

@@ -29,7 +29,7 @@ def predict(
         settings: other parameters of `must predict` by name, such as {"abstain": 0.8}.
     """
     from must.runtime import stages
-    from must.runtime.fanout import part_name
+    from must.runtime.stages import part_name
     from must.runtime.supervise import supervised
 
     supervised(

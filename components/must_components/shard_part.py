@@ -30,7 +30,7 @@ def shard_part(
         append: as of shard.
         settings: as of shard.
     """
-    from must.runtime.fanout import part_name, shard_part
+    from must.runtime.stages import part_name, shard_part
     from must.runtime.supervise import supervised
 
     supervised(

@@ -28,7 +28,7 @@ def summary(
 
     from must.base.console import attach
     from must.base.storage import wait_for_credentials, write_bytes
-    from must.runtime.fanout import follow_ups
+    from must.runtime.stages import follow_ups
     from must.runtime.summary import leave_page, summarize
     from must_components.last_look import last_look
 

@@ -13,7 +13,6 @@ def train(
     classifier: dsl.Input[dsl.Model],
     bundle: dsl.Output[dsl.Model],
     training: dsl.Output[dsl.Metrics],
-    init: str = "",
     preset: str = "",
     settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
     epochs: int = 0,
@@ -29,7 +28,6 @@ def train(
         classifier: text classifier file.
         bundle: the adapted model, with its log.
         training: the run's figures.
-        init: bundle to start from; nothing for the zero-shot model.
         preset: published settings of a data set; see `must train --help`.
         settings: any parameters of `must train` by name; they win over the preset.
         epochs: passes over the data; 0 leaves it to settings and preset.
@@ -45,7 +43,7 @@ def train(
 
     trained = supervised(
         "train", stages.train, run_id, work_uri, index_sha256=index_sha256,
-        classifier=classifier.path, output=bundle.path, init=init,
+        classifier=classifier.path, output=bundle.path,
         preset=preset, settings=settings, epochs=epochs, processes=processes, tensorboard_uri=tensorboard_uri,
     )  # fmt: skip
     for name, value in plain(trained.summary).items():

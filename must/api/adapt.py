@@ -1,6 +1,6 @@
 """`must.adapt`: images and class names in; an adapted model, labels of the images and a report out, below one folder.
 
-    images, classes -> shards/ + classifier.safetensors -> model/ -> labels/ -> report/
+    images, classes -> classifier.safetensors + shards/ -> model/ -> labels/ -> report/
 
 Each step's last file says that it is whole, so a call that was stopped goes on where it was.
 """
@@ -8,8 +8,8 @@ Each step's last file says that it is whole, so a call that was stopped goes on 
 import hashlib
 import logging
 import os
-import shlex
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +22,25 @@ from must.api.images import provide
 from must.api.record import BUNDLE, LABELS, REPORT, SHARDS, record
 from must.api.stages import call
 from must.base import storage
-from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, METRICS_FILE, RECORD_FILE, REFINED_FILE, REPORT_FILE
+from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, ONNX_FILE, RECORD_FILE, REFINED_FILE, REPORT_FILE
 from must.base.parameters import check_names, require
 from must.config import AdaptConfig, TrainConfig
 from must.config.labels import SortConfig
 from must.data.format.index import NAME
+from must.data.sources.base import ListingReport, no_images
+from must.data.sources.files import Folder, Manifest
+from must.data.sources.open import open_source
 from must.deploy.labels.sort import sort
-from must.method.model.classifier import BUNDLED_SET, TEMPLATE, load_class_set, make_class_set
-from must.method.train.presets import settings_of
+from must.method.model.classifier import BUNDLED_SET, DEFAULT_TEMPLATE, load_class_set, make_class_set
+from must.method.train.presets import AUTO, published
 from must.method.train.provenance import RESUME_SAFE_FIELDS
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL, ITS_WEIGHTS = "ViT-B-16", "openai"
 OWN = ("shards", "index_sha256", "classifier", "output", "split", "model", "pretrained", "device")
+OTHERS = (DESCRIPTION_FILE, NAME, ONNX_FILE)  # files of folders that hold one thing
+FEWEST = 11  # images: each is compared with the 10 that are most similar (must/method/select/knn.py)
 FREE = RESUME_SAFE_FIELDS - {"preset", "save", "alpha"}  # settings that may change from one call to the next
 
 Run = Callable[[str, dict[str, Any]], Any]
@@ -95,26 +100,11 @@ def adapt(
 
 
 def command(config: AdaptConfig) -> Adapted:
-    """The stage `must adapt`; prints what was written, and commands that go on from there."""
+    """The stage `must adapt`; prints what was written."""
     adapted = steps(lambda stage, values: call(stage, **values), **config.to_dict())
     places = {"model": adapted.bundle, "labels": adapted.labels, "report": adapted.report}
-    lines = [f"{name + ':':8}{place}" for name, place in places.items()]
-    following = "\n        ".join(next_commands(config.output, config.images))
-    logger.info("\n".join([*lines, f"next:   {following}"]))
+    logger.info("\n".join(f"{name + ':':8}{place}" for name, place in places.items()))
     return adapted
-
-
-def next_commands(output: str, images: str) -> list[str]:
-    """What to type next."""
-    work = shlex.quote(output.rstrip("/") or output)
-    given = f"--shards {work}/{SHARDS} --output {work}/predictions"
-    if Path(images).is_dir():
-        given = f"{shlex.quote(images)} --output {work}/predictions.csv"
-    return [
-        f"must predict --model {work}/{BUNDLE} {given}",
-        f"must review {work}",
-        f"must export --model {work}/{BUNDLE} --metrics {work}/{REPORT}/{METRICS_FILE} --output {work}/onnx",
-    ]
 
 
 def steps(
@@ -125,7 +115,10 @@ def steps(
     require("://" not in output, f"output {output}: must be a folder on this machine")
     check_settings(settings)
     folder = Path(output).absolute()
-    new = not folder.exists()
+    inside = next((one for one in (folder, *folder.parents) for sign in OTHERS if (one / sign).is_file()), None)
+    require(inside is None, f"output {output}: is in {inside}, which another run has made; choose a folder beside it")
+    require(not folder.is_file(), f"output {output}: is a file; give a folder")
+    new = not folder.exists() or not any(folder.iterdir())
     index = folder / SHARDS / NAME
     file, content = read_classes(classes)
     if model == DEFAULT_MODEL:
@@ -142,17 +135,20 @@ def steps(
             },
             again,
         )  # fmt: skip
-        there = storage.is_remote(taken.source) or "{" in taken.source or Path(taken.source).exists()
-        require(there or index.exists(), f"images {taken.source}: there is no such folder or file")
+        if not index.exists():
+            require_enough(taken.source, str(folder / SHARDS))
+        if not file:
+            file = str(folder / "classes.yaml")
+            storage.write_bytes(file, content)
+        parts = (SHARDS, CLASSIFIER_FILE, BUNDLE, LABELS, REPORT)
+        shards, classifier, bundle, labels, report = (str(folder / name) for name in parts)
+        if not storage.exists(classifier):  # the first: where there is no model, no images are packed
+            of = {"classes": file, "model": model, "pretrained": pretrained}
+            run("classifier", {**of, "output": classifier, "device": device})
     except BaseException:
         if new and folder.is_dir():
             clean(folder)
         raise
-    if not file:
-        file = str(folder / "classes.yaml")
-        storage.write_bytes(file, content)
-    parts = (SHARDS, CLASSIFIER_FILE, BUNDLE, LABELS, REPORT)
-    shards, classifier, bundle, labels, report = (str(folder / name) for name in parts)
     labelled: dict[str, Any] = {}
     if test_images:
         labelled = {"test_source": labelled_folder(test_images, folder, taken.source), "labels": "folder"}
@@ -160,9 +156,6 @@ def steps(
         labelled["append"] = True
     workers = {name: value for name, value in settings.items() if name == "workers"}
     run("shard", {"source": taken.source, "output": shards, "max_rejected": max_rejected, **labelled})
-    if not storage.exists(classifier):
-        of = {"classes": file, "model": model, "pretrained": pretrained}
-        run("classifier", {**of, "output": classifier, "device": device})
     if not storage.exists(storage.join(bundle, DESCRIPTION_FILE)):
         run("train", {**settings, "shards": shards, "classifier": classifier, "output": bundle, "device": device})
     more = {"shards": shards, "device": device, **workers}
@@ -174,16 +167,31 @@ def steps(
     return Adapted(folder)
 
 
+def require_enough(source: str, shards: str) -> None:
+    """Looks at as many images as are needed, where that costs nothing. Raises UserError: there are not so many."""
+    if storage.is_remote(source) or "{" in source:
+        return
+    found = open_source(source, "none", "images", shards)
+    if isinstance(found, Folder | Manifest):
+        problems = ListingReport(lambda name, reason: None)
+        count = len(list(islice(found.items(problems), FEWEST)))
+        require(count > 0, f"images {source}: {no_images(problems.skipped)}")
+        require(
+            count >= FEWEST,
+            f"images {source}: {count} images; at least {FEWEST} are needed, as each is compared with the others, and "
+            "hundreds are better; `must predict --model ViT-B-16/openai --classes ...` classifies without adapting",
+        )
+
+
 def check_settings(settings: dict[str, Any]) -> None:
     """Raises ValueError: a setting that `must train` would refuse, as far as can be told before there are shards."""
     for name in OWN:
         require(name not in settings, f"{name}: is set by must.adapt itself; take it out")
     check_names(TrainConfig, settings, "must.api")
-    preset = settings.get("preset") or "auto"
-    if preset != "auto":
-        settings_of({"preset": preset, "model": "ViT-B-16"})
-    rest = {name: value for name, value in settings.items() if name != "preset"}
-    TrainConfig(shards="-", classifier="-", output="-", **rest)
+    preset = settings.get("preset") or AUTO
+    if preset != AUTO:
+        published(preset, "ViT-B-16")
+    TrainConfig(shards="-", classifier="-", output="-", **settings)
 
 
 def read_classes(classes: Any) -> tuple[str, bytes]:
@@ -198,7 +206,7 @@ def read_classes(classes: Any) -> tuple[str, bytes]:
             return file, storage.read_bytes(file)
         classes = list(found.names)  # cat,dog,horse
     entries = entries_of(classes)
-    make_class_set(entries, [TEMPLATE], "classes")
+    make_class_set(entries, [DEFAULT_TEMPLATE], "classes")
     return "", yaml.safe_dump({"classes": entries}, sort_keys=False, allow_unicode=True).encode()
 
 

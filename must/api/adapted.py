@@ -78,8 +78,9 @@ class Adapted:
     def _repr_html_(self) -> str:
         """A notebook shows the verdict and some pictures; `report` is the whole page."""
         from must.evaluation.report.verdict import verdict
+        from must.evaluation.result import metrics_of
 
-        found = verdict(self.metrics)
+        found = verdict(metrics_of(self.metrics))
         parts = [f"<h3>{html.escape(found.headline)}</h3>", f"<p>{html.escape(found.plain)}</p>"]
         if self.report.is_file():
             page = self.report.read_text(encoding="utf-8")
@@ -121,7 +122,7 @@ class Adapted:
         from torchvision.transforms import Compose
 
         from must.data.image.colors import to_rgb
-        from must.deploy.export.whole import whole_model
+        from must.deploy.export.open_clip import whole_model
 
         bundle = load_bundle(str(self.bundle))
         clip: Any = whole_model(str(self.output / CLASSIFIER_FILE), str(self.bundle), bundle).clip

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import must
+from must.api import following
 from must.api.stages import STAGES, configure, run
 from must.base.console import open_closed
 from must.base.errors import UserError
@@ -14,6 +15,7 @@ from must.base.exits import INTERRUPTED, exiting
 from must.base.flags import OneLineParser, add_flags, add_hidden_flags, usage_of
 from must.base.parameters import convert, require
 from must.base.processes import end_with_parent
+from must.base.progress import minutely
 from must.config.adapt import AdaptConfig
 from must.config.train import TrainConfig
 
@@ -45,7 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 OTHERS[command](options)
             else:
                 file = options.pop("config_file", None)
-                run(command, configure(command, with_settings(options), file))
+                config = configure(command, with_settings(options), file)
+                with minutely(command, waits=command in ("review", "serve")):
+                    result = run(command, config)
+                following.show(command, config, result)
         except BrokenPipeError:  # `must ... | head`
             sys.stderr.close()
             raise SystemExit(1) from None

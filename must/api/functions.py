@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 from must.api.results import RESULTS
 from must.api.stages import STAGES, Stage, configure, run
 from must.base.errors import TransientError
-from must.base.parameters import StageConfig, is_required, with_headings
+from must.base.parameters import StageConfig, default_of, is_required, with_headings
 
 ENDING = """
 Raises:
@@ -65,20 +65,19 @@ def signature(name: str, stage: Stage) -> inspect.Signature:
     """All keywords, the required ones first, then those that are used most."""
     hints = get_type_hints(stage.config)
     parameters = [
-        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=default_of(f), annotation=hints[f.name])
+        inspect.Parameter(
+            f.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if is_required(f) else default_of(f),
+            annotation=hints[f.name],
+        )
         for f in in_order(stage.config)
     ]
     return inspect.Signature(parameters, return_annotation=RESULTS.get(name, Any))
 
 
-def in_order(config: type[StageConfig]) -> list[Field]:
+def in_order(config: type[StageConfig]) -> list[Field[Any]]:
     return sorted((field for _, field in with_headings(config)), key=lambda field: not is_required(field))
-
-
-def default_of(field: Field) -> Any:
-    if is_required(field):
-        return inspect.Parameter.empty
-    return field.default_factory() if callable(field.default_factory) else field.default
 
 
 def docstring(stage: Stage) -> str:

@@ -13,6 +13,7 @@ from must.base.errors import UserError
 from must.base.parameters import require
 from must.config import PredictConfig
 from must.data.image.preprocess import EvalView
+from must.data.sources.base import ListingReport
 from must.deploy.infer.predict import opened_by, zero_shot
 from must.deploy.predict.abstention import threshold
 from must.deploy.predict.engine import Classifier
@@ -22,11 +23,13 @@ from must.deploy.predict.writer import Prediction
 
 
 class Predictions(list[Prediction]):
-    """A prediction for each image that could be read, in their order; `unreadable`: by the others' names, why not."""
+    """A prediction for each image that could be read, in their order; `unreadable`: by the others' names, why not;
+    `skipped`: the number of other files in folders, by their ending."""
 
     def __init__(self) -> None:
         super().__init__()
         self.unreadable: dict[str, str] = {}
+        self.skipped: dict[str, int] = {}
 
 
 class Model:
@@ -75,7 +78,9 @@ class Model:
         unsure = threshold(abstain, self._classifier.metadata, self.where)
         asked = Asked(min(top_k, len(self.classes)), unsure, embeddings, batch_size)
         predictions = Predictions()
-        for found in classify(self._classifier, named_images(images, predictions.unreadable), self._read, asked):
+        problems = ListingReport(predictions.unreadable.__setitem__)
+        predictions.skipped = problems.skipped
+        for found in classify(self._classifier, named_images(images, problems), self._read, asked):
             if isinstance(found, Unreadable):
                 predictions.unreadable[found.image] = found.reason
             else:
@@ -132,7 +137,7 @@ def is_one(images: Any) -> bool:
     if not isinstance(images, str | os.PathLike):
         return is_image(images)
     name = os.fspath(images)
-    return list(find_images([name], lambda *_: None)) == [name]
+    return list(find_images([name], ListingReport(lambda *_: None))) == [name]
 
 
 def is_image(item: Any) -> bool:
@@ -141,11 +146,11 @@ def is_image(item: Any) -> bool:
     return isinstance(item, bytes | dict) or not isinstance(item, Iterable) or (dimensions or 4) < 4
 
 
-def named_images(images: Any, unreadable: dict[str, str]) -> Iterator[tuple[str, Any]]:
+def named_images(images: Any, problems: ListingReport) -> Iterator[tuple[str, Any]]:
     """(name, file) of each file that is meant, and (number, (number, image)) of what is no file."""
     one = isinstance(images, str | os.PathLike) or is_image(images)
     for number, item in enumerate([images] if one else images):
         if isinstance(item, str | os.PathLike):
-            yield from ((file, file) for file in find_images([os.fspath(item)], unreadable.__setitem__))
+            yield from ((file, file) for file in find_images([os.fspath(item)], problems))
         else:
             yield str(number), (number, item)

@@ -6,12 +6,11 @@ A stage called from Python needs no first look: it finds the same faults, later.
 
 import os
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 from must.base import storage
 from must.base.files import DESCRIPTION_FILE
-from must.base.parameters import flag, require
+from must.base.parameters import flag, parameters_of, require
 from must.config import PlanConfig
 from must.config.trackers import require_packages
 
@@ -22,7 +21,7 @@ def preflight(config: Any) -> None:
     Raises:
         ValueError: something that the stage needs is not there, is damaged, or cannot be written to.
     """
-    for field in fields(config):
+    for field in parameters_of(type(config)):
         if value := getattr(config, field.name):
             KINDS[field.metadata["kind"]](config, value, flag(field.name))
 
@@ -66,6 +65,14 @@ def check_shards(config: Any, uri: str, _: str) -> None:
     index.shards_of(config.split)
 
 
+def check_preset(config: Any, name: str, _: str) -> None:
+    from must.method.model.classifier import read_header
+    from must.method.train.presets import AUTO, published, rows_of
+
+    if name != AUTO:
+        published(name, config.model or ("" if "*" in rows_of(name) else read_header(config.classifier)["model"]))
+
+
 def check_trackers(config: Any, names: list[str], _: str) -> None:
     if not isinstance(config, PlanConfig):  # which tracks nothing
         require_packages(names)
@@ -84,6 +91,7 @@ KINDS: dict[str, Callable[[Any, Any, str], None]] = {
     "classifier": check_classifier,
     "baseline": check_baseline,
     "shards": check_shards,
+    "preset": check_preset,
     "output": lambda config, uri, flag: check_output(uri, flag),
     "trackers": check_trackers,
     "answers": check_answers,

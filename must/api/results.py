@@ -27,6 +27,7 @@ from must.deploy.labels.sort import Outcome
 from must.deploy.predict.writer import Prediction
 from must.deploy.promote.registry import Latest
 from must.evaluation.gate import Decision
+from must.evaluation.result import Metrics
 
 
 @dataclass(frozen=True)
@@ -140,10 +141,10 @@ class Evaluated:
     metrics: dict[str, Any] = field(repr=False)
 
     @classmethod
-    def of(cls, config: EvaluateConfig, metrics: dict[str, Any]) -> Self:
-        top1, before = ((metrics[model] or {}).get("top1") for model in ("adapted", "baseline"))
+    def of(cls, config: EvaluateConfig, metrics: Metrics) -> Self:
+        top1, before = (found.top1 if found else None for found in (metrics.adapted, metrics.baseline))
         report = storage.join(config.output, REPORT_FILE)
-        return cls(config.output, report, metrics["images"], top1, before, metrics)
+        return cls(config.output, report, metrics.images, top1, before, metrics.to_dict())
 
     def _repr_html_(self) -> str:
         return framed(storage.read_bytes(self.report).decode())

@@ -16,6 +16,7 @@ from must.base.errors import UserError
 from must.base.parameters import StageConfig, load, read_yaml
 from must.base.progress import loading
 from must.base.workers import killed_workers
+from must.config.work import with_work
 from must.data.image.quiet import silence_pillow
 
 
@@ -142,17 +143,15 @@ def call(stage: str, /, **values: Any) -> Any:
 
 
 def configure(stage: str, values: dict[str, Any], file: str | None = None) -> StageConfig:
-    """The stage's parameters: `values` over the YAML `file` over, for training, the preset's, over the defaults.
+    """The stage's parameters: `values` over the YAML `file` over what WORK holds, over the defaults.
 
     The preset of training is `auto` if none is named.
     """
     config = STAGES[stage].config
+    values = with_work(config, (read_yaml(config, file) if file else {}) | values)
     if issubclass(config, configs.TrainConfig):
-        named = values.get("preset") or (read_yaml(config, file).get("preset") if file else "")
-        values = values | {"preset": named or "auto"}
-        if values["preset"] == "auto":  # whose settings follow from the model's shape, which takes torch to tell
-            preflight(load(config, values | {"preset": ""}, file))
-    return load(config, values, file)
+        values = values | {"preset": values.get("preset") or "auto"}
+    return load(config, values)
 
 
 def run(stage: str, config: StageConfig, **more: Any) -> Any:

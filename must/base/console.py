@@ -7,6 +7,7 @@ functions (docs/python.md).
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,8 +21,11 @@ class Console(logging.Handler):
     (`must ... | head`) ends the program, as with print.
     """
 
+    said = 0.0  # when the last line came
+
     def emit(self, record: logging.LogRecord) -> None:
         aside = record.levelno >= logging.WARNING or getattr(record, "aside", False)
+        Console.said = time.monotonic()  # of any console: a line is a line
         try:
             print(self.format(record), file=sys.stderr if aside else sys.stdout, flush=True)
         except OSError as error:

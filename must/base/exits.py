@@ -25,7 +25,7 @@ PREEMPTED = 75  # run the same again (EX_TEMPFAIL)
 TIME_OVER = 124  # a stage of the pipeline reached its limit (as timeout(1) has it)
 INTERRUPTED = 130  # at the keyboard
 KILLED = 137  # 128 + SIGKILL
-LONGEST = 2000  # characters of the line that says what is wrong: it may quote what came from outside
+LONGEST_LINE = 2000  # characters of the line that says what is wrong: it may quote what came from outside
 RANK_DELAY_S = 10  # of a fault that all ranks find, torchrun shows only the first one
 
 
@@ -72,11 +72,11 @@ def code_of(error: BaseException) -> int:
 def line_of(error: BaseException) -> str:
     """What is wrong, for people, on one line."""
     if isinstance(error, OSError) and error.strerror:
-        return printable(f"{error.filename}: {error.strerror}" if error.filename else error.strerror, LONGEST)
+        return printable(f"{error.filename}: {error.strerror}" if error.filename else error.strerror, LONGEST_LINE)
     text = str(error).strip()
     if "Original Traceback" in text:
         text = text.splitlines()[-1].partition(": ")[2]  # after the class
-    return printable(" ".join(text.split()), LONGEST)
+    return printable(" ".join(text.split()), LONGEST_LINE)
 
 
 @contextmanager

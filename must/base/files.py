@@ -13,3 +13,4 @@ VERSION_FILE = "version.json"  # of a version in the registry
 JOURNAL_FILE = ".must-sort.jsonl"  # in a folder that `must sort` filled: what came from where
 RECORD_FILE = "adapt.json"  # of what `must adapt` makes
 REFINED_FILE = "refined.json"  # beside predictions.csv, of `must refine`
+ANSWERS_FILE = "answers.jsonl"  # of `must review`

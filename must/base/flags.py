@@ -3,18 +3,18 @@
 import argparse
 import re
 import sys
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from must.base.exits import WRONG_INPUT
-from must.base.parameters import SYNONYMS, StageConfig, flag, is_required, with_headings
+from must.base.parameters import SYNONYMS, StageConfig, flag, is_required, parameters_of, with_headings
 from must.base.text import close_to
 
 
 def add_hidden_flags(parser: argparse.ArgumentParser, stage: type[StageConfig], prefix: str) -> None:
     """A flag for each of another stage's parameters, unless there is one of that name; what is given is PREFIXNAME."""
     hints, taken = get_type_hints(stage), parser._option_string_actions
-    for parameter in fields(stage):
+    for parameter in parameters_of(stage):
         if flag(parameter.name) not in taken:
             kind: Any = {"action": argparse.BooleanOptionalAction} if is_switch(hints[parameter.name]) else {}
             parser.add_argument(
@@ -79,7 +79,7 @@ class Once(argparse.Action):
 def usage_of(stage: type[StageConfig]) -> str:
     """What must be given, for the first line of the help, which argparse fills with every flag there is."""
     words = []
-    for parameter in fields(stage):
+    for parameter in parameters_of(stage):
         metavar, positional = parameter.metadata["metavar"] or "X", parameter.metadata["positional"]
         if is_required(parameter):
             words.append(f"{metavar} [{metavar} ...]" if positional else f"{flag(parameter.name)} {metavar}")

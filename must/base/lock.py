@@ -25,7 +25,7 @@ from must.base.errors import MustError, UserError
 logger = logging.getLogger(__name__)
 
 RUN_ID = "MUST_RUN_ID"  # the environment's name for the run of the pipeline that a process belongs to
-HEARTBEAT_S = 10.0  # seconds between signs of life
+LOCK_BEAT_S = 10.0  # seconds between signs of life
 DEAD_AFTER = 60.0  # seconds without one
 LOOK_S = 1.0  # seconds between two looks for one
 MOMENT = 5.0  # seconds in which a folder that goes while its lock is made is made again
@@ -71,7 +71,7 @@ def locked(place: str, kind: Kind) -> Iterator[Callable[[], None]]:
     if storage.is_remote(place):
         owner = Beat(path, kind)
         owner.take()
-        with every(HEARTBEAT_S, owner.beat, owner.release):  # where the bucket is away, the lock dies of age
+        with every(LOCK_BEAT_S, owner.beat, owner.release):  # where the bucket is away, the lock dies of age
             yield owner.check
     else:
         with locked_file(storage.local(path), kind, str(storage.local(place))):

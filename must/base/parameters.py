@@ -1,21 +1,35 @@
 """A stage's parameters: declared, read from flags and YAML, converted and refused."""
 
 import dataclasses
-import importlib
 import math
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import yaml
 
 from must.base.errors import UserError
 from must.base.text import brief, did_you_mean, one_line, printable
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Config = TypeVar("Config", bound="StageConfig")
+Part = TypeVar("Part", bound="DataclassInstance")
 
 
 SYNONYMS = {  # what other programs call it, and what it is here
@@ -81,6 +95,7 @@ def param(
     often: bool = False,
     bare: bool = False,
     kind: str = "",
+    place: str = "",
     at_least: float | None = None,
     above: float | None = None,
     at_most: float | None = None,
@@ -94,6 +109,7 @@ def param(
         often: stands under MOST_USED instead, above all others.
         bare: a flag whose value may also be given without it.
         kind: of a place, which is looked at before the stage begins; see must.api.preflight.
+        place: what of WORK fills it if it is not given, see must.config.work; `to NAME`: the stage writes to WORK/NAME.
         at_least, above, at_most, below, between: what a number, or each number of a list, must be; `between` includes
             both ends.
     """
@@ -106,6 +122,7 @@ def param(
         "often": often,
         "bare": bare,
         "kind": kind,
+        "place": place,
         "bounds": Bounds(at_least, above, at_most, below),
     }
     if factory is not MISSING:
@@ -115,33 +132,22 @@ def param(
 
 @dataclass(kw_only=True)
 class StageConfig:
-    """Base of the stages' parameters. Subclasses give a command line as an `example`.
+    """Base of the stages' parameters: values, converted and checked. Subclasses give a command line as an `example`.
 
-    A subclass whose defaults may depend on its values names a `resolver`, "module:function": given the values that were
-    passed, it returns others, which count in place of the defaults. What was passed counts most, the default's own
-    value included. It is imported when it is needed, as the functions of `must.api.stages` are.
+    `passed` is no parameter: it has the names of those that the user gave, as `load` hands them on. What chooses
+    settings later leaves these alone, also where a value is the default's own.
     """
 
     example: ClassVar[str] = ""
-    resolver: ClassVar[str] = ""
-    given: ClassVar[frozenset[str]] = frozenset()  # of an instance: the names that were passed
-
-    def __new__(cls, **values: Any) -> Self:
-        config = super().__new__(cls)
-        config.__dict__["given"] = frozenset(values)
-        return config
+    passed: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.convert_values()
-        self.check_values()  # what is wrong with the values is said before a resolver looks for files
-        if self.resolver and len(self.given) < len(fields(self)):
-            module, function = self.resolver.split(":")
-            passed = {name: getattr(self, name) for name in sorted(self.given)}
-            for name, value in getattr(importlib.import_module(module), function)(passed).items():
-                if name not in self.given:
-                    setattr(self, name, value)
-            self.convert_values()
-            self.check_values()
+        self.check_values()
+
+    def is_passed(self, name: str) -> bool:
+        """Whether the user gave this parameter: it is in `passed`, or it has another value than the default."""
+        return name in self.passed or getattr(self, name) != default_of(type(self).__dataclass_fields__[name])
 
     @classmethod
     def load(cls: type[Config], file: str | None = None, **values: Any) -> Config:
@@ -149,38 +155,43 @@ class StageConfig:
         return load(cls, values, file)
 
     def convert_values(self) -> None:
-        files = {f.name for f in fields(self) if f.metadata["positional"]}  # whose names may hold commas
-        for name, kind in get_type_hints(type(self)).items():
-            if get_origin(kind) is not ClassVar:
-                value = getattr(self, name)
-                value = [value] if name in files and isinstance(value, str) and value else value
-                value = convert(value, kind, flag(name))
-                self.__dataclass_fields__[name].metadata["bounds"].check(value, flag(name))
-                setattr(self, name, value)
+        hints = get_type_hints(type(self))
+        for parameter in parameters_of(type(self)):
+            name, value = parameter.name, getattr(self, parameter.name)
+            if parameter.metadata["positional"] and isinstance(value, str) and value:
+                value = [value]  # a file, whose name may hold commas
+            value = convert(value, hints[name], flag(name))
+            parameter.metadata["bounds"].check(value, flag(name))
+            setattr(self, name, value)
 
     def check_values(self) -> None:
         """Raises ValueError for values that make no sense together."""
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """The parameters by name."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "passed"}
 
 
-def load(
-    stage: type[Config], flags: dict[str, Any], file: str | None = None, preset: dict[str, Any] | None = None
-) -> Config:
-    """A stage's parameters from flags over the YAML `file` over `preset` over the defaults.
+def part_of(config: StageConfig, kind: type[Part], **others: Any) -> Part:
+    """A dataclass whose fields have the names and values of the stage's parameters, but for `others`.
+
+    Lists become tuples.
+    """
+    values = {one.name: getattr(config, one.name) for one in fields(kind) if one.name not in others}
+    return kind(**{name: tuple(it) if isinstance(it, list) else it for name, it in values.items()}, **others)
+
+
+def load(stage: type[Config], flags: dict[str, Any], file: str | None = None) -> Config:
+    """A stage's parameters from flags over the YAML `file` over the defaults.
 
     Raises:
         ValueError: an unknown key (the nearest known name is given), a value of the wrong type, a required one missing.
     """
-    values = dict(preset or {})
-    if file:
-        values |= read_yaml(stage, file)
-    values |= flags
+    values = (read_yaml(stage, file) if file else {}) | flags
     check_names(stage, values, "parameters")
-    missing = [flag(f.name) for f in fields(stage) if f.name not in values and is_required(f)]
+    missing = [flag(f.name) for f in parameters_of(stage) if f.name not in values and is_required(f)]
     require(not missing, f"missing: {', '.join(missing)}")
-    return stage(**values)
+    return stage(**values, passed=frozenset(values))
 
 
 def read_yaml(stage: type[StageConfig], file: str) -> dict[str, Any]:
@@ -232,7 +243,7 @@ def settings_of(stage: type[StageConfig], given: Mapping[str, Any], where: str, 
         ValueError: the stage has no such parameter, or it is one of `own`, which the other program sets.
     """
     values = {str(name).replace("-", "_"): value for name, value in given.items()}
-    known = [f.name for f in fields(stage) if f.name not in own]
+    known = [f.name for f in parameters_of(stage) if f.name not in own]
     for name in values:
         require(name not in own, f"{where}.{name}: is set by the pipeline or a parameter of it; take it out")
         if name not in known:
@@ -247,7 +258,7 @@ def with_name(where: str, stage: type[Config], **values: Any) -> Config:
         ValueError: a value that the stage refuses; told with `where` in front, if that is not '', and once where the
             flag has that very name.
     """
-    later = {f.name: "-" for f in fields(stage) if is_required(f)}
+    later = {f.name: "-" for f in parameters_of(stage) if is_required(f)}
     try:
         return stage(**later | values)
     except ValueError as error:
@@ -258,7 +269,7 @@ def with_name(where: str, stage: type[Config], **values: Any) -> Config:
 
 
 def check_names(stage: type[StageConfig], values: dict[str, Any], where: str) -> None:
-    known = [f.name for f in fields(stage)]
+    known = [f.name for f in parameters_of(stage)]
     for name in values:
         if name not in known:
             raise UserError(f"{where}: unknown name {brief(name)}; {did_you_mean(name, known, SYNONYMS)}")
@@ -344,17 +355,27 @@ def convert_either(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
         raise UserError(f"{error}, which is not {' or '.join(words)} either") from None
 
 
-def with_headings(stage: type[StageConfig]) -> list[tuple[str, dataclasses.Field]]:
+def parameters_of(stage: type[StageConfig]) -> list[dataclasses.Field[Any]]:
+    """The fields that `param` has made, in the order in which they are declared."""
+    return [one for one in fields(stage) if "help" in one.metadata]
+
+
+def with_headings(stage: type[StageConfig]) -> list[tuple[str, dataclasses.Field[Any]]]:
     """The stage's fields with the heading of each ('': it has none), those of MOST_USED first."""
-    title, found = "", list[tuple[str, dataclasses.Field]]()
-    for parameter in fields(stage):
+    title, found = "", list[tuple[str, dataclasses.Field[Any]]]()
+    for parameter in parameters_of(stage):
         title = parameter.metadata["group"] or title
         found.append((MOST_USED if parameter.metadata["often"] else title, parameter))
     return sorted(found, key=lambda one: one[0] != MOST_USED)
 
 
-def is_required(parameter: dataclasses.Field) -> bool:
+def is_required(parameter: dataclasses.Field[Any]) -> bool:
     return parameter.default is MISSING and parameter.default_factory is MISSING
+
+
+def default_of(parameter: dataclasses.Field[Any]) -> Any:
+    """Its default; MISSING where it is required."""
+    return parameter.default if parameter.default_factory is MISSING else parameter.default_factory()
 
 
 def flag(name: str) -> str:

@@ -1,15 +1,17 @@
-"""Progress bars: on a terminal and in a notebook, and none elsewhere."""
+"""Progress: bars on a terminal and in a notebook, a line a minute elsewhere."""
 
 import logging
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from tqdm.std import tqdm
 
-from must.base.console import ASIDE
+from must.base.console import ASIDE, Console
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +24,67 @@ class Images(Protocol):
 
 Batch = TypeVar("Batch", bound=Images)
 
+EVERY = 60.0  # seconds between two lines
+UNITS = {"img": "images", "shard": "shards", "step": "steps", "part": "parts"}
+_speaking = threading.Lock()  # a process is not forked while another thread writes
+if hasattr(os, "register_at_fork"):
+    release = _speaking.release
+    os.register_at_fork(before=_speaking.acquire, after_in_parent=release, after_in_child=release)
+_unseen: list["Counted"] = []  # bars that nobody sees, the innermost last
+
+
+class Counted(tqdm):
+    """A bar that counts where it is not shown, too."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.what, self.of = options.get("desc") or "at work", UNITS.get(options.get("unit", ""), "")
+        self.began, self.first = time.monotonic(), self.n
+        if self.disable and not options.get("disable"):
+            _unseen.append(self)
+
+    def __iter__(self) -> Iterator[Any]:
+        if not self.disable:
+            yield from super().__iter__()
+            return
+        with self:
+            for one in self.iterable:
+                yield one
+                self.update()
+
+    def update(self, n: float | None = 1) -> bool | None:
+        if self.disable:
+            self.n += n or 0
+            return None
+        return super().update(n)
+
+    def close(self) -> None:
+        if self in _unseen:
+            _unseen.remove(self)
+        super().close()
+
+    def line(self) -> str:
+        """What is done, how much of it, and how long the rest takes at this rate."""
+        done, seconds = self.n - self.first, time.monotonic() - self.began
+        name = f" ({text})" if (text := getattr(self, "postfix", "")) and isinstance(text, str) else ""
+        said = f"{self.what}{name}: {self.n:,}" + (f" of {self.total:,}" if self.total else "") + f" {self.of}".rstrip()
+        if not done or not seconds:
+            return said
+        rate = done / seconds
+        left = f", {duration((self.total - self.n) / rate)} left" if self.total else ""
+        return said + (f", {rate:,.1f} a second" if self.of != "parts" else "") + left
+
+
+def duration(seconds: float) -> str:
+    """40 s, 12 min or 3.5 h."""
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )
+
 
 def bar(iterable: Any = None, *, quiet: bool = False, **options: Any) -> tqdm:
     """A bar with tqdm's `options`: tqdm.auto's in a notebook, which needs ipywidgets, else that of a terminal.
@@ -29,12 +92,44 @@ def bar(iterable: Any = None, *, quiet: bool = False, **options: Any) -> tqdm:
     Its `disable` tells whether there is none, so that lines can be printed instead.
     """
     if "ipykernel" not in sys.modules:  # tqdm.auto imports asyncio, which every command would wait for
-        return tqdm(iterable, disable=quiet or None, **options)
+        return Counted(iterable, disable=quiet or None, **options)
     from tqdm.auto import tqdm as best
     from tqdm.notebook import tqdm_notebook
 
     shown = issubclass(best, tqdm_notebook)  # it writes to no terminal, and needs none
     return best(iterable, disable=True if quiet else False if shown else None, **options)
+
+
+@contextmanager
+def minutely(command: str, waits: bool = False) -> Iterator[None]:
+    """Where there is no terminal: after a minute without a line, one that says how far the block is.
+
+    `waits`: it may be waiting for people, and has nothing to say then.
+    """
+    if (sys.stderr is not None and sys.stderr.isatty()) or os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    began, done = time.monotonic(), threading.Event()
+
+    def speak() -> None:
+        while not done.wait(max(EVERY + max(Console.said, began) - time.monotonic(), 0.01)):
+            if time.monotonic() - max(Console.said, began) < EVERY:
+                continue
+            unseen = _unseen[-1:]
+            if unseen or not waits:
+                what = unseen[0].line() if unseen else f"at work for {duration(time.monotonic() - began)}"
+                with _speaking:
+                    logger.info(f"must {command}: {what}", extra=ASIDE)
+            else:
+                Console.said = time.monotonic()
+
+    thread = threading.Thread(target=speak, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def watched(batches: Iterable[Batch], description: str) -> Iterator[Batch]:

@@ -17,7 +17,7 @@ SHORT = 80  # characters of a value in a message
 SCHEME = string.ascii_letters + string.digits + "+.-"
 CLOSING = ",;:.)]}'`"  # what a sentence puts behind an address
 NONE_OF_THESE = "none of these"  # what a person may choose in place of a class, and a folder or cell that says so
-BUCKETS = ("gs", "s3", "az", "abfs", "abfss")  # an object's name may hold a "?"
+BUCKET_SCHEMES = ("gs", "s3", "az", "abfs", "abfss")  # an object's name may hold a "?"
 SETTING = re.compile(  # in a connection string, or a query that stands alone
     r"(?i)\b(sig|signature|accountkey|sharedaccesssignature|access_token|password|"
     r"x-(?:amz|goog)-(?:signature|credential|security-token))=[^\s&;,'\"]+"
@@ -47,7 +47,7 @@ def without_secrets(text: str) -> str:
 
 def public(scheme: str, place: str) -> str:
     """What follows "SCHEME://", without secrets."""
-    bucket = scheme in BUCKETS
+    bucket = scheme in BUCKET_SCHEMES
     place, mark, query = place.partition("?")
     if not bucket:
         place = place.partition("#")[0]

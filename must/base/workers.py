@@ -14,7 +14,7 @@ from typing import Any, Self, cast
 from must.base.errors import TransientError
 from must.base.processes import begin_worker, start_context
 
-AHEAD = 2  # results a worker that `in_order` has made before they are asked for
+TASKS_AHEAD = 2  # results a worker that `in_order` has made before they are asked for
 
 
 class KilledWorkerError(TransientError):
@@ -69,7 +69,7 @@ class Workers:
         with killed_workers():
             for job in jobs:
                 waiting.append(self.executor.submit(function, *job))
-                if len(waiting) > AHEAD * self.workers:
+                if len(waiting) > TASKS_AHEAD * self.workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -5,6 +5,7 @@ from typing import Any
 from must.base.parameters import param
 
 CACHE_GB = 30.0
+WORK = "or WORK, a folder that `must adapt` made, in which all that is not given is found"
 
 
 def index_sha256(shards: str = "shards") -> Any:

@@ -10,11 +10,18 @@ from must.config import defaults
 @dataclass(kw_only=True)
 class EvaluateConfig(StageConfig):
     example = (
-        "must evaluate --model model/ --baseline classifier.safetensors --shards shards/ --split test --output report/"
+        "must evaluate work/\n"
+        "  must evaluate --model model/ --baseline classifier.safetensors --shards shards/ --output report/"
     )
 
     model: str = param(
-        "the bundle written by `must train`", metavar="BUNDLE", group="input and output", often=True, kind="bundle"
+        f"the bundle written by `must train`; {defaults.WORK}",
+        metavar="BUNDLE|WORK",
+        group="input and output",
+        often=True,
+        bare=True,
+        kind="bundle",
+        place="bundle",
     )
     baseline: str = param(
         "what it is compared with: a classifier file (its zero-shot model), or another bundle",
@@ -22,12 +29,19 @@ class EvaluateConfig(StageConfig):
         metavar="FILE|BUNDLE",
         often=True,
         kind="baseline",
+        place="classifier",
     )
-    shards: str = param("folder of shards made by `must shard`", metavar="URI", often=True, kind="shards")
+    shards: str = param(
+        "folder of shards made by `must shard`", metavar="URI", often=True, kind="shards", place="shards"
+    )
     index_sha256: str = defaults.index_sha256()
-    split: str = param("split to evaluate on", "test", metavar="NAME", often=True)
+    split: str = param("split to evaluate on", "test", metavar="NAME", often=True, place="split")
     output: str = param(
-        "folder for metrics.json, predictions.csv and report.html", metavar="URI", often=True, kind="output"
+        "folder for metrics.json, predictions.csv and report.html",
+        metavar="URI",
+        often=True,
+        kind="output",
+        place="to report",
     )
     labels: Literal["auto", "ignore"] = param(
         "auto: use the labels there are; ignore: evaluate as if there were none", "auto"
@@ -36,6 +50,7 @@ class EvaluateConfig(StageConfig):
         "folder of `must refine`: the report shows how its labels of the unlabeled images differ from zero-shot's",
         "",
         metavar="URI",
+        place="labels",
     )
     risk: float = param(
         "share of wrong classes among those that are named, which the threshold for naming none is to keep to",

@@ -13,14 +13,23 @@ WHOLE = ("open_clip", "transformers")  # formats of a whole CLIP, with its text 
 @dataclass(kw_only=True)
 class ExportConfig(StageConfig):
     example = (
-        "must export --model model/ --output onnx/\n"
+        "must export work/\n"
+        "  must export --model model/ --output onnx/\n"
         "  must export --model model/ --output ours/ --to open_clip --classifier classifier.safetensors"
     )
 
     model: str = param(
-        "the bundle written by `must train`", metavar="BUNDLE", group="input and output", often=True, kind="bundle"
+        f"the bundle written by `must train`; {defaults.WORK}",
+        metavar="BUNDLE|WORK",
+        group="input and output",
+        often=True,
+        bare=True,
+        kind="bundle",
+        place="bundle",
     )
-    output: str = param("folder for the exported model and its card", metavar="URI", often=True, kind="output")
+    output: str = param(
+        "folder for the exported model and its card", metavar="URI", often=True, kind="output", place="to {to}"
+    )
     to: Literal["onnx", "open_clip", "transformers", "timm"] = param(
         "what reads it: any ONNX runtime, or that library's own code, without this one", "onnx", often=True
     )
@@ -30,6 +39,7 @@ class ExportConfig(StageConfig):
         metavar="FILE",
         often=True,
         kind="classifier",
+        place="classifier",
     )
     license: str = param(
         "licence for the model card, by the hub's short name (mit, apache-2.0, ...); left out if empty",
@@ -56,6 +66,7 @@ class ExportConfig(StageConfig):
         group="images to check with",
         often=True,
         kind="shards",
+        place="shards",
     )
     index_sha256: str = defaults.index_sha256("--shards")
     split: str = param("split of --shards to take images from", "train", metavar="NAME")
@@ -66,7 +77,12 @@ class ExportConfig(StageConfig):
         between=(0, 1),
     )
     metrics: str = param(
-        "metrics.json of `must evaluate`, for the model card", "", metavar="FILE", group="model card", often=True
+        "metrics.json of `must evaluate`, for the model card",
+        "",
+        metavar="FILE",
+        group="model card",
+        often=True,
+        place="metrics",
     )
 
     def check_values(self) -> None:

@@ -12,7 +12,7 @@ OF_SHARDS = ("split", "index_sha256", "part", "workers")  # these mean nothing w
 @dataclass(kw_only=True)
 class PredictConfig(StageConfig):
     example = (
-        "must predict --model onnx/model.onnx photo.jpg more-photos/\n"
+        "must predict --model work/ photo.jpg more-photos/\n"
         "  must predict --model ViT-B-16-quickgelu/openai --classes cat,dog,horse photo.jpg"
     )
 
@@ -23,7 +23,7 @@ class PredictConfig(StageConfig):
         often=True,
     )
     images: list[str] = param(
-        "images, folders or globs; - reads names from standard input",
+        "images, folders or globs; -: a picture on standard input, or names on it",
         factory=list,
         metavar="IMAGE|DIR",
         positional=True,

@@ -6,21 +6,31 @@ from typing import Literal
 
 from must.base.parameters import StageConfig, flag, param, require
 from must.base.text import brief
+from must.config import defaults
 
 
 @dataclass(kw_only=True)
 class PromoteConfig(StageConfig):
     example = (
-        "must promote --model model/ --onnx onnx/ --registry gs://models/registry --name digits\n"
+        "must promote work/ --registry gs://models/registry --name digits\n"
+        "  must promote --model model/ --onnx onnx/ --registry gs://models/registry --name digits\n"
         "  must promote --rollback --registry gs://models/registry --name digits"
     )
 
     registry: str = param("where promoted models live: a folder or a bucket's URI", metavar="URI", often=True)
     name: str = param("the model's name in the registry", metavar="NAME", often=True)
-    model: str = param("the bundle written by `must train`", "", metavar="DIR", group="what is promoted", often=True)
-    onnx: str = param("the folder written by `must export`, to go with it", "", metavar="DIR", often=True)
-    metrics: str = param("metrics.json of `must evaluate`, to be remembered", "", metavar="FILE")
-    decision: str = param("decision of `must gate`; a stopped model is refused", "", metavar="FILE")
+    model: str = param(
+        f"the bundle written by `must train`; {defaults.WORK}",
+        "",
+        metavar="BUNDLE|WORK",
+        group="what is promoted",
+        often=True,
+        bare=True,
+        place="bundle",
+    )
+    onnx: str = param("the folder written by `must export`, to go with it", "", metavar="DIR", often=True, place="onnx")
+    metrics: str = param("metrics.json of `must evaluate`, to be remembered", "", metavar="FILE", place="metrics")
+    decision: str = param("decision of `must gate`; a stopped model is refused", "", metavar="FILE", place="decision")
     champion: str = param(
         "version this model was compared with, or none; refused if LATEST is another one by now", "", metavar="VERSION"
     )

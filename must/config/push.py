@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from must.base.parameters import StageConfig, param, require
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9]([\w.-]*[A-Za-z0-9_])?", re.ASCII)
-LONGEST = 96  # characters of a repository's name, the hub's own limit
+LONGEST_ID = 96  # characters of a repository's name, the hub's own limit
 
 
 @dataclass(kw_only=True)
@@ -19,13 +19,14 @@ class PushConfig(StageConfig):
     revision: str = param("branch to push to, made if there is none; main if empty", "", metavar="BRANCH")
 
     def check_values(self) -> None:
-        wrong = "--" in self.repo or ".." in self.repo or self.repo.endswith(".git") or len(self.repo) > LONGEST
+        wrong = "--" in self.repo or ".." in self.repo or self.repo.endswith(".git") or len(self.repo) > LONGEST_ID
         require(
             REPOSITORY.fullmatch(self.repo) is not None and not wrong,
-            f"--repo {self.repo[:LONGEST]}: expected TEAM/NAME of letters, digits, '-', '_' and '.', without '--' and "
-            f"'..' and not ending in .git, at most {LONGEST} characters",
+            f"--repo {self.repo[:LONGEST_ID]}: expected TEAM/NAME of letters, digits, '-', '_' and '.', without '--' "
+            f"and '..' and not ending in .git, at most {LONGEST_ID} characters",
         )
         require(
             re.fullmatch(r"[\w][\w./-]*|", self.revision, re.ASCII) is not None,
-            f"--revision {self.revision[:LONGEST]}: expected a branch's name of letters, digits, '-', '_', '.' and '/'",
+            f"--revision {self.revision[:LONGEST_ID]}: expected a branch's name of letters, digits, '-', '_', '.' "
+            "and '/'",
         )

@@ -8,7 +8,10 @@ from must.config import defaults
 
 @dataclass(kw_only=True)
 class RefineConfig(StageConfig):
-    example = "must refine --shards shards/ --classifier classifier.safetensors --model model/ --output labels/"
+    example = (
+        "must refine work/\n"
+        "  must refine --shards shards/ --classifier classifier.safetensors --model model/ --output labels/"
+    )
 
     shards: str = param(
         "folder of shards made by `must shard`; labels are not read",
@@ -16,15 +19,23 @@ class RefineConfig(StageConfig):
         group="input and output",
         often=True,
         kind="shards",
+        place="shards",
     )
     index_sha256: str = defaults.index_sha256()
     classifier: str = param(
-        "classifier file made by `must classifier`; it names the model", metavar="FILE", often=True, kind="classifier"
+        "classifier file made by `must classifier`; it names the model",
+        metavar="FILE",
+        often=True,
+        kind="classifier",
+        place="classifier",
     )
     model: str = param(
-        "bundle of `must train`: the mean of its predictions and zero-shot's is propagated; none: zero-shot's alone",
+        "bundle of `must train`: the mean of its predictions and zero-shot's is propagated; none: zero-shot's alone; "
+        f"{defaults.WORK}",
         "",
-        metavar="BUNDLE",
+        metavar="BUNDLE|WORK",
+        bare=True,
+        place="bundle",
         often=True,
         kind="bundle",
     )
@@ -34,9 +45,12 @@ class RefineConfig(StageConfig):
         metavar="URI",
         often=True,
         kind="answers",
+        place="answers",
     )
     split: str = param("split of unlabeled images", "train", metavar="NAME")
-    output: str = param("folder for predictions.csv and refined.json", metavar="URI", often=True, kind="output")
+    output: str = param(
+        "folder for predictions.csv and refined.json", metavar="URI", often=True, kind="output", place="to labels"
+    )
     images: int = param(
         "images to look at, evenly spread over the split, at most; the time grows with the square of it",
         1_000_000,

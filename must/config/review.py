@@ -10,22 +10,33 @@ from must.config import defaults
 @dataclass(kw_only=True)
 class ReviewConfig(StageConfig):
     example = (
-        "must review adapted/\n"
+        "must review work/\n"
         "  must review --model model/ --baseline classifier.safetensors --shards shards/ --output review/"
     )
 
-    work: str = param(
-        "a folder that `must adapt` made; names the model, the classifier file, the shards and WORK/review",
-        "",
-        metavar="WORK",
-        bare=True,
+    model: str = param(
+        f"the adapted bundle; {defaults.WORK}",
+        metavar="BUNDLE|WORK",
+        group="input and output",
         often=True,
+        bare=True,
+        kind="bundle",
+        place="bundle",
     )
-    model: str = param("the adapted bundle", "", metavar="BUNDLE", group="input and output", often=True)
-    baseline: str = param("the classifier file that it was trained with", "", metavar="FILE", often=True)
-    shards: str = param("folder of shards made by `must shard`", "", metavar="URI", often=True)
+    baseline: str = param(
+        "the classifier file that it was trained with",
+        metavar="FILE",
+        often=True,
+        kind="classifier",
+        place="classifier",
+    )
+    shards: str = param(
+        "folder of shards made by `must shard`", metavar="URI", often=True, kind="shards", place="shards"
+    )
     split: str = param("split whose pictures are shown", "train", metavar="NAME", often=True)
-    output: str = param("folder on this machine for review.json and answers.jsonl", "", metavar="DIR", often=True)
+    output: str = param(
+        "folder on this machine for review.json and answers.jsonl", metavar="DIR", often=True, place="to review"
+    )
     order: Literal["random", "doubtful"] = param(
         "random: pictures drawn at random, whose answers measure accuracies; doubtful: those that the model is least "
         "sure of first, to correct them; their answers measure nothing",
@@ -54,12 +65,5 @@ class ReviewConfig(StageConfig):
     device: str = defaults.device()
 
     def check_values(self) -> None:
-        if self.work:
-            for name in ("model", "baseline", "shards", "output"):
-                require(not getattr(self, name), f"--{name} and WORK cannot both be given")
-        else:
-            for name in ("model", "baseline", "shards", "output"):
-                require(bool(getattr(self, name)), f"--{name} is missing; or name a folder that `must adapt` made")
         require("://" not in self.output, f"--output {self.output}: must be a folder on this machine")
-        require("://" not in self.work, f"{self.work}: must be a folder on this machine")
         require(len(self.who) <= 100, "--who must have at most 100 characters")

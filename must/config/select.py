@@ -9,11 +9,17 @@ from must.config import defaults
 
 @dataclass(kw_only=True)
 class SelectConfig(StageConfig):
-    example = "must select --model model/ --baseline classifier.safetensors --shards shards/ --alpha 1 --output all/"
+    example = (
+        "must select work/\n"
+        "  must select --model model/ --baseline classifier.safetensors --shards shards/ --alpha 1 --output all/"
+    )
 
     model: str = param(
-        "a bundle of `must train`; where there is all of its adaptation beside it (adapted/), that is taken",
-        metavar="BUNDLE",
+        "a bundle of `must train`; where there is all of its adaptation beside it (adapted/), that is taken; "
+        f"{defaults.WORK}",
+        metavar="BUNDLE|WORK",
+        bare=True,
+        place="bundle",
         group="input and output",
         often=True,
         kind="bundle",
@@ -23,10 +29,13 @@ class SelectConfig(StageConfig):
         metavar="FILE",
         often=True,
         kind="classifier",
+        place="classifier",
     )
-    shards: str = param("folder of shards made by `must shard`", metavar="URI", often=True, kind="shards")
+    shards: str = param(
+        "folder of shards made by `must shard`", metavar="URI", often=True, kind="shards", place="shards"
+    )
     split: str = param("split of unlabeled images for the check, 2,000 of them at most", "train", metavar="NAME")
-    output: str = param("folder for the new bundle", metavar="URI", often=True, kind="output")
+    output: str = param("folder for the new bundle", metavar="URI", often=True, kind="output", place="to selected")
     alpha: float | Literal["auto"] = param(
         "share of the way from zero-shot's weights (0) to the adapted ones (1); auto: the one that agrees best with "
         "the labels of similar images, or that --answers or --labelled measure best",
@@ -36,7 +45,12 @@ class SelectConfig(StageConfig):
         between=(0, 1),
     )
     answers: str = param(
-        "folder of `must review`: its answers choose alpha", "", metavar="URI", often=True, kind="answers"
+        "folder of `must review`: its answers choose alpha",
+        "",
+        metavar="URI",
+        often=True,
+        kind="answers",
+        place="answers",
     )
     labelled: str = param("split with labels, such as test, which choose alpha", "", metavar="NAME")
     batch_size: int = defaults.batch_size(group="how it runs")

@@ -12,15 +12,18 @@ NAME = re.compile(r"[a-zA-Z0-9][-a-zA-Z0-9._]{0,62}")
 @dataclass(kw_only=True)
 class ServeConfig(StageConfig):
     example = (
-        "must serve --model onnx/\n"
+        "must serve work/\n"
+        "  must serve --model onnx/\n"
         "  must serve --registry gs://models/registry --name photos\n"
         "  curl --data-binary @photo.jpg http://localhost:8080/classify"
     )
 
     model: str = param(
-        "model.onnx, or the folder it is in: a path or a bucket's URI",
+        f"model.onnx, or the folder it is in: a path or a bucket's URI; {defaults.WORK}",
         "",
-        metavar="FILE|URI",
+        metavar="FILE|URI|WORK",
+        bare=True,
+        place="onnx",
         group="model",
         often=True,
     )

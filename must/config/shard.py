@@ -9,7 +9,7 @@ from must.config.part import place_of
 
 @dataclass(kw_only=True)
 class ShardConfig(StageConfig):
-    example = "must shard --source photos/ --test-source labelled/ --labels folder --output shards/"
+    example = "must shard photos/ --test-source labelled/ --labels folder --output shards/"
 
     source: str = param(
         "images: a folder or a bucket's prefix, a .csv/.jsonl manifest with the columns path[,label][,split], a tar or "
@@ -18,6 +18,7 @@ class ShardConfig(StageConfig):
         metavar="URI",
         group="input and output",
         often=True,
+        bare=True,
     )
     output: str = param("folder for the shards and index.json: a path or a bucket's URI", metavar="URI", often=True)
     test_source: str = param(

@@ -12,11 +12,9 @@ from must.config.trackers import check_names
 class TrainConfig(StageConfig):
     """Defaults are the published method's (arXiv 2206.02967); presets set what differs from task to task.
 
-    A preset's settings are filled in when the parameters are made, wherever that is; what is passed beside it wins.
+    Training begins with the preset's settings (`must.method.train.presets.resolve`); what is passed beside it wins.
     `must train` and `must.train(...)` take the preset auto if none is named, TrainConfig(...) then keeps the defaults.
     """
-
-    resolver = "must.method.train.presets:settings_of"
 
     example = (
         "must train --shards shards/ --classifier classifier.safetensors --output model/\n"
@@ -41,17 +39,11 @@ class TrainConfig(StageConfig):
         "",
         metavar="NAME",
         often=True,
+        kind="preset",
     )
     model: str = param("the model, if it must be another name or place than the classifier's", "", metavar="NAME|PATH")
     pretrained: str = param(
         "the pretrained weights, if in another place than the classifier says", "", metavar="TAG|PATH"
-    )
-    init: str = param(
-        "bundle of an earlier run with the same classes to start from, instead of the zero-shot model",
-        "",
-        metavar="BUNDLE",
-        often=True,
-        kind="bundle",
     )
     epochs: int = param("passes over the split", 30, metavar="N", group="optimisation", often=True, at_least=1)
     batch_size: int = param(
@@ -219,18 +211,6 @@ class TrainConfig(StageConfig):
         metavar="S",
         at_least=1,
     )
-
-    @property
-    def loaders(self) -> int:
-        """Loader processes of a training process. `auto` must have become a number (must.method.train.autotune)."""
-        assert self.workers != "auto"
-        return self.workers
-
-    @property
-    def pieces(self) -> int:
-        """Micro-batches of a step, in a process; likewise."""
-        assert self.accumulate != "auto"
-        return self.accumulate
 
     def check_values(self) -> None:
         check_names(self.trackers)

@@ -1,4 +1,4 @@
 """Measures a model beside its baseline: scores, metrics with intervals, label-free figures, a report.
 
-Imports data, model and select; it does not know how a model was trained, beyond the log in its bundle.
+It does not know how a model was trained, beyond the log in its bundle.
 """

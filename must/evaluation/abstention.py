@@ -8,22 +8,23 @@ one fails, so that the promise holds for the one that is chosen (Angelopoulos et
 """
 
 import math
-from typing import Any
 
 import numpy as np
 
+from must.evaluation.result import Abstention
+
 CONFIDENCE = 0.95  # of the bound
-STEPS = 100  # thresholds that are tried
+THRESHOLDS_TRIED = 100  # thresholds that are tried
 
 
-def with_labels(confidence: np.ndarray, correct: np.ndarray, target: float) -> dict[str, Any]:
+def with_labels(confidence: np.ndarray, correct: np.ndarray, target: float) -> Abstention:
     """Confidence [N] and bool [N] of labelled images. `threshold` is None where no coverage keeps the target."""
     images = len(confidence)
     ordered = np.argsort(-confidence, kind="stable")
     wrong = np.cumsum(~correct[ordered])
-    found: dict[str, Any] = nothing("the surest images alone do not keep the target with so many labels")
+    found = nothing(target, images, "the surest images alone do not keep the target with so many labels")
     fewest = first_named(images, target)
-    for threshold in np.unique(np.quantile(confidence, np.linspace(0, 1, STEPS)))[::-1]:
+    for threshold in np.unique(np.quantile(confidence, np.linspace(0, 1, THRESHOLDS_TRIED)))[::-1]:
         named = int((confidence >= threshold).sum())
         if named < fewest:
             continue
@@ -32,8 +33,8 @@ def with_labels(confidence: np.ndarray, correct: np.ndarray, target: float) -> d
         if bound > target:
             break
         risk = errors / named
-        found = {"threshold": floor(threshold), "coverage": named / images, "risk": risk, "bound": bound, "reason": ""}
-    return found | {"images": images}
+        found = Abstention(target, "labels", floor(threshold), named / images, risk, bound, "", images)
+    return found
 
 
 def first_named(images: int, target: float) -> int:
@@ -42,19 +43,20 @@ def first_named(images: int, target: float) -> int:
     return min(3 * without_error, max(without_error, images // 2))
 
 
-def abstention(target: float, confidence: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
-    """What metrics.json holds as `abstention`; `threshold` is None, and `reason` says why, where there is none.
+def abstention(target: float, confidence: np.ndarray, correct: np.ndarray) -> Abstention:
+    """`threshold` is None, and `reason` says why, where there is none.
 
     Args:
         confidence: [N], top probabilities of the labelled images.
         correct: bool [N].
     """
-    found = with_labels(confidence, correct, target) if len(correct) else nothing("needs labels of images at random")
-    return {"target": target, "by": "none" if found["threshold"] is None else "labels", **found}
+    if not len(correct):
+        return nothing(target, 0, "needs labels of images at random")
+    return with_labels(confidence, correct, target)
 
 
-def nothing(reason: str) -> dict[str, Any]:
-    return {"threshold": None, "coverage": None, "risk": None, "bound": None, "reason": reason}
+def nothing(target: float, images: int, reason: str) -> Abstention:
+    return Abstention(target, "none", None, None, None, None, reason, images)
 
 
 def floor(threshold: float) -> float:

@@ -1,8 +1,8 @@
 """The stage `must evaluate`: an adapted model against its baseline on one split, with labels or without."""
 
-import json
 import logging
 import traceback
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,29 +12,34 @@ from must import __version__
 from must.base import storage
 from must.base.errors import UserError
 from must.base.files import DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
+from must.base.records import record_of
 from must.base.text import cell, csv_of, encoded, printable
 from must.config import EvaluateConfig
 from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
 from must.evaluation import labelfree
 from must.evaluation.abstention import abstention
-from must.evaluation.intervals import REPLICATES, bootstrap, interval, paired
 from must.evaluation.metrics import (
+    REPLICATES,
     Labelled,
+    bootstrap,
     confused_pairs,
     confusion_matrix,
+    interval,
     labelled_results,
+    paired,
     per_class,
     reliability,
     scalar_metrics,
 )
 from must.evaluation.refined import RefinedLabels
 from must.evaluation.report.verdict import verdict
+from must.evaluation.result import Accuracy, CheckResult, Data, LabelFree, Metrics, Model, write_metrics
 from must.evaluation.scores import Samples, Scores, score_split
 from must.evaluation.table import text_table
 from must.evaluation.training import stability, training_log
 from must.method.distributed.process_group import World, init_distributed
-from must.method.model.bundle import Bundle, load_bundle, preprocess_of, zero_shot_bundle
+from must.method.model.bundle import Bundle, Description, load_bundle, preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, read_header
 from must.method.select.check import IMAGES, Check, Predicted
 from must.method.select.features import extract_features, subsample
@@ -42,11 +47,10 @@ from must.method.select.knn import nearest, whitened
 
 logger = logging.getLogger(__name__)
 
-JSON_CONTROLS = {code: f"\\u{code:04x}" for code in range(127, 160)}  # json writes these as they are, and ESC escaped
 MATRIX_LIMIT = 200  # classes up to which the confusion matrices are written out
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+def evaluate(config: EvaluateConfig) -> Metrics:
     """Writes metrics.json, predictions.csv and report.html to OUTPUT, prints a table, returns the metrics.
 
     Under torchrun every process scores its part of the split, and the first one writes.
@@ -68,28 +72,31 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         picked = config.split in index.source.get("picked", ())  # on such the risk is not that of all images
         chosen = samples.labelled & (not picked)
         correct = after.prediction[chosen] == samples.labels[chosen]
-        metrics["abstention"] = abstention(config.risk, after.confidence[chosen], correct)
+        metrics = replace(metrics, abstention=abstention(config.risk, after.confidence[chosen], correct))
         if not here.is_main:
             return metrics
-        metrics |= origin(config, bundle, baseline) | {"refined": refined.to_dict() if refined else None}
-        if baseline and before:
-            check = check_of(config, baseline, samples, before, after, here.device)
-            metrics["label_free"]["compared"]["check"] = check.to_dict()
-        metrics["label_free"]["training"] = stability(training_log(config.model))
-        if not metrics["baseline_name"].endswith("zero-shot") and (compared := metrics["label_free"]["compared"]):
-            compared["estimated_change"] = None  # it takes the baseline's probabilities for what they say
-        metrics["data"] |= {
-            "index_sha256": index.sha256,
-            "index_revision": index.revision,
-            "splits": index.splits,
-            "rejected": index.rejected,
-            "duplicates": index.duplicates,
-            "picked": picked,
-        }
-        storage.write_bytes(
-            storage.join(config.output, PREDICTIONS_FILE), predictions_csv(samples, after, before, metrics)
+        data = Data(
+            config.shards, config.split, index.sha256, index.revision, index.splits, index.rejected, index.duplicates,
+            picked,
+        )  # fmt: skip
+        name, compared = baseline_name(config, baseline), metrics.label_free.compared
+        if baseline and before and compared:
+            check = record_of(CheckResult, check_of(config, baseline, samples, before, after, here.device).to_dict())
+            compared = replace(compared, check=check)
+        metrics = replace(
+            metrics,
+            label_free=replace(metrics.label_free, compared=compared, training=stability(training_log(config.model))),
+            baseline_name=name,
+            model=origin(config, bundle.description),
+            data=data,
+            refined=refined.to_dict() if refined else None,
+            config=config.to_dict(),
+            must_version=__version__,
         )
-        storage.write_bytes(storage.join(config.output, METRICS_FILE), to_json(metrics))
+        storage.write_bytes(
+            storage.join(config.output, PREDICTIONS_FILE), predictions_csv(samples, after, before, metrics.classes)
+        )
+        write_metrics(storage.join(config.output, METRICS_FILE), metrics)
         # last: a folder with report.html is a whole result; whatever happens to it, the numbers are there
         report = drawn(config, metrics, samples, after, before, refined)
         storage.write_bytes(storage.join(config.output, REPORT_FILE), encoded(report))
@@ -149,48 +156,48 @@ def check_of(
     return Check.of(neighbours.cpu(), one, other, baseline.description.classes)
 
 
-def measure(samples: Samples, after: Scores, before: Scores | None, classes: list[str]) -> dict[str, Any]:
-    """Everything in metrics.json that follows from scores and labels. Accuracies are fractions, 0..1."""
+def measure(samples: Samples, after: Scores, before: Scores | None, classes: list[str]) -> Metrics:
+    """Everything in metrics.json that follows from scores and labels."""
     chosen = samples.labelled
-    metrics: dict[str, Any] = {
-        "images": len(samples.numbers),
-        "labelled": int(chosen.sum()),
-        "skipped": samples.skipped,
-        "classes": classes,
-        "adapted": {},
-        "baseline": None,
-        "intervals": {},
-        "bootstrap_replicates": REPLICATES,
-        "label_free": {
-            "adapted": labelfree.label_free(after),
-            "baseline": labelfree.label_free(before) if before else None,
-            "compared": labelfree.compare(before, after) if before else None,
-            "training": None,
-        },
-    }
-    if chosen.any():
-        new = labelled_results(after, samples.labels, chosen, len(classes))
-        old = labelled_results(before, samples.labels, chosen, len(classes)) if before else None
-        metrics |= measure_labelled(new, old, classes)
-    return metrics
+    metrics = Metrics(
+        images=len(samples.numbers),
+        labelled=int(chosen.sum()),
+        skipped=samples.skipped,
+        classes=classes,
+        bootstrap_replicates=REPLICATES,
+        label_free=LabelFree(
+            labelfree.label_free(after),
+            labelfree.label_free(before) if before else None,
+            labelfree.compare(before, after) if before else None,
+        ),
+    )
+    if not chosen.any():
+        return metrics
+    new = labelled_results(after, samples.labels, chosen, len(classes))
+    old = labelled_results(before, samples.labels, chosen, len(classes)) if before else None
+    return measure_labelled(metrics, new, old)
 
 
-def measure_labelled(new: Labelled, old: Labelled | None, classes: list[str]) -> dict[str, Any]:
+def measure_labelled(metrics: Metrics, new: Labelled, old: Labelled | None) -> Metrics:
     models = {"adapted": new} | ({"baseline": old} if old else {})
     replicates = bootstrap(list(models.values()))
-    metrics: dict[str, Any] = {"baseline": None}
+    found = dict[str, Accuracy]()
     for number, (name, results) in enumerate(models.items()):
         values = scalar_metrics(results)
         spread = {key: interval([replicate[number][key] for replicate in replicates]) for key in values}
-        metrics[name] = values | {"intervals": spread, "reliability": reliability(results)}
-    if old:
-        metrics["intervals"] = {  # of the differences, adapted - baseline
-            key: interval([after[key] - before[key] for after, before in replicates]) for key in scalar_metrics(new)
-        }
-        metrics["paired"] = paired(old, new)
-    metrics["per_class"] = class_table(new, old, classes)
-    metrics["confusion"] = {name: confusion(results) for name, results in models.items()}
-    return metrics
+        found[name] = Accuracy(**values, intervals=spread, reliability=reliability(results))
+    differences = {  # adapted - baseline
+        key: interval([after[key] - before[key] for after, before in replicates]) for key in scalar_metrics(new) if old
+    }
+    return replace(
+        metrics,
+        adapted=found["adapted"],
+        baseline=found.get("baseline"),
+        intervals=differences,
+        paired=paired(old, new) if old else None,
+        per_class=class_table(new, old, metrics.classes),
+        confusion={name: confusion(results) for name, results in models.items()},
+    )
 
 
 def class_table(new: Labelled, old: Labelled | None, classes: list[str]) -> list[dict[str, Any]]:
@@ -216,7 +223,7 @@ def confusion(results: Labelled) -> dict[str, Any]:
 
 
 def drawn(
-    config: EvaluateConfig, metrics: dict[str, Any], samples: Samples, after: Scores, before: Scores | None,
+    config: EvaluateConfig, metrics: Metrics, samples: Samples, after: Scores, before: Scores | None,
     refined: RefinedLabels | None,
 ) -> str:  # fmt: skip
     """The report's page; if it cannot be drawn, a plain one with the table and the reason. The numbers are safe."""
@@ -234,30 +241,24 @@ def drawn(
         return plain_page(text_table(metrics), "".join(traceback.format_exception(error)))
 
 
-def origin(config: EvaluateConfig, bundle: Bundle, baseline: Bundle | None) -> dict[str, Any]:
-    description = bundle.description
-    name = "none" if baseline is None else "baseline" if baseline.description.provenance else "zero-shot"
-    if name == "zero-shot" and read_header(config.baseline, "--baseline").get("refined"):
-        name = "refined zero-shot"
-    return {
-        "must_version": __version__,
-        "baseline_name": name,
-        "model": {
-            "bundle": config.model,
-            "backbone": description.backbone,
-            "pretrained": description.pretrained,
-            "logit_factor": description.logit_factor,
-            "must_version": description.must_version,
-            "provenance": description.provenance,
-        },
-        "data": {"shards": config.shards, "split": config.split},
-        "config": config.to_dict(),
-    }
+def baseline_name(config: EvaluateConfig, baseline: Bundle | None) -> str:
+    if baseline is None:
+        return "none"
+    if baseline.description.provenance:
+        return "baseline"
+    return "refined zero-shot" if read_header(config.baseline, "--baseline").get("refined") else "zero-shot"
 
 
-def predictions_csv(samples: Samples, after: Scores, before: Scores | None, metrics: dict[str, Any]) -> bytes:
+def origin(config: EvaluateConfig, description: Description) -> Model:
+    return Model(
+        config.model, description.backbone, description.pretrained, description.logit_factor, description.must_version,
+        description.provenance,
+    )  # fmt: skip
+
+
+def predictions_csv(samples: Samples, after: Scores, before: Scores | None, classes: list[str]) -> bytes:
     """A row an image: source, label, adapted class and probability, and the baseline's."""
-    classes = [cell(name) for name in metrics["classes"]]
+    classes = [cell(name) for name in classes]
     models = {"adapted": after} | ({"baseline": before} if before else {})
     rows = [["sample", "source", "label", *(column for name in models for column in (name, f"{name}_probability"))]]
     for i, number in enumerate(samples.numbers):
@@ -266,13 +267,3 @@ def predictions_csv(samples: Samples, after: Scores, before: Scores | None, metr
         for scores in models.values():
             rows[-1] += [classes[scores.prediction[i]], f"{scores.confidence[i]:.4f}"]
     return csv_of(rows)
-
-
-def to_json(metrics: dict[str, Any]) -> bytes:
-    text = json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False, default=np_default) + "\n"
-    return encoded(text.translate(JSON_CONTROLS))
-
-
-def np_default(value: Any) -> Any:
-    assert isinstance(value, np.generic), type(value)
-    return value.item()

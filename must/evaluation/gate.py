@@ -7,14 +7,14 @@ the user asks for it by name, on labels of a split that nothing was trained on.
 import json
 import logging
 import math
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
 
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
-from must.base.storage import read_json
+from must.base.records import record_of
 from must.config import GateConfig
+from must.evaluation.result import CheckResult, Metrics, Selection, read_metrics
 from must.method.answers.estimate import Measured
 
 logger = logging.getLogger(__name__)
@@ -40,8 +40,16 @@ class Decision:
         if not self.outcome:
             object.__setattr__(self, "outcome", GAIN if self.passed else STOPPED)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"passed": self.passed, "gate": self.gate, "outcome": self.outcome, "reasons": self.reasons}
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), indent=1).encode()
+
+
+def read_decision(uri: str, flag: str = "--decision") -> Decision:
+    """What `must gate` wrote. Raises UserError: no such file, or none of the kind."""
+    try:
+        return record_of(Decision, storage.read_json(uri, flag))
+    except UserError as error:
+        raise UserError(str(error) if str(error).startswith(flag) else f"{flag} {uri}: is damaged: {error}") from None
 
 
 def gate(config: GateConfig) -> Decision:
@@ -50,40 +58,34 @@ def gate(config: GateConfig) -> Decision:
     Raises:
         ValueError: no metrics, or metrics without what the gate needs.
     """
-    metrics = read_json(config.metrics, "--metrics")
-    try:
-        decision = RULES[config.gate](metrics, config)
-    except UserError:
-        raise
-    except (KeyError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
-        raise UserError(
-            f"--metrics {config.metrics}: is not what `must evaluate` of this version writes "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:100]}); evaluate again"
-        ) from error
+    decision = RULES[config.gate](read_metrics(config.metrics), config)
     if config.output:
-        storage.write_bytes(config.output, json.dumps(decision.to_dict(), indent=1).encode())
-    logger.info("\n".join([f"gate ({decision.gate}): {in_words(decision)}", *decision.reasons]))
+        storage.write_bytes(config.output, decision.to_json())
+    logger.info("\n".join([f"gate ({decision.gate}): {words_of_decision(decision)}", *decision.reasons]))
     return decision
 
 
-def label_free_gate(metrics: dict[str, Any], config: GateConfig) -> Decision:
+def label_free_gate(metrics: Metrics, config: GateConfig) -> Decision:
     """Passes when the check of the model against the baseline has no warnings (must/method/select/check.py).
 
     Where the evaluated images are too few for it, the check of the training images counts, which is in the bundle.
-    Reads `metrics["label_free"]` and the model's own record only.
+    Reads `metrics.label_free` and the model's own record only.
 
     Raises:
         ValueError: the metrics have no baseline to compare with, or are of an earlier version.
     """
-    free = metrics["label_free"]
-    compared, before, after = free["compared"], free["baseline"], free["adapted"]
-    require(compared is not None, "the label-free gate compares with zero-shot: give `must evaluate` a --baseline")
-    require("check" in compared, "the metrics are of an earlier version: run `must evaluate` again")
-    name = metrics.get("baseline_name", "zero-shot")
-    zero_shot, same = name.endswith("zero-shot"), compared["agreement"] == 1
-    rules = [unchanged(name, zero_shot)] if same else checked(compared["check"], selection_of(metrics), name)
-    rules.append(rule(f"same class as {name}", compared["agreement"], config.min_agreement))
-    share = after["effective_classes"] / before["effective_classes"]
+    free = metrics.label_free
+    compared, before, after = free.compared, free.baseline, free.adapted
+    if compared is None or before is None:
+        raise UserError("the label-free gate compares with zero-shot: give `must evaluate` a --baseline")
+    if compared.check is None:
+        raise UserError("the metrics are of an earlier version: run `must evaluate` again")
+    require(before.effective_classes > 0, f"--metrics {config.metrics}: the baseline predicts no class; evaluate again")
+    name = metrics.baseline_name
+    zero_shot, same = name.endswith("zero-shot"), compared.agreement == 1
+    rules = [unchanged(name, zero_shot)] if same else check_rules(compared.check, metrics.model.selection, name)
+    rules.append(rule(f"same class as {name}", compared.agreement, config.min_agreement))
+    share = after.effective_classes / before.effective_classes
     rules.append(rule(f"effective classes, of {name}'s number", share, config.min_effective_classes))
     passed = all(passed for passed, _ in rules)
     kept = passed and zero_shot and same
@@ -96,49 +98,52 @@ def unchanged(name: str, zero_shot: bool) -> tuple[bool, str]:
     return False, line(False, f"no image changes its class against the {name}: there is nothing to promote")
 
 
-def checked(check: dict[str, Any], selection: dict[str, Any], name: str) -> list[tuple[bool, str]]:
+def check_rules(check: CheckResult, selection: Selection | None, name: str) -> list[tuple[bool, str]]:
     """A rule a warning, or one that there is none."""
     where = "images"
-    if check["images"] < FEWEST and name.endswith("zero-shot") and selection.get("check"):
-        check, where = selection["check"], "training images"
-    of = f"{check['images']:,} {where}"
-    if check["images"] < FEWEST:
+    if check.images < FEWEST and name.endswith("zero-shot") and selection and selection.check:
+        check, where = selection.check, "training images"
+    of = f"{check.images:,} {where}"
+    if check.images < FEWEST:
         return [(False, line(False, f"{of} are too few to check a model without labels; {FEWEST} are needed"))]
-    if check["warnings"]:
-        return [(False, line(False, f"{warning} ({of})")) for warning in check["warnings"]]
-    before, after = (check[f"agreement_{when}"] for when in ("before", "after"))
+    if check.warnings:
+        return [(False, line(False, f"{warning} ({of})")) for warning in check.warnings]
+    before, after = check.agreement_before, check.agreement_after
     text = f"no sign of harm: similar images share a class in {before:.1%} before and {after:.1%} after ({of})"
     return [(True, line(True, text))]
 
 
-def selection_of(metrics: dict[str, Any]) -> dict[str, Any]:
-    """What the model's bundle records of its selection; nothing where it had none."""
-    return ((metrics.get("model") or {}).get("provenance") or {}).get("selection") or {}
-
-
-def reviewed_gate(metrics: dict[str, Any], config: GateConfig) -> Decision:
+def reviewed_gate(metrics: Metrics, config: GateConfig) -> Decision:
     """Passes when people's answers show a gain over zero-shot (`must select --answers`): the lower end of its 95%
     interval is above 0."""
-    if not metrics.get("baseline_name", "zero-shot").endswith("zero-shot"):  # a champion, which no answer is about
+    if not metrics.baseline_name.endswith("zero-shot"):  # a champion, which no answer is about
         return replace(label_free_gate(metrics, config), gate="reviewed")
-    selection = selection_of(metrics)
-    if not isinstance(selection.get("measured"), dict):
+    selection = metrics.model.selection
+    if not selection or not selection.measured:
         text = "there are no answers about this model; ask with `must review`, then `must select --answers`"
         return Decision(False, "reviewed", [line(False, text)])
     text = measured_in_words(selection)
-    if not selection.get("alpha"):
+    if not selection.alpha:
         return Decision(True, "reviewed", [line(True, f"zero-shot is kept; {text}")], ZERO_SHOT)
-    passed = Measured.from_dict(selection["measured"]).gain.low > 0
+    passed = measured_of(selection).gain.low > 0
     more = "" if passed else "; the lower end of the gain must be above 0: give more answers, or another model"
     return Decision(passed, "reviewed", [line(passed, text + more)])
 
 
-def measured_in_words(selection: dict[str, Any]) -> str:
+def measured_in_words(selection: Selection) -> str:
     """What people's answers, or a split with labels, measured of the model."""
-    return f"{selection['by']}: {Measured.from_dict(selection['measured']).text().partition(': ')[2]}"
+    return f"{selection.by}: {measured_of(selection).text().partition(': ')[2]}"
 
 
-def labelled_gate(metrics: dict[str, Any], config: GateConfig) -> Decision:
+def measured_of(selection: Selection) -> Measured:
+    """Raises UserError: the bundle's record of it is damaged."""
+    try:
+        return Measured.from_dict(selection.measured or {})
+    except (TypeError, ValueError):
+        raise UserError("the model's record of what answers measured is damaged; run `must select` again") from None
+
+
+def labelled_gate(metrics: Metrics, config: GateConfig) -> Decision:
     """Passes when the lower end of the paired 95% interval of the gain over the baseline is above `config.min_gain`.
 
     The baseline is the one of `must evaluate --baseline`: the zero-shot model, or the champion's bundle.
@@ -146,16 +151,16 @@ def labelled_gate(metrics: dict[str, Any], config: GateConfig) -> Decision:
     Raises:
         ValueError: there are no labels, or no baseline.
     """
-    require(bool(metrics["labelled"]), "the labelled gate needs labels; the evaluated split has none")
-    require(metrics["baseline"] is not None, "the labelled gate needs a baseline: must evaluate --baseline")
+    if metrics.adapted is None:
+        raise UserError("the labelled gate needs labels; the evaluated split has none")
+    if metrics.baseline is None or config.metric not in metrics.intervals:
+        raise UserError("the labelled gate needs a baseline: must evaluate --baseline")
     key, min_gain, min_images = config.metric, config.min_gain, config.min_images
-    low, high = metrics["intervals"][key]
-    gain = metrics["adapted"][key] - metrics["baseline"][key]
-    numbers = all(math.isfinite(value) for value in (low, high, gain))
-    require(numbers, f"--metrics {config.metrics}: {key} or its interval is no finite number; evaluate again")
-    picked, enough = bool(metrics.get("data", {}).get("picked")), metrics["labelled"] >= min_images
+    low, high = metrics.intervals[key]
+    gain = getattr(metrics.adapted, key) - getattr(metrics.baseline, key)
+    picked, enough = metrics.data.picked, metrics.labelled >= min_images
     reasons = [
-        line(enough, f"labelled images {metrics['labelled']}, needed {min_images}"),
+        line(enough, f"labelled images {metrics.labelled}, needed {min_images}"),
         line(
             low > min_gain,
             f"{key} gained {100 * gain:+.1f} points, 95% interval {100 * low:+.1f} to {100 * high:+.1f}; "
@@ -168,7 +173,7 @@ def labelled_gate(metrics: dict[str, Any], config: GateConfig) -> Decision:
     return Decision(enough and low > min_gain and not picked, "labelled", reasons)
 
 
-def no_gate(metrics: dict[str, Any], config: GateConfig) -> Decision:
+def no_gate(metrics: Metrics, config: GateConfig) -> Decision:
     return Decision(True, "none", ["ok  no gate was asked for: every model passes"], UNCHECKED)
 
 
@@ -195,7 +200,7 @@ def against_champion(decision: Decision, by_champion: Decision | None) -> Decisi
     return Decision(by_champion.passed, decision.gate, reasons)
 
 
-def in_words(decision: Decision) -> str:
+def words_of_decision(decision: Decision) -> str:
     if decision.outcome == ZERO_SHOT:
         return "passed, zero-shot is kept" if decision.passed else "zero-shot is kept, the champion stays"
     return "passed" if decision.passed else "stopped"
@@ -203,7 +208,7 @@ def in_words(decision: Decision) -> str:
 
 def as_markdown(decision: Decision, against: str) -> str:
     """The decision as a page of Kubeflow's."""
-    head = f"# {in_words(decision).capitalize()} by the {decision.gate} gate"
+    head = f"# {words_of_decision(decision).capitalize()} by the {decision.gate} gate"
     if decision.outcome == ZERO_SHOT:
         head = f"# Zero-shot is kept{'' if decision.passed else ': the champion stays'}"
     if decision.gate == "none":

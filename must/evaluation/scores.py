@@ -15,7 +15,7 @@ from must.data.loading.loader import EvalSource
 from must.method.distributed.process_group import World
 from must.method.model.masked_vit import MaskedViT
 
-TOP = 5
+TOP_K = 5
 NO_LABEL = -1
 
 
@@ -39,7 +39,7 @@ class Scores:
     """What one model says. N images, K classes, T = min(5, K).
 
     Whole probability vectors are not kept (those of ImageNet's training images would take 5 GB): the five best are
-    enough for every metric, and two sums are enough for the label-free ones.
+    enough for every metric, and their sum is enough for the label-free ones.
     """
 
     top: np.ndarray  # int32 [N, T], the most probable classes, best first
@@ -47,7 +47,6 @@ class Scores:
     label_log_probability: np.ndarray  # float32 [N], nan without a label
     entropy: np.ndarray  # float32 [N], nats
     probability_sum: np.ndarray  # float64 [K]
-    gram: np.ndarray  # float64 [K, K], the sum of p p^T
 
     @property
     def prediction(self) -> np.ndarray:
@@ -113,13 +112,12 @@ class Collector:
     def __init__(self, classes: int) -> None:
         self.images: list[tuple[np.ndarray, ...]] = []
         self.probability_sum = np.zeros(classes)
-        self.gram = np.zeros((classes, classes))
 
     def add(self, logits: Tensor, labels: np.ndarray) -> None:
         """Logits [B, K] and class numbers [B] (NO_LABEL without)."""
         log_probability = logits.float().log_softmax(dim=-1)
         probability = log_probability.exp()
-        values, top = probability.topk(min(TOP, logits.shape[1]), dim=-1)
+        values, top = probability.topk(min(TOP_K, logits.shape[1]), dim=-1)
         index = torch.from_numpy(labels).to(logits.device)
         of_label = log_probability.gather(1, index.clamp(min=0)[:, None])[:, 0]
         of_label = torch.where(index == NO_LABEL, torch.nan, of_label)
@@ -127,7 +125,6 @@ class Collector:
         self.images.append((top.int().cpu().numpy(), *(v.cpu().numpy() for v in (values, of_label, entropy))))
         exact = (probability.cpu() if probability.device.type == "mps" else probability).double()  # MPS has no float64
         self.probability_sum += exact.sum(0).cpu().numpy()
-        self.gram += (exact.T @ exact).cpu().numpy()
 
     def result(self) -> Scores:
         return merged([self])
@@ -158,5 +155,5 @@ def merged(collectors: Sequence[Collector], order: np.ndarray | slice = slice(No
     """The processes' scores of one model, brought into the order of sample numbers."""
     images = joined([batch for collector in collectors for batch in collector.images])
     top, values, of_label, entropy = (array[order] for array in images)
-    sums = (np.sum([getattr(one, name) for one in collectors], axis=0) for name in ("probability_sum", "gram"))
-    return Scores(top, values, of_label, entropy, *sums)
+    total = np.sum([one.probability_sum for one in collectors], axis=0)
+    return Scores(top, values, of_label, entropy, total)

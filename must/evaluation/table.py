@@ -1,69 +1,69 @@
 """The small table at the end of `must evaluate`."""
 
-from typing import Any
-
 from must.base.text import printable
+from must.evaluation.result import Interval, Metrics
 
-CLASSES_SHOWN = 20
+CLASSES_LISTED = 20
 NAME_SHOWN = 32  # characters of a class name
 
 
-def text_table(metrics: dict[str, Any]) -> str:
+def text_table(metrics: Metrics) -> str:
     """Aligned text: a row a metric, then a row a class (of many classes: those that changed most)."""
     rows: list[tuple[str, ...]] = []
-    name = metrics["baseline_name"]
-    if metrics["labelled"]:
-        before, after = metrics["baseline"], metrics["adapted"]
-        rows.append((f"{metrics['labelled']} labelled images", *([name] if before else []), "adapted", "difference"))
+    name = metrics.baseline_name
+    if after := metrics.adapted:
+        before = metrics.baseline
+        rows.append((f"{metrics.labelled} labelled images", *([name] if before else []), "adapted", "difference"))
         for key, title in (("top1", "top-1"), ("top5", "top-5"), ("mean_per_class", "mean per class")):
-            if key == "top5" and len(metrics["classes"]) <= 5:
+            if key == "top5" and len(metrics.classes) <= 5:
                 continue
-            rows.append(metric_row(title, before and before[key], after[key], metrics["intervals"].get(key)))
+            old = getattr(before, key) if before else None
+            rows.append(metric_row(title, old, getattr(after, key), metrics.intervals.get(key)))
         rows.append(("",))
         rows.extend(class_rows(metrics))
     else:
-        before, after = metrics["label_free"]["baseline"], metrics["label_free"]["adapted"]
-        rows.append((f"{metrics['images']} images, no labels", *([name] if before else []), "adapted", "difference"))
+        first, last = metrics.label_free.baseline, metrics.label_free.adapted
+        rows.append((f"{metrics.images} images, no labels", *([name] if first else []), "adapted", "difference"))
         for key, title in (("confidence", "mean confidence"), ("confident", "confident (> 0.7)")):
-            rows.append(metric_row(title, before and before[key], after[key], None))
-        if compared := metrics["label_free"]["compared"]:
-            rows.append((f"same class as {name}", "", percent(compared["agreement"])))
+            rows.append(metric_row(title, getattr(first, key) if first else None, getattr(last, key), None))
+        if compared := metrics.label_free.compared:
+            rows.append((f"same class as {name}", "", percent(compared.agreement)))
     return "\n".join([align(rows), *check_lines(metrics), *abstention_lines(metrics)])
 
 
-def check_lines(metrics: dict[str, Any]) -> list[str]:
+def check_lines(metrics: Metrics) -> list[str]:
     """The check of the model against the baseline, which needs no labels."""
-    found = (metrics["label_free"]["compared"] or {}).get("check")
-    if not found:
+    compared = metrics.label_free.compared
+    if not compared or not (found := compared.check):
         return []
-    before, after = (percent(found[f"agreement_{when}"]) for when in ("before", "after"))
-    text = f"check on {found['images']:,} images: similar images share a class in {before} before and {after} after"
-    return ["", text, *(f"warning: {printable(warning)}" for warning in found["warnings"])]
+    before, after = map(percent, (found.agreement_before, found.agreement_after))
+    text = f"check on {found.images:,} images: similar images share a class in {before} before and {after} after"
+    return ["", text, *(f"warning: {printable(warning)}" for warning in found.warnings)]
 
 
-def abstention_lines(metrics: dict[str, Any]) -> list[str]:
+def abstention_lines(metrics: Metrics) -> list[str]:
     """The threshold below which no class should be named, and what it is worth."""
-    found = metrics.get("abstention")
-    if not found or not metrics["labelled"]:
+    found = metrics.abstention
+    if not found or not metrics.labelled:
         return []
-    target = percent(found["target"])
-    if found["threshold"] is None:
-        return [f"abstention: no threshold for {target} wrong ({found['reason']})"]
-    named, wrong, most = (percent(found[name]) for name in ("coverage", "risk", "bound"))
-    return [f"abstention below {found['threshold']:.3f}: {named} get a class; {wrong} of those wrong, at most {most}"]
+    target = percent(found.target)
+    if found.threshold is None:
+        return [f"abstention: no threshold for {target} wrong ({found.reason})"]
+    named, wrong, most = (percent(value or 0.0) for value in (found.coverage, found.risk, found.bound))
+    return [f"abstention below {found.threshold:.3f}: {named} get a class; {wrong} of those wrong, at most {most}"]
 
 
-def metric_row(title: str, before: float | None, after: float, interval: list[float] | None) -> tuple[str, ...]:
+def metric_row(title: str, before: float | None, after: float, interval: Interval | None) -> tuple[str, ...]:
     if before is None:
         return (title, percent(after))
     spread = f"  [{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}]" if interval else ""
     return (title, percent(before), percent(after), f"{100 * (after - before):+.1f}{spread}")
 
 
-def class_rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:
-    rows = [row for row in metrics["per_class"] if row["support"]]
-    if len(rows) > CLASSES_SHOWN:
-        rows = sorted(rows, key=lambda row: -abs(row["difference"] or 0))[:CLASSES_SHOWN]
+def class_rows(metrics: Metrics) -> list[tuple[str, ...]]:
+    rows = [row for row in metrics.per_class if row["support"]]
+    if len(rows) > CLASSES_LISTED:
+        rows = sorted(rows, key=lambda row: -abs(row["difference"] or 0))[:CLASSES_LISTED]
     return [
         metric_row(printable(row["class"], NAME_SHOWN), row["baseline_recall"], row["recall"], None) for row in rows
     ]

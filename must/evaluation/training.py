@@ -7,7 +7,7 @@ from typing import Any
 from must.base import storage
 from must.method.model.bundle import LOG_FILE
 
-TAIL = 0.1
+LAST_SHARE = 0.1
 """Share of the training, at its end, over which `settled` takes means."""
 
 
@@ -42,7 +42,7 @@ def stability(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
     lines = [line for line in lines if is_number(line.get("stability"))]
     if not lines:
         return None
-    tail = [line for line in lines if line["step"] >= (1 - TAIL) * lines[-1]["step"]]
+    tail = [line for line in lines if line["step"] >= (1 - LAST_SHARE) * lines[-1]["step"]]
     return {
         "stability": sum(line["stability"] for line in tail) / len(tail),
         "agreement": sum(line["agreement"] for line in tail) / len(tail),

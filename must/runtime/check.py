@@ -12,14 +12,13 @@ from must.base.text import brief
 from must.config import ExportConfig, GateConfig, PromoteConfig, ShardConfig, TrainConfig
 from must.config.gate import LABEL_FREE
 from must.deploy.promote.registry import Registry
-from must.method.train.presets import preset
+from must.method.train.presets import AUTO, published
 
 OF_SHARDING = ("source", "test_source", "labels", "split", "append", "output", "part", "run_id")
-OF_TRAINING = ("shards", "index_sha256", "classifier", "output", "checkpoints", "init", "preset", "model", "pretrained")
+OF_TRAINING = ("shards", "index_sha256", "classifier", "output", "checkpoints", "preset", "model", "pretrained")
 SERVED = ("none", "write", "apply")  # what becomes of a service for the champion
 # KServe's form of a name; it makes a Service of NAME-predictor, whose own name may have 63 characters.
 SERVICE_NAME = re.compile(r"[a-z]([-a-z0-9]{0,51}[a-z0-9])?")
-NO_PRESET = ("", "auto")  # settings of one's own; settings that follow from the data
 
 
 def check_run(values: Mapping[str, Any]) -> None:
@@ -56,16 +55,15 @@ def check_training(values: Mapping[str, Any]) -> None:
     settings = settings_of(TrainConfig, values.get("settings") or {}, "settings", OF_TRAINING)
     name, epochs = values.get("preset") or "", values.get("epochs") or 0
     require(epochs >= 0, f"epochs {epochs}: passes over the images; 0 leaves it to settings and preset")
-    base = preset(name, values.get("model") or "") if name not in NO_PRESET else {}
-    given = {**base, **training_settings(settings, name, epochs)}
-    del given["preset"]  # it is resolved here: the shards and the classifier file are not there yet
-    with_name("settings" if settings else "", TrainConfig, **given)
+    if name not in ("", AUTO):
+        published(name, values.get("model") or "")
+    with_name("settings" if settings else "", TrainConfig, **training_settings(settings, name, epochs))
 
 
 def check_gate(gate: str, settings: Mapping[str, Any]) -> None:
     """Settings of another gate would be taken and have no effect."""
     with_name("gate", GateConfig, gate=gate)
-    given = settings_of(GateConfig, settings, "gate_settings", ("metrics", "output", "gate"))
+    given = settings_of(GateConfig, settings, "gate_settings", ("metrics", "model", "output", "gate"))
     for name in given:
         owner = "label-free" if name in LABEL_FREE else "labelled"
         fits = gate == owner or (gate == "reviewed" and owner == "label-free")  # for a champion

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from must.api.stages import call
 from must.base import storage
 from must.base.files import CLASSIFIER_FILE
-from must.method.model.folder import MODEL_FOLDER_FILE, WEIGHTS_FILE
+from must.method.model.folder import MODEL_FOLDER_FILE, OPEN_CLIP_WEIGHTS
 from must.runtime.notes import stage_note
 from must.runtime.places import WorkUri
 
@@ -90,5 +90,5 @@ def whole(place: str) -> tuple[Made, bytes] | None:
 
 def is_there(folder: str) -> bool:
     """Whether a classifier's model is where it was written."""
-    files = (MODEL_FOLDER_FILE, WEIGHTS_FILE)
+    files = (MODEL_FOLDER_FILE, OPEN_CLIP_WEIGHTS)
     return bool(folder) and all(storage.exists(storage.join(folder, file)) for file in files)

@@ -10,12 +10,12 @@ from typing import Any, Literal
 from must.api.stages import call
 from must.base import storage
 from must.base.files import METRICS_FILE
-from must.base.storage import read_json
 from must.base.text import encoded
-from must.deploy.promote.champion import LEFT
+from must.deploy.promote.champion import LEFT_TO_PEOPLE
 from must.deploy.promote.promote import version_of
 from must.deploy.promote.registry import Latest, Registry, is_of
-from must.evaluation.gate import ZERO_SHOT, Decision, against_champion, as_markdown
+from must.evaluation.gate import ZERO_SHOT, Decision, against_champion, as_markdown, read_decision
+from must.evaluation.result import read_metrics
 from must.method.model.bundle import load_description
 from must.runtime.answers import can_be_asked
 from must.runtime.evaluation import accuracy, plain
@@ -73,25 +73,25 @@ def decide(
     metrics = storage.join(details, METRICS_FILE)
     with tempfile.TemporaryDirectory() as folder:
         if champion_uri and gate != "none":
-            same = read_json(storage.join(details, METRICS_FILE), "metrics")["data"]["index_sha256"]
+            same = read_metrics(metrics, "metrics").data.index_sha256
             call(
                 "evaluate", model=bundle, baseline=champion_uri, shards=WorkUri(work_uri).shards, index_sha256=same,
                 split=split, output=folder,
             )  # fmt: skip
             against = f"the champion, {champion}"
             by_champion = f"{folder}/metrics.json"
-            facts = Facts(against=against, before=accuracy(read_json(by_champion, "metrics")).get("before"))
+            facts = Facts(against=against, before=accuracy(read_metrics(by_champion, "metrics")).get("before"))
             if gate == "labelled":
                 metrics = by_champion
         result: Decision = call("gate", metrics=metrics, gate=gate, output=decision, **settings)
         if champion_uri and gate in ("label-free", "reviewed"):
             result = against_champion(result, call("gate", metrics=by_champion, gate=gate, **settings))
-            storage.write_bytes(decision, json.dumps(result.to_dict(), indent=1).encode())
+            storage.write_bytes(decision, result.to_json())
     asked = not result.passed and can_be_asked(bundle, gate)
     told = as_markdown(result, against) + ("\nPeople's answers may decide: see the stage *review*.\n" if asked else "")
     storage.write_bytes(page, encoded(told))
     if not result.passed:
-        Registry(registry, model_name).decide(key, LEFT if asked else "stopped", result.reasons)
+        Registry(registry, model_name).decide(key, LEFT_TO_PEOPLE if asked else "stopped", result.reasons)
         logger.info(
             "the model is not promoted; it stays among this run's artifacts, and nothing changes in the registry"
         )
@@ -112,7 +112,7 @@ def promote(
             champion=champion, register=register,
         )  # fmt: skip
         place = Registry(registry, model_name)
-        place.decide(key, f"promoted as {latest.version}", read_json(decision, "--decision")["reasons"])
+        place.decide(key, f"promoted as {latest.version}", read_decision(decision).reasons)
         facts = {"version": latest.version, "registry": place.uri_of(latest.version), **model_facts(bundle, details)}
         Path(output).parent.mkdir(parents=True, exist_ok=True)
         Path(output).write_text(json.dumps(facts, indent=1))
@@ -122,6 +122,5 @@ def promote(
 
 def model_facts(bundle: str, details: str) -> dict[str, Any]:
     """Metadata of a model artifact: accuracy where there are labels, the data's and the code's revision."""
-    metrics = read_json(storage.join(details, METRICS_FILE), "metrics")
-    top1 = metrics["adapted"].get("top1")
-    return plain(origin(bundle) | {"accuracy": top1})
+    metrics = read_metrics(storage.join(details, METRICS_FILE), "metrics")
+    return plain(origin(bundle) | {"accuracy": accuracy(metrics).get("top1")})

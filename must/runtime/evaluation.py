@@ -9,6 +9,7 @@ from must.api.stages import call
 from must.base import storage
 from must.base.files import REPORT_FILE
 from must.base.lock import RUN_ID
+from must.evaluation.result import Metrics
 from must.runtime.notes import Facts, stage_note
 from must.runtime.places import WorkUri
 
@@ -30,35 +31,33 @@ def evaluate(
     """Evaluates against the zero-shot model. The report is also copied to `report`, where Kubeflow shows it; `link`
     leads to it on Kubeflow's page."""
     with stage_note(work_uri, "evaluate") as note:
-        metrics = call(
+        metrics: Metrics = call(
             "evaluate", model=bundle, baseline=classifier, shards=WorkUri(work_uri).shards, index_sha256=index_sha256,
             split=split, output=details,
         )  # fmt: skip
         storage.write_bytes(report, storage.read_bytes(storage.join(details, REPORT_FILE)))
         note.result = headline(metrics)
-        note.facts = Facts(**accuracy(metrics), report=keep_report(work_uri, report), report_link=link)
-    top1 = metrics["adapted"].get("top1", -1.0)
-    return Evaluated(top1, figures(metrics), metrics["classes"], confusion(metrics))
+        top1 = accuracy(metrics)
+        note.facts = Facts(
+            top1=top1.get("top1"), before=top1.get("before"), report=keep_report(work_uri, report), report_link=link
+        )
+    matrix = metrics.confusion.get("adapted", {}).get("matrix")
+    return Evaluated(top1.get("top1", -1.0), figures(metrics), metrics.classes, matrix or [])
 
 
-def figures(metrics: dict[str, Any]) -> dict[str, float]:
+def figures(metrics: Metrics) -> dict[str, float]:
     """The single numbers of both models for Kubeflow's table, which sorts them by name: the gain comes first."""
-    models = {"adapted": metrics.get("adapted") or {}, "zero_shot": metrics.get("baseline") or {}}
-    after, before = models["adapted"].get("top1"), models["zero_shot"].get("top1")
-    first = {"accuracy": after, "accuracy_zero_shot": before}
-    if after is not None and before is not None:
-        first["accuracy_gain"] = after - before
+    after, before = metrics.adapted, metrics.baseline
+    first = {"accuracy": after.top1 if after else None, "accuracy_zero_shot": before.top1 if before else None}
+    if after and before:
+        first["accuracy_gain"] = after.top1 - before.top1
     rest = {
         f"{model}_{name}": value
-        for model, values in models.items()
-        for name, value in values.items()
-        if isinstance(value, float) and name not in ("top1", "images_per_s")
+        for model, found in (("adapted", after), ("zero_shot", before))
+        for name, value in (found.numbers if found else {}).items()
+        if name != "top1"
     }
     return plain(first | rest)
-
-
-def confusion(metrics: dict[str, Any]) -> list[list[int]]:
-    return ((metrics.get("confusion") or {}).get("adapted") or {}).get("matrix") or []
 
 
 def plain(facts: dict[str, Any]) -> dict[str, Any]:
@@ -70,10 +69,10 @@ def plain(facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def accuracy(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Top-1 of the model and of the zero-shot one, where there are labels."""
-    pair = {"top1": metrics["adapted"].get("top1"), "before": (metrics.get("baseline") or {}).get("top1")}
-    return plain(pair)
+def accuracy(metrics: Metrics) -> dict[str, float]:
+    """Top-1 of the model (`top1`) and of what it is compared with (`before`), where there are labels."""
+    pair = {"top1": metrics.adapted, "before": metrics.baseline}
+    return {name: found.top1 for name, found in pair.items() if found}
 
 
 def keep_report(work_uri: str, report: str) -> str:
@@ -83,10 +82,9 @@ def keep_report(work_uri: str, report: str) -> str:
     return place
 
 
-def headline(metrics: dict[str, Any]) -> str:
-    after = metrics["adapted"].get("top1")
-    if after is None:
+def headline(metrics: Metrics) -> str:
+    after, before = metrics.adapted, metrics.baseline
+    if not after:
         return "no labels"
-    before = (metrics.get("baseline") or {}).get("top1")
-    on = " on pictures that people were asked about" if metrics.get("data", {}).get("picked") else ""
-    return f"top-1 {after:.1%}" + (f", zero-shot {before:.1%}" if before is not None else "") + on
+    on = " on pictures that people were asked about" if metrics.data.picked else ""
+    return f"top-1 {after.top1:.1%}" + (f", zero-shot {before.top1:.1%}" if before else "") + on

@@ -14,8 +14,8 @@ from must.base.parameters import require
 from must.deploy.promote.followers import ask
 from must.runtime.places import WorkUri
 
-PLACES = ("predict_uri", "tensorboard_uri")  # of cluster.yaml
-TRIED = ".must-may-write"  # a file that is written and deleted
+URI_PARAMETERS = ("predict_uri", "tensorboard_uri")  # of cluster.yaml
+PROBE_FILE = ".must-may-write"  # a file that is written and deleted
 
 
 def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
@@ -41,20 +41,20 @@ def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
         check_writable("work_uri", work_uri)
         registry = WorkUri(work_uri).registry(values.get("registry_uri", ""))
         check_writable("registry_uri", storage.join(registry, values.get("model_name", "model")))
-        for name in PLACES:
+        for name in URI_PARAMETERS:
             check_writable(name, values.get(name, ""))
     classes, model, pretrained = (values.get(name) or "" for name in ("classes", "model", "pretrained"))
     if classes != BUNDLED_SET:
         load_class_set(classes)
     check_model(model, pretrained)
-    return fingerprint(classes, model, pretrained)
+    return inputs_fingerprint(classes, model, pretrained)
 
 
 def check_writable(name: str, place: str) -> None:
     """Raises ValueError: no file can be written there and read; TransientError where it may be later. Nothing stays."""
     if not place:
         return
-    file = storage.join(place, TRIED)
+    file = storage.join(place, PROBE_FILE)
     try:
         storage.write_bytes(file, b"")
         storage.read_bytes(file)
@@ -83,7 +83,7 @@ def check_model(model: str, pretrained: str) -> None:
         check_pretrained(model, pretrained)
 
 
-def fingerprint(classes: str, model: str, pretrained: str) -> str:
+def inputs_fingerprint(classes: str, model: str, pretrained: str) -> str:
     parts: list[Any] = [__version__, classes, model, pretrained]
     if "/" in classes or classes.endswith((".yaml", ".yml", ".json", ".txt")):
         parts.append(hashlib.sha256(storage.read_bytes(classes)).hexdigest())

@@ -21,7 +21,7 @@ from must.base.exits import line_of
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT_S = 30.0  # seconds between signs
+SIGN_S = 30.0  # seconds between signs
 SILENCE = 900.0  # seconds without one: a lost machine is noticed, and its pod started again elsewhere, in less
 
 
@@ -29,7 +29,7 @@ SILENCE = 900.0  # seconds without one: a lost machine is noticed, and its pod s
 def keep_alive(uri: str) -> Iterator[None]:
     """Renews the sign at `uri` while the block runs."""
     give_sign(uri)
-    with every(HEARTBEAT_S, partial(give_sign, uri)):
+    with every(SIGN_S, partial(give_sign, uri)):
         yield
 
 
@@ -57,7 +57,7 @@ def stop_when_orphaned(uri: str, silence: float) -> Iterator[None]:
 
 def watch(uri: str, silence: float, over: threading.Event) -> None:
     last, since = b"", time.monotonic()
-    while not over.wait(min(HEARTBEAT_S, silence / 4)):
+    while not over.wait(min(SIGN_S, silence / 4)):
         try:
             seen = storage.read_bytes(uri)
         except FileNotFoundError:

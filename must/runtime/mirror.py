@@ -12,7 +12,7 @@ from must.base.exits import line_of
 
 logger = logging.getLogger(__name__)
 
-EVERY = 60.0  # seconds
+COPY_EVERY_S = 60.0  # seconds
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def mirrored(folder: str, uri: str, pattern: str = "*tfevents*") -> Iterator[Non
         return
     copy = partial(copy_changed, Path(folder), uri, pattern, {})
     try:
-        with every(EVERY, copy):
+        with every(COPY_EVERY_S, copy):
             yield
     finally:
         copy()

@@ -24,14 +24,17 @@ from must.base.background import every
 from must.base.exits import BUG, code_of, line_of
 from must.base.lock import RUN_ID
 from must.base.parameters import require
+from must.base.records import record_of
 from must.runtime.places import WorkUri
 from must.runtime.tail import Tail
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT_S = 60.0  # seconds between writings of a running stage's note
+NOTE_S = 60.0  # seconds between writings of a running stage's note
 FIRST = 4.0  # seconds to the first of them, doubled until they are HEARTBEAT_S
-TOLD = "MUST_NOTE"  # the file by which a stage tells the process that supervises it what to put into the note
+RESULT_FILE_ENV = (
+    "MUST_NOTE"  # the file by which a stage tells the process that supervises it what to put into the note
+)
 NOT_WRITTEN = ("source", "changed")
 
 
@@ -61,12 +64,8 @@ class Facts:
     @classmethod
     def of(cls, content: dict[str, Any]) -> "Facts":
         """Raises ValueError: a value of another kind. What this version does not know is left out."""
-        known = {one.name for one in fields(cls)}
-        found = cls(**{name: value for name, value in content.items() if name in known and value is not None})
-        texts = [getattr(found, one.name) for one in fields(cls) if isinstance(one.default, str)]
-        numbers = [found.pictures, *(one for one in (found.top1, found.before) if one is not None)]
-        sound = all(isinstance(text, str) for text in [*texts, *found.reasons]) and isinstance(found.reasons, list)
-        require(sound and all(map(is_moderate, numbers)), "a value of another kind")
+        found = record_of(cls, {name: value for name, value in content.items() if value is not None})
+        require(all(map(is_moderate, (found.top1 or 0, found.before or 0, found.pictures))), "a value of another kind")
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,19 +112,19 @@ def stage_note(
     the supervisor keeps the note and is told what is in this one.
     """
     note = Note(stage, checkpoints=checkpoints, facts=facts or Facts())
-    if TOLD in os.environ:
+    if RESULT_FILE_ENV in os.environ:
         try:
-            tell(Path(os.environ[TOLD]), note)
+            tell(Path(os.environ[RESULT_FILE_ENV]), note)
             yield note
         finally:
-            tell(Path(os.environ[TOLD]), note)
+            tell(Path(os.environ[RESULT_FILE_ENV]), note)
         return
     uri = storage.join(WorkUri(work_uri).notes(run_id or os.environ.get(RUN_ID, "")), f"{stage}.json")
     note.tries = earlier_tries(uri)
     tail = Tail()
     try:
-        write(uri, note, tail)
-        with tail, every(HEARTBEAT_S, partial(write, uri, note, tail), first=FIRST, at_once=note.changed):
+        write_note(uri, note, tail)
+        with tail, every(NOTE_S, partial(write_note, uri, note, tail), first=FIRST, at_once=note.changed):
             yield note
     except BaseException as error:
         note.code = code_of(error)
@@ -136,7 +135,7 @@ def stage_note(
     else:
         note.state = "done"
     finally:
-        write(uri, note, tail)  # the tail is closed by now: nothing the stage printed is missing
+        write_note(uri, note, tail)  # the tail is closed by now: nothing the stage printed is missing
 
 
 def read_notes(work_uri: str, run_id: str = "") -> list[Note]:
@@ -146,11 +145,11 @@ def read_notes(work_uri: str, run_id: str = "") -> list[Note]:
         names = [entry.name for entry in storage.list_files(folder) if entry.name.endswith(".json")]
     except (FileNotFoundError, NotADirectoryError):
         return []
-    notes = [parse(storage.read_bytes(storage.join(folder, name))) for name in names]
+    notes = [note_of(storage.read_bytes(storage.join(folder, name))) for name in names]
     return sorted((note for note in notes if note is not None), key=lambda note: note.started)
 
 
-def parse(data: bytes) -> Note | None:
+def note_of(data: bytes) -> Note | None:
     """The note in a file; None for any other file, which may be there too."""
     return storage.object_or_none(data, sound)
 
@@ -182,7 +181,7 @@ def is_moderate(number: Any) -> bool:
 def earlier_tries(uri: str) -> list[dict[str, Any]]:
     """What became of this stage in this run before: its pod vanished, or it failed, and it was started again."""
     try:
-        note = parse(storage.read_bytes(uri))
+        note = note_of(storage.read_bytes(uri))
     except (OSError, ValueError):
         return []
     if note is None or note.state == "done":
@@ -222,7 +221,7 @@ def content_of(note: Note) -> dict[str, Any]:
     return content | {"facts": note.facts.to_dict()}
 
 
-def write(uri: str, note: Note, tail: Tail) -> None:
+def write_note(uri: str, note: Note, tail: Tail) -> None:
     note.listen()
     content = content_of(note) | {"seconds": round(time.time() - note.started, 1), "lines": tail.lines()}
     try:

@@ -26,7 +26,7 @@ def outcome_of(notes: list[Note], state: str | None, then: Sequence[str] = ()) -
     """Args: `state` is what the backend says of the stages, such as COMPLETE or RUNNING; `then`: see `summarize`."""
     bad = failing(notes)
     if bad is not None:
-        kind = kind_of(bad)
+        kind = failure_kind(bad)
         if kind == "stopped":  # nothing is wrong with the run
             return Outcome("failed", False, f"Run stopped from outside, during {bad.stage}")
         if kind == "overtaken":
@@ -129,7 +129,7 @@ def facts_of(notes: dict[str, Note], stage: str) -> Facts:
 
 
 # bad ends
-def kind_of(note: Note) -> str:
+def failure_kind(note: Note) -> str:
     """A key of IN_SHORT and of summary.py's explanations."""
     if note.signalled:
         return "stopped"

@@ -1,4 +1,7 @@
-"""One page about a run that is over: what came of it, what each stage did, which one failed, why, how to go on."""
+"""One page about a run that is over: what came of it, what each stage did, which one failed, why, how to go on.
+
+Markdown, for Kubeflow's narrow panel; `as_text` makes it a page for a terminal.
+"""
 
 import logging
 import random
@@ -8,19 +11,19 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from must.base import storage
-from must.base.exits import LONGEST, line_of
+from must.base.exits import LONGEST_LINE, line_of
 from must.base.files import LAST_FILE
 from must.base.text import printable, printable_page
-from must.runtime.notes import Facts, Note, parse, read_notes
-from must.runtime.outcome import failing, kind_of, outcome_of
+from must.runtime.notes import Facts, Note, note_of, read_notes
+from must.runtime.outcome import failing, failure_kind, outcome_of
 from must.runtime.places import WorkUri
 
 logger = logging.getLogger(__name__)
 
-PAGE = "summary.md"
+SUMMARY_FILE = "summary.md"
 LOG = "Last lines of "  # begins the page's last part
-KEPT = 14 * 86_400.0  # seconds that notes of a run are kept after the last was written
-LOOKED_AT = 50  # other runs' notes whose age a summary looks at
+RETENTION_S = 14 * 86_400.0  # seconds that notes of a run are kept after the last was written
+RUNS_LOOKED_AT = 50  # other runs' notes whose age a summary looks at
 WHY = {
     "stopped": "asked to end (SIGTERM): a person ended the run, or its node was taken away",
     "held": "it waited for its turn, and the other run is still at work (exit code {code})",
@@ -41,7 +44,7 @@ GOES_ON = {
     "error": "perhaps{kept_or}",
 }
 STATES = {"stopped": "stopped", "silent": "lost"}  # of a stage that did not come to tell its end; kind: word
-WIDE = 66  # characters of the log's lines: Kubeflow shows them in a narrow panel and cuts off what is longer
+LINE_WIDTH = 66  # characters of the log's lines: Kubeflow shows them in a narrow panel and cuts off what is longer
 BROKEN_OFF = [
     "No stage left a note of a failure. Either a person stopped the run, or the next step could not start: an image",
     "that cannot be pulled, a node that cannot be had, a quota, a step of Kubeflow's own. Its events say which.",
@@ -77,8 +80,8 @@ def summarize(
 
 def leave_page(work_uri: str, run_id: str, page: str) -> None:
     """Writes the page beside the notes, for `submit.py --wait`; then deletes old runs' notes."""
-    storage.write_bytes(storage.join(WorkUri(work_uri).notes(run_id), PAGE), page.encode())
-    forget_old(work_uri, time.time() - KEPT, run_id)
+    storage.write_bytes(storage.join(WorkUri(work_uri).notes(run_id), SUMMARY_FILE), page.encode())
+    forget_old(work_uri, time.time() - RETENTION_S, run_id)
 
 
 def forget_old(work_uri: str, before: float, own: str = "") -> None:
@@ -92,7 +95,7 @@ def forget_old(work_uri: str, before: float, own: str = "") -> None:
     root = WorkUri(work_uri).every_runs_notes
     try:
         runs = notes_of_runs(root, own)
-        for run in random.sample(sorted(runs), min(LOOKED_AT, len(runs))):
+        for run in random.sample(sorted(runs), min(RUNS_LOOKED_AT, len(runs))):
             with suppress(FileNotFoundError):  # another run that ends now forgets it, too
                 forget_if_old(storage.join(root, run), runs[run], before)
     except (OSError, ValueError) as error:
@@ -111,7 +114,7 @@ def notes_of_runs(root: str, own: str) -> dict[str, list[str]]:
 
 def forget_if_old(folder: str, names: Sequence[str], before: float) -> None:
     """Raises FileNotFoundError, OSError, ValueError: as the store says."""
-    found = [parse(storage.read_bytes(storage.join(folder, name))) for name in names]
+    found = [note_of(storage.read_bytes(storage.join(folder, name))) for name in names]
     notes = [note for note in found if note is not None]
     if notes and all(note.started + note.seconds < before for note in notes):
         storage.delete_folder(folder)
@@ -150,10 +153,10 @@ def report_at(facts: Facts) -> str:
 def failure(notes: list[Note], again: str, more: Sequence[str]) -> list[str]:
     note = failing(notes)
     assert note is not None
-    kind, kept = kind_of(note), progress(note)
+    kind, kept = failure_kind(note), progress(note)
     goes_on = GOES_ON.get(kind, "yes{kept}").format(kept=kept, kept_or=kept or ": nothing is lost")
     started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(note.started))
-    why, said = WHY[kind].format(code=note.code), reason(note) if kind in SAYS_WHY else plain(note.facts.pod)
+    why, said = WHY[kind].format(code=note.code), last_reason(note) if kind in SAYS_WHY else plain(note.facts.pod)
     return [
         f"**Why**: {said} · {why}" if said else f"**Why**: {why}",
         "",
@@ -167,7 +170,7 @@ def failure(notes: list[Note], again: str, more: Sequence[str]) -> list[str]:
     ]
 
 
-def reason(note: Note) -> str:
+def last_reason(note: Note) -> str:
     """The last line of the stage's log, without the command in front."""
     line = next((line for line in reversed(note.lines) if line.strip() and "; trying again in" not in line), "")
     return plain(re.sub(r"^must [\w-]+: ", "", line.strip()))
@@ -175,7 +178,7 @@ def reason(note: Note) -> str:
 
 def plain(text: str) -> str:
     """As Markdown leaves it alone."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", printable(text, LONGEST))
+    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", printable(text, LONGEST_LINE))
 
 
 def log_of(notes: list[Note]) -> list[str]:
@@ -187,8 +190,8 @@ def log_of(notes: list[Note]) -> list[str]:
 
 
 def wrapped(line: str) -> list[str]:
-    text = printable(line).replace("```", "'''")[:LONGEST]
-    return [text[start : start + WIDE] for start in range(0, len(text), WIDE)] or [""]
+    text = printable(line).replace("```", "'''")[:LONGEST_LINE]
+    return [text[start : start + LINE_WIDTH] for start in range(0, len(text), LINE_WIDTH)] or [""]
 
 
 def after_promotion(notes: list[Note], what: str) -> list[str]:
@@ -198,7 +201,7 @@ def after_promotion(notes: list[Note], what: str) -> list[str]:
         return []
     return [
         f"- **Promoted all the same** as {versions[0]}, before {what}: LATEST names it. Go on with "
-        "`only_new` and `warm_start` false, which else end the run early or train from the new champion"
+        "`only_new` false, which else ends the run early"
     ]
 
 
@@ -235,10 +238,50 @@ def stage_table(notes: list[Note]) -> list[str]:
 
 def state_of(note: Note) -> str:
     """True after the run's end: nothing runs any more."""
-    return STATES.get(kind_of(note), note.state) if note.state != "done" else "done"
+    return STATES.get(failure_kind(note), note.state) if note.state != "done" else "done"
 
 
 def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def is_current(page: str, notes: list[Note]) -> bool:
+    """Whether the page was made of these notes: Kubeflow's own *Retry* repeats stages, but not the summary."""
+    return "\n".join(stage_table(notes)).strip() in page
+
+
+def as_text(page: str, notes: list[Note]) -> str:
+    """The log's lines are those of the notes: on the page they are cut into pieces."""
+    shown, log, _ = page.partition(LOG)
+    lines = [without_signs(line) for line in aligned(shown.splitlines())]
+    note = failing(notes)
+    if log and note is not None:
+        lines += [f"{LOG}{note.stage}:", "", *(f"  {line}" for line in note.lines[-20:])]
+    elif log:
+        lines += (log + page.partition(LOG)[2]).splitlines()
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def aligned(lines: list[str]) -> list[str]:
+    """A aligned's columns one below the other."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=False)]
+    shown = []
+    for line in lines:
+        if line.startswith("| "):
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=False)).rstrip()
+        if not line.startswith("|-"):
+            shown.append(line)
+    return shown
+
+
+def without_signs(line: str) -> str:
+    """Without Markdown's signs; a link's address only where it leads somewhere from here."""
+    line = re.sub(r"^#+ ", "", line)
+    line = re.sub(r"\[([^\]]+)\]\((https?://[^)]+)\)", r"\1 (\2)", line)
+    line = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", line)
+    line = re.sub(r"\*\*(.+?)\*\*|(?<!\w)\*(.+?)\*(?!\w)", lambda found: found[1] or found[2], line)
+    return re.sub(r"\\([\\`*_{}\[\]<>#|~])", r"\1", re.sub(r"(?<!\\)`", "", line))

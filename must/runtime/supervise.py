@@ -28,7 +28,7 @@ from must.base.lock import RUN_ID
 from must.base.parameters import convert, require
 from must.base.processes import child_environment, end_with_parent
 from must.base.storage import wait_for_credentials
-from must.runtime.notes import TOLD, Note, stage_note
+from must.runtime.notes import RESULT_FILE_ENV, Note, stage_note
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ NEVER = (0, WRONG_INPUT, INTERRUPTED, TIME_OVER)  # done; what stays wrong; the 
 INPUTS = "inputs"  # the stage that has read and written at the run's places before any other does
 PLACES = ("registry_uri", "tensorboard_uri", "output")  # besides work_uri, by the names of `values`
 OVERTAKEN = ("promote", HELD)  # another run promoted meanwhile: no waiting changes that
-LONGEST = 3600.0  # seconds between two tries
+LONGEST_WAIT = 3600.0  # seconds between two tries
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Policy:
 
     def pause(self, number: int) -> float:
         """Seconds before try `number`, the second being 1."""
-        return min(LONGEST, self.backoff * self.factor ** (number - 1))
+        return min(LONGEST_WAIT, self.backoff * self.factor ** (number - 1))
 
 
 def policy() -> Policy:
@@ -111,7 +111,7 @@ class Supervisor:
 
     def __init__(self, note: Note, folder: Path, policy: Policy, run_id: str) -> None:
         self.note, self.folder, self.policy = note, folder, policy
-        self.environment = child_environment() | {TOLD: str(folder / "told.json"), RUN_ID: run_id}
+        self.environment = child_environment() | {RESULT_FILE_ENV: str(folder / "told.json"), RUN_ID: run_id}
         self.stopping = threading.Event()
         limit = float(os.environ.get(LIMIT) or 0)
         self.over = time.monotonic() + limit if limit else None

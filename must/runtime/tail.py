@@ -10,7 +10,7 @@ from typing import Self
 
 from must.base.text import without_secrets
 
-KEPT = 40  # lines
+MAX_LINES = 40  # lines
 # Seconds to wait for the last lines: a child that outlives the stage holds its pipe open for longer.
 DRAIN_TIMEOUT = 5.0
 
@@ -23,7 +23,7 @@ class Tail:
     """
 
     def __init__(self) -> None:
-        self.kept: deque[str] = deque(maxlen=KEPT)
+        self.kept: deque[str] = deque(maxlen=MAX_LINES)
         self.lock = threading.Lock()
         self.before: dict[int, int] = {}
         self.readers: list[threading.Thread] = []

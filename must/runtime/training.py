@@ -1,21 +1,65 @@
-"""Training inside one pod of the pipeline: the stage's parameters, its checkpoints' place, its processes."""
+"""Training inside one pod of the pipeline: its parameters, its checkpoints' place, its processes (under torchrun)."""
 
 import hashlib
+import signal
+import subprocess
+import sys
+import tempfile
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
+
 from must.api.stages import call
 from must.base import storage
+from must.base.exits import BUG, PREEMPTED, handling
 from must.base.files import WEIGHTS_FILE
+from must.base.parameters import require
+from must.base.processes import child_environment
 from must.method.model.bundle import load_description
 from must.method.train.provenance import run_key
 from must.runtime.answers import keep_what_people_say
 from must.runtime.check import training_settings
 from must.runtime.evaluation import plain
-from must.runtime.launch import launch, number_of_processes
 from must.runtime.mirror import mirrored
 from must.runtime.notes import stage_note
 from must.runtime.places import WorkUri
+
+
+def number_of_processes(asked: str) -> int:
+    """`asked` is a number, or auto: one a GPU of this machine, one without GPUs. Raises ValueError: it is neither."""
+    if asked == "auto":
+        import torch
+
+        return max(1, torch.cuda.device_count())
+    require(asked.isdigit() and int(asked) >= 1, f"processes '{asked}': a number of 1 or more, or auto")
+    return int(asked)
+
+
+def launch(values: dict[str, Any], processes: int) -> dict[str, Any]:
+    """Runs `must train` in `processes` processes; returns the run's summary, from the model that was written.
+
+    A SIGTERM is handed on, so that the processes save a checkpoint before they stop.
+
+    Raises:
+        SystemExit: the processes failed, with the code of the one that ended first: 2, the input is wrong (it said
+            so in one line); 75, stopped and resumable.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(values, file)
+        file.flush()
+        command = [sys.executable, "-m", "must.method.distributed.torchrun", "--standalone"]
+        command.append(f"--nproc-per-node={processes}")
+        command += ["-m", "must", "train", "--config", file.name]
+        child = subprocess.Popen(command, env=child_environment())
+        with handling(signal.SIGTERM, lambda number, _: child.send_signal(number)):
+            code = child.wait()
+    if code == -signal.SIGTERM:  # it had not even begun
+        code = PREEMPTED
+    if code:
+        raise SystemExit(code if code > 0 else BUG)
+    return load_description(values["output"]).provenance["summary"]
+
 
 OFTEN = 60  # seconds between checkpoints: a pod that is taken away may have half a second to save one
 
@@ -27,23 +71,21 @@ class TrainRequest:
     work_uri: str
     index_sha256: str
     classifier: str
-    init: str = ""
     preset: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     epochs: int = 0
 
     def decision_key(self) -> str:
-        """What `champion` calls this data with these settings, whatever training starts from."""
+        """What `champion` calls this data with these settings."""
         return run_key(self.index_sha256, self.classifier, training_settings(self.settings, self.preset, self.epochs))
 
     def job_values(self) -> tuple[str, dict[str, Any]]:
         """A key, and parameters of `must train` but for the classifier's and the output's place.
 
-        The key is another one for each combination of data, classes, start and settings. Checkpoints are under it: a
+        The key is another one for each combination of data, classes and settings. Checkpoints are under it: a
         retry finds them, another run does not.
         """
-        init = {"init": self.init} if self.init else {}
-        values = training_settings(self.settings, self.preset, self.epochs) | init
+        values = training_settings(self.settings, self.preset, self.epochs)
         key, work = run_key(self.index_sha256, self.classifier, values), WorkUri(self.work_uri)
         places = {"shards": work.shards, "index_sha256": self.index_sha256, "checkpoints": work.checkpoints(key)}
         return key, {"checkpoint_seconds": OFTEN, **values, **places}
@@ -63,11 +105,11 @@ class Trained:
 
 
 def train(
-    work_uri: str, *, index_sha256: str, classifier: str, output: str, init: str = "", preset: str = "",
+    work_uri: str, *, index_sha256: str, classifier: str, output: str, preset: str = "",
     settings: dict[str, Any], epochs: int = 0, processes: str = "auto", tensorboard_uri: str = "",
 ) -> Trained:  # fmt: skip
     """Trains, or goes on with training."""
-    asked = TrainRequest(work_uri, index_sha256, classifier, init, preset, settings, epochs)
+    asked = TrainRequest(work_uri, index_sha256, classifier, preset, settings, epochs)
     key, job = asked.job_values()
     curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
     count = number_of_processes(processes)
@@ -75,11 +117,11 @@ def train(
         job |= {"classifier": asked.classifier, "output": output}
         summary = call("train", **job) if count == 1 else launch(job, count)
         keep_what_people_say(work_uri, asked.decision_key(), output, asked.classifier)
-        note.result = in_words(summary)
+        note.result = words_of_run(summary)
     return Trained(summary, origin(output))
 
 
-def in_words(summary: dict[str, Any], where: str = "") -> str:
+def words_of_run(summary: dict[str, Any], where: str = "") -> str:
     """A few words for the note."""
     return f"{summary['steps']:,} steps{where}, {summary['images_per_s']} images/s"
 

@@ -15,7 +15,7 @@ from must.base.flags import OneLineParser
 from must.base.text import printable
 from must.runtime.answers import put_answers
 from must.runtime.notes import read_notes
-from must_pipeline.cluster.load import load_cluster
+from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER, nearest
 from must_pipeline.server.api import Kfp, add_arguments, api_errors
 from must_pipeline.server.wait import name_successor

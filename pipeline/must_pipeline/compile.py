@@ -18,8 +18,8 @@ from must.base.parameters import StageConfig
 from must.config import ExportConfig, GateConfig, PromoteConfig, ShardConfig
 from must.runtime.check import SERVED
 from must_pipeline.cluster.config import Cluster
-from must_pipeline.cluster.load import load_cluster
-from must_pipeline.cluster.spot import warning
+from must_pipeline.cluster.nodes import spot_warning
+from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.dag import make_pipeline
 from must_pipeline.files import CLUSTER, COMPILED, documents, nearest
 
@@ -76,7 +76,7 @@ def main() -> None:
     options = parser.parse_args()
     cluster = load_cluster(options.cluster)
     compile_pipeline(cluster, options.output)
-    if text := warning(cluster):
+    if text := spot_warning(cluster):
         print(f"{parser.prog}: warning: {options.cluster}: {text}", file=sys.stderr)
     size = options.output.stat().st_size
     print(f"{options.output}: {size:,} bytes, for {options.cluster}")

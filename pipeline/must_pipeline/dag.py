@@ -31,7 +31,7 @@ from must_pipeline import DESCRIPTION
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.nodes import nodes_of, server_of
 from must_pipeline.cluster.placement import configure_task
-from must_pipeline.cluster.predict import predicts_embeddings
+from must_pipeline.cluster.rules import predicts_embeddings
 
 
 def make_pipeline(cluster: Cluster) -> Any:
@@ -65,7 +65,6 @@ def make_pipeline(cluster: Cluster) -> Any:
         gate: str = "label-free",
         gate_settings: dict = {},  # noqa: B006
         append: bool = False,
-        warm_start: bool = False,
         only_new: bool = False,
         register: str = "none",
         serve: str = "none",
@@ -95,7 +94,6 @@ def make_pipeline(cluster: Cluster) -> Any:
                 answers; labelled, the interval of its gain over the champion on evaluate_split; or none.
             gate_settings: parameters of `must gate` by name, such as {"min_gain": 0.01}.
             append: add the source's new images to the shards that are there.
-            warm_start: start from the champion instead of the zero-shot model.
             only_new: end early when nothing is new since a model was last promoted or stopped.
             register: puts what is promoted into another model registry too: mlflow (the one at MLFLOW_TRACKING_URI),
                 kubeflow (Kubeflow's, at MODEL_REGISTRY_URL), or none.
@@ -133,13 +131,13 @@ def make_pipeline(cluster: Cluster) -> Any:
             index_sha256, weights = sharded.outputs["Output"], text.outputs["weights"]
             registry = {"registry_uri": registry_uri, "model_name": model_name}
             best = champion(
-                index_sha256=index_sha256, classifier=weights, warm_start=warm_start, only_new=only_new, **here,
+                index_sha256=index_sha256, classifier=weights, only_new=only_new, **here,
                 **registry, **recipe,
             )  # fmt: skip
             configure(best, "champion")
             with dsl.If(best.outputs["Output"] == "train", name="something new"):
                 material = {**here, "index_sha256": index_sha256}
-                start = {**material, "classifier": weights, "init": best.outputs["init"], **recipe}
+                start = {**material, "classifier": weights, **recipe}
                 if cluster.trains_in_trainjob:
                     trained = train_job(nodes=nodes_of(cluster), tensorboard_uri=cluster.tensorboard, **start)
                 else:

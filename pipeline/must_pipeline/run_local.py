@@ -23,6 +23,8 @@ from must.base.errors import UserError
 from must.base.files import METRICS_FILE, ONNX_FILE, REPORT_FILE
 from must.base.flags import OneLineParser
 from must.base.parameters import read_mapping
+from must.evaluation.result import read_metrics
+from must.evaluation.table import text_table
 from must_pipeline.files import COMPILED, nearest
 from must_pipeline.local.console import COLOR, StageOutput
 from must_pipeline.local.docker import docker_runner
@@ -101,9 +103,7 @@ def summary(artifacts: dict[str, Path], seconds: float) -> str:
     if "onnx" not in artifacts:
         return f"\nNothing new to train on. The DAG ran in {seconds:.0f} s."
     onnx = artifacts["onnx"] / ONNX_FILE
-    metrics = json.loads((artifacts["details"] / METRICS_FILE).read_text())
-    from must.evaluation.table import text_table
-
+    metrics = read_metrics(str(artifacts["details"] / METRICS_FILE), "metrics")
     promoted = f"not promoted; {shown(artifacts['reasons'])} says why"
     if "questions" in artifacts:
         promoted = f"waits for answers; {shown(artifacts['what_came_of_it'])} says how they are given"

@@ -15,7 +15,7 @@ from must.base.errors import UserError
 from must.base.flags import OneLineParser
 from must.base.parameters import read_mapping
 from must.base.text import without_secrets
-from must_pipeline.cluster.load import load_cluster
+from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER, COMPILED, nearest
 from must_pipeline.server.api import Kfp, add_arguments, api_errors
 from must_pipeline.server.parameters import check_parameters

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from must.api.functions import BESIDE, ERRORS, as_python
 from must.api.results import RESULTS
 from must.api.stages import STAGES
 from must.api.stub import STUB, stub
+from must.base.parameters import parameters_of
 from must.base.storage import TransientError
 from must.config import TrainConfig
 from must.method.train import trainer
@@ -52,9 +53,9 @@ def test_every_stage_is_there():
 def test_signature_and_docstring_are_the_parameters(name):
     function, config = getattr(must, name), STAGES[name].config
     parameters = inspect.signature(function).parameters
-    assert set(parameters) == {field.name for field in fields(config)}
+    assert set(parameters) == {field.name for field in parameters_of(config)}
     assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters.values())
-    for field in fields(config):
+    for field in parameters_of(config):
         given = field.default if not callable(field.default_factory) else field.default_factory()
         expected = inspect.Parameter.empty if field.default is field.default_factory else given
         assert parameters[field.name].default == expected
@@ -117,8 +118,8 @@ def test_what_is_passed_counts_though_it_is_the_default(digits, tmp_path, monkey
     monkeypatch.setattr(trainer, "train", lambda config: seen.append(config) or 1 / 0)
     values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(tmp_path), "preset": "digits"}
     with pytest.raises(ZeroDivisionError):
-        must.train(**values, epochs=30, init=None)
-    assert seen == [TrainConfig(**values, epochs=30)] and (seen[0].epochs, seen[0].lr) == (30, 0.004)
+        must.train(**values, epochs=30, model=None)
+    assert seen == [TrainConfig(**values)] and seen[0].passed == {*values, "epochs"}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,12 +12,18 @@ from must.api import cli
 from must.api.stages import configure
 from must.base.parameters import load
 from must.config import TrainConfig
-from must.method.train import trainer
+from must.data.format.index import load_index
+from must.method.model.classifier import load_text_classifier
+from must.method.train import presets, trainer
 
 
 @pytest.fixture
 def values(digits):
     return {"shards": digits.shards, "classifier": digits.classifier, "output": "o"}
+
+
+def resolved(config):
+    return presets.resolve(config, load_index(config.shards), load_text_classifier(config.classifier))
 
 
 def on_the_command_line(monkeypatch, values):
@@ -27,52 +34,70 @@ def on_the_command_line(monkeypatch, values):
     return seen[0]
 
 
+def test_parameters_are_data_until_they_are_resolved():
+    """No file is read: none of these exists."""
+    made = TrainConfig(shards="s", classifier="c", output="o", preset="auto")
+    assert (made.epochs, made.preset) == (30, "auto")
+
+
 @pytest.mark.parametrize("name, epochs, alpha", [("digits", 40, 1), ("auto", 24, "auto")])
 def test_every_way_to_configure_gives_the_same_settings(values, monkeypatch, tmp_path, name, epochs, alpha):
     values["preset"] = name
     file = tmp_path / "train.yaml"
     file.write_text(yaml.safe_dump(values))
     made = TrainConfig(**values)
-    assert (made.epochs, made.preset, made.alpha) == (epochs, name, alpha)
-    assert made == load(TrainConfig, values) == TrainConfig.load(str(file)) == configure("train", values)
-    assert made == on_the_command_line(monkeypatch, values)
+    found = resolved(made)
+    assert (found.config.epochs, found.config.preset, found.config.alpha) == (epochs, name, alpha)
+    assert set(found.reasons) >= {"epochs", "lr", "alpha"} and all(found.reasons.values())
+    assert resolved(found.config).config == found.config, "resolving twice changes nothing"
+    ways = [load(TrainConfig, values), TrainConfig.load(str(file)), configure("train", values)]
+    for other in [*ways, on_the_command_line(monkeypatch, values)]:
+        assert other == made and resolved(other) == found
 
 
 def test_what_is_passed_wins_even_where_it_is_the_default(values, monkeypatch):
     values |= {"preset": "digits", "epochs": 30}  # the defaults of both
-    made = TrainConfig(**values)
-    assert (made.epochs, made.alpha, made.lr) == (30, 1, 0.004)
-    assert made == load(TrainConfig, values) == on_the_command_line(monkeypatch, values)
+    found = resolved(load(TrainConfig, values))
+    assert (found.config.epochs, found.config.alpha, found.config.lr) == (30, 1, 0.004)
+    assert "epochs" not in found.reasons
+    assert found == resolved(on_the_command_line(monkeypatch, values))
+    names = frozenset(["epochs"])
+    assert resolved(TrainConfig(**values, passed=names)) == found, "whoever makes them without `load` names it"
+    assert resolved(replace(load(TrainConfig, values), seed=1)).config == replace(found.config, seed=1)
 
 
 def test_no_preset_is_auto_for_the_stage_and_the_defaults_for_the_class(values):
-    assert TrainConfig(**values).epochs == 30
+    assert resolved(TrainConfig(**values)) == presets.Resolved(TrainConfig(**values), {})
     assert configure("train", values) == TrainConfig(**values, preset="auto")
 
 
 def test_a_published_preset_takes_the_model_of_the_classifier_file(values):
     with pytest.raises(ValueError, match="--preset imagenet: published for ViT-B/16 and ViT-L/14 only"):
-        TrainConfig(**values, preset="imagenet")
-    assert TrainConfig(**values, preset="imagenet", model="ViT-L-14", pretrained="openai").mask_patch_size == 56
+        resolved(TrainConfig(**values, preset="imagenet"))
+    large = TrainConfig(**values, preset="imagenet", model="ViT-L-14", pretrained="openai")
+    assert resolved(large).config.mask_patch_size == 56
 
 
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"preset": "digitz"}, r"^--preset digitz: unknown; did you mean 'digits'\?$"),
-        ({"preset": "auto", "shards": "nowhere"}, r"^nowhere holds no index\.json"),
-        ({"preset": "gtsrb", "classifier": "none"}, "^--classifier none: no such file"),
-        ({"preset": "digitz", "epochs": 0}, "^--epochs must be at least 1 "),
+        ({"preset": "digitz"}, r"^must train: --preset digitz: unknown; did you mean 'digits'\?$"),
+        ({"preset": "imagenet"}, "^must train: --preset imagenet: published for ViT-B/16 and ViT-L/14 only"),
+        ({"preset": "auto", "shards": "nowhere"}, r"^must train: nowhere holds no index\.json"),
+        ({"preset": "gtsrb", "classifier": "none"}, "^must train: --classifier none: no such file"),
+        ({"preset": "digitz", "epochs": 0}, "^must train: --epochs must be at least 1 "),
     ],
 )
-def test_a_preset_that_cannot_be_resolved_is_refused(values, wrong, message):
-    with pytest.raises(ValueError, match=message) as error:
-        TrainConfig(**values | wrong)
-    assert "\n" not in str(error.value)
+def test_a_preset_that_cannot_be_resolved_is_refused(values, monkeypatch, capsys, wrong, message):
+    with pytest.raises(SystemExit):
+        on_the_command_line(monkeypatch, values | wrong)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line)
 
 
 def test_copies_keep_the_settings(values):
-    made = TrainConfig(**values, preset="digits", lr=0.5)
+    made = resolved(load(TrainConfig, values | {"preset": "digits", "lr": 0.5})).config
     changed = replace(made, epochs=2)
     assert changed.epochs == 2 and changed.lr == 0.5 and replace(changed, epochs=40) == made
-    assert copy.deepcopy(made) == made == pickle.loads(pickle.dumps(made))
+    for copied in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        assert copied == made and copied.passed == made.passed

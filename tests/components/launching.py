@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 from must_components.train_job.launcher import train_on_nodes
-from must_pipeline.cluster.load import load_cluster
 from must_pipeline.cluster.nodes import nodes_of
+from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER
 from tests.promote.bundles import make_bundle
 

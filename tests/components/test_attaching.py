@@ -32,7 +32,7 @@ def test_the_new_job_is_made_when_all_of_the_old_one_is_gone(api, work):
         completes(work)(api, name)
 
     api.on_create = on_create
-    assert train(work)[0] == SUMMARY
+    assert train(work).summary == SUMMARY
     assert there == [[True, True]]
 
 
@@ -47,7 +47,7 @@ def test_the_failure_of_an_earlier_job_of_the_name_is_not_this_ones(api, work):
     seen = []
     api.on_create = lambda api, name: seen.append(api.sets[name] is old and failed(api.jobs[name]))
     api.on_start = completes(work)
-    assert train(work)[0] == SUMMARY and seen == [True]
+    assert train(work).summary == SUMMARY and seen == [True]
 
 
 def failed(job):
@@ -63,13 +63,13 @@ def test_a_retried_launcher_attaches_to_the_job_that_runs(api, work, capfd, monk
         train(work)
     (name,) = api.jobs
     completes(work)(api, name)
-    assert train(work)[0] == SUMMARY
+    assert train(work).summary == SUMMARY
     assert len(api.created) == 1 and f"attached to the TrainJob {name}" in capfd.readouterr().out
 
 
 def test_other_data_classes_or_settings_are_another_job(api, work):
     names = set()
-    for change in ({}, {"settings": {"lr": 2e-3}}, {"epochs": 3}, {"init": "gs://b/registry/m/r1/bundle"}):
+    for change in ({}, {"settings": {"lr": 2e-3}}, {"epochs": 3}, {"preset": "imagenet"}):
         api.on_create = fails("no")
         with pytest.raises(SystemExit):
             train(work, **change)
@@ -146,7 +146,7 @@ def test_a_trainer_that_drops_our_patches_is_too_old(api, work, capfd, version, 
     api.version = version
     api.on_create = completes(work)
     if code is None:
-        assert train(work)[0] == SUMMARY
+        assert train(work).summary == SUMMARY
         return
     with pytest.raises(SystemExit) as exit_:
         train(work, nodes=nodes() | {"timeout": 60})

@@ -95,7 +95,7 @@ def test_under_another_runtime_crashes_are_repeated_in_place_and_their_lines_sti
 
 def test_gpus_of_any_maker_are_followed_to_the_end(api, work):
     api.on_create = completes(work)
-    assert train(work, nodes=nodes() | {"accelerator": "amd.com/gpu", "cpu": ""})[0] == SUMMARY
+    assert train(work, nodes=nodes() | {"accelerator": "amd.com/gpu", "cpu": ""}).summary == SUMMARY
     limits = api.created[0]["spec"]["trainer"]["resourcesPerNode"]["limits"]
     assert limits["amd.com/gpu"] == "8" and "cpu" not in limits
 
@@ -138,7 +138,7 @@ def test_time_in_the_queue_is_not_time_of_training(api, work, capfd):
         api.resume(name)
 
     api.on_create = on_create
-    assert train(work, nodes=nodes() | {"timeout": 3600})[0] == SUMMARY
+    assert train(work, nodes=nodes() | {"timeout": 3600}).summary == SUMMARY
     assert "waits in its queue; its time does not count yet" in capfd.readouterr().out
     (job,) = api.jobs.values()
     assert seconds_of(job) < 3600
@@ -158,7 +158,7 @@ def process(api, work, tmp_path):
         "import json; from tests.machine import leave_the_cluster; leave_the_cluster()\n"
         "from must_components.train_job.launcher import train_on_nodes\n"
         f"train_on_nodes({str(work)!r}, index_sha256='sha', classifier={str(tmp_path / 'classifier')!r}, "
-        f"output={str(tmp_path / 'output')!r}, nodes=json.loads({json.dumps(nodes())!r}))"
+        f"output={str(tmp_path / 'output')!r}, settings={{}}, nodes=json.loads({json.dumps(nodes())!r}))"
     )
     api.launchers["launcher"] = {
         "apiVersion": "v1", "kind": "Pod", "spec": {"containers": [{"name": "main"}]},

@@ -27,7 +27,7 @@ def test_nodes_train_from_the_jobs_file_and_leave_a_bundle(tmp_path):
     settings = {"batch_size": 50, "workers": 0, "device": "cpu"}
     job = WorkUri(str(work)).job("key")
     _, values = TrainRequest(
-        str(work), index_sha256=load_index(digits.shards).sha256, classifier=digits.classifier, init="",
+        str(work), index_sha256=load_index(digits.shards).sha256, classifier=digits.classifier,
         preset="digits", settings=settings, epochs=1,
     ).job_values()  # fmt: skip
     prepare(job, values, digits.classifier, str(tmp_path / "curves"), {"work_uri": str(work), "key": "key"})

@@ -99,9 +99,9 @@ def test_nodes_whose_launcher_is_gone_save_a_checkpoint_and_stop(
     api, fleet, work, digits, monkeypatch, record_property
 ):
     monkeypatch.setattr(launcher, "SILENCE", 3.0)
-    monkeypatch.setattr(keepalive, "HEARTBEAT_S", 0.2)
+    monkeypatch.setattr(keepalive, "SIGN_S", 0.2)
     _, values = TrainRequest(
-        str(work), index_sha256=load_index(str(work / "shards")).sha256, classifier=digits.classifier, init="",
+        str(work), index_sha256=load_index(str(work / "shards")).sha256, classifier=digits.classifier,
         preset="digits", settings=SETTINGS | {"checkpoint_every": 100_000}, epochs=2000,
     ).job_values()  # fmt: skip
     job = WorkUri(str(work)).job("key")

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from must_components.serving.manifest import inference_service
-from must_pipeline.cluster.load import load_cluster
 from must_pipeline.cluster.nodes import server_of
+from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.compile import compile_pipeline
 from must_pipeline.files import CLUSTER, documents
 from must_pipeline.stages import STAGES

@@ -136,7 +136,7 @@ def test_applying(in_a_pod, tmp_path):
     written = yaml.safe_load((tmp_path / "registry/photos/inferenceservice.yaml").read_text())
     assert json.loads(written["metadata"]["annotations"]["must/server"]) == vars(Server())
     assert body == written == yaml.safe_load((tmp_path / "out/service").read_text())
-    assert found["namespace"] == "vision" and found["manifest"].endswith("inferenceservice.yaml")
+    assert found.namespace == "vision" and found.manifest.endswith("inferenceservice.yaml")
 
 
 def applied(in_a_pod, tmp_path, live, **size):
@@ -208,7 +208,7 @@ def test_an_api_server_that_is_away(in_a_pod, tmp_path):
 def test_outside_of_a_cluster(tmp_path):
     with pytest.raises(ValueError, match="take `write`"):
         serve(tmp_path)
-    assert serve(tmp_path, how="write")["namespace"] == ""
+    assert serve(tmp_path, how="write").namespace == ""
 
 
 def test_what_the_user_can_mend_is_one_line_and_is_not_tried_again(tmp_path, monkeypatch, capfd):

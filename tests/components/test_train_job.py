@@ -7,7 +7,7 @@ import yaml
 
 from must.runtime.notes import read_notes
 from must_components.train_job.jobs import Jobs
-from must_pipeline.cluster.load import load_cluster
+from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER
 from tests.components.launching import ROOT, SUMMARY, completes, fails, nodes, train
 
@@ -80,7 +80,7 @@ def test_an_api_server_that_is_away_for_a_moment_is_waited_for(api, work):
         completes(work)(api, name)
 
     api.on_create = on_create
-    assert train(work)[0] == SUMMARY
+    assert train(work).summary == SUMMARY
 
 
 @pytest.mark.parametrize("code, hint", [(403, "give the service account the role in deploy/"), (422, "422")])

@@ -107,7 +107,7 @@ def test_nodes_that_do_not_see_the_same_checkpoints_are_refused(digits, tmp_path
 
 LAUNCH = """
 import json, sys
-from must.runtime.launch import launch
+from must.runtime.training import launch
 values = json.loads(sys.argv[1])
 launch(values, 2)
 """

@@ -16,7 +16,7 @@ from must.api.stages import STAGES
 from must.base.parameters import load
 from must.method.model.classifier import load_class_set
 from must_pipeline.cli import COMMANDS
-from must_pipeline.cluster.load import load_cluster
+from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import COMPILED
 from must_pipeline.schedule import read_schedule
 from must_pipeline.server.parameters import check_parameters

@@ -5,6 +5,7 @@ import pytest
 
 from must.config import EvaluateConfig
 from must.evaluation.evaluate import evaluate
+from must.evaluation.result import metrics_of
 
 
 @pytest.fixture(scope="session")
@@ -22,5 +23,6 @@ def evaluated(digits, tmp_path_factory):
             device="cpu",
         )
     )
-    assert json.loads((Path(output) / "metrics.json").read_text()) == metrics
-    return metrics, output
+    written = json.loads((Path(output) / "metrics.json").read_text())
+    assert written == json.loads(json.dumps(metrics.to_dict())) and metrics_of(written) == metrics
+    return written, output

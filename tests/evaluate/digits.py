@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from must.api.demo import asset_folder
-from must.api.demo.data import CLASSES, TEMPLATES, digit_parts
+from must.api.demo import CLASSES, TEMPLATES, asset_folder, digit_parts
 from must.config import ClassifierConfig, ShardConfig
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import EvalView

@@ -1,6 +1,7 @@
 """Thresholds for naming no class: arithmetic on made-up scores, promises over many draws, and a real model's."""
 
 import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from must.config import EvaluateConfig, ExportConfig
 from must.deploy.export.onnx import abstention_of, export
 from must.deploy.predict.abstention import threshold
 from must.deploy.predict.session import OnnxClassifier
-from must.evaluation.abstention import abstention, binomial_tail, first_named, upper_bound, with_labels
+from must.evaluation.abstention import abstention, binomial_tail, first_named, nothing, upper_bound, with_labels
 from must.evaluation.evaluate import evaluate
+from tests.evaluate.measured import MEASURED
 
 
 def drawn(images, seed, worst=0.5):
@@ -37,31 +39,31 @@ def test_with_labels_the_promise_holds():
     broken = kept = 0
     for seed in range(300):
         found = with_labels(*drawn(800, seed), target=0.1)
-        if found["threshold"] is not None:
+        if found.threshold is not None:
             kept += 1
-            broken += true_risk(found["threshold"]) > 0.1
+            broken += true_risk(found.threshold) > 0.1
     assert kept > 250 and broken <= 0.08 * 300
 
 
 def test_with_labels_more_of_them_name_more():
     few = [with_labels(*drawn(400, seed), target=0.1) for seed in range(20)]
     many = with_labels(*drawn(20_000, 0), target=0.1)
-    assert np.mean([found["coverage"] or 0 for found in few]) < many["coverage"] and many["bound"] <= 0.1
-    assert true_risk(many["threshold"]) == pytest.approx(0.1, abs=0.02)
+    assert np.mean([found.coverage or 0 for found in few]) < many.coverage and many.bound <= 0.1
+    assert true_risk(many.threshold) == pytest.approx(0.1, abs=0.02)
 
 
 def test_with_too_few_labels_or_a_bad_model_nothing_is_promised():
     for confidence, correct in (drawn(40, 0), drawn(2000, 0, worst=4)):
         found = with_labels(confidence, correct, 0.05)
-        assert found["threshold"] is None and found["reason"]
+        assert found.threshold is None and found.reason
     assert first_named(10_000, 0.05) == 3 * 59 and first_named(100, 0.05) == 59
 
 
 def test_without_labels_there_is_no_threshold():
     found = abstention(0.1, *drawn(5000, 0))
-    assert found["by"] == "labels" and found["risk"] <= found["bound"] <= found["target"] == 0.1
+    assert found.by == "labels" and found.risk <= found.bound <= found.target == 0.1
     found = abstention(0.1, np.zeros(0), np.zeros(0, bool))
-    assert found["by"] == "none" and found["threshold"] is None and "needs labels" in found["reason"]
+    assert found.by == "none" and found.threshold is None and "needs labels" in found.reason
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,7 @@ def evaluated(digits, tmp_path_factory):
 def test_from_evaluation_to_the_onnx_file(digits, evaluated, tmp_path):
     folder, metrics = evaluated
     found = json.loads((folder / "metrics.json").read_text())["abstention"]
-    assert found == metrics["abstention"] and found["by"] == "labels" and 0 < found["threshold"] < 1
+    assert found == asdict(metrics.abstention) and found["by"] == "labels" and 0 < found["threshold"] < 1
     assert found["risk"] <= found["bound"] <= 0.2
     page = (folder / "report.html").read_text()
     assert "None of these" in page and f"{found['threshold']:.3f}" in page
@@ -93,12 +95,11 @@ def test_from_evaluation_to_the_onnx_file(digits, evaluated, tmp_path):
 
 
 def test_what_an_earlier_version_left_in_the_bundle_counts_without_an_evaluation(digits):
-    from dataclasses import replace
-
     from must.method.model.bundle import load_description
 
     description = load_description(digits.adapted)
     assert abstention_of(description, None) is None
     story = {"selection": {"abstention": {"threshold": 0.7, "coverage": 0.9, "risk": 0.05}}}
-    found = abstention_of(replace(description, provenance=story), {"abstention": {"threshold": None}})
+    unpromised = replace(MEASURED, abstention=nothing(0.05, 0, "no labels"))
+    found = abstention_of(replace(description, provenance=story), unpromised)
     assert found is not None and found["threshold"] == 0.7 and found["by"] == "similar images"

@@ -59,10 +59,10 @@ def results(digits, hostile, tmp_path_factory):
 
 def test_everything_is_written_and_is_utf_8(results):
     metrics, output = results
-    assert json.loads((output / "metrics.json").read_bytes()) == metrics
+    assert json.loads((output / "metrics.json").read_bytes()) == metrics.to_dict()
     rows = list(csv.DictReader(io.StringIO((output / "predictions.csv").read_bytes().decode(), newline="")))
     sources = {row["source"] for row in rows}
-    assert len(rows) == metrics["images"] and {r"zero/caf\udce9.png", "zero/plain.png", "zero/a\r=1.png"} <= sources
+    assert len(rows) == metrics.images and {r"zero/caf\udce9.png", "zero/plain.png", "zero/a\r=1.png"} <= sources
     assert r"zero/\x1b]0;pwned\x07\x1b[2J.png" in sources
     assert not any(b"\x1b" in path.read_bytes() for path in output.iterdir())
     page = (output / "report.html").read_bytes().decode()

@@ -132,5 +132,5 @@ def test_the_collector_does_not_depend_on_the_batches():
         parts.add(torch.from_numpy(np.log(probability[rows])).float(), labels[rows])
     joined = parts.result()
     assert (whole.top == joined.top).all()
-    for name in ("top_probability", "label_log_probability", "entropy", "probability_sum", "gram"):
+    for name in ("top_probability", "label_log_probability", "entropy", "probability_sum"):
         np.testing.assert_allclose(getattr(whole, name), getattr(joined, name), rtol=1e-6)

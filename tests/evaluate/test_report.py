@@ -14,8 +14,10 @@ from must.evaluation.report.gallery import few_of_a_kind
 from must.evaluation.report.page import render_report
 from must.evaluation.report.provenance import command
 from must.evaluation.report.verdict import verdict
+from must.evaluation.result import Data, Model
 from must.evaluation.scores import Collector, Samples
 from must.method.model.bundle import load_bundle
+from tests.evaluate.measured import CHECK
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -94,27 +96,19 @@ def rendered(digits, classes, model="", **options):
     config = EvaluateConfig(
         model=model or digits.adapted, shards=digits.shards, output="out", baseline="zero.safetensors"
     )
-    metrics = measure(samples, after, before, list(classes)) | {
-        "must_version": "0",
-        "baseline_name": "zero-shot",
-        "model": {
-            "bundle": HOSTILE[0],
-            "backbone": HOSTILE[1],
-            "pretrained": HOSTILE[4],
-            "logit_factor": 100,
-            "must_version": "0",
-            "provenance": {"config": {"shards": HOSTILE[0]}, "note": HOSTILE[1]},
-        },
-        "data": {
-            "shards": digits.shards,
-            "split": "test",
-            "splits": {HOSTILE[0]: {"samples": 1, "labelled": 0}},
-            "rejected": 0,
-            "duplicates": 0,
-            "index_sha256": "0" * 64,
-        },
-    }
+    origin = {"config": {"shards": HOSTILE[0]}, "note": HOSTILE[1]}
+    metrics = replace(
+        measure(samples, after, before, list(classes)),
+        model=Model(HOSTILE[0], HOSTILE[1], HOSTILE[4], 100, "0", origin),
+        data=Data(digits.shards, "test", "0" * 64, splits={HOSTILE[0]: {"samples": 1, "labelled": 0}}),
+    )
     return render_report(config, metrics, samples, after, before), metrics
+
+
+def checked(metrics, images, warnings):
+    check = replace(CHECK, images=images, warnings=warnings)
+    compared = replace(metrics.label_free.compared, check=check)
+    return replace(metrics, label_free=replace(metrics.label_free, compared=compared))
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -132,7 +126,7 @@ def test_a_thousand_classes_are_still_under_two_megabytes(digits):
     names = [f"a rather long class name number {i}" for i in range(1000)]
     text, metrics = rendered(digits, names, images=3000)
     assert len(text.encode()) < 2_000_000
-    assert len(names) > MATRIX_LIMIT and metrics["confusion"]["adapted"]["matrix"] is None
+    assert len(names) > MATRIX_LIMIT and metrics.confusion["adapted"]["matrix"] is None
     check_harmless(Page(text))
 
 
@@ -143,14 +137,14 @@ def test_the_verdict_says_no_more_than_the_interval(digits):
         found = verdict(metrics)
         assert found.tone == tone, found
     assert "Worse than zero-shot" in found.headline
-    before, after = (round(100 * metrics[model]["top1"]) for model in ("baseline", "adapted"))
+    before, after = (round(100 * model.top1) for model in (metrics.baseline, metrics.adapted))
     assert f"{after} of 100 are right, before it was {before}" in found.plain and found.plain.startswith("Worse than")
     assert "Guessing would be right about 10 times in 100" in found.plain
 
 
 def test_zero_shot_that_was_kept_is_said_to_be_the_same_and_not_unclear():
     samples, _, before = synthetic([str(i) for i in range(10)])
-    metrics = measure(samples, before, before, [str(i) for i in range(10)]) | {"baseline_name": "zero-shot"}
+    metrics = measure(samples, before, before, [str(i) for i in range(10)])
     found = verdict(metrics)
     assert (found.tone, found.headline) == ("open", "The same as zero-shot") and "keep their class" in found.text
     assert found.plain.startswith("Nothing has changed")
@@ -161,9 +155,8 @@ def test_collapse_is_named_without_labels(digits):
     samples, _, before = synthetic(["a", "b", "c", "d"], labelled=False)
     collector = Collector(4)
     collector.add(torch.tensor([[9.0, 0, 0, 0]]).repeat(400, 1), samples.labels)
-    metrics = measure(samples, collector.result(), before, ["a", "b", "c", "d"]) | {"baseline_name": "zero-shot"}
-    metrics["label_free"]["compared"]["check"] = {"images": 400, "warnings": []}
-    found = verdict(metrics)
+    metrics = measure(samples, collector.result(), before, ["a", "b", "c", "d"])
+    found = verdict(checked(metrics, 400, []))
     assert found.tone == "bad" and "few classes have taken over (a)" in found.text
     assert found.plain.startswith("Do not use it: ")
 
@@ -171,17 +164,16 @@ def test_collapse_is_named_without_labels(digits):
 @pytest.mark.parametrize(
     "check, tone, words",
     [
-        ({"images": 400, "warnings": []}, "open", "No sign of harm: "),
-        ({"images": 400, "warnings": ["the mean confidence fell"]}, "bad", "Do not use it: the mean confidence fell."),
-        ({"images": 49, "warnings": []}, "open", "too few to see any harm"),
+        ((400, []), "open", "No sign of harm: "),
+        ((400, ["the mean confidence fell"]), "bad", "Do not use it: the mean confidence fell."),
+        ((49, []), "open", "too few to see any harm"),
     ],
 )
 def test_without_labels_the_check_is_told_and_no_more(check, tone, words):
     classes = list("abcde")
     samples, after, before = synthetic(classes, labelled=False)
-    metrics = measure(samples, after, before, classes) | {"baseline_name": "zero-shot"}
-    metrics["label_free"]["compared"]["check"] = check
-    found = verdict(metrics)
+    metrics = measure(samples, after, before, classes)
+    found = verdict(checked(metrics, *check))
     assert found.tone == tone and words in found.plain and "etter than" not in found.headline
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from must.api.demo.data import CLASSES
+from must.api.demo import CLASSES
 from must.config import ExportConfig
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import normalize_pixels

@@ -1,6 +1,6 @@
 """README.md of an exported folder: what a hub reads of it, and names that are no Markdown and no YAML."""
 
-import copy
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -8,7 +8,8 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from must.base.text import encoded
-from must.deploy.export.hub_card import hub_card
+from must.deploy.export.model_card import hub_card
+from tests.evaluate.measured import MEASURED
 from tests.export.test_model_card import EXPORTED, description
 
 HOSTILE = [
@@ -21,18 +22,6 @@ HOSTILE = [
     "<script>",
     "a: b",
 ]
-METRICS = {
-    "labelled": 120,
-    "images": 130,
-    "baseline_name": "zero-shot",
-    "label_free": {"compared": None},
-    "data": {"split": "test", "index_sha256": "0" * 64},
-    "baseline": {},
-    "adapted": {
-        **{"top1": 0.75, "mean_per_class": 0.7, "ece": 0.1},
-        "intervals": {name: [0.1, 0.9] for name in ("top1", "mean_per_class", "ece")},
-    },
-}
 
 
 def taken(to: str) -> dict:
@@ -63,17 +52,17 @@ def test_front_matter(to, task, tmp_path):
 
 def test_licence_and_metrics_are_what_was_given(tmp_path):
     story = {"config": {"epochs": 3}}
-    card = read(hub_card(description(provenance=story), taken("open_clip"), METRICS, "`use`", "cc-by-4.0"), tmp_path)
+    card = read(hub_card(description(provenance=story), taken("open_clip"), MEASURED, "`use`", "cc-by-4.0"), tmp_path)
     assert card.data.license == "cc-by-4.0" and card.data.to_dict()["base_model_relation"] == "finetune"
     values = {result.metric_name: result.metric_value for result in card.data.eval_results}
-    assert values == {"top-1": 0.75, "mean per class": 0.7}
-    assert card.data.eval_results[0].dataset_split == "test" and "75.0%" in card.text
+    assert values == {"top-1": 0.9, "mean per class": 0.7}
+    assert card.data.eval_results[0].dataset_split == "test" and "90.0%" in card.text
     _, results = model_index_to_eval_results(yaml.safe_load(card.data.to_yaml())["model-index"])
     assert len(results) == 2
 
 
 def test_without_labels_there_is_no_number(tmp_path):
-    metrics = copy.deepcopy(METRICS) | {"labelled": 0, "adapted": {}}
+    metrics = replace(MEASURED, labelled=0, adapted=None)
     card = read(hub_card(description(), taken("open_clip"), metrics, "`use`", ""), tmp_path)
     assert card.data.eval_results is None and "Accuracy is unknown" in card.text
 
@@ -96,8 +85,7 @@ def test_base_model_where_it_is_known(backbone, pretrained, base, tmp_path):
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_name_is_text_wherever_it_stands(name, tmp_path):
-    metrics = copy.deepcopy(METRICS)
-    metrics["data"]["split"] = name
+    metrics = replace(MEASURED, data=replace(MEASURED.data, split=name))
     changed = description(classes=[name, "other"], backbone=name, pretrained=name, provenance={"git_revision": name})
     exported = taken("open_clip") | {"checked_on": name}
     text = hub_card(changed, exported, metrics, "`use`", "")

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from must.config import EvaluateConfig
-from must.deploy.export.model_card import licence, model_card, read_metrics
+from must.deploy.export.model_card import licence, model_card
 from must.evaluation.evaluate import evaluate
+from must.evaluation.result import read_metrics
 from must.method.model.bundle import Description, load_description
 
 
@@ -43,8 +44,8 @@ def test_measured_numbers_and_intervals(digits, tmp_path, exported):
         )
     )
     card = model_card(load_description(digits.adapted), EXPORTED, read_metrics(str(tmp_path / "metrics.json")))
-    assert f"{metrics['adapted']['top1']:.1%}" in card and f"{metrics['baseline']['top1']:.1%}" in card
-    assert "120 labelled images" in card and metrics["data"]["index_sha256"] in card
+    assert f"{metrics.adapted.top1:.1%}" in card and f"{metrics.baseline.top1:.1%}" in card
+    assert "120 labelled images" in card and metrics.data.index_sha256 in card
     assert "Not measured" in (exported[1] / "MODEL_CARD.md").read_text()
 
 
@@ -70,6 +71,9 @@ def test_licence_of_the_backbone(tag, text):
 
 def test_wrong_metrics(tmp_path):
     (tmp_path / "list.json").write_text(json.dumps({"a": 1}))
-    for name, text in (("none.json", "no such file"), ("list.json", "is no metrics.json")):
+    for name, text in (
+        ("none.json", "no such file"),
+        ("list.json", r"is not what `must evaluate` writes \(images is missing"),
+    ):
         with pytest.raises(ValueError, match=text):
             read_metrics(str(tmp_path / name))

@@ -248,8 +248,8 @@ def test_a_library_that_answers_otherwise_leaves_what_was_there(made, tmp_path, 
 
     tiny, output = made("clip"), tmp_path / "ours"
     before = {path.name: path.read_bytes() for path in taken(tiny, "timm", output).iterdir()}
-    wrong = kind.PARTS
-    monkeypatch.setattr(kind, "PARTS", [*wrong[:3], ("ln_1.", "norm2."), ("ln_2.", "norm1."), *wrong[5:]])
+    wrong = kind.BLOCK_NAMES
+    monkeypatch.setattr(kind, "BLOCK_NAMES", [*wrong[:3], ("ln_1.", "norm2."), ("ln_2.", "norm1."), *wrong[5:]])
     with pytest.raises(ValueError, match="the library computes another network"):
         taken(tiny, "timm", output)
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before

@@ -59,7 +59,7 @@ def losses(digits, device: str = DEVICE, steps: int = 8, **changes) -> list[floa
     with trainer_of(digits, device, **changes) as trainer:
         assert not trainer.not_compiled, trainer.not_compiled
         groups = itertools.islice(trainer.groups(0), steps)
-        return [trainer.method(step, parts)["loss"].item() for step, parts in enumerate(groups)]
+        return [trainer.must_step(step, parts)["loss"].item() for step, parts in enumerate(groups)]
 
 
 def test_the_steps_are_those_of_a_cpu(digits):
@@ -82,12 +82,12 @@ def test_compiled_blocks_give_the_same_losses(digits):
 def test_the_host_waits_for_nothing_in_a_step(views, digits):
     with trainer_of(digits, augment_device=views, workers=1) as trainer:
         groups = trainer.groups(0)
-        trainer.method(0, next(groups))  # memory and constants are made once
+        trainer.must_step(0, next(groups))  # memory and constants are made once
         for step in (1, 2):
             if ON_GPU:
                 torch.cuda.set_sync_debug_mode("error")  # torch raises where something waits
             try:
-                values = trainer.method(step, next(groups))
+                values = trainer.must_step(step, next(groups))
             finally:
                 if ON_GPU:
                     torch.cuda.set_sync_debug_mode("default")
@@ -121,9 +121,9 @@ def test_views_of_the_gpu_are_near_the_exact_ones(digits):
 def test_attention_is_one_fused_kernel(digits):
     with trainer_of(digits, precision="bf16" if ON_GPU else "fp32") as trainer:
         groups = trainer.groups(0)
-        trainer.method(0, next(groups))
+        trainer.must_step(0, next(groups))
         with profile(activities=[ProfilerActivity.CUDA if ON_GPU else ProfilerActivity.CPU]) as recorded:
-            trainer.method(1, next(groups))["loss"].item()
+            trainer.must_step(1, next(groups))["loss"].item()
     names = [event.key.lower() for event in recorded.key_averages()]
     assert [name for name in names if any(word in name for word in FUSED)], names
 

@@ -20,7 +20,7 @@ from typing import Any
 from must.api.stages import call
 from must.base import storage
 from must_pipeline.cluster.config import Cluster
-from must_pipeline.cluster.load import load_cluster
+from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.compile import compile_pipeline
 from must_pipeline.files import CLUSTER
 from must_pipeline.server.api import Kfp, add_arguments

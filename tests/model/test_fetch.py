@@ -8,7 +8,7 @@ import torch
 
 from must.api import demo
 from must.base import storage
-from must.method.model import fetch
+from must.method.model import hub
 from must.method.model.backbone import load_backbone
 
 
@@ -41,29 +41,29 @@ def test_a_model_in_a_bucket_is_the_same_as_in_a_folder(bucket, cache):
 
 def test_it_is_fetched_once_until_it_changes(bucket, cache, capsys):
     _, uri = bucket
-    first = fetch.here(uri)
+    first = hub.ensure_local(uri)
     with ThreadPoolExecutor(4) as pool:
-        assert set(pool.map(fetch.here, [uri] * 8)) == {first}
+        assert set(pool.map(hub.ensure_local, [uri] * 8)) == {first}
     assert capsys.readouterr().out.count("fetching the model") == 1
     storage.write_bytes(f"{uri}/README", b"another version")
-    assert fetch.here(uri) != first and len(fetched(cache)) == 2
+    assert hub.ensure_local(uri) != first and len(fetched(cache)) == 2
 
 
 def test_a_checkpoint_file(bucket_server, cache):
     storage.write_bytes(f"{bucket_server.uri}/weights.pt", b"abc")
-    assert Path(fetch.here(f"{bucket_server.uri}/weights.pt")).read_bytes() == b"abc"
-    assert Path(fetch.here(f"{bucket_server.uri}/weights.pt")).name == "weights.pt"
+    assert Path(hub.ensure_local(f"{bucket_server.uri}/weights.pt")).read_bytes() == b"abc"
+    assert Path(hub.ensure_local(f"{bucket_server.uri}/weights.pt")).name == "weights.pt"
 
 
 def test_what_is_not_there_is_said_and_what_breaks_off_leaves_nothing(bucket, cache, bucket_server, monkeypatch):
     with pytest.raises(ValueError, match="there is no model"):
-        fetch.here(f"{bucket_server.uri}/nothing")
+        hub.ensure_local(f"{bucket_server.uri}/nothing")
     monkeypatch.setattr(storage, "download", lambda uri, path: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        fetch.here(bucket[1])
+        hub.ensure_local(bucket[1])
     assert fetched(cache) == []
 
 
 @pytest.mark.parametrize("name", ["", "ViT-B-16", "/models/tiny", "hf-hub:a/b", "local-dir:x"])
 def test_other_places_are_left_alone(name):
-    assert fetch.here(name) == name
+    assert hub.ensure_local(name) == name

@@ -160,6 +160,6 @@ def test_after_the_classifier_no_stage_asks_the_hub(repositories, digits, asked,
     call("refine", **shards, classifier=file, model="model", output="refined", split="test", device="cpu")
     call("select", **shards, model="model", baseline=file, output="selected")
     metrics = call("evaluate", **shards, model="selected", baseline=file, output="report", device="cpu")
-    assert metrics["images"] == 120
+    assert metrics.images == 120
     call("export", model="selected", shards=digits.shards, output="onnx", images=40)
     assert not (tmp_path / "cache").exists()

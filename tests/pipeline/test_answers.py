@@ -11,14 +11,14 @@ from must.deploy.promote.registry import Registry
 from must.method.answers.review import Review
 from must_pipeline import answer, submit
 from must_pipeline.cli import call as call_command
-from tests.kfp.stand_in import Player
+from tests.pipeline.kfp_server import KfpServer
 from tests.pipeline.local import Run, small_demo
 
 
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("KFP_TOKEN", "me")
-    made = Player(users={"Bearer me": {"vision"}})
+    made = KfpServer(users={"Bearer me": {"vision"}})
     yield made
     made.close()
 

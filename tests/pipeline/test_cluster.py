@@ -11,7 +11,7 @@ import yaml
 from must_pipeline import compile
 from must_pipeline.cluster import spot
 from must_pipeline.cluster.config import Cluster, Prediction, Resources
-from must_pipeline.cluster.load import load_cluster
+from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.compile import compile_pipeline
 from must_pipeline.files import CLUSTER, documents
 from must_pipeline.stages import STAGES

@@ -292,4 +292,4 @@ def test_a_wrong_schedule_is_refused_before_anything_is_sent(server, scheduler, 
 def test_the_example_is_a_valid_schedule():
 
     example = schedule.read_schedule(COMPILED.with_name("schedule.yaml"), COMPILED)
-    assert {"append", "warm_start", "only_new"} <= {k for k, v in example.parameters.items() if v is True}
+    assert {"append", "only_new"} <= {k for k, v in example.parameters.items() if v is True}

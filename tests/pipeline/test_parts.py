@@ -11,7 +11,7 @@ from must.data.format.index import load_index
 from must.runtime.notes import read_notes
 from must_components.shard import shard
 from must_components.shard_part import shard_part
-from must_pipeline.cluster.load import load_cluster
+from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.compile import compile_pipeline
 from tests import zoo
 from tests.pipeline.local import Run, small_demo

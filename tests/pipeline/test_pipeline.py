@@ -12,7 +12,7 @@ from kfp import components
 from must import __version__
 from must_pipeline.cli import COMMANDS
 from must_pipeline.cli import main as must_pipeline
-from must_pipeline.cluster.load import load_cluster
+from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.compile import compile_pipeline
 from must_pipeline.files import CLUSTER, COMPILED, documents
 from must_pipeline.local.console import StageOutput

@@ -140,16 +140,16 @@ def test_a_failing_stage_fails_the_run_and_the_summary_says_why(demo, tmp_path):
 
 
 @pytest.mark.slow
-def test_new_images_are_appended_trained_on_from_the_champion_and_compared_with_it(first, demo, tmp_path):
+def test_new_images_are_appended_trained_on_and_compared_with_the_champion(first, demo, tmp_path):
     work, _ = first
     champion = latest(work).version
-    scheduled = {"append": True, "only_new": True, "warm_start": True} | NO_WORSE
+    scheduled = {"append": True, "only_new": True} | NO_WORSE
     folder = demo[0] / "images" / "unlabeled"
     for file in (demo[0] / "later").iterdir():
         file.rename(folder / file.name)
     run = Run(demo[1] | scheduled, work, "--verbose")
     assert run.code == 0, run.log + run.error
-    assert f"starts from {champion}" in run.log and "revision 1" in run.artifacts["what_came_of_it"].read_text()
+    assert "revision 1" in run.artifacts["what_came_of_it"].read_text()
     assert f"Compared with: the champion, {champion}" in run.artifacts["reasons"].read_text()
     assert latest(work).version.startswith("r0001-") and latest(work).previous == (champion,)
 

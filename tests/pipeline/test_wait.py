@@ -13,8 +13,7 @@ import pytest
 import yaml
 
 from must.runtime.notes import Facts, read_notes, stage_note
-from must.runtime.page_text import as_text
-from must.runtime.summary import leave_page, stage_table, summarize
+from must.runtime.summary import as_text, leave_page, stage_table, summarize
 from must_components.argo import failures, is_refused, own_code
 from must_pipeline import cli
 from must_pipeline.server import wait

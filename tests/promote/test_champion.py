@@ -33,37 +33,8 @@ def ask(place, tmp_path, classes=("cat", "dog"), model="tiny", sha="sha", settin
 
 
 def test_an_empty_registry_has_no_champion(place, tmp_path):
-    found = ask(place, tmp_path, warm_start=True, only_new=True)
-    assert (found.version, found.bundle, found.init, found.action) == ("none", "", "", "train")
-
-
-def test_a_warm_start_wants_the_same_classes_and_backbone(place, tmp_path):
-    place.promote()
-    assert ask(place, tmp_path).init == ""
-    assert ask(place, tmp_path, warm_start=True).init == place.bundle("v0")
-    other = ask(place, tmp_path, warm_start=True, classes=("cat", "fox"))
-    assert other.init == "" and "starts from zero-shot: the champion has other classes" in other.reasons
-    assert "another backbone (tiny)" in ask(place, tmp_path, warm_start=True, model="big").reasons[1]
-
-
-@pytest.mark.parametrize(
-    "theirs, ours, same",
-    [
-        (("laion2b", ""), ("laion2b", ""), True),
-        (("laion2b", ""), ("datacomp", ""), False),
-        (("laion2b", "1" * 64), ("laion2b", ""), True),  # promoted before classifiers kept their model
-        (("laion2b", "1" * 64), ("datacomp", ""), False),
-        (("laion2b", "1" * 64), ("/models/file.pt", "1" * 64), True),
-        (("last.pt", "1" * 64), ("last.pt", "2" * 64), False),
-    ],
-)
-def test_a_warm_start_wants_the_same_pretrained_weights(place, tmp_path, theirs, ours, same):
-    place.promote(pretrained=theirs[0], **({"model_sha256": theirs[1]} if theirs[1] else {}))
-    found = ask(place, tmp_path, warm_start=True, origin=ours)
-    assert (found.init == place.bundle("v0")) is same
-    if not same:
-        line = f"starts from zero-shot: the champion has other pretrained weights ({theirs[0]})"
-        assert found.init == "" and found.reasons[1] == line
+    found = ask(place, tmp_path, only_new=True)
+    assert (found.version, found.bundle, found.action) == ("none", "", "train")
 
 
 @pytest.mark.parametrize("outcome", ["promoted as v0", "stopped"])

@@ -8,8 +8,10 @@ import sys
 import pytest
 
 from must.api.cli import main
-from must.deploy.promote import model_registry
+from must.deploy.promote import kubeflow_registry
 from must.deploy.promote.registry import Registry
+from must.evaluation.result import write_metrics
+from tests.evaluate.measured import MEASURED
 from tests.model_registry_server import V1, V1ALPHA3, ModelRegistryServer
 from tests.promote.bundles import make_bundle, make_onnx
 
@@ -36,8 +38,7 @@ def made(tmp_path):
     folder = tmp_path / "onnx"
     make_onnx(folder / "model.onnx")
     (folder / "MODEL_CARD.md").write_text("# A model card\n")
-    metrics = {"adapted": {"top1": 0.9, "broken": float("nan")}, "baseline": {"top1": 0.7}}
-    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    write_metrics(str(tmp_path / "metrics.json"), MEASURED)
     return ["--onnx", folder, "--metrics", tmp_path / "metrics.json"]
 
 
@@ -156,7 +157,7 @@ def test_what_a_server_refuses_is_known_before_anything_is_promoted(
     if fault == "archived":
         server.post(["registered_models"], {}, {"name": "digits", "state": "ARCHIVED"})
     else:
-        server.faults = [("GET", "/registered_models", fault)] * model_registry.TRIES
+        server.faults = [("GET", "/registered_models", fault)] * kubeflow_registry.TRIES
     line = refused(capsys, code, tmp_path, "--model", make_bundle(tmp_path / "m"), *made, *FLAGS)
     assert message in line and "nothing was promoted" in line and not (tmp_path / "registry").exists()
 
@@ -192,7 +193,7 @@ def test_old_servers_and_new_ones_are_spoken_to(tmp_path, made, monkeypatch, cap
 @pytest.mark.parametrize("fault", [500, "lost"])
 def test_what_breaks_half_way_is_completed_by_the_same_again(server, tmp_path, made, capsys, path, fault):
     flags = ["--model", make_bundle(tmp_path / "m"), *made, *FLAGS]
-    server.faults = [("POST", path, fault)] * (model_registry.TRIES if fault == 500 else 1)
+    server.faults = [("POST", path, fault)] * (kubeflow_registry.TRIES if fault == 500 else 1)
     if fault == 500:
         line = refused(capsys, 75, tmp_path, *flags)
         assert line.endswith("is the champion of the registry, but not in Kubeflow's; run the same again")

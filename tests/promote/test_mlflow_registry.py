@@ -8,6 +8,8 @@ import pytest
 from must.api.cli import main
 from must.config import trackers
 from must.deploy.promote.registry import Registry
+from must.evaluation.result import write_metrics
+from tests.evaluate.measured import MEASURED
 from tests.mlflow_server import MlflowServer
 from tests.promote.bundles import make_bundle, make_onnx
 
@@ -26,7 +28,7 @@ def made(tmp_path):
     make_onnx(folder / "model.onnx")
     (folder / "labels.txt").write_text("cat\ndog\n")
     (folder / "MODEL_CARD.md").write_text("# A model card\n")
-    (tmp_path / "metrics.json").write_text(json.dumps({"adapted": {"top1": 0.9}, "baseline": {"top1": 0.7}}))
+    write_metrics(str(tmp_path / "metrics.json"), MEASURED)
     return ["--onnx", folder, "--metrics", tmp_path / "metrics.json"]
 
 
@@ -97,7 +99,10 @@ class TestServer:
         assert champion.version == version.version and champion.description == "# A model card\n"
         assert champion.tags["must.version"] == latest(tmp_path) and champion.tags["must.git_revision"] == "abc"
         run = server.client.get_run(version.run_id)
-        assert run.data.metrics == {"adapted/top1": 0.9, "baseline/top1": 0.7} and run.info.status == "FINISHED"
+        assert (run.data.metrics["adapted/top1"], run.data.metrics["baseline/top1"]) == (
+            0.9,
+            0.7,
+        ) and run.info.status == "FINISHED"
         files = {file.path for file in server.client.list_artifacts(version.run_id, "model")}
         assert files == {f"model/{name}" for name in ("MLmodel", "MODEL_CARD.md", "labels.txt", "model.onnx")}
         mlflow.set_tracking_uri(server.uri)

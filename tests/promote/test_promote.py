@@ -1,24 +1,25 @@
 """The registry: versions are whole, LATEST moves once, of two rivals one loses aloud, one command goes back."""
 
-import copy
 import hashlib
 import json
 import multiprocessing
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from must.api.cli import main
 from must.base import storage
 from must.deploy.promote.registry import Registry
+from must.evaluation.result import write_metrics
+from tests.evaluate.measured import MEASURED
 from tests.promote.bundles import latest, make_bundle, make_onnx, promote
 
 
 def test_a_version_holds_the_bundle_the_onnx_and_where_they_come_from(registry, tmp_path, capsys):
     bundle = make_bundle(tmp_path / "model", seed=1, revision=3)
     make_onnx(tmp_path / "onnx" / "model.onnx")
-    metrics = {"adapted": {"top1": 0.9, "confusion": []}, "baseline": {"top1": 0.7}}
-    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    write_metrics(str(tmp_path / "metrics.json"), MEASURED)
     promote(registry, "--model", bundle, "--onnx", tmp_path / "onnx", "--metrics", tmp_path / "metrics.json")
     assert "LATEST is r0003-" in capsys.readouterr().out
     (version,) = Registry(registry, "digits").versions()
@@ -26,7 +27,8 @@ def test_a_version_holds_the_bundle_the_onnx_and_where_they_come_from(registry, 
     assert version["version"] == f"r0003-{weights[:12]}" == latest(registry).version
     assert set(version["files"]) == {"bundle/model.safetensors", "bundle/model.json", "onnx/model.onnx"}
     assert version["files"]["bundle/model.safetensors"] == {"bytes": 1000, "sha256": weights}
-    assert version["metrics"] == {"adapted": {"top1": 0.9}, "baseline": {"top1": 0.7}}
+    assert version["metrics"] == {"adapted": MEASURED.adapted.numbers, "baseline": MEASURED.baseline.numbers}
+    assert version["metrics"]["adapted"]["top1"] == 0.9
     assert (version["index_revision"], version["git_revision"]) == (3, "abc")
     promote(registry, "--list")
     assert "90.0%" in (line := capsys.readouterr().out) and line.rstrip().endswith("LATEST")
@@ -211,23 +213,6 @@ def test_a_bundle_whose_data_have_no_revision_needs_a_name(tmp_path, capsys, rev
     assert latest(str(tmp_path / "registry")).version == "mine"
 
 
-METRICS = {
-    "classes": ["a", "b"],
-    "labelled": 200,
-    "baseline": {"top1": 0.7},
-    "adapted": {"top1": 0.8},
-    "intervals": {"top1": [0.05, 0.15]},
-    "label_free": {
-        "compared": {
-            "agreement": 0.9,
-            "check": {"images": 200, "warnings": [], "agreement_before": 0.5, "agreement_after": 0.6},
-        },
-        "baseline": {"effective_classes": 2.0, "mutual_information": 0.5},
-        "adapted": {"effective_classes": 1.9, "mutual_information": 0.5},
-    },
-}
-
-
 @pytest.mark.parametrize(
     "flags, passed",
     [
@@ -240,7 +225,7 @@ METRICS = {
     ],
 )
 def test_the_gate_decides_and_promote_obeys(tmp_path, capsys, flags, passed):
-    (tmp_path / "metrics.json").write_text(json.dumps(METRICS))
+    write_metrics(str(tmp_path / "metrics.json"), MEASURED)
     decision = tmp_path / "decision.json"
     main(["gate", "--metrics", str(tmp_path / "metrics.json"), "--output", str(decision), *flags])
     shown = capsys.readouterr().out
@@ -258,9 +243,9 @@ def test_the_gate_decides_and_promote_obeys(tmp_path, capsys, flags, passed):
 
 def test_zero_shot_goes_green_but_replaces_no_champion(tmp_path, capsys):
     """Nothing was kept of an adaptation: the first model may be that, a champion stays."""
-    metrics = copy.deepcopy(METRICS)
-    metrics["label_free"]["compared"]["agreement"] = 1.0
-    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    free = MEASURED.label_free
+    same = replace(free, compared=replace(free.compared, agreement=1.0))
+    write_metrics(str(tmp_path / "metrics.json"), replace(MEASURED, label_free=same))
     decision = tmp_path / "decision.json"
     main(["gate", "--metrics", str(tmp_path / "metrics.json"), "--output", str(decision)])
     assert "gate (label-free): passed, zero-shot is kept" in capsys.readouterr().out

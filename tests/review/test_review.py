@@ -18,7 +18,7 @@ from must.data.loading.reader import ShardReader
 from must.deploy.review.page import self_contained
 from must.deploy.review.pictures import Pictures
 from must.deploy.review.prepare import prepare
-from must.deploy.review.review import placed, review_at, what_next
+from must.deploy.review.review import review_at, what_next
 from must.deploy.review.session import PATIENCE, Session
 from must.deploy.review.teaching import Images, Teaching
 from must.method.answers.book import read_answers
@@ -250,11 +250,6 @@ def test_a_folder_of_another_model_or_with_damaged_files_is_refused_in_one_line(
     (folder / "review.json").write_text((folder / "review.json").read_text()[:-100])
     with pytest.raises(ValueError, match="is damaged or of another version"):
         review_at(config)
-    with pytest.raises(ValueError, match="no folder that `must adapt` made"):
-        placed(ReviewConfig(work=str(tmp_path)))
-    (tmp_path / "adapt.json").write_text("{}")
-    found = placed(ReviewConfig(work=str(tmp_path)))
-    assert found.model == str(tmp_path / "model") and found.output == str(tmp_path / "review")
 
 
 def test_a_page_that_carries_its_pictures_runs_nothing_of_theirs_and_has_a_bound(review, folder, monkeypatch):

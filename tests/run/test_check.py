@@ -141,7 +141,7 @@ def test_a_place_that_cannot_be_written_to_is_said_before_the_training_and_nothi
 
 @pytest.mark.parametrize("register, variable", [("kubeflow", "MODEL_REGISTRY_URL"), ("mlflow", "MLFLOW_TRACKING_URI")])
 def test_a_registry_that_is_not_there_is_said_before_the_training(tmp_path, monkeypatch, register, variable):
-    monkeypatch.setattr("must.deploy.promote.model_registry.TRIES", 1)
+    monkeypatch.setattr("must.deploy.promote.kubeflow_registry.TRIES", 1)
     monkeypatch.setenv(variable, "http://127.0.0.1:9")
     monkeypatch.delenv("KF_PIPELINES_SA_TOKEN_PATH", raising=False)
     with pytest.raises(TransientError, match=r"http://127.0.0.1:9 does not answer"):

@@ -1,16 +1,18 @@
 """Stages that are told which index they work on refuse another one, before they load or write anything."""
 
-import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from must.api.stages import call
 from must.base.exits import code_of
 from must.data.format.index import load_index
+from must.evaluation.result import Data, write_metrics
 from must.runtime import decision, stages
 from must.runtime.training import TrainRequest
 from tests.evaluate.digits import digits as make_digits
+from tests.evaluate.measured import MEASURED
 
 EARLIER = "e" * 64  # what the index was when the run began
 
@@ -40,7 +42,7 @@ def test_the_pipelines_stages_pass_on_the_index_they_were_given(digits, tmp_path
     work = tmp_path / "work"
     shutil.copytree(digits.shards, work / "shards")
     given = {"index_sha256": EARLIER, "classifier": digits.classifier}
-    _, values = TrainRequest(str(work), **given, init="", preset="digits", settings={}, epochs=1).job_values()
+    _, values = TrainRequest(str(work), **given, preset="digits", settings={}, epochs=1).job_values()
     assert EARLIER in refused(call, "train", **values, classifier=digits.classifier, output=str(tmp_path / "m"))
     places = {"details": str(tmp_path / "details"), "report": str(tmp_path / "report.html")}
     assert EARLIER in refused(stages.evaluate, str(work), **given, bundle=digits.adapted, split="test", **places)
@@ -50,7 +52,8 @@ def test_the_gate_compares_with_the_champion_on_the_images_that_were_evaluated(d
     work, details = tmp_path / "work", tmp_path / "details"
     shutil.copytree(digits.shards, work / "shards")
     details.mkdir()
-    (details / "metrics.json").write_text(json.dumps({"data": {"index_sha256": EARLIER}}))
+    earlier = replace(MEASURED, data=Data(index_sha256=EARLIER))
+    write_metrics(str(details / "metrics.json"), earlier)
     written = tmp_path / "decision.json"
     line = refused(
         decision.decide, str(work), bundle=digits.adapted, details=str(details), registry=str(tmp_path / "registry"),

@@ -200,7 +200,7 @@ def test_a_place_that_cannot_be_written_to_does_not_stop_the_stage(tmp_path, cap
 
 
 def test_notes_and_curves_go_to_a_bucket_while_the_stage_runs(bucket_server, tmp_path, monkeypatch):
-    monkeypatch.setattr(mirror, "EVERY", 0.05)
+    monkeypatch.setattr(mirror, "COPY_EVERY_S", 0.05)
     folder, place = tmp_path / "tensorboard", f"{bucket_server.uri}/curves"
     from must.base import storage
 

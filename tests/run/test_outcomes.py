@@ -10,10 +10,10 @@ import json
 import pytest
 
 from must.base.storage import join, write_bytes
-from must.runtime.fanout import follow_ups
 from must.runtime.notes import Facts, Note, content_of
 from must.runtime.outcome import outcome_of
 from must.runtime.places import WorkUri
+from must.runtime.stages import follow_ups
 from must.runtime.summary import summarize
 
 STATES = ["COMPLETE", "RUNNING", "FAILED", "SUCCEEDED", "CANCELED", None]
@@ -199,7 +199,7 @@ def test_a_run_that_fails_after_its_promotion_says_that_the_model_is_promoted_an
     leave(str(tmp_path), [*before, Note("predict-1-of-2", "failed", started=9, code=2)])
     page = summarize(str(tmp_path), "7", "FAILED", "again")
     assert page.startswith("# Run failed: predict-1-of-2: ")
-    assert "Promoted all the same** as r0007" in page and "`only_new` and `warm_start` false" in page
+    assert "Promoted all the same** as r0007" in page and "`only_new` false" in page
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from must.base.processes import is_running
 from must.runtime.notes import Facts, read_notes
 from must.runtime.stages import library
 from must.runtime.summary import summarize
-from must.runtime.supervise import LONGEST, Policy, supervised
+from must.runtime.supervise import LONGEST_WAIT, Policy, supervised
 from tests import supervised as endings
 from tests.promote.bundles import make_bundle
 
@@ -62,7 +62,7 @@ def test_it_is_given_up_after_as_many_tries_as_cluster_yaml_says(tmp_path, retri
 
 def test_pauses_grow_to_an_hour():
     policy = Policy(9, 60, 2)
-    assert [policy.pause(number) for number in (1, 2, 3)] == [60, 120, 240] and policy.pause(9) == LONGEST
+    assert [policy.pause(number) for number in (1, 2, 3)] == [60, 120, 240] and policy.pause(9) == LONGEST_WAIT
 
 
 def test_a_wrong_environment_is_one_line(tmp_path, retries, capfd):
@@ -163,7 +163,7 @@ def test_a_stage_of_the_library_runs_as_it_is_also_with_a_parameter_called_name(
 
 def test_a_place_that_another_run_holds_is_waited_for_and_then_refused_with_its_own_code(tmp_path, retries, capfd):
     """The other run is a real process; its run's id is in the line, and nothing calls it wrong input."""
-    hold = "import os, sys\nfrom must.base.lock import locked\nfrom must.data.shards.workdir import LOCK\n"
+    hold = "import os, sys\nfrom must.base.lock import locked\nfrom must.data.shards.workdir import SHARDS\n"
     hold += "os.environ['MUST_RUN_ID'] = '1f2e'\n"
     hold += "with locked(sys.argv[1], LOCK):\n    print('held', flush=True)\n    sys.stdin.read()"
     command = [sys.executable, "-c", hold, str(tmp_path / "shards")]

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from must.api import cli
-from must.api.demo.data import digit_parts
+from must.api.demo import digit_parts
 from must.config import RefineConfig, SelectConfig, ShardConfig
 from must.data.shards.build import shard
 from must.deploy.labels.formats import read_labels

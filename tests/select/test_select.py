@@ -17,7 +17,6 @@ from must.method.select.check import agreement_gain
 from must.method.select.features import subsample
 from must.method.select.select import HALF, TRIED, select
 from must.method.train import trainer
-from must.method.train.presets import preset
 from must.method.train.trainer import train
 
 
@@ -82,8 +81,8 @@ def test_labels_choose_alpha_and_what_they_measure_is_recorded(digits, tmp_path)
     values = {"model": str(tmp_path / "labelled"), "baseline": digits.classifier, "shards": digits.shards}
     metrics = evaluate(EvaluateConfig(**values, output=str(tmp_path / "report"), workers=0, device="cpu"))
     assert found["measured"]["answers"] == 120
-    assert found["measured"]["model"][0] == pytest.approx(metrics["adapted"]["top1"])
-    assert found["measured"]["zero_shot"][0] == pytest.approx(metrics["baseline"]["top1"])
+    assert found["measured"]["model"][0] == pytest.approx(metrics.adapted.top1)
+    assert found["measured"]["zero_shot"][0] == pytest.approx(metrics.baseline.top1)
     with pytest.raises(ValueError, match="no split 'elsewhere'"):
         selected(digits, digits.adapted, tmp_path / "none", labelled="elsewhere")
     assert not (tmp_path / "none").exists()
@@ -116,9 +115,9 @@ def test_at_most_2000_images_are_looked_at_evenly_spread(images):
 
 
 def training(digits, output, **changes):
-    values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output)}
+    values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output), "preset": "digits"}
     settings = {"epochs": 2, "batch_size": 50, "workers": 0, "seed": 1, "log_every": 2, "alpha": 0.5, **changes}
-    return load(TrainConfig, {**values, **settings}, preset=preset("digits", "any"))
+    return load(TrainConfig, {**values, **settings})
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +184,7 @@ def test_a_model_made_by_the_ladder_loads_evaluates_exports_and_is_selected_from
     )
     page = (tmp_path / "r/report.html").read_text()
     assert "A part is kept (alpha 0.3)." in page and "ladder" not in page
-    assert metrics["label_free"]["compared"]["check"]["images"] == 120
+    assert metrics.label_free.compared.check.images == 120
     exported = export(
         ExportConfig(
             model=str(tmp_path / "old"), output=str(tmp_path / "onnx"), metrics=str(tmp_path / "r/metrics.json")

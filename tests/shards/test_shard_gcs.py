@@ -17,7 +17,7 @@ from must.base import lock, storage
 from must.base.processes import is_running
 from must.data.format.index import load_index
 from must.data.format.verify import verify
-from must.data.shards.workdir import LOCK as SHARDS
+from must.data.shards.workdir import SHARDS as SHARDS
 from tests import zoo
 from tests.shards.test_shard import run, samples
 from tests.shards.test_shard import tree as local_tree
@@ -128,7 +128,7 @@ shard(ShardConfig(source={source!r}, output={output!r}, workers=2, max_rejected=
 
 
 def test_a_living_owner_of_the_bucket_is_respected(bucket_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.2)
+    monkeypatch.setattr(lock, "LOCK_BEAT_S", 0.2)
     output = bucket_server.uri + "/out"
     with lock.locked(output, SHARDS) as still_ours:
         monkeypatch.setattr(lock.socket, "gethostname", lambda: "another-pod")

@@ -16,9 +16,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from must.data.shards.listing import open_source
 from must.data.sources import archives, tables
 from must.data.sources.base import LONGEST, ListingReport
-from must.data.sources.open import open_source
 from tests import zoo
 
 
@@ -185,7 +185,7 @@ def test_headers_that_tarfile_would_read_for_minutes(tmp_path: Path, kind: str) 
     path = tmp_path / "x.tar"
     path.write_bytes(HEADERS[kind] + bytes(1024))
     program = (
-        "import resource, sys; from must.data.sources.open import open_source; "
+        "import resource, sys; from must.data.shards.listing import open_source; "
         "from must.data.sources.base import ListingReport\n"
         "resource.setrlimit(resource.RLIMIT_CPU, (5, 5))\n"
         "try: list(open_source(sys.argv[1], 'none', '--source').items(ListingReport(print)))\n"

@@ -18,14 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from must.base.exits import WRONG_INPUT, code_of, line_of
+from must.base.names import Headers
 from must.base.parameters import load
-from must.base.tars import Headers
 from must.config import PredictConfig, TrainConfig
+from must.data.shards.listing import open_source
 from must.data.sources import archives
 from must.data.sources.archives import open_archives, unzipped
 from must.data.sources.base import ListingReport, UnreadableError
 from must.data.sources.files import Manifest
-from must.data.sources.open import open_source
 from must.deploy.predict.images import predict_images
 from must.method.model.bundle import load_description
 from must.method.model.classifier import load_class_set, load_text_classifier, make_class_set, parse_header

@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from must.data.shards.listing import open_source
 from must.data.sources import tables
 from must.data.sources.base import ListingReport, UnreadableError
-from must.data.sources.open import open_source
 from tests.sources.test_tables import refused, write
 
 MEASURE = r"""
 import re, sys
 from must.data.sources.base import ListingReport
-from must.data.sources.open import open_source
+from must.data.shards.listing import open_source
 from must.data.sources import table_files, tables
 import pyarrow.parquet
 from pathlib import Path
@@ -54,7 +54,7 @@ EVERY_BYTE = r"""
 import sys
 from pathlib import Path
 from must.data.sources.base import ListingReport
-from must.data.sources.open import open_source
+from must.data.shards.listing import open_source
 path = Path(sys.argv[1])
 whole, read = path.read_bytes(), 0
 for place in range(len(whole)):

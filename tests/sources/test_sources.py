@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
+from must.data.shards.listing import open_source
 from must.data.sources.archives import expanded, key_of
 from must.data.sources.base import ListingReport, UnreadableError, told_apart
-from must.data.sources.open import open_source
 from tests import zoo
 from tests.shards.test_shard import rejected, run, samples
 

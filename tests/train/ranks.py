@@ -5,8 +5,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from must.method.train.losses import LossWeights, must_losses, pseudo_labels
+from must.method.train.losses import must_losses, pseudo_labels
 from must.method.train.optimizer import build_optimizer, learning_rate, set_learning_rate
+from must.method.train.settings import Objective
 from must.method.train.teacher import ema_decay, make_teacher, update_teacher
 from tests.golden import golden_batch, golden_model
 
@@ -27,9 +28,8 @@ def four_steps(part, reduction="global", threshold=0.7, classes=0):
         with torch.no_grad():
             labels = pseudo_labels(teacher(weak), threshold)
         balance = None if step % 2 == 0 else balance
-        losses = must_losses(
-            network(strong, masked), labels, strong, masked, LossWeights(0.2, 1.0, 0.5), balance, reduction
-        )
+        objective = Objective(0.2, 1.0, 0.5, reduction, threshold)
+        losses = must_losses(network(strong, masked), labels, strong, masked, objective, balance)
         balance = losses.class_balance
         optimizer.zero_grad()
         losses.total.backward()

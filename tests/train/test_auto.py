@@ -10,9 +10,10 @@ from must.api import cli
 from must.api.stages import configure
 from must.base.parameters import load
 from must.config import TrainConfig
+from must.data.format.index import load_index
 from must.method.model.classifier import load_text_classifier, save_classifier
-from must.method.train.auto import BATCHES, EPOCHS, auto, decay, settings
-from must.method.train.presets import preset
+from must.method.train.auto import BATCHES, EPOCHS, REASONS, decay, settings
+from must.method.train.presets import published, resolve
 
 TOWERS = {"tiny": (128, 32, 4), "ViT-B/16": (768, 224, 16), "ViT-L/14": (1024, 224, 14)}
 SIZES = (1, 20, 300, 1097, 1_000_000)
@@ -32,7 +33,7 @@ def test_settings_can_be_trained_with(images, tower, classes):
     assert steps >= config.epochs and config.ema_warmup_steps <= max(1, 0.15 * steps + 1)
     _, size, patch = TOWERS[tower]
     assert size % config.mask_patch_size == 0 and config.mask_patch_size % patch == 0
-    assert config.alpha == "auto" and config.flip == 0
+    assert config.alpha == "auto" and config.flip == 0 and REASONS.keys() == result.keys() | {"class_prior"}
     assert result == settings(images, classes, *TOWERS[tower]), "a pure function"
 
 
@@ -94,34 +95,39 @@ def values_of(digits, **changes):
     return {"shards": digits.shards, "classifier": digits.classifier, "output": "o", **changes}
 
 
+def resolved(values, file=None):
+    config = configure("train", values, file)
+    return resolve(config, load_index(config.shards), load_text_classifier(config.classifier)).config
+
+
 @pytest.mark.parametrize("named", [{}, {"preset": "auto"}, {"preset": ""}])
 def test_must_train_takes_it_if_none_is_named(digits, named):
-    config = configure("train", values_of(digits, **named))
+    config = resolved(values_of(digits, **named))
     expected = settings(150, 10, *TOWERS["tiny"])
-    assert {name: getattr(config, name) for name in expected} == auto(values_of(digits)) == expected
+    assert {name: getattr(config, name) for name in expected} == expected
 
 
 def test_flags_and_files_win(digits, tmp_path):
     file = tmp_path / "settings.yaml"
     file.write_text(yaml.safe_dump({"epochs": 3, "lr": 0.5}))
-    config = configure("train", values_of(digits, lr="0.25"), str(file))
+    config = resolved(values_of(digits, lr="0.25"), str(file))
     assert (config.epochs, config.lr, config.alpha) == (3, 0.25, "auto")
 
 
 def test_shares_that_the_classifier_file_holds_are_taken(digits, tmp_path):
     file = str(tmp_path / "c.safetensors")
     save_classifier(replace(load_text_classifier(digits.classifier), shares=(0.1,) * 10), file)
-    assert configure("train", values_of(digits)).class_prior == "uniform"
-    assert configure("train", values_of(digits, classifier=file)).class_prior == "given"
-    assert configure("train", values_of(digits, classifier=file, class_prior="uniform")).class_prior == "uniform"
-    assert configure("train", values_of(digits, classifier=file, preset="digits")).class_prior == "uniform"
+    assert resolved(values_of(digits)).class_prior == "uniform"
+    assert resolved(values_of(digits, classifier=file)).class_prior == "given"
+    assert resolved(values_of(digits, classifier=file, class_prior="uniform")).class_prior == "uniform"
+    assert resolved(values_of(digits, classifier=file, preset="digits")).class_prior == "uniform"
 
 
 def test_published_settings_are_what_they_were(digits):
     """A preset's name gives its row and the published defaults, nothing of auto."""
     named = values_of(digits, preset="imagenet", model="ViT-B-16", pretrained="openai")
-    config = configure("train", dict(named))
-    assert config == TrainConfig(**{**preset("imagenet", "ViT-B-16"), **named})
+    config = resolved(named)
+    assert config == TrainConfig(**{**published("imagenet", "ViT-B-16"), **named})
     assert (config.epochs, config.batch_size, config.lr, config.min_lr) == (30, 1024, 2e-5, 1e-6)
     assert (config.ema_decay_init, config.ema_decay, config.ema_warmup_steps) == (0.999, 0.9998, 2000)
     assert (config.mask_patch_size, config.mask_ratio, config.confidence_threshold) == (32, 0.3, 0.7)
@@ -132,9 +138,9 @@ def test_published_settings_are_what_they_were(digits):
 
 def test_a_classifier_file_elsewhere_names_the_model(digits):
     """--model and --pretrained stand in for the classifier's, as in training."""
-    model = configure("train", values_of(digits, model="ViT-B-16", pretrained="openai"))
+    model = resolved(values_of(digits, model="ViT-B-16", pretrained="openai"))
     assert model.mask_patch_size == 32 and model.weak_padding == 0
-    assert configure("train", values_of(digits)).mask_patch_size == 8
+    assert resolved(values_of(digits)).mask_patch_size == 8
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from must.method.distributed import cpu
 from must.method.distributed.cpu import MOST_LOADERS, loader_processes
 from must.method.distributed.process_group import pick_device
 from must.method.model.bundle import load_bundle, load_description
-from must.method.train.autotune import SHARE, blank, choose_accumulation, fewest_pieces
+from must.method.train.autotune import SHARE, blank, choose_micro_batches, fewest_micro_batches
 from must.method.train.checkpoint import Checkpoints
-from must.method.train.presets import preset
+from must.method.train.settings import StepSettings
 from must.method.train.step import MustStep
 from must.method.train.trainer import train
 from tests.golden import golden_model
@@ -32,13 +32,13 @@ def one_thread():
 
 def config(digits, output, **changes):
     values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output), "epochs": 1}
-    values |= {"batch_size": 25, "seed": 1, "log_every": 2}
-    return load(TrainConfig, {**values, **changes}, preset=preset("digits", "any"))
+    values |= {"preset": "digits", "batch_size": 25, "seed": 1, "log_every": 2}
+    return load(TrainConfig, {**values, **changes})
 
 
 def golden_step():
     settings = load(TrainConfig, {"shards": "-", "classifier": "-", "output": "-"})
-    return MustStep(golden_model(), Preprocess(size=32), settings, ALONE, 3, 2)
+    return MustStep(golden_model(), Preprocess(size=32), StepSettings.of(settings), ALONE, 3, 2)
 
 
 @pytest.mark.parametrize(
@@ -85,18 +85,18 @@ def test_the_number_of_loaders_does_not_change_the_model(digits, tmp_path):
 )
 def test_the_fewest_micro_batches_that_fit(free, pieces):
     """Of 1,000 images that take a byte each, besides a hundred."""
-    assert fewest_pieces(1000, 100, 1, free + 1e-6) == pieces
+    assert fewest_micro_batches(1000, 100, 1, free + 1e-6) == pieces
 
 
 def test_a_model_that_does_not_fit_is_one_line():
     with pytest.raises(ValueError, match=r"^--accumulate auto: not even one image a step fits: it takes 5 GB") as error:
-        fewest_pieces(64, 4e9, 1e9, 5e9)
+        fewest_micro_batches(64, 4e9, 1e9, 5e9)
     assert "\n" not in str(error.value)
 
 
 def test_on_a_cpu_it_is_one_piece_and_a_run_that_goes_on_keeps_its_own():
     method = golden_step()
-    assert [choose_accumulation(method, 24, before) for before in (0, 24, 6, 5)] == [1, 1, 4, 1]
+    assert [choose_micro_batches(method, 5, 24, before) for before in (0, 24, 6, 5)] == [1, 1, 4, 1]
 
 
 def test_a_trial_changes_no_weight():

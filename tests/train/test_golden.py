@@ -7,12 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from must.method.train.losses import LossWeights, fairness_loss, must_losses, pseudo_labels
+from must.method.train.losses import fairness_loss, must_losses, pseudo_labels
 from must.method.train.optimizer import build_optimizer, learning_rate, parameter_groups, set_learning_rate
+from must.method.train.settings import Objective
 from must.method.train.teacher import ema_decay, make_teacher, update_teacher
 from tests.golden import facts, golden, golden_batch, golden_model, our_name, tensors
 
-WEIGHTS = LossWeights(fairness=0.2, reconstruction=1.0, alignment=0.5)
+OBJECTIVE = Objective(0.2, 1.0, 0.5, "global", 0.7)
 TERMS = {
     "loss_st": "loss_self_training",
     "loss_fair": "loss_fairness",
@@ -30,7 +31,7 @@ def first_step(dtype=torch.float32):
         teacher_logits = make_teacher(student)(weak)
     labels = pseudo_labels(teacher_logits, 0.7)
     output = student(strong, masked)
-    return student, teacher_logits, labels, output, must_losses(output, labels, strong, masked, WEIGHTS), masked
+    return student, teacher_logits, labels, output, must_losses(output, labels, strong, masked, OBJECTIVE), masked
 
 
 def run(dtype):
@@ -44,7 +45,7 @@ def run(dtype):
         set_learning_rate(optimizer, learning_rate(step, 4, 0.032, 1e-6, batch_size=8))
         with torch.no_grad():
             labels = pseudo_labels(teacher(weak), 0.7)
-        losses = must_losses(student(strong, masked), labels, strong, masked, WEIGHTS)
+        losses = must_losses(student(strong, masked), labels, strong, masked, OBJECTIVE)
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
@@ -219,7 +220,7 @@ def test_a_batch_without_a_confident_image_trains_on():
     weak, strong, masked = golden_batch(0)
     labels = pseudo_labels(student(weak), 1.0)
     assert not labels.confident.any()
-    losses = must_losses(student(strong, masked), labels, strong, masked, WEIGHTS)
+    losses = must_losses(student(strong, masked), labels, strong, masked, OBJECTIVE)
     losses.total.backward()
     assert losses.values["loss_self_training"].item() == 0
     assert all(torch.isfinite(parameter.grad).all() for parameter in student.parameters())

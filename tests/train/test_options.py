@@ -13,7 +13,6 @@ from must.config import TrainConfig
 from must.method.model.bundle import load_bundle
 from must.method.model.classifier import load_text_classifier, save_classifier
 from must.method.train.losses import fairness_loss
-from must.method.train.presets import preset
 from must.method.train.trainer import train
 from tests.train.processes import on_ranks
 from tests.train.step_ranks import run_steps, run_steps_on_a_rank
@@ -61,8 +60,8 @@ def test_processes_and_micro_batches_take_the_step_of_one(record_property):
 
 def config(digits, output, **changes):
     values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output), "epochs": 1}
-    values |= {"batch_size": 50, "workers": 0, "log_every": 1}
-    return load(TrainConfig, {**values, **changes}, preset=preset("digits", "any"))
+    values |= {"preset": "digits", "batch_size": 50, "workers": 0, "log_every": 1}
+    return load(TrainConfig, {**values, **changes})
 
 
 def with_shares(digits, path, shares):

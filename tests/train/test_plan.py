@@ -16,7 +16,6 @@ from must.method.model.bundle import load_bundle
 from must.method.train import plan as planning
 from must.method.train import trainer
 from must.method.train.estimate import Memory, Pace, Size, StepTimer, duration, gigabytes, memory_of
-from must.method.train.presets import preset
 from must.method.train.trainer import train
 from tests.train.processes import on_ranks
 
@@ -24,8 +23,8 @@ SETTINGS = {"epochs": 2, "batch_size": 25, "workers": 1, "log_every": 3, "seed":
 
 
 def config(digits, kind=TrainConfig, **changes):
-    values = {"shards": digits.shards, "classifier": digits.classifier, **SETTINGS, **changes}
-    return load(kind, values, preset=preset("digits", "any"))
+    values = {"shards": digits.shards, "classifier": digits.classifier, "preset": "digits", **SETTINGS, **changes}
+    return load(kind, values)
 
 
 @pytest.fixture(autouse=True)
@@ -38,10 +37,11 @@ def test_the_command_prints_the_plan_and_writes_nothing(digits, tmp_path, monkey
     flags = [part for name, value in SETTINGS.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     inputs = ["--shards", digits.shards, "--classifier", digits.classifier, "--preset", "digits"]
     cli.main(["plan", *inputs, *flags, "--seconds", "0.2"])
-    model, steps, files, cost = capsys.readouterr().out.splitlines()
+    model, steps, files, settings, cost = capsys.readouterr().out.splitlines()
     assert "150 images of 'train'" in model and "10 classes" in model
     assert steps == "12 steps of 25 images (2 epochs), 1 process(es) on cpu, 1 loader(s) each"
     assert files.startswith("checkpoints: ") and files.endswith(" for 2 of them")
+    assert ", lr 0.004, " in settings and "epochs" not in settings and settings.endswith(" of must/config/presets.yaml")
     assert "for 12 steps on this machine: " in cost and "after 1 to warm up" in cost and "memory: " in cost
     assert not list(tmp_path.iterdir())
 
@@ -76,8 +76,9 @@ def test_steps_that_take_minutes_are_measured_by_a_few_images(digits, monkeypatc
 
 
 def planned_here(shards, classifier):
-    values = {"shards": shards, "classifier": classifier, **SETTINGS, "batch_size": 26, "workers": 0, "seconds": 0.01}
-    return planning.plan(load(PlanConfig, values, preset=preset("digits", "any")))
+    values = {"shards": shards, "classifier": classifier, "preset": "digits", **SETTINGS}
+    values |= {"batch_size": 26, "workers": 0, "seconds": 0.01}
+    return planning.plan(load(PlanConfig, values))
 
 
 @pytest.mark.slow

@@ -17,7 +17,6 @@ from must.config import TrainConfig
 from must.data.loading.reader import ShardReader
 from must.method.distributed.preemption import StopSignal
 from must.method.train.checkpoint import Checkpoints
-from must.method.train.presets import preset
 from must.method.train.trainer import train
 from tests.stores import be_impatient
 from tests.train.lives import difference
@@ -35,7 +34,7 @@ STEPS = 12
 
 def config(digits, output, **changes):
     values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output), "preset": "digits"}
-    return load(TrainConfig, {**values, **SETTINGS, **changes}, preset=preset("digits", "any"))
+    return load(TrainConfig, {**values, **SETTINGS, **changes})
 
 
 @pytest.fixture(scope="module")

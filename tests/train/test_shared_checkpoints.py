@@ -15,9 +15,8 @@ from must.base import lock, storage
 from must.base.parameters import load
 from must.config import TrainConfig
 from must.method.train import checkpoint as checkpoint_module
-from must.method.train.checkpoint import LOCK as CHECKPOINTS
+from must.method.train.checkpoint import CHECKPOINTS as CHECKPOINTS
 from must.method.train.checkpoint import Checkpoints
-from must.method.train.presets import preset
 from must.method.train.trainer import train
 from tests.test_lock import hold
 
@@ -27,12 +26,12 @@ ROOT = Path(__file__).parents[2]
 def config(digits, output, **changes):
     values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output), "preset": "digits"}
     values |= {"epochs": 1, "batch_size": 50, "workers": 0, "checkpoint_every": 2, "device": "cpu"}
-    return load(TrainConfig, {**values, **changes}, preset=preset("digits", "any"))
+    return load(TrainConfig, {**values, **changes})
 
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(checkpoint_module, "LOCK", replace(CHECKPOINTS, patience=0))
+    monkeypatch.setattr(checkpoint_module, "CHECKPOINTS", replace(CHECKPOINTS, patience=0))
 
 
 def state(step):
@@ -66,7 +65,7 @@ def test_a_bucket_is_locked_too_and_the_lock_of_a_lost_pod_grows_old(
     digits, tmp_path, bucket_server, monkeypatch, capsys
 ):
     uri = bucket_server.uri + "/run"
-    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.2)
+    monkeypatch.setattr(lock, "LOCK_BEAT_S", 0.2)
     with lock.locked(uri, CHECKPOINTS):
         monkeypatch.setattr(lock.socket, "gethostname", lambda: "another-pod")
         with pytest.raises(ValueError, match="being written by another `must train`"):

@@ -10,7 +10,6 @@ from must.api import cli
 from must.base.parameters import load
 from must.config import TrainConfig, trackers
 from must.evaluation.training import training_log
-from must.method.train.presets import preset
 from must.method.train.trackers import fan
 from must.method.train.trackers.base import reason
 from must.method.train.trackers.fan import AsyncTracker
@@ -31,7 +30,7 @@ def alone(monkeypatch):
 
 def config(digits, output, *names, **changes):
     values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output), "preset": "digits"}
-    return load(TrainConfig, {**values, **SETTINGS, "trackers": list(names), **changes}, preset=preset("digits", "any"))
+    return load(TrainConfig, {**values, **SETTINGS, "trackers": list(names), **changes})
 
 
 def killed_and_finished(digits, output, *names):

@@ -16,7 +16,6 @@ from must.evaluation.training import training_log
 from must.method.model.bundle import load_bundle, load_description
 from must.method.train.log import unlearned
 from must.method.train.optimizer import build_optimizer, set_learning_rate, step_if_finite
-from must.method.train.presets import preset
 from must.method.train.trainer import train
 from tests.forked import Must
 from tests.golden import golden_model
@@ -34,7 +33,7 @@ STEPS = 18  # 150 images, 6 batches an epoch
 
 def config(digits, output, **changes):
     values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output), "preset": "digits"}
-    return load(TrainConfig, {**values, **SETTINGS, **changes}, preset=preset("digits", "any"))
+    return load(TrainConfig, {**values, **SETTINGS, **changes})
 
 
 def start(digits, output, *extra):

@@ -15,7 +15,7 @@ from cryptography.x509.oid import NameOID
 
 from must.evaluation.training import training_log
 from must.method.train.trackers import trainer_status
-from must.method.train.trackers.base import Life
+from must.method.train.trackers.base import Attempt
 from must.method.train.trackers.fan import AsyncTracker, Trackers
 from must.method.train.trackers.trainer_status import TrainerStatus
 from must.method.train.trainer import train
@@ -143,9 +143,9 @@ def test_a_life_that_goes_on_counts_the_whole_run_and_its_own_speed(trainer):
 
 
 def test_nothing_is_sent_where_the_variables_are_not_all_there(trainer, tmp_path, monkeypatch):
-    life = Life(tmp_path, 0, [], "")
+    attempt = Attempt(tmp_path, 0, [], "")
     for name, count in (("", 1), ("KUBEFLOW_TRAINER_SERVER_TOKEN", 0)):
         monkeypatch.delenv(name, raising=False)
-        made = Trackers([], life, {}, 3)
+        made = Trackers([], attempt, {}, 3)
         made.start({})
         assert len(made.all) == count

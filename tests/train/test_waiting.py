@@ -24,6 +24,7 @@ from must.method.model.masked_vit import MaskedViT
 from must.method.train import step as step_module
 from must.method.train.log import Meter, NoLog
 from must.method.train.losses import pseudo_labels
+from must.method.train.settings import StepSettings
 from must.method.train.step import MustStep
 from must.method.train.trainer import Trainer
 from tests.golden import golden_model
@@ -46,10 +47,10 @@ def launches_of_steps(world=ALONE, precision="fp32", **settings) -> list[Counter
     """Of each of three steps, with their part of the log's sums, of a model of three blocks."""
     size = IMAGES * world.size
     config = TrainConfig(shards="-", classifier="-", output="-", batch_size=size, precision=precision, **settings)
-    method = MustStep(golden_model().to(world.device), Preprocess(size=32), config, world, 8, 2)
+    method = MustStep(golden_model().to(world.device), Preprocess(size=32), StepSettings.of(config), world, 8, 2)
     for values in (method.preprocess.mean, method.preprocess.std):
         channels(values, world.device)  # once a run
-    size, meter, found = IMAGES // config.pieces, Meter(), []
+    size, meter, found = IMAGES // config.accumulate, Meter(), []
     for step in range(3):
         parts = [made_batch(step, range(n, n + size)) for n in range(0, IMAGES, size)]
         with unread(world.device) as launches:
@@ -119,13 +120,13 @@ def test_the_loop_reads_at_its_log_lines_alone(place, fused_on_meta, digits, tmp
     data = {"shards": digits.shards, "classifier": digits.classifier, "output": str(tmp_path)}
     trainer, read = Trainer(load(TrainConfig, settings | data), ALONE), []
     trainer.choose()
-    preprocess = trainer.method.preprocess
+    preprocess = trainer.must_step.preprocess
     for values in (preprocess.mean, preprocess.std, fill_color(preprocess.mean)):
         channels(values, DEVICE)  # once a run
-    monkeypatch.setattr(trainer.health, "read", lambda meter, step, batch: read.append(step + 1) or {})
+    monkeypatch.setattr(trainer.monitor, "check", lambda meter, step, batch: read.append(step + 1) or {})
     with unread():
         trainer.take_steps(trainer.groups(0), NoLog(), StopSignal())
-    assert read == [3, trainer.whole.steps]
+    assert read == [3, trainer.batches.steps]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -14,7 +14,6 @@ def train_job(
     bundle: dsl.Output[dsl.Model],
     training: dsl.Output[dsl.Metrics],
     nodes: dict,
-    init: str = "",
     preset: str = "",
     settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
     epochs: int = 0,
@@ -30,7 +29,6 @@ def train_job(
         bundle: the adapted model.
         training: the run's figures.
         nodes: how many nodes and what they are like, from cluster.yaml.
-        init: bundle to start from; nothing for the zero-shot model.
         preset: published settings of a data set; see `must train --help`.
         settings: any parameters of `must train` by name; they win over the preset.
         epochs: passes over the data; 0 leaves it to settings and preset.
@@ -45,7 +43,7 @@ def train_job(
 
     trained = supervised(
         "train", train_on_nodes, run_id, work_uri, index_sha256=index_sha256,
-        classifier=classifier.path, output=bundle.path, nodes=nodes, init=init, preset=preset, settings=settings,
+        classifier=classifier.path, output=bundle.path, nodes=nodes, preset=preset, settings=settings,
         epochs=epochs, tensorboard_uri=tensorboard_uri,
     )  # fmt: skip
     for name, value in plain(trained.summary).items():

@@ -13,14 +13,14 @@ from must.method.model.bundle import load_description
 from must.runtime.keepalive import SILENCE
 from must.runtime.notes import Facts, stage_note
 from must.runtime.places import JobUri, WorkUri
-from must.runtime.training import Trained, TrainRequest, in_words, origin
+from must.runtime.training import Trained, TrainRequest, origin, words_of_run
 from must_components.train_job.jobs import Jobs
 from must_components.train_job.launch import Launch
 from must_components.train_job.manifest import request
 
 
 def train_on_nodes(
-    work_uri: str, *, index_sha256: str, classifier: str, output: str, nodes: dict[str, Any], init: str = "",
+    work_uri: str, *, index_sha256: str, classifier: str, output: str, nodes: dict[str, Any],
     preset: str = "", settings: dict[str, Any], epochs: int = 0, tensorboard_uri: str = "",
 ) -> Trained:  # fmt: skip
     """Trains, or attaches to the job that trains.
@@ -28,7 +28,7 @@ def train_on_nodes(
     Exits with the nodes' code (2, 75 or 1) and the job's last lines and events when it fails, with 75 when it is
     stopped itself: then the job trains on, unless the whole run is being stopped.
     """
-    wanted = TrainRequest(work_uri, index_sha256, classifier, init, preset, settings, epochs)
+    wanted = TrainRequest(work_uri, index_sha256, classifier, preset, settings, epochs)
     asked, (key, values) = wanted.decision_key(), wanted.job_values()
     job = WorkUri(work_uri).job(key + since(work_uri, asked))
     name = job_name(job.uri)
@@ -39,7 +39,7 @@ def train_on_nodes(
         Launch(Jobs(), request(name, nodes, job.uri), job, int(nodes["timeout"])).run()
         copy_bundle(job.bundle, output)
         summary = load_description(output).provenance["summary"]
-        note.result = in_words(summary, f" on {int(nodes['nodes'])} nodes")
+        note.result = words_of_run(summary, f" on {int(nodes['nodes'])} nodes")
     return Trained(summary, origin(output))
 
 

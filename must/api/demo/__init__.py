@@ -1,10 +1,13 @@
 """The bundled example: a tiny CLIP that knows computer fonts, and real handwriting to adapt it to."""
 
+import hashlib
 import logging
 import shutil
 from pathlib import Path
 
+import numpy as np
 import yaml
+from PIL import Image
 
 from must.base.files import MODEL_FOLDER_FILE
 from must.base.parameters import require
@@ -24,8 +27,6 @@ def demo(config: DemoConfig) -> Path:
     Raises:
         ValueError: the folder holds something else. A classes.yaml or pipeline.yaml that was changed is left alone.
     """
-    from must.api.demo.data import CLASSES, TEMPLATES, write_images
-
     output = Path(config.output)
     check_output(output)
     (output / "model").mkdir(parents=True, exist_ok=True)
@@ -72,3 +73,51 @@ def pipeline_parameters(folder: Path) -> dict[str, str]:
         "model_name": "digits",
         "preset": "digits",
     }
+
+
+CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+TEMPLATES = (
+    "a photo of the digit {}.",
+    "a photo of the number {}.",
+    "the digit {}.",
+    "the number {}.",
+    "a picture of the digit {}.",
+    "a scan of the number {}.",
+    "a blurry photo of the digit {}.",
+    "a drawing of the digit {}.",
+)
+DIGITS = Path(__file__).with_name("digits.csv.gz")
+IMAGE_SIZE = 32
+PARTS = {"test": 500, "validation": 200, "unlabeled": 1097}
+
+
+def digit_parts() -> dict[str, list[tuple[Image.Image, str]]]:
+    """The three parts of the data, each a list of (32 x 32 grey image, class name) in a fixed order."""
+    table = np.loadtxt(DIGITS, delimiter=",")
+    pixels = np.round(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    digits = table[:, -1].astype(int)
+    order = sorted(range(len(pixels)), key=lambda i: hashlib.sha256(pixels[i].tobytes()).digest())
+    parts, start = {}, 0
+    for part, count in PARTS.items():
+        chosen = order[start : start + count]
+        parts[part] = [(enlarge(pixels[i]), CLASSES[digits[i]]) for i in chosen]
+        start += count
+    assert start == len(pixels)
+    return parts
+
+
+def enlarge(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
+
+
+def write_images(folder: Path, parts: tuple[str, ...] = ("unlabeled", "test")) -> dict[str, int]:
+    """Writes PNG files, ``unlabeled/00000.png`` without and ``test/<class>/00000.png`` with labels; returns counts."""
+    counts = {}
+    everything = digit_parts()
+    for part in parts:
+        for number, (image, label) in enumerate(everything[part]):
+            path = folder / part / ("" if part == "unlabeled" else label) / f"{number:05d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
+        counts[part] = len(everything[part])
+    return counts

@@ -1,6 +1,6 @@
 """Local paths and buckets (gs://, s3://, az://) behind one interface: what is written is complete or absent.
 
-Imports only `errors`, `processes` and `text`. A store's module is imported with its first URI: clients are optional.
+A store's module is imported with its first URI: clients are optional.
 """
 
 from must.base.errors import TransientError
@@ -16,8 +16,12 @@ from must.base.storage.api import (
     list_files,
     local_copy,
     move,
+    object_or_none,
     open_write,
+    parse_object,
     read_bytes,
+    read_json,
+    read_object,
     read_versioned,
     remote,
     size,
@@ -26,5 +30,4 @@ from must.base.storage.api import (
 )
 from must.base.storage.base import ConflictError, Entry, Generation, UnreachableError, Writable
 from must.base.storage.disk import TEMPORARY, HashingFile, disk_errors, local, remove_leftovers, sha256_of, umask
-from must.base.storage.json_objects import object_or_none, parse_object, read_json, read_object
 from must.base.storage.retry import is_transient, repeat, wait_for_credentials

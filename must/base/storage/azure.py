@@ -20,7 +20,7 @@ from azure.storage.blob import BlobBlock, BlobServiceClient
 from must.base.errors import UserError
 from must.base.processes import per_process
 from must.base.storage.base import Generation
-from must.base.storage.retry import TIMEOUT, is_transient
+from must.base.storage.retry import HTTP_TIMEOUTS, is_transient
 from must.base.storage.store import KEY, MARK, RIGHT, Head, Place, Store, conflict, missing
 from must.base.text import one_line, without_secrets
 
@@ -145,8 +145,8 @@ def client(account: str = "") -> Any:
 def client_of(connection: str, account: str, key: str) -> Any:
     options: dict[str, Any] = {
         "retry_total": 0,  # `repeat` is more patient
-        "connection_timeout": TIMEOUT[0],
-        "read_timeout": TIMEOUT[1],
+        "connection_timeout": HTTP_TIMEOUTS[0],
+        "read_timeout": HTTP_TIMEOUTS[1],
         "max_single_put_size": 2 * Store.RANGE,
         "max_single_get_size": Store.RANGE,
         "max_chunk_get_size": Store.RANGE,

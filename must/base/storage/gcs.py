@@ -24,7 +24,7 @@ from must.base.errors import UserError
 from must.base.processes import per_process
 from must.base.storage import retry
 from must.base.storage.base import Generation
-from must.base.storage.retry import TIMEOUT
+from must.base.storage.retry import HTTP_TIMEOUTS
 from must.base.storage.store import KEY, MARK, RIGHT, Head, Place, Store, conflict, missing
 
 
@@ -33,7 +33,7 @@ class Gcs(Store):
 
     def head(self, place: Place) -> Head:
         blob = blob_of(place)
-        blob.reload(retry=None, timeout=TIMEOUT)
+        blob.reload(retry=None, timeout=HTTP_TIMEOUTS)
         return Head(int(blob.size), int(blob.generation), (blob.metadata or {}).get(MARK))
 
     def page(self, place: Place, prefix: str, token: str) -> tuple[list[tuple[str, int]], str]:
@@ -44,7 +44,7 @@ class Gcs(Store):
             page_size=self.PAGE,
             fields="items(name,size),nextPageToken",
             retry=None,
-            timeout=TIMEOUT,
+            timeout=HTTP_TIMEOUTS,
         )
         return [(blob.name, int(blob.size)) for blob in next(blobs.pages, ())], blobs.next_page_token or ""
 
@@ -52,7 +52,7 @@ class Gcs(Store):
         end = None if length is None else start + length - 1
         try:
             blob = blob_of(place, generation=generation)
-            return blob.download_as_bytes(start=start or None, end=end, retry=None, timeout=TIMEOUT)
+            return blob.download_as_bytes(start=start or None, end=end, retry=None, timeout=HTTP_TIMEOUTS)
         except api.RequestRangeNotSatisfiable:
             return b""
 
@@ -77,19 +77,19 @@ class Gcs(Store):
             "retry": Retry(  # its clock starts with the piece; DEFAULT_RETRY takes a damaged answer for final
                 self.is_transient, retry.FIRST_PAUSE, retry.LONGEST_PAUSE, 2.0, retry.RETRY_TIMEOUT
             ),
-            "timeout": TIMEOUT,
+            "timeout": HTTP_TIMEOUTS,
         }
 
     def copy_object(self, place: Place, target: Place) -> None:
         source, destination, token = blob_of(place), blob_of(target), None
         while True:
-            rewrite = partial(destination.rewrite, source, token=token, retry=None, timeout=TIMEOUT)
+            rewrite = partial(destination.rewrite, source, token=token, retry=None, timeout=HTTP_TIMEOUTS)
             token = self.ask(place, rewrite)[0]
             if token is None:
                 return
 
     def remove(self, place: Place, condition: Generation | None) -> None:
-        blob_of(place).delete(if_generation_match=condition, retry=None, timeout=TIMEOUT)
+        blob_of(place).delete(if_generation_match=condition, retry=None, timeout=HTTP_TIMEOUTS)
 
     def no_bucket(self, place: Place) -> str:
         return (

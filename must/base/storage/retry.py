@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 FIRST_PAUSE = 0.2  # seconds before a request is repeated; then twice as long each time, at random below that
 LONGEST_PAUSE = 20.0
 RETRY_TIMEOUT = 300.0  # seconds of repeated failure after which a request is given up
-TIMEOUT = (10, 60)  # seconds to connect, seconds without a byte
+HTTP_TIMEOUTS = (10, 60)  # seconds to connect, seconds without a byte
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses
 
 PROVEN = "MUST_PROVEN_PLACES"  # in the environment: URIs where this run has read and written, one a line

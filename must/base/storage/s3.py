@@ -24,7 +24,7 @@ from botocore.config import Config
 from must.base.errors import UserError
 from must.base.processes import per_process
 from must.base.storage.base import Generation
-from must.base.storage.retry import TIMEOUT, is_transient
+from must.base.storage.retry import HTTP_TIMEOUTS, is_transient
 from must.base.storage.store import KEY, MARK, RIGHT, Head, Place, Store, conflict, missing
 from must.base.text import one_line, without_secrets
 
@@ -176,8 +176,8 @@ def client() -> Any:
 @per_process
 def client_of(endpoint: str) -> Any:
     settings = Config(
-        connect_timeout=TIMEOUT[0],
-        read_timeout=TIMEOUT[1],
+        connect_timeout=HTTP_TIMEOUTS[0],
+        read_timeout=HTTP_TIMEOUTS[1],
         retries={"total_max_attempts": 1, "mode": "standard"},
         max_pool_connections=64,  # a worker's reading threads
         request_checksum_calculation="when_required",  # "when_supported" breaks older S3-compatible servers

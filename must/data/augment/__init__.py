@@ -1,4 +1,4 @@
 """The views of an image: weak for the teacher, strong and masked for the student, exact, fast or on the GPU.
 
-Imports image alone; what is drawn depends on (seed, epoch, sample) and on nothing else.
+What is drawn depends on (seed, epoch, sample) and on nothing else.
 """

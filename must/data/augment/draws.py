@@ -9,9 +9,9 @@ import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
 from must.base.errors import UserError
+from must.base.parameters import default_of
 from must.config import TrainConfig
 from must.data.image.decode import identify, orientation
 from must.data.image.preprocess import Preprocess
@@ -37,26 +38,30 @@ class Operation(NamedTuple):
     arguments: tuple[float, ...]
 
 
+def parameter(name: str) -> Any:
+    """A field with the default of this parameter of `must train`, as published."""
+    value = default_of(TrainConfig.__dataclass_fields__[name])
+    return field(default=tuple(value) if isinstance(value, list) else value)
+
+
 @dataclass(frozen=True)
 class ViewSettings:
-    """Settings of the views; the defaults are the published ones."""
+    """What the views take of a run's settings, by the names of TrainConfig. `patch_size` is the model's, in pixels."""
 
     preprocess: Preprocess = field(default_factory=Preprocess)
-    patch_size: int = 16  # of the model, pixels
-    mask_patch_size: int = 32  # of a masked cell, pixels
-    mask_ratio: float = 0.3
-    weak_padding: int = 0  # pixels
-    strong_scale: tuple[float, float] = (0.3, 1.0)  # area
-    flip: float = 0.5
-    randaugment: str = "rand-m9-mstd0.5-inc1"
-    randaugment_ops: tuple[str, ...] = ()
+    patch_size: int = 16
+    mask_patch_size: int = parameter("mask_patch_size")
+    mask_ratio: float = parameter("mask_ratio")
+    weak_padding: int = parameter("weak_padding")
+    strong_scale: tuple[float, float] = parameter("strong_scale")
+    flip: float = parameter("flip")
+    randaugment: str = parameter("randaugment")
+    randaugment_ops: tuple[str, ...] = parameter("randaugment_ops")
 
-    @classmethod
-    def of(cls, config: TrainConfig, preprocess: Preprocess, patch_size: int) -> Self:
-        """Args: `patch_size` is of the model, pixels; all that follows it above are the parameters of that name."""
-        own = [getattr(config, one.name) for one in fields(cls)[2:]]
-        given: list[Any] = [tuple(value) if isinstance(value, list) else value for value in own]
-        return cls(preprocess, patch_size, *given)
+    @property
+    def masked_patches(self) -> int:
+        """How many patches of an image are masked."""
+        return PatchMask(self.preprocess.size, self.patch_size, self.mask_patch_size, self.mask_ratio).masked_patches
 
 
 @dataclass(frozen=True)

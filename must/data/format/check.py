@@ -8,7 +8,7 @@ from must.base.names import SHA256, SHARD, TABLE, below, of_form
 from must.base.parameters import require
 from must.base.text import brief
 
-LARGEST = 2**53  # of any number; sums of those in an index stay far from 2^63
+LARGEST_OFFSET = 2**53  # of any number; sums of those in an index stay far from 2^63
 MOST_CHUNKS = 2**30  # they are numbered in 32 bits, and --append goes on counting
 
 
@@ -113,5 +113,5 @@ def table_of(name: Any, sha256: Any) -> dict[str, str]:
 
 
 def count(value: Any, what: str) -> int:
-    require(type(value) is int and 0 <= value < LARGEST, f"{what} must be a non-negative integer")
+    require(type(value) is int and 0 <= value < LARGEST_OFFSET, f"{what} must be a non-negative integer")
     return value

@@ -10,12 +10,12 @@ from must.base import storage
 from must.base.errors import UserError
 from must.data.format.check import Shard
 
-AGAIN = "delete index.json and run `must index make` again"
+REINDEX = "delete index.json and run `must index make` again"
 
 
 def again(shard: Shard) -> str:
     """What mends a table that is not the index's."""
-    return AGAIN if shard.file else "run `must shard` again"
+    return REINDEX if shard.file else "run `must shard` again"
 
 
 def load_offsets(uri: str, shard: Shard) -> np.ndarray:
@@ -65,9 +65,9 @@ def load_texts(uri: str, shard: Shard) -> bytes:
     try:
         data = storage.read_bytes(path)
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; {AGAIN}") from None
+        raise UserError(f"{path} is missing; {REINDEX}") from None
     if hashlib.sha256(data).hexdigest() != shard.texts_sha256:
-        raise UserError(f"{path} is damaged: its sha256 is not the index's; {AGAIN}")
+        raise UserError(f"{path} is damaged: its sha256 is not the index's; {REINDEX}")
     return data
 
 

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from must.base import storage
 from must.base.errors import UserError
+from must.base.names import Headers
 from must.base.progress import bar
-from must.base.tars import Headers
 from must.base.text import printable
 from must.data.format.index import Index, Shard, load_index
 from must.data.format.offsets import load_offsets, load_texts

@@ -118,23 +118,24 @@ class GlobalBatches:
 
 
 class MicroBatches:
-    """A batch sampler that hands out each of another's batches in `parts` equal pieces, one after the other.
+    """A batch sampler that hands out each of another's batches in `micro_batches` equal parts, one after the other.
 
     Raises:
         ValueError: the batch of a process does not divide.
     """
 
-    def __init__(self, batches: GlobalBatches, parts: int) -> None:
-        if batches.local_size % parts:
+    def __init__(self, batches: GlobalBatches, micro_batches: int) -> None:
+        if batches.local_size % micro_batches:
             raise UserError(
-                f"--accumulate {parts}: must divide the {batches.local_size} images that each process takes a step"
+                f"--accumulate {micro_batches}: must divide the {batches.local_size} images that each process takes a "
+                "step"
             )
-        self.batches, self.parts = batches, parts
+        self.batches, self.micro_batches = batches, micro_batches
 
     def __len__(self) -> int:
-        return len(self.batches) * self.parts
+        return len(self.batches) * self.micro_batches
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        size = self.batches.local_size // self.parts
+        size = self.batches.local_size // self.micro_batches
         for batch in self.batches:
             yield from (batch[start : start + size] for start in range(0, len(batch), size))

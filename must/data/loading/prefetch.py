@@ -10,7 +10,7 @@ from must.data.loading.order import GlobalBatches, MicroBatches
 from must.data.loading.reader import ShardReader
 
 THREADS = 4
-AHEAD = 4  # shards that evaluation downloads ahead; training downloads a window
+SHARDS_AHEAD = 4  # shards that evaluation downloads ahead; training downloads a window
 PAUSE = 1.0  # seconds until a shard is tried again that had no room, or that another process was downloading
 
 
@@ -23,8 +23,10 @@ class PrefetchingBatchSampler:
 
     def __init__(self, batches: GlobalBatches | MicroBatches, reader: ShardReader, in_flight: int) -> None:
         self.batches, self.reader = batches, reader
-        self.steps, self.parts = (batches.batches, batches.parts) if isinstance(batches, MicroBatches) else (batches, 1)
-        self.in_flight = -(-in_flight // self.parts)  # steps
+        self.steps, self.micro_batches = (
+            (batches.batches, batches.micro_batches) if isinstance(batches, MicroBatches) else (batches, 1)
+        )
+        self.in_flight = -(-in_flight // self.micro_batches)  # steps
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -37,7 +39,7 @@ class PrefetchingBatchSampler:
         ahead = ShardPrefetcher(reader.cache, reader.uri, self.shard_at, steps.window)
         try:
             for number, batch in enumerate(self.batches):
-                step = steps.first_step + number // self.parts
+                step = steps.first_step + number // self.micro_batches
                 oldest = max(step - self.in_flight, steps.first_step)
                 ahead.use(steps.places(oldest)[0], steps.places(step)[1])
                 yield batch
@@ -64,7 +66,7 @@ class PrefetchingSampler:
             yield from self.numbers
             return
         shards = dict(enumerate(reader.shards))
-        ahead = ShardPrefetcher(reader.cache, reader.uri, shards.get, AHEAD)
+        ahead = ShardPrefetcher(reader.cache, reader.uri, shards.get, SHARDS_AHEAD)
         try:
             for place, sample in enumerate(self.numbers):
                 oldest = self.numbers[max(place - self.in_flight, 0)]

@@ -15,7 +15,7 @@ from must.base.errors import UserError
 from must.base.processes import close, keep_from_children
 from must.config.defaults import CACHE_GB
 from must.data.format.index import Index, load_index
-from must.data.format.offsets import AGAIN, load_offsets, load_texts
+from must.data.format.offsets import REINDEX, load_offsets, load_texts
 from must.data.loading.cache import GB, ShardCache
 
 OPEN = 32  # shards whose files a reader keeps open, unless told otherwise
@@ -94,7 +94,7 @@ class ShardReader:
         if column and self.shards[number].file:
             data = self._text(number)[offset : offset + size]
             if len(data) != size:
-                raise UserError(f"{self.shards[number].texts_name} in {self.uri} is damaged; {AGAIN}")
+                raise UserError(f"{self.shards[number].texts_name} in {self.uri} is damaged; {REINDEX}")
             return data
         data = storage.read_bytes(name, offset, size) if file is None else os.pread(file, size, offset)
         if len(data) != size:
@@ -134,7 +134,7 @@ class ShardReader:
             raise UserError(f"{path}: is missing; {broken}")
         size = path.stat().st_size
         if shard.file and size != shard.bytes:  # its owner is another program
-            raise UserError(f"{path}: has changed since it was indexed ({shard.bytes} bytes then); {AGAIN}")
+            raise UserError(f"{path}: has changed since it was indexed ({shard.bytes} bytes then); {REINDEX}")
         if size != shard.bytes:  # the table of offsets is good for that many, and memory is taken by it
             what = "is truncated" if size < shard.bytes else "is too long"
             raise UserError(f"{path}: {what}: {size} bytes, its index says {shard.bytes}; {broken}")

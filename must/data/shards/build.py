@@ -29,8 +29,8 @@ from must.data.shards.listing import Listing, chunks_of, list_sources, open_sour
 from must.data.shards.parts import locked_part, refuse_living_parts
 from must.data.shards.pool import Pool
 from must.data.shards.progress import ProgressBar, print_summary, print_work
-from must.data.shards.workdir import LOCK, NAME, RUN, WRITTEN, Run, Workdir
-from must.data.sources.base import Source, is_within, not_read
+from must.data.shards.workdir import NAME, RUN, SHARDS, WRITTEN, Run, Workdir
+from must.data.sources.base import Source, is_within, no_images
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def shard(config: ShardConfig) -> Index | None:
         if parts > 1:
             held.enter_context(locked_part(config.output, number, parts))
             return run_part(config, sources)
-        still_ours = held.enter_context(locked(config.output, LOCK))
+        still_ours = held.enter_context(locked(config.output, SHARDS))
         refuse_living_parts(config.output)
         return run_alone(config, sources, still_ours)
 
@@ -177,7 +177,7 @@ def finish_if_last(task: Task, pool: Pool, work: Workdir) -> Index | None:
         )
         return None
     try:
-        with locked(output, LOCK) as still_ours:
+        with locked(output, SHARDS) as still_ours:
             if work.is_of(task.run):
                 work.tidy()
                 return summed_up(task, finish(task, pool, work, still_ours))
@@ -262,13 +262,10 @@ def nothing_new(config: ShardConfig, previous: Index) -> Index:
 
 def nothing_found(config: ShardConfig, listing: Listing) -> str:
     where = f"--source {config.source}: "
-    if listing.skipped:
-        kinds = not_read(listing.skipped)
-        return f"{where}no images, known endings are .jpg, .png, .webp and the like; only other files: {kinds}"
-    if listing.rejected:
+    if listing.rejected and not listing.skipped:
         name, reason = listing.rejected[0]
         return f"{where}no images that can be read; {name}: {reason}"
-    return f"{where}no images in there"
+    return where + no_images(listing.skipped)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from must.data.shards.scatter import Buckets
+from must.data.shards.shuffle import Buckets
 
 BUCKETS = 64
 OLD = -1  # the chunk of samples in shards of an earlier revision

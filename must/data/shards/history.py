@@ -15,7 +15,7 @@ from must.base import storage
 from must.base.errors import UserError
 from must.data.format.index import Index
 from must.data.shards.chunk import name_hash
-from must.data.shards.scatter import Buckets
+from must.data.shards.shuffle import Buckets
 from must.data.sources.base import Item
 
 BUCKETS = 64

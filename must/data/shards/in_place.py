@@ -33,7 +33,7 @@ from must.data.shards.commit import MOST_LABELS, count_splits
 from must.data.shards.pool import Pool
 from must.data.shards.progress import print_summary
 from must.data.shards.tarwriter import npy
-from must.data.shards.workdir import LOCK
+from must.data.shards.workdir import SHARDS
 from must.data.sources.archives import expanded, tar_members
 from must.data.sources.base import ListingReport, damage_named, kind_of, told_apart
 
@@ -94,7 +94,7 @@ def make_index(uri: str, output: str = "", split: str = "train", test: str = "",
         all(remote) or not storage.is_remote(output),
         f"--output {output}: an index in a bucket is read on other machines, which do not have these local tars",
     )
-    with fresh_folder(output), locked(output, LOCK) as still_ours:
+    with fresh_folder(output), locked(output, SHARDS) as still_ours:
         require(not storage.exists(path), f"{path} is there already; delete it, or choose another --output")
         done: list[Found] = []
         written: list[str] = []

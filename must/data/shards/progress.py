@@ -15,7 +15,7 @@ from must.data.sources.base import not_read
 
 logger = logging.getLogger(__name__)
 
-LOG_EVERY = 60.0  # seconds between lines where there is no terminal
+LOG_EVERY = 50.0  # seconds between lines where there is no terminal: before the command line's own
 
 
 class ProgressBar:

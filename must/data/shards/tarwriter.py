@@ -13,8 +13,8 @@ BLOCK = 512
 
 # A member's header around its name, size and checksum. From these constants' bytes comes the constant share of the sum.
 TEMPLATE = tarfile.TarInfo("").tobuf(tarfile.GNU_FORMAT)
-HEAD, MIDDLE, TAIL = TEMPLATE[100:124], TEMPLATE[135:148], TEMPLATE[156:]
-CHECKSUM = sum(HEAD) + sum(MIDDLE) + sum(TAIL) + 8 * ord(" ")
+TEMPLATE_HEAD, MIDDLE, TEMPLATE_TAIL = TEMPLATE[100:124], TEMPLATE[135:148], TEMPLATE[156:]
+CHECKSUM = sum(TEMPLATE_HEAD) + sum(MIDDLE) + sum(TEMPLATE_TAIL) + 8 * ord(" ")
 
 
 class TarWriter:
@@ -63,7 +63,9 @@ def header_of(name: str, size: int) -> bytes:
     assert len(name) < 100 and size < 8**11, "a key is short, and --max-file-mb is below 8 GiB"
     fields, digits = name.encode("ascii"), b"%011o" % size
     checksum = CHECKSUM + sum(fields) + sum(digits)
-    return b"".join((fields, bytes(100 - len(fields)), HEAD, digits, MIDDLE, b"%06o\0 " % checksum, TAIL))
+    return b"".join(
+        (fields, bytes(100 - len(fields)), TEMPLATE_HEAD, digits, MIDDLE, b"%06o\0 " % checksum, TEMPLATE_TAIL)
+    )
 
 
 def npy(values: np.ndarray) -> bytes:

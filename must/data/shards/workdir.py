@@ -26,11 +26,11 @@ from must.data.shards.chunk import record_name
 
 NAME = ".shard"
 RUN, ID = "run.json", "run_id"  # the file, and the name in it that a run was given
-LOCK = Kind("must shard", "--output", ".shard.lock")  # of the output
+SHARDS = Kind("must shard", "--output", ".shard.lock")  # of the output
 LOCKS = ".shard-parts"  # the parts' locks are in a folder of their own, for `NAME` may hold a million names
 READERS = 16  # records that are fetched from a bucket at the same time
-SHARD = re.compile(r"[^\W\d]\w*-[0-9]{6,12}\.(tar|npy)")  # as must.base.names has it, and its table
-OF_INDEX = re.compile(rf"{SHARD.pattern}|{TABLE.pattern}")  # what only an index that names it gives a meaning
+SHARD_FILE = re.compile(r"[^\W\d]\w*-[0-9]{6,12}\.(tar|npy)")  # as must.base.names has it, and its table
+OF_INDEX = re.compile(rf"{SHARD_FILE.pattern}|{TABLE.pattern}")  # what only an index that names it gives a meaning
 WRITTEN = re.compile(rf"{OF_INDEX.pattern}|rejected\.jsonl")
 
 

@@ -19,8 +19,8 @@ from typing import Any, BinaryIO
 from braceexpand import braceexpand
 
 from must.base import storage
+from must.base.names import Headers, require_end
 from must.base.parameters import require
-from must.base.tars import Headers, require_end
 from must.base.text import brief
 from must.data.sources.base import (
     ARCHIVE,

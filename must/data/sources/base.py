@@ -31,6 +31,12 @@ def not_read(kinds: Mapping[str, int]) -> str:
     return listed + hint
 
 
+def no_images(skipped: Mapping[str, int]) -> str:
+    """Why nothing came of a folder."""
+    others = f", known endings are .jpg, .png, .webp and the like; only other files: {not_read(skipped)}"
+    return f"no images in there{others if skipped else ''}"
+
+
 class Item(NamedTuple):
     """One file that should be an image. It goes through files as a JSON list, so its fields are plain values."""
 

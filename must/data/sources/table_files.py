@@ -13,7 +13,7 @@ from must.base.parameters import require
 from must.data.sources.base import ARCHIVE, EXTENSIONS, kind_of
 from must.data.sources.files import is_name
 
-TABLE = re.compile(r"\.(parquet|arrow)$", re.IGNORECASE)
+TABLE_FILE = re.compile(r"\.(parquet|arrow)$", re.IGNORECASE)
 SPLIT = re.compile(r"(?:.*/)?([a-z][a-z0-9_]{0,49})-\d{5}-of-\d{5}\.(?:parquet|arrow)", re.DOTALL)  # as hubs name them
 ROWS = 32  # that are in memory at once, and fewer where they may be large
 AT_ONCE = 100_000_000  # bytes of so many rows
@@ -55,7 +55,7 @@ def find_tables(uri: str, option: str, exclude: str) -> list[Table]:
             continue
         if ARCHIVE.search(entry.name) or entry.name.lower().rpartition(".")[2] in EXTENSIONS:
             return []
-        if TABLE.search(entry.name) or entry.name in (STATE, SPLITS):
+        if TABLE_FILE.search(entry.name) or entry.name in (STATE, SPLITS):
             names.append(entry.name)
     if SPLITS in names:
         splits: Any = described(uri, SPLITS, option).get("splits")

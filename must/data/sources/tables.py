@@ -28,7 +28,7 @@ from must.data.sources.base import (
 )
 from must.data.sources.columns import Asked, Columns, choose, features_in
 from must.data.sources.files import is_split, refusal
-from must.data.sources.table_files import TABLE, Table, find_tables, named, need_pyarrow, opened
+from must.data.sources.table_files import TABLE_FILE, Table, find_tables, named, need_pyarrow, opened
 
 ROW = 1000  # bytes that a row counts for besides its own: a file of some kilobytes may have any number of empty ones
 
@@ -171,7 +171,7 @@ def open_tables(uri: str, labels: str, option: str, exclude: str, asked: Asked) 
     Raises:
         ValueError: one is missing, or pyarrow is.
     """
-    files = expanded(uri) if TABLE.search(uri) else []
+    files = expanded(uri) if TABLE_FILE.search(uri) else []
     missing = [file for file in files if not storage.exists(file)]
     if not files or (files == [uri] and (missing if storage.is_remote(uri) else storage.local(uri).is_dir())):
         tables = find_tables(uri, option, exclude)  # Spark's folders are called x.parquet, too

@@ -1,4 +1,1 @@
-"""Exporting a bundle: ONNX, which needs no PyTorch, or another library's folder; checked, with a model card.
-
-Imports model, data (for images to check with) and predict (whose session reads the file).
-"""
+"""Exporting a bundle: ONNX, which needs no PyTorch, or another library's folder; checked, with a model card."""

@@ -11,7 +11,7 @@ from must.data.augment.normalize import normalize
 from must.deploy.predict.session import OnnxClassifier
 from must.method.model.bundle import Bundle, preprocess_of
 
-BATCHES = (1, 3, 8)
+BATCH_SIZES_TRIED = (1, 3, 8)
 TIE = 1e-4  # two classes as probable as this to each other are a tie, either of which is right
 LARGEST_DIFFERENCE = 1e-3  # in a probability, of float32 arithmetic
 LEAST_COSINE = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.95}
@@ -62,7 +62,7 @@ def compare(
 
     `expected` [N, K] are PyTorch's probabilities; `embeddings` [N, D], if the file gives them, its unit features.
     """
-    answers = [predict(classifier, pixels, batch) for batch in BATCHES]
+    answers = [predict_onnx(classifier, pixels, batch) for batch in BATCH_SIZES_TRIED]
     results = [probability for probability, _ in answers]
     best = expected.max(axis=1)
     agree = np.ones(len(pixels), dtype=bool)
@@ -72,7 +72,7 @@ def compare(
     differences = np.stack([np.abs(got - expected) for got in results])
     return Check(
         images=len(pixels),
-        batches=BATCHES,
+        batches=BATCH_SIZES_TRIED,
         agreement=float(agree.mean()),
         largest_difference=float(differences.max()),
         mean_difference=float(differences.mean(dtype=np.float64)),
@@ -90,7 +90,7 @@ def smallest_cosine(expected: np.ndarray, found: np.ndarray | None) -> float:
     return float((found * expected).sum(axis=1).min()) if np.all(np.abs(lengths - 1) < 1e-3) else -1.0
 
 
-def predict(classifier: OnnxClassifier, pixels: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray | None]:
+def predict_onnx(classifier: OnnxClassifier, pixels: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Probabilities [N, K], and embeddings [N, D] of a file that gives them."""
     wanted = classifier.dimensions > 0
     parts = [classifier.answer(pixels[i : i + batch], wanted) for i in range(0, len(pixels), batch)]

@@ -24,6 +24,7 @@ from must.deploy.export import onnx
 from must.deploy.export.check import LARGEST_DIFFERENCE
 from must.deploy.export.onnx import README_FILE, check_images
 from must.deploy.predict.session import LABELS_FILE
+from must.evaluation.result import read_metrics
 from must.method.model.bundle import Bundle, load_bundle, preprocess_of
 
 logger = logging.getLogger(__name__)
@@ -56,11 +57,10 @@ def export(config: ExportConfig) -> dict[str, Any]:
     """
     if config.to == "onnx":
         return onnx.export(config)
-    from must.deploy.export.hub_card import hub_card
-    from must.deploy.export.model_card import read_metrics
+    from must.deploy.export.model_card import hub_card
 
     kind = kind_of(config.to)
-    metrics = read_metrics(config.metrics)
+    metrics = read_metrics(config.metrics) if config.metrics else None
     remote = storage.is_remote(config.output)
     place_to_write = None if remote else scratch(config.output)
     with (
@@ -77,7 +77,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         begin("the library's answers")
         theirs = kind.features(scratched, images)
         begin("ours")
-        agreement = compare(bundle, images, theirs)
+        agreement = compare_features(bundle, images, theirs)
         refuse(agreement, config.to)
         write_classifier(bundle, scratched)
         result = {
@@ -109,7 +109,7 @@ def kind_of(to: str) -> Any:
     return kind
 
 
-def compare(bundle: Bundle, images: torch.Tensor, theirs: torch.Tensor) -> Agreement:
+def compare_features(bundle: Bundle, images: torch.Tensor, theirs: torch.Tensor) -> Agreement:
     """`images` [N, 3, S, S], normalised; `theirs` [N, D], the other library's features of them."""
     model = bundle.model
     ours = torch.cat([F.normalize(model.visual(part), dim=-1) for part in images.split(32)])

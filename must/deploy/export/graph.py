@@ -22,7 +22,7 @@ from must.method.model.bundle import Bundle, preprocess_of
 INPUT, OUTPUT = "image", "probability"
 OPSET = 18
 PROTOBUF_LIMIT = 2**31
-TOLD = (
+METADATA_KEYS = (
     "classes", "preprocess", "preprocess_text", "logit_factor", "backbone", "pretrained", "templates", "must_version",
     "provenance",
 )  # fmt: skip
@@ -42,7 +42,7 @@ def to_graph(bundle: Bundle, uint8: bool = False, embeddings: bool = False) -> o
     weights = sum(value.numel() * value.element_size() for value in bundle.model.state_dict().values())
     if weights > PROTOBUF_LIMIT * 0.95:
         raise UserError(f"the model has {weights / 1e9:.1f} GB, one ONNX file can hold 2")
-    with quiet(), torch.no_grad():
+    with quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
             module,
             (example,),
@@ -70,7 +70,7 @@ def add_metadata(graph: onnx.ModelProto, bundle: Bundle, **extra: Any) -> None:
     """Writes what a server or a reader must know into metadata_props; values that are not strings as JSON."""
     description = asdict(bundle.description)
     description["preprocess_text"] = describe_preprocess(preprocess_of(bundle.description))
-    values = {name: description[name] for name in TOLD} | extra
+    values = {name: description[name] for name in METADATA_KEYS} | extra
     used = {node.domain for node in graph.graph.node}
     sets = [entry for entry in graph.opset_import if entry.domain in used]  # the quantizer adds those of its own tools
     del graph.opset_import[:], graph.metadata_props[:]
@@ -98,7 +98,7 @@ def strip_tracing_notes(graph: onnx.ModelProto) -> None:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """The exporter's progress lines and warnings are of no use to a user; its errors still come through."""
     loggers = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
     with quieted(logging.ERROR, *loggers), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

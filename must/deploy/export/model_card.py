@@ -1,10 +1,15 @@
-"""The model card: what a model is, how good it was measured to be, and what it must not be trusted with."""
+"""The model card: what a model is, how good it was measured to be, and what it must not be trusted with.
 
+For a hub it begins with a YAML block of what the hub sorts models by (README.md).
+"""
+
+import re
 from typing import Any
 
-from must.base import storage
-from must.base.errors import UserError
+import yaml
+
 from must.data.image.preprocess import describe_preprocess
+from must.evaluation.result import Interval, Metrics
 from must.method.model.bundle import Description, preprocess_of
 
 CLASSES_SHOWN = 100
@@ -21,10 +26,8 @@ LICENCES = (
 """By the beginning of open_clip's pretrained tag, as the publishers stated when this was written."""
 
 
-def model_card(
-    description: Description, exported: dict[str, Any], metrics: dict[str, Any] | None, usage: str = ""
-) -> str:
-    """Markdown. `exported` is what `must export` returns, `metrics` the content of metrics.json, if there is one;
+def model_card(description: Description, exported: dict[str, Any], metrics: Metrics | None, usage: str = "") -> str:
+    """Markdown. `exported` is what `must export` returns, `metrics`: what was measured, if anything was;
     `usage`, Markdown itself, says how another library uses it."""
     parts = [
         f"# {escape(description.backbone)}, adapted to {len(description.classes)} classes",
@@ -110,25 +113,23 @@ def training(description: Description) -> str:
     return "\n".join(f"- {escape(name)}: {escape(value)}" for name, value in rows if value not in (None, ""))
 
 
-def quality(metrics: dict[str, Any] | None) -> str:
+def quality(metrics: Metrics | None) -> str:
     if not metrics:
         return "Not measured: no metrics.json was given to `must export --metrics`."
-    data = metrics["data"]
-    where = f"split '{escape(data['split'])}', index sha256 {escape(data['index_sha256'])}"
-    if not metrics["labelled"]:
-        free = metrics["label_free"]
-        lines = [f"Accuracy is unknown: none of the {metrics['images']:,} images has a label ({where})."]
-        if free["compared"]:
-            lines.append(f"{free['compared']['agreement']:.1%} of the images keep the zero-shot class.")
+    data, compared = metrics.data, metrics.label_free.compared
+    where = f"split '{escape(data.split)}', index sha256 {escape(data.index_sha256)}"
+    if not metrics.adapted:
+        lines = [f"Accuracy is unknown: none of the {metrics.images:,} images has a label ({where})."]
+        if compared:
+            lines.append(f"{compared.agreement:.1%} of the images keep the zero-shot class.")
         return " ".join(lines)
-    how = ", which `must review` picked (on all images it is another accuracy)" if data.get("picked") else ""
-    lines = [f"Measured on {metrics['labelled']:,} labelled images{how} ({where}); 95% bootstrap intervals.", ""]
-    lines += ["| | " + metrics["baseline_name"] + " | adapted |", "|---|---|---|"]
+    how = ", which `must review` picked (on all images it is another accuracy)" if data.picked else ""
+    lines = [f"Measured on {metrics.labelled:,} labelled images{how} ({where}); 95% bootstrap intervals.", ""]
+    lines += ["| | " + metrics.baseline_name + " | adapted |", "|---|---|---|"]
     for key, title in (("top1", "top-1"), ("mean_per_class", "mean per class"), ("ece", "calibration error")):
-        cells = [title]
-        for model in ("baseline", "adapted"):
-            values = metrics[model]
-            cells.append(f"{values[key]:.1%} ({spread(values['intervals'][key])})" if values else "")
+        models = (metrics.baseline, metrics.adapted)
+        cells = [f"{getattr(one, key):.1%} ({spread(one.intervals[key])})" if one else "" for one in models]
+        cells.insert(0, title)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -160,25 +161,11 @@ def licence(description: Description) -> str:
     )
 
 
-def read_metrics(uri: str) -> dict[str, Any] | None:
-    """metrics.json, or None without a name. Raises ValueError: no such file, or not one of `must evaluate`."""
-    if not uri:
-        return None
-    damaged = UserError(f"--metrics {uri}: is no metrics.json of `must evaluate`")
-    try:
-        metrics = storage.read_object(uri, dict, damaged)
-    except FileNotFoundError:
-        raise UserError(f"--metrics {uri}: no such file; make it with `must evaluate`") from None
-    if not {"labelled", "label_free", "data"} <= metrics.keys():
-        raise damaged
-    return metrics
-
-
 def section(title: str, text: str) -> str:
     return f"## {title}\n\n{text}"
 
 
-def spread(interval: list[float]) -> str:
+def spread(interval: Interval) -> str:
     return f"{interval[0]:.1%} to {interval[1]:.1%}"
 
 
@@ -193,3 +180,86 @@ def escaped(character: str) -> str:
         return f"\\{character}"
     known = character.isprintable() or "\udc80" <= character <= "\udcff"  # a byte that is no UTF-8
     return character if known else "?"
+
+
+TASKS = {
+    "open_clip": "zero-shot-image-classification",
+    "transformers": "zero-shot-image-classification",
+    "timm": "image-feature-extraction",  # its "classes" are the feature's numbers: no probabilities to show
+    "onnx": "image-classification",
+}
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
+
+
+def hub_card(
+    description: Description, exported: dict[str, Any], metrics: Metrics | None, usage: str, licence: str
+) -> str:
+    """Markdown with front matter.
+
+    Args:
+        exported: what `must export` returns; its `to` names the library.
+        metrics: what was measured, if anything was; no number is in the card without it.
+        usage: Markdown, how to classify with the folder.
+        licence: the hub's short name of one; none is claimed if empty.
+    """
+    to = exported.get("to", "onnx")
+    values: dict[str, Any] = {
+        "library_name": to,
+        "pipeline_tag": TASKS[to],
+        "tags": ["clip", "image-classification", "unsupervised", "must", "arxiv:2206.02967"],
+        **({"license": licence} if licence else {}),
+        **base_model(description),
+        **measured(description, metrics),
+    }
+    front = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return f"---\n{front}---\n\n{model_card(description, exported, metrics, usage)}"
+
+
+def base_model(description: Description) -> dict[str, Any]:
+    """The backbone's repository on the hub, where open_clip or its own name tells it."""
+    import open_clip
+
+    name = description.backbone.removeprefix("hf-hub:")
+    if name == description.backbone:
+        tag = description.pretrained
+        known = open_clip.get_pretrained_cfg(name.replace("/", "-"), tag) if tag else {}
+        name = (known or {}).get("hf_hub", "").strip("/")
+    if not HUB_NAME.fullmatch(name):
+        return {}
+    return {"base_model": name} | ({"base_model_relation": "finetune"} if description.provenance else {})
+
+
+def measured(description: Description, metrics: Metrics | None) -> dict[str, Any]:
+    """The hub's model-index, of labelled images only, and not of those that `must review` picked."""
+    if not metrics or not metrics.adapted or metrics.data.picked:
+        return {}
+    data, adapted = metrics.data, metrics.adapted
+    numbers = [
+        {"type": "accuracy", "name": "top-1", "value": adapted.top1},
+        {"type": "accuracy", "name": "mean per class", "value": adapted.mean_per_class},
+    ]
+    dataset = {
+        "type": "imagefolder",
+        "name": "images of the model's owner",
+        "split": data.split,
+        "revision": data.index_sha256,
+    }
+    name = f"{description.backbone}, adapted to {len(description.classes)} classes"
+    results = [{"task": {"type": "image-classification"}, "dataset": dataset, "metrics": numbers}]
+    return {"model-index": [{"name": name, "results": results}]}
+
+
+def usage(packages: str, load: str, feature: str) -> str:
+    """How Python code classifies a picture with an exported folder, as Markdown; `feature` is a unit one, [1, D]."""
+    return f"""\
+```python
+import json, {packages}, PIL.Image as Image
+{load}
+file = safetensors.safe_open("FOLDER/classifier.safetensors", "pt")
+columns, classes = file.get_tensor("classifier"), json.loads(file.metadata()["classes"])
+picture = Image.open("photo.jpg").convert("RGBA")  # what is transparent: white, as `must` sees it
+picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+{feature}
+probability = (file.get_tensor("logit_factor") * feature @ columns).softmax(-1)
+print(classes[probability.argmax()])
+```"""

@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from must.config import ExportConfig
 from must.deploy.export.check import LARGEST_DIFFERENCE, LEAST_COSINE, Check, compare, reference, reference_embeddings
 from must.deploy.predict.abstention import METADATA
 from must.deploy.predict.session import EMBEDDING, LABELS_FILE, OnnxClassifier
+from must.evaluation.result import Metrics, read_metrics
 from must.method.model.bundle import Bundle, Description, load_bundle, preprocess_of, selection_of
 
 logger = logging.getLogger(__name__)
@@ -32,11 +34,10 @@ def export(config: ExportConfig) -> dict[str, Any]:
         ValueError: no bundle, no shards, or a file that agrees with PyTorch less than stated; nothing is written then.
     """
     from must.deploy.export.graph import add_metadata, check_graph, to_graph  # needs onnx and the exporter
-    from must.deploy.export.hub_card import hub_card
-    from must.deploy.export.model_card import model_card, read_metrics
+    from must.deploy.export.model_card import hub_card, model_card
     from must.deploy.export.quantize import quantize, to_half
 
-    metrics = read_metrics(config.metrics)
+    metrics = read_metrics(config.metrics) if config.metrics else None
     method: str = config.precision
     with tempfile.TemporaryDirectory(prefix="must-export-") as folder, parts("export", 5) as begin:
         begin("the model and images to compare on")
@@ -95,10 +96,10 @@ def write(config: ExportConfig, bundle: Bundle, models: dict[str, Path], cards: 
         storage.upload(models[name], storage.join(config.output, name))
 
 
-def abstention_of(description: Description, metrics: dict[str, Any] | None) -> dict[str, Any] | None:
+def abstention_of(description: Description, metrics: Metrics | None) -> dict[str, Any] | None:
     """The threshold below which the model names no class, and what is known of it: from the evaluation, else from a
     bundle of an earlier version, whose training left one. None: neither has one."""
-    evaluated = (metrics or {}).get("abstention") or {}
+    evaluated = asdict(metrics.abstention) if metrics and metrics.abstention else {}
     trained = selection_of(description).get("abstention") or {}
     for found, by in ((evaluated, evaluated.get("by")), (trained, "similar images")):
         if found.get("threshold") is not None:

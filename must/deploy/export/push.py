@@ -18,13 +18,12 @@ from must.base.text import without_secrets
 from must.config import PushConfig
 from must.deploy.predict.session import check_onnx
 from must.method.model.bundle import check_weights
-from must.method.model.fetch import here
-from must.method.model.hub import LATER, first_line
+from must.method.model.hub import TRY_LATER, ensure_local, first_line
 
 logger = logging.getLogger(__name__)
 
 CARD = "README.md"
-WHOLE = (MODEL_FOLDER_FILE, "config.json", ONNX_FILE)  # one of them is in every exported folder
+COMPLETE_FILES = (MODEL_FOLDER_FILE, "config.json", ONNX_FILE)  # one of them is in every exported folder
 HIDDEN = [".*", "**/.*"]
 
 
@@ -39,7 +38,7 @@ def push(config: PushConfig) -> str:
 
     folder = exported(config.model)
     api = HfApi()
-    with telling(config, api.endpoint), quiet():
+    with telling(config, api.endpoint), quiet_hub():
         if constants.HF_HUB_OFFLINE:
             raise UserError("is not asked: unset HF_HUB_OFFLINE")
         api.create_repo(config.repo, private=config.private or None, exist_ok=True)
@@ -61,14 +60,14 @@ def push(config: PushConfig) -> str:
 
 def exported(model: str) -> str:
     """The folder on this machine. Raises ValueError: it is none of `must export`."""
-    folder = Path(here(model))
+    folder = Path(ensure_local(model))
     require(folder.is_dir(), f"--model {model}: there is no such folder")
     require(
         not (folder / DESCRIPTION_FILE).is_file(),
         f"--model {model}: is a bundle of `must train`; make a folder of it with `must export --to`, and push that",
     )
     require(
-        (folder / CARD).is_file() and any((folder / name).is_file() for name in WHOLE),
+        (folder / CARD).is_file() and any((folder / name).is_file() for name in COMPLETE_FILES),
         f"--model {model}: is no folder of `must export`: {CARD} or the model's configuration is missing",
     )
     require_no_links(str(folder), "--model")
@@ -89,11 +88,11 @@ def telling(config: PushConfig, hub: str) -> Iterator[None]:
         status, said = answer_of(error)
         if not (status or isinstance(error, ValueError | OSError) or is_of_the_network(error)):
             raise  # a bug
-        line = without_secrets(f"--repo {config.repo}: the hub {hub} {reason(config, status, said, error)}")
-        raise (TransientError if LATER in line else UserError)(line) from error
+        line = without_secrets(f"--repo {config.repo}: the hub {hub} {reason_of_hub(config, status, said, error)}")
+        raise (TransientError if TRY_LATER in line else UserError)(line) from error
 
 
-def reason(config: PushConfig, status: int, said: str, error: Exception) -> str:
+def reason_of_hub(config: PushConfig, status: int, said: str, error: Exception) -> str:
     team = config.repo.partition("/")[0]
     if isinstance(error, ValueError) and CARD in str(error):
         return f"does not take the card: {first_line(error)}"
@@ -101,7 +100,7 @@ def reason(config: PushConfig, status: int, said: str, error: Exception) -> str:
         case 0 if isinstance(error, ValueError):
             return first_line(error)
         case 0:
-            return f"cannot be reached ({first_line(error)}): {LATER}"
+            return f"cannot be reached ({first_line(error)}): {TRY_LATER}"
         case 401:
             return "does not know you (401): set HF_TOKEN to a token that may write"
         case 403:
@@ -111,9 +110,9 @@ def reason(config: PushConfig, status: int, said: str, error: Exception) -> str:
                 f"has no such repository, branch or team (404{said}): look at its name, and whether HF_TOKEN may see it"
             )
         case 429:
-            return f"was asked too often from here (429): {LATER}"
+            return f"was asked too often from here (429): {TRY_LATER}"
     if status >= 500:
-        return f"answers with an error ({status}): {LATER}"
+        return f"answers with an error ({status}): {TRY_LATER}"
     return f"refuses it ({status}{said})"
 
 
@@ -140,7 +139,7 @@ def and_causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet_hub() -> Iterator[None]:
     """No progress bars where nobody sees them move."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 

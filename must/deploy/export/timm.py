@@ -16,14 +16,14 @@ from must.config import ExportConfig
 from must.data.image.preprocess import Preprocess
 from must.deploy.export.check import features_of
 from must.deploy.export.deployed import activation, is_standard
-from must.deploy.export.hub_card import usage
+from must.deploy.export.model_card import usage
 from must.method.model.bundle import Bundle, preprocess_of
 from must.method.model.folder import save_weights
 from must.method.model.towers.clip_vit import ClipMeanTower, ClipTower
 from must.method.model.towers.timm_vit import TimmTower
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
-SIZES = {  # (width, layers, heads): what timm calls it
+WEIGHTS_NAME, CONFIG = "model.safetensors", "config.json"
+NAMES_BY_SIZE = {  # (width, layers, heads): what timm calls it
     (384, 12, 6): "small",
     (768, 12, 12): "base",
     (1024, 24, 16): "large",
@@ -31,7 +31,7 @@ SIZES = {  # (width, layers, heads): what timm calls it
     (1408, 40, 16): "giant",
     (1664, 48, 16): "gigantic",
 }
-PARTS = (
+BLOCK_NAMES = (
     ("transformer.resblocks.", "blocks."),
     ("conv1.", "patch_embed.proj."),
     ("ln_pre.", "norm_pre."),
@@ -76,7 +76,7 @@ def write(config: ExportConfig, bundle: Bundle, folder: Path) -> None:
     else:
         refuse("its Vision Transformers have no attention pooling with several queries (CoCa)")
     kept = {key: value.detach().float().clone(memory_format=torch.contiguous_format) for key, value in weights.items()}
-    save_weights(kept, folder / WEIGHTS, {"format": "pt"})
+    save_weights(kept, folder / WEIGHTS_NAME, {"format": "pt"})
     embed = arguments["num_classes"]
     description = {
         "architecture": name,
@@ -121,7 +121,7 @@ def from_clip(tower: Any) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
     mean = type(tower) is ClipMeanTower
     quick = "quickgelu_" if activation(block) == "quick_gelu" else ""
     size = visual.image_size[0]
-    likely = f"vit_{SIZES.get((width, len(tower.blocks), heads))}_patch{tower.patch}_clip_{quick}{size}"
+    likely = f"vit_{NAMES_BY_SIZE.get((width, len(tower.blocks), heads))}_patch{tower.patch}_clip_{quick}{size}"
     arguments = {
         "img_size": size,
         "patch_size": tower.patch,
@@ -158,7 +158,7 @@ def renamed(key: str, norm: str) -> str:
         return names[key]
     if key.startswith("ln_post."):
         return norm + key.removeprefix("ln_post.")
-    for theirs, timms in PARTS:
+    for theirs, timms in BLOCK_NAMES:
         key = key.replace(theirs, timms)
     return key
 
@@ -196,7 +196,7 @@ def features(folder: Path, images: Tensor) -> Tensor:
     description = json.loads((folder / CONFIG).read_text())
     try:
         model = timm.create_model(
-            description["architecture"], checkpoint_path=str(folder / WEIGHTS), **description["model_args"]
+            description["architecture"], checkpoint_path=str(folder / WEIGHTS_NAME), **description["model_args"]
         ).eval()
     except Exception as error:  # of another shape, or an argument that this version does not know
         refuse(f"timm cannot build this model again ({' '.join(str(error).split())[:200]})")

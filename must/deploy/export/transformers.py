@@ -22,13 +22,13 @@ from must.config import ExportConfig
 from must.data.image.preprocess import FILTERS, Preprocess
 from must.deploy.export.check import features_of
 from must.deploy.export.deployed import activation, is_standard
-from must.deploy.export.hub_card import usage
-from must.deploy.export.whole import whole_model
+from must.deploy.export.model_card import usage
+from must.deploy.export.open_clip import whole_model
 from must.method.model.bundle import Bundle, preprocess_of
 from must.method.model.folder import save_weights
 from must.method.model.towers.clip_vit import ClipTower
 from must.method.model.towers.timm_vit import TimmTower
-from must.method.model.transformers_folder import BEGIN, END
+from must.method.model.transformers_folder import BEGIN, END_OF_TEXT
 from must.method.model.transformers_names import to_transformers
 
 USES = {  # how a picture's unit feature is made
@@ -45,7 +45,7 @@ MORE = """
 
 The text tower is the one that the model came with. There is no image classification model of transformers: those
 classify the mean of the patches, without the head of this one, and cannot give these answers."""
-KNOWN = ("vision_model.", "text_model.", "visual_projection.", "text_projection.", "logit_")
+KNOWN_PREFIXES = ("vision_model.", "text_model.", "visual_projection.", "text_projection.", "logit_")
 ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}  # timm's name: transformers'
 
 
@@ -58,7 +58,7 @@ def write(config: ExportConfig, bundle: Bundle, folder: Path) -> None:
     clip: Any = backbone.clip
     check_text(clip, backbone.tokenizer, siglip)
     weights = to_transformers(clip)
-    if strange := [name for name in weights if not name.startswith(KNOWN)]:
+    if strange := [name for name in weights if not name.startswith(KNOWN_PREFIXES)]:
         refuse(f"they have nothing like {strange[0]}")
     kept = {name: value.detach().float().contiguous().clone() for name, value in weights.items()}
     save_weights(kept, folder / "model.safetensors", {"format": "pt"})
@@ -215,12 +215,12 @@ def write_tokenizer(tokenizer: Any, folder: Path) -> None:
     if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(folder)
         return
-    renamed = {tokenizer.sot_token_id: BEGIN, tokenizer.eot_token_id: END}
+    renamed = {tokenizer.sot_token_id: BEGIN, tokenizer.eot_token_id: END_OF_TEXT}
     vocabulary = {renamed.get(number, word): number for word, number in tokenizer.encoder.items()}
     write_json(folder / "vocab.json", vocabulary)
     merges = [" ".join(pair) for pair in tokenizer.bpe_ranks if len(pair) == 2]
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
-    special = {"bos_token": BEGIN, "eos_token": END, "unk_token": END, "pad_token": END}
+    special = {"bos_token": BEGIN, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT, "pad_token": END_OF_TEXT}
     write_json(folder / "special_tokens_map.json", special)
     settings = {"model_max_length": tokenizer.context_length, "do_lower_case": True, "tokenizer_class": "CLIPTokenizer"}
     write_json(folder / "tokenizer_config.json", special | settings)

@@ -6,15 +6,14 @@ from typing import Any
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, ONNX_FILE
+from must.base.files import DESCRIPTION_FILE, MODEL_FOLDER_FILE, ONNX_FILE
 from must.base.parameters import require
 from must.base.progress import loading
 from must.config import PredictConfig
+from must.config.work import locate
 from must.deploy.predict.engine import Opener, onnx_model
 from must.deploy.predict.images import predict_images, require_some
 from must.deploy.predict.writer import Prediction
-
-ADAPTED = "model"  # the bundle in the folder that `must adapt` writes
 
 
 def predict(config: PredictConfig, take: Callable[[Prediction], None] | None = None) -> dict[str, int]:
@@ -46,13 +45,17 @@ def opened_by(config: PredictConfig) -> tuple[PredictConfig, Opener]:
         return config, onnx_model
     if model.lower().endswith(".safetensors"):
         return config, zero_shot()
-    if storage.exists(storage.join(model, ADAPTED, DESCRIPTION_FILE)):
-        return replace(config, model=storage.join(model, ADAPTED)), bundle()
-    if storage.exists(storage.join(model, CLASSIFIER_FILE)):
-        return replace(config, model=storage.join(model, CLASSIFIER_FILE)), zero_shot()
+    work = locate(model)
+    for kind, opener in (("bundle", bundle), ("onnx", lambda: onnx_model), ("classifier", zero_shot)):
+        if found := work.only(kind, "--model"):
+            return replace(config, model=found), opener()
+    require(
+        not any(storage.exists(storage.join(model, name)) for name in (MODEL_FOLDER_FILE, "config.json")),
+        f"--model {model}: is a CLIP model that was not adapted; say which classes there are: --classes cat,dog,horse",
+    )
     require(
         not (storage.is_remote(model) or storage.local(model).is_dir()),
-        f"--model {storage.join(model, ONNX_FILE)}: no such file; make it with `must export`",
+        f"--model {model}: holds no model: neither model.onnx of `must export` nor model.json of `must train`",
     )
     raise UserError(
         f"--model {model}: no such file or folder; for the zero-shot answers of a CLIP model of that name say which "
@@ -69,6 +72,6 @@ def bundle() -> Opener:
 
 def zero_shot() -> Any:
     loading("predict")
-    from must.deploy.infer.zero_shot import zero_shot_model
+    from must.deploy.infer.bundle import zero_shot_model
 
     return zero_shot_model

@@ -58,7 +58,7 @@ def exchange(config: LabelsConfig) -> Exchanged:
     elif config.to == "answers":
         labels = [one for one in labels if one.probability is None]
         require(bool(labels), f"--labels {config.labels}: a model said these, and nobody has answered: no answers")
-        storage.write_bytes(output, formats.answers(labels, sha256_of))
+        storage.write_bytes(output, formats.answers(labels, image_sha256))
     else:
         rows = [(cell(one.image), cell(one.label or NONE_OF_THESE)) for one in labels if not one.unsure]
         storage.write_bytes(output, csv_of([("image", "label"), *rows]))
@@ -79,7 +79,7 @@ def located(image: str, root: str) -> str:
     return str(path) if path else image
 
 
-def sha256_of(image: str) -> str:
+def image_sha256(image: str) -> str:
     """Of the image's file; '' where it is not on this machine."""
     path = file_of(image, "")
     return storage.sha256_of(path) if path else ""

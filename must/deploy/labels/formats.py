@@ -19,8 +19,8 @@ from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.text import NONE_OF_THESE, brief, uncell, visible
 
-IMAGES = ("image", "path", "source", "filepath", "file_name", "file")  # columns, the first that is there
-CLASSES = ("adapted", "class", "label", "choice")
+IMAGE_COLUMNS = ("image", "path", "source", "filepath", "file_name", "file")  # columns, the first that is there
+CLASS_COLUMNS = ("adapted", "class", "label", "choice")
 UPLOADS = "/data/upload/"  # Label Studio's copies, whose names are its own
 LOCAL_FILES = "/data/local-files/?d="  # its address of a file below its document root
 OURS = "must_image"  # in a task's data: the image as it is called here
@@ -93,12 +93,12 @@ def from_table(text: str, where: str, delimiter: str) -> Iterator[Label]:
     """A CSV of predictions, or of a labelling tool: columns for the image and its class, others as they come."""
     table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     columns = list(table.fieldnames or ())
-    image = next((name for name in IMAGES if name in columns), None)
-    label = next((name for name in CLASSES if name in columns), None)
+    image = next((name for name in IMAGE_COLUMNS if name in columns), None)
+    label = next((name for name in CLASS_COLUMNS if name in columns), None)
     if not image or not label:
         raise UserError(
-            f"{where}: the first line must name a column of images ({', '.join(IMAGES)}) and one of classes "
-            f"({', '.join(CLASSES)}); it is: {brief(','.join(columns))}"
+            f"{where}: the first line must name a column of images ({', '.join(IMAGE_COLUMNS)}) and one of classes "
+            f"({', '.join(CLASS_COLUMNS)}); it is: {brief(','.join(columns))}"
         )
     sure = "confidence" if {"confidence", "zero_shot"} <= {*columns} else "probability"  # must refine's word
     ranks = [(label, f"{label}_probability" if label == "adapted" else sure)]
@@ -185,9 +185,9 @@ def paths_beside(folder: str) -> dict[str, str]:
 def from_task(task: dict[str, Any]) -> Iterator[Label]:
     """A task of Label Studio: the last annotation that was not cancelled; what nobody has answered yields nothing."""
     data = task.get("data", task)
-    image = data.get(OURS) or address(data["image"])
+    image = data.get(OURS) or studio_address(data["image"])
     if "annotations" not in task and "data" not in task:  # JSON_MIN
-        choices = next((data[name] for name in CLASSES if data.get(name)), None)
+        choices = next((data[name] for name in CLASS_COLUMNS if data.get(name)), None)
         if choices:
             choice = choices if isinstance(choices, str) else choices["choices"][0]
             yield Label(image, None if choice == NONE_OF_THESE else choice, who=str(data.get("annotator") or ""))
@@ -202,7 +202,7 @@ def from_task(task: dict[str, Any]) -> Iterator[Label]:
             yield Label(image, None if choices[0][0] == NONE_OF_THESE else choices[0][0], who=who, when=when)
 
 
-def address(url: str) -> str:
+def studio_address(url: str) -> str:
     """The file that an address of Label Studio's names, as far as it says."""
     if url.startswith(LOCAL_FILES):
         return urllib.parse.unquote(url.removeprefix(LOCAL_FILES))
@@ -220,7 +220,7 @@ def label_studio(labels: list[Label], root: str) -> bytes:
     which has to be Label Studio's document root for local files."""
     tasks = []
     for one in labels:
-        name = one.image if "://" in one.image else LOCAL_FILES + urllib.parse.quote(below(one.image, root))
+        name = one.image if "://" in one.image else LOCAL_FILES + urllib.parse.quote(below_root(one.image, root))
         task: dict[str, Any] = {"data": {"image": name, OURS: one.image}}
         if not one.unsure:
             value = {"choices": [one.label or NONE_OF_THESE]}
@@ -233,7 +233,7 @@ def label_studio(labels: list[Label], root: str) -> bytes:
     return dumped(tasks)
 
 
-def below(image: str, root: str) -> str:
+def below_root(image: str, root: str) -> str:
     path, folder = (str(storage.local(one).absolute()) for one in (image, root or "/"))
     require(
         path.startswith(folder.rstrip("/") + "/"), f"--root {root}: {image} is not below it, so that it has no address"

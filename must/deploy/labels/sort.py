@@ -24,7 +24,7 @@ from must.deploy.labels.formats import file_in, read_labels
 
 logger = logging.getLogger(__name__)
 
-LONGEST = 200  # bytes of a file's name
+LONGEST_FILE_NAME = 200  # bytes of a file's name
 
 
 @dataclass(frozen=True)
@@ -144,11 +144,11 @@ class Folders:
         names = ["-".join([*parents[len(parents) - deep :], source.name]) for deep in range(min(len(parents), 3) + 1)]
         number = 1
         while True:
-            name = names.pop(0) if names else f"{stem} ({number})"[: LONGEST - len(ending)] + ending
+            name = names.pop(0) if names else f"{stem} ({number})"[: LONGEST_FILE_NAME - len(ending)] + ending
             number += not names
             target = folder / name
             key = str(target).casefold()
-            if len(os.fsencode(name)) <= LONGEST and key not in self.taken and not os.path.lexists(target):
+            if len(os.fsencode(name)) <= LONGEST_FILE_NAME and key not in self.taken and not os.path.lexists(target):
                 self.taken.add(key)
                 return target
 
@@ -156,7 +156,7 @@ class Folders:
 def safe(name: str) -> str:
     """A class as the name of a folder."""
     text = "".join("_" if one in '/\\:*?"<>|' or not one.isprintable() else one for one in name).strip(" .")
-    while len(text.encode("utf-8", "replace")) > LONGEST:
+    while len(text.encode("utf-8", "replace")) > LONGEST_FILE_NAME:
         text = text[:-1]
     return text or "_"
 

@@ -18,13 +18,16 @@ from must.base.text import printable
 from must.config import PredictConfig
 from must.data.image.decode import seen
 from must.data.image.preprocess import EvalView
-from must.data.sources.base import EXTENSIONS
-from must.deploy.predict.abstention import threshold
+from must.data.sources.base import ListingReport, no_images, not_read
+from must.data.sources.files import Folder
+from must.deploy.predict.abstention import stored_threshold, threshold
 from must.deploy.predict.engine import Classifier, Opener, onnx_model
 from must.deploy.predict.shards import predict_shards
 from must.deploy.predict.writer import Prediction, open_writer
 
 logger = logging.getLogger(__name__)
+
+PEEKED = 4096  # bytes of standard input that tell a picture from names
 
 
 def predict_images(
@@ -54,10 +57,12 @@ def predict_images(
     unsure = threshold(config.abstain, classifier.metadata, config.model)
     view, top = EvalView(classifier.preprocess), min(config.top_k, len(classifier.classes))
     counts = {"images": 0, "unreadable": 0}
-    names = ((name, name) for name in find_images(config.images, lambda name, why: warn(name, why, counts)))
+    problems = ListingReport(lambda name, why: warn(name, why, counts))
+    names = ((name, name) for name in find_images(config.images, problems))
     asked = Asked(top, unsure, config.embeddings, config.batch_size)
     shown = bar(unit="img", desc="predict", leave=False, quiet=not config.output)  # none between the rows of a table
-    with open_writer(config.output, top, unsure > 0) as writer, shown:
+    own = 0.0 if unsure else stored_threshold(classifier.metadata, config.model) or 0.0
+    with open_writer(config.output, top, unsure > 0, own) as writer, shown:
         for found in classify(classifier, names, lambda name: load(name, view), asked):
             shown.update()
             if isinstance(found, Unreadable):
@@ -65,6 +70,8 @@ def predict_images(
                 continue
             counts["images"] += 1
             (take or writer)(found)
+        if problems.skipped and counts["images"]:
+            tqdm.write(f"other files, not read: {not_read(problems.skipped)}", file=sys.stderr)
         require(counts["images"] > 0, "none of the images could be read")
     if config.output:
         missing = f", {counts['unreadable']} could not be read" if counts["unreadable"] else ""
@@ -123,35 +130,43 @@ def predicted(
 def load(name: str, view: EvalView) -> tuple[np.ndarray | None, str]:
     """(uint8 [S, S, 3], "") or (None, the reason). The same decoder and view as `must evaluate`."""
     try:
-        return seen(storage.read_bytes(name), view), ""
+        return seen(sys.stdin.buffer.read() if name == "-" else storage.read_bytes(name), view), ""
     except (OSError, ValueError) as error:
         return None, getattr(error, "strerror", None) or str(error)
 
 
-def find_images(given: list[str], missing: Callable[[str, str], object]) -> Iterator[str]:
-    """File names: as given, those in folders (sorted, recursively), those that match a glob, those on stdin for '-'.
-
-    `missing` gets what stands for no image, and why.
-    """
+def find_images(given: list[str], problems: ListingReport) -> Iterator[str]:
+    """File names: as given, those in folders (recursively, as `must shard` finds them, sorted), those that match a
+    glob, those on stdin for '-', or '-' itself where stdin is a picture. What stands for no image is a problem."""
     for name in given:
-        if name == "-":
+        if name == "-" and not is_picture_on_stdin():
             yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
-        elif storage.is_remote(name):
-            inside = sorted(storage.join(name, entry.name) for entry in storage.list_files(name))
-            yield from only_images(inside) if inside else [name]
-        elif storage.local(name).is_dir():
-            inside = [storage.join(name, entry.name) for entry in storage.list_files(name)]
-            found = only_images(sorted(inside))
-            if not found:
-                missing(name, "no images in this folder")
-            yield from found
+        elif name != "-" and (storage.is_remote(name) or storage.local(name).is_dir()):
+            yield from images_in(name, problems)
         elif glob.has_magic(name) and not storage.exists(name):
             matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207, Path.glob takes no absolute pattern
             if not matches:
-                missing(name, "matches no file")
+                problems.reject(name, "matches no file")
             yield from matches
         else:
             yield name
+
+
+def images_in(folder: str, problems: ListingReport) -> list[str]:
+    """The images below a folder or a bucket's prefix; a URI with nothing below it is a file's."""
+    inside = ListingReport(lambda name, why: problems.reject(storage.join(folder, name), why))
+    found = sorted(storage.join(folder, item.name) for item in Folder(folder, "none").items(inside))
+    problems.skipped.update(inside.skipped)
+    if found or (storage.is_remote(folder) and not inside.skipped):
+        return found or [folder]
+    problems.reject(folder, no_images(inside.skipped))
+    return []
+
+
+def is_picture_on_stdin() -> bool:
+    """Names hold no NUL, and the first bytes of every picture's file do."""
+    buffer: Any = getattr(sys.stdin, "buffer", None)
+    return buffer is not None and b"\0" in buffer.peek(PEEKED)[:PEEKED]
 
 
 def require_some(given: list[str]) -> None:
@@ -160,10 +175,6 @@ def require_some(given: list[str]) -> None:
     gone = [name for name in gone if not (glob.has_magic(name) and glob.glob(name, recursive=True))]  # noqa: PTH207
     more = f", and {len(gone) - 1:,} more" if len(gone) > 1 else ""
     require(not gone or len(gone) < len(given), f"{printable(gone[0] if gone else '')}: no such file{more}")
-
-
-def only_images(names: Iterable[str]) -> list[str]:
-    return [name for name in names if name.rpartition(".")[2].lower() in EXTENSIONS]
 
 
 def warn(name: str, problem: str, counts: dict[str, int]) -> None:

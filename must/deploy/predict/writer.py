@@ -41,11 +41,13 @@ class Prediction(NamedTuple):
 
 
 @contextmanager
-def open_writer(output: str, top: int, abstains: bool = False) -> Iterator[Callable[[Prediction], None]]:
+def open_writer(
+    output: str, top: int, abstains: bool = False, threshold: float = 0.0
+) -> Iterator[Callable[[Prediction], None]]:
     """A function that takes one prediction after the other. `output`: FILE.csv, FILE.jsonl, or '' for the terminal.
-    `abstains`: files tell of each image whether a class is named."""
+    `abstains`: files tell of each image whether a class is named. `threshold`: below it the terminal says so."""
     if not output:
-        yield print_row
+        yield lambda prediction: print_row(prediction, threshold)
         return
     with storage.open_write(output) as binary:
         text = io.TextIOWrapper(binary, encoding="utf-8", errors="backslashreplace", newline="", write_through=True)
@@ -54,9 +56,10 @@ def open_writer(output: str, top: int, abstains: bool = False) -> Iterator[Calla
         text.detach()
 
 
-def print_row(prediction: Prediction) -> None:
+def print_row(prediction: Prediction, threshold: float = 0.0) -> None:
     found = "  ".join(f"{name} {100 * probability:.1f}%" for name, probability in prediction.top)
-    logger.info(printable(f"{prediction.image}  {'none of these: ' if prediction.abstained else ''}{found}"))
+    unsure = f"  (below the model's threshold, {100 * threshold:.1f}%)" if prediction.probability < threshold else ""
+    logger.info(printable(f"{prediction.image}  {'none of these: ' if prediction.abstained else ''}{found}{unsure}"))
 
 
 def csv_writer(text: TextIO, top: int, abstains: bool) -> Callable[[Prediction], None]:

@@ -68,8 +68,7 @@ def ask(register: str, name: str) -> None:
         ValueError: it does not, or the environment does not say where it is; TransientError where it may later.
     """
     if register == "kubeflow":
-        from must.deploy.promote.kubeflow_registry import KubeflowRegistry
-        from must.deploy.promote.model_registry import address
+        from must.deploy.promote.kubeflow_registry import KubeflowRegistry, address
 
         address("register kubeflow")  # named as the pipeline's parameter, before it is by its flag
         KubeflowRegistry(name)

@@ -4,10 +4,16 @@ Our own registry decides and holds the files; this one tells where they are. It 
 property of the registered model, `must.champion`, and a label of the version, which the Kubeflow page shows.
 """
 
+import json
 import math
 import os
+import urllib.error
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
+from pathlib import Path
 from typing import Any
 
 from must.base import storage
@@ -15,12 +21,139 @@ from must.base.errors import TransientError, UserError
 from must.base.files import CARD_FILE, LONGEST_CARD, ONNX_FILE
 from must.base.lock import RUN_ID
 from must.base.parameters import require
-from must.deploy.promote.model_registry import Api, RefusedError
+from must.base.text import printable
+
+REGISTRY_URL = "MODEL_REGISTRY_URL"
+REGISTRY_TOKEN, TOKEN_FILE = (
+    "MODEL_REGISTRY_TOKEN",
+    "KF_PIPELINES_SA_TOKEN_PATH",
+)  # the second as the registry's own client
+ROOTS = ("/api/model_registry/v1", "/api/model_registry/v1alpha3")  # the newest first; what is used here is the same
+TRIES, TIMEOUT = 5, 30  # of a request, and seconds of each
+PAGE_SIZE = 100  # entries a request
+
+
+class RefusedError(UserError):
+    """The server's answer: it will not. `status` is HTTP's."""
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A registry does not redirect; a login page does, and it must not get the token."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def address(flag: str) -> str:
+    """MODEL_REGISTRY_URL. Raises ValueError: it is not set, or is none; says so of `flag`."""
+    url = os.environ.get(REGISTRY_URL, "").rstrip("/")
+    example = "such as http://model-registry-service.kubeflow.svc:8080"
+    require(bool(url), f"{flag}: set {REGISTRY_URL} to the Kubeflow Model Registry's address, {example}")
+    wrong = f"{flag}: {REGISTRY_URL} is no http(s) address, {example}"
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:
+        raise UserError(wrong) from None
+    require(parts.scheme in ("http", "https") and bool(parts.netloc), wrong)
+    secret = f"{flag}: {REGISTRY_URL} holds a name or password; give a token in {REGISTRY_TOKEN}"
+    require("@" not in parts.netloc, secret)
+    return url
+
+
+def token() -> str:
+    """A bearer token, or ''. Raises ValueError: the file that should hold it cannot be read."""
+    if value := os.environ.get(REGISTRY_TOKEN, ""):
+        return value.strip()
+    if not (file := os.environ.get(TOKEN_FILE, "")):
+        return ""
+    try:
+        return Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        raise UserError(f"{TOKEN_FILE} {file}: no token to be read there") from None
+
+
+class Api:
+    """One server. A request that does not come through is tried again: creating is safe, for a name is there once."""
+
+    def __init__(self, flag: str) -> None:
+        """Asks the server which version of the API it speaks.
+
+        Raises:
+            ValueError: it is no such server, or refuses; TransientError if it does not answer.
+        """
+        self.url, self.root = address(flag), ""
+        self.opener = urllib.request.build_opener(NoRedirect)
+        for self.root in ROOTS:
+            if self.find("registered_models", pageSize="1") is not None:
+                return
+        raise UserError(f"{flag}: {self.url} is no Kubeflow Model Registry: it has neither {' nor '.join(ROOTS)}")
+
+    def find(self, path: str, **query: str) -> dict[str, Any] | None:
+        """The one that matches, or None."""
+        try:
+            return self.send("GET", f"{path}?{urllib.parse.urlencode(query)}")
+        except RefusedError as error:
+            if error.status != 404:
+                raise
+            return None
+
+    def pages(self, path: str) -> Iterator[dict[str, Any]]:
+        page = ""
+        while True:
+            query = {"pageSize": str(PAGE_SIZE), **({"nextPageToken": page} if page else {})}
+            found = self.send("GET", f"{path}?{urllib.parse.urlencode(query)}")
+            yield from found["items"]
+            page = found["nextPageToken"]
+            if not page:
+                return
+
+    def send(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The answer's JSON.
+
+        Raises:
+            RefusedError: the server's no.
+            TransientError: no answer, or the server's own trouble.
+        """
+        return storage.repeat(self.url, lambda: self.once(method, path, body), tries=TRIES)
+
+    def once(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        headers = {"Accept": "application/json"} | ({"Content-Type": "application/json"} if body is not None else {})
+        if value := token():
+            headers["Authorization"] = f"Bearer {value}"
+        data = None if body is None else json.dumps(body, allow_nan=False).encode()
+        request = urllib.request.Request(f"{self.url}{self.root}/{path}", data, headers, method=method)
+        try:
+            with self.opener.open(request, timeout=TIMEOUT) as answer:
+                text = answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                line = f"{self.url} answers {error.code} to {method} {path.partition('?')[0]}: {said(error)}"
+            if storage.is_transient(error.code):
+                raise TransientError(line) from None
+            raise RefusedError(line, error.code) from None
+        except (OSError, HTTPException) as error:
+            raise TransientError(f"{self.url} does not answer ({printable(error, 200)})") from None
+        line = f"{self.url} answers something else than the registry's JSON: a login page?"
+        return storage.parse_object(text, dict, RefusedError(line, 200))
+
+
+def said(error: urllib.error.HTTPError) -> str:
+    """The server's message on one line, or what its code means."""
+    try:
+        text = json.loads(error.read(100_000))["message"]
+    except (OSError, HTTPException, ValueError, KeyError, TypeError):
+        text = "it redirects: a login page?" if 300 <= error.code < 400 else error.reason
+    return printable(" ".join(str(text).split()), 300)
+
 
 FLAG = "--register kubeflow"
 LABEL = "champion"  # of a version
 CHAMPION, URI = "must.champion", "must.uri"  # properties: of the model, the champion's name; of a version, its place
-MODELS, VERSIONS = "registered_models", "model_versions"
+REGISTERED_MODELS, VERSIONS = "registered_models", "model_versions"
 
 
 class KubeflowRegistry:
@@ -51,7 +184,7 @@ class KubeflowRegistry:
         with translate_errors(f"{version} is the champion of the registry, but not in Kubeflow's; run the same again"):
             uri = absolute(storage.join(tags[URI], "onnx"))
             require(storage.exists(storage.join(uri, ONNX_FILE)), f"{uri}: no {ONNX_FILE}, it was promoted without")
-            model = self.model() or self.make(MODELS, {"name": self.name}) or self.model()
+            model = self.model() or self.make(REGISTERED_MODELS, {"name": self.name}) or self.model()
             assert model  # it was there, or was made, or somebody else made it
             found = self.version(model, version)
             if not found:
@@ -91,9 +224,9 @@ class KubeflowRegistry:
     ) -> dict[str, Any]:
         card = storage.join(onnx, CARD_FILE)
         description = storage.read_bytes(card).decode("utf-8", "replace")[:LONGEST_CARD] if storage.exists(card) else ""
-        numbers = {name: number(value) for name, value in metrics.items() if math.isfinite(value)}
-        texts = {name: text(value) for name, value in tags.items() if value}  # an empty one would be a label
-        texts[URI] = text(absolute(tags[URI]))
+        numbers = {name: number_value(value) for name, value in metrics.items() if math.isfinite(value)}
+        texts = {name: text_value(value) for name, value in tags.items() if value}  # an empty one would be a label
+        texts[URI] = text_value(absolute(tags[URI]))
         return {"name": version, "registeredModelId": model["id"], "state": "LIVE", "author": "must",
                 "description": description, "customProperties": numbers | texts}  # fmt: skip
 
@@ -119,11 +252,11 @@ class KubeflowRegistry:
     def mark(self, model: str, champion: dict[str, Any]) -> None:
         """Writes the champion to the model, then moves the label. What is changed is read just before: properties are
         written all at once, and others may have theirs."""
-        self.change(f"{MODELS}/{model}", {CHAMPION: text(champion["name"])})
-        for version in list(self.api.pages(f"{MODELS}/{model}/versions")):
+        self.change(f"{REGISTERED_MODELS}/{model}", {CHAMPION: text_value(champion["name"])})
+        for version in list(self.api.pages(f"{REGISTERED_MODELS}/{model}/versions")):
             if version["id"] != champion["id"] and is_label(version, LABEL):
                 self.change(f"{VERSIONS}/{version['id']}", {}, without=LABEL)
-        self.change(f"{VERSIONS}/{champion['id']}", {LABEL: text("")})
+        self.change(f"{VERSIONS}/{champion['id']}", {LABEL: text_value("")})
 
     def change(self, path: str, properties: dict[str, Any], without: str = "") -> None:
         before = self.api.send("GET", path).get("customProperties") or {}
@@ -137,11 +270,11 @@ def is_label(version: dict[str, Any], name: str) -> bool:
     return (version.get("customProperties") or {}).get(name, {}).get("string_value") == ""
 
 
-def text(value: str) -> dict[str, Any]:
+def text_value(value: str) -> dict[str, Any]:
     return {"metadataType": "MetadataStringValue", "string_value": value.replace("\0", "")}
 
 
-def number(value: float) -> dict[str, Any]:
+def number_value(value: float) -> dict[str, Any]:
     return {"metadataType": "MetadataDoubleValue", "double_value": float(value)}
 
 

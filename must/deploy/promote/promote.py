@@ -2,18 +2,29 @@
 
 import hashlib
 import logging
+from dataclasses import asdict
 from typing import Any
 
 from must.base import storage
 from must.base.files import DESCRIPTION_FILE, ONNX_FILE, WEIGHTS_FILE
 from must.base.names import listed, require_no_links
 from must.base.parameters import require
-from must.base.storage import read_json
 from must.base.text import brief, printable
 from must.config import PromoteConfig
 from must.deploy.predict.session import check_onnx
 from must.deploy.promote.followers import Follower, follower_of
-from must.deploy.promote.registry import BUNDLE, ONNX, DamagedError, Folders, Latest, OtherOnnxError, Registry, is_of
+from must.deploy.promote.registry import (
+    BUNDLE_FOLDER,
+    ONNX_FOLDER,
+    DamagedError,
+    Folders,
+    Latest,
+    OtherOnnxError,
+    Registry,
+    is_of,
+)
+from must.evaluation.gate import ZERO_SHOT, read_decision
+from must.evaluation.result import Metrics, read_metrics
 from must.method.model.bundle import check_weights, load_description
 
 logger = logging.getLogger(__name__)
@@ -42,19 +53,15 @@ def promote(config: PromoteConfig) -> Latest:
 
 def add_version(registry: Registry, config: PromoteConfig, follower: Follower | None = None) -> Latest:
     description = load_description(config.model)
-    decision = read_json(config.decision, "--decision") if config.decision else None
+    decision = read_decision(config.decision) if config.decision else None
     require(
-        decision is None or isinstance(decision.get("passed"), bool),
-        f"--decision {config.decision}: is damaged or of another kind",
-    )
-    require(
-        decision is None or decision["passed"],
+        decision is None or decision.passed,
         f"--decision {config.decision}: the gate stopped this model; promote without --decision to overrule it",
     )
     provenance = description.provenance
     version = config.version or version_of(config.model, provenance)
     require(
-        not decision or decision.get("outcome") != "zero-shot" or has_no_other_champion(registry, version),
+        not decision or decision.outcome != ZERO_SHOT or has_no_other_champion(registry, version),
         f"--decision {config.decision}: nothing was kept of the adaptation, the model is zero-shot's; "
         f"{registry.uri} has a champion, which stays",
     )
@@ -64,8 +71,8 @@ def add_version(registry: Registry, config: PromoteConfig, follower: Follower | 
         "classes": len(description.classes),
         "must_version": description.must_version,
         "champion_before": config.champion,
-        "decision": decision,
-        "metrics": metrics_of(config.metrics) if config.metrics else None,
+        "decision": asdict(decision) if decision else None,
+        "metrics": numbers_of(read_metrics(config.metrics)) if config.metrics else None,
         **{name: provenance.get(name) for name in ("index_sha256", "index_revision", "git_revision")},
     }
     expected = {"": None, "none": ""}.get(config.champion, config.champion)
@@ -99,11 +106,12 @@ def store(registry: Registry, config: PromoteConfig, version: str, facts: dict[s
     """
     require_no_links(config.model, "--model")
     check_weights(storage.join(config.model, WEIGHTS_FILE))
-    files: Folders = {BUNDLE: [(storage.join(config.model, name), name) for name in (WEIGHTS_FILE, DESCRIPTION_FILE)]}
+    own = (WEIGHTS_FILE, DESCRIPTION_FILE)
+    files: Folders = {BUNDLE_FOLDER: [(storage.join(config.model, name), name) for name in own]}
     if config.onnx:
         require_no_links(config.onnx, "--onnx")
         names = [name for name in listed(config.onnx) if not any(part.startswith(".") for part in name.split("/"))]
-        files[ONNX] = [(storage.join(config.onnx, name), name) for name in names]
+        files[ONNX_FOLDER] = [(storage.join(config.onnx, name), name) for name in names]
         if ONNX_FILE in names:
             check_onnx(storage.join(config.onnx, ONNX_FILE))
     try:
@@ -178,15 +186,7 @@ def version_of(model: str, provenance: dict[str, Any]) -> str:
     return f"r{revision:04d}-{hashlib.sha256(weights).hexdigest()[:12]}"
 
 
-def metrics_of(path: str) -> dict[str, Any]:
-    return headline(read_json(path, "--metrics"), f"--metrics {path}")
-
-
-def headline(metrics: dict[str, Any], where: str) -> dict[str, Any]:
-    """The figures of metrics.json that are single numbers. Raises ValueError: it is of another kind."""
-    found = {model: metrics.get(model) or {} for model in ("baseline", "adapted")}
-    require(all(isinstance(figures, dict) for figures in found.values()), f"{where}: is damaged or of another kind")
-    return {
-        model: {name: value for name, value in figures.items() if isinstance(value, float)}
-        for model, figures in found.items()
-    }
+def numbers_of(metrics: Metrics) -> dict[str, dict[str, float]]:
+    """What the registry keeps of them: by model, the figures that are single numbers."""
+    models = {"baseline": metrics.baseline, "adapted": metrics.adapted}
+    return {model: accuracy.numbers if accuracy else {} for model, accuracy in models.items()}

@@ -30,9 +30,9 @@ from must.base.parameters import require
 from must.base.storage import ConflictError
 
 LATEST = "LATEST"
-NAME = re.compile(r"[a-z0-9][-a-z0-9._]{0,62}")
-LOCK = Kind("must promote", "--version", ".promote.lock", patience=10.0)
-BUNDLE, ONNX = "bundle", "onnx"  # a version's folders
+MODEL_NAME = re.compile(r"[a-z0-9][-a-z0-9._]{0,62}")
+PROMOTION = Kind("must promote", "--version", ".promote.lock", patience=10.0)
+BUNDLE_FOLDER, ONNX_FOLDER = "bundle", "onnx"  # a version's folders
 
 Folders = dict[str, list[tuple[str, str]]]
 """What a version is made from: by folder, (source, name there)."""
@@ -70,14 +70,14 @@ class Registry:
     def __init__(self, uri: str, name: str) -> None:
         require(bool(uri), "--registry: where promoted models live is missing; give a folder or gs://bucket/prefix")
         require(
-            NAME.fullmatch(name) is not None,
+            MODEL_NAME.fullmatch(name) is not None,
             f"--name {name}: small letters, digits, '-', '.' and '_' make a name, at most 63 of them",
         )
         self.uri, self.name = storage.join(uri, name), name
 
     def latest(self) -> Latest:
         """Raises ValueError: LATEST is damaged."""
-        return parse(storage.read_versioned(self.uri_of(LATEST))[0], self.uri_of(LATEST))
+        return latest_of(storage.read_versioned(self.uri_of(LATEST))[0], self.uri_of(LATEST))
 
     def versions(self) -> list[dict[str, Any]]:
         """Every whole version's description, the oldest first. Raises ValueError: one is damaged."""
@@ -92,7 +92,7 @@ class Registry:
         return storage.exists(self.uri_of(version, VERSION_FILE))
 
     def bundle(self, version: str) -> str:
-        return self.uri_of(version, BUNDLE)
+        return self.uri_of(version, BUNDLE_FOLDER)
 
     def held(self, version: str) -> dict[str, Any]:
         """{name: sha256} of a version's files. Raises ValueError: its description is damaged."""
@@ -137,7 +137,7 @@ class Registry:
             TransientError: somebody does, or did.
         """
         try:
-            with locked(self.uri_of(version), LOCK) as check:
+            with locked(self.uri_of(version), PROMOTION) as check:
                 yield check
         except (HeldError, LockLostError) as error:
             raise TransientError(str(error)) from None
@@ -153,14 +153,14 @@ class Registry:
             ValueError: it has other weights, or (OtherOnnxError) other ONNX files.
         """
         held, place = self.held(version), self.uri_of(version)
-        for name, sha256 in sums(folders, BUNDLE, ".safetensors").items():
+        for name, sha256 in sums(folders, BUNDLE_FOLDER, ".safetensors").items():
             require(
                 held.get(name) == sha256,
                 f"{place}: is there already and holds another model (sha256 of {name}: {str(held.get(name))[:12]}, of "
                 f"the model to promote: {sha256[:12]}); give another --version",
             )
-        wanted = sums(folders, ONNX, ".onnx")
-        there = {name: held[name] for name in held if name.startswith(f"{ONNX}/") and name.endswith(".onnx")}
+        wanted = sums(folders, ONNX_FOLDER, ".onnx")
+        there = {name: held[name] for name in held if name.startswith(f"{ONNX_FOLDER}/") and name.endswith(".onnx")}
         if wanted and there and wanted != there:
             differ = sorted(name for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name))
             raise OtherOnnxError(
@@ -168,7 +168,7 @@ class Registry:
                 "--version",
                 hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:8],
             )
-        return {ONNX: folders[ONNX]} if wanted and not there else {}
+        return {ONNX_FOLDER: folders[ONNX_FOLDER]} if wanted and not there else {}
 
     def set_champion(self, version: str, reason: str, expected: str | None = None, back: bool = False) -> Latest:
         """Makes `version` the champion, unless another program moved LATEST meanwhile.
@@ -181,7 +181,7 @@ class Registry:
             OvertakenError: LATEST is not what it was expected to be, or was moved at the same time.
         """
         data, seen = storage.read_versioned(self.uri_of(LATEST))
-        old = parse(data, self.uri_of(LATEST))
+        old = latest_of(data, self.uri_of(LATEST))
         if old.version == version:  # a retry, or the same model again
             return old
         if expected is not None and old.version != expected:
@@ -233,7 +233,7 @@ def before_last(version: str, previous: tuple[str, ...]) -> tuple[str, ...]:
     return previous[: len(previous) - 1 - previous[::-1].index(version)]
 
 
-def parse(data: bytes | None, uri: str) -> Latest:
+def latest_of(data: bytes | None, uri: str) -> Latest:
     if data is None:
         return Latest()
 

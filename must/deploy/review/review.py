@@ -6,11 +6,9 @@ import os
 import secrets
 import socket
 from contextlib import closing
-from dataclasses import replace
-from pathlib import Path
 
 from must.base import storage
-from must.base.files import CLASSIFIER_FILE, RECORD_FILE, WEIGHTS_FILE
+from must.base.files import WEIGHTS_FILE
 from must.base.lock import Kind, locked
 from must.base.parameters import require
 from must.base.progress import loading
@@ -39,7 +37,6 @@ def review(config: ReviewConfig) -> None:
         ValueError: no such model, shards of another revision, another `must review` at work there, an address that
             cannot be listened at.
     """
-    config = placed(config)
     if not config.page:
         check_no_loop("must review")
     folder = storage.local(config.output)
@@ -59,16 +56,6 @@ def review(config: ReviewConfig) -> None:
         with listen(config.host, config.port) as listener, closing(Teaching(Images.load(str(folder)))) as teaching:
             session = Session(about, str(folder), who, teaching)
             asyncio.run(run(config, session, pictures, listener))
-
-
-def placed(config: ReviewConfig) -> ReviewConfig:
-    """With the places of a folder that `must adapt` made. Raises ValueError: it made none there."""
-    if not config.work:
-        return config
-    work = Path(config.work)
-    require((work / RECORD_FILE).is_file(), f"{config.work}: is no folder that `must adapt` made")
-    model, baseline, shards, output = (str(work / name) for name in ("model", CLASSIFIER_FILE, "shards", "review"))
-    return replace(config, work="", model=model, baseline=baseline, shards=shards, output=output)
 
 
 def review_at(config: ReviewConfig) -> Review:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
 import must
-from must.base.storage.json_objects import loads
+from must.base.storage.api import loads
 from must.deploy.serve.asked import Asked, Limits, Output, read_asked, read_parameters
 from must.deploy.serve.described import EXTENSIONS, config_of, metadata_of
 from must.deploy.serve.models import Served

@@ -73,12 +73,13 @@ def classification(answer: Predictions, count: int) -> Tensor:
 
 
 def to_json(answer: Predictions, row: int) -> dict[str, Any]:
-    """One image's answer as plain JSON: class is null where the model abstains."""
+    """One image's answer as plain JSON: class is null where the first probability is below the threshold."""
     best, probability = answer.best[row], answer.probability[row]
     abstained = bool(answer.abstained[row])
     found: dict[str, Any] = {
         "class": None if abstained else answer.classes[best[0]],
         "abstained": abstained,
+        **({"threshold": round(answer.threshold, DECIMALS)} if abstained else {}),
         "predictions": [
             {"class": answer.classes[number], "probability": round(float(probability[number]), DECIMALS)}
             for number in best

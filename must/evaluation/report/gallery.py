@@ -12,6 +12,7 @@ from PIL import Image
 from must.data.image.decode import decode
 from must.data.loading.reader import ShardReader
 from must.evaluation.report.charts import percent
+from must.evaluation.result import Metrics
 from must.evaluation.scores import Samples, Scores
 
 IMAGES_SHOWN, OF_KIND = 18, 3
@@ -28,7 +29,7 @@ class Pictures:
     """What is shown of the images that were scored."""
 
     reader: ShardReader
-    metrics: dict[str, Any]
+    metrics: Metrics
     samples: Samples
     after: Scores
     before: Scores | None
@@ -48,7 +49,7 @@ class Pictures:
     def gallery(self) -> dict[str, Any]:
         """The most confident mistakes; without labels, the most confident changes from the baseline. Few of a kind."""
         metrics, samples, after, before = self.metrics, self.samples, self.after, self.before
-        if metrics["labelled"]:
+        if metrics.labelled:
             wrong = np.flatnonzero(samples.labelled & (after.prediction != samples.labels))
             title, empty = "Most confident mistakes", "No mistakes on this split."
         elif before is not None:
@@ -58,7 +59,7 @@ class Pictures:
             wrong = np.arange(len(samples.numbers))
             title, empty = "Most confident predictions", ""
         order = wrong[np.argsort(-after.confidence[wrong], kind="stable")]
-        kinds = samples.labels if metrics["labelled"] or before is None else before.prediction
+        kinds = samples.labels if metrics.labelled or before is None else before.prediction
         chosen = few_of_a_kind(order, kinds, after.prediction)
         images = [self.picture(row) for row in chosen]
         return {"title": title, "empty": empty, "images": images}
@@ -66,9 +67,9 @@ class Pictures:
     def changed_pairs(self) -> list[dict[str, Any]]:
         """Confusions (label, prediction) whose number changed most from the baseline, each with a few images."""
         metrics, samples, after, before = self.metrics, self.samples, self.after, self.before
-        if before is None or not metrics["labelled"]:
+        if before is None or not metrics.labelled:
             return []
-        classes = len(metrics["classes"])
+        classes = len(metrics.classes)
         rows = np.flatnonzero(samples.labelled)
         labels = samples.labels[rows]
         old = labels * classes + before.prediction[rows]
@@ -83,8 +84,8 @@ class Pictures:
             examples = rows[(old == keys[i]) != (new == keys[i])][:OF_PAIR]
             found.append(
                 {
-                    "label": metrics["classes"][keys[i] // classes],
-                    "prediction": metrics["classes"][keys[i] % classes],
+                    "label": metrics.classes[keys[i] // classes],
+                    "prediction": metrics.classes[keys[i] % classes],
                     "was": int(was[i]),
                     "now": int(now[i]),
                     "images": [self.picture(row) for row in examples],
@@ -110,7 +111,7 @@ class Pictures:
         return found
 
     def picture(self, row: int) -> dict[str, Any]:
-        classes, samples, after, before = self.metrics["classes"], self.samples, self.after, self.before
+        classes, samples, after, before = self.metrics.classes, self.samples, self.after, self.before
         return {
             "data": self.thumbnail(int(samples.numbers[row])),
             "source": samples.sources[row],

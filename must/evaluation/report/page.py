@@ -11,22 +11,23 @@ from markupsafe import Markup, escape
 
 from must.config import EvaluateConfig
 from must.data.loading.reader import ShardReader
+from must.evaluation.gate import measured_in_words
 from must.evaluation.refined import RefinedLabels
 from must.evaluation.report import charts
 from must.evaluation.report.charts import percent, points, signed
 from must.evaluation.report.gallery import Pictures
 from must.evaluation.report.provenance import commands, provenance, training_curves
-from must.evaluation.report.selection import selection
 from must.evaluation.report.verdict import verdict
+from must.evaluation.result import CheckResult, Metrics, Selection
 from must.evaluation.scores import Samples, Scores
 from must.evaluation.training import training_log
 
-CLASSES_SHOWN = 30  # rows of the class chart at either end; the table below holds all
+CLASSES_CHARTED = 30  # rows of the class chart at either end; the table below holds all
 MATRIX_SHOWN = 25  # classes up to which the confusion matrices are drawn
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
-METRICS = (
+METRIC_ROWS = (
     ("top1", "Top-1", "share of images whose most probable class is the label", True),
     ("top5", "Top-5", "share of images whose label is among the five most probable classes", True),
     ("mean_per_class", "Mean per class", "mean of the classes' recalls", True),
@@ -45,7 +46,7 @@ def template() -> jinja2.Template:
 
 
 def render_report(
-    config: EvaluateConfig, metrics: dict[str, Any], samples: Samples, after: Scores, before: Scores | None,
+    config: EvaluateConfig, metrics: Metrics, samples: Samples, after: Scores, before: Scores | None,
     refined: RefinedLabels | None = None,
 ) -> str:  # fmt: skip
     """The page. Class and file names are escaped by the template."""
@@ -54,7 +55,7 @@ def render_report(
     return template().render(
         m=metrics,
         verdict=verdict(metrics),
-        name=metrics["baseline_name"],
+        name=metrics.baseline_name,
         summary=summary_rows(metrics),
         classes=class_chart(metrics),
         matrices=matrices(metrics),
@@ -87,24 +88,25 @@ def visible(value: Any) -> Any:
     return CONTROL.sub("\N{REPLACEMENT CHARACTER}", value) if type(value) is str else value
 
 
-def summary_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+def summary_rows(metrics: Metrics) -> list[dict[str, Any]]:
     """A row a metric: both models with intervals, and the difference with its own (paired) interval."""
-    if not metrics["labelled"]:
+    if not metrics.labelled:
         return []
     rows = []
-    for key, title, hint, is_share in METRICS:
-        if key == "top5" and len(metrics["classes"]) <= 5:
+    for key, title, hint, is_share in METRIC_ROWS:
+        if key == "top5" and len(metrics.classes) <= 5:
             continue
         show = (lambda value: f"{100 * value:.1f}%") if is_share else (lambda value: f"{value:.3f}")
         row: dict[str, Any] = {"title": title, "hint": hint, "baseline": None, "difference": None}
         for model in ("baseline", "adapted"):
-            if values := metrics[model]:
-                low, high = values["intervals"][key]
-                row[model] = {"value": show(values[key]), "interval": f"{show(low).rstrip('%')} to {show(high)}"}
-        if metrics["baseline"]:
+            if values := getattr(metrics, model):
+                low, high = values.intervals[key]
+                spread = f"{show(low).rstrip('%')} to {show(high)}"
+                row[model] = {"value": show(getattr(values, key)), "interval": spread}
+        if metrics.adapted and metrics.baseline:
             scale, digits = (100, 1) if is_share else (1, 3)
-            change = scale * (metrics["adapted"][key] - metrics["baseline"][key])
-            low, high = (scale * value for value in metrics["intervals"][key])
+            change = scale * (getattr(metrics.adapted, key) - getattr(metrics.baseline, key))
+            low, high = (scale * value for value in metrics.intervals[key])
             better = (high < 0) if key in ("nll", "ece") else (low > 0)
             worse = (low > 0) if key in ("nll", "ece") else (high < 0)
             row["difference"] = {
@@ -116,55 +118,93 @@ def summary_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def class_chart(metrics: dict[str, Any]) -> dict[str, Any] | None:
+def class_chart(metrics: Metrics) -> dict[str, Any] | None:
     """Recall of each class, the largest gains first; of very many classes the two ends."""
-    if not metrics["labelled"]:
+    if not metrics.labelled:
         return None
-    rows = [row for row in metrics["per_class"] if row["support"]]
-    key = "difference" if metrics["baseline"] else "recall"
+    rows = [row for row in metrics.per_class if row["support"]]
+    key = "difference" if metrics.baseline else "recall"
     rows.sort(key=lambda row: -row[key])
-    hidden = max(0, len(rows) - 2 * CLASSES_SHOWN)
-    shown = rows if not hidden else rows[:CLASSES_SHOWN] + rows[-CLASSES_SHOWN:]
-    return {"shown": shown, "hidden": hidden, "all": sorted(metrics["per_class"], key=lambda row: row["class"])}
+    hidden = max(0, len(rows) - 2 * CLASSES_CHARTED)
+    shown = rows if not hidden else rows[:CLASSES_CHARTED] + rows[-CLASSES_CHARTED:]
+    return {"shown": shown, "hidden": hidden, "all": sorted(metrics.per_class, key=lambda row: row["class"])}
 
 
-def matrices(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+def matrices(metrics: Metrics) -> list[dict[str, Any]]:
     """Confusion matrices with the share of each cell in its row, for colour."""
-    if not metrics["labelled"] or len(metrics["classes"]) > MATRIX_SHOWN:
+    if not metrics.labelled or len(metrics.classes) > MATRIX_SHOWN:
         return []
     found = []
-    for model, title in (("baseline", metrics["baseline_name"]), ("adapted", "adapted")):
-        if model in metrics["confusion"]:
-            counts = np.array(metrics["confusion"][model]["matrix"])
+    for model, title in (("baseline", metrics.baseline_name), ("adapted", "adapted")):
+        if model in metrics.confusion:
+            counts = np.array(metrics.confusion[model]["matrix"])
             share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
             rows = [list(zip(c, s.round(3).tolist(), strict=True)) for c, s in zip(counts.tolist(), share, strict=True)]
-            found.append({"title": title, "rows": list(zip(metrics["classes"], rows, strict=True))})
+            found.append({"title": title, "rows": list(zip(metrics.classes, rows, strict=True))})
     return found
 
 
-def reliability(metrics: dict[str, Any]) -> Markup | None:
-    if not metrics["labelled"]:
+def reliability(metrics: Metrics) -> Markup | None:
+    if not metrics.adapted:
         return None
-    models = [("adapted", "adapted", metrics["adapted"]["reliability"])]
-    if metrics["baseline"]:
-        models.insert(0, (metrics["baseline_name"], "baseline", metrics["baseline"]["reliability"]))
+    models = [("adapted", "adapted", metrics.adapted.reliability)]
+    if metrics.baseline:
+        models.insert(0, (metrics.baseline_name, "baseline", metrics.baseline.reliability))
     return charts.reliability_chart("Accuracy over confidence", models)
 
 
-def histogram(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+def histogram(metrics: Metrics) -> list[dict[str, Any]]:
     """How often each class is predicted, the largest change first; widths in percent of the longest bar."""
-    free = metrics["label_free"]
-    new = np.array(free["adapted"]["histogram"])
-    old = np.array(free["baseline"]["histogram"]) if free["baseline"] else new
+    free = metrics.label_free
+    new = np.array(free.adapted.histogram)
+    old = np.array(free.baseline.histogram) if free.baseline else new
     longest = max(int(new.max()), int(old.max()), 1)
-    order = np.argsort(-np.abs(new - old), kind="stable") if len(new) > CLASSES_SHOWN else np.arange(len(new))
+    order = np.argsort(-np.abs(new - old), kind="stable") if len(new) > CLASSES_CHARTED else np.arange(len(new))
     return [
         {
-            "class": metrics["classes"][i],
+            "class": metrics.classes[i],
             "old": int(old[i]),
             "new": int(new[i]),
             "old_width": round(100 * float(old[i]) / longest, 1),
             "new_width": round(100 * float(new[i]) / longest, 1),
         }
-        for i in order[:CLASSES_SHOWN]
+        for i in order[:CLASSES_CHARTED]
     ]
+
+
+SHARES = ((0.0, "Nothing is kept: the weights are zero-shot's"), (0.5, "Half is kept"), (1.0, "All of it is kept"))
+
+
+def selection(metrics: Metrics) -> dict[str, Any] | None:
+    """`text`, and `checks`, a column of the table each; None where nothing is known of it. Of a model of an earlier
+    version only the share that was kept is told."""
+    chosen, compared = metrics.model.selection, metrics.label_free.compared
+    here = f"this split, against {metrics.baseline_name}"
+    columns = (("training images", chosen and chosen.check), (here, compared and compared.check))
+    checks = [column(title, check) for title, check in columns if check]
+    if not chosen and not checks:
+        return None
+    return {"text": words_of_selection(chosen) if chosen else "", "checks": checks}
+
+
+def words_of_selection(chosen: Selection) -> str:
+    share = dict(SHARES).get(chosen.alpha, "A part is kept")
+    if chosen.measured:
+        return f"{share} (alpha {chosen.alpha:g}), chosen by {measured_in_words(chosen)}."
+    return f"{share} (alpha {chosen.alpha:g}; {chosen.by})." if chosen.by else f"{share} (alpha {chosen.alpha:g})."
+
+
+def column(title: str, check: CheckResult) -> dict[str, Any]:
+    """A check in the words of the table's rows."""
+    dead = check.dead_classes
+    return {
+        "title": title,
+        "rows": [
+            f"{check.images:,}",
+            f"{check.changed:.1%}",
+            f"{check.agreement_before:.1%} → {check.agreement_after:.1%} (± {check.error:.1%})",
+            f"{check.confidence_before:.2f} → {check.confidence_after:.2f}",
+            f"{len(dead):,}" + (f": {', '.join(dead[:5])}{', ...' if len(dead) > 5 else ''}" if dead else ""),
+        ],
+        "warnings": check.warnings,
+    }

@@ -7,6 +7,7 @@ from typing import Any
 from must.config import EvaluateConfig, TrainConfig
 from must.evaluation.report import charts
 from must.evaluation.report.charts import Line
+from must.evaluation.result import Metrics
 from must.evaluation.training import is_number
 
 CURVES = (
@@ -36,20 +37,20 @@ def training_curves(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def provenance(metrics: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+def provenance(metrics: Metrics) -> list[tuple[str, list[tuple[str, str]]]]:
     """Tables of names and values, by topic."""
-    model, data = metrics["model"], metrics["data"]
-    story = model["provenance"]
+    model, data = metrics.model, metrics.data
+    story = model.provenance
     groups: list[tuple[str, list[tuple[str, str]]]] = []
     splits = [
-        (f"split {name}", f"{c['samples']:,} images, {c['labelled']:,} labelled") for name, c in data["splits"].items()
+        (f"split {name}", f"{c['samples']:,} images, {c['labelled']:,} labelled") for name, c in data.splits.items()
     ]
-    facts = [("shards", data["shards"]), ("evaluated split", data["split"]), *splits]
-    facts += [(key, f"{data[key]:,}") for key in ("rejected", "duplicates")]
-    facts += [("not decodable here", f"{metrics['skipped']:,}"), ("index sha256", data["index_sha256"])]
+    facts = [("shards", data.shards), ("evaluated split", data.split), *splits]
+    facts += [(key, f"{getattr(data, key):,}") for key in ("rejected", "duplicates")]
+    facts += [("not decodable here", f"{metrics.skipped:,}"), ("index sha256", data.index_sha256)]
     groups.append(("Data", [(name, str(value)) for name, value in facts]))
     keys = ("bundle", "backbone", "pretrained", "logit_factor", "must_version")
-    facts = [(key.replace("_", " "), str(model[key])) for key in keys if model[key] not in (None, "")]
+    facts = [(key.replace("_", " "), str(getattr(model, key))) for key in keys if getattr(model, key) not in (None, "")]
     for key, value in story.items():
         if key in ("config", "versions", "summary", "selection", "data"):
             continue
@@ -77,10 +78,10 @@ def short(value: Any) -> str:
     return text if len(text) <= 200 else text[:199] + "…"
 
 
-def commands(config: EvaluateConfig, metrics: dict[str, Any]) -> list[str]:
+def commands(config: EvaluateConfig, metrics: Metrics) -> list[str]:
     """What to type to get this model and this report again. Parameters with their default values are left out."""
     lines = []
-    training = metrics["model"]["provenance"].get("config")
+    training = metrics.model.provenance.get("config")
     if training:
         lines.append(command("train", TrainConfig, training))
     lines.append(command("evaluate", EvaluateConfig, config.to_dict()))

@@ -1,8 +1,9 @@
 """The report's first sentence: what the numbers allow to say, and no more."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from must.evaluation.gate import FEWEST
+from must.evaluation.result import Metrics
 
 
 class Verdict(NamedTuple):
@@ -20,40 +21,41 @@ PICKED = (
 HELPS = " What helps: better class names or prompts, more images, or a model that knows such images."
 
 
-def verdict(metrics: dict[str, Any]) -> Verdict:
+def verdict(metrics: Metrics) -> Verdict:
     found = on_its_images(metrics)
-    if metrics["labelled"] and metrics.get("data", {}).get("picked"):
+    if metrics.labelled and metrics.data.picked:
         return Verdict("open", f"{found.headline}, on picked images", found.text, f"{found.plain} {PICKED}")
     return found
 
 
-def on_its_images(metrics: dict[str, Any]) -> Verdict:
-    if metrics["labelled"] and metrics["baseline"]:
-        return with_labels(metrics)
-    if metrics["labelled"]:
-        top1 = metrics["adapted"]["top1"]
-        low, high = metrics["adapted"]["intervals"]["top1"]
-        text = f"95% interval {low:.1%} to {high:.1%}, {metrics['labelled']:,} labelled images. No baseline was given."
+def on_its_images(metrics: Metrics) -> Verdict:
+    if metrics.adapted and metrics.baseline:
+        return with_labels(metrics, metrics.baseline.top1, metrics.adapted.top1)
+    if metrics.adapted:
+        top1 = metrics.adapted.top1
+        low, high = metrics.adapted.intervals["top1"]
+        text = f"95% interval {low:.1%} to {high:.1%}, {metrics.labelled:,} labelled images. No baseline was given."
         return Verdict("open", f"{top1:.1%} top-1 accuracy", text, f"Of 100 images {out_of_100(top1)} are right.")
     return without_labels(metrics)
 
 
-def with_labels(metrics: dict[str, Any]) -> Verdict:
-    before, after, name = metrics["baseline"]["top1"], metrics["adapted"]["top1"], metrics["baseline_name"]
-    low, high = metrics["intervals"]["top1"]
-    changed = metrics["paired"]
+def with_labels(metrics: Metrics, before: float, after: float) -> Verdict:
+    name = metrics.baseline_name
+    low, high = metrics.intervals["top1"]
+    changed, compared = metrics.paired, metrics.label_free.compared
+    assert changed and compared
     were, are = out_of_100(before, after), out_of_100(after, before)
-    guessing = 1 / len(metrics["classes"])
+    guessing = 1 / len(metrics.classes)
     mind = f" Guessing would be right about {out_of_100(guessing)} times in 100." if after < 2 * guessing else ""
-    if metrics["label_free"]["compared"]["agreement"] == 1:
-        text = f"All {metrics['labelled']:,} images keep their class, so both have the same accuracy."
+    if compared.agreement == 1:
+        text = f"All {metrics.labelled:,} images keep their class, so both have the same accuracy."
         plain = f"Nothing has changed: every image keeps its class, and of 100 images {are} are right.{mind}"
         return Verdict("open", f"The same as {name}", text, plain + HELPS)
     points = 100 * (after - before)
     facts = (
-        f"{points:+.1f} points (95% interval {100 * low:+.1f} to {100 * high:+.1f}): {changed['fixed']:,} images "
-        f"fixed, {changed['broken']:,} broken, of {metrics['labelled']:,}; McNemar's exact test: p "
-        f"{p_value(changed['mcnemar_p'])}."
+        f"{points:+.1f} points (95% interval {100 * low:+.1f} to {100 * high:+.1f}): {changed.fixed:,} images "
+        f"fixed, {changed.broken:,} broken, of {metrics.labelled:,}; McNemar's exact test: p "
+        f"{p_value(changed.mcnemar_p)}."
     )
     now = f"{are} of 100 are right, before it was {were}.{mind}"
     if low > 0:
@@ -70,34 +72,32 @@ def out_of_100(share: float, other: float = -1.0) -> str:
     return f"{100 * share:.1f}" if same else f"{100 * share:.0f}"
 
 
-def without_labels(metrics: dict[str, Any]) -> Verdict:
-    compared = metrics["label_free"]["compared"]
+def without_labels(metrics: Metrics) -> Verdict:
+    compared = metrics.label_free.compared
     if not compared:
         plain = "Nobody has said which class the images really are, so how many are right is not known."
         return Verdict(
             "open", "No labels, no baseline", "Confidence and class balance are all that can be shown.", plain
         )
-    name, classes = metrics["baseline_name"], metrics["classes"]
-    text = (
-        f"The split has no labels, so accuracy is unknown. {compared['agreement']:.1%} of the images keep their class."
-    )
-    if compared["agreement"] == 1:
+    name, classes = metrics.baseline_name, metrics.classes
+    text = f"The split has no labels, so accuracy is unknown. {compared.agreement:.1%} of the images keep their class."
+    if compared.agreement == 1:
         plain = f"Nothing has changed: every image has the class that {name} gives it.{HELPS}"
         return Verdict("open", f"The same as {name}", text, plain)
-    check = compared.get("check") or {"images": 0, "warnings": []}
-    warnings = list(check["warnings"])
-    if compared["dominant"]:
-        names = ", ".join(classes[i] for i in compared["dominant"][:5])
+    check = compared.check
+    warnings = list(check.warnings) if check else []
+    if compared.dominant:
+        names = ", ".join(classes[i] for i in compared.dominant[:5])
         warnings.append(f"few classes have taken over ({names})")
     if warnings:
         found = "; ".join(warnings)
         return Verdict("bad", "Signs of harm", f"{text} But {found}.", f"Do not use it: {found}.")
-    if compared["vanished"]:  # classes that zero-shot imagined may well be absent
-        names = ", ".join(classes[i] for i in compared["vanished"][:5])
-        text += f" Mind that {len(compared['vanished'])} classes are hardly predicted any more ({names})."
-    changed = f"{out_of_100(1 - compared['agreement'])} of 100 images have another class than before"
+    if compared.vanished:  # classes that zero-shot imagined may well be absent
+        names = ", ".join(classes[i] for i in compared.vanished[:5])
+        text += f" Mind that {len(compared.vanished)} classes are hardly predicted any more ({names})."
+    changed = f"{out_of_100(1 - compared.agreement)} of 100 images have another class than before"
     tell = "Whether it is better only labels can tell; fifty answers give a first number (must review)."
-    if check["images"] < FEWEST:
+    if check is None or check.images < FEWEST:
         return Verdict("open", "Accuracy unknown", text, f"{changed}, and these are too few to see any harm. {tell}")
     return Verdict("open", "No sign of harm, accuracy unknown", text, f"No sign of harm: {changed}. {tell}")
 

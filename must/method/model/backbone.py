@@ -22,12 +22,12 @@ from must.base.errors import UserError
 from must.base.files import MODEL_FOLDER_FILE
 from must.base.text import brief, close_to
 from must.data.image.preprocess import Preprocess
-from must.method.model.fetch import here
 from must.method.model.hub import (
     OLD_WEIGHTS_FILE,
-    WEIGHTS_FILE,
+    OPEN_CLIP_WEIGHTS,
     as_folder,
     changed,
+    ensure_local,
     fetch_weights,
     fetched,
     first_line,
@@ -68,7 +68,7 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
         ValueError: unknown model or tag, weights that cannot be read or downloaded, or weights of another model.
     """
     given, tag = understood(model, pretrained)
-    model, pretrained = here(given), here(tag)
+    model, pretrained = ensure_local(given), ensure_local(tag)
     asked = f"--model {given}" + (f" --pretrained {tag}" if tag else "")
     with opened(model, asked) as (name, theirs):
         if not is_folder(name) and not name.startswith(HUB):
@@ -199,13 +199,13 @@ def hub_files(model: str, pretrained: str, asked: str, weights: bool = True) -> 
     answers = True
     try:
         if model.startswith(HUB):
-            names = (WEIGHTS_FILE, OLD_WEIGHTS_FILE) if weights else (MODEL_FOLDER_FILE,)
+            names = (OPEN_CLIP_WEIGHTS, OLD_WEIGHTS_FILE) if weights else (MODEL_FOLDER_FILE,)
             answers = fetched(model.removeprefix(HUB), *names)
         elif weights and not is_folder(model) and not Path(pretrained).is_file():
             repository, _, file = open_clip.get_pretrained_cfg(open_clip_name(model), pretrained)["hf_hub"].rpartition(
                 "/"
             )
-            safe = str(Path(file).with_suffix(".safetensors")) if file else WEIGHTS_FILE
+            safe = str(Path(file).with_suffix(".safetensors")) if file else OPEN_CLIP_WEIGHTS
             answers = fetched(repository, *dict.fromkeys([safe, file or OLD_WEIGHTS_FILE]))
     except ValueError as error:
         raise UserError(f"{asked}: {error}") from error
@@ -293,7 +293,7 @@ def tower_shape(model: str, pretrained: str) -> tuple[int, int, int]:
         ValueError: the model is unknown, or its tower is none that MUST can train.
     """
     given, pretrained = understood(model, pretrained)
-    asked, model, pretrained = f"--model {given}", here(given), here(pretrained)
+    asked, model, pretrained = f"--model {given}", ensure_local(given), ensure_local(pretrained)
     with opened(model, asked) as (name, _):
         if not is_folder(name) and not name.startswith(HUB):
             check_name(model)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from must.method.model.masked_vit import MaskedViT
 
 LOG_FILE = "train_log.jsonl"  # of the training, beside them; a bundle may be without
-FORMAT = 1
+BUNDLE_FORMAT = 1
 LARGEST_HEADER = 100_000_000  # bytes of safetensors', its own limit
 
 
@@ -44,7 +44,7 @@ class Description:
     logit_factor: float
     provenance: dict[str, Any] = field(default_factory=dict)  # data, parameters and versions it was trained with
     must_version: str = __version__
-    format: int = FORMAT
+    format: int = BUNDLE_FORMAT
 
 
 def save_bundle(folder: str, model: MaskedViT, description: Description) -> None:
@@ -63,15 +63,15 @@ def load_description(folder: str) -> Description:
     found = storage.read_object(uri, checked, UserError(f"{uri}: is damaged"))
     if not isinstance(found, Description):
         raise UserError(
-            f"--model {folder}: its format is {brief(found)}, and must {__version__} reads format {FORMAT}; use the "
-            "version of must that wrote it, or a newer one"
+            f"--model {folder}: its format is {brief(found)}, and must {__version__} reads format {BUNDLE_FORMAT}; "
+            "use the version of must that wrote it, or a newer one"
         )
     return found
 
 
 def checked(values: dict[str, Any]) -> Description | int | float:
     """What a bundle's file says; its format, if that is another one."""
-    if (number := values["format"]) != FORMAT:
+    if (number := values["format"]) != BUNDLE_FORMAT:
         require(isinstance(number, int | float), "a value of another kind")
         return number
     description = Description(**values)

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 METADATA_KEY = "must"
 BUNDLED_SET = "imagenet"
-TEMPLATE = "a photo of a {}."  # of classes that come with none
+DEFAULT_TEMPLATE = "a photo of a {}."  # of classes that come with none
 PLACE = re.compile(r"\.(txt|ya?ml|json)$", re.IGNORECASE)  # names of files, where a list of classes could be meant
 LONGEST_NUMBER = 320  # bits of a number that is a name: Python refuses to write out very long ones
 LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
@@ -148,11 +148,13 @@ def load_class_set(source: str | list[Any]) -> ClassSet:
         templates = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
         return make_class_set(list(IMAGENET_CLASSNAMES), templates, BUNDLED_SET, allow_repeats=True)
     if isinstance(source, list):
-        return make_class_set(source, [TEMPLATE], "--classes")
+        return make_class_set(source, [DEFAULT_TEMPLATE], "--classes")
     require(source not in ("", ".", ".."), "--classes: which classes is missing")
     is_place = storage.is_remote(source) or bool(PLACE.search(source)) or "/" in source
     if not is_place and "," in source and not storage.exists(source):
-        return make_class_set([name.strip() for name in source.split(",")], [TEMPLATE], f"--classes {brief(source)}")
+        return make_class_set(
+            [name.strip() for name in source.split(",")], [DEFAULT_TEMPLATE], f"--classes {brief(source)}"
+        )
     hint = f"a file with a name a line, the names themselves (cat,dog,horse), or the set that ships: {BUNDLED_SET}"
     folder = not storage.is_remote(source) and storage.local(source).is_dir()
     require(not folder, f"--classes {source}: is a folder; give {hint}")
@@ -169,7 +171,7 @@ def load_class_set(source: str | list[Any]) -> ClassSet:
     )
     unknown = content.keys() - {"classes", "templates"}
     require(not unknown, f"--classes {source}: unknown key {', '.join(map(brief, unknown))}; known: classes, templates")
-    return make_class_set(content["classes"], content.get("templates") or [TEMPLATE], f"--classes {source}")
+    return make_class_set(content["classes"], content.get("templates") or [DEFAULT_TEMPLATE], f"--classes {source}")
 
 
 def names_in(data: bytes, where: str) -> list[str]:
@@ -307,9 +309,9 @@ def read_header(uri: str, flag: str = "--classifier") -> dict[str, Any]:
 
 def found(header: dict[str, Any], uri: str) -> dict[str, Any]:
     """The header with the place where its model folder is now."""
-    from must.method.model.folder import whereabouts
+    from must.method.model.folder import resolve_folder
 
-    folder = whereabouts(header.get("model_folder", ""), uri)
+    folder = resolve_folder(header.get("model_folder", ""), uri)
     return header | {"model_folder": folder, "model_sha256": header.get("model_sha256", "")}
 
 

@@ -21,13 +21,15 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.files import MODEL_FOLDER_FILE
 from must.base.parameters import require
-from must.method.model.hub import WEIGHTS_FILE, first_line
+from must.method.model.hub import OPEN_CLIP_WEIGHTS, ensure_local, first_line
 from must.method.model.transformers_folder import TOKENIZER_FILE
 
 if TYPE_CHECKING:
     from must.method.model.backbone import Backbone
 
-MODELS = "models"  # beside the classifier file
+import logging
+
+MODELS_FOLDER = "models"  # beside the classifier file
 
 
 def save_model(backbone: Backbone, models: str) -> tuple[str, str]:
@@ -49,16 +51,16 @@ def save_model(backbone: Backbone, models: str) -> tuple[str, str]:
         contents = {str(path.relative_to(scratch)): storage.sha256_of(path) for path in files}
         key = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:12]
         place = storage.join(models, f"{name}-{key}")
-        if not is_whole(place, Path(scratch) / WEIGHTS_FILE, contents[WEIGHTS_FILE]):
+        if not is_whole(place, Path(scratch) / OPEN_CLIP_WEIGHTS, contents[OPEN_CLIP_WEIGHTS]):
             for path, file in zip(files, contents, strict=True):
                 (storage.move if beside else storage.upload)(path, storage.join(place, file))
-    return place, contents[WEIGHTS_FILE]
+    return place, contents[OPEN_CLIP_WEIGHTS]
 
 
 def write_files(backbone: Backbone, folder: Path) -> None:
     from open_clip import get_model_preprocess_cfg
 
-    save_weights(compact(backbone.clip), folder / WEIGHTS_FILE)
+    save_weights(compact(backbone.clip), folder / OPEN_CLIP_WEIGHTS)
     config = {"model_cfg": backbone.config, "preprocess_cfg": get_model_preprocess_cfg(backbone.clip)}
     (folder / MODEL_FOLDER_FILE).write_text(json.dumps(config, indent=1, sort_keys=True))
     if hasattr(backbone.tokenizer, "save_pretrained"):  # a tokenizer of transformers
@@ -113,7 +115,7 @@ def is_whole(place: str, ours: Path, sha256: str) -> bool:
 
 def default_place(classifier: str) -> str:
     """Where a classifier's models lie unless it is said: beside it."""
-    return storage.join(absolute(classifier).rpartition("/")[0], MODELS)
+    return storage.join(absolute(classifier).rpartition("/")[0], MODELS_FOLDER)
 
 
 def absolute(uri: str) -> str:
@@ -121,7 +123,7 @@ def absolute(uri: str) -> str:
     return uri if storage.is_remote(uri) else os.path.normpath(storage.local(uri).absolute())
 
 
-def whereabouts(recorded: str, classifier: str) -> str:
+def resolve_folder(recorded: str, classifier: str) -> str:
     """Where a folder is that a classifier file names: beside the file, which may have moved, else as recorded.
 
     '' for a file that names none, as those of earlier versions.
@@ -136,21 +138,24 @@ def require_model(folder: str) -> None:
     """Raises ValueError: the folder that a classifier file names is not there."""
     require(
         not folder or storage.exists(storage.join(folder, MODEL_FOLDER_FILE)),
-        f"{folder}: the classifier's model is not there, nor in the folder {MODELS} beside the classifier file; put it "
-        f"back, {MODEL_FOLDER_FILE} and {WEIGHTS_FILE}, or make the classifier again with `must classifier`",
+        f"{folder}: the classifier's model is not there, nor in the folder {MODELS_FOLDER} beside the classifier file; "
+        f"put it back, {MODEL_FOLDER_FILE} and {OPEN_CLIP_WEIGHTS}, or make the classifier again with "
+        "`must classifier`",
     )
 
 
 def verified(folder: str, sha256: str) -> str:
     """The folder on this machine. Raises ValueError: it is not there, or its weights are not those of `sha256`."""
-    from must.method.model.fetch import here
 
     require_model(folder)
-    path = Path(here(folder))
-    file = path / WEIGHTS_FILE
+    path = Path(ensure_local(folder))
+    file = path / OPEN_CLIP_WEIGHTS
     require(
         file.is_file() and storage.sha256_of(file) == sha256,
-        f"{storage.join(folder, WEIGHTS_FILE)}: is missing, damaged or of another model than when the classifier was "
-        "made (sha256); delete the folder and run `must classifier` again",
+        f"{storage.join(folder, OPEN_CLIP_WEIGHTS)}: is missing, damaged or of another model than when the classifier "
+        "was made (sha256); delete the folder and run `must classifier` again",
     )
     return str(path)
+
+
+logger = logging.getLogger(__name__)

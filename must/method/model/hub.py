@@ -1,17 +1,27 @@
-"""Asking a hub for a model's files so that what goes wrong is one line, and soon.
+"""Models from elsewhere: from a hub, and from a bucket, fetched to this machine once.
+
+Asking a hub for a model's files so that what goes wrong is one line, and soon.
 
 huggingface_hub waits a minute and more for a hub that does not answer, open_clip asks again for other file names, and
 what it then reports is the last of them. Here a file is asked for once, with little patience, before open_clip is.
 """
 
+import hashlib
 import json
 import logging
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from must.base import storage
 from must.base.errors import UserError
 from must.base.files import MODEL_FOLDER_FILE
+from must.base.lock import in_turn
+from must.base.names import listed
+from must.base.parameters import require
 from must.base.text import without_secrets
 from must.method.model.transformers_folder import CONFIG_FILE, PREPROCESSORS, WEIGHTS
 
@@ -19,10 +29,10 @@ logger = logging.getLogger(__name__)
 
 PATIENCE = 4  # seconds for the hub's answer whether there is such a file, unless HF_HUB_ETAG_TIMEOUT says another
 
-WEIGHTS_FILE = "open_clip_model.safetensors"
+OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 OLD_WEIGHTS_FILE = "open_clip_pytorch_model.bin"  # a pickle, read with weights_only
-TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "spiece.model")
-LATER = "try again later"
+TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "spiece.model")
+TRY_LATER = "try again later"
 
 
 class AbsentError(UserError):
@@ -77,7 +87,7 @@ def fetched(repository: str, *names: str) -> bool:
             first, _, _ = str(error).partition("\n")  # what follows is advice for programmers
             why = without_secrets(first) or type(error).__name__
             raise UserError(
-                f"{name} of {repository} could not be downloaded from {hub} ({why}): {LATER}, or {instead}"
+                f"{name} of {repository} could not be downloaded from {hub} ({why}): {TRY_LATER}, or {instead}"
             ) from error
         return True
     raise AbsentError(f"{repository} on the hub {hub} has no {' and no '.join(names)}")
@@ -94,7 +104,7 @@ def as_folder(repository: str) -> str:
     answers = fetched(repository, MODEL_FOLDER_FILE, CONFIG_FILE)
     if cached(repository, MODEL_FOLDER_FILE):
         return ""
-    for name in (*TOKENIZERS, *PREPROCESSORS) if answers else ():
+    for name in (*TOKENIZER_NAMES, *PREPROCESSORS) if answers else ():
         with suppress(AbsentError):  # each has some of them
             fetched(repository, name)
     return str(Path(cached(repository, CONFIG_FILE)).parent)
@@ -128,16 +138,16 @@ def explain(status: int, error: Exception) -> str:
     """What the hub answered, after "the hub"; `status` is 0 where it did not."""
     match status:
         case 0:
-            return f"cannot be reached ({first_line(error)}): {LATER}"
+            return f"cannot be reached ({first_line(error)}): {TRY_LATER}"
         case 401 | 403 | 404:
             return f"shows no such model ({status}): look at its name, set HF_TOKEN if it is not public"
         case 429:
-            return f"was asked too often from here ({status}): {LATER}, or set HF_TOKEN"
-    return f"answers with an error ({status}): {LATER}"
+            return f"was asked too often from here ({status}): {TRY_LATER}, or set HF_TOKEN"
+    return f"answers with an error ({status}): {TRY_LATER}"
 
 
 def folder_instead(repository: str, name: str) -> str:
-    weights = WEIGHTS_FILE if name == MODEL_FOLDER_FILE else name
+    weights = OPEN_CLIP_WEIGHTS if name == MODEL_FOLDER_FILE else name
     return (
         f"put {MODEL_FOLDER_FILE} and {weights} of {repository} into a folder and give it as --model (docs/models.md)"
     )
@@ -147,3 +157,43 @@ def first_line(error: BaseException) -> str:
     """The message of an exception in one line, without the page that some libraries add."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return without_secrets(" ".join(lines))[:300] if lines else type(error).__name__
+
+
+def ensure_local(place: str) -> str:
+    """A path of this machine for a gs:// or file:// folder or file; anything else comes back as it is.
+
+    Raises:
+        ValueError: there is nothing at the URI.
+    """
+    if not place or not storage.is_remote(place):
+        return place.removeprefix("file://")
+    single = storage.exists(place)
+    names = [""] if single else listed(place)
+    require(bool(names), f"{place}: there is no model; expected a folder with open_clip_config.json or a checkpoint")
+    uris = {name: storage.join(place, name) if name else place for name in names}
+    contents = [[name, storage.size(uri), storage.generation(uri)] for name, uri in uris.items()]
+    target = cache_folder() / hashlib.sha256(json.dumps([place, contents]).encode()).hexdigest()[:32]
+    with in_turn(target.with_suffix(".lock")):  # the others find what the first has fetched
+        if not target.exists():
+            fetch(uris, target, PurePosixPath(place).name)
+    return str(target / PurePosixPath(place).name) if single else str(target)
+
+
+def fetch(uris: dict[str, str], target: Path, only: str) -> None:
+    """Downloads the files to `target`, which appears when all of it is there."""
+    logger.info(f"fetching the model from {min(uris.values(), key=len)} ({len(uris)} files)")
+    storage.remove_leftovers(target.parent)
+    unfinished = Path(tempfile.mkdtemp(dir=target.parent, prefix=storage.TEMPORARY))
+    try:
+        for name, uri in uris.items():
+            storage.download(uri, unfinished / (name or only))
+        unfinished.replace(target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def cache_folder() -> Path:
+    """A pod's scratch space, or the user's cache."""
+    place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "must" / "models"
+    place.mkdir(parents=True, exist_ok=True)
+    return place

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE, INDEX_FILE = "config.json", "model.safetensors.index.json"
+CONFIG_FILE, WEIGHTS_INDEX = "config.json", "model.safetensors.index.json"
 TOKENIZER_FILE = "bpe.txt.gz"  # a byte-pair vocabulary as open_clip reads it
-WEIGHTS = ("model.safetensors", INDEX_FILE, "pytorch_model.bin", "pytorch_model.bin.index.json")
+WEIGHTS = ("model.safetensors", WEIGHTS_INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
 PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")  # the second of transformers 5
 TOKENIZERS = ("*token*.json", "*.model", "vocab.*", "merges.txt")
-BEGIN, END = "<|startoftext|>", "<|endoftext|>"  # open_clip calls them <start_of_text> and <end_of_text>
-KINDS = {"clip": "CLIPModel", "siglip": "SiglipModel"}
-DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {  # what config.json need not say
+BEGIN, END_OF_TEXT = "<|startoftext|>", "<|endoftext|>"  # open_clip calls them <start_of_text> and <end_of_text>
+MODEL_CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel"}
+CONFIG_DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {  # what config.json need not say
     "clip": {
         "vision": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "patch_size": 32},
         "text": {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "vocab_size": 49408},
@@ -103,7 +103,7 @@ def read(path: Path) -> dict[str, Any]:
 def model_of(config: dict[str, Any]) -> dict[str, Any]:
     """open_clip's model_cfg. Raises ValueError: it has none that computes the same."""
     kind = config.get("model_type")
-    if kind not in KINDS or config.get("architectures", [KINDS[kind]]) != [KINDS[kind]]:
+    if kind not in MODEL_CLASSES or config.get("architectures", [MODEL_CLASSES[kind]]) != [MODEL_CLASSES[kind]]:
         raise UserError(what_else(config))
     try:
         image, text = (part_of(config, part) for part in ("vision", "text"))
@@ -127,7 +127,7 @@ def what_else(config: dict[str, Any]) -> str:
 
 def part_of(config: dict[str, Any], part: str) -> dict[str, Any]:
     """The configuration of a tower, with transformers' defaults in it."""
-    known = DEFAULTS[config["model_type"]]
+    known = CONFIG_DEFAULTS[config["model_type"]]
     values = {"num_hidden_layers": 12, "image_size": 224, "num_channels": 3, **known["both"], **known[part]}
     for name in (f"{part}_config", f"{part}_config_dict"):  # an older version's; it wins there too
         values |= {key: value for key, value in (config.get(name) or {}).items() if value is not None}
@@ -214,7 +214,7 @@ def preprocess_of(folder: Path, kind: str, size: int) -> dict[str, Any]:
     given: dict[str, Any] = next((read(folder / name) for name in PREPROCESSORS if (folder / name).is_file()), {})
     given = given.get("image_processor") or given
     if not given:
-        logger.warning(f"{folder}: no {PREPROCESSORS[0]}; images are prepared as {KINDS[kind]} does by default")
+        logger.warning(f"{folder}: no {PREPROCESSORS[0]}; images are prepared as {MODEL_CLASSES[kind]} does by default")
     filters = {int(number): name for name, number in FILTERS.items()}
     resample = given.get("resample", 3)
     if resample not in filters or abs(given.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
@@ -250,7 +250,7 @@ def write_vocabulary(folder: Path, output: Path, text: dict[str, Any]) -> bool:
     own, published = output / TOKENIZER_FILE, open_clip.SimpleTokenizer()
     own.write_bytes(packed)
     for tokenizer in (published, open_clip.SimpleTokenizer(str(own))):
-        special = {tokenizer.sot_token_id: BEGIN, tokenizer.eot_token_id: END}
+        special = {tokenizer.sot_token_id: BEGIN, tokenizer.eot_token_id: END_OF_TEXT}
         if numbers == {special.get(number, word): number for word, number in tokenizer.encoder.items()}:
             if tokenizer is published:
                 own.unlink()

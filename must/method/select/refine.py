@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -66,7 +66,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         "undecodable": source.skipped,
         "answers": len(answers),
         "changed": round(float((refined.labels.labels != refined.zero_shot.labels).float().mean()), 4),
-        "config": asdict(config),
+        "config": config.to_dict(),
     }
     storage.write_bytes(storage.join(config.output, PREDICTIONS_FILE), predictions_csv(seen.sources, classes, refined))
     storage.write_bytes(storage.join(config.output, REFINED_FILE), encoded(json.dumps(summary, indent=1) + "\n"))

@@ -1,4 +1,1 @@
-"""The method: the step of the paper, its losses, teacher and schedules, and the loop with checkpoints around it.
-
-Imports data, model, select and distributed; nothing that judges or ships a model.
-"""
+"""The method: the step of the paper, its losses, teacher and schedules, and the loop with checkpoints around it."""

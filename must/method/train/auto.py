@@ -7,10 +7,6 @@ were measured (docs/selection.md). A setting in between is on a straight line of
 import math
 from typing import Any
 
-from must.base.progress import loading
-from must.data.format.index import load_index
-from must.method.model.classifier import read_header, require_shares
-
 IMAGES = 48_000  # to look at in training at width 128, where the data are few
 EPOCHS = (10, 24)
 BATCHES = (16, 256)
@@ -22,45 +18,39 @@ RAMP = 0.15  # of the steps
 CONFIDENT = 0.4  # share of the images that are confident at first
 
 
-def auto(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings of `must train` for the shards, the split and the classifier in `values`.
-
-    Raises:
-        ValueError: one of them is wrong.
-    """
-    index = load_index(values["shards"])
-    header = read_header(values["classifier"])
-    if values.get("class_prior") == "given":
-        require_shares(header.get("shares"), values["classifier"])
-    images = sum(shard.samples for shard in index.shards_of(values.get("split", "train")))
-    loading()
-    from must.method.model.backbone import tower_shape  # imports torch: wrong input was told before that
-
-    model, pretrained = values.get("model") or "", values.get("pretrained") or ""
-    if not model:
-        stored = "" if pretrained else header["model_folder"]
-        model, pretrained = stored or header["model"], pretrained or ("" if stored else header["pretrained"])
-    result = settings(images, len(header["classes"]), *tower_shape(model, pretrained))
-    return result | ({"class_prior": "given"} if header.get("shares") else {})
+REASONS = {
+    "batch_size": "a power of two near a sixteenth of the images, or the number of classes if that is more; 16 to 256: "
+    "at least 16 steps an epoch, and the class balance is a batch's",
+    "epochs": "24, and fewer, down to 10, where 24 are more than 48,000 images for a tower of width 128",
+    "lr": "1e-3 at width 128, 2e-5 at 768, for 64 images a step, with the square root of the batch; less for narrow "
+    "towers beyond 10 classes",
+    "min_lr": "a hundredth of lr",
+    "ema_decay_init": "a teacher that averages over 12% of the steps",
+    "ema_decay": "a teacher that averages over 25% of the steps: one that forgets sooner follows the student's errors",
+    "ema_warmup_steps": "15% of the steps",
+    "mask_patch_size": "two patches of the model where there are enough of them, else one",
+    "mask_ratio": "as published for small data sets",
+    "mask_token": "the mean patch below width 768: noise in two of sixteen patches changes the class",
+    "confident_share": "a fixed threshold means another share for each model",
+    "fairness_weight": "with less, classes are never predicted any more",
+    "align_weight": "as published",
+    "logit_factor": "the model's own: other models than CLIP have another than 100",
+    "weak_padding": "a shift, for images no larger than 64 pixels",
+    "flip": "digits, text and signs change with it",
+    "strong_scale": "a smaller crop may lose the object",
+    "randaugment": "weaker than published",
+    "randaugment_ops": "operations that change no class",
+    "alpha": "the share of the way that agrees best with the labels of similar images",
+    "class_prior": "the class file has the classes' shares",
+}
 
 
 def settings(images: int, classes: int, width: int, size: int, patch: int) -> dict[str, Any]:
-    """Pure function of the numbers.
+    """The settings, a pure function of the numbers; REASONS has why each of them is so.
 
-    | setting | value | reason |
-    |---|---|---|
-    | batch_size | a power of two near a sixteenth of the images, or the number of classes if that is more; 16 to 256 |
-    at least 16 steps an epoch; the class balance is a batch's |
-    | epochs | 24, and fewer, down to 10, beyond 2,000 images | a million images take 39,000 steps, ImageNet's 37,500 |
-    | lr | 1e-3 at width 128, 2e-5 at 768, for 64 images a step; the square root of the batch; at 128 also one over the
-    square root of the classes beyond ten | tiny towers were measured, the wide one is published |
-    | ema_decay | a memory of 12% of the steps, then 25% | a teacher that forgets sooner follows the student's errors |
-    | confident_share | 40% of the images are confident under zero-shot | a fixed threshold means another share for
-    each model |
-    | fairness_weight | 2 | with less, classes die |
-    | losses | as published: mask 10%, pixels 1, alignment 0.2 | they cost nothing |
-    | mask_token | below width 768 the mean patch | noise in two of sixteen patches changes the class |
-    | alpha | auto | the share of the way that agrees best with the labels of similar images |
+    Args:
+        images: of the split.
+        width, size, patch: of the image tower; pixels a side of its input and of a patch.
     """
     wanted = max(images / STEPS_AN_EPOCH, classes)
     batch = 2 ** round(math.log2(min(max(wanted, BATCHES[0]), BATCHES[1])))

@@ -3,7 +3,6 @@
 import torch
 
 from must.base.parameters import require
-from must.data.augment.draws import PatchMask
 from must.data.loading.loader import PREFETCH, TrainBatch
 from must.method.distributed.cpu import loader_processes
 from must.method.distributed.parallel import to_local
@@ -25,13 +24,14 @@ def pixel_bytes(size: int) -> int:
     return 2 * size * size * 3
 
 
-def choose_accumulation(method: MustStep, local: int, before: int) -> int:
+def choose_micro_batches(must_step: MustStep, masked: int, local: int, before: int) -> int:
     """How many micro-batches the `local` images of a process's step are cut into; the same in all processes.
 
     On a CUDA GPU the fewest that fit: two trial steps, thrown away, tell what an image takes, and the rest is
     arithmetic. Elsewhere 1, for there the memory is the machine's.
 
     Args:
+        masked: patches of an image that are masked.
         before: images of a micro-batch of the run that goes on, which stays what it was (sums in another order are not
             the same to the bit); 0: none.
 
@@ -40,17 +40,17 @@ def choose_accumulation(method: MustStep, local: int, before: int) -> int:
     """
     if before and local % before == 0:
         return local // before
-    if method.world.device.type != "cuda":
+    if must_step.world.device.type != "cuda":
         return 1
-    fixed, per_image, free = zip(*method.world.gather(measured(method, local)), strict=True)
-    return fewest_pieces(local, max(fixed), max(per_image), min(free))
+    fixed, per_image, free = zip(*must_step.world.gather(measured(must_step, masked, local)), strict=True)
+    return fewest_micro_batches(local, max(fixed), max(per_image), min(free))
 
 
-def fewest_pieces(local: int, fixed: float, per_image: float, free: float) -> int:
+def fewest_micro_batches(local: int, fixed: float, per_image: float, free: float) -> int:
     """The smallest divisor of `local` such that `fixed` bytes and those of a micro-batch fit into SHARE of `free`."""
-    for pieces in (number for number in range(1, local + 1) if local % number == 0):
-        if fixed + per_image * (local // pieces) <= SHARE * free:
-            return pieces
+    for count in (number for number in range(1, local + 1) if local % number == 0):
+        if fixed + per_image * (local // count) <= SHARE * free:
+            return count
     require(
         False,
         f"--accumulate auto: not even one image a step fits: it takes {(fixed + per_image) / 1e9:.3g} GB, and "
@@ -60,37 +60,30 @@ def fewest_pieces(local: int, fixed: float, per_image: float, free: float) -> in
     raise AssertionError
 
 
-def measured(method: MustStep, local: int) -> tuple[float, float, float]:
+def measured(must_step: MustStep, masked: int, local: int) -> tuple[float, float, float]:
     """Bytes of a step that do not depend on the micro-batch, those of an image, and those that are free, by trial."""
     small = min(TRIAL, local)
-    less, more = (trial(method, images) for images in (small, 2 * small))
+    less, more = (trial(must_step, masked, images) for images in (small, 2 * small))
     per_image = max(more - less, 0) / small
-    parameters = [to_local(value) for group in method.optimizer.param_groups for value in group["params"]]
+    parameters = [to_local(value) for group in must_step.optimizer.param_groups for value in group["params"]]
     moments = sum(2 * value.numel() * value.element_size() for value in parameters)  # they are there after a step
-    views = local * pixel_bytes(method.preprocess.size)  # all micro-batches of a step are on the device
+    views = local * pixel_bytes(must_step.preprocess.size)  # all micro-batches of a step are on the device
     torch.cuda.empty_cache()
-    free, _ = torch.cuda.mem_get_info(method.world.device)
+    free, _ = torch.cuda.mem_get_info(must_step.world.device)
     return max(less - per_image * small, 0) + moments + views, per_image, free
 
 
-def trial(method: MustStep, images: int) -> int:
+def trial(must_step: MustStep, masked: int, images: int) -> int:
     """Bytes that a forward and backward pass takes at its height, above what is held before. Changes no weight."""
-    device = method.world.device
+    device = must_step.world.device
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    method.differentiate([blank_for(method, images).to(device)])
+    must_step.differentiate([blank(images, must_step.preprocess.size, masked).to(device)])
     torch.cuda.synchronize(device)
     height = torch.cuda.max_memory_allocated(device) - before
-    method.optimizer.zero_grad(set_to_none=True)
+    must_step.optimizer.zero_grad(set_to_none=True)
     return height
-
-
-def blank_for(method: MustStep, images: int) -> TrainBatch:
-    """With as many masked patches as the method's own batches have."""
-    config, size = method.config, method.preprocess.size
-    cells = PatchMask(size, method.student.patch_size, config.mask_patch_size, config.mask_ratio)
-    return blank(images, size, cells.masked_patches)
 
 
 def blank(images: int, size: int, masked: int) -> TrainBatch:

@@ -28,7 +28,7 @@ from must.method.distributed.process_group import World
 logger = logging.getLogger(__name__)
 
 NAME = re.compile(r"step-(\d{9})\.(json|pt)")
-LOCK = Kind("must train", "--checkpoints", ".train.lock", patience=10.0)
+CHECKPOINTS = Kind("must train", "--checkpoints", ".train.lock", patience=10.0)
 FAILURES = 2  # writes that may fail in a row before training stops: a full disk may be emptied, a bucket come back
 
 
@@ -255,7 +255,7 @@ def exclusive_checkpoints(checkpoints: Checkpoints, world: World) -> Iterator[No
         problem: Exception | None = None
         if world.is_main:
             try:
-                checkpoints.still_ours = stack.enter_context(locked(checkpoints.uri, LOCK))
+                checkpoints.still_ours = stack.enter_context(locked(checkpoints.uri, CHECKPOINTS))
             except CannotLockError as error:
                 logger.warning(f"warning: {error}; two runs that write there would not be noticed")
             except (ValueError, OSError) as error:

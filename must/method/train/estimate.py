@@ -131,24 +131,33 @@ class StepTimer:
         return Pace(sum(times) / len(times), min(times), max(times), len(times), images, waited, memory)
 
 
-def size_of(config: TrainConfig, whole: GlobalBatches, reader: ShardReader, method: MustStep) -> Size:
+def size_of(
+    config: TrainConfig,
+    batches: GlobalBatches,
+    reader: ShardReader,
+    must_step: MustStep,
+    micro_batch: int,
+    loaders: int,
+) -> Size:
     """Args:
-    whole: the run's batches from its first step on.
+    batches: of the run from its first step on.
+    micro_batch: images that a process takes at once.
+    loaders: processes that load, of each training process.
     """
-    kept = min(config.keep_checkpoints, -(-whole.steps // (config.checkpoint_every or whole.steps_per_epoch)))
-    kept += whole.steps // config.keep_every if config.keep_every else 0
+    kept = min(config.keep_checkpoints, -(-batches.steps // (config.checkpoint_every or batches.steps_per_epoch)))
+    kept += batches.steps // config.keep_every if config.keep_every else 0
     total = sum(shard.bytes for shard in reader.shards)
     return Size(
         images=len(reader),
-        steps=whole.steps,
+        steps=batches.steps,
         epochs=config.epochs,
         batch_size=config.batch_size,
-        micro_batch=whole.local_size // config.pieces,
-        processes=method.world.size,
-        workers=config.loaders,
-        device=method.world.device.type,
-        parameters=sum(p.numel() for p in method.student.parameters()),
-        checkpoint_bytes=state_bytes(method.student, method.teacher, method.optimizer),
+        micro_batch=micro_batch,
+        processes=must_step.world.size,
+        workers=loaders,
+        device=must_step.world.device.type,
+        parameters=sum(p.numel() for p in must_step.student.parameters()),
+        checkpoint_bytes=state_bytes(must_step.student, must_step.teacher, must_step.optimizer),
         checkpoints_kept=kept,
         shards_bytes=total,
         cache_bytes=min(total, int(config.cache_gb * GB)) if reader.cache is not None else 0,

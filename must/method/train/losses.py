@@ -5,7 +5,6 @@ the global batch: the self-training loss is a mean over the confident images of 
 that of the global batch. All that this needs from the other processes is one all-reduce of K + 6 numbers.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,16 +14,9 @@ from torch import Tensor
 
 from must.method.model.masked_vit import StudentOutput, patchify
 from must.method.model.towers import take
+from must.method.train.settings import Objective
 
 MANY_CLASSES = 512  # from here on the class balance is a running mean: one batch cannot hold all classes
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    fairness: float
-    reconstruction: float
-    alignment: float
-    prior: Tensor | None = None  # [K], sum 1: what the class balance aims at; None: uniform
 
 
 class PseudoLabels(NamedTuple):
@@ -75,10 +67,10 @@ def must_losses(
     labels: PseudoLabels,
     strong_images: Tensor,
     masked: Tensor,
-    weights: LossWeights,
+    objective: Objective,
     class_balance: Tensor | None = None,
-    reduction: str = "global",
     totals: GlobalSums | None = None,
+    prior: Tensor | None = None,
 ) -> Losses:
     """All losses of a step, or of one of its micro-batches.
 
@@ -88,24 +80,24 @@ def must_losses(
         strong_images: [B, 3, H, W], normalised; the reconstruction target.
         masked: [B, M] numbers of the masked patches, the same M for every image.
         class_balance: running class balance [K] of this epoch's steps before (512 classes and more), else None.
-        reduction: 'global'; or 'rank': the self-training mean is taken per process, then over processes (published).
         totals: of the whole global batch, if these images are but a micro-batch of it: the gradients of all
             micro-batches then add up to the batch's. Without it these images are this process's part of the batch.
+        prior: [K], sum 1: what the class balance aims at; None: uniform.
     """
     terms = loss_sums(student, labels, strong_images, masked)
     totals = totals or all_reduce_sums([terms])
     world = dist.get_world_size() if dist.is_initialized() else 1
-    if reduction == "global":
+    if objective.loss_reduction == "global":
         self_training = world * terms.cross_entropy / totals.confident.clamp(min=1)
         self_training_value = totals.cross_entropy / totals.confident.clamp(min=1)
-    else:
+    else:  # the mean is taken per process, then over processes, as published
         self_training = terms.cross_entropy / totals.own_confident.clamp(min=1)
         self_training_value = totals.rank_means / world
     # The value is the global batch's; the gradient is that of these images, times `world` against DDP's averaging.
     balance, local = totals.probability / totals.images, world * terms.probability / totals.images
-    fairness, running = fairness_loss(local + (balance - local).detach(), class_balance, weights.prior)
-    pixels = weights.reconstruction * terms.reconstruction + weights.alignment * terms.alignment
-    total = self_training + weights.fairness * fairness + world * pixels / totals.images
+    fairness, running = fairness_loss(local + (balance - local).detach(), class_balance, prior)
+    pixels = objective.reconstruction_weight * terms.reconstruction + objective.align_weight * terms.alignment
+    total = self_training + objective.fairness_weight * fairness + world * pixels / totals.images
 
     values = {
         "loss_self_training": self_training_value,
@@ -116,9 +108,9 @@ def must_losses(
     }
     values["loss"] = (
         values["loss_self_training"]
-        + weights.fairness * values["loss_fairness"]
-        + weights.reconstruction * values["loss_reconstruction"]
-        + weights.alignment * values["loss_alignment"]
+        + objective.fairness_weight * values["loss_fairness"]
+        + objective.reconstruction_weight * values["loss_reconstruction"]
+        + objective.align_weight * values["loss_alignment"]
     )
     return Losses(total, values, running)
 

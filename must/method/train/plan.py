@@ -16,8 +16,7 @@ from must.config import PlanConfig
 from must.data.loading.loader import TrainBatch
 from must.method.distributed.cpu import prepare_machine
 from must.method.distributed.process_group import init_distributed
-from must.method.train.calculated import Shape, calculate, core_speed, parse_gpus
-from must.method.train.estimate import Pace, Size, StepTimer, memory_of
+from must.method.train.estimate import Pace, StepTimer, memory_of
 from must.method.train.timers import RunTimer
 from must.method.train.trainer import Trainer
 
@@ -34,8 +33,6 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     Raises:
         ValueError: what `must train` would refuse.
     """
-    if config.gpu:
-        parse_gpus(config.gpu)
     with init_distributed(config.device, config.timeout) as processes:
         prepare_machine(processes.device)
         trainer = Trainer(config, processes)
@@ -43,33 +40,17 @@ def plan(config: PlanConfig) -> dict[str, Any]:
         size = trainer.size()
         if processes.is_main:
             trainer.announce()
-        if config.gpu:
-            return elsewhere(trainer, config, size)
+            for line in trainer.resolved.lines():
+                logger.info(line)
         pace = measure(trainer, config.seconds)
         if processes.is_main:
             logger.info("\n".join(pace.lines(size, size.steps)))
         seconds = size.steps * pace.mean
-        found = {**asdict(size), "seconds": seconds, "images_per_s": size.batch_size / pace.mean, "step": asdict(pace)}
-        found["step"]["memory"] = pace.memory._asdict()
-        write(found, config, processes.is_main)
+        step = asdict(pace) | {"memory": pace.memory._asdict()}
+        found = {**asdict(size), "seconds": seconds, "images_per_s": size.batch_size / pace.mean, "step": step}
+        if config.json and processes.is_main:
+            storage.write_bytes(config.json, json.dumps(found, indent=1).encode())
         return found
-
-
-def elsewhere(trainer: Trainer, config: PlanConfig, size: Size) -> dict[str, Any]:
-    """`--gpu`: the same by arithmetic, for cards that are not here."""
-    student = trainer.method.student
-    shape = Shape(trainer.method.preprocess.size, student.patch_size, student.tower.width, student.layers)
-    found = calculate(config.gpu, shape, size, config.activation_checkpointing, core_speed(trainer.dataset))
-    if trainer.world.is_main:
-        logger.info("\n".join(found.lines(size)))
-    content = {**asdict(size), "calculated": {**asdict(found), "cores": found.cores}}
-    write(content, config, trainer.world.is_main)
-    return content
-
-
-def write(found: dict[str, Any], config: PlanConfig, is_main: bool) -> None:
-    if config.json and is_main:
-        storage.write_bytes(config.json, json.dumps(found, indent=1).encode())
 
 
 def measure(trainer: Trainer, seconds: float) -> Pace:
@@ -80,11 +61,11 @@ def measure(trainer: Trainer, seconds: float) -> Pace:
     world, config, progress = trainer.world, trainer.config, trainer.state.progress
     local = config.batch_size // world.size
     count = min(FEW, local) if world.device.type == "cpu" else local
-    steps, parts = StepTimer(), list[TrainBatch]()
+    steps, micro_batches = StepTimer(), list[TrainBatch]()
     batches = RunTimer(progress).waiting(endless(trainer.groups(0)))
-    for parts in bar(batches, desc="trial steps", unit="step", leave=False, quiet=not world.is_main):
+    for micro_batches in bar(batches, desc="trial steps", unit="step", leave=False, quiet=not world.is_main):
         began = time.monotonic()
-        trainer.method(progress.step, parts if count == local else first_images(parts, count))
+        trainer.must_step(progress.step, micro_batches if count == local else first_images(micro_batches, count))
         if world.device.type == "cuda":
             torch.cuda.synchronize(world.device)
         progress.step += 1
@@ -96,15 +77,15 @@ def measure(trainer: Trainer, seconds: float) -> Pace:
         if world.sum(steps.enough(seconds)):
             break
     began = time.monotonic()
-    trainer.health.agreement(parts[0])
+    trainer.monitor.agreement(micro_batches[0])
     reading = (time.monotonic() - began) / config.log_every
     return steps.pace(memory_of(world.device), count * world.size, config.batch_size, reading)
 
 
-def first_images(parts: list[TrainBatch], count: int) -> list[TrainBatch]:
-    whole = parts[0]
-    weak, strong, masked, samples = (value[:count] for value in whole[:4])
-    return [TrainBatch(weak, strong, masked, samples, whole.replaced)]
+def first_images(micro_batches: list[TrainBatch], count: int) -> list[TrainBatch]:
+    first = micro_batches[0]
+    weak, strong, masked, samples = (value[:count] for value in first[:4])
+    return [TrainBatch(weak, strong, masked, samples, first.replaced)]
 
 
 def endless(groups: Iterable[list[TrainBatch]]) -> Iterator[list[TrainBatch]]:

@@ -1,6 +1,7 @@
-"""Published settings of the method, by data set and model (presets.yaml), and those of the bundled digits."""
+"""Settings that a preset chooses: those published for a data set (presets.yaml), or by data and model (`auto`)."""
 
 import re
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -8,39 +9,62 @@ import yaml
 
 from must.base.parameters import require
 from must.base.text import did_you_mean
-from must.method.model.classifier import read_header
+from must.config import TrainConfig
+from must.data.format.index import Index
+from must.method.model.classifier import TextClassifier
+from must.method.train.auto import REASONS, settings
 
+AUTO = "auto"
 REPORTED = ("dataset", "model", "zero_shot", "must")  # not settings: what the row is for and what it reached
 
 
-def settings_of(values: dict[str, Any]) -> dict[str, Any]:
-    """What the preset in the values of `must train` sets; nothing if none is named.
+@dataclass(frozen=True)
+class Resolved:
+    """`config`: all settings of a run; `reasons`: why the preset has set those that it has set, by their names."""
 
-    The model is that of the classifier file, unless `values` name one. `auto` reads the shards' index besides.
+    config: TrainConfig
+    reasons: dict[str, str]
+
+    def lines(self) -> list[str]:
+        """A line a reason, with the settings that it is of."""
+        values, by_reason = self.config.to_dict(), dict[str, list[str]]()
+        for name, why in self.reasons.items():
+            by_reason.setdefault(why, []).append(f"{name} {values[name]}")
+        return [f"{', '.join(chosen)}: {why}" for why, chosen in by_reason.items()]
+
+
+def resolve(config: TrainConfig, index: Index, classifier: TextClassifier) -> Resolved:
+    """A run's settings: what was passed, before what the preset sets, before the defaults. Call it once, at the start.
 
     Raises:
-        ValueError: no such preset, none for this model, or a file that is needed to tell is not there.
+        ValueError: no such preset, or none for this model.
     """
-    name = values.get("preset", "")
-    if not name:
-        return {}
-    if name == "auto":
-        from must.method.train.auto import auto
-
-        return auto(values)
-    model = values.get("model") or ("" if "*" in rows_of(name) else read_header(values["classifier"])["model"])
-    return preset(name, model)
-
-
-def rows_of(name: str) -> dict[str, dict[str, Any]]:
-    """A preset's rows by the model's size, '*' for any. Raises ValueError: there is no such preset."""
-    rows = yaml.safe_load(resources.files("must.config").joinpath("presets.yaml").read_text(encoding="utf-8"))["tasks"]
-    known = ["auto", *dict.fromkeys(row["dataset"] for row in rows)]
-    require(name in known, f"--preset {name}: unknown; {did_you_mean(name, known)}")
-    return {row["model"]: row for row in rows if row["dataset"] == name}
+    if not config.preset:
+        return Resolved(config, {})
+    if config.preset == AUTO:
+        values, reasons = auto(config, index, classifier), REASONS
+    else:
+        values = published(config.preset, config.model or classifier.model)
+        reasons = dict.fromkeys(values, f"--preset {config.preset}, a row of must/config/presets.yaml")
+    ours = {name: value for name, value in values.items() if not config.is_passed(name)}
+    complete = replace(config, **ours, passed=config.passed | values.keys())
+    return Resolved(complete, {name: reasons[name] for name in ours})
 
 
-def preset(name: str, model: str) -> dict[str, Any]:
+def auto(config: TrainConfig, index: Index, classifier: TextClassifier) -> dict[str, Any]:
+    """Settings for the images of the split, the classifier's classes and the model that is trained."""
+    from must.method.model.backbone import tower_shape  # imports torch
+
+    images = sum(shard.samples for shard in index.shards_of(config.split))
+    model, pretrained = config.model, config.pretrained
+    if not model:
+        stored = "" if pretrained else classifier.model_folder
+        model, pretrained = stored or classifier.model, pretrained or ("" if stored else classifier.pretrained)
+    found = settings(images, len(classifier.classes), *tower_shape(model, pretrained))
+    return found | ({"class_prior": "given"} if classifier.shares else {})
+
+
+def published(name: str, model: str) -> dict[str, Any]:
     """The settings of a data set for a model of a published size (ViT-B/16 or ViT-L/14).
 
     Raises:
@@ -54,6 +78,14 @@ def preset(name: str, model: str) -> dict[str, Any]:
         "give the settings one by one or in a --config file",
     )
     return {key: value for key, value in rows[size].items() if key not in REPORTED}
+
+
+def rows_of(name: str) -> dict[str, dict[str, Any]]:
+    """A preset's rows by the model's size, '*' for any. Raises ValueError: there is no such preset."""
+    rows = yaml.safe_load(resources.files("must.config").joinpath("presets.yaml").read_text(encoding="utf-8"))["tasks"]
+    known = [AUTO, *dict.fromkeys(row["dataset"] for row in rows)]
+    require(name in known, f"--preset {name}: unknown; {did_you_mean(name, known)}")
+    return {row["model"]: row for row in rows if row["dataset"] == name}
 
 
 def published_size(model: str) -> str:

@@ -39,20 +39,20 @@ RESUME_SAFE_FIELDS = frozenset(
 
 
 # What runs were made with before there was a choice: their checkpoints do not say it.
-LATER: dict[str, Any] = {
+DEFAULTS_OF_OLD_RUNS: dict[str, Any] = {
     "class_prior": "uniform",
     "class_shares": None,
     "mask_token": "random",
     "confident_share": 0.0,
 }
 # What runs could be made with earlier and no more: one that was is another run, whatever else is the same.
-WITHDRAWN: dict[str, Any] = {"relative_threshold": 0.0, "pseudo_labels": "teacher"}
+REMOVED_SETTINGS: dict[str, Any] = {"relative_threshold": 0.0, "pseudo_labels": "teacher", "init": ""}
 
 
-def fingerprint(
+def run_identity(
     config: TrainConfig, index_sha256: str, classifier_sha256: str, shares: Sequence[float] = ()
 ) -> dict[str, Any]:
-    """What decides a run's weights: a run may resume from the checkpoint of one with the same fingerprint."""
+    """What decides a run's weights: a run may resume from the checkpoint of one with the same identity."""
     settings = {name: value for name, value in config.to_dict().items() if name not in RESUME_SAFE_FIELDS}
     used = list(shares) if config.class_prior == "given" else None
     return {"index_sha256": index_sha256, "classifier_sha256": classifier_sha256, "class_shares": used, **settings}
@@ -82,17 +82,6 @@ def provenance(
             | {name: metadata.version(name) for name in packages},
         },
     )
-
-
-def other_origin(adapted: Description, pretrained: str, model_sha256: str) -> str:
-    """The pretrained weights that a bundle was adapted from, in words, if they are not these; '' if they are.
-
-    Their checksum decides where both are known: a tag and a file of the same weights are one origin.
-    """
-    theirs = adapted.provenance.get("model_sha256")
-    known = bool(theirs and model_sha256)
-    same = theirs == model_sha256 if known else adapted.pretrained == pretrained
-    return "" if same else f"other pretrained weights ({adapted.pretrained or 'of the model itself'})"
 
 
 def git_revision() -> str | None:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from must.config import TrainConfig
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import TrainBatch
@@ -24,7 +23,6 @@ from must.method.model.masked_vit import MaskedViT, StudentOutput
 from must.method.train.losses import (
     GlobalSums,
     Losses,
-    LossWeights,
     PseudoLabels,
     all_reduce_sums,
     loss_sums,
@@ -32,6 +30,7 @@ from must.method.train.losses import (
     pseudo_labels,
 )
 from must.method.train.optimizer import build_optimizer, learning_rate, set_learning_rate, step_if_finite
+from must.method.train.settings import StepSettings
 from must.method.train.teacher import ema_decay, make_teacher, update_teacher
 
 
@@ -48,38 +47,33 @@ class MustStep:
         self,
         student: MaskedViT,
         preprocess: Preprocess,
-        config: TrainConfig,
+        settings: StepSettings,
         world: World,
         steps: int,
         steps_per_epoch: int,
         prior: Sequence[float] = (),
     ) -> None:
-        self.student, self.preprocess, self.config, self.world = student, preprocess, config, world
+        self.student, self.preprocess, self.world = student, preprocess, world
+        self.optim, self.objective, self.execution = settings.optim, settings.objective, settings.execution
         self.steps, self.steps_per_epoch = steps, steps_per_epoch
-        self.threshold = config.confidence_threshold  # of the teacher's probability; see --confident-share
+        self.threshold = self.objective.confidence_threshold  # of the teacher's probability; see --confident-share
         self.teacher = make_teacher(student)
         self.prepare()
-        self.optimizer = build_optimizer(student, config.layer_decay, config.weight_decay)
-        self.weights = LossWeights(
-            config.fairness_weight,
-            config.reconstruction_weight,
-            config.align_weight,
-            torch.tensor(prior, dtype=torch.float64).float().to(world.device) if prior else None,
-        )
+        self.optimizer = build_optimizer(student, self.optim.layer_decay, self.optim.weight_decay)
+        self.prior = torch.tensor(prior, dtype=torch.float64).float().to(world.device) if prior else None
         self.class_balance: Tensor | None = None  # of the epoch's steps before, with many classes
         self.network = student if self.uses_fsdp else apply_ddp(student, world)
 
     def prepare(self) -> None:
         """What must be done to the networks before the optimizer sees their parameters."""
-        config = self.config
-        if config.activation_checkpointing:
+        if self.execution.activation_checkpointing:
             self.student.tower.checkpoint_activations()
         for network in (self.student, self.teacher):
             blocks = list(network.tower.blocks)
             if self.uses_fsdp:
                 apply_fsdp(network, blocks, self.precision == "bf16")
 
-    def __call__(self, step: int, parts: Sequence[TrainBatch]) -> dict[str, Tensor]:
+    def __call__(self, step: int, micro_batches: Sequence[TrainBatch]) -> dict[str, Tensor]:
         """Trains on this process's part of global batch `step`, cut into one or more micro-batches of equal size.
 
         Returns:
@@ -89,7 +83,7 @@ class MustStep:
         set_learning_rate(self.optimizer, self.learning_rate(step))
         if step % self.steps_per_epoch == 0:
             self.class_balance = None
-        batches = [part.to(self.world.device) for part in parts]
+        batches = [batch.to(self.world.device) for batch in micro_batches]
         losses = self.differentiate(batches)
         finite = step_if_finite(self.optimizer)
         update_teacher(self.teacher, self.student, self.ema_decay(step))
@@ -107,8 +101,7 @@ class MustStep:
             with gradient_sync(self.network, number == len(batches)):
                 output, strong = self.forward_student(batch)
                 losses = must_losses(
-                    output, label, strong, batch.masked, self.weights, self.class_balance,
-                    self.config.loss_reduction, totals,
+                    output, label, strong, batch.masked, self.objective, self.class_balance, totals, self.prior
                 )  # fmt: skip
                 losses.total.backward()
         return losses
@@ -147,20 +140,21 @@ class MustStep:
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of the topmost layer."""
-        config = self.config
-        return learning_rate(step, self.steps, config.lr, config.min_lr, config.batch_size)
+        optim = self.optim
+        return learning_rate(step, self.steps, optim.lr, optim.min_lr, optim.batch_size)
 
     def ema_decay(self, step: int) -> float:
-        return ema_decay(step, self.config.ema_decay_init, self.config.ema_decay, self.config.ema_warmup_steps)
+        optim = self.optim
+        return ema_decay(step, optim.ema_decay_init, optim.ema_decay, optim.ema_warmup_steps)
 
     @property
     def uses_fsdp(self) -> bool:
-        return self.config.parallel == "fsdp" and self.world.size > 1
+        return self.execution.parallel == "fsdp" and self.world.size > 1
 
     @property
     def precision(self) -> str:
-        if self.config.precision != "auto":
-            return self.config.precision
+        if self.execution.precision != "auto":
+            return self.execution.precision
         return "bf16" if self.world.device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
     def autocast(self) -> AbstractContextManager:

@@ -13,7 +13,7 @@ from must.data.format.index import Index
 from must.method.distributed.process_group import World
 from must.method.model.classifier import TextClassifier
 from must.method.train.checkpoint import Checkpoints, load_state, newest_checkpoint
-from must.method.train.provenance import LATER, WITHDRAWN, fingerprint
+from must.method.train.provenance import DEFAULTS_OF_OLD_RUNS, REMOVED_SETTINGS, run_identity
 from must.method.train.step import MustStep
 
 
@@ -35,7 +35,7 @@ class TrainState:
     """Saves to, and goes on from, the checkpoints of one run."""
 
     checkpoints: Checkpoints
-    fingerprint: dict[str, Any]
+    identity: dict[str, Any]
     progress: TrainProgress = field(default_factory=TrainProgress)
     log_lines: list[dict[str, Any]] = field(default_factory=list)  # of the whole run; they travel with the checkpoints
     run_ids: dict[str, str] = field(default_factory=dict)  # the trackers' names for the run, likewise
@@ -46,35 +46,35 @@ class TrainState:
         uri = config.checkpoints or storage.join(config.output, "checkpoints")
         return cls(
             Checkpoints(uri, config.keep_checkpoints, config.keep_every),
-            fingerprint(config, index.sha256, weights, classifier.shares),
+            run_identity(config, index.sha256, weights, classifier.shares),
         )
 
-    def save(self, method: MustStep) -> dict[str, Any]:
+    def save(self, must_step: MustStep) -> dict[str, Any]:
         """Starts writing a checkpoint in the background, and returns the networks' state.
 
         Every process calls this; the main one writes.
         """
-        state = method.state_dict()
-        if method.world.is_main:
-            run = {"identity": self.fingerprint, "progress": asdict(self.progress), "log": json.dumps(self.log_lines)}
+        state = must_step.state_dict()
+        if must_step.world.is_main:
+            run = {"identity": self.identity, "progress": asdict(self.progress), "log": json.dumps(self.log_lines)}
             run["trackers"] = self.run_ids
             self.checkpoints.save(self.progress.step, run | state)
         return state
 
-    def resume(self, method: MustStep) -> bool:
+    def resume(self, must_step: MustStep) -> bool:
         """Goes on from the newest whole checkpoint, if there is one.
 
         Raises:
             ValueError: it belongs to another run, or not all processes find the same one.
         """
-        if method.world.is_main:
+        if must_step.world.is_main:
             self.checkpoints.remove_leftovers()
-        with newest_checkpoint(self.checkpoints, method.world) as path:
+        with newest_checkpoint(self.checkpoints, must_step.world) as path:
             state = load_state(path) if path else None
-        self.check_all_find(state["progress"]["step"] if state else 0, method.world)
+        self.check_all_find(state["progress"]["step"] if state else 0, must_step.world)
         if state is None:
             return False
-        ours, theirs = WITHDRAWN | self.fingerprint, WITHDRAWN | LATER | state["identity"]
+        ours, theirs = REMOVED_SETTINGS | self.identity, REMOVED_SETTINGS | DEFAULTS_OF_OLD_RUNS | state["identity"]
         changed = [f"{name} ({theirs.get(name)} -> {ours[name]})" for name in ours if theirs.get(name) != ours[name]]
         if changed:
             raise UserError(
@@ -84,7 +84,7 @@ class TrainState:
         self.progress = TrainProgress(**state["progress"])
         self.log_lines = json.loads(state["log"])
         self.run_ids = state.get("trackers", {})
-        method.load_state_dict(state)
+        must_step.load_state_dict(state)
         return True
 
     def check_all_find(self, step: int, world: World) -> None:

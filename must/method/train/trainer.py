@@ -3,8 +3,7 @@
 Where training starts, the first that there is:
 
 1. the newest whole checkpoint of the same run (`Trainer.resume`), unless --no-resume;
-2. the model of --init (`start_from`), one that was adapted before;
-3. the zero-shot model: the classifier file's backbone, with its text embeddings as the head.
+2. the zero-shot model: the classifier file's backbone, with its text embeddings as the head.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import torch
 
 from must.base import storage
 from must.base.files import ADAPTED, DESCRIPTION_FILE
+from must.base.parameters import part_of
 from must.base.storage import UnreachableError
 from must.base.text import printable
 from must.config import TrainConfig
@@ -41,20 +41,22 @@ from must.method.select.select import (
     start_weights,
     with_selection,
 )
-from must.method.train.autotune import choose_accumulation, choose_loaders
+from must.method.train.autotune import choose_loaders, choose_micro_batches
 from must.method.train.checkpoint import exclusive_checkpoints
 from must.method.train.compiled import compile_blocks, pays
 from must.method.train.estimate import LONG_ENOUGH, Size, StepTimer, memory_of, size_of
-from must.method.train.health import Health
 from must.method.train.log import Meter, NoLog, TrainLog, in_words, summary_of
+from must.method.train.monitor import RunMonitor
+from must.method.train.presets import resolve
 from must.method.train.provenance import provenance
+from must.method.train.settings import StepSettings
+from must.method.train.start_values import start_mask_token, threshold_of
 from must.method.train.step import MustStep
 from must.method.train.teacher import make_teacher
 from must.method.train.timers import CheckpointTimer, RunTimer
-from must.method.train.trackers.base import Life
+from must.method.train.trackers.base import Attempt
 from must.method.train.trackers.fan import Trackers
 from must.method.train.train_state import TrainState
-from must.method.train.warm_start import start_from, start_mask_token, threshold_of
 
 logger = logging.getLogger(__name__)
 
@@ -90,13 +92,13 @@ class Trainer:
     """One process's part of a run."""
 
     def __init__(self, config: TrainConfig, processes: World) -> None:
-        self.config, self.world = config, processes
-        self.asked = config
+        self.world = processes
         self.reader = open_reader(
             config.shards, config.split, config.cache, config.cache_gb, config.index_sha256, config.shuffle_window
         )
         classifier = load_text_classifier(config.classifier)
-        self.own_factor = classifier.logit_scale
+        self.resolved = resolve(config, self.reader.index, classifier)
+        self.config = config = self.resolved.config
         self.prior: tuple[float, ...] = ()
         if config.class_prior == "given":
             require_shares(classifier.shares, config.classifier)
@@ -108,21 +110,26 @@ class Trainer:
         student = self.zero_shot.model.to(processes.device)
         self.reference = make_teacher(student)  # the zero-shot model: for the share of labels that changed
         preprocess = preprocess_of(self.zero_shot.description)
-        if config.init:
-            start_from(config.init, self.zero_shot, self.origin.get("model_sha256", ""))
-        elif config.mask_token == "mean":
+        if config.mask_token == "mean":
             start_mask_token(self.zero_shot, EvalSource(self.reader, preprocess, CHECK_BATCH, 0), processes.device)
-        views = ViewSettings.of(config, preprocess, student.patch_size)
+        views = part_of(config, ViewSettings, preprocess=preprocess, patch_size=student.patch_size)
+        self.masked = views.masked_patches  # of an image
         self.dataset = TrainDataset(self.reader, make_views(views, config.views, config.augment_device), config.seed)
-        self.whole = plan = self.batches(0)
+        self.batches = self.batches_from(0)
         if config.accumulate != "auto":
-            MicroBatches(plan, config.accumulate)  # refuses what does not divide, before anything is made
-        self.method = MustStep(student, preprocess, config, processes, plan.steps, plan.steps_per_epoch, self.prior)
+            MicroBatches(self.batches, config.accumulate)  # refuses what does not divide, before anything is made
+        self.must_step = MustStep(
+            student, preprocess, StepSettings.of(config), processes, self.batches.steps, self.batches.steps_per_epoch,
+            self.prior,
+        )  # fmt: skip
         self.state = TrainState.of(config, self.reader.index, classifier)
-        self.health = Health(config, processes, self.reader, self.method, self.state, self.reference)
+        self.monitor = RunMonitor(
+            config.batch_size, config.max_replaced, processes, self.reader, self.must_step, self.state, self.reference
+        )
+        self.micro_batches = self.loaders = 0  # of a step, and processes; `choose` sets them
         self.not_compiled = ""  # why torch.compile does not work here, where it was asked for
 
-    def batches(self, first_step: int) -> GlobalBatches:
+    def batches_from(self, first_step: int) -> GlobalBatches:
         config, rank, size = self.config, self.world.rank, self.world.size
         return GlobalBatches(
             self.reader.sizes,
@@ -136,26 +143,26 @@ class Trainer:
         )
 
     def resume(self) -> None:
-        if self.config.resume and self.state.resume(self.method) and self.world.is_main:
+        if self.config.resume and self.state.resume(self.must_step) and self.world.is_main:
             step, uri = self.state.progress.step, self.state.checkpoints.uri
             logger.info(f"going on after step {step} of {uri}")
 
     def choose(self) -> None:
-        """Puts numbers in the place of `auto`, once it is known whether the run goes on."""
-        config, progress, local = self.config, self.state.progress, self.whole.local_size
-        pieces, workers = config.accumulate, config.workers
-        if pieces == "auto":
-            pieces = choose_accumulation(self.method, local, progress.micro_batch)
-        progress.micro_batch = local // pieces
+        """What `auto` means on this machine, once it is known whether the run goes on."""
+        config, progress, local = self.config, self.state.progress, self.batches.local_size
+        count, workers = config.accumulate, config.workers
+        if count == "auto":
+            count = choose_micro_batches(self.must_step, self.masked, local, progress.micro_batch)
+        progress.micro_batch = local // count
         if workers == "auto":
-            workers = choose_loaders(self.world.device, progress.micro_batch, self.method.preprocess.size)
-        self.config = replace(config, accumulate=pieces, workers=workers)
+            workers = choose_loaders(self.world.device, progress.micro_batch, self.must_step.preprocess.size)
+        self.micro_batches, self.loaders = count, workers
         if config.confident_share:
-            source = EvalSource(self.reader, self.method.preprocess, CHECK_BATCH, 0)
+            source = EvalSource(self.reader, self.must_step.preprocess, CHECK_BATCH, 0)
             threshold = threshold_of(config.confident_share, self.reference, source, self.world.device)
-            self.method.threshold = self.world.gather(threshold)[0]
-        if pays(config.compile, self.world.device.type, self.whole.steps - progress.step):
-            self.not_compiled = compile_blocks(self.method, progress.micro_batch)
+            self.must_step.threshold = self.world.gather(threshold)[0]
+        if pays(config.compile, self.world.device.type, self.batches.steps - progress.step):
+            self.not_compiled = compile_blocks(self.must_step, self.masked, progress.micro_batch)
 
     def run(self, stop: StopSignal) -> dict[str, Any]:
         self.choose()
@@ -166,29 +173,29 @@ class Trainer:
         try:
             self.take_steps(groups, log, stop)
         finally:
-            log.close(self.state.progress.step == self.whole.steps)
+            log.close(self.state.progress.step == self.batches.steps)
         return self.finish(stop)
 
     def take_steps(self, groups: Iterator[list[TrainBatch]], log: TrainLog | NoLog, stop: StopSignal) -> None:
         config, progress, checkpoints = self.config, self.state.progress, self.state.checkpoints
         meter, timer, clock = Meter(), RunTimer(progress), CheckpointTimer(config.checkpoint_seconds)
         first_steps: StepTimer | None = StepTimer()
-        for parts in timer.waiting(groups):
+        for micro_batches in timer.waiting(groups):
             step = progress.step
             self.world.begin(step)
-            meter.add(self.method(step, parts))
+            meter.add(self.must_step(step, micro_batches))
             progress.step += 1
             log.advance()
             if first_steps:
                 first_steps = self.estimate(first_steps, log)
-            last = progress.step == self.whole.steps
+            last = progress.step == self.batches.steps
             if last or progress.step % config.log_every == 0:
-                log.write(step, self.health.read(meter, step, parts[0]))
+                log.write(step, self.monitor.check(meter, step, micro_batches[0]))
 
             leave, save = stop.agreed(self.world, self.world.is_main and clock.due(checkpoints.busy))
-            save |= checkpoints.due(progress.step, config.checkpoint_every or self.whole.steps_per_epoch)
+            save |= checkpoints.due(progress.step, config.checkpoint_every or self.batches.steps_per_epoch)
             if leave or (save and not last):
-                clock.saved(timer.timed(self.state.save, self.method))
+                clock.saved(timer.timed(self.state.save, self.must_step))
             if leave:
                 checkpoints.close()
                 log.say(f"stopped by a signal after step {progress.step}; run the same command to go on")
@@ -197,35 +204,35 @@ class Trainer:
 
     def groups(self, first_step: int) -> Iterator[list[TrainBatch]]:
         """A step's micro-batches at a time."""
-        config = self.config
-        parts = MicroBatches(self.batches(first_step), config.pieces)
-        return grouped(train_batches(self.dataset, parts, config.loaders, self.world.device), config.pieces)
+        batches = MicroBatches(self.batches_from(first_step), self.micro_batches)
+        return grouped(train_batches(self.dataset, batches, self.loaders, self.world.device), self.micro_batches)
 
     def open_log(self) -> TrainLog | NoLog:
         if not self.world.is_main:
             return NoLog()
         folder, state, first = Path(self.config.output), self.state, self.state.progress.step
-        names = self.config.trackers if first < self.whole.steps else []
-        steps, life = self.whole.steps, Life(folder, first, list(state.log_lines), "")
-        trackers = Trackers(names, life, state.run_ids, steps)
+        names = self.config.trackers if first < self.batches.steps else []
+        steps, attempt = self.batches.steps, Attempt(folder, first, list(state.log_lines), "")
+        trackers = Trackers(names, attempt, state.run_ids, steps)
         log = TrainLog(folder, steps, first, state.log_lines, trackers)
-        state.run_ids |= trackers.start(self.asked.to_dict())
+        state.run_ids |= trackers.start(self.config.to_dict())
         return log
 
     def estimate(self, steps: StepTimer, log: TrainLog | NoLog) -> StepTimer | None:
-        """Says how long the run will take, once its own first steps tell; None then."""
+        """Logs how long the run will take, once its own first steps tell; None then."""
         steps.mark(self.state.progress.waited)
         if not steps.enough(LONG_ENOUGH):
             return steps
         if self.world.is_main:
-            batch, left = self.config.batch_size, self.whole.steps - self.state.progress.step
+            batch, left = self.config.batch_size, self.batches.steps - self.state.progress.step
             pace = steps.pace(memory_of(self.world.device), batch, batch)
             for line in pace.lines(self.size(), left) if left else ():
                 log.say(line)
         return None
 
     def size(self) -> Size:
-        return size_of(self.config, self.whole, self.reader, self.method)
+        micro_batch = self.state.progress.micro_batch
+        return size_of(self.config, self.batches, self.reader, self.must_step, micro_batch, self.loaders)
 
     def announce(self) -> None:
         description, size = self.zero_shot.description, self.size()
@@ -237,10 +244,10 @@ class Trainer:
         """Writes the bundle; the checkpoint of the last step stays, so that running again does nothing twice."""
         progress, config = self.state.progress, self.config
         summary = summary_of(progress, config.batch_size)
-        networks = self.state.save(self.method)
+        networks = self.state.save(self.must_step)
         if self.world.is_main:
             self.state.checkpoints.close()
-            settings = replace(config, workers=self.asked.workers)  # what was chosen of this machine is no setting
+            settings = replace(config, accumulate=self.micro_batches)
             description = provenance(self.zero_shot.description, settings, self.reader.index, self.world.size, summary)
             record = {"class_shares": list(self.prior), **self.origin}
             record = {name: value for name, value in record.items() if value}
@@ -258,7 +265,7 @@ class Trainer:
         config, zero_shot, end = self.config, self.reference, copy.deepcopy(self.reference)
         end.load_state_dict(adapted)
         zero_shot.load_state_dict(start_weights(zero_shot.state_dict(), end.state_dict()))
-        source = EvalSource(self.reader, preprocess_of(description), CHECK_BATCH, config.loaders)
+        source = EvalSource(self.reader, preprocess_of(description), CHECK_BATCH, self.loaders)
         choice = choose_alpha(
             zero_shot, end.state_dict(), subsample(source, IMAGES), self.world.device, description.classes,
             config.alpha, pause=pause,

@@ -1,14 +1,38 @@
 """Contradictions within cluster.yaml, and what Kubernetes would refuse later."""
 
 import re
+from collections.abc import Iterable
+from pathlib import Path
 
-from must.base.parameters import require
+from must.base.parameters import convert_fields, read_mapping, require, settings_of, with_name
 from must.base.text import did_you_mean
+from must.config import PredictConfig
 from must_components.images import IMAGES
-from must_pipeline.cluster.config import Cluster, Resources
-from must_pipeline.cluster.predict import predict_config
-from must_pipeline.cluster.variables import check_variables
+from must_pipeline.cluster.config import Cluster, Prediction, Resources
 from must_pipeline.stages import STAGES
+
+OWN = ("model", "images", "output", "shards", "index_sha256", "part")  # that the pipeline sets
+
+
+def predict_config(predict: Prediction) -> PredictConfig:
+    """The stage's parameters, with places that stand for those to come. Raises ValueError, naming the key."""
+    settings = settings_of(PredictConfig, predict.settings, "predict.settings", OWN)
+    return with_name("predict.settings", PredictConfig, shards="-", output="-", **settings)
+
+
+def predicts_embeddings(cluster: Cluster) -> bool:
+    """Whether there is a stage that needs a model with embeddings."""
+    return cluster.predict.pods > 0 and predict_config(cluster.predict).embeddings
+
+
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def check_variables(names: Iterable[str]) -> None:
+    for name in names:
+        require(VARIABLE.fullmatch(name) is not None, f"env '{name}': is no name of an environment variable")
+        require(not name.startswith(("MUST_", "PET_")), f"env '{name}': names that begin so are set by the pipeline")
+
 
 NAME = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 SHORT = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # a namespace's, which is a name of DNS
@@ -219,3 +243,10 @@ def bytes_of(text: str, where: str) -> float:
     require(match is not None, f"{where} '{text}': expected an amount of memory, such as 16Gi")
     assert match
     return float(match[1]) * UNITS[match[2] or ""]
+
+
+def load_cluster(path: Path) -> Cluster:
+    """Raises ValueError: a key that is not known (the nearest known one is given), a wrong value, a contradiction."""
+    cluster: Cluster = convert_fields(read_mapping(path, f"--cluster {path}"), Cluster, "")
+    check(cluster)
+    return cluster

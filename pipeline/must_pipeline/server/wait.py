@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 from must.base import storage
 from must.base.exits import line_of
 from must.base.text import printable, printable_page
-from must.runtime.fanout import follow_ups
 from must.runtime.notes import read_notes
-from must.runtime.outcome import failing, kind_of
-from must.runtime.page_text import as_text, is_current
+from must.runtime.outcome import failing, failure_kind
 from must.runtime.places import WorkUri
-from must.runtime.summary import PAGE, summarize
+from must.runtime.stages import follow_ups
+from must.runtime.summary import SUMMARY_FILE, as_text, is_current, summarize
 from must_components.argo import failures, is_refused
 from must_pipeline.server.api import Kfp, api_errors
 from must_pipeline.server.workflows import Workflows
@@ -142,7 +141,7 @@ def is_lost(run: Any, work_uri: str, run_id: str) -> bool:
         note = failing(read_notes(work_uri, run_id))
     except (ValueError, OSError):  # the notes cannot be read from here
         return False
-    return note is not None and kind_of(note) in ("stopped", "silent") and not was_terminated(run)
+    return note is not None and failure_kind(note) in ("stopped", "silent") and not was_terminated(run)
 
 
 def name_successor(work_uri: str, run_id: str, successor: str) -> None:
@@ -150,7 +149,7 @@ def name_successor(work_uri: str, run_id: str, successor: str) -> None:
     first, _, rest = page_of(work_uri, run_id).partition("\n")
     page = f"{first}\n\nStarted again as run `{successor}`, which goes on with its work.\n{rest}"
     with suppress(ValueError, OSError):
-        storage.write_bytes(storage.join(WorkUri(work_uri).notes(run_id), PAGE), page.encode())
+        storage.write_bytes(storage.join(WorkUri(work_uri).notes(run_id), SUMMARY_FILE), page.encode())
 
 
 def text_of(run: Any, work_uri: str, run_id: str, again: str) -> str:
@@ -161,7 +160,7 @@ def text_of(run: Any, work_uri: str, run_id: str, again: str) -> str:
         if page and not is_current(page, notes):
             serve = ((run.runtime_config and run.runtime_config.parameters) or {}).get("serve", "none")
             page = summarize(work_uri, run_id, run.state, again, follow_ups(0, serve))
-            storage.write_bytes(storage.join(WorkUri(work_uri).notes(run_id), PAGE), page.encode())
+            storage.write_bytes(storage.join(WorkUri(work_uri).notes(run_id), SUMMARY_FILE), page.encode())
     except (ValueError, OSError):
         notes = []
     return as_text(page, notes) if page else ""
@@ -170,7 +169,7 @@ def text_of(run: Any, work_uri: str, run_id: str, again: str) -> str:
 def page_of(work_uri: str, run_id: str) -> str:
     """The summary's page; '' where it is not, or cannot be read from here."""
     try:
-        return storage.read_bytes(storage.join(WorkUri(work_uri).notes(run_id), PAGE)).decode()
+        return storage.read_bytes(storage.join(WorkUri(work_uri).notes(run_id), SUMMARY_FILE)).decode()
     except (ValueError, OSError):
         return ""
 

@@ -8,8 +8,8 @@ from must.base.text import one_line, printable
 
 
 @dataclass(frozen=True)
-class Life:
-    """One life of a run: it may have been stopped and go on."""
+class Attempt:
+    """One attempt of a run, which may have been stopped and go on."""
 
     folder: Path  # the run's output
     first_step: int  # 0 where the run begins
@@ -28,10 +28,10 @@ def reason(error: Exception) -> str:
 
 
 class Tracker(Protocol):
-    """Gets the curves of one run. Steps come in ascending order; those that an earlier life has logged come again, and
-    are logged once."""
+    """Gets the curves of one run. Steps come in ascending order; those that an earlier attempt has logged come again,
+    and are logged once."""
 
-    run_id: str  # after `start`: what a later life needs to go on with the same run; '' where nothing is needed
+    run_id: str  # after `start`: what a later attempt needs to go on with the same run; '' where nothing is needed
 
     def start(self, config: dict[str, Any]) -> None:
         """Begins the run, or goes on with it. Any error: there is no such place, or it does not answer."""

@@ -9,30 +9,53 @@ from typing import Any
 
 from must.base.errors import UserError
 from must.config.trackers import require_packages
-from must.method.train.trackers.base import Life, Tracker, points, reason
+from must.method.train.trackers.base import Attempt, Tracker, points, reason
 from must.method.train.trackers.mlflow import MLflow
-from must.method.train.trackers.tensorboard import TensorBoard
 from must.method.train.trackers.trainer_status import TrainerStatus
 
 logger = logging.getLogger(__name__)
 
-MAKE: dict[str, Callable[[Life], Tracker]] = {"tensorboard": TensorBoard, "mlflow": MLflow}
 FLUSH_TIMEOUT = 60.0  # seconds that a tracker has at the end for what is still to be sent
 STOP_TIMEOUT = 5.0  # where the run was stopped: whoever did that will not wait for long
 
 
+class TensorBoard:
+    """Points of an earlier attempt that are after its checkpoint are struck out (TensorBoard's purge)."""
+
+    run_id = ""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self.attempt = attempt
+
+    def start(self, config: dict[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder, first = self.attempt.folder / "tensorboard", self.attempt.first_step
+        self.writer = SummaryWriter(str(folder), purge_step=first or None)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(f"train/{name}", value, step)
+
+    def close(self, finished: bool) -> None:
+        self.writer.close()
+
+
+MAKE: dict[str, Callable[[Attempt], Tracker]] = {"tensorboard": TensorBoard, "mlflow": MLflow}
+
+
 class Trackers:
     """Args:
-    life: with the run_id left out; `run_ids` has those of each tracker by name.
+    attempt: with the run_id left out; `run_ids` has those of each tracker by name.
     steps: of the whole run, where it is to be told to Kubeflow Trainer too.
     """
 
-    def __init__(self, names: Sequence[str], life: Life, run_ids: dict[str, str], steps: int = 0) -> None:
-        self.life, self.steps = life, steps
-        self.all = [AsyncTracker(name, MAKE[name](replace(life, run_id=run_ids.get(name, "")))) for name in names]
+    def __init__(self, names: Sequence[str], attempt: Attempt, run_ids: dict[str, str], steps: int = 0) -> None:
+        self.attempt, self.steps = attempt, steps
+        self.all = [AsyncTracker(name, MAKE[name](replace(attempt, run_id=run_ids.get(name, "")))) for name in names]
 
     def start(self, config: dict[str, Any]) -> dict[str, str]:
-        """Returns the trackers' run_ids, for a later life.
+        """Returns the trackers' run_ids, for a later attempt.
 
         Raises:
             ValueError: a run that begins cannot be tracked. One that goes on does so without the tracker.
@@ -42,14 +65,14 @@ class Trackers:
             try:
                 tracker.tracker.start(config)
             except Exception as error:  # the packages have many of their own
-                if not self.life.first_step:
+                if not self.attempt.first_step:
                     message = reason(error)
                     begins = f"--trackers {tracker.name}: "
                     raise UserError(message if message.startswith(begins) else begins + message) from None
                 tracker.warn(error)
                 self.all.remove(tracker)
-        if self.life.first_step < self.steps and TrainerStatus.is_wanted():
-            self.all.append(AsyncTracker("kubeflow", TrainerStatus(self.steps, self.life.first_step)))
+        if self.attempt.first_step < self.steps and TrainerStatus.is_wanted():
+            self.all.append(AsyncTracker("kubeflow", TrainerStatus(self.steps, self.attempt.first_step)))
         return {tracker.name: tracker.tracker.run_id for tracker in self.all if tracker.tracker.run_id}
 
     def log(self, step: int, values: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from must.base.parameters import require
 from must.base.text import printable
-from must.method.train.trackers.base import Life, points
+from must.method.train.trackers.base import Attempt, points
 
 LONGEST = 6000  # characters of a parameter's value
 DEFAULTS = {  # of MLflow's variables, where they are not set
@@ -23,9 +23,9 @@ OF_STEPS = "train/loss"  # the curve that tells which steps are there
 
 
 class MLflow:
-    def __init__(self, life: Life) -> None:
-        self.life = life
-        self.run_id, self.given = life.run_id, os.environ.get("MLFLOW_RUN_ID", "")
+    def __init__(self, attempt: Attempt) -> None:
+        self.attempt = attempt
+        self.run_id, self.given = attempt.run_id, os.environ.get("MLFLOW_RUN_ID", "")
         self.last = -1  # step that the server has
 
     def start(self, config: dict[str, Any]) -> None:
@@ -37,7 +37,7 @@ class MLflow:
         history = self.client.get_metric_history(self.run_id, OF_STEPS) if OF_STEPS in run.data.metrics else []
         self.last = max((point.step for point in history), default=-1)
         self.add_parameters(config, run.data.params)
-        for line in self.life.lines:  # what a kill kept from being sent
+        for line in self.attempt.lines:  # what a kill kept from being sent
             self.log(line["step"], points(line))
 
     def existing(self) -> Any:
@@ -58,7 +58,7 @@ class MLflow:
         return run
 
     def add_parameters(self, config: dict[str, Any], there: dict[str, str]) -> None:
-        """A parameter of MLflow cannot change: of a run that goes on, the first life's stay."""
+        """A parameter of MLflow cannot change: of a run that goes on, the first attempt's stay."""
         from mlflow.entities import Param
 
         new = {name: printable(value, LONGEST) for name, value in config.items() if name not in there}

@@ -25,7 +25,7 @@ METRICS = ("loss", "confident", "agreement", "images_per_s")
 
 
 class TrainerStatus:
-    """Of a run of so many steps, of which a life before this one did the first."""
+    """Of a run of so many steps, of which an attempt before this one did the first."""
 
     run_id = ""
 

@@ -1,14 +1,12 @@
-"""What is measured or loaded before the first step: --init, --mask-token mean and --confident-share."""
+"""What is measured before the first step: --mask-token mean and --confident-share."""
 
 import torch
 
-from must.base.parameters import require
 from must.data.augment.normalize import normalize
 from must.data.loading.loader import EvalSource
-from must.method.model.bundle import Bundle, load_bundle
+from must.method.model.bundle import Bundle
 from must.method.model.masked_vit import MaskedViT
 from must.method.select.features import subsample
-from must.method.train.provenance import other_origin
 
 MEASURED = 2_000  # images whose zero-shot confidence the threshold follows from
 SUREST = 0.98  # largest such threshold: many images of an overconfident model are at 1
@@ -23,32 +21,6 @@ def start_mask_token(zero_shot: Bundle, source: EvalSource, device: torch.device
     if sums:
         mean = torch.stack(sums).sum(0) / (len(source.numbers) - source.skipped)
         zero_shot.model.start_mask_token(mean.to(device))
-
-
-def start_from(init: str, zero_shot: Bundle, model_sha256: str = "") -> None:
-    """Gives the zero-shot bundle's model all weights of the bundle at `init`: tower, classifier, decoder, mask token.
-
-    Args:
-        model_sha256: of the zero-shot model's file, if it is known.
-
-    Raises:
-        ValueError: there is no bundle, or it has other classes or another architecture, or was adapted from other
-            pretrained weights.
-    """
-    bundle = load_bundle(init)
-    ours, theirs = zero_shot.description, bundle.description
-    require(ours.classes == theirs.classes, f"--init {init}: was trained for other classes than the classifier file's")
-    require(
-        ours.architecture == theirs.architecture and ours.preprocess == theirs.preprocess,
-        f"--init {init}: is a {theirs.backbone}, the classifier file's model is a {ours.backbone}",
-    )
-    other = other_origin(theirs, ours.pretrained, model_sha256)
-    require(
-        not other,
-        f"--init {init}: was adapted from {other}, the classifier file's model is {ours.backbone} with "
-        f"{ours.pretrained or 'its own'}; take the classifier of that model, or leave --init out",
-    )
-    zero_shot.model.load_state_dict(bundle.model.state_dict())
 
 
 @torch.inference_mode()

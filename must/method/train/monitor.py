@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from must.base.errors import UserError
-from must.config import TrainConfig
 from must.data.loading.loader import TrainBatch
 from must.data.loading.reader import ShardReader
 from must.method.distributed.process_group import World
@@ -17,50 +16,55 @@ MAX_SKIPPED = 20  # steps without finite gradients in one run, after which train
 
 
 @dataclass
-class Health:
-    """`zero_shot`: the model before training, for the share of labels that changed."""
+class RunMonitor:
+    """Args:
+    batch_size: images a step, over all processes.
+    max_replaced: largest share of images that cannot be decoded.
+    zero_shot: the model before training, for the share of labels that changed.
+    """
 
-    config: TrainConfig
+    batch_size: int
+    max_replaced: float
     world: World
     reader: ShardReader
-    method: MustStep
+    must_step: MustStep
     state: TrainState
     zero_shot: MaskedViT
 
-    def read(self, meter: Meter, step: int, batch: TrainBatch) -> dict[str, Any]:
+    def check(self, meter: Meter, step: int, batch: TrainBatch) -> dict[str, Any]:
         """The means since the last reading, with what the log adds to them. Every process calls this.
 
         Raises:
             ValueError: too many images cannot be decoded, or too many steps' gradients were not finite. What was
                 learned so far is in a checkpoint.
         """
-        count, progress, method = meter.count, self.state.progress, self.method
+        count, progress, must_step = meter.count, self.state.progress, self.must_step
         line: dict[str, Any] = meter.read()
         progress.skipped += round(line.pop("skipped") * count)
         progress.replaced += round(self.world.sum(line.pop("replaced") * count))
         if self.too_many_replaced():
             self.stop(
-                f"{progress.replaced} of {progress.step * self.config.batch_size:,} images could not be decoded, more "
-                f"than --max-replaced {self.config.max_replaced:g}; `must index verify {self.reader.uri}` tells "
+                f"{progress.replaced} of {progress.step * self.batch_size:,} images could not be decoded, more "
+                f"than --max-replaced {self.max_replaced:g}; `must index verify {self.reader.uri}` tells "
                 "whether the shards are whole; shard again with --validate decode, or allow more"
             )
         if progress.skipped > MAX_SKIPPED:
             self.stop(f"the gradients of {progress.skipped} steps were not finite; lower --lr, or use --precision fp32")
         return line | {
             **self.agreement(batch),
-            "epoch": (step + 1) / method.steps_per_epoch,
-            "lr": method.learning_rate(step),
-            "ema_decay": method.ema_decay(step),
+            "epoch": (step + 1) / must_step.steps_per_epoch,
+            "lr": must_step.learning_rate(step),
+            "ema_decay": must_step.ema_decay(step),
             "skipped_steps": progress.skipped,
             "replaced_samples": progress.replaced,
-            "images_per_s": meter.steps_per_s * self.config.batch_size,
+            "images_per_s": meter.steps_per_s * self.batch_size,
         }
 
     def agreement(self, batch: TrainBatch) -> dict[str, float]:
         """How often the teacher says what zero-shot and the student say: of this process's images, but all processes
         look, as parameters may be cut."""
-        networks = (self.method.teacher, self.method.student, self.zero_shot)
-        taught, learned, before = (self.method.predict(network, batch.weak) for network in networks)
+        networks = (self.must_step.teacher, self.must_step.student, self.zero_shot)
+        taught, learned, before = (self.must_step.predict(network, batch.weak) for network in networks)
         return {
             "agreement": (taught == before).float().mean().item(),
             "stability": (taught == learned).float().mean().item(),
@@ -68,11 +72,11 @@ class Health:
 
     def too_many_replaced(self) -> bool:
         """The share is of all images so far, but at least of an epoch or of 1000: one of the first ten is no share."""
-        seen = self.state.progress.step * self.config.batch_size
-        return self.state.progress.replaced > self.config.max_replaced * max(seen, min(1000, len(self.reader)))
+        seen = self.state.progress.step * self.batch_size
+        return self.state.progress.replaced > self.max_replaced * max(seen, min(1000, len(self.reader)))
 
     def stop(self, reason: str) -> NoReturn:
         """Saves a checkpoint first."""
-        self.state.save(self.method)
+        self.state.save(self.must_step)
         self.state.checkpoints.close()
         raise UserError(f"stopped after step {self.state.progress.step}: {reason}")

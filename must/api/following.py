@@ -1,0 +1,261 @@
+"""What to type after a command: one to three lines that can be pasted, made from its parameters."""
+
+import logging
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from must.api.record import BUNDLE, LABELS, REPORT
+from must.api.stages import STAGES
+from must.base import storage
+from must.base.console import ASIDE
+from must.base.errors import UserError
+from must.base.files import CLASSIFIER_FILE, INDEX_FILE, METRICS_FILE, PREDICTIONS_FILE
+from must.base.parameters import flag, is_required
+from must.base.text import printable_page
+from must.config import TrainConfig
+from must.config.work import locate, with_work
+
+logger = logging.getLogger(__name__)
+
+PHOTOS, CLASSES, MODEL = "photos/", "classes.txt", "ViT-B-16/openai"  # where nothing says which
+
+
+def show(stage: str, config: Any, result: Any) -> None:
+    """Prints them, to standard error: they are no result."""
+    lines = [line for line in FOLLOWING.get(stage, lambda *_: [])(config, result) if line]
+    if lines:
+        logger.info(printable_page("next: " + "\n      ".join(lines)), extra=ASIDE)
+
+
+def command(stage: str, *bare: str, **values: str) -> str:
+    """The shortest line with that meaning: WORK alone, if what is in it is what `values` name."""
+    values = {name: value for name, value in values.items() if value}
+    long = spelt(stage, bare, values)
+    known = {field.name: field for field in fields(STAGES[stage].config)}
+    for folder in dict.fromkeys(
+        str(Path(value).parent) for name, value in values.items() if known[name].metadata["place"]
+    ):
+        try:
+            found = with_work(STAGES[stage].config, {"model": folder})
+        except UserError:
+            continue
+        rest = {name: value for name, value in values.items() if found.get(name) != value}
+        if all(name in found or name in rest for name, field in known.items() if is_required(field)):
+            long = min(long, spelt(stage, (folder,), rest), key=len)
+    return long
+
+
+def spelt(stage: str, bare: Sequence[str], values: dict[str, Any]) -> str:
+    flags = [word for name, value in values.items() for word in (flag(name), *([] if value is True else [value]))]
+    return shlex.join(["must", stage, *bare, *flags])
+
+
+def beside(path: str, name: str) -> str:
+    """NAME in the folder that `path` is in."""
+    return storage.join(
+        path.rstrip("/").rpartition("/")[0] or ("/" if path.startswith("/") else "."), name
+    ).removeprefix("./")
+
+
+def of_bundle(path: str, name: str) -> str:
+    """Beside the bundle, named after it."""
+    return locate(beside(path, "") or ".").own(name, path.rstrip("/")).removeprefix("./")
+
+
+def photos_of(shards: str) -> str:
+    """The folder that shards were made from."""
+    try:
+        uri = storage.read_json(storage.join(shards, INDEX_FILE), "--shards")["source"]["uri"] if shards else ""
+    except (UserError, OSError, KeyError, TypeError):
+        uri = ""
+    return uri if isinstance(uri, str) and "://" not in uri and Path(uri).is_dir() else ""
+
+
+def predict(model: str, photos: str, output: str = "") -> str:
+    work = locate(str(Path(model).parent)) if "://" not in model else None
+    if work and (work.bundle == (model,) or (not work.bundle and work.onnx == (model,))):
+        model = work.folder
+    return spelt("predict", (photos or PHOTOS,), {"model": model} | ({"output": output} if output else {}))
+
+
+def after_shard(config: Any, _: Any) -> list[str]:
+    work = locate(beside(config.output, "") or ".")
+    if len(work.classifier) == 1:
+        return [
+            command("train", shards=config.output, classifier=work.classifier[0], output=beside(config.output, BUNDLE))
+        ]
+    classifier = beside(config.output, CLASSIFIER_FILE)
+    return [
+        f"must index show {shlex.quote(config.output)}",
+        command("classifier", classes=CLASSES, model=MODEL, output=classifier),
+    ]
+
+
+def after_classifier(config: Any, _: Any) -> list[str]:
+    work = locate(beside(config.output, "") or ".")
+    if len(work.shards) != 1:
+        return [predict(config.output, ""), command("shard", PHOTOS, output=beside(config.output, "shards"))]
+    given = {"shards": work.shards[0], "classifier": config.output}
+    return [
+        command(stage, **given, output=beside(config.output, name))
+        for stage, name in (("train", BUNDLE), ("refine", LABELS))
+    ]
+
+
+def after_plan(config: Any, _: Any) -> list[str]:
+    known = {field.name for field in fields(TrainConfig)} & config.given
+    given = {
+        name: value
+        for name in sorted(known)
+        if (value := getattr(config, name)) and (name, value) != ("preset", "auto")
+    }
+    output = config.output or beside(config.shards, BUNDLE)
+    return [spelt("train", (), {name: text(value) for name, value in given.items()} | {"output": output})]
+
+
+def text(value: Any) -> Any:
+    return value if isinstance(value, bool) else ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def after_train(config: Any, _: Any) -> list[str]:
+    return [
+        evaluate(config.output, config.classifier, config.shards),
+        command(
+            "refine",
+            model=config.output,
+            classifier=config.classifier,
+            shards=config.shards,
+            output=of_bundle(config.output, LABELS),
+        ),
+        review(config.output, config.classifier, config.shards),
+    ]
+
+
+def evaluate(model: str, baseline: str, shards: str) -> str:
+    split = locate(beside(shards, "") or ".").split()
+    values = {"model": model, "baseline": baseline, "shards": shards, "output": of_bundle(model, REPORT)}
+    return command("evaluate", **values, split="" if split == "test" else split)
+
+
+def review(model: str, baseline: str, shards: str) -> str:
+    return command("review", model=model, baseline=baseline, shards=shards, output=of_bundle(model, "review"))
+
+
+def export(model: str, shards: str, metrics: str = "") -> str:
+    return command("export", model=model, shards=shards, metrics=metrics, output=of_bundle(model, "onnx"))
+
+
+def after_adapt(config: Any, adapted: Any) -> list[str]:
+    output = config.output.rstrip("/") or config.output
+    photos = config.images if Path(config.images).is_dir() else ""
+    bundle, shards, metrics = (storage.join(output, name) for name in (BUNDLE, "shards", f"{REPORT}/{METRICS_FILE}"))
+    return [
+        predict(bundle, photos, storage.join(output, "predictions.csv")),
+        review(bundle, storage.join(output, CLASSIFIER_FILE), shards),
+        export(bundle, shards, metrics),
+    ]
+
+
+def after_refine(config: Any, _: Any) -> list[str]:
+    table, photos = storage.join(config.output, PREDICTIONS_FILE), photos_of(config.shards) or PHOTOS
+    return [
+        command("sort", table, into=beside(config.output, "sorted"), root=photos),
+        command("labels", table, to="csv", output=beside(config.output, "labels.csv"), root=photos),
+    ]
+
+
+def after_select(config: Any, _: Any) -> list[str]:
+    return [
+        evaluate(config.output, config.baseline, config.shards),
+        predict(config.output, photos_of(config.shards)),
+        export(config.output, config.shards),
+    ]
+
+
+def after_evaluate(config: Any, metrics: Any) -> list[str]:
+    file = storage.join(config.output, METRICS_FILE)
+    compared = metrics["label_free"]["compared"] is not None
+    return [
+        command("gate", metrics=file, output=of_bundle(config.model, "decision.json")) if compared else "",
+        export(config.model, config.shards, file),
+    ]
+
+
+def after_export(config: Any, _: Any) -> list[str]:
+    if config.to != "onnx":
+        return [spelt("push", (config.output,), {"repo": "my-team/my-model", "private": True})]
+    return [predict(config.output, photos_of(config.shards)), command("serve", model=config.output)]
+
+
+def after_gate(config: Any, decision: Any) -> list[str]:
+    told = storage.read_json(config.metrics, "--metrics")
+    model, folder = told["model"]["bundle"], beside(told["model"]["bundle"], "")
+    if not decision.passed:
+        return [review(model, told["config"]["baseline"], told["config"]["shards"])]
+    onnx, name = (
+        of_bundle(model, "onnx"),
+        re.sub("[^a-z0-9]+", "-", Path(folder or ".").resolve().name.lower()).strip("-"),
+    )
+    values = {
+        "model": model,
+        "metrics": config.metrics,
+        "decision": config.output,
+        "onnx": onnx if Path(onnx).is_dir() else "",
+    }
+    return [command("promote", **values, registry=beside(model, "registry"), name=name or "model")]
+
+
+def after_promote(config: Any, _: Any) -> list[str]:
+    of = {"registry": config.registry, "name": config.name}
+    return (
+        [spelt("serve", (), of) if config.onnx else "", spelt("promote", (), of | {"list": True})]
+        if config.model
+        else []
+    )
+
+
+def after_predict(config: Any, _: Any) -> list[str]:
+    if config.output and not config.shards:
+        return [command("sort", config.output, into=beside(config.output, "sorted"))]
+    if config.output or len(config.images) > 3 or "-" in config.images:
+        return []
+    given = {name: text(getattr(config, name)) for name in ("classes", "top_k", "abstain") if name in config.given}
+    return [spelt("predict", config.images, {"model": config.model, **given, "output": "predictions.csv"})]
+
+
+def after_demo(config: Any, _: Any) -> list[str]:
+    places = {
+        name: storage.join(config.output, of)
+        for name, of in (
+            ("classes", "classes.yaml"),
+            ("model", "model"),
+            ("test_images", "images/test"),
+            ("output", "work"),
+        )
+    }
+    return [spelt("adapt", (storage.join(config.output, "images/unlabeled"),), places | {"preset": "digits"})]
+
+
+def after_sort(config: Any, _: Any) -> list[str]:
+    return [] if config.undo else [spelt("sort", (), {"undo": True, "into": config.into})]
+
+
+def after_labels(config: Any, _: Any) -> list[str]:
+    return (
+        [command("sort", config.output, into=beside(config.output, "sorted"))]
+        if config.to in ("csv", "answers")
+        else []
+    )
+
+
+FOLLOWING: dict[str, Callable[[Any, Any], list[str]]] = {
+    "demo": after_demo, "adapt": after_adapt, "shard": after_shard, "classifier": after_classifier, "plan": after_plan,
+    "train": after_train, "refine": after_refine, "select": after_select, "evaluate": after_evaluate,
+    "export": after_export, "gate": after_gate, "promote": after_promote, "predict": after_predict,
+    "sort": after_sort, "labels": after_labels,
+}  # fmt: skip
+"""By stage. Review and serve say it themselves, while they run; `must push` prints an address."""

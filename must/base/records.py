@@ -1,0 +1,54 @@
+"""Dataclasses as JSON objects: `dataclasses.asdict` writes them, `record_of` reads them and looks at every value."""
+
+import dataclasses
+import math
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from must.base.errors import UserError
+
+Record = TypeVar("Record")
+hints_of = cache(get_type_hints)
+
+
+def record_of(kind: type[Record], content: Any) -> Record:
+    """The dataclass of that kind from a JSON object. Names that it does not have are left out.
+
+    Raises:
+        UserError: a value that is missing or of another kind; the message begins with its name.
+    """
+    return value_of(kind, content, "")
+
+
+def value_of(kind: Any, value: Any, where: str) -> Any:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any or (origin is Literal and value in arguments):
+        return value
+    if origin in (Union, UnionType):
+        if value is None and NoneType in arguments:
+            return None
+        (kind,) = (one for one in arguments if one is not NoneType)
+        return value_of(kind, value, where)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        hints = hints_of(kind)
+        found = {}
+        for field in dataclasses.fields(kind):
+            if field.name in value:
+                found[field.name] = value_of(hints[field.name], value[field.name], f"{where}.{field.name}".strip("."))
+            elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+                raise UserError(f"{f'{where}.{field.name}'.strip('.')} is missing")
+        return kind(**found)
+    if origin is list and isinstance(value, list):
+        return [value_of(arguments[0], one, f"{where}[{number}]") for number, one in enumerate(value)]
+    if origin is tuple and isinstance(value, list | tuple) and len(value) == len(arguments):
+        return tuple(value_of(one, part, where) for one, part in zip(arguments, value, strict=True))
+    if origin is dict and isinstance(value, dict):
+        return {name: value_of(arguments[1], one, f"{where}.{name}".strip(".")) for name, one in value.items()}
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if abs(value) > 1e300 or math.isnan(value):
+            raise UserError(f"{where} is no finite number")
+        return float(value)
+    if isinstance(kind, type) and type(value) is kind:
+        return value
+    raise UserError(f"{where or 'it'} is of another kind")

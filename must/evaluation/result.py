@@ -1,0 +1,203 @@
+"""metrics.json: what `must evaluate` measured, as a dataclass, with the functions that write and read the file.
+
+No torch: gate, registry, cards and pipeline read it. Accuracies are fractions, 0..1; an interval is [low, high], 95%.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+from must.base import storage
+from must.base.errors import UserError
+from must.base.records import record_of
+from must.base.text import brief, encoded
+
+METRICS_FORMAT = 1  # of the file; one without it is of the time before, and is read as well
+JSON_CONTROLS = {code: f"\\u{code:04x}" for code in range(127, 160)}  # json writes these as they are, and ESC escaped
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """One model on the labelled images."""
+
+    top1: float
+    top5: float
+    mean_per_class: float
+    nll: float  # nats
+    ece: float
+    confidence: float
+    intervals: dict[str, Interval] = field(default_factory=dict)  # by the names above
+    reliability: list[dict[str, float]] = field(default_factory=list)  # see metrics.reliability
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, float)}
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Labelled images by who was right about them, the baseline or the model; p of McNemar's exact test."""
+
+    fixed: int
+    broken: int
+    both_right: int
+    both_wrong: int
+    mcnemar_p: float
+
+
+@dataclass(frozen=True)
+class ModelFigures:
+    """One model on all images, without labels: see labelfree.label_free."""
+
+    confidence: float
+    confident: float
+    histogram: list[int]
+    effective_classes: float
+    mutual_information: float = 0.0
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """The check against the baseline (must/method/select/check.py), which says what its figures are."""
+
+    images: int
+    agreement_before: float
+    agreement_after: float
+    warnings: list[str]
+    error: float = 0.0
+    confidence_before: float = 0.0
+    confidence_after: float = 0.0
+    changed: float = 0.0
+    dead_classes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two models on all images, without labels: see labelfree.compare."""
+
+    agreement: float
+    agreement_confident: float | None
+    histogram_distance: float
+    vanished: list[int]
+    dominant: list[int]
+    check: CheckResult | None = None
+
+
+@dataclass(frozen=True)
+class LabelFree:
+    adapted: ModelFigures
+    baseline: ModelFigures | None = None
+    compared: Compared | None = None
+    training: dict[str, float] | None = None  # see training.stability
+
+
+@dataclass(frozen=True)
+class Abstention:
+    """The threshold below which no class should be named, None where there is none: see abstention.abstention."""
+
+    target: float
+    by: str  # labels, or none
+    threshold: float | None
+    coverage: float | None
+    risk: float | None
+    bound: float | None
+    reason: str = ""
+    images: int = 0
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a bundle records of how much of its adaptation it holds; `measured` is for estimate.Measured."""
+
+    alpha: float
+    by: str = ""
+    check: CheckResult | None = None
+    measured: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, provenance: dict[str, Any]) -> Self | None:
+        """None where a bundle tells of none, or of none that this version knows."""
+        found = provenance.get("selection")
+        try:
+            return record_of(cls, found) if found else None
+        except UserError:
+            return None
+
+
+@dataclass(frozen=True)
+class Model:
+    bundle: str = ""
+    backbone: str = ""
+    pretrained: str = ""
+    logit_factor: float = 0.0
+    must_version: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def selection(self) -> Selection | None:
+        return Selection.of(self.provenance)
+
+
+@dataclass(frozen=True)
+class Data:
+    shards: str = ""
+    split: str = ""
+    index_sha256: str = ""
+    index_revision: int = 0
+    splits: dict[str, Any] = field(default_factory=dict)
+    rejected: int = 0
+    duplicates: int = 0
+    picked: bool = False  # by `must review`: the labelled images are not drawn at random
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Without labels `adapted` and `paired` are None and the tables empty, without a baseline so is `baseline`."""
+
+    images: int
+    labelled: int
+    skipped: int
+    classes: list[str]
+    label_free: LabelFree
+    adapted: Accuracy | None = None
+    baseline: Accuracy | None = None
+    intervals: dict[str, Interval] = field(default_factory=dict)  # of the differences, adapted - baseline
+    paired: Paired | None = None
+    per_class: list[dict[str, Any]] = field(default_factory=list)
+    confusion: dict[str, dict[str, Any]] = field(default_factory=dict)  # by model: pairs, and the matrix or None
+    bootstrap_replicates: int = 0
+    abstention: Abstention | None = None
+    baseline_name: str = "zero-shot"
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    refined: dict[str, Any] | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    must_version: str = ""
+    format: int = METRICS_FORMAT
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the file holds."""
+        content = json.loads(json.dumps(asdict(self), allow_nan=False, default=lambda value: value.item()))  # numpy's
+        return content | {"adapted": content["adapted"] or {}}
+
+
+def metrics_of(content: dict[str, Any]) -> Metrics:
+    """Raises UserError: not what `must evaluate` writes; the message names the value."""
+    return record_of(Metrics, content | {"adapted": content.get("adapted") or None})
+
+
+def write_metrics(uri: str, metrics: Metrics) -> None:
+    text = json.dumps(metrics.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    storage.write_bytes(uri, encoded(text.translate(JSON_CONTROLS)))
+
+
+def read_metrics(uri: str, flag: str = "--metrics") -> Metrics:
+    """Raises UserError: no such file, or none of `must evaluate`, or one of a later version."""
+    content = storage.read_json(uri, flag)
+    if content.get("format", METRICS_FORMAT) != METRICS_FORMAT:
+        raise UserError(f"{flag} {uri}: is of another version of must (format {brief(content['format'])})")
+    try:
+        return metrics_of(content)
+    except UserError as error:
+        raise UserError(f"{flag} {uri}: is not what `must evaluate` writes ({error}); evaluate again") from None

@@ -1,0 +1,18 @@
+"""What an evaluation of 200 labelled images found, for tests of those who read it."""
+
+from must.evaluation.result import Accuracy, CheckResult, Compared, Data, LabelFree, Metrics, ModelFigures, Paired
+
+
+def accuracy(top1):
+    values = {"top1": top1, "top5": 0.95, "mean_per_class": 0.7, "nll": 0.5, "ece": 0.1, "confidence": 0.8}
+    return Accuracy(**values, intervals=dict.fromkeys(values, (0.1, 0.9)))
+
+
+FIGURES = ModelFigures(confidence=0.8, confident=0.7, histogram=[100, 100], effective_classes=2.0)
+CHECK = CheckResult(images=200, agreement_before=0.5, agreement_after=0.6, warnings=[])
+MEASURED = Metrics(
+    images=200, labelled=200, skipped=0, classes=["cat", "dog"], adapted=accuracy(0.9), baseline=accuracy(0.7),
+    intervals={"top1": (0.05, 0.2)}, paired=Paired(40, 0, 140, 20, 0.0),
+    label_free=LabelFree(FIGURES, FIGURES, Compared(0.9, 0.9, 0.1, [], [], CHECK)),
+    data=Data(split="test", index_sha256="0" * 64),
+)  # fmt: skip
