@@ -128,7 +128,7 @@ class Folders:
             self.names[None] = self.none
 
     @staticmethod
-    def free(name: str, taken: Any) -> str:
+    def free_name(name: str, taken: Any) -> str:
         """The name, or the first of NAME (2), NAME (3) ... that differs from all others by more than upper case."""
         others, number, found = {one.casefold() for one in taken}, 1, name
         while found.casefold() in others:
