@@ -122,8 +122,8 @@ class Folders:
         self.names: dict[str | None, str] = {}
         self.taken: set[str] = set()
         for name in sorted({one for one in classes if one is not None}):
-            self.names[name] = self.free(safe(name), self.names.values())
-        self.none = self.free(NONE_OF_THESE, self.names.values())
+            self.names[name] = self.free_name(safe(name), self.names.values())
+        self.none = self.free_name(NONE_OF_THESE, self.names.values())
         if None in classes:
             self.names[None] = self.none
 
