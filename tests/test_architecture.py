@@ -86,7 +86,7 @@ images
 model       classes images
 record
 adapted     functions model record results
-adapt       adapted classes functions images record stages
+adapt       adapted classes functions images preflight record stages
 environment
 following   record stages
 cli         environment following stages

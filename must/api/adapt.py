@@ -19,10 +19,11 @@ from must.api.adapted import Adapted
 from must.api.classes import entries_of
 from must.api.functions import run_stage
 from must.api.images import provide
+from must.api.preflight import require_apart
 from must.api.record import BUNDLE, LABELS, REPORT, SHARDS, record
 from must.api.stages import call
 from must.base import storage
-from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, ONNX_FILE, RECORD_FILE, REFINED_FILE, REPORT_FILE
+from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, RECORD_FILE, REFINED_FILE, REPORT_FILE
 from must.base.parameters import check_names, require
 from must.config import AdaptConfig, TrainConfig
 from must.config.labels import SortConfig
@@ -39,7 +40,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL, ITS_WEIGHTS = "ViT-B-16", "openai"
 OWN = ("shards", "index_sha256", "classifier", "output", "split", "model", "pretrained", "device")
-OTHERS = (DESCRIPTION_FILE, NAME, ONNX_FILE)  # files of folders that hold one thing
 FEWEST = 11  # images: each is compared with the 10 that are most similar (must/method/select/knn.py)
 FREE = RESUME_SAFE_FIELDS - {"preset", "save", "alpha"}  # settings that may change from one call to the next
 
@@ -115,8 +115,7 @@ def steps(
     require("://" not in output, f"output {output}: must be a folder on this machine")
     check_settings(settings)
     folder = Path(output).absolute()
-    inside = next((one for one in (folder, *folder.parents) for sign in OTHERS if (one / sign).is_file()), None)
-    require(inside is None, f"output {output}: is in {inside}, which another run has made; choose a folder beside it")
+    require_apart(folder, "output")
     require(not folder.is_file(), f"output {output}: is a file; give a folder")
     new = not folder.exists() or not any(folder.iterdir())
     index = folder / SHARDS / NAME
@@ -135,6 +134,8 @@ def steps(
             },
             again,
         )  # fmt: skip
+        there = not test_images or storage.is_remote(test_images) or "{" in test_images or Path(test_images).exists()
+        require(there, f"test_images {test_images}: there is no such folder or file")
         if not index.exists():
             require_enough(taken.source, str(folder / SHARDS))
         if not file:
@@ -178,8 +179,8 @@ def require_enough(source: str, shards: str) -> None:
         require(count > 0, f"images {source}: {no_images(problems.skipped)}")
         require(
             count >= FEWEST,
-            f"images {source}: {count} images; at least {FEWEST} are needed, as each is compared with the others, and "
-            "hundreds are better; `must predict --model ViT-B-16/openai --classes ...` classifies without adapting",
+            f"images {source}: too few images ({count}); at least {FEWEST} are needed, as each is compared with the "
+            "others, and hundreds are better; `must predict --model NAME --classes ...` classifies without adapting",
         )
 
 

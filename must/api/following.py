@@ -4,7 +4,7 @@ import logging
 import re
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from must.base import storage
 from must.base.console import ASIDE
 from must.base.errors import UserError
 from must.base.files import CLASSIFIER_FILE, INDEX_FILE, METRICS_FILE, PREDICTIONS_FILE
-from must.base.parameters import flag, is_required
+from must.base.parameters import flag, is_required, parameters_of
 from must.base.text import printable_page
 from must.config import TrainConfig
 from must.config.work import locate, with_work
+from must.evaluation.result import read_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,9 @@ PHOTOS, CLASSES, MODEL = "photos/", "classes.txt", "ViT-B-16/openai"  # where no
 
 def show(stage: str, config: Any, result: Any) -> None:
     """Prints them, to standard error: they are no result."""
-    lines = [line for line in FOLLOWING.get(stage, lambda *_: [])(config, result) if line]
+    lines = list[str]()
+    with suppress(UserError, OSError):  # the command itself is done
+        lines = [line for line in FOLLOWING.get(stage, lambda *_: [])(config, result) if line]
     if lines:
         logger.info(printable_page("next: " + "\n      ".join(lines)), extra=ASIDE)
 
@@ -35,7 +38,7 @@ def command(stage: str, *bare: str, **values: str) -> str:
     """The shortest line with that meaning: WORK alone, if what is in it is what `values` name."""
     values = {name: value for name, value in values.items() if value}
     long = spelt(stage, bare, values)
-    known = {field.name: field for field in fields(STAGES[stage].config)}
+    known = {field.name: field for field in parameters_of(STAGES[stage].config)}
     for folder in dict.fromkeys(
         str(Path(value).parent) for name, value in values.items() if known[name].metadata["place"]
     ):
@@ -107,7 +110,7 @@ def after_classifier(config: Any, _: Any) -> list[str]:
 
 
 def after_plan(config: Any, _: Any) -> list[str]:
-    known = {field.name for field in fields(TrainConfig)} & config.given
+    known = {field.name for field in parameters_of(TrainConfig)} & config.passed
     given = {
         name: value
         for name in sorted(known)
@@ -178,7 +181,7 @@ def after_select(config: Any, _: Any) -> list[str]:
 
 def after_evaluate(config: Any, metrics: Any) -> list[str]:
     file = storage.join(config.output, METRICS_FILE)
-    compared = metrics["label_free"]["compared"] is not None
+    compared = metrics.label_free.compared is not None
     return [
         command("gate", metrics=file, output=of_bundle(config.model, "decision.json")) if compared else "",
         export(config.model, config.shards, file),
@@ -192,21 +195,16 @@ def after_export(config: Any, _: Any) -> list[str]:
 
 
 def after_gate(config: Any, decision: Any) -> list[str]:
-    told = storage.read_json(config.metrics, "--metrics")
-    model, folder = told["model"]["bundle"], beside(told["model"]["bundle"], "")
+    told = read_metrics(config.metrics)
+    model, made = told.model.bundle, told.config
+    if not model or not made:
+        return []
     if not decision.passed:
-        return [review(model, told["config"]["baseline"], told["config"]["shards"])]
-    onnx, name = (
-        of_bundle(model, "onnx"),
-        re.sub("[^a-z0-9]+", "-", Path(folder or ".").resolve().name.lower()).strip("-"),
-    )
-    values = {
-        "model": model,
-        "metrics": config.metrics,
-        "decision": config.output,
-        "onnx": onnx if Path(onnx).is_dir() else "",
-    }
-    return [command("promote", **values, registry=beside(model, "registry"), name=name or "model")]
+        return [review(model, made.get("baseline", ""), made.get("shards", ""))]
+    onnx, folder = of_bundle(model, "onnx"), Path(beside(model, "") or ".").resolve().name
+    values = {"model": model, "metrics": config.metrics, "decision": config.output}
+    values |= {"onnx": onnx if Path(onnx).is_dir() else "", "registry": beside(model, "registry")}
+    return [command("promote", **values, name=re.sub("[^a-z0-9]+", "-", folder.lower()).strip("-") or "model")]
 
 
 def after_promote(config: Any, _: Any) -> list[str]:
@@ -223,7 +221,7 @@ def after_predict(config: Any, _: Any) -> list[str]:
         return [command("sort", config.output, into=beside(config.output, "sorted"))]
     if config.output or len(config.images) > 3 or "-" in config.images:
         return []
-    given = {name: text(getattr(config, name)) for name in ("classes", "top_k", "abstain") if name in config.given}
+    given = {name: text(getattr(config, name)) for name in ("classes", "top_k", "abstain") if name in config.passed}
     return [spelt("predict", config.images, {"model": config.model, **given, "output": "predictions.csv"})]
 
 

@@ -6,6 +6,7 @@ A stage called from Python needs no first look: it finds the same faults, later.
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from must.base import storage
@@ -23,6 +24,9 @@ def preflight(config: Any) -> None:
     """
     for field in parameters_of(type(config)):
         if value := getattr(config, field.name):
+            if field.metadata["kind"] == "output" and field.metadata["metavar"] in ("URI", "DIR"):
+                is_file = not storage.is_remote(value) and storage.local(value).is_file()
+                require(not is_file, f"{flag(field.name)} {value}: is a file; give a folder")
             KINDS[field.metadata["kind"]](config, value, flag(field.name))
 
 
@@ -93,9 +97,18 @@ KINDS: dict[str, Callable[[Any, Any, str], None]] = {
     "shards": check_shards,
     "preset": check_preset,
     "output": lambda config, uri, flag: check_output(uri, flag),
+    "apart": lambda config, uri, flag: (
+        require_apart(Path(uri).absolute(), f"{flag} {uri}") if "://" not in uri else None
+    ),
     "trackers": check_trackers,
     "answers": check_answers,
 }
+
+
+def require_apart(folder: Path, what: str) -> None:
+    """Raises UserError: it is a model, or is inside one: nothing of one run is written into another's."""
+    model = next((one for one in (folder, *folder.parents) if (one / DESCRIPTION_FILE).is_file()), None)
+    require(model is None, f"{what}: is in the model {model}; choose a folder beside it")
 
 
 def check_output(uri: str, flag: str = "--output") -> None:

@@ -112,6 +112,8 @@ class OneLineParser(argparse.ArgumentParser):
     def unknown(self, word: str) -> NoReturn:
         wrong = word.split("=")[0]
         near = self.nearest(wrong)
+        if not word.startswith("-"):
+            self.error(f"{word}: is one word too many; put a list or a name that holds spaces into quotes")
         self.error(f"{wrong}: unknown{f'; did you mean {near}?' if near else ''}")
 
     def nearest(self, wrong: str) -> str:

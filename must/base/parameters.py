@@ -232,6 +232,8 @@ def parse_yaml(data: bytes, where: str) -> Any:
     """What a YAML file says. Raises ValueError, which begins with `where`: no YAML, no UTF-8, or a name twice."""
     try:
         return yaml.load(data.decode(), Loader=OnceLoader)
+    except UnicodeDecodeError:
+        raise UserError(f"{where}: is no text in UTF-8") from None
     except Exception as error:  # PyYAML raises many things for a number or date that is none
         raise UserError(f"{where}: not valid YAML: {printable(one_line(error), 300)}") from None
 

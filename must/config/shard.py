@@ -20,7 +20,9 @@ class ShardConfig(StageConfig):
         often=True,
         bare=True,
     )
-    output: str = param("folder for the shards and index.json: a path or a bucket's URI", metavar="URI", often=True)
+    output: str = param(
+        "folder for the shards and index.json: a path or a bucket's URI", metavar="URI", often=True, kind="apart"
+    )
     test_source: str = param(
         "more images, as --source, that become the split 'test': labelled images kept for reporting",
         "",

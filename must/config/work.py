@@ -129,7 +129,8 @@ def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any
             found[name] = path
         else:
             needed = name == "model" or is_required(field)
-            require(not needed, f"--model {model}: there is no {WORDS.get(kind, kind)} in {work.folder}")
+            where = f"holds no {WORDS.get(kind, kind)}" if whole else f"no {WORDS.get(kind, kind)} is beside it"
+            require(not needed, f"--model {model}: {where}; make it, or name it with {flag(name)}")
     return values | found
 
 

@@ -173,7 +173,7 @@ def test_what_was_not_used_yet_may_be_corrected(digits, tmp_path):
     for right, message in [
         ({}, "nowhere"),
         ({"images": small}, "ViT-Q"),
-        ({"images": small[:3]}, "images .*: 3 images; at least 11 are needed"),
+        ({"images": small[:3]}, "images .*: too few images .3.; at least 11 are needed"),
     ]:
         with pytest.raises(ValueError, match=message):
             must.adapt(**inputs(digits, work, **wrong | right))

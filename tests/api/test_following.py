@@ -54,7 +54,9 @@ def test_of_two_models_the_one_that_is_meant_has_to_be_named(tmp_path):
     assert (
         found.baseline == "" and configure("gate", {"model": f"{work}/model"}).metrics == f"{work}/report/metrics.json"
     )
-    with pytest.raises(UserError, match="there is no report of `must evaluate` in"):
+    with pytest.raises(
+        UserError, match="no report of `must evaluate` is beside it; make it, or name it with --metrics"
+    ):
         configure("gate", {"model": f"{work}/selected"})
     assert len(locate(work).bundle) == 2 and not locate(f"{work}/nowhere")
 
@@ -65,8 +67,8 @@ def test_of_two_models_the_one_that_is_meant_has_to_be_named(tmp_path):
         ("evaluate", "nowhere", "--model nowhere: there is no such folder"),
         ("evaluate", ".", r"--model \.: holds no model of `must train` and nothing else of must"),
         ("export", "report/metrics.json", "is a file; give the folder that it is in: report"),
-        ("export", "steps", "--model steps: there is no model of `must train` in steps"),
-        ("serve", "steps", "--model steps: there is no ONNX file of `must export` in steps"),
+        ("export", "steps", "--model steps: holds no model of `must train`; make it, or name it with --model"),
+        ("serve", "steps", "--model steps: holds no ONNX file of `must export`; make it, or name it with --model"),
     ],
 )
 def test_what_is_no_work_is_one_line(tmp_path, monkeypatch, stage, place, message):

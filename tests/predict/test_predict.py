@@ -86,7 +86,8 @@ def test_a_bad_image_is_one_line_and_stops_nothing(digits, exported, tmp_path, c
     )
     assert counts == {"images": 3, "unreadable": 3}
     warnings = capsys.readouterr().err.splitlines()
-    assert len(warnings) == 3 and any("cut.png" in line for line in warnings)
+    assert len(warnings) == 4 and any("cut.png" in line for line in warnings)
+    assert warnings[-1] == "other files, not read: 1 .txt"
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert [len(line["predictions"]) for line in lines] == [3, 3, 3]
     for line in lines:

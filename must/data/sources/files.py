@@ -74,8 +74,8 @@ class Manifest(Source):
                     table = csv.DictReader(lines, dialect="excel-tab" if self.uri.lower().endswith(".tsv") else "excel")
                     require(
                         "path" in (table.fieldnames or ()),
-                        f"{self.option} {self.uri}: the first line must name the columns path[,label][,split]; it is: "
-                        + brief(",".join(table.fieldnames or ())),
+                        f"{self.option} {self.uri}: the first line must name the columns path[,label][,split], with "
+                        f"commas between them; rename or separate them: {brief(','.join(table.fieldnames or ()))}",
                     )
                     for row in table:
                         number = table.line_num

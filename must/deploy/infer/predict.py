@@ -57,6 +57,10 @@ def opened_by(config: PredictConfig) -> tuple[PredictConfig, Opener]:
         not (storage.is_remote(model) or storage.local(model).is_dir()),
         f"--model {model}: holds no model: neither model.onnx of `must export` nor model.json of `must train`",
     )
+    require(
+        not storage.exists(model),
+        f"--model {model}: is neither model.onnx of `must export` nor a classifier file; nor is it a folder of a model",
+    )
     raise UserError(
         f"--model {model}: no such file or folder; for the zero-shot answers of a CLIP model of that name say which "
         "classes there are: --classes cat,dog,horse"

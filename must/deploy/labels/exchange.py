@@ -3,7 +3,7 @@
 import io
 import logging
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from must.base import storage
 from must.base.parameters import require
@@ -43,7 +43,7 @@ def exchange(config: LabelsConfig) -> Exchanged:
         hint = (
             f"in Label Studio: a project with the labelling interface in {beside}, {output} imported; for "
             "files of this machine it is started with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
-            f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={config.root or '/'}"
+            f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={Path(config.root or '/').absolute()}"
         )
     elif config.to == "fiftyone":
         said, paths = formats.fiftyone(labels, classes)

@@ -140,7 +140,12 @@ def find_images(given: list[str], problems: ListingReport) -> Iterator[str]:
     glob, those on stdin for '-', or '-' itself where stdin is a picture. What stands for no image is a problem."""
     for name in given:
         if name == "-" and not is_picture_on_stdin():
-            yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
+            empty = True
+            for line in filter(str.strip, sys.stdin):
+                empty = False
+                yield line.rstrip("\n")
+            if empty:
+                problems.reject(name, "standard input holds neither names nor a picture")
         elif name != "-" and (storage.is_remote(name) or storage.local(name).is_dir()):
             yield from images_in(name, problems)
         elif glob.has_magic(name) and not storage.exists(name):

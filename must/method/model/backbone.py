@@ -343,7 +343,9 @@ def check_name(model: str) -> None:
 def check_pretrained(model: str, pretrained: str) -> None:
     tags = open_clip.list_pretrained_tags_by_model(model.replace("/", "-"))
     if not pretrained:
-        raise UserError(f"--model {model}: needs --pretrained, one of {', '.join(tags)}, or a checkpoint file")
+        more = f" (or {', '.join(tags[1:4])}{f' or {len(tags) - 4} more' if len(tags) > 4 else ''})" if tags[1:] else ""
+        say = f"needs --pretrained {tags[0]}{more}" if tags else "needs --pretrained"
+        raise UserError(f"--model {model}: {say}, or a checkpoint file")
     looks_like_path = os.sep in pretrained or Path(pretrained).suffix in (".pt", ".pth", ".bin", ".safetensors")
     if looks_like_path and not Path(pretrained).is_file():
         raise UserError(f"--pretrained {pretrained}: no such file")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import DESCRIPTION_FILE, MODEL_FOLDER_FILE
+from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, MODEL_FOLDER_FILE
 from must.base.parameters import parse_yaml, require
 from must.base.text import brief
 from must.config import ClassifierConfig
@@ -350,6 +350,10 @@ def require_shares(shares: Sequence[float] | None, uri: str) -> None:
 
 
 def check_is_there(uri: str, flag: str) -> None:
+    folder = not storage.is_remote(uri) and storage.local(uri).is_dir()
+    require(
+        not folder, f"{flag} {uri}: is a folder; give the classifier file in it, {storage.join(uri, CLASSIFIER_FILE)}"
+    )
     require(storage.exists(uri), f"{flag} {uri}: no such file; make it with `must classifier`")
 
 

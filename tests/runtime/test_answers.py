@@ -10,7 +10,7 @@ from must.data.loading.reader import ShardReader
 from must.method.answers.review import Review
 from must.method.model.bundle import load_bundle, load_description, save_bundle
 from must.runtime.answers import answered_since, ask, can_be_asked, keep_what_people_say, put_answers
-from tests.evaluate.digits import digits
+from tests.evaluation.digits import digits
 
 KEY = "key"
 
