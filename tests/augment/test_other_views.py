@@ -26,7 +26,7 @@ from must.data.loading.order import GlobalBatches
 from must.data.loading.reader import ShardReader
 from must.method.train.trainer import train
 from tests import zoo
-from tests.evaluate.digits import digits
+from tests.evaluation.digits import digits
 from tests.shards.test_shard import run
 
 SETTINGS = ViewSettings(Preprocess(size=64), patch_size=8, mask_patch_size=16)

@@ -15,7 +15,7 @@ from must_components.train_job.launcher import copy_bundle, prepare
 from must_components.train_job.manifest import request
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.nodes import nodes_of
-from tests.evaluate.digits import digits as make_digits
+from tests.evaluation.digits import digits as make_digits
 from tests.gcs import free_port
 
 

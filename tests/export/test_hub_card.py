@@ -10,7 +10,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from must.base.text import encoded
 from must.deploy.export.model_card import hub_card
 from must.method.model.provenance import Provenance
-from tests.evaluate.measured import MEASURED
+from tests.evaluation.measured import MEASURED
 from tests.export.test_model_card import EXPORTED, description
 
 HOSTILE = [

@@ -21,7 +21,7 @@ from must.method.model.classifier import classifier
 from must.method.model.masked_vit import MaskedViT
 from must.method.train.optimizer import parameter_groups
 from must.method.train.trainer import train
-from tests.evaluate.digits import digits as make_digits
+from tests.evaluation.digits import digits as make_digits
 from tests.model.tiny import FAMILIES, LAYERS, SIZE, model_config, model_folder
 
 FAMILY = pytest.mark.parametrize("family", FAMILIES)

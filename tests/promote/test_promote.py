@@ -12,7 +12,7 @@ from must.api.cli import main
 from must.base import storage
 from must.deploy.promote.registry import Registry
 from must.evaluation.result import write_metrics
-from tests.evaluate.measured import MEASURED
+from tests.evaluation.measured import MEASURED
 from tests.promote.bundles import latest, make_bundle, make_onnx, promote
 
 

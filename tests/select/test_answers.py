@@ -17,7 +17,7 @@ from must.method.answers.estimate import Measured
 from must.method.model.bundle import load_description
 from must.method.select.refine import refine
 from must.method.select.select import best_alpha, select
-from tests.evaluate.digits import digits as make_digits
+from tests.evaluation.digits import digits as make_digits
 
 
 @pytest.fixture(scope="module")

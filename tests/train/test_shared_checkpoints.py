@@ -18,7 +18,7 @@ from must.method.train import checkpoint as checkpoint_module
 from must.method.train.checkpoint import CHECKPOINTS as CHECKPOINTS
 from must.method.train.checkpoint import Checkpoints
 from must.method.train.trainer import train
-from tests.test_lock import hold
+from tests.base.test_lock import hold
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,7 +12,7 @@ from must.deploy.predict.abstention import threshold
 from must.deploy.predict.session import OnnxClassifier
 from must.evaluation.abstention import abstention, binomial_tail, first_named, nothing, upper_bound, with_labels
 from must.evaluation.evaluate import evaluate
-from tests.evaluate.measured import MEASURED
+from tests.evaluation.measured import MEASURED
 
 
 def drawn(images, seed, worst=0.5):

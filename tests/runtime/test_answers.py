@@ -11,7 +11,7 @@ from must.method.answers.review import Review
 from must.method.model.bundle import load_bundle, load_description, save_bundle
 from must.method.model.provenance import Provenance
 from must.runtime.answers import answered_since, ask, can_be_asked, keep_what_people_say, put_answers
-from tests.evaluate.digits import digits
+from tests.evaluation.digits import digits
 
 KEY = "key"
 

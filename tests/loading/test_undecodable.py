@@ -17,7 +17,7 @@ from must.evaluation.training import training_log
 from must.method.train.trainer import train
 from tests import zoo
 from tests.augment.test_views import SETTINGS
-from tests.evaluate.digits import digits
+from tests.evaluation.digits import digits
 from tests.shards.test_shard import run
 
 
