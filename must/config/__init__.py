@@ -21,3 +21,9 @@ from must.config.select import SelectConfig
 from must.config.serve import ServeConfig
 from must.config.shard import ShardConfig
 from must.config.train import TrainConfig
+
+__all__ = [
+    "AdaptConfig", "ClassifierConfig", "DemoConfig", "EvaluateConfig", "ExportConfig", "GateConfig", "LabelsConfig",
+    "PlanConfig", "PredictConfig", "PromoteConfig", "PushConfig", "RefineConfig", "ReviewConfig", "SelectConfig",
+    "ServeConfig", "ShardConfig", "SortConfig", "TrainConfig",
+]  # fmt: skip

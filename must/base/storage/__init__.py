@@ -31,3 +31,11 @@ from must.base.storage.api import (
 from must.base.storage.base import ConflictError, Entry, Generation, UnreachableError, Writable
 from must.base.storage.disk import TEMPORARY, HashingFile, disk_errors, local, remove_leftovers, sha256_of, umask
 from must.base.storage.retry import is_transient, repeat, wait_for_credentials
+
+__all__ = [
+    "TEMPORARY", "ConflictError", "Entry", "Generation", "HashingFile", "TransientError", "UnreachableError",
+    "Writable", "copy", "delete", "delete_folder", "disk_errors", "download", "exists", "generation", "is_remote",
+    "is_transient", "join", "list_files", "local", "local_copy", "move", "object_or_none", "open_write",
+    "parse_object", "read_bytes", "read_json", "read_object", "read_versioned", "remote", "remove_leftovers",
+    "repeat", "sha256_of", "size", "umask", "upload", "wait_for_credentials", "write_bytes",
+]  # fmt: skip

@@ -90,7 +90,7 @@ def settings(images: int, classes: int, width: int, size: int, patch: int) -> di
 
 def for_classes(classes: int, width: int) -> float:
     """What the learning rate is multiplied by because there are so many classes: at most 1."""
-    return min(math.sqrt(ITS_CLASSES / max(classes, 1)), 1.0) ** narrow(width)
+    return float(min(math.sqrt(ITS_CLASSES / max(classes, 1)), 1.0) ** narrow(width))
 
 
 def narrow(width: int) -> float:

@@ -9,3 +9,5 @@ A new one is a class here, a case in choose.py, a tiny model in tests/model/tiny
 
 from must.method.model.towers.base import Tower, take
 from must.method.model.towers.choose import tower_of
+
+__all__ = ["Tower", "take", "tower_of"]
