@@ -52,6 +52,7 @@ def latest(tmp_path):
 
 def refused(capsys, code, tmp_path, *flags, name="digits"):
     """The one line that is told."""
+    capsys.readouterr()  # of promotions before
     with pytest.raises(SystemExit, match=str(code)):
         promote(tmp_path, *flags, name=name)
     (line,) = capsys.readouterr().err.splitlines()
