@@ -1,9 +1,9 @@
 """A good client's worst wait beside each kind of abuse, all in one run against one server.
 
-    python benchmarks/serve_abuse.py --model onnx/ [--seconds 10]
+    python benchmarks/serve_abuse.py --model onnx/ [--seconds 10] [--width 4000]
 
-The good client sends one photo after the other (12 megapixels, as JPEG); beside it, a probe asks for health, and for
-the metrics, every tenth of a second. A line a kind of abuse: the good client's answers, median and longest wait, the
+The good client sends one photo after the other, as JPEG of that width; beside it, a probe asks for health, and for the
+metrics, every tenth of a second. A line a kind of abuse: the good client's answers, median and longest wait, the
 longest of health and metrics, and the server's memory at its peak. The exit code is 1 if anything but 200 was answered.
 """
 
@@ -25,7 +25,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from benchmarks.image_cost import png, saved, scans, textured, webp_animated
+from benchmarks.image_cost import chunk, png, saved, scans, segments, textured, webp_animated
 
 NAME = "photos"
 
@@ -93,6 +93,35 @@ def requests(files: list[bytes], clients: int) -> Callable[[int, threading.Event
     return abuse
 
 
+def sends(data: bytes, clients: int, reset: bool = False) -> Callable[[int, threading.Event], None]:
+    """So many clients, each of which sends these bytes over a new connection and reads what comes, or resets it."""
+
+    def client(port: int, stop: threading.Event) -> None:
+        while not stop.is_set():
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+                connection.sendall(data)
+                if reset:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                elif data:
+                    connection.recv(200)
+
+    def abuse(port: int, stop: threading.Event) -> None:
+        for _ in range(clients):
+            threading.Thread(target=client, args=(port, stop), daemon=True).start()
+        stop.wait()
+
+    return abuse
+
+
+def post(path: str, body: bytes) -> bytes:
+    return f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+
+
+def of_json(data: bytes, shape: str) -> bytes:
+    tensor = b'{"inputs":[{"name":"image","datatype":"UINT8","shape":%s,"data":%s}]}' % (shape.encode(), data)
+    return post(f"/v2/models/{NAME}/infer", tensor)
+
+
 def connections(count: int, begun: bytes) -> Callable[[int, threading.Event], None]:
     """So many connections that send `begun` and then nothing, opened again when they are closed."""
 
@@ -114,6 +143,8 @@ def connections(count: int, begun: bytes) -> Callable[[int, threading.Event], No
 
 def kinds() -> dict[str, Callable[[int, threading.Event], None]]:
     photo = saved(textured(1000, 800), "JPEG")
+    small, get = saved(textured(32, 32), "PNG"), b"GET /metrics HTTP/1.1\r\nhost: x\r\n"
+    chunked = b"POST /classify HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
     return {
         "nothing": lambda port, stop: None,
         "64 animated WebPs of 90 bytes, 36 MP each, 4 clients": requests([webp_animated(6000, 6000)] * 64, 4),
@@ -121,6 +152,17 @@ def kinds() -> dict[str, Callable[[int, threading.Event], None]]:
         "1 PNG RGBA-16 of 36 MP, 8 clients": requests([png(6000, 6000, 16, 6)], 8),
         "1 JPEG of 90 scans, 20 MP, 8 clients": requests([scans(4500, 4500, 90)], 8),
         "64 photos of 0.8 MP, 8 clients": requests([photo] * 64, 8),
+        "connections opened and closed, 50 clients": sends(b"", 50),
+        "a picture sent and reset, 20 clients": sends(post("/classify", small), 20, reset=True),
+        "200 requests for /metrics at once, 20 clients": sends((get + b"\r\n") * 200, 20),
+        "heads of 12,000 fields, 8 clients": sends(get + b"a: b\r\n" * 12_000 + b"\r\n", 8),
+        "6 MB in chunks of one byte, 4 clients": sends(chunked + b"1\r\nx\r\n" * 1_000_000, 4),
+        "a JPEG of 64,500 segments, 4 clients": sends(post("/classify", segments(0xFE, b"", 64_500)), 4),
+        "a PNG of 21,000 chunks, 4 clients": sends(
+            post("/classify", small[:33] + chunk(b"aaAa", b"") * 21_000 + small[33:]), 4
+        ),
+        "15 MB of JSON that is empty objects, 4 clients": sends(of_json(b"[" + b"{}," * 5_000_000 + b"{}]", "[1]"), 4),
+        "15 MB of JSON that is numbers, 4 clients": sends(of_json(b"[" + b"0," * 7_500_000 + b"0]", "[1]"), 4),
         "2,000 silent connections": connections(2000, b""),
         "2,000 half heads": connections(2000, b"POST /classify HTTP/1.1\r\nhost: x\r\n"),
         "2,000 half bodies": connections(
@@ -138,13 +180,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--width", type=int, default=4000)
     options = parser.parse_args()
     command = [sys.executable, "-m", "must", "serve", "--model", options.model, "--name", NAME, "--port", "0"]
     server = subprocess.Popen([*command, "--drain", "0"], stdout=subprocess.PIPE, text=True)
     assert server.stdout
     found = re.search(r":(\d+) ", server.stdout.readline())
     assert found
-    port, photo, good = int(found[1]), saved(textured(4000, 3000), "JPEG"), True
+    port, photo, good = int(found[1]), saved(textured(options.width, options.width * 3 // 4), "JPEG"), True
     print("| beside | answers | median s | longest s | health, longest s | metrics, longest s | peak MB |")
     print("|---|---|--:|--:|--:|--:|--:|")
     try:

@@ -21,6 +21,18 @@ def test_every_package_of_a_lock_has_one_version_and_hashes(lock):
         assert re.search(r"--hash=sha256:[0-9a-f]{64}", line), line
 
 
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_actions_are_commits_and_programs_have_versions(workflow):
+    """A tag or a branch is whatever its owner makes of it, also while a release has the right to sign."""
+    text = workflow.read_text()
+    for used in re.findall(r"uses: (\S+)", text):
+        assert used.startswith("./") or re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", used), used
+    assert all("==" in program for program in re.findall(r"pipx run (\S+)", text))
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_the_base_image_can_be_named_by_digest():
     base = "docker.io/library/python@sha256:" + "0" * 64

@@ -9,6 +9,7 @@ from typing import Any
 import must
 from must.api import following
 from must.api.stages import STAGES, configure, run
+from must.base.console import open_closed
 from must.base.errors import UserError
 from must.base.exits import INTERRUPTED, exiting
 from must.base.flags import OneLineParser, add_flags, add_hidden_flags, usage_of
@@ -35,6 +36,7 @@ zsh:  must completion zsh > ~/.zfunc/_must      (with fpath+=~/.zfunc before com
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a stage. Exits with 2 and one line when the user's input is wrong."""
+    open_closed()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
     options = vars(build_parser().parse_args(arguments))

@@ -5,6 +5,7 @@ functions (docs/python.md).
 """
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -30,6 +31,13 @@ class Console(logging.Handler):
         except OSError as error:
             if isinstance(error, BrokenPipeError) and not aside:
                 raise
+
+
+def open_closed() -> None:
+    """Standard streams that are closed (`must ... 2>&-`) lead nowhere, so that no file of ours gets their numbers."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - until the program ends
 
 
 def attach() -> None:

@@ -27,6 +27,7 @@ from must.method.answers.book import add, read_answers
 from must.method.answers.review import FILE as REVIEW
 from must.method.answers.review import Review, fingerprint
 from must.method.model.bundle import load_description
+from must.method.model.provenance import Selection
 from must.runtime.places import WorkUri
 
 logger = logging.getLogger(__name__)
@@ -38,11 +39,11 @@ PICTURES = 200  # on a page, at most
 def can_be_asked(bundle: str, gate: str) -> bool:
     """Whether people's answers may still change what the gate said of a model that it does not promote: by the gate
     `reviewed`, and by `label-free` where the check has a warning; until answers show a gain or a loss."""
-    selection = load_description(bundle).provenance.get("selection") or {}
-    warned = bool((selection.get("check") or {}).get("warnings"))
-    _, low, high = (selection.get("measured") or {}).get("gain") or (0.0, -1.0, 1.0)
+    selection = load_description(bundle).provenance.selection or Selection()
+    warned = bool(selection.check and selection.check.warnings)
+    open_still = selection.measured is None or selection.measured.gain.low <= 0 <= selection.measured.gain.high
     fits = gate == "reviewed" or (gate == "label-free" and warned)
-    return fits and selection.get("alpha", 1.0) > 0 and low <= 0 <= high
+    return fits and selection.alpha != 0 and open_still
 
 
 def ask(work_uri: str, *, key: str, bundle: str, classifier: str, output: str) -> dict[str, Any]:

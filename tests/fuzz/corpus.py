@@ -47,10 +47,19 @@ def tars() -> dict[str, bytes]:
     def header(kind: bytes, size: int) -> bytes:
         block = b"h".ljust(100, b"\0") + b"0000644\0" * 3 + b"%011o\0" % size + b"0" * 11 + b"\0" + b" " * 8 + kind
         block = (block.ljust(257, b"\0") + b"ustar\x0000").ljust(512, b"\0")
-        return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+        return signed(block)
 
-    def attributes(content: bytes) -> bytes:
-        return header(b"x", len(content)) + content.ljust(-(-len(content) // 512) * 512, b"\0") + header(b"0", 0)
+    def signed(block: bytes) -> bytes:
+        return block[:148] + b"%06o\0 " % sum(block[:148] + b" " * 8 + block[156:]) + block[156:]
+
+    def attributes(content: bytes, kind: bytes = b"x", members: int = 1) -> bytes:
+        filled = content.ljust(-(-len(content) // 512) * 512, b"\0")
+        return header(kind, len(content)) + filled + header(b"0", 0) * members
+
+    part = b"%011o\0" % 0 * 2
+    sparse = signed((header(b"S", 0)[:386] + part * 4 + b"\1").ljust(512, b"\0"))
+    sparse += (part * 21 + b"\1").ljust(512, b"\0") * 20_000
+    keys = b"".join(b"%d %s=\n" % (len(b"%d" % n) + 6, b"%d" % n) for n in range(10_000, 99_999))
 
     long = io.BytesIO()
     with tarfile.open(fileobj=long, mode="w") as tar:
@@ -64,6 +73,10 @@ def tars() -> dict[str, bytes]:
         "digits": attributes(b"1" * 60_000) + bytes(1024),
         "digits of a sparse file": attributes(b"22 GNU.sparse.major=0\n" + b"1" * 60_000) + bytes(1024),
         "attributes of 1 MB": attributes(b"1000000 path=" + b"y" * 1_000_000) + bytes(1024),
+        "a sparse file of 420,000 parts": sparse + bytes(1024),
+        "90,000 attributes of all members": attributes(keys, b"g", 2000) + bytes(1024),
+        "a chain of headers": header(b"L", 0) * 20_000 + header(b"0", 0) + bytes(1024),
+        "40,000 empty members": header(b"0", 0) * 40_000 + bytes(1024),
         "a name of 900 kB": long.getvalue(),
         "labels that are lists": lists.getvalue(),
     }
@@ -87,13 +100,29 @@ def tables() -> dict[str, bytes]:
     sink = pyarrow.BufferOutputStream()
     label = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 300), pyarrow.array(["x" * 1_000_000]))
     parquet.write_table(pyarrow.table({"image": [b"one"] * 300, "label": label}), sink)
-    return {"a label of 1 MB, 300 times": sink.getvalue().to_pybytes()}
+    row = pyarrow.BufferOutputStream()
+    parquet.write_table(pyarrow.table({"image": [b"one", bytes(300_000_000)]}), row, compression="zstd")
+    nothing = pyarrow.BufferOutputStream()
+    parquet.write_table(pyarrow.table({"image": pyarrow.nulls(300_000, pyarrow.binary())}), nothing)
+    return {
+        "a label of 1 MB, 300 times": sink.getvalue().to_pybytes(),
+        "a row of 300 MB": row.getvalue().to_pybytes(),
+        "300,000 rows of nothing": nothing.getvalue().to_pybytes(),
+    }
 
 
 def class_files() -> dict[str, bytes]:
     return {
         "an integer of 48,000 digits": b"classes: [cat, " + b"7" * 48_000 + b"]\n",
         "base 60": b"classes: [cat, 1" + b":59" * 20_000 + b"]\n",
+        "20,000 names by 10,000 templates": b"classes:\n"
+        + b"".join(b"- n%d\n" % n for n in range(20_000))
+        + b"templates:\n"
+        + b"".join(b"- t%d {}\n" % n for n in range(10_000)),
+        "one list of prompts for 3,000 classes": b"classes:\n- {name: n, prompts: &p ["
+        + b"x," * 5000
+        + b"x]}\n"
+        + b"".join(b"- {name: n%d, prompts: *p}\n" % n for n in range(3000)),
         "deep": b"classes: " + b"[" * 5000,
         "aliases of aliases": b"a: &a [x, x, x]\n"
         + b"".join(b"%c: &%c [*%c, *%c, *%c]\n" % (n + 1, n + 1, n, n, n) for n in range(97, 115)),
@@ -126,5 +155,6 @@ CORPUS: dict[str, Callable[[], dict[str, bytes]]] = {
     "zip": zips,
     "parquet": tables,
     "classes": class_files,
+    "labels": lambda: {"deep": b"[" * 100_000, "a long number": b'{"labels": {"x": ' + b"9" * 100_000 + b"}}"},
     "request": requests,
 }

@@ -8,7 +8,7 @@ from must.config import ReviewConfig
 from must.data.loading.reader import ShardReader
 from must.deploy.review.review import prepared as prepared_at
 from must.method.answers.review import Review
-from tests.evaluate.digits import digits
+from tests.evaluation.digits import digits
 from tests.once import made_once
 
 

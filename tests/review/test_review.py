@@ -24,7 +24,7 @@ from must.deploy.review.session import PATIENCE, Session
 from must.deploy.review.teaching import Images, Teaching
 from must.method.answers.book import read_answers
 from must.method.answers.review import DOUBTFUL, Review
-from tests.evaluate.digits import digits
+from tests.evaluation.digits import digits
 from tests.review.conftest import config_at, labels_of
 
 SILENCE = 120  # seconds in which a program that works has long answered

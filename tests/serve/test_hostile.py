@@ -192,7 +192,24 @@ def test_a_body_without_an_end_is_refused_when_it_is_too_large(server):
 
 def test_many_headers(server):
     found, _ = talk(server, b"GET /v2 HTTP/1.1\r\nconnection: close\r\n" + b"a: b\r\n" * 200 + b"\r\n")
-    assert found.startswith(b"HTTP/1.1 431") and b"more than 100 headers" in found
+    assert found.startswith(b"HTTP/1.1 400")
+
+
+def test_many_requests_at_once(server):
+    """Few are answered in their order; of many, at least the connection ends."""
+    one = b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n"
+    few, _ = talk(server, one * 9 + one.replace(b"host", b"connection: close\r\nhost"))
+    assert few.count(b"HTTP/1.1 200") == 10
+    many, _ = talk(server, one * 500)
+    assert many.count(b"HTTP/1.1 200") < 500
+
+
+@pytest.mark.parametrize(("size", "status"), [(1, b"400"), (200, b"415")])
+def test_a_body_in_chunks(server, size, status):
+    chunk = b"%x\r\n" % size + b"x" * size + b"\r\n"
+    head = b"POST /classify HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+    found, _ = talk(server, head + chunk * 2000 + b"0\r\n\r\n")
+    assert found.startswith(b"HTTP/1.1 " + status)
 
 
 def test_a_picture_of_many_parts(server, pictures):

@@ -34,6 +34,17 @@ def test_pictures_decoded_at_a_time_stay_below_the_memory_and_one_alone_may_take
     decoders.close()
 
 
+def test_cheap_pictures_pass_costly_ones_that_came_just_before():
+    decoders, order, begun, done = Decoders(1, 100), [], threading.Event(), threading.Event()
+    decoders.put(0, partial(begun.wait, SILENCE))  # while the others come
+    for name, seconds in (("large", 50), ("many, last", 90), ("small", 0), ("many, first", 10)):
+        decoders.put(1, partial(order.append, name), seconds)
+    decoders.put(0, done.set, 1000)
+    begun.set()
+    assert done.wait(SILENCE) and order == ["small", "many, first", "large", "many, last"]
+    decoders.close()
+
+
 @pytest.fixture(scope="module")
 def small(exported):
     with running("--model", exported[1], "--name", "digits") as it:

@@ -27,7 +27,7 @@ FORMATS = tuple(name for name in KNOWN if name in Image.OPEN)
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "HEIF": "heic"}
 ORIENTATION = 0x0112
 PLAIN = ("JPEG", "PNG", "WEBP")
-TRUSTED = 1.0  # seconds of one core that a header of these may say; tests look for files that say less than they take
+TRUSTED = 2.5  # seconds of one core that a header of these may say; tests look for files that say less than they take
 Picture = TypeVar("Picture")
 
 

@@ -39,7 +39,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 JSON, BINARY = b"application/json", b"application/octet-stream"
 HEADER_LENGTH = b"inference-header-content-length"
 CLOSE = (b"connection", b"close")
-MOST_HEADERS = 100
 VALUES, OBJECTS = 1_000_000, 1000  # of JSON, whose reader holds all threads
 PIECE = 1 << 18
 LARGE = 1 << 16  # bytes of JSON above which it is read in a thread, one request at a time
@@ -93,7 +92,6 @@ class App:
 
     async def route(self, scope: Scope, exchange: Exchange) -> Reply:
         """Raises Refused: no such address, or what the request's own function refuses."""
-        wanted(len(scope["headers"]) <= MOST_HEADERS, f"more than {MOST_HEADERS} headers", 431)
         parts = scope["path"].strip("/").split("/")
         method = scope["method"]
         if method == "POST":

@@ -14,12 +14,16 @@ from must.base.errors import UserError
 
 BACKLOG = 128  # as many connections are accepted before anything else is done
 LONGEST_HEAD = 64 * 1024  # bytes of a request line with its headers, or of a chunked body's framing in a row
+MOST_HEADERS = 100
+MOST_WAITING = 16  # requests that a connection sends before the first of them is answered
+CHUNKS, A_CHUNK = 1000, 100  # of a body, and the bytes that each further one has on average
 
 
-class BoundedHeads(HttpToolsProtocol):
-    """uvicorn's connections, closed where a head has no end: httptools keeps all of one, however long."""
+class Bounded(HttpToolsProtocol):
+    """uvicorn's connections, with an end to what costs much and is sent for little: 400, or closed at once."""
 
     unread = 0  # bytes since the last head's end, or the last piece of a body
+    chunks = body = 0  # of this request
 
     def data_received(self, data: bytes) -> None:
         self.unread += len(data)
@@ -27,13 +31,29 @@ class BoundedHeads(HttpToolsProtocol):
         if self.unread > LONGEST_HEAD:
             self.transport.close()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        bounded(len(self.headers), MOST_HEADERS)
+        super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        self.unread = 0
+        bounded(len(self.pipeline), MOST_WAITING)
+        self.unread = self.chunks = self.body = 0
         super().on_headers_complete()
+
+    def on_chunk_header(self) -> None:
+        self.chunks += 1
+        bounded(self.chunks, CHUNKS + self.body // A_CHUNK)
 
     def on_body(self, body: bytes) -> None:
         self.unread = 0
+        self.body += len(body)
         super().on_body(body)
+
+
+def bounded(number: int, most: int) -> None:
+    """Raises ValueError, on which httptools reads no further."""
+    if number > most:
+        raise ValueError
 
 
 class Server(uvicorn.Server):
@@ -89,10 +109,11 @@ async def serve_until_signal(
     server = Server(
         uvicorn.Config(
             app,
-            http=BoundedHeads,
+            http=Bounded,
             ws="none",
             lifespan="off",
             log_config=None,
+            log_level="error",  # not a line for each request that is none
             access_log=False,
             server_header=False,
             proxy_headers=False,

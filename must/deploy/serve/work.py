@@ -1,10 +1,13 @@
 """From a request to its answer: letting it in, decoding its images, waiting for their forward passes."""
 
 import asyncio
+import logging
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import count
+from queue import PriorityQueue
 from typing import Any
 
 import numpy as np
@@ -19,9 +22,11 @@ from must.deploy.serve.pictures import cost_of
 from must.deploy.serve.predictions import Predictions
 from must.deploy.serve.refused import Refused, wanted
 
+logger = logging.getLogger(__name__)
+
 PIXELS = Cost("pixels", 0, 0, 0, 0.05 * 50e-3)  # an image that comes as pixels counts as 0.05 megapixels
 SMALL = 1 << 18  # bytes of files whose headers are read at once; those of more in a thread
-
+WAITS = 10  # more of it lets cheap pictures pass costly ones for longer
 
 FULL = "the server has as many images waiting as it takes; try again"
 
@@ -34,30 +39,43 @@ class Request:
 
 
 class Decoders:
-    """Threads that decode, in the order in which pictures come. `memory`: bytes that those being decoded may take at a
-    time; one alone is decoded whatever it takes."""
+    """Threads that decode. `memory`: bytes that pictures may take at a time; one alone is decoded whatever it takes."""
 
     def __init__(self, threads: int, memory: int) -> None:
-        self.pool, self.memory, self.taken = ThreadPoolExecutor(threads, "decode"), memory, 0
-        self.changed = threading.Condition()
+        self.memory, self.taken, self.threads = memory, 0, threads
+        self.waiting: PriorityQueue[tuple[float, int, int, Callable[[], None] | None]] = PriorityQueue()
+        self.numbers, self.changed = count(), threading.Condition()
+        for number in range(threads):
+            threading.Thread(target=self.work, name=f"decode-{number}", daemon=True).start()
 
-    def put(self, memory: int, job: Callable[[], None]) -> None:
-        """From any thread. `job` is called once, in a thread of these; it raises nothing."""
-        self.pool.submit(self.work, memory, job)
+    def put(self, memory: int, job: Callable[[], None] | None, seconds: float = 0) -> None:
+        """From any thread. `job` is called once, in a thread of these, in its turn: as if it had come later by WAITS
+        times `seconds`, which are what it costs, and its request's pictures before it."""
+        self.waiting.put((time.monotonic() + WAITS * seconds, next(self.numbers), memory, job))
 
-    def work(self, memory: int, job: Callable[[], None]) -> None:
-        with self.changed:
-            self.changed.wait_for(lambda: not self.taken or self.taken + memory <= self.memory)
-            self.taken += memory
-        try:
-            job()
-        finally:
+    def work(self) -> None:
+        while True:
+            *_, memory, job = self.waiting.get()
+            if job is None:
+                return
             with self.changed:
-                self.taken -= memory
-                self.changed.notify_all()
+                self.changed.wait_for(partial(self.has_room, memory))
+                self.taken += memory
+            try:
+                job()
+            except Exception:  # ours; the other pictures go on, and the log has it
+                logger.exception("must serve: a picture failed")
+            finally:
+                with self.changed:
+                    self.taken -= memory
+                    self.changed.notify_all()
+
+    def has_room(self, memory: int) -> bool:
+        return not self.taken or self.taken + memory <= self.memory
 
     def close(self) -> None:
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        for _ in range(self.threads):
+            self.put(0, None, -1e9)
 
 
 class Work:
@@ -114,8 +132,10 @@ class Work:
         request = Request(megapixels, futures)
         self.let_in(request)
         try:
+            seconds = 0.0
             for image, cost, future in zip(asked.images, weights, futures, strict=True):
-                self.decoders.put(cost.memory, partial(self.prepare, image, future, served))
+                seconds += cost.seconds
+                self.decoders.put(cost.memory, partial(self.prepare, image, future, served), seconds)
             async with asyncio.timeout(self.config.patience):
                 found = [await future for future in futures]
         except TimeoutError:

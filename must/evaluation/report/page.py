@@ -18,9 +18,10 @@ from must.evaluation.report.charts import percent, points, signed
 from must.evaluation.report.gallery import Pictures
 from must.evaluation.report.provenance import commands, next_steps, provenance, training_curves
 from must.evaluation.report.verdict import verdict
-from must.evaluation.result import CheckResult, Metrics, Selection
+from must.evaluation.result import Metrics
 from must.evaluation.scores import Samples, Scores, Seen
 from must.evaluation.training import training_log
+from must.method.model.provenance import CheckResult, Selection
 
 CLASSES_CHARTED = 30  # rows of the class chart at either end; the table below holds all
 MATRIX_SHOWN = 25  # classes up to which the confusion matrices are drawn

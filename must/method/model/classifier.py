@@ -32,7 +32,7 @@ PLACE = re.compile(r"\.(txt|ya?ml|json)$", re.IGNORECASE)  # names of files, whe
 LONGEST_NUMBER = 320  # bits of a number that is a name: Python refuses to write out very long ones
 LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
-LARGEST_SET, A_PROMPT = 500_000_000, 50  # bytes of all prompts, and of each besides its characters
+LARGEST_SET, A_PROMPT = 300_000_000, 50  # bytes of all prompts, and of each besides its characters
 LARGEST_SHARE = 1e9  # and its inverse the smallest: a ratio that float32 can hold
 
 
@@ -211,7 +211,7 @@ def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool
         name = name.strip()
         own = entry.get("prompts") if isinstance(entry, dict) else None
         left -= A_PROMPT * len(own) if isinstance(own, list) else longest + len(templates) * len(name)
-        require(left >= 0, f"{where}: class {number + 1} of {len(classes)}: too many prompts, at most some 10 million")
+        require(left >= 0, f"{where}: class {number + 1} of {len(classes)}: too many prompts, at most some 5 million")
         require(
             own is None or (isinstance(own, list) and bool(own) and all(map(is_text, own))),
             f"{where}: the prompts of class {brief(name)} must be a list of strings",
@@ -295,9 +295,9 @@ def load_text_classifier(uri: str, flag: str = "--classifier") -> TextClassifier
     if not whole:
         raise damaged(uri, flag)
     known = {field.name for field in fields(TextClassifier)} - {"weights"}
-    told = {name: value for name, value in header.items() if name in known and value is not None}
-    told = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
-    return TextClassifier(weights=weights, **told)
+    values = {name: value for name, value in header.items() if name in known and value is not None}
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return TextClassifier(weights=weights, **values)
 
 
 def read_header(uri: str, flag: str = "--classifier") -> dict[str, Any]:

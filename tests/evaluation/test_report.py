@@ -18,7 +18,7 @@ from must.evaluation.report.verdict import verdict
 from must.evaluation.result import Data, Model
 from must.evaluation.scores import Collector, Samples
 from must.method.model.bundle import load_bundle
-from tests.evaluate.measured import CHECK
+from tests.evaluation.measured import CHECK
 
 HOSTILE = (
     "<script>alert(1)</script>",

@@ -12,6 +12,7 @@ import must as must_package
 from must.api import cli
 from must.api.stages import STAGES, call
 from must.base.parameters import parameters_of
+from tests import zoo
 
 
 def must(*arguments, **options):
@@ -24,6 +25,14 @@ def test_version_and_help():
     assert must("--version").stdout.startswith("must 0.")
     text = must("--help").stdout
     assert all(stage in text for stage in STAGES) and "exit codes" in text
+
+
+@pytest.mark.parametrize("streams", [">/dev/full", "2>/dev/full", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_or_full_stops_nothing(tmp_path, streams):
+    zoo.fill(tmp_path / "in", 5)
+    command = f"exec {sys.executable} -m must shard --source {tmp_path}/in --output {tmp_path}/out {streams}"
+    assert subprocess.run(["sh", "-c", command], capture_output=True, check=False).returncode == 0
+    assert (tmp_path / "out" / "index.json").exists()
 
 
 def help_of(stage, capsys):
@@ -99,7 +108,7 @@ def test_a_wrong_stage_is_one_line(capfd):
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    monkeypatch.setitem(STAGES, "demo", STAGES["demo"]._replace(function="tests.test_cli:a_bug"))
+    monkeypatch.setitem(STAGES, "demo", STAGES["demo"]._replace(function="tests.api.test_cli:a_bug"))
     with pytest.raises(ValueError, match="invalid literal"):
         cli.main(["demo", "--output", "x"])
 
