@@ -55,6 +55,10 @@ build/azurite/node_modules/.bin/azurite-blob:
 test-stores: setup build/azurite/node_modules/.bin/azurite-blob  ## Run the tests of buckets on S3 and Azure servers (npm)
 	@REQUIRE_STORES=1 $(BIN)/python -m pytest $(PYTEST) --store s3 --store az $$(grep -rl bucket_server tests --include='test_*.py')
 
+# What finds out whether a page can be used by everybody (tests/review/test_page.py); Chromium is the system's.
+build/axe/node_modules/axe-core/axe.min.js:
+	@npm install --silent --no-audit --no-fund --prefix build/axe axe-core
+
 # Tests that want a package which `make test` does without have an environment on top of ours: transformers makes every command
 # start seconds later (pyproject.toml).
 build/transformers/installed: EXTRA = siglip

@@ -17,7 +17,7 @@ DRAW = """
 const points = POINTS, body = document.body, headings = [...document.querySelectorAll("section h2")];
 for (const section of document.querySelectorAll("section"))
   if (!points.includes(section.querySelector("h2").textContent)) section.remove();
-const more = ".pair:nth-of-type(n+4), .gallery figure:nth-of-type(n+5), section details, footer";
+const more = ".pair:nth-of-type(n+4), .gallery figure:nth-of-type(n+5), section details, footer, nav";
 for (const one of document.querySelectorAll(more)) one.remove();
 document.querySelector("main").style.cssText = "padding: 1rem 1.25rem 1rem 6.5rem";
 points.forEach((point, at) => {

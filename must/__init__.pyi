@@ -262,6 +262,8 @@ def review(
     order: Literal["random", "doubtful"] = "random",
     page: Text = "",
     pictures: int = 200,
+    add: Text = "",
+    browser: bool = True,
     host: Text = "127.0.0.1",
     port: int = 0,
     who: Text = "",

@@ -65,7 +65,7 @@ FIRST = [
         "release/test_wheel.py",
         "components/test_outliving.py",
         "model/test_full_size.py",
-        "run/test_kills.py",
+        "runtime/test_kills.py",
     )
 ]
 """Files that begin first: one that began last would run alone while the other processes have nothing left to do. Those
@@ -122,7 +122,7 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(scope="session")
 def digits():
     """Paths of a small real task, made once a run: images, shards, a classifier file, two bundles. Only read them."""
-    from tests.evaluate.digits import digits
+    from tests.evaluation.digits import digits
 
     return digits()
 

@@ -61,7 +61,7 @@ loading     augment format image
     "method": """
 distributed
 answers
-model       distributed
+model       answers distributed
 select      answers distributed model
 train       distributed model select
 """,

@@ -26,7 +26,7 @@ WORST = {
 SAMPLE = [
     "tests/components/test_train_job.py", "tests/components/test_attaching.py", "tests/components/test_failures.py",
     "tests/components/test_serving.py", "tests/pipeline/test_kfp_api.py", "tests/storage/test_storage.py",
-    "tests/run/test_notes.py", "tests/test_cli.py",
+    "tests/runtime/test_notes.py", "tests/api/test_cli.py",
 ]  # fmt: skip
 POD = """
 mount -t tmpfs none /run && account=/var/run/secrets/kubernetes.io/serviceaccount && mkdir -p "$account" &&

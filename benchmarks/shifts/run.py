@@ -74,7 +74,7 @@ def one(name: str, variant_name: str, seed: int, setting: str = "auto", change: 
     with contextlib.redirect_stdout(None):
         train(config)
     row = {"task": name, "variant": variant_name, "setting": setting, "seed": seed, "images": len(made.unlabeled)}
-    trained = load_bundle(str(folder)).description.provenance["config"]
+    trained = load_bundle(str(folder)).description.provenance.config
     row |= {"classes": len(made.classes), "epochs": trained["epochs"], "train_seconds": time.perf_counter() - began}
     row |= measured(str(folder), shards, names, made)
     shutil.rmtree(folder)
@@ -120,7 +120,9 @@ def measured(folder: str, shards: str, names: str, made: Task) -> dict[str, Any]
     pool = extract_features(frozen, EvalSource(open_reader(shards, "train"), preprocess, 256, 0), device, path)
     classes, at = [str(k) for k in range(len(made.classes))], {alpha: place for place, alpha in enumerate(TRIED)}
     neighbours, _ = nearest(whitened(pool.features.float()))
-    kept = load_bundle(folder).description.provenance["selection"]["alpha"]
+    selection = load_bundle(folder).description.provenance.selection
+    assert selection is not None
+    kept = selection.alpha
     by_alpha = [Predicted.of(pool.probabilities[at[alpha]]) for alpha in (0.0, 0.5, 1.0)]
     checks = {
         name: Check.of(neighbours, by_alpha[a], by_alpha[b], classes).to_dict()

@@ -101,8 +101,16 @@ def adapt(
 
 def command(config: AdaptConfig) -> Adapted:
     """The stage `must adapt`; prints what was written."""
-    adapted = steps(lambda stage, values: call(stage, **values), **config.to_dict())
-    places = {"model": adapted.bundle, "labels": adapted.labels, "report": adapted.report}
+    ran = set[str]()
+
+    def run(stage: str, values: dict[str, Any]) -> Any:
+        ran.add(stage)
+        return call(stage, **values)
+
+    adapted = steps(run, **config.to_dict())
+    places = {"model": adapted.bundle, "labels": adapted.labels}
+    if "evaluate" not in ran:  # which prints it itself
+        places["report"] = adapted.report
     logger.info("\n".join(f"{name + ':':8}{place}" for name, place in places.items()))
     return adapted
 

@@ -28,6 +28,8 @@ from must.deploy.predict.writer import Prediction
 from must.deploy.promote.registry import Latest
 from must.evaluation.gate import Decision
 from must.evaluation.result import Metrics
+from must.method.model.bundle import load_description
+from must.method.model.provenance import RunSummary
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,10 @@ class Trained:
     summary: dict[str, Any] = field(repr=False)
 
     @classmethod
-    def of(cls, config: TrainConfig, summary: dict[str, Any]) -> Self:
-        from must.method.model.bundle import load_description
-
-        kept = load_description(config.output).provenance["selection"]["alpha"]
-        return cls(config.output, summary["steps"], summary["images"], summary["seconds"], kept, summary)
+    def of(cls, config: TrainConfig, summary: RunSummary) -> Self:
+        selection = load_description(config.output).provenance.selection
+        kept = selection.alpha if selection else 1.0
+        return cls(config.output, summary.steps, summary.images, summary.seconds, kept, summary.to_dict())
 
 
 @dataclass(frozen=True)

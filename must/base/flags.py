@@ -3,11 +3,12 @@
 import argparse
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import MISSING
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from must.base.exits import WRONG_INPUT
-from must.base.parameters import SYNONYMS, StageConfig, flag, is_required, parameters_of, with_headings
+from must.base.parameters import StageConfig, flag, is_required, parameters_of, with_headings
 from must.base.text import close_to
 
 
@@ -31,6 +32,8 @@ def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None
 
     A flag that is not given leaves no trace in the parsed namespace.
     """
+    if isinstance(parser, OneLineParser):
+        parser.synonyms = {flag(name): flag(known) for name, known in stage.synonyms.items()}
     hints = get_type_hints(stage)
     groups: dict[str, argparse._ActionsContainer] = {"": parser}
     for title, parameter in with_headings(stage):
@@ -92,11 +95,10 @@ def format_value(value: Any) -> str:
     return ",".join(f"{item}" for item in value)
 
 
-SYNONYM_FLAGS = {flag(name): flag(known) for name, known in SYNONYMS.items()}
-
-
 class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong in one line, with the nearest flag; argparse itself prints all of a stage's flags first."""
+
+    synonyms: Mapping[str, str] = {}  # what other programs call a flag: ours
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         for word in sys.argv[1:] if args is None else args:  # before a value of it is taken for something else
@@ -121,7 +123,7 @@ class OneLineParser(argparse.ArgumentParser):
         flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
         wrong = wrong.replace("_", "-")
         whole = [flag for flag in flags if flag == wrong] or [flag for flag in flags if flag.startswith(wrong)]
-        return " or ".join(whole if wrong.strip("-") else []) or "".join(close_to(wrong, flags, synonyms=SYNONYM_FLAGS))
+        return " or ".join(whole if wrong.strip("-") else []) or "".join(close_to(wrong, flags, synonyms=self.synonyms))
 
     def error(self, message: str) -> NoReturn:
         if found := re.match(r"argument COMMAND: invalid choice: '(.*)' \(choose from", message):

@@ -32,24 +32,6 @@ Config = TypeVar("Config", bound="StageConfig")
 Part = TypeVar("Part", bound="DataclassInstance")
 
 
-SYNONYMS = {  # what other programs call it, and what it is here
-    "learning_rate": "lr",
-    "num_epochs": "epochs",
-    "num_workers": "workers",
-    "gradient_accumulation": "accumulate",
-    "grad_accum_steps": "accumulate",
-    "minimum_learning_rate": "min_lr",
-    "output_dir": "output",
-    "input": "source",
-    "input_dir": "source",
-    "checkpoint_dir": "checkpoints",
-    "threshold": "confidence_threshold",
-    "ema_momentum": "ema_decay",
-    "random_seed": "seed",
-    "log_interval": "log_every",
-    "class_names": "classes",
-    "top": "top_k",
-}
 LARGEST_FILE = 1 << 20  # bytes of a file of parameters
 MOST_USED = "most used"  # the heading that a stage's help begins with
 
@@ -139,6 +121,7 @@ class StageConfig:
     """
 
     example: ClassVar[str] = ""
+    synonyms: ClassVar[dict[str, str]] = {"num_workers": "workers", "output_dir": "output"}  # of other programs: ours
     passed: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -249,7 +232,7 @@ def settings_of(stage: type[StageConfig], given: Mapping[str, Any], where: str, 
     for name in values:
         require(name not in own, f"{where}.{name}: is set by the pipeline or a parameter of it; take it out")
         if name not in known:
-            raise UserError(f"{where}.{name}: unknown; {did_you_mean(name, known, SYNONYMS)}")
+            raise UserError(f"{where}.{name}: unknown; {did_you_mean(name, known, stage.synonyms)}")
     return values
 
 
@@ -274,7 +257,7 @@ def check_names(stage: type[StageConfig], values: dict[str, Any], where: str) ->
     known = [f.name for f in parameters_of(stage)]
     for name in values:
         if name not in known:
-            raise UserError(f"{where}: unknown name {brief(name)}; {did_you_mean(name, known, SYNONYMS)}")
+            raise UserError(f"{where}: unknown name {brief(name)}; {did_you_mean(name, known, stage.synonyms)}")
 
 
 def convert(value: Any, kind: Any, name: str) -> Any:

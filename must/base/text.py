@@ -90,6 +90,11 @@ def encoded(text: str) -> bytes:
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n\r"}
 
 
+def counted(number: int, noun: str) -> str:
+    """1 answer, 1,200 answers."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def visible(text: str) -> str:
     r"""The same without characters that steer a terminal which shows the file: ESC is written as ``\x1b``."""
     return text.translate(CONTROLS)

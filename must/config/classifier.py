@@ -8,6 +8,7 @@ from must.config import defaults
 
 @dataclass(kw_only=True)
 class ClassifierConfig(StageConfig):
+    synonyms = StageConfig.synonyms | {"class_names": "classes"}
     example = "must classifier --classes classes.yaml --model ViT-B-16-quickgelu/openai --output clip.safetensors"
 
     classes: str | list[str] = param(

@@ -11,6 +11,7 @@ OF_SHARDS = ("split", "index_sha256", "part", "workers")  # these mean nothing w
 
 @dataclass(kw_only=True)
 class PredictConfig(StageConfig):
+    synonyms = StageConfig.synonyms | {"top": "top_k"}
     example = (
         "must predict --model work/ photo.jpg more-photos/\n"
         "  must predict --model ViT-B-16-quickgelu/openai --classes cat,dog,horse photo.jpg"

@@ -1,5 +1,6 @@
 """Parameters of `must review`."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,6 +49,8 @@ class ReviewConfig(StageConfig):
         metavar="FILE",
     )
     pictures: int = param("pictures in --page at most", 200, metavar="N", at_least=1)
+    add: str = param("a file of answers made elsewhere, as --page saves it: adds them, and ends", "", metavar="FILE")
+    browser: bool = param("open the page in a browser, from a terminal with a display", True)
     host: str = param("address to listen at", "127.0.0.1", metavar="HOST", group="addresses")
     port: int = param("port; 0: any that is free", 0, metavar="N", between=(0, 65535))
     who: str = param("name that answers are signed with, unless the page is given another", "", metavar="NAME")
@@ -67,3 +70,8 @@ class ReviewConfig(StageConfig):
     def check_values(self) -> None:
         require("://" not in self.output, f"--output {self.output}: must be a folder on this machine")
         require(len(self.who) <= 100, "--who must have at most 100 characters")
+        require(not (self.page and self.add), "--page and --add cannot both be given")
+
+    @property
+    def signature(self) -> str:
+        return self.who or os.environ.get("USER", "")

@@ -16,6 +16,18 @@ class TrainConfig(StageConfig):
     `must train` and `must.train(...)` take the preset auto if none is named, TrainConfig(...) then keeps the defaults.
     """
 
+    synonyms = StageConfig.synonyms | {
+        "learning_rate": "lr",
+        "num_epochs": "epochs",
+        "gradient_accumulation": "accumulate",
+        "grad_accum_steps": "accumulate",
+        "minimum_learning_rate": "min_lr",
+        "checkpoint_dir": "checkpoints",
+        "threshold": "confidence_threshold",
+        "ema_momentum": "ema_decay",
+        "random_seed": "seed",
+        "log_interval": "log_every",
+    }
     example = (
         "must train --shards shards/ --classifier classifier.safetensors --output model/\n"
         "  torchrun --nproc-per-node=8 -m must train --shards ... (on several GPUs)"

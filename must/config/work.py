@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.files import ANSWERS_FILE, DESCRIPTION_FILE, INDEX_FILE, METRICS_FILE, ONNX_FILE, REFINED_FILE
 from must.base.parameters import StageConfig, flag, is_required, parameters_of, require
 
@@ -132,6 +133,16 @@ def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any
             where = f"holds no {WORDS.get(kind, kind)}" if whole else f"no {WORDS.get(kind, kind)} is beside it"
             require(not needed, f"--model {model}: {where}; make it, or name it with {flag(name)}")
     return values | found
+
+
+def standing_for(stage: type[StageConfig], values: dict[str, str]) -> str:
+    """The folder WORK that says the same to a stage as `values`, of which `model` is one; '' if there is none."""
+    folder = str(Path(values["model"]).parent)
+    try:
+        found = with_work(stage, {"model": folder})
+    except UserError:
+        return ""
+    return folder if all(found.get(name) == value for name, value in values.items()) else ""
 
 
 def why_not(place: Path) -> str:

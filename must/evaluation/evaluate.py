@@ -34,13 +34,14 @@ from must.evaluation.metrics import (
 )
 from must.evaluation.refined import RefinedLabels
 from must.evaluation.report.verdict import verdict
-from must.evaluation.result import Accuracy, CheckResult, Data, LabelFree, Metrics, Model, write_metrics
+from must.evaluation.result import Accuracy, Data, LabelFree, Metrics, Model, write_metrics
 from must.evaluation.scores import Samples, Scores, score_split
 from must.evaluation.table import text_table
 from must.evaluation.training import stability, training_log
 from must.method.distributed.process_group import World, init_distributed
 from must.method.model.bundle import Bundle, Description, load_bundle, preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, read_header
+from must.method.model.provenance import CheckResult
 from must.method.select.check import IMAGES, Check, Predicted
 from must.method.select.features import extract_features, subsample
 from must.method.select.knn import nearest, whitened
@@ -252,7 +253,7 @@ def baseline_name(config: EvaluateConfig, baseline: Bundle | None) -> str:
 def origin(config: EvaluateConfig, description: Description) -> Model:
     return Model(
         config.model, description.backbone, description.pretrained, description.logit_factor, description.must_version,
-        description.provenance,
+        description.provenance.to_dict(),
     )  # fmt: skip
 
 

@@ -14,8 +14,8 @@ from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.records import record_of
 from must.config import GateConfig
-from must.evaluation.result import CheckResult, Metrics, Selection, read_metrics
-from must.method.answers.estimate import Measured
+from must.evaluation.result import Metrics, read_metrics
+from must.method.model.provenance import CheckResult, Selection
 
 logger = logging.getLogger(__name__)
 
@@ -125,22 +125,14 @@ def reviewed_gate(metrics: Metrics, config: GateConfig) -> Decision:
     text = measured_in_words(selection)
     if not selection.alpha:
         return Decision(True, "reviewed", [line(True, f"zero-shot is kept; {text}")], ZERO_SHOT)
-    passed = measured_of(selection).gain.low > 0
+    passed = selection.measured.gain.low > 0
     more = "" if passed else "; the lower end of the gain must be above 0: give more answers, or another model"
     return Decision(passed, "reviewed", [line(passed, text + more)])
 
 
 def measured_in_words(selection: Selection) -> str:
     """What people's answers, or a split with labels, measured of the model."""
-    return f"{selection.by}: {measured_of(selection).text().partition(': ')[2]}"
-
-
-def measured_of(selection: Selection) -> Measured:
-    """Raises UserError: the bundle's record of it is damaged."""
-    try:
-        return Measured.from_dict(selection.measured or {})
-    except (TypeError, ValueError):
-        raise UserError("the model's record of what answers measured is damaged; run `must select` again") from None
+    return f"{selection.by}: {selection.measured.text().partition(': ')[2]}" if selection.measured else ""
 
 
 def labelled_gate(metrics: Metrics, config: GateConfig) -> Decision:

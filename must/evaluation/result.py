@@ -5,12 +5,13 @@ No torch: gate, registry, cards and pipeline read it. Accuracies are fractions, 
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Any
 
 from must.base import storage
 from must.base.errors import UserError
 from must.base.records import record_of
 from must.base.text import brief, encoded
+from must.method.model.provenance import CheckResult, Selection
 
 METRICS_FORMAT = 1  # of the file; one without it is of the time before, and is read as well
 JSON_CONTROLS = {code: f"\\u{code:04x}" for code in range(127, 160)}  # json writes these as they are, and ESC escaped
@@ -58,21 +59,6 @@ class ModelFigures:
 
 
 @dataclass(frozen=True)
-class CheckResult:
-    """The check against the baseline (must/method/select/check.py), which says what its figures are."""
-
-    images: int
-    agreement_before: float
-    agreement_after: float
-    warnings: list[str]
-    error: float = 0.0
-    confidence_before: float = 0.0
-    confidence_after: float = 0.0
-    changed: float = 0.0
-    dead_classes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
 class Compared:
     """Two models on all images, without labels: see labelfree.compare."""
 
@@ -107,25 +93,6 @@ class Abstention:
 
 
 @dataclass(frozen=True)
-class Selection:
-    """What a bundle records of how much of its adaptation it holds; `measured` is for estimate.Measured."""
-
-    alpha: float
-    by: str = ""
-    check: CheckResult | None = None
-    measured: dict[str, Any] | None = None
-
-    @classmethod
-    def of(cls, provenance: dict[str, Any]) -> Self | None:
-        """None where a bundle tells of none, or of none that this version knows."""
-        found = provenance.get("selection")
-        try:
-            return record_of(cls, found) if found else None
-        except UserError:
-            return None
-
-
-@dataclass(frozen=True)
 class Model:
     bundle: str = ""
     backbone: str = ""
@@ -136,7 +103,7 @@ class Model:
 
     @property
     def selection(self) -> Selection | None:
-        return Selection.of(self.provenance)
+        return Selection.of_dict(self.provenance.get("selection"))
 
 
 @dataclass(frozen=True)

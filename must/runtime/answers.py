@@ -15,37 +15,35 @@ from typing import Any, NamedTuple
 
 from must.api.stages import call
 from must.base import storage
-from must.base.errors import UserError
 from must.base.files import WEIGHTS_FILE
 from must.base.parameters import require
-from must.base.storage import ConflictError
 from must.config import ReviewConfig
 from must.data.loading.reader import open_reader
 from must.deploy.review.page import self_contained
 from must.deploy.review.pictures import Pictures
 from must.deploy.review.session import Session
 from must.method.answers.book import FILE as ANSWERS
-from must.method.answers.book import read_answers, whole
+from must.method.answers.book import add, read_answers
 from must.method.answers.review import FILE as REVIEW
 from must.method.answers.review import Review, fingerprint
 from must.method.model.bundle import load_description
+from must.method.model.provenance import Selection
 from must.runtime.places import WorkUri
 
 logger = logging.getLogger(__name__)
 PAGE = "review.html"
 COUNT = "answers_on_page"  # how many answers there were when the page was written
 PICTURES = 200  # on a page, at most
-TRIES = 5  # to add answers while others do
 
 
 def can_be_asked(bundle: str, gate: str) -> bool:
     """Whether people's answers may still change what the gate said of a model that it does not promote: by the gate
     `reviewed`, and by `label-free` where the check has a warning; until answers show a gain or a loss."""
-    selection = load_description(bundle).provenance.get("selection") or {}
-    warned = bool((selection.get("check") or {}).get("warnings"))
-    _, low, high = (selection.get("measured") or {}).get("gain") or (0.0, -1.0, 1.0)
+    selection = load_description(bundle).provenance.selection or Selection()
+    warned = bool(selection.check and selection.check.warnings)
+    open_still = selection.measured is None or selection.measured.gain.low <= 0 <= selection.measured.gain.high
     fits = gate == "reviewed" or (gate == "label-free" and warned)
-    return fits and selection.get("alpha", 1.0) > 0 and low <= 0 <= high
+    return fits and selection.alpha != 0 and open_still
 
 
 def ask(work_uri: str, *, key: str, bundle: str, classifier: str, output: str) -> dict[str, Any]:
@@ -143,8 +141,7 @@ def put_answers(work_uri: str, file: str, place: str = "") -> Put:
     review = found[place]
     read_answers(file, review.classes)  # raises where it names none of them
     add(storage.join(place, ANSWERS), storage.read_bytes(file))
-    measured = review.measured(review.answers(place))
-    return Put(place, measured.text() if measured else "none of the answers tells what a picture shows")
+    return Put(place, review.text(review.answers(place)))
 
 
 def reviews(work_uri: str) -> Iterator[str]:
@@ -155,19 +152,3 @@ def reviews(work_uri: str) -> Iterator[str]:
                 yield storage.join(root, entry.name.removesuffix(f"/{REVIEW}"))
     except (FileNotFoundError, NotADirectoryError):
         return
-
-
-def add(uri: str, data: bytes) -> None:
-    """Those lines that are not there yet, at the end: the last one about a picture counts."""
-    for left in range(TRIES, 0, -1):
-        before, token = storage.read_versioned(uri)
-        lines = (before or b"").splitlines()
-        known = set(lines)
-        new = [line for line in data.splitlines() if line.strip() and line not in known and whole(line)]
-        try:
-            storage.write_bytes(uri, b"".join(line + b"\n" for line in [*lines, *new]), token)
-        except ConflictError:
-            if left == 1:
-                raise UserError(f"{uri}: others write there; try again") from None
-        else:
-            return

@@ -16,7 +16,8 @@ from must.base.exits import BUG, PREEMPTED, handling
 from must.base.files import WEIGHTS_FILE
 from must.base.parameters import require
 from must.base.processes import child_environment
-from must.method.model.bundle import load_description
+from must.method.model.bundle import load_description, summary_at
+from must.method.model.provenance import RunSummary
 from must.method.train.provenance import run_key
 from must.runtime.answers import keep_what_people_say
 from must.runtime.check import training_settings
@@ -36,7 +37,7 @@ def number_of_processes(asked: str) -> int:
     return int(asked)
 
 
-def launch(values: dict[str, Any], processes: int) -> dict[str, Any]:
+def launch(values: dict[str, Any], processes: int) -> RunSummary:
     """Runs `must train` in `processes` processes; returns the run's summary, from the model that was written.
 
     A SIGTERM is handed on, so that the processes save a checkpoint before they stop.
@@ -58,7 +59,7 @@ def launch(values: dict[str, Any], processes: int) -> dict[str, Any]:
         code = PREEMPTED
     if code:
         raise SystemExit(code if code > 0 else BUG)
-    return load_description(values["output"]).provenance["summary"]
+    return summary_at(values["output"])
 
 
 OFTEN = 60  # seconds between checkpoints: a pod that is taken away may have half a second to save one
@@ -115,20 +116,24 @@ def train(
     count = number_of_processes(processes)
     with stage_note(work_uri, "train", job["checkpoints"]) as note, mirrored(f"{output}/tensorboard", curves):
         job |= {"classifier": asked.classifier, "output": output}
-        summary = call("train", **job) if count == 1 else launch(job, count)
+        summary: RunSummary = call("train", **job) if count == 1 else launch(job, count)
         keep_what_people_say(work_uri, asked.decision_key(), output, asked.classifier)
         note.result = words_of_run(summary)
-    return Trained(summary, origin(output))
+    return Trained(summary.to_dict(), origin(output))
 
 
-def words_of_run(summary: dict[str, Any], where: str = "") -> str:
+def words_of_run(summary: RunSummary, where: str = "") -> str:
     """A few words for the note."""
-    return f"{summary['steps']:,} steps{where}, {summary['images_per_s']} images/s"
+    return f"{summary.steps:,} steps{where}, {summary.images_per_s} images/s"
 
 
 def origin(bundle: str) -> dict[str, Any]:
     """The sha256 of its weights, and the data's and the code's revision."""
     provenance = load_description(bundle).provenance
     weights = storage.read_bytes(storage.join(bundle, WEIGHTS_FILE))
-    facts = {name: provenance.get(name) for name in ("index_sha256", "index_revision", "git_revision")}
-    return {"sha256": hashlib.sha256(weights).hexdigest(), **facts}
+    return {
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "index_sha256": provenance.index_sha256 or None,
+        "index_revision": provenance.index_revision,
+        "git_revision": provenance.git_revision,
+    }

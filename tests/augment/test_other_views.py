@@ -26,7 +26,7 @@ from must.data.loading.order import GlobalBatches
 from must.data.loading.reader import ShardReader
 from must.method.train.trainer import train
 from tests import zoo
-from tests.evaluate.digits import digits
+from tests.evaluation.digits import digits
 from tests.shards.test_shard import run
 
 SETTINGS = ViewSettings(Preprocess(size=64), patch_size=8, mask_patch_size=16)
@@ -160,7 +160,7 @@ def test_training_runs_and_is_another_run_than_the_exact_one(tmp_path: Path, opt
     data = digits()
     settings: dict[str, Any] = {"epochs": 1, "batch_size": 50, "workers": 0, "mask_patch_size": 8, "weak_padding": 4}
     paths = {"shards": data.shards, "classifier": data.classifier, "output": str(tmp_path / "model")}
-    assert train(TrainConfig(**paths, **settings, **options))["skipped_steps"] == 0
+    assert train(TrainConfig(**paths, **settings, **options)).skipped_steps == 0
     with pytest.raises(ValueError, match="holds checkpoints of a run with other settings"):
         train(TrainConfig(**paths, **settings))
 

@@ -15,7 +15,7 @@ from must_components.train_job.launcher import copy_bundle, prepare
 from must_components.train_job.manifest import request
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.nodes import nodes_of
-from tests.evaluate.digits import digits as make_digits
+from tests.evaluation.digits import digits as make_digits
 from tests.gcs import free_port
 
 
@@ -49,7 +49,7 @@ def test_nodes_train_from_the_jobs_file_and_leave_a_bundle(tmp_path):
     texts = [node.communicate(timeout=200)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0] * count, texts
     copy_bundle(str(work / "jobs" / "key" / "bundle"), str(tmp_path / "model"))
-    assert load_description(str(tmp_path / "model")).provenance["processes"] == count
+    assert load_description(str(tmp_path / "model")).provenance.processes == count
     load_bundle(str(tmp_path / "model"))
     assert list((tmp_path / "curves").rglob("*tfevents*"))
     assert (work / "checkpoints").is_dir()

@@ -21,7 +21,7 @@ from must_pipeline.cluster.config import Cluster, GpuPool, Training
 from must_pipeline.cluster.nodes import nodes_of
 from tests.components.fleet import Fleet
 from tests.components.launching import ROOT
-from tests.evaluate.digits import digits as make_digits
+from tests.evaluation.digits import digits as make_digits
 
 SETTINGS = {"batch_size": 50, "workers": 0, "device": "cpu", "log_every": 1}
 STEPS, EPOCHS = 3, 20  # steps an epoch

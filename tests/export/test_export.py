@@ -18,7 +18,7 @@ from must.deploy.export.check import LEAST_COSINE, compare, reference, reference
 from must.deploy.export.onnx import export, refuse
 from must.deploy.predict.session import OnnxClassifier
 from must.method.model.bundle import load_bundle, preprocess_of
-from tests.evaluate.digits import pixels_of
+from tests.evaluation.digits import pixels_of
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from must.deploy.export.check import compare, reference, reference_embeddings, s
 from must.deploy.export.onnx import refuse
 from must.deploy.predict.session import OnnxClassifier
 from must.method.model.bundle import load_bundle
-from tests.evaluate.digits import pixels_of
+from tests.evaluation.digits import pixels_of
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from must.base.text import encoded
 from must.deploy.export.model_card import hub_card
-from tests.evaluate.measured import MEASURED
+from must.method.model.provenance import Provenance
+from tests.evaluation.measured import MEASURED
 from tests.export.test_model_card import EXPORTED, description
 
 HOSTILE = [
@@ -52,7 +53,8 @@ def test_front_matter(to, task, tmp_path):
 
 def test_licence_and_metrics_are_what_was_given(tmp_path):
     story = {"config": {"epochs": 3}}
-    card = read(hub_card(description(provenance=story), taken("open_clip"), MEASURED, "`use`", "cc-by-4.0"), tmp_path)
+    adapted = description(provenance=Provenance.of_dict(story))
+    card = read(hub_card(adapted, taken("open_clip"), MEASURED, "`use`", "cc-by-4.0"), tmp_path)
     assert card.data.license == "cc-by-4.0" and card.data.to_dict()["base_model_relation"] == "finetune"
     values = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert values == {"top-1": 0.9, "mean per class": 0.7}
@@ -86,7 +88,8 @@ def test_base_model_where_it_is_known(backbone, pretrained, base, tmp_path):
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_name_is_text_wherever_it_stands(name, tmp_path):
     metrics = replace(MEASURED, data=replace(MEASURED.data, split=name))
-    changed = description(classes=[name, "other"], backbone=name, pretrained=name, provenance={"git_revision": name})
+    made = Provenance(git_revision=name)
+    changed = description(classes=[name, "other"], backbone=name, pretrained=name, provenance=made)
     exported = taken("open_clip") | {"checked_on": name}
     text = hub_card(changed, exported, metrics, "`use`", "")
     card = read(text, tmp_path)

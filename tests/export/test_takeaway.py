@@ -30,6 +30,7 @@ from must.deploy.export.export import export
 from must.method.model.attention import use_contiguous_attention
 from must.method.model.bundle import Bundle, load_bundle, preprocess_of, save_bundle, zero_shot_bundle
 from must.method.model.classifier import classifier, load_text_classifier
+from must.method.model.provenance import Provenance
 from tests.model.tiny import FAMILIES, SIZE, model_folder
 
 CLASSES, FACTOR = ["zero", "one", "two", "don't"], 30.0
@@ -64,7 +65,9 @@ def made(tmp_path_factory):
             with torch.no_grad():  # what training does: the tower and the columns are no longer what they came as
                 for parameter in bundle.model.parameters():
                     parameter += 0.02 * torch.randn_like(parameter)
-            save_bundle(str(place / "bundle"), bundle.model, replace(bundle.description, provenance={"config": {}}))
+            save_bundle(
+                str(place / "bundle"), bundle.model, replace(bundle.description, provenance=Provenance(processes=1))
+            )
             known[family] = Tiny(str(place / "bundle"), weights, given)
         return known[family]
 

@@ -23,7 +23,7 @@ from must.data.shards.in_place import make_index
 from must.evaluation.evaluate import evaluate
 from must.method.train.trainer import train
 from tests import zoo
-from tests.evaluate.digits import digits
+from tests.evaluation.digits import digits
 from tests.shards.test_shard import run, samples, tree
 from tests.shards.test_shard_gcs import upload
 from tests.stores import Server, plant

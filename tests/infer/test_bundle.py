@@ -15,6 +15,7 @@ from must.base import storage
 from must.config import PredictConfig
 from must.deploy.infer.predict import predict
 from must.method.model.bundle import load_bundle, save_bundle
+from must.method.model.provenance import Provenance
 from tests.shards.test_shard_gcs import upload
 
 
@@ -76,7 +77,11 @@ def test_a_damaged_bundle_in_a_bucket_is_named_as_the_user_named_it(digits, buck
 @pytest.mark.parametrize("said", ["x", [1], {"alpha": "much"}, {"alpha": float("nan")}, {"abstention": [0.5]}])
 def test_a_foreign_selection_says_nothing(digits, tmp_path, said):
     bundle = load_bundle(digits.adapted)
-    save_bundle(str(tmp_path / "bundle"), bundle.model, replace(bundle.description, provenance={"selection": said}))
+    save_bundle(
+        str(tmp_path / "bundle"),
+        bundle.model,
+        replace(bundle.description, provenance=Provenance(more={"selection": said})),
+    )
     with pytest.raises(ValueError, match="has no threshold of its own"):
         label(tmp_path / "bundle", digits.shards, tmp_path / "out", abstain=-1)
 
@@ -84,7 +89,9 @@ def test_a_foreign_selection_says_nothing(digits, tmp_path, said):
 def test_the_threshold_that_training_left_is_the_bundles(digits, tmp_path):
     bundle = load_bundle(digits.adapted)
     story = {"selection": {"abstention": {"threshold": 0.75, "coverage": 0.5, "risk": 0.05}}}
-    save_bundle(str(tmp_path / "bundle"), bundle.model, replace(bundle.description, provenance=story))
+    save_bundle(
+        str(tmp_path / "bundle"), bundle.model, replace(bundle.description, provenance=Provenance.of_dict(story))
+    )
     label(tmp_path / "bundle", digits.shards, tmp_path / "out", abstain=-1)
     assert json.loads((tmp_path / "out/run.json").read_text())["abstain"] == 0.75
     unsure = [row["class"] is None for row in rows_of(tmp_path / "out")]

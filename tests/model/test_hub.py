@@ -155,8 +155,8 @@ def test_after_the_classifier_no_stage_asks_the_hub(repositories, digits, asked,
     monkeypatch.chdir(tmp_path / "elsewhere")
     shards, file = {"shards": digits.shards, "workers": 0}, "../w/c.safetensors"
     call("train", **shards, classifier=file, output="model", epochs=1, device="cpu")  # settings that auto finds
-    story = load_description("model").provenance
-    assert (story["model_folder"], story["model_sha256"]) == (made.model_folder, made.model_sha256)
+    trained = load_description("model").provenance
+    assert (trained.model_folder, trained.model_sha256) == (made.model_folder, made.model_sha256)
     call("refine", **shards, classifier=file, model="model", output="refined", split="test", device="cpu")
     call("select", **shards, model="model", baseline=file, output="selected")
     metrics = call("evaluate", **shards, model="selected", baseline=file, output="report", device="cpu")

@@ -21,7 +21,7 @@ from must.method.model.classifier import classifier
 from must.method.model.masked_vit import MaskedViT
 from must.method.train.optimizer import parameter_groups
 from must.method.train.trainer import train
-from tests.evaluate.digits import digits as make_digits
+from tests.evaluation.digits import digits as make_digits
 from tests.model.tiny import FAMILIES, LAYERS, SIZE, model_config, model_folder
 
 FAMILY = pytest.mark.parametrize("family", FAMILIES)
@@ -167,7 +167,7 @@ def test_train_and_export(family, tmp_path):
     values = {"shards": digits.shards, "classifier": text, "output": str(tmp_path / "out"), "epochs": 1, "workers": 0}
     method = {"batch_size": 50, "mask_patch_size": 8, "logit_factor": "model", "lr": 1e-3, "confidence_threshold": 0.1}
     summary = train(load(TrainConfig, {**values, **method}))
-    assert (summary["steps"], summary["skipped_steps"]) == (3, 0)
+    assert (summary.steps, summary.skipped_steps) == (3, 0)
     description = load_description(str(tmp_path / "out"))
     assert description.logit_factor == pytest.approx(made.logit_scale, rel=1e-6)
     bundle = load_bundle(str(tmp_path / "out"))

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from must_pipeline import compile
-from must_pipeline.cluster import spot
 from must_pipeline.cluster.config import Cluster, Prediction, Resources
+from must_pipeline.cluster.nodes import spot_warning
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.compile import compile_pipeline
 from must_pipeline.files import CLUSTER, documents
@@ -356,7 +356,7 @@ def test_what_is_wrong_is_refused_by_name(tmp_path, text, message):
 def test_training_in_a_pod_on_spot_nodes_is_warned_of_and_a_trainjob_is_not(tmp_path, pool):
     def said(**more):
         (tmp_path / "cluster.yaml").write_text(yaml.safe_dump({"gpu": {"count": 1, **pool}, **more}))
-        return spot.warning(load_cluster(tmp_path / "cluster.yaml"))
+        return spot_warning(load_cluster(tmp_path / "cluster.yaml"))
 
     assert "training.as: trainjob outlives that" in said()
     assert not said(training={"as": "trainjob"})

@@ -21,7 +21,7 @@ from must.deploy.predict.images import predict_images
 from must.deploy.predict.parquet import PACKED, Run, Table
 from must.deploy.predict.session import OnnxClassifier
 from must.method.model.bundle import load_bundle
-from tests.evaluate.digits import pixels_of
+from tests.evaluation.digits import pixels_of
 from tests.predict.test_predict_shards import contents, damaged_copy
 
 HALF = 3e-4  # of a number below 1 in half precision, beside the arithmetic's 1e-5

@@ -1,13 +1,13 @@
 """Bundles without a trained model, ONNX files without a network: what the registry copies, and promoting them."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 from must.api.cli import main
 from must.data.image.preprocess import Preprocess
 from must.deploy.promote.registry import Registry
 from must.method.model.bundle import Description
+from must.method.model.provenance import Provenance
 
 
 def make_bundle(
@@ -20,9 +20,9 @@ def make_bundle(
     description = Description(
         architecture={}, backbone="tiny", pretrained=pretrained, classes=list(classes), templates=["a {}"],
         preprocess={}, logit_factor=100.0,
-        provenance={"index_sha256": f"sha{revision}", "index_revision": revision, "git_revision": "abc", **origin},
+        provenance=Provenance(index_sha256=f"sha{revision}", index_revision=revision, git_revision="abc", **origin),
     )  # fmt: skip
-    (folder / "model.json").write_text(json.dumps(asdict(description)))
+    (folder / "model.json").write_text(json.dumps(description.to_dict()))
     (folder / "train.log").write_text("not part of the model")
     return folder
 

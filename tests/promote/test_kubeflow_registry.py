@@ -11,7 +11,7 @@ from must.api.cli import main
 from must.deploy.promote import kubeflow_registry
 from must.deploy.promote.registry import Registry
 from must.evaluation.result import write_metrics
-from tests.evaluate.measured import MEASURED
+from tests.evaluation.measured import MEASURED
 from tests.model_registry_server import V1, V1ALPHA3, ModelRegistryServer
 from tests.promote.bundles import make_bundle, make_onnx
 
@@ -52,6 +52,7 @@ def latest(tmp_path):
 
 def refused(capsys, code, tmp_path, *flags, name="digits"):
     """The one line that is told."""
+    capsys.readouterr()  # of promotions before
     with pytest.raises(SystemExit, match=str(code)):
         promote(tmp_path, *flags, name=name)
     (line,) = capsys.readouterr().err.splitlines()

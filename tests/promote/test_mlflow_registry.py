@@ -9,7 +9,7 @@ from must.api.cli import main
 from must.config import trackers
 from must.deploy.promote.registry import Registry
 from must.evaluation.result import write_metrics
-from tests.evaluate.measured import MEASURED
+from tests.evaluation.measured import MEASURED
 from tests.mlflow_server import MlflowServer
 from tests.promote.bundles import make_bundle, make_onnx
 

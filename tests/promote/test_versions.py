@@ -89,6 +89,7 @@ def test_other_weights_never_get_a_name_that_is_taken(registry, tmp_path, capsys
     other = make_bundle(tmp_path / "b", seed=2)
     if not chosen:
         flags = ["--version", before.version]
+    capsys.readouterr()
     with pytest.raises(SystemExit, match="2"):
         promote(registry, "--model", other, *flags)
     (line,) = capsys.readouterr().err.splitlines()

@@ -8,7 +8,7 @@ import pytest
 
 from must.method.answers.book import Answer
 from must.method.answers.estimate import Measured, difference, share
-from must.method.answers.review import MOST, NO_CLASS, RANDOM, Picture, Review, doubtful_order, random_order
+from must.method.answers.review import NO_CLASS, RANDOM, Picture, Review, doubtful_order, random_order
 
 
 def review_of(count, order=RANDOM, classes=("a", "b", "c")):
@@ -37,12 +37,11 @@ def test_every_image_is_as_likely_as_any_other_to_be_asked_and_none_is_asked_twi
     assert np.abs(z).max() < 4.5 and 0.6 < z.std() < 1.3
 
 
-def test_the_first_pictures_are_spread_over_the_classes_and_there_is_a_bound():
+def test_the_first_pictures_are_spread_over_the_classes():
     labels = np.repeat(np.arange(10), 100)
     fewest = min(len(np.unique(labels[random_order(labels, seed)[:16]])) for seed in range(50))
     at_random = min(len(np.unique(np.random.default_rng(seed).permutation(labels)[:16])) for seed in range(50))
     assert fewest == 10 > at_random
-    assert len(random_order(np.zeros(5000, int), 0)) == MOST
     assert doubtful_order(np.array([0.5, 0.1, 0.9])).tolist() == [1, 0, 2]
     assert random_order(np.zeros(1, int), 0).tolist() == [0]
 

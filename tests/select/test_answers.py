@@ -17,7 +17,7 @@ from must.method.answers.estimate import Measured
 from must.method.model.bundle import load_description
 from must.method.select.refine import refine
 from must.method.select.select import best_alpha, select
-from tests.evaluate.digits import digits as make_digits
+from tests.evaluation.digits import digits as make_digits
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def refined(digits, output, **changes):
 
 def test_answers_choose_alpha_and_the_bundle_says_what_they_measured(digits, asked, tmp_path):
     selected(digits, tmp_path / "kept", answers=answered(asked, tmp_path / "review", 60))
-    record = load_description(str(tmp_path / "kept")).provenance["selection"]
+    record = load_description(str(tmp_path / "kept")).provenance.selection.to_dict()
     assert record["by"] == "60 answers" and record["alpha"] >= 0.5, "it was tuned with labels on these very images"
     measured = Measured.from_dict(record["measured"])
     assert measured.answers == 60 and measured.gain.low > 0 and measured.model.value > 0.9

@@ -13,6 +13,7 @@ from must.deploy.export.export import export
 from must.evaluation.evaluate import evaluate
 from must.method.model.bundle import load_bundle, load_description, save_bundle
 from must.method.model.classifier import load_text_classifier, save_classifier
+from must.method.model.provenance import Provenance
 from must.method.select.check import agreement_gain
 from must.method.select.features import subsample
 from must.method.select.select import HALF, TRIED, select
@@ -22,7 +23,7 @@ from must.method.train.trainer import train
 
 def selected(digits, model, output, **changes):
     values = {"model": str(model), "baseline": digits.classifier, "shards": digits.shards, "output": str(output)}
-    return select(SelectConfig(**{**values, "workers": 0, "device": "cpu", **changes})).to_dict()
+    return select(SelectConfig(**{**values, "workers": 0, "device": "cpu", **changes})).record().to_dict()
 
 
 def weights(folder):
@@ -49,7 +50,7 @@ def test_between_them_weights_are_interpolated_and_the_bundle_tells_it(digits, t
     selection = selected(digits, digits.adapted, tmp_path, alpha=0.25)
     start, end = weights(digits.zero_shot)["classifier"], weights(digits.adapted)["classifier"]
     assert torch.equal(weights(tmp_path)["classifier"], torch.lerp(start, end, 0.25))
-    kept = load_description(str(tmp_path)).provenance
+    kept = load_description(str(tmp_path)).provenance.to_dict()
     assert kept["selection"] == selection and kept["index_sha256"] == "0" * 64, "the story so far stays"
     assert (selection["alpha"], selection["by"], selection["check"]["images"]) == (0.25, "--alpha", 150)
     assert selection["check"]["warnings"] == [] and "measured" not in selection
@@ -129,9 +130,9 @@ def trained(digits, tmp_path_factory):
 
 
 def test_training_keeps_half_and_all_of_it_beside_it(digits, trained, tmp_path):
-    selection = load_description(str(trained)).provenance["selection"]
+    selection = load_description(str(trained)).provenance.selection.to_dict()
     assert (selection["alpha"], selection["by"]) == (0.5, "--alpha") and selection["check"]["images"] == 150
-    assert "selection" not in load_description(f"{trained}/adapted").provenance
+    assert load_description(f"{trained}/adapted").provenance.selection is None
     start, half, end = (weights(folder) for folder in (digits.zero_shot, trained, f"{trained}/adapted"))
     assert torch.equal(half["classifier"], torch.lerp(start["classifier"], end["classifier"], 0.5))
     again = selected(digits, trained, tmp_path / "again", alpha=0.5)
@@ -156,9 +157,9 @@ def test_a_run_that_was_killed_before_its_model_was_written_ends_in_the_same(dig
     train(training(digits, output))
     for name in ("model.safetensors", "adapted/model.safetensors"):
         assert (output / name).read_bytes() == (trained / name).read_bytes()
-    ours, theirs = (load_description(str(folder)).provenance["selection"] for folder in (output, trained))
+    ours, theirs = (load_description(str(folder)).provenance.selection.to_dict() for folder in (output, trained))
     assert ours == theirs
-    assert train(training(digits, output, alpha=1))["steps"] and not (output / "adapted").exists()
+    assert train(training(digits, output, alpha=1)).steps and not (output / "adapted").exists()
     assert same(weights(output), weights(trained / "adapted")), "alpha 1 is all of it, and nothing lies beside it"
 
 
@@ -174,7 +175,9 @@ def test_a_model_made_by_the_ladder_loads_evaluates_exports_and_is_selected_from
         "undecided": None,
     }
     old = load_bundle(digits.adapted)
-    description = replace(old.description, provenance={**old.description.provenance, "selection": story})
+    description = replace(
+        old.description, provenance=Provenance.of_dict(old.description.provenance.to_dict() | {"selection": story})
+    )
     save_bundle(str(tmp_path / "old"), old.model, description)
     values = {"shards": digits.shards, "workers": 0}
     metrics = evaluate(

@@ -137,14 +137,14 @@ def test_what_it_says_of_itself(server):
 
 
 def test_a_wrong_model_is_one_line(tmp_path):
-    from tests.test_cli import must as command
+    from tests.api.test_cli import must as command
 
     found = command("serve", "--model", str(tmp_path))
     assert found.returncode == 2 and found.stderr.count("\n") == 1 and "model.onnx: no such file" in found.stderr
 
 
 def test_a_port_that_is_taken_is_one_line(server, exported):
-    from tests.test_cli import must as command
+    from tests.api.test_cli import must as command
 
     found = command("serve", "--model", str(exported[1]), "--port", str(server.port))
     assert found.returncode == 2 and "already in use" in found.stderr and os.linesep not in found.stderr.strip()

@@ -77,7 +77,7 @@ def test_the_number_of_loaders_does_not_change_the_model(digits, tmp_path):
         weights.append(load_bundle(str(tmp_path / str(workers))).model.state_dict())
     for other in weights[1:]:
         assert all(torch.equal(other[key], value) for key, value in weights[0].items())
-    assert load_description(str(tmp_path / "auto")).provenance["config"]["workers"] == "auto"
+    assert load_description(str(tmp_path / "auto")).provenance.config["workers"] == "auto"
 
 
 @pytest.mark.parametrize(

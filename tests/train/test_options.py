@@ -78,9 +78,9 @@ def test_shares_change_the_model_and_the_bundle_tells_them(digits, tmp_path):
                           "used": {"classifier": known, "class_prior": "given"}}.items():  # fmt: skip
         train(config(digits, tmp_path / name, **changes))
         bundle = load_bundle(str(tmp_path / name))
-        told[name] = bundle.description.provenance.get("class_shares")
+        told[name] = bundle.description.provenance.class_shares
         weights[name] = bundle.model.state_dict()
-    assert told == {"without": None, "unused": None, "used": list(PRIOR)}
+    assert told == {"without": [], "unused": [], "used": list(PRIOR)}
     same = {name: all(torch.equal(weights[name][key], value) for key, value in weights["without"].items())
             for name in weights}  # fmt: skip
     assert same == {"without": True, "unused": True, "used": False}

@@ -51,7 +51,7 @@ def test_the_numbers_are_those_of_the_run(digits, tmp_path):
     planned = planning.plan(config(digits, PlanConfig, json=str(tmp_path / "plan.json"), seconds=0.1))
     assert json.loads((tmp_path / "plan.json").read_text()) == planned
     summary = train(config(digits, output=str(tmp_path / "model")))
-    assert (planned["steps"], planned["images"]) == (summary["steps"], 150)
+    assert (planned["steps"], planned["images"]) == (summary.steps, 150)
     states = [path.stat().st_size for path in (tmp_path / "model/checkpoints").glob("*.pt")]
     assert len(states) == planned["checkpoints_kept"]
     for size in states:

@@ -101,7 +101,7 @@ def test_a_clock_that_jumps_changes_nothing(digits, undisturbed, tmp_path, monke
     jumps, true_time = itertools.cycle([-86_400.0, 3e8, 0.0, -1e9]), time.time
     monkeypatch.setattr(time, "time", lambda: true_time() + next(jumps))
     summary = train(config(digits, tmp_path))
-    assert summary["steps"] == STEPS and 0 < summary["seconds"] < 300
+    assert summary.steps == STEPS and 0 < summary.seconds < 300
     assert difference(tmp_path, undisturbed) == 0.0
 
 

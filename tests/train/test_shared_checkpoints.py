@@ -18,7 +18,7 @@ from must.method.train import checkpoint as checkpoint_module
 from must.method.train.checkpoint import CHECKPOINTS as CHECKPOINTS
 from must.method.train.checkpoint import Checkpoints
 from must.method.train.trainer import train
-from tests.test_lock import hold
+from tests.base.test_lock import hold
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,7 +56,7 @@ def test_a_second_run_is_refused_and_touches_nothing(digits, tmp_path, impatient
     assert contents(place) == before
     process.kill()
     process.wait()
-    assert train(config(digits, tmp_path))["steps"] == 3  # at once: the kernel has freed the lock
+    assert train(config(digits, tmp_path)).steps == 3  # at once: the kernel has freed the lock
     assert ".tmp-half" not in contents(place) and not (place / ".train.lock").exists()
 
 
@@ -73,7 +73,7 @@ def test_a_bucket_is_locked_too_and_the_lock_of_a_lost_pod_grows_old(
         assert Checkpoints(uri).steps() == []
     storage.write_bytes(uri + "/.train.lock", json.dumps({"host": "lost-pod", "pid": "1"}).encode())
     monkeypatch.setattr(lock, "DEAD_AFTER", 2.0)
-    assert train(config(digits, tmp_path / "a", checkpoints=uri))["steps"] == 3
+    assert train(config(digits, tmp_path / "a", checkpoints=uri)).steps == 3
     assert "watching up to 2 s whether its owner lives" in capsys.readouterr().out
     assert not storage.exists(uri + "/.train.lock")
 

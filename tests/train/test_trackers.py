@@ -142,7 +142,7 @@ def test_an_address_without_a_server_is_one_line_and_a_run_that_goes_on_does_wit
     assert "\n" not in str(error.value)
     code, _ = start_and_stop(digits, tmp_path / "run", signal.SIGTERM)
     assert code == 75
-    assert train(config(digits, tmp_path / "run", "mlflow"))["steps"] == STEPS
+    assert train(config(digits, tmp_path / "run", "mlflow")).steps == STEPS
     (warning,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: --trackers")]
     assert warning.startswith("warning: --trackers mlflow: ") and warning.endswith("training goes on without it")
 
@@ -205,6 +205,6 @@ class TestMlflow:
             sent(self, step, values)
 
         monkeypatch.setattr(fan.MAKE["mlflow"], "log", log)
-        assert train(config(digits, tmp_path / "run", "mlflow"))["steps"] == STEPS
+        assert train(config(digits, tmp_path / "run", "mlflow")).steps == STEPS
         (warning,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: --trackers")]
         assert warning.endswith("training goes on without it") and (tmp_path / "run/model.json").exists()

@@ -91,9 +91,9 @@ def assert_same_weights(folder, other):
 
 def test_a_run_leaves_a_bundle_a_log_and_its_story(uninterrupted, digits):
     output, summary = uninterrupted
-    assert (summary["steps"], summary["images"], summary["skipped_steps"]) == (STEPS, STEPS * 25, 0)
+    assert (summary.steps, summary.images, summary.skipped_steps) == (STEPS, STEPS * 25, 0)
     description = load_description(str(output))
-    assert description.provenance["config"]["seed"] == 1 and len(description.provenance["index_sha256"]) == 64
+    assert description.provenance.config["seed"] == 1 and len(description.provenance.index_sha256) == 64
     lines = training_log(str(output))
     assert [line["step"] for line in lines] == list(range(1, STEPS, 2))
     told = {"loss_self_training", "confident", "agreement", "stability", "lr", "images_per_s"}
@@ -146,7 +146,7 @@ def test_a_finished_run_has_nothing_left_to_do_and_refuses_other_settings(digits
     assert (output / "model.safetensors").read_bytes() == before
     with pytest.raises(ValueError, match=r"other settings: epochs \(1 -> 2\), lr \(0.004 -> 0.001\); use those"):
         train(config(digits, output, epochs=2, lr=0.001))
-    assert train(config(digits, output, epochs=1, workers=0, lr=0.001, resume=False))["steps"] == 6
+    assert train(config(digits, output, epochs=1, workers=0, lr=0.001, resume=False)).steps == 6
     assert (output / "model.safetensors").read_bytes() != before
 
 

@@ -9,7 +9,7 @@ import yaml
 from must.base import storage
 from must.base.names import listed
 from must.method.answers.book import FILE as ANSWERS
-from must.method.model.bundle import load_description
+from must.method.model.bundle import summary_at
 from must.runtime.keepalive import SILENCE
 from must.runtime.notes import Facts, stage_note
 from must.runtime.places import JobUri, WorkUri
@@ -38,9 +38,9 @@ def train_on_nodes(
         logging.getLogger("kubeflow").setLevel(logging.ERROR)  # it warns at length when it cannot read a version
         Launch(Jobs(), request(name, nodes, job.uri), job, int(nodes["timeout"])).run()
         copy_bundle(job.bundle, output)
-        summary = load_description(output).provenance["summary"]
+        summary = summary_at(output)
         note.result = words_of_run(summary, f" on {int(nodes['nodes'])} nodes")
-    return Trained(summary, origin(output))
+    return Trained(summary.to_dict(), origin(output))
 
 
 def job_name(job: str) -> str:

@@ -6,7 +6,6 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 import onnx
@@ -68,7 +67,7 @@ def check_graph(graph: onnx.ModelProto) -> None:
 
 def add_metadata(graph: onnx.ModelProto, bundle: Bundle, **extra: Any) -> None:
     """Writes what a server or a reader must know into metadata_props; values that are not strings as JSON."""
-    description = asdict(bundle.description)
+    description = bundle.description.to_dict()
     description["preprocess_text"] = describe_preprocess(preprocess_of(bundle.description))
     values = {name: description[name] for name in METADATA_KEYS} | extra
     used = {node.domain for node in graph.graph.node}

@@ -94,21 +94,21 @@ def classes(description: Description) -> str:
 
 
 def training(description: Description) -> str:
-    story = description.provenance
-    if not story:
+    provenance = description.provenance
+    if not provenance:
         return "Not adapted: the zero-shot model."
-    config = story.get("config") or {}
+    config = provenance.config
     rows = [
         ("backbone", f"{description.backbone} {description.pretrained}".strip()),
-        ("index of the images (sha256)", story.get("index_sha256")),
-        ("processes", story.get("processes")),
-        ("git revision", story.get("git_revision")),
+        ("index of the images (sha256)", provenance.index_sha256),
+        ("processes", provenance.processes),
+        ("git revision", provenance.git_revision),
         *(
             (f"parameter {name}", config[name])
             for name in ("preset", "epochs", "batch_size", "lr", "seed")
             if name in config
         ),
-        *((name, value) for name, value in (story.get("versions") or {}).items()),
+        *((name, value) for name, value in provenance.versions.items()),
     ]
     return "\n".join(f"- {escape(name)}: {escape(value)}" for name, value in rows if value not in (None, ""))
 

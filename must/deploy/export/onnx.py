@@ -18,7 +18,7 @@ from must.deploy.export.check import LARGEST_DIFFERENCE, LEAST_COSINE, Check, co
 from must.deploy.predict.abstention import METADATA
 from must.deploy.predict.session import EMBEDDING, LABELS_FILE, OnnxClassifier
 from must.evaluation.result import Metrics, read_metrics
-from must.method.model.bundle import Bundle, Description, load_bundle, preprocess_of, selection_of
+from must.method.model.bundle import Bundle, Description, load_bundle, preprocess_of
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,9 @@ def abstention_of(description: Description, metrics: Metrics | None) -> dict[str
     """The threshold below which the model names no class, and what is known of it: from the evaluation, else from a
     bundle of an earlier version, whose training left one. None: neither has one."""
     evaluated = asdict(metrics.abstention) if metrics and metrics.abstention else {}
-    trained = selection_of(description).get("abstention") or {}
+    selection = description.provenance.selection
+    trained = selection.more.get("abstention") if selection else None
+    trained = trained if isinstance(trained, dict) else {}
     for found, by in ((evaluated, evaluated.get("by")), (trained, "similar images")):
         if found.get("threshold") is not None:
             known = {name: found.get(name) for name in ("threshold", "coverage", "risk", "bound")}

@@ -122,13 +122,13 @@ class Folders:
         self.names: dict[str | None, str] = {}
         self.taken: set[str] = set()
         for name in sorted({one for one in classes if one is not None}):
-            self.names[name] = self.free(safe(name), self.names.values())
-        self.none = self.free(NONE_OF_THESE, self.names.values())
+            self.names[name] = self.free_name(safe(name), self.names.values())
+        self.none = self.free_name(NONE_OF_THESE, self.names.values())
         if None in classes:
             self.names[None] = self.none
 
     @staticmethod
-    def free(name: str, taken: Any) -> str:
+    def free_name(name: str, taken: Any) -> str:
         """The name, or the first of NAME (2), NAME (3) ... that differs from all others by more than upper case."""
         others, number, found = {one.casefold() for one in taken}, 1, name
         while found.casefold() in others:

@@ -26,6 +26,7 @@ from must.deploy.promote.registry import (
 from must.evaluation.gate import ZERO_SHOT, read_decision
 from must.evaluation.result import Metrics, read_metrics
 from must.method.model.bundle import check_weights, load_description
+from must.method.model.provenance import Provenance
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,9 @@ def add_version(registry: Registry, config: PromoteConfig, follower: Follower | 
         "champion_before": config.champion,
         "decision": asdict(decision) if decision else None,
         "metrics": numbers_of(read_metrics(config.metrics)) if config.metrics else None,
-        **{name: provenance.get(name) for name in ("index_sha256", "index_revision", "git_revision")},
+        "index_sha256": provenance.index_sha256 or None,
+        "index_revision": provenance.index_revision,
+        "git_revision": provenance.git_revision,
     }
     expected = {"": None, "none": ""}.get(config.champion, config.champion)
     current = registry.latest().version
@@ -175,11 +178,11 @@ def print_champion(registry: Registry) -> Latest:
     return latest
 
 
-def version_of(model: str, provenance: dict[str, Any]) -> str:
+def version_of(model: str, provenance: Provenance) -> str:
     """Raises ValueError: the bundle's data have no revision that makes a name."""
-    revision = provenance.get("index_revision", 0)
+    revision = provenance.index_revision or 0
     require(
-        type(revision) is int and 0 <= revision < 10**9,
+        0 <= revision < 10**9,
         f"--model {model}: its index_revision, {brief(revision)}, is no whole number from 0; name it with --version",
     )
     weights = storage.read_bytes(storage.join(model, WEIGHTS_FILE))

@@ -1,12 +1,18 @@
 """The page's addresses, an ASGI application. All begin with the token, which whoever answers has from the terminal.
 
 GET  /TOKEN/                 the page; /TOKEN/review.js and review.css beside it
-GET  /TOKEN/start            {"classes": [...], "who": "..."}
-POST /TOKEN/next             {"page"}                            -> {"state", "picture"}
-POST /TOKEN/answer           {"page", "position", "kind", "label", "who"} -> the same, once it is on the disk
-POST /TOKEN/undo             {"page", "position", "who"}         -> the same
-POST /TOKEN/leave            {"page"}                            -> {}; the page is closed
-GET  /TOKEN/large/NUMBER, /TOKEN/small/NUMBER                    a picture
+POST /TOKEN/start            {"page"} -> {"classes", "who"}
+POST /TOKEN/next             {"page"} -> {"state", "picture"}
+POST /TOKEN/show             {"page", "number"} -> the same, of that picture
+POST /TOKEN/answer           {"page", "number", "also", "kind", "label", "grid", "who"}
+                            -> as next, once it is on the disk
+POST /TOKEN/undo             {"page", "who"} -> the same
+POST /TOKEN/grid             {"page", "label", "sort"} -> {"state", "label", "left", "counts", "pictures"}
+POST /TOKEN/end              {"page"} -> {"state", "rows", "changed", "relabelled", "commands"}
+POST /TOKEN/leave            {"page"} -> {}; the page is closed
+GET  /TOKEN/full/NUMBER, /TOKEN/large/NUMBER, /TOKEN/small/NUMBER    a picture
+
+As long as no picture was looked at yet, all of POST's answers are {"wait": "why"}.
 """
 
 import asyncio
@@ -19,12 +25,13 @@ from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.storage import parse_object
 from must.deploy.review.page import STATIC, static
-from must.deploy.review.pictures import Pictures
+from must.deploy.review.pictures import SIDES, Pictures
 from must.deploy.review.session import Session
 from must.deploy.serve.http import Receive, Reply, Scope, Send, as_json, refusal, send_reply
 from must.deploy.serve.refused import Refused, wanted
 
 MOST = 1 << 16  # bytes of a request
+ACTIONS = ("start", "next", "show", "answer", "undo", "grid", "end", "leave")
 DECODING = 2  # pictures that are decoded at a time
 POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -40,8 +47,9 @@ KEPT, FRESH = ((b"cache-control", value) for value in (b"private, max-age=3600",
 
 
 class App:
-    def __init__(self, session: Session, pictures: Pictures, token: str) -> None:
+    def __init__(self, session: Session | None, pictures: Pictures, token: str) -> None:
         self.session, self.pictures, self.token = session, pictures, token
+        self.wait = "Loading the model ..."  # what a page is told as long as there is no session
         self.decoding = asyncio.Semaphore(DECODING)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,22 +78,22 @@ class App:
             return await self.get(parts)
         wanted(scope["method"] == "POST" and len(parts) == 1, "no such address", 404)
         said = await body_of(receive)
-        wanted(parts[0] in ("next", "leave", "answer", "undo"), "no such address", 404)
-        given: list[Any] = [str(said.get("page"))[:64]]
-        if parts[0] in ("answer", "undo"):
-            require(type(said.get("position")) is int, "position must be a number")
-            given += [said["position"], said]
-        return Reply(as_json(await asyncio.to_thread(getattr(self.session, parts[0]), *given)))
+        wanted(parts[0] in ACTIONS, "no such address", 404)
+        session = self.session
+        if session is None:
+            return Reply(as_json({"wait": self.wait}))
+        if parts[0] == "start":
+            return Reply(as_json({"classes": session.review.classes, "who": session.who}))
+        page = str(said.get("page"))[:64] or "?"
+        return Reply(as_json(await asyncio.to_thread(getattr(session, parts[0]), page, said)))
 
     async def get(self, parts: list[str]) -> Reply:
         name = parts[0] if parts else "index.html"
         if name in STATIC and len(parts) < 2:
             return Reply(static(name), STATIC[name].encode())
-        if parts == ["start"]:
-            return Reply(as_json({"classes": self.session.review.classes, "who": self.session.who}))
-        if len(parts) == 2 and name in ("large", "small") and parts[1].isdecimal() and len(parts[1]) < 12:
+        if len(parts) == 2 and name in SIDES and parts[1].isdecimal() and len(parts[1]) < 12:
             async with self.decoding:
-                data, kind = await asyncio.to_thread(self.pictures.get, int(parts[1]), name == "small")
+                data, kind = await asyncio.to_thread(self.pictures.get, int(parts[1]), name)
             return Reply(data, kind.encode(), more=(KEPT,))
         raise Refused(404, "no such address")
 

@@ -31,20 +31,18 @@ def self_contained(session: Session, pictures: Pictures, most: int) -> tuple[byt
     review, images = session.review, dict[str, str]()
     shown: list[dict[str, Any]] = []
     taken = 0
-    unanswered = [at for at, picture in enumerate(review.pictures) if picture.sha256 not in session.answers]
-    for position in unanswered[:most]:
-        picture = review.pictures[position]
+    for picture in [picture for picture in review.pictures if session.open(picture)][:most]:
         new = dict[str, str]()
-        for number, small in [(picture.number, False), *((other, True) for other in picture.similar)]:
-            key = f"{'small' if small else 'large'}/{number}"
-            if key not in images and (data := data_uri(pictures, number, small)):
+        for number, size in [(picture.number, "large"), *((other, "small") for other in picture.similar)]:
+            key = f"{size}/{number}"
+            if key not in images and (data := data_uri(pictures, number, size)):
                 new[key] = data
         taken += sum(map(len, new.values()))
         if taken > LARGEST:
             break
         images |= new
-        shown.append({**session.describe(position), "image": picture.image, "sha256": picture.sha256})
-    content: dict[str, Any] = {"classes": review.classes, "picked": review.order != RANDOM, "who": session.who}
+        shown.append({**session.describe(picture.number), "image": picture.image, "sha256": picture.sha256})
+    content: dict[str, Any] = {"classes": review.classes, "random": review.order == RANDOM, "who": session.who}
     content |= {"pictures": shown, "images": images}
     data = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
     script, style = (static(name).decode() for name in ("review.js", "review.css"))
@@ -59,9 +57,9 @@ def self_contained(session: Session, pictures: Pictures, most: int) -> tuple[byt
     return page.replace('<script src="review.js"></script>', carried, 1).encode(), len(shown)
 
 
-def data_uri(pictures: Pictures, number: int, small: bool) -> str:
+def data_uri(pictures: Pictures, number: int, size: str) -> str:
     try:
-        data, kind = pictures.get(number, small)
+        data, kind = pictures.get(number, size)
     except ValueError:
         return ""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -11,7 +11,7 @@ from must.base.errors import UserError
 from must.data.image.decode import decode
 from must.data.loading.reader import ShardReader
 
-LARGE, SMALL = 1024, 128  # pixels of the longer side, at most
+SIDES = {"full": 4096, "large": 1024, "small": 160}  # pixels of the longer side, at most
 PLAIN = 200  # pixels of the longer side up to which nothing is lost in compression
 KEPT = 2_000  # small pictures that are held in memory, a few kilobytes each
 
@@ -22,13 +22,13 @@ class Pictures:
     def __init__(self, reader: ShardReader) -> None:
         self.reader = reader
         self.lock = threading.Lock()  # the reader has its open files
-        self.small = lru_cache(KEPT)(lambda number: self.make(number, SMALL))
+        self.small = lru_cache(KEPT)(lambda number: self.make(number, SIDES["small"]))
 
-    def get(self, number: int, small: bool) -> tuple[bytes, str]:
-        """Raises ValueError: no such sample, or it cannot be decoded."""
+    def get(self, number: int, size: str) -> tuple[bytes, str]:
+        """`size` is one of SIDES. Raises ValueError: no such sample, or it cannot be decoded."""
         if not 0 <= number < len(self.reader):
             raise UserError("there is no such picture")
-        return self.small(number) if small else self.make(number, LARGE)
+        return self.small(number) if size == "small" else self.make(number, SIDES[size])
 
     def make(self, number: int, side: int) -> tuple[bytes, str]:
         with self.lock:

@@ -6,29 +6,34 @@ const $ = (id) => document.getElementById(id);
 // What cannot be seen but changes what is: control characters, and those that turn the direction of writing.
 const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u200e\u200f\u202a-\u202e\u2066-\u2069]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
 const visible = (text) => text.replace(UNSEEN, "\ufffd");
-const stored = (name, value) => {
-  try { return value === undefined ? localStorage.getItem(name) : localStorage.setItem(name, value); } catch { return null; }
+const counted = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
+const stored = (name, value, where = "localStorage") => {
+  try { return value === undefined ? window[where].getItem(name) : window[where].setItem(name, value); } catch { return null; }
 };
+function make(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
+  const { aria = {}, ...rest } = properties;
+  Object.assign(element, rest);
+  for (const [name, value] of Object.entries(aria)) element.setAttribute(name === "role" ? name : `aria-${name}`, value);
+  element.append(...children);
+  return element;
+}
+const named = (text) => make("bdi", { textContent: visible(text) });
+const key = (text) => make("kbd", { textContent: text });
 
 class Served {
   constructor() {
-    let page = null;
-    try { page = sessionStorage.getItem("page"); } catch {}
-    this.page = page || Array.from(crypto.getRandomValues(new Uint32Array(4)), (n) => n.toString(16)).join("");
-    try { sessionStorage.setItem("page", this.page); } catch {}
+    this.page = stored("page", undefined, "sessionStorage") || Array.from(crypto.getRandomValues(new Uint32Array(4)), (n) => n.toString(16)).join("");
+    stored("page", this.page, "sessionStorage");
   }
   async ask(address, said) {
-    const options = said && { method: "POST", body: JSON.stringify({ page: this.page, ...said }) };
+    const options = { method: "POST", body: JSON.stringify({ page: this.page, who: $("who").value.trim(), ...said }) };
     let reply;
     try { reply = await fetch(address, options); } catch { throw new Error("`must review` does not answer; is it still running? Nothing is lost: start it again, and open the address that it prints."); }
     const content = await reply.json();
     if (!reply.ok) throw new Error(content.error);
     return content;
   }
-  start() { return this.ask("start"); }
-  next() { return this.ask("next", {}); }
-  answer(said) { return this.ask("answer", said); }
-  undo(said) { return this.ask("undo", said); }
   leave() { navigator.sendBeacon("leave", JSON.stringify({ page: this.page })); }
   source(size, number) { return `${size}/${number}`; }
 }
@@ -41,181 +46,290 @@ class Carried {
   }
   get given() {
     const given = new Map();
-    for (const line of this.lines) line.undone ? given.delete(line.sha256) : given.set(line.sha256, line);
+    for (const line of this.lines) { given.delete(line.sha256); if (!line.undone) given.set(line.sha256, line); }
     return given;
   }
-  now(position) {
-    const given = this.given, open = this.content.pictures.filter((picture) => !given.has(picture.sha256));
-    const picture = position === undefined ? open[0] : this.content.pictures.find((one) => one.position === position);
-    const count = `${given.size.toLocaleString("en")} ${given.size === 1 ? "answer" : "answers"}`;
-    return { picture: picture || null, state: { curve: [],
-      text: `${count}, ${open.length.toLocaleString("en")} left in this file. Save answers.jsonl when you stop, and send it to whoever sent you this page.` } };
+  find(name, value) { return this.content.pictures.find((one) => one[name] === value); }
+  now(picture) {
+    const given = this.given, open = this.content.pictures.filter((one) => !given.has(one.sha256));
+    const text = `${counted(given.size, "answer")}, ${open.length.toLocaleString("en")} left in this file. Save answers.jsonl when you stop, and send it to whoever sent you this page.`;
+    const said = (line) => line.unsure ? "cannot tell" : line.label ?? "none of the classes";
+    const recent = [...given.values()].reverse().slice(0, 12).map((line) => ({ number: this.find("sha256", line.sha256).number, said: said(line) }));
+    return { picture: picture || open[0] || null, state: { text, recent, random: this.content.random, verdict: "", gain: null, answers: given.size, of: this.content.pictures.length } };
   }
-  add(position, rest) {
-    const { image, sha256, names } = this.content.pictures.find((one) => one.position === position);
-    this.lines.push({ image, sha256, ...rest, ...(this.content.picked && { picked: true }), when: new Date().toISOString(), shown: names });
+  add(picture, rest) {
+    const { image, sha256 } = picture, how = this.content.random ? { how: "random" } : { how: "doubtful", picked: true };
+    this.lines.push({ image, sha256, ...rest, ...how, who: $("who").value.trim(), when: new Date().toISOString() });
     stored(this.key, JSON.stringify(this.lines));
   }
-  async start() { return this.content; }
-  async next() { return this.now(); }
-  async answer({ position, kind, label, who }) {
-    this.add(position, { ...(kind === "unsure" ? { unsure: true } : { label: kind === "label" ? label : null }), who });
-    return this.now();
+  async ask(action, said = {}) {
+    if (action === "start") return this.content;
+    if (action === "answer") this.add(this.find("number", said.number), said.kind === "unsure" ? { unsure: true } : { label: said.kind === "label" ? said.label : null });
+    if (action === "show") return this.now(this.find("number", said.number));
+    if (action !== "undo") return { ...this.now(), rows: [], commands: [] };
+    const last = this.find("sha256", [...this.given.keys()].pop());
+    this.add(last, { unsure: true, undone: true });
+    return { ...this.now(last), undone: 1 };
   }
-  async undo({ position, who }) { this.add(position, { unsure: true, undone: true, who }); return this.now(position); }
   leave() {}
-  source(size, number) { return this.content.images[`${size}/${number}`] || ""; }
+  source(size, number) { const { images } = this.content; return images[`${size}/${number}`] || images[`large/${number}`] || images[`small/${number}`] || ""; }
   save() {
     const escaped = (line) => JSON.stringify(line).replace(/[\u007f-\uffff]/g, (c) => "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0"));
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob(this.lines.map((line) => escaped(line) + "\n"), { type: "application/jsonl" }));
-    link.download = "answers.jsonl";
+    const link = make("a", { href: URL.createObjectURL(new Blob(this.lines.map((line) => escaped(line) + "\n"), { type: "application/jsonl" })), download: "answers.jsonl" });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   }
 }
 
-const carried = $("carried");
-const home = carried ? new Carried(JSON.parse(carried.textContent)) : new Served();
-let classes = [], picture = null, busy = false, history = [], chosen = 0;
-
-function show({ state, picture: next }) {
-  picture = next;
-  $("progress").textContent = state.text;
-  $("taught").hidden = !state.curve.length;
-  $("curve").replaceChildren(...state.curve.map(([answers, changed, ...right]) => {
-    const [mean, low, high] = right.map((share) => `${Math.round(100 * share)}%`), row = document.createElement("tr");
-    for (const text of [answers.toLocaleString("en"), changed.toLocaleString("en"), `${mean} (${low} to ${high})`]) row.insertCell().textContent = text;
-    return row;
-  }));
-  $("undo").disabled = $("back").disabled = !history.length;
-  $("main").hidden = !next;
-  $("done").hidden = !!next;
-  close();
-  if (!next) {
-    $("end").textContent = "All pictures are answered.";
-    $("endtext").textContent = state.text;
-    return;
-  }
-  $("broken").hidden = true;
-  $("picture").hidden = false;
-  $("picture").src = home.source("large", next.number);
-  $("another").hidden = next.names.length >= classes.length;
-  $("names").classList.toggle("many", next.names.length > 5);
-  $("names").replaceChildren(...next.names.map((name, place) => {
-    const button = document.createElement("button"), key = document.createElement("kbd"), text = document.createElement("bdi");
-    key.textContent = "1234567890"[place] || "";
-    text.textContent = visible(name);
-    button.append(...(place < 10 ? [key, text] : [text]));
-    button.onclick = () => say("label", name);
-    return button;
-  }));
-  const strip = next.similar.map((number) => {
-    const image = document.createElement("img");
-    image.alt = "";
-    image.onload = tiny;
-    image.onerror = () => image.remove();
-    image.src = home.source("small", number);
-    return image;
-  });
-  $("strip").replaceChildren(...strip);
-  $("similar").hidden = !strip.length;
-}
-
-function tiny() { this.classList.toggle("tiny", this.naturalWidth < 100); }
-$("picture").onload = tiny;
-$("picture").onerror = () => { $("picture").hidden = true; $("broken").hidden = false; };
+const carried = $("carried"), home = carried ? new Carried(JSON.parse(carried.textContent)) : new Served();
+const NAMES = "1234567890-=", LISTED = 500; // keys of classes; classes that the list shows at most
+let classes = [], view = "", picture = null, grid = null, busy = false, chosen = 0, listed = [], pointed = null;
+let also = new Set(), wrong = new Set(), queue = []; // similar pictures; marked ones of the grid, and those still to be named
 
 async function turn(action) {
   if (busy) return;
   busy = true;
-  try { show(await action()); $("error").hidden = true; }
+  $("note").textContent = "";
+  try { await action(); $("error").hidden = true; }
   catch (error) { $("error").textContent = error.message; $("error").hidden = false; }
   busy = false;
 }
 
-const say = (kind, label) => picture && turn(async () => {
-  const position = picture.position;
-  const reply = await home.answer({ position, kind, label, who: $("who").value.trim() });
-  history.push(position);
-  return reply;
-});
-const undo = () => history.length && turn(async () => {
-  const reply = await home.undo({ position: history[history.length - 1], who: $("who").value.trim() });
-  history.pop();
-  return reply;
-});
-
-const LISTED = 500; // classes that the list shows at most
-function open() {
-  if ($("another").hidden) return;
-  $("search").hidden = false; $("typed").value = ""; search(); $("typed").focus();
+function look(name) {
+  view = name;
+  for (const one of ["ask", "grid", "done"]) {
+    $(one).hidden = one !== name;
+    one === name ? $(`to-${one}`).setAttribute("aria-current", "page") : $(`to-${one}`).removeAttribute("aria-current");
+  }
 }
-function close() { $("search").hidden = true; $("typed").blur(); }
+
+function bar(state) {
+  const none = state.random ? "Is the model better than zero-shot? Not decided yet: no answers." : "Which labels are wrong? The pictures that the model is least sure of come first.";
+  $("question").textContent = carried ? "What do these pictures show?" : state.verdict ? `Is the model better than zero-shot? ${state.verdict}` : none;
+  $("progress").textContent = state.text;
+  $("gauge").hidden = !state.gain;
+  if (state.gain) {
+    const [value, low, high] = state.gain, most = Math.max(10, Math.abs(low), Math.abs(high)), at = (points) => `${50 + 48 * points / most}%`;
+    $("span").style.left = at(low);
+    $("span").style.width = `${48 * (high - low) / most}%`;
+    $("dot").style.left = at(value);
+    $("gauge").className = low > 0 ? "yes" : high < 0 ? "no" : "";
+    $("gauge").setAttribute("aria-label", `gain of the model over zero-shot: ${value.toFixed(0)} points, between ${low.toFixed(0)} and ${high.toFixed(0)}`);
+  }
+  $("undo").disabled = $("grid-undo").disabled = $("done-undo").disabled = !state.recent.length;
+  $("history").hidden = !state.recent.length;
+  $("recent").replaceChildren(...state.recent.map(({ number, said }) => {
+    const button = make("button", { onclick: () => again(number), aria: { label: `${visible(said)}; change this answer` } }, small(number));
+    return make("li", {}, button, make("span", { title: visible(said) }, named(said)));
+  }));
+}
+
+function small(number) {
+  return make("img", { alt: "", onerror() { this.hidden = true; }, onmouseenter: () => { pointed = number; }, onmouseleave: () => { pointed = null; }, src: home.source("small", number) });
+}
+
+function show({ state, picture: next }) {
+  bar(state);
+  picture = next;
+  also = new Set();
+  if (!next) return finish("All pictures are answered.");
+  look("ask");
+  $("broken").hidden = true;
+  $("picture").hidden = $("zoom-in").hidden = false;
+  if ($("picture").dataset.number !== String(next.number)) $("picture").src = home.source("large", next.number);
+  $("picture").dataset.number = next.number;
+  $("place").textContent = queue.length || grid && grid.asking ? `of those you marked, ${queue.length} left` : `picture ${next.place.toLocaleString("en")} of ${state.of.toLocaleString("en")}`;
+  const few = next.names.length >= classes.length;
+  $("names").hidden = !few;
+  $("search").hidden = few;
+  if (few && $("names").children.length !== classes.length) {
+    $("names").classList.toggle("many", classes.length > 5);
+    $("names").replaceChildren(...classes.map((name, place) => make("button", { onclick: () => say("label", name) }, ...(NAMES[place] ? [key(NAMES[place])] : []), named(name))));
+  }
+  [...$("names").children].forEach((button, place) => button.classList.toggle("was", classes[place] === next.said));
+  $("typed").value = "";
+  if (!few) search();
+  $("similar").hidden = !next.similar.length;
+  $("click").hidden = !!carried;
+  $("strip").replaceChildren(...next.similar.map(({ number, open }) => {
+    const button = make("button", { disabled: !!carried || !open, aria: { pressed: "false", label: open ? "a similar picture: answer it too" : "a similar picture" } }, small(number));
+    button.dataset.number = number;
+    button.onclick = () => mark(button, also);
+    return button;
+  }));
+}
+
+function mark(button, set) {
+  const number = Number(button.dataset.number), on = !set.has(number);
+  on ? set.add(number) : set.delete(number);
+  button.setAttribute("aria-pressed", on);
+  if (set === wrong) accepting();
+}
+
+$("picture").onload = function () {
+  const side = Math.max(this.naturalWidth, this.naturalHeight), scale = Math.min(8, 640 / side);
+  this.style.width = scale > 1 ? `${Math.round(this.naturalWidth * scale)}px` : "";
+};
+$("picture").onerror = () => { $("picture").hidden = $("zoom-in").hidden = true; $("broken").hidden = false; };
+
+const say = (kind, label) => view === "ask" && picture && turn(async () => {
+  const marked = !!(grid && grid.asking);
+  const reply = await home.ask("answer", { number: picture.number, kind, label, also: [...also], grid: marked });
+  if (marked) await nextMarked(); else show(reply);
+  $("note").textContent = reply.note || "";
+});
+const undo = () => !$("undo").disabled && turn(async () => {
+  const reply = await home.ask("undo");
+  if (view === "grid") await load(grid.label); else show(reply);
+  $("note").textContent = `${counted(reply.undone, "answer")} taken back.`;
+});
+const again = (number) => turn(async () => show(await home.ask("show", { number })));
+const one = () => turn(async () => { grid = null; queue = []; show(await home.ask("next")); });
+const finish = async (title) => {
+  const reply = await home.ask("end");
+  bar(reply.state);
+  look("done");
+  $("end").textContent = title;
+  $("endtext").textContent = reply.rows.length ? `How many of 100 pictures each names right, by ${counted(reply.measured, "answer")} about pictures drawn at random:` : reply.state.text;
+  const percent = (share) => `${Math.round(100 * share)}%`;
+  $("rows").replaceChildren(...reply.rows.map(([name, mean, low, high]) => {
+    const line = make("i"), point = make("b"), cells = [percent(mean), `${percent(low)} to ${percent(high)}`].map((textContent) => make("td", { textContent }));
+    Object.assign(line.style, { left: percent(low), width: percent(high - low) });
+    point.style.left = percent(mean);
+    return make("tr", {}, make("th", { scope: "row", textContent: name }), ...cells, make("td", { className: "bar" }, make("div", {}, line, point)));
+  }));
+  $("changed").textContent = carried || !reply.state.answers ? "" : `${counted(reply.relabelled, "picture")} got another label from you than from the model.${reply.changed ? ` With ${counted(reply.changed[0], "answer")}, ${counted(reply.changed[1], "label")} of other pictures changed.` : ""}`;
+  $("type-next").hidden = !reply.commands.length;
+  $("commands").replaceChildren(...reply.commands.map((textContent) => make("pre", { textContent })));
+  $("back").hidden = title !== "So far";
+};
+
+async function load(label) {
+  const sort = $("sort").value, reply = await home.ask("grid", { label, sort });
+  if (!reply.left && label && reply.counts.some(Boolean)) return load(null);
+  grid = reply;
+  wrong = new Set();
+  bar(reply.state);
+  look("grid");
+  $("class").replaceChildren(...classes.map((value, place) => make("option", { value, textContent: `${visible(value)} (${reply.counts[place].toLocaleString("en")})`, selected: value === reply.label })));
+  $("grid-title").replaceChildren("The model calls these “", named(reply.label), "”");
+  $("grid-help").textContent = reply.left ? `${reply.pictures.length} of ${reply.left.toLocaleString("en")} without an answer. Mark the wrong ones, then accept the others. These answers correct labels and are left out of the accuracy, as their pictures are not drawn at random.` : "There are no such pictures without an answer.";
+  $("tiles").replaceChildren(...reply.pictures.map(({ number, says: [zeroShot, , refined] }) => {
+    const others = [zeroShot !== reply.label && `zero-shot: ${zeroShot}`, refined !== reply.label && `refined: ${refined}`].filter(Boolean).map(visible).join(", ");
+    const button = make("button", { title: others, aria: { pressed: "false", label: `picture ${number + 1}${others && `, ${others}`}` } }, small(number));
+    button.dataset.number = number;
+    button.onclick = () => mark(button, wrong);
+    return button;
+  }));
+  accepting();
+}
+function accepting() {
+  const right = grid.pictures.length - wrong.size, rest = wrong.size ? `the other ${right}` : `all ${right}`;
+  $("accept").hidden = !grid.pictures.length;
+  $("accept-text").replaceChildren(...(right ? [`accept ${rest} as “`, named(grid.label), "”"] : ["name the marked ones"]));
+}
+const open = (label) => !carried && turn(() => load(label));
+const accept = () => grid && view === "grid" && grid.pictures.length && turn(async () => {
+  const right = grid.pictures.map(({ number }) => number).filter((number) => !wrong.has(number));
+  const reply = right.length ? await home.ask("answer", { kind: "label", label: grid.label, also: right, grid: true }) : {};
+  queue = [...wrong];
+  await nextMarked();
+  $("note").textContent = reply.note || "";
+});
+async function nextMarked() {
+  grid.asking = queue.length > 0;
+  if (!grid.asking) return load(grid.label);
+  show(await home.ask("show", { number: queue.shift() }));
+}
+
 const plain = (text) => text.normalize("NFD").replace(/\p{M}/gu, "").toLowerCase();
 const parts = (text) => plain(text).split(/[\s_-]+/).filter(Boolean);
 // Every typed word is a word of the name (3), begins one (2) or is inside (1); 0: one is none of these.
 function likeness(name, typed) {
   const words = parts(name), whole = plain(name);
   const ranks = typed.map((word) => words.includes(word) ? 3 : words.some((one) => one.startsWith(word)) ? 2 : whole.includes(word) ? 1 : 0);
-  return ranks.includes(0) ? 0 : ranks.reduce((sum, rank) => sum + rank);
+  return ranks.includes(0) ? 0 : ranks.reduce((sum, rank) => sum + rank, 0);
 }
 function search() {
-  const typed = parts($("typed").value);
-  const ranked = classes.map((name) => [name, likeness(name, typed)]).filter(([, rank]) => rank || !typed.length);
+  const typed = parts($("typed").value), likely = new Set(picture.names);
+  const ranked = [...likely, ...classes.filter((name) => !likely.has(name))].map((name) => [name, likeness(name, typed)]).filter(([, rank]) => rank || !typed.length);
   const matching = ranked.sort(([, one], [, other]) => other - one).map(([name]) => name), hidden = matching.length - LISTED;
   $("others").textContent = hidden > 0 ? `and ${hidden} more: type on` : typed.length && !matching.length ? "no class has that in its name" : "";
-  chosen = 0;
-  $("found").replaceChildren(...matching.slice(0, LISTED).map((name, place) => {
-    const entry = document.createElement("li"), text = document.createElement("bdi");
-    text.textContent = visible(name);
-    entry.append(text);
-    entry.id = `found-${place}`;
-    entry.setAttribute("role", "option");
-    entry.onclick = () => say("label", name);
-    return entry;
-  }));
-  mark();
+  listed = matching.slice(0, LISTED);
+  $("found").replaceChildren(...listed.map((name, place) => make("li", { id: `found-${place}`, onclick: () => say("label", name), aria: { role: "option" } }, ...(!typed.length && NAMES[place] ? [key(NAMES[place])] : []), named(name))));
+  choose(0);
 }
-function mark() {
-  const entries = [...$("found").children];
-  entries.forEach((entry, place) => entry.setAttribute("aria-selected", place === chosen));
-  entries[chosen]?.scrollIntoView({ block: "nearest" });
+function choose(place) {
+  const entries = $("found").children;
+  chosen = entries.length ? (place + entries.length) % entries.length : 0;
+  for (const entry of entries) entry.setAttribute("aria-selected", entry === entries[chosen]);
   entries.length ? $("typed").setAttribute("aria-activedescendant", `found-${chosen}`) : $("typed").removeAttribute("aria-activedescendant");
+  if (place) entries[chosen]?.scrollIntoView({ block: "nearest" });
 }
 $("typed").oninput = search;
 $("typed").onkeydown = (event) => {
-  const entries = $("found").children;
-  if (event.isComposing) return;
-  if (event.key === "Escape") close();
-  else if (event.key === "Enter" && entries[chosen]) entries[chosen].click();
-  else if (event.key === "ArrowDown" && entries.length) chosen = (chosen + 1) % entries.length;
-  else if (event.key === "ArrowUp" && entries.length) chosen = (chosen + entries.length - 1) % entries.length;
-  else return;
+  const action = { ArrowDown: () => choose(chosen + 1), ArrowUp: () => choose(chosen - 1), Enter: () => listed[chosen] && say("label", listed[chosen]), Escape: () => $("typed").blur() }[event.key];
+  if (!action || event.isComposing) return;
   event.preventDefault();
-  mark();
+  action();
 };
 
-const KEYS = { a: open, n: () => say("none"), c: () => say("unsure"), z: undo, Backspace: undo };
+function zoom() {
+  const number = pointed ?? (document.activeElement.dataset.number ? Number(document.activeElement.dataset.number) : view === "ask" && picture ? picture.number : null);
+  if (number === null) return;
+  $("full").src = home.source("full", number);
+  $("zoom").classList.remove("own");
+  $("zoom").showModal();
+}
+function closer() {
+  const larger = $("full").naturalWidth > innerWidth || $("full").naturalHeight > innerHeight;
+  if ($("zoom").classList.contains("own") || !larger) return $("zoom").close();
+  $("zoom").classList.add("own");
+}
+function move(step) {
+  const tiles = [...$("tiles").children], at = tiles.indexOf(document.activeElement);
+  tiles[at < 0 ? 0 : Math.min(Math.max(at + step, 0), tiles.length - 1)]?.focus();
+}
+const across = () => getComputedStyle($("tiles")).gridTemplateColumns.split(" ").length;
+const similar = () => {
+  const free = [...$("strip").children].filter((button) => !button.disabled), all = also.size === free.length;
+  for (const button of free) if (all || !also.has(Number(button.dataset.number))) mark(button, also);
+};
+const KEYS = {
+  n: () => say("none"), c: () => say("unsure"), z: undo, f: zoom, g: () => open(grid && grid.label), o: one, e: () => turn(() => finish("So far")), a: accept,
+  "?": () => $("keys").showModal(), "/": () => $("typed").focus(), s: similar,
+  ArrowRight: () => move(1), ArrowLeft: () => move(-1), ArrowDown: () => move(across()), ArrowUp: () => move(-across()),
+};
 document.onkeydown = (event) => {
-  if (event.target.tagName === "INPUT" || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
-  const name = picture && picture.names["1234567890".indexOf(event.key)];
-  const action = name !== undefined && /^[0-9]$/.test(event.key) ? () => say("label", name) : KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+  if (["INPUT", "SELECT"].includes(event.target.tagName) || event.ctrlKey || event.metaKey || event.altKey || event.repeat && !event.key.startsWith("Arrow")) return;
+  if (document.querySelector("dialog[open]")) {
+    if ($("zoom").open && event.key.toLowerCase() === "f") closer();
+    return;
+  }
+  if (event.key.startsWith("Arrow") && view !== "grid") return;
+  const place = NAMES.indexOf(event.key), name = view !== "ask" || !picture || place < 0 ? undefined : $("search").hidden ? classes[place] : listed[place];
+  const action = name !== undefined ? () => say("label", name) : KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   if (!action) return;
   event.preventDefault();
   action();
 };
-$("another").onclick = open;
-$("none").onclick = () => say("none");
-$("unsure").onclick = () => say("unsure");
-$("undo").onclick = $("back").onclick = undo;
+for (const [id, action] of Object.entries({
+  none: KEYS.n, unsure: KEYS.c, undo, "grid-undo": undo, "done-undo": undo, larger: zoom, "zoom-in": zoom, "zoom-out": closer, accept, back: one,
+  "to-ask": one, "to-grid": KEYS.g, "to-done": KEYS.e, "to-keys": KEYS["?"], "keys-close": () => $("keys").close(), save: () => home.save(),
+})) $(id).onclick = action;
+$("class").onchange = $("sort").onchange = (event) => open(event.target.id === "class" ? event.target.value : grid.label);
 $("who").onchange = () => stored("must-review-who", $("who").value.trim());
 window.addEventListener("pagehide", () => home.leave());
-if (carried) { $("save").hidden = false; $("save").onclick = () => home.save(); }
+$("to-grid").hidden = !!carried;
+$("save").hidden = !carried;
 
 turn(async () => {
-  const start = await home.start();
+  let start = await home.ask("start");
+  for (; start.wait; start = await home.ask("start")) {
+    $("question").textContent = start.wait;
+    await new Promise((done) => setTimeout(done, 500));
+  }
   classes = start.classes;
   $("who").value = stored("must-review-who") || start.who;
-  return home.next();
+  show(await home.ask("next"));
 });

@@ -3,7 +3,7 @@
 import threading
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -16,14 +16,19 @@ from must.base.cores import cores
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.method.answers.estimate import share
+from must.method.answers.review import IMAGES_FILE
 from must.method.select.knn import nearest
 from must.method.select.propagate import places_of, refined_probabilities
 
-FILE = "review.safetensors"
-STEPS = (10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 700, 1000, 1400, 2000)  # answers after which a point is added
 FOLDS = 5
 
+
 Known = list[tuple[int, int]]  # (number in the split, class number), in the order in which pictures are asked
+
+
+def limit_threads() -> None:
+    """Of this thread: a core is left to answer the page."""
+    torch.set_num_threads(max(1, cores() - 1))
 
 
 @dataclass(frozen=True)
@@ -36,14 +41,14 @@ class Images:
 
     def save(self, folder: str) -> None:
         storage.write_bytes(
-            storage.join(folder, FILE),
+            storage.join(folder, IMAGES_FILE),
             save({name: vars(self)[name] for name in ("numbers", "values", "probabilities")}),
         )
 
     @classmethod
     def load(cls, folder: str) -> Self:
         """Raises ValueError: there is none, or it is damaged."""
-        uri = storage.join(folder, FILE)
+        uri = storage.join(folder, IMAGES_FILE)
         try:
             found = cls(**load(storage.read_bytes(uri)))
             require(len(found.numbers) == len(found.values) == len(found.probabilities), "lengths")
@@ -77,7 +82,7 @@ class Teaching:
         self.thread: threading.Thread | None = None
         self.closed = False
         self.wanted: tuple[Known, Known] | None = None
-        self.points: dict[int, tuple[Known, list[float]]] = {}
+        self.all: list[float] = []  # (answers about pictures drawn at random, the share of `right` with its interval)
         self.changed: tuple[int, int] | None = None  # (answers, labels of other images that they changed)
 
     def update(self, known: Known, drawn: Known) -> None:
@@ -88,29 +93,23 @@ class Teaching:
                 self.thread = threading.Thread(target=self.work, daemon=True)
                 self.thread.start()
 
-    def wait(self) -> None:
+    def wait(self, seconds: float | None = None) -> None:
         if (thread := self.thread) is not None:
-            thread.join()
+            thread.join(seconds)
 
     def close(self) -> None:
         """Ends the thread: none may compute while the program ends."""
         self.closed = True
         self.wait()
 
-    def state(self) -> dict[str, Any]:
-        """`text`: a sentence; `curve`: of each point the answers, the changed labels, and the share of held-out answers
-        that refined labels name, with its interval."""
-        curve = [point for _, (_, point) in sorted(self.points.items())]
+    def text(self) -> str:
         if self.changed is None or not self.changed[0]:
-            return {"text": "", "curve": curve}
+            return ""
         answers, changed = self.changed
-        text = (
-            f"{answers:,} answers: {changed:,} of {len(self.images.numbers) - answers:,} other refined labels changed."
-        )
-        return {"text": text, "curve": curve}
+        return f"So far {changed:,} of {len(self.images.numbers) - answers:,} other refined labels changed."
 
     def work(self) -> None:
-        torch.set_num_threads(max(1, cores() - 1))  # of this thread; the other core answers
+        limit_threads()
         while True:
             with self.lock:
                 if self.wanted is None or self.closed:
@@ -118,12 +117,8 @@ class Teaching:
                     return
                 (known, drawn), self.wanted = self.wanted, None
             self.changed = len(known), self.change(known)
-            kept = {n: (first, point) for n, (first, point) in self.points.items() if first == drawn[:n]}
-            for step in STEPS:
-                if step <= len(drawn) and step not in kept and not self.closed:
-                    first = drawn[:step]
-                    kept[step] = first, [step, self.change(first), *share(self.right(first))]
-            self.points = kept
+            if self.wanted is None and drawn and not self.closed:
+                self.all = [len(drawn), *share(self.right(drawn))]
 
     def change(self, known: Known) -> int:
         others = self.images.refined(dict(known)).argmax(1) != self.images.usual

@@ -36,7 +36,7 @@ def metadata_of(name: str, served: Served) -> dict[str, Any]:
 
 
 def config_of(name: str, served: Served) -> dict[str, Any]:
-    """Triton's model configuration, as far as `must.deploy.predict.client` reads it: how pixels are prepared."""
+    """Triton's model configuration: how pixels are prepared."""
     classifier, size = served.classifier, served.classifier.preprocess.size
     takes = classifier.takes_pixels
     return {

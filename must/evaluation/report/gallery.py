@@ -17,11 +17,12 @@ from must.evaluation.scores import Samples, Scores
 
 IMAGES_SHOWN, OF_KIND = 18, 3
 RELABELLED_SHOWN = 24
+CHANGES_SHOWN = 9
 PAIRS_SHOWN, OF_PAIR = 8, 4
 
 
-SIDE = 96  # pixels; shown at about half of that, for screens with two dots a pixel
-QUALITY = 80
+SIDE = 192  # pixels; shown a little smaller
+QUALITY = 78
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,20 @@ class Pictures:
         chosen = few_of_a_kind(order, kinds, after.prediction)
         images = [self.picture(row) for row in chosen]
         return {"title": title, "empty": empty, "images": images}
+
+    def changes(self) -> list[tuple[str, str, list[dict[str, Any]]]]:
+        """(title, tone, the most confident images) of those that only the model has right, and only the baseline."""
+        samples, after, before = self.samples, self.after, self.before
+        if before is None or not self.metrics.labelled:
+            return []
+        right, was = (samples.labelled & (one.prediction == samples.labels) for one in (after, before))
+        found = []
+        for title, tone, rows in (("Right now", "good", right & ~was), ("Wrong now", "bad", was & ~right)):
+            order = np.flatnonzero(rows)
+            order = order[np.argsort(-after.confidence[order], kind="stable")]
+            chosen = few_of_a_kind(order, before.prediction, after.prediction)[:CHANGES_SHOWN]
+            found.append((f"{title}: {len(order):,}", tone, [self.picture(row) for row in chosen]))
+        return found
 
     def changed_pairs(self) -> list[dict[str, Any]]:
         """Confusions (label, prediction) whose number changed most from the baseline, each with a few images."""

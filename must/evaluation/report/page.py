@@ -16,11 +16,12 @@ from must.evaluation.refined import RefinedLabels
 from must.evaluation.report import charts
 from must.evaluation.report.charts import percent, points, signed
 from must.evaluation.report.gallery import Pictures
-from must.evaluation.report.provenance import commands, provenance, training_curves
+from must.evaluation.report.provenance import commands, next_steps, provenance, training_curves
 from must.evaluation.report.verdict import verdict
-from must.evaluation.result import CheckResult, Metrics, Selection
+from must.evaluation.result import Metrics
 from must.evaluation.scores import Samples, Scores
 from must.evaluation.training import training_log
+from must.method.model.provenance import CheckResult, Selection
 
 CLASSES_CHARTED = 30  # rows of the class chart at either end; the table below holds all
 MATRIX_SHOWN = 25  # classes up to which the confusion matrices are drawn
@@ -52,9 +53,12 @@ def render_report(
     """The page. Class and file names are escaped by the template."""
     reader = ShardReader(config.shards, config.split, sha256=config.index_sha256)
     pictures = Pictures(reader, metrics, samples, after, before)
-    return template().render(
+    found = verdict(metrics)
+    page = template().render(
         m=metrics,
-        verdict=verdict(metrics),
+        verdict=found,
+        steps=next_steps(config, found.tone),
+        changes=pictures.changes(),
         name=metrics.baseline_name,
         summary=summary_rows(metrics),
         classes=class_chart(metrics),
@@ -69,6 +73,16 @@ def render_report(
         provenance=provenance(metrics),
         commands=commands(config, metrics),
     )
+    return with_contents(page)
+
+
+def with_contents(page: str) -> str:
+    """The page with a list of its headings, which are ours, in place of the empty one."""
+    titles = re.findall("<h2>(.*?)</h2>", page)
+    for number in range(len(titles)):
+        page = page.replace("<h2>", f'<h2 id="part-{number}">', 1)
+    entries = "".join(f'<li><a href="#part-{number}">{title}</a></li>' for number, title in enumerate(titles))
+    return page.replace('<nav aria-label="contents">', f'<nav aria-label="contents"><ol>{entries}</ol>', 1)
 
 
 def plain_page(table: str, reason: str) -> str:

@@ -4,7 +4,10 @@ import shlex
 from dataclasses import fields
 from typing import Any
 
-from must.config import EvaluateConfig, TrainConfig
+from must.base import storage
+from must.base.files import METRICS_FILE
+from must.config import EvaluateConfig, ReviewConfig, TrainConfig
+from must.config.work import standing_for
 from must.evaluation.report import charts
 from must.evaluation.report.charts import Line
 from must.evaluation.result import Metrics
@@ -86,6 +89,27 @@ def commands(config: EvaluateConfig, metrics: Metrics) -> list[str]:
         lines.append(command("train", TrainConfig, training))
     lines.append(command("evaluate", EvaluateConfig, config.to_dict()))
     return lines
+
+
+def next_steps(config: EvaluateConfig, tone: str) -> list[tuple[str, str]]:
+    """(why, what to type) after a report whose headline has this tone."""
+    given = {name: getattr(config, name) for name in ("model", "baseline", "shards")}
+    model, baseline, shards = map(shlex.quote, given.values())
+    places, metrics = (
+        f"--model {model} --baseline {baseline} --shards {shards}",
+        storage.join(config.output, METRICS_FILE),
+    )
+    to = {"review": f"{places} --output review/", "select": f"{places} --output selected/"}
+    to |= {"export": f"--model {model} --metrics {shlex.quote(metrics)} --output onnx/"}
+    if work := standing_for(ReviewConfig, given):
+        to, model = dict.fromkeys(to, shlex.quote(work)), shlex.quote(work)
+    predict = ("Name the classes of other images:", f"must predict --model {model} photos/ --output predictions.csv")
+    export = ("Take the model elsewhere, as ONNX:", f"must export {to['export']}")
+    review = ("Measure it by about fifty answers of yours:", f"must review {to['review']}")
+    less = ("Keep less of the adaptation:", f"must select {to['select']} --alpha 0.2")
+    if not config.baseline.endswith(".safetensors"):  # those two start from a classifier file
+        return [predict, export]
+    return {"good": [predict, export], "bad": [less, review]}.get(tone, [review, predict, export])
 
 
 def command(stage: str, kind: type, values: dict[str, Any]) -> str:

@@ -6,7 +6,8 @@
 the person could not tell, and `"undone": true` beside that where an answer was taken back. The last line about a
 picture counts. A picture is known by the sha256 of its file, so answers stay good for another model, and may come from
 another program. `"picked": true` says that the picture was not drawn at random: such an answer teaches, and measures
-nothing.
+nothing; `how` says how it came to be asked: random, doubtful, grid (a class's pictures side by side), similar (to one
+that was asked), chosen (looked at again).
 """
 
 import json
@@ -23,6 +24,7 @@ from must.base.text import brief
 
 FILE = "answers.jsonl"
 LARGEST = 1 << 16  # bytes of a line
+TRIES = 5  # to add answers while others do
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,8 @@ def read_answers(uri: str, classes: list[str] | None = None) -> dict[str, Answer
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {brief(str(error))}"
             raise UserError(f"{place(uri)}, line {number}: {why}") from None
-        if answer is None:
-            found.pop(sha256, None)
-        else:
+        found.pop(sha256, None)  # so that they are in the order in which they were given
+        if answer is not None:
             found[sha256] = answer
     return found
 
@@ -94,10 +95,10 @@ def whole(line: bytes) -> bool:
     return storage.object_or_none(line, dict) is not None
 
 
-def append(path: Path, entry: dict[str, Any]) -> None:
-    """Adds a line, and returns when it is on the disk. What a killed program left of a line is taken away first: it was
-    confirmed to nobody."""
-    line = json.dumps(entry, ensure_ascii=True).encode() + b"\n"
+def append(path: Path, *entries: dict[str, Any]) -> None:
+    """Adds a line an entry, and returns when all are on the disk. What a killed program left of a line is taken away
+    first: it was confirmed to nobody."""
+    line = b"".join(json.dumps(entry, ensure_ascii=True).encode() + b"\n" for entry in entries)
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         size = os.fstat(descriptor).st_size
@@ -113,3 +114,22 @@ def append(path: Path, entry: dict[str, Any]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def add(uri: str, data: bytes) -> int:
+    """Puts the lines of `data` that are not there yet at the end of the file `uri`; returns how many those are.
+
+    Raises:
+        ValueError: others wrote there all the time.
+    """
+    for _ in range(TRIES):
+        before, token = storage.read_versioned(uri)
+        lines = (before or b"").splitlines()
+        known = set(lines)
+        new = [line for line in data.splitlines() if line.strip() and line not in known and whole(line)]
+        try:
+            storage.write_bytes(uri, b"".join(line + b"\n" for line in [*lines, *new]), token)
+        except storage.ConflictError:
+            continue
+        return len(new)
+    raise UserError(f"{uri}: others write there; try again")

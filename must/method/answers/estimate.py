@@ -6,6 +6,8 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from must.base.text import counted
+
 Z = 1.96  # standard errors of a 95% interval
 
 
@@ -45,14 +47,22 @@ class Measured:
         shares = {name: Share(*map(float, value)) for name, value in values.items() if isinstance(value, list | tuple)}
         return cls(**{**values, **shares})
 
+    @property
+    def verdict(self) -> str:
+        """What the gain decides, a sentence."""
+        low, high = (f"{100 * end:+.0f}".replace("-", "\N{MINUS SIGN}") for end in self.gain[1:])
+        between = f"its gain is between {low} and {high} points"
+        if self.gain.low > 0:
+            return f"Yes, the model is better than zero-shot: {between}."
+        return f"No, zero-shot is better: {between}." if self.gain.high < 0 else f"Not decided yet: {between}."
+
     def text(self) -> str:
         """One line."""
         parts = [("zero-shot", self.zero_shot), ("the model", self.model), ("refined labels", self.refined)]
         shares = [f"{name} {of.value:.1%} ({of.low:.0%} to {of.high:.0%})" for name, of in parts if of]
-        return (
-            f"{self.answers:,} answers: {', '.join(shares)}; gain of the model {100 * self.gain.value:+.1f} points "
-            f"({100 * self.gain.low:+.1f} to {100 * self.gain.high:+.1f})"
-        )
+        gain = f"gain of the model {100 * self.gain.value:+.1f} points"
+        between = f"({100 * self.gain.low:+.1f} to {100 * self.gain.high:+.1f})"
+        return f"{counted(self.answers, 'answer')}: {', '.join(shares)}; {gain} {between}"
 
 
 def share(right: np.ndarray) -> Share:

@@ -18,12 +18,14 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.names import SHA256, of_form
 from must.base.parameters import require
+from must.base.text import counted
 from must.method.answers.book import Answer, read_answers
 from must.method.answers.estimate import Measured
 
 FILE = "review.json"
+IMAGES_FILE = "review.safetensors"  # beside it once all images were looked at
 FORMAT = 2
-MOST = 2_000  # pictures: more than anybody answers
+FIRST = 128  # images, drawn at random, that questions begin with
 RANDOM, DOUBTFUL = "random", "doubtful"
 NO_CLASS = -1  # a picture that shows none of the classes
 ZERO_SHOT, MODEL, REFINED = range(3)  # places in a picture's `classes`
@@ -119,6 +121,19 @@ class Review:
         right = np.array([picture.classes for picture in pictures]) == labels[:, None]
         return Measured.of(right[:, ZERO_SHOT], right[:, MODEL], right[:, REFINED])
 
+    def text(self, answers: dict[str, Answer]) -> str:
+        """What the answers measure, and how many do not. The same in every place that tells it."""
+        if not answers:
+            return "No answers yet."
+        measured, given = self.measured(answers), answers.values()
+        unsure, picked = sum(one.unsure for one in given), sum(one.picked and not one.unsure for one in given)
+        parts = [f"{measured.text()}."] if measured else []
+        if picked:
+            parts.append(f"{counted(picked, 'answer')} for correcting labels only: not drawn at random.")
+        if unsure:
+            parts.append(f"{counted(unsure, 'answer')} “cannot tell”.")
+        return " ".join(parts)
+
     def relabelled(self, answers: dict[str, Answer]) -> list[tuple[Picture, Answer]]:
         """The pictures to which people give another class than the model, or none of the classes."""
         return [
@@ -140,7 +155,7 @@ def parse_picture(entry: dict[str, Any]) -> Picture:
 
 
 def random_order(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Int64 [at most MOST], images in the order in which they are asked.
+    """Int64 [N], images in the order in which they are asked.
 
     The images, sorted by their predicted class `labels` [N] and at random within a class, are drawn by a van der Corput
     sequence with a random start: each image is as likely as any other, and any first n are spread over the classes.
@@ -157,12 +172,12 @@ def random_order(labels: np.ndarray, seed: int) -> np.ndarray:
     points = (mirrored / (1 << bits) + rng.random()) % 1
     places = (points * images).astype(np.int64).clip(0, images - 1)
     _, first = np.unique(places, return_index=True)
-    return ordered[places[np.sort(first)]][:MOST]
+    return ordered[places[np.sort(first)]]
 
 
 def doubtful_order(confidence: np.ndarray) -> np.ndarray:
-    """Int64 [at most MOST]: the images that the model is least sure of first. `confidence` [N]."""
-    return np.argsort(confidence, kind="stable")[:MOST]
+    """Int64 [N]: the images that the model is least sure of first. `confidence` [N]."""
+    return np.argsort(confidence, kind="stable")
 
 
 def fingerprint(data: bytes) -> str:

@@ -26,11 +26,11 @@ from must.method.model.hub import (
     OLD_WEIGHTS_FILE,
     OPEN_CLIP_WEIGHTS,
     as_folder,
-    changed,
     ensure_local,
     fetch_weights,
     fetched,
     first_line,
+    patched_constants,
 )
 from must.method.model.towers import tower_of
 from must.method.model.transformers_folder import TOKENIZER_FILE, as_open_clips, is_transformers, read_weights
@@ -67,7 +67,7 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
     Raises:
         ValueError: unknown model or tag, weights that cannot be read or downloaded, or weights of another model.
     """
-    given, tag = understood(model, pretrained)
+    given, tag = parse_model_name(model, pretrained)
     model, pretrained = ensure_local(given), ensure_local(tag)
     asked = f"--model {given}" + (f" --pretrained {tag}" if tag else "")
     with opened(model, asked) as (name, theirs):
@@ -209,7 +209,9 @@ def hub_files(model: str, pretrained: str, asked: str, weights: bool = True) -> 
             answers = fetched(repository, *dict.fromkeys([safe, file or OLD_WEIGHTS_FILE]))
     except ValueError as error:
         raise UserError(f"{asked}: {error}") from error
-    with changed(HF_HUB_OFFLINE=True) if not answers else nullcontext():  # each further question would take its time
+    with (
+        patched_constants(HF_HUB_OFFLINE=True) if not answers else nullcontext()
+    ):  # each further question would take its time
         yield
 
 
@@ -292,7 +294,7 @@ def tower_shape(model: str, pretrained: str) -> tuple[int, int, int]:
     Raises:
         ValueError: the model is unknown, or its tower is none that MUST can train.
     """
-    given, pretrained = understood(model, pretrained)
+    given, pretrained = parse_model_name(model, pretrained)
     asked, model, pretrained = f"--model {given}", ensure_local(given), ensure_local(pretrained)
     with opened(model, asked) as (name, _):
         if not is_folder(name) and not name.startswith(HUB):
@@ -306,7 +308,7 @@ def tower_shape(model: str, pretrained: str) -> tuple[int, int, int]:
     return tower.width, size[0] if isinstance(size, tuple | list) else size, tower.patch
 
 
-def understood(model: str, pretrained: str) -> tuple[str, str]:
+def parse_model_name(model: str, pretrained: str) -> tuple[str, str]:
     """(model, pretrained) of names that people write: NAME/TAG and NAME/FILE.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from must import __version__
@@ -14,6 +14,7 @@ from must.base.files import DESCRIPTION_FILE, WEIGHTS_FILE
 from must.base.parameters import require
 from must.base.text import brief
 from must.data.image.preprocess import Preprocess
+from must.method.model.provenance import Provenance, RunSummary
 
 if TYPE_CHECKING:
     from must.method.model.backbone import Backbone
@@ -42,9 +43,13 @@ class Description:
     templates: list[str]
     preprocess: dict[str, Any]
     logit_factor: float
-    provenance: dict[str, Any] = field(default_factory=dict)  # data, parameters and versions it was trained with
+    provenance: Provenance = field(default_factory=Provenance)
     must_version: str = __version__
     format: int = BUNDLE_FORMAT
+
+    def to_dict(self) -> dict[str, Any]:
+        """As model.json has it."""
+        return vars(self) | {"provenance": self.provenance.to_dict()}
 
 
 def save_bundle(folder: str, model: MaskedViT, description: Description) -> None:
@@ -53,7 +58,7 @@ def save_bundle(folder: str, model: MaskedViT, description: Description) -> None
 
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     storage.write_bytes(storage.join(folder, WEIGHTS_FILE), save(weights))
-    storage.write_bytes(storage.join(folder, DESCRIPTION_FILE), json.dumps(asdict(description), indent=1).encode())
+    storage.write_bytes(storage.join(folder, DESCRIPTION_FILE), json.dumps(description.to_dict(), indent=1).encode())
 
 
 def load_description(folder: str) -> Description:
@@ -74,7 +79,7 @@ def checked(values: dict[str, Any]) -> Description | int | float:
     if (number := values["format"]) != BUNDLE_FORMAT:
         require(isinstance(number, int | float), "a value of another kind")
         return number
-    description = Description(**values)
+    description = Description(**values | {"provenance": Provenance.of_dict(values.get("provenance", {}))})
     require(is_sound(description), "a value of another kind")
     return description
 
@@ -82,22 +87,21 @@ def checked(values: dict[str, Any]) -> Description | int | float:
 def is_sound(description: Description) -> bool:
     """Whether what a file says is of its kind. Raises TypeError where that shows by itself."""
     texts = [description.backbone, description.pretrained, *description.classes, *description.templates]
-    tables, factor = (description.architecture, description.provenance), description.logit_factor
+    factor = description.logit_factor
     return (
         all(isinstance(text, str) for text in texts)
-        and all(isinstance(table, dict) for table in tables)
+        and isinstance(description.architecture, dict)
         and isinstance(factor, int | float)
         and abs(factor) <= sys.float_info.max
     )
 
 
-def selection_of(description: Description) -> dict[str, Any]:
-    """What `must select` says of its choice: `alpha`, `abstention` and more. Empty: it has not chosen, or not so."""
-    found = description.provenance.get("selection")
-    if not isinstance(found, dict) or not isinstance(found.get("abstention") or {}, dict):
-        return {}
-    alpha = found.get("alpha", 0)
-    return found if isinstance(alpha, int | float) and 0 <= alpha <= 1 else {}
+def summary_at(folder: str) -> RunSummary:
+    """Of the run that made this bundle. Raises ValueError: no bundle, or one that does not say."""
+    summary = load_description(folder).provenance.summary
+    if summary is None:
+        raise UserError(f"{storage.join(folder, DESCRIPTION_FILE)}: has no summary of a training")
+    return summary
 
 
 def check_weights(uri: str) -> None:

@@ -295,9 +295,9 @@ def load_text_classifier(uri: str, flag: str = "--classifier") -> TextClassifier
     if not whole:
         raise damaged(uri, flag)
     known = {field.name for field in fields(TextClassifier)} - {"weights"}
-    told = {name: value for name, value in header.items() if name in known and value is not None}
-    told = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
-    return TextClassifier(weights=weights, **told)
+    values = {name: value for name, value in header.items() if name in known and value is not None}
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return TextClassifier(weights=weights, **values)
 
 
 def read_header(uri: str, flag: str = "--classifier") -> dict[str, Any]:

@@ -40,7 +40,7 @@ class AbsentError(UserError):
 
 
 @contextmanager
-def changed(**settings: bool) -> Iterator[None]:
+def patched_constants(**settings: bool) -> Iterator[None]:
     """huggingface_hub's own settings, which it reads from the environment, as they are inside the block."""
     from huggingface_hub import constants
 
@@ -52,7 +52,7 @@ def changed(**settings: bool) -> Iterator[None]:
         vars(constants).update(before)
 
 
-@changed(HF_HUB_DISABLE_TELEMETRY=True)  # else it asks the hub first which programs are agents
+@patched_constants(HF_HUB_DISABLE_TELEMETRY=True)  # else it asks the hub first which programs are agents
 def fetched(repository: str, *names: str) -> bool:
     """Puts the first of the files `names` that the repository has into the hub's cache, unless it is there.
 

@@ -8,7 +8,6 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from must.base import storage
 from must.base.files import ADAPTED, DESCRIPTION_FILE
 from must.base.parameters import require
 from must.base.progress import watched
+from must.base.records import record_of
 from must.config import SelectConfig
 from must.data.augment.normalize import normalize
 from must.data.format.index import load_index
@@ -37,6 +37,7 @@ from must.method.model.bundle import (
 )
 from must.method.model.classifier import load_text_classifier
 from must.method.model.masked_vit import MaskedViT
+from must.method.model.provenance import CheckResult, Selection
 from must.method.select.check import IMAGES, Check, Predicted, agreement_gain
 from must.method.select.features import extract_features, subsample
 from must.method.select.knn import nearest, whitened
@@ -66,9 +67,8 @@ class Choice:
     check: Check
     measured: Measured | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        record = {"alpha": self.alpha, "by": self.by, "check": self.check.to_dict()}
-        return record | ({"measured": self.measured.to_dict()} if self.measured else {})
+    def record(self) -> Selection:
+        return Selection(self.alpha, self.by, record_of(CheckResult, self.check.to_dict()), self.measured)
 
     def text(self) -> str:
         """For the log: a line of the share, one of the check, and one a warning."""
@@ -169,9 +169,11 @@ def known_labels(config: SelectConfig, description: Description) -> tuple[dict[i
     if config.answers:
         review = Review.load(config.answers)
         review.require(description.classes, load_index(config.shards).sha256, f"--answers {config.answers}")
-        pictures, labels = review.truth(review.answers(config.answers), drawn=True)
+        answers = review.answers(config.answers)
+        pictures, labels = review.truth(answers, drawn=True)
         why = "there are no answers yet about pictures that were drawn at random, and others measure nothing"
         require(bool(pictures), f"--answers {config.answers}: {why}")
+        logger.info(f"{config.answers}: {review.text(answers)}")
         return {picture.number: int(label) for picture, label in zip(pictures, labels, strict=True)}, review.split
     if not config.labelled:
         return {}, ""
@@ -252,7 +254,7 @@ def between(start: Weights, end: Weights, alpha: float) -> Weights:
 
 def with_selection(description: Description, choice: Choice) -> Description:
     """The bundle's description with the share that was kept, why, and the check."""
-    return replace(description, provenance={**description.provenance, "selection": choice.to_dict()})
+    return replace(description, provenance=replace(description.provenance, selection=choice.record()))
 
 
 def copy_log(model: str, output: str) -> None:

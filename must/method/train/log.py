@@ -12,6 +12,7 @@ from torch import Tensor
 
 from must.base.progress import bar
 from must.method.model.bundle import LOG_FILE
+from must.method.model.provenance import RunSummary
 from must.method.train.trackers.fan import Trackers
 from must.method.train.train_state import TrainProgress
 
@@ -147,32 +148,30 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-def summary_of(progress: TrainProgress, batch_size: int) -> dict[str, Any]:
-    """JSON-able; shares of the time, and the speed, are None where nothing was trained."""
-
+def summary_of(progress: TrainProgress, batch_size: int) -> RunSummary:
     def share(seconds: float) -> float | None:
         return round(seconds / progress.seconds, 4) if progress.seconds else None
 
     images = progress.step * batch_size
-    return {
-        "steps": progress.step,
-        "images": images,
-        "seconds": round(progress.seconds, 2),
-        "images_per_s": round(max(images, batch_size) / progress.seconds, 1) if progress.seconds else None,
-        "waiting_for_data": share(progress.waited),
-        "saving_checkpoints": share(progress.saving),
-        "skipped_steps": progress.skipped,
-        "replaced_samples": progress.replaced,
-    }
+    return RunSummary(
+        steps=progress.step,
+        images=images,
+        seconds=round(progress.seconds, 2),
+        images_per_s=round(max(images, batch_size) / progress.seconds, 1) if progress.seconds else None,
+        waiting_for_data=share(progress.waited),
+        saving_checkpoints=share(progress.saving),
+        skipped_steps=progress.skipped,
+        replaced_samples=progress.replaced,
+    )
 
 
-def in_words(summary: dict[str, Any]) -> str:
+def in_words(summary: RunSummary) -> str:
     """One line for the log."""
-    if not summary["steps"]:
+    if not summary.steps:
         return "trained nothing"
-    waiting, saving = (f"{summary[name] or 0:.1%}" for name in ("waiting_for_data", "saving_checkpoints"))
+    waiting, saving = (f"{share or 0:.1%}" for share in (summary.waiting_for_data, summary.saving_checkpoints))
     return (
-        f"trained {summary['images']:,} images in {clock(summary['seconds'])} "
-        f"({summary['images_per_s']} images/s, {waiting} of the time waiting for data, {saving} saving; "
-        f"{summary['skipped_steps']} steps skipped, {summary['replaced_samples']} samples replaced)"
+        f"trained {summary.images:,} images in {clock(summary.seconds)} "
+        f"({summary.images_per_s} images/s, {waiting} of the time waiting for data, {saving} saving; "
+        f"{summary.skipped_steps} steps skipped, {summary.replaced_samples} samples replaced)"
     )

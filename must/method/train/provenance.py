@@ -6,7 +6,6 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import must
 from must.base import storage
 from must.config import TrainConfig
 from must.data.format.index import Index
-from must.method.model.bundle import Description
+from must.method.model.provenance import Provenance, RunSummary
 
 # Parameters that say how and where a run is carried out; the result does not depend on them.
 RESUME_SAFE_FIELDS = frozenset(
@@ -65,22 +64,30 @@ def run_key(index_sha256: str, classifier: str, settings: dict[str, Any]) -> str
 
 
 def provenance(
-    zero_shot: Description, config: TrainConfig, index: Index, processes: int, summary: dict[str, Any]
-) -> Description:
-    """The zero-shot model's description with the training's story in it."""
+    config: TrainConfig,
+    index: Index,
+    processes: int,
+    summary: RunSummary,
+    prior: Sequence[float],
+    origin: dict[str, str],
+) -> Provenance:
+    """Args:
+    prior: [K], what the class balance aimed at; empty for uniform.
+    origin: `model_folder` and `model_sha256` of the pretrained model, where they are known.
+    """
     packages = ("torch", "open_clip_torch", "timm", "pillow", "numpy")
-    return replace(
-        zero_shot,
-        provenance={
-            "index_sha256": index.sha256,
-            "index_revision": index.revision,
-            "config": config.to_dict(),
-            "processes": processes,
-            "summary": summary,
-            "git_revision": git_revision(),
-            "versions": {"must": must.__version__, "python": platform.python_version()}
-            | {name: metadata.version(name) for name in packages},
-        },
+    return Provenance(
+        index_sha256=index.sha256,
+        index_revision=index.revision,
+        config=config.to_dict(),
+        processes=processes,
+        summary=summary,
+        git_revision=git_revision(),
+        versions={"must": must.__version__, "python": platform.python_version()}
+        | {name: metadata.version(name) for name in packages},
+        class_shares=list(prior),
+        model_folder=origin.get("model_folder", ""),
+        model_sha256=origin.get("model_sha256", ""),
     )
 
 

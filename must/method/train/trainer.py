@@ -13,7 +13,6 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -32,6 +31,7 @@ from must.method.distributed.preemption import Preempted, StopSignal
 from must.method.distributed.process_group import World, init_distributed
 from must.method.model.bundle import Description, preprocess_of, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, require_shares
+from must.method.model.provenance import RunSummary
 from must.method.select.check import IMAGES
 from must.method.select.features import subsample
 from must.method.select.select import (
@@ -63,7 +63,7 @@ logger = logging.getLogger(__name__)
 CHECK_BATCH = 256  # images a forward pass of the check
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
+def train(config: TrainConfig) -> RunSummary:
     """Trains, or goes on with training, and writes the bundle to ``config.output``. Returns the run's summary.
 
     Raises:
@@ -164,7 +164,7 @@ class Trainer:
         if pays(config.compile, self.world.device.type, self.batches.steps - progress.step):
             self.not_compiled = compile_blocks(self.must_step, self.masked, progress.micro_batch)
 
-    def run(self, stop: StopSignal) -> dict[str, Any]:
+    def run(self, stop: StopSignal) -> RunSummary:
         self.choose()
         groups = self.groups(self.state.progress.step)
         if self.world.is_main:
@@ -240,7 +240,7 @@ class Trainer:
         images = f"{size.images:,} images of '{self.config.split}' (labels are not read)"
         logger.info("\n".join([f"{backbone}, {len(description.classes)} classes, {images}", *size.lines()]))
 
-    def finish(self, stop: StopSignal) -> dict[str, Any]:
+    def finish(self, stop: StopSignal) -> RunSummary:
         """Writes the bundle; the checkpoint of the last step stays, so that running again does nothing twice."""
         progress, config = self.state.progress, self.config
         summary = summary_of(progress, config.batch_size)
@@ -248,10 +248,8 @@ class Trainer:
         if self.world.is_main:
             self.state.checkpoints.close()
             settings = replace(config, accumulate=self.micro_batches)
-            description = provenance(self.zero_shot.description, settings, self.reader.index, self.world.size, summary)
-            record = {"class_shares": list(self.prior), **self.origin}
-            record = {name: value for name, value in record.items() if value}
-            description = replace(description, provenance=description.provenance | record)
+            made = provenance(settings, self.reader.index, self.world.size, summary, self.prior, self.origin)
+            description = replace(self.zero_shot.description, provenance=made)
             self.save_model(networks[config.save], description, leave_if(stop, "checking the model"))
             logger.info(f"{in_words(summary)} -> {config.output}")
         return summary

@@ -12,7 +12,7 @@ from must.deploy.predict.abstention import threshold
 from must.deploy.predict.session import OnnxClassifier
 from must.evaluation.abstention import abstention, binomial_tail, first_named, nothing, upper_bound, with_labels
 from must.evaluation.evaluate import evaluate
-from tests.evaluate.measured import MEASURED
+from tests.evaluation.measured import MEASURED
 
 
 def drawn(images, seed, worst=0.5):
@@ -96,10 +96,11 @@ def test_from_evaluation_to_the_onnx_file(digits, evaluated, tmp_path):
 
 def test_what_an_earlier_version_left_in_the_bundle_counts_without_an_evaluation(digits):
     from must.method.model.bundle import load_description
+    from must.method.model.provenance import Provenance
 
     description = load_description(digits.adapted)
     assert abstention_of(description, None) is None
     story = {"selection": {"abstention": {"threshold": 0.7, "coverage": 0.9, "risk": 0.05}}}
     unpromised = replace(MEASURED, abstention=nothing(0.05, 0, "no labels"))
-    found = abstention_of(replace(description, provenance=story), unpromised)
+    found = abstention_of(replace(description, provenance=Provenance.of_dict(story)), unpromised)
     assert found is not None and found["threshold"] == 0.7 and found["by"] == "similar images"

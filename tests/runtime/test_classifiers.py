@@ -13,7 +13,7 @@ from must.method.model.folder import MODEL_FOLDER_FILE, OPEN_CLIP_WEIGHTS
 from must.runtime import classifiers
 from must.runtime.classifiers import Made, provide
 from must.runtime.evaluation import figures, plain
-from tests.evaluate.measured import MEASURED
+from tests.evaluation.measured import MEASURED
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ import pytest
 from must.data.loading.reader import ShardReader
 from must.method.answers.review import Review
 from must.method.model.bundle import load_bundle, load_description, save_bundle
+from must.method.model.provenance import Provenance
 from must.runtime.answers import answered_since, ask, can_be_asked, keep_what_people_say, put_answers
-from tests.evaluate.digits import digits
+from tests.evaluation.digits import digits
 
 KEY = "key"
 
@@ -48,7 +49,7 @@ def answers(work, count):
 
 def recorded(work, **selection):
     bundle = load_bundle(str(work / "bundle"))
-    description = replace(bundle.description, provenance={"selection": selection})
+    description = replace(bundle.description, provenance=Provenance.of_dict({"selection": selection}))
     save_bundle(str(work / "bundle"), bundle.model, description)
     return str(work / "bundle")
 
@@ -59,13 +60,13 @@ def test_a_run_asks_is_answered_and_goes_on_until_the_answers_show_a_gain(asked,
     assert (asked[0] / "out/review.html").read_bytes() == (place / "review.html").read_bytes()
     assert not answered_since(str(work), KEY)
     keep_what_people_say(str(work), KEY, bundle, digits().classifier)  # nobody has answered
-    assert "selection" not in load_description(bundle).provenance
+    assert load_description(bundle).provenance.selection is None
 
     put = put_answers(str(work), answers(work, 3))
     assert put.place == str(place) and put.text.startswith("3 answers: zero-shot ")
     assert answered_since(str(work), KEY)
     keep_what_people_say(str(work), KEY, bundle, digits().classifier)
-    record = load_description(bundle).provenance["selection"]
+    record = load_description(bundle).provenance.selection.to_dict()
     assert record["by"] == "3 answers" and record["measured"]["answers"] == 3 and can_be_asked(bundle, "reviewed")
     again = asked_at(work, tmp_path / "out")
     assert again["pictures"] == 147 and again["text"].startswith("3 answers: ")
@@ -76,19 +77,27 @@ def test_a_run_asks_is_answered_and_goes_on_until_the_answers_show_a_gain(asked,
     assert answered_since(str(work), KEY)
     shutil.copytree(digits().adapted, bundle, dirs_exist_ok=True)  # what training's checkpoint gives again
     keep_what_people_say(str(work), KEY, bundle, digits().classifier)
-    record = load_description(bundle).provenance["selection"]
+    record = load_description(bundle).provenance.selection.to_dict()
     assert record["by"] == "80 answers" and record["measured"]["gain"][1] > 0
     assert not can_be_asked(bundle, "reviewed"), "they have shown a gain"
+
+
+CHECK = {"images": 150, "agreement_before": 0.5, "agreement_after": 0.6, "warnings": []}
+BAD = CHECK | {"warnings": ["the mean confidence fell"]}
+
+
+def measured(*gain):
+    return {"answers": 50, "zero_shot": [0.5, 0.4, 0.6], "model": [0.6, 0.5, 0.7], "gain": list(gain)}
 
 
 @pytest.mark.parametrize(
     "selection, label_free, reviewed",
     [
-        ({"alpha": 0.5, "check": {"warnings": []}}, False, True),
-        ({"alpha": 0.5, "check": {"warnings": ["the mean confidence fell"]}}, True, True),
-        ({"alpha": 0.5, "check": {"warnings": ["x"]}, "measured": {"gain": [0.1, -0.1, 0.3]}}, True, True),
-        ({"alpha": 0.5, "check": {"warnings": ["x"]}, "measured": {"gain": [-0.2, -0.3, -0.1]}}, False, False),
-        ({"alpha": 0.0, "check": {"warnings": ["x"]}}, False, False),
+        ({"alpha": 0.5, "check": CHECK}, False, True),
+        ({"alpha": 0.5, "check": BAD}, True, True),
+        ({"alpha": 0.5, "check": BAD, "measured": measured(0.1, -0.1, 0.3)}, True, True),
+        ({"alpha": 0.5, "check": BAD, "measured": measured(-0.2, -0.3, -0.1)}, False, False),
+        ({"alpha": 0.0, "check": BAD}, False, False),
     ],
     ids=["no warning", "a warning", "answers that show nothing", "answers that show a loss", "zero-shot"],
 )
@@ -103,5 +112,5 @@ def test_a_review_of_an_earlier_version_holds_nothing_up(work, tmp_path):
     file = work / "reviews" / KEY / "review.json"
     file.write_text(file.read_text().replace('"format":2', '"format":1'))
     keep_what_people_say(str(work), KEY, str(work / "bundle"), digits().classifier)
-    assert "selection" not in load_description(str(work / "bundle")).provenance and not answered_since(str(work), KEY)
+    assert load_description(str(work / "bundle")).provenance.selection is None and not answered_since(str(work), KEY)
     assert asked_at(work, tmp_path / "out")["pictures"] == 70, "answers stay good"

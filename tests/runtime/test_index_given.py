@@ -11,8 +11,8 @@ from must.data.format.index import load_index
 from must.evaluation.result import Data, write_metrics
 from must.runtime import decision, stages
 from must.runtime.training import TrainRequest
-from tests.evaluate.digits import digits as make_digits
-from tests.evaluate.measured import MEASURED
+from tests.evaluation.digits import digits as make_digits
+from tests.evaluation.measured import MEASURED
 
 EARLIER = "e" * 64  # what the index was when the run began
 

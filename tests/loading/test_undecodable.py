@@ -17,7 +17,7 @@ from must.evaluation.training import training_log
 from must.method.train.trainer import train
 from tests import zoo
 from tests.augment.test_views import SETTINGS
-from tests.evaluate.digits import digits
+from tests.evaluation.digits import digits
 from tests.shards.test_shard import run
 
 
@@ -71,5 +71,5 @@ def test_training_stops_when_too_many_are_damaged(tmp_path: Path, damaged: int, 
             train(config)
         assert "\n" not in str(e.value) and not (output / "model.json").exists()
     else:
-        assert train(config)["replaced_samples"] == damaged
-        assert training_log(str(output))[-1]["replaced_samples"] == damaged
+        assert train(config).replaced_samples == damaged
+        assert training_log(str(output))[-1].replaced_samples == damaged

@@ -5,7 +5,7 @@ import pytest
 
 from must.evaluation.labelfree import compare, label_free
 from must.evaluation.scores import NO_LABEL
-from tests.evaluate.test_metrics import random_task, scores_of
+from tests.evaluation.test_metrics import random_task, scores_of
 
 
 def one_hot_scores(classes_of_images, classes, sharpness=0.999):

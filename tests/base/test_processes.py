@@ -13,10 +13,10 @@ import pytest
 from must.api.stages import call
 from must.base.processes import METHOD, start_context
 
-ROOT = str(Path(__file__).parent.parent)
+ROOT = str(Path(__file__).parents[2])
 SCRIPT = """
 import multiprocessing, sys
-from tests.test_processes import shard_and_train
+from tests.base.test_processes import shard_and_train
 
 multiprocessing.set_start_method("forkserver")
 shard_and_train(*sys.argv[1:])

@@ -88,7 +88,6 @@ def export_config(digits, tmp_path, **changes):
         ("train", train_config, {"split": "trian"}, "hold no split 'trian'"),
         ("train", train_config, {"classifier": "none"}, "--classifier none: no such file"),
         ("train", train_config, {"class_prior": "given"}, "--class-prior given: .* holds no class shares; give every"),
-        ("train", train_config, {"init": "nowhere"}, "nowhere: no model.json there"),
         (
             "train",
             train_config,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from must.evaluation.metrics import bootstrap, interval, mcnemar, paired
-from tests.evaluate.test_metrics import random_task, results_of
+from tests.evaluation.test_metrics import random_task, results_of
 
 
 @pytest.mark.parametrize(("fixed", "broken"), [(0, 0), (1, 0), (5, 5), (10, 2), (2, 10), (174, 4), (600, 520)])

@@ -23,6 +23,7 @@ from must.data.image.preprocess import EvalView
 from must.data.shards.build import shard
 from must.method.model.bundle import Bundle, preprocess_of, save_bundle, zero_shot_bundle
 from must.method.model.classifier import classifier, load_text_classifier
+from must.method.model.provenance import Provenance
 from tests.once import made_once
 
 torch.set_num_threads(1)  # the model is so small that threads cost more than they bring
@@ -72,7 +73,9 @@ def make(root: Path) -> None:
     save_bundle(str(root / "zero-shot"), baseline.model, baseline.description)
     tune(baseline, parts["validation"][:150])
     story = {"config": {"epochs": 3, "shards": shards}, "index_sha256": "0" * 64, "summary": {"steps": 30}}
-    save_bundle(str(root / "adapted"), baseline.model, replace(baseline.description, provenance=story))
+    save_bundle(
+        str(root / "adapted"), baseline.model, replace(baseline.description, provenance=Provenance.of_dict(story))
+    )
 
 
 def tune(bundle: Bundle, images: list) -> None:

@@ -108,7 +108,7 @@ def test_a_wrong_stage_is_one_line(capfd):
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    monkeypatch.setitem(STAGES, "demo", STAGES["demo"]._replace(function="tests.test_cli:a_bug"))
+    monkeypatch.setitem(STAGES, "demo", STAGES["demo"]._replace(function="tests.api.test_cli:a_bug"))
     with pytest.raises(ValueError, match="invalid literal"):
         cli.main(["demo", "--output", "x"])
 

@@ -21,7 +21,7 @@ from must.evaluation.evaluate import evaluate
 from must.method.train.trainer import train
 from tests import zoo
 from tests.augment.test_views import SETTINGS
-from tests.evaluate.digits import digits
+from tests.evaluation.digits import digits
 from tests.shards.test_shard import run
 from tests.shards.test_shard_gcs import upload
 from tests.stores import Server

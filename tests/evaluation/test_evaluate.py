@@ -25,8 +25,8 @@ from must.evaluation.result import Model, metrics_of
 from must.evaluation.table import text_table
 from must.method.model.bundle import load_bundle, preprocess_of, save_bundle
 from must.method.select.refine import refine
-from tests.evaluate.digits import pixels_of
-from tests.evaluate.measured import MEASURED
+from tests.evaluation.digits import pixels_of
+from tests.evaluation.measured import MEASURED
 
 
 def settings(digits, output, **changes):

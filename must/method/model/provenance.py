@@ -1,0 +1,119 @@
+"""Where an adapted model comes from: what training and selecting write into its bundle, and others read.
+
+In the bundle it is the JSON that `to_dict` makes and `of_dict` reads; the bundle's `format` is the version of both.
+What earlier versions wrote besides is kept as it is, in `more`, so that a bundle that is written again loses nothing.
+"""
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Self
+
+from must.base.errors import UserError
+from must.base.records import record_of
+from must.method.answers.estimate import Measured
+
+__all__ = ["CheckResult", "Provenance", "RunSummary", "Selection"]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """Of a whole run of training, its interruptions included; None where nothing was trained."""
+
+    steps: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    images_per_s: float | None = None
+    waiting_for_data: float | None = None  # share of the time
+    saving_checkpoints: float | None = None  # share of the time
+    skipped_steps: int = 0  # their gradients were not finite
+    replaced_samples: int = 0  # that could not be decoded
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """The check without labels (must/method/select/check.py), which says what its figures are."""
+
+    images: int
+    agreement_before: float
+    agreement_after: float
+    warnings: list[str]
+    error: float = 0.0
+    confidence_before: float = 0.0
+    confidence_after: float = 0.0
+    changed: float = 0.0
+    dead_classes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How much of an adaptation is kept, what decided it, a check without labels, accuracies by answers or labels."""
+
+    alpha: float = 1.0  # share of the way from zero-shot's weights (0) to the adapted ones (1)
+    by: str = ""
+    check: CheckResult | None = None
+    measured: Measured | None = None
+    more: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_dict(cls, values: Any) -> Self | None:
+        """None: nothing that this version understands."""
+        if not isinstance(values, dict):
+            return None
+        measured = values.get("measured")
+        try:
+            found = record_of(cls, {name: value for name, value in values.items() if name not in ("measured", "more")})
+            found = replace(found, measured=Measured.from_dict(measured) if measured else None)
+        except (TypeError, ValueError, AttributeError):
+            return None
+        return replace(found, more=unknown(cls, values)) if 0 <= found.alpha <= 1 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        check, measured = asdict(self.check) if self.check else None, self.measured.to_dict() if self.measured else None
+        known = {"alpha": self.alpha, "by": self.by, "check": check, "measured": measured}
+        return {name: value for name, value in known.items() if value not in (None, "")} | self.more
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """False for a zero-shot model, which has none."""
+
+    index_sha256: str = ""  # of the shards
+    index_revision: int | None = None
+    config: dict[str, Any] = field(default_factory=dict)  # all parameters of `must train`, by name
+    processes: int | None = None
+    summary: RunSummary | None = None
+    git_revision: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)  # of must, Python and packages
+    class_shares: list[float] = field(default_factory=list)  # [K], what the class balance aimed at; [] for uniform
+    model_folder: str = ""  # the pretrained model's own files
+    model_sha256: str = ""
+    selection: Selection | None = None
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return self != type(self)()
+
+    @classmethod
+    def of_dict(cls, values: Any) -> Self:
+        """A selection that cannot be understood is none.
+
+        Raises:
+            UserError: another value of another kind.
+        """
+        if not isinstance(values, dict):
+            raise UserError("provenance is of another kind")
+        found = record_of(cls, {name: value for name, value in values.items() if name not in ("selection", "more")})
+        return replace(found, selection=Selection.of_dict(values.get("selection")), more=unknown(cls, values))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, without what is not known."""
+        known = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "more"}
+        nested = {name: known[name].to_dict() for name in ("summary", "selection") if known[name] is not None}
+        return {name: value for name, value in (known | nested).items() if value not in (None, "", [], {})} | self.more
+
+
+def unknown(kind: type[Selection] | type[Provenance], values: dict[str, Any]) -> dict[str, Any]:
+    names = {one.name for one in fields(kind)}
+    return {name: value for name, value in values.items() if name not in names}

@@ -1,0 +1,40 @@
+"""A review of the digits, and a folder of its own for each test."""
+
+import shutil
+
+import pytest
+
+from must.config import ReviewConfig
+from must.data.loading.reader import ShardReader
+from must.deploy.review.review import prepared as prepared_at
+from must.method.answers.review import Review
+from tests.evaluation.digits import digits
+from tests.once import made_once
+
+
+def config_at(folder, **more):
+    made = digits()
+    places = {"model": made.adapted, "baseline": made.classifier, "shards": made.shards, "output": str(folder)}
+    return ReviewConfig(**places, workers=0, device="cpu", **more)
+
+
+@pytest.fixture(scope="session")
+def prepared():
+    """A folder with review.json and review.safetensors, made once; tests copy it."""
+    return made_once("review", lambda folder: prepared_at(config_at(folder)))
+
+
+@pytest.fixture
+def folder(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "review")
+    return tmp_path / "review"
+
+
+@pytest.fixture
+def review(folder):
+    return Review.load(str(folder))
+
+
+def labels_of(review):
+    reader = ShardReader(review.shards, review.split)
+    return {picture.sha256: reader.description(picture.number)["label"] for picture in review.pictures}
