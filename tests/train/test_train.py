@@ -142,7 +142,7 @@ def test_a_finished_run_has_nothing_left_to_do_and_refuses_other_settings(digits
     shutil.copytree(one_epoch[0], output)
     before = (output / "model.safetensors").read_bytes()
     again = train(config(digits, output, epochs=1, workers=0))
-    assert again["seconds"] == pytest.approx(one_epoch[1]["seconds"], abs=0.5)
+    assert again.seconds == pytest.approx(one_epoch[1].seconds, abs=0.5)
     assert (output / "model.safetensors").read_bytes() == before
     with pytest.raises(ValueError, match=r"other settings: epochs \(1 -> 2\), lr \(0.004 -> 0.001\); use those"):
         train(config(digits, output, epochs=2, lr=0.001))
