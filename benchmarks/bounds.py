@@ -1,7 +1,7 @@
 """What the bounds on pictures cost, and what pictures cost within them.
 
     python benchmarks/bounds.py throughput [--images 1500] [--rounds 5]
-    python benchmarks/bounds.py costliest [--first 20] [NAME ...]
+    python benchmarks/bounds.py costliest [NAME ...] [--first 20]
 
 `throughput`: `must shard` of JPEGs of 500 x 375 with and without the deadline and the limit on memory, in turns: images
 a second of processor time, and on the clock. `costliest`: of all pictures of image_cost.py and some that are worse for
