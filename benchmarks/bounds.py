@@ -1,7 +1,7 @@
 """What the bounds on pictures cost, and what pictures cost within them.
 
     python benchmarks/bounds.py throughput [--images 1500] [--rounds 5]
-    python benchmarks/bounds.py costliest [--first 20]
+    python benchmarks/bounds.py costliest [NAME ...] [--first 20]
 
 `throughput`: `must shard` of JPEGs of 500 x 375 with and without the deadline and the limit on memory, in turns: images
 a second of processor time, and on the clock. `costliest`: of all pictures of image_cost.py and some that are worse for
@@ -82,11 +82,13 @@ def throughput(images: int, rounds: int) -> None:
     print(f"| ratio | {ratios[0]:.3f} | {ratios[1]:.3f} |")
 
 
-def costliest(first: int) -> None:
+def costliest(first: int, words: list[str]) -> None:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "picture")
         for name, make in (image_cost.CASES | WORSE).items():
+            if words and not any(word in name for word in words):
+                continue
             path.write_bytes(make())
             if (one := image_cost.measured(path, "decode"))["accepted"]:
                 found.append(
@@ -100,6 +102,7 @@ def costliest(first: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["throughput", "costliest"])
+    parser.add_argument("words", nargs="*", help="of the costliest: pictures whose name holds one of these")
     parser.add_argument("--images", type=int, default=1500)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--first", type=int, default=20)
@@ -107,7 +110,7 @@ def main() -> None:
     if options.what == "throughput":
         throughput(options.images, options.rounds)
     else:
-        costliest(options.first)
+        costliest(options.first, options.words)
 
 
 if __name__ == "__main__":

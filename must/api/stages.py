@@ -14,7 +14,7 @@ import must.config as configs
 from must.api.preflight import preflight
 from must.base.errors import UserError
 from must.base.parameters import StageConfig, load, read_yaml
-from must.base.progress import loading
+from must.base.progress import loading, working
 from must.base.workers import killed_workers
 from must.config.work import with_work
 from must.data.image.quiet import silence_pillow
@@ -161,7 +161,7 @@ def run(stage: str, config: StageConfig, **more: Any) -> Any:
     if STAGES[stage].torch:
         loading(stage)
     try:
-        with warnings.catch_warnings(), killed_workers():
+        with warnings.catch_warnings(), killed_workers(), working(stage):
             silence_pillow()
             return getattr(importlib.import_module(module), function)(config, **more)
     except ModuleNotFoundError as error:  # a small installation, or the wrong image

@@ -30,6 +30,7 @@ _speaking = threading.Lock()  # a process is not forked while another thread wri
 if hasattr(os, "register_at_fork"):
     release = _speaking.release
     os.register_at_fork(before=_speaking.acquire, after_in_parent=release, after_in_child=release)
+_stages: list[str] = []  # that are at work, one inside the other
 _unseen: list["Counted"] = []  # bars that nobody sees, the innermost last
 
 
@@ -68,11 +69,12 @@ class Counted(tqdm):
         done, seconds = self.n - self.first, time.monotonic() - self.began
         name = f" ({text})" if (text := getattr(self, "postfix", "")) and isinstance(text, str) else ""
         said = f"{self.what}{name}: {self.n:,}" + (f" of {self.total:,}" if self.total else "") + f" {self.of}".rstrip()
-        if not done or not seconds:
-            return said
+        if not done or self.of == "parts":  # which are not alike
+            return f"{said}, at work for {duration(seconds)}"
         rate = done / seconds
-        left = f", {duration((self.total - self.n) / rate)} left" if self.total else ""
-        return said + (f", {rate:,.1f} a second" if self.of != "parts" else "") + left
+        return f"{said}, {rate:,.1f} a second" + (
+            f", {duration((self.total - self.n) / rate)} left" if self.total else ""
+        )
 
 
 def duration(seconds: float) -> str:
@@ -101,6 +103,16 @@ def bar(iterable: Any = None, *, quiet: bool = False, **options: Any) -> tqdm:
 
 
 @contextmanager
+def working(stage: str) -> Iterator[None]:
+    """A stage that is named where the command is another one."""
+    _stages.append(stage)
+    try:
+        yield
+    finally:
+        _stages.pop()
+
+
+@contextmanager
 def minutely(command: str, waits: bool = False) -> Iterator[None]:
     """Where there is no terminal: after a minute without a line, one that says how far the block is.
 
@@ -117,7 +129,8 @@ def minutely(command: str, waits: bool = False) -> Iterator[None]:
                 continue
             unseen = _unseen[-1:]
             if unseen or not waits:
-                what = unseen[0].line() if unseen else f"at work for {duration(time.monotonic() - began)}"
+                stage = f"{_stages[-1]}, " if _stages[1:] else ""
+                what = unseen[0].line() if unseen else f"{stage}at work for {duration(time.monotonic() - began)}"
                 with _speaking:
                     logger.info(f"must {command}: {what}", extra=ASIDE)
             else:

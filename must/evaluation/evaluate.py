@@ -35,7 +35,7 @@ from must.evaluation.metrics import (
 from must.evaluation.refined import RefinedLabels
 from must.evaluation.report.verdict import verdict
 from must.evaluation.result import Accuracy, Data, LabelFree, Metrics, Model, write_metrics
-from must.evaluation.scores import Samples, Scores, score_split
+from must.evaluation.scores import Samples, Scores, Seen, score_split
 from must.evaluation.table import text_table
 from must.evaluation.training import stability, training_log
 from must.method.distributed.process_group import World, init_distributed
@@ -80,9 +80,10 @@ def evaluate(config: EvaluateConfig) -> Metrics:
             config.shards, config.split, index.sha256, index.revision, index.splits, index.rejected, index.duplicates,
             picked,
         )  # fmt: skip
-        name, compared = baseline_name(config, baseline), metrics.label_free.compared
+        name, compared, seen = baseline_name(config, baseline), metrics.label_free.compared, None
         if baseline and before and compared:
-            check = record_of(CheckResult, check_of(config, baseline, samples, before, after, here.device).to_dict())
+            found, seen = check_of(config, baseline, samples, before, after, here.device)
+            check = record_of(CheckResult, found.to_dict())
             compared = replace(compared, check=check)
         metrics = replace(
             metrics,
@@ -99,7 +100,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         )
         write_metrics(storage.join(config.output, METRICS_FILE), metrics)
         # last: a folder with report.html is a whole result; whatever happens to it, the numbers are there
-        report = drawn(config, metrics, samples, after, before, refined)
+        report = drawn(config, metrics, samples, after, before, refined, seen)
         storage.write_bytes(storage.join(config.output, REPORT_FILE), encoded(report))
         logger.info(f"{printable(verdict(metrics).plain)}\n\n{text_table(metrics)}")
         if samples.skipped:
@@ -143,18 +144,19 @@ def score(
 
 def check_of(
     config: EvaluateConfig, baseline: Bundle, samples: Samples, before: Scores, after: Scores, device: torch.device
-) -> Check:
-    """The check of the model on at most 2,000 of the images, with features of the baseline's tower. This process looks
-    alone. Labels are not read."""
+) -> tuple[Check, Seen]:
+    """(the check of the model on at most 2,000 of the images, what it was made from). This process looks alone. Labels
+    are not read."""
     source = subsample(EvalSource.of(config, preprocess_of(baseline.description)), IMAGES)
     seen = extract_features(baseline.model, source, device)
-    neighbours, _ = nearest(whitened(seen.features.to(device).float()))
+    values = whitened(seen.features.to(device).float())
+    neighbours, _ = nearest(values)
     rows = np.searchsorted(samples.numbers, seen.numbers.numpy())
     one, other = (
         Predicted(torch.from_numpy(scores.prediction[rows]).long(), torch.from_numpy(scores.confidence[rows]))
         for scores in (before, after)
     )
-    return Check.of(neighbours.cpu(), one, other, baseline.description.classes)
+    return Check.of(neighbours.cpu(), one, other, baseline.description.classes), Seen(rows, values.cpu().numpy())
 
 
 def measure(samples: Samples, after: Scores, before: Scores | None, classes: list[str]) -> Metrics:
@@ -225,13 +227,13 @@ def confusion(results: Labelled) -> dict[str, Any]:
 
 def drawn(
     config: EvaluateConfig, metrics: Metrics, samples: Samples, after: Scores, before: Scores | None,
-    refined: RefinedLabels | None,
+    refined: RefinedLabels | None, seen: Seen | None,
 ) -> str:  # fmt: skip
     """The report's page; if it cannot be drawn, a plain one with the table and the reason. The numbers are safe."""
     from must.evaluation.report.page import plain_page, render_report
 
     try:
-        return render_report(config, metrics, samples, after, before, refined)
+        return render_report(config, metrics, samples, after, before, refined, seen)
     except Exception as error:
         reason = printable(f"{type(error).__name__}: {error}", 300)
         place = storage.join(config.output, METRICS_FILE)

@@ -35,6 +35,14 @@ class Samples:
 
 
 @dataclass
+class Seen:
+    """Features of some of the images, by the baseline's tower."""
+
+    rows: np.ndarray  # int64 [M], places in `Samples`
+    values: np.ndarray  # float32 [M, D], unit vectors
+
+
+@dataclass
 class Scores:
     """What one model says. N images, K classes, T = min(5, K).
 

@@ -93,8 +93,9 @@ def test_every_line_that_is_printed_runs(digits, tmp_path, monkeypatch, capsys):
         if line in done:
             continue
         done.add(line)
+        again = stage in begun
         begun.add(stage)
-        if stage in WAITS:
+        if stage in WAITS or (stage == "export" and again):  # which takes long
             cli.build_parser().parse_args(words)
             continue
         if stage == "classifier":

@@ -128,7 +128,7 @@ def test_a_lock_is_gone_after_its_run(bucket_server):
 def left(bucket_server):
     """The content of a lock in a bucket that a process here has left which was killed; and where it is."""
     code = "import json; from must.base.lock import Beat; from must.data.shards.workdir import SHARDS; "
-    code += "print(json.dumps(Beat('gs://b/x', LOCK).identity))"
+    code += "print(json.dumps(Beat('gs://b/x', SHARDS).identity))"
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return json.loads(made.stdout), bucket_server.uri + "/run/.shard.lock"
 

@@ -6,7 +6,7 @@ import pytest
 
 from must.base import progress
 from must.base.console import attach
-from must.base.progress import bar, duration, minutely, parts
+from must.base.progress import bar, duration, minutely, parts, working
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +34,8 @@ def test_it_says_what_how_much_and_how_long_still(capsys):
             begin("the model")
             until(capsys, "must review: export (the model): 0 of 5 parts")
         until(capsys, "must review: at work for 0 s")
+        with working("review"), working("select"):
+            until(capsys, "must review: select, at work for 0 s")
     assert not progress._unseen
 
 

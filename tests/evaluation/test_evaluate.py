@@ -180,7 +180,7 @@ def test_the_report_shows_the_refined_labels_of_the_unlabeled_images(digits, ref
     pairs = Counter((row["zero_shot"], row["class"]) for row in rows)
     shown = [pairs[change["zero_shot"], change["refined"]] for change in found["changes"]]
     assert shown == [change["images"] for change in found["changes"]] == sorted(pairs.values(), reverse=True)[:10]
-    part = page[page.index("Labels of your images") :]
+    part = page[page.index("Labels of your images</h2>") :]
     part = part[: part.index("</section>")]
     assert 1 <= part.count("<img") <= 24 and f"{len(rows)} of the 150 unlabeled images" in part
     images = {row["image"]: row for row in rows}
@@ -191,7 +191,7 @@ def test_the_report_shows_the_refined_labels_of_the_unlabeled_images(digits, ref
 def test_of_another_split_only_the_numbers_are_shown(digits, refined, tmp_path):
     evaluate(settings(digits, tmp_path, refined=str(refined)))
     page = (tmp_path / "report.html").read_text()
-    part = page[page.index("Labels of your images") :]
+    part = page[page.index("Labels of your images</h2>") :]
     assert "<table>" in part and "<img" not in part[: part.index("</section>")]
 
 

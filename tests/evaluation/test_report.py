@@ -11,6 +11,7 @@ import torch
 from must.config import EvaluateConfig
 from must.evaluation.evaluate import MATRIX_LIMIT, measure
 from must.evaluation.report.gallery import few_of_a_kind
+from must.evaluation.report.map import layout, squares
 from must.evaluation.report.page import render_report
 from must.evaluation.report.provenance import command
 from must.evaluation.report.verdict import verdict
@@ -79,11 +80,24 @@ def test_the_report_is_complete_in_itself(evaluated):
         "Confusion",
         "Calibration",
         "Right and wrong changes",
+        "Map of the images",
         "What now",
     ):
         assert heading in page.text
     top1 = f"{100 * evaluated[0]['adapted']['top1']:.1f}%"
     assert top1 in page.text
+
+
+def test_on_the_map_similar_images_are_near_each_other():
+    generator = np.random.default_rng(0)
+    groups = np.repeat(np.arange(4), 20)
+    values = 4 * np.eye(4, 16)[groups] + 0.3 * generator.normal(size=(80, 16))
+    places = layout(values)
+    assert places.shape == (80, 2) and places.min() == 0 and places.max() == 1 and (places == layout(values)).all()
+    distances = squares(places) + 9 * np.eye(80)
+    assert (groups[distances.argmin(1)] == groups).all()
+    for same in (np.ones((50, 8)), np.repeat(np.eye(2), 30, 0), np.eye(2), np.ones((4, 1)), np.zeros((0, 3))):
+        assert np.isfinite(layout(same)).all() and len(layout(same)) == len(same), "copies of one image"
 
 
 def synthetic(classes, images=400, labelled=True, seed=0, after_quality=3.0):

@@ -72,4 +72,4 @@ def test_training_stops_when_too_many_are_damaged(tmp_path: Path, damaged: int, 
         assert "\n" not in str(e.value) and not (output / "model.json").exists()
     else:
         assert train(config).replaced_samples == damaged
-        assert training_log(str(output))[-1].replaced_samples == damaged
+        assert training_log(str(output))[-1]["replaced_samples"] == damaged

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
+import must
 from must.config import EvaluateConfig, PredictConfig
 from must.deploy.predict.images import predict_images
 from must.deploy.predict.session import OnnxClassifier
@@ -148,3 +149,36 @@ def test_wrong_inputs(exported, tmp_path):
     ):
         with pytest.raises(ValueError, match=text):
             predict_images(PredictConfig(**{"model": str(exported[1]), "images": ["a.png"]} | changes))
+
+
+def test_a_folder_is_seen_as_must_shard_sees_it(digits, exported, tmp_path, capsys):
+    """Names without an ending, links, files that a Mac leaves behind: the same images, and the same words."""
+    first, second = sorted((digits.images / "test").rglob("*.png"))[:2]
+    folder = tmp_path / "in"
+    (folder / "deep").mkdir(parents=True)
+    shutil.copy(first, folder / "deep/IMG_1")
+    shutil.copy(first, folder / "._IMG_1.png")
+    (folder / "link.png").symlink_to(second)
+    (folder / "gone.png").symlink_to("nowhere")
+    (folder / "notes.txt").write_text("x")
+    found = must.load(exported[1])(folder)
+    assert [one.image for one in found] == [f"{folder}/deep/IMG_1", f"{folder}/link.png"]
+    assert found.unreadable == {f"{folder}/gone.png": "symbolic link to nowhere"}
+    assert found.skipped == {"hidden": 1, ".txt": 1}
+    assert must.shard(source=folder, output=tmp_path / "shards", max_rejected=1).splits == {"train": len(found)}
+    capsys.readouterr()
+    predict_images(PredictConfig(model=str(exported[1]), images=[str(folder)]))
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"{folder}/gone.png: symbolic link to nowhere", "other files, not read: 1 .txt, 1 hidden"]
+
+
+def test_a_picture_on_standard_input(digits, exported):
+    path = min((digits.images / "test/zero").glob("*.png"))
+    command = [sys.executable, "-m", "must", "predict", "--model", str(exported[1]), "-"]
+    piped, named = (
+        subprocess.run(command, input=data, capture_output=True, check=True).stdout
+        for data in (path.read_bytes(), f"{path}\n".encode())
+    )
+    assert piped.decode() == named.decode().replace(str(path), "-") and b"%" in piped
+    empty = subprocess.run(command, input=b"", capture_output=True, check=False)
+    assert empty.returncode == 2 and b"-: standard input holds neither names nor a picture" in empty.stderr

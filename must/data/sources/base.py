@@ -25,7 +25,7 @@ ARCHIVE = re.compile(r"\.(zip|tar|tgz|tar\.gz|tar\.bz2|tar\.xz)$", re.IGNORECASE
 
 def not_read(kinds: Mapping[str, int]) -> str:
     """The numbers of files of other kinds, and what would read those of telephones."""
-    listed = ", ".join(f"{count} {printable(kind)}" for kind, count in kinds.items())
+    listed = ", ".join(f"{count} {printable(kind)}" for kind, count in sorted(kinds.items()))
     phones = {f".{ending}" for ending in PHONES} & kinds.keys()
     hint = "; an iPhone's HEIC is read where pillow-heif is installed: pip install pillow-heif" if phones else ""
     return listed + hint

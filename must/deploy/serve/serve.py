@@ -7,6 +7,7 @@ import socket
 
 import uvicorn
 
+from must.base.console import ASIDE
 from must.base.text import printable
 from must.config.serve import ServeConfig
 from must.deploy.serve.http import App
@@ -52,7 +53,9 @@ async def run(config: ServeConfig, source: Source, listener: socket.socket) -> N
         logger.warning("must serve: no longer ready; answering what there is")
         await asyncio.sleep(0 if ended else config.drain)
 
-    logger.info(printable(f"must serve: {address(config.host, listener)} (model {config.name})"))
+    at = address(config.host, listener)
+    logger.info(printable(f"must serve: {at} (model {config.name})"))
+    logger.info(printable(f"next: curl --data-binary @photo.jpg {at}/classify"), extra=ASIDE)
     await serve_until_signal(
         App(work, config.name),
         listener,

@@ -12,12 +12,14 @@ from PIL import Image
 from must.data.image.decode import decode
 from must.data.loading.reader import ShardReader
 from must.evaluation.report.charts import percent
+from must.evaluation.report.map import SHOWN, layout
 from must.evaluation.result import Metrics
-from must.evaluation.scores import Samples, Scores
+from must.evaluation.scores import Samples, Scores, Seen
 
 IMAGES_SHOWN, OF_KIND = 18, 3
 RELABELLED_SHOWN = 24
 CHANGES_SHOWN = 9
+COLOURS, MAP_SIDE = 10, 96  # classes with a colour of their own; pixels of a picture on the map
 PAIRS_SHOWN, OF_PAIR = 8, 4
 
 
@@ -35,14 +37,14 @@ class Pictures:
     after: Scores
     before: Scores | None
 
-    def thumbnail(self, sample: int) -> str:
-        """The middle square, at most SIDE pixels wide, as a data URI."""
-        image = decode(self.reader.image(sample), self.reader.index.max_pixels, shorter_side=SIDE)
+    def thumbnail(self, sample: int, most: int = SIDE) -> str:
+        """The middle square, at most `most` pixels wide, as a data URI."""
+        image = decode(self.reader.image(sample), self.reader.index.max_pixels, shorter_side=most)
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side))
-        if side > SIDE:
-            image = image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+        if side > most:
+            image = image.resize((most, most), Image.Resampling.LANCZOS)
         data = io.BytesIO()
         image.save(data, "JPEG", quality=QUALITY, optimize=True)
         return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
@@ -64,6 +66,22 @@ class Pictures:
         chosen = few_of_a_kind(order, kinds, after.prediction)
         images = [self.picture(row) for row in chosen]
         return {"title": title, "empty": empty, "images": images}
+
+    def map(self, seen: Seen) -> dict[str, Any]:
+        """`points` of at most SHOWN images, where similar ones are near each other, and `classes`, the most frequent
+        predictions with their colours; all others share the last colour."""
+        chosen = np.linspace(0, len(seen.rows) - 1, min(SHOWN, len(seen.rows))).astype(int)
+        rows, places = seen.rows[chosen].tolist(), layout(seen.values[chosen])
+        frequent = [k for k, _ in Counter(self.after.prediction[rows].tolist()).most_common(COLOURS)]
+        points = []
+        for row, (x, y) in zip(rows, places.tolist(), strict=True):
+            predicted, label = int(self.after.prediction[row]), int(self.samples.labels[row])
+            colour = frequent.index(predicted) if predicted in frequent else COLOURS
+            wrong = label >= 0 and label != predicted
+            point = {"x": round(100 * x, 1), "y": round(100 * y, 1), "colour": colour, "wrong": wrong}
+            points.append(point | {"image": self.picture(row, MAP_SIDE)})
+        names = [(self.metrics.classes[k], colour) for colour, k in enumerate(frequent)]
+        return {"points": points, "classes": names, "others": any(p["colour"] == COLOURS for p in points)}
 
     def changes(self) -> list[tuple[str, str, list[dict[str, Any]]]]:
         """(title, tone, the most confident images) of those that only the model has right, and only the baseline."""
@@ -125,10 +143,10 @@ class Pictures:
                 found.append({"data": data, "zero_shot": old, "refined": new, "source": source})
         return found
 
-    def picture(self, row: int) -> dict[str, Any]:
+    def picture(self, row: int, side: int = SIDE) -> dict[str, Any]:
         classes, samples, after, before = self.metrics.classes, self.samples, self.after, self.before
         return {
-            "data": self.thumbnail(int(samples.numbers[row])),
+            "data": self.thumbnail(int(samples.numbers[row]), side),
             "source": samples.sources[row],
             "label": classes[samples.labels[row]] if samples.labels[row] >= 0 else None,
             "adapted": classes[after.prediction[row]],

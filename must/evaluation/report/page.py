@@ -19,7 +19,7 @@ from must.evaluation.report.gallery import Pictures
 from must.evaluation.report.provenance import commands, next_steps, provenance, training_curves
 from must.evaluation.report.verdict import verdict
 from must.evaluation.result import Metrics
-from must.evaluation.scores import Samples, Scores
+from must.evaluation.scores import Samples, Scores, Seen
 from must.evaluation.training import training_log
 from must.method.model.provenance import CheckResult, Selection
 
@@ -48,7 +48,7 @@ def template() -> jinja2.Template:
 
 def render_report(
     config: EvaluateConfig, metrics: Metrics, samples: Samples, after: Scores, before: Scores | None,
-    refined: RefinedLabels | None = None,
+    refined: RefinedLabels | None = None, seen: Seen | None = None,
 ) -> str:  # fmt: skip
     """The page. Class and file names are escaped by the template."""
     reader = ShardReader(config.shards, config.split, sha256=config.index_sha256)
@@ -59,6 +59,7 @@ def render_report(
         verdict=found,
         steps=next_steps(config, found.tone),
         changes=pictures.changes(),
+        map=pictures.map(seen) if seen else None,
         name=metrics.baseline_name,
         summary=summary_rows(metrics),
         classes=class_chart(metrics),
