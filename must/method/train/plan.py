@@ -16,7 +16,8 @@ from must.config import PlanConfig
 from must.data.loading.loader import TrainBatch
 from must.method.distributed.cpu import prepare_machine
 from must.method.distributed.process_group import init_distributed
-from must.method.train.estimate import Pace, StepTimer, memory_of
+from must.method.train.calculated import Shape, calculate, core_speed, parse_gpus
+from must.method.train.estimate import Pace, Size, StepTimer, memory_of
 from must.method.train.timers import RunTimer
 from must.method.train.trainer import Trainer
 
@@ -33,6 +34,8 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     Raises:
         ValueError: what `must train` would refuse.
     """
+    if config.gpu:
+        parse_gpus(config.gpu)
     with init_distributed(config.device, config.timeout) as processes:
         prepare_machine(processes.device)
         trainer = Trainer(config, processes)
@@ -42,15 +45,33 @@ def plan(config: PlanConfig) -> dict[str, Any]:
             trainer.announce()
             for line in trainer.resolved.lines():
                 logger.info(line)
+        if config.gpu:
+            return elsewhere(trainer, config, size)
         pace = measure(trainer, config.seconds)
         if processes.is_main:
             logger.info("\n".join(pace.lines(size, size.steps)))
         seconds = size.steps * pace.mean
         step = asdict(pace) | {"memory": pace.memory._asdict()}
         found = {**asdict(size), "seconds": seconds, "images_per_s": size.batch_size / pace.mean, "step": step}
-        if config.json and processes.is_main:
-            storage.write_bytes(config.json, json.dumps(found, indent=1).encode())
+        write_plan(found, config, processes.is_main)
         return found
+
+
+def elsewhere(trainer: Trainer, config: PlanConfig, size: Size) -> dict[str, Any]:
+    """`--gpu`: the same by arithmetic, for cards that are not here."""
+    student = trainer.must_step.student
+    shape = Shape(trainer.must_step.preprocess.size, student.patch_size, student.tower.width, student.layers)
+    run = calculate(config.gpu, shape, size, config.activation_checkpointing, core_speed(trainer.dataset))
+    if trainer.world.is_main:
+        logger.info("\n".join(run.lines(size)))
+    content = {**asdict(size), "calculated": {**asdict(run), "cores": run.cores}}
+    write_plan(content, config, trainer.world.is_main)
+    return content
+
+
+def write_plan(content: dict[str, Any], config: PlanConfig, is_main: bool) -> None:
+    if config.json and is_main:
+        storage.write_bytes(config.json, json.dumps(content, indent=1).encode())
 
 
 def measure(trainer: Trainer, seconds: float) -> Pace:
