@@ -27,10 +27,11 @@ MISSING = [what for what, there in (("playwright", PACKAGE), ("Chromium", CHROMI
 pytestmark = pytest.mark.skipif(
     bool(MISSING) and "REQUIRE_BROWSER" not in os.environ, reason=f"not here: {', '.join(MISSING)}"
 )
+PATIENCE = 120_000  # milliseconds in which a page that works has long done it
 if not MISSING:
     from playwright.sync_api import expect, sync_playwright
 
-    expect.set_options(timeout=30_000)
+    expect.set_options(timeout=PATIENCE)
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 ZOOMED = {"viewport": {"width": 640, "height": 400}, "device_scale_factor": 2}  # a laptop's window at 200%
 
@@ -77,6 +78,7 @@ def visit(chromium):
 
     def open_at(url, **options):
         contexts.append(chromium.new_context(**options))
+        contexts[-1].set_default_timeout(PATIENCE)
         page = contexts[-1].new_page()
         page.on("pageerror", lambda error: raised.append(str(error)))
         page.on("console", lambda said: raised.append(said.text) if said.type == "error" else None)
