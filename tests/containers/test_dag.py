@@ -31,7 +31,7 @@ def made_here(run: Path, folder: Path) -> dict:
     shards, classifier = str(run / "shards"), str(run / "latest" / "classifier" / "weights")
     call("train", shards=shards, classifier=classifier, output=str(folder / "model"), preset="digits", **SETTINGS)
     values = {"model": str(folder / "model"), "baseline": classifier, "output": str(folder / "report")}
-    return call("evaluate", shards=shards, workers=1, **values)
+    return call("evaluate", shards=shards, workers=1, **values).to_dict()
 
 
 def same(ours: dict, theirs: dict) -> None:
