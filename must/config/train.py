@@ -45,9 +45,9 @@ class TrainConfig(StageConfig):
     )
     split: str = param("split to train on; its labels, if there are any, are not read", "train", metavar="NAME")
     preset: str = param(
-        "auto, which is taken if none is named: settings from the data's size and the model; or the published ones of "
-        "a data set: imagenet, sun397, food101, gtsrb, dtd, ucf101, pets, caltech101; or digits. What it sets "
-        "counts in place of the defaults below, and flags count most",
+        "a set of settings. auto (the default): from the number of images and the model; the published ones of a data "
+        "set: imagenet, sun397, food101, gtsrb, dtd, ucf101, pets, caltech101; digits: for the bundled example. A "
+        "preset replaces the defaults below, flags replace the preset",
         "",
         metavar="NAME",
         often=True,
@@ -74,13 +74,13 @@ class TrainConfig(StageConfig):
     min_lr: float = param("the cosine schedule's end, scaled the same way", 1e-6)
     weight_decay: float = param("AdamW weight decay of everything but one-dimensional tensors", 0.05, at_least=0)
     layer_decay: float = param("learning rate of a layer, as a factor of the layer above", 0.65, above=0, at_most=1)
-    seed: int = param("of sample order, augmentation, masks and new weights", 0, metavar="N")
+    seed: int = param("random seed of sample order, augmentation, masks and new weights", 0, metavar="N")
     confidence_threshold: float = param(
         "teacher probability above which a pseudo-label counts", 0.7, group="the method", at_least=0, below=1
     )
     confident_share: float = param(
-        "in the place of the threshold: the share of the images that is confident under zero-shot, from which the "
-        "threshold follows; 0: --confidence-threshold counts",
+        "share of the images that are confident under zero-shot; the threshold follows from it. 0: "
+        "--confidence-threshold is used",
         0.0,
         metavar="SHARE",
         between=(0, 1),
@@ -91,8 +91,8 @@ class TrainConfig(StageConfig):
         at_least=0,
     )
     class_prior: Literal["uniform", "given"] = param(
-        "class imbalance, what the class balance aims at: uniform: classes that are equally frequent, as "
-        "published; given: the shares in the class file, which --preset auto takes where there are some",
+        "target of the class balance term. uniform, as published: equally frequent classes; given: the class shares "
+        "in the class file, which --preset auto uses if there are some",
         "uniform",
     )
     reconstruction_weight: float = param("weight of the masked image modelling term", 1.0, at_least=0)
@@ -102,7 +102,7 @@ class TrainConfig(StageConfig):
     )
     mask_ratio: float = param("share of cells that are masked (rounded up)", 0.3)
     mask_token: Literal["random", "mean"] = param(
-        "what stands in a masked patch's place at first: noise, as published, or the images' mean patch", "random"
+        "initial value of the mask token. random: as published; mean: the mean patch of the images", "random"
     )
     ema_decay_init: float = param("EMA teacher: decay at the first step", 0.999, between=(0, 1))
     ema_decay: float = param("EMA teacher: decay after the ramp", 0.9998, between=(0, 1))
@@ -180,8 +180,8 @@ class TrainConfig(StageConfig):
         False,
     )
     compile: bool | Literal["auto"] = param(
-        "run the networks' blocks through torch.compile, or as they are where it does not work; auto: on a CUDA GPU, "
-        "in runs of 2,000 steps and more",
+        "compile the networks' blocks with torch.compile; if that fails they run uncompiled. auto: on a CUDA GPU, in "
+        "runs of 2,000 steps and more",
         "auto",
     )
     checkpoints: str = param(
@@ -189,18 +189,16 @@ class TrainConfig(StageConfig):
     )
     checkpoint_every: int = param("steps between checkpoints; 0: once an epoch", 0, metavar="N", at_least=0)
     checkpoint_seconds: int = param(
-        "besides those, a checkpoint as soon as this many seconds have passed since the last; later where saving would "
-        "take more than a twentieth of the time; 0: none",
+        "also save a checkpoint when this many seconds have passed since the last one; later if saving would take more "
+        "than a twentieth of the time. 0: off",
         0,
         metavar="S",
         at_least=0,
     )
     keep_checkpoints: int = param("newest checkpoints to keep", 2, metavar="N", at_least=1)
-    keep_every: int = param(
-        "besides those, keep the checkpoint of every Nth step for good; 0: none", 0, metavar="N", at_least=0
-    )
+    keep_every: int = param("also keep the checkpoint of every Nth step, for ever. 0: none", 0, metavar="N", at_least=0)
     resume: bool = param("go on from the newest checkpoint if there is one; --no-resume starts over", True)
-    save: Literal["teacher", "student"] = param("which of the two becomes the model", "teacher", group="the model")
+    save: Literal["teacher", "student"] = param("whose weights are saved as the model", "teacher", group="the model")
     alpha: float | Literal["auto"] = param(
         "share of the way from zero-shot's weights (0) to the trained ones (1) that the model keeps (weight "
         "interpolation); auto: the share that agrees best with the labels of similar images; 1, as published: all of "
@@ -211,14 +209,13 @@ class TrainConfig(StageConfig):
     )
     log_every: int = param("steps between log lines", 10, metavar="N", group="how it runs", at_least=1)
     trackers: list[str] = param(
-        "where the curves go besides the log: tensorboard (files in the output), mlflow (MLFLOW_TRACKING_URI); "
-        "empty for nowhere",
+        "write the curves also to: tensorboard (files in the output), mlflow (MLFLOW_TRACKING_URI); empty for neither",
         factory=lambda: ["tensorboard"],
         metavar="NAME,...",
         kind="trackers",
     )
     timeout: int = param(
-        "seconds after which a lost or frozen process is given up; the run ends with code 75",
+        "seconds without a sign of life after which a process counts as lost; the run ends with code 75",
         600,
         metavar="S",
         at_least=1,
