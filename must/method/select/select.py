@@ -144,7 +144,7 @@ def choose_alpha(
         by = "agrees best with the labels of similar images"
         half = TRIED.index(HALF)
         if place > half and agreement_gain(labels[half], labels[place], neighbours) <= CLEAR:
-            place, by = half, "half of the way: beyond it similar images agree no more clearly"
+            place, by = half, "half: a larger share does not clearly raise how often similar images share a class"
     before, after = Predicted.of(probabilities[0]), Predicted.of(probabilities[place])
     return Choice(alphas[place], by, Check.of(neighbours, before, after, classes))
 
