@@ -53,6 +53,13 @@ def test_metadata_that_do_not_fit_are_one_line(exported, metadata, message):
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
 
 
+def test_metadata_that_are_no_text_are_one_line(exported):
+    damaged = bytearray((exported[1] / "model.onnx").read_bytes())
+    damaged[damaged.rfind(b"interpolation") + 1] ^= 0x80
+    with pytest.raises(ValueError, match=r"^model.onnx: is damaged: its metadata is no text in UTF-8"):
+        OnnxClassifier(bytes(damaged), "model.onnx")
+
+
 def test_what_is_no_image_stops_no_other(digits, exported, tmp_path, capsys):
     """A pipe that nobody writes to, an image one pixel wide, and a whole one."""
     os.mkfifo(tmp_path / "pipe.png")

@@ -56,7 +56,10 @@ class OnnxClassifier:
             self.session = onnxruntime.InferenceSession(source, options, providers=providers(onnxruntime))
         except Exception as error:  # onnxruntime's own exception classes are private
             raise UserError(f"{where}: onnxruntime cannot read it: {' '.join(str(error).split())[:200]}") from None
-        metadata = self.session.get_modelmeta().custom_metadata_map
+        try:
+            metadata = self.session.get_modelmeta().custom_metadata_map
+        except UnicodeDecodeError:
+            raise UserError(f"{where}: is damaged: its metadata is no text in UTF-8") from None
         require(
             {"classes", "preprocess"} <= metadata.keys(), f"{where}: names no classes; it was not made by `must export`"
         )
