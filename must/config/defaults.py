@@ -8,6 +8,22 @@ CACHE_GB = 30.0
 WORK = "or WORK, a folder that `must adapt` made, in which all that is not given is found"
 
 
+def bundle(text: str = "the bundle written by `must train`") -> Any:
+    """The model that a stage works on: the first option, or WORK."""
+    return param(
+        f"{text}; {WORK}", metavar="BUNDLE|WORK", group="input and output", often=True, bare=True, kind="bundle",
+        place="bundle",
+    )  # fmt: skip
+
+
+def baseline(text: str) -> Any:
+    return param(text, metavar="FILE", often=True, kind="classifier", place="classifier")
+
+
+def shards() -> Any:
+    return param("folder of shards made by `must shard`", metavar="URI", often=True, kind="shards", place="shards")
+
+
 def index_sha256(shards: str = "shards") -> Any:
     text = f"refuse {shards} whose index has another sha256 (`must index show` prints it); any if empty"
     return param(text, "", metavar="HEX")

@@ -14,15 +14,7 @@ class EvaluateConfig(StageConfig):
         "  must evaluate --model model/ --baseline classifier.safetensors --shards shards/ --output report/"
     )
 
-    model: str = param(
-        f"the bundle written by `must train`; {defaults.WORK}",
-        metavar="BUNDLE|WORK",
-        group="input and output",
-        often=True,
-        bare=True,
-        kind="bundle",
-        place="bundle",
-    )
+    model: str = defaults.bundle()
     baseline: str = param(
         "what it is compared with: a classifier file (its zero-shot model), or another bundle",
         "",
@@ -31,9 +23,7 @@ class EvaluateConfig(StageConfig):
         kind="baseline",
         place="classifier",
     )
-    shards: str = param(
-        "folder of shards made by `must shard`", metavar="URI", often=True, kind="shards", place="shards"
-    )
+    shards: str = defaults.shards()
     index_sha256: str = defaults.index_sha256()
     split: str = param("split to evaluate on", "test", metavar="NAME", often=True, place="split")
     output: str = param(

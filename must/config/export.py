@@ -18,15 +18,7 @@ class ExportConfig(StageConfig):
         "  must export --model model/ --output ours/ --to open_clip --classifier classifier.safetensors"
     )
 
-    model: str = param(
-        f"the bundle written by `must train`; {defaults.WORK}",
-        metavar="BUNDLE|WORK",
-        group="input and output",
-        often=True,
-        bare=True,
-        kind="bundle",
-        place="bundle",
-    )
+    model: str = defaults.bundle()
     output: str = param(
         "folder for the exported model and its card", metavar="URI", often=True, kind="output", place="to {to}"
     )

@@ -15,25 +15,9 @@ class ReviewConfig(StageConfig):
         "  must review --model model/ --baseline classifier.safetensors --shards shards/ --output review/"
     )
 
-    model: str = param(
-        f"the adapted bundle; {defaults.WORK}",
-        metavar="BUNDLE|WORK",
-        group="input and output",
-        often=True,
-        bare=True,
-        kind="bundle",
-        place="bundle",
-    )
-    baseline: str = param(
-        "the classifier file that it was trained with",
-        metavar="FILE",
-        often=True,
-        kind="classifier",
-        place="classifier",
-    )
-    shards: str = param(
-        "folder of shards made by `must shard`", metavar="URI", often=True, kind="shards", place="shards"
-    )
+    model: str = defaults.bundle("the adapted bundle")
+    baseline: str = defaults.baseline("the classifier file that it was trained with")
+    shards: str = defaults.shards()
     split: str = param("split whose pictures are shown", "train", metavar="NAME", often=True)
     output: str = param(
         "folder on this machine for review.json and answers.jsonl", metavar="DIR", often=True, place="to review"

@@ -14,26 +14,11 @@ class SelectConfig(StageConfig):
         "  must select --model model/ --baseline classifier.safetensors --shards shards/ --alpha 1 --output all/"
     )
 
-    model: str = param(
-        "a bundle of `must train`; where there is all of its adaptation beside it (adapted/), that is taken; "
-        f"{defaults.WORK}",
-        metavar="BUNDLE|WORK",
-        bare=True,
-        place="bundle",
-        group="input and output",
-        often=True,
-        kind="bundle",
+    model: str = defaults.bundle(
+        "a bundle of `must train`; where there is all of its adaptation beside it (adapted/), that is taken"
     )
-    baseline: str = param(
-        "the classifier file that it was trained with: its zero-shot model",
-        metavar="FILE",
-        often=True,
-        kind="classifier",
-        place="classifier",
-    )
-    shards: str = param(
-        "folder of shards made by `must shard`", metavar="URI", often=True, kind="shards", place="shards"
-    )
+    baseline: str = defaults.baseline("the classifier file that it was trained with: its zero-shot model")
+    shards: str = defaults.shards()
     split: str = param("split of unlabeled images for the check, 2,000 of them at most", "train", metavar="NAME")
     output: str = param("folder for the new bundle", metavar="URI", often=True, kind="output", place="to selected")
     alpha: float | Literal["auto"] = param(
