@@ -75,8 +75,14 @@ class TrainConfig(StageConfig):
     weight_decay: float = param("AdamW weight decay of everything but one-dimensional tensors", 0.05, at_least=0)
     layer_decay: float = param("learning rate of a layer, as a factor of the layer above", 0.65, above=0, at_most=1)
     seed: int = param("random seed of sample order, augmentation, masks and new weights", 0, metavar="N")
+    pseudo_labels: Literal["teacher", "propagated"] = param(
+        "teacher: from the EMA teacher's probabilities, as published; propagated: those, multiplied by how much more "
+        "often similar images have a class than all images have it",
+        "teacher",
+        group="the method",
+    )
     confidence_threshold: float = param(
-        "teacher probability above which a pseudo-label counts", 0.7, group="the method", at_least=0, below=1
+        "teacher probability above which a pseudo-label counts", 0.7, at_least=0, below=1
     )
     confident_share: float = param(
         "share of the images that are confident under zero-shot; the threshold follows from it. 0: "

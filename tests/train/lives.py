@@ -23,7 +23,7 @@ from tests.once import made_once
 
 SETTINGS = {
     "preset": "digits", "epochs": 12, "batch_size": 50, "workers": 1, "checkpoint_every": 2, "keep_checkpoints": 3,
-    "log_every": 4, "seed": 1,
+    "log_every": 4, "seed": 1, "pseudo_labels": "propagated",
 }  # fmt: skip
 STEPS = 36  # 150 images, 3 batches an epoch
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}

@@ -26,7 +26,7 @@ def four_steps(part, reduction="global", threshold=0.7, classes=0):
         weak, strong, masked = (value[part] for value in golden_batch(step))
         set_learning_rate(optimizer, learning_rate(step, 4, 0.032, 1e-6, 8))
         with torch.no_grad():
-            labels = pseudo_labels(teacher(weak), threshold)
+            labels = pseudo_labels(teacher(weak).softmax(-1), threshold)
         balance = None if step % 2 == 0 else balance
         objective = Objective(0.2, 1.0, 0.5, reduction, threshold)
         losses = must_losses(network(strong, masked), labels, strong, masked, objective, balance)

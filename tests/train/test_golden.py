@@ -29,7 +29,7 @@ def first_step(dtype=torch.float32):
     weak, strong, masked = golden_batch(0, dtype)
     with torch.no_grad():
         teacher_logits = make_teacher(student)(weak)
-    labels = pseudo_labels(teacher_logits, 0.7)
+    labels = pseudo_labels(teacher_logits.softmax(-1), 0.7)
     output = student(strong, masked)
     return student, teacher_logits, labels, output, must_losses(output, labels, strong, masked, OBJECTIVE), masked
 
@@ -44,7 +44,7 @@ def run(dtype):
         weak, strong, masked = golden_batch(step, dtype)
         set_learning_rate(optimizer, learning_rate(step, 4, 0.032, 1e-6, batch_size=8))
         with torch.no_grad():
-            labels = pseudo_labels(teacher(weak), 0.7)
+            labels = pseudo_labels(teacher(weak).softmax(-1), 0.7)
         losses = must_losses(student(strong, masked), labels, strong, masked, OBJECTIVE)
         optimizer.zero_grad()
         losses.total.backward()
@@ -211,14 +211,14 @@ def test_many_classes_average_the_balance_over_an_epochs_steps():
 def test_threshold_is_strict_and_in_float32(classes, threshold):
     """Equal logits score exactly float32(1 / K): not above it, though float32(0.1) is above 0.1 in double."""
     logits = torch.zeros(1, classes)
-    assert not pseudo_labels(logits, threshold).confident.item()
-    assert pseudo_labels(logits, threshold - 1e-6).confident.item()
+    assert not pseudo_labels(logits.softmax(-1), threshold).confident.item()
+    assert pseudo_labels(logits.softmax(-1), threshold - 1e-6).confident.item()
 
 
 def test_a_batch_without_a_confident_image_trains_on():
     student = golden_model()
     weak, strong, masked = golden_batch(0)
-    labels = pseudo_labels(student(weak), 1.0)
+    labels = pseudo_labels(student(weak).softmax(-1), 1.0)
     assert not labels.confident.any()
     losses = must_losses(student(strong, masked), labels, strong, masked, OBJECTIVE)
     losses.total.backward()

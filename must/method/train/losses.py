@@ -22,6 +22,7 @@ MANY_CLASSES = 512  # from here on the class balance is a running mean: one batc
 class PseudoLabels(NamedTuple):
     label: Tensor  # [B] class number
     confident: Tensor  # [B] bool
+    probabilities: Tensor  # [B, K]
 
 
 class LossSums(NamedTuple):
@@ -56,10 +57,10 @@ class Losses(NamedTuple):
     class_balance: Tensor | None  # the running mean to hand to the next step of the epoch
 
 
-def pseudo_labels(teacher_logits: Tensor, threshold: float) -> PseudoLabels:
-    """Hard labels from the teacher's logits [B, K]; confident where the probability is above the threshold."""
-    score, label = upcast(teacher_logits).softmax(-1).max(-1)
-    return PseudoLabels(label, score > threshold)
+def pseudo_labels(probabilities: Tensor, threshold: float) -> PseudoLabels:
+    """Hard labels from the teacher's probabilities [B, K]; confident where the largest is above the threshold."""
+    score, label = probabilities.max(-1)
+    return PseudoLabels(label, score > threshold, probabilities)
 
 
 def must_losses(

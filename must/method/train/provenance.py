@@ -43,9 +43,10 @@ DEFAULTS_OF_OLD_RUNS: dict[str, Any] = {
     "class_shares": None,
     "mask_token": "random",
     "confident_share": 0.0,
+    "pseudo_labels": "teacher",
 }
 # What runs could be made with earlier and no more: one that was is another run, whatever else is the same.
-REMOVED_SETTINGS: dict[str, Any] = {"relative_threshold": 0.0, "pseudo_labels": "teacher", "init": ""}
+REMOVED_SETTINGS: dict[str, Any] = {"relative_threshold": 0.0, "init": ""}
 
 
 def run_identity(

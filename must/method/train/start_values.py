@@ -1,6 +1,7 @@
 """What is measured before the first step: --mask-token mean and --confident-share."""
 
 import torch
+from torch import Tensor
 
 from must.data.augment.normalize import normalize
 from must.data.loading.loader import EvalSource
@@ -23,14 +24,16 @@ def start_mask_token(zero_shot: Bundle, source: EvalSource, device: torch.device
         zero_shot.model.start_mask_token(mean.to(device))
 
 
-@torch.inference_mode()
-def threshold_of(share: float, zero_shot: MaskedViT, source: EvalSource, device: torch.device) -> float:
-    """The confidence that the `share` of the images, of 2,000 at most, reaches under zero-shot.
+def threshold_of(share: float, confidence: Tensor) -> float:
+    """The confidence that the `share` of the images reaches; `confidence` [N]. Without images it is 0."""
+    return min(float(confidence.float().quantile(1 - share)), SUREST) if len(confidence) else 0.0
 
-    Where none can be decoded it is 0, and training will tell.
-    """
+
+@torch.inference_mode()
+def zero_shot_confidence(zero_shot: MaskedViT, source: EvalSource, device: torch.device) -> Tensor:
+    """[N], of 2,000 images at most; those that can be decoded."""
     confidence = [
         zero_shot(normalize(batch.pixels.to(device), source.preprocess)).float().softmax(-1).amax(-1).cpu()
         for batch in subsample(source, MEASURED)
     ]
-    return min(float(torch.cat(confidence).quantile(1 - share)), SUREST) if confidence else 0.0
+    return torch.cat(confidence) if confidence else torch.empty(0)

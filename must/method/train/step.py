@@ -28,8 +28,10 @@ from must.method.train.losses import (
     loss_sums,
     must_losses,
     pseudo_labels,
+    upcast,
 )
 from must.method.train.optimizer import build_optimizer, learning_rate, set_learning_rate, step_if_finite
+from must.method.train.propagated import PropagatedLabels
 from must.method.train.settings import StepSettings
 from must.method.train.teacher import ema_decay, make_teacher, update_teacher
 
@@ -62,6 +64,7 @@ class MustStep:
         self.optimizer = build_optimizer(student, self.optim.layer_decay, self.optim.weight_decay)
         self.prior = torch.tensor(prior, dtype=torch.float64).float().to(world.device) if prior else None
         self.class_balance: Tensor | None = None  # of the epoch's steps before, with many classes
+        self.propagated: PropagatedLabels | None = None  # with --pseudo-labels propagated
         self.network = student if self.uses_fsdp else apply_ddp(student, world)
 
     def prepare(self) -> None:
@@ -84,16 +87,19 @@ class MustStep:
         if step % self.steps_per_epoch == 0:
             self.class_balance = None
         batches = [batch.to(self.world.device) for batch in micro_batches]
-        losses = self.differentiate(batches)
+        losses, labels = self.differentiate(batches)
+        if self.propagated is not None:
+            samples, probabilities = [batch.samples for batch in batches], [label.probabilities for label in labels]
+            self.propagated.update(samples, probabilities, self.world)
         finite = step_if_finite(self.optimizer)
         update_teacher(self.teacher, self.student, self.ema_decay(step))
         self.class_balance = losses.class_balance
         replaced = torch.stack([batch.replaced for batch in batches]).sum().float()
         return {**losses.values, "skipped": (~finite).float(), "replaced": replaced}
 
-    def differentiate(self, batches: list[TrainBatch]) -> Losses:
+    def differentiate(self, batches: list[TrainBatch]) -> tuple[Losses, list[PseudoLabels]]:
         """Sets the student's gradients, and nothing else; the micro-batches are on the device. Returns the last one's
-        losses, which tell the values of all."""
+        losses, which tell the values of all, and the pseudo-labels of each."""
         labels = [self.pseudo_labels(batch) for batch in batches]
         totals = None if len(batches) == 1 else self.totals(batches, labels)
         self.optimizer.zero_grad(set_to_none=True)
@@ -104,14 +110,17 @@ class MustStep:
                     output, label, strong, batch.masked, self.objective, self.class_balance, totals, self.prior
                 )  # fmt: skip
                 losses.total.backward()
-        return losses
+        return losses, labels
 
     @torch.no_grad()
     def pseudo_labels(self, batch: TrainBatch) -> PseudoLabels:
-        """The teacher's, on the weak views."""
+        """The teacher's, on the weak views; with --pseudo-labels propagated corrected by similar images' labels."""
         with self.autocast():
             logits = self.teacher(normalize(batch.weak, self.preprocess))
-        return pseudo_labels(logits, self.threshold)
+        probabilities = upcast(logits).softmax(-1)
+        if self.propagated is not None:
+            probabilities = self.propagated(probabilities, batch.samples)
+        return pseudo_labels(probabilities, self.threshold)
 
     def forward_student(self, batch: TrainBatch) -> tuple[StudentOutput, Tensor]:
         """The student on the masked strong views, and those."""
@@ -168,7 +177,10 @@ class MustStep:
             "teacher": self.teacher.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        return {**full_state_dict(state, self.world.is_main), "class_balance": self.class_balance}
+        others: dict[str, Any] = {"class_balance": self.class_balance}
+        if self.propagated is not None:
+            others |= {"propagated": self.propagated.state_dict(), "threshold": self.threshold}
+        return full_state_dict(state, self.world.is_main) | others
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         load_network(self.student, state["student"])
@@ -176,3 +188,6 @@ class MustStep:
         load_optimizer(self.optimizer, state["optimizer"])
         balance = state["class_balance"]
         self.class_balance = None if balance is None else balance.to(self.world.device)
+        if "propagated" in state:
+            self.propagated = PropagatedLabels.from_state(state["propagated"], self.world.device)
+            self.threshold = state["threshold"]

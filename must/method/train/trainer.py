@@ -48,9 +48,10 @@ from must.method.train.estimate import LONG_ENOUGH, Size, StepTimer, memory_of, 
 from must.method.train.log import Meter, NoLog, TrainLog, in_words, summary_of
 from must.method.train.monitor import RunMonitor
 from must.method.train.presets import resolve
+from must.method.train.propagated import PropagatedLabels
 from must.method.train.provenance import provenance
 from must.method.train.settings import StepSettings
-from must.method.train.start_values import start_mask_token, threshold_of
+from must.method.train.start_values import start_mask_token, threshold_of, zero_shot_confidence
 from must.method.train.step import MustStep
 from must.method.train.teacher import make_teacher
 from must.method.train.timers import CheckpointTimer, RunTimer
@@ -157,15 +158,25 @@ class Trainer:
         if workers == "auto":
             workers = choose_loaders(self.world.device, progress.micro_batch, self.must_step.preprocess.size)
         self.micro_batches, self.loaders = count, workers
-        if config.confident_share:
-            source = EvalSource(self.reader, self.must_step.preprocess, CHECK_BATCH, 0)
-            threshold = threshold_of(config.confident_share, self.reference, source, self.world.device)
-            self.must_step.threshold = self.world.gather(threshold)[0]
         if pays(config.compile, self.world.device.type, self.batches.steps - progress.step):
             self.not_compiled = compile_blocks(self.must_step, self.masked, progress.micro_batch)
 
+    def start_labels(self) -> None:
+        """What pseudo-labels follow from besides the teacher, by zero-shot's predictions of the images."""
+        config, step = self.config, self.must_step
+        if step.propagated is not None:  # a checkpoint had them
+            return
+        source = EvalSource(self.reader, step.preprocess, CHECK_BATCH, self.loaders)
+        if config.pseudo_labels == "propagated":
+            step.propagated, confidence = PropagatedLabels.of(self.reference, source, self.world)
+        elif config.confident_share:
+            confidence = zero_shot_confidence(self.reference, source, self.world.device)
+        if config.confident_share:
+            step.threshold = self.world.gather(threshold_of(config.confident_share, confidence))[0]
+
     def run(self, stop: StopSignal) -> RunSummary:
         self.choose()
+        self.start_labels()
         groups = self.groups(self.state.progress.step)
         if self.world.is_main:
             self.announce()

@@ -1,0 +1,132 @@
+"""`--pseudo-labels propagated`: refined labels (must/method/select/propagate.py), made anew in each step.
+
+For an image i, with the mean P_i of zero-shot's and the teacher's probabilities:
+
+    Z_i = P_i L_i, scaled to sum 1;    L_i = (mean of Z_j over the neighbours j) / (mean of Z over all images)
+
+The neighbours are those of the frozen zero-shot tower. Z starts as zero-shot's propagated labels; a step replaces it
+for the images of its batch. Of each Z the largest TOP values are stored. N images, K classes, C neighbours, T values.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from must.data.loading.loader import EvalSource
+from must.method.distributed.process_group import World
+from must.method.model.masked_vit import MaskedViT
+from must.method.select.features import extract_features
+from must.method.select.knn import nearest, whitened
+from must.method.select.propagate import LEAST, RARE, ROUNDS, SHARPNESS
+
+TOP = 16
+ROWS = 4096  # images at a time
+
+
+class PropagatedLabels:
+    """What an image's neighbours say of it, for the pseudo-labels of a run.
+
+    Args:
+        neighbours: int64 [N, C], numbers in the split; `weights` [N, C] sum to 1. Rows of zeros: cannot be decoded.
+        zero_shot: the largest probabilities, [N, T], after their classes, int64 [N, T].
+        classes: int64 [N, T]; `values` [N, T]: the largest values of Z.
+        total: [K], the sum of Z over all images.
+        images: how many can be decoded.
+    """
+
+    def __init__(
+        self,
+        neighbours: Tensor,
+        weights: Tensor,
+        zero_shot: tuple[Tensor, Tensor],
+        classes: Tensor,
+        values: Tensor,
+        total: Tensor,
+        images: int,
+    ) -> None:
+        self.neighbours, self.weights, self.zero_shot = neighbours, weights, zero_shot
+        self.classes, self.values, self.total, self.images = classes, values, total, images
+
+    @classmethod
+    def of(cls, zero_shot: MaskedViT, source: EvalSource, world: World) -> tuple[Self, Tensor]:
+        """(labels of the source's images, which every process calls with all of them; [N'] their largest values)."""
+        everything = len(source.reader)
+        source.numbers = source.numbers[world.rank :: world.size]
+        seen = extract_features(zero_shot, source, world.device)
+        top = seen.probabilities[0].float().topk(min(TOP, seen.probabilities.shape[-1]))
+        parts = world.gather((seen.numbers, seen.features, top.values, top.indices))
+        numbers, features, values, classes = (torch.cat([part[i] for part in parts]) for i in range(4))
+        order = numbers.argsort()
+        numbers = numbers[order].to(world.device)
+        near, cosines = nearest(whitened(features[order].to(world.device).float()))
+        weights = torch.exp(SHARPNESS * (cosines - 1))
+        weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
+
+        def of_all(rows: Tensor) -> Tensor:
+            """A row for each image of the split, of those of the images that could be decoded."""
+            spread = rows.new_zeros(everything, *rows.shape[1:])
+            spread[numbers] = rows
+            return spread
+
+        first = of_all(classes[order].to(world.device)), of_all(values[order].to(world.device))
+        total = torch.zeros(seen.probabilities.shape[-1], device=world.device)
+        self = cls(of_all(numbers[near]), of_all(weights), first, first[0].clone(), first[1].clone(), total, len(near))
+        self.total = self.dense(numbers).sum(0)
+        for _ in range(ROUNDS):
+            made = [self(self.zero_shot_of(some), some).topk(classes.shape[1]) for some in numbers.split(ROWS)]
+            self.values[numbers] = torch.cat([part.values for part in made])
+            self.classes[numbers] = torch.cat([part.indices for part in made])
+            self.total = self.dense(numbers).sum(0)
+        return self, self.values[numbers, 0]
+
+    def __call__(self, probabilities: Tensor, samples: Tensor) -> Tensor:
+        """Z [B, K] of images with the teacher's `probabilities` [B, K]; `samples` int64 [B], numbers in the split."""
+        near, weights = self.neighbours[samples], self.weights[samples]
+        lift = torch.zeros_like(probabilities)
+        # One neighbour at a time: so sums have the same order each time, on a GPU, too.
+        for neighbour, weight in zip(near.T, weights.T, strict=True):
+            lift.scatter_add_(1, self.classes[neighbour], weight[:, None] * self.values[neighbour])
+        lift = lift / (self.total / self.images + RARE)
+        mean = (probabilities + self.zero_shot_of(samples)) / 2
+        Z = mean.clamp(min=LEAST) * lift.clamp(min=RARE)
+        return Z / Z.sum(1, keepdim=True)
+
+    def update(self, samples: Sequence[Tensor], labels: Sequence[Tensor], world: World) -> None:
+        """Stores the Z of a step, of all processes: `samples` int64 [B] and `labels` [B, K] of each micro-batch."""
+        top = torch.cat(list(labels)).topk(self.classes.shape[1])
+        new = [torch.cat(list(samples)), top.indices, top.values]
+        if world.size > 1:
+            new = [torch.cat(gathered(part, world)) for part in new]
+        numbers, classes, values = new
+        self.total += (self.spread(classes, values) - self.dense(numbers)).sum(0)
+        self.classes[numbers], self.values[numbers] = classes, values
+
+    def zero_shot_of(self, numbers: Tensor) -> Tensor:
+        """[B, K]: zero-shot's probabilities of some images."""
+        return self.spread(*(part[numbers] for part in self.zero_shot))
+
+    def dense(self, numbers: Tensor) -> Tensor:
+        """[B, K]: the stored labels of some images."""
+        return self.spread(self.classes[numbers], self.values[numbers])
+
+    def spread(self, classes: Tensor, values: Tensor) -> Tensor:
+        """[B, K] of the values [B, T] at the classes [B, T], zero elsewhere."""
+        return torch.zeros(len(values), len(self.total), device=values.device).scatter_(1, classes, values)
+
+    def state_dict(self) -> dict[str, Any]:
+        return vars(self)
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], device: torch.device) -> Self:
+        """`state`: as of `state_dict`; its tensors are moved to the device."""
+        return cls(**tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, state))
+
+
+def gathered(part: Tensor, world: World) -> list[Tensor]:
+    parts = [torch.empty_like(part) for _ in range(world.size)]
+    dist.all_gather(parts, part.contiguous())
+    return parts
