@@ -24,6 +24,7 @@ from must.method.model.masked_vit import MaskedViT
 from must.method.train import step as step_module
 from must.method.train.log import Meter, NoLog
 from must.method.train.losses import pseudo_labels
+from must.method.train.propagated import PropagatedLabels
 from must.method.train.settings import StepSettings
 from must.method.train.step import MustStep
 from must.method.train.trainer import Trainer
@@ -48,6 +49,8 @@ def launches_of_steps(world=ALONE, precision="fp32", **settings) -> list[Counter
     size = IMAGES * world.size
     config = TrainConfig(shards="-", classifier="-", output="-", batch_size=size, precision=precision, **settings)
     method = MustStep(golden_model().to(world.device), Preprocess(size=32), StepSettings.of(config), world, 8, 2)
+    if config.pseudo_labels == "propagated":
+        method.propagated = labels_of(world, len(method.student.classifier.T))
     for values in (method.preprocess.mean, method.preprocess.std):
         channels(values, world.device)  # once a run
     size, meter, found = IMAGES // config.accumulate, Meter(), []
@@ -59,7 +62,18 @@ def launches_of_steps(world=ALONE, precision="fp32", **settings) -> list[Counter
     return found
 
 
-@pytest.mark.parametrize("settings", [{}, {"accumulate": 2}, {"loss_reduction": "rank"}], ids=str)
+def labels_of(world: World, classes: int) -> PropagatedLabels:
+    """Of the images of the batch, with three neighbours each; their values are of no account here."""
+    count = IMAGES * world.size
+    numbers = torch.zeros(count, 3, dtype=torch.int64, device=world.device)
+    values = torch.ones(count, 3, device=world.device)
+    total = torch.ones(classes, device=world.device)
+    return PropagatedLabels(numbers, values, (numbers, values), numbers.clone(), values.clone(), total, count)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"accumulate": 2}, {"loss_reduction": "rank"}, {"pseudo_labels": "propagated"}], ids=str
+)
 def test_a_step_waits_for_nothing(fused_on_meta, settings):
     first, second, third = launches_of_steps(**settings)
     assert second == third and second["_fused_adamw_"] and second["_foreach_lerp_"] == 1
@@ -103,9 +117,9 @@ def test_processes_wait_for_nothing_and_send_little():
     "device, reading", [(DEVICE, Tensor.item), (CPU, Tensor.item), (CPU, Tensor.tolist), (CPU, Tensor.nonzero)]
 )
 def test_a_step_that_reads_is_found(monkeypatch, fused_on_meta, device, reading):
-    def labels(logits: Tensor, threshold: float):
-        reading(logits.sum())
-        return pseudo_labels(logits, threshold)
+    def labels(probabilities: Tensor, threshold: float):
+        reading(probabilities.sum())
+        return pseudo_labels(probabilities, threshold)
 
     monkeypatch.setattr(step_module, "pseudo_labels", labels)
     with pytest.raises((HostWaitsError, NotImplementedError, RuntimeError)):

@@ -28,7 +28,7 @@ ROWS = 4096  # images at a time
 
 
 class PropagatedLabels:
-    """What an image's neighbours say of it, for the pseudo-labels of a run.
+    """Z of all images, and what it is made of.
 
     Args:
         neighbours: int64 [N, C], numbers in the split; `weights` [N, C] sum to 1. Rows of zeros: cannot be decoded.
@@ -53,7 +53,13 @@ class PropagatedLabels:
 
     @classmethod
     def of(cls, zero_shot: MaskedViT, source: EvalSource, world: World) -> tuple[Self, Tensor]:
-        """(labels of the source's images, which every process calls with all of them; [N'] their largest values)."""
+        """(zero-shot's propagated labels of the source's images, the largest one of each image that can be decoded).
+
+        Every process calls this with a source of the whole split, predicts its share and gets everything.
+
+        Raises:
+            UserError: none of a process's share can be decoded.
+        """
         everything = len(source.reader)
         source.numbers = source.numbers[world.rank :: world.size]
         seen = extract_features(zero_shot, source, world.device)
