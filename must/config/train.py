@@ -85,7 +85,7 @@ class TrainConfig(StageConfig):
         "teacher probability above which a pseudo-label counts", 0.7, at_least=0, below=1
     )
     confident_share: float = param(
-        "share of the images that are confident under zero-shot; the threshold follows from it. 0: "
+        "share of the images whose pseudo-labels are confident at the start; the threshold follows from it. 0: "
         "--confidence-threshold is used",
         0.0,
         metavar="SHARE",

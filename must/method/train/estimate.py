@@ -15,6 +15,7 @@ import torch
 from must.config import TrainConfig
 from must.data.loading.order import GlobalBatches
 from must.data.loading.reader import ShardReader
+from must.method.train.propagated import bytes_of
 from must.method.train.step import MustStep
 
 GB = 10**9
@@ -144,6 +145,8 @@ def size_of(
     micro_batch: images that a process takes at once.
     loaders: processes that load, of each training process.
     """
+    classes = must_step.student.classifier.shape[1]
+    labels = bytes_of(len(reader), classes) if config.pseudo_labels == "propagated" else 0
     kept = min(config.keep_checkpoints, -(-batches.steps // (config.checkpoint_every or batches.steps_per_epoch)))
     kept += batches.steps // config.keep_every if config.keep_every else 0
     total = sum(shard.bytes for shard in reader.shards)
@@ -157,7 +160,7 @@ def size_of(
         workers=loaders,
         device=must_step.world.device.type,
         parameters=sum(p.numel() for p in must_step.student.parameters()),
-        checkpoint_bytes=state_bytes(must_step.student, must_step.teacher, must_step.optimizer),
+        checkpoint_bytes=state_bytes(must_step.student, must_step.teacher, must_step.optimizer) + labels,
         checkpoints_kept=kept,
         shards_bytes=total,
         cache_bytes=min(total, int(config.cache_gb * GB)) if reader.cache is not None else 0,

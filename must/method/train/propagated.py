@@ -20,7 +20,7 @@ from must.data.loading.loader import EvalSource
 from must.method.distributed.process_group import World
 from must.method.model.masked_vit import MaskedViT
 from must.method.select.features import extract_features
-from must.method.select.knn import nearest, whitened
+from must.method.select.knn import NEIGHBOURS, nearest, whitened
 from must.method.select.propagate import LEAST, RARE, ROUNDS, SHARPNESS
 
 TOP = 16
@@ -130,6 +130,11 @@ class PropagatedLabels:
     def from_state(cls, state: dict[str, Any], device: torch.device) -> Self:
         """`state`: as of `state_dict`; its tensors are moved to the device."""
         return cls(**tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, state))
+
+
+def bytes_of(images: int, classes: int) -> int:
+    """Of the state, in a checkpoint and on each device."""
+    return images * 12 * (NEIGHBOURS + 2 * min(TOP, classes))  # int64 and float32
 
 
 def gathered(part: Tensor, world: World) -> list[Tensor]:
