@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16, help="images a step [%(default)s]")
     parser.add_argument("--accumulate", type=int, default=1, help="micro-batches a step, ours only")
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after two others [%(default)s]")
+    parser.add_argument("--rounds", type=int, default=1, help="times that all variants take turns [%(default)s]")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--compile", action="store_true", help="also measure ours with torch.compile")
@@ -41,14 +43,15 @@ def main() -> None:
         print(json.dumps(measure(options, json.loads(options.variant))))
         return
     print(f"{options.model}, batch {options.batch_size}, {options.steps} steps, median [smallest, largest]")
-    rows = []
-    for variant in variants(options):
-        rows.append(run(variant))
-        print(line(rows[-1], rows[0]), flush=True)
+    rounds = [[run(variant) for variant in variants(options)] for _ in range(options.rounds)]
+    rows = [joined(runs) for runs in zip(*rounds, strict=True)]
+    for row in rows:
+        print(line(row, rows[0]))
 
 
 def variants(options: argparse.Namespace) -> list[dict[str, Any]]:
     ours: list[dict[str, Any]] = [
+        {"name": "must, as shipped", "precision": "auto"},
         {"name": "must, fp32", "precision": "fp32"},
         {"name": "must, bf16", "precision": "bf16"},
     ]
@@ -71,6 +74,22 @@ def run(variant: dict[str, Any]) -> dict[str, Any]:
     return {"name": variant["name"], **json.loads(last)}
 
 
+def joined(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A variant's row of all its rounds."""
+    if bad := [row for row in runs if "error" in row]:
+        return bad[0]
+    speeds = sorted(speed for row in runs for speed in row["speeds"])
+    middle, peak = statistics.median(speeds), max(row["peak"] for row in runs)
+    return {
+        "name": runs[0]["name"],
+        "images_per_s": (speeds[0], middle, speeds[-1]),
+        "tflops": middle * runs[0]["flops"] / 1e12,
+        "peak_tflops": peak / 1e12,
+        "mfu": middle * runs[0]["flops"] / peak,
+        "memory_gb": max(row["memory_gb"] for row in runs),
+    }
+
+
 def line(row: dict[str, Any], base: dict[str, Any]) -> str:
     if "error" in row:
         return f"{row['name']:28} {row['error']}"
@@ -88,8 +107,8 @@ def measure(options: argparse.Namespace, variant: dict[str, Any]) -> dict[str, A
     from must.method.distributed.process_group import pick_device
 
     device = pick_device(options.device)
-    peak = matmul_peak(device, torch.bfloat16 if variant["precision"] == "bf16" else torch.float32)
-    step, flops = build(options, variant, device)
+    step, flops, precision = build(options, variant, device)
+    peak = matmul_peak(device, torch.bfloat16 if precision == "bf16" else torch.float32)
     seconds = []
     for number in range(options.steps + 2):
         synchronize(device)
@@ -99,23 +118,16 @@ def measure(options: argparse.Namespace, variant: dict[str, Any]) -> dict[str, A
         seconds.append(time.perf_counter() - started)
     if options.profile:
         profile(step, device)
-    speeds = sorted(options.batch_size / s for s in seconds[2:])
-    middle = statistics.median(speeds)
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated() / 1e9
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    return {
-        "images_per_s": (speeds[0], middle, speeds[-1]),
-        "tflops": middle * flops / 1e12,
-        "peak_tflops": peak / 1e12,
-        "mfu": middle * flops / peak,
-        "memory_gb": memory,
-    }
+    speeds = [options.batch_size / s for s in seconds[2:]]
+    return {"speeds": speeds, "flops": flops, "peak": peak, "memory_gb": memory}
 
 
-def build(options: argparse.Namespace, variant: dict[str, Any], device: Any) -> tuple[Any, float]:
-    """(a function of the step's number, floating point operations an image)"""
+def build(options: argparse.Namespace, variant: dict[str, Any], device: Any) -> tuple[Any, float, str]:
+    """(a function of the step's number, floating point operations an image, its precision)"""
     import logging
 
     import open_clip
@@ -138,8 +150,9 @@ def build(options: argparse.Namespace, variant: dict[str, Any], device: Any) -> 
         plain = PlainStep(visual, classifier, device, variant["precision"] == "bf16")
         first, second = (normalize(view.to(device), Preprocess(size=size)) for view in (weak, strong))
         mask = torch.zeros(B, patches).scatter(1, masked, 1.0).to(device)
-        return lambda _: plain(first, second, mask), flops
-    return ours(options, variant, device, visual, classifier, (weak, strong, masked)), flops
+        return lambda _: plain(first, second, mask), flops, variant["precision"]
+    step, precision = ours(options, variant, device, visual, classifier, (weak, strong, masked))
+    return step, flops, precision
 
 
 def ours(options: argparse.Namespace, variant: dict[str, Any], device: Any, visual: Any, classifier: Any, data: Any):
@@ -148,7 +161,7 @@ def ours(options: argparse.Namespace, variant: dict[str, Any], device: Any, visu
     from must.config import TrainConfig
     from must.data.image.preprocess import Preprocess
     from must.data.loading.loader import TrainBatch
-    from must.method.distributed.cpu import prepare_machine
+    from must.method.distributed.cpu import division, prepare_machine, share_cores
     from must.method.distributed.process_group import World
     from must.method.model.masked_vit import MaskedViT
     from must.method.train.settings import StepSettings
@@ -162,6 +175,8 @@ def ours(options: argparse.Namespace, variant: dict[str, Any], device: Any, visu
     student = MaskedViT(visual, classifier).to(device)
     preprocess, alone = Preprocess(size=visual.image_size[0]), World(0, 1, device)
     step = MustStep(student, preprocess, StepSettings.of(config), alone, 1000, 1000)
+    if device.type == "cpu":
+        share_cores(division(step.work).threads)
     size, (weak, strong, masked) = options.batch_size // options.accumulate, data
     samples = torch.arange(len(weak))
     parts = [
@@ -170,7 +185,7 @@ def ours(options: argparse.Namespace, variant: dict[str, Any], device: Any, visu
         )
         for n in range(0, options.batch_size, size)
     ]
-    return lambda number: step(number, parts)
+    return lambda number: step(number, parts), step.precision
 
 
 def forward_flops(visual: Any) -> float:

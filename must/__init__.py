@@ -9,7 +9,7 @@ from must.base.errors import MustError, TransientError, UserError
 __version__ = "0.1.0"
 __all__ = [
     "MustError", "TransientError", "UserError",
-    "adapt", "classifier", "demo", "evaluate", "export", "gate", "labels", "load", "plan", "predict",
+    "adapt", "backbones", "classifier", "demo", "evaluate", "export", "gate", "labels", "load", "plan", "predict",
     "promote", "push", "refine", "review", "select", "serve", "shard", "sort", "train",
 ]  # fmt: skip
 

@@ -33,6 +33,7 @@ __all__ = [
     "TransientError",
     "UserError",
     "adapt",
+    "backbones",
     "classifier",
     "demo",
     "evaluate",
@@ -76,6 +77,20 @@ def shard(
     max_file_mb: int = 256,
 ) -> Shards:
     """Pack images into WebDataset shards with an index, ready to train on."""
+
+def backbones(
+    *,
+    images: Text,
+    classes: Text | list[str],
+    models: list[str],
+    labels: Literal["folder", "csv", "none"] = "none",
+    output: Text = "",
+    device: Text = "auto",
+    most: int = 2000,
+    batch_size: int = 64,
+    workers: int = 2,
+) -> Any:
+    """Which CLIP model for these images? Ranks several, zero-shot and without labels."""
 
 def classifier(
     *,

@@ -38,7 +38,7 @@ from must.method.train.provenance import RESUME_SAFE_FIELDS
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_MODEL, ITS_WEIGHTS = "ViT-B-16", "openai"
+DEFAULT_MODEL, ITS_WEIGHTS = "ViT-B-16", "datacomp_xl_s13b_b90k"  # docs/models.md says why
 OWN = ("shards", "index_sha256", "classifier", "output", "split", "model", "pretrained", "device")
 FEWEST = 11  # images: each is compared with the 10 that are most similar (must/method/select/knn.py)
 FREE = RESUME_SAFE_FIELDS - {"preset", "save", "alpha"}  # settings that may change from one call to the next
@@ -70,7 +70,7 @@ def adapt(
         classes: a list of names; a dictionary of names with their prompts; or a file, .txt with a name a line or .yaml.
         output: a folder on this machine.
         model: an open_clip model name, hf-hub:TEAM/NAME, or a model folder.
-        pretrained: an open_clip tag or a checkpoint file; openai for the default model.
+        pretrained: an open_clip tag or a checkpoint file; DataComp's for the default model.
         test_images: labelled images to measure the accuracy with, which nothing else reads: a folder with a folder a
             class, or a file of labels as `must.sort` takes it (answers, an export of Label Studio or FiftyOne).
         device: auto, cpu, cuda or cuda:N.

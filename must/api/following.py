@@ -22,7 +22,7 @@ from must.evaluation.result import read_metrics
 
 logger = logging.getLogger(__name__)
 
-PHOTOS, CLASSES, MODEL = "photos/", "classes.txt", "ViT-B-16/openai"  # where nothing says which
+PHOTOS, CLASSES, MODEL = "photos/", "classes.txt", "ViT-B-16/datacomp_xl_s13b_b90k"  # where nothing says which
 
 
 def show(stage: str, config: Any, result: Any) -> None:

@@ -40,6 +40,12 @@ STAGES: Final[dict[str, Stage]] = {
         "must.data.shards.build:shard",
         "Pack images into WebDataset shards with an index, ready to train on.",
     ),
+    "backbones": Stage(
+        configs.BackbonesConfig,
+        "must.evaluation.backbones:backbones",
+        "Which CLIP model for these images? Ranks several, zero-shot and without labels.",
+        torch=True,
+    ),
     "classifier": Stage(
         configs.ClassifierConfig,
         "must.method.model.classifier:classifier",

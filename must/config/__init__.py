@@ -5,6 +5,7 @@ Values are taken in the order flags, ``--config`` file, ``--preset``, default.
 """
 
 from must.config.adapt import AdaptConfig
+from must.config.backbones import BackbonesConfig
 from must.config.classifier import ClassifierConfig
 from must.config.demo import DemoConfig
 from must.config.evaluate import EvaluateConfig
@@ -23,7 +24,7 @@ from must.config.shard import ShardConfig
 from must.config.train import TrainConfig
 
 __all__ = [
-    "AdaptConfig", "ClassifierConfig", "DemoConfig", "EvaluateConfig", "ExportConfig", "GateConfig", "LabelsConfig",
-    "PlanConfig", "PredictConfig", "PromoteConfig", "PushConfig", "RefineConfig", "ReviewConfig", "SelectConfig",
-    "ServeConfig", "ShardConfig", "SortConfig", "TrainConfig",
+    "AdaptConfig", "BackbonesConfig", "ClassifierConfig", "DemoConfig", "EvaluateConfig", "ExportConfig", "GateConfig",
+    "LabelsConfig", "PlanConfig", "PredictConfig", "PromoteConfig", "PushConfig", "RefineConfig", "ReviewConfig",
+    "SelectConfig", "ServeConfig", "ShardConfig", "SortConfig", "TrainConfig",
 ]  # fmt: skip

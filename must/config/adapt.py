@@ -22,7 +22,8 @@ class AdaptConfig(StageConfig):
     output: str = param("folder for all that is made: shards, classifier, model, labels, report", metavar="DIR")
     model: str = param("the model, as `must classifier --model`", "ViT-B-16", metavar="NAME|URI")
     pretrained: str = param(
-        "its weights, as `must classifier --pretrained`; openai for the model that is taken if none is named",
+        "its weights, as `must classifier --pretrained`; datacomp_xl_s13b_b90k for the model that is taken if none is "
+        "named",
         "",
         metavar="TAG|PATH",
     )

@@ -9,7 +9,7 @@ from must.config import defaults
 @dataclass(kw_only=True)
 class ClassifierConfig(StageConfig):
     synonyms = StageConfig.synonyms | {"class_names": "classes"}
-    example = "must classifier --classes classes.yaml --model ViT-B-16-quickgelu/openai --output clip.safetensors"
+    example = "must classifier --classes classes.yaml --model ViT-B-16/datacomp_xl_s13b_b90k --output clip.safetensors"
 
     classes: str | list[str] = param(
         "the class names, cat,dog,horse; a .txt with a name a line; a YAML file with classes: (names, or {name, "

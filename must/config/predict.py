@@ -14,12 +14,12 @@ class PredictConfig(StageConfig):
     synonyms = StageConfig.synonyms | {"top": "top_k"}
     example = (
         "must predict --model work/ photo.jpg more-photos/\n"
-        "  must predict --model ViT-B-16-quickgelu/openai --classes cat,dog,horse photo.jpg"
+        "  must predict --model ViT-B-16/datacomp_xl_s13b_b90k --classes cat,dog,horse photo.jpg"
     )
 
     model: str = param(
         "model.onnx, or the folder it is in; or what torch runs: a bundle's folder, a classifier file, or, with "
-        "--classes, any CLIP model by its name, such as ViT-B-16-quickgelu/openai",
+        "--classes, any CLIP model by its name, such as ViT-B-16/datacomp_xl_s13b_b90k",
         metavar="FILE|DIR|NAME",
         often=True,
     )

@@ -164,8 +164,8 @@ class TrainConfig(StageConfig):
     cache: str = defaults.cache()
     cache_gb: float = defaults.cache_gb()
     workers: int | Literal["auto"] = param(
-        "loader processes for each training process; auto: 2 on a CPU; with a GPU its share of the cores but one, 16 "
-        "at most",
+        "loader processes for each training process; auto: on a CPU 2, which share a core, or one for a large model, "
+        "which trains on all cores; with a GPU its share of the cores but one, 16 at most",
         "auto",
         metavar="N|auto",
         often=True,
@@ -173,7 +173,9 @@ class TrainConfig(StageConfig):
     )
     device: str = defaults.device(group="how it runs", often=True)
     precision: Literal["auto", "fp32", "bf16"] = param(
-        "mixed precision; auto: bf16 autocast on a GPU that has it, else fp32; weights, losses and EMA stay fp32",
+        "mixed precision; auto: bf16 autocast on a GPU that has it, and for large models (ViT-B/32 and more) on a CPU "
+        "that multiplies it (avx512_bf16, AMX); else fp32. Weights, losses and EMA stay fp32; a run that goes on keeps "
+        "its own",
         "auto",
     )
     parallel: Literal["ddp", "fsdp"] = param(

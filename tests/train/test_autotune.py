@@ -9,20 +9,19 @@ from must.base.parameters import load
 from must.config import TrainConfig
 from must.data.image.preprocess import Preprocess
 from must.method.distributed import cpu
-from must.method.distributed.cpu import MOST_LOADERS, loader_processes
+from must.method.distributed.cpu import MOST_LOADERS, division, loader_processes, multiplies_bf16
 from must.method.distributed.process_group import pick_device
 from must.method.model.bundle import load_bundle, load_description
 from must.method.train.autotune import SHARE, blank, choose_micro_batches, fewest_micro_batches
 from must.method.train.checkpoint import Checkpoints
 from must.method.train.settings import StepSettings
 from must.method.train.step import MustStep
-from must.method.train.trainer import train
+from must.method.train.train_state import TrainProgress
+from must.method.train.trainer import Trainer, train
 from tests.golden import golden_model
 from tests.train.lives import newest_state
 from tests.train.test_step import ALONE
 from tests.train.test_train import start_and_stop
-
-CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture(autouse=True)
@@ -42,21 +41,54 @@ def golden_step():
 
 
 @pytest.mark.parametrize(
-    "cores, processes, on_cpu, on_gpu", [(1, 1, 1, 1), (2, 1, 2, 1), (2, 2, 1, 1), (8, 1, 2, 7), (96, 8, 2, 11),
-                                         (96, 2, 2, MOST_LOADERS), (4, 8, 1, 1)]
+    "cores, processes, small, large, on_gpu",
+    [(1, 1, (1, 1), (1, 1), 1), (2, 1, (1, 2), (2, 1), 1), (2, 2, (1, 1), (1, 1), 1), (8, 1, (7, 2), (8, 1), 7),
+     (96, 8, (11, 2), (12, 1), 11), (96, 2, (47, 2), (48, 1), MOST_LOADERS), (4, 8, (1, 1), (1, 1), 1)],
 )  # fmt: skip
-def test_loaders_follow_the_cores_of_a_process(monkeypatch, cores, processes, on_cpu, on_gpu):
+def test_threads_and_loaders_follow_the_cores_of_a_process_and_the_model(
+    monkeypatch, cores, processes, small, large, on_gpu
+):
+    """(threads, loaders) of the bundled tiny ViT and of ViT-B/16, on a CPU."""
     monkeypatch.setattr(cpu, "cores", lambda: cores)
+    monkeypatch.setattr(cpu, "multiplies_bf16", lambda: True)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    assert (loader_processes(CPU), loader_processes(GPU)) == (on_cpu, on_gpu)
+    assert division(1e8) == (*small, "fp32")
+    assert division(1.4e11) == (*large, "bf16")
+    assert loader_processes() == on_gpu
+
+
+def test_the_processor_says_whether_it_multiplies_bf16(tmp_path):
+    for flags, expected in (("avx2 avx512f", False), ("avx512f avx512_bf16", True), ("amx_bf16 amx_tile", True)):
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu {flags} sse\nbugs\t\t:\n")
+        assert multiplies_bf16(tmp_path / "cpuinfo") == expected
+    assert not multiplies_bf16(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "progress, threads, precision",
+    [({}, 3, "fp32"), ({"step": 3, "threads": 2, "precision": "bf16"}, 2, "bf16"), ({"step": 3}, 3, "fp32"),
+     ({"step": 3, "threads": 64, "precision": "fp32"}, 4, "fp32")],
+)  # fmt: skip
+def test_a_run_that_goes_on_keeps_its_threads_and_precision(
+    digits, tmp_path, monkeypatch, progress, threads, precision
+):
+    """Those of its checkpoint, of an earlier version's the old rule; never more threads than cores."""
+    monkeypatch.setattr(cpu, "cores", lambda: 4)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    trainer = Trainer(config(digits, tmp_path), ALONE)
+    trainer.state.progress = TrainProgress(**progress)
+    trainer.choose()
+    kept = trainer.state.progress
+    assert (torch.get_num_threads(), trainer.must_step.precision) == (kept.threads, kept.precision)
+    assert (kept.threads, kept.precision) == (threads, precision)
 
 
 def test_loaders_leave_half_of_the_shared_memory(monkeypatch, tmp_path):
     monkeypatch.setattr(cpu, "cores", lambda: 12)
     free = cpu.shutil.disk_usage(tmp_path).free
-    assert loader_processes(GPU, free // 9, tmp_path) == 4
-    assert loader_processes(GPU, 2 * free, tmp_path) == 1
-    assert loader_processes(GPU, 1000, tmp_path) == loader_processes(GPU, free, tmp_path / "none") == 11
+    assert loader_processes(free // 9, tmp_path) == 4
+    assert loader_processes(2 * free, tmp_path) == 1
+    assert loader_processes(1000, tmp_path) == loader_processes(free, tmp_path / "none") == 11
 
 
 def test_a_number_counts_and_a_word_is_refused(digits, tmp_path):

@@ -22,9 +22,8 @@ from must.deploy.export.onnx import abstention_of
 from must.deploy.predict.abstention import METADATA
 from must.deploy.predict.engine import Model
 from must.method.distributed.process_group import pick_device
-from must.method.model.backbone import load_backbone
-from must.method.model.bundle import Bundle, load_bundle, preprocess_of, untrained, zero_shot_bundle
-from must.method.model.classifier import load_class_set, load_text_classifier, text_classifier
+from must.method.model.bundle import Bundle, load_bundle, named_bundle, preprocess_of, zero_shot_bundle
+from must.method.model.classifier import load_text_classifier
 
 
 class BundleClassifier:
@@ -94,14 +93,6 @@ def zero_shot_model(config: PredictConfig, classes: list[Any] | None = None) -> 
     yield Model(
         weights_sha256(bundle), lambda patient: BundleClassifier(bundle, config.model, config.device, config.threads)
     )
-
-
-def named_bundle(model: str, classes: str | list[Any], device: str = "auto") -> Bundle:
-    """What `must classifier` makes of a model's name and classes, in memory."""
-    class_set, backbone = load_class_set(classes), load_backbone(model)
-    made = text_classifier(backbone, class_set, pick_device(device))
-    backbone.clip.cpu()
-    return untrained(backbone, made, backbone.model, backbone.pretrained, backbone.logit_scale)
 
 
 def weights_sha256(bundle: Bundle) -> str:

@@ -182,6 +182,18 @@ def untrained(backbone: Backbone, classifier: TextClassifier, model: str, pretra
     return Bundle(network.eval(), description)
 
 
+def named_bundle(model: str, classes: str | list[Any], device: str = "auto") -> Bundle:
+    """What `must classifier` makes of a model's name and classes, in memory."""
+    from must.method.distributed.process_group import pick_device
+    from must.method.model.backbone import load_backbone
+    from must.method.model.classifier import load_class_set, text_classifier
+
+    class_set, backbone = load_class_set(classes), load_backbone(model)
+    made = text_classifier(backbone, class_set, pick_device(device))
+    backbone.clip.cpu()
+    return untrained(backbone, made, backbone.model, backbone.pretrained, backbone.logit_scale)
+
+
 def have_one_shape(one: Bundle, other: Bundle) -> bool:
     """Whether there is a way between two models: weights of the same shapes, which look at the same pixels."""
     shapes = [{name: value.shape for name, value in each.model.state_dict().items()} for each in (one, other)]

@@ -4,7 +4,7 @@ import torch
 
 from must.base.parameters import require
 from must.data.loading.loader import PREFETCH, TrainBatch
-from must.method.distributed.cpu import loader_processes
+from must.method.distributed.cpu import division, loader_processes
 from must.method.distributed.parallel import to_local
 from must.method.train.step import MustStep
 
@@ -12,11 +12,13 @@ SHARE = 0.85  # of the free memory that a step may take: allocators leave gaps
 TRIAL = 8  # images of the smaller trial; the larger one has twice as many
 
 
-def choose_loaders(device: torch.device, images: int, size: int) -> int:
+def choose_loaders(must_step: MustStep, images: int) -> int:
     """Args:
-    images, size: of a batch that a loader process makes; pixels a side.
+    images: of a batch that a loader process makes.
     """
-    return loader_processes(device, PREFETCH * images * pixel_bytes(size))
+    if must_step.world.device.type == "cpu":
+        return division(must_step.work).loaders
+    return loader_processes(PREFETCH * images * pixel_bytes(must_step.preprocess.size))
 
 
 def pixel_bytes(size: int) -> int:

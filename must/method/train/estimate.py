@@ -17,6 +17,7 @@ from must.data.loading.order import GlobalBatches
 from must.data.loading.reader import ShardReader
 from must.method.train.propagated import bytes_of
 from must.method.train.step import MustStep
+from must.method.train.train_state import TrainProgress
 
 GB = 10**9
 WARM_UP = 1  # steps that are not counted: memory is taken, kernels are chosen, the loaders begin
@@ -51,6 +52,8 @@ class Size:
     checkpoints_kept: int
     shards_bytes: int  # of the split
     cache_bytes: int  # what of them the cache will hold at most; 0: they are on this machine
+    threads: int = 0  # of torch, of each process on a CPU
+    precision: str = "fp32"
 
     def lines(self) -> list[str]:
         files = f"checkpoints: {gigabytes(self.checkpoint_bytes)} each"
@@ -61,7 +64,8 @@ class Size:
         pieces = "" if self.micro_batch * self.processes == self.batch_size else f" in pieces of {self.micro_batch}"
         return [
             f"{self.steps:,} steps of {self.batch_size} images{pieces} ({self.epochs} epochs), {self.processes} "
-            f"process(es) on {self.device}, {self.workers} loader(s) each",
+            f"process(es) on {self.device} in {self.precision}, "
+            f"{f'{self.threads} thread(s) and ' if self.threads else ''}{self.workers} loader(s) each",
             files,
         ]
 
@@ -137,12 +141,12 @@ def size_of(
     batches: GlobalBatches,
     reader: ShardReader,
     must_step: MustStep,
-    micro_batch: int,
+    progress: TrainProgress,
     loaders: int,
 ) -> Size:
     """Args:
     batches: of the run from its first step on.
-    micro_batch: images that a process takes at once.
+    progress: with what was chosen for it.
     loaders: processes that load, of each training process.
     """
     classes = must_step.student.classifier.shape[1]
@@ -155,7 +159,7 @@ def size_of(
         steps=batches.steps,
         epochs=config.epochs,
         batch_size=config.batch_size,
-        micro_batch=micro_batch,
+        micro_batch=progress.micro_batch,
         processes=must_step.world.size,
         workers=loaders,
         device=must_step.world.device.type,
@@ -164,6 +168,8 @@ def size_of(
         checkpoints_kept=kept,
         shards_bytes=total,
         cache_bytes=min(total, int(config.cache_gb * GB)) if reader.cache is not None else 0,
+        threads=progress.threads,
+        precision=progress.precision,
     )
 
 

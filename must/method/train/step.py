@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import TrainBatch
+from must.method.distributed.cpu import auto_precision
 from must.method.distributed.parallel import (
     apply_ddp,
     apply_fsdp,
@@ -60,6 +61,11 @@ class MustStep:
         self.steps, self.steps_per_epoch = steps, steps_per_epoch
         self.threshold = self.objective.confidence_threshold  # of the teacher's probability; see --confident-share
         self.teacher = make_teacher(student)
+        # Floating point operations of an image's training, nearly: four forward passes' worth (teacher 1, student 3).
+        patches = (preprocess.size // student.patch_size) ** 2
+        self.work = 4.0 * 2 * patches * sum(parameter.numel() for parameter in student.parameters())
+        asked = self.execution.precision
+        self.precision = auto_precision(world.device, self.work) if asked == "auto" else asked
         self.prepare()
         self.optimizer = build_optimizer(student, self.optim.layer_decay, self.optim.weight_decay)
         self.prior = torch.tensor(prior, dtype=torch.float64).float().to(world.device) if prior else None
@@ -159,12 +165,6 @@ class MustStep:
     @property
     def uses_fsdp(self) -> bool:
         return self.execution.parallel == "fsdp" and self.world.size > 1
-
-    @property
-    def precision(self) -> str:
-        if self.execution.precision != "auto":
-            return self.execution.precision
-        return "bf16" if self.world.device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
     def autocast(self) -> AbstractContextManager:
         """bf16 for the networks, if wanted; weights, losses and EMA stay float32."""

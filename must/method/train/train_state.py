@@ -28,6 +28,8 @@ class TrainProgress:
     waited: float = 0.0  # of `seconds`, for data
     saving: float = 0.0  # of `seconds`, for checkpoints
     micro_batch: int = 0  # images that a process takes at once; 0: not known, in checkpoints of earlier versions
+    precision: str = ""  # of the networks' arithmetic; "": likewise
+    threads: int = 0  # of torch, in each process on a CPU; 0: likewise, and on a GPU
 
 
 @dataclass

@@ -26,7 +26,7 @@ from must.data.augment.draws import ViewSettings
 from must.data.loading.loader import EvalSource, TrainBatch, TrainDataset, grouped, make_views, train_batches
 from must.data.loading.order import GlobalBatches, MicroBatches
 from must.data.loading.reader import open_reader
-from must.method.distributed.cpu import prepare_machine
+from must.method.distributed.cpu import division, own_cores, prepare_machine, share_cores
 from must.method.distributed.preemption import Preempted, StopSignal
 from must.method.distributed.process_group import World, init_distributed
 from must.method.model.bundle import Description, preprocess_of, save_bundle, zero_shot_bundle
@@ -156,7 +156,8 @@ class Trainer:
             count = choose_micro_batches(self.must_step, self.masked, local, progress.micro_batch)
         progress.micro_batch = local // count
         if workers == "auto":
-            workers = choose_loaders(self.world.device, progress.micro_batch, self.must_step.preprocess.size)
+            workers = choose_loaders(self.must_step, progress.micro_batch)
+        self.choose_arithmetic()
         self.micro_batches, self.loaders = count, workers
         if pays(config.compile, self.world.device.type, self.batches.steps - progress.step):
             self.not_compiled = compile_blocks(self.must_step, self.masked, progress.micro_batch)
@@ -173,6 +174,20 @@ class Trainer:
             confidence = zero_shot_confidence(self.reference, source, self.world.device)
         if config.confident_share:
             step.threshold = self.world.gather(threshold_of(config.confident_share, confidence))[0]
+
+    def choose_arithmetic(self) -> None:
+        """Threads and precision; a run that goes on keeps its own, as sums in another order are not the same to the
+        bit. Earlier versions had one core less and fp32 on a CPU."""
+        must_step, progress, on_cpu = self.must_step, self.state.progress, self.world.device.type == "cpu"
+        earlier = progress.step > 0 and not progress.precision
+        if self.config.precision == "auto":
+            own = "fp32" if earlier and on_cpu else must_step.precision
+            must_step.precision = progress.precision or self.world.gather(own)[0]
+        progress.precision = must_step.precision
+        if on_cpu:
+            kept = min(progress.threads, own_cores())
+            share_cores(0 if earlier else kept or division(must_step.work).threads)
+            progress.threads = torch.get_num_threads()
 
     def run(self, stop: StopSignal) -> RunSummary:
         self.choose()
@@ -242,8 +257,7 @@ class Trainer:
         return None
 
     def size(self) -> Size:
-        micro_batch = self.state.progress.micro_batch
-        return size_of(self.config, self.batches, self.reader, self.must_step, micro_batch, self.loaders)
+        return size_of(self.config, self.batches, self.reader, self.must_step, self.state.progress, self.loaders)
 
     def announce(self) -> None:
         description, size = self.zero_shot.description, self.size()
@@ -260,6 +274,7 @@ class Trainer:
             self.state.checkpoints.close()
             settings = replace(config, accumulate=self.micro_batches)
             made = provenance(settings, self.reader.index, self.world.size, summary, self.prior, self.origin)
+            made = replace(made, threads=progress.threads, config=made.config | {"precision": progress.precision})
             description = replace(self.zero_shot.description, provenance=made)
             self.save_model(networks[config.save], description, leave_if(stop, "checking the model"))
             logger.info(f"{in_words(summary)} -> {config.output}")
