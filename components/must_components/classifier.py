@@ -11,9 +11,9 @@ def classifier(
     run_id: str,
     classes: str,
     model: str,
-    fingerprint: str,
     weights: dsl.Output[dsl.Model],
     pretrained: str = "",
+    fingerprint: str = "",
 ) -> str:
     """Computes the zero-shot classifier, or takes the one that an earlier run made of the same. Never cached.
 
@@ -22,8 +22,8 @@ def classifier(
         run_id: the run that the stage belongs to.
         classes: path or URI of a YAML file with classes and templates, or the set that ships: imagenet.
         model: open_clip model name, or a model folder.
-        fingerprint: of what these hold; a classifier that was made of the same is taken from work_uri.
         pretrained: open_clip pretrained tag, or a checkpoint file.
+        fingerprint: of what these hold, if it is known; a classifier that was made of the same is taken from work_uri.
         weights: the classifier file (.safetensors).
 
     Returns:

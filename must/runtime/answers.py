@@ -18,10 +18,6 @@ from must.base import storage
 from must.base.files import WEIGHTS_FILE
 from must.base.parameters import require
 from must.config import ReviewConfig
-from must.data.loading.reader import open_reader
-from must.deploy.review.page import self_contained
-from must.deploy.review.pictures import Pictures
-from must.deploy.review.session import Session
 from must.method.answers.book import FILE as ANSWERS
 from must.method.answers.book import add, read_answers
 from must.method.answers.review import FILE as REVIEW
@@ -53,6 +49,11 @@ def ask(work_uri: str, *, key: str, bundle: str, classifier: str, output: str) -
     Returns:
         `place`, `pictures` on the page, `text` about what the answers so far say.
     """
+    from must.data.loading.reader import open_reader  # with Pillow, which no other stage of this module waits for
+    from must.deploy.review.page import self_contained
+    from must.deploy.review.pictures import Pictures
+    from must.deploy.review.session import Session
+
     place, weights = WorkUri(work_uri).review(key), storage.join(bundle, WEIGHTS_FILE)
     review = review_at(place)
     if review is None or review.model_sha256 != fingerprint(storage.read_bytes(weights)):

@@ -12,6 +12,7 @@ from must.api.stages import call
 from must.base import storage
 from must.base.files import CLASSIFIER_FILE
 from must.method.model.folder import MODEL_FOLDER_FILE, OPEN_CLIP_WEIGHTS
+from must.runtime.inputs import inputs_fingerprint
 from must.runtime.notes import stage_note
 from must.runtime.places import WorkUri
 
@@ -48,10 +49,10 @@ def provide(work_uri: str, *, classes: str, model: str, pretrained: str, fingerp
     A new one's model goes to WORK_URI/models.
 
     Args:
-        fingerprint: stands for the contents of class file and model.
+        fingerprint: stands for the contents of class file and model; '' to look at them here.
     """
     work = WorkUri(work_uri)
-    place = work.classifier(fingerprint)
+    place = work.classifier(fingerprint or inputs_fingerprint(classes, model, pretrained))
     if (found := whole(place)) is not None:
         made, data = found
         storage.write_bytes(weights, data)

@@ -12,6 +12,8 @@ from must.base.exits import line_of
 from must.base.files import MODEL_FOLDER_FILE
 from must.base.parameters import require
 from must.deploy.promote.followers import ask
+from must.method.model.hub import is_folder
+from must.method.model.transformers_folder import CONFIG_FILE
 from must.runtime.places import WorkUri
 
 URI_PARAMETERS = ("predict_uri", "tensorboard_uri")  # of cluster.yaml
@@ -67,19 +69,20 @@ def check_writable(name: str, place: str) -> None:
 
 
 def check_model(model: str, pretrained: str) -> None:
-    """Raises ValueError: no later stage could load it. Weights are not read."""
-    from must.method.model.backbone import check_name, check_pretrained, is_folder
-    from must.method.model.transformers_folder import CONFIG_FILE
-
-    if storage.is_remote(model) or is_folder(model):
+    """Raises ValueError: no later stage could load it. Weights are not read, nor is torch imported for a folder."""
+    in_folder = storage.is_remote(model) or is_folder(model)
+    if in_folder:
         folder = model.removeprefix("local-dir:")
         there = any(storage.exists(storage.join(folder, name)) for name in (MODEL_FOLDER_FILE, CONFIG_FILE))
         require(there, f"--model {model}: no {MODEL_FOLDER_FILE} there, nor {CONFIG_FILE} of transformers")
-    elif not model.startswith("hf-hub:"):
+    named = not in_folder and not model.startswith("hf-hub:")
+    if named:
+        from must.method.model.backbone import check_name, check_pretrained
+
         check_name(model)
     if pretrained and storage.is_remote(pretrained):
         require(storage.exists(pretrained), f"--pretrained {pretrained}: no such file")
-    elif not (storage.is_remote(model) or is_folder(model) or model.startswith("hf-hub:")):
+    elif named:
         check_pretrained(model, pretrained)
 
 

@@ -13,6 +13,7 @@ COMMANDS = {
     "answer": ("answer", "give a run that waits for people their answers"),
     "schedule": ("schedule", "retrain on a schedule"),
     "run": ("run_local", "run the compiled pipeline on this machine"),
+    "catalogue": ("catalogue", "write the components that work alone, for other people's pipelines"),
     "files": ("files", "copy the example files (clusters, schedule, accounts) to a folder"),
 }
 EXTRA = {"kfp": "pipeline", "kfp_server_api": "submit", "kubernetes": "pipeline"}  # package -> the extra that brings it

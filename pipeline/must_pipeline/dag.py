@@ -139,7 +139,9 @@ def make_pipeline(cluster: Cluster) -> Any:
                 material = {**here, "index_sha256": index_sha256}
                 start = {**material, "classifier": weights, **recipe}
                 if cluster.trains_in_trainjob:
-                    trained = train_job(nodes=nodes_of(cluster), tensorboard_uri=cluster.tensorboard, **start)
+                    trained = train_job(
+                        nodes=nodes_of(cluster), tensorboard_uri=cluster.tensorboard, model_name=model_name, **start
+                    )
                 else:
                     trained = train(processes=cluster.training.processes, tensorboard_uri=cluster.tensorboard, **start)
                 configure(trained, "train")

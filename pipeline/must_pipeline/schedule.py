@@ -13,15 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import kfp_server_api as api
-
 from must.base.errors import UserError
 from must.base.flags import OneLineParser
 from must.base.parameters import convert_fields, read_mapping
 from must_pipeline import DESCRIPTION
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER, COMPILED, nearest
-from must_pipeline.server.api import Kfp, add_arguments, api_errors
+from must_pipeline.server.api import Kfp, add_arguments, api, api_errors
 from must_pipeline.server.parameters import check_parameters
 from must_pipeline.server.wait import OVER
 

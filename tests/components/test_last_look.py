@@ -50,7 +50,7 @@ def start(api, work, monkeypatch, run="r1"):
     monkeypatch.setenv("MUST_RUN_ID", run)
     monkeypatch.setenv("KFP_POD_NAME", "summary-pod")
     api.on_create = completes(work)
-    train(work)
+    train(work, model_name="digits-v2.")
     name = api.created[0]["metadata"]["name"]
     api.jobs[name]["status"] = {}
     return name
@@ -60,6 +60,7 @@ def test_the_job_says_whose_it_is_and_the_note_names_the_job(api, work, pod, mon
     pod()
     name = start(api, work, monkeypatch)
     metadata = api.jobs[name]["metadata"]
+    assert metadata["labels"]["must/model"] == "digits-v2"  # a label ends in a letter or a digit
     assert metadata["labels"]["pipeline/runid"] == "r1" and metadata["annotations"]["must/run"] == "monday"
     (note,) = [note for note in read_notes(str(work), "r1") if note.stage == "train"]
     assert note.facts.trainjob == name

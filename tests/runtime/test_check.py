@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -178,3 +179,13 @@ def test_an_mlflow_that_does_not_let_us_in_is_said_before_the_training(tmp_path,
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_a_model_in_a_folder_is_looked_at_without_torch(tmp_path):
+    (tmp_path / "classes.yaml").write_text("classes: [cat, dog]\ntemplates: ['a {}.']\n")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "open_clip_config.json").write_text("{}")
+    values = {"classes": f"{tmp_path}/classes.yaml", "model": f"{tmp_path}/model"}
+    code = "import sys; from must.runtime.inputs import check_inputs; "
+    code += f"check_inputs({values!r}, {str(tmp_path / 'work')!r}); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

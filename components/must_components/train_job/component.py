@@ -18,6 +18,7 @@ def train_job(
     settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
     epochs: int = 0,
     tensorboard_uri: str = "",
+    model_name: str = "",
 ) -> str:
     """Trains MUST in a TrainJob; a retry attaches to the job that runs. Never cached.
 
@@ -33,6 +34,7 @@ def train_job(
         settings: any parameters of `must train` by name; they win over the preset.
         epochs: passes over the data; 0 leaves it to settings and preset.
         tensorboard_uri: where the curves are copied to while it trains; nothing for nowhere.
+        model_name: the model's name in the registry, a label of the job.
 
     Returns:
         The sha256 of the model's weights.
@@ -44,7 +46,7 @@ def train_job(
     trained = supervised(
         "train", train_on_nodes, run_id, work_uri, index_sha256=index_sha256,
         classifier=classifier.path, output=bundle.path, nodes=nodes, preset=preset, settings=settings,
-        epochs=epochs, tensorboard_uri=tensorboard_uri,
+        epochs=epochs, tensorboard_uri=tensorboard_uri, model_name=model_name,
     )  # fmt: skip
     for name, value in plain(trained.summary).items():
         training.log_metric(name, float(value))

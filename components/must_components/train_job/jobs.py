@@ -16,7 +16,7 @@ from kubernetes.client import ApiException, V1DeleteOptions, V1Preconditions
 from urllib3.exceptions import HTTPError
 
 from must_components.argo import is_stopped
-from must_components.train_job.manifest import NODE, RUN, RUN_NAME, Request
+from must_components.train_job.manifest import MODEL, NODE, RUN, RUN_NAME, Request
 
 TRAINER = ("trainer.kubeflow.org", "v1alpha1")
 JOB_SET = ("jobset.x-k8s.io", "v1alpha2")
@@ -74,10 +74,12 @@ class Jobs:
         with suppress(ApiException):
             self.custom.patch_namespaced_custom_object(*where, patch, _request_timeout=LIMIT)
 
-    def mark(self, job: dict[str, Any], run: str, name: str) -> None:
-        """Says on the job which run waits for it: its id and its name. Without the right to it, nothing is said."""
+    def mark(self, job: dict[str, Any], run: str, name: str, model: str) -> None:
+        """Says on the job which run waits for it, its id and its name, and for which model. Without the right to it,
+        nothing is said."""
         where = (*TRAINER, self.namespace, "trainjobs", job["metadata"]["name"])
-        patch = {"uid": job["metadata"]["uid"], "labels": {RUN: run}, "annotations": {RUN_NAME: name}}
+        labels = {RUN: run, MODEL: model.rstrip("-._") or None}  # Kubernetes' rule for a label's end
+        patch = {"uid": job["metadata"]["uid"], "labels": labels, "annotations": {RUN_NAME: name}}
         with suppress(ApiException):
             self.custom.patch_namespaced_custom_object(*where, {"metadata": patch}, _request_timeout=LIMIT)
 

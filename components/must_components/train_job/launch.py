@@ -36,8 +36,8 @@ GONE = 300.0  # seconds for a deleted job's pods to stop: they may save a checkp
 class Launch:
     """One TrainJob from its start, or from where a launcher before left it, to its end."""
 
-    def __init__(self, jobs: Jobs, wanted: Request, job: JobUri, timeout: int) -> None:
-        self.jobs, self.wanted, self.job, self.timeout = jobs, wanted, job, timeout
+    def __init__(self, jobs: Jobs, wanted: Request, job: JobUri, timeout: int, model: str = "") -> None:
+        self.jobs, self.wanted, self.job, self.timeout, self.model = jobs, wanted, job, timeout, model
         self.name: str = wanted.name
         self.workflow = self.run_name = ""
         with suppress(ApiException, *NO_ANSWER):  # there is no time to ask for it when the SIGTERM is here
@@ -116,7 +116,7 @@ class Launch:
 
     def mark(self, job: dict[str, Any]) -> None:
         if run := os.environ.get(RUN_ID, ""):
-            self.with_retry(partial(self.jobs.mark, job, run, self.run_name))
+            self.with_retry(partial(self.jobs.mark, job, run, self.run_name, self.model))
 
     def check_patches(self, job: dict[str, Any]) -> None:
         """Trainer 2.0 and 2.1 know no runtimePatches, and Kubernetes drops what it does not know without a word."""

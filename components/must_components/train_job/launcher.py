@@ -21,7 +21,7 @@ from must_components.train_job.manifest import request
 
 def train_on_nodes(
     work_uri: str, *, index_sha256: str, classifier: str, output: str, nodes: dict[str, Any],
-    preset: str = "", settings: dict[str, Any], epochs: int = 0, tensorboard_uri: str = "",
+    preset: str = "", settings: dict[str, Any], epochs: int = 0, tensorboard_uri: str = "", model_name: str = "",
 ) -> Trained:  # fmt: skip
     """Trains, or attaches to the job that trains.
 
@@ -36,7 +36,7 @@ def train_on_nodes(
         curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
         prepare(job, values, wanted.classifier, curves, {"work_uri": work_uri, "key": asked})
         logging.getLogger("kubeflow").setLevel(logging.ERROR)  # it warns at length when it cannot read a version
-        Launch(Jobs(), request(name, nodes, job.uri), job, int(nodes["timeout"])).run()
+        Launch(Jobs(), request(name, nodes, job.uri), job, int(nodes["timeout"]), model_name).run()
         copy_bundle(job.bundle, output)
         summary = summary_at(output)
         note.result = words_of_run(summary, f" on {int(nodes['nodes'])} nodes")

@@ -8,6 +8,7 @@ from kubeflow.trainer import CustomTrainerContainer, options
 NODE = "node"  # the replicated job and the container of Kubeflow Trainer's torch runtimes
 PLACE = "must/job"  # annotation: the folder that the job works for
 RUN, RUN_NAME = "pipeline/runid", "must/run"  # label and annotation: the run whose launcher waits for the job
+MODEL = "must/model"  # label: the model's name in the registry
 OURS = {"app.kubernetes.io/name": "must"}  # label of the job and of its pods; deploy/network-policy.yaml knows it
 NO_SIDECAR = {"sidecar.istio.io/inject": "false"}  # in a mesh torchrun's processes do not reach each other
 

@@ -16,6 +16,8 @@ from must.base.names import require_no_links
 from must.base.parameters import require
 from must.base.text import without_secrets
 from must.config import PushConfig
+from must.config.push import OCI
+from must.deploy.export.oci import write_layout
 from must.deploy.predict.session import check_onnx
 from must.method.model.bundle import check_weights
 from must.method.model.hub import TRY_LATER, ensure_local, first_line
@@ -28,15 +30,20 @@ HIDDEN = [".*", "**/.*"]
 
 
 def push(config: PushConfig) -> str:
-    """Uploads the folder's files, hidden ones left out; returns the commit's address.
+    """Uploads the folder's files, hidden ones left out; returns the commit's address, or an OCI image's digest.
 
     Raises:
         ValueError: no exported folder, or the hub refuses it: no token, no permission, no such team.
         TransientError: the hub cannot be reached, or is busy.
     """
+    folder = exported(config.model)
+    if config.repo.startswith(OCI):
+        target = config.repo.removeprefix(OCI)
+        digest = write_layout(Path(folder), Path(target))
+        logger.info(f"{config.model} -> {target} ({digest}); skopeo copy oci:{target} docker://REGISTRY/NAME:TAG")
+        return digest
     from huggingface_hub import HfApi, constants
 
-    folder = exported(config.model)
     api = HfApi()
     with telling(config, api.endpoint), quiet_hub():
         if constants.HF_HUB_OFFLINE:

@@ -30,6 +30,7 @@ from must.method.model.hub import (
     fetch_weights,
     fetched,
     first_line,
+    is_folder,
     patched_constants,
 )
 from must.method.model.towers import tower_of
@@ -324,10 +325,6 @@ def parse_model_name(model: str, pretrained: str) -> tuple[str, str]:
     if pretrained and pretrained != tag:
         raise UserError(f"--model {model} already says --pretrained {tag}; it cannot be {pretrained} too")
     return name, tag
-
-
-def is_folder(model: str) -> bool:
-    return model.startswith("local-dir:") or Path(model).is_dir() or model.startswith(("/", "./", "../"))
 
 
 def check_name(model: str) -> None:

@@ -93,6 +93,10 @@ def fetched(repository: str, *names: str) -> bool:
     raise AbsentError(f"{repository} on the hub {hub} has no {' and no '.join(names)}")
 
 
+def is_folder(model: str) -> bool:
+    return model.startswith("local-dir:") or Path(model).is_dir() or model.startswith(("/", "./", "../"))
+
+
 def as_folder(repository: str) -> str:
     """The folder in the hub's cache of a model in transformers' format, without its weights; '' for one of open_clip's.
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import kfp_server_api as api
+import kfp_server_api as api  # nowhere else: kfp 3 is to bring this client under another name
 import urllib3.exceptions
 
 from must import __version__
