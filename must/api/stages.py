@@ -84,7 +84,7 @@ STAGES: Final[dict[str, Stage]] = {
     "export": Stage(
         configs.ExportConfig,
         "must.deploy.export.export:export",
-        "Write the model as ONNX, or as a folder that open_clip, transformers or timm loads; checked against PyTorch.",
+        "Write the model as ONNX, or as a folder that open_clip or transformers loads; checked against PyTorch.",
         torch=True,
     ),
     "push": Stage(

@@ -95,5 +95,5 @@ def test_the_cards_say_so(embedded, exported):
 
 
 def test_other_libraries_folders_have_features_anyway(digits):
-    with pytest.raises(ValueError, match="--embeddings goes with --to onnx, not with --to timm"):
-        ExportConfig(model=digits.adapted, output="out", to="timm", embeddings=True)
+    with pytest.raises(ValueError, match="--embeddings goes with --to onnx, not with --to open_clip"):
+        ExportConfig(model=digits.adapted, output="out", to="open_clip", embeddings=True)

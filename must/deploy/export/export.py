@@ -87,7 +87,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
             "largest_logit_difference": agreement.logit,
             "checked_on": f"{config.split} of {config.shards}" if config.shards else "random pixels",
         }
-        card = hub_card(bundle.description, result, metrics, kind.use(bundle, scratched), config.license)
+        card = hub_card(bundle.description, result, metrics, kind.use(scratched), config.license)
         (scratched / README_FILE).write_bytes(encoded(card))
         place(scratched, config.output)
     logger.info(f"{config.output}  for {config.to}")
@@ -102,10 +102,8 @@ def kind_of(to: str) -> Any:
     """The module with what is particular to a library: `write`, `features` and `use`."""
     if to == "open_clip":
         from must.deploy.export import open_clip as kind
-    elif to == "transformers":
-        from must.deploy.export import transformers as kind  # type: ignore[no-redef]
     else:
-        from must.deploy.export import timm as kind  # type: ignore[no-redef]
+        from must.deploy.export import transformers as kind  # type: ignore[no-redef]
     return kind
 
 

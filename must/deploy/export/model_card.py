@@ -185,7 +185,6 @@ def escaped(character: str) -> str:
 TASKS = {
     "open_clip": "zero-shot-image-classification",
     "transformers": "zero-shot-image-classification",
-    "timm": "image-feature-extraction",  # its "classes" are the feature's numbers: no probabilities to show
     "onnx": "image-classification",
 }
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)

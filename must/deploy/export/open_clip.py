@@ -42,7 +42,7 @@ def features(folder: Path, images: torch.Tensor) -> torch.Tensor:
     return features_of(model.encode_image, images)
 
 
-def use(bundle: Bundle, folder: Path) -> str:
+def use(folder: Path) -> str:
     return USE
 
 

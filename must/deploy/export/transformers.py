@@ -201,7 +201,7 @@ def no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def use(bundle: Bundle, folder: Path) -> str:
+def use(folder: Path) -> str:
     name = architecture_of(folder)
     load = (
         f'model = transformers.{name}.from_pretrained("FOLDER").eval()  # on a hub: "TEAM/NAME"\n'

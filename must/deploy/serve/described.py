@@ -1,11 +1,10 @@
-"""What the server says of itself and of its model: the protocol's metadata, and Triton's configuration for clients."""
+"""What the server says of itself and of its model: the protocol's metadata."""
 
-import json
 from typing import Any
 
 from must.deploy.serve.models import Served
 
-EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration"]
+EXTENSIONS = ["binary_tensor_data", "classification"]
 
 
 def tensors_of(served: Served) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -32,27 +31,4 @@ def metadata_of(name: str, served: Served) -> dict[str, Any]:
         "inputs": inputs,
         "outputs": outputs,
         "parameters": {"classes": served.classifier.classes, "size": size, "threshold": served.threshold},
-    }
-
-
-def config_of(name: str, served: Served) -> dict[str, Any]:
-    """Triton's model configuration: how pixels are prepared."""
-    classifier, size = served.classifier, served.classifier.preprocess.size
-    takes = classifier.takes_pixels
-    return {
-        "name": name,
-        "platform": "onnxruntime_onnx",
-        "input": [
-            {
-                "name": "image",
-                "data_type": "TYPE_UINT8" if takes else "TYPE_FP32",
-                "dims": [size, size, 3] if takes else [3, size, size],
-            }
-        ],
-        "output": [
-            {"name": name, "data_type": "TYPE_FP32", "dims": [numbers]}
-            for name, numbers in (("probability", len(classifier.classes)), ("embedding", classifier.dimensions))
-            if numbers
-        ],
-        "parameters": {"preprocess": {"string_value": json.dumps(classifier.preprocess.to_dict())}},
     }

@@ -2,7 +2,7 @@
 
     POST /classify, /v2/models/NAME/classify   a picture as it is; answers with names
     POST /v2/models/NAME/infer                 the open inference protocol, JSON or with binary data
-    GET  /v2, /v2/models/NAME, .../config      what is served
+    GET  /v2, /v2/models/NAME                  what is served
     GET  /v2/health/live, /v2/health/ready, /v2/models/NAME/ready, /metrics
 
 /versions/VERSION after NAME is understood, for the version that is served.
@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl
 import must
 from must.base.storage.api import loads
 from must.deploy.serve.asked import Asked, Limits, Output, read_asked, read_parameters
-from must.deploy.serve.described import EXTENSIONS, config_of, metadata_of
+from must.deploy.serve.described import EXTENSIONS, metadata_of
 from must.deploy.serve.models import Served
 from must.deploy.serve.predictions import tensors, to_json
 from must.deploy.serve.refused import Refused, wanted
@@ -122,13 +122,12 @@ class App:
         if parts in (["v2"], [""]):
             return Reply(as_json({"name": "must-serve", "version": must.__version__, "extensions": EXTENSIONS}))
         if parts[:2] == ["v2", "models"] and len(parts) >= 3:
-            last = parts[-1] if parts[-1] in ("ready", "config") and len(parts) > 3 else ""
-            self.check_model(parts[2:-1] if last else parts[2:])
-            if last == "ready":
+            asks_ready = parts[-1] == "ready" and len(parts) > 3
+            self.check_model(parts[2:-1] if asks_ready else parts[2:])
+            if asks_ready:
                 return self.ready({"name": self.name, "ready": self.work.ready})
             with self.work.models.held() as served:
-                describe = config_of if last else metadata_of
-                return Reply(as_json(describe(self.name, served)))
+                return Reply(as_json(metadata_of(self.name, served)))
         raise Refused(404, "no such address; /v2 says what this server is")
 
     def ready(self, said: dict[str, Any]) -> Reply:
