@@ -12,12 +12,12 @@ from typing import Any, Final, NamedTuple
 
 import must.config as configs
 from must.api.preflight import preflight
+from must.base.console import silence_pillow
 from must.base.errors import UserError
 from must.base.parameters import StageConfig, load, read_yaml
 from must.base.progress import loading, working
 from must.base.workers import killed_workers
 from must.config.work import with_work
-from must.data.image.quiet import silence_pillow
 
 
 class Stage(NamedTuple):

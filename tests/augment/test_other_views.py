@@ -13,12 +13,10 @@ from PIL import Image
 from timm.data.auto_augment import LEVEL_TO_ARG
 
 from must.config import TrainConfig
-from must.data.augment import exact as exact_views
+from must.data.augment import cpu as exact_views
+from must.data.augment.cpu import FastViews, TrainViews, size_of
 from must.data.augment.draws import Operation, ViewSettings, seed_views
-from must.data.augment.exact import TrainViews
-from must.data.augment.fast import FastViews, size_of
-from must.data.augment.gpu import DeviceInputs, DeviceViews
-from must.data.augment.gpu_ops import NAMES, apply_ops
+from must.data.augment.gpu import NAMES, DeviceInputs, DeviceViews, apply_ops
 from must.data.image.decode import ORIENTATION, decode, identify
 from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import TrainDataset, make_views, train_batches

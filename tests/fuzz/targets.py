@@ -19,9 +19,8 @@ import pyarrow
 from PIL import Image
 from pyarrow import parquet
 
-from must.data.format.check import Shard
-from must.data.format.index import parse_index
-from must.data.format.offsets import parse_offsets
+from must.data.format.index import Shard, parse_index
+from must.data.format.samples import parse_offsets
 from must.data.image import bounds
 from must.data.image.cost import cost
 from must.data.image.decode import check, decode, identify
@@ -30,10 +29,9 @@ from must.data.shards.history import read_table
 from must.data.shards.tarwriter import npy
 from must.data.sources.archives import Archives
 from must.data.sources.base import Item, ListingReport, Source, UnreadableError
-from must.data.sources.columns import Asked
 from must.data.sources.files import Manifest
 from must.data.sources.table_files import Table
-from must.data.sources.tables import Tables
+from must.data.sources.tables import Asked, Tables
 from must.deploy.labels.formats import read_labels
 from must.deploy.predict.session import parse_metadata
 from must.deploy.serve.asked import Limits

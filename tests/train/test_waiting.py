@@ -11,10 +11,9 @@ from torch.optim import optimizer
 
 from must.base.parameters import load
 from must.config import TrainConfig
+from must.data.augment.cpu import fill_color
 from must.data.augment.draws import ViewSettings
-from must.data.augment.exact import fill_color
-from must.data.augment.gpu import DeviceInputs, DeviceViews
-from must.data.augment.gpu_ops import NAMES
+from must.data.augment.gpu import NAMES, DeviceInputs, DeviceViews
 from must.data.augment.normalize import channels
 from must.data.image.preprocess import Preprocess
 from must.method.distributed.preemption import StopSignal

@@ -17,7 +17,7 @@ from must.base.names import Headers
 from must.base.progress import bar
 from must.base.text import printable
 from must.data.format.index import Index, Shard, load_index
-from must.data.format.offsets import load_offsets, load_texts
+from must.data.format.samples import load_offsets, load_texts
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from must.base.errors import UserError
 from must.base.lock import in_turn
 from must.base.processes import close, keep_from_children
 from must.data.format.index import Shard
-from must.data.format.offsets import parse_offsets, read_offsets
+from must.data.format.samples import parse_offsets, read_offsets
 
 GB = 10**9
 SPARE = 200_000_000  # bytes of the disk that are always left to others

@@ -15,7 +15,7 @@ from must.base.errors import UserError
 from must.base.processes import close, keep_from_children
 from must.config.defaults import CACHE_GB
 from must.data.format.index import Index, load_index
-from must.data.format.offsets import REINDEX, load_offsets, load_texts
+from must.data.format.samples import REINDEX, load_offsets, load_texts
 from must.data.loading.cache import GB, ShardCache
 
 OPEN = 32  # shards whose files a reader keeps open, unless told otherwise

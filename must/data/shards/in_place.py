@@ -24,14 +24,12 @@ from must.base.progress import bar
 from must.base.text import encoded, printable
 from must.config import ShardConfig, TrainConfig
 from must.data.format import index
-from must.data.format.check import Shard, checked_file
-from must.data.format.index import Index
+from must.data.format.index import Index, Shard, checked_file
 from must.data.image import decode as images
-from must.data.shards.build import fresh_folder
+from must.data.shards.assemble import Pool
+from must.data.shards.build import fresh_folder, print_summary
 from must.data.shards.chunk import reason
 from must.data.shards.commit import MOST_LABELS, count_splits
-from must.data.shards.pool import Pool
-from must.data.shards.progress import print_summary
 from must.data.shards.tarwriter import npy
 from must.data.shards.workdir import SHARDS
 from must.data.sources.archives import expanded, tar_members

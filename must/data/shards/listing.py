@@ -14,10 +14,11 @@ from must.data.shards.chunk import Chunk, Settings
 from must.data.shards.history import History
 from must.data.shards.shuffle import Shuffled, shuffle
 from must.data.shards.workdir import Workdir
+from must.data.sources.archives import open_archives
 from must.data.sources.base import ARCHIVE, ListingReport, Source, below
-from must.data.sources.columns import Asked
 from must.data.sources.files import Folder, Manifest
 from must.data.sources.table_files import TABLE_FILE
+from must.data.sources.tables import Asked, open_tables
 
 
 def open_source(
@@ -34,9 +35,6 @@ def open_source(
     Raises:
         ValueError: there is nothing, or nothing of a known kind.
     """
-    from must.data.sources.archives import open_archives  # it needs this module
-    from must.data.sources.tables import open_tables
-
     if uri.lower().endswith((".csv", ".tsv", ".jsonl", ".ndjson")):
         require(storage.exists(uri), f"{option} {uri}: there is no such file")
         require(storage.is_remote(uri) or storage.local(uri).is_file(), f"{option} {uri}: not a file")

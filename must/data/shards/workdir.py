@@ -1,7 +1,8 @@
 """The folder `.shard` in the output, where a run keeps what it has done until the index is written.
 
 Below it is a folder a run, named by what the run is: parts of one run meet there, those of another cannot. `run.json`
-says whose turn it is.
+says whose turn it is. Of several programs that share the work none schedules: what is done is known from the records,
+and a lock a part keeps two programs from doing the same part at once.
 """
 
 import hashlib
@@ -10,15 +11,16 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.lock import Kind
+from must.base.lock import Kind, locked
 from must.base.names import TABLE
 from must.base.text import brief
 from must.data.format import index
@@ -234,3 +236,44 @@ def finished(found: dict[str, Any], run: Run) -> bool:
     """Whether the run that `found` tells of has written its index: it was killed before it could tidy up."""
     revision = found.get("revision")
     return isinstance(revision, int) and revision < run.revision
+
+
+LOCK = re.compile(r"([1-9]\d{0,8}-of-[1-9]\d{0,8})\.lock")
+WATCHED = 16  # locks of parts whose owners' life is waited for at the same time
+
+
+def part_lock(name: str) -> Kind:
+    """The lock of the part `name`, I-of-N."""
+    return Kind(f"must shard --part {name.replace('-of-', '/')}", "--output", f"{LOCKS}/{name}.lock")
+
+
+@contextmanager
+def locked_part(output: str, number: int, parts: int) -> Iterator[Callable[[], None]]:
+    """Holds the lock of a part; as must.base.lock.locked."""
+    try:
+        with locked(output, part_lock(f"{number}-of-{parts}")) as still_ours:
+            yield still_ours
+    finally:
+        remove_lock_folder(output)
+
+
+def refuse_living_parts(output: str) -> None:
+    """Raises HeldError: a part is at work there. The locks of dead ones are removed."""
+    try:
+        found = [LOCK.fullmatch(entry.name) for entry in storage.list_files(storage.join(output, LOCKS))]
+    except FileNotFoundError:
+        return
+    with ThreadPoolExecutor(WATCHED) as pool:
+        list(pool.map(lambda match: take_and_release(output, match[1]), filter(None, found)))
+    remove_lock_folder(output)
+
+
+def take_and_release(output: str, name: str) -> None:
+    with locked(output, part_lock(name)):
+        pass
+
+
+def remove_lock_folder(output: str) -> None:
+    if not storage.is_remote(output):
+        with suppress(OSError):  # other parts are at work
+            storage.local(storage.join(output, LOCKS)).rmdir()

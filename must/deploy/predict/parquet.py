@@ -9,7 +9,7 @@ import numpy as np
 from must.base import storage
 from must.base.parameters import require
 from must.base.text import brief, encoded
-from must.data.format.check import Shard, count
+from must.data.format.index import Shard, count
 from must.deploy.predict.decoding import Decoded
 from must.deploy.predict.session import EMBEDDING
 

@@ -18,6 +18,7 @@ import numpy as np
 
 import must
 from must.base import storage
+from must.base.console import silence_pillow
 from must.base.cores import cores
 from must.base.parameters import require
 from must.base.progress import bar
@@ -25,9 +26,7 @@ from must.base.text import encoded, printable
 from must.base.workers import Workers
 from must.config import PredictConfig
 from must.data.format.index import Index, Shard, load_index
-from must.data.format.offsets import load_offsets
-from must.data.format.samples import local_shard, texts_of
-from must.data.image.quiet import silence_pillow
+from must.data.format.samples import load_offsets, local_shard, texts_of
 from must.data.sources.table_files import need_pyarrow
 from must.deploy.predict.abstention import STORED, threshold
 from must.deploy.predict.decoding import decode_rows
