@@ -281,7 +281,7 @@ def test_what_runs_without_torch_does_not_import_it():
         "must.deploy.labels.exchange",
         "must.evaluation.gate",
         "must.deploy.labels.sort",
-        "must.deploy.promote.champion",
+        "must.deploy.promote.promote",
         "must.runtime.check",
         "must.runtime.decision",
         "must.runtime.evaluation",

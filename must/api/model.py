@@ -15,10 +15,9 @@ from must.config import PredictConfig
 from must.data.image.preprocess import EvalView
 from must.data.sources.base import ListingReport
 from must.deploy.infer.predict import opened_by, zero_shot
-from must.deploy.predict.abstention import threshold
-from must.deploy.predict.engine import Classifier
 from must.deploy.predict.images import Asked, Unreadable, classify, find_images
 from must.deploy.predict.images import load as pixels_of_file
+from must.deploy.predict.session import Classifier, threshold
 from must.deploy.predict.writer import Prediction
 
 

@@ -19,8 +19,7 @@ from must.base.files import WEIGHTS_FILE
 from must.base.parameters import require
 from must.config import ReviewConfig
 from must.data.loading.reader import open_reader
-from must.deploy.review.page import self_contained
-from must.deploy.review.pictures import Pictures
+from must.deploy.review.page import Pictures, self_contained
 from must.deploy.review.session import Session
 from must.method.answers.book import FILE as ANSWERS
 from must.method.answers.book import add, read_answers

@@ -11,8 +11,7 @@ from must.api.stages import call
 from must.base import storage
 from must.base.files import METRICS_FILE
 from must.base.text import encoded
-from must.deploy.promote.champion import LEFT_TO_PEOPLE
-from must.deploy.promote.promote import version_of
+from must.deploy.promote.promote import LEFT_TO_PEOPLE, version_of
 from must.deploy.promote.registry import Latest, Registry, is_of
 from must.evaluation.gate import ZERO_SHOT, Decision, against_champion, as_markdown, read_decision
 from must.evaluation.result import read_metrics

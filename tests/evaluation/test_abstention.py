@@ -8,8 +8,7 @@ import pytest
 
 from must.config import EvaluateConfig, ExportConfig
 from must.deploy.export.onnx import abstention_of, export
-from must.deploy.predict.abstention import threshold
-from must.deploy.predict.session import OnnxClassifier
+from must.deploy.predict.session import OnnxClassifier, threshold
 from must.evaluation.abstention import abstention, binomial_tail, first_named, nothing, upper_bound, with_labels
 from must.evaluation.evaluate import evaluate
 from tests.evaluation.measured import MEASURED

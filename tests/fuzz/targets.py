@@ -34,9 +34,8 @@ from must.data.sources.table_files import Table
 from must.data.sources.tables import Asked, Tables
 from must.deploy.labels.formats import read_labels
 from must.deploy.predict.session import parse_metadata
-from must.deploy.serve.asked import Limits
 from must.deploy.serve.http import understood
-from must.deploy.serve.refused import Refused
+from must.deploy.serve.protocol import Limits, Refused
 from must.method.model.bundle import load_description
 from must.method.model.classifier import load_class_set, parse_header
 from tests import zoo

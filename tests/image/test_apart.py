@@ -21,7 +21,7 @@ from must.data.loading.loader import EvalSource, TrainDataset, make_views
 from must.data.loading.reader import ShardReader
 from must.deploy.predict.images import load
 from must.deploy.serve.pictures import pixels_of
-from must.deploy.serve.refused import Refused
+from must.deploy.serve.protocol import Refused
 from tests import zoo
 from tests.augment.test_views import PREPROCESS, SETTINGS
 from tests.shards.test_shard import run

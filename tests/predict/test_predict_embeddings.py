@@ -16,9 +16,8 @@ import must
 from must.config import PredictConfig
 from must.data.format.index import load_index
 from must.deploy.export.check import reference_embeddings
-from must.deploy.predict.decoding import Decoded
 from must.deploy.predict.images import predict_images
-from must.deploy.predict.parquet import PACKED, Run, Table
+from must.deploy.predict.parquet import PACKED, Decoded, Run, Table
 from must.deploy.predict.session import OnnxClassifier
 from must.method.model.bundle import load_bundle
 from tests.evaluation.digits import pixels_of

@@ -13,8 +13,7 @@ import uvicorn
 
 from must.data.loading.reader import ShardReader
 from must.deploy.review.http import App
-from must.deploy.review.page import self_contained
-from must.deploy.review.pictures import Pictures
+from must.deploy.review.page import Pictures, self_contained
 from must.deploy.review.session import Session
 from must.deploy.review.teaching import Images, Teaching
 from must.deploy.serve.server import address, listen

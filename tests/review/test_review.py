@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from must.data.loading.reader import ShardReader
-from must.deploy.review.page import self_contained
-from must.deploy.review.pictures import Pictures
+from must.deploy.review.page import Pictures, self_contained
 from must.deploy.review.prepare import looks, prepare
 from must.deploy.review.review import prepared as prepared_at
 from must.deploy.review.review import review as must_review

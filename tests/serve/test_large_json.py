@@ -12,8 +12,7 @@ import pytest
 
 from must.deploy.serve import http
 from must.deploy.serve.http import LARGE, App
-from must.deploy.serve.refused import Refused
-from must.deploy.serve.tensors import from_json
+from must.deploy.serve.protocol import Refused, from_json
 
 SHAPE = [1, 32, 32, 3]
 

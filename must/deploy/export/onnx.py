@@ -15,8 +15,7 @@ from must.base.progress import parts
 from must.base.text import encoded, lines_of
 from must.config import ExportConfig
 from must.deploy.export.check import LARGEST_DIFFERENCE, LEAST_COSINE, Check, compare, reference, reference_embeddings
-from must.deploy.predict.abstention import METADATA
-from must.deploy.predict.session import EMBEDDING, LABELS_FILE, OnnxClassifier
+from must.deploy.predict.session import EMBEDDING, LABELS_FILE, METADATA, OnnxClassifier
 from must.evaluation.result import Metrics, read_metrics
 from must.method.model.bundle import Bundle, Description, load_bundle, preprocess_of
 
@@ -33,9 +32,14 @@ def export(config: ExportConfig) -> dict[str, Any]:
     Raises:
         ValueError: no bundle, no shards, or a file that agrees with PyTorch less than stated; nothing is written then.
     """
-    from must.deploy.export.graph import add_metadata, check_graph, to_graph  # needs onnx and the exporter
+    from must.deploy.export.graph import (  # needs onnx and the exporter
+        add_metadata,
+        check_graph,
+        quantize,
+        to_graph,
+        to_half,
+    )
     from must.deploy.export.model_card import hub_card, model_card
-    from must.deploy.export.quantize import quantize, to_half
 
     metrics = read_metrics(config.metrics) if config.metrics else None
     method: str = config.precision

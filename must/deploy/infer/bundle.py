@@ -19,8 +19,7 @@ from must.config import PredictConfig
 from must.data.augment.normalize import normalize
 from must.deploy.export.deployed import InferenceModel
 from must.deploy.export.onnx import abstention_of
-from must.deploy.predict.abstention import METADATA
-from must.deploy.predict.engine import Model
+from must.deploy.predict.session import METADATA, Model
 from must.method.distributed.process_group import pick_device
 from must.method.model.backbone import load_backbone
 from must.method.model.bundle import Bundle, load_bundle, preprocess_of, untrained, zero_shot_bundle

@@ -11,8 +11,8 @@ from must.base.parameters import require
 from must.base.progress import loading
 from must.config import PredictConfig
 from must.config.work import locate
-from must.deploy.predict.engine import Opener, onnx_model
 from must.deploy.predict.images import predict_images, require_some
+from must.deploy.predict.session import Opener, onnx_model
 from must.deploy.predict.writer import Prediction
 
 

@@ -20,8 +20,7 @@ from must.data.image.decode import seen
 from must.data.image.preprocess import EvalView
 from must.data.sources.base import ListingReport, no_images, not_read
 from must.data.sources.files import Folder
-from must.deploy.predict.abstention import stored_threshold, threshold
-from must.deploy.predict.engine import Classifier, Opener, onnx_model
+from must.deploy.predict.session import Classifier, Opener, onnx_model, stored_threshold, threshold
 from must.deploy.predict.shards import predict_shards
 from must.deploy.predict.writer import Prediction, open_writer
 

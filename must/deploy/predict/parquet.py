@@ -2,16 +2,43 @@
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.text import brief, encoded
 from must.data.format.index import Shard, count
-from must.deploy.predict.decoding import Decoded
+from must.data.format.samples import read_samples
+from must.data.image.decode import seen
+from must.data.image.preprocess import EvalView, Preprocess
 from must.deploy.predict.session import EMBEDDING
+
+
+class Decoded(NamedTuple):
+    """A sample, its image as the model sees it (uint8 [S, S, 3]), or None and the reason why it cannot be seen."""
+
+    key: str
+    source: str
+    pixels: np.ndarray | None
+    reason: str
+
+
+def decode_rows(
+    path: Path, rows: np.ndarray, texts: list[bytes] | None, preprocess: Preprocess, max_pixels: int
+) -> list[Decoded]:
+    """The samples at `rows` of the table of offsets. The same decoder and view as for single images."""
+    view, found = EvalView(preprocess), []
+    for key, source, image in read_samples(path, rows, texts):
+        try:
+            found.append(Decoded(key, source, seen(image, view, max_pixels), ""))
+        except UserError as error:
+            found.append(Decoded(key, source, None, str(error)))
+    return found
+
 
 ROWS = 8192  # of a row group
 PACKED = 1024  # rows that are put together while a shard is worked on; the writer works on as many at a time

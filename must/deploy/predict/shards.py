@@ -28,10 +28,8 @@ from must.config import PredictConfig
 from must.data.format.index import Index, Shard, load_index
 from must.data.format.samples import load_offsets, local_shard, texts_of
 from must.data.sources.table_files import need_pyarrow
-from must.deploy.predict.abstention import STORED, threshold
-from must.deploy.predict.decoding import decode_rows
-from must.deploy.predict.engine import Classifier, Opener, onnx_model
-from must.deploy.predict.parquet import Run, Table, file_name, read_story
+from must.deploy.predict.parquet import Run, Table, decode_rows, file_name, read_story
+from must.deploy.predict.session import STORED, Classifier, Opener, onnx_model, threshold
 
 logger = logging.getLogger(__name__)
 

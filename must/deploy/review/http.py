@@ -24,11 +24,10 @@ from typing import Any
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.storage import parse_object
-from must.deploy.review.page import STATIC, static
-from must.deploy.review.pictures import SIDES, Pictures
+from must.deploy.review.page import SIDES, STATIC, Pictures, static
 from must.deploy.review.session import Session
 from must.deploy.serve.http import Receive, Reply, Scope, Send, as_json, refusal, send_reply
-from must.deploy.serve.refused import Refused, wanted
+from must.deploy.serve.protocol import Refused, wanted
 
 MOST = 1 << 16  # bytes of a request
 ACTIONS = ("start", "next", "show", "answer", "undo", "grid", "end", "leave")

@@ -25,8 +25,7 @@ from must.config.review import ReviewConfig
 from must.config.work import standing_for
 from must.data.loading.reader import open_reader
 from must.deploy.review.http import App
-from must.deploy.review.page import self_contained
-from must.deploy.review.pictures import Pictures
+from must.deploy.review.page import Pictures, self_contained
 from must.deploy.review.session import Session
 from must.deploy.serve.server import address, check_no_loop, listen, serve_until_signal
 from must.method.answers.book import FILE as ANSWERS

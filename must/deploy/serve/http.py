@@ -21,12 +21,9 @@ from urllib.parse import parse_qsl
 
 import must
 from must.base.storage.api import loads
-from must.deploy.serve.asked import Asked, Limits, Output, read_asked, read_parameters
-from must.deploy.serve.described import EXTENSIONS, metadata_of
 from must.deploy.serve.models import Served
-from must.deploy.serve.predictions import tensors, to_json
-from must.deploy.serve.refused import Refused, wanted
-from must.deploy.serve.tensors import Tensor
+from must.deploy.serve.predictions import EXTENSIONS, metadata_of, tensors, to_json
+from must.deploy.serve.protocol import Asked, Limits, Output, Refused, Tensor, read_asked, read_parameters, wanted
 from must.deploy.serve.work import Work
 
 logger = logging.getLogger(__name__)

@@ -15,12 +15,11 @@ import numpy as np
 from must.base.cores import cores
 from must.config.serve import ServeConfig
 from must.data.image.headers.base import Cost
-from must.deploy.serve.asked import Asked, Limits
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.models import Models, Served
 from must.deploy.serve.pictures import cost_of
 from must.deploy.serve.predictions import Predictions
-from must.deploy.serve.refused import Refused, wanted
+from must.deploy.serve.protocol import Asked, Limits, Refused, wanted
 
 logger = logging.getLogger(__name__)
 
