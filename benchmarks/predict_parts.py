@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from must.base.cores import cores
+from must.base.processes import cores
 from must.data.format.index import load_index
 from must.data.format.samples import load_offsets, local_shard
 from must.data.image.preprocess import Preprocess

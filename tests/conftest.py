@@ -27,7 +27,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from must.base.console import attach
-from must.base.cores import cores
+from must.base.processes import cores
 from tests.gcs import gcs_process
 from tests.once import SHARED, made_once
 from tests.stores import azurite_process, bucket_server, moto_process

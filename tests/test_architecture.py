@@ -38,7 +38,6 @@ files
 errors
 background
 console
-cores
 progress    console
 processes   errors
 storage     errors processes text
@@ -81,15 +80,13 @@ stages      preflight
 results
 functions   results stages
 stub        functions stages
-classes
-images
-model       classes images
+inputs
+model       inputs
 record
 adapted     functions model record results
-adapt       adapted classes functions images preflight record stages
-environment
+adapt       adapted functions inputs preflight record stages
 following   record stages
-cli         environment following stages
+cli         following stages
 """,
 }
 

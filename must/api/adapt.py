@@ -16,9 +16,8 @@ from typing import Any
 import yaml
 
 from must.api.adapted import Adapted
-from must.api.classes import entries_of
 from must.api.functions import run_stage
-from must.api.images import provide
+from must.api.inputs import entries_of, provide
 from must.api.preflight import require_apart
 from must.api.record import BUNDLE, LABELS, REPORT, SHARDS, record
 from must.api.stages import call

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from must.api.classes import entries_of
-from must.api.images import as_image
+from must.api.inputs import as_image, entries_of
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.config import PredictConfig

@@ -17,15 +17,16 @@ from must.base.text import cell, csv_of, encoded, printable
 from must.config import EvaluateConfig
 from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
-from must.evaluation import labelfree
 from must.evaluation.abstention import abstention
 from must.evaluation.metrics import (
     REPLICATES,
     Labelled,
     bootstrap,
+    compare,
     confused_pairs,
     confusion_matrix,
     interval,
+    label_free,
     labelled_results,
     paired,
     per_class,
@@ -169,9 +170,9 @@ def measure(samples: Samples, after: Scores, before: Scores | None, classes: lis
         classes=classes,
         bootstrap_replicates=REPLICATES,
         label_free=LabelFree(
-            labelfree.label_free(after),
-            labelfree.label_free(before) if before else None,
-            labelfree.compare(before, after) if before else None,
+            label_free(after),
+            label_free(before) if before else None,
+            compare(before, after) if before else None,
         ),
     )
     if not chosen.any():

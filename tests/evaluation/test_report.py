@@ -10,8 +10,7 @@ import torch
 
 from must.config import EvaluateConfig
 from must.evaluation.evaluate import MATRIX_LIMIT, measure
-from must.evaluation.report.gallery import few_of_a_kind
-from must.evaluation.report.map import layout, squares
+from must.evaluation.report.gallery import few_of_a_kind, layout, squares
 from must.evaluation.report.page import render_report
 from must.evaluation.report.provenance import command
 from must.evaluation.report.verdict import verdict

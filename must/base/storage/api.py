@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from must.base.errors import UserError
-from must.base.storage.base import ConflictError, Entry, Generation, Writable
 from must.base.storage.disk import check_regular, disk_errors, local, open_local, open_regular, walk
-from must.base.storage.store import Store
+from must.base.storage.store import ConflictError, Entry, Generation, Store, Writable
 from must.base.text import without_secrets
 
 

@@ -19,9 +19,8 @@ from azure.storage.blob import BlobBlock, BlobServiceClient
 
 from must.base.errors import UserError
 from must.base.processes import per_process
-from must.base.storage.base import Generation
 from must.base.storage.retry import HTTP_TIMEOUTS, is_transient
-from must.base.storage.store import KEY, MARK, RIGHT, Head, Place, Store, conflict, missing
+from must.base.storage.store import KEY, MARK, RIGHT, Generation, Head, Place, Store, conflict, missing
 from must.base.text import one_line, without_secrets
 
 

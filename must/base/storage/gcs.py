@@ -23,9 +23,8 @@ from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from must.base.errors import UserError
 from must.base.processes import per_process
 from must.base.storage import retry
-from must.base.storage.base import Generation
 from must.base.storage.retry import HTTP_TIMEOUTS
-from must.base.storage.store import KEY, MARK, RIGHT, Head, Place, Store, conflict, missing
+from must.base.storage.store import KEY, MARK, RIGHT, Generation, Head, Place, Store, conflict, missing
 
 
 class Gcs(Store):

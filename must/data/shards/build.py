@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Self
 
 from must.base import storage
-from must.base.cores import cores
 from must.base.errors import UserError
 from must.base.lock import HeldError, locked
 from must.base.parameters import require
+from must.base.processes import cores
 from must.base.progress import bar
 from must.base.text import printable
 from must.config import ShardConfig

@@ -16,10 +16,10 @@ import numpy as np
 
 import must
 from must.base import storage
-from must.base.cores import cores
 from must.base.errors import UserError
 from must.base.lock import locked
 from must.base.parameters import require
+from must.base.processes import cores
 from must.base.progress import bar
 from must.base.text import encoded, printable
 from must.config import ShardConfig, TrainConfig

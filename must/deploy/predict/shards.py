@@ -19,8 +19,8 @@ import numpy as np
 import must
 from must.base import storage
 from must.base.console import silence_pillow
-from must.base.cores import cores
 from must.base.parameters import require
+from must.base.processes import cores
 from must.base.progress import bar
 from must.base.text import encoded, printable
 from must.base.workers import Workers

@@ -12,9 +12,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from must.base import storage
-from must.base.cores import cores
 from must.base.errors import UserError
 from must.base.parameters import require
+from must.base.processes import cores
 from must.method.answers.estimate import share
 from must.method.answers.review import IMAGES_FILE
 from must.method.select.knn import nearest

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from must.base.cores import cores
+from must.base.processes import cores
 from must.config.serve import ServeConfig
 from must.data.image.headers.base import Cost
 from must.deploy.serve.metrics import Metrics

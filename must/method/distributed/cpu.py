@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from must.base.cores import cores
+from must.base.processes import cores
 
 MOST_LOADERS = 16
 SHARED_MEMORY = Path("/dev/shm")

@@ -1,4 +1,4 @@
-"""Images as they are in a Python program become a source that `must shard` reads."""
+"""What a Python program gives: images become a source that `must shard` reads, class names a class file's entries."""
 
 import hashlib
 import json
@@ -14,6 +14,7 @@ from PIL import Image
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
+from must.base.text import brief
 from must.data.image.colors import is_transparent, to_rgb
 from must.data.image.decode import as_seen, decode, identify, orientation
 
@@ -169,3 +170,29 @@ def as_image(item: Any, where: str) -> Image.Image:
         return item if plain else as_seen(to_rgb(item), turned)
     except Exception as error:  # Pillow raises anything for a damaged file
         raise UserError(f"{where}: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
+def entries_of(classes: Any) -> list[Any]:
+    """Classes from Python as a class file has them. Raises ValueError: something is neither a name nor a prompt."""
+    if isinstance(classes, dict):
+        return [{"name": name_of(name), "prompts": prompts_of(name, given)} for name, given in classes.items()]
+    require(isinstance(classes, list | tuple), "classes: expected a list of names, a dictionary, or a file")
+    return [entry if isinstance(entry, dict) else name_of(entry) for entry in classes]
+
+
+def name_of(name: Any) -> Any:
+    """A plain text, also of a kind of text such as numpy's; a number is a name, too, as in a file."""
+    if isinstance(name, str):
+        return str(name)
+    known = type(name) in (int, float)
+    require(known, f"classes: {brief(name)} ({type(name).__name__}) is no name; names must be strings")
+    return name
+
+
+def prompts_of(name: Any, given: Any) -> list[str]:
+    prompts = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [None]
+    require(
+        all(isinstance(prompt, str) for prompt in prompts),
+        f"classes: the prompts of {brief(name)} must be a string or a list of strings",
+    )
+    return [str(prompt) for prompt in prompts]
