@@ -47,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = options.pop("command")
     with exiting(command):
         try:
-            if command in OTHERS:
-                OTHERS[command](options)
+            if command in OTHER_COMMANDS:
+                OTHER_COMMANDS[command](options)
             else:
                 file = options.pop("config_file", None)
                 config = configure(command, with_settings(options), file)
@@ -102,7 +102,7 @@ def run_completion(options: dict[str, Any]) -> None:
 
 
 # commands that are no stages
-OTHERS = {"index": run_index, "env": run_env, "completion": run_completion}
+OTHER_COMMANDS = {"index": run_index, "env": run_env, "completion": run_completion}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -22,7 +22,7 @@ from must.evaluation.result import read_metrics
 
 logger = logging.getLogger(__name__)
 
-PHOTOS, CLASSES, MODEL = "photos/", "classes.txt", "ViT-B-16/openai"  # where nothing says which
+PHOTOS, EXAMPLE_CLASSES, EXAMPLE_MODEL = "photos/", "classes.txt", "ViT-B-16/openai"  # where nothing says which
 
 
 def show(stage: str, config: Any, result: Any) -> None:
@@ -94,7 +94,7 @@ def after_shard(config: Any, _: Any) -> list[str]:
     classifier = beside(config.output, CLASSIFIER_FILE)
     return [
         f"must index show {shlex.quote(config.output)}",
-        command("classifier", classes=CLASSES, model=MODEL, output=classifier),
+        command("classifier", classes=EXAMPLE_CLASSES, model=EXAMPLE_MODEL, output=classifier),
     ]
 
 

@@ -18,7 +18,7 @@ from must.base.text import brief
 from must.data.image.colors import is_transparent, to_rgb
 from must.data.image.decode import as_seen, decode, identify, orientation
 
-KNOWN = (
+ACCEPTED = (
     "a folder, a list of paths, PIL images or arrays, a datasets.Dataset with an image column, or a torch Dataset of "
     "images or (image, label) pairs"
 )
@@ -64,12 +64,12 @@ def manifest(paths: list[Path], file: Path, fixed: bool) -> Given:
 
 def items_of(images: Any) -> Iterator[Any]:
     """What the collection holds, an image each."""
-    require(images is not None and not isinstance(images, bytes), f"images: expected {KNOWN}")
+    require(images is not None and not isinstance(images, bytes), f"images: expected {ACCEPTED}")
     if hasattr(images, "column_names"):
         return column_of(images)
     if hasattr(images, "__len__") and hasattr(images, "__getitem__"):
         return (first_of(images[number]) for number in range(len(images)))
-    require(isinstance(images, Iterable), f"images: {type(images).__name__} is none of those known: {KNOWN}")
+    require(isinstance(images, Iterable), f"images: {type(images).__name__} is none of those known: {ACCEPTED}")
     return map(first_of, images)
 
 
@@ -98,13 +98,13 @@ def written(items: Iterable[Any], folder: Path, replace: bool = False) -> Given:
     note = folder / "key"
     images = (as_image(item, f"images: number {number}") for number, item in enumerate(items))
     if note.is_file() and not replace:
-        key = key_of(images)
+        key = pixels_sha256(images)
         require(note.read_text() == key, f"{folder}: holds other images; choose another output, or delete the folder")
         return Given(str(folder), key)
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        key = key_of(saved(images, unfinished))
+        key = pixels_sha256(saved(images, unfinished))
         (unfinished / note.name).write_text(key)
         if not (note.is_file() and note.read_text() == key):
             shutil.rmtree(folder, ignore_errors=True)
@@ -123,7 +123,7 @@ def saved(images: Iterable[Image.Image], folder: Path) -> Iterator[Image.Image]:
         yield image
 
 
-def key_of(images: Iterable[Image.Image]) -> str:
+def pixels_sha256(images: Iterable[Image.Image]) -> str:
     """A sha256 of the pixels. Raises ValueError: there are none."""
     digest, count = hashlib.sha256(), 0
     for image in images:

@@ -15,7 +15,7 @@ from must.data.image.preprocess import EvalView
 from must.data.sources.base import ListingReport
 from must.deploy.infer.predict import opened_by, zero_shot
 from must.deploy.predict.images import Asked, Unreadable, classify, find_images
-from must.deploy.predict.images import load as pixels_of_file
+from must.deploy.predict.images import read_pixels as pixels_of_file
 from must.deploy.predict.session import Classifier, threshold
 from must.deploy.predict.writer import Prediction
 

@@ -15,7 +15,7 @@ from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.text import brief
 
-SHARD = re.compile(r"[^\W\d]\w*-[0-9]{6,12}\.tar")  # of any split; its table of offsets ends with .npy
+SHARD_NAME = re.compile(r"[^\W\d]\w*-[0-9]{6,12}\.tar")  # of any split; its table of offsets ends with .npy
 TABLE = re.compile(r"(names|contents)-[0-9]{4,12}\.npy")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 

@@ -43,7 +43,7 @@ from must.method.distributed.process_group import World, init_distributed
 from must.method.model.bundle import Bundle, Description, load_bundle, preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, read_header
 from must.method.model.provenance import CheckResult
-from must.method.select.check import IMAGES, Check, Predicted
+from must.method.select.check import CHECKED_IMAGES, Check, Predicted
 from must.method.select.features import extract_features, subsample
 from must.method.select.knn import nearest, whitened
 
@@ -148,7 +148,7 @@ def check_of(
 ) -> tuple[Check, Seen]:
     """(the check of the model on at most 2,000 of the images, what it was made from). This process looks alone. Labels
     are not read."""
-    source = subsample(EvalSource.of(config, preprocess_of(baseline.description)), IMAGES)
+    source = subsample(EvalSource.of(config, preprocess_of(baseline.description)), CHECKED_IMAGES)
     seen = extract_features(baseline.model, source, device)
     values = whitened(seen.features.to(device).float())
     neighbours, _ = nearest(values)

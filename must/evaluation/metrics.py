@@ -182,7 +182,7 @@ def mcnemar(fixed: int, broken: int) -> float:
     return min(1.0, 2 * math.exp(top) * sum(math.exp(value - top) for value in logs))
 
 
-CONFIDENT = 0.7
+CONFIDENT_ABOVE = 0.7
 """Probability from which a prediction counts as confident: the method's threshold for pseudo-labels."""
 
 
@@ -199,7 +199,7 @@ def label_free(scores: Scores) -> ModelFigures:
     mean = scores.probability_sum / images
     return ModelFigures(
         confidence=float(scores.confidence.mean(dtype=np.float64)),
-        confident=float((scores.confidence > CONFIDENT).mean()),
+        confident=float((scores.confidence > CONFIDENT_ABOVE).mean()),
         histogram=histogram.tolist(),
         effective_classes=float(np.exp(entropy(histogram / images))),
         mutual_information=(entropy(mean) - float(scores.entropy.mean(dtype=np.float64))) / math.log(classes),
@@ -217,7 +217,7 @@ def compare(before: Scores, after: Scores) -> Compared:
     """
     classes, images = len(before.probability_sum), len(before.top)
     same = before.prediction == after.prediction
-    confident = before.confidence > CONFIDENT
+    confident = before.confidence > CONFIDENT_ABOVE
     old = np.bincount(before.prediction, minlength=classes) / images
     new = np.bincount(after.prediction, minlength=classes) / images
     return Compared(

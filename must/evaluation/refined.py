@@ -13,7 +13,7 @@ from must.base.parameters import require
 from must.base.storage import read_json
 from must.base.text import NONE_OF_THESE, uncell
 
-CHANGES_SHOWN = 10  # pairs of classes
+PAIRS_LISTED = 10  # pairs of classes
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class RefinedLabels:
 
     def to_dict(self) -> dict[str, Any]:
         """What metrics.json holds as `refined`."""
-        pairs = Counter(self.changed.values()).most_common(CHANGES_SHOWN)
+        pairs = Counter(self.changed.values()).most_common(PAIRS_LISTED)
         return {
             "folder": self.folder,
             "split": self.split,

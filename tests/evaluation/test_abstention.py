@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from must.config import EvaluateConfig, ExportConfig
-from must.deploy.export.onnx import abstention_of, export
+from must.deploy.export.onnx import abstention_of, export_onnx
 from must.deploy.predict.session import OnnxClassifier, threshold
 from must.evaluation.abstention import abstention, binomial_tail, first_named, nothing, upper_bound, with_labels
 from must.evaluation.evaluate import evaluate
@@ -86,7 +86,7 @@ def test_from_evaluation_to_the_onnx_file(digits, evaluated, tmp_path):
     assert found["risk"] <= found["bound"] <= 0.2
     page = (folder / "report.html").read_text()
     assert "None of these" in page and f"{found['threshold']:.3f}" in page
-    export(ExportConfig(model=digits.adapted, output=str(tmp_path), metrics=str(folder / "metrics.json")))
+    export_onnx(ExportConfig(model=digits.adapted, output=str(tmp_path), metrics=str(folder / "metrics.json")))
     metadata = OnnxClassifier(tmp_path / "model.onnx").metadata
     assert threshold(-1, metadata, "it") == found["threshold"] and threshold(0.3, metadata, "it") == 0.3
     assert json.loads(metadata["abstention"])["by"] == "labels"

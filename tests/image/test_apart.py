@@ -19,7 +19,7 @@ from must.data.image.decode import decode
 from must.data.image.preprocess import EvalView
 from must.data.loading.loader import EvalSource, TrainDataset, make_views
 from must.data.loading.reader import ShardReader
-from must.deploy.predict.images import load
+from must.deploy.predict.images import read_pixels
 from must.deploy.serve.pictures import pixels_of
 from must.deploy.serve.protocol import Refused
 from tests import zoo
@@ -92,7 +92,7 @@ def test_prediction_serving_training_and_evaluation_go_on(
 ) -> None:
     view = EvalView(PREPROCESS)
     (tmp_path / "odd.tif").write_bytes(ODD)
-    assert load(str(tmp_path / "odd.tif"), view) == (None, does.strip("^$"))
+    assert read_pixels(str(tmp_path / "odd.tif"), view) == (None, does.strip("^$"))
     with pytest.raises(Refused, match=does.strip("^$")):
         pixels_of(ODD, view, 10**6)
     reader = shards_with_odd(tmp_path)

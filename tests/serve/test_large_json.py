@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from must.deploy.serve import http
-from must.deploy.serve.http import LARGE, App
+from must.deploy.serve.http import LARGE_JSON, App
 from must.deploy.serve.protocol import Refused, from_json
 
 SHAPE = [1, 32, 32, 3]
@@ -82,7 +82,7 @@ def test_large_bodies_are_read_one_at_a_time_beside_the_event_loop(monkeypatch):
 
     async def read_all():
         app = app_for(patience=60)
-        await asyncio.gather(*[app.read(body(LARGE), {}, None) for _ in range(5)])
+        await asyncio.gather(*[app.read(body(LARGE_JSON), {}, None) for _ in range(5)])
 
     monkeypatch.setattr(http, "understood", understood)
     asyncio.run(read_all())
@@ -96,9 +96,9 @@ def test_small_bodies_do_not_wait_and_large_ones_not_for_ever():
             with pytest.raises(Refused, match='"inputs" must be'):
                 await app.read(body(100), {}, None)
             with pytest.raises(Refused, match="other large requests") as refused:
-                await app.read(body(LARGE), {}, None)
+                await app.read(body(LARGE_JSON), {}, None)
         assert refused.value.retry
         with pytest.raises(Refused, match='"inputs" must be'):
-            await app.read(body(LARGE), {}, None)
+            await app.read(body(LARGE_JSON), {}, None)
 
     asyncio.run(read_all())

@@ -13,7 +13,7 @@ from must.base.parameters import load
 from must.config import TrainConfig
 from must.data.augment.cpu import fill_color
 from must.data.augment.draws import ViewSettings
-from must.data.augment.gpu import NAMES, DeviceInputs, DeviceViews
+from must.data.augment.gpu import OPERATION_NAMES, DeviceInputs, DeviceViews
 from must.data.augment.normalize import channels
 from must.data.image.preprocess import Preprocess
 from must.method.distributed.preemption import StopSignal
@@ -179,7 +179,7 @@ def views_of(operations: list[list[int]]) -> Counter[str]:
 
 
 def test_views_on_the_device_wait_for_nothing():
-    operations = [pair for number in range(len(NAMES)) for pair in ([number, -1], [-1, number])]
+    operations = [pair for number in range(len(OPERATION_NAMES)) for pair in ([number, -1], [-1, number])]
     assert views_of(operations) == views_of(operations * 8)  # launches do not grow with the images
 
 

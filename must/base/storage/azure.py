@@ -106,7 +106,7 @@ class Azure(Store):
     def translate(self, place: Place, error: Exception) -> Exception | None:
         uri = place.uri
         if isinstance(error, core.ClientAuthenticationError):
-            return UserError(f"{uri}: the server does not accept these credentials ({code_of(error)}). {LOG_IN}")
+            return UserError(f"{uri}: the server does not accept these credentials ({error_code(error)}). {LOG_IN}")
         if isinstance(error, core.HttpResponseError):  # by status: what has no body has no class of its own
             match error.status_code:
                 case 404:
@@ -114,8 +114,8 @@ class Azure(Store):
                 case 409 | 412:
                     return conflict(place)
                 case 403:
-                    return UserError(f"{uri}: no permission ({code_of(error)}). {LOG_IN}")
-            return UserError(f"{uri}: the server refused: {code_of(error)}")
+                    return UserError(f"{uri}: no permission ({error_code(error)}). {LOG_IN}")
+            return UserError(f"{uri}: the server refused: {error_code(error)}")
         return UserError(f"{uri}: {one_line(error)}") if isinstance(error, core.AzureError) else None
 
 
@@ -181,6 +181,6 @@ LOG_IN = (
 )
 
 
-def code_of(error: core.HttpResponseError) -> str:
+def error_code(error: core.HttpResponseError) -> str:
     code = getattr(error, "error_code", None)
     return str(getattr(code, "value", code) or (error.message or "").split("\n")[0] or error.status_code)

@@ -97,12 +97,12 @@ class Gcs(Store):
         )
 
     def is_transient(self, error: BaseException) -> bool:
-        return isinstance(error, TRANSIENT_ERRORS) or retry.is_transient(status_of(error))
+        return isinstance(error, TRANSIENT_ERRORS) or retry.is_transient(http_status(error))
 
     def refused(self, error: BaseException) -> str:
-        if isinstance(error, auth.RefreshError) or status_of(error) == 401:
+        if isinstance(error, auth.RefreshError) or http_status(error) == 401:
             return KEY
-        return RIGHT if status_of(error) == 403 else ""
+        return RIGHT if http_status(error) == 403 else ""
 
     def log_in_again(self) -> None:
         client_of.drop()
@@ -113,7 +113,7 @@ class Gcs(Store):
             return UserError(f"{uri}: the credentials have expired or were revoked. {NO_CREDENTIALS}")
         if isinstance(error, api.RetryError):  # of a piece
             return retry.given_up(uri, error, retry.RETRY_TIMEOUT)
-        match status_of(error):
+        match http_status(error):
             case 404:
                 return missing(place)
             case 412:
@@ -172,7 +172,7 @@ TRANSIENT_ERRORS = (
 )
 
 
-def status_of(error: BaseException) -> int | None:
+def http_status(error: BaseException) -> int | None:
     if isinstance(error, api.GoogleAPICallError):
         return error.code
     if isinstance(error, InvalidResponse):

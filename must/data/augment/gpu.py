@@ -45,7 +45,7 @@ def apply_ops(images: Tensor, operations: Tensor, arguments: Tensor, fill: Fill,
         chunks = order[:, layer].split(counts.tolist())
         for number, chosen in zip(numbers.tolist(), chunks, strict=True):
             if number >= 0:
-                result = OPERATIONS[NAMES[number]](images[chosen], arguments[:, layer][chosen], fill)
+                result = OPERATIONS[OPERATION_NAMES[number]](images[chosen], arguments[:, layer][chosen], fill)
                 images[chosen] = result.round().clamp(0, 255)
     return images
 
@@ -176,7 +176,7 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor, Fill], Tensor]] = {
     "Desaturate": desaturate,
     "GaussianBlur": blur,
 }
-NAMES = tuple(OPERATIONS)
+OPERATION_NAMES = tuple(OPERATIONS)
 
 
 ENLARGED = 1.5  # side of the square, in sides of a view
@@ -188,7 +188,7 @@ class DeviceInputs(NamedTuple):
     pixels: Tensor  # uint8 [B, C, C, 3]
     boxes: Tensor  # float32 [B, 2, 4]: left, top, width, height of the weak and strong crop, in sides of the image
     flip: Tensor  # bool [B], of the strong view
-    operations: Tensor  # int64 [B, L]: numbers in gpu_ops.NAMES, -1 for none; stays in host memory
+    operations: Tensor  # int64 [B, L]: numbers in OPERATION_NAMES, -1 for none; stays in host memory
     arguments: Tensor  # float32 [B, L]
     masked: Tensor  # int64 [B, M]
     order: Tensor  # int64 [B, L]: the images sorted by operation
@@ -221,7 +221,7 @@ class DeviceViews:
         header, draw = self.draws.of_file(data, seeds, max_pixels)
         operations, arguments = np.full(self.layers, -1), np.zeros(self.layers, np.float32)
         for place, (name, values) in enumerate(draw.operations):
-            operations[place], arguments[place] = NAMES.index(name), values[0] if values else 0
+            operations[place], arguments[place] = OPERATION_NAMES.index(name), values[0] if values else 0
         boxes, flip = self.boxes(draw, *size_of(header)), np.asarray(draw.flip)
         whole, _ = pixels_of(data, header, min(header.size), self.side, max_pixels)
         square = as_array(crop(whole, 0, 0, whole.shape[3], whole.shape[2], self.side))

@@ -12,7 +12,7 @@ from typing import Any
 from must.base import storage
 from must.base.errors import UserError
 from must.base.files import INDEX_FILE
-from must.base.names import SHA256, SHARD, TABLE, below, of_form
+from must.base.names import SHA256, SHARD_NAME, TABLE, below, of_form
 from must.base.parameters import require
 from must.base.text import brief, printable
 
@@ -94,7 +94,7 @@ def checked(content: dict[str, Any]) -> dict[str, Any]:
 
 def shard_of(**values: Any) -> Shard:
     shard = Shard(**values)
-    of_form(SHARD, shard.name, "valid shard name")
+    of_form(SHARD_NAME, shard.name, "valid shard name")
     require(shard.name.rpartition("-")[0] == shard.split, f"{shard.name} is of another split")
     of_form(SHA256, shard.sha256, f"sha256 of {shard.name}")
     of_form(SHA256, shard.offsets_sha256, f"sha256 of {shard.offsets_name}")
@@ -127,8 +127,8 @@ def count(value: Any, what: str) -> int:
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
-NAME, REJECTED = INDEX_FILE, "rejected.jsonl"
+INDEX_VERSION = 1
+REJECTED = "rejected.jsonl"
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Index:
     skipped: dict[str, int] = field(default_factory=dict)  # files that no image would be called, by extension
     tables: tuple[dict[str, str], ...] = ()  # {"name", "sha256"} of the files by which --append knows the old images
     units: int = 0  # numbers of chunks used up, so that appended samples get new keys
-    version: int = VERSION
+    version: int = INDEX_VERSION
     sha256: str = field(default="", compare=False)  # of index.json as it was read
 
     @property
@@ -183,11 +183,13 @@ def load_index(uri: str, sha256: str = "") -> Index:
     Raises:
         ValueError: there is none, it is damaged, it was written by a newer version, or it is another one.
     """
-    path = storage.join(uri, NAME)
+    path = storage.join(uri, INDEX_FILE)
     try:
         data = storage.read_bytes(path)
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{uri} holds no {NAME}; make it with: must shard --source IMAGES --output {uri}") from None
+        raise UserError(
+            f"{uri} holds no {INDEX_FILE}; make it with: must shard --source IMAGES --output {uri}"
+        ) from None
     index = parse_index(data, path)
     if sha256 and index.sha256 != sha256:
         raise UserError(
@@ -205,9 +207,9 @@ def parse_index(data: bytes, path: str) -> Index:
     """
     damage = UserError(f"{path} is damaged: no index of shards; run `must shard` again")
     content, version = storage.parse_object(data, lambda found: (found, found["version"]), damage)
-    if version != VERSION:
+    if version != INDEX_VERSION:
         what = version if isinstance(version, int | float) else f"of type {type(version).__name__}"
-        raise UserError(f"{path} has version {what}, this program reads {VERSION}; update it, or shard again")
+        raise UserError(f"{path} has version {what}, this program reads {INDEX_VERSION}; update it, or shard again")
     try:
         index = Index(**checked(content), sha256=hashlib.sha256(data).hexdigest())
         require(

@@ -19,7 +19,7 @@ from PIL import Image
 from must.base.errors import UserError
 from must.base.processes import per_process
 from must.base.workers import KilledWorkerError
-from must.data.image.cost import MAX_PIXELS, MEMORY, SECONDS
+from must.data.image.cost import MAX_MEMORY, MAX_PIXELS, MAX_SECONDS
 
 TIMES = 3
 """How much more than the largest cost that a header may promise."""
@@ -31,7 +31,7 @@ CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.
 
 
 def most_seconds(max_pixels: int) -> float:
-    return TIMES * SECONDS * max(1.0, max_pixels / MAX_PIXELS)
+    return TIMES * MAX_SECONDS * max(1.0, max_pixels / MAX_PIXELS)
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def limit_memory(max_pixels: int, others: int) -> None:
 
         lines = Path("/proc/self/status").read_text().splitlines()
         used = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData"))
-        most = used + others + int(TIMES * MEMORY * max(1.0, max_pixels / MAX_PIXELS))
+        most = used + others + int(TIMES * MAX_MEMORY * max(1.0, max_pixels / MAX_PIXELS))
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 

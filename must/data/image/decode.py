@@ -27,11 +27,11 @@ except ImportError:
 Image.init()  # registers the formats this Pillow was built with
 if can_read():  # and HEIC, from the picture itself alone
     importlib.import_module(PLUGIN).register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
-KNOWN = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF", "ICO", "TGA")
-FORMATS = tuple(name for name in KNOWN if name in Image.OPEN)
-EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "HEIF": "heic"}
+KNOWN_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF", "ICO", "TGA")
+FORMATS = tuple(name for name in KNOWN_FORMATS if name in Image.OPEN)
+ENDINGS_BY_FORMAT = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "HEIF": "heic"}
 ORIENTATION = 0x0112
-PLAIN = ("JPEG", "PNG", "WEBP")
+PLAIN_FORMATS = ("JPEG", "PNG", "WEBP")
 TRUSTED = 2.5  # seconds of one core that a header of these may say; tests look for files that say less than they take
 SPACES = {"RGB": "RGB", "L": "GRAY"}  # Pillow's mode -> simplejpeg's colour space
 Picture = TypeVar("Picture")
@@ -53,9 +53,9 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> 
             `max_pixels` pixels, for one), or do when they are decoded (bounds.py). The text is the reason.
     """
     found = accepted(data, max_pixels)
-    if not bounds.held and (found.format not in PLAIN or found.seconds > TRUSTED):
+    if not bounds.held and (found.format not in PLAIN_FORMATS or found.seconds > TRUSTED):
         return decode_apart(data, max_pixels, shorter_side)
-    image = opened(data, found, max_pixels)
+    image = open_accepted(data, found, max_pixels)
     try:
         if not shorter_side and (pixels := decode_plain(data, image)) is not None:
             return as_seen(pixels, orientation(image))
@@ -92,10 +92,10 @@ def identify(data: bytes, max_pixels: int = MAX_PIXELS) -> Any:
     Raises:
         ValueError: as `decode`, as far as the header tells.
     """
-    return opened(data, accepted(data, max_pixels), max_pixels)
+    return open_accepted(data, accepted(data, max_pixels), max_pixels)
 
 
-def opened(data: bytes, found: Cost, max_pixels: int) -> Any:
+def open_accepted(data: bytes, found: Cost, max_pixels: int) -> Any:
     """Raises ValueError: as `identify`."""
     try:  # nothing but the format whose cost was looked up; a Pillow may have been built without it
         image = Image.open(io.BytesIO(data), formats=[name for name in (found.format,) if name in FORMATS])
@@ -142,7 +142,7 @@ def check(image: Any) -> None:
 
 def extension(image: Any) -> str:
     """The usual ending of a file of this image's format, such as jpg."""
-    return EXTENSIONS.get(image.format, str(image.format).lower())
+    return ENDINGS_BY_FORMAT.get(image.format, str(image.format).lower())
 
 
 def as_seen(pixels: Image.Image, turned: int) -> Image.Image:

@@ -27,7 +27,7 @@ from must.data.format.samples import parse_offsets, read_offsets
 
 GB = 10**9
 SPARE = 200_000_000  # bytes of the disk that are always left to others
-TRIES = 2  # downloads of a shard whose bytes are wrong
+DOWNLOAD_TRIES = 2  # downloads of a shard whose bytes are wrong
 
 
 class ShardCache:
@@ -155,7 +155,7 @@ class ShardCache:
     def fill(self, uri: str, shard: Shard, file: BinaryIO) -> bool:
         """Downloads into the file that we hold alone. Returns False if there is no room."""
         source = shard.place(uri)
-        for _ in range(TRIES):
+        for _ in range(DOWNLOAD_TRIES):
             if not self.make_room(shard.bytes, file):
                 return False
             target = storage.HashingFile(file, limit=shard.bytes)

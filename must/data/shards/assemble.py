@@ -119,7 +119,7 @@ def padded(position: np.ndarray) -> np.ndarray:
     return -(-position // BLOCKSIZE) * BLOCKSIZE
 
 
-SHOWN = 8  # files that a killed worker may have been at
+FILES_NAMED = 8  # files that a killed worker may have been at
 
 
 class Pool(JobWorkers):
@@ -148,8 +148,8 @@ class Pool(JobWorkers):
             names = files_in_progress(work.local)
             if not names:
                 raise
-            more = f" and {len(names) - SHOWN} others" if len(names) > SHOWN else ""
-            raise KilledWorkerError(f"{error}; it was at one of: {', '.join(names[:SHOWN])}{more}") from None
+            more = f" and {len(names) - FILES_NAMED} others" if len(names) > FILES_NAMED else ""
+            raise KilledWorkerError(f"{error}; it was at one of: {', '.join(names[:FILES_NAMED])}{more}") from None
 
     def assemble(self, jobs: list[ShardJob], work: Workdir) -> list[Shard]:
         """The shards, in the order of `jobs`."""

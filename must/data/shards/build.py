@@ -16,6 +16,7 @@ from typing import Self
 
 from must.base import storage
 from must.base.errors import UserError
+from must.base.files import INDEX_FILE
 from must.base.lock import HeldError, locked
 from must.base.parameters import require
 from must.base.processes import cores
@@ -30,7 +31,16 @@ from must.data.shards.chunk import Chunk, Done
 from must.data.shards.commit import Task
 from must.data.shards.history import History
 from must.data.shards.listing import Listing, chunks_of, list_sources, open_sources, settings_json, settings_of
-from must.data.shards.workdir import NAME, RUN, SHARDS, WRITTEN, Run, Workdir, locked_part, refuse_living_parts
+from must.data.shards.workdir import (
+    RUN_FILE,
+    SHARDS_LOCK,
+    WORK_FOLDER,
+    WRITTEN_NAME,
+    Run,
+    Workdir,
+    locked_part,
+    refuse_living_parts,
+)
 from must.data.sources.base import Source, is_within, no_images, not_read
 
 logger = logging.getLogger(__name__)
@@ -50,7 +60,7 @@ def shard(config: ShardConfig) -> Index | None:
             next try unless it is worthless.
     """
     apart(config)
-    if is_within(config.output, config.source) and not storage.exists(storage.join(config.output, index.NAME)):
+    if is_within(config.output, config.source) and not storage.exists(storage.join(config.output, INDEX_FILE)):
         logger.info(
             f"note: the shards will lie among the images of --source {config.source}; a folder beside it is better"
         )
@@ -60,7 +70,7 @@ def shard(config: ShardConfig) -> Index | None:
         if parts > 1:
             held.enter_context(locked_part(config.output, number, parts))
             return run_part(config, sources)
-        still_ours = held.enter_context(locked(config.output, SHARDS))
+        still_ours = held.enter_context(locked(config.output, SHARDS_LOCK))
         refuse_living_parts(config.output)
         return run_alone(config, sources, still_ours)
 
@@ -156,7 +166,7 @@ def finish(task: Task, pool: Pool, work: Workdir, still_ours: Callable[[], None]
         return result
     still_ours()
     work.remove_strays(result.files)
-    storage.write_bytes(storage.join(output, index.NAME), result.to_json(), if_generation_match=task.before)
+    storage.write_bytes(storage.join(output, INDEX_FILE), result.to_json(), if_generation_match=task.before)
     work.clear()
     return index.load_index(output)
 
@@ -178,7 +188,7 @@ def finish_if_last(task: Task, pool: Pool, work: Workdir) -> Index | None:
         )
         return None
     try:
-        with locked(output, SHARDS) as still_ours:
+        with locked(output, SHARDS_LOCK) as still_ours:
             if work.is_of(task.run):
                 work.tidy()
                 return summed_up(task, finish(task, pool, work, still_ours))
@@ -209,12 +219,12 @@ def apart(config: ShardConfig) -> None:
 
 def refuse_strangers(output: str, previous: Index | None) -> None:
     """Raises ValueError for files that this run would overwrite, or take for its own, and that no run has written."""
-    if storage.exists(storage.join(output, NAME, RUN)):
+    if storage.exists(storage.join(output, WORK_FOLDER, RUN_FILE)):
         return
     known = previous.files if previous else set()
     for entry in storage.list_files(output):
         require(
-            entry.name in known or not WRITTEN.fullmatch(entry.name),
+            entry.name in known or not WRITTEN_NAME.fullmatch(entry.name),
             f"{output} holds {entry.name}, which is not of an index of `must shard` there; choose another --output, or "
             "move the file away",
         )
@@ -222,12 +232,12 @@ def refuse_strangers(output: str, previous: Index | None) -> None:
 
 def generation(config: ShardConfig) -> storage.Generation:
     """That of the index in the output, 0 without one."""
-    return storage.generation(storage.join(config.output, index.NAME)) or 0
+    return storage.generation(storage.join(config.output, INDEX_FILE)) or 0
 
 
 def existing_index(config: ShardConfig) -> Index | None:
     """The index in the output, if there is one."""
-    path = storage.join(config.output, index.NAME)
+    path = storage.join(config.output, INDEX_FILE)
     if not storage.exists(path):
         return None
     previous = index.load_index(config.output)
@@ -335,4 +345,4 @@ def print_summary(output: str, found: Index, warnings: Iterable[str] = ()) -> No
             logger.info(f"    {count} x {printable(reason)}")
     for line in warnings:
         logger.info(f"  warning: {line}")
-    logger.info(f"index: {storage.join(output, index.NAME)}")
+    logger.info(f"index: {storage.join(output, INDEX_FILE)}")

@@ -30,7 +30,7 @@ from must.data.shards.tarwriter import TarWriter
 from must.data.sources.base import Item, Source, UnreadableError
 
 PREFIX = "at-"
-LONGEST = 1000  # bytes of a name
+CRUMB_BYTES = 1000  # bytes of a name
 
 
 class Breadcrumb:
@@ -48,7 +48,7 @@ class Breadcrumb:
     def at(self, place: int, name: str) -> None:
         # One call of the system, of one length: it costs a file of a hundred kilobytes nothing.
         text = b"%d\0" % place + name.encode("utf-8", "surrogateescape")
-        os.pwrite(self.file, text[:LONGEST].ljust(LONGEST, b"\0"), 0)
+        os.pwrite(self.file, text[:CRUMB_BYTES].ljust(CRUMB_BYTES, b"\0"), 0)
 
     def __exit__(self, *error: object) -> None:
         os.close(self.file)
@@ -191,9 +191,9 @@ def process_chunk(
                     raise UserError(rejected[position])
                 record.read_bytes += len(data)
                 with deadline(settings.max_pixels):
-                    extension, stored = checked(data, settings)
+                    extension, stored = checked_image(data, settings)
             except (ValueError, UnreadableError, OSError, MemoryError) as error:
-                record.rejected.append((item.name, reason(error)))
+                record.rejected.append((item.name, rejection_reason(error)))
                 continue
             digest = hashlib.sha256(data).digest()
             split = chunk.split or item.split or split_of(digest, settings.split)
@@ -224,7 +224,7 @@ def process_chunk(
     return Done(chunk.number, record.files, len(record.rejected), record.read_bytes)
 
 
-def checked(data: bytes, settings: Settings) -> tuple[str, bytes]:
+def checked_image(data: bytes, settings: Settings) -> tuple[str, bytes]:
     """(extension, bytes to store) of an image file. Raises ValueError with the reason when it is no whole image."""
     if len(data) > settings.max_bytes:
         raise UserError(f"more than {settings.max_bytes} bytes")
@@ -296,7 +296,7 @@ def prefetched(chunk: Chunk, settings: Settings) -> Iterator[tuple[Item, bytes |
             yield first, future.result()
 
 
-def reason(error: Exception) -> str:
+def rejection_reason(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "too large for the memory"
     if isinstance(error, OSError):

@@ -231,7 +231,7 @@ def set_aside(task: Task, totals: ChunkTotals, found: Duplicates) -> Counter[str
             (reason for _, reason in rejected_now(listing, totals)),
         )
     )
-    refused = refusal(config, totals, kinds, previous)
+    refused = refusal_of_run(config, totals, kinds, previous)
     gone = names if refused else tried
     stays = previous and totals.samples == 0 and not refused
     revision = previous.revision if previous and stays else task.run.revision
@@ -304,7 +304,7 @@ def accepted_now(earlier: list[Line], listing: Listing, totals: ChunkTotals) -> 
     return {wanted[row] for row in rows if row in wanted}
 
 
-def refusal(config: ShardConfig, totals: ChunkTotals, kinds: Counter[str], previous: Index | None) -> str:
+def refusal_of_run(config: ShardConfig, totals: ChunkTotals, kinds: Counter[str], previous: Index | None) -> str:
     """Why the run ends without an index, "" if it does not.
 
     The share counts over all revisions: files that are rejected again and again must not fail each small append.

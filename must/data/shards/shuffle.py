@@ -43,7 +43,7 @@ class Buckets:
             yield data
 
 
-BUCKETS = 256
+ITEM_BUCKETS = 256
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Shuffled:
 
 def shuffle(items: Iterable[Item], folder: Path, unit_size: int) -> Shuffled:
     """Writes the plan below `folder`, which must be empty and on a disk with room for twice the listing."""
-    buckets = Buckets(folder, BUCKETS)
+    buckets = Buckets(folder, ITEM_BUCKETS)
     for item in items:
         order = place_of(item.name)
         buckets.add(order[0], order.hex().encode() + json.dumps(item).encode() + b"\n")

@@ -26,7 +26,7 @@ from must.data.sources.base import (
     ARCHIVE,
     EXPANDED,
     EXPANSION,
-    LONGEST,
+    LONGEST_NAME,
     Item,
     ListingReport,
     UnreadableError,
@@ -34,15 +34,15 @@ from must.data.sources.base import (
     folder_label,
     kind_of,
     of_bounded_texts,
-    size_of,
     told_apart,
+    utf8_size,
 )
 
 COMPRESSED: dict[str, Any] = {"gz": gzip.open, "tgz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
 MOST_FILES = 100_000  # that braces may mean
 RANGE = re.compile(r"\{(-?[0-9]{1,20})\.\.(-?[0-9]{1,20})")  # all of it is in memory before the first file
 HEADER = struct.Struct("<26x2H")  # of a zip's member: the lengths of its name and extra field
-LABELS = ("cls", "json")  # members of a WebDataset sample that may hold its label
+LABEL_MEMBERS = ("cls", "json")  # members of a WebDataset sample that may hold its label
 
 
 class Archives:
@@ -181,14 +181,14 @@ def tar_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, 
             if not member.isreg() or member.issparse():
                 problems.reject(name, "a link, device or sparse file inside an archive")
                 continue
-            if size_of(name) > LONGEST:
-                problems.reject(name, f"a name of more than {LONGEST} bytes")
+            if utf8_size(name) > LONGEST_NAME:
+                problems.reject(name, f"a name of more than {LONGEST_NAME} bytes")
                 continue
             base, extension = key_of(name)
             if base != key:
                 yield from ((*image, label) for image in images)
                 key, images, label = base, [], None
-            if extension in LABELS:
+            if extension in LABEL_MEMBERS:
                 content = tar.extractfile(member)
                 label = label_in(extension, content.read(1 << 20) if content else b"") or label
             else:

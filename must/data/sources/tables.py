@@ -23,8 +23,8 @@ from must.data.sources.base import (
     damage_named,
     folder_label,
     of_bounded_texts,
-    size_of,
     told_apart,
+    utf8_size,
 )
 from must.data.sources.files import is_split, refusal
 from must.data.sources.table_files import TABLE_FILE, Table, find_tables, named, need_pyarrow, opened
@@ -33,8 +33,8 @@ USUAL = (
     "image img picture photo jpg jpeg png webp image_bytes img_bytes image_data bytes content data path image_path "
     "img_path file_path filepath file_name filename file uri image_uri url image_url"
 )
-IMAGES = tuple(USUAL.split())
-LABELS = ("label", "labels", "class", "cls", "class_name", "label_name", "category", "target")
+USUAL_IMAGES = tuple(USUAL.split())
+USUAL_LABELS = ("label", "labels", "class", "cls", "class_name", "label_name", "category", "target")
 
 
 class Asked(NamedTuple):
@@ -69,7 +69,7 @@ def choose(schema: Any, features: Any, asked: Asked, labels: str, where: str) ->
     Raises:
         ValueError: no column of images or labels, or several that might be; the line names the columns there are.
     """
-    types = {name: plain(schema.field(number).type) for number, name in enumerate(schema.names)}
+    types = {name: storage_type(schema.field(number).type) for number, name in enumerate(schema.names)}
     there = f"its columns are {printable(', '.join(map(str, schema.names)), 300) or 'none'}"
     require(len(types) == len(schema.names), f"{where}: two columns have the same name; {there}")
     if asked.image:
@@ -81,7 +81,7 @@ def choose(schema: Any, features: Any, asked: Asked, labels: str, where: str) ->
             "bytes nor names of files",
         )
     else:
-        image = first_of(IMAGES, {name: kind for name, kind in types.items() if may_be_image(kind)})
+        image = first_of(USUAL_IMAGES, {name: kind for name, kind in types.items() if may_be_image(kind)})
         if image is None:
             binary = [name for name, kind in types.items() if has_bytes(kind)]
             image = binary[0] if len(binary) == 1 else None
@@ -93,7 +93,7 @@ def choose(schema: Any, features: Any, asked: Asked, labels: str, where: str) ->
             require(asked.label in types, f"{where}: no column {brief(asked.label)} (--label-column); {there}")
             label = asked.label
         else:
-            label = first_of(LABELS, {name: kind for name, kind in types.items() if may_be_label(kind)})
+            label = first_of(USUAL_LABELS, {name: kind for name, kind in types.items() if may_be_label(kind)})
         require(label is not None, f"{where}: no column of labels; name it with --label-column; {there}")
         assert label is not None
         require(
@@ -111,13 +111,13 @@ def first_of(names: tuple[str, ...], there: dict[str, Any]) -> str | None:
     return next((lower[name] for name in names if name in lower), None)
 
 
-def plain(kind: Any) -> Any:
+def storage_type(kind: Any) -> Any:
     """The type of a dictionary's values, and of what an extension is stored as."""
     from pyarrow import types
 
     if types.is_dictionary(kind):
-        return plain(kind.value_type)
-    return plain(kind.storage_type) if hasattr(kind, "storage_type") else kind
+        return storage_type(kind.value_type)
+    return storage_type(kind.storage_type) if hasattr(kind, "storage_type") else kind
 
 
 def is_binary(kind: Any) -> bool:
@@ -234,7 +234,7 @@ class Tables:
                         split = table.split
                     elif not is_split(split):
                         raise UserError(f"{where} row {row}: {brief(split)} is no split name (lower-case, digits, _)")
-                    left -= ROW + len(found.data or b"") + size_of(label or "") + size_of(found.path or "")
+                    left -= ROW + len(found.data or b"") + utf8_size(label or "") + utf8_size(found.path or "")
                     require(left >= 0, too_large)
                     if found.data is not None:
                         file.write(found.data)

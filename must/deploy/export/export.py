@@ -56,7 +56,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
             written then.
     """
     if config.to == "onnx":
-        return onnx.export(config)
+        return onnx.export_onnx(config)
     from must.deploy.export.model_card import hub_card
 
     kind = kind_of(config.to)
@@ -78,7 +78,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         theirs = kind.features(scratched, images)
         begin("ours")
         agreement = compare_features(bundle, images, theirs)
-        refuse(agreement, config.to)
+        require_agreement(agreement, config.to)
         write_classifier(bundle, scratched)
         result = {
             "to": config.to,
@@ -122,7 +122,7 @@ def compare_features(bundle: Bundle, images: torch.Tensor, theirs: torch.Tensor)
     )
 
 
-def refuse(agreement: Agreement, to: str) -> None:
+def require_agreement(agreement: Agreement, to: str) -> None:
     require(
         agreement.probability < LARGEST_DIFFERENCE,
         f"--to {to}: the library computes another network of these weights (probabilities differ by up to "

@@ -26,7 +26,7 @@ RANDOM_IMAGES = 64
 README_FILE = "README.md"  # the same for a hub, which reads what stands in YAML before it
 
 
-def export(config: ExportConfig) -> dict[str, Any]:
+def export_onnx(config: ExportConfig) -> dict[str, Any]:
     """Writes OUTPUT/model.onnx, labels.txt and the cards; returns the comparison.
 
     Raises:
@@ -70,7 +70,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         begin("the file's answers")
         classifier = OnnxClassifier(path)
         check = compare(expected, classifier, pixels, features)
-        refuse(check, config)
+        require_check(check, config)
         result = {
             "precision": config.precision,
             "arithmetic": method,
@@ -83,13 +83,13 @@ def export(config: ExportConfig) -> dict[str, Any]:
             result["dimensions"] = features.shape[1]
         readme = hub_card(bundle.description, result, metrics, "", config.license)
         cards = {CARD_FILE: model_card(bundle.description, result, metrics), README_FILE: readme}
-        write(config, bundle, {ONNX_FILE: path}, cards)
+        write_export(config, bundle, {ONNX_FILE: path}, cards)
     logger.info(f"{storage.join(config.output, ONNX_FILE)}  {method}, {result['megabytes']:.1f} MB")
     logger.info(check.line() + ("" if config.shards else " of random pixels; --shards checks it on real ones"))
     return result
 
 
-def write(config: ExportConfig, bundle: Bundle, models: dict[str, Path], cards: dict[str, str]) -> None:
+def write_export(config: ExportConfig, bundle: Bundle, models: dict[str, Path], cards: dict[str, str]) -> None:
     """model.onnx goes first and comes last, so that a folder with it is complete and of one export."""
     storage.delete(storage.join(config.output, ONNX_FILE))
     labels = lines_of(bundle.description.classes)
@@ -136,7 +136,7 @@ def check_images(config: ExportConfig, bundle: Bundle) -> np.ndarray:
     return np.stack(pixels)
 
 
-def refuse(check: Check, config: ExportConfig) -> None:
+def require_check(check: Check, config: ExportConfig) -> None:
     least = config.min_agreement or LEAST_AGREEMENT[config.precision]
     require(
         check.agreement >= least,

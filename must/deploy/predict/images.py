@@ -62,7 +62,7 @@ def predict_images(
     shown = bar(unit="img", desc="predict", leave=False, quiet=not config.output)  # none between the rows of a table
     own = 0.0 if unsure else stored_threshold(classifier.metadata, config.model) or 0.0
     with open_writer(config.output, top, unsure > 0, own) as writer, shown:
-        for found in classify(classifier, names, lambda name: load(name, view), asked):
+        for found in classify(classifier, names, lambda name: read_pixels(name, view), asked):
             shown.update()
             if isinstance(found, Unreadable):
                 warn(found.image, found.reason, counts)
@@ -126,7 +126,7 @@ def predicted(
     return Prediction(name, classes, values, bool(row[best[0]] < asked.abstain), embedding)
 
 
-def load(name: str, view: EvalView) -> tuple[np.ndarray | None, str]:
+def read_pixels(name: str, view: EvalView) -> tuple[np.ndarray | None, str]:
     """(uint8 [S, S, 3], "") or (None, the reason). The same decoder and view as `must evaluate`."""
     try:
         return seen(sys.stdin.buffer.read() if name == "-" else storage.read_bytes(name), view), ""

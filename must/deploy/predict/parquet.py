@@ -40,8 +40,8 @@ def decode_rows(
     return found
 
 
-ROWS = 8192  # of a row group
-PACKED = 1024  # rows that are put together while a shard is worked on; the writer works on as many at a time
+GROUP_ROWS = 8192  # of a row group
+PACKED_ROWS = 1024  # rows that are put together while a shard is worked on; the writer works on as many at a time
 TAIL = 1 << 16  # bytes of a file's end that are read first: what it says of itself is there
 STORY = b"must"  # the name in the file's metadata
 
@@ -84,7 +84,7 @@ class Table:
     def __init__(self, classes: list[str], run: Run) -> None:
         import pyarrow as pa
 
-        self.classes, self.run, self.top = [text(name) for name in classes], run, min(run.top_k, len(classes))
+        self.classes, self.run, self.top = [utf8(name) for name in classes], run, min(run.top_k, len(classes))
         self.names = pa.array(self.classes, pa.string())
         fields = [("key", pa.string()), ("source", pa.string())]
         for rank in range(1, self.top + 1):
@@ -96,7 +96,7 @@ class Table:
             fields.append((EMBEDDING, pa.list_(pa.float16())))
         self.schema = pa.schema(fields)
         self.waiting: list[Any] = []  # batches, some of a few rows
-        self.packed: list[Any] = []  # tables of PACKED rows, which take the room of their values and little more
+        self.packed: list[Any] = []  # tables of PACKED_ROWS, which take the room of their values and little more
         self.counts = np.zeros(len(classes), np.int64)
         self.rows = self.unreadable = self.abstained = 0
 
@@ -119,14 +119,14 @@ class Table:
 
         unnamed = ~whole
         unnamed[whole] = unsure
-        columns = [pa.array([text(item.key) for item in decoded]), pa.array([text(item.source) for item in decoded])]
+        columns = [pa.array([utf8(item.key) for item in decoded]), pa.array([utf8(item.source) for item in decoded])]
         for rank in range(self.top):
             columns.append(self.names.take(spread(ranked[:, rank], pa.int64(), unnamed)))
             columns.append(spread(sorted_[:, rank], pa.float32()))
         columns.append(spread(margin, pa.float32()))
         if self.run.abstain:
             columns.append(pa.array(unnamed & whole))
-        columns.append(pa.array([text(item.reason) or None for item in decoded], pa.string()))
+        columns.append(pa.array([utf8(item.reason) or None for item in decoded], pa.string()))
         if embedding is not None:
             columns.append(halves(embedding, whole))
         self.waiting.append(pa.record_batch(columns, schema=self.schema))
@@ -134,7 +134,7 @@ class Table:
         self.rows += len(decoded)
         self.unreadable += int((~whole).sum())
         self.abstained += int(unsure.sum())
-        if sum(batch.num_rows for batch in self.waiting) >= PACKED:
+        if sum(batch.num_rows for batch in self.waiting) >= PACKED_ROWS:
             self.pack()
 
     def pack(self) -> None:
@@ -161,7 +161,7 @@ class Table:
         self.pack()
         table = pa.concat_tables(self.packed).cast(schema)
         with storage.open_write(uri) as file:
-            pq.write_table(table, file, row_group_size=ROWS, compression="zstd", **self.encoding())
+            pq.write_table(table, file, row_group_size=GROUP_ROWS, compression="zstd", **self.encoding())
         return story
 
     def encoding(self) -> dict[str, Any]:
@@ -212,6 +212,6 @@ def read_story(uri: str, size: int, shard: Shard, run: Run) -> dict[str, Any]:
     return story
 
 
-def text(name: str) -> str:
+def utf8(name: str) -> str:
     """A name as UTF-8 can hold it."""
     return encoded(name).decode()

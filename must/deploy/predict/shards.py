@@ -33,7 +33,7 @@ from must.deploy.predict.session import STORED, Classifier, Opener, onnx_model, 
 
 logger = logging.getLogger(__name__)
 
-RUN_FILE, SUMMARY_FILE = "run.json", "predictions.json"
+RUN_FILE, TOTALS_FILE = "run.json", "predictions.json"
 READERS = 16  # files whose ends are read at the same time
 
 
@@ -84,7 +84,7 @@ def label(
 ) -> list[dict[str, Any]]:
     """Writes these shards' files, one after the other; returns what they say of themselves."""
     stories, total = [], sum(shard.samples for shard in shards)
-    with bar(unit="img", desc="predict", total=total) as shown, opened(config.shards, shards) as opening:
+    with bar(unit="img", desc="predict", total=total) as shown, shards_ahead(config.shards, shards) as opening:
         for shard, path, offsets, texts in opening:
             table = Table(classifier.classes, run)
             size, preprocess = config.batch_size, classifier.preprocess
@@ -118,7 +118,7 @@ class Opened(NamedTuple):
 
 
 @contextmanager
-def opened(uri: str, shards: list[Shard]) -> Iterator[Iterator[Opened]]:
+def shards_ahead(uri: str, shards: list[Shard]) -> Iterator[Iterator[Opened]]:
     """Gives the shards one after the other; the next one is copied from its bucket while one is worked on."""
 
     def fetch(shard: Shard) -> tuple[ExitStack, Opened]:
@@ -189,12 +189,12 @@ def finish(config: PredictConfig, shards: tuple[Shard, ...], run: Run) -> None:
             f"{missing} of {len(shards)} shards are still to come, from the other parts; then there is a summary"
         )
         return
-    uri = storage.join(config.output, SUMMARY_FILE)
-    storage.write_bytes(uri, summary(run, read_stories(config.output, list(shards), there, run)))
+    uri = storage.join(config.output, TOTALS_FILE)
+    storage.write_bytes(uri, totals_json(run, read_stories(config.output, list(shards), there, run)))
     logger.info(printable(f"all {len(shards)} shards are there: {uri}"))
 
 
-def summary(run: Run, stories: list[dict[str, Any]]) -> bytes:
+def totals_json(run: Run, stories: list[dict[str, Any]]) -> bytes:
     """The bytes of predictions.json: the same, whoever writes it."""
     rows, unreadable, abstained = totals(stories)
     classes: dict[str, int] = {}

@@ -21,7 +21,7 @@ from must.base.text import printable
 from must.config import PromoteConfig
 from must.config.trackers import require_packages
 from must.method.train.trackers.base import reason
-from must.method.train.trackers.mlflow import address, connect, experiment
+from must.method.train.trackers.mlflow import address, experiment, mlflow_client
 
 SEARCH = "/api/2.0/mlflow/registered-models/search?max_results=1"
 TIMEOUT = 30  # seconds
@@ -134,7 +134,7 @@ class MlflowRegistry:
     def __init__(self, name: str) -> None:
         self.name = name
         with translate_errors("nothing was promoted"):
-            self.client = connect("--register mlflow")
+            self.client = mlflow_client("--register mlflow")
             self.find("")  # a server that does not answer is known before anything is done
 
     def find(self, version: str) -> str | None:

@@ -151,7 +151,7 @@ def said(error: urllib.error.HTTPError) -> str:
 
 
 FLAG = "--register kubeflow"
-LABEL = "champion"  # of a version
+CHAMPION_LABEL = "champion"  # of a version
 CHAMPION, URI = "must.champion", "must.uri"  # properties: of the model, the champion's name; of a version, its place
 REGISTERED_MODELS, VERSIONS = "registered_models", "model_versions"
 
@@ -254,9 +254,9 @@ class KubeflowRegistry:
         written all at once, and others may have theirs."""
         self.change(f"{REGISTERED_MODELS}/{model}", {CHAMPION: text_value(champion["name"])})
         for version in list(self.api.pages(f"{REGISTERED_MODELS}/{model}/versions")):
-            if version["id"] != champion["id"] and is_label(version, LABEL):
-                self.change(f"{VERSIONS}/{version['id']}", {}, without=LABEL)
-        self.change(f"{VERSIONS}/{champion['id']}", {LABEL: text_value("")})
+            if version["id"] != champion["id"] and is_label(version, CHAMPION_LABEL):
+                self.change(f"{VERSIONS}/{version['id']}", {}, without=CHAMPION_LABEL)
+        self.change(f"{VERSIONS}/{champion['id']}", {CHAMPION_LABEL: text_value("")})
 
     def change(self, path: str, properties: dict[str, Any], without: str = "") -> None:
         before = self.api.send("GET", path).get("customProperties") or {}

@@ -24,7 +24,7 @@ from must.deploy.promote.registry import (
     Registry,
     is_of,
 )
-from must.evaluation.gate import ZERO_SHOT, read_decision
+from must.evaluation.gate import NOTHING_KEPT, read_decision
 from must.evaluation.result import Metrics, read_metrics
 from must.method.model.bundle import check_weights, load_description
 from must.method.model.provenance import Provenance
@@ -64,7 +64,7 @@ def add_version(registry: Registry, config: PromoteConfig, follower: Follower | 
     provenance = description.provenance
     version = config.version or version_of(config.model, provenance)
     require(
-        not decision or decision.outcome != ZERO_SHOT or has_no_other_champion(registry, version),
+        not decision or decision.outcome != NOTHING_KEPT or has_no_other_champion(registry, version),
         f"--decision {config.decision}: nothing was kept of the adaptation, the model is zero-shot's; "
         f"{registry.uri} has a champion, which stays",
     )
@@ -198,7 +198,7 @@ def numbers_of(metrics: Metrics) -> dict[str, dict[str, float]]:
 
 
 LEFT_TO_PEOPLE = "left to people's answers"  # outcome of a decision that answers may still change
-TRAIN, NOTHING_NEW = "train", "nothing new"
+ACTION_TRAIN, NOTHING_NEW = "train", "nothing new"
 
 
 @dataclass(frozen=True)
@@ -237,4 +237,4 @@ def champion(
         reasons.append("answers have come to what was left to people")
     if decided:
         reasons.append(f"nothing new: this data with these settings was {decided['outcome']} on {decided['at'][:10]}")
-    return Champion(latest or "none", bundle, key, NOTHING_NEW if decided else TRAIN, reasons)
+    return Champion(latest or "none", bundle, key, NOTHING_NEW if decided else ACTION_TRAIN, reasons)

@@ -22,8 +22,8 @@ from must.deploy.review.session import Session
 from must.method.answers.review import RANDOM
 
 SIDES = {"full": 4096, "large": 1024, "small": 160}  # pixels of the longer side, at most
-PLAIN = 200  # pixels of the longer side up to which nothing is lost in compression
-KEPT = 2_000  # small pictures that are held in memory, a few kilobytes each
+LOSSLESS_SIDE = 200  # pixels of the longer side up to which nothing is lost in compression
+SMALL_IN_MEMORY = 2_000  # small pictures that are held in memory, a few kilobytes each
 
 
 class Pictures:
@@ -32,7 +32,7 @@ class Pictures:
     def __init__(self, reader: ShardReader) -> None:
         self.reader = reader
         self.lock = threading.Lock()  # the reader has its open files
-        self.small = lru_cache(KEPT)(lambda number: self.make(number, SIDES["small"]))
+        self.small = lru_cache(SMALL_IN_MEMORY)(lambda number: self.make(number, SIDES["small"]))
 
     def get(self, number: int, size: str) -> tuple[bytes, str]:
         """`size` is one of SIDES. Raises ValueError: no such sample, or it cannot be decoded."""
@@ -45,7 +45,7 @@ class Pictures:
             data = self.reader.image(number)
         image = decode(data, self.reader.index.max_pixels, shorter_side=side)
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
-        kind = "PNG" if max(image.size) <= PLAIN else "JPEG"
+        kind = "PNG" if max(image.size) <= LOSSLESS_SIDE else "JPEG"
         file = io.BytesIO()
         image.save(file, kind, **({} if kind == "PNG" else {"quality": 88}))
         return file.getvalue(), f"image/{kind.lower()}"
@@ -57,7 +57,7 @@ STATIC = {
     "review.css": "text/css; charset=utf-8",
 }
 
-LARGEST = 40_000_000  # characters of a page's pictures: what mail and browsers take
+LARGEST_PAGE = 40_000_000  # characters of a page's pictures: what mail and browsers take
 
 
 def static(name: str) -> bytes:
@@ -66,8 +66,8 @@ def static(name: str) -> bytes:
 
 def self_contained(session: Session, pictures: Pictures, most: int) -> tuple[bytes, int]:
     """(the page with the first pictures that have no answer yet, how many those are): `most` of them, and no more than
-    LARGEST characters hold. It keeps answers in the browser and saves them as answers.jsonl. Pictures that cannot be
-    decoded are left out of strips, not of the order.
+    LARGEST_PAGE characters hold. It keeps answers in the browser and saves them as answers.jsonl. Pictures that cannot
+    be decoded are left out of strips, not of the order.
     """
     review, images = session.review, dict[str, str]()
     shown: list[dict[str, Any]] = []
@@ -79,7 +79,7 @@ def self_contained(session: Session, pictures: Pictures, most: int) -> tuple[byt
             if key not in images and (data := data_uri(pictures, number, size)):
                 new[key] = data
         taken += sum(map(len, new.values()))
-        if taken > LARGEST:
+        if taken > LARGEST_PAGE:
             break
         images |= new
         shown.append({**session.describe(picture.number), "image": picture.image, "sha256": picture.sha256})

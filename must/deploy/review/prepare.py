@@ -14,7 +14,7 @@ from must.config import ReviewConfig
 from must.data.loading.loader import EvalSource
 from must.deploy.review.teaching import Images
 from must.method.answers.review import (
-    FIRST,
+    FIRST_IMAGES,
     RANDOM,
     REFINED,
     Picture,
@@ -32,7 +32,7 @@ from must.method.select.select import both_ends
 
 SIMILAR = 6  # pictures that are shown beside one
 LIKELY = 10  # classes that are offered first
-NUMBERS = 20_000_000  # images x classes
+MOST_PROBABILITIES = 20_000_000  # images x classes
 
 
 def prepare(config: ReviewConfig) -> tuple[Review, Images]:
@@ -61,12 +61,12 @@ def looks(
     with init_distributed(config.device, timeout=600) as here:
         require(here.size == 1, "must review runs in one process")
         source = EvalSource.of(config, preprocess_of(bundle.description))
-        source = subsample(source, max(100, min(config.images, NUMBERS // len(classes))))
+        source = subsample(source, max(100, min(config.images, MOST_PROBABILITIES // len(classes))))
         model = bundle.model.to(here.device).eval()
         every, parts = list(source.numbers), list[ImageFeatures]()
         some = set[int]()
-        if not begun and len(every) > 2 * FIRST:
-            some = set(np.random.default_rng(config.seed).choice(every, FIRST, replace=False).tolist())
+        if not begun and len(every) > 2 * FIRST_IMAGES:
+            some = set(np.random.default_rng(config.seed).choice(every, FIRST_IMAGES, replace=False).tolist())
         for part in (sorted(some), [number for number in every if number not in some]):
             if not part:
                 continue

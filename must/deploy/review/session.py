@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from must.base.files import ANSWERS_FILE
 from must.base.parameters import require
 from must.base.text import counted
-from must.method.answers.book import FILE, Answer, append
+from must.method.answers.book import Answer, append
 from must.method.answers.review import MODEL, RANDOM, Picture, Review
 
 if TYPE_CHECKING:
     from must.deploy.review.teaching import Known, Teaching
 
-PATIENCE = 15.0  # seconds that a picture is kept for the page that shows it
-FEW = 12  # classes up to which all of them are offered
-CHOICES = ("label", "none", "unsure")
+RESERVED = 15.0  # seconds that a picture is kept for the page that shows it
+ALL_OFFERED = 12  # classes up to which all of them are offered
+ANSWER_KINDS = ("label", "none", "unsure")
 WAIT = 5.0  # seconds for what the last answers change
-GRID = 60  # pictures of a class side by side
+GRID_PICTURES = 60  # pictures of a class side by side
 RECENT = 12  # answers that the page shows
 EARLIER = 50  # times that answers of an earlier run can be taken back
 SORTS = ("sure", "doubtful", "differ")
@@ -45,7 +46,7 @@ class Session:
         self, review: Review, folder: str, who: str, teaching: "Teaching | None" = None,
         clock: Callable[[], float] = time.monotonic, commands: Iterable[str] = (),
     ) -> None:  # fmt: skip
-        self.path, self.who, self.clock, self.commands = Path(folder) / FILE, who, clock, list(commands)
+        self.path, self.who, self.clock, self.commands = Path(folder) / ANSWERS_FILE, who, clock, list(commands)
         self.lock = threading.Lock()
         self.shown: dict[int, tuple[str, float]] = {}  # number of a picture -> (person's page, when)
         self.drawn = set[int]()  # numbers that the random order came to
@@ -127,7 +128,7 @@ class Session:
             if not self.open(picture):
                 continue
             other, since = self.shown.get(picture.number, ("", 0.0))
-            if other in ("", page) or now - since > PATIENCE:
+            if other in ("", page) or now - since > RESERVED:
                 self.shown[picture.number] = page, now
                 self.drawn.add(picture.number)
                 return self.describe(picture.number)
@@ -139,7 +140,7 @@ class Session:
         place, picture = self.of[number]
         classes, random = self.review.classes, self.review.order == RANDOM
         likely = sorted(picture.likely) if random else picture.likely
-        names = [classes[k] for k in (range(len(classes)) if len(classes) <= FEW else likely)]
+        names = [classes[k] for k in (range(len(classes)) if len(classes) <= ALL_OFFERED else likely)]
         similar = [
             {"number": other, "open": other in self.of and self.of[other][1].sha256 not in self.answers}
             for other in picture.similar
@@ -162,10 +163,13 @@ class Session:
             ValueError: no such picture, or no such class.
         """
         kind, label, grid, shown = said.get("kind"), said.get("label"), bool(said.get("grid")), said.get("number")
-        require(kind in CHOICES, "an answer is a label, none or unsure")
+        require(kind in ANSWER_KINDS, "an answer is a label, none or unsure")
         require(kind != "label" or label in self.review.classes, "there is no such class")
         also = said.get("also", [])
-        require(isinstance(also, list) and len(also) <= GRID, f"`also` must be a list of at most {GRID} numbers")
+        require(
+            isinstance(also, list) and len(also) <= GRID_PICTURES,
+            f"`also` must be a list of at most {GRID_PICTURES} numbers",
+        )
         with self.lock:
             hows = {number: "grid" if grid else "similar" for number in also if not self.measures(self.picture(number))}
             if shown is not None or not also:
@@ -245,7 +249,8 @@ class Session:
                 "left": len(own),
                 "counts": [counts[number] for number in range(len(classes))],
                 "pictures": [
-                    {"number": one.number, "says": [classes[number] for number in one.classes]} for one in own[:GRID]
+                    {"number": one.number, "says": [classes[number] for number in one.classes]}
+                    for one in own[:GRID_PICTURES]
                 ],
             }
 

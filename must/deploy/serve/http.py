@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl
 import must
 from must.base.storage.api import loads
 from must.deploy.serve.models import Served
-from must.deploy.serve.predictions import EXTENSIONS, metadata_of, tensors, to_json
+from must.deploy.serve.predictions import PROTOCOL_EXTENSIONS, metadata_of, tensors, to_json
 from must.deploy.serve.protocol import Asked, Limits, Output, Refused, Tensor, read_asked, read_parameters, wanted
 from must.deploy.serve.work import Work
 
@@ -38,7 +38,7 @@ HEADER_LENGTH = b"inference-header-content-length"
 CLOSE = (b"connection", b"close")
 VALUES, OBJECTS = 1_000_000, 1000  # of JSON, whose reader holds all threads
 PIECE = 1 << 18
-LARGE = 1 << 16  # bytes of JSON above which it is read in a thread, one request at a time
+LARGE_JSON = 1 << 16  # bytes of JSON above which it is read in a thread, one request at a time
 LINGER = 2.0  # seconds in which a refused client may go on sending, so that it sees why
 
 
@@ -82,10 +82,10 @@ class App:
         except ClientGone:
             raise
         except Refused as refused:
-            return refusal(refused)
+            return refusal_reply(refused)
         except Exception:  # ours; the server goes on, and the log has it
             logger.exception("must serve: a request failed")
-            return refusal(Refused(500, "internal error"))
+            return refusal_reply(Refused(500, "internal error"))
 
     async def route(self, scope: Scope, exchange: Exchange) -> Reply:
         """Raises Refused: no such address, or what the request's own function refuses."""
@@ -117,7 +117,9 @@ class App:
         if parts == ["v2", "health", "ready"]:
             return self.ready({"ready": self.work.ready})
         if parts in (["v2"], [""]):
-            return Reply(as_json({"name": "must-serve", "version": must.__version__, "extensions": EXTENSIONS}))
+            return Reply(
+                as_json({"name": "must-serve", "version": must.__version__, "extensions": PROTOCOL_EXTENSIONS})
+            )
         if parts[:2] == ["v2", "models"] and len(parts) >= 3:
             asks_ready = parts[-1] == "ready" and len(parts) > 3
             self.check_model(parts[2:-1] if asks_ready else parts[2:])
@@ -164,7 +166,7 @@ class App:
             wanted(text.isdigit() and int(text[:12]) <= len(data), "Inference-Header-Content-Length is wrong")
             length = int(text[:12])
         view, limits = memoryview(data), self.work.limits(served)
-        if length <= LARGE:
+        if length <= LARGE_JSON:
             return understood(view, length, limits)
         async with self.turn():
             return await asyncio.to_thread(understood, view, length, limits)
@@ -311,7 +313,7 @@ def inference_reply(name: str, version: str, asked: Asked, found: list[Tensor]) 
     return Reply(b"".join([header, *blobs]), BINARY, more=((HEADER_LENGTH, str(len(header)).encode()),))
 
 
-def refusal(refused: Refused) -> Reply:
+def refusal_reply(refused: Refused) -> Reply:
     more = ((b"retry-after", b"1"),) if refused.retry else ()
     return Reply(as_json({"error": refused.reason}), status=refused.status, more=more)
 

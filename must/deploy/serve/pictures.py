@@ -9,7 +9,7 @@ from must.data.image.headers.base import Cost
 from must.data.image.preprocess import EvalView
 from must.deploy.serve.protocol import Refused, wanted
 
-PICTURES = "JPEG, PNG or WebP"
+PICTURE_FORMATS = "JPEG, PNG or WebP"
 MOST_STEPS = 3000  # segments or chunks of a picture, each of which Pillow reads in Python
 
 
@@ -27,7 +27,9 @@ def cost_of(data: bytes, max_pixels: int) -> Cost:
     """
     form = "; this is a form, and the body is to be the file itself: curl --data-binary @photo.jpg"
     wanted(
-        is_picture(data), f"not a picture of a known format; send {PICTURES}" + form * (bytes(data[:2]) == b"--"), 415
+        is_picture(data),
+        f"not a picture of a known format; send {PICTURE_FORMATS}" + form * (bytes(data[:2]) == b"--"),
+        415,
     )
     try:
         found = cost(data, MOST_STEPS)

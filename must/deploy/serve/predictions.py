@@ -90,7 +90,7 @@ def to_json(answer: Predictions, row: int) -> dict[str, Any]:
     return found
 
 
-EXTENSIONS = ["binary_tensor_data", "classification"]
+PROTOCOL_EXTENSIONS = ["binary_tensor_data", "classification"]
 
 
 def tensors_of(served: Served) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -13,14 +13,14 @@ import numpy as np
 
 from must.base.text import printable
 
-LONGEST = 400  # characters of a reason, which may quote what the client sent
+LONGEST_REASON = 400  # characters of a reason, which may quote what the client sent
 
 
 class Refused(Exception):  # noqa: N818, it is the request's fault more often than ours
     """`status` is HTTP's; `retry`: the same may work in a moment."""
 
     def __init__(self, status: int, reason: str) -> None:
-        self.status, self.reason = status, printable(reason, LONGEST)
+        self.status, self.reason = status, printable(reason, LONGEST_REASON)
         super().__init__(self.reason)
 
     @property
@@ -34,7 +34,7 @@ def wanted(condition: bool, reason: str, status: int = 400) -> None:
         raise Refused(status, reason)
 
 
-NUMBERS = {"UINT8": np.uint8, "FP32": np.float32, "BOOL": np.bool_}
+NUMPY_TYPES = {"UINT8": np.uint8, "FP32": np.float32, "BOOL": np.bool_}
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def byte_strings(raw: bytes | memoryview, count: int, where: str) -> list[bytes]
 
 def numbers(raw: bytes | memoryview, datatype: str, shape: list[int], where: str) -> np.ndarray:
     """A raw tensor of numbers. Raises Refused: the bytes do not fit the shape."""
-    kind = np.dtype(NUMBERS[datatype])
+    kind = np.dtype(NUMPY_TYPES[datatype])
     size = int(np.prod(shape, dtype=object)) * kind.itemsize
     wanted(len(raw) == size, f"{where}: {len(raw)} bytes, its shape and type make {size}")
     return np.frombuffer(raw, kind).reshape(shape)
@@ -92,7 +92,7 @@ def from_json(data: Any, datatype: str, shape: list[int], where: str) -> np.ndar
                     values.dtype.kind in "iu" and (not values.size or (values.min() >= 0 and values.max() <= 255)),
                     f"{where}: UINT8 takes whole numbers from 0 to 255",
                 )
-            return values.astype(NUMBERS[datatype]).reshape(shape)
+            return values.astype(NUMPY_TYPES[datatype]).reshape(shape)
     except (ValueError, TypeError, OverflowError, FloatingPointError):
         raise Refused(400, f"{where}: its data do not make a {datatype} tensor of shape {shape}") from None
     except MemoryError:
@@ -164,7 +164,7 @@ def read_asked(request: Mapping[str, Any], blob: memoryview, limits: Limits) -> 
     images = read_images(tensor, raw, limits)
     general = mapping(request.get("parameters"), '"parameters"')
     return Asked(
-        images, read_outputs(request.get("outputs"), general), **read_parameters(general), id=text(request, "id")
+        images, read_outputs(request.get("outputs"), general), **read_parameters(general), id=short_text(request, "id")
     )
 
 
@@ -236,7 +236,7 @@ def mapping(value: Any, what: str) -> Mapping[str, Any]:
     return value or {}
 
 
-def text(request: Mapping[str, Any], name: str) -> str:
+def short_text(request: Mapping[str, Any], name: str) -> str:
     value = request.get(name, "")
     wanted(isinstance(value, str) and len(value) <= 200, f'"{name}" must be a short string')
     return value

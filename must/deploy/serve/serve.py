@@ -13,7 +13,7 @@ from must.config.serve import ServeConfig
 from must.deploy.serve.http import App
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.models import Champion, Models, OneModel, Source
-from must.deploy.serve.server import address, check_no_loop, listen, serve_until_signal
+from must.deploy.serve.server import check_no_loop, listen, serve_until_signal, url_of
 from must.deploy.serve.work import Work
 
 logger = logging.getLogger(__name__)
@@ -36,10 +36,10 @@ def serve(config: ServeConfig) -> None:
     with listener:
         loop_factory = uvicorn.Config(lambda: None, loop="auto", log_config=None).get_loop_factory()
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(run(config, source, listener))
+            runner.run(serve_async(config, source, listener))
 
 
-async def run(config: ServeConfig, source: Source, listener: socket.socket) -> None:
+async def serve_async(config: ServeConfig, source: Source, listener: socket.socket) -> None:
     metrics = Metrics()
     models = Models(source, config, metrics)
     work = Work(config, models, metrics)
@@ -53,7 +53,7 @@ async def run(config: ServeConfig, source: Source, listener: socket.socket) -> N
         logger.warning("must serve: no longer ready; answering what there is")
         await asyncio.sleep(0 if ended else config.drain)
 
-    at = address(config.host, listener)
+    at = url_of(config.host, listener)
     logger.info(printable(f"must serve: {at} (model {config.name})"))
     logger.info(printable(f"next: curl --data-binary @photo.jpg {at}/classify"), extra=ASIDE)
     await serve_until_signal(

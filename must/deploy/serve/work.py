@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 PIXELS = Cost("pixels", 0, 0, 0, 0.05 * 50e-3)  # an image that comes as pixels counts as 0.05 megapixels
 SMALL = 1 << 18  # bytes of files whose headers are read at once; those of more in a thread
-WAITS = 10  # more of it lets cheap pictures pass costly ones for longer
+COST_WEIGHT = 10  # more of it lets cheap pictures pass costly ones for longer
 
 FULL = "the server has as many images waiting as it takes; try again"
 
@@ -48,9 +48,9 @@ class Decoders:
             threading.Thread(target=self.work, name=f"decode-{number}", daemon=True).start()
 
     def put(self, memory: int, job: Callable[[], None] | None, seconds: float = 0) -> None:
-        """From any thread. `job` is called once, in a thread of these, in its turn: as if it had come later by WAITS
-        times `seconds`, which are what it costs, and its request's pictures before it."""
-        self.waiting.put((time.monotonic() + WAITS * seconds, next(self.numbers), memory, job))
+        """From any thread. `job` is called once, in a thread of these, in its turn: as if it had come later by
+        COST_WEIGHT times `seconds`, which are what it costs, and its request's pictures before it."""
+        self.waiting.put((time.monotonic() + COST_WEIGHT * seconds, next(self.numbers), memory, job))
 
     def work(self) -> None:
         while True:

@@ -67,9 +67,9 @@ class Pictures:
         return {"title": title, "empty": empty, "images": images}
 
     def map(self, seen: Seen) -> dict[str, Any]:
-        """`points` of at most SHOWN images, where similar ones are near each other, and `classes`, the most frequent
-        predictions with their colours; all others share the last colour."""
-        chosen = np.linspace(0, len(seen.rows) - 1, min(SHOWN, len(seen.rows))).astype(int)
+        """`points` of at most MAP_IMAGES images, where similar ones are near each other, and `classes`, the most
+        frequent predictions with their colours; all others share the last colour."""
+        chosen = np.linspace(0, len(seen.rows) - 1, min(MAP_IMAGES, len(seen.rows))).astype(int)
         rows, places = seen.rows[chosen].tolist(), layout(seen.values[chosen])
         frequent = [k for k, _ in Counter(self.after.prediction[rows].tolist()).most_common(COLOURS)]
         points = []
@@ -168,9 +168,9 @@ def few_of_a_kind(rows: np.ndarray, kinds: np.ndarray, predictions: np.ndarray) 
     return chosen
 
 
-SHOWN = 240  # images at most
+MAP_IMAGES = 240  # images at most
 PERPLEXITY = 15.0  # neighbours that an image is near to, about
-ROUNDS, EARLY = 400, 100
+MAP_ROUNDS, EARLY = 400, 100
 
 
 def layout(values: np.ndarray) -> np.ndarray:
@@ -183,7 +183,7 @@ def layout(values: np.ndarray) -> np.ndarray:
     Y = np.linalg.svd(start, full_matrices=False)[0][:, :2].astype(np.float64)
     Y = 1e-2 * np.pad(Y, ((0, 0), (0, 2 - Y.shape[1])))
     step, gains = np.zeros_like(Y), np.ones_like(Y)
-    for turn in range(ROUNDS):
+    for turn in range(MAP_ROUNDS):
         near = 1 / (1 + squares(Y))
         np.fill_diagonal(near, 0)
         pull = (P * (12 if turn < EARLY else 1) - near / near.sum()) * near

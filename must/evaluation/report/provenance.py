@@ -86,8 +86,8 @@ def commands(config: EvaluateConfig, metrics: Metrics) -> list[str]:
     lines = []
     training = metrics.model.provenance.get("config")
     if training:
-        lines.append(command("train", TrainConfig, training))
-    lines.append(command("evaluate", EvaluateConfig, config.to_dict()))
+        lines.append(command_line("train", TrainConfig, training))
+    lines.append(command_line("evaluate", EvaluateConfig, config.to_dict()))
     return lines
 
 
@@ -112,7 +112,7 @@ def next_steps(config: EvaluateConfig, tone: str) -> list[tuple[str, str]]:
     return {"good": [predict, export], "bad": [less, review]}.get(tone, [review, predict, export])
 
 
-def command(stage: str, kind: type, values: dict[str, Any]) -> str:
+def command_line(stage: str, kind: type, values: dict[str, Any]) -> str:
     parts = [f"must {stage}"]
     for parameter in fields(kind):
         if parameter.name not in values:
