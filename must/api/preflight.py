@@ -18,10 +18,7 @@ from must.config.trackers import require_packages
 
 def preflight(config: Any) -> None:
     """Looks at every parameter that is given and of a kind in CHECKS, in the order in which they are declared.
-
-    Raises:
-        ValueError: something that the stage needs is not there, is damaged, or cannot be written to.
-    """
+    Raises ValueError: something that the stage needs is not there, is damaged, or cannot be written to."""
     for field in parameters_of(type(config)):
         if value := getattr(config, field.name):
             if field.metadata["kind"] == "output" and field.metadata["metavar"] in ("URI", "DIR"):

@@ -22,10 +22,7 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 def below(name: object, where: str) -> str:
     """`name`, if it stays below any folder that it is joined to; "/" may separate folders.
-
-    Raises:
-        ValueError: it is absolute or no text, or has an empty part, '.', '..' or a NUL; says so of `where`.
-    """
+    Raises ValueError: it is absolute or no text, or has an empty part, '.', '..' or a NUL; says so of `where`."""
     if isinstance(name, str) and "\0" not in name and not {"", ".", ".."} & set(name.split("/")):
         return name
     raise UserError(f"{where}: the name {brief(name)} leads out of its folder; it may not have been written by must")

@@ -30,10 +30,7 @@ PARENT = "MUST_PARENT"  # the environment's number of the process that this one 
 
 def start_context(preload: str) -> BaseContext:
     """The context to start workers from. A fork server imports the module `preload` once for all of them.
-
-    Raises:
-        ValueError: MUST_START_METHOD names no start method of this system.
-    """
+    Raises ValueError: MUST_START_METHOD names no start method of this system."""
     method = os.environ.get(METHOD) or multiprocessing.get_start_method(allow_none=True)
     method = method or ("fork" if sys.platform == "linux" else "spawn")
     known = multiprocessing.get_all_start_methods()

@@ -54,10 +54,7 @@ def read_decision(uri: str, flag: str = "--decision") -> Decision:
 
 def gate(config: GateConfig) -> Decision:
     """Decides, prints every reason, writes ``config.output`` if it is given. A stopped model is no error.
-
-    Raises:
-        ValueError: no metrics, or metrics without what the gate needs.
-    """
+    Raises ValueError: no metrics, or metrics without what the gate needs."""
     decision = RULES[config.gate](read_metrics(config.metrics), config)
     if config.output:
         storage.write_bytes(config.output, decision.to_json())

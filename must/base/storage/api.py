@@ -165,10 +165,7 @@ def download(uri: str | Path, path: str | Path) -> None:
 @contextmanager
 def local_copy(uri: str | Path) -> Iterator[Path]:
     """A path at which the file can be read while the block lasts: its own, or a copy's of a remote one.
-
-    Raises:
-        OSError: a pipe, socket or device.
-    """
+    Raises OSError: a pipe, socket or device."""
     if not is_remote(uri):
         path = local(uri)
         if path.exists():
@@ -262,10 +259,7 @@ DAMAGE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, Rec
 
 def read_object(uri: str | Path, check: Callable[[dict[str, Any]], Result], damaged: Exception) -> Result:
     """`parse_object` of a file. What keeps it from being read, a store that is away for instance, is no damage.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
+    Raises FileNotFoundError: there is no such file."""
     return parse_object(read_bytes(uri), check, damaged)
 
 

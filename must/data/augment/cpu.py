@@ -24,10 +24,7 @@ BICUBIC = Image.Resampling.BICUBIC
 
 class TrainViews:
     """Draws (weak [H, W, 3] uint8, strong [H, W, 3] uint8, numbers of the masked patches [M]) of one image.
-
-    Raises:
-        ValueError: mask cells do not fit the model's patches, or RandAugment's settings are unknown.
-    """
+    Raises ValueError: mask cells do not fit the model's patches, or RandAugment's settings are unknown."""
 
     def __init__(self, settings: ViewSettings) -> None:
         self.size, self.padding = settings.preprocess.size, settings.weak_padding

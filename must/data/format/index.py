@@ -60,10 +60,7 @@ class Shard:
 
 def checked(content: dict[str, Any]) -> dict[str, Any]:
     """The fields of an Index from the content of its file.
-
-    Raises:
-        ValueError, KeyError, TypeError, AttributeError: something is missing or is not what `must shard` writes.
-    """
+    Raises ValueError, KeyError, TypeError, AttributeError: something is missing or is not what `must shard` writes."""
     for name in ("revision", "rejected", "duplicates", "dropped", "units"):
         count(content.get(name, 0), name)
     require(content.get("units", 0) < MOST_CHUNKS, f"units must be below {MOST_CHUNKS}")
@@ -179,10 +176,7 @@ class Index:
 
 def load_index(uri: str, sha256: str = "") -> Index:
     """Reads `uri`/index.json; `sha256` is what it must be, if given.
-
-    Raises:
-        ValueError: there is none, it is damaged, it was written by a newer version, or it is another one.
-    """
+    Raises ValueError: there is none, it is damaged, it was written by a newer version, or it is another one."""
     path = storage.join(uri, INDEX_FILE)
     try:
         data = storage.read_bytes(path)
@@ -201,10 +195,7 @@ def load_index(uri: str, sha256: str = "") -> Index:
 
 def parse_index(data: bytes, path: str) -> Index:
     """The index in the bytes of an index.json, every field of it checked: anybody may have written it.
-
-    Raises:
-        ValueError: damaged, of a newer version, or with a name or checksum that no index of ours has.
-    """
+    Raises ValueError: damaged, of a newer version, or with a name or checksum that no index of ours has."""
     damage = UserError(f"{path} is damaged: no index of shards; run `must shard` again")
     content, version = storage.parse_object(data, lambda found: (found, found["version"]), damage)
     if version != INDEX_VERSION:

@@ -64,10 +64,7 @@ def parse_offsets(data: bytes, path: str, shard: Shard) -> np.ndarray:
 
 def load_texts(uri: str, shard: Shard) -> bytes:
     """What is said of the samples of a shard that another program has written, in the table's last two columns' terms.
-
-    Raises:
-        ValueError: the file is missing, or another one than the index names.
-    """
+    Raises ValueError: the file is missing, or another one than the index names."""
     path = storage.join(uri, shard.texts_name)
     try:
         data = storage.read_bytes(path)
@@ -100,10 +97,7 @@ class Sample(NamedTuple):
 @contextmanager
 def local_shard(uri: str, shard: Shard) -> Iterator[Path]:
     """A path at which the tar can be read while the block lasts; that of a bucket is copied, and its sha256 compared.
-
-    Raises:
-        ValueError: it is missing, or not the file that the index names.
-    """
+    Raises ValueError: it is missing, or not the file that the index names."""
     name, damaged = shard.place(uri), f"; `must index verify {uri}` tells what is broken"
     try:
         with storage.local_copy(name) as path:
@@ -121,10 +115,7 @@ def local_shard(uri: str, shard: Shard) -> Iterator[Path]:
 
 def texts_of(uri: str, shard: Shard, offsets: np.ndarray) -> list[bytes] | None:
     """What is said of each sample of a shard that another program has written; None for one that says it itself.
-
-    Raises:
-        ValueError: the file beside the index that holds them is missing or damaged.
-    """
+    Raises ValueError: the file beside the index that holds them is missing or damaged."""
     if not shard.file:
         return None
     data = load_texts(uri, shard)

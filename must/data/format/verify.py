@@ -24,10 +24,7 @@ logger = logging.getLogger(__name__)
 
 def verify(uri: str) -> Index:
     """Checks everything; prints a line for each fault.
-
-    Raises:
-        ValueError: with the number of broken shards and the first fault.
-    """
+    Raises ValueError: with the number of broken shards and the first fault."""
     index = load_index(uri)
     faults: list[str] = []
     for shard in bar(index.shards, desc="verify", unit="shard"):

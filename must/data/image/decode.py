@@ -88,10 +88,7 @@ def seen(data: bytes, view: Callable[[Image.Image], Picture], max_pixels: int = 
 
 def identify(data: bytes, max_pixels: int = MAX_PIXELS) -> Any:
     """The image with its header read: size and format are known, pixels are not decoded yet.
-
-    Raises:
-        ValueError: as `decode`, as far as the header tells.
-    """
+    Raises ValueError: as `decode`, as far as the header tells."""
     return open_accepted(data, accepted(data, max_pixels), max_pixels)
 
 

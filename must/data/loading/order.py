@@ -119,10 +119,7 @@ class GlobalBatches:
 
 class MicroBatches:
     """A batch sampler that hands out each of another's batches in `micro_batches` equal parts, one after the other.
-
-    Raises:
-        ValueError: the batch of a process does not divide.
-    """
+    Raises ValueError: the batch of a process does not divide."""
 
     def __init__(self, batches: GlobalBatches, micro_batches: int) -> None:
         if batches.local_size % micro_batches:

@@ -128,10 +128,7 @@ class Pool(JobWorkers):
 
     def process_chunks(self, chunks: list[Chunk], settings: Settings, work: Workdir) -> Iterator[Done]:
         """A file that ends its worker, by its time or by a decoder that fails, is rejected: its chunk is done again.
-
-        Raises:
-            KilledWorkerError: another has killed a worker; names the files that the workers were at.
-        """
+        Raises KilledWorkerError: another has killed a worker; names the files that the workers were at."""
         remove_all(work.local)
 
         def again(job: Job, exit_code: int | None) -> Job:

@@ -112,10 +112,7 @@ def run_part(config: ShardConfig, sources: Sources) -> Index | None:
 
 def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | Index:
     """Lists the sources. An index: that is all there is to it, and nothing new.
-
-    Raises:
-        ValueError: nothing to read, or shards of something else.
-    """
+    Raises ValueError: nothing to read, or shards of something else."""
     before = generation(config)
     previous = existing_index(config)
     if previous is None or config.append:

@@ -45,10 +45,7 @@ class Task:
 
 def commit_shards(task: Task, work: Workdir, pool: Pool) -> Index:
     """Writes shards, tables and rejected.jsonl; the index is the caller's to write, as the last file.
-
-    Raises:
-        ValueError: too many files were rejected, or none is left.
-    """
+    Raises ValueError: too many files were rejected, or none is left."""
     config, listing, previous, numbers = task.config, task.listing, task.previous, task.numbers
     totals = ChunkTotals(config, work, numbers)
     splits = in_order({*totals.splits, *(previous.splits if previous else ())}, config)
@@ -270,10 +267,7 @@ def dropped(found: Duplicates, work: Workdir) -> Iterator[tuple[str, str]]:
 
 def earlier_lines(path: str, previous: Index) -> list[Line]:
     """The lines of the revisions up to `previous`; others are of runs that were refused or killed.
-
-    Raises:
-        ValueError: one is no line of ours.
-    """
+    Raises ValueError: one is no line of ours."""
     try:
         lines = [line_of(text) for text in storage.read_bytes(path).splitlines()]
     except FileNotFoundError:

@@ -300,10 +300,7 @@ def image_of(value: Any) -> Row:
 
 def open_tables(uri: str, labels: str, option: str, exclude: str, asked: Asked) -> Tables | None:
     """The tables that `uri` means: a file, a range such as x-{000..009}.parquet, or a folder of them; None for neither.
-
-    Raises:
-        ValueError: one is missing, or pyarrow is.
-    """
+    Raises ValueError: one is missing, or pyarrow is."""
     files = expanded(uri) if TABLE_FILE.search(uri) else []
     missing = [file for file in files if not storage.exists(file)]
     if not files or (files == [uri] and (missing if storage.is_remote(uri) else storage.local(uri).is_dir())):

@@ -31,10 +31,7 @@ METADATA_KEYS = (
 
 def to_graph(bundle: Bundle, uint8: bool = False, embeddings: bool = False) -> onnx.ModelProto:
     """The ONNX model in float32; with `embeddings` it has them as a second output.
-
-    Raises:
-        ValueError: the model is too large for one ONNX file.
-    """
+    Raises ValueError: the model is too large for one ONNX file."""
     preprocess = preprocess_of(bundle.description)
     size = preprocess.size
     module = InferenceModel(bundle.model, preprocess, uint8, embeddings).eval()

@@ -48,10 +48,7 @@ def use(folder: Path) -> str:
 
 def whole_model(classifier: str, model: str, bundle: Bundle) -> Backbone:
     """The classifier file's model with the image tower of the bundle at `model` in it, whose logit factor is its scale.
-
-    Raises:
-        ValueError: the classifier's model is not there, or of another architecture than the bundle's.
-    """
+    Raises ValueError: the classifier's model is not there, or of another architecture than the bundle's."""
     header = read_header(classifier)
     folder = header["model_folder"]
     named = (verified(folder, header["model_sha256"]), "") if folder else (header["model"], header["pretrained"])

@@ -28,10 +28,7 @@ from must.method.model.classifier import load_class_set, load_text_classifier, t
 
 class BundleClassifier:
     """Pixels -> class probabilities, by a bundle on one device, in float32.
-
-    Raises:
-        ValueError: a device that is not here.
-    """
+    Raises ValueError: a device that is not here."""
 
     def __init__(self, bundle: Bundle, where: str, device: str = "auto", threads: int = 0) -> None:
         self.device = pick_device(device)

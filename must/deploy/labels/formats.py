@@ -48,10 +48,7 @@ class Label:
 
 def read_labels(uri: str, flag: str = "--labels") -> list[Label]:
     """The labels in a file of any format above, one an image: of several of the same one the last counts.
-
-    Raises:
-        ValueError: no such file, none of the formats, or a damaged one.
-    """
+    Raises ValueError: no such file, none of the formats, or a damaged one."""
     require(storage.exists(uri), f"{flag} {uri}: no such file")
     place = file_in(uri)
     require(storage.exists(place), f"{flag} {uri}: is a folder without labels.json; give a file of labels")

@@ -185,10 +185,7 @@ def halves(embedding: np.ndarray, whole: np.ndarray) -> Any:
 
 def read_story(uri: str, size: int, shard: Shard, run: Run) -> dict[str, Any]:
     """What the file of `size` bytes says of itself; its end alone is read.
-
-    Raises:
-        ValueError: it is none of ours or damaged, of another run or of another shard.
-    """
+    Raises ValueError: it is none of ours or damaged, of another run or of another shard."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -106,10 +106,7 @@ class OnnxClassifier:
 
     def answer(self, pixels: np.ndarray, embeddings: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
         """uint8 [B, S, S, 3] -> probabilities float32 [B, K]; and, if they are asked for, `run`'s embeddings.
-
-        Raises:
-            ValueError: as `run`; or the pass fails, or gives no finite numbers.
-        """
+        Raises ValueError: as `run`; or the pass fails, or gives no finite numbers."""
         images = pixels if self.takes_pixels else normalize_pixels(pixels, self.preprocess)
         try:
             probability, found = self.run(images, embeddings)
@@ -148,10 +145,7 @@ class OnnxClassifier:
 
 def check_onnx(uri: str) -> None:
     """Opens a file that is to be published. Without onnxruntime it says that it does not.
-
-    Raises:
-        ValueError: as OnnxClassifier.
-    """
+    Raises ValueError: as OnnxClassifier."""
     if importlib.util.find_spec("onnxruntime") is None:
         logger.warning(printable(f"{uri}: is published without being opened, as onnxruntime is not installed here"))
         return

@@ -69,10 +69,7 @@ def follower_of(config: PromoteConfig) -> Follower | None:
 
 def ask(register: str, name: str) -> None:
     """Whether that registry answers and lets us in.
-
-    Raises:
-        ValueError: it does not, or the environment does not say where it is; TransientError where it may later.
-    """
+    Raises ValueError: it does not, or the environment does not say where it is; TransientError where it may later."""
     if register == "kubeflow":
         from must.deploy.promote.kubeflow_registry import KubeflowRegistry, address
 

@@ -81,10 +81,7 @@ class Api:
 
     def __init__(self, flag: str) -> None:
         """Asks the server which version of the API it speaks.
-
-        Raises:
-            ValueError: it is no such server, or refuses; TransientError if it does not answer.
-        """
+        Raises ValueError: it is no such server, or refuses; TransientError if it does not answer."""
         self.url, self.root = address(flag), ""
         self.opener = urllib.request.build_opener(NoRedirect)
         for self.root in ROOTS:
@@ -113,11 +110,7 @@ class Api:
 
     def send(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """The answer's JSON.
-
-        Raises:
-            RefusedError: the server's no.
-            TransientError: no answer, or the server's own trouble.
-        """
+        Raises RefusedError: the server's no; TransientError: no answer, or the server's own trouble."""
         return storage.repeat(self.url, lambda: self.once(method, path, body), tries=TRIES)
 
     def once(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:

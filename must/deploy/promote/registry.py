@@ -148,10 +148,7 @@ class Registry:
 
     def lacking(self, version: str, folders: Folders) -> Folders:
         """Those of the folders that a version, which is whole, is without.
-
-        Raises:
-            ValueError: it has other weights, or (OtherOnnxError) other ONNX files.
-        """
+        Raises ValueError: it has other weights, or (OtherOnnxError) other ONNX files."""
         held, place = self.held(version), self.uri_of(version)
         for name, sha256 in sums(folders, BUNDLE_FOLDER, ".safetensors").items():
             require(

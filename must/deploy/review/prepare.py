@@ -37,10 +37,7 @@ MOST_PROBABILITIES = 20_000_000  # images x classes
 
 def prepare(config: ReviewConfig) -> tuple[Review, Images]:
     """Looks at the split's images. Of copies of a file, the first in the order is asked about.
-
-    Raises:
-        ValueError: no such model or split, or a classifier file of other classes or of another model.
-    """
+    Raises ValueError: no such model or split, or a classifier file of other classes or of another model."""
     *_, last = looks(config)
     return last
 

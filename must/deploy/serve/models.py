@@ -149,10 +149,7 @@ class Served:
 
     def try_out(self, most: int) -> None:
         """One pass of one image and one of many: memory is there, and the answers are probabilities.
-
-        Raises:
-            ValueError: they are not.
-        """
+        Raises ValueError: they are not."""
         size = self.classifier.preprocess.size
         blank = self.row(np.full((size, size, 3), 127, np.uint8))
         for images in (1, most):

@@ -21,10 +21,7 @@ def is_picture(data: bytes | memoryview) -> bool:
 
 def cost_of(data: bytes, max_pixels: int) -> Cost:
     """What decoding it will take, by its header.
-
-    Raises:
-        Refused: 415 for bytes of another format, 422 for a picture that is damaged, too large, or costs too much.
-    """
+    Raises Refused: 415 for bytes of another format, 422 for a picture that is damaged, too large, or costs too much."""
     form = "; this is a form, and the body is to be the file itself: curl --data-binary @photo.jpg"
     wanted(
         is_picture(data),

@@ -101,10 +101,7 @@ def from_json(data: Any, datatype: str, shape: list[int], where: str) -> np.ndar
 
 def check_leaves(data: Any, most: int, where: str) -> None:
     """Before numpy sees them, which gives all strings of a list the room of the longest one.
-
-    Raises:
-        Refused: nested lists with anything but numbers inside, or with more than `most` of them.
-    """
+    Raises Refused: nested lists with anything but numbers inside, or with more than `most` of them."""
     level = [data]
     while (kinds := set(map(type, level))) == {list}:
         level = list(islice(chain.from_iterable(level), most + 1))

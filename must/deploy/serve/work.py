@@ -147,10 +147,7 @@ class Work:
 
     def let_in(self, request: Request) -> None:
         """Counts a request among those that wait; the costliest of them make room for one that costs less.
-
-        Raises:
-            Refused: too much is waiting, and nothing costlier than this.
-        """
+        Raises Refused: too much is waiting, and nothing costlier than this."""
         while self.is_full(request):
             costliest = max(self.requests, key=lambda one: one.megapixels, default=request)
             if costliest.megapixels <= request.megapixels:
