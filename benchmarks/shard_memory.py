@@ -36,8 +36,7 @@ def main() -> None:
 
 
 def bookkeeping(entries: int, folder: Path) -> None:
-    from must.data.shards.duplicates import find_duplicates
-    from must.data.shards.history import write_names
+    from must.data.shards.history import find_duplicates, write_names
     from must.data.shards.shuffle import read_chunk, shuffle
     from must.data.sources.base import Item
 

@@ -33,12 +33,11 @@ from must.evaluation.metrics import (
     reliability,
     scalar_metrics,
 )
-from must.evaluation.refined import RefinedLabels
+from must.evaluation.report.provenance import stability, training_log
 from must.evaluation.report.verdict import verdict
-from must.evaluation.result import Accuracy, Data, LabelFree, Metrics, Model, write_metrics
+from must.evaluation.result import Accuracy, Data, LabelFree, Metrics, Model, RefinedLabels, write_metrics
 from must.evaluation.scores import Samples, Scores, Seen, score_split
 from must.evaluation.table import text_table
-from must.evaluation.training import stability, training_log
 from must.method.distributed.process_group import World, init_distributed
 from must.method.model.bundle import Bundle, Description, load_bundle, preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, read_header

@@ -14,8 +14,15 @@ from must.api.demo import CLASSES
 from must.config import ExportConfig
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import normalize_pixels
-from must.deploy.export.check import LEAST_COSINE, compare, reference, reference_embeddings, smallest_cosine
-from must.deploy.export.onnx import export_onnx, require_check
+from must.deploy.export.onnx import (
+    LEAST_COSINE,
+    compare,
+    export_onnx,
+    reference,
+    reference_embeddings,
+    require_check,
+    smallest_cosine,
+)
 from must.deploy.predict.session import OnnxClassifier
 from must.method.model.bundle import load_bundle, preprocess_of
 from tests.evaluation.digits import pixels_of

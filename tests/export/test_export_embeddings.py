@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 
 from must.config import ExportConfig
-from must.deploy.export.check import compare, reference, reference_embeddings, smallest_cosine
-from must.deploy.export.onnx import require_check
+from must.deploy.export.onnx import compare, reference, reference_embeddings, require_check, smallest_cosine
 from must.deploy.predict.session import OnnxClassifier
 from must.method.model.bundle import load_bundle
 from tests.evaluation.digits import pixels_of

@@ -15,7 +15,7 @@ from PIL import Image
 import must
 from must.config import PredictConfig
 from must.data.format.index import load_index
-from must.deploy.export.check import reference_embeddings
+from must.deploy.export.onnx import reference_embeddings
 from must.deploy.predict.images import predict_images
 from must.deploy.predict.parquet import PACKED_ROWS, Decoded, Run, Table
 from must.deploy.predict.session import OnnxClassifier

@@ -15,12 +15,11 @@ import torch
 
 from must.data.loading.reader import ShardReader
 from must.deploy.review.page import Pictures, self_contained
-from must.deploy.review.prepare import looks, prepare
+from must.deploy.review.prepare import Images, Teaching, looks, prepare
 from must.deploy.review.review import prepared as prepared_at
 from must.deploy.review.review import review as must_review
 from must.deploy.review.review import review_at, what_next
 from must.deploy.review.session import RESERVED, Session
-from must.deploy.review.teaching import Images, Teaching
 from must.method.answers.book import read_answers
 from must.method.answers.review import DOUBTFUL, Review
 from tests.evaluation.digits import digits

@@ -20,8 +20,7 @@ from must.config import ShardConfig
 from must.data.format.index import REJECTED, Index, Shard
 from must.data.shards.assemble import Piece, Pool, ShardJob, plan_shards
 from must.data.shards.chunk import Chunk, ChunkResult, name_hash, piece_name, record_name
-from must.data.shards.duplicates import OLD, Duplicates, find_duplicates
-from must.data.shards.history import History, as_numbers, write_names, write_table
+from must.data.shards.history import OLD, Duplicates, History, as_numbers, find_duplicates, write_names, write_table
 from must.data.shards.listing import Listing
 from must.data.shards.workdir import Run, Workdir
 

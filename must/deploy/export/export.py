@@ -21,7 +21,7 @@ from must.base.text import encoded, lines_of
 from must.config import ExportConfig
 from must.data.augment.normalize import normalize
 from must.deploy.export import onnx
-from must.deploy.export.check import LARGEST_DIFFERENCE
+from must.deploy.export.deployed import LARGEST_DIFFERENCE
 from must.deploy.export.onnx import README_FILE, check_images
 from must.deploy.predict.session import LABELS_FILE
 from must.evaluation.result import read_metrics

@@ -9,7 +9,7 @@ import torch
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.config import ExportConfig
-from must.deploy.export.check import features_of
+from must.deploy.export.deployed import features_of
 from must.deploy.export.model_card import usage
 from must.method.model.backbone import Backbone, load_backbone
 from must.method.model.bundle import Bundle

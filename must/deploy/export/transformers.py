@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from must.base.errors import UserError
 from must.config import ExportConfig
 from must.data.image.preprocess import FILTERS, Preprocess
-from must.deploy.export.check import features_of
-from must.deploy.export.deployed import activation, is_standard
+from must.deploy.export.deployed import activation, features_of, is_standard
 from must.deploy.export.model_card import usage
 from must.deploy.export.open_clip import whole_model
 from must.method.model.bundle import Bundle, preprocess_of

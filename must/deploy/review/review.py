@@ -110,7 +110,7 @@ class Questions:
         whole = self.begun and complete(self.config)
         if self.begun:
             self.ask(self.begun, None)
-        from must.deploy.review.teaching import Images, limit_threads  # imports torch
+        from must.deploy.review.prepare import Images, limit_threads  # imports torch
 
         limit_threads()
         if self.begun and whole:
@@ -131,7 +131,7 @@ class Questions:
     def ask(self, about: Review, images: Any) -> None:
         teaching = None
         if images:
-            from must.deploy.review.teaching import Teaching
+            from must.deploy.review.prepare import Teaching
 
             teaching = Teaching(images)
             self.teaching.append(teaching)

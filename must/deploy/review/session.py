@@ -19,7 +19,7 @@ from must.method.answers.book import Answer, append
 from must.method.answers.review import MODEL, RANDOM, Picture, Review
 
 if TYPE_CHECKING:
-    from must.deploy.review.teaching import Known, Teaching
+    from must.deploy.review.prepare import Known, Teaching
 
 RESERVED = 15.0  # seconds that a picture is kept for the page that shows it
 ALL_OFFERED = 12  # classes up to which all of them are offered
@@ -157,7 +157,7 @@ class Session:
 
         Args:
             said: `number` of the picture, if one was shown; `also`: numbers of others with the same answer; `kind`, one
-                of CHOICES, and `label`; `grid`: they come from there, and no picture is given back; `who`.
+                of ANSWER_KINDS, and `label`; `grid`: they come from there, and no picture is given back; `who`.
 
         Raises:
             ValueError: no such picture, or no such class.
