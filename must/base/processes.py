@@ -81,10 +81,7 @@ def is_running(pid: int) -> bool:
 
 def begin_worker(environment: dict[str, str]) -> None:
     """Gives this worker the program's environment, and ends it when that program is gone: no more work would come.
-
-    Args:
-        environment: the program's `os.environ` as it is now; a fork server has that of its own start.
-    """
+    `environment`: the program's `os.environ` as it is now; a fork server has that of its own start."""
     if dict(os.environ) != environment:  # a forked worker has it, and must not wait for a lock of the parent's threads
         os.environ.clear()
         os.environ.update(environment)

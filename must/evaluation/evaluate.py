@@ -55,9 +55,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
     """Writes metrics.json, predictions.csv and report.html to OUTPUT, prints a table, returns the metrics.
 
     Under torchrun every process scores its part of the split, and the first one writes.
-
-    Raises:
-        ValueError: no bundle, no such split, a baseline for other classes, a label that is no class.
+    Raises ValueError: no bundle, no such split, a baseline for other classes, a label that is no class.
     """
     import must.evaluation.report.page  # noqa: F401, needs jinja2, which is better missed before than after the work
 

@@ -67,9 +67,7 @@ def label_free_gate(metrics: Metrics, config: GateConfig) -> Decision:
 
     Where the evaluated images are too few for it, the check of the training images counts, which is in the bundle.
     Reads `metrics.label_free` and the model's own record only.
-
-    Raises:
-        ValueError: the metrics have no baseline to compare with, or are of an earlier version.
+    Raises ValueError: the metrics have no baseline to compare with, or are of an earlier version.
     """
     free = metrics.label_free
     compared, before, after = free.compared, free.baseline, free.adapted
@@ -136,9 +134,7 @@ def labelled_gate(metrics: Metrics, config: GateConfig) -> Decision:
     """Passes when the lower end of the paired 95% interval of the gain over the baseline is above `config.min_gain`.
 
     The baseline is the one of `must evaluate --baseline`: the zero-shot model, or the champion's bundle.
-
-    Raises:
-        ValueError: there are no labels, or no baseline.
+    Raises ValueError: there are no labels, or no baseline.
     """
     if metrics.adapted is None:
         raise UserError("the labelled gate needs labels; the evaluated split has none")

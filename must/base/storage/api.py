@@ -93,9 +93,7 @@ def list_files(uri: str | Path, on_problem: Callable[[str, str], None] | None = 
 
     Symbolic links are followed, except back into a folder that is being listed. What cannot be listed (no permission,
     a link that leads nowhere or round in circles, a socket, a folder too deep) goes to `on_problem` as (name, reason).
-
-    Raises:
-        FileNotFoundError, NotADirectoryError: there is no such local folder. A remote one is then just empty.
+    Raises FileNotFoundError, NotADirectoryError: there is no such local folder. A remote one is then just empty.
     """
     if is_remote(uri):
         return remote(uri).list_files(str(uri))

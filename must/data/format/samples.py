@@ -29,9 +29,7 @@ def load_offsets(uri: str, shard: Shard) -> np.ndarray:
     """Where each sample's members are in the tar: int64 [samples, 4], bytes.
 
     Columns: image offset, image size, json offset, json size.
-
-    Raises:
-        ValueError: the table is missing, damaged or another one than the index names.
+    Raises ValueError: the table is missing, damaged or another one than the index names.
     """
     return parse_offsets(read_offsets(uri, shard), storage.join(uri, shard.offsets_name), shard)
 
@@ -124,13 +122,8 @@ def texts_of(uri: str, shard: Shard, offsets: np.ndarray) -> list[bytes] | None:
 
 def read_samples(path: Path, rows: np.ndarray, texts: list[bytes] | None = None) -> Iterator[Sample]:
     """The samples at `rows` of the shard's table of offsets, int64 [n, 4], in that order.
-
-    Args:
-        texts: what is said of these samples, where it is not in the shard.
-
-    Raises:
-        ValueError: no sample stands there.
-    """
+    `texts`: what is said of these samples, where it is not in the shard.
+    Raises ValueError: no sample stands there."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         for number, (image, size, text, length) in enumerate(rows.tolist()):

@@ -23,13 +23,8 @@ BITMAPS = tuple(size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108,
 
 def cost(data: bytes, steps: int = MAX_STEPS) -> Cost:
     """Of decoding the whole picture to RGB, for any of the known formats. Nothing is decoded.
-
-    Args:
-        steps: parts of its headers that are looked at.
-
-    Raises:
-        ValueError: no known format, or one of its features whose cost is not known. The text is the reason.
-    """
+    `steps`: parts of its headers that are looked at.
+    Raises ValueError: no known format, or one of its features whose cost is not known. The text is the reason."""
     left = Steps(steps)
     if data.startswith(JPEG):
         return jpeg_cost(data, left)

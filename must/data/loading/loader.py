@@ -62,10 +62,7 @@ class EvalBatch(NamedTuple):
 
 class TrainDataset(Dataset):
     """(epoch, sample number) -> the sample's views, a function of (seed, epoch, sample) alone.
-
-    Args:
-        views: how the views are computed, and where.
-    """
+    `views`: how the views are computed, and where."""
 
     def __init__(self, reader: ShardReader, views: Views, seed: int) -> None:
         self.reader, self.views, self.seed = reader, views, seed
@@ -161,10 +158,7 @@ def collate(for_device: bool, samples: list[tuple[Any, ...]]) -> tuple[Tensor, .
 
 class EvalSource:
     """A reader's split in order, as EvalBatch; `skipped` counts samples that could not be decoded, once iterated.
-
-    Args:
-        rank, world: this process's share: every world-th sample.
-    """
+    `rank`, `world`: this process's share: every world-th sample."""
 
     def __init__(
         self, reader: ShardReader, preprocess: Preprocess, batch_size: int, workers: int, rank: int = 0, world: int = 1

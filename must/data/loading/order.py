@@ -61,13 +61,8 @@ class EpochOrder:
 
 class GlobalBatches:
     """A DataLoader's batch sampler: one rank's (epoch, sample) pairs for every step of a whole run.
-
-    Args:
-        first_step: where to go on; earlier steps cost nothing.
-
-    Raises:
-        ValueError: the batch does not divide over the ranks, or is larger than the split.
-    """
+    `first_step`: where to go on; earlier steps cost nothing.
+    Raises ValueError: the batch does not divide over the ranks, or is larger than the split."""
 
     def __init__(
         self,

@@ -51,9 +51,7 @@ class ShardReader:
 
     Files are opened when first needed, so that a reader can be handed to worker processes. Without a cache, images of
     remote shards are read one by one.
-
-    Raises:
-        ValueError: no index or not the one with `sha256`, an unknown split, or an empty one.
+    Raises ValueError: no index or not the one with `sha256`, an unknown split, or an empty one.
     """
 
     def __init__(

@@ -169,9 +169,7 @@ def process_chunk(
 
     The local folder `crumbs`, which is this program's alone, tells which file is being read. A picture that takes much
     more time than its header may promise ends this process; much more memory is an error.
-
-    Args:
-        rejected: place in the chunk -> reason of the files that have ended a process before.
+    `rejected`: place in the chunk -> reason of the files that have ended a process before.
     """
     limit_memory(settings.max_pixels, AHEAD + 2 * settings.max_bytes)
     record = ChunkResult(chunk.number)

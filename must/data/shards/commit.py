@@ -210,9 +210,7 @@ def set_aside(task: Task, totals: ChunkTotals, found: Duplicates) -> Counter[str
 
     The lines of a run that is refused tell why, but belong to no index: its revision is one more than there is. So
     they do not count for the next --append, and what earlier revisions have rejected stays as it was.
-
-    Raises:
-        ValueError: too many files were rejected, or none is left.
+    Raises ValueError: too many files were rejected, or none is left.
     """
     config, listing, previous = task.config, task.listing, task.previous
     path = storage.join(config.output, REJECTED)

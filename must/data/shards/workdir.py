@@ -142,9 +142,7 @@ class Workdir:
 
     def claim(self, run: Run, run_id: str) -> None:
         """Joins the parts of an equal run, or begins it.
-
-        Raises:
-            ValueError: parts of another run are at work here, or were, and theirs is not known to be another run's.
+        Raises ValueError: parts of another run are at work here, or were, and theirs is not known to be another run's.
         """
         path = storage.join(self.uri, RUN_FILE)
         seen = storage.generation(path) or 0

@@ -152,9 +152,7 @@ def expanded(uri: str) -> list[str]:
     """x-{000..002}.tar -> x-000.tar, x-001.tar, x-002.tar, as bash and WebDataset expand it; several braces multiply.
 
     Braces that do not match are characters like any other, and so is a backslash.
-
-    Raises:
-        ValueError: they are too many.
+    Raises ValueError: they are too many.
     """
     long = any(abs(int(last) - int(first)) > MOST_FILES for first, last in RANGE.findall(uri))
     try:
@@ -229,10 +227,7 @@ def label_in(extension: str, data: bytes) -> str | None:
 def zip_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, tuple[int, int, int, int], None]]:
     """(name, size, (offset of the local header, packed size, method, checksum), no label). Python holds a zip's
     directory in memory: about 500 bytes a member while listing.
-
-    Raises:
-        BadZipFile: all of them are more than a source may become.
-    """
+    Raises BadZipFile: all of them are more than a source may become."""
     end, left = 0, max(EXPANDED, EXPANSION * storage.local(path).stat().st_size)
     with zipfile.ZipFile(path) as archive:
         for member in sorted(archive.infolist(), key=lambda member: member.header_offset):
@@ -257,9 +252,7 @@ def zip_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, 
 
 def unzipped(path: str, start: int, size: int, method: int, checksum: int, limit: int) -> bytes:
     """A zip member's bytes. Its local header has its own lengths of name and extra field.
-
-    Raises:
-        UnreadableError: it is damaged. No more than `limit` bytes are ever expanded, whatever the directory claims.
+    Raises UnreadableError: it is damaged. No more than `limit` bytes are ever expanded, whatever the directory claims.
     """
     header = storage.read_bytes(path, start, HEADER.size)
     if len(header) != HEADER.size:

@@ -79,10 +79,7 @@ def bundle_model(config: PredictConfig) -> Iterator[Model]:
 def zero_shot_model(config: PredictConfig, classes: list[Any] | None = None) -> Iterator[Model]:
     """The model of a classifier file; or, with --classes, the one that --model names. `classes` are those in place of
     the parameter: entries of a class file.
-
-    Raises:
-        ValueError: neither a classifier file nor a model that is known, or classes that are none.
-    """
+    Raises ValueError: neither a classifier file nor a model that is known, or classes that are none."""
     if config.classes:
         bundle = named_bundle(config.model, classes or config.classes, config.device)
     else:

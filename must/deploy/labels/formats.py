@@ -263,10 +263,7 @@ def fiftyone(labels: list[Label], classes: list[str]) -> tuple[bytes, bytes]:
 def cleanlab(labels: list[Label], given: Callable[[Label], str | None], where: str) -> dict[str, Any]:
     """`classes` [K], `images` [N], `labels` [N] (class numbers, -1 where none is given) and `pred_probs` [N, K]: what
     cleanlab's functions take.
-
-    Raises:
-        ValueError: predictions without the probabilities of all classes.
-    """
+    Raises ValueError: predictions without the probabilities of all classes."""
     classes = classes_of(labels)
     for one in labels:
         require(

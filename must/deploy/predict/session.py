@@ -121,9 +121,7 @@ class OnnxClassifier:
         """Images as the graph takes them -> float32 [B, K] and, of a file that has `dimensions`, float32 [B, D].
 
         Both come of one pass: the embeddings lie on the way to the probabilities, and cost their copy.
-
-        Raises:
-            ValueError: the file, which is none of ours then, gives embeddings of another shape than it says.
+        Raises ValueError: the file, which is none of ours then, gives embeddings of another shape than it says.
         """
         if not embeddings:
             return self.session.run([self.output_name], {self.input_name: inputs})[0], None

@@ -48,10 +48,7 @@ class Follower(Protocol):
 def follower_of(config: PromoteConfig) -> Follower | None:
     """The registry that follows, if one is asked for. It is asked something, so that one that does not answer is known
     before anything is promoted.
-
-    Raises:
-        ValueError: it cannot follow.
-    """
+    Raises ValueError: it cannot follow."""
     if config.register == "none":
         return None
     if config.register == "mlflow":

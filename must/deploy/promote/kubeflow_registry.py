@@ -226,10 +226,7 @@ class KubeflowRegistry:
     def point(self, version: dict[str, Any], uri: str) -> None:
         """The version's one artifact: KServe's `model-registry://` takes the newest, so there is no second. It has the
         registered model's name, by which the registry's own client finds it.
-
-        Raises:
-            ValueError: it has another: the name was used for something else.
-        """
+        Raises ValueError: it has another: the name was used for something else."""
         query = {"name": self.name, "parentResourceId": version["id"]}
         body = {"artifactType": "model-artifact", "name": self.name, "uri": uri, "state": "LIVE",
                 "modelFormatName": "onnx", "modelFormatVersion": "1", **of_run()}  # fmt: skip

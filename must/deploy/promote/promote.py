@@ -105,10 +105,7 @@ def has_no_other_champion(registry: Registry, version: str) -> bool:
 def store(registry: Registry, config: PromoteConfig, version: str, facts: dict[str, Any]) -> str:
     """Puts the model into the registry unless it is there, and returns its version: one of its own where the name was
     not chosen and the weights are there with another ONNX file.
-
-    Raises:
-        ValueError: --version is there and is another model, or has another ONNX file.
-    """
+    Raises ValueError: --version is there and is another model, or has another ONNX file."""
     require_no_links(config.model, "--model")
     check_weights(storage.join(config.model, WEIGHTS_FILE))
     own = (WEIGHTS_FILE, DESCRIPTION_FILE)

@@ -132,10 +132,7 @@ class Registry:
     def alone(self, version: str) -> Iterator[Callable[[], None]]:
         """Nobody else writes the version while the block lasts: of two promotions with the same weights and other ONNX
         files, a version must not get some files of each. Gives a function that raises if somebody does.
-
-        Raises:
-            TransientError: somebody does, or did.
-        """
+        Raises TransientError: somebody does, or did."""
         try:
             with locked(self.uri_of(version), PROMOTION) as check:
                 yield check

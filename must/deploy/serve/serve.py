@@ -26,9 +26,7 @@ def serve(config: ServeConfig) -> None:
     """Serves until SIGTERM or SIGINT, and returns when the last request is answered.
 
     With --registry it starts without a model if there is none yet, says that it is not ready, and waits for one.
-
-    Raises:
-        ValueError: --model names no model of ours, an address cannot be listened at, or an event loop runs already.
+    Raises ValueError: --model names no model of ours, an address cannot be listened at, or an event loop runs already.
     """
     check_no_loop("must serve")
     source = (Champion if config.registry else OneModel)(config)
