@@ -81,20 +81,11 @@ def adapt(
         must.UserError: wrong input, in one line, or `output` was made from other images, classes or settings.
         must.TransientError: the same call may work later.
     """
-    given: dict[str, Any] = {
-        "images": images,
-        "classes": classes,
-        "output": os.fspath(output),
-        "model": os.fspath(model),
-    }
-    rest: dict[str, Any] = {
-        "pretrained": pretrained,
-        "test_images": os.fspath(test_images),
-        "device": device,
-        "again": again,
-        "max_rejected": max_rejected,
-    }
-    return steps(run_stage, **given, **rest, settings={k: v for k, v in settings.items() if v is not None})
+    return steps(
+        run_stage, images=images, classes=classes, output=os.fspath(output), model=os.fspath(model),
+        pretrained=pretrained, test_images=os.fspath(test_images), device=device, again=again,
+        max_rejected=max_rejected, settings={name: value for name, value in settings.items() if value is not None},
+    )  # fmt: skip
 
 
 def command(config: AdaptConfig) -> Adapted:

@@ -97,16 +97,9 @@ def param(
     """
     at_least, at_most = between or (at_least, at_most)
     metadata = {
-        "help": help,
-        "metavar": metavar,
-        "positional": positional,
-        "group": group,
-        "often": often,
-        "bare": bare,
-        "kind": kind,
-        "place": place,
-        "bounds": Bounds(at_least, above, at_most, below),
-    }
+        "help": help, "metavar": metavar, "positional": positional, "group": group, "often": often, "bare": bare,
+        "kind": kind, "place": place, "bounds": Bounds(at_least, above, at_most, below),
+    }  # fmt: skip
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)

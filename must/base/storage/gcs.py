@@ -160,16 +160,10 @@ NO_CREDENTIALS = (
 
 
 TRANSIENT_ERRORS = (
-    ConnectionError,
-    auth.TransportError,
-    requests.exceptions.ConnectionError,
-    requests.exceptions.ChunkedEncodingError,
-    requests.exceptions.Timeout,
-    requests.exceptions.ContentDecodingError,
-    http.client.HTTPException,
-    urllib3.exceptions.HTTPError,
-    DataCorruption,
-)
+    ConnectionError, auth.TransportError, requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError,
+    requests.exceptions.Timeout, requests.exceptions.ContentDecodingError, http.client.HTTPException,
+    urllib3.exceptions.HTTPError, DataCorruption,
+)  # fmt: skip
 
 
 def http_status(error: BaseException) -> int | None:

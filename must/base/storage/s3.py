@@ -195,23 +195,15 @@ NO_CREDENTIALS = (
     "AWS_SECRET_ACCESS_KEY, or run in a pod whose service account has a role"
 )
 ABOUT_CREDENTIALS = (
-    boto.NoCredentialsError,
-    boto.PartialCredentialsError,
-    boto.CredentialRetrievalError,
-    boto.TokenRetrievalError,
+    boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError, boto.TokenRetrievalError,
     boto.SSOError,
-)
+)  # fmt: skip
 KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AuthFailure", "UnrecognizedClientException")
 EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired")
 BUSY = (
-    "SlowDown",
-    "RequestTimeout",
-    "InternalError",
-    "ServiceUnavailable",
-    "ConditionalRequestConflict",
-    "OperationAborted",
-    "BadDigest",
-)
+    "SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "ConditionalRequestConflict",
+    "OperationAborted", "BadDigest",
+)  # fmt: skip
 REGION = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301")
 
 

@@ -149,33 +149,19 @@ def column(values: Tensor) -> Tensor:
 
 
 OPERATIONS: dict[str, Callable[[Tensor, Tensor, Fill], Tensor]] = {
-    "AutoContrast": auto_contrast,
-    "Equalize": equalize,
-    "Invert": invert,
-    "Rotate": affine(rotation),
-    "Posterize": posterize,
-    "PosterizeIncreasing": posterize,
-    "PosterizeOriginal": posterize,
-    "Solarize": solarize,
-    "SolarizeIncreasing": solarize,
-    "SolarizeAdd": solarize_add,
-    "Color": color,
-    "ColorIncreasing": color,
-    "Contrast": contrast,
-    "ContrastIncreasing": contrast,
-    "Brightness": brightness,
-    "BrightnessIncreasing": brightness,
-    "Sharpness": sharpness,
-    "SharpnessIncreasing": sharpness,
+    "AutoContrast": auto_contrast, "Equalize": equalize, "Invert": invert, "Rotate": affine(rotation),
+    "Posterize": posterize, "PosterizeIncreasing": posterize, "PosterizeOriginal": posterize, "Solarize": solarize,
+    "SolarizeIncreasing": solarize, "SolarizeAdd": solarize_add, "Color": color, "ColorIncreasing": color,
+    "Contrast": contrast, "ContrastIncreasing": contrast, "Brightness": brightness, "BrightnessIncreasing": brightness,
+    "Sharpness": sharpness, "SharpnessIncreasing": sharpness,
     "ShearX": affine(lambda x, factor: [1, factor, factor, 0, 1, 0]),
     "ShearY": affine(lambda x, factor: [1, 0, 0, factor, 1, factor]),
     "TranslateX": affine(lambda x, pixels: [1, 0, 2 * (pixels / x.shape[3]), 0, 1, 0]),
     "TranslateY": affine(lambda x, pixels: [1, 0, 0, 0, 1, 2 * (pixels / x.shape[2])]),
     "TranslateXRel": affine(lambda x, share: [1, 0, 2 * share, 0, 1, 0]),
-    "TranslateYRel": affine(lambda x, share: [1, 0, 0, 0, 1, 2 * share]),
-    "Desaturate": desaturate,
+    "TranslateYRel": affine(lambda x, share: [1, 0, 0, 0, 1, 2 * share]), "Desaturate": desaturate,
     "GaussianBlur": blur,
-}
+}  # fmt: skip
 OPERATION_NAMES = tuple(OPERATIONS)
 
 

@@ -165,15 +165,8 @@ class KubeflowRegistry:
         )
 
     def put(self, version: str, onnx: str, metrics: dict[str, float], tags: dict[str, str]) -> str:
-        """Makes the version unless it is there, and the champion; returns its name.
-
-        Args:
-            onnx: the folder written by `must export`; its card becomes the description.
-            metrics, tags: the version's properties. `must.uri` says where our registry has the version.
-
-        Raises:
-            ValueError: another version of that name is there.
-        """
+        """The export's card becomes the description, `metrics` and `tags` the version's properties.
+        Raises ValueError: another version of that name is there."""
         with translate_errors(f"{version} is the champion of the registry, but not in Kubeflow's; run the same again"):
             uri = absolute(storage.join(tags[URI], "onnx"))
             require(storage.exists(storage.join(uri, ONNX_FILE)), f"{uri}: no {ONNX_FILE}, it was promoted without")
@@ -189,7 +182,6 @@ class KubeflowRegistry:
         return version
 
     def move(self, version: str) -> str | None:
-        """Makes a version the champion that is there; None if it is not, and the champion stays."""
         with translate_errors(f"{version} is the champion of the registry again; in Kubeflow's it was not changed"):
             model = self.model()
             found = self.version(model, version) if model else None

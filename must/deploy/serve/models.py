@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -165,18 +165,9 @@ class Served:
             self.batcher.close()
 
 
-class Source(Protocol):
-    """Where models come from."""
-
-    def newest(self) -> str:
-        """The version to serve; '' if there is none yet."""
-
-    def load(self, version: str) -> OnnxClassifier:
-        """That version's model, complete and verified."""
-
-
 class OneModel:
-    """A folder with model.onnx that stays as it is."""
+    """A folder with model.onnx that stays as it is. As of a Champion, `newest` is the version to serve, '' if there is
+    none yet, and `load` gives that version's model, complete and verified."""
 
     def __init__(self, config: ServeConfig) -> None:
         """Raises ValueError: --model names no file."""
@@ -223,7 +214,7 @@ class Champion:
 class Models:
     """The current model, kept current. All but `load` happens in the event loop."""
 
-    def __init__(self, source: Source, config: ServeConfig, metrics: Metrics) -> None:
+    def __init__(self, source: OneModel | Champion, config: ServeConfig, metrics: Metrics) -> None:
         self.source, self.config, self.metrics = source, config, metrics
         self.current: Served | None = None
         self.said: tuple[str, float] = ("", 0.0)

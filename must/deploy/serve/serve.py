@@ -12,7 +12,7 @@ from must.base.text import printable
 from must.config.serve import ServeConfig
 from must.deploy.serve.http import App
 from must.deploy.serve.metrics import Metrics
-from must.deploy.serve.models import Champion, Models, OneModel, Source
+from must.deploy.serve.models import Champion, Models, OneModel
 from must.deploy.serve.server import check_no_loop, listen, serve_until_signal, url_of
 from must.deploy.serve.work import Work
 
@@ -37,7 +37,7 @@ def serve(config: ServeConfig) -> None:
             runner.run(serve_async(config, source, listener))
 
 
-async def serve_async(config: ServeConfig, source: Source, listener: socket.socket) -> None:
+async def serve_async(config: ServeConfig, source: OneModel | Champion, listener: socket.socket) -> None:
     metrics = Metrics()
     models = Models(source, config, metrics)
     work = Work(config, models, metrics)
