@@ -25,14 +25,14 @@ ACCEPTED = (
 MANIFEST, FOLDER = "images.jsonl", "images"
 
 
-class Given(NamedTuple):
+class ImageSource(NamedTuple):
     """`source`: what `must shard` reads; `key`: stands for the images, so that others are noticed."""
 
     source: str
     key: str
 
 
-def provide(images: Any, output: Path, fixed: bool = False, replace: bool = False) -> Given:
+def provide(images: Any, output: Path, fixed: bool = False, replace: bool = False) -> ImageSource:
     """The images as a source. Those that are in memory are written to OUTPUT/images as PNG files, without their labels.
 
     Args:
@@ -44,13 +44,13 @@ def provide(images: Any, output: Path, fixed: bool = False, replace: bool = Fals
     """
     if isinstance(images, str | os.PathLike):
         source = os.fspath(images)
-        return Given(source, source if storage.is_remote(source) else str(Path(source).absolute()))
+        return ImageSource(source, source if storage.is_remote(source) else str(Path(source).absolute()))
     if isinstance(images, list | tuple) and images and all(isinstance(item, str | os.PathLike) for item in images):
         return manifest([Path(item).absolute() for item in images], output / MANIFEST, fixed)
     return written(items_of(images), output / FOLDER, replace)
 
 
-def manifest(paths: list[Path], file: Path, fixed: bool) -> Given:
+def manifest(paths: list[Path], file: Path, fixed: bool) -> ImageSource:
     for path in paths:
         require(path.is_file(), f"images: {path}: no such file")
     content = "".join(json.dumps({"path": str(path)}) + "\n" for path in paths).encode()
@@ -59,7 +59,7 @@ def manifest(paths: list[Path], file: Path, fixed: bool) -> Given:
         f"{file}: names other images; choose another output, or delete the folder",
     )
     storage.write_bytes(str(file), content)
-    return Given(str(file), hashlib.sha256(content).hexdigest())
+    return ImageSource(str(file), hashlib.sha256(content).hexdigest())
 
 
 def items_of(images: Any) -> Iterator[Any]:
@@ -93,14 +93,14 @@ def first_of(item: Any) -> Any:
     return item["image"] if isinstance(item, dict) and "image" in item else item
 
 
-def written(items: Iterable[Any], folder: Path, replace: bool = False) -> Given:
+def written(items: Iterable[Any], folder: Path, replace: bool = False) -> ImageSource:
     """Writes the images, unless the same ones are there from an earlier call."""
     note = folder / "key"
     images = (as_image(item, f"images: number {number}") for number, item in enumerate(items))
     if note.is_file() and not replace:
         key = pixels_sha256(images)
         require(note.read_text() == key, f"{folder}: holds other images; choose another output, or delete the folder")
-        return Given(str(folder), key)
+        return ImageSource(str(folder), key)
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
@@ -111,7 +111,7 @@ def written(items: Iterable[Any], folder: Path, replace: bool = False) -> Given:
             unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return Given(str(folder), key)
+    return ImageSource(str(folder), key)
 
 
 def saved(images: Iterable[Image.Image], folder: Path) -> Iterator[Image.Image]:

@@ -31,10 +31,10 @@ from must.data.sources.archives import Archives
 from must.data.sources.base import Item, ListingReport, Source, UnreadableError
 from must.data.sources.files import Manifest
 from must.data.sources.table_files import Table
-from must.data.sources.tables import Asked, Tables
+from must.data.sources.tables import ColumnNames, Tables
 from must.deploy.labels.formats import read_labels
 from must.deploy.predict.session import parse_metadata
-from must.deploy.serve.http import understood
+from must.deploy.serve.http import parse_request
 from must.deploy.serve.protocol import Limits, Refused
 from must.method.model.bundle import load_description
 from must.method.model.classifier import load_class_set, parse_header
@@ -156,7 +156,7 @@ def table_of_images(kind: str) -> Callable[[bytes], None]:
 
     def parse(data: bytes) -> None:
         path = file_of(data, f"images.{kind}")
-        source = Listed(path, [Table(path, "images")], "csv", "--source", Asked())
+        source = Listed(path, [Table(path, "images")], "csv", "--source", ColumnNames())
         source.prepare(FOLDER)
         listing(source)
 
@@ -306,7 +306,7 @@ def metadata(data: bytes) -> None:
 def request(data: bytes) -> None:
     """A length in four bytes, so much JSON, and what follows it."""
     length = min(int.from_bytes(data[:4], "little"), max(0, len(data) - 4))
-    asked = understood(memoryview(data)[4:], length, Limits(64, 32, True))
+    asked = parse_request(memoryview(data)[4:], length, Limits(64, 32, True))
     assert 1 <= len(asked.images) <= 64
 
 

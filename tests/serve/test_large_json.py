@@ -84,7 +84,7 @@ def test_large_bodies_are_read_one_at_a_time_beside_the_event_loop(monkeypatch):
         app = app_for(patience=60)
         await asyncio.gather(*[app.read(body(LARGE_JSON), {}, None) for _ in range(5)])
 
-    monkeypatch.setattr(http, "understood", understood)
+    monkeypatch.setattr(http, "parse_request", understood)
     asyncio.run(read_all())
     assert most == 1 and threading.main_thread() not in threads
 

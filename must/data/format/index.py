@@ -58,7 +58,7 @@ class Shard:
         return {name: value for name, value in vars(self).items() if value != ""}
 
 
-def checked(content: dict[str, Any]) -> dict[str, Any]:
+def parse_fields(content: dict[str, Any]) -> dict[str, Any]:
     """The fields of an Index from the content of its file.
     Raises ValueError, KeyError, TypeError, AttributeError: something is missing or is not what `must shard` writes."""
     for name in ("revision", "rejected", "duplicates", "dropped", "units"):
@@ -202,7 +202,7 @@ def parse_index(data: bytes, path: str) -> Index:
         what = version if isinstance(version, int | float) else f"of type {type(version).__name__}"
         raise UserError(f"{path} has version {what}, this program reads {INDEX_VERSION}; update it, or shard again")
     try:
-        index = Index(**checked(content), sha256=hashlib.sha256(data).hexdigest())
+        index = Index(**parse_fields(content), sha256=hashlib.sha256(data).hexdigest())
         require(
             not storage.is_remote(path) or all(storage.is_remote(shard.place(path)) for shard in index.shards),
             "an index in a bucket names a local file",

@@ -53,7 +53,7 @@ class Job:
 
 
 @dataclass
-class Found:
+class TarContents:
     """What is in one tar."""
 
     shard: Shard
@@ -94,7 +94,7 @@ def make_index(uri: str, output: str = "", split: str = "train", test: str = "",
     )
     with fresh_folder(output), locked(output, SHARDS_LOCK) as still_ours:
         require(not storage.exists(path), f"{path} is there already; delete it, or choose another --output")
-        done: list[Found] = []
+        done: list[TarContents] = []
         written: list[str] = []
         try:
             with Pool(min(workers or cores(), len(jobs))) as pool:
@@ -157,7 +157,7 @@ def spelt(file: str, output: str) -> str:
     return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
 
 
-def look_through(job: Job) -> Found:
+def look_through(job: Job) -> TarContents:
     """Reads a tar, or, of one in a bucket, a copy of it that lasts as long."""
     with storage.local_copy(job.place) as path:
         rejected: list[tuple[str, str]] = []
@@ -194,7 +194,7 @@ def look_through(job: Job) -> Found:
     shard = Shard(
         job.name, job.split, len(rows), size, checksum, sums[0], sum(labels.values()), job.file, texts_sha256=sums[1]
     )
-    return Found(shard, labels, {shard.offsets_name: table, shard.texts_name: lines}, rejected, report.skipped)
+    return TarContents(shard, labels, {shard.offsets_name: table, shard.texts_name: lines}, rejected, report.skipped)
 
 
 def write_if_absent(output: str, name: str, data: bytes) -> bool:
@@ -210,7 +210,7 @@ def write_if_absent(output: str, name: str, data: bytes) -> bool:
     return True
 
 
-def index_of(uri: str, done: list[Found]) -> Index:
+def index_of(uri: str, done: list[TarContents]) -> Index:
     labels = {label for found in done for label in found.labels}
     require(
         len(labels) <= MOST_LABELS,

@@ -18,7 +18,7 @@ from must.data.sources.archives import open_archives
 from must.data.sources.base import ARCHIVE, ListingReport, Source, below
 from must.data.sources.files import Folder, Manifest
 from must.data.sources.table_files import TABLE_FILE
-from must.data.sources.tables import Asked, open_tables
+from must.data.sources.tables import ColumnNames, open_tables
 
 
 def open_source(
@@ -52,7 +52,7 @@ def open_source(
         )
     inside = below(uri, exclude)
     archives = None if TABLE_FILE.search(uri) else open_archives(uri, labels, option, inside)
-    columns = Asked(image_column, label_column)
+    columns = ColumnNames(image_column, label_column)
     return archives or open_tables(uri, labels, option, inside, columns) or Folder(uri, labels, exclude)
 
 

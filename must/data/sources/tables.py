@@ -37,7 +37,7 @@ USUAL_IMAGES = tuple(USUAL.split())
 USUAL_LABELS = ("label", "labels", "class", "cls", "class_name", "label_name", "category", "target")
 
 
-class Asked(NamedTuple):
+class ColumnNames(NamedTuple):
     """What the user said of a table's columns; "" is for the usual names."""
 
     image: str = ""
@@ -58,7 +58,7 @@ class Columns(NamedTuple):
         return list(dict.fromkeys(name for name in (self.image, self.label, self.split) if name is not None))
 
 
-def choose(schema: Any, features: Any, asked: Asked, labels: str, where: str) -> Columns:
+def choose(schema: Any, features: Any, asked: ColumnNames, labels: str, where: str) -> Columns:
     """The columns to read of a table with this pyarrow schema.
 
     Args:
@@ -181,7 +181,7 @@ class Tables:
 
     may_be_remote = False
 
-    def __init__(self, uri: str, tables: list[Table], labels: str, option: str, asked: Asked) -> None:
+    def __init__(self, uri: str, tables: list[Table], labels: str, option: str, asked: ColumnNames) -> None:
         self.uri, self.tables, self.labels, self.option, self.asked = uri, tables, labels, option, asked
         self.folder = Path()
 
@@ -298,7 +298,7 @@ def image_of(value: Any) -> Row:
     return Row(value, None) if isinstance(value, bytes) else Row(None, value)
 
 
-def open_tables(uri: str, labels: str, option: str, exclude: str, asked: Asked) -> Tables | None:
+def open_tables(uri: str, labels: str, option: str, exclude: str, asked: ColumnNames) -> Tables | None:
     """The tables that `uri` means: a file, a range such as x-{000..009}.parquet, or a folder of them; None for neither.
     Raises ValueError: one is missing, or pyarrow is."""
     files = expanded(uri) if TABLE_FILE.search(uri) else []

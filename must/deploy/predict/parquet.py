@@ -43,7 +43,7 @@ def decode_rows(
 GROUP_ROWS = 8192  # of a row group
 PACKED_ROWS = 1024  # rows that are put together while a shard is worked on; the writer works on as many at a time
 TAIL = 1 << 16  # bytes of a file's end that are read first: what it says of itself is there
-STORY = b"must"  # the name in the file's metadata
+STATS_KEY = b"must"  # the name in the file's metadata
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Table:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        story = {
+        stats = {
             "run": asdict(self.run),
             "shard": shard.name,
             "shard_sha256": shard.sha256,
@@ -157,12 +157,12 @@ class Table:
             "abstained": self.abstained,
             "classes": {name: int(n) for name, n in zip(self.classes, self.counts, strict=True) if n},
         }
-        schema = self.schema.with_metadata({STORY: json.dumps(story).encode()})
+        schema = self.schema.with_metadata({STATS_KEY: json.dumps(stats).encode()})
         self.pack()
         table = pa.concat_tables(self.packed).cast(schema)
         with storage.open_write(uri) as file:
             pq.write_table(table, file, row_group_size=GROUP_ROWS, compression="zstd", **self.encoding())
-        return story
+        return stats
 
     def encoding(self) -> dict[str, Any]:
         """Of embeddings there is no dictionary, for no two numbers are alike, and no smallest or largest one."""
@@ -183,7 +183,7 @@ def halves(embedding: np.ndarray, whole: np.ndarray) -> Any:
     return pa.ListArray.from_arrays(pa.array([0, *ends], pa.int32()), numbers, mask=pa.array(~whole))
 
 
-def read_story(uri: str, size: int, shard: Shard, run: Run) -> dict[str, Any]:
+def read_stats(uri: str, size: int, shard: Shard, run: Run) -> dict[str, Any]:
     """What the file of `size` bytes says of itself; its end alone is read.
     Raises ValueError: it is none of ours or damaged, of another run or of another shard."""
     import pyarrow as pa
@@ -194,10 +194,10 @@ def read_story(uri: str, size: int, shard: Shard, run: Run) -> dict[str, Any]:
     if len(end) < need <= size:
         end = storage.read_bytes(uri, size - need)
     try:
-        story = json.loads(pq.read_metadata(pa.BufferReader(end[-need:])).metadata[STORY])
-        found, of = story["run"], (story["shard"], story["shard_sha256"], story["rows"])
-        numbers = [story["unreadable"], story["abstained"], *story["classes"].values()]
-        whole = sum(count(number, "a count") for number in numbers) == count(story["rows"], "rows")
+        stats = json.loads(pq.read_metadata(pa.BufferReader(end[-need:])).metadata[STATS_KEY])
+        found, of = stats["run"], (stats["shard"], stats["shard_sha256"], stats["rows"])
+        numbers = [stats["unreadable"], stats["abstained"], *stats["classes"].values()]
+        whole = sum(count(number, "a count") for number in numbers) == count(stats["rows"], "rows")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException):
         whole = False
     require(whole, f"{uri} is damaged, or no file of `must predict --shards`; delete it and run the same command again")
@@ -206,7 +206,7 @@ def read_story(uri: str, size: int, shard: Shard, run: Run) -> dict[str, Any]:
         of == (shard.name, shard.sha256, shard.samples),
         f"{uri} is of another shard than {shard.name}; choose another --output, or delete the predictions there",
     )
-    return story
+    return stats
 
 
 def utf8(name: str) -> str:

@@ -32,7 +32,7 @@ SORTS = ("sure", "doubtful", "differ")
 
 
 @dataclass(frozen=True)
-class Given:
+class AnswerBatch:
     """Answers that one press of a button gave."""
 
     page: str  # '': in an earlier run
@@ -53,7 +53,7 @@ class Session:
         self.hold(review, teaching)
         groups = groupby(self.answers.values(), key=lambda one: (one.who, one.when))
         numbers = {picture.sha256: picture.number for picture in review.pictures}
-        self.given = [Given("", tuple(numbers[one.sha256] for one in group)) for _, group in groups][-EARLIER:]
+        self.given = [AnswerBatch("", tuple(numbers[one.sha256] for one in group)) for _, group in groups][-EARLIER:]
 
     def hold(self, review: Review, teaching: "Teaching | None") -> None:
         """Goes on with this review, of the same images or of more."""
@@ -91,7 +91,7 @@ class Session:
         answer = self.answers.get(self.picture(number).sha256)
         return "" if answer is None else "cannot tell" if answer.unsure else answer.label or "none of the classes"
 
-    def theirs(self, page: str) -> list[Given]:
+    def theirs(self, page: str) -> list[AnswerBatch]:
         return [one for one in self.given if one.page in ("", page)]
 
     def picture(self, number: Any) -> Picture:
@@ -182,7 +182,7 @@ class Session:
                 self.answers[line["sha256"]] = Answer(line["sha256"], *given)
             for number in hows:
                 self.shown.pop(number, None)
-            self.given += [Given(page, tuple(hows))] if hows else []
+            self.given += [AnswerBatch(page, tuple(hows))] if hows else []
             self.teach()
             note = self.note(list(hows.values()), kind == "unsure")
             return {"state": self.state(page), "picture": None if grid else self.offer(page), "note": note}

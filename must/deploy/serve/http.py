@@ -23,7 +23,16 @@ import must
 from must.base.storage.api import loads
 from must.deploy.serve.models import Served
 from must.deploy.serve.predictions import PROTOCOL_EXTENSIONS, metadata_of, tensors, to_json
-from must.deploy.serve.protocol import Asked, Limits, Output, Refused, Tensor, read_asked, read_parameters, wanted
+from must.deploy.serve.protocol import (
+    InferRequest,
+    Limits,
+    Output,
+    Refused,
+    Tensor,
+    read_parameters,
+    read_request,
+    wanted,
+)
 from must.deploy.serve.work import Work
 
 logger = logging.getLogger(__name__)
@@ -146,7 +155,7 @@ class App:
         outputs, values = read_query(scope["query_string"])
         data = await exchange.read()
         with self.work.models.held() as served:
-            asked = Asked([data], outputs, **values)
+            asked = InferRequest([data], outputs, **values)
             answer = await while_there(self.work.answer(asked, served), exchange.receive)
             found = {"model": self.name, "version": served.version} | to_json(answer, 0)
         return Reply(as_json(found))
@@ -158,7 +167,7 @@ class App:
             answer = await while_there(self.work.answer(asked, served), exchange.receive)
             return inference_reply(self.name, served.version, asked, tensors(answer, asked))
 
-    async def read(self, data: bytes, headers: dict[bytes, bytes], served: Served) -> Asked:
+    async def read(self, data: bytes, headers: dict[bytes, bytes], served: Served) -> InferRequest:
         """Raises Refused: the body is not what the protocol has, or other large ones were before it for too long."""
         length = len(data)
         if HEADER_LENGTH in headers:
@@ -167,9 +176,9 @@ class App:
             length = int(text[:12])
         view, limits = memoryview(data), self.work.limits(served)
         if length <= LARGE_JSON:
-            return understood(view, length, limits)
+            return parse_request(view, length, limits)
         async with self.turn():
-            return await asyncio.to_thread(understood, view, length, limits)
+            return await asyncio.to_thread(parse_request, view, length, limits)
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -234,7 +243,7 @@ class Exchange:
                     if message["type"] == "http.disconnect":
                         raise ClientGone
                     parts.append(message.get("body", b""))
-                    self.work.hold(len(parts[-1]))
+                    self.work.reserve(len(parts[-1]))
                     self.held += len(parts[-1])
                     self.check_size(self.held)
                     self.unread = message.get("more_body", False)
@@ -247,7 +256,7 @@ class Exchange:
         wanted(size <= self.work.max_body, f"the body is above {self.work.config.max_body:g} MB", 413)
 
     def close(self) -> None:
-        self.work.let_go(self.held)
+        self.work.release(self.held)
         self.held = 0
 
 
@@ -270,9 +279,9 @@ def read_query(query: bytes) -> tuple[list[Output], dict[str, Any]]:
     return outputs, read_parameters(values)
 
 
-def understood(data: memoryview, length: int, limits: Limits) -> Asked:
+def parse_request(data: memoryview, length: int, limits: Limits) -> InferRequest:
     """A body that begins with so many bytes of JSON. Raises Refused: it is not what the protocol has."""
-    return read_asked(parse(data[:length]), data[length:], limits)
+    return read_request(parse(data[:length]), data[length:], limits)
 
 
 def parse(data: memoryview) -> dict[str, Any]:
@@ -295,7 +304,7 @@ def parse(data: memoryview) -> dict[str, Any]:
     return request
 
 
-def inference_reply(name: str, version: str, asked: Asked, found: list[Tensor]) -> Reply:
+def inference_reply(name: str, version: str, asked: InferRequest, found: list[Tensor]) -> Reply:
     """The protocol's answer: JSON, and after it the tensors that were asked for as binary data."""
     outputs, blobs = [], []
     for output, tensor in zip(asked.outputs, found, strict=True):

@@ -7,7 +7,7 @@ import numpy as np
 
 from must.base.text import encoded
 from must.deploy.serve.models import Served
-from must.deploy.serve.protocol import Asked, Output, Tensor
+from must.deploy.serve.protocol import InferRequest, Output, Tensor
 
 DECIMALS = 6  # of a probability in JSON: as `must predict` writes it
 
@@ -33,7 +33,7 @@ class Predictions:
         return self.probability.max(axis=1) < self.threshold
 
 
-def tensors(answer: Predictions, asked: Asked) -> list[Tensor]:
+def tensors(answer: Predictions, asked: InferRequest) -> list[Tensor]:
     """The outputs that were asked for."""
     return [tensor(answer, output) for output in asked.outputs]
 

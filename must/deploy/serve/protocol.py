@@ -124,7 +124,7 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Asked:
+class InferRequest:
     """Images, as files or pixels, and what is to be told of them. None: as the server was told."""
 
     images: list[bytes] | np.ndarray
@@ -145,7 +145,7 @@ class Limits:
     takes_floats: bool  # whether the graph takes normalised floats
 
 
-def read_asked(request: Mapping[str, Any], blob: memoryview, limits: Limits) -> Asked:
+def read_request(request: Mapping[str, Any], blob: memoryview, limits: Limits) -> InferRequest:
     """A request's JSON and the bytes that follow it. Raises Refused: it is not what this server takes."""
     tensors = request.get("inputs")
     wanted(isinstance(tensors, list) and len(tensors) == 1, f'"inputs" must be a list of one tensor, named "{INPUT}"')
@@ -160,7 +160,7 @@ def read_asked(request: Mapping[str, Any], blob: memoryview, limits: Limits) -> 
     wanted(not len(blob), f"{len(blob)} bytes follow the request that belong to no input")
     images = read_images(tensor, raw, limits)
     general = mapping(request.get("parameters"), '"parameters"')
-    return Asked(
+    return InferRequest(
         images, read_outputs(request.get("outputs"), general), **read_parameters(general), id=short_text(request, "id")
     )
 

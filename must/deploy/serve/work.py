@@ -19,7 +19,7 @@ from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.models import Models, Served
 from must.deploy.serve.pictures import cost_of
 from must.deploy.serve.predictions import Predictions
-from must.deploy.serve.protocol import Asked, Limits, Refused, wanted
+from must.deploy.serve.protocol import InferRequest, Limits, Refused, wanted
 
 logger = logging.getLogger(__name__)
 
@@ -103,16 +103,16 @@ class Work:
         classifier = served.classifier
         return Limits(self.config.max_images, classifier.preprocess.size, not classifier.takes_pixels)
 
-    def hold(self, size: int) -> None:
+    def reserve(self, size: int) -> None:
         """Counts bytes that a request takes. Raises Refused: all of them together take too many."""
         if self.held_bytes + size > self.config.max_memory * 1e6:
             raise Refused(503, "the server holds as many requests as its memory allows; try again")
         self.held_bytes += size
 
-    def let_go(self, size: int) -> None:
+    def release(self, size: int) -> None:
         self.held_bytes -= size
 
-    async def answer(self, asked: Asked, served: Served) -> Predictions:
+    async def answer(self, asked: InferRequest, served: Served) -> Predictions:
         """Raises Refused: too many images are waiting or they cost too much, one cannot be read, it took too long, or
         the model gives no embeddings."""
         wanted(
@@ -191,7 +191,9 @@ class Work:
         except Exception as error:
             self.loop.call_soon_threadsafe(fail, future, error)
 
-    def answer_of(self, found: list[tuple[np.ndarray, np.ndarray | None]], asked: Asked, served: Served) -> Predictions:
+    def answer_of(
+        self, found: list[tuple[np.ndarray, np.ndarray | None]], asked: InferRequest, served: Served
+    ) -> Predictions:
         probability = np.stack([row for row, _ in found])
         if not np.isfinite(probability).all():
             raise Refused(422, "the model's answer to this input is no numbers; does it hold infinities?")
