@@ -25,7 +25,6 @@ from must.base import storage
 from must.base.errors import UserError
 from must.data.image import decode as images
 from must.data.image.bounds import deadline, limit_memory
-from must.data.shards.shuffle import read_chunk
 from must.data.shards.tarwriter import TarWriter
 from must.data.sources.base import Item, Source, UnreadableError
 
@@ -300,3 +299,10 @@ def rejection_reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return (error.strerror or str(error)).lower()
     return str(error)
+
+
+def read_chunk(path: Path, start: int, stop: int) -> Iterator[Item]:
+    with path.open("rb") as file:
+        file.seek(start)
+        for line in file.read(stop - start).splitlines():
+            yield Item(*json.loads(line))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 
@@ -18,11 +19,34 @@ from must.base import storage
 from must.base.errors import UserError
 from must.data.format.index import Index
 from must.data.shards.chunk import name_hash
-from must.data.shards.shuffle import Buckets
 from must.data.sources.base import Item
 
 BUCKETS = 64
 CHUNK = 8192
+
+
+class Buckets:
+    """`count` files without names in `folder`: nothing has to be tidied up, however the process ends."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.files = [TemporaryFile(dir=folder) for _ in range(count)]  # noqa: SIM115
+
+    def add(self, bucket: int, data: bytes) -> None:
+        self.files[bucket].write(data)
+
+    def add_rows(self, buckets: np.ndarray, rows: np.ndarray) -> None:
+        """Adds each row [n, ...] to the bucket whose number [n] is beside it."""
+        for bucket in np.unique(buckets):
+            self.add(bucket, rows[buckets == bucket].tobytes())
+
+    def __iter__(self) -> Iterator[bytes]:
+        """What each bucket holds, in order; its file is gone then."""
+        for file in self.files:
+            with file:
+                file.seek(0)
+                data = file.read()
+            yield data
 
 
 class History:
