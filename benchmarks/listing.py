@@ -64,7 +64,7 @@ def main() -> None:
 
 def measure(store: str) -> dict[str, float]:
     """The listing of `must shard`, to the plan of its units on a local disk."""
-    from must.data.shards.shuffle import shuffle
+    from must.data.shards.listing import shuffle
     from must.data.sources.base import ListingReport
     from must.data.sources.files import Folder
 

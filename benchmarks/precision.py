@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.digits import accuracy, prepare
-from must.evaluation.training import training_log
+from must.evaluation.report.provenance import training_log
 from must.method.model.bundle import load_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 

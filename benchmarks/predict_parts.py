@@ -22,12 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
-from must.base.cores import cores
+from must.base.processes import cores
 from must.data.format.index import load_index
-from must.data.format.offsets import load_offsets
-from must.data.format.samples import local_shard
+from must.data.format.samples import load_offsets, local_shard
 from must.data.image.preprocess import Preprocess
-from must.deploy.predict.decoding import decode_rows
+from must.deploy.predict.parquet import decode_rows
 from must.deploy.predict.session import OnnxClassifier, model_uri
 
 

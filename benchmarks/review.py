@@ -23,8 +23,7 @@ import must
 from must.api.demo import CLASSES, TEMPLATES, asset_folder, digit_parts, write_images
 from must.config import ReviewConfig
 from must.data.loading.reader import ShardReader
-from must.deploy.review.prepare import prepare
-from must.deploy.review.teaching import Images
+from must.deploy.review.prepare import Images, prepare
 from must.method.answers.estimate import share
 from must.method.answers.review import random_order
 from must.method.model.bundle import save_bundle, zero_shot_bundle

@@ -36,9 +36,9 @@ def main() -> None:
 
 
 def bookkeeping(entries: int, folder: Path) -> None:
-    from must.data.shards.duplicates import find_duplicates
-    from must.data.shards.history import write_names
-    from must.data.shards.shuffle import read_chunk, shuffle
+    from must.data.shards.chunk import read_chunk
+    from must.data.shards.history import find_duplicates, write_names
+    from must.data.shards.listing import shuffle
     from must.data.sources.base import Item
 
     shutil.rmtree(folder, ignore_errors=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from shard import make_images
 
-from must.base.cores import cores
+from must.base.processes import cores
 
 VARIANTS = {
     "1 part, 1 worker": (["1/1"], 1),

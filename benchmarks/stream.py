@@ -36,8 +36,8 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from must.config import ShardConfig
+from must.data.augment.cpu import TrainViews, fill_color, posterize
 from must.data.augment.draws import AugmentParams, PatchMask, ViewSettings, seed_views
-from must.data.augment.exact import TrainViews, fill_color, posterize
 from must.data.augment.gpu import DeviceInputs, DeviceViews
 from must.data.image.decode import MAX_PIXELS, decode
 from must.data.image.preprocess import CLIP_MEAN, CLIP_STD
@@ -157,7 +157,7 @@ class LoadersOnly(DeviceViews):
 
 
 def breakdown(images: Path) -> None:
-    from must.data.augment.fast import FastViews, pixels_of
+    from must.data.augment.cpu import FastViews, pixels_of
 
     files = sorted(images.rglob("*.jpg"))[:300]
     data = [path.read_bytes() for path in files]

@@ -319,7 +319,7 @@ def export(
     *,
     model: Text,
     output: Text,
-    to: Literal["onnx", "open_clip", "transformers", "timm"] = "onnx",
+    to: Literal["onnx", "open_clip", "transformers"] = "onnx",
     classifier: Text = "",
     shards: Text = "",
     metrics: Text = "",
@@ -332,7 +332,7 @@ def export(
     images: int = 256,
     min_agreement: float = 0.0,
 ) -> Exported:
-    """Write the model as ONNX, or as a folder that open_clip, transformers or timm loads; checked against PyTorch."""
+    """Write the model as ONNX, or as a folder that open_clip or transformers loads; checked against PyTorch."""
 
 def push(
     *,

@@ -5,12 +5,14 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections import defaultdict
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+from must.api.stages import STAGES as LIBRARY_STAGES
 from must_pipeline.stages import STAGES
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +40,6 @@ files
 errors
 background
 console
-cores
 progress    console
 processes   errors
 storage     errors processes text
@@ -81,15 +82,13 @@ stages      preflight
 results
 functions   results stages
 stub        functions stages
-classes
-images
-model       classes images
+inputs
+model       inputs
 record
 adapted     functions model record results
-adapt       adapted classes functions images preflight record stages
-environment
+adapt       adapted functions inputs preflight record stages
 following   record stages
-cli         environment following stages
+cli         following stages
 """,
 }
 
@@ -108,6 +107,10 @@ NO_TORCH = (
     "evaluation.gate",
     "method.answers",
 )  # not in any function either
+
+# What stands for the same in several modules: a stage in the library, in a pod and in the DAG; the stores; the towers.
+SAME_FUNCTIONS = {"main", "client", "client_of", *STAGES, *LIBRARY_STAGES}
+SAME_CONSTANTS = {"STAGES", "STORE", "NO_CREDENTIALS", "BEFORE_THE_BLOCKS"}
 
 
 def module_of(path):
@@ -229,6 +232,25 @@ def test_the_page_says_what_is_here():
         assert abs(said - true) <= (0.03 * true if true > 60 else 0), "run `make reference`"
 
 
+def test_a_name_means_one_thing():
+    """Constants with one value each, and no name of a function in three modules; so both can be searched for."""
+    constants, functions = defaultdict(set), defaultdict(set)
+    for path in sorted(path for room in ("must", "components", "pipeline") for path in (ROOT / room).rglob("*.py")):
+        if "headers" in path.parts:  # formats' own words, each in its module
+            continue
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                functions[node.name].add(path)
+            elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
+                name, value = node.targets[0] if isinstance(node, ast.Assign) else node.target, node.value
+                tuples = isinstance(name, ast.Tuple) and isinstance(value, ast.Tuple)
+                for one, its in zip(name.elts, value.elts, strict=True) if tuples else [(name, value)]:
+                    if ast.unparse(one).isupper():
+                        constants[ast.unparse(one)].add(ast.unparse(its))
+    several = {name for name, values in constants.items() if len(values) > 1} - SAME_CONSTANTS
+    assert not several | {name for name, paths in functions.items() if len(paths) > 2} - SAME_FUNCTIONS
+
+
 def test_no_circle_between_modules():
     try:
         TopologicalSorter({module: names & MODULES.keys() for module, names in graph().items()}).prepare()
@@ -281,7 +303,7 @@ def test_what_runs_without_torch_does_not_import_it():
         "must.deploy.labels.exchange",
         "must.evaluation.gate",
         "must.deploy.labels.sort",
-        "must.deploy.promote.champion",
+        "must.deploy.promote.promote",
         "must.runtime.check",
         "must.runtime.decision",
         "must.runtime.evaluation",

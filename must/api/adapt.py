@@ -16,18 +16,16 @@ from typing import Any
 import yaml
 
 from must.api.adapted import Adapted
-from must.api.classes import entries_of
 from must.api.functions import run_stage
-from must.api.images import provide
+from must.api.inputs import entries_of, provide
 from must.api.preflight import require_apart
 from must.api.record import BUNDLE, LABELS, REPORT, SHARDS, record
 from must.api.stages import call
 from must.base import storage
-from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, RECORD_FILE, REFINED_FILE, REPORT_FILE
+from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, INDEX_FILE, RECORD_FILE, REFINED_FILE, REPORT_FILE
 from must.base.parameters import check_names, require
 from must.config import AdaptConfig, TrainConfig
 from must.config.labels import SortConfig
-from must.data.format.index import NAME
 from must.data.shards.listing import open_source
 from must.data.sources.base import ListingReport, no_images
 from must.data.sources.files import Folder, Manifest
@@ -39,8 +37,8 @@ from must.method.train.provenance import RESUME_SAFE_FIELDS
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL, ITS_WEIGHTS = "ViT-B-16", "datacomp_xl_s13b_b90k"  # docs/models.md says why
-OWN = ("shards", "index_sha256", "classifier", "output", "split", "model", "pretrained", "device")
-FEWEST = 11  # images: each is compared with the 10 that are most similar (must/method/select/knn.py)
+SET_BY_ADAPT = ("shards", "index_sha256", "classifier", "output", "split", "model", "pretrained", "device")
+FEWEST_IMAGES = 11  # images: each is compared with the 10 that are most similar (must/method/select/knn.py)
 FREE = RESUME_SAFE_FIELDS - {"preset", "save", "alpha"}  # settings that may change from one call to the next
 
 Run = Callable[[str, dict[str, Any]], Any]
@@ -83,20 +81,11 @@ def adapt(
         must.UserError: wrong input, in one line, or `output` was made from other images, classes or settings.
         must.TransientError: the same call may work later.
     """
-    given: dict[str, Any] = {
-        "images": images,
-        "classes": classes,
-        "output": os.fspath(output),
-        "model": os.fspath(model),
-    }
-    rest: dict[str, Any] = {
-        "pretrained": pretrained,
-        "test_images": os.fspath(test_images),
-        "device": device,
-        "again": again,
-        "max_rejected": max_rejected,
-    }
-    return steps(run_stage, **given, **rest, settings={k: v for k, v in settings.items() if v is not None})
+    return steps(
+        run_stage, images=images, classes=classes, output=os.fspath(output), model=os.fspath(model),
+        pretrained=pretrained, test_images=os.fspath(test_images), device=device, again=again,
+        max_rejected=max_rejected, settings={name: value for name, value in settings.items() if value is not None},
+    )  # fmt: skip
 
 
 def command(config: AdaptConfig) -> Adapted:
@@ -126,7 +115,7 @@ def steps(
     require_apart(folder, "output")
     require(not folder.is_file(), f"output {output}: is a file; give a folder")
     new = not folder.exists() or not any(folder.iterdir())
-    index = folder / SHARDS / NAME
+    index = folder / SHARDS / INDEX_FILE
     file, content = read_classes(classes)
     if model == DEFAULT_MODEL:
         pretrained = pretrained or ITS_WEIGHTS
@@ -137,7 +126,7 @@ def steps(
             folder,
             {
                 "images": taken.key, "classes": hashlib.sha256(content).hexdigest() if content else file,
-                "model": named(model), "pretrained": pretrained,
+                "model": absolute_model(model), "pretrained": pretrained,
                 "test_images": labelled_key(test_images), "settings": decisive,
             },
             again,
@@ -183,18 +172,19 @@ def require_enough(source: str, shards: str) -> None:
     found = open_source(source, "none", "images", shards)
     if isinstance(found, Folder | Manifest):
         problems = ListingReport(lambda name, reason: None)
-        count = len(list(islice(found.items(problems), FEWEST)))
+        count = len(list(islice(found.items(problems), FEWEST_IMAGES)))
         require(count > 0, f"images {source}: {no_images(problems.skipped)}")
         require(
-            count >= FEWEST,
-            f"images {source}: too few images ({count}); at least {FEWEST} are needed, as each is compared with the "
-            "others, and hundreds are better; `must predict --model NAME --classes ...` classifies without adapting",
+            count >= FEWEST_IMAGES,
+            f"images {source}: too few images ({count}); at least {FEWEST_IMAGES} are needed, as each is compared with "
+            "the others, and hundreds are better; `must predict --model NAME --classes ...` classifies without "
+            "adapting",
         )
 
 
 def check_settings(settings: dict[str, Any]) -> None:
     """Raises ValueError: a setting that `must train` would refuse, as far as can be told before there are shards."""
-    for name in OWN:
+    for name in SET_BY_ADAPT:
         require(name not in settings, f"{name}: is set by must.adapt itself; take it out")
     check_names(TrainConfig, settings, "must.api")
     preset = settings.get("preset") or AUTO
@@ -241,7 +231,7 @@ def labelled_folder(test_images: str, output: Path, images: str) -> str:
     return str(into)
 
 
-def named(model: str) -> str:
+def absolute_model(model: str) -> str:
     """The model in whatever folder this program runs."""
     return str(Path(model).absolute()) if Path(model).is_dir() else model
 

@@ -14,7 +14,6 @@ from must.api.results import Exported, Pushed, framed
 from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
 from must.base.parameters import require
 from must.base.storage import read_json
-from must.config.export import WHOLE
 from must.method.model.bundle import load_bundle
 
 PICTURE = re.compile(r'<img src="(data:image/jpeg;base64,[A-Za-z0-9+/=]+)" alt="">\s*<figcaption><b>([^<]*)</b>')
@@ -147,6 +146,6 @@ class Adapted:
         Raises:
             ValueError: the hub refuses it, or the library's format cannot hold the model.
         """
-        whole = {"classifier": str(self.output / CLASSIFIER_FILE)} if to in WHOLE else {}
+        whole = {"classifier": str(self.output / CLASSIFIER_FILE)} if to != "onnx" else {}
         exported = self.export(self.output / f"hub-{to}", to=to, **whole)
         return run_stage("push", {**parameters, "model": exported.output, "repo": repo})

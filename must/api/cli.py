@@ -2,8 +2,12 @@
 
 import argparse
 import os
+import platform
+import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Any
 
 import must
@@ -14,7 +18,7 @@ from must.base.errors import UserError
 from must.base.exits import INTERRUPTED, exiting
 from must.base.flags import OneLineParser, add_flags, add_hidden_flags, usage_of
 from must.base.parameters import convert, require
-from must.base.processes import end_with_parent
+from must.base.processes import cores, end_with_parent
 from must.base.progress import minutely
 from must.config.adapt import AdaptConfig
 from must.config.train import TrainConfig
@@ -43,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = options.pop("command")
     with exiting(command):
         try:
-            if command in OTHERS:
-                OTHERS[command](options)
+            if command in OTHER_COMMANDS:
+                OTHER_COMMANDS[command](options)
             else:
                 file = options.pop("config_file", None)
                 config = configure(command, with_settings(options), file)
@@ -86,8 +90,6 @@ def run_index(options: dict[str, Any]) -> None:
 
 
 def run_env(options: dict[str, Any]) -> None:
-    from must.api.environment import environment
-
     print(environment())
 
 
@@ -100,7 +102,7 @@ def run_completion(options: dict[str, Any]) -> None:
 
 
 # commands that are no stages
-OTHERS = {"index": run_index, "env": run_env, "completion": run_completion}
+OTHER_COMMANDS = {"index": run_index, "env": run_env, "completion": run_completion}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -172,3 +174,60 @@ def add_index(index: argparse.ArgumentParser) -> None:
     make.add_argument("--split", metavar="NAME", default="train", help="what the tars' split is called (train)")
     make.add_argument("--test-source", dest="test", metavar="URI", default="", help="more tars, which become 'test'")
     make.add_argument("--workers", metavar="N", type=int, default=0, help="processes; 0 means one a core (0)")
+
+
+PACKAGES = (
+    "torch", "torchvision", "open_clip_torch", "timm", "transformers", "numpy", "pillow", "simplejpeg", "safetensors",
+    "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "uvicorn", "httptools", "pyarrow",
+    "google-cloud-storage", "boto3", "azure-storage-blob", "kfp", "kfp-server-api", "kubeflow", "kubernetes",
+    "mlflow-skinny", "tensorboard",
+)  # fmt: skip
+VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MUST_START_METHOD")
+
+
+def environment() -> str:
+    """Versions, system and devices, a line each, without packages that are not installed. Imports torch, if there."""
+    rows = {
+        "must": must.__version__ + (f" ({revision})" if (revision := os.environ.get("MUST_GIT_REVISION")) else ""),
+        "Python": f"{platform.python_version()} ({platform.python_implementation()})",
+        "system": f"{platform.platform()} {platform.machine()}",
+        "cores": str(cores()),
+        "memory": memory(),
+        "GPUs": gpus(),
+    }
+    rows |= {name: value for name in VARIABLES if (value := os.environ.get(name))}
+    rows |= {name: version for name in PACKAGES if (version := version_of(name))}
+    return "\n".join(f"{name:22}{value}" for name, value in rows.items())
+
+
+def version_of(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def memory() -> str:
+    try:
+        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
+    except (AttributeError, ValueError, OSError):  # no Unix
+        return "unknown"
+
+
+def gpus() -> str:
+    """What the driver says, and whether torch can use it: the two differ where a bug is."""
+    said = "none that nvidia-smi knows"
+    if program := shutil.which("nvidia-smi"):
+        question = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+        try:
+            done = subprocess.run([program, *question], capture_output=True, text=True, timeout=20, check=False)
+            said = "; ".join((done.stdout or done.stderr or "nvidia-smi says nothing").split("\n")).strip("; ")
+        except (OSError, subprocess.TimeoutExpired) as error:
+            said = f"nvidia-smi failed ({type(error).__name__})"
+    try:
+        import torch
+    except ImportError:
+        return said
+    except Exception as error:  # a torch that does not load may be what the report is about
+        return f"{said}; torch does not load: {type(error).__name__}"
+    return f"{said}; torch sees {torch.cuda.device_count()}, built for CUDA {torch.version.cuda or '(none)'}"

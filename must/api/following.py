@@ -22,7 +22,8 @@ from must.evaluation.result import read_metrics
 
 logger = logging.getLogger(__name__)
 
-PHOTOS, CLASSES, MODEL = "photos/", "classes.txt", "ViT-B-16/datacomp_xl_s13b_b90k"  # where nothing says which
+# Where nothing says which.
+PHOTOS, EXAMPLE_CLASSES, EXAMPLE_MODEL = "photos/", "classes.txt", "ViT-B-16/datacomp_xl_s13b_b90k"
 
 
 def show(stage: str, config: Any, result: Any) -> None:
@@ -87,14 +88,12 @@ def predict(model: str, photos: str, output: str = "") -> str:
 
 def after_shard(config: Any, _: Any) -> list[str]:
     work = locate(beside(config.output, "") or ".")
+    bundle, classifier = beside(config.output, BUNDLE), beside(config.output, CLASSIFIER_FILE)
     if len(work.classifier) == 1:
-        return [
-            command("train", shards=config.output, classifier=work.classifier[0], output=beside(config.output, BUNDLE))
-        ]
-    classifier = beside(config.output, CLASSIFIER_FILE)
+        return [command("train", shards=config.output, classifier=work.classifier[0], output=bundle)]
     return [
         f"must index show {shlex.quote(config.output)}",
-        command("classifier", classes=CLASSES, model=MODEL, output=classifier),
+        command("classifier", classes=EXAMPLE_CLASSES, model=EXAMPLE_MODEL, output=classifier),
     ]
 
 
@@ -110,14 +109,11 @@ def after_classifier(config: Any, _: Any) -> list[str]:
 
 
 def after_plan(config: Any, _: Any) -> list[str]:
-    known = {field.name for field in parameters_of(TrainConfig)} & config.passed
     given = {
-        name: value
-        for name in sorted(known)
-        if (value := getattr(config, name)) and (name, value) != ("preset", "auto")
+        name: getattr(config, name) for name in sorted({one.name for one in parameters_of(TrainConfig)} & config.passed)
     }
-    output = config.output or beside(config.shards, BUNDLE)
-    return [spelt("train", (), {name: text(value) for name, value in given.items()} | {"output": output})]
+    given = {name: text(it) for name, it in given.items() if it and (name, it) != ("preset", "auto")}
+    return [spelt("train", (), given | {"output": config.output or beside(config.shards, BUNDLE)})]
 
 
 def text(value: Any) -> Any:
@@ -125,17 +121,9 @@ def text(value: Any) -> Any:
 
 
 def after_train(config: Any, _: Any) -> list[str]:
-    return [
-        evaluate(config.output, config.classifier, config.shards),
-        command(
-            "refine",
-            model=config.output,
-            classifier=config.classifier,
-            shards=config.shards,
-            output=of_bundle(config.output, LABELS),
-        ),
-        review(config.output, config.classifier, config.shards),
-    ]
+    model, classifier, shards = config.output, config.classifier, config.shards
+    refine = {"model": model, "classifier": classifier, "shards": shards, "output": of_bundle(model, LABELS)}
+    return [evaluate(model, classifier, shards), command("refine", **refine), review(model, classifier, shards)]
 
 
 def evaluate(model: str, baseline: str, shards: str) -> str:
@@ -209,11 +197,8 @@ def after_gate(config: Any, decision: Any) -> list[str]:
 
 def after_promote(config: Any, _: Any) -> list[str]:
     of = {"registry": config.registry, "name": config.name}
-    return (
-        [spelt("serve", (), of) if config.onnx else "", spelt("promote", (), of | {"list": True})]
-        if config.model
-        else []
-    )
+    lines = [spelt("serve", (), of) if config.onnx else "", spelt("promote", (), of | {"list": True})]
+    return lines if config.model else []
 
 
 def after_predict(config: Any, _: Any) -> list[str]:
@@ -226,15 +211,8 @@ def after_predict(config: Any, _: Any) -> list[str]:
 
 
 def after_demo(config: Any, _: Any) -> list[str]:
-    places = {
-        name: storage.join(config.output, of)
-        for name, of in (
-            ("classes", "classes.yaml"),
-            ("model", "model"),
-            ("test_images", "images/test"),
-            ("output", "work"),
-        )
-    }
+    names = {"classes": "classes.yaml", "model": "model", "test_images": "images/test", "output": "work"}
+    places = {name: storage.join(config.output, of) for name, of in names.items()}
     return [spelt("adapt", (storage.join(config.output, "images/unlabeled"),), places | {"preset": "digits"})]
 
 
@@ -243,11 +221,8 @@ def after_sort(config: Any, _: Any) -> list[str]:
 
 
 def after_labels(config: Any, _: Any) -> list[str]:
-    return (
-        [command("sort", config.output, into=beside(config.output, "sorted"))]
-        if config.to in ("csv", "answers")
-        else []
-    )
+    line = command("sort", config.output, into=beside(config.output, "sorted"))
+    return [line] if config.to in ("csv", "answers") else []
 
 
 FOLLOWING: dict[str, Callable[[Any, Any], list[str]]] = {

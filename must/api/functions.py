@@ -24,13 +24,13 @@ ERRORS = ("MustError", "TransientError", "UserError")  # classes at `must`, of b
 BESIDE = {  # functions at `must` that are no stages
     "load": "must.api.model:load",
 }
-WRITTEN = BESIDE | {name: stage.python for name, stage in STAGES.items() if stage.python}  # not made here
+PYTHON_FUNCTIONS = BESIDE | {name: stage.python for name, stage in STAGES.items() if stage.python}  # not made here
 
 
 def function_at_must(name: str) -> Callable[..., Any]:
     """`must.NAME`."""
-    if name in WRITTEN:
-        module, function_name = WRITTEN[name].split(":")
+    if name in PYTHON_FUNCTIONS:
+        module, function_name = PYTHON_FUNCTIONS[name].split(":")
         return getattr(importlib.import_module(module), function_name)
     stage = STAGES[name]
 

@@ -7,18 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from must.api.classes import entries_of
-from must.api.images import as_image
+from must.api.inputs import as_image, entries_of
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.config import PredictConfig
 from must.data.image.preprocess import EvalView
 from must.data.sources.base import ListingReport
 from must.deploy.infer.predict import opened_by, zero_shot
-from must.deploy.predict.abstention import threshold
-from must.deploy.predict.engine import Classifier
-from must.deploy.predict.images import Asked, Unreadable, classify, find_images
-from must.deploy.predict.images import load as pixels_of_file
+from must.deploy.predict.images import Options, Unreadable, classify, find_images
+from must.deploy.predict.images import read_pixels as pixels_of_file
+from must.deploy.predict.session import Classifier, threshold
 from must.deploy.predict.writer import Prediction
 
 
@@ -76,7 +74,7 @@ class Model:
         if embeddings:
             self._classifier.require_embeddings("embeddings")
         unsure = threshold(abstain, self._classifier.metadata, self.where)
-        asked = Asked(min(top_k, len(self.classes)), unsure, embeddings, batch_size)
+        asked = Options(min(top_k, len(self.classes)), unsure, embeddings, batch_size)
         predictions = Predictions()
         problems = ListingReport(predictions.unreadable.__setitem__)
         predictions.skipped = problems.skipped

@@ -17,17 +17,14 @@ from must.config.trackers import require_packages
 
 
 def preflight(config: Any) -> None:
-    """Looks at every parameter that is given and of a kind in KINDS, in the order in which they are declared.
-
-    Raises:
-        ValueError: something that the stage needs is not there, is damaged, or cannot be written to.
-    """
+    """Looks at every parameter that is given and of a kind in CHECKS, in the order in which they are declared.
+    Raises ValueError: something that the stage needs is not there, is damaged, or cannot be written to."""
     for field in parameters_of(type(config)):
         if value := getattr(config, field.name):
             if field.metadata["kind"] == "output" and field.metadata["metavar"] in ("URI", "DIR"):
                 is_file = not storage.is_remote(value) and storage.local(value).is_file()
                 require(not is_file, f"{flag(field.name)} {value}: is a file; give a folder")
-            KINDS[field.metadata["kind"]](config, value, flag(field.name))
+            CHECKS[field.metadata["kind"]](config, value, flag(field.name))
 
 
 def check_class_set(config: Any, classes: str, _: str) -> None:
@@ -88,7 +85,7 @@ def check_answers(config: Any, folder: str, _: str) -> None:
     Review.load(folder).answers(folder)
 
 
-KINDS: dict[str, Callable[[Any, Any, str], None]] = {
+CHECKS: dict[str, Callable[[Any, Any, str], None]] = {
     "": lambda config, value, flag: None,
     "class set": check_class_set,
     "bundle": check_bundle,

@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from must.base import storage
-from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, RECORD_FILE
+from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, INDEX_FILE, RECORD_FILE
 from must.base.parameters import require
 from must.base.text import brief
-from must.data.format.index import NAME
 
 logger = logging.getLogger(__name__)
 
 BUNDLE, SHARDS, LABELS, REPORT = "model", "shards", "labels", "report"
 TRAINED = (BUNDLE, LABELS, REPORT)
-PARTS = {
+MADE_FROM = {
     **dict.fromkeys(("images", "test_images"), (SHARDS, *TRAINED)), "settings": TRAINED,
     **dict.fromkeys(("classes", "model", "pretrained"), (CLASSIFIER_FILE, *TRAINED)),
 }  # fmt: skip
@@ -37,9 +36,9 @@ def record(folder: Path, inputs: dict[str, Any], again: bool = False) -> bool:
     before = storage.read_json(str(place), "adapt") if place.exists() else dict(now)
     grown = bool(before.pop(GROWN, False))
     changed = {name for name in now if before.get(name) != now[name]}
-    growing = "test_images" in changed and not before.get("test_images") and (folder / SHARDS / NAME).exists()
+    growing = "test_images" in changed and not before.get("test_images") and (folder / SHARDS / INDEX_FILE).exists()
     growing &= "images" not in changed
-    outdated = {part for name in changed for part in PARTS[name] if not (growing and name == "test_images")}
+    outdated = {part for name in changed for part in MADE_FROM[name] if not (growing and name == "test_images")}
     outdated |= {REPORT} if growing else set()
     outdated = {part for part in outdated if (folder / part).exists()}
     begun = (folder / BUNDLE).exists() and not (folder / BUNDLE / DESCRIPTION_FILE).exists()

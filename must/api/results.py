@@ -7,21 +7,9 @@ import html
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from must import config as configs
 from must.base import storage
 from must.base.files import ONNX_FILE, PREDICTIONS_FILE, REPORT_FILE
-from must.config import (
-    ClassifierConfig,
-    DemoConfig,
-    EvaluateConfig,
-    ExportConfig,
-    PlanConfig,
-    PredictConfig,
-    PushConfig,
-    RefineConfig,
-    SelectConfig,
-    ShardConfig,
-    TrainConfig,
-)
 from must.deploy.labels.exchange import Exchanged
 from must.deploy.labels.sort import Outcome
 from must.deploy.predict.writer import Prediction
@@ -45,7 +33,7 @@ class Shards:
     sha256: str
 
     @classmethod
-    def of(cls, config: ShardConfig, index: Any) -> Self:
+    def of(cls, config: configs.ShardConfig, index: Any) -> Self:
         if index is None:
             return cls(config.output, {}, 0, 0, 0, "")
         counts = {name: split["samples"] for name, split in index.splits.items()}
@@ -62,7 +50,7 @@ class Classifier:
     model_folder: str
 
     @classmethod
-    def of(cls, config: ClassifierConfig, made: Any) -> Self:
+    def of(cls, config: configs.ClassifierConfig, made: Any) -> Self:
         return cls(config.output, made.classes, made.weights.shape[0], made.model_folder)
 
 
@@ -76,7 +64,7 @@ class Planned:
     plan: dict[str, Any] = field(repr=False)
 
     @classmethod
-    def of(cls, _config: PlanConfig, found: dict[str, Any]) -> Self:
+    def of(cls, _config: configs.PlanConfig, found: dict[str, Any]) -> Self:
         return cls(found["steps"], found["seconds"], found["images_per_s"], found)
 
 
@@ -93,7 +81,7 @@ class Trained:
     summary: dict[str, Any] = field(repr=False)
 
     @classmethod
-    def of(cls, config: TrainConfig, summary: RunSummary) -> Self:
+    def of(cls, config: configs.TrainConfig, summary: RunSummary) -> Self:
         selection = load_description(config.output).provenance.selection
         kept = selection.alpha if selection else 1.0
         return cls(config.output, summary.steps, summary.images, summary.seconds, kept, summary.to_dict())
@@ -110,7 +98,7 @@ class Refined:
     story: dict[str, Any] = field(repr=False)
 
     @classmethod
-    def of(cls, config: RefineConfig, story: dict[str, Any]) -> Self:
+    def of(cls, config: configs.RefineConfig, story: dict[str, Any]) -> Self:
         place = storage.join(config.output, PREDICTIONS_FILE)
         return cls(config.output, place, story["images"], story["changed"], story)
 
@@ -126,7 +114,7 @@ class Selected:
     warnings: list[str]
 
     @classmethod
-    def of(cls, config: SelectConfig, choice: Any) -> Self:
+    def of(cls, config: configs.SelectConfig, choice: Any) -> Self:
         return cls(config.output, choice.alpha, choice.by, choice.check.warnings)
 
 
@@ -142,7 +130,7 @@ class Evaluated:
     metrics: dict[str, Any] = field(repr=False)
 
     @classmethod
-    def of(cls, config: EvaluateConfig, metrics: Metrics) -> Self:
+    def of(cls, config: configs.EvaluateConfig, metrics: Metrics) -> Self:
         top1, before = (found.top1 if found else None for found in (metrics.adapted, metrics.baseline))
         report = storage.join(config.output, REPORT_FILE)
         return cls(config.output, report, metrics.images, top1, before, metrics.to_dict())
@@ -163,7 +151,7 @@ class Exported:
     result: dict[str, Any] = field(repr=False)
 
     @classmethod
-    def of(cls, config: ExportConfig, result: dict[str, Any]) -> Self:
+    def of(cls, config: configs.ExportConfig, result: dict[str, Any]) -> Self:
         onnx = config.to == "onnx"
         model = storage.join(config.output, ONNX_FILE) if onnx else config.output
         return cls(config.output, model, result["check"]["images"], result["check"]["largest_difference"], result)
@@ -177,7 +165,7 @@ class Pushed:
     url: str
 
     @classmethod
-    def of(cls, config: PushConfig, url: str) -> Self:
+    def of(cls, config: configs.PushConfig, url: str) -> Self:
         return cls(config.repo, url)
 
 
@@ -190,7 +178,7 @@ class Predicted:
     unreadable: int
 
     @classmethod
-    def of(cls, _config: PredictConfig, found: tuple[list[Prediction], dict[str, int]]) -> Self:
+    def of(cls, _config: configs.PredictConfig, found: tuple[list[Prediction], dict[str, int]]) -> Self:
         return cls(found[0], found[1]["images"], found[1]["unreadable"])
 
 
@@ -205,28 +193,16 @@ class Demo:
     model: str
 
     @classmethod
-    def of(cls, config: DemoConfig, _folder: Any) -> Self:
+    def of(cls, config: configs.DemoConfig, _folder: Any) -> Self:
         names = ("images/unlabeled", "images/test", "classes.yaml", "model")
         return cls(config.output, *(storage.join(config.output, name) for name in names))
 
 
 RESULTS: dict[str, type] = {
-    "shard": Shards,
-    "classifier": Classifier,
-    "plan": Planned,
-    "train": Trained,
-    "refine": Refined,
-    "select": Selected,
-    "evaluate": Evaluated,
-    "export": Exported,
-    "push": Pushed,
-    "predict": Predicted,
-    "demo": Demo,
-    "sort": Outcome,  # as the stages return them
-    "labels": Exchanged,
-    "gate": Decision,
-    "promote": Latest,
-}
+    "shard": Shards, "classifier": Classifier, "plan": Planned, "train": Trained, "refine": Refined, "select": Selected,
+    "evaluate": Evaluated, "export": Exported, "push": Pushed, "predict": Predicted, "demo": Demo,
+    "sort": Outcome, "labels": Exchanged, "gate": Decision, "promote": Latest,  # as the stages return them
+}  # fmt: skip
 
 
 def framed(page: str, height: int = 700) -> str:

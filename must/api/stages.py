@@ -12,12 +12,12 @@ from typing import Any, Final, NamedTuple
 
 import must.config as configs
 from must.api.preflight import preflight
+from must.base.console import silence_pillow
 from must.base.errors import UserError
 from must.base.parameters import StageConfig, load, read_yaml
 from must.base.progress import loading, working
 from must.base.workers import killed_workers
 from must.config.work import with_work
-from must.data.image.quiet import silence_pillow
 
 
 class Stage(NamedTuple):
@@ -29,111 +29,50 @@ class Stage(NamedTuple):
 
 
 STAGES: Final[dict[str, Stage]] = {
-    "adapt": Stage(
-        configs.AdaptConfig,
-        "must.api.adapt:command",
+    "adapt": Stage(configs.AdaptConfig, "must.api.adapt:command",
         "Adapt CLIP to images without labels in one go: shard, classifier, train, refine and evaluate.",
-        python="must.api.adapt:adapt",
-    ),
-    "shard": Stage(
-        configs.ShardConfig,
-        "must.data.shards.build:shard",
-        "Pack images into WebDataset shards with an index, ready to train on.",
-    ),
-    "backbones": Stage(
-        configs.BackbonesConfig,
-        "must.evaluation.backbones:backbones",
-        "Which CLIP model for these images? Ranks several, zero-shot and without labels.",
-        torch=True,
-    ),
-    "classifier": Stage(
-        configs.ClassifierConfig,
-        "must.method.model.classifier:classifier",
-        "Turn class names and prompt templates into zero-shot text classifier weights.",
-        torch=True,
-    ),
-    "plan": Stage(
-        configs.PlanConfig,
-        "must.method.train.plan:plan",
+        python="must.api.adapt:adapt"),
+    "shard": Stage(configs.ShardConfig, "must.data.shards.build:shard",
+        "Pack images into WebDataset shards with an index, ready to train on."),
+    "backbones": Stage(configs.BackbonesConfig, "must.evaluation.backbones:backbones",
+        "Which CLIP model for these images? Ranks several, zero-shot and without labels.", torch=True),
+    "classifier": Stage(configs.ClassifierConfig, "must.method.model.classifier:classifier",
+        "Turn class names and prompt templates into zero-shot text classifier weights.", torch=True),
+    "plan": Stage(configs.PlanConfig, "must.method.train.plan:plan",
         "Say what `must train` will cost: steps, hours on this machine, memory, gigabytes; trains nothing.",
-        torch=True,
-    ),
-    "train": Stage(
-        configs.TrainConfig,
-        "must.method.train.trainer:train",
+        torch=True),
+    "train": Stage(configs.TrainConfig, "must.method.train.trainer:train",
         "Adapt the zero-shot classifier to unlabeled images with masked unsupervised self-training (MUST).",
-        torch=True,
-    ),
-    "refine": Stage(
-        configs.RefineConfig,
-        "must.method.select.refine:refine",
+        torch=True),
+    "refine": Stage(configs.RefineConfig, "must.method.select.refine:refine",
         "Better labels for the unlabeled images themselves: similar images correct each other (label propagation).",
-        torch=True,
-    ),
-    "select": Stage(
-        configs.SelectConfig,
-        "must.method.select.select:select",
-        "Keep another share of an adaptation (weight interpolation), without training again.",
-        torch=True,
-    ),
-    "review": Stage(
-        configs.ReviewConfig,
-        "must.deploy.review.review:review",
-        "Ask a person about the pictures that decide how much of an adaptation is kept, on a page of this machine.",
-    ),
-    "evaluate": Stage(
-        configs.EvaluateConfig,
-        "must.evaluation.evaluate:evaluate",
-        "Measure the adapted model against the zero-shot one; write metrics.json and report.html.",
-        torch=True,
-    ),
-    "export": Stage(
-        configs.ExportConfig,
-        "must.deploy.export.export:export",
-        "Write the model as ONNX, or as a folder that open_clip, transformers or timm loads; checked against PyTorch.",
-        torch=True,
-    ),
-    "push": Stage(
-        configs.PushConfig,
-        "must.deploy.export.push:push",
-        "Send an exported folder to a hub (HF_ENDPOINT, HF_TOKEN), where other libraries load it by its name.",
-    ),
-    "gate": Stage(
-        configs.GateConfig,
-        "must.evaluation.gate:gate",
-        "Decide from metrics.json whether the adapted model may be promoted, and say why.",
-    ),
-    "promote": Stage(
-        configs.PromoteConfig,
-        "must.deploy.promote.promote:promote",
-        "Copy a model to the registry and make it the champion; --rollback brings the one before back.",
-    ),
-    "predict": Stage(
-        configs.PredictConfig,
-        "must.deploy.infer.predict:predict",
-        "Classify images, a few or a bucketful, with the ONNX file alone (no PyTorch) or with a bundle.",
-    ),
-    "sort": Stage(
-        configs.SortConfig,
-        "must.deploy.labels.sort:sort",
-        "Sort images into a folder a class, by predictions or by what people said: links, copies or moved; undoable.",
-    ),
-    "labels": Stage(
-        configs.LabelsConfig,
-        "must.deploy.labels.exchange:exchange",
-        "Take labels to Label Studio, FiftyOne or cleanlab, and what people said there back.",
-    ),
-    "serve": Stage(
-        configs.ServeConfig,
-        "must.deploy.serve.serve:serve",
-        "Serve the ONNX file, or a registry's champion, over HTTP: pictures in, names out (no PyTorch).",
-    ),
-    "demo": Stage(
-        configs.DemoConfig,
-        "must.api.demo:demo",
-        "Write the bundled data set (handwritten digits), class names and tiny CLIP (computer fonts) to a folder.",
-    ),
-}
+        torch=True),
+    "select": Stage(configs.SelectConfig, "must.method.select.select:select",
+        "Keep another share of an adaptation (weight interpolation), without training again.", torch=True),
+    "review": Stage(configs.ReviewConfig, "must.deploy.review.review:review",
+        "Ask a person about the pictures that decide how much of an adaptation is kept, on a page of this machine."),
+    "evaluate": Stage(configs.EvaluateConfig, "must.evaluation.evaluate:evaluate",
+        "Measure the adapted model against the zero-shot one; write metrics.json and report.html.", torch=True),
+    "export": Stage(configs.ExportConfig, "must.deploy.export.export:export",
+        "Write the model as ONNX, or as a folder that open_clip or transformers loads; checked against PyTorch.",
+        torch=True),
+    "push": Stage(configs.PushConfig, "must.deploy.export.push:push",
+        "Send an exported folder to a hub (HF_ENDPOINT, HF_TOKEN), where other libraries load it by its name."),
+    "gate": Stage(configs.GateConfig, "must.evaluation.gate:gate",
+        "Decide from metrics.json whether the adapted model may be promoted, and say why."),
+    "promote": Stage(configs.PromoteConfig, "must.deploy.promote.promote:promote",
+        "Copy a model to the registry and make it the champion; --rollback brings the one before back."),
+    "predict": Stage(configs.PredictConfig, "must.deploy.infer.predict:predict",
+        "Classify images, a few or a bucketful, with the ONNX file alone (no PyTorch) or with a bundle."),
+    "sort": Stage(configs.SortConfig, "must.deploy.labels.sort:sort",
+        "Sort images into a folder a class, by predictions or by what people said: links, copies or moved; undoable."),
+    "labels": Stage(configs.LabelsConfig, "must.deploy.labels.exchange:exchange",
+        "Take labels to Label Studio, FiftyOne or cleanlab, and what people said there back."),
+    "serve": Stage(configs.ServeConfig, "must.deploy.serve.serve:serve",
+        "Serve the ONNX file, or a registry's champion, over HTTP: pictures in, names out (no PyTorch)."),
+    "demo": Stage(configs.DemoConfig, "must.api.demo:demo",
+        "Write the bundled data set (handwritten digits), class names and tiny CLIP (computer fonts) to a folder."),
+}  # fmt: skip
 
 
 def call(stage: str, /, **values: Any) -> Any:

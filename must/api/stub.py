@@ -6,7 +6,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import must
-from must.api.functions import ERRORS, WRITTEN, function_at_must
+from must.api.functions import ERRORS, PYTHON_FUNCTIONS, function_at_must
 from must.api.stages import STAGES
 
 STUB = Path(must.__file__).with_suffix(".pyi")
@@ -27,11 +27,11 @@ __all__ = {names}
 
 
 def stub() -> str:
-    functions = {name: inspect.signature(function_at_must(name)) for name in STAGES if name not in WRITTEN}
+    functions = {name: inspect.signature(function_at_must(name)) for name in STAGES if name not in PYTHON_FUNCTIONS}
     results = sorted({(s.return_annotation.__module__, s.return_annotation.__name__) for s in functions.values()})
     typing = ", ".join(sorted({"Literal", "TypeAlias", *(name for module, name in results if module == "typing")}))
     imports = [f"from {module} import {name} as {name}" for module, name in results if module != "typing"]
-    imports += [f"from {where.replace(':', ' import ')} as {name}" for name, where in WRITTEN.items()]
+    imports += [f"from {where.replace(':', ' import ')} as {name}" for name, where in PYTHON_FUNCTIONS.items()]
     imports += [f"from must.base.errors import {name} as {name}" for name in ERRORS]
     names = "\n".join(["[", *(f'    "{name}",' for name in sorted(must.__all__)), "]"])
     parts = [HEAD.format(doc=must.__doc__, typing=typing, imports="\n".join(sorted(imports)), names=names)]

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -62,3 +63,8 @@ def quieted(level: int, *names: str) -> Iterator[None]:
     finally:
         for logger, own in zip(loggers, before, strict=True):
             logger.setLevel(own)
+
+
+def silence_pillow() -> None:
+    """Nothing that a user could act on. For a stage's process and its workers; a host program decides for itself."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")

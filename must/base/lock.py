@@ -62,11 +62,7 @@ class Kind:
 @contextmanager
 def locked(place: str, kind: Kind) -> Iterator[Callable[[], None]]:
     """Holds the lock of a folder. Gives a function that raises LockLostError if the lock was lost meanwhile.
-
-    Raises:
-        HeldError: another run holds it.
-        CannotLockError: the file system has no locks.
-    """
+    Raises HeldError: another run holds it; CannotLockError: the file system has no locks."""
     path = storage.join(place, kind.name)
     if storage.is_remote(place):
         owner = Beat(path, kind)
@@ -169,11 +165,7 @@ class Beat:
 
     def check(self) -> None:
         """Checks that the lock is still ours: after too long without a beat, only a new one tells.
-
-        Raises:
-            LockLostError: not ours any more.
-            ValueError, OSError: no beat is possible.
-        """
+        Raises LockLostError: not ours any more; ValueError, OSError: no beat is possible."""
         if not self.lost and time.monotonic() - self.beaten > DEAD_AFTER:
             self.renew()
         if self.lost:

@@ -15,17 +15,14 @@ from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.text import brief
 
-SHARD = re.compile(r"[^\W\d]\w*-[0-9]{6,12}\.tar")  # of any split; its table of offsets ends with .npy
+SHARD_NAME = re.compile(r"[^\W\d]\w*-[0-9]{6,12}\.tar")  # of any split; its table of offsets ends with .npy
 TABLE = re.compile(r"(names|contents)-[0-9]{4,12}\.npy")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def below(name: object, where: str) -> str:
     """`name`, if it stays below any folder that it is joined to; "/" may separate folders.
-
-    Raises:
-        ValueError: it is absolute or no text, or has an empty part, '.', '..' or a NUL; says so of `where`.
-    """
+    Raises ValueError: it is absolute or no text, or has an empty part, '.', '..' or a NUL; says so of `where`."""
     if isinstance(name, str) and "\0" not in name and not {"", ".", ".."} & set(name.split("/")):
         return name
     raise UserError(f"{where}: the name {brief(name)} leads out of its folder; it may not have been written by must")

@@ -97,16 +97,9 @@ def param(
     """
     at_least, at_most = between or (at_least, at_most)
     metadata = {
-        "help": help,
-        "metavar": metavar,
-        "positional": positional,
-        "group": group,
-        "often": often,
-        "bare": bare,
-        "kind": kind,
-        "place": place,
-        "bounds": Bounds(at_least, above, at_most, below),
-    }
+        "help": help, "metavar": metavar, "positional": positional, "group": group, "often": often, "bare": bare,
+        "kind": kind, "place": place, "bounds": Bounds(at_least, above, at_most, below),
+    }  # fmt: skip
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -223,10 +216,7 @@ def parse_yaml(data: bytes, where: str) -> Any:
 
 def settings_of(stage: type[StageConfig], given: Mapping[str, Any], where: str, own: Collection[str]) -> dict[str, Any]:
     """Settings of a stage that another program takes under the name `where`, by the parameters' names.
-
-    Raises:
-        ValueError: the stage has no such parameter, or it is one of `own`, which the other program sets.
-    """
+    Raises ValueError: the stage has no such parameter, or it is one of `own`, which the other program sets."""
     values = {str(name).replace("-", "_"): value for name, value in given.items()}
     known = [f.name for f in parameters_of(stage) if f.name not in own]
     for name in values:

@@ -12,7 +12,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -29,10 +30,7 @@ PARENT = "MUST_PARENT"  # the environment's number of the process that this one 
 
 def start_context(preload: str) -> BaseContext:
     """The context to start workers from. A fork server imports the module `preload` once for all of them.
-
-    Raises:
-        ValueError: MUST_START_METHOD names no start method of this system.
-    """
+    Raises ValueError: MUST_START_METHOD names no start method of this system."""
     method = os.environ.get(METHOD) or multiprocessing.get_start_method(allow_none=True)
     method = method or ("fork" if sys.platform == "linux" else "spawn")
     known = multiprocessing.get_all_start_methods()
@@ -83,10 +81,7 @@ def is_running(pid: int) -> bool:
 
 def begin_worker(environment: dict[str, str]) -> None:
     """Gives this worker the program's environment, and ends it when that program is gone: no more work would come.
-
-    Args:
-        environment: the program's `os.environ` as it is now; a fork server has that of its own start.
-    """
+    `environment`: the program's `os.environ` as it is now; a fork server has that of its own start."""
     if dict(os.environ) != environment:  # a forked worker has it, and must not wait for a lock of the parent's threads
         os.environ.clear()
         os.environ.update(environment)
@@ -146,3 +141,54 @@ class per_process(Generic[Made]):  # noqa: N801 - a decorator
         own = [key for key in list(self.made) if key[0] == os.getpid()]
         for key in own[: max(0, len(own) - left)]:
             self.made.pop(key, None)
+
+
+def cores(process: Path = Path("/proc/self")) -> int:
+    """The cores, at least 1. A container's limit is a quota of time, which the affinity does not show: 8 of 96, say."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([here, *(int(limit) for limit in quotas(process))]))
+
+
+def quotas(process: Path) -> Iterator[float]:
+    """The limits, in cores, of the process's control group and of those above it, in either version of cgroups."""
+    for folder, top in control_groups(process):
+        while True:
+            yield from limit_in(folder)
+            if folder == top:
+                break
+            folder = folder.parent
+
+
+def control_groups(process: Path) -> Iterator[tuple[Path, Path]]:
+    """(the group's folder, the mounted one at or above it) of each hierarchy that may limit processors."""
+    try:
+        groups = (process / "cgroup").read_text().splitlines()
+        mounts = (process / "mountinfo").read_text().splitlines()
+    except OSError:  # no Linux
+        return
+    for line in mounts:
+        fields, _, rest = line.partition(" - ")
+        if not rest.startswith("cgroup"):
+            continue
+        root, top = fields.split()[3:5]
+        kind, _, options = rest.split()[:3]
+        for group in groups:
+            number, controllers, path = group.split(":", 2)
+            if (kind == "cgroup2" and number == "0" and not controllers) or (
+                kind == "cgroup" and "cpu" in controllers.split(",") and "cpu" in options.split(",")
+            ):
+                # What is mounted may be a part of the hierarchy, and the path then begins with that part or is outside.
+                inside = path == root or path.startswith(root.rstrip("/") + "/")
+                below = path[len(root.rstrip("/")) :].strip("/") if inside else ""
+                yield Path(top, below), Path(top)
+
+
+def limit_in(folder: Path) -> Iterator[float]:
+    with suppress(OSError, ValueError):
+        quota, period = (folder / "cpu.max").read_text().split()
+        if quota != "max":
+            yield int(quota) / int(period)
+    with suppress(OSError, ValueError):
+        quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        if int(quota) > 0:
+            yield int(quota) / int(period)

@@ -24,8 +24,8 @@ class Images(Protocol):
 
 Batch = TypeVar("Batch", bound=Images)
 
-EVERY = 60.0  # seconds between two lines
-UNITS = {"img": "images", "shard": "shards", "step": "steps", "part": "parts"}
+LINE_INTERVAL = 60.0  # seconds between two lines
+UNIT_WORDS = {"img": "images", "shard": "shards", "step": "steps", "part": "parts"}
 _speaking = threading.Lock()  # a process is not forked while another thread writes
 if hasattr(os, "register_at_fork"):
     release = _speaking.release
@@ -39,7 +39,7 @@ class Counted(tqdm):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.what, self.of = options.get("desc") or "at work", UNITS.get(options.get("unit", ""), "")
+        self.what, self.of = options.get("desc") or "at work", UNIT_WORDS.get(options.get("unit", ""), "")
         self.began, self.first = time.monotonic(), self.n
         if self.disable and not options.get("disable"):
             _unseen.append(self)
@@ -124,8 +124,8 @@ def minutely(command: str, waits: bool = False) -> Iterator[None]:
     began, done = time.monotonic(), threading.Event()
 
     def speak() -> None:
-        while not done.wait(max(EVERY + max(Console.said, began) - time.monotonic(), 0.01)):
-            if time.monotonic() - max(Console.said, began) < EVERY:
+        while not done.wait(max(LINE_INTERVAL + max(Console.said, began) - time.monotonic(), 0.01)):
+            if time.monotonic() - max(Console.said, began) < LINE_INTERVAL:
                 continue
             unseen = _unseen[-1:]
             if unseen or not waits:

@@ -14,10 +14,7 @@ hints_of = cache(get_type_hints)
 
 def record_of(kind: type[Record], content: Any) -> Record:
     """The dataclass of that kind from a JSON object. Names that it does not have are left out.
-
-    Raises:
-        UserError: a value that is missing or of another kind; the message begins with its name.
-    """
+    Raises UserError: a value that is missing or of another kind; the message begins with its name."""
     return value_of(kind, content, "")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last: full width
-SHORT = 80  # characters of a value in a message
+BRIEF_LENGTH = 80  # characters of a value in a message
 SCHEME = string.ascii_letters + string.digits + "+.-"
 CLOSING = ",;:.)]}'`"  # what a sentence puts behind an address
 NONE_OF_THESE = "none of these"  # what a person may choose in place of a class, and a folder or cell that says so
@@ -154,15 +154,15 @@ def brief(value: Any) -> str:
         return f"a list of {len(value)}"
     if isinstance(value, dict):
         return f"a mapping of {len(value)}"
-    if isinstance(value, int) and value.bit_length() > 4 * SHORT:
+    if isinstance(value, int) and value.bit_length() > 4 * BRIEF_LENGTH:
         return f"a number of {value.bit_length()} bits"
-    return f"'{printable(str(value)[: 100 * SHORT], SHORT)}'"
+    return f"'{printable(str(value)[: 100 * BRIEF_LENGTH], BRIEF_LENGTH)}'"
 
 
 def close_to(name: str, known: Sequence[str], count: int = 1, synonyms: Mapping[str, str] | None = None) -> list[str]:
     """What was meant, perhaps: the known names that are most like it, or whose synonyms are."""
     others = {other: one for other, one in (synonyms or {}).items() if one in known and other not in known}
-    near = difflib.get_close_matches(name[:SHORT], [*known, *others], n=count)
+    near = difflib.get_close_matches(name[:BRIEF_LENGTH], [*known, *others], n=count)
     return list(dict.fromkeys(others.get(one, one) for one in near))
 
 

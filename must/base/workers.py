@@ -112,10 +112,7 @@ class JobWorkers:
         self, function: Callable[..., Any], jobs: list[Job], again: Callable[[Job, int | None], Job] = no_more
     ) -> Iterator[Any]:
         """Results as they come. What a worker raises is raised here, and ends it.
-
-        Args:
-            again: called with the job of a worker that has died, and its exit code; returns the job to do instead.
-        """
+        `again`: called with the job of a worker that has died, and its exit code; returns the job to do instead."""
         waiting = deque(jobs)
         while waiting or self.busy:
             while waiting and (self.free or len(self.processes) < self.workers):

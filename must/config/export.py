@@ -7,8 +7,6 @@ from typing import Literal
 from must.base.parameters import StageConfig, flag, param, require
 from must.config import defaults
 
-WHOLE = ("open_clip", "transformers")  # formats of a whole CLIP, with its text tower
-
 
 @dataclass(kw_only=True)
 class ExportConfig(StageConfig):
@@ -22,7 +20,7 @@ class ExportConfig(StageConfig):
     output: str = param(
         "folder for the exported model and its card", metavar="URI", often=True, kind="output", place="to {to}"
     )
-    to: Literal["onnx", "open_clip", "transformers", "timm"] = param(
+    to: Literal["onnx", "open_clip", "transformers"] = param(
         "what reads it: any ONNX runtime, or that library's own code, without this one", "onnx", often=True
     )
     classifier: str = param(
@@ -82,7 +80,7 @@ class ExportConfig(StageConfig):
             changed = getattr(self, name) != type(self).__dataclass_fields__[name].default
             require(self.to == "onnx" or not changed, f"{flag(name)} goes with --to onnx, not with --to {self.to}")
         require(
-            self.to not in WHOLE or bool(self.classifier),
+            self.to == "onnx" or bool(self.classifier),
             f"--to {self.to}: --classifier is missing: the classifier file that the model was trained from, whose text "
             "tower goes along",
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from must.base.parameters import StageConfig, param, require
 from must.config import defaults
 
-NAME = re.compile(r"[a-zA-Z0-9][-a-zA-Z0-9._]{0,62}")
+SERVED_NAME = re.compile(r"[a-zA-Z0-9][-a-zA-Z0-9._]{0,62}")
 
 
 @dataclass(kw_only=True)
@@ -87,7 +87,7 @@ class ServeConfig(StageConfig):
         require(bool(self.model) or bool(self.registry), "--model is missing; or give --registry with --name")
         require(not (self.model and self.registry), "--model and --registry cannot both be given")
         require(
-            NAME.fullmatch(self.name) is not None,
+            SERVED_NAME.fullmatch(self.name) is not None,
             f"--name {self.name[:80]}: letters, digits, '-', '.' and '_' make a name, at most 63 of them",
         )
         require(0 <= self.abstain <= 1 or self.abstain == -1, "--abstain must be from 0 to 1, or -1")

@@ -17,9 +17,12 @@ CONFIDENCE = 0.95  # of the bound
 THRESHOLDS_TRIED = 100  # thresholds that are tried
 
 
-def with_labels(confidence: np.ndarray, correct: np.ndarray, target: float) -> Abstention:
-    """Confidence [N] and bool [N] of labelled images. `threshold` is None where no coverage keeps the target."""
+def abstention(target: float, confidence: np.ndarray, correct: np.ndarray) -> Abstention:
+    """Top probabilities [N] and bool [N] of labelled images. `threshold` is None, and `reason` says why, where no
+    coverage keeps the target."""
     images = len(confidence)
+    if not images:
+        return nothing(target, 0, "needs labels of images at random")
     ordered = np.argsort(-confidence, kind="stable")
     wrong = np.cumsum(~correct[ordered])
     found = nothing(target, images, "the surest images alone do not keep the target with so many labels")
@@ -41,18 +44,6 @@ def first_named(images: int, target: float) -> int:
     """How many images the first threshold names: enough for the target to hold with a few errors. No label decides."""
     without_error = math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-target))
     return min(3 * without_error, max(without_error, images // 2))
-
-
-def abstention(target: float, confidence: np.ndarray, correct: np.ndarray) -> Abstention:
-    """`threshold` is None, and `reason` says why, where there is none.
-
-    Args:
-        confidence: [N], top probabilities of the labelled images.
-        correct: bool [N].
-    """
-    if not len(correct):
-        return nothing(target, 0, "needs labels of images at random")
-    return with_labels(confidence, correct, target)
 
 
 def nothing(target: float, images: int, reason: str) -> Abstention:

@@ -17,32 +17,32 @@ from must.base.text import cell, csv_of, encoded, printable
 from must.config import EvaluateConfig
 from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
-from must.evaluation import labelfree
 from must.evaluation.abstention import abstention
 from must.evaluation.metrics import (
     REPLICATES,
     Labelled,
     bootstrap,
+    compare,
     confused_pairs,
     confusion_matrix,
     interval,
+    label_free,
     labelled_results,
     paired,
     per_class,
     reliability,
     scalar_metrics,
 )
-from must.evaluation.refined import RefinedLabels
+from must.evaluation.report.provenance import stability, training_log
 from must.evaluation.report.verdict import verdict
-from must.evaluation.result import Accuracy, Data, LabelFree, Metrics, Model, write_metrics
+from must.evaluation.result import Accuracy, Data, LabelFree, Metrics, Model, RefinedLabels, write_metrics
 from must.evaluation.scores import Samples, Scores, Seen, score_split
 from must.evaluation.table import text_table
-from must.evaluation.training import stability, training_log
 from must.method.distributed.process_group import World, init_distributed
 from must.method.model.bundle import Bundle, Description, load_bundle, preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, read_header
 from must.method.model.provenance import CheckResult
-from must.method.select.check import IMAGES, Check, Predicted
+from must.method.select.check import CHECKED_IMAGES, Check, Predicted
 from must.method.select.features import extract_features, subsample
 from must.method.select.knn import nearest, whitened
 
@@ -55,9 +55,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
     """Writes metrics.json, predictions.csv and report.html to OUTPUT, prints a table, returns the metrics.
 
     Under torchrun every process scores its part of the split, and the first one writes.
-
-    Raises:
-        ValueError: no bundle, no such split, a baseline for other classes, a label that is no class.
+    Raises ValueError: no bundle, no such split, a baseline for other classes, a label that is no class.
     """
     import must.evaluation.report.page  # noqa: F401, needs jinja2, which is better missed before than after the work
 
@@ -147,7 +145,7 @@ def check_of(
 ) -> tuple[Check, Seen]:
     """(the check of the model on at most 2,000 of the images, what it was made from). This process looks alone. Labels
     are not read."""
-    source = subsample(EvalSource.of(config, preprocess_of(baseline.description)), IMAGES)
+    source = subsample(EvalSource.of(config, preprocess_of(baseline.description)), CHECKED_IMAGES)
     seen = extract_features(baseline.model, source, device)
     values = whitened(seen.features.to(device).float())
     neighbours, _ = nearest(values)
@@ -169,9 +167,9 @@ def measure(samples: Samples, after: Scores, before: Scores | None, classes: lis
         classes=classes,
         bootstrap_replicates=REPLICATES,
         label_free=LabelFree(
-            labelfree.label_free(after),
-            labelfree.label_free(before) if before else None,
-            labelfree.compare(before, after) if before else None,
+            label_free(after),
+            label_free(before) if before else None,
+            compare(before, after) if before else None,
         ),
     )
     if not chosen.any():

@@ -19,8 +19,8 @@ from must.method.model.provenance import CheckResult, Selection
 
 logger = logging.getLogger(__name__)
 
-FEWEST = 50  # images below which the check says nothing
-GAIN, ZERO_SHOT, STOPPED, UNCHECKED = "gain", "zero-shot", "stopped", "unchecked"
+FEWEST_LABELS = 50  # images below which the check says nothing
+GAIN, NOTHING_KEPT, STOPPED, UNCHECKED = "gain", "zero-shot", "stopped", "unchecked"
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,7 @@ def read_decision(uri: str, flag: str = "--decision") -> Decision:
 
 def gate(config: GateConfig) -> Decision:
     """Decides, prints every reason, writes ``config.output`` if it is given. A stopped model is no error.
-
-    Raises:
-        ValueError: no metrics, or metrics without what the gate needs.
-    """
+    Raises ValueError: no metrics, or metrics without what the gate needs."""
     decision = RULES[config.gate](read_metrics(config.metrics), config)
     if config.output:
         storage.write_bytes(config.output, decision.to_json())
@@ -70,9 +67,7 @@ def label_free_gate(metrics: Metrics, config: GateConfig) -> Decision:
 
     Where the evaluated images are too few for it, the check of the training images counts, which is in the bundle.
     Reads `metrics.label_free` and the model's own record only.
-
-    Raises:
-        ValueError: the metrics have no baseline to compare with, or are of an earlier version.
+    Raises ValueError: the metrics have no baseline to compare with, or are of an earlier version.
     """
     free = metrics.label_free
     compared, before, after = free.compared, free.baseline, free.adapted
@@ -89,7 +84,7 @@ def label_free_gate(metrics: Metrics, config: GateConfig) -> Decision:
     rules.append(rule(f"effective classes, of {name}'s number", share, config.min_effective_classes))
     passed = all(passed for passed, _ in rules)
     kept = passed and zero_shot and same
-    return Decision(passed, "label-free", [text for _, text in rules], ZERO_SHOT if kept else "")
+    return Decision(passed, "label-free", [text for _, text in rules], NOTHING_KEPT if kept else "")
 
 
 def unchanged(name: str, zero_shot: bool) -> tuple[bool, str]:
@@ -101,11 +96,11 @@ def unchanged(name: str, zero_shot: bool) -> tuple[bool, str]:
 def check_rules(check: CheckResult, selection: Selection | None, name: str) -> list[tuple[bool, str]]:
     """A rule a warning, or one that there is none."""
     where = "images"
-    if check.images < FEWEST and name.endswith("zero-shot") and selection and selection.check:
+    if check.images < FEWEST_LABELS and name.endswith("zero-shot") and selection and selection.check:
         check, where = selection.check, "training images"
     of = f"{check.images:,} {where}"
-    if check.images < FEWEST:
-        return [(False, line(False, f"{of} are too few to check a model without labels; {FEWEST} are needed"))]
+    if check.images < FEWEST_LABELS:
+        return [(False, line(False, f"{of} are too few to check a model without labels; {FEWEST_LABELS} are needed"))]
     if check.warnings:
         return [(False, line(False, f"{warning} ({of})")) for warning in check.warnings]
     before, after = check.agreement_before, check.agreement_after
@@ -124,7 +119,7 @@ def reviewed_gate(metrics: Metrics, config: GateConfig) -> Decision:
         return Decision(False, "reviewed", [line(False, text)])
     text = measured_in_words(selection)
     if not selection.alpha:
-        return Decision(True, "reviewed", [line(True, f"zero-shot is kept; {text}")], ZERO_SHOT)
+        return Decision(True, "reviewed", [line(True, f"zero-shot is kept; {text}")], NOTHING_KEPT)
     passed = selection.measured.gain.low > 0
     more = "" if passed else "; the lower end of the gain must be above 0: give more answers, or another model"
     return Decision(passed, "reviewed", [line(passed, text + more)])
@@ -139,9 +134,7 @@ def labelled_gate(metrics: Metrics, config: GateConfig) -> Decision:
     """Passes when the lower end of the paired 95% interval of the gain over the baseline is above `config.min_gain`.
 
     The baseline is the one of `must evaluate --baseline`: the zero-shot model, or the champion's bundle.
-
-    Raises:
-        ValueError: there are no labels, or no baseline.
+    Raises ValueError: there are no labels, or no baseline.
     """
     if metrics.adapted is None:
         raise UserError("the labelled gate needs labels; the evaluated split has none")
@@ -184,7 +177,7 @@ def line(passed: bool, text: str) -> str:
 def against_champion(decision: Decision, by_champion: Decision | None) -> Decision:
     """The decision on a model when there is a champion: zero-shot replaces none, and a model that is better than
     zero-shot must not be worse than the champion either."""
-    if decision.outcome == ZERO_SHOT:
+    if decision.outcome == NOTHING_KEPT:
         return replace(decision, passed=False)
     if not decision.passed or by_champion is None:
         return decision
@@ -193,7 +186,7 @@ def against_champion(decision: Decision, by_champion: Decision | None) -> Decisi
 
 
 def words_of_decision(decision: Decision) -> str:
-    if decision.outcome == ZERO_SHOT:
+    if decision.outcome == NOTHING_KEPT:
         return "passed, zero-shot is kept" if decision.passed else "zero-shot is kept, the champion stays"
     return "passed" if decision.passed else "stopped"
 
@@ -201,7 +194,7 @@ def words_of_decision(decision: Decision) -> str:
 def as_markdown(decision: Decision, against: str) -> str:
     """The decision as a page of Kubeflow's."""
     head = f"# {words_of_decision(decision).capitalize()} by the {decision.gate} gate"
-    if decision.outcome == ZERO_SHOT:
+    if decision.outcome == NOTHING_KEPT:
         head = f"# Zero-shot is kept{'' if decision.passed else ': the champion stays'}"
     if decision.gate == "none":
         head = "# Passed: no gate"

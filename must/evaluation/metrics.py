@@ -1,6 +1,7 @@
 """Accuracy, calibration and confusion from scores and labels, and how sure they are: bootstrap intervals, paired tests.
 
-Pure functions of arrays. N images, K classes.
+Pure functions of arrays. N images, K classes. What can be said without labels (agreement, confidence, class balance) is
+no accuracy; docs/evaluation.md says how well it told good adaptations from bad ones.
 """
 
 import math
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from must.evaluation.result import Interval, Paired
+from must.evaluation.result import Compared, Interval, ModelFigures, Paired
 from must.evaluation.scores import Scores
 
 BINS = 15
@@ -179,3 +180,56 @@ def mcnemar(fixed: int, broken: int) -> float:
     ]
     top = max(logs)
     return min(1.0, 2 * math.exp(top) * sum(math.exp(value - top) for value in logs))
+
+
+CONFIDENT_ABOVE = 0.7
+"""Probability from which a prediction counts as confident: the method's threshold for pseudo-labels."""
+
+
+def label_free(scores: Scores) -> ModelFigures:
+    """Label-free figures of one model. N images, K classes.
+
+    - confidence: mean probability of the predicted class; confident: share of images above 0.7.
+    - histogram: predicted images a class [K]; effective_classes: exp of its entropy, K when all are equally frequent.
+    - mutual_information: H(mean p) - mean H(p) over log K, 0..1: sure of each image, balanced over all (Bridle et al.
+      1991, "Unsupervised classifiers, mutual information and phantom targets").
+    """
+    images, classes = len(scores.top), len(scores.probability_sum)
+    histogram = np.bincount(scores.prediction, minlength=classes)
+    mean = scores.probability_sum / images
+    return ModelFigures(
+        confidence=float(scores.confidence.mean(dtype=np.float64)),
+        confident=float((scores.confidence > CONFIDENT_ABOVE).mean()),
+        histogram=histogram.tolist(),
+        effective_classes=float(np.exp(entropy(histogram / images))),
+        mutual_information=(entropy(mean) - float(scores.entropy.mean(dtype=np.float64))) / math.log(classes),
+    )
+
+
+def compare(before: Scores, after: Scores) -> Compared:
+    """Label-free figures of two models on the same images.
+
+    - agreement: share of equal predictions.
+    - agreement_confident: the same among images of which the first model is confident; None if there are none.
+    - histogram_distance: total variation between the predicted class histograms, 0 (equal) to 1 (disjoint).
+    - vanished: class numbers that the first model predicts for at least 1% of the images and the second for fewer
+      than a tenth of that; dominant: class numbers that took more than three times their former share, and over 20%.
+    """
+    classes, images = len(before.probability_sum), len(before.top)
+    same = before.prediction == after.prediction
+    confident = before.confidence > CONFIDENT_ABOVE
+    old = np.bincount(before.prediction, minlength=classes) / images
+    new = np.bincount(after.prediction, minlength=classes) / images
+    return Compared(
+        agreement=float(same.mean()),
+        agreement_confident=float(same[confident].mean()) if confident.any() else None,
+        histogram_distance=float(np.abs(old - new).sum() / 2),
+        vanished=np.flatnonzero((old >= 0.01) & (new < old / 10)).tolist(),
+        dominant=np.flatnonzero((new > 3 * old) & (new > 0.2)).tolist(),
+    )
+
+
+def entropy(share: np.ndarray) -> float:
+    """Entropy in nats."""
+    positive = share[share > 0]
+    return float(-(positive * np.log(positive)).sum())

@@ -3,14 +3,20 @@
 No torch: gate, registry, cards and pipeline read it. Accuracies are fractions, 0..1; an interval is [low, high], 95%.
 """
 
+import csv
+import io
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from must.base import storage
 from must.base.errors import UserError
+from must.base.files import PREDICTIONS_FILE, REFINED_FILE
+from must.base.parameters import require
 from must.base.records import record_of
-from must.base.text import brief, encoded
+from must.base.storage import read_json
+from must.base.text import NONE_OF_THESE, brief, encoded, uncell
 from must.method.model.provenance import CheckResult, Selection
 
 METRICS_FORMAT = 1  # of the file; one without it is of the time before, and is read as well
@@ -49,7 +55,7 @@ class Paired:
 
 @dataclass(frozen=True)
 class ModelFigures:
-    """One model on all images, without labels: see labelfree.label_free."""
+    """One model on all images, without labels: see metrics.label_free."""
 
     confidence: float
     confident: float
@@ -60,7 +66,7 @@ class ModelFigures:
 
 @dataclass(frozen=True)
 class Compared:
-    """Two models on all images, without labels: see labelfree.compare."""
+    """Two models on all images, without labels: see metrics.compare."""
 
     agreement: float
     agreement_confident: float | None
@@ -168,3 +174,48 @@ def read_metrics(uri: str, flag: str = "--metrics") -> Metrics:
         return metrics_of(content)
     except UserError as error:
         raise UserError(f"{flag} {uri}: is not what `must evaluate` writes ({error}); evaluate again") from None
+
+
+PAIRS_LISTED = 10  # pairs of classes
+
+
+@dataclass(frozen=True)
+class RefinedLabels:
+    """`changed`: image -> (zero-shot's class, the refined one), of the images where the two differ."""
+
+    folder: str
+    split: str
+    images: int
+    answers: int
+    changed: dict[str, tuple[str, str]]
+
+    @classmethod
+    def read(cls, folder: str) -> Self:
+        """Raises ValueError: the folder is none of `must refine`."""
+        summary = read_json(storage.join(folder, REFINED_FILE), "--refined")
+        place = storage.join(folder, PREDICTIONS_FILE)
+        require(storage.exists(place), f"--refined {folder}: no {PREDICTIONS_FILE} there")
+        changed, images = dict[str, tuple[str, str]](), 0
+        try:
+            for row in csv.DictReader(io.StringIO(storage.read_bytes(place).decode(), newline="")):
+                images += 1
+                if row["class"] != row["zero_shot"]:
+                    changed[uncell(row["image"])] = uncell(row["zero_shot"]), uncell(row["class"]) or NONE_OF_THESE
+            return cls(folder, summary["config"]["split"], images, summary["answers"], changed)
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
+            raise UserError(
+                f"--refined {folder}: is not what `must refine` of this version writes ({type(error).__name__}); "
+                "run it again"
+            ) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What metrics.json holds as `refined`."""
+        pairs = Counter(self.changed.values()).most_common(PAIRS_LISTED)
+        return {
+            "folder": self.folder,
+            "split": self.split,
+            "images": self.images,
+            "answers": self.answers,
+            "changed": len(self.changed),
+            "changes": [{"zero_shot": old, "refined": new, "images": count} for (old, new), count in pairs],
+        }

@@ -77,9 +77,7 @@ def score_split(
     """Runs models with the same preprocessing over this process's part of a split, then collects all parts.
 
     Every process returns everything, in the order of sample numbers.
-
-    Raises:
-        ValueError: a label that is no class, or no image at all that can be decoded.
+    Raises ValueError: a label that is no class, or no image at all that can be decoded.
     """
     lookup = {name: number for number, name in enumerate(classes)}
     samples: list[tuple[np.ndarray, ...]] = []

@@ -15,13 +15,11 @@ from typing import Any, NamedTuple
 
 from must.api.stages import call
 from must.base import storage
-from must.base.files import WEIGHTS_FILE
+from must.base.files import ANSWERS_FILE, WEIGHTS_FILE
 from must.base.parameters import require
 from must.config import ReviewConfig
-from must.method.answers.book import FILE as ANSWERS
 from must.method.answers.book import add, read_answers
-from must.method.answers.review import FILE as REVIEW
-from must.method.answers.review import Review, fingerprint
+from must.method.answers.review import REVIEW_FILE, Review, fingerprint
 from must.method.model.bundle import load_description
 from must.method.model.provenance import Selection
 from must.runtime.places import WorkUri
@@ -50,8 +48,7 @@ def ask(work_uri: str, *, key: str, bundle: str, classifier: str, output: str) -
         `place`, `pictures` on the page, `text` about what the answers so far say.
     """
     from must.data.loading.reader import open_reader  # with Pillow, which no other stage of this module waits for
-    from must.deploy.review.page import self_contained
-    from must.deploy.review.pictures import Pictures
+    from must.deploy.review.page import Pictures, self_contained
     from must.deploy.review.session import Session
 
     place, weights = WorkUri(work_uri).review(key), storage.join(bundle, WEIGHTS_FILE)
@@ -64,8 +61,8 @@ def ask(work_uri: str, *, key: str, bundle: str, classifier: str, output: str) -
         review.save(place)
     reader = open_reader(review.shards, review.split, sha256=review.index_sha256)
     with tempfile.TemporaryDirectory() as folder:
-        if storage.exists(storage.join(place, ANSWERS)):
-            storage.download(storage.join(place, ANSWERS), Path(folder) / ANSWERS)
+        if storage.exists(storage.join(place, ANSWERS_FILE)):
+            storage.download(storage.join(place, ANSWERS_FILE), Path(folder) / ANSWERS_FILE)
         session = Session(review, folder, "")
         page, count = self_contained(session, Pictures(reader), PICTURES)
     storage.write_bytes(storage.join(place, COUNT), str(len(session.answers)).encode())
@@ -78,7 +75,7 @@ def ask(work_uri: str, *, key: str, bundle: str, classifier: str, output: str) -
 def review_at(place: str) -> Review | None:
     """The review there; None where there is none that this version reads."""
     try:
-        return Review.load(place) if storage.exists(storage.join(place, REVIEW)) else None
+        return Review.load(place) if storage.exists(storage.join(place, REVIEW_FILE)) else None
     except ValueError as error:
         logger.warning(str(error))
         return None
@@ -131,7 +128,7 @@ def put_answers(work_uri: str, file: str, place: str = "") -> Put:
     Raises:
         ValueError: no such file, or lines that are no answers, or about other pictures, or with other classes.
     """
-    require(storage.exists(file), f"{file}: no such file; the page saves it as {ANSWERS}")
+    require(storage.exists(file), f"{file}: no such file; the page saves it as {ANSWERS_FILE}")
     about = read_answers(file).keys()
     require(bool(about), f"{file}: there are no answers in it")
     found = {one: Review.load(one) for one in ([place] if place else reviews(work_uri))}
@@ -141,7 +138,7 @@ def put_answers(work_uri: str, file: str, place: str = "") -> Put:
     require(asked[place] > 0, f"{file}: none of its {len(about):,} answers is about a picture that {place} asks about")
     review = found[place]
     read_answers(file, review.classes)  # raises where it names none of them
-    add(storage.join(place, ANSWERS), storage.read_bytes(file))
+    add(storage.join(place, ANSWERS_FILE), storage.read_bytes(file))
     return Put(place, review.text(review.answers(place)))
 
 
@@ -149,7 +146,7 @@ def reviews(work_uri: str) -> Iterator[str]:
     root = WorkUri(work_uri).reviews
     try:
         for entry in storage.list_files(root):
-            if entry.name.endswith(f"/{REVIEW}"):
-                yield storage.join(root, entry.name.removesuffix(f"/{REVIEW}"))
+            if entry.name.endswith(f"/{REVIEW_FILE}"):
+                yield storage.join(root, entry.name.removesuffix(f"/{REVIEW_FILE}"))
     except (FileNotFoundError, NotADirectoryError):
         return

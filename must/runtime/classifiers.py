@@ -18,7 +18,7 @@ from must.runtime.places import WorkUri
 
 logger = logging.getLogger(__name__)
 
-DESCRIPTION = "classifier.json"
+CLASSIFIER_JSON = "classifier.json"
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ def provide(work_uri: str, *, classes: str, model: str, pretrained: str, fingerp
     data = storage.read_bytes(file)
     storage.write_bytes(weights, data)
     made = Made(hashlib.sha256(data).hexdigest(), len(result.classes), result.model_folder)
-    storage.write_bytes(storage.join(place, DESCRIPTION), json.dumps(asdict(made)).encode())  # last: now it counts
+    storage.write_bytes(storage.join(place, CLASSIFIER_JSON), json.dumps(asdict(made)).encode())  # last: now it counts
     return made
 
 
 def whole(place: str) -> tuple[Made, bytes] | None:
     """The kept file's description and bytes; None if it or its model is not there, or not what the description says."""
     try:
-        content = json.loads(storage.read_bytes(storage.join(place, DESCRIPTION)))
+        content = json.loads(storage.read_bytes(storage.join(place, CLASSIFIER_JSON)))
         made = Made(content["sha256"], content["classes"], content.get("model_folder", ""))
         data = storage.read_bytes(storage.join(place, CLASSIFIER_FILE))
         intact = hashlib.sha256(data).hexdigest() == made.sha256

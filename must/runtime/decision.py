@@ -12,10 +12,9 @@ from must.base import storage
 from must.base.exits import line_of
 from must.base.files import METRICS_FILE
 from must.base.text import encoded
-from must.deploy.promote.champion import LEFT_TO_PEOPLE
-from must.deploy.promote.promote import version_of
+from must.deploy.promote.promote import LEFT_TO_PEOPLE, version_of
 from must.deploy.promote.registry import Latest, Registry, is_of
-from must.evaluation.gate import ZERO_SHOT, Decision, against_champion, as_markdown, read_decision
+from must.evaluation.gate import NOTHING_KEPT, Decision, against_champion, as_markdown, read_decision
 from must.evaluation.result import read_metrics
 from must.method.model.bundle import load_description
 from must.runtime.answers import can_be_asked
@@ -97,7 +96,7 @@ def decide(
         logger.info(
             "the model is not promoted; it stays among this run's artifacts, and nothing changes in the registry"
         )
-    outcome = "kept zero-shot" if result.outcome == ZERO_SHOT else "passed" if result.passed else "stopped"
+    outcome = "kept zero-shot" if result.outcome == NOTHING_KEPT else "passed" if result.passed else "stopped"
     outcome = WAITS if asked else outcome
     return result, replace(facts, outcome=outcome, reasons=result.reasons)
 

@@ -17,8 +17,8 @@ from must.base.files import INDEX_FILE, METRICS_FILE
 from must.base.lock import RUN_ID
 from must.config.part import parts_of
 from must.data.format.index import Index, load_index
-from must.deploy.promote.champion import Champion
-from must.deploy.promote.champion import champion as ask_registry
+from must.deploy.promote.promote import Champion
+from must.deploy.promote.promote import champion as ask_registry
 from must.runtime import answers
 from must.runtime.check import sharding_settings, training_settings
 from must.runtime.classifiers import classifier

@@ -36,7 +36,7 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 RETRIES = "MUST_RETRIES"  # COUNT,SECONDS,FACTOR in the environment, from cluster.yaml; none without it
-LIMIT = "MUST_TIME_LIMIT"  # seconds for all tries in this pod, from cluster.yaml; no limit without it
+TIME_LIMIT_ENV = "MUST_TIME_LIMIT"  # seconds for all tries in this pod, from cluster.yaml; no limit without it
 GRACE = 300.0  # seconds from SIGTERM to SIGKILL at the limit, for a large checkpoint; the pod itself has 900
 NEVER = (0, WRONG_INPUT, INTERRUPTED, TIME_OVER)  # done; what stays wrong; the keyboard
 INPUTS = "inputs"  # the stage that has read and written at the run's places before any other does
@@ -113,7 +113,7 @@ class Supervisor:
         self.note, self.folder, self.policy = note, folder, policy
         self.environment = child_environment() | {RESULT_FILE_ENV: str(folder / "told.json"), RUN_ID: run_id}
         self.stopping = threading.Event()
-        limit = float(os.environ.get(LIMIT) or 0)
+        limit = float(os.environ.get(TIME_LIMIT_ENV) or 0)
         self.over = time.monotonic() + limit if limit else None
         self.child: subprocess.Popen | None = None
 
@@ -161,7 +161,7 @@ class Supervisor:
 
     def time_is_over(self, child: subprocess.Popen) -> int:
         """Ends the stage as a signal would: training saves a checkpoint."""
-        limit = os.environ[LIMIT]
+        limit = os.environ[TIME_LIMIT_ENV]
         logger.warning(f"must {self.note.stage}: reached its time limit of {limit} s")
         child.terminate()
         try:

@@ -16,9 +16,8 @@ import must
 from must.api import cli, functions
 from must.api.adapt import labelled_folder, read_classes
 from must.api.adapted import Adapted
-from must.api.classes import entries_of
 from must.api.demo import CLASSES, TEMPLATES, asset_folder
-from must.api.images import as_image, provide
+from must.api.inputs import as_image, entries_of, provide
 from must.config import GateConfig
 from must.evaluation.gate import labelled_gate
 from must.evaluation.result import metrics_of

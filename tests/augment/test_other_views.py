@@ -13,12 +13,10 @@ from PIL import Image
 from timm.data.auto_augment import LEVEL_TO_ARG
 
 from must.config import TrainConfig
-from must.data.augment import exact as exact_views
+from must.data.augment import cpu as exact_views
+from must.data.augment.cpu import FastViews, TrainViews, size_of
 from must.data.augment.draws import Operation, ViewSettings, seed_views
-from must.data.augment.exact import TrainViews
-from must.data.augment.fast import FastViews, size_of
-from must.data.augment.gpu import DeviceInputs, DeviceViews
-from must.data.augment.gpu_ops import NAMES, apply_ops
+from must.data.augment.gpu import OPERATION_NAMES, DeviceInputs, DeviceViews, apply_ops
 from must.data.image.decode import ORIENTATION, decode, identify
 from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import TrainDataset, make_views, train_batches
@@ -104,7 +102,7 @@ def arguments_of(name: str) -> list[tuple[float, ...]]:
     return [tuple(level(value, hparams)) if level else () for value in (0.0, 3.3, 9.0, 10.0)]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OPERATION_NAMES)
 def test_each_operation_computes_what_timm_does(name: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
     image = Image.blend(zoo.picture(3, 48, 48), Image.fromarray(noise), 0.1)
@@ -113,7 +111,9 @@ def test_each_operation_computes_what_timm_does(name: str) -> None:
         theirs = np.asarray(exact_views.apply_ops(image, [Operation(name, values)], FILL, Image.Resampling.BILINEAR))
         pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float()
         argument = torch.tensor([[values[0] if values else 0.0]])
-        ours = apply_ops(pixels, torch.tensor([[NAMES.index(name)]]), argument, FILL)[0].permute(1, 2, 0).numpy()
+        ours = (
+            apply_ops(pixels, torch.tensor([[OPERATION_NAMES.index(name)]]), argument, FILL)[0].permute(1, 2, 0).numpy()
+        )
         difference = np.abs(ours - theirs)
         if moves:
             assert np.median(difference) <= 1 and difference.mean() < 3
@@ -124,7 +124,11 @@ def test_each_operation_computes_what_timm_does(name: str) -> None:
 def test_operations_are_done_in_order_and_to_their_own_image_only() -> None:
     images = torch.full((3, 3, 4, 4), 100.0)
     operations = torch.tensor(
-        [[NAMES.index("Invert"), NAMES.index("SolarizeAdd")], [-1, NAMES.index("Invert")], [-1, -1]]
+        [
+            [OPERATION_NAMES.index("Invert"), OPERATION_NAMES.index("SolarizeAdd")],
+            [-1, OPERATION_NAMES.index("Invert")],
+            [-1, -1],
+        ]
     )
     done = apply_ops(images, operations, torch.tensor([[0, 50.0], [0, 0], [0, 0]]), FILL)
     assert done[:, 0, 0, 0].tolist() == [155, 155, 100] and (images == 100).all()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from must.base.cores import cores
+from must.base.processes import cores
 
 V1, V2 = "cgroup cgroup rw,cpu,cpuacct", "cgroup2 cgroup rw"
 

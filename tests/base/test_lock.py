@@ -13,7 +13,7 @@ from must.base import lock, storage
 from must.config import ShardConfig
 from must.data.shards import commit
 from must.data.shards.build import shard
-from must.data.shards.workdir import SHARDS as SHARDS
+from must.data.shards.workdir import SHARDS_LOCK as SHARDS
 from must.method.train.checkpoint import CHECKPOINTS as CHECKPOINTS
 from tests import zoo
 

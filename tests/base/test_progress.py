@@ -11,7 +11,7 @@ from must.base.progress import bar, duration, minutely, parts, working
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch):
-    monkeypatch.setattr(progress, "EVERY", 0.02)
+    monkeypatch.setattr(progress, "LINE_INTERVAL", 0.02)
     attach()
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from must.base.exits import fail
 from must.base.parameters import load
-from must.base.text import SHORT, Rows, brief, cell, encoded, lines_of, printable, without_secrets
+from must.base.text import BRIEF_LENGTH, Rows, brief, cell, encoded, lines_of, printable, without_secrets
 from must.config import TrainConfig
 
 REQUIRED = {"shards": "s", "classifier": "c", "output": "o"}
@@ -68,7 +68,7 @@ def test_a_wrong_value_of_any_size_is_a_short_line(name, value):
     try:
         load(TrainConfig, {**REQUIRED, name: value})
     except ValueError as error:
-        assert len(str(error)) < SHORT + 200 and str(error).startswith(f"--{name.replace('_', '-')}")
+        assert len(str(error)) < BRIEF_LENGTH + 200 and str(error).startswith(f"--{name.replace('_', '-')}")
     else:
         assert isinstance(value, str | float) or name == "randaugment_ops"  # these are names and numbers, if odd ones
 

@@ -12,7 +12,7 @@ def api(monkeypatch, tmp_path):
     made.apply("training-runtime.yaml")
     monkeypatch.setenv("KUBECONFIG", str(made.kubeconfig(tmp_path / "kubeconfig")))
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
-    monkeypatch.setattr(launch, "POLL", 0.05)
+    monkeypatch.setattr(launch, "POLL_JOB", 0.05)
     monkeypatch.setattr("must.base.storage.retry.FIRST_PAUSE", 0.01)
     monkeypatch.setattr(launch, "API_TIMEOUT", 20.0)
     yield made

@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 import yaml
 
-from must.api.cli import OTHERS, build_parser
+from must.api.cli import OTHER_COMMANDS, build_parser
 from must.api.stages import STAGES
 from must.base.parameters import load
 from must.method.model.classifier import load_class_set
@@ -61,7 +61,7 @@ def test_must(page, words):
     wanted = {action.split("=")[0] for action in words if action.startswith("--")}
     if len(words) < 1 or words[0] in ("COMMAND", "--help", "--version"):
         return
-    assert words[0] in {*STAGES, *OTHERS}, f"{page}: must {words[0]}"
+    assert words[0] in {*STAGES, *OTHER_COMMANDS}, f"{page}: must {words[0]}"
     if "--help" not in words and complete(words):
         build_parser().parse_args(words)  # also the values' number
     known = help_of(["must", *words[: 2 if words[0] == "index" else 1]])

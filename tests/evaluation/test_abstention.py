@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from must.config import EvaluateConfig, ExportConfig
-from must.deploy.export.onnx import abstention_of, export
-from must.deploy.predict.abstention import threshold
-from must.deploy.predict.session import OnnxClassifier
-from must.evaluation.abstention import abstention, binomial_tail, first_named, nothing, upper_bound, with_labels
+from must.deploy.export.onnx import abstention_of, export_onnx
+from must.deploy.predict.session import OnnxClassifier, threshold
+from must.evaluation.abstention import abstention, binomial_tail, first_named, nothing, upper_bound
 from must.evaluation.evaluate import evaluate
 from tests.evaluation.measured import MEASURED
 
@@ -38,7 +37,7 @@ def test_with_labels_the_promise_holds():
     """True risk above the target in about 5% of the draws at most; 300 draws leave room for chance."""
     broken = kept = 0
     for seed in range(300):
-        found = with_labels(*drawn(800, seed), target=0.1)
+        found = abstention(0.1, *drawn(800, seed))
         if found.threshold is not None:
             kept += 1
             broken += true_risk(found.threshold) > 0.1
@@ -46,15 +45,15 @@ def test_with_labels_the_promise_holds():
 
 
 def test_with_labels_more_of_them_name_more():
-    few = [with_labels(*drawn(400, seed), target=0.1) for seed in range(20)]
-    many = with_labels(*drawn(20_000, 0), target=0.1)
+    few = [abstention(0.1, *drawn(400, seed)) for seed in range(20)]
+    many = abstention(0.1, *drawn(20_000, 0))
     assert np.mean([found.coverage or 0 for found in few]) < many.coverage and many.bound <= 0.1
     assert true_risk(many.threshold) == pytest.approx(0.1, abs=0.02)
 
 
 def test_with_too_few_labels_or_a_bad_model_nothing_is_promised():
     for confidence, correct in (drawn(40, 0), drawn(2000, 0, worst=4)):
-        found = with_labels(confidence, correct, 0.05)
+        found = abstention(0.05, confidence, correct)
         assert found.threshold is None and found.reason
     assert first_named(10_000, 0.05) == 3 * 59 and first_named(100, 0.05) == 59
 
@@ -87,7 +86,7 @@ def test_from_evaluation_to_the_onnx_file(digits, evaluated, tmp_path):
     assert found["risk"] <= found["bound"] <= 0.2
     page = (folder / "report.html").read_text()
     assert "None of these" in page and f"{found['threshold']:.3f}" in page
-    export(ExportConfig(model=digits.adapted, output=str(tmp_path), metrics=str(folder / "metrics.json")))
+    export_onnx(ExportConfig(model=digits.adapted, output=str(tmp_path), metrics=str(folder / "metrics.json")))
     metadata = OnnxClassifier(tmp_path / "model.onnx").metadata
     assert threshold(-1, metadata, "it") == found["threshold"] and threshold(0.3, metadata, "it") == 0.3
     assert json.loads(metadata["abstention"])["by"] == "labels"

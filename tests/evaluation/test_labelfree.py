@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from must.evaluation.labelfree import compare, label_free
+from must.evaluation.metrics import compare, label_free
 from must.evaluation.scores import NO_LABEL
 from tests.evaluation.test_metrics import random_task, scores_of
 

@@ -10,10 +10,9 @@ import torch
 
 from must.config import EvaluateConfig
 from must.evaluation.evaluate import MATRIX_LIMIT, measure
-from must.evaluation.report.gallery import few_of_a_kind
-from must.evaluation.report.map import layout, squares
+from must.evaluation.report.gallery import few_of_a_kind, layout, squares
 from must.evaluation.report.page import render_report
-from must.evaluation.report.provenance import command
+from must.evaluation.report.provenance import command_line
 from must.evaluation.report.verdict import verdict
 from must.evaluation.result import Data, Model
 from must.evaluation.scores import Collector, Samples
@@ -221,7 +220,7 @@ def test_one_frequent_confusion_does_not_fill_the_page():
 
 def test_the_command_to_reproduce_can_be_pasted():
     config = EvaluateConfig(model="my model", shards="gs://b/it's", output="o", baseline="b")
-    line = command("evaluate", EvaluateConfig, config.to_dict())
+    line = command_line("evaluate", EvaluateConfig, config.to_dict())
     import shlex
 
     words = shlex.split(line)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from must.evaluation.training import stability, training_log
+from must.evaluation.report.provenance import stability, training_log
 
 
 def write(folder, lines):

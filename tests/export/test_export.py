@@ -14,8 +14,15 @@ from must.api.demo import CLASSES
 from must.config import ExportConfig
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import normalize_pixels
-from must.deploy.export.check import LEAST_COSINE, compare, reference, reference_embeddings, smallest_cosine
-from must.deploy.export.onnx import export, refuse
+from must.deploy.export.onnx import (
+    LEAST_COSINE,
+    compare,
+    export_onnx,
+    reference,
+    reference_embeddings,
+    require_check,
+    smallest_cosine,
+)
 from must.deploy.predict.session import OnnxClassifier
 from must.method.model.bundle import load_bundle, preprocess_of
 from tests.evaluation.digits import pixels_of
@@ -86,7 +93,7 @@ def test_nothing_of_training_or_of_this_machine_is_inside(exported, digits):
 )
 def test_smaller_precisions(digits, real, tmp_path, exported, precision, least, tolerance, cosine):
     """With pixels as input and embeddings at the same time: all run through the same graph."""
-    result = export(
+    result = export_onnx(
         ExportConfig(
             model=digits.adapted,
             output=str(tmp_path),
@@ -117,7 +124,7 @@ def test_smaller_precisions(digits, real, tmp_path, exported, precision, least, 
 
 @pytest.mark.slow
 def test_int8_without_images_quantizes_dynamically(digits, tmp_path, real):
-    result = export(ExportConfig(model=digits.adapted, output=str(tmp_path), precision="int8", min_agreement=0.5))
+    result = export_onnx(ExportConfig(model=digits.adapted, output=str(tmp_path), precision="int8", min_agreement=0.5))
     assert "dynamic" in result["arithmetic"]
     pixels, expected, preprocess = real
     got = run(tmp_path, normalize_pixels(pixels, preprocess))
@@ -128,14 +135,14 @@ def test_a_file_of_another_model_is_refused(digits, exported, real):
     pixels, *_ = real
     classifier = OnnxClassifier(exported[1] / "model.onnx")
     config = ExportConfig(model=digits.adapted, output="out")
-    refuse(compare(reference(load_bundle(digits.adapted), pixels), classifier, pixels), config)
+    require_check(compare(reference(load_bundle(digits.adapted), pixels), classifier, pixels), config)
     check = compare(reference(load_bundle(digits.zero_shot), pixels), classifier, pixels)
     assert check.agreement < 1
     with pytest.raises(ValueError, match="nothing was written"):
-        refuse(check, config)
-    refuse(check, ExportConfig(model="m", output="out", precision="int8", min_agreement=0.01))
+        require_check(check, config)
+    require_check(check, ExportConfig(model="m", output="out", precision="int8", min_agreement=0.01))
     with pytest.raises(ValueError, match="probabilities differ"):
-        refuse(replace(check, agreement=1.0), config)
+        require_check(replace(check, agreement=1.0), config)
 
 
 def test_wrong_inputs(digits, tmp_path):
@@ -145,7 +152,7 @@ def test_wrong_inputs(digits, tmp_path):
         ({"shards": digits.shards, "split": "nope"}, "no split 'nope'"),
     ):
         with pytest.raises(ValueError, match=text):
-            export(ExportConfig(**{"model": digits.adapted, "output": str(tmp_path / "out")} | changes))
+            export_onnx(ExportConfig(**{"model": digits.adapted, "output": str(tmp_path / "out")} | changes))
     assert not (tmp_path / "out").exists()
 
 
@@ -158,12 +165,12 @@ def test_an_export_that_breaks_leaves_no_folder_that_looks_complete(digits, tmp_
 
     (tmp_path / "notes.txt").write_text("of somebody else")
     config = ExportConfig(model=digits.adapted, output=str(tmp_path), images=8)
-    export(config)
+    export_onnx(config)
     with monkeypatch.context() as patch, pytest.raises(OSError, match="the disk is gone"):
         patch.setattr(onnx, "encoded", broken)
-        export(config)
+        export_onnx(config)
     assert not (tmp_path / "model.onnx").exists()
-    export(config)
+    export_onnx(config)
     assert {path.name for path in tmp_path.iterdir()} == {
         "model.onnx", "labels.txt", "MODEL_CARD.md", "README.md", "notes.txt"
     }  # fmt: skip

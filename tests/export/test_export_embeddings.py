@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 
 from must.config import ExportConfig
-from must.deploy.export.check import compare, reference, reference_embeddings, smallest_cosine
-from must.deploy.export.onnx import refuse
+from must.deploy.export.onnx import compare, reference, reference_embeddings, require_check, smallest_cosine
 from must.deploy.predict.session import OnnxClassifier
 from must.method.model.bundle import load_bundle
 from tests.evaluation.digits import pixels_of
@@ -70,13 +69,13 @@ def test_another_models_embeddings_are_refused(digits, embedded, real):
     features = reference_embeddings(bundle, pixels)
     np.testing.assert_allclose(features, expected, atol=1e-5)
     check = compare(reference(bundle, pixels), classifier, pixels, features)
-    refuse(check, config)
+    require_check(check, config)
     assert check.cosine > 0.99999 and "smallest cosine of an embedding" in check.line()
     turned = np.roll(features, 1, axis=1)
     for other in (turned, reference_embeddings(load_bundle(digits.zero_shot), pixels)):
         with pytest.raises(ValueError, match=r"embeddings are not PyTorch's: .* 0.9999 is needed; nothing was written"):
-            refuse(compare(reference(bundle, pixels), classifier, pixels, other), config)
-    refuse(replace(check, cosine=0.96), replace(config, precision="int8"))
+            require_check(compare(reference(bundle, pixels), classifier, pixels, other), config)
+    require_check(replace(check, cosine=0.96), replace(config, precision="int8"))
     assert smallest_cosine(features, 1.01 * features) == smallest_cosine(features, features * np.nan) == -1
 
 
@@ -84,7 +83,7 @@ def test_a_file_that_gives_none_where_they_were_asked_for_is_refused(digits, exp
     bundle, classifier = load_bundle(digits.adapted), OnnxClassifier(exported[1] / "model.onnx")
     check = compare(reference(bundle, real[0]), classifier, real[0], real[1])
     with pytest.raises(ValueError, match="nothing was written"):
-        refuse(check, ExportConfig(model="m", output="out", embeddings=True))
+        require_check(check, ExportConfig(model="m", output="out", embeddings=True))
 
 
 def test_the_cards_say_so(embedded, exported):
@@ -95,5 +94,5 @@ def test_the_cards_say_so(embedded, exported):
 
 
 def test_other_libraries_folders_have_features_anyway(digits):
-    with pytest.raises(ValueError, match="--embeddings goes with --to onnx, not with --to timm"):
-        ExportConfig(model=digits.adapted, output="out", to="timm", embeddings=True)
+    with pytest.raises(ValueError, match="--embeddings goes with --to onnx, not with --to open_clip"):
+        ExportConfig(model=digits.adapted, output="out", to="open_clip", embeddings=True)

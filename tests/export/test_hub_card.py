@@ -39,7 +39,6 @@ def read(text: str, tmp_path) -> ModelCard:
     [
         ("open_clip", "zero-shot-image-classification"),
         ("transformers", "zero-shot-image-classification"),
-        ("timm", "image-feature-extraction"),
         ("onnx", "image-classification"),
     ],
 )

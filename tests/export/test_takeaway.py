@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import open_clip
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 import yaml
@@ -27,14 +26,12 @@ from must.config import ClassifierConfig, ExportConfig
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import EvalView
 from must.deploy.export.export import export
-from must.method.model.attention import use_contiguous_attention
 from must.method.model.bundle import Bundle, load_bundle, preprocess_of, save_bundle, zero_shot_bundle
 from must.method.model.classifier import classifier, load_text_classifier
 from must.method.model.provenance import Provenance
 from tests.model.tiny import FAMILIES, SIZE, model_folder
 
 CLASSES, FACTOR = ["zero", "one", "two", "don't"], 30.0
-TIMM = [family for family in FAMILIES if family != "coca"]
 CHECKED = 1e-4  # of a logit; below 30
 # Not in the environment of `make test`, where every command would import it (pyproject.toml says why).
 needs_transformers = pytest.mark.skipif(
@@ -125,48 +122,6 @@ def test_open_clip_alone(made, family, tmp_path, record_property):
     torch.testing.assert_close(preprocess(picture())[None], prepared(bundle), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("family", TIMM)
-def test_timm_alone(made, family, tmp_path, record_property):
-    tiny = made(family)
-    folder, bundle = taken(tiny, "timm", tmp_path / "ours"), load_bundle(tiny.bundle)
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    description = json.loads((folder / "config.json").read_text())
-    other = timm.create_model(
-        description["architecture"], checkpoint_path=str(folder / "model.safetensors"), **description["model_args"]
-    ).eval()
-    for one in (model, other):
-        difference = largest_difference(folder, bundle, one)
-        record_property("largest difference of a logit", difference)
-        assert difference < CHECKED
-    assert model.num_classes in (bundle.model.tower.embed, 0)
-    data = timm.data.resolve_model_data_config(model)
-    torch.testing.assert_close(timm.data.create_transform(**data)(picture())[None], prepared(bundle), atol=1e-6, rtol=0)
-
-
-def test_timm_names_a_real_architecture_where_it_has_one():
-    from must.deploy.export.timm import from_clip
-    from must.method.model.backbone import build_visual
-    from must.method.model.towers import tower_of
-
-    for name, expected in (
-        ("ViT-B-16-quickgelu", "vit_base_patch16_clip_quickgelu_224"),
-        ("ViT-L-14-336", "vit_large_patch14_clip_336"),
-        ("ViT-H-14", "vit_huge_patch14_clip_224"),
-    ):
-        config = open_clip.get_model_config(name)
-        config = {"embed_dim": config["embed_dim"], "vision_cfg": config["vision_cfg"], "quick_gelu": "quick" in name}
-        with torch.device("meta"):
-            visual = build_visual(config)
-            for block in visual.transformer.resblocks:
-                use_contiguous_attention(block)
-            found, arguments, weights = from_clip(tower_of(visual))
-            theirs = timm.create_model(found, num_classes=arguments["num_classes"])
-        assert found == expected
-        assert {key: value.shape for key, value in theirs.state_dict().items()} == {
-            key: value.shape for key, value in weights.items()
-        }
-
-
 @needs_transformers
 def test_transformers_alone(made, tmp_path, record_property):
     import transformers
@@ -219,17 +174,11 @@ def test_what_transformers_cannot_hold_is_refused_in_one_line(made, family, tmp_
     assert not list(tmp_path.iterdir()), "nothing is left, not the scratch folder either"
 
 
-def test_coca_is_refused_for_timm(made, tmp_path):
-    with pytest.raises(ValueError, match="attention pooling with several queries"):
-        taken(made("coca"), "timm", tmp_path / "ours")
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize(
     "kinds",
     [
-        pytest.param(("open_clip", "timm", "timm"), id="timm"),
-        pytest.param(("open_clip", "transformers", "timm"), id="transformers", marks=needs_transformers),
+        pytest.param(("open_clip", "open_clip"), id="open_clip"),
+        pytest.param(("transformers", "open_clip", "transformers"), id="transformers", marks=needs_transformers),
     ],
 )
 def test_one_export_on_top_of_another(made, tmp_path, kinds):
@@ -247,14 +196,14 @@ def test_one_export_on_top_of_another(made, tmp_path, kinds):
 
 
 def test_a_library_that_answers_otherwise_leaves_what_was_there(made, tmp_path, monkeypatch):
-    from must.deploy.export import timm as kind
+    from must.deploy.export import open_clip as kind
 
     tiny, output = made("clip"), tmp_path / "ours"
-    before = {path.name: path.read_bytes() for path in taken(tiny, "timm", output).iterdir()}
-    wrong = kind.BLOCK_NAMES
-    monkeypatch.setattr(kind, "BLOCK_NAMES", [*wrong[:3], ("ln_1.", "norm2."), ("ln_2.", "norm1."), *wrong[5:]])
+    before = {path.name: path.read_bytes() for path in taken(tiny, "open_clip", output).iterdir()}
+    features = kind.features
+    monkeypatch.setattr(kind, "features", lambda folder, images: features(folder, images).flip(1))
     with pytest.raises(ValueError, match="the library computes another network"):
-        taken(tiny, "timm", output)
+        taken(tiny, "open_clip", output)
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
 
 
@@ -280,21 +229,15 @@ def test_wrong_input_is_one_line(made, tmp_path, capfd, change, message):
     assert message in line and not (tmp_path / "o").exists()
 
 
-def test_a_folder_that_the_library_does_not_load_is_one_line(made, tmp_path):
-    from must.deploy.export import open_clip as ours
-    from must.deploy.export import timm as theirs
+def test_a_folder_that_the_library_does_not_load_is_one_line(tmp_path):
+    from must.deploy.export.open_clip import features
 
-    taken(made("clip"), "timm", tmp_path / "t")
-    description = json.loads((tmp_path / "t" / "config.json").read_text())
-    description["model_args"]["embed_dim"] = 48
-    (tmp_path / "t" / "config.json").write_text(json.dumps(description))
-    for kind, message in ((theirs, "timm cannot build this model again"), (ours, "open_clip does not load what was")):
-        with pytest.raises(ValueError, match=message) as error:
-            kind.features(tmp_path / "t", torch.zeros(1, 3, SIZE, SIZE))
-        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="open_clip does not load what was") as error:
+        features(tmp_path, torch.zeros(1, 3, SIZE, SIZE))
+    assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("to", ["open_clip", pytest.param("transformers", marks=needs_transformers), "timm"])
+@pytest.mark.parametrize("to", ["open_clip", pytest.param("transformers", marks=needs_transformers)])
 def test_a_full_disk_is_one_line_and_leaves_what_was_there(made, tmp_path, to):
     tiny, output = made("clip"), tmp_path / "ours"
     before = {path.name: path.read_bytes() for path in taken(tiny, to, output).iterdir()}
@@ -313,15 +256,14 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(made, tmp_path, to):
 
 def test_to_a_bucket_twice_with_images_to_check_with(digits, tmp_path, bucket_server):
     uri = f"{bucket_server.uri}/ours"
-    for to in ("open_clip", "timm"):
-        result = export(
-            ExportConfig(
-                model=digits.adapted, classifier=digits.classifier, to=to, output=uri, shards=digits.shards, images=20
-            )
-        )
+    config = ExportConfig(
+        model=digits.adapted, classifier=digits.classifier, to="open_clip", output=uri, shards=digits.shards, images=20
+    )
+    for _ in range(2):
+        result = export(config)
         assert result["check"]["images"] == 20 and "train of" in result["checked_on"]
     names = {entry.name.rpartition("/")[2] for entry in storage.list_files(uri)}
-    assert names == {"config.json", "model.safetensors", "classifier.safetensors", "labels.txt", "README.md"}
+    assert names >= {"open_clip_config.json", "open_clip_model.safetensors", "classifier.safetensors", "labels.txt"}
 
 
 @needs_transformers
@@ -372,7 +314,6 @@ def test_another_models_classifier_is_refused(made, tmp_path):
     "to",
     [
         "open_clip",
-        "timm",
         pytest.param("transformers", marks=needs_transformers),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 
 from must.base import storage
 from must.data.format.index import load_index, parse_index
-from must.data.format.offsets import load_offsets
+from must.data.format.samples import load_offsets
 from must.data.loading.cache import ShardCache
 from must.data.loading.reader import open_reader
 from must.data.shards.history import History

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from must.data.format.index import load_index, print_index
-from must.data.format.offsets import load_offsets
+from must.data.format.samples import load_offsets
 from must.data.format.verify import verify
 from tests import zoo
 from tests.shards.test_shard import run

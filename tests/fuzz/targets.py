@@ -19,9 +19,8 @@ import pyarrow
 from PIL import Image
 from pyarrow import parquet
 
-from must.data.format.check import Shard
-from must.data.format.index import parse_index
-from must.data.format.offsets import parse_offsets
+from must.data.format.index import Shard, parse_index
+from must.data.format.samples import parse_offsets
 from must.data.image import bounds
 from must.data.image.cost import cost
 from must.data.image.decode import check, decode, identify
@@ -30,15 +29,13 @@ from must.data.shards.history import read_table
 from must.data.shards.tarwriter import npy
 from must.data.sources.archives import Archives
 from must.data.sources.base import Item, ListingReport, Source, UnreadableError
-from must.data.sources.columns import Asked
 from must.data.sources.files import Manifest
 from must.data.sources.table_files import Table
-from must.data.sources.tables import Tables
+from must.data.sources.tables import ColumnNames, Tables
 from must.deploy.labels.formats import read_labels
 from must.deploy.predict.session import parse_metadata
-from must.deploy.serve.asked import Limits
-from must.deploy.serve.http import understood
-from must.deploy.serve.refused import Refused
+from must.deploy.serve.http import parse_request
+from must.deploy.serve.protocol import Limits, Refused
 from must.method.model.bundle import load_description
 from must.method.model.classifier import load_class_set, parse_header
 from tests import zoo
@@ -159,7 +156,7 @@ def table_of_images(kind: str) -> Callable[[bytes], None]:
 
     def parse(data: bytes) -> None:
         path = file_of(data, f"images.{kind}")
-        source = Listed(path, [Table(path, "images")], "csv", "--source", Asked())
+        source = Listed(path, [Table(path, "images")], "csv", "--source", ColumnNames())
         source.prepare(FOLDER)
         listing(source)
 
@@ -309,7 +306,7 @@ def metadata(data: bytes) -> None:
 def request(data: bytes) -> None:
     """A length in four bytes, so much JSON, and what follows it."""
     length = min(int.from_bytes(data[:4], "little"), max(0, len(data) - 4))
-    asked = understood(memoryview(data)[4:], length, Limits(64, 32, True))
+    asked = parse_request(memoryview(data)[4:], length, Limits(64, 32, True))
     assert 1 <= len(asked.images) <= 64
 
 

@@ -24,8 +24,8 @@ from torch.profiler import ProfilerActivity, profile
 from must.base.files import LAST_FILE, WEIGHTS_FILE
 from must.base.parameters import load
 from must.config import TrainConfig
+from must.data.augment.cpu import TrainViews
 from must.data.augment.draws import ViewSettings
-from must.data.augment.exact import TrainViews
 from must.data.augment.gpu import DeviceInputs, DeviceViews
 from must.data.loading.reader import open_reader
 from must.method.distributed.process_group import init_distributed, pick_device

@@ -14,14 +14,14 @@ from PIL import Image
 
 from benchmarks import image_cost as hard
 from must.base.workers import KilledWorkerError
-from must.data.image import apart, bounds
+from must.data.image import bounds
 from must.data.image.decode import decode
 from must.data.image.preprocess import EvalView
 from must.data.loading.loader import EvalSource, TrainDataset, make_views
 from must.data.loading.reader import ShardReader
-from must.deploy.predict.images import load
+from must.deploy.predict.images import read_pixels
 from must.deploy.serve.pictures import pixels_of
-from must.deploy.serve.refused import Refused
+from must.deploy.serve.protocol import Refused
 from tests import zoo
 from tests.augment.test_views import PREPROCESS, SETTINGS
 from tests.shards.test_shard import run
@@ -35,13 +35,13 @@ ODD_ONES = {
 }
 PROGRAM = """
 import os, signal
-from must.data.image import apart, bounds, decode
+from must.data.image import bounds, decode
 bounds.SECONDS = 0.05
 def decoded(data, *limits):
     if data == {odd!r}:
         {does}
     return decode.decode(data, *limits)
-apart.work(decoded)
+bounds.work(decoded)
 """
 
 
@@ -49,17 +49,17 @@ apart.work(decoded)
 def does(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[str]:
     """A decoder that does that to the one picture ODD; the reason why it is refused."""
     act, reason = ODD_ONES[request.param]
-    monkeypatch.setattr(apart, "PROGRAM", PROGRAM.format(odd=ODD, does=act))
-    apart.helpers.drop()
+    monkeypatch.setattr(bounds, "PROGRAM", PROGRAM.format(odd=ODD, does=act))
+    bounds.helpers.drop()
     yield reason
-    apart.helpers.drop()
+    bounds.helpers.drop()
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "JPEG2000", "AVIF", "GIF", "BMP", "PPM", "TGA", "ICO"])
 def test_the_pixels_are_those_of_decoding_here(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = zoo.encoded(zoo.picture(1, 61, 47), kind)
     there = decode(data)
-    assert apart.helpers().free, "it was decoded here"
+    assert bounds.helpers().free, "it was decoded here"
     monkeypatch.setattr(bounds, "held", True)
     assert there.mode == "RGB" and np.array_equal(np.asarray(there), np.asarray(decode(data)))
     with pytest.raises(ValueError) as here:
@@ -92,7 +92,7 @@ def test_prediction_serving_training_and_evaluation_go_on(
 ) -> None:
     view = EvalView(PREPROCESS)
     (tmp_path / "odd.tif").write_bytes(ODD)
-    assert load(str(tmp_path / "odd.tif"), view) == (None, does.strip("^$"))
+    assert read_pixels(str(tmp_path / "odd.tif"), view) == (None, does.strip("^$"))
     with pytest.raises(Refused, match=does.strip("^$")):
         pixels_of(ODD, view, 10**6)
     reader = shards_with_odd(tmp_path)
@@ -105,9 +105,9 @@ def test_prediction_serving_training_and_evaluation_go_on(
 
 
 def test_a_program_that_somebody_else_ends_is_no_fault_of_the_picture() -> None:
-    apart.helpers.drop()
+    bounds.helpers.drop()
     decode(GOOD)
-    (helper,) = apart.helpers().free
+    (helper,) = bounds.helpers().free
     helper.process.kill()
     with pytest.raises(KilledWorkerError):
         decode(GOOD)

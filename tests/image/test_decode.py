@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from must.data.image.decode import check, decode, identify
-from must.data.image.jpeg import decode_plain
+from must.data.image.decode import check, decode, decode_plain, identify
 from tests import zoo
 
 

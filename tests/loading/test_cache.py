@@ -18,7 +18,7 @@ import pytest
 
 from must.base import storage
 from must.data.format.index import Index, Shard, load_index
-from must.data.format.offsets import load_offsets
+from must.data.format.samples import load_offsets
 from must.data.loading.cache import ShardCache
 from must.data.loading.prefetch import ShardPrefetcher
 from must.data.loading.reader import ShardReader, open_reader

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from must.api.cli import main
 from must.api.stages import call
 from must.config import EvaluateConfig, TrainConfig
-from must.data.augment.exact import TrainViews
+from must.data.augment.cpu import TrainViews
 from must.data.loading.loader import TrainDataset, train_batches
 from must.data.loading.order import GlobalBatches
 from must.data.loading.reader import open_reader

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from must.config import TrainConfig
-from must.data.augment.exact import TrainViews
+from must.data.augment.cpu import TrainViews
 from must.data.loading.loader import REPLACEMENTS, TrainDataset, train_batches
 from must.data.loading.order import GlobalBatches
 from must.data.loading.reader import ShardReader
-from must.evaluation.training import training_log
+from must.evaluation.report.provenance import training_log
 from must.method.train.trainer import train
 from tests import zoo
 from tests.augment.test_views import SETTINGS

@@ -15,10 +15,9 @@ from PIL import Image
 import must
 from must.config import PredictConfig
 from must.data.format.index import load_index
-from must.deploy.export.check import reference_embeddings
-from must.deploy.predict.decoding import Decoded
+from must.deploy.export.onnx import reference_embeddings
 from must.deploy.predict.images import predict_images
-from must.deploy.predict.parquet import PACKED, Run, Table
+from must.deploy.predict.parquet import PACKED_ROWS, Decoded, Run, Table
 from must.deploy.predict.session import OnnxClassifier
 from must.method.model.bundle import load_bundle
 from tests.evaluation.digits import pixels_of
@@ -105,7 +104,7 @@ def test_rows_that_wait_are_half_floats():
     assert kept <= 640 * (2 * 512 + 8) and pa.total_allocated_bytes() - before < 640 * (2 * 512 + 400)
 
 
-@pytest.mark.parametrize("rows", [0, 31, 3 * PACKED])
+@pytest.mark.parametrize("rows", [0, 31, 3 * PACKED_ROWS])
 def test_however_many_rows_a_shard_has_they_are_all_there(tmp_path, rows):
     """In order, in batches of 31, every seventh without an image; some are put together before they are written."""
     table = Table(["a", "b"], Run("m", "i", "", 1, 0.0, embeddings=True))
@@ -115,7 +114,9 @@ def test_however_many_rows_a_shard_has_they_are_all_there(tmp_path, rows):
         numbers = [float(item.key) for item in batch if item.pixels is not None]
         probability = np.tile(np.array([[0.25, 0.75]], np.float32), (len(numbers), 1))
         table.add(batch, probability, np.array(numbers, np.float32)[:, None] / [[1, 2]])
-    assert len(table.packed) == (2 if rows > PACKED else 0)  # of 34 batches, the first number of them that is enough
+    assert len(table.packed) == (
+        2 if rows > PACKED_ROWS else 0
+    )  # of 34 batches, the first number of them that is enough
     table.write(str(tmp_path / "x.parquet"), SimpleNamespace(name="x.tar", sha256="s"))
     found = pq.read_table(tmp_path / "x.parquet").to_pylist()
     assert [row["key"] for row in found] == [str(n) for n in range(rows)]

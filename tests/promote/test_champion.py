@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from must.deploy.promote.champion import champion
+from must.deploy.promote.promote import champion
 from must.deploy.promote.registry import Registry
 from must.method.model.classifier import TextClassifier, save_classifier
 from tests.promote.bundles import make_bundle

@@ -13,11 +13,10 @@ import uvicorn
 
 from must.data.loading.reader import ShardReader
 from must.deploy.review.http import App
-from must.deploy.review.page import self_contained
-from must.deploy.review.pictures import Pictures
+from must.deploy.review.page import Pictures, self_contained
+from must.deploy.review.prepare import Images, Teaching
 from must.deploy.review.session import Session
-from must.deploy.review.teaching import Images, Teaching
-from must.deploy.serve.server import address, listen
+from must.deploy.serve.server import listen, url_of
 from tests.review.conftest import labels_of
 
 AXE = Path(__file__).parents[2] / "build/axe/node_modules/axe-core/axe.min.js"
@@ -56,7 +55,7 @@ def serve():
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         running.append((server, thread))
-        return f"{address('127.0.0.1', listener)}/{app.token}/"
+        return f"{url_of('127.0.0.1', listener)}/{app.token}/"
 
     yield start
     for server, thread in running:

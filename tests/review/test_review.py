@@ -14,14 +14,12 @@ import pytest
 import torch
 
 from must.data.loading.reader import ShardReader
-from must.deploy.review.page import self_contained
-from must.deploy.review.pictures import Pictures
-from must.deploy.review.prepare import looks, prepare
+from must.deploy.review.page import Pictures, self_contained
+from must.deploy.review.prepare import Images, Teaching, looks, prepare
 from must.deploy.review.review import prepared as prepared_at
 from must.deploy.review.review import review as must_review
 from must.deploy.review.review import review_at, what_next
-from must.deploy.review.session import PATIENCE, Session
-from must.deploy.review.teaching import Images, Teaching
+from must.deploy.review.session import RESERVED, Session
 from must.method.answers.book import read_answers
 from must.method.answers.review import DOUBTFUL, Review
 from tests.evaluation.digits import digits
@@ -154,7 +152,7 @@ def test_two_pages_show_different_pictures_and_one_that_is_left_holds_nothing_up
     assert reply["picture"]["place"] == 3 and reply["state"]["text"].startswith("1 answer: "), "a gap ends no count"
     session.leave("ann")
     assert session.next("eve")["picture"]["place"] == 1
-    now[0] = PATIENCE + 1
+    now[0] = RESERVED + 1
     assert session.next("bob")["picture"]["place"] == 1
     session.answer("bob", {"number": ann["number"], "kind": "unsure"})
     assert session.review.measured(session.answers).answers == 1
@@ -292,7 +290,7 @@ def test_doubtful_pictures_come_by_rising_confidence_and_measure_nothing(tmp_pat
 
 def test_copies_of_a_file_are_asked_about_once_and_what_a_model_says_is_always_offered(monkeypatch, tmp_path):
     monkeypatch.setattr("must.deploy.review.prepare.LIKELY", 2)
-    monkeypatch.setattr("must.deploy.review.session.FEW", 5)
+    monkeypatch.setattr("must.deploy.review.session.ALL_OFFERED", 5)
     monkeypatch.setattr("must.deploy.review.prepare.fingerprint", lambda data: f"{data[-20] % 7:064x}")
     review, images = prepare(config_at(tmp_path))
     assert len(review.pictures) <= 7 < len(images.numbers) == review.images == 150
@@ -328,6 +326,6 @@ def test_a_page_that_carries_its_pictures_runs_nothing_of_theirs_and_has_a_bound
     assert carried["classes"][0] == hostile and len(carried["pictures"]) == 12 and carried["random"] is True
     assert not (folder / "answers.jsonl").exists()
     taken = sum(map(len, carried["images"].values()))
-    monkeypatch.setattr("must.deploy.review.page.LARGEST", taken - 1)
+    monkeypatch.setattr("must.deploy.review.page.LARGEST_PAGE", taken - 1)
     less, count = self_contained(session, Pictures(ShardReader(review.shards, review.split)), 12)
     assert count == 11 and len(less) < len(data)

@@ -47,7 +47,7 @@ def test_what_an_earlier_run_made_is_used_again(made, tmp_path, bucket_server, p
     assert not ask(work, tmp_path / "c", key="other classes").kept and len(made) == 2
 
 
-@pytest.mark.parametrize("file", [CLASSIFIER_FILE, classifiers.DESCRIPTION])
+@pytest.mark.parametrize("file", [CLASSIFIER_FILE, classifiers.CLASSIFIER_JSON])
 @pytest.mark.parametrize("damage", ["gone", "cut short", "empty"])
 def test_what_is_gone_or_damaged_is_made_again(made, tmp_path, file, damage):
     ask(tmp_path, tmp_path / "a")

@@ -71,4 +71,4 @@ def test_warnings_fire_where_they_should_and_nowhere_else(changes, words):
 
 
 def test_the_gate_asks_for_as_many_images_as_the_check():
-    assert gate.FEWEST == FEWEST
+    assert gate.FEWEST_LABELS == FEWEST

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from must.method.select import propagate as module
-from must.method.select.propagate import LEAST, RARE, corrected, propagate
+from must.method.select.propagate import RARE, SMALLEST_PROBABILITY, corrected, propagate
 
 PAIR = torch.tensor([[1], [0]])  # each is the other's neighbour
 
@@ -51,7 +51,7 @@ def test_blocks_make_no_difference(monkeypatch):
     neighbours, cosines = torch.randint(0, 40, (40, 5), generator=generator), torch.rand(40, 5, generator=generator)
     P = torch.rand(40, 6, generator=generator).softmax(1)
     whole = propagate(neighbours, cosines, P)
-    monkeypatch.setattr(module, "NUMBERS", 100)
+    monkeypatch.setattr(module, "BLOCK_NUMBERS", 100)
     assert torch.allclose(propagate(neighbours, cosines, P), whole, atol=1e-6)
 
 
@@ -84,4 +84,4 @@ def test_what_is_corrected_stays_probabilities():
     P = torch.randn(30, 4, generator=generator).mul(5).softmax(1)
     values = torch.nn.functional.normalize(torch.randn(30, 8, generator=generator), dim=1)
     found = corrected(P, values, torch.arange(10), torch.randint(-1, 4, (10,), generator=generator))
-    assert found.min() > LEAST / 4 and torch.allclose(found.sum(1), torch.ones(30), atol=1e-5)
+    assert found.min() > SMALLEST_PROBABILITY / 4 and torch.allclose(found.sum(1), torch.ones(30), atol=1e-5)

@@ -7,7 +7,7 @@ import pytest
 
 from must.deploy.serve.http import App, ClientGone, while_there
 from must.deploy.serve.metrics import Metrics
-from must.deploy.serve.refused import Refused
+from must.deploy.serve.protocol import Refused
 from must.deploy.serve.work import Work
 
 SCOPE = {"type": "http", "method": "POST", "path": "/v2/models/digits/infer", "query_string": b"", "headers": []}

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from must.deploy.serve.http import parse
-from must.deploy.serve.refused import Refused
+from must.deploy.serve.protocol import Refused
 from tests.serve.server import SILENCE, as_jpeg
 
 INFER = "/v2/models/digits/infer"

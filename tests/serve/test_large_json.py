@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from must.deploy.serve import http
-from must.deploy.serve.http import LARGE, App
-from must.deploy.serve.refused import Refused
-from must.deploy.serve.tensors import from_json
+from must.deploy.serve.http import LARGE_JSON, App
+from must.deploy.serve.protocol import Refused, from_json
 
 SHAPE = [1, 32, 32, 3]
 
@@ -83,9 +82,9 @@ def test_large_bodies_are_read_one_at_a_time_beside_the_event_loop(monkeypatch):
 
     async def read_all():
         app = app_for(patience=60)
-        await asyncio.gather(*[app.read(body(LARGE), {}, None) for _ in range(5)])
+        await asyncio.gather(*[app.read(body(LARGE_JSON), {}, None) for _ in range(5)])
 
-    monkeypatch.setattr(http, "understood", understood)
+    monkeypatch.setattr(http, "parse_request", understood)
     asyncio.run(read_all())
     assert most == 1 and threading.main_thread() not in threads
 
@@ -97,9 +96,9 @@ def test_small_bodies_do_not_wait_and_large_ones_not_for_ever():
             with pytest.raises(Refused, match='"inputs" must be'):
                 await app.read(body(100), {}, None)
             with pytest.raises(Refused, match="other large requests") as refused:
-                await app.read(body(LARGE), {}, None)
+                await app.read(body(LARGE_JSON), {}, None)
         assert refused.value.retry
         with pytest.raises(Refused, match='"inputs" must be'):
-            await app.read(body(LARGE), {}, None)
+            await app.read(body(LARGE_JSON), {}, None)
 
     asyncio.run(read_all())

@@ -20,7 +20,7 @@ from PIL import Image
 from must.base import storage
 from must.config import ShardConfig
 from must.data.format.index import Index, load_index
-from must.data.format.offsets import load_offsets
+from must.data.format.samples import load_offsets
 from must.data.shards.build import shard
 from tests import zoo
 

@@ -17,7 +17,7 @@ from must.base import lock, storage
 from must.base.processes import is_running
 from must.data.format.index import load_index
 from must.data.format.verify import verify
-from must.data.shards.workdir import SHARDS as SHARDS
+from must.data.shards.workdir import SHARDS_LOCK as SHARDS
 from tests import zoo
 from tests.shards.test_shard import run, samples
 from tests.shards.test_shard import tree as local_tree

@@ -19,8 +19,7 @@ from must.config import ShardConfig
 from must.data.format.index import Index, load_index
 from must.data.format.verify import verify
 from must.data.shards import build
-from must.data.shards.parts import kind_of
-from must.data.shards.workdir import Workdir
+from must.data.shards.workdir import Workdir, part_lock
 from tests import zoo
 from tests.shards.test_shard import run, tree
 from tests.shards.test_shard_gcs import tree as bucket_tree
@@ -279,7 +278,7 @@ def test_parts_in_a_bucket_that_fails(
     killed = part_of(source, output, "2/3", elsewhere)
     assert subprocess.run(killed, check=False).returncode == -signal.SIGKILL
     left = {entry.name for entry in storage.list_files(output)}
-    assert f"{kind_of('2-of-3').name}" in left and socket.gethostname() != "another-pod"
+    assert f"{part_lock('2-of-3').name}" in left and socket.gethostname() != "another-pod"
     bucket_server.faults.plan = ["", "", "503", "", "cut", "", "429", "lost", ""]
     for number in (1, 2, 3):
         assert (run(source, output, part=f"{number}/3", **OPTIONS) is None) == (number < 3)

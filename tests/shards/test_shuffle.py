@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from must.data.shards.shuffle import read_chunk, shuffle
+from must.data.shards.chunk import read_chunk
+from must.data.shards.listing import shuffle
 from must.data.sources.base import Item
 
 
@@ -41,7 +42,7 @@ def test_a_plan_of_many_names_needs_no_more_memory(tmp_path: Path) -> None:
     code = """
 import resource, sys
 from pathlib import Path
-from must.data.shards.shuffle import shuffle
+from must.data.shards.listing import shuffle
 from must.data.sources.files import Item
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 shuffle((Item(f"{n}.jpg", n, None, None, 0) for n in range(1000)), Path(sys.argv[1]) / "small", 100)

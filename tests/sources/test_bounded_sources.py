@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 from must.data.shards.listing import open_source
 from must.data.sources import archives, tables
-from must.data.sources.base import LONGEST, ListingReport
+from must.data.sources.base import LONGEST_NAME, ListingReport
 from tests import zoo
 
 
@@ -41,7 +41,7 @@ def tar_of(names: list[str]) -> bytes:
 
 def test_long_names_of_a_tar_are_rejected_in_short_lines(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
-    path.write_bytes(tar_of(["a.png", "b" * 60_000 + ".png", "c" * LONGEST + ".png", "d" * 4000 + ".png"]))
+    path.write_bytes(tar_of(["a.png", "b" * 60_000 + ".png", "c" * LONGEST_NAME + ".png", "d" * 4000 + ".png"]))
     items, rejected = listed(path)
     assert [item.name[0] for item in items] == ["a", "d"]
     assert {reason for _, reason in rejected} == {"a name of more than 4096 bytes"} and len(rejected) == 2
@@ -101,7 +101,7 @@ def test_damage_to_a_csv_is_said_with_its_line(tmp_path: Path) -> None:
 
 
 def test_labels_count_among_what_a_table_becomes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    label = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 3000), pyarrow.array(["x" * LONGEST]))
+    label = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 3000), pyarrow.array(["x" * LONGEST_NAME]))
     parquet.write_table(pyarrow.table({"path": ["1.png"] * 3000, "label": label}), tmp_path / "x.parquet")
     monkeypatch.setattr(tables, "EXPANDED", 1_000_000)
     with pytest.raises(ValueError, match=r"x\.parquet: its rows are more than 100 times"):

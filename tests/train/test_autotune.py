@@ -12,7 +12,7 @@ from must.method.distributed import cpu
 from must.method.distributed.cpu import MOST_LOADERS, division, loader_processes, multiplies_bf16
 from must.method.distributed.process_group import pick_device
 from must.method.model.bundle import load_bundle, load_description
-from must.method.train.autotune import SHARE, blank, choose_micro_batches, fewest_micro_batches
+from must.method.train.autotune import MEMORY_SHARE, blank, choose_micro_batches, fewest_micro_batches
 from must.method.train.checkpoint import Checkpoints
 from must.method.train.settings import StepSettings
 from must.method.train.step import MustStep
@@ -113,7 +113,14 @@ def test_the_number_of_loaders_does_not_change_the_model(digits, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "free, pieces", [(1100 / SHARE, 1), (1099 / SHARE, 2), (600 / SHARE, 2), (350 / SHARE, 4), (101 / SHARE, 1000)]
+    "free, pieces",
+    [
+        (1100 / MEMORY_SHARE, 1),
+        (1099 / MEMORY_SHARE, 2),
+        (600 / MEMORY_SHARE, 2),
+        (350 / MEMORY_SHARE, 4),
+        (101 / MEMORY_SHARE, 1000),
+    ],
 )
 def test_the_fewest_micro_batches_that_fit(free, pieces):
     """Of 1,000 images that take a byte each, besides a hundred."""

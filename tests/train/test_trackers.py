@@ -9,7 +9,7 @@ import torch
 from must.api import cli
 from must.base.parameters import load
 from must.config import TrainConfig, trackers
-from must.evaluation.training import training_log
+from must.evaluation.report.provenance import training_log
 from must.method.train.trackers import fan
 from must.method.train.trackers.base import reason
 from must.method.train.trackers.fan import AsyncTracker

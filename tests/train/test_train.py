@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from must.base.parameters import load
 from must.config import ShardConfig, TrainConfig
 from must.data.shards.build import shard
-from must.evaluation.training import training_log
+from must.evaluation.report.provenance import training_log
 from must.method.model.bundle import load_bundle, load_description
 from must.method.train.log import unlearned
 from must.method.train.optimizer import build_optimizer, set_learning_rate, step_if_finite

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from must.evaluation.training import training_log
+from must.evaluation.report.provenance import training_log
 from must.method.train.trackers import trainer_status
 from must.method.train.trackers.base import Attempt
 from must.method.train.trackers.fan import AsyncTracker, Trackers

@@ -11,10 +11,9 @@ from torch.optim import optimizer
 
 from must.base.parameters import load
 from must.config import TrainConfig
+from must.data.augment.cpu import fill_color
 from must.data.augment.draws import ViewSettings
-from must.data.augment.exact import fill_color
-from must.data.augment.gpu import DeviceInputs, DeviceViews
-from must.data.augment.gpu_ops import NAMES
+from must.data.augment.gpu import OPERATION_NAMES, DeviceInputs, DeviceViews
 from must.data.augment.normalize import channels
 from must.data.image.preprocess import Preprocess
 from must.method.distributed.preemption import StopSignal
@@ -194,7 +193,7 @@ def views_of(operations: list[list[int]]) -> Counter[str]:
 
 
 def test_views_on_the_device_wait_for_nothing():
-    operations = [pair for number in range(len(NAMES)) for pair in ([number, -1], [-1, number])]
+    operations = [pair for number in range(len(OPERATION_NAMES)) for pair in ([number, -1], [-1, number])]
     assert views_of(operations) == views_of(operations * 8)  # launches do not grow with the images
 
 

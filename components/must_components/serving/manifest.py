@@ -10,7 +10,7 @@ from must.runtime.check import check_service_name
 PORT = 8080
 KIND, GROUP, VERSION, PLURAL = "InferenceService", "serving.kserve.io", "v1beta1", "inferenceservices"
 CONTAINER = "kserve-container"  # the name that KServe looks for
-GRACE = 60  # seconds: `must serve` drains for 5 and then answers what there is
+GRACE_PERIOD = 60  # seconds: `must serve` drains for 5 and then answers what there is
 SIZE = "must/server"  # annotation: replicas and resources of cluster.yaml when it was applied
 OLD_SIZE = {"replicas": 1, "cpu": "1", "memory": "2Gi", "memory_limit": "4Gi"}  # of servers from before it
 # A Deployment and a Service. Knative, the default of KServe up to 0.15 and of Kubeflow's installation, refuses a pod's
@@ -55,7 +55,7 @@ def inference_service(registry: str, name: str, server: dict[str, Any]) -> dict[
         "minReplicas": size["replicas"],
         # It decodes strangers' images, and asks the cluster for nothing.
         "automountServiceAccountToken": False,
-        "terminationGracePeriodSeconds": GRACE,
+        "terminationGracePeriodSeconds": GRACE_PERIOD,
         "containers": [container],
         "volumes": [{"name": "scratch", "emptyDir": {}}],
     }

@@ -11,7 +11,7 @@ from must.runtime.places import WorkUri
 from must_components.cluster import Cluster
 from must_components.serving.manifest import inference_service, is_seen, require_seen
 
-FILE = "inferenceservice.yaml"  # REGISTRY/NAME/...
+MANIFEST_FILE = "inferenceservice.yaml"  # REGISTRY/NAME/...
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def serve(
         if how == "apply":
             require_seen(registry, server)
         text = yaml.safe_dump(manifest, sort_keys=False).encode()
-        place = storage.join(registry, model_name, FILE)
+        place = storage.join(registry, model_name, MANIFEST_FILE)
         storage.write_bytes(place, text)
         storage.write_bytes(output, text)
         namespace = Cluster.to_serve().apply(manifest) if how == "apply" else ""

@@ -18,10 +18,10 @@ from urllib3.exceptions import HTTPError
 from must_components.argo import is_stopped
 from must_components.train_job.manifest import MODEL, NODE, RUN, RUN_NAME, Request
 
-TRAINER = ("trainer.kubeflow.org", "v1alpha1")
+TRAINER_API = ("trainer.kubeflow.org", "v1alpha1")
 JOB_SET = ("jobset.x-k8s.io", "v1alpha2")
 WORKFLOW = ("argoproj.io", "v1alpha1")
-LIMIT = (5, 30)  # seconds for connecting, and for an answer
+REQUEST_TIMEOUT = (5, 30)  # seconds for connecting, and for an answer
 NO_ANSWER = (HTTPError, OSError)
 
 
@@ -39,7 +39,7 @@ class Jobs:
 
     def get(self, name: str) -> dict[str, Any] | None:
         """The TrainJob, or None if there is none."""
-        return self.read(TRAINER, "trainjobs", name)
+        return self.read(TRAINER_API, "trainjobs", name)
 
     def delete(self, job: dict[str, Any]) -> None:
         """This very job, not one that has its name by now; it is there until its JobSet and all its pods are gone.
@@ -57,7 +57,7 @@ class Jobs:
         self.suspend(job)
         try:
             self.custom.delete_namespaced_custom_object(
-                *TRAINER, self.namespace, "trainjobs", name, body=options, _request_timeout=LIMIT
+                *TRAINER_API, self.namespace, "trainjobs", name, body=options, _request_timeout=REQUEST_TIMEOUT
             )
         except ApiException as error:
             if error.status not in (404, 409):  # it is gone, or another one by now
@@ -69,19 +69,19 @@ class Jobs:
         over = any(one["status"] == "True" and one["type"] in ("Complete", "Failed") for one in conditions)
         if over or job["spec"].get("suspend") or "deletionTimestamp" in job["metadata"]:
             return
-        where = (*TRAINER, self.namespace, "trainjobs", job["metadata"]["name"])
+        where = (*TRAINER_API, self.namespace, "trainjobs", job["metadata"]["name"])
         patch = {"metadata": {"uid": job["metadata"]["uid"]}, "spec": {"suspend": True}}
         with suppress(ApiException):
-            self.custom.patch_namespaced_custom_object(*where, patch, _request_timeout=LIMIT)
+            self.custom.patch_namespaced_custom_object(*where, patch, _request_timeout=REQUEST_TIMEOUT)
 
     def mark(self, job: dict[str, Any], run: str, name: str, model: str) -> None:
         """Says on the job which run waits for it, its id and its name, and for which model. Without the right to it,
         nothing is said."""
-        where = (*TRAINER, self.namespace, "trainjobs", job["metadata"]["name"])
+        where = (*TRAINER_API, self.namespace, "trainjobs", job["metadata"]["name"])
         labels = {RUN: run, MODEL: model.rstrip("-._") or None}  # Kubernetes' rule for a label's end
         patch = {"uid": job["metadata"]["uid"], "labels": labels, "annotations": {RUN_NAME: name}}
         with suppress(ApiException):
-            self.custom.patch_namespaced_custom_object(*where, {"metadata": patch}, _request_timeout=LIMIT)
+            self.custom.patch_namespaced_custom_object(*where, {"metadata": patch}, _request_timeout=REQUEST_TIMEOUT)
 
     def outcome(self, job: dict[str, Any]) -> tuple[str, str]:
         """Complete, Failed, Suspended or '' while it runs, and why.
@@ -104,11 +104,13 @@ class Jobs:
     def pods(self, name: str) -> list[Any]:
         """The nodes' pods, the newest first."""
         selector = f"jobset.sigs.k8s.io/jobset-name={name},jobset.sigs.k8s.io/replicatedjob-name={NODE}"
-        pods = self.core.list_namespaced_pod(self.namespace, label_selector=selector, _request_timeout=LIMIT).items
+        pods = self.core.list_namespaced_pod(
+            self.namespace, label_selector=selector, _request_timeout=REQUEST_TIMEOUT
+        ).items
         return sorted(pods, key=lambda pod: pod.metadata.creation_timestamp, reverse=True)
 
     def log(self, pod: str) -> list[str]:
-        text = self.core.read_namespaced_pod_log(pod, self.namespace, container=NODE, _request_timeout=LIMIT)
+        text = self.core.read_namespaced_pod_log(pod, self.namespace, container=NODE, _request_timeout=REQUEST_TIMEOUT)
         return str(text).splitlines()
 
     def follow(self, pod: str) -> Iterator[str]:
@@ -120,7 +122,7 @@ class Jobs:
         """What Kubernetes noted about the job, what queues it, its JobSet and its pods, the oldest first."""
         found = [
             (event.last_timestamp or event.first_timestamp or event.event_time, event.involved_object, event)
-            for event in self.core.list_namespaced_event(self.namespace, _request_timeout=LIMIT).items
+            for event in self.core.list_namespaced_event(self.namespace, _request_timeout=REQUEST_TIMEOUT).items
         ]
         ours = [item for item in found if item[0] and name in item[1].name]
         ours.sort(key=lambda item: item[0])
@@ -131,7 +133,9 @@ class Jobs:
         pod = os.environ.get("KFP_POD_NAME", "")
         if not pod:
             return ""
-        labels = self.core.read_namespaced_pod(pod, self.namespace, _request_timeout=LIMIT).metadata.labels or {}
+        labels = (
+            self.core.read_namespaced_pod(pod, self.namespace, _request_timeout=REQUEST_TIMEOUT).metadata.labels or {}
+        )
         return labels.get("workflows.argoproj.io/workflow", "")
 
     def run_name(self, workflow: str) -> str:
@@ -146,7 +150,7 @@ class Jobs:
     def read(self, group: tuple[str, str], plural: str, name: str) -> dict[str, Any] | None:
         read = self.custom.get_namespaced_custom_object
         try:
-            found: dict[str, Any] = read(*group, self.namespace, plural, name, _request_timeout=LIMIT)
+            found: dict[str, Any] = read(*group, self.namespace, plural, name, _request_timeout=REQUEST_TIMEOUT)
         except ApiException as error:
             if error.status == 404:
                 return None

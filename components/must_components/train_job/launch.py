@@ -27,7 +27,7 @@ from must_components.train_job.follow import LogFollower
 from must_components.train_job.jobs import NO_ANSWER, Jobs, moment
 from must_components.train_job.manifest import PLACE, Request
 
-POLL = 5.0  # seconds between looks at the job
+POLL_JOB = 5.0  # seconds between looks at the job
 API_TIMEOUT = 600.0  # seconds without an answer of the API server after which the launcher gives up; the job runs on
 DRAIN = 10.0  # seconds for what is left of the log of a job that is over
 GONE = 300.0  # seconds for a deleted job's pods to stop: they may save a checkpoint first
@@ -46,7 +46,7 @@ class Launch:
 
     def run(self) -> None:
         previous = signal.signal(signal.SIGTERM, stop)
-        follower = LogFollower(self.jobs, self.name, POLL / 2)
+        follower = LogFollower(self.jobs, self.name, POLL_JOB / 2)
         try:
             with keep_alive(self.job.sign):
                 self.submit_or_attach()
@@ -141,7 +141,7 @@ class Launch:
             queued = outcome == "Suspended"
             if self.timeout and not queued and seconds_of(job) > self.timeout:
                 raise TimeoutError(f"not done after {self.timeout} s")
-            time.sleep(POLL)
+            time.sleep(POLL_JOB)
         print(f"the TrainJob {self.name} was deleted by another program; its checkpoints stay", file=sys.stderr)
         raise SystemExit(BUG)
 
@@ -183,7 +183,7 @@ class Launch:
                     f"the TrainJob {self.name} does not go away: kubectl delete trainjob {self.name}", file=sys.stderr
                 )
                 raise SystemExit(BUG)
-            time.sleep(POLL)
+            time.sleep(POLL_JOB)
 
 
 class StoppedError(BaseException):  # not Exception: the SDK turns whatever is raised inside a call into its own error

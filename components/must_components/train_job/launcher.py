@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 from must.base import storage
+from must.base.files import ANSWERS_FILE
 from must.base.names import listed
-from must.method.answers.book import FILE as ANSWERS
 from must.method.model.bundle import summary_at
 from must.runtime.keepalive import SILENCE
 from must.runtime.notes import Facts, stage_note
@@ -50,7 +50,7 @@ def job_name(job: str) -> str:
 
 def since(work_uri: str, key: str) -> str:
     """Another job for what people have answered since: the one before is complete."""
-    place = storage.join(WorkUri(work_uri).review(key), ANSWERS)
+    place = storage.join(WorkUri(work_uri).review(key), ANSWERS_FILE)
     return f"-{hashlib.sha256(storage.read_bytes(place)).hexdigest()[:8]}" if storage.exists(place) else ""
 
 

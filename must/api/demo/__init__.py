@@ -88,7 +88,7 @@ TEMPLATES = (
 )
 DIGITS = Path(__file__).with_name("digits.csv.gz")
 IMAGE_SIZE = 32
-PARTS = {"test": 500, "validation": 200, "unlabeled": 1097}
+SPLIT_SIZES = {"test": 500, "validation": 200, "unlabeled": 1097}
 
 
 def digit_parts() -> dict[str, list[tuple[Image.Image, str]]]:
@@ -98,7 +98,7 @@ def digit_parts() -> dict[str, list[tuple[Image.Image, str]]]:
     digits = table[:, -1].astype(int)
     order = sorted(range(len(pixels)), key=lambda i: hashlib.sha256(pixels[i].tobytes()).digest())
     parts, start = {}, 0
-    for part, count in PARTS.items():
+    for part, count in SPLIT_SIZES.items():
         chosen = order[start : start + count]
         parts[part] = [(enlarge(pixels[i]), CLASSES[digits[i]]) for i in chosen]
         start += count

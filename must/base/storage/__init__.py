@@ -28,9 +28,9 @@ from must.base.storage.api import (
     upload,
     write_bytes,
 )
-from must.base.storage.base import ConflictError, Entry, Generation, UnreachableError, Writable
 from must.base.storage.disk import TEMPORARY, HashingFile, disk_errors, local, remove_leftovers, sha256_of, umask
-from must.base.storage.retry import is_transient, repeat, wait_for_credentials
+from must.base.storage.retry import UnreachableError, is_transient, repeat, wait_for_credentials
+from must.base.storage.store import ConflictError, Entry, Generation, Writable
 
 __all__ = [
     "TEMPORARY", "ConflictError", "Entry", "Generation", "HashingFile", "TransientError", "UnreachableError",

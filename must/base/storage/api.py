@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from must.base.errors import UserError
-from must.base.storage.base import ConflictError, Entry, Generation, Writable
 from must.base.storage.disk import check_regular, disk_errors, local, open_local, open_regular, walk
-from must.base.storage.store import Store
+from must.base.storage.store import ConflictError, Entry, Generation, Store, Writable
 from must.base.text import without_secrets
 
 
@@ -94,9 +93,7 @@ def list_files(uri: str | Path, on_problem: Callable[[str, str], None] | None = 
 
     Symbolic links are followed, except back into a folder that is being listed. What cannot be listed (no permission,
     a link that leads nowhere or round in circles, a socket, a folder too deep) goes to `on_problem` as (name, reason).
-
-    Raises:
-        FileNotFoundError, NotADirectoryError: there is no such local folder. A remote one is then just empty.
+    Raises FileNotFoundError, NotADirectoryError: there is no such local folder. A remote one is then just empty.
     """
     if is_remote(uri):
         return remote(uri).list_files(str(uri))
@@ -166,10 +163,7 @@ def download(uri: str | Path, path: str | Path) -> None:
 @contextmanager
 def local_copy(uri: str | Path) -> Iterator[Path]:
     """A path at which the file can be read while the block lasts: its own, or a copy's of a remote one.
-
-    Raises:
-        OSError: a pipe, socket or device.
-    """
+    Raises OSError: a pipe, socket or device."""
     if not is_remote(uri):
         path = local(uri)
         if path.exists():
@@ -263,10 +257,7 @@ DAMAGE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, Rec
 
 def read_object(uri: str | Path, check: Callable[[dict[str, Any]], Result], damaged: Exception) -> Result:
     """`parse_object` of a file. What keeps it from being read, a store that is away for instance, is no damage.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
+    Raises FileNotFoundError: there is no such file."""
     return parse_object(read_bytes(uri), check, damaged)
 
 

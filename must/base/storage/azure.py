@@ -19,9 +19,8 @@ from azure.storage.blob import BlobBlock, BlobServiceClient
 
 from must.base.errors import UserError
 from must.base.processes import per_process
-from must.base.storage.base import Generation
 from must.base.storage.retry import HTTP_TIMEOUTS, is_transient
-from must.base.storage.store import KEY, MARK, RIGHT, Head, Place, Store, conflict, missing
+from must.base.storage.store import KEY, MARK, RIGHT, Generation, Head, Place, Store, conflict, missing
 from must.base.text import one_line, without_secrets
 
 
@@ -107,7 +106,7 @@ class Azure(Store):
     def translate(self, place: Place, error: Exception) -> Exception | None:
         uri = place.uri
         if isinstance(error, core.ClientAuthenticationError):
-            return UserError(f"{uri}: the server does not accept these credentials ({code_of(error)}). {LOG_IN}")
+            return UserError(f"{uri}: the server does not accept these credentials ({error_code(error)}). {LOG_IN}")
         if isinstance(error, core.HttpResponseError):  # by status: what has no body has no class of its own
             match error.status_code:
                 case 404:
@@ -115,8 +114,8 @@ class Azure(Store):
                 case 409 | 412:
                     return conflict(place)
                 case 403:
-                    return UserError(f"{uri}: no permission ({code_of(error)}). {LOG_IN}")
-            return UserError(f"{uri}: the server refused: {code_of(error)}")
+                    return UserError(f"{uri}: no permission ({error_code(error)}). {LOG_IN}")
+            return UserError(f"{uri}: the server refused: {error_code(error)}")
         return UserError(f"{uri}: {one_line(error)}") if isinstance(error, core.AzureError) else None
 
 
@@ -182,6 +181,6 @@ LOG_IN = (
 )
 
 
-def code_of(error: core.HttpResponseError) -> str:
+def error_code(error: core.HttpResponseError) -> str:
     code = getattr(error, "error_code", None)
     return str(getattr(code, "value", code) or (error.message or "").split("\n")[0] or error.status_code)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from must.base.errors import UserError
-from must.base.storage.base import ConflictError, Entry, Generation
+from must.base.storage.store import ConflictError, Entry, Generation
 
 TEMPORARY = ".tmp-"
 """Prefix of files that are not complete yet. Listings leave them out, and what goes on after a kill deletes them."""

@@ -23,9 +23,8 @@ from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from must.base.errors import UserError
 from must.base.processes import per_process
 from must.base.storage import retry
-from must.base.storage.base import Generation
 from must.base.storage.retry import HTTP_TIMEOUTS
-from must.base.storage.store import KEY, MARK, RIGHT, Head, Place, Store, conflict, missing
+from must.base.storage.store import KEY, MARK, RIGHT, Generation, Head, Place, Store, conflict, missing
 
 
 class Gcs(Store):
@@ -98,12 +97,12 @@ class Gcs(Store):
         )
 
     def is_transient(self, error: BaseException) -> bool:
-        return isinstance(error, TRANSIENT_ERRORS) or retry.is_transient(status_of(error))
+        return isinstance(error, TRANSIENT_ERRORS) or retry.is_transient(http_status(error))
 
     def refused(self, error: BaseException) -> str:
-        if isinstance(error, auth.RefreshError) or status_of(error) == 401:
+        if isinstance(error, auth.RefreshError) or http_status(error) == 401:
             return KEY
-        return RIGHT if status_of(error) == 403 else ""
+        return RIGHT if http_status(error) == 403 else ""
 
     def log_in_again(self) -> None:
         client_of.drop()
@@ -114,7 +113,7 @@ class Gcs(Store):
             return UserError(f"{uri}: the credentials have expired or were revoked. {NO_CREDENTIALS}")
         if isinstance(error, api.RetryError):  # of a piece
             return retry.given_up(uri, error, retry.RETRY_TIMEOUT)
-        match status_of(error):
+        match http_status(error):
             case 404:
                 return missing(place)
             case 412:
@@ -161,19 +160,13 @@ NO_CREDENTIALS = (
 
 
 TRANSIENT_ERRORS = (
-    ConnectionError,
-    auth.TransportError,
-    requests.exceptions.ConnectionError,
-    requests.exceptions.ChunkedEncodingError,
-    requests.exceptions.Timeout,
-    requests.exceptions.ContentDecodingError,
-    http.client.HTTPException,
-    urllib3.exceptions.HTTPError,
-    DataCorruption,
-)
+    ConnectionError, auth.TransportError, requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError,
+    requests.exceptions.Timeout, requests.exceptions.ContentDecodingError, http.client.HTTPException,
+    urllib3.exceptions.HTTPError, DataCorruption,
+)  # fmt: skip
 
 
-def status_of(error: BaseException) -> int | None:
+def http_status(error: BaseException) -> int | None:
     if isinstance(error, api.GoogleAPICallError):
         return error.code
     if isinstance(error, InvalidResponse):

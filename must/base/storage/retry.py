@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from must.base.errors import TransientError
-from must.base.storage.base import UnreachableError
 from must.base.text import without_secrets
 
 Result = TypeVar("Result")
@@ -16,6 +15,11 @@ LONGEST_PAUSE = 20.0
 RETRY_TIMEOUT = 300.0  # seconds of repeated failure after which a request is given up
 HTTP_TIMEOUTS = (10, 60)  # seconds to connect, seconds without a byte
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses
+
+
+class UnreachableError(TransientError):
+    """A server did not answer for minutes."""
+
 
 PROVEN = "MUST_PROVEN_PLACES"  # in the environment: URIs where this run has read and written, one a line
 

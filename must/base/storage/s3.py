@@ -23,9 +23,8 @@ from botocore.config import Config
 
 from must.base.errors import UserError
 from must.base.processes import per_process
-from must.base.storage.base import Generation
 from must.base.storage.retry import HTTP_TIMEOUTS, is_transient
-from must.base.storage.store import KEY, MARK, RIGHT, Head, Place, Store, conflict, missing
+from must.base.storage.store import KEY, MARK, RIGHT, Generation, Head, Place, Store, conflict, missing
 from must.base.text import one_line, without_secrets
 
 
@@ -36,7 +35,7 @@ class S3(Store):
         try:
             found = client().head_object(**key_of(place))
         except boto.ClientError as error:
-            if status_of(error) in (400, 403):  # of expired credentials, say: the body tells, and HEAD has none
+            if http_status(error) in (400, 403):  # of expired credentials, say: the body tells, and HEAD has none
                 client().get_object(**key_of(place), Range="bytes=0-0")
             raise
         return Head(int(found["ContentLength"]), found["ETag"], found.get("Metadata", {}).get(MARK))
@@ -53,7 +52,7 @@ class S3(Store):
         try:
             return client().get_object(**key_of(place), **wanted, **condition_of(generation))["Body"].read()
         except boto.ClientError as error:
-            if code_of(error) == "InvalidRange":
+            if error_code(error) == "InvalidRange":
                 return b""
             raise
 
@@ -94,7 +93,7 @@ class S3(Store):
 
     def is_transient(self, error: BaseException) -> bool:
         if isinstance(error, boto.ClientError):
-            return code_of(error) in BUSY or is_transient(status_of(error))
+            return error_code(error) in BUSY or is_transient(http_status(error))
         if isinstance(error, boto.SSLError):
             return False
         lost = (boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, urllib3.exceptions.HTTPError)
@@ -105,9 +104,9 @@ class S3(Store):
             return KEY
         if not isinstance(error, boto.ClientError):
             return ""
-        if code_of(error) in (*KEYS, *EXPIRED) or status_of(error) == 401:
+        if error_code(error) in (*KEYS, *EXPIRED) or http_status(error) == 401:
             return KEY
-        return RIGHT if status_of(error) == 403 else ""
+        return RIGHT if http_status(error) == 403 else ""
 
     def log_in_again(self) -> None:
         client_of.drop()
@@ -121,7 +120,7 @@ class S3(Store):
             return UserError(f"{uri}: {one_line(error).rstrip('.')}{hint}")
         if not isinstance(error, boto.ClientError):
             return None
-        code, status = code_of(error), status_of(error)
+        code, status = error_code(error), http_status(error)
         if code in ("NoSuchKey", "NoSuchBucket", "NoSuchUpload", "404", "NotFound") or status == 404:
             return missing(place)
         if code in ("PreconditionFailed", "412") or status == 412:
@@ -196,29 +195,21 @@ NO_CREDENTIALS = (
     "AWS_SECRET_ACCESS_KEY, or run in a pod whose service account has a role"
 )
 ABOUT_CREDENTIALS = (
-    boto.NoCredentialsError,
-    boto.PartialCredentialsError,
-    boto.CredentialRetrievalError,
-    boto.TokenRetrievalError,
+    boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError, boto.TokenRetrievalError,
     boto.SSOError,
-)
+)  # fmt: skip
 KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AuthFailure", "UnrecognizedClientException")
 EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired")
 BUSY = (
-    "SlowDown",
-    "RequestTimeout",
-    "InternalError",
-    "ServiceUnavailable",
-    "ConditionalRequestConflict",
-    "OperationAborted",
-    "BadDigest",
-)
+    "SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "ConditionalRequestConflict",
+    "OperationAborted", "BadDigest",
+)  # fmt: skip
 REGION = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301")
 
 
-def code_of(error: boto.ClientError) -> str:
+def error_code(error: boto.ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
-def status_of(error: boto.ClientError) -> int:
+def http_status(error: boto.ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

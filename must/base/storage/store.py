@@ -11,12 +11,30 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple, Protocol, TypeVar
 
 from must.base.errors import TransientError, UserError
-from must.base.storage.base import ConflictError, Entry, Generation, UnreachableError
-from must.base.storage.retry import is_proven, repeat
+from must.base.storage.retry import UnreachableError, is_proven, repeat
 from must.base.text import without_secrets
+
+Generation = int | str
+"""Stands for what an object holds now: a number of Cloud Storage, an ETag elsewhere. 0: there is no object."""
+
+
+class Entry(NamedTuple):
+    """A file of a listing: its name relative to what was listed ("/" between folders), its size in bytes."""
+
+    name: str
+    size: int
+
+
+class Writable(Protocol):
+    def write(self, data: bytes, /) -> int: ...
+
+
+class ConflictError(OSError):
+    """The object is not at the generation that the caller expected: another program wrote it."""
+
 
 Result = TypeVar("Result")
 KEY, RIGHT = "key", "right"

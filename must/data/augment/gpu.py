@@ -3,25 +3,167 @@
 A loader process sends each image squeezed into a square of 1.5 times the views' side, and what was drawn for it, which
 is the same as for the exact views. The device crops, mirrors and augments whole batches. Views are not bit-equal to
 the exact ones: they are interpolated linearly from the square, averaging 2 x 2 points a pixel, and RandAugment is
-computed by tensor operations.
+computed by tensor operations on batches, float32 [N, 3, H, W] with whole values of 0..255, each image with its own
+argument, float32 [N]. They compute what timm's do on Pillow images; only rotation, shear, shift and blur interpolate in
+another way.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.v2 import functional as v2
 
+from must.data.augment.cpu import as_array, crop, fill_color, pixels_of
 from must.data.augment.draws import AugmentParams, AugmentSampler, ViewSettings, resized, size_of
-from must.data.augment.exact import fill_color
-from must.data.augment.fast import as_array, crop, pixels_of
-from must.data.augment.gpu_ops import NAMES, apply_ops
 from must.data.augment.normalize import channels
 from must.data.image.cost import MAX_PIXELS
+
+Fill = tuple[int, int, int]
+
+
+def apply_ops(images: Tensor, operations: Tensor, arguments: Tensor, fill: Fill, order: Tensor | None = None) -> Tensor:
+    """Applies RandAugment's operations to a batch of images, each with its own argument.
+
+    Args:
+        operations: int64 [N, L] in host memory, numbers in NAMES, -1 for none; those of a row are done from left to
+            right. The host launches what occurs, and so need not ask the device.
+        arguments: float32 [N, L].
+        fill: colour of pixels that a rotation or shift brings in.
+        order: int64 [N, L] beside the images, `operations.argsort(0)`; made and copied here if it is not given.
+    """
+    images = images.clone()
+    order = operations.argsort(dim=0, stable=True).to(images.device) if order is None else order
+    for layer in range(operations.shape[1]):
+        numbers, counts = operations[:, layer].unique(return_counts=True)
+        chunks = order[:, layer].split(counts.tolist())
+        for number, chosen in zip(numbers.tolist(), chunks, strict=True):
+            if number >= 0:
+                result = OPERATIONS[OPERATION_NAMES[number]](images[chosen], arguments[:, layer][chosen], fill)
+                images[chosen] = result.round().clamp(0, 255)
+    return images
+
+
+def auto_contrast(x: Tensor, _: Tensor, fill: Fill) -> Tensor:
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    flat = low == high
+    scale = torch.where(flat, 1.0, (high - low) * (1 / 255))
+    return ((x - torch.where(flat, 0.0, low)) / scale).clamp(0, 255).floor()
+
+
+def equalize(x: Tensor, _: Tensor, fill: Fill) -> Tensor:
+    return v2.equalize(x.to(torch.uint8)).float()
+
+
+def invert(x: Tensor, _: Tensor, fill: Fill) -> Tensor:
+    return 255 - x
+
+
+def posterize(x: Tensor, bits: Tensor, fill: Fill) -> Tensor:
+    step = column(2 ** (8 - bits.clamp(0, 8)))
+    return (x / step).floor() * step
+
+
+def solarize(x: Tensor, threshold: Tensor, fill: Fill) -> Tensor:
+    return torch.where(x < column(threshold), x, 255 - x)
+
+
+def solarize_add(x: Tensor, added: Tensor, fill: Fill) -> Tensor:
+    return torch.where(x < 128, (x + column(added)).clamp(max=255), x)
+
+
+def color(x: Tensor, factor: Tensor, fill: Fill) -> Tensor:
+    return blend(grey(x), x, factor)
+
+
+def desaturate(x: Tensor, factor: Tensor, fill: Fill) -> Tensor:
+    return blend(grey(x), x, (1 - factor).clamp(0, 1))
+
+
+def contrast(x: Tensor, factor: Tensor, fill: Fill) -> Tensor:
+    mean = (grey(x).mean((1, 2, 3), keepdim=True) + 0.5).floor()
+    return blend(mean, x, factor)
+
+
+def brightness(x: Tensor, factor: Tensor, fill: Fill) -> Tensor:
+    return x * column(factor)
+
+
+def sharpness(x: Tensor, factor: Tensor, fill: Fill) -> Tensor:
+    """Blends with Pillow's SMOOTH filter, which leaves the border as it is."""
+    kernel = torch.ones(3, 1, 3, 3, device=x.device)
+    kernel[:, :, 1, 1] = 5
+    smooth = x.clone()
+    smooth[:, :, 1:-1, 1:-1] = (F.conv2d(x, kernel / 13, groups=3)).round()
+    return blend(smooth, x, factor)
+
+
+def blur(x: Tensor, radius: Tensor, fill: Fill) -> Tensor:
+    """Gaussian, each image with its own; 13 taps, rows then columns."""
+    N, C, H, W = x.shape
+    taps = torch.arange(-6, 7, device=x.device, dtype=x.dtype)
+    kernel = (-0.5 * (taps / radius.clamp(min=1e-3)[:, None]).square()).softmax(1).repeat_interleave(C, 0)
+    rows = F.conv2d(
+        F.pad(x, (6, 6, 6, 6), "reflect").view(1, N * C, H + 12, W + 12), kernel[:, None, None], groups=N * C
+    )
+    return F.conv2d(rows, kernel[:, None, :, None], groups=N * C).view(N, C, H, W)
+
+
+def affine(rows: Callable[[Tensor, Tensor], list[Tensor | int]]) -> Callable[[Tensor, Tensor, Fill], Tensor]:
+    """The operation that maps coordinates of its result to the image's, both from -1 to 1, by the six numbers of two
+    rows: `rows` of the image and the argument, each number for all images or [N]."""
+
+    def operation(x: Tensor, argument: Tensor, fill: Fill) -> Tensor:
+        numbers = rows(x, argument)
+        matrix = [one if isinstance(one, Tensor) else torch.full_like(argument, one) for one in numbers]
+        grid = F.affine_grid(torch.stack(matrix, 1).view(-1, 2, 3), list(x.shape), align_corners=False)
+        inside = F.grid_sample(x, grid, "bilinear", "border", align_corners=False)
+        return torch.where((grid.abs() <= 1).all(-1)[:, None], inside, channels(fill, x.device))
+
+    return operation
+
+
+def rotation(x: Tensor, degrees: Tensor) -> list[Tensor | int]:
+    angle = -degrees * (math.pi / 180)
+    return [angle.cos(), angle.sin(), 0, -angle.sin(), angle.cos(), 0]
+
+
+def blend(degenerate: Tensor, x: Tensor, factor: Tensor) -> Tensor:
+    return degenerate + (x - degenerate) * column(factor)
+
+
+def grey(x: Tensor) -> Tensor:
+    """Pillow's conversion to "L", [N, 1, H, W]."""
+    red, green, blue = x.unbind(1)
+    return ((red * 19595 + green * 38470 + blue * 7471 + 32768) / 65536).floor()[:, None]
+
+
+def column(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)
+
+
+OPERATIONS: dict[str, Callable[[Tensor, Tensor, Fill], Tensor]] = {
+    "AutoContrast": auto_contrast, "Equalize": equalize, "Invert": invert, "Rotate": affine(rotation),
+    "Posterize": posterize, "PosterizeIncreasing": posterize, "PosterizeOriginal": posterize, "Solarize": solarize,
+    "SolarizeIncreasing": solarize, "SolarizeAdd": solarize_add, "Color": color, "ColorIncreasing": color,
+    "Contrast": contrast, "ContrastIncreasing": contrast, "Brightness": brightness, "BrightnessIncreasing": brightness,
+    "Sharpness": sharpness, "SharpnessIncreasing": sharpness,
+    "ShearX": affine(lambda x, factor: [1, factor, factor, 0, 1, 0]),
+    "ShearY": affine(lambda x, factor: [1, 0, 0, factor, 1, factor]),
+    "TranslateX": affine(lambda x, pixels: [1, 0, 2 * (pixels / x.shape[3]), 0, 1, 0]),
+    "TranslateY": affine(lambda x, pixels: [1, 0, 0, 0, 1, 2 * (pixels / x.shape[2])]),
+    "TranslateXRel": affine(lambda x, share: [1, 0, 2 * share, 0, 1, 0]),
+    "TranslateYRel": affine(lambda x, share: [1, 0, 0, 0, 1, 2 * share]), "Desaturate": desaturate,
+    "GaussianBlur": blur,
+}  # fmt: skip
+OPERATION_NAMES = tuple(OPERATIONS)
+
 
 ENLARGED = 1.5  # side of the square, in sides of a view
 
@@ -32,7 +174,7 @@ class DeviceInputs(NamedTuple):
     pixels: Tensor  # uint8 [B, C, C, 3]
     boxes: Tensor  # float32 [B, 2, 4]: left, top, width, height of the weak and strong crop, in sides of the image
     flip: Tensor  # bool [B], of the strong view
-    operations: Tensor  # int64 [B, L]: numbers in gpu_ops.NAMES, -1 for none; stays in host memory
+    operations: Tensor  # int64 [B, L]: numbers in OPERATION_NAMES, -1 for none; stays in host memory
     arguments: Tensor  # float32 [B, L]
     masked: Tensor  # int64 [B, M]
     order: Tensor  # int64 [B, L]: the images sorted by operation
@@ -65,7 +207,7 @@ class DeviceViews:
         header, draw = self.draws.of_file(data, seeds, max_pixels)
         operations, arguments = np.full(self.layers, -1), np.zeros(self.layers, np.float32)
         for place, (name, values) in enumerate(draw.operations):
-            operations[place], arguments[place] = NAMES.index(name), values[0] if values else 0
+            operations[place], arguments[place] = OPERATION_NAMES.index(name), values[0] if values else 0
         boxes, flip = self.boxes(draw, *size_of(header)), np.asarray(draw.flip)
         whole, _ = pixels_of(data, header, min(header.size), self.side, max_pixels)
         square = as_array(crop(whole, 0, 0, whole.shape[3], whole.shape[2], self.side))

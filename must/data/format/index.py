@@ -1,4 +1,7 @@
-"""The index of a folder of shards: what is in it, and that it is the expected one."""
+"""The index of a folder of shards: what is in it, and that it is the expected one.
+
+Its names become paths and its numbers sizes of memory, and anybody may have written it: every field is checked.
+"""
 
 import hashlib
 import json
@@ -9,14 +12,120 @@ from typing import Any
 from must.base import storage
 from must.base.errors import UserError
 from must.base.files import INDEX_FILE
+from must.base.names import SHA256, SHARD_NAME, TABLE, below, of_form
 from must.base.parameters import require
 from must.base.text import brief, printable
-from must.data.format.check import Shard, checked
+
+LARGEST_OFFSET = 2**53  # of any number; sums of those in an index stay far from 2^63
+MOST_CHUNKS = 2**30  # they are numbered in 32 bits, and --append goes on counting
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file and its table of offsets, `<name without .tar>.npy`.
+
+    One that another program has written stays where it is, at `file`: a name below the index's folder, or a whole URI.
+    Then `<name without .tar>.jsonl` beside the index holds a line of JSON a sample, as its json member would.
+    """
+
+    name: str  # of the tar, relative to the index
+    split: str
+    samples: int
+    bytes: int
+    sha256: str  # of the tar
+    offsets_sha256: str  # of the .npy
+    labelled: int  # samples whose json member has a label
+    file: str = ""
+    texts_sha256: str = ""  # of the .jsonl
+
+    @property
+    def offsets_name(self) -> str:
+        return self.name.removesuffix(".tar") + ".npy"
+
+    @property
+    def texts_name(self) -> str:
+        return self.name.removesuffix(".tar") + ".jsonl"
+
+    def place(self, uri: str) -> str:
+        """Where the tar is, of an index in the folder `uri`."""
+        return (
+            self.file if self.file.startswith("/") or "://" in self.file else storage.join(uri, self.file or self.name)
+        )
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What index.json says of it."""
+        return {name: value for name, value in vars(self).items() if value != ""}
+
+
+def parse_fields(content: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an Index from the content of its file.
+    Raises ValueError, KeyError, TypeError, AttributeError: something is missing or is not what `must shard` writes."""
+    for name in ("revision", "rejected", "duplicates", "dropped", "units"):
+        count(content.get(name, 0), name)
+    require(content.get("units", 0) < MOST_CHUNKS, f"units must be below {MOST_CHUNKS}")
+    for name in ("uri", "fingerprint"):
+        require(isinstance(content["source"][name], str), f"source.{name} is not text")
+    settings = content["settings"]
+    count(settings["resize"], "settings.resize")
+    require(count(settings["max_pixels"], "settings.max_pixels") > 0, "settings.max_pixels is 0")
+    require(isinstance(content["created_by"], str), "created_by is not text")
+    require(all(isinstance(label, str) for label in content["labels"]), "a label is not text")
+    for counts in (content["reasons"], content.get("skipped", {})):
+        for value in counts.values():
+            count(value, "a count of files")
+    for split, counts in content["splits"].items():
+        require(split.isidentifier(), f"{brief(split)} is not a valid split name")
+        require(
+            count(counts["labelled"], "labelled") <= count(counts["samples"], "samples"), "more labels than samples"
+        )
+    shards = tuple(shard_of(**values) for values in content["shards"])
+    require(len({shard.name for shard in shards}) == len(shards), "a shard is listed twice")
+    left = {split: counts["samples"] for split, counts in content["splits"].items()}
+    for shard in shards:
+        left[shard.split] -= shard.samples
+    require(not any(left.values()), "the shards' samples do not add up to the splits'")
+    tables = tuple(table_of(**values) for values in content["tables"])
+    return {**content, "labels": tuple(content["labels"]), "shards": shards, "tables": tables}
+
+
+def shard_of(**values: Any) -> Shard:
+    shard = Shard(**values)
+    of_form(SHARD_NAME, shard.name, "valid shard name")
+    require(shard.name.rpartition("-")[0] == shard.split, f"{shard.name} is of another split")
+    of_form(SHA256, shard.sha256, f"sha256 of {shard.name}")
+    of_form(SHA256, shard.offsets_sha256, f"sha256 of {shard.offsets_name}")
+    require(isinstance(shard.file, str), f"{shard.name}: file is not text")
+    require(bool(shard.file) == bool(shard.texts_sha256), f"{shard.name}: file and texts_sha256 belong together")
+    if shard.file:
+        of_form(SHA256, shard.texts_sha256, f"sha256 of {shard.texts_name}")
+        checked_file(shard.file)
+    for name in ("samples", "bytes", "labelled"):
+        count(getattr(shard, name), f"{shard.name}: {name}")
+    return shard
+
+
+def checked_file(file: Any) -> None:
+    """A tar's own place. It is only ever read, and where it is local, only from an index that is local as well."""
+    require(isinstance(file, str) and file.endswith(".tar"), f"{brief(file)} is not the place of a tar")
+    parts = file.split("://", 1)[1] if storage.is_remote(file) else file.removeprefix("/")
+    below(parts, "a shard's file")
+
+
+def table_of(name: Any, sha256: Any) -> dict[str, str]:
+    of_form(TABLE, name, "valid table name")
+    return {"name": name, "sha256": of_form(SHA256, sha256, f"sha256 of {name}")}
+
+
+def count(value: Any, what: str) -> int:
+    require(type(value) is int and 0 <= value < LARGEST_OFFSET, f"{what} must be a non-negative integer")
+    return value
+
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
-NAME, REJECTED = INDEX_FILE, "rejected.jsonl"
+INDEX_VERSION = 1
+REJECTED = "rejected.jsonl"
 
 
 @dataclass(frozen=True)
@@ -37,7 +146,7 @@ class Index:
     skipped: dict[str, int] = field(default_factory=dict)  # files that no image would be called, by extension
     tables: tuple[dict[str, str], ...] = ()  # {"name", "sha256"} of the files by which --append knows the old images
     units: int = 0  # numbers of chunks used up, so that appended samples get new keys
-    version: int = VERSION
+    version: int = INDEX_VERSION
     sha256: str = field(default="", compare=False)  # of index.json as it was read
 
     @property
@@ -67,15 +176,14 @@ class Index:
 
 def load_index(uri: str, sha256: str = "") -> Index:
     """Reads `uri`/index.json; `sha256` is what it must be, if given.
-
-    Raises:
-        ValueError: there is none, it is damaged, it was written by a newer version, or it is another one.
-    """
-    path = storage.join(uri, NAME)
+    Raises ValueError: there is none, it is damaged, it was written by a newer version, or it is another one."""
+    path = storage.join(uri, INDEX_FILE)
     try:
         data = storage.read_bytes(path)
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{uri} holds no {NAME}; make it with: must shard --source IMAGES --output {uri}") from None
+        raise UserError(
+            f"{uri} holds no {INDEX_FILE}; make it with: must shard --source IMAGES --output {uri}"
+        ) from None
     index = parse_index(data, path)
     if sha256 and index.sha256 != sha256:
         raise UserError(
@@ -87,17 +195,14 @@ def load_index(uri: str, sha256: str = "") -> Index:
 
 def parse_index(data: bytes, path: str) -> Index:
     """The index in the bytes of an index.json, every field of it checked: anybody may have written it.
-
-    Raises:
-        ValueError: damaged, of a newer version, or with a name or checksum that no index of ours has.
-    """
+    Raises ValueError: damaged, of a newer version, or with a name or checksum that no index of ours has."""
     damage = UserError(f"{path} is damaged: no index of shards; run `must shard` again")
     content, version = storage.parse_object(data, lambda found: (found, found["version"]), damage)
-    if version != VERSION:
+    if version != INDEX_VERSION:
         what = version if isinstance(version, int | float) else f"of type {type(version).__name__}"
-        raise UserError(f"{path} has version {what}, this program reads {VERSION}; update it, or shard again")
+        raise UserError(f"{path} has version {what}, this program reads {INDEX_VERSION}; update it, or shard again")
     try:
-        index = Index(**checked(content), sha256=hashlib.sha256(data).hexdigest())
+        index = Index(**parse_fields(content), sha256=hashlib.sha256(data).hexdigest())
         require(
             not storage.is_remote(path) or all(storage.is_remote(shard.place(path)) for shard in index.shards),
             "an index in a bucket names a local file",

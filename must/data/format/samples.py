@@ -1,6 +1,9 @@
-"""The samples of one shard, read from a local file: what reads all of a shard, once, needs neither cache nor torch."""
+"""A shard's table of offsets, where in the tar its samples begin, and its samples read from a local file."""
 
+import hashlib
+import io
 import json
+import math
 import os
 import tarfile
 from collections.abc import Iterator
@@ -12,10 +15,73 @@ import numpy as np
 
 from must.base import storage
 from must.base.errors import UserError
-from must.data.format.check import Shard
-from must.data.format.offsets import load_texts
+from must.data.format.index import Shard
 
-BLOCK = 512  # bytes of a member's header, which stands right before its data
+REINDEX = "delete index.json and run `must index make` again"
+
+
+def again(shard: Shard) -> str:
+    """What mends a table that is not the index's."""
+    return REINDEX if shard.file else "run `must shard` again"
+
+
+def load_offsets(uri: str, shard: Shard) -> np.ndarray:
+    """Where each sample's members are in the tar: int64 [samples, 4], bytes.
+
+    Columns: image offset, image size, json offset, json size.
+    Raises ValueError: the table is missing, damaged or another one than the index names.
+    """
+    return parse_offsets(read_offsets(uri, shard), storage.join(uri, shard.offsets_name), shard)
+
+
+def read_offsets(uri: str, shard: Shard) -> bytes:
+    path = storage.join(uri, shard.offsets_name)
+    try:
+        return storage.read_bytes(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {again(shard)}") from None
+
+
+def parse_offsets(data: bytes, path: str, shard: Shard) -> np.ndarray:
+    if hashlib.sha256(data).hexdigest() != shard.offsets_sha256:
+        raise UserError(f"{path} is damaged: its sha256 is not the index's; {again(shard)}")
+    try:
+        offsets = parse_npy(data)
+    except Exception:  # numpy has no one class for what can be wrong with a header
+        raise UserError(f"{path} is damaged: no .npy file; {again(shard)}") from None
+    if offsets.shape != (shard.samples, 4) or offsets.dtype != np.int64:
+        raise UserError(f"{path} is damaged: int64 [{shard.samples}, 4] expected, not {offsets.dtype} {offsets.shape}")
+    table = offsets
+    if shard.file:  # the texts are in a file of their own
+        offsets = offsets[:, :2]
+    starts, sizes = offsets[:, ::2], offsets[:, 1::2]
+    if (table < 0).any() or (sizes > shard.bytes).any() or (starts > shard.bytes - sizes).any():
+        raise UserError(f"{path} is damaged: it points past the end of {shard.name}; {again(shard)}")
+    return table
+
+
+def load_texts(uri: str, shard: Shard) -> bytes:
+    """What is said of the samples of a shard that another program has written, in the table's last two columns' terms.
+    Raises ValueError: the file is missing, or another one than the index names."""
+    path = storage.join(uri, shard.texts_name)
+    try:
+        data = storage.read_bytes(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {REINDEX}") from None
+    if hashlib.sha256(data).hexdigest() != shard.texts_sha256:
+        raise UserError(f"{path} is damaged: its sha256 is not the index's; {REINDEX}")
+    return data
+
+
+def parse_npy(data: bytes) -> np.ndarray:
+    """The content of a .npy file, without a copy: so a header that promises more than there is costs no memory."""
+    file = io.BytesIO(data)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise UserError("unknown version")
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    if fortran_order or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+        raise UserError("not as long as its header says")
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape)
 
 
 class Sample(NamedTuple):
@@ -29,10 +95,7 @@ class Sample(NamedTuple):
 @contextmanager
 def local_shard(uri: str, shard: Shard) -> Iterator[Path]:
     """A path at which the tar can be read while the block lasts; that of a bucket is copied, and its sha256 compared.
-
-    Raises:
-        ValueError: it is missing, or not the file that the index names.
-    """
+    Raises ValueError: it is missing, or not the file that the index names."""
     name, damaged = shard.place(uri), f"; `must index verify {uri}` tells what is broken"
     try:
         with storage.local_copy(name) as path:
@@ -50,10 +113,7 @@ def local_shard(uri: str, shard: Shard) -> Iterator[Path]:
 
 def texts_of(uri: str, shard: Shard, offsets: np.ndarray) -> list[bytes] | None:
     """What is said of each sample of a shard that another program has written; None for one that says it itself.
-
-    Raises:
-        ValueError: the file beside the index that holds them is missing or damaged.
-    """
+    Raises ValueError: the file beside the index that holds them is missing or damaged."""
     if not shard.file:
         return None
     data = load_texts(uri, shard)
@@ -62,19 +122,14 @@ def texts_of(uri: str, shard: Shard, offsets: np.ndarray) -> list[bytes] | None:
 
 def read_samples(path: Path, rows: np.ndarray, texts: list[bytes] | None = None) -> Iterator[Sample]:
     """The samples at `rows` of the shard's table of offsets, int64 [n, 4], in that order.
-
-    Args:
-        texts: what is said of these samples, where it is not in the shard.
-
-    Raises:
-        ValueError: no sample stands there.
-    """
+    `texts`: what is said of these samples, where it is not in the shard.
+    Raises ValueError: no sample stands there."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         for number, (image, size, text, length) in enumerate(rows.tolist()):
             try:
                 name = tarfile.TarInfo.frombuf(
-                    read(descriptor, BLOCK, image - BLOCK), tarfile.ENCODING, "surrogateescape"
+                    read(descriptor, tarfile.BLOCKSIZE, image - tarfile.BLOCKSIZE), tarfile.ENCODING, "surrogateescape"
                 ).name
                 said = json.loads(read(descriptor, length, text) if texts is None else texts[number])
                 source = said["source"]

@@ -17,17 +17,14 @@ from must.base.names import Headers
 from must.base.progress import bar
 from must.base.text import printable
 from must.data.format.index import Index, Shard, load_index
-from must.data.format.offsets import load_offsets, load_texts
+from must.data.format.samples import load_offsets, load_texts
 
 logger = logging.getLogger(__name__)
 
 
 def verify(uri: str) -> Index:
     """Checks everything; prints a line for each fault.
-
-    Raises:
-        ValueError: with the number of broken shards and the first fault.
-    """
+    Raises ValueError: with the number of broken shards and the first fault."""
     index = load_index(uri)
     faults: list[str] = []
     for shard in bar(index.shards, desc="verify", unit="shard"):

@@ -90,9 +90,7 @@ class Scale:
     16-bit files use their whole range, so it is divided by 257. A wider or a floating-point file does not say what is
     white; then floats within 0..1 are scaled by 255, and others from their darkest to their brightest value. The one
     value that a PNG may call transparent is laid on white.
-
-    Raises:
-        ValueError: values that are not finite.
+    Raises ValueError: values that are not finite.
     """
 
     def __init__(self, image: Any) -> None:

@@ -15,7 +15,7 @@ MAX_PIXELS = 89_478_485
 MAX_RATIO = 200
 """Of the longer side to the shorter. A view makes the shorter side S pixels long, so the longer one S times this."""
 
-MEMORY, SECONDS = 1e9, 5.0
+MAX_MEMORY, MAX_SECONDS = 1e9, 5.0
 """What decoding one picture may take. A limit on pixels above the default raises both in proportion."""
 
 BITMAPS = tuple(size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124))
@@ -23,13 +23,8 @@ BITMAPS = tuple(size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108,
 
 def cost(data: bytes, steps: int = MAX_STEPS) -> Cost:
     """Of decoding the whole picture to RGB, for any of the known formats. Nothing is decoded.
-
-    Args:
-        steps: parts of its headers that are looked at.
-
-    Raises:
-        ValueError: no known format, or one of its features whose cost is not known. The text is the reason.
-    """
+    `steps`: parts of its headers that are looked at.
+    Raises ValueError: no known format, or one of its features whose cost is not known. The text is the reason."""
     left = Steps(steps)
     if data.startswith(JPEG):
         return jpeg_cost(data, left)
@@ -81,8 +76,8 @@ def refusal(found: Cost, max_pixels: int) -> str:
     if max(width, height) > MAX_RATIO * min(width, height):
         return f"{width}x{height} is thinner than 1 to {MAX_RATIO}"
     share = max(1.0, max_pixels / MAX_PIXELS)
-    if found.memory > share * MEMORY:
-        return f"decoding it takes about {found.memory / 1e6:.0f} MB; {share * MEMORY / 1e6:.0f} are allowed"
-    if found.seconds > share * SECONDS:
-        return f"decoding it takes about {found.seconds:.0f} s; {share * SECONDS:.1f} are allowed"
+    if found.memory > share * MAX_MEMORY:
+        return f"decoding it takes about {found.memory / 1e6:.0f} MB; {share * MAX_MEMORY / 1e6:.0f} are allowed"
+    if found.seconds > share * MAX_SECONDS:
+        return f"decoding it takes about {found.seconds:.0f} s; {share * MAX_SECONDS:.1f} are allowed"
     return ""

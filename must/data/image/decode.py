@@ -5,29 +5,35 @@ import io
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numpy as np
 from PIL import Image
 
 from must.base.errors import TransientError, UserError
 from must.base.text import one_line
 from must.data.image import bounds
-from must.data.image.apart import decode_apart
+from must.data.image.bounds import decode_apart
 from must.data.image.colors import check_colors, to_rgb
 from must.data.image.cost import MAX_PIXELS, cost, refusal
 from must.data.image.headers.base import Cost
 from must.data.image.headers.directory import directory_refusal
 from must.data.image.headers.heif import PLUGIN, can_read, is_heif
-from must.data.image.jpeg import decode_plain
+
+try:  # libjpeg-turbo: Pillow's pixels in less time. Of plain JPEGs only: what is damaged, Pillow decides everywhere
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
 
 # Only formats whose decoders read untrusted bytes safely: no EPS or WMF, which start other programs.
 Image.init()  # registers the formats this Pillow was built with
 if can_read():  # and HEIC, from the picture itself alone
     importlib.import_module(PLUGIN).register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
-KNOWN = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF", "ICO", "TGA")
-FORMATS = tuple(name for name in KNOWN if name in Image.OPEN)
-EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "HEIF": "heic"}
+KNOWN_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF", "ICO", "TGA")
+FORMATS = tuple(name for name in KNOWN_FORMATS if name in Image.OPEN)
+ENDINGS_BY_FORMAT = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "HEIF": "heic"}
 ORIENTATION = 0x0112
-PLAIN = ("JPEG", "PNG", "WEBP")
+PLAIN_FORMATS = ("JPEG", "PNG", "WEBP")
 TRUSTED = 2.5  # seconds of one core that a header of these may say; tests look for files that say less than they take
+SPACES = {"RGB": "RGB", "L": "GRAY"}  # Pillow's mode -> simplejpeg's colour space
 Picture = TypeVar("Picture")
 
 
@@ -47,9 +53,9 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> 
             `max_pixels` pixels, for one), or do when they are decoded (bounds.py). The text is the reason.
     """
     found = accepted(data, max_pixels)
-    if not bounds.held and (found.format not in PLAIN or found.seconds > TRUSTED):
+    if not bounds.held and (found.format not in PLAIN_FORMATS or found.seconds > TRUSTED):
         return decode_apart(data, max_pixels, shorter_side)
-    image = opened(data, found, max_pixels)
+    image = open_accepted(data, found, max_pixels)
     try:
         if not shorter_side and (pixels := decode_plain(data, image)) is not None:
             return as_seen(pixels, orientation(image))
@@ -82,14 +88,11 @@ def seen(data: bytes, view: Callable[[Image.Image], Picture], max_pixels: int = 
 
 def identify(data: bytes, max_pixels: int = MAX_PIXELS) -> Any:
     """The image with its header read: size and format are known, pixels are not decoded yet.
-
-    Raises:
-        ValueError: as `decode`, as far as the header tells.
-    """
-    return opened(data, accepted(data, max_pixels), max_pixels)
+    Raises ValueError: as `decode`, as far as the header tells."""
+    return open_accepted(data, accepted(data, max_pixels), max_pixels)
 
 
-def opened(data: bytes, found: Cost, max_pixels: int) -> Any:
+def open_accepted(data: bytes, found: Cost, max_pixels: int) -> Any:
     """Raises ValueError: as `identify`."""
     try:  # nothing but the format whose cost was looked up; a Pillow may have been built without it
         image = Image.open(io.BytesIO(data), formats=[name for name in (found.format,) if name in FORMATS])
@@ -136,7 +139,7 @@ def check(image: Any) -> None:
 
 def extension(image: Any) -> str:
     """The usual ending of a file of this image's format, such as jpg."""
-    return EXTENSIONS.get(image.format, str(image.format).lower())
+    return ENDINGS_BY_FORMAT.get(image.format, str(image.format).lower())
 
 
 def as_seen(pixels: Image.Image, turned: int) -> Image.Image:
@@ -176,3 +179,30 @@ def reason(error: BaseException) -> str:
     if "BytesIO" in text:  # Pillow names the object's address
         text = "not an image of a known format"
     return text[:200]
+
+
+def decode_plain(data: bytes, image: Any) -> Image.Image | None:
+    """The pixels of `image`, which Pillow has opened and not yet decoded; None if Pillow should do it."""
+    if simplejpeg is None or image.format != "JPEG" or image.mode not in SPACES:
+        return None
+    try:
+        pixels = simplejpeg.decode_jpeg(data, SPACES[image.mode], strict=True)
+    except ValueError:
+        return None
+    return Image.frombuffer(image.mode, image.size, pixels, "raw", image.mode, 0, 1)
+
+
+def decode_reduced(data: bytes, image: Any, factor: int) -> np.ndarray | None:
+    """The pixels at 1 / factor (1, 2, 4 or 8) of the size, rounded up, by faster arithmetic: uint8 [H, W, 3] or None.
+
+    The inverse cosine transform and the colours' upsampling are approximate; values differ by a few levels.
+    """
+    if simplejpeg is None or image.format != "JPEG" or image.mode not in SPACES:
+        return None
+    width, height = (-(-side // factor) for side in image.size)
+    try:
+        return simplejpeg.decode_jpeg(
+            data, "RGB", fastdct=True, fastupsample=True, min_height=height, min_width=width, min_factor=1, strict=True
+        )
+    except ValueError:
+        return None

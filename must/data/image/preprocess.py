@@ -11,7 +11,7 @@ from PIL import Image
 from must.base.errors import UserError
 from must.base.text import brief
 
-LARGEST = 2048  # pixels, of a model's input
+LARGEST_INPUT = 2048  # pixels, of a model's input
 SMALLEST, FARTHEST = 1e-6, 1e6  # what pixels may be divided by, and how far from 0 their mean may be
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -39,8 +39,8 @@ class Preprocess:
                 shape = brief(" x ".join(map(str, size[:2])))
                 raise UserError(f"the model's input is {shape} pixels; only square inputs are supported")
             size = size[0]
-        if type(size) is not int or not 1 <= size <= LARGEST:
-            raise UserError(f"the model's input is {brief(size)} pixels wide; 1 to {LARGEST} are supported")
+        if type(size) is not int or not 1 <= size <= LARGEST_INPUT:
+            raise UserError(f"the model's input is {brief(size)} pixels wide; 1 to {LARGEST_INPUT} are supported")
         preprocess = cls(
             size=size,
             mean=three_numbers(values.get("mean") or CLIP_MEAN, -FARTHEST),
@@ -120,7 +120,7 @@ def resize(image: Image.Image, width: int, height: int, filter: Image.Resampling
 
 
 def normalize_pixels(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W]: the same numbers as `must.data.augment.exact.normalize`."""
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W]: the same numbers as `must.data.augment.normalize`."""
     images = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32)
     images /= np.float32(255)
     images -= np.asarray(preprocess.mean, dtype=np.float32).reshape(1, 3, 1, 1)

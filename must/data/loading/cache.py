@@ -23,19 +23,16 @@ from must.base.errors import UserError
 from must.base.lock import in_turn
 from must.base.processes import close, keep_from_children
 from must.data.format.index import Shard
-from must.data.format.offsets import parse_offsets, read_offsets
+from must.data.format.samples import parse_offsets, read_offsets
 
 GB = 10**9
 SPARE = 200_000_000  # bytes of the disk that are always left to others
-TRIES = 2  # downloads of a shard whose bytes are wrong
+DOWNLOAD_TRIES = 2  # downloads of a shard whose bytes are wrong
 
 
 class ShardCache:
     """At most `limit` bytes of shards below `folder`; evicts the least recently opened one not in use (LRU).
-
-    Raises:
-        ValueError: the folder cannot be written.
-    """
+    Raises ValueError: the folder cannot be written."""
 
     def __init__(self, folder: str | Path, limit: int) -> None:
         self.folder, self.limit = Path(folder).expanduser(), limit
@@ -155,7 +152,7 @@ class ShardCache:
     def fill(self, uri: str, shard: Shard, file: BinaryIO) -> bool:
         """Downloads into the file that we hold alone. Returns False if there is no room."""
         source = shard.place(uri)
-        for _ in range(TRIES):
+        for _ in range(DOWNLOAD_TRIES):
             if not self.make_room(shard.bytes, file):
                 return False
             target = storage.HashingFile(file, limit=shard.bytes)

@@ -16,17 +16,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from must.base.console import silence_pillow
 from must.base.errors import TransientError, UserError
 from must.base.processes import begin_worker, start_context
 from must.base.text import printable
+from must.data.augment.cpu import FastViews, TrainViews
 from must.data.augment.draws import ViewSettings
-from must.data.augment.exact import TrainViews
-from must.data.augment.fast import FastViews
 from must.data.augment.gpu import DeviceInputs, DeviceViews
 from must.data.format.index import Index
 from must.data.image.decode import reason, seen
 from must.data.image.preprocess import EvalView, Preprocess
-from must.data.image.quiet import silence_pillow
 from must.data.loading.order import GlobalBatches, MicroBatches
 from must.data.loading.prefetch import PrefetchingBatchSampler, PrefetchingSampler
 from must.data.loading.reader import ShardReader, open_reader
@@ -63,10 +62,7 @@ class EvalBatch(NamedTuple):
 
 class TrainDataset(Dataset):
     """(epoch, sample number) -> the sample's views, a function of (seed, epoch, sample) alone.
-
-    Args:
-        views: how the views are computed, and where.
-    """
+    `views`: how the views are computed, and where."""
 
     def __init__(self, reader: ShardReader, views: Views, seed: int) -> None:
         self.reader, self.views, self.seed = reader, views, seed
@@ -162,10 +158,7 @@ def collate(for_device: bool, samples: list[tuple[Any, ...]]) -> tuple[Tensor, .
 
 class EvalSource:
     """A reader's split in order, as EvalBatch; `skipped` counts samples that could not be decoded, once iterated.
-
-    Args:
-        rank, world: this process's share: every world-th sample.
-    """
+    `rank`, `world`: this process's share: every world-th sample."""
 
     def __init__(
         self, reader: ShardReader, preprocess: Preprocess, batch_size: int, workers: int, rank: int = 0, world: int = 1

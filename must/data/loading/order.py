@@ -61,13 +61,8 @@ class EpochOrder:
 
 class GlobalBatches:
     """A DataLoader's batch sampler: one rank's (epoch, sample) pairs for every step of a whole run.
-
-    Args:
-        first_step: where to go on; earlier steps cost nothing.
-
-    Raises:
-        ValueError: the batch does not divide over the ranks, or is larger than the split.
-    """
+    `first_step`: where to go on; earlier steps cost nothing.
+    Raises ValueError: the batch does not divide over the ranks, or is larger than the split."""
 
     def __init__(
         self,
@@ -119,10 +114,7 @@ class GlobalBatches:
 
 class MicroBatches:
     """A batch sampler that hands out each of another's batches in `micro_batches` equal parts, one after the other.
-
-    Raises:
-        ValueError: the batch of a process does not divide.
-    """
+    Raises ValueError: the batch of a process does not divide."""
 
     def __init__(self, batches: GlobalBatches, micro_batches: int) -> None:
         if batches.local_size % micro_batches:

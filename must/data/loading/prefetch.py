@@ -16,10 +16,7 @@ PAUSE = 1.0  # seconds until a shard is tried again that had no room, or that an
 
 class PrefetchingBatchSampler:
     """A batch sampler that prefetches the remote shards of the batches to come.
-
-    Args:
-        in_flight: batches that the loader processes may still be making.
-    """
+    `in_flight`: batches that the loader processes may still be making."""
 
     def __init__(self, batches: GlobalBatches | MicroBatches, reader: ShardReader, in_flight: int) -> None:
         self.batches, self.reader = batches, reader

@@ -15,7 +15,7 @@ from must.base.errors import UserError
 from must.base.processes import close, keep_from_children
 from must.config.defaults import CACHE_GB
 from must.data.format.index import Index, load_index
-from must.data.format.offsets import REINDEX, load_offsets, load_texts
+from must.data.format.samples import REINDEX, load_offsets, load_texts
 from must.data.loading.cache import GB, ShardCache
 
 OPEN = 32  # shards whose files a reader keeps open, unless told otherwise
@@ -51,9 +51,7 @@ class ShardReader:
 
     Files are opened when first needed, so that a reader can be handed to worker processes. Without a cache, images of
     remote shards are read one by one.
-
-    Raises:
-        ValueError: no index or not the one with `sha256`, an unknown split, or an empty one.
+    Raises ValueError: no index or not the one with `sha256`, an unknown split, or an empty one.
     """
 
     def __init__(

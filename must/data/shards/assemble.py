@@ -1,17 +1,33 @@
-"""Makes shards of the chunks' pieces: a piece becomes a shard by renaming, small or cleaned ones are joined."""
+"""Makes shards of the chunks' pieces (one is renamed, small or cleaned ones are joined); the pool of workers."""
 
 import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tarfile import BLOCKSIZE
 
 import numpy as np
 
 from must.base import storage
+from must.base.console import silence_pillow
+from must.base.workers import Job, JobWorkers, KilledWorkerError
 from must.data.format.index import Shard
-from must.data.shards.chunk import ChunkResult, piece_name, record_name
-from must.data.shards.tarwriter import BLOCK, TarWriter, npy
+from must.data.image.bounds import fault_of
+from must.data.shards.chunk import (
+    Chunk,
+    ChunkResult,
+    Done,
+    Settings,
+    files_in_progress,
+    piece_name,
+    place_in_progress,
+    process_chunk,
+    record_name,
+    remove_all,
+)
+from must.data.shards.tarwriter import TarWriter, npy
+from must.data.shards.workdir import Workdir
 
 COPY = 8 << 20  # bytes read at once while joining pieces
 
@@ -84,7 +100,7 @@ def join_pieces(job: ShardJob, offsets: list[np.ndarray], work: str, output: str
         writer = TarWriter(file)
         for piece, table in zip(job.pieces, offsets, strict=True):
             path = storage.join(work, piece_name(piece.chunk, piece.split))
-            starts, stops = table[:, 0] - BLOCK, padded(table[:, 2] + table[:, 3])
+            starts, stops = table[:, 0] - BLOCKSIZE, padded(table[:, 2] + table[:, 3])
             kept = np.setdiff1d(np.arange(len(table)), np.asarray(piece.drop, np.int64))
             labelled += piece.labelled
             for gone in piece.drop:
@@ -100,4 +116,40 @@ def join_pieces(job: ShardJob, offsets: list[np.ndarray], work: str, output: str
 
 
 def padded(position: np.ndarray) -> np.ndarray:
-    return -(-position // BLOCK) * BLOCK
+    return -(-position // BLOCKSIZE) * BLOCKSIZE
+
+
+FILES_NAMED = 8  # files that a killed worker may have been at
+
+
+class Pool(JobWorkers):
+    def __init__(self, workers: int) -> None:
+        super().__init__(workers, __name__, silence_pillow)
+
+    def process_chunks(self, chunks: list[Chunk], settings: Settings, work: Workdir) -> Iterator[Done]:
+        """A file that ends its worker, by its time or by a decoder that fails, is rejected: its chunk is done again.
+        Raises KilledWorkerError: another has killed a worker; names the files that the workers were at."""
+        remove_all(work.local)
+
+        def again(job: Job, exit_code: int | None) -> Job:
+            chunk, *others, rejected = job
+            place, why = place_in_progress(work.local, chunk.number), fault_of(exit_code, settings.max_pixels)
+            if place is None or place in rejected or not why:
+                raise KilledWorkerError
+            return (chunk, *others, {**rejected, place: why})
+
+        jobs: list[Job] = [(chunk, settings, work.chunks, work.records, work.local, {}) for chunk in chunks]
+        try:
+            yield from self.unordered(process_chunk, jobs, again)
+        except KilledWorkerError as error:
+            names = files_in_progress(work.local)
+            if not names:
+                raise
+            more = f" and {len(names) - FILES_NAMED} others" if len(names) > FILES_NAMED else ""
+            raise KilledWorkerError(f"{error}; it was at one of: {', '.join(names[:FILES_NAMED])}{more}") from None
+
+    def assemble(self, jobs: list[ShardJob], work: Workdir) -> list[Shard]:
+        """The shards, in the order of `jobs`."""
+        made = self.unordered(assemble, [(job, work.records, work.chunks, work.output) for job in jobs])
+        found = {shard.name: shard for shard in made}
+        return [found[job.name] for job in jobs]

@@ -9,28 +9,39 @@ Of several programs that share the work (`--part`), each processes some of the c
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Self
 
 from must.base import storage
-from must.base.cores import cores
 from must.base.errors import UserError
+from must.base.files import INDEX_FILE
 from must.base.lock import HeldError, locked
 from must.base.parameters import require
+from must.base.processes import cores
+from must.base.progress import bar
+from must.base.text import printable
 from must.config import ShardConfig
 from must.data.format import index
 from must.data.format.index import Index
 from must.data.shards import commit
-from must.data.shards.chunk import Chunk
+from must.data.shards.assemble import Pool
+from must.data.shards.chunk import Chunk, Done
 from must.data.shards.commit import Task
 from must.data.shards.history import History
 from must.data.shards.listing import Listing, chunks_of, list_sources, open_sources, settings_json, settings_of
-from must.data.shards.parts import locked_part, refuse_living_parts
-from must.data.shards.pool import Pool
-from must.data.shards.progress import ProgressBar, print_summary, print_work
-from must.data.shards.workdir import NAME, RUN, SHARDS, WRITTEN, Run, Workdir
-from must.data.sources.base import Source, is_within, no_images
+from must.data.shards.workdir import (
+    RUN_FILE,
+    SHARDS_LOCK,
+    WORK_FOLDER,
+    WRITTEN_NAME,
+    Run,
+    Workdir,
+    locked_part,
+    refuse_living_parts,
+)
+from must.data.sources.base import Source, is_within, no_images, not_read
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +60,7 @@ def shard(config: ShardConfig) -> Index | None:
             next try unless it is worthless.
     """
     apart(config)
-    if is_within(config.output, config.source) and not storage.exists(storage.join(config.output, index.NAME)):
+    if is_within(config.output, config.source) and not storage.exists(storage.join(config.output, INDEX_FILE)):
         logger.info(
             f"note: the shards will lie among the images of --source {config.source}; a folder beside it is better"
         )
@@ -59,7 +70,7 @@ def shard(config: ShardConfig) -> Index | None:
         if parts > 1:
             held.enter_context(locked_part(config.output, number, parts))
             return run_part(config, sources)
-        still_ours = held.enter_context(locked(config.output, SHARDS))
+        still_ours = held.enter_context(locked(config.output, SHARDS_LOCK))
         refuse_living_parts(config.output)
         return run_alone(config, sources, still_ours)
 
@@ -101,10 +112,7 @@ def run_part(config: ShardConfig, sources: Sources) -> Index | None:
 
 def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | Index:
     """Lists the sources. An index: that is all there is to it, and nothing new.
-
-    Raises:
-        ValueError: nothing to read, or shards of something else.
-    """
+    Raises ValueError: nothing to read, or shards of something else."""
     before = generation(config)
     previous = existing_index(config)
     if previous is None or config.append:
@@ -155,7 +163,7 @@ def finish(task: Task, pool: Pool, work: Workdir, still_ours: Callable[[], None]
         return result
     still_ours()
     work.remove_strays(result.files)
-    storage.write_bytes(storage.join(output, index.NAME), result.to_json(), if_generation_match=task.before)
+    storage.write_bytes(storage.join(output, INDEX_FILE), result.to_json(), if_generation_match=task.before)
     work.clear()
     return index.load_index(output)
 
@@ -177,7 +185,7 @@ def finish_if_last(task: Task, pool: Pool, work: Workdir) -> Index | None:
         )
         return None
     try:
-        with locked(output, SHARDS) as still_ours:
+        with locked(output, SHARDS_LOCK) as still_ours:
             if work.is_of(task.run):
                 work.tidy()
                 return summed_up(task, finish(task, pool, work, still_ours))
@@ -208,12 +216,12 @@ def apart(config: ShardConfig) -> None:
 
 def refuse_strangers(output: str, previous: Index | None) -> None:
     """Raises ValueError for files that this run would overwrite, or take for its own, and that no run has written."""
-    if storage.exists(storage.join(output, NAME, RUN)):
+    if storage.exists(storage.join(output, WORK_FOLDER, RUN_FILE)):
         return
     known = previous.files if previous else set()
     for entry in storage.list_files(output):
         require(
-            entry.name in known or not WRITTEN.fullmatch(entry.name),
+            entry.name in known or not WRITTEN_NAME.fullmatch(entry.name),
             f"{output} holds {entry.name}, which is not of an index of `must shard` there; choose another --output, or "
             "move the file away",
         )
@@ -221,12 +229,12 @@ def refuse_strangers(output: str, previous: Index | None) -> None:
 
 def generation(config: ShardConfig) -> storage.Generation:
     """That of the index in the output, 0 without one."""
-    return storage.generation(storage.join(config.output, index.NAME)) or 0
+    return storage.generation(storage.join(config.output, INDEX_FILE)) or 0
 
 
 def existing_index(config: ShardConfig) -> Index | None:
     """The index in the output, if there is one."""
-    path = storage.join(config.output, index.NAME)
+    path = storage.join(config.output, INDEX_FILE)
     if not storage.exists(path):
         return None
     previous = index.load_index(config.output)
@@ -278,3 +286,60 @@ def fresh_folder(output: str) -> Iterator[None]:
         if new:
             with suppress(OSError):  # it is not empty: there is work to go on with
                 storage.local(output).rmdir()
+
+
+LOG_EVERY = 50.0  # seconds between lines where there is no terminal: before the command line's own
+
+
+class ProgressBar:
+    """A bar on a terminal, a line a minute elsewhere."""
+
+    def __init__(self, files: int, done: set[int]) -> None:
+        self.files, self.seen, self.rejected, self.read_bytes = files, 0, 0, 0
+        self.began = self.spoke = time.monotonic()
+        if done:
+            logger.info(f"going on with an interrupted run: {len(done)} chunks are done already")
+
+    def __enter__(self) -> Self:
+        self.bar = bar(total=self.files, desc="shard", unit="img", smoothing=0.1)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+    def add(self, chunk: Done) -> None:
+        self.seen += chunk.files
+        self.rejected += chunk.rejected
+        self.read_bytes += chunk.read_bytes
+        self.bar.update(chunk.files)
+        self.bar.set_postfix({"rejected": self.rejected}, refresh=False)
+        if self.bar.disable and time.monotonic() - self.spoke > LOG_EVERY:
+            self.spoke = time.monotonic()
+            rate = self.seen / (self.spoke - self.began)
+            logger.info(f"{self.seen} of {self.files} files, {rate:.0f} a second, {self.rejected} rejected")
+
+
+def print_work(what: str, files: int, seconds: float, read_bytes: int) -> None:
+    """Prints how fast this program was."""
+    rates = f"{files / seconds:.0f} a second, {read_bytes / seconds / 1e6:.1f} MB/s"
+    logger.info(f"{what}{files} files in {seconds:.1f} s ({rates})")
+
+
+def print_summary(output: str, found: Index, warnings: Iterable[str] = ()) -> None:
+    """Prints images, splits, what was set aside and why, what is to be minded, and where the index is."""
+    if found.revision:
+        logger.info(f"revision {found.revision}:")
+    for name, counts in found.splits.items():
+        labelled = f", {counts['labelled']} labelled" if counts["labelled"] else ""
+        logger.info(f"  {printable(name)}: {counts['samples']} images{labelled} in {len(found.shards_of(name))} shards")
+    if found.duplicates:
+        logger.info(f"  duplicates: {found.duplicates}, of which {found.dropped} left out")
+    if found.skipped:
+        logger.info(f"  other files, not read: {not_read(found.skipped)}")
+    if found.rejected:
+        logger.info(f"  rejected: {found.rejected}, listed in {storage.join(output, index.REJECTED)}")
+        for reason, count in found.reasons.items():
+            logger.info(f"    {count} x {printable(reason)}")
+    for line in warnings:
+        logger.info(f"  warning: {line}")
+    logger.info(f"index: {storage.join(output, INDEX_FILE)}")

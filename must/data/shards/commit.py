@@ -18,12 +18,10 @@ from must.base.parameters import require
 from must.base.text import printable
 from must.config import ShardConfig
 from must.data.format.index import REJECTED, Index, Shard
-from must.data.shards.assemble import Piece, ShardJob, plan_shards
+from must.data.shards.assemble import Piece, Pool, ShardJob, plan_shards
 from must.data.shards.chunk import Chunk, ChunkResult, name_hash, piece_name, record_name
-from must.data.shards.duplicates import OLD, Duplicates, find_duplicates
-from must.data.shards.history import History, as_numbers, write_names, write_table
+from must.data.shards.history import OLD, Duplicates, History, as_numbers, find_duplicates, write_names, write_table
 from must.data.shards.listing import Listing
-from must.data.shards.pool import Pool
 from must.data.shards.workdir import Run, Workdir
 
 
@@ -46,10 +44,7 @@ class Task:
 
 def commit_shards(task: Task, work: Workdir, pool: Pool) -> Index:
     """Writes shards, tables and rejected.jsonl; the index is the caller's to write, as the last file.
-
-    Raises:
-        ValueError: too many files were rejected, or none is left.
-    """
+    Raises ValueError: too many files were rejected, or none is left."""
     config, listing, previous, numbers = task.config, task.listing, task.previous, task.numbers
     totals = ChunkTotals(config, work, numbers)
     splits = in_order({*totals.splits, *(previous.splits if previous else ())}, config)
@@ -215,9 +210,7 @@ def set_aside(task: Task, totals: ChunkTotals, found: Duplicates) -> Counter[str
 
     The lines of a run that is refused tell why, but belong to no index: its revision is one more than there is. So
     they do not count for the next --append, and what earlier revisions have rejected stays as it was.
-
-    Raises:
-        ValueError: too many files were rejected, or none is left.
+    Raises ValueError: too many files were rejected, or none is left.
     """
     config, listing, previous = task.config, task.listing, task.previous
     path = storage.join(config.output, REJECTED)
@@ -232,7 +225,7 @@ def set_aside(task: Task, totals: ChunkTotals, found: Duplicates) -> Counter[str
             (reason for _, reason in rejected_now(listing, totals)),
         )
     )
-    refused = refusal(config, totals, kinds, previous)
+    refused = refusal_of_run(config, totals, kinds, previous)
     gone = names if refused else tried
     stays = previous and totals.samples == 0 and not refused
     revision = previous.revision if previous and stays else task.run.revision
@@ -271,10 +264,7 @@ def dropped(found: Duplicates, work: Workdir) -> Iterator[tuple[str, str]]:
 
 def earlier_lines(path: str, previous: Index) -> list[Line]:
     """The lines of the revisions up to `previous`; others are of runs that were refused or killed.
-
-    Raises:
-        ValueError: one is no line of ours.
-    """
+    Raises ValueError: one is no line of ours."""
     try:
         lines = [line_of(text) for text in storage.read_bytes(path).splitlines()]
     except FileNotFoundError:
@@ -305,7 +295,7 @@ def accepted_now(earlier: list[Line], listing: Listing, totals: ChunkTotals) -> 
     return {wanted[row] for row in rows if row in wanted}
 
 
-def refusal(config: ShardConfig, totals: ChunkTotals, kinds: Counter[str], previous: Index | None) -> str:
+def refusal_of_run(config: ShardConfig, totals: ChunkTotals, kinds: Counter[str], previous: Index | None) -> str:
     """Why the run ends without an index, "" if it does not.
 
     The share counts over all revisions: files that are rejected again and again must not fail each small append.

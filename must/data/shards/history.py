@@ -1,4 +1,6 @@
-"""What earlier revisions hold: the names of files that --append leaves out, the contents that count as duplicates.
+"""What earlier revisions hold: the names of files that --append leaves out, the contents that count as duplicates; and
+byte-identical images among all chunks, in flat memory: records of 16 bytes of sha256 are scattered to bucket files, and
+each bucket is sorted.
 
 Each revision adds two tables to the output: `names-NNNN.npy`, uint64 [files, 2], sorted hashes of its files' names, and
 `contents-NNNN.npy`, uint8 [samples, 32], the sha256 of its samples' files in the index's order.
@@ -6,8 +8,10 @@ Each revision adds two tables to the output: `names-NNNN.npy`, uint64 [files, 2]
 
 import io
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 
@@ -15,11 +19,34 @@ from must.base import storage
 from must.base.errors import UserError
 from must.data.format.index import Index
 from must.data.shards.chunk import name_hash
-from must.data.shards.shuffle import Buckets
 from must.data.sources.base import Item
 
 BUCKETS = 64
 CHUNK = 8192
+
+
+class Buckets:
+    """`count` files without names in `folder`: nothing has to be tidied up, however the process ends."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.files = [TemporaryFile(dir=folder) for _ in range(count)]  # noqa: SIM115
+
+    def add(self, bucket: int, data: bytes) -> None:
+        self.files[bucket].write(data)
+
+    def add_rows(self, buckets: np.ndarray, rows: np.ndarray) -> None:
+        """Adds each row [n, ...] to the bucket whose number [n] is beside it."""
+        for bucket in np.unique(buckets):
+            self.add(bucket, rows[buckets == bucket].tobytes())
+
+    def __iter__(self) -> Iterator[bytes]:
+        """What each bucket holds, in order; its file is gone then."""
+        for file in self.files:
+            with file:
+                file.seek(0)
+                data = file.read()
+            yield data
 
 
 class History:
@@ -119,3 +146,80 @@ def npy_header(shape: tuple[int, int], dtype: type) -> bytes:
         buffer, {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
     )
     return buffer.getvalue()
+
+
+OLD = -1  # the chunk of samples in shards of an earlier revision
+
+RECORD = np.dtype(
+    [("h0", "<u8"), ("h1", "<u8"), ("chunk", "<i4"), ("sample", "<i4"), ("split", "<i2"), ("rank", "<i2")]
+)
+DROP = np.dtype([("chunk", "<i4"), ("split", "<i2"), ("sample", "<i4"), ("kept_in", "<i2")])
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """`drops` are the samples to leave out, DROP [n], sorted; `count` is of all that repeat an earlier one."""
+
+    splits: tuple[str, ...]
+    drops: np.ndarray
+    count: int
+
+    def of(self, chunk: int, split: str) -> np.ndarray:
+        """The samples of a piece that have to go, DROP [n]."""
+        first, last = np.searchsorted(self.drops["chunk"], [chunk, chunk + 1])
+        part = self.drops[first:last]
+        return part[part["split"] == self.splits.index(split)]
+
+
+def rank(split: str) -> int:
+    """The lower keeps an image that several splits hold."""
+    return {"test": 0, "train": 2}.get(split, 1)
+
+
+def find_duplicates(
+    hashes: Iterable[tuple[int, str, np.ndarray]], splits: tuple[str, ...], folder: Path, drop_all: bool
+) -> Duplicates:
+    """Finds byte-identical images, and decides which to drop.
+
+    Of images of the same content one is kept: one that older shards hold already, else one in the split `test`, else in
+    another split than `train`, else in `train`; and of those the first. So what is tested on is never trained on.
+
+    Args:
+        hashes: (chunk or OLD, split, uint8 [samples, 32]) of every piece; 16 of the 32 bytes are used.
+        folder: for the bucket files; 36 bytes an image.
+        drop_all: leave out repetitions inside a split too.
+    """
+    buckets = Buckets(folder, BUCKETS)
+    for chunk, split, values in hashes:
+        records = np.empty(len(values), RECORD)
+        keys = np.ascontiguousarray(values[:, :16]).view("<u8").reshape(-1, 2)
+        records["h0"], records["h1"] = keys[:, 0], keys[:, 1]
+        records["chunk"], records["sample"] = chunk, np.arange(len(values))
+        records["split"], records["rank"] = splits.index(split), rank(split)
+        buckets.add_rows(values[:, 0] % BUCKETS, records)
+    drops, count = [], 0
+    for data in buckets:
+        found, repeated = in_bucket(np.frombuffer(data, RECORD), drop_all)
+        drops.append(found)
+        count += repeated
+    every = np.concatenate(drops)
+    return Duplicates(splits, every[np.lexsort((every["sample"], every["split"], every["chunk"]))], count)
+
+
+def in_bucket(records: np.ndarray, drop_all: bool) -> tuple[np.ndarray, int]:
+    """(DROP [n], number of new samples that repeat another)."""
+    fresh = records["chunk"] != OLD
+    order = np.lexsort((records["sample"], records["chunk"], records["rank"], fresh, records["h1"], records["h0"]))
+    records = records[order]
+    if len(records) == 0:
+        return np.empty(0, DROP), 0
+    starts = np.ones(len(records), bool)
+    starts[1:] = (records["h0"][1:] != records["h0"][:-1]) | (records["h1"][1:] != records["h1"][:-1])
+    keeper = np.flatnonzero(starts)[np.cumsum(starts) - 1]
+    repeated = ~starts & (records["chunk"] != OLD)
+    gone = repeated & (drop_all | (records["split"] != records["split"][keeper]))
+    drops = np.empty(int(gone.sum()), DROP)
+    for name in ("chunk", "split", "sample"):
+        drops[name] = records[name][gone]
+    drops["kept_in"] = records["split"][keeper][gone]
+    return drops, int(repeated.sum())

@@ -16,28 +16,26 @@ import numpy as np
 
 import must
 from must.base import storage
-from must.base.cores import cores
 from must.base.errors import UserError
+from must.base.files import INDEX_FILE
 from must.base.lock import locked
 from must.base.parameters import require
+from must.base.processes import cores
 from must.base.progress import bar
 from must.base.text import encoded, printable
 from must.config import ShardConfig, TrainConfig
 from must.data.format import index
-from must.data.format.check import Shard, checked_file
-from must.data.format.index import Index
+from must.data.format.index import Index, Shard, checked_file
 from must.data.image import decode as images
-from must.data.shards.build import fresh_folder
-from must.data.shards.chunk import reason
+from must.data.shards.assemble import Pool
+from must.data.shards.build import fresh_folder, print_summary
+from must.data.shards.chunk import rejection_reason
 from must.data.shards.commit import MOST_LABELS, count_splits
-from must.data.shards.pool import Pool
-from must.data.shards.progress import print_summary
 from must.data.shards.tarwriter import npy
-from must.data.shards.workdir import SHARDS
+from must.data.shards.workdir import SHARDS_LOCK
 from must.data.sources.archives import expanded, tar_members
 from must.data.sources.base import ListingReport, damage_named, kind_of, told_apart
 
-MAX_PIXELS: int = ShardConfig.max_pixels
 MAX_BYTES: int = ShardConfig.max_file_mb * 1_000_000
 WINDOW: int = TrainConfig.shuffle_window
 MIXED = 1.25  # two images of a window may be of one class so many times as often as any two
@@ -55,7 +53,7 @@ class Job:
 
 
 @dataclass
-class Found:
+class TarContents:
     """What is in one tar."""
 
     shard: Shard
@@ -88,28 +86,30 @@ def make_index(uri: str, output: str = "", split: str = "train", test: str = "",
             jobs.append(Job(file, f"{name}-{number:06d}.tar", name, spelt(file, output), prefix))
     for job in jobs:
         checked_file(job.file)
-    path = storage.join(output, index.NAME)
+    path = storage.join(output, INDEX_FILE)
     remote = [storage.is_remote(job.place) for job in jobs]
     require(
         all(remote) or not storage.is_remote(output),
         f"--output {output}: an index in a bucket is read on other machines, which do not have these local tars",
     )
-    with fresh_folder(output), locked(output, SHARDS) as still_ours:
+    with fresh_folder(output), locked(output, SHARDS_LOCK) as still_ours:
         require(not storage.exists(path), f"{path} is there already; delete it, or choose another --output")
-        done: list[Found] = []
+        done: list[TarContents] = []
         written: list[str] = []
         try:
             with Pool(min(workers or cores(), len(jobs))) as pool:
                 results = pool.unordered(look_through, [(job,) for job in jobs])
                 for found in bar(results, total=len(jobs), desc="index", unit="shard"):
-                    written += [name for name, data in found.files.items() if write(output, name, data)]
+                    written += [name for name, data in found.files.items() if write_if_absent(output, name, data)]
                     found.files.clear()
                     done.append(found)
             order = {job.name: number for number, job in enumerate(jobs)}
             done.sort(key=lambda found: order[found.shard.name])
             made = index_of(uri, done)
             lines = [{"source": name, "reason": why} for found in done for name, why in found.rejected]
-            if lines and write(output, index.REJECTED, b"".join(json.dumps(line).encode() + b"\n" for line in lines)):
+            if lines and write_if_absent(
+                output, index.REJECTED, b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+            ):
                 written.append(index.REJECTED)
             still_ours()
             storage.write_bytes(path, made.to_json(), if_generation_match=0)
@@ -157,7 +157,7 @@ def spelt(file: str, output: str) -> str:
     return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
 
 
-def look_through(job: Job) -> Found:
+def look_through(job: Job) -> TarContents:
     """Reads a tar, or, of one in a bucket, a copy of it that lasts as long."""
     with storage.local_copy(job.place) as path:
         rejected: list[tuple[str, str]] = []
@@ -176,9 +176,9 @@ def look_through(job: Job) -> Found:
                 if size > MAX_BYTES:
                     raise UserError(f"more than {MAX_BYTES} bytes")
                 data = storage.read_bytes(path, start, size)
-                images.identify(data, MAX_PIXELS)
+                images.identify(data, ShardConfig.max_pixels)
             except (ValueError, OSError) as error:
-                rejected.append((source, reason(error)))
+                rejected.append((source, rejection_reason(error)))
                 continue
             text = {"source": source, "label": label, "sha256": hashlib.sha256(data).hexdigest()}
             if job.prefix and len(encoded(name)) > tarfile.LENGTH_NAME:
@@ -194,10 +194,10 @@ def look_through(job: Job) -> Found:
     shard = Shard(
         job.name, job.split, len(rows), size, checksum, sums[0], sum(labels.values()), job.file, texts_sha256=sums[1]
     )
-    return Found(shard, labels, {shard.offsets_name: table, shard.texts_name: lines}, rejected, report.skipped)
+    return TarContents(shard, labels, {shard.offsets_name: table, shard.texts_name: lines}, rejected, report.skipped)
 
 
-def write(output: str, name: str, data: bytes) -> bool:
+def write_if_absent(output: str, name: str, data: bytes) -> bool:
     """Whether the file was written: a killed run may have left it. Raises ValueError: another one is there."""
     path = storage.join(output, name)
     if storage.exists(path):
@@ -210,7 +210,7 @@ def write(output: str, name: str, data: bytes) -> bool:
     return True
 
 
-def index_of(uri: str, done: list[Found]) -> Index:
+def index_of(uri: str, done: list[TarContents]) -> Index:
     labels = {label for found in done for label in found.labels}
     require(
         len(labels) <= MOST_LABELS,
@@ -228,7 +228,13 @@ def index_of(uri: str, done: list[Found]) -> Index:
         revision=0,
         created_by=f"must {must.__version__}",
         source={"uri": uri, "fingerprint": sums},
-        settings={"labels": "csv", "resize": 0, "validate": "header", "max_pixels": MAX_PIXELS, "max_bytes": MAX_BYTES},
+        settings={
+            "labels": "csv",
+            "resize": 0,
+            "validate": "header",
+            "max_pixels": ShardConfig.max_pixels,
+            "max_bytes": MAX_BYTES,
+        },
         shards=shards,
         splits=splits,
         labels=tuple(sorted(labels)),

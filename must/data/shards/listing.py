@@ -1,23 +1,30 @@
-"""All files of a run, as planned chunks, and what else decides the bytes of its shards."""
+"""All files of a run, shuffled and cut into chunks in flat memory, and what else decides the bytes of its shards.
+
+Every item has a place in the order: the hash of its name. Items go to bucket files by the first bits of that hash, and
+each bucket is sorted in memory; one bucket of ten million names holds about 40,000. The result is one file of items
+and the positions at which the chunks start, so that a worker reads just its own part.
+"""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from must.base import storage
 from must.base.parameters import require
 from must.config import ShardConfig
 from must.data.shards.chunk import Chunk, Settings
-from must.data.shards.history import History
-from must.data.shards.shuffle import Shuffled, shuffle
+from must.data.shards.history import Buckets, History
 from must.data.shards.workdir import Workdir
-from must.data.sources.base import ARCHIVE, ListingReport, Source, below
-from must.data.sources.columns import Asked
+from must.data.sources.archives import open_archives
+from must.data.sources.base import ARCHIVE, Item, ListingReport, Source, below
 from must.data.sources.files import Folder, Manifest
 from must.data.sources.table_files import TABLE_FILE
+from must.data.sources.tables import ColumnNames, open_tables
 
 
 def open_source(
@@ -34,9 +41,6 @@ def open_source(
     Raises:
         ValueError: there is nothing, or nothing of a known kind.
     """
-    from must.data.sources.archives import open_archives  # it needs this module
-    from must.data.sources.tables import open_tables
-
     if uri.lower().endswith((".csv", ".tsv", ".jsonl", ".ndjson")):
         require(storage.exists(uri), f"{option} {uri}: there is no such file")
         require(storage.is_remote(uri) or storage.local(uri).is_file(), f"{option} {uri}: not a file")
@@ -54,8 +58,53 @@ def open_source(
         )
     inside = below(uri, exclude)
     archives = None if TABLE_FILE.search(uri) else open_archives(uri, labels, option, inside)
-    columns = Asked(image_column, label_column)
+    columns = ColumnNames(image_column, label_column)
     return archives or open_tables(uri, labels, option, inside, columns) or Folder(uri, labels, exclude)
+
+
+ITEM_BUCKETS = 256
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """`path` holds the items as JSON lines; chunk i is the bytes [starts[i], starts[i + 1]) of it."""
+
+    path: Path
+    starts: array
+    items: int
+    fingerprint: str  # sha256 over all items in order: the same files give the same, wherever the listing began
+
+    @property
+    def chunks(self) -> int:
+        return len(self.starts) - 1
+
+    def chunk(self, number: int) -> tuple[int, int]:
+        return self.starts[number], self.starts[number + 1]
+
+
+def shuffle(items: Iterable[Item], folder: Path, unit_size: int) -> Shuffled:
+    """Writes the plan below `folder`, which must be empty and on a disk with room for twice the listing."""
+    buckets = Buckets(folder, ITEM_BUCKETS)
+    for item in items:
+        order = place_of(item.name)
+        buckets.add(order[0], order.hex().encode() + json.dumps(item).encode() + b"\n")
+    path, starts, count = folder / "plan.jsonl", array("Q", [0]), 0
+    with path.open("wb") as file:
+        plan = storage.HashingFile(file)
+        for lines in buckets:
+            for line in sorted(lines.splitlines()):  # by hash, then by what the item says: a name may be there twice
+                plan.write(line[16:] + b"\n")
+                count += 1
+                if count % unit_size == 0:
+                    starts.append(plan.size)
+        if plan.size != starts[-1]:
+            starts.append(plan.size)
+    return Shuffled(path, starts, count, plan.sha256)
+
+
+def place_of(name: str) -> bytes:
+    """8 bytes. Names that are no text (arbitrary bytes on disk) count as well."""
+    return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
 
 
 @dataclass(frozen=True)

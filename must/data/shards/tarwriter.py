@@ -9,8 +9,6 @@ import numpy as np
 
 from must.base.storage import HashingFile
 
-BLOCK = 512
-
 # A member's header around its name, size and checksum. From these constants' bytes comes the constant share of the sum.
 TEMPLATE = tarfile.TarInfo("").tobuf(tarfile.GNU_FORMAT)
 TEMPLATE_HEAD, MIDDLE, TEMPLATE_TAIL = TEMPLATE[100:124], TEMPLATE[135:148], TEMPLATE[156:]
@@ -34,18 +32,18 @@ class TarWriter:
     def add(self, name: str, data: bytes) -> tuple[int, int]:
         header = header_of(name, len(data))
         start = self.position + len(header)
-        for part in (header, data, bytes(-len(data) % BLOCK)):
+        for part in (header, data, bytes(-len(data) % tarfile.BLOCKSIZE)):
             self.file.write(part)
         return start, len(data)
 
     def add_raw(self, block: bytes) -> None:
         """Whole members, headers and padding included, copied from another of our tars; offsets are the caller's."""
-        assert len(block) % BLOCK == 0
+        assert len(block) % tarfile.BLOCKSIZE == 0
         self.file.write(block)
 
     def close(self) -> None:
         """Two empty blocks, as the format asks for, and up to a full record of 20 blocks, as `tar` itself writes."""
-        end = self.position + 2 * BLOCK
+        end = self.position + 2 * tarfile.BLOCKSIZE
         end += -end % tarfile.RECORDSIZE
         self.add_raw(bytes(end - self.position))
 

@@ -1,7 +1,8 @@
 """The folder `.shard` in the output, where a run keeps what it has done until the index is written.
 
 Below it is a folder a run, named by what the run is: parts of one run meet there, those of another cannot. `run.json`
-says whose turn it is.
+says whose turn it is. Of several programs that share the work none schedules: what is done is known from the records,
+and a lock a part keeps two programs from doing the same part at once.
 """
 
 import hashlib
@@ -10,28 +11,30 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.lock import Kind
+from must.base.files import INDEX_FILE
+from must.base.lock import Kind, locked
 from must.base.names import TABLE
 from must.base.text import brief
 from must.data.format import index
 from must.data.shards.chunk import record_name
 
-NAME = ".shard"
-RUN, ID = "run.json", "run_id"  # the file, and the name in it that a run was given
-SHARDS = Kind("must shard", "--output", ".shard.lock")  # of the output
-LOCKS = ".shard-parts"  # the parts' locks are in a folder of their own, for `NAME` may hold a million names
+WORK_FOLDER = ".shard"
+RUN_FILE, ID = "run.json", "run_id"  # the file, and the name in it that a run was given
+SHARDS_LOCK = Kind("must shard", "--output", ".shard.lock")  # of the output
+LOCKS = ".shard-parts"  # the parts' locks are in a folder of their own, for `.shard` may hold a million names
 READERS = 16  # records that are fetched from a bucket at the same time
 SHARD_FILE = re.compile(r"[^\W\d]\w*-[0-9]{6,12}\.(tar|npy)")  # as must.base.names has it, and its table
 OF_INDEX = re.compile(rf"{SHARD_FILE.pattern}|{TABLE.pattern}")  # what only an index that names it gives a meaning
-WRITTEN = re.compile(rf"{OF_INDEX.pattern}|rejected\.jsonl")
+WRITTEN_NAME = re.compile(rf"{OF_INDEX.pattern}|rejected\.jsonl")
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,10 @@ def difference(name: str, theirs: Any, mine: Any) -> str:
         name = next(key for key in {**mine, **theirs} if (key, theirs.get(key)) not in mine.items())
         theirs, mine = theirs.get(name), mine.get(name)
     spoken = "number of files" if name == "files" else name.replace("_", " ")
-    return f"{spoken} is {shown(theirs)}, here it is {shown(mine)}"
+    return f"{spoken} is {value_shown(theirs)}, here it is {value_shown(mine)}"
 
 
-def shown(value: Any) -> str:
+def value_shown(value: Any) -> str:
     return str(value) if isinstance(value, int | float) else brief(value)
 
 
@@ -95,7 +98,7 @@ class Workdir:
 
     def __init__(self, output: str, number: int = 1, parts: int = 1) -> None:
         self.output, self.alone = output, parts == 1
-        self.uri = storage.join(output, NAME)
+        self.uri = storage.join(output, WORK_FOLDER)
         self.remote = storage.is_remote(output)
         own = storage.join(self.uri, f"part-{number}-of-{parts}")
         self.local = Path(tempfile.mkdtemp(prefix="must-shard-")) if self.remote else storage.local(own)
@@ -113,7 +116,7 @@ class Workdir:
     def __exit__(self, *error: object) -> None:
         shutil.rmtree(self.local, ignore_errors=True)  # each run makes the lists again
         if not self.remote:
-            if self.alone and not storage.exists(storage.join(self.uri, RUN)):
+            if self.alone and not storage.exists(storage.join(self.uri, RUN_FILE)):
                 shutil.rmtree(storage.local(self.uri), ignore_errors=True)  # there is nothing to go on with
             with suppress(OSError):  # it is empty where a part failed before there was
                 storage.local(self.uri).rmdir()
@@ -123,7 +126,7 @@ class Workdir:
         if not self.remote:
             folder = storage.local(self.output)
             # Other parts may be deleting their own folders: os.walk passes over what is gone, Path.glob raises.
-            below = [Path(place) / name for place, _, names in os.walk(folder / NAME) for name in names]
+            below = [Path(place) / name for place, _, names in os.walk(folder / WORK_FOLDER) for name in names]
             inside = (path for path in below if path.name.startswith(storage.TEMPORARY))
             for path in [*folder.glob(f"{storage.TEMPORARY}*"), *inside]:
                 path.unlink(missing_ok=True)
@@ -134,16 +137,14 @@ class Workdir:
         if not run.is_of(found):
             if found is not None:
                 self.discard()
-            storage.write_bytes(storage.join(self.uri, RUN), run.to_json())
+            storage.write_bytes(storage.join(self.uri, RUN_FILE), run.to_json())
         self.enter(run)
 
     def claim(self, run: Run, run_id: str) -> None:
         """Joins the parts of an equal run, or begins it.
-
-        Raises:
-            ValueError: parts of another run are at work here, or were, and theirs is not known to be another run's.
+        Raises ValueError: parts of another run are at work here, or were, and theirs is not known to be another run's.
         """
-        path = storage.join(self.uri, RUN)
+        path = storage.join(self.uri, RUN_FILE)
         seen = storage.generation(path) or 0
         found = self.run() if seen else None
         if found is None or finished(found, run) or (not run.is_of(found) and run_id != found.get(ID, run_id)):
@@ -155,7 +156,7 @@ class Workdir:
     def run(self) -> dict[str, Any] | None:
         """What run.json says; None: there is none. One that cannot be read is of no run."""
         try:
-            return storage.read_object(storage.join(self.uri, RUN), dict, DamagedError())
+            return storage.read_object(storage.join(self.uri, RUN_FILE), dict, DamagedError())
         except FileNotFoundError:
             return None
         except DamagedError:
@@ -179,7 +180,7 @@ class Workdir:
             for path in storage.local(self.uri).iterdir():
                 if path != self.local:
                     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-        there = storage.exists(storage.join(self.output, index.NAME))
+        there = storage.exists(storage.join(self.output, INDEX_FILE))
         self.remove_strays(index.load_index(self.output).files if there else set())
 
     def remove_strays(self, known: set[str]) -> None:
@@ -224,7 +225,7 @@ class Workdir:
 
         So do the locks of parts that were killed. One that still lives finds nothing to do any more.
         """
-        storage.delete(storage.join(self.uri, RUN))
+        storage.delete(storage.join(self.uri, RUN_FILE))
         storage.delete_folder(self.uri)
         storage.delete_folder(storage.join(self.output, LOCKS))
         shutil.rmtree(self.local, ignore_errors=True)
@@ -234,3 +235,44 @@ def finished(found: dict[str, Any], run: Run) -> bool:
     """Whether the run that `found` tells of has written its index: it was killed before it could tidy up."""
     revision = found.get("revision")
     return isinstance(revision, int) and revision < run.revision
+
+
+LOCK = re.compile(r"([1-9]\d{0,8}-of-[1-9]\d{0,8})\.lock")
+WATCHED = 16  # locks of parts whose owners' life is waited for at the same time
+
+
+def part_lock(name: str) -> Kind:
+    """The lock of the part `name`, I-of-N."""
+    return Kind(f"must shard --part {name.replace('-of-', '/')}", "--output", f"{LOCKS}/{name}.lock")
+
+
+@contextmanager
+def locked_part(output: str, number: int, parts: int) -> Iterator[Callable[[], None]]:
+    """Holds the lock of a part; as must.base.lock.locked."""
+    try:
+        with locked(output, part_lock(f"{number}-of-{parts}")) as still_ours:
+            yield still_ours
+    finally:
+        remove_lock_folder(output)
+
+
+def refuse_living_parts(output: str) -> None:
+    """Raises HeldError: a part is at work there. The locks of dead ones are removed."""
+    try:
+        found = [LOCK.fullmatch(entry.name) for entry in storage.list_files(storage.join(output, LOCKS))]
+    except FileNotFoundError:
+        return
+    with ThreadPoolExecutor(WATCHED) as pool:
+        list(pool.map(lambda match: take_and_release(output, match[1]), filter(None, found)))
+    remove_lock_folder(output)
+
+
+def take_and_release(output: str, name: str) -> None:
+    with locked(output, part_lock(name)):
+        pass
+
+
+def remove_lock_folder(output: str) -> None:
+    if not storage.is_remote(output):
+        with suppress(OSError):  # other parts are at work
+            storage.local(storage.join(output, LOCKS)).rmdir()

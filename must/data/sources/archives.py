@@ -26,7 +26,7 @@ from must.data.sources.base import (
     ARCHIVE,
     EXPANDED,
     EXPANSION,
-    LONGEST,
+    LONGEST_NAME,
     Item,
     ListingReport,
     UnreadableError,
@@ -34,15 +34,15 @@ from must.data.sources.base import (
     folder_label,
     kind_of,
     of_bounded_texts,
-    size_of,
     told_apart,
+    utf8_size,
 )
 
 COMPRESSED: dict[str, Any] = {"gz": gzip.open, "tgz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
 MOST_FILES = 100_000  # that braces may mean
 RANGE = re.compile(r"\{(-?[0-9]{1,20})\.\.(-?[0-9]{1,20})")  # all of it is in memory before the first file
 HEADER = struct.Struct("<26x2H")  # of a zip's member: the lengths of its name and extra field
-LABELS = ("cls", "json")  # members of a WebDataset sample that may hold its label
+LABEL_MEMBERS = ("cls", "json")  # members of a WebDataset sample that may hold its label
 
 
 class Archives:
@@ -152,9 +152,7 @@ def expanded(uri: str) -> list[str]:
     """x-{000..002}.tar -> x-000.tar, x-001.tar, x-002.tar, as bash and WebDataset expand it; several braces multiply.
 
     Braces that do not match are characters like any other, and so is a backslash.
-
-    Raises:
-        ValueError: they are too many.
+    Raises ValueError: they are too many.
     """
     long = any(abs(int(last) - int(first)) > MOST_FILES for first, last in RANGE.findall(uri))
     try:
@@ -181,14 +179,14 @@ def tar_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, 
             if not member.isreg() or member.issparse():
                 problems.reject(name, "a link, device or sparse file inside an archive")
                 continue
-            if size_of(name) > LONGEST:
-                problems.reject(name, f"a name of more than {LONGEST} bytes")
+            if utf8_size(name) > LONGEST_NAME:
+                problems.reject(name, f"a name of more than {LONGEST_NAME} bytes")
                 continue
             base, extension = key_of(name)
             if base != key:
                 yield from ((*image, label) for image in images)
                 key, images, label = base, [], None
-            if extension in LABELS:
+            if extension in LABEL_MEMBERS:
                 content = tar.extractfile(member)
                 label = label_in(extension, content.read(1 << 20) if content else b"") or label
             else:
@@ -229,10 +227,7 @@ def label_in(extension: str, data: bytes) -> str | None:
 def zip_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, tuple[int, int, int, int], None]]:
     """(name, size, (offset of the local header, packed size, method, checksum), no label). Python holds a zip's
     directory in memory: about 500 bytes a member while listing.
-
-    Raises:
-        BadZipFile: all of them are more than a source may become.
-    """
+    Raises BadZipFile: all of them are more than a source may become."""
     end, left = 0, max(EXPANDED, EXPANSION * storage.local(path).stat().st_size)
     with zipfile.ZipFile(path) as archive:
         for member in sorted(archive.infolist(), key=lambda member: member.header_offset):
@@ -257,9 +252,7 @@ def zip_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, 
 
 def unzipped(path: str, start: int, size: int, method: int, checksum: int, limit: int) -> bytes:
     """A zip member's bytes. Its local header has its own lengths of name and extra field.
-
-    Raises:
-        UnreadableError: it is damaged. No more than `limit` bytes are ever expanded, whatever the directory claims.
+    Raises UnreadableError: it is damaged. No more than `limit` bytes are ever expanded, whatever the directory claims.
     """
     header = storage.read_bytes(path, start, HEADER.size)
     if len(header) != HEADER.size:

@@ -51,7 +51,7 @@ class UnreadableError(Exception):
     """One image cannot be had from its source, for the reason given; the others may be whole."""
 
 
-LONGEST = 4096
+LONGEST_NAME = 4096
 """Bytes of a name or a label, whatever it comes in; what is longer is a rejected item."""
 
 EXPANSION, EXPANDED = 100, 1_000_000_000
@@ -74,10 +74,10 @@ class ListingReport:
 
     def reject(self, name: str, reason: str) -> None:
         """Goes to rejected.jsonl; of a long name its beginning."""
-        self.write(name if len(name) <= LONGEST else name[:200] + "...", reason)
+        self.write(name if len(name) <= LONGEST_NAME else name[:200] + "...", reason)
 
 
-def size_of(text: str) -> int:
+def utf8_size(text: str) -> int:
     """Bytes of a name or label as it is written."""
     return len(text.encode("utf-8", "surrogatepass"))
 
@@ -91,10 +91,10 @@ def of_bounded_texts(items: Listing) -> Listing:
     @wraps(items)
     def bounded(self: Any, problems: ListingReport) -> Iterator[Item]:
         for item in items(self, problems):
-            if size_of(item.name) > LONGEST:
-                problems.reject(item.name, f"a name of more than {LONGEST} bytes")
-            elif item.label is not None and size_of(item.label) > LONGEST:
-                problems.reject(item.name, f"a label of more than {LONGEST} bytes")
+            if utf8_size(item.name) > LONGEST_NAME:
+                problems.reject(item.name, f"a name of more than {LONGEST_NAME} bytes")
+            elif item.label is not None and utf8_size(item.label) > LONGEST_NAME:
+                problems.reject(item.name, f"a label of more than {LONGEST_NAME} bytes")
             else:
                 yield item
 

@@ -14,7 +14,7 @@ from must.base.parameters import require
 from must.base.text import brief
 from must.data.sources.base import Item, ListingReport, Source, below, folder_label, of_bounded_texts
 
-LONGEST_LINE = 1_000_000  # characters, of a manifest
+LONGEST_ROW = 1_000_000  # characters, of a manifest
 
 
 class Folder(Source):
@@ -97,7 +97,7 @@ class Manifest(Source):
 def whole_lines(path: Path) -> int:
     """Of a file that is not text in UTF-8: how many lines are, before the first that is not."""
     with path.open("rb") as file:
-        for number, line in enumerate(iter(lambda: file.readline(4 * LONGEST_LINE), b"")):
+        for number, line in enumerate(iter(lambda: file.readline(4 * LONGEST_ROW), b"")):
             try:
                 line.decode("utf-8-sig")
             except UnicodeDecodeError:
@@ -108,9 +108,9 @@ def whole_lines(path: Path) -> int:
 def bounded(file: TextIO, where: str) -> Iterator[str]:
     """The lines. Raises ValueError: one is longer than any of a manifest; as objects it is many times as large."""
     number = 0
-    while line := file.readline(LONGEST_LINE + 1):
+    while line := file.readline(LONGEST_ROW + 1):
         number += 1
-        require(len(line) <= LONGEST_LINE, f"{where}: line {number} is longer than {LONGEST_LINE} characters")
+        require(len(line) <= LONGEST_ROW, f"{where}: line {number} is longer than {LONGEST_ROW} characters")
         yield line
 
 

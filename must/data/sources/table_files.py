@@ -15,7 +15,7 @@ from must.data.sources.files import is_name
 
 TABLE_FILE = re.compile(r"\.(parquet|arrow)$", re.IGNORECASE)
 SPLIT = re.compile(r"(?:.*/)?([a-z][a-z0-9_]{0,49})-\d{5}-of-\d{5}\.(?:parquet|arrow)", re.DOTALL)  # as hubs name them
-ROWS = 32  # that are in memory at once, and fewer where they may be large
+ROWS_READ = 32  # that are in memory at once, and fewer where they may be large
 AT_ONCE = 100_000_000  # bytes of so many rows
 SET, SPLITS, STATE, INFO = "dataset of Hugging Face", "dataset_dict.json", "state.json", "dataset_info.json"
 END = b"\xff\xff\xff\xff\0\0\0\0"  # of a whole stream
@@ -35,7 +35,7 @@ PACKED = 10
 
 
 class Reader(NamedTuple):
-    """A table's schema, and its rows as record batches of at most ROWS: `batches(columns, limit)`.
+    """A table's schema, and its rows as record batches of at most ROWS_READ: `batches(columns, limit)`.
 
     In the place of rows that may hold an image of more than `limit` bytes comes their number: they are not read.
     `largest`: bytes of its largest row group, as a Parquet file says of itself: no value is larger. `rows`, too.
@@ -133,7 +133,7 @@ def opened(path: Path, kind: str) -> Iterator[Reader]:
             # Not of its columns: to ask for a damaged one ends the program (pyarrow 25).
             groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
             largest = max((group.total_byte_size for group in groups), default=0)
-            rows = max(1, min(ROWS, AT_ONCE // max(1, largest)))  # a dictionary's value may stand in each of them
+            rows = max(1, min(ROWS_READ, AT_ONCE // max(1, largest)))  # a dictionary's value may stand in each of them
 
             def batches_of_groups(names: list[str], limit: float) -> Iterator[Any]:
                 def may_be_read(number: int) -> bool:
@@ -165,5 +165,5 @@ def in_pieces(batches: Iterator[Any], names: list[str]) -> Iterator[Any]:
     for batch in batches:
         chosen = batch.select(names)
         chosen.validate(full=True)  # its offsets are read as they stand there
-        for start in range(0, chosen.num_rows, ROWS):
-            yield chosen.slice(start, ROWS)
+        for start in range(0, chosen.num_rows, ROWS_READ):
+            yield chosen.slice(start, ROWS_READ)

@@ -15,6 +15,8 @@ from must.method.model.masked_vit import MaskedViT
 from must.method.model.towers.base import Tower
 from must.method.model.towers.clip_vit import ClipTower
 
+LARGEST_DIFFERENCE = 1e-3  # in a probability, of float32 arithmetic
+
 
 class InferenceModel(nn.Module):
     """Images -> class probabilities float32 [B, K]. Mask token, patch LayerNorm and decoder stay out.
@@ -117,3 +119,9 @@ def activation(block: Any) -> str:
     module = block.mlp.gelu if hasattr(block.mlp, "gelu") else block.mlp.act
     tanh = type(module).__name__ == "GELUTanh" or getattr(module, "approximate", "none") == "tanh"
     return "gelu_tanh" if tanh else {"QuickGELU": "quick_gelu", "GELU": "gelu"}.get(type(module).__name__, "")
+
+
+def features_of(encode: Any, images: torch.Tensor) -> torch.Tensor:
+    """[N, D], 32 images at a time."""
+    with torch.inference_mode():
+        return torch.cat([encode(part) for part in images.split(32)])

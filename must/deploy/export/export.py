@@ -21,7 +21,7 @@ from must.base.text import encoded, lines_of
 from must.config import ExportConfig
 from must.data.augment.normalize import normalize
 from must.deploy.export import onnx
-from must.deploy.export.check import LARGEST_DIFFERENCE
+from must.deploy.export.deployed import LARGEST_DIFFERENCE
 from must.deploy.export.onnx import README_FILE, check_images
 from must.deploy.predict.session import LABELS_FILE
 from must.evaluation.result import read_metrics
@@ -56,7 +56,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
             written then.
     """
     if config.to == "onnx":
-        return onnx.export(config)
+        return onnx.export_onnx(config)
     from must.deploy.export.model_card import hub_card
 
     kind = kind_of(config.to)
@@ -78,7 +78,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         theirs = kind.features(scratched, images)
         begin("ours")
         agreement = compare_features(bundle, images, theirs)
-        refuse(agreement, config.to)
+        require_agreement(agreement, config.to)
         write_classifier(bundle, scratched)
         result = {
             "to": config.to,
@@ -87,7 +87,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
             "largest_logit_difference": agreement.logit,
             "checked_on": f"{config.split} of {config.shards}" if config.shards else "random pixels",
         }
-        card = hub_card(bundle.description, result, metrics, kind.use(bundle, scratched), config.license)
+        card = hub_card(bundle.description, result, metrics, kind.use(scratched), config.license)
         (scratched / README_FILE).write_bytes(encoded(card))
         place(scratched, config.output)
     logger.info(f"{config.output}  for {config.to}")
@@ -102,10 +102,8 @@ def kind_of(to: str) -> Any:
     """The module with what is particular to a library: `write`, `features` and `use`."""
     if to == "open_clip":
         from must.deploy.export import open_clip as kind
-    elif to == "transformers":
-        from must.deploy.export import transformers as kind  # type: ignore[no-redef]
     else:
-        from must.deploy.export import timm as kind  # type: ignore[no-redef]
+        from must.deploy.export import transformers as kind  # type: ignore[no-redef]
     return kind
 
 
@@ -124,7 +122,7 @@ def compare_features(bundle: Bundle, images: torch.Tensor, theirs: torch.Tensor)
     )
 
 
-def refuse(agreement: Agreement, to: str) -> None:
+def require_agreement(agreement: Agreement, to: str) -> None:
     require(
         agreement.probability < LARGEST_DIFFERENCE,
         f"--to {to}: the library computes another network of these weights (probabilities differ by up to "

@@ -33,7 +33,7 @@ def model_card(description: Description, exported: dict[str, Any], metrics: Metr
         f"# {escape(description.backbone)}, adapted to {len(description.classes)} classes",
         "An image classifier: CLIP, fine-tuned on unlabeled images of the target domain with masked unsupervised "
         "self-training (MUST, arXiv 2206.02967). No labels were used for training.",
-        section("Use", takeaway(description, exported, usage) if usage else use(description, exported)),
+        section("Use", takeaway(description, exported, usage) if usage else onnx_use(description, exported)),
         section("Classes", classes(description)),
         section("Training", training(description)),
         section("Quality", quality(metrics)),
@@ -59,7 +59,7 @@ EMBEDDINGS = (
 )
 
 
-def use(description: Description, exported: dict[str, Any]) -> str:
+def onnx_use(description: Description, exported: dict[str, Any]) -> str:
     check = exported["check"]
     second = f", and `embedding`: float32 [N, {exported['dimensions']}]" if "dimensions" in exported else ""
     close = f", smallest cosine of an embedding {check['cosine']:.6f}" if "cosine" in check else ""
@@ -185,7 +185,6 @@ def escaped(character: str) -> str:
 TASKS = {
     "open_clip": "zero-shot-image-classification",
     "transformers": "zero-shot-image-classification",
-    "timm": "image-feature-extraction",  # its "classes" are the feature's numbers: no probabilities to show
     "onnx": "image-classification",
 }
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)

@@ -2,11 +2,13 @@
 
 import logging
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from must.base import storage
 from must.base.files import CARD_FILE, ONNX_FILE
@@ -14,9 +16,9 @@ from must.base.parameters import require
 from must.base.progress import parts
 from must.base.text import encoded, lines_of
 from must.config import ExportConfig
-from must.deploy.export.check import LARGEST_DIFFERENCE, LEAST_COSINE, Check, compare, reference, reference_embeddings
-from must.deploy.predict.abstention import METADATA
-from must.deploy.predict.session import EMBEDDING, LABELS_FILE, OnnxClassifier
+from must.data.augment.normalize import normalize
+from must.deploy.export.deployed import LARGEST_DIFFERENCE, features_of
+from must.deploy.predict.session import EMBEDDING, LABELS_FILE, METADATA, OnnxClassifier
 from must.evaluation.result import Metrics, read_metrics
 from must.method.model.bundle import Bundle, Description, load_bundle, preprocess_of
 
@@ -25,17 +27,106 @@ logger = logging.getLogger(__name__)
 LEAST_AGREEMENT = {"fp32": 1.0, "fp16": 0.99, "int8": 0.97}
 RANDOM_IMAGES = 64
 README_FILE = "README.md"  # the same for a hub, which reads what stands in YAML before it
+BATCH_SIZES_TRIED = (1, 3, 8)
+TIE = 1e-4  # two classes as probable as this to each other are a tie, either of which is right
+LEAST_COSINE = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.95}
+"""Of an image's embedding with PyTorch's, by the precision."""
 
 
-def export(config: ExportConfig) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Check:
+    """The comparison of one exported file with PyTorch in float32."""
+
+    images: int
+    batches: tuple[int, ...]
+    agreement: float  # share of images with the same class, ties counted as the same
+    largest_difference: float  # of any probability
+    mean_difference: float
+    batch_difference: float  # largest difference of a probability between batch sizes
+    cosine: float | None = None  # smallest one of an image's embedding with PyTorch's; None: the file gives none
+
+    def to_dict(self) -> dict[str, Any]:
+        told = asdict(self) | {"batches": list(self.batches)}
+        return told if self.cosine is not None else {name: told[name] for name in told if name != "cosine"}
+
+    def line(self) -> str:
+        sizes = ", ".join(map(str, self.batches))
+        besides = "" if self.cosine is None else f", smallest cosine of an embedding {self.cosine:.6f}"
+        return (
+            f"same class as PyTorch on {100 * self.agreement:.2f}% of {self.images} images at batch sizes {sizes}; "
+            f"largest difference of a probability {self.largest_difference:.1e}{besides}"
+        )
+
+
+def reference(bundle: Bundle, pixels: np.ndarray) -> np.ndarray:
+    """PyTorch's probabilities, float32 [N, K], of uint8 pixels [N, S, S, 3]."""
+    images = normalize(torch.from_numpy(pixels), preprocess_of(bundle.description))
+    return features_of(bundle.model, images).softmax(dim=-1).numpy()
+
+
+def reference_embeddings(bundle: Bundle, pixels: np.ndarray) -> np.ndarray:
+    """PyTorch's image features of length 1, float32 [N, D], by open_clip's own tower."""
+    images = normalize(torch.from_numpy(pixels), preprocess_of(bundle.description))
+    return F.normalize(features_of(bundle.model.visual, images), dim=-1).numpy()
+
+
+def compare(
+    expected: np.ndarray, classifier: OnnxClassifier, pixels: np.ndarray, embeddings: np.ndarray | None = None
+) -> Check:
+    """Runs the exported classifier over uint8 pixels [N, S, S, 3] at each batch size.
+
+    `expected` [N, K] are PyTorch's probabilities; `embeddings` [N, D], if the file gives them, its unit features.
+    """
+    answers = [predict_onnx(classifier, pixels, batch) for batch in BATCH_SIZES_TRIED]
+    results = [probability for probability, _ in answers]
+    best = expected.max(axis=1)
+    agree = np.ones(len(pixels), dtype=bool)
+    for got in results:
+        chosen = np.take_along_axis(expected, got.argmax(axis=1)[:, None], axis=1)[:, 0]
+        agree &= chosen >= best - TIE
+    differences = np.stack([np.abs(got - expected) for got in results])
+    return Check(
+        images=len(pixels),
+        batches=BATCH_SIZES_TRIED,
+        agreement=float(agree.mean()),
+        largest_difference=float(differences.max()),
+        mean_difference=float(differences.mean(dtype=np.float64)),
+        batch_difference=float(np.ptp(np.stack(results), axis=0).max()),
+        cosine=None if embeddings is None else min(smallest_cosine(embeddings, found) for _, found in answers),
+    )
+
+
+def smallest_cosine(expected: np.ndarray, found: np.ndarray | None) -> float:
+    """Of unit vectors [N, D] with those that should be the same. -1: there are none, of another shape, no numbers, or
+    of a length that differs from 1 by a thousandth."""
+    if found is None or found.shape != expected.shape:
+        return -1.0
+    lengths = np.linalg.norm(found, axis=1)
+    return float((found * expected).sum(axis=1).min()) if np.all(np.abs(lengths - 1) < 1e-3) else -1.0
+
+
+def predict_onnx(classifier: OnnxClassifier, pixels: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Probabilities [N, K], and embeddings [N, D] of a file that gives them."""
+    wanted = classifier.dimensions > 0
+    parts = [classifier.answer(pixels[i : i + batch], wanted) for i in range(0, len(pixels), batch)]
+    embeddings = [embedding for _, embedding in parts if embedding is not None]
+    return np.concatenate([found for found, _ in parts]), np.concatenate(embeddings) if embeddings else None
+
+
+def export_onnx(config: ExportConfig) -> dict[str, Any]:
     """Writes OUTPUT/model.onnx, labels.txt and the cards; returns the comparison.
 
     Raises:
         ValueError: no bundle, no shards, or a file that agrees with PyTorch less than stated; nothing is written then.
     """
-    from must.deploy.export.graph import add_metadata, check_graph, to_graph  # needs onnx and the exporter
+    from must.deploy.export.graph import (  # needs onnx and the exporter
+        add_metadata,
+        check_graph,
+        quantize,
+        to_graph,
+        to_half,
+    )
     from must.deploy.export.model_card import hub_card, model_card
-    from must.deploy.export.quantize import quantize, to_half
 
     metrics = read_metrics(config.metrics) if config.metrics else None
     method: str = config.precision
@@ -66,7 +157,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         begin("the file's answers")
         classifier = OnnxClassifier(path)
         check = compare(expected, classifier, pixels, features)
-        refuse(check, config)
+        require_check(check, config)
         result = {
             "precision": config.precision,
             "arithmetic": method,
@@ -79,13 +170,13 @@ def export(config: ExportConfig) -> dict[str, Any]:
             result["dimensions"] = features.shape[1]
         readme = hub_card(bundle.description, result, metrics, "", config.license)
         cards = {CARD_FILE: model_card(bundle.description, result, metrics), README_FILE: readme}
-        write(config, bundle, {ONNX_FILE: path}, cards)
+        write_export(config, bundle, {ONNX_FILE: path}, cards)
     logger.info(f"{storage.join(config.output, ONNX_FILE)}  {method}, {result['megabytes']:.1f} MB")
     logger.info(check.line() + ("" if config.shards else " of random pixels; --shards checks it on real ones"))
     return result
 
 
-def write(config: ExportConfig, bundle: Bundle, models: dict[str, Path], cards: dict[str, str]) -> None:
+def write_export(config: ExportConfig, bundle: Bundle, models: dict[str, Path], cards: dict[str, str]) -> None:
     """model.onnx goes first and comes last, so that a folder with it is complete and of one export."""
     storage.delete(storage.join(config.output, ONNX_FILE))
     labels = lines_of(bundle.description.classes)
@@ -132,7 +223,7 @@ def check_images(config: ExportConfig, bundle: Bundle) -> np.ndarray:
     return np.stack(pixels)
 
 
-def refuse(check: Check, config: ExportConfig) -> None:
+def require_check(check: Check, config: ExportConfig) -> None:
     least = config.min_agreement or LEAST_AGREEMENT[config.precision]
     require(
         check.agreement >= least,

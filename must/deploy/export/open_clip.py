@@ -9,7 +9,7 @@ import torch
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.config import ExportConfig
-from must.deploy.export.check import features_of
+from must.deploy.export.deployed import features_of
 from must.deploy.export.model_card import usage
 from must.method.model.backbone import Backbone, load_backbone
 from must.method.model.bundle import Bundle
@@ -42,16 +42,13 @@ def features(folder: Path, images: torch.Tensor) -> torch.Tensor:
     return features_of(model.encode_image, images)
 
 
-def use(bundle: Bundle, folder: Path) -> str:
+def use(folder: Path) -> str:
     return USE
 
 
 def whole_model(classifier: str, model: str, bundle: Bundle) -> Backbone:
     """The classifier file's model with the image tower of the bundle at `model` in it, whose logit factor is its scale.
-
-    Raises:
-        ValueError: the classifier's model is not there, or of another architecture than the bundle's.
-    """
+    Raises ValueError: the classifier's model is not there, or of another architecture than the bundle's."""
     header = read_header(classifier)
     folder = header["model_folder"]
     named = (verified(folder, header["model_sha256"]), "") if folder else (header["model"], header["pretrained"])

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from must.base.errors import UserError
 from must.config import ExportConfig
 from must.data.image.preprocess import FILTERS, Preprocess
-from must.deploy.export.check import features_of
-from must.deploy.export.deployed import activation, is_standard
+from must.deploy.export.deployed import activation, features_of, is_standard
 from must.deploy.export.model_card import usage
 from must.deploy.export.open_clip import whole_model
 from must.method.model.bundle import Bundle, preprocess_of
@@ -201,7 +200,7 @@ def no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def use(bundle: Bundle, folder: Path) -> str:
+def use(folder: Path) -> str:
     name = architecture_of(folder)
     load = (
         f'model = transformers.{name}.from_pretrained("FOLDER").eval()  # on a hub: "TEAM/NAME"\n'

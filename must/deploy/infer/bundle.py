@@ -19,8 +19,7 @@ from must.config import PredictConfig
 from must.data.augment.normalize import normalize
 from must.deploy.export.deployed import InferenceModel
 from must.deploy.export.onnx import abstention_of
-from must.deploy.predict.abstention import METADATA
-from must.deploy.predict.engine import Model
+from must.deploy.predict.session import METADATA, Model
 from must.method.distributed.process_group import pick_device
 from must.method.model.bundle import Bundle, load_bundle, named_bundle, preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
@@ -28,10 +27,7 @@ from must.method.model.classifier import load_text_classifier
 
 class BundleClassifier:
     """Pixels -> class probabilities, by a bundle on one device, in float32.
-
-    Raises:
-        ValueError: a device that is not here.
-    """
+    Raises ValueError: a device that is not here."""
 
     def __init__(self, bundle: Bundle, where: str, device: str = "auto", threads: int = 0) -> None:
         self.device = pick_device(device)
@@ -82,10 +78,7 @@ def bundle_model(config: PredictConfig) -> Iterator[Model]:
 def zero_shot_model(config: PredictConfig, classes: list[Any] | None = None) -> Iterator[Model]:
     """The model of a classifier file; or, with --classes, the one that --model names. `classes` are those in place of
     the parameter: entries of a class file.
-
-    Raises:
-        ValueError: neither a classifier file nor a model that is known, or classes that are none.
-    """
+    Raises ValueError: neither a classifier file nor a model that is known, or classes that are none."""
     if config.classes:
         bundle = named_bundle(config.model, classes or config.classes, config.device)
     else:

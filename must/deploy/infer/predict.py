@@ -11,17 +11,14 @@ from must.base.parameters import require
 from must.base.progress import loading
 from must.config import PredictConfig
 from must.config.work import locate
-from must.deploy.predict.engine import Opener, onnx_model
 from must.deploy.predict.images import predict_images, require_some
+from must.deploy.predict.session import Opener, onnx_model
 from must.deploy.predict.writer import Prediction
 
 
 def predict(config: PredictConfig, take: Callable[[Prediction], None] | None = None) -> dict[str, int]:
     """`must.deploy.predict.images.predict_images`, by torch where --model is no ONNX file.
-
-    Raises:
-        ValueError: no model, or none of the images is there or could be read.
-    """
+    Raises ValueError: no model, or none of the images is there or could be read."""
     if not config.shards:
         require_some(config.images)
     config, opener = opened_by(config)
@@ -30,10 +27,7 @@ def predict(config: PredictConfig, take: Callable[[Prediction], None] | None = N
 
 def opened_by(config: PredictConfig) -> tuple[PredictConfig, Opener]:
     """The parameters, with the very place of --model, and what opens it. torch is imported for what needs it.
-
-    Raises:
-        ValueError: there is no such model.
-    """
+    Raises ValueError: there is no such model."""
     model = config.model
     holds = [name for name in (DESCRIPTION_FILE, ONNX_FILE) if storage.exists(storage.join(model, name))]
     if config.classes:

@@ -29,10 +29,7 @@ class Exchanged:
 
 def exchange(config: LabelsConfig) -> Exchanged:
     """Writes OUTPUT in the format that is asked for; prints how to take it there.
-
-    Raises:
-        ValueError: no labels, a format that cannot hold them, or images that are not below --root.
-    """
+    Raises ValueError: no labels, a format that cannot hold them, or images that are not below --root."""
     labels = [replace(one, image=located(one.image, config.root)) for one in read_labels(config.labels)]
     classes = classes_of(labels, load_class_set(config.classes).names if config.classes else ())
     output, hint = config.output, ""

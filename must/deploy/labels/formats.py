@@ -23,7 +23,7 @@ IMAGE_COLUMNS = ("image", "path", "source", "filepath", "file_name", "file")  # 
 CLASS_COLUMNS = ("adapted", "class", "label", "choice")
 UPLOADS = "/data/upload/"  # Label Studio's copies, whose names are its own
 LOCAL_FILES = "/data/local-files/?d="  # its address of a file below its document root
-OURS = "must_image"  # in a task's data: the image as it is called here
+IMAGE_FIELD = "must_image"  # in a task's data: the image as it is called here
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,12 @@ class Label:
 
 def read_labels(uri: str, flag: str = "--labels") -> list[Label]:
     """The labels in a file of any format above, one an image: of several of the same one the last counts.
-
-    Raises:
-        ValueError: no such file, none of the formats, or a damaged one.
-    """
+    Raises ValueError: no such file, none of the formats, or a damaged one."""
     require(storage.exists(uri), f"{flag} {uri}: no such file")
     place = file_in(uri)
     require(storage.exists(place), f"{flag} {uri}: is a folder without labels.json; give a file of labels")
     where = f"{flag} {place}"
-    text = text_of(place, where)
+    text = read_text(place, where)
     try:
         if place.lower().endswith((".csv", ".tsv")):
             found = list(from_table(text, where, "\t" if place.lower().endswith(".tsv") else ","))
@@ -82,7 +79,7 @@ def file_in(uri: str) -> str:
     return storage.join(uri, "labels.json") if not storage.is_remote(uri) and storage.local(uri).is_dir() else uri
 
 
-def text_of(uri: str, where: str) -> str:
+def read_text(uri: str, where: str) -> str:
     try:
         return storage.read_bytes(uri).decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -111,7 +108,7 @@ def from_table(text: str, where: str, delimiter: str) -> Iterator[Label]:
         if name is None and not by_model:
             continue  # nobody has said anything of it
         yield Label(
-            uncell(row.get(OURS) or row[image]),
+            uncell(row.get(IMAGE_FIELD) or row[image]),
             None if name == NONE_OF_THESE and not by_model else name,
             probability,
             top=top,
@@ -185,7 +182,7 @@ def paths_beside(folder: str) -> dict[str, str]:
 def from_task(task: dict[str, Any]) -> Iterator[Label]:
     """A task of Label Studio: the last annotation that was not cancelled; what nobody has answered yields nothing."""
     data = task.get("data", task)
-    image = data.get(OURS) or studio_address(data["image"])
+    image = data.get(IMAGE_FIELD) or studio_address(data["image"])
     if "annotations" not in task and "data" not in task:  # JSON_MIN
         choices = next((data[name] for name in CLASS_COLUMNS if data.get(name)), None)
         if choices:
@@ -221,7 +218,7 @@ def label_studio(labels: list[Label], root: str) -> bytes:
     tasks = []
     for one in labels:
         name = one.image if "://" in one.image else LOCAL_FILES + urllib.parse.quote(below_root(one.image, root))
-        task: dict[str, Any] = {"data": {"image": name, OURS: one.image}}
+        task: dict[str, Any] = {"data": {"image": name, IMAGE_FIELD: one.image}}
         if not one.unsure:
             value = {"choices": [one.label or NONE_OF_THESE]}
             result = [{"from_name": "class", "to_name": "image", "type": "choices", "value": value}]
@@ -266,10 +263,7 @@ def fiftyone(labels: list[Label], classes: list[str]) -> tuple[bytes, bytes]:
 def cleanlab(labels: list[Label], given: Callable[[Label], str | None], where: str) -> dict[str, Any]:
     """`classes` [K], `images` [N], `labels` [N] (class numbers, -1 where none is given) and `pred_probs` [N, K]: what
     cleanlab's functions take.
-
-    Raises:
-        ValueError: predictions without the probabilities of all classes.
-    """
+    Raises ValueError: predictions without the probabilities of all classes."""
     classes = classes_of(labels)
     for one in labels:
         require(

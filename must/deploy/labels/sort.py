@@ -37,10 +37,7 @@ class Outcome:
 
 def sort(config: SortConfig) -> Outcome:
     """Sorts, or takes back; prints what came of it.
-
-    Raises:
-        ValueError: no labels, none of the images is there, or the folder was sorted from other labels.
-    """
+    Raises ValueError: no labels, none of the images is there, or the folder was sorted from other labels."""
     into = storage.local(config.into)
     require(not into.exists() or into.is_dir(), f"--into {config.into}: is a file")
     return take_back(into) if config.undo else place_all(config, into)

@@ -20,8 +20,7 @@ from must.data.image.decode import seen
 from must.data.image.preprocess import EvalView
 from must.data.sources.base import ListingReport, no_images, not_read
 from must.data.sources.files import Folder
-from must.deploy.predict.abstention import stored_threshold, threshold
-from must.deploy.predict.engine import Classifier, Opener, onnx_model
+from must.deploy.predict.session import Classifier, Opener, onnx_model, stored_threshold, threshold
 from must.deploy.predict.shards import predict_shards
 from must.deploy.predict.writer import Prediction, open_writer
 
@@ -59,11 +58,11 @@ def predict_images(
     counts = {"images": 0, "unreadable": 0}
     problems = ListingReport(lambda name, why: warn(name, why, counts))
     names = ((name, name) for name in find_images(config.images, problems))
-    asked = Asked(top, unsure, config.embeddings, config.batch_size)
+    options = Options(top, unsure, config.embeddings, config.batch_size)
     shown = bar(unit="img", desc="predict", leave=False, quiet=not config.output)  # none between the rows of a table
     own = 0.0 if unsure else stored_threshold(classifier.metadata, config.model) or 0.0
     with open_writer(config.output, top, unsure > 0, own) as writer, shown:
-        for found in classify(classifier, names, lambda name: load(name, view), asked):
+        for found in classify(classifier, names, lambda name: read_pixels(name, view), options):
             shown.update()
             if isinstance(found, Unreadable):
                 warn(found.image, found.reason, counts)
@@ -79,7 +78,7 @@ def predict_images(
     return counts
 
 
-class Asked(NamedTuple):
+class Options(NamedTuple):
     """What is wanted of each image: `abstain` is a probability, below which no class is named."""
 
     top_k: int = 1
@@ -97,7 +96,7 @@ def classify(
     classifier: Classifier,
     images: Iterable[tuple[str, Any]],
     read: Callable[[Any], tuple[np.ndarray | None, str]],
-    asked: Asked,
+    options: Options,
 ) -> Iterator[Prediction | Unreadable]:
     """Predictions in the order of the images, a batch at a time.
 
@@ -107,27 +106,27 @@ def classify(
     """
     waiting = iter(images)
     with ThreadPoolExecutor() as pool:
-        while batch := list(islice(waiting, asked.batch_size)):
+        while batch := list(islice(waiting, options.batch_size)):
             found = list(pool.map(lambda one: read(one[1]), batch))
             whole = [pixels for pixels, _ in found if pixels is not None]
             rows: Iterator[tuple[np.ndarray, np.ndarray | None]] = iter(())
             if whole:
-                probability, embedding = classifier.answer(np.stack(whole), asked.embeddings)
+                probability, embedding = classifier.answer(np.stack(whole), options.embeddings)
                 rows = zip(probability, repeat(None) if embedding is None else embedding, strict=False)
             for (name, _), (pixels, reason) in zip(batch, found, strict=True):
-                yield Unreadable(name, reason) if pixels is None else predicted(name, next(rows), classifier, asked)
+                yield Unreadable(name, reason) if pixels is None else predicted(name, next(rows), classifier, options)
 
 
 def predicted(
-    name: str, said: tuple[np.ndarray, np.ndarray | None], classifier: Classifier, asked: Asked
+    name: str, said: tuple[np.ndarray, np.ndarray | None], classifier: Classifier, options: Options
 ) -> Prediction:
     row, embedding = said
-    best = np.argsort(-row, kind="stable")[: asked.top_k]
+    best = np.argsort(-row, kind="stable")[: options.top_k]
     classes, values = [classifier.classes[i] for i in best], [float(row[i]) for i in best]
-    return Prediction(name, classes, values, bool(row[best[0]] < asked.abstain), embedding)
+    return Prediction(name, classes, values, bool(row[best[0]] < options.abstain), embedding)
 
 
-def load(name: str, view: EvalView) -> tuple[np.ndarray | None, str]:
+def read_pixels(name: str, view: EvalView) -> tuple[np.ndarray | None, str]:
     """(uint8 [S, S, 3], "") or (None, the reason). The same decoder and view as `must evaluate`."""
     try:
         return seen(sys.stdin.buffer.read() if name == "-" else storage.read_bytes(name), view), ""

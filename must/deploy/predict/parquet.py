@@ -2,21 +2,48 @@
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.text import brief, encoded
-from must.data.format.check import Shard, count
-from must.deploy.predict.decoding import Decoded
+from must.data.format.index import Shard, count
+from must.data.format.samples import read_samples
+from must.data.image.decode import seen
+from must.data.image.preprocess import EvalView, Preprocess
 from must.deploy.predict.session import EMBEDDING
 
-ROWS = 8192  # of a row group
-PACKED = 1024  # rows that are put together while a shard is worked on; the writer works on as many at a time
+
+class Decoded(NamedTuple):
+    """A sample, its image as the model sees it (uint8 [S, S, 3]), or None and the reason why it cannot be seen."""
+
+    key: str
+    source: str
+    pixels: np.ndarray | None
+    reason: str
+
+
+def decode_rows(
+    path: Path, rows: np.ndarray, texts: list[bytes] | None, preprocess: Preprocess, max_pixels: int
+) -> list[Decoded]:
+    """The samples at `rows` of the table of offsets. The same decoder and view as for single images."""
+    view, found = EvalView(preprocess), []
+    for key, source, image in read_samples(path, rows, texts):
+        try:
+            found.append(Decoded(key, source, seen(image, view, max_pixels), ""))
+        except UserError as error:
+            found.append(Decoded(key, source, None, str(error)))
+    return found
+
+
+GROUP_ROWS = 8192  # of a row group
+PACKED_ROWS = 1024  # rows that are put together while a shard is worked on; the writer works on as many at a time
 TAIL = 1 << 16  # bytes of a file's end that are read first: what it says of itself is there
-STORY = b"must"  # the name in the file's metadata
+STATS_KEY = b"must"  # the name in the file's metadata
 
 
 @dataclass(frozen=True)
@@ -57,7 +84,7 @@ class Table:
     def __init__(self, classes: list[str], run: Run) -> None:
         import pyarrow as pa
 
-        self.classes, self.run, self.top = [text(name) for name in classes], run, min(run.top_k, len(classes))
+        self.classes, self.run, self.top = [utf8(name) for name in classes], run, min(run.top_k, len(classes))
         self.names = pa.array(self.classes, pa.string())
         fields = [("key", pa.string()), ("source", pa.string())]
         for rank in range(1, self.top + 1):
@@ -69,7 +96,7 @@ class Table:
             fields.append((EMBEDDING, pa.list_(pa.float16())))
         self.schema = pa.schema(fields)
         self.waiting: list[Any] = []  # batches, some of a few rows
-        self.packed: list[Any] = []  # tables of PACKED rows, which take the room of their values and little more
+        self.packed: list[Any] = []  # tables of PACKED_ROWS, which take the room of their values and little more
         self.counts = np.zeros(len(classes), np.int64)
         self.rows = self.unreadable = self.abstained = 0
 
@@ -92,14 +119,14 @@ class Table:
 
         unnamed = ~whole
         unnamed[whole] = unsure
-        columns = [pa.array([text(item.key) for item in decoded]), pa.array([text(item.source) for item in decoded])]
+        columns = [pa.array([utf8(item.key) for item in decoded]), pa.array([utf8(item.source) for item in decoded])]
         for rank in range(self.top):
             columns.append(self.names.take(spread(ranked[:, rank], pa.int64(), unnamed)))
             columns.append(spread(sorted_[:, rank], pa.float32()))
         columns.append(spread(margin, pa.float32()))
         if self.run.abstain:
             columns.append(pa.array(unnamed & whole))
-        columns.append(pa.array([text(item.reason) or None for item in decoded], pa.string()))
+        columns.append(pa.array([utf8(item.reason) or None for item in decoded], pa.string()))
         if embedding is not None:
             columns.append(halves(embedding, whole))
         self.waiting.append(pa.record_batch(columns, schema=self.schema))
@@ -107,7 +134,7 @@ class Table:
         self.rows += len(decoded)
         self.unreadable += int((~whole).sum())
         self.abstained += int(unsure.sum())
-        if sum(batch.num_rows for batch in self.waiting) >= PACKED:
+        if sum(batch.num_rows for batch in self.waiting) >= PACKED_ROWS:
             self.pack()
 
     def pack(self) -> None:
@@ -121,7 +148,7 @@ class Table:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        story = {
+        stats = {
             "run": asdict(self.run),
             "shard": shard.name,
             "shard_sha256": shard.sha256,
@@ -130,12 +157,12 @@ class Table:
             "abstained": self.abstained,
             "classes": {name: int(n) for name, n in zip(self.classes, self.counts, strict=True) if n},
         }
-        schema = self.schema.with_metadata({STORY: json.dumps(story).encode()})
+        schema = self.schema.with_metadata({STATS_KEY: json.dumps(stats).encode()})
         self.pack()
         table = pa.concat_tables(self.packed).cast(schema)
         with storage.open_write(uri) as file:
-            pq.write_table(table, file, row_group_size=ROWS, compression="zstd", **self.encoding())
-        return story
+            pq.write_table(table, file, row_group_size=GROUP_ROWS, compression="zstd", **self.encoding())
+        return stats
 
     def encoding(self) -> dict[str, Any]:
         """Of embeddings there is no dictionary, for no two numbers are alike, and no smallest or largest one."""
@@ -156,12 +183,9 @@ def halves(embedding: np.ndarray, whole: np.ndarray) -> Any:
     return pa.ListArray.from_arrays(pa.array([0, *ends], pa.int32()), numbers, mask=pa.array(~whole))
 
 
-def read_story(uri: str, size: int, shard: Shard, run: Run) -> dict[str, Any]:
+def read_stats(uri: str, size: int, shard: Shard, run: Run) -> dict[str, Any]:
     """What the file of `size` bytes says of itself; its end alone is read.
-
-    Raises:
-        ValueError: it is none of ours or damaged, of another run or of another shard.
-    """
+    Raises ValueError: it is none of ours or damaged, of another run or of another shard."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -170,10 +194,10 @@ def read_story(uri: str, size: int, shard: Shard, run: Run) -> dict[str, Any]:
     if len(end) < need <= size:
         end = storage.read_bytes(uri, size - need)
     try:
-        story = json.loads(pq.read_metadata(pa.BufferReader(end[-need:])).metadata[STORY])
-        found, of = story["run"], (story["shard"], story["shard_sha256"], story["rows"])
-        numbers = [story["unreadable"], story["abstained"], *story["classes"].values()]
-        whole = sum(count(number, "a count") for number in numbers) == count(story["rows"], "rows")
+        stats = json.loads(pq.read_metadata(pa.BufferReader(end[-need:])).metadata[STATS_KEY])
+        found, of = stats["run"], (stats["shard"], stats["shard_sha256"], stats["rows"])
+        numbers = [stats["unreadable"], stats["abstained"], *stats["classes"].values()]
+        whole = sum(count(number, "a count") for number in numbers) == count(stats["rows"], "rows")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException):
         whole = False
     require(whole, f"{uri} is damaged, or no file of `must predict --shards`; delete it and run the same command again")
@@ -182,9 +206,9 @@ def read_story(uri: str, size: int, shard: Shard, run: Run) -> dict[str, Any]:
         of == (shard.name, shard.sha256, shard.samples),
         f"{uri} is of another shard than {shard.name}; choose another --output, or delete the predictions there",
     )
-    return story
+    return stats
 
 
-def text(name: str) -> str:
+def utf8(name: str) -> str:
     """A name as UTF-8 can hold it."""
     return encoded(name).decode()

@@ -1,11 +1,17 @@
-"""An exported model, ready to run: onnxruntime and numpy, no torch."""
+"""An exported model, ready to run: onnxruntime and numpy, no torch. Its threshold below which no class is named.
+
+`must evaluate` calibrates the threshold (must/evaluation/abstention.py), `must export --metrics` puts it into the ONNX
+file's metadata under `abstention`, and whatever classifies with that file may ask for it by a threshold of -1.
+"""
 
 import importlib.util
 import json
 import logging
 import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,6 +20,7 @@ from must.base.errors import UserError
 from must.base.files import ONNX_FILE
 from must.base.parameters import require
 from must.base.text import printable
+from must.config import PredictConfig
 from must.data.image.preprocess import Preprocess, normalize_pixels
 
 logger = logging.getLogger(__name__)
@@ -99,10 +106,7 @@ class OnnxClassifier:
 
     def answer(self, pixels: np.ndarray, embeddings: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
         """uint8 [B, S, S, 3] -> probabilities float32 [B, K]; and, if they are asked for, `run`'s embeddings.
-
-        Raises:
-            ValueError: as `run`; or the pass fails, or gives no finite numbers.
-        """
+        Raises ValueError: as `run`; or the pass fails, or gives no finite numbers."""
         images = pixels if self.takes_pixels else normalize_pixels(pixels, self.preprocess)
         try:
             probability, found = self.run(images, embeddings)
@@ -117,9 +121,7 @@ class OnnxClassifier:
         """Images as the graph takes them -> float32 [B, K] and, of a file that has `dimensions`, float32 [B, D].
 
         Both come of one pass: the embeddings lie on the way to the probabilities, and cost their copy.
-
-        Raises:
-            ValueError: the file, which is none of ours then, gives embeddings of another shape than it says.
+        Raises ValueError: the file, which is none of ours then, gives embeddings of another shape than it says.
         """
         if not embeddings:
             return self.session.run([self.output_name], {self.input_name: inputs})[0], None
@@ -141,10 +143,7 @@ class OnnxClassifier:
 
 def check_onnx(uri: str) -> None:
     """Opens a file that is to be published. Without onnxruntime it says that it does not.
-
-    Raises:
-        ValueError: as OnnxClassifier.
-    """
+    Raises ValueError: as OnnxClassifier."""
     if importlib.util.find_spec("onnxruntime") is None:
         logger.warning(printable(f"{uri}: is published without being opened, as onnxruntime is not installed here"))
         return
@@ -174,3 +173,70 @@ def providers(onnxruntime: Any) -> list[str]:
     """A GPU if this build of onnxruntime has one, else the CPU."""
     known = onnxruntime.get_available_providers()
     return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in known]
+
+
+METADATA = "abstention"
+STORED = -1.0  # "the threshold in the model"
+
+
+def stored_threshold(metadata: Mapping[str, str], where: str) -> float | None:
+    """The threshold in an ONNX file's metadata, None if there is none. Raises ValueError: it is damaged."""
+    if METADATA not in metadata:
+        return None
+
+    def checked(content: dict[str, Any]) -> float:
+        value = content["threshold"]
+        require(type(value) in (int, float) and 0 <= value <= 1, "no probability")
+        return float(value)
+
+    damaged = UserError(f"{where}: the threshold in its metadata is damaged")
+    return storage.parse_object(metadata[METADATA], checked, damaged)
+
+
+def threshold(asked: float, metadata: Mapping[str, str], where: str) -> float:
+    """What `asked` means for this file: itself, or for -1 the file's own. Raises ValueError: it has none."""
+    if asked != STORED:
+        return asked
+    stored = stored_threshold(metadata, where)
+    if stored is None:
+        raise UserError(
+            f"--abstain -1: {where} has no threshold of its own: none could be promised, or it was exported without "
+            "the --metrics of `must evaluate`; give one as a number, or 0"
+        )
+    return stored
+
+
+class Classifier(Protocol):
+    where: str
+    classes: list[str]
+    preprocess: Preprocess
+    metadata: dict[str, str]
+    dimensions: int  # D of the embeddings; 0: it has none
+
+    def answer(self, pixels: np.ndarray, embeddings: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+        """uint8 [B, S, S, 3] -> probabilities float32 [B, K]; and, if they are asked for, embeddings float32 [B, D]."""
+
+    def require_embeddings(self, what: str = "--embeddings") -> None:
+        """Raises ValueError: it has none."""
+
+
+class Model(NamedTuple):
+    """A model that is there: what its predictions are known by, and how to open it.
+
+    `open` takes whether threads sleep between two passes: better beside processes that decode.
+    """
+
+    sha256: str
+    open: Callable[[bool], Classifier]
+
+
+Opener = Callable[[PredictConfig], AbstractContextManager[Model]]
+
+
+@contextmanager
+def onnx_model(config: PredictConfig) -> Iterator[Model]:
+    """The ONNX file of --model, copied from its bucket. Raises ValueError: there is none."""
+    require(config.device == "auto", "--device is for a model that torch runs; onnxruntime takes what it was built for")
+    uri = model_uri(config.model)
+    with storage.local_copy(uri) as path:
+        yield Model(storage.sha256_of(path), lambda patient: OnnxClassifier(path, uri, config.threads, patient))

@@ -18,25 +18,22 @@ import numpy as np
 
 import must
 from must.base import storage
-from must.base.cores import cores
+from must.base.console import silence_pillow
 from must.base.parameters import require
+from must.base.processes import cores
 from must.base.progress import bar
 from must.base.text import encoded, printable
 from must.base.workers import Workers
 from must.config import PredictConfig
 from must.data.format.index import Index, Shard, load_index
-from must.data.format.offsets import load_offsets
-from must.data.format.samples import local_shard, texts_of
-from must.data.image.quiet import silence_pillow
+from must.data.format.samples import load_offsets, local_shard, texts_of
 from must.data.sources.table_files import need_pyarrow
-from must.deploy.predict.abstention import STORED, threshold
-from must.deploy.predict.decoding import decode_rows
-from must.deploy.predict.engine import Classifier, Opener, onnx_model
-from must.deploy.predict.parquet import Run, Table, file_name, read_story
+from must.deploy.predict.parquet import Run, Table, decode_rows, file_name, read_stats
+from must.deploy.predict.session import STORED, Classifier, Opener, onnx_model, threshold
 
 logger = logging.getLogger(__name__)
 
-RUN_FILE, SUMMARY_FILE = "run.json", "predictions.json"
+RUN_FILE, TOTALS_FILE = "run.json", "predictions.json"
 READERS = 16  # files whose ends are read at the same time
 
 
@@ -58,20 +55,20 @@ def predict_shards(config: PredictConfig, open_model: Opener = onnx_model) -> di
     processes = Workers(config.workers or cores(), decode_rows.__module__, silence_pillow)
     with open_model(config) as model, processes as decoders:
         classifier = cache(lambda: model.open(True))
-        config = looked_into(config, classifier)
+        config = with_threshold(config, classifier)
         run = Run(model.sha256, index.sha256, config.split, config.top_k, config.abstain, config.embeddings)
         claim(config.output, run)
         there = predictions_in(config.output, shards)
-        stories = read_stories(config.output, [shard for shard in mine if file_name(shard) in there], there, run)
+        file_stats = stats_of_files(config.output, [shard for shard in mine if file_name(shard) in there], there, run)
         left = [shard for shard in mine if file_name(shard) not in there]
-        stories += label(config, index, left, run, decoders, classifier()) if left else []
-    rows, unreadable, _ = totals(stories)
-    logger.info(printable(line(config, len(mine), len(left), stories)))
+        file_stats += label(config, index, left, run, decoders, classifier()) if left else []
+    rows, unreadable, _ = totals(file_stats)
+    logger.info(printable(line(config, len(mine), len(left), file_stats)))
     finish(config, shards, run)
     return {"images": rows - unreadable, "unreadable": unreadable}
 
 
-def looked_into(config: PredictConfig, open_classifier: Callable[[], Classifier]) -> PredictConfig:
+def with_threshold(config: PredictConfig, open_classifier: Callable[[], Classifier]) -> PredictConfig:
     """The parameters with the model's own threshold for an --abstain of -1. Raises ValueError: it has none, or gives
     no embeddings where they are asked for."""
     if config.abstain != STORED and not config.embeddings:
@@ -86,8 +83,8 @@ def label(
     config: PredictConfig, index: Index, shards: list[Shard], run: Run, decoders: Workers, classifier: Classifier
 ) -> list[dict[str, Any]]:
     """Writes these shards' files, one after the other; returns what they say of themselves."""
-    stories, total = [], sum(shard.samples for shard in shards)
-    with bar(unit="img", desc="predict", total=total) as shown, opened(config.shards, shards) as opening:
+    file_stats, total = [], sum(shard.samples for shard in shards)
+    with bar(unit="img", desc="predict", total=total) as shown, shards_ahead(config.shards, shards) as opening:
         for shard, path, offsets, texts in opening:
             table = Table(classifier.classes, run)
             size, preprocess = config.batch_size, classifier.preprocess
@@ -99,8 +96,8 @@ def label(
                 pixels = [item.pixels for item in batch if item.pixels is not None]
                 table.add(batch, *answers(classifier, pixels, run.embeddings))
                 shown.update(len(batch))
-            stories.append(table.write(storage.join(config.output, file_name(shard)), shard))
-    return stories
+            file_stats.append(table.write(storage.join(config.output, file_name(shard)), shard))
+    return file_stats
 
 
 def answers(classifier: Classifier, pixels: list[np.ndarray], embeddings: bool) -> tuple[np.ndarray, np.ndarray | None]:
@@ -111,7 +108,7 @@ def answers(classifier: Classifier, pixels: list[np.ndarray], embeddings: bool) 
     return nothing, np.zeros((0, classifier.dimensions), np.float32) if embeddings else None
 
 
-class Opened(NamedTuple):
+class ShardFiles(NamedTuple):
     """A shard, the path of its tar on this machine, its table of offsets, and its texts if they are not in the tar."""
 
     shard: Shard
@@ -121,17 +118,17 @@ class Opened(NamedTuple):
 
 
 @contextmanager
-def opened(uri: str, shards: list[Shard]) -> Iterator[Iterator[Opened]]:
+def shards_ahead(uri: str, shards: list[Shard]) -> Iterator[Iterator[ShardFiles]]:
     """Gives the shards one after the other; the next one is copied from its bucket while one is worked on."""
 
-    def fetch(shard: Shard) -> tuple[ExitStack, Opened]:
+    def fetch(shard: Shard) -> tuple[ExitStack, ShardFiles]:
         with ExitStack() as stack:
             path, offsets = stack.enter_context(local_shard(uri, shard)), load_offsets(uri, shard)
-            return stack.pop_all(), Opened(shard, path, offsets, texts_of(uri, shard, offsets))
+            return stack.pop_all(), ShardFiles(shard, path, offsets, texts_of(uri, shard, offsets))
 
-    coming: list[Future[tuple[ExitStack, Opened]]] = []
+    coming: list[Future[tuple[ExitStack, ShardFiles]]] = []
 
-    def one_by_one(pool: ThreadPoolExecutor) -> Generator[Opened, None, None]:
+    def one_by_one(pool: ThreadPoolExecutor) -> Generator[ShardFiles, None, None]:
         coming.append(pool.submit(fetch, shards[0]))
         for following in [*shards[1:], None]:
             stack, found = coming.pop().result()
@@ -173,14 +170,14 @@ def predictions_in(output: str, shards: tuple[Shard, ...]) -> dict[str, int]:
     return found
 
 
-def read_stories(output: str, shards: list[Shard], sizes: dict[str, int], run: Run) -> list[dict[str, Any]]:
+def stats_of_files(output: str, shards: list[Shard], sizes: dict[str, int], run: Run) -> list[dict[str, Any]]:
     """What the shards' files say of themselves. Raises ValueError: one is damaged or of another run."""
 
-    def story(shard: Shard) -> dict[str, Any]:
-        return read_story(storage.join(output, file_name(shard)), sizes[file_name(shard)], shard, run)
+    def stats(shard: Shard) -> dict[str, Any]:
+        return read_stats(storage.join(output, file_name(shard)), sizes[file_name(shard)], shard, run)
 
     with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(story, shards))
+        return list(pool.map(stats, shards))
 
 
 def finish(config: PredictConfig, shards: tuple[Shard, ...], run: Run) -> None:
@@ -192,28 +189,28 @@ def finish(config: PredictConfig, shards: tuple[Shard, ...], run: Run) -> None:
             f"{missing} of {len(shards)} shards are still to come, from the other parts; then there is a summary"
         )
         return
-    uri = storage.join(config.output, SUMMARY_FILE)
-    storage.write_bytes(uri, summary(run, read_stories(config.output, list(shards), there, run)))
+    uri = storage.join(config.output, TOTALS_FILE)
+    storage.write_bytes(uri, totals_json(run, stats_of_files(config.output, list(shards), there, run)))
     logger.info(printable(f"all {len(shards)} shards are there: {uri}"))
 
 
-def summary(run: Run, stories: list[dict[str, Any]]) -> bytes:
+def totals_json(run: Run, file_stats: list[dict[str, Any]]) -> bytes:
     """The bytes of predictions.json: the same, whoever writes it."""
-    rows, unreadable, abstained = totals(stories)
+    rows, unreadable, abstained = totals(file_stats)
     classes: dict[str, int] = {}
-    for story in stories:
-        for name, number in story["classes"].items():
+    for stats in file_stats:
+        for name, number in stats["classes"].items():
             classes[name] = classes.get(name, 0) + number
     content: dict[str, Any] = {"rows": rows, "unreadable": unreadable}
     if run.abstain:
         content |= {"abstained": abstained, "coverage": coverage(rows, unreadable, abstained)}
-    content |= {**asdict(run), "shards": len(stories), "classes": dict(sorted(classes.items()))}
+    content |= {**asdict(run), "shards": len(file_stats), "classes": dict(sorted(classes.items()))}
     return encoded(json.dumps({**content, "must_version": must.__version__}, indent=1) + "\n")
 
 
-def totals(stories: list[dict[str, Any]]) -> list[int]:
+def totals(file_stats: list[dict[str, Any]]) -> list[int]:
     """Rows, those that could not be read, those without a class."""
-    return [sum(story[name] for story in stories) for name in ("rows", "unreadable", "abstained")]
+    return [sum(stats[name] for stats in file_stats) for name in ("rows", "unreadable", "abstained")]
 
 
 def coverage(rows: int, unreadable: int, abstained: int) -> float | None:
@@ -221,9 +218,9 @@ def coverage(rows: int, unreadable: int, abstained: int) -> float | None:
     return (rows - unreadable - abstained) / (rows - unreadable) if rows > unreadable else None
 
 
-def line(config: PredictConfig, files: int, made: int, stories: list[dict[str, Any]]) -> str:
+def line(config: PredictConfig, files: int, made: int, file_stats: list[dict[str, Any]]) -> str:
     """What this part has to tell in the end."""
-    rows, unreadable, abstained = totals(stories)
+    rows, unreadable, abstained = totals(file_stats)
     said = f"{rows} images" + (f", {unreadable} could not be read" if unreadable else "")
     if config.abstain and (share := coverage(rows, unreadable, abstained)) is not None:
         said += f", {100 * share:.1f}% of those that could be read have a class"

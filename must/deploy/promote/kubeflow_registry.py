@@ -81,10 +81,7 @@ class Api:
 
     def __init__(self, flag: str) -> None:
         """Asks the server which version of the API it speaks.
-
-        Raises:
-            ValueError: it is no such server, or refuses; TransientError if it does not answer.
-        """
+        Raises ValueError: it is no such server, or refuses; TransientError if it does not answer."""
         self.url, self.root = address(flag), ""
         self.opener = urllib.request.build_opener(NoRedirect)
         for self.root in ROOTS:
@@ -113,11 +110,7 @@ class Api:
 
     def send(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """The answer's JSON.
-
-        Raises:
-            RefusedError: the server's no.
-            TransientError: no answer, or the server's own trouble.
-        """
+        Raises RefusedError: the server's no; TransientError: no answer, or the server's own trouble."""
         return storage.repeat(self.url, lambda: self.once(method, path, body), tries=TRIES)
 
     def once(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
@@ -151,7 +144,7 @@ def said(error: urllib.error.HTTPError) -> str:
 
 
 FLAG = "--register kubeflow"
-LABEL = "champion"  # of a version
+CHAMPION_LABEL = "champion"  # of a version
 CHAMPION, URI = "must.champion", "must.uri"  # properties: of the model, the champion's name; of a version, its place
 REGISTERED_MODELS, VERSIONS = "registered_models", "model_versions"
 
@@ -172,15 +165,8 @@ class KubeflowRegistry:
         )
 
     def put(self, version: str, onnx: str, metrics: dict[str, float], tags: dict[str, str]) -> str:
-        """Makes the version unless it is there, and the champion; returns its name.
-
-        Args:
-            onnx: the folder written by `must export`; its card becomes the description.
-            metrics, tags: the version's properties. `must.uri` says where our registry has the version.
-
-        Raises:
-            ValueError: another version of that name is there.
-        """
+        """The export's card becomes the description, `metrics` and `tags` the version's properties.
+        Raises ValueError: another version of that name is there."""
         with translate_errors(f"{version} is the champion of the registry, but not in Kubeflow's; run the same again"):
             uri = absolute(storage.join(tags[URI], "onnx"))
             require(storage.exists(storage.join(uri, ONNX_FILE)), f"{uri}: no {ONNX_FILE}, it was promoted without")
@@ -196,7 +182,6 @@ class KubeflowRegistry:
         return version
 
     def move(self, version: str) -> str | None:
-        """Makes a version the champion that is there; None if it is not, and the champion stays."""
         with translate_errors(f"{version} is the champion of the registry again; in Kubeflow's it was not changed"):
             model = self.model()
             found = self.version(model, version) if model else None
@@ -233,10 +218,7 @@ class KubeflowRegistry:
     def point(self, version: dict[str, Any], uri: str) -> None:
         """The version's one artifact: KServe's `model-registry://` takes the newest, so there is no second. It has the
         registered model's name, by which the registry's own client finds it.
-
-        Raises:
-            ValueError: it has another: the name was used for something else.
-        """
+        Raises ValueError: it has another: the name was used for something else."""
         query = {"name": self.name, "parentResourceId": version["id"]}
         body = {"artifactType": "model-artifact", "name": self.name, "uri": uri, "state": "LIVE",
                 "modelFormatName": "onnx", "modelFormatVersion": "1", **of_run()}  # fmt: skip
@@ -254,9 +236,9 @@ class KubeflowRegistry:
         written all at once, and others may have theirs."""
         self.change(f"{REGISTERED_MODELS}/{model}", {CHAMPION: text_value(champion["name"])})
         for version in list(self.api.pages(f"{REGISTERED_MODELS}/{model}/versions")):
-            if version["id"] != champion["id"] and is_label(version, LABEL):
-                self.change(f"{VERSIONS}/{version['id']}", {}, without=LABEL)
-        self.change(f"{VERSIONS}/{champion['id']}", {LABEL: text_value("")})
+            if version["id"] != champion["id"] and is_label(version, CHAMPION_LABEL):
+                self.change(f"{VERSIONS}/{version['id']}", {}, without=CHAMPION_LABEL)
+        self.change(f"{VERSIONS}/{champion['id']}", {CHAMPION_LABEL: text_value("")})
 
     def change(self, path: str, properties: dict[str, Any], without: str = "") -> None:
         before = self.api.send("GET", path).get("customProperties") or {}

@@ -2,7 +2,8 @@
 
 import hashlib
 import logging
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from must.base import storage
@@ -23,10 +24,11 @@ from must.deploy.promote.registry import (
     Registry,
     is_of,
 )
-from must.evaluation.gate import ZERO_SHOT, read_decision
+from must.evaluation.gate import NOTHING_KEPT, read_decision
 from must.evaluation.result import Metrics, read_metrics
 from must.method.model.bundle import check_weights, load_description
 from must.method.model.provenance import Provenance
+from must.method.train.provenance import run_key
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ def add_version(registry: Registry, config: PromoteConfig, follower: Follower | 
     provenance = description.provenance
     version = config.version or version_of(config.model, provenance)
     require(
-        not decision or decision.outcome != ZERO_SHOT or has_no_other_champion(registry, version),
+        not decision or decision.outcome != NOTHING_KEPT or has_no_other_champion(registry, version),
         f"--decision {config.decision}: nothing was kept of the adaptation, the model is zero-shot's; "
         f"{registry.uri} has a champion, which stays",
     )
@@ -103,10 +105,7 @@ def has_no_other_champion(registry: Registry, version: str) -> bool:
 def store(registry: Registry, config: PromoteConfig, version: str, facts: dict[str, Any]) -> str:
     """Puts the model into the registry unless it is there, and returns its version: one of its own where the name was
     not chosen and the weights are there with another ONNX file.
-
-    Raises:
-        ValueError: --version is there and is another model, or has another ONNX file.
-    """
+    Raises ValueError: --version is there and is another model, or has another ONNX file."""
     require_no_links(config.model, "--model")
     check_weights(storage.join(config.model, WEIGHTS_FILE))
     own = (WEIGHTS_FILE, DESCRIPTION_FILE)
@@ -193,3 +192,46 @@ def numbers_of(metrics: Metrics) -> dict[str, dict[str, float]]:
     """What the registry keeps of them: by model, the figures that are single numbers."""
     models = {"baseline": metrics.baseline, "adapted": metrics.adapted}
     return {model: accuracy.numbers if accuracy else {} for model, accuracy in models.items()}
+
+
+LEFT_TO_PEOPLE = "left to people's answers"  # outcome of a decision that answers may still change
+ACTION_TRAIN, NOTHING_NEW = "train", "nothing new"
+
+
+@dataclass(frozen=True)
+class Champion:
+    version: str  # 'none' before the first promotion
+    bundle: str  # its URI, or ''
+    key: str  # of this run's data and settings
+    action: str  # TRAIN or NOTHING_NEW
+    reasons: list[str]
+
+
+def champion(
+    registry: str,
+    name: str,
+    index_sha256: str,
+    classifier: str,
+    settings: dict[str, Any],
+    only_new: bool = False,
+    answered: Callable[[str], bool] = lambda key: False,
+) -> Champion:
+    """Reads the registry, which may be empty.
+
+    Args:
+        settings: of the training run, as its component gets them.
+        only_new: do not train when a run with this data, these classes and settings was decided before.
+        answered: whether answers have come since a run of that key was left to people.
+    """
+    place = Registry(registry, name)
+    latest = place.latest().version
+    key = run_key(index_sha256, classifier, settings)
+    bundle = place.bundle(latest) if latest else ""
+    reasons = [f"champion: {latest or 'none yet'}"]
+    decided = place.decision(key) if only_new else None
+    if decided and decided["outcome"] == LEFT_TO_PEOPLE and answered(key):
+        decided = None
+        reasons.append("answers have come to what was left to people")
+    if decided:
+        reasons.append(f"nothing new: this data with these settings was {decided['outcome']} on {decided['at'][:10]}")
+    return Champion(latest or "none", bundle, key, NOTHING_NEW if decided else ACTION_TRAIN, reasons)

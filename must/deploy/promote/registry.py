@@ -132,10 +132,7 @@ class Registry:
     def alone(self, version: str) -> Iterator[Callable[[], None]]:
         """Nobody else writes the version while the block lasts: of two promotions with the same weights and other ONNX
         files, a version must not get some files of each. Gives a function that raises if somebody does.
-
-        Raises:
-            TransientError: somebody does, or did.
-        """
+        Raises TransientError: somebody does, or did."""
         try:
             with locked(self.uri_of(version), PROMOTION) as check:
                 yield check
@@ -148,10 +145,7 @@ class Registry:
 
     def lacking(self, version: str, folders: Folders) -> Folders:
         """Those of the folders that a version, which is whole, is without.
-
-        Raises:
-            ValueError: it has other weights, or (OtherOnnxError) other ONNX files.
-        """
+        Raises ValueError: it has other weights, or (OtherOnnxError) other ONNX files."""
         held, place = self.held(version), self.uri_of(version)
         for name, sha256 in sums(folders, BUNDLE_FOLDER, ".safetensors").items():
             require(

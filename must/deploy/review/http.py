@@ -24,13 +24,12 @@ from typing import Any
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.storage import parse_object
-from must.deploy.review.page import STATIC, static
-from must.deploy.review.pictures import SIDES, Pictures
+from must.deploy.review.page import SIDES, STATIC, Pictures, static
 from must.deploy.review.session import Session
-from must.deploy.serve.http import Receive, Reply, Scope, Send, as_json, refusal, send_reply
-from must.deploy.serve.refused import Refused, wanted
+from must.deploy.serve.http import Receive, Reply, Scope, Send, as_json, refusal_reply, send_reply
+from must.deploy.serve.protocol import Refused, wanted
 
-MOST = 1 << 16  # bytes of a request
+LARGEST_REQUEST = 1 << 16  # bytes of a request
 ACTIONS = ("start", "next", "show", "answer", "undo", "grid", "end", "leave")
 DECODING = 2  # pictures that are decoded at a time
 POLICY = (
@@ -43,7 +42,7 @@ SAFE = (
     (b"x-content-type-options", b"nosniff"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
-KEPT, FRESH = ((b"cache-control", value) for value in (b"private, max-age=3600", b"no-store"))  # by the browser
+CACHED, FRESH = ((b"cache-control", value) for value in (b"private, max-age=3600", b"no-store"))  # by the browser
 
 
 class App:
@@ -58,15 +57,15 @@ class App:
         try:
             reply = await self.reply(scope, receive)
         except Refused as error:
-            reply = refusal(error)
+            reply = refusal_reply(error)
         except ValueError as error:
-            reply = refusal(Refused(400, str(error)))
+            reply = refusal_reply(Refused(400, str(error)))
         except OSError as error:  # a full disk: the answer is not kept, and the page says so
-            reply = refusal(Refused(507, f"the answer could not be written: {error.strerror or error}"))
+            reply = refusal_reply(Refused(507, f"the answer could not be written: {error.strerror or error}"))
         except Exception:  # ours; the server goes on
             traceback.print_exc(file=sys.stderr)
-            reply = refusal(Refused(500, "internal error; the terminal has it"))
-        await send_reply(reply, send, *SAFE, *(() if KEPT in reply.more else (FRESH,)))
+            reply = refusal_reply(Refused(500, "internal error; the terminal has it"))
+        await send_reply(reply, send, *SAFE, *(() if CACHED in reply.more else (FRESH,)))
 
     async def reply(self, scope: Scope, receive: Receive) -> Reply:
         """Raises ValueError, Refused: the request is not understood."""
@@ -94,7 +93,7 @@ class App:
         if len(parts) == 2 and name in SIDES and parts[1].isdecimal() and len(parts[1]) < 12:
             async with self.decoding:
                 data, kind = await asyncio.to_thread(self.pictures.get, int(parts[1]), name)
-            return Reply(data, kind.encode(), more=(KEPT,))
+            return Reply(data, kind.encode(), more=(CACHED,))
         raise Refused(404, "no such address")
 
 
@@ -104,5 +103,5 @@ async def body_of(receive: Receive) -> dict[str, Any]:
     while more:
         message = await receive()
         data, more = data + message.get("body", b""), message.get("more_body", False)
-        require(len(data) <= MOST, "the request is too long")
+        require(len(data) <= LARGEST_REQUEST, "the request is too long")
     return parse_object(data, dict, UserError("the request must be a JSON object"))

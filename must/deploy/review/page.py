@@ -1,14 +1,55 @@
-"""The page: three files, no build step, nothing loaded from elsewhere; or one file that carries its pictures."""
+"""The page: three files, no build step, nothing loaded from elsewhere; or one file that carries its pictures.
+
+Pictures are decoded here within the bounds of all decoding, and written anew, so that no byte of a stranger's file
+reaches a browser.
+"""
 
 import base64
 import hashlib
+import io
 import json
+import threading
+from functools import lru_cache
 from importlib import resources
 from typing import Any
 
-from must.deploy.review.pictures import Pictures
+from PIL import Image
+
+from must.base.errors import UserError
+from must.data.image.decode import decode
+from must.data.loading.reader import ShardReader
 from must.deploy.review.session import Session
 from must.method.answers.review import RANDOM
+
+SIDES = {"full": 4096, "large": 1024, "small": 160}  # pixels of the longer side, at most
+LOSSLESS_SIDE = 200  # pixels of the longer side up to which nothing is lost in compression
+SMALL_IN_MEMORY = 2_000  # small pictures that are held in memory, a few kilobytes each
+
+
+class Pictures:
+    """Sample number -> (bytes, media type), made when it is asked for. May be called from several threads."""
+
+    def __init__(self, reader: ShardReader) -> None:
+        self.reader = reader
+        self.lock = threading.Lock()  # the reader has its open files
+        self.small = lru_cache(SMALL_IN_MEMORY)(lambda number: self.make(number, SIDES["small"]))
+
+    def get(self, number: int, size: str) -> tuple[bytes, str]:
+        """`size` is one of SIDES. Raises ValueError: no such sample, or it cannot be decoded."""
+        if not 0 <= number < len(self.reader):
+            raise UserError("there is no such picture")
+        return self.small(number) if size == "small" else self.make(number, SIDES[size])
+
+    def make(self, number: int, side: int) -> tuple[bytes, str]:
+        with self.lock:
+            data = self.reader.image(number)
+        image = decode(data, self.reader.index.max_pixels, shorter_side=side)
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+        kind = "PNG" if max(image.size) <= LOSSLESS_SIDE else "JPEG"
+        file = io.BytesIO()
+        image.save(file, kind, **({} if kind == "PNG" else {"quality": 88}))
+        return file.getvalue(), f"image/{kind.lower()}"
+
 
 STATIC = {
     "index.html": "text/html; charset=utf-8",
@@ -16,7 +57,7 @@ STATIC = {
     "review.css": "text/css; charset=utf-8",
 }
 
-LARGEST = 40_000_000  # characters of a page's pictures: what mail and browsers take
+LARGEST_PAGE = 40_000_000  # characters of a page's pictures: what mail and browsers take
 
 
 def static(name: str) -> bytes:
@@ -25,8 +66,8 @@ def static(name: str) -> bytes:
 
 def self_contained(session: Session, pictures: Pictures, most: int) -> tuple[bytes, int]:
     """(the page with the first pictures that have no answer yet, how many those are): `most` of them, and no more than
-    LARGEST characters hold. It keeps answers in the browser and saves them as answers.jsonl. Pictures that cannot be
-    decoded are left out of strips, not of the order.
+    LARGEST_PAGE characters hold. It keeps answers in the browser and saves them as answers.jsonl. Pictures that cannot
+    be decoded are left out of strips, not of the order.
     """
     review, images = session.review, dict[str, str]()
     shown: list[dict[str, Any]] = []
@@ -38,7 +79,7 @@ def self_contained(session: Session, pictures: Pictures, most: int) -> tuple[byt
             if key not in images and (data := data_uri(pictures, number, size)):
                 new[key] = data
         taken += sum(map(len, new.values()))
-        if taken > LARGEST:
+        if taken > LARGEST_PAGE:
             break
         images |= new
         shown.append({**session.describe(picture.number), "image": picture.image, "sha256": picture.sha256})

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from must.base import storage
-from must.base.files import WEIGHTS_FILE
+from must.base.files import ANSWERS_FILE, WEIGHTS_FILE
 from must.base.lock import Kind, locked
 from must.base.parameters import require
 from must.base.progress import loading
@@ -25,20 +25,18 @@ from must.config.review import ReviewConfig
 from must.config.work import standing_for
 from must.data.loading.reader import open_reader
 from must.deploy.review.http import App
-from must.deploy.review.page import self_contained
-from must.deploy.review.pictures import Pictures
+from must.deploy.review.page import Pictures, self_contained
 from must.deploy.review.session import Session
-from must.deploy.serve.server import address, check_no_loop, listen, serve_until_signal
-from must.method.answers.book import FILE as ANSWERS
+from must.deploy.serve.server import check_no_loop, listen, serve_until_signal, url_of
 from must.method.answers.book import add, read_answers
-from must.method.answers.review import FILE, FIRST, IMAGES_FILE, MODEL, RANDOM, Review, fingerprint
+from must.method.answers.review import FIRST_IMAGES, IMAGES_FILE, MODEL, RANDOM, REVIEW_FILE, Review, fingerprint
 
 logger = logging.getLogger(__name__)
 
 REVIEW = Kind("must review", "--output", ".review.lock")
 RELABELLED = "relabelled.csv"
 CONNECTIONS = 64  # of all browsers together
-PATIENCE = 30.0  # seconds that a browser has for a request's head, and for taking an answer
+KEEP_ALIVE = 30.0  # seconds that a browser has for a request's head, and for taking an answer
 
 
 def review(config: ReviewConfig) -> None:
@@ -71,7 +69,7 @@ def review(config: ReviewConfig) -> None:
         with listen(config.host, config.port) as listener:
             app = App(None, pictures, secrets.token_urlsafe(18))
             with closing(Questions(config, app, begun, min(len(reader), config.images))) as questions:
-                asyncio.run(run(config, questions, listener))
+                asyncio.run(serve_page(config, questions, listener))
 
 
 def complete(config: ReviewConfig) -> bool:
@@ -112,7 +110,7 @@ class Questions:
         whole = self.begun and complete(self.config)
         if self.begun:
             self.ask(self.begun, None)
-        from must.deploy.review.teaching import Images, limit_threads  # imports torch
+        from must.deploy.review.prepare import Images, limit_threads  # imports torch
 
         limit_threads()
         if self.begun and whole:
@@ -133,7 +131,7 @@ class Questions:
     def ask(self, about: Review, images: Any) -> None:
         teaching = None
         if images:
-            from must.deploy.review.teaching import Teaching
+            from must.deploy.review.prepare import Teaching
 
             teaching = Teaching(images)
             self.teaching.append(teaching)
@@ -163,7 +161,7 @@ def add_answers(config: ReviewConfig) -> None:
     known = given & {picture.sha256 for picture in about.pictures}
     why = f"none of its {counted(len(given), 'answer')} is about a picture of {config.output}"
     require(bool(known), f"--add {config.add}: {why}")
-    new = add(storage.join(config.output, ANSWERS), storage.read_bytes(config.add))
+    new = add(storage.join(config.output, ANSWERS_FILE), storage.read_bytes(config.add))
     other = f"; {counted(len(given) - len(known), 'answer')} about other pictures" if len(given) > len(known) else ""
     said = f"{config.add}: {counted(new, 'new line')} of {counted(len(given), 'answer')}{other}"
     logger.info(printable_page(f"{said}\n{about.text(about.answers(config.output))}"))
@@ -171,34 +169,36 @@ def add_answers(config: ReviewConfig) -> None:
 
 def review_at(config: ReviewConfig) -> Review | None:
     """The one in the folder. Raises ValueError: it is about another model, or in another order."""
-    if not storage.exists(storage.join(config.output, FILE)):
+    if not storage.exists(storage.join(config.output, REVIEW_FILE)):
         return None
     found = Review.load(config.output, "--output")
     weights = fingerprint(storage.read_bytes(storage.join(config.model, WEIGHTS_FILE)))
     other = "about another model" if weights != found.model_sha256 else f"in the order {found.order}"
     require(
         weights == found.model_sha256 and config.order == found.order,
-        f"--output {config.output}: its {FILE} is {other}; delete that file for a new one: answers stay good",
+        f"--output {config.output}: its {REVIEW_FILE} is {other}; delete that file for a new one: answers stay good",
     )
     return found
 
 
-async def run(config: ReviewConfig, questions: Questions, listener: socket.socket) -> None:
+async def serve_page(config: ReviewConfig, questions: Questions, listener: socket.socket) -> None:
     """Serves until a signal. Raises what making the questions does."""
     app = questions.app
-    place = f"{address(config.host, listener)}/{app.token}/"
+    place = f"{url_of(config.host, listener)}/{app.token}/"
     logger.info(printable(f"must review: {place}"))
     when = (
         "at once"
         if questions.begun
-        else f"after the first {FIRST} are looked at: seconds with a GPU, else a minute or so"
+        else f"after the first {FIRST_IMAGES} are looked at: seconds with a GPU, else a minute or so"
     )
     logger.info(printable(f"{counted(questions.images, 'image')}; questions begin {when}"))
-    logger.info(printable(f"answers: {storage.join(config.output, ANSWERS)}; Ctrl-C ends, the same command goes on"))
+    logger.info(
+        printable(f"answers: {storage.join(config.output, ANSWERS_FILE)}; Ctrl-C ends, the same command goes on")
+    )
     if config.browser and sys.stdout.isatty():
         threading.Thread(target=open_browser, args=(place,), daemon=True).start()
     serving = asyncio.ensure_future(
-        serve_until_signal(app, listener, PATIENCE, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=5)
+        serve_until_signal(app, listener, KEEP_ALIVE, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=5)
     )
     making = asyncio.ensure_future(asyncio.to_thread(questions.make))
     await asyncio.wait((serving, making), return_when=asyncio.FIRST_COMPLETED)

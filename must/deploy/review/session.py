@@ -12,26 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from must.base.files import ANSWERS_FILE
 from must.base.parameters import require
 from must.base.text import counted
-from must.method.answers.book import FILE, Answer, append
+from must.method.answers.book import Answer, append
 from must.method.answers.review import MODEL, RANDOM, Picture, Review
 
 if TYPE_CHECKING:
-    from must.deploy.review.teaching import Known, Teaching
+    from must.deploy.review.prepare import Known, Teaching
 
-PATIENCE = 15.0  # seconds that a picture is kept for the page that shows it
-FEW = 12  # classes up to which all of them are offered
-CHOICES = ("label", "none", "unsure")
+RESERVED = 15.0  # seconds that a picture is kept for the page that shows it
+ALL_OFFERED = 12  # classes up to which all of them are offered
+ANSWER_KINDS = ("label", "none", "unsure")
 WAIT = 5.0  # seconds for what the last answers change
-GRID = 60  # pictures of a class side by side
+GRID_PICTURES = 60  # pictures of a class side by side
 RECENT = 12  # answers that the page shows
 EARLIER = 50  # times that answers of an earlier run can be taken back
 SORTS = ("sure", "doubtful", "differ")
 
 
 @dataclass(frozen=True)
-class Given:
+class AnswerBatch:
     """Answers that one press of a button gave."""
 
     page: str  # '': in an earlier run
@@ -45,14 +46,14 @@ class Session:
         self, review: Review, folder: str, who: str, teaching: "Teaching | None" = None,
         clock: Callable[[], float] = time.monotonic, commands: Iterable[str] = (),
     ) -> None:  # fmt: skip
-        self.path, self.who, self.clock, self.commands = Path(folder) / FILE, who, clock, list(commands)
+        self.path, self.who, self.clock, self.commands = Path(folder) / ANSWERS_FILE, who, clock, list(commands)
         self.lock = threading.Lock()
         self.shown: dict[int, tuple[str, float]] = {}  # number of a picture -> (person's page, when)
         self.drawn = set[int]()  # numbers that the random order came to
         self.hold(review, teaching)
         groups = groupby(self.answers.values(), key=lambda one: (one.who, one.when))
         numbers = {picture.sha256: picture.number for picture in review.pictures}
-        self.given = [Given("", tuple(numbers[one.sha256] for one in group)) for _, group in groups][-EARLIER:]
+        self.given = [AnswerBatch("", tuple(numbers[one.sha256] for one in group)) for _, group in groups][-EARLIER:]
 
     def hold(self, review: Review, teaching: "Teaching | None") -> None:
         """Goes on with this review, of the same images or of more."""
@@ -90,7 +91,7 @@ class Session:
         answer = self.answers.get(self.picture(number).sha256)
         return "" if answer is None else "cannot tell" if answer.unsure else answer.label or "none of the classes"
 
-    def theirs(self, page: str) -> list[Given]:
+    def theirs(self, page: str) -> list[AnswerBatch]:
         return [one for one in self.given if one.page in ("", page)]
 
     def picture(self, number: Any) -> Picture:
@@ -127,7 +128,7 @@ class Session:
             if not self.open(picture):
                 continue
             other, since = self.shown.get(picture.number, ("", 0.0))
-            if other in ("", page) or now - since > PATIENCE:
+            if other in ("", page) or now - since > RESERVED:
                 self.shown[picture.number] = page, now
                 self.drawn.add(picture.number)
                 return self.describe(picture.number)
@@ -139,7 +140,7 @@ class Session:
         place, picture = self.of[number]
         classes, random = self.review.classes, self.review.order == RANDOM
         likely = sorted(picture.likely) if random else picture.likely
-        names = [classes[k] for k in (range(len(classes)) if len(classes) <= FEW else likely)]
+        names = [classes[k] for k in (range(len(classes)) if len(classes) <= ALL_OFFERED else likely)]
         similar = [
             {"number": other, "open": other in self.of and self.of[other][1].sha256 not in self.answers}
             for other in picture.similar
@@ -156,16 +157,19 @@ class Session:
 
         Args:
             said: `number` of the picture, if one was shown; `also`: numbers of others with the same answer; `kind`, one
-                of CHOICES, and `label`; `grid`: they come from there, and no picture is given back; `who`.
+                of ANSWER_KINDS, and `label`; `grid`: they come from there, and no picture is given back; `who`.
 
         Raises:
             ValueError: no such picture, or no such class.
         """
         kind, label, grid, shown = said.get("kind"), said.get("label"), bool(said.get("grid")), said.get("number")
-        require(kind in CHOICES, "an answer is a label, none or unsure")
+        require(kind in ANSWER_KINDS, "an answer is a label, none or unsure")
         require(kind != "label" or label in self.review.classes, "there is no such class")
         also = said.get("also", [])
-        require(isinstance(also, list) and len(also) <= GRID, f"`also` must be a list of at most {GRID} numbers")
+        require(
+            isinstance(also, list) and len(also) <= GRID_PICTURES,
+            f"`also` must be a list of at most {GRID_PICTURES} numbers",
+        )
         with self.lock:
             hows = {number: "grid" if grid else "similar" for number in also if not self.measures(self.picture(number))}
             if shown is not None or not also:
@@ -178,7 +182,7 @@ class Session:
                 self.answers[line["sha256"]] = Answer(line["sha256"], *given)
             for number in hows:
                 self.shown.pop(number, None)
-            self.given += [Given(page, tuple(hows))] if hows else []
+            self.given += [AnswerBatch(page, tuple(hows))] if hows else []
             self.teach()
             note = self.note(list(hows.values()), kind == "unsure")
             return {"state": self.state(page), "picture": None if grid else self.offer(page), "note": note}
@@ -245,7 +249,8 @@ class Session:
                 "left": len(own),
                 "counts": [counts[number] for number in range(len(classes))],
                 "pictures": [
-                    {"number": one.number, "says": [classes[number] for number in one.classes]} for one in own[:GRID]
+                    {"number": one.number, "says": [classes[number] for number in one.classes]}
+                    for one in own[:GRID_PICTURES]
                 ],
             }
 

@@ -2,7 +2,7 @@
 
     POST /classify, /v2/models/NAME/classify   a picture as it is; answers with names
     POST /v2/models/NAME/infer                 the open inference protocol, JSON or with binary data
-    GET  /v2, /v2/models/NAME, .../config      what is served
+    GET  /v2, /v2/models/NAME                  what is served
     GET  /v2/health/live, /v2/health/ready, /v2/models/NAME/ready, /metrics
 
 /versions/VERSION after NAME is understood, for the version that is served.
@@ -21,12 +21,18 @@ from urllib.parse import parse_qsl
 
 import must
 from must.base.storage.api import loads
-from must.deploy.serve.asked import Asked, Limits, Output, read_asked, read_parameters
-from must.deploy.serve.described import EXTENSIONS, config_of, metadata_of
 from must.deploy.serve.models import Served
-from must.deploy.serve.predictions import tensors, to_json
-from must.deploy.serve.refused import Refused, wanted
-from must.deploy.serve.tensors import Tensor
+from must.deploy.serve.predictions import PROTOCOL_EXTENSIONS, metadata_of, tensors, to_json
+from must.deploy.serve.protocol import (
+    InferRequest,
+    Limits,
+    Output,
+    Refused,
+    Tensor,
+    read_parameters,
+    read_request,
+    wanted,
+)
 from must.deploy.serve.work import Work
 
 logger = logging.getLogger(__name__)
@@ -41,7 +47,7 @@ HEADER_LENGTH = b"inference-header-content-length"
 CLOSE = (b"connection", b"close")
 VALUES, OBJECTS = 1_000_000, 1000  # of JSON, whose reader holds all threads
 PIECE = 1 << 18
-LARGE = 1 << 16  # bytes of JSON above which it is read in a thread, one request at a time
+LARGE_JSON = 1 << 16  # bytes of JSON above which it is read in a thread, one request at a time
 LINGER = 2.0  # seconds in which a refused client may go on sending, so that it sees why
 
 
@@ -85,10 +91,10 @@ class App:
         except ClientGone:
             raise
         except Refused as refused:
-            return refusal(refused)
+            return refusal_reply(refused)
         except Exception:  # ours; the server goes on, and the log has it
             logger.exception("must serve: a request failed")
-            return refusal(Refused(500, "internal error"))
+            return refusal_reply(Refused(500, "internal error"))
 
     async def route(self, scope: Scope, exchange: Exchange) -> Reply:
         """Raises Refused: no such address, or what the request's own function refuses."""
@@ -120,15 +126,16 @@ class App:
         if parts == ["v2", "health", "ready"]:
             return self.ready({"ready": self.work.ready})
         if parts in (["v2"], [""]):
-            return Reply(as_json({"name": "must-serve", "version": must.__version__, "extensions": EXTENSIONS}))
+            return Reply(
+                as_json({"name": "must-serve", "version": must.__version__, "extensions": PROTOCOL_EXTENSIONS})
+            )
         if parts[:2] == ["v2", "models"] and len(parts) >= 3:
-            last = parts[-1] if parts[-1] in ("ready", "config") and len(parts) > 3 else ""
-            self.check_model(parts[2:-1] if last else parts[2:])
-            if last == "ready":
+            asks_ready = parts[-1] == "ready" and len(parts) > 3
+            self.check_model(parts[2:-1] if asks_ready else parts[2:])
+            if asks_ready:
                 return self.ready({"name": self.name, "ready": self.work.ready})
             with self.work.models.held() as served:
-                describe = config_of if last else metadata_of
-                return Reply(as_json(describe(self.name, served)))
+                return Reply(as_json(metadata_of(self.name, served)))
         raise Refused(404, "no such address; /v2 says what this server is")
 
     def ready(self, said: dict[str, Any]) -> Reply:
@@ -148,7 +155,7 @@ class App:
         outputs, values = read_query(scope["query_string"])
         data = await exchange.read()
         with self.work.models.held() as served:
-            asked = Asked([data], outputs, **values)
+            asked = InferRequest([data], outputs, **values)
             answer = await while_there(self.work.answer(asked, served), exchange.receive)
             found = {"model": self.name, "version": served.version} | to_json(answer, 0)
         return Reply(as_json(found))
@@ -160,7 +167,7 @@ class App:
             answer = await while_there(self.work.answer(asked, served), exchange.receive)
             return inference_reply(self.name, served.version, asked, tensors(answer, asked))
 
-    async def read(self, data: bytes, headers: dict[bytes, bytes], served: Served) -> Asked:
+    async def read(self, data: bytes, headers: dict[bytes, bytes], served: Served) -> InferRequest:
         """Raises Refused: the body is not what the protocol has, or other large ones were before it for too long."""
         length = len(data)
         if HEADER_LENGTH in headers:
@@ -168,10 +175,10 @@ class App:
             wanted(text.isdigit() and int(text[:12]) <= len(data), "Inference-Header-Content-Length is wrong")
             length = int(text[:12])
         view, limits = memoryview(data), self.work.limits(served)
-        if length <= LARGE:
-            return understood(view, length, limits)
+        if length <= LARGE_JSON:
+            return parse_request(view, length, limits)
         async with self.turn():
-            return await asyncio.to_thread(understood, view, length, limits)
+            return await asyncio.to_thread(parse_request, view, length, limits)
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -236,7 +243,7 @@ class Exchange:
                     if message["type"] == "http.disconnect":
                         raise ClientGone
                     parts.append(message.get("body", b""))
-                    self.work.hold(len(parts[-1]))
+                    self.work.reserve(len(parts[-1]))
                     self.held += len(parts[-1])
                     self.check_size(self.held)
                     self.unread = message.get("more_body", False)
@@ -249,7 +256,7 @@ class Exchange:
         wanted(size <= self.work.max_body, f"the body is above {self.work.config.max_body:g} MB", 413)
 
     def close(self) -> None:
-        self.work.let_go(self.held)
+        self.work.release(self.held)
         self.held = 0
 
 
@@ -272,9 +279,9 @@ def read_query(query: bytes) -> tuple[list[Output], dict[str, Any]]:
     return outputs, read_parameters(values)
 
 
-def understood(data: memoryview, length: int, limits: Limits) -> Asked:
+def parse_request(data: memoryview, length: int, limits: Limits) -> InferRequest:
     """A body that begins with so many bytes of JSON. Raises Refused: it is not what the protocol has."""
-    return read_asked(parse(data[:length]), data[length:], limits)
+    return read_request(parse(data[:length]), data[length:], limits)
 
 
 def parse(data: memoryview) -> dict[str, Any]:
@@ -297,7 +304,7 @@ def parse(data: memoryview) -> dict[str, Any]:
     return request
 
 
-def inference_reply(name: str, version: str, asked: Asked, found: list[Tensor]) -> Reply:
+def inference_reply(name: str, version: str, asked: InferRequest, found: list[Tensor]) -> Reply:
     """The protocol's answer: JSON, and after it the tensors that were asked for as binary data."""
     outputs, blobs = [], []
     for output, tensor in zip(asked.outputs, found, strict=True):
@@ -315,7 +322,7 @@ def inference_reply(name: str, version: str, asked: Asked, found: list[Tensor]) 
     return Reply(b"".join([header, *blobs]), BINARY, more=((HEADER_LENGTH, str(len(header)).encode()),))
 
 
-def refusal(refused: Refused) -> Reply:
+def refusal_reply(refused: Refused) -> Reply:
     more = ((b"retry-after", b"1"),) if refused.retry else ()
     return Reply(as_json({"error": refused.reason}), status=refused.status, more=more)
 

@@ -8,10 +8,13 @@ requests get. The old one ends with its last request. A version that cannot be t
 import asyncio
 import logging
 import tempfile
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from queue import Empty, SimpleQueue
+from typing import Any
 
 import numpy as np
 
@@ -22,13 +25,92 @@ from must.base.parameters import require
 from must.base.text import printable
 from must.config.serve import ServeConfig
 from must.data.image.preprocess import EvalView, normalize_pixels
-from must.deploy.predict.abstention import STORED, stored_threshold
-from must.deploy.predict.session import OnnxClassifier, model_uri
+from must.deploy.predict.session import STORED, OnnxClassifier, model_uri, stored_threshold
 from must.deploy.promote.registry import Registry
-from must.deploy.serve.batching import Batcher
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.pictures import pixels_of
-from must.deploy.serve.refused import Refused
+from must.deploy.serve.protocol import Refused
+
+Row = tuple[np.ndarray, "asyncio.Future[Any]"]
+
+
+class Batcher:
+    """A thread that takes single images from a queue and runs them through a model, at most `most` at a time.
+
+    Nobody waits for company unless `delay` (seconds) says so: an image that comes while nothing runs is run at once.
+
+    Args:
+        run: images as the model takes them, [N, ...], to a sequence of N results.
+        loop: of the futures that get the results.
+        ran: told of every pass: images, seconds.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[np.ndarray], Any],
+        loop: asyncio.AbstractEventLoop,
+        most: int,
+        delay: float = 0,
+        ran: Callable[[int, float], None] = lambda images, seconds: None,
+    ) -> None:
+        self.run, self.loop, self.most, self.delay, self.ran = run, loop, most, delay, ran
+        self.queue: SimpleQueue[Row | None] = SimpleQueue()
+        self.thread = threading.Thread(target=self.work, name="forward", daemon=True)
+        self.thread.start()
+
+    def put(self, row: np.ndarray, future: asyncio.Future[Any]) -> None:
+        """From any thread: `future` will get the result for `row`, or the error of its pass."""
+        self.queue.put((row, future))
+
+    def close(self) -> None:
+        """Ends the thread after what is in the queue."""
+        self.queue.put(None)
+
+    def work(self) -> None:
+        while (first := self.queue.get()) is not None:
+            rows, last = self.gather(first)
+            rows = [row for row in rows if not row[1].cancelled()]  # nobody waits for those any more
+            if rows:
+                self.forward(rows)
+            if last:
+                return
+
+    def gather(self, first: Row) -> tuple[list[Row], bool]:
+        """(what goes into one pass, whether the queue ended)."""
+        rows = [first]
+        until = time.monotonic() + self.delay if self.delay else 0.0
+        while len(rows) < self.most:
+            left = until - time.monotonic() if self.delay else 0.0
+            try:
+                row = self.queue.get(timeout=left) if left > 0 else self.queue.get_nowait()
+            except Empty:
+                break
+            if row is None:
+                return rows, True
+            rows.append(row)
+        return rows, False
+
+    def forward(self, rows: list[Row]) -> None:
+        begun = time.perf_counter()
+        results: Any
+        try:
+            results = self.run(np.stack([row for row, _ in rows]))
+        except Exception as error:  # the pass's images fail, the thread does not
+            results = error
+        self.ran(len(rows), time.perf_counter() - begun)
+        self.loop.call_soon_threadsafe(deliver, [future for _, future in rows], results)
+
+
+def deliver(futures: list[asyncio.Future[Any]], results: Any) -> None:
+    """In the event loop: each future gets its result, or all of them the error."""
+    for number, future in enumerate(futures):
+        if future.done():
+            continue
+        if isinstance(results, Exception):
+            future.set_exception(results)
+        else:
+            future.set_result(results[number])
+
 
 logger = logging.getLogger(__name__)
 
@@ -67,10 +149,7 @@ class Served:
 
     def try_out(self, most: int) -> None:
         """One pass of one image and one of many: memory is there, and the answers are probabilities.
-
-        Raises:
-            ValueError: they are not.
-        """
+        Raises ValueError: they are not."""
         size = self.classifier.preprocess.size
         blank = self.row(np.full((size, size, 3), 127, np.uint8))
         for images in (1, most):
@@ -86,18 +165,9 @@ class Served:
             self.batcher.close()
 
 
-class Source(Protocol):
-    """Where models come from."""
-
-    def newest(self) -> str:
-        """The version to serve; '' if there is none yet."""
-
-    def load(self, version: str) -> OnnxClassifier:
-        """That version's model, complete and verified."""
-
-
 class OneModel:
-    """A folder with model.onnx that stays as it is."""
+    """A folder with model.onnx that stays as it is. As of a Champion, `newest` is the version to serve, '' if there is
+    none yet, and `load` gives that version's model, complete and verified."""
 
     def __init__(self, config: ServeConfig) -> None:
         """Raises ValueError: --model names no file."""
@@ -144,7 +214,7 @@ class Champion:
 class Models:
     """The current model, kept current. All but `load` happens in the event loop."""
 
-    def __init__(self, source: Source, config: ServeConfig, metrics: Metrics) -> None:
+    def __init__(self, source: OneModel | Champion, config: ServeConfig, metrics: Metrics) -> None:
         self.source, self.config, self.metrics = source, config, metrics
         self.current: Served | None = None
         self.said: tuple[str, float] = ("", 0.0)

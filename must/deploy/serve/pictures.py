@@ -1,8 +1,5 @@
 """What a stranger may send as a picture: JPEG, PNG or WebP, of bounded size."""
 
-import base64
-import binascii
-
 import numpy as np
 
 from must.base.errors import TransientError
@@ -10,9 +7,9 @@ from must.data.image.cost import cost, refusal
 from must.data.image.decode import seen
 from must.data.image.headers.base import Cost
 from must.data.image.preprocess import EvalView
-from must.deploy.serve.refused import Refused, wanted
+from must.deploy.serve.protocol import Refused, wanted
 
-PICTURES = "JPEG, PNG or WebP"
+PICTURE_FORMATS = "JPEG, PNG or WebP"
 MOST_STEPS = 3000  # segments or chunks of a picture, each of which Pillow reads in Python
 
 
@@ -24,13 +21,12 @@ def is_picture(data: bytes | memoryview) -> bool:
 
 def cost_of(data: bytes, max_pixels: int) -> Cost:
     """What decoding it will take, by its header.
-
-    Raises:
-        Refused: 415 for bytes of another format, 422 for a picture that is damaged, too large, or costs too much.
-    """
+    Raises Refused: 415 for bytes of another format, 422 for a picture that is damaged, too large, or costs too much."""
     form = "; this is a form, and the body is to be the file itself: curl --data-binary @photo.jpg"
     wanted(
-        is_picture(data), f"not a picture of a known format; send {PICTURES}" + form * (bytes(data[:2]) == b"--"), 415
+        is_picture(data),
+        f"not a picture of a known format; send {PICTURE_FORMATS}" + form * (bytes(data[:2]) == b"--"),
+        415,
     )
     try:
         found = cost(data, MOST_STEPS)
@@ -49,15 +45,3 @@ def pixels_of(data: bytes, view: EvalView, max_pixels: int) -> np.ndarray:
         raise Refused(503, "the server has no memory left for this picture; try again") from None
     except ValueError as error:
         raise Refused(422, f"the picture cannot be read: {error}") from None
-
-
-def from_base64(text: object) -> bytes:
-    """A picture in JSON: base64, with or without "data:image/...;base64," before it. Raises Refused: it is none."""
-    wanted(isinstance(text, str), "a picture in JSON is a string of base64")
-    assert isinstance(text, str)
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise Refused(400, "a picture in JSON is a string of base64, which this is not") from None

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from must.base.text import encoded
-from must.deploy.serve.asked import Asked, Output
-from must.deploy.serve.tensors import Tensor
+from must.deploy.serve.models import Served
+from must.deploy.serve.protocol import InferRequest, Output, Tensor
 
 DECIMALS = 6  # of a probability in JSON: as `must predict` writes it
 
@@ -33,7 +33,7 @@ class Predictions:
         return self.probability.max(axis=1) < self.threshold
 
 
-def tensors(answer: Predictions, asked: Asked) -> list[Tensor]:
+def tensors(answer: Predictions, asked: InferRequest) -> list[Tensor]:
     """The outputs that were asked for."""
     return [tensor(answer, output) for output in asked.outputs]
 
@@ -88,3 +88,33 @@ def to_json(answer: Predictions, row: int) -> dict[str, Any]:
     if answer.embedding is not None:
         found["embedding"] = answer.embedding[row].tolist()
     return found
+
+
+PROTOCOL_EXTENSIONS = ["binary_tensor_data", "classification"]
+
+
+def tensors_of(served: Served) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(inputs, outputs) as the protocol describes them; -1 stands for the images, and for top_k."""
+    classes = len(served.classifier.classes)
+    outputs = [
+        {"name": "class", "datatype": "BYTES", "shape": [-1, -1]},
+        {"name": "top_probability", "datatype": "FP32", "shape": [-1, -1]},
+        {"name": "abstained", "datatype": "BOOL", "shape": [-1]},
+        {"name": "probability", "datatype": "FP32", "shape": [-1, classes]},
+    ]
+    if dimensions := served.classifier.dimensions:
+        outputs.append({"name": "embedding", "datatype": "FP32", "shape": [-1, dimensions]})
+    return [{"name": "image", "datatype": "BYTES", "shape": [-1]}], outputs
+
+
+def metadata_of(name: str, served: Served) -> dict[str, Any]:
+    inputs, outputs = tensors_of(served)
+    size = served.classifier.preprocess.size
+    return {
+        "name": name,
+        "versions": [served.version],
+        "platform": "onnxruntime_onnx",
+        "inputs": inputs,
+        "outputs": outputs,
+        "parameters": {"classes": served.classifier.classes, "size": size, "threshold": served.threshold},
+    }

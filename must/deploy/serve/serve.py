@@ -12,8 +12,8 @@ from must.base.text import printable
 from must.config.serve import ServeConfig
 from must.deploy.serve.http import App
 from must.deploy.serve.metrics import Metrics
-from must.deploy.serve.models import Champion, Models, OneModel, Source
-from must.deploy.serve.server import address, check_no_loop, listen, serve_until_signal
+from must.deploy.serve.models import Champion, Models, OneModel
+from must.deploy.serve.server import check_no_loop, listen, serve_until_signal, url_of
 from must.deploy.serve.work import Work
 
 logger = logging.getLogger(__name__)
@@ -26,9 +26,7 @@ def serve(config: ServeConfig) -> None:
     """Serves until SIGTERM or SIGINT, and returns when the last request is answered.
 
     With --registry it starts without a model if there is none yet, says that it is not ready, and waits for one.
-
-    Raises:
-        ValueError: --model names no model of ours, an address cannot be listened at, or an event loop runs already.
+    Raises ValueError: --model names no model of ours, an address cannot be listened at, or an event loop runs already.
     """
     check_no_loop("must serve")
     source = (Champion if config.registry else OneModel)(config)
@@ -36,10 +34,10 @@ def serve(config: ServeConfig) -> None:
     with listener:
         loop_factory = uvicorn.Config(lambda: None, loop="auto", log_config=None).get_loop_factory()
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(run(config, source, listener))
+            runner.run(serve_async(config, source, listener))
 
 
-async def run(config: ServeConfig, source: Source, listener: socket.socket) -> None:
+async def serve_async(config: ServeConfig, source: OneModel | Champion, listener: socket.socket) -> None:
     metrics = Metrics()
     models = Models(source, config, metrics)
     work = Work(config, models, metrics)
@@ -53,7 +51,7 @@ async def run(config: ServeConfig, source: Source, listener: socket.socket) -> N
         logger.warning("must serve: no longer ready; answering what there is")
         await asyncio.sleep(0 if ended else config.drain)
 
-    at = address(config.host, listener)
+    at = url_of(config.host, listener)
     logger.info(printable(f"must serve: {at} (model {config.name})"))
     logger.info(printable(f"next: curl --data-binary @photo.jpg {at}/classify"), extra=ASIDE)
     await serve_until_signal(

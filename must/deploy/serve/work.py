@@ -12,21 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from must.base.cores import cores
+from must.base.processes import cores
 from must.config.serve import ServeConfig
 from must.data.image.headers.base import Cost
-from must.deploy.serve.asked import Asked, Limits
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.models import Models, Served
 from must.deploy.serve.pictures import cost_of
 from must.deploy.serve.predictions import Predictions
-from must.deploy.serve.refused import Refused, wanted
+from must.deploy.serve.protocol import InferRequest, Limits, Refused, wanted
 
 logger = logging.getLogger(__name__)
 
 PIXELS = Cost("pixels", 0, 0, 0, 0.05 * 50e-3)  # an image that comes as pixels counts as 0.05 megapixels
 SMALL = 1 << 18  # bytes of files whose headers are read at once; those of more in a thread
-WAITS = 10  # more of it lets cheap pictures pass costly ones for longer
+COST_WEIGHT = 10  # more of it lets cheap pictures pass costly ones for longer
 
 FULL = "the server has as many images waiting as it takes; try again"
 
@@ -49,9 +48,9 @@ class Decoders:
             threading.Thread(target=self.work, name=f"decode-{number}", daemon=True).start()
 
     def put(self, memory: int, job: Callable[[], None] | None, seconds: float = 0) -> None:
-        """From any thread. `job` is called once, in a thread of these, in its turn: as if it had come later by WAITS
-        times `seconds`, which are what it costs, and its request's pictures before it."""
-        self.waiting.put((time.monotonic() + WAITS * seconds, next(self.numbers), memory, job))
+        """From any thread. `job` is called once, in a thread of these, in its turn: as if it had come later by
+        COST_WEIGHT times `seconds`, which are what it costs, and its request's pictures before it."""
+        self.waiting.put((time.monotonic() + COST_WEIGHT * seconds, next(self.numbers), memory, job))
 
     def work(self) -> None:
         while True:
@@ -104,16 +103,16 @@ class Work:
         classifier = served.classifier
         return Limits(self.config.max_images, classifier.preprocess.size, not classifier.takes_pixels)
 
-    def hold(self, size: int) -> None:
+    def reserve(self, size: int) -> None:
         """Counts bytes that a request takes. Raises Refused: all of them together take too many."""
         if self.held_bytes + size > self.config.max_memory * 1e6:
             raise Refused(503, "the server holds as many requests as its memory allows; try again")
         self.held_bytes += size
 
-    def let_go(self, size: int) -> None:
+    def release(self, size: int) -> None:
         self.held_bytes -= size
 
-    async def answer(self, asked: Asked, served: Served) -> Predictions:
+    async def answer(self, asked: InferRequest, served: Served) -> Predictions:
         """Raises Refused: too many images are waiting or they cost too much, one cannot be read, it took too long, or
         the model gives no embeddings."""
         wanted(
@@ -148,10 +147,7 @@ class Work:
 
     def let_in(self, request: Request) -> None:
         """Counts a request among those that wait; the costliest of them make room for one that costs less.
-
-        Raises:
-            Refused: too much is waiting, and nothing costlier than this.
-        """
+        Raises Refused: too much is waiting, and nothing costlier than this."""
         while self.is_full(request):
             costliest = max(self.requests, key=lambda one: one.megapixels, default=request)
             if costliest.megapixels <= request.megapixels:
@@ -195,7 +191,9 @@ class Work:
         except Exception as error:
             self.loop.call_soon_threadsafe(fail, future, error)
 
-    def answer_of(self, found: list[tuple[np.ndarray, np.ndarray | None]], asked: Asked, served: Served) -> Predictions:
+    def answer_of(
+        self, found: list[tuple[np.ndarray, np.ndarray | None]], asked: InferRequest, served: Served
+    ) -> Predictions:
         probability = np.stack([row for row, _ in found])
         if not np.isfinite(probability).all():
             raise Refused(422, "the model's answer to this input is no numbers; does it hold infinities?")

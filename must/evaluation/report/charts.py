@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 320, 200
-LEFT, RIGHT, TOP, BOTTOM = 40, 16, 12, 26
+CHART_WIDTH, CHART_HEIGHT = 320, 200
+MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 40, 16, 12, 26
 POINTS = 240  # of a line; more would not be seen
 NOTHING = "\N{EN DASH}"
 
@@ -25,25 +25,29 @@ class Line(NamedTuple):
 class Axes:
     """Data -> page coordinates, and the grid with its numbers."""
 
-    def __init__(self, x: tuple[float, float], y: tuple[float, float], height: int = HEIGHT) -> None:
+    def __init__(self, x: tuple[float, float], y: tuple[float, float], height: int = CHART_HEIGHT) -> None:
         self.x_range, self.y_range = x, y
-        self.bottom = height - BOTTOM
+        self.bottom = height - MARGIN_BOTTOM
         self.height = height
 
     def x(self, value: float) -> float:
         low, high = self.x_range
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * (value - low) / ((high - low) or 1), 1)
+        return round(MARGIN_LEFT + (CHART_WIDTH - MARGIN_LEFT - MARGIN_RIGHT) * (value - low) / ((high - low) or 1), 1)
 
     def y(self, value: float) -> float:
         low, high = self.y_range
-        return round(self.bottom - (self.bottom - TOP) * (value - low) / ((high - low) or 1), 1)
+        return round(self.bottom - (self.bottom - MARGIN_TOP) * (value - low) / ((high - low) or 1), 1)
 
     def grid(self, x_ticks: Sequence[float], y_ticks: Sequence[float], percent: bool, percent_x: bool = False) -> str:
         parts = []
         for value in y_ticks:
             at = self.y(value)
-            parts.append(f'<line class="grid" x1="{LEFT}" y1="{at}" x2="{WIDTH - RIGHT}" y2="{at}"/>')
-            parts.append(f'<text x="{LEFT - 6}" y="{at + 3.5}" text-anchor="end">{number(value, percent)}</text>')
+            parts.append(
+                f'<line class="grid" x1="{MARGIN_LEFT}" y1="{at}" x2="{CHART_WIDTH - MARGIN_RIGHT}" y2="{at}"/>'
+            )
+            parts.append(
+                f'<text x="{MARGIN_LEFT - 6}" y="{at + 3.5}" text-anchor="end">{number(value, percent)}</text>'
+            )
         for value in x_ticks:
             text = number(value, percent_x)
             parts.append(f'<text x="{self.x(value)}" y="{self.bottom + 16}" text-anchor="middle">{text}</text>')
@@ -92,9 +96,9 @@ def polyline(line: Line, axes: Axes) -> str:
     return f'<polyline class="{line.style}" points="{path}"><title>{escape(line.name)}</title></polyline>'
 
 
-def svg(title: str, content: str, height: int = HEIGHT) -> Markup:
+def svg(title: str, content: str, height: int = CHART_HEIGHT) -> Markup:
     """`content` is made of numbers and escaped text only."""
-    return Markup(f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">{content}</svg>')
+    return Markup(f'<svg viewBox="0 0 {CHART_WIDTH} {height}" role="img" aria-label="{escape(title)}">{content}</svg>')
 
 
 def nice_ticks(low: float, high: float, count: int, limit: tuple[float, float] | None = None) -> list[float]:

@@ -1,4 +1,4 @@
-"""The report's pictures: mistakes, changed predictions, and confusions that came or went."""
+"""The report's pictures: mistakes, changed predictions, confusions that came or went, and a map of images."""
 
 import base64
 import io
@@ -12,7 +12,6 @@ from PIL import Image
 from must.data.image.decode import decode
 from must.data.loading.reader import ShardReader
 from must.evaluation.report.charts import percent
-from must.evaluation.report.map import SHOWN, layout
 from must.evaluation.result import Metrics
 from must.evaluation.scores import Samples, Scores, Seen
 
@@ -68,9 +67,9 @@ class Pictures:
         return {"title": title, "empty": empty, "images": images}
 
     def map(self, seen: Seen) -> dict[str, Any]:
-        """`points` of at most SHOWN images, where similar ones are near each other, and `classes`, the most frequent
-        predictions with their colours; all others share the last colour."""
-        chosen = np.linspace(0, len(seen.rows) - 1, min(SHOWN, len(seen.rows))).astype(int)
+        """`points` of at most MAP_IMAGES images, where similar ones are near each other, and `classes`, the most
+        frequent predictions with their colours; all others share the last colour."""
+        chosen = np.linspace(0, len(seen.rows) - 1, min(MAP_IMAGES, len(seen.rows))).astype(int)
         rows, places = seen.rows[chosen].tolist(), layout(seen.values[chosen])
         frequent = [k for k, _ in Counter(self.after.prediction[rows].tolist()).most_common(COLOURS)]
         points = []
@@ -167,3 +166,51 @@ def few_of_a_kind(rows: np.ndarray, kinds: np.ndarray, predictions: np.ndarray) 
         if len(chosen) == IMAGES_SHOWN:
             break
     return chosen
+
+
+MAP_IMAGES = 240  # images at most
+PERPLEXITY = 15.0  # neighbours that an image is near to, about
+MAP_ROUNDS, EARLY = 400, 100
+
+
+def layout(values: np.ndarray) -> np.ndarray:
+    """Float [N, 2] from 0 to 1: places of N images with features `values` [N, D]. The same for the same input."""
+    images = len(values)
+    if images < 3:
+        return np.full((images, 2), 0.5)
+    P = affinities(values.astype(np.float64), min(PERPLEXITY, (images - 1) / 3))
+    start = values - values.mean(0)
+    Y = np.linalg.svd(start, full_matrices=False)[0][:, :2].astype(np.float64)
+    Y = 1e-2 * np.pad(Y, ((0, 0), (0, 2 - Y.shape[1])))
+    step, gains = np.zeros_like(Y), np.ones_like(Y)
+    for turn in range(MAP_ROUNDS):
+        near = 1 / (1 + squares(Y))
+        np.fill_diagonal(near, 0)
+        pull = (P * (12 if turn < EARLY else 1) - near / near.sum()) * near
+        slope = 4 * (pull.sum(1)[:, None] * Y - pull @ Y)
+        gains = np.where(np.sign(slope) != np.sign(step), gains + 0.2, gains * 0.8).clip(0.01)
+        step = (0.5 if turn < EARLY else 0.8) * step - max(images / 12, 50) * gains * slope
+        Y = Y + step
+    low, high = Y.min(0), Y.max(0)
+    return (Y - low) / np.maximum(high - low, 1e-12)
+
+
+def affinities(values: np.ndarray, perplexity: float) -> np.ndarray:
+    """Float [N, N] of sum 1: how near images are to each other, each with about `perplexity` neighbours."""
+    distances, images = squares(values), len(values)
+    sharp, low, high = np.ones(images), np.zeros(images), np.full(images, np.inf)
+    for _ in range(50):
+        P = np.exp(-sharp[:, None] * (distances - np.partition(distances, 1, axis=1)[:, 1:2]))
+        np.fill_diagonal(P, 0)
+        P /= P.sum(1, keepdims=True)
+        entropy = -(P * np.log(np.maximum(P, 1e-300))).sum(1)
+        wide = entropy > np.log(perplexity)
+        low, high = np.where(wide, sharp, low), np.where(wide, high, sharp)
+        sharp = np.where(np.isinf(high), 2 * sharp, (low + np.where(np.isinf(high), 0, high)) / 2)
+    return (P + P.T) / (2 * images)
+
+
+def squares(values: np.ndarray) -> np.ndarray:
+    """Float [N, N]: squared distances."""
+    norms = (values**2).sum(1)
+    return np.maximum(norms[:, None] + norms - 2 * values @ values.T, 0)

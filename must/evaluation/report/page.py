@@ -12,15 +12,13 @@ from markupsafe import Markup, escape
 from must.config import EvaluateConfig
 from must.data.loading.reader import ShardReader
 from must.evaluation.gate import measured_in_words
-from must.evaluation.refined import RefinedLabels
 from must.evaluation.report import charts
 from must.evaluation.report.charts import percent, points, signed
 from must.evaluation.report.gallery import Pictures
-from must.evaluation.report.provenance import commands, next_steps, provenance, training_curves
+from must.evaluation.report.provenance import commands, next_steps, provenance, training_curves, training_log
 from must.evaluation.report.verdict import verdict
-from must.evaluation.result import Metrics
+from must.evaluation.result import Metrics, RefinedLabels
 from must.evaluation.scores import Samples, Scores, Seen
-from must.evaluation.training import training_log
 from must.method.model.provenance import CheckResult, Selection
 
 CLASSES_CHARTED = 30  # rows of the class chart at either end; the table below holds all

@@ -1,6 +1,8 @@
-"""The report's account of where a model comes from: training curves, provenance, the commands to type."""
+"""Where a model comes from: the training log in its bundle and its curves, provenance, the commands to type."""
 
+import json
 import shlex
+import sys
 from dataclasses import fields
 from typing import Any
 
@@ -11,7 +13,54 @@ from must.config.work import standing_for
 from must.evaluation.report import charts
 from must.evaluation.report.charts import Line
 from must.evaluation.result import Metrics
-from must.evaluation.training import is_number
+from must.method.model.bundle import LOG_FILE
+
+LAST_SHARE = 0.1
+"""Share of the training, at its end, over which `settled` takes means."""
+
+
+def training_log(bundle: str) -> list[dict[str, Any]]:
+    """The lines of train_log.jsonl beside the bundle's weights; none where there is no log.
+
+    Lines that a kill cut off, and lines without a step, are left out.
+    """
+    uri = storage.join(bundle, LOG_FILE)
+    if not storage.exists(uri):
+        return []
+    lines = []
+    for text in storage.read_bytes(uri).decode("utf-8", "replace").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(line, dict) and is_number(line.get("step")):
+            lines.append(line)
+    return lines
+
+
+def stability(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Means over the last tenth of the training, on images of the training split; no label is involved.
+
+    - stability: share of images to which student and teacher give the same class.
+    - agreement: share of images to which the teacher gives the zero-shot class.
+    - log_lines: from how many log lines.
+
+    None without such lines (a log of an earlier version, or a bundle that was not trained).
+    """
+    lines = [line for line in lines if is_number(line.get("stability"))]
+    if not lines:
+        return None
+    tail = [line for line in lines if line["step"] >= (1 - LAST_SHARE) * lines[-1]["step"]]
+    return {
+        "stability": sum(line["stability"] for line in tail) / len(tail),
+        "agreement": sum(line["agreement"] for line in tail) / len(tail),
+        "log_lines": len(tail),
+    }
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
 
 CURVES = (
     ("Self-training loss", {"loss_self_training": "cross entropy with the pseudo-labels"}, False),
@@ -86,8 +135,8 @@ def commands(config: EvaluateConfig, metrics: Metrics) -> list[str]:
     lines = []
     training = metrics.model.provenance.get("config")
     if training:
-        lines.append(command("train", TrainConfig, training))
-    lines.append(command("evaluate", EvaluateConfig, config.to_dict()))
+        lines.append(command_line("train", TrainConfig, training))
+    lines.append(command_line("evaluate", EvaluateConfig, config.to_dict()))
     return lines
 
 
@@ -112,7 +161,7 @@ def next_steps(config: EvaluateConfig, tone: str) -> list[tuple[str, str]]:
     return {"good": [predict, export], "bad": [less, review]}.get(tone, [review, predict, export])
 
 
-def command(stage: str, kind: type, values: dict[str, Any]) -> str:
+def command_line(stage: str, kind: type, values: dict[str, Any]) -> str:
     parts = [f"must {stage}"]
     for parameter in fields(kind):
         if parameter.name not in values:

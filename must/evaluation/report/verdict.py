@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from must.evaluation.gate import FEWEST
+from must.evaluation.gate import FEWEST_LABELS
 from must.evaluation.result import Metrics
 
 
@@ -97,7 +97,7 @@ def without_labels(metrics: Metrics) -> Verdict:
         text += f" Mind that {len(compared.vanished)} classes are hardly predicted any more ({names})."
     changed = f"{out_of_100(1 - compared.agreement)} of 100 images have another class than before"
     tell = "Whether it is better only labels can tell; fifty answers give a first number (must review)."
-    if check is None or check.images < FEWEST:
+    if check is None or check.images < FEWEST_LABELS:
         return Verdict("open", "Accuracy unknown", text, f"{changed}, and these are too few to see any harm. {tell}")
     return Verdict("open", "No sign of harm, accuracy unknown", text, f"No sign of harm: {changed}. {tell}")
 

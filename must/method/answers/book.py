@@ -18,11 +18,11 @@ from typing import Any
 
 from must.base import storage
 from must.base.errors import UserError
+from must.base.files import ANSWERS_FILE
 from must.base.names import SHA256, of_form
 from must.base.parameters import require
 from must.base.text import brief
 
-FILE = "answers.jsonl"
 LARGEST = 1 << 16  # bytes of a line
 TRIES = 5  # to add answers while others do
 
@@ -40,7 +40,7 @@ class Answer:
 
 def place(uri: str) -> str:
     """The file of answers, of its folder or as it is."""
-    return uri if uri.endswith(".jsonl") else storage.join(uri, FILE)
+    return uri if uri.endswith(".jsonl") else storage.join(uri, ANSWERS_FILE)
 
 
 def read_answers(uri: str, classes: list[str] | None = None) -> dict[str, Answer]:

@@ -22,10 +22,10 @@ from must.base.text import counted
 from must.method.answers.book import Answer, read_answers
 from must.method.answers.estimate import Measured
 
-FILE = "review.json"
+REVIEW_FILE = "review.json"
 IMAGES_FILE = "review.safetensors"  # beside it once all images were looked at
 FORMAT = 2
-FIRST = 128  # images, drawn at random, that questions begin with
+FIRST_IMAGES = 128  # images, drawn at random, that questions begin with
 RANDOM, DOUBTFUL = "random", "doubtful"
 NO_CLASS = -1  # a picture that shows none of the classes
 ZERO_SHOT, MODEL, REFINED = range(3)  # places in a picture's `classes`
@@ -64,17 +64,17 @@ class Review:
         return {name: number for number, name in enumerate(self.classes)}
 
     def save(self, folder: str) -> None:
-        storage.write_bytes(storage.join(folder, FILE), json.dumps(asdict(self), separators=(",", ":")).encode())
+        storage.write_bytes(storage.join(folder, REVIEW_FILE), json.dumps(asdict(self), separators=(",", ":")).encode())
 
     @classmethod
     def load(cls, folder: str, flag: str = "--answers") -> Self:
         """Raises ValueError: there is none, it is damaged, or of another version."""
-        uri = storage.join(folder, FILE)
+        uri = storage.join(folder, REVIEW_FILE)
         damaged = f"{uri}: is damaged or of another version; delete it, and `must review` makes it again"
         try:
             return storage.read_object(uri, cls.parse, UserError(damaged))
         except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"{flag} {folder}: no {FILE} there; it is what `must review` writes") from None
+            raise UserError(f"{flag} {folder}: no {REVIEW_FILE} there; it is what `must review` writes") from None
 
     @classmethod
     def parse(cls, content: dict[str, Any]) -> Self:
@@ -92,8 +92,8 @@ class Review:
         require(self.classes == classes, f"{flag}: is a review of a model with other classes; give its own model")
         require(
             self.index_sha256 == index_sha256,
-            f"{flag}: is a review of another revision of the shards; delete its {FILE} and run `must review` again: "
-            "answers stay good",
+            f"{flag}: is a review of another revision of the shards; delete its {REVIEW_FILE} and run `must review` "
+            "again: answers stay good",
         )
 
     def answers(self, folder: str) -> dict[str, Answer]:

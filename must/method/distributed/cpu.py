@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from must.base.cores import cores
+from must.base.processes import cores
 
 MOST_LOADERS = 16
 CORE_SPEED = 6e10  # operations a second of one core in float32: 0.12 TFLOP/s measured on two

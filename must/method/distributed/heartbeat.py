@@ -139,7 +139,7 @@ class Heartbeat:
         return dict(zip(self.others, (text.decode() for text in self.store.multi_get(self.others)), strict=True))
 
 
-def connect(timeout: float, purpose: str = "heartbeat") -> Any:
+def connect_store(timeout: float, purpose: str = "heartbeat") -> Any:
     """A connection of its own to the store of this life of torchrun's processes, for keys of one purpose.
 
     torchrun keeps one store for all lives of a run: what a life writes there, the next one must not read.

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from must.base.errors import UserError
 from must.base.exits import PREEMPTED
-from must.method.distributed.heartbeat import LEFT, SILENCE_S, Heartbeat, connect
+from must.method.distributed.heartbeat import LEFT, SILENCE_S, Heartbeat, connect_store
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def init_distributed(device_name: str, timeout: int) -> Iterator[World]:
     limit = timeout + 4 * min(SILENCE_S, timeout)
     join_process_group(backend, limit)
     rank, size = dist.get_rank(), dist.get_world_size()
-    heartbeat = Heartbeat(connect(timeout), rank, size, timeout) if size > 1 else None
+    heartbeat = Heartbeat(connect_store(timeout), rank, size, timeout) if size > 1 else None
     try:
         yield World(rank, size, device, heartbeat)
     except RuntimeError as error:
@@ -129,7 +129,7 @@ def join_process_group(backend: str, limit: float) -> None:
     wait = timedelta(seconds=limit)
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        dist.init_process_group(backend, store=connect(limit, "group"), rank=rank, world_size=size, timeout=wait)
+        dist.init_process_group(backend, store=connect_store(limit, "group"), rank=rank, world_size=size, timeout=wait)
     else:
         dist.init_process_group(backend, timeout=wait)
 

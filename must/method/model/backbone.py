@@ -41,7 +41,7 @@ from must.method.model.weights_file import AVERAGED, compared, of_transformers, 
 logger = logging.getLogger(__name__)
 
 HUB = "hf-hub:"
-CHECKPOINTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+CHECKPOINT_ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 TEXT_CONFIG_FILE = "config.json"  # and, of a text tower of transformers, what it is built from
 
 
@@ -150,7 +150,9 @@ def with_weights(name: str, pretrained: str, theirs: Path | None, options: dict[
     if theirs:
         found = read_weights(theirs), ""
     else:
-        found = weights_of(file) if file.suffix in CHECKPOINTS and file.is_file() and not is_folder(name) else None
+        found = (
+            weights_of(file) if file.suffix in CHECKPOINT_ENDINGS and file.is_file() and not is_folder(name) else None
+        )
     if found is None:
         return open_clip.create_model(name, pretrained=pretrained or None, **options)
     with quieted(logging.ERROR, ""):  # it warns of random numbers, which do not stay

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 METADATA_KEY = "must"
 BUNDLED_SET = "imagenet"
 DEFAULT_TEMPLATE = "a photo of a {}."  # of classes that come with none
-PLACE = re.compile(r"\.(txt|ya?ml|json)$", re.IGNORECASE)  # names of files, where a list of classes could be meant
+CLASS_FILE = re.compile(r"\.(txt|ya?ml|json)$", re.IGNORECASE)  # names of files, where a list of classes could be meant
 LONGEST_NUMBER = 320  # bits of a number that is a name: Python refuses to write out very long ones
 LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
@@ -150,7 +150,7 @@ def load_class_set(source: str | list[Any]) -> ClassSet:
     if isinstance(source, list):
         return make_class_set(source, [DEFAULT_TEMPLATE], "--classes")
     require(source not in ("", ".", ".."), "--classes: which classes is missing")
-    is_place = storage.is_remote(source) or bool(PLACE.search(source)) or "/" in source
+    is_place = storage.is_remote(source) or bool(CLASS_FILE.search(source)) or "/" in source
     if not is_place and "," in source and not storage.exists(source):
         return make_class_set(
             [name.strip() for name in source.split(",")], [DEFAULT_TEMPLATE], f"--classes {brief(source)}"

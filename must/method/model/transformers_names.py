@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from must.base.errors import UserError
 
-NAMES = (  # patterns of open_clip's names, in this order, and what transformers says instead
+NAME_PAIRS = (  # patterns of open_clip's names, in this order, and what transformers says instead
     (r"^visual\.proj$", "visual_projection.weight"),
     (r"^visual\.class_embedding$", "vision_model.embeddings.class_embedding"),
     (r"^visual\.positional_embedding$", "vision_model.embeddings.position_embedding.weight"),
@@ -47,7 +47,7 @@ def names_of(name: str) -> list[str]:
     """Where the tensor of open_clip's `name` is over there: in one tensor, or one after another in three."""
     parts = PARTS.search(name)
     names = [f"{name[: parts.start()]}.self_attn.{part}_proj.{parts[2]}" for part in "qkv"] if parts else [name]
-    for pattern, theirs in NAMES:
+    for pattern, theirs in NAME_PAIRS:
         names = [re.sub(pattern, theirs, one) for one in names]
     return names
 

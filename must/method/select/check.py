@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-IMAGES = 2_000
+CHECKED_IMAGES = 2_000
 FEWEST = 50  # images below which nothing is said
 HARMED = -2.0  # standard errors by which the agreement may fall
 UNSURE = 0.6  # mean confidence, as a share of zero-shot's, below which the model is taken for harmed

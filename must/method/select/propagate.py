@@ -18,9 +18,9 @@ from torch import Tensor
 ROUNDS = 10
 SHARPNESS = 5.0  # a neighbour weighs exp(5 (cosine - 1))
 RARE = 1e-3  # added to a class's mean, so that a class that is nowhere has no infinite lift
-LEAST = 1e-4  # smallest probability that is multiplied
+SMALLEST_PROBABILITY = 1e-4  # smallest probability that is multiplied
 RIDGES = (1.0, 3.0, 10.0, 30.0, 100.0)
-NUMBERS = 1 << 25  # that a block of images holds at a time
+BLOCK_NUMBERS = 1 << 25  # that a block of images holds at a time
 
 
 def refined_probabilities(neighbours: Tensor, cosines: Tensor, values: Tensor, mean: Tensor, answers: Tensor) -> Tensor:
@@ -56,13 +56,13 @@ def propagate(
         probabilities: [N, K]; where there are two models, their mean; where there are answers, as of `corrected`.
         answered: int64 [A], and `labels`, int64 [A], the class numbers; -1 where an image shows none of the classes.
     """
-    P = probabilities.float().clamp(min=LEAST)
+    P = probabilities.float().clamp(min=SMALLEST_PROBABILITY)
     P = P / P.sum(1, keepdim=True)
     if answered is not None and labels is not None:
         P[answered] = one_hot(labels, P.shape[1])
     weights = torch.exp(SHARPNESS * (cosines - 1))
     weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
-    rows = max(1, NUMBERS // max(1, neighbours.shape[1] * P.shape[1]))
+    rows = max(1, BLOCK_NUMBERS // max(1, neighbours.shape[1] * P.shape[1]))
     Z = P
     for _ in range(ROUNDS if neighbours.shape[1] else 0):
         usual, mixed = Z.mean(0) + RARE, torch.empty_like(Z)
@@ -99,7 +99,7 @@ def corrected(probabilities: Tensor, values: Tensor, answered: Tensor, labels: T
             least, change = left_out, own.T @ weights
     if change is None:
         return P
-    P = (P + both @ change).clamp(min=LEAST)
+    P = (P + both @ change).clamp(min=SMALLEST_PROBABILITY)
     return P / P.sum(1, keepdim=True)
 
 

@@ -38,7 +38,7 @@ from must.method.model.bundle import (
 from must.method.model.classifier import load_text_classifier
 from must.method.model.masked_vit import MaskedViT
 from must.method.model.provenance import CheckResult, Selection
-from must.method.select.check import IMAGES, Check, Predicted, agreement_gain
+from must.method.select.check import CHECKED_IMAGES, Check, Predicted, agreement_gain
 from must.method.select.features import extract_features, subsample
 from must.method.select.knn import nearest, whitened
 from must.method.select.propagate import propagate
@@ -89,7 +89,7 @@ def select(config: SelectConfig) -> Choice:
         frozen, adapted, device = start_of(bundle, zero_shot), bundle.model.state_dict(), here.device
 
         def chosen(alpha: float | str) -> Choice:
-            source = subsample(EvalSource.of(config, preprocess_of(description)), IMAGES)
+            source = subsample(EvalSource.of(config, preprocess_of(description)), CHECKED_IMAGES)
             return choose_alpha(frozen, adapted, source, device, description.classes, alpha)
 
         labels, split = known_labels(config, description)

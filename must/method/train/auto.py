@@ -7,12 +7,12 @@ were measured (docs/selection.md). A setting in between is on a straight line of
 import math
 from typing import Any
 
-IMAGES = 48_000  # to look at in training at width 128, where the data are few
+IMAGES_AT_WIDTH_128 = 48_000  # to look at in training at width 128, where the data are few
 EPOCHS = (10, 24)
 BATCHES = (16, 256)
 STEPS_AN_EPOCH = 16
 TINY, ITS_LR, ITS_CLASSES = 128, 1e-3, 10  # width of a tower, its learning rate at 64 images a step, and of how many
-LARGE, ITS_LR_TOO = 768, 2e-5  # ViT-B, at the same batch, of 43 to 1,000 classes
+LARGE_WIDTH, ITS_LR_TOO = 768, 2e-5  # ViT-B, at the same batch, of 43 to 1,000 classes
 MEMORY = 0.12, 0.25  # of the EMA teacher, as shares of all steps, at first and after the ramp
 RAMP = 0.15  # of the steps
 CONFIDENT = 0.4  # share of the images that are confident at first
@@ -56,10 +56,10 @@ def settings(images: int, classes: int, width: int, size: int, patch: int) -> di
     wanted = max(images / STEPS_AN_EPOCH, classes)
     batch = 2 ** round(math.log2(min(max(wanted, BATCHES[0]), BATCHES[1])))
     batch = min(batch, max(images, 1))
-    shown = IMAGES * math.sqrt(width / TINY)
+    shown = IMAGES_AT_WIDTH_128 * math.sqrt(width / TINY)
     epochs = round(min(max(shown / max(images, 1), EPOCHS[0]), EPOCHS[1]))
     steps = max(images // batch, 1) * epochs
-    slope = math.log(ITS_LR_TOO / ITS_LR) / math.log(LARGE / TINY)
+    slope = math.log(ITS_LR_TOO / ITS_LR) / math.log(LARGE_WIDTH / TINY)
     lr = ITS_LR * (width / TINY) ** slope * math.sqrt(batch / 64) * for_classes(classes, width)
     side = size // patch
     cell = 2 * patch if side >= 8 and side % 2 == 0 else patch
@@ -73,7 +73,7 @@ def settings(images: int, classes: int, width: int, size: int, patch: int) -> di
         "ema_warmup_steps": round(RAMP * steps),
         "mask_patch_size": cell,
         "mask_ratio": 0.1,
-        "mask_token": "mean" if width < LARGE else "random",
+        "mask_token": "mean" if width < LARGE_WIDTH else "random",
         "pseudo_labels": "propagated",
         "confident_share": CONFIDENT,
         "fairness_weight": 2.0,
@@ -97,7 +97,7 @@ def for_classes(classes: int, width: int) -> float:
 
 def narrow(width: int) -> float:
     """1 for a tower of width 128 and narrower ones, 0 for one of 768 and wider ones, between them as the logarithm."""
-    return min(max(math.log(LARGE / width) / math.log(LARGE / TINY), 0.0), 1.0)
+    return min(max(math.log(LARGE_WIDTH / width) / math.log(LARGE_WIDTH / TINY), 0.0), 1.0)
 
 
 def decay(memory: float) -> float:

@@ -8,7 +8,7 @@ from must.method.distributed.cpu import division, loader_processes
 from must.method.distributed.parallel import to_local
 from must.method.train.step import MustStep
 
-SHARE = 0.85  # of the free memory that a step may take: allocators leave gaps
+MEMORY_SHARE = 0.85  # of the free memory that a step may take: allocators leave gaps
 TRIAL = 8  # images of the smaller trial; the larger one has twice as many
 
 
@@ -49,14 +49,14 @@ def choose_micro_batches(must_step: MustStep, masked: int, local: int, before: i
 
 
 def fewest_micro_batches(local: int, fixed: float, per_image: float, free: float) -> int:
-    """The smallest divisor of `local` such that `fixed` bytes and those of a micro-batch fit into SHARE of `free`."""
+    """The smallest divisor of `local` such that `fixed` bytes and a micro-batch's fit into MEMORY_SHARE of `free`."""
     for count in (number for number in range(1, local + 1) if local % number == 0):
-        if fixed + per_image * (local // count) <= SHARE * free:
+        if fixed + per_image * (local // count) <= MEMORY_SHARE * free:
             return count
     require(
         False,
         f"--accumulate auto: not even one image a step fits: it takes {(fixed + per_image) / 1e9:.3g} GB, and "
-        f"{SHARE * free / 1e9:.3g} GB of the GPU's memory can be used; try --activation-checkpointing, several "
+        f"{MEMORY_SHARE * free / 1e9:.3g} GB of the GPU's memory can be used; try --activation-checkpointing, several "
         "processes with --parallel fsdp, or a smaller model",
     )
     raise AssertionError

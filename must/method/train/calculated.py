@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from must.base.parameters import require
 from must.base.text import did_you_mean
 from must.data.loading.loader import TrainDataset
-from must.method.train.autotune import SHARE, pixel_bytes
+from must.method.train.autotune import MEMORY_SHARE, pixel_bytes
 from must.method.train.estimate import GB, Size, duration
 
 # A step takes the time of its products, and then of what it moves to and from memory. Large products reach some 70% of
@@ -146,7 +146,7 @@ def calculate(gpus: str, shape: Shape, size: Size, checkpointing: bool, core_ima
     fixed = STATE_BYTES * size.parameters + local * pixel_bytes(shape.size)
     image = shape.activation_bytes(checkpointing)
     fitting = (pieces for pieces in range(1, local + 1) if local % pieces == 0)
-    pieces = next((p for p in fitting if fixed + image * (local // p) <= SHARE * card.memory * GB), 0)
+    pieces = next((p for p in fitting if fixed + image * (local // p) <= MEMORY_SHARE * card.memory * GB), 0)
     forwards = FORWARDS * (LOOKS_TWICE if pieces > 1 or checkpointing else 1)
     computing = local * shape.seconds(card, forwards)
     launching = LAUNCH * max(pieces, 1) * (LAUNCHES[0] + LAUNCHES[1] * shape.layers)

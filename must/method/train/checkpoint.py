@@ -27,7 +27,7 @@ from must.method.distributed.process_group import World
 
 logger = logging.getLogger(__name__)
 
-NAME = re.compile(r"step-(\d{9})\.(json|pt)")
+CHECKPOINT_NAME = re.compile(r"step-(\d{9})\.(json|pt)")
 CHECKPOINTS = Kind("must train", "--checkpoints", ".train.lock", patience=10.0)
 FAILURES = 2  # writes that may fail in a row before training stops: a full disk may be emptied, a bucket come back
 
@@ -122,7 +122,7 @@ class Checkpoints:
     def _files(self) -> list[tuple[int, str]]:
         """(step, "pt" or "json") of every file there."""
         try:
-            names = [NAME.fullmatch(entry.name) for entry in storage.list_files(self.uri)]
+            names = [CHECKPOINT_NAME.fullmatch(entry.name) for entry in storage.list_files(self.uri)]
         except FileNotFoundError:
             return []
         return [(int(match.group(1)), match.group(2)) for match in names if match]

@@ -14,12 +14,12 @@ logger = logging.getLogger(__name__)
 
 BACKEND = "inductor"
 # Steps from which `auto` compiles: it takes a minute or two, earned back at a tenth of a step of 0.3 s or more.
-LONG = 2000
+STEPS_THAT_PAY = 2000
 
 
 def pays(asked: bool | str, device: str, steps: int) -> bool:
     """What `--compile` means on a device ("cuda", ...) with so many steps to come."""
-    return asked is True or (asked == "auto" and device == "cuda" and steps >= LONG)
+    return asked is True or (asked == "auto" and device == "cuda" and steps >= STEPS_THAT_PAY)
 
 
 def compile_blocks(must_step: MustStep, masked: int, images: int) -> str:

@@ -21,7 +21,7 @@ from must.method.train.train_state import TrainProgress
 
 GB = 10**9
 WARM_UP = 1  # steps that are not counted: memory is taken, kernels are chosen, the loaders begin
-FEWEST, LONG_ENOUGH = 3, 10.0  # steps and seconds after which training says how long it will take
+FEWEST_TIMED, LONG_ENOUGH = 3, 10.0  # steps and seconds after which training says how long it will take
 LARGE = 50e6  # parameters of a model that is no toy: ViT-B/32's image tower has 88 million
 
 
@@ -123,7 +123,7 @@ class StepTimer:
         return max(len(self.marks) - WARM_UP, 0)
 
     def enough(self, seconds: float) -> bool:
-        return self.steps >= FEWEST and self.seconds >= seconds
+        return self.steps >= FEWEST_TIMED and self.seconds >= seconds
 
     def pace(self, memory: Memory, images: int, batch_size: int, more: float = 0.0) -> Pace:
         """Args:

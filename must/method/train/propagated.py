@@ -21,7 +21,7 @@ from must.method.distributed.process_group import World
 from must.method.model.masked_vit import MaskedViT
 from must.method.select.features import extract_features
 from must.method.select.knn import NEIGHBOURS, nearest, whitened
-from must.method.select.propagate import LEAST, RARE, ROUNDS, SHARPNESS
+from must.method.select.propagate import RARE, ROUNDS, SHARPNESS, SMALLEST_PROBABILITY
 
 TOP = 16
 ROWS = 4096  # images at a time
@@ -98,7 +98,7 @@ class PropagatedLabels:
             lift.scatter_add_(1, self.classes[neighbour], weight[:, None] * self.values[neighbour])
         lift = lift / (self.total / self.images + RARE)
         mean = (probabilities + self.zero_shot_of(samples)) / 2
-        Z = mean.clamp(min=LEAST) * lift.clamp(min=RARE)
+        Z = mean.clamp(min=SMALLEST_PROBABILITY) * lift.clamp(min=RARE)
         return Z / Z.sum(1, keepdim=True)
 
     def update(self, samples: Sequence[Tensor], labels: Sequence[Tensor], world: World) -> None:

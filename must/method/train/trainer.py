@@ -32,7 +32,7 @@ from must.method.distributed.process_group import World, init_distributed
 from must.method.model.bundle import Description, preprocess_of, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, require_shares
 from must.method.model.provenance import RunSummary
-from must.method.select.check import IMAGES
+from must.method.select.check import CHECKED_IMAGES
 from must.method.select.features import subsample
 from must.method.select.select import (
     Weights,
@@ -291,7 +291,7 @@ class Trainer:
         zero_shot.load_state_dict(start_weights(zero_shot.state_dict(), end.state_dict()))
         source = EvalSource(self.reader, preprocess_of(description), CHECK_BATCH, self.loaders)
         choice = choose_alpha(
-            zero_shot, end.state_dict(), subsample(source, IMAGES), self.world.device, description.classes,
+            zero_shot, end.state_dict(), subsample(source, CHECKED_IMAGES), self.world.device, description.classes,
             config.alpha, pause=pause,
         )  # fmt: skip
         logger.info(choice.text())

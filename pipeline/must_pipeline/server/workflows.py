@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-TIMEOUT = 10  # seconds
+WATCH_TIMEOUT = 10  # seconds
 
 
 class Workflows:
@@ -31,7 +31,12 @@ class Workflows:
         try:
             label = f"pipeline/runid={self.run_id}"
             found = self.api.list_namespaced_custom_object(
-                "argoproj.io", "v1alpha1", self.namespace, "workflows", label_selector=label, _request_timeout=TIMEOUT
+                "argoproj.io",
+                "v1alpha1",
+                self.namespace,
+                "workflows",
+                label_selector=label,
+                _request_timeout=WATCH_TIMEOUT,
             )
             self.latest = next(iter(found["items"]), self.latest)
             return bool(found["items"])

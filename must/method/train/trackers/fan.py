@@ -16,7 +16,7 @@ from must.method.train.trackers.trainer_status import TrainerStatus
 logger = logging.getLogger(__name__)
 
 FLUSH_TIMEOUT = 60.0  # seconds that a tracker has at the end for what is still to be sent
-STOP_TIMEOUT = 5.0  # where the run was stopped: whoever did that will not wait for long
+LAST_LINES_TIMEOUT = 5.0  # where the run was stopped: whoever did that will not wait for long
 
 
 class TensorBoard:
@@ -101,7 +101,7 @@ class AsyncTracker:
         self.begin()
         self.points.put(finished)
         assert self.thread is not None
-        patience = FLUSH_TIMEOUT if finished else STOP_TIMEOUT
+        patience = FLUSH_TIMEOUT if finished else LAST_LINES_TIMEOUT
         self.thread.join(patience)
         if self.thread.is_alive() and not self.failed:
             self.warn(TimeoutError(f"did not take everything within {patience:.0f} s"))

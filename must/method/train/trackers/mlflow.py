@@ -13,7 +13,7 @@ from must.base.parameters import require
 from must.base.text import printable
 from must.method.train.trackers.base import Attempt, points
 
-LONGEST = 6000  # characters of a parameter's value
+LONGEST_VALUE = 6000  # characters of a parameter's value
 DEFAULTS = {  # of MLflow's variables, where they are not set
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # its own patience is minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
@@ -29,7 +29,7 @@ class MLflow:
         self.last = -1  # step that the server has
 
     def start(self, config: dict[str, Any]) -> None:
-        self.client = connect("--trackers mlflow")
+        self.client = mlflow_client("--trackers mlflow")
         run = self.existing() or self.client.create_run(
             experiment(self.client), run_name=os.environ.get("MLFLOW_RUN_NAME")
         )
@@ -61,7 +61,7 @@ class MLflow:
         """A parameter of MLflow cannot change: of a run that goes on, the first attempt's stay."""
         from mlflow.entities import Param
 
-        new = {name: printable(value, LONGEST) for name, value in config.items() if name not in there}
+        new = {name: printable(value, LONGEST_VALUE) for name, value in config.items() if name not in there}
         self.client.log_batch(self.run_id, params=[Param(name, value) for name, value in new.items()])
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -85,7 +85,7 @@ def address(flag: str) -> str:
     return uri
 
 
-def connect(flag: str) -> Any:
+def mlflow_client(flag: str) -> Any:
     """An MlflowClient of the server at MLFLOW_TRACKING_URI, which is not asked for anything yet.
 
     Raises:

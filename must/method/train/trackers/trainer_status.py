@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 URL, CERTIFICATES, TOKEN = (f"KUBEFLOW_TRAINER_SERVER_{name}" for name in ("URL", "CA_CERT", "TOKEN"))  # two are files
 EVERY = 10.0  # seconds between two reports, at least
-TIMEOUT = 10  # seconds
+STATUS_TIMEOUT = 10  # seconds
 METRICS = ("loss", "confident", "agreement", "images_per_s")
 
 
@@ -75,4 +75,4 @@ class TrainerStatus:
         trusted = ssl.create_default_context(cafile=os.environ[CERTIFICATES])
         handlers = (urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusted))
         request = urllib.request.Request(os.environ[URL], json.dumps(body).encode(), headers, method="POST")
-        urllib.request.build_opener(*handlers).open(request, timeout=TIMEOUT).close()
+        urllib.request.build_opener(*handlers).open(request, timeout=STATUS_TIMEOUT).close()

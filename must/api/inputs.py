@@ -1,4 +1,4 @@
-"""Images as they are in a Python program become a source that `must shard` reads."""
+"""What a Python program gives: images become a source that `must shard` reads, class names a class file's entries."""
 
 import hashlib
 import json
@@ -14,24 +14,25 @@ from PIL import Image
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
+from must.base.text import brief
 from must.data.image.colors import is_transparent, to_rgb
 from must.data.image.decode import as_seen, decode, identify, orientation
 
-KNOWN = (
+ACCEPTED = (
     "a folder, a list of paths, PIL images or arrays, a datasets.Dataset with an image column, or a torch Dataset of "
     "images or (image, label) pairs"
 )
 MANIFEST, FOLDER = "images.jsonl", "images"
 
 
-class Given(NamedTuple):
+class ImageSource(NamedTuple):
     """`source`: what `must shard` reads; `key`: stands for the images, so that others are noticed."""
 
     source: str
     key: str
 
 
-def provide(images: Any, output: Path, fixed: bool = False, replace: bool = False) -> Given:
+def provide(images: Any, output: Path, fixed: bool = False, replace: bool = False) -> ImageSource:
     """The images as a source. Those that are in memory are written to OUTPUT/images as PNG files, without their labels.
 
     Args:
@@ -43,13 +44,13 @@ def provide(images: Any, output: Path, fixed: bool = False, replace: bool = Fals
     """
     if isinstance(images, str | os.PathLike):
         source = os.fspath(images)
-        return Given(source, source if storage.is_remote(source) else str(Path(source).absolute()))
+        return ImageSource(source, source if storage.is_remote(source) else str(Path(source).absolute()))
     if isinstance(images, list | tuple) and images and all(isinstance(item, str | os.PathLike) for item in images):
         return manifest([Path(item).absolute() for item in images], output / MANIFEST, fixed)
     return written(items_of(images), output / FOLDER, replace)
 
 
-def manifest(paths: list[Path], file: Path, fixed: bool) -> Given:
+def manifest(paths: list[Path], file: Path, fixed: bool) -> ImageSource:
     for path in paths:
         require(path.is_file(), f"images: {path}: no such file")
     content = "".join(json.dumps({"path": str(path)}) + "\n" for path in paths).encode()
@@ -58,17 +59,17 @@ def manifest(paths: list[Path], file: Path, fixed: bool) -> Given:
         f"{file}: names other images; choose another output, or delete the folder",
     )
     storage.write_bytes(str(file), content)
-    return Given(str(file), hashlib.sha256(content).hexdigest())
+    return ImageSource(str(file), hashlib.sha256(content).hexdigest())
 
 
 def items_of(images: Any) -> Iterator[Any]:
     """What the collection holds, an image each."""
-    require(images is not None and not isinstance(images, bytes), f"images: expected {KNOWN}")
+    require(images is not None and not isinstance(images, bytes), f"images: expected {ACCEPTED}")
     if hasattr(images, "column_names"):
         return column_of(images)
     if hasattr(images, "__len__") and hasattr(images, "__getitem__"):
         return (first_of(images[number]) for number in range(len(images)))
-    require(isinstance(images, Iterable), f"images: {type(images).__name__} is none of those known: {KNOWN}")
+    require(isinstance(images, Iterable), f"images: {type(images).__name__} is none of those known: {ACCEPTED}")
     return map(first_of, images)
 
 
@@ -92,25 +93,25 @@ def first_of(item: Any) -> Any:
     return item["image"] if isinstance(item, dict) and "image" in item else item
 
 
-def written(items: Iterable[Any], folder: Path, replace: bool = False) -> Given:
+def written(items: Iterable[Any], folder: Path, replace: bool = False) -> ImageSource:
     """Writes the images, unless the same ones are there from an earlier call."""
     note = folder / "key"
     images = (as_image(item, f"images: number {number}") for number, item in enumerate(items))
     if note.is_file() and not replace:
-        key = key_of(images)
+        key = pixels_sha256(images)
         require(note.read_text() == key, f"{folder}: holds other images; choose another output, or delete the folder")
-        return Given(str(folder), key)
+        return ImageSource(str(folder), key)
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        key = key_of(saved(images, unfinished))
+        key = pixels_sha256(saved(images, unfinished))
         (unfinished / note.name).write_text(key)
         if not (note.is_file() and note.read_text() == key):
             shutil.rmtree(folder, ignore_errors=True)
             unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return Given(str(folder), key)
+    return ImageSource(str(folder), key)
 
 
 def saved(images: Iterable[Image.Image], folder: Path) -> Iterator[Image.Image]:
@@ -122,7 +123,7 @@ def saved(images: Iterable[Image.Image], folder: Path) -> Iterator[Image.Image]:
         yield image
 
 
-def key_of(images: Iterable[Image.Image]) -> str:
+def pixels_sha256(images: Iterable[Image.Image]) -> str:
     """A sha256 of the pixels. Raises ValueError: there are none."""
     digest, count = hashlib.sha256(), 0
     for image in images:
@@ -169,3 +170,29 @@ def as_image(item: Any, where: str) -> Image.Image:
         return item if plain else as_seen(to_rgb(item), turned)
     except Exception as error:  # Pillow raises anything for a damaged file
         raise UserError(f"{where}: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
+def entries_of(classes: Any) -> list[Any]:
+    """Classes from Python as a class file has them. Raises ValueError: something is neither a name nor a prompt."""
+    if isinstance(classes, dict):
+        return [{"name": name_of(name), "prompts": prompts_of(name, given)} for name, given in classes.items()]
+    require(isinstance(classes, list | tuple), "classes: expected a list of names, a dictionary, or a file")
+    return [entry if isinstance(entry, dict) else name_of(entry) for entry in classes]
+
+
+def name_of(name: Any) -> Any:
+    """A plain text, also of a kind of text such as numpy's; a number is a name, too, as in a file."""
+    if isinstance(name, str):
+        return str(name)
+    known = type(name) in (int, float)
+    require(known, f"classes: {brief(name)} ({type(name).__name__}) is no name; names must be strings")
+    return name
+
+
+def prompts_of(name: Any, given: Any) -> list[str]:
+    prompts = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [None]
+    require(
+        all(isinstance(prompt, str) for prompt in prompts),
+        f"classes: the prompts of {brief(name)} must be a string or a list of strings",
+    )
+    return [str(prompt) for prompt in prompts]

@@ -1,15 +1,113 @@
-"""What a request of the open inference protocol (v2) asks for."""
+"""The open inference protocol (v2): what a request asks for, its tensors as bytes, and why one is refused."""
 
+import base64
+import binascii
 import math
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 
-from must.deploy.serve.pictures import from_base64
-from must.deploy.serve.refused import Refused, wanted
-from must.deploy.serve.tensors import byte_strings, from_json, numbers
+from must.base.text import printable
+
+LONGEST_REASON = 400  # characters of a reason, which may quote what the client sent
+
+
+class Refused(Exception):  # noqa: N818, it is the request's fault more often than ours
+    """`status` is HTTP's; `retry`: the same may work in a moment."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        self.status, self.reason = status, printable(reason, LONGEST_REASON)
+        super().__init__(self.reason)
+
+    @property
+    def retry(self) -> bool:
+        return self.status == 503
+
+
+def wanted(condition: bool, reason: str, status: int = 400) -> None:
+    """Raises Refused unless the condition holds."""
+    if not condition:
+        raise Refused(status, reason)
+
+
+NUMPY_TYPES = {"UINT8": np.uint8, "FP32": np.float32, "BOOL": np.bool_}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An answer's tensor: an array, or for BYTES a list of byte strings in row-major order."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    data: np.ndarray | list[bytes]
+
+    def raw(self) -> bytes:
+        """As the protocol's binary extension has it: little endian, row-major; each byte string after its length."""
+        if isinstance(self.data, list):
+            return b"".join(struct.pack("<I", len(item)) + item for item in self.data)
+        return np.ascontiguousarray(self.data).tobytes()
+
+    def plain(self) -> list[Any]:
+        """As JSON has it: flat."""
+        if isinstance(self.data, list):
+            return [item.decode("utf-8", "replace") for item in self.data]
+        return self.data.ravel().tolist()
+
+
+def byte_strings(raw: bytes | memoryview, count: int, where: str) -> list[bytes]:
+    """The `count` byte strings of a raw BYTES tensor. Raises Refused: they do not fill it exactly."""
+    found, place = [], 0
+    for _ in range(count):
+        wanted(place + 4 <= len(raw), f"{where}: its bytes end before its last string does")
+        (length,) = struct.unpack_from("<I", raw, place)
+        wanted(place + 4 + length <= len(raw), f"{where}: its bytes end before its last string does")
+        found.append(bytes(raw[place + 4 : place + 4 + length]))
+        place += 4 + length
+    wanted(place == len(raw), f"{where}: {len(raw) - place} bytes too many")
+    return found
+
+
+def numbers(raw: bytes | memoryview, datatype: str, shape: list[int], where: str) -> np.ndarray:
+    """A raw tensor of numbers. Raises Refused: the bytes do not fit the shape."""
+    kind = np.dtype(NUMPY_TYPES[datatype])
+    size = int(np.prod(shape, dtype=object)) * kind.itemsize
+    wanted(len(raw) == size, f"{where}: {len(raw)} bytes, its shape and type make {size}")
+    return np.frombuffer(raw, kind).reshape(shape)
+
+
+def from_json(data: Any, datatype: str, shape: list[int], where: str) -> np.ndarray:
+    """Numbers from JSON, flat or nested. Raises Refused: they are none, or do not fit, or not into memory."""
+    check_leaves(data, math.prod(shape), where)
+    try:
+        with np.errstate(all="raise"):
+            values = np.asarray(data)
+            wanted(values.dtype.kind in "iufb", f"{where}: expected numbers")
+            if datatype == "UINT8":
+                wanted(
+                    values.dtype.kind in "iu" and (not values.size or (values.min() >= 0 and values.max() <= 255)),
+                    f"{where}: UINT8 takes whole numbers from 0 to 255",
+                )
+            return values.astype(NUMPY_TYPES[datatype]).reshape(shape)
+    except (ValueError, TypeError, OverflowError, FloatingPointError):
+        raise Refused(400, f"{where}: its data do not make a {datatype} tensor of shape {shape}") from None
+    except MemoryError:
+        raise Refused(503, f"{where}: the server has no memory left for it; try again") from None
+
+
+def check_leaves(data: Any, most: int, where: str) -> None:
+    """Before numpy sees them, which gives all strings of a list the room of the longest one.
+    Raises Refused: nested lists with anything but numbers inside, or with more than `most` of them."""
+    level = [data]
+    while (kinds := set(map(type, level))) == {list}:
+        level = list(islice(chain.from_iterable(level), most + 1))
+        wanted(len(level) <= most, f"{where}: more data than the {most} numbers of its shape")
+    wanted(kinds <= {int, float, bool}, f"{where}: expected numbers")
+
 
 INPUT = "image"
 DEFAULT_OUTPUTS = ("class", "top_probability", "abstained")
@@ -26,7 +124,7 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Asked:
+class InferRequest:
     """Images, as files or pixels, and what is to be told of them. None: as the server was told."""
 
     images: list[bytes] | np.ndarray
@@ -47,7 +145,7 @@ class Limits:
     takes_floats: bool  # whether the graph takes normalised floats
 
 
-def read_asked(request: Mapping[str, Any], blob: memoryview, limits: Limits) -> Asked:
+def read_request(request: Mapping[str, Any], blob: memoryview, limits: Limits) -> InferRequest:
     """A request's JSON and the bytes that follow it. Raises Refused: it is not what this server takes."""
     tensors = request.get("inputs")
     wanted(isinstance(tensors, list) and len(tensors) == 1, f'"inputs" must be a list of one tensor, named "{INPUT}"')
@@ -62,8 +160,8 @@ def read_asked(request: Mapping[str, Any], blob: memoryview, limits: Limits) -> 
     wanted(not len(blob), f"{len(blob)} bytes follow the request that belong to no input")
     images = read_images(tensor, raw, limits)
     general = mapping(request.get("parameters"), '"parameters"')
-    return Asked(
-        images, read_outputs(request.get("outputs"), general), **read_parameters(general), id=text(request, "id")
+    return InferRequest(
+        images, read_outputs(request.get("outputs"), general), **read_parameters(general), id=short_text(request, "id")
     )
 
 
@@ -135,7 +233,7 @@ def mapping(value: Any, what: str) -> Mapping[str, Any]:
     return value or {}
 
 
-def text(request: Mapping[str, Any], name: str) -> str:
+def short_text(request: Mapping[str, Any], name: str) -> str:
     value = request.get(name, "")
     wanted(isinstance(value, str) and len(value) <= 200, f'"{name}" must be a short string')
     return value
@@ -145,3 +243,15 @@ def flattened(data: Any, where: str) -> list[Any]:
     """["a", "b"] or [["a"], ["b"]] as a flat list."""
     wanted(isinstance(data, list), f'{where}: "data" must be a list')
     return [item[0] if isinstance(item, list) and len(item) == 1 else item for item in data]
+
+
+def from_base64(text: object) -> bytes:
+    """A picture in JSON: base64, with or without "data:image/...;base64," before it. Raises Refused: it is none."""
+    wanted(isinstance(text, str), "a picture in JSON is a string of base64")
+    assert isinstance(text, str)
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise Refused(400, "a picture in JSON is a string of base64, which this is not") from None

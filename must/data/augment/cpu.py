@@ -1,0 +1,148 @@
+"""The views of an image: weak for the teacher, strong and masked for the student, as published.
+
+Views are uint8 pixels; `must.data.augment.normalize` makes the network's input of a batch of them. What is drawn
+(must/data/augment/draws.py) and how the pixels are computed follow the published implementation, so that the same seeds
+give the same views bit for bit (tests/golden/augment.npz).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from timm.data import auto_augment
+from timm.data.auto_augment import NAME_TO_OP
+
+from must.data.augment.draws import AugmentParams, AugmentSampler, Operation, ViewSettings, resized, seed_views, size_of
+from must.data.image.cost import MAX_PIXELS
+from must.data.image.decode import decode, decode_reduced, orientation
+
+BICUBIC = Image.Resampling.BICUBIC
+
+
+class TrainViews:
+    """Draws (weak [H, W, 3] uint8, strong [H, W, 3] uint8, numbers of the masked patches [M]) of one image.
+    Raises ValueError: mask cells do not fit the model's patches, or RandAugment's settings are unknown."""
+
+    def __init__(self, settings: ViewSettings) -> None:
+        self.size, self.padding = settings.preprocess.size, settings.weak_padding
+        self.fill = fill_color(settings.preprocess.mean)
+        self.draws = AugmentSampler(settings)
+
+    def __call__(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        draw = self.draws(*image.size)
+        return self.weak(image, draw), self.strong(image, draw), draw.masked
+
+    def of_file(
+        self, data: bytes, seeds: tuple[int, int, int], max_pixels: int = MAX_PIXELS
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The views of an image file. `seeds`: seed, epoch, sample. Raises ValueError: it is no whole image."""
+        image = decode(data, max_pixels)
+        seed_views(*seeds)
+        return self(image)
+
+    def weak(self, image: Image.Image, draw: AugmentParams) -> np.ndarray:
+        """Shorter side to `size`, a border of `padding`, a random crop."""
+        (width, height), (left, top), size = resized(*image.size, self.size), draw.weak, self.size
+        if self.padding:
+            whole = ImageOps.expand(image.resize((width, height), BICUBIC), self.padding, self.fill)
+            return np.asarray(whole.crop((left, top, left + size, top + size)))
+        # Pillow resizes rows, then columns. Columns that the crop leaves out are dropped in between: the same pixels.
+        rows = image.resize((width, image.height), BICUBIC).crop((left, 0, left + size, image.height))
+        return np.asarray(rows.resize((size, height), BICUBIC).crop((0, top, size, top + size)))
+
+    def strong(self, image: Image.Image, draw: AugmentParams) -> np.ndarray:
+        """A random resized crop, perhaps mirrored, and RandAugment's operations."""
+        x, y, w, h = draw.strong
+        view = image.crop((x, y, x + w, y + h)).resize((self.size, self.size), BICUBIC)
+        if draw.flip:
+            view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.asarray(apply_ops(view, draw.operations, self.fill, BICUBIC))
+
+
+def apply_ops(
+    image: Image.Image, operations: Sequence[Operation], fill: tuple[int, int, int], filter: Image.Resampling
+) -> Image.Image:
+    """RandAugment's operations as timm does them."""
+    for name, arguments in operations:
+        function: Any = posterize if name.startswith("Posterize") else NAME_TO_OP[name]
+        image = function(image, *arguments, fillcolor=fill, resample=filter)
+    return image
+
+
+def posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    """Keeps the highest bits; none at the highest magnitude, which is black (newer Pillows refuse 0 bits)."""
+    return auto_augment.posterize(image, bits) if bits else Image.new(image.mode, image.size)
+
+
+def fill_color(mean: tuple[float, ...]) -> tuple[int, int, int]:
+    """The colour of pixels that a rotation or shift brings in: the rounded mean of the model's preprocessing."""
+    red, green, blue = (round(255 * channel) for channel in mean)
+    return red, green, blue
+
+
+FACTORS = (8, 4, 2)
+UPRIGHT = 1
+
+
+class FastViews(TrainViews):
+    """`--views fast`: the same draws as the exact views, by faster arithmetic. Not bit-equal to the published views.
+
+    JPEGs are decoded at 1/2, 1/4 or 1/8 of their size where neither view needs more, with approximate cosine transforms
+    and colour upsampling; images are resized by torch's bicubic filter; rotation, shear and shift interpolate linearly.
+    """
+
+    def of_file(
+        self, data: bytes, seeds: tuple[int, int, int], max_pixels: int = MAX_PIXELS
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`seeds`: seed, epoch, sample. Views are uint8 [H, W, 3], the numbers of the masked patches [M]."""
+        header, draw = self.draws.of_file(data, seeds, max_pixels)
+        width, height = size_of(header)
+        if self.padding:  # for small images, which cost little
+            image = decode(data, max_pixels)
+            return self.weak(image, draw), self.strong(image, draw), draw.masked
+        pixels, scale = pixels_of(data, header, min(*header.size, *draw.strong[2:]), self.size, max_pixels)
+        return self.fast_weak(pixels, scale, width, height, draw), self.fast_strong(pixels, scale, draw), draw.masked
+
+    def fast_weak(self, pixels: torch.Tensor, scale: int, width: int, height: int, draw: AugmentParams) -> np.ndarray:
+        (resized_width, resized_height), (left, top) = resized(width, height, self.size), draw.weak
+        x, y = width / resized_width / scale, height / resized_height / scale
+        return as_array(crop(pixels, left * x, top * y, self.size * x, self.size * y, self.size))
+
+    def fast_strong(self, pixels: torch.Tensor, scale: int, draw: AugmentParams) -> np.ndarray:
+        x, y, w, h = (side / scale for side in draw.strong)
+        view = crop(pixels, x, y, w, h, self.size)
+        array = as_array(view.flip(-1) if draw.flip else view)
+        if not draw.operations:
+            return array
+        return np.asarray(apply_ops(Image.fromarray(array), draw.operations, self.fill, Image.Resampling.BILINEAR))
+
+
+def pixels_of(data: bytes, header: Any, shortest: int, side: int, max_pixels: int) -> tuple[torch.Tensor, int]:
+    """uint8 [1, 3, H, W], and by what it is smaller than the file's picture: `shortest` of its pixels stay `side`."""
+    if orientation(header) == UPRIGHT:
+        factor = next((factor for factor in FACTORS if shortest >= factor * side), 1)
+        reduced = decode_reduced(data, header, factor)
+        if reduced is not None:
+            return as_tensor(reduced), factor
+    return as_tensor(np.asarray(decode(data, max_pixels))), 1
+
+
+def crop(pixels: torch.Tensor, x: float, y: float, w: float, h: float, size: int) -> torch.Tensor:
+    """The part of an image, to the nearest pixel, at `size` x `size`: uint8 [1, 3, size, size]."""
+    left, top, right, bottom = round(x), round(y), max(round(x + w), round(x) + 1), max(round(y + h), round(y) + 1)
+    part = pixels[:, :, top:bottom, left:right]
+    part = part.contiguous(memory_format=torch.channels_last)  # without this copy torch takes a slower way
+    return F.interpolate(part, (size, size), mode="bicubic", antialias=True)
+
+
+def as_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """[H, W, 3] -> [1, 3, H, W] of the same memory, which torch knows as channels last."""
+    return torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)[None]
+
+
+def as_array(pixels: torch.Tensor) -> np.ndarray:
+    """[1, 3, H, W] -> [H, W, 3]"""
+    return pixels[0].permute(1, 2, 0).contiguous().numpy()
