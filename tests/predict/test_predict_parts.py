@@ -44,7 +44,7 @@ def alone(digits, exported, tmp_path_factory):
     return contents(folder)
 
 
-@pytest.mark.parametrize("parts", [2, 3, 7])
+@pytest.mark.parametrize("parts", [2, 7])
 def test_any_number_of_parts_writes_the_same_bytes(digits, exported, alone, tmp_path, parts, capsys):
     """The last part first; of seven parts two have nothing to do, as there are five shards."""
     images = 0
@@ -54,12 +54,6 @@ def test_any_number_of_parts_writes_the_same_bytes(digits, exported, alone, tmp_
     assert images == 270 and contents(tmp_path) == alone
     shown = capsys.readouterr().out.splitlines()
     assert sum("are still to come" in line for line in shown) == parts - 1 and "all 5 shards" in shown[-1]
-
-
-def test_a_part_takes_every_nth_shard(digits, exported, alone, tmp_path):
-    label(exported, digits.shards, tmp_path, workers=1, part="2/2")
-    names = [shard.name.replace(".tar", ".parquet") for shard in load_index(digits.shards).shards]
-    assert sorted(path.name for path in tmp_path.glob("*.parquet")) == sorted(f"predictions-{n}" for n in names[1::2])
 
 
 @pytest.mark.slow

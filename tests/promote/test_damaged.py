@@ -12,10 +12,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
 FOREIGN = [
     DEEP,
     "[]",
-    "null",
-    '{"version": ' + "9" * 5000 + "}",
     '{"a": "\xff"}',
-    "{}",
     '{"passed": null}',
     '{"created": 1}',
 ]
