@@ -45,14 +45,6 @@ def test_help_of_every_stage_has_an_example(stage, capsys):
     assert f"must {stage}" in text and "example:" in text
 
 
-def test_shard_needs_no_torch(tmp_path):
-    """The sharding image has none: importing it must not be tried."""
-    (tmp_path / "torch.py").write_text("raise ImportError('torch was imported')")
-    (tmp_path / "images").mkdir()  # empty: the stage gets as far as looking into it
-    result = must("shard", "--source", tmp_path / "images", "--output", tmp_path / "out", env={"PYTHONPATH": tmp_path})
-    assert result.returncode == 2 and "no images" in result.stderr and "was imported" not in result.stderr
-
-
 @pytest.mark.parametrize(
     "arguments, message",
     [

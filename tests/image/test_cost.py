@@ -69,14 +69,12 @@ def icon(inside: bytes) -> bytes:
 
 REFUSED = {
     "many strips": (tiff_of_many_strips(MAX_SEGMENTS + 1), "more than 100000 strips or tiles"),
-    "many strips, big": (tiff_of_many_strips(MAX_SEGMENTS + 1, big=True), "more than 100000 strips or tiles"),
     "an icon of a huge png": (icon(zoo.bomb()), "60000x60000 is more than 89478485 pixels"),
     "an icon of a huge bitmap": (
         icon(struct.pack("<IiiHHI", 40, 60000, 120000, 1, 32, 0) + bytes(100)),
         "60000x60000 is more than 89478485 pixels",
     ),
     "a thin image": (thin(201), "1x201 is thinner than 1 to 200"),
-    "a flat image": (thin(60_000, across=True), "60000x1 is thinner than 1 to 200"),
     "many scans": (scans(MAX_SCANS), "more than 100 scans"),
     "markers with fillers": (scans(MAX_SCANS).replace(b"\xff\xda", b"\xff\xff\xff\xda"), "more than 100 scans"),
     "many segments": (
@@ -249,7 +247,7 @@ def test_sharding_names_them_and_goes_on(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("error", [MemoryError(), OverflowError("too large"), RuntimeError("a bug"), OSError(5, "x")])
+@pytest.mark.parametrize("error", [MemoryError(), OSError(5, "x")])
 @pytest.mark.parametrize(("views", "device"), [("exact", "cpu"), ("fast", "cpu"), ("exact", "gpu")])
 def test_whatever_a_view_raises_costs_one_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, views: str, device: str,

@@ -139,7 +139,7 @@ def test_what_an_append_of_nothing_new_has_rejected_stays_in_the_list(tmp_path: 
     assert lines(tmp_path / "out") == [("bad.png", 0)]
 
 
-@pytest.mark.parametrize("line", [b"{", b"[]", b'{"source": 1, "reason": ""}', b'{"source": "a"}', b"\xff"])
+@pytest.mark.parametrize("line", [b'{"source": 1, "reason": ""}', b"\xff"])
 def test_a_list_of_rejected_files_that_is_damaged_is_one_line(tmp_path: Path, line: bytes) -> None:
     zoo.fill(tmp_path / "in", 5)
     run(tmp_path / "in", tmp_path / "out")

@@ -66,10 +66,7 @@ def test_jsonl_and_a_content_that_is_listed_in_two_splits(tmp_path: Path) -> Non
     [
         ("list.csv", "file,label\na.png,x\n", "must name the columns path"),
         ("list.csv", "path,split\na.png,Not A Name\n", r"line 2: a\.png: not a split name"),
-        ("list.csv", "path,label\n,x\n", "line 2: no 'path'"),
-        ("list.jsonl", '{"path": \n', "line 1: not a JSON object"),
         ("list.jsonl", '["a.png"]\n', "line 1: not a JSON object"),
-        ("list.jsonl", '{"label": "x"}\n', "line 1: no 'path'"),
         ("list.csv", "path\n", "no images"),
     ],
 )
@@ -281,10 +278,8 @@ def test_files_without_an_extension_beside_archives_are_as_those_beside_images(t
 @pytest.mark.parametrize(
     ("files", "names"),
     [
-        (["/a/x.zip"], ["x.zip"]),
         (["/a/x.zip", "/a/y.zip"], ["x.zip", "y.zip"]),
         (["gs://b/a1/x.zip", "gs://b/a2/x.zip", "gs://b/y.zip"], ["a1/x.zip", "a2/x.zip", "y.zip"]),
-        (["x.zip", "y/x.zip"], ["x.zip", "y/x.zip"]),
         (["/a/x.zip", "/a/x.zip"], ["x.zip", "x.zip"]),
     ],
 )
@@ -337,7 +332,6 @@ def test_neighbours_of_a_key_are_webdatasets_samples(tmp_path: Path) -> None:
         ("{a,b{0..1}}.tar", ["a.tar", "b0.tar", "b1.tar"]),
         ("x.tar", ["x.tar"]),
         ("x{1.tar", ["x{1.tar"]),
-        ("{x}.tar", ["{x}.tar"]),
         (r"C:\{0..1}.tar", [r"C:\0.tar", r"C:\1.tar"]),
     ],
 )
