@@ -48,10 +48,7 @@ def test_views_are_the_published_ones_for_the_same_seeds(picture):
         np.testing.assert_array_equal(masked, np.flatnonzero(recorded["mask"][seed]))
 
 
-@pytest.mark.parametrize(
-    "width, height, padding",
-    [(61, 44, 0), (500, 375, 0), (20, 33, 0), (28, 28, 4)],
-)
+@pytest.mark.parametrize("width, height, padding", [(61, 44, 0), (500, 375, 0), (20, 33, 0), (28, 28, 4)])
 def test_views_are_what_torchvision_and_timm_compute(width, height, padding):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
     bicubic, fill = transforms.InterpolationMode.BICUBIC, fill_color(PREPROCESS.mean)

@@ -80,16 +80,8 @@ def test_the_trainjobs_runtime_may_be_the_namespaces_or_the_clusters(kubernetes,
 @pytest.mark.parametrize(
     "runtimes, allowed, said",
     [
-        (
-            [],
-            True,
-            "no training runtime must-torch in vision: is Kubeflow Trainer 2 installed, and",
-        ),
-        (
-            ["namespaces/vision/trainingruntimes"],
-            False,
-            "may not use TrainJobs in vision; give it the role",
-        ),
+        ([], True, "no training runtime must-torch in vision: is Kubeflow Trainer 2 installed, and"),
+        (["namespaces/vision/trainingruntimes"], False, "may not use TrainJobs in vision; give it the role"),
     ],
 )
 def test_a_runtime_or_a_right_that_is_missing_is_said_before_the_training(kubernetes, runtimes, allowed, said):

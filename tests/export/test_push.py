@@ -67,11 +67,7 @@ def test_pushed_from_the_command_line_and_loaded_by_open_clip_alone(folder, digi
             "assert not [name for name in sys.modules if name.split('.')[0] == 'must']\n"
         )
         fresh = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            check=False,
+            [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, check=False
         )
         assert fresh.returncode == 0, fresh.stderr.decode()
     with torch.no_grad():

@@ -40,11 +40,7 @@ def test_offsets_point_at_the_images(shards: Path) -> None:
         for image, size, text, length in load_offsets(str(shards), shard).tolist():
             assert data[image : image + size].startswith(b"\x89PNG") and set(
                 json.loads(data[text : text + length])
-            ) == {
-                "source",
-                "label",
-                "sha256",
-            }
+            ) == {"source", "label", "sha256"}
 
 
 def flip(path: Path, place: int) -> None:

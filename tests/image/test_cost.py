@@ -241,10 +241,7 @@ def shards_with(folder: Path, *files: bytes, **options: object) -> str:
 
 def test_sharding_names_them_and_goes_on(tmp_path: Path) -> None:
     shards_with(tmp_path, thin(1000), scans(MAX_SCANS), max_rejected=0.5)
-    assert rejected(tmp_path / "out") == {
-        "odd-0": "1x1000 is thinner than 1 to 200",
-        "odd-1": "more than 100 scans",
-    }
+    assert rejected(tmp_path / "out") == {"odd-0": "1x1000 is thinner than 1 to 200", "odd-1": "more than 100 scans"}
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(5, "x")])

@@ -33,10 +33,7 @@ def changed(digits, tmp_path, change):
     return str(folder)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["hf-hub:attacker/x", "HF-HUB:attacker/x", "local-dir:/etc", "attacker/x", ["x"]],
-)
+@pytest.mark.parametrize("name", ["hf-hub:attacker/x", "HF-HUB:attacker/x", "local-dir:/etc", "attacker/x", ["x"]])
 def test_a_bundle_that_names_a_model_elsewhere_is_refused(digits, tmp_path, asked, name):
     folder = changed(digits, tmp_path, lambda architecture: architecture["vision_cfg"].update(timm_model_name=name))
     with pytest.raises(ValueError, match=r"model.json: its image tower is called .* none of timm's own models"):

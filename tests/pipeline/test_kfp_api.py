@@ -277,9 +277,3 @@ def test_a_wrong_schedule_is_refused_before_anything_is_sent(server, scheduler, 
     assert scheduler("apply", files / "schedule.yaml") == 2
     assert message in (line := capsys.readouterr().err) and len(line.splitlines()) == 1
     assert not server.calls
-
-
-def test_the_example_is_a_valid_schedule():
-
-    example = schedule.read_schedule(COMPILED.with_name("schedule.yaml"), COMPILED)
-    assert {"append", "only_new"} <= {k for k, v in example.parameters.items() if v is True}

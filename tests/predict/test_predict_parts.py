@@ -76,14 +76,6 @@ def test_two_programs_at_once_on_all_shards(digits, exported, alone, tmp_path):
     assert [process.wait() for process in processes] == [0, 0] and contents(tmp_path) == alone
 
 
-def test_a_part_of_another_run_is_refused(digits, exported, tmp_path):
-    label(exported, digits.shards, tmp_path, workers=1, part="1/2")
-    for other in ({"top_k": 3}, {"abstain": 0.4}, {"split": "test"}):
-        with pytest.raises(ValueError, match=r"run\.json is of another run: its"):
-            label(exported, digits.shards, tmp_path, workers=1, part="2/2", **other)
-    assert len(list(tmp_path.glob("*.parquet"))) == 3
-
-
 @pytest.mark.slow
 def test_a_failing_bucket_gets_the_bytes_of_a_folder(bucket_server, digits, exported, alone, tmp_path):
     """Shards, model and output in it; two parts, and one of them again with nothing left to do."""

@@ -183,11 +183,6 @@ def test_without_the_package_one_line_says_what_to_install(uri: str, package: st
     assert f"pip install 'must-clip[{extra}]'" in done.stdout and done.stdout.count("\n") == 1, done.stderr
 
 
-def test_an_unknown_scheme_is_named() -> None:
-    with pytest.raises(ValueError, match="ftp://"):
-        storage.exists("ftp://bucket/x")
-
-
 def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     """On a real file system of one megabyte."""
     code = """

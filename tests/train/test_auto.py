@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 
-from must.api import cli
 from must.api.stages import configure
 from must.base.parameters import load
 from must.config import TrainConfig
@@ -123,21 +122,3 @@ def test_a_classifier_file_elsewhere_names_the_model(digits):
     model = resolved(values_of(digits, model="ViT-B-16", pretrained="openai"))
     assert model.mask_patch_size == 32 and model.weak_padding == 0
     assert resolved(values_of(digits)).mask_patch_size == 8
-
-
-@pytest.mark.parametrize(
-    "wrong, message",
-    [
-        ({"model": "ViT-Q"}, "ViT-Q"),
-        ({"shards": None}, "missing: --shards"),
-    ],
-    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
-)
-def test_wrong_input_is_one_line_and_leaves_nothing(digits, tmp_path, monkeypatch, capfd, wrong, message):
-    monkeypatch.chdir(tmp_path)
-    values = {name: value for name, value in {**values_of(digits), **wrong}.items() if value is not None}
-    with pytest.raises(SystemExit) as end:
-        cli.main(["train", *(part for name, value in values.items() for part in (f"--{name}", value))])
-    (line,) = capfd.readouterr().err.splitlines()
-    assert end.value.code == 2 and message in line and line.startswith("must train: ")
-    assert not list(tmp_path.iterdir())

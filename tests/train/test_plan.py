@@ -111,8 +111,7 @@ SIZE = Size(10_000, 40, 1, 256, 256, 1, 2, "cpu", 150_000_000, 2_400_000_000, 3,
 
 
 @pytest.mark.parametrize(
-    "size, lines",
-    [(SIZE, 2), (replace(SIZE, device="cuda"), 1), (replace(SIZE, parameters=900_000), 1)],
+    "size, lines", [(SIZE, 2), (replace(SIZE, device="cuda"), 1), (replace(SIZE, parameters=900_000), 1)]
 )
 def test_a_real_model_on_a_cpu_is_told_what_that_means(size, lines):
     pace = Pace(200.0, 190.0, 210.0, 3, 8, 0.0, Memory(3 * 10**9, 0, "this machine"))

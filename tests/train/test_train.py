@@ -20,14 +20,7 @@ from must.method.train.trainer import train
 from tests.forked import Must
 from tests.golden import golden_model
 
-SETTINGS = {
-    "epochs": 3,
-    "batch_size": 25,
-    "workers": 1,
-    "checkpoint_every": 3,
-    "log_every": 2,
-    "seed": 1,
-}
+SETTINGS = {"epochs": 3, "batch_size": 25, "workers": 1, "checkpoint_every": 3, "log_every": 2, "seed": 1}
 STEPS = 18  # 150 images, 6 batches an epoch
 
 
