@@ -92,18 +92,6 @@ def test_the_column_is_compact(alone):
     assert columns["class"].statistics is not None and "RLE_DICTIONARY" in columns["class"].encodings
 
 
-def test_rows_that_wait_are_half_floats():
-    """No Python object a number, and nothing else of the batch is kept."""
-    table = Table(["a", "b"], Run("m", "i", "", 1, 0.0, embeddings=True))
-    embedding = np.ones((32, 512), np.float32)
-    before = pa.total_allocated_bytes()
-    for _ in range(20):
-        batch = [Decoded("k", "s", np.zeros(1), "") for _ in range(32)]
-        table.add(batch, np.full((32, 2), 0.5, np.float32), embedding)
-    kept = sum(batch.column("embedding").nbytes for batch in table.waiting)
-    assert kept <= 640 * (2 * 512 + 8) and pa.total_allocated_bytes() - before < 640 * (2 * 512 + 400)
-
-
 @pytest.mark.parametrize("rows", [0, 31, 3 * PACKED_ROWS])
 def test_however_many_rows_a_shard_has_they_are_all_there(tmp_path, rows):
     """In order, in batches of 31, every seventh without an image; some are put together before they are written."""
@@ -143,15 +131,6 @@ def test_a_model_without_embeddings_is_one_line(digits, exported, tmp_path):
         with pytest.raises(ValueError, match="gives no embeddings; export it again with `must export --embeddings`"):
             predict_images(PredictConfig(model=str(exported[1]), embeddings=True, **values))
     assert not list(tmp_path.iterdir())
-
-
-def test_files_with_and_without_are_of_two_runs(digits, embedded, tmp_path):
-    label(embedded, digits.shards, tmp_path, split="test", part="1/2")
-    with pytest.raises(ValueError, match=r"run\.json is of another run: its embeddings is 'True', here it is 'False'"):
-        label(embedded, digits.shards, tmp_path, split="test", part="2/2", embeddings=False)
-    (tmp_path / "run.json").unlink()  # each file tells too
-    with pytest.raises(ValueError, match=r"parquet is of another run: its embeddings is 'True', here it is 'False'"):
-        label(embedded, digits.shards, tmp_path, split="test", part="1/2", embeddings=False)
 
 
 def test_a_run_from_before_there_were_any_goes_on(digits, exported, tmp_path):
