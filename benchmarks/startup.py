@@ -1,9 +1,13 @@
 """How long a user waits for help, and for a line that says what is wrong: seconds, CPU seconds, and times Python alone.
 
     python benchmarks/startup.py [--runs 5]
+    python benchmarks/startup.py --dag [--runs 3]
 
 Medians. "python -c pass" is what every command costs; "import torch, open_clip" is what the stages with a model need
 before they can begin. Each command runs once before it counts, so that its files are in the page cache.
+
+--dag: what processes of their own cost the stages: the pipeline on the bundled digits, one epoch, on the local runner,
+beside the same steps in one process, in turn. Needs kfp.
 """
 
 from __future__ import annotations
@@ -16,6 +20,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
+
+import yaml
 
 PYTHON = (sys.executable, "-c")
 MUST = (sys.executable, "-m", "must")
@@ -35,12 +42,30 @@ COMMANDS = {
         )
     },
 }
+DAG = "must_pipeline run --parameters ../pipeline.yaml --output dag"
+STEPS = """
+import must, yaml
+p = yaml.safe_load(open("../pipeline.yaml"))
+must.shard(source=p["source"], test_source=p["test_source"], labels=p["labels"], output="shards")
+must.classifier(classes=p["classes"], model=p["model"], output="c.safetensors", model_store="models")
+must.train(shards="shards", classifier="c.safetensors", output="model", preset=p["preset"], epochs=p["epochs"])
+must.evaluate(model="model", baseline="c.safetensors", shards="shards", output="report")
+must.export(model="model", output="onnx", shards="shards", metrics="report/metrics.json")
+must.gate(metrics="report/metrics.json", gate=p["gate"], output="decision.json")
+must.promote(model="model", onnx="onnx", metrics="report/metrics.json", decision="decision.json", registry="registry",
+             name=p["model_name"])
+"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
-    runs = parser.parse_args().runs
+    parser.add_argument("--dag", action="store_true")
+    options = parser.parse_args()
+    runs = options.runs
+    if options.dag:
+        with tempfile.TemporaryDirectory() as folder:
+            return compare(Path(folder), runs)
     print(f"{'':<88}{'seconds':>8}{'CPU':>7}{'ratio':>7}")
     plain = 0.0
     for name, command in COMMANDS.items():
@@ -52,12 +77,31 @@ def main() -> None:
         print(f"{name:<88}{seconds:>8.2f}{busy:>7.2f}{busy / plain:>7.1f}")
 
 
-def measure(command: list[str]) -> tuple[float, float]:
-    """Seconds on the clock and on the CPUs, user and system together, of one run in an empty folder."""
-    with tempfile.TemporaryDirectory() as folder:
+def compare(folder: Path, runs: int) -> None:
+    subprocess.run([*MUST, "demo", "--output", str(folder)], check=True, stdout=subprocess.DEVNULL)
+    parameters = yaml.safe_load((folder / "pipeline.yaml").read_text()) | {"epochs": 1, "gate": "none"}
+    (folder / "pipeline.yaml").write_text(yaml.safe_dump(parameters))
+    commands = {"dag": [sys.executable, "-m", *DAG.split()], "one": [*PYTHON, STEPS]}
+    ratios = []
+    for _ in range(runs):
+        (dag, dag_busy), (one, one_busy) = (measure(command, str(folder)) for command in commands.values())
+        ratios.append(dag_busy / one_busy)
+        print(f"the DAG {dag:.1f} s, CPU {dag_busy:.1f} s; one process {one:.1f} s, CPU {one_busy:.1f} s", flush=True)
+    print(f"CPU seconds of the DAG by those of one process: {statistics.median(ratios):.2f}")
+
+
+def measure(command: list[str], below: str | None = None) -> tuple[float, float]:
+    """Seconds on the clock and on the CPUs, user and system together, of one run in an empty folder.
+
+    Raises:
+        SystemExit: a run `below` a folder of the caller's failed: it is to do work.
+    """
+    with tempfile.TemporaryDirectory(dir=below) as folder:
         began = time.perf_counter()
         process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        _, _, usage = os.wait4(process.pid, 0)
+        _, status, usage = os.wait4(process.pid, 0)
+        if below and status:
+            raise SystemExit(f"failed: {shlex.join(command)}")
         return time.perf_counter() - began, usage.ru_utime + usage.ru_stime
 
 
