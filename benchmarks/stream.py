@@ -39,7 +39,8 @@ from must.config import ShardConfig
 from must.data.augment.cpu import TrainViews, fill_color, posterize
 from must.data.augment.draws import AugmentParams, PatchMask, ViewSettings, seed_views
 from must.data.augment.gpu import DeviceInputs, DeviceViews
-from must.data.image.decode import MAX_PIXELS, decode
+from must.data.image.cost import MAX_PIXELS
+from must.data.image.decode import decode
 from must.data.image.preprocess import CLIP_MEAN, CLIP_STD
 from must.data.loading.loader import TrainDataset, make_views, train_batches
 from must.data.loading.order import GlobalBatches

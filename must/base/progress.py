@@ -34,7 +34,7 @@ _stages: list[str] = []  # that are at work, one inside the other
 _unseen: list["Counted"] = []  # bars that nobody sees, the innermost last
 
 
-class Counted(tqdm):
+class Counted(tqdm):  # type: ignore[type-arg]  # of no type at run time
     """A bar that counts where it is not shown, too."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -88,7 +88,7 @@ def duration(seconds: float) -> str:
     )
 
 
-def bar(iterable: Any = None, *, quiet: bool = False, **options: Any) -> tqdm:
+def bar(iterable: Any = None, *, quiet: bool = False, **options: Any) -> "tqdm[Any]":
     """A bar with tqdm's `options`: tqdm.auto's in a notebook, which needs ipywidgets, else that of a terminal.
 
     Its `disable` tells whether there is none, so that lines can be printed instead.

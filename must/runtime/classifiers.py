@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, replace
 
 from must.api.stages import call
 from must.base import storage
-from must.base.files import CLASSIFIER_FILE
-from must.method.model.folder import MODEL_FOLDER_FILE, OPEN_CLIP_WEIGHTS
+from must.base.files import CLASSIFIER_FILE, MODEL_FOLDER_FILE
+from must.method.model.hub import OPEN_CLIP_WEIGHTS
 from must.runtime.inputs import inputs_fingerprint
 from must.runtime.notes import stage_note
 from must.runtime.places import WorkUri

@@ -115,7 +115,7 @@ class Supervisor:
         self.stopping = threading.Event()
         limit = float(os.environ.get(TIME_LIMIT_ENV) or 0)
         self.over = time.monotonic() + limit if limit else None
-        self.child: subprocess.Popen | None = None
+        self.child: subprocess.Popen[bytes] | None = None
 
     def run(self) -> int:
         """The exit code of the last try."""
@@ -159,7 +159,7 @@ class Supervisor:
             return PREEMPTED
         return 128 - code if code < 0 else code
 
-    def time_is_over(self, child: subprocess.Popen) -> int:
+    def time_is_over(self, child: subprocess.Popen[bytes]) -> int:
         """Ends the stage as a signal would: training saves a checkpoint."""
         limit = os.environ[TIME_LIMIT_ENV]
         logger.warning(f"must {self.note.stage}: reached its time limit of {limit} s")

@@ -107,12 +107,15 @@ class AugmentSampler:
 def timm_draws_from_ours() -> Iterator[None]:
     """timm draws from the module `random`, and so do other threads of a process: those that repeat a bucket's failed
     requests, for one. A generator of our own, with the same numbers for the same seed, keeps them apart."""
-    before = auto_augment.random, timm_transforms.random
-    auto_augment.random = timm_transforms.random = GENERATOR  # type: ignore[assignment]
+    modules: tuple[Any, ...] = (auto_augment, timm_transforms)
+    before = [module.random for module in modules]
+    for module in modules:
+        module.random = GENERATOR
     try:
         yield
     finally:
-        auto_augment.random, timm_transforms.random = before
+        for module, own in zip(modules, before, strict=True):
+            module.random = own
 
 
 class PatchMask:

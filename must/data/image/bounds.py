@@ -165,7 +165,7 @@ def work(decode: Callable[[bytes, int, int], Image.Image]) -> None:
         answers.flush()
 
 
-def exactly(file: IO, size: int) -> bytes:
+def exactly(file: IO[bytes], size: int) -> bytes:
     """Raises EOFError: there are less."""
     data = file.read(size)
     if len(data) < size:

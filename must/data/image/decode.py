@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from must.base.errors import TransientError, UserError
 from must.base.text import one_line
@@ -96,7 +96,7 @@ def open_accepted(data: bytes, found: Cost, max_pixels: int) -> Any:
     """Raises ValueError: as `identify`."""
     try:  # nothing but the format whose cost was looked up; a Pillow may have been built without it
         image = Image.open(io.BytesIO(data), formats=[name for name in (found.format,) if name in FORMATS])
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise UserError("not an image of a known format") from None
     except Image.DecompressionBombError:
         raise UserError(f"more than {max_pixels} pixels") from None

@@ -60,7 +60,7 @@ class EvalBatch(NamedTuple):
     sources: list[str]
 
 
-class TrainDataset(Dataset):
+class TrainDataset(Dataset[tuple[Any, ...]]):
     """(epoch, sample number) -> the sample's views, a function of (seed, epoch, sample) alone.
     `views`: how the views are computed, and where."""
 
@@ -124,7 +124,7 @@ def train_batches(
             yield TrainBatch._make([*views, samples, replaced])
 
 
-def each(loader: DataLoader) -> Iterator[Any]:
+def each(loader: DataLoader[Any]) -> Iterator[Any]:
     """What it gives. With an error its processes end at once: torch's frames in the traceback hold them in a circle,
     and when that is collected one day, its queues are closed first and the program waits five seconds for each process.
     """
@@ -202,7 +202,7 @@ class EvalSource:
                 yield EvalBatch(torch.from_numpy(np.stack(pixels)), torch.tensor(numbers), list(labels), list(sources))
 
 
-class EvalDataset(Dataset):
+class EvalDataset(Dataset[Any]):
     def __init__(self, reader: ShardReader, preprocess: Preprocess) -> None:
         self.reader, self.view = reader, EvalView(preprocess)
 

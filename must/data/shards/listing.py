@@ -70,7 +70,7 @@ class Shuffled:
     """`path` holds the items as JSON lines; chunk i is the bytes [starts[i], starts[i + 1]) of it."""
 
     path: Path
-    starts: array
+    starts: "array[int]"
     items: int
     fingerprint: str  # sha256 over all items in order: the same files give the same, wherever the listing began
 

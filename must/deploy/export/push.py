@@ -148,7 +148,11 @@ def and_causes(error: BaseException | None) -> Iterator[BaseException]:
 @contextmanager
 def quiet_hub() -> Iterator[None]:
     """No progress bars where nobody sees them move."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
     hide = not sys.stderr.isatty() and not are_progress_bars_disabled()
     if hide:

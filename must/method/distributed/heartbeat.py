@@ -144,7 +144,7 @@ def connect_store(timeout: float, purpose: str = "heartbeat") -> Any:
 
     torchrun keeps one store for all lives of a run: what a life writes there, the next one must not read.
     """
-    store = dist.TCPStore(
+    store = dist.TCPStore(  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         is_master=False,
@@ -152,4 +152,6 @@ def connect_store(timeout: float, purpose: str = "heartbeat") -> Any:
         timeout=timedelta(seconds=timeout),
     )
     life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dist.PrefixStore(f"must/{purpose}/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{life}", store)
+    return dist.PrefixStore(  # type: ignore[attr-defined]
+        f"must/{purpose}/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{life}", store
+    )

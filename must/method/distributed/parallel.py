@@ -37,7 +37,7 @@ def apply_ddp(network: nn.Module, world: World) -> nn.Module:
     return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
 
 
-def gradient_sync(network: nn.Module, last: bool) -> AbstractContextManager:
+def gradient_sync(network: nn.Module, last: bool) -> AbstractContextManager[None]:
     """A context for forward and backward: gradients are averaged over the processes only if this micro-batch is `last`.
 
     With FSDP it sets a flag of the module, which stays set until the next call.

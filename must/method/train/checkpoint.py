@@ -45,7 +45,7 @@ class Checkpoints:
         self.still_ours: Callable[[], None] = lambda: None  # raises LockLostError once another run writes here
         self._snapshot = Snapshot()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._pending: Future | None = None
+        self._pending: Future[None] | None = None
         self._failures: list[Exception] = []  # of the writes since the last good one
 
     def due(self, step: int, every: int) -> bool:
@@ -216,7 +216,7 @@ class Snapshot:
     """
 
     def __init__(self) -> None:
-        self._buffers: dict[tuple, Tensor] = {}
+        self._buffers: dict[tuple[Any, ...], Tensor] = {}
 
     def take(self, state: dict[str, Any]) -> dict[str, Any]:
         """A deep copy with every tensor in host memory. It is overwritten by the next call."""
@@ -227,7 +227,7 @@ class Snapshot:
             torch.mps.synchronize()
         return copy
 
-    def _copy(self, place: tuple, value: Any) -> Any:
+    def _copy(self, place: tuple[Any, ...], value: Any) -> Any:
         if isinstance(value, Tensor):
             return self._buffer(place, value).copy_(value.detach(), non_blocking=True)
         if isinstance(value, dict):
@@ -236,7 +236,7 @@ class Snapshot:
             return type(value)(self._copy((*place, number), item) for number, item in enumerate(value))
         return value
 
-    def _buffer(self, place: tuple, value: Tensor) -> Tensor:
+    def _buffer(self, place: tuple[Any, ...], value: Tensor) -> Tensor:
         buffer = self._buffers.get(place)
         if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
             buffer = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)

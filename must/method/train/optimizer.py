@@ -1,6 +1,7 @@
 """AdamW with layer-wise learning rates, and their schedule (arXiv 2206.02967, appendix; numbers as published)."""
 
 import math
+from typing import Any
 
 import torch
 
@@ -10,12 +11,12 @@ from must.method.model.masked_vit import MaskedViT
 BETAS, EPS = (0.9, 0.999), 1e-8
 
 
-def parameter_groups(model: MaskedViT, layer_decay: float, weight_decay: float) -> list[dict]:
+def parameter_groups(model: MaskedViT, layer_decay: float, weight_decay: float) -> list[dict[str, Any]]:
     """One group for each (layer, decayed or not): ``lr_scale`` = layer_decay ^ (layers + 1 - layer).
 
     Weight decay is left out for one-dimensional tensors alone: embeddings, projection and classifier are decayed.
     """
-    groups: dict[tuple[int, bool], dict] = {}
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue

@@ -166,7 +166,7 @@ class MustStep:
     def uses_fsdp(self) -> bool:
         return self.execution.parallel == "fsdp" and self.world.size > 1
 
-    def autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager[Any]:
         """bf16 for the networks, if wanted; weights, losses and EMA stay float32."""
         return torch.autocast(self.world.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 

@@ -18,6 +18,8 @@ from must.base.storage import is_transient, object_or_none
 from must.base.text import one_line
 from must_pipeline import DESCRIPTION
 
+__all__ = ["Kfp", "add_arguments", "api", "api_errors"]
+
 POD_TOKEN = "/var/run/secrets/kubeflow/pipelines/token"  # where a pod has its token, if its spec asks for one
 SECOND = 1.1  # Kubeflow keeps time in whole seconds: of two versions made in one, either may count as the newest
 LONGEST = 1000  # characters of what the server says: who lacks which right comes last

@@ -47,7 +47,7 @@ def clip_tower(visual: Any) -> Tower:
 
 
 def timm_tower(visual: Any) -> Tower:
-    from timm.layers import PatchEmbed
+    from timm.layers.patch_embed import PatchEmbed
     from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
     from torch import nn
