@@ -218,7 +218,7 @@ def test_a_picture_of_many_parts(server, pictures):
     assert status == 422 and "more than 3000 parts" in answer["error"]
 
 
-@pytest.mark.parametrize("values", [b"[" + b"0," * 1_000_001 + b"0]", b"[" * 1_000_002, b"[" + b"{}" * 1001 + b"]"])
+@pytest.mark.parametrize("values", [b"[" + b"0," * 100_001 + b"0]", b"[" * 100_002, b"[" + b"{}" * 1001 + b"]"])
 def test_json_of_many_values_is_not_read(values):
     with pytest.raises(Refused) as refused:
         parse(memoryview(values))

@@ -12,7 +12,7 @@ import pytest
 
 from must.deploy.serve import http
 from must.deploy.serve.http import LARGE_JSON, App
-from must.deploy.serve.protocol import Refused, from_json
+from must.deploy.serve.protocol import Limits, Refused, from_json
 
 SHAPE = [1, 32, 32, 3]
 
@@ -61,7 +61,7 @@ def test_no_memory_is_a_refusal(monkeypatch):
 
 
 def app_for(patience):
-    work = SimpleNamespace(config=SimpleNamespace(patience=patience), limits=lambda served: None)
+    work = SimpleNamespace(config=SimpleNamespace(patience=patience), limits=lambda served: Limits(16, 32, False))
     return App(work, "digits")
 
 

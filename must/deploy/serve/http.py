@@ -45,7 +45,9 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 JSON, BINARY = b"application/json", b"application/octet-stream"
 HEADER_LENGTH = b"inference-header-content-length"
 CLOSE = (b"connection", b"close")
-VALUES, OBJECTS = 1_000_000, 1000  # of JSON, whose reader holds all threads
+# Of JSON, whose reader holds all threads: enough for one image of the size of the model. Files and raw tensors have
+# no such limit.
+VALUES_A_PIXEL, FEWEST_VALUES, OBJECTS = 4, 100_000, 1000
 PIECE = 1 << 18
 LARGE_JSON = 1 << 16  # bytes of JSON above which it is read in a thread, one request at a time
 LINGER = 2.0  # seconds in which a refused client may go on sending, so that it sees why
@@ -281,16 +283,18 @@ def read_query(query: bytes) -> tuple[list[Output], dict[str, Any]]:
 
 def parse_request(data: memoryview, length: int, limits: Limits) -> InferRequest:
     """A body that begins with so many bytes of JSON. Raises Refused: it is not what the protocol has."""
-    return read_request(parse(data[:length]), data[length:], limits)
+    most = max(FEWEST_VALUES, VALUES_A_PIXEL * limits.size**2)
+    return read_request(parse(data[:length], most), data[length:], limits)
 
 
-def parse(data: memoryview) -> dict[str, Any]:
+def parse(data: memoryview, most: int = FEWEST_VALUES) -> dict[str, Any]:
+    """An object of JSON. Raises Refused: it is none, or has more than `most` values."""
     values = objects = 0
     for start in range(0, len(data), PIECE):
         piece = bytes(data[start : start + PIECE])
         values, objects = values + piece.count(b",") + piece.count(b"["), objects + piece.count(b"{")
         wanted(
-            values <= VALUES and objects <= OBJECTS,
+            values <= most and objects <= OBJECTS,
             "JSON of too many values; send pictures as files, or pixels as binary data",
             413,
         )
