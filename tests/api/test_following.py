@@ -34,8 +34,8 @@ def test_work_is_all_that_a_command_has_to_be_told(tmp_path):
     assert (found.model, found.baseline) == (f"{work}/model", f"{work}/classifier.safetensors")
     assert (found.shards, found.refined, found.output) == (f"{work}/shards", f"{work}/labels", f"{work}/report")
     assert configure("evaluate", {"model": work, "baseline": "", "output": "o"}).baseline == ""
-    found = configure("export", {"model": f"{work}/", "to": "timm"})
-    assert (found.metrics, found.output) == (f"{work}/report/metrics.json", f"{work}/timm")
+    found = configure("export", {"model": f"{work}/", "to": "transformers"})
+    assert (found.metrics, found.output) == (f"{work}/report/metrics.json", f"{work}/transformers")
     assert configure("serve", {"model": work}).model == f"{work}/onnx"
     assert configure("gate", {"model": work}).output == f"{work}/decision.json"
     (tmp_path / "config.yaml").write_text(f"model: {work}\n")

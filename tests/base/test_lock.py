@@ -121,8 +121,8 @@ def test_a_run_that_slept_does_not_delete_its_successors_lock(bucket_server, mon
 @pytest.fixture
 def left(bucket_server):
     """The content of a lock in a bucket that a process here has left which was killed; and where it is."""
-    code = "import json; from must.base.lock import Beat; from must.data.shards.workdir import SHARDS; "
-    code += "print(json.dumps(Beat('gs://b/x', SHARDS).identity))"
+    code = "import json; from must.base.lock import Beat; from must.data.shards.workdir import SHARDS_LOCK; "
+    code += "print(json.dumps(Beat('gs://b/x', SHARDS_LOCK).identity))"
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return json.loads(made.stdout), bucket_server.uri + "/run/.shard.lock"
 

@@ -199,7 +199,7 @@ def test_answers_from_a_grid_or_about_similar_pictures_correct_labels_and_leave_
 
 
 def test_questions_begin_with_some_images_and_the_others_follow_in_a_random_order(tmp_path, monkeypatch, prepared):
-    monkeypatch.setattr("must.deploy.review.prepare.FIRST", 20)
+    monkeypatch.setattr("must.deploy.review.prepare.FIRST_IMAGES", 20)
     (first, few), (whole, every) = looks(config_at(tmp_path))
     assert len(few.numbers) == first.images == 20 and len(every.numbers) == whole.images == 150
     order = [picture.sha256 for picture in whole.pictures]

@@ -90,7 +90,7 @@ def test_a_tracker_that_fails_warns_once(capsys):
     assert capsys.readouterr().err == warning and tracker.seen == [0, 1] and not tracker.closed
 
 
-@pytest.mark.parametrize("finished, name", [(True, "FLUSH_TIMEOUT"), (False, "STOP_TIMEOUT")])
+@pytest.mark.parametrize("finished, name", [(True, "FLUSH_TIMEOUT"), (False, "LAST_LINES_TIMEOUT")])
 def test_a_tracker_that_hangs_is_left_behind(capsys, monkeypatch, finished, name):
     monkeypatch.setattr(fan, name, 0.1)
     patience = threading.Event()

@@ -15,7 +15,7 @@ from typing import Any
 
 from must.base.parameters import require
 
-MODELS = "models"
+MODELS_FOLDER = "models"
 MEDIA = "application/vnd.oci.image"
 
 
@@ -52,7 +52,7 @@ def write_layer(source: Path, blobs: Path) -> dict[str, Any]:
             name = path.relative_to(source)
             if any(part.startswith(".") for part in name.parts):
                 continue
-            info = tarfile.TarInfo(str(MODELS / name))
+            info = tarfile.TarInfo(str(MODELS_FOLDER / name))
             if path.is_dir():
                 info.type, info.mode = tarfile.DIRTYPE, 0o755
                 tar.addfile(info)
@@ -62,17 +62,17 @@ def write_layer(source: Path, blobs: Path) -> dict[str, Any]:
                     tar.addfile(info, file)
     with draft.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return described("layer.v1.tar", draft.rename(blobs / digest))
+    return descriptor("layer.v1.tar", draft.rename(blobs / digest))
 
 
 def write_json(blobs: Path, kind: str, content: dict[str, Any]) -> dict[str, Any]:
     data = json.dumps(content, sort_keys=True).encode()
     file = blobs / hashlib.sha256(data).hexdigest()
     file.write_bytes(data)
-    return described(kind, file)
+    return descriptor(kind, file)
 
 
-def described(kind: str, blob: Path) -> dict[str, Any]:
+def descriptor(kind: str, blob: Path) -> dict[str, Any]:
     return {"mediaType": f"{MEDIA}.{kind}", "digest": f"sha256:{blob.name}", "size": blob.stat().st_size}
 
 

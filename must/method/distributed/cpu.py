@@ -15,7 +15,9 @@ from must.base.processes import cores
 MOST_LOADERS = 16
 CORE_SPEED = 6e10  # operations a second of one core in float32: 0.12 TFLOP/s measured on two
 LOADING = 0.02  # seconds of a core for the two views of a photograph, nearly: 500 x 375 pixels, 224 to train on
-LARGE = 1e10  # operations of an image's training above which a model is large: ViT-B/32 has 3.5e10, the example's 1e8
+LARGE_WORK = (
+    1e10  # operations of an image's training above which a model is large: ViT-B/32 has 3.5e10, the example's 1e8
+)
 SHARED_MEMORY = Path("/dev/shm")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
@@ -58,7 +60,7 @@ def division(work: float) -> Division:
     The threads do not depend on --workers: sums in another order are not the same to the bit.
     """
     own, has_bf16 = own_cores(), multiplies_bf16()
-    if work < LARGE:
+    if work < LARGE_WORK:
         return Division(max(1, own - 1), min(2, own), "fp32")
     training = work / CORE_SPEED / (2 if has_bf16 else 1)
     needed = own * LOADING / (LOADING + training)

@@ -83,7 +83,7 @@ class Provenance:
     index_revision: int | None = None
     config: dict[str, Any] = field(default_factory=dict)  # all parameters of `must train`, by name
     processes: int | None = None
-    threads: int = 0  # of torch in each process, on a CPU
+    threads: int | None = None  # of torch in each process, on a CPU
     summary: RunSummary | None = None
     git_revision: str | None = None
     versions: dict[str, str] = field(default_factory=dict)  # of must, Python and packages

@@ -24,7 +24,7 @@ from must.method.select.knn import NEIGHBOURS, nearest, whitened
 from must.method.select.propagate import RARE, ROUNDS, SHARPNESS, SMALLEST_PROBABILITY
 
 TOP = 16
-ROWS = 4096  # images at a time
+IMAGES_AT_ONCE = 4096
 
 
 class PropagatedLabels:
@@ -83,7 +83,9 @@ class PropagatedLabels:
         self = cls(of_all(numbers[near]), of_all(weights), first, first[0].clone(), first[1].clone(), total, len(near))
         self.total = self.dense(numbers).sum(0)
         for _ in range(ROUNDS):
-            made = [self(self.zero_shot_of(some), some).topk(classes.shape[1]) for some in numbers.split(ROWS)]
+            made = [
+                self(self.zero_shot_of(some), some).topk(classes.shape[1]) for some in numbers.split(IMAGES_AT_ONCE)
+            ]
             self.values[numbers] = torch.cat([part.values for part in made])
             self.classes[numbers] = torch.cat([part.indices for part in made])
             self.total = self.dense(numbers).sum(0)

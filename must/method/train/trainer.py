@@ -274,7 +274,9 @@ class Trainer:
             self.state.checkpoints.close()
             settings = replace(config, accumulate=self.micro_batches)
             made = provenance(settings, self.reader.index, self.world.size, summary, self.prior, self.origin)
-            made = replace(made, threads=progress.threads, config=made.config | {"precision": progress.precision})
+            made = replace(
+                made, threads=progress.threads or None, config=made.config | {"precision": progress.precision}
+            )
             description = replace(self.zero_shot.description, provenance=made)
             self.save_model(networks[config.save], description, leave_if(stop, "checking the model"))
             logger.info(f"{in_words(summary)} -> {config.output}")
