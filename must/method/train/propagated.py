@@ -8,7 +8,7 @@ The neighbours are those of the frozen zero-shot tower. Z starts as zero-shot's 
 for the images of its batch. Of each Z the largest TOP values are stored. N images, K classes, C neighbours, T values.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -52,17 +52,22 @@ class PropagatedLabels:
         self.classes, self.values, self.total, self.images = classes, values, total, images
 
     @classmethod
-    def of(cls, zero_shot: MaskedViT, source: EvalSource, world: World) -> tuple[Self, Tensor]:
+    def of(
+        cls, zero_shot: MaskedViT, source: EvalSource, world: World, pause: Callable[[], None] | None = None
+    ) -> tuple[Self, Tensor]:
         """(zero-shot's propagated labels of the source's images, the largest one of each image that can be decoded).
 
         Every process calls this with a source of the whole split, predicts its share and gets everything.
+
+        Args:
+            pause: called before every batch; it may raise to stop.
 
         Raises:
             UserError: none of a process's share can be decoded.
         """
         everything = len(source.reader)
         source.numbers = source.numbers[world.rank :: world.size]
-        seen = extract_features(zero_shot, source, world.device)
+        seen = extract_features(zero_shot, source, world.device, pause=pause)
         top = seen.probabilities[0].float().topk(min(TOP, seen.probabilities.shape[-1]))
         parts = world.gather((seen.numbers, seen.features, top.values, top.indices))
         numbers, features, values, classes = (torch.cat([part[i] for part in parts]) for i in range(4))

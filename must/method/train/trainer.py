@@ -162,14 +162,15 @@ class Trainer:
         if pays(config.compile, self.world.device.type, self.batches.steps - progress.step):
             self.not_compiled = compile_blocks(self.must_step, self.masked, progress.micro_batch)
 
-    def start_labels(self) -> None:
+    def start_labels(self, stop: StopSignal) -> None:
         """What pseudo-labels follow from besides the teacher, by zero-shot's predictions of the images."""
         config, step = self.config, self.must_step
         if step.propagated is not None:  # a checkpoint had them
             return
         source = EvalSource(self.reader, step.preprocess, CHECK_BATCH, self.loaders)
+        pause = leave_if(stop, "predicting all images") if self.world.size == 1 else None
         if config.pseudo_labels == "propagated":
-            step.propagated, confidence = PropagatedLabels.of(self.reference, source, self.world)
+            step.propagated, confidence = PropagatedLabels.of(self.reference, source, self.world, pause)
         elif config.confident_share:
             confidence = zero_shot_confidence(self.reference, source, self.world.device)
         if config.confident_share:
@@ -191,7 +192,7 @@ class Trainer:
 
     def run(self, stop: StopSignal) -> RunSummary:
         self.choose()
-        self.start_labels()
+        self.start_labels(stop)
         groups = self.groups(self.state.progress.step)
         if self.world.is_main:
             self.announce()
