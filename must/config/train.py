@@ -76,8 +76,8 @@ class TrainConfig(StageConfig):
     layer_decay: float = param("learning rate of a layer, as a factor of the layer above", 0.65, above=0, at_most=1)
     seed: int = param("random seed of sample order, augmentation, masks and new weights", 0, metavar="N")
     pseudo_labels: Literal["teacher", "propagated"] = param(
-        "teacher: from the EMA teacher's probabilities, as published; propagated: those, multiplied by how much more "
-        "often similar images have a class than all images have it",
+        "teacher: from the EMA teacher's probabilities, as published; propagated: the mean of zero-shot's and the "
+        "teacher's, multiplied by how much more often similar images have a class than all images have it",
         "teacher",
         group="the method",
     )
