@@ -36,7 +36,7 @@ ODD_ONES = {
 PROGRAM = """
 import os, signal
 from must.data.image import bounds, decode
-bounds.SECONDS = 0.05
+bounds.MAX_SECONDS = 0.05
 def decoded(data, *limits):
     if data == {odd!r}:
         {does}
@@ -152,7 +152,7 @@ import sys
 from must.data.image import bounds, cost, decode
 data = sys.stdin.buffer.read()
 found = cost.cost(data)
-assert found.format in decode.PLAIN and found.seconds <= decode.TRUSTED, found
+assert found.format in decode.PLAIN_FORMATS and found.seconds <= decode.TRUSTED, found
 bounds.limit_memory(cost.MAX_PIXELS, 0)
 with bounds.deadline(cost.MAX_PIXELS):
     decode.decode(data)

@@ -40,7 +40,7 @@ def test_a_model_that_passes_the_gate_is_promoted(first, demo):
     assert sorted(run.stages) == sorted(ALL) and run.stages[-3:] == ["promote", "serve", "summary"]
     version = latest(work).version
     place = work / "registry" / "digits" / version
-    assert {path.name for path in place.iterdir()} == {"bundle", "onnx", "version.json"}
+    assert {path.name for path in place.iterdir()} == {"bundle", "onnx", "openlineage.json", "version.json"}
     facts = json.loads((place / "version.json").read_text())
     assert facts["decision"]["passed"] and facts["metrics"]["adapted"]["top1"] > 0.75 and facts["index_revision"] == 0
     assert (work / "latest" / "evaluate" / "report").read_text().startswith("<!doctype html")
