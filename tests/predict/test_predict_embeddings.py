@@ -92,6 +92,18 @@ def test_the_column_is_compact(alone):
     assert columns["class"].statistics is not None and "RLE_DICTIONARY" in columns["class"].encodings
 
 
+def test_rows_that_wait_are_half_floats():
+    """No Python object a number, and nothing else of the batch is kept."""
+    table = Table(["a", "b"], Run("m", "i", "", 1, 0.0, embeddings=True))
+    embedding = np.ones((32, 512), np.float32)
+    before = pa.total_allocated_bytes()
+    for _ in range(20):
+        batch = [Decoded("k", "s", np.zeros(1), "") for _ in range(32)]
+        table.add(batch, np.full((32, 2), 0.5, np.float32), embedding)
+    kept = sum(batch.column("embedding").nbytes for batch in table.waiting)
+    assert kept <= 640 * (2 * 512 + 8) and pa.total_allocated_bytes() - before < 640 * (2 * 512 + 400)
+
+
 @pytest.mark.parametrize("rows", [0, 31, 3 * PACKED_ROWS])
 def test_however_many_rows_a_shard_has_they_are_all_there(tmp_path, rows):
     """In order, in batches of 31, every seventh without an image; some are put together before they are written."""

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from must.evaluation import gate
 from must.method.select.check import FEWEST, Check, Predicted, agreement
 
 GOOD = Check(
@@ -67,3 +68,7 @@ def test_a_class_that_is_no_longer_predicted_is_named():
 def test_warnings_fire_where_they_should_and_nowhere_else(changes, words):
     found = dataclasses.replace(GOOD, **changes).warnings
     assert len(found) == len(words) and all(word in text for word, text in zip(words, found, strict=True))
+
+
+def test_the_gate_asks_for_as_many_images_as_the_check():
+    assert gate.FEWEST_LABELS == FEWEST

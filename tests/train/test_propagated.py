@@ -13,7 +13,7 @@ from must.method.distributed.process_group import World, init_distributed
 from must.method.model.bundle import preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.select.knn import nearest
-from must.method.select.propagate import propagate
+from must.method.select.propagate import neighbour_weights, propagate
 from must.method.train.propagated import TOP, PropagatedLabels
 from tests.train.processes import on_ranks
 
@@ -27,11 +27,10 @@ def made(classes: int = CLASSES) -> tuple[PropagatedLabels, torch.Tensor, torch.
     values = torch.nn.functional.normalize(torch.randn(IMAGES, 8, generator=generator), dim=1)
     P = torch.randn(IMAGES, classes, generator=generator).mul(2).softmax(1)
     neighbours, cosines = nearest(values)
-    weights = torch.exp(5 * (cosines - 1))
     top = P.topk(min(TOP, classes))
     labels = PropagatedLabels(
         neighbours,
-        weights / weights.sum(1, keepdim=True),
+        neighbour_weights(cosines),
         (top.indices, top.values),
         top.indices.clone(),
         top.values.clone(),

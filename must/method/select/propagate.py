@@ -60,8 +60,7 @@ def propagate(
     P = P / P.sum(1, keepdim=True)
     if answered is not None and labels is not None:
         P[answered] = one_hot(labels, P.shape[1])
-    weights = torch.exp(SHARPNESS * (cosines - 1))
-    weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
+    weights = neighbour_weights(cosines)
     rows = max(1, BLOCK_NUMBERS // max(1, neighbours.shape[1] * P.shape[1]))
     Z = P
     for _ in range(ROUNDS if neighbours.shape[1] else 0):
@@ -74,6 +73,12 @@ def propagate(
         if answered is not None:
             Z[answered] = P[answered]
     return Z
+
+
+def neighbour_weights(cosines: Tensor) -> Tensor:
+    """[N, C] of rows that sum to 1, of the `cosines` [N, C] of `nearest`."""
+    weights = torch.exp(SHARPNESS * (cosines - 1))
+    return weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
 
 
 def corrected(probabilities: Tensor, values: Tensor, answered: Tensor, labels: Tensor) -> Tensor:

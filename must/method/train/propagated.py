@@ -21,7 +21,7 @@ from must.method.distributed.process_group import World
 from must.method.model.masked_vit import MaskedViT
 from must.method.select.features import extract_features
 from must.method.select.knn import NEIGHBOURS, nearest, whitened
-from must.method.select.propagate import RARE, ROUNDS, SHARPNESS, SMALLEST_PROBABILITY
+from must.method.select.propagate import RARE, ROUNDS, SMALLEST_PROBABILITY, neighbour_weights
 
 TOP = 16
 IMAGES_AT_ONCE = 4096
@@ -74,8 +74,7 @@ class PropagatedLabels:
         order = numbers.argsort()
         numbers = numbers[order].to(world.device)
         near, cosines = nearest(whitened(features[order].to(world.device).float()))
-        weights = torch.exp(SHARPNESS * (cosines - 1))
-        weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
+        weights = neighbour_weights(cosines)
 
         def of_all(rows: Tensor) -> Tensor:
             """A row for each image of the split, of those of the images that could be decoded."""
