@@ -282,10 +282,10 @@ def review(
     pictures: int = 200,
     add: Text = "",
     browser: bool = True,
-    host: Text = "127.0.0.1",
-    port: int = 0,
     who: Text = "",
     images: int = 20000,
+    host: Text = "127.0.0.1",
+    port: int = 0,
     seed: int = 0,
     batch_size: int = 256,
     workers: int = 2,
@@ -293,7 +293,7 @@ def review(
     cache_gb: float = 30.0,
     device: Text = "auto",
 ) -> Any:
-    """Ask a person about the pictures that decide how much of an adaptation is kept, on a page of this machine."""
+    """Show pictures in a browser and ask a person for their classes; the answers measure and correct."""
 
 def evaluate(
     *,
@@ -405,7 +405,7 @@ def sort(
     named_only: bool = False,
     undo: bool = False,
 ) -> Outcome:
-    """Sort images into a folder a class, by predictions or by what people said: links, copies or moved; undoable."""
+    """Sort images into a folder a class, by predictions or by what people said: links, copies or moved; --undo reverts."""
 
 def labels(
     *,

@@ -28,8 +28,8 @@ SETTINGS = "settings."  # before the name of a flag of `must train` that `must a
 EPILOG = """\
 exit codes: 0 done, 2 the input is wrong (one line says what), 73 another run is at work there, 75 stopped and
             resumable, 130 interrupted, 1 a bug; docs/errors.md says what to do
-a first run:  must demo --output demo && must shard --source demo/images/unlabeled \\
-              --test-source demo/images/test --labels folder --output demo/shards
+a first run:  must demo --output demo && must adapt demo/images/unlabeled --classes demo/classes.yaml \\
+              --model demo/model --output demo/work
 """
 
 COMPLETION = """\

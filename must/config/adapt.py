@@ -11,42 +11,41 @@ class AdaptConfig(StageConfig):
     example = "must adapt photos/ --classes cat,dog,horse --output work/ --epochs 10"
 
     images: str = param(
-        "images, as `must shard --source` takes them: a folder, say; also without the flag: must adapt photos/",
+        "a folder, tar, zip or table of images, as `must shard --source`; also without the flag: must adapt photos/",
         metavar="URI",
         bare=True,
     )
     classes: str | list[str] = param(
-        "the class names: cat,dog,horse, a .txt with one a line, or as `must classifier --classes`",
+        "the class names: cat,dog,horse, a .txt with one per line, or as `must classifier --classes`",
         metavar="NAMES|FILE",
     )
     output: str = param("folder for all that is made: shards, classifier, model, labels, report", metavar="DIR")
-    model: str = param("the model, as `must classifier --model`", "ViT-B-16", metavar="NAME|URI")
+    model: str = param("an open_clip name or a folder, as `must classifier --model`", "ViT-B-16", metavar="NAME|URI")
     pretrained: str = param(
-        "its weights, as `must classifier --pretrained`; datacomp_xl_s13b_b90k for the model that is taken if none is "
-        "named",
+        "its weights, an open_clip tag or a file; of the default model datacomp_xl_s13b_b90k",
         "",
         metavar="TAG|PATH",
     )
     test_images: str = param(
-        "labelled images to measure the accuracy with: a folder with a folder a class, or a file of labels as `must "
-        "sort` takes it",
+        "labelled images to measure the accuracy with: a folder per class, or a file of labels as `must sort` takes "
+        "it",
         "",
         metavar="DIR|FILE",
     )
     settings: dict[str, str] = param(
-        "parameters of `must train`, e.g. epochs=10,workers=4; also as its flags: --epochs 10 --workers 4",
+        "settings of `must train`, such as preset=digits,epochs=9; also as flags: --preset digits --epochs 9",
         factory=dict,
         metavar="NAME=VALUE,...",
     )
     again: bool = param(
-        "if the output was made from other images, classes, models or settings: keep what these do not change, and "
-        "move the rest to a folder before-1 in it",
+        "if the output was made from other images, classes, models or settings, which is else an error: use again "
+        "what still fits, move the rest to OUTPUT/before-1",
         False,
     )
     max_rejected: float = param(
         "largest share of undecodable images, as `must shard --max-rejected`", 0.01, metavar="SHARE", between=(0, 1)
     )
-    device: str = param("auto, cpu, cuda or cuda:N", "auto")
+    device: str = param("auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps", "auto")
 
     def check_values(self) -> None:
         require("://" not in self.output, f"--output {self.output}: must be a folder on this machine")

@@ -5,7 +5,7 @@ from typing import Any
 from must.base.parameters import param
 
 CACHE_GB = 30.0
-WORK = "or WORK, a folder that `must adapt` made, in which all that is not given is found"
+WORK = "or WORK, a folder that `must adapt` made: no other flag is then required"
 
 
 def bundle(text: str = "the bundle written by `must train`") -> Any:

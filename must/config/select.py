@@ -15,7 +15,7 @@ class SelectConfig(StageConfig):
     )
 
     model: str = defaults.bundle(
-        "a bundle of `must train`; where there is all of its adaptation beside it (adapted/), that is taken"
+        "a bundle of `must train`; if adapted/, all of its adaptation, is inside, that is used"
     )
     baseline: str = defaults.baseline("the classifier file that it was trained with: its zero-shot model")
     shards: str = defaults.shards()
@@ -30,7 +30,7 @@ class SelectConfig(StageConfig):
         between=(0, 1),
     )
     answers: str = param(
-        "folder of `must review`: its answers choose alpha",
+        "folder of `must review`, whose answers choose alpha; with WORK its review/, if there is one",
         "",
         metavar="URI",
         often=True,

@@ -46,8 +46,8 @@ class TrainConfig(StageConfig):
     split: str = param("split to train on; its labels, if there are any, are not read", "train", metavar="NAME")
     preset: str = param(
         "a set of settings. auto (the default): from the number of images and the model; the published ones of a data "
-        "set: imagenet, sun397, food101, gtsrb, dtd, ucf101, pets, caltech101; digits: for the bundled example. A "
-        "preset replaces the defaults below, flags replace the preset",
+        "set: imagenet, sun397, food101, gtsrb, dtd, ucf101, pets, caltech101; digits: for the bundled example. "
+        "Every preset, auto too, replaces the [values] below; flags replace the preset's",
         "",
         metavar="NAME",
         often=True,
@@ -164,8 +164,8 @@ class TrainConfig(StageConfig):
     cache: str = defaults.cache()
     cache_gb: float = defaults.cache_gb()
     workers: int | Literal["auto"] = param(
-        "loader processes for each training process; auto: on a CPU 2, which share a core, or one for a large model, "
-        "which trains on all cores; with a GPU its share of the cores but one, 16 at most",
+        "loader processes for each training process; auto: on a CPU 2, or 1 for a large model; with GPUs (cores / GPUs) "
+        "- 1, at most 16",
         "auto",
         metavar="N|auto",
         often=True,
@@ -188,8 +188,8 @@ class TrainConfig(StageConfig):
         False,
     )
     compile: bool | Literal["auto"] = param(
-        "compile the networks' blocks with torch.compile; if that fails they run uncompiled. auto: on a CUDA GPU, in "
-        "runs of 2,000 steps and more",
+        "compile the networks' blocks with torch.compile; if that fails they run uncompiled. Without either flag: on a "
+        "CUDA GPU, in runs of 2,000 steps and more",
         "auto",
     )
     checkpoints: str = param(

@@ -1,4 +1,4 @@
-"""The stage `must sort`: images into a folder a class, as links, copies, or moved; no two become one; undoable.
+"""The stage `must sort`: images into a folder a class, as links, copies, or moved; no two become one; can be undone.
 
 A journal in the folder, a line before each file is placed, says what came from where: a run that was stopped goes on,
 and `--undo` takes back.
